@@ -1,0 +1,1 @@
+"""Sightline's contract: messages and gRPC stubs generated from `proto/` by `make generate`."""
