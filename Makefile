@@ -1,0 +1,106 @@
+# Everything a person types here. `make demo` and `make test` set up what they need: Python 3.11
+# or newer, make and a C compiler are enough. Node and Go, where they are, add compatibility tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TOOLS := .tools
+GRPCURL := $(TOOLS)/bin/grpcurl
+NODE_MODULES := tests/compat/node/node_modules
+CONSTRAINTS := constraints.txt
+PACKAGES := edge ingest_service inference_service servicekit sightline_cli
+SOURCES := $(PACKAGES) models examples bench tests proto
+
+# Generators and tools come from the virtual environment, so that buf finds its plugins.
+export PATH := $(CURDIR)/$(BIN):$(CURDIR)/$(TOOLS)/bin:$(PATH)
+export PIP_CONSTRAINT := $(CURDIR)/$(CONSTRAINTS)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# ultralytics asks its makers' hosts for updates unless told not to.
+export YOLO_OFFLINE := true
+export YOLO_AUTOINSTALL := false
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Sightline needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+# Two sets in one environment: the demo stays small (no torch), the tests have everything.
+$(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[ingest,inference]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+# ultralytics asks for opencv-python, which wants X and OpenGL libraries that a bare machine lacks.
+# The headless build brings the same module without them.
+	$(BIN)/python -m pip uninstall --quiet --yes opencv-python
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps opencv-python-headless
+	@touch $@ $(VENV)/.demo
+
+$(GRPCURL):
+	GOBIN=$(CURDIR)/$(TOOLS)/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+
+$(NODE_MODULES): tests/compat/node/package-lock.json
+	npm ci --prefix tests/compat/node --no-audit --no-fund
+	@touch $@
+
+.PHONY: demo
+demo: $(VENV)/.demo ## Both services, one edge node, an outage, and an audit of the result
+	@$(BIN)/python -m examples.demo
+
+.PHONY: setup
+setup: $(VENV)/.test ## The virtual environment with everything in it
+
+.PHONY: compat
+# Machines without Go or Node run the tests without these; a registry that is down does not stop
+# the others either: the tests then skip and say so, unless SIGHTLINE_REQUIRE_COMPAT is set.
+compat:
+	-@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(GRPCURL); fi
+	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE_MODULES); fi
+
+.PHONY: test
+test: $(VENV)/.test compat ## Every test; PYTEST_ARGS="-k name" picks
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.test ## ruff, mypy --strict, buf lint, buf breaking, stubs current
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/buf lint
+	@if git rev-parse --verify --quiet HEAD^ >/dev/null && git cat-file -e HEAD^:buf.yaml 2>/dev/null; then \
+	  echo "$(BIN)/buf breaking --against .git#ref=HEAD^"; $(BIN)/buf breaking --against '.git#ref=HEAD^'; \
+	else echo "buf breaking: no earlier contract in this checkout"; fi
+	$(MAKE) --no-print-directory generate
+	@git diff --exit-code -- generated && test -z "$$(git ls-files --others --exclude-standard generated)" \
+	  || { echo "generated/ is not current: run make generate and commit"; exit 1; }
+
+.PHONY: generate
+generate: $(VENV)/.test ## Stubs from proto/ into generated/
+	@find generated -name '*_pb2*' -delete
+	$(BIN)/buf generate
+
+.PHONY: bench
+bench: $(VENV)/.test ## Every program in bench/, a JSON line each
+	$(BIN)/python -m bench
+
+.PHONY: soak
+soak: $(VENV)/.test compat ## Long campaigns
+	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+
+.PHONY: constraints
+constraints: ## Pin what is newest now
+	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	@PIP_CONSTRAINT= build/constraints/bin/pip install --quiet '.[test]' hatchling editables
+	@{ echo "# What CI and make install, exactly. Written by make constraints."; \
+	   build/constraints/bin/pip freeze --exclude sightline; } > $(CONSTRAINTS)
+
+.PHONY: clean
+clean: ## Remove what make made
+	rm -rf $(VENV) $(TOOLS) $(NODE_MODULES) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

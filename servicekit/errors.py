@@ -1,0 +1,223 @@
+"""One error type, its canonical codes, and its way over the wire and back.
+
+Every error that Sightline raises on purpose is a `SightlineError`. A server sends it as a
+`google.rpc.Status` with `ErrorInfo` (domain `sightline.dev`) and, where they say more,
+`BadRequest`, `RetryInfo` and `QuotaFailure`; a client turns a failed call back into one. The
+details are those of Google's API design guide (AIP-193).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import cast
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+DOMAIN = "sightline.dev"
+
+
+class Category(StrEnum):
+    """What kind of thing went wrong, for whoever decides what to do about it."""
+
+    NETWORK = "network"
+    AUTH = "auth"
+    TIMEOUT = "timeout"
+    SERVER = "server"
+    VALIDATION = "validation"
+
+
+_CATEGORIES: Mapping[grpc.StatusCode, Category] = {
+    grpc.StatusCode.UNAVAILABLE: Category.NETWORK,
+    grpc.StatusCode.UNAUTHENTICATED: Category.AUTH,
+    grpc.StatusCode.PERMISSION_DENIED: Category.AUTH,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Category.TIMEOUT,
+    # The caller gave up: the same to it as being out of time.
+    grpc.StatusCode.CANCELLED: Category.TIMEOUT,
+    grpc.StatusCode.INTERNAL: Category.SERVER,
+    grpc.StatusCode.UNKNOWN: Category.SERVER,
+    grpc.StatusCode.DATA_LOSS: Category.SERVER,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Category.SERVER,
+    grpc.StatusCode.ABORTED: Category.SERVER,
+    grpc.StatusCode.INVALID_ARGUMENT: Category.VALIDATION,
+    grpc.StatusCode.NOT_FOUND: Category.VALIDATION,
+    grpc.StatusCode.ALREADY_EXISTS: Category.VALIDATION,
+    grpc.StatusCode.FAILED_PRECONDITION: Category.VALIDATION,
+    grpc.StatusCode.OUT_OF_RANGE: Category.VALIDATION,
+    grpc.StatusCode.UNIMPLEMENTED: Category.VALIDATION,
+}
+_RETRYABLE = frozenset({Category.NETWORK, Category.SERVER})
+_BY_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field of a request that breaks a rule."""
+
+    field: str
+    """Path of the field, such as `images[2].sha256`."""
+    description: str
+    """The rule, with its bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaViolation:
+    """One quota that is used up."""
+
+    subject: str
+    """Whose quota, such as `caller:gate-1`."""
+    description: str
+    """Which quota, with its bound."""
+
+
+class SightlineError(Exception):
+    """An error with a canonical code, a reason and what the caller can do about it.
+
+    Attributes:
+        code: canonical status code; never OK.
+        reason: UPPER_SNAKE_CASE, stable, for programs.
+        message: one sentence for people; names the field and the bound where there is one.
+        violations: the fields that break a rule (INVALID_ARGUMENT).
+        quotas: the quotas that are used up (RESOURCE_EXHAUSTED).
+        retry_after: seconds to wait before a retry, >= 0; None: the server does not say.
+        metadata: further facts for programs, such as `expected_sequence`.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+        *,
+        violations: Sequence[FieldViolation] = (),
+        quotas: Sequence[QuotaViolation] = (),
+        retry_after: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        if code is grpc.StatusCode.OK:
+            raise ValueError("code must not be OK: that is no error")
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.violations = tuple(violations)
+        self.quotas = tuple(quotas)
+        self.retry_after = retry_after
+        self.metadata = dict(metadata or {})
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code.name}, {self.reason}]"
+
+    @property
+    def category(self) -> Category:
+        """The kind of error, from the code alone."""
+        return _CATEGORIES[self.code]
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later."""
+        return self.category in _RETRYABLE
+
+
+def invalid(field: str, description: str, *, reason: str = "INVALID_FIELD") -> SightlineError:
+    """Returns the error for one field of a request that breaks a rule.
+
+    Args:
+        field: path of the field, such as `images[2].sha256`.
+        description: the rule with its bound, to be read after the field's name: "must be ...".
+        reason: UPPER_SNAKE_CASE.
+    """
+    return SightlineError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        reason,
+        f"{field} {description}",
+        violations=[FieldViolation(field, description)],
+    )
+
+
+def to_status(error: SightlineError) -> status_pb2.Status:
+    """Returns the error as the `google.rpc.Status` that goes over the wire."""
+    facts = {
+        **error.metadata,
+        "category": str(error.category),
+        "retryable": str(error.retryable).lower(),
+    }
+    details = [
+        _pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts))
+    ]
+    if error.violations:
+        fields = [
+            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+            for v in error.violations
+        ]
+        details.append(_pack(error_details_pb2.BadRequest(field_violations=fields)))
+    if error.quotas:
+        quotas = [
+            error_details_pb2.QuotaFailure.Violation(subject=q.subject, description=q.description)
+            for q in error.quotas
+        ]
+        details.append(_pack(error_details_pb2.QuotaFailure(violations=quotas)))
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(error.retry_after * 1e9))
+        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status_pb2.Status(code=error.code.value[0], message=error.message, details=details)
+
+
+def from_status(status: status_pb2.Status) -> SightlineError:
+    """Returns the error that a `google.rpc.Status` describes; unknown details are left out."""
+    code = _BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
+    if status.code == code_pb2.OK:
+        code = grpc.StatusCode.UNKNOWN
+    info = error_details_pb2.ErrorInfo()
+    bad_request = error_details_pb2.BadRequest()
+    quota = error_details_pb2.QuotaFailure()
+    retry = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        for message in (info, bad_request, quota, retry):
+            if detail.Is(message.DESCRIPTOR):
+                detail.Unpack(message)
+    retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+    facts = {k: v for k, v in info.metadata.items() if k not in {"category", "retryable"}}
+    return SightlineError(
+        code,
+        info.reason or code.name,
+        status.message or code.name,
+        violations=[FieldViolation(v.field, v.description) for v in bad_request.field_violations],
+        quotas=[QuotaViolation(v.subject, v.description) for v in quota.violations],
+        retry_after=retry_after if retry.HasField("retry_delay") else None,
+        metadata=facts,
+    )
+
+
+def from_rpc_error(error: grpc.RpcError) -> SightlineError:
+    """Returns what a failed call means, whichever of gRPC's error classes reports it.
+
+    A server that is not Sightline's, or a proxy, sends no details: the reason is then the code's
+    name.
+    """
+    code = error.code() if callable(getattr(error, "code", None)) else None
+    if not isinstance(code, grpc.StatusCode) or code is grpc.StatusCode.OK:
+        return SightlineError(grpc.StatusCode.UNKNOWN, "UNKNOWN", str(error) or "unknown error")
+    message = str(error.details() or code.name) if callable(getattr(error, "details", None)) else ""
+    try:
+        status = rpc_status.from_call(cast("grpc.Call", error))
+    except (ValueError, DecodeError):  # details that contradict the code, or are not details
+        status = None
+    if status is None:
+        return SightlineError(code, code.name, message or code.name)
+    return from_status(status)
+
+
+def _pack(
+    message: error_details_pb2.ErrorInfo
+    | error_details_pb2.BadRequest
+    | error_details_pb2.QuotaFailure
+    | error_details_pb2.RetryInfo,
+) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed

@@ -1,0 +1,1 @@
+"""The `sightline` command: one front door to the three parts."""
