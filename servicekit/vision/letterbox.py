@@ -1,0 +1,140 @@
+"""Letterbox: scale a picture into the model's input without distorting it, and boxes back.
+
+The result is, bit for bit, what ultralytics feeds a model through OpenCV: the geometry of its
+``LetterBox`` and ``scale_boxes`` (scale to fit, grey 114 on both sides, an odd row or column of it
+below or right), and the arithmetic of ``cv2.resize`` with ``INTER_LINEAR`` on 8-bit pixels
+(half-pixel centres, no antialiasing, weights in 1/2048, truncated twice and rounded once; OpenCV's
+``modules/imgproc/src/resize.cpp``). Bits matter because quantised models amplify them: on YOLOv8n
+int8 the ideal interpolation, off by less than one grey level, moves confidences by up to 0.04;
+Pillow's ``BILINEAR`` antialiases and is off by up to 80 levels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PADDING = 114
+_ONE = 2048  # interpolation weights are multiples of 1/2048
+_BLOCK = 32  # rows done at a time, so that what lies between two steps stays in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """How one picture lies in the model's input.
+
+    Attributes:
+        scale_x: input pixels per picture pixel across; differs from ``scale_y`` only by rounding
+            the scaled picture to whole pixels.
+        scale_y: the same, downwards.
+        pad_x: grey columns left of the picture, in input pixels.
+        pad_y: grey rows above the picture, in input pixels.
+        width: of the upright picture, in pixels.
+        height: of the upright picture, in pixels.
+    """
+
+    scale_x: float
+    scale_y: float
+    pad_x: int
+    pad_y: int
+    width: int
+    height: int
+
+    def to_original(self, xyxy: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Boxes ``[N, 4]`` in input pixels to boxes in the picture's pixels, clipped to it."""
+        gain = np.array([self.scale_x, self.scale_y] * 2)
+        pad = np.array([self.pad_x, self.pad_y] * 2)
+        bound = np.array([self.width, self.height] * 2)
+        original: NDArray[np.float64] = (xyxy - pad) / gain
+        return original.clip(0, bound).astype(np.float32)
+
+
+def letterbox_image(
+    image: NDArray[np.uint8], size: tuple[int, int]
+) -> tuple[NDArray[np.float32], Letterbox]:
+    """Fit a picture into a model's input.
+
+    Args:
+        image: RGB ``[H, W, 3]``, H and W at least 1.
+        size: height and width of the model's input, in pixels.
+
+    Returns:
+        The input ``[1, 3, height, width]`` in 0..1, and how the picture lies in it.
+
+    Raises:
+        ValueError: the picture is not ``[H, W, 3]`` uint8, or is empty.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"image must be uint8 [H, W, 3], is {image.dtype} {list(image.shape)}")
+    box = _place(image.shape[1], image.shape[0], size)
+    columns, rows = round(box.scale_x * box.width), round(box.scale_y * box.height)
+    batch = np.full((1, 3, *size), np.float32(_PADDING) / np.float32(255), dtype=np.float32)
+    _resize(image, batch[0, :, box.pad_y : box.pad_y + rows, box.pad_x : box.pad_x + columns])
+    return batch, box
+
+
+def _place(width: int, height: int, size: tuple[int, int]) -> Letterbox:
+    scale = min(size[0] / height, size[1] / width)
+    columns, rows = (max(round(side * scale), 1) for side in (width, height))
+    # The half pixel of an odd padding goes right and down: ultralytics' rounding.
+    pad_x = round((size[1] - columns) / 2 - 0.1)
+    pad_y = round((size[0] - rows) / 2 - 0.1)
+    return Letterbox(columns / width, rows / height, pad_x, pad_y, width, height)
+
+
+def _resize(image: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """Resize ``[H, W, 3]`` into the planes ``[3, rows, columns]`` of `out`, in 0..1."""
+    _, rows, columns = out.shape
+    if image.shape[:2] == (rows, columns):  # cameras are often set to the model's size
+        np.divide(image.transpose(2, 0, 1), 255, out=out, dtype=np.float32)
+        return
+    upper, lower, down = _taps(image.shape[0], rows)
+    used, line_of = np.unique(np.concatenate([upper, lower]), return_inverse=True)
+    narrow = _resize_lines(image, used, columns)
+    first, second = line_of[:rows], line_of[rows:]
+    for at in range(0, rows, _BLOCK):
+        block = slice(at, at + _BLOCK)
+        mixed = narrow[first[block]] * (_ONE - down[block, None])
+        mixed >>= 16
+        other = narrow[second[block]] * down[block, None]
+        other >>= 16
+        mixed += other
+        mixed += 2
+        mixed >>= 2
+        planes = mixed.reshape(-1, 3, columns).transpose(1, 0, 2)
+        np.divide(planes, 255, out=out[:, block], dtype=np.float32)
+
+
+def _resize_lines(
+    image: NDArray[np.uint8], used: NDArray[np.intp], columns: int
+) -> NDArray[np.int16]:
+    """Scale the lines in `used` to ``[N, 3 * columns]``, planes side by side, in 1/128 of a level.
+
+    Sums need 20 bits: single precision, the fastest here, holds them exactly.
+    """
+    height, width, _ = image.shape
+    left, right, across = _taps(width, columns)
+    plane = np.arange(3)[:, None]
+    left_at, right_at = (left * 3 + plane).ravel(), (right * 3 + plane).ravel()
+    right_weight = np.tile(across / 16, 3).astype(np.float32)
+    left_weight = np.float32(_ONE / 16) - right_weight
+    lines = image.reshape(height, width * 3)
+    narrow = np.empty((len(used), 3 * columns), dtype=np.int16)
+    for at in range(0, len(used), _BLOCK):
+        block = lines[used[at : at + _BLOCK]].astype(np.float32)
+        mixed = block.take(left_at, axis=1)
+        mixed *= left_weight
+        other = block.take(right_at, axis=1)
+        other *= right_weight
+        mixed += other
+        narrow[at : at + _BLOCK] = mixed
+    return narrow
+
+
+def _taps(length: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
+    """For each target pixel its two neighbours in the source and the weight of the second."""
+    centre = ((np.arange(target) + 0.5) * (1 / (target / length)) - 0.5).astype(np.float32)
+    first = np.floor(centre)
+    weight = np.rint((centre - first) * np.float32(_ONE)).astype(np.int32)
+    at = first.astype(np.intp)
+    return at.clip(0, length - 1), (at + 1).clip(0, length - 1), weight
