@@ -6,18 +6,25 @@ Every error that Sightline raises on purpose is a `SightlineError`. A server sen
 details are those of Google's API design guide (AIP-193).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import cast
+from typing import TypeVar, cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "sightline.dev"
+_MAX_MESSAGE_BYTES = 512
+_MAX_STATUS_BYTES = 4096
+"""gRPC drops a call's status if its trailers pass 8 KiB: the message (three times its size when it
+is percent-encoded) and the details (base64: four thirds) have to stay below that together."""
+_FRAME_BYTES = 6
+"""Most that a message costs beside itself as an element of a repeated field."""
+M = TypeVar("M", bound=Message)
 
 
 class Category(StrEnum):
@@ -49,6 +56,8 @@ _CATEGORIES: Mapping[grpc.StatusCode, Category] = {
     grpc.StatusCode.OUT_OF_RANGE: Category.VALIDATION,
     grpc.StatusCode.UNIMPLEMENTED: Category.VALIDATION,
 }
+_MAX_RETRY_AFTER = 315_576_000_000.0
+"""Ten thousand years: what google.protobuf.Duration can hold, s."""
 _RETRYABLE = frozenset({Category.NETWORK, Category.SERVER})
 _BY_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -82,7 +91,8 @@ class SightlineError(Exception):
         message: one sentence for people; names the field and the bound where there is one.
         violations: the fields that break a rule (INVALID_ARGUMENT).
         quotas: the quotas that are used up (RESOURCE_EXHAUSTED).
-        retry_after: seconds to wait before a retry, >= 0; None: the server does not say.
+        retry_after: seconds to wait before a retry, >= 0 (a negative one becomes 0); None: the
+            server does not say.
         metadata: further facts for programs, such as `expected_sequence`.
     """
 
@@ -105,7 +115,7 @@ class SightlineError(Exception):
         self.message = message
         self.violations = tuple(violations)
         self.quotas = tuple(quotas)
-        self.retry_after = retry_after
+        self.retry_after = None if retry_after is None else _waitable(retry_after)
         self.metadata = dict(metadata or {})
 
     def __str__(self) -> str:
@@ -139,36 +149,44 @@ def invalid(field: str, description: str, *, reason: str = "INVALID_FIELD") -> S
 
 
 def to_status(error: SightlineError) -> status_pb2.Status:
-    """Returns the error as the `google.rpc.Status` that goes over the wire."""
-    facts = {
-        **error.metadata,
-        "category": str(error.category),
-        "retryable": str(error.retryable).lower(),
-    }
-    details = [
-        _pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts))
-    ]
-    if error.violations:
-        fields = [
-            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-            for v in error.violations
-        ]
+    """Returns the error as the `google.rpc.Status` that goes over the wire.
+
+    It fits into gRPC's trailers: a long message is cut, and fields and quotas that find no room
+    are left out, counted in ErrorInfo's metadata under `details_left_out`.
+    """
+    message = _clip(error.message)
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason,
+        domain=DOMAIN,
+        metadata={
+            **{key: _clip(value) for key, value in error.metadata.items()},
+            "category": str(error.category),
+            "retryable": str(error.retryable).lower(),
+        },
+    )
+    room = _MAX_STATUS_BYTES - len(message.encode()) - info.ByteSize()
+    fields, room = _fitting(map(_field_violation, error.violations), room)
+    quotas, room = _fitting(map(_quota_violation, error.quotas), room)
+    left_out = len(error.violations) + len(error.quotas) - len(fields) - len(quotas)
+    if left_out:
+        info.metadata["details_left_out"] = str(left_out)
+    details = [_pack(info)]
+    if fields:
         details.append(_pack(error_details_pb2.BadRequest(field_violations=fields)))
-    if error.quotas:
-        quotas = [
-            error_details_pb2.QuotaFailure.Violation(subject=q.subject, description=q.description)
-            for q in error.quotas
-        ]
+    if quotas:
         details.append(_pack(error_details_pb2.QuotaFailure(violations=quotas)))
     if error.retry_after is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(round(error.retry_after * 1e9))
         details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=error.code.value[0], message=error.message, details=details)
+    return status_pb2.Status(code=error.code.value[0], message=message, details=details)
 
 
 def from_status(status: status_pb2.Status) -> SightlineError:
-    """Returns the error that a `google.rpc.Status` describes; unknown details are left out."""
+    """Returns the error that a `google.rpc.Status` describes, whoever sent it.
+
+    Details that are unknown or damaged are left out.
+    """
     code = _BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
     if status.code == code_pb2.OK:
         code = grpc.StatusCode.UNKNOWN
@@ -178,9 +196,11 @@ def from_status(status: status_pb2.Status) -> SightlineError:
     retry = error_details_pb2.RetryInfo()
     for detail in status.details:
         for message in (info, bad_request, quota, retry):
-            if detail.Is(message.DESCRIPTOR):
+            try:
                 detail.Unpack(message)
-    retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+            except DecodeError:
+                message.Clear()
+    delay = retry.retry_delay
     facts = {k: v for k, v in info.metadata.items() if k not in {"category", "retryable"}}
     return SightlineError(
         code,
@@ -188,7 +208,7 @@ def from_status(status: status_pb2.Status) -> SightlineError:
         status.message or code.name,
         violations=[FieldViolation(v.field, v.description) for v in bad_request.field_violations],
         quotas=[QuotaViolation(v.subject, v.description) for v in quota.violations],
-        retry_after=retry_after if retry.HasField("retry_delay") else None,
+        retry_after=delay.seconds + delay.nanos / 1e9 if retry.HasField("retry_delay") else None,
         metadata=facts,
     )
 
@@ -212,12 +232,43 @@ def from_rpc_error(error: grpc.RpcError) -> SightlineError:
     return from_status(status)
 
 
-def _pack(
-    message: error_details_pb2.ErrorInfo
-    | error_details_pb2.BadRequest
-    | error_details_pb2.QuotaFailure
-    | error_details_pb2.RetryInfo,
-) -> any_pb2.Any:
+def _clip(text: str) -> str:
+    """Returns the text as UTF-8 can hold it, cut to the bytes that a status has room for."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= _MAX_MESSAGE_BYTES:
+        return encoded.decode()
+    return encoded[: _MAX_MESSAGE_BYTES - 3].decode("utf-8", "ignore") + "..."
+
+
+def _field_violation(violation: FieldViolation) -> error_details_pb2.BadRequest.FieldViolation:
+    return error_details_pb2.BadRequest.FieldViolation(
+        field=_clip(violation.field), description=_clip(violation.description)
+    )
+
+
+def _quota_violation(violation: QuotaViolation) -> error_details_pb2.QuotaFailure.Violation:
+    return error_details_pb2.QuotaFailure.Violation(
+        subject=_clip(violation.subject), description=_clip(violation.description)
+    )
+
+
+def _fitting(messages: Iterable[M], room: int) -> tuple[list[M], int]:
+    """Returns the first messages that fit into `room` bytes, and the room that is left."""
+    fitting: list[M] = []
+    for message in messages:
+        room -= message.ByteSize() + _FRAME_BYTES
+        if room < 0:
+            break
+        fitting.append(message)
+    return fitting, room
+
+
+def _waitable(seconds: float) -> float:
+    """Returns a delay that a Duration can hold: 0 to ten thousand years, and 0 for NaN."""
+    return min(max(0.0, seconds), _MAX_RETRY_AFTER)
+
+
+def _pack(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed

@@ -1,0 +1,87 @@
+"""`grpc.health.v1.Health`: `""` is liveness, a service's full name its readiness.
+
+Not grpcio-health-checking's servicer: its `Watch` holds a lock while it writes, so one stuck
+watcher would hold up every change of status, and it never ends, so each watcher would hold up a
+drain for the whole grace. The messages and the generated base class are that package's.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_Status = health_pb2.HealthCheckResponse
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    """Health of one server. Its methods belong to the event loop's thread.
+
+    A service is SERVING while the server is open, not closing and has not been told otherwise.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = frozenset(names)
+        self._open = False
+        self._closing = False
+        self._ready = True
+        self._changed = asyncio.Event()
+
+    @property
+    def opened(self) -> bool:
+        """Whether warm-up is over: calls of the services are let in."""
+        return self._open
+
+    def open(self) -> None:
+        """Warm-up is over."""
+        self._open = True
+        self._wake()
+
+    def set_ready(self, ready: bool) -> None:
+        """The services can (True) or cannot (False) do their work for now."""
+        self._ready = ready
+        self._wake()
+
+    def close(self) -> None:
+        """Draining: NOT_SERVING for good; watchers are told so and their calls end."""
+        self._closing = True
+        self._wake()
+
+    async def Check(  # noqa: N802 - the contract's name
+        self, request: health_pb2.HealthCheckRequest, context: _Context
+    ) -> health_pb2.HealthCheckResponse:
+        """Answers one service's status; NOT_FOUND for a service that is not served here."""
+        status = self._status(request.service)
+        if status == _Status.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "service is not served here")
+        return _Status(status=status)
+
+    async def Watch(  # noqa: N802 - the contract's name
+        self, request: health_pb2.HealthCheckRequest, context: _Context
+    ) -> None:
+        """Sends one service's status now and at each change, until the server drains."""
+        last = None
+        while True:
+            changed = self._changed
+            status = self._status(request.service)
+            closing = self._closing
+            if status != last:
+                await context.write(_Status(status=status))
+            if closing:
+                return
+            last = status
+            await changed.wait()
+
+    def _status(self, service: str) -> Literal[1, 2, 3]:
+        if service == "":
+            return _Status.SERVING
+        if service not in self._names:
+            return _Status.SERVICE_UNKNOWN
+        serving = self._open and self._ready and not self._closing
+        return _Status.SERVING if serving else _Status.NOT_SERVING
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

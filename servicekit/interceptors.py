@@ -1,0 +1,126 @@
+"""The one gRPC interceptor of a server, and the guards that it puts around each call.
+
+A guard is a coroutine function around one call: it awaits `proceed()` once and returns what that
+gave. It sees the call begin and how it ends, for all four kinds of RPC alike, and never its
+requests. Guards are put around a handler once, not once a call, so a call costs a dictionary
+look-up and the guards themselves.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from servicekit.deadline import DefaultDeadline
+from servicekit.gate import Gate
+from servicekit.metrics import CallMetrics
+from servicekit.status import report_errors
+from servicekit.tracing import join_trace
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Guard = Callable[[str, Context, Callable[[], Awaitable[Any]]], Awaitable[Any]]
+"""Takes the full method, `/package.Service/Method`, the call's context, and `proceed`."""
+_RpcMethod: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for type checkers only
+_Message = Any
+"""A request, an iterator of requests, a response or None: passed on and never looked at."""
+_Handler = Callable[[_Message, Context], Awaitable[_Message]]
+
+
+def server_interceptor(
+    services: Sequence[str], gate: Gate, registry: CollectorRegistry, *, default_deadline: float
+) -> "GuardInterceptor":
+    """Returns the interceptor with every guard that a Sightline server has, outermost first.
+
+    Args:
+        services: full names; calls of others (health, reflection) are left alone.
+        gate: whether calls are let in.
+        registry: where calls are counted.
+        default_deadline: deadline of a call that brings none, s.
+    """
+    guards: list[Guard] = [
+        CallMetrics(registry),
+        join_trace,
+        report_errors,
+        gate,
+        DefaultDeadline(default_deadline),
+    ]
+    return GuardInterceptor(services, guards)
+
+
+class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Puts guards around every call of the given services."""
+
+    def __init__(self, services: Sequence[str], guards: Sequence[Guard]) -> None:
+        self._prefixes = tuple(f"/{service}/" for service in services)
+        self._guards = tuple(guards)
+        self._guarded: dict[str, tuple[_RpcMethod, _RpcMethod]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_RpcMethod]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _RpcMethod:
+        """Returns the handler with the guards around it; None stays None (UNIMPLEMENTED)."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(self._prefixes):
+            return handler
+        known = self._guarded.get(method)
+        if known is None or known[0] is not handler:
+            known = (handler, _guard_handler(handler, method, self._guards))
+            self._guarded[method] = known
+        return known[1]
+
+
+def _guard_handler(handler: _RpcMethod, method: str, guards: Sequence[Guard]) -> _RpcMethod:
+    function, make = _function_of(handler)
+    guarded = _as_coroutine(function, method)
+    for guard in reversed(guards):
+        guarded = _around(guard, method, guarded)
+    rebuilt: _RpcMethod = make(
+        guarded,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return rebuilt
+
+
+def _function_of(handler: _RpcMethod) -> tuple[Any, Callable[..., Any]]:
+    """Returns the handler's function and the maker of handlers of its kind."""
+    if handler.request_streaming and handler.response_streaming:
+        return handler.stream_stream, grpc.stream_stream_rpc_method_handler
+    if handler.request_streaming:
+        return handler.stream_unary, grpc.stream_unary_rpc_method_handler
+    if handler.response_streaming:
+        return handler.unary_stream, grpc.unary_stream_rpc_method_handler
+    return handler.unary_unary, grpc.unary_unary_rpc_method_handler
+
+
+def _as_coroutine(function: Callable[..., Any], method: str) -> _Handler:
+    """Returns the function as `await f(request or iterator, context)`, whichever kind it was.
+
+    An async generator becomes a coroutine that writes: a deadline that strikes during a write
+    is then raised inside the guards, where it is turned into a status, and not past them.
+    """
+    if inspect.iscoroutinefunction(function):
+        return function
+    if not inspect.isasyncgenfunction(function):
+        raise TypeError(f"{method}: the handler must be async, or it would hold up every call")
+
+    async def write_all(request: _Message, context: Context) -> None:
+        async with contextlib.aclosing(function(request, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return write_all
+
+
+def _around(guard: Guard, method: str, inner: _Handler) -> _Handler:
+    async def guarded(request: _Message, context: Context) -> _Message:
+        return await guard(method, context, functools.partial(inner, request, context))
+
+    return guarded

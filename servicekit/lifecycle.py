@@ -1,0 +1,291 @@
+"""The life of a server: bind, warm up, say ready, serve, drain on a signal, flush, end."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from servicekit.gate import Gate
+from servicekit.health import Health
+from servicekit.interceptors import server_interceptor
+from servicekit.metrics import start_metrics_server
+from servicekit.settings import ServerSettings, SettingsError
+from servicekit.tls import server_credentials
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SERVER_OPTIONS: dict[str, int | str] = {
+    # Two servers on one port would split its calls between them: refuse the second.
+    "grpc.so_reuseport": 0,
+    # Devices behind a NAT ping to keep an idle connection; gRPC's default of one ping in five
+    # minutes would end theirs with "too many pings".
+    "grpc.http2.min_ping_interval_without_data_ms": 10_000,
+    "grpc.keepalive_permit_without_calls": 1,
+    # A device that lost power closes no socket: find out in minutes, not in gRPC's two hours.
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+}
+_UNWIND_SECONDS = 5.0
+"""How long a cancelled handler may take to notice, before what it uses is closed."""
+
+
+class StartError(Exception):
+    """The server cannot start. The message is one sentence for people."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One gRPC service that a server offers."""
+
+    full_name: str
+    """Name with its package, such as `sightline.ingest.v1.IngestService`."""
+    register: Callable[[grpc.aio.Server], None]
+    """Adds the service's handlers to a server; they must be coroutine functions."""
+
+
+class Readiness:
+    """Whether the services can do their work now; `set` may be called from any thread."""
+
+    def __init__(self, health: Health) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._health = health
+
+    def set(self, ready: bool) -> None:
+        """Answers SERVING (True) or NOT_SERVING (False) for every service from now on.
+
+        It never shows SERVING before `start` has returned, nor once draining has begun.
+        """
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody can ask any more
+            self._loop.call_soon_threadsafe(self._health.set_ready, ready)
+
+
+async def serve(
+    settings: ServerSettings,
+    services: Sequence[Service],
+    *,
+    name: str,
+    start: Callable[[Readiness], Awaitable[None]],
+    stop: Callable[[], Awaitable[None]],
+    registry: CollectorRegistry,
+    drain: Callable[[], Awaitable[None]] | None = None,
+    options: Sequence[tuple[str, int | str]] = (),
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains and returns; a second signal ends the process.
+
+    The socket is bound first, so that liveness (`""`) answers while `start` warms up; until it
+    returns, the services are NOT_SERVING and their calls fail with UNAVAILABLE, `NOT_READY`. Then
+    one JSON line on stdout says `ready` with the address that was bound.
+
+    On a signal the services turn NOT_SERVING, no new call is let in, running calls get
+    `settings.grace_seconds` and are then cancelled, and `stop` is awaited, however long it takes.
+
+    Args:
+        settings: addresses, limits, TLS.
+        services: what is served, beside health and reflection.
+        name: the process in the ready line, such as `ingest`.
+        start: warm-up; may keep the `Readiness` to turn the services NOT_SERVING later.
+        stop: flush and close; is called once, even if `start` failed, was cut short or never ran.
+        registry: where the calls are counted; also what `metrics_listen` serves.
+        drain: asked, beside the running calls, to bring them to an end soon, and cancelled with
+            them at the end of the grace; None: they end by themselves.
+        options: channel options, stronger than the defaults.
+
+    Raises:
+        StartError: an address cannot be bound, or `start` failed.
+        SettingsError: a TLS file cannot be used.
+    """
+    health = Health([service.full_name for service in services])
+    gate = Gate(health)
+    with _signals() as signalled:
+        try:
+            server = _build(settings, services, health, gate, registry, options)
+            address = _bind(server, settings)
+            with _metrics(settings, registry) as metrics_address:
+                await server.start()
+                try:
+                    if await _warm_up(start, Readiness(health), signalled):
+                        health.open()
+                        _say_ready(name, address, metrics_address)
+                        await signalled.wait()
+                finally:
+                    health.close()
+                    await _drain(server, gate, drain, settings.grace_seconds)
+        finally:
+            await stop()
+
+
+def run(main: Callable[[], Awaitable[None]], *, prog: str) -> int:
+    """Runs a process's main coroutine and returns its exit code.
+
+    0: it returned; 1: it could not start; 2: a setting cannot be used; 130: it was interrupted
+    before it served. What went wrong goes to stderr as one sentence.
+    """
+
+    async def coroutine() -> None:
+        await main()
+
+    try:
+        asyncio.run(coroutine())
+    except (SettingsError, StartError) as error:
+        sys.stderr.write(f"{prog}: {error}\n")
+        return 2 if isinstance(error, SettingsError) else 1
+    except KeyboardInterrupt:  # before `serve` took the signals over
+        return 128 + signal.SIGINT
+    return 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """Sets the event at the first SIGTERM or SIGINT; the second one ends the process."""
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+
+    def first() -> None:
+        signalled.set()
+        for number in _SIGNALS:
+            # The default action, and not a handler of ours: it works on a loop that is stuck.
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, first)
+    try:
+        yield signalled
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def _build(
+    settings: ServerSettings,
+    services: Sequence[Service],
+    health: Health,
+    gate: Gate,
+    registry: CollectorRegistry,
+    options: Sequence[tuple[str, int | str]],
+) -> grpc.aio.Server:
+    names = [service.full_name for service in services]
+    all_options = {
+        **_SERVER_OPTIONS,
+        "grpc.max_receive_message_length": settings.max_message_bytes,
+        "grpc.max_send_message_length": settings.max_message_bytes,
+        **dict(options),
+    }
+    interceptor = server_interceptor(
+        names, gate, registry, default_deadline=settings.default_deadline_seconds
+    )
+    server = grpc.aio.server(interceptors=[interceptor], options=list(all_options.items()))
+    for service in services:
+        service.register(server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection([*names, HEALTH, reflection.SERVICE_NAME], server)
+    return server
+
+
+def _bind(server: grpc.aio.Server, settings: ServerSettings) -> str:
+    """Returns the address that was bound, with its real port."""
+    credentials = server_credentials(settings)
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(settings.listen)
+        else:
+            port = server.add_secure_port(settings.listen, credentials)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {settings.listen}: {error}") from error
+    if settings.listen.startswith("unix:"):
+        return settings.listen
+    return f"{settings.listen.rpartition(':')[0]}:{port}"
+
+
+@contextlib.contextmanager
+def _metrics(settings: ServerSettings, registry: CollectorRegistry) -> Iterator[str | None]:
+    """Serves metrics over HTTP; yields the address that was bound, None if they are off."""
+    if not settings.metrics_listen:
+        yield None
+        return
+    try:
+        server = start_metrics_server(settings.metrics_listen, registry)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {settings.metrics_listen} for metrics: {error.strerror}"
+        ) from error
+    try:
+        yield server.address
+    finally:
+        server.close()
+
+
+async def _warm_up(
+    start: Callable[[Readiness], Awaitable[None]], readiness: Readiness, signalled: asyncio.Event
+) -> bool:
+    """Returns whether `start` is through: False if a signal came first."""
+    warming = asyncio.ensure_future(start(readiness))
+    waiting = asyncio.ensure_future(signalled.wait())
+    try:
+        await asyncio.wait({warming, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not warming.done():
+            return False
+        warming.result()
+    except (SettingsError, StartError):
+        raise
+    except Exception as error:
+        logger.debug("start failed", exc_info=True)
+        raise StartError(f"cannot start: {error}") from error
+    finally:
+        for task in (warming, waiting):
+            task.cancel()
+        await asyncio.gather(warming, waiting, return_exceptions=True)
+    return True
+
+
+def _say_ready(name: str, address: str, metrics_address: str | None) -> None:
+    line = {
+        "event": "ready",
+        "service": name,
+        "address": address,
+        "metrics_address": metrics_address,
+        "pid": os.getpid(),
+    }
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+async def _drain(
+    server: grpc.aio.Server,
+    gate: Gate,
+    drain: Callable[[], Awaitable[None]] | None,
+    grace: float,
+) -> None:
+    """Lets running calls end within the grace, s, and returns when no handler runs any more."""
+    logger.info("draining for at most %g s", grace)
+    stopping = asyncio.ensure_future(server.stop(grace))
+    if drain is not None:
+        await _ask(drain, grace)
+    await stopping
+    try:
+        async with asyncio.timeout(_UNWIND_SECONDS):
+            await gate.empty()
+    except TimeoutError:
+        logger.warning("calls still run %g s after they were cancelled", _UNWIND_SECONDS)
+    logger.info("drained")
+
+
+async def _ask(drain: Callable[[], Awaitable[None]], grace: float) -> None:
+    try:
+        async with asyncio.timeout(grace):
+            await drain()
+    except TimeoutError:
+        logger.warning("drain did not end within %g s", grace)
+    except Exception:
+        logger.exception("drain failed")

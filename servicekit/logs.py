@@ -1,0 +1,55 @@
+"""Log lines of a process: structlog's formatter over stdlib logging, on stderr."""
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+
+def configure(
+    level: str = "info",
+    log_format: Literal["console", "json"] | None = None,
+    *,
+    service: str,
+) -> None:
+    """Makes the root logger write to stderr; called once, by a process's `__main__`.
+
+    A JSON line has `timestamp` (ISO 8601, UTC), `level`, `logger`, `event`, `service`, whatever is
+    bound for the call (`trace_id`) and, for an exception, `exception`. So do the lines of libraries
+    that know only stdlib logging.
+
+    Args:
+        level: least severe level that is written: debug, info, warning or error.
+        log_format: `console` for people, `json` for machines; None: console if stderr is a
+            terminal, else json.
+        service: the process in every line, such as `ingest`.
+    """
+    console = sys.stderr.isatty() if log_format is None else log_format == "console"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(service, console=console))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+def _formatter(service: str, *, console: bool) -> logging.Formatter:
+    def add_service(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+        event["service"] = service
+        return event
+
+    common: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_service,
+    ]
+    rendering: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if console:
+        rendering.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+    else:
+        rendering += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=common, processors=rendering)

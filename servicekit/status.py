@@ -1,0 +1,50 @@
+"""Guard that turns what a handler raises into the status that its caller gets."""
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from grpc_status import rpc_status
+
+from servicekit.errors import SightlineError, to_status
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+async def report_errors(
+    method: str, context: grpc.aio.ServicerContext[Any, Any], proceed: Callable[[], Awaitable[T]]
+) -> T:
+    """Sends a SightlineError with its details, and anything unforeseen as INTERNAL.
+
+    The text of an unforeseen error stays in the log, under an id that the caller is given: it may
+    hold what is none of the caller's business. An abort of the handler's own and a cancelled call
+    pass as they are.
+    """
+    try:
+        return await proceed()
+    except grpc.aio.AbortError:
+        raise
+    except SightlineError as error:
+        return await _abort(context, error)
+    except Exception:
+        error_id = uuid.uuid4().hex[:12]
+        logger.exception("unforeseen error %s in %s", error_id, method)
+        return await _abort(
+            context,
+            SightlineError(
+                grpc.StatusCode.INTERNAL,
+                "INTERNAL",
+                f"internal error; the server's log has it under {error_id}",
+                metadata={"error_id": error_id},
+            ),
+        )
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SightlineError) -> NoReturn:
+    status = rpc_status.to_status(to_status(error))
+    # What the handler has set before stays: an abort replaces the trailing metadata.
+    trailing = (*context.trailing_metadata(), *status.trailing_metadata)
+    await context.abort(status.code, status.details, trailing)

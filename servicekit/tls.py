@@ -1,0 +1,85 @@
+"""gRPC credentials from PEM files that settings name.
+
+gRPC itself says no more of a file that it cannot use than that the port cannot be bound, so each is
+tried with `ssl` first.
+"""
+
+import ssl
+from pathlib import Path
+
+import grpc
+
+from servicekit.settings import ClientTlsSettings, ServerSettings, SettingsError
+
+
+def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    """Returns what a server shows and demands; None: it serves without TLS.
+
+    With `tls_client_ca_file` every client must show a certificate that one of those signed.
+
+    Raises:
+        SettingsError: a file cannot be read or used; the message names the setting.
+    """
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    client_ca = settings.tls_client_ca_file
+    return grpc.ssl_server_credentials(
+        [_key_and_chain(settings.tls_key_file, settings.tls_cert_file)],
+        root_certificates=_authorities("tls_client_ca_file", client_ca) if client_ca else None,
+        require_client_auth=client_ca is not None,
+    )
+
+
+def channel_credentials(settings: ClientTlsSettings) -> grpc.ChannelCredentials | None:
+    """Returns what a client trusts and shows; None: it dials without TLS.
+
+    Raises:
+        SettingsError: a file cannot be read or used; the message names the setting.
+    """
+    if settings.tls_ca_file is None:
+        return None
+    key, chain = None, None
+    if settings.tls_key_file and settings.tls_cert_file:
+        key, chain = _key_and_chain(settings.tls_key_file, settings.tls_cert_file)
+    return grpc.ssl_channel_credentials(
+        root_certificates=_authorities("tls_ca_file", settings.tls_ca_file),
+        private_key=key,
+        certificate_chain=chain,
+    )
+
+
+def _key_and_chain(key_file: Path, cert_file: Path) -> tuple[bytes, bytes]:
+    key = _read("tls_key_file", key_file, "PRIVATE KEY")
+    chain = _read("tls_cert_file", cert_file, "CERTIFICATE")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # An encrypted key would make it ask for the password on the terminal.
+        context.load_cert_chain(cert_file, key_file, password="")
+    except ssl.SSLError as error:
+        raise SettingsError(
+            f"tls_cert_file, tls_key_file: {cert_file} must be a certificate, with {key_file} its"
+            f" unencrypted key ({error.reason or error})"
+        ) from error
+    return key, chain
+
+
+def _authorities(setting: str, path: Path) -> bytes:
+    pem = _read(setting, path, "CERTIFICATE")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise SettingsError(
+            f"{setting}: {path} must hold certificates ({error.reason or error})"
+        ) from error
+    return pem
+
+
+def _read(setting: str, path: Path, kind: str) -> bytes:
+    try:
+        pem = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{setting}: {path} cannot be read: {error.strerror}") from error
+    if f"{kind}-----".encode() not in pem:
+        raise SettingsError(f"{setting}: {path} must be a PEM file that holds a {kind}")
+    return pem

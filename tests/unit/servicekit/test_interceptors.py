@@ -1,0 +1,147 @@
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from servicekit.interceptors import Guard, GuardInterceptor
+from tests.unit.servicekit.echo import ECHO, Context, call, call_sync, serving
+
+EXPECTED = {
+    "UnaryUnary": [b"a"],
+    "UnaryStream": [b"a", b"a"],
+    "StreamUnary": [b"ab"],
+    "StreamStream": [b"a", b"b"],
+    "Written": [b"a"],
+}
+
+
+async def nothing(_context: Context) -> None:
+    """Does what most calls of these tests have to do."""
+
+
+def noting(notes: list[str], name: str) -> Guard:
+    async def guard(method: str, _context: Context, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        notes.append(f"{name} before {method}")
+        try:
+            return await proceed()
+        finally:
+            notes.append(f"{name} after")
+
+    return guard
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+async def test_guards_nest_around_every_kind(kind: str) -> None:
+    notes: list[str] = []
+    interceptor = GuardInterceptor([ECHO], [noting(notes, "outer"), noting(notes, "inner")])
+    async with (
+        serving(nothing, [interceptor]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        assert await call(channel, kind, (b"a", b"b")) == EXPECTED[kind]
+    method = f"/{ECHO}/{kind}"
+    assert notes == [
+        f"outer before {method}",
+        f"inner before {method}",
+        "inner after",
+        "outer after",
+    ]
+
+
+async def test_sync_clients_get_every_kind(kind: str) -> None:
+    def use(address: str) -> list[bytes]:
+        with grpc.insecure_channel(address) as channel:
+            return call_sync(channel, kind, (b"a", b"b"))
+
+    async with serving(nothing, [GuardInterceptor([ECHO], [noting([], "guard")])]) as address:
+        assert await asyncio.to_thread(use, address) == EXPECTED[kind]
+
+
+async def test_other_services_are_left_alone() -> None:
+    notes: list[str] = []
+    interceptor = GuardInterceptor(["test.v1.Ech", "other.Echo"], [noting(notes, "guard")])
+    async with (
+        serving(nothing, [interceptor]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        assert await call(channel, "UnaryUnary") == [b"a"]
+    assert notes == []
+
+
+async def test_an_unknown_method_is_unimplemented() -> None:
+    async with (
+        serving(nothing, [GuardInterceptor([ECHO], [])]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(f"/{ECHO}/Nowhere", None, None)(b"")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+class Details(grpc.HandlerCallDetails):
+    method = f"/{ECHO}/M"
+    invocation_metadata = ()
+
+
+def intercept(interceptor: GuardInterceptor, handler: Any) -> Callable[[], Any]:
+    async def continuation(_details: grpc.HandlerCallDetails) -> Any:
+        return handler
+
+    return lambda: interceptor.intercept_service(continuation, Details())
+
+
+async def test_serializers_are_kept_and_guards_put_on_once() -> None:
+    async def handle(request: str, _context: Context) -> str:
+        return request
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        handle, request_deserializer=bytes.decode, response_serializer=str.encode
+    )
+    again = intercept(GuardInterceptor([ECHO], [noting([], "guard")]), handler)
+    guarded = await again()
+    assert guarded.request_deserializer(b"x") == "x"
+    assert guarded.response_serializer("x") == b"x"
+    assert guarded.unary_unary is not handle
+    assert await again() is guarded
+
+
+async def test_a_message_is_passed_on_and_not_copied() -> None:
+    async def handle(request: bytearray, _context: Context) -> bytearray:
+        return request
+
+    again = intercept(
+        GuardInterceptor([ECHO], [noting([], "guard")]), grpc.unary_unary_rpc_method_handler(handle)
+    )
+    message = bytearray(b"x")
+    assert await (await again()).unary_unary(message, cast("Context", None)) is message
+
+
+async def test_a_handler_that_would_block_the_loop_is_refused() -> None:
+    def handle(request: bytes, _context: Context) -> bytes:
+        return request
+
+    handler = grpc.unary_unary_rpc_method_handler(handle)
+    with pytest.raises(TypeError, match=r"/test\.v1\.Echo/M: the handler must be async"):
+        await intercept(GuardInterceptor([ECHO], []), handler)()
+
+
+async def test_a_generator_is_closed_when_its_call_fails() -> None:
+    closed = []
+
+    async def generate(request: bytes, _context: Context) -> AsyncIterator[bytes]:
+        try:
+            yield request
+        finally:
+            closed.append(True)
+
+    class Gone:
+        async def write(self, _message: bytes) -> None:
+            raise ConnectionError
+
+    handler = grpc.unary_stream_rpc_method_handler(generate)
+    guarded = await intercept(GuardInterceptor([ECHO], []), handler)()
+    with pytest.raises(ConnectionError):
+        await guarded.unary_stream(b"x", cast("Context", Gone()))
+    assert closed == [True]
