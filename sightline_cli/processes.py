@@ -1,0 +1,109 @@
+"""A service as a process of its own: started, waited for until it is ready, stopped."""
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import IO, Self
+
+
+class StartError(Exception):
+    """A service did not become ready."""
+
+
+class ServiceProcess:
+    """One service, run as `python -m <module>` by this interpreter.
+
+    The service prints one JSON object on stdout when it is ready; `ready` holds it and `address`
+    its `address` (host:port). Use it as a context manager, or call `stop`.
+
+    Args:
+        module: `ingest_service` or `inference_service`.
+        arguments: flags, as a person would type them.
+        env: the whole environment of the process. None: that of this one.
+        stderr: where its log goes. None: to this process's stderr.
+        ready_timeout: seconds until it must be ready.
+
+    Raises:
+        StartError: it ended, or was not ready in time; the exit code is in the message, the reason
+            in its log.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str] = (),
+        *,
+        env: Mapping[str, str] | None = None,
+        stderr: IO[str] | None = None,
+        ready_timeout: float = 60.0,
+    ) -> None:
+        self.module = module
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=None if env is None else dict(env),
+            text=True,
+        )
+        try:
+            self.ready = self._wait_until_ready(ready_timeout)
+        except BaseException:
+            self.kill()
+            raise
+        self.address = str(self.ready["address"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self.process.pid
+
+    def stop(self, timeout: float = 30.0) -> int:
+        """Sends SIGTERM and waits for the service to drain; kills it after `timeout` seconds.
+
+        Returns:
+            Its exit code; negative: the signal that ended it.
+        """
+        self.process.terminate()
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+
+    def kill(self) -> int:
+        """Sends SIGKILL and reaps the process. Returns its exit code."""
+        self.process.kill()
+        return self.process.wait()
+
+    def _wait_until_ready(self, timeout: float) -> dict[str, object]:
+        lines: queue.Queue[str] = queue.Queue()
+        # The thread also empties the pipe afterwards, so that the service never blocks on it.
+        threading.Thread(target=self._read, args=(lines,), daemon=True).start()
+        try:
+            line = lines.get(timeout=timeout)
+        except queue.Empty:
+            raise StartError(f"{self.module} was not ready after {timeout:g} s") from None
+        if not line:
+            raise StartError(f"{self.module} ended with exit code {self.process.wait()}")
+        ready: dict[str, object] = json.loads(line)
+        return ready
+
+    def _read(self, lines: "queue.Queue[str]") -> None:
+        for line in self.process.stdout or ():
+            lines.put(line)
+        lines.put("")

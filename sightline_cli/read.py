@@ -1,0 +1,128 @@
+"""`sightline stats` and `sightline health`: what the services say of themselves."""
+
+import json
+from typing import Annotated
+
+import grpc
+import typer
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from grpc_health.v1 import health_pb2
+from rich.console import Console
+from rich.table import Table
+from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_pb2_grpc
+
+from edge.channel import Endpoint
+from servicekit.errors import from_rpc_error
+from sightline_cli.settings import edge_settings, endpoint
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.001)]
+
+INGEST = "sightline.ingest.v1.IngestService"
+INFERENCE = "sightline.inference.v1.InferenceService"
+
+
+def stats(
+    device: Annotated[
+        list[str] | None, typer.Option(help="Only this device; may be given more than once.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Only this model; may be given more than once.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Ingest service, host:port.")] = None,
+    as_json: Json = False,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Count what is logged. Example: sightline stats --device gate-1 --json."""
+    settings = edge_settings(ingest_target=target)
+    service = endpoint(settings, settings.ingest_target)
+    request = ingest_service_pb2.GetStatsRequest(
+        filter=ingest_pb2.PredictionFilter(device_ids=device or (), model_names=model or ())
+    )
+    with service.channel() as channel:
+        stub = ingest_service_pb2_grpc.IngestServiceStub(channel)
+        answer = stub.GetStats(request, timeout=timeout, metadata=service.metadata)
+    if as_json:
+        typer.echo(json.dumps(_as_dict(answer)))
+    else:
+        _print_stats(answer)
+
+
+def health(
+    ingest: Annotated[str | None, typer.Option(help="Ingest service, host:port.")] = None,
+    inference: Annotated[str | None, typer.Option(help="Inference service, host:port.")] = None,
+    as_json: Json = False,
+    timeout: Timeout = 5.0,
+) -> None:
+    """Ask both services whether they are ready. Exit code 0: both are; 1: one is not."""
+    settings = edge_settings(ingest_target=ingest, inference_target=inference)
+    answers = {
+        "ingest": _status(endpoint(settings, settings.ingest_target), INGEST, timeout),
+        "inference": _status(endpoint(settings, settings.inference_target), INFERENCE, timeout),
+    }
+    if as_json:
+        typer.echo(json.dumps(answers))
+    else:
+        for name, (target, status) in ((n, a.values()) for n, a in answers.items()):
+            typer.echo(f"{name:10} {target:24} {status}")
+    if any(answer["status"] != "SERVING" for answer in answers.values()):
+        raise typer.Exit(1)
+
+
+def _status(asked: Endpoint, name: str, timeout: float) -> dict[str, str]:
+    with asked.channel() as channel:
+        # The published types of HealthStub leave its methods out.
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            answer = check(
+                health_pb2.HealthCheckRequest(service=name),
+                timeout=timeout,
+                metadata=asked.metadata,
+            )
+            status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        except grpc.RpcError as error:
+            status = from_rpc_error(error).code.name
+    return {"target": asked.target, "status": status}
+
+
+def _as_dict(answer: ingest_service_pb2.GetStatsResponse) -> dict[str, object]:
+    """Returns the answer with the contract's field names; 64-bit counts as numbers, not texts."""
+    plain: dict[str, object] = MessageToDict(answer, preserving_proto_field_name=True)
+    for field in answer.DESCRIPTOR.fields:
+        if field.type == field.TYPE_INT64:
+            plain[field.name] = getattr(answer, field.name)
+    for name in ("by_device", "by_model", "by_source", "by_class"):
+        plain[name] = [
+            {"key": entry.key, "count": entry.count, "defects": entry.defects}
+            for entry in getattr(answer, name)
+        ]
+    return plain
+
+
+def _print_stats(answer: ingest_service_pb2.GetStatsResponse) -> None:
+    console = Console()
+    table = Table(show_header=False)
+    table.add_row("predictions", f"{answer.total_predictions:,}")
+    table.add_row("defects", f"{answer.defects_detected:,}")
+    table.add_row("detections", f"{answer.total_detections:,}")
+    table.add_row("rejected", f"{answer.rejected:,}")
+    table.add_row("declared gaps", f"{answer.gap_sequences:,}")
+    if answer.HasField("inference_time"):
+        times = answer.inference_time
+        quantiles = " / ".join(map(_milliseconds, (times.p50, times.p95, times.p99)))
+        table.add_row("inference p50 / p95 / p99", quantiles)
+    console.print(table)
+    for title in ("device", "model", "source", "class"):
+        counts = Table(title, "count", "defects")
+        for entry in getattr(answer, f"by_{title}"):
+            counts.add_row(entry.key, f"{entry.count:,}", f"{entry.defects:,}")
+        console.print(counts)
+
+
+def _milliseconds(duration: Duration) -> str:
+    return f"{duration.ToMicroseconds() / 1000:.1f} ms"
