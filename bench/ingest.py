@@ -1,0 +1,186 @@
+"""How fast predictions are committed end to end, against DuckDB alone: `python -m bench.ingest`.
+
+Eight devices stream predictions with three detections each into an ingest service in a process of
+its own; a prediction counts when the answer says it is committed. The ceiling is the same Arrow
+table inserted into the same schema in this process, in groups of the service's own size. Rounds of
+the two alternate; the figures are medians.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
+from sightline.types.v1 import prediction_pb2
+
+from ingest_service.decision import decide
+from ingest_service.decode import Decoder
+from ingest_service.duckdb_store import DuckDBStore
+from ingest_service.group import Message, prepare
+from ingest_service.store import Changes, Opening, Spool
+from sightline_cli.processes import ServiceProcess
+
+DEVICES = 8
+STREAM = 8192
+"""Predictions in one stream, as an edge node sends them."""
+GROUP_BYTES = 4 * 1024 * 1024
+METHOD = "/sightline.ingest.v1.IngestService/PredictionLog"
+
+
+def predictions(first: int, count: int) -> list[prediction_pb2.Prediction]:
+    """Returns predictions with ascending sequences and three detections each."""
+    found = []
+    for sequence in range(first, first + count):
+        one = prediction_pb2.Prediction(
+            sequence=sequence,
+            image_id=f"frame-{sequence:09d}",
+            image_width=1920,
+            image_height=1080,
+            model_name="yolov8n",
+            model_version="1",
+            source=prediction_pb2.PREDICTION_SOURCE_DEVICE,
+            defect_detected=sequence % 10 == 0,
+        )
+        one.captured_at.GetCurrentTime()
+        one.inference_time.FromMilliseconds(12)
+        for index, name in enumerate(("person", "bus", "car")):
+            one.detections.add(
+                class_id=index,
+                class_name=name,
+                confidence=0.9 - index / 10,
+                box={"x_min": 10, "y_min": 20, "x_max": 300.5, "y_max": 400.25},
+            )
+        found.append(one)
+    return found
+
+
+def payloads(first: int, count: int, batch: int) -> list[bytes]:
+    """Returns predictions as messages of `batch` each, without a header."""
+    every = predictions(first, count)
+    return [
+        ingest_service_pb2.PredictionLogRequest(
+            predictions=every[at : at + batch]
+        ).SerializeToString()
+        for at in range(0, count, batch)
+    ]
+
+
+def header(device: str, spool: str) -> bytes:
+    """Returns a stream's first message."""
+    return ingest_service_pb2.PredictionLogRequest(
+        header=ingest_pb2.LogHeader(device_id=device, spool_id=spool, client="bench")
+    ).SerializeToString()
+
+
+async def send(target: str, streams: Sequence[Sequence[bytes]], seconds: float) -> float:
+    """Returns committed predictions per second, over every device's streams.
+
+    Args:
+        target: the service.
+        streams: the messages of one stream after the other, the same for every device, each of
+            which counts in a spool of its own.
+        seconds: no stream is begun later than this.
+    """
+    began = time.perf_counter()
+
+    async def device(number: int) -> int:
+        spool, committed = str(uuid.uuid4()), 0
+        async with grpc.aio.insecure_channel(target) as channel:
+            log = channel.stream_unary(
+                METHOD,
+                request_serializer=None,
+                response_deserializer=ingest_service_pb2.PredictionLogResponse.FromString,
+            )
+            for messages in streams:
+                if time.perf_counter() - began > seconds:
+                    return committed
+                answer = await log(iter([header(f"bench-{number}", spool), *messages]))
+                committed += answer.accepted
+        raise RuntimeError("prepared too few streams for this machine: raise --streams")
+
+    done = await asyncio.gather(*(device(number) for number in range(DEVICES)))
+    return sum(done) / (time.perf_counter() - began)
+
+
+def arrow_changes(messages: Sequence[bytes]) -> Changes:
+    """Returns what the service would write for one group of messages."""
+    spool = Spool("bench", str(uuid.uuid4()))
+    opening = Opening(spool, datetime.now(UTC), None, None, "bench")
+    group = [Message(0, opening, payload, first=False) for payload in messages]
+    return decide(prepare(group, Decoder(), datetime.now(UTC)), {spool: 0})[0]
+
+
+def insert(folder: Path, changes: Changes, seconds: float) -> float:
+    """Returns predictions per second that this process inserts and commits by itself."""
+    store = DuckDBStore(folder / f"{uuid.uuid4()}.duckdb")
+    with contextlib.closing(store):
+        began, count = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - began) < seconds:
+            with store.transaction() as transaction:
+                transaction.write(changes, datetime.now(UTC))
+            count += changes.predictions.num_rows
+    return count / elapsed
+
+
+@contextlib.contextmanager
+def service(folder: Path) -> Iterator[ServiceProcess]:
+    """Runs an ingest service with a new database."""
+    flags = ["--listen", "127.0.0.1:0", "--database", str(folder / f"{uuid.uuid4()}.duckdb")]
+    with ServiceProcess("ingest_service", [*flags, "--log-level", "warning"]) as running:
+        yield running
+
+
+def rounds(count: int, *measures: Callable[[], float]) -> list[float]:
+    """Returns the median of each measure over rounds in which they alternate."""
+    taken = [[measure() for measure in measures] for _ in range(count)]
+    return [statistics.median(column) for column in zip(*taken, strict=True)]
+
+
+def main() -> None:
+    """Prints one JSON line per batch size."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--seconds", type=float, default=5.0, help="of one measurement")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--streams", type=int, default=60, help="at most, per device")
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for batch in (32, 256):
+            streams = [payloads(1 + at * STREAM, STREAM, batch) for at in range(options.streams)]
+            size = len(streams[0][0])
+            every = [message for messages in streams for message in messages]
+            changes = arrow_changes(every[: max(GROUP_BYTES // size, 1)])
+
+            def end_to_end(streams: Sequence[Sequence[bytes]] = streams) -> float:
+                with service(folder) as running:
+                    return asyncio.run(send(running.address, streams, options.seconds))
+
+            def ceiling(changes: Changes = changes) -> float:
+                return insert(folder, changes, options.seconds)
+
+            rate, limit = rounds(options.rounds, end_to_end, ceiling)
+            print(
+                json.dumps(
+                    {
+                        "bench": "ingest",
+                        "devices": DEVICES,
+                        "batch_size": batch,
+                        "predictions_per_s": round(rate),
+                        "ceiling_per_s": round(limit),
+                        "ratio_to_ceiling": round(rate / limit, 3),
+                    }
+                )
+            )
+
+
+if __name__ == "__main__":
+    main()

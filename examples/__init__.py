@@ -1,0 +1,1 @@
+"""Tested examples of Sightline's use."""

@@ -1,0 +1,142 @@
+"""The whole of Sightline on one machine: `make demo`.
+
+Two services as processes, an edge node over a seeded camera, a network that goes down and comes
+back, a model that fails now and then. At the end SQL on the database says what became of every
+prediction. Progress goes to stderr; stdout gets a table and, last, one JSON object.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from edge import EdgeNode, Source
+from edge.node import NodeStats
+from examples.demo.audit import Audit, audit
+from examples.demo.node import FailingDetector, make_detector, make_node
+from examples.demo.script import Script
+from examples.demo.world import World
+from models.plates import camera, to_jpeg
+
+FLUSH_SECONDS = 60.0
+_NOTES = Console(stderr=True)
+
+
+@dataclass
+class Run:
+    """What the node did."""
+
+    logged: list[str] = field(default_factory=list)
+    """Image ids, in order."""
+    by_source: dict[Source, int] = field(default_factory=lambda: dict.fromkeys(Source, 0))
+    stats: NodeStats | None = None
+
+
+def main() -> None:
+    """Runs the demo; exits 1 unless every logged prediction is in the database once."""
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
+    parser.add_argument("--frames", type=int, default=240, help="pictures to take, at least 12")
+    parser.add_argument("--fps", type=float, default=8.0, help="pictures a second")
+    parser.add_argument("--seed", type=int, default=1, help="of the camera")
+    parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="made anew")
+    parser.add_argument(
+        "--kill-ingest", action="store_true", help="SIGKILL the ingest service, start it again"
+    )
+    options = parser.parse_args()
+    if options.frames < 12 or options.fps <= 0:
+        parser.error("--frames must be at least 12, and --fps above 0")
+    shutil.rmtree(options.folder, ignore_errors=True)
+    options.folder.mkdir(parents=True)
+    script = Script(options.frames, kill_ingest=options.kill_ingest)
+    run = Run()
+    with World(options.folder) as world:
+        detector = make_detector()
+        with make_node(world, detector, options.folder) as node:
+            _play(script, world, node, detector, run, fps=options.fps, seed=options.seed)
+            _NOTES.print("waiting until everything logged is committed ...")
+            node.logger.flush(FLUSH_SECONDS, until="committed")
+            run.stats = node.stats()
+    found = audit(world.database, run.logged)
+    _report(script, run, found, world.database)
+    exact = found.committed == len(run.logged) and not found.lost and not found.duplicates
+    sys.exit(0 if exact and found.balanced else 1)
+
+
+def _play(
+    script: Script,
+    world: World,
+    node: EdgeNode,
+    detector: FailingDetector,
+    run: Run,
+    *,
+    fps: float,
+    seed: int,
+) -> None:
+    """Takes the pictures, one every 1/fps seconds, and has each answered and logged."""
+    began = time.monotonic()
+    with Progress(console=_NOTES) as progress:
+        task = progress.add_task("frames", total=script.frames)
+        for frame, plate in zip(range(script.frames), camera(seed), strict=False):
+            for event in script.before(frame):
+                progress.console.print(f"frame {frame}: {event.value}")
+                world.happen(event)
+            detector.fails = script.device_fails(frame)
+            image_id = f"plate-{frame:05d}"
+            answer = node.process(to_jpeg(plate.image), image_id)
+            run.logged.append(image_id)
+            run.by_source[answer.source] += 1
+            _show(progress, task, node)
+            time.sleep(max(0.0, began + (frame + 1) / fps - time.monotonic()))
+
+
+def _show(progress: Progress, task: TaskID, node: EdgeNode) -> None:
+    logger = node.stats().logger
+    progress.update(
+        task, advance=1, description=f"frames  spooled {logger.spooled}  waiting {logger.backlog}"
+    )
+
+
+def _report(script: Script, run: Run, found: Audit, database: Path) -> None:
+    if run.stats is None:
+        raise AssertionError("the node has not run")
+    pictures, logger = run.stats.pictures, run.stats.logger
+    table = Table("what", "how many", title="Sightline demo")
+    table.add_row("frames", str(script.frames))
+    for name, count in found.by_class.items():
+        table.add_row(f"detections: {name}", str(count))
+    table.add_row("answered by the device", str(run.by_source[Source.DEVICE]))
+    table.add_row("answered by the cloud", str(run.by_source[Source.CLOUD]))
+    table.add_row("spooled", str(logger.spooled))
+    table.add_row("committed", str(found.committed))
+    table.add_row("lost", str(found.lost))
+    table.add_row("duplicates", str(found.duplicates))
+    table.add_row("answer p50", f"{pictures.p50_milliseconds:.1f} ms")
+    table.add_row("answer p95", f"{pictures.p95_milliseconds:.1f} ms")
+    Console().print(table)
+    print(
+        json.dumps(
+            {
+                "frames": script.frames,
+                "logged": len(run.logged),
+                "committed": found.committed,
+                "lost": found.lost,
+                "duplicates": found.duplicates,
+                "from_device": found.from_device,
+                "from_cloud": found.from_cloud,
+                "p50_ms": round(pictures.p50_milliseconds or 0.0, 2),
+                "p95_ms": round(pictures.p95_milliseconds or 0.0, 2),
+                "database": str(database),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What the database says became of the logged predictions, in SQL on the file itself."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The log, counted after the services have ended."""
+
+    committed: int
+    """Predictions in the database, of those that were logged; each counted once."""
+    lost: int
+    """Predictions that were logged and are not in the database."""
+    duplicates: int
+    """Rows beyond the first of a prediction."""
+    from_device: int
+    """Rows that the device's model answered."""
+    from_cloud: int
+    """Rows that the inference service answered."""
+    by_class: dict[str, int]
+    """Detections by class name."""
+    balanced: bool
+    """Whether accepted + rejected + gaps = committed position, for every device and spool."""
+
+
+def audit(database: Path, logged: Collection[str]) -> Audit:
+    """Compares the database with what was logged.
+
+    Args:
+        database: the DuckDB file; no process may have it open.
+        logged: image ids of the predictions that were logged, each once.
+    """
+    with duckdb.connect(str(database), read_only=True) as connection:
+        ids = [row[0] for row in connection.execute("SELECT image_id FROM predictions").fetchall()]
+        sources = dict(
+            connection.execute(
+                "SELECT source, count(*) FROM predictions GROUP BY source"
+            ).fetchall()
+        )
+        classes = connection.execute(
+            "SELECT d.class_name, count(*) FROM predictions, unnest(detections) AS t(d) "
+            "GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        balanced = connection.execute("SELECT bool_and(balanced) FROM ledger").fetchone()
+    found = set(ids)
+    return Audit(
+        committed=len(found & set(logged)),
+        lost=len(set(logged) - found),
+        duplicates=len(ids) - len(found),
+        from_device=sources.get("device", 0),
+        from_cloud=sources.get("cloud", 0),
+        by_class=dict(classes),
+        balanced=balanced is not None and bool(balanced[0]),
+    )
