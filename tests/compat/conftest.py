@@ -1,0 +1,53 @@
+"""Clients that are not Python's, and both services for them to talk to."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sightline_cli.processes import ServiceProcess
+
+ROOT = Path(__file__).parents[2]
+
+
+def require(program: str | Path, how: str) -> str:
+    """Returns the program's path; without it the test is skipped, or fails where CI insists."""
+    found = shutil.which(program)
+    if found is None:
+        message = f"{Path(program).name} is not here: {how}"
+        if os.environ.get("SIGHTLINE_REQUIRE_COMPAT"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+@pytest.fixture(scope="session")
+def grpcurl() -> str:
+    return require(ROOT / ".tools/bin/grpcurl", "`make compat` builds it where Go is installed")
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    program = require("node", "install Node.js 20 or newer")
+    require(
+        program if (ROOT / "tests/compat/node/node_modules").is_dir() else "node_modules",
+        "`make compat` installs @grpc/grpc-js where npm is installed",
+    )
+    return program
+
+
+@pytest.fixture(scope="module")
+def ingest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    database = tmp_path_factory.mktemp("ingest") / "sightline.duckdb"
+    flags = ["--listen", "127.0.0.1:0", "--database", str(database)]
+    with ServiceProcess("ingest_service", flags) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def inference() -> Iterator[ServiceProcess]:
+    flags = ["--listen", "127.0.0.1:0", "--model-repository", str(ROOT / "models/repository")]
+    with ServiceProcess("inference_service", flags) as service:
+        yield service
