@@ -1,0 +1,1 @@
+"""The demo model of Sightline: synthetic plates, a tiny detector, its training."""

@@ -1,0 +1,75 @@
+"""Measure the committed demo model on plates that it was not trained on; needs no torch.
+
+``python -m models.evaluate`` prints one JSON line: the average precision of every class at an IoU
+of 0.5, and their mean, mAP50.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+from models.average_precision import Scene, average_precision
+from models.plates import CLASS_NAMES, Plate, camera
+from servicekit.vision import OnnxDetector
+
+MODEL = Path(__file__).parent / "repository" / "plates" / "1" / "model.onnx"
+
+_HELD_OUT_CAMERA = 500
+# Low, so that the curve of precision over recall is whole.
+_CONFIDENCE = 0.001
+_IOU = 0.45
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """How good a model is.
+
+    Attributes:
+        plates: how many it was measured on.
+        map50: mean of ap50, in 0..1.
+        ap50: average precision at an IoU of 0.5 by class name, in 0..1; NaN for a class not shown.
+    """
+
+    plates: int
+    map50: float
+    ap50: dict[str, float]
+
+
+def main() -> None:
+    """Print the measures of the model as one JSON object."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--model", type=Path, default=MODEL)
+    arguments.add_argument("--plates", type=int, default=500, help="how many plates, at least 1")
+    parsed = arguments.parse_args()
+    print(json.dumps(asdict(evaluate(parsed.model, parsed.plates))))
+
+
+def evaluate(model: Path, plates: int) -> Measures:
+    """Run a model over held-out plates.
+
+    Args:
+        model: an ONNX file with CLASS_NAMES as its classes.
+        plates: how many to run, at least 1.
+
+    Returns:
+        The measures over those plates.
+
+    Raises:
+        ModelError: the model cannot be used.
+    """
+    detector = OnnxDetector.load(model, intra_op_threads=1)
+    scenes = [_look(detector, plate) for plate in islice(camera(_HELD_OUT_CAMERA), plates)]
+    ap50 = {name: average_precision(scenes, class_id) for class_id, name in enumerate(CLASS_NAMES)}
+    mean = sum(ap50.values()) / len(ap50)
+    return Measures(plates, round(mean, 4), {name: round(ap, 4) for name, ap in ap50.items()})
+
+
+def _look(detector: OnnxDetector, plate: Plate) -> Scene:
+    found = detector.detect(plate.image, confidence=_CONFIDENCE, iou=_IOU)
+    return Scene(plate.boxes, plate.class_ids, found.xyxy, found.class_id, found.confidence)
+
+
+if __name__ == "__main__":
+    main()
