@@ -1,0 +1,1 @@
+"""Takes predictions into DuckDB, each exactly once."""

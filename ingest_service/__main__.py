@@ -1,0 +1,89 @@
+"""Runs the ingest service: `python -m ingest_service --help`."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry
+
+from ingest_service.duckdb_store import DuckDBStore, StoreOpenError
+from ingest_service.group_commit import GroupCommitter
+from ingest_service.group_writer import GroupWriter
+from ingest_service.queries import Queries
+from ingest_service.server import IngestServer
+from ingest_service.settings import IngestSettings
+from servicekit import logs
+from servicekit.lifecycle import Readiness, StartError, run, serve
+from servicekit.settings import load
+
+PROG = "python -m ingest_service"
+STREAM_PATIENCE = 2.0
+"""How long open streams may end by themselves after SIGTERM before they are cut, s."""
+POSITION_QUEUE = 10_000
+"""Nodes that may ask for their position at once: all of a fleet, after an outage."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _open(settings: IngestSettings) -> DuckDBStore:
+    try:
+        return DuckDBStore(settings.database)
+    except StoreOpenError as error:
+        raise StartError(str(error)) from error
+
+
+def _receive_limit(settings: IngestSettings) -> int:
+    """Returns room to read a message that is too large, and say so as gRPC itself would not."""
+    return min(2 * settings.max_message_bytes, 2**31 - 1)
+
+
+async def _main(argv: Sequence[str]) -> None:
+    settings = load(IngestSettings, argv, prog=PROG)
+    logs.configure(settings.log_level, settings.log_format, service="ingest")
+    store = _open(settings)
+    positions = Queries(store, threads=1, queue=POSITION_QUEUE)
+    queries = Queries(store, threads=settings.query_threads, queue=settings.query_queue)
+    committer = GroupCommitter(
+        GroupWriter(store, _now).commit,
+        group_bytes=settings.group_bytes,
+        group_wait=settings.group_wait_ms / 1000,
+        max_inflight_bytes=settings.max_inflight_bytes,
+    )
+    server = IngestServer(
+        committer, positions, queries, now=_now, max_message_bytes=settings.max_message_bytes
+    )
+
+    async def start(_readiness: Readiness) -> None:
+        """Everything is ready: the store was opened before the address was bound."""
+
+    async def drain() -> None:
+        asyncio.get_running_loop().call_later(STREAM_PATIENCE, server.cut_streams)
+
+    async def stop() -> None:
+        await committer.close()
+        await asyncio.to_thread(positions.close)
+        await asyncio.to_thread(queries.close)
+        await asyncio.to_thread(store.close)
+
+    await serve(
+        settings,
+        [server.service()],
+        name="ingest",
+        start=start,
+        drain=drain,
+        stop=stop,
+        registry=CollectorRegistry(),
+        options=[("grpc.max_receive_message_length", _receive_limit(settings))],
+    )
+
+
+def main() -> None:
+    """Runs the service until SIGTERM; exits 1 if it cannot start, 2 for a bad setting."""
+    sys.exit(run(lambda: _main(sys.argv[1:]), prog=PROG))
+
+
+if __name__ == "__main__":
+    main()

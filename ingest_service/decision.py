@@ -1,0 +1,165 @@
+"""What of a group of messages is new, what that changes, and what becomes of each message.
+
+Pure: the caller reads the watermarks and writes the changes in one transaction.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ingest_service import rows, sequence
+from ingest_service.group import Outcome, Prepared, Rejection
+from ingest_service.sequence import Claims, Placement
+from ingest_service.store import Changes, Spool
+from servicekit.errors import SightlineError
+
+
+def decide(group: Prepared, watermarks: Mapping[Spool, int]) -> tuple[Changes, tuple[Outcome, ...]]:
+    """Returns what the group changes, and what becomes of each message once that is committed.
+
+    Args:
+        group: the messages.
+        watermarks: the committed position of every spool of the group.
+    """
+    decision = _weigh(group, watermarks)
+    return _changes(group, decision), _outcomes(group, decision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """What of a group is new."""
+
+    placement: Placement
+    good: NDArray[np.bool_]
+    """Predictions that are new and break no rule."""
+    bad: Sequence[int]
+    """Predictions that are new and break one."""
+    gaps: Sequence[tuple[int, rows.Gap]]
+    """The new parts of gaps, each with its message."""
+    duplicates: NDArray[np.int64]
+    """Per message: predictions that had been committed before."""
+    positions: Mapping[Spool, int]
+    """The new watermark of each spool that a message was taken of."""
+
+
+def _weigh(group: Prepared, watermarks: Mapping[Spool, int]) -> _Decision:
+    positions, claims = dict(watermarks), group.claims
+    streams = [message.stream for message in group.messages]
+    runs = sequence.join_runs(claims)
+    placement = sequence.place(runs, group.spools, streams, group.refused, positions)
+    new = sequence.new_rows(placement, claims)
+    bad = [row for row in group.violations if new[row]]
+    new[bad] = False
+    again = sequence.duplicate_rows(placement, claims)
+    touched = set(itertools.compress(group.spools, placement.taken))
+    return _Decision(
+        placement,
+        new,
+        sorted(bad),
+        list(_new_gaps(group, placement)),
+        _per_message(again, claims),
+        {spool: positions[spool] for spool in positions if spool in touched},
+    )
+
+
+def _new_gaps(group: Prepared, placement: Placement) -> Iterator[tuple[int, rows.Gap]]:
+    part = sequence.new_gaps(placement, group.claims)
+    if not len(part.gap):
+        return
+    declared = group.gaps.field("declared_at").view(pa.int64())
+    for index, first, last in zip(part.gap, part.first, part.last, strict=True):
+        message = int(group.claims.gap_message[index])
+        yield (
+            message,
+            rows.Gap(
+                group.messages[message].opening.spool,
+                int(first),
+                int(last),
+                group.gaps.field("reason")[index].as_py(),
+                declared[index].as_py(),
+            ),
+        )
+
+
+def _changes(group: Prepared, decision: _Decision) -> Changes:
+    taken = decision.placement.taken
+    openings = [message.opening for message in group.messages]
+    opened = [m.opening for m, take in zip(group.messages, taken, strict=True) if m.first and take]
+    duplicates = dict.fromkeys(decision.positions, 0)
+    for message in np.flatnonzero(decision.duplicates):
+        duplicates[openings[message].spool] += int(decision.duplicates[message])
+    predictions, owner = group.predictions, group.claims.message
+    if not decision.good.all():
+        predictions, owner = predictions.filter(decision.good), owner[decision.good]
+    return Changes(
+        rows.prediction_table(predictions, owner, openings),
+        rows.rejected_table(_rejected_rows(group, decision.bad)),
+        rows.gap_table(gap for _, gap in decision.gaps),
+        rows.stream_table(opened),
+        rows.watermark_table(decision.positions, duplicates),
+    )
+
+
+def _rejected_rows(group: Prepared, bad: Sequence[int]) -> Iterator[rows.RejectedRow]:
+    claims = group.claims
+    for index, run in itertools.groupby(bad, lambda row: int(claims.message[row])):
+        message, of_message = group.messages[index], list(run)
+        first = int(np.searchsorted(claims.message, index))
+        originals = rows.originals(message.payload, [row - first for row in of_message])
+        for row, original in zip(of_message, originals, strict=True):
+            yield rows.RejectedRow(
+                message.opening.spool,
+                int(claims.sequence[row]),
+                *group.violations[row],
+                original,
+            )
+
+
+def _outcomes(group: Prepared, decision: _Decision) -> tuple[Outcome, ...]:
+    claims = group.claims
+    accepted = _per_message(decision.good, claims)
+    rejections: dict[int, list[Rejection]] = {}
+    for row in decision.bad:
+        rejection = Rejection(int(claims.sequence[row]), *group.violations[row])
+        rejections.setdefault(int(claims.message[row]), []).append(rejection)
+    gap_sequences: dict[int, int] = {}
+    for message, gap in decision.gaps:
+        length = gap.last_sequence - gap.first_sequence + 1
+        gap_sequences[message] = gap_sequences.get(message, 0) + length
+    return tuple(
+        Outcome(
+            int(decision.placement.high[message]),
+            int(accepted[message]),
+            int(decision.duplicates[message]),
+            tuple(rejections.get(message, ())),
+            gap_sequences.get(message, 0),
+            _error(message, group, decision.placement),
+        )
+        for message in range(claims.messages)
+    )
+
+
+def _error(message: int, group: Prepared, placement: Placement) -> SightlineError | None:
+    if message in placement.holes:
+        return hole_error(placement.holes[message])
+    return group.refused.get(message)
+
+
+def hole_error(expected: int) -> SightlineError:
+    """Returns the error for a message after which sequence `expected` is missing."""
+    return SightlineError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "SEQUENCE_HOLE",
+        f"sequence {expected} is missing: it must be sent, or declared as a gap, before any later",
+        metadata={"expected_sequence": str(expected)},
+    )
+
+
+def _per_message(rows_: NDArray[np.bool_], claims: Claims) -> NDArray[np.int64]:
+    """Returns how many of these predictions each message has."""
+    return np.bincount(claims.message[rows_], minlength=claims.messages)

@@ -1,0 +1,211 @@
+"""The store in one DuckDB file, which this process has to itself.
+
+The SQL is that of any DuckDB catalogue; only opening, closing and recovering are the file's own.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Collection, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+import grpc
+import pyarrow as pa
+
+from ingest_service.duckdb_reader import DuckDBReader
+from ingest_service.migrations import NewerSchemaError, migrate
+from ingest_service.store import Changes, Spool
+from servicekit.errors import SightlineError
+
+logger = logging.getLogger(__name__)
+
+_CONFIG = {
+    # Nothing here may fetch code from the network or read variables of its callers.
+    "autoinstall_known_extensions": "false",
+    "python_enable_replacements": "false",
+}
+_PASSING = (
+    duckdb.IOException,
+    duckdb.TransactionException,
+    duckdb.FatalException,
+    duckdb.OutOfMemoryException,
+    duckdb.ConnectionException,
+)
+_APPENDED = {
+    "predictions": "INSERT INTO predictions BY NAME SELECT *, ? AS received_at FROM incoming",
+    "rejected": "INSERT INTO rejected_predictions BY NAME SELECT *, ? AS received_at FROM incoming",
+    "gaps": "INSERT INTO gaps BY NAME SELECT *, ? AS received_at FROM incoming",
+}
+_MOVE_WATERMARKS = """
+    MERGE INTO watermarks AS w
+    USING incoming AS i ON w.device_id = i.device_id AND w.spool_id = i.spool_id
+    WHEN MATCHED THEN UPDATE SET
+        committed_through = i.committed_through,
+        duplicates = w.duplicates + i.duplicates,
+        updated_at = $now
+    WHEN NOT MATCHED THEN INSERT (device_id, spool_id, committed_through, duplicates, updated_at)
+        VALUES (i.device_id, i.spool_id, i.committed_through, i.duplicates, $now)
+"""
+
+
+class StoreOpenError(Exception):
+    """The store cannot be opened. The message is one sentence for people."""
+
+
+class DuckDBStore:
+    """A `Store` in a DuckDB file. Use one transaction at a time, readers from any thread.
+
+    After an error that DuckDB cannot go on from (a checkpoint that finds the disk full), the file
+    is opened anew for the next transaction or reader.
+
+    Args:
+        path: the file; made where it is missing, in a folder that exists.
+
+    Raises:
+        StoreOpenError: the file is in use, cannot be read or written, is no DuckDB file, or is of
+            a newer Sightline.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._root: duckdb.DuckDBPyConnection | None = _open(path)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator["DuckDBTransaction"]:
+        """Opens a transaction: committed and durable when the block ends, undone if it raises."""
+        with self._translated(), contextlib.closing(self._cursor()) as cursor:
+            cursor.execute("BEGIN")
+            try:
+                yield DuckDBTransaction(cursor)
+                cursor.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(duckdb.Error):  # nothing to undo: a COMMIT that failed
+                    cursor.execute("ROLLBACK")
+                raise
+
+    def reader(self) -> DuckDBReader:
+        """Returns a new reader."""
+        with self._translated():
+            return DuckDBReader(self._cursor(), self._translated)
+
+    def close(self) -> None:
+        """Moves the write-ahead log into the file and closes it."""
+        with self._lock:
+            root, self._root = self._root, None
+        if root is None:
+            return
+        try:
+            root.execute("CHECKPOINT")
+        except duckdb.Error as error:  # nothing is lost: the next start reads the log
+            logger.warning("no checkpoint of %s on closing: %s", self._path, error)
+        root.close()
+
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        with self._lock:
+            if self._root is None:
+                self._root = _open(self._path)
+            return self._root.cursor()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turns DuckDB's errors into SightlineErrors, and recovers from the fatal ones."""
+        try:
+            yield
+        except duckdb.InterruptException as error:
+            raise SightlineError(
+                grpc.StatusCode.CANCELLED, "CANCELLED", "the query was interrupted"
+            ) from error
+        except (StoreOpenError, duckdb.Error) as error:
+            logger.exception("the store failed")
+            if isinstance(error, duckdb.FatalException):
+                self._forget()
+            raise _as_status(error) from error
+
+    def _forget(self) -> None:
+        """Lets go of the database, which DuckDB has declared unusable until it is reopened."""
+        with self._lock:
+            root, self._root = self._root, None
+        if root is not None:
+            root.close()
+
+
+class DuckDBTransaction:
+    """A `Transaction` on a cursor of its own."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        self._cursor = cursor
+
+    def watermarks(self, spools: Collection[Spool]) -> dict[Spool, int]:
+        """Returns the committed position of each spool; 0 for one that is not known."""
+        positions = dict.fromkeys(spools, 0)
+        asked = {
+            "device_id": [spool.device_id for spool in positions],
+            "spool_id": [spool.spool_id for spool in positions],
+        }
+        with self._incoming(pa.table(asked)):
+            known = self._cursor.execute(
+                "SELECT device_id, spool_id, committed_through"
+                " FROM watermarks JOIN incoming USING (device_id, spool_id)"
+            ).fetchall()
+        positions.update({Spool(device, spool): position for device, spool, position in known})
+        return positions
+
+    def write(self, changes: Changes, received_at: datetime) -> None:
+        """Writes the changes of one group."""
+        for name, statement in _APPENDED.items():
+            rows = getattr(changes, name)
+            if rows.num_rows:
+                with self._incoming(rows):
+                    self._cursor.execute(statement, [received_at])
+        if changes.streams.num_rows:
+            with self._incoming(changes.streams):
+                self._cursor.execute("INSERT INTO streams BY NAME SELECT * FROM incoming")
+        with self._incoming(changes.watermarks):
+            self._cursor.execute(_MOVE_WATERMARKS, {"now": received_at})
+
+    @contextlib.contextmanager
+    def _incoming(self, rows: pa.Table) -> Iterator[None]:
+        """Names the rows `incoming` for the statements of the block."""
+        self._cursor.register("incoming", rows)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(duckdb.Error):  # the transaction has failed already
+                self._cursor.unregister("incoming")
+
+
+def _open(path: Path) -> duckdb.DuckDBPyConnection:
+    try:
+        connection = duckdb.connect(str(path), config=_CONFIG)
+    except duckdb.Error as error:
+        raise StoreOpenError(f"database: {path} cannot be opened: {_reason(error)}") from error
+    try:
+        migrate(connection)
+    except (duckdb.Error, NewerSchemaError) as error:
+        connection.close()
+        raise StoreOpenError(f"database: {path} cannot be used: {_reason(error)}") from error
+    return connection
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "Conflicting lock" in text:
+        holder = text.partition("Conflicting lock is held in ")[2].partition(". See")[0]
+        return f"another process has it open ({holder})"
+    return text.strip()
+
+
+def _as_status(error: Exception) -> SightlineError:
+    if isinstance(error, (StoreOpenError, *_PASSING)):
+        return SightlineError(
+            grpc.StatusCode.UNAVAILABLE,
+            "STORE_UNAVAILABLE",
+            "the store cannot be written or read for now",
+            retry_after=1.0,
+        )
+    return SightlineError(
+        grpc.StatusCode.INTERNAL, "STORE_FAILED", "the store failed; the server's log says how"
+    )

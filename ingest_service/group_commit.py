@@ -1,0 +1,225 @@
+"""Collects messages of all streams and commits what waits as one group.
+
+One writer thread commits; meanwhile the next group gathers. A group closes when it holds enough
+bytes or its first message has waited long enough. What is received and not yet committed is
+bounded over all streams: beyond it `LogStream.send` waits, so that gRPC's flow control reaches the
+devices. Everything here but the commit itself runs on one event loop.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import grpc
+
+from ingest_service.byte_budget import ByteBudget
+from ingest_service.group import Message, Outcome, Rejection
+from ingest_service.store import Opening
+from servicekit.errors import SightlineError
+
+logger = logging.getLogger(__name__)
+
+MAX_REJECTIONS = 1000
+"""Rejections that an answer lists; the rest are counted."""
+
+Commit = Callable[[Sequence[Message]], Sequence[Outcome]]
+"""Commits a group, on the writer's thread; returns one outcome a message, in their order."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What became of a stream so far."""
+
+    committed_through: int = 0
+    accepted: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    gap_sequences: int = 0
+    rejections: list[Rejection] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        """Adds one message."""
+        self.committed_through = max(self.committed_through, outcome.committed_through)
+        self.accepted += outcome.accepted
+        self.duplicates += outcome.duplicates
+        self.rejected += len(outcome.rejections)
+        self.gap_sequences += outcome.gap_sequences
+        self.rejections += outcome.rejections[: MAX_REJECTIONS - len(self.rejections)]
+
+
+class LogStream:
+    """One stream of messages. Made by `GroupCommitter.open`."""
+
+    def __init__(self, number: int, opening: Opening, committer: "GroupCommitter") -> None:
+        self.number = number
+        self.opening = opening
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done as soon as a message has failed; `finish` then raises."""
+        self._committer = committer
+        self._sent = 0
+        self._settled = 0
+        self._totals = Totals()
+        self._error: SightlineError | None = None
+        self._moved = asyncio.Event()
+
+    async def send(self, payload: bytes) -> None:
+        """Hands over the next message; waits while too much is in flight."""
+        await self._committer.put(self, payload, first=self._sent == 0)
+        self._sent += 1
+
+    async def finish(self) -> Totals:
+        """Returns what became of the stream, once every message of it is committed.
+
+        Raises:
+            SightlineError: a message failed; what was sent before it is committed.
+        """
+        while self._error is None and self._settled < self._sent:
+            self._moved.clear()
+            await self._moved.wait()
+        if self._error is not None:
+            raise self._error
+        return self._totals
+
+    def settle(self, outcome: Outcome) -> None:
+        """Takes note of what became of the next message."""
+        self._settled += 1
+        self._totals.add(outcome)
+        if outcome.error is not None and self._error is None:
+            self._error = outcome.error
+            if not self.ended.done():
+                self.ended.set_result(None)
+        self._moved.set()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a message has failed: those after it count for nothing."""
+        return self._error is not None
+
+
+class GroupCommitter:
+    """Commits the messages of all streams in groups.
+
+    Args:
+        commit: commits one group; called on a thread of its own, one group at a time. Raises
+            SightlineError if nothing of the group is committed.
+        group_bytes: a group takes no further message beyond this size, bytes.
+        group_wait: how long the first message of a group waits for others, s.
+        max_inflight_bytes: messages received and not yet committed, bytes.
+    """
+
+    def __init__(
+        self, commit: Commit, *, group_bytes: int, group_wait: float, max_inflight_bytes: int
+    ) -> None:
+        self._commit = commit
+        self._group_bytes = group_bytes
+        self._group_wait = group_wait
+        self._budget = ByteBudget(max_inflight_bytes)
+        self._waiting: deque[tuple[LogStream, Message]] = deque()
+        self._waiting_bytes = 0
+        self._oldest = 0.0
+        self._arrived = asyncio.Event()
+        self._full = asyncio.Event()
+        self._closing = False
+        self._numbers = itertools.count()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._running = asyncio.ensure_future(self._run())
+
+    def open(self, opening: Opening) -> LogStream:
+        """Returns a new stream."""
+        return LogStream(next(self._numbers), opening, self)
+
+    async def put(self, stream: LogStream, payload: bytes, *, first: bool) -> None:
+        """Takes the next message of a stream; waits while too much is in flight.
+
+        Raises:
+            SightlineError: UNAVAILABLE; the committer is closing.
+        """
+        await self._budget.acquire(len(payload))
+        if self._closing:
+            self._budget.release(len(payload))
+            raise draining_error()
+        if not self._waiting:
+            self._oldest = asyncio.get_running_loop().time()
+        self._waiting.append((stream, Message(stream.number, stream.opening, payload, first)))
+        self._waiting_bytes += len(payload)
+        self._arrived.set()
+        if self._waiting_bytes >= self._group_bytes:
+            self._full.set()
+
+    async def close(self) -> None:
+        """Commits what waits and ends the writer; messages that come later are refused."""
+        self._closing = True
+        self._arrived.set()
+        self._full.set()
+        await self._running
+        self._writer.shutdown()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while await self._gathered():
+            group = self._take()
+            if not group:
+                continue
+            messages = [message for _, message in group]
+            outcomes = await loop.run_in_executor(self._writer, self._attempt, messages)
+            for (stream, message), outcome in zip(group, outcomes, strict=True):
+                stream.settle(outcome)
+                self._budget.release(len(message.payload))
+
+    async def _gathered(self) -> bool:
+        """Waits until a group is to be committed; returns False if none will ever be."""
+        while not self._waiting:
+            if self._closing:
+                return False
+            self._arrived.clear()
+            await self._arrived.wait()
+        try:
+            async with asyncio.timeout_at(self._oldest + self._group_wait):
+                await self._full.wait()
+        except TimeoutError:
+            pass
+        return True
+
+    def _take(self) -> list[tuple[LogStream, Message]]:
+        """Returns the next group: at least one message, and as many as fit its size."""
+        group: list[tuple[LogStream, Message]] = []
+        size = 0
+        while self._waiting and (not group or size < self._group_bytes):
+            stream, message = self._waiting.popleft()
+            self._waiting_bytes -= len(message.payload)
+            if stream.failed:
+                self._budget.release(len(message.payload))
+                continue
+            group.append((stream, message))
+            size += len(message.payload)
+        if self._waiting_bytes < self._group_bytes and not self._closing:
+            self._full.clear()
+        return group
+
+    def _attempt(self, messages: Sequence[Message]) -> Sequence[Outcome]:
+        try:
+            return self._commit(messages)
+        except SightlineError as error:
+            return [Outcome(error=error)] * len(messages)
+        except BaseException:  # a panic in native code is no Exception, and must not end the writer
+            logger.exception("a group of %d messages failed", len(messages))
+            return [Outcome(error=_internal_error())] * len(messages)
+
+
+def draining_error() -> SightlineError:
+    """Returns the error for a stream that is cut because the server ends."""
+    return SightlineError(
+        grpc.StatusCode.UNAVAILABLE, "DRAINING", "the server is shutting down", retry_after=1.0
+    )
+
+
+def _internal_error() -> SightlineError:
+    return SightlineError(
+        grpc.StatusCode.INTERNAL,
+        "INTERNAL",
+        "the messages could not be committed; the server's log says why",
+    )

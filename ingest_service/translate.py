@@ -1,0 +1,154 @@
+"""Between the messages of the contract and the words of the store."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
+from sightline.types.v1 import prediction_pb2
+
+from ingest_service.checks import CLOUD_REASONS, SOURCES
+from ingest_service.group_commit import Totals
+from ingest_service.headers import parse_time
+from ingest_service.store import Count, Filter, Stats, StoredPrediction
+from servicekit.errors import invalid
+
+MAX_FILTER_VALUES = 1000
+
+
+def filter_from_proto(given: ingest_pb2.PredictionFilter) -> Filter:
+    """Returns the filter.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT; a field is out of its bounds.
+    """
+    start, end = _time(given, "start_time"), _time(given, "end_time")
+    if start and end and end < start:
+        raise invalid("filter.end_time", "must not be before start_time")
+    return Filter(
+        _values(given.device_ids, "device_ids"),
+        _values(given.model_names, "model_names"),
+        _values(given.class_names, "class_names"),
+        given.defect_detected if given.HasField("defect_detected") else None,
+        _source(given.source),
+        _confidence(given),
+        start,
+        end,
+    )
+
+
+def _values(values: Sequence[str], field: str) -> tuple[str, ...]:
+    if len(values) > MAX_FILTER_VALUES:
+        raise invalid(f"filter.{field}", f"must be at most {MAX_FILTER_VALUES} values")
+    return tuple(values)
+
+
+def _source(number: int) -> str | None:
+    if not 0 <= number < len(SOURCES):
+        raise invalid("filter.source", "must be a PredictionSource of this contract")
+    return SOURCES[number]
+
+
+def _confidence(given: ingest_pb2.PredictionFilter) -> float | None:
+    if not given.HasField("min_confidence"):
+        return None
+    if math.isnan(given.min_confidence) or not 0 <= given.min_confidence <= 1:
+        raise invalid("filter.min_confidence", "must be in [0, 1]")
+    return given.min_confidence
+
+
+def _time(given: ingest_pb2.PredictionFilter, field: str) -> datetime | None:
+    time: Timestamp = getattr(given, field)
+    return parse_time(time, f"filter.{field}") if given.HasField(field) else None  # type: ignore[arg-type]
+
+
+def log_response(totals: Totals) -> ingest_service_pb2.PredictionLogResponse:
+    """Returns the answer to a stream."""
+    return ingest_service_pb2.PredictionLogResponse(
+        committed_through=totals.committed_through,
+        accepted=totals.accepted,
+        duplicates=totals.duplicates,
+        rejected=totals.rejected,
+        gap_sequences=totals.gap_sequences,
+        rejections=[ingest_pb2.Rejection(**r._asdict()) for r in totals.rejections],
+    )
+
+
+def stats_response(stats: Stats) -> ingest_service_pb2.GetStatsResponse:
+    """Returns the statistics as an answer."""
+    response = ingest_service_pb2.GetStatsResponse(
+        total_predictions=stats.total_predictions,
+        defects_detected=stats.defects_detected,
+        total_detections=stats.total_detections,
+        by_device=_counts(stats.by_device),
+        by_model=_counts(stats.by_model),
+        by_source=_counts(stats.by_source),
+        by_class=_counts(stats.by_class),
+        rejected=stats.rejected,
+        gap_sequences=stats.gap_sequences,
+    )
+    if stats.inference_seconds is not None:
+        p50, p95, p99 = map(_duration, stats.inference_seconds)
+        response.inference_time.CopyFrom(ingest_pb2.LatencyQuantiles(p50=p50, p95=p95, p99=p99))
+    if stats.first_captured_us is not None and stats.last_captured_us is not None:
+        response.first_captured_at.FromMicroseconds(stats.first_captured_us)
+        response.last_captured_at.FromMicroseconds(stats.last_captured_us)
+    return response
+
+
+def _counts(counts: Iterable[Count]) -> list[ingest_pb2.CountByKey]:
+    return [ingest_pb2.CountByKey(key=c.key, count=c.total, defects=c.defects) for c in counts]
+
+
+def stored_to_proto(stored: StoredPrediction) -> ingest_pb2.StoredPrediction:
+    """Returns a stored prediction as the contract has it."""
+    message = ingest_pb2.StoredPrediction(
+        device_id=stored.position.device_id,
+        spool_id=stored.position.spool_id,
+        prediction=_prediction(stored),
+    )
+    message.received_at.FromMicroseconds(stored.position.received_us)
+    if stored.clock_offset_seconds is not None:
+        message.clock_offset.FromMicroseconds(round(stored.clock_offset_seconds * 1e6))
+    return message
+
+
+def _prediction(stored: StoredPrediction) -> prediction_pb2.Prediction:
+    message = prediction_pb2.Prediction(
+        sequence=stored.position.sequence,
+        image_id=stored.image_id,
+        image_width=stored.image_width,
+        image_height=stored.image_height,
+        model_name=stored.model_name,
+        model_version=stored.model_version,
+        source=SOURCES.index(stored.source),  # type: ignore[arg-type]
+        cloud_reason=CLOUD_REASONS.index(stored.cloud_reason),  # type: ignore[arg-type]
+        detections=map(_detection, stored.detections),
+        defect_detected=stored.defect_detected,
+        labels=stored.labels,
+        trace_id=stored.trace_id,
+    )
+    message.captured_at.FromMicroseconds(stored.captured_us)
+    if stored.inference_seconds is not None:
+        message.inference_time.CopyFrom(_duration(stored.inference_seconds))
+    return message
+
+
+def _detection(stored: Mapping[str, Any]) -> prediction_pb2.Detection:
+    box = stored["box"]
+    return prediction_pb2.Detection(
+        class_id=stored["class_id"],
+        class_name=stored["class_name"],
+        confidence=stored["confidence"],
+        box=None if box is None else prediction_pb2.BoundingBox(**box),
+        track_id=stored["track_id"],
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration

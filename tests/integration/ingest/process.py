@@ -1,0 +1,159 @@
+"""A real `python -m ingest_service` on a loopback port of the kernel's choice, and raw clients."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import grpc
+import pytest
+from sightline.ingest.v1 import ingest_service_pb2 as messages
+from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
+
+from ingest_service.store import Spool
+from servicekit.errors import SightlineError, from_rpc_error
+
+PATIENCE = 30.0
+"""How long a test waits for what must happen, s."""
+
+
+class Server:
+    """The process. Each start is on the same database."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.folder = folder
+        self.database = folder / "test.duckdb"
+        self.log = folder / "stderr.log"
+        self._flags = flags
+        self._process: subprocess.Popen[str] | None = None
+        self._channel: grpc.Channel | None = None
+        self.address = ""
+
+    def start(self) -> None:
+        """Starts the process and waits until it is ready."""
+        self._process = self.spawn()
+        line = self._read_line(self._process)
+        assert line, f"exit code {self._process.poll()}: {self.log.read_text()}"
+        ready = json.loads(line)
+        assert (ready["event"], ready["service"]) == ("ready", "ingest")
+        self.address = ready["address"]
+
+    def spawn(self) -> subprocess.Popen[str]:
+        """Starts a process on the database without waiting for it."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "ingest_service"),
+                    *("--listen", "127.0.0.1:0", "--database", str(self.database)),
+                    *self._flags,
+                ],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=self.folder,
+                env=environment,
+            )
+
+    def signal(self, number: int) -> None:
+        """Sends a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Waits for the end of the process and returns its exit code."""
+        process, self._process = self._process, None
+        assert process is not None
+        try:
+            return process.wait(PATIENCE)
+        finally:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None
+
+    def stop(self) -> None:
+        """Ends the process with SIGTERM, if it runs."""
+        if self._process is not None:
+            self.signal(signal.SIGTERM)
+            assert self.wait() == 0, self.log.read_text()
+
+    def kill(self) -> None:
+        """Ends the process with SIGKILL, if it runs."""
+        if self._process is not None:
+            self.signal(signal.SIGKILL)
+            self.wait()
+
+    @property
+    def stub(self) -> IngestServiceStub:
+        """A client of the process that runs now."""
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(self.address)
+        return IngestServiceStub(self._channel)
+
+    def log_messages(
+        self, *requests: messages.PredictionLogRequest
+    ) -> messages.PredictionLogResponse:
+        """Sends one stream."""
+        return self.stub.PredictionLog(iter(requests), timeout=PATIENCE)
+
+    def log_bytes(self, payloads: Iterator[bytes]) -> messages.PredictionLogResponse:
+        """Sends one stream of raw bytes, on a connection of its own."""
+        with grpc.insecure_channel(self.address) as channel:
+            call: Callable[..., messages.PredictionLogResponse] = channel.stream_unary(
+                "/sightline.ingest.v1.IngestService/PredictionLog",
+                request_serializer=None,
+                response_deserializer=messages.PredictionLogResponse.FromString,
+            )
+            return call(payloads, timeout=PATIENCE)
+
+    def watermark(self, of: Spool) -> int:
+        """Asks for the committed position of a spool, on a connection of its own."""
+        request = messages.GetWatermarkRequest(device_id=of.device_id, spool_id=of.spool_id)
+        with grpc.insecure_channel(self.address) as channel:
+            stub = IngestServiceStub(channel)
+            return stub.GetWatermark(request, timeout=PATIENCE).committed_through
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Returns the rows of a query on the file; only while no process runs."""
+        assert self._process is None
+        with duckdb.connect(self.database, read_only=True) as connection:
+            rows: list[tuple[Any, ...]] = connection.execute(sql).fetchall()
+            return rows
+
+    def assert_exactly_once(self, sent: dict[Spool, int]) -> None:
+        """Holds the file against the last sequence that was sent of each spool."""
+        sequences = self.query(
+            "SELECT device_id, spool_id, count(*), count(DISTINCT sequence), max(sequence)"
+            " FROM (SELECT device_id, spool_id, sequence FROM predictions UNION ALL"
+            " SELECT device_id, spool_id, sequence FROM rejected_predictions)"
+            " GROUP BY device_id, spool_id"
+        )
+        found = {Spool(device, spool): tuple(counts) for device, spool, *counts in sequences}
+        assert found == {spool: (last, last, last) for spool, last in sent.items()}
+        ledger = self.query("SELECT balanced, count(*) FROM ledger GROUP BY balanced")
+        assert ledger == [(True, len(sent))]
+
+    def _read_line(self, process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        readable, _, _ = select.select([process.stdout], [], [], PATIENCE)
+        return process.stdout.readline() if readable else ""
+
+
+@contextlib.contextmanager
+def refused() -> Iterator[list[SightlineError]]:
+    """The call in the block must fail; the list then holds its error."""
+    errors: list[SightlineError] = []
+    with pytest.raises(grpc.RpcError) as caught:
+        yield errors
+    errors.append(from_rpc_error(caught.value))

@@ -1,0 +1,182 @@
+"""GetStats and ListPredictions over real sockets."""
+
+from datetime import timedelta
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from sightline.ingest.v1 import ingest_pb2
+from sightline.ingest.v1 import ingest_service_pb2 as messages
+from sightline.types.v1.prediction_pb2 import BoundingBox, PredictionSource
+
+from tests.integration.ingest.conftest import Start
+from tests.integration.ingest.process import PATIENCE, Server, refused
+from tests.unit.ingest_service.samples import (
+    NOW,
+    detection,
+    gap,
+    header,
+    prediction,
+    predictions,
+    request,
+    spool,
+    timestamp,
+)
+
+
+def listed(server: Server, **ask: object) -> messages.ListPredictionsResponse:
+    return server.stub.ListPredictions(
+        messages.ListPredictionsRequest(**ask),  # type: ignore[arg-type]
+        timeout=PATIENCE,
+    )
+
+
+def test_statistics_of_what_was_logged(server: Server) -> None:
+    before = timestamp(NOW - timedelta(days=400))
+    after = timestamp(NOW - timedelta(days=300))
+    quantile = Duration(seconds=1)
+    server.log_messages(
+        request(
+            prediction(
+                1, defect_detected=True, captured_at=before, inference_time=Duration(seconds=1)
+            ),
+            prediction(2, defect_detected=False, captured_at=after, detections=[detection()] * 3),
+            prediction(3, model_name=""),
+            gap(4, 9),
+            head=header(spool(1)),
+        )
+    )
+    server.log_messages(
+        request(
+            prediction(
+                1,
+                captured_at=after,
+                source=PredictionSource.PREDICTION_SOURCE_CLOUD,
+                detections=[detection(class_name="pit")],
+            ),
+            head=header(spool(2)),
+        )
+    )
+    got = server.stub.GetStats(messages.GetStatsRequest(), timeout=PATIENCE)
+    assert got == messages.GetStatsResponse(
+        total_predictions=3,
+        defects_detected=1,
+        total_detections=5,
+        by_device=[
+            ingest_pb2.CountByKey(key="gate-1", count=2, defects=1),
+            ingest_pb2.CountByKey(key="gate-2", count=1),
+        ],
+        by_model=[ingest_pb2.CountByKey(key="plates", count=3, defects=1)],
+        by_source=[
+            ingest_pb2.CountByKey(key="device", count=2, defects=1),
+            ingest_pb2.CountByKey(key="cloud", count=1),
+        ],
+        by_class=[
+            ingest_pb2.CountByKey(key="scratch", count=4),
+            ingest_pb2.CountByKey(key="pit", count=1),
+        ],
+        inference_time=ingest_pb2.LatencyQuantiles(p50=quantile, p95=quantile, p99=quantile),
+        first_captured_at=before,
+        last_captured_at=after,
+        rejected=1,
+        gap_sequences=6,
+    )
+    which = ingest_pb2.PredictionFilter(device_ids=["gate-2"], class_names=["pit"])
+    narrow = server.stub.GetStats(messages.GetStatsRequest(filter=which), timeout=PATIENCE)
+    assert (narrow.total_predictions, narrow.rejected, narrow.gap_sequences) == (1, 0, 0)
+    assert not narrow.HasField("inference_time")
+
+
+def test_an_empty_store_has_empty_answers(server: Server) -> None:
+    got = server.stub.GetStats(messages.GetStatsRequest(), timeout=PATIENCE)
+    assert got == messages.GetStatsResponse()
+    assert listed(server) == messages.ListPredictionsResponse()
+
+
+def test_pages_hold_each_prediction_once_while_more_are_logged(server: Server) -> None:
+    for number in (1, 2):
+        server.log_messages(request(*predictions(1, 50), head=header(spool(number))))
+    found: list[tuple[str, int]] = []
+    token = ""
+    while True:
+        page = listed(server, page_size=9, page_token=token)
+        found += [(one.device_id, one.prediction.sequence) for one in page.predictions]
+        token = page.next_page_token
+        if not token:
+            break
+        last = len(found)
+        server.log_messages(request(prediction(50 + last // 9), head=header(spool(1))))
+    expected = [(f"gate-{number}", sequence) for number in (1, 2) for sequence in range(1, 51)]
+    assert sorted(found) == sorted(expected)
+    assert found[:50] == [("gate-2", sequence) for sequence in range(50, 0, -1)]
+
+
+def test_a_page_that_ends_the_list_says_so(server: Server) -> None:
+    server.log_messages(request(*predictions(1, 20), head=header()))
+    assert listed(server, page_size=20).next_page_token == ""
+    assert listed(server, page_size=19).next_page_token != ""
+    assert len(listed(server).predictions) == 20
+
+
+def test_a_page_is_cut_before_it_is_too_large_to_send(start: Start) -> None:
+    server = start("--max-message-bytes", "100000")
+    large = [detection(class_name="c" * 200)] * 100
+    sent = [prediction(sequence, detections=large) for sequence in range(1, 21)]
+    for one in sent:
+        server.log_messages(request(one, head=header()))
+    found: list[int] = []
+    token = ""
+    while True:
+        page = listed(server, page_size=1000, page_token=token)
+        assert 1 <= len(page.predictions) < 20
+        found += [one.prediction.sequence for one in page.predictions]
+        token = page.next_page_token
+        if not token:
+            break
+    assert found == list(range(20, 0, -1))
+
+
+def test_a_box_and_a_verdict_come_back_as_sent(server: Server) -> None:
+    box = BoundingBox(x_min=0.1, y_min=0.2, x_max=0.3, y_max=0.4)
+    sent = prediction(1, defect_detected=False, detections=[detection(box=box, track_id=0)])
+    server.log_messages(request(sent, head=header(device_time=timestamp(NOW))))
+    (stored,) = listed(server).predictions
+    assert stored.prediction == sent
+    assert (stored.device_id, stored.HasField("received_at")) == ("gate-1", True)
+    assert stored.HasField("clock_offset")
+
+
+@pytest.mark.parametrize(
+    ("ask", "field"),
+    [
+        ({"page_size": -1}, "page_size"),
+        ({"page_size": 1001}, "page_size"),
+        ({"page_token": "nonsense"}, "page_token"),
+        ({"filter": ingest_pb2.PredictionFilter(min_confidence=2)}, "filter.min_confidence"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_by_field(
+    shared_server: Server, ask: dict[str, object], field: str
+) -> None:
+    with refused() as errors:
+        listed(shared_server, **ask)
+    assert errors[0].code is grpc.StatusCode.INVALID_ARGUMENT
+    assert [violation.field for violation in errors[0].violations] == [field]
+
+
+def test_a_token_is_refused_with_another_filter(server: Server) -> None:
+    server.log_messages(request(*predictions(1, 5), head=header()))
+    token = listed(server, page_size=2).next_page_token
+    with refused() as errors:
+        listed(server, page_token=token, filter=ingest_pb2.PredictionFilter(device_ids=["x"]))
+    assert errors[0].reason == "INVALID_PAGE_TOKEN"
+
+
+def test_text_in_a_filter_is_never_sql(server: Server) -> None:
+    server.log_messages(request(prediction(1), head=header()))
+    for text in ("' OR true --", "'); DROP TABLE predictions; --", "$size", "{where}"):
+        which = ingest_pb2.PredictionFilter(
+            device_ids=[text], model_names=[text], class_names=[text]
+        )
+        assert not listed(server, filter=which).predictions
+    assert len(listed(server).predictions) == 1

@@ -1,0 +1,90 @@
+"""Valid messages to start from; a test breaks the one thing it is about."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from sightline.ingest.v1.ingest_pb2 import Gap, GapReason, LogHeader
+from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
+from sightline.types.v1.prediction_pb2 import BoundingBox, Detection, Prediction
+
+from ingest_service.group import Message
+from ingest_service.store import Opening, Spool
+
+NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
+SPOOL = Spool("gate-1", "0b0e7bd6-5f6b-4a44-9d0f-2f8f6b0c9d01")
+
+
+def spool(number: int) -> Spool:
+    return Spool(f"gate-{number}", str(uuid.UUID(int=number)))
+
+
+def timestamp(time: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp
+
+
+def detection(**fields: Any) -> Detection:
+    base: dict[str, Any] = {
+        "class_id": 1,
+        "class_name": "scratch",
+        "confidence": 0.75,
+        "box": BoundingBox(x_min=1, y_min=2, x_max=30.5, y_max=40),
+    }
+    return Detection(**{**base, **fields})
+
+
+def prediction(sequence: int = 1, **fields: Any) -> Prediction:
+    base: dict[str, Any] = {
+        "image_id": f"image-{sequence}",
+        "model_name": "plates",
+        "source": "PREDICTION_SOURCE_DEVICE",
+        "captured_at": timestamp(NOW - timedelta(seconds=1)),
+        "detections": [detection()],
+    }
+    return Prediction(sequence=sequence, **{**base, **fields})
+
+
+def gap(first: int, last: int, **fields: Any) -> Gap:
+    base: dict[str, Any] = {"reason": GapReason.GAP_REASON_DROPPED_OLDEST}
+    return Gap(first_sequence=first, last_sequence=last, **{**base, **fields})
+
+
+def header(of: Spool = SPOOL, **fields: Any) -> LogHeader:
+    return LogHeader(device_id=of.device_id, spool_id=of.spool_id, **fields)
+
+
+def request(*parts: Prediction | Gap, head: LogHeader | None = None) -> PredictionLogRequest:
+    return PredictionLogRequest(
+        header=head,
+        predictions=[part for part in parts if isinstance(part, Prediction)],
+        gaps=[part for part in parts if isinstance(part, Gap)],
+    )
+
+
+def predictions(first: int, last: int) -> list[Prediction]:
+    return [prediction(sequence) for sequence in range(first, last + 1)]
+
+
+def opening(of: Spool = SPOOL, **fields: Any) -> Opening:
+    base: dict[str, Any] = {
+        "opened_at": NOW,
+        "device_time": None,
+        "device_monotonic": None,
+        "client": "",
+    }
+    return Opening(of, **{**base, **fields})
+
+
+def message(
+    *parts: Prediction | Gap,
+    stream: int = 0,
+    of: Spool = SPOOL,
+    first: bool = True,
+    payload: bytes | None = None,
+) -> Message:
+    """A message as the server hands it to the committer."""
+    body = request(*parts, head=header(of) if first else None).SerializeToString()
+    return Message(stream, opening(of), body if payload is None else payload, first)

@@ -1,0 +1,454 @@
+"""What every store must do: a store's test class inherits these tests and says how to open it."""
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from sightline.types.v1.prediction_pb2 import Prediction
+
+from ingest_service.group import Message
+from ingest_service.group_writer import GroupWriter
+from ingest_service.store import (
+    Filter,
+    Position,
+    Reader,
+    Spool,
+    Stats,
+    Store,
+    StoredPrediction,
+    Transaction,
+)
+from ingest_service.translate import stored_to_proto
+from servicekit.errors import SightlineError
+from tests.unit.ingest_service.samples import (
+    NOW,
+    SPOOL,
+    detection,
+    gap,
+    message,
+    prediction,
+    predictions,
+    spool,
+    timestamp,
+)
+
+ODD_TEXT = "é \N{SNOWMAN} ' \" \\ ; -- \0 \n %s $1"
+
+
+class Clock:
+    """A server clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.time = NOW
+
+    def __call__(self) -> datetime:
+        return self.time
+
+    def tick(self) -> None:
+        self.time += timedelta(seconds=1)
+
+
+class BeforeCommit:
+    """A store on which something happens when all is written and nothing committed."""
+
+    def __init__(self, store: Store, action: Callable[[], None]) -> None:
+        self._store = store
+        self._action = action
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        with self._store.transaction() as transaction:
+            yield transaction
+            self._action()
+
+    def reader(self) -> Reader:
+        return self._store.reader()
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def commit(store: Store, *messages: Message, now: Callable[[], datetime] = lambda: NOW) -> None:
+    """Commits a group none of whose messages may fail."""
+    for outcome in GroupWriter(store, now).commit(messages):
+        assert outcome.error is None
+
+
+def everything(store: Store, which: Filter | None = None) -> list[StoredPrediction]:
+    return page(store, 10_000, which=which)
+
+
+def page(
+    store: Store, size: int, after: Position | None = None, which: Filter | None = None
+) -> list[StoredPrediction]:
+    reader = store.reader()
+    try:
+        return reader.page(which or Filter(), size, after)
+    finally:
+        reader.close()
+
+
+def stats(store: Store, which: Filter | None = None) -> Stats:
+    reader = store.reader()
+    try:
+        return reader.stats(which or Filter())
+    finally:
+        reader.close()
+
+
+def watermark(store: Store, of: Spool = SPOOL) -> int:
+    reader = store.reader()
+    try:
+        return reader.watermark(of)
+    finally:
+        reader.close()
+
+
+def varied(seed: int, count: int) -> list[Prediction]:
+    """Predictions that differ in everything that a filter looks at."""
+    chance = random.Random(seed)
+    return [
+        prediction(
+            sequence,
+            model_name=chance.choice(("plates", "parts")),
+            source=chance.choice((1, 2)),
+            captured_at=timestamp(NOW - timedelta(minutes=chance.randrange(10))),
+            inference_time=chance.choice((None, Duration(nanos=chance.randrange(10**9)))),
+            defect_detected=chance.choice((None, True, False)),
+            detections=[
+                detection(
+                    class_name=chance.choice(("pit", "scratch", "")),
+                    confidence=chance.choice((0.25, 0.5, 0.75)),
+                )
+                for _ in range(chance.randrange(4))
+            ],
+        )
+        for sequence in range(1, count + 1)
+    ]
+
+
+def matches(which: Filter, device: str, p: Prediction) -> bool:
+    """The filter in plain Python, to hold the SQL against."""
+    found = [
+        d
+        for d in p.detections
+        if (not which.class_names or d.class_name in which.class_names)
+        and (which.min_confidence is None or d.confidence >= which.min_confidence)
+    ]
+    captured = p.captured_at.ToDatetime(tzinfo=UTC)
+    verdict = p.defect_detected if p.HasField("defect_detected") else None
+    source = {1: "device", 2: "cloud"}[p.source]
+    return (
+        (not which.device_ids or device in which.device_ids)
+        and (not which.model_names or p.model_name in which.model_names)
+        and (which.defect_detected is None or verdict == which.defect_detected)
+        and which.source in (None, source)
+        and (which.start_time is None or captured >= which.start_time)
+        and (which.end_time is None or captured < which.end_time)
+        and (bool(found) or (not which.class_names and which.min_confidence is None))
+    )
+
+
+FILTERS = [
+    Filter(),
+    Filter(device_ids=("gate-1",)),
+    Filter(device_ids=("gate-1", "gate-2", "no such")),
+    Filter(device_ids=("'; DROP TABLE predictions; --",)),
+    Filter(model_names=("parts",)),
+    Filter(class_names=("pit",)),
+    Filter(class_names=("pit", "")),
+    Filter(defect_detected=True),
+    Filter(defect_detected=False),
+    Filter(source="cloud"),
+    Filter(min_confidence=0.0),
+    Filter(min_confidence=0.5),
+    Filter(class_names=("scratch",), min_confidence=0.75),
+    Filter(start_time=NOW - timedelta(minutes=5)),
+    Filter(end_time=NOW - timedelta(minutes=5)),
+    Filter(start_time=NOW - timedelta(minutes=5), end_time=NOW - timedelta(minutes=5)),
+    Filter(
+        ("gate-2",), ("plates",), ("pit", "scratch"), True, "device", 0.25, NOW - timedelta(hours=1)
+    ),
+]
+
+
+class StoreConformance:
+    """Inherit, and override `open_store` and `query`."""
+
+    @pytest.fixture
+    def open_store(self) -> Callable[[], Store]:
+        """Opens the test's store: each call opens the same one, after the last was closed."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def store(self, open_store: Callable[[], Store]) -> Iterator[Store]:
+        opened = open_store()
+        yield opened
+        opened.close()
+
+    def query(self, store: Store, sql: str) -> list[tuple[Any, ...]]:
+        """Returns the rows of a query on the store's tables."""
+        raise NotImplementedError
+
+    def assert_balanced(self, store: Store) -> None:
+        ledger = self.query(store, "SELECT * FROM ledger")
+        assert ledger
+        assert all(row[-1] is True for row in ledger), ledger
+
+    # -- Writing
+
+    def test_a_new_store_is_empty(self, store: Store) -> None:
+        assert watermark(store) == 0
+        assert everything(store) == []
+        empty = stats(store)
+        assert (empty.total_predictions, empty.total_detections, empty.rejected) == (0, 0, 0)
+        assert (empty.by_device, empty.by_class, empty.inference_seconds) == ([], [], None)
+        assert (empty.first_captured_us, empty.last_captured_us) == (None, None)
+        assert self.query(store, "SELECT * FROM ledger") == []
+
+    def test_a_prediction_comes_back_as_it_was_sent(self, store: Store) -> None:
+        full = prediction(
+            1,
+            image_id=ODD_TEXT,
+            image_width=640,
+            image_height=480,
+            model_version="1.2",
+            source="PREDICTION_SOURCE_CLOUD",
+            cloud_reason="CLOUD_REASON_DEVICE_UNSURE",
+            inference_time=Duration(seconds=1, nanos=234_567_891),
+            detections=[
+                detection(track_id=-(2**63), class_name=ODD_TEXT),
+                detection(box=None, confidence=1),
+            ],
+            defect_detected=False,
+            labels={ODD_TEXT: ODD_TEXT, "": ""},
+            trace_id="0123456789abcdef" * 2,
+        )
+        bare = prediction(2, detections=[])
+        commit(store, message(full, bare))
+        second, first = everything(store)
+        assert stored_to_proto(first).prediction == full
+        assert stored_to_proto(second).prediction == bare
+
+    def test_positions_rejections_gaps_and_streams_are_kept(self, store: Store) -> None:
+        declared = timestamp(NOW - timedelta(days=1))
+        commit(
+            store,
+            message(
+                prediction(1),
+                prediction(2, detections=[detection(confidence=math.inf)]),
+                gap(3, 5, declared_at=declared),
+            ),
+        )
+        assert watermark(store) == 5
+        assert self.query(
+            store, "SELECT sequence, field, reason, original->>'image_id' FROM rejected_predictions"
+        ) == [(2, "detections[0].confidence", "CONFIDENCE_OUT_OF_RANGE", "image-2")]
+        assert self.query(
+            store,
+            "SELECT first_sequence, last_sequence, reason, epoch_us(declared_at) FROM gaps",
+        ) == [(3, 5, "dropped_oldest", declared.ToMicroseconds())]
+        assert self.query(
+            store, "SELECT device_id, spool_id, clock_offset_seconds FROM streams"
+        ) == [(*SPOOL, None)]
+        assert self.query(store, "SELECT * EXCLUDE (device_id, spool_id) FROM ledger") == [
+            (1, 1, 3, 5, 0, True)
+        ]
+
+    def test_the_clock_offset_of_a_stream_is_stored_with_its_rows(self, store: Store) -> None:
+        opened = message(prediction(1)).opening
+        behind = type(opened)(
+            SPOOL, NOW, NOW - timedelta(days=9000, microseconds=1), timedelta(seconds=7.5), "test"
+        )
+        commit(store, message(prediction(1))._replace(opening=behind))
+        (stored,) = everything(store)
+        offset = stored_to_proto(stored).clock_offset.ToTimedelta()
+        assert offset == timedelta(days=9000, microseconds=1)
+        assert self.query(
+            store,
+            "SELECT epoch_us(device_time + to_seconds(clock_offset_seconds)) - epoch_us(opened_at),"
+            " device_monotonic_seconds, client FROM streams",
+        ) == [(0, 7.5, "test")]
+
+    def test_what_was_committed_is_not_stored_again(self, store: Store) -> None:
+        commit(store, message(*predictions(1, 4)))
+        commit(store, message(*predictions(3, 6)), message(*predictions(1, 6), stream=1))
+        assert [stored.position.sequence for stored in everything(store)] == [6, 5, 4, 3, 2, 1]
+        assert watermark(store) == 6
+        self.assert_balanced(store)
+        assert self.query(store, "SELECT duplicates FROM ledger") == [(8,)]
+
+    def test_spools_are_kept_apart(self, store: Store) -> None:
+        again = SPOOL._replace(spool_id=spool(9).spool_id)
+        commit(store, *(message(*predictions(1, 2), of=of) for of in (SPOOL, again, spool(2))))
+        assert [watermark(store, of) for of in (SPOOL, again, spool(2), spool(3))] == [2, 2, 2, 0]
+        assert len(everything(store)) == 6
+
+    def test_the_largest_sequence_fits(self, store: Store) -> None:
+        commit(store, message(gap(1, 2**63 - 2), prediction(2**63 - 1)))
+        assert watermark(store) == 2**63 - 1
+        self.assert_balanced(store)
+        assert stats(store).gap_sequences == 2**63 - 2
+
+    def test_gap_sequences_beyond_int64_are_reported_as_its_largest(self, store: Store) -> None:
+        commit(store, *(message(gap(1, 2**63 - 1), of=spool(n), stream=n) for n in (1, 2)))
+        assert stats(store).gap_sequences == 2**63 - 1
+        self.assert_balanced(store)
+
+    def test_a_transaction_that_fails_leaves_nothing(self, store: Store) -> None:
+        commit(store, message(*predictions(1, 2)))
+        group = message(prediction(3), prediction(4, model_name=""), gap(5, 6))
+        before = self.query(store, "SELECT * FROM ledger")
+
+        def fail() -> None:
+            raise RuntimeError("power")
+
+        with pytest.raises(RuntimeError, match="power"):
+            GroupWriter(BeforeCommit(store, fail), lambda: NOW).commit([group])
+        assert self.query(store, "SELECT * FROM ledger") == before
+        assert watermark(store) == 2
+        commit(store, group)
+        assert watermark(store) == 6
+        self.assert_balanced(store)
+
+    def test_a_reader_sees_what_is_committed_and_nothing_else(self, store: Store) -> None:
+        seen: list[int] = []
+        look = BeforeCommit(store, lambda: seen.append(len(everything(store))))
+        GroupWriter(look, lambda: NOW).commit([message(*predictions(1, 3))])
+        assert seen == [0]
+        assert len(everything(store)) == 3
+
+    def test_a_transaction_reads_the_watermarks_that_it_moves(self, store: Store) -> None:
+        commit(store, message(*predictions(1, 3)))
+        with store.transaction() as transaction:
+            assert transaction.watermarks([SPOOL, spool(2)]) == {SPOOL: 3, spool(2): 0}
+            assert transaction.watermarks([]) == {}
+
+    def test_everything_is_there_after_reopening(self, open_store: Callable[[], Store]) -> None:
+        store = open_store()
+        commit(store, message(*predictions(1, 3), gap(4, 4), prediction(5, model_name="")))
+        before = (everything(store), stats(store), self.query(store, "SELECT * FROM ledger"))
+        store.close()
+        store = open_store()
+        assert (
+            everything(store),
+            stats(store),
+            self.query(store, "SELECT * FROM ledger"),
+        ) == before
+        commit(store, message(*predictions(5, 6)))
+        assert watermark(store) == 6
+        self.assert_balanced(store)
+        store.close()
+
+    def test_closing_twice_is_closing_once(self, open_store: Callable[[], Store]) -> None:
+        store = open_store()
+        store.close()
+        store.close()
+
+    # -- Reading
+
+    def logged(self, store: Store) -> list[tuple[str, Prediction]]:
+        """Stores varied predictions of three devices; returns them with their devices."""
+        clock, logged = Clock(), []
+        for number in (1, 2, 3):
+            sent = varied(number, 40)
+            for start in range(0, 40, 16):
+                commit(store, message(*sent[start : start + 16], of=spool(number)), now=clock)
+                clock.tick()
+            logged += [(spool(number).device_id, one) for one in sent]
+        commit(store, message(prediction(41, model_name=""), gap(42, 50), of=spool(2)))
+        return logged
+
+    def test_a_filter_finds_what_plain_python_finds(self, store: Store) -> None:
+        logged = self.logged(store)
+        for which in FILTERS:
+            expected = {(name, one.sequence) for name, one in logged if matches(which, name, one)}
+            found = [(p.position.device_id, p.position.sequence) for p in everything(store, which)]
+            assert set(found) == expected, which
+            assert len(found) == len(expected), which
+
+    def test_statistics_are_those_of_plain_python(self, store: Store) -> None:
+        logged = self.logged(store)
+        for which in FILTERS:
+            chosen = [(name, one) for name, one in logged if matches(which, name, one)]
+            assert_counts(stats(store, which), which, chosen)
+
+    def test_counts_come_most_first(self, store: Store) -> None:
+        self.logged(store)
+        got = stats(store)
+        for counts in (got.by_device, got.by_model, got.by_class):
+            totals = [count.total for count in counts]
+            assert totals == sorted(totals, reverse=True)
+
+    def test_quantiles_are_over_the_predictions_that_give_a_time(self, store: Store) -> None:
+        times = [Duration(nanos=n * 10_000_000) for n in range(1, 101)]
+        sent = [prediction(n, inference_time=time) for n, time in enumerate(times, 1)]
+        commit(store, message(*sent, prediction(101)))
+        quantiles = stats(store).inference_seconds
+        assert quantiles == pytest.approx((0.505, 0.9505, 0.9901))
+
+    def test_pages_come_newest_first_and_hold_each_prediction_once(self, store: Store) -> None:
+        logged = self.logged(store)
+        found: list[Position] = []
+        after = None
+        while positions := [one.position for one in page(store, 7, after)]:
+            found += positions
+            after = positions[-1]
+        assert found == sorted(found, reverse=True)
+        assert len(found) == len(set(found)) == len(logged)
+
+    def test_what_is_committed_meanwhile_does_not_move_the_pages(self, store: Store) -> None:
+        clock = Clock()
+        commit(store, message(*predictions(1, 10)), now=clock)
+        first = page(store, 4)
+        clock.tick()
+        commit(
+            store,
+            message(*predictions(11, 20)),
+            message(*predictions(1, 5), of=spool(2)),
+            now=clock,
+        )
+        second = page(store, 20, first[-1].position)
+        sequences = [one.position.sequence for one in (*first, *second)]
+        assert sequences == list(range(10, 0, -1))
+
+    def test_an_interrupted_reader_fails(self, store: Store) -> None:
+        reader = store.reader()
+        reader.interrupt()
+        with pytest.raises(SightlineError) as caught:
+            reader.stats(Filter())
+        assert caught.value.code.name == "CANCELLED"
+        reader.close()
+        assert stats(store).total_predictions == 0, "other readers go on"
+
+
+def assert_counts(got: Stats, which: Filter, chosen: Sequence[tuple[str, Prediction]]) -> None:
+    """Holds statistics against the predictions that they should be about."""
+    alone = [one for _, one in chosen]
+    assert got.total_predictions == len(chosen), which
+    assert got.defects_detected == sum(one.defect_detected for one in alone), which
+    assert got.total_detections == sum(len(one.detections) for one in alone), which
+    assert sorted(got.by_device) == tally([device for device, _ in chosen], alone), which
+    assert sorted(got.by_model) == tally([one.model_name for one in alone], alone), which
+    sources = [("device", "cloud")[one.source - 1] for one in alone]
+    assert sorted(got.by_source) == tally(sources, alone), which
+    classes = [d.class_name for one in alone for d in one.detections]
+    assert sorted(got.by_class) == sorted((n, classes.count(n), 0) for n in set(classes)), which
+    captured = [one.captured_at.ToMicroseconds() for one in alone]
+    assert got.first_captured_us == min(captured, default=None), which
+    assert got.last_captured_us == max(captured, default=None), which
+    about_gate_2 = not which.device_ids or "gate-2" in which.device_ids
+    assert (got.rejected, got.gap_sequences) == ((1, 9) if about_gate_2 else (0, 0)), which
+
+
+def tally(keys: Sequence[str], alone: Sequence[Prediction]) -> list[tuple[str, int, int]]:
+    pairs = list(zip(keys, alone, strict=True))
+    return sorted(
+        (key, keys.count(key), sum(one.defect_detected for name, one in pairs if name == key))
+        for key in set(keys)
+    )

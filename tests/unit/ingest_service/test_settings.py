@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from ingest_service.settings import IngestSettings
+from servicekit.settings import SettingsError, load
+
+
+def settings(*argv: str) -> IngestSettings:
+    return load(IngestSettings, argv, prog="test")
+
+
+def test_the_defaults_suit_a_laptop() -> None:
+    chosen = settings()
+    assert chosen.listen == "127.0.0.1:50051"
+    assert chosen.database == Path("sightline.duckdb")
+
+
+@pytest.mark.parametrize(
+    ("flag", "good", "bad"),
+    [
+        ("--group-wait-ms", "20", "20.1"),
+        ("--group-wait-ms", "0", "-1"),
+        ("--group-bytes", "1", "0"),
+        ("--max-inflight-bytes", "1", "0"),
+        ("--query-threads", "1", "0"),
+        ("--query-queue", "0", "-1"),
+        ("--database", "here.duckdb", "."),
+        ("--database", "here.duckdb", "/"),
+        ("--database", "here.duckdb", ""),
+    ],
+)
+def test_a_value_beyond_its_bound_is_refused_by_name(flag: str, good: str, bad: str) -> None:
+    settings(flag, good)
+    with pytest.raises(SettingsError, match=flag.removeprefix("--").replace("-", "_")):
+        settings(flag, bad)
+
+
+def test_the_environment_names_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGHTLINE_INGEST_DATABASE", "elsewhere.duckdb")
+    assert settings().database == Path("elsewhere.duckdb")
