@@ -1,4 +1,4 @@
-"""`sightline log` and `sightline infer`: pictures in, answers out."""
+"""The commands `log` and `infer`: pictures in, answers out."""
 
 import glob
 import json
@@ -12,9 +12,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from edge import EdgeNode, InferenceClient, InferParameters, ModelHint
+from edge.channel import Endpoint
 from edge.inference_types import ImageAnswer, InferAnswer
+from edge.settings import EdgeSettings
 from servicekit.errors import Category, SightlineError, invalid
-from sightline_cli.settings import edge_settings, endpoint
+from servicekit.settings import load
+from servicekit.terminal import CommandError
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _NOTES = Console(stderr=True)
@@ -43,7 +46,7 @@ def log(
     at the end stays in the spool and is sent the next time.
     """
     pictures = _pictures(source)
-    settings = edge_settings(
+    settings = settings_with(
         device_model=model,
         detector=detector,
         mode=mode,
@@ -52,7 +55,7 @@ def log(
         inference_target=inference,
     )
     failed = 0
-    with EdgeNode.from_settings(settings) as node:
+    with _node(settings) as node:
         with Progress(console=_NOTES) as progress:
             for path in progress.track(pictures, description="logging"):
                 failed += not _log_one(node, path)
@@ -84,10 +87,11 @@ def infer(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per picture.")] = False,
 ) -> None:
     """Ask the inference service. Example: sightline infer part-1.jpg part-2.jpg --json."""
-    settings = edge_settings(inference_target=target, timeout_seconds=timeout)
-    service = endpoint(settings, settings.inference_target)
+    settings = settings_with(inference_target=target, timeout_seconds=timeout)
     failed = False
-    with InferenceClient(service, timeout=settings.timeout_seconds) as client:
+    with InferenceClient(
+        Endpoint.to_inference(settings), timeout=settings.timeout_seconds
+    ) as client:
         for path in images:
             try:
                 answer = client.infer(
@@ -107,6 +111,20 @@ def infer(
         raise typer.Exit(1)
 
 
+def settings_with(**options: str | float | Path | None) -> EdgeSettings:
+    """Returns the edge settings, with the options of a command over everything else.
+
+    Args:
+        options: settings by name; None: from the environment, the TOML file or the default.
+
+    Raises:
+        SettingsError: a value cannot be used.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    return load(EdgeSettings, flags, prog="sightline")
+
+
 def _pictures(source: str) -> list[Path]:
     """Returns the pictures of a source, in the order of their names."""
     path = Path(source)
@@ -119,6 +137,18 @@ def _pictures(source: str) -> list[Path]:
     if not found:
         raise invalid("source", f"must name at least one picture (got {source!r})")
     return sorted(found)
+
+
+def _node(settings: EdgeSettings) -> EdgeNode:
+    try:
+        return EdgeNode.from_settings(settings)
+    except ImportError as error:
+        extra = settings.detector
+        raise CommandError(
+            f"detector {extra} needs {error.name}: pip install 'sightline[{extra}]'"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:  # a spool, a setting, a model
+        raise CommandError(str(error)) from error
 
 
 def _log_one(node: EdgeNode, path: Path) -> bool:

@@ -1,0 +1,86 @@
+"""Sightline on the device: detect, decide, log, spool, ship; and ask the cloud.
+
+Names are imported when they are first used, so that a device loads only what it needs.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge.answer import Answer, Attempt, Mode, Policy
+    from edge.coordinator import InferenceCoordinator
+    from edge.detect import Detector, DetectorResult, OnnxDetector, Thresholds, UltralyticsDetector
+    from edge.inference_client import AsyncInferenceClient, InferenceClient
+    from edge.inference_types import InferAnswer, InferParameters, ModelHint
+    from edge.logger import ClosedError, LoggerStats, LogOptions, PredictionLogger
+    from edge.node import EdgeNode, NodeStats
+    from edge.records import Box, CloudReason, Detection, Prediction, Source
+    from edge.settings import EdgeSettings
+
+__all__ = [
+    "Answer",
+    "AsyncInferenceClient",
+    "Attempt",
+    "Box",
+    "ClosedError",
+    "CloudReason",
+    "Detection",
+    "Detector",
+    "DetectorResult",
+    "EdgeNode",
+    "EdgeSettings",
+    "InferAnswer",
+    "InferParameters",
+    "InferenceClient",
+    "InferenceCoordinator",
+    "LogOptions",
+    "LoggerStats",
+    "Mode",
+    "ModelHint",
+    "NodeStats",
+    "OnnxDetector",
+    "Policy",
+    "Prediction",
+    "PredictionLogger",
+    "Source",
+    "Thresholds",
+    "UltralyticsDetector",
+]
+
+_MODULES = {
+    # Logging
+    "Box": "edge.records",
+    "ClosedError": "edge.logger",
+    "CloudReason": "edge.records",
+    "Detection": "edge.records",
+    "LogOptions": "edge.logger",
+    "LoggerStats": "edge.logger",
+    "Prediction": "edge.records",
+    "PredictionLogger": "edge.logger",
+    "Source": "edge.records",
+    # Answering
+    "Answer": "edge.answer",
+    "AsyncInferenceClient": "edge.inference_client",
+    "Attempt": "edge.answer",
+    "Detector": "edge.detect",
+    "DetectorResult": "edge.detect",
+    "EdgeNode": "edge.node",
+    "EdgeSettings": "edge.settings",
+    "InferAnswer": "edge.inference_types",
+    "InferParameters": "edge.inference_types",
+    "InferenceClient": "edge.inference_client",
+    "InferenceCoordinator": "edge.coordinator",
+    "Mode": "edge.answer",
+    "ModelHint": "edge.inference_types",
+    "NodeStats": "edge.node",
+    "OnnxDetector": "edge.detect",
+    "Policy": "edge.answer",
+    "Thresholds": "edge.detect",
+    "UltralyticsDetector": "edge.detect",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

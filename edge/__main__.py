@@ -1,0 +1,23 @@
+"""Runs an edge node over pictures, or asks the cloud about them: `python -m edge --help`."""
+
+import typer
+
+from edge import commands
+from servicekit import terminal
+
+app = typer.Typer(
+    help="Log what is found in pictures, or ask the inference service about them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("log")(commands.log)
+app.command("infer")(commands.infer)
+
+
+def main() -> None:
+    """Runs the command line and ends the process with its exit code."""
+    terminal.run(app, prog="python -m edge")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Models on the device, behind one protocol.
+
+The detectors are imported when they are first asked for: the edge core needs neither numpy nor
+ONNX Runtime nor ultralytics.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from edge.detect.base import Detector, DetectorResult, Image, Thresholds
+
+if TYPE_CHECKING:
+    from edge.detect.onnx import OnnxDetector
+    from edge.detect.ultralytics import UltralyticsDetector
+
+__all__ = [
+    "Detector",
+    "DetectorResult",
+    "Image",
+    "OnnxDetector",
+    "Thresholds",
+    "UltralyticsDetector",
+]
+
+_MODULES = {"OnnxDetector": "edge.detect.onnx", "UltralyticsDetector": "edge.detect.ultralytics"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,0 +1,80 @@
+"""What a detector is: a name, a version, and a picture in, detections out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from edge.records import Detection
+
+if TYPE_CHECKING:  # the edge core runs without numpy and Pillow
+    import numpy as np
+    import PIL.Image
+    from numpy.typing import NDArray
+
+Image: TypeAlias = "NDArray[np.uint8] | bytes | str | Path | PIL.Image.Image"
+"""A picture: RGB uint8 `[H, W, 3]`, an encoded JPEG, PNG, WebP or BMP, its path, or Pillow's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What counts as a detection; the defaults are ultralytics'.
+
+    Attributes:
+        confidence: detections must be above it, in [0, 1].
+        iou: of two boxes of one class that overlap by more, one is left out, in [0, 1].
+        max_detections: per picture, 1 to 10 000.
+
+    Raises:
+        ValueError: a bound is broken; names the attribute.
+    """
+
+    confidence: float = 0.25
+    iou: float = 0.7
+    max_detections: int = 300
+
+    def __post_init__(self) -> None:
+        for name, value in (("confidence", self.confidence), ("iou", self.iou)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], is {value}")
+        if not 1 <= self.max_detections <= 10_000:
+            raise ValueError(f"max_detections must be 1 to 10000, is {self.max_detections}")
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorResult:
+    """What one model says about one picture.
+
+    Attributes:
+        detections: most confident first; boxes in pixels of the upright picture.
+        image_width: of the upright picture in pixels, >= 1; 0: not known.
+        image_height: the same, downwards.
+        model_name: of the model that answered; never empty.
+        model_version: empty: not known.
+    """
+
+    detections: tuple[Detection, ...]
+    image_width: int
+    image_height: int
+    model_name: str
+    model_version: str = ""
+
+
+class Detector(Protocol):
+    """A model on the device. Called from worker threads; one instance serves one process."""
+
+    @property
+    def name(self) -> str:
+        """The model's name, as it is logged; not empty."""
+
+    @property
+    def version(self) -> str:
+        """The model's version, as it is logged; empty: not known."""
+
+    def detect(self, image: Image) -> DetectorResult:
+        """Find objects in one picture.
+
+        Raises:
+            SightlineError: the picture is at fault (category `validation`): the cloud would say
+                the same and is not asked.
+            Exception: whatever else went wrong: the cloud is asked, where the mode allows it.
+        """

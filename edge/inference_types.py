@@ -1,0 +1,111 @@
+"""What is asked of the inference service and what it answers: plain, frozen records."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from edge.records import Detection
+from servicekit.errors import SightlineError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHint:
+    """Which model should answer."""
+
+    name: str = ""
+    """Empty: the server's default model."""
+    version: str = ""
+    """Empty: the model's default version."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferParameters:
+    """How an answer is made. None: the model's own setting."""
+
+    confidence_threshold: float | None = None
+    """Detections below this confidence are left out, in [0, 1]."""
+    iou_threshold: float | None = None
+    """Of two boxes of one class that overlap by more, one is left out, in [0, 1]."""
+    max_detections: int | None = None
+    """At most this many detections per picture, 1 to 10 000."""
+    top_k: int | None = None
+    """At most this many classes per picture (classification), 1 to 1000."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One class of a classified picture."""
+
+    class_id: int
+    class_name: str
+    """Empty: the model has no labels."""
+    probability: float
+    """Calibrated, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAnswer:
+    """The answer for one picture."""
+
+    image_id: str
+    """As in the question. Empty: none was given."""
+    image_width: int
+    """Of the upright picture in pixels. 0: it could not be read."""
+    image_height: int
+    detections: tuple[Detection, ...] = ()
+    """Most confident first (task detect)."""
+    classes: tuple[ClassScore, ...] = ()
+    """Most probable first (task classify)."""
+    error: SightlineError | None = None
+    """Why there is no answer for this picture, though there is for others. None: there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeconds:
+    """How long each stage took on the server, in seconds; 0: not said."""
+
+    validate: float
+    queue: float
+    decode: float
+    infer: float
+    post: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class InferAnswer:
+    """The answers for the pictures of one call, in their order."""
+
+    results: tuple[ImageAnswer, ...]
+    model_name: str
+    model_version: str
+    timing: StageSeconds
+    idempotent_replayed: bool
+    """Whether the service gave the answer that an earlier call with the same key had got."""
+
+
+class ModelTask(StrEnum):
+    """What a model is for."""
+
+    UNSPECIFIED = "unspecified"
+    DETECT = "detect"
+    CLASSIFY = "classify"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model that the service has loaded."""
+
+    name: str
+    version: str
+    task: ModelTask
+    labels: tuple[str, ...]
+    """The index is the class_id."""
+    input_width: int
+    """In pixels."""
+    input_height: int
+    provider: str
+    """ONNX Runtime's execution provider in use."""
+    default_version: bool
+    """Whether a question that names no version gets this one."""
+    default_model: bool
+    """Whether a question that names no model gets this one."""

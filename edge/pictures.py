@@ -1,0 +1,119 @@
+"""A picture in the form that is wanted: pixels for a model, encoded bytes for the wire.
+
+Pictures that come encoded are checked by their content before they are decoded
+(`servicekit.vision`). numpy and Pillow are imported only where pixels are handled: a node that
+passes encoded pictures on needs neither.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edge.detect.base import Image
+from servicekit.errors import invalid
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+    from numpy.typing import NDArray
+
+ArrayFormat = Literal["jpeg", "png"]
+"""How pixels are encoded for the wire: JPEG of quality 95, or PNG (exact, several times larger)."""
+
+
+def pixels(image: Image, field: str = "image") -> "NDArray[np.uint8]":
+    """Returns a picture as RGB uint8 `[H, W, 3]`, upright.
+
+    Args:
+        image: the picture, in any form.
+        field: its name in errors.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT: not a picture, over a limit of `servicekit.vision`, or
+            not readable; the reason says which.
+    """
+    from servicekit.vision import ImageError, decode_image
+
+    if not isinstance(image, bytes | str | Path):
+        return _array(image, field)
+    try:
+        return decode_image(_read(image, field))
+    except ImageError as error:
+        raise invalid(field, f"must be a picture: {error}", reason=error.reason) from error
+
+
+def encoded(image: Image, *, array_format: ArrayFormat = "jpeg", field: str = "image") -> bytes:
+    """Returns a picture as an encoded file: bytes and files as they are, pixels encoded.
+
+    Args:
+        image: the picture, in any form.
+        array_format: how arrays and Pillow's pictures are encoded.
+        field: its name in errors.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT: empty, not readable, or not a picture's array.
+    """
+    if not isinstance(image, bytes | str | Path):
+        return _encode(_array(image, field), array_format)
+    data = _read(image, field)
+    if not data:
+        raise invalid(field, "must not be empty", reason="IMAGE_EMPTY")
+    return data
+
+
+def _read(image: bytes | str | Path, field: str) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return Path(image).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        raise invalid(
+            field, f"must be a file that can be read: {error}", reason="IMAGE_FILE_UNREADABLE"
+        ) from error
+
+
+def _array(image: "NDArray[np.uint8] | PIL.Image.Image", field: str) -> "NDArray[np.uint8]":
+    import numpy as np
+    import PIL.Image
+
+    if isinstance(image, PIL.Image.Image):
+        return _upright(image, field)
+    if not isinstance(image, np.ndarray):
+        kind = type(image).__name__
+        raise invalid(field, f"must be an array, bytes, a path or Pillow's picture, is a {kind}")
+    right = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size > 0
+    if not right:
+        raise invalid(
+            field, f"must be RGB uint8 [H, W, 3] and not empty, is {image.dtype} {image.shape}"
+        )
+    return image
+
+
+def _upright(image: "PIL.Image.Image", field: str) -> "NDArray[np.uint8]":
+    import numpy as np
+    from PIL import ImageOps
+
+    with _refusing(field):
+        rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return _array(rgb, field)
+
+
+@contextmanager
+def _refusing(field: str) -> Iterator[None]:
+    """Pillow reads a picture's pixels when they are asked for: damage shows only here."""
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = "IMAGE_CORRUPT"
+        raise invalid(field, f"must be a whole picture: {error}", reason=reason) from error
+
+
+def _encode(array: "NDArray[np.uint8]", array_format: ArrayFormat) -> bytes:
+    import PIL.Image
+
+    out = io.BytesIO()
+    options = {"quality": 95} if array_format == "jpeg" else {"compress_level": 1}
+    PIL.Image.fromarray(array).save(out, array_format.upper(), **options)
+    return out.getvalue()

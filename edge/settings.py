@@ -1,0 +1,182 @@
+"""Settings of an edge node; `servicekit.settings` says where they come from."""
+
+import dataclasses
+import socket
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import NoDecode
+
+from edge.log_options import LogOptions
+from servicekit.settings import Address, ClientTlsSettings, OptionalPath
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    return value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+"""Words; in flags and variables separated by commas."""
+
+
+class EdgeSettings(ClientTlsSettings):
+    """What an edge node can be told."""
+
+    part: ClassVar[str] = "edge"
+
+    # Logging: memory -> spool -> ingest service. Defaults and bounds are those of `LogOptions`.
+    ingest_target: Address = Field(
+        "127.0.0.1:50051", description="address of the ingest service: host:port or unix:path"
+    )
+    device_id: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        max_length=256,
+        description="name of this device, unique in the fleet; not given: the host's name",
+    )
+    spool_dir: OptionalPath = Field(
+        None,
+        description="folder of the spool; not given: sightline/<device_id> in the state folder",
+    )
+    api_key: SecretStr | None = Field(
+        None, description="sent to both services as a bearer token; not given: none is sent"
+    )
+    on_full: Literal["block", "drop_oldest", "drop_newest"] = Field(
+        "drop_oldest", description="what log() does when memory is full"
+    )
+    memory_predictions: int = Field(
+        LogOptions.memory_predictions,
+        ge=1,
+        le=1_000_000,
+        description="predictions that may wait in memory for the spool",
+    )
+    memory_bytes: int = Field(
+        LogOptions.memory_bytes,
+        ge=4 << 20,
+        le=1 << 34,
+        description="predictions that may wait in memory for the spool, bytes on the wire",
+    )
+    spool_bytes: int = Field(
+        LogOptions.spool_bytes,
+        ge=1 << 20,
+        le=1 << 50,
+        description="size at which the spool gives up its oldest, bytes",
+    )
+    spool_age_seconds: float = Field(
+        LogOptions.spool_age_seconds,
+        ge=0,
+        le=1 << 40,
+        description="age at which a spooled prediction is given up, s; 0: never",
+    )
+    disk_reserve_bytes: int = Field(
+        LogOptions.disk_reserve_bytes,
+        ge=0,
+        le=1 << 50,
+        description="free disk space at which the spool stops growing, bytes",
+    )
+    batch_size: int = Field(
+        LogOptions.batch_size,
+        ge=1,
+        le=10_000,
+        description="predictions in one message to the ingest service",
+    )
+    batch_timeout_seconds: float = Field(
+        LogOptions.batch_timeout_seconds,
+        ge=0,
+        le=60,
+        description="how long a spooled prediction waits for others at most, s",
+    )
+    stream_size: int = Field(
+        LogOptions.stream_size,
+        ge=1,
+        le=1_000_000,
+        description="predictions in one stream, which is answered once",
+    )
+
+    def log_options(self) -> LogOptions:
+        """Returns the part that tunes a logger."""
+        names = (one.name for one in dataclasses.fields(LogOptions))
+        return LogOptions(**{name: getattr(self, name) for name in names})
+
+    # Answering: the device's model and the inference service.
+    mode: Literal["auto", "device", "cloud"] = Field(
+        default="auto",
+        description="who answers: auto (the device, then the cloud), device or cloud",
+    )
+    inference_target: Address = Field(
+        default="127.0.0.1:50052",
+        description="address of the inference service: host:port or unix:path",
+    )
+    timeout_seconds: float = Field(
+        default=8.0,
+        gt=0,
+        le=3600,
+        description="budget of one picture, device and cloud together, s",
+    )
+    cloud_reserve_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="time that must be left for the cloud to be asked, s",
+    )
+    device_model: OptionalPath = Field(
+        default=None,
+        description="model file on the device; not given: it has none, the cloud answers",
+    )
+    device_model_name: str = Field(
+        default="",
+        max_length=256,
+        description="name of device_model in the log; empty: its file's name",
+    )
+    device_model_version: str = Field(
+        default="", max_length=256, description="version of device_model; empty: from its SHA-256"
+    )
+    detector: Literal["onnx", "ultralytics"] = Field(
+        default="onnx", description="what runs device_model"
+    )
+    device_providers: Words = Field(
+        default=("CPUExecutionProvider",),
+        min_length=1,
+        description="execution providers of detector onnx, first choice first, comma-separated",
+    )
+    cloud_model: str = Field(
+        default="", description="model that the inference service should use; empty: its default"
+    )
+    cloud_model_version: str = Field(
+        default="", description="version of cloud_model; empty: its default version"
+    )
+    confidence_threshold: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="least confidence of a detection; not given: each model's own",
+    )
+    iou_threshold: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="overlap at which one box goes; not given: each model's own",
+    )
+    max_detections: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="detections per picture; not given: each model's own",
+    )
+    defect_classes: Words = Field(
+        default=(),
+        description="classes that are defects, comma-separated; empty: no verdict is logged",
+    )
+
+    @model_validator(mode="after")
+    def _answerable(self) -> Self:
+        if self.mode == "device" and self.device_model is None:
+            raise ValueError("device_model: must be given in mode device")
+        if self.mode != "device" and self.cloud_reserve_seconds >= self.timeout_seconds:
+            raise ValueError(
+                f"cloud_reserve_seconds: must be below timeout_seconds ({self.timeout_seconds:g}) "
+                f"in mode {self.mode} (got {self.cloud_reserve_seconds:g})"
+            )
+        return self

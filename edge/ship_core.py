@@ -1,0 +1,199 @@
+"""What the shipper does next: decided here, without a clock, a socket or a file.
+
+One `ShipCore` speaks for one spool. The shell asks `next` what to do, does it, reports what came of
+it, and carries out the actions that it gets back, in order.
+
+The server's word is the position: the last sequence that is committed. The core takes it from
+answers and watermarks, never from its own sends, and asks again whenever a call has failed.
+"""
+
+from dataclasses import dataclass
+
+import grpc
+
+from servicekit.errors import SightlineError
+
+ASK_SECONDS = 10.0
+SEND_SECONDS = 30.0
+_LONGEST_SEND_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Get the watermark."""
+
+    timeout: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Stream what comes after a sequence; with no entries, just the header."""
+
+    after: int
+    max_entries: int
+    timeout: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a stream carried."""
+
+    last: int
+    """The last sequence; for no entries, the one before them."""
+    entries: int
+    """How many predictions and gaps."""
+    is_prediction: bool = True
+    """Whether the last entry is a prediction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """Delete what is committed."""
+
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Turn a prediction that no server can read into a gap."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind:
+    """Owe the server again, as a gap, what it once confirmed after this sequence."""
+
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Move what is pending to a new spool_id; this core has then done its work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait, longer each time, before going on."""
+
+    error: SightlineError
+
+
+Action = Acknowledge | GiveUp | Rewind | Renew | Wait
+
+
+class ShipCore:
+    """Decides for one spool.
+
+    Args:
+        acknowledged: where the spool begins.
+        opened_at: the last sequence when the spool was opened: earlier processes may have sent that
+            far, this one has sent nothing yet.
+        stream_size: entries in one stream at most.
+
+    Attributes:
+        position: the last sequence that is known to be committed.
+    """
+
+    def __init__(self, *, acknowledged: int, opened_at: int, stream_size: int) -> None:
+        self.position = acknowledged
+        self._sent_through = max(opened_at, acknowledged)
+        self._stream_size = stream_size
+        self._limit = stream_size
+        self._timeout = SEND_SECONDS
+        self._is_known = False  # whether the server has confirmed the position
+        self._suspect: int | None = None  # a prediction that was refused alone
+        self._had_hole = False
+
+    def next(self) -> Ask | Send:
+        """Returns what to do when there is something to send."""
+        if not self._is_known:
+            return Ask(ASK_SECONDS)
+        # Before a prediction is given up, a bare header must pass: else the fault is elsewhere.
+        limit = self._limit if self._suspect is None else 0
+        return Send(self.position, limit, self._timeout)
+
+    def asked(self, watermark: int) -> list[Action]:
+        """Takes the watermark."""
+        self._is_known = True
+        if watermark > self._sent_through:
+            return [Renew()]  # nobody here sent that: the spool was copied or put back
+        if watermark < self.position:
+            self.position = watermark
+            return [Rewind(watermark)]
+        return self._advance(watermark)
+
+    def sending(self, sent: Sent) -> None:
+        """Takes note of a stream before it is opened: from now on the server may have it."""
+        self._sent_through = max(self._sent_through, sent.last)
+
+    def answered(self, committed_through: int, sent: Sent) -> list[Action]:
+        """Takes the answer to a stream."""
+        self._had_hole = False
+        if sent.entries == 0:
+            return self._header_passed()
+        before = self.position
+        self._limit = min(self._stream_size, self._limit * 2)
+        self._timeout = SEND_SECONDS
+        self._is_known = committed_through == sent.last
+        actions = self._advance(min(committed_through, self._sent_through))
+        if self.position == before:
+            return [Wait(_no_progress(committed_through, sent))]
+        return actions
+
+    def failed(self, error: SightlineError, sent: Sent | None) -> list[Action]:
+        """Takes the failure of a stream, or (None) of a question."""
+        self._is_known = False
+        suspect, self._suspect = self._suspect, None
+        if sent is None or suspect is not None:
+            return [Wait(error)]
+        expected = error.metadata.get("expected_sequence", "")
+        if error.reason == "SEQUENCE_HOLE" and expected.isdecimal() and not self._had_hole:
+            self._had_hole = True
+            return self.asked(int(expected) - 1)
+        if _is_unreadable(error):
+            return self._isolate(error, sent)
+        if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            self._limit = max(1, sent.entries // 2)
+            self._timeout = min(self._timeout * 2, _LONGEST_SEND_SECONDS)
+        return [Wait(error)]
+
+    def _advance(self, through: int) -> list[Action]:
+        if through <= self.position:
+            return []
+        self.position = through
+        return [Acknowledge(through)]
+
+    def _isolate(self, error: SightlineError, sent: Sent) -> list[Action]:
+        if sent.entries > 1:
+            self._limit = sent.entries // 2
+            return []
+        if not sent.is_prediction:
+            return [Wait(error)]
+        self._suspect = sent.last
+        return []
+
+    def _header_passed(self) -> list[Action]:
+        suspect, self._suspect = self._suspect, None
+        if suspect != self.position + 1:  # it was committed after all
+            return []
+        return [GiveUp(suspect)]
+
+
+def _is_unreadable(error: SightlineError) -> bool:
+    if error.reason == "MALFORMED_MESSAGE":
+        return True
+    # gRPC itself refuses what is over the server's limit, and has no reason for it but this text.
+    too_large = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return too_large and "larger than max" in error.message
+
+
+def _no_progress(committed_through: int, sent: Sent) -> SightlineError:
+    return SightlineError(
+        grpc.StatusCode.INTERNAL,
+        "NOTHING_COMMITTED",
+        f"the server answered a stream up to sequence {sent.last} "
+        f"with committed_through = {committed_through}",
+    )

@@ -1,0 +1,54 @@
+"""What a person at a terminal sees of an error: one sentence and a hint, no traceback."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import grpc
+
+from servicekit.errors import Category, SightlineError, from_rpc_error
+from servicekit.settings import SettingsError
+
+_HINTS = {
+    Category.NETWORK: "Is the service running there? `sightline health` tells.",
+    Category.AUTH: "Check the API key (SIGHTLINE_EDGE_API_KEY) and the TLS files.",
+    Category.TIMEOUT: "Give it more time with --timeout, or look at the service's load.",
+    Category.SERVER: "The service's log says more.",
+    Category.VALIDATION: "",
+}
+
+
+class CommandError(Exception):
+    """A command cannot go on. The message is one sentence for people."""
+
+
+def run(command: Callable[[], object], *, prog: str) -> NoReturn:
+    """Runs a command line and ends the process.
+
+    The exit code is 2 for a bad flag or setting, 1 for any other error that a person can meet, and
+    the command's own otherwise.
+
+    Args:
+        command: the command line, such as a typer application.
+        prog: the program's name, in front of every sentence.
+    """
+    try:
+        command()
+    except SettingsError as error:
+        _fail(prog, str(error), 2)
+    except CommandError as error:
+        _fail(prog, str(error), 1)
+    except SightlineError as error:
+        _fail(prog, _sentence(error), 1)
+    except grpc.RpcError as error:
+        _fail(prog, _sentence(from_rpc_error(error)), 1)
+    sys.exit(0)
+
+
+def _sentence(error: SightlineError) -> str:
+    return f"{error} {_HINTS[error.category]}".rstrip()
+
+
+def _fail(prog: str, sentence: str, code: int) -> NoReturn:
+    sys.stderr.write(f"{prog}: {sentence}\n")
+    sys.exit(code)

@@ -1,0 +1,46 @@
+"""Logging goes on after a fork, in the parent and in the child, and each arrives once."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.ingest import FakeIngest
+
+NODE = Path(__file__).with_name("forking_node.py")
+
+
+def run(ingest: FakeIngest, folder: Path, case: str, children: int, predictions: int) -> list[str]:
+    """Runs the node and returns what parent and children say they have logged."""
+    arguments = [ingest.target, str(folder), case, str(children), str(predictions)]
+    result = subprocess.run(
+        [sys.executable, str(NODE), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    said = json.loads(result.stdout.splitlines()[-1])
+    expected_code = 9 if case == "orphans" else 0
+    assert said["codes"] == [expected_code] * children, result.stderr
+    logged: list[str] = said["logged"]
+    if case != "silent":
+        logged += [f"child{c}/{n}" for c in range(children) for n in range(predictions)]
+    return logged
+
+
+@pytest.mark.parametrize("case", ["close", "exit", "orphans", "silent"])
+def test_every_prediction_of_parent_and_children_arrives_once(tmp_path: Path, case: str) -> None:
+    with FakeIngest() as ingest:
+        logged = run(ingest, tmp_path, case, children=8, predictions=40)
+        assert Counter(ingest.images()) == Counter(logged)
+        for stored in ingest.spools.values():
+            stored.check()
+            assert stored.gaps == []
+        assert len(ingest.spools) == (1 if case == "silent" else 9)
+        assert {device for device, _ in ingest.spools} == {"gate-1"}
+    assert not list(tmp_path.glob("spool.damaged*"))

@@ -1,0 +1,245 @@
+"""Both detectors: on a small model whose output is known, and on photographs with YOLOv8n."""
+
+import os
+import subprocess
+import sys
+import threading
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
+
+import numpy as np
+import PIL.Image
+import pytest
+from numpy.typing import NDArray
+
+from edge.detect import Detector, DetectorResult, OnnxDetector, Thresholds, UltralyticsDetector
+from edge.records import Box, Detection
+from servicekit.errors import SightlineError
+from servicekit.vision import ModelError
+from tests.unit.edge.overlap import overlap
+from tests.unit.inference_service.tiny_onnx import colour_model
+from tests.unit.servicekit.vision.models import save_detector
+
+MODELS = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
+PHOTOS = ["bus.jpg", "zidane.jpg"]
+real = pytest.mark.skipif(
+    not MODELS.is_file(), reason="SIGHTLINE_TEST_MODELS holds no yolov8n_int8.onnx"
+)
+
+# Anchors of two plates that overlap by 0.6 and a mould; 96 x 64 pixels, as the model's input.
+KNOWN = np.array(
+    [[20, 24, 60], [20, 20, 40], [16, 16, 8], [16, 16, 8], [0.75, 0.5, 0], [0, 0, 0.625]],
+    dtype=np.float32,
+)
+EXPECTED = (
+    Detection(0, "plate", 0.75, Box(12, 12, 28, 28)),
+    Detection(1, "mould", 0.625, Box(56, 36, 64, 44)),
+)
+
+
+@pytest.fixture(params=[OnnxDetector, UltralyticsDetector], ids=["onnx", "ultralytics"])
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_detector(tmp_path_factory.mktemp("models") / "tiny.onnx", output=KNOWN)
+
+
+def black(width: int = 96, height: int = 64) -> NDArray[np.uint8]:
+    return np.zeros((height, width, 3), np.uint8)
+
+
+def test_objects_come_in_the_pictures_pixels_most_confident_first(kind: Any, model: Path) -> None:
+    # The letterbox is grey, which lifts the first score: a picture that fills the input has none.
+    assert kind(model, thresholds=Thresholds(iou=0.5)).detect(black()) == DetectorResult(
+        EXPECTED, 96, 64, "tiny", kind(model).version
+    )
+    doubled = kind(model, thresholds=Thresholds(iou=0.5)).detect(black(192, 128))
+    assert doubled.detections[1].box == Box(112, 72, 128, 88)
+    assert (doubled.image_width, doubled.image_height) == (192, 128)
+
+
+@pytest.mark.parametrize(("rgb", "name"), [((255, 0, 0), "red"), ((0, 0, 255), "blue")])
+def test_arrays_are_rgb(kind: Any, tmp_path: Path, rgb: tuple[int, int, int], name: str) -> None:
+    colours = tmp_path / "colours.onnx"
+    colour_model(colours)
+    (found,) = kind(colours).detect(np.full((64, 64, 3), rgb, np.uint8)).detections
+    assert found.class_name == name
+
+
+def test_thresholds_are_kept(kind: Any, model: Path) -> None:
+    def found(**options: Any) -> list[float]:
+        detector = kind(model, thresholds=Thresholds(**options))
+        return [d.confidence for d in detector.detect(black()).detections]
+
+    assert found() == [0.75, 0.625, 0.5]
+    assert found(iou=0.5) == [0.75, 0.625]
+    assert found(confidence=0.7) == [0.75]
+    assert found(max_detections=2) == [0.75, 0.625]
+
+
+@pytest.mark.parametrize(
+    "broken", [{"confidence": 1.1}, {"iou": float("nan")}, {"max_detections": 0}]
+)
+def test_thresholds_out_of_bounds_are_refused_by_name(broken: dict[str, Any]) -> None:
+    (name,) = broken
+    with pytest.raises(ValueError, match=name):
+        Thresholds(**broken)
+
+
+def test_names_and_versions(kind: Any, model: Path) -> None:
+    default: Detector = kind(model)
+    assert default.name == "tiny"
+    assert len(default.version) == 12
+    assert int(default.version, 16) >= 0
+    named: Detector = kind(model, name="plates", version="7")
+    result = named.detect(black())
+    assert (result.model_name, result.model_version) == ("plates", "7")
+
+
+def test_both_give_one_file_one_version(model: Path) -> None:
+    assert OnnxDetector(model).version == UltralyticsDetector(model).version
+
+
+def test_a_missing_model_is_refused_and_not_downloaded(kind: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        kind(tmp_path / "yolov8n.onnx")
+    assert caught.value.reason == "MODEL_FILE_MISSING"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_for_another_task_is_refused(kind: Any, tmp_path: Path) -> None:
+    names = {"names": "{0: 'plate', 1: 'mould'}", "imgsz": "[64, 96]", "stride": "32"}
+    path = save_detector(tmp_path / "seg.onnx", metadata={**names, "task": "segment"})
+    with pytest.raises(ModelError, match=r"task.*must be .?detect"):
+        kind(path)
+
+
+def test_bad_pictures_are_the_pictures_fault(kind: Any, model: Path) -> None:
+    detector = kind(model)
+    for image, reason in [
+        (b"no picture", "IMAGE_TYPE_UNSUPPORTED"),
+        ("missing.jpg", "IMAGE_FILE_UNREADABLE"),
+        (black()[..., 0], "INVALID_FIELD"),
+    ]:
+        with pytest.raises(SightlineError) as caught:
+            detector.detect(image)
+        assert (caught.value.reason, caught.value.category) == (reason, "validation")
+
+
+def test_threads_share_a_detector(kind: Any, model: Path) -> None:
+    detector = kind(model, thresholds=Thresholds(iou=0.5))
+    white = np.full((64, 96, 3), 0, np.uint8)
+    results: list[DetectorResult] = []
+
+    def run() -> None:
+        results.extend(detector.detect(white) for _ in range(5))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result.detections for result in results] == [EXPECTED] * 20
+
+
+def test_ultralytics_is_quiet_installs_nothing_and_leaves_no_folder(
+    model: Path, tmp_path: Path
+) -> None:
+    program = """
+import sys
+import numpy as np
+from edge.detect import UltralyticsDetector
+assert "ultralytics" not in sys.modules
+UltralyticsDetector(sys.argv[1]).detect(np.zeros((64, 96, 3), np.uint8))
+from ultralytics.utils import checks
+assert checks.AUTOINSTALL is False
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "YOLO_AUTOINSTALL"}
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(model)],
+        cwd=tmp_path,
+        env={**environment, "YOLO_CONFIG_DIR": str(tmp_path / "config")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["config"]
+
+
+def test_ultralytics_runs_its_own_checkpoints_and_refuses_other_tasks(tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    for name in ("yolov8n", "yolov8n-seg"):
+        YOLO(f"{name}.yaml", verbose=False).save(tmp_path / f"{name}.pt")
+    detector = UltralyticsDetector(tmp_path / "yolov8n.pt", device="cpu")
+    assert detector.detect(black()).detections == ()  # untrained
+    with pytest.raises(ModelError, match="task must be detect, is segment"):
+        UltralyticsDetector(tmp_path / "yolov8n-seg.pt", device="cpu")
+
+
+def test_the_edge_core_imports_without_numpy_pillow_and_the_runtimes() -> None:
+    program = """
+import sys
+for name in ("numpy", "PIL", "onnxruntime", "ultralytics", "torch", "cv2"):
+    sys.modules[name] = None
+import edge, edge.detect, edge.coordinator, edge.inference_client
+from edge.pictures import encoded
+assert encoded(b"as it is") == b"as it is"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+@cache
+def on_photo(kind: Any, photo: Path) -> DetectorResult:
+    return _loaded(kind).detect(photo)
+
+
+@cache
+def _loaded(kind: Any) -> Detector:
+    detector: Detector = kind(MODELS)
+    return detector
+
+
+@pytest.fixture(scope="module", params=PHOTOS)
+def photo(request: pytest.FixtureRequest) -> Path:
+    spec = find_spec("ultralytics")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "assets" / str(request.param)
+
+
+@real
+def test_both_detectors_see_the_same_objects(photo: Path) -> None:
+    ours, theirs = on_photo(OnnxDetector, photo), on_photo(UltralyticsDetector, photo)
+    assert (ours.image_width, ours.image_height) == (theirs.image_width, theirs.image_height)
+    assert len(ours.detections) >= 3
+    assert [d.class_name for d in ours.detections] == [d.class_name for d in theirs.detections]
+    for one, other in zip(ours.detections, theirs.detections, strict=True):
+        assert overlap(one.box, other.box) >= 0.9
+        assert one.confidence == pytest.approx(other.confidence, abs=0.01)
+
+
+@real
+def test_all_forms_of_a_photograph_agree(kind: Any, photo: Path) -> None:
+    expected = on_photo(kind, photo)
+    detector = _loaded(kind)
+    with PIL.Image.open(photo) as opened:
+        array = np.asarray(opened.convert("RGB"))
+        for image in (str(photo), photo.read_bytes(), opened, array):
+            assert detector.detect(image) == expected
+
+
+@real
+def test_the_bus_is_a_bus(kind: Any, photo: Path) -> None:
+    names = {d.class_name for d in on_photo(kind, photo).detections}
+    assert names == ({"person", "bus"} if photo.name == "bus.jpg" else {"person", "tie"})

@@ -1,0 +1,278 @@
+"""An edge node with a real logger, a real ingest server and a real inference server."""
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from sightline.types.v1 import prediction_pb2
+
+from edge.answer import Answer, Mode, Policy
+from edge.detect.base import Detector, DetectorResult, Image
+from edge.inference_client import InferenceClient
+from edge.logger import PredictionLogger
+from edge.node import EdgeNode
+from edge.records import Box, CloudReason, Detection, Prediction, Source
+from edge.settings import EdgeSettings
+from servicekit.errors import SightlineError
+from servicekit.settings import SettingsError
+from tests.fakes.inference import Refuse, Reply, Step, serving
+from tests.fakes.ingest import FakeIngest
+from tests.unit.servicekit.vision.models import save_detector
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+SCRATCH = Detection(3, "scratch", 0.5, Box(1, 2, 3, 4))
+DENIED = Refuse(SightlineError(grpc.StatusCode.PERMISSION_DENIED, "NOT_YOURS", "not yours"))
+
+
+class Device:
+    """A detector that finds one scratch, or fails on the picture `b"bad"`."""
+
+    name = "tiny"
+    version = "d1"
+
+    def detect(self, image: Image) -> DetectorResult:
+        if isinstance(image, bytes) and image == b"bad":
+            raise RuntimeError("CUDA error 700")
+        return DetectorResult((SCRATCH,), 64, 48, self.name, self.version)
+
+
+@contextmanager
+def node(
+    tmp_path: Path,
+    *script: Step,
+    detector: Detector | None = None,
+    mode: Mode = Mode.AUTO,
+    defect_classes: tuple[str, ...] = (),
+) -> Iterator[tuple[EdgeNode, FakeIngest]]:
+    policy = Policy(mode=mode, timeout=5.0, cloud_reserve=1.0, backoff=lambda n: 0.01)
+    with FakeIngest() as ingest, serving(*script or [Reply()]) as inference:
+        logger = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path / "spool")
+        client = InferenceClient(inference.target)
+        with EdgeNode(detector, client, logger, policy, defect_classes=defect_classes) as made:
+            yield made, ingest
+
+
+def logged(made: EdgeNode, ingest: FakeIngest) -> list[prediction_pb2.Prediction]:
+    """What has arrived in the store, in the order of logging."""
+    assert made.logger.flush(10, until="committed")
+    stored = ingest.only()
+    return [stored.predictions[sequence] for sequence in sorted(stored.predictions)]
+
+
+def _process(made: EdgeNode, *arguments: Any, **options: Any) -> Answer:
+    return made.process(*arguments, **options)
+
+
+def _aprocess(made: EdgeNode, *arguments: Any, **options: Any) -> Answer:
+    return asyncio.run(made.aprocess(*arguments, **options))
+
+
+@pytest.fixture(params=[_process, _aprocess], ids=["threads", "asyncio"])
+def process(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def test_an_answer_of_the_device_is_logged_as_it_was_given(process: Any, tmp_path: Path) -> None:
+    with node(tmp_path, detector=Device()) as (made, ingest):
+        answer = process(
+            made, b"good", "frame-1", 1_700_000_000.25, {"line": "3"}, traceparent=TRACE
+        )
+        (entry,) = logged(made, ingest)
+    assert answer.source is Source.DEVICE
+    assert answer.detections == (SCRATCH,)
+    assert (entry.image_id, entry.image_width, entry.image_height) == ("frame-1", 64, 48)
+    assert (entry.model_name, entry.model_version) == ("tiny", "d1")
+    assert entry.source == prediction_pb2.PREDICTION_SOURCE_DEVICE
+    assert entry.cloud_reason == prediction_pb2.CLOUD_REASON_UNSPECIFIED
+    assert entry.captured_at.ToNanoseconds() == 1_700_000_000_250_000_000
+    assert 0 < entry.inference_time.ToNanoseconds() < 5e9
+    assert [found.class_name for found in entry.detections] == ["scratch"]
+    assert dict(entry.labels) == {"line": "3"}
+    assert entry.trace_id == "0af7651916cd43dd8448eb211c80319c"
+    assert not entry.HasField("defect_detected")
+
+
+def test_an_answer_of_the_cloud_is_logged_with_its_reason(process: Any, tmp_path: Path) -> None:
+    with node(tmp_path, detector=Device()) as (made, ingest):
+        answer = process(made, b"bad", "frame-1")
+        (entry,) = logged(made, ingest)
+    assert (answer.source, answer.cloud_reason) == (Source.CLOUD, CloudReason.DEVICE_FAILED)
+    assert entry.source == prediction_pb2.PREDICTION_SOURCE_CLOUD
+    assert entry.cloud_reason == prediction_pb2.CLOUD_REASON_DEVICE_FAILED
+    assert (entry.model_name, entry.model_version) == ("plates", "3")
+
+
+def test_without_a_name_and_a_time_there_are_a_uuid_and_now(process: Any, tmp_path: Path) -> None:
+    began = time.time()
+    with node(tmp_path, detector=Device()) as (made, ingest):
+        for _ in range(2):
+            process(made, b"good")
+        first, second = logged(made, ingest)
+    assert uuid.UUID(first.image_id) != uuid.UUID(second.image_id)
+    assert began <= first.captured_at.ToNanoseconds() / 1e9 <= time.time()
+
+
+@pytest.mark.parametrize(
+    ("defect_classes", "verdict"),
+    [((), None), (("scratch", "pit"), True), (("pit",), False)],
+)
+def test_the_verdict_follows_the_defect_classes(
+    tmp_path: Path, defect_classes: tuple[str, ...], verdict: bool | None
+) -> None:
+    with node(tmp_path, detector=Device(), defect_classes=defect_classes) as (made, ingest):
+        made.process(b"good")
+        (entry,) = logged(made, ingest)
+    assert (entry.defect_detected if entry.HasField("defect_detected") else None) is verdict
+
+
+def test_a_failure_is_raised_and_counted_and_not_logged(process: Any, tmp_path: Path) -> None:
+    with node(tmp_path, DENIED, detector=Device()) as (made, ingest):
+        with pytest.raises(SightlineError, match="NOT_YOURS"):
+            process(made, b"bad")
+        with pytest.raises(SightlineError, match="traceparent"):
+            process(made, b"good", traceparent="nonsense")
+        process(made, b"good", "frame-3")
+        assert [entry.image_id for entry in logged(made, ingest)] == ["frame-3"]
+        pictures = made.stats().pictures
+    assert pictures.failed == {"NOT_YOURS": 1, "INVALID_FIELD": 1}
+    assert pictures.by_device == 1
+
+
+def test_a_failing_device_alone_is_counted_by_its_error(tmp_path: Path) -> None:
+    with node(tmp_path, detector=Device(), mode=Mode.DEVICE) as (made, _):
+        with pytest.raises(RuntimeError, match="CUDA error 700"):
+            made.process(b"bad")
+        assert made.stats().pictures.failed == {"RuntimeError": 1}
+
+
+async def test_threads_and_tasks_use_one_node_at_once(tmp_path: Path) -> None:
+    with node(tmp_path, detector=Device()) as (made, ingest):
+        kinds = [b"good", b"bad"] * 20
+        await asyncio.gather(
+            *(made.aprocess(kind, f"task-{n}") for n, kind in enumerate(kinds)),
+            *(asyncio.to_thread(made.process, kind, f"thread-{n}") for n, kind in enumerate(kinds)),
+        )
+        entries = await asyncio.to_thread(logged, made, ingest)
+        stats = made.stats()
+    names = {f"{kind}-{n}" for kind in ("task", "thread") for n in range(40)}
+    assert {entry.image_id for entry in entries} == names
+    assert len(entries) == 80
+    assert stats.pictures.by_device == 40
+    assert stats.pictures.by_cloud == {CloudReason.DEVICE_FAILED: 40}
+    assert stats.pictures.p50_milliseconds is not None
+    assert stats.pictures.p95_milliseconds is not None
+    assert 0 < stats.pictures.p50_milliseconds <= stats.pictures.p95_milliseconds
+    assert stats.logger.logged == 80
+
+
+async def test_a_cancelled_picture_is_neither_logged_nor_a_failure(tmp_path: Path) -> None:
+    slow = threading.Event()
+
+    class Slow(Device):
+        def detect(self, image: Image) -> DetectorResult:
+            slow.wait(30)
+            return super().detect(image)
+
+    with node(tmp_path, detector=Slow()) as (made, _):
+        task = asyncio.create_task(made.aprocess(b"good"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        slow.set()
+        stats = made.stats()
+    assert (stats.pictures.by_device, stats.pictures.failed, stats.logger.logged) == (0, {}, 0)
+
+
+async def test_a_node_is_an_async_context_manager_and_closes_its_parts(tmp_path: Path) -> None:
+    with FakeIngest() as ingest, serving(Reply()) as inference:
+        logger = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path / "spool")
+        client = InferenceClient(inference.target)
+        policy = Policy(backoff=lambda n: 0.0)
+        async with EdgeNode(None, client, logger, policy) as made:
+            await made.aprocess(b"picture", "frame-1")
+        assert ingest.images() == ["frame-1"]
+        with pytest.raises(Exception, match="closed"):
+            logger.log(Prediction("frame-2", "tiny"))
+        with pytest.raises(ValueError, match="closed"):
+            client.infer([b"picture"])
+
+
+def test_a_node_made_of_settings(tmp_path: Path) -> None:
+    model = save_detector(tmp_path / "tiny.onnx")
+    picture = b"no picture at all"
+    with FakeIngest() as ingest, serving(Reply()) as inference:
+        options: dict[str, Any] = {
+            "ingest_target": ingest.target,
+            "inference_target": inference.target,
+            "device_id": "gate-1",
+            "spool_dir": tmp_path / "spool",
+            "api_key": "s3cret",
+            "device_model": model,
+            "device_model_name": "plates",
+            "device_model_version": "9",
+            "device_providers": ("CPUExecutionProvider",),
+            "confidence_threshold": 0.4,
+            "cloud_model": "big",
+            "defect_classes": ("mould",),
+        }
+        with EdgeNode.from_settings(EdgeSettings(**options)) as made:
+            with pytest.raises(SightlineError, match="IMAGE_TYPE_UNSUPPORTED"):
+                made.process(picture)
+            answer = made.process(np.zeros((64, 96, 3), np.uint8), "frame-1")
+            (entry,) = logged(made, ingest)
+        with EdgeNode.from_settings(EdgeSettings(**options, mode="cloud")) as made:
+            assert made.process(picture).cloud_reason is CloudReason.REQUESTED
+    assert (answer.model_name, answer.model_version) == ("plates", "9")
+    assert [found.class_name for found in answer.detections] == ["mould"]
+    assert entry.defect_detected
+    (seen,) = inference.seen
+    assert seen.request.model.name == "big"
+    assert seen.request.parameters.confidence_threshold == pytest.approx(0.4)
+    assert seen.metadata["authorization"] == "Bearer s3cret"
+
+
+def test_settings_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with FakeIngest() as ingest, serving(Reply()) as inference:
+        for name, value in {
+            "INGEST_TARGET": ingest.target,
+            "INFERENCE_TARGET": inference.target,
+            "SPOOL_DIR": str(tmp_path / "spool"),
+            "MODE": "cloud",
+            "DEFECT_CLASSES": "scratch, pit",
+        }.items():
+            monkeypatch.setenv(f"SIGHTLINE_EDGE_{name}", value)
+        with EdgeNode.from_settings() as made:
+            made.process(b"picture")
+            (entry,) = logged(made, ingest)
+    assert entry.defect_detected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MODE", "device", "device_model: must be given in mode device"),
+        ("CLOUD_RESERVE_SECONDS", "8", "cloud_reserve_seconds: must be below timeout_seconds"),
+        ("TIMEOUT_SECONDS", "0", "timeout_seconds: "),
+        ("CONFIDENCE_THRESHOLD", "1.5", "confidence_threshold: "),
+        ("DETECTOR", "magic", "detector: "),
+        ("DEVICE_PROVIDERS", "", "device_providers: "),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(f"SIGHTLINE_EDGE_{name}", value)
+    with pytest.raises(SettingsError, match=message):
+        EdgeNode.from_settings()
