@@ -1,0 +1,92 @@
+"""What was seen, as the messages that say so."""
+
+from collections.abc import Mapping, Sequence
+
+from google.protobuf.duration_pb2 import Duration
+from sightline.inference.v1 import inference_pb2, inference_service_pb2
+from sightline.types.v1 import prediction_pb2
+
+from inference_service.domain import Seen, Timing
+from inference_service.models.engine import Model
+from inference_service.models.repository import Models
+from servicekit.errors import SightlineError
+
+
+def picture_result(
+    image_id: str, seen: Seen, names: Mapping[int, str]
+) -> inference_pb2.ImageResult:
+    """Returns the answer for one picture."""
+    found = seen.detections
+    rows = zip(found.class_id.tolist(), found.confidence.tolist(), found.xyxy.tolist(), strict=True)
+    detections = [
+        prediction_pb2.Detection(
+            class_id=class_id,
+            class_name=names[class_id],
+            confidence=confidence,
+            box=prediction_pb2.BoundingBox(x_min=x1, y_min=y1, x_max=x2, y_max=y2),
+        )
+        for class_id, confidence, (x1, y1, x2, y2) in rows
+    ]
+    return inference_pb2.ImageResult(
+        image_id=image_id,
+        image_width=seen.width,
+        image_height=seen.height,
+        detections=detections,
+    )
+
+
+def picture_error(image_id: str, error: SightlineError) -> inference_pb2.ImageResult:
+    """Returns why there is no answer for one picture."""
+    return inference_pb2.ImageResult(
+        image_id=image_id,
+        error=inference_pb2.ImageError(
+            code=error.code.value[0], reason=error.reason, message=error.message
+        ),
+    )
+
+
+def response(
+    results: Sequence[inference_pb2.ImageResult], model: Model, timing: Timing
+) -> inference_service_pb2.InferResponse:
+    """Returns the answer to a request."""
+    return inference_service_pb2.InferResponse(
+        results=results,
+        model_name=model.name,
+        model_version=model.version,
+        timing=inference_pb2.StageTiming(
+            validate=_duration(timing.validate),
+            queue=_duration(timing.queue),
+            decode=_duration(timing.decode),
+            infer=_duration(timing.infer),
+            post=_duration(timing.post),
+            total=_duration(timing.total),
+        ),
+    )
+
+
+def model_list(models: Models) -> inference_service_pb2.ListModelsResponse:
+    """Returns the models that are loaded, by name and version."""
+    return inference_service_pb2.ListModelsResponse(
+        models=[_model_info(model, models) for model in models.all]
+    )
+
+
+def _model_info(model: Model, models: Models) -> inference_pb2.ModelInfo:
+    height, width = model.detector.input_size
+    names = model.detector.names
+    return inference_pb2.ModelInfo(
+        name=model.name,
+        version=model.version,
+        task=inference_pb2.MODEL_TASK_DETECT,
+        labels=[names[class_id] for class_id in sorted(names)],
+        input_width=width,
+        input_height=height,
+        provider=model.detector.provider,
+        default_version=models.is_default_version(model),
+        default_model=model.name == models.default,
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    whole, nanos = divmod(round(seconds * 1e9), 10**9)
+    return Duration(seconds=whole, nanos=nanos)

@@ -1,0 +1,83 @@
+"""What the service talks about, free of protobuf: a checked question and what was seen."""
+
+from dataclasses import dataclass
+
+from servicekit.errors import SightlineError
+from servicekit.vision import Detections
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What the caller wants done differently; None: the model's own setting."""
+
+    confidence: float | None = None
+    """Detections below this confidence are left out, in [0, 1]."""
+    iou: float | None = None
+    """Boxes of one class that overlap by more than this are one, in [0, 1]."""
+    max_detections: int | None = None
+    """Detections per picture at most, 1 to 10 000."""
+    top_k: int | None = None
+    """Classes per picture at most, 1 to 1000; without effect on detectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of a question that passed every check short of decoding it."""
+
+    index: int
+    """Position in the request, from 0."""
+    image_id: str
+    data: bytes
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One picture that gets no answer, though others of the request may."""
+
+    index: int
+    image_id: str
+    sha256: bytes
+    error: SightlineError
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A checked request."""
+
+    model_name: str
+    """As asked for; empty: the default model."""
+    model_version: str
+    """As asked for; empty: the model's default version."""
+    parameters: Parameters
+    pictures: tuple[Picture | Refused, ...]
+    """In the order of the request; at least one is a `Picture`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a model found in one picture, and how long it took, in seconds."""
+
+    width: int
+    """Of the upright picture, in pixels."""
+    height: int
+    detections: Detections
+    decode: float
+    infer: float
+    post: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds that each stage took.
+
+    `queue` is the longest wait of any picture; `decode`, `infer` and `post` are summed over the
+    pictures, which are worked on side by side, so that their sum can exceed `total`.
+    """
+
+    validate: float
+    queue: float
+    decode: float
+    infer: float
+    post: float
+    total: float

@@ -1,0 +1,79 @@
+"""Deadlines and overload over a real socket, on a model that takes its time."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.integration.inference.process import Client, ask, client, failures, names, started
+from tests.unit.inference_service.tiny_onnx import picture
+
+RED = picture()
+SLACK = 0.25  # what a busy machine may add to a deadline of the client's own
+
+
+@pytest.fixture
+def made(tmp_path: Path, slow: Path) -> Iterator[Client]:
+    flags = [
+        *("--model-repository", str(slow), "--workers", "1"),
+        *("--queue-size", "4", "--max-images", "4"),
+    ]
+    with started(tmp_path, *flags) as server, client(server) as one:
+        grpc.channel_ready_future(one.channel).result(10)
+        yield one
+
+
+def timed(made: Client, timeout: float | None) -> tuple[grpc.StatusCode, str, float]:
+    begun = time.perf_counter()
+    error = made.refusal(RED, timeout=timeout)
+    return error.code, error.reason, time.perf_counter() - begun
+
+
+def test_an_error_is_never_later_than_the_deadline(made: Client) -> None:
+    code, _, took = timed(made, 0.05)
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert took < 0.05 + SLACK
+
+
+def test_once_the_model_is_known_a_hopeless_deadline_is_refused_at_once(made: Client) -> None:
+    run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
+    code, reason, took = timed(made, run / 2)
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert reason == "DEADLINE_TOO_SHORT"
+    assert took < run / 2
+
+
+def test_abandoned_calls_cost_nobody_anything(made: Client) -> None:
+    run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
+    request = ask(RED)
+    abandoned = [made.stub.Infer.future(request, timeout=60) for _ in range(4)]
+    for call in abandoned:
+        call.cancel()  # type: ignore[no-untyped-call]
+    begun = time.perf_counter()
+    assert names(made.infer(RED).results[0]) == ["red"]
+    assert time.perf_counter() - begun < 3 * run + SLACK  # not 5: at most one had begun
+
+
+def test_a_full_queue_is_refused_with_the_time_to_come_back(made: Client) -> None:
+    calls = [made.stub.Infer.future(ask(RED), timeout=60) for _ in range(12)]
+    errors = failures(calls)
+    assert len(errors) >= 12 - (1 + 4) - 3
+    for error in errors:
+        assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.reason == "QUEUE_FULL"
+        assert error.retry_after is not None
+        assert error.retry_after > 0
+    assert len(errors) < 12
+    assert names(made.infer(RED).results[0]) == ["red"]
+
+
+def test_a_call_without_a_deadline_gets_the_server_s(tmp_path: Path, slow: Path) -> None:
+    flags = ["--model-repository", str(slow), "--default-deadline-seconds", "0.05"]
+    with started(tmp_path, *flags) as server, client(server) as one:
+        code, reason, took = timed(one, None)
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert reason == "DEADLINE_EXCEEDED"
+        assert took < 0.05 + SLACK
+        assert names(one.infer(RED, timeout=60).results[0]) == ["red"]

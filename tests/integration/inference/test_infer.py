@@ -1,0 +1,176 @@
+"""Pictures in, answers out, over a real socket; and everything that can be wrong with a picture."""
+
+import hashlib
+
+import grpc
+import pytest
+from sightline.inference.v1 import inference_pb2, inference_service_pb2
+from sightline.openinference.v2 import open_inference_pb2 as oip
+from sightline.openinference.v2 import open_inference_pb2_grpc
+
+from tests.integration.inference.process import Client, failure, names
+from tests.unit.inference_service.tiny_onnx import bomb, corrupt, picture
+
+RED, BLUE = picture((255, 0, 0)), picture((0, 0, 255), size=(256, 128), kind="JPEG")
+
+
+def test_one_picture(quick: Client) -> None:
+    digest = hashlib.sha256(BLUE).digest()
+    answer = quick.infer(inference_pb2.Image(image_id="b", data=BLUE, sha256=digest))
+    (result,) = answer.results
+    assert names(result) == ["blue"]
+    assert (result.image_id, result.image_width, result.image_height) == ("b", 256, 128)
+    box = result.detections[0].box
+    assert [box.x_min, box.y_min, box.x_max, box.y_max] == pytest.approx([64, 32, 192, 96])
+    assert (answer.model_name, answer.model_version) == ("colours", "2")
+
+
+def test_every_stage_is_timed(quick: Client) -> None:
+    timing = quick.infer(RED, BLUE).timing
+    stages = [timing.validate, timing.queue, timing.decode, timing.infer, timing.post]
+    assert all(stage.ToNanoseconds() > 0 for stage in stages)
+    longest = max(stage.ToNanoseconds() for stage in stages)
+    assert timing.total.ToNanoseconds() > longest / 2  # two pictures side by side
+
+
+def test_answers_come_in_the_order_of_the_pictures(quick: Client) -> None:
+    answer = quick.infer(BLUE, RED, BLUE)
+    assert [names(result) for result in answer.results] == [["blue"], ["red"], ["blue"]]
+
+
+def test_a_caller_may_choose_model_version_and_thresholds(quick: Client) -> None:
+    hint = inference_pb2.ModelHint(name="colours", version="1")
+    assert quick.infer(RED, model=hint).model_version == "1"
+    assert quick.infer(RED, model=inference_pb2.ModelHint(name="other")).model_name == "other"
+    half = picture((140, 0, 0))
+    for threshold, expected in ((0.4, ["red"]), (0.6, [])):
+        asked = inference_pb2.InferParameters(confidence_threshold=threshold)
+        assert names(quick.infer(half, parameters=asked).results[0]) == expected
+
+
+def test_one_bad_picture_of_several_fails_alone(quick: Client) -> None:
+    torn = inference_pb2.Image(data=corrupt(), image_id="torn")
+    first, second, third, fourth = quick.infer(RED, b"no picture", torn, BLUE).results
+    assert (names(first), names(fourth)) == (["red"], ["blue"])
+    assert not first.HasField("error")
+    assert (second.error.code, second.error.reason) == (3, "IMAGE_TYPE_UNSUPPORTED")
+    assert (third.error.code, third.error.reason) == (3, "IMAGE_CORRUPT")
+    assert third.image_id == "torn"
+    assert (third.image_width, third.image_height) == (0, 0)
+    assert "images[2]" in third.error.message
+
+
+@pytest.mark.parametrize(
+    ("image", "reason", "field"),
+    [
+        (b"", "IMAGE_EMPTY", "images[0].data"),
+        (b"<html>", "IMAGE_TYPE_UNSUPPORTED", "images[0].data"),
+        (RED + bytes(200_000), "IMAGE_TOO_LARGE", "images[0].data"),
+        (bomb(), "IMAGE_DIMENSIONS_TOO_LARGE", "images[0].data"),
+        (bomb(1001, 1000), "IMAGE_DIMENSIONS_TOO_LARGE", "images[0].data"),
+        (bomb(1000, 1000), "IMAGE_CORRUPT", "images[0].data"),
+        (corrupt(), "IMAGE_CORRUPT", "images[0].data"),
+        (
+            inference_pb2.Image(data=RED, sha256=bytes(32)),
+            "IMAGE_HASH_MISMATCH",
+            "images[0].sha256",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_picture_that_is_refused(
+    quick: Client, image: bytes | inference_pb2.Image, reason: str, field: str
+) -> None:
+    error = quick.refusal(image)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.reason == reason
+    assert [violation.field for violation in error.violations] == [field]
+    assert not error.retryable
+
+
+def test_all_pictures_corrupt_is_a_failed_call(quick: Client) -> None:
+    error = quick.refusal(corrupt(), corrupt())
+    assert error.reason == "IMAGE_CORRUPT"
+    assert [v.field for v in error.violations] == ["images[0].data", "images[1].data"]
+
+
+def test_a_request_that_is_refused_whole(quick: Client) -> None:
+    assert [v.field for v in quick.refusal().violations] == ["images"]
+    assert [v.field for v in quick.refusal(*[RED] * 5).violations] == ["images"]
+    asked = inference_pb2.InferParameters(iou_threshold=2)
+    error = quick.refusal(RED, parameters=asked)
+    assert [v.field for v in error.violations] == ["parameters.iou_threshold"]
+
+
+def test_unknown_models(quick: Client) -> None:
+    error = quick.refusal(RED, model=inference_pb2.ModelHint(name="nobody"))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+    error = quick.refusal(RED, model=inference_pb2.ModelHint(version="7"))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_VERSION_NOT_FOUND")
+
+
+def test_a_message_over_the_limit_is_refused_before_it_is_read(quick: Client) -> None:
+    assert quick.refusal(bytes(1_000_001)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_bytes_that_are_no_request_do_no_harm(quick: Client) -> None:
+    failure(lambda: quick.raw(b"\xff\xff no request", timeout=10))
+    assert names(quick.infer(RED).results[0]) == ["red"]
+
+
+def test_list_models(quick: Client) -> None:
+    listed = quick.stub.ListModels(inference_service_pb2.ListModelsRequest(), timeout=10).models
+    assert [(m.name, m.version) for m in listed] == [
+        ("colours", "1"),
+        ("colours", "2"),
+        ("other", "1"),
+    ]
+    assert [m.default_version for m in listed] == [False, True, True]
+    assert [m.default_model for m in listed] == [True, True, False]
+    for model in listed:
+        assert model.task == inference_pb2.MODEL_TASK_DETECT
+        assert list(model.labels) == ["red", "green", "blue"]
+        assert (model.input_width, model.input_height) == (64, 64)
+        assert model.provider == "CPUExecutionProvider"
+
+
+def test_what_is_not_served_yet_says_so(quick: Client) -> None:
+    error = quick.refusal(inference_pb2.Image(reference="r"))
+    assert (error.code, error.reason) == (
+        grpc.StatusCode.UNIMPLEMENTED,
+        "UPLOAD_NOT_IMPLEMENTED",
+    )
+    error = failure(
+        lambda: quick.stub.UploadImage(
+            iter([inference_service_pb2.UploadImageRequest(chunk=b"x")]), timeout=10
+        )
+    )
+    assert (error.code, error.reason) == (
+        grpc.StatusCode.UNIMPLEMENTED,
+        "UPLOAD_NOT_IMPLEMENTED",
+    )
+
+
+def test_open_inference_protocol(quick: Client) -> None:
+    stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(quick.channel)
+    assert stub.ServerLive(oip.ServerLiveRequest(), timeout=10).live
+    assert stub.ServerReady(oip.ServerReadyRequest(), timeout=10).ready
+    assert stub.ServerMetadata(oip.ServerMetadataRequest(), timeout=10).name == "sightline"
+    assert stub.ModelReady(oip.ModelReadyRequest(name="colours", version="1"), timeout=10).ready
+    assert not stub.ModelReady(oip.ModelReadyRequest(name="colours", version="9")).ready
+    assert not stub.ModelReady(oip.ModelReadyRequest(name="nobody"), timeout=10).ready
+    metadata = stub.ModelMetadata(oip.ModelMetadataRequest(name="colours"), timeout=10)
+    assert (metadata.name, list(metadata.versions)) == ("colours", ["1", "2"])
+    assert failure(lambda: stub.ModelMetadata(oip.ModelMetadataRequest(name="x"))).code is (
+        grpc.StatusCode.NOT_FOUND
+    )
+    for unnamed in (
+        lambda: stub.ModelReady(oip.ModelReadyRequest()),
+        lambda: stub.ModelMetadata(oip.ModelMetadataRequest()),
+    ):
+        assert [v.field for v in failure(unnamed).violations] == ["name"]
+    error = failure(lambda: stub.ModelInfer(oip.ModelInferRequest(model_name="colours")))
+    assert (error.code, error.reason) == (
+        grpc.StatusCode.UNIMPLEMENTED,
+        "MODEL_INFER_NOT_IMPLEMENTED",
+    )

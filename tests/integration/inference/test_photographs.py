@@ -1,0 +1,68 @@
+"""Real photographs through a real model: what is in them is what is answered."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from servicekit.vision import OnnxDetector, decode_image
+from tests.integration.inference.process import Client, client, names, started
+
+
+@pytest.fixture(scope="module")
+def yolo() -> Path:
+    folder = os.environ.get("SIGHTLINE_TEST_MODELS")
+    path = Path(folder or "") / "yolov8n_int8.onnx"
+    if not folder or not path.is_file():
+        pytest.skip("SIGHTLINE_TEST_MODELS names no folder with yolov8n_int8.onnx")
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(yolo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    folder = tmp_path_factory.mktemp("photographs")
+    version = folder / "models" / "yolov8n" / "1"
+    version.mkdir(parents=True)
+    (version / "model.onnx").symlink_to(yolo)
+    flags = ["--model-repository", str(folder / "models")]
+    with started(folder, *flags) as server, client(server) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def photographs() -> dict[str, bytes]:
+    spec = find_spec("ultralytics")
+    if spec is None or spec.origin is None:
+        pytest.skip("the photographs come with ultralytics, which is not installed")
+    assets = Path(spec.origin).parent / "assets"
+    return {name: (assets / f"{name}.jpg").read_bytes() for name in ("bus", "zidane")}
+
+
+def test_what_is_in_the_photographs(served: Client, photographs: dict[str, bytes]) -> None:
+    bus, zidane = served.infer(photographs["bus"], photographs["zidane"]).results
+    assert (bus.image_width, bus.image_height) == (810, 1080)
+    assert (zidane.image_width, zidane.image_height) == (1280, 720)
+    seen = Counter(names(bus))
+    assert seen["bus"] == 1
+    assert seen["person"] >= 3
+    seen = Counter(names(zidane))
+    assert seen["person"] == 2
+    assert seen["tie"] >= 1
+
+
+def test_the_answer_is_the_model_s_own(
+    served: Client, photographs: dict[str, bytes], yolo: Path
+) -> None:
+    own = OnnxDetector.load(yolo, intra_op_threads=1)
+    expected = own.detect(decode_image(photographs["bus"]))
+    found = served.infer(photographs["bus"]).results[0].detections
+    assert [each.class_id for each in found] == expected.class_id.tolist()
+    assert [each.confidence for each in found] == pytest.approx(expected.confidence.tolist())
+    boxes = [[b.x_min, b.y_min, b.x_max, b.y_max] for b in (each.box for each in found)]
+    for box, want in zip(boxes, expected.xyxy.tolist(), strict=True):
+        assert box == pytest.approx(want)
+    assert all(each.class_name == own.names[each.class_id] for each in found)
+    assert not any(each.HasField("track_id") for each in found)

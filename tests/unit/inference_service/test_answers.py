@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from inference_service import answers
+from inference_service.domain import Seen
+from servicekit.errors import invalid
+from servicekit.vision import Detections
+
+
+def test_detections_keep_their_order_and_their_names() -> None:
+    found = Detections(
+        np.array([[1, 2, 3, 4], [5, 6, 7, 8]], dtype=np.float32),
+        np.array([0.9, 0.25], dtype=np.float32),
+        np.array([1, 0]),
+    )
+    result = answers.picture_result(
+        "a", Seen(640, 480, found, 0.1, 0.2, 0.3), {0: "pit", 1: "scratch"}
+    )
+    assert (result.image_id, result.image_width, result.image_height) == ("a", 640, 480)
+    assert [(d.class_id, d.class_name) for d in result.detections] == [(1, "scratch"), (0, "pit")]
+    assert [d.confidence for d in result.detections] == pytest.approx([0.9, 0.25])
+    box = result.detections[1].box
+    assert (box.x_min, box.y_min, box.x_max, box.y_max) == (5, 6, 7, 8)
+    assert not result.HasField("error")
+
+
+def test_nothing_found() -> None:
+    nothing = Detections(
+        np.empty((0, 4), dtype=np.float32),
+        np.empty(0, dtype=np.float32),
+        np.empty(0, dtype=np.int64),
+    )
+    result = answers.picture_result("a", Seen(1, 1, nothing, 0, 0, 0), {})
+    assert len(result.detections) == 0
+
+
+def test_an_error_carries_code_reason_and_message() -> None:
+    result = answers.picture_error("a", invalid("images[0].data", "is bad", reason="IMAGE_EMPTY"))
+    assert result.image_id == "a"
+    assert (result.error.code, result.error.reason) == (3, "IMAGE_EMPTY")
+    assert result.error.message == "images[0].data is bad"
+    assert (result.image_width, result.image_height) == (0, 0)
+
+
+@example(0.9999999999)
+@given(st.floats(0, 100_000))
+def test_durations_are_exact_to_a_nanosecond(seconds: float) -> None:
+    duration = answers._duration(seconds)
+    assert 0 <= duration.nanos < 10**9
+    assert abs(duration.seconds + duration.nanos / 1e9 - seconds) < 2e-9 + seconds * 1e-15

@@ -1,0 +1,96 @@
+"""What a key is and what it is bound to."""
+
+import uuid
+from dataclasses import replace
+
+import grpc
+import pytest
+
+from inference_service.domain import Parameters, Picture, Question, Refused
+from inference_service.idempotency import fingerprint, read_key
+from servicekit.errors import SightlineError, invalid
+
+KEY = "123e4567-e89b-42d3-a456-426614174000"
+A = Picture(0, "a", b"", b"\x01" * 32)
+B = Picture(1, "b", b"", b"\x02" * 32)
+QUESTION = Question("plates", "1", Parameters(), (A, B))
+
+
+def key(text: str, caller: str = "c", method: str = "Infer") -> bytes | None:
+    return read_key([text], caller=caller, method=method)
+
+
+def test_no_key() -> None:
+    assert read_key([], caller="c", method="Infer") is None
+
+
+def test_a_key_belongs_to_caller_and_method() -> None:
+    keys = [key(KEY), key(KEY, caller="d"), key(KEY, method="Other"), key(str(uuid.uuid4()))]
+    assert len(set(keys)) == 4
+    assert key(KEY) == keys[0]
+    assert all(each is not None and len(each) == 32 for each in keys)
+
+
+def test_parts_of_a_key_do_not_run_into_each_other() -> None:
+    assert key(KEY, caller="ab", method="c") != key(KEY, caller="a", method="bc")
+
+
+def test_case_does_not_matter() -> None:
+    assert key(KEY.upper()) == key(KEY)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        KEY.replace("-", ""),
+        f"{{{KEY}}}",
+        f"urn:uuid:{KEY}",
+        f" {KEY}",
+        str(uuid.uuid1()),
+        str(uuid.uuid5(uuid.NAMESPACE_DNS, "x")),
+        "00000000-0000-0000-0000-000000000000",
+        "123e4567-e89b-42d3-c456-426614174000",  # not the variant of RFC 9562
+    ],
+)
+def test_a_key_must_be_a_uuid4(text: str) -> None:
+    with pytest.raises(SightlineError, match="UUIDv4") as caught:
+        key(text)
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.reason == "IDEMPOTENCY_KEY_INVALID"
+    assert caught.value.violations[0].field == "idempotency-key"
+
+
+def test_one_key_only() -> None:
+    with pytest.raises(SightlineError, match="given 2 times") as caught:
+        read_key([KEY, KEY], caller="c", method="Infer")
+    assert caught.value.reason == "IDEMPOTENCY_KEY_INVALID"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(QUESTION, model_name="other"),
+        replace(QUESTION, model_name=""),
+        replace(QUESTION, model_version="2"),
+        replace(QUESTION, model_version=""),
+        replace(QUESTION, parameters=Parameters(confidence=0.5)),
+        replace(QUESTION, parameters=Parameters(confidence=0.0)),
+        replace(QUESTION, parameters=Parameters(iou=0.5)),
+        replace(QUESTION, parameters=Parameters(max_detections=5)),
+        replace(QUESTION, parameters=Parameters(top_k=5)),
+        replace(QUESTION, pictures=(A,)),
+        replace(QUESTION, pictures=(B, A)),
+        replace(QUESTION, pictures=(A, replace(B, sha256=b"\x03" * 32))),
+        replace(QUESTION, pictures=(A, replace(B, image_id="c"))),
+    ],
+)
+def test_every_part_of_a_request_is_in_its_fingerprint(other: Question) -> None:
+    assert fingerprint(other) != fingerprint(QUESTION)
+
+
+def test_the_same_request_has_the_same_fingerprint() -> None:
+    refused = Refused(1, "b", B.sha256, invalid("images[1].data", "is bad"))
+    assert fingerprint(replace(QUESTION)) == fingerprint(QUESTION)
+    assert fingerprint(replace(QUESTION, pictures=(A, refused))) == fingerprint(QUESTION)

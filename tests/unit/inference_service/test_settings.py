@@ -1,0 +1,71 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from inference_service.settings import InferenceSettings
+from servicekit.settings import SettingsError, load
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("SIGHTLINE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def settings(*argv: str) -> InferenceSettings:
+    return load(InferenceSettings, argv, prog="python -m inference_service")
+
+
+def test_defaults_serve_a_laptop() -> None:
+    made = settings()
+    assert made.listen == "127.0.0.1:50052"
+    assert made.providers == ("CPUExecutionProvider",)
+    assert made.max_image_bytes == 10 * 1024 * 1024
+    assert made.max_image_pixels == 50_000_000
+    assert made.max_images == 16
+    assert made.idempotency_ttl_seconds == 24 * 3600
+    assert made.rate_limit_per_second == 0
+    assert made.workers >= 1
+
+
+def test_providers_are_comma_separated_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "CUDAExecutionProvider, CPUExecutionProvider"
+    expected = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert settings("--providers", asked).providers == expected
+    monkeypatch.setenv("SIGHTLINE_INFERENCE_PROVIDERS", asked)
+    assert settings().providers == expected
+
+
+def test_providers_in_a_file_may_be_a_list(tmp_path: Path) -> None:
+    text = '[inference]\nproviders = ["CUDAExecutionProvider", "CPUExecutionProvider"]\n'
+    (tmp_path / "sightline.toml").write_text(text)
+    assert len(settings().providers) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "field"),
+    [
+        (["--providers", ""], "providers"),
+        (["--workers", "0"], "workers"),
+        (["--intra-op-threads", "0"], "intra_op_threads"),
+        (["--max-images", "0"], "max_images"),
+        (["--max-image-bytes", "0"], "max_image_bytes"),
+        (["--max-image-pixels", "0"], "max_image_pixels"),
+        (["--rate-limit-per-second", "-1"], "rate_limit_per_second"),
+        (["--rate-limit-burst", "0"], "rate_limit_burst"),
+        (["--idempotency-ttl-seconds", "0"], "idempotency_ttl_seconds"),
+        (["--queue-size", "0"], "queue_size"),
+        (["--queue-size", "15"], "queue_size"),
+        (["--max-message-bytes", "10485760"], "max_message_bytes"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(argv: list[str], field: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{field}: "):
+        settings(*argv)
+
+
+def test_a_queue_that_holds_one_request_is_enough() -> None:
+    assert settings("--queue-size", "16").queue_size == 16

@@ -1,0 +1,185 @@
+"""Each rule for a request, and each bound from both sides."""
+
+import hashlib
+import math
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sightline.inference.v1 import inference_pb2, inference_service_pb2
+
+from inference_service.domain import Parameters, Picture, Refused
+from inference_service.validate import Limits, check, refuse_if_all_bad
+from servicekit.errors import SightlineError, invalid
+from servicekit.vision import ImageLimits
+from tests.unit.inference_service.tiny_onnx import bomb, picture
+
+RED = picture()
+LIMITS = Limits()
+
+
+def image(data: bytes = RED, **fields: Any) -> inference_pb2.Image:
+    return inference_pb2.Image(data=data, **fields)
+
+
+def ask(*images: inference_pb2.Image, **fields: Any) -> inference_service_pb2.InferRequest:
+    return inference_service_pb2.InferRequest(images=images, **fields)
+
+
+def refusal(request: inference_service_pb2.InferRequest, limits: Limits = LIMITS) -> SightlineError:
+    with pytest.raises(SightlineError) as caught:
+        check(request, limits)
+    return caught.value
+
+
+def fields(error: SightlineError) -> list[str]:
+    return [violation.field for violation in error.violations]
+
+
+def test_a_good_request_becomes_a_question() -> None:
+    hint = inference_pb2.ModelHint(name="plates", version="2")
+    question = check(ask(image(image_id="a"), image(), model=hint), LIMITS)
+    digest = hashlib.sha256(RED).digest()
+    assert question.pictures == (Picture(0, "a", RED, digest), Picture(1, "", RED, digest))
+    assert (question.model_name, question.model_version) == ("plates", "2")
+    assert question.parameters == Parameters(None, None, None, None)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_the_four_types_are_known_by_content(kind: str) -> None:
+    question = check(ask(image(picture(kind=kind))), LIMITS)
+    assert isinstance(question.pictures[0], Picture)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_number_of_pictures(count: int) -> None:
+    error = refusal(ask(*[image()] * count), Limits(max_images=2))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert fields(error) == ["images"]
+    assert "1 to 2" in error.message
+    assert check(ask(image(), image()), Limits(max_images=2))
+
+
+PARAMETERS: list[tuple[str, list[float], list[float]]] = [
+    ("confidence_threshold", [0.0, 0.5, 1.0], [-0.01, 1.01, math.nan, math.inf, -math.inf]),
+    ("iou_threshold", [0.0, 0.5, 1.0], [-0.01, 1.01, math.nan, math.inf, -math.inf]),
+    ("max_detections", [1, 10_000], [0, -1, 10_001]),
+    ("top_k", [1, 1000], [0, -1, 1001]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, good, _ in PARAMETERS for v in good])
+def test_parameters_within_their_bounds(name: str, value: float) -> None:
+    given = inference_pb2.InferParameters(**{name: value})  # type: ignore[arg-type]
+    parameters = check(ask(image(), parameters=given), LIMITS).parameters
+    asked = [parameters.confidence, parameters.iou, parameters.max_detections, parameters.top_k]
+    at = [row[0] for row in PARAMETERS].index(name)
+    assert asked[at] == value
+    assert asked[:at] + asked[at + 1 :] == [None] * 3
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, _, bad in PARAMETERS for v in bad])
+def test_parameters_beyond_their_bounds(name: str, value: float) -> None:
+    given = inference_pb2.InferParameters(**{name: value})  # type: ignore[arg-type]
+    error = refusal(ask(image(), parameters=given))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert fields(error) == [f"parameters.{name}"]
+
+
+def test_length_of_an_image_id_counts_bytes() -> None:
+    assert check(ask(image(image_id="é" * 256)), LIMITS)
+    assert fields(refusal(ask(image(image_id="é" * 256 + "x")))) == ["images[0].image_id"]
+
+
+@pytest.mark.parametrize("name", ["name", "version"])
+def test_length_of_a_model_hint(name: str) -> None:
+    assert check(ask(image(), model=inference_pb2.ModelHint(**{name: "m" * 256})), LIMITS)
+    error = refusal(ask(image(), model=inference_pb2.ModelHint(**{name: "m" * 257})))
+    assert fields(error) == [f"model.{name}"]
+
+
+def test_sha256_is_compared() -> None:
+    assert check(ask(image(sha256=hashlib.sha256(RED).digest())), LIMITS)
+    error = refusal(ask(image(sha256=hashlib.sha256(b"other").digest())))
+    assert error.reason == "IMAGE_HASH_MISMATCH"
+    assert fields(error) == ["images[0].sha256"]
+
+
+@pytest.mark.parametrize("size", [1, 31, 33])
+def test_sha256_has_32_bytes(size: int) -> None:
+    error = refusal(ask(image(sha256=b"x" * size)))
+    assert fields(error) == ["images[0].sha256"]
+    assert "32 bytes" in error.message
+
+
+@pytest.mark.parametrize(
+    ("data", "limits", "reason"),
+    [
+        (b"", ImageLimits(), "IMAGE_EMPTY"),
+        (RED, ImageLimits(max_bytes=len(RED) - 1), "IMAGE_TOO_LARGE"),
+        (b"GIF89a" + bytes(100), ImageLimits(), "IMAGE_TYPE_UNSUPPORTED"),
+        (bomb(), ImageLimits(), "IMAGE_DIMENSIONS_TOO_LARGE"),
+        (RED, ImageLimits(max_pixels=128 * 128 - 1), "IMAGE_DIMENSIONS_TOO_LARGE"),
+        (RED[:30], ImageLimits(), "IMAGE_CORRUPT"),
+    ],
+)
+def test_pictures_are_refused_by_their_content(
+    data: bytes, limits: ImageLimits, reason: str
+) -> None:
+    error = refusal(ask(image(data)), Limits(image=limits))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.reason == reason
+    assert fields(error) == ["images[0].data"]
+
+
+def test_pictures_at_their_bounds_pass() -> None:
+    limits = ImageLimits(max_bytes=len(RED), max_pixels=128 * 128)
+    assert check(ask(image()), Limits(image=limits))
+
+
+def test_a_picture_without_a_source_is_empty() -> None:
+    assert refusal(ask(inference_pb2.Image(image_id="x"))).reason == "IMAGE_EMPTY"
+
+
+def test_a_reference_is_not_served_yet() -> None:
+    error = refusal(ask(image(), inference_pb2.Image(reference="r")))
+    assert error.code is grpc.StatusCode.UNIMPLEMENTED
+    assert error.reason == "UPLOAD_NOT_IMPLEMENTED"
+    assert "images[1].reference" in error.message
+
+
+def test_one_bad_picture_is_refused_alone() -> None:
+    question = check(ask(image(), image(b"no picture", image_id="bad"), image()), LIMITS)
+    assert [type(each) for each in question.pictures] == [Picture, Refused, Picture]
+    refused = question.pictures[1]
+    assert isinstance(refused, Refused)
+    assert (refused.index, refused.image_id) == (1, "bad")
+    assert refused.error.reason == "IMAGE_TYPE_UNSUPPORTED"
+    assert fields(refused.error) == ["images[1].data"]
+
+
+def test_all_pictures_bad_names_every_field() -> None:
+    error = refusal(ask(image(b""), image(sha256=b"x")))
+    assert error.reason == "IMAGES_INVALID"
+    assert fields(error) == ["images[0].data", "images[1].sha256"]
+
+
+def test_all_pictures_bad_for_one_reason_keeps_it() -> None:
+    assert refusal(ask(image(b""), image(b""))).reason == "IMAGE_EMPTY"
+
+
+def test_not_all_bad_is_no_error() -> None:
+    refuse_if_all_bad([invalid("images[0].data", "is bad"), None])
+
+
+@given(st.binary(max_size=300), st.sampled_from([b"", b"\xff\xd8\xff", RED[:33], b"BM"]))
+def test_whatever_is_sent_is_checked_or_refused_with_its_field(data: bytes, start: bytes) -> None:
+    try:
+        question = check(ask(image(start + data)), LIMITS)
+    except SightlineError as error:
+        assert error.code is grpc.StatusCode.INVALID_ARGUMENT  # noqa: PT017 - may or may not raise
+        assert fields(error) == ["images[0].data"]  # noqa: PT017
+    else:
+        assert isinstance(question.pictures[0], Picture)
