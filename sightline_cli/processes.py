@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import IO, Self
 
-
-class StartError(Exception):
-    """A service did not become ready."""
+from servicekit.terminal import CommandError
 
 
 class ServiceProcess:
@@ -28,8 +26,8 @@ class ServiceProcess:
         ready_timeout: seconds until it must be ready.
 
     Raises:
-        StartError: it ended, or was not ready in time; the exit code is in the message, the reason
-            in its log.
+        CommandError: it ended, or was not ready in time; the exit code is in the message, the
+            reason in its log.
     """
 
     def __init__(
@@ -97,9 +95,9 @@ class ServiceProcess:
         try:
             line = lines.get(timeout=timeout)
         except queue.Empty:
-            raise StartError(f"{self.module} was not ready after {timeout:g} s") from None
+            raise CommandError(f"{self.module} was not ready after {timeout:g} s") from None
         if not line:
-            raise StartError(f"{self.module} ended with exit code {self.process.wait()}")
+            raise CommandError(f"{self.module} ended with exit code {self.process.wait()}")
         ready: dict[str, object] = json.loads(line)
         return ready
 

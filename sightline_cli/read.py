@@ -13,8 +13,8 @@ from rich.table import Table
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_pb2_grpc
 
 from edge.channel import Endpoint
+from edge.commands import settings_with
 from servicekit.errors import from_rpc_error
-from sightline_cli.settings import edge_settings, endpoint
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.001)]
@@ -35,8 +35,7 @@ def stats(
     timeout: Timeout = 10.0,
 ) -> None:
     """Count what is logged. Example: sightline stats --device gate-1 --json."""
-    settings = edge_settings(ingest_target=target)
-    service = endpoint(settings, settings.ingest_target)
+    service = Endpoint.to_ingest(settings_with(ingest_target=target))
     request = ingest_service_pb2.GetStatsRequest(
         filter=ingest_pb2.PredictionFilter(device_ids=device or (), model_names=model or ())
     )
@@ -56,10 +55,10 @@ def health(
     timeout: Timeout = 5.0,
 ) -> None:
     """Ask both services whether they are ready. Exit code 0: both are; 1: one is not."""
-    settings = edge_settings(ingest_target=ingest, inference_target=inference)
+    settings = settings_with(ingest_target=ingest, inference_target=inference)
     answers = {
-        "ingest": _status(endpoint(settings, settings.ingest_target), INGEST, timeout),
-        "inference": _status(endpoint(settings, settings.inference_target), INFERENCE, timeout),
+        "ingest": _status(Endpoint.to_ingest(settings), INGEST, timeout),
+        "inference": _status(Endpoint.to_inference(settings), INFERENCE, timeout),
     }
     if as_json:
         typer.echo(json.dumps(answers))

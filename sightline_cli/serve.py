@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from sightline_cli.processes import ServiceProcess, StartError
+from servicekit.terminal import CommandError
+from sightline_cli.processes import ServiceProcess
 
 app = typer.Typer(help="Run one service in the foreground.", no_args_is_help=True)
 
@@ -80,11 +81,11 @@ def up(
 
 
 def _wait(running: list[ServiceProcess], stop: threading.Event) -> None:
-    """Returns when `stop` is set; raises StartError when a service ends before."""
+    """Returns when `stop` is set; raises CommandError when a service ends before."""
     while not stop.wait(0.2):
         for service in running:
             if (code := service.process.poll()) is not None:
-                raise StartError(f"{service.module} ended with exit code {code}")
+                raise CommandError(f"{service.module} ended with exit code {code}")
 
 
 def _become(module: str, arguments: list[str]) -> None:
@@ -97,4 +98,4 @@ def _check_installed(module: str) -> None:
     extra, packages = _NEEDS[module]
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise StartError(f"{module} needs {', '.join(missing)}: pip install 'sightline[{extra}]'")
+        raise CommandError(f"{module} needs {', '.join(missing)}: pip install 'sightline[{extra}]'")

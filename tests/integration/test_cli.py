@@ -131,6 +131,8 @@ def test_log_lands_in_stats(laptop: Laptop, pictures: Path) -> None:
         (["stats"], 1, "UNAVAILABLE"),
         (["stats", "--target", "nonsense"], 2, "ingest_target: must be host:port"),
         (["log", "no/such/folder"], 1, "source must name at least one picture"),
+        (["log", "{pictures}", "--model", "no-such.onnx"], 1, "no-such.onnx"),
+        (["log", "{pictures}", "--detector", "nonsense"], 2, "detector: must be"),
         (["infer", "no-such.jpg"], 1, "no-such.jpg"),
         (["serve", "ingest", "--listen", "nonsense"], 2, "listen: must be host:port"),
         (["serve", "inference", "--no-such-flag"], 2, "--no-such-flag"),
@@ -138,8 +140,9 @@ def test_log_lands_in_stats(laptop: Laptop, pictures: Path) -> None:
     ],
 )
 def test_an_error_is_a_sentence_and_no_traceback(
-    words: list[str], code: int, sentence: str, tmp_path: Path
+    words: list[str], code: int, sentence: str, pictures: Path, tmp_path: Path
 ) -> None:
+    words = [word.format(pictures=pictures) for word in words]
     env = environment(
         ingest_target="127.0.0.1:1", inference_target="127.0.0.1:1", spool_dir=tmp_path / "spool"
     )

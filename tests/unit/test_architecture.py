@@ -1,0 +1,51 @@
+"""Arrows point down only, and what decides touches no clock, socket, file or thread."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("edge", "ingest_service", "inference_service")
+ABOVE = {
+    "servicekit": {*PARTS, "sightline_cli", "models", "examples"},
+    **{
+        part: ({*PARTS} - {part}) | {"sightline_cli", "models", "examples", "tests", "bench"}
+        for part in PARTS
+    },
+}
+CORES = (
+    "edge/coordinate_core.py",
+    "edge/ship_core.py",
+    "edge/encode.py",
+    "ingest_service/sequence.py",
+    "ingest_service/checks.py",
+    "ingest_service/decision.py",
+    "inference_service/admission.py",
+)
+ACTS = {"time", "socket", "sqlite3", "threading", "asyncio", "pathlib", "os", "subprocess"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("package", ABOVE)
+def test_arrows_point_down(package: str) -> None:
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in (ROOT / package).rglob("*.py")
+        for module in imports(path)
+        if module.split(".")[0] in ABOVE[package]
+    }
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_what_decides_does_not_act(core: str) -> None:
+    assert {module.split(".")[0] for module in imports(ROOT / core)} & ACTS == set()
