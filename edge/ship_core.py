@@ -16,6 +16,8 @@ from servicekit.errors import SightlineError
 ASK_SECONDS = 10.0
 SEND_SECONDS = 30.0
 _LONGEST_SEND_SECONDS = 3600.0
+# What the service says of a message as such; a prediction that breaks a rule is an answer instead.
+_UNREADABLE = {"MALFORMED_MESSAGE", "MESSAGE_TOO_LARGE", "INVALID_FIELD"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class ShipCore:
 
 
 def _is_unreadable(error: SightlineError) -> bool:
-    if error.reason == "MALFORMED_MESSAGE":
+    if error.reason in _UNREADABLE:
         return True
     # gRPC itself refuses what is over the server's limit, and has no reason for it but this text.
     too_large = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -115,6 +115,15 @@ def test_deadlines_are_kept_while_the_server_is_away(tmp_path: Path, method: str
     log.close()
 
 
+def test_closing_does_not_wait_for_a_server_that_is_away(tmp_path: Path) -> None:
+    log = logger(tmp_path)
+    log.log(prediction(), wait="spooled", timeout=20)
+    assert eventually(lambda: log.stats().last_error is not None)
+    begun = time.monotonic()
+    assert log.close(20)
+    assert time.monotonic() - begun < 5
+
+
 def test_deadlines_are_kept_while_the_server_hangs(tmp_path: Path, ingest: FakeIngest) -> None:
     end = threading.Event()
     ingest.on_message = lambda _: end.wait(30)

@@ -210,6 +210,25 @@ def test_the_one_prediction_that_cannot_be_read_is_found_by_halving() -> None:
     play.sends(6, 8, limit=2).answer(8).then(Acknowledge(8))
 
 
+@pytest.mark.parametrize("reason", ["MALFORMED_MESSAGE", "MESSAGE_TOO_LARGE", "INVALID_FIELD"])
+def test_whatever_the_service_says_against_a_message_is_isolated(reason: str) -> None:
+    refused = SightlineError(grpc.StatusCode.INVALID_ARGUMENT, reason, "no")
+    play = Play(stream_size=2)
+    play.asks().watermark(0).then()
+    play.sends(0, 2, limit=2).fails(refused).then()
+    play.asks().watermark(0).then()
+    play.sends(0, 1, limit=1).fails(refused).then()
+    play.asks().watermark(0).then()
+    play.sends(0, 0, limit=0).answer(0).then(GiveUp(1))
+
+
+def test_what_a_stranger_refuses_is_not_given_up() -> None:
+    stranger = SightlineError(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "a proxy's")
+    play = Play(stream_size=1)
+    play.asks().watermark(0).then()
+    play.sends(0, 1, limit=1).fails(stranger).then(Wait(stranger))
+
+
 def test_nothing_is_given_up_to_a_server_that_refuses_even_a_bare_header() -> None:
     play = Play(stream_size=1)
     play.asks().watermark(0).then()
