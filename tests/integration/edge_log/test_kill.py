@@ -77,11 +77,16 @@ def audit(ingest: Ingest, confirmed: dict[str, int]) -> None:
         assert not {f"{name}/{number}" for number in range(count)} - stored
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_nothing_spooled_is_lost_and_nothing_is_twice(tmp_path: Path, seed: int) -> None:
+LONG = [pytest.mark.soak, pytest.mark.timeout(7200)]
+
+
+@pytest.mark.parametrize(("seed", "lives"), [(1, 5), (2, 5), pytest.param(3, 500, marks=LONG)])
+def test_nothing_spooled_is_lost_and_nothing_is_twice(
+    tmp_path: Path, seed: int, lives: int
+) -> None:
     chance, confirmed = random.Random(seed), dict[str, int]()
     with serving(tmp_path / "ingest") as ingest:
-        for life in range(5):
+        for life in range(lives):
             with node(ingest, tmp_path, f"life{life}") as ledger:
                 pause(chance.uniform(0.0, 0.8))
                 if chance.random() < 0.6:

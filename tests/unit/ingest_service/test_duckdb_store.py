@@ -166,11 +166,15 @@ def test_a_file_is_migrated_once(path: Path) -> None:
         store.close()
 
 
-def test_damaged_messages_never_fail_a_group(path: Path) -> None:
+LONG = [pytest.mark.soak, pytest.mark.timeout(7200)]
+
+
+@pytest.mark.parametrize(("seed", "count"), [(42, 1000), pytest.param(43, 100_000, marks=LONG)])
+def test_damaged_messages_never_fail_a_group(path: Path, seed: int, count: int) -> None:
     """What ptars accepts, DuckDB must accept: or one message would fail all streams for ever."""
     store = DuckDBStore(path)
     writer = GroupWriter(store, lambda: NOW)
-    payloads = list(mutated(seed=42, count=1000))
+    payloads = list(mutated(seed=seed, count=count))
     for start in range(0, len(payloads), 100):
         group = [
             message(payload=payload, of=spool(start + number), stream=number)
