@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := .tools
 GRPCURL := $(TOOLS)/bin/grpcurl
-NODE_MODULES := tests/compat/node/node_modules
+# npm writes this file last, so it stands for a whole install.
+NODE_MODULES := tests/compat/node/node_modules/.package-lock.json
 CONSTRAINTS := constraints.txt
 PACKAGES := edge ingest_service inference_service servicekit sightline_cli
 SOURCES := $(PACKAGES) models examples bench tests proto
@@ -102,5 +103,5 @@ constraints: ## Pin what is newest now
 
 .PHONY: clean
 clean: ## Remove what make made
-	rm -rf $(VENV) $(TOOLS) $(NODE_MODULES) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) $(dir $(NODE_MODULES)) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

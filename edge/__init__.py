@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge.answer import Answer, Attempt, Mode, Policy
-    from edge.coordinator import InferenceCoordinator
+    from edge.cloud.client import AsyncInferenceClient, InferenceClient
+    from edge.cloud.types import InferAnswer, InferParameters, ModelHint
+    from edge.decide.answer import Answer, Attempt, Mode, Policy
+    from edge.decide.coordinator import InferenceCoordinator
     from edge.detect import Detector, DetectorResult, OnnxDetector, Thresholds, UltralyticsDetector
-    from edge.inference_client import AsyncInferenceClient, InferenceClient
-    from edge.inference_types import InferAnswer, InferParameters, ModelHint
-    from edge.logger import ClosedError, LoggerStats, LogOptions, PredictionLogger
+    from edge.log.logger import ClosedError, LoggerStats, LogOptions, PredictionLogger
     from edge.node import EdgeNode, NodeStats
     from edge.records import Box, CloudReason, Detection, Prediction, Source
     from edge.settings import EdgeSettings
@@ -50,31 +50,31 @@ __all__ = [
 _MODULES = {
     # Logging
     "Box": "edge.records",
-    "ClosedError": "edge.logger",
+    "ClosedError": "edge.log.logger",
     "CloudReason": "edge.records",
     "Detection": "edge.records",
-    "LogOptions": "edge.logger",
-    "LoggerStats": "edge.logger",
+    "LogOptions": "edge.log.logger",
+    "LoggerStats": "edge.log.logger",
     "Prediction": "edge.records",
-    "PredictionLogger": "edge.logger",
+    "PredictionLogger": "edge.log.logger",
     "Source": "edge.records",
     # Answering
-    "Answer": "edge.answer",
-    "AsyncInferenceClient": "edge.inference_client",
-    "Attempt": "edge.answer",
+    "Answer": "edge.decide.answer",
+    "AsyncInferenceClient": "edge.cloud.client",
+    "Attempt": "edge.decide.answer",
     "Detector": "edge.detect",
     "DetectorResult": "edge.detect",
     "EdgeNode": "edge.node",
     "EdgeSettings": "edge.settings",
-    "InferAnswer": "edge.inference_types",
-    "InferParameters": "edge.inference_types",
-    "InferenceClient": "edge.inference_client",
-    "InferenceCoordinator": "edge.coordinator",
-    "Mode": "edge.answer",
-    "ModelHint": "edge.inference_types",
+    "InferAnswer": "edge.cloud.types",
+    "InferParameters": "edge.cloud.types",
+    "InferenceClient": "edge.cloud.client",
+    "InferenceCoordinator": "edge.decide.coordinator",
+    "Mode": "edge.decide.answer",
+    "ModelHint": "edge.cloud.types",
     "NodeStats": "edge.node",
     "OnnxDetector": "edge.detect",
-    "Policy": "edge.answer",
+    "Policy": "edge.decide.answer",
     "Thresholds": "edge.detect",
     "UltralyticsDetector": "edge.detect",
 }

@@ -1,10 +1,10 @@
 """The parts of an edge node, made as its settings say."""
 
-from edge.answer import Mode, Policy
 from edge.channel import Endpoint
+from edge.cloud.client import InferenceClient
+from edge.cloud.types import InferParameters, ModelHint
+from edge.decide.answer import Mode, Policy
 from edge.detect.base import Detector, Thresholds
-from edge.inference_client import InferenceClient
-from edge.inference_types import InferParameters, ModelHint
 from edge.settings import EdgeSettings
 
 

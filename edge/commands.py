@@ -13,7 +13,7 @@ from rich.table import Table
 
 from edge import EdgeNode, InferenceClient, InferParameters, ModelHint
 from edge.channel import Endpoint
-from edge.inference_types import ImageAnswer, InferAnswer
+from edge.cloud.types import ImageAnswer, InferAnswer
 from edge.settings import EdgeSettings
 from servicekit.errors import Category, SightlineError, invalid
 from servicekit.settings import load

@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import Self
 
 from edge import assemble
-from edge.answer import Answer, Policy
-from edge.coordinator import InferenceCoordinator
+from edge.cloud.client import InferenceClient
+from edge.cloud.messages import trace_id_of
+from edge.cloud.types import InferParameters, ModelHint
+from edge.decide.answer import Answer, Policy
+from edge.decide.coordinator import InferenceCoordinator
 from edge.detect.base import Detector, Image
-from edge.inference_client import InferenceClient
-from edge.inference_messages import trace_id_of
-from edge.inference_types import InferParameters, ModelHint
-from edge.logger import LoggerStats, PredictionLogger
+from edge.log.logger import LoggerStats, PredictionLogger
 from edge.records import Prediction
 from edge.settings import EdgeSettings
 from edge.tally import Counts, Tally
@@ -122,7 +122,7 @@ class EdgeNode:
             traceparent: W3C traceparent, passed on to the service and logged; empty: none.
 
         Raises:
-            Exception: nobody answered; see `edge.coordinator.InferenceCoordinator.ask`. The
+            Exception: nobody answered; see `edge.decide.coordinator.InferenceCoordinator.ask`. The
                 failure is counted; there is no prediction to log.
         """
         with self._counting():

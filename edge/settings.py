@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from edge.log_options import LogOptions
+from edge.log.options import LogOptions
 from servicekit.settings import Address, ClientTlsSettings, OptionalPath
 
 

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edge.answer import Answer
+from edge.decide.answer import Answer
 from edge.records import CloudReason, Source
 from servicekit.errors import SightlineError
 

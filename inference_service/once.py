@@ -122,9 +122,9 @@ class Once:
             self._store.claim, key, fingerprint=fingerprint, owner=owner, now=now, until=until
         )
         try:
-            return await asyncio.shield(asyncio.wrap_future(claim))
+            return await asyncio.wrap_future(claim)
         except asyncio.CancelledError:
-            self._release(key, owner)
+            self._release(key, owner)  # the claim may be under way
             raise
         except StoreError as error:
             logger.exception("cannot claim an idempotency key")

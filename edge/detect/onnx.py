@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edge.detect.base import DetectorResult, Image, Thresholds
-from edge.pictures import pixels
+from edge.detect.pictures import pixels
 from edge.records import Box, Detection
 from servicekit import vision
 

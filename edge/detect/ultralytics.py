@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.detect.base import DetectorResult, Image, Thresholds
+from edge.detect.pictures import pixels
 from edge.detect.results import detections_of
-from edge.pictures import pixels
 from servicekit.vision import ModelError
 
 if TYPE_CHECKING:

@@ -31,11 +31,10 @@ def grpcurl() -> str:
 @pytest.fixture(scope="session")
 def node() -> str:
     program = require("node", "install Node.js 20 or newer")
-    require(
-        program if (ROOT / "tests/compat/node/node_modules").is_dir() else "node_modules",
-        "`make compat` installs @grpc/grpc-js where npm is installed",
-    )
-    return program
+    # npm writes this file last, so it stands for a whole install.
+    installed = (ROOT / "tests/compat/node/node_modules/.package-lock.json").is_file()
+    how = "`make compat` installs @grpc/grpc-js where npm is installed"
+    return require(program if installed else "node_modules", how)
 
 
 @pytest.fixture(scope="module")

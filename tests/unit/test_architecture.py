@@ -16,9 +16,9 @@ ABOVE = {
     },
 }
 CORES = (
-    "edge/coordinate_core.py",
-    "edge/ship_core.py",
-    "edge/encode.py",
+    "edge/decide/core.py",
+    "edge/ship/core.py",
+    "edge/log/encode.py",
     "ingest_service/sequence.py",
     "ingest_service/checks.py",
     "ingest_service/decision.py",

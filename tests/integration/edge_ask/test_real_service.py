@@ -13,11 +13,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from edge.answer import Answer, Mode, Policy
-from edge.coordinator import InferenceCoordinator
+from edge.cloud.client import AsyncInferenceClient, InferenceClient
+from edge.cloud.types import InferParameters, ModelHint, ModelTask
+from edge.decide.answer import Answer, Mode, Policy
+from edge.decide.coordinator import InferenceCoordinator
 from edge.detect import Detector, DetectorResult, Image, OnnxDetector, UltralyticsDetector
-from edge.inference_client import AsyncInferenceClient, InferenceClient
-from edge.inference_types import InferParameters, ModelHint, ModelTask
 from edge.records import CloudReason, Detection, Source
 from servicekit.errors import SightlineError
 from tests.integration.inference.process import Server, started

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.logger import LogOptions, PredictionLogger
+from edge.log.logger import LogOptions, PredictionLogger
 from tests.integration.edge_log.ingest import Ingest, serving
 from tests.unit.edge.samples import eventually
 

@@ -192,8 +192,8 @@ def test_the_edge_core_imports_without_numpy_pillow_and_the_runtimes() -> None:
 import sys
 for name in ("numpy", "PIL", "onnxruntime", "ultralytics", "torch", "cv2"):
     sys.modules[name] = None
-import edge, edge.detect, edge.coordinator, edge.inference_client
-from edge.pictures import encoded
+import edge, edge.detect, edge.decide.coordinator, edge.cloud.client
+from edge.detect.pictures import encoded
 assert encoded(b"as it is") == b"as it is"
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from sightline.types.v1 import prediction_pb2
 
-from edge.answer import Answer, Mode, Policy
+from edge.cloud.client import InferenceClient
+from edge.decide.answer import Answer, Mode, Policy
 from edge.detect.base import Detector, DetectorResult, Image
-from edge.inference_client import InferenceClient
-from edge.logger import PredictionLogger
+from edge.log.logger import PredictionLogger
 from edge.node import EdgeNode
 from edge.records import Box, CloudReason, Detection, Prediction, Source
 from edge.settings import EdgeSettings

@@ -5,7 +5,7 @@ import dataclasses
 import grpc
 import pytest
 
-from edge.answer import Answer
+from edge.decide.answer import Answer
 from edge.records import CloudReason, Source
 from edge.tally import Tally
 from servicekit.errors import SightlineError

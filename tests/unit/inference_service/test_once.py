@@ -1,6 +1,7 @@
 """Calls with a key: answered once, joined, replayed, let go. On a real store."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -191,6 +192,22 @@ async def test_a_caller_that_gives_up_while_claiming_leaves_the_key_free(once: O
     with pytest.raises(asyncio.CancelledError):
         await first
     assert await ask(once, Work(b"two")) == Reply(b"two", replayed=False)
+
+
+async def test_a_caller_that_gives_up_while_its_answer_is_recorded_finds_it_later(
+    once: Once,
+) -> None:
+    work = Work(b"one", b"two", go=False)
+    first = asyncio.ensure_future(ask(once, work))
+    await work.started.wait()
+    held_up = threading.Event()
+    once._thread.submit(held_up.wait, 10)
+    work.go.set()
+    assert not await settled(first)  # the answer waits for the store's thread
+    first.cancel()
+    assert await settled(first)
+    held_up.set()
+    assert await ask(once, work) == Reply(b"one", replayed=True)
 
 
 async def test_a_twin_in_another_process_is_an_abort(

@@ -117,6 +117,17 @@ def test_a_burst_that_ran_out_is_cleared_bit_by_bit() -> None:
     store.close()
 
 
+def test_a_key_whose_time_is_over_is_free_before_it_is_cleared_away() -> None:
+    store = SqliteStore("")
+    for number in range(50):  # more than one claim clears away, and older
+        claim(store, b"a", key=number.to_bytes(32), until=10)
+    claim(store, b"a", until=20)
+    store.settle(KEY, owner=b"a", outcome=ANSWER, until=20)
+    assert claim(store, b"b", now=30, until=40) is None
+    assert claim(store, b"c", now=31) == Record(PRINT, 40.0, None)
+    store.close()
+
+
 def test_of_many_that_race_for_a_key_one_wins(tmp_path: Path) -> None:
     path = str(tmp_path / "claims.sqlite")
     stores = [SqliteStore(path) for _ in range(4)]  # a connection each, as processes have

@@ -273,7 +273,9 @@ Global___ImageResult: _TypeAlias = ImageResult  # noqa: Y015
 
 @_typing.final
 class StageTiming(_message.Message):
-    """How long each stage took, on the server."""
+    """How long each stage took, on the server. The stages of several pictures run beside one another:
+    decode, infer and post are sums over the pictures and may exceed the total.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -289,7 +291,7 @@ class StageTiming(_message.Message):
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Waiting for a place on the model."""
+        """Waiting for a place on the model; of several pictures, the longest."""
 
     @_builtins.property
     def decode(self) -> _duration_pb2.Duration:

@@ -1,0 +1,229 @@
+"""Questions to the inference service and its answers, to and from protobuf; no network.
+
+Whatever would be refused for its form is refused here, before a byte is sent. What the sync and
+the async client share is all in here.
+"""
+
+import hashlib
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import status_pb2
+from sightline.inference.v1 import inference_pb2, inference_service_pb2
+from sightline.types.v1 import prediction_pb2
+
+from edge.cloud.types import (
+    ClassScore,
+    ImageAnswer,
+    InferAnswer,
+    InferParameters,
+    ModelHint,
+    ModelInfo,
+    ModelTask,
+    StageSeconds,
+)
+from edge.detect.base import Image
+from edge.detect.pictures import ArrayFormat, encoded
+from edge.records import Box, Detection
+from servicekit.errors import SightlineError, from_status, invalid
+
+KEY = "idempotency-key"
+REPLAYED = "idempotent-replayed"
+TRACEPARENT = "traceparent"
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+_MAX_TIMEOUT = 3600.0
+_TASKS = {
+    inference_pb2.MODEL_TASK_DETECT: ModelTask.DETECT,
+    inference_pb2.MODEL_TASK_CLASSIFY: ModelTask.CLASSIFY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InferCall:
+    """One question, ready to be sent, and to be sent again as the same question."""
+
+    request: inference_service_pb2.InferRequest
+    metadata: tuple[tuple[str, str], ...]
+    """Idempotency key and, if given, traceparent."""
+
+
+def prepare(
+    images: Sequence[Image],
+    *,
+    image_ids: Sequence[str] = (),
+    model: ModelHint | None = None,
+    parameters: InferParameters | None = None,
+    idempotency_key: str | None = None,
+    traceparent: str = "",
+    array_format: ArrayFormat = "jpeg",
+) -> InferCall:
+    """Returns a question, checked; see `edge.cloud.client.InferenceClient.infer`.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT, naming the field and its bound.
+    """
+    _check_images(images, image_ids)
+    request = inference_service_pb2.InferRequest(
+        images=[
+            _image(image, array_format, f"images[{index}]", name)
+            for index, (image, name) in enumerate(
+                zip(images, image_ids or [""] * len(images), strict=True)
+            )
+        ],
+        model=_model(model) if model else None,
+        parameters=_parameters(parameters) if parameters else None,
+    )
+    return InferCall(request, tuple(_metadata(idempotency_key, traceparent)))
+
+
+def check_timeout(timeout: float) -> float:
+    """Returns the timeout in seconds.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT: not above 0 and at most an hour.
+    """
+    if not 0 < timeout <= _MAX_TIMEOUT:
+        raise invalid("timeout", f"must be above 0 and at most {_MAX_TIMEOUT:g} s, is {timeout:g}")
+    return timeout
+
+
+def trace_id_of(traceparent: str) -> str:
+    """Returns the trace id in a W3C traceparent, 32 lower-case hex digits; empty: there is none.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT: not a traceparent.
+    """
+    if not traceparent:
+        return ""
+    match = _TRACEPARENT.fullmatch(traceparent)
+    if match is None:
+        raise invalid("traceparent", "must be a W3C traceparent: 00-<32 hex>-<16 hex>-<2 hex>")
+    return match[1]
+
+
+def parse_answer(
+    response: inference_service_pb2.InferResponse, trailing: Iterable[tuple[str, str | bytes]]
+) -> InferAnswer:
+    """Returns the service's answer."""
+    return InferAnswer(
+        results=tuple(_image_answer(result) for result in response.results),
+        model_name=response.model_name,
+        model_version=response.model_version,
+        timing=_timing(response.timing),
+        idempotent_replayed=(REPLAYED, "true") in {(key, value) for key, value in trailing},
+    )
+
+
+def parse_models(response: inference_service_pb2.ListModelsResponse) -> tuple[ModelInfo, ...]:
+    """Returns the models of the service, in its order."""
+    return tuple(
+        ModelInfo(
+            name=model.name,
+            version=model.version,
+            task=_TASKS.get(model.task, ModelTask.UNSPECIFIED),
+            labels=tuple(model.labels),
+            input_width=model.input_width,
+            input_height=model.input_height,
+            provider=model.provider,
+            default_version=model.default_version,
+            default_model=model.default_model,
+        )
+        for model in response.models
+    )
+
+
+def _check_images(images: Sequence[Image], image_ids: Sequence[str]) -> None:
+    if not isinstance(images, list | tuple):
+        raise invalid("images", f"must be a list of pictures, is a {type(images).__name__}")
+    if not images:
+        raise invalid("images", "must have at least one picture")
+    if image_ids and len(image_ids) != len(images):
+        raise invalid("image_ids", f"must be as many as images ({len(images)}) or none")
+
+
+def _image(
+    image: Image, array_format: ArrayFormat, field: str, image_id: str
+) -> inference_pb2.Image:
+    data = encoded(image, array_format=array_format, field=field)
+    return inference_pb2.Image(image_id=image_id, data=data, sha256=hashlib.sha256(data).digest())
+
+
+def _model(model: ModelHint) -> inference_pb2.ModelHint:
+    return inference_pb2.ModelHint(name=model.name, version=model.version)
+
+
+def _parameters(parameters: InferParameters) -> inference_pb2.InferParameters:
+    _check("confidence_threshold", parameters.confidence_threshold, 0, 1)
+    _check("iou_threshold", parameters.iou_threshold, 0, 1)
+    _check("max_detections", parameters.max_detections, 1, 10_000)
+    _check("top_k", parameters.top_k, 1, 1000)
+    return inference_pb2.InferParameters(
+        confidence_threshold=parameters.confidence_threshold,
+        iou_threshold=parameters.iou_threshold,
+        max_detections=parameters.max_detections,
+        top_k=parameters.top_k,
+    )
+
+
+def _check(name: str, value: float | None, least: int, most: int) -> None:
+    if value is not None and not least <= value <= most:
+        raise invalid(f"parameters.{name}", f"must be in [{least}, {most}], is {value}")
+
+
+def _metadata(idempotency_key: str | None, traceparent: str) -> Iterable[tuple[str, str]]:
+    yield KEY, str(uuid.uuid4()) if idempotency_key is None else _uuid4(idempotency_key)
+    if trace_id_of(traceparent):
+        yield TRACEPARENT, traceparent
+
+
+def _uuid4(key: str) -> str:
+    try:
+        parsed = uuid.UUID(key)
+    except ValueError:
+        parsed = None
+    if parsed is None or parsed.version != 4:
+        raise invalid("idempotency_key", f"must be a UUIDv4, is {key!r}")
+    return str(parsed)
+
+
+def _image_answer(result: inference_pb2.ImageResult) -> ImageAnswer:
+    return ImageAnswer(
+        image_id=result.image_id,
+        image_width=result.image_width,
+        image_height=result.image_height,
+        detections=tuple(_detection(one) for one in result.detections),
+        classes=tuple(
+            ClassScore(one.class_id, one.class_name, one.probability) for one in result.classes
+        ),
+        error=_image_error(result.error) if result.HasField("error") else None,
+    )
+
+
+def _detection(one: prediction_pb2.Detection) -> Detection:
+    box = one.box
+    return Detection(
+        class_id=one.class_id,
+        class_name=one.class_name,
+        confidence=one.confidence,
+        box=Box(box.x_min, box.y_min, box.x_max, box.y_max) if one.HasField("box") else None,
+        track_id=one.track_id if one.HasField("track_id") else None,
+    )
+
+
+def _image_error(error: inference_pb2.ImageError) -> SightlineError:
+    plain = from_status(status_pb2.Status(code=error.code, message=error.message))
+    return SightlineError(plain.code, error.reason or plain.reason, plain.message)
+
+
+def _timing(timing: inference_pb2.StageTiming) -> StageSeconds:
+    def seconds(stage: str) -> float:
+        return cast("Duration", getattr(timing, stage)).ToNanoseconds() / 1e9
+
+    return StageSeconds(
+        *(seconds(stage) for stage in ("validate", "queue", "decode", "infer", "post", "total"))
+    )

@@ -1,0 +1,1 @@
+"""Who answers for a picture, device or cloud, inside one budget."""

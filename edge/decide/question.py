@@ -1,0 +1,198 @@
+"""One picture under way: carries out what the coordinator's core decides, and waits for nothing.
+
+Answers and failures are reported as observations, from the device's thread and from gRPC's. How to
+wait for them is the caller's business (`edge.decide.coordinator`).
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import grpc
+
+from edge.cloud.client import InferenceClient, PendingAnswer
+from edge.cloud.messages import InferCall, prepare
+from edge.cloud.types import ImageAnswer, InferAnswer, InferParameters, ModelHint
+from edge.decide.core import (
+    Action,
+    AskCloud,
+    AskDevice,
+    CloudAnswered,
+    CloudFailed,
+    Coordination,
+    DeviceAnswered,
+    DeviceFailed,
+    DropCloud,
+    DropDevice,
+    Fail,
+    Finish,
+    Observation,
+    WakeAt,
+)
+from edge.decide.device_worker import DeviceWorker
+from edge.detect.base import DetectorResult, Image
+from edge.records import Detection
+from servicekit.errors import SightlineError
+
+_SHORTEST = 0.001  # seconds; a call needs a deadline that lies ahead, even if only just
+
+
+@dataclass(frozen=True, slots=True)
+class Parties:
+    """Who can be asked, and how the cloud is asked.
+
+    Attributes:
+        worker: runs the device's model; None: there is none, or the mode does not ask it.
+        client: the inference service; None: the mode does not ask it.
+        model: which model of the service should answer; None: its default.
+        parameters: how the service makes its answers; None: its model's own settings.
+    """
+
+    worker: DeviceWorker | None
+    client: InferenceClient | None
+    model: ModelHint | None = None
+    parameters: InferParameters | None = None
+
+
+@dataclass(slots=True)
+class Question:
+    """One picture, and everything that is under way for it.
+
+    Attributes:
+        core: what decides.
+        parties: who can be asked.
+        image: the picture.
+        image_id: its name, for the service; empty: none.
+        traceparent: W3C traceparent to pass on; empty: none.
+        report: takes what happens, from any thread, and returns at once.
+    """
+
+    core: Coordination
+    parties: Parties
+    image: Image
+    image_id: str
+    traceparent: str
+    report: Callable[[Observation], None]
+    _wake: float = 0.0
+    _call: InferCall | SightlineError | None = None
+    _device: "Future[DetectorResult] | None" = None
+    _cloud: PendingAnswer | None = None
+
+    def patience(self) -> float:
+        """Returns the seconds, >= 0, after which `Woke` is to be observed."""
+        return max(self._wake - time.monotonic(), 0.0)
+
+    def observe(self, happened: Observation) -> list[Action]:
+        """Returns what to do after something happened just now."""
+        return self.core.observe(happened, time.monotonic())
+
+    def prepare(self) -> None:
+        """Makes the question to the cloud ready: reads a file or encodes pixels, but only once."""
+        if self._call is None:
+            try:
+                self._call = prepare(
+                    [self.image],
+                    image_ids=[self.image_id],
+                    model=self.parties.model,
+                    parameters=self.parties.parameters,
+                    traceparent=self.traceparent,
+                    array_format=self._client().array_format,
+                )
+            except SightlineError as error:
+                self._call = error
+
+    def perform(self, actions: list[Action]) -> Finish | Fail | None:
+        """Carries out actions; returns the last one of all, or None: there is more to come."""
+        for action in actions:
+            match action:
+                case AskDevice():
+                    self._ask_device()
+                case AskCloud(ends):
+                    self._ask_cloud(ends)
+                case DropDevice() | DropCloud():
+                    self._drop(action)
+                case WakeAt(at):
+                    self._wake = at
+                case Finish() | Fail():
+                    return action
+        return None
+
+    def drop(self) -> None:
+        """Ends what is still under way."""
+        self._drop(DropDevice())
+        self._drop(DropCloud())
+
+    def _client(self) -> InferenceClient:
+        if self.parties.client is None:
+            raise AssertionError("the cloud is asked, but there is no client")
+        return self.parties.client
+
+    def _ask_device(self) -> None:
+        if self.parties.worker is None:
+            raise AssertionError("the device is asked, but there is no detector")
+        self._device = self.parties.worker.submit(self.image)
+        self._device.add_done_callback(self._device_done)
+
+    def _device_done(self, future: "Future[DetectorResult]") -> None:
+        if not future.cancelled():
+            self.report(_device_observation(future))
+
+    def _ask_cloud(self, ends: float) -> None:
+        self.prepare()
+        if isinstance(self._call, SightlineError):
+            self.report(CloudFailed(self._call))
+        elif self._call is not None:
+            left = max(ends - time.monotonic(), _SHORTEST)
+            pending = self._client().send(self._call, timeout=left)
+            self._cloud = pending
+            pending.add_done_callback(lambda: self.report(_cloud_observation(pending)))
+
+    def _drop(self, action: DropDevice | DropCloud) -> None:
+        outstanding = self._device if isinstance(action, DropDevice) else self._cloud
+        if outstanding is not None:
+            outstanding.cancel()
+
+
+def _device_observation(future: "Future[DetectorResult]") -> DeviceAnswered | DeviceFailed:
+    error = future.exception()
+    if error is None:
+        return DeviceAnswered(future.result())
+    if isinstance(error, Exception):
+        return DeviceFailed(error)
+    # SystemExit, or a panic of a native library: no reason to end the caller.
+    wrapped = SightlineError(grpc.StatusCode.INTERNAL, "DEVICE_FAILED", repr(error))
+    wrapped.__cause__ = error
+    return DeviceFailed(wrapped)
+
+
+def _cloud_observation(pending: PendingAnswer) -> CloudAnswered | CloudFailed:
+    try:
+        answer = pending.result()
+        return CloudAnswered(_cloud_result(answer), answer.idempotent_replayed)
+    except SightlineError as error:
+        return CloudFailed(error)
+
+
+def _cloud_result(answer: InferAnswer) -> DetectorResult:
+    if len(answer.results) != 1:
+        raise SightlineError(
+            grpc.StatusCode.DATA_LOSS,
+            "ANSWER_INCOMPLETE",
+            f"the service answered for {len(answer.results)} pictures, not for the one asked",
+        )
+    (image,) = answer.results
+    if image.error is not None:
+        raise image.error
+    return DetectorResult(
+        detections=image.detections or _classes(image),
+        image_width=image.image_width,
+        image_height=image.image_height,
+        model_name=answer.model_name,
+        model_version=answer.model_version,
+    )
+
+
+def _classes(image: ImageAnswer) -> tuple[Detection, ...]:
+    """The classes of a classified picture as detections without boxes, as they are logged."""
+    return tuple(Detection(c.class_id, c.class_name, c.probability) for c in image.classes)

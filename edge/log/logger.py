@@ -1,0 +1,257 @@
+"""`PredictionLogger`: hand over a prediction, and it will be in the store exactly once."""
+
+import asyncio
+import os
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+from urllib.parse import quote
+
+import grpc
+
+from edge.channel import Endpoint
+from edge.log import adapters, orphans
+from edge.log.memory import ClosedError, OnFull
+from edge.log.options import LogOptions
+from edge.log.pipeline import Pipeline, Plan
+from edge.log.progress import LoggerStats
+from edge.records import Prediction
+from edge.settings import EdgeSettings
+from servicekit.errors import SightlineError
+from servicekit.settings import load
+from servicekit.tls import channel_credentials
+
+if TYPE_CHECKING:
+    from ultralytics.engine.results import Results
+
+__all__ = ["ClosedError", "LogOptions", "LoggerStats", "PredictionLogger", "default_spool_dir"]
+
+Milestone = Literal["spooled", "committed"]
+_AT_EXIT_SECONDS = 2.0
+
+
+class PredictionLogger:
+    """Logs predictions of one device, from any thread, any asyncio loop, and forked processes.
+
+    A prediction waits in memory for at most about 50 ms, then in a spool on the disk for as long as
+    it takes, until the ingest service has committed it. A process that is killed loses what was in
+    memory and nothing else; one that ends without `close` spools what it can in two seconds.
+
+    A forked process logs into a spool of its own inside `spool_dir`; the process that made the
+    logger ships what it leaves behind. Other processes need a `spool_dir` of their own.
+
+    Args:
+        target: the ingest service, `host:port` or another gRPC target.
+        device_id: name of this device, unique in the fleet, 1 to 256 bytes.
+        spool_dir: folder of the spool, made if it is missing. None: `default_spool_dir`.
+        credentials: TLS credentials. None: plain text.
+        api_key: sent as a bearer token; not in plain text to other machines. None: none is sent.
+        on_full: what `log` does when memory is full: `block` waits for the disk; the others drop a
+            prediction, count it, and declare it to the server as a gap.
+        options: bounds and sizes.
+
+    Raises:
+        SightlineError: another process uses `spool_dir` (`SPOOL_LOCKED`), or it belongs to another
+            device (`SPOOL_OF_ANOTHER_DEVICE`) or a later version (`SPOOL_TOO_NEW`).
+        OSError: `spool_dir` is not a folder that this process may write to.
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        device_id: str,
+        spool_dir: Path | str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        on_full: OnFull = "drop_oldest",
+        options: LogOptions | None = None,
+    ) -> None:
+        if not 1 <= len(device_id.encode()) <= 256:
+            raise ValueError(f"device_id must have 1 to 256 bytes (got {device_id!r})")
+        if on_full not in ("block", "drop_oldest", "drop_newest"):
+            raise ValueError(f"on_full must be block, drop_oldest or drop_newest (got {on_full!r})")
+        directory = Path(spool_dir) if spool_dir is not None else default_spool_dir(device_id)
+        self._plan = Plan(
+            Endpoint(target, credentials, api_key),
+            device_id,
+            directory.absolute(),
+            on_full,
+            options or LogOptions(),
+        )
+        self._begin(self._plan.directory)
+        self._pipeline.open()
+        _loggers.add(self)
+
+    @classmethod
+    def from_settings(cls, settings: EdgeSettings | None = None) -> Self:
+        """Returns a logger made of what the settings name.
+
+        Args:
+            settings: None: read from `SIGHTLINE_EDGE_*`, the TOML file and the defaults.
+
+        Raises:
+            servicekit.settings.SettingsError: a setting cannot be used.
+        """
+        settings = settings or load(EdgeSettings, None, prog="edge")
+        return cls(
+            settings.ingest_target,
+            device_id=settings.device_id,
+            spool_dir=settings.spool_dir,
+            credentials=channel_credentials(settings),
+            api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+            on_full=settings.on_full,
+            options=settings.log_options(),
+        )
+
+    def log(
+        self,
+        prediction: "Prediction | Results",
+        *,
+        wait: Milestone | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Takes a prediction and returns within microseconds, whatever disk and network do.
+
+        Args:
+            prediction: a record, or the ultralytics `Results` of one picture.
+            wait: return only when the prediction is on the disk (`spooled`) or in the server's
+                store (`committed`). None: at once. Don't wait in an asyncio loop: use `aflush`.
+            timeout: seconds to wait at most, here and for room in memory where the policy is
+                `block`. None: for as long as it takes.
+
+        Raises:
+            TimeoutError: it was not known in time what became of the prediction. It is not lost.
+            SightlineError: the prediction one waited for was dropped (`PREDICTION_DROPPED`).
+            TypeError: it is neither a `Prediction` nor `Results`.
+            ClosedError: the logger is closed.
+        """
+        if not isinstance(prediction, Prediction):
+            prediction = _adapted(prediction)
+        ordinal = self._put(prediction, timeout)
+        if wait is not None:
+            self._wait(ordinal, wait, timeout)
+
+    __call__ = log
+
+    def flush(self, timeout: float | None = None, until: Milestone = "spooled") -> bool:
+        """Waits until everything that was logged before is spooled, or committed.
+
+        Args:
+            timeout: seconds to wait at most. None: for as long as it takes.
+            until: `committed` includes what earlier processes have left in the spool.
+
+        Returns:
+            False: it was not so in time.
+        """
+        return self._pipeline.flush(timeout, committed=until == "committed")
+
+    def close(self, timeout: float = 5.0) -> bool:
+        """Spools what is logged, ships for as long as the server answers, and ends the threads.
+
+        What is not shipped in time stays in the spool, for the next process.
+
+        Args:
+            timeout: seconds to take at most (ending the threads may take some tenths more).
+
+        Returns:
+            Whether everything is spooled.
+        """
+        return self._pipeline.close(timeout)
+
+    def stats(self) -> LoggerStats:
+        """Returns the counts so far."""
+        return self._pipeline.stats()
+
+    async def aflush(  # the same words as `flush`
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109
+        until: Milestone = "spooled",
+    ) -> bool:
+        """Does what `flush` does, without blocking the loop."""
+        return await asyncio.to_thread(self.flush, timeout, until)
+
+    async def aclose(self, timeout: float = 5.0) -> bool:  # noqa: ASYNC109
+        """Does what `close` does, without blocking the loop."""
+        return await asyncio.to_thread(self.close, timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _begin(self, directory: Path) -> None:
+        self._pipeline = Pipeline(self._plan, directory)
+        self._put = self._pipeline.memory.put
+        # Also when the process ends; in any other process it does nothing.
+        weakref.finalize(self, self._pipeline.abandon, _AT_EXIT_SECONDS)
+
+    def _wait(self, ordinal: int, wait: Milestone, timeout: float | None) -> None:
+        reason = self._pipeline.fate(ordinal, timeout, committed=wait == "committed")
+        if reason is not None:
+            raise SightlineError(
+                grpc.StatusCode.DATA_LOSS,
+                "PREDICTION_DROPPED",
+                f"the prediction was dropped: {reason.name}",
+                metadata={"gap_reason": reason.name},
+            )
+
+    def _after_fork(self) -> None:
+        _inherited.append(self._pipeline)
+        self._pipeline.leave()
+        self._begin(orphans.new_home(self._plan.directory))
+
+
+def default_spool_dir(device_id: str) -> Path:
+    """Returns `sightline/<device_id>` in `$XDG_STATE_HOME`, by default `~/.local/state`.
+
+    Characters that a file name should not have are percent-encoded.
+    """
+    state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    name = quote(device_id, safe=" ")
+    return Path(state) / "sightline" / (name if name.strip(".") else name.replace(".", "%2E"))
+
+
+def _adapted(candidate: object) -> Prediction:
+    if adapters.is_ultralytics(candidate):
+        return adapters.from_ultralytics(candidate)
+    raise TypeError(
+        "prediction must be an edge.Prediction or the ultralytics Results of one picture "
+        f"(got {type(candidate).__name__})"
+    )
+
+
+_loggers: "weakref.WeakSet[PredictionLogger]" = weakref.WeakSet()
+_inherited: list[Pipeline] = []  # a forked process must not let SQLite close the parent's file
+
+
+def _fork_in_child() -> None:
+    for logger in list(_loggers):
+        logger._after_fork()  # noqa: SLF001
+
+
+def _fork_in_parent() -> None:
+    for logger in list(_loggers):
+        logger._pipeline.adopt()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_fork_in_child, after_in_parent=_fork_in_parent)

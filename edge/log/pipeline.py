@@ -1,0 +1,236 @@
+"""Memory, writer, spool and shipper of one logger in one process, from start to end."""
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.channel import Endpoint
+from edge.log.entries import GapReason
+from edge.log.memory import Memory, OnFull
+from edge.log.options import LogOptions
+from edge.log.orphans import Adopter, homes
+from edge.log.progress import LoggerStats, Progress
+from edge.log.writer import Writer
+from edge.ship.shipper import Shipper
+from edge.spool.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a logger was made with; in forked children it is made with the same."""
+
+    endpoint: Endpoint
+    device_id: str
+    directory: Path
+    on_full: OnFull
+    options: LogOptions
+
+    def shipper(self, spool: Spool, progress: Progress) -> Shipper:
+        """Returns what ships a spool to the endpoint."""
+        return Shipper(
+            spool,
+            self.endpoint,
+            progress,
+            batch_size=self.options.batch_size,
+            batch_timeout_seconds=self.options.batch_timeout_seconds,
+            stream_size=self.options.stream_size,
+        )
+
+
+class Pipeline:
+    """The parts of one logger in one process. Its threads start with `open` or a first prediction.
+
+    Args:
+        plan: what the logger is made with.
+        directory: of the spool.
+
+    Attributes:
+        memory: where predictions enter.
+        progress: how far they have come.
+    """
+
+    def __init__(self, plan: Plan, directory: Path) -> None:
+        self._plan = plan
+        self._directory = directory
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._spool: Spool | None = None
+        self._shipper: Shipper | None = None
+        self._adopter: Adopter | None = None
+        self._is_writing = False
+        self._threads: list[threading.Thread] = []
+        self.progress = Progress()
+        self.memory = Memory(
+            plan.on_full,
+            plan.options.memory_predictions,
+            plan.options.memory_bytes,
+            on_first=self._on_first,
+            on_half=lambda: self._writer.hurry(),
+        )
+        self._writer = Writer(self.memory, self._open_spool, self.progress)
+
+    def open(self) -> None:
+        """Opens the spool, adopts those of forked processes that are gone, and starts the threads.
+
+        A disk that is full or read-only does not keep it from starting.
+
+        Raises:
+            SightlineError: see `edge.spool.spool.Spool`.
+            OSError: the folder is not one that this process may write to.
+        """
+        try:
+            self._writer.open()
+        except (PermissionError, FileExistsError, NotADirectoryError):
+            raise
+        except (OSError, sqlite3.Error) as error:
+            logger.warning("spool: cannot be opened yet, trying again: %s", error)
+        self._start_writer()
+
+    def flush(self, timeout: float | None, *, committed: bool) -> bool:
+        """Waits until everything logged so far is spooled, or committed; False: not in time."""
+        logged = self.memory.logged
+        if not self._is_writing:
+            return True  # a forked process that has logged nothing
+        if not committed:
+            self._writer.hurry()
+            return self.progress.wait(lambda: self.progress.spooled >= logged, timeout)
+        with self.hurrying():
+            return self.progress.wait(lambda: self.progress.committed >= logged, timeout)
+
+    def fate(self, ordinal: int, timeout: float | None, *, committed: bool) -> GapReason | None:
+        """Waits for one prediction to be spooled, or committed; see `Progress.fate`."""
+        if not committed:
+            self._writer.hurry()
+            return self.progress.fate(ordinal, lambda: self.progress.spooled >= ordinal, timeout)
+        with self.hurrying():
+            return self.progress.fate(ordinal, lambda: self.progress.committed >= ordinal, timeout)
+
+    @contextmanager
+    def hurrying(self) -> Iterator[None]:
+        """Keeps every part from waiting for company."""
+        with self.progress.update():
+            self.progress.hurry += 1
+        self._writer.hurry()
+        try:
+            yield
+        finally:
+            with self.progress.update():
+                self.progress.hurry -= 1
+
+    def close(self, timeout: float) -> bool:
+        """Spools what is logged, ships while the server answers, and ends the threads.
+
+        Returns:
+            Whether everything is spooled.
+        """
+        with self._lock:
+            if self._is_closed or self._pid != os.getpid():
+                return True
+            self._is_closed = True
+        deadline = time.monotonic() + timeout
+        self.memory.close()
+        self._writer.stop()
+        spooled = self.flush(timeout, committed=False)
+        if spooled and self._spool is not None:
+            self._ship_the_rest(deadline - time.monotonic())
+        self._stop(deadline)
+        return spooled
+
+    def abandon(self, timeout: float) -> None:
+        """Closes when the logger is garbage, from whatever thread that turns out in."""
+        if threading.current_thread() in self._threads:
+            threading.Thread(target=self.close, args=(timeout,), daemon=True).start()
+        else:
+            self.close(timeout)
+
+    def adopt(self) -> None:
+        """Begins to look after the spools of forked processes."""
+        with self._lock:
+            if self._adopter is not None or self._is_closed:
+                return
+            self._adopter = Adopter(self._directory, self._spool_in, self._plan.shipper)
+            self._start(self._adopter.run, "adopter")
+
+    def leave(self) -> None:
+        """Lets go, in a forked process, of what is the parent's; this object must be kept."""
+        if self._spool is not None:
+            self._spool.forget()
+
+    def stats(self) -> LoggerStats:
+        """Returns the counts so far."""
+        spool = self._spool
+        progress = self.progress
+        with progress.changed:
+            return LoggerStats(
+                logged=self.memory.logged,
+                spooled=progress.spooled,
+                committed=progress.sent,
+                rejected=progress.rejected,
+                dropped=dict(progress.dropped),
+                backlog=spool.identity.pending if spool else 0,
+                in_memory=len(self.memory),
+                damaged_spools=spool.damaged if spool else 0,
+                spool_id=spool.identity.spool_id if spool else "",
+                last_error=progress.spool_error or progress.ship_error,
+            )
+
+    def _on_first(self) -> None:
+        if not self._is_writing:
+            self._start_writer()
+        self._writer.wake()
+
+    def _start_writer(self) -> None:
+        with self._lock:
+            if not self._is_writing:
+                self._is_writing = True
+                self._start(self._writer.run, "writer")
+
+    def _start(self, body: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=body, name=f"sightline-{name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _spool_in(self, directory: Path, progress: Progress) -> Spool:
+        plan = self._plan
+        return Spool(directory, plan.device_id, plan.options.limits, progress.lost)
+
+    def _open_spool(self) -> Spool:
+        """Opens the spool and starts to ship it; called by one thread at a time."""
+        spool = self._spool_in(self._directory, self.progress)
+        with self.progress.update():
+            self.progress.committed = spool.committed
+        self._spool = spool
+        self._shipper = self._plan.shipper(spool, self.progress)
+        with self._lock:
+            self._start(self._shipper.run, "shipper")
+        if homes(self._directory):
+            self.adopt()
+        return spool
+
+    def _ship_the_rest(self, timeout: float) -> None:
+        """Waits for the server, unless it does not answer at all."""
+        progress, logged = self.progress, self.memory.logged
+
+        def is_over() -> bool:
+            return progress.committed >= logged or progress.ship_error is not None
+
+        with self.hurrying():
+            progress.wait(is_over, max(0.0, timeout))
+
+    def _stop(self, deadline: float) -> None:
+        for part in (self._shipper, self._adopter):
+            if part is not None:
+                part.stop()
+        for thread in self._threads:
+            thread.join(max(0.1, deadline - time.monotonic()))
+        if self._spool is not None and not any(thread.is_alive() for thread in self._threads):
+            self._spool.close()

@@ -1,0 +1,103 @@
+"""How far logging has come: counters, and waiting for them."""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from edge.log.entries import GapReason
+from edge.spool.caps import Lost
+
+
+@dataclass(frozen=True, slots=True)
+class LoggerStats:
+    """What became of predictions, since the logger was made."""
+
+    logged: int
+    """Predictions that `log` took, dropped ones included."""
+    spooled: int
+    """Of them, those that are on the disk, or lost for good."""
+    committed: int
+    """Predictions that the server has, those of earlier processes included."""
+    rejected: int
+    """Of the committed, those that broke a rule; the server keeps them apart."""
+    dropped: Mapping[str, int]
+    """Predictions that will never be sent, by reason; each is, or will be, in a gap."""
+    backlog: int
+    """Sequences that wait in the spool for the server, those of earlier processes included."""
+    in_memory: int
+    """Predictions that wait in memory for the spool."""
+    damaged_spools: int
+    """Spool files that were found damaged and set aside."""
+    spool_id: str
+    """The UUID that the sequences count in; empty: no spool is open yet."""
+    last_error: str | None
+    """Why the last attempt to spool or to ship failed. None: it did not."""
+
+
+@dataclass
+class Progress:
+    """What the threads of one logger tell each other. `changed` guards all of it."""
+
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    spooled: int = 0
+    """Ordinal of the last prediction that is on the disk or lost."""
+    committed: int = 0
+    """Ordinal of the last prediction that the server has or that is lost; below 0: of an earlier
+    process."""
+    sent: int = 0
+    """Predictions that were deleted here because the server has them."""
+    rejected: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    spool_error: str | None = None
+    ship_error: str | None = None
+    hurry: int = 0
+    """How many callers wait for `committed`: the shipper then waits for nobody."""
+    _awaited: dict[int, GapReason | None] = field(default_factory=dict)
+    _recent: deque[Lost] = field(default_factory=lambda: deque(maxlen=256))
+
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """Lets the caller change the fields, and wakes everyone who waits for a change."""
+        with self.changed:
+            yield
+            self.changed.notify_all()
+
+    def lost(self, lost: Lost) -> None:
+        """Counts what will never be sent, and tells those who wait for it."""
+        with self.update():
+            self.dropped[lost.reason.name.lower()] += lost.count
+            self._recent.append(lost)
+            for ordinal in self._awaited:
+                if lost.first <= ordinal <= lost.last:
+                    self._awaited[ordinal] = lost.reason
+
+    def wait(self, reached: Callable[[], bool], timeout: float | None) -> bool:
+        """Waits until something is so; False: it was not in time (seconds; None: for ever)."""
+        with self.changed:
+            return self.changed.wait_for(reached, timeout)
+
+    def fate(
+        self, ordinal: int, reached: Callable[[], bool], timeout: float | None
+    ) -> GapReason | None:
+        """Waits like `wait` for what becomes of one prediction.
+
+        Returns:
+            Why it was lost. None: it was not.
+
+        Raises:
+            TimeoutError: it was not known in time.
+        """
+        with self.changed:
+            recent = (one.reason for one in self._recent if one.first <= ordinal <= one.last)
+            self._awaited[ordinal] = next(recent, None)
+            try:
+                known = self.changed.wait_for(
+                    lambda: self._awaited[ordinal] is not None or reached(), timeout
+                )
+                if not known:
+                    raise TimeoutError
+                return self._awaited[ordinal]
+            finally:
+                del self._awaited[ordinal]

@@ -1,0 +1,188 @@
+"""The thread that moves predictions from memory to the spool, in groups."""
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from edge.log.encode import prediction_body
+from edge.log.entries import Dropped, GapReason
+from edge.log.memory import Logged, Memory
+from edge.log.progress import Progress
+from edge.records import Prediction
+from edge.spool.caps import Lost
+from edge.spool.spool import Spool
+from servicekit.errors import SightlineError
+
+logger = logging.getLogger(__name__)
+
+_GROUP_SECONDS = 0.05  # a prediction waits at most this long for others to share its transaction
+_TEND_SECONDS = 1.0
+_RETRY_SECONDS = 0.25
+_FAILURES = (OSError, sqlite3.Error, SightlineError)
+_Body = bytes | Dropped
+
+
+class Writer:
+    """Moves predictions until it is stopped, whatever the disk does.
+
+    Args:
+        memory: what to move; its callbacks are `wake` and `hurry`.
+        open_spool: returns the spool; called until it succeeds.
+        progress: is told.
+        patience_seconds: how long a failing disk is waited for before predictions are given up.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        open_spool: Callable[[], Spool],
+        progress: Progress,
+        patience_seconds: float = 5.0,
+    ) -> None:
+        self._memory = memory
+        self._open_spool = open_spool
+        self._progress = progress
+        self._patience_seconds = patience_seconds
+        self._spool: Spool | None = None
+        self._pending: list[_Body] = []
+        self._ordinal = 0  # of the last prediction that was taken from memory
+        self._failing_since: float | None = None
+        self._tended_at = time.monotonic()
+        self._waiting = threading.Event()
+        self._urgent = threading.Event()
+        self._stopping = False
+
+    def open(self) -> None:
+        """Opens the spool ahead of the thread, so that the caller sees what is wrong with it.
+
+        Raises:
+            SightlineError, OSError, sqlite3.Error: as `edge.spool.spool.Spool` does; `run` will try
+                again.
+        """
+        self._spool = self._open_spool()
+
+    def wake(self) -> None:
+        """Says that something waits in memory."""
+        self._waiting.set()
+
+    def hurry(self) -> None:
+        """Says that what waits in memory must not wait for more."""
+        self._urgent.set()
+        self._waiting.set()
+
+    def stop(self) -> None:
+        """Ends `run` as soon as the memory, which is closed, is empty and on the disk."""
+        self._stopping = True
+        self.hurry()
+
+    def run(self) -> None:
+        """Moves predictions; the body of the thread."""
+        while not (self._stopping and not self._pending and not len(self._memory)):
+            try:
+                self._turn()
+            except Exception:  # without this thread nothing is logged any more
+                logger.exception("spool: the writer goes on after an unexpected error")
+                time.sleep(_RETRY_SECONDS)
+
+    def _turn(self) -> None:
+        self._wait()
+        if not any(isinstance(entry, bytes) for entry in self._pending):
+            self._pending = _merged([*self._pending, *self._encode(self._memory.take())])
+        if self._pending:
+            self._write()
+        if time.monotonic() - self._tended_at >= _TEND_SECONDS:
+            self._tended_at = time.monotonic()
+            self._tend()
+
+    def _wait(self) -> None:
+        if self._failing_since is not None:
+            time.sleep(_RETRY_SECONDS)
+        elif self._waiting.wait(_TEND_SECONDS):
+            self._urgent.wait(_GROUP_SECONDS)
+        if not self._stopping:
+            self._waiting.clear()
+            self._urgent.clear()
+
+    def _encode(self, taken: Sequence[Logged | Dropped]) -> list[_Body]:
+        bodies: list[_Body] = []
+        for entry in taken:
+            body = entry if isinstance(entry, Dropped) else _body(*entry)
+            if isinstance(body, Dropped):
+                self._lost(self._ordinal + 1, body)
+            self._ordinal += body.count if isinstance(body, Dropped) else 1
+            bodies.append(body)
+        return bodies
+
+    def _write(self) -> None:
+        try:
+            self._spool = self._spool or self._open_spool()
+            self._spool.append(self._pending)
+        except _FAILURES as error:
+            self._failed(error)
+            return
+        self._pending = []
+        self._failing_since = None
+        with self._progress.update():
+            self._progress.spooled = self._spool.spooled
+            self._progress.committed = self._spool.committed
+            self._progress.spool_error = None
+
+    def _failed(self, error: Exception) -> None:
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+            logger.error("spool: cannot be written to, trying again: %s", error)
+        with self._progress.update():
+            self._progress.spool_error = str(error)
+        if now - self._failing_since >= self._patience_seconds:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Frees what waits; that it is lost is written down when the disk works again."""
+        ordinal = self._ordinal - sum(_count(entry) for entry in self._pending) + 1
+        given_up: list[_Body] = []
+        for entry in self._pending:
+            if isinstance(entry, bytes):
+                entry = Dropped(1, GapReason.SPOOL_WRITE_FAILED)
+                self._lost(ordinal, entry)
+            ordinal += entry.count
+            given_up.append(entry)
+        self._pending = _merged(given_up)
+
+    def _lost(self, first: int, dropped: Dropped) -> None:
+        last = first + dropped.count - 1
+        self._progress.lost(Lost(first, last, dropped.reason, dropped.count))
+
+    def _tend(self) -> None:
+        if self._spool is None or self._failing_since is not None:
+            return
+        try:
+            self._spool.tend()
+        except _FAILURES as error:
+            logger.warning("spool: cannot be tended: %s", error)
+
+
+def _body(prediction: Prediction, logged_at: float) -> _Body:
+    try:
+        return prediction_body(prediction, logged_at)
+    except Exception:  # a record whose parts were changed behind its back
+        logger.exception("spool: a prediction of image %r cannot be encoded", prediction.image_id)
+        return Dropped(1, GapReason.SPOOL_WRITE_FAILED)
+
+
+def _count(entry: _Body) -> int:
+    return entry.count if isinstance(entry, Dropped) else 1
+
+
+def _merged(entries: Sequence[_Body]) -> list[_Body]:
+    """Returns the entries with neighbouring runs of one reason made one: they take no room."""
+    merged: list[_Body] = []
+    for entry in entries:
+        last = merged[-1] if merged else None
+        if isinstance(entry, Dropped) and isinstance(last, Dropped) and entry.reason == last.reason:
+            merged[-1] = Dropped(last.count + entry.count, entry.reason)
+        else:
+            merged.append(entry)
+    return merged

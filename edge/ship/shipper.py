@@ -1,0 +1,302 @@
+"""The thread that carries the spool to the ingest service. `edge.ship.core` decides, this acts."""
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import tenacity
+from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
+
+from edge.channel import Endpoint
+from edge.log import encode
+from edge.log.entries import Entry, GapReason, Row
+from edge.log.progress import Progress
+from edge.ship.call_gate import CallGate
+from edge.ship.core import (
+    Acknowledge,
+    Action,
+    Ask,
+    GiveUp,
+    Renew,
+    Rewind,
+    Send,
+    Sent,
+    ShipCore,
+    Wait,
+)
+from edge.spool.spool import ReplacedError, Spool
+from servicekit.errors import SightlineError
+
+logger = logging.getLogger(__name__)
+
+_LOG = "/sightline.ingest.v1.IngestService/PredictionLog"
+_WATERMARK = "/sightline.ingest.v1.IngestService/GetWatermark"
+_STREAM_BYTES = 4 << 20  # held in memory while a stream is on its way
+_JITTER = tenacity.wait_random_exponential(multiplier=0.2, max=15)
+_EXPECTED = (SightlineError, OSError, sqlite3.Error)
+
+try:
+    _CLIENT = f"sightline-edge/{version('sightline')}"
+except PackageNotFoundError:  # run from a folder that was never installed
+    _CLIENT = "sightline-edge"
+
+
+class _StopError(Exception):
+    """The shipper is to end."""
+
+
+class Shipper:
+    """Ships until it is stopped, whatever the network and the server do.
+
+    Args:
+        spool: what to ship.
+        endpoint: the ingest service.
+        progress: is told; `hurry` in it ends the wait for company.
+        batch_size: predictions in one message at most.
+        batch_timeout_seconds: how long a prediction waits at most for others to be sent with.
+        stream_size: predictions in one stream at most.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        endpoint: Endpoint,
+        progress: Progress,
+        *,
+        batch_size: int,
+        batch_timeout_seconds: float,
+        stream_size: int,
+    ) -> None:
+        self._spool = spool
+        self._metadata = endpoint.metadata
+        self._progress = progress
+        self._batch_size = batch_size
+        self._batch_timeout_seconds = batch_timeout_seconds
+        self._stream_size = stream_size
+        self._until_empty = False
+        self._stopping = threading.Event()
+        self._gate = CallGate()
+        self._channel = endpoint.channel()
+        # Bytes in: the spool holds them as they go over the wire.
+        self._log = self._channel.stream_unary(
+            _LOG,
+            request_serializer=None,
+            response_deserializer=ingest_service_pb2.PredictionLogResponse.FromString,
+        )
+        self._watermark = self._channel.unary_unary(
+            _WATERMARK,
+            request_serializer=ingest_service_pb2.GetWatermarkRequest.SerializeToString,
+            response_deserializer=ingest_service_pb2.GetWatermarkResponse.FromString,
+        )
+        self._begin()
+
+    def run(self, *, until_empty: bool = False) -> None:
+        """Ships; the body of the thread.
+
+        Args:
+            until_empty: end when nothing is pending.
+        """
+        self._until_empty = until_empty
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_not_exception_type(_StopError),
+            wait=_seconds_to_wait,
+            sleep=self._sleep,
+            before_sleep=self._note_failure,
+            reraise=True,
+        )
+        try:
+            while True:
+                retrying(self._round)
+        except _StopError:
+            pass
+        finally:
+            self._channel.close()
+
+    def stop(self) -> None:
+        """Ends `run` at once; a stream under way is given up, and will be sent again."""
+        self._stopping.set()
+        self._gate.close()
+        with self._progress.update():
+            pass
+
+    def _begin(self) -> None:
+        """Starts on what the spool is now."""
+        identity = self._spool.identity
+        self._spool_id = identity.spool_id
+        self._device_id = identity.device_id
+        self._core = ShipCore(
+            acknowledged=identity.acknowledged,
+            opened_at=self._spool.opened_at,
+            stream_size=self._stream_size,
+        )
+
+    def _round(self) -> None:
+        """Carries one stream to its answer.
+
+        Raises:
+            Exception: something failed and is worth another try after a while.
+        """
+        if self._spool.identity.spool_id != self._spool_id:
+            self._begin()
+        self._wait_for_work()
+        try:
+            while not self._step():
+                pass
+        except ReplacedError:
+            return
+        if self._progress.ship_error is not None:
+            logger.info("ship: the ingest service answers again")
+        with self._progress.update():
+            self._progress.ship_error = None
+
+    def _wait_for_work(self) -> None:
+        """Returns when there is something to send and it has waited for company."""
+
+        def is_over() -> bool:
+            return self._stopping.is_set() or self._spool.identity.spool_id != self._spool_id
+
+        def pending() -> int:
+            return self._spool.identity.last - self._core.position
+
+        if self._until_empty and not pending():
+            raise _StopError
+        self._progress.wait(lambda: is_over() or pending() > 0, None)
+        self._progress.wait(
+            lambda: is_over() or self._progress.hurry > 0 or pending() >= self._stream_size,
+            self._batch_timeout_seconds,
+        )
+        if self._stopping.is_set():
+            raise _StopError
+
+    def _step(self) -> bool:
+        """Does one thing that the core wants; True: the round is done."""
+        step = self._core.next()
+        if isinstance(step, Ask):
+            actions = self._ask(step)
+            self._apply(actions)
+            return Renew() in actions
+        entries = self._entries(step)
+        if step.max_entries and not entries:
+            return True
+        actions = self._send(step, entries)
+        self._apply(actions)
+        return any(isinstance(action, Acknowledge | Renew) for action in actions)
+
+    def _ask(self, step: Ask) -> list[Action]:
+        request = ingest_service_pb2.GetWatermarkRequest(
+            device_id=self._device_id, spool_id=self._spool_id
+        )
+        try:
+            answer = self._gate.run(
+                lambda: self._watermark.future(
+                    request, timeout=step.timeout, metadata=self._metadata
+                )
+            )
+        except SightlineError as error:
+            return self._core.failed(error, None)
+        return self._core.asked(answer.committed_through)
+
+    def _entries(self, step: Send) -> list[Entry]:
+        if not step.max_entries:
+            return []
+        entries = self._spool.read(self._spool_id, step.after, step.max_entries, _STREAM_BYTES)
+        return entries[: step.max_entries]
+
+    def _send(self, step: Send, entries: Sequence[Entry]) -> list[Action]:
+        sent = Sent(
+            last=entries[-1].sequence if entries else step.after,
+            entries=len(entries),
+            is_prediction=bool(entries) and isinstance(entries[-1], Row),
+        )
+        messages = encode.messages(self._header(), map(_encoded, entries), self._batch_size)
+        self._core.sending(sent)
+        try:
+            answer = self._gate.run(
+                lambda: self._log.future(
+                    iter(messages), timeout=step.timeout, metadata=self._metadata
+                )
+            )
+        except SightlineError as error:
+            return self._core.failed(error, sent)
+        self._note_rejections(answer)
+        return self._core.answered(answer.committed_through, sent)
+
+    def _apply(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Acknowledge(through):
+                    self._acknowledge(through)
+                case GiveUp(sequence):
+                    logger.error("ship: no server can read prediction %d: given up", sequence)
+                    self._spool.give_up(self._spool_id, sequence, GapReason.UNREADABLE)
+                case Rewind(through):
+                    logger.error(
+                        "ship: the server's store ends at sequence %d although more was confirmed: "
+                        "it was replaced, and what is deleted here is declared a gap",
+                        through,
+                    )
+                    self._spool.rewind(self._spool_id, through)
+                case Renew():
+                    logger.error(
+                        "ship: the server has more of spool %s than was ever sent from here: the "
+                        "spool is a copy. What is pending goes on under a new spool_id",
+                        self._spool_id,
+                    )
+                    self._spool.renew(self._spool_id)
+                case Wait(error):
+                    raise error
+
+    def _acknowledge(self, through: int) -> None:
+        deleted = self._spool.acknowledge(self._spool_id, through)
+        with self._progress.update():
+            self._progress.sent += deleted
+            self._progress.committed = self._spool.committed
+
+    def _header(self) -> bytes:
+        header = ingest_pb2.LogHeader(
+            device_id=self._device_id, spool_id=self._spool_id, client=_CLIENT
+        )
+        header.device_time.FromNanoseconds(time.time_ns())
+        header.device_monotonic.FromNanoseconds(time.monotonic_ns())
+        return header.SerializeToString()
+
+    def _note_rejections(self, answer: ingest_service_pb2.PredictionLogResponse) -> None:
+        if not answer.rejected:
+            return
+        with self._progress.update():
+            self._progress.rejected += answer.rejected
+        for one in answer.rejections[:3]:
+            logger.warning("ship: prediction %d broke %s: %s", one.sequence, one.field, one.reason)
+
+    def _note_failure(self, state: tenacity.RetryCallState) -> None:
+        error = _failure(state)
+        if not isinstance(error, _EXPECTED):
+            logger.error("ship: goes on after an unexpected error", exc_info=error)
+        elif self._progress.ship_error != str(error):
+            logger.warning("ship: failed, trying again for as long as it takes: %s", error)
+        with self._progress.update():
+            self._progress.ship_error = str(error)
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise _StopError
+
+
+def _encoded(entry: Entry) -> bytes:
+    if isinstance(entry, Row):
+        return encode.prediction_entry(entry.prediction)
+    return encode.gap_entry(entry.first, entry.last, entry.reason, entry.declared_at)
+
+
+def _failure(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
+
+
+def _seconds_to_wait(state: tenacity.RetryCallState) -> float:
+    """Waits as long as the server asks, and on top a random time that grows with each failure."""
+    error = _failure(state)
+    asked = error.retry_after if isinstance(error, SightlineError) else None
+    return (asked or 0.0) + _JITTER(state)

@@ -1,0 +1,341 @@
+"""The durable queue between the writer thread and the shipper thread: one spool file, kept going.
+
+It holds the folder against other processes, sets a damaged file aside, applies the caps, and
+translates between the two threads' ways to count: the writer counts ordinals (everything logged
+since this object was made), the shipper counts sequences (everything ever in the file).
+"""
+
+import logging
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from edge.log.entries import Dropped, Entry, GapReason
+from edge.spool import caps as spool_caps
+from edge.spool.caps import Limits, Lost
+from edge.spool.file import DamagedError, Identity, SpoolFile
+from edge.spool.lock import SpoolLock
+from servicekit.errors import SightlineError
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "spool.db"
+_NOT_THE_FILES_FAULT = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+_CLOCK_IS_SET = 1_577_836_800.0  # 2020: a device without a battery wakes up in 1970
+_SUSPICIOUS = (sqlite3.DatabaseError, UnicodeDecodeError, DamagedError)
+_T = TypeVar("_T")
+
+
+class ReplacedError(Exception):
+    """The spool that a sequence belonged to is no longer this one."""
+
+
+class Spool:
+    """A spool folder, held by this process. Safe to use from several threads.
+
+    Args:
+        directory: made if it is missing; one process at a time.
+        device_id: whose spool it is.
+        limits: when to give up the oldest.
+        on_lost: called with what was in the spool and is given up, by ordinal (below 1: logged
+            before this process began), whoever caused it; it must not call back.
+        wall: Unix seconds.
+        steady: seconds that nobody sets.
+
+    Attributes:
+        spooled: ordinal of the last prediction in the file.
+        opened_at: the last sequence when the file was opened; later ones were given out here.
+        damaged: how many files were set aside.
+
+    Raises:
+        SightlineError: another process holds it (`SPOOL_LOCKED`), it belongs to another device
+            (`SPOOL_OF_ANOTHER_DEVICE`), or a later version made it (`SPOOL_TOO_NEW`).
+        OSError, sqlite3.Error: the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        device_id: str,
+        limits: Limits,
+        on_lost: Callable[[Lost], None],
+        *,
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.spooled = 0
+        self.damaged = 0
+        self._directory = directory
+        self._device_id = device_id
+        self._limits = limits
+        self._on_lost = on_lost
+        self._wall = wall
+        self._steady = steady
+        self._offset = wall() - steady() if wall() > _CLOCK_IS_SET else None
+        self._lock = threading.Lock()
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._held = SpoolLock(directory)
+        try:
+            self._file = self._open()
+        except BaseException:
+            self._held.release()
+            raise
+        self._usable = True
+        self.opened_at = self._file.identity.last
+
+    @property
+    def identity(self) -> Identity:
+        """Whose spool it is and how far it goes, as of the last change."""
+        return self._file.identity
+
+    @property
+    def committed(self) -> int:
+        """Ordinal of the last prediction that the server has; below 0: of an earlier process."""
+        return self.spooled - self.identity.pending
+
+    def append(self, entries: Sequence[bytes | Dropped]) -> None:
+        """Keeps what was logged, in order, and gives up the oldest where a cap says so.
+
+        Returns when all of it is on the disk.
+
+        Raises:
+            OSError, sqlite3.Error: nothing of it was kept.
+        """
+        with self._lock:
+            lost = self._change(lambda file: self._append(file, entries))
+            self.spooled += sum(e.count if isinstance(e, Dropped) else 1 for e in entries)
+            self._report(lost)
+
+    def tend(self) -> None:
+        """Gives up what is too old, and unused space to the disk. To be called now and then.
+
+        Raises:
+            OSError, sqlite3.Error: not all of it was done.
+        """
+        with self._lock:
+            if self._limits.max_age_seconds and self._offset is not None:
+                cutoff = self._now() - self._limits.max_age_seconds
+                self._report(
+                    self._change(lambda file: spool_caps.evict_expired(file, cutoff, self._wall()))
+                )
+            self._change(spool_caps.shrink)
+
+    def read(self, spool_id: str, after: int, max_entries: int, max_bytes: int) -> list[Entry]:
+        """Returns what comes after a sequence, oldest first and without holes; empty: nothing.
+
+        Args:
+            spool_id: the spool that `after` counts in.
+            after: a sequence, >= `identity.acknowledged`.
+            max_entries: about how many rows, and how many gaps, at most, >= 1.
+            max_bytes: of predictions; one is returned whatever its size.
+
+        Raises:
+            ReplacedError: the spool is another by now.
+            OSError, sqlite3.Error: it cannot be read.
+        """
+
+        def find(file: SpoolFile) -> tuple[list[Entry], list[tuple[int, int]]]:
+            return file.read(after, max_entries, max_bytes)
+
+        with self._lock:
+            entries, missing = self._change(find, spool_id)
+            if missing:
+                logger.error("spool %s: damaged at sequences %s", spool_id, missing)
+                self._give_up(spool_id, missing, GapReason.SPOOL_DAMAGED)
+                entries, _ = self._change(find, spool_id)
+        return entries
+
+    def acknowledge(self, spool_id: str, through: int) -> int:
+        """Deletes what the server has committed.
+
+        Returns:
+            How many predictions that were; gaps do not count.
+
+        Raises:
+            ReplacedError, OSError, sqlite3.Error: as `read`.
+        """
+
+        def change(file: SpoolFile) -> int:
+            # A power failure may undo it: the server then says again how far it is.
+            with file.transaction(durable=False):
+                return file.acknowledge(through)
+
+        with self._lock:
+            return self._change(change, spool_id)
+
+    def give_up(self, spool_id: str, sequence: int, reason: GapReason) -> None:
+        """Turns one prediction into a gap.
+
+        Raises:
+            ReplacedError, OSError, sqlite3.Error: as `read`.
+        """
+        with self._lock:
+            self._give_up(spool_id, [(sequence, sequence)], reason)
+
+    def rewind(self, spool_id: str, through: int) -> None:
+        """Owes the server again, as a gap, what it confirmed and no longer has.
+
+        Raises:
+            ReplacedError, OSError, sqlite3.Error: as `read`.
+        """
+
+        def change(file: SpoolFile) -> None:
+            with file.transaction():
+                file.rewind(through, self._wall())
+
+        with self._lock:
+            self._change(change, spool_id)
+
+    def renew(self, spool_id: str) -> None:
+        """Moves what is pending to a new spool_id, where it counts from 1.
+
+        Raises:
+            ReplacedError, OSError, sqlite3.Error: as `read`.
+        """
+
+        def change(file: SpoolFile) -> None:
+            with file.transaction():
+                file.renew()
+
+        with self._lock:
+            self._change(change, spool_id)
+            self.opened_at = 0
+
+    def close(self) -> None:
+        """Closes the file and lets another process in."""
+        with self._lock:
+            self._file.close()
+            self._held.release()
+
+    def remove(self) -> None:
+        """Deletes the folder, where it holds nothing but an empty spool, and lets go of it."""
+        with self._lock:
+            self._file.close()
+            for path in (self._directory / FILE_NAME, self._held.path):
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # a file that was set aside stays
+                self._directory.rmdir()
+            self._held.release()
+
+    def forget(self) -> None:
+        """Lets go, in a forked child, of the lock that belongs to the parent.
+
+        The connection must be neither used nor closed here: closing it would move the write-ahead
+        log under the parent's feet. So the caller keeps this object for ever.
+        """
+        self._held.release()
+
+    def _change(self, change: Callable[[SpoolFile], _T], spool_id: str | None = None) -> _T:
+        """Does something with the file; with a new one where this one turns out to be damaged."""
+        try:
+            return change(self._current(spool_id))
+        except _SUSPICIOUS as error:
+            if not _is_damage(error):
+                raise
+            self._abandon(error)
+        return change(self._current(spool_id))
+
+    def _current(self, spool_id: str | None) -> SpoolFile:
+        if not self._usable:
+            self._file = self._open()
+            self._usable = True
+            self.opened_at = self.identity.last
+        if spool_id not in (None, self.identity.spool_id):
+            raise ReplacedError
+        return self._file
+
+    def _abandon(self, error: Exception) -> None:
+        self._usable = False
+        with suppress(sqlite3.Error):
+            self._file.close()
+        old = self.identity
+        if old.pending:
+            run = (old.acknowledged + 1, old.last)
+            self._report([Lost(*run, GapReason.SPOOL_DAMAGED, old.pending)])
+        self._set_aside(error)
+
+    def _open(self) -> SpoolFile:
+        path = self._directory / FILE_NAME
+        try:
+            file = SpoolFile(path, self._device_id)
+        except _SUSPICIOUS as error:
+            if not _is_damage(error):
+                raise
+            self._set_aside(error)
+            file = SpoolFile(path, self._device_id)
+        if file.identity.device_id == self._device_id:
+            return file
+        file.close()
+        raise SightlineError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "SPOOL_OF_ANOTHER_DEVICE",
+            f"spool_dir: {self._directory} holds the spool of device {file.identity.device_id!r}; "
+            f"device {self._device_id!r} needs a folder of its own",
+        )
+
+    def _set_aside(self, error: Exception) -> None:
+        number = 1
+        while (aside := self._directory / f"spool.damaged-{number}.db").exists():
+            number += 1
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                Path(f"{self._directory / FILE_NAME}{suffix}").rename(f"{aside}{suffix}")
+        self.damaged += 1
+        logger.error("spool is damaged (%s): set aside as %s, a new one begins", error, aside)
+
+    def _append(self, file: SpoolFile, entries: Sequence[bytes | Dropped]) -> list[Lost]:
+        cap, reason = spool_caps.byte_cap(
+            file, self._limits, shutil.disk_usage(self._directory).free
+        )
+        with file.transaction():
+            file.append(entries, self._now(), self._wall())
+            return spool_caps.evict_bytes(file, cap, reason, self._wall())
+
+    def _give_up(self, spool_id: str, runs: Sequence[tuple[int, int]], reason: GapReason) -> None:
+        def change(file: SpoolFile) -> list[Lost]:
+            with file.transaction():
+                now = self._wall()
+                return [spool_caps.give_up(file, *run, reason, now) for run in runs]
+
+        self._report(self._change(change, spool_id))
+
+    def _report(self, lost: Sequence[Lost]) -> None:
+        shift = self.spooled - self.identity.last
+        for one in lost:
+            self._on_lost(replace(one, first=one.first + shift, last=one.last + shift))
+
+    def _now(self) -> float:
+        return 0.0 if self._offset is None else self._steady() + self._offset
+
+
+def _is_damage(error: Exception) -> bool:
+    """Says whether the file is at fault.
+
+    Nothing here asks SQLite for something that a sound file does not have, so whatever is not about
+    the disk or other processes is: a schema that is not ours, a text that is not UTF-8 (for which
+    Python's own module raises errors without a code), a sequence that is there already.
+    """
+    if isinstance(error, sqlite3.ProgrammingError):  # such as the use of a closed file
+        return False
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NOT_THE_FILES_FAULT

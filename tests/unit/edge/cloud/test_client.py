@@ -1,0 +1,379 @@
+"""Both clients against a real gRPC server: the same calls, the same answers, the same errors."""
+
+import asyncio
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sightline.inference.v1 import inference_pb2
+
+from edge.channel import Endpoint
+from edge.cloud.client import AsyncInferenceClient, InferenceClient, PendingAnswer
+from edge.cloud.messages import prepare
+from edge.cloud.types import ClassScore, InferAnswer, InferParameters, ModelHint, ModelTask
+from edge.records import Box, Detection
+from servicekit.errors import Category, FieldViolation, SightlineError, invalid
+from tests.fakes.inference import Hang, Refuse, Reply, serving
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Blocking:
+    """Calls the sync client."""
+
+    def __init__(self, endpoint: Endpoint | str, **options: Any) -> None:
+        self.client = InferenceClient(endpoint, **options)
+
+    def infer(self, *args: Any, **options: Any) -> InferAnswer:
+        with self.client as client:
+            return client.infer(*args, **options)
+
+    def list_models(self, **options: Any) -> Any:
+        with self.client as client:
+            return client.list_models(**options)
+
+
+class Awaiting:
+    """Calls the async client on a loop of its own."""
+
+    def __init__(self, endpoint: Endpoint | str, **options: Any) -> None:
+        self.endpoint = endpoint
+        self.options = options
+
+    def infer(self, *args: Any, **options: Any) -> InferAnswer:
+        async def call() -> InferAnswer:
+            async with AsyncInferenceClient(self.endpoint, **self.options) as client:
+                return await client.infer(*args, **options)
+
+        return asyncio.run(call())
+
+    def list_models(self, **options: Any) -> Any:
+        async def call() -> Any:
+            async with AsyncInferenceClient(self.endpoint, **self.options) as client:
+                return await client.list_models(**options)
+
+        return asyncio.run(call())
+
+
+@pytest.fixture(params=[Blocking, Awaiting])
+def client_class(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def test_a_picture_is_answered(client_class: Any) -> None:
+    with serving(Reply()) as fake:
+        answer = client_class(fake.target).infer([b"\xff\xd8picture"], image_ids=["frame-1"])
+    (result,) = answer.results
+    assert result.detections == (Detection(1, "scratch", 0.75, Box(1, 2, 30.5, 40)),)
+    assert (result.image_id, result.image_width, result.image_height) == ("frame-1", 64, 48)
+    assert result.error is None
+    assert (answer.model_name, answer.model_version) == ("plates", "3")
+    assert (answer.timing.infer, answer.timing.total, answer.timing.queue) == (0.025, 0.04, 0.0)
+    assert not answer.idempotent_replayed
+
+
+def test_what_is_sent(client_class: Any) -> None:
+    endpoint_key = "s3cret"
+    with serving(Reply()) as fake:
+        client_class(Endpoint(fake.target, api_key=endpoint_key)).infer(
+            [b"picture"],
+            model=ModelHint("plates", "3"),
+            parameters=InferParameters(confidence_threshold=0.5, max_detections=7),
+            traceparent=TRACE,
+        )
+    (seen,) = fake.seen
+    (image,) = seen.request.images
+    assert image.data == b"picture"
+    assert image.sha256 == hashlib.sha256(b"picture").digest()
+    assert (seen.request.model.name, seen.request.model.version) == ("plates", "3")
+    assert seen.request.parameters.confidence_threshold == 0.5
+    assert seen.request.parameters.max_detections == 7
+    assert not seen.request.parameters.HasField("iou_threshold")
+    assert not seen.request.parameters.HasField("top_k")
+    assert seen.metadata["authorization"] == "Bearer s3cret"
+    assert seen.metadata["traceparent"] == TRACE
+    assert uuid.UUID(str(seen.metadata["idempotency-key"])).version == 4
+    assert seen.time_remaining is not None
+    assert 7.0 < seen.time_remaining < 8.5  # gRPC rounds it up on the wire
+
+
+def test_without_hint_parameters_trace_and_key_none_are_sent(client_class: Any) -> None:
+    with serving(Reply()) as fake:
+        client_class(fake.target).infer([b"picture"])
+    (seen,) = fake.seen
+    assert not seen.request.HasField("model")
+    assert not seen.request.HasField("parameters")
+    assert "authorization" not in seen.metadata
+    assert "traceparent" not in seen.metadata
+
+
+def test_every_call_has_its_own_key_unless_it_is_given_one() -> None:
+    key = str(uuid.uuid4())
+    with serving(Reply()) as fake, InferenceClient(fake.target) as client:
+        for given in (None, None, key, key):
+            client.infer([b"picture"], idempotency_key=given)
+    keys = [seen.metadata["idempotency-key"] for seen in fake.seen]
+    assert len(set(keys[:2])) == 2
+    assert keys[2:] == [key, key]
+
+
+def test_a_replayed_answer_says_so(client_class: Any) -> None:
+    with serving(Reply(replayed=True)) as fake:
+        assert client_class(fake.target).infer([b"picture"]).idempotent_replayed
+
+
+def test_classes_and_errors_of_single_pictures(client_class: Any) -> None:
+    classified = inference_pb2.ImageResult(
+        image_width=8,
+        image_height=4,
+        classes=[inference_pb2.ClassScore(class_id=2, class_name="ok", probability=0.5)],
+    )
+    corrupt = inference_pb2.ImageResult(
+        error=inference_pb2.ImageError(code=3, reason="IMAGE_CORRUPT", message="cut off")
+    )
+    with serving(Reply([classified, corrupt])) as fake:
+        answer = client_class(fake.target).infer([b"a", b"b"])
+    good, bad = answer.results
+    assert good.classes == (ClassScore(2, "ok", 0.5),)
+    assert bad.error is not None
+    assert (bad.error.code, bad.error.reason, bad.error.message) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "IMAGE_CORRUPT",
+        "cut off",
+    )
+
+
+def test_an_error_comes_with_its_details(client_class: Any) -> None:
+    refused = invalid("images[0].data", "must be a picture", reason="IMAGE_CORRUPT")
+    with serving(Refuse(refused)) as fake, pytest.raises(SightlineError) as caught:
+        client_class(fake.target).infer([b"not a picture"])
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.reason == "IMAGE_CORRUPT"
+    assert caught.value.violations == (FieldViolation("images[0].data", "must be a picture"),)
+    assert caught.value.category is Category.VALIDATION
+    assert len(fake.seen) == 1
+
+
+def test_the_servers_retry_delay_is_passed_on(client_class: Any) -> None:
+    busy = SightlineError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", "full", retry_after=0.25
+    )
+    with serving(Refuse(busy)) as fake, pytest.raises(SightlineError) as caught:
+        client_class(fake.target).infer([b"picture"])
+    assert caught.value.retry_after == 0.25
+    assert caught.value.retryable
+    assert len(fake.seen) == 1  # one try per call
+
+
+def test_a_call_ends_at_its_timeout_and_the_server_hears_of_it(client_class: Any) -> None:
+    with serving(Hang()) as fake:
+        began = time.monotonic()
+        with pytest.raises(SightlineError) as caught:
+            client_class(fake.target).infer([b"picture"], timeout=0.3)
+        assert 0.25 < time.monotonic() - began < 3.0
+        assert fake.left.wait(5)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert caught.value.category is Category.TIMEOUT
+
+
+def test_nobody_listening_is_unavailable(client_class: Any) -> None:
+    with serving(Reply()) as fake:
+        pass
+    with pytest.raises(SightlineError) as caught:
+        client_class(fake.target).infer([b"picture"], timeout=2.0)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"images": []}, "images"),
+        ({"images": b"a picture, not a list"}, "images"),
+        ({"images": [b""]}, "images[0]"),
+        ({"images": [b"x", 3]}, "images[1]"),
+        ({"images": [Path("no/such/file.jpg")]}, "images[0]"),
+        ({"images": ["with\0nul"]}, "images[0]"),
+        ({"image_ids": ["a", "b"]}, "image_ids"),
+        (
+            {"parameters": InferParameters(confidence_threshold=1.01)},
+            "parameters.confidence_threshold",
+        ),
+        (
+            {"parameters": InferParameters(confidence_threshold=float("nan"))},
+            "parameters.confidence_threshold",
+        ),
+        ({"parameters": InferParameters(iou_threshold=-0.1)}, "parameters.iou_threshold"),
+        ({"parameters": InferParameters(max_detections=0)}, "parameters.max_detections"),
+        ({"parameters": InferParameters(max_detections=10_001)}, "parameters.max_detections"),
+        ({"parameters": InferParameters(top_k=1001)}, "parameters.top_k"),
+        ({"timeout": 0.0}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"timeout": 3601.0}, "timeout"),
+        ({"idempotency_key": "frame-1"}, "idempotency_key"),
+        ({"idempotency_key": str(uuid.uuid1())}, "idempotency_key"),
+        ({"traceparent": "00-xyz"}, "traceparent"),
+    ],
+)
+def test_a_bad_question_is_refused_by_name_before_anything_is_sent(
+    client_class: Any, options: dict[str, Any], field: str
+) -> None:
+    question = {"images": [b"picture"], **options}
+    with serving(Reply()) as fake, pytest.raises(SightlineError) as caught:
+        client_class(fake.target).infer(**question)
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert [violation.field for violation in caught.value.violations] == [field]
+    assert fake.seen == []
+
+
+def test_bounds_themselves_are_allowed() -> None:
+    with serving(Reply()) as fake, InferenceClient(fake.target) as client:
+        for parameters in (
+            InferParameters(0.0, 0.0, 1, 1),
+            InferParameters(1.0, 1.0, 10_000, 1000),
+        ):
+            client.infer([b"picture"], parameters=parameters)
+    assert len(fake.seen) == 2
+
+
+def test_after_an_outage_the_next_connection_is_tried_inside_a_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # gRPC takes the first of two values of one option, so there must be only one.
+    given: list[tuple[str, object]] = []
+
+    def record(target: str, options: list[tuple[str, object]]) -> grpc.Channel:
+        given.extend(options)
+        return connect(target, options)
+
+    connect = grpc.insecure_channel
+    monkeypatch.setattr(grpc, "insecure_channel", record)
+    with InferenceClient("127.0.0.1:1"):
+        pass
+    waits = [value for name, value in given if name == "grpc.max_reconnect_backoff_ms"]
+    assert waits == [1000]
+
+
+def test_a_client_refuses_a_bad_default_timeout(client_class: Any) -> None:
+    with pytest.raises(SightlineError, match="timeout"):
+        client_class("127.0.0.1:1", timeout=-1.0).infer([b"picture"])
+
+
+def test_models_are_listed(client_class: Any) -> None:
+    with serving(Reply()) as fake:
+        (model,) = client_class(Endpoint(fake.target, api_key="s3cret")).list_models()
+    assert (model.name, model.version, model.task) == ("plates", "3", ModelTask.DETECT)
+    assert model.labels == ("scratch", "pit")
+    assert (model.input_width, model.input_height) == (320, 256)
+    assert (model.provider, model.default_version, model.default_model) == (
+        "CPUExecutionProvider",
+        True,
+        False,
+    )
+    (seen,) = fake.seen
+    assert seen.metadata["authorization"] == "Bearer s3cret"
+    assert seen.time_remaining is not None
+    assert seen.time_remaining < 8.5  # gRPC rounds it up on the wire
+
+
+def test_listing_models_fails_as_a_sightline_error(client_class: Any) -> None:
+    denied = SightlineError(grpc.StatusCode.UNAUTHENTICATED, "NO_KEY", "no key")
+    with serving(Refuse(denied)) as fake, pytest.raises(SightlineError) as caught:
+        client_class(fake.target).list_models(timeout=2.0)
+    assert (caught.value.code, caught.value.reason) == (denied.code, "NO_KEY")
+
+
+def test_threads_share_one_client() -> None:
+    with serving(Reply()) as fake, InferenceClient(fake.target) as client:
+        answers: list[str] = []
+
+        def ask(name: str) -> None:
+            answers.append(client.infer([b"x"], image_ids=[name]).results[0].image_id)
+
+        threads = [threading.Thread(target=ask, args=(str(n),)) for n in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(answers, key=int) == [str(n) for n in range(16)]
+
+
+def test_closing_ends_a_call_under_way_as_cancelled() -> None:
+    with serving(Hang()) as fake:
+        client = InferenceClient(fake.target)
+        caught: list[SightlineError] = []
+
+        def ask() -> None:
+            try:
+                client.infer([b"picture"])
+            except SightlineError as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert fake.called.wait(5)
+        client.close()
+        thread.join(5)
+    assert [error.code for error in caught] == [grpc.StatusCode.CANCELLED]
+
+
+def test_a_cancelled_question_says_so() -> None:
+    with serving(Hang()) as fake, InferenceClient(fake.target) as client:
+        pending = client.send(prepare([b"picture"]), timeout=5.0)
+        pending.cancel()
+        with pytest.raises(SightlineError) as caught:
+            pending.result()
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+
+
+def waits_for_result() -> bool:
+    """Whether the main thread is inside `PendingAnswer.result`."""
+    main = threading.main_thread().ident
+    frame = sys._current_frames()[main] if main else None
+    while frame is not None and frame.f_code is not PendingAnswer.result.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def test_an_interrupted_wait_ends_its_call() -> None:
+    class InterruptError(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise InterruptError
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with serving(Hang()) as fake, InferenceClient(fake.target) as client:
+
+            def disturb() -> None:
+                while not (fake.called.wait(5) and waits_for_result()):
+                    time.sleep(0.005)
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+            threading.Thread(target=disturb, daemon=True).start()
+            with pytest.raises(InterruptError) as caught:
+                client.infer([b"picture"], timeout=20)
+            assert fake.left.wait(5)
+            assert caught.tb is not None  # which keeps the call from being collected
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+async def test_a_cancelled_task_ends_its_call() -> None:
+    with serving(Hang()) as fake:
+        async with AsyncInferenceClient(fake.target) as client:
+            task = asyncio.create_task(client.infer([b"picture"]))
+            await asyncio.to_thread(fake.called.wait, 5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(fake.left.wait, 5)

@@ -1,0 +1,464 @@
+"""The coordinator's core as transcripts: what happened when, and what it does. No clock."""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.decide.answer import Answer, Mode, Policy
+from edge.decide.core import (
+    Action,
+    AskCloud,
+    AskDevice,
+    CloudAnswered,
+    CloudFailed,
+    Coordination,
+    DeviceAnswered,
+    DeviceFailed,
+    DropCloud,
+    DropDevice,
+    Fail,
+    Finish,
+    Observation,
+    WakeAt,
+    Woke,
+)
+from edge.detect.base import DetectorResult
+from edge.records import Box, CloudReason, Detection, Source
+from servicekit.errors import SightlineError, invalid
+
+DEVICE_RESULT = DetectorResult(
+    (Detection(1, "scratch", 0.9, Box(1, 2, 3, 4)),), 64, 48, "plates", "a1"
+)
+CLOUD_RESULT = DetectorResult((Detection(2, "pit", 0.8, Box(5, 6, 7, 8)),), 64, 48, "big", "7")
+BROKEN = RuntimeError("CUDA error 700")
+UNAVAILABLE = SightlineError(grpc.StatusCode.UNAVAILABLE, "DRAINING", "draining")
+INVALID = invalid("images[0].data", "must be a picture", reason="IMAGE_CORRUPT")
+DEADLINE = SightlineError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "too late")
+
+
+class Transcript:
+    """One coordination, told line by line; the clock is the first word of each line."""
+
+    def __init__(
+        self,
+        mode: Mode = Mode.AUTO,
+        *,
+        has_device: bool = True,
+        started: float = 0.0,
+        backoff: float = 0.5,
+    ) -> None:
+        policy = Policy(mode=mode, timeout=8.0, cloud_reserve=1.0, backoff=lambda n: backoff * n)
+        self.core = Coordination(policy, has_device, started)
+
+    def begins(self, *expected: Action) -> None:
+        assert self.core.begin() == list(expected)
+
+    def at(self, now: float, happened: Observation, *expected: Action) -> None:
+        assert self.core.observe(happened, now) == list(expected)
+
+    def answers(self, now: float, happened: Observation) -> Answer:
+        (finish,) = self.core.observe(happened, now)
+        assert isinstance(finish, Finish)
+        return finish.answer
+
+    def fails(self, now: float, happened: Observation, *before: Action) -> Fail:
+        *others, fail = self.core.observe(happened, now)
+        assert others == list(before)
+        assert isinstance(fail, Fail)
+        return fail
+
+
+def test_the_device_answers() -> None:
+    t = Transcript(started=100.0)
+    t.begins(AskDevice(), WakeAt(106.75))
+    answer = t.answers(100.25, DeviceAnswered(DEVICE_RESULT))
+    assert answer.detections == DEVICE_RESULT.detections
+    assert (answer.source, answer.cloud_reason) == (Source.DEVICE, None)
+    assert (answer.model_name, answer.model_version) == ("plates", "a1")
+    assert (answer.image_width, answer.image_height) == (64, 48)
+    assert (answer.device_milliseconds, answer.cloud_milliseconds) == (250.0, None)
+    assert answer.total_milliseconds == 250.0
+    assert [str(attempt) for attempt in answer.attempts] == [
+        "device at 0.000 s: answered after 0.250 s"
+    ]
+    assert not answer.idempotent_replayed
+
+
+def test_the_device_fails_and_the_cloud_answers() -> None:
+    t = Transcript()
+    t.begins(AskDevice(), WakeAt(6.75))
+    t.at(0.5, DeviceFailed(BROKEN), AskCloud(8.0), WakeAt(8.0))
+    answer = t.answers(0.75, CloudAnswered(CLOUD_RESULT, replayed=True))
+    assert answer.detections == CLOUD_RESULT.detections
+    assert (answer.source, answer.cloud_reason) == (Source.CLOUD, CloudReason.DEVICE_FAILED)
+    assert (answer.model_name, answer.model_version) == ("big", "7")
+    assert (answer.device_milliseconds, answer.cloud_milliseconds) == (500.0, 250.0)
+    assert answer.total_milliseconds == 750.0
+    assert [attempt.error for attempt in answer.attempts] == ["RuntimeError", ""]
+    assert answer.idempotent_replayed
+
+
+def test_the_device_is_late_and_its_late_answer_is_dropped() -> None:
+    t = Transcript()
+    t.begins(AskDevice(), WakeAt(6.75))
+    t.at(6.75, Woke(), DropDevice(), AskCloud(8.0), WakeAt(8.0))
+    t.at(7.0, DeviceAnswered(DEVICE_RESULT))
+    answer = t.answers(7.5, CloudAnswered(CLOUD_RESULT))
+    assert (answer.source, answer.cloud_reason) == (Source.CLOUD, CloudReason.DEVICE_TIMEOUT)
+    assert [attempt.error for attempt in answer.attempts] == ["DEVICE_TIMEOUT", ""]
+
+
+def test_a_late_failure_of_the_device_is_dropped_too() -> None:
+    t = Transcript()
+    t.begins(AskDevice(), WakeAt(6.75))
+    t.at(6.75, Woke(), DropDevice(), AskCloud(8.0), WakeAt(8.0))
+    t.at(7.0, DeviceFailed(BROKEN))
+    assert t.answers(7.5, CloudAnswered(CLOUD_RESULT)).source is Source.CLOUD
+
+
+def test_a_reserve_that_is_just_whole_is_enough() -> None:
+    t = Transcript()
+    t.begins(AskDevice(), WakeAt(6.75))
+    t.at(7.0, DeviceFailed(BROKEN), AskCloud(8.0), WakeAt(8.0))
+
+
+@pytest.mark.parametrize(
+    ("happened", "dropped", "code"),
+    [(DeviceFailed(BROKEN), [], "RuntimeError"), (Woke(), [DropDevice()], "DEVICE_TIMEOUT")],
+)
+def test_with_less_than_the_reserve_left_the_original_error_is_raised(
+    happened: Observation, dropped: list[Action], code: str
+) -> None:
+    t = Transcript()
+    t.begins(AskDevice(), WakeAt(6.75))
+    fail = t.fails(7.001, happened, *dropped)
+    assert [(a.source, a.error) for a in fail.attempts] == [(Source.DEVICE, code)]
+    assert fail.error is BROKEN or isinstance(fail.error, SightlineError)
+    assert fail.cause is None
+
+
+def test_mode_device_gives_the_device_the_whole_budget_and_never_asks_the_cloud() -> None:
+    t = Transcript(Mode.DEVICE)
+    t.begins(AskDevice(), WakeAt(8.0))
+    fail = t.fails(8.0, Woke(), DropDevice())
+    assert isinstance(fail.error, SightlineError)
+    assert (fail.error.code, fail.error.reason) == (
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "DEVICE_TIMEOUT",
+    )
+    assert "8.000 s" in fail.error.message
+
+
+def test_mode_device_raises_the_devices_error() -> None:
+    t = Transcript(Mode.DEVICE)
+    t.begins(AskDevice(), WakeAt(8.0))
+    assert t.fails(0.1, DeviceFailed(BROKEN)).error is BROKEN
+
+
+def test_mode_cloud_asks_the_cloud_at_once() -> None:
+    t = Transcript(Mode.CLOUD)
+    t.begins(AskCloud(8.0), WakeAt(8.0))
+    answer = t.answers(0.25, CloudAnswered(CLOUD_RESULT))
+    assert answer.cloud_reason is CloudReason.REQUESTED
+    assert (answer.device_milliseconds, answer.cloud_milliseconds) == (None, 250.0)
+
+
+def test_without_a_model_on_the_device_the_cloud_is_asked_at_once() -> None:
+    t = Transcript(has_device=False)
+    t.begins(AskCloud(8.0), WakeAt(8.0))
+    answer = t.answers(0.25, CloudAnswered(CLOUD_RESULT))
+    assert answer.cloud_reason is CloudReason.NO_DEVICE_MODEL
+
+
+def test_a_picture_that_the_device_refuses_is_not_sent_to_the_cloud() -> None:
+    t = Transcript()
+    t.begins(AskDevice(), WakeAt(6.75))
+    assert t.fails(0.1, DeviceFailed(INVALID)).error is INVALID
+
+
+def test_retryable_errors_are_retried_after_growing_waits() -> None:
+    t = Transcript(Mode.CLOUD, backoff=0.5)
+    t.begins(AskCloud(8.0), WakeAt(8.0))
+    t.at(0.25, CloudFailed(UNAVAILABLE), WakeAt(0.75))
+    t.at(0.75, Woke(), AskCloud(8.0), WakeAt(8.0))
+    t.at(1.0, CloudFailed(UNAVAILABLE), WakeAt(2.0))
+    t.at(2.0, Woke(), AskCloud(8.0), WakeAt(8.0))
+    answer = t.answers(2.25, CloudAnswered(CLOUD_RESULT))
+    assert answer.cloud_milliseconds == 2250.0
+    assert [(a.began, a.seconds, a.error) for a in answer.attempts] == [
+        (0.0, 0.25, "DRAINING"),
+        (0.75, 0.25, "DRAINING"),
+        (2.0, 0.25, ""),
+    ]
+
+
+def test_the_servers_retry_delay_is_added_to_the_jitter() -> None:
+    busy = SightlineError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", "queue full", retry_after=2.0
+    )
+    t = Transcript(Mode.CLOUD, backoff=0.5)
+    t.begins(AskCloud(8.0), WakeAt(8.0))
+    t.at(0.25, CloudFailed(busy), WakeAt(2.75))
+
+
+def test_a_wait_beyond_the_budget_is_not_begun() -> None:
+    busy = SightlineError(grpc.StatusCode.UNAVAILABLE, "DRAINING", "draining", retry_after=7.5)
+    t = Transcript()
+    t.begins(AskDevice(), WakeAt(6.75))
+    t.at(0.25, DeviceFailed(BROKEN), AskCloud(8.0), WakeAt(8.0))
+    fail = t.fails(0.5, CloudFailed(busy))
+    assert fail.error is busy
+    assert fail.cause is BROKEN
+    assert [a.error for a in fail.attempts] == ["RuntimeError", "DRAINING"]
+
+
+def test_a_retry_that_wakes_after_the_budget_is_not_begun() -> None:
+    t = Transcript(Mode.CLOUD, backoff=0.5)
+    t.begins(AskCloud(8.0), WakeAt(8.0))
+    t.at(7.25, CloudFailed(UNAVAILABLE), WakeAt(7.75))
+    assert t.fails(8.05, Woke()).error is UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        INVALID,
+        DEADLINE,
+        SightlineError(grpc.StatusCode.UNAUTHENTICATED, "NO_KEY", "no key"),
+        SightlineError(grpc.StatusCode.PERMISSION_DENIED, "NOT_YOURS", "not yours"),
+        SightlineError(grpc.StatusCode.FAILED_PRECONDITION, "IDEMPOTENCY_KEY_REUSED", "reused"),
+    ],
+)
+def test_other_errors_are_not_retried(error: SightlineError) -> None:
+    t = Transcript(Mode.CLOUD)
+    t.begins(AskCloud(8.0), WakeAt(8.0))
+    assert t.fails(0.1, CloudFailed(error)).error is error
+
+
+def test_a_cloud_that_says_nothing_is_dropped_when_the_budget_ends() -> None:
+    t = Transcript(Mode.CLOUD)
+    t.begins(AskCloud(8.0), WakeAt(8.0))
+    fail = t.fails(8.0, Woke(), DropCloud())
+    assert isinstance(fail.error, SightlineError)
+    assert fail.error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    t.at(8.1, CloudAnswered(CLOUD_RESULT))
+
+
+def test_what_is_observed_after_the_end_is_ignored() -> None:
+    t = Transcript()
+    t.begins(AskDevice(), WakeAt(6.75))
+    t.answers(0.25, DeviceAnswered(DEVICE_RESULT))
+    for late in (
+        Woke(),
+        DeviceFailed(BROKEN),
+        CloudFailed(UNAVAILABLE),
+        DeviceAnswered(DEVICE_RESULT),
+    ):
+        t.at(9.0, late)
+
+
+@pytest.mark.parametrize(
+    ("mode", "timeout", "reserve", "named"),
+    [
+        (Mode.AUTO, 0.0, 0.0, "timeout"),
+        (Mode.AUTO, float("inf"), 1.0, "timeout"),
+        (Mode.AUTO, float("nan"), 1.0, "timeout"),
+        (Mode.AUTO, 1.0, 1.0, "cloud_reserve"),
+        (Mode.CLOUD, 1.0, 2.0, "cloud_reserve"),
+        (Mode.AUTO, 1.0, -0.1, "cloud_reserve"),
+        (Mode.AUTO, 1.0, float("nan"), "cloud_reserve"),
+    ],
+)
+def test_a_policy_out_of_bounds_is_refused(
+    mode: Mode, timeout: float, reserve: float, named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        Policy(mode=mode, timeout=timeout, cloud_reserve=reserve, backoff=lambda n: 0.0)
+
+
+# A world with a clock of its own: everybody takes the time they are given.
+
+
+@dataclass(frozen=True)
+class Takes:
+    """Someone who needs `seconds` and then is observed."""
+
+    seconds: float
+    then: Observation
+
+
+@dataclass
+class World:
+    """Carries out a coordination on a clock that only events move.
+
+    Attributes:
+        device: what the device does; None: it never answers.
+        cloud: what the cloud does at each try, the last one for ever; None: it never answers.
+        lateness: how much later than asked the timer fires.
+    """
+
+    policy: Policy
+    device: Takes | None
+    cloud: Sequence[Takes | None]
+    has_device: bool = True
+    lateness: float = 0.0
+    log: list[tuple[float, Action]] = field(default_factory=list)
+
+    def run(self) -> tuple[float, Finish | Fail]:
+        core = Coordination(self.policy, self.has_device, 0.0)
+        order = count()
+        events: list[tuple[float, int, Observation]] = []
+        actions, now, wake, tries = core.begin(), 0.0, 0.0, 0
+        while True:
+            for action in actions:
+                self.log.append((now, action))
+                match action:
+                    case Finish() | Fail():
+                        return now, action
+                    case AskDevice() if self.device:
+                        event = (now + self.device.seconds, next(order), self.device.then)
+                        heapq.heappush(events, event)
+                    case AskCloud():
+                        takes = self.cloud[min(tries, len(self.cloud) - 1)]
+                        tries += 1
+                        if takes:
+                            event = (now + takes.seconds, next(order), takes.then)
+                            heapq.heappush(events, event)
+                    case WakeAt(at):
+                        wake = at + self.lateness
+            if events and events[0][0] <= wake:
+                now, _, happened = heapq.heappop(events)
+            else:
+                now, happened = wake, Woke()
+            actions = core.observe(happened, now)
+
+    def asked(self, kind: type[Action]) -> list[float]:
+        return [now for now, action in self.log if isinstance(action, kind)]
+
+
+def test_every_mode_device_outcome_budget_and_cloud_outcome() -> None:
+    """The whole table; what must come out follows from the rules, not from the code."""
+    device: dict[str, Observation | None] = {
+        "answers": DeviceAnswered(DEVICE_RESULT),
+        "fails": DeviceFailed(BROKEN),
+        "late": None,
+    }
+    cloud: dict[str, list[Takes | None]] = {
+        "answers": [Takes(0.2, CloudAnswered(CLOUD_RESULT))],
+        "retried": [Takes(0.2, CloudFailed(UNAVAILABLE)), Takes(0.2, CloudAnswered(CLOUD_RESULT))],
+        "down": [Takes(0.017, CloudFailed(UNAVAILABLE))],
+        "invalid": [Takes(0.2, CloudFailed(INVALID))],
+        "deadline": [None],
+    }
+    seen = 0
+    for mode in Mode:
+        for device_does, observation in device.items():
+            for enough in (True, False):
+                for cloud_does, tries in cloud.items():
+                    takes = Takes(1.0 if enough else 7.05, observation) if observation else None
+                    # A device that fails at 7.05 s is observed only because the timer is late.
+                    world = World(_policy(mode), takes, tries, lateness=0.0 if enough else 0.35)
+                    at, end = world.run()
+                    assert _outcome(end) == _expected(mode, device_does, enough, cloud_does)
+                    assert at <= 8.0 + world.lateness
+                    seen += 1
+    assert seen == 3 * 3 * 2 * 5
+
+
+def _policy(mode: Mode) -> Policy:
+    return Policy(mode=mode, timeout=8.0, cloud_reserve=1.0, backoff=lambda n: 0.1)
+
+
+def _outcome(end: Finish | Fail) -> str:
+    if isinstance(end, Finish):
+        return f"{end.answer.source} {end.answer.cloud_reason or ''}".strip()
+    return end.error.reason if isinstance(end.error, SightlineError) else "original"
+
+
+def _expected(mode: Mode, device: str, enough: bool, cloud: str) -> str:
+    cloud_error = {"down": "DRAINING", "invalid": "IMAGE_CORRUPT", "deadline": "DEADLINE_EXCEEDED"}
+    device_error = {"fails": "original", "late": "DEVICE_TIMEOUT"}
+    if mode is Mode.CLOUD:
+        return cloud_error.get(cloud, "cloud requested")
+    if device == "answers":
+        return "device"
+    if mode is Mode.DEVICE or not enough:
+        return device_error[device]
+    reason = "device_failed" if device == "fails" else "device_timeout"
+    return cloud_error.get(cloud, f"cloud {reason}")
+
+
+seconds = st.floats(0.0, 12.0)
+retryable = st.floats(0.0, 5.0).map(
+    lambda after: SightlineError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", "full", retry_after=after
+    )
+)
+cloud_does = st.one_of(
+    st.none(),
+    st.builds(Takes, seconds, st.builds(CloudAnswered, st.just(CLOUD_RESULT))),
+    st.builds(
+        Takes, seconds, st.builds(CloudFailed, st.sampled_from([UNAVAILABLE, INVALID]) | retryable)
+    ),
+)
+device_does = st.one_of(
+    st.none(),
+    st.builds(Takes, seconds, st.just(DeviceAnswered(DEVICE_RESULT))),
+    st.builds(Takes, seconds, st.builds(DeviceFailed, st.sampled_from([BROKEN, INVALID]))),
+)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    timeout = draw(st.floats(0.05, 10.0))
+    policy = Policy(
+        mode=draw(st.sampled_from(Mode)),
+        timeout=timeout,
+        cloud_reserve=timeout * draw(st.floats(0.0, 0.99)),
+        # At least a millisecond: a retry in no time, answered in no time, would never end.
+        backoff=lambda n: draw(st.floats(0.001, 3.0)),
+    )
+    cloud = draw(st.lists(cloud_does, min_size=1, max_size=4))
+    return World(policy, draw(device_does), cloud, has_device=draw(st.booleans()))
+
+
+@given(worlds())
+def test_nothing_ends_later_than_the_budget_and_the_device_never_spends_the_reserve(
+    world: World,
+) -> None:
+    at, _ = world.run()
+    policy = world.policy
+    assert at <= policy.timeout
+    ends = [isinstance(action, Finish | Fail) for _, action in world.log]
+    assert sum(ends) == 1
+    assert ends[-1]
+    if world.asked(DropDevice):
+        assert policy.mode is Mode.DEVICE or (
+            policy.timeout - world.asked(DropDevice)[0] >= policy.cloud_reserve
+        )
+    if world.asked(AskCloud):
+        assert policy.timeout - world.asked(AskCloud)[0] >= policy.cloud_reserve
+        assert world.asked(AskCloud)[-1] < policy.timeout
+    if policy.mode is Mode.DEVICE and world.has_device:
+        assert not world.asked(AskCloud)
+    if policy.mode is Mode.CLOUD or not world.has_device:
+        assert not world.asked(AskDevice)
+
+
+@given(worlds())
+def test_the_attempts_tell_the_whole_story(world: World) -> None:
+    _, end = world.run()
+    attempts = end.answer.attempts if isinstance(end, Finish) else end.attempts
+    assert len(attempts) == len(world.asked(AskDevice)) + len(world.asked(AskCloud))
+    assert all(attempt.seconds >= 0 for attempt in attempts)
+    assert [attempt.error == "" for attempt in attempts] == [False] * (len(attempts) - 1) + [
+        isinstance(end, Finish)
+    ]
+    for before, after in pairwise(attempts):
+        assert before.began + before.seconds <= after.began + 1e-9

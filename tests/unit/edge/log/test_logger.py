@@ -1,0 +1,429 @@
+"""`PredictionLogger` with a real spool and an ingest service on a real socket."""
+
+import asyncio
+import errno
+import gc
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+import edge
+from edge.log import orphans
+from edge.log.logger import ClosedError, LogOptions, PredictionLogger, default_spool_dir
+from edge.records import MAX_SIZE, Prediction
+from edge.settings import EdgeSettings
+from edge.spool.spool import Spool
+from servicekit.errors import SightlineError
+from tests.fakes.ingest import FakeIngest
+from tests.unit.edge.samples import eventually, prediction
+
+NOWHERE = "127.0.0.1:1"
+QUICK = LogOptions(batch_timeout_seconds=0.05)
+
+
+@pytest.fixture
+def ingest() -> Iterator[FakeIngest]:
+    with FakeIngest() as service:
+        yield service
+
+
+def logger(folder: Path, target: str = NOWHERE, **more: Any) -> PredictionLogger:
+    return PredictionLogger(target, device_id="gate-1", spool_dir=folder, options=QUICK, **more)
+
+
+def test_from_log_to_store(tmp_path: Path, ingest: FakeIngest) -> None:
+    with logger(tmp_path, ingest.target) as log:
+        for number in range(100):
+            log(prediction(f"i{number}"))
+        assert log.flush(20, until="committed")
+        stats = log.stats()
+    assert (stats.logged, stats.spooled, stats.committed, stats.backlog) == (100, 100, 100, 0)
+    assert (stats.dropped, stats.rejected, stats.last_error, stats.in_memory) == ({}, 0, None, 0)
+    ingest.only().check()
+    assert ingest.images() == [f"i{number}" for number in range(100)]
+    stored = ingest.only().predictions[1]
+    assert [found.class_name for found in stored.detections] == ["person", "bus"]
+    assert abs(stored.captured_at.ToSeconds() - time.time()) < 60
+
+
+def test_what_is_not_shipped_is_shipped_by_the_next_process(
+    tmp_path: Path, ingest: FakeIngest
+) -> None:
+    with logger(tmp_path) as log:
+        log.log(prediction("a"))
+        assert not log.flush(0.2, until="committed")
+        assert "UNAVAILABLE" in str(log.stats().last_error)
+    with logger(tmp_path, ingest.target) as log:
+        assert log.flush(20, until="committed")  # although this one has logged nothing
+        log.log(prediction("b"), wait="committed", timeout=20)
+    assert ingest.images() == ["a", "b"]
+    assert len(ingest.spools) == 1
+
+
+def test_waiting_for_the_disk(tmp_path: Path) -> None:
+    with logger(tmp_path) as log:
+        begun = time.monotonic()
+        for _ in range(10):
+            log.log(prediction(), wait="spooled", timeout=20)
+        assert log.stats().spooled == 10
+        assert time.monotonic() - begun < 0.4  # not 50 ms each
+
+
+def test_waiting_in_vain(tmp_path: Path) -> None:
+    with logger(tmp_path) as log:
+        with pytest.raises(TimeoutError):
+            log.log(prediction(), wait="committed", timeout=0.1)
+        assert log.stats().logged == 1
+
+
+def test_waiting_for_what_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    log = logger(tmp_path)
+    monkeypatch.setattr(Spool, "append", fail)
+    monkeypatch.setattr(log._pipeline._writer, "_patience_seconds", 0.0)
+    with pytest.raises(SightlineError, match="SPOOL_WRITE_FAILED") as caught:
+        log.log(prediction(), wait="spooled", timeout=20)
+    assert caught.value.reason == "PREDICTION_DROPPED"
+    assert log.stats().last_error == "database or disk is full"
+    assert log.stats().dropped == {"spool_write_failed": 1}
+    monkeypatch.undo()
+    assert log.close()
+
+
+@pytest.mark.parametrize("method", ["flush", "close"])
+def test_deadlines_are_kept_while_the_server_is_away(tmp_path: Path, method: str) -> None:
+    log = logger(tmp_path)
+    log.log(prediction())
+    begun = time.monotonic()
+    if method == "flush":
+        assert log.flush(0.3, until="committed") is False
+    else:
+        assert log.close(0.3) is True
+    assert time.monotonic() - begun < 1.5
+    log.close()
+
+
+def test_closing_does_not_wait_for_a_server_that_is_away(tmp_path: Path) -> None:
+    log = logger(tmp_path)
+    log.log(prediction(), wait="spooled", timeout=20)
+    assert eventually(lambda: log.stats().last_error is not None)
+    begun = time.monotonic()
+    assert log.close(20)
+    assert time.monotonic() - begun < 5
+
+
+def test_deadlines_are_kept_while_the_server_hangs(tmp_path: Path, ingest: FakeIngest) -> None:
+    end = threading.Event()
+    ingest.on_message = lambda _: end.wait(30)
+    log = logger(tmp_path, ingest.target)
+    log.log(prediction())
+    begun = time.monotonic()
+    assert log.close(0.5) is True
+    assert time.monotonic() - begun < 2
+    end.set()
+
+
+def test_deadlines_are_kept_while_the_disk_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    log = logger(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Spool, "append", fail)
+        log.log(prediction())
+        begun = time.monotonic()
+        assert log.flush(0.3) is False
+        assert log.close(0.3) is False
+        assert time.monotonic() - begun < 1.5
+    assert eventually(lambda: log.stats().spooled == 1)
+
+
+def test_a_server_that_answers_gets_the_rest_on_close(tmp_path: Path, ingest: FakeIngest) -> None:
+    slow = LogOptions(batch_timeout_seconds=60.0)
+    log = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path, options=slow)
+    for number in range(500):
+        log(prediction(str(number)))
+    begun = time.monotonic()
+    assert log.close(20)
+    assert time.monotonic() - begun < 15
+    assert len(ingest.images()) == 500
+
+
+def test_a_closed_logger_refuses(tmp_path: Path) -> None:
+    log = logger(tmp_path)
+    assert log.close()
+    assert log.close()
+    with pytest.raises(ClosedError):
+        log.log(prediction())
+
+
+def test_a_closed_folder_can_be_opened_again(tmp_path: Path) -> None:
+    for _ in range(3):
+        with logger(tmp_path) as log, pytest.raises(SightlineError, match="SPOOL_LOCKED"):
+            assert logger(tmp_path) is not log
+
+
+def test_a_forgotten_logger_is_closed(tmp_path: Path) -> None:
+    log = logger(tmp_path)
+    log.log(prediction())
+    del log
+    gc.collect()
+    with logger(tmp_path) as log:
+        assert log.stats().backlog == 1
+
+
+def test_a_logger_may_be_forgotten_by_one_of_its_own_threads(tmp_path: Path) -> None:
+    log = logger(tmp_path)
+    pipeline, finished = log._pipeline, threading.Event()
+
+    def forget() -> None:
+        pipeline.abandon(20)
+        finished.set()
+
+    pipeline._writer._tend = forget  # type: ignore[method-assign]
+    log.log(prediction())
+    assert finished.wait(20)
+    spool = pipeline._spool
+    assert spool is not None
+    assert eventually(lambda: spool._held._file.closed)
+    with logger(tmp_path) as again:
+        assert again.stats().backlog == 1
+
+
+def test_what_forked_processes_left_is_shipped_by_the_next_process(
+    tmp_path: Path, ingest: FakeIngest
+) -> None:
+    left = orphans.new_home(tmp_path)
+    with logger(left) as log:
+        log.log(prediction("orphan"))
+    alive = orphans.new_home(tmp_path)
+    with logger(alive) as child, logger(tmp_path, ingest.target) as log:
+        child.log(prediction("child"), wait="spooled", timeout=20)
+        log.log(prediction("own"))
+        assert eventually(lambda: sorted(ingest.images()) == ["orphan", "own"])
+        assert eventually(lambda: not left.exists())
+        assert alive.exists()
+    assert len(ingest.spools) == 2
+
+
+def test_asyncio(tmp_path: Path, ingest: FakeIngest) -> None:
+    async def main() -> None:
+        async with logger(tmp_path, ingest.target) as log:
+            for number in range(20):
+                log.log(prediction(str(number)))
+            ticks = 0
+            flushing = asyncio.create_task(log.aflush(20, "committed"))
+            while not flushing.done():
+                await asyncio.sleep(0.001)
+                ticks += 1
+            assert await flushing
+            assert ticks > 1  # the loop was never blocked
+        with pytest.raises(ClosedError):
+            log.log(prediction())
+
+    asyncio.run(main())
+    assert len(ingest.images()) == 20
+
+
+def test_several_loops_and_threads_share_a_logger(tmp_path: Path, ingest: FakeIngest) -> None:
+    with logger(tmp_path, ingest.target) as log:
+
+        async def camera(name: str) -> None:
+            for number in range(50):
+                log(prediction(f"{name}/{number}"))
+                await asyncio.sleep(0)
+
+        def run(name: str) -> None:
+            asyncio.run(camera(name))
+
+        threads = [threading.Thread(target=run, args=(f"loop{n}",)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert log.flush(20, until="committed")
+    ingest.only().check()
+    for number in range(4):
+        own = [one for one in ingest.images() if one.startswith(f"loop{number}/")]
+        assert own == [f"loop{number}/{count}" for count in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device_id": ""}, "device_id must have 1 to 256 bytes"),
+        ({"device_id": "ü" * 129}, "device_id must have 1 to 256 bytes"),
+        ({"on_full": "explode"}, "on_full must be block, drop_oldest or drop_newest"),
+        ({"target": "ingest.example:1", "api_key": "k"}, "api_key must not be sent in plain text"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PredictionLogger(**{"device_id": "gate-1", "spool_dir": tmp_path, **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("memory_predictions", 0),
+        ("memory_bytes", MAX_SIZE - 1),
+        ("spool_bytes", 1000),
+        ("batch_size", 10_001),
+        ("batch_timeout_seconds", -1.0),
+        ("stream_size", 0),
+    ],
+)
+def test_bad_options_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be .* to .* \(got {value!r}\)"):
+        LogOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("thing", [None, "image", {"image_id": "i"}, [prediction()]])
+def test_other_things_are_refused(tmp_path: Path, thing: Any) -> None:
+    with logger(tmp_path) as log:
+        with pytest.raises(TypeError, match="prediction must be an edge"):
+            log.log(thing)
+        assert log.stats().logged == 0
+
+
+def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises((FileExistsError, NotADirectoryError)):
+        logger(tmp_path / "file")
+
+
+def test_a_disk_that_fails_at_the_start_does_not_keep_the_node_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, calls = Path.mkdir, list[int]()
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        calls.append(1)
+        if len(calls) <= 2:
+            raise OSError(errno.EROFS, "Read-only file system")
+        mkdir(*arguments, **more)
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with logger(tmp_path / "spool") as log:
+        log.log(prediction())
+        assert log.stats().spool_id == ""
+        assert log.flush(20)
+        assert log.stats().spooled == 1
+
+
+def test_garbage_in_the_folder_does_not_keep_the_node_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "spool.db").write_bytes(os.urandom(10_000))
+    with logger(tmp_path) as log:
+        log.log(prediction(), wait="spooled", timeout=20)
+        assert log.stats().damaged_spools == 1
+
+
+def test_drops_are_counted_and_declared(
+    tmp_path: Path, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = LogOptions(memory_predictions=10, batch_timeout_seconds=0.0)
+    log = PredictionLogger(
+        ingest.target,
+        device_id="gate-1",
+        spool_dir=tmp_path,
+        on_full="drop_oldest",
+        options=options,
+    )
+    with log:
+        hold = log._pipeline._spool
+        assert hold is not None
+        with hold._lock:
+            log.log(prediction("0"))
+            assert eventually(lambda: log.stats().in_memory == 0)  # the writer waits for the lock
+            for number in range(1, 31):
+                log.log(prediction(str(number)))
+        assert log.flush(20, until="committed")
+        stats = log.stats()
+    assert stats.dropped == {"dropped_oldest": 20}
+    assert (stats.logged, stats.spooled, stats.committed) == (31, 31, 11)
+    ingest.only().check()
+    assert ingest.images() == [str(number) for number in (0, *range(21, 31))]
+    assert ingest.only().gaps == [(2, 21, 1)]
+
+
+def test_a_process_that_ends_without_close_spools_what_it_can(tmp_path: Path) -> None:
+    script = (
+        "import sys; from edge import Prediction, PredictionLogger;"
+        "log = PredictionLogger('127.0.0.1:1', device_id='gate-1', spool_dir=sys.argv[1]);"
+        "[log(Prediction(str(n), 'm')) for n in range(1000)]"
+    )
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60)
+    assert time.monotonic() - begun < 30
+    with logger(tmp_path) as log:
+        assert log.stats().backlog == 1000
+
+
+def test_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert default_spool_dir("gate-1") == Path("/state/sightline/gate-1")
+    assert default_spool_dir("hall 2/gate") == Path("/state/sightline/hall 2%2Fgate")
+    assert default_spool_dir("..") == Path("/state/sightline/%2E%2E")
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert default_spool_dir("g") == Path("/home/me/.local/state/sightline/g")
+
+
+def test_from_settings(tmp_path: Path, ingest: FakeIngest) -> None:
+    settings = EdgeSettings(  # type: ignore[call-arg]
+        ingest_target=ingest.target,
+        device_id="gate-7",
+        spool_dir=tmp_path,
+        api_key=SecretStr("sesame"),
+        on_full="block",
+        batch_size=5,
+        batch_timeout_seconds=0.0,
+    )
+    with PredictionLogger.from_settings(settings) as log:
+        log.log(prediction(), wait="committed", timeout=20)
+        assert log._plan.options == LogOptions(batch_size=5, batch_timeout_seconds=0.0)
+        assert log._plan.on_full == "block"
+    assert [device for device, _ in ingest.spools] == ["gate-7"]
+    assert ingest.metadata[0]["authorization"] == "Bearer sesame"
+
+
+def test_settings_and_options_have_the_same_defaults_and_bounds() -> None:
+    settings = EdgeSettings()  # type: ignore[call-arg]
+    assert settings.log_options() == LogOptions()
+    for name in ("memory_predictions", "memory_bytes", "batch_size", "stream_size", "spool_bytes"):
+        least = next(
+            rule.ge for rule in EdgeSettings.model_fields[name].metadata if hasattr(rule, "ge")
+        )
+        LogOptions(**{name: least})
+
+
+def test_the_package_offers_what_a_camera_needs() -> None:
+    assert edge.PredictionLogger is PredictionLogger
+    assert edge.Prediction is Prediction
+    for name in edge.__all__:
+        assert getattr(edge, name) is not None
+    with pytest.raises(AttributeError, match="Elephant"):
+        _ = edge.Elephant
+
+
+def test_logging_is_quiet_when_all_is_well(
+    tmp_path: Path, ingest: FakeIngest, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), logger(tmp_path, ingest.target) as log:
+        log.log(prediction(), wait="committed", timeout=20)
+    assert [one.message for one in caplog.records if one.name.startswith("edge")] == []

@@ -1,0 +1,304 @@
+"""Interactions of the shipper's core, as transcripts."""
+
+from collections.abc import Sequence
+
+import grpc
+import pytest
+
+from edge.ship.core import (
+    ASK_SECONDS,
+    SEND_SECONDS,
+    Acknowledge,
+    Action,
+    Ask,
+    GiveUp,
+    Renew,
+    Rewind,
+    Send,
+    Sent,
+    ShipCore,
+    Wait,
+)
+from servicekit.errors import SightlineError
+
+AWAY = SightlineError(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", "away")
+LATE = SightlineError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "late")
+MALFORMED = SightlineError(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE", "what?")
+TOO_LARGE = SightlineError(
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "RESOURCE_EXHAUSTED",
+    "CLIENT: Received message larger than max (5000000 vs. 4194304)",
+)
+BUSY = SightlineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_BUSY", "come back later")
+
+
+def hole(expected: int | str) -> SightlineError:
+    return SightlineError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "SEQUENCE_HOLE",
+        f"sequence {expected} is missing",
+        metadata={"expected_sequence": str(expected)},
+    )
+
+
+class Play:
+    """Plays a transcript against a core: what it wants, what happens, what it does about it."""
+
+    def __init__(self, acknowledged: int = 0, last: int = 0, stream_size: int = 8) -> None:
+        self.core = ShipCore(acknowledged=acknowledged, opened_at=last, stream_size=stream_size)
+        self._sent: Sent | None = None
+
+    def asks(self) -> "Play":
+        assert self.core.next() == Ask(ASK_SECONDS)
+        self._sent = None
+        return self
+
+    def sends(
+        self,
+        after: int,
+        last: int,
+        limit: int = 8,
+        timeout: float = SEND_SECONDS,
+        *,
+        gap: bool = False,
+        entries: int | None = None,
+    ) -> "Play":
+        assert self.core.next() == Send(after, limit, timeout)
+        count = last - after if entries is None else entries
+        self._sent = Sent(last, count, is_prediction=bool(count) and not gap)
+        self.core.sending(self._sent)
+        return self
+
+    def watermark(self, number: int) -> "Answer":
+        assert self._sent is None
+        return Answer(self, self.core.asked(number))
+
+    def answer(self, committed_through: int) -> "Answer":
+        assert self._sent is not None
+        return Answer(self, self.core.answered(committed_through, self._sent))
+
+    def fails(self, error: SightlineError) -> "Answer":
+        return Answer(self, self.core.failed(error, self._sent))
+
+
+class Answer:
+    def __init__(self, play: Play, actions: Sequence[Action]) -> None:
+        self._play = play
+        self._actions = list(actions)
+
+    def then(self, *actions: Action) -> Play:
+        assert self._actions == list(actions)
+        return self._play
+
+
+def test_a_good_day() -> None:
+    play = Play()
+    play.asks().watermark(0).then()
+    play.sends(0, 8).answer(8).then(Acknowledge(8))
+    play.sends(8, 11).answer(11).then(Acknowledge(11))
+
+
+def test_an_earlier_process_had_sent_more_than_it_knew() -> None:
+    play = Play(acknowledged=3, last=9)
+    play.asks().watermark(7).then(Acknowledge(7))
+    play.sends(7, 12).answer(12).then(Acknowledge(12))
+
+
+def test_after_a_failure_the_server_says_where_to_go_on() -> None:
+    play = Play()
+    play.asks().fails(AWAY).then(Wait(AWAY))
+    play.asks().watermark(0).then()
+    play.sends(0, 5).fails(AWAY).then(Wait(AWAY))
+    play.asks().watermark(5).then(Acknowledge(5))
+    play.sends(5, 6).answer(6).then(Acknowledge(6))
+
+
+def test_a_stream_that_is_committed_in_part() -> None:
+    play = Play()
+    play.asks().watermark(0).then()
+    play.sends(0, 8).answer(6).then(Acknowledge(6))
+    play.asks().watermark(6).then()
+    play.sends(6, 8).answer(8).then(Acknowledge(8))
+
+
+def test_an_answer_without_progress_is_a_failure() -> None:
+    play = Play()
+    play.asks().watermark(0).then()
+    play.sends(0, 8)
+    (action,) = play.core.answered(0, Sent(8, 8))
+    assert isinstance(action, Wait)
+    assert action.error.reason == "NOTHING_COMMITTED"
+    play.asks()
+
+
+def test_nothing_is_deleted_that_was_never_sent() -> None:
+    play = Play(last=20)
+    play.asks().watermark(0).then()
+    play.sends(0, 8).answer(30).then(Acknowledge(20))
+    play.asks().watermark(30).then(Renew())
+
+
+def test_a_spool_that_the_server_is_ahead_of_is_a_copy() -> None:
+    Play(acknowledged=3, last=9).asks().watermark(10).then(Renew())
+
+
+def test_what_this_process_has_not_sent_cannot_be_committed() -> None:
+    """9 were there when the spool was opened; 10 and later were logged since."""
+    play = Play(acknowledged=0, last=9)
+    play.asks().watermark(9).then(Acknowledge(9))
+    play.sends(9, 12).fails(AWAY).then(Wait(AWAY))
+    play.asks().watermark(12).then(Acknowledge(12))
+    play.sends(12, 14).fails(AWAY).then(Wait(AWAY))
+    play.asks().watermark(15).then(Renew())
+
+
+def test_a_store_that_was_replaced_is_owed_a_gap() -> None:
+    play = Play(acknowledged=40, last=50)
+    play.asks().watermark(0).then(Rewind(0))
+    play.sends(0, 48).answer(48).then(Acknowledge(48))
+
+
+def test_a_store_that_is_replaced_while_it_is_spoken_to() -> None:
+    play = Play(acknowledged=40, last=50)
+    play.asks().watermark(40).then()
+    play.sends(40, 48).fails(hole(11)).then(Rewind(10))
+    play.sends(10, 48).answer(48).then(Acknowledge(48))
+
+
+def test_a_hole_further_on_means_that_the_server_has_more() -> None:
+    play = Play(acknowledged=40, last=50)
+    play.asks().watermark(40).then()
+    play.sends(40, 48).fails(hole(46)).then(Acknowledge(45))
+    play.sends(45, 50).answer(50).then(Acknowledge(50))
+
+
+def test_a_second_hole_waits() -> None:
+    play = Play(acknowledged=40, last=50)
+    play.asks().watermark(40).then()
+    play.sends(40, 48).fails(hole(41)).then()
+    error = hole(41)
+    play.sends(40, 48).fails(error).then(Wait(error))
+    play.asks().watermark(40).then()
+    play.sends(40, 48).answer(48).then(Acknowledge(48))
+    play.sends(48, 50).fails(hole(49)).then()
+
+
+def test_a_hole_that_does_not_say_where_is_a_failure() -> None:
+    error = hole("?")
+    Play().asks().watermark(0).then().sends(0, 8).fails(error).then(Wait(error))
+
+
+def test_the_one_prediction_that_cannot_be_read_is_found_by_halving() -> None:
+    play = Play()
+    play.asks().watermark(0).then()
+    play.sends(0, 8).fails(MALFORMED).then()  # it is the sixth
+    play.asks().watermark(0).then()
+    play.sends(0, 4, limit=4).answer(4).then(Acknowledge(4))
+    play.sends(4, 12, limit=8).fails(MALFORMED).then()
+    play.asks().watermark(4).then()
+    play.sends(4, 8, limit=4).fails(MALFORMED).then()
+    play.asks().watermark(4).then()
+    play.sends(4, 6, limit=2).fails(MALFORMED).then()
+    play.asks().watermark(4).then()
+    play.sends(4, 5, limit=1).answer(5).then(Acknowledge(5))
+    play.sends(5, 7, limit=2).fails(MALFORMED).then()
+    play.asks().watermark(5).then()
+    play.sends(5, 6, limit=1).fails(MALFORMED).then()
+    play.asks().watermark(5).then()
+    play.sends(5, 5, limit=0).answer(5).then(GiveUp(6))
+    play.sends(5, 6, limit=1, gap=True).answer(6).then(Acknowledge(6))
+    play.sends(6, 8, limit=2).answer(8).then(Acknowledge(8))
+
+
+@pytest.mark.parametrize("reason", ["MALFORMED_MESSAGE", "MESSAGE_TOO_LARGE", "INVALID_FIELD"])
+def test_whatever_the_service_says_against_a_message_is_isolated(reason: str) -> None:
+    refused = SightlineError(grpc.StatusCode.INVALID_ARGUMENT, reason, "no")
+    play = Play(stream_size=2)
+    play.asks().watermark(0).then()
+    play.sends(0, 2, limit=2).fails(refused).then()
+    play.asks().watermark(0).then()
+    play.sends(0, 1, limit=1).fails(refused).then()
+    play.asks().watermark(0).then()
+    play.sends(0, 0, limit=0).answer(0).then(GiveUp(1))
+
+
+def test_what_a_stranger_refuses_is_not_given_up() -> None:
+    stranger = SightlineError(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "a proxy's")
+    play = Play(stream_size=1)
+    play.asks().watermark(0).then()
+    play.sends(0, 1, limit=1).fails(stranger).then(Wait(stranger))
+
+
+def test_nothing_is_given_up_to_a_server_that_refuses_even_a_bare_header() -> None:
+    play = Play(stream_size=1)
+    play.asks().watermark(0).then()
+    for _ in range(3):
+        play.sends(0, 1, limit=1).fails(MALFORMED).then()
+        play.asks().watermark(0).then()
+        play.sends(0, 0, limit=0).fails(MALFORMED).then(Wait(MALFORMED))
+        play.asks().watermark(0).then()
+
+
+def test_a_suspect_that_was_committed_after_all_is_not_given_up() -> None:
+    play = Play(stream_size=1)
+    play.asks().watermark(0).then()
+    play.sends(0, 1, limit=1).fails(MALFORMED).then()
+    play.asks().watermark(1).then(Acknowledge(1))
+    play.sends(1, 1, limit=0).answer(1).then()
+    play.sends(1, 2, limit=1).answer(2).then(Acknowledge(2))
+
+
+def test_a_suspect_is_forgotten_when_the_network_fails() -> None:
+    play = Play(stream_size=1)
+    play.asks().watermark(0).then()
+    play.sends(0, 1, limit=1).fails(MALFORMED).then()
+    play.asks().fails(AWAY).then(Wait(AWAY))
+    play.asks().watermark(0).then()
+    play.sends(0, 1, limit=1).answer(1).then(Acknowledge(1))
+
+
+def test_a_gap_that_cannot_be_read_waits() -> None:
+    play = Play(stream_size=1)
+    play.asks().watermark(0).then()
+    play.sends(0, 9, limit=1, gap=True, entries=1).fails(MALFORMED).then(Wait(MALFORMED))
+
+
+def test_a_message_over_the_servers_limit_is_isolated_too() -> None:
+    play = Play(stream_size=2)
+    play.asks().watermark(0).then()
+    play.sends(0, 2, limit=2).fails(TOO_LARGE).then()
+    play.asks().watermark(0).then()
+    play.sends(0, 1, limit=1).fails(TOO_LARGE).then()
+    play.asks().watermark(0).then()
+    play.sends(0, 0, limit=0).answer(0).then(GiveUp(1))
+
+
+@pytest.mark.parametrize("error", [BUSY, AWAY])
+def test_other_errors_wait_and_give_nothing_up(error: SightlineError) -> None:
+    play = Play(stream_size=1)
+    play.asks().watermark(0).then()
+    for _ in range(3):
+        play.sends(0, 1, limit=1).fails(error).then(Wait(error))
+        play.asks().watermark(0).then()
+
+
+def test_a_slow_uplink_gets_shorter_streams_and_more_time() -> None:
+    play = Play()
+    play.asks().watermark(0).then()
+    play.sends(0, 8).fails(LATE).then(Wait(LATE))
+    play.asks().watermark(2).then(Acknowledge(2))
+    play.sends(2, 6, limit=4, timeout=60.0).fails(LATE).then(Wait(LATE))
+    play.asks().watermark(2).then()
+    play.sends(2, 4, limit=2, timeout=120.0).answer(4).then(Acknowledge(4))
+    play.sends(4, 8, limit=4).answer(8).then(Acknowledge(8))
+    play.sends(8, 16).answer(16).then(Acknowledge(16))
+
+
+def test_time_for_a_stream_is_bounded() -> None:
+    play = Play(stream_size=1)
+    for _ in range(20):
+        play.asks().watermark(0).then()
+        step = play.core.next()
+        assert isinstance(step, Send)
+        assert step.timeout <= 3600.0
+        play.core.failed(LATE, Sent(1, 1))

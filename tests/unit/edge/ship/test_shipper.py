@@ -1,0 +1,391 @@
+"""The shipper against an ingest service on a real socket that fails on demand."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+
+from edge.channel import Endpoint
+from edge.log.encode import prediction_body
+from edge.log.entries import Dropped, GapReason
+from edge.log.progress import Progress
+from edge.records import Prediction
+from edge.ship.shipper import Shipper
+from edge.spool.caps import Limits
+from edge.spool.spool import Spool
+from servicekit.errors import SightlineError
+from tests.fakes.ingest import MALFORMED, UNAVAILABLE, FakeIngest, hole
+from tests.unit.edge.samples import eventually
+
+CUT_OFF = SightlineError(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", "connection lost")
+
+
+@dataclass
+class Node:
+    """A spool and its shipper."""
+
+    folder: Path
+    target: str
+    batch_size: int = 4
+    stream_size: int = 16
+    batch_timeout_seconds: float = 0.0
+    progress: Progress = field(default_factory=Progress)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        limits = Limits(1 << 40, 0.0, 0)
+        self.spool = Spool(self.folder, "gate-1", limits, self.progress.lost)
+
+    def log(self, count: int, *more: bytes | Dropped) -> None:
+        bodies: list[bytes | Dropped] = [
+            prediction_body(Prediction(f"i{self.count + n}", "m"), 0.0) for n in range(1, count + 1)
+        ]
+        self.count += count
+        with self.progress.update():
+            self.spool.append([*bodies, *more])
+
+    @contextmanager
+    def shipping(self) -> Iterator["Node"]:
+        shipper = Shipper(
+            self.spool,
+            Endpoint(self.target),
+            self.progress,
+            batch_size=self.batch_size,
+            batch_timeout_seconds=self.batch_timeout_seconds,
+            stream_size=self.stream_size,
+        )
+        thread = threading.Thread(target=shipper.run, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            begun = time.monotonic()
+            shipper.stop()
+            thread.join(20)
+            assert not thread.is_alive()
+            assert time.monotonic() - begun < 5
+
+    def is_empty(self, seconds: float = 20.0) -> bool:
+        return eventually(lambda: self.spool.identity.pending == 0, seconds)
+
+
+@pytest.fixture
+def ingest() -> Iterator[FakeIngest]:
+    with FakeIngest() as service:
+        yield service
+
+
+@pytest.fixture
+def node(tmp_path: Path, ingest: FakeIngest) -> Iterator[Node]:
+    found = Node(tmp_path, ingest.target)
+    yield found
+    found.spool.close()
+
+
+def images(count: int) -> list[str]:
+    return [f"i{number}" for number in range(1, count + 1)]
+
+
+def test_everything_arrives_once_and_in_order(node: Node, ingest: FakeIngest) -> None:
+    node.log(50, Dropped(3, GapReason.DROPPED_NEWEST))
+    with node.shipping():
+        assert node.is_empty()
+        node.log(7)
+        assert node.is_empty()
+    ingest.only().check()
+    assert ingest.images() == images(57)
+    assert ingest.only().gaps == [(51, 53, GapReason.DROPPED_NEWEST)]
+    assert ingest.duplicates == 0
+    assert node.progress.sent == 57
+    assert node.progress.committed == 60
+    assert max(ingest.streams) <= 4  # messages of 4 in streams of 16
+
+
+def test_the_header_says_who_and_when(node: Node, ingest: FakeIngest) -> None:
+    node.log(1)
+    with node.shipping():
+        assert node.is_empty()
+    (header,) = ingest.headers
+    assert header.device_id == "gate-1"
+    assert header.spool_id == node.spool.identity.spool_id
+    assert abs(header.device_time.ToSeconds() - time.time()) < 60
+    assert header.device_monotonic.ToNanoseconds() <= time.monotonic_ns()
+    assert header.client.startswith("sightline-edge")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_stream_that_ends_early(node: Node, ingest: FakeIngest, when: str) -> None:
+    """Before the commit nothing may be missing, after it (the answer is lost) nothing be twice."""
+    getattr(ingest, when).extend([UNAVAILABLE, CUT_OFF])
+    node.log(40)
+    with node.shipping():
+        assert node.is_empty()
+    ingest.only().check()
+    assert ingest.images() == images(40)
+    assert ingest.duplicates == 0  # the watermark was asked first
+    assert node.progress.ship_error is None
+
+
+def test_a_server_that_commits_and_dies_before_it_answers(node: Node, ingest: FakeIngest) -> None:
+    node.log(16)
+
+    def die(_: object) -> None:
+        ingest.on_message = lambda _: None
+        threading.Thread(target=ingest.stop).start()
+
+    ingest.on_message = die
+    with node.shipping():
+        assert eventually(lambda: node.progress.ship_error is not None)
+        assert not node.is_empty(0.1)
+        ingest.start()
+        assert node.is_empty()
+    ingest.only().check()
+    assert ingest.images() == images(16)
+
+
+def test_an_outage_that_lasts(node: Node, ingest: FakeIngest) -> None:
+    ingest.stop()
+    with node.shipping():
+        node.log(30)
+        assert eventually(lambda: node.progress.ship_error is not None)
+        node.log(30)
+        ingest.start()
+        assert node.is_empty()
+    ingest.only().check()
+    assert ingest.images() == images(60)
+
+
+def test_the_server_says_when_to_come_back(node: Node, ingest: FakeIngest) -> None:
+    wait = SightlineError(
+        grpc.StatusCode.UNAVAILABLE, "DRAINING", "come back later", retry_after=1.5
+    )
+    ingest.before.append(wait)
+    node.log(1)
+    with node.shipping():
+        assert eventually(lambda: len(ingest.streams) == 1)
+        begun = time.monotonic()
+        assert node.is_empty()
+        assert time.monotonic() - begun >= 1.4
+
+
+def test_errors_that_are_not_retryable_are_retried_all_the_same(
+    node: Node, ingest: FakeIngest, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = SightlineError(grpc.StatusCode.PERMISSION_DENIED, "UNKNOWN_DEVICE", "who are you?")
+    ingest.watermark_errors.extend([refused, refused])
+    node.log(5)
+    with node.shipping(), caplog.at_level(logging.INFO):
+        assert node.is_empty()
+    assert caplog.text.count("who are you?") == 1
+    assert "answers again" in caplog.text
+    assert ingest.images() == images(5)
+
+
+def test_bad_records_do_not_block_the_rest(node: Node, ingest: FakeIngest) -> None:
+    bad = {"i5", "i21", "i22", "i60"}
+    ingest.unreadable = lambda prediction: prediction.image_id in bad
+    node.log(60)
+    with node.shipping():
+        assert node.is_empty()
+    ingest.only().check()
+    assert ingest.images() == [image for image in images(60) if image not in bad]
+    unreadable = GapReason.UNREADABLE
+    found = [gap for gap in ingest.only().gaps if gap[2] == unreadable]
+    assert sorted(n for first, last, _ in found for n in range(first, last + 1)) == [5, 21, 22, 60]
+    assert node.progress.dropped == {"unreadable": 4}
+
+
+def test_a_message_that_is_malformed_only_once_costs_nothing(
+    node: Node, ingest: FakeIngest
+) -> None:
+    ingest.before.extend([MALFORMED] * 3)
+    node.log(20)
+    with node.shipping():
+        assert node.is_empty()
+    assert ingest.images() == images(20)
+
+
+def test_a_prediction_over_the_servers_limit_does_not_block_the_rest(tmp_path: Path) -> None:
+    with FakeIngest(max_bytes=20_000) as ingest:
+        node = Node(tmp_path, ingest.target)
+        node.log(10)
+        node.spool.append([prediction_body(Prediction("x" * 30_000, "m"), 0.0)])
+        node.log(10)
+        with node.shipping():
+            assert node.is_empty()
+        node.spool.close()
+        ingest.only().check()
+        assert ingest.images() == images(20)
+        assert ingest.only().gaps == [(11, 11, GapReason.UNREADABLE)]
+
+
+def test_a_hole_that_the_server_sees(node: Node, ingest: FakeIngest) -> None:
+    ingest.before.append(hole(1))
+    node.log(10)
+    with node.shipping():
+        assert node.is_empty()
+    ingest.only().check()
+    assert ingest.images() == images(10)
+
+
+def test_a_server_that_always_sees_a_hole_is_not_hammered(node: Node, ingest: FakeIngest) -> None:
+    ingest.before.extend([hole(1)] * 10_000)
+    node.log(10)
+    with node.shipping():
+        assert eventually(lambda: len(ingest.streams) >= 3)
+        time.sleep(0.5)
+        assert len(ingest.streams) < 100
+
+
+def test_a_store_that_was_replaced_is_told_what_it_will_never_get(
+    node: Node, ingest: FakeIngest, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.log(20)
+    with node.shipping():
+        assert node.is_empty()
+        ingest.spools.clear()
+        node.log(5)
+        assert node.is_empty()
+    ingest.only().check()
+    assert ingest.images() == [f"i{number}" for number in range(21, 26)]
+    assert ingest.only().gaps == [(1, 20, GapReason.RELEASED)]
+    assert "it was replaced" in caplog.text
+
+
+def test_a_store_that_was_put_back_from_an_older_copy(node: Node, ingest: FakeIngest) -> None:
+    node.log(20)
+    with node.shipping():
+        assert node.is_empty()
+    stored = ingest.only()
+    stored.committed_through = 12
+    for sequence in range(13, 21):
+        del stored.predictions[sequence]
+    node.log(5)
+    with node.shipping():
+        assert node.is_empty()
+    stored.check()
+    assert stored.gaps == [(13, 20, GapReason.RELEASED)]
+
+
+def test_a_spool_that_was_put_back_from_an_older_copy_loses_nothing_new(
+    node: Node, ingest: FakeIngest, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.log(3)
+    with node.shipping():
+        assert node.is_empty()
+    old = node.spool.identity.spool_id
+    ingest.spools["gate-1", old].committed_through = 50  # by the life that was forgotten
+    node.log(5)
+    with node.shipping():
+        assert eventually(lambda: ("gate-1", node.spool.identity.spool_id) in ingest.spools)
+        assert eventually(lambda: node.spool.identity.spool_id != old)
+        assert node.is_empty()
+        node.log(2)
+        assert node.is_empty()
+    renewed = ingest.spools["gate-1", node.spool.identity.spool_id]
+    renewed.check()
+    found = [renewed.predictions[sequence].image_id for sequence in sorted(renewed.predictions)]
+    assert found == [f"i{number}" for number in range(4, 11)]
+    assert "goes on under a new spool_id" in caplog.text
+
+
+def test_predictions_wait_for_company(tmp_path: Path, ingest: FakeIngest) -> None:
+    node = Node(tmp_path, ingest.target, batch_timeout_seconds=0.4)
+    with node.shipping():
+        for _ in range(8):
+            node.log(1)
+            time.sleep(0.01)
+        assert node.is_empty()
+        assert len(ingest.streams) == 1
+        begun = time.monotonic()
+        node.log(16)  # a whole stream
+        assert node.is_empty()
+        with node.progress.update():
+            node.progress.hurry += 1
+        node.log(1)
+        assert node.is_empty()
+        assert time.monotonic() - begun < 0.35
+    node.spool.close()
+
+
+def test_a_backlog_is_shipped_in_bounded_streams(tmp_path: Path, ingest: FakeIngest) -> None:
+    node = Node(tmp_path, ingest.target, batch_size=32, stream_size=128)
+    node.log(2048)
+    with node.shipping():
+        assert node.is_empty()
+    node.spool.close()
+    ingest.only().check()
+    assert len(ingest.streams) == 16
+    assert set(ingest.streams) == {4}
+
+
+def test_a_spool_that_is_found_damaged_goes_on(node: Node, ingest: FakeIngest) -> None:
+    node.log(20)
+    with node.shipping():
+        assert node.is_empty()
+        node.spool._abandon(RuntimeError("as if"))
+        node.log(5)
+        assert node.is_empty()
+    assert len(ingest.spools) == 2
+    for stored in ingest.spools.values():
+        stored.check()
+    assert ingest.images() == images(25)
+
+
+def test_an_unexpected_error_is_survived(
+    node: Node,
+    ingest: FakeIngest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    read, calls = node.spool.read, list[int]()
+
+    def fail_once(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("a bug")
+        return read(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(node.spool, "read", fail_once)
+    node.log(5)
+    with node.shipping():
+        assert node.is_empty()
+    assert "goes on after an unexpected error" in caplog.text
+    assert ingest.images() == images(5)
+
+
+def test_stopping_interrupts_a_server_that_hangs(node: Node, ingest: FakeIngest) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def hang(_: object) -> None:
+        begun.set()
+        end.wait(30)
+
+    ingest.on_message = hang
+    node.log(1)
+    with node.shipping():  # whose end must not take long
+        assert begun.wait(20)
+    end.set()
+
+
+def test_the_api_key_goes_with_every_call(tmp_path: Path, ingest: FakeIngest) -> None:
+    progress = Progress()
+    spool = Spool(tmp_path, "gate-1", Limits(1 << 40, 0.0, 0), progress.lost)
+    spool.append([prediction_body(Prediction("i", "m"), 0.0)])
+    shipper = Shipper(
+        spool,
+        Endpoint(ingest.target, api_key="sesame"),
+        progress,
+        batch_size=1,
+        batch_timeout_seconds=0.0,
+        stream_size=1,
+    )
+    shipper.run(until_empty=True)
+    spool.close()
+    assert [one["authorization"] for one in ingest.metadata] == ["Bearer sesame"]
