@@ -133,7 +133,7 @@ def _pictures(source: str) -> list[Path]:
     elif path.is_file():
         found = [path]
     else:
-        found = [Path(name) for name in glob.glob(source, recursive=True)]  # noqa: PTH207
+        found = [Path(name) for name in glob.glob(source, recursive=True)]  # noqa: PTH207 - absolute ones, too
     if not found:
         raise invalid("source", f"must name at least one picture (got {source!r})")
     return sorted(found)

@@ -2,23 +2,12 @@
 
 import dataclasses
 import socket
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
-from pydantic_settings import NoDecode
+from pydantic import Field, SecretStr, model_validator
 
 from edge.log.options import LogOptions
-from servicekit.settings import Address, ClientTlsSettings, OptionalPath
-
-
-def _split(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(word.strip() for word in value.split(",") if word.strip())
-    return value
-
-
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-"""Words; in flags and variables separated by commas."""
+from servicekit.settings import Address, ClientTlsSettings, OptionalPath, Words
 
 
 class EdgeSettings(ClientTlsSettings):

@@ -2,24 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
-from pydantic import BeforeValidator, Field, model_validator
-from pydantic_settings import NoDecode
+from pydantic import Field, model_validator
 
-from servicekit.settings import Address, ServerSettings
+from servicekit.settings import Address, ServerSettings, Words
 
 _MESSAGE_MARGIN = 64 * 1024  # what a message holds beside its picture
 
 
 def _cpus() -> int:
     return os.cpu_count() or 1
-
-
-def _split(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 class InferenceSettings(ServerSettings):
@@ -43,7 +36,7 @@ class InferenceSettings(ServerSettings):
     default_model: str = Field(
         "", description="model of a request that names none; empty: the repository's only one"
     )
-    providers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+    providers: Words = Field(
         ("CPUExecutionProvider",),
         min_length=1,
         description="ONNX Runtime's execution providers, comma-separated, first choice first, such"
