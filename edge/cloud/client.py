@@ -134,14 +134,19 @@ class InferenceClient:
         """Sends a question (`edge.cloud.messages.prepare`) without waiting for the answer.
 
         Raises:
-            SightlineError: INVALID_ARGUMENT: the timeout is not above 0 and at most 3600 s.
+            SightlineError: INVALID_ARGUMENT: the timeout is not above 0 and at most 3600 s;
+                FAILED_PRECONDITION: the client is closed.
         """
-        started = self._stub.Infer.future(
-            call.request,
-            timeout=check_timeout(timeout),
-            metadata=(*self._endpoint.metadata, *call.metadata),
-        )
-        return PendingAnswer(started)
+        seconds = check_timeout(timeout)
+        metadata = (*self._endpoint.metadata, *call.metadata)
+        try:
+            return PendingAnswer(
+                self._stub.Infer.future(call.request, timeout=seconds, metadata=metadata)
+            )
+        except ValueError as error:  # what gRPC raises on a closed channel
+            raise SightlineError(
+                grpc.StatusCode.FAILED_PRECONDITION, "CLIENT_CLOSED", "the client is closed"
+            ) from error
 
     def list_models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Returns the models that the service has loaded.

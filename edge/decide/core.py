@@ -188,8 +188,11 @@ class Coordination:
     def _cloud_failed(self, error: SightlineError, now: float) -> list[Action]:
         self._ended(Source.CLOUD, now, error)
         retry_at = now + self.policy.backoff(self._retries + 1) + (error.retry_after or 0.0)
+        # Who is dropped from here is not listened to any more, so a call that was cancelled was
+        # cancelled by a server that is going away.
+        retryable = error.retryable or error.code is grpc.StatusCode.CANCELLED
         # A wait that leaves no time to ask is not begun: an early error is worth more.
-        if not error.retryable or retry_at >= self._ends:
+        if not retryable or retry_at >= self._ends:
             return [Fail(error, tuple(self._attempts), self._device_error)]
         self._retries += 1
         self._retry_after = error

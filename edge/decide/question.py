@@ -144,7 +144,11 @@ class Question:
             self.report(CloudFailed(self._call))
         elif self._call is not None:
             left = max(ends - time.monotonic(), _SHORTEST)
-            pending = self._client().send(self._call, timeout=left)
+            try:
+                pending = self._client().send(self._call, timeout=left)
+            except SightlineError as error:
+                self.report(CloudFailed(error))
+                return
             self._cloud = pending
             pending.add_done_callback(lambda: self.report(_cloud_observation(pending)))
 

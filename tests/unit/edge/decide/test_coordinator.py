@@ -271,6 +271,14 @@ def test_a_single_pictures_error_is_raised() -> None:
     assert len(fake.seen) == 1
 
 
+def test_a_closed_client_is_an_error_at_once(ask: Any) -> None:
+    with serving(Reply()) as fake, InferenceClient(fake.target) as client:
+        asked = InferenceCoordinator(None, client, policy())
+        client.close()
+        with pytest.raises(SightlineError, match="CLIENT_CLOSED"):
+            ask(asked, b"picture")
+
+
 def test_an_answer_without_a_result_is_an_error() -> None:
     with (
         serving(Reply([])) as fake,

@@ -218,6 +218,14 @@ def test_a_wait_beyond_the_budget_is_not_begun() -> None:
     assert [a.error for a in fail.attempts] == ["RuntimeError", "DRAINING"]
 
 
+def test_a_call_that_a_server_cancelled_is_retried() -> None:
+    cancelled = SightlineError(grpc.StatusCode.CANCELLED, "CANCELLED", "the server goes away")
+    t = Transcript(Mode.CLOUD, backoff=0.5)
+    t.begins(AskCloud(8.0), WakeAt(8.0))
+    t.at(0.25, CloudFailed(cancelled), WakeAt(0.75))
+    t.at(0.75, Woke(), AskCloud(8.0), WakeAt(8.0))
+
+
 def test_a_retry_that_wakes_after_the_budget_is_not_begun() -> None:
     t = Transcript(Mode.CLOUD, backoff=0.5)
     t.begins(AskCloud(8.0), WakeAt(8.0))
