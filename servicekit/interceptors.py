@@ -9,13 +9,15 @@ look-up and the guards themselves.
 import contextlib
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 from prometheus_client import CollectorRegistry
 
 from servicekit.deadline import DefaultDeadline
+from servicekit.errors import SightlineError
 from servicekit.gate import Gate
 from servicekit.metrics import CallMetrics
 from servicekit.status import report_errors
@@ -78,12 +80,12 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 def _guard_handler(handler: _RpcMethod, method: str, guards: Sequence[Guard]) -> _RpcMethod:
     function, make = _function_of(handler)
-    guarded = _as_coroutine(function, method)
+    guarded = _parsing(handler, _as_coroutine(function, method))
     for guard in reversed(guards):
         guarded = _around(guard, method, guarded)
     rebuilt: _RpcMethod = make(
         guarded,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=None,
         response_serializer=handler.response_serializer,
     )
     return rebuilt
@@ -117,6 +119,34 @@ def _as_coroutine(function: Callable[..., Any], method: str) -> _Handler:
                 await context.write(response)
 
     return write_all
+
+
+def _parsing(handler: _RpcMethod, function: _Handler) -> _Handler:
+    """Returns the function with its requests parsed inside the guards.
+
+    gRPC would parse them before, and answer UNKNOWN for what is not the expected message.
+    """
+    deserialize = handler.request_deserializer
+    if deserialize is None:
+        return function
+
+    def parse(data: bytes) -> _Message:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            raise SightlineError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "MALFORMED_MESSAGE",
+                "the request is not a message of the type that this method takes",
+            ) from error
+
+    async def parse_one(request: bytes, context: Context) -> _Message:
+        return await function(parse(request), context)
+
+    async def parse_all(requests: AsyncIterator[bytes], context: Context) -> _Message:
+        return await function((parse(data) async for data in requests), context)
+
+    return parse_all if handler.request_streaming else parse_one
 
 
 def _around(guard: Guard, method: str, inner: _Handler) -> _Handler:

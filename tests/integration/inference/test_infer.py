@@ -114,7 +114,8 @@ def test_a_message_over_the_limit_is_refused_before_it_is_read(quick: Client) ->
 
 
 def test_bytes_that_are_no_request_do_no_harm(quick: Client) -> None:
-    failure(lambda: quick.raw(b"\xff\xff no request", timeout=10))
+    error = failure(lambda: quick.raw(b"\xff\xff no request", timeout=10))
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
     assert names(quick.infer(RED).results[0]) == ["red"]
 
 

@@ -6,11 +6,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 ECHO = "test.v1.Echo"
+MALFORMED = b"\xff"
 KINDS = ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream")
 Context = grpc.aio.ServicerContext[Any, Any]
 Act = Callable[[Context], Awaitable[None]]
+
+
+def parse(data: bytes) -> bytes:
+    """Takes any bytes for a message but `MALFORMED`."""
+    if data == MALFORMED:
+        raise DecodeError("no message")
+    return data
 
 
 class Echo:
@@ -46,11 +55,11 @@ class Echo:
 
     def register(self, server: grpc.aio.Server) -> None:
         handlers = {
-            "UnaryUnary": grpc.unary_unary_rpc_method_handler(self.unary_unary),
-            "UnaryStream": grpc.unary_stream_rpc_method_handler(self.unary_stream),
-            "StreamUnary": grpc.stream_unary_rpc_method_handler(self.stream_unary),
-            "StreamStream": grpc.stream_stream_rpc_method_handler(self.stream_stream),
-            "Written": grpc.unary_stream_rpc_method_handler(self.written),
+            "UnaryUnary": grpc.unary_unary_rpc_method_handler(self.unary_unary, parse),
+            "UnaryStream": grpc.unary_stream_rpc_method_handler(self.unary_stream, parse),
+            "StreamUnary": grpc.stream_unary_rpc_method_handler(self.stream_unary, parse),
+            "StreamStream": grpc.stream_stream_rpc_method_handler(self.stream_stream, parse),
+            "Written": grpc.unary_stream_rpc_method_handler(self.written, parse),
         }
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(ECHO, handlers)])
 

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from servicekit.errors import FieldViolation, QuotaViolation, SightlineError, from_rpc_error
 from servicekit.interceptors import GuardInterceptor
 from servicekit.status import report_errors
-from tests.unit.servicekit.echo import ECHO, Act, Context, call, call_sync, serving
+from tests.unit.servicekit.echo import ECHO, MALFORMED, Act, Context, call, call_sync, serving
 from tests.unit.servicekit.test_errors import TABLE
 
 FULL: dict[str, Any] = {
@@ -171,3 +171,15 @@ async def test_details_that_lie_are_ignored(details: bytes) -> None:
 
     error = from_rpc_error(await failure(act))
     assert (error.code, error.message) == (grpc.StatusCode.ABORTED, "the truth")
+
+
+async def test_what_is_no_message_is_refused_by_name(kind: str) -> None:
+    async def nothing(_context: Context) -> None:
+        """A handler that has nothing against its request."""
+
+    async with guarded(nothing) as address, grpc.aio.insecure_channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(channel, kind, (MALFORMED,))
+        assert await call(channel, kind, (b"a",))
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
