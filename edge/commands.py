@@ -103,7 +103,7 @@ def infer(
             except SightlineError as error:
                 if error.category is not Category.VALIDATION:
                     raise  # the next picture would fare no better
-                _NOTES.print(f"{path}: {error}")
+                _NOTES.print(f"{path}: {error}", markup=False)
                 failed = True
             else:
                 _show(answer, as_json=as_json)
@@ -155,8 +155,8 @@ def _log_one(node: EdgeNode, path: Path) -> bool:
     """Returns whether the picture was answered; says why not."""
     try:
         node.process(path, image_id=path.name)
-    except SightlineError as error:
-        _NOTES.print(f"{path}: {error}")
+    except Exception as error:  # noqa: BLE001 - in mode device, whatever the model raises
+        _NOTES.print(f"{path}: {str(error) or type(error).__name__}", markup=False)
         return False
     return True
 
