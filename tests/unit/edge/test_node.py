@@ -202,7 +202,7 @@ async def test_a_node_is_an_async_context_manager_and_closes_its_parts(tmp_path:
         assert ingest.images() == ["frame-1"]
         with pytest.raises(Exception, match="closed"):
             logger.log(Prediction("frame-2", "tiny"))
-        with pytest.raises(ValueError, match="closed"):
+        with pytest.raises(SightlineError, match="CLIENT_CLOSED"):
             client.infer([b"picture"])
 
 
