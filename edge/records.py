@@ -187,7 +187,7 @@ def _float(record: object, name: str, value: object) -> None:
 
 def _integer(record: object, name: str, value: object, bound: int) -> None:
     if type(value) is not int:
-        try:
+        try:  # whatever has __index__ (numpy's integers), told by asking
             value = operator.index(value)  # type: ignore[arg-type]
         except TypeError as error:
             raise _wrong(name, "a whole number", value) from error

@@ -62,6 +62,7 @@ def _confidence(given: ingest_pb2.PredictionFilter) -> float | None:
 
 def _time(given: ingest_pb2.PredictionFilter, field: str) -> datetime | None:
     time: Timestamp = getattr(given, field)
+    # HasField takes the names of the contract only; ours come from it.
     return parse_time(time, f"filter.{field}") if given.HasField(field) else None  # type: ignore[arg-type]
 
 
@@ -124,6 +125,7 @@ def _prediction(stored: StoredPrediction) -> prediction_pb2.Prediction:
         image_height=stored.image_height,
         model_name=stored.model_name,
         model_version=stored.model_version,
+        # The indices are the numbers of the contract, which the stubs type as enum values.
         source=SOURCES.index(stored.source),  # type: ignore[arg-type]
         cloud_reason=CLOUD_REASONS.index(stored.cloud_reason),  # type: ignore[arg-type]
         detections=map(_detection, stored.detections),

@@ -53,7 +53,9 @@ def server_interceptor(
     return GuardInterceptor(services, guards)
 
 
-class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class GuardInterceptor(
+    grpc.aio.ServerInterceptor  # type: ignore[type-arg] # generic for type checkers only
+):
     """Puts guards around every call of the given services."""
 
     def __init__(self, services: Sequence[str], guards: Sequence[Guard]) -> None:

@@ -235,6 +235,7 @@ def load(cls: type[S], argv: Sequence[str] | None, *, prog: str) -> S:
     origins = [_Origin(flags, _flag), *_ambient(cls, parsed.config)]
     sources = tuple(origin.source for origin in origins)
     try:
+        # pydantic-settings' own argument, which its constructor's types leave out.
         return cls(_build_sources=(sources, {}))  # type: ignore[call-arg]
     except ValidationError as error:
         # Not chained: pydantic's own text repeats the values, and some of them are secrets.

@@ -165,7 +165,8 @@ class PredictionLogger:
         """Returns the counts so far."""
         return self._pipeline.stats()
 
-    async def aflush(  # the same words as `flush`
+    # A timeout is passed on: an `asyncio.timeout` would leave the thread that waits behind.
+    async def aflush(
         self,
         timeout: float | None = None,  # noqa: ASYNC109
         until: Milestone = "spooled",
@@ -244,6 +245,7 @@ _loggers: "weakref.WeakSet[PredictionLogger]" = weakref.WeakSet()
 _inherited: list[Pipeline] = []  # a forked process must not let SQLite close the parent's file
 
 
+# Called by the interpreter around a fork, for loggers of this module: not for users to call.
 def _fork_in_child() -> None:
     for logger in list(_loggers):
         logger._after_fork()  # noqa: SLF001

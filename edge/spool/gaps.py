@@ -18,6 +18,7 @@ CREATE TABLE gaps (
     checksum INTEGER NOT NULL
 )
 """
+# Joined into statements below: names of ours, never a value.
 _COLUMNS = "first_sequence, last_sequence, reason, declared_at, checksum"
 
 
