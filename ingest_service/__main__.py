@@ -46,8 +46,10 @@ async def _main(argv: Sequence[str]) -> None:
     store = _open(settings)
     positions = Queries(store, threads=1, queue=POSITION_QUEUE)
     queries = Queries(store, threads=settings.query_threads, queue=settings.query_queue)
+    writer = GroupWriter(store, _now)
     committer = GroupCommitter(
-        GroupWriter(store, _now).commit,
+        writer.prepare,
+        writer.commit,
         group_bytes=settings.group_bytes,
         group_wait=settings.group_wait_ms / 1000,
         max_inflight_bytes=settings.max_inflight_bytes,

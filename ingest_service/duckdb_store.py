@@ -6,7 +6,7 @@ The SQL is that of any DuckDB catalogue; only opening, closing and recovering ar
 import contextlib
 import logging
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +25,11 @@ _CONFIG = {
     # Nothing here may fetch code from the network or read variables of its callers.
     "autoinstall_known_extensions": "false",
     "python_enable_replacements": "false",
+    # With more, an insert of one group is spread over them, which takes half as much CPU again.
+    "threads": "1",
+    # Each checkpoint writes the last, half-full row group of every table anew. The default of
+    # 16 MiB is 80 000 predictions: half of all the work would be checkpoints.
+    "checkpoint_threshold": "256MiB",
 }
 _PASSING = (
     duckdb.IOException,
@@ -34,20 +39,23 @@ _PASSING = (
     duckdb.ConnectionException,
 )
 _APPENDED = {
-    "predictions": "INSERT INTO predictions BY NAME SELECT *, ? AS received_at FROM incoming",
     "rejected": "INSERT INTO rejected_predictions BY NAME SELECT *, ? AS received_at FROM incoming",
     "gaps": "INSERT INTO gaps BY NAME SELECT *, ? AS received_at FROM incoming",
 }
+_ADD_SPOOLS = """
+    INSERT INTO watermarks (device_id, spool_id, committed_through, duplicates, updated_at)
+    SELECT device_id, spool_id, 0, 0, $now
+    FROM incoming ANTI JOIN watermarks USING (device_id, spool_id)
+"""
 _MOVE_WATERMARKS = """
-    MERGE INTO watermarks AS w
-    USING incoming AS i ON w.device_id = i.device_id AND w.spool_id = i.spool_id
-    WHEN MATCHED THEN UPDATE SET
+    UPDATE watermarks AS w SET
         committed_through = i.committed_through,
         duplicates = w.duplicates + i.duplicates,
         updated_at = $now
-    WHEN NOT MATCHED THEN INSERT (device_id, spool_id, committed_through, duplicates, updated_at)
-        VALUES (i.device_id, i.spool_id, i.committed_through, i.duplicates, $now)
+    FROM incoming AS i WHERE w.device_id = i.device_id AND w.spool_id = i.spool_id
 """
+_REMEMBERED = 100_000
+"""Spools whose positions are kept in memory, about 300 bytes each."""
 
 
 class StoreOpenError(Exception):
@@ -72,19 +80,25 @@ class DuckDBStore:
         self._path = path
         self._lock = threading.Lock()
         self._root: duckdb.DuckDBPyConnection | None = _open(path)
+        self._positions: dict[Spool, int] = {}
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator["DuckDBTransaction"]:
         """Opens a transaction: committed and durable when the block ends, undone if it raises."""
         with self._translated(), contextlib.closing(self._cursor()) as cursor:
             cursor.execute("BEGIN")
+            transaction = DuckDBTransaction(cursor, self._positions)
             try:
-                yield DuckDBTransaction(cursor)
+                yield transaction
                 cursor.execute("COMMIT")
             except BaseException:
+                self._positions = {}  # a COMMIT that failed may have reached the disk
                 with contextlib.suppress(duckdb.Error):  # nothing to undo: a COMMIT that failed
                     cursor.execute("ROLLBACK")
                 raise
+            if len(self._positions) > _REMEMBERED:
+                self._positions = {}
+            self._positions.update(transaction.moved)
 
     def reader(self) -> DuckDBReader:
         """Returns a new reader."""
@@ -133,48 +147,67 @@ class DuckDBStore:
 
 
 class DuckDBTransaction:
-    """A `Transaction` on a cursor of its own."""
+    """A `Transaction` on a cursor of its own, which is closed after it.
 
-    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+    Args:
+        cursor: its connection.
+        known: positions of spools that have a row in `watermarks`, as of its beginning. The file
+            has no other writer, so a group of known spools needs no query.
+
+    Attributes:
+        moved: positions that COMMIT makes the new ones.
+    """
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, known: Mapping[Spool, int]) -> None:
         self._cursor = cursor
+        self._known = known
+        self.moved: dict[Spool, int] = {}
 
     def watermarks(self, spools: Collection[Spool]) -> dict[Spool, int]:
         """Returns the committed position of each spool; 0 for one that is not known."""
-        positions = dict.fromkeys(spools, 0)
-        asked = {
-            "device_id": [spool.device_id for spool in positions],
-            "spool_id": [spool.spool_id for spool in positions],
-        }
-        with self._incoming(pa.table(asked)):
-            known = self._cursor.execute(
+        positions = {spool: self._known.get(spool, 0) for spool in spools}
+        asked = [spool for spool in positions if spool not in self._known]
+        if asked:
+            self._name_incoming(pa.Table.from_pylist([spool._asdict() for spool in asked]))
+            found = self._cursor.execute(
                 "SELECT device_id, spool_id, committed_through"
                 " FROM watermarks JOIN incoming USING (device_id, spool_id)"
             ).fetchall()
-        positions.update({Spool(device, spool): position for device, spool, position in known})
+            positions.update({Spool(device, spool): position for device, spool, position in found})
         return positions
 
-    def write(self, changes: Changes, received_at: datetime) -> None:
-        """Writes the changes of one group."""
+    def write_books(self, changes: Changes, received_at: datetime) -> None:
+        """Writes everything of a group but its predictions."""
         for name, statement in _APPENDED.items():
             rows = getattr(changes, name)
             if rows.num_rows:
-                with self._incoming(rows):
-                    self._cursor.execute(statement, [received_at])
+                self._name_incoming(rows)
+                self._cursor.execute(statement, [received_at])
         if changes.streams.num_rows:
-            with self._incoming(changes.streams):
-                self._cursor.execute("INSERT INTO streams BY NAME SELECT * FROM incoming")
-        with self._incoming(changes.watermarks):
-            self._cursor.execute(_MOVE_WATERMARKS, {"now": received_at})
+            self._name_incoming(changes.streams)
+            self._cursor.execute("INSERT INTO streams BY NAME SELECT * FROM incoming")
+        self._move(changes.watermarks, {"now": received_at})
 
-    @contextlib.contextmanager
-    def _incoming(self, rows: pa.Table) -> Iterator[None]:
-        """Names the rows `incoming` for the statements of the block."""
+    def write_predictions(self, predictions: pa.Table, received_at: datetime) -> None:
+        """Writes the predictions of a group."""
+        if predictions.num_rows:
+            self._name_incoming(predictions)
+            self._cursor.execute(
+                "INSERT INTO predictions BY NAME SELECT *, ? AS received_at FROM incoming",
+                [received_at],
+            )
+
+    def _move(self, watermarks: pa.Table, values: Mapping[str, datetime]) -> None:
+        self._name_incoming(watermarks)
+        for row in watermarks.to_pylist():
+            self.moved[Spool(row["device_id"], row["spool_id"])] = row["committed_through"]
+        if not self.moved.keys() <= self._known.keys():
+            self._cursor.execute(_ADD_SPOOLS, values)
+        self._cursor.execute(_MOVE_WATERMARKS, values)
+
+    def _name_incoming(self, rows: pa.Table) -> None:
+        """Names the rows `incoming` for the statements that follow, on this cursor alone."""
         self._cursor.register("incoming", rows)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(duckdb.Error):  # the transaction has failed already
-                self._cursor.unregister("incoming")
 
 
 def _open(path: Path) -> duckdb.DuckDBPyConnection:

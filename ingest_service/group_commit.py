@@ -1,18 +1,20 @@
 """Collects messages of all streams and commits what waits as one group.
 
-One writer thread commits; meanwhile the next group gathers. A group closes when it holds enough
-bytes or its first message has waited long enough. What is received and not yet committed is
-bounded over all streams: beyond it `LogStream.send` waits, so that gRPC's flow control reaches the
-devices. Everything here but the commit itself runs on one event loop.
+One thread decodes a group while another commits the one before it; meanwhile the next gathers. A
+group closes when it holds enough bytes or its first message has waited long enough. What is
+received and not yet committed is bounded over all streams: beyond it `LogStream.send` waits, so
+that gRPC's flow control reaches the devices. Everything else here runs on one event loop.
 """
 
 import asyncio
+import functools
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import grpc
 
@@ -26,8 +28,8 @@ logger = logging.getLogger(__name__)
 MAX_REJECTIONS = 1000
 """Rejections that an answer lists; the rest are counted."""
 
-Commit = Callable[[Sequence[Message]], Sequence[Outcome]]
-"""Commits a group, on the writer's thread; returns one outcome a message, in their order."""
+P = TypeVar("P")
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -54,7 +56,7 @@ class Totals:
 class LogStream:
     """One stream of messages. Made by `GroupCommitter.open`."""
 
-    def __init__(self, number: int, opening: Opening, committer: "GroupCommitter") -> None:
+    def __init__(self, number: int, opening: Opening, committer: "GroupCommitter[Any]") -> None:
         self.number = number
         self.opening = opening
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -100,20 +102,31 @@ class LogStream:
         return self._error is not None
 
 
-class GroupCommitter:
+class GroupCommitter(Generic[P]):
     """Commits the messages of all streams in groups.
 
     Args:
-        commit: commits one group; called on a thread of its own, one group at a time. Raises
-            SightlineError if nothing of the group is committed.
+        prepare: does what can be done before the groups before it are committed; called on a
+            thread of its own, one group at a time.
+        commit: commits what `prepare` returned, leaving out the messages of these indexes; called
+            on another thread, one group at a time, in the order of the groups. Calls its third
+            argument when it needs the interpreter no longer. Returns one outcome a message, in
+            their order. Raises SightlineError if nothing of the group is committed.
         group_bytes: a group takes no further message beyond this size, bytes.
         group_wait: how long the first message of a group waits for others, s.
         max_inflight_bytes: messages received and not yet committed, bytes.
     """
 
     def __init__(
-        self, commit: Commit, *, group_bytes: int, group_wait: float, max_inflight_bytes: int
+        self,
+        prepare: Callable[[Sequence[Message]], P],
+        commit: Callable[[P, Collection[int], Callable[[], object]], Sequence[Outcome]],
+        *,
+        group_bytes: int,
+        group_wait: float,
+        max_inflight_bytes: int,
     ) -> None:
+        self._prepare = prepare
         self._commit = commit
         self._group_bytes = group_bytes
         self._group_wait = group_wait
@@ -125,6 +138,7 @@ class GroupCommitter:
         self._full = asyncio.Event()
         self._closing = False
         self._numbers = itertools.count()
+        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="preparer")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._running = asyncio.ensure_future(self._run())
 
@@ -156,19 +170,63 @@ class GroupCommitter:
         self._arrived.set()
         self._full.set()
         await self._running
+        self._preparer.shutdown()
         self._writer.shutdown()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
+        committing: asyncio.Future[None] | None = None
         while await self._gathered():
             group = self._take()
             if not group:
                 continue
             messages = [message for _, message in group]
-            outcomes = await loop.run_in_executor(self._writer, self._attempt, messages)
-            for (stream, message), outcome in zip(group, outcomes, strict=True):
-                stream.settle(outcome)
-                self._budget.release(len(message.payload))
+            prepared = await self._on(self._preparer, self._prepare, messages)
+            # Only then the next group is taken: it has gathered for as long as this one.
+            if committing is not None:
+                await committing
+            writing = asyncio.Event()
+            committing = asyncio.ensure_future(self._settle(group, prepared, writing))
+            # Decoding keeps the interpreter's lock for long: not while the writer needs it.
+            await writing.wait()
+        if committing is not None:
+            await committing
+
+    async def _settle(
+        self,
+        group: Sequence[tuple[LogStream, Message]],
+        prepared: P | SightlineError,
+        writing: asyncio.Event,
+    ) -> None:
+        """Commits a group and tells its streams."""
+        on_writing = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, writing.set)
+        # The group before may have ended streams while this one was prepared.
+        ended = {index for index, (stream, _) in enumerate(group) if stream.failed}
+        outcomes: Sequence[Outcome] | SightlineError = ()
+        if isinstance(prepared, SightlineError):
+            outcomes = prepared
+        elif len(ended) < len(group):
+            outcomes = await self._on(self._writer, self._commit, prepared, ended, on_writing)
+        writing.set()
+        if isinstance(outcomes, SightlineError):
+            outcomes = [Outcome(error=outcomes)] * len(group)
+        for index, (stream, message) in enumerate(group):
+            if index not in ended:
+                stream.settle(outcomes[index])
+            self._budget.release(len(message.payload))
+
+    async def _on(
+        self, executor: ThreadPoolExecutor, work: Callable[..., T], *arguments: object
+    ) -> T | SightlineError:
+        """Returns what the work returns or, whatever it raises, an error for its streams."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+        except SightlineError as error:
+            return error
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # a panic in native code is no Exception, and must not end the writer
+            logger.exception("a group of messages failed")
+            return _internal_error()
 
     async def _gathered(self) -> bool:
         """Waits until a group is to be committed; returns False if none will ever be."""
@@ -199,15 +257,6 @@ class GroupCommitter:
         if self._waiting_bytes < self._group_bytes and not self._closing:
             self._full.clear()
         return group
-
-    def _attempt(self, messages: Sequence[Message]) -> Sequence[Outcome]:
-        try:
-            return self._commit(messages)
-        except SightlineError as error:
-            return [Outcome(error=error)] * len(messages)
-        except BaseException:  # a panic in native code is no Exception, and must not end the writer
-            logger.exception("a group of %d messages failed", len(messages))
-            return [Outcome(error=_internal_error())] * len(messages)
 
 
 def draining_error() -> SightlineError:

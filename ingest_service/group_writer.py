@@ -1,16 +1,24 @@
-"""Commits one group of messages: decode and check, then one transaction."""
+"""Commits groups of messages: decode and check first, then one transaction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
+
+import grpc
 
 from ingest_service.decision import decide
 from ingest_service.decode import Decoder
-from ingest_service.group import Message, Outcome, prepare
+from ingest_service.group import Message, Outcome, Prepared, prepare
 from ingest_service.store import Store
+from servicekit.errors import SightlineError
+
+_LEFT_OUT = SightlineError(
+    grpc.StatusCode.ABORTED, "STREAM_ENDED", "the stream had ended before this message"
+)
 
 
 class GroupWriter:
-    """Writes groups of messages to a store, from one thread.
+    """Writes groups of messages to a store. One thread may prepare while another commits.
 
     Args:
         store: where they go.
@@ -22,20 +30,39 @@ class GroupWriter:
         self._now = now
         self._decoder = Decoder()
 
-    def commit(self, messages: Sequence[Message]) -> Sequence[Outcome]:
-        """Returns one outcome a message, once all that the outcomes say is durable.
+    def prepare(self, messages: Sequence[Message]) -> Prepared:
+        """Returns the messages decoded and checked.
 
         Args:
             messages: in the order in which they came.
+        """
+        return prepare(messages, self._decoder, self._now())
+
+    def commit(
+        self,
+        group: Prepared,
+        left_out: Collection[int] = (),
+        on_writing: Callable[[], object] = lambda: None,
+    ) -> Sequence[Outcome]:
+        """Returns one outcome a message, once all that the outcomes say is durable.
+
+        Args:
+            group: what `prepare` returned; groups in the order in which they were prepared.
+            left_out: messages that no longer count, because their streams have ended.
+            on_writing: called when what is left is the database's work and no longer Python's.
 
         Raises:
             SightlineError: the store failed, and nothing is said to be committed.
         """
-        group = prepare(messages, self._decoder, self._now())
+        if left_out:
+            group = replace(group, refused={**group.refused, **dict.fromkeys(left_out, _LEFT_OUT)})
         with self._store.transaction() as transaction:
             # Read in the transaction that moves them: another writer may have moved them too.
             watermarks = transaction.watermarks(set(group.spools))
             changes, outcomes = decide(group, watermarks)
             if changes.watermarks.num_rows:
-                transaction.write(changes, self._now())
+                received_at = self._now()
+                transaction.write_books(changes, received_at)
+                on_writing()
+                transaction.write_predictions(changes.predictions, received_at)
         return outcomes

@@ -43,7 +43,7 @@ class IngestServer:
 
     def __init__(
         self,
-        committer: GroupCommitter,
+        committer: GroupCommitter[Any],
         positions: Queries,
         queries: Queries,
         *,

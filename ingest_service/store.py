@@ -182,12 +182,21 @@ class Transaction(Protocol):
         """Returns the committed position of each spool; 0 for one that is not known."""
         ...
 
-    def write(self, changes: Changes, received_at: datetime) -> None:
-        """Writes the changes of one group.
+    def write_books(self, changes: Changes, received_at: datetime) -> None:
+        """Writes everything of a group but its predictions: a little, in many statements.
 
         Args:
             changes: what to add.
             received_at: when the server commits it, by its own clock, UTC.
+        """
+        ...
+
+    def write_predictions(self, predictions: pa.Table, received_at: datetime) -> None:
+        """Writes the predictions of a group: most of the work, outside of the interpreter.
+
+        Args:
+            predictions: of `Changes`.
+            received_at: as in `write_books`.
         """
         ...
 

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from sightline.types.v1.prediction_pb2 import Prediction
 
-from ingest_service.group import Message
+from ingest_service.group import Message, Outcome
 from ingest_service.group_writer import GroupWriter
 from ingest_service.store import (
     Filter,
@@ -75,8 +75,12 @@ class BeforeCommit:
 
 def commit(store: Store, *messages: Message, now: Callable[[], datetime] = lambda: NOW) -> None:
     """Commits a group none of whose messages may fail."""
-    for outcome in GroupWriter(store, now).commit(messages):
+    for outcome in outcomes_of(GroupWriter(store, now), messages):
         assert outcome.error is None
+
+
+def outcomes_of(writer: GroupWriter, messages: Sequence[Message]) -> Sequence[Outcome]:
+    return writer.commit(writer.prepare(messages))
 
 
 def everything(store: Store, which: Filter | None = None) -> list[StoredPrediction]:
@@ -309,7 +313,7 @@ class StoreConformance:
             raise RuntimeError("power")
 
         with pytest.raises(RuntimeError, match="power"):
-            GroupWriter(BeforeCommit(store, fail), lambda: NOW).commit([group])
+            outcomes_of(GroupWriter(BeforeCommit(store, fail), lambda: NOW), [group])
         assert self.query(store, "SELECT * FROM ledger") == before
         assert watermark(store) == 2
         commit(store, group)
@@ -319,7 +323,7 @@ class StoreConformance:
     def test_a_reader_sees_what_is_committed_and_nothing_else(self, store: Store) -> None:
         seen: list[int] = []
         look = BeforeCommit(store, lambda: seen.append(len(everything(store))))
-        GroupWriter(look, lambda: NOW).commit([message(*predictions(1, 3))])
+        outcomes_of(GroupWriter(look, lambda: NOW), [message(*predictions(1, 3))])
         assert seen == [0]
         assert len(everything(store)) == 3
 

@@ -21,6 +21,7 @@ from tests.unit.ingest_service.store_conformance import (
     StoreConformance,
     commit,
     everything,
+    outcomes_of,
     watermark,
 )
 
@@ -180,7 +181,7 @@ def test_damaged_messages_never_fail_a_group(path: Path, seed: int, count: int) 
             message(payload=payload, of=spool(start + number), stream=number)
             for number, payload in enumerate(payloads[start : start + 100])
         ]
-        reasons = {o.error.reason for o in writer.commit(group) if o.error is not None}
+        reasons = {o.error.reason for o in outcomes_of(writer, group) if o.error is not None}
         assert reasons <= {"MALFORMED_MESSAGE", "INVALID_FIELD", "SEQUENCE_HOLE"}
     commit(store, message(prediction(1), of=SPOOL))
     with contextlib.closing(store._cursor()) as cursor:

@@ -1,6 +1,6 @@
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any
 
 import grpc
@@ -15,8 +15,12 @@ PATIENCE = 5.0
 """How long a test waits for what must happen, s."""
 
 
+class PanicError(BaseException):
+    """What native code raises when it panics is no Exception."""
+
+
 class Writer:
-    """A commit that a test holds, watches and makes fail; runs on the committer's own thread."""
+    """A commit that a test holds, watches and makes fail; runs on threads of the committer."""
 
     def __init__(self) -> None:
         self.groups: list[list[bytes]] = []
@@ -26,10 +30,23 @@ class Writer:
         self.outcome: Callable[[Message], Outcome] = lambda _: Outcome(accepted=1)
         self.error: BaseException | None = None
         self.threads: set[int] = set()
+        self.prepared = threading.Semaphore(0)
 
-    def commit(self, messages: Sequence[Message]) -> Sequence[Outcome]:
+    def prepare(self, messages: Sequence[Message]) -> Sequence[Message]:
+        self.prepared.release()
+        if any(message.payload == b"poison" for message in messages):
+            raise PanicError
+        return messages
+
+    def commit(
+        self,
+        messages: Sequence[Message],
+        left_out: Collection[int],
+        on_writing: Callable[[], object],
+    ) -> Sequence[Outcome]:
+        on_writing()
         self.threads.add(threading.get_ident())
-        self.groups.append([message.payload for message in messages])
+        self.groups.append([m.payload for at, m in enumerate(messages) if at not in left_out])
         self.began.release()
         assert self.may_go.wait(PATIENCE)
         if self.error is not None:
@@ -39,22 +56,25 @@ class Writer:
     async def has_begun(self) -> None:
         assert await asyncio.to_thread(self.began.acquire, timeout=PATIENCE)
 
+    async def has_prepared(self) -> None:
+        assert await asyncio.to_thread(self.prepared.acquire, timeout=PATIENCE)
+
 
 @pytest.fixture
 def writer() -> Writer:
     return Writer()
 
 
-Open = Callable[..., GroupCommitter]
+Open = Callable[..., GroupCommitter[Sequence[Message]]]
 
 
 @pytest.fixture
 async def committer_of(writer: Writer) -> AsyncIterator[Open]:
-    made: list[GroupCommitter] = []
+    made: list[GroupCommitter[Sequence[Message]]] = []
 
-    def make(**limits: Any) -> GroupCommitter:
+    def make(**limits: Any) -> GroupCommitter[Sequence[Message]]:
         base = {"group_bytes": 1000, "group_wait": 0.001, "max_inflight_bytes": 10_000}
-        made.append(GroupCommitter(writer.commit, **{**base, **limits}))
+        made.append(GroupCommitter(writer.prepare, writer.commit, **{**base, **limits}))
         return made[-1]
 
     async with asyncio.timeout(PATIENCE * 2):
@@ -94,6 +114,57 @@ async def test_what_waits_during_a_commit_is_the_next_group(
     assert writer.groups == [[b"first"], [b"later"] * 3]
     assert len(writer.threads) == 1, "one writer"
     assert threading.get_ident() not in writer.threads
+
+
+async def test_the_next_group_is_prepared_during_a_commit(
+    committer_of: Open, writer: Writer
+) -> None:
+    stream = committer_of().open(opening())
+    writer.may_go.clear()
+    for payload in (b"first", b"second"):
+        await stream.send(payload)
+        await writer.has_prepared()
+    assert writer.groups == [[b"first"]], "the second waits for its commit"
+    await stream.send(b"third")
+    writer.may_go.set()
+    await stream.finish()
+    assert writer.groups == [[b"first"], [b"second"], [b"third"]]
+
+
+async def test_no_group_is_prepared_while_a_commit_needs_the_interpreter(
+    committer_of: Open, writer: Writer
+) -> None:
+    needs_it = threading.Event()
+    commit = writer.commit
+
+    def deciding(
+        messages: Sequence[Message], left_out: Collection[int], on_writing: Callable[[], object]
+    ) -> Sequence[Outcome]:
+        assert needs_it.wait(PATIENCE)
+        return commit(messages, left_out, on_writing)
+
+    writer.commit = deciding  # type: ignore[method-assign] # the committer takes it from here
+    stream = committer_of().open(opening())
+    for payload in (b"first", b"second"):
+        await stream.send(payload)
+    await writer.has_prepared()
+    await stream.send(b"third")
+    assert not await asyncio.to_thread(writer.prepared.acquire, timeout=0.05)
+    needs_it.set()
+    await stream.finish()
+    assert writer.groups == [[b"first", b"second"], [b"third"]]
+
+
+async def test_a_group_that_cannot_be_prepared_fails_and_the_next_goes_on(
+    committer_of: Open, writer: Writer
+) -> None:
+    committer = committer_of()
+    bad, good = committer.open(opening()), committer.open(opening())
+    await bad.send(b"poison")
+    with pytest.raises(SightlineError, match="INTERNAL"):
+        await bad.finish()
+    await good.send(b"fine")
+    assert (await good.finish()).accepted == 1
 
 
 async def test_a_group_waits_for_company_and_no_longer_than_told(
@@ -216,6 +287,25 @@ async def test_what_a_failed_stream_sent_later_is_dropped(
     assert [b"later"] not in writer.groups
 
 
+async def test_what_was_prepared_before_its_stream_failed_is_left_out(
+    committer_of: Open, writer: Writer
+) -> None:
+    writer.outcome = lambda m: Outcome(error=failing("HOLE") if m.payload == b"bad" else None)
+    committer = committer_of()
+    bad, good = committer.open(opening()), committer.open(opening())
+    writer.may_go.clear()
+    await bad.send(b"bad")
+    await writer.has_prepared()
+    for stream in (bad, good):
+        await stream.send(b"later")
+    await writer.has_prepared()
+    writer.may_go.set()
+    await good.finish()
+    with pytest.raises(SightlineError, match="HOLE"):
+        await bad.finish()
+    assert writer.groups == [[b"bad"], [b"later"]]
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -224,7 +314,7 @@ async def test_what_a_failed_stream_sent_later_is_dropped(
             "STORE_UNAVAILABLE",
         ),
         (RuntimeError("bug"), "INTERNAL"),
-        (BaseException("a panic in native code"), "INTERNAL"),
+        (PanicError(), "INTERNAL"),
     ],
 )
 async def test_a_group_that_fails_fails_its_members_and_the_next_goes_on(
