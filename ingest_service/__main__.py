@@ -20,6 +20,8 @@ from servicekit.settings import load
 PROG = "python -m ingest_service"
 STREAM_PATIENCE = 2.0
 """How long open streams may end by themselves after SIGTERM before they are cut, s."""
+STREAM_WINDOW = 256 * 1024
+"""What gRPC takes of one stream ahead of its handler, bytes."""
 POSITION_QUEUE = 10_000
 """Nodes that may ask for their position at once: all of a fleet, after an outage."""
 
@@ -78,7 +80,13 @@ async def _main(argv: Sequence[str]) -> None:
         drain=drain,
         stop=stop,
         registry=CollectorRegistry(),
-        options=[("grpc.max_receive_message_length", _receive_limit(settings))],
+        options=[
+            ("grpc.max_receive_message_length", _receive_limit(settings)),
+            # gRPC would let each stream's window grow by itself, to some MiB: with a thousand
+            # devices and a disk that does not keep up, that is memory that no setting bounds.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", STREAM_WINDOW),
+        ],
     )
 
 

@@ -1,0 +1,125 @@
+"""A server whose disk does not keep up slows its clients, and does not grow."""
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest, PredictionLogResponse
+
+from ingest_service.store import Spool
+from sightline_cli.processes import ServiceProcess
+from tests.unit.edge.samples import eventually
+from tests.unit.ingest_service.samples import header, prediction, request, spool
+
+DEVICES = 8
+MESSAGES = 400
+BATCH = 100
+INFLIGHT = 4 << 20
+WINDOW = 512 << 10
+"""What gRPC itself may hold of one connection, in both processes together, bytes."""
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """While this file is there, the server's disk does not answer."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def server(tmp_path: Path, gate: Path) -> Iterator[ServiceProcess]:
+    compiler = shutil.which("cc")
+    assert compiler, "a C compiler is among what a machine must have"
+    shim = tmp_path / "slow_disk.so"
+    source = Path(__file__).with_name("slow_disk.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
+    flags = ["--listen", "127.0.0.1:0", "--database", str(tmp_path / "slow.duckdb")]
+    with ServiceProcess(
+        "ingest_service",
+        [*flags, "--max-inflight-bytes", str(INFLIGHT), "--log-level", "warning"],
+        env={**os.environ, "LD_PRELOAD": str(shim), "SLOW_DISK": str(gate)},
+    ) as running:
+        yield running
+
+
+class Device:
+    """Streams predictions with much text in them, and counts what gRPC has taken from it."""
+
+    def __init__(self, of: Spool, payloads: Sequence[bytes]) -> None:
+        self.spool = of
+        self.payloads = payloads
+        self.taken = 0
+
+    def messages(self) -> Iterator[bytes]:
+        yield request(head=header(self.spool)).SerializeToString()
+        for payload in self.payloads:
+            yield payload
+            self.taken += len(payload)
+
+    def log(self, address: str) -> PredictionLogResponse:
+        with grpc.insecure_channel(address) as channel:
+            call = channel.stream_unary(
+                "/sightline.ingest.v1.IngestService/PredictionLog",
+                request_serializer=None,
+                response_deserializer=PredictionLogResponse.FromString,
+            )
+            answer: PredictionLogResponse = call(self.messages(), timeout=120)
+            return answer
+
+
+def messages() -> list[bytes]:
+    """What each device logs."""
+    every = [
+        prediction(number, labels={"note": "x" * 250}) for number in range(1, MESSAGES * BATCH + 1)
+    ]
+    return [
+        PredictionLogRequest(predictions=every[at : at + BATCH]).SerializeToString()
+        for at in range(0, len(every), BATCH)
+    ]
+
+
+def test_a_slow_disk_slows_the_clients_and_does_not_grow_the_server(
+    server: ServiceProcess, gate: Path
+) -> None:
+    payloads = messages()
+    devices = [Device(spool(number), payloads) for number in range(1, DEVICES + 1)]
+    process = psutil.Process(server.pid)
+    before = process.memory_info().rss
+    gate.touch()
+    with ThreadPoolExecutor(DEVICES) as pool:
+        answers = [pool.submit(device.log, server.address) for device in devices]
+        try:
+            stalled = _until_they_stall(devices)
+            grown = process.memory_info().rss - before
+            with grpc.insecure_channel(server.address) as channel:
+                check = HealthStub(channel).Check  # type: ignore[attr-defined] # published types leave it out
+                health = check(HealthCheckRequest(), timeout=20)
+        finally:
+            gate.unlink()
+        committed = sum(answer.result().accepted for answer in answers)
+    assert health.status == HealthCheckResponse.SERVING
+    assert stalled < INFLIGHT + DEVICES * WINDOW, "what the clients could send must be bounded"
+    assert stalled < DEVICES * sum(map(len, payloads)) / 3, "or the test proves nothing"
+    assert grown < 64 << 20, "that, what it becomes decoded, and DuckDB's own buffers"
+    assert committed == DEVICES * MESSAGES * BATCH
+
+
+def _until_they_stall(devices: list[Device]) -> int:
+    """Waits until gRPC takes nothing more from any device; returns what it took, bytes."""
+    seen = [0, -1]
+
+    def still() -> bool:
+        seen.append(sum(device.taken for device in devices))
+        threading.Event().wait(0.3)
+        return len(seen) > 6 and seen[-1] == seen[-4] > 0
+
+    assert eventually(still, 60)
+    return seen[-1]
