@@ -19,7 +19,6 @@ from inference_service.models.repository import (
 )
 from inference_service.once import Once
 from inference_service.pipeline import Pipeline
-from inference_service.rate_limit import RateLimiter
 from inference_service.settings import InferenceSettings
 from inference_service.sqlite_store import SqliteStore
 from inference_service.validate import Limits
@@ -43,7 +42,6 @@ async def serve(settings: InferenceSettings) -> None:
     workers = Workers(Admission(settings.workers, settings.queue_size))
     device = DeviceCheck()
     pipeline = Pipeline(
-        limiter=RateLimiter(settings.rate_limit_per_second, settings.rate_limit_burst),
         limits=_limits(settings),
         once=once,
         workers=workers,

@@ -11,6 +11,7 @@ from sightline.openinference.v2 import open_inference_pb2 as oip
 from sightline.openinference.v2 import open_inference_pb2_grpc
 
 from inference_service.pipeline import Pipeline
+from servicekit.auth.caller import Scope
 from servicekit.errors import SightlineError, invalid
 from servicekit.lifecycle import Service
 
@@ -89,7 +90,11 @@ def service(pipeline: Pipeline) -> Service:
     def register(server: grpc.aio.Server) -> None:
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(handlers, server)
 
-    return Service("inference.GRPCInferenceService", register)
+    # The protocol's health checks, which know no credentials.
+    access: dict[str, Scope | None] = {"ServerLive": None, "ServerReady": None}
+    for method in ("ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"):
+        access[method] = Scope.INFER
+    return Service("inference.GRPCInferenceService", register, access)
 
 
 def _required(name: str) -> str:

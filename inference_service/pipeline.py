@@ -1,12 +1,13 @@
 """One call from its arrival to its answer, step by step.
 
-authenticate -> rate limit -> validate -> claim the idempotency key -> admit -> batch -> run ->
-record -> answer
+validate -> claim the idempotency key -> admit -> batch -> run -> record -> answer
+
+Who is calling and how often it may is settled before, by `servicekit.interceptors`.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,11 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
 from inference_service import answers, idempotency, validate
 from inference_service.batch import Ran, Wanted, Workers
-from inference_service.callers import authenticate
 from inference_service.device import DeviceCheck
 from inference_service.domain import Picture, Question, Refused, Seen, Timing
 from inference_service.models.engine import Model, look
 from inference_service.models.repository import Models
 from inference_service.once import Once, Reply
-from inference_service.rate_limit import RateLimiter
 from inference_service.validate import Limits
 from servicekit.errors import SightlineError
 
@@ -32,8 +31,8 @@ _INLINE_BYTES = 1024 * 1024  # larger requests are checked in a thread: the loop
 class Call:
     """What a call brings beside its message."""
 
-    identities: Iterable[bytes] | None
-    """As `authenticate` takes them."""
+    caller: str
+    """Who calls, as `servicekit.auth.caller.Caller.identity` tells callers apart."""
     keys: Sequence[str]
     """Every value of metadata `idempotency-key`."""
     arrived: float
@@ -49,7 +48,6 @@ class Pipeline:
     """The steps of a call, in their order.
 
     Args:
-        limiter: how often each caller may ask.
         limits: what one request may ask for.
         once: answers calls with a key once.
         workers: run the models.
@@ -60,7 +58,6 @@ class Pipeline:
     def __init__(
         self,
         *,
-        limiter: RateLimiter,
         limits: Limits,
         once: Once,
         workers: Workers,
@@ -71,7 +68,6 @@ class Pipeline:
         """What is served; empty until the models are loaded."""
         self.clock = clock
         self._calls: set[asyncio.Task[Any]] = set()
-        self._limiter = limiter
         self._limits = limits
         self._once = once
         self._workers = workers
@@ -81,16 +77,6 @@ class Pipeline:
     def ready(self) -> bool:
         """Whether the models are loaded and their device is not known to be dead."""
         return bool(self.models.all) and self._device.alive
-
-    def admit_caller(self, call: Call) -> str:
-        """Returns the caller's name, if it may call now.
-
-        Raises:
-            SightlineError: RESOURCE_EXHAUSTED, `RATE_LIMITED`.
-        """
-        caller = authenticate(call.identities)
-        self._limiter.take(caller, self.clock())
-        return caller
 
     async def infer(self, call: Call, request: inference_service_pb2.InferRequest) -> Reply:
         """Answers a request: the payload is a serialized `InferResponse`.
@@ -124,10 +110,9 @@ class Pipeline:
             self._calls.discard(task)
 
     async def _infer(self, call: Call, request: inference_service_pb2.InferRequest) -> Reply:
-        caller = self.admit_caller(call)
         question = await self._validate(request)
         model = self.models.find(question.model_name, question.model_version)
-        key = idempotency.read_key(call.keys, caller=caller, method="Infer")
+        key = idempotency.read_key(call.keys, caller=call.caller, method="Infer")
         self._device.require()
         checked = self.clock()
 

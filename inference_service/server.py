@@ -10,6 +10,7 @@ from inference_service import answers
 from inference_service.idempotency import METADATA_KEY, REPLAYED_KEY
 from inference_service.pipeline import Call, Pipeline
 from servicekit import deadline
+from servicekit.auth.caller import Scope, current_caller
 from servicekit.errors import SightlineError
 from servicekit.lifecycle import Service
 
@@ -37,8 +38,7 @@ class InferenceServer(inference_service_pb2_grpc.InferenceServiceServicer):
         context: _Context,
     ) -> inference_service_pb2.UploadImageResponse:
         """Not served yet: always UNIMPLEMENTED, `UPLOAD_NOT_IMPLEMENTED`."""
-        del request_iterator
-        self._pipeline.admit_caller(self._call(context))
+        del request_iterator, context
         raise SightlineError(
             grpc.StatusCode.UNIMPLEMENTED,
             "UPLOAD_NOT_IMPLEMENTED",
@@ -49,8 +49,7 @@ class InferenceServer(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.ListModelsRequest, context: _Context
     ) -> inference_service_pb2.ListModelsResponse:
         """Lists the models that are loaded."""
-        del request
-        self._pipeline.admit_caller(self._call(context))
+        del request, context
         return answers.model_list(self._pipeline.models)
 
     def _call(self, context: _Context) -> Call:
@@ -59,7 +58,7 @@ class InferenceServer(inference_service_pb2_grpc.InferenceServiceServicer):
             str(value) for key, value in context.invocation_metadata() or () if key == METADATA_KEY
         ]
         return Call(
-            identities=context.peer_identities(),
+            caller=current_caller().identity,
             keys=keys,
             arrived=now,
             deadline=now + deadline.remaining(context),
@@ -73,4 +72,5 @@ def service(pipeline: Pipeline) -> Service:
     def register(server: grpc.aio.Server) -> None:
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(handlers, server)
 
-    return Service("sightline.inference.v1.InferenceService", register)
+    access = dict.fromkeys(("Infer", "UploadImage", "ListModels"), Scope.INFER)
+    return Service("sightline.inference.v1.InferenceService", register, access)

@@ -6,7 +6,8 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from servicekit.settings import Address, ServerSettings, Words
+from servicekit.server_settings import ServerSettings
+from servicekit.settings import Address, Words
 
 _MESSAGE_MARGIN = 64 * 1024  # what a message holds beside its picture
 
@@ -60,12 +61,6 @@ class InferenceSettings(ServerSettings):
     )
     max_image_pixels: int = Field(
         50_000_000, ge=1, le=2**31 - 1, description="largest picture, width times height, pixels"
-    )
-    rate_limit_per_second: float = Field(
-        0.0, ge=0, description="calls per second that each caller may keep up; 0: no limit"
-    )
-    rate_limit_burst: int = Field(
-        20, ge=1, description="calls that a caller may make at once after a rest"
     )
     idempotency_database: str = Field(
         "",

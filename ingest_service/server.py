@@ -20,12 +20,20 @@ from ingest_service.translate import (
     stats_response,
     stored_to_proto,
 )
+from ingest_service.visible import visible
+from servicekit.auth.caller import Scope, current_caller
 from servicekit.errors import SightlineError, invalid
 from servicekit.lifecycle import Service
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["IngestService"].full_name
+_ACCESS = {
+    "PredictionLog": Scope.LOG,
+    "GetWatermark": Scope.LOG,
+    "GetStats": Scope.READ,
+    "ListPredictions": Scope.READ,
+}
 MAX_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 100
 
@@ -59,7 +67,7 @@ class IngestServer:
 
     def service(self) -> Service:
         """Returns the service for a server to offer."""
-        return Service(SERVICE_NAME, self._register)
+        return Service(SERVICE_NAME, self._register, _ACCESS)
 
     def cut_streams(self) -> None:
         """Ends every open stream with UNAVAILABLE, once what it has sent is committed."""
@@ -69,17 +77,24 @@ class IngestServer:
     async def prediction_log(
         self, requests: AsyncIterator[bytes], _context: _Context
     ) -> messages.PredictionLogResponse:
-        """Answers at half-close, after the COMMIT of all that was sent."""
+        """Answers at half-close, after the COMMIT of all that was sent.
+
+        What ends a stream early says in `committed_through` how far it is committed; that is left
+        out where a message of the stream has failed.
+        """
         first = await anext(requests, None)
         if first is None:
             raise invalid("header", "must be given in the first message of a stream")
         self._check_size(first)
-        stream = self._committer.open(parse_header(first, self._now()))
+        opening = parse_header(first, self._now())
+        current_caller().require_device(opening.spool.device_id)
+        stream = self._committer.open(opening)
         await stream.send(first)
         try:
             await self._receive(stream, requests)
-        except SightlineError:
-            await stream.finish()
+        except SightlineError as error:
+            totals = await stream.finish()
+            error.metadata["committed_through"] = str(totals.committed_through)
             raise
         return log_response(await stream.finish())
 
@@ -88,6 +103,7 @@ class IngestServer:
     ) -> messages.GetWatermarkResponse:
         """Says up to where a spool is committed."""
         spool = parse_spool(request.device_id, request.spool_id)
+        current_caller().require_device(spool.device_id)
         position = await self._positions.run(lambda reader: reader.watermark(spool))
         return messages.GetWatermarkResponse(committed_through=position)
 
@@ -95,14 +111,14 @@ class IngestServer:
         self, request: messages.GetStatsRequest, _context: _Context
     ) -> messages.GetStatsResponse:
         """Counts what is stored."""
-        which = filter_from_proto(request.filter)
+        which = visible(filter_from_proto(request.filter), current_caller())
         return stats_response(await self._queries.run(lambda reader: reader.stats(which)))
 
     async def list_predictions(
         self, request: messages.ListPredictionsRequest, _context: _Context
     ) -> messages.ListPredictionsResponse:
         """Lists a page of what is stored, newest commit first."""
-        which = filter_from_proto(request.filter)
+        which = visible(filter_from_proto(request.filter), current_caller())
         size = _page_size(request.page_size)
         after = decode_token(request.page_token, which) if request.page_token else None
         # One more than asked for tells whether a page follows.

@@ -2,13 +2,14 @@
 
 A guard is a coroutine function around one call: it awaits `proceed()` once and returns what that
 gave. It sees the call begin and how it ends, for all four kinds of RPC alike, and never its
-requests. Guards are put around a handler once, not once a call, so a call costs a dictionary
-look-up and the guards themselves.
+requests; those are counted between the guards and the handler. Guards are put around a handler
+once, not once a call, so a call costs a dictionary look-up and the guards themselves.
 """
 
 import contextlib
 import functools
 import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -16,10 +17,14 @@ import grpc
 from google.protobuf.message import DecodeError
 from prometheus_client import CollectorRegistry
 
+from servicekit.auth.caller import current_caller
+from servicekit.auth.guard import Access, Authenticator, RequireCaller
 from servicekit.deadline import DefaultDeadline
 from servicekit.errors import SightlineError
 from servicekit.gate import Gate
+from servicekit.limits import CallerLimits
 from servicekit.metrics import CallMetrics
+from servicekit.server_settings import ServerSettings
 from servicekit.status import report_errors
 from servicekit.tracing import join_trace
 
@@ -32,25 +37,48 @@ _Message = Any
 _Handler = Callable[[_Message, Context], Awaitable[_Message]]
 
 
+OnMessage = Callable[[str, int], None]
+"""Told of every message that comes: its method and its size, bytes; may raise to end the call."""
+
+
 def server_interceptor(
-    services: Sequence[str], gate: Gate, registry: CollectorRegistry, *, default_deadline: float
+    services: Sequence[str],
+    access: Access,
+    settings: ServerSettings,
+    gate: Gate,
+    registry: CollectorRegistry,
 ) -> "GuardInterceptor":
     """Returns the interceptor with every guard that a Sightline server has, outermost first.
 
     Args:
         services: full names; calls of others (health, reflection) are left alone.
+        access: which scope each method needs; those open to everyone are not limited either.
+        settings: the default deadline, who may call, and how much.
         gate: whether calls are let in.
         registry: where calls are counted.
-        default_deadline: deadline of a call that brings none, s.
+
+    Raises:
+        SettingsError: a file of credentials cannot be used.
     """
     guards: list[Guard] = [
         CallMetrics(registry),
         join_trace,
         report_errors,
         gate,
-        DefaultDeadline(default_deadline),
+        DefaultDeadline(settings.default_deadline_seconds),
+        RequireCaller(Authenticator.from_settings(settings), access),
     ]
-    return GuardInterceptor(services, guards)
+    limits = CallerLimits(
+        settings.rate_limit_per_second,
+        settings.rate_limit_burst,
+        settings.rate_limit_bytes_per_second,
+    )
+
+    def charge(method: str, size: int) -> None:
+        if method not in access or access[method] is not None:
+            limits.charge(current_caller(), size, time.monotonic())
+
+    return GuardInterceptor(services, guards, None if limits.off else charge)
 
 
 class GuardInterceptor(
@@ -58,9 +86,15 @@ class GuardInterceptor(
 ):
     """Puts guards around every call of the given services."""
 
-    def __init__(self, services: Sequence[str], guards: Sequence[Guard]) -> None:
+    def __init__(
+        self,
+        services: Sequence[str],
+        guards: Sequence[Guard],
+        on_message: OnMessage | None = None,
+    ) -> None:
         self._prefixes = tuple(f"/{service}/" for service in services)
         self._guards = tuple(guards)
+        self._on_message = on_message
         self._guarded: dict[str, tuple[_RpcMethod, _RpcMethod]] = {}
 
     async def intercept_service(
@@ -75,14 +109,18 @@ class GuardInterceptor(
             return handler
         known = self._guarded.get(method)
         if known is None or known[0] is not handler:
-            known = (handler, _guard_handler(handler, method, self._guards))
+            known = (handler, _guard_handler(handler, method, self._guards, self._on_message))
             self._guarded[method] = known
         return known[1]
 
 
-def _guard_handler(handler: _RpcMethod, method: str, guards: Sequence[Guard]) -> _RpcMethod:
+def _guard_handler(
+    handler: _RpcMethod, method: str, guards: Sequence[Guard], on_message: OnMessage | None
+) -> _RpcMethod:
     function, make = _function_of(handler)
     guarded = _parsing(handler, _as_coroutine(function, method))
+    if on_message is not None:
+        guarded = _counting(handler, functools.partial(on_message, method), guarded)
     for guard in reversed(guards):
         guarded = _around(guard, method, guarded)
     rebuilt: _RpcMethod = make(
@@ -149,6 +187,26 @@ def _parsing(handler: _RpcMethod, function: _Handler) -> _Handler:
         return await function((parse(data) async for data in requests), context)
 
     return parse_all if handler.request_streaming else parse_one
+
+
+def _counting(
+    handler: _RpcMethod, on_message: Callable[[int], None], function: _Handler
+) -> _Handler:
+    """Returns the function with each request counted before the function gets it."""
+
+    async def count_one(request: bytes, context: Context) -> _Message:
+        on_message(len(request))
+        return await function(request, context)
+
+    async def counted(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for request in requests:
+            on_message(len(request))
+            yield request
+
+    async def count_all(requests: AsyncIterator[bytes], context: Context) -> _Message:
+        return await function(counted(requests), context)
+
+    return count_all if handler.request_streaming else count_one
 
 
 def _around(guard: Guard, method: str, inner: _Handler) -> _Handler:

@@ -7,8 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -16,11 +16,13 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from servicekit.auth.caller import Scope
 from servicekit.gate import Gate
 from servicekit.health import Health
 from servicekit.interceptors import server_interceptor
 from servicekit.metrics import start_metrics_server
-from servicekit.settings import ServerSettings, SettingsError
+from servicekit.server_settings import ServerSettings
+from servicekit.settings import SettingsError
 from servicekit.tls import server_credentials
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,8 @@ class Service:
     """Name with its package, such as `sightline.ingest.v1.IngestService`."""
     register: Callable[[grpc.aio.Server], None]
     """Adds the service's handlers to a server; they must be coroutine functions."""
+    access: Mapping[str, Scope | None] = field(default_factory=dict)
+    """Methods and the scope that each needs; None: open to everyone. Another needs a credential."""
 
 
 class Readiness:
@@ -104,7 +108,7 @@ async def serve(
 
     Raises:
         StartError: an address cannot be bound, or `start` failed.
-        SettingsError: a TLS file cannot be used.
+        SettingsError: a file that a setting names cannot be used.
     """
     health = Health([service.full_name for service in services])
     gate = Gate(health)
@@ -182,9 +186,8 @@ def _build(
         "grpc.max_send_message_length": settings.max_message_bytes,
         **dict(options),
     }
-    interceptor = server_interceptor(
-        names, gate, registry, default_deadline=settings.default_deadline_seconds
-    )
+    access = {f"/{s.full_name}/{m}": scope for s in services for m, scope in s.access.items()}
+    interceptor = server_interceptor(names, access, settings, gate, registry)
     server = grpc.aio.server(interceptors=[interceptor], options=list(all_options.items()))
     for service in services:
         service.register(server)

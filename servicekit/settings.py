@@ -22,13 +22,14 @@ import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar
 
 import pydantic_settings
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SecretStr,
     ValidationError,
     model_validator,
 )
@@ -86,6 +87,10 @@ Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """Words; in flags, variables and secret files separated by commas, in TOML a list."""
 OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
 """A path; None or empty: not given."""
+OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_empty_is_none)]
+"""A secret; None or empty: not given."""
+OptionalTcpAddress = Annotated[str, AfterValidator(_check_optional_tcp_address)]
+"""host:port or [IPv6]:port; empty: not given."""
 
 
 @dataclass(frozen=True)
@@ -133,56 +138,6 @@ class Settings(BaseSettings):
         return (init_settings, *(origin.source for origin in _ambient(cls, None)))
 
 
-class ServerSettings(Settings):
-    """What every gRPC server of Sightline can be told."""
-
-    listen: Address = Field(
-        default="127.0.0.1:0",
-        description="address to serve gRPC on: host:port, [IPv6]:port or unix:path; port 0: any",
-    )
-    metrics_listen: Annotated[str, AfterValidator(_check_optional_tcp_address)] = Field(
-        default="", description="address of Prometheus metrics over HTTP, host:port; empty: off"
-    )
-    grace_seconds: float = Field(
-        default=10.0,
-        ge=0,
-        le=600,
-        description="how long running calls may take to finish on SIGTERM, s",
-    )
-    default_deadline_seconds: float = Field(
-        default=30.0, gt=0, le=86_400, description="deadline of a call that brings none, s"
-    )
-    max_message_bytes: int = Field(
-        default=4 * 1024 * 1024,
-        ge=1024,
-        le=2**31 - 1,
-        description="largest message in either direction, bytes",
-    )
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"],
-        BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
-    ] = Field(default="info", description="least severe level that is logged")
-    log_format: Literal["console", "json"] | None = Field(
-        default=None, description="format of log lines; not given: console on a terminal, else json"
-    )
-    tls_cert_file: OptionalPath = Field(
-        default=None,
-        description="PEM certificate chain of this server; with tls_key_file: serve TLS",
-    )
-    tls_key_file: OptionalPath = Field(default=None, description="PEM private key of tls_cert_file")
-    tls_client_ca_file: OptionalPath = Field(
-        default=None,
-        description="PEM certificates that must have signed every client's (mutual TLS)",
-    )
-
-    @model_validator(mode="after")
-    def _whole_tls(self) -> Self:
-        _check_pair(self.tls_cert_file, self.tls_key_file)
-        if self.tls_client_ca_file and not self.tls_cert_file:
-            raise ValueError("tls_cert_file: must be given with tls_client_ca_file")
-        return self
-
-
 class ClientTlsSettings(Settings):
     """How a client trusts the server and shows who it is."""
 
@@ -196,13 +151,14 @@ class ClientTlsSettings(Settings):
 
     @model_validator(mode="after")
     def _whole_tls(self) -> Self:
-        _check_pair(self.tls_cert_file, self.tls_key_file)
+        check_pair(self.tls_cert_file, self.tls_key_file)
         if self.tls_cert_file and not self.tls_ca_file:
             raise ValueError("tls_ca_file: must be given with tls_cert_file")
         return self
 
 
-def _check_pair(cert: Path | None, key: Path | None) -> None:
+def check_pair(cert: Path | None, key: Path | None) -> None:
+    """Raises ValueError if one of tls_cert_file and tls_key_file is given without the other."""
     if cert and not key:
         raise ValueError("tls_key_file: must be given with tls_cert_file")
     if key and not cert:

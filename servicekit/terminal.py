@@ -11,7 +11,7 @@ from servicekit.settings import SettingsError
 
 _HINTS = {
     Category.NETWORK: "Is the service running there? `sightline health` tells.",
-    Category.AUTH: "Check the API key (SIGHTLINE_EDGE_API_KEY) and the TLS files.",
+    Category.AUTH: "Check the API key or token (SIGHTLINE_EDGE_API_KEY, ..._FILE) and TLS files.",
     Category.TIMEOUT: "Give it more time with --timeout, or look at the service's load.",
     Category.SERVER: "The service's log says more.",
     Category.VALIDATION: "",

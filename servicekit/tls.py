@@ -9,7 +9,8 @@ from pathlib import Path
 
 import grpc
 
-from servicekit.settings import ClientTlsSettings, ServerSettings, SettingsError
+from servicekit.server_settings import ServerSettings
+from servicekit.settings import ClientTlsSettings, SettingsError
 
 
 def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:

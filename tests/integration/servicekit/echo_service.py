@@ -16,7 +16,8 @@ from pydantic import Field
 
 from servicekit import logs
 from servicekit.lifecycle import Readiness, Service, run, serve
-from servicekit.settings import ServerSettings, load
+from servicekit.server_settings import ServerSettings
+from servicekit.settings import load
 
 sys.path.insert(0, str(Path(__file__).parents[3]))  # run as a script
 

@@ -110,7 +110,8 @@ async def test_a_ready_server_is_live_ready_reflected_and_measured() -> None:
         process.signal()
         code, out, err = await process.end()
     assert (code, out) == (0, ["stopped"])
-    assert [json.loads(line)["service"] for line in err.splitlines()] == ["echo"] * 2
+    # That nobody needs a credential, that it drains, that it has drained.
+    assert [json.loads(line)["service"] for line in err.splitlines()] == ["echo"] * 3
 
 
 async def services(channel: grpc.aio.Channel) -> set[str]:

@@ -19,7 +19,6 @@ from inference_service.models.engine import Model
 from inference_service.models.repository import Models, Runtime, load_model
 from inference_service.once import Once
 from inference_service.pipeline import Call, Pipeline
-from inference_service.rate_limit import RateLimiter
 from inference_service.sqlite_store import SqliteStore
 from inference_service.validate import Limits
 from servicekit.errors import SightlineError
@@ -72,7 +71,6 @@ async def pipeline(model: Model, device: Device) -> AsyncIterator[Pipeline]:
     workers = Workers(Admission(workers=1, queue_size=4))
     once = Once(SqliteStore(""), keep_seconds=60)
     made = Pipeline(
-        limiter=RateLimiter(0, 1),
         limits=Limits(),
         once=once,
         workers=workers,
@@ -89,7 +87,7 @@ async def ask(
     pipeline: Pipeline, *pictures: bytes, key: str | None = None
 ) -> inference_service_pb2.InferResponse:
     now = time.monotonic()
-    call = Call(None, [key] if key else [], now, now + 30)
+    call = Call("anonymous", [key] if key else [], now, now + 30)
     images = [inference_pb2.Image(data=data) for data in pictures]
     request = inference_service_pb2.InferRequest(images=images)
     reply = await pipeline.infer(call, request)

@@ -54,8 +54,6 @@ def test_providers_in_a_file_may_be_a_list(tmp_path: Path) -> None:
         (["--max-images", "0"], "max_images"),
         (["--max-image-bytes", "0"], "max_image_bytes"),
         (["--max-image-pixels", "0"], "max_image_pixels"),
-        (["--rate-limit-per-second", "-1"], "rate_limit_per_second"),
-        (["--rate-limit-burst", "0"], "rate_limit_burst"),
         (["--idempotency-ttl-seconds", "0"], "idempotency_ttl_seconds"),
         (["--queue-size", "0"], "queue_size"),
         (["--queue-size", "15"], "queue_size"),

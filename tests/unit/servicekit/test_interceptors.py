@@ -5,7 +5,9 @@ from typing import Any, cast
 import grpc
 import pytest
 
+from servicekit.errors import SightlineError
 from servicekit.interceptors import Guard, GuardInterceptor
+from servicekit.status import report_errors
 from tests.unit.servicekit.echo import ECHO, Context, call, call_sync, serving
 
 EXPECTED = {
@@ -146,3 +148,24 @@ async def test_a_generator_is_closed_when_its_call_fails() -> None:
     with pytest.raises(ConnectionError):
         await guarded.unary_stream(b"x", cast("Context", Gone()))
     assert closed == [True]
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+async def test_each_message_is_counted_before_the_handler_gets_it(kind: str) -> None:
+    counted: list[tuple[str, int]] = []
+
+    def count(method: str, size: int) -> None:
+        counted.append((method, size))
+        if len(counted) == 2:
+            raise SightlineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENOUGH", "enough")
+
+    interceptor = GuardInterceptor([ECHO], [report_errors], count)
+    async with (
+        serving(nothing, [interceptor]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        assert await call(channel, kind, (b"four",)) != []
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(channel, kind, (b"a", b"b"))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert counted == [(f"/{ECHO}/{kind}", 4), (f"/{ECHO}/{kind}", 1)]

@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from servicekit.health import Health
 from servicekit.lifecycle import Readiness, Service, StartError, run, serve
-from servicekit.settings import ServerSettings, SettingsError
+from servicekit.server_settings import ServerSettings
+from servicekit.settings import SettingsError
 from tests.unit.servicekit.echo import ECHO, Echo, call
 
 

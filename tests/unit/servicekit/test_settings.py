@@ -6,7 +6,8 @@ from typing import ClassVar
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
-from servicekit.settings import ClientTlsSettings, ServerSettings, SettingsError, Words, load
+from servicekit.server_settings import ServerSettings
+from servicekit.settings import ClientTlsSettings, SettingsError, Words, load
 
 
 class IngestSettings(ServerSettings):

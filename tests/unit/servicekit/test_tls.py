@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from servicekit.settings import ClientTlsSettings, ServerSettings, SettingsError
+from servicekit.server_settings import ServerSettings
+from servicekit.settings import ClientTlsSettings, SettingsError
 from servicekit.tls import channel_credentials, server_credentials
 from tests.unit.servicekit.echo import Context, Echo, call
 

@@ -1,0 +1,134 @@
+"""A caller, what it may do, and where handlers find it. Pure but for the context variable."""
+
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+import grpc
+
+from servicekit.errors import SightlineError
+
+MAX_NAME_BYTES = 256
+
+
+class Proof(StrEnum):
+    """How a caller showed who it is."""
+
+    ANONYMOUS = "anonymous"
+    API_KEY = "api_key"
+    JWT = "jwt"
+    MTLS = "mtls"
+
+
+class Scope(StrEnum):
+    """What a caller may do."""
+
+    LOG = "log"
+    """Log predictions, and ask how far they are committed."""
+    READ = "read"
+    """Read what is logged."""
+    INFER = "infer"
+    """Ask the inference service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Which devices a caller may speak for and read about."""
+
+    names: frozenset[str] = frozenset()
+    prefixes: tuple[str, ...] = ()
+    """Every device whose name begins with one of these; the empty one: every device."""
+
+    @classmethod
+    def parse(cls, patterns: Iterable[str]) -> Self:
+        """Returns the devices of exact names, and of `prefix*` for all names that begin so.
+
+        Raises:
+            ValueError: a pattern is empty, too long, or has its `*` elsewhere than at its end.
+        """
+        names, prefixes = set(), set()
+        for pattern in patterns:
+            if not 1 <= len(pattern.encode()) <= MAX_NAME_BYTES:
+                raise ValueError(f"must be 1 to {MAX_NAME_BYTES} bytes (got {pattern!r})")
+            if "*" in pattern[:-1]:
+                raise ValueError(f"may have one *, at its end (got {pattern!r})")
+            if pattern.endswith("*"):
+                prefixes.add(pattern[:-1])
+            else:
+                names.add(pattern)
+        return cls(frozenset(names), tuple(sorted(prefixes)))
+
+    @classmethod
+    def only(cls, name: str) -> Self:
+        """Returns the one device of this name, which may hold any character."""
+        return cls(frozenset([name]))
+
+    def __contains__(self, device_id: str) -> bool:
+        return device_id in self.names or device_id.startswith(self.prefixes)
+
+    @property
+    def everything(self) -> bool:
+        """Whether these are all devices that there can be."""
+        return "" in self.prefixes
+
+
+ALL_DEVICES = Devices(prefixes=("",))
+ALL_SCOPES = frozenset(Scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling, as it has proved."""
+
+    name: str
+    proof: Proof
+    devices: Devices
+    scopes: frozenset[Scope]
+
+    @property
+    def identity(self) -> str:
+        """What tells callers apart: the same name, proved in two ways, is two callers."""
+        return f"{self.proof}:{self.name}"
+
+    def require_scope(self, scope: Scope) -> None:
+        """Raises SightlineError PERMISSION_DENIED, `SCOPE_MISSING`, without the scope."""
+        if scope not in self.scopes:
+            raise SightlineError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "SCOPE_MISSING",
+                f"caller {self.name} needs the scope {scope} for this call",
+                metadata={"scope": scope},
+            )
+
+    def require_device(self, device_id: str) -> None:
+        """Raises SightlineError PERMISSION_DENIED, `DEVICE_NOT_ALLOWED`, for another's device."""
+        if device_id not in self.devices:
+            raise SightlineError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "DEVICE_NOT_ALLOWED",
+                f"caller {self.name} may not log or read as device {device_id}",
+                metadata={"device_id": device_id},
+            )
+
+
+ANONYMOUS = Caller("anonymous", Proof.ANONYMOUS, ALL_DEVICES, ALL_SCOPES)
+"""Everyone, where no credentials are configured."""
+
+_current: ContextVar[Caller] = ContextVar("sightline_caller", default=ANONYMOUS)
+
+
+def current_caller() -> Caller:
+    """Returns who makes the call that is being handled."""
+    return _current.get()
+
+
+def set_caller(caller: Caller) -> None:
+    """Says who makes the call; each call is a task of its own, so it ends with it."""
+    _current.set(caller)
+
+
+def unauthenticated(reason: str, message: str) -> SightlineError:
+    """Returns the error for a call that did not show who makes it."""
+    return SightlineError(grpc.StatusCode.UNAUTHENTICATED, reason, message)

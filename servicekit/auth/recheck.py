@@ -1,0 +1,53 @@
+"""Ends what runs for long on a credential that has ended meanwhile."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+
+from servicekit.errors import SightlineError
+
+RECHECK_SECONDS = 5.0
+
+
+@contextlib.asynccontextmanager
+async def rechecked(
+    check: Callable[[], Awaitable[object]], seconds: float = RECHECK_SECONDS
+) -> AsyncIterator[None]:
+    """Runs the block until `check`, which is asked every so many seconds, refuses it.
+
+    The block is then cancelled. A check that fails otherwise than with UNAUTHENTICATED changes
+    nothing: nobody can tell then. A block that is quicker than the first check costs next to
+    nothing.
+
+    Raises:
+        SightlineError: UNAUTHENTICATED, as the check raised it.
+    """
+    loop = asyncio.get_running_loop()
+    limit = asyncio.timeout(None)
+    refusals: list[SightlineError] = []
+    watching: list[asyncio.Task[None]] = []
+
+    async def watch() -> None:
+        while not refusals:
+            try:
+                await check()
+            except SightlineError as error:
+                if error.code is grpc.StatusCode.UNAUTHENTICATED:
+                    refusals.append(error)
+                    limit.reschedule(loop.time())
+            await asyncio.sleep(seconds)
+
+    first = loop.call_later(seconds, lambda: watching.append(loop.create_task(watch())))
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not refusals or not limit.expired():  # the block's own
+            raise
+        raise refusals[0] from error
+    finally:
+        first.cancel()
+        for task in watching:
+            task.cancel()

@@ -1,0 +1,157 @@
+"""Settings that every gRPC server has: addresses, limits, TLS, and who may call."""
+
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+
+from servicekit.addresses import stays_here
+from servicekit.settings import (
+    Address,
+    OptionalPath,
+    OptionalSecret,
+    OptionalTcpAddress,
+    Settings,
+    check_pair,
+)
+
+MIN_SECRET_BYTES = 32
+"""RFC 7518, section 3.2: a key of HS256 is at least as long as its hash."""
+
+
+def _check_secret(secret: SecretStr | None) -> SecretStr | None:
+    if secret is not None and len(secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
+        raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes")
+    return secret
+
+
+def _check_jwks(place: str) -> str:
+    """Returns the path or URL if what it says can be trusted on its way here."""
+    if "://" not in place:
+        return place
+    url = urlsplit(place)
+    trusted = url.scheme == "https" or (url.scheme == "http" and stays_here(f"[{url.hostname}]:0"))
+    if not trusted or not url.hostname:
+        raise ValueError("must be a path, an https:// URL, or an http:// URL of this machine")
+    return place
+
+
+class ServerSettings(Settings):
+    """What every gRPC server of Sightline can be told."""
+
+    listen: Address = Field(
+        default="127.0.0.1:0",
+        description="address to serve gRPC on: host:port, [IPv6]:port or unix:path; port 0: any",
+    )
+    metrics_listen: OptionalTcpAddress = Field(
+        default="", description="address of Prometheus metrics over HTTP, host:port; empty: off"
+    )
+    grace_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        le=600,
+        description="how long running calls may take to finish on SIGTERM, s",
+    )
+    default_deadline_seconds: float = Field(
+        default=30.0, gt=0, le=86_400, description="deadline of a call that brings none, s"
+    )
+    max_message_bytes: int = Field(
+        default=4 * 1024 * 1024,
+        ge=1024,
+        le=2**31 - 1,
+        description="largest message in either direction, bytes",
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+    ] = Field(default="info", description="least severe level that is logged")
+    log_format: Literal["console", "json"] | None = Field(
+        default=None, description="format of log lines; not given: console on a terminal, else json"
+    )
+    tls_cert_file: OptionalPath = Field(
+        default=None,
+        description="PEM certificate chain of this server; with tls_key_file: serve TLS",
+    )
+    tls_key_file: OptionalPath = Field(default=None, description="PEM private key of tls_cert_file")
+    tls_client_ca_file: OptionalPath = Field(
+        default=None,
+        description="PEM certificates that must have signed every client's (mutual TLS)",
+    )
+
+    tls_client_is_device: bool = Field(
+        default=True,
+        description="whether a client's certificate names the one device that it may speak for;"
+        " false: it may speak for every device, as a gateway does",
+    )
+    api_keys_file: OptionalPath = Field(
+        default=None,
+        description="SQLite file of API keys, as `sightline keys create` makes it",
+    )
+    jwt_secret: Annotated[OptionalSecret, AfterValidator(_check_secret)] = Field(
+        default=None, description="secret that signs JWTs of HS256, at least 32 bytes"
+    )
+    jwt_jwks: Annotated[str, AfterValidator(_check_jwks)] = Field(
+        default="",
+        description="file or URL of the JWKS that verifies JWTs of RS256 and ES256; empty: none",
+    )
+    jwt_audience: str = Field(
+        default="",
+        description="what the claim aud of every JWT must hold; needed with jwt_jwks",
+    )
+    jwt_issuer: str = Field(
+        default="", description="what the claim iss of every JWT must be; empty: it is not checked"
+    )
+    jwt_leeway_seconds: float = Field(
+        default=30.0, ge=0, le=600, description="how far clocks of JWT issuers may be off, s"
+    )
+    jwt_devices_claim: str = Field(
+        default="devices",
+        min_length=1,
+        description="claim of a JWT that lists the devices it may speak for, exact or prefix*",
+    )
+    rate_limit_per_second: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e9,
+        description="calls per second that each caller may keep up, and messages of its streams;"
+        " 0: no limit",
+    )
+    rate_limit_burst: int = Field(
+        default=20,
+        ge=1,
+        le=10**9,
+        description="calls and messages that a caller may send at once after a rest",
+    )
+    rate_limit_bytes_per_second: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e12,
+        description="bytes per second that each caller may keep up, as many at once after a rest,"
+        " and always one message; 0: no limit",
+    )
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Self:
+        check_pair(self.tls_cert_file, self.tls_key_file)
+        if self.tls_client_ca_file and not self.tls_cert_file:
+            raise ValueError("tls_cert_file: must be given with tls_client_ca_file")
+        return self
+
+    @model_validator(mode="after")
+    def _credentials_stay_secret(self) -> Self:
+        given = (
+            ("api_keys_file", self.api_keys_file),
+            ("jwt_secret", self.jwt_secret),
+            ("jwt_jwks", self.jwt_jwks),
+        )
+        for name, value in given:
+            if value and not self.tls_cert_file and not stays_here(self.listen):
+                raise ValueError(
+                    f"tls_cert_file: must be given with {name}, or credentials would be sent to"
+                    f" {self.listen} in plain text; or listen on a loopback or unix: address"
+                )
+        if self.jwt_jwks and not self.jwt_audience:
+            raise ValueError(
+                "jwt_audience: must be given with jwt_jwks, or tokens for others would be good here"
+            )
+        return self

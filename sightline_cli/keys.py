@@ -1,0 +1,142 @@
+"""`sightline keys`: API keys of callers, made, listed and revoked in a file that servers read."""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from servicekit.auth.api_keys import ApiKey
+from servicekit.auth.caller import Scope
+from servicekit.auth.key_file import KeyFile, KeyFileError
+from servicekit.terminal import CommandError
+
+app = typer.Typer(
+    help="API keys: servers with --api-keys-file take them within a second, without a restart.",
+    no_args_is_help=True,
+)
+
+File = Annotated[
+    Path,
+    typer.Option(
+        "--file",
+        envvar="SIGHTLINE_API_KEYS_FILE",
+        help="The services' --api-keys-file; made with the first key.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
+
+_FILE = Path("sightline-keys.db")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+@app.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="Who will use it, such as the device's name.")],
+    file: File = _FILE,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="Device it may log and read as, exact or prefix*; default: its name."),
+    ] = None,
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="What it may do; default: log and infer.")
+    ] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="When it ends: 30m, 12h, 90d; default: never.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key and print it, this once. Example: sightline keys create gate-1."""
+    try:
+        text, key = KeyFile(file).create(
+            name,
+            devices=device or [name],
+            scopes=scope or [Scope.LOG, Scope.INFER],
+            expires_at=_end(expires),
+        )
+    except KeyFileError as error:
+        raise CommandError(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps({"key": text, **_public(key)}))
+        return
+    typer.echo(text)
+    hint = f"Keep it: it is shown this once. `sightline keys revoke {key.id}` ends it."
+    typer.echo(hint, err=True)
+
+
+@app.command("list")
+def list_(file: File = _FILE, as_json: Json = False) -> None:
+    """List the keys, without their secrets. Example: sightline keys list --json."""
+    try:
+        found = KeyFile(file).all()
+    except KeyFileError as error:
+        raise CommandError(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps([_public(key) for key in found]))
+    else:
+        _print(found)
+
+
+@app.command("revoke")
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")], file: File = _FILE
+) -> None:
+    """End a key for good. Example: sightline keys revoke 0123456789ab."""
+    try:
+        changed = KeyFile(file).revoke(key_id)
+    except KeyFileError as error:
+        raise CommandError(str(error)) from error
+    typer.echo(f"{key_id} is revoked" if changed else f"{key_id} was revoked before", err=True)
+
+
+def _end(period: str | None) -> datetime | None:
+    """Returns when a key that is made now ends. Raises CommandError: it is no period."""
+    if period is None:
+        return None
+    parts = re.fullmatch(r"([1-9]\d{0,5})([mhd])", period)
+    if parts is None:
+        raise CommandError(f"--expires: must be like 30m, 12h or 90d (got {period!r})")
+    return datetime.now(UTC) + timedelta(**{_UNITS[parts[2]]: int(parts[1])})
+
+
+def _status(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    if key.expires_at is not None and key.expires_at <= datetime.now(UTC):
+        return "expired"
+    return "active"
+
+
+def _public(key: ApiKey) -> Mapping[str, object]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "devices": list(key.devices),
+        "scopes": list(key.scopes),
+        "status": _status(key),
+        "created_at": key.created_at.isoformat(),
+        "expires_at": key.expires_at.isoformat() if key.expires_at else None,
+        "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
+    }
+
+
+def _print(keys: list[ApiKey]) -> None:
+    table = Table()
+    for title in ("id", "name", "devices", "scopes", "status", "created", "expires"):
+        table.add_column(title, no_wrap=title == "id")
+    for key in keys:
+        table.add_row(
+            key.id,
+            key.name,
+            " ".join(key.devices),
+            " ".join(key.scopes),
+            _status(key),
+            f"{key.created_at:%Y-%m-%d}",
+            f"{key.expires_at:%Y-%m-%d %H:%M}" if key.expires_at else "never",
+        )
+    Console().print(table)

@@ -1,0 +1,124 @@
+"""Token buckets on a clock that the test moves."""
+
+import grpc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from servicekit.auth.caller import ALL_DEVICES, ALL_SCOPES, ANONYMOUS, Caller, Proof
+from servicekit.errors import SightlineError
+from servicekit.limits import CallerLimits
+
+
+def caller(name: str, proof: Proof = Proof.API_KEY) -> Caller:
+    return Caller(name, proof, ALL_DEVICES, ALL_SCOPES)
+
+
+A, B = caller("a"), caller("b")
+
+
+def refused(limits: CallerLimits, who: Caller, now: float, size: int = 1) -> SightlineError:
+    with pytest.raises(SightlineError) as caught:
+        limits.charge(who, size, now)
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.reason == "RATE_LIMITED"
+    return caught.value
+
+
+def test_a_burst_then_the_rate() -> None:
+    limits = CallerLimits(2, 3, 0)
+    for _ in range(3):
+        limits.charge(A, 10**9, 100.0)
+    error = refused(limits, A, 100.0)
+    assert error.retry_after == pytest.approx(0.5)
+    assert error.quotas[0].subject == "caller:a"
+    assert error.quotas[0].description == "2 messages per second, 3 at once"
+    assert refused(limits, A, 100.4).retry_after == pytest.approx(0.1)
+    limits.charge(A, 1, 100.5)
+    refused(limits, A, 100.6)
+
+
+def test_a_rest_fills_the_bucket_and_no_more() -> None:
+    limits = CallerLimits(2, 3, 0)
+    for at in (0.0, 0.0, 0.0, 1000.0, 1000.0, 1000.0):
+        limits.charge(A, 1, at)
+    refused(limits, A, 1000.0)
+
+
+def test_bytes_are_counted_too() -> None:
+    limits = CallerLimits(0, 20, 1000)
+    limits.charge(A, 600, 0.0)
+    error = refused(limits, A, 0.0, 600)
+    assert error.retry_after == pytest.approx(0.2)
+    assert [quota.description for quota in error.quotas] == ["1000 bytes per second, 1000 at once"]
+    limits.charge(A, 400, 0.0)
+    limits.charge(A, 0, 0.0)
+
+
+def test_no_message_is_too_large_to_pass_ever() -> None:
+    limits = CallerLimits(0, 20, 1000)
+    limits.charge(A, 5000, 0.0)  # a whole bucket, and a debt of 4 s
+    assert refused(limits, A, 1.0).retry_after == pytest.approx(3.001)
+    limits.charge(A, 1, 4.001)
+    assert refused(limits, A, 4.001, 5000).retry_after == pytest.approx(1.0)
+    limits.charge(A, 5000, 5.001)
+
+
+def test_a_refused_message_costs_nothing() -> None:
+    limits = CallerLimits(1, 2, 100)
+    limits.charge(A, 100, 0.0)
+    for _ in range(10):
+        assert len(refused(limits, A, 0.0, 100).quotas) == 1  # of bytes; messages are left
+    limits.charge(A, 100, 1.0)
+    assert len(refused(limits, A, 1.0, 100).quotas) == 1
+
+
+def test_both_limits_are_named_and_the_longer_wait_counts() -> None:
+    limits = CallerLimits(1, 1, 100)
+    limits.charge(A, 100, 0.0)
+    error = refused(limits, A, 0.0, 50)
+    assert len(error.quotas) == 2
+    assert error.retry_after == pytest.approx(1.0)
+
+
+def test_each_caller_has_its_own_buckets() -> None:
+    limits = CallerLimits(1, 1, 0)
+    for who in (A, B, caller("a", Proof.JWT), ANONYMOUS):
+        limits.charge(who, 1, 0.0)
+    refused(limits, A, 0.0)
+
+
+def test_zero_means_no_limit() -> None:
+    assert CallerLimits(0, 1, 0).off
+    assert not CallerLimits(1, 1, 0).off
+    assert not CallerLimits(0, 1, 1).off
+
+
+@settings(deadline=None)
+@given(
+    st.floats(1e-3, 1e6),
+    st.integers(1, 1000),
+    st.floats(1, 1e9),
+    st.lists(st.tuples(st.integers(0, 10**7), st.floats(0, 10)), max_size=50),
+)
+def test_who_waits_as_told_passes(
+    rate: float, burst: int, bytes_rate: float, sent: list[tuple[int, float]]
+) -> None:
+    limits, now = CallerLimits(rate, burst, bytes_rate), 0.0
+    for size, rest in sent:
+        now += rest
+        try:
+            limits.charge(A, size, now)
+        except SightlineError as error:
+            now += error.retry_after or 0.0
+            limits.charge(A, size, now)
+
+
+def test_memory_is_bounded_and_a_busy_caller_is_remembered() -> None:
+    limits = CallerLimits(0.001, 1, 0)
+    limits.charge(caller("busy"), 1, 0.0)
+    for number in range(20_000):
+        limits.charge(caller(f"caller-{number}"), 1, 0.0)
+        if number % 1000 == 0:
+            refused(limits, caller("busy"), 0.0)
+    assert len(limits._buckets) == 10_000
