@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from edge.decide.answer import Answer, Attempt, Mode, Policy
     from edge.decide.coordinator import InferenceCoordinator
     from edge.detect import Detector, DetectorResult, OnnxDetector, Thresholds, UltralyticsDetector
+    from edge.detections import DetectionArrays
+    from edge.log.adapters import from_supervision, from_ultralytics
     from edge.log.logger import ClosedError, LoggerStats, LogOptions, PredictionLogger
     from edge.node import EdgeNode, NodeStats
     from edge.records import Box, CloudReason, Detection, Prediction, Source
@@ -25,6 +27,7 @@ __all__ = [
     "ClosedError",
     "CloudReason",
     "Detection",
+    "DetectionArrays",
     "Detector",
     "DetectorResult",
     "EdgeNode",
@@ -45,6 +48,8 @@ __all__ = [
     "Source",
     "Thresholds",
     "UltralyticsDetector",
+    "from_supervision",
+    "from_ultralytics",
 ]
 
 _MODULES = {
@@ -53,11 +58,14 @@ _MODULES = {
     "ClosedError": "edge.log.logger",
     "CloudReason": "edge.records",
     "Detection": "edge.records",
+    "DetectionArrays": "edge.records",
     "LogOptions": "edge.log.logger",
     "LoggerStats": "edge.log.logger",
     "Prediction": "edge.records",
     "PredictionLogger": "edge.log.logger",
     "Source": "edge.records",
+    "from_supervision": "edge.log.adapters",
+    "from_ultralytics": "edge.log.adapters",
     # Answering
     "Answer": "edge.decide.answer",
     "AsyncInferenceClient": "edge.cloud.client",

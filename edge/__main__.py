@@ -3,6 +3,7 @@
 import typer
 
 from edge import commands
+from edge.spool import commands as spool
 from servicekit import terminal
 
 app = typer.Typer(
@@ -12,6 +13,7 @@ app = typer.Typer(
 )
 app.command("log")(commands.log)
 app.command("infer")(commands.infer)
+app.add_typer(spool.app, name="spool")
 
 
 def main() -> None:

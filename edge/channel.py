@@ -1,26 +1,34 @@
-"""How a device reaches a service: one place for TLS, the API key and the keepalive options."""
+"""How a device reaches a service: one place for TLS, the credential and keepalive options."""
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import grpc
 import grpc.aio
 
+from servicekit.addresses import stays_here
+from servicekit.errors import SightlineError
+from servicekit.settings import SettingsError
 from servicekit.tls import channel_credentials
 
 if TYPE_CHECKING:
     from edge.settings import EdgeSettings
 
-# A dead network path is noticed within half a minute although TCP alone would take a quarter of
-# an hour, and after an outage the next attempt is never more than five seconds away (gRPC's own
+# A path that has gone silent is noticed within 30 s, although TCP alone would take a quarter of an
+# hour, and after an outage the next attempt is never more than five seconds away (gRPC's own
 # default is two minutes).
 OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 10_000),
+    # A ping waits behind the 64 KiB that may be on their way: 20 s are enough at 4 kB/s.
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Without it gRPC takes a minute, whatever the keepalive timeout is.
+    ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # Despite its name, how long one attempt may take.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
 )
 
 
@@ -31,18 +39,21 @@ class Endpoint:
     Attributes:
         target: `host:port`, or any target that gRPC's name resolution understands.
         credentials: TLS credentials; None: plain text.
-        api_key: sent as `authorization: Bearer ...`; None: nothing is sent.
+        api_key: API key or JWT, sent as `authorization: Bearer ...`; None: nothing is sent.
+        api_key_file: file that holds it, read anew for every call, so that it can be replaced.
 
     Raises:
-        ValueError: an API key would leave this machine in plain text.
+        ValueError: a credential would leave this machine in plain text.
     """
 
     target: str
     credentials: grpc.ChannelCredentials | None = None
     api_key: str | None = field(default=None, repr=False)
+    api_key_file: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.api_key and self.credentials is None and not _stays_here(self.target):
+        given = self.api_key or self.api_key_file
+        if given and self.credentials is None and not stays_here(self.target):
             raise ValueError(
                 f"api_key must not be sent in plain text to {self.target}: "
                 "give TLS credentials (tls_ca_file), or use a loopback or unix: target"
@@ -53,20 +64,37 @@ class Endpoint:
         """Returns the ingest service that the settings name.
 
         Raises:
-            servicekit.settings.SettingsError: a TLS file cannot be used.
+            servicekit.settings.SettingsError: a file that a setting names cannot be used.
             ValueError: as above.
         """
-        return cls(settings.ingest_target, channel_credentials(settings), _api_key(settings))
+        return cls._to(settings.ingest_target, settings)
 
     @classmethod
     def to_inference(cls, settings: "EdgeSettings") -> Self:
         """Returns the inference service that the settings name; see `to_ingest`."""
-        return cls(settings.inference_target, channel_credentials(settings), _api_key(settings))
+        return cls._to(settings.inference_target, settings)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Metadata to send with every call; empty without an API key."""
-        return (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
+        """Metadata to send with a call; empty without a credential.
+
+        Raises:
+            SightlineError: UNAUTHENTICATED, `API_KEY_FILE_UNREADABLE`.
+        """
+        credential = self.api_key
+        if self.api_key_file is not None:
+            credential = _read(self.api_key_file)
+        return (("authorization", f"Bearer {credential}"),) if credential else ()
+
+    @classmethod
+    def _to(cls, target: str, settings: "EdgeSettings") -> Self:
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        made = cls(target, channel_credentials(settings), key, settings.api_key_file)
+        try:
+            _ = made.metadata
+        except SightlineError as error:
+            raise SettingsError(error.message) from error
+        return made
 
     def channel(self, options: Sequence[tuple[str, object]] = ()) -> grpc.Channel:
         """Returns a new channel for threads; it connects with the first call.
@@ -87,20 +115,24 @@ class Endpoint:
         return grpc.aio.secure_channel(self.target, self.credentials, chosen)
 
 
-def _api_key(settings: "EdgeSettings") -> str | None:
-    return settings.api_key.get_secret_value() if settings.api_key else None
+def _read(path: Path) -> str:
+    try:
+        credential = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, getattr(error, "strerror", "") or "it is not ASCII") from error
+    if not credential.isprintable() or not credential:
+        raise _unreadable(path, "it must be one line")
+    return credential
+
+
+def _unreadable(path: Path, why: str) -> SightlineError:
+    return SightlineError(
+        grpc.StatusCode.UNAUTHENTICATED,
+        "API_KEY_FILE_UNREADABLE",
+        f"api_key_file: {path} cannot be used: {why}",
+    )
 
 
 def _merged(options: Sequence[tuple[str, object]]) -> list[tuple[str, object]]:
     # Of an option that is given twice, gRPC silently takes the first.
     return list({**dict(OPTIONS), **dict(options)}.items())
-
-
-def _stays_here(target: str) -> bool:
-    if target.startswith(("unix:", "unix-abstract:")):
-        return True
-    host = target.rsplit("/", 1)[-1].rsplit(":", 1)[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -30,7 +30,12 @@ class EdgeSettings(ClientTlsSettings):
         description="folder of the spool; not given: sightline/<device_id> in the state folder",
     )
     api_key: SecretStr | None = Field(
-        None, description="sent to both services as a bearer token; not given: none is sent"
+        None, description="API key or JWT for both services; not given: none is sent"
+    )
+    api_key_file: OptionalPath = Field(
+        None,
+        description="file that holds the API key or JWT, read anew for every call, so that it can"
+        " be replaced; in place of api_key",
     )
     on_full: Literal["block", "drop_oldest", "drop_newest"] = Field(
         "drop_oldest", description="what log() does when memory is full"
@@ -69,7 +74,13 @@ class EdgeSettings(ClientTlsSettings):
         LogOptions.batch_size,
         ge=1,
         le=10_000,
-        description="predictions in one message to the ingest service",
+        description="predictions in one message to the ingest service at most",
+    )
+    batch_bytes: int = Field(
+        LogOptions.batch_bytes,
+        ge=1 << 10,
+        le=4 << 20,
+        description="bytes of one message at most; one prediction is sent whatever its size",
     )
     batch_timeout_seconds: float = Field(
         LogOptions.batch_timeout_seconds,
@@ -82,6 +93,11 @@ class EdgeSettings(ClientTlsSettings):
         ge=1,
         le=1_000_000,
         description="predictions in one stream, which is answered once",
+    )
+    compression: Literal["none", "gzip"] = Field(
+        LogOptions.compression,
+        description="of messages to the ingest service: none, or gzip, which spares the network"
+        " and costs the device's CPU",
     )
 
     def log_options(self) -> LogOptions:
@@ -158,6 +174,12 @@ class EdgeSettings(ClientTlsSettings):
         default=(),
         description="classes that are defects, comma-separated; empty: no verdict is logged",
     )
+
+    @model_validator(mode="after")
+    def _one_credential(self) -> Self:
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("api_key_file: must not be given with api_key")
+        return self
 
     @model_validator(mode="after")
     def _answerable(self) -> Self:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from edge.records import Box, Detection
+from edge.records import Box, Detection, DetectionArrays
 
 if TYPE_CHECKING:
     from ultralytics.engine.results import Results
@@ -26,3 +26,25 @@ def detections_of(results: "Results") -> tuple[Detection, ...]:
         for class_id, confidence, xyxy, track in rows
     )
     return tuple(sorted(found, key=lambda detection: -detection.confidence))
+
+
+def arrays_of(results: "Results") -> DetectionArrays | None:
+    """Returns the same without an object for each box; None: the results are not about boxes.
+
+    Raises:
+        ValueError: there is NaN among the numbers.
+    """
+    boxes = results.boxes
+    if boxes is None:
+        return None
+    rows = boxes.data.cpu().numpy() if hasattr(boxes.data, "cpu") else boxes.data
+    scores = rows[:, -2].tolist()
+    if scores != sorted(scores, reverse=True):  # a tracker's order
+        rows = rows[(-rows[:, -2]).argsort(kind="stable")]
+    return DetectionArrays(
+        rows[:, :4],
+        rows[:, -2],
+        rows[:, -1],
+        track_id=rows[:, -3] if boxes.is_track else None,
+        names=results.names,
+    )

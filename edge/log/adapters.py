@@ -1,12 +1,14 @@
 """Other libraries' results as records. Imports none of them."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from edge.detect.results import detections_of
-from edge.records import Detection, Prediction
+from edge.detect.results import arrays_of, detections_of
+from edge.records import Detection, DetectionArrays, Prediction
 
 if TYPE_CHECKING:
+    from supervision import Detections
     from ultralytics.engine.results import Results
 
 
@@ -40,8 +42,65 @@ def from_ultralytics(
         image_width=width,
         image_height=height,
         inference_seconds=sum(taken) / 1000 if taken else None,
-        detections=_classes_of(results) or detections_of(results),
+        detections=_classes_of(results) or _boxes_of(results),
     )
+
+
+def is_supervision(candidate: object) -> "TypeGuard[Detections]":
+    """Says whether something looks like supervision's `Detections`."""
+    return all(hasattr(candidate, name) for name in ("xyxy", "class_id", "tracker_id", "data"))
+
+
+def from_supervision(
+    detections: "Detections",
+    image_id: str,
+    model_name: str,
+    *,
+    model_version: str = "",
+    image_width: int = 0,
+    image_height: int = 0,
+    names: Mapping[int, str] | Sequence[str] | None = None,
+) -> Prediction:
+    """Returns what is in supervision's `Detections`, which do not say of which picture they are.
+
+    Args:
+        detections: with `confidence` and `class_id`; masks are left out.
+        image_id: the picture's name.
+        model_name: name of the model.
+        model_version: its version; empty: not known.
+        image_width: in pixels; 0: not known.
+        image_height: in pixels; 0: not known.
+        names: the model's labels by class_id. None: those in `data["class_name"]`, if there.
+
+    Raises:
+        ValueError: they have no `confidence` or no `class_id`, or see `DetectionArrays`.
+    """
+    for name in ("confidence", "class_id"):
+        if getattr(detections, name) is None:
+            raise ValueError(f"{name} must be in the Detections (got None)")
+    found = DetectionArrays(
+        detections.xyxy,
+        detections.confidence,
+        detections.class_id,
+        track_id=detections.tracker_id,
+        names=names,
+        class_name=detections.data.get("class_name") if names is None else None,
+    )
+    return Prediction(
+        image_id,
+        model_name,
+        model_version=model_version,
+        image_width=image_width,
+        image_height=image_height,
+        detections=found,
+    )
+
+
+def _boxes_of(results: "Results") -> DetectionArrays | tuple[Detection, ...]:
+    try:
+        return arrays_of(results) or ()
+    except ValueError:  # NaN: the loop goes on, and the server keeps it as rejected
+        return detections_of(results)
 
 
 def _classes_of(results: "Results") -> tuple[Detection, ...]:

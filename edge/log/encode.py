@@ -11,8 +11,9 @@ import math
 import struct
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import repeat
 
-from edge.records import Box, CloudReason, Detection, Prediction, Source
+from edge.records import CloudReason, Detection, DetectionArrays, Prediction, Source
 
 MAX_MESSAGE = 4 << 20
 """The largest message that the ingest service reads, in bytes."""
@@ -48,7 +49,8 @@ def prediction_body(prediction: Prediction, now: float) -> bytes:
     ]
     if prediction.inference_seconds is not None:
         parts.append(_nested(b"\x52", _duration(prediction.inference_seconds)))
-    parts += map(_detection, prediction.detections)
+    found = prediction.detections
+    parts += _rows(found) if isinstance(found, DetectionArrays) else map(_detection, found)
     if prediction.defect_detected is not None:
         parts.append(b"\x60\x01" if prediction.defect_detected else b"\x60\x00")
     for key, value in prediction.labels.items():
@@ -80,19 +82,22 @@ def gap_entry(first: int, last: int, reason: int, declared_at: float) -> bytes:
     return _nested(b"\x1a", body + _nested(b"\x22", _timestamp(declared_at)))
 
 
-def messages(header: bytes, entries: Iterable[bytes], batch_size: int) -> list[bytes]:
+def messages(
+    header: bytes, entries: Iterable[bytes], batch_size: int, batch_bytes: int = MAX_MESSAGE
+) -> list[bytes]:
     """Returns entries as the messages of one `PredictionLog` stream.
 
     Args:
         header: a serialised `LogHeader`, for the first message.
         entries: what `prediction_entry` and `gap_entry` return, in ascending order.
-        batch_size: entries in one message at most; fewer where the message would grow too big.
+        batch_size: entries in one message at most.
+        batch_bytes: bytes of one message at most; a message holds one entry whatever its size.
     """
     batch = [_nested(b"\x0a", header)]
     size, found = len(batch[0]), []
     in_batch = 0
     for entry in entries:
-        if in_batch and (in_batch == batch_size or size + len(entry) > MAX_MESSAGE):
+        if in_batch and (in_batch == batch_size or size + len(entry) > batch_bytes):
             found.append(b"".join(batch))
             batch, size, in_batch = [], 0, 0
         batch.append(entry)
@@ -104,10 +109,10 @@ def messages(header: bytes, entries: Iterable[bytes], batch_size: int) -> list[b
 
 def varint(number: int) -> bytes:
     """Returns a whole number of 64 bits, signed, as protobuf writes int32 and int64."""
-    if 0 <= number < 128:
-        return _ONE_BYTE[number]
+    if 0 <= number < 1 << 14:
+        return _ONE_BYTE[number] if number < 128 else bytes((number & 127 | 128, number >> 7))
     number &= (1 << 64) - 1
-    digits = bytearray()
+    digits = []
     while number > 127:
         digits.append(number & 127 | 128)
         number >>= 7
@@ -173,21 +178,58 @@ def _origin_fields(
 
 def _detection(detection: Detection) -> bytes:
     """Writes an entry of `Prediction.detections`, with its tag."""
-    box, name = detection.box, detection.class_name
-    if box is None or detection.track_id is not None or len(name) > _CACHED_TEXT:
+    box = detection.box
+    if box is None:
         return _any_detection(detection)
+    x_min, y_min, x_max, y_max = box.x_min, box.y_min, box.x_max, box.y_max
+    track = b"" if detection.track_id is None else _track(detection.track_id)
+    start = _start(detection.class_id, detection.class_name, len(track))
     try:
-        floats = _confidence_and_box(detection.confidence, box)
+        return start + _confidence_and_box(detection.confidence, x_min, y_min, x_max, y_max) + track
     except OverflowError:
         return _any_detection(detection)
-    return _boxed_class(detection.class_id, name) + floats
+
+
+def _rows(found: DetectionArrays) -> list[bytes]:
+    """Writes what is kept in columns, in which nothing can overflow."""
+    boxes = iter(found.boxes)
+    tracks = repeat(b"") if found.track_ids is None else map(_track, found.track_ids)
+    columns = zip(
+        *(
+            found.class_ids,
+            found.class_names,
+            found.confidences,
+            boxes,
+            boxes,
+            boxes,
+            boxes,
+            tracks,
+        ),
+        strict=False,  # nothing, repeated, has no length
+    )
+    return [
+        _start(class_id, name, len(track))
+        + _confidence_and_box(confidence, x_min, y_min, x_max, y_max)
+        + track
+        for class_id, name, confidence, x_min, y_min, x_max, y_max, track in columns
+    ]
+
+
+def _track(track_id: int) -> bytes:
+    return b"\x28" + varint(track_id)
+
+
+def _start(class_id: int, name: str, rest: int) -> bytes:
+    if len(name) <= _CACHED_TEXT:
+        return _cached_start(class_id, name, rest)
+    return _cached_start.__wrapped__(class_id, name, rest)
 
 
 @lru_cache(maxsize=1024)
-def _boxed_class(class_id: int, name: str) -> bytes:
-    """Writes the beginning of a detection of which only confidence and box are still to come."""
+def _cached_start(class_id: int, name: str, rest: int) -> bytes:
+    """Writes a detection up to its confidence and box, behind which `rest` bytes will follow."""
     fields = _integer(b"\x08", class_id) + _text(b"\x12", name)
-    return b"\x5a" + varint(len(fields) + _CONFIDENCE_AND_BOX.size) + fields
+    return b"\x5a" + varint(len(fields) + _CONFIDENCE_AND_BOX.size + rest) + fields
 
 
 def _any_detection(detection: Detection) -> bytes:
@@ -198,17 +240,18 @@ def _any_detection(detection: Detection) -> bytes:
     ]
     if detection.box is not None:
         box = (getattr(detection.box, name) for name in ("x_min", "y_min", "x_max", "y_max"))
-        whole = _confidence_and_box(0.0, Box(*map(_as_float32, box)))
+        whole = _confidence_and_box(0.0, *map(_as_float32, box))
         fields.append(whole[_CONFIDENCE.size :])
     if detection.track_id is not None:
-        fields.append(b"\x28" + varint(detection.track_id))
+        fields.append(_track(detection.track_id))
     return _nested(b"\x5a", b"".join(fields))
 
 
-def _confidence_and_box(confidence: float, box: Box) -> bytes:
-    x_min, y_min, x_max, y_max = box.x_min, box.y_min, box.x_max, box.y_max
+def _confidence_and_box(
+    confidence: float, x_min: float, y_min: float, x_max: float, y_max: float
+) -> bytes:
     return _CONFIDENCE_AND_BOX.pack(
-        *(0x1D, confidence, 0x22, 20, 0x0D, x_min, 0x15, y_min, 0x1D, x_max, 0x25, y_max)
+        0x1D, confidence, 0x22, 20, 0x0D, x_min, 0x15, y_min, 0x1D, x_max, 0x25, y_max
     )
 
 

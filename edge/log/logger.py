@@ -20,7 +20,6 @@ from edge.records import Prediction
 from edge.settings import EdgeSettings
 from servicekit.errors import SightlineError
 from servicekit.settings import load
-from servicekit.tls import channel_credentials
 
 if TYPE_CHECKING:
     from ultralytics.engine.results import Results
@@ -46,7 +45,8 @@ class PredictionLogger:
         device_id: name of this device, unique in the fleet, 1 to 256 bytes.
         spool_dir: folder of the spool, made if it is missing. None: `default_spool_dir`.
         credentials: TLS credentials. None: plain text.
-        api_key: sent as a bearer token; not in plain text to other machines. None: none is sent.
+        api_key: API key or JWT; not sent in plain text to other machines. None: none is sent.
+        api_key_file: file that holds it, read anew for every call. None: `api_key` is meant.
         on_full: what `log` does when memory is full: `block` waits for the disk; the others drop a
             prediction, count it, and declare it to the server as a gap.
         options: bounds and sizes.
@@ -66,6 +66,7 @@ class PredictionLogger:
         spool_dir: Path | str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         api_key: str | None = None,
+        api_key_file: Path | str | None = None,
         on_full: OnFull = "drop_oldest",
         options: LogOptions | None = None,
     ) -> None:
@@ -75,7 +76,7 @@ class PredictionLogger:
             raise ValueError(f"on_full must be block, drop_oldest or drop_newest (got {on_full!r})")
         directory = Path(spool_dir) if spool_dir is not None else default_spool_dir(device_id)
         self._plan = Plan(
-            Endpoint(target, credentials, api_key),
+            Endpoint(target, credentials, api_key, Path(api_key_file) if api_key_file else None),
             device_id,
             directory.absolute(),
             on_full,
@@ -96,12 +97,14 @@ class PredictionLogger:
             servicekit.settings.SettingsError: a setting cannot be used.
         """
         settings = settings or load(EdgeSettings, None, prog="edge")
+        endpoint = Endpoint.to_ingest(settings)
         return cls(
-            settings.ingest_target,
+            endpoint.target,
             device_id=settings.device_id,
             spool_dir=settings.spool_dir,
-            credentials=channel_credentials(settings),
-            api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+            credentials=endpoint.credentials,
+            api_key=endpoint.api_key,
+            api_key_file=endpoint.api_key_file,
             on_full=settings.on_full,
             options=settings.log_options(),
         )
@@ -116,7 +119,9 @@ class PredictionLogger:
         """Takes a prediction and returns within microseconds, whatever disk and network do.
 
         Args:
-            prediction: a record, or the ultralytics `Results` of one picture.
+            prediction: a record, whose detections may be `DetectionArrays`, or the ultralytics
+                `Results` of one picture. Of supervision's `Detections`, `edge.from_supervision`
+                makes a record.
             wait: return only when the prediction is on the disk (`spooled`) or in the server's
                 store (`committed`). None: at once. Don't wait in an asyncio loop: use `aflush`.
             timeout: seconds to wait at most, here and for room in memory where the policy is
@@ -130,9 +135,10 @@ class PredictionLogger:
         """
         if not isinstance(prediction, Prediction):
             prediction = _adapted(prediction)
-        ordinal = self._put(prediction, timeout)
-        if wait is not None:
-            self._wait(ordinal, wait, timeout)
+        if wait is None:
+            self._put(prediction, timeout)
+        else:
+            self._wait(self._pipeline.memory.enter(prediction, timeout), wait, timeout)
 
     __call__ = log
 
@@ -235,6 +241,11 @@ def default_spool_dir(device_id: str) -> Path:
 def _adapted(candidate: object) -> Prediction:
     if adapters.is_ultralytics(candidate):
         return adapters.from_ultralytics(candidate)
+    if adapters.is_supervision(candidate):
+        raise TypeError(
+            "prediction must say of which picture it is, which supervision's Detections do not: "
+            "make one of them with edge.from_supervision"
+        )
     raise TypeError(
         "prediction must be an edge.Prediction or the ultralytics Results of one picture "
         f"(got {type(candidate).__name__})"

@@ -1,9 +1,13 @@
 """How a logger is tuned, and the defaults."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from edge.log.encode import MAX_MESSAGE
 from edge.records import MAX_SIZE
 from edge.spool.caps import Limits
+
+Compression = Literal["none", "gzip"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,15 @@ class LogOptions:
     disk_reserve_bytes: int = 256 << 20
     """Free disk space at which the spool stops growing. 0: it grows until the disk is full."""
     batch_size: int = 32
-    """Predictions in one message to the ingest service, 1 to 10 000."""
+    """Predictions in one message to the ingest service at most, 1 to 10 000."""
+    batch_bytes: int = 1 << 20
+    """Bytes of one message at most, 1 KiB to 4 MiB; one prediction is sent whatever its size."""
     batch_timeout_seconds: float = 1.0
     """How long a spooled prediction waits at most for others to be sent with."""
     stream_size: int = 8_192
     """Predictions in one stream, which is answered once they are committed, >= 1."""
+    compression: Compression = "none"
+    """Of messages on the wire: `gzip` spares the network and costs the device's CPU."""
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -39,12 +47,15 @@ class LogOptions:
             ("spool_age_seconds", 0, 1 << 40),
             ("disk_reserve_bytes", 0, 1 << 50),
             ("batch_size", 1, 10_000),
+            ("batch_bytes", 1 << 10, MAX_MESSAGE),
             ("batch_timeout_seconds", 0, 60),
             ("stream_size", 1, 1_000_000),
         ):
             value = getattr(self, name)
             if not least <= value <= most:
                 raise ValueError(f"{name} must be {least} to {most} (got {value!r})")
+        if self.compression not in get_args(Compression):
+            raise ValueError(f"compression must be none or gzip (got {self.compression!r})")
 
     @property
     def limits(self) -> Limits:

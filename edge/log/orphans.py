@@ -7,29 +7,20 @@ made the logger. It ships by itself while it lives; when it is gone, its folder 
 import logging
 import sqlite3
 import threading
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from edge.log.progress import Progress
 from edge.ship.shipper import Shipper
-from edge.spool.spool import FILE_NAME, Spool
+from edge.spool.homes import homes, new_home
+from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
 
-_FORKS = "forks"
+__all__ = ["Adopter", "homes", "new_home"]
+
 _SCAN_SECONDS = 10.0
-
-
-def new_home(directory: Path) -> Path:
-    """Returns a folder for the spool of a forked process; it is not made yet."""
-    return directory / _FORKS / str(uuid.uuid4())
-
-
-def homes(directory: Path) -> list[Path]:
-    """Returns the folders of forked processes, dead or alive, that have a spool."""
-    return sorted(path.parent for path in (directory / _FORKS).glob(f"*/{FILE_NAME}"))
 
 
 class Adopter:

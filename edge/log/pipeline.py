@@ -40,6 +40,8 @@ class Plan:
             self.endpoint,
             progress,
             batch_size=self.options.batch_size,
+            batch_bytes=self.options.batch_bytes,
+            compression=self.options.compression,
             batch_timeout_seconds=self.options.batch_timeout_seconds,
             stream_size=self.options.stream_size,
         )

@@ -50,6 +50,7 @@ class Writer:
         self._ordinal = 0  # of the last prediction that was taken from memory
         self._failing_since: float | None = None
         self._tended_at = time.monotonic()
+        self._is_idle = True  # the last look into memory found nothing
         self._waiting = threading.Event()
         self._urgent = threading.Event()
         self._stopping = False
@@ -89,7 +90,9 @@ class Writer:
     def _turn(self) -> None:
         self._wait()
         if not any(isinstance(entry, bytes) for entry in self._pending):
-            self._pending = _merged([*self._pending, *self._encode(self._memory.take())])
+            taken = self._memory.take()
+            self._is_idle = not taken
+            self._pending = _merged([*self._pending, *self._encode(taken)])
         if self._pending:
             self._write()
         if time.monotonic() - self._tended_at >= _TEND_SECONDS:
@@ -97,9 +100,11 @@ class Writer:
             self._tend()
 
     def _wait(self) -> None:
+        # To wake this thread costs its caller more than all the rest: so while there is something
+        # in every group, this thread comes by itself.
         if self._failing_since is not None:
             time.sleep(_RETRY_SECONDS)
-        elif self._waiting.wait(_TEND_SECONDS):
+        elif not self._is_idle or self._waiting.wait(_TEND_SECONDS):
             self._urgent.wait(_GROUP_SECONDS)
         if not self._stopping:
             self._waiting.clear()

@@ -2,13 +2,17 @@
 
 gRPC survives a fork only if no thread is inside it: else the child's own calls may hang. So a fork
 interrupts the calls that pass through a gate, and holds every gate until it is done.
+
+Nor may a call be left over. gRPC takes a lock to destroy one, which in the child may be held for
+ever, by a thread that is not there; and the garbage collector destroys it wherever it is at work.
 """
 
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -40,20 +44,16 @@ class CallGate:
             SightlineError: what the call failed with; CANCELLED: it was interrupted.
         """
         with self._lock:
-            call = start()
-            self._cancel = call.cancel
-            if self._is_closed:
-                self._interrupt()
-            try:
-                return call.result()
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from error
-            except grpc.FutureCancelledError as error:
-                raise SightlineError(
-                    grpc.StatusCode.CANCELLED, "INTERRUPTED", "the call was interrupted here"
-                ) from error
-            finally:
-                self._cancel = None
+            outcome = self._outcome(start)
+        if isinstance(outcome, SightlineError):
+            raise outcome
+        return outcome
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Keeps the process from forking while gRPC is used for something else than a call."""
+        with self._lock:
+            yield
 
     def close(self) -> None:
         """Interrupts the call under way, and every later one at once."""
@@ -73,10 +73,30 @@ class CallGate:
             self._is_held = False
             self._lock.release()
 
+    def _outcome(self, start: "Callable[[], CallFuture[_T]]") -> _T | SightlineError:
+        """Returns when the call is over and nothing refers to it any more."""
+        call = start()
+        self._cancel = call.cancel
+        if self._is_closed:
+            self._interrupt()
+        try:
+            return call.result()
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            error.__traceback__ = None  # in which the call is, which may be the error itself
+            return _failure(error)
+        finally:
+            self._cancel = None
+
     def _interrupt(self) -> None:
         cancel = self._cancel
         if cancel is not None:
             cancel()
+
+
+def _failure(error: grpc.RpcError | grpc.FutureCancelledError) -> SightlineError:
+    if isinstance(error, grpc.RpcError):
+        return from_rpc_error(error)
+    return SightlineError(grpc.StatusCode.CANCELLED, "INTERRUPTED", "the call was interrupted here")
 
 
 def _hold_all() -> None:

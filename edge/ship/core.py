@@ -83,7 +83,14 @@ class Wait:
     error: SightlineError
 
 
-Action = Acknowledge | GiveUp | Rewind | Renew | Wait
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait as long as the server asks for, which is no failure: it limits this caller."""
+
+    error: SightlineError
+
+
+Action = Acknowledge | GiveUp | Rewind | Renew | Wait | Pause
 
 
 class ShipCore:
@@ -91,17 +98,21 @@ class ShipCore:
 
     Args:
         acknowledged: where the spool begins.
-        opened_at: the last sequence when the spool was opened: earlier processes may have sent that
-            far, this one has sent nothing yet.
+        sent_through: every sequence up to this one may have been sent from here, no later one.
+        opened_at: the last sequence when the spool was opened. A copy that was made before then may
+            have sent that far, and has sent the same.
         stream_size: entries in one stream at most.
 
     Attributes:
         position: the last sequence that is known to be committed.
     """
 
-    def __init__(self, *, acknowledged: int, opened_at: int, stream_size: int) -> None:
+    def __init__(
+        self, *, acknowledged: int, sent_through: int, opened_at: int, stream_size: int
+    ) -> None:
         self.position = acknowledged
-        self._sent_through = max(opened_at, acknowledged)
+        self._sent_through = max(sent_through, acknowledged)
+        self._opened_at = opened_at
         self._stream_size = stream_size
         self._limit = stream_size
         self._timeout = SEND_SECONDS
@@ -120,8 +131,10 @@ class ShipCore:
     def asked(self, watermark: int) -> list[Action]:
         """Takes the watermark."""
         self._is_known = True
-        if watermark > self._sent_through:
-            return [Renew()]  # nobody here sent that: the spool was copied or put back
+        if watermark > max(self._sent_through, self._opened_at):
+            # Nobody here sent that: the spool was put back. What it had in common with what it was
+            # before is committed; what came after that is not.
+            return [*self._advance(self._sent_through), Renew()]
         if watermark < self.position:
             self.position = watermark
             return [Rewind(watermark)]
@@ -147,6 +160,8 @@ class ShipCore:
 
     def failed(self, error: SightlineError, sent: Sent | None) -> list[Action]:
         """Takes the failure of a stream, or (None) of a question."""
+        if sent is not None and error.reason == "RATE_LIMITED" and self._suspect is None:
+            return self._limited(error, sent)
         self._is_known = False
         suspect, self._suspect = self._suspect, None
         if sent is None or suspect is not None:
@@ -162,11 +177,33 @@ class ShipCore:
             self._timeout = min(self._timeout * 2, _LONGEST_SEND_SECONDS)
         return [Wait(error)]
 
+    def start_over(self, acknowledged: int) -> None:
+        """Takes it that the last actions were not carried out; the server is asked again.
+
+        Args:
+            acknowledged: where the spool begins.
+        """
+        self.position = acknowledged
+        self._is_known = False
+        self._suspect = None
+
     def _advance(self, through: int) -> list[Action]:
         if through <= self.position:
             return []
         self.position = through
         return [Acknowledge(through)]
+
+    def _limited(self, error: SightlineError, sent: Sent) -> list[Action]:
+        """Goes on from what the server took before its limit: it says so, and need not be asked.
+
+        To ask would cost what the limit allows, too, and could use it up each time.
+        """
+        before = self.position
+        through = error.metadata.get("committed_through", "")
+        actions = self._advance(min(int(through), sent.last)) if through.isdecimal() else []
+        if actions:
+            self._limit = max(1, min(sent.entries, self.position - before))
+        return [*actions, Pause(error)]
 
     def _isolate(self, error: SightlineError, sent: Sent) -> list[Action]:
         if sent.entries > 1:

@@ -1,18 +1,21 @@
 """The thread that carries the spool to the ingest service. `edge.ship.core` decides, this acts."""
 
 import logging
+import random
 import sqlite3
 import threading
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+import grpc
 import tenacity
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 
 from edge.channel import Endpoint
 from edge.log import encode
 from edge.log.entries import Entry, GapReason, Row
+from edge.log.options import Compression
 from edge.log.progress import Progress
 from edge.ship.call_gate import CallGate
 from edge.ship.core import (
@@ -20,6 +23,7 @@ from edge.ship.core import (
     Action,
     Ask,
     GiveUp,
+    Pause,
     Renew,
     Rewind,
     Send,
@@ -28,7 +32,7 @@ from edge.ship.core import (
     Wait,
 )
 from edge.spool.spool import ReplacedError, Spool
-from servicekit.errors import SightlineError
+from servicekit.errors import Category, SightlineError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,9 @@ _LOG = "/sightline.ingest.v1.IngestService/PredictionLog"
 _WATERMARK = "/sightline.ingest.v1.IngestService/GetWatermark"
 _STREAM_BYTES = 4 << 20  # held in memory while a stream is on its way
 _JITTER = tenacity.wait_random_exponential(multiplier=0.2, max=15)
+_REFUSED_SECONDS = 5.0
+"""Least wait after a refused credential: only a person, or a new credential, will change that."""
+_LEAST_PAUSE_SECONDS = 0.05
 _EXPECTED = (SightlineError, OSError, sqlite3.Error)
 
 try:
@@ -56,6 +63,8 @@ class Shipper:
         endpoint: the ingest service.
         progress: is told; `hurry` in it ends the wait for company.
         batch_size: predictions in one message at most.
+        batch_bytes: bytes of one message at most; one prediction is sent whatever its size.
+        compression: of messages on the wire, `none` or `gzip`.
         batch_timeout_seconds: how long a prediction waits at most for others to be sent with.
         stream_size: predictions in one stream at most.
     """
@@ -67,19 +76,25 @@ class Shipper:
         progress: Progress,
         *,
         batch_size: int,
+        batch_bytes: int = encode.MAX_MESSAGE,
+        compression: Compression = "none",
         batch_timeout_seconds: float,
         stream_size: int,
     ) -> None:
         self._spool = spool
-        self._metadata = endpoint.metadata
+        self._endpoint = endpoint
         self._progress = progress
         self._batch_size = batch_size
+        self._batch_bytes = batch_bytes
         self._batch_timeout_seconds = batch_timeout_seconds
         self._stream_size = stream_size
         self._until_empty = False
         self._stopping = threading.Event()
         self._gate = CallGate()
-        self._channel = endpoint.channel()
+        # For the channel: grpcio ignores what the call of a request stream says (1.85).
+        zipped = [("grpc.default_compression_algorithm", int(grpc.Compression.Gzip))]
+        with self._gate.inside():
+            self._channel = endpoint.channel(zipped if compression == "gzip" else ())
         # Bytes in: the spool holds them as they go over the wire.
         self._log = self._channel.stream_unary(
             _LOG,
@@ -91,7 +106,7 @@ class Shipper:
             request_serializer=ingest_service_pb2.GetWatermarkRequest.SerializeToString,
             response_deserializer=ingest_service_pb2.GetWatermarkResponse.FromString,
         )
-        self._begin()
+        self._begin(self._spool.identity.last)
 
     def run(self, *, until_empty: bool = False) -> None:
         """Ships; the body of the thread.
@@ -113,7 +128,8 @@ class Shipper:
         except _StopError:
             pass
         finally:
-            self._channel.close()
+            with self._gate.inside():
+                self._channel.close()
 
     def stop(self) -> None:
         """Ends `run` at once; a stream under way is given up, and will be sent again."""
@@ -122,14 +138,15 @@ class Shipper:
         with self._progress.update():
             pass
 
-    def _begin(self) -> None:
-        """Starts on what the spool is now."""
+    def _begin(self, opened_at: int = 0) -> None:
+        """Starts on what the spool is now; `opened_at`: its last sequence when it was opened."""
         identity = self._spool.identity
         self._spool_id = identity.spool_id
         self._device_id = identity.device_id
         self._core = ShipCore(
             acknowledged=identity.acknowledged,
-            opened_at=self._spool.opened_at,
+            sent_through=self._spool.sent_through,
+            opened_at=opened_at,
             stream_size=self._stream_size,
         )
 
@@ -192,7 +209,7 @@ class Shipper:
         try:
             answer = self._gate.run(
                 lambda: self._watermark.future(
-                    request, timeout=step.timeout, metadata=self._metadata
+                    request, timeout=step.timeout, metadata=self._endpoint.metadata
                 )
             )
         except SightlineError as error:
@@ -211,12 +228,15 @@ class Shipper:
             entries=len(entries),
             is_prediction=bool(entries) and isinstance(entries[-1], Row),
         )
-        messages = encode.messages(self._header(), map(_encoded, entries), self._batch_size)
+        messages = encode.messages(
+            self._header(), map(_encoded, entries), self._batch_size, self._batch_bytes
+        )
+        self._spool.sending(self._spool_id, sent.last)
         self._core.sending(sent)
         try:
             answer = self._gate.run(
                 lambda: self._log.future(
-                    iter(messages), timeout=step.timeout, metadata=self._metadata
+                    iter(messages), timeout=step.timeout, metadata=self._endpoint.metadata
                 )
             )
         except SightlineError as error:
@@ -225,6 +245,13 @@ class Shipper:
         return self._core.answered(answer.committed_through, sent)
 
     def _apply(self, actions: Sequence[Action]) -> None:
+        try:
+            self._carry_out(actions)
+        except (OSError, sqlite3.Error):  # such as a full disk
+            self._core.start_over(self._spool.identity.acknowledged)
+            raise
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
                 case Acknowledge(through):
@@ -242,12 +269,23 @@ class Shipper:
                 case Renew():
                     logger.error(
                         "ship: the server has more of spool %s than was ever sent from here: the "
-                        "spool is a copy. What is pending goes on under a new spool_id",
+                        "spool was put back. What is pending goes on under a new spool_id",
                         self._spool_id,
                     )
                     self._spool.renew(self._spool_id)
+                case Pause(error):
+                    self._pause(error)
                 case Wait(error):
                     raise error
+
+    def _pause(self, error: SightlineError) -> None:
+        with self._progress.update():
+            self._progress.ship_error = str(error)
+        # Devices that share a credential should not come back together, nor at once.
+        seconds = max(error.retry_after or 0.0, _LEAST_PAUSE_SECONDS)
+        self._sleep(seconds * random.uniform(1.0, 1.25))  # noqa: S311 - jitter, no secret
+        with self._progress.update():
+            self._progress.ship_error = None
 
     def _acknowledge(self, through: int) -> None:
         deleted = self._spool.acknowledge(self._spool_id, through)
@@ -275,7 +313,15 @@ class Shipper:
         error = _failure(state)
         if not isinstance(error, _EXPECTED):
             logger.error("ship: goes on after an unexpected error", exc_info=error)
-        elif self._progress.ship_error != str(error):
+        elif self._progress.ship_error == str(error):
+            pass  # said before
+        elif _is_refused(error):
+            logger.error(
+                "ship: the ingest service refuses this device's credential; predictions wait in the"
+                " spool until it is put right: %s",
+                error,
+            )
+        else:
             logger.warning("ship: failed, trying again for as long as it takes: %s", error)
         with self._progress.update():
             self._progress.ship_error = str(error)
@@ -299,4 +345,9 @@ def _seconds_to_wait(state: tenacity.RetryCallState) -> float:
     """Waits as long as the server asks, and on top a random time that grows with each failure."""
     error = _failure(state)
     asked = error.retry_after if isinstance(error, SightlineError) else None
-    return (asked or 0.0) + _JITTER(state)
+    least = _REFUSED_SECONDS if _is_refused(error) else 0.0
+    return max(asked or 0.0, least) + _JITTER(state)
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    return isinstance(error, SightlineError) and error.category is Category.AUTH

@@ -2,13 +2,18 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
+from typing import BinaryIO
 
 import grpc
 
 from servicekit.errors import SightlineError
 
 FILE_NAME = "spool.lock"
+# Whoever just looks whether a folder is in use (`holder`) holds it for an instant.
+_ATTEMPTS = 4
+_PAUSE_SECONDS = 0.02
 
 
 class SpoolLock:
@@ -27,24 +32,66 @@ class SpoolLock:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE_NAME
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        self._file = os.fdopen(descriptor, "r+b", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = self._file.read(32).decode("ascii", "replace").strip()
-            self._file.close()
-            if not isinstance(error, BlockingIOError):
+        for left in range(_ATTEMPTS - 1, -1, -1):
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = _holder(self._file)
+                self._file.close()
+                if not left:
+                    raise _locked(directory, holder) from error
+                time.sleep(_PAUSE_SECONDS)
+            except OSError:
+                self._file.close()
                 raise
-            raise SightlineError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "SPOOL_LOCKED",
-                f"spool_dir: {directory} is in use by process {holder or 'unknown'}; "
-                "every process that logs needs a folder of its own",
-            ) from error
+            else:
+                if _is_at(self._file, self.path):
+                    break
+                self._file.close()  # the folder was removed under our hands: this is another file
         self._file.truncate(0)
         self._file.write(b"%d\n" % os.getpid())
 
     def release(self) -> None:
         """Lets the next one in; in a forked process, lets go of what the parent goes on holding."""
         self._file.close()
+
+
+def holder(directory: Path) -> str | None:
+    """Returns which process holds a folder, `unknown` if it does not say; None: nobody does.
+
+    Raises:
+        OSError: the folder cannot be looked into.
+    """
+    try:
+        file = (directory / FILE_NAME).open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(file)
+    return None
+
+
+def _holder(file: BinaryIO) -> str:
+    return file.read(32).decode("ascii", "replace").strip() or "unknown"
+
+
+def _locked(directory: Path, process: str) -> SightlineError:
+    return SightlineError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "SPOOL_LOCKED",
+        f"spool_dir: {directory} is in use by process {process}; "
+        "every process that logs needs a folder of its own",
+        metadata={"process": process},
+    )
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -2,20 +2,55 @@
 
 import heapq
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from edge.log.encode import sequence_field
+from edge.log.encode import sequence_field, varint
 from edge.log.entries import Entry, Gap, Row
 
-
-def checksum(prediction: bytes) -> int:
-    """Returns what is kept beside a prediction, to notice when its bytes change."""
-    return zlib.crc32(prediction)
+_32_BITS = 0xFFFFFFFF
+_FIELDS = tuple(bytes([8, digit]) for digit in range(256))
 
 
-def is_intact(sequence: int, check: object, prediction: object) -> bool:
+def sequence_fields(first: int) -> Iterator[bytes]:
+    """Yields what `sequence_field` returns, for a sequence and all that follow it, faster."""
+    high, low = divmod(first, 128)
+    while True:
+        start, rest = (128, varint(high)) if high else (0, b"")
+        for digit in range(low, 128):
+            yield _FIELDS[start + digit] + rest
+        high, low = high + 1, 0
+
+
+def tag_of(spool_id: str) -> int:
+    """Returns what the checksums of a spool's rows have in common."""
+    return zlib.crc32(spool_id.encode())
+
+
+def checksum(prediction: bytes, sequence: int, tag: int) -> int:
+    """Returns what is kept beside a prediction, to notice when anything about it changes.
+
+    It names the spool, so that a row that was once renumbered, and is found again in a part of the
+    file that is not in use, is not taken for another.
+    """
+    return zlib.crc32(prediction) ^ tag ^ (sequence & _32_BITS)
+
+
+def tag_in(check: int, prediction: bytes, sequence: int) -> int:
+    """Returns the tag that a row's checksum was made with, if nothing about the row changed."""
+    return zlib.crc32(prediction) ^ check ^ (sequence & _32_BITS)
+
+
+def is_intact(sequence: int, check: object, prediction: object, tag: int) -> bool:
     """Says whether a row is what was written."""
+    return (
+        isinstance(prediction, bytes)
+        and (zlib.crc32(prediction) ^ tag ^ (sequence & _32_BITS)) == check
+    )
+
+
+def is_intact_unbound(sequence: int, check: object, prediction: object) -> bool:
+    """Says whether a row of version 1 is what was written."""
     return (
         isinstance(prediction, bytes)
         and zlib.crc32(prediction) == check
@@ -39,6 +74,8 @@ def merge(
         rows: in ascending order.
         gaps: in ascending order.
     """
+    if not gaps and len(rows) == through - after:
+        return list(rows), []
     entries: list[Entry] = []
     missing: list[tuple[int, int]] = []
     position = after

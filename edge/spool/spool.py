@@ -1,6 +1,6 @@
 """The durable queue between the writer thread and the shipper thread: one spool file, kept going.
 
-It holds the folder against other processes, sets a damaged file aside, applies the caps, and
+It holds the folder against other processes, salvages a damaged file, applies the caps, and
 translates between the two threads' ways to count: the writer counts ordinals (everything logged
 since this object was made), the shipper counts sequences (everything ever in the file).
 """
@@ -16,34 +16,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import grpc
-
 from edge.log.entries import Dropped, Entry, GapReason
+from edge.spool import aside, mark
 from edge.spool import caps as spool_caps
 from edge.spool.caps import Limits, Lost
-from edge.spool.file import DamagedError, Identity, SpoolFile
+from edge.spool.clock import SpoolClock
+from edge.spool.file import SpoolFile
+from edge.spool.homes import FILE_NAME
+from edge.spool.identity import Identity
 from edge.spool.lock import SpoolLock
-from servicekit.errors import SightlineError
+from edge.spool.mark import Mark, Note
+from edge.spool.opening import Opened, Opener
+from edge.spool.reader import SUSPICIOUS, is_damage
 
 logger = logging.getLogger(__name__)
 
-FILE_NAME = "spool.db"
-_NOT_THE_FILES_FAULT = frozenset(
-    {
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-    }
-)
-_CLOCK_IS_SET = 1_577_836_800.0  # 2020: a device without a battery wakes up in 1970
-_SUSPICIOUS = (sqlite3.DatabaseError, UnicodeDecodeError, DamagedError)
 _T = TypeVar("_T")
 
 
@@ -65,8 +52,8 @@ class Spool:
 
     Attributes:
         spooled: ordinal of the last prediction in the file.
-        opened_at: the last sequence when the file was opened; later ones were given out here.
-        damaged: how many files were set aside.
+        sent_through: every sequence up to this one may have been sent to a server, no later one.
+        damaged: how many files were found damaged.
 
     Raises:
         SightlineError: another process holds it (`SPOOL_LOCKED`), it belongs to another device
@@ -87,22 +74,26 @@ class Spool:
         self.spooled = 0
         self.damaged = 0
         self._directory = directory
-        self._device_id = device_id
         self._limits = limits
         self._on_lost = on_lost
         self._wall = wall
-        self._steady = steady
-        self._offset = wall() - steady() if wall() > _CLOCK_IS_SET else None
+        self._opener = Opener(directory, device_id, limits)
         self._lock = threading.Lock()
+        self._damage: Exception | None = None
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._held = SpoolLock(directory)
+        self._mark = Mark(directory)
         try:
-            self._file = self._open()
+            note, inode = self._mark.read(), _inode(self._opener.path)
+            opened = self._opener.open(note, wall())
+            self._file = opened.file
+            latest = self._file.spooled_at(last=True)
+            self._clock = SpoolClock(note, latest, wall(), steady=steady)
+            self.sent_through = mark.sent_through(note, self.identity, inode)
+            self._begin(opened)
         except BaseException:
             self._held.release()
             raise
-        self._usable = True
-        self.opened_at = self._file.identity.last
 
     @property
     def identity(self) -> Identity:
@@ -134,8 +125,8 @@ class Spool:
             OSError, sqlite3.Error: not all of it was done.
         """
         with self._lock:
-            if self._limits.max_age_seconds and self._offset is not None:
-                cutoff = self._now() - self._limits.max_age_seconds
+            if self._limits.max_age_seconds:
+                cutoff = self._clock.now() - self._limits.max_age_seconds
                 self._report(
                     self._change(lambda file: spool_caps.evict_expired(file, cutoff, self._wall()))
                 )
@@ -184,6 +175,19 @@ class Spool:
         with self._lock:
             return self._change(change, spool_id)
 
+    def sending(self, spool_id: str, through: int) -> None:
+        """Takes note, before they are sent, that a server may have sequences up to this one.
+
+        Raises:
+            ReplacedError, OSError, sqlite3.Error: as `read`.
+        """
+
+        def note(_: SpoolFile) -> None:
+            self.sent_through = max(self.sent_through, through)
+
+        with self._lock:
+            self._change(note, spool_id)
+
     def give_up(self, spool_id: str, sequence: int, reason: GapReason) -> None:
         """Turns one prediction into a gap.
 
@@ -217,23 +221,25 @@ class Spool:
         def change(file: SpoolFile) -> None:
             with file.transaction():
                 file.renew()
+            self.sent_through = 0
 
         with self._lock:
             self._change(change, spool_id)
-            self.opened_at = 0
 
     def close(self) -> None:
         """Closes the file and lets another process in."""
         with self._lock:
             self._file.close()
+            self._mark.close()
             self._held.release()
 
     def remove(self) -> None:
         """Deletes the folder, where it holds nothing but an empty spool, and lets go of it."""
         with self._lock:
             self._file.close()
-            for path in (self._directory / FILE_NAME, self._held.path):
-                path.unlink(missing_ok=True)
+            aside.delete(self._directory / FILE_NAME)
+            self._mark.remove()
+            self._held.path.unlink(missing_ok=True)
             with suppress(OSError):  # a file that was set aside stays
                 self._directory.rmdir()
             self._held.release()
@@ -244,72 +250,58 @@ class Spool:
         The connection must be neither used nor closed here: closing it would move the write-ahead
         log under the parent's feet. So the caller keeps this object for ever.
         """
+        self._mark.close()
         self._held.release()
 
     def _change(self, change: Callable[[SpoolFile], _T], spool_id: str | None = None) -> _T:
-        """Does something with the file; with a new one where this one turns out to be damaged."""
+        """Does something with the file; with a salvaged one where this one is damaged."""
+        before = self._noted()
         try:
-            return change(self._current(spool_id))
-        except _SUSPICIOUS as error:
-            if not _is_damage(error):
+            done = change(self._current(spool_id))
+        except SUSPICIOUS as error:
+            if not is_damage(error):
                 raise
-            self._abandon(error)
-        return change(self._current(spool_id))
+            self._recover(error)
+            done = change(self._current(spool_id))
+        if self._noted() != before:
+            self._note()
+        return done
 
     def _current(self, spool_id: str | None) -> SpoolFile:
-        if not self._usable:
-            self._file = self._open()
-            self._usable = True
-            self.opened_at = self.identity.last
+        if self._damage is not None:
+            self._recover(self._damage)
         if spool_id not in (None, self.identity.spool_id):
             raise ReplacedError
         return self._file
 
-    def _abandon(self, error: Exception) -> None:
-        self._usable = False
+    def _recover(self, error: Exception) -> None:
+        self._damage = error  # until it is repaired, which a full disk may keep from happening
         with suppress(sqlite3.Error):
             self._file.close()
-        old = self.identity
-        if old.pending:
-            run = (old.acknowledged + 1, old.last)
-            self._report([Lost(*run, GapReason.SPOOL_DAMAGED, old.pending)])
-        self._set_aside(error)
+        opened = self._opener.recover(error, self.identity, self._wall(), is_exact=True)
+        self._file, self._damage = opened.file, None
+        self._begin(opened)
 
-    def _open(self) -> SpoolFile:
-        path = self._directory / FILE_NAME
-        try:
-            file = SpoolFile(path, self._device_id)
-        except _SUSPICIOUS as error:
-            if not _is_damage(error):
-                raise
-            self._set_aside(error)
-            file = SpoolFile(path, self._device_id)
-        if file.identity.device_id == self._device_id:
-            return file
-        file.close()
-        raise SightlineError(
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "SPOOL_OF_ANOTHER_DEVICE",
-            f"spool_dir: {self._directory} holds the spool of device {file.identity.device_id!r}; "
-            f"device {self._device_id!r} needs a folder of its own",
-        )
+    def _begin(self, opened: Opened) -> None:
+        """Goes on with a file that was just opened."""
+        self._inode = _inode(self._opener.path)
+        self._note(sync=True)
+        if opened.damage:
+            self.damaged += 1
+            self._report(opened.lost)
 
-    def _set_aside(self, error: Exception) -> None:
-        number = 1
-        while (aside := self._directory / f"spool.damaged-{number}.db").exists():
-            number += 1
-        for suffix in ("-wal", "-shm", ""):
-            with suppress(FileNotFoundError):
-                Path(f"{self._directory / FILE_NAME}{suffix}").rename(f"{aside}{suffix}")
-        self.damaged += 1
-        logger.error("spool is damaged (%s): set aside as %s, a new one begins", error, aside)
+    def _noted(self) -> tuple[Identity, int]:
+        return self.identity, self.sent_through
+
+    def _note(self, *, sync: bool = False) -> None:
+        self._mark.write(Note(*self._noted(), self._inode, self._clock.reading()), sync=sync)
 
     def _append(self, file: SpoolFile, entries: Sequence[bytes | Dropped]) -> list[Lost]:
         cap, reason = spool_caps.byte_cap(
             file, self._limits, shutil.disk_usage(self._directory).free
         )
         with file.transaction():
-            file.append(entries, self._now(), self._wall())
+            file.append(entries, self._clock.now(), self._wall())
             return spool_caps.evict_bytes(file, cap, reason, self._wall())
 
     def _give_up(self, spool_id: str, runs: Sequence[tuple[int, int]], reason: GapReason) -> None:
@@ -325,17 +317,6 @@ class Spool:
         for one in lost:
             self._on_lost(replace(one, first=one.first + shift, last=one.last + shift))
 
-    def _now(self) -> float:
-        return 0.0 if self._offset is None else self._steady() + self._offset
 
-
-def _is_damage(error: Exception) -> bool:
-    """Says whether the file is at fault.
-
-    Nothing here asks SQLite for something that a sound file does not have, so whatever is not about
-    the disk or other processes is: a schema that is not ours, a text that is not UTF-8 (for which
-    Python's own module raises errors without a code), a sequence that is there already.
-    """
-    if isinstance(error, sqlite3.ProgrammingError):  # such as the use of a closed file
-        return False
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NOT_THE_FILES_FAULT
+def _inode(path: Path) -> int:
+    return path.stat().st_ino if path.exists() else 0

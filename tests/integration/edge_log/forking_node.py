@@ -37,7 +37,7 @@ def main() -> None:
     busy.join()
     sys.stdout.write(json.dumps({"codes": codes, "logged": logged}) + "\n")
     sys.stdout.flush()
-    if case == "orphans":
+    if case in ("orphans", "os_exit"):
         while list(Path(folder).glob("forks/*/spool.db")):
             time.sleep(0.05)
     log.flush(30, until="committed")
@@ -58,10 +58,15 @@ def run_child(log: PredictionLogger, case: str, name: str, predictions: int, fol
         if case != "silent":
             for number in range(predictions):
                 log(Prediction(f"{name}/{number}", "m"))
-            assert log.flush(30, until="spooled" if case == "orphans" else "committed")
+            until_spooled = case in ("orphans", "os_exit")
+            assert log.flush(30, until="spooled" if until_spooled else "committed")
             assert log.stats().logged == predictions
         if case == "orphans":
             os.kill(os.getpid(), 9)
+        if case == "os_exit":  # which skips all that Python does at the end
+            for number in range(predictions):
+                log(Prediction(f"{name}/late/{number}", "m"))
+            os._exit(0)
         if case == "exit":
             sys.exit(0)  # with everything that Python does at the end
         assert log.close(10)

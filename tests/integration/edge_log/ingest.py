@@ -1,11 +1,7 @@
-"""A real `python -m ingest_service` on a loopback port, which can be killed and started again."""
+"""A real `python -m ingest_service`, which can be killed and started again."""
 
-import json
 import os
-import select
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,51 +9,57 @@ from typing import Any
 
 import duckdb
 
-_START_SECONDS = 60
-_STOP_SECONDS = 30
+from sightline_cli.processes import ServiceProcess
 
 
 class Ingest:
-    """The service. It keeps its port and its database from one life to the next."""
+    """The service. It keeps its address and its database from one life to the next.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of its database and its log; it exists.
+        listen: where it serves. None: on a port of its own choice.
+    """
+
+    def __init__(self, folder: Path, listen: str | None = None) -> None:
         self.database = folder / "log.duckdb"
-        self.target = "127.0.0.1:0"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self.target = listen or "127.0.0.1:0"
+        self._log = folder / "ingest.log"
+        self._process: ServiceProcess | None = None
 
-    def start(self) -> None:
-        """Returns when it is ready."""
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, patience: float = 60.0) -> None:
+        """Returns when it is ready; one that is not after `patience` seconds is killed.
+
+        Raises:
+            CommandError: it was not.
+        """
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
         flags = ["--listen", self.target, "--database", str(self.database)]
-        with (self._folder / "ingest.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "ingest_service", *flags],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=self._folder,
-                env=environment,
+        with self._log.open("a") as log:
+            self._process = ServiceProcess(
+                "ingest_service", flags, env=environment, stderr=log, ready_timeout=patience
             )
-        out = self._process.stdout
-        assert out is not None
-        readable, _, _ = select.select([out], [], [], _START_SECONDS)
-        line = out.readline() if readable else b""
-        assert line, (self._folder / "ingest.log").read_text()
-        self.target = json.loads(line)["address"]
+        self.target = self._process.address
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Ends it, by default gently."""
-        if self._process is None:
+        process, self._process = self._process, None
+        if process is None:
             return
-        self._process.send_signal(number)
-        try:
-            self._process.wait(_STOP_SECONDS)
-        finally:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdout is not None
-            self._process.stdout.close()
-            self._process = None
+        if number is signal.SIGKILL:
+            process.kill()
+        else:
+            process.stop()
 
     def kill(self) -> None:
         """Ends it with SIGKILL, in the middle of whatever it does."""
@@ -71,10 +73,10 @@ class Ingest:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Ingest]:
+def serving(folder: Path, listen: str | None = None) -> Iterator[Ingest]:
     """A service that is ready, and ended afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
-    service = Ingest(folder)
+    service = Ingest(folder, listen)
     service.start()
     try:
         yield service

@@ -33,11 +33,16 @@ def run(ingest: FakeIngest, folder: Path, case: str, children: int, predictions:
     return logged
 
 
-@pytest.mark.parametrize("case", ["close", "exit", "orphans", "silent"])
+@pytest.mark.parametrize("case", ["close", "exit", "orphans", "os_exit", "silent"])
 def test_every_prediction_of_parent_and_children_arrives_once(tmp_path: Path, case: str) -> None:
     with FakeIngest() as ingest:
         logged = run(ingest, tmp_path, case, children=8, predictions=40)
-        assert Counter(ingest.images()) == Counter(logged)
+        found = Counter(ingest.images())
+        # What a child logged in its last 50 ms is lost with it, or is there once like the rest.
+        late = {name: found.pop(name) for name in list(found) if "/late/" in name}
+        assert found == Counter(logged)
+        assert set(late.values()) <= {1}
+        assert case == "os_exit" or not late
         for stored in ingest.spools.values():
             stored.check()
             assert stored.gaps == []

@@ -11,6 +11,7 @@ import sys
 HEAVY = {
     "numpy", "onnxruntime", "PIL", "cv2", "duckdb", "pyarrow", "torch", "torchvision",
     "ultralytics", "structlog", "prometheus_client", "grpc_health", "grpc_reflection", "yaml",
+    "jwt", "cryptography",
 }
 
 class Blocker(importlib.abc.MetaPathFinder):
@@ -20,12 +21,16 @@ class Blocker(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Blocker())
 
-from edge import Box, Detection, Prediction, PredictionLogger
+from array import array
+
+from edge import Box, Detection, DetectionArrays, Prediction, PredictionLogger
 
 with PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=sys.argv[1]) as log:
     box = Box(1, 2, 3, 4)
     log(Prediction("i", "m", detections=(Detection(0, "car", 0.5, box),)), wait="spooled")
-    assert log.stats().spooled == 1
+    arrays = DetectionArrays([[1, 2, 3, 4]], array("f", [0.5]), array("i", [0]), names=["car"])
+    log(Prediction("i", "m", detections=arrays), wait="spooled")
+    assert log.stats().spooled == 2
 assert not HEAVY & {name.partition(".")[0] for name in sys.modules}
 print(sorted({name.partition(".")[0] for name in sys.modules
               if name.partition(".")[0] in {"ingest_service", "inference_service"}}))

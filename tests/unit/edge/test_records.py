@@ -79,7 +79,7 @@ def test_words_become_choices() -> None:
 
 def test_a_record_does_not_change_with_what_it_was_made_of() -> None:
     labels, detections = {"line": "1"}, [Detection(0, "car", 0.5)]
-    prediction = Prediction("i", "m", detections=detections, labels=labels)  # type: ignore[arg-type]
+    prediction = Prediction("i", "m", detections=detections, labels=labels)
     labels["line"] = "2"
     detections.clear()
     assert prediction.labels == {"line": "1"}

@@ -1,11 +1,13 @@
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edge.log.adapters import from_ultralytics, is_ultralytics
+from edge.detect.results import detections_of
+from edge.log.adapters import from_supervision, from_ultralytics, is_ultralytics
 from edge.log.logger import PredictionLogger
-from edge.records import Box, Detection
+from edge.records import Box, Detection, DetectionArrays
 
 torch = pytest.importorskip("torch")
 numpy = pytest.importorskip("numpy")
@@ -33,15 +35,42 @@ def test_boxes(results: Any) -> None:
     assert (prediction.model_name, prediction.model_version) == ("yolov8n", "8.4")
     assert (prediction.image_width, prediction.image_height) == (640, 480)
     assert prediction.inference_seconds == pytest.approx(0.0115)
+    assert isinstance(prediction.detections, DetectionArrays)
+    assert prediction.detections == detections_of(found)
     assert prediction.detections == (
         Detection(0, "cat", 0.75, Box(5.0, 6.0, 7.0, 8.0)),
         Detection(1, "dog", 0.5, Box(1.0, 2.0, 3.0, 4.0)),
     )
 
 
-def test_tracks(results: Any) -> None:
-    found = results(picture(), "v.mp4", NAMES, boxes=torch.tensor([[1.0, 2, 3, 4, 17, 0.5, 1]]))
-    assert from_ultralytics(found, image_id="v.mp4#9").detections[0].track_id == 17
+@pytest.mark.parametrize("kind", ["torch", "numpy", "half"])
+def test_tracks(results: Any, kind: str) -> None:
+    rows = torch.tensor([[1.0, 2, 3, 4, 17, 0.25, 1], [1.0, 2, 3, 4, 5, 0.5, 1]])
+    rows = {"torch": rows, "numpy": rows.numpy(), "half": rows.half()}[kind]
+    found = from_ultralytics(
+        results(picture(), "v.mp4", NAMES, boxes=rows), image_id="v.mp4#9"
+    ).detections
+    assert isinstance(found, DetectionArrays)
+    assert [(one.confidence, one.track_id) for one in found] == [(0.5, 5), (0.25, 17)]
+
+
+def test_what_is_not_tracked_has_no_track(results: Any) -> None:
+    found = results(picture(), "a.jpg", NAMES, boxes=torch.tensor([[1.0, 2, 3, 4, 0.5, 1]]))
+    assert from_ultralytics(found).detections[0].track_id is None
+
+
+def test_results_with_nan_do_not_end_the_loop(results: Any) -> None:
+    found = results(picture(), "a.jpg", NAMES, boxes=torch.tensor([[math.nan, 2, 3, 4, 0.5, 1]]))
+    (detection,) = from_ultralytics(found).detections
+    assert detection.box is not None
+    assert math.isnan(detection.box.x_min)
+
+
+def test_results_that_change_later_do_not_change_what_is_logged(results: Any) -> None:
+    rows = torch.tensor([[1.0, 2, 3, 4, 0.5, 1]])
+    prediction = from_ultralytics(results(picture(), "a.jpg", NAMES, boxes=rows))
+    rows[:] = 0
+    assert prediction.detections == (Detection(1, "dog", 0.5, Box(1.0, 2.0, 3.0, 4.0)),)
 
 
 def test_classes(results: Any) -> None:
@@ -63,3 +92,54 @@ def test_results_can_be_logged_as_they_are(results: Any, tmp_path: Path) -> None
     with PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path) as log:
         log(found, wait="spooled", timeout=20)
         assert log.stats().spooled == 1
+
+
+supervision = pytest.importorskip("supervision")
+
+
+def test_supervision(results: Any) -> None:
+    rows = torch.tensor([[1.0, 2, 3, 4, 17, 0.5, 1], [5.0, 6, 7, 8, 5, 0.25, 0]])
+    theirs = supervision.Detections.from_ultralytics(results(picture(), "v.mp4", NAMES, boxes=rows))
+    prediction = from_supervision(
+        theirs, "v.mp4#9", "yolov8n", model_version="8.4", image_width=640, image_height=480
+    )
+    assert (prediction.image_id, prediction.model_name) == ("v.mp4#9", "yolov8n")
+    assert (prediction.model_version, prediction.image_width) == ("8.4", 640)
+    assert isinstance(prediction.detections, DetectionArrays)
+    assert prediction.detections == (
+        Detection(1, "dog", 0.5, Box(1.0, 2.0, 3.0, 4.0), 17),
+        Detection(0, "cat", 0.25, Box(5.0, 6.0, 7.0, 8.0), 5),
+    )
+
+
+def test_supervision_without_labels_or_tracks() -> None:
+    theirs = supervision.Detections(
+        xyxy=numpy.array([[1.0, 2, 3, 4]]),
+        confidence=numpy.array([0.5]),
+        class_id=numpy.array([1]),
+    )
+    box = Box(1.0, 2.0, 3.0, 4.0)
+    assert from_supervision(theirs, "i", "m").detections == (Detection(1, "", 0.5, box),)
+    named = from_supervision(theirs, "i", "m", names=NAMES)
+    assert named.detections == (Detection(1, "dog", 0.5, box),)
+
+
+def test_supervision_found_nothing() -> None:
+    assert from_supervision(supervision.Detections.empty(), "i", "m").detections == ()
+
+
+@pytest.mark.parametrize("missing", ["confidence", "class_id"])
+def test_supervision_without_what_a_detection_needs(missing: str) -> None:
+    parts = {"confidence": numpy.array([0.5]), "class_id": numpy.array([1])}
+    del parts[missing]
+    theirs = supervision.Detections(xyxy=numpy.array([[1.0, 2, 3, 4]]), **parts)
+    with pytest.raises(ValueError, match=f"{missing} must be in the Detections"):
+        from_supervision(theirs, "i", "m")
+
+
+def test_supervision_alone_does_not_name_its_picture(tmp_path: Path) -> None:
+    with (
+        PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path) as log,
+        pytest.raises(TypeError, match=r"make one of them with edge\.from_supervision"),
+    ):
+        log(supervision.Detections.empty())

@@ -164,6 +164,20 @@ def test_a_message_stays_below_the_bound() -> None:
     assert counts == [2, 2, 1]
 
 
+def test_a_message_stays_below_the_bound_that_was_asked_for() -> None:
+    small, big = (
+        encode.prediction_entry(encode.prediction_body(Prediction("i" * size, "m"), 0.0))
+        for size in (1, 3000)
+    )
+    written = encode.messages(b"", [small] * 100 + [big] + [small] * 2, 1000, 1024)
+    found = list(map(ingest_service_pb2.PredictionLogRequest.FromString, written))
+    assert [len(one) > 1024 for one in written].count(True) == 1
+    assert sum(len(one.predictions) for one in found) == 103
+    assert max(len(one.predictions) for one in found) > 10
+    (alone,) = (one for one in found if len(one.predictions[0].image_id) == 3000)
+    assert len(alone.predictions) == 1
+
+
 def test_gap_entries_are_gaps() -> None:
     entry = encode.gap_entry(3, 9, GapReason.SPOOL_AGE, 1_700_000_000.25)
     (message,) = encode.messages(b"", [entry], 32)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,42 @@ def test_deadlines_are_kept_while_the_disk_fails(
     assert eventually(lambda: log.stats().spooled == 1)
 
 
+@contextmanager
+def blocked_disk(folder: Path) -> Iterator[None]:
+    """Lets every write to the spool hang, as a disk does that answers no more."""
+    with closing(sqlite3.connect(folder / "spool.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def test_deadlines_are_kept_while_the_disk_hangs(tmp_path: Path, ingest: FakeIngest) -> None:
+    log = logger(tmp_path, ingest.target)
+    with blocked_disk(tmp_path):
+        for number in range(100):
+            log(prediction(f"i{number}"))
+        begun = time.monotonic()
+        assert log.flush(0.3) is False
+        assert log.flush(0.3, until="committed") is False
+        with pytest.raises(TimeoutError):
+            log.log(prediction("i100"), wait="spooled", timeout=0.3)
+        assert log.close(0.3) is False
+        assert time.monotonic() - begun < 2.5
+    assert eventually(lambda: log.stats().spooled == 101)
+
+
+def test_deadlines_are_kept_while_the_writer_is_busy(tmp_path: Path) -> None:
+    found = tuple(prediction().detections) * 500
+    with logger(tmp_path, on_full="block") as log:
+        for number in range(200):
+            log(Prediction(f"i{number}", "m", detections=found))
+        begun = time.monotonic()
+        spooled = log.flush(0.0)
+        assert time.monotonic() - begun < 0.5
+        assert not spooled or log.stats().spooled == 200
+        assert log.flush(60)
+        assert log.stats().spooled == 200
+
+
 def test_a_server_that_answers_gets_the_rest_on_close(tmp_path: Path, ingest: FakeIngest) -> None:
     slow = LogOptions(batch_timeout_seconds=60.0)
     log = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path, options=slow)
@@ -284,6 +321,8 @@ def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], me
         ("memory_bytes", MAX_SIZE - 1),
         ("spool_bytes", 1000),
         ("batch_size", 10_001),
+        ("batch_bytes", 1023),
+        ("batch_bytes", (4 << 20) + 1),
         ("batch_timeout_seconds", -1.0),
         ("stream_size", 0),
     ],
@@ -291,6 +330,36 @@ def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], me
 def test_bad_options_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be .* to .* \(got {value!r}\)"):
         LogOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_compression_that_nobody_has_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"compression must be none or gzip \(got 'brotli'\)"):
+        LogOptions(compression="brotli")  # type: ignore[arg-type]
+
+
+def test_messages_are_bounded_by_bytes(tmp_path: Path, ingest: FakeIngest) -> None:
+    sizes = list[int]()
+    ingest.on_message = lambda message: sizes.append(message.ByteSize())
+    options = LogOptions(batch_bytes=2048, batch_size=1000, batch_timeout_seconds=0.05)
+    with PredictionLogger(
+        ingest.target, device_id="gate-1", spool_dir=tmp_path, options=options
+    ) as log:
+        for number in range(100):
+            log(prediction(f"i{number}"))
+        assert log.flush(20, until="committed")
+    assert len(ingest.images()) == 100
+    assert 1024 < max(sizes) <= 2048
+
+
+def test_compressed_messages_arrive(tmp_path: Path, ingest: FakeIngest) -> None:
+    options = LogOptions(compression="gzip", batch_timeout_seconds=0.05)
+    with PredictionLogger(
+        ingest.target, device_id="gate-1", spool_dir=tmp_path, options=options
+    ) as log:
+        for number in range(100):
+            log(prediction(f"i{number}"))
+        assert log.flush(20, until="committed")
+    assert ingest.images() == [f"i{number}" for number in range(100)]
 
 
 @pytest.mark.parametrize("thing", [None, "image", {"image_id": "i"}, [prediction()]])
@@ -374,6 +443,31 @@ def test_a_process_that_ends_without_close_spools_what_it_can(tmp_path: Path) ->
         assert log.stats().backlog == 1000
 
 
+def test_a_process_that_ends_while_the_disk_hangs_ends_and_keeps_what_is_spooled(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import sqlite3, sys; from edge import Prediction, PredictionLogger;"
+        "log = PredictionLogger('127.0.0.1:1', device_id='gate-1', spool_dir=sys.argv[1]);"
+        "[log(Prediction(str(n), 'm')) for n in range(100)];"
+        "assert log.flush(30);"
+        "other = sqlite3.connect(sys.argv[1] + '/spool.db', isolation_level=None);"
+        "other.execute('BEGIN IMMEDIATE');"
+        "[log(Prediction(str(n), 'm')) for n in range(100, 200)];"
+        "print('ends', flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ends\n"
+        begun = time.monotonic()
+        process.wait(30)
+        assert time.monotonic() - begun < 10
+    with logger(tmp_path) as log:
+        assert log.stats().backlog >= 100
+
+
 def test_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
     assert default_spool_dir("gate-1") == Path("/state/sightline/gate-1")
@@ -392,11 +486,15 @@ def test_from_settings(tmp_path: Path, ingest: FakeIngest) -> None:
         api_key=SecretStr("sesame"),
         on_full="block",
         batch_size=5,
+        batch_bytes=4096,
         batch_timeout_seconds=0.0,
+        compression="gzip",
     )
     with PredictionLogger.from_settings(settings) as log:
         log.log(prediction(), wait="committed", timeout=20)
-        assert log._plan.options == LogOptions(batch_size=5, batch_timeout_seconds=0.0)
+        assert log._plan.options == LogOptions(
+            batch_size=5, batch_bytes=4096, batch_timeout_seconds=0.0, compression="gzip"
+        )
         assert log._plan.on_full == "block"
     assert [device for device, _ in ingest.spools] == ["gate-7"]
     assert ingest.metadata[0]["authorization"] == "Bearer sesame"
@@ -405,7 +503,10 @@ def test_from_settings(tmp_path: Path, ingest: FakeIngest) -> None:
 def test_settings_and_options_have_the_same_defaults_and_bounds() -> None:
     settings = EdgeSettings()  # type: ignore[call-arg]
     assert settings.log_options() == LogOptions()
-    for name in ("memory_predictions", "memory_bytes", "batch_size", "stream_size", "spool_bytes"):
+    for name in (
+        *("memory_predictions", "memory_bytes", "spool_bytes"),
+        *("batch_size", "batch_bytes", "stream_size"),
+    ):
         least = next(
             rule.ge for rule in EdgeSettings.model_fields[name].metadata if hasattr(rule, "ge")
         )

@@ -180,7 +180,7 @@ def test_a_disk_that_does_not_recover_costs_predictions_but_not_the_node(tmp_pat
 def test_who_waits_for_a_prediction_that_is_given_up_is_told(tmp_path: Path) -> None:
     with writing(tmp_path, patience_seconds=0.0) as rig:
         rig.disk.failing = OSError("full")
-        ordinal = rig.memory.put(Prediction("0", "m"))
+        ordinal = rig.memory.enter(Prediction("0", "m"))
         reason = rig.progress.fate(ordinal, lambda: rig.progress.spooled >= ordinal, 20)
         assert reason is GapReason.SPOOL_WRITE_FAILED
 

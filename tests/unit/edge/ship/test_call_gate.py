@@ -1,3 +1,4 @@
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -78,3 +79,25 @@ def test_releasing_what_is_not_held_does_nothing() -> None:
     gate.release()
     gate.release()
     assert not gate._lock.locked()
+
+
+def calls() -> list[object]:
+    """Calls that are not destroyed yet, asked of the garbage collector; it must be off."""
+    return [one for one in gc.get_objects() if type(one).__name__ == "_MultiThreadedRendezvous"]
+
+
+@pytest.mark.parametrize("end", ["interrupted", "failed"])
+def test_no_call_is_left_over_for_a_forked_process_to_destroy(end: str) -> None:
+    gate = CallGate()
+    gc.collect()
+    gc.disable()
+    try:
+        with FakeIngest() as ingest, Endpoint(ingest.target).channel() as channel:
+            log = channel.stream_unary("/nobody.knows/It", None, None)
+            if end == "interrupted":
+                gate.close()
+            with pytest.raises(SightlineError):
+                gate.run(lambda: log.future(iter([b""]), timeout=30))
+            assert calls() == []
+    finally:
+        gc.enable()

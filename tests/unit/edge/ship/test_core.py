@@ -12,6 +12,7 @@ from edge.ship.core import (
     Action,
     Ask,
     GiveUp,
+    Pause,
     Renew,
     Rewind,
     Send,
@@ -44,8 +45,15 @@ def hole(expected: int | str) -> SightlineError:
 class Play:
     """Plays a transcript against a core: what it wants, what happens, what it does about it."""
 
-    def __init__(self, acknowledged: int = 0, last: int = 0, stream_size: int = 8) -> None:
-        self.core = ShipCore(acknowledged=acknowledged, opened_at=last, stream_size=stream_size)
+    def __init__(
+        self, acknowledged: int = 0, last: int = 0, stream_size: int = 8, sent: int | None = None
+    ) -> None:
+        self.core = ShipCore(
+            acknowledged=acknowledged,
+            sent_through=last if sent is None else sent,
+            opened_at=last,
+            stream_size=stream_size,
+        )
         self._sent: Sent | None = None
 
     def asks(self) -> "Play":
@@ -139,7 +147,19 @@ def test_nothing_is_deleted_that_was_never_sent() -> None:
 
 
 def test_a_spool_that_the_server_is_ahead_of_is_a_copy() -> None:
-    Play(acknowledged=3, last=9).asks().watermark(10).then(Renew())
+    Play(acknowledged=3, last=9).asks().watermark(10).then(Acknowledge(9), Renew())
+
+
+def test_what_a_copy_of_the_spool_has_sent_is_committed() -> None:
+    """It sends what it has in common with this one, and goes on under a name of its own."""
+    play = Play(acknowledged=3, last=9, sent=5)
+    play.asks().watermark(7).then(Acknowledge(7))
+    play.sends(7, 12).answer(12).then(Acknowledge(12))
+
+
+def test_what_was_not_sent_is_kept_if_the_server_has_more_than_there_was() -> None:
+    play = Play(acknowledged=3, last=9, sent=5)
+    play.asks().watermark(10).then(Acknowledge(5), Renew())
 
 
 def test_what_this_process_has_not_sent_cannot_be_committed() -> None:
@@ -149,7 +169,30 @@ def test_what_this_process_has_not_sent_cannot_be_committed() -> None:
     play.sends(9, 12).fails(AWAY).then(Wait(AWAY))
     play.asks().watermark(12).then(Acknowledge(12))
     play.sends(12, 14).fails(AWAY).then(Wait(AWAY))
-    play.asks().watermark(15).then(Renew())
+    play.asks().watermark(15).then(Acknowledge(14), Renew())
+
+
+def test_what_could_not_be_deleted_is_deleted_when_the_server_is_asked_again() -> None:
+    play = Play()
+    play.asks().watermark(0).then()
+    play.sends(0, 8).answer(8).then(Acknowledge(8))
+    play.core.start_over(0)
+    play.asks().watermark(8).then(Acknowledge(8))
+
+
+def test_a_gap_that_could_not_be_declared_is_declared_when_the_server_is_asked_again() -> None:
+    play = Play(acknowledged=40, last=50)
+    play.asks().watermark(10).then(Rewind(10))
+    play.core.start_over(40)
+    play.asks().watermark(10).then(Rewind(10))
+    play.sends(10, 48).answer(48).then(Acknowledge(48))
+
+
+def test_nothing_is_sent_under_a_name_that_could_not_be_given_up() -> None:
+    play = Play(acknowledged=3, last=9)
+    play.asks().watermark(10).then(Acknowledge(9), Renew())
+    play.core.start_over(9)
+    play.asks().watermark(10).then(Renew())
 
 
 def test_a_store_that_was_replaced_is_owed_a_gap() -> None:
@@ -302,3 +345,42 @@ def test_time_for_a_stream_is_bounded() -> None:
         assert isinstance(step, Send)
         assert step.timeout <= 3600.0
         play.core.failed(LATE, Sent(1, 1))
+
+
+def limited(committed_through: int | None) -> SightlineError:
+    metadata = {} if committed_through is None else {"committed_through": str(committed_through)}
+    return SightlineError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "RATE_LIMITED",
+        "too much",
+        retry_after=0.5,
+        metadata=metadata,
+    )
+
+
+def test_what_a_limit_let_through_counts_and_the_next_stream_is_no_longer() -> None:
+    play = Play()
+    play.asks().watermark(0).then()
+    error = limited(3)
+    play.sends(0, 8).fails(error).then(Acknowledge(3), Pause(error))
+    play.sends(3, 6, limit=3).answer(6).then(Acknowledge(6))  # and did not ask
+    play.sends(6, 12, limit=6).answer(12).then(Acknowledge(12))
+
+
+@pytest.mark.parametrize("through", [None, 0])
+def test_a_limit_that_lets_nothing_through_is_waited_for_without_asking(
+    through: int | None,
+) -> None:
+    play = Play()
+    play.asks().watermark(0).then()
+    for _ in range(3):
+        error = limited(through)
+        play.sends(0, 8).fails(error).then(Pause(error))
+    play.sends(0, 8).answer(8).then(Acknowledge(8))
+
+
+def test_a_limit_cannot_have_more_deleted_than_was_sent() -> None:
+    play = Play()
+    play.asks().watermark(0).then()
+    error = limited(10**12)
+    play.sends(0, 8).fails(error).then(Acknowledge(8), Pause(error))

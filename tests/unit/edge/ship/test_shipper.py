@@ -1,6 +1,7 @@
 """The shipper against an ingest service on a real socket that fails on demand."""
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+import tenacity
 
 from edge.channel import Endpoint
 from edge.log.encode import prediction_body
 from edge.log.entries import Dropped, GapReason
 from edge.log.progress import Progress
 from edge.records import Prediction
+from edge.ship import shipper
 from edge.ship.shipper import Shipper
 from edge.spool.caps import Limits
 from edge.spool.spool import Spool
@@ -329,12 +332,10 @@ def test_a_spool_that_is_found_damaged_goes_on(node: Node, ingest: FakeIngest) -
     node.log(20)
     with node.shipping():
         assert node.is_empty()
-        node.spool._abandon(RuntimeError("as if"))
+        node.spool._recover(RuntimeError("as if"))
         node.log(5)
         assert node.is_empty()
-    assert len(ingest.spools) == 2
-    for stored in ingest.spools.values():
-        stored.check()
+    ingest.only().check()
     assert ingest.images() == images(25)
 
 
@@ -358,6 +359,82 @@ def test_an_unexpected_error_is_survived(
         assert node.is_empty()
     assert "goes on after an unexpected error" in caplog.text
     assert ingest.images() == images(5)
+
+
+class FullDisk:
+    """Makes one method of a spool fail, once, as SQLite does on a full disk."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, spool: Spool, name: str) -> None:
+        self._method = getattr(spool, name)
+        self.has_failed = False
+        patch.setattr(spool, name, self)
+
+    def __call__(self, *arguments: object) -> object:
+        if self.has_failed:
+            return self._method(*arguments)
+        self.has_failed = True
+        raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_what_a_full_disk_keeps_from_being_deleted_is_deleted_later(
+    node: Node, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FullDisk(monkeypatch, node.spool, "acknowledge")
+    node.log(5)
+    with node.shipping():
+        assert node.is_empty()  # and not only when something else is logged
+    assert disk.has_failed
+    assert (node.progress.sent, node.progress.committed) == (5, 5)
+    assert ingest.images() == images(5)
+
+
+def test_a_store_that_was_replaced_while_the_disk_was_full(
+    node: Node, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.log(20)
+    with node.shipping():
+        assert node.is_empty()
+    ingest.spools.clear()
+    disk = FullDisk(monkeypatch, node.spool, "rewind")
+    node.log(5)
+    with node.shipping():
+        assert node.is_empty()
+    assert disk.has_failed
+    ingest.only().check()
+    assert ingest.only().gaps == [(1, 20, GapReason.RELEASED)]
+
+
+def test_a_spool_that_was_put_back_while_the_disk_was_full(
+    node: Node, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under its old name, the server would take what is new for what it has."""
+    node.log(3)
+    with node.shipping():
+        assert node.is_empty()
+    old = ingest.only()
+    old.committed_through = 6  # by the life that was forgotten
+    disk = FullDisk(monkeypatch, node.spool, "renew")
+    node.log(2)
+    with node.shipping():
+        node.log(5)
+        assert node.is_empty()
+    assert disk.has_failed
+    assert len(ingest.spools) == 2
+    assert ingest.images() == images(10)
+
+
+def test_retries_are_spread_over_a_time_that_grows_to_a_bound() -> None:
+    """Full jitter: devices that have lost the same server do not come back together."""
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    state.set_exception((SightlineError, CUT_OFF, None))
+    longest = []
+    for attempt in (1, 3, 6, 100, 100_000):
+        state.attempt_number = attempt
+        waits = [shipper._seconds_to_wait(state) for _ in range(400)]
+        longest.append(max(waits))
+        assert min(waits) < max(waits) / 10
+    for found, bound in zip(longest, (0.2, 0.8, 6.4, 15, 15), strict=True):
+        assert bound * 0.9 < found <= bound
 
 
 def test_stopping_interrupts_a_server_that_hangs(node: Node, ingest: FakeIngest) -> None:
@@ -389,3 +466,13 @@ def test_the_api_key_goes_with_every_call(tmp_path: Path, ingest: FakeIngest) ->
     shipper.run(until_empty=True)
     spool.close()
     assert [one["authorization"] for one in ingest.metadata] == ["Bearer sesame"]
+
+
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED]
+)
+def test_a_refused_credential_is_tried_again_slowly(code: grpc.StatusCode) -> None:
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    for error, least in ((SightlineError(code, "REFUSED", "no"), 5.0), (UNAVAILABLE, 0.0)):
+        state.set_exception((type(error), error, None))
+        assert least <= shipper._seconds_to_wait(state) <= least + 0.4

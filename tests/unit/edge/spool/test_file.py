@@ -1,6 +1,7 @@
 import sqlite3
 import zlib
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sightline.types.v1 import prediction_pb2
 
-from edge.log.encode import prediction_body
+from edge.log.encode import prediction_body, sequence_field
 from edge.log.entries import Dropped, Entry, Gap, GapReason, Row
 from edge.records import Prediction
-from edge.spool.file import DamagedError, SpoolFile
-from edge.spool.rows import merge
+from edge.spool.file import SpoolFile
+from edge.spool.identity import VERSION, DamagedError, Identity
+from edge.spool.mark import Mark, Note, Reading
+from edge.spool.rows import merge, sequence_fields
 from servicekit.errors import SightlineError
 
 ALL = (1_000_000, 1 << 30)
@@ -444,17 +447,37 @@ def test_a_time_that_is_not_what_was_written_is_refused(tmp_path: Path) -> None:
 def test_a_later_versions_file_is_left_alone(tmp_path: Path) -> None:
     file = opened(tmp_path)
     file.close()
-    identity = '{"version": 2, "whatever": "it has"}'
+    identity = f'{{"version": {VERSION + 1}, "whatever": "it has"}}'
     damage(tmp_path, "UPDATE spool SET identity = ?, checksum = ?", identity, crc32(identity))
     with pytest.raises(SightlineError, match="later version") as caught:
         opened(tmp_path)
     assert caught.value.reason == "SPOOL_TOO_NEW"
 
 
-def test_checksums_are_crc32(tmp_path: Path) -> None:
+def test_checksums_name_the_spool_and_the_sequence(tmp_path: Path) -> None:
     file = opened(tmp_path)
-    fill(file, "a")
+    fill(file, "a", "b")
+    tag = zlib.crc32(file.identity.spool_id.encode())
     file.close()
     with sqlite3.connect(tmp_path / "spool.db") as db:
-        ((prediction, checksum),) = db.execute("SELECT prediction, checksum FROM predictions")
-    assert zlib.crc32(prediction) == checksum
+        rows = db.execute("SELECT sequence, prediction, checksum FROM predictions").fetchall()
+    db.close()
+    assert [check for _, _, check in rows] == [zlib.crc32(p) ^ n ^ tag for n, p, _ in rows]
+
+
+def test_a_note_that_is_not_what_was_written_is_none(tmp_path: Path) -> None:
+    mark = Mark(tmp_path)
+    mark.write(Note(Identity("gate-1", "x"), 0, 0, Reading(0.0, 0.0, "")))
+    text = mark.path.read_bytes()
+    assert mark.read() is not None
+    mark.path.write_bytes(text.replace(b"gate-1", b"gate-2"))
+    assert mark.read() is None
+    mark.path.write_bytes(b"")
+    assert mark.read() is None
+    mark.close()
+
+
+@pytest.mark.parametrize("first", [1, 100, 127, 128, 129, 16_383, 16_384, (1 << 40) + 5])
+def test_sequence_fields_are_those_of_the_contract(first: int) -> None:
+    found = list(islice(sequence_fields(first), 300))
+    assert found == [sequence_field(first + number) for number in range(300)]

@@ -15,7 +15,8 @@ from edge.log.encode import prediction_body
 from edge.log.entries import Dropped, Gap, GapReason, Row
 from edge.records import Prediction
 from edge.spool.caps import Limits, Lost
-from edge.spool.spool import FILE_NAME, ReplacedError, Spool
+from edge.spool.homes import FILE_NAME
+from edge.spool.spool import ReplacedError, Spool
 from servicekit.errors import SightlineError
 
 NO_LIMITS = Limits(1 << 40, 0.0, 0)
@@ -83,9 +84,9 @@ def test_ordinals_and_sequences(tmp_path: Path) -> None:
     assert (one.spool.spooled, one.spool.committed) == (5, 4)
     one.spool.close()
     one = opened(tmp_path)
-    assert (one.spool.spooled, one.spool.committed, one.spool.opened_at) == (0, -1, 5)
+    assert (one.spool.spooled, one.spool.committed) == (0, -1)
     one.spool.append([body()])
-    assert (one.spool.spooled, one.spool.committed, one.spool.opened_at) == (1, -1, 5)
+    assert (one.spool.spooled, one.spool.committed) == (1, -1)
     one.spool.close()
 
 
@@ -186,17 +187,6 @@ def test_age_evicts_by_a_clock_that_nobody_sets(tmp_path: Path) -> None:
     one.spool.close()
 
 
-def test_a_clock_that_was_never_set_ages_nothing(tmp_path: Path) -> None:
-    one = opened(tmp_path, Limits(1 << 40, 60.0, 0), Clocks(wall=1000.0))
-    one.spool.append([body()])
-    one.spool.close()
-    one = opened(tmp_path, Limits(1 << 40, 60.0, 0))
-    one.clocks.pass_by(3600)
-    one.spool.tend()
-    assert sequences(one) == [1]
-    one.spool.close()
-
-
 def test_unused_space_is_given_back(tmp_path: Path, one: Opened) -> None:
     one.spool.append([body("x" * 1000)] * 20_000)
     one.spool.acknowledge(one.id, 20_000)
@@ -238,7 +228,7 @@ def test_changes_of_a_spool_that_was_replaced_are_refused(one: Opened) -> None:
     ):
         with pytest.raises(ReplacedError):
             change()
-    assert one.spool.opened_at == 0
+    assert one.spool.sent_through == 0
     assert sequences(one) == [1]
 
 
@@ -260,8 +250,10 @@ def test_garbage_is_set_aside_when_the_spool_is_opened(
     assert "set aside as" in caplog.text
     one.spool.close()
     (tmp_path / FILE_NAME).write_bytes(b"again" * 500)
-    opened(tmp_path).spool.close()
-    assert (tmp_path / "spool.damaged-2.db").exists()
+    one = opened(tmp_path)
+    assert sequences(one) == [(1, 1, "SPOOL_DAMAGED")]
+    one.spool.close()
+    assert (tmp_path / "spool.salvaged-2.db").exists()
 
 
 def test_damage_while_the_spool_is_in_use(tmp_path: Path) -> None:
@@ -274,7 +266,7 @@ def test_damage_while_the_spool_is_in_use(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(pages)
     found = _use(tmp_path)
     assert found.damaged == 1
-    assert list(tmp_path.glob("spool.damaged-1.db"))
+    assert list(tmp_path.glob("spool.salvaged-1.db"))
 
 
 def _use(folder: Path) -> Spool:

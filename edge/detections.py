@@ -1,0 +1,143 @@
+"""What was found in one picture: one object at a time, or all of them as arrays."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from edge import columns
+from edge.columns import Array
+from edge.fields import INT32, INT64, integer, number, text, wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An axis-aligned box in pixels of the upright original picture, origin at the top left.
+
+    Valid when all four are finite, 0 <= x_min <= x_max and 0 <= y_min <= y_max. Stored as 32-bit
+    floats.
+    """
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+    def __post_init__(self) -> None:
+        if float is type(self.x_min) is type(self.y_min) is type(self.x_max) is type(self.y_max):
+            return  # as good as always, and five times as fast
+        for name in ("x_min", "y_min", "x_max", "y_max"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One object found in a picture."""
+
+    class_id: int
+    """Index into the model's labels, >= 0."""
+    class_name: str
+    """The label of class_id, at most 256 bytes. Empty: the model has no labels."""
+    confidence: float
+    """The model's confidence in [0, 1]. Stored as a 32-bit float."""
+    box: Box | None = None
+    """Where the object is. None: the task has no boxes (a classification)."""
+    track_id: int | None = None
+    """Identity across frames, given by a tracker (64 bits, signed). None: not tracked."""
+
+    def __post_init__(self) -> None:
+        text("class_name", self.class_name)
+        if not (type(self.class_id) is int and -INT32 <= self.class_id < INT32):
+            object.__setattr__(self, "class_id", integer("class_id", self.class_id, INT32))
+        if type(self.confidence) is not float:
+            object.__setattr__(self, "confidence", number("confidence", self.confidence))
+        if self.box is not None and not isinstance(self.box, Box):
+            raise wrong("box", "a Box or None", self.box)
+        if self.track_id is not None:
+            object.__setattr__(self, "track_id", integer("track_id", self.track_id, INT64))
+
+
+class DetectionArrays(Sequence[Detection]):
+    """What a detector found in one picture, as arrays: `Prediction.detections` without objects.
+
+    Takes what numpy, torch (on any device), `array` and plain lists have. Everything is copied, and
+    32-bit where the wire is, so that the arrays may be used again. As a sequence it yields the
+    `Detection` of each row.
+
+    Args:
+        xyxy: boxes `[n, 4]` as x_min, y_min, x_max, y_max; see `Box`.
+        confidence: `[n]`; see `Detection.confidence`.
+        class_id: `[n]`, whole numbers of 32 bits, signed.
+        track_id: `[n]`, whole numbers of 64 bits, signed. None: not tracked.
+        names: the model's labels by class_id, as ultralytics' `model.names` or a list.
+        class_name: `[n]`, the label of each, where there are no `names`.
+
+    Raises:
+        ValueError: an argument has another shape or length, holds NaN or what is no such number, or
+            `names` lacks a class; the message begins with the argument's name.
+    """
+
+    __slots__ = ("boxes", "class_ids", "class_names", "confidences", "track_ids")
+
+    def __init__(
+        self,
+        xyxy: Array,
+        confidence: Array,
+        class_id: Array,
+        *,
+        track_id: Array = None,
+        names: Mapping[int, str] | Sequence[str] | None = None,
+        class_name: Iterable[str] | None = None,
+    ) -> None:
+        self.boxes = columns.floats("xyxy", xyxy, 4)
+        count = len(self.boxes) // 4
+        self.confidences = columns.of_length(
+            count, "confidence", columns.floats("confidence", confidence, 1)
+        )
+        self.class_ids = columns.of_length(
+            count, "class_id", columns.integers("class_id", class_id, columns.INT32)
+        )
+        self.track_ids = None
+        if track_id is not None:
+            self.track_ids = columns.of_length(
+                count, "track_id", columns.integers("track_id", track_id, columns.INT64)
+            )
+        if class_name is None:
+            self.class_names = columns.labels(names, self.class_ids)
+        elif names is None:
+            self.class_names = columns.of_length(count, "class_name", columns.texts(class_name))
+        else:
+            raise ValueError("class_name must not be given together with names")
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Detection, ...]: ...
+    def __getitem__(self, index: int | slice) -> Detection | tuple[Detection, ...]:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        at = range(len(self))[index]
+        tracks = self.track_ids
+        return Detection(
+            self.class_ids[at],
+            self.class_names[at],
+            self.confidences[at],
+            Box(*self.boxes[4 * at : 4 * at + 4]),
+            None if tracks is None else tracks[at],
+        )
+
+    def __iter__(self) -> Iterator[Detection]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, DetectionArrays | tuple):
+            return tuple(self) == tuple(other)
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"<DetectionArrays of {len(self)}>"

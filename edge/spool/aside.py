@@ -1,0 +1,102 @@
+"""Files in a spool folder that are no longer the spool: kept for people, but not for ever."""
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+MOST_FILES = 4
+"""How many files that were set aside are kept."""
+_NAME = re.compile(r"spool\.(damaged|salvaged)-(\d+)\.db")
+_SUFFIXES = ("-wal", "-shm", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A file that was set aside."""
+
+    path: Path
+    number: int
+    is_salvaged: bool
+    """Whether what is readable in it is in a spool again."""
+    size: int
+    """Bytes, its write-ahead log included."""
+
+
+def found(directory: Path) -> list[Aside]:
+    """Returns the files that were set aside in a folder, oldest first."""
+    files = []
+    for path in directory.glob("spool.*-*.db"):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            files.append(Aside(path, int(match[2]), match[1] == "salvaged", size_of(path)))
+    return sorted(files, key=lambda one: one.number)
+
+
+def size_of(path: Path) -> int:
+    """Returns the bytes that a spool file and what belongs to it take from the disk."""
+    return sum(_size(Path(f"{path}{suffix}")) for suffix in _SUFFIXES)
+
+
+def set_aside(path: Path, *, is_salvaged: bool) -> Path:
+    """Gives a spool file, and what belongs to it, the next free name, and returns that."""
+    number = max((one.number for one in found(path.parent)), default=0) + 1
+    target = path.with_name(f"spool.{'salvaged' if is_salvaged else 'damaged'}-{number}.db")
+    move(path, target)
+    return target
+
+
+def move(path: Path, target: Path) -> None:
+    """Renames a spool file and what belongs to it; the file itself last."""
+    for suffix in _SUFFIXES:
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{target}{suffix}")
+
+
+def delete(path: Path) -> None:
+    """Deletes a spool file and what belongs to it; the file itself last."""
+    for suffix in _SUFFIXES:
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def sync(directory: Path) -> None:
+    """Returns when the names in a folder are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def prune(directory: Path, most_bytes: int) -> None:
+    """Deletes what is too much: what was salvaged first, then the oldest.
+
+    Args:
+        directory: of the spool.
+        most_bytes: of all files that were set aside.
+    """
+    files = found(directory)
+    for one in sorted(files, key=lambda one: (not one.is_salvaged, one.number)):
+        if len(files) <= MOST_FILES and sum(each.size for each in files) <= most_bytes:
+            return
+        logger.warning("spool: deletes %s, which was set aside", one.path)
+        with suppress(OSError):
+            delete(one.path)
+        files.remove(one)
+
+
+def names(files: Sequence[Aside]) -> list[str]:
+    """Returns the names of files."""
+    return [one.path.name for one in files]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,235 @@
+"""Finds predictions in the bytes of a damaged SQLite file, whatever is left of its structure.
+
+A row's bytes begin with a header that hardly anything else looks like, and its checksum says
+whether what follows is one. So no tree of pages has to be sound, nor the chain of checksums in the
+write-ahead log, at the first break of which SQLite stops reading.
+
+See https://www.sqlite.org/fileformat2.html: "Record Format", "Cell Payload Overflow Pages" and
+"The WAL File Format".
+"""
+
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.spool.identity import DamagedError, Identity, decode
+
+_PAGE_SIZE = 4096  # where the file does not say
+_CHUNK_PAGES = 1024
+_WAL_HEADER, _FRAME_HEADER = 32, 24
+# A record's header: its size; a key, which is kept elsewhere; a time; a checksum. (A BLOB follows.)
+_ROW = re.compile(rb"[\x05-\x09]\x00[\x01-\x09][\x01-\x06\x08\x09]")
+_SIZES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 7: 8, 8: 0, 9: 0}
+_FLOAT, _DOUBLE = 7, struct.Struct(">d")
+_IDENTITY = re.compile(rb'\{"version": \d')
+_MOST_IN_IDENTITY = 4096
+_MOST_IN_ROW = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Carved:
+    """Something that may be a row."""
+
+    sequence: int
+    """As the prediction has it."""
+    spooled_at: float
+    check: int
+    prediction: bytes
+
+
+class Carver:
+    """The bytes of a spool file and of its write-ahead log, as they are. Nobody may change them.
+
+    Args:
+        path: of the spool file. What is missing counts as empty.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with ExitStack() as stack:
+            self._main = _open(path)
+            stack.callback(_close, self._main)
+            self._wal = _open(Path(f"{path}-wal"))
+            stack.callback(_close, self._wal)
+            self._page_size = self._find_page_size()
+            self._reserved = _likely_reserved(self._read(self._main, 20, 1))
+            self._frames: dict[int, int] | None = None
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self._stack.close()
+
+    def identities(self) -> Iterator[Identity]:
+        """Yields what is left of the spool's identity as it once was, the latest last as a rule.
+
+        Raises:
+            SightlineError: a later version wrote it (`SPOOL_TOO_NEW`).
+        """
+        for _, pages in self._chunks():
+            for match in _IDENTITY.finditer(pages):
+                found = _identity_at(pages, match.start())
+                if found is not None:
+                    yield found
+
+    def rows(self) -> Iterator[Carved]:
+        """Yields what may be rows; a checksum says which are. One may come more than once."""
+        for descriptor, pages in self._chunks():
+            # What looks like a row may be the rest of one that others were written over: so none
+            # is skipped.
+            for match in _ROW.finditer(pages):
+                yield from self._row_at(descriptor, pages, match.start())
+
+    def _chunks(self) -> Iterator[tuple[int | None, bytes]]:
+        """Yields whole pages, or frames, with the file they are in."""
+        for descriptor, start, size in (
+            (self._main, 0, self._page_size),
+            (self._wal, _WAL_HEADER, _FRAME_HEADER + self._page_size),
+        ):
+            step = size * _CHUNK_PAGES
+            for offset in range(start, _size(descriptor), step):
+                yield descriptor, self._read(descriptor, offset, step)
+
+    def _row_at(self, descriptor: int | None, pages: bytes, start: int) -> Iterator[Carved]:
+        """Yields what may be the row whose header is at `start`: one, or none, or two versions."""
+        serial, body = _varint(pages, start + 4)
+        length = (serial - 12) // 2
+        if pages[start] != body - start or serial < 14 or serial % 2 or length > _MOST_IN_ROW:
+            return
+        time_size, check_size = _SIZES[pages[start + 2]], _SIZES[pages[start + 3]]
+        payload = (body - start) + time_size + check_size + length
+        local = self._local_size(payload)
+        first = pages[body + time_size + check_size : start + local]
+        if not first.startswith(b"\x08"):
+            return
+        sequence = _sequence(first)
+        spooled_at = _real(pages[start + 2], pages[body : body + time_size])
+        check = _integer(pages[start + 3], pages[body + time_size : body + time_size + check_size])
+        end = start + local
+        if local == payload:
+            yield Carved(sequence, spooled_at, check, first)
+            return
+        next_page = int.from_bytes(pages[end : end + 4], "big")
+        for in_log in (descriptor == self._wal, descriptor != self._wal):
+            rest = self._overflow(next_page, length - len(first), in_log=in_log)
+            yield Carved(sequence, spooled_at, check, first + rest)
+
+    def _overflow(self, page: int, size: int, *, in_log: bool) -> bytes:
+        """Returns what goes on in other pages, as far as it does."""
+        found, room = [], self._page_size - self._reserved - 4
+        while page and size > 0:
+            content = self._page(page, in_log=in_log)
+            if len(content) < 4:
+                break
+            found.append(content[4 : 4 + min(size, room)])
+            page, size = int.from_bytes(content[:4], "big"), size - room
+        return b"".join(found)
+
+    def _page(self, number: int, *, in_log: bool) -> bytes:
+        if self._frames is None:
+            self._frames = dict(self._frame_pages())
+        if in_log and number in self._frames:
+            return self._read(self._wal, self._frames[number], self._page_size)
+        return self._read(self._main, (number - 1) * self._page_size, self._page_size)
+
+    def _frame_pages(self) -> Iterator[tuple[int, int]]:
+        """Yields the page that each frame of the log is a version of, and where it is."""
+        step = _FRAME_HEADER + self._page_size
+        for offset in range(_WAL_HEADER, _size(self._wal), step):
+            number = int.from_bytes(self._read(self._wal, offset, 4), "big")
+            yield number, offset + _FRAME_HEADER
+
+    def _local_size(self, payload: int) -> int:
+        usable = self._page_size - self._reserved
+        if payload <= usable - 35:
+            return payload
+        least = (usable - 12) * 32 // 255 - 23
+        size = least + (payload - least) % (usable - 4)
+        return size if size <= usable - 35 else least
+
+    def _find_page_size(self) -> int:
+        said = (self._read(self._main, 16, 2), self._read(self._wal, 8, 4))
+        sizes = [int.from_bytes(size, "big") for size in said]
+        likely = [size for size in sizes if 512 <= size <= 32768 and size.bit_count() == 1]
+        return _PAGE_SIZE if _PAGE_SIZE in likely or not likely else likely[0]
+
+    @staticmethod
+    def _read(descriptor: int | None, offset: int, size: int) -> bytes:
+        return b"" if descriptor is None else os.pread(descriptor, size, offset)
+
+
+def _identity_at(pages: bytes, start: int) -> Identity | None:
+    text = pages[start : start + _MOST_IN_IDENTITY].decode("ascii", "replace")
+    with suppress(ValueError, TypeError, KeyError, DamagedError):
+        _, size = json.JSONDecoder().raw_decode(text)
+        check = zlib.crc32(text[:size].encode())
+        follows = pages[start + size : start + size + 6]
+        if any(follows.startswith(check.to_bytes(n, "big")) for n in _widths(check)):
+            return decode(text[:size], check, "the file")
+    return None
+
+
+def _widths(number: int) -> list[int]:
+    """Returns in how many bytes SQLite may have written a number."""
+    return [n for n in (1, 2, 3, 4, 6) if number < 1 << (8 * n - 1)]
+
+
+def _varint(data: bytes, start: int) -> tuple[int, int]:
+    """Returns SQLite's whole number at a place, high digits first, and where it ends."""
+    number, position = 0, start
+    for position in range(start, min(start + 9, len(data))):
+        number = number << 7 | data[position] & 127
+        if data[position] < 128:
+            break
+    return number, position + 1
+
+
+def _sequence(prediction: bytes) -> int:
+    """Returns the number that a prediction begins with; protobuf writes low digits first."""
+    number = 0
+    for shift, digit in enumerate(prediction[1:11]):
+        number |= (digit & 127) << 7 * shift
+        if digit < 128:
+            break
+    return number
+
+
+def _real(kind: int, data: bytes) -> float:
+    if kind == _FLOAT and len(data) == _DOUBLE.size:
+        return float(_DOUBLE.unpack(data)[0])
+    return float(_integer(kind, data))
+
+
+def _likely_reserved(said: bytes) -> int:
+    """Returns how many bytes at the end of a page SQLite leaves to others."""
+    return said[0] if said and said[0] <= 32 else 0
+
+
+def _integer(kind: int, data: bytes) -> int:
+    if kind in (8, 9):
+        return kind - 8
+    return int.from_bytes(data, "big", signed=True)
+
+
+def _open(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _size(descriptor: int | None) -> int:
+    return 0 if descriptor is None else os.fstat(descriptor).st_size

@@ -1,0 +1,95 @@
+"""Whose spool it is and how far it goes, and how that is written down."""
+
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import grpc
+
+from servicekit.errors import SightlineError
+
+VERSION = 2
+"""Version 1 had checksums that said nothing of the spool; its files go on as version 2."""
+
+
+class DamagedError(Exception):
+    """The file holds something that was not written to it.
+
+    Attributes:
+        identity: what is certain of it all the same. None: nothing.
+    """
+
+    def __init__(self, message: str, identity: "Identity | None" = None) -> None:
+        super().__init__(message)
+        self.identity = identity
+
+
+class EmptyError(DamagedError):
+    """The file holds nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose spool it is, and how far its sequences go."""
+
+    device_id: str
+    spool_id: str
+    """A UUID, born with the spool."""
+    acknowledged: int = 0
+    """Every sequence up to this one is committed by the server and deleted here."""
+    last: int = 0
+    """The last sequence that was given out."""
+    unbound: int = 0
+    """Sequences up to this one have checksums of version 1."""
+
+    @property
+    def pending(self) -> int:
+        """How many sequences still wait for the server."""
+        return self.last - self.acknowledged
+
+
+@lru_cache(maxsize=1)  # the database and the note say the same, one after the other
+def encode(identity: Identity) -> tuple[str, int]:
+    """Returns an identity as text, and the checksum of that."""
+    text = json.dumps({"version": VERSION} | asdict(identity))
+    return text, zlib.crc32(text.encode())
+
+
+def decode(text: object, check: object, where: object) -> Identity:
+    """Returns what `encode` was given.
+
+    Args:
+        text: of the identity.
+        check: its checksum.
+        where: names the file in the error.
+
+    Raises:
+        DamagedError: it is not what was written.
+        SightlineError: a later version wrote it (`SPOOL_TOO_NEW`).
+    """
+    if not isinstance(text, str) or zlib.crc32(text.encode()) != check:
+        raise DamagedError("its identity is not what was written")
+    fields = json.loads(text)
+    version = fields.pop("version")
+    if version > VERSION:
+        raise SightlineError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "SPOOL_TOO_NEW",
+            f"spool_dir: {where} was made by a later version of sightline",
+        )
+    if version == 1:
+        fields["unbound"] = fields["last"]
+    return Identity(**fields)
+
+
+def joined(first: Identity, *others: Identity | None) -> Identity:
+    """Returns the furthest that is known of a spool; what is said of other spools is left out."""
+    same = [one for one in (first, *others) if one is not None and one.spool_id == first.spool_id]
+    return Identity(
+        first.device_id,
+        first.spool_id,
+        max(one.acknowledged for one in same),
+        max(one.last for one in same),
+        max(one.unbound for one in same),
+    )

@@ -1,0 +1,162 @@
+"""A clock that somebody sets, in any direction: nothing ages by it, nothing waits for it."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.log import memory, writer
+from edge.log.entries import GapReason
+from edge.log.logger import LogOptions, PredictionLogger
+from edge.records import Prediction
+from edge.ship import shipper
+from edge.spool import mark
+from edge.spool.caps import Limits
+from tests.fakes.ingest import UNAVAILABLE, FakeIngest
+from tests.unit.edge.spool.test_spool import Clocks, Opened, body, opened, sequences
+
+YEAR = 365.25 * 86_400
+A_DAY = Limits(1 << 40, 86_400.0, 0)
+JUMPS = {
+    "forward": [10 * YEAR],
+    "back": [-10 * YEAR],
+    "back and forth": [10 * YEAR, -20 * YEAR, 10 * YEAR],
+    "before 1970": [-60 * YEAR],
+}
+
+
+@pytest.fixture
+def ingest() -> Iterator[FakeIngest]:
+    with FakeIngest() as found:
+        yield found
+
+
+@pytest.mark.parametrize("jumps", JUMPS.values(), ids=JUMPS)
+@pytest.mark.parametrize("reopened", [False, True])
+def test_nothing_ages_by_a_jump_and_everything_by_the_time_that_passes(
+    tmp_path: Path, jumps: list[float], reopened: bool
+) -> None:
+    one = opened(tmp_path, A_DAY)
+    clocks = one.clocks
+    for jump in jumps:
+        one.spool.append([body()])
+        clocks.wall_time += jump
+        if reopened:
+            one = again(one, tmp_path)
+        one.spool.tend()
+        clocks.pass_by(60)
+    assert one.lost == []
+    clocks.pass_by(86_390 - 60 * len(jumps))
+    one.spool.append([body()])
+    one.spool.tend()
+    assert one.lost == []
+    clocks.pass_by(200)
+    one.spool.tend()
+    count = len(jumps)
+    assert sum(lost.count for lost in one.lost) == count
+    assert sequences(one) == [(1, count, "SPOOL_AGE"), count + 1]
+    one.spool.close()
+
+
+def again(one: Opened, folder: Path, limits: Limits = A_DAY) -> Opened:
+    one.spool.close()
+    return opened(folder, limits, one.clocks)
+
+
+def test_age_counts_while_no_process_runs_as_long_as_the_machine_does(tmp_path: Path) -> None:
+    one = opened(tmp_path, A_DAY)
+    one.spool.append([body()])
+    one.clocks.pass_by(90_000)
+    one = again(one, tmp_path)
+    one.spool.tend()
+    assert [lost.reason for lost in one.lost] == [GapReason.SPOOL_AGE]
+    one.spool.close()
+
+
+@pytest.mark.parametrize("wall", [0.0, 1_700_000_000.0 + 10 * YEAR])
+def test_time_while_the_machine_is_off_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wall: float
+) -> None:
+    """No clock of a device can be trusted to say how long that was."""
+    one = opened(tmp_path, A_DAY)
+    one.spool.append([body()])
+    one.clocks.pass_by(80_000)
+    one.spool.append([body()])
+    one.spool.close()
+    monkeypatch.setattr(mark, "_BOOT_ID", tmp_path / "boot_id")
+    (tmp_path / "boot_id").write_text("another boot")
+    clocks = Clocks(wall)
+    clocks.steady_time = 1e6
+    one = opened(tmp_path, A_DAY, clocks)
+    one.spool.tend()
+    assert one.lost == []
+    one.clocks.pass_by(7_000)
+    one.spool.tend()
+    assert sequences(one) == [(1, 1, "SPOOL_AGE"), 2]
+    one.spool.close()
+
+
+@pytest.mark.parametrize("wall", [0.0, 1000.0, -5 * YEAR])
+def test_a_clock_that_was_never_set_still_ages(tmp_path: Path, wall: float) -> None:
+    one = opened(tmp_path, A_DAY, Clocks(wall))
+    one.spool.append([body()])
+    one = again(one, tmp_path)
+    one.clocks.wall_time = 1_700_000_000.0
+    one.spool.tend()
+    assert one.lost == []
+    one.clocks.pass_by(90_000)
+    one.spool.tend()
+    assert sequences(one) == [(1, 1, "SPOOL_AGE")]
+    one.spool.close()
+
+
+def test_a_time_that_is_not_what_was_written_ages_no_other(tmp_path: Path) -> None:
+    one = opened(tmp_path, A_DAY)
+    one.spool.append([body(), body(), body()])
+    one.spool.close()
+    with sqlite3.connect(tmp_path / "spool.db") as db:
+        db.execute("UPDATE predictions SET spooled_at = 1e18 WHERE sequence = 3")
+    db.close()
+    one = opened(tmp_path, A_DAY, one.clocks)
+    one.spool.tend()
+    assert sequences(one) == [1, 2, 3]
+    one.spool.close()
+
+
+class Moved:
+    """The module `time`, with a wall clock that somebody sets."""
+
+    def __init__(self) -> None:
+        self.by = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.by
+
+    def time_ns(self) -> int:
+        return time.time_ns() + int(self.by * 1e9)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(time, name)
+
+
+@pytest.mark.parametrize("failures", [0, 3])
+def test_logging_and_its_retries_go_on_while_the_clock_jumps(
+    tmp_path: Path, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    moved = Moved()
+    for module in (memory, shipper, writer):  # gRPC looks at the clock of this machine by itself
+        monkeypatch.setattr(module, "time", moved)
+    monkeypatch.setattr(memory, "_now", moved.time)
+    ingest.before.extend([UNAVAILABLE] * failures)
+    options = LogOptions(batch_timeout_seconds=0.0, spool_age_seconds=3600.0)
+    with PredictionLogger(
+        ingest.target, device_id="gate-1", spool_dir=tmp_path, options=options
+    ) as log:
+        for number, jump in enumerate([0.0, 10 * YEAR, -10 * YEAR, -50 * YEAR, 0.0]):
+            moved.by = jump
+            log(Prediction(f"i{number}", "m"), wait="spooled", timeout=20)
+        assert log.flush(60, until="committed")
+        assert log.stats().dropped == {}
+    assert ingest.images() == [f"i{number}" for number in range(5)]

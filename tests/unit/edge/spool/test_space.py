@@ -1,0 +1,145 @@
+"""Space: given back after a backlog has drained, and waited for where there is none."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.log.entries import GapReason, Row
+from edge.log.logger import LogOptions, PredictionLogger
+from edge.records import Prediction
+from tests.fakes.ingest import FakeIngest
+from tests.unit.edge.samples import eventually
+from tests.unit.edge.spool.test_spool import Opened, body, opened, sequences
+
+FEW_BYTES = 10 << 20
+
+
+@pytest.fixture
+def ingest() -> Iterator[FakeIngest]:
+    with FakeIngest() as found:
+        yield found
+
+
+def on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def drain(one: Opened, *, flowing: bool) -> None:
+    """Does what shipper and writer do, second by second."""
+    position = 0
+    while position < one.spool.identity.last - 100:
+        position = one.spool.read(one.id, position, 8192, 4 << 20)[-1].sequence
+        one.spool.acknowledge(one.id, position)
+        if flowing:
+            one.spool.append([body()] * 10)
+        one.spool.tend()
+
+
+@pytest.mark.parametrize("flowing", [False, True])
+def test_a_backlog_that_has_drained_leaves_its_space(tmp_path: Path, flowing: bool) -> None:
+    one = opened(tmp_path)
+    for _ in range(100):
+        one.spool.append([body("x" * 10_000)] * 100)
+    assert on_disk(tmp_path) > 100 << 20
+    most = on_disk(tmp_path)
+    drain(one, flowing=flowing)
+    for _ in range(5):
+        if flowing:
+            one.spool.append([body()] * 10)
+        one.spool.tend()
+    assert on_disk(tmp_path) < FEW_BYTES
+    assert most < 120 << 20
+    one.spool.close()
+    assert on_disk(tmp_path) < FEW_BYTES
+    one = opened(tmp_path)
+    assert all(isinstance(n, int) for n in sequences(one, one.spool.identity.acknowledged))
+    one.spool.close()
+
+
+def test_a_full_disk_costs_predictions_which_are_declared(
+    tmp_path: Path, ingest: FakeIngest
+) -> None:
+    ingest.stop()
+    options = LogOptions(batch_timeout_seconds=0.0, memory_predictions=100)
+    log = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path, options=options)
+    pipeline = log._pipeline
+    pipeline._writer._patience_seconds = 0.3
+    log(Prediction("first", "m"), wait="spooled", timeout=20)
+    assert pipeline._spool is not None
+    db = pipeline._spool._file._db
+    db.execute("PRAGMA max_page_count = 8")
+    for number in range(2000):
+        log(Prediction(f"i{number}", "m" * 250))
+    assert eventually(lambda: "spool_write_failed" in log.stats().dropped, 20)
+    assert log.stats().last_error == "database or disk is full"
+    log(Prediction("meanwhile", "m"))
+    db.execute("PRAGMA max_page_count = 1000000")
+    assert eventually(lambda: log.stats().last_error != "database or disk is full", 20)
+    log(Prediction("last", "m"), wait="spooled", timeout=20)
+    ingest.start()
+    assert log.flush(60, until="committed")
+    stats = log.stats()
+    log.close()
+    stored = ingest.only()
+    stored.check()
+    assert {"first", "last"} < set(ingest.images())
+    lost = sum(last - first + 1 for first, last, _ in stored.gaps)
+    assert len(ingest.images()) + lost == stats.logged == 2003
+    assert lost == sum(stats.dropped.values())
+    assert GapReason.SPOOL_WRITE_FAILED in {reason for _, _, reason in stored.gaps}
+
+
+NODE = """
+import json, resource, sys, time
+from edge import LogOptions, Prediction, PredictionLogger
+options = LogOptions(memory_predictions=100, disk_reserve_bytes=0)
+log = PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=sys.argv[1], options=options)
+log._pipeline._writer._patience_seconds = 0.3
+log(Prediction("first", "m"), wait="spooled", timeout=20)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+slowest = 0.0
+for number in range(3000):
+    begun = time.monotonic()
+    log(Prediction(f"i{number}", "m" * 250))
+    slowest = max(slowest, time.monotonic() - begun)
+    time.sleep(0.0002)
+failed = log.stats().last_error
+while "spool_write_failed" not in log.stats().dropped:
+    time.sleep(0.05)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+log(Prediction("last", "m"), wait="spooled", timeout=20)
+stats = log.stats()
+print(json.dumps([failed, stats.logged, dict(stats.dropped), slowest]))
+log.close(0)
+"""
+
+
+@pytest.mark.parametrize("limit", [100_000, 300_000])
+def test_a_process_that_may_not_write_any_more_goes_on(tmp_path: Path, limit: int) -> None:
+    """The kernel refuses to let a file grow, in the middle of whatever SQLite writes."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    if hard != resource.RLIM_INFINITY:
+        pytest.skip("this process may not write big files itself")
+    done = subprocess.run(
+        [sys.executable, "-c", NODE, str(tmp_path), str(limit)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    failed, logged, dropped, slowest = json.loads(done.stdout)
+    assert failed
+    assert slowest < 1.0
+    one = opened(tmp_path)
+    entries = one.spool.read(one.id, 0, 1 << 20, 1 << 30)
+    one.spool.close()
+    rows = sum(isinstance(entry, Row) for entry in entries)
+    assert rows + sum(dropped.values()) == logged == one.spool.identity.last == 3002
+    assert one.lost == []
+    assert one.spool.damaged == 0
