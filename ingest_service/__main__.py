@@ -10,9 +10,11 @@ from prometheus_client import CollectorRegistry
 from ingest_service.duckdb_store import DuckDBStore, StoreOpenError
 from ingest_service.group_commit import GroupCommitter
 from ingest_service.group_writer import GroupWriter
+from ingest_service.housekeeping import Duties, Housekeeping
 from ingest_service.queries import Queries
 from ingest_service.server import IngestServer
 from ingest_service.settings import IngestSettings
+from ingest_service.watched_store import WatchedStore
 from servicekit import logs
 from servicekit.lifecycle import Readiness, StartError, run, serve
 from servicekit.settings import load
@@ -20,6 +22,9 @@ from servicekit.settings import load
 PROG = "python -m ingest_service"
 STREAM_PATIENCE = 2.0
 """How long open streams may end by themselves after SIGTERM before they are cut, s."""
+SWITCH_SECONDS = 0.001
+"""How long a thread may be kept waiting for the interpreter's lock, s: the writer asks for it after
+each statement, and with Python's 5 ms it waits for the event loop for much of a commit."""
 STREAM_WINDOW = 256 * 1024
 """What gRPC takes of one stream ahead of its handler, bytes."""
 POSITION_QUEUE = 10_000
@@ -37,6 +42,12 @@ def _open(settings: IngestSettings) -> DuckDBStore:
         raise StartError(str(error)) from error
 
 
+def _duties(settings: IngestSettings) -> Duties:
+    return Duties(
+        settings.retain_days, settings.export_dir, export_seconds=60 * settings.export_every_minutes
+    )
+
+
 def _receive_limit(settings: IngestSettings) -> int:
     """Returns room to read a message that is too large, and say so as gRPC itself would not."""
     return min(2 * settings.max_message_bytes, 2**31 - 1)
@@ -45,7 +56,7 @@ def _receive_limit(settings: IngestSettings) -> int:
 async def _main(argv: Sequence[str]) -> None:
     settings = load(IngestSettings, argv, prog=PROG)
     logs.configure(settings.log_level, settings.log_format, service="ingest")
-    store = _open(settings)
+    store = WatchedStore(_open(settings))
     positions = Queries(store, threads=1, queue=POSITION_QUEUE)
     queries = Queries(store, threads=settings.query_threads, queue=settings.query_queue)
     writer = GroupWriter(store, _now)
@@ -56,12 +67,14 @@ async def _main(argv: Sequence[str]) -> None:
         group_wait=settings.group_wait_ms / 1000,
         max_inflight_bytes=settings.max_inflight_bytes,
     )
+    housekeeping = Housekeeping(store, _duties(settings), _now)
     server = IngestServer(
         committer, positions, queries, now=_now, max_message_bytes=settings.max_message_bytes
     )
 
-    async def start(_readiness: Readiness) -> None:
+    async def start(readiness: Readiness) -> None:
         """Everything is ready: the store was opened before the address was bound."""
+        store.on_change = readiness.set
 
     async def drain() -> None:
         asyncio.get_running_loop().call_later(STREAM_PATIENCE, server.cut_streams)
@@ -70,6 +83,7 @@ async def _main(argv: Sequence[str]) -> None:
         await committer.close()
         await asyncio.to_thread(positions.close)
         await asyncio.to_thread(queries.close)
+        await asyncio.to_thread(housekeeping.close)
         await asyncio.to_thread(store.close)
 
     await serve(
@@ -92,6 +106,7 @@ async def _main(argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Runs the service until SIGTERM; exits 1 if it cannot start, 2 for a bad setting."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     sys.exit(run(lambda: _main(sys.argv[1:]), prog=PROG))
 
 

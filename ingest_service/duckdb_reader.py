@@ -2,17 +2,15 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import duckdb
 
-from ingest_service.filters import where
-from ingest_service.store import Count, Filter, Position, Spool, Stats, StoredPrediction
-
-MAX_KEYS = 1000
-"""How many devices, models and classes statistics list at most."""
+from ingest_service.duckdb_stats import read_stats, within
+from ingest_service.filters import where, where_sums
+from ingest_service.store import Filter, Position, Spool, Stats, StoredPrediction
 
 _PAGE = """
     SELECT epoch_us(received_at), device_id, spool_id, sequence,
@@ -29,37 +27,22 @@ _AFTER = """
     AND (received_at, device_id, spool_id, sequence)
         < (make_timestamptz($received_us), $after_device, $after_spool, $after_sequence)
 """
-_TOTALS = """
-    SELECT count(*), count(*) FILTER (WHERE defect_detected),
-        coalesce(sum(len(detections)), 0)::BIGINT,
-        quantile_cont(inference_seconds, [0.5, 0.95, 0.99]),
-        epoch_us(min(captured_at)), epoch_us(max(captured_at))
-    FROM predictions WHERE {where}
+_CUT = """
+    SELECT epoch_us(received_at) FROM predictions WHERE {where}
+    ORDER BY received_at DESC LIMIT $size
 """
-_BY = """
-    SELECT {key}, count(*) AS total, count(*) FILTER (WHERE defect_detected)
-    FROM predictions WHERE {where}
-    GROUP BY {key} ORDER BY total DESC, {key} LIMIT $keys
+_BLOCKS = """
+    SELECT epoch_us(after), epoch_us(through)
+    FROM blocks SEMI JOIN (SELECT through FROM rollups WHERE {where}) USING (through)
+    ORDER BY through DESC
 """
-_BY_CLASS = """
-    SELECT class_name, count(*) AS total, 0
-    FROM (
-        SELECT unnest(list_transform(detections, lambda d: d.class_name)) AS class_name
-        FROM predictions WHERE {where}
-    )
-    GROUP BY class_name ORDER BY total DESC, class_name LIMIT $keys
-"""
-_REJECTED = "SELECT count(*) FROM rejected_predictions WHERE {where}"
-_GAPS = """
-    SELECT least(
-        coalesce(sum(last_sequence::HUGEINT - first_sequence + 1), 0), 9223372036854775807
-    )::BIGINT
-    FROM gaps WHERE {where}
-"""
+_SEALED = "SELECT epoch_us(max(through)) FROM blocks"
+_FIRST_BLOCKS = 4
+"""Blocks that are searched at once for a page at first; then four times as many, and so on."""
 
 
 class DuckDBReader:
-    """A `Reader` on a cursor of its own.
+    """A `Reader` on a cursor of its own. Statistics and pages are of the moment of the first.
 
     Args:
         cursor: its connection; closed with it.
@@ -74,6 +57,7 @@ class DuckDBReader:
         self._cursor = cursor
         self._translated = translated
         self._interrupted = threading.Event()
+        self._begun = False
 
     def watermark(self, spool: Spool) -> int:
         """Returns the committed position of a spool; 0: it is not known."""
@@ -88,33 +72,8 @@ class DuckDBReader:
     def stats(self, which: Filter) -> Stats:
         """Returns statistics, all of one moment."""
         with self._translated():
-            self._cursor.execute("BEGIN")  # one snapshot for all the queries
-            return self._stats(which)
-
-    def _stats(self, which: Filter) -> Stats:
-        condition, values = where(which)
-        devices, device_values = where(Filter(device_ids=which.device_ids))
-        (total, defects, detections, quantiles, first, last) = self._rows(
-            _TOTALS.format(where=condition), values
-        )[0]
-        by = {
-            key: self._counts(_BY.format(key=key, where=condition), values)
-            for key in ("device_id", "model_name", "source")
-        }
-        return Stats(
-            total_predictions=total,
-            defects_detected=defects,
-            total_detections=detections,
-            by_device=by["device_id"],
-            by_model=by["model_name"],
-            by_source=by["source"],
-            by_class=self._counts(_BY_CLASS.format(where=condition), values),
-            inference_seconds=tuple(quantiles) if quantiles else None,
-            first_captured_us=first,
-            last_captured_us=last,
-            rejected=self._rows(_REJECTED.format(where=devices), device_values)[0][0],
-            gap_sequences=self._rows(_GAPS.format(where=devices), device_values)[0][0],
-        )
+            self._begin()
+            return read_stats(self._rows, which)
 
     def page(self, which: Filter, size: int, after: Position | None) -> list[StoredPrediction]:
         """Returns at most `size` predictions, newest commit first."""
@@ -129,8 +88,42 @@ class DuckDBReader:
                 "after_sequence": after.sequence,
             }
         with self._translated():
+            self._begin()
+            # Whole rows are only read from this commit on: to sort them costs more than to find it.
+            oldest = self._oldest_of_page(which, condition, values)
+            if oldest is None:
+                return []
+            condition = f"{condition} AND received_at >= make_timestamptz({oldest})"
             rows = self._rows(_PAGE.format(where=condition), values)
         return [StoredPrediction(Position(*row[:4]), *row[4:]) for row in rows]
+
+    def _oldest_of_page(self, which: Filter, condition: str, values: dict[str, Any]) -> int | None:
+        """Returns the oldest commit that the page reaches back to, us; None: nothing matches."""
+        found: list[int] = []
+        size: int = values["size"]
+        for commits in self._newest_first(which, values):
+            rows = self._rows(_CUT.format(where=f"{condition} AND {commits}"), values)
+            found += [row[0] for row in rows]
+            if len(found) >= size:
+                return found[size - 1]
+        return found[-1] if found else None
+
+    def _newest_first(self, which: Filter, values: Mapping[str, Any]) -> Iterator[str]:
+        """Yields conditions for the commits that may hold what matches, newest first."""
+        ((sealed,),) = self._rows(_SEALED, {})
+        if sealed is None:
+            yield "true"
+            return
+        if values.get("received_us", sealed + 1) > sealed:
+            yield f"received_at > make_timestamptz({sealed})"
+        condition, parameters = where_sums(which)
+        newer = values.get("received_us", sealed)
+        found = self._rows(_BLOCKS.format(where=condition), parameters)
+        blocks = [(after, through) for after, through in found if after < newer]
+        at, count = 0, _FIRST_BLOCKS
+        while chosen := blocks[at : at + count]:
+            yield within("received_at", (chosen[-1][0], chosen[0][1]))
+            at, count = at + count, count * 4
 
     def interrupt(self) -> None:
         """Makes the query that runs, and each later one, fail soon. From any thread."""
@@ -142,10 +135,13 @@ class DuckDBReader:
         """Frees the cursor, and with it its transaction."""
         self._cursor.close()
 
-    def _counts(self, query: str, values: dict[str, Any]) -> Sequence[Count]:
-        return [Count(*row) for row in self._rows(query, {**values, "keys": MAX_KEYS})]
+    def _begin(self) -> None:
+        """From here on, the reader sees one moment: its queries belong together."""
+        if not self._begun:
+            self._cursor.execute("BEGIN")
+            self._begun = True
 
-    def _rows(self, query: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         if self._interrupted.is_set():
             raise duckdb.InterruptException("interrupted before it began")
         rows: list[tuple[Any, ...]] = self._cursor.execute(query, values).fetchall()

@@ -14,6 +14,8 @@ import duckdb
 import grpc
 import pyarrow as pa
 
+from ingest_service.commit_clock import CommitClock
+from ingest_service.duckdb_keeper import DuckDBKeeper
 from ingest_service.duckdb_reader import DuckDBReader
 from ingest_service.migrations import NewerSchemaError, migrate
 from ingest_service.store import Changes, Spool
@@ -54,6 +56,15 @@ _MOVE_WATERMARKS = """
         updated_at = $now
     FROM incoming AS i WHERE w.device_id = i.device_id AND w.spool_id = i.spool_id
 """
+_LAST_COMMIT = """
+    SELECT epoch_us(max(latest)) FROM (
+        SELECT max(received_at) AS latest FROM predictions
+        WHERE received_at > (SELECT coalesce(max(through), '-infinity') FROM blocks)
+        UNION ALL SELECT max(through) FROM blocks
+        UNION ALL SELECT max(through) FROM exports
+    )
+"""
+_PROBE_BYTES = 1 << 20
 _REMEMBERED = 100_000
 """Spools whose positions are kept in memory, about 300 bytes each."""
 
@@ -72,14 +83,16 @@ class DuckDBStore:
         path: the file; made where it is missing, in a folder that exists.
 
     Raises:
-        StoreOpenError: the file is in use, cannot be read or written, is no DuckDB file, or is of
-            a newer Sightline.
+        StoreOpenError: the file is in use, cannot be read or written, is no DuckDB file, is
+            damaged as far as that shows at once, or is of a newer Sightline.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._root: duckdb.DuckDBPyConnection | None = _open(path)
+        root = _open(path)
+        self._clock = CommitClock(_last_commit(root, path))
+        self._root: duckdb.DuckDBPyConnection | None = root
         self._positions: dict[Spool, int] = {}
 
     @contextlib.contextmanager
@@ -87,7 +100,7 @@ class DuckDBStore:
         """Opens a transaction: committed and durable when the block ends, undone if it raises."""
         with self._translated(), contextlib.closing(self._cursor()) as cursor:
             cursor.execute("BEGIN")
-            transaction = DuckDBTransaction(cursor, self._positions)
+            transaction = DuckDBTransaction(cursor, self._positions, self._clock)
             try:
                 yield transaction
                 cursor.execute("COMMIT")
@@ -104,6 +117,21 @@ class DuckDBStore:
         """Returns a new reader."""
         with self._translated():
             return DuckDBReader(self._cursor(), self._translated)
+
+    def keeper(self) -> DuckDBKeeper:
+        """Returns a keeper; one at a time."""
+        return DuckDBKeeper(self._cursor, self._translated)
+
+    def probe(self) -> None:
+        """Commits as much as a busy device sends at once, and takes it back.
+
+        Raises:
+            SightlineError: that cannot be done now.
+        """
+        with self._translated(), contextlib.closing(self._cursor()) as cursor:
+            # A comment, for an UPDATE that leaves everything as it is writes nothing.
+            cursor.execute(f"COMMENT ON TABLE schema_version IS '{' ' * _PROBE_BYTES}'")
+            cursor.execute("COMMENT ON TABLE schema_version IS NULL")
 
     def close(self) -> None:
         """Moves the write-ahead log into the file and closes it."""
@@ -153,14 +181,22 @@ class DuckDBTransaction:
         cursor: its connection.
         known: positions of spools that have a row in `watermarks`, as of its beginning. The file
             has no other writer, so a group of known spools needs no query.
+        clock: gives the commit its time.
 
     Attributes:
         moved: positions that COMMIT makes the new ones.
     """
 
-    def __init__(self, cursor: duckdb.DuckDBPyConnection, known: Mapping[Spool, int]) -> None:
+    def __init__(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        known: Mapping[Spool, int],
+        clock: CommitClock,
+    ) -> None:
         self._cursor = cursor
         self._known = known
+        self._clock = clock
+        self._received_at: datetime | None = None
         self.moved: dict[Spool, int] = {}
 
     def watermarks(self, spools: Collection[Spool]) -> dict[Spool, int]:
@@ -178,6 +214,7 @@ class DuckDBTransaction:
 
     def write_books(self, changes: Changes, received_at: datetime) -> None:
         """Writes everything of a group but its predictions."""
+        received_at = self._stamp(received_at)
         for name, statement in _APPENDED.items():
             rows = getattr(changes, name)
             if rows.num_rows:
@@ -190,12 +227,19 @@ class DuckDBTransaction:
 
     def write_predictions(self, predictions: pa.Table, received_at: datetime) -> None:
         """Writes the predictions of a group."""
+        received_at = self._stamp(received_at)
         if predictions.num_rows:
             self._name_incoming(predictions)
             self._cursor.execute(
                 "INSERT INTO predictions BY NAME SELECT *, ? AS received_at FROM incoming",
                 [received_at],
             )
+
+    def _stamp(self, now: datetime) -> datetime:
+        """Returns the time of this commit, the same for all that it writes."""
+        if self._received_at is None:
+            self._received_at = self._clock.tick(now)
+        return self._received_at
 
     def _move(self, watermarks: pa.Table, values: Mapping[str, datetime]) -> None:
         self._name_incoming(watermarks)
@@ -211,6 +255,9 @@ class DuckDBTransaction:
 
 
 def _open(path: Path) -> duckdb.DuckDBPyConnection:
+    log = path.with_name(f"{path.name}.wal")
+    if log.exists() and log.stat().st_size and not path.exists():  # DuckDB would delete the log
+        raise StoreOpenError(f"database: {path} is gone, and its log {log} is not: put it back")
     try:
         connection = duckdb.connect(str(path), config=_CONFIG)
     except duckdb.Error as error:
@@ -218,7 +265,8 @@ def _open(path: Path) -> duckdb.DuckDBPyConnection:
     try:
         migrate(connection)
     except (duckdb.Error, NewerSchemaError) as error:
-        connection.close()
+        with contextlib.suppress(duckdb.Error):
+            connection.close()
         raise StoreOpenError(f"database: {path} cannot be used: {_reason(error)}") from error
     return connection
 
@@ -229,6 +277,17 @@ def _reason(error: Exception) -> str:
         holder = text.partition("Conflicting lock is held in ")[2].partition(". See")[0]
         return f"another process has it open ({holder})"
     return text.strip()
+
+
+def _last_commit(root: duckdb.DuckDBPyConnection, path: Path) -> int | None:
+    """Returns the time of the last commit that the file tells of, us since 1970."""
+    try:
+        ((last,),) = root.execute(_LAST_COMMIT).fetchall()
+    except duckdb.Error as error:
+        with contextlib.suppress(duckdb.Error):
+            root.close()
+        raise StoreOpenError(f"database: {path} cannot be used: {_reason(error)}") from error
+    return None if last is None else int(last)
 
 
 def _as_status(error: Exception) -> SightlineError:

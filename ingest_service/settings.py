@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from servicekit.settings import Address, ServerSettings
+from servicekit.server_settings import ServerSettings
+from servicekit.settings import Address
 
 
 class IngestSettings(ServerSettings):
@@ -44,6 +45,29 @@ class IngestSettings(ServerSettings):
     query_queue: int = Field(
         64, ge=0, le=10_000, description="read queries that wait for a thread; more are refused"
     )
+
+    retain_days: int = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="days after which a prediction is deleted, by the time the server received it;"
+        " 0: never",
+    )
+    export_dir: Path | None = Field(
+        None,
+        description="folder to export predictions to as Parquet files by day and device; none: no"
+        " export. Nothing is deleted before it is exported",
+    )
+    export_every_minutes: float = Field(
+        60.0, ge=0.01, le=1440, description="time between two exports, minutes"
+    )
+
+    @field_validator("export_dir")
+    @classmethod
+    def _names_a_folder(cls, path: Path | None) -> Path | None:
+        if path is not None and path.exists() and not path.is_dir():
+            raise ValueError("must be the path of a folder")
+        return path
 
     @field_validator("database")
     @classmethod

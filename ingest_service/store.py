@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -187,7 +188,8 @@ class Transaction(Protocol):
 
         Args:
             changes: what to add.
-            received_at: when the server commits it, by its own clock, UTC.
+            received_at: when the server commits it, by its own clock, UTC; the store makes it
+                later where an earlier commit has this time or a later one.
         """
         ...
 
@@ -202,7 +204,7 @@ class Transaction(Protocol):
 
 
 class Reader(Protocol):
-    """Reads a store; used by one thread, save for `interrupt`."""
+    """Reads a store as of its first query; used by one thread, save for `interrupt`."""
 
     def watermark(self, spool: Spool) -> int:
         """Returns the committed position of a spool; 0: it is not known."""
@@ -231,6 +233,53 @@ class Reader(Protocol):
         ...
 
 
+class Keeper(Protocol):
+    """Keeps a store in shape while it is read and written; used by one thread, save `interrupt`.
+
+    Every method raises SightlineError, and `export` OSError too. What was begun then goes on with
+    the next call.
+    """
+
+    def sum_up(self, now: datetime, *, everything: bool = False) -> None:
+        """Prepares what was committed for statistics, retention and export.
+
+        Args:
+            now: UTC.
+            everything: whether to take the newest commits too, which may wait for more otherwise.
+        """
+        ...
+
+    def expire(self, before: datetime, *, exported_only: bool) -> int:
+        """Deletes what was committed before a time, in small transactions.
+
+        Positions, gaps and the books of each spool stay. Only what `sum_up` has prepared goes.
+
+        Args:
+            before: UTC.
+            exported_only: whether to keep predictions that are not exported.
+
+        Returns:
+            How many predictions were deleted.
+        """
+        ...
+
+    def export(self, folder: Path, now: datetime) -> int:
+        """Writes what was never exported to Parquet files, each prediction to exactly one.
+
+        Args:
+            folder: made where it is missing.
+            now: UTC.
+
+        Returns:
+            How many files were written.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Makes the step that runs, and each later one, fail soon. From any thread."""
+        ...
+
+
 class Store(Protocol):
     """Where predictions are kept. Every method raises SightlineError and no other exception."""
 
@@ -240,6 +289,14 @@ class Store(Protocol):
 
     def reader(self) -> Reader:
         """Returns a new reader."""
+        ...
+
+    def keeper(self) -> Keeper:
+        """Returns a keeper; one at a time."""
+        ...
+
+    def probe(self) -> None:
+        """Commits something and takes it back, to see whether it can."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The `sightline` command: `serve`, `up`, `log`, `infer`, `stats`, `health`.
+"""The `sightline` command: `serve`, `up`, `log`, `infer`, `stats`, `health`, `export`, ...
 
 Data goes to stdout, everything else to stderr; `--json` is for programs. An error that a person can
 meet is one sentence and a hint on stderr, with exit code 1 (2 for a bad flag or setting).
@@ -7,8 +7,9 @@ meet is one sentence and a hint on stderr, with exit code 1 (2 for a bad flag or
 import typer
 
 from edge import commands
+from edge.spool import commands as spool
 from servicekit import terminal
-from sightline_cli import read, serve
+from sightline_cli import export, keys, read, serve
 
 app = typer.Typer(
     help="The wire between edge cameras and the cloud: log predictions, ask for them.",
@@ -16,10 +17,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(serve.app, name="serve")
+app.add_typer(keys.app, name="keys")
 app.command("up")(serve.up)
 app.command("log")(commands.log)
 app.command("infer")(commands.infer)
+app.add_typer(spool.app, name="spool")
 app.command("stats")(read.stats)
+app.command("export")(export.export)
 app.command("health")(read.health)
 
 

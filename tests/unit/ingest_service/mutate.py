@@ -1,11 +1,14 @@
-"""Damaged messages: valid ones, with bytes changed, cut, doubled or moved."""
+"""Damaged messages: valid ones whose bytes, or fields, are changed, cut, doubled or moved."""
 
 import random
+import struct
 from collections.abc import Iterator
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
+from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 
+from tests.unit.ingest_service import wire
 from tests.unit.ingest_service.samples import (
     NOW,
     detection,
@@ -68,3 +71,142 @@ def _damage(data: bytearray, chance: random.Random) -> None:
             data[at:at] = data[at:end]
         case 5:
             data[at:at] = chance.randbytes(chance.randrange(1, 6))
+
+
+def hostile(seed: int, count: int) -> Iterator[bytes]:
+    """Yields `count` messages that are wrong in their fields, some in their bytes as well.
+
+    The same ones for the same seed.
+    """
+    chance = random.Random(seed)
+    original = wire.read(rich_message(), PredictionLogRequest.DESCRIPTOR)
+    for _ in range(count):
+        fields = list(original)
+        for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
+            _spoil(fields, chance)
+        data = bytearray(wire.write(fields))
+        if chance.random() < 0.05:
+            _damage(data, chance)
+        yield bytes(data)
+
+
+_NUMBERS = (
+    *(0, 1, 2, 3, 7, 9, 10, 64, 127, 128, 65_535, 65_536, 946_684_799, 999_999_999, 10**9),
+    *(2**31 - 1, 2**31, 2**32 - 1, 2**32, 253_402_300_799, 253_402_300_800, 315_576_000_001),
+    *(2**53, 9_223_372_036_854, 9_223_372_036_855, 2**63 - 1, 2**63, 2**64 - 1, 2**64 - 2),
+    *(2**64 - 62_135_596_800, 2**64 - 62_135_596_801, 2**64 - 10**9, 2**64 - 2**31),
+)
+_FLOATS = (
+    *(struct.pack("<f", one) for one in (0.0, -0.0, 1.0, 1.0000001, -1e-45, 1e-45, -1.0)),
+    *(struct.pack("<f", one) for one in (65_536.0, 3.4e38, -3.4e38)),
+    *(b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff", b"\x00\x00\xc0\x7f"),
+    *(b"\x01\x00\x80\x7f", b"\xff\xff\xff\xff"),
+)
+"""Infinities and not-a-numbers of several kinds among them."""
+_TEXTS = (
+    *(b"", b"\x00", b"x", b"a\x00b", "é".encode(), "\U0001f600".encode(), "\ufeff".encode()),
+    *(b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xed\xa0\xbd\xed\xb8\x80", b"\xf4\x90\x80\x80"),
+    *(b"\xe2\x82", b"\x80", b"x" * 256, b"x" * 257, "é".encode() * 128 + b"x", b"x" * 512),
+    *(b"x" * 513, b"x" * 1024, b"x" * 1025, b"line", b"shift", b"0" * 32, b"A" * 32, b"0" * 31),
+    *(b"0" * 32 + b"\n", b"'; DROP TABLE predictions; --"),
+)
+"""Not UTF-8: bytes of no text, overlong forms, surrogates, too high, cut short."""
+_FOREIGN = (15, 16, 99, 2047, 18_999, 19_000, 2**29 - 1)
+
+
+def _spoil(fields: list[wire.Field], chance: random.Random) -> None:
+    """Makes one thing wrong."""
+    if not fields:
+        return
+    elsewhere = _place(fields, chance)[0]
+    holder, at = _place(fields, chance)
+    match chance.randrange(16):
+        case 0 | 1 | 2 | 3 | 4:
+            _give_value(holder[at], chance)
+        case 5 | 6 | 7 | 8 | 9 | 10:
+            _rearrange(fields, holder, at, chance)
+        case 11:
+            holder[at].value = wire.write(elsewhere)
+            holder[at].wire = wire.LENGTH
+        case _:
+            _misspell(holder[at], chance)
+
+
+def _rearrange(
+    fields: list[wire.Field], holder: list[wire.Field], at: int, chance: random.Random
+) -> None:
+    """Deletes, repeats, moves or adds a field."""
+    match chance.randrange(6):
+        case 0:
+            del holder[at]
+        case 1:
+            holder.insert(at, holder[at].copy())
+        case 2:  # again, with another value
+            again = holder[at].copy()
+            _give_value(again, chance)
+            holder.insert(chance.randrange(len(holder) + 1), again)
+        case 3:  # where it does not belong
+            one = holder[at].frozen()
+            _place(fields, chance)[0].append(one)
+        case 4:
+            chance.shuffle(holder)
+        case _:
+            holder.insert(at, _foreign(chance))
+
+
+def _misspell(one: wire.Field, chance: random.Random) -> None:
+    """Makes the bytes around a field's value wrong, or other than any library writes them."""
+    match chance.randrange(4):
+        case 0:
+            one.padding = chance.choice((1, 2, 4, 7, 9, 12))
+        case 1:
+            one.lie = chance.choice((-2, -1, 1, 2, 100, 2**31, 2**32, -(2**32)))
+        case 2:  # another wire type than the contract's
+            one.wire = chance.randrange(8)
+        case _:
+            one.number = chance.choice((0, *range(1, 15), *_FOREIGN, 2**29, 2**32 + one.number))
+
+
+def _place(fields: list[wire.Field], chance: random.Random) -> tuple[list[wire.Field], int]:
+    """Returns a place at some depth, as a list of fields that may be changed and an index in it."""
+    while True:
+        at = chance.randrange(len(fields))
+        one = fields[at] = fields[at].copy()
+        if not isinstance(one.value, list) or not one.value or chance.random() < 0.05:
+            return fields, at
+        fields = one.value
+
+
+def _give_value(one: wire.Field, chance: random.Random) -> None:
+    """Gives a field a value of its own kind that is at a bound, or beyond one."""
+    match one.kind:
+        case "varint":
+            one.value = chance.choice((*_NUMBERS, chance.getrandbits(64)))
+        case "float":
+            one.value = chance.choice((*_FLOATS, chance.randbytes(4)))
+        case "text":
+            one.value = chance.choice((*_TEXTS, chance.randbytes(chance.randrange(8))))
+        case _:
+            one.value = []
+
+
+def _foreign(chance: random.Random) -> wire.Field:
+    """Returns a field that the contract does not have."""
+    number = chance.choice((*_FOREIGN, chance.randrange(1, 20)))
+    match chance.randrange(7):
+        case 0:
+            return wire.Field(number, wire.VARINT, chance.getrandbits(64))
+        case 1:
+            return wire.Field(number, wire.FIXED64, chance.randbytes(8))
+        case 2:
+            return wire.Field(number, wire.FIXED32, chance.randbytes(4))
+        case 3:
+            return wire.Field(number, wire.LENGTH, chance.randbytes(chance.randrange(9)))
+        case 4:
+            return wire.Field(number, wire.GROUP, [wire.Field(3, wire.VARINT, 7)])
+        case 5:
+            depth = chance.choice((3, 60, 101, 200))
+            opening, end = (wire.varint(number << 3 | one) for one in (wire.GROUP, wire.END_GROUP))
+            return wire.Field(number, wire.GROUP, opening * depth + end * depth)
+        case _:  # without its end, or with that of another
+            return wire.Field(number, wire.GROUP, [], end=chance.choice((0, number + 1)))

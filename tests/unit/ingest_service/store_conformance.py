@@ -3,18 +3,26 @@
 import contextlib
 import math
 import random
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sightline.types.v1.prediction_pb2 import Prediction
 
 from ingest_service.group import Message, Outcome
 from ingest_service.group_writer import GroupWriter
 from ingest_service.store import (
     Filter,
+    Keeper,
     Position,
     Reader,
     Spool,
@@ -69,6 +77,12 @@ class BeforeCommit:
     def reader(self) -> Reader:
         return self._store.reader()
 
+    def probe(self) -> None:
+        self._store.probe()
+
+    def keeper(self) -> Keeper:
+        return self._store.keeper()
+
     def close(self) -> None:
         self._store.close()
 
@@ -103,6 +117,11 @@ def stats(store: Store, which: Filter | None = None) -> Stats:
         return reader.stats(which or Filter())
     finally:
         reader.close()
+
+
+def sum_up(store: Store) -> None:
+    """Has the store put sums to all that is committed, whatever its age."""
+    store.keeper().sum_up(NOW, everything=True)
 
 
 def watermark(store: Store, of: Spool = SPOOL) -> int:
@@ -261,7 +280,7 @@ class StoreConformance:
             store, "SELECT device_id, spool_id, clock_offset_seconds FROM streams"
         ) == [(*SPOOL, None)]
         assert self.query(store, "SELECT * EXCLUDE (device_id, spool_id) FROM ledger") == [
-            (1, 1, 3, 5, 0, True)
+            (1, 1, 3, 5, 0, 0, True)
         ]
 
     def test_the_clock_offset_of_a_stream_is_stored_with_its_rows(self, store: Store) -> None:
@@ -356,28 +375,35 @@ class StoreConformance:
 
     # -- Reading
 
-    def logged(self, store: Store) -> list[tuple[str, Prediction]]:
-        """Stores varied predictions of three devices; returns them with their devices."""
+    def logged(self, store: Store, *, sums: bool = False) -> list[tuple[str, Prediction]]:
+        """Stores varied predictions of three devices; returns them with their devices.
+
+        With sums: of all but the last commits, in several blocks, some of them merged.
+        """
         clock, logged = Clock(), []
         for number in (1, 2, 3):
             sent = varied(number, 40)
             for start in range(0, 40, 16):
+                if sums:
+                    sum_up(store)
                 commit(store, message(*sent[start : start + 16], of=spool(number)), now=clock)
                 clock.tick()
             logged += [(spool(number).device_id, one) for one in sent]
         commit(store, message(prediction(41, model_name=""), gap(42, 50), of=spool(2)))
         return logged
 
-    def test_a_filter_finds_what_plain_python_finds(self, store: Store) -> None:
-        logged = self.logged(store)
+    @pytest.mark.parametrize("sums", [False, True])
+    def test_a_filter_finds_what_plain_python_finds(self, store: Store, sums: bool) -> None:
+        logged = self.logged(store, sums=sums)
         for which in FILTERS:
             expected = {(name, one.sequence) for name, one in logged if matches(which, name, one)}
             found = [(p.position.device_id, p.position.sequence) for p in everything(store, which)]
             assert set(found) == expected, which
             assert len(found) == len(expected), which
 
-    def test_statistics_are_those_of_plain_python(self, store: Store) -> None:
-        logged = self.logged(store)
+    @pytest.mark.parametrize("sums", [False, True])
+    def test_statistics_are_those_of_plain_python(self, store: Store, sums: bool) -> None:
+        logged = self.logged(store, sums=sums)
         for which in FILTERS:
             chosen = [(name, one) for name, one in logged if matches(which, name, one)]
             assert_counts(stats(store, which), which, chosen)
@@ -396,8 +422,11 @@ class StoreConformance:
         quantiles = stats(store).inference_seconds
         assert quantiles == pytest.approx((0.505, 0.9505, 0.9901))
 
-    def test_pages_come_newest_first_and_hold_each_prediction_once(self, store: Store) -> None:
-        logged = self.logged(store)
+    @pytest.mark.parametrize("sums", [False, True])
+    def test_pages_come_newest_first_and_hold_each_prediction_once(
+        self, store: Store, sums: bool
+    ) -> None:
+        logged = self.logged(store, sums=sums)
         found: list[Position] = []
         after = None
         while positions := [one.position for one in page(store, 7, after)]:
@@ -421,6 +450,113 @@ class StoreConformance:
         sequences = [one.position.sequence for one in (*first, *second)]
         assert sequences == list(range(10, 0, -1))
 
+    @given(chance=st.randoms(use_true_random=False))
+    @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+    def test_sums_change_no_statistics(
+        self, open_store: Callable[[], Store], chance: random.Random
+    ) -> None:
+        store = open_store()
+        number = chance.randrange(10**9)  # a device that no other example has
+        of = Spool(f"gate-2-{number}", str(uuid.UUID(int=number)))
+        sent = [one for seed in range(12) for one in scattered(chance, seed * 20 + 1, 20)]
+        for start in range(0, len(sent), 20):
+            commit(store, message(*sent[start : start + 20], of=of), now=lambda: NOW)
+            if chance.random() < 0.8:
+                sum_up(store)
+        for _ in range(10):
+            which = replace(any_filter(chance), device_ids=(of.device_id,))
+            chosen = [(of.device_id, one) for one in sent if matches(which, of.device_id, one)]
+            assert_counts(stats(store, which), which, chosen)
+        store.close()
+
+    # -- Keeping
+
+    def test_sums_are_merged_and_tell_the_same(self, open_store: Callable[[], Store]) -> None:
+        store, clock, logged = open_store(), Clock(), []
+        for number in range(1, 31):
+            sent = varied(number, 20)
+            commit(store, message(*sent, of=spool(number)), now=clock)
+            logged += [(spool(number).device_id, one) for one in sent]
+            clock.tick()
+            sum_up(store)
+        commit(store, message(prediction(21, model_name=""), gap(22, 30), of=spool(2)))
+        ((blocks, predictions_),) = self.query(
+            store, "SELECT count(*), sum(predictions) FROM blocks"
+        )
+        assert 1 < blocks < 10
+        assert predictions_ == 30 * 20
+        for which in FILTERS:
+            chosen = [(name, one) for name, one in logged if matches(which, name, one)]
+            assert_counts(stats(store, which), which, chosen)
+        store.close()
+
+    def test_commits_have_times_of_their_own_though_the_clock_goes_back(
+        self, open_store: Callable[[], Store]
+    ) -> None:
+        store = open_store()
+        for back in range(3):
+            commit(
+                store,
+                message(*predictions(back + 1, back + 1)),
+                now=lambda: NOW - timedelta(hours=back),  # noqa: B023 - called at once
+            )
+            sum_up(store)
+        store.close()
+        store = open_store()
+        commit(store, message(prediction(4)), now=lambda: NOW - timedelta(hours=9))
+        received = [one.position.received_us for one in everything(store)]
+        assert received == sorted(set(received), reverse=True)
+        assert stats(store).total_predictions == 4
+        store.close()
+
+    def test_what_is_old_is_deleted_and_the_books_stay_balanced(self, store: Store) -> None:
+        clock = Clock()
+        for number in (1, 2, 3):
+            start = 10 * number
+            commit(
+                store,
+                message(*predictions(start - 9, start - 2), prediction(start - 1, model_name="")),
+                message(gap(start, start), stream=1),
+                now=clock,
+            )
+            sum_up(store)
+            clock.time += timedelta(days=1)
+        keeper = store.keeper()
+        before = NOW + timedelta(hours=36)
+        assert keeper.expire(before, exported_only=True) == 0, "nothing is exported"
+        assert keeper.expire(before, exported_only=False) == 16
+        assert keeper.expire(before, exported_only=False) == 0
+        assert [p.position.sequence for p in everything(store)] == list(range(28, 20, -1))
+        assert watermark(store) == 30
+        ledger = self.query(store, "SELECT * EXCLUDE (device_id, spool_id) FROM ledger")
+        assert ledger == [(24, 3, 3, 30, 0, 18, True)]
+        got = stats(store)
+        assert (got.total_predictions, got.rejected, got.gap_sequences) == (8, 1, 3)
+        commit(store, message(*predictions(1, 31)), now=clock)
+        assert watermark(store) == 31
+        assert len(everything(store)) == 9, "what is deleted does not come again"
+        self.assert_balanced(store)
+
+    def test_each_prediction_is_exported_once(self, store: Store, tmp_path: Path) -> None:
+        folder = tmp_path / "it's here"
+        keeper = store.keeper()
+        logged = []
+        for first in range(1, 37, 3):  # blocks that are exported are merged with later ones
+            for number in (1, 2):
+                of = spool(number)
+                commit(store, message(*predictions(first, first + 2), of=of))
+                logged += [(of.device_id, sequence) for sequence in range(first, first + 3)]
+            sum_up(store)
+            if first % 9 == 7:
+                assert keeper.export(folder, NOW) == 2
+                assert keeper.export(folder, NOW) == 0
+        rows = exported(folder)
+        assert sorted((row["device_id"], row["sequence"]) for row in rows) == sorted(logged)
+        assert {
+            path.parent.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")
+        } == {f"day=2026-11-22/device_id=gate-{number}" for number in (1, 2)}
+        assert keeper.expire(NOW + timedelta(days=1), exported_only=True) == 72
+
     def test_an_interrupted_reader_fails(self, store: Store) -> None:
         reader = store.reader()
         reader.interrupt()
@@ -429,6 +565,36 @@ class StoreConformance:
         assert caught.value.code.name == "CANCELLED"
         reader.close()
         assert stats(store).total_predictions == 0, "other readers go on"
+
+
+def scattered(chance: random.Random, first: int, count: int) -> list[Prediction]:
+    """Varied predictions of these sequences, captured over some hours."""
+    sent = varied(chance.randrange(10**9), count)
+    for sequence, one in enumerate(sent, first):
+        one.sequence = sequence
+        one.captured_at.CopyFrom(timestamp(NOW - timedelta(minutes=chance.randrange(300))))
+    return sent
+
+
+def any_filter(chance: random.Random) -> Filter:
+    """A filter of random conditions."""
+    start, end = sorted(NOW - timedelta(minutes=chance.randrange(-10, 310)) for _ in range(2))
+    return Filter(
+        model_names=chance.choice(((), ("plates",), ("plates", "other"))),
+        class_names=chance.choice(((), (), (), ("pit",), ("scratch", "pit"))),
+        defect_detected=chance.choice((None, None, True, False)),
+        source=chance.choice((None, None, "device", "cloud")),
+        min_confidence=chance.choice((None, None, None, 0.5)),
+        start_time=chance.choice((None, start)),
+        end_time=chance.choice((None, end)),
+    )
+
+
+def exported(folder: Path) -> list[dict[str, Any]]:
+    """Returns the rows of every Parquet file in a folder."""
+    return [
+        row for path in folder.rglob("*.parquet") for row in pq.ParquetFile(path).read().to_pylist()
+    ]
 
 
 def assert_counts(got: Stats, which: Filter, chosen: Sequence[tuple[str, Prediction]]) -> None:
@@ -446,6 +612,16 @@ def assert_counts(got: Stats, which: Filter, chosen: Sequence[tuple[str, Predict
     captured = [one.captured_at.ToMicroseconds() for one in alone]
     assert got.first_captured_us == min(captured, default=None), which
     assert got.last_captured_us == max(captured, default=None), which
+    times = [
+        one.inference_time.ToNanoseconds() / 1e9 for one in alone if one.HasField("inference_time")
+    ]
+    if times:
+        expected = tuple(np.quantile(times, [0.5, 0.95, 0.99]))
+        assert got.inference_seconds == pytest.approx(expected, rel=0.01), which
+    else:
+        assert got.inference_seconds is None, which
+    if which.device_ids and which.device_ids[0].startswith("gate-2-"):
+        return
     about_gate_2 = not which.device_ids or "gate-2" in which.device_ids
     assert (got.rejected, got.gap_sequences) == ((1, 9) if about_gate_2 else (0, 0)), which
 

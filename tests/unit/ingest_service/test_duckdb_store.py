@@ -11,17 +11,14 @@ import duckdb
 import pytest
 
 from ingest_service.duckdb_store import DuckDBStore, StoreOpenError
-from ingest_service.group_writer import GroupWriter
 from ingest_service.migrations import VERSIONS
 from ingest_service.store import Store
 from servicekit.errors import SightlineError
-from tests.unit.ingest_service.mutate import mutated
-from tests.unit.ingest_service.samples import NOW, SPOOL, message, prediction, predictions, spool
+from tests.unit.ingest_service.samples import message, predictions
 from tests.unit.ingest_service.store_conformance import (
     StoreConformance,
     commit,
     everything,
-    outcomes_of,
     watermark,
 )
 
@@ -67,6 +64,27 @@ def test_a_full_disk_fails_the_group_and_nothing_else(path: Path) -> None:
     commit(store, message(*predictions(6, 500)))
     store.close()
     assert len(everything(DuckDBStore(path))) == 500
+
+
+def test_a_log_without_its_file_is_kept(path: Path) -> None:
+    log = path.with_suffix(".duckdb.wal")
+    log.write_bytes(b"the only copy")
+    with pytest.raises(StoreOpenError, match="is gone, and its log"):
+        DuckDBStore(path)
+    assert log.read_bytes() == b"the only copy"
+    log.write_bytes(b"")
+    DuckDBStore(path).close()
+
+
+def test_no_byte_of_a_file_keeps_it_from_saying_what_is_wrong(path: Path) -> None:
+    store = DuckDBStore(path)
+    commit(store, message(*predictions(1, 2000)))
+    store.close()
+    sound = path.read_bytes()
+    for position in range(10, len(sound), len(sound) // 50):
+        path.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
+        with contextlib.suppress(StoreOpenError, SightlineError):
+            DuckDBStore(path).close()
 
 
 def test_a_disk_that_is_full_at_a_checkpoint_is_outlived(path: Path) -> None:
@@ -165,28 +183,3 @@ def test_a_file_is_migrated_once(path: Path) -> None:
             versions = cursor.execute("SELECT version FROM schema_version").fetchall()
         assert versions == [(version,) for version in range(1, len(VERSIONS) + 1)]
         store.close()
-
-
-LONG = [pytest.mark.soak, pytest.mark.timeout(7200)]
-
-
-@pytest.mark.parametrize(("seed", "count"), [(42, 1000), pytest.param(43, 100_000, marks=LONG)])
-def test_damaged_messages_never_fail_a_group(path: Path, seed: int, count: int) -> None:
-    """What ptars accepts, DuckDB must accept: or one message would fail all streams for ever."""
-    store = DuckDBStore(path)
-    writer = GroupWriter(store, lambda: NOW)
-    payloads = list(mutated(seed=seed, count=count))
-    for start in range(0, len(payloads), 100):
-        group = [
-            message(payload=payload, of=spool(start + number), stream=number)
-            for number, payload in enumerate(payloads[start : start + 100])
-        ]
-        reasons = {o.error.reason for o in outcomes_of(writer, group) if o.error is not None}
-        assert reasons <= {"MALFORMED_MESSAGE", "INVALID_FIELD", "SEQUENCE_HOLE"}
-    commit(store, message(prediction(1), of=SPOOL))
-    with contextlib.closing(store._cursor()) as cursor:
-        balance = cursor.execute("SELECT balanced, count(*) FROM ledger GROUP BY ALL").fetchall()
-        rejected = cursor.execute("SELECT count(*) FROM rejected_predictions").fetchall()
-    assert [balanced for balanced, _ in balance] == [True]
-    assert rejected[0][0] > 10, "the slice must reach the rejected ones too"
-    store.close()

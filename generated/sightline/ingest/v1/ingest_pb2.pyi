@@ -288,7 +288,7 @@ class StoredPrediction(_message.Message):
 
     @_builtins.property
     def received_at(self) -> _timestamp_pb2.Timestamp:
-        """When the server committed it, by the server's clock."""
+        """When the server committed it, by the server's clock. A later commit has a later time."""
 
     @_builtins.property
     def clock_offset(self) -> _duration_pb2.Duration:
@@ -345,7 +345,7 @@ Global___CountByKey: _TypeAlias = CountByKey  # noqa: Y015
 
 @_typing.final
 class LatencyQuantiles(_message.Message):
-    """Quantiles of a latency."""
+    """Quantiles of a latency, at most 1 % off."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -48,7 +48,7 @@ class IngestServiceStub:
     GetWatermark: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.GetWatermarkRequest, _ingest_service_pb2.GetWatermarkResponse]
     """Says up to which sequence a device's spool is committed: where a reconnecting node resumes."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.GetStatsRequest, _ingest_service_pb2.GetStatsResponse]
-    """Counts what is stored."""
+    """Counts what is stored: exactly, and all of one moment; quantiles are within 1 %."""
     ListPredictions: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListPredictionsRequest, _ingest_service_pb2.ListPredictionsResponse]
     """Lists what is stored, newest commit first."""
 
@@ -72,7 +72,7 @@ class IngestServiceAsyncStub(IngestServiceStub):
     GetWatermark: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.GetWatermarkRequest, _ingest_service_pb2.GetWatermarkResponse]  # type: ignore[assignment]
     """Says up to which sequence a device's spool is committed: where a reconnecting node resumes."""
     GetStats: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.GetStatsRequest, _ingest_service_pb2.GetStatsResponse]  # type: ignore[assignment]
-    """Counts what is stored."""
+    """Counts what is stored: exactly, and all of one moment; quantiles are within 1 %."""
     ListPredictions: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListPredictionsRequest, _ingest_service_pb2.ListPredictionsResponse]  # type: ignore[assignment]
     """Lists what is stored, newest commit first."""
 
@@ -111,7 +111,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_service_pb2.GetStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.GetStatsResponse, _abc.Awaitable[_ingest_service_pb2.GetStatsResponse]]:
-        """Counts what is stored."""
+        """Counts what is stored: exactly, and all of one moment; quantiles are within 1 %."""
 
     @_abc_1.abstractmethod
     def ListPredictions(

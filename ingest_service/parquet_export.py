@@ -1,0 +1,160 @@
+"""Writes stored predictions to Parquet files by day and device, each into exactly one file.
+
+An export is a run of whole blocks. It is entered in `exports` first, then written under temporary
+names, moved into place, and marked as finished: what ended in between is done again, as the same
+run and with the same names.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import duckdb
+import pyarrow as pa
+
+RUN = 1_000_000
+"""Predictions in one run, about: what is written before any of it is in place."""
+UNFINISHED = ".unfinished"
+"""Folder of files that are being written, in the folder of the export."""
+_LONGEST_NAME = 200
+"""Bytes of a device in a folder's name; file systems take 255 in all."""
+
+_BEGUN = """
+    SELECT epoch_us(after), epoch_us(through) FROM exports WHERE finished_at IS NULL
+"""
+_NEXT = f"""
+    SELECT epoch_us(min(after)), epoch_us(max(through)) FROM (
+        SELECT after, through,
+            sum(predictions) OVER (ORDER BY through) - predictions AS before
+        FROM blocks WHERE through > (SELECT coalesce(max(through), '-infinity') FROM exports)
+    )
+    WHERE before < {RUN}
+"""
+_DONE = "SELECT epoch_us(max(through)) FROM exports"
+_BEGIN = """
+    INSERT INTO exports
+    VALUES (make_timestamptz($after), make_timestamptz($through), make_timestamptz($now), NULL)
+"""
+_FINISH = """
+    UPDATE exports SET finished_at = make_timestamptz($now)
+    WHERE after = make_timestamptz($after) AND through = make_timestamptz($through)
+"""
+_ROWS = "received_at > make_timestamptz({after}) AND received_at <= make_timestamptz({through})"
+_COPY = f"""
+    COPY (
+        SELECT p.*, make_timestamp(epoch_us(captured_at))::DATE AS day, number
+        FROM predictions AS p JOIN devices USING (device_id) WHERE {_ROWS}
+    )
+    TO '{{folder}}' (
+        FORMAT parquet, COMPRESSION zstd, PARTITION_BY (day, number), FILE_EXTENSION 'tmp'
+    )
+"""
+
+
+class Run(NamedTuple):
+    """The commits of one export: after < received_at <= through, us since 1970."""
+
+    after: int
+    through: int
+
+
+def begin_run(cursor: duckdb.DuckDBPyConnection, now_us: int) -> tuple[Run | None, bool]:
+    """Returns the next run, and whether it was begun before; None: all blocks are exported.
+
+    The transaction that is open must be committed before the run is written.
+    """
+    if begun := cursor.execute(_BEGUN).fetchall():
+        return Run(*begun[0]), True
+    after, through = cursor.execute(_NEXT).fetchall()[0]
+    if through is None:
+        return None, False
+    ((done,),) = cursor.execute(_DONE).fetchall()
+    # Blocks may have been merged since: what the run before took must not be taken again.
+    run = Run(after if done is None else max(after, done), through)
+    cursor.execute(_BEGIN, {**run._asdict(), "now": now_us})
+    return run, False
+
+
+def finish_run(cursor: duckdb.DuckDBPyConnection, run: Run, now_us: int) -> None:
+    """Marks a run as finished: its files are in place, and durable."""
+    cursor.execute(_FINISH, {**run._asdict(), "now": now_us})
+
+
+def write_run(
+    cursor: duckdb.DuckDBPyConnection, folder: Path, run: Run, *, again: bool
+) -> Iterator[Path]:
+    """Writes the files of a run and yields them one by one, each when it is in place.
+
+    Args:
+        cursor: the connection.
+        folder: of the export; made if it is not there.
+        run: what to write.
+        again: whether files of the same run may be there already.
+    """
+    unfinished = folder / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    if again:
+        for path in folder.glob(f"day=*/device_id=*/{run.through}-*.parquet"):
+            path.unlink()
+    devices = _copy(cursor, unfinished, run)
+    changed = {folder}
+    for path in sorted(unfinished.glob("day=*/number=*/*.tmp")):
+        target = _target(folder, path, devices, run)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sync(path)
+        path.replace(target)
+        changed |= {target.parent, target.parent.parent}
+        yield target
+    for each in changed:
+        _sync(each)
+    shutil.rmtree(unfinished)
+
+
+def folder_name(device_id: str) -> str:
+    """Returns the name of a device's folder: percent-encoded; cut, with a hash, if too long."""
+    name = quote(device_id, safe="")
+    if len(name) > _LONGEST_NAME:
+        start = device_id
+        while len(name) > _LONGEST_NAME - 17:
+            start = start[:-1]
+            name = quote(start, safe="")
+        name = f"{name}~{hashlib.sha256(device_id.encode()).hexdigest()[:16]}"
+    return f"device_id={name}"
+
+
+def _copy(cursor: duckdb.DuckDBPyConnection, unfinished: Path, run: Run) -> list[str]:
+    """Writes the rows of a run into a folder per day and number of the device.
+
+    Returns:
+        The devices by number.
+    """
+    rows = _ROWS.format(**run._asdict())
+    query = f"SELECT DISTINCT device_id FROM predictions WHERE {rows} ORDER BY device_id"
+    devices = [str(row[0]) for row in cursor.execute(query).fetchall()]
+    numbered = pa.table({"device_id": devices, "number": range(len(devices))})
+    cursor.register("devices", numbered)
+    quoted = str(unfinished).replace("'", "''")
+    cursor.execute(_COPY.format(folder=quoted, **run._asdict()))
+    return devices
+
+
+def _target(folder: Path, path: Path, devices: list[str], run: Run) -> Path:
+    number = int(path.parent.name.removeprefix("number="))
+    day = path.parent.parent.name
+    # The number keeps two devices apart where the file system takes their names for the same.
+    name = f"{run.through}-{number}-{path.stem.removeprefix('data_')}.parquet"
+    return folder / day / folder_name(devices[number]) / name
+
+
+def _sync(path: Path) -> None:
+    """Makes a file or the entries of a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

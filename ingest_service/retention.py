@@ -1,0 +1,101 @@
+"""Deletes what is older than it is to be kept, a slice in each transaction."""
+
+import duckdb
+
+from ingest_service.rollups import Block, delete_sums
+
+REJECTED_SLICE = 50_000
+"""Rejected predictions and streams that one transaction deletes, about."""
+
+_OLDEST = """
+    SELECT epoch_us(after), epoch_us(through), predictions FROM blocks
+    WHERE through < make_timestamptz($before) ORDER BY through LIMIT 1
+"""
+_BLOCK = "received_at > make_timestamptz($after) AND received_at <= make_timestamptz($through)"
+_SLICE = f"""
+    SELECT epoch_us(max({{time}})) FROM (
+        SELECT {{time}} FROM {{table}} WHERE {{time}} < make_timestamptz($before)
+        ORDER BY {{time}} LIMIT {REJECTED_SLICE}
+    )
+"""
+_UPTO = "{time} <= make_timestamptz($upto)"
+_ADD_SPOOLS = """
+    INSERT INTO expired
+    SELECT DISTINCT device_id, spool_id, 0, 0 FROM {table} ANTI JOIN expired
+    USING (device_id, spool_id) WHERE {where}
+"""
+_COUNT = """
+    UPDATE expired AS e SET {column} = e.{column} + d.deleted
+    FROM (
+        SELECT device_id, spool_id, count(*) AS deleted FROM {table} WHERE {where}
+        GROUP BY device_id, spool_id
+    ) AS d
+    WHERE e.device_id = d.device_id AND e.spool_id = d.spool_id
+"""
+_EXPORTED = "SELECT epoch_us(max(through)) FROM exports WHERE finished_at IS NOT NULL"
+
+
+def expire_block(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_only: bool) -> int:
+    """Deletes the oldest block if all of it is old, in the transaction that is open.
+
+    Args:
+        cursor: the connection.
+        before_us: what was committed earlier is old, us since 1970.
+        exported_only: whether to keep what is not exported.
+
+    Returns:
+        How many predictions were deleted; 0: there is nothing to do.
+    """
+    if exported_only:
+        ((exported,),) = cursor.execute(_EXPORTED).fetchall()
+        before_us = 0 if exported is None else min(before_us, exported + 1)
+    found = cursor.execute(_OLDEST, {"before": before_us}).fetchall()
+    if not found:
+        return 0
+    block = Block(*found[0])
+    span = {"after": block.after, "through": block.through}
+    _count(cursor, "predictions", "predictions", _BLOCK, span)
+    cursor.execute(f"DELETE FROM predictions WHERE {_BLOCK}", span)
+    delete_sums(cursor, block.after, block.through)
+    return block.predictions
+
+
+def expire_rejected(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
+    """Deletes a slice of the oldest rejected predictions. Returns how many."""
+    upto = _slice_end(cursor, "rejected_predictions", "received_at", before_us)
+    if upto is None:
+        return 0
+    where, values = _UPTO.format(time="received_at"), {"upto": upto}
+    _count(cursor, "rejected_predictions", "rejected", where, values)
+    return _delete(cursor, "rejected_predictions", where, values)
+
+
+def expire_streams(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
+    """Deletes a slice of the oldest openings of streams. Returns how many."""
+    upto = _slice_end(cursor, "streams", "opened_at", before_us)
+    if upto is None:
+        return 0
+    return _delete(cursor, "streams", _UPTO.format(time="opened_at"), {"upto": upto})
+
+
+def _slice_end(
+    cursor: duckdb.DuckDBPyConnection, table: str, time: str, before_us: int
+) -> int | None:
+    query = _SLICE.format(table=table, time=time)
+    ((upto,),) = cursor.execute(query, {"before": before_us}).fetchall()
+    return None if upto is None else int(upto)
+
+
+def _count(
+    cursor: duckdb.DuckDBPyConnection, table: str, column: str, where: str, values: dict[str, int]
+) -> None:
+    """Adds what is about to be deleted to the books of its spools."""
+    cursor.execute(_ADD_SPOOLS.format(table=table, where=where), values)
+    cursor.execute(_COUNT.format(table=table, column=column, where=where), values)
+
+
+def _delete(
+    cursor: duckdb.DuckDBPyConnection, table: str, where: str, values: dict[str, int]
+) -> int:
+    ((count,),) = cursor.execute(f"DELETE FROM {table} WHERE {where}", values).fetchall()
+    return int(count)

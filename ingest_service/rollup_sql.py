@@ -1,0 +1,70 @@
+"""SQL that sums predictions up: rows to rollups, and rollups to fewer rollups."""
+
+BUCKET_RATIO = 1.02
+"""Between the limits of a bucket of times: its middle is within 1 % of every time in it."""
+ZERO_BUCKET = -32768
+"""The bucket of times that are 0."""
+
+_KEYS = "captured_hour, device_id, model_name, source, defect_detected"
+
+SUMMARY = f"""
+    WITH chosen AS (
+        SELECT make_timestamptz(epoch_us(captured_at) // 3600000000 * 3600000000) AS captured_hour,
+            device_id, model_name, source, defect_detected, captured_at,
+            len(detections) AS detections,
+            list_transform(detections, lambda d: d.class_name) AS names,
+            CASE WHEN inference_seconds > 0 THEN floor(ln(inference_seconds) / ln({BUCKET_RATIO}))
+                ELSE inference_seconds + ({ZERO_BUCKET}) END::SMALLINT AS bucket
+        FROM predictions WHERE {{where}}
+    ), timed AS (
+        SELECT {_KEYS}, bucket, count(*) AS predictions, sum(detections) AS detections,
+            min(captured_at) AS first_captured_at, max(captured_at) AS last_captured_at
+        FROM chosen GROUP BY ALL
+    ), named AS (
+        SELECT {_KEYS}, class_name, sum(times) AS detections
+        FROM (
+            SELECT {_KEYS}, unnest(names) AS class_name, times
+            FROM (SELECT {_KEYS}, names, count(*) AS times FROM chosen GROUP BY ALL)
+        )
+        GROUP BY ALL
+    ), parts AS (
+        SELECT {_KEYS}, predictions, detections, first_captured_at, last_captured_at,
+            NULL AS class, {{{{'bucket': bucket, 'predictions': predictions}}}} AS time
+        FROM timed
+        UNION ALL
+        SELECT {_KEYS}, 0, 0, NULL, NULL,
+            {{{{'class_name': class_name, 'detections': detections}}}}, NULL
+        FROM named
+    )
+    SELECT {_KEYS}, sum(predictions)::BIGINT AS predictions, sum(detections)::BIGINT AS detections,
+        min(first_captured_at) AS first_captured_at, max(last_captured_at) AS last_captured_at,
+        coalesce(list(class) FILTER (class.class_name IS NOT NULL), []) AS classes,
+        coalesce(list(time) FILTER (time.bucket IS NOT NULL), []) AS times
+    FROM parts GROUP BY {_KEYS}
+"""
+"""Sums over the rows of `predictions` that match {where}: columns as in `rollups`."""
+
+MERGED = f"""
+    WITH old AS (
+        SELECT * FROM rollups
+        WHERE through > make_timestamptz($after) AND through <= make_timestamptz($through)
+    ), parts AS (
+        SELECT {_KEYS}, predictions, detections, first_captured_at, last_captured_at,
+            NULL AS class, NULL AS time
+        FROM old
+        UNION ALL
+        SELECT {_KEYS}, 0, 0, NULL, NULL,
+            {{'class_name': class.class_name, 'detections': sum(class.detections)::BIGINT}}, NULL
+        FROM (SELECT {_KEYS}, unnest(classes) AS class FROM old) GROUP BY {_KEYS}, class.class_name
+        UNION ALL
+        SELECT {_KEYS}, 0, 0, NULL, NULL,
+            NULL, {{'bucket': time.bucket, 'predictions': sum(time.predictions)::BIGINT}}
+        FROM (SELECT {_KEYS}, unnest(times) AS time FROM old) GROUP BY {_KEYS}, time.bucket
+    )
+    SELECT make_timestamptz($through), {_KEYS}, sum(predictions), sum(detections),
+        min(first_captured_at), max(last_captured_at),
+        coalesce(list(class) FILTER (class.class_name IS NOT NULL), []),
+        coalesce(list(time) FILTER (time.bucket IS NOT NULL), [])
+    FROM parts GROUP BY {_KEYS}
+"""
+"""The rollups with $after < through <= $through (us), as those of one block."""

@@ -1,0 +1,101 @@
+"""Retention and export of a service that runs, and the commands for one that is stopped."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+
+from ingest_service.duckdb_store import DuckDBStore
+from tests.integration.ingest.conftest import Start
+from tests.integration.ingest.process import PATIENCE
+from tests.unit.ingest_service.samples import (
+    SPOOL,
+    gap,
+    header,
+    message,
+    prediction,
+    predictions,
+    request,
+    timestamp,
+)
+from tests.unit.ingest_service.store_conformance import commit
+
+
+def eventually(check: Callable[[], bool]) -> None:
+    """Waits until what must happen has happened."""
+    end = time.monotonic() + PATIENCE
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def log_days_ago(database: Path, days: float) -> None:
+    """Commits eight predictions, a rejected one and a gap as a server did days ago."""
+    store = DuckDBStore(database)
+    received = datetime.now(UTC) - timedelta(days=days)
+    captured = timestamp(received)
+    parts = [prediction(sequence, captured_at=captured) for sequence in range(1, 9)]
+    parts.append(prediction(9, captured_at=captured, model_name=""))
+    commit(store, message(*parts, gap(10, 10)), now=lambda: received)
+    store.close()
+
+
+def rows_in(folder: Path) -> list[tuple[str, int]]:
+    if not list(folder.glob("day=*/device_id=*/*.parquet")):
+        return []
+    query = f"SELECT device_id, sequence FROM '{folder}/*/*/*.parquet' ORDER BY ALL"
+    with duckdb.connect() as connection:
+        rows: list[tuple[str, int]] = connection.execute(query).fetchall()
+        return rows
+
+
+def test_old_predictions_are_deleted_and_positions_are_not(start: Start, tmp_path: Path) -> None:
+    log_days_ago(tmp_path / "test.duckdb", 8)
+    server = start("--retain-days", "7")
+    server.log_messages(request(*predictions(1, 12), head=header()))
+    assert server.watermark(SPOOL) == 12
+    server.stop()
+    log = server.log.read_text()
+    assert server.query("SELECT sequence FROM predictions ORDER BY 1") == [(11,), (12,)], log
+    assert server.query("SELECT accepted, rejected, expired, balanced FROM ledger") == [
+        (10, 1, 9, True)
+    ]
+
+
+def test_nothing_is_deleted_before_it_is_exported(start: Start, tmp_path: Path) -> None:
+    log_days_ago(tmp_path / "test.duckdb", 8)
+    folder = tmp_path / "out"
+    server = start("--retain-days", "7", "--export-dir", str(folder))
+    eventually(lambda: "deleted 8 predictions" in server.log.read_text())
+    server.stop()
+    assert rows_in(folder) == [(SPOOL.device_id, sequence) for sequence in range(1, 9)]
+    assert server.query("SELECT count(*) FROM predictions") == [(0,)]
+
+
+def test_a_stopped_database_is_exported_by_a_command(start: Start, tmp_path: Path) -> None:
+    server = start()
+    server.log_messages(request(*predictions(1, 5), head=header()))
+    folder = tmp_path / "out"
+    command = [sys.executable, "-c", "from sightline_cli.app import main; main()", "export"]
+    command += ["--database", str(server.database), "--to", str(folder)]
+    refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "another process has it open" in refused.stderr
+    server.stop()
+    for files in (1, 0):
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert json.loads(done.stdout) == {"files": files, "folder": str(folder)}
+    assert rows_in(folder) == [(SPOOL.device_id, sequence) for sequence in range(1, 6)]
+
+
+def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from sightline_cli.app import main; main()", "export"]
+    command += ["--database", str(tmp_path / "no.duckdb"), "--to", str(tmp_path / "out")]
+    refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (refused.returncode, "is no file" in refused.stderr) == (1, True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,119 @@
+"""The contents of messages as columns: as protobuf's own parser reads them, and as Arrow has them.
+
+Two messages read alike where their columns are equal. Not-a-numbers are equal to each other, zeros
+of different signs are not.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
+from sightline.types.v1.prediction_pb2 import Detection
+
+Columns = dict[str, list[Any]]
+_LARGEST = 2**63 - 1
+_PLAIN = (
+    *("sequence", "image_id", "image_width", "image_height", "model_name", "model_version"),
+    *("source", "cloud_reason", "trace_id"),
+)
+_EDGES = ("x_min", "y_min", "x_max", "y_max")
+
+
+def by_protobuf(messages: Iterable[PredictionLogRequest]) -> Columns:
+    """Returns the predictions and gaps of the messages."""
+    read = list(messages)
+    predictions = [one for message in read for one in message.predictions]
+    gaps = [one for message in read for one in message.gaps]
+    return {
+        **{name: [getattr(one, name) for one in predictions] for name in _PLAIN},
+        "captured_at": [
+            _us(p.captured_at) if p.HasField("captured_at") else None for p in predictions
+        ],
+        "inference_time": [
+            _ns(p.inference_time) if p.HasField("inference_time") else None for p in predictions
+        ],
+        "defect_detected": [
+            p.defect_detected if p.HasField("defect_detected") else None for p in predictions
+        ],
+        "labels": [sorted(one.labels.items()) for one in predictions],
+        "detections": [list(map(_detection, one.detections)) for one in predictions],
+        "gaps": [
+            (
+                gap.first_sequence,
+                gap.last_sequence,
+                gap.reason,
+                _us(gap.declared_at) if gap.HasField("declared_at") else None,
+            )
+            for gap in gaps
+        ],
+    }
+
+
+def by_arrow(predictions: pa.StructArray, gaps: pa.StructArray) -> Columns:
+    """Returns the predictions and gaps that were decoded."""
+    labels, detections = predictions.field("labels"), predictions.field("detections")
+    pairs = list(zip(labels.keys.to_pylist(), labels.items.to_pylist(), strict=True))
+    declared = gaps.field("declared_at").view(pa.int64())
+    columns = (gaps.field("first_sequence"), gaps.field("last_sequence"), gaps.field("reason"))
+    return {
+        **{name: predictions.field(name).to_pylist() for name in (*_PLAIN, "defect_detected")},
+        "captured_at": predictions.field("captured_at").view(pa.int64()).to_pylist(),
+        "inference_time": predictions.field("inference_time").view(pa.int64()).to_pylist(),
+        "labels": list(map(sorted, _lists(labels.offsets, pairs))),
+        "detections": list(_lists(detections.offsets, _detections(detections.values))),
+        "gaps": list(zip(*(one.to_pylist() for one in (*columns, declared)), strict=True)),
+    }
+
+
+def _lists(offsets: pa.Array, values: list[Any]) -> Iterator[list[Any]]:
+    return (values[start:end] for start, end in itertools.pairwise(offsets.to_pylist()))
+
+
+def _detections(of: pa.StructArray) -> list[tuple[Any, ...]]:
+    boxes = of.field("box")
+    edges = zip(*(_bits(boxes.field(name)) for name in _EDGES), strict=True)
+    present = boxes.is_valid().to_pylist()
+    return list(
+        zip(
+            of.field("class_id").to_pylist(),
+            of.field("class_name").to_pylist(),
+            _bits(of.field("confidence")),
+            of.field("track_id").to_pylist(),
+            (box if there else None for box, there in zip(edges, present, strict=True)),
+            strict=True,
+        )
+    )
+
+
+def _detection(one: Detection) -> tuple[Any, ...]:
+    box = tuple(_bit(getattr(one.box, name)) for name in _EDGES) if one.HasField("box") else None
+    track = one.track_id if one.HasField("track_id") else None
+    return one.class_id, one.class_name, _bit(one.confidence), track, box
+
+
+def _bits(floats: pa.Array) -> list[Any]:
+    return [_bit(value) for value in floats.to_pylist()]
+
+
+def _bit(value: float | None) -> float | str | None:
+    """Returns what is equal for not-a-numbers, and differs for zeros of different signs."""
+    if value:
+        return "nan" if math.isnan(value) else value
+    return value if value is None or math.copysign(1.0, value) > 0 else "-0.0"
+
+
+def _us(time: Timestamp) -> int:
+    return _clamped(time.seconds * 10**6 + int(time.nanos / 1000))
+
+
+def _ns(time: Duration) -> int:
+    return _clamped(time.seconds * 10**9 + time.nanos)
+
+
+def _clamped(value: int) -> int:
+    return max(-_LARGEST - 1, min(_LARGEST, value))
