@@ -2,8 +2,9 @@
 
 Eight devices stream predictions with three detections each into an ingest service in a process of
 its own; a prediction counts when the answer says it is committed. The ceiling is the same Arrow
-table inserted into the same schema in this process, in groups of the service's own size. Rounds of
-the two alternate; the figures are medians.
+table inserted into the same schema in this process, through the service's own store, in groups of
+4 MiB. The other baseline is the HTTP service of `bench.http_sqlite`, whose devices post the same
+batches. Rounds of the three alternate; the figures are medians.
 """
 
 import argparse
@@ -22,6 +23,8 @@ import grpc
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from sightline.types.v1 import prediction_pb2
 
+from bench import http_sqlite
+from edge.log.options import LogOptions
 from ingest_service.decision import decide
 from ingest_service.decode import Decoder
 from ingest_service.duckdb_store import DuckDBStore
@@ -30,7 +33,7 @@ from ingest_service.store import Changes, Opening, Spool
 from sightline_cli.processes import ServiceProcess
 
 DEVICES = 8
-STREAM = 8192
+STREAM = LogOptions.stream_size
 """Predictions in one stream, as an edge node sends them."""
 GROUP_BYTES = 4 * 1024 * 1024
 METHOD = "/sightline.ingest.v1.IngestService/PredictionLog"
@@ -126,7 +129,8 @@ def insert(folder: Path, changes: Changes, seconds: float) -> float:
         began, count = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - began) < seconds:
             with store.transaction() as transaction:
-                transaction.write(changes, datetime.now(UTC))
+                transaction.write_books(changes, datetime.now(UTC))
+                transaction.write_predictions(changes.predictions, datetime.now(UTC))
             count += changes.predictions.num_rows
     return count / elapsed
 
@@ -145,41 +149,48 @@ def rounds(count: int, *measures: Callable[[], float]) -> list[float]:
     return [statistics.median(column) for column in zip(*taken, strict=True)]
 
 
+def compare(folder: Path, batch: int, options: argparse.Namespace) -> dict[str, object]:
+    """Returns the medians for one batch size."""
+    streams = [payloads(1 + at * STREAM, STREAM, batch) for at in range(options.streams)]
+    every = [message for messages in streams for message in messages]
+    changes = arrow_changes(every[: max(GROUP_BYTES // len(every[0]), 1)])
+
+    def end_to_end() -> float:
+        with service(folder) as running:
+            return asyncio.run(send(running.address, streams, options.seconds))
+
+    def ceiling() -> float:
+        return insert(folder, changes, options.seconds)
+
+    def http() -> float:
+        own = folder / str(uuid.uuid4())
+        own.mkdir()
+        with http_sqlite.service(own) as address:
+            return asyncio.run(http_sqlite.post(address, batch, options.seconds))
+
+    rate, limit, baseline = rounds(options.rounds, end_to_end, ceiling, http)
+    return {
+        "bench": "ingest",
+        "devices": DEVICES,
+        "batch_size": batch,
+        "predictions_per_s": round(rate),
+        "ceiling_per_s": round(limit),
+        "ratio_to_ceiling": round(rate / limit, 3),
+        "http_sqlite_per_s": round(baseline),
+        "ratio_to_http_sqlite": round(rate / baseline, 1),
+    }
+
+
 def main() -> None:
     """Prints one JSON line per batch size."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--seconds", type=float, default=5.0, help="of one measurement")
+    arguments.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--streams", type=int, default=60, help="at most, per device")
+    arguments.add_argument("--streams", type=int, default=20, help="at most, per device")
     options = arguments.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for batch in (32, 256):
-            streams = [payloads(1 + at * STREAM, STREAM, batch) for at in range(options.streams)]
-            size = len(streams[0][0])
-            every = [message for messages in streams for message in messages]
-            changes = arrow_changes(every[: max(GROUP_BYTES // size, 1)])
-
-            def end_to_end(streams: Sequence[Sequence[bytes]] = streams) -> float:
-                with service(folder) as running:
-                    return asyncio.run(send(running.address, streams, options.seconds))
-
-            def ceiling(changes: Changes = changes) -> float:
-                return insert(folder, changes, options.seconds)
-
-            rate, limit = rounds(options.rounds, end_to_end, ceiling)
-            print(
-                json.dumps(
-                    {
-                        "bench": "ingest",
-                        "devices": DEVICES,
-                        "batch_size": batch,
-                        "predictions_per_s": round(rate),
-                        "ceiling_per_s": round(limit),
-                        "ratio_to_ceiling": round(rate / limit, 3),
-                    }
-                )
-            )
+    for batch in (32, 256):
+        with tempfile.TemporaryDirectory() as name:
+            print(json.dumps(compare(Path(name), batch, options)), flush=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class LogOptions:
     """Bytes of one message at most, 1 KiB to 4 MiB; one prediction is sent whatever its size."""
     batch_timeout_seconds: float = 1.0
     """How long a spooled prediction waits at most for others to be sent with."""
-    stream_size: int = 8_192
+    stream_size: int = 24_576
     """Predictions in one stream, which is answered once they are committed, >= 1."""
     compression: Compression = "none"
     """Of messages on the wire: `gzip` spares the network and costs the device's CPU."""

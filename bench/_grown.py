@@ -1,0 +1,63 @@
+"""Databases of many rows, grown through the store's own path."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from bench.ingest import DEVICES, payloads
+from ingest_service.decision import decide
+from ingest_service.decode import Decoder
+from ingest_service.duckdb_store import DuckDBStore
+from ingest_service.group import Message, prepare
+from ingest_service.store import Changes, Filter, Opening, Spool
+
+GROUP = 16_384
+"""Predictions in one transaction: about what the service takes at full speed."""
+_BATCH = 256
+_SUM_UP_SECONDS = 0.25
+
+
+def grow(path: Path, rows: int) -> None:
+    """Adds predictions with three detections each until a database has this many, with sums."""
+    chance = np.random.default_rng(1)
+    sent = payloads(1, GROUP, _BATCH)
+    templates = [_template(f"bench-{number}", sent) for number in range(DEVICES)]
+    with contextlib.closing(DuckDBStore(path)) as store:
+        with contextlib.closing(store.reader()) as reader:
+            there = reader.stats(Filter()).total_predictions
+        keeper, due = store.keeper(), 0.0
+        for start in range(there, rows, GROUP):
+            changes = _varied(templates[start // GROUP % DEVICES], chance)
+            with store.transaction() as transaction:
+                transaction.write_books(changes, datetime.now(UTC))
+                transaction.write_predictions(changes.predictions, datetime.now(UTC))
+            if time.monotonic() > due:
+                keeper.sum_up(datetime.now(UTC))
+                due = time.monotonic() + _SUM_UP_SECONDS
+
+
+def _template(device: str, sent: Sequence[bytes]) -> Changes:
+    """Returns what the service would write for one group of messages of a device."""
+    spool = Spool(device, "00000000-0000-0000-0000-000000000000")
+    opening = Opening(spool, datetime.now(UTC), None, None, "bench")
+    messages = [Message(0, opening, each, first=False) for each in sent]
+    return decide(prepare(messages, Decoder(), datetime.now(UTC)), {spool: 0})[0]
+
+
+def _varied(template: Changes, chance: np.random.Generator) -> Changes:
+    """Returns the group as of now, with inference times around 12 ms."""
+    now = int(time.time() * 1_000_000)
+    columns = {
+        "captured_at": pa.array(now + np.arange(GROUP)).cast(pa.timestamp("us", "UTC")),
+        "inference_seconds": pa.array(chance.lognormal(np.log(0.012), 0.3, GROUP)),
+    }
+    predictions = template.predictions
+    for name, values in columns.items():
+        predictions = predictions.set_column(predictions.schema.get_field_index(name), name, values)
+    return replace(template, predictions=predictions)

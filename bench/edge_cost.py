@@ -1,0 +1,255 @@
+"""What logging costs a device, from `log()` to committed: `python -m bench.edge_cost`.
+
+The edge node and the ingest service are processes of their own. CPU is the node's alone, by
+`getrusage`, while it logs bursts of a hundred predictions with three detections each, a hundred
+times a second; to make the records is not in it. With gzip, the same again, and the bytes on the
+wire come from a relay. Memory is the node's resident set while a backlog builds up with the service
+away, and then drains into it.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from bench.log_call import prediction
+from edge import LogOptions, Prediction, PredictionLogger
+from edge.log.options import Compression
+from sightline_cli.processes import ServiceProcess
+
+BURST, PAUSE_SECONDS = 100, 0.01
+MIB = 1 << 20
+DONE = "done"
+
+
+def cpu_seconds() -> float:
+    """Returns the CPU time of this process so far, in user space and in the kernel."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def pictures() -> list[Prediction]:
+    """Returns records that differ as those of a camera do: gzip must not find them too easy."""
+    chance = random.Random(1)
+    return [prediction(number, chance.uniform(0, 900)) for number in range(1000)]
+
+
+def node_cpu(target: str, folder: str, count: int, compression: Compression) -> dict[str, float]:
+    """Logs at a steady rate; returns CPU microseconds and wall seconds of it."""
+    records = pictures()
+    options = LogOptions(compression=compression)
+    with PredictionLogger(target, device_id="bench", spool_dir=folder, options=options) as log:
+        log.log(records[0], wait="committed", timeout=60)  # connected, everything imported
+        began, used = time.perf_counter(), cpu_seconds()
+        for burst in range(count // BURST):
+            for number in range(BURST):
+                log(records[(burst * BURST + number) % len(records)])
+            time.sleep(max(0.0, began + (burst + 1) * PAUSE_SECONDS - time.perf_counter()))
+        committed = log.flush(600, until="committed")
+        used, took = cpu_seconds() - used, time.perf_counter() - began
+        if not committed or log.stats().dropped:
+            raise RuntimeError(f"not everything was committed: {log.stats()}")
+    return {"cpu_us": used * 1e6, "seconds": took}
+
+
+def node_backlog(target: str, folder: str, count: int) -> None:
+    """Fills the spool while nobody answers, says so, and says when somebody has it all."""
+    records = pictures()
+    log = PredictionLogger(target, device_id="bench", spool_dir=folder, on_full="block")
+    with log:
+        for record in itertools.islice(itertools.cycle(records), count):
+            log(record)
+        if not log.flush(600):
+            raise RuntimeError(f"not everything was spooled: {log.stats()}")
+        print(DONE, flush=True)
+        if not log.flush(3600, until="committed") or log.stats().dropped:
+            raise RuntimeError(f"not everything was committed: {log.stats()}")
+        print(DONE, flush=True)
+
+
+@contextmanager
+def service(folder: Path, listen: str = "127.0.0.1:0") -> Iterator[ServiceProcess]:
+    """Runs an ingest service with a new database."""
+    flags = ["--listen", listen, "--database", str(folder / f"{uuid.uuid4()}.duckdb")]
+    with ServiceProcess("ingest_service", [*flags, "--log-level", "warning"]) as running:
+        yield running
+
+
+@contextmanager
+def node(arguments: Sequence[object]) -> Iterator["subprocess.Popen[str]"]:
+    """Runs this program as an edge node."""
+    command = [sys.executable, "-m", "bench.edge_cost", "--node", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    """Returns the next line that a node says.
+
+    Raises:
+        RuntimeError: it ended instead.
+    """
+    out: IO[str] | None = process.stdout
+    line = out.readline() if out else ""
+    if not line:
+        raise RuntimeError(f"the node ended with exit code {process.wait()}")
+    return line.strip()
+
+
+class CountingRelay:
+    """Passes bytes on to a service and counts those that go there."""
+
+    def __init__(self, target: str) -> None:
+        self.sent = 0
+        self._host, _, self._port = target.rpartition(":")
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """Yields the relay's own address."""
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, daemon=True)
+        thread.start()
+        starting = asyncio.start_server(self._serve, "127.0.0.1", 0)
+        server = asyncio.run_coroutine_threadsafe(starting, loop).result()
+        try:
+            yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, onward = await asyncio.open_connection(self._host, int(self._port))
+        await asyncio.gather(self._pass(reader, onward, 1), self._pass(back, writer, 0))
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, weight: int
+    ) -> None:
+        while chunk := await reader.read(1 << 16):
+            self.sent += weight * len(chunk)
+            writer.write(chunk)
+            await writer.drain()
+        writer.close()
+
+
+def cpu_us(folder: Path, count: int, compression: Compression) -> tuple[float, float]:
+    """Returns CPU microseconds and wall seconds of one prediction."""
+    with (
+        service(folder) as running,
+        node(["cpu", running.address, folder / str(uuid.uuid4()), count, compression]) as process,
+    ):
+        found = json.loads(line_of(process))
+    return found["cpu_us"] / count, found["seconds"] / count
+
+
+def wire_bytes(folder: Path, count: int, compression: Compression) -> float:
+    """Returns the bytes that a prediction takes on the wire."""
+    with service(folder) as running:
+        relay = CountingRelay(running.address)
+        with (
+            relay.running() as address,
+            node(["cpu", address, folder / str(uuid.uuid4()), count, compression]) as process,
+        ):
+            line_of(process)
+    return relay.sent / count
+
+
+def resident_mib(process: psutil.Process) -> float:
+    """Returns the memory that a process has now."""
+    return float(process.memory_info().rss / MIB)
+
+
+def most_resident(process: "subprocess.Popen[str]") -> float:
+    """Returns the most memory that a node has had when it says its next line."""
+    watched, most, done = psutil.Process(process.pid), 0.0, threading.Event()
+    lines: list[str] = []
+
+    def listen() -> None:
+        lines.append((process.stdout.readline() if process.stdout else "").strip())
+        done.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    while not done.wait(0.05):
+        most = max(most, resident_mib(watched))
+    if lines != [DONE]:
+        raise RuntimeError(f"the node ended with exit code {process.wait()}")
+    return max(most, resident_mib(watched))
+
+
+def backlog(folder: Path, count: int) -> dict[str, float]:
+    """Returns what a backlog does to the node's memory, in MiB."""
+    with service(folder) as running:
+        address = running.address  # where nobody listens from now on, for a while
+    with node(["backlog", address, folder / "backlog", count]) as process:
+        building = most_resident(process)
+        built = resident_mib(psutil.Process(process.pid))
+        with service(folder, address):
+            began = time.perf_counter()
+            draining = most_resident(process)
+            took = time.perf_counter() - began
+    return {
+        "rss_build_peak_mib": round(building, 1),
+        "rss_before_drain_mib": round(built, 1),
+        "rss_growth_mib": round(max(0.0, draining - built), 1),
+        "drained_per_s": round(count / took),
+    }
+
+
+def measure(folder: Path, predictions: int, rounds: int, waiting: int) -> dict[str, object]:
+    """Returns the line of figures."""
+    kinds: tuple[Compression, ...] = ("none", "gzip")
+    taken = [[cpu_us(folder, predictions, kind) for kind in kinds] for _ in range(rounds)]
+    columns = zip(*taken, strict=True)
+    plain, zipped = (statistics.median(cpu for cpu, _ in column) for column in columns)
+    plain_bytes, zipped_bytes = (wire_bytes(folder, predictions // 5, kind) for kind in kinds)
+    return {
+        "bench": "edge_cost",
+        "predictions": predictions,
+        "predictions_per_s": round(1 / statistics.median(one[0][1] for one in taken)),
+        "cpu_us_per_prediction": round(plain, 1),
+        "gzip_cpu_us_per_prediction": round(zipped, 1),
+        "wire_bytes_per_prediction": round(plain_bytes, 1),
+        "gzip_bytes_ratio": round(zipped_bytes / plain_bytes, 3),
+        "backlog": waiting,
+        **backlog(folder, waiting),
+    }
+
+
+def main() -> None:
+    """Prints one JSON line."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--predictions", type=int, default=100_000, help="in one measurement")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--backlog", type=int, default=1_000_000, help="predictions that wait")
+    arguments.add_argument("--node", nargs="+", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    match options.node:
+        case ["cpu", target, folder, count, compression]:
+            print(json.dumps(node_cpu(target, folder, int(count), compression)), flush=True)
+        case ["backlog", target, folder, count]:
+            node_backlog(target, folder, int(count))
+        case _:
+            with tempfile.TemporaryDirectory() as name:
+                line = measure(Path(name), options.predictions, options.rounds, options.backlog)
+                print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""How fast a FastAPI and SQLite service commits, which Sightline replaces.
+
+`python -m bench.http_sqlite`: eight devices post batches of predictions with three detections each,
+each over a connection that stays open, to the service of `bench._http_service` in a process of its
+own. A prediction counts when the answer to its batch has come. The bodies are made before the clock
+starts.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+
+from sightline_cli.processes import ServiceProcess
+
+DEVICES = 8
+_BODIES = 64
+"""Different batches of a device; then they come again: the service does not know."""
+
+
+@contextlib.contextmanager
+def service(folder: Path) -> Iterator[str]:
+    """Runs the service in a process of its own.
+
+    Args:
+        folder: for its database.
+
+    Yields:
+        Its address, host:port.
+    """
+    flags = ["--database", str(folder / "predictions.sqlite")]
+    with ServiceProcess("bench._http_service", flags) as running:
+        yield running.address
+
+
+def bodies(device: int, batch: int, count: int = _BODIES) -> list[bytes]:
+    """Returns batches of a device as JSON, three detections in each prediction."""
+    return [
+        json.dumps(
+            {
+                "edge_device_id": f"bench-{device}",
+                "predictions": [_prediction(at * batch + number) for number in range(batch)],
+            }
+        ).encode()
+        for at in range(count)
+    ]
+
+
+async def post(address: str, batch: int, seconds: float) -> float:
+    """Returns committed predictions per second, over all devices.
+
+    Args:
+        address: of the service, host:port.
+        batch: predictions in a request.
+        seconds: no request is begun later than this.
+
+    Raises:
+        aiohttp.ClientError: a request failed.
+    """
+    prepared = [bodies(device, batch) for device in range(DEVICES)]
+    async with aiohttp.ClientSession(
+        f"http://{address}",
+        headers={"content-type": "application/json"},
+        connector=aiohttp.TCPConnector(limit=DEVICES),
+        raise_for_status=True,
+    ) as session:
+        began = time.perf_counter()
+
+        async def send(own: list[bytes]) -> int:
+            committed = requests = 0
+            while time.perf_counter() - began < seconds:
+                async with session.post("/log", data=own[requests % len(own)]) as answer:
+                    committed += (await answer.json())["accepted"]
+                requests += 1
+            return committed
+
+        done = await asyncio.gather(*map(send, prepared))
+        return sum(done) / (time.perf_counter() - began)
+
+
+def rate(batch: int, seconds: float) -> float:
+    """Returns committed predictions per second of a service with an empty database.
+
+    Args:
+        batch: predictions in a request.
+        seconds: to measure for.
+    """
+    with tempfile.TemporaryDirectory() as folder, service(Path(folder)) as address:
+        return asyncio.run(post(address, batch, seconds))
+
+
+def _prediction(number: int) -> dict[str, object]:
+    return {
+        "image_id": f"frame-{number:09d}",
+        "timestamp": time.time(),
+        "model_name": "yolov8n",
+        "model_version": "1",
+        "inference_time_ms": 12.0,
+        "defect_detected": number % 10 == 0,
+        "detections": [
+            {"class_name": name, "confidence": 0.9, "bbox": [10.0, 20.0, 300.5, 400.25]}
+            for name in ("person", "bus", "car")
+        ],
+    }
+
+
+def main() -> None:
+    """Prints one JSON line per batch size."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
+    options = arguments.parse_args()
+    for batch in (32, 256):
+        found = {"bench": "http_sqlite", "devices": DEVICES, "batch_size": batch}
+        print(json.dumps({**found, "http_sqlite_per_s": round(rate(batch, options.seconds))}))
+
+
+if __name__ == "__main__":
+    main()

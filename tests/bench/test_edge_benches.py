@@ -1,0 +1,63 @@
+"""The benchmarks of the edge run, and print a JSON line each with the figures that people quote."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(module: str, *flags: str) -> dict[str, Any]:
+    result = subprocess.run(
+        [sys.executable, "-m", f"bench.{module}", *flags],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        cwd=ROOT,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    assert found.pop("bench") == module
+    return found
+
+
+def test_log_call() -> None:
+    found = run("log_call", "--seconds", "0.5")
+    assert found.pop("spooled") == found.pop("calls") == 500
+    shares = [f"{who}{share}_us" for who in ("", "otel_") for share in ("p50", "p99", "p999")]
+    assert set(found) == {*shares, "ratio_to_otel_p50", "record_us", "otel_record_us"}
+    assert all(value > 0 for value in found.values())
+
+
+def test_edge_cost() -> None:
+    found = run("edge_cost", "--predictions", "2000", "--rounds", "1", "--backlog", "3000")
+    assert (found["predictions"], found["backlog"]) == (2000, 3000)
+    assert 0 < found["cpu_us_per_prediction"] < 1000
+    assert 0 < found["gzip_cpu_us_per_prediction"] < 1000
+    assert 100 < found["wire_bytes_per_prediction"] < 500
+    assert found["gzip_bytes_ratio"] < 0.6  # or nothing was compressed
+    assert found["rss_growth_mib"] >= 0
+    assert found["rss_build_peak_mib"] >= found["rss_before_drain_mib"] - 1 > 0
+
+
+def test_detector_loop() -> None:
+    pytest.importorskip("ultralytics")
+    folder = os.environ.get("SIGHTLINE_TEST_MODELS")
+    if not folder or not (Path(folder) / "yolov8n_int8.onnx").exists():
+        pytest.skip("SIGHTLINE_TEST_MODELS names no folder with yolov8n_int8.onnx")
+    found = run("detector_loop", "--rounds", "1", "--frames", "1")
+    assert (found["rounds"], found["frames"]) == (1, 1)
+    figures = [
+        f"{kind}_{case}"
+        for kind in ("fps_ratio", "cpu_ratio", "log_p50_us")
+        for case in ("up", "away")
+    ]
+    for name in ("fps", *figures):
+        assert found[name] > 0
