@@ -1,30 +1,61 @@
-"""A TCP relay in front of a service: the network that the demo can cut."""
+"""A TCP relay in front of a service: the network that can be made slow, cut, or go silent."""
 
 import asyncio
+import math
+import random
+import socket
+import struct
 import threading
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 _CHUNK = 64 * 1024
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _T = TypeVar("_T")
 
 
-class Relay:
-    """Passes bytes between a loopback port of its own and a target, until it is cut.
+@dataclass(frozen=True)
+class Network:
+    """What a network does with connections and with what passes."""
 
-    While it is cut, open connections are reset and new ones are closed as soon as they are made.
+    delay: float = 0.0
+    """Seconds that each piece of at most 64 KiB takes."""
+    jitter: float = 0.0
+    """Seconds that it may take on top, by chance."""
+    bytes_per_second: float = math.inf
+    """In each direction of each connection."""
+    is_cut: bool = False
+    """Open connections are reset, and so are new ones."""
+    is_silent: bool = False
+    """New connections are taken, and everything is swallowed. What is open stays silent for good,
+    as behind a router that has forgotten it."""
+    ends_requests: bool = False
+    """The way to the service is at its end (half-closed); the way back is open."""
+    ends_answers: bool = False
+    """The way back is at its end; the way to the service is open."""
+
+
+SOUND = Network()
+CUT = Network(is_cut=True)
+SILENT = Network(is_silent=True)
+
+
+class Relay:
+    """Passes bytes between a loopback port of its own and a target, as its network lets it.
+
     Use it as a context manager.
 
     Args:
-        target: where to pass bytes on to, as host:port.
+        target: where to pass bytes on to, as host:port or unix:path.
     """
 
     def __init__(self, target: str) -> None:
         self._target = target
-        self._connected = True
-        self._open: set[asyncio.StreamWriter] = set()
+        self._network = SOUND
+        self._open: set[_Way] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
         self._thread.start()
@@ -45,50 +76,116 @@ class Relay:
         self._thread.join()
         self._loop.close()
 
-    def cut(self) -> None:
-        """Resets every connection, and from now on lets no new one through."""
-        self._connected = False
-        self._loop.call_soon_threadsafe(self._reset_all)
+    def become(self, network: Network) -> None:
+        """Goes on as another network, with the connections that are open, too."""
+        self._call(self._become(network))
 
-    def restore(self) -> None:
-        """Lets connections through again."""
-        self._connected = True
+    @contextmanager
+    def being(self, network: Network) -> Iterator[None]:
+        """Is another network for a while, then a sound one."""
+        self.become(network)
+        try:
+            yield
+        finally:
+            self.become(SOUND)
 
     def retarget(self, target: str) -> None:
-        """Passes new connections on to another host:port, where a service came back."""
+        """Passes new connections on to another target, where a service came back."""
         self._target = target
 
     def _call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def _reset_all(self) -> None:
-        for writer in self._open:
-            writer.transport.abort()
+    async def _become(self, network: Network) -> None:
+        self._network = network
+        for way in list(self._open):
+            way.meet(network)
 
     async def _stop(self) -> None:
         self._server.close()
-        self._reset_all()
+        await self._become(CUT)
         others = asyncio.all_tasks() - {asyncio.current_task()}
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, _, port = self._target.rpartition(":")
-        with suppress(OSError):
-            if self._connected:
-                upstream_reader, upstream_writer = await asyncio.open_connection(host, int(port))
-                await asyncio.gather(
-                    self._pass(reader, upstream_writer), self._pass(upstream_reader, writer)
-                )
-        writer.close()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
         try:
-            while data := await reader.read(_CHUNK):
-                writer.write(data)
-                await writer.drain()
+            upstream_reader, upstream_writer = await _connect(self._target)
+        except OSError:
+            _reset(writer)
+            return
+        there = _Way(reader, upstream_writer, leads_to_service=True)
+        back = _Way(upstream_reader, writer, leads_to_service=False)
+        self._open |= {there, back}
+        await asyncio.gather(self._pass(there), self._pass(back))
+        self._open -= {there, back}
+        for end in (writer, upstream_writer):
+            end.close()
+
+    async def _pass(self, way: "_Way") -> None:
+        way.meet(self._network)
+        try:
+            while data := await way.reader.read(_piece(self._network)):
+                await asyncio.sleep(_seconds(self._network, len(data)))
+                await way.send(data)
+            way.end()
         except OSError:  # reset by us or by either end: the other direction ends with it
-            pass
-        finally:
-            self._open.discard(writer)
-            writer.close()
+            _reset(way.writer)
+
+
+class _Way:
+    """One direction of a connection."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, leads_to_service: bool
+    ) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._leads_to_service = leads_to_service
+        self._swallows = False
+
+    def meet(self, network: Network) -> None:
+        """Takes note of what the network does from now on."""
+        if network.is_cut:
+            _reset(self.writer)
+        if network.is_silent:
+            self._swallows = True
+        if network.ends_requests if self._leads_to_service else network.ends_answers:
+            self.end()
+            self._swallows = True
+
+    async def send(self, data: bytes) -> None:
+        """Passes a piece on, or swallows it."""
+        if not self._swallows:
+            self.writer.write(data)
+            await self.writer.drain()
+
+    def end(self) -> None:
+        """Says that nothing more will come this way."""
+        if not self._swallows:
+            with suppress(OSError):
+                self.writer.write_eof()
+
+
+async def _connect(target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if target.startswith("unix:"):
+        return await asyncio.open_unix_connection(target.removeprefix("unix:"))
+    host, _, port = target.rpartition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    connection = writer.get_extra_info("socket")
+    if connection.family != socket.AF_UNIX and connection.fileno() >= 0:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    writer.transport.abort()
+
+
+def _piece(network: Network) -> int:
+    """Returns how many bytes to pass on at once."""
+    return int(max(1, min(_CHUNK, network.bytes_per_second / 20)))
+
+
+def _seconds(network: Network, size: int) -> float:
+    """Returns how long a piece takes."""
+    by_chance = random.uniform(0.0, network.jitter)
+    return network.delay + by_chance + size / network.bytes_per_second

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from examples.demo.relay import Relay
+from examples.demo.relay import CUT, SOUND, Relay
 from examples.demo.script import Event
 from sightline_cli.processes import ServiceProcess
 
@@ -48,11 +48,11 @@ class World:
         """Makes an event of the script come true."""
         match event:
             case Event.CUT:
-                self.ingest_relay.cut()
-                self.inference_relay.cut()
+                self.ingest_relay.become(CUT)
+                self.inference_relay.become(CUT)
             case Event.RESTORE:
-                self.ingest_relay.restore()
-                self.inference_relay.restore()
+                self.ingest_relay.become(SOUND)
+                self.inference_relay.become(SOUND)
             case Event.KILL_INGEST:
                 self._ingest.kill()
             case Event.RESTART_INGEST:

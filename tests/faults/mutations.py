@@ -1,0 +1,308 @@
+"""Damaged messages on their way through the ingest service, beside good ones.
+
+What becomes of each is held against protobuf's own parser and against docs/ingest.md, which says
+why a message is refused, why a prediction is rejected, and where the service reads otherwise.
+"""
+
+import itertools
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import psutil
+import pyarrow as pa
+from google.protobuf.message import DecodeError
+from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
+
+from ingest_service.decision import decide
+from ingest_service.decode import Decoder
+from ingest_service.duckdb_store import DuckDBStore
+from ingest_service.group import Message, Outcome, Prepared, prepare
+from ingest_service.group_writer import GroupWriter
+from ingest_service.headers import parse_header
+from servicekit.errors import SightlineError
+from tests.unit.ingest_service import oracle, wire
+from tests.unit.ingest_service.mutate import hostile, mutated
+from tests.unit.ingest_service.samples import NOW, message, predictions, spool
+from tests.unit.ingest_service.store_conformance import outcomes_of
+
+GROUP = 100
+_GOOD = 20  # messages of a group that nothing is wrong with
+_STORED = 20  # one group of so many goes into a database
+_SLOW_SECONDS = 20.0
+_PAGE = Path(__file__).parents[2] / "docs/ingest.md"
+_READ_ALL_THE_SAME = {"long tag", "long length", "another end", "deep group"}
+_MERGED = {"captured_at", "inference_time", "detections", "gaps"}
+"""Columns with messages in them that may be given twice."""
+
+
+@dataclass
+class Tally:
+    """What became of the messages."""
+
+    messages: int = 0
+    """Damaged ones."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Messages, by reason."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Predictions, by reason."""
+    accepted: int = 0
+    """Predictions of damaged messages that were taken as they are."""
+    compared: int = 0
+    """Damaged messages that protobuf reads, too."""
+    odd: Counter[str] = field(default_factory=Counter)
+    """Messages that the service and protobuf read differently, by the kind of difference."""
+    neighbours: int = 0
+    """Messages that nothing was wrong with."""
+    stored: int = 0
+    """Messages of both kinds that went into a database."""
+    grown: int = 0
+    """Bytes by which the process has grown in the second half."""
+
+    def add(self, other: "Tally") -> None:
+        """Adds what another process has found."""
+        for name in ("messages", "accepted", "compared", "neighbours", "stored"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("refused", "rejected", "odd"):
+            getattr(self, name).update(getattr(other, name))
+        self.grown = max(self.grown, other.grown)
+
+
+def documented(title: str) -> set[str]:
+    """Returns the reasons in the table under a title of docs/ingest.md."""
+    _, _, rest = _PAGE.read_text().partition(f"### {title}\n")
+    rows = re.findall(r"^\| (`[^|]+) \|", rest.partition("\n#")[0], re.MULTILINE)
+    return {reason for row in rows for reason in re.findall(r"`([A-Z0-9_]+)`", row)}
+
+
+REFUSED = documented("Why a message is refused")
+REJECTED = documented("Why a prediction is rejected")
+
+
+def run(seed: int, count: int, folder: Path) -> Tally:
+    """Sends damaged messages through the service, in groups, and checks what becomes of them.
+
+    Args:
+        seed: of all that is random.
+        count: how many damaged messages.
+        folder: for a database.
+
+    Raises:
+        AssertionError: something is not as it is documented.
+    """
+    checker, chance = Checker(), random.Random(seed)
+    damaged = _damaged(seed, count)
+    store = DuckDBStore(folder / f"{seed}.duckdb")
+    writer = GroupWriter(store, lambda: NOW)
+    before = 0
+    for number in itertools.count():
+        payloads = list(itertools.islice(damaged, GROUP - _GOOD))
+        if not payloads:
+            break
+        if number == count // (GROUP - _GOOD) // 2:
+            before = psutil.Process().memory_info().rss
+        group, good = mixed(payloads, number * GROUP, chance)
+        began = time.perf_counter()
+        checker.check(group, good, chance)
+        if number % _STORED == 0:
+            _check_outcomes(group, outcomes_of(writer, group), good)
+            checker.tally.stored += len(group)
+        assert time.perf_counter() - began < _SLOW_SECONDS, [one.hex() for one in payloads]
+    checker.tally.grown = psutil.Process().memory_info().rss - before
+    store.close()
+    _check_books(folder / f"{seed}.duckdb")
+    return checker.tally
+
+
+def mixed(
+    payloads: Sequence[bytes], start: int, chance: random.Random
+) -> tuple[list[Message], dict[int, int]]:
+    """Returns a group of damaged messages and good ones, each of a stream and a spool of its own.
+
+    Args:
+        payloads: the damaged ones.
+        start: number of the first spool.
+        chance: where the order comes from.
+
+    Returns:
+        The messages, and how many predictions each good one has, by its place.
+    """
+    parts: list[bytes | int] = [*payloads, *(chance.randint(1, 3) for _ in range(_GOOD))]
+    chance.shuffle(parts)
+    group, good = [], {}
+    for at, part in enumerate(parts):
+        if isinstance(part, bytes):
+            # Now and then as a later message, which must have no header.
+            first = chance.random() < 0.9
+            group.append(message(payload=part, of=spool(start + at), stream=at, first=first))
+        else:
+            group.append(message(*predictions(1, part), of=spool(start + at), stream=at))
+            good[at] = part
+    return group, good
+
+
+class Checker:
+    """Checks groups, one after the other."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self._decoder = Decoder()
+
+    def check(
+        self, group: Sequence[Message], good: Mapping[int, int], chance: random.Random
+    ) -> None:
+        """Fails unless every message of the group becomes what is documented.
+
+        Args:
+            group: the messages.
+            good: how many predictions each good one has, by its place.
+            chance: where the watermarks of the damaged ones come from.
+        """
+        prepared = prepare(group, self._decoder, NOW)
+        watermarks = {
+            one.opening.spool: 0 if at in good else chance.choice((0, 0, 0, 1, 2, 3, 4, 2**62))
+            for at, one in enumerate(group)
+        }
+        changes, outcomes = decide(prepared, watermarks)
+        _check_outcomes(group, outcomes, good, [watermarks[one] for one in prepared.spools])
+        assert changes.predictions.num_rows == sum(one.accepted for one in outcomes)
+        self._count(outcomes, good)
+        self._compare(prepared, good)
+
+    def _count(self, outcomes: Sequence[Outcome], good: Mapping[int, int]) -> None:
+        self.tally.neighbours += len(good)
+        for at, one in enumerate(outcomes):
+            if at in good:
+                continue
+            self.tally.messages += 1
+            self.tally.accepted += one.accepted
+            self.tally.rejected.update(rejection.reason for rejection in one.rejections)
+            if one.error is not None:
+                self.tally.refused[one.error.reason] += 1
+
+    def _compare(self, prepared: Prepared, good: Mapping[int, int]) -> None:
+        """Fails unless the messages that are read say what protobuf says that they say."""
+        both, whose = [], []
+        for at, one in enumerate(prepared.messages):
+            malformed = _is_malformed(prepared.refused.get(at))
+            read = _by_protobuf(one.payload)
+            if read is not None and not malformed:
+                self.tally.compared += at not in good
+                both.append(read)
+                whose.append(at)
+            elif read is not None or not malformed:
+                self._note_difference(one.payload, malformed=malformed)
+        expected = oracle.by_protobuf(both)
+        found = self._read(prepared, whose)
+        if found != expected:
+            self._compare_each(prepared, whose, both, found)
+
+    def _compare_each(
+        self,
+        prepared: Prepared,
+        whose: Sequence[int],
+        both: Sequence[PredictionLogRequest],
+        found: oracle.Columns,
+    ) -> None:
+        row = gap = 0
+        for at, read in zip(whose, both, strict=True):
+            rows = slice(row, row := row + len(read.predictions))
+            gaps = slice(gap, gap := gap + len(read.gaps))
+            expected = oracle.by_protobuf([read])
+            own = {name: found[name][gaps if name == "gaps" else rows] for name in found}
+            if own != expected:
+                self._note_other_values(prepared.messages[at].payload, own, expected)
+
+    def _note_other_values(
+        self, payload: bytes, found: oracle.Columns, expected: oracle.Columns
+    ) -> None:
+        """Fails unless the values that differ may do so."""
+        differing = {name for name in expected if expected[name] != found[name]}
+        odd = wire.oddities(payload, PredictionLogRequest.DESCRIPTOR)
+        if "labels" in differing and "foreign field in a label" in odd:
+            differing -= {"labels"}
+            self.tally.odd["label kept"] += 1
+        if differing & _MERGED and "message twice" in odd:
+            differing -= _MERGED
+            self.tally.odd["last one counts"] += 1
+        assert not differing, (payload.hex(), {n: (expected[n], found[n]) for n in differing})
+
+    def _note_difference(self, payload: bytes, *, malformed: bool) -> None:
+        odd = wire.oddities(payload, PredictionLogRequest.DESCRIPTOR)
+        assert odd & ({"number 0"} if malformed else _READ_ALL_THE_SAME), (payload.hex(), odd)
+        self.tally.odd["refused" if malformed else "read all the same"] += 1
+
+    def _read(self, prepared: Prepared, which: Sequence[int]) -> oracle.Columns:
+        """Returns what the service has read of these messages."""
+        wanted = np.zeros(prepared.claims.messages, dtype=np.bool_)
+        wanted[list(which)] = True
+        return oracle.by_arrow(
+            prepared.predictions.filter(pa.array(wanted[prepared.claims.message])),
+            prepared.gaps.filter(pa.array(wanted[prepared.claims.gap_message])),
+        )
+
+
+def _damaged(seed: int, count: int) -> Iterator[bytes]:
+    """Yields three messages with damaged fields for each with damaged bytes."""
+    fields, raw = hostile(seed, count), mutated(seed, count)
+    return (next(raw if at % 4 == 3 else fields) for at in range(count))
+
+
+def _is_malformed(error: SightlineError | None) -> bool:
+    return error is not None and error.reason == "MALFORMED_MESSAGE"
+
+
+def _by_protobuf(payload: bytes) -> PredictionLogRequest | None:
+    """Returns what protobuf reads; None: it refuses. A header must be refused for a reason, too."""
+    assert _header_error(payload) in {None, *REFUSED}, payload.hex()
+    try:
+        return PredictionLogRequest.FromString(payload)
+    except DecodeError:
+        return None
+
+
+def _header_error(payload: bytes) -> str | None:
+    try:
+        parse_header(payload, NOW)
+    except SightlineError as error:
+        return error.reason
+    return None
+
+
+def _check_outcomes(
+    group: Sequence[Message],
+    outcomes: Sequence[Outcome],
+    good: Mapping[int, int],
+    low: Sequence[int] | None = None,
+) -> None:
+    """Fails unless all reasons are documented, the books add up and good messages are whole."""
+    for at, (one, payload) in enumerate(zip(outcomes, group, strict=True)):
+        if at in good:
+            assert one == Outcome(committed_through=good[at], accepted=good[at])
+            continue
+        why = payload.payload.hex()
+        assert {rejection.reason for rejection in one.rejections} <= REJECTED, why
+        new = one.accepted + len(one.rejections) + one.gap_sequences
+        if one.error is not None:
+            assert one.error.reason in REFUSED, why
+        if one.error is not None and one.error.reason != "SEQUENCE_HOLE":
+            assert new == 0, why
+        else:
+            assert one.committed_through - (low[at] if low else 0) == new, why
+
+
+def _check_books(database: Path) -> None:
+    """Fails unless the database holds what its ledger says, and every good message whole."""
+    with duckdb.connect(str(database), read_only=True) as connection:
+        balances = connection.execute("SELECT DISTINCT balanced FROM ledger").fetchall()
+        original = connection.execute(
+            "SELECT count(*) FROM rejected_predictions WHERE original IS NULL"
+        ).fetchone()
+    assert balances == [(True,)]
+    assert original == (0,)

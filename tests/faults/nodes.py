@@ -1,0 +1,216 @@
+"""Nodes as processes of their own, which can be killed at any moment.
+
+A node is forked, for each of its lives, from a server that has imported everything once: importing
+would be most of a short life. It is a process like any other, and SIGKILL ends it.
+"""
+
+import fcntl
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from edge import Box, Detection, LogOptions, Prediction, PredictionLogger
+from tests.faults.ledger import Ledger
+from tests.unit.edge.samples import eventually
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["pytest", "tests.faults.nodes"])
+# The exit code of a process can be read once, and every start reads that of all that have ended.
+_STARTING_OR_ENDING = threading.Lock()
+_ALIVE = "alive.lock"
+_SMALL_AND_QUICK = LogOptions(batch_timeout_seconds=0.02, stream_size=100, disk_reserve_bytes=0)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a node is to do."""
+
+    target: str
+    spool: Path
+    """Folder of its spool."""
+    ledgers: Path
+    """Folder of its ledger, and of what it says on stderr."""
+    name: str
+    """Of this life, unique in the campaign."""
+    device_id: str = "gate-1"
+    predictions: int | None = None
+    """How many to log before it closes. None: it logs until it is killed."""
+    pause: float = 0.0
+    """Seconds between bursts of up to 40."""
+    options: LogOptions = field(default=_SMALL_AND_QUICK)
+
+    def logger(self) -> PredictionLogger:
+        """Returns a logger that drops nothing."""
+        return PredictionLogger(
+            self.target,
+            device_id=self.device_id,
+            spool_dir=self.spool,
+            on_full="block",
+            options=self.options,
+        )
+
+
+def keep_logging(spec: Spec) -> None:
+    """The life of a node: logs bursts, and notes what is spooled."""
+    ledger = Ledger(spec.ledgers, spec.name)
+    log = spec.logger()
+    log_bursts(log, ledger, spec.predictions, spec.pause)
+    assert log.close(60)
+    ledger.has_ended()
+
+
+def log_and_close(spec: Spec) -> None:
+    """The life of a node that closes at once, with what it has logged still in memory."""
+    ledger = Ledger(spec.ledgers, spec.name)
+    log = spec.logger()
+    count = spec.predictions or 0
+    ledger.will_log(count)
+    for number in range(count):
+        log(sample(ledger.image_id(number)))
+    assert log.close(60)
+    ledger.has_spooled(count)
+    ledger.has_ended()
+
+
+def fork_and_log(spec: Spec) -> None:
+    """The life of a node that forks all the time; children log a little, and some kill themselves.
+
+    What is killed right after a fork may be the parent or the child.
+    """
+    ledger = Ledger(spec.ledgers, spec.name)
+    log = spec.logger()
+    threading.Thread(target=log_bursts, args=(log, ledger, None), daemon=True).start()
+    for child in itertools.count():
+        time.sleep(random.uniform(0.0, 0.05))
+        fate = random.choice([None, None, random.uniform(0.0, 0.02), random.uniform(0.0, 0.2)])
+        if os.fork() == 0:
+            try:
+                _live_as_child(log, Ledger(spec.ledgers, f"{spec.name}-{child}"), fate)
+            finally:
+                os._exit(1)  # an assertion has failed: what it leaves is audited all the same
+
+
+def _live_as_child(log: PredictionLogger, ledger: Ledger, fate: float | None) -> None:
+    """Never returns. `fate`: after how many seconds it kills itself."""
+    if fate is not None:
+        threading.Timer(fate, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    log_bursts(log, ledger, 100 if fate is None else None)
+    assert log.close(60)
+    ledger.has_ended()
+    os._exit(0)
+
+
+def log_bursts(
+    log: PredictionLogger, ledger: Ledger, predictions: int | None, pause: float = 0.0
+) -> None:
+    """Logs so many predictions, or for ever, in bursts of chance sizes."""
+    number = 0
+    while predictions is None or number < predictions:
+        end = number + random.randint(1, 40)
+        end = end if predictions is None else min(end, predictions)
+        ledger.will_log(end)
+        for one in range(number, end):
+            log(sample(ledger.image_id(one)))
+        assert log.flush(60)
+        ledger.has_spooled(end)
+        number = end
+        if pause:
+            time.sleep(pause)
+
+
+def sample(image_id: str) -> Prediction:
+    """Returns a prediction with a detection in it."""
+    found = Detection(len(image_id), "thing", 0.5, Box(0.0, 1.0, 2.0, 3.0))
+    return Prediction(image_id, "m", detections=(found,))
+
+
+class Node:
+    """One life of a node.
+
+    Args:
+        spec: what it is to do.
+        life: how it does so: called in the new process.
+    """
+
+    def __init__(self, spec: Spec, life: Callable[[Spec], None] = keep_logging) -> None:
+        self._log = spec.ledgers / "nodes.log"
+        self._ledger = spec.ledgers / f"{spec.name}.ledger"
+        self._process = _CONTEXT.Process(target=_live, args=(life, spec, self._log), daemon=True)
+        with _STARTING_OR_ENDING:
+            self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended yet."""
+        with _STARTING_OR_ENDING:
+            return self._process.is_alive()
+
+    def kill(self) -> None:
+        """Sends SIGKILL, and waits for its end; it must not have failed before."""
+        with _STARTING_OR_ENDING:
+            self._process.kill()
+            self._process.join()
+        assert self._process.exitcode in (-signal.SIGKILL, 0), self._log.read_text()
+
+    def wait_until_it_logs(self, seconds: float = 60.0) -> None:
+        """Waits until it is about to log, or has ended."""
+
+        def logs() -> bool:
+            return self._ledger.exists() and self._ledger.stat().st_size > 0
+
+        assert eventually(lambda: logs() or not self.is_alive, seconds), self._log.read_text()
+
+    def wait(self, seconds: float = 60.0) -> None:
+        """Waits until it has ended by itself, without an error."""
+        assert eventually(lambda: not self.is_alive, seconds)
+        assert self._process.exitcode == 0, self._log.read_text()
+
+
+@contextmanager
+def running(spec: Spec, life: Callable[[Spec], None] = keep_logging) -> Iterator[Node]:
+    """A node that is killed at the end."""
+    node = Node(spec, life)
+    try:
+        yield node
+    finally:
+        node.kill()
+
+
+def drain(spec: Spec, seconds: float = 120.0) -> int:
+    """Opens the spool once more, and waits until all of it, forks included, is committed.
+
+    Returns:
+        How many damaged files were found.
+    """
+    with (spec.ledgers / _ALIVE).open("w") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)  # until the last forked child is gone
+    with replace(spec, options=LogOptions()).logger() as log:
+        assert log.flush(seconds, until="committed"), log.stats()
+        deadline = time.monotonic() + seconds
+        while list(spec.spool.glob("forks/*/spool.db")):
+            assert time.monotonic() < deadline, log.stats()
+            time.sleep(0.05)
+        return log.stats().damaged_spools
+
+
+def _live(life: Callable[[Spec], None], spec: Spec, log: Path) -> None:
+    stderr = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    os.dup2(stderr, 2)
+    random.seed(spec.name)
+    with (spec.ledgers / _ALIVE).open("w") as alive:
+        fcntl.flock(alive, fcntl.LOCK_SH)  # held by this process and all that it forks
+        life(spec)

@@ -1,0 +1,95 @@
+"""Bytes of the server's database, or of its write-ahead log, are flipped, zeroed or cut off."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from servicekit.terminal import CommandError
+from tests.faults.auditor import Audit
+from tests.faults.campaign import Campaign
+from tests.faults.nodes import Node
+from tests.faults.test_damage import damage
+from tests.faults.world import WORLDS, World, campaign, several
+
+Report = Callable[[Campaign], None]
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+
+
+def log_some(made: World, name: str) -> None:
+    """Has a node log, and the server commit it."""
+    Node(made.spec(name, predictions=made.chance.choice([20, 200, 500]))).wait()
+
+
+def copy_store(source: Path, target: Path) -> None:
+    """Copies the files of a store over those that are there."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for path in source.glob("log.duckdb*"):
+        shutil.copy(path, target)
+
+
+def starts(made: World) -> bool:
+    """Starts the server; False: it has refused, in one sentence."""
+    log = made.ingest.database.with_name("ingest.log")
+    log.write_text("")
+    try:
+        made.ingest.start()
+    except CommandError as error:
+        refusal = str(error)
+    else:
+        return True
+    said = log.read_text().splitlines()
+    assert refusal.endswith("exit code 1"), said
+    assert len(said) == 1, said
+    assert said[0].startswith("python -m ingest_service: database: "), said
+    return False
+
+
+def can_be_read(database: Path) -> bool:
+    """Reads every value: DuckDB checks a block when it is read."""
+    with duckdb.connect(str(database), read_only=True) as connection:
+        for table in ("predictions", "gaps", "watermarks", "streams"):
+            try:
+                connection.execute(f"SELECT hash(t) FROM {table} AS t").fetchall()
+            except duckdb.IOException:
+                return False
+    return True
+
+
+def damage_store(made: World, runs: int, outcomes: list[str]) -> Audit:
+    """Damages the store again and again; what cannot be used is put back from a copy."""
+    database = made.ingest.database
+    store, copy = database.parent, made.folder / "copy"
+    for number in range(runs):
+        made.ingest.start()
+        log_some(made, f"before{number}")
+        if made.chance.random() < 0.5:  # else all of it is in the log
+            made.ingest.stop()
+            made.ingest.start()
+            log_some(made, f"again{number}")
+        made.ingest.kill()
+        copy_store(store, copy)
+        damage(made.chance.choice(list(store.glob("log.duckdb*"))), made.chance)
+        outcome = "refused"
+        if starts(made):
+            log_some(made, f"after{number}")
+            made.ingest.stop()
+            outcome = "taken" if can_be_read(database) else "found when read"
+        if outcome != "taken":
+            for path in copy.iterdir():
+                shutil.copy(path, store)
+        outcomes.append(outcome)
+    return made.finish()
+
+
+@pytest.mark.parametrize("runs", [WORLDS, pytest.param(200, marks=SOAK)])
+def test_a_damaged_store(tmp_path: Path, report: Report, runs: int) -> None:
+    """It is refused, or what it has lost is declared by the devices; it is never simply empty."""
+    outcomes: list[str] = []
+    audits = several(lambda made, n: damage_store(made, n, outcomes), tmp_path, runs)
+    assert "refused" in outcomes
+    note = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in sorted(set(outcomes)))
+    report(campaign("bytes of the server's database are damaged", runs, audits, note))

@@ -1,0 +1,68 @@
+"""The node's disk is full, again and again, while it logs: what is not kept is declared."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.faults.auditor import Audit
+from tests.faults.campaign import Campaign
+from tests.faults.disks import filled, limited, small_disk
+from tests.faults.ledger import read_lives
+from tests.faults.lives import LONGEST_RECOVERY, STOP, log_until_told
+from tests.faults.nodes import Node
+from tests.faults.world import WORLDS, World, campaign, several
+
+Report = Callable[[Campaign], None]
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+PATIENCE = 5.0
+"""How long the writer keeps trying before it gives up what waits, s."""
+
+
+@contextmanager
+def full_disk(made: World, node: Node, spool: Path, *, is_mounted: bool) -> Iterator[None]:
+    """Keeps the node from writing more than a little."""
+    spare = made.chance.choice([0, 0, 100, 5_000, 50_000])
+    with ExitStack() as stack:
+        if is_mounted:
+            stack.enter_context(filled(spool, spare))
+        else:
+            stack.enter_context(limited(node.pid, spool, spare))
+        yield
+
+
+def fill(made: World, runs: int, *, mounts: bool) -> Audit:
+    """Fills the disk so often, with the server there or away."""
+    spec = made.spec("node", pause=0.01)
+    reserve = made.chance.choice([0, 2 << 20])
+    options = replace(spec.options, disk_reserve_bytes=reserve, spool_bytes=1 << 20)
+    spec = replace(spec, options=options)
+    spec.spool.mkdir()
+    with ExitStack() as stack:
+        is_mounted = mounts and stack.enter_context(small_disk(spec.spool, 8))
+        node = Node(spec, log_until_told)
+        for number in range(runs):
+            if made.chance.random() < 0.5 or number == runs - 1:
+                made.ingest.start()
+            time.sleep(made.chance.uniform(0.3, 1.0))
+            with full_disk(made, node, spec.spool, is_mounted=is_mounted):
+                time.sleep(PATIENCE + 1 if number % 3 == 0 else made.chance.uniform(0.0, 3.0))
+            if number < runs - 1:
+                made.ingest.stop()
+        (made.folder / STOP).touch()
+        node.wait(LONGEST_RECOVERY + 15)
+        found = made.finish()
+    assert found.stored + found.gap_sequences == sum(one.logs for one in read_lives(made.folder))
+    return found
+
+
+@pytest.mark.parametrize("runs", [WORLDS, pytest.param(80, marks=SOAK)])
+def test_the_disk_of_the_node(tmp_path: Path, report: Report, runs: int) -> None:
+    """A small tmpfs, where one may be mounted, and files that may not grow."""
+    mounts = [True, False] * (WORLDS // 2)
+    audits = several(lambda made, n: fill(made, n, mounts=mounts.pop()), tmp_path, runs)
+    assert sum(one.gap_sequences for one in audits) > 0
+    report(campaign("full disk of the node", runs, audits))

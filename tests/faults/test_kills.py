@@ -1,0 +1,107 @@
+"""Nodes and servers are killed again and again: every spooled prediction is stored, once."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.auditor import Audit
+from tests.faults.campaign import Campaign
+from tests.faults.nodes import Node, Spec, fork_and_log, keep_logging, log_and_close, running
+from tests.faults.world import World, campaign, several
+
+pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+Report = Callable[[Campaign], None]
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+
+
+def kill_nodes(
+    made: World, runs: int, longest: float, lives: tuple[Callable[[Spec], None], ...]
+) -> Audit:
+    """Kills one node after the other, all on one spool."""
+    made.ingest.start()
+    for number in range(runs):
+        life = made.chance.choice(lives)
+        spec = made.spec(f"life{number}", predictions=_how_many(made, life))
+        with running(spec, life) as node:
+            if life is fork_and_log or made.chance.random() < 0.5:
+                node.wait_until_it_logs()
+            time.sleep(made.chance.uniform(0.0, longest))
+    return made.finish()
+
+
+def _how_many(made: World, life: Callable[[Spec], None]) -> int | None:
+    return made.chance.randint(0, 500) if life is log_and_close else None
+
+
+def kill_servers(made: World, runs: int) -> Audit:
+    """Kills one server after the other, all on one database, while a node logs."""
+    with running(made.spec("node", pause=0.04)):
+        for _ in range(runs):
+            if made.start_or_die():
+                if made.chance.random() < 0.5:
+                    made.wait_for_commit()
+                time.sleep(made.chance.uniform(0.0, 0.3))
+                made.ingest.kill()
+    return made.finish()
+
+
+def kill_both(made: World, runs: int) -> Audit:
+    """Kills node and server within milliseconds of each other."""
+    for number in range(runs):
+        made.ingest.start()
+        node = Node(made.spec(f"life{number}", pause=0.01))
+        made.wait_for_commit()
+        time.sleep(made.chance.uniform(0.0, 0.2))
+        kills = [node.kill, made.ingest.kill]
+        made.chance.shuffle(kills)
+        for kill in kills:
+            kill()
+    return made.finish()
+
+
+@pytest.mark.parametrize("runs", [20, pytest.param(500, marks=SOAK)])
+def test_the_node(tmp_path: Path, report: Report, runs: int) -> None:
+    def fault(made: World, runs: int) -> Audit:
+        return kill_nodes(made, runs, 0.6, (keep_logging,))
+
+    audits = several(fault, tmp_path, runs)
+    assert sum(one.gap_sequences for one in audits) == 0
+    assert sum(one.spooled for one in audits) > runs * 10
+    report(campaign("SIGKILL of the node", runs, audits))
+
+
+@pytest.mark.parametrize("runs", [20, pytest.param(500, marks=SOAK)])
+def test_the_server(tmp_path: Path, report: Report, runs: int) -> None:
+    audits = several(kill_servers, tmp_path, runs)
+    assert sum(one.gap_sequences for one in audits) == 0
+    assert sum(one.spooled for one in audits) > runs * 10
+    report(campaign("SIGKILL of the server", runs, audits))
+
+
+@pytest.mark.parametrize("runs", [4, pytest.param(100, marks=SOAK)])
+def test_both_at_once(tmp_path: Path, report: Report, runs: int) -> None:
+    audits = several(kill_both, tmp_path, runs)
+    assert sum(one.gap_sequences for one in audits) == 0
+    report(campaign("SIGKILL of both at once", runs, audits))
+
+
+@pytest.mark.parametrize("runs", [20, pytest.param(300, marks=SOAK)])
+def test_the_node_while_it_starts_or_closes(tmp_path: Path, report: Report, runs: int) -> None:
+    def fault(made: World, runs: int) -> Audit:
+        return kill_nodes(made, runs, 0.15, (keep_logging, log_and_close, log_and_close))
+
+    audits = several(fault, tmp_path, runs)
+    assert sum(one.gap_sequences for one in audits) == 0
+    report(campaign("SIGKILL of the node at its start or close", runs, audits))
+
+
+@pytest.mark.parametrize("runs", [4, pytest.param(160, marks=SOAK)])
+def test_a_node_that_forks_and_its_children(tmp_path: Path, report: Report, runs: int) -> None:
+    def fault(made: World, runs: int) -> Audit:
+        return kill_nodes(made, runs, 0.6, (fork_and_log,))
+
+    audits = several(fault, tmp_path, runs)
+    assert sum(one.gap_sequences for one in audits) == 0
+    report(campaign("SIGKILL of a node that forks, or its child", runs, audits))

@@ -1,0 +1,53 @@
+"""Damaged messages get the answer that is documented, and harm nobody else."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from pathlib import Path
+
+import pytest
+
+from tests.faults import mutations
+from tests.faults.campaign import Campaign
+from tests.faults.mutations import REJECTED, Tally
+
+PATIENT = pytest.mark.timeout(600)
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+SLICES = os.cpu_count() or 1
+NEED_MANY = {"TOO_MANY_DETECTIONS", "TOO_MANY_LABELS"}
+"""No damage to a small message makes these."""
+
+
+@pytest.mark.parametrize(
+    "count", [pytest.param(20_000, marks=PATIENT), pytest.param(1_000_000, marks=SOAK)]
+)
+def test_damaged_messages(tmp_path: Path, report: Callable[[Campaign], None], count: int) -> None:
+    found = Tally()
+    size = count // SLICES
+    # Processes of their own: what ends one, or hangs in it, must not end this one.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for tally in pool.map(
+            mutations.run, range(SLICES), repeat(size), repeat(tmp_path), timeout=count / 100 + 60
+        ):
+            found.add(tally)
+    assert found.messages == size * SLICES
+    assert found.grown < 32 << 20
+    assert found.refused.total() + found.accepted > count * 0.7
+    assert 0.3 < found.compared / count < 0.9, "the messages must be of both kinds"
+    if count >= 1_000_000:
+        assert set(found.rejected) == REJECTED - NEED_MANY
+        assert found.odd.keys() == {"refused", "read all the same", "label kept", "last one counts"}
+    refused, rejected = found.refused.total(), found.rejected.total()
+    note = (
+        f"{refused} refused; of the others' predictions {rejected} rejected, {found.accepted} kept;"
+        f" {found.compared} held against protobuf; {found.grown / 2**20:.0f} MiB grown"
+    )
+    report(Campaign("damaged messages", found.messages, 0, 0, 0, note))
+
+
+def test_the_documentation_names_every_reason() -> None:
+    source = (Path(mutations.__file__).parents[2] / "ingest_service/checks.py").read_text()
+    assert {reason for reason in REJECTED if reason in source} >= NEED_MANY
+    assert {"MALFORMED_MESSAGE", "INVALID_FIELD", "SEQUENCE_HOLE"} == mutations.REFUSED

@@ -1,0 +1,61 @@
+"""The network delays, throttles, cuts, half-closes and goes silent, while nodes log."""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from examples.demo.relay import CUT, SILENT, Network, Relay
+from tests.faults.auditor import Audit
+from tests.faults.campaign import Campaign
+from tests.faults.lives import LONGEST_RECOVERY, STOP, log_until_told
+from tests.faults.nodes import Node
+from tests.faults.world import World, campaign, several
+
+Report = Callable[[Campaign], None]
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+
+
+def some_network(chance: random.Random) -> Network:
+    """Returns a network that has one fault, or several, but is not silent."""
+    slow = Network(delay=chance.uniform(0.0, 0.1), jitter=chance.uniform(0.0, 0.2))
+    narrow = Network(bytes_per_second=chance.uniform(2_000, 50_000))
+    both = Network(slow.delay, slow.jitter, narrow.bytes_per_second)
+    half = chance.choice([Network(ends_requests=True), Network(ends_answers=True)])
+    return chance.choice([slow, narrow, both, half, half, CUT, CUT])
+
+
+def go_through(made: World, faults: int, last: Network) -> float:
+    """Has a node log through one fault after the other; returns how many seconds it then needs."""
+    made.ingest.start()
+    with Relay(made.ingest.target) as relay:
+        node = Node(made.spec("node", target=relay.address, pause=0.02), log_until_told)
+        for number in range(1, faults):
+            with relay.being(SILENT if number % 7 == 0 else some_network(made.chance)):
+                time.sleep(made.chance.uniform(0.05, 1.0))
+            if made.chance.random() < 0.5:
+                made.wait_for_commit(30.0)
+        made.wait_for_commit(30.0)
+        with relay.being(last):
+            time.sleep(0.5)
+            (made.folder / STOP).touch()
+        healed = time.monotonic()
+        node.wait(LONGEST_RECOVERY + 15)
+        return time.monotonic() - healed
+
+
+# It takes half a minute to hear that a connection has gone silent.
+@pytest.mark.parametrize(("runs", "last"), [(16, CUT), pytest.param(200, SILENT, marks=SOAK)])
+def test_the_network(tmp_path: Path, report: Report, runs: int, last: Network) -> None:
+    recoveries: list[float] = []
+
+    def fault(made: World, faults: int) -> Audit:
+        recoveries.append(go_through(made, faults, last))
+        return made.finish()
+
+    audits = several(fault, tmp_path, runs)
+    assert sum(one.gap_sequences for one in audits) == 0
+    note = f"{max(recoveries):.0f} s from the last fault to all committed, at most"
+    report(campaign("the network is slow, cut, half-closed, silent", runs, audits, note))

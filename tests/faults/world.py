@@ -1,0 +1,127 @@
+"""A server and the nodes that log to it, until the auditor comes."""
+
+import random
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from servicekit.terminal import CommandError
+from tests.faults.auditor import Audit, audit
+from tests.faults.campaign import Campaign
+from tests.faults.ledger import read_lives
+from tests.faults.nodes import Spec, drain
+from tests.integration.edge_log.ingest import Ingest
+from tests.unit.edge.samples import eventually
+
+Fault = Callable[["World", int], Audit]
+WORLDS = 4
+
+
+class World:
+    """One server on a socket of its own, and nodes.
+
+    Args:
+        folder: made; of everything in this world.
+        sockets: folder with a path short enough for a socket in it.
+        seed: of its chance.
+
+    Attributes:
+        ingest: the server; it is not started.
+        chance: where every random choice comes from.
+    """
+
+    def __init__(self, folder: Path, sockets: str, seed: int) -> None:
+        (folder / "ingest").mkdir(parents=True)
+        self.folder = folder
+        self.chance = random.Random(seed)
+        # A port could be taken by another process while the server is away; a path cannot.
+        self.ingest = Ingest(folder / "ingest", f"unix:{sockets}/ingest")
+
+    def spec(self, name: str, spool: str = "spool", **more: Any) -> Spec:
+        """Returns what a node of this world is to do."""
+        target = more.pop("target", self.ingest.target)
+        return Spec(target, self.folder / spool, self.folder, name, **more)
+
+    def start_or_die(self) -> bool:
+        """Starts the server, and now and then kills it while it starts; False: it did."""
+        if self.chance.random() < 0.3:
+            with suppress(CommandError):
+                self.ingest.start(patience=self.chance.uniform(0.05, 1.0))
+            self.ingest.kill()
+            return False
+        self.ingest.start()
+        return True
+
+    def wait_for_commit(self, seconds: float = 5.0) -> None:
+        """Waits until the server writes to its database."""
+        before = self._written()
+        eventually(lambda: self._written() != before, seconds)
+
+    def finish(self, spools: Iterable[str] = ("spool",), *, are_damaged: bool = False) -> Audit:
+        """Has everything that is left in the spools committed, and calls the auditor.
+
+        Args:
+            spools: their folders.
+            are_damaged: whether damage may still be found in them.
+        """
+        if not self.ingest.is_running:
+            self.ingest.start()
+        for spool in spools:
+            found_damaged = drain(self.spec("drain", spool))
+            assert are_damaged or not found_damaged
+        self.ingest.stop()
+        found = audit(self.ingest.database, read_lives(self.folder))
+        found.check()
+        return found
+
+    def _written(self) -> list[tuple[int, int]]:
+        files = sorted(self.ingest.database.parent.glob(f"{self.ingest.database.name}*"))
+        with suppress(FileNotFoundError):  # a checkpoint deletes the write-ahead log
+            return [(stat.st_size, stat.st_mtime_ns) for stat in map(Path.stat, files)]
+        return []
+
+
+@contextmanager
+def world(folder: Path, seed: int) -> Iterator[World]:
+    """A world whose server is ended afterwards."""
+    with tempfile.TemporaryDirectory() as sockets:
+        made = World(folder, sockets, seed)
+        try:
+            yield made
+        finally:
+            made.ingest.kill()
+
+
+def several(fault: Fault, folder: Path, runs: int) -> list[Audit]:
+    """Runs a fault in worlds of their own at once: most of the time each waits."""
+
+    def run(seed: int) -> Audit:
+        with world(folder / f"world{seed}", seed) as made:
+            return fault(made, runs // WORLDS)
+
+    with ThreadPoolExecutor(WORLDS) as pool:
+        return list(pool.map(run, range(WORLDS)))
+
+
+def campaign(name: str, runs: int, audits: Iterable[Audit], note: str = "") -> Campaign:
+    """Returns the verdict over several worlds.
+
+    Args:
+        name: the fault.
+        runs: how often it was tried.
+        audits: of each world.
+        note: what else is worth a line.
+    """
+    found = list(audits)
+    stored, gaps = sum(one.stored for one in found), sum(one.gap_sequences for one in found)
+    return Campaign(
+        name,
+        runs,
+        lost=sum(one.lost for one in found),
+        doubled=sum(one.doubled for one in found),
+        undeclared=sum(one.undeclared for one in found),
+        note=f"{stored} predictions stored, {gaps} in gaps" + (f"; {note}" if note else ""),
+    )
