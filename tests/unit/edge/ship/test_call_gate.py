@@ -92,12 +92,13 @@ def test_no_call_is_left_over_for_a_forked_process_to_destroy(end: str) -> None:
     gc.collect()
     gc.disable()
     try:
+        others = calls()  # of tests before this one, which something still holds
         with FakeIngest() as ingest, Endpoint(ingest.target).channel() as channel:
             log = channel.stream_unary("/nobody.knows/It", None, None)
             if end == "interrupted":
                 gate.close()
             with pytest.raises(SightlineError):
                 gate.run(lambda: log.future(iter([b""]), timeout=30))
-            assert calls() == []
+            assert [one for one in calls() if one not in others] == []
     finally:
         gc.enable()
