@@ -43,7 +43,7 @@ class Endpoint:
         api_key_file: file that holds it, read anew for every call, so that it can be replaced.
 
     Raises:
-        ValueError: a credential would leave this machine in plain text.
+        ValueError: a credential would leave this machine in plain text, or is none.
     """
 
     target: str
@@ -52,6 +52,9 @@ class Endpoint:
     api_key_file: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.api_key and not _is_credential(self.api_key):
+            # Not shown. gRPC would refuse each call, and say no more than "metadata was invalid".
+            raise ValueError("api_key must be one line of ASCII")
         given = self.api_key or self.api_key_file
         if given and self.credentials is None and not stays_here(self.target):
             raise ValueError(
@@ -120,9 +123,13 @@ def _read(path: Path) -> str:
         credential = path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
         raise _unreadable(path, getattr(error, "strerror", "") or "it is not ASCII") from error
-    if not credential.isprintable() or not credential:
+    if not _is_credential(credential):
         raise _unreadable(path, "it must be one line")
     return credential
+
+
+def _is_credential(text: str) -> bool:
+    return bool(text) and text.isascii() and text.isprintable()
 
 
 def _unreadable(path: Path, why: str) -> SightlineError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 import weakref
 from pathlib import Path
 from types import TracebackType
@@ -128,17 +129,23 @@ class PredictionLogger:
                 `block`. None: for as long as it takes.
 
         Raises:
-            TimeoutError: it was not known in time what became of the prediction. It is not lost.
+            TimeoutError: it was not known in time what became of the prediction, which is logged
+                all the same; or, with `block`, memory had no room in time, and it is not logged.
+                The message says which.
             SightlineError: the prediction one waited for was dropped (`PREDICTION_DROPPED`).
             TypeError: it is neither a `Prediction` nor `Results`.
-            ClosedError: the logger is closed.
+            ClosedError: the logger is closed, or was before the prediction one waited for was
+                committed; it then stays in the spool.
         """
         if not isinstance(prediction, Prediction):
             prediction = _adapted(prediction)
         if wait is None:
             self._put(prediction, timeout)
         else:
-            self._wait(self._pipeline.memory.enter(prediction, timeout), wait, timeout)
+            deadline = None if timeout is None else time.monotonic() + timeout
+            ordinal = self._pipeline.memory.enter(prediction, timeout)
+            left = None if deadline is None else deadline - time.monotonic()
+            self._wait(ordinal, wait, left)
 
     __call__ = log
 

@@ -188,7 +188,7 @@ class Memory:
         while self._on_full == "drop_oldest" and not self._fits(size):
             self._drop_oldest()
         if not self._fits(size):
-            raise TimeoutError(f"memory had no room for the prediction within {timeout} s")
+            raise TimeoutError(f"not logged: memory had no room for it within {timeout} s")
         return True
 
     def _drop_newest(self) -> None:

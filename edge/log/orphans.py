@@ -47,8 +47,11 @@ class Adopter:
     def run(self) -> None:
         """Looks for spools, again and again; the body of the thread."""
         while not self._stopping.is_set():
-            for home in homes(self._directory):
-                self._adopt(home)
+            try:
+                for home in homes(self._directory):
+                    self._adopt(home)
+            except Exception:  # without this thread nobody ships what is left
+                logger.exception("spool: adoption goes on after an unexpected error")
             self._stopping.wait(_SCAN_SECONDS)
 
     def stop(self) -> None:
@@ -66,10 +69,17 @@ class Adopter:
             logger.debug("spool %s stays where it is: %s", home, error)
             return
         logger.info("spool: ships what a forked process left in %s", home)
-        self._shipper = shipper = self._make_shipper(spool, progress)
-        if not self._stopping.is_set():
-            shipper.run(until_empty=True)
+        try:
+            self._ship(spool, progress)
+        except BaseException:
+            spool.close()  # else it could not be opened again
+            raise
         if spool.identity.pending:
             spool.close()
         else:
             spool.remove()
+
+    def _ship(self, spool: Spool, progress: Progress) -> None:
+        self._shipper = shipper = self._make_shipper(spool, progress)
+        if not self._stopping.is_set():
+            shipper.run(until_empty=True)

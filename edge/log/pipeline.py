@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edge.channel import Endpoint
 from edge.log.entries import GapReason
-from edge.log.memory import Memory, OnFull
+from edge.log.memory import ClosedError, Memory, OnFull
 from edge.log.options import LogOptions
 from edge.log.orphans import Adopter, homes
 from edge.log.progress import LoggerStats, Progress
@@ -106,15 +106,24 @@ class Pipeline:
             self._writer.hurry()
             return self.progress.wait(lambda: self.progress.spooled >= logged, timeout)
         with self.hurrying():
-            return self.progress.wait(lambda: self.progress.committed >= logged, timeout)
+            self.progress.wait(lambda: self._is_over(logged), timeout)
+        return self.progress.committed >= logged
 
     def fate(self, ordinal: int, timeout: float | None, *, committed: bool) -> GapReason | None:
-        """Waits for one prediction to be spooled, or committed; see `Progress.fate`."""
+        """Waits for one prediction to be spooled, or committed; see `Progress.fate`.
+
+        Raises:
+            TimeoutError: it was not known in time.
+            ClosedError: the logger was closed before it was committed.
+        """
         if not committed:
             self._writer.hurry()
             return self.progress.fate(ordinal, lambda: self.progress.spooled >= ordinal, timeout)
         with self.hurrying():
-            return self.progress.fate(ordinal, lambda: self.progress.committed >= ordinal, timeout)
+            reason = self.progress.fate(ordinal, lambda: self._is_over(ordinal), timeout)
+        if reason is None and self.progress.committed < ordinal:
+            raise ClosedError("the logger was closed before the prediction was committed")
+        return reason
 
     @contextmanager
     def hurrying(self) -> Iterator[None]:
@@ -134,10 +143,12 @@ class Pipeline:
         Returns:
             Whether everything is spooled.
         """
+        if self._pid != os.getpid():
+            return True  # without the lock, which nobody may be left to release
         with self._lock:
-            if self._is_closed or self._pid != os.getpid():
-                return True
-            self._is_closed = True
+            was_closed, self._is_closed = self._is_closed, True
+        if was_closed:
+            return self.flush(timeout, committed=False)
         deadline = time.monotonic() + timeout
         self.memory.close()
         self._writer.stop()
@@ -184,6 +195,9 @@ class Pipeline:
                 spool_id=spool.identity.spool_id if spool else "",
                 last_error=progress.spool_error or progress.ship_error,
             )
+
+    def _is_over(self, ordinal: int) -> bool:
+        return self.progress.is_ended or self.progress.committed >= ordinal
 
     def _on_first(self) -> None:
         if not self._is_writing:
@@ -232,6 +246,8 @@ class Pipeline:
         for part in (self._shipper, self._adopter):
             if part is not None:
                 part.stop()
+        with self.progress.update():
+            self.progress.is_ended = True  # who waits for `committed` need not wait any longer
         for thread in self._threads:
             thread.join(max(0.1, deadline - time.monotonic()))
         if self._spool is not None and not any(thread.is_alive() for thread in self._threads):

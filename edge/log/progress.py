@@ -52,6 +52,8 @@ class Progress:
     dropped: Counter[str] = field(default_factory=Counter)
     spool_error: str | None = None
     ship_error: str | None = None
+    is_ended: bool = False
+    """Nothing is shipped any more: the logger is closed."""
     hurry: int = 0
     """How many callers wait for `committed`: the shipper then waits for nobody."""
     _awaited: dict[int, GapReason | None] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class Progress:
                     lambda: self._awaited[ordinal] is not None or reached(), timeout
                 )
                 if not known:
-                    raise TimeoutError
+                    raise TimeoutError("logged, but what becomes of it was not known in time")
                 return self._awaited[ordinal]
             finally:
                 del self._awaited[ordinal]

@@ -143,6 +143,7 @@ class Writer:
             self._progress.spool_error = str(error)
         if now - self._failing_since >= self._patience_seconds:
             self._give_up()
+            self._failing_since = now  # what comes now has the same time to wait
 
     def _give_up(self) -> None:
         """Frees what waits; that it is lost is written down when the disk works again."""

@@ -43,6 +43,8 @@ _JITTER = tenacity.wait_random_exponential(multiplier=0.2, max=15)
 _REFUSED_SECONDS = 5.0
 """Least wait after a refused credential: only a person, or a new credential, will change that."""
 _LEAST_PAUSE_SECONDS = 0.05
+_LONGEST_SLEEP_SECONDS = 3600.0
+"""Whatever a server asks for: a mistake of its must not silence a device until it is restarted."""
 _EXPECTED = (SightlineError, OSError, sqlite3.Error)
 
 try:
@@ -327,7 +329,7 @@ class Shipper:
             self._progress.ship_error = str(error)
 
     def _sleep(self, seconds: float) -> None:
-        if self._stopping.wait(seconds):
+        if self._stopping.wait(min(seconds, _LONGEST_SLEEP_SECONDS)):
             raise _StopError
 
 

@@ -88,5 +88,7 @@ def give_up(file: SpoolFile, first: int, last: int, reason: GapReason, now: floa
 def shrink(file: SpoolFile) -> None:
     """Gives unused space back to the disk, a part of it at a time."""
     in_use, taken = file.pages()
-    if taken - in_use > _SPARE_BYTES:
+    # More than a cap keeps unused (see above): else the file would grow, or, at the reserve, evict
+    # again for what was given back here, until hardly anything is left of it.
+    if taken - in_use > max(_SPARE_BYTES, taken // 16):
         file.shrink(_SHRINK_PAGES)

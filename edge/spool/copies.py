@@ -8,6 +8,7 @@ What is in it keeps its identity: whichever of the two sends that first, the oth
 import logging
 import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 from edge.spool import aside
@@ -32,11 +33,11 @@ def part_from_original(path: Path, note: Note | None, device_id: str) -> None:
     """
     if note is None or is_home(path.parent) or not _is_another_file(path, note.inode):
         return
-    file = SpoolFile(path, device_id)
-    identity = file.identity
-    file.close()  # which moves the write-ahead log into it
-    if identity.spool_id != note.identity.spool_id or path.with_name(f"{path.name}-wal").exists():
-        return
+    with closing(SpoolFile(path, device_id)) as file:
+        identity = file.identity
+        if identity.spool_id != note.identity.spool_id:
+            return
+        file.complete()
     home = new_home(path.parent)
     if identity.pending:
         home.mkdir(parents=True, mode=0o700)

@@ -3,6 +3,8 @@
 `edge.spool.reader` says what is in it.
 """
 
+import errno
+import os
 import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,6 +58,24 @@ class SpoolFile(SpoolReader):
     def close(self) -> None:
         """Closes the file; SQLite then moves the write-ahead log into it."""
         super().close()
+
+    def complete(self) -> None:
+        """Closes the file when all of it is in the one file, without the log, and on the disk.
+
+        `close` says nothing when the disk has no room for that; and then leaves it in the log.
+
+        Raises:
+            OSError, sqlite3.Error: it is not.
+        """
+        (is_busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self.close()
+        if is_busy or Path(f"{self.path}-wal").exists():
+            raise OSError(errno.EBUSY, "another process reads the spool", str(self.path))
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[None]:

@@ -13,11 +13,11 @@ from edge.spool import aside
 from edge.spool.caps import Limits, Lost
 from edge.spool.copies import part_from_original
 from edge.spool.file import SpoolFile
-from edge.spool.homes import FILE_NAME, new_home
+from edge.spool.homes import FILE_NAME
 from edge.spool.identity import DamagedError, EmptyError, Identity, joined
 from edge.spool.mark import Note
 from edge.spool.reader import SUSPICIOUS, SpoolReader, is_damage
-from edge.spool.salvage import identity_in, leftovers, salvage, unnamed
+from edge.spool.salvage import identity_in, leftovers, salvage, salvage_apart, unnamed
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
@@ -128,9 +128,7 @@ class Opener:
         The salvaged predictions keep their identity, in a spool of their own that is shipped like
         that of a forked process; new ones get a new spool_id, for a sequence must not come twice.
         """
-        home = new_home(self.directory)
-        home.mkdir(parents=True, mode=0o700)
-        done = salvage(self.path, home / FILE_NAME, identity, self.limits, now)
+        home, done = salvage_apart(self.path, identity, self.limits, now)
         old = aside.set_aside(self.path, is_salvaged=True)
         aside.prune(self.directory, self.limits.max_bytes)
         logger.error(

@@ -9,13 +9,13 @@ import grpc
 
 from edge.spool import aside
 from edge.spool.caps import Lost
-from edge.spool.homes import FILE_NAME, new_home
+from edge.spool.homes import FILE_NAME
 from edge.spool.identity import Identity
 from edge.spool.inspect import NO_LIMITS, identity_of
 from edge.spool.lock import SpoolLock
 from edge.spool.mark import Mark
 from edge.spool.rows import tag_of
-from edge.spool.salvage import salvage, unnamed
+from edge.spool.salvage import salvage_apart, unnamed
 from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
 
@@ -106,9 +106,7 @@ def _apart(path: Path, device_id: str | None, spool_id: str | None) -> Repaired:
             "SPOOL_IN_PLACE",
             f"{path} is of the spool that {path.parent} has now: what it holds is there, or was",
         )
-    home = new_home(path.parent)
-    home.mkdir(parents=True, mode=0o700)
-    done = salvage(path, home / FILE_NAME, known, NO_LIMITS, time.time())
+    home, done = salvage_apart(path, known, NO_LIMITS, time.time())
     aside.set_aside(path, is_salvaged=True)
     return Repaired(
         str(path),

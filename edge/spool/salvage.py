@@ -7,8 +7,8 @@ meanwhile leaves the damaged file as it was.
 """
 
 import itertools
-import os
 import shutil
+import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +22,7 @@ from edge.spool.caps import Limits, Lost
 from edge.spool.carve import Carver
 from edge.spool.file import SpoolFile
 from edge.spool.gaps import GapTable
+from edge.spool.homes import FILE_NAME, new_home
 from edge.spool.identity import Identity, joined
 from edge.spool.reader import SUSPICIOUS, connect_to_read
 from edge.spool.rows import tag_in, tag_of
@@ -69,17 +70,35 @@ def salvage(
     """
     part = Path(f"{target}{PART}")
     aside.delete(part)
-    with closing(Carver(source)) as carver:
-        if not is_exact:
-            known = joined(known, *carver.identities())
-        most = known.last if is_exact else _NO_LIMIT
-        with closing(SpoolFile(part, replace(known, unbound=0))) as file:
-            lost = _fill(file, _intact(carver, known, most), limits, now)
-            lost += _settle(file, _known_gaps(source, known.acknowledged), known, now)
-            done = Salvaged(file.identity, file.count(), lost)
-    _sync(part)
+    try:
+        with closing(Carver(source)) as carver:
+            if not is_exact:
+                known = joined(known, *carver.identities())
+            most = known.last if is_exact else _NO_LIMIT
+            with closing(SpoolFile(part, replace(known, unbound=0))) as file:
+                lost = _fill(file, _intact(carver, known, most), limits, now)
+                lost += _settle(file, _known_gaps(source, known.acknowledged), known, now)
+                done = Salvaged(file.identity, file.count(), lost)
+                file.complete()
+    except (OSError, sqlite3.Error):
+        aside.delete(part)  # a full disk needs the room
+        raise
     part.rename(target)
     return done
+
+
+def salvage_apart(
+    source: Path, known: Identity, limits: Limits, now: float
+) -> tuple[Path, Salvaged]:
+    """Salvages into a home of its own, and returns that; see `salvage`."""
+    home = new_home(source.parent)
+    home.mkdir(parents=True, mode=0o700)
+    try:
+        return home, salvage(source, home / FILE_NAME, known, limits, now)
+    except (OSError, sqlite3.Error):
+        with suppress(OSError):  # it will be tried again, each time in another
+            home.rmdir()
+        raise
 
 
 def identity_in(source: Path) -> Identity | None:
@@ -148,11 +167,3 @@ def _known_gaps(source: Path, acknowledged: int) -> list[Gap]:
     with suppress(*SUSPICIOUS), closing(connect_to_read(source)) as db:
         gaps = GapTable(db).after(acknowledged, 1 << 30)
     return gaps
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

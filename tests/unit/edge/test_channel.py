@@ -29,6 +29,12 @@ def test_a_credential_does_not_leave_this_machine_in_plain_text(tmp_path: Path) 
     assert Endpoint("10.0.0.1:1", grpc.ssl_channel_credentials(), "k").metadata
 
 
+@pytest.mark.parametrize("key", ["two\nlines", "k\n", "schlüssel", "a\x00b"])
+def test_what_cannot_be_sent_is_no_credential(key: str) -> None:
+    with pytest.raises(ValueError, match=r"^api_key must be one line of ASCII$"):
+        Endpoint("127.0.0.1:1", api_key=key)
+
+
 def test_a_credential_in_a_file_can_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text("first\n")

@@ -73,11 +73,13 @@ def test_what_is_not_shipped_is_shipped_by_the_next_process(
 
 def test_waiting_for_the_disk(tmp_path: Path) -> None:
     with logger(tmp_path) as log:
-        begun = time.monotonic()
+        took = []
         for _ in range(10):
+            begun = time.monotonic()
             log.log(prediction(), wait="spooled", timeout=20)
+            took.append(time.monotonic() - begun)
         assert log.stats().spooled == 10
-        assert time.monotonic() - begun < 0.4  # not 50 ms each
+        assert min(took) < 0.04  # not 50 ms each, but what the disk takes
 
 
 def test_waiting_in_vain(tmp_path: Path) -> None:
@@ -528,3 +530,100 @@ def test_logging_is_quiet_when_all_is_well(
     with caplog.at_level(logging.INFO), logger(tmp_path, ingest.target) as log:
         log.log(prediction(), wait="committed", timeout=20)
     assert [one.message for one in caplog.records if one.name.startswith("edge")] == []
+
+
+def test_who_waits_for_the_server_does_not_wait_for_a_closed_logger(tmp_path: Path) -> None:
+    log, said = logger(tmp_path), list[object]()
+
+    def flush() -> None:
+        said.append(log.flush(until="committed"))
+
+    def wait() -> None:
+        try:
+            log.log(prediction(), wait="committed")
+        except ClosedError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=body, daemon=True) for body in (wait, flush)]
+    threads[0].start()
+    assert eventually(lambda: log.stats().spooled == 1)
+    threads[1].start()
+    assert eventually(lambda: log._pipeline.progress.hurry == 2)
+    assert log.close()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(map(str, said)) == [
+        "False",
+        "the logger was closed before the prediction was committed",
+    ]
+    assert log.flush(until="committed") is False
+
+
+def test_closing_again_says_whether_all_is_spooled_by_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    log = logger(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Spool, "append", fail)
+        log.log(prediction())
+        assert log.close(0.1) is False
+        assert log.close(0.1) is False
+    assert log.close(20) is True
+
+
+def test_a_forked_process_does_not_close_what_is_the_parents(tmp_path: Path) -> None:
+    log = logger(tmp_path)
+    pipeline = log._pipeline
+    closing_it = threading.Thread(target=pipeline.close, args=(1.0,), daemon=True)
+    with pipeline._lock:  # as when the fork came while another thread held it
+        pipeline._pid += 1
+        closing_it.start()
+        closing_it.join(20)
+        assert not closing_it.is_alive()
+    pipeline._pid -= 1
+    assert log.close()
+
+
+def test_room_and_milestone_share_one_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with logger(tmp_path, on_full="block") as log:
+        enter = log._pipeline.memory.enter
+
+        def slow(*arguments: Any) -> int:
+            time.sleep(0.2)
+            return enter(*arguments)
+
+        left = list[float]()
+        monkeypatch.setattr(log._pipeline.memory, "enter", slow)
+        monkeypatch.setattr(log._pipeline, "fate", lambda _, timeout, **__: left.append(timeout))
+        log.log(prediction(), wait="spooled", timeout=20)
+        assert left[0] <= 19.8
+
+
+def test_adoption_goes_on_whatever_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = orphans.new_home(tmp_path)
+    with logger(left) as log:
+        log.log(prediction("orphan"))
+    monkeypatch.setattr(orphans, "_SCAN_SECONDS", 0.01)
+    tries = list[bool]()
+
+    def open_spool(folder: Path, _: object) -> Spool:
+        return Spool(folder, "gate-1", QUICK.limits, lambda _: None)
+
+    def no_shipper(*_: object) -> Any:
+        tries.append(True)
+        if len(tries) == 2:
+            adopter.stop()
+        raise RuntimeError("a bug")
+
+    adopter = orphans.Adopter(tmp_path, open_spool, no_shipper)
+    adopter.run()
+    assert len(tries) == 2  # the folder was let go of in between
+    assert "a bug" in caplog.text
+    open_spool(left, None).close()

@@ -2,8 +2,9 @@
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,15 @@ def test_a_process_that_is_killed_while_it_parts_a_copy_loses_nothing(
     assert pending(copy) == []
     # It may have been parted twice: then the server has the second one's for duplicates.
     assert {tuple(pending(home)) for home in homes(copy)} == {tuple(before)}
+
+
+def test_a_copy_that_cannot_be_parted_yet_does_not_go_on_as_it_is(copy: Path) -> None:
+    with opened(copy.parent / "left") as spool:
+        spool_id = spool.identity.spool_id
+    with closing(sqlite3.connect(copy / "spool.db", isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM predictions").fetchone()
+        with pytest.raises(OSError, match="another process reads the spool"), opened(copy):
+            pass
+    with opened(copy) as spool:
+        assert spool.identity.spool_id != spool_id

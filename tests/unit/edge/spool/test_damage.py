@@ -4,19 +4,23 @@ import logging
 import os
 import random
 import shutil
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge.log.encode import prediction_body, sequence_field
 from edge.log.entries import Gap, GapReason, Row
 from edge.records import Prediction
+from edge.spool import salvage as salvaging
 from edge.spool.aside import found, names, prune
 from edge.spool.caps import Limits, Lost
+from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME, homes
 from edge.spool.mark import Mark
 from edge.spool.reader import connect_to_read
@@ -485,3 +489,46 @@ def test_a_prediction_one_waits_for_is_reported_lost(tmp_path: Path, ordinal: in
             file.write(data.replace(start, bytes(40)))
         spool._recover(RuntimeError("as if"))
     assert [(one.first, one.last, one.count) for one in lost] == [(ordinal, ordinal, 1)]
+
+
+@contextmanager
+def unfinished(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keeps what is salvaged from getting into its file, as a disk does that is nearly full."""
+    readers, fill = list[sqlite3.Connection](), salvaging._fill
+
+    def then_read(file: SpoolFile, *more: Any) -> list[Lost]:
+        readers.append(connect_to_read(file.path))
+        readers[-1].execute("BEGIN")
+        readers[-1].execute("SELECT count(*) FROM predictions").fetchone()
+        return fill(file, *more)
+
+    with patch.context() as patched:
+        patched.setattr(salvaging, "_fill", then_read)
+        yield
+    for reader in readers:
+        reader.close()
+
+
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_what_is_salvaged_takes_the_place_when_all_of_it_is_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_noted: bool
+) -> None:
+    with opened(tmp_path) as spool:
+        spool.append([body(f"{number}", 100) for number in range(100)])
+        before = spool.identity
+    header(random.Random(1), tmp_path)
+    if not is_noted:
+        Mark(tmp_path).remove()
+    with unfinished(monkeypatch):
+        for _ in range(3):
+            with pytest.raises(OSError, match="another process reads the spool"):
+                Spool(tmp_path, "gate-1", NO_LIMITS, lambda _: None)
+    assert not found(tmp_path)
+    assert not list(tmp_path.glob("forks/*"))  # each attempt would leave one more
+    assert not list(tmp_path.rglob("*.part*"))
+    with opened(tmp_path) as spool:
+        assert (spool.identity.spool_id == before.spool_id) is is_noted
+    server = Server()
+    server.drain(tmp_path)
+    assert len(server.stored) + server.declared.total() == 100
+    assert len(server.stored) == 100

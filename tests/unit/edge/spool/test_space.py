@@ -12,6 +12,8 @@ import pytest
 from edge.log.entries import GapReason, Row
 from edge.log.logger import LogOptions, PredictionLogger
 from edge.records import Prediction
+from edge.spool import caps
+from edge.spool.caps import Limits
 from tests.fakes.ingest import FakeIngest
 from tests.unit.edge.samples import eventually
 from tests.unit.edge.spool.test_spool import Opened, body, opened, sequences
@@ -143,3 +145,24 @@ def test_a_process_that_may_not_write_any_more_goes_on(tmp_path: Path, limit: in
     assert rows + sum(dropped.values()) == logged == one.spool.identity.last == 3002
     assert one.lost == []
     assert one.spool.damaged == 0
+
+
+def test_at_the_reserve_no_more_is_given_up_than_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Space that is given back there goes to others, and would have to be evicted for again."""
+    monkeypatch.setattr(caps, "_SPARE_BYTES", 64 << 10)
+    monkeypatch.setattr(caps, "_SHRINK_PAGES", 64)
+    one = opened(tmp_path, Limits(1 << 40, 0.0, 1 << 60))  # no disk has so much to spare
+    monkeypatch.setattr(caps, "_SMALLEST_CAP", 8 << 20)
+    for _ in range(80):
+        one.spool.append([body("x" * 10_000)] * 10)
+    monkeypatch.setattr(caps, "_SMALLEST_CAP", 1 << 20)
+    kept = one.spool.identity.pending - sum(lost.count for lost in one.lost)
+    assert kept > 700
+    for _ in range(100):
+        one.spool.append([body("x" * 10_000)])
+        one.spool.tend()
+    left = one.spool.identity.pending - sum(lost.count for lost in one.lost)
+    assert left > kept * 0.9
+    one.spool.close()
