@@ -5,11 +5,12 @@ service on the one and on the other in turn, end to end as in `bench.ingest`.
 """
 
 import argparse
-import asyncio
 import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import uvloop
 
 from bench._grown import grow
 from bench.ingest import DEVICES, STREAM, payloads, rounds, send
@@ -22,7 +23,7 @@ def rate(database: Path, streams: Sequence[Sequence[bytes]], seconds: float) -> 
     """Returns predictions per second that a service on this database commits."""
     flags = ["--listen", "127.0.0.1:0", "--database", str(database), "--log-level", "warning"]
     with ServiceProcess("ingest_service", flags) as service:
-        return asyncio.run(send(service.address, streams, seconds))
+        return uvloop.run(send(service.address, streams, seconds))
 
 
 def main() -> None:

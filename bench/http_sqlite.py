@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
+import uvloop
 
 from sightline_cli.processes import ServiceProcess
 
@@ -92,7 +93,7 @@ def rate(batch: int, seconds: float) -> float:
         seconds: to measure for.
     """
     with tempfile.TemporaryDirectory() as folder, service(Path(folder)) as address:
-        return asyncio.run(post(address, batch, seconds))
+        return uvloop.run(post(address, batch, seconds))
 
 
 def _prediction(number: int) -> dict[str, object]:

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
+import uvloop
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from sightline.types.v1 import prediction_pb2
 
@@ -157,7 +158,7 @@ def compare(folder: Path, batch: int, options: argparse.Namespace) -> dict[str, 
 
     def end_to_end() -> float:
         with service(folder) as running:
-            return asyncio.run(send(running.address, streams, options.seconds))
+            return uvloop.run(send(running.address, streams, options.seconds))
 
     def ceiling() -> float:
         return insert(folder, changes, options.seconds)
@@ -166,7 +167,7 @@ def compare(folder: Path, batch: int, options: argparse.Namespace) -> dict[str, 
         own = folder / str(uuid.uuid4())
         own.mkdir()
         with http_sqlite.service(own) as address:
-            return asyncio.run(http_sqlite.post(address, batch, options.seconds))
+            return uvloop.run(http_sqlite.post(address, batch, options.seconds))
 
     rate, limit, baseline = rounds(options.rounds, end_to_end, ceiling, http)
     return {

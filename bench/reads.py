@@ -5,7 +5,6 @@ one client asks for statistics and for pages in turn.
 """
 
 import argparse
-import asyncio
 import json
 import statistics
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
+import uvloop
 from google.protobuf.message import Message
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
@@ -63,7 +63,7 @@ def measure(
     """Returns predictions per second, and how long each question took, s, by name."""
     rates: list[float] = []
     sender = threading.Thread(
-        target=lambda: rates.append(asyncio.run(send(address, streams, seconds)))
+        target=lambda: rates.append(uvloop.run(send(address, streams, seconds)))
     )
     taken: dict[str, list[float]] = {}
     with grpc.insecure_channel(address) as channel:

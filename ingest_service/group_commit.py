@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 MAX_REJECTIONS = 1000
 """Rejections that an answer lists; the rest are counted."""
+MESSAGE_COST = 512
+"""Bytes that a message counts for besides its own: what Python and the group keep for it. Without
+it, a flood of empty messages would fit into any bound while the disk stands still."""
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -110,11 +113,13 @@ class GroupCommitter(Generic[P]):
             thread of its own, one group at a time.
         commit: commits what `prepare` returned, leaving out the messages of these indexes; called
             on another thread, one group at a time, in the order of the groups. Calls its third
-            argument when it needs the interpreter no longer. Returns one outcome a message, in
-            their order. Raises SightlineError if nothing of the group is committed.
+            argument when only COMMIT is left, which needs no interpreter. Returns one outcome a
+            message, in their order. Raises SightlineError if nothing of the group is committed.
         group_bytes: a group takes no further message beyond this size, bytes.
         group_wait: how long the first message of a group waits for others, s.
         max_inflight_bytes: messages received and not yet committed, bytes.
+
+    Both bounds count `MESSAGE_COST` bytes for each message besides its own.
     """
 
     def __init__(
@@ -152,14 +157,15 @@ class GroupCommitter(Generic[P]):
         Raises:
             SightlineError: UNAVAILABLE; the committer is closing.
         """
-        await self._budget.acquire(len(payload))
+        size = _size(payload)
+        await self._budget.acquire(size)
         if self._closing:
-            self._budget.release(len(payload))
+            self._budget.release(size)
             raise draining_error()
         if not self._waiting:
             self._oldest = asyncio.get_running_loop().time()
         self._waiting.append((stream, Message(stream.number, stream.opening, payload, first)))
-        self._waiting_bytes += len(payload)
+        self._waiting_bytes += size
         self._arrived.set()
         if self._waiting_bytes >= self._group_bytes:
             self._full.set()
@@ -184,10 +190,11 @@ class GroupCommitter(Generic[P]):
             # Only then the next group is taken: it has gathered for as long as this one.
             if committing is not None:
                 await committing
-            writing = asyncio.Event()
-            committing = asyncio.ensure_future(self._settle(group, prepared, writing))
-            # Decoding keeps the interpreter's lock for long: not while the writer needs it.
-            await writing.wait()
+            at_commit = asyncio.Event()
+            committing = asyncio.ensure_future(self._settle(group, prepared, at_commit))
+            # Decoding keeps the interpreter's lock for long. Until then the writer needs it, also
+            # for its insert, which reads Arrow's columns through Python.
+            await at_commit.wait()
         if committing is not None:
             await committing
 
@@ -195,24 +202,25 @@ class GroupCommitter(Generic[P]):
         self,
         group: Sequence[tuple[LogStream, Message]],
         prepared: P | SightlineError,
-        writing: asyncio.Event,
+        at_commit: asyncio.Event,
     ) -> None:
         """Commits a group and tells its streams."""
-        on_writing = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, writing.set)
+        loop = asyncio.get_running_loop()
+        on_commit = functools.partial(loop.call_soon_threadsafe, at_commit.set)
         # The group before may have ended streams while this one was prepared.
         ended = {index for index, (stream, _) in enumerate(group) if stream.failed}
         outcomes: Sequence[Outcome] | SightlineError = ()
         if isinstance(prepared, SightlineError):
             outcomes = prepared
         elif len(ended) < len(group):
-            outcomes = await self._on(self._writer, self._commit, prepared, ended, on_writing)
-        writing.set()
+            outcomes = await self._on(self._writer, self._commit, prepared, ended, on_commit)
+        at_commit.set()
         if isinstance(outcomes, SightlineError):
             outcomes = [Outcome(error=outcomes)] * len(group)
         for index, (stream, message) in enumerate(group):
             if index not in ended:
                 stream.settle(outcomes[index])
-            self._budget.release(len(message.payload))
+            self._budget.release(_size(message.payload))
 
     async def _on(
         self, executor: ThreadPoolExecutor, work: Callable[..., T], *arguments: object
@@ -245,18 +253,24 @@ class GroupCommitter(Generic[P]):
     def _take(self) -> list[tuple[LogStream, Message]]:
         """Returns the next group: at least one message, and as many as fit its size."""
         group: list[tuple[LogStream, Message]] = []
-        size = 0
-        while self._waiting and (not group or size < self._group_bytes):
+        taken = 0
+        while self._waiting and (not group or taken < self._group_bytes):
             stream, message = self._waiting.popleft()
-            self._waiting_bytes -= len(message.payload)
+            size = _size(message.payload)
+            self._waiting_bytes -= size
             if stream.failed:
-                self._budget.release(len(message.payload))
+                self._budget.release(size)
                 continue
             group.append((stream, message))
-            size += len(message.payload)
+            taken += size
         if self._waiting_bytes < self._group_bytes and not self._closing:
             self._full.clear()
         return group
+
+
+def _size(payload: bytes) -> int:
+    """Returns what a message counts for in the bounds, bytes."""
+    return len(payload) + MESSAGE_COST
 
 
 def draining_error() -> SightlineError:

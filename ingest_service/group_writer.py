@@ -42,14 +42,14 @@ class GroupWriter:
         self,
         group: Prepared,
         left_out: Collection[int] = (),
-        on_writing: Callable[[], object] = lambda: None,
+        on_commit: Callable[[], object] = lambda: None,
     ) -> Sequence[Outcome]:
         """Returns one outcome a message, once all that the outcomes say is durable.
 
         Args:
             group: what `prepare` returned; groups in the order in which they were prepared.
             left_out: messages that no longer count, because their streams have ended.
-            on_writing: called when what is left is the database's work and no longer Python's.
+            on_commit: called when only COMMIT is left, which needs no Python.
 
         Raises:
             SightlineError: the store failed, and nothing is said to be committed.
@@ -63,6 +63,6 @@ class GroupWriter:
             if changes.watermarks.num_rows:
                 received_at = self._now()
                 transaction.write_books(changes, received_at)
-                on_writing()
                 transaction.write_predictions(changes.predictions, received_at)
+            on_commit()
         return outcomes

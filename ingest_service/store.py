@@ -194,7 +194,7 @@ class Transaction(Protocol):
         ...
 
     def write_predictions(self, predictions: pa.Table, received_at: datetime) -> None:
-        """Writes the predictions of a group: most of the work, outside of the interpreter.
+        """Writes the predictions of a group.
 
         Args:
             predictions: of `Changes`.

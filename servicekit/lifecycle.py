@@ -141,13 +141,23 @@ def run(main: Callable[[], Awaitable[None]], *, prog: str) -> int:
         await main()
 
     try:
-        asyncio.run(coroutine())
+        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+            runner.run(coroutine())
     except (SettingsError, StartError) as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 2 if isinstance(error, SettingsError) else 1
     except KeyboardInterrupt:  # before `serve` took the signals over
         return 128 + signal.SIGINT
     return 0
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """Returns uvloop's, which turns a message over in less time, where there is one."""
+    if sys.platform == "win32":
+        return asyncio.new_event_loop()
+    import uvloop
+
+    return uvloop.new_event_loop()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from ingest_service.group import Message, Outcome, Rejection
-from ingest_service.group_commit import MAX_REJECTIONS, GroupCommitter
+from ingest_service.group_commit import MAX_REJECTIONS, MESSAGE_COST, GroupCommitter
 from servicekit.errors import SightlineError
 from tests.unit.ingest_service.samples import opening
 
@@ -42,9 +42,9 @@ class Writer:
         self,
         messages: Sequence[Message],
         left_out: Collection[int],
-        on_writing: Callable[[], object],
+        on_commit: Callable[[], object],
     ) -> Sequence[Outcome]:
-        on_writing()
+        on_commit()
         self.threads.add(threading.get_ident())
         self.groups.append([m.payload for at, m in enumerate(messages) if at not in left_out])
         self.began.release()
@@ -73,7 +73,7 @@ async def committer_of(writer: Writer) -> AsyncIterator[Open]:
     made: list[GroupCommitter[Sequence[Message]]] = []
 
     def make(**limits: Any) -> GroupCommitter[Sequence[Message]]:
-        base = {"group_bytes": 1000, "group_wait": 0.001, "max_inflight_bytes": 10_000}
+        base = {"group_bytes": 10_000, "group_wait": 0.001, "max_inflight_bytes": 100_000}
         made.append(GroupCommitter(writer.prepare, writer.commit, **{**base, **limits}))
         return made[-1]
 
@@ -138,10 +138,10 @@ async def test_no_group_is_prepared_while_a_commit_needs_the_interpreter(
     commit = writer.commit
 
     def deciding(
-        messages: Sequence[Message], left_out: Collection[int], on_writing: Callable[[], object]
+        messages: Sequence[Message], left_out: Collection[int], on_commit: Callable[[], object]
     ) -> Sequence[Outcome]:
         assert needs_it.wait(PATIENCE)
-        return commit(messages, left_out, on_writing)
+        return commit(messages, left_out, on_commit)
 
     writer.commit = deciding  # type: ignore[method-assign] # the committer takes it from here
     stream = committer_of().open(opening())
@@ -182,7 +182,7 @@ async def test_a_group_waits_for_company_and_no_longer_than_told(
 
 
 async def test_a_full_group_does_not_wait(committer_of: Open, writer: Writer) -> None:
-    committer = committer_of(group_bytes=10, group_wait=1000)
+    committer = committer_of(group_bytes=10 + MESSAGE_COST, group_wait=1000)
     stream = committer.open(opening())
     await stream.send(b"x" * 10)
     await stream.finish()
@@ -190,7 +190,7 @@ async def test_a_full_group_does_not_wait(committer_of: Open, writer: Writer) ->
 
 
 async def test_a_group_is_bounded_in_bytes(committer_of: Open, writer: Writer) -> None:
-    committer = committer_of(group_bytes=10)
+    committer = committer_of(group_bytes=2 * (4 + MESSAGE_COST) + 1)
     stream = committer.open(opening())
     writer.may_go.clear()
     await stream.send(b"x")
@@ -202,15 +202,16 @@ async def test_a_group_is_bounded_in_bytes(committer_of: Open, writer: Writer) -
     assert writer.groups == [[b"x"], [b"four"] * 3, [b"four"] * 2]
 
 
+@pytest.mark.parametrize("size", [8, 0], ids=["bytes", "messages without any"])
 async def test_a_sender_waits_while_too_much_is_in_flight(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: Writer, size: int
 ) -> None:
-    committer = committer_of(max_inflight_bytes=10)
+    committer = committer_of(max_inflight_bytes=2 * MESSAGE_COST + 2 * size - 1)
     one, two = committer.open(opening()), committer.open(opening())
     writer.may_go.clear()
-    await one.send(b"x" * 8)
+    await one.send(b"x" * size)
     await writer.has_begun()
-    held = asyncio.create_task(two.send(b"y" * 8))
+    held = asyncio.create_task(two.send(b"y" * size))
     for _ in range(10):
         await asyncio.sleep(0)
     assert not held.done(), "beyond the bound a sender must be held, over all streams"
