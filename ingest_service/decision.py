@@ -18,6 +18,10 @@ from ingest_service.sequence import Claims, Placement
 from ingest_service.store import Changes, Spool
 from servicekit.errors import SightlineError
 
+MAX_WRITTEN_OUT = 1000
+"""Rejected predictions of a group that are written out as JSON, which takes about 0.1 ms each; the
+others are kept as bytes, so that a device gone wrong does not hold up the rest."""
+
 
 def decide(group: Prepared, watermarks: Mapping[Spool, int]) -> tuple[Changes, tuple[Outcome, ...]]:
     """Returns what the group changes, and what becomes of each message once that is committed.
@@ -71,19 +75,17 @@ def _new_gaps(group: Prepared, placement: Placement) -> Iterator[tuple[int, rows
     part = sequence.new_gaps(placement, group.claims)
     if not len(part.gap):
         return
-    declared = group.gaps.field("declared_at").view(pa.int64())
-    for index, first, last in zip(part.gap, part.first, part.last, strict=True):
-        message = int(group.claims.gap_message[index])
-        yield (
-            message,
-            rows.Gap(
-                group.messages[message].opening.spool,
-                int(first),
-                int(last),
-                group.gaps.field("reason")[index].as_py(),
-                declared[index].as_py(),
-            ),
-        )
+    chosen = group.gaps.take(pa.array(part.gap))
+    columns = (
+        group.claims.gap_message[part.gap].tolist(),
+        part.first.tolist(),
+        part.last.tolist(),
+        chosen.field("reason").to_pylist(),
+        chosen.field("declared_at").view(pa.int64()).to_pylist(),
+    )
+    for message, first, last, reason, declared in zip(*columns, strict=True):
+        spool = group.messages[message].opening.spool
+        yield message, rows.Gap(spool, first, last, reason, declared)
 
 
 def _changes(group: Prepared, decision: _Decision) -> Changes:
@@ -106,11 +108,12 @@ def _changes(group: Prepared, decision: _Decision) -> Changes:
 
 
 def _rejected_rows(group: Prepared, bad: Sequence[int]) -> Iterator[rows.RejectedRow]:
-    claims = group.claims
+    claims, left = group.claims, MAX_WRITTEN_OUT
     for index, run in itertools.groupby(bad, lambda row: int(claims.message[row])):
         message, of_message = group.messages[index], list(run)
         first = int(np.searchsorted(claims.message, index))
-        originals = rows.originals(message.payload, [row - first for row in of_message])
+        originals = rows.originals(message.payload, [row - first for row in of_message], left)
+        left -= len(of_message)
         for row, original in zip(of_message, originals, strict=True):
             yield rows.RejectedRow(
                 message.opening.spool,

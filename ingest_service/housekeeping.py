@@ -88,6 +88,7 @@ class _Step:
 
     def __init__(self, work: Callable[[], None], every: float) -> None:
         self._work = work
+        self._name = work.__name__.strip("_")
         self._every = every
         self._due = 0.0
 
@@ -99,6 +100,8 @@ class _Step:
             self._work()
         except (SightlineError, OSError) as error:
             if getattr(error, "reason", "") != "CANCELLED":
-                logger.warning("%s failed: %s", self._work.__name__.strip("_"), error)
+                logger.warning("%s failed: %s", self._name, error)
+        except Exception:  # a bug in one duty must not end the others: they share the thread
+            logger.exception("%s failed", self._name)
         # Only now: a duty that takes longer than its interval must not crowd out the others.
         self._due = time.monotonic() + self._every

@@ -95,9 +95,10 @@ def write_run(
         run: what to write.
         again: whether files of the same run may be there already.
     """
+    _make_durably(folder)
     unfinished = folder / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    unfinished.mkdir()
     if again:
         for path in folder.glob(f"day=*/device_id=*/{run.through}-*.parquet"):
             path.unlink()
@@ -149,6 +150,15 @@ def _target(folder: Path, path: Path, devices: list[str], run: Run) -> Path:
     # The number keeps two devices apart where the file system takes their names for the same.
     name = f"{run.through}-{number}-{path.stem.removeprefix('data_')}.parquet"
     return folder / day / folder_name(devices[number]) / name
+
+
+def _make_durably(folder: Path) -> None:
+    """Makes a folder and those above it, where they are missing, and their entries durable."""
+    if folder.is_dir():
+        return
+    _make_durably(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
 
 
 def _sync(path: Path) -> None:

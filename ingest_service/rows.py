@@ -16,6 +16,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
+from sightline.types.v1.prediction_pb2 import Prediction
 
 from ingest_service.checks import CLOUD_REASONS, SOURCES
 from ingest_service.store import GAPS, REJECTED, STREAMS, WATERMARKS, Opening, Spool
@@ -164,11 +165,11 @@ def watermark_table(positions: Mapping[Spool, int], duplicates: Mapping[Spool, i
     )
 
 
-def originals(payload: bytes, indexes: Sequence[int]) -> Iterator[str]:
+def originals(payload: bytes, indexes: Sequence[int], written_out: int) -> Iterator[str]:
     """Yields these predictions of a message as JSON.
 
-    What protobuf's JSON cannot say (a timestamp in the year 100000) is kept as the bytes that
-    came, under `wire_base64`.
+    What protobuf's JSON cannot say (a timestamp in the year 100000), and what comes after the first
+    `written_out`, is kept as the bytes that came, under `wire_base64`.
     """
     try:
         message = PredictionLogRequest.FromString(payload)
@@ -176,14 +177,9 @@ def originals(payload: bytes, indexes: Sequence[int]) -> Iterator[str]:
         for index in indexes:
             yield json.dumps({"message_base64": _base64(payload), "prediction": index})
         return
-    for index in indexes:
+    for count, index in enumerate(indexes):
         prediction = message.predictions[index]
-        try:
-            yield json_format.MessageToJson(
-                prediction, preserving_proto_field_name=True, indent=None
-            )
-        except (json_format.Error, ValueError, OverflowError):
-            yield json.dumps({"wire_base64": _base64(prediction.SerializeToString())})
+        yield (_written_out(prediction) if count < written_out else "") or _as_bytes(prediction)
 
 
 def _named(numbers: pa.Array, names: Sequence[str | None]) -> pa.DictionaryArray:
@@ -198,6 +194,18 @@ def _seconds(nanoseconds: pa.Array) -> pa.Array:
 def _gap_reason(number: int) -> str | None:
     # A device with a newer contract must not be held up for a reason that is new to this server.
     return GAP_REASONS[number] if 0 <= number < len(GAP_REASONS) else f"reason_{number}"
+
+
+def _written_out(prediction: Prediction) -> str:
+    """Returns protobuf's JSON; empty: it cannot say this."""
+    try:
+        return json_format.MessageToJson(prediction, preserving_proto_field_name=True, indent=None)
+    except (json_format.Error, ValueError, OverflowError):
+        return ""
+
+
+def _as_bytes(prediction: Prediction) -> str:
+    return f'{{"wire_base64": "{_base64(prediction.SerializeToString())}"}}'  # needs no escaping
 
 
 def _base64(data: bytes) -> str:

@@ -26,7 +26,8 @@ class IngestSettings(ServerSettings):
         8 * 1024 * 1024,
         ge=1,
         le=1024**3,
-        description="messages that one transaction takes at most, bytes; one message always fits",
+        description="messages that one transaction takes at most, bytes, each counted with 512"
+        " more; one message always fits",
     )
     group_wait_ms: float = Field(
         5.0,
@@ -38,8 +39,8 @@ class IngestSettings(ServerSettings):
         64 * 1024 * 1024,
         ge=1,
         le=64 * 1024**3,
-        description="messages received and not yet committed, over all streams, bytes;"
-        " beyond it devices are told to wait",
+        description="messages received and not yet committed, over all streams, bytes, each counted"
+        " with 512 more; beyond it devices are told to wait",
     )
     query_threads: int = Field(4, ge=1, le=64, description="read queries that run at once")
     query_queue: int = Field(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ingest_service.decision import decide
+from ingest_service.decision import MAX_WRITTEN_OUT, decide
 from ingest_service.decode import Decoder
 from ingest_service.group import Message, Outcome, Rejection, prepare
 from ingest_service.store import Changes, Spool
@@ -63,6 +63,22 @@ def test_rejected_predictions_hold_their_place_and_nothing_else_of_it() -> None:
     ]
     original = json.loads(kept[0]["original"])
     assert (original["sequence"], original["detections"][0]["confidence"]) == ("2", "NaN")
+
+
+def test_only_so_many_rejected_predictions_of_a_group_are_written_out() -> None:
+    """To write one out takes a hundred times as long as to take one in."""
+    half = MAX_WRITTEN_OUT // 2 + 1
+    changes, _ = run(
+        message(*(prediction(n, model_name="") for n in range(1, half + 1))),
+        message(
+            *(prediction(n, model_name="") for n in range(half + 1, 2 * half + 1)), first=False
+        ),
+    )
+    said = [set(json.loads(row["original"])) for row in changes.rejected.to_pylist()]
+    assert len(said) == 2 * half
+    assert [keys == {"wire_base64"} for keys in said] == [
+        n >= MAX_WRITTEN_OUT for n in range(2 * half)
+    ]
 
 
 def test_a_rejected_prediction_that_comes_again_is_a_duplicate() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from ingest_service import rollups
 from ingest_service.commit_clock import CommitClock
+from ingest_service.duckdb_keeper import DuckDBKeeper
 from ingest_service.duckdb_store import DuckDBStore
 from ingest_service.housekeeping import Duties, Housekeeping
 from servicekit.errors import SightlineError
@@ -166,6 +167,24 @@ def test_housekeeping_goes_on_after_a_step_that_fails(path: Path, tmp_path: Path
         pass
     housekeeping.close()
     assert rows(store, "SELECT count(*) FROM exports WHERE finished_at IS NOT NULL") == [(0,)]
+    store.close()
+
+
+def test_a_bug_in_one_duty_does_not_end_the_others(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed, again = threading.Event(), threading.Event()
+
+    def fail(*_: object) -> None:
+        (again if failed.is_set() else failed).set()
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(DuckDBKeeper, "export", fail)
+    store = DuckDBStore(path)
+    duties = Duties(export_dir=tmp_path / "out", export_seconds=0.01)
+    housekeeping = Housekeeping(store, duties, lambda: datetime.now(UTC))
+    assert again.wait(10), "the thread must live on"
+    housekeeping.close()
     store.close()
 
 

@@ -6,6 +6,7 @@ from urllib.parse import unquote
 import duckdb
 import pytest
 
+from ingest_service import parquet_export
 from ingest_service.duckdb_store import DuckDBStore
 from ingest_service.parquet_export import UNFINISHED, folder_name
 from ingest_service.store import Spool
@@ -69,6 +70,22 @@ def test_devices_with_odd_names_are_exported(tmp_path: Path) -> None:
         f"SELECT DISTINCT day::VARCHAR, count(*) FROM '{tmp_path}/out/*/*/*.parquet' GROUP BY ALL"
     ).fetchall()
     assert found == [("2026-11-22", 2 * len(names))]
+
+
+def test_every_folder_that_is_made_is_durable_before_its_rows_may_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(parquet_export, "_sync", synced.append)
+    store = DuckDBStore(tmp_path / "test.duckdb")
+    commit(store, message(*predictions(1, 2)))
+    sum_up(store)
+    folder = tmp_path / "not" / "there" / "yet"
+    assert store.keeper().export(folder, NOW) == 1
+    store.close()
+    (file,) = folder.rglob("*.parquet")
+    above = [each for each in file.parents if each.is_relative_to(tmp_path)]
+    assert not set(above) - set(synced), "a power cut would lose what is marked as exported"
 
 
 def test_an_export_that_is_killed_anywhere_repeats_and_loses_nothing(tmp_path: Path) -> None:
