@@ -119,6 +119,14 @@ ANONYMOUS = Caller("anonymous", Proof.ANONYMOUS, ALL_DEVICES, ALL_SCOPES)
 _current: ContextVar[Caller] = ContextVar("sightline_caller", default=ANONYMOUS)
 
 
+def is_name(name: str) -> bool:
+    """Returns whether a caller may be called so."""
+    try:
+        return 1 <= len(name.encode()) <= MAX_NAME_BYTES
+    except UnicodeEncodeError:  # half characters: JSON can hold them, and so can an argument
+        return False
+
+
 def current_caller() -> Caller:
     """Returns who makes the call that is being handled."""
     return _current.get()

@@ -23,6 +23,8 @@ COOLDOWN_SECONDS = 10.0
 """Time between two fetches, whatever callers send."""
 FETCH_TIMEOUT_SECONDS = 5.0
 FILE_CHECK_SECONDS = 0.5
+_NO_JWKS = (ValueError, TypeError, AttributeError, RecursionError)
+"""What reading something else may raise, beside PyJWT's own errors."""
 
 
 class KeySource(Protocol):
@@ -123,7 +125,7 @@ class JwksUrl:
         if key is None:
             await self._refresh()
             key = self._match(key_id, algorithm)
-        if key is None and (self._failed or self._keys is None):
+        if key is None and (self._failed or self._keys is None or self._fetching is not None):
             raise self._unavailable()
         return key
 
@@ -135,8 +137,9 @@ class JwksUrl:
     async def _refresh(self) -> None:
         self._start_refresh()
         if self._fetching is not None:
-            # A caller that goes away must not take the fetch from the others.
-            await asyncio.shield(self._fetching)
+            # Not `await`: a caller that goes away must not take the fetch from the others, and a
+            # URL whose answer trickles in must not hold up every call.
+            await asyncio.wait([self._fetching], timeout=FETCH_TIMEOUT_SECONDS)
 
     def _start_refresh(self) -> None:
         """Starts a fetch unless one is under way or was a moment ago."""
@@ -150,7 +153,7 @@ class JwksUrl:
             self._keys = await asyncio.to_thread(self._fetch_keys)
             self._fetched = self._clock()
             self._failed = False
-        except (jwt.PyJWTError, OSError, ValueError, RecursionError) as error:
+        except (jwt.PyJWTError, OSError, *_NO_JWKS) as error:
             self._failed = True
             logger.warning("JWKS: %s: %s", self._url, error)
         finally:
@@ -185,5 +188,5 @@ def _signature(path: Path) -> tuple[int, int, int]:
 def _parse(text: bytes) -> jwt.PyJWKSet:
     try:
         return jwt.PyJWKSet.from_dict(json.loads(text))
-    except (jwt.PyJWTError, RecursionError, AttributeError) as error:  # not an object, even
+    except (jwt.PyJWTError, *_NO_JWKS) as error:
         raise ValueError(f"is no JWKS: {error}") from error

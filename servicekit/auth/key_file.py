@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from servicekit.auth.api_keys import ApiKey, generate
-from servicekit.auth.caller import MAX_NAME_BYTES, Devices, Scope
+from servicekit.auth.caller import MAX_NAME_BYTES, Devices, Scope, is_name
 
 logger = logging.getLogger(__name__)
 
@@ -169,11 +169,11 @@ class KeyReader:
             self._seen = seen
 
     def _reopen(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        connection, self._connection, self._seen = self._connection, None, None
+        if connection is not None:
+            connection.close()
         # The event loop hardly waits for a writer: the next look is soon.
         self._connection = _connect(self._path, "ro", timeout=0.05)
-        self._seen = None
 
 
 def _connect(path: Path, mode: str, *, timeout: float = 5.0) -> sqlite3.Connection:
@@ -249,8 +249,8 @@ def _key(
 
 
 def _check(name: str, devices: Sequence[str], scopes: Sequence[Scope]) -> None:
-    if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
-        raise KeyFileError(f"name: must be 1 to {MAX_NAME_BYTES} bytes")
+    if not is_name(name):
+        raise KeyFileError(f"name: must be 1 to {MAX_NAME_BYTES} bytes of UTF-8")
     if not scopes:
         raise KeyFileError("scopes: must be at least one")
     try:

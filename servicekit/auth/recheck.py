@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
@@ -9,6 +10,7 @@ import grpc
 from servicekit.errors import SightlineError
 
 RECHECK_SECONDS = 5.0
+logger = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
@@ -18,8 +20,8 @@ async def rechecked(
     """Runs the block until `check`, which is asked every so many seconds, refuses it.
 
     The block is then cancelled. A check that fails otherwise than with UNAUTHENTICATED changes
-    nothing: nobody can tell then. A block that is quicker than the first check costs next to
-    nothing.
+    nothing: nobody can tell then, and it is asked again. A block that is quicker than the first
+    check costs next to nothing.
 
     Raises:
         SightlineError: UNAUTHENTICATED, as the check raised it.
@@ -37,6 +39,9 @@ async def rechecked(
                 if error.code is grpc.StatusCode.UNAUTHENTICATED:
                     refusals.append(error)
                     limit.reschedule(loop.time())
+            except Exception:
+                # A watcher that ended here would leave a revoked credential to run on for good.
+                logger.exception("unforeseen error while a credential was checked again")
             await asyncio.sleep(seconds)
 
     first = loop.call_later(seconds, lambda: watching.append(loop.create_task(watch())))

@@ -13,6 +13,7 @@ from servicekit.auth.caller import (
     Devices,
     Proof,
     Scope,
+    is_name,
     unauthenticated,
 )
 from servicekit.auth.jwks import KeySource
@@ -96,7 +97,7 @@ class TokenVerifier:
 
     def _caller(self, claims: Mapping[str, Any]) -> Caller:
         name = claims["sub"]
-        if not _is_name(name):
+        if not is_name(name):
             raise _bad_claim("sub", f"must be 1 to {MAX_NAME_BYTES} bytes of UTF-8")
         words = {*_words(claims, "scope"), *_words(claims, "scopes")}
         scopes = frozenset(scope for scope in Scope if scope in words)
@@ -112,13 +113,6 @@ class TokenVerifier:
             return Devices.parse(patterns)
         except ValueError as error:
             raise _bad_claim(self.devices_claim, str(error)) from error
-
-
-def _is_name(name: str) -> bool:
-    try:
-        return 1 <= len(name.encode()) <= MAX_NAME_BYTES
-    except UnicodeEncodeError:  # JSON can hold half characters
-        return False
 
 
 def _words(claims: Mapping[str, Any], claim: str) -> list[str]:

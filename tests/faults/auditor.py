@@ -18,7 +18,7 @@ SELECT device_id, spool_id, sequence, original ->> '$.imageId' FROM rejected_pre
 """
 _MISSING = """
 SELECT count(*) FROM lives, unnest(range(lives.spooled)) AS numbers(number)
-WHERE name || '/' || number NOT IN (SELECT image_id FROM stored)
+WHERE NOT EXISTS (SELECT 1 FROM stored WHERE image_id = name || '/' || number)
 """
 _DOUBLED = "SELECT count(*) - count(DISTINCT image_id) FROM stored"
 _STRANGE = """

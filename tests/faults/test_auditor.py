@@ -72,6 +72,13 @@ def test_what_is_missing_and_in_no_gap_is_lost(database: Path) -> None:
     assert (found.missing, found.lost, found.undeclared) == (2, 2, 3)
 
 
+def test_a_rejected_one_without_an_image_id_hides_nothing(database: Path) -> None:
+    found = spoiled(database, "UPDATE rejected_predictions SET original = '{}'")
+    assert (found.missing, found.strange) == (1, 1)
+    found = spoiled(database, "DELETE FROM predictions WHERE sequence IN (1, 2)")
+    assert (found.missing, found.lost) == (3, 2)
+
+
 def test_what_is_missing_in_the_middle_is_undeclared(database: Path) -> None:
     found = spoiled(database, "DELETE FROM rejected_predictions")
     assert (found.lost, found.undeclared) == (0, 1)

@@ -14,6 +14,7 @@ from tests.faults.nodes import Node, drain, keep_logging
 from tests.faults.world import World, campaign, several
 from tests.unit.edge.samples import eventually
 
+pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 PAGE = 4096

@@ -14,6 +14,7 @@ from tests.faults.nodes import Node
 from tests.faults.test_damage import damage
 from tests.faults.world import WORLDS, World, campaign, several
 
+pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 

@@ -16,6 +16,7 @@ from tests.faults.lives import LONGEST_RECOVERY, STOP, log_until_told
 from tests.faults.nodes import Node
 from tests.faults.world import WORLDS, World, campaign, several
 
+pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 PATIENCE = 5.0

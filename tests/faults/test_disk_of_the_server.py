@@ -17,6 +17,7 @@ from tests.faults.nodes import running
 from tests.faults.world import WORLDS, World, campaign, several
 from tests.unit.edge.samples import eventually
 
+pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 SERVICE = "sightline.ingest.v1.IngestService"

@@ -35,13 +35,20 @@ def _how_many(made: World, life: Callable[[Spec], None]) -> int | None:
     return made.chance.randint(0, 500) if life is log_and_close else None
 
 
-def kill_servers(made: World, runs: int) -> Audit:
-    """Kills one server after the other, all on one database, while a node logs."""
+def kill_servers(made: World, runs: int, at_work: list[World]) -> Audit:
+    """Kills one server after the other, all on one database, while a node logs.
+
+    Args:
+        made: where.
+        runs: how many servers.
+        at_work: gets the world once for each server that was seen to commit before.
+    """
     with running(made.spec("node", pause=0.04)):
         for _ in range(runs):
             if made.start_or_die():
-                if made.chance.random() < 0.5:
-                    made.wait_for_commit()
+                # A node that has found the server away so often takes its time to come back.
+                if made.chance.random() < 0.5 and made.wait_for_commit(30.0):
+                    at_work.append(made)
                 time.sleep(made.chance.uniform(0.0, 0.3))
                 made.ingest.kill()
     return made.finish()
@@ -74,10 +81,13 @@ def test_the_node(tmp_path: Path, report: Report, runs: int) -> None:
 
 @pytest.mark.parametrize("runs", [20, pytest.param(500, marks=SOAK)])
 def test_the_server(tmp_path: Path, report: Report, runs: int) -> None:
-    audits = several(kill_servers, tmp_path, runs)
+    at_work: list[World] = []
+    audits = several(lambda made, n: kill_servers(made, n, at_work), tmp_path, runs)
     assert sum(one.gap_sequences for one in audits) == 0
     assert sum(one.spooled for one in audits) > runs * 10
-    report(campaign("SIGKILL of the server", runs, audits))
+    assert len(at_work) > runs // 20, "too few were doing anything when they were killed"
+    note = f"{len(at_work)} right after a commit"
+    report(campaign("SIGKILL of the server", runs, audits, note))
 
 
 @pytest.mark.parametrize("runs", [4, pytest.param(100, marks=SOAK)])

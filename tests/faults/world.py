@@ -55,10 +55,10 @@ class World:
         self.ingest.start()
         return True
 
-    def wait_for_commit(self, seconds: float = 5.0) -> None:
-        """Waits until the server writes to its database."""
+    def wait_for_commit(self, seconds: float = 5.0) -> bool:
+        """Waits until the server writes to its database; False: it did not."""
         before = self._written()
-        eventually(lambda: self._written() != before, seconds)
+        return eventually(lambda: self._written() != before, seconds)
 
     def finish(self, spools: Iterable[str] = ("spool",), *, are_damaged: bool = False) -> Audit:
         """Has everything that is left in the spools committed, and calls the auditor.

@@ -102,6 +102,24 @@ async def test_the_loop_goes_on_while_the_url_hangs(issuer: Issuer, clock: Clock
     assert issuer.asked == 1
 
 
+async def test_an_answer_that_trickles_in_holds_up_nobody_for_long(
+    issuer: Issuer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = JwksUrl(issuer.url, clock=clock)
+    assert await knows(source, A)
+    monkeypatch.setattr("servicekit.auth.jwks.FETCH_TIMEOUT_SECONDS", 0.05)
+    issuer.go.clear()
+    clock.now += COOLDOWN_SECONDS
+    await unavailable(source, B)  # who knows whether it exists
+    fetching = source._fetching
+    assert fetching is not None, "it was waited for"
+    assert await knows(source, A)
+    issuer.body = jwks(A, B)
+    issuer.go.set()
+    await fetching
+    assert await knows(source, B)
+
+
 async def test_a_url_that_is_down_is_no_refusal(issuer: Issuer, clock: Clock) -> None:
     issuer.status = 503
     source = JwksUrl(issuer.url, clock=clock)
@@ -128,7 +146,12 @@ async def test_known_keys_outlive_an_outage_but_not_for_ever(issuer: Issuer, clo
     await unavailable(source, A)
 
 
-@pytest.mark.parametrize("body", ["", "[]", "{}", '{"keys": []}', '{"keys": 1}', "x", "[" * 10**5])
+ODD = '{"keys": [{"kty": "RSA", "alg": ["RS256"], "n": "AQAB", "e": "AQAB"}]}'
+
+
+@pytest.mark.parametrize(
+    "body", ["", "[]", "{}", '{"keys": []}', '{"keys": 1}', "x", "[" * 10**5, ODD]
+)
 async def test_what_is_no_jwks_counts_as_down(issuer: Issuer, clock: Clock, body: str) -> None:
     issuer.body = body
     await unavailable(JwksUrl(issuer.url, clock=clock))
@@ -175,7 +198,7 @@ async def test_a_file_that_breaks_leaves_the_last_keys(
     assert await knows(source, B)
 
 
-@pytest.mark.parametrize("body", ["", "[]", "{}", "x"])
+@pytest.mark.parametrize("body", ["", "[]", "{}", "x", ODD])
 def test_a_file_that_is_no_jwks_is_refused(tmp_path: Path, body: str) -> None:
     path = tmp_path / "jwks.json"
     path.write_text(body)

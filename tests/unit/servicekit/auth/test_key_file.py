@@ -69,6 +69,8 @@ def test_revoking_is_for_good(file: KeyFile) -> None:
     [
         ("", ["a"], [Scope.LOG], "name: must be 1 to 256 bytes"),
         ("x" * 257, ["a"], [Scope.LOG], "name: must be"),
+        ("\udcff", ["a"], [Scope.LOG], "name: must be"),  # an argument that is no UTF-8
+        ("a", ["\udcff"], [Scope.LOG], "devices: "),
         ("a", ["a*b"], [Scope.LOG], r"devices: may have one \*, at its end"),
         ("a", ["a"], [], "scopes: must be at least one"),
     ],
@@ -157,6 +159,24 @@ def test_a_reader_keeps_what_it_knows_when_the_file_is_gone(
     other = make(file, "gate-2")
     clock.pass_by()
     assert set(reader.current()) == {other}
+
+
+def test_a_reader_comes_back_to_the_file_it_knew(
+    file: KeyFile, tmp_path: Path, clock: Clock
+) -> None:
+    """Something else took its place for a while: a key that was revoked must not live on."""
+    path, aside = tmp_path / "keys.db", tmp_path / "aside"
+    made = make(file)
+    reader = KeyReader(path, clock)
+    path.rename(aside)
+    path.mkdir()
+    clock.pass_by()
+    assert set(reader.current()) == {made}
+    path.rmdir()
+    aside.rename(path)
+    file.revoke(made)
+    clock.pass_by()
+    assert reader.current()[made].revoked_at is not None
 
 
 def test_a_reader_does_not_wait_for_a_writer(file: KeyFile, tmp_path: Path, clock: Clock) -> None:

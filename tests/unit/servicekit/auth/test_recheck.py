@@ -15,7 +15,7 @@ AWAY = SightlineError(grpc.StatusCode.UNAVAILABLE, "JWKS_UNAVAILABLE", "away")
 class Check:
     """Raises what it is given, one by one, and passes when nothing is left."""
 
-    def __init__(self, *errors: SightlineError | None) -> None:
+    def __init__(self, *errors: Exception | None) -> None:
         self.errors = list(errors)
         self.asked = asyncio.Event()
 
@@ -41,6 +41,13 @@ async def test_what_lasts_ends_when_its_credential_does() -> None:
         await call()
     assert caught.value is REVOKED
     assert cleaned == [True]
+
+
+async def test_a_check_that_breaks_is_asked_again() -> None:
+    with pytest.raises(SightlineError) as caught:
+        async with rechecked(Check(RuntimeError("unforeseen"), REVOKED), 0.001):
+            await asyncio.sleep(30)
+    assert caught.value is REVOKED
 
 
 async def test_a_good_credential_changes_nothing() -> None:
