@@ -34,10 +34,12 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--streams", type=int, default=60, help="at most, per device")
+    arguments.add_argument("--folder", type=Path, help="of databases to be used, grown and kept")
     options = arguments.parse_args()
     streams = [payloads(1 + at * STREAM, STREAM, BATCH) for at in range(options.streams)]
     with tempfile.TemporaryDirectory() as name:
-        small, large = Path(name) / "small.duckdb", Path(name) / "large.duckdb"
+        folder = options.folder or Path(name)
+        small, large = folder / "small.duckdb", folder / "large.duckdb"
         grow(small, options.small_rows)
         grow(large, options.rows)
         size = large.stat().st_size
