@@ -14,7 +14,7 @@ _STORED = """
 CREATE TEMP TABLE stored AS
 SELECT device_id, spool_id, sequence, image_id FROM predictions
 UNION ALL
-SELECT device_id, spool_id, sequence, original ->> '$.imageId' FROM rejected_predictions
+SELECT device_id, spool_id, sequence, original ->> '$.image_id' FROM rejected_predictions
 """
 _MISSING = """
 SELECT count(*) FROM lives, unnest(range(lives.spooled)) AS numbers(number)

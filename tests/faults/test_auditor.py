@@ -22,7 +22,7 @@ INSERT INTO predictions BY NAME SELECT 'gate-1' AS device_id, 's' AS spool_id, ?
 """
 REJECTED = """
 INSERT INTO rejected_predictions VALUES
-    ('gate-1', 's', 7, now(), 'image_id', 'TOO_LONG', '{"imageId": "b/2"}')
+    ('gate-1', 's', 7, now(), 'image_id', 'TOO_LONG', '{"image_id": "b/2"}')
 """
 GAP = "INSERT INTO gaps VALUES ('gate-1', 's', 4, 4, now(), 'DROPPED_NEWEST', NULL)"
 WATERMARK = "INSERT INTO watermarks VALUES ('gate-1', 's', 7, 0, now())"
