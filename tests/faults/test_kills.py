@@ -85,7 +85,7 @@ def test_the_server(tmp_path: Path, report: Report, runs: int) -> None:
     audits = several(lambda made, n: kill_servers(made, n, at_work), tmp_path, runs)
     assert sum(one.gap_sequences for one in audits) == 0
     assert sum(one.spooled for one in audits) > runs * 10
-    assert len(at_work) > runs // 20, "too few were doing anything when they were killed"
+    assert len(at_work) >= max(runs // 20, 1), "too few were doing anything when they were killed"
     note = f"{len(at_work)} right after a commit"
     report(campaign("SIGKILL of the server", runs, audits, note))
 
