@@ -138,15 +138,21 @@ def test_deadlines_are_kept_while_the_server_hangs(tmp_path: Path, ingest: FakeI
     end.set()
 
 
-def test_deadlines_are_kept_while_the_disk_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def failing_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    log = logger(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(Spool, "append", fail)
+        yield
+
+
+def test_deadlines_are_kept_while_the_disk_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logger(tmp_path)
+    with failing_disk(monkeypatch):
         log.log(prediction())
         begun = time.monotonic()
         assert log.flush(0.3) is False
@@ -562,12 +568,8 @@ def test_who_waits_for_the_server_does_not_wait_for_a_closed_logger(tmp_path: Pa
 def test_closing_again_says_whether_all_is_spooled_by_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
     log = logger(tmp_path)
-    with monkeypatch.context() as patched:
-        patched.setattr(Spool, "append", fail)
+    with failing_disk(monkeypatch):
         log.log(prediction())
         assert log.close(0.1) is False
         assert log.close(0.1) is False
