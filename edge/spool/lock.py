@@ -11,9 +11,9 @@ import grpc
 from servicekit.errors import SightlineError
 
 FILE_NAME = "spool.lock"
-# Whoever just looks whether a folder is in use (`holder`) holds it for an instant.
-_ATTEMPTS = 4
-_PAUSE_SECONDS = 0.02
+# Whoever just looks whether a folder is in use (`holder`) shares its lock for an instant; many may.
+_ATTEMPTS = 200
+_PAUSE_SECONDS = 0.01
 
 
 class SpoolLock:
@@ -38,10 +38,10 @@ class SpoolLock:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                holder = _holder(self._file)
+                holder = _owner(self._file)
                 self._file.close()
-                if not left:
-                    raise _locked(directory, holder) from error
+                if holder is not None or not left:
+                    raise _locked(directory, holder or "unknown") from error
                 time.sleep(_PAUSE_SECONDS)
             except OSError:
                 self._file.close()
@@ -69,15 +69,16 @@ def holder(directory: Path) -> str | None:
     except FileNotFoundError:
         return None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _holder(file)
+        return _owner(file)
+
+
+def _owner(file: BinaryIO) -> str | None:
+    """Those who look can share the lock with each other, never with whom it belongs to."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return file.read(32).decode("ascii", "replace").strip() or "unknown"
     return None
-
-
-def _holder(file: BinaryIO) -> str:
-    return file.read(32).decode("ascii", "replace").strip() or "unknown"
 
 
 def _locked(directory: Path, process: str) -> SightlineError:
