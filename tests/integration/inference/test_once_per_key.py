@@ -4,7 +4,7 @@ import signal
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import grpc
 import pytest
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
+from servicekit.auth.caller import Scope
+from servicekit.auth.key_file import KeyFile
 from servicekit.errors import from_rpc_error
 from tests.integration.inference.process import Client, Server, ask, client, failure, started
 from tests.unit.inference_service.tiny_onnx import corrupt, picture
@@ -83,10 +85,20 @@ def test_a_picture_that_cannot_be_decoded_fails_the_same_way_again(quick: Client
     assert again.reason == "IMAGE_CORRUPT"
 
 
-@pytest.fixture
-def slow_server(tmp_path: Path, slow: Path) -> Iterator[Server]:
+def test_an_answer_without_a_picture_that_may_come_yet_is_not_kept(quick: Client) -> None:
+    metadata, gone = key(), inference_pb2.Image(reference="of an upload that is not there")
+    request = ask(RED, gone)
+    first, replayed = send(quick, request, metadata)
+    results = inference_service_pb2.InferResponse.FromString(first).results
+    assert [result.HasField("error") for result in results] == [False, True]
+    assert not replayed
+    assert send(quick, request, metadata)[1] is False
+
+
+@pytest.fixture(scope="module")
+def slow_server(tmp_path_factory: pytest.TempPathFactory, slow: Path) -> Iterator[Server]:
     flags = ["--model-repository", str(slow), "--workers", "1"]
-    with started(tmp_path, *flags) as server:
+    with started(tmp_path_factory.mktemp("slow-server"), *flags) as server:
         yield server
 
 
@@ -99,13 +111,19 @@ def test_twins_at_the_same_time_get_one_answer(slow_server: Server) -> None:
     assert sorted(marked) == [False] + [True] * 7
 
 
-def test_a_caller_that_gives_up_leaves_its_twin_its_answer(slow_server: Server) -> None:
-    metadata, request = key(), ask(RED).SerializeToString()
+def test_a_caller_that_gives_up_leaves_its_work_to_its_twin(slow_server: Server) -> None:
+    metadata, request = key(), ask(*[RED] * 4).SerializeToString()
     with client(slow_server) as one, client(slow_server) as two:
         first = one.raw.future(request, timeout=60, metadata=metadata)
+        assert one.health() == "SERVING"  # the call went before, over the same connection
         second = two.raw.future(request, timeout=60, metadata=metadata)
+        assert two.health() == "SERVING"
+        assert not first.done()
         first.cancel()  # type: ignore[no-untyped-call]
-        assert second.result()
+        answer = second.result()
+        # It is the work of the first call, which has begun it.
+        assert ("idempotent-replayed", "true") in second.trailing_metadata()
+        assert send(two, ask(*[RED] * 4), metadata) == (answer, True)
 
 
 def test_a_deadline_that_passed_does_not_use_up_the_key(slow_server: Server) -> None:
@@ -131,39 +149,142 @@ def test_answers_in_a_file_outlive_the_process(tmp_path: Path, colours: Path) ->
         assert send(made, ask(RED), metadata) == (first[0], True)
 
 
-def test_a_server_killed_at_work_leaves_a_claim_that_runs_out(tmp_path: Path, slow: Path) -> None:
-    database = tmp_path / "claims.sqlite"
-    flags = [
-        *("--model-repository", str(slow), "--workers", "1"),
-        *("--idempotency-database", str(database)),
+def shared(tmp_path: Path, repository: Path, *more: str) -> list[str]:
+    """Flags of a server on a database that others use as well."""
+    return [
+        *("--model-repository", str(repository), "--workers", "1"),
+        *("--idempotency-database", str(tmp_path / "claims.sqlite")),
+        *("--idempotency-lease-seconds", "2"),
+        *more,
     ]
+
+
+def test_a_server_killed_at_work_leaves_a_claim_that_runs_out(tmp_path: Path, slow: Path) -> None:
+    flags = shared(tmp_path, slow)
     metadata, request = key(), ask(*[RED] * 10)  # enough work to be killed at it
     with started(tmp_path, *flags) as server, client(server) as made:
-        call = made.raw.future(request.SerializeToString(), timeout=3, metadata=metadata)
-        _wait_for_claim(database)
+        call = made.raw.future(request.SerializeToString(), timeout=60, metadata=metadata)
+        _wait_for_claim(tmp_path / "claims.sqlite")
         server.stop(signal.SIGKILL)
         assert call.exception() is not None
     with started(tmp_path, *flags) as server, client(server) as made:
-        for _ in range(100):
-            try:
-                _, replayed = send(made, request, metadata)
-            except grpc.RpcError as caught:
-                error = from_rpc_error(caught)
-                assert error.code is grpc.StatusCode.ABORTED
-                assert error.reason == "IDEMPOTENCY_TWIN_IN_FLIGHT"
-                assert error.retry_after is not None
-                time.sleep(error.retry_after)
-            else:
-                assert not replayed
-                return
-        raise AssertionError("the claim never ran out")
+        _, replayed = send(made, request, metadata)
+        assert not replayed
+
+
+def test_twins_at_two_servers_get_one_answer_even_when_it_takes_longer_than_a_lease(
+    tmp_path: Path, slow: Path
+) -> None:
+    flags = shared(tmp_path, slow)
+    metadata, pictures = key(), [RED] * 16
+    request = ask(*pictures).SerializeToString()
+    with (
+        started(tmp_path, *flags) as one,
+        started(tmp_path, *flags) as two,
+        client(one) as here,
+        client(two) as there,
+    ):
+        begun = time.monotonic()
+        first = here.raw.future(request, timeout=60, metadata=metadata)
+        _wait_for_claim(tmp_path / "claims.sqlite")
+        other = failure(lambda: send(there, ask(BLUE), metadata))
+        assert other.reason == "IDEMPOTENCY_KEY_REUSED"
+        hurried = failure(lambda: there.raw(request, timeout=0.5, metadata=metadata))
+        assert hurried.reason == "IDEMPOTENCY_TWIN_IN_FLIGHT"
+        assert hurried.retry_after is not None
+        answer, replayed = send(there, ask(*pictures), metadata)
+        assert time.monotonic() - begun > 2, "it took no longer than a lease"
+        assert replayed
+        assert first.result() == answer
+        assert ("idempotent-replayed", "true") not in (first.trailing_metadata() or ())
+
+
+def test_another_caller_never_sees_a_record_nor_an_error_that_betrays_it(
+    tmp_path: Path, colours: Path
+) -> None:
+    keys = KeyFile(tmp_path / "keys.db")
+    one, two = (
+        (("authorization", f"Bearer {keys.create(n, devices=['*'], scopes=[Scope.INFER])[0]}"),)
+        for n in ("one", "two")
+    )
+    flags = [
+        *("--model-repository", str(colours), "--default-model", "colours"),
+        *("--api-keys-file", str(tmp_path / "keys.db")),
+    ]
+    metadata = key()
+    with started(tmp_path, *flags) as server, client(server) as made:
+        first, _ = send(made, ask(RED), metadata + one)
+        theirs, replayed = send(made, ask(RED), metadata + two)
+        assert not replayed
+        assert theirs != first  # its timings are its own
+        assert send(made, ask(RED), metadata + one) == (first, True)
+        assert send(made, ask(RED), metadata + two) == (theirs, True)
+        # Under a key of the first one that is new to the second, nothing tells that it is known.
+        metadata = key()
+        send(made, ask(RED), metadata + one)
+        assert send(made, ask(BLUE), metadata + two)[1] is False
+
+
+def test_answers_are_cleaned_up_while_nothing_else_happens(tmp_path: Path, colours: Path) -> None:
+    flags = shared(tmp_path, colours, "--default-model", "colours")
+    with started(tmp_path, *flags, "--idempotency-ttl-seconds", "0.5") as server:
+        with client(server) as made:
+            for _ in range(20):
+                send(made, ask(RED), key())
+        with closing(sqlite3.connect(tmp_path / "claims.sqlite")) as reader:
+            count = "SELECT count(*) FROM claims"
+            _until(lambda: reader.execute(count).fetchone() == (0,), "nothing was cleaned up")
+
+
+def test_a_damaged_database_prevents_the_start(tmp_path: Path, colours: Path) -> None:
+    flags = shared(tmp_path, colours, "--default-model", "colours")
+    database = tmp_path / "claims.sqlite"
+    with started(tmp_path, *flags) as server, client(server) as made:
+        for _ in range(20):
+            send(made, ask(RED), key())
+        server.stop()
+    whole = database.read_bytes()
+    assert len(whole) > 3 * 4096
+    database.write_bytes(whole[:4096] + bytes(len(whole) - 4096))
+    server = Server(tmp_path, *flags)
+    assert server.process.wait(60) == 1
+    assert "idempotency_database: " in server.log.read_text()
+    assert "move it away" in server.log.read_text()
+    server.stop()
+    database.unlink()
+    with started(tmp_path, *flags) as server, client(server) as made:
+        assert send(made, ask(RED), key())[1] is False
+
+
+def test_a_database_that_breaks_costs_calls_with_a_key_only_and_may_be_put_right(
+    tmp_path: Path, colours: Path
+) -> None:
+    flags = shared(tmp_path, colours, "--default-model", "colours")
+    with started(tmp_path, *flags) as server, client(server) as made:
+        send(made, ask(RED), key())
+        with closing(sqlite3.connect(tmp_path / "claims.sqlite")) as other:
+            other.execute("DROP TABLE claims")
+            other.execute("CREATE VIEW claims AS SELECT 1 AS key")
+            error = failure(lambda: send(made, ask(RED), key()))
+            assert error.code is grpc.StatusCode.UNAVAILABLE
+            assert error.reason == "IDEMPOTENCY_STORE_UNAVAILABLE"
+            assert error.retryable
+            assert send(made, ask(RED), ())[0]
+            other.execute("DROP VIEW claims")
+        metadata = key()
+        first, replayed = send(made, ask(RED), metadata)
+        assert not replayed
+        assert send(made, ask(RED), metadata) == (first, True)
+
+
+def _until(condition: Callable[[], bool], otherwise: str) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until, otherwise
+        time.sleep(0.005)
 
 
 def _wait_for_claim(database: Path) -> None:
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        with closing(sqlite3.connect(database)) as reader:
-            if reader.execute("SELECT count(*) FROM claims").fetchone()[0]:
-                return
-        time.sleep(0.005)
-    raise AssertionError("nothing was claimed")
+    with closing(sqlite3.connect(database)) as reader:
+        count = "SELECT count(*) FROM claims"
+        _until(lambda: reader.execute(count).fetchone() != (0,), "nothing was claimed")

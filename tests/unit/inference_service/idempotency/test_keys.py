@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from inference_service.domain import Parameters, Picture, Question, Refused
-from inference_service.idempotency import fingerprint, read_key
+from inference_service.idempotency.keys import fingerprint, read_key
 from servicekit.errors import SightlineError, invalid
 
 KEY = "123e4567-e89b-42d3-a456-426614174000"

@@ -1,16 +1,9 @@
-"""The rules of idempotency: what a key is, what it is bound to, and where claims are kept.
-
-Pure but for `Store`, which is the interface of what keeps the claims. A claim is *pending* while
-its owner works, until its lease ends, and then *settled* with an outcome until its time is over;
-after that the key is free again.
-"""
+"""What an idempotency key is, what it is bound to, and the errors about it."""
 
 import hashlib
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import grpc
 
@@ -19,60 +12,9 @@ from servicekit.errors import SightlineError, invalid
 
 METADATA_KEY = "idempotency-key"
 REPLAYED_KEY = "idempotent-replayed"
+TWIN_IN_FLIGHT = "IDEMPOTENCY_TWIN_IN_FLIGHT"
+"""Reason of the error for a call whose twin is still at work."""
 _UUID_VERSION = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a call ended."""
-
-    ok: bool
-    payload: bytes
-    """The serialized response, or, if not `ok`, the serialized `google.rpc.Status`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """Who holds a key."""
-
-    fingerprint: bytes
-    until: float
-    """When the lease ends (pending) or the outcome is forgotten (settled), Unix seconds."""
-    outcome: Outcome | None
-    """None: pending."""
-
-
-class Store(Protocol):
-    """Keeps claims. Every method is atomic, also against other processes on the same store.
-
-    Methods block (disk, network), may raise `StoreError`, and are called from one thread.
-    """
-
-    def claim(
-        self, key: bytes, *, fingerprint: bytes, owner: bytes, now: float, until: float
-    ) -> Record | None:
-        """Takes the key for the owner until then, if it is free or its time was over by `now`.
-
-        Returns:
-            None: the key is the owner's. Else who holds it.
-        """
-
-    def settle(self, key: bytes, *, owner: bytes, outcome: Outcome, until: float) -> bool:
-        """Puts the outcome in, to be kept until then, if the claim is still the owner's.
-
-        Returns:
-            False: it is not; nothing was changed.
-        """
-
-    def release(self, key: bytes, *, owner: bytes) -> None:
-        """Frees the key, if it is the owner's and pending."""
-
-    def close(self) -> None:
-        """Closes the store. The other methods must not be called afterwards."""
-
-
-class StoreError(Exception):
-    """The store does not work: a full or broken disk, a database that is locked or away."""
 
 
 def read_key(given: Sequence[str], *, caller: str, method: str) -> bytes | None:
@@ -125,10 +67,10 @@ def key_reused() -> SightlineError:
 
 
 def twin_in_flight(retry_after: float) -> SightlineError:
-    """Returns the error for a call whose twin is at work in another process."""
+    """Returns the error for a call whose twin is still at work; seconds until a retry."""
     return SightlineError(
         grpc.StatusCode.ABORTED,
-        "IDEMPOTENCY_TWIN_IN_FLIGHT",
+        TWIN_IN_FLIGHT,
         f"a call with this {METADATA_KEY} is being answered: retry to get its answer",
         retry_after=retry_after,
     )

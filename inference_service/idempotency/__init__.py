@@ -1,0 +1,1 @@
+"""A call with an idempotency key is answered once, however often and wherever it is retried."""

@@ -1,0 +1,265 @@
+"""Idempotency claims in SQLite: the embedded store."""
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from inference_service.idempotency.store import Outcome, Record, Size, StoreError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_BYTES = 256 * 1024 * 1024
+_BUSY_SECONDS = 2.0  # less than a lease: while it waits, it renews none
+# What one piece of cleaning may do: few enough that the claim behind it hardly waits.
+_FORGOTTEN_AT_A_TIME = 500
+_PAGES_GIVEN_BACK_AT_A_TIME = 500
+# Free pages that are kept for the next claims: one in so many, and some.
+_SPARE_SHARE, _SPARE_PAGES = 8, 64
+_WAL_BYTES = 16 * 1024 * 1024  # a larger log of a busy hour is cut back to this
+_INCREMENTAL = 2  # PRAGMA auto_vacuum
+# Passes by itself. After any other failure the database is opened anew.
+_PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL})
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS claims (
+    key BLOB PRIMARY KEY,
+    fingerprint BLOB NOT NULL,
+    owner BLOB NOT NULL,
+    until REAL NOT NULL,
+    ok INTEGER,   -- NULL: pending
+    payload BLOB  -- NULL: pending
+);
+CREATE INDEX IF NOT EXISTS claims_until ON claims (until);
+"""
+_HOLDER = "SELECT owner, fingerprint, until, ok, payload FROM claims WHERE key = :key"
+_CLAIM = """
+INSERT INTO claims (key, fingerprint, owner, until)
+VALUES (:key, :fingerprint, :owner, :until)
+ON CONFLICT (key) DO UPDATE SET
+    fingerprint = excluded.fingerprint, owner = excluded.owner, until = excluded.until,
+    ok = NULL, payload = NULL
+WHERE claims.until <= :now
+"""
+_RENEW = "UPDATE claims SET until = :until WHERE key = :key AND owner = :owner AND ok IS NULL"
+_SETTLE = """
+UPDATE claims SET ok = :ok, payload = :payload, until = :until
+WHERE key = :key AND owner = :owner AND ok IS NULL
+"""
+_RELEASE = "DELETE FROM claims WHERE key = :key AND owner = :owner AND ok IS NULL"
+_FORGET_EXPIRED = """
+DELETE FROM claims WHERE rowid IN
+    (SELECT rowid FROM claims WHERE until <= :now ORDER BY until LIMIT :most)
+"""
+_FORGET_OLDEST = """
+DELETE FROM claims WHERE rowid IN
+    (SELECT rowid FROM claims WHERE ok IS NOT NULL ORDER BY until LIMIT :most)
+"""
+
+
+class SqliteStore:
+    """A `Store` in a SQLite database. Threads may share it, one at a time.
+
+    A database that turns out to be damaged, or that was moved away or removed, is opened anew (or
+    made, if it is gone), so that it suffices to put it right: the server need not be restarted.
+
+    Args:
+        path: the database file, which several processes of one machine may share; it is made if
+            missing. Empty: a private temporary file, gone when the store is closed.
+        max_bytes: beyond it the oldest outcomes are forgotten, > 0.
+
+    Raises:
+        StoreError: the file cannot be opened, is no SQLite database, or is damaged.
+    """
+
+    def __init__(self, path: str, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._database = self._open()
+        self._file = self._identity()
+        self._broken = False
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """As `Store.together`."""
+        with self._reporting():
+            # IMMEDIATE: waits for another process's turn here, not in the middle.
+            self._database.execute("BEGIN IMMEDIATE")
+            with self._database:
+                yield
+
+    def claim(
+        self, key: bytes, *, fingerprint: bytes, owner: bytes, now: float, until: float
+    ) -> Record | None:
+        """As `Store.claim`; a key that another holds is only read, which waits for nobody."""
+        values = {
+            "key": key,
+            "fingerprint": fingerprint,
+            "owner": owner,
+            "now": now,
+            "until": until,
+        }
+        with self._reporting():
+            while True:
+                row = self._database.execute(_HOLDER, values).fetchone()
+                if row is not None and row[2] > now:
+                    mine = row[0] == owner and row[3] is None
+                    return None if mine else _record(row)
+                if self._database.execute(_CLAIM, values).rowcount:
+                    return None
+                # Another process was quicker.
+
+    def renew(self, key: bytes, *, owner: bytes, until: float) -> bool:
+        """As `Store.renew`."""
+        values = {"key": key, "owner": owner, "until": until}
+        with self._reporting():
+            return self._database.execute(_RENEW, values).rowcount > 0
+
+    def settle(self, key: bytes, *, owner: bytes, outcome: Outcome, until: float) -> bool:
+        """As `Store.settle`."""
+        values = {
+            "key": key,
+            "owner": owner,
+            "ok": outcome.ok,
+            "payload": outcome.payload,
+            "until": until,
+        }
+        with self._reporting():
+            return self._database.execute(_SETTLE, values).rowcount > 0
+
+    def release(self, key: bytes, *, owner: bytes) -> None:
+        """As `Store.release`."""
+        with self._reporting():
+            self._database.execute(_RELEASE, {"key": key, "owner": owner})
+
+    def tidy(self, now: float) -> bool:
+        """As `Store.tidy`; also finds out that the file was moved away."""
+        if self._identity() != self._file:
+            logger.error("the idempotency database %s was moved away: opening it anew", self._path)
+            self._broken = True
+        with self.together():
+            more = self._forget(now)
+        return self._give_back() or more
+
+    def size(self) -> Size:
+        """As `Store.size`."""
+        with self._reporting():
+            rows: int = self._database.execute("SELECT count(*) FROM claims").fetchone()[0]
+            return Size(rows, self._used_bytes())
+
+    def close(self) -> None:
+        """As `Store.close`."""
+        self._database.close()
+
+    def _open(self) -> sqlite3.Connection:
+        name = self._path or "(temporary)"
+        with _as_store_error(f"cannot open the idempotency database {name}"):
+            database = sqlite3.connect(
+                self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                _check(database, name)
+                _configure(database, private=not self._path)
+            except BaseException:
+                database.close()
+                raise
+            return database
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Returns which file the path leads to; None: to no file, as of a private database."""
+        try:
+            found = Path(self._path).stat() if self._path else None
+        except OSError:
+            found = None
+        if found is None:
+            return None
+        return found.st_dev, found.st_ino
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        if self._broken:
+            self._database.close()
+            self._database = self._open()
+            self._file = self._identity()
+            self._broken = False
+        with _as_store_error("the idempotency database does not work"):
+            try:
+                yield
+            except sqlite3.Error as error:
+                # The low byte is the kind of error; errors of the module itself have no code.
+                self._broken = getattr(error, "sqlite_errorcode", 0) & 0xFF not in _PASSING
+                raise
+
+    def _forget(self, now: float) -> bool:
+        """Forgets some of what is over or too much; returns whether there is more of it."""
+        expired = {"now": now, "most": _FORGOTTEN_AT_A_TIME}
+        gone = self._database.execute(_FORGET_EXPIRED, expired).rowcount
+        if self._used_bytes() > self._max_bytes:
+            oldest = {"most": _FORGOTTEN_AT_A_TIME}
+            gone = max(gone, self._database.execute(_FORGET_OLDEST, oldest).rowcount)
+        return gone >= _FORGOTTEN_AT_A_TIME
+
+    def _used_bytes(self) -> int:
+        pages, free, size = (
+            self._pragma(name) for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * size
+
+    def _give_back(self) -> bool:
+        """Gives some free pages back to the file system; returns whether there were any."""
+        with self._reporting():
+            pages, free = self._pragma("page_count"), self._pragma("freelist_count")
+            extra = free - pages // _SPARE_SHARE - _SPARE_PAGES
+            if extra <= 0:
+                return False
+            some = min(extra, _PAGES_GIVEN_BACK_AT_A_TIME)
+            # As a script: `execute` would take one of the pages and stop.
+            self._database.executescript(f"PRAGMA incremental_vacuum({some})")
+            # Only then does the file get shorter.
+            self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            return True
+
+    def _pragma(self, name: str) -> int:
+        value: int = self._database.execute(f"PRAGMA {name}").fetchone()[0]
+        return value
+
+
+def _check(database: sqlite3.Connection, name: str) -> None:
+    found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise StoreError(
+            f"the idempotency database {name} is damaged: move it away, and an empty one is made"
+            f" ({found})"
+        )
+
+
+def _configure(database: sqlite3.Connection, *, private: bool) -> None:
+    """Sets a connection up, and the database if it is new."""
+    if database.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:
+        database.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
+        database.execute("VACUUM")  # quick while it is empty; else it changes an old database
+    if private:
+        # It ends with the process, so there is nothing to protect from a crash.
+        database.execute("PRAGMA journal_mode = MEMORY")
+        database.execute("PRAGMA synchronous = OFF")
+    else:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        # A power cut may lose the last outcomes: they are then computed again.
+        database.execute("PRAGMA synchronous = NORMAL")
+    database.executescript(_SCHEMA)
+
+
+@contextmanager
+def _as_store_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(f"{what}: {error}") from error
+
+
+def _record(row: tuple[Any, ...]) -> Record:
+    _, fingerprint, until, ok, payload = row
+    return Record(fingerprint, until, None if ok is None else Outcome(bool(ok), payload))

@@ -1,0 +1,116 @@
+"""Callers that ask under idempotency keys until they are answered, and what they were told."""
+
+import random
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+from google.protobuf.message import DecodeError
+from sightline.inference.v1 import inference_pb2, inference_service_pb2
+
+from servicekit.errors import SightlineError, from_rpc_error
+from tests.integration.inference.process import Client
+from tests.unit.inference_service.tiny_onnx import picture
+
+PATIENCE = 15.0
+"""How long an answer may take at a server that is not killed, beyond the lease of one that was, s;
+most of it is for a machine that does other things as well."""
+_PICTURES = [picture((200, 0, 0)), picture((0, 200, 0)), picture((0, 0, 200))]
+_AWAY = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN", "NOT_READY"})
+"""Reasons of a call whose server was killed, or is not there yet."""
+
+
+@dataclass(eq=False)
+class Question:
+    """A request under a key of its own, and every answer that it ever got."""
+
+    key: str
+    request: inference_service_pb2.InferRequest
+    answers: set[bytes] = field(default_factory=set)
+
+    @property
+    def has_half_an_answer(self) -> bool:
+        """Whether an answer is not one to the request."""
+        return not all(_answers(answer, self.request) for answer in self.answers)
+
+
+@dataclass(eq=False)
+class Callers:
+    """Several callers at once, in threads; any may ask again what another has asked.
+
+    Args:
+        address: returns a server's address; None: none is there.
+        lease: of the servers' claims, seconds.
+    """
+
+    address: Callable[[random.Random], str | None]
+    lease: float
+    questions: list[Question] = field(default_factory=list)
+    refusals: "Counter[str]" = field(default_factory=Counter)
+    """Reasons of failures that a killed server does not explain."""
+    answered: int = 0
+    """How many answers there were, replays included."""
+    over: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def keep_asking(self, seed: int) -> None:
+        """Asks until `over`: something new, or what was asked before."""
+        chance = random.Random(seed)
+        while not self.over.is_set():
+            question = self._some_question(chance)
+            while not self.over.is_set() and not self.ask(question, chance):
+                time.sleep(0.02)
+
+    def ask(self, question: Question, chance: random.Random) -> bool:
+        """Asks once; returns whether it was answered, or refused for no good reason."""
+        address = self.address(chance)
+        if address is None:
+            return False
+        client = Client(address)
+        with client.channel:
+            try:
+                answer = client.raw(
+                    question.request.SerializeToString(),
+                    timeout=self.lease + PATIENCE,
+                    metadata=(("idempotency-key", question.key),),
+                )
+            except grpc.RpcError as error:
+                return self._is_refused(from_rpc_error(error))
+        with self._lock:
+            question.answers.add(answer)
+            self.answered += 1
+        return True
+
+    def _is_refused(self, error: SightlineError) -> bool:
+        if error.reason in _AWAY:
+            return False
+        with self._lock:
+            self.refusals[error.reason] += 1
+        return True
+
+    def _some_question(self, chance: random.Random) -> Question:
+        with self._lock:
+            if self.questions and chance.random() < 0.4:
+                # Rather one of the last ones, which may still be in flight.
+                return chance.choice([*self.questions[-8:], chance.choice(self.questions)])
+            images = [
+                inference_pb2.Image(data=chance.choice(_PICTURES))
+                for _ in range(chance.randint(1, 3))
+            ]
+            request = inference_service_pb2.InferRequest(images=images)
+            question = Question(str(uuid.uuid4()), request)
+            self.questions.append(question)
+            return question
+
+
+def _answers(answer: bytes, request: inference_service_pb2.InferRequest) -> bool:
+    try:
+        response = inference_service_pb2.InferResponse.FromString(answer)
+    except DecodeError:
+        return False
+    seen = [len(result.detections) for result in response.results]
+    return seen == [1] * len(request.images)

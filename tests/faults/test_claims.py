@@ -1,0 +1,158 @@
+"""Inference servers are killed again and again: every key gets one answer, whole and in time."""
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.faults.callers import PATIENCE, Callers
+from tests.faults.campaign import Campaign
+from tests.integration.inference.process import Server
+from tests.unit.edge.samples import eventually
+from tests.unit.inference_service.tiny_onnx import colour_model
+
+pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+Report = Callable[[Campaign], None]
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+LEASE = 1.0
+CALLERS = 4
+MATMULS = 8  # some ten milliseconds a picture: claims are pending for long enough to be seen
+
+
+class Servers:
+    """Server processes on one database, each killed and started again.
+
+    Args:
+        folder: of the database and everything else.
+        number: how many there are at once.
+        seed: of its chance.
+    """
+
+    def __init__(self, folder: Path, number: int, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.database = folder / "claims.sqlite"
+        self._folder = folder
+        self._servers: list[Server | None] = [None] * number
+        colour_model(folder / "models" / "colours" / "1" / "model.onnx", matmuls=MATMULS)
+
+    def address(self, chance: random.Random) -> str | None:
+        """Returns the address of one that is ready, if any is."""
+        ready = [server.address for server in self._servers if server and server.address]
+        return chance.choice(ready) if ready else None
+
+    def start(self, slot: int) -> None:
+        """Starts one and waits until it is ready."""
+        server = self._servers[slot] = Server(
+            self._folder,
+            *("--model-repository", str(self._folder / "models"), "--workers", "2"),
+            *("--idempotency-database", str(self.database)),
+            *("--idempotency-lease-seconds", str(LEASE)),
+        )
+        server.wait_ready()
+
+    def kill(self, slot: int) -> None:
+        """Kills one at once, if it runs."""
+        server = self._servers[slot]
+        if server is not None:
+            server.process.kill()
+            self._servers[slot] = None
+            server.stop()
+
+    def pending(self) -> int:
+        """Returns how many claims are pending, those of servers that died before left out."""
+        mine = "SELECT count(*) FROM claims WHERE ok IS NULL AND until > ?"
+        with closing(sqlite3.connect(self.database)) as reader:
+            return int(reader.execute(mine, [time.time() + LEASE / 2]).fetchone()[0])
+
+    def kill_at_some_point(self, slot: int, callers: Callers) -> bool:
+        """Kills one, more often than not at work; returns whether there was work."""
+        if self.chance.random() < 0.8:
+            enough = callers.answered + self.chance.randint(0, 10)
+            eventually(lambda: callers.answered >= enough and self.pending() > 0, PATIENCE)
+            time.sleep(self.chance.uniform(0.0, 0.03))
+        else:
+            time.sleep(self.chance.uniform(0.0, 0.5))
+        self.kill(slot)
+        return self.pending() > 0
+
+    def damaged(self) -> bool:
+        """Whether the database is, or holds half a record."""
+        half = "SELECT count(*) FROM claims WHERE (ok IS NULL) != (payload IS NULL)"
+        with closing(sqlite3.connect(self.database)) as reader:
+            whole = reader.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            return not whole or reader.execute(half).fetchone() != (0,)
+
+
+@contextmanager
+def asking(servers: Servers, seed: int) -> Iterator[Callers]:
+    """Callers that ask meanwhile, until the end."""
+    callers = Callers(servers.address, LEASE)
+    with ThreadPoolExecutor(CALLERS) as pool:
+        asked = [pool.submit(callers.keep_asking, seed + number) for number in range(CALLERS)]
+        try:
+            yield callers
+        finally:
+            callers.over.set()
+    for each in asked:
+        each.result()
+
+
+def verdict(name: str, runs: int, servers: Servers, callers: Callers, at_work: int) -> Campaign:
+    """Asks everything once more, and counts what is not as it should be."""
+    for question in callers.questions:
+        assert callers.ask(question, servers.chance)
+    asked = len(callers.questions)
+    assert asked > runs
+    assert at_work >= runs // 4, "too few were doing anything when they were killed"
+    doubled = sum(len(question.answers) > 1 for question in callers.questions)
+    half = sum(question.has_half_an_answer for question in callers.questions)
+    note = f"{asked} keys, {at_work} kills left claims"
+    if callers.refusals:
+        note += f", refused: {dict(callers.refusals)}"
+    return Campaign(
+        name,
+        runs,
+        lost=callers.refusals.total() + sum(not q.answers for q in callers.questions),
+        doubled=doubled,
+        undeclared=half + servers.damaged(),
+        note=note,
+    )
+
+
+@pytest.mark.parametrize("runs", [8, pytest.param(500, marks=SOAK)])
+def test_one_server(tmp_path: Path, report: Report, runs: int) -> None:
+    """It is killed, and started again on the same database."""
+    servers, at_work = Servers(tmp_path, 1, seed=7), 0
+    try:
+        with asking(servers, 70) as callers:
+            for _ in range(runs):
+                servers.start(0)
+                at_work += servers.kill_at_some_point(0, callers)
+            servers.start(0)
+        found = verdict("SIGKILL of an inference server", runs, servers, callers, at_work)
+    finally:
+        servers.kill(0)
+    report(found)
+
+
+@pytest.mark.parametrize("runs", [4, pytest.param(200, marks=SOAK)])
+def test_two_servers_on_one_database(tmp_path: Path, report: Report, runs: int) -> None:
+    """While one is away the other goes on, and takes over what was claimed."""
+    servers, at_work = Servers(tmp_path, 2, seed=8), 0
+    try:
+        servers.start(0)
+        with asking(servers, 80) as callers:
+            for number in range(runs):
+                servers.start(1 - number % 2)
+                at_work += servers.kill_at_some_point(number % 2, callers)
+        name = "SIGKILL of one of two inference servers"
+        found = verdict(name, runs, servers, callers, at_work)
+    finally:
+        for slot in range(2):
+            servers.kill(slot)
+    report(found)
