@@ -8,6 +8,7 @@ TOOLS := .tools
 GRPCURL := $(TOOLS)/bin/grpcurl
 # npm writes this file last, so it stands for a whole install.
 NODE_MODULES := tests/compat/node/node_modules/.package-lock.json
+TRITONCLIENT := $(TOOLS)/tritonclient
 CONSTRAINTS := constraints.txt
 PACKAGES := edge ingest_service inference_service servicekit sightline_cli
 SOURCES := $(PACKAGES) models examples bench tests proto
@@ -50,6 +51,16 @@ $(NODE_MODULES): tests/compat/node/package-lock.json
 	npm ci --prefix tests/compat/node --no-audit --no-fund
 	@touch $@
 
+# An environment of its own: tritonclient needs an older protobuf. perf_analyzer has builds for some
+# systems only; its test skips elsewhere.
+$(TRITONCLIENT)/.installed: export PIP_CONSTRAINT := $(CURDIR)/tests/compat/triton/constraints.txt
+$(TRITONCLIENT)/.installed: tests/compat/triton/constraints.txt
+	$(PYTHON) -m venv --clear $(TRITONCLIENT)
+	$(TRITONCLIENT)/bin/pip install --quiet 'tritonclient[grpc]'
+	@$(TRITONCLIENT)/bin/pip install --quiet --only-binary :all: perf-analyzer 2>/dev/null \
+	  || echo "perf_analyzer: there is no build for this system"
+	@touch $@
+
 .PHONY: demo
 demo: $(VENV)/.demo ## Both services, one edge node, an outage, and an audit of the result
 	@$(BIN)/python -m examples.demo
@@ -63,6 +74,7 @@ setup: $(VENV)/.test ## The virtual environment with everything in it
 compat:
 	-@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(GRPCURL); fi
 	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE_MODULES); fi
+	-@$(MAKE) --no-print-directory $(TRITONCLIENT)/.installed
 
 .PHONY: test
 test: $(VENV)/.test compat ## Every test; PYTEST_ARGS="-k name" picks

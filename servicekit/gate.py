@@ -1,7 +1,8 @@
-"""Guard that lets calls in once the server is warm, and knows when the last one is out."""
+"""Guard that lets calls in while the server is warm, and knows when the last one is out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeVar
 
 import grpc
@@ -10,6 +11,10 @@ from servicekit.errors import SightlineError
 from servicekit.health import Health
 
 T = TypeVar("T")
+_QUIET_SECONDS = 0.02
+"""Without a call, after which all are taken to have been handed over."""
+_CLOSE_SECONDS = 0.5
+"""Within which closing ends, even if calls keep coming."""
 
 
 class Gate:
@@ -17,22 +22,36 @@ class Gate:
 
     gRPC's own `Server.stop` returns when it has cancelled the calls that outlived the grace, before
     their handlers have noticed; what they use must not be closed until they are through.
+
+    Args:
+        health: knows whether warm-up is over.
+        always_open: full methods that are let in even before, such as a protocol's own liveness.
     """
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, always_open: Collection[str] = ()) -> None:
         self._health = health
+        self._always_open = frozenset(always_open)
+        self._closed = False
+        self._refused = 0
         self._inside = 0
         self._empty = asyncio.Event()
         self._empty.set()
 
     async def __call__(
         self,
-        _method: str,
+        method: str,
         _context: grpc.aio.ServicerContext[Any, Any],
         proceed: Callable[[], Awaitable[T]],
     ) -> T:
-        """Raises SightlineError UNAVAILABLE, `NOT_READY`, while the server is starting."""
-        if not self._health.opened:
+        """Raises SightlineError UNAVAILABLE: `NOT_READY` before, `SHUTTING_DOWN` at the end."""
+        if self._closed:
+            self._refused += 1
+            raise SightlineError(
+                grpc.StatusCode.UNAVAILABLE,
+                "SHUTTING_DOWN",
+                "the server is shutting down: try another",
+            )
+        if not self._health.opened and method not in self._always_open:
             raise SightlineError(
                 grpc.StatusCode.UNAVAILABLE, "NOT_READY", "the server is starting", retry_after=1.0
             )
@@ -44,6 +63,19 @@ class Gate:
             self._inside -= 1
             if not self._inside:
                 self._empty.set()
+
+    async def close(self) -> None:
+        """Refuses calls from now on, and returns once all that have arrived are refused.
+
+        gRPC hands calls over one by one, and `Server.stop` cancels those that are still to be: the
+        callers would get CANCELLED, which does not tell them to try elsewhere.
+        """
+        self._closed = True
+        end = time.monotonic() + _CLOSE_SECONDS
+        before = -1
+        while self._refused != before and time.monotonic() < end:
+            before = self._refused
+            await asyncio.sleep(_QUIET_SECONDS)
 
     async def empty(self) -> None:
         """Waits until no handler is running."""

@@ -37,6 +37,24 @@ def node() -> str:
     return require(program if installed else "node_modules", how)
 
 
+@pytest.fixture(scope="session")
+def tritonclient() -> str:
+    """The interpreter that has it."""
+    # Touched last, so it stands for a whole install.
+    installed = (ROOT / ".tools/tritonclient/.installed").is_file()
+    program = ROOT / ".tools/tritonclient/bin/python"
+    return require(program if installed else "tritonclient", "`make compat` installs it")
+
+
+@pytest.fixture(scope="session")
+def perf_analyzer() -> str:
+    found = shutil.which(ROOT / ".tools/tritonclient/bin/perf_analyzer")
+    if found is None:
+        # Even where CI insists: there are builds for some systems only.
+        pytest.skip("perf_analyzer is not here: `make compat` installs it where glibc is 2.38")
+    return found
+
+
 @pytest.fixture(scope="module")
 def ingest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     database = tmp_path_factory.mktemp("ingest") / "sightline.duckdb"

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub:
-    """Health, metadata and inference, as the Open Inference Protocol defines them.
+    """Health, metadata and inference, as the Open Inference Protocol defines them, and what
+    perf_analyzer asks for beside it.
     """
 
     def __init__(self, channel):
@@ -65,10 +66,21 @@ class GRPCInferenceServiceStub:
                 request_serializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
                 response_deserializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelInferResponse.FromString,
                 _registered_method=True)
+        self.ModelConfig = channel.unary_unary(
+                '/inference.GRPCInferenceService/ModelConfig',
+                request_serializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
+                response_deserializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelConfigResponse.FromString,
+                _registered_method=True)
+        self.ModelStatistics = channel.unary_unary(
+                '/inference.GRPCInferenceService/ModelStatistics',
+                request_serializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
+                response_deserializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
+                _registered_method=True)
 
 
 class GRPCInferenceServiceServicer:
-    """Health, metadata and inference, as the Open Inference Protocol defines them.
+    """Health, metadata and inference, as the Open Inference Protocol defines them, and what
+    perf_analyzer asks for beside it.
     """
 
     def ServerLive(self, request, context):
@@ -107,7 +119,21 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Runs a model on tensors.
+        """Runs a model on tensors or on encoded pictures.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelConfig(self, request, context):
+        """A model's configuration: Triton's extension `model_configuration`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelStatistics(self, request, context):
+        """What the models did in ModelInfer since the server's start: Triton's extension `statistics`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,6 +172,16 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelInferRequest.FromString,
                     response_serializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelInferResponse.SerializeToString,
             ),
+            'ModelConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelConfig,
+                    request_deserializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelConfigRequest.FromString,
+                    response_serializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelConfigResponse.SerializeToString,
+            ),
+            'ModelStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelStatistics,
+                    request_deserializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelStatisticsRequest.FromString,
+                    response_serializer=sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelStatisticsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'inference.GRPCInferenceService', rpc_method_handlers)
@@ -155,7 +191,8 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService:
-    """Health, metadata and inference, as the Open Inference Protocol defines them.
+    """Health, metadata and inference, as the Open Inference Protocol defines them, and what
+    perf_analyzer asks for beside it.
     """
 
     @staticmethod
@@ -310,6 +347,60 @@ class GRPCInferenceService:
             '/inference.GRPCInferenceService/ModelInfer',
             sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
             sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelInferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/ModelConfig',
+            sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
+            sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/ModelStatistics',
+            sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
+            sightline_dot_openinference_dot_v2_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,9 @@
+"""`inference.GRPCInferenceService` (Open Inference Protocol v2) over the same models.
+
+As `tritonclient`, `perf_analyzer` and KServe's clients speak it: health, metadata, and `ModelInfer`
+behind the same authentication, limits, idempotency, admission and batches as `Infer`.
+"""
+
+from inference_service.open_inference.server import service
+
+__all__ = ["service"]

@@ -1,0 +1,143 @@
+"""One `ModelInfer` from its arrival to its answer, step by step, as `pipeline` does `Infer`."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+import grpc
+from sightline.openinference.v2 import open_inference_pb2 as oip
+
+from inference_service.idempotency import keys
+from inference_service.models.engine import Model
+from inference_service.open_inference import request as requests
+from inference_service.open_inference import work
+from inference_service.open_inference.request import Asked
+from inference_service.open_inference.statistics import Statistics
+from inference_service.open_inference.tensors import Tensor, datatype, stack
+from inference_service.pipeline import INLINE_BYTES, Call, Pipeline
+from inference_service.serving.workers import Ran
+from inference_service.stage_report import note_model
+from servicekit.errors import SightlineError
+
+T = TypeVar("T")
+
+
+class Inference:
+    """Answers requests for tensors.
+
+    Args:
+        pipeline: finds models, knows keys, and admits and runs the members of a request.
+        statistics: counts what was answered.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        statistics: Statistics,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._pipeline = pipeline
+        self._statistics = statistics
+        self._wall_clock = wall_clock
+
+    async def infer(
+        self, call: Call, request: oip.ModelInferRequest
+    ) -> tuple[oip.ModelInferResponse, bool]:
+        """Returns the answer, and whether an earlier call with the same key made it.
+
+        Raises:
+            SightlineError: NOT_FOUND: the model; INVALID_ARGUMENT with the field; else as
+                `Pipeline.run` and, with a key, as `Once.answer`.
+        """
+        requests.check_model("model_", request.model_name, request.model_version)
+        model = self._pipeline.models.find(request.model_name, request.model_version)
+        note_model(model)
+        try:
+            with self._pipeline.in_flight():
+                return await self._infer(call, request, model)
+        except SightlineError:
+            self._statistics.failed(
+                model, self._pipeline.clock() - call.arrived, self._wall_clock()
+            )
+            raise
+
+    async def _infer(
+        self, call: Call, request: oip.ModelInferRequest, model: Model
+    ) -> tuple[oip.ModelInferResponse, bool]:
+        key = keys.read_key(call.keys, caller=call.caller, method="ModelInfer")
+        large = call.size > INLINE_BYTES
+        asked = await _aside(large, lambda: requests.read(request, model, self._pipeline.limits))
+        deadline = min(call.deadline, call.arrived + asked.timeout)
+        own = replace(call, deadline=deadline)
+        async with self._until(deadline, call):
+            if key is None:
+                return await self._answer(own, request, model, asked), False
+            bound_to = await _aside(large, lambda: requests.fingerprint(request))
+
+            async def answer() -> bytes:
+                return (await self._answer(own, request, model, asked)).SerializeToString()
+
+            reply = await self._pipeline.once(own, key, bound_to, answer)
+            return oip.ModelInferResponse.FromString(reply.payload), reply.replayed
+
+    @asynccontextmanager
+    async def _until(self, deadline: float, call: Call) -> AsyncIterator[None]:
+        """Ends what is inside at a deadline that is earlier than the call's; gRPC ends the call."""
+        if deadline >= call.deadline:
+            yield
+            return
+        limit = asyncio.timeout(deadline - self._pipeline.clock())
+        try:
+            async with limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise SightlineError(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                "DEADLINE_EXCEEDED",
+                f"parameters.timeout, {deadline - call.arrived:g} s, passed before the model could"
+                " answer",
+            ) from error
+
+    async def _answer(
+        self, call: Call, request: oip.ModelInferRequest, model: Model, asked: Asked
+    ) -> oip.ModelInferResponse:
+        members = work.members(asked, model, self._pipeline.limits.image)
+        ran = await self._pipeline.run(call, model, members)
+        outputs = [model.network.session.outputs[index] for index in asked.outputs]
+        tensors = stack([output.name for output in outputs], _results(ran))
+        seconds = self._pipeline.clock() - call.arrived
+        self._pipeline.telemetry.total(model.name, seconds)
+        self._statistics.answered(model, ran, len(asked.given), seconds, self._wall_clock())
+        return oip.ModelInferResponse(
+            model_name=model.name,
+            model_version=model.version,
+            id=request.id,
+            outputs=[
+                oip.ModelInferResponse.InferOutputTensor(
+                    name=output.name, datatype=datatype(output.dtype), shape=tensor.shape
+                )
+                for output, tensor in zip(outputs, tensors, strict=True)
+            ],
+            raw_output_contents=[tensor.data for tensor in tensors],
+        )
+
+
+async def _aside(large: bool, check: Callable[[], T]) -> T:
+    """Returns what a check returns; that of a large request is made beside the loop."""
+    return await asyncio.to_thread(check) if large else check()
+
+
+def _results(ran: Sequence[Ran[list[Tensor]]]) -> list[list[Tensor]]:
+    """Returns every member's tensors; all of a request fails with the first that is bad."""
+    results = []
+    for each in ran:
+        if isinstance(each.result, SightlineError):
+            raise each.result
+        results.append(each.result)
+    return results

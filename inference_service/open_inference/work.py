@@ -1,0 +1,85 @@
+"""The members of a run that a checked request makes; see `serving.workers.Work`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from inference_service.models.engine import Model
+from inference_service.open_inference.request import Asked, Encoded, refused
+from inference_service.open_inference.tensors import Tensor, to_tensor
+from inference_service.serving.workers import Outputs, Work
+from servicekit.vision import ImageError, ImageLimits, decode_image
+
+
+@dataclass(slots=True)
+class TensorWork:
+    """Rows that the caller has prepared."""
+
+    array: NDArray[Any]
+    """`[rows, 3, height, width]`."""
+    outputs: Sequence[int]
+    """Positions of the outputs that are wanted."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of input that it makes, >= 1."""
+        return len(self.array)
+
+    def prepare(self) -> NDArray[Any]:
+        """Returns the rows as they came."""
+        return self.array
+
+    def finish(self, outputs: Outputs) -> list[Tensor]:
+        """Returns the outputs that are wanted, as they go over the wire."""
+        return _wanted(outputs, self.outputs)
+
+
+@dataclass(slots=True)
+class EncodedWork:
+    """One encoded picture."""
+
+    picture: Encoded
+    outputs: Sequence[int]
+    """Positions of the outputs that are wanted."""
+    model: Model
+    """By whose rules it is prepared."""
+    limits: ImageLimits
+    """What a picture may be at most; held again before it is decoded."""
+    rows: int = 1
+
+    def prepare(self) -> NDArray[Any]:
+        """Decodes the picture and makes the network's input `[1, 3, height, width]` of it.
+
+        Raises:
+            SightlineError: INVALID_ARGUMENT: it cannot be decoded.
+        """
+        try:
+            pixels = decode_image(self.picture.data, self.limits)
+        except ImageError as error:
+            raise refused(self.picture.field, error) from error
+        made, _ = self.model.network.prepare(pixels)
+        return made
+
+    def finish(self, outputs: Outputs) -> list[Tensor]:
+        """Returns the outputs that are wanted, as they go over the wire."""
+        return _wanted(outputs, self.outputs)
+
+
+def members(asked: Asked, model: Model, limits: ImageLimits) -> list[Work[list[Tensor]]]:
+    """Returns the members that answer a request, in the order of its rows.
+
+    Rows that fit into one run stay together: the answer is then what the model makes of just such
+    an input. More of them are run as single pictures are.
+    """
+    given, outputs = asked.given, asked.outputs
+    if isinstance(given, tuple):
+        return [EncodedWork(picture, outputs, model, limits) for picture in given]
+    if len(given) <= model.lane.max_rows:
+        return [TensorWork(given, outputs)]
+    return [TensorWork(given[at : at + 1], outputs) for at in range(len(given))]
+
+
+def _wanted(outputs: Outputs, positions: Sequence[int]) -> list[Tensor]:
+    return [to_tensor(outputs[position]) for position in positions]
