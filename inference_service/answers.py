@@ -1,38 +1,32 @@
 """What was seen, as the messages that say so."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from sightline.types.v1 import prediction_pb2
 
 from inference_service.domain import Seen, Timing
 from inference_service.models.engine import Model
 from inference_service.models.repository import Models
+from inference_service.uploads.receive import Uploaded
 from servicekit.errors import SightlineError
+from servicekit.vision import Classes, Detections, OnnxClassifier
 
 
 def picture_result(
     image_id: str, seen: Seen, names: Mapping[int, str]
 ) -> inference_pb2.ImageResult:
     """Returns the answer for one picture."""
-    found = seen.detections
-    rows = zip(found.class_id.tolist(), found.confidence.tolist(), found.xyxy.tolist(), strict=True)
-    detections = [
-        prediction_pb2.Detection(
-            class_id=class_id,
-            class_name=names[class_id],
-            confidence=confidence,
-            box=prediction_pb2.BoundingBox(x_min=x1, y_min=y1, x_max=x2, y_max=y2),
-        )
-        for class_id, confidence, (x1, y1, x2, y2) in rows
-    ]
-    return inference_pb2.ImageResult(
-        image_id=image_id,
-        image_width=seen.width,
-        image_height=seen.height,
-        detections=detections,
+    result = inference_pb2.ImageResult(
+        image_id=image_id, image_width=seen.width, image_height=seen.height
     )
+    if isinstance(seen.found, Classes):
+        result.classes.extend(_class_scores(seen.found, names))
+    else:
+        result.detections.extend(_detections(seen.found, names))
+    return result
 
 
 def picture_error(image_id: str, error: SightlineError) -> inference_pb2.ImageResult:
@@ -71,19 +65,52 @@ def model_list(models: Models) -> inference_service_pb2.ListModelsResponse:
     )
 
 
+def _detections(found: Detections, names: Mapping[int, str]) -> Iterator[prediction_pb2.Detection]:
+    rows = zip(found.class_id.tolist(), found.confidence.tolist(), found.xyxy.tolist(), strict=True)
+    for class_id, confidence, (x1, y1, x2, y2) in rows:
+        yield prediction_pb2.Detection(
+            class_id=class_id,
+            class_name=names[class_id],
+            confidence=confidence,
+            box=prediction_pb2.BoundingBox(x_min=x1, y_min=y1, x_max=x2, y_max=y2),
+        )
+
+
+def _class_scores(found: Classes, names: Mapping[int, str]) -> Iterator[inference_pb2.ClassScore]:
+    for class_id, share in zip(found.class_id.tolist(), found.probability.tolist(), strict=True):
+        yield inference_pb2.ClassScore(
+            class_id=class_id, class_name=names.get(class_id, ""), probability=share
+        )
+
+
 def _model_info(model: Model, models: Models) -> inference_pb2.ModelInfo:
-    height, width = model.detector.input_size
-    names = model.detector.names
+    height, width = model.network.input_size
+    names = model.network.names
+    classifies = isinstance(model.network, OnnxClassifier)
     return inference_pb2.ModelInfo(
         name=model.name,
         version=model.version,
-        task=inference_pb2.MODEL_TASK_DETECT,
+        task=(inference_pb2.MODEL_TASK_CLASSIFY if classifies else inference_pb2.MODEL_TASK_DETECT),
         labels=[names[class_id] for class_id in sorted(names)],
         input_width=width,
         input_height=height,
-        provider=model.detector.provider,
+        provider=model.network.provider,
         default_version=models.is_default_version(model),
         default_model=model.name == models.default,
+    )
+
+
+def uploaded(upload: Uploaded) -> inference_service_pb2.UploadImageResponse:
+    """Returns the answer to an upload."""
+    expires_at = Timestamp()
+    expires_at.FromMilliseconds(round(upload.claim.expires_at * 1000))
+    return inference_service_pb2.UploadImageResponse(
+        image=inference_pb2.ImageReference(
+            reference=upload.reference,
+            sha256=upload.claim.sha256,
+            size_bytes=upload.claim.size,
+            expires_at=expires_at,
+        )
     )
 
 

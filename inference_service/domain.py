@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from servicekit.errors import SightlineError
-from servicekit.vision import Detections
+from servicekit.vision import Classes, Detections
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,15 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """An encoded picture, wherever it came from."""
+
+    data: bytes
+    sha256: bytes
+    """Of the data, 32 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """One picture of a question that passed every check short of decoding it."""
 
@@ -29,6 +38,8 @@ class Picture:
     image_id: str
     data: bytes
     sha256: bytes
+    field: str = "data"
+    """Where in `Image` it came from: `data` or `reference`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,8 @@ class Refused:
     index: int
     image_id: str
     sha256: bytes
+    """Of the picture; of the reference's text, if that led to no picture: sent again with the
+    picture itself, it is another request."""
     error: SightlineError
 
 
@@ -56,15 +69,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a model found in one picture, and how long it took, in seconds."""
+    """What a model found in one picture."""
 
     width: int
     """Of the upright picture, in pixels."""
     height: int
-    detections: Detections
-    decode: float
-    infer: float
-    post: float
+    found: Detections | Classes
 
 
 @dataclass(frozen=True, slots=True)

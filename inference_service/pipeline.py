@@ -6,25 +6,33 @@ Who is calling and how often it may is settled before, by `servicekit.intercepto
 """
 
 import asyncio
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import grpc
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
-from inference_service import answers, idempotency, validate
-from inference_service.batch import Ran, Wanted, Workers
+from inference_service import answers, validate
 from inference_service.device import DeviceCheck
-from inference_service.domain import Picture, Question, Refused, Seen, Timing
-from inference_service.models.engine import Model, look
+from inference_service.domain import Content, Picture, Question, Refused, Seen, Timing
+from inference_service.idempotency import keys
+from inference_service.idempotency.once import Once, Reply
+from inference_service.models.engine import Model, PictureWork
 from inference_service.models.repository import Models
-from inference_service.once import Once, Reply
+from inference_service.serving import admission
+from inference_service.serving.workers import Ran, Work, Workers
+from inference_service.stage_report import note_key, note_model, note_stages
+from inference_service.telemetry import Telemetry
 from inference_service.validate import Limits
 from servicekit.errors import SightlineError
 
-_INLINE_BYTES = 1024 * 1024  # larger requests are checked in a thread: the loop has other calls
+T = TypeVar("T")
+INLINE_BYTES = 1024 * 1024
+"""Larger requests are checked in a thread: the loop has other calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +47,8 @@ class Call:
     """Seconds on the pipeline's clock."""
     deadline: float
     """Seconds on the pipeline's clock."""
-
-
-_Looked = tuple[inference_pb2.ImageResult, Seen]
+    size: int = 0
+    """Of the message, bytes. The message itself would be serialized again to tell it."""
 
 
 class Pipeline:
@@ -52,7 +59,9 @@ class Pipeline:
         once: answers calls with a key once.
         workers: run the models.
         device: told of runs that failed.
+        telemetry: counts and times.
         clock: seconds; calls come with times on it.
+        fetch: returns the picture of a caller's reference; blocks; raises as `validate.Resolve`.
     """
 
     def __init__(
@@ -62,16 +71,20 @@ class Pipeline:
         once: Once,
         workers: Workers,
         device: DeviceCheck,
+        telemetry: Telemetry,
         clock: Callable[[], float] = time.monotonic,
+        fetch: Callable[[str, str], Content] = lambda _, reference: validate.know_none(reference),
     ) -> None:
         self.models = Models([], "")
         """What is served; empty until the models are loaded."""
         self.clock = clock
         self._calls: set[asyncio.Task[Any]] = set()
-        self._limits = limits
+        self.limits = limits
+        self._fetch = fetch
         self._once = once
         self._workers = workers
         self._device = device
+        self.telemetry = telemetry
 
     @property
     def ready(self) -> bool:
@@ -84,8 +97,45 @@ class Pipeline:
         Raises:
             SightlineError: a step refused it; each step's documentation says how.
         """
-        with self._in_flight():
+        with self.in_flight():
             return await self._infer(call, request)
+
+    async def run(self, call: Call, model: Model, work: Sequence[Work[T]]) -> list[Ran[T]]:
+        """Admits a call's members and runs them on a model.
+
+        Raises:
+            SightlineError: UNAVAILABLE, `DEVICE_DEAD`; else as `Workers.run`.
+        """
+        self._device.require()
+        note_model(model)
+        admitted = self.clock()
+        try:
+            ran = await self._workers.run(work, model, call.deadline)
+        except SightlineError as error:
+            if error.reason in admission.REASONS:
+                self.telemetry.shed(error.reason)
+            elif error.reason == "MODEL_RUN_FAILED":
+                self._device.suspect(model, self.models.all)
+            raise
+        for each in ran:
+            self._note(model, each)
+        note_stages(ran, admitted)
+        return ran
+
+    async def once(
+        self,
+        call: Call,
+        key: bytes,
+        fingerprint: bytes,
+        answer: Callable[[], Awaitable[bytes]],
+        *,
+        keep: bool = True,
+    ) -> Reply:
+        """Answers a call with an idempotency key; for arguments and errors see `Once.answer`."""
+        left = call.deadline - self.clock()
+        reply = await self._once.answer(key, fingerprint, left, answer, keep=keep)
+        note_key(call.keys[0], replayed=reply.replayed)
+        return reply
 
     async def drain(self, seconds: float) -> None:
         """Waits for the calls in flight, at most so long; what is left then fails: UNAVAILABLE.
@@ -99,7 +149,8 @@ class Pipeline:
                 self._workers.give_up()
 
     @contextmanager
-    def _in_flight(self) -> Iterator[None]:
+    def in_flight(self) -> Iterator[None]:
+        """Counts the current task among the calls that `drain` waits for."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a call must be answered in a task")
@@ -110,66 +161,71 @@ class Pipeline:
             self._calls.discard(task)
 
     async def _infer(self, call: Call, request: inference_service_pb2.InferRequest) -> Reply:
-        question = await self._validate(request)
-        model = self.models.find(question.model_name, question.model_version)
-        key = idempotency.read_key(call.keys, caller=call.caller, method="Infer")
-        self._device.require()
+        question = await self._validate(call, request)
+        key = keys.read_key(call.keys, caller=call.caller, method="Infer")
         checked = self.clock()
 
+        # What hangs on the server's state comes after the claim: an answer that is kept is replayed
+        # even when its model is no longer loaded, or the device has died.
         async def answer() -> bytes:
+            model = self.models.find(question.model_name, question.model_version)
             results, timing = await self._look(question, model, call, checked)
+            self.telemetry.total(model.name, timing.total)
             return answers.response(results, model, timing).SerializeToString()
 
         if key is None:
             return Reply(await answer())
-        left = call.deadline - checked
-        return await self._once.answer(key, idempotency.fingerprint(question), left, answer)
+        bound_to = keys.fingerprint(question)
+        return await self.once(call, key, bound_to, answer, keep=not _may_pass(question))
 
-    async def _validate(self, request: inference_service_pb2.InferRequest) -> Question:
-        if request.ByteSize() <= _INLINE_BYTES:
-            return validate.check(request, self._limits)
-        return await asyncio.to_thread(validate.check, request, self._limits)
+    async def _validate(self, call: Call, request: inference_service_pb2.InferRequest) -> Question:
+        reads = any(image.HasField("reference") for image in request.images)
+        if not reads and call.size <= INLINE_BYTES:
+            return validate.check(request, self.limits)
+        resolve = functools.partial(self._fetch, call.caller)
+        return await asyncio.to_thread(validate.check, request, self.limits, resolve)
 
     async def _look(
         self, question: Question, model: Model, call: Call, checked: float
     ) -> tuple[list[inference_pb2.ImageResult], Timing]:
-        """Admits the good pictures, runs the model on them, and puts all results together."""
+        """Runs the model on the good pictures, and puts all results together."""
         work = [
-            self._work(picture, question, model)
+            PictureWork(model, picture, question.parameters, self.limits.image)
             for picture in question.pictures
             if isinstance(picture, Picture)
         ]
-        try:
-            ran = await self._workers.run(work, model.estimate, call.deadline)
-        except SightlineError as error:
-            if error.reason == "MODEL_RUN_FAILED":
-                self._device.suspect(model)
-            raise
-        results = _merge(question, ran)
-        return results, self._timing(ran, call, checked)
+        ran = await self.run(call, model, work)
+        return _merge(question, model, ran), self._timing(ran, call, checked)
 
-    def _work(
-        self, picture: Picture, question: Question, model: Model
-    ) -> Callable[[Wanted], _Looked]:
-        def work(wanted: Wanted) -> _Looked:
-            seen = look(model, picture, question.parameters, self._limits.image, wanted)
-            return answers.picture_result(picture.image_id, seen, model.detector.names), seen
-
-        return work
-
-    def _timing(self, ran: Sequence[Ran[_Looked]], call: Call, checked: float) -> Timing:
-        seen = [one.result[1] for one in ran if not isinstance(one.result, SightlineError)]
+    def _timing(self, ran: Sequence[Ran[Seen]], call: Call, checked: float) -> Timing:
         return Timing(
             validate=checked - call.arrived,
-            queue=max(one.waited for one in ran),
-            decode=sum(one.decode for one in seen),
-            infer=sum(one.infer for one in seen),
-            post=sum(one.post for one in seen),
+            queue=max(each.waited for each in ran),
+            decode=sum(each.decode for each in ran),
+            infer=sum(each.infer for each in ran),
+            post=sum(each.post for each in ran),
             total=self.clock() - call.arrived,
         )
 
+    def _note(self, model: Model, ran: Ran[Any]) -> None:
+        stages = [("queue", ran.waited), ("decode", ran.decode)]
+        if not isinstance(ran.result, SightlineError):
+            stages += [("infer", ran.infer), ("post", ran.post)]
+        for stage, seconds in stages:
+            self.telemetry.stage(model.name, stage, seconds)
 
-def _merge(question: Question, ran: Sequence[Ran[_Looked]]) -> list[inference_pb2.ImageResult]:
+
+def _may_pass(question: Question) -> bool:
+    """Whether a picture was refused for what the server has now, such as an upload that is gone."""
+    return any(
+        isinstance(picture, Refused) and picture.error.code is not grpc.StatusCode.INVALID_ARGUMENT
+        for picture in question.pictures
+    )
+
+
+def _merge(
+    question: Question, model: Model, ran: Sequence[Ran[Seen]]
+) -> list[inference_pb2.ImageResult]:
     """Returns one result per picture of the request, in its order."""
     outcomes = iter(ran)
     errors: list[SightlineError | None] = []
@@ -181,6 +237,6 @@ def _merge(question: Question, ran: Sequence[Ran[_Looked]]) -> list[inference_pb
             results.append(answers.picture_error(picture.image_id, outcome))
         else:
             errors.append(None)
-            results.append(outcome[0])
+            results.append(answers.picture_result(picture.image_id, outcome, model.network.names))
     validate.refuse_if_all_bad(errors)
     return results

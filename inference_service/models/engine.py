@@ -1,99 +1,114 @@
-"""One loaded model: from an encoded picture to what is in it."""
+"""One loaded model, and one picture's way through it: decode, run, read the output."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.admission import Estimate
-from inference_service.batch import UnwantedError, Wanted
 from inference_service.domain import Parameters, Picture, Seen
 from inference_service.models.model_spec import ModelSpec
+from inference_service.serving.admission import Lane
+from inference_service.serving.workers import Outputs
 from inference_service.validate import bad_picture
 from servicekit.errors import SightlineError
 from servicekit.vision import (
+    Classes,
     Detections,
     ImageError,
     ImageLimits,
     Letterbox,
     ModelError,
+    OnnxClassifier,
     OnnxDetector,
     decode_image,
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A model that is loaded and warm."""
+    """A version of a model that is loaded and warm."""
 
     name: str
     version: str
     spec: ModelSpec
-    detector: OnnxDetector
-    estimate: Estimate = field(default_factory=Estimate)
-    """How long it takes for one picture, from what it did of late."""
+    network: OnnxDetector | OnnxClassifier
+    lane: Lane = field(default_factory=Lane)
+    """How it is run, and how long that takes."""
+
+    def run(self, batch: NDArray[Any]) -> Outputs:
+        """Runs `[N, ...]` to every output `[N, ...]`; blocks; safe in several threads at once.
+
+        Raises:
+            SightlineError: INTERNAL, `MODEL_RUN_FAILED`: the runtime or its device failed.
+        """
+        try:
+            return self.network.session.run(batch)
+        except ModelError as error:
+            raise self.failed(error) from error
+
+    def failed(self, error: ModelError) -> SightlineError:
+        """Returns what the caller is told of a model that failed."""
+        return SightlineError(
+            grpc.StatusCode.INTERNAL,
+            error.reason,
+            f"model {self.name} version {self.version}: {error.message}",
+        )
 
 
-def look(
-    model: Model,
-    picture: Picture,
-    parameters: Parameters,
-    limits: ImageLimits,
-    wanted: Wanted,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Seen:
-    """Looks at one picture. Blocks; safe in several threads at once.
+@dataclass(slots=True)
+class PictureWork:
+    """One picture's way through a model; see `serving.workers.Work`."""
 
-    Args:
-        model: which model.
-        picture: what to look at.
-        parameters: what the caller wants done differently from the model's own thresholds.
-        limits: what a picture may be at most; held again before it is decoded.
-        wanted: asked before the model is run.
-        clock: seconds, for the times of the stages.
+    model: Model
+    picture: Picture
+    parameters: Parameters
+    """What the caller wants done differently from the model's own settings."""
+    limits: ImageLimits
+    """What a picture may be at most; held again before it is decoded."""
+    rows: int = 1
+    _size: tuple[int, int] = (0, 0)
+    _box: Letterbox | None = None
 
-    Raises:
-        SightlineError: INVALID_ARGUMENT: the picture cannot be decoded; INTERNAL: the model failed.
-        UnwantedError: nobody waits for the result any more.
-    """
-    began = clock()
-    try:
-        pixels = decode_image(picture.data, limits)
-    except ImageError as error:
-        raise bad_picture(picture.index, error) from error
-    batch, box = model.detector.prepare(pixels)
-    if not wanted():
-        raise UnwantedError
-    decoded = clock()
-    try:
-        (output,) = model.detector.run(batch)
-        inferred = clock()
-        found = _read(model, output, box, parameters)
-    except ModelError as error:
-        raise _failed(model, error) from error
-    height, width, _ = pixels.shape
-    return Seen(width, height, found, decoded - began, inferred - decoded, clock() - inferred)
+    def prepare(self) -> NDArray[np.float32]:
+        """Decodes the picture and makes the network's input `[1, 3, h, w]` of it.
 
+        Raises:
+            SightlineError: INVALID_ARGUMENT: it cannot be decoded.
+        """
+        try:
+            pixels = decode_image(self.picture.data, self.limits)
+        except ImageError as error:
+            raise bad_picture(self.picture.index, error, self.picture.field) from error
+        self._size = pixels.shape[1], pixels.shape[0]
+        made, self._box = self.model.network.prepare(pixels)
+        return made
 
-def _read(
-    model: Model, output: NDArray[np.float32], box: Letterbox, asked: Parameters
-) -> Detections:
-    own = model.spec.thresholds
-    return model.detector.decode(
-        output,
-        box,
-        confidence=own.confidence if asked.confidence is None else asked.confidence,
-        iou=own.iou if asked.iou is None else asked.iou,
-        max_detections=asked.max_detections or own.max_detections,
-    )
+    def finish(self, outputs: Outputs) -> Seen:
+        """Reads the network's output for the picture, each `[1, ...]`.
 
+        Raises:
+            SightlineError: INTERNAL, `MODEL_OUTPUT_INVALID`: the model answers nonsense.
+        """
+        try:
+            return Seen(*self._size, self._read(outputs[0][0]))
+        except ModelError as error:
+            raise self.model.failed(error) from error
 
-def _failed(model: Model, error: ModelError) -> SightlineError:
-    return SightlineError(
-        grpc.StatusCode.INTERNAL,
-        error.reason,
-        f"model {model.name} version {model.version}: {error.message}",
-    )
+    def _read(self, output: NDArray[Any]) -> Detections | Classes:
+        network, spec, asked = self.model.network, self.model.spec, self.parameters
+        if isinstance(network, OnnxClassifier):
+            return network.decode(
+                output, temperature=spec.temperature, top_k=asked.top_k or spec.top_k
+            )
+        if self._box is None:
+            raise RuntimeError("finish comes after prepare")
+        own = spec.thresholds
+        return network.decode(
+            output,
+            self._box,
+            confidence=own.confidence if asked.confidence is None else asked.confidence,
+            iou=own.iou if asked.iou is None else asked.iou,
+            max_detections=asked.max_detections or own.max_detections,
+        )

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from inference_service import answers
 from inference_service.domain import Seen
 from servicekit.errors import invalid
-from servicekit.vision import Detections
+from servicekit.vision import Classes, Detections
 
 
 def test_detections_keep_their_order_and_their_names() -> None:
@@ -15,9 +15,7 @@ def test_detections_keep_their_order_and_their_names() -> None:
         np.array([0.9, 0.25], dtype=np.float32),
         np.array([1, 0]),
     )
-    result = answers.picture_result(
-        "a", Seen(640, 480, found, 0.1, 0.2, 0.3), {0: "pit", 1: "scratch"}
-    )
+    result = answers.picture_result("a", Seen(640, 480, found), {0: "pit", 1: "scratch"})
     assert (result.image_id, result.image_width, result.image_height) == ("a", 640, 480)
     assert [(d.class_id, d.class_name) for d in result.detections] == [(1, "scratch"), (0, "pit")]
     assert [d.confidence for d in result.detections] == pytest.approx([0.9, 0.25])
@@ -32,8 +30,16 @@ def test_nothing_found() -> None:
         np.empty(0, dtype=np.float32),
         np.empty(0, dtype=np.int64),
     )
-    result = answers.picture_result("a", Seen(1, 1, nothing, 0, 0, 0), {})
+    result = answers.picture_result("a", Seen(1, 1, nothing), {})
     assert len(result.detections) == 0
+
+
+def test_classes_keep_their_order_and_their_names() -> None:
+    found = Classes(np.array([2, 0]), np.array([0.75, 0.125]))
+    result = answers.picture_result("a", Seen(4, 3, found), {0: "pit", 1: "stain", 2: "fine"})
+    scores = [(c.class_id, c.class_name, c.probability) for c in result.classes]
+    assert scores == [(2, "fine", 0.75), (0, "pit", 0.125)]
+    assert not result.detections
 
 
 def test_an_error_carries_code_reason_and_message() -> None:

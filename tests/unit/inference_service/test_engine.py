@@ -1,5 +1,6 @@
 """One model on one picture, and what it says when it cannot."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -7,13 +8,12 @@ import grpc
 import numpy as np
 import pytest
 
-from inference_service.batch import UnwantedError
 from inference_service.domain import Parameters, Picture, Seen
-from inference_service.models.engine import Model, look
+from inference_service.models.engine import Model, PictureWork
+from inference_service.models.loader import Runtime, load_model
 from inference_service.models.model_spec import ModelSpec, Thresholds
-from inference_service.models.repository import Runtime, load_model
 from servicekit.errors import SightlineError
-from servicekit.vision import ImageLimits, ModelError, OnnxDetector
+from servicekit.vision import Detections, ImageLimits, ModelError, OnnxDetector
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
 
 LIMITS = ImageLimits()
@@ -23,31 +23,38 @@ LIMITS = ImageLimits()
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp("models") / "colours" / "3"
     colour_model(path / "model.onnx")
-    return load_model(path, Runtime(("CPUExecutionProvider",), 1))
+    return load_model(path, Runtime())
 
 
 def see(model: Model, data: bytes, parameters: Parameters | None = None) -> Seen:
     shown = Picture(2, "a", data, b"")
-    return look(model, shown, parameters or Parameters(), LIMITS, lambda: True)
+    work = PictureWork(model, shown, parameters or Parameters(), LIMITS)
+    return work.finish(model.run(work.prepare()))
+
+
+def found(model: Model, data: bytes, parameters: Parameters | None = None) -> Detections:
+    detections = see(model, data, parameters).found
+    assert isinstance(detections, Detections)
+    return detections
 
 
 def test_a_picture_is_seen_in_its_own_pixels(model: Model) -> None:
-    seen = see(model, picture((0, 0, 255), size=(128, 128)))
-    assert (seen.width, seen.height) == (128, 128)
-    assert seen.detections.class_id.tolist() == [2]
-    assert seen.detections.confidence.tolist() == pytest.approx([1.0], abs=0.01)
-    assert seen.detections.xyxy[0].tolist() == pytest.approx([32, 48, 96, 80])
-    assert min(seen.decode, seen.infer, seen.post) > 0
+    blue = picture((0, 0, 255), size=(128, 64))
+    seen, detections = see(model, blue), found(model, blue)
+    assert (seen.width, seen.height) == (128, 64)
+    assert detections.class_id.tolist() == [2]
+    assert detections.confidence.tolist() == pytest.approx([0.72], abs=0.01)  # half is grey 114
+    assert detections.xyxy[0].tolist() == pytest.approx([32, 16, 96, 48])
 
 
 def test_the_model_s_own_thresholds_hold_unless_the_caller_says_otherwise(model: Model) -> None:
     half = picture((150, 0, 0))
-    assert len(see(model, half).detections) == 1
+    assert len(found(model, half)) == 1
     strict = replace(model, spec=ModelSpec(thresholds=Thresholds(confidence=0.9)))
-    assert len(see(strict, half).detections) == 0
-    assert len(see(strict, half, Parameters(confidence=0.5)).detections) == 1
-    assert len(see(strict, half, Parameters(confidence=0.0)).detections) == 1
-    assert len(see(model, half, Parameters(confidence=0.7)).detections) == 0
+    assert len(found(strict, half)) == 0
+    assert len(found(strict, half, Parameters(confidence=0.5))) == 1
+    assert len(found(strict, half, Parameters(confidence=0.0))) == 1
+    assert len(found(model, half, Parameters(confidence=0.7))) == 0
 
 
 def test_every_parameter_reaches_the_decoder(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,30 +87,16 @@ def test_a_picture_that_cannot_be_decoded_is_the_caller_s_fault(model: Model) ->
     assert caught.value.violations[0].field == "images[2].data"
 
 
-class Counting:
-    """A detector that counts its runs, and fails as it is told."""
+class Failing:
+    """A session that fails as it is told, or answers nonsense."""
 
-    def __init__(self, detector: OnnxDetector, error: ModelError | None = None) -> None:
-        self._detector = detector
-        self._error = error
-        self.runs = 0
+    def __init__(self, error: ModelError | None) -> None:
+        self.error = error
 
     def run(self, batch: Any) -> Any:
-        self.runs += 1
-        if self._error:
-            raise self._error
-        return np.full((1, 7, 1), np.nan, dtype=np.float32)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._detector, name)
-
-
-def test_the_model_is_not_run_for_nobody(model: Model) -> None:
-    detector = Counting(model.detector)
-    nobody = replace(model, detector=detector)  # type: ignore[arg-type]
-    with pytest.raises(UnwantedError):
-        look(nobody, Picture(0, "", picture(), b""), Parameters(), LIMITS, lambda: False)
-    assert detector.runs == 0
+        if self.error:
+            raise self.error
+        return (np.full((1, 7, 1), np.nan, dtype=np.float32),)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +109,9 @@ def test_the_model_is_not_run_for_nobody(model: Model) -> None:
 def test_a_model_that_fails_is_the_server_s_fault(
     model: Model, error: ModelError | None, reason: str
 ) -> None:
-    failing = replace(model, detector=Counting(model.detector, error))  # type: ignore[arg-type]
+    network = copy.copy(model.network)
+    network.session = Failing(error)  # type: ignore[assignment]
+    failing = replace(model, network=network)
     with pytest.raises(SightlineError, match="model colours version 3") as caught:
         see(failing, picture())
     assert caught.value.code is grpc.StatusCode.INTERNAL

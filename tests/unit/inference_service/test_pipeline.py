@@ -1,6 +1,7 @@
 """The steps of a call together, without a network: what only their order decides."""
 
 import asyncio
+import copy
 import threading
 import time
 import uuid
@@ -10,31 +11,35 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
-from inference_service.admission import Admission
-from inference_service.batch import Workers
+from inference_service import validate
 from inference_service.device import DeviceCheck
+from inference_service.idempotency.once import Once
+from inference_service.idempotency.sqlite_store import SqliteStore
 from inference_service.models.engine import Model
-from inference_service.models.repository import Models, Runtime, load_model
-from inference_service.once import Once
-from inference_service.pipeline import Call, Pipeline
-from inference_service.sqlite_store import SqliteStore
+from inference_service.models.loader import Runtime, load_model
+from inference_service.models.repository import Models
+from inference_service.pipeline import INLINE_BYTES, Call, Pipeline
+from inference_service.serving.admission import Admission
+from inference_service.serving.workers import Workers
+from inference_service.telemetry import Telemetry
 from inference_service.validate import Limits
 from servicekit.errors import SightlineError
-from servicekit.vision import ModelError, OnnxDetector
+from servicekit.vision import ModelError, OnnxSession
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
 
 RED = picture()
 
 
 class Device:
-    """A detector on a device that can be made to wait, to fail, or to die."""
+    """A session on a device that can be made to wait, to fail, or to die."""
 
-    def __init__(self, detector: OnnxDetector) -> None:
-        self._detector = detector
+    def __init__(self, session: OnnxSession) -> None:
+        self._session = session
         self.runs = 0
-        self.failing_runs = False
+        self.failing_runs = 0
         self.dead = False
         self.go = threading.Event()
         self.go.set()
@@ -43,40 +48,41 @@ class Device:
         self.runs += 1
         assert self.go.wait(10)
         if self.failing_runs or self.dead:
+            self.failing_runs = max(self.failing_runs - 1, 0)
             raise ModelError("MODEL_RUN_FAILED", "CUDA error 700")
-        return self._detector.run(batch)
-
-    def warm_up(self) -> None:
-        if self.dead:
-            raise ModelError("MODEL_RUN_FAILED", "CUDA error 700")
+        return self._session.run(batch)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._detector, name)
+        return getattr(self._session, name)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp("models") / "colours" / "1"
     colour_model(path / "model.onnx")
-    return load_model(path, Runtime(("CPUExecutionProvider",), 1))
+    return load_model(path, Runtime())
 
 
 @pytest.fixture
 def device(model: Model) -> Device:
-    return Device(model.detector)
+    return Device(model.network.session)
 
 
 @pytest.fixture
 async def pipeline(model: Model, device: Device) -> AsyncIterator[Pipeline]:
-    workers = Workers(Admission(workers=1, queue_size=4))
+    telemetry = Telemetry(CollectorRegistry())
+    workers = Workers(Admission(workers=1, queue_size=4), telemetry)
     once = Once(SqliteStore(""), keep_seconds=60)
     made = Pipeline(
         limits=Limits(),
         once=once,
         workers=workers,
         device=DeviceCheck(),
+        telemetry=telemetry,
     )
-    made.models = Models([replace(model, detector=cast("OnnxDetector", device))], "colours")
+    network = copy.copy(model.network)
+    network.session = cast("OnnxSession", device)
+    made.models = Models([replace(model, network=network)], "colours")
     yield made
     device.go.set()
     workers.close()
@@ -92,6 +98,24 @@ async def ask(
     request = inference_service_pb2.InferRequest(images=images)
     reply = await pipeline.infer(call, request)
     return inference_service_pb2.InferResponse.FromString(reply.payload)
+
+
+async def test_large_requests_are_checked_beside_the_loop(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def noting(*given: Any) -> Any:
+        threads.append(threading.current_thread())
+        return check(*given)
+
+    check = validate.check
+    monkeypatch.setattr(validate, "check", noting)
+    request = inference_service_pb2.InferRequest(images=[inference_pb2.Image(data=RED)])
+    for size in (INLINE_BYTES, INLINE_BYTES + 1):
+        now = time.monotonic()
+        await pipeline.infer(Call("anonymous", [], now, now + 30, size), request)
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
 
 
 async def refusal(pipeline: Pipeline, *pictures: bytes, key: str | None = None) -> SightlineError:
@@ -117,10 +141,9 @@ async def test_a_run_that_fails_once_fails_its_call_only(
     pipeline: Pipeline, device: Device
 ) -> None:
     key = str(uuid.uuid4())
-    device.failing_runs = True
+    device.failing_runs = 1
     error = await refusal(pipeline, RED, key=key)
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "MODEL_RUN_FAILED")
-    device.failing_runs = False
     assert (await ask(pipeline, RED, key=key)).results[0].detections
     assert pipeline.ready
 
@@ -176,3 +199,26 @@ async def test_what_does_not_end_in_time_may_be_asked_elsewhere(
     await pipeline.drain(0.02)
     error = await call
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+
+
+async def test_an_answer_that_is_kept_outlives_its_model_and_the_device(
+    pipeline: Pipeline, device: Device
+) -> None:
+    key = str(uuid.uuid4())
+    first = await ask(pipeline, RED, key=key)
+    loaded, pipeline.models = pipeline.models, Models([], "colours")
+    assert await ask(pipeline, RED, key=key) == first
+    assert (await refusal(pipeline, RED, key=str(uuid.uuid4()))).reason == "MODEL_NOT_FOUND"
+    pipeline.models = loaded
+    device.dead = True
+    await refusal(pipeline, RED)
+    await until(lambda: not pipeline.ready)
+    assert await ask(pipeline, RED, key=key) == first
+
+
+async def test_a_model_that_is_not_loaded_yet_does_not_use_up_the_key(pipeline: Pipeline) -> None:
+    key = str(uuid.uuid4())
+    loaded, pipeline.models = pipeline.models, Models([], "colours")
+    assert (await refusal(pipeline, RED, key=key)).reason == "MODEL_NOT_FOUND"
+    pipeline.models = loaded
+    assert (await ask(pipeline, RED, key=key)).results[0].detections

@@ -1,0 +1,85 @@
+"""How long a model takes, learned from what it did of late. Pure: the time comes in."""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+_LEARNED_FROM = 100  # runs of one size that are looked back at
+_LEARNED_SECONDS = 30.0
+_FRESH_SECONDS = 1.0
+_SHARE = 0.95  # what the slowest runs beyond it took is not counted
+
+
+class Estimates:
+    """Seconds that a run of so many rows takes: trimmed mean and 95th percentile.
+
+    Rows are put into classes of 1, 2, 3 to 4, 5 to 8, and so on. A class of which nothing is known
+    is told from its neighbour: rows never cost less together than fewer of them did, nor more than
+    each on its own.
+
+    One slow run (a page fault, a noisy neighbour) says nothing about the next one, so the slowest
+    twentieth, at least one, counts for nothing. Runs older than half a minute are forgotten: were
+    they not, a slow spell would make the model refuse every short deadline for ever, since what is
+    refused teaches nothing.
+    """
+
+    def __init__(self) -> None:
+        self._runs: dict[int, deque[tuple[float, float]]] = {}
+        self._figures: dict[int, tuple[float, float]] = {}  # mean and p95; until something changes
+        self._learned_at = -math.inf
+
+    def learn(self, rows: int, seconds: float, now: float) -> None:
+        """Takes in a run that ended now.
+
+        Args:
+            rows: of its input, >= 1.
+            seconds: that it took.
+            now: seconds on any clock that does not go back.
+        """
+        runs = self._runs.setdefault(_size_class(rows), deque(maxlen=_LEARNED_FROM))
+        runs.append((now, seconds))
+        self._learned_at = now
+        self._figures.clear()
+
+    def mean(self, rows: int, now: float) -> float:
+        """Returns the mean in seconds; 0: nothing is known."""
+        return self._estimate(rows, now)[0]
+
+    def p95(self, rows: int, now: float) -> float:
+        """Returns the 95th percentile in seconds; 0: nothing is known."""
+        return self._estimate(rows, now)[1]
+
+    def fresh(self, now: float) -> bool:
+        """Whether a run of the last second is known; what is older may be worth a new try."""
+        return now - self._learned_at < _FRESH_SECONDS
+
+    def _estimate(self, rows: int, now: float) -> tuple[float, float]:
+        self._forget(now)
+        if not self._runs:
+            return 0.0, 0.0
+        wanted = _size_class(rows)
+        below = [known for known in self._runs if known <= wanted]
+        known = max(below) if below else min(self._runs)
+        if known not in self._figures:
+            self._figures[known] = _figures([seconds for _, seconds in self._runs[known]])
+        mean, p95 = self._figures[known]
+        times = max(wanted / known, 1)
+        return mean * times, p95 * times
+
+    def _forget(self, now: float) -> None:
+        for size, runs in tuple(self._runs.items()):
+            while runs and runs[0][0] < now - _LEARNED_SECONDS:
+                runs.popleft()
+                self._figures.pop(size, None)
+            if not runs:
+                del self._runs[size]
+
+
+def _size_class(rows: int) -> int:
+    return 1 << (rows - 1).bit_length()
+
+
+def _figures(seconds: Sequence[float]) -> tuple[float, float]:
+    ordered = sorted(seconds)
+    counted = ordered[: max(min(math.ceil(_SHARE * len(ordered)), len(ordered) - 1), 1)]
+    return sum(counted) / len(counted), counted[-1]

@@ -1,0 +1,364 @@
+"""The worker threads: takes admitted members as `Admission` decides, and runs them.
+
+A member that runs alone goes through one thread from its picture to its answer. Of a batch, every
+input is prepared in a thread of its own, beside the run of the batch before it; those whose callers
+gave up meanwhile leave, and what remains is run together. Everything but the work itself happens
+on the event loop's thread.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from inference_service.serving.admission import Admission, Lane, Ticket
+from servicekit.errors import Category, SightlineError, without_frames
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Outputs = Sequence[NDArray[Any]]
+"""One array per output of a model, each `[rows, ...]`."""
+
+
+class Work(Protocol[T_co]):
+    """One member of a run. Its methods block and are called in worker threads."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of input that it makes, >= 1."""
+
+    def prepare(self) -> NDArray[Any]:
+        """Returns the input `[rows, ...]`.
+
+        Raises:
+            SightlineError: of category VALIDATION: the member's own input is bad; it fails alone.
+        """
+
+    def finish(self, outputs: Outputs) -> T_co:
+        """Returns what the member's own rows of every output mean."""
+
+
+class Runner(Protocol):
+    """A loaded model, as the workers see it."""
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+
+    @property
+    def lane(self) -> Lane:
+        """How it is run."""
+
+    def run(self, batch: NDArray[Any]) -> Outputs:
+        """Runs an input `[rows, ...]`; blocks; safe in several threads at once.
+
+        Raises:
+            SightlineError: INTERNAL: the model or its device failed.
+        """
+
+
+class Listener(Protocol):
+    """Is told what happens, on the event loop's thread."""
+
+    def batch(self, model: str, rows: int) -> None:
+        """A run of so many rows has ended well."""
+
+    def expired(self, where: str) -> None:
+        """A member got no answer in time: in the `queue`, in its `run`, or was `cancelled`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran(Generic[T]):
+    """What came of one member, and the seconds that its stages took."""
+
+    result: T | SightlineError
+    """What it found, or what was wrong with its own input."""
+    waited: float
+    """In the queue."""
+    decode: float = 0.0
+    infer: float = 0.0
+    """The whole run of its batch."""
+    post: float = 0.0
+    batch: int = 1
+    """Members of the run."""
+    ended: float = field(default=0.0, compare=False)
+    """When all of it was done, on the workers' clock; 0: its input was bad."""
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    ticket: Ticket
+    work: Work[Any]
+    runner: Runner
+    future: "asyncio.Future[Ran[Any]]"
+    started: float = 0.0
+    decode: float = 0.0
+
+    def wanted(self, now: float) -> bool:
+        """Whether anybody still waits for the result."""
+        return not self.future.done() and now < self.ticket.deadline
+
+    @property
+    def waited(self) -> float:
+        """Seconds in the queue."""
+        return self.started - self.ticket.arrived
+
+    @property
+    def place(self) -> str:
+        """Where it is."""
+        return "run" if self.started else "queue"
+
+
+class _UnwantedError(Exception):
+    """Nobody waits for the result any more."""
+
+
+_Prepared = tuple[_Member, NDArray[Any]]
+
+
+class Workers:
+    """Threads behind an `Admission`.
+
+    Args:
+        admission: decides what runs; its `workers` is the number of runs at a time.
+        listener: is told of runs, and of members that were not answered.
+        clock: seconds; deadlines are on it.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        listener: Listener,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._admission = admission
+        self._listener = listener
+        self._clock = clock
+        self._members: dict[Ticket, _Member] = {}
+        self._given_up = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._batches: set[asyncio.Task[None]] = set()
+        self._pool = ThreadPoolExecutor(admission.workers, thread_name_prefix="model")
+        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+
+    async def run(self, work: Sequence[Work[T]], runner: Runner, deadline: float) -> list[Ran[T]]:
+        """Runs a request's members and returns their results in order.
+
+        A member whose own input is bad fails alone. If one fails otherwise, or the caller is
+        cancelled, those that wait are not started.
+
+        Args:
+            work: at least one member; all with the same number of rows.
+            runner: the model that they are for.
+            deadline: seconds on the clock.
+
+        Raises:
+            SightlineError: as `Admission.offer`; DEADLINE_EXCEEDED if a member could not be in
+                time; UNAVAILABLE, `SHUTTING_DOWN`, if it could not be done before the server's end.
+            Exception: what the first member that failed, through no fault of its input, has raised.
+        """
+        if self._given_up:
+            raise _shutting_down()
+        tickets = [Ticket(deadline, runner.lane, each.rows) for each in work]
+        self._admission.offer(tickets, self._clock())
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Ran[T]]] = [loop.create_future() for _ in work]
+        for ticket, each, future in zip(tickets, work, futures, strict=True):
+            self._members[ticket] = _Member(ticket, each, runner, future)
+        self._start_what_fits()
+        try:
+            return await asyncio.gather(*futures)
+        finally:
+            self._withdraw(tickets)
+
+    def give_up(self) -> None:
+        """Fails what is not done, and whatever is brought from now on, with UNAVAILABLE."""
+        self._given_up = True
+        for member in self._members.values():
+            _fail(member, _shutting_down())
+
+    def close(self) -> None:
+        """Waits for what is running and ends the threads."""
+        for pool in (self._pool, self._decoders):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _withdraw(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            if ticket in self._members:
+                self._abandon(self._members[ticket])
+            if self._admission.withdraw(ticket):
+                del self._members[ticket]
+
+    def _abandon(self, member: _Member) -> None:
+        member.future.cancel()  # if `gather` has not done so
+        if member.future.cancelled():
+            in_time = self._clock() < member.ticket.deadline
+            self._listener.expired("cancelled" if in_time else member.place)
+
+    def _start_what_fits(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while True:
+            now = self._clock()
+            taken = self._admission.take(now)
+            for ticket in taken.late:
+                self._expire(self._members.pop(ticket))
+            if not taken.batch:
+                break
+            self._start([self._members[ticket] for ticket in taken.batch])
+        if taken.wake_at is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(taken.wake_at - now, 0.0), self._start_what_fits)
+
+    def _start(self, batch: Sequence[_Member]) -> None:
+        loop, now = asyncio.get_running_loop(), self._clock()
+        for member in batch:
+            member.started = now
+        if len(batch) == 1:
+            # No task, and one thread for all of it: most runs are these, and each hop costs.
+            alone = loop.run_in_executor(self._pool, self._run_alone, batch[0])
+            alone.add_done_callback(lambda done: self._finish_alone(batch[0], done))
+            return
+        task = loop.create_task(self._run_batch(batch))
+        self._batches.add(task)  # or it could be collected while it runs
+        task.add_done_callback(self._batches.discard)
+
+    def _run_alone(self, member: _Member) -> "Ran[Any] | Exception":
+        return self._infer([(member, self._prepare(member))])[0]
+
+    def _finish_alone(self, member: _Member, done: "asyncio.Future[Ran[Any] | Exception]") -> None:
+        error = done.exception()
+        self._settle([member], [done.result() if error is None else error])
+        self._free([member])
+
+    async def _run_batch(self, batch: Sequence[_Member]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            ready = await self._prepare_all(batch)
+            if ready:
+                results = await loop.run_in_executor(self._pool, self._infer, ready)
+                self._settle([member for member, _ in ready], results)
+        finally:
+            self._free(batch)
+
+    async def _prepare_all(self, batch: Sequence[_Member]) -> list[_Prepared]:
+        """Returns those that are wanted once every input is made; settles the others."""
+        loop = asyncio.get_running_loop()
+        inputs = await asyncio.gather(
+            *(loop.run_in_executor(self._decoders, self._prepare, each) for each in batch),
+            return_exceptions=True,
+        )
+        ready: list[_Prepared] = []
+        for member, made in zip(batch, inputs, strict=True):
+            if isinstance(made, BaseException):
+                self._settle([member], [made])
+            elif member.wanted(self._clock()):
+                ready.append((member, made))
+            else:
+                self._expire(member)
+        return ready
+
+    def _prepare(self, member: _Member) -> NDArray[Any]:
+        self._require(member)
+        begun = time.perf_counter()
+        made = member.work.prepare()
+        member.decode = time.perf_counter() - begun
+        self._require(member)
+        return made
+
+    def _require(self, member: _Member) -> None:
+        if not member.wanted(self._clock()):
+            raise _UnwantedError
+
+    def _infer(self, ready: Sequence[_Prepared]) -> "list[Ran[Any] | Exception]":
+        """Runs members together, and each alone should that fail: one may be what fails it."""
+        begun = time.perf_counter()
+        try:
+            outputs = ready[0][0].runner.run(_joined([made for _, made in ready]))
+        except SightlineError as error:
+            return [error] if len(ready) == 1 else [self._infer([each])[0] for each in ready]
+        infer = time.perf_counter() - begun
+        results: list[Ran[Any] | Exception] = []
+        at = 0
+        for member, made in ready:
+            own = [output[at : at + len(made)] for output in outputs]
+            at += len(made)
+            results.append(_finish(member, own, infer, len(ready), self._clock))
+        return results
+
+    def _settle(
+        self, members: Sequence[_Member], outcomes: "Sequence[Ran[Any] | BaseException]"
+    ) -> None:
+        """Hands out what came of members that were run together, and learns from it."""
+        now = self._clock()
+        if any(isinstance(outcome, Ran) for outcome in outcomes):
+            first = members[0]
+            rows = sum(member.ticket.rows for member in members)
+            first.ticket.lane.estimates.learn(rows, now - first.started, now)
+            self._listener.batch(first.runner.name, rows)
+        for member, outcome in zip(members, outcomes, strict=True):
+            self._answer(member, outcome, now)
+
+    def _answer(self, member: _Member, outcome: "Ran[Any] | BaseException", now: float) -> None:
+        if isinstance(outcome, _UnwantedError) or not member.wanted(now):
+            self._expire(member)
+        elif isinstance(outcome, Ran):
+            member.future.set_result(outcome)
+        elif isinstance(outcome, SightlineError) and outcome.category is Category.VALIDATION:
+            member.future.set_result(Ran(without_frames(outcome), member.waited, member.decode))
+        else:
+            _fail(member, outcome)
+
+    def _expire(self, member: _Member) -> None:
+        if not member.future.done():
+            self._listener.expired(member.place)
+            _fail(member, _late())
+
+    def _free(self, batch: Sequence[_Member]) -> None:
+        for member in batch:
+            del self._members[member.ticket]
+        self._admission.done([member.ticket for member in batch])
+        self._start_what_fits()
+
+
+def _joined(inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
+
+
+def _finish(
+    member: _Member, own: Outputs, infer: float, batch: int, clock: Callable[[], float]
+) -> Ran[Any] | Exception:
+    begun = time.perf_counter()
+    try:
+        result = member.work.finish(own)
+    except Exception as error:  # noqa: BLE001 - it is the member's, and goes to its caller
+        return error
+    post = time.perf_counter() - begun
+    return Ran(result, member.waited, member.decode, infer, post, batch, clock())
+
+
+def _fail(member: _Member, error: BaseException) -> None:
+    if not member.future.done():
+        member.future.set_exception(error)
+
+
+def _late() -> SightlineError:
+    return SightlineError(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "DEADLINE_EXCEEDED",
+        "the deadline passed before the model could answer",
+    )
+
+
+def _shutting_down() -> SightlineError:
+    return SightlineError(
+        grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the server is shutting down: try another"
+    )
