@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -14,10 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class DeviceCheck:
-    """After a run that failed, runs the model on an empty picture; if that fails too, it is over.
+    """After a run that failed, runs the model on an empty picture; if that fails too, others.
 
     A device that has failed for good (a GPU that fell off its bus, a poisoned CUDA context) fails
-    every run of its process, and the process is of use only once it is started anew.
+    every run of every model on it in this process, which is of use only once it is started anew. A
+    model that fails while another one runs on the same device is at fault itself: the others go on.
 
     Attributes:
         alive: False: the device was found dead, for good.
@@ -40,17 +41,44 @@ class DeviceCheck:
                 grpc.StatusCode.UNAVAILABLE, "DEVICE_DEAD", "the server's device has failed"
             )
 
-    def suspect(self, model: Model) -> None:
-        """Starts a check of the model's device, unless one is on its way."""
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._check(model))
+    def suspect(self, model: Model, loaded: Sequence[Model] = ()) -> None:
+        """Starts a check of a model's device, unless one is on its way or the device is dead.
 
-    async def _check(self, model: Model) -> None:
-        try:
-            await asyncio.to_thread(model.detector.warm_up)
-        except ModelError as error:
-            logger.critical(
-                "the device of model %s is dead (%s): NOT_SERVING", model.name, error.message
+        Args:
+            model: whose run failed.
+            loaded: all that are loaded; those on the same device bear witness.
+        """
+        if self.alive and (self._task is None or self._task.done()):
+            provider = model.network.provider
+            others = [m for m in loaded if m is not model and m.network.provider == provider]
+            self._task = asyncio.create_task(self._check([model, *others]))
+
+    async def _check(self, models: Sequence[Model]) -> None:
+        runs, why = await asyncio.to_thread(_first_that_runs, models)
+        suspect = models[0]
+        if runs is suspect:
+            return
+        if runs is not None:
+            logger.error(
+                "model %s version %s fails every run (%s), though its device is alive",
+                suspect.name,
+                suspect.version,
+                why,
             )
-            self.alive = False
-            self.on_death()
+            return
+        logger.critical("the device of model %s is dead (%s): NOT_SERVING", suspect.name, why)
+        self.alive = False
+        self.on_death()
+
+
+def _first_that_runs(models: Sequence[Model]) -> tuple[Model | None, str]:
+    """Returns the first model that runs on an empty picture, and what the first of all said."""
+    why = ""
+    for model in models:
+        try:
+            model.network.warm_up()
+        except ModelError as error:
+            why = why or error.message
+        else:
+            return model, why
+    return None, why

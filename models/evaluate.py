@@ -12,7 +12,7 @@ from pathlib import Path
 
 from models.average_precision import Scene, average_precision
 from models.plates import CLASS_NAMES, Plate, camera
-from servicekit.vision import OnnxDetector
+from servicekit.vision import OnnxDetector, SessionOptions
 
 MODEL = Path(__file__).parent / "repository" / "plates" / "1" / "model.onnx"
 
@@ -59,7 +59,7 @@ def evaluate(model: Path, plates: int) -> Measures:
     Raises:
         ModelError: the model cannot be used.
     """
-    detector = OnnxDetector.load(model, intra_op_threads=1)
+    detector = OnnxDetector.load(model, SessionOptions(intra_op_threads=1))
     scenes = [_look(detector, plate) for plate in islice(camera(_HELD_OUT_CAMERA), plates)]
     ap50 = {name: average_precision(scenes, class_id) for class_id, name in enumerate(CLASS_NAMES)}
     mean = sum(ap50.values()) / len(ap50)

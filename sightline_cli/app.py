@@ -9,7 +9,7 @@ import typer
 from edge import commands
 from edge.spool import commands as spool
 from servicekit import terminal
-from sightline_cli import export, keys, read, serve
+from sightline_cli import export, keys, models, read, serve
 
 app = typer.Typer(
     help="The wire between edge cameras and the cloud: log predictions, ask for them.",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(serve.app, name="serve")
 app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
 app.command("up")(serve.up)
 app.command("log")(commands.log)
 app.command("infer")(commands.infer)

@@ -34,9 +34,8 @@ class OnnxDetector:
         providers: Sequence[str] = ("CPUExecutionProvider",),
         intra_op_threads: int | None = None,
     ) -> None:
-        self._model = vision.OnnxDetector.load(
-            path, providers=providers, intra_op_threads=intra_op_threads
-        )
+        options = vision.SessionOptions(tuple(providers), intra_op_threads)
+        self._model = vision.OnnxDetector.load(path, options)
         self._thresholds = thresholds or Thresholds()
         self.name = name or Path(path).stem
         self.version = version or self._model.sha256[:12]

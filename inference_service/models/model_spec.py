@@ -1,22 +1,53 @@
 """`model.yaml`: what its owner says about a model. What it leaves out, the ONNX metadata says.
 
-    task: detect                  # the only task so far
+    task: detect                  # or classify
     description: scratches, pits and stains on metal plates
     license: Apache-2.0
     labels: [scratch, pit, stain] # or a map of class id to label; default: the metadata's
     input: {width: 320, height: 320}  # checked against the model; default: the model's
-    thresholds: {confidence: 0.25, iou: 0.7, max_detections: 300}
     defect_labels: [scratch, pit, stain]  # the labels that make a part a bad one
+    batching: {max_size: 8, max_wait_ms: 2}  # default: the server's settings
+
+    thresholds: {confidence: 0.25, iou: 0.7, max_detections: 300}  # detect only
+
+    preprocess:                   # classify only, as the three that follow
+      resize: 256                 # the shorter side; or {width: 256, height: 256}: exactly
+      crop: 224                   # or {width: 224, height: 224}; default: the model's input
+      interpolation: bilinear     # or bicubic; both antialias
+      mean: [0.485, 0.456, 0.406]
+      std: [0.229, 0.224, 0.225]
+    output: logits                # or probabilities; default: as the exporter says, else logits
+    temperature: 1.5              # `sightline models calibrate` finds it
+    top_k: 5                      # classes of a request that does not say
 
 Every key is optional, and so is the file.
 """
 
+import os
+import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
+
+from servicekit.vision import Interpolation, Preprocess, Scores
+
+_OF_TASK = {
+    "detect": ("thresholds",),
+    "classify": ("preprocess", "output", "temperature", "top_k"),
+}
+_MOST_PIXELS = 16_384  # of a side
 
 
 class ModelSpecError(Exception):
@@ -27,16 +58,20 @@ def _numbered(labels: object) -> object:
     return dict(enumerate(labels)) if isinstance(labels, list) else labels
 
 
+def _square(side: object) -> object:
+    return {"width": side, "height": side} if type(side) is int else side
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class InputSize(_Part):
-    """Size of the network's input."""
+    """Size of the network's input, or of a picture on its way there."""
 
-    width: int = Field(ge=1)
+    width: int = Field(ge=1, le=_MOST_PIXELS)
     """Pixels."""
-    height: int = Field(ge=1)
+    height: int = Field(ge=1, le=_MOST_PIXELS)
     """Pixels."""
 
 
@@ -51,10 +86,55 @@ class Thresholds(_Part):
     """Per picture."""
 
 
+_TAGS = ("<side>", "<size>")  # of the union's members, in pydantic's errors only
+_Side = Annotated[int, Field(ge=1, le=_MOST_PIXELS), Tag(_TAGS[0])]
+_Resize = Annotated[
+    _Side | Annotated[InputSize, Tag(_TAGS[1])],
+    Discriminator(lambda said: _TAGS[isinstance(said, dict | InputSize)]),
+]
+_Level = Annotated[float, Field(allow_inf_nan=False)]
+_Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class PreprocessSpec(_Part):
+    """How a classifier's input is made of a picture. The defaults leave the colours as they are."""
+
+    resize: _Resize | None = None
+    """Pixels of the shorter side, or exactly this size; None: the crop's shorter side."""
+    crop: Annotated[InputSize, BeforeValidator(_square)] | None = None
+    """Cut from the middle; None: the size of the network's input."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Both with antialiasing, as Pillow does it."""
+    mean: tuple[_Level, _Level, _Level] = Field(default=(0.0, 0.0, 0.0), strict=False)
+    """Of red, green and blue in 0..1; is subtracted."""
+    std: tuple[_Spread, _Spread, _Spread] = Field(default=(1.0, 1.0, 1.0), strict=False)
+    """Of the same, above 0; is divided by."""
+
+    def to_vision(self) -> Preprocess:
+        """Returns the same for `servicekit.vision`."""
+        resize, crop = self.resize, self.crop
+        return Preprocess(
+            resize=(resize.height, resize.width) if isinstance(resize, InputSize) else resize,
+            crop=(crop.height, crop.width) if crop else None,
+            interpolation=Interpolation(self.interpolation),
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+class Batching(_Part):
+    """How requests share runs of the model. Without effect on models that take one row."""
+
+    max_size: int | None = Field(default=None, ge=1, le=1024)
+    """Rows of one run at most; 1: no batches; None: the server's setting."""
+    max_wait_ms: float | None = Field(default=None, ge=0, le=1000, allow_inf_nan=False)
+    """How long the first of a batch waits for others at most, ms; None: the server's setting."""
+
+
 class ModelSpec(_Part):
     """A `model.yaml`."""
 
-    task: Literal["detect"] = "detect"
+    task: Literal["detect", "classify"] = "detect"
     description: str = ""
     license: str = ""
     """SPDX identifier; empty: not said."""
@@ -63,8 +143,23 @@ class ModelSpec(_Part):
     input: InputSize | None = None
     """None: as the model says."""
     thresholds: Thresholds = Thresholds()
+    """Detect only."""
+    preprocess: PreprocessSpec | None = None
+    """Classify only; None: as the exporter says."""
+    output: Literal["logits", "probabilities"] | None = None
+    """Classify only: what the network puts out; None: as the exporter says, else logits."""
+    temperature: float = Field(default=1.0, gt=0, le=100, allow_inf_nan=False)
+    """Classify only: logits are divided by it before they become probabilities."""
+    top_k: int = Field(default=5, ge=1, le=1000)
+    """Classify only: classes per picture of a request that does not say."""
+    batching: Batching = Batching()
     defect_labels: tuple[str, ...] = Field(default=(), strict=False)
     """The labels that make a part a bad one; empty: the model gives no verdict."""
+
+    @property
+    def scores(self) -> Scores | None:
+        """What a classifier puts out; None: as the exporter says, else logits."""
+        return Scores(self.output) if self.output else None
 
 
 def read(path: Path) -> ModelSpec:
@@ -74,19 +169,42 @@ def read(path: Path) -> ModelSpec:
         ModelSpecError: the file cannot be read, is not YAML, or has a bad or unknown key.
     """
     try:
-        said = yaml.safe_load(path.read_bytes())
+        return _parse(path, path.read_bytes())
     except FileNotFoundError:
         return ModelSpec()
     except OSError as error:
         raise ModelSpecError(f"{path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ModelSpecError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(said, Mapping | None):
-        raise ModelSpecError(f"{path}: must be a map of keys to values")
+
+
+def write_temperature(path: Path, value: float) -> None:
+    """Sets the temperature in a `model.yaml` and leaves every other character as it is.
+
+    The file is replaced as a whole: a reader sees the old one or the new one.
+
+    Args:
+        path: of a classifier's `model.yaml`.
+        value: above 0 and at most 100; is written with six decimals at most.
+
+    Raises:
+        ModelSpecError: the file cannot be read or written or is none of a classifier, or the value
+            is out of range.
+    """
     try:
-        return ModelSpec.model_validate(said or {})
-    except ValidationError as error:
-        raise ModelSpecError(f"{path}: {_sentences(error)}") from error
+        content = path.read_bytes()
+        before = _parse(path, content)
+        text = content.decode()
+        root = yaml.compose(text)
+        if before.task != "classify" or not isinstance(root, yaml.MappingNode):
+            raise ModelSpecError(_misplaced(path, "temperature", "classify", before))
+        changed = _with_temperature(text, root, _decimal(value)).encode()
+        after = _parse(path, changed)
+        if after != before.model_copy(update={"temperature": after.temperature}):
+            raise ModelSpecError(f"{path}: cannot be changed: add `temperature: {value:.6f}` to it")
+        _replace(path, changed)
+    except OSError as error:
+        raise ModelSpecError(f"{path}: cannot be changed: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ModelSpecError(f"{path}: must be UTF-8: {error.reason}") from error
 
 
 def check_defect_labels(spec: ModelSpec, names: Mapping[int, str]) -> None:
@@ -103,10 +221,68 @@ def check_defect_labels(spec: ModelSpec, names: Mapping[int, str]) -> None:
         )
 
 
+def _parse(path: Path, content: bytes) -> ModelSpec:
+    try:
+        said = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise ModelSpecError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(said, Mapping | None):
+        raise ModelSpecError(f"{path}: must be a map of keys to values")
+    try:
+        spec = ModelSpec.model_validate(said or {})
+    except ValidationError as error:
+        raise ModelSpecError(f"{path}: {_sentences(error)}") from error
+    _check_task(path, spec)
+    return spec
+
+
+def _check_task(path: Path, spec: ModelSpec) -> None:
+    for task, keys in _OF_TASK.items():
+        misplaced = sorted(spec.model_fields_set.intersection(keys))
+        if misplaced and task != spec.task:
+            raise ModelSpecError(_misplaced(path, misplaced[0], task, spec))
+
+
+def _misplaced(path: Path, key: str, task: str, spec: ModelSpec) -> str:
+    return f"{path}: {key}: is for task {task} only (the task is {spec.task})"
+
+
+def _decimal(value: float) -> str:
+    """Returns a number as YAML reads one: it takes 1e-06 for text."""
+    text = f"{value:.6f}".rstrip("0")
+    return f"{text}0" if text.endswith(".") else text
+
+
+def _with_temperature(text: str, root: yaml.MappingNode, value: str) -> str:
+    for key, said in reversed(root.value):
+        if key.value == "temperature":
+            return f"{text[: said.start_mark.index]}{value}{text[said.end_mark.index :]}"
+    if root.flow_style:
+        at = root.end_mark.index - 1
+        return f"{text[:at]}, temperature: {value}{text[at:]}"
+    line_break = "\r\n" if "\r\n" in text else "\n"
+    start = text if text.endswith("\n") else f"{text}{line_break}"
+    return f"{start}{' ' * root.start_mark.column}temperature: {value}{line_break}"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, stat.S_IMODE(path.stat().st_mode))
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 def _sentences(error: ValidationError) -> str:
     problems = []
     for one in error.errors(include_url=False):
-        key = ".".join(str(part) for part in one["loc"])
+        key = ".".join(str(part) for part in one["loc"] if part not in _TAGS)
         if one["type"] == "extra_forbidden":
             problems.append(f"{key}: is no key of model.yaml")
         else:

@@ -1,52 +1,52 @@
-"""The model repository: a folder `<name>/<version>/{model.onnx, model.yaml}`, and what is loaded.
+"""The models that are served, and the repository that they come from and that may change meanwhile.
 
-Versions are ordered as people order them: 2 before 10, 1.9 before 1.10. The highest is a model's
-default version.
+Versions are ordered as people order them: 2 before 10, 1.9 before 1.10. The highest that can be
+loaded is a model's default version, unless a setting pins another.
 """
 
 import logging
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import grpc
 
 from inference_service.models.engine import Model
-from inference_service.models.model_spec import ModelSpecError, check_defect_labels, read
+from inference_service.models.folders import (
+    Key,
+    State,
+    empty_models,
+    read_state,
+    scan,
+    version_key,
+)
+from inference_service.models.loader import RepositoryError
 from servicekit.errors import SightlineError
-from servicekit.vision import ModelError, OnnxDetector
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
-
-
-class RepositoryError(Exception):
-    """A model or a repository that cannot be used. One sentence, which names the folder."""
-
-
-@dataclass(frozen=True, slots=True)
-class Runtime:
-    """How models are run."""
-
-    providers: tuple[str, ...]
-    """Execution providers of ONNX Runtime, first choice first; all must be there."""
-    intra_op_threads: int
-    """Threads of one run on the CPU, >= 1."""
-
 
 class Models:
-    """The models that are loaded.
+    """The models that are served at one moment. It never changes: what is new is a new one.
 
     Args:
         models: in any order.
         default: name of the model that a request gets that names none.
+        pinned: version by model that a request gets that names none; else the highest.
     """
 
-    def __init__(self, models: Sequence[Model], default: str) -> None:
+    def __init__(
+        self, models: Sequence[Model], default: str, pinned: Mapping[str, str] | None = None
+    ) -> None:
         self.all = sorted(models, key=lambda model: (model.name, version_key(model.version)))
         self.default = default
+        self._versions: dict[str, dict[str, Model]] = {}
+        for model in self.all:
+            self._versions.setdefault(model.name, {})[model.version] = model
+        highest = {name: [*versions.values()][-1] for name, versions in self._versions.items()}
+        self._defaults = {
+            name: self._versions[name].get((pinned or {}).get(name, ""), model)
+            for name, model in highest.items()
+        }
 
     def find(self, name: str, version: str) -> Model:
         """Returns a model.
@@ -59,136 +59,202 @@ class Models:
             SightlineError: NOT_FOUND, `MODEL_NOT_FOUND` or `MODEL_VERSION_NOT_FOUND`.
         """
         name = name or self.default
-        versions = [model for model in self.all if model.name == name]
+        versions = self._versions.get(name)
         if not versions:
             raise _not_found("MODEL_NOT_FOUND", f"model {name!r} is not loaded")
         if not version:
-            return versions[-1]
-        for model in versions:
-            if model.version == version:
-                return model
-        has = ", ".join(model.version for model in versions)
-        text = f"model {name!r} has no version {version!r} (it has {has})"
+            return self._defaults[name]
+        if version in versions:
+            return versions[version]
+        text = f"model {name!r} has no version {version!r} (it has {', '.join(versions)})"
         raise _not_found("MODEL_VERSION_NOT_FOUND", text)
 
     def is_default_version(self, model: Model) -> bool:
         """Whether a request for this model that names no version gets this one."""
-        return self.find(model.name, "") is model
+        return self._defaults.get(model.name) is model
 
 
-def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
-    """Returns what versions are sorted by: numbers in them count as numbers."""
-    parts = re.findall(r"\d+|\D+", version)
-    return tuple((1, int(p), "") if p.isdecimal() else (0, 0, p) for p in parts)
+class Repository:
+    """What is loaded from a repository, and what it takes to follow the repository's changes.
 
+    A version that cannot be loaded is logged, once for each of its states, and takes no other one
+    down. What was loaded stays in use until there is something better: while its replacement is
+    loaded beside it, and when that cannot be loaded. A session ends with the last call that uses
+    it.
 
-def load_all(folder: Path, default: str, load: Callable[[Path], Model]) -> Models:
-    """Loads every version of every model of a repository; blocks while it does.
-
-    A version that cannot be loaded is logged and left out; but without the default model's highest
-    version the server would answer as another than the one that was asked for, so it is an error.
+    Not for several threads at once.
 
     Args:
         folder: the repository.
-        default: the default model; empty: the repository's only one.
-        load: loads one version from its folder, such as `load_model`.
-
-    Raises:
-        RepositoryError: no folder, no model, no or no usable default model.
+        default: the default model; empty: the repository's only one when it is started.
+        pinned: default version by model.
+        load: loads one version from its folder, such as `loader.load_model`.
+        publish: gets the models, at the start and after each change.
+        on_failure: gets the name of a model that could not be loaded.
     """
-    found = _scan(folder)
-    default = _choose_default(folder, sorted(found), default)
-    loaded = []
-    for name, versions in sorted(found.items()):
-        for path in versions:
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        default: str,
+        pinned: Mapping[str, str],
+        load: Callable[[Path], Model],
+        publish: Callable[[Models], None],
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self._folder = folder
+        self._default = default
+        self._pinned = pinned
+        self._load = load
+        self._publish = publish
+        self._on_failure = on_failure
+        self._seen: dict[Key, State] = {}  # at the last look
+        self._tried: dict[Key, State] = {}  # loaded in this state, or found to be unusable
+        self._loaded: dict[Key, Model] = {}
+        self._said: dict[Key | None, str] = {}  # None: of the repository
+
+    def start(self) -> None:
+        """Loads every version of every model, and publishes them; blocks while it does.
+
+        Raises:
+            RepositoryError: no folder, no model, no default model or none that can be loaded, or a
+                pinned version that cannot be.
+        """
+        self._seen = scan(self._folder, {})
+        self._default = self._choose_default(sorted({key.name for key in self._seen}))
+        failures: dict[Key, str] = {}
+        for key, state in self._seen.items():
             try:
-                loaded.append(load(path))
+                self._try(key, state)
             except RepositoryError as error:
-                if name == default and path == versions[-1]:
-                    raise
-                logger.error("left out: %s", error)  # noqa: TRY400 - the sentence says it all
-    return Models(loaded, default)
+                failures[key] = str(error)
+                self._note_failure(key, f"left out: {error}")
+        self._require_loaded(failures)
+        self._say_empty_models()
+        self._publish_loaded()
 
+    def look(self, *, settled: bool = False) -> None:
+        """Takes in what has changed; blocks while it loads.
 
-def load_model(path: Path, runtime: Runtime) -> Model:
-    """Loads and warms up the model in the folder `<name>/<version>`.
+        Args:
+            settled: whether everything there is known to be complete. Else only what is as it was
+                at the last look is taken in, so that a file is not loaded while it is copied.
+        """
+        try:
+            now = scan(self._folder, self._seen)
+        except RepositoryError as error:  # such as a disk that is not mounted just now
+            self._say(None, f"{error}: the models that are loaded stay")
+            return
+        self._said = {key: text for key, text in self._said.items() if key and key not in now}
+        before = now if settled else self._seen
+        for key in changed(now, before, self._tried):
+            self._take_in(key, now[key])
+        for key in gone(now, before, {*self._tried, *self._loaded}):
+            self._drop(key)
+        self._seen = now
 
-    Raises:
-        RepositoryError: the model or its `model.yaml` cannot be used.
-    """
-    try:
-        spec = read(path / "model.yaml")
-        detector = OnnxDetector.load(
-            path / "model.onnx",
-            providers=runtime.providers,
-            intra_op_threads=runtime.intra_op_threads,
-            names=spec.labels,
-        )
-        check_defect_labels(spec, detector.names)
-        detector.warm_up()
-    except (ModelError, ModelSpecError) as error:
-        raise RepositoryError(f"model {path.parent.name} version {path.name}: {error}") from error
-    model = Model(path.parent.name, path.name, spec, detector)
-    _check_size(model)
-    _log_loaded(model)
-    return model
-
-
-def _scan(folder: Path) -> dict[str, list[Path]]:
-    """Returns the version folders of each model, lowest first."""
-    if not folder.is_dir():
-        raise RepositoryError(f"model_repository: {folder} is not a folder")
-    found = {}
-    for model in _folders(folder):
-        versions = sorted(_folders(model), key=lambda path: version_key(path.name))
-        if versions:
-            found[model.name] = versions
+    def _take_in(self, key: Key, state: State) -> None:
+        old = key in self._loaded
+        try:
+            self._try(key, state)
+        except RepositoryError as error:
+            kept = ": the one that was loaded before stays" if old else ""
+            self._note_failure(key, f"left out: {error}{kept}")
         else:
-            logger.error("left out: model %s: %s holds no version folder", model.name, model)
-    if not found:
-        raise RepositoryError(
-            f"model_repository: {folder} holds no model (expected <name>/<version>/model.onnx)"
-        )
-    return found
+            self._publish_loaded()
+
+    def _try(self, key: Key, state: State) -> None:
+        """Loads a version beside what is there, and puts it in place if it stayed what it was.
+
+        Raises:
+            RepositoryError: it cannot be loaded.
+        """
+        folder = self._folder / key.name / key.version
+        self._tried[key] = state
+        try:
+            model = self._load(folder)
+        except RepositoryError:
+            raise
+        except Exception as error:  # whatever one model does, the others go on
+            logger.debug("loading failed", exc_info=True)
+            raise RepositoryError(f"{key}: {type(error).__name__}: {error}") from error
+        if read_state(folder) != state:
+            del self._tried[key]  # half of one and half of another, maybe: try again
+            raise RepositoryError(f"{key}: changed while it was loaded")
+        self._loaded[key] = model
+
+    def _drop(self, key: Key) -> None:
+        if key in self._loaded:
+            if why := self._needed(key):
+                self._say(key, f"{key} is gone from {self._folder}, but stays loaded: {why}")
+                return
+            del self._loaded[key]
+            logger.warning("unloaded %s: it is gone from %s", key, self._folder)
+            self._publish_loaded()
+        self._tried.pop(key, None)
+        self._said.pop(key, None)
+
+    def _needed(self, key: Key) -> str:
+        """Returns why a version that is gone must stay; empty: it need not."""
+        if self._pinned.get(key.name) == key.version:
+            return "default_versions names it"
+        others = [each for each in self._loaded if each.name == key.name and each != key]
+        if key.name == self._default and not others:
+            return "it is the default model's last version"
+        return ""
+
+    def _publish_loaded(self) -> None:
+        self._publish(Models([*self._loaded.values()], self._default, self._pinned))
+
+    def _choose_default(self, names: Sequence[str]) -> str:
+        has = f"{self._folder}, which holds {', '.join(names)}"
+        if self._default and self._default not in names:
+            raise RepositoryError(f"default_model: {self._default!r} is not in {has}")
+        if not self._default and len(names) > 1:
+            raise RepositoryError(
+                f"default_model: must be given, since {self._folder} holds {', '.join(names)}"
+            )
+        for name, version in self._pinned.items():
+            if Key(name, version) not in self._seen:
+                raise RepositoryError(f"default_versions: {Key(name, version)} is not in {has}")
+        return self._default or names[0]
+
+    def _require_loaded(self, failures: Mapping[Key, str]) -> None:
+        """Refuses to answer as another model or version than the one that was asked for."""
+        for key in [Key(*pin) for pin in self._pinned.items()]:
+            if key not in self._loaded:
+                raise RepositoryError(failures[key])
+        if not any(key.name == self._default for key in self._loaded):
+            raise RepositoryError([t for k, t in failures.items() if k.name == self._default][-1])
+
+    def _note_failure(self, key: Key, text: str) -> None:
+        logger.error(text)
+        self._on_failure(key.name)
+
+    def _say(self, about: Key | None, text: str) -> None:
+        """Logs what is wrong, once for as long as it stays wrong."""
+        if self._said.get(about) != text:
+            self._said[about] = text
+            logger.critical(text)
+
+    def _say_empty_models(self) -> None:
+        for name in empty_models(self._folder):
+            logger.error("left out: model %s: %s holds no version", name, self._folder / name)
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+def changed(
+    now: Mapping[Key, State], before: Mapping[Key, State], tried: Mapping[Key, State]
+) -> list[Key]:
+    """Returns the versions that are to be loaded: new or changed, and at rest. Pure."""
+    return [
+        key for key, state in now.items() if before.get(key) == state and tried.get(key) != state
+    ]
 
 
-def _choose_default(folder: Path, names: Sequence[str], default: str) -> str:
-    if default and default not in names:
-        raise RepositoryError(
-            f"default_model: {default!r} is not in {folder}, which holds {', '.join(names)}"
-        )
-    if not default and len(names) > 1:
-        raise RepositoryError(
-            f"default_model: must be given, since {folder} holds {', '.join(names)}"
-        )
-    return default or names[0]
-
-
-def _check_size(model: Model) -> None:
-    height, width = model.detector.input_size
-    said = model.spec.input
-    if said and (said.width, said.height) != (width, height):
-        raise RepositoryError(
-            f"model {model.name} version {model.version}: model.yaml: input: must be the model's "
-            f"{width} x {height} pixels (got {said.width} x {said.height})"
-        )
-
-
-def _log_loaded(model: Model) -> None:
-    height, width = model.detector.input_size
-    logger.info(
-        "loaded model %s version %s: %d labels, input %d x %d, %s",
-        model.name,
-        model.version,
-        len(model.detector.names),
-        width,
-        height,
-        model.detector.provider,
-    )
+def gone(now: Container[Key], before: Container[Key], known: Iterable[Key]) -> list[Key]:
+    """Returns the versions that are to be unloaded: not there, and not there before. Pure."""
+    return [key for key in known if key not in now and key not in before]
 
 
 def _not_found(reason: str, text: str) -> SightlineError:

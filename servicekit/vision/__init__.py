@@ -1,10 +1,11 @@
-"""Pictures in, detections out: what the edge's ONNX detector and the inference service share.
+"""Pictures in, findings out: what the edge's ONNX detector and the inference service share.
 
 Boxes are everywhere ``(x1, y1, x2, y2)`` in pixels of the *upright* picture: the one that
 `decode_image` returns, after its EXIF orientation has been applied. Nothing here reads a clock or a
-socket; only `OnnxDetector.load` reads a file.
+socket; only the `load` of a model reads a file.
 """
 
+from servicekit.vision.classify import Classes, Scores, decode_classes, softmax, to_logits
 from servicekit.vision.errors import ImageError, ModelError
 from servicekit.vision.images import (
     DEFAULT_LIMITS,
@@ -16,8 +17,12 @@ from servicekit.vision.images import (
 )
 from servicekit.vision.letterbox import Letterbox, letterbox_image
 from servicekit.vision.metadata import ModelMetadata, parse_metadata
+from servicekit.vision.network import OnnxNetwork
+from servicekit.vision.onnx_classifier import OnnxClassifier
 from servicekit.vision.onnx_model import OnnxDetector
-from servicekit.vision.onnx_session import OnnxSession
+from servicekit.vision.onnx_session import OnnxSession, TensorInfo
+from servicekit.vision.preprocess import Interpolation, Preprocess, preprocess_image
+from servicekit.vision.session_options import SessionOptions
 from servicekit.vision.yolo import (
     Detections,
     Layout,
@@ -28,16 +33,25 @@ from servicekit.vision.yolo import (
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "Classes",
     "Detections",
     "ImageError",
     "ImageInfo",
     "ImageLimits",
+    "Interpolation",
     "Layout",
     "Letterbox",
     "ModelError",
     "ModelMetadata",
+    "OnnxClassifier",
     "OnnxDetector",
+    "OnnxNetwork",
     "OnnxSession",
+    "Preprocess",
+    "Scores",
+    "SessionOptions",
+    "TensorInfo",
+    "decode_classes",
     "decode_end_to_end",
     "decode_image",
     "decode_yolov8",
@@ -45,5 +59,8 @@ __all__ = [
     "inspect_image",
     "letterbox_image",
     "parse_metadata",
+    "preprocess_image",
     "sha256",
+    "softmax",
+    "to_logits",
 ]

@@ -7,14 +7,19 @@ below or right), and the arithmetic of ``cv2.resize`` with ``INTER_LINEAR`` on 8
 ``modules/imgproc/src/resize.cpp``). Bits matter because quantised models amplify them: on YOLOv8n
 int8 the ideal interpolation, off by less than one grey level, moves confidences by up to 0.04;
 Pillow's ``BILINEAR`` antialiases and is off by up to 80 levels.
+
+Where OpenCV is installed it does the work itself, in a quarter of the time and without the
+interpreter's lock; a device does without it.
 """
 
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
-_PADDING = 114
+_GREY = np.float32(114) / np.float32(255)
 _ONE = 2048  # interpolation weights are multiples of 1/2048
 _BLOCK = 32  # rows done at a time, so that what lies between two steps stays in the cache
 
@@ -68,8 +73,13 @@ def letterbox_image(
         raise ValueError(f"image must be uint8 [H, W, 3], is {image.dtype} {list(image.shape)}")
     box = _place(image.shape[1], image.shape[0], size)
     columns, rows = round(box.scale_x * box.width), round(box.scale_y * box.height)
-    batch = np.full((1, 3, *size), np.float32(_PADDING) / np.float32(255), dtype=np.float32)
-    _resize(image, batch[0, :, box.pad_y : box.pad_y + rows, box.pad_x : box.pad_x + columns])
+    batch = np.empty((1, 3, *size), dtype=np.float32)
+    down, across = slice(box.pad_y, box.pad_y + rows), slice(box.pad_x, box.pad_x + columns)
+    for border in (np.s_[: down.start], np.s_[down.stop :]):
+        batch[0, :, border] = _GREY
+    for border in (np.s_[: across.start], np.s_[across.stop :]):
+        batch[0, :, down, border] = _GREY
+    _fill(image, batch[0, :, down, across])
     return batch, box
 
 
@@ -82,12 +92,33 @@ def _place(width: int, height: int, size: tuple[int, int]) -> Letterbox:
     return Letterbox(columns / width, rows / height, pad_x, pad_y, width, height)
 
 
-def _resize(image: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+@cache
+def _opencv() -> ModuleType | None:
+    """OpenCV's module, or None where it is not installed; the first call imports it."""
+    try:
+        import cv2
+    except ImportError:
+        return None
+    return cv2
+
+
+def _fill(image: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     """Resize ``[H, W, 3]`` into the planes ``[3, rows, columns]`` of `out`, in 0..1."""
     _, rows, columns = out.shape
-    if image.shape[:2] == (rows, columns):  # cameras are often set to the model's size
-        np.divide(image.transpose(2, 0, 1), 255, out=out, dtype=np.float32)
-        return
+    cv2 = _opencv()
+    if image.shape[:2] != (rows, columns):  # cameras are often set to the model's size
+        if cv2 is None:
+            _resize(image, out)
+            return
+        image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    planes = image.transpose(2, 0, 1) if cv2 is None else cv2.split(image)
+    for plane, level in zip(planes, out, strict=True):
+        np.divide(plane, 255, out=level, dtype=np.float32)
+
+
+def _resize(image: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """As `_fill`, for sizes that differ and without OpenCV."""
+    _, rows, columns = out.shape
     upper, lower, down = _taps(image.shape[0], rows)
     used, line_of = np.unique(np.concatenate([upper, lower]), return_inverse=True)
     narrow = _resize_lines(image, used, columns)

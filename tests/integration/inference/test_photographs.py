@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from servicekit.vision import OnnxDetector, decode_image
+from servicekit.vision import OnnxDetector, SessionOptions, decode_image
 from tests.integration.inference.process import Client, client, names, started
 
 
@@ -56,7 +56,7 @@ def test_what_is_in_the_photographs(served: Client, photographs: dict[str, bytes
 def test_the_answer_is_the_model_s_own(
     served: Client, photographs: dict[str, bytes], yolo: Path
 ) -> None:
-    own = OnnxDetector.load(yolo, intra_op_threads=1)
+    own = OnnxDetector.load(yolo, SessionOptions(intra_op_threads=1))
     expected = own.detect(decode_image(photographs["bus"]))
     found = served.infer(photographs["bus"]).results[0].detections
     assert [each.class_id for each in found] == expected.class_id.tolist()

@@ -1,37 +1,49 @@
-"""A device that dies is noticed; one that stumbles is not."""
+"""A device that dies is noticed; one that stumbles is not, nor a model that is at fault itself."""
 
-import asyncio
-import threading
-from types import SimpleNamespace
-from typing import cast
+from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from inference_service.device import DeviceCheck
 from inference_service.models.engine import Model
+from inference_service.models.loader import Runtime, load_model
 from servicekit.errors import SightlineError
-from servicekit.vision import ModelError
+from tests.unit.inference_service.failing_onnx import SIDE, choosy_model, mortal_model
+from tests.unit.inference_service.tiny_onnx import colour_model
+
+WARM_UP = 1  # runs
 
 
-class Device:
-    """Its warm-ups fail as it is told."""
-
-    def __init__(self, *, dead: bool) -> None:
-        self.dead = dead
-        self.warm_ups = 0
-        self.go = threading.Event()
-        self.go.set()
-
-    def warm_up(self) -> None:
-        self.warm_ups += 1
-        assert self.go.wait(10)
-        if self.dead:
-            raise ModelError("MODEL_RUN_FAILED", "CUDA error 700")
+@pytest.fixture
+def healthy(tmp_path: Path) -> Model:
+    return loaded(colour_model(tmp_path / "healthy" / "1" / "model.onnx"))
 
 
-def on(device: Device) -> Model:
-    return cast("Model", SimpleNamespace(name="plates", version="1", detector=device))
+def loaded(path: Path) -> Model:
+    return load_model(path.parent, Runtime())
+
+
+def dying(folder: Path, name: str = "dying") -> Model:
+    """A model whose next run is its last."""
+    return loaded(mortal_model(folder / name / "1" / "model.onnx", WARM_UP + 1))
+
+
+def dead(folder: Path, name: str = "dead") -> Model:
+    model = dying(folder, name)
+    assert fails(model, 0) is None
+    assert fails(model, 0) == "MODEL_RUN_FAILED"
+    return model
+
+
+def fails(model: Model, level: float) -> str | None:
+    """Returns the reason why a run on a grey picture fails."""
+    try:
+        model.run(np.full((1, 3, SIDE, SIDE), level, dtype=np.float32))
+    except SightlineError as error:
+        return error.reason
+    return None
 
 
 async def checked(check: DeviceCheck) -> None:
@@ -39,37 +51,64 @@ async def checked(check: DeviceCheck) -> None:
     await check._task
 
 
-async def test_a_run_that_fails_alone_changes_nothing() -> None:
-    check, device = DeviceCheck(), Device(dead=False)
-    check.suspect(on(device))
+async def test_a_run_that_fails_alone_changes_nothing(tmp_path: Path) -> None:
+    check = DeviceCheck()
+    model = loaded(choosy_model(tmp_path / "choosy" / "1" / "model.onnx"))
+    assert fails(model, 1) == "MODEL_RUN_FAILED"
+    check.suspect(model)
     await checked(check)
     assert check.alive
     check.require()
-    assert device.warm_ups == 1
 
 
-async def test_a_device_that_fails_again_is_dead() -> None:
+async def test_a_device_on_which_nothing_runs_is_dead_for_good(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     deaths: list[bool] = []
-    check, device = DeviceCheck(), Device(dead=True)
+    check = DeviceCheck()
     check.on_death = lambda: deaths.append(check.alive)
-    check.suspect(on(device))
+    first, second = dead(tmp_path, "a"), dead(tmp_path, "b")
+    check.suspect(first, [first, second])
     await checked(check)
     assert deaths == [False]
-    with pytest.raises(SightlineError) as caught:
-        check.require()
-    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
-    assert caught.value.reason == "DEVICE_DEAD"
+    assert "the device of model a is dead" in caplog.text
+    for _ in range(2):
+        with pytest.raises(SightlineError) as caught:
+            check.require()
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.reason == "DEVICE_DEAD"
+        task = check._task
+        check.suspect(second, [first, second])
+        assert check._task is task, "it is over: there is nothing to check any more"
 
 
-async def test_many_failures_are_one_check() -> None:
-    check, device = DeviceCheck(), Device(dead=False)
-    device.go.clear()
+async def test_a_model_that_fails_while_others_run_is_at_fault_itself(
+    tmp_path: Path, healthy: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    check, broken = DeviceCheck(), dead(tmp_path)
+    check.suspect(broken, [broken, healthy])
+    await checked(check)
+    assert check.alive
+    assert "model dead version 1 fails every run" in caplog.text
+
+
+async def test_what_runs_on_another_device_is_no_witness(tmp_path: Path, healthy: Model) -> None:
+    check, broken = DeviceCheck(), dead(tmp_path)
+    broken.network.session.providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    check.suspect(broken, [broken, healthy])
+    await checked(check)
+    assert not check.alive
+
+
+async def test_many_failures_are_one_check(healthy: Model) -> None:
+    check = DeviceCheck()
+    check.suspect(healthy)
+    task = check._task
     for _ in range(5):
-        check.suspect(on(device))
-        await asyncio.sleep(0)
-    device.go.set()
+        check.suspect(healthy)
+        assert check._task is task
     await checked(check)
-    assert device.warm_ups == 1
-    check.suspect(on(device))
+    check.suspect(healthy)
+    assert check._task is not task
     await checked(check)
-    assert device.warm_ups == 2
+    assert check.alive

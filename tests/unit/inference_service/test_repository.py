@@ -1,28 +1,27 @@
-"""What is loaded from a repository and what is refused; real ONNX files."""
+"""What is loaded from a repository, at the start and when it changes; real ONNX files."""
 
+import gc
+import os
 import random
+import shutil
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
 
 from inference_service.models.engine import Model
-from inference_service.models.repository import (
-    Models,
-    RepositoryError,
-    Runtime,
-    load_all,
-    load_model,
-    version_key,
-)
+from inference_service.models.folders import version_key
+from inference_service.models.loader import RepositoryError, Runtime, load_model
+from inference_service.models.repository import Models, Repository
 from servicekit.errors import SightlineError
+from servicekit.vision import SessionOptions
 from tests.unit.inference_service.tiny_onnx import colour_model
-
-CPU = Runtime(("CPUExecutionProvider",), 1)
 
 
 def load(path: Path) -> Model:
-    return load_model(path, CPU)
+    return load_model(path, Runtime())
 
 
 def repository(folder: Path, *versions: str) -> Path:
@@ -31,8 +30,48 @@ def repository(folder: Path, *versions: str) -> Path:
     return folder
 
 
-def loaded(models: Models) -> list[str]:
-    return [f"{model.name}/{model.version}" for model in models.all]
+def broken(folder: Path, version: str) -> None:
+    (folder / version).mkdir(parents=True, exist_ok=True)
+    (folder / version / "model.onnx").write_bytes(b"no model")
+
+
+class Followed:
+    """A repository, what it has published, and which models it could not load."""
+
+    def __init__(
+        self,
+        folder: Path,
+        default: str = "",
+        pinned: dict[str, str] | None = None,
+        load: Callable[[Path], Model] = load,
+    ) -> None:
+        self.models = Models([], "")
+        self.failures: list[str] = []
+        self.published = 0
+        self.repository = Repository(
+            folder,
+            default=default,
+            pinned=pinned or {},
+            load=load,
+            publish=self.publish,
+            on_failure=self.failures.append,
+        )
+        self.repository.start()
+
+    def publish(self, models: Models) -> None:
+        self.models = models
+        self.published += 1
+
+    def look(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.repository.look()
+
+    @property
+    def loaded(self) -> list[str]:
+        return [f"{model.name}/{model.version}" for model in self.models.all]
+
+    def labels(self, name: str = "", version: str = "") -> list[str]:
+        return list(self.models.find(name, version).network.names.values())
 
 
 def test_versions_are_ordered_as_people_order_them() -> None:
@@ -43,8 +82,9 @@ def test_versions_are_ordered_as_people_order_them() -> None:
 
 
 def test_all_versions_are_loaded_and_the_highest_is_the_default(tmp_path: Path) -> None:
-    models = load_all(repository(tmp_path, "a/2", "a/10", "a/9"), "", load)
-    assert loaded(models) == ["a/2", "a/9", "a/10"]
+    served = Followed(repository(tmp_path, "a/2", "a/10", "a/9"))
+    models = served.models
+    assert served.loaded == ["a/2", "a/9", "a/10"]
     assert models.find("", "").version == "10"
     assert models.find("a", "").version == "10"
     assert models.find("a", "9").version == "9"
@@ -52,7 +92,7 @@ def test_all_versions_are_loaded_and_the_highest_is_the_default(tmp_path: Path) 
 
 
 def test_unknown_names_and_versions(tmp_path: Path) -> None:
-    models = load_all(repository(tmp_path, "a/1", "a/2"), "", load)
+    models = Followed(repository(tmp_path, "a/1", "a/2")).models
     with pytest.raises(SightlineError, match="'b' is not loaded") as caught:
         models.find("b", "")
     assert caught.value.code is grpc.StatusCode.NOT_FOUND
@@ -66,27 +106,49 @@ def test_unknown_names_and_versions(tmp_path: Path) -> None:
 def test_a_default_must_be_chosen_among_several(tmp_path: Path) -> None:
     repository(tmp_path, "a/1", "b/1")
     with pytest.raises(RepositoryError, match=r"default_model: must be given.*holds a, b"):
-        load_all(tmp_path, "", load)
-    assert load_all(tmp_path, "b", load).find("", "").name == "b"
+        Followed(tmp_path)
+    assert Followed(tmp_path, "b").models.find("", "").name == "b"
 
 
 def test_a_default_must_be_there(tmp_path: Path) -> None:
     repository(tmp_path, "a/1")
     with pytest.raises(RepositoryError, match=r"default_model: 'x' is not in .* holds a"):
-        load_all(tmp_path, "x", load)
+        Followed(tmp_path, "x")
+
+
+def test_a_pinned_version_comes_before_the_highest(tmp_path: Path) -> None:
+    repository(tmp_path, "a/1", "a/2", "b/1", "b/2")
+    models = Followed(tmp_path, "a", {"b": "1"}).models
+    assert models.find("", "").version == "2"
+    assert models.find("b", "").version == "1"
+    assert models.find("b", "2").version == "2"
+    assert [models.is_default_version(m) for m in models.all] == [False, True, True, False]
+
+
+def test_a_pinned_version_must_be_there_and_work(tmp_path: Path) -> None:
+    repository(tmp_path, "a/1")
+    with pytest.raises(RepositoryError, match="default_versions: model a version 2 is not in"):
+        Followed(tmp_path, pinned={"a": "2"})
+    broken(tmp_path, "a/2")
+    with pytest.raises(RepositoryError, match=r"model a version 2: .*no model that can be loaded"):
+        Followed(tmp_path, pinned={"a": "2"})
 
 
 def test_no_folder_and_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"model_repository: .*nowhere is not a folder"):
-        load_all(tmp_path / "nowhere", "", load)
+        Followed(tmp_path / "nowhere")
     with pytest.raises(RepositoryError, match=r"model_repository: .* holds no model"):
-        load_all(tmp_path, "", load)
+        Followed(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RepositoryError, match=r"model_repository: .*file is not a folder"):
+        Followed(tmp_path / "file")
 
 
 def test_what_is_no_model_is_passed_over(tmp_path: Path) -> None:
     repository(tmp_path, "a/1", ".hidden/1", "a/.git")
     (tmp_path / "README.md").write_text("about the models")
-    assert loaded(load_all(tmp_path, "", load)) == ["a/1"]
+    served = Followed(tmp_path)
+    assert (served.loaded, served.failures) == (["a/1"], [])
 
 
 def test_a_model_without_versions_does_not_take_others_down(
@@ -94,13 +156,10 @@ def test_a_model_without_versions_does_not_take_others_down(
 ) -> None:
     repository(tmp_path, "a/1")
     (tmp_path / "b").mkdir()
-    assert loaded(load_all(tmp_path, "", load)) == ["a/1"]
-    assert "model b" in caplog.text
-
-
-def broken(folder: Path, version: str) -> None:
-    (folder / version).mkdir(parents=True)
-    (folder / version / "model.onnx").write_bytes(b"no model")
+    (tmp_path / "c").symlink_to("c")  # leads nowhere, for ever
+    assert Followed(tmp_path, "a").loaded == ["a/1"]
+    assert "left out: model b: " in caplog.text
+    assert "left out: model c: " in caplog.text
 
 
 def test_a_broken_model_does_not_take_others_down(
@@ -109,26 +168,279 @@ def test_a_broken_model_does_not_take_others_down(
     repository(tmp_path, "a/1", "b/1")
     broken(tmp_path, "b/2")
     broken(tmp_path, "c/1")
-    broken(tmp_path, "a/0")
-    models = load_all(tmp_path, "a", load)
-    assert loaded(models) == ["a/1", "b/1"]
-    assert models.find("b", "").version == "1"
-    assert "left out: model b version 2" in caplog.text
-    assert "left out: model c version 1" in caplog.text
-    assert "left out: model a version 0" in caplog.text
+    broken(tmp_path, "a/2")
+    served = Followed(tmp_path, "a")
+    assert served.loaded == ["a/1", "b/1"]
+    assert served.models.find("b", "").version == "1"
+    assert served.failures == ["a", "b", "c"]
+    for each in ("a version 2", "b version 2", "c version 1"):
+        assert f"left out: model {each}: " in caplog.text
 
 
-def test_a_broken_default_model_is_an_error_even_if_an_older_version_works(tmp_path: Path) -> None:
-    repository(tmp_path, "a/1")
+def test_a_default_model_of_which_no_version_works_is_an_error(tmp_path: Path) -> None:
+    repository(tmp_path, "b/1")
+    broken(tmp_path, "a/1")
     broken(tmp_path, "a/2")
     with pytest.raises(RepositoryError, match="model a version 2"):
-        load_all(tmp_path, "", load)
+        Followed(tmp_path, "a")
+
+
+def test_an_error_that_nobody_expected_of_a_model_is_its_own(tmp_path: Path) -> None:
+    repository(tmp_path, "a/1", "b/1")
+
+    def strange(path: Path) -> Model:
+        if path.parent.name == "b":
+            raise MemoryError("no room")
+        return load(path)
+
+    served = Followed(tmp_path, "a", load=strange)
+    assert (served.loaded, served.failures) == (["a/1"], ["b"])
+
+
+# While serving.
+
+
+def test_nothing_is_loaded_again_as_long_as_nothing_changes(tmp_path: Path) -> None:
+    served = Followed(repository(tmp_path, "a/1"))
+    before = served.models
+    served.look(3)
+    assert served.models is before
+
+
+def test_a_new_version_is_taken_in_once_it_is_at_rest(tmp_path: Path) -> None:
+    served = Followed(repository(tmp_path, "a/1"))
+    old = served.models.find("a", "1")
+    repository(tmp_path, "a/2", "b/1")
+    served.look()
+    assert served.loaded == ["a/1"]
+    served.look()
+    assert served.loaded == ["a/1", "a/2", "b/1"]
+    assert served.models.find("", "").version == "2"
+    assert served.models.find("a", "1") is old
+    assert served.published == 3
+
+
+def test_a_file_that_is_being_copied_is_left_alone(tmp_path: Path) -> None:
+    served = Followed(repository(tmp_path, "a/1"))
+    whole = colour_model(tmp_path / "whole.onnx").read_bytes()
+    (tmp_path / "a" / "2").mkdir()
+    with (tmp_path / "a" / "2" / "model.onnx").open("wb", buffering=0) as file:
+        for at in range(0, len(whole), 64):
+            file.write(whole[at : at + 64])
+            served.look()
+    assert (served.loaded, served.failures) == (["a/1"], [])
+    served.look(2)
+    assert served.loaded == ["a/1", "a/2"]
+
+
+def test_what_is_known_to_be_complete_is_taken_in_at_once(tmp_path: Path) -> None:
+    served = Followed(repository(tmp_path, "a/1"))
+    repository(tmp_path, "a/2")
+    shutil.rmtree(tmp_path / "a" / "1")
+    served.repository.look(settled=True)
+    assert served.loaded == ["a/2"]
+
+
+def in_place(folder: Path) -> None:
+    colour_model(folder / "model.onnx", names={0: "x", 1: "y", 2: "z"})
+
+
+def by_rename_of_the_file(folder: Path) -> None:
+    colour_model(folder / ".new.onnx", names={0: "x", 1: "y", 2: "z"})
+    (folder / ".new.onnx").rename(folder / "model.onnx")
+
+
+def by_rename_of_the_folder(folder: Path) -> None:
+    colour_model(folder.parent / ".new" / "model.onnx", names={0: "x", 1: "y", 2: "z"})
+    folder.rename(folder.parent / ".old")
+    (folder.parent / ".new").rename(folder)
+
+
+def by_another_yaml(folder: Path) -> None:
+    (folder / "model.yaml").write_text("labels: [x, y, z]")
+
+
+def with_the_old_times_and_size(folder: Path) -> None:
+    path = folder / "model.onnx"
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"'red'", b"'x  '"))
+    (folder / "model.yaml").write_text("")
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_place,
+        by_rename_of_the_file,
+        by_rename_of_the_folder,
+        by_another_yaml,
+        with_the_old_times_and_size,
+    ],
+)
+def test_a_changed_version_is_loaded_and_takes_the_old_one_s_place(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    served = Followed(repository(tmp_path, "a/1"))
+    old = weakref.ref(served.models.find("a", "1").network.session)
+    change(tmp_path / "a" / "1")
+    served.look(2)
+    assert served.labels()[0].strip() == "x"
+    gc.collect()
+    assert old() is None
+
+
+def test_links_that_point_elsewhere_are_followed(tmp_path: Path) -> None:
+    colour_model(tmp_path / "store" / "1" / "model.onnx")
+    colour_model(tmp_path / "store" / "2" / "model.onnx", names={0: "x", 1: "y", 2: "z"})
+    link = tmp_path / "models" / "a" / "1"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "store" / "1")
+    served = Followed(tmp_path / "models")
+    (tmp_path / "new").symlink_to(tmp_path / "store" / "2")
+    (tmp_path / "new").rename(link)
+    served.look(2)
+    assert served.labels() == ["x", "y", "z"]
+
+
+def test_a_change_that_does_not_load_leaves_the_old_one_and_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = Followed(repository(tmp_path, "a/1"))
+    before = served.models
+    broken(tmp_path, "a/1")
+    broken(tmp_path, "a/2")
+    served.look(5)
+    assert served.models is before
+    assert served.failures == ["a", "a"]
+    assert caplog.text.count("left out: model a version 1") == 1
+    assert "the one that was loaded before stays" in caplog.text
+    colour_model(tmp_path / "a" / "2" / "model.onnx")
+    served.look(2)
+    assert served.loaded == ["a/1", "a/2"]
+    assert served.failures == ["a", "a"]
+
+
+def test_a_version_that_changes_while_it_is_loaded_is_loaded_again(tmp_path: Path) -> None:
+    changes = [lambda path: (path / "model.yaml").write_text("labels: [x, y, z]")]
+
+    def slow(path: Path) -> Model:
+        model = load(path)
+        while path.name == "2" and changes:
+            changes.pop()(path)
+        return model
+
+    served = Followed(repository(tmp_path, "a/1"), load=slow)
+    repository(tmp_path, "a/2")
+    served.look(2)
+    assert served.loaded == ["a/1"]
+    served.look(2)
+    assert served.labels() == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_a_version_that_goes_while_it_is_loaded_is_gone(
+    tmp_path: Path, *, loaded_before: bool
+) -> None:
+    goes: list[Path] = []
+
+    def slow(path: Path) -> Model:
+        model = load(path)
+        if path in goes:
+            shutil.rmtree(path)
+        return model
+
+    served = Followed(repository(tmp_path, "a/1", *["a/2"] * loaded_before), load=slow)
+    goes.append(tmp_path / "a" / "2")
+    repository(tmp_path, "a/2")
+    served.look(4)
+    assert served.loaded == ["a/1"]
+
+
+def test_a_version_that_is_gone_is_unloaded(tmp_path: Path) -> None:
+    served = Followed(repository(tmp_path, "a/1", "a/2", "b/1"), "a")
+    gone = weakref.ref(served.models.find("a", "2").network.session)
+    used = served.models.find("b", "1")
+    shutil.rmtree(tmp_path / "a" / "2")
+    shutil.rmtree(tmp_path / "b")
+    served.look()
+    assert served.loaded == ["a/1", "a/2", "b/1"], "it may be on its way to another place"
+    served.look()
+    assert served.loaded == ["a/1"]
+    gc.collect()
+    assert gone() is None
+    used.network.warm_up()  # who still has it can still use it
+    repository(tmp_path, "a/2")
+    served.look(2)
+    assert served.loaded == ["a/1", "a/2"]
+
+
+def test_the_default_model_s_last_version_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = Followed(repository(tmp_path, "a/1", "b/1"), "a")
+    shutil.rmtree(tmp_path / "a")
+    served.look(4)
+    assert served.loaded == ["a/1", "b/1"]
+    assert caplog.text.count("stays loaded: it is the default model's last version") == 1
+    repository(tmp_path, "a/2")
+    served.look(2)
+    assert served.loaded == ["a/2", "b/1"]
+
+
+def test_a_pinned_version_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    served = Followed(repository(tmp_path, "a/1", "a/2"), pinned={"a": "1"})
+    shutil.rmtree(tmp_path / "a" / "1")
+    served.look(2)
+    assert served.loaded == ["a/1", "a/2"]
+    assert "stays loaded: default_versions names it" in caplog.text
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_repository_that_is_away_takes_no_model_with_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, empty: bool
+) -> None:
+    folder = repository(tmp_path / "models", "a/1", "b/1")
+    served = Followed(folder, "a")
+    before = served.models
+    folder.rename(tmp_path / "away")
+    if empty:
+        folder.mkdir()
+    served.look(3)
+    assert served.models is before
+    assert caplog.text.count("the models that are loaded stay") == 1
+    if empty:
+        folder.rmdir()
+    (tmp_path / "away").rename(folder)
+    served.look(3)
+    assert served.models is before
+
+
+def test_a_model_whose_folder_cannot_be_read_just_now_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Followed(repository(tmp_path, "a/1", "b/1"), "a")
+    real = os.scandir
+
+    def stale(path: Path) -> object:
+        if Path(path) == tmp_path / "b":
+            raise OSError(116, "Stale file handle")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", stale)
+    repository(tmp_path, "a/2")
+    served.look(3)
+    assert served.loaded == ["a/1", "a/2", "b/1"]
+
+
+# One version.
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "1").mkdir(parents=True)
     with pytest.raises(RepositoryError, match=r"model a version 1: .*model\.onnx"):
-        load_all(tmp_path, "", load)
+        Followed(tmp_path)
 
 
 def yaml(folder: Path, text: str) -> Path:
@@ -139,9 +451,9 @@ def yaml(folder: Path, text: str) -> Path:
 
 def test_labels_come_from_the_yaml_or_the_metadata(tmp_path: Path) -> None:
     path = yaml(tmp_path, "")
-    assert list(load(path).detector.names.values()) == ["red", "green", "blue"]
+    assert list(load(path).network.names.values()) == ["red", "green", "blue"]
     (path / "model.yaml").write_text("labels: [rot, grün, blau]")
-    assert list(load(path).detector.names.values()) == ["rot", "grün", "blau"]
+    assert list(load(path).network.names.values()) == ["rot", "grün", "blau"]
 
 
 def test_labels_that_nobody_gives(tmp_path: Path) -> None:
@@ -178,6 +490,6 @@ def test_a_model_for_another_task_is_refused(tmp_path: Path) -> None:
 
 def test_a_provider_that_is_missing_is_refused(tmp_path: Path) -> None:
     path = repository(tmp_path, "a/1") / "a" / "1"
-    asked = Runtime(("NoSuchExecutionProvider", "CPUExecutionProvider"), 1)
+    asked = SessionOptions(("NoSuchExecutionProvider", "CPUExecutionProvider"), 1)
     with pytest.raises(RepositoryError, match="NoSuchExecutionProvider"):
-        load_model(path, asked)
+        load_model(path, Runtime(asked))

@@ -22,6 +22,7 @@ def colour_model(
     side: int = SIDE,
     matmuls: int = 0,
     task: str = "detect",
+    batches: bool = False,
 ) -> Path:
     """Writes a model that sees one box, whose class is the picture's strongest colour.
 
@@ -33,25 +34,28 @@ def colour_model(
         side: of the square input, in pixels.
         matmuls: products of 512 x 512 matrices that a run costs on top, some milliseconds each.
         task: as the metadata says.
+        batches: whether it takes any number of pictures at once; else one.
     """
     nodes = [
         helper.make_node("ReduceMean", ["images"], ["mean"], axes=[2, 3], keepdims=0),
         helper.make_node("Reshape", ["mean", "score_shape"], ["scores"]),
         *_waste(matmuls),
-        helper.make_node("Concat", ["wasted" if matmuls else "box", "scores"], ["output0"], axis=1),
+        *_per_picture("wasted" if matmuls else "box"),
+        helper.make_node("Concat", ["boxes", "scores"], ["output0"], axis=1),
     ]
     constants = [
-        numpy_helper.from_array(np.array([1, 3, 1], dtype=np.int64), "score_shape"),
+        numpy_helper.from_array(np.array([0, 3, 1], dtype=np.int64), "score_shape"),
         numpy_helper.from_array(np.array(BOX, dtype=np.float32).reshape(1, 4, 1), "box"),
+        numpy_helper.from_array(np.array([0.0], dtype=np.float32), "zero"),
     ]
     if matmuls:
         constants.append(numpy_helper.from_array(np.eye(512, dtype=np.float32), "eye"))
-        constants.append(numpy_helper.from_array(np.array([0.0], dtype=np.float32), "zero"))
+    count = "batch" if batches else 1
     graph = helper.make_graph(
         nodes,
         "colours",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, side, side])],
-        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 7, 1])],
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [count, 3, side, side])],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [count, 7, 1])],
         constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
@@ -62,6 +66,15 @@ def colour_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
     return path
+
+
+def _per_picture(box: str) -> Sequence[onnx.NodeProto]:
+    """The nodes that repeat the box for every picture."""
+    return [
+        helper.make_node("ReduceMax", ["scores"], ["highest"], axes=[1], keepdims=1),
+        helper.make_node("Mul", ["highest", "zero"], ["none"]),
+        helper.make_node("Add", [box, "none"], ["boxes"]),
+    ]
 
 
 def _waste(matmuls: int) -> Sequence[onnx.NodeProto]:

@@ -12,7 +12,7 @@ import yaml
 from models.average_precision import iou_matrix
 from models.evaluate import MODEL, evaluate
 from models.plates import CLASS_NAMES, Plate, camera
-from servicekit.vision import Layout, OnnxDetector, parse_metadata
+from servicekit.vision import Layout, OnnxDetector, SessionOptions, parse_metadata
 
 MODEL_CARD = MODEL.with_name("model.yaml")
 # Neither a camera of the demo nor of the evaluation.
@@ -38,7 +38,7 @@ def card() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def detector() -> OnnxDetector:
     pytest.importorskip("onnxruntime", reason="the demo model runs in ONNX Runtime")
-    return OnnxDetector.load(MODEL, intra_op_threads=1)
+    return OnnxDetector.load(MODEL, SessionOptions(intra_op_threads=1))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,8 @@
-"""Letterbox against OpenCV, bit for bit, and boxes there and back."""
+"""Letterbox against OpenCV, bit for bit and on both ways there, and boxes there and back."""
+
+import subprocess
+import sys
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -34,19 +38,53 @@ def opencv_letterbox(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return planes
 
 
+def without_opencv(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """What a device makes of a picture that has no OpenCV."""
+    with patch("servicekit.vision.letterbox._opencv", lambda: None):
+        return letterbox_image(image, size)[0]
+
+
 @given(sides, sides, grids, grids)
 def test_pixels_are_opencvs(width: int, height: int, rows: int, columns: int) -> None:
     image = noise(height, width)
+    expected = opencv_letterbox(image, (rows, columns))
     ours, _ = letterbox_image(image, (rows, columns))
     assert ours.dtype == np.float32
-    assert np.array_equal(ours, opencv_letterbox(image, (rows, columns)))
+    assert np.array_equal(ours, expected)
+    assert np.array_equal(without_opencv(image, (rows, columns)), expected)
 
 
 @pytest.mark.parametrize("shape", [(1080, 810), (720, 1280), (480, 640), (2160, 3840), (640, 640)])
 def test_pixels_of_camera_sizes_are_opencvs(shape: tuple[int, int]) -> None:
     image = noise(*shape)
-    ours, _ = letterbox_image(image, (640, 640))
-    assert np.array_equal(ours, opencv_letterbox(image, (640, 640)))
+    expected = opencv_letterbox(image, (640, 640))
+    assert np.array_equal(letterbox_image(image, (640, 640))[0], expected)
+    assert np.array_equal(without_opencv(image, (640, 640)), expected)
+
+
+@pytest.mark.parametrize("view", [np.s_[:, ::-1], np.s_[::-1], np.s_[::2, 3:40], np.s_[..., ::-1]])
+def test_views_are_pictures_too(view: tuple[slice, ...]) -> None:
+    image = noise(90, 70)
+    image.flags.writeable = False
+    ours, _ = letterbox_image(image[view], (64, 64))
+    assert np.array_equal(ours, opencv_letterbox(np.ascontiguousarray(image[view]), (64, 64)))
+
+
+def test_without_opencv_numpy_does_the_work() -> None:
+    program = """
+import sys
+sys.modules["cv2"] = None  # what the import system makes an ImportError of
+import numpy as np
+from servicekit.vision import letterbox_image
+print(letterbox_image(np.full((9, 7, 3), 255, np.uint8), (32, 32))[0].max())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "1.0"), done.stderr
+
+
+def test_opencv_is_imported_with_the_first_picture_only() -> None:
+    check = "import sys, servicekit.vision; sys.exit('cv2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 @given(sides, sides, grids, grids, st.data())

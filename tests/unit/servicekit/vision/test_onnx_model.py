@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from servicekit.vision import Layout, ModelError, OnnxDetector
+from servicekit.vision import Layout, ModelError, OnnxDetector, SessionOptions
 from tests.unit.servicekit.vision.models import (
     END_TO_END,
     LABELS,
@@ -32,9 +32,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-def refusal(path: Path, **options: object) -> ModelError:
+def refusal(path: Path, *positional: object, **options: object) -> ModelError:
     with pytest.raises(ModelError) as caught:
-        OnnxDetector.load(path, **options)  # type: ignore[arg-type]
+        OnnxDetector.load(path, *positional, **options)  # type: ignore[arg-type]
     return caught.value
 
 
@@ -173,7 +173,7 @@ def test_a_file_that_is_no_model_is_named(path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("asked", [[], ["NoSuchExecutionProvider", CPU]])
 def test_a_provider_that_does_not_exist_is_refused(path: Path, asked: list[str]) -> None:
-    error = refusal(save_detector(path), providers=asked)
+    error = refusal(save_detector(path), SessionOptions(tuple(asked)))
     assert error.reason == "MODEL_PROVIDER_UNAVAILABLE"
     assert f"{asked} were asked for, there are {onnxruntime.get_available_providers()}" in (
         error.message
@@ -188,7 +188,7 @@ def test_a_gpu_that_is_not_there_is_refused_not_replaced(
     if asked[0] in onnxruntime.InferenceSession(path, providers=asked).get_providers():
         pytest.skip("this machine has the GPU whose absence is tested")
     capsys.readouterr()
-    error = refusal(path, providers=asked)
+    error = refusal(path, SessionOptions(tuple(asked)))
     assert error.reason == "MODEL_PROVIDER_UNAVAILABLE"
     assert str(asked) in error.message
     assert "Falling back" not in capsys.readouterr().out  # ONNX Runtime's own word for it
@@ -198,7 +198,7 @@ def test_a_missing_gpu_names_what_the_session_has(path: Path) -> None:
     save_detector(path)
     if CUDA in onnxruntime.InferenceSession(path, providers=[CUDA, CPU]).get_providers():
         pytest.skip("this machine has CUDA")
-    assert refusal(path, providers=[CUDA, CPU]).message.count(CPU) == 2
+    assert refusal(path, SessionOptions((CUDA, CPU))).message.count(CPU) == 2
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 64, 96), (1, 3, 96, 64), (3, 64, 96), (1, 1, 64, 96)])
@@ -217,6 +217,22 @@ def test_a_run_that_fails_says_so_and_the_next_one_runs(path: Path) -> None:
     assert len(detector.detect(flat(0))) == 1
 
 
+@pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (4, [1, 4])])
+def test_warm_up_runs_the_smallest_and_the_largest_batch(
+    path: Path, rows: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = OnnxDetector.load(save_detector(path, shape=("n", 3, 64, 96)))
+    run, seen = detector.session.run, []
+
+    def counted(batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        seen.append(len(batch))
+        return run(batch)
+
+    monkeypatch.setattr(detector.session, "run", counted)
+    detector.warm_up(rows)
+    assert seen == sizes
+
+
 def test_an_output_of_nan_is_an_error(path: Path) -> None:
     broken = YOLOV8.copy()
     broken[0, 1] = np.nan
@@ -226,7 +242,7 @@ def test_an_output_of_nan_is_an_error(path: Path) -> None:
 
 
 def test_threads_get_their_own_answers(path: Path) -> None:
-    detector = OnnxDetector.load(save_detector(path), intra_op_threads=1)
+    detector = OnnxDetector.load(save_detector(path), SessionOptions(intra_op_threads=1))
     levels = [100 + n for n in range(64)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda level: detector.detect(flat(level), confidence=0.2), levels))

@@ -1,0 +1,141 @@
+"""Loads one version of a model from its folder: the network, how it is run, and a warm-up."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from inference_service.models.engine import Model
+from inference_service.models.model_spec import (
+    ModelSpec,
+    ModelSpecError,
+    check_defect_labels,
+    read,
+)
+from inference_service.serving.admission import Lane
+from servicekit.vision import (
+    ModelError,
+    OnnxClassifier,
+    OnnxDetector,
+    OnnxSession,
+    SessionOptions,
+)
+from servicekit.vision.session_options import CPU
+
+logger = logging.getLogger(__name__)
+
+_GPU_BATCH = 8
+_GPU_INSTANCES = 2  # one runs, the next is prepared; more only share the device
+
+
+class RepositoryError(Exception):
+    """A model or a repository that cannot be used. One sentence, which names the folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How models are run, where their `model.yaml` does not say otherwise."""
+
+    session: SessionOptions = field(default_factory=SessionOptions)
+    max_batch_size: int | None = None
+    """Rows of one run at most, >= 1, of models that take any number; None: 8 on a GPU, and 1 on
+    CPUs, which gain nothing by batches but keep the first waiting for the last."""
+    batch_wait: float = 0.0
+    """Seconds that a batch that is not full waits for more, >= 0."""
+
+
+def load_model(path: Path, runtime: Runtime) -> Model:
+    """Loads and warms up the model in the folder `<name>/<version>`; blocks.
+
+    Raises:
+        RepositoryError: the model or its `model.yaml` cannot be used.
+    """
+    try:
+        return load_files(
+            path.parent.name, path.name, path / "model.onnx", path / "model.yaml", runtime
+        )
+    except (ModelError, ModelSpecError) as error:
+        raise RepositoryError(f"model {path.parent.name} version {path.name}: {error}") from error
+
+
+def load_files(name: str, version: str, onnx: Path, yaml: Path, runtime: Runtime) -> Model:
+    """Loads and warms up a model from its files; blocks.
+
+    Args:
+        name: of the model that is made.
+        version: of the same.
+        onnx: the network.
+        yaml: what its owner says; may be missing.
+        runtime: how it is run.
+
+    Raises:
+        ModelError: the network cannot be used.
+        ModelSpecError: the same of the other file.
+    """
+    said = read(yaml)
+    session = OnnxSession.load(onnx, runtime.session)
+    spec = _with_task(said, session)
+    network = _NETWORKS[spec.task](session, spec)
+    check_defect_labels(spec, network.names)
+    _check_size(spec, network)
+    lane = choose_lane(spec, network, runtime)
+    network.warm_up(lane.max_rows)
+    model = Model(name, version, spec, network, lane)
+    _log_loaded(model)
+    return model
+
+
+def choose_lane(spec: ModelSpec, network: OnnxDetector | OnnxClassifier, runtime: Runtime) -> Lane:
+    """Returns how a model is run: what its file allows, its owner says, and else the server."""
+    on_cpu = network.provider == CPU
+    most = spec.batching.max_size or runtime.max_batch_size or (1 if on_cpu else _GPU_BATCH)
+    rows = network.batch_size or most
+    asked_wait = spec.batching.max_wait_ms
+    wait = runtime.batch_wait if asked_wait is None else asked_wait / 1000
+    return Lane(rows, wait if rows > 1 else 0.0, None if on_cpu else _GPU_INSTANCES)
+
+
+def _with_task(spec: ModelSpec, session: OnnxSession) -> ModelSpec:
+    """Returns the spec with the task that the exporter names, if the owner names none."""
+    if "task" in spec.model_fields_set or session.metadata.get("task") != "classify":
+        return spec
+    return spec.model_copy(update={"task": "classify"})
+
+
+def _make_detector(session: OnnxSession, spec: ModelSpec) -> OnnxDetector:
+    return OnnxDetector(session, spec.labels)
+
+
+def _make_classifier(session: OnnxSession, spec: ModelSpec) -> OnnxClassifier:
+    preprocess = spec.preprocess.to_vision() if spec.preprocess else None
+    return OnnxClassifier(session, spec.labels, preprocess=preprocess, scores=spec.scores)
+
+
+_NETWORKS: dict[str, Callable[[OnnxSession, ModelSpec], OnnxDetector | OnnxClassifier]] = {
+    "detect": _make_detector,
+    "classify": _make_classifier,
+}
+
+
+def _check_size(spec: ModelSpec, network: OnnxDetector | OnnxClassifier) -> None:
+    height, width = network.input_size
+    if spec.input and (spec.input.width, spec.input.height) != (width, height):
+        raise ModelSpecError(
+            f"model.yaml: input: must be the model's {width} x {height} pixels "
+            f"(got {spec.input.width} x {spec.input.height})"
+        )
+
+
+def _log_loaded(model: Model) -> None:
+    height, width = model.network.input_size
+    logger.info(
+        "loaded model %s version %s: %s, %d labels, input %d x %d, batches of %d, %s",
+        model.name,
+        model.version,
+        model.spec.task,
+        len(model.network.names),
+        width,
+        height,
+        model.lane.max_rows,
+        model.network.provider,
+    )

@@ -1,0 +1,158 @@
+"""A model on its way into a repository: what is checked, what is copied, and what is refused."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import external_data_helper
+
+from inference_service.models.check import check_files, files
+from inference_service.models.folders import Key
+from inference_service.models.install import install, next_version
+from inference_service.models.loader import RepositoryError, Runtime, load_model
+from servicekit.vision import SessionOptions
+from tests.unit.inference_service.classifier_onnx import colour_classifier
+from tests.unit.inference_service.tiny_onnx import colour_model
+
+RUNTIME = Runtime()
+
+
+def put(file: Path, repository: Path, name: str = "a", version: str = "") -> Path:
+    onnx_file, yaml = files(file)
+    folder, _ = install(onnx_file, yaml, repository, Key(name, version), RUNTIME)
+    return folder
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_detector_is_described(tmp_path: Path) -> None:
+    checked = check_files(*files(colour_model(tmp_path / "best.onnx")), RUNTIME)
+    assert (checked.task, checked.output) == ("detect", "yolov8")
+    assert checked.labels == ("red", "green", "blue")
+    assert (checked.input_width, checked.input_height, checked.batch) == (64, 64, 1)
+    assert (checked.provider, checked.temperature) == ("CPUExecutionProvider", None)
+    assert checked.run_ms > 0
+
+
+def test_a_classifier_is_described(tmp_path: Path) -> None:
+    colour_classifier(tmp_path / "model.onnx")
+    (tmp_path / "model.yaml").write_text("task: classify\ntemperature: 1.5")
+    checked = check_files(*files(tmp_path), RUNTIME)
+    assert (checked.task, checked.output, checked.temperature) == ("classify", "logits", 1.5)
+    assert (checked.input_width, checked.input_height, checked.batch) == (8, 8, None)
+
+
+def test_the_exporter_says_the_task_if_nobody_else_does(tmp_path: Path) -> None:
+    path = colour_classifier(tmp_path / "best.onnx", task="classify", probabilities=True)
+    checked = check_files(*files(path), RUNTIME)
+    assert (checked.task, checked.output) == ("classify", "probabilities")
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"nowhere\.onnx.*Give an \.onnx file"):
+        check_files(*files(tmp_path / "nowhere.onnx"), RUNTIME)
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(RepositoryError, match=r"text\.onnx is no model.*Export it again"):
+        check_files(*files(tmp_path / "text.onnx"), RUNTIME)
+
+
+def test_a_model_that_lacks_something_gets_a_hint(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"'names' is missing.*labels: \["):
+        check_files(*files(colour_model(tmp_path / "a.onnx", names=None)), RUNTIME)
+    with pytest.raises(RepositoryError, match=r"neither .* Is `task` in model\.yaml right"):
+        check_files(*files(colour_classifier(tmp_path / "b.onnx")), RUNTIME)
+    other = Runtime(SessionOptions(("NoSuchExecutionProvider",)))
+    with pytest.raises(RepositoryError, match=r"NoSuchExecutionProvider.*\. Install"):
+        check_files(*files(colour_model(tmp_path / "c.onnx")), other)
+
+
+def test_a_model_whose_answers_are_nonsense_does_not_pass(tmp_path: Path) -> None:
+    path = colour_classifier(tmp_path / "model.onnx")
+    (tmp_path / "model.yaml").write_text("task: classify\noutput: probabilities")
+    with pytest.raises(RepositoryError, match=r"must be probabilities.*Is `output`"):
+        check_files(*files(path), RUNTIME)
+
+
+def test_versions_are_counted_on(tmp_path: Path) -> None:
+    file, repository = colour_model(tmp_path / "best.onnx"), tmp_path / "models"
+    assert put(file, repository) == repository / "a" / "1"
+    assert put(file, repository) == repository / "a" / "2"
+    assert put(file, repository, version="9.3-rc") == repository / "a" / "9.3-rc"
+    assert put(file, repository) == repository / "a" / "10"
+    assert load_model(repository / "a" / "10", RUNTIME).version == "10"
+
+
+@pytest.mark.parametrize(
+    ("there", "following"),
+    [([], "1"), (["1", "9", "10"], "11"), (["rc"], "1"), (["2026-01-02"], "2027"), ([".5"], "1")],
+)
+def test_next_version(tmp_path: Path, there: list[str], following: str) -> None:
+    for name in there:
+        (tmp_path / name).mkdir()
+    (tmp_path / "77").write_text("no folder")
+    assert next_version(tmp_path) == following
+    assert next_version(tmp_path / "nowhere") == "1"
+
+
+def test_the_yaml_goes_along(tmp_path: Path) -> None:
+    colour_model(tmp_path / "best.onnx")
+    (tmp_path / "model.yaml").write_text("labels: [x, y, z]")
+    folder = put(tmp_path / "best.onnx", tmp_path / "models")
+    assert list(load_model(folder, RUNTIME).network.names.values()) == ["x", "y", "z"]
+    assert everything(tmp_path / "models") == ["a", "a/1", "a/1/model.onnx", "a/1/model.yaml"]
+
+
+def with_external_data(path: Path, data: str) -> Path:
+    model = onnx.load(colour_model(path, matmuls=1))
+    external_data_helper.convert_model_to_external_data(model, location=data, size_threshold=1024)
+    onnx.save(model, path)
+    assert (path.parent / data).exists()
+    return path
+
+
+def test_external_data_goes_along(tmp_path: Path) -> None:
+    path = with_external_data(tmp_path / "best.onnx", "weights.bin")
+    folder = put(path, tmp_path / "models")
+    assert sorted(each.name for each in folder.iterdir()) == ["model.onnx", "weights.bin"]
+    path.with_name("weights.bin").unlink()
+    load_model(folder, RUNTIME)
+
+
+def test_external_data_that_is_not_found_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    path = with_external_data(tmp_path / "best.onnx", "deeper/weights.bin")
+    with pytest.raises(RepositoryError, match="external data"):
+        put(path, tmp_path / "models")
+    assert everything(tmp_path / "models") == ["a"]
+
+
+def test_what_is_there_is_never_written_over(tmp_path: Path) -> None:
+    file, repository = colour_model(tmp_path / "best.onnx"), tmp_path / "models"
+    put(file, repository, version="1")
+    before = (repository / "a" / "1" / "model.onnx").stat()
+    with pytest.raises(RepositoryError, match="model a version 1 is there already"):
+        put(file, repository, version="1")
+    assert (repository / "a" / "1" / "model.onnx").stat() == before
+
+
+def test_a_model_that_does_not_work_is_not_put_there(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_text("no model")
+    with pytest.raises(RepositoryError, match=r"bad\.onnx is no model"):
+        put(tmp_path / "bad.onnx", tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(("name", "version"), [("", ""), ("../x", ""), ("a", ".1"), ("a", "1/2")])
+def test_names_that_no_repository_takes(tmp_path: Path, name: str, version: str) -> None:
+    file = colour_model(tmp_path / "best.onnx")
+    with pytest.raises(RepositoryError, match=r"--(name|version): must be 1 to 128"):
+        put(file, tmp_path / "models", name, version)
+
+
+def test_a_repository_that_cannot_be_written(tmp_path: Path) -> None:
+    file = colour_model(tmp_path / "best.onnx")
+    (tmp_path / "models").write_text("no folder")
+    with pytest.raises(RepositoryError, match=r"models.*: Not a directory"):
+        put(file, tmp_path / "models")
