@@ -1,0 +1,114 @@
+"""The same on an accelerator: what the service adds there, and what its batches gain."""
+
+import contextlib
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import uvloop
+
+from bench.infer import parts, servers
+from bench.infer.figures import Closed, median_ratio, milliseconds
+from bench.infer.load import closed_loop
+from bench.infer.parts import Options, Row
+from bench.infer.servers import Case, Server
+from bench.infer.work import Work
+from servicekit.vision import ModelError
+from servicekit.vision.session_options import CPU, CUDA
+
+BATCH = 16
+CALLERS = 2 * BATCH
+"""So that a batch can fill up while another runs."""
+UNBATCHED, BATCHED = "batch_1", f"batch_{BATCH}"
+_BATCH_WAIT_MS = 2
+
+
+def row(folder: Path, picture: bytes | None, probe: Path, options: Options) -> Row:
+    """Returns the figures on CUDA, or why there are none.
+
+    Args:
+        folder: for models.
+        picture: of a bus. None: there is none.
+        probe: a small model to try CUDA with.
+        options: how long to measure.
+    """
+    providers = (CUDA, CPU)
+    why = "ultralytics, which has the model, is not installed" if picture is None else None
+    why = why or unusable(providers, probe)
+    if picture is None or why:
+        return {"part": "cuda", "measured": False, "why": why}
+    model = export_yolov8n(folder)
+    found = measure(repositories(folder, model, picture), providers, options)
+    return {"part": "cuda", "measured": True, **found}
+
+
+def unusable(providers: Sequence[str], model: Path) -> str | None:
+    """Returns why a model cannot be run by these providers; None: it can."""
+    try:
+        Work(model, tuple(providers))
+    except ModelError as error:
+        return f"{providers[0]} cannot be used: {' '.join(error.message.split())}"
+    return None
+
+
+def export_yolov8n(folder: Path) -> Path:
+    """Returns YOLOv8n from ultralytics' architecture file: untrained, any number of pictures."""
+    os.environ.setdefault("YOLO_OFFLINE", "true")
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    from ultralytics import YOLO
+
+    # ultralytics says there what it does, and writes where it is.
+    with redirect_stdout(sys.stderr), contextlib.chdir(folder):
+        exported = YOLO("yolov8n.yaml", task="detect").export(format="onnx", dynamic=True)
+        return Path(exported).absolute()
+
+
+def repositories(folder: Path, model: Path, picture: bytes) -> dict[int, Case]:
+    """Returns the case of a model by how many pictures its runs may take at most."""
+    cases = {}
+    for size in (1, BATCH):
+        name = f"batch{size}"
+        version = folder / f"repository{size}" / name / "1"
+        version.mkdir(parents=True)
+        shutil.copy(model, version / "model.onnx")
+        said = f"batching: {{max_size: {size}, max_wait_ms: {_BATCH_WAIT_MS}}}\n"
+        (version / "model.yaml").write_text(said)
+        cases[size] = Case(name, version.parents[1], picture)
+    return cases
+
+
+def measure(cases: dict[int, Case], providers: Sequence[str], options: Options) -> Row:
+    """Returns what the service adds to one call, and what batches gain with many callers."""
+    flags = ["--providers", ",".join(providers), "--queue-size", str(4 * CALLERS)]
+    with (
+        servers.ours(cases[BATCH], *flags) as batched,
+        servers.ours(cases[1], *flags) as single,
+    ):
+        work = Work(cases[BATCH].model, tuple(providers))
+        taken = uvloop.run(parts.one_by_one(work, cases[BATCH], [batched], options.calls))
+        loops = parts.rounds(
+            {
+                UNBATCHED: _loop(single, options.seconds),
+                BATCHED: _loop(batched, options.seconds),
+            },
+            options.rounds,
+        )
+    rates = {name: [one.per_s for one in own] for name, own in loops.items()}
+    alone = parts.median_seconds(taken[parts.IN_PROCESS])
+    return {
+        "provider": providers[0],
+        "in_process_p50_ms": milliseconds(alone),
+        "added_p50_ms": milliseconds(parts.median_seconds(taken[servers.OURS]) - alone),
+        "concurrency": CALLERS,
+        "rounds": options.rounds,
+        **{f"{name}_per_s": round(statistics.median(own), 1) for name, own in rates.items()},
+        "batching_gain": round(median_ratio(rates[BATCHED], rates[UNBATCHED]), 3),
+    }
+
+
+def _loop(server: Server, seconds: float) -> Callable[[], Closed]:
+    return lambda: uvloop.run(closed_loop(server.connect, CALLERS, seconds))

@@ -1,0 +1,120 @@
+"""Loads: callers that wait for one another's turn, arrivals that wait for nobody, and probes."""
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bench.infer.clients import Caller, Connect
+from bench.infer.figures import OK, Call, Closed, Window, closed
+
+PATIENCE = 60.0
+"""Deadline of a call that is to be answered in any case, seconds."""
+CONNECTIONS = 16
+"""Over which the arrivals of an open loop are spread."""
+_PROBE_PAUSE = 0.01  # after a probe that was refused: it must not become a load of its own
+
+
+class Turn(NamedTuple):
+    """What one turn took, in seconds, and what it gave."""
+
+    seconds: float
+    payload: bytes
+
+
+async def timed(caller: Caller, seconds: float) -> Call:
+    """Returns one call as the caller saw it."""
+    sent = time.perf_counter()
+    answer = await caller(seconds)
+    return Call(sent, time.perf_counter(), answer.code)
+
+
+async def closed_loop(connect: Connect, callers: int, seconds: float) -> Closed:
+    """Returns the figures of callers that each call again when they are answered.
+
+    Raises:
+        RuntimeError: a call was not answered.
+    """
+    window = Window(callers, seconds)
+    calls: list[Call] = []
+
+    async def keep_calling(number: int, caller: Caller) -> None:
+        while not window.over(time.perf_counter()):
+            calls.append(await timed(caller, PATIENCE))
+            window.answered(number, calls[-1].ended)
+
+    async with AsyncExitStack() as stack:
+        connected = [await stack.enter_async_context(connect()) for _ in range(callers)]
+        await asyncio.gather(*map(keep_calling, itertools.count(), connected))
+    return closed(calls, window.began, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """An open loop as its callers saw it, times in seconds."""
+
+    calls: list[Call]
+    began: float
+    ended: float
+    """When the last call was sent or would have been."""
+    behind: float
+    """By how much the latest of the calls was sent late: what the caller's machine lacked."""
+
+
+def arrivals(per_s: float, seconds: float, seed: int) -> Iterator[float]:
+    """Yields when calls arrive that know nothing of one another (Poisson), seconds from 0."""
+    chance = random.Random(seed)
+    at = chance.expovariate(per_s)
+    while at < seconds:
+        yield at
+        at += chance.expovariate(per_s)
+
+
+async def open_loop(
+    callers: Sequence[Caller], times: Iterator[float], seconds: float, deadline: float
+) -> Open:
+    """Sends calls at given times and returns when none of them is waited for any more.
+
+    Args:
+        callers: take turns.
+        times: when to send, ascending, seconds from the beginning.
+        seconds: how long it takes, at least the last of the times.
+        deadline: of each call, seconds.
+    """
+    behind, began = 0.0, time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        tasks = []
+        for caller, at in zip(itertools.cycle(callers), times, strict=False):
+            await asyncio.sleep(began + at - time.perf_counter())
+            behind = max(behind, time.perf_counter() - began - at)
+            tasks.append(group.create_task(timed(caller, deadline)))
+        await asyncio.sleep(began + seconds - time.perf_counter())
+    return Open([task.result() for task in tasks], began, began + seconds, behind)
+
+
+async def probes(caller: Caller, deadline: float, limit: float) -> AsyncIterator[Call]:
+    """Yields one call after the other until `limit` seconds are over."""
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end:
+        found = await timed(caller, deadline)
+        yield found
+        if found.code != OK:
+            await asyncio.sleep(_PROBE_PAUSE)
+
+
+async def alternate(
+    turns: dict[str, Callable[[], Awaitable[bytes]]], rounds: int, seed: int
+) -> dict[str, list[Turn]]:
+    """Returns the turns of each in rounds of all of them, each time in another order."""
+    chance = random.Random(seed)
+    taken: dict[str, list[Turn]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name in chance.sample(list(turns), len(turns)):
+            began = time.perf_counter()
+            payload = await turns[name]()
+            taken[name].append(Turn(time.perf_counter() - began, payload))
+    return taken

@@ -1,0 +1,336 @@
+"""What is measured of one case: each function returns rows of figures."""
+
+import contextlib
+import functools
+import random
+import statistics
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvloop
+
+from bench.infer import clients, servers
+from bench.infer.figures import (
+    OK,
+    Call,
+    Closed,
+    goodput,
+    median_ratio,
+    milliseconds,
+    recovered_after,
+    with_cpu,
+)
+from bench.infer.load import (
+    CONNECTIONS,
+    PATIENCE,
+    Open,
+    Turn,
+    alternate,
+    arrivals,
+    closed_loop,
+    open_loop,
+    probes,
+    timed,
+)
+from bench.infer.servers import Case, Server
+from bench.infer.work import Work
+
+Row = dict[str, object]
+
+SEED = 4
+IN_PROCESS = "in_process"
+CONCURRENCIES = (4, 16)
+OVERLOAD = 2.0
+"""Calls sent per call that the server can answer."""
+_WARM_UP = 3
+_USUAL = 1.5  # times the unloaded median: what calls usually take
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How long to measure."""
+
+    calls: int
+    """Calls one after the other of each server."""
+    replays: int
+    rounds: int
+    """In which the closed loops alternate."""
+    seconds: float
+    """Of a closed loop."""
+    overload_seconds: float
+    deadline: float
+    """Of a call in an open loop, seconds."""
+    recovery_seconds: float
+    """After which a server that has not recovered is left alone."""
+
+
+@contextlib.contextmanager
+def all_servers(case: Case) -> Iterator[list[Server]]:
+    """Runs the service and the two that people would write instead.
+
+    Raises:
+        RuntimeError: they do not find the same.
+    """
+    with (
+        servers.ours(case) as ours,
+        servers.bare_grpc(case) as grpc,
+        servers.bare_http(case) as http,
+    ):
+        every = [ours, grpc, http]
+        uvloop.run(check_answers(case, every))
+        yield every
+
+
+async def check_answers(case: Case, every: Sequence[Server]) -> None:
+    """Checks that each server finds what is found in-process.
+
+    Raises:
+        RuntimeError: one does not, and would not do the same work.
+    """
+    expected = Work(case.model)(case.picture).class_id.tolist()
+    for server in every:
+        async with server.connect() as caller:
+            answer = await caller(PATIENCE)
+        if answer.code != OK or (found := server.classes(answer.payload)) != expected:
+            said = answer.code if answer.code != OK else f"classes {found}"
+            raise RuntimeError(f"{server.name} answers {said} and not classes {expected}")
+
+
+def added(case: Case, folder: Path, options: Options) -> Iterator[Row]:
+    """Yields what the servers add to the work at concurrency 1, and what a replay takes."""
+    del folder
+    with all_servers(case) as every:
+        turns = one_by_one(Work(case.model), case, every, options.calls)
+        taken = uvloop.run(turns)
+        replays = uvloop.run(_replays(case, every[0], options.replays))
+    outside = [turn.seconds - clients.seconds_of_work(turn.payload) for turn in taken[servers.OURS]]
+    alone = median_seconds(taken.pop(IN_PROCESS))
+    yield {
+        "part": "added",
+        "concurrency": 1,
+        "calls": options.calls,
+        "in_process_p50_ms": milliseconds(alone),
+        **{
+            f"{prefix(name)}added_p50_ms": milliseconds(median_seconds(own) - alone)
+            for name, own in taken.items()
+        },
+        "outside_work_p50_ms": milliseconds(statistics.median(outside)),
+        "replay_p50_ms": milliseconds(statistics.median(replays)),
+    }
+
+
+def median_seconds(turns: Sequence[Turn]) -> float:
+    """Returns the median of what turns took."""
+    return statistics.median(turn.seconds for turn in turns)
+
+
+def prefix(name: str) -> str:
+    """Returns what a server's figures begin with; the service's own begin with nothing."""
+    return "" if name == servers.OURS else f"{name}_"
+
+
+async def one_by_one(
+    work: Work, case: Case, every: Sequence[Server], calls: int
+) -> dict[str, list[Turn]]:
+    """Returns each server's calls, and the work in-process, turn by turn."""
+
+    async def in_process() -> bytes:
+        work(case.picture)
+        return b""
+
+    async with contextlib.AsyncExitStack() as stack:
+        turns: dict[str, Callable[[], Awaitable[bytes]]] = {IN_PROCESS: in_process}
+        for server in every:
+            turns[server.name] = _asking(await stack.enter_async_context(server.connect()))
+        await alternate(turns, _WARM_UP, SEED)
+        return await alternate(turns, calls, SEED)
+
+
+def _asking(caller: clients.Caller) -> Callable[[], Awaitable[bytes]]:
+    async def ask() -> bytes:
+        if (answer := await caller(PATIENCE)).code != OK:
+            raise RuntimeError(f"a call was not answered: {answer.code}")
+        return answer.payload
+
+    return ask
+
+
+async def _replays(case: Case, server: Server, count: int) -> list[float]:
+    """Returns the seconds of calls with a key that was answered before.
+
+    Raises:
+        RuntimeError: an answer was not the first one, byte for byte, and so no replay.
+    """
+    key = [("idempotency-key", str(uuid.uuid4()))]
+    message = clients.request(case.picture)
+    seconds = []
+    async with clients.grpc_caller(server.address, message, lambda: key) as caller:
+        first = await caller(PATIENCE)
+        for _ in range(count):
+            began = time.perf_counter()
+            again = await caller(PATIENCE)
+            seconds.append(time.perf_counter() - began)
+            if first.code != OK or again != first:
+                raise RuntimeError(f"a retry was not replayed: {first.code}, then {again.code}")
+    return seconds
+
+
+def closed(case: Case, folder: Path, options: Options) -> Iterator[Row]:
+    """Yields throughput, latency and memory of the servers and of two raw threads."""
+    row: Row = {"part": "closed", "rounds": options.rounds, "seconds": options.seconds}
+    with all_servers(case) as every, servers.raw_threads(case, folder) as raw:
+        ratios = []
+        for callers in CONCURRENCIES:
+            loops = _loops(every, callers, options.seconds)
+            loops[servers.RAW] = functools.partial(raw.work, options.seconds)
+            taken = rounds(loops, options.rounds)
+            ratios.append(_ratios(taken, servers.RAW))
+            row |= {f"{name}_{callers}": value for name, value in _figures(taken).items()}
+            row |= {
+                f"{prefix(name)}throughput_ratio_{callers}": ratio
+                for name, ratio in ratios[-1].items()
+            }
+        for server in every:
+            before = prefix(server.name)
+            row[f"{before}throughput_ratio"] = min(one[server.name] for one in ratios)
+            row[f"{before}rss_mib"] = server.rss_mib
+        row[f"{prefix(servers.RAW)}rss_mib"] = raw.rss_mib
+    yield row
+
+
+def _loops(
+    every: Sequence[Server], callers: int, seconds: float
+) -> dict[str, Callable[[], Closed]]:
+    def loop(server: Server) -> Closed:
+        used = server.cpu_seconds
+        found = uvloop.run(closed_loop(server.connect, callers, seconds))
+        return with_cpu(found, server.cpu_seconds - used)
+
+    return {server.name: functools.partial(loop, server) for server in every}
+
+
+def rounds(loops: dict[str, Callable[[], Closed]], count: int) -> dict[str, list[Closed]]:
+    """Returns what came of loops that take turns, each round in another order."""
+    chance = random.Random(SEED)
+    taken: dict[str, list[Closed]] = {name: [] for name in loops}
+    for _ in range(count):
+        for name in chance.sample(list(loops), len(loops)):
+            taken[name].append(loops[name]())
+    return taken
+
+
+def _figures(taken: dict[str, list[Closed]]) -> Row:
+    row: Row = {}
+    for name, own in taken.items():
+        row[f"{prefix(name)}per_s"] = round(statistics.median(one.per_s for one in own), 2)
+        row[f"{prefix(name)}p99_ms"] = statistics.median(one.p99_ms for one in own)
+        row[f"{prefix(name)}cpu_ms"] = statistics.median(one.cpu_ms for one in own)
+    return row
+
+
+def _ratios(taken: dict[str, list[Closed]], base: str) -> dict[str, float]:
+    rates = {name: [one.per_s for one in own] for name, own in taken.items()}
+    bases = rates.pop(base)
+    return {name: round(median_ratio(own, bases), 3) for name, own in rates.items()}
+
+
+def overload(case: Case, folder: Path, options: Options) -> Iterator[Row]:
+    """Yields for each server what is left of its capacity when twice as much is asked of it."""
+    del folder
+    with all_servers(case) as every:
+        for server in every:
+            yield _overload_row(server, options)
+
+
+def _overload_row(server: Server, options: Options) -> Row:
+    usual = uvloop.run(_unloaded(server, options.calls))
+    capacity = uvloop.run(closed_loop(server.connect, max(CONCURRENCIES), options.seconds)).per_s
+    load, after, before = uvloop.run(_overload(server, capacity, usual * _USUAL, options))
+    found = goodput(load.calls, options.deadline, load.began, options.overload_seconds)
+    received = sum(call.code == OK for call in [*load.calls, *after])
+    unheard = unheard_answers(server.answered() - before, received) if server.counts else 0
+    settled = max(call.ended for call in load.calls)
+    recovery = recovered_after(after, settled, usual * _USUAL)
+    return {
+        "part": "overload",
+        "server": server.name,
+        "seconds": options.overload_seconds,
+        "deadline_ms": milliseconds(options.deadline),
+        "capacity_per_s": round(capacity, 2),
+        "offered_per_s": round(len(load.calls) / options.overload_seconds, 2),
+        "goodput_per_s": round(found.good_per_s, 2),
+        "goodput_ratio_2x": round(found.good_per_s / capacity, 3),
+        "late_answers": found.late + unheard,
+        "codes": found.codes,
+        "p99_ms": found.p99_ms,
+        "unloaded_p50_ms": milliseconds(usual),
+        "drain_s": round(max(settled - load.ended, 0.0), 3),
+        "recovery_s": None if recovery is None else round(recovery, 3),
+        "sent_late_ms": milliseconds(load.behind),
+    }
+
+
+def unheard_answers(sent: int, received: int) -> int:
+    """Returns how many answers the server sent that no caller received in time.
+
+    Raises:
+        RuntimeError: fewer were sent than received: the server does not count what it sends.
+    """
+    if sent < received:
+        raise RuntimeError(f"the server counts {sent} answers, but {received} were received")
+    return sent - received
+
+
+async def _unloaded(server: Server, calls: int) -> float:
+    async with server.connect() as caller:
+        await timed(caller, PATIENCE)
+        return statistics.median([(await timed(caller, PATIENCE)).latency for _ in range(calls)])
+
+
+async def _overload(
+    server: Server, capacity: float, usual: float, options: Options
+) -> tuple[Open, list[Call], int]:
+    """Returns the load, the probes after it, and how many calls were answered before.
+
+    The last of the probes took no longer than usual, unless none did.
+    """
+    times = arrivals(OVERLOAD * capacity, options.overload_seconds, SEED)
+    async with contextlib.AsyncExitStack() as stack:
+        callers = [await stack.enter_async_context(server.connect()) for _ in range(CONNECTIONS)]
+        for caller in callers:
+            await timed(caller, PATIENCE)
+        before = server.answered() if server.counts else 0
+        load = await open_loop(callers, times, options.overload_seconds, options.deadline)
+        after = []
+        async for probe in probes(callers[0], options.deadline, options.recovery_seconds):
+            after.append(probe)
+            if probe.code == OK and probe.latency <= usual:
+                break
+    return load, after, before
+
+
+def light(case: Case, folder: Path, options: Options) -> Iterator[Row]:
+    """Yields what the service keeps of a bare server's throughput with everything on."""
+    callers = max(CONCURRENCIES)
+    with (
+        servers.ours_with_everything_on(case, folder) as ours,
+        servers.bare_grpc(case) as grpc,
+    ):
+        every = [ours, grpc]
+        uvloop.run(check_answers(case, every))
+        taken = rounds(_loops(every, callers, options.seconds), options.rounds)
+        memory = {f"{prefix(server.name)}rss_mib": server.rss_mib for server in every}
+    figures = _figures(taken)
+    yield {
+        "part": "light",
+        "concurrency": callers,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "light_requests_per_s": figures.pop("per_s"),
+        **figures,
+        "light_ratio": _ratios(taken, servers.GRPC)[servers.OURS],
+        **memory,
+    }

@@ -1,0 +1,54 @@
+"""Two threads that share a session and work, for nobody: `python -m bench.infer.raw_threads`.
+
+It reads a number of seconds from stdin, works for that long, prints what came of it as JSON, and
+reads on.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bench.infer.figures import OK, Call, Closed, Window, closed, with_cpu
+from bench.infer.work import Work
+
+THREADS = 2
+
+
+def work_for(work: Work, picture: bytes, seconds: float) -> Closed:
+    """Returns the figures of two threads that take picture after picture."""
+    calls: list[Call] = []
+    window, used = Window(THREADS, seconds), time.process_time()
+
+    def take(caller: int) -> None:
+        try:
+            while not window.over(began := time.perf_counter()):
+                work(picture)
+                calls.append(Call(began, time.perf_counter(), OK))
+                window.answered(caller, time.perf_counter())
+        finally:
+            window.answered(caller, time.perf_counter())
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(take, range(THREADS)))
+    return with_cpu(closed(calls, window.began, seconds), time.process_time() - used)
+
+
+def main() -> None:
+    """Works as often as it is told to."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--model", type=Path, required=True)
+    arguments.add_argument("--picture", type=Path, required=True)
+    options = arguments.parse_args()
+    work, picture = Work(options.model), options.picture.read_bytes()
+    print(json.dumps({"ready": True, "address": ""}), flush=True)
+    for line in sys.stdin:
+        found = work_for(work, picture, float(line))
+        print(json.dumps(dataclasses.asdict(found)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The work itself: from an encoded picture to what is in it, as the service does it."""
+
+from pathlib import Path
+
+from sightline.inference.v1 import inference_pb2, inference_service_pb2
+from sightline.types.v1 import prediction_pb2
+
+from inference_service.models import model_spec
+from servicekit.vision import Detections, OnnxDetector, SessionOptions, decode_image
+from servicekit.vision.session_options import CPU
+
+THREADS = 1
+"""CPU threads of one run of the model, in every server: two runs at a time fill two cores."""
+
+
+class Work:
+    """A loaded detector with the thresholds of its `model.yaml`. Safe in threads.
+
+    Args:
+        model: `model.onnx`, beside its `model.yaml` if it has one.
+        providers: ONNX Runtime's, first choice first.
+
+    Raises:
+        ModelError: the file or a provider cannot be used.
+    """
+
+    def __init__(self, model: Path, providers: tuple[str, ...] = (CPU,)) -> None:
+        options = SessionOptions(providers=providers, intra_op_threads=THREADS)
+        self._detector = OnnxDetector.load(model, options)
+        self._thresholds = model_spec.read(model.with_name("model.yaml")).thresholds
+        self._detector.warm_up()
+
+    def __call__(self, picture: bytes) -> Detections:
+        """Returns what is in an encoded picture."""
+        return self._detector.detect(
+            decode_image(picture),
+            confidence=self._thresholds.confidence,
+            iou=self._thresholds.iou,
+            max_detections=self._thresholds.max_detections,
+        )
+
+    def rows(self, picture: bytes) -> list[tuple[int, str, float, list[float]]]:
+        """Returns class id, label, confidence and corners of what is in a picture."""
+        found = self(picture)
+        names = self._detector.names
+        columns = found.class_id.tolist(), found.confidence.tolist(), found.xyxy.tolist()
+        return [
+            (number, names[number], sure, box) for number, sure, box in zip(*columns, strict=True)
+        ]
+
+
+def response(work: Work, picture: bytes) -> inference_service_pb2.InferResponse:
+    """Returns what is in a picture as the message that says so."""
+    detections = [
+        prediction_pb2.Detection(
+            class_id=number,
+            class_name=name,
+            confidence=sure,
+            box=prediction_pb2.BoundingBox(x_min=box[0], y_min=box[1], x_max=box[2], y_max=box[3]),
+        )
+        for number, name, sure, box in work.rows(picture)
+    ]
+    return inference_service_pb2.InferResponse(
+        results=[inference_pb2.ImageResult(detections=detections)]
+    )
