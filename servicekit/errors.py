@@ -148,6 +148,16 @@ def invalid(field: str, description: str, *, reason: str = "INVALID_FIELD") -> S
     )
 
 
+def without_frames(error: SightlineError) -> SightlineError:
+    """Returns the error itself without its traceback, its cause and its context.
+
+    For an error that is kept: frames refer to the call and the call to its error, and in such a
+    circle a request and its pictures stay in memory until a full garbage collection.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
 def to_status(error: SightlineError) -> status_pb2.Status:
     """Returns the error as the `google.rpc.Status` that goes over the wire.
 

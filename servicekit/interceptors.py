@@ -4,27 +4,36 @@ A guard is a coroutine function around one call: it awaits `proceed()` once and 
 gave. It sees the call begin and how it ends, for all four kinds of RPC alike, and never its
 requests; those are counted between the guards and the handler. Guards are put around a handler
 once, not once a call, so a call costs a dictionary look-up and the guards themselves.
+
+To gRPC, a method with one request is served as one with a stream of them, where requests in flight
+are bounded: gRPC would read the request first and ask afterwards, and so hold the largest messages
+of whoever cares to send them. So it is read inside the guards, when there is room for it.
 """
 
 import contextlib
 import functools
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 from prometheus_client import CollectorRegistry
 
+from servicekit import call_notes
+from servicekit.access_log import log_access
 from servicekit.auth.caller import current_caller
 from servicekit.auth.guard import Access, Authenticator, RequireCaller
 from servicekit.deadline import DefaultDeadline
 from servicekit.errors import SightlineError
 from servicekit.gate import Gate
-from servicekit.limits import CallerLimits
+from servicekit.in_flight import BytesInFlight
+from servicekit.limits import CallerLimits, Quota, parse_method_limits
 from servicekit.metrics import CallMetrics
 from servicekit.server_settings import ServerSettings
+from servicekit.settings import SettingsError
 from servicekit.status import report_errors
 from servicekit.tracing import join_trace
 
@@ -35,10 +44,12 @@ _RpcMethod: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for type ch
 _Message = Any
 """A request, an iterator of requests, a response or None: passed on and never looked at."""
 _Handler = Callable[[_Message, Context], Awaitable[_Message]]
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the published types leave it out
 
 
-OnMessage = Callable[[str, int], None]
-"""Told of every message that comes: its method and its size, bytes; may raise to end the call."""
+OnMessage = Callable[[str, int, bool], None]
+"""Told of every message that comes: its method, its size in bytes, and whether it is the first of
+its call; may raise to end the call."""
 
 
 def server_interceptor(
@@ -47,6 +58,7 @@ def server_interceptor(
     settings: ServerSettings,
     gate: Gate,
     registry: CollectorRegistry,
+    trace: Guard = join_trace,
 ) -> "GuardInterceptor":
     """Returns the interceptor with every guard that a Sightline server has, outermost first.
 
@@ -56,13 +68,16 @@ def server_interceptor(
         settings: the default deadline, who may call, and how much.
         gate: whether calls are let in.
         registry: where calls are counted.
+        trace: what makes the caller's trace known; `Spans` where spans are exported.
 
     Raises:
-        SettingsError: a file of credentials cannot be used.
+        SettingsError: a file of credentials cannot be used, or `rate_limits` names a method that
+            is not served or not limited.
     """
     guards: list[Guard] = [
         CallMetrics(registry),
-        join_trace,
+        trace,
+        *([log_access] if settings.access_log else ()),
         report_errors,
         gate,
         DefaultDeadline(settings.default_deadline_seconds),
@@ -72,13 +87,31 @@ def server_interceptor(
         settings.rate_limit_per_second,
         settings.rate_limit_burst,
         settings.rate_limit_bytes_per_second,
+        _method_limits(settings.rate_limits, access),
     )
+    open_to_all = frozenset(method for method, scope in access.items() if scope is None)
 
-    def charge(method: str, size: int) -> None:
-        if method not in access or access[method] is not None:
-            limits.charge(current_caller(), size, time.monotonic())
+    def charge(method: str, size: int, first: bool) -> None:
+        call_notes.add("request_bytes", size)
+        if not limits.off and method not in open_to_all:
+            limits.charge(current_caller(), size, time.monotonic(), method=method, first=first)
 
-    return GuardInterceptor(services, guards, None if limits.off else charge)
+    in_flight = BytesInFlight(settings.bytes_in_flight, settings.max_message_bytes)
+    return GuardInterceptor(services, guards, charge, in_flight, open_to_all)
+
+
+def _method_limits(words: Sequence[str], access: Access) -> list[Quota]:
+    """Returns the quotas for all methods of the names that `rate_limits` gives."""
+    quotas = []
+    for name, quota in parse_method_limits(words).items():
+        methods = [m for m, scope in access.items() if m.endswith(f"/{name}") and scope is not None]
+        if not methods:
+            known = sorted({m.rpartition("/")[2] for m, scope in access.items() if scope})
+            raise SettingsError(
+                f"rate_limits: must name methods out of {', '.join(known)} (got {name!r})"
+            )
+        quotas += [replace(quota, method=method) for method in methods]
+    return quotas
 
 
 class GuardInterceptor(
@@ -91,10 +124,15 @@ class GuardInterceptor(
         services: Sequence[str],
         guards: Sequence[Guard],
         on_message: OnMessage | None = None,
+        in_flight: BytesInFlight | None = None,
+        unbounded: Collection[str] = (),
     ) -> None:
+        """Bounds the requests `in_flight` of methods with one request, but for the `unbounded`."""
         self._prefixes = tuple(f"/{service}/" for service in services)
         self._guards = tuple(guards)
         self._on_message = on_message
+        self._in_flight = in_flight
+        self._unbounded = frozenset(unbounded)
         self._guarded: dict[str, tuple[_RpcMethod, _RpcMethod]] = {}
 
     async def intercept_service(
@@ -109,24 +147,34 @@ class GuardInterceptor(
             return handler
         known = self._guarded.get(method)
         if known is None or known[0] is not handler:
-            known = (handler, _guard_handler(handler, method, self._guards, self._on_message))
+            known = (handler, self._guard(handler, method))
             self._guarded[method] = known
         return known[1]
 
+    def _guard(self, handler: _RpcMethod, method: str) -> _RpcMethod:
+        in_flight = None if method in self._unbounded else self._in_flight
+        return _guard_handler(handler, method, self._guards, self._on_message, in_flight)
+
 
 def _guard_handler(
-    handler: _RpcMethod, method: str, guards: Sequence[Guard], on_message: OnMessage | None
+    handler: _RpcMethod,
+    method: str,
+    guards: Sequence[Guard],
+    on_message: OnMessage | None,
+    in_flight: BytesInFlight | None,
 ) -> _RpcMethod:
     function, make = _function_of(handler)
-    guarded = _parsing(handler, _as_coroutine(function, method))
+    guarded = _parsing(handler, _serializing(handler, _as_coroutine(function, method)))
     if on_message is not None:
         guarded = _counting(handler, functools.partial(on_message, method), guarded)
+    if in_flight is not None and not handler.request_streaming:
+        guarded, make = _receiving(in_flight, guarded), _STREAMING[make]
     for guard in reversed(guards):
         guarded = _around(guard, method, guarded)
     rebuilt: _RpcMethod = make(
         guarded,
         request_deserializer=None,
-        response_serializer=handler.response_serializer,
+        response_serializer=handler.response_serializer if handler.response_streaming else None,
     )
     return rebuilt
 
@@ -140,6 +188,13 @@ def _function_of(handler: _RpcMethod) -> tuple[Any, Callable[..., Any]]:
     if handler.response_streaming:
         return handler.unary_stream, grpc.unary_stream_rpc_method_handler
     return handler.unary_unary, grpc.unary_unary_rpc_method_handler
+
+
+_STREAMING: dict[Callable[..., Any], Callable[..., Any]] = {
+    grpc.unary_unary_rpc_method_handler: grpc.stream_unary_rpc_method_handler,
+    grpc.unary_stream_rpc_method_handler: grpc.stream_stream_rpc_method_handler,
+}
+"""Makers of handlers of one request, and of those that read it themselves."""
 
 
 def _as_coroutine(function: Callable[..., Any], method: str) -> _Handler:
@@ -181,7 +236,9 @@ def _parsing(handler: _RpcMethod, function: _Handler) -> _Handler:
             ) from error
 
     async def parse_one(request: bytes, context: Context) -> _Message:
-        return await function(parse(request), context)
+        message = parse(request)
+        del request  # or the call would hold its pictures twice
+        return await function(message, context)
 
     async def parse_all(requests: AsyncIterator[bytes], context: Context) -> _Message:
         return await function((parse(data) async for data in requests), context)
@@ -189,24 +246,71 @@ def _parsing(handler: _RpcMethod, function: _Handler) -> _Handler:
     return parse_all if handler.request_streaming else parse_one
 
 
+def _serializing(handler: _RpcMethod, function: _Handler) -> _Handler:
+    """Returns the function with its one response serialized, and measured, inside the guards.
+
+    Responses of a stream are serialized by gRPC, as they are written.
+    """
+    if handler.response_streaming:
+        return function
+    serialize = handler.response_serializer
+
+    async def serialized(request: _Message, context: Context) -> _Message:
+        response = await function(request, context)
+        if response is None:  # the handler has set a code instead, and gRPC sends no message
+            return None
+        data = response if serialize is None else serialize(response)
+        call_notes.add("response_bytes", len(data))
+        return data
+
+    return serialized
+
+
 def _counting(
-    handler: _RpcMethod, on_message: Callable[[int], None], function: _Handler
+    handler: _RpcMethod, on_message: Callable[[int, bool], None], function: _Handler
 ) -> _Handler:
     """Returns the function with each request counted before the function gets it."""
 
     async def count_one(request: bytes, context: Context) -> _Message:
-        on_message(len(request))
-        return await function(request, context)
+        on_message(len(request), True)
+        handling = function(request, context)
+        del request  # for `parse_one` to let go of
+        return await handling
 
     async def counted(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        first = True
         async for request in requests:
-            on_message(len(request))
+            on_message(len(request), first)
+            first = False
             yield request
 
     async def count_all(requests: AsyncIterator[bytes], context: Context) -> _Message:
         return await function(counted(requests), context)
 
     return count_all if handler.request_streaming else count_one
+
+
+def _receiving(in_flight: BytesInFlight, function: _Handler) -> _Handler:
+    """Returns the function with its one request read when there is room for it."""
+
+    async def receive(_requests: AsyncIterator[bytes], context: Context) -> _Message:
+        async with in_flight.room() as room:
+            request = await room.receive(context.read, _size)
+            if request is _EOF:
+                raise SightlineError(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    "REQUEST_MISSING",
+                    "the request did not come, or is larger than max_message_bytes",
+                )
+            handling = function(request, context)
+            del request  # for `parse_one` to let go of
+            return await handling
+
+    return receive
+
+
+def _size(request: _Message) -> int:
+    return 0 if request is _EOF else len(request)
 
 
 def _around(guard: Guard, method: str, inner: _Handler) -> _Handler:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -17,13 +18,19 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from servicekit.auth.caller import Scope
+from servicekit.auth.guard import Access
 from servicekit.gate import Gate
 from servicekit.health import Health
-from servicekit.interceptors import server_interceptor
+from servicekit.interceptors import Guard, server_interceptor
+from servicekit.loop_lag import loop_lag_measured
 from servicekit.metrics import start_metrics_server
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
 from servicekit.tls import server_credentials
+from servicekit.tracing import join_trace
+
+if TYPE_CHECKING:
+    from servicekit.spans import Spans
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +46,8 @@ _SERVER_OPTIONS: dict[str, int | str] = {
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
 }
+_FLUSH_SECONDS = 2.0
+"""How much of the grace the last spans may take to get to a collector that does not answer."""
 _UNWIND_SECONDS = 5.0
 """How long a cancelled handler may take to notice, before what it uses is closed."""
 
@@ -56,7 +65,8 @@ class Service:
     register: Callable[[grpc.aio.Server], None]
     """Adds the service's handlers to a server; they must be coroutine functions."""
     access: Mapping[str, Scope | None] = field(default_factory=dict)
-    """Methods and the scope that each needs; None: open to everyone. Another needs a credential."""
+    """Methods and the scope that each needs; None: open to everyone, and during warm-up as well.
+    Another needs a credential."""
 
 
 class Readiness:
@@ -89,14 +99,15 @@ async def serve(
     """Serves until SIGTERM or SIGINT, then drains and returns; a second signal ends the process.
 
     The socket is bound first, so that liveness (`""`) answers while `start` warms up; until it
-    returns, the services are NOT_SERVING and their calls fail with UNAVAILABLE, `NOT_READY`. Then
-    one JSON line on stdout says `ready` with the address that was bound.
+    returns, the services are NOT_SERVING and their calls fail with UNAVAILABLE, `NOT_READY`, but
+    for the methods that are open to everyone. Then one JSON line on stdout says `ready` with the
+    address that was bound.
 
     On a signal the services turn NOT_SERVING, no new call is let in, running calls get
     `settings.grace_seconds` and are then cancelled, and `stop` is awaited, however long it takes.
 
     Args:
-        settings: addresses, limits, TLS.
+        settings: addresses, limits, TLS, who may call, logs, spans.
         services: what is served, beside health and reflection.
         name: the process in the ready line, such as `ingest`.
         start: warm-up; may keep the `Readiness` to turn the services NOT_SERVING later.
@@ -111,10 +122,15 @@ async def serve(
         SettingsError: a file that a setting names cannot be used.
     """
     health = Health([service.full_name for service in services])
-    gate = Gate(health)
+    access = {f"/{s.full_name}/{m}": scope for s in services for m, scope in s.access.items()}
+    # What is open to everyone asks about the server itself, which can be told from the start.
+    gate = Gate(health, [method for method, scope in access.items() if scope is None])
     with _signals() as signalled:
         try:
-            server = _build(settings, services, health, gate, registry, options)
+            spans = _spans(settings, name)
+            server = _build(
+                settings, services, access, health, gate, registry, options, spans or join_trace
+            )
             address = _bind(server, settings)
             with _metrics(settings, registry) as metrics_address:
                 await server.start()
@@ -122,12 +138,32 @@ async def serve(
                     if await _warm_up(start, Readiness(health), signalled):
                         health.open()
                         _say_ready(name, address, metrics_address)
-                        await signalled.wait()
+                        async with _lag_measured(metrics_address, registry):
+                            await signalled.wait()
                 finally:
                     health.close()
-                    await _drain(server, gate, drain, settings.grace_seconds)
+                    await gate.close()
+                    left = await _drain(server, gate, drain, settings.grace_seconds)
+                    if spans is not None:
+                        await asyncio.to_thread(spans.close, min(left, _FLUSH_SECONDS))
         finally:
             await stop()
+
+
+def _spans(settings: ServerSettings, name: str) -> "Spans | None":
+    """Returns what makes spans; None: they are off."""
+    if not settings.otlp_endpoint:
+        return None
+    from servicekit.spans import Spans  # a second to import, and memory that most do not need
+
+    return Spans(settings.otlp_endpoint, settings.otlp_sample_ratio, name)
+
+
+def _lag_measured(
+    metrics_address: str | None, registry: CollectorRegistry
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Measures the event loop where somebody can ask for the figures."""
+    return loop_lag_measured(registry) if metrics_address else contextlib.nullcontext()
 
 
 def run(main: Callable[[], Awaitable[None]], *, prog: str) -> int:
@@ -184,10 +220,12 @@ def _signals() -> Iterator[asyncio.Event]:
 def _build(
     settings: ServerSettings,
     services: Sequence[Service],
+    access: Access,
     health: Health,
     gate: Gate,
     registry: CollectorRegistry,
     options: Sequence[tuple[str, int | str]],
+    trace: Guard,
 ) -> grpc.aio.Server:
     names = [service.full_name for service in services]
     all_options = {
@@ -196,8 +234,7 @@ def _build(
         "grpc.max_send_message_length": settings.max_message_bytes,
         **dict(options),
     }
-    access = {f"/{s.full_name}/{m}": scope for s in services for m, scope in s.access.items()}
-    interceptor = server_interceptor(names, access, settings, gate, registry)
+    interceptor = server_interceptor(names, access, settings, gate, registry, trace)
     server = grpc.aio.server(interceptors=[interceptor], options=list(all_options.items()))
     for service in services:
         service.register(server)
@@ -279,9 +316,14 @@ async def _drain(
     gate: Gate,
     drain: Callable[[], Awaitable[None]] | None,
     grace: float,
-) -> None:
-    """Lets running calls end within the grace, s, and returns when no handler runs any more."""
+) -> float:
+    """Lets running calls end within the grace, s, and returns when no handler runs any more.
+
+    Returns how much of the grace is left, s, >= 0.
+    """
     logger.info("draining for at most %g s", grace)
+    clock = asyncio.get_running_loop().time
+    end = clock() + grace
     stopping = asyncio.ensure_future(server.stop(grace))
     if drain is not None:
         await _ask(drain, grace)
@@ -292,6 +334,7 @@ async def _drain(
     except TimeoutError:
         logger.warning("calls still run %g s after they were cancelled", _UNWIND_SECONDS)
     logger.info("drained")
+    return max(end - clock(), 0.0)
 
 
 async def _ask(drain: Callable[[], Awaitable[None]], grace: float) -> None:

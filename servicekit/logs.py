@@ -1,4 +1,7 @@
-"""Log lines of a process: structlog's formatter over stdlib logging, on stderr."""
+"""Log lines of a process: structlog's formatter over stdlib logging, on stderr.
+
+Lines about calls, as JSON, do not come this way but look the same: see `servicekit.access_log`.
+"""
 
 import logging
 import sys
@@ -6,6 +9,8 @@ from typing import Literal
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from servicekit import access_log
 
 
 def configure(
@@ -32,6 +37,7 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    access_log.write_json(None if console else access_log.JsonLines(sys.stderr, service))
 
 
 def _formatter(service: str, *, console: bool) -> logging.Formatter:
@@ -39,11 +45,16 @@ def _formatter(service: str, *, console: bool) -> logging.Formatter:
         event["service"] = service
         return event
 
+    def add_fields(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+        event.update(event.pop("fields", {}))
+        return event
+
     common: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        add_fields,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         add_service,
     ]

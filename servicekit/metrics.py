@@ -1,108 +1,110 @@
 """Counts and times every call for Prometheus, and serves the figures over HTTP."""
 
-import asyncio
-import functools
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from servicekit.call_end import caller_class, code_of
+from servicekit.histograms import Histogram, Histograms
 
 T = TypeVar("T")
 _Context = grpc.aio.ServicerContext[Any, Any]
-_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_BY_METHOD = ("service", "method")
 
 
-@dataclass(frozen=True, slots=True)
 class _Series:
-    """The series of one method, found once."""
+    """The figures of one method; written by the event loop's thread only."""
 
-    in_flight: Gauge
-    seconds: Histogram
-    total: Callable[[str], Counter]
-    """The counter of the calls that ended with a code, by its name."""
+    __slots__ = ("labels", "running", "seconds", "totals")
+
+    def __init__(self, labels: tuple[str, ...], seconds: Histogram) -> None:
+        self.labels = labels
+        self.seconds = seconds
+        self.running = 0
+        self.totals: dict[tuple[str, str], int] = {}
+        """Calls that ended, by code and class of caller."""
 
 
-class CallMetrics:
-    """Guard that counts calls by code, times them, and counts those in flight.
+class CallMetrics(Collector):
+    """Guard that counts calls by code and caller, times them, and counts those in flight.
 
-    Metrics: `sightline_grpc_requests_total{service,method,code}`,
+    Metrics: `sightline_grpc_requests_total{service,method,code,caller}`,
     `sightline_grpc_request_seconds{service,method}`,
-    `sightline_grpc_requests_in_flight{service,method}`.
+    `sightline_grpc_requests_in_flight{service,method}`. `caller` is a class, see `caller_class`:
+    names of callers would be labels without bound.
+
+    The figures are plain numbers that are put together when they are scraped: prometheus_client's
+    counters and gauges would cost a call several times as much.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        by_method = ("service", "method")
-        self._total = Counter(
-            "sightline_grpc_requests_total",
-            "Calls that ended, by status code",
-            (*by_method, "code"),
-            registry=registry,
-        )
-        self._seconds = Histogram(
+        self._seconds = Histograms(
             "sightline_grpc_request_seconds",
             "Time from a call's arrival to its end, s",
-            by_method,
-            buckets=_BUCKETS,
-            registry=registry,
-        )
-        self._in_flight = Gauge(
-            "sightline_grpc_requests_in_flight",
-            "Calls that are running now",
-            by_method,
-            registry=registry,
+            _BY_METHOD,
+            _SECONDS,
+            registry,
         )
         self._series: dict[str, _Series] = {}
+        registry.register(self)
 
     async def __call__(
         self, method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
     ) -> T:
         """Counts and times one call."""
-        series = self._series.get(method) or self._series_of(method)
+        series = self._series.get(method) or self._add(method)
         begun = time.perf_counter()
-        code = grpc.StatusCode.UNKNOWN.name
-        series.in_flight.inc()
+        series.running += 1
         try:
             response = await proceed()
-            code = _code_of(context)
-        except grpc.aio.AbortError:
-            code = _code_of(context)
-            raise
-        except asyncio.CancelledError:
-            code = _why_cancelled(context)
+            code = code_of(context)
+        except BaseException as error:
+            code = code_of(context, error)
             raise
         finally:
-            series.in_flight.dec()
+            series.running -= 1
             series.seconds.observe(time.perf_counter() - begun)
-            series.total(code).inc()
+            ended = (code, caller_class())
+            series.totals[ended] = series.totals.get(ended, 0) + 1
         return response
 
-    def _series_of(self, method: str) -> _Series:
-        labels = method[1:].split("/", 1)
-        series = _Series(
-            self._in_flight.labels(*labels),
-            self._seconds.labels(*labels),
-            # The look-up of labelled children is most of what counting costs.
-            functools.cache(lambda code: self._total.labels(*labels, code)),
-        )
-        self._series[method] = series
+    def describe(self) -> Iterator[Metric]:
+        """Yields the metrics without their values, so that a registry refuses a second of each."""
+        yield from _families()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the metrics as they are now."""
+        totals, running = _families()
+        for series in tuple(self._series.values()):
+            running.add_metric(series.labels, series.running)
+            for ended, count in tuple(series.totals.items()):
+                totals.add_metric((*series.labels, *ended), count)
+        yield totals
+        yield running
+
+    def _add(self, method: str) -> _Series:
+        labels = tuple(method[1:].split("/", 1))
+        series = self._series[method] = _Series(labels, self._seconds.of(*labels))
         return series
 
 
-def _code_of(context: _Context) -> str:
-    code: Any = context.code()  # gRPC gives the number where the handler set none or aborted
-    if isinstance(code, grpc.StatusCode):
-        return code.name
-    return _NAMES.get(code or 0, grpc.StatusCode.UNKNOWN.name)
-
-
-def _why_cancelled(context: _Context) -> str:
-    if context.time_remaining() == 0:
-        return grpc.StatusCode.DEADLINE_EXCEEDED.name
-    return grpc.StatusCode.CANCELLED.name
+def _families() -> tuple[CounterMetricFamily, GaugeMetricFamily]:
+    return (
+        CounterMetricFamily(
+            "sightline_grpc_requests_total",
+            "Calls that ended, by status code and class of caller",
+            labels=(*_BY_METHOD, "code", "caller"),
+        ),
+        GaugeMetricFamily(
+            "sightline_grpc_requests_in_flight", "Calls that are running now", labels=_BY_METHOD
+        ),
+    )
 
 
 class MetricsServer:

@@ -8,7 +8,8 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 from grpc_status import rpc_status
 
-from servicekit.errors import SightlineError, to_status
+from servicekit.call_notes import note
+from servicekit.errors import SightlineError, to_status, without_frames
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -28,22 +29,23 @@ async def report_errors(
     except grpc.aio.AbortError:
         raise
     except SightlineError as error:
-        return await _abort(context, error)
+        problem = error
     except Exception:
         error_id = uuid.uuid4().hex[:12]
         logger.exception("unforeseen error %s in %s", error_id, method)
-        return await _abort(
-            context,
-            SightlineError(
-                grpc.StatusCode.INTERNAL,
-                "INTERNAL",
-                f"internal error; the server's log has it under {error_id}",
-                metadata={"error_id": error_id},
-            ),
+        problem = SightlineError(
+            grpc.StatusCode.INTERNAL,
+            "INTERNAL",
+            f"internal error; the server's log has it under {error_id}",
+            metadata={"error_id": error_id},
         )
+    # Only here, where what went wrong is no longer being handled: it would become the context of
+    # the abort, which gRPC keeps with the call.
+    return await _abort(context, without_frames(problem))
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SightlineError) -> NoReturn:
+    note(reason=error.reason)
     status = rpc_status.to_status(to_status(error))
     # What the handler has set before stays: an abort replaces the trailing metadata.
     trailing = (*context.trailing_metadata(), *status.trailing_metadata)

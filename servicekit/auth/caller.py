@@ -132,6 +132,11 @@ def current_caller() -> Caller:
     return _current.get()
 
 
+def known_caller() -> Caller | None:
+    """Returns who makes the call that is being handled; None: nobody has found out."""
+    return _current.get(None)
+
+
 def set_caller(caller: Caller) -> None:
     """Says who makes the call; each call is a task of its own, so it ends with it."""
     _current.set(caller)

@@ -119,10 +119,10 @@ class RequireCaller:
         if method in self._access and self._access[method] is None:
             return await proceed()
         caller = await self._authenticator.authenticate(context)
+        set_caller(caller)
         scope = self._access.get(method)
         if scope is not None:
             caller.require_scope(scope)
-        set_caller(caller)
         if caller.proof not in _MAY_END:
             return await proceed()
         async with rechecked(lambda: self._authenticator.authenticate(context)):
@@ -138,7 +138,8 @@ def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
     given = [value for key, value in metadata if key == "authorization"]
     if not given:
         return None
-    scheme, _, credential = str(given[0]).partition(" ")
+    # Some clients, perf_analyzer among them, send the blank after the colon as well.
+    scheme, _, credential = str(given[0]).strip().partition(" ")
     if len(given) > 1 or scheme.lower() != "bearer" or not credential.strip():
         raise unauthenticated(
             "CREDENTIAL_MALFORMED", "metadata `authorization` must be one `Bearer <API key or JWT>`"

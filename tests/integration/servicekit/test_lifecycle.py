@@ -105,13 +105,13 @@ async def test_a_ready_server_is_live_ready_reflected_and_measured() -> None:
         assert "grpc.reflection.v1alpha.ServerReflection" in listed
         url = f"http://{ready['metrics_address']}/metrics"
         page = (await asyncio.to_thread(urllib.request.urlopen, url, timeout=5)).read().decode()
-        counted = f'{{code="OK",method="UnaryUnary",service="{ECHO}"}} 1.0'
+        counted = f'{{caller="anonymous",code="OK",method="UnaryUnary",service="{ECHO}"}} 1.0'
         assert f"sightline_grpc_requests_total{counted}" in page
         process.signal()
         code, out, err = await process.end()
     assert (code, out) == (0, ["stopped"])
-    # That nobody needs a credential, that it drains, that it has drained.
-    assert [json.loads(line)["service"] for line in err.splitlines()] == ["echo"] * 3
+    # That nobody needs a credential, the call, that it drains, that it has drained.
+    assert [json.loads(line)["service"] for line in err.splitlines()] == ["echo"] * 4
 
 
 async def services(channel: grpc.aio.Channel) -> set[str]:

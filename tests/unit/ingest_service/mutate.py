@@ -2,7 +2,7 @@
 
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -47,10 +47,15 @@ def mutated(seed: int, count: int) -> Iterator[bytes]:
     chance = random.Random(seed)
     original = rich_message()
     for _ in range(count):
-        data = bytearray(original)
-        for _ in range(chance.choice((1, 1, 1, 2, 5))):
-            _damage(data, chance)
-        yield bytes(data)
+        yield damaged(original, chance)
+
+
+def damaged(original: bytes, chance: random.Random) -> bytes:
+    """Returns a message with damaged bytes."""
+    data = bytearray(original)
+    for _ in range(chance.choice((1, 1, 1, 2, 5))):
+        _damage(data, chance)
+    return bytes(data)
 
 
 def _damage(data: bytearray, chance: random.Random) -> None:
@@ -81,13 +86,18 @@ def hostile(seed: int, count: int) -> Iterator[bytes]:
     chance = random.Random(seed)
     original = wire.read(rich_message(), PredictionLogRequest.DESCRIPTOR)
     for _ in range(count):
-        fields = list(original)
-        for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
-            _spoil(fields, chance)
-        data = bytearray(wire.write(fields))
-        if chance.random() < 0.05:
-            _damage(data, chance)
-        yield bytes(data)
+        yield spoiled(original, chance)
+
+
+def spoiled(original: Sequence[wire.Field], chance: random.Random) -> bytes:
+    """Returns a message that is wrong in its fields, and now and then in its bytes as well."""
+    fields = list(original)
+    for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
+        _spoil(fields, chance)
+    data = bytearray(wire.write(fields))
+    if chance.random() < 0.05:
+        _damage(data, chance)
+    return bytes(data)
 
 
 _NUMBERS = (

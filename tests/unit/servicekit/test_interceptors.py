@@ -104,8 +104,8 @@ async def test_serializers_are_kept_and_guards_put_on_once() -> None:
     again = intercept(GuardInterceptor([ECHO], [noting([], "guard")]), handler)
     guarded = await again()
     assert guarded.request_deserializer is None  # requests are parsed inside the guards
-    assert await guarded.unary_unary(b"x", cast("Context", None)) == "x"
-    assert guarded.response_serializer("x") == b"x"
+    assert await guarded.unary_unary(b"x", cast("Context", None)) == b"x"
+    assert guarded.response_serializer is None  # and one response is serialized there
     assert guarded.unary_unary is not handle
     assert await again() is guarded
 
@@ -154,7 +154,7 @@ async def test_a_generator_is_closed_when_its_call_fails() -> None:
 async def test_each_message_is_counted_before_the_handler_gets_it(kind: str) -> None:
     counted: list[tuple[str, int]] = []
 
-    def count(method: str, size: int) -> None:
+    def count(method: str, size: int, _first: bool) -> None:
         counted.append((method, size))
         if len(counted) == 2:
             raise SightlineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENOUGH", "enough")
@@ -169,3 +169,25 @@ async def test_each_message_is_counted_before_the_handler_gets_it(kind: str) -> 
             await call(channel, kind, (b"a", b"b"))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert counted == [(f"/{ECHO}/{kind}", 4), (f"/{ECHO}/{kind}", 1)]
+
+
+async def test_a_handler_may_set_a_code_and_return_nothing() -> None:
+    async def handle(_request: bytes, context: Context) -> None:
+        context.set_code(grpc.StatusCode.NOT_FOUND)
+
+    def serialize(response: bytes) -> bytes:
+        return response + b""  # fails for None, as that of a message does
+
+    handler = grpc.unary_unary_rpc_method_handler(handle, response_serializer=serialize)
+    server = grpc.aio.server(interceptors=[GuardInterceptor([ECHO], [report_errors])])
+    service = grpc.method_handlers_generic_handler(ECHO, {"UnaryUnary": handler})
+    server.add_generic_rpc_handlers([service])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(channel, "UnaryUnary")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    finally:
+        await server.stop(None)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from servicekit.auth.caller import ALL_DEVICES, ALL_SCOPES, ANONYMOUS, Caller, Proof
 from servicekit.errors import SightlineError
-from servicekit.limits import CallerLimits
+from servicekit.limits import CallerLimits, Quota, parse_method_limits
 
 
 def caller(name: str, proof: Proof = Proof.API_KEY) -> Caller:
@@ -122,3 +122,84 @@ def test_memory_is_bounded_and_a_busy_caller_is_remembered() -> None:
         if number % 1000 == 0:
             refused(limits, caller("busy"), 0.0)
     assert len(limits._buckets) == 10_000
+
+
+INFER, UPLOAD = "/x.Service/Infer", "/x.Service/UploadImage"
+
+
+def of_methods(*quotas: tuple[str, float, int]) -> list[Quota]:
+    return [Quota(rate, burst, "calls", method) for method, rate, burst in quotas]
+
+
+def test_a_method_has_a_limit_of_its_own() -> None:
+    limits = CallerLimits(0, 1, 0, of_methods((INFER, 1, 2), (UPLOAD, 1, 1)))
+    for method in (INFER, INFER, UPLOAD, "/x.Service/ListModels"):
+        limits.charge(A, 1, 0.0, method=method)
+    with pytest.raises(SightlineError) as caught:
+        limits.charge(A, 1, 0.0, method=INFER)
+    (quota,) = caught.value.quotas
+    assert quota.subject == "caller:a"
+    assert quota.description == "1 calls of Infer per second, 2 at once"
+    assert caught.value.retry_after == pytest.approx(1.0)
+    limits.charge(B, 1, 0.0, method=INFER)
+    for _ in range(100):
+        limits.charge(A, 1, 0.0, method="/x.Service/ListModels")
+
+
+def test_of_a_stream_the_first_message_is_the_call() -> None:
+    limits = CallerLimits(0, 1, 0, of_methods((UPLOAD, 1, 1)))
+    limits.charge(A, 1, 0.0, method=UPLOAD)
+    for _ in range(100):
+        limits.charge(A, 1, 0.0, method=UPLOAD, first=False)
+    with pytest.raises(SightlineError):
+        limits.charge(A, 1, 0.0, method=UPLOAD)
+
+
+def test_what_one_limit_refuses_costs_the_others_nothing() -> None:
+    limits = CallerLimits(1, 1, 0, of_methods((INFER, 0.1, 2)))
+    limits.charge(A, 1, 0.0, method=INFER)
+    for _ in range(5):
+        assert refused_of(limits, 0.0) == ["1 messages per second, 1 at once"]
+    limits.charge(A, 1, 1.0, method=INFER)
+    assert refused_of(limits, 2.0) == ["0.1 calls of Infer per second, 2 at once"]
+
+
+def refused_of(limits: CallerLimits, now: float) -> list[str]:
+    with pytest.raises(SightlineError) as caught:
+        limits.charge(A, 1, now, method=INFER)
+    return [quota.description for quota in caught.value.quotas]
+
+
+def test_limits_of_methods_are_read() -> None:
+    assert parse_method_limits(["Infer=20/s:40", "UploadImage=0.5/s", "ListModels = 2.5/s"]) == {
+        "Infer": Quota(20, 40, "calls"),
+        "UploadImage": Quota(0.5, 1, "calls"),
+        "ListModels": Quota(2.5, 2, "calls"),
+    }
+    assert not CallerLimits(0, 1, 0, of_methods((INFER, 1, 1))).off
+
+
+@pytest.mark.parametrize(
+    ("word", "rule"),
+    [
+        ("Infer", "must be like Infer=20/s"),
+        ("Infer=20", "must be like Infer=20/s"),
+        ("Infer=20/min", "must be like Infer=20/s"),
+        ("Infer=-1/s", "must be like Infer=20/s"),
+        ("Infer=nan/s", "must be like Infer=20/s"),
+        ("Infer=1e3/s", "must be like Infer=20/s"),
+        ("=1/s", "must be like Infer=20/s"),
+        ("Infer=1/s:x", "must be like Infer=20/s"),
+        ("Infer=0/s", "a rate above 0"),
+        ("Infer=9999999999/s", "a rate above 0 and up to 1e9"),
+        ("Infer=1/s:0", "a burst of 1"),
+    ],
+)
+def test_a_limit_that_cannot_be_meant(word: str, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        parse_method_limits([word])
+
+
+def test_a_method_is_limited_once() -> None:
+    with pytest.raises(ValueError, match="'Infer' twice"):
+        parse_method_limits(["Infer=1/s", "Infer=2/s"])

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
+from servicekit.auth.caller import ALL_DEVICES, ALL_SCOPES, Caller, Proof, set_caller
 from servicekit.errors import SightlineError
 from servicekit.interceptors import GuardInterceptor
 from servicekit.metrics import CallMetrics, start_metrics_server
@@ -26,7 +27,7 @@ async def measured(act: Act, registry: CollectorRegistry) -> AsyncIterator[grpc.
 
 
 def count(registry: CollectorRegistry, code: str, method: str = "UnaryUnary") -> float | None:
-    labels = {"service": ECHO, "method": method, "code": code}
+    labels = {"service": ECHO, "method": method, "code": code, "caller": "none"}
     return registry.get_sample_value("sightline_grpc_requests_total", labels)
 
 
@@ -98,6 +99,28 @@ async def test_a_call_that_its_caller_gave_up_is_cancelled() -> None:
         ongoing.cancel()
         await until(lambda: count(registry, "CANCELLED") == 1)
     assert sample(registry, "sightline_grpc_requests_in_flight") == 0
+
+
+@pytest.mark.parametrize("proof", list(Proof))
+async def test_calls_are_counted_by_class_of_caller(proof: Proof) -> None:
+    async def prove(_context: Context) -> None:
+        set_caller(Caller("gate-1", proof, ALL_DEVICES, ALL_SCOPES))
+
+    registry = CollectorRegistry()
+    async with measured(prove, registry) as channel:
+        await call(channel, "UnaryUnary")
+        await until(lambda: sample(registry, "sightline_grpc_request_seconds_count") == 1)
+    labels = {"service": ECHO, "method": "UnaryUnary", "code": "OK", "caller": str(proof)}
+    assert registry.get_sample_value("sightline_grpc_requests_total", labels) == 1
+    assert "gate-1" not in generate_latest(registry).decode()
+
+
+def test_what_prometheus_reads() -> None:
+    registry = CollectorRegistry()
+    CallMetrics(registry)
+    assert b"# TYPE sightline_grpc_requests_total counter" in generate_latest(registry)
+    with pytest.raises(ValueError, match="Duplicated"):
+        CallMetrics(registry)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:0", "[::1]:0"])

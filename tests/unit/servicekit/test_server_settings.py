@@ -89,9 +89,28 @@ def test_credentials_are_not_taken_in_plain_text_from_elsewhere(flags: list[str]
         (["--rate-limit-per-second", "nan"], "rate_limit_per_second"),
         (["--rate-limit-bytes-per-second", "inf"], "rate_limit_bytes_per_second"),
         (["--rate-limit-burst", "0"], "rate_limit_burst"),
+        (["--rate-limits", "Infer"], "rate_limits"),
+        (["--rate-limits", "Infer=1/s,Infer=2/s"], "rate_limits"),
+        (["--max-bytes-in-flight", "4194303"], "max_bytes_in_flight"),
         (["--jwt-leeway-seconds", "601"], "jwt_leeway_seconds"),
         (["--jwt-devices-claim", ""], "jwt_devices_claim"),
     ],
 )
 def test_out_of_bounds_is_refused(flags: list[str], field: str) -> None:
     assert field in complaint(*flags)
+
+
+def test_limits_of_methods(tmp_path: Path) -> None:
+    expected = ("Infer=20/s:40", "UploadImage=5/s")
+    flags = ["--rate-limits", "Infer=20/s:40, UploadImage=5/s"]
+    assert load(IngestSettings, flags, prog="ingest").rate_limits == expected
+    config = tmp_path / "sightline.toml"
+    config.write_text('[ingest]\nrate_limits = ["Infer=20/s:40", "UploadImage=5/s"]\n')
+    assert load(IngestSettings, [], prog="ingest").rate_limits == expected
+
+
+def test_room_for_requests() -> None:
+    flags = ["--max-message-bytes", "2000"]
+    assert load(IngestSettings, flags, prog="ingest").bytes_in_flight == 32 * 2000
+    flags += ["--max-bytes-in-flight", "2000"]
+    assert load(IngestSettings, flags, prog="ingest").bytes_in_flight == 2000

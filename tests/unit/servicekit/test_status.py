@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import grpc
@@ -14,7 +16,16 @@ from grpc_status import rpc_status
 from servicekit.errors import FieldViolation, QuotaViolation, SightlineError, from_rpc_error
 from servicekit.interceptors import GuardInterceptor
 from servicekit.status import report_errors
-from tests.unit.servicekit.echo import ECHO, MALFORMED, Act, Context, call, call_sync, serving
+from tests.unit.servicekit.echo import (
+    ECHO,
+    MALFORMED,
+    Act,
+    Context,
+    call,
+    call_sync,
+    serving,
+    until,
+)
 from tests.unit.servicekit.test_errors import TABLE
 
 FULL: dict[str, Any] = {
@@ -183,3 +194,35 @@ async def test_what_is_no_message_is_refused_by_name(kind: str) -> None:
         assert await call(channel, kind, (b"a",))
     error = from_rpc_error(caught.value)
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
+
+
+class Request:
+    """Something large that a handler has in hand."""
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: SightlineError(grpc.StatusCode.ABORTED, "R", "m"), ValueError]
+)
+async def test_a_call_that_failed_keeps_nothing_in_memory(make: Callable[[], Exception]) -> None:
+    handled: list[weakref.ref[Request]] = []
+
+    async def act(_context: Context) -> None:
+        request = Request()
+        handled.append(weakref.ref(request))
+        try:
+            raise KeyError(request)
+        except KeyError as cause:
+            raise make() from cause
+
+    async with (
+        serving(act, [GuardInterceptor([ECHO], [report_errors])]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        gc.collect()
+        gc.disable()  # a circle would be found by the collector only, much later
+        try:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call(channel, "UnaryUnary")
+            await until(lambda: handled[0]() is None)
+        finally:
+            gc.enable()

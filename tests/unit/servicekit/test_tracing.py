@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import grpc
 import pytest
 from structlog.contextvars import get_contextvars
@@ -43,3 +46,14 @@ async def test_each_call_logs_its_own_trace() -> None:
         await call(channel, "UnaryUnary")
         await call(channel, "UnaryUnary", metadata=(("traceparent", "nonsense"),))
     assert seen == [{"trace_id": TRACE}, {}, {}]
+
+
+def test_servers_without_a_collector_do_not_load_opentelemetry() -> None:
+    program = (
+        "import ingest_service.__main__, inference_service.__main__, sys\n"
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout == "[]\n"

@@ -90,7 +90,7 @@ async def test_handlers_of_every_kind_find_the_caller(
 
 
 async def test_a_token_is_as_good_as_a_key(settings: Settings) -> None:
-    (seen,) = await callers(settings, [("authorization", f"bearer  {shared(claims())} ")])
+    (seen,) = await callers(settings, [("authorization", f" bearer  {shared(claims())} ")])
     assert (seen.name, seen.proof) == ("gate-1", Proof.JWT)
 
 

@@ -1,0 +1,102 @@
+"""One log line per call, once it has ended.
+
+Its fields: `method`, `code`, `reason` of a failure, `caller`, `peer`, `duration_ms`, and whatever
+was noted about the call (`servicekit.call_notes`), such as `request_bytes`. The `trace_id` and
+`span_id` of the call are in it as in all of its lines. It is of logger `access`, level info.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TextIO, TypeVar
+
+import grpc
+from structlog.contextvars import get_contextvars
+
+from servicekit import call_notes
+from servicekit.auth.caller import known_caller
+from servicekit.background_lines import BackgroundLines
+from servicekit.call_end import code_of, peer_of
+from servicekit.call_notes import Fact
+
+T = TypeVar("T")
+_Context = grpc.aio.ServicerContext[Any, Any]
+logger = logging.getLogger("access")
+_to_json = json.JSONEncoder(default=repr).encode
+
+
+class JsonLines:
+    """Makes JSON of the fields, and writes it in the background.
+
+    The lines look as those of `servicekit.logs` and take a tenth of the time: they come with every
+    call.
+
+    Args:
+        stream: what is written to.
+        service: the process in every line.
+    """
+
+    def __init__(self, stream: TextIO, service: str) -> None:
+        self._lines = BackgroundLines(stream)
+        self._tail = f'"level": "info", "logger": "access", "event": "call", "service": "{service}"'
+        self._second = (0, "")
+
+    def put(self, fields: Mapping[str, Fact]) -> None:
+        """Takes the fields of one call in; at least one."""
+        head = f'{{"timestamp": "{self._timestamp(time.time_ns())}", {self._tail}, '
+        self._lines.put(head + _to_json({**get_contextvars(), **fields})[1:])
+
+    def close(self) -> None:
+        """Writes what is left and ends."""
+        self._lines.close()
+
+    def _timestamp(self, nanoseconds: int) -> str:
+        second, rest = divmod(nanoseconds, 10**9)
+        if self._second[0] != second:
+            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
+        return f"{self._second[1]}.{rest // 1000:06d}Z"
+
+
+_json_lines: JsonLines | None = None
+
+
+def write_json(lines: JsonLines | None) -> None:
+    """Says where lines go from now on; None: to `logging`, as any other."""
+    global _json_lines  # one log per process, as the root logger is
+    if _json_lines is not None:
+        _json_lines.close()
+    _json_lines = lines
+
+
+async def log_access(method: str, context: _Context, proceed: Callable[[], Awaitable[T]]) -> T:
+    """Guard that logs one call."""
+    if not logger.isEnabledFor(logging.INFO):
+        return await proceed()
+    begun = time.perf_counter()
+    notes = call_notes.begin()
+    try:
+        response = await proceed()
+    except BaseException as error:
+        _write(method, context, code_of(context, error), begun, notes)
+        raise
+    _write(method, context, code_of(context), begun, notes)
+    return response
+
+
+def _write(
+    method: str, context: _Context, code: str, begun: float, notes: Mapping[str, Fact]
+) -> None:
+    caller = known_caller()
+    fields: dict[str, Fact] = {
+        "method": method[1:],
+        "code": code,
+        "caller": caller.identity if caller else "none",
+        "peer": peer_of(context),
+        "duration_ms": round((time.perf_counter() - begun) * 1e3, 3),
+        **notes,
+    }
+    if _json_lines is not None:
+        _json_lines.put(fields)
+    else:
+        logger.info("call", extra={"fields": fields})

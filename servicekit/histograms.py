@@ -1,0 +1,87 @@
+"""Histograms for Prometheus that cost a call little.
+
+prometheus_client's own takes some 3 us for an observation, and a call makes half a dozen of them.
+This one takes a tenth of that, and looks the same when it is scraped.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from threading import Lock
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+
+class Histogram:
+    """Counts values by how large they are; safe in several threads.
+
+    Args:
+        bounds: upper bounds of the buckets, rising; a value on a bound is within it. One more
+            bucket, the last, has none.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_lock", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0.0
+        self._lock = Lock()
+
+    def observe(self, value: float) -> None:
+        """Takes a value in."""
+        bucket = bisect_left(self._bounds, value)
+        with self._lock:
+            self._counts[bucket] += 1
+            self._sum += value
+
+    def read(self) -> tuple[list[int], float]:
+        """Returns how many values are within each bound, the last for all, and their sum."""
+        with self._lock:
+            return list(accumulate(self._counts)), self._sum
+
+
+class Histograms(Collector):
+    """One metric: a histogram for every combination of labels that was asked for.
+
+    Args:
+        name: the metric's, with its unit.
+        documentation: one line for people.
+        labels: names of the labels.
+        bounds: see `Histogram`.
+        registry: what it is scraped with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        bounds: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = tuple(labels)
+        self._bounds = tuple(bounds)
+        self._of: dict[tuple[str, ...], Histogram] = {}
+        registry.register(self)
+
+    def of(self, *values: str) -> Histogram:
+        """Returns the histogram of these labels' values; they must be few for all time."""
+        return self._of.get(values) or self._of.setdefault(values, Histogram(self._bounds))
+
+    def describe(self) -> Iterator[HistogramMetricFamily]:
+        """Yields the metric without its values, so that a registry refuses a second of its name."""
+        yield HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yields the metric as it is now."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
+        bounds = [*(repr(float(bound)) for bound in self._bounds), "+Inf"]
+        for values, histogram in tuple(self._of.items()):
+            counts, total = histogram.read()
+            family.add_metric(values, list(zip(bounds, counts, strict=True)), total)
+        yield family
