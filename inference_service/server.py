@@ -4,46 +4,48 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from sightline.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
+from sightline.inference.v1 import inference_service_pb2
 
 from inference_service import answers
-from inference_service.idempotency import METADATA_KEY, REPLAYED_KEY
+from inference_service.idempotency.keys import METADATA_KEY, REPLAYED_KEY
 from inference_service.pipeline import Call, Pipeline
-from servicekit import deadline
+from inference_service.uploads.parts import Header, Part
+from inference_service.uploads.receive import Uploads
+from servicekit import deadline, in_flight
 from servicekit.auth.caller import Scope, current_caller
-from servicekit.errors import SightlineError
 from servicekit.lifecycle import Service
 
+SERVICE_NAME = "sightline.inference.v1.InferenceService"
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class InferenceServer(inference_service_pb2_grpc.InferenceServiceServicer):
-    """The service's handlers. `Infer` and `ListModels` work; `UploadImage` is not served yet."""
+class InferenceServer:
+    """The service's handlers."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, uploads: Uploads) -> None:
         self._pipeline = pipeline
+        self._uploads = uploads
 
     async def Infer(  # noqa: N802 - the contract's name
         self, request: inference_service_pb2.InferRequest, context: _Context
-    ) -> inference_service_pb2.InferResponse:
-        """Answers for one or more pictures."""
-        reply = await self._pipeline.infer(self._call(context), request)
+    ) -> bytes:
+        """Answers for one or more pictures: a serialized `InferResponse`, to the byte as kept."""
+        reply = await self._pipeline.infer(call_of(self._pipeline, context), request)
         if reply.replayed:
             context.set_trailing_metadata([(REPLAYED_KEY, "true")])
-        return inference_service_pb2.InferResponse.FromString(reply.payload)
+        return reply.payload
 
     async def UploadImage(  # noqa: N802 - the contract's name
         self,
         request_iterator: AsyncIterator[inference_service_pb2.UploadImageRequest],
         context: _Context,
     ) -> inference_service_pb2.UploadImageResponse:
-        """Not served yet: always UNIMPLEMENTED, `UPLOAD_NOT_IMPLEMENTED`."""
-        del request_iterator, context
-        raise SightlineError(
-            grpc.StatusCode.UNIMPLEMENTED,
-            "UPLOAD_NOT_IMPLEMENTED",
-            "UploadImage is not served yet: send the picture itself in Infer",
-        )
+        """Stores a picture and gives a reference to it."""
+        del context
+        begun = self._pipeline.clock()
+        uploaded = await self._uploads.receive(current_caller(), _parts(request_iterator))
+        self._pipeline.telemetry.stage("", "upload", self._pipeline.clock() - begun)
+        return answers.uploaded(uploaded)
 
     async def ListModels(  # noqa: N802 - the contract's name
         self, request: inference_service_pb2.ListModelsRequest, context: _Context
@@ -52,25 +54,58 @@ class InferenceServer(inference_service_pb2_grpc.InferenceServiceServicer):
         del request, context
         return answers.model_list(self._pipeline.models)
 
-    def _call(self, context: _Context) -> Call:
-        now = self._pipeline.clock()
-        keys = [
-            str(value) for key, value in context.invocation_metadata() or () if key == METADATA_KEY
-        ]
-        return Call(
-            caller=current_caller().identity,
-            keys=keys,
-            arrived=now,
-            deadline=now + deadline.remaining(context),
-        )
 
-
-def service(pipeline: Pipeline) -> Service:
+def service(pipeline: Pipeline, uploads: Uploads) -> Service:
     """Returns the service, ready to be served."""
-    handlers = InferenceServer(pipeline)
+    handlers = InferenceServer(pipeline, uploads)
 
     def register(server: grpc.aio.Server) -> None:
-        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(handlers, server)
+        rpcs = {
+            # The bytes of an answer go out as they are kept.
+            "Infer": grpc.unary_unary_rpc_method_handler(
+                handlers.Infer,
+                request_deserializer=inference_service_pb2.InferRequest.FromString,
+                response_serializer=None,
+            ),
+            "UploadImage": grpc.stream_unary_rpc_method_handler(
+                handlers.UploadImage,
+                request_deserializer=inference_service_pb2.UploadImageRequest.FromString,
+                response_serializer=inference_service_pb2.UploadImageResponse.SerializeToString,
+            ),
+            "ListModels": grpc.unary_unary_rpc_method_handler(
+                handlers.ListModels,
+                request_deserializer=inference_service_pb2.ListModelsRequest.FromString,
+                response_serializer=inference_service_pb2.ListModelsResponse.SerializeToString,
+            ),
+        }
+        handler = grpc.method_handlers_generic_handler(SERVICE_NAME, rpcs)
+        server.add_generic_rpc_handlers((handler,))
 
     access = dict.fromkeys(("Infer", "UploadImage", "ListModels"), Scope.INFER)
-    return Service("sightline.inference.v1.InferenceService", register, access)
+    return Service(SERVICE_NAME, register, access)
+
+
+async def _parts(
+    requests: AsyncIterator[inference_service_pb2.UploadImageRequest],
+) -> AsyncIterator[Part]:
+    async for request in requests:
+        match request.WhichOneof("part"):
+            case "header":
+                yield Header(request.header.sha256, request.header.size_bytes)
+            case "chunk":
+                yield request.chunk
+            case _:
+                yield None
+
+
+def call_of(pipeline: Pipeline, context: _Context) -> Call:
+    """Returns what a call brings beside its message; only in one of the service's handlers."""
+    now = pipeline.clock()
+    keys = [str(value) for key, value in context.invocation_metadata() or () if key == METADATA_KEY]
+    return Call(
+        caller=current_caller().identity,
+        keys=keys,
+        arrived=now,
+        deadline=now + deadline.remaining(context),
+        size=in_flight.held(),
+    )

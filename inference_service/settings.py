@@ -2,12 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from servicekit.server_settings import ServerSettings
-from servicekit.settings import Address, Words
+from servicekit.server_settings import ServerSettings, check_secret
+from servicekit.settings import Address, OptionalPath, OptionalSecret, Words
 
 _MESSAGE_MARGIN = 64 * 1024  # what a message holds beside its picture
 
@@ -37,6 +37,18 @@ class InferenceSettings(ServerSettings):
     default_model: str = Field(
         "", description="model of a request that names none; empty: the repository's only one"
     )
+    default_versions: Words = Field(
+        (),
+        description="versions of requests that name none, comma-separated, such as plates=2;"
+        " not given for a model: its highest that can be loaded",
+    )
+    repository_poll_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=86_400,
+        description="time between two looks for changes in model_repository, s; what is new must"
+        " be the same at two looks; 0: only on SIGHUP",
+    )
     providers: Words = Field(
         ("CPUExecutionProvider",),
         min_length=1,
@@ -51,6 +63,26 @@ class InferenceSettings(ServerSettings):
     )
     intra_op_threads: int = Field(
         1, ge=1, le=256, description="CPU threads that one run of a model uses"
+    )
+    engine_cache: OptionalPath = Field(
+        None, description="folder where TensorRT keeps the engines that it builds; empty: none"
+    )
+    tensorrt_fp16: bool = Field(
+        False, description="whether TensorRT may compute in half precision, which changes results"
+    )
+    max_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="pictures of one run at most, of models that take any number; 1: each alone;"
+        " not given: 8 on a GPU, 1 on CPUs",
+    )
+    batch_wait_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how long a run that is not full waits for more pictures, s, if all can spare"
+        " it",
     )
     queue_size: int = Field(
         64, ge=1, le=100_000, description="pictures that wait for a worker at most"
@@ -70,6 +102,60 @@ class InferenceSettings(ServerSettings):
     idempotency_ttl_seconds: float = Field(
         86_400.0, gt=0, le=31_536_000, description="how long answers are kept for their retries, s"
     )
+    upload_dir: str = Field(
+        "",
+        description="folder of uploaded pictures, which several processes of one machine may share;"
+        " empty: a temporary one that ends with the process",
+    )
+    upload_ttl_seconds: float = Field(
+        3600.0, ge=1, le=31_536_000, description="how long the reference to an upload works, s"
+    )
+    upload_max_bytes: int = Field(
+        1 << 30, ge=1, le=1 << 50, description="bytes of uploads of all callers together"
+    )
+    upload_quota_bytes: int = Field(
+        256 << 20, ge=1, le=1 << 50, description="bytes of uploads of one caller"
+    )
+    upload_quota_count: int = Field(1000, ge=1, le=1_000_000, description="uploads of one caller")
+    upload_disk_reserve_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        le=1 << 50,
+        description="free disk space at which no more uploads are taken, bytes",
+    )
+    upload_secret: Annotated[OptionalSecret, AfterValidator(check_secret)] = Field(
+        None,
+        description="secret that signs the references to uploads, at least 32 bytes; not given: a"
+        " random one that is kept in upload_dir",
+    )
+    idempotency_lease_seconds: float = Field(
+        5.0,
+        ge=1,
+        le=300,
+        description="how long a retry waits for an answer that a killed process was making, s;"
+        " renewed while work goes on",
+    )
+    idempotency_max_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1024 * 1024,
+        le=2**40,
+        description="largest content of idempotency_database, bytes: beyond it the oldest answers"
+        " are forgotten",
+    )
+
+    @field_validator("default_versions")
+    @classmethod
+    def _one_version_each(cls, pins: tuple[str, ...]) -> tuple[str, ...]:
+        models = [pin.partition("=")[0] for pin in pins]
+        for pin, model in zip(pins, models, strict=True):
+            if not all(pin.partition("=")) or models.count(model) > 1:
+                raise ValueError(f"must be model=version, each model once (got {pin!r})")
+        return pins
+
+    @property
+    def pinned(self) -> dict[str, str]:
+        """Version by model, as `default_versions` says."""
+        return dict(pin.split("=", 1) for pin in self.default_versions)
 
     @model_validator(mode="after")
     def _room_for_one_request(self) -> Self:
@@ -84,4 +170,10 @@ class InferenceSettings(ServerSettings):
                 f"max_message_bytes: must be at least max_image_bytes and 64 KiB, {least}"
                 f" (got {self.max_message_bytes})"
             )
+        for name in ("upload_max_bytes", "upload_quota_bytes"):
+            if getattr(self, name) < self.max_image_bytes:
+                raise ValueError(
+                    f"{name}: must be at least max_image_bytes, {self.max_image_bytes}"
+                    f" (got {getattr(self, name)})"
+                )
         return self

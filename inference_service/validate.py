@@ -1,18 +1,20 @@
 """Requests in, checked questions out: size, type by content, dimensions before decoding, SHA-256.
 
-Pure: no clock, socket or file. One bad picture is refused alone; a request with no good picture, or
-with a bad field outside its pictures, is refused whole.
+Pure: no clock, socket or file; what a reference stands for comes from a function. One bad picture
+is refused alone; a request with no good picture, or with a bad field outside its pictures, is
+refused whole.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
-from inference_service.domain import Parameters, Picture, Question, Refused
-from servicekit.errors import FieldViolation, SightlineError, invalid
+from inference_service.domain import Content, Parameters, Picture, Question, Refused
+from inference_service.uploads.errors import reference_unknown
+from servicekit.errors import Category, FieldViolation, SightlineError, invalid
 from servicekit.vision import ImageError, ImageLimits, inspect_image
 
 MAX_IMAGE_ID_BYTES = 512
@@ -20,6 +22,10 @@ MAX_MODEL_NAME_BYTES = 256
 MAX_DETECTIONS = 10_000
 MAX_TOP_K = 1000
 _SHA256_BYTES = 32
+
+Resolve = Callable[[str], Content]
+"""Returns the picture of a reference; raises SightlineError: of category VALIDATION if there is
+none, which refuses the picture; of another, which refuses the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +36,33 @@ class Limits:
     image: ImageLimits = field(default_factory=ImageLimits)
 
 
-def check(request: inference_service_pb2.InferRequest, limits: Limits) -> Question:
+def know_none(_reference: str) -> Content:
+    """The `Resolve` of a server without uploads. Raises SightlineError `REFERENCE_UNKNOWN`."""
+    raise reference_unknown()
+
+
+def check(
+    request: inference_service_pb2.InferRequest, limits: Limits, resolve: Resolve = know_none
+) -> Question:
     """Checks a request.
 
+    Args:
+        request: as it came.
+        limits: what it may ask for.
+        resolve: gives the pictures that are there by reference; may block.
+
     Raises:
-        SightlineError: INVALID_ARGUMENT with the fields that break a rule; UNIMPLEMENTED,
-            `UPLOAD_NOT_IMPLEMENTED`, for a picture given by reference.
+        SightlineError: INVALID_ARGUMENT with the fields that break a rule; what `resolve` raises,
+            if it is that for every picture.
     """
     count = len(request.images)
     if not 1 <= count <= limits.max_images:
         raise invalid("images", f"must be 1 to {limits.max_images} pictures, are {count}")
-    for index, image in enumerate(request.images):
-        if image.HasField("reference"):
-            raise _no_references(index)
     parameters = _parameters(request.parameters)
     _check_hint(request.model)
-    pictures = tuple(_checked(image, i, limits.image) for i, image in enumerate(request.images))
+    pictures = tuple(
+        _checked(image, index, limits.image, resolve) for index, image in enumerate(request.images)
+    )
     refuse_if_all_bad([p.error if isinstance(p, Refused) else None for p in pictures])
     return Question(request.model.name, request.model.version, parameters, pictures)
 
@@ -57,41 +74,67 @@ def refuse_if_all_bad(errors: Sequence[SightlineError | None]) -> None:
         errors: what is wrong with each picture; None: nothing.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT with every picture's violations; the reason is the
-            pictures' own if they share it, else `IMAGES_INVALID`.
+        SightlineError: with every picture's violations; code and reason are the pictures' own if
+            they share them, else INVALID_ARGUMENT, `IMAGES_INVALID`.
     """
     bad = [error for error in errors if error is not None]
     if len(bad) < len(errors):
         return
-    reasons = {error.reason for error in bad}
+    kinds = {(error.code, error.reason) for error in bad}
+    mixed = (grpc.StatusCode.INVALID_ARGUMENT, "IMAGES_INVALID")
+    code, reason = kinds.pop() if len(kinds) == 1 else mixed
     violations: list[FieldViolation] = [v for error in bad for v in error.violations]
     more = f" (and {len(bad) - 1} more bad pictures)" if len(bad) > 1 else ""
-    raise SightlineError(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        reasons.pop() if len(reasons) == 1 else "IMAGES_INVALID",
-        bad[0].message + more,
-        violations=violations,
+    raise SightlineError(code, reason, bad[0].message + more, violations=violations)
+
+
+def bad_picture(index: int, error: ImageError, field: str = "data") -> SightlineError:
+    """Returns the error for a picture whose content is refused.
+
+    Args:
+        index: position in the request, from 0.
+        error: what is wrong with it.
+        field: where it came from, `data` or `reference`.
+    """
+    return invalid(f"images[{index}].{field}", f"is refused: {error.message}", reason=error.reason)
+
+
+def _checked(
+    image: inference_pb2.Image, index: int, limits: ImageLimits, resolve: Resolve
+) -> Picture | Refused:
+    name = image.image_id
+    if image.HasField("reference"):
+        field, reference = "reference", image.reference
+        try:
+            content = resolve(reference)
+        except SightlineError as error:
+            if error.category is not Category.VALIDATION:
+                raise
+            digest = hashlib.sha256(reference.encode()).digest()
+            return Refused(index, name, digest, _within(f"images[{index}]", error))
+    else:
+        data = image.data  # each look at it is a copy
+        field, content = "data", Content(data, hashlib.sha256(data).digest())
+    picture = Picture(index, name, content.data, content.sha256, field)
+    try:
+        _check_image(image, picture, limits)
+    except SightlineError as error:
+        return Refused(index, name, content.sha256, error)
+    return picture
+
+
+def _within(path: str, error: SightlineError) -> SightlineError:
+    """Returns the error with its fields placed in the request."""
+    return SightlineError(
+        error.code,
+        error.reason,
+        f"{path}.{error.message}",
+        violations=[FieldViolation(f"{path}.{v.field}", v.description) for v in error.violations],
     )
 
 
-def bad_picture(index: int, error: ImageError) -> SightlineError:
-    """Returns the error for a picture whose content is refused."""
-    return invalid(f"images[{index}].data", f"is refused: {error.message}", reason=error.reason)
-
-
-def _checked(image: inference_pb2.Image, index: int, limits: ImageLimits) -> Picture | Refused:
-    data = image.data
-    digest = hashlib.sha256(data).digest()
-    try:
-        _check_image(image, index, data, digest, limits)
-    except SightlineError as error:
-        return Refused(index, image.image_id, digest, error)
-    return Picture(index, image.image_id, data, digest)
-
-
-def _check_image(
-    image: inference_pb2.Image, index: int, data: bytes, digest: bytes, limits: ImageLimits
-) -> None:
+def _check_image(image: inference_pb2.Image, picture: Picture, limits: ImageLimits) -> None:
+    index, digest = picture.index, picture.sha256
     path = f"images[{index}]"
     _check_length(f"{path}.image_id", image.image_id, MAX_IMAGE_ID_BYTES)
     if len(image.sha256) not in {0, _SHA256_BYTES}:
@@ -100,9 +143,9 @@ def _check_image(
         rule = f"must be the SHA-256 of the data, which is {digest.hex()}"
         raise invalid(f"{path}.sha256", rule, reason="IMAGE_HASH_MISMATCH")
     try:
-        inspect_image(data, limits)
+        inspect_image(picture.data, limits)
     except ImageError as error:
-        raise bad_picture(index, error) from error
+        raise bad_picture(index, error, picture.field) from error
 
 
 def _check_hint(hint: inference_pb2.ModelHint) -> None:
@@ -141,11 +184,3 @@ def _optional_count(given: inference_pb2.InferParameters, name: str, most: int) 
 
 def _present(given: inference_pb2.InferParameters) -> set[str]:
     return {descriptor.name for descriptor, _ in given.ListFields()}
-
-
-def _no_references(index: int) -> SightlineError:
-    return SightlineError(
-        grpc.StatusCode.UNIMPLEMENTED,
-        "UPLOAD_NOT_IMPLEMENTED",
-        f"images[{index}].reference is not served yet: send the picture itself in data",
-    )

@@ -1,12 +1,14 @@
-"""How much each caller may send: messages and bytes per second, no limit by default.
+"""How much each caller may send: calls, messages and bytes per second, no limit by default.
 
 Token buckets of our own and no library: a moving window keeps an entry for every byte, and a window
 of either kind refuses for ever what is larger than itself.
 """
 
+import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import grpc
 
@@ -14,6 +16,11 @@ from servicekit.auth.caller import Caller
 from servicekit.errors import QuotaViolation, SightlineError
 
 _MAX_CALLERS = 10_000  # the least recent is forgotten beyond this, which gives it full buckets
+_MAX_RATE = 1e9
+_NUMBER = r"\d{1,10}(?:\.\d{1,9})?"
+_METHOD_LIMIT = re.compile(
+    rf"(?P<method>[A-Za-z]\w*)\s*=\s*(?P<rate>{_NUMBER})/s(?::(?P<burst>\d{{1,10}}))?", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +31,20 @@ class Quota:
     """Above 0."""
     burst: float
     """What may be taken at once after a rest, above 0."""
-    unit: str
-    """What is counted, in the plural."""
+    unit: Literal["messages", "bytes", "calls"]
+    """What is counted."""
+    method: str = ""
+    """Full name, `/package.Service/Method`, of the only method that is counted; empty: all are."""
 
     def __str__(self) -> str:
-        return f"{self.per_second:g} {self.unit} per second, {self.burst:g} at once"
+        what = f"{self.unit} of {self.method.rpartition('/')[2]}" if self.method else self.unit
+        return f"{self.per_second:g} {what} per second, {self.burst:g} at once"
+
+    def cost(self, method: str, size: int, *, first: bool) -> float:
+        """Returns what a message costs: tokens, 0 if it is none of this quota's."""
+        if self.method not in {"", method}:
+            return 0
+        return {"messages": 1, "bytes": size, "calls": int(first)}[self.unit]
 
 
 @dataclass(slots=True)
@@ -48,15 +64,19 @@ class CallerLimits:
     """
 
     def __init__(
-        self, messages_per_second: float, messages_burst: int, bytes_per_second: float
+        self,
+        messages_per_second: float,
+        messages_burst: int,
+        bytes_per_second: float,
+        methods: Sequence[Quota] = (),
     ) -> None:
-        """0 messages or bytes per second: no limit on them."""
+        """0 messages or bytes per second: no limit on them; `methods`: further quotas."""
         quotas = (
             Quota(messages_per_second, messages_burst, "messages"),
             Quota(bytes_per_second, bytes_per_second, "bytes"),
+            *methods,
         )
-        self._which = [number for number, quota in enumerate(quotas) if quota.per_second]
-        self._quotas = [quotas[number] for number in self._which]
+        self._quotas = [quota for quota in quotas if quota.per_second]
         self._buckets: OrderedDict[str, _Buckets] = OrderedDict()
 
     @property
@@ -64,19 +84,23 @@ class CallerLimits:
         """Whether nothing is limited."""
         return not self._quotas
 
-    def charge(self, caller: Caller, size: int, now: float) -> None:
+    def charge(
+        self, caller: Caller, size: int, now: float, *, method: str = "", first: bool = True
+    ) -> None:
         """Charges a caller for one message.
 
         Args:
             caller: who sent it.
             size: bytes, >= 0.
             now: seconds on any clock that does not go back.
+            method: full name of the method that it was sent to.
+            first: whether it is the first of its call.
 
         Raises:
             SightlineError: RESOURCE_EXHAUSTED, `RATE_LIMITED`, with the seconds until it would
                 have passed; nothing is charged.
         """
-        costs = [(1, size)[number] for number in self._which]
+        costs = [quota.cost(method, size, first=first) for quota in self._quotas]
         buckets = self._filled(caller.identity, now)
         waits = [
             _wait(quota, cost, tokens)
@@ -99,6 +123,32 @@ class CallerLimits:
         ]
         buckets.filled_at = now
         return buckets
+
+
+def parse_method_limits(words: Sequence[str]) -> Mapping[str, Quota]:
+    """Returns the quotas of words such as `Infer=20/s:40`, by the method's short name.
+
+    The number after the colon is the burst; without it, a second's worth, at least 1.
+
+    Raises:
+        ValueError: a word is not of that form, has no rate above 0 and up to 1e9, no burst of 1
+            to 1e9, or names a method that another has named.
+    """
+    quotas: dict[str, Quota] = {}
+    for word in words:
+        match = _METHOD_LIMIT.fullmatch(word)
+        if match is None:
+            raise ValueError(f"must be like Infer=20/s or Infer=20/s:40 (got {word!r})")
+        rate = float(match["rate"])
+        burst = int(match["burst"]) if match["burst"] else max(int(rate), 1)
+        if not 0 < rate <= _MAX_RATE or not 1 <= burst <= _MAX_RATE:
+            raise ValueError(
+                f"must have a rate above 0 and up to 1e9, and a burst of 1 to 1e9 (got {word!r})"
+            )
+        if match["method"] in quotas:
+            raise ValueError(f"must name each method once (got {match['method']!r} twice)")
+        quotas[match["method"]] = Quota(rate, burst, "calls")
+    return quotas
 
 
 def _wait(quota: Quota, cost: float, tokens: float) -> float:

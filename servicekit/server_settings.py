@@ -1,17 +1,19 @@
 """Settings that every gRPC server has: addresses, limits, TLS, and who may call."""
 
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
 from servicekit.addresses import stays_here
+from servicekit.limits import parse_method_limits
 from servicekit.settings import (
     Address,
     OptionalPath,
     OptionalSecret,
     OptionalTcpAddress,
     Settings,
+    Words,
     check_pair,
 )
 
@@ -19,7 +21,17 @@ MIN_SECRET_BYTES = 32
 """RFC 7518, section 3.2: a key of HS256 is at least as long as its hash."""
 
 
-def _check_secret(secret: SecretStr | None) -> SecretStr | None:
+_CALLS_RECEIVED_AT_ONCE = 32
+
+
+def _check_method_limits(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the words if each limits a method; whether there is one, the server knows."""
+    parse_method_limits(words)
+    return words
+
+
+def check_secret(secret: SecretStr | None) -> SecretStr | None:
+    """Returns the secret if it is long enough to sign with."""
     if secret is not None and len(secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
         raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes")
     return secret
@@ -34,6 +46,24 @@ def _check_jwks(place: str) -> str:
     if not trusted or not url.hostname:
         raise ValueError("must be a path, an https:// URL, or an http:// URL of this machine")
     return place
+
+
+def _port(url: SplitResult) -> int | None:
+    try:
+        return url.port
+    except ValueError:
+        return None
+
+
+def _check_otlp(endpoint: str) -> str:
+    """Returns the endpoint if OTLP over gRPC can be spoken to it."""
+    if not endpoint:
+        return endpoint
+    url = urlsplit(endpoint)
+    rest = (url.path.strip("/"), url.query, url.fragment, url.username)
+    if url.scheme not in {"http", "https"} or not url.hostname or not _port(url) or any(rest):
+        raise ValueError("must be http://host:port or https://host:port (OTLP/gRPC is port 4317)")
+    return endpoint
 
 
 class ServerSettings(Settings):
@@ -61,12 +91,34 @@ class ServerSettings(Settings):
         le=2**31 - 1,
         description="largest message in either direction, bytes",
     )
+    max_bytes_in_flight: int | None = Field(
+        default=None,
+        ge=1024,
+        le=1 << 50,
+        description="bytes of requests that are received or worked on at a time, at least"
+        " max_message_bytes; not given: 32 times max_message_bytes",
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
     ] = Field(default="info", description="least severe level that is logged")
     log_format: Literal["console", "json"] | None = Field(
         default=None, description="format of log lines; not given: console on a terminal, else json"
+    )
+    access_log: bool = Field(
+        default=True, description="whether a line is logged of each call that ended, at level info"
+    )
+    otlp_endpoint: Annotated[str, AfterValidator(_check_otlp)] = Field(
+        default="",
+        description="OpenTelemetry collector that gets spans by OTLP over gRPC, http://host:port or"
+        " https://host:port; empty: none",
+    )
+    otlp_sample_ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of the calls without a trace of their caller's that get a span; a trace"
+        " is recorded where its caller's is",
     )
     tls_cert_file: OptionalPath = Field(
         default=None,
@@ -87,7 +139,7 @@ class ServerSettings(Settings):
         default=None,
         description="SQLite file of API keys, as `sightline keys create` makes it",
     )
-    jwt_secret: Annotated[OptionalSecret, AfterValidator(_check_secret)] = Field(
+    jwt_secret: Annotated[OptionalSecret, AfterValidator(check_secret)] = Field(
         default=None, description="secret that signs JWTs of HS256, at least 32 bytes"
     )
     jwt_jwks: Annotated[str, AfterValidator(_check_jwks)] = Field(
@@ -129,6 +181,26 @@ class ServerSettings(Settings):
         description="bytes per second that each caller may keep up, as many at once after a rest,"
         " and always one message; 0: no limit",
     )
+
+    rate_limits: Annotated[Words, AfterValidator(_check_method_limits)] = Field(
+        default=(),
+        description="calls per second of single methods that each caller may keep up, and, after a"
+        " colon, may make at once after a rest, such as Infer=20/s:40,UploadImage=5/s",
+    )
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """`max_bytes_in_flight`, or what it is if it is not given."""
+        return self.max_bytes_in_flight or _CALLS_RECEIVED_AT_ONCE * self.max_message_bytes
+
+    @model_validator(mode="after")
+    def _room_for_a_message(self) -> Self:
+        if self.bytes_in_flight < self.max_message_bytes:
+            raise ValueError(
+                f"max_bytes_in_flight: must be at least max_message_bytes, {self.max_message_bytes}"
+                f" (got {self.max_bytes_in_flight})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_tls(self) -> Self:

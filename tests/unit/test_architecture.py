@@ -22,7 +22,13 @@ CORES = (
     "ingest_service/sequence.py",
     "ingest_service/checks.py",
     "ingest_service/decision.py",
-    "inference_service/admission.py",
+    "inference_service/open_inference/describe.py",
+    "inference_service/open_inference/request.py",
+    "inference_service/open_inference/statistics.py",
+    "inference_service/open_inference/tensors.py",
+    "inference_service/models/calibration.py",
+    "inference_service/serving/admission.py",
+    "inference_service/serving/estimates.py",
 )
 ACTS = {"time", "socket", "sqlite3", "threading", "asyncio", "pathlib", "os", "subprocess"}
 

@@ -1,9 +1,9 @@
 """Both services as real processes, and clients that show any credential."""
 
 import os
-import re
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_pb2_grpc
 from sightline.types.v1 import prediction_pb2
@@ -49,8 +50,12 @@ def answered(service: ServiceProcess, method: str) -> dict[str, int]:
     url = f"http://{service.ready['metrics_address']}/metrics"
     with urllib.request.urlopen(url, timeout=10) as response:
         text = response.read().decode()
-    pattern = rf'^sightline_grpc_requests_total{{code="(\w+)",method="{method}".*}} ([\d.e+]+)$'
-    return {code: int(float(count)) for code, count in re.findall(pattern, text, re.MULTILINE)}
+    counts: Counter[str] = Counter()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "sightline_grpc_requests_total" and sample.labels["method"] == method:
+                counts[sample.labels["code"]] += int(sample.value)  # of every class of caller
+    return counts
 
 
 class Client:

@@ -24,7 +24,7 @@ _STOP_SECONDS = 30
 
 
 class Server:
-    """The process; `address` is known once it is ready."""
+    """The process; `address` and, if there is one, `metrics_address` are known once it is ready."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
         self.log = folder / "stderr.log"
@@ -38,6 +38,7 @@ class Server:
                 env=environment,
             )
         self.address = ""
+        self.metrics_address: str | None = None
 
     def wait_ready(self) -> None:
         """Waits for the ready line.
@@ -52,6 +53,7 @@ class Server:
         ready = json.loads(line)
         assert ready["event"] == "ready"
         self.address = ready["address"]
+        self.metrics_address = ready["metrics_address"]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signals the process and returns its exit code."""

@@ -1,14 +1,17 @@
 """Callers that mutual TLS has verified, each with its own limit and its own keys."""
 
+import signal
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
+from sightline.inference.v1 import inference_service_pb2
+from sightline.openinference.v2 import open_inference_pb2, open_inference_pb2_grpc
 
 from tests.integration.auth.authority import Authority
-from tests.integration.inference.process import Server, ask, client, started
+from tests.integration.inference.process import Server, ask, client, failure, started
 from tests.unit.inference_service.tiny_onnx import picture
 
 RED = picture()
@@ -65,3 +68,41 @@ def test_without_a_certificate_nobody_gets_in(
     trust = grpc.ssl_channel_credentials(authority.pem)
     with started(tmp_path, *flags) as server, client(server, trust) as made:
         assert made.refusal(RED).code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_each_method_has_a_limit_of_its_own(tmp_path: Path, colours: Path) -> None:
+    flags = [
+        *("--model-repository", str(colours), "--default-model", "colours"),
+        *("--rate-limits", "Infer=0.01/s:2,UploadImage=0.01/s"),
+    ]
+    upload = [inference_service_pb2.UploadImageRequest(chunk=b"x")] * 3
+    with started(tmp_path, *flags) as server, client(server) as made:
+        for _ in range(2):
+            made.infer(RED)
+        error = made.refusal(RED)
+        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+        assert error.quotas[0].subject == "caller:anonymous"
+        assert error.quotas[0].description == "0.01 calls of Infer per second, 2 at once"
+        assert error.retry_after == pytest.approx(100, abs=5)
+        stub, health = made.stub, open_inference_pb2_grpc.GRPCInferenceServiceStub(made.channel)
+        # The messages of an upload are one call.
+        sent = failure(lambda: stub.UploadImage(iter(upload), timeout=10))
+        assert sent.reason == "UPLOAD_HEADER_MISSING"
+        sent = failure(lambda: stub.UploadImage(iter(upload), timeout=10))
+        assert sent.reason == "RATE_LIMITED"
+        for _ in range(20):
+            assert made.health() == "SERVING"
+            assert health.ServerLive(open_inference_pb2.ServerLiveRequest(), timeout=10).live
+            stub.ListModels(inference_service_pb2.ListModelsRequest(), timeout=10)
+
+
+def test_a_method_that_cannot_be_limited_is_refused(tmp_path: Path) -> None:
+    for method in ("Infre", "ServerLive"):
+        server = Server(tmp_path, "--rate-limits", f"{method}=1/s")
+        try:
+            assert server.process.wait(60) == 2
+        finally:
+            server.stop(signal.SIGKILL)
+        line = server.log.read_text().splitlines()[-1]
+        assert "rate_limits: must name methods out of Infer, ListModels, " in line
+        assert f"(got '{method}')" in line

@@ -1,12 +1,12 @@
 """Pictures in, answers out, over a real socket; and everything that can be wrong with a picture."""
 
 import hashlib
+import io
 
 import grpc
 import pytest
+from PIL import Image
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
-from sightline.openinference.v2 import open_inference_pb2 as oip
-from sightline.openinference.v2 import open_inference_pb2_grpc
 
 from tests.integration.inference.process import Client, failure, names
 from tests.unit.inference_service.tiny_onnx import bomb, corrupt, picture
@@ -135,43 +135,12 @@ def test_list_models(quick: Client) -> None:
         assert model.provider == "CPUExecutionProvider"
 
 
-def test_what_is_not_served_yet_says_so(quick: Client) -> None:
-    error = quick.refusal(inference_pb2.Image(reference="r"))
-    assert (error.code, error.reason) == (
-        grpc.StatusCode.UNIMPLEMENTED,
-        "UPLOAD_NOT_IMPLEMENTED",
-    )
-    error = failure(
-        lambda: quick.stub.UploadImage(
-            iter([inference_service_pb2.UploadImageRequest(chunk=b"x")]), timeout=10
-        )
-    )
-    assert (error.code, error.reason) == (
-        grpc.StatusCode.UNIMPLEMENTED,
-        "UPLOAD_NOT_IMPLEMENTED",
-    )
-
-
-def test_open_inference_protocol(quick: Client) -> None:
-    stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(quick.channel)
-    assert stub.ServerLive(oip.ServerLiveRequest(), timeout=10).live
-    assert stub.ServerReady(oip.ServerReadyRequest(), timeout=10).ready
-    assert stub.ServerMetadata(oip.ServerMetadataRequest(), timeout=10).name == "sightline"
-    assert stub.ModelReady(oip.ModelReadyRequest(name="colours", version="1"), timeout=10).ready
-    assert not stub.ModelReady(oip.ModelReadyRequest(name="colours", version="9")).ready
-    assert not stub.ModelReady(oip.ModelReadyRequest(name="nobody"), timeout=10).ready
-    metadata = stub.ModelMetadata(oip.ModelMetadataRequest(name="colours"), timeout=10)
-    assert (metadata.name, list(metadata.versions)) == ("colours", ["1", "2"])
-    assert failure(lambda: stub.ModelMetadata(oip.ModelMetadataRequest(name="x"))).code is (
-        grpc.StatusCode.NOT_FOUND
-    )
-    for unnamed in (
-        lambda: stub.ModelReady(oip.ModelReadyRequest()),
-        lambda: stub.ModelMetadata(oip.ModelMetadataRequest()),
-    ):
-        assert [v.field for v in failure(unnamed).violations] == ["name"]
-    error = failure(lambda: stub.ModelInfer(oip.ModelInferRequest(model_name="colours")))
-    assert (error.code, error.reason) == (
-        grpc.StatusCode.UNIMPLEMENTED,
-        "MODEL_INFER_NOT_IMPLEMENTED",
-    )
+def test_a_picture_is_looked_at_upright(quick: Client) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    buffer = io.BytesIO()
+    Image.new("RGB", (256, 128), (0, 0, 255)).save(buffer, "JPEG", exif=exif)
+    (result,) = quick.infer(buffer.getvalue()).results
+    assert (result.image_width, result.image_height) == (128, 256)
+    box = result.detections[0].box
+    assert [box.x_min, box.y_min, box.x_max, box.y_max] == pytest.approx([0, 96, 128, 160])

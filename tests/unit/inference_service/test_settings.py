@@ -28,7 +28,21 @@ def test_defaults_serve_a_laptop() -> None:
     assert made.max_images == 16
     assert made.idempotency_ttl_seconds == 24 * 3600
     assert made.rate_limit_per_second == 0
+    assert made.upload_ttl_seconds == 3600
+    assert made.bytes_in_flight == 1 << 30
     assert made.workers >= 1
+
+
+def test_versions_are_pinned() -> None:
+    assert settings().pinned == {}
+    made = settings("--default-versions", "plates=2, parts=2026-01-02=b")
+    assert made.pinned == {"plates": "2", "parts": "2026-01-02=b"}
+
+
+@pytest.mark.parametrize("pins", ["plates", "=1", "plates=", "a=1,a=2"])
+def test_pins_that_are_none(pins: str) -> None:
+    with pytest.raises(SettingsError, match="default_versions: must be model=version, each model"):
+        settings("--default-versions", pins)
 
 
 def test_providers_are_comma_separated_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +72,13 @@ def test_providers_in_a_file_may_be_a_list(tmp_path: Path) -> None:
         (["--queue-size", "0"], "queue_size"),
         (["--queue-size", "15"], "queue_size"),
         (["--max-message-bytes", "10485760"], "max_message_bytes"),
+        (["--max-bytes-in-flight", "33554431"], "max_bytes_in_flight"),
+        (["--upload-ttl-seconds", "0"], "upload_ttl_seconds"),
+        (["--upload-max-bytes", "10485759"], "upload_max_bytes"),
+        (["--upload-quota-bytes", "10485759"], "upload_quota_bytes"),
+        (["--upload-quota-count", "0"], "upload_quota_count"),
+        (["--upload-disk-reserve-bytes", "-1"], "upload_disk_reserve_bytes"),
+        (["--upload-secret", "short"], "upload_secret"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(argv: list[str], field: str) -> None:

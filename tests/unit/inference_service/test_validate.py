@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -10,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
-from inference_service.domain import Parameters, Picture, Refused
-from inference_service.validate import Limits, check, refuse_if_all_bad
+from inference_service.domain import Content, Parameters, Picture, Question, Refused
+from inference_service.idempotency.keys import fingerprint
+from inference_service.uploads.errors import reference_gone, store_down
+from inference_service.validate import Limits, check, know_none, refuse_if_all_bad
 from servicekit.errors import SightlineError, invalid
 from servicekit.vision import ImageLimits
 from tests.unit.inference_service.tiny_onnx import bomb, picture
@@ -143,11 +146,66 @@ def test_a_picture_without_a_source_is_empty() -> None:
     assert refusal(ask(inference_pb2.Image(image_id="x"))).reason == "IMAGE_EMPTY"
 
 
-def test_a_reference_is_not_served_yet() -> None:
-    error = refusal(ask(image(), inference_pb2.Image(reference="r")))
-    assert error.code is grpc.StatusCode.UNIMPLEMENTED
-    assert error.reason == "UPLOAD_NOT_IMPLEMENTED"
-    assert "images[1].reference" in error.message
+def stored(reference: str) -> Content:
+    """What references stand for here."""
+    if reference == "down":
+        raise store_down()
+    if reference not in {"red", "bad"}:
+        raise reference_gone()
+    data = RED if reference == "red" else b"no picture"
+    return Content(data, hashlib.sha256(data).digest())
+
+
+def test_a_reference_is_the_picture_that_it_stands_for() -> None:
+    there = inference_pb2.Image(reference="red", image_id="a")
+    by_reference = check(ask(there), LIMITS, stored)
+    by_value = check(ask(image(image_id="a")), LIMITS, stored)
+    assert by_reference.pictures == (replace(picture_of(by_value), field="reference"),)
+    assert fingerprint(by_reference) == fingerprint(by_value)
+
+
+def picture_of(question: Question) -> Picture:
+    (first,) = question.pictures
+    assert isinstance(first, Picture)
+    return first
+
+
+def test_what_a_reference_stands_for_is_checked_as_well() -> None:
+    with pytest.raises(SightlineError) as caught:
+        check(ask(inference_pb2.Image(reference="bad")), LIMITS, stored)
+    assert caught.value.reason == "IMAGE_TYPE_UNSUPPORTED"
+    assert fields(caught.value) == ["images[0].reference"]
+    with pytest.raises(SightlineError) as caught:
+        check(ask(inference_pb2.Image(reference="red", sha256=bytes(32))), LIMITS, stored)
+    assert caught.value.reason == "IMAGE_HASH_MISMATCH"
+
+
+def test_a_reference_to_nothing_is_refused_alone() -> None:
+    gone = inference_pb2.Image(reference="gone", image_id="g")
+    question = check(ask(image(), gone), LIMITS, stored)
+    refused = question.pictures[1]
+    assert isinstance(refused, Refused)
+    assert refused.error.message.startswith("images[1].reference is good, but ")
+    assert fields(refused.error) == ["images[1].reference"]
+    # Sent again with its picture, the request is another one.
+    again = check(ask(image(), image(image_id="g")), LIMITS, stored)
+    assert fingerprint(question) != fingerprint(again)
+    other = check(ask(image(), inference_pb2.Image(reference="lost", image_id="g")), LIMITS, stored)
+    assert fingerprint(question) != fingerprint(other)
+
+
+def test_only_references_to_nothing_keep_their_code() -> None:
+    for resolve, reason in ((stored, "REFERENCE_GONE"), (know_none, "REFERENCE_UNKNOWN")):
+        with pytest.raises(SightlineError) as caught:
+            check(ask(*[inference_pb2.Image(reference="gone")] * 2), LIMITS, resolve)
+        assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.NOT_FOUND, reason)
+        assert fields(caught.value) == ["images[0].reference", "images[1].reference"]
+
+
+def test_a_store_that_is_down_is_no_picture_s_fault() -> None:
+    with pytest.raises(SightlineError) as caught:
+        check(ask(image(), inference_pb2.Image(reference="down")), LIMITS, stored)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
 
 
 def test_one_bad_picture_is_refused_alone() -> None:

@@ -1,0 +1,231 @@
+"""Who has uploaded what until when, in a SQLite database that several processes may share.
+
+The files of the store are moved and removed while the database's write lock is held: what the
+index says and what the folder holds can differ only where a process was killed in between.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference_service.uploads.errors import StoreError, quota_exceeded, store_full
+
+_BUSY_SECONDS = 5.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS uploads (
+    owner TEXT NOT NULL,
+    sha256 BLOB NOT NULL,
+    size INTEGER NOT NULL,
+    until REAL NOT NULL,      -- Unix seconds
+    PRIMARY KEY (owner, sha256)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS uploads_content ON uploads (sha256, size, until);
+CREATE INDEX IF NOT EXISTS uploads_until ON uploads (until);
+CREATE TABLE IF NOT EXISTS incoming (
+    part TEXT PRIMARY KEY,    -- its file
+    owner TEXT NOT NULL,
+    sha256 BLOB NOT NULL,
+    size INTEGER NOT NULL,    -- of the whole picture
+    charged INTEGER NOT NULL  -- to the owner's quota: the size, or 0
+) STRICT, WITHOUT ROWID;
+"""
+_OWN = """
+SELECT until, size FROM uploads WHERE owner = :owner AND until > :now AND sha256 <> :sha256
+ORDER BY until
+"""
+_HAS = "SELECT size FROM uploads WHERE owner = :owner AND sha256 = :sha256 AND until > :now"
+_OWN_INCOMING = """
+SELECT coalesce(sum(charged), 0), count(*) FILTER (WHERE charged > 0),
+    count(*) FILTER (WHERE sha256 = :sha256)
+FROM incoming WHERE owner = :owner
+"""
+_STORED = "SELECT max(until), size FROM uploads GROUP BY sha256 ORDER BY 1"
+_TOTAL = """
+SELECT coalesce((SELECT sum(size) FROM (SELECT DISTINCT sha256, size FROM uploads)), 0)
+    + coalesce((SELECT sum(size) FROM incoming), 0)
+"""
+_RESERVE = "INSERT INTO incoming VALUES (:part, :owner, :sha256, :size, :charged)"
+_RELEASE = "DELETE FROM incoming WHERE part = :part"
+_PUT = """
+INSERT INTO uploads VALUES (:owner, :sha256, :size, :until)
+ON CONFLICT DO UPDATE SET until = max(until, excluded.until)
+"""
+_EXPIRE = """
+DELETE FROM uploads WHERE (owner, sha256) IN
+    (SELECT owner, sha256 FROM uploads WHERE until <= :now ORDER BY until LIMIT :most)
+RETURNING sha256
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """What may be stored."""
+
+    max_bytes: int
+    """Of all callers together."""
+    quota_bytes: int
+    """Of one caller."""
+    quota_count: int
+    """Pictures of one caller."""
+    disk_reserve_bytes: int
+    """Free disk space that is left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An upload that has begun."""
+
+    part: str
+    """Name of the file that its bytes go to."""
+    owner: str
+    """Who uploads it, as `Caller.identity`."""
+    name: str
+    """Who that is in messages."""
+    sha256: bytes
+    """As declared."""
+    size: int
+    """Bytes, as declared."""
+
+
+class Index:
+    """The database. Threads may share it; `writing` lets in one at a time.
+
+    Args:
+        path: the file; made if missing.
+
+    Raises:
+        StoreError: it cannot be opened, or is no SQLite database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        with _reporting(f"cannot open {path}"):
+            self._database = sqlite3.connect(
+                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._database.execute("PRAGMA journal_mode = WAL")
+            # A power cut may lose the last uploads: their references are then unknown or gone.
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            self._database.executescript(_SCHEMA)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Holds the write lock; what is written counts if the block ends without an exception.
+
+        Raises:
+            StoreError: the database does not work.
+        """
+        with self._lock, _reporting("the index of uploads does not work"):
+            # IMMEDIATE: waits for another process's turn here, not in the middle.
+            self._database.execute("BEGIN IMMEDIATE")
+            with self._database:
+                yield
+
+    def reserve(self, arrival: Arrival, limits: StoreLimits, now: float) -> None:
+        """Counts an upload before its bytes come; only within `writing`.
+
+        A picture that the caller has already is not charged to its quota again, so that an upload
+        whose answer was lost can be repeated.
+
+        Raises:
+            SightlineError: RESOURCE_EXHAUSTED: `UPLOAD_QUOTA_EXCEEDED` or `UPLOAD_STORE_FULL`,
+                with the seconds until enough has expired.
+        """
+        values = {
+            "part": arrival.part,
+            "owner": arrival.owner,
+            "sha256": arrival.sha256,
+            "size": arrival.size,
+            "now": now,
+        }
+        charged = self._charge(arrival, values, limits, now)
+        (total,) = self._database.execute(_TOTAL).fetchone()
+        excess = total + arrival.size - limits.max_bytes
+        if excess > 0:
+            wait = _wait(self._database.execute(_STORED), excess, 0, now)
+            raise store_full(f"{limits.max_bytes} bytes in all", wait)
+        self._database.execute(_RESERVE, values | {"charged": charged})
+
+    def put(self, arrival: Arrival, until: float) -> None:
+        """Says that an upload is complete, and kept until then; only within `writing`."""
+        self._database.execute(
+            _PUT,
+            {
+                "owner": arrival.owner,
+                "sha256": arrival.sha256,
+                "size": arrival.size,
+                "until": until,
+            },
+        )
+        self.release(arrival.part)
+
+    def release(self, part: str) -> None:
+        """Forgets an upload that came to nothing; only within `writing`."""
+        self._database.execute(_RELEASE, {"part": part})
+
+    def expire(self, now: float, most: int) -> tuple[int, list[bytes]]:
+        """Forgets uploads whose time is over, some at a time; only within `writing`.
+
+        Returns:
+            How many, and those contents among them that nobody has any more.
+        """
+        gone = self._database.execute(_EXPIRE, {"now": now, "most": most}).fetchall()
+        return len(gone), [sha256 for (sha256,) in set(gone) if not self.holds(sha256)]
+
+    def holds(self, sha256: bytes) -> bool:
+        """Returns whether anybody has uploaded this content; only within `writing`."""
+        found = self._database.execute("SELECT 1 FROM uploads WHERE sha256 = ?", [sha256])
+        return found.fetchone() is not None
+
+    def parts(self) -> set[str]:
+        """Returns the uploads that have begun; only within `writing`."""
+        return {part for (part,) in self._database.execute("SELECT part FROM incoming")}
+
+    def close(self) -> None:
+        """Closes the database once nobody writes."""
+        with self._lock:
+            self._database.close()
+
+    def _charge(
+        self, arrival: Arrival, values: dict[str, object], limits: StoreLimits, now: float
+    ) -> int:
+        """Returns what the upload costs its owner's quota, bytes."""
+        own = self._database.execute(_OWN, values).fetchall()
+        has = self._database.execute(_HAS, values).fetchone()
+        coming, count, twins = self._database.execute(_OWN_INCOMING, values).fetchone()
+        if has and not twins:
+            return 0
+        stored = sum(size for _, size in own) + (has[0] if has else 0)
+        excess_count = len(own) + bool(has) + count + 1 - limits.quota_count
+        excess_bytes = stored + coming + arrival.size - limits.quota_bytes
+        if excess_count > 0:
+            wait = _wait(own, 0, excess_count, now)
+            raise quota_exceeded(arrival.name, f"{limits.quota_count} pictures", wait)
+        if excess_bytes > 0:
+            wait = _wait(own, excess_bytes, 0, now)
+            raise quota_exceeded(arrival.name, f"{limits.quota_bytes} bytes of pictures", wait)
+        return arrival.size
+
+
+def _wait(rows: Iterable[tuple[float, int]], size: int, count: int, now: float) -> float:
+    """Returns the seconds until so much of what is stored, by its end, has expired.
+
+    0: it will not be enough, since uploads under way take the room; they may end soon.
+    """
+    for until, each in rows:
+        size -= each
+        count -= 1
+        if size <= 0 and count <= 0:
+            return max(until - now, 0.0)
+    return 0.0
+
+
+@contextmanager
+def _reporting(what: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(f"{what}: {error}") from error

@@ -1,0 +1,95 @@
+"""The messages of one upload, each held against its rule. Pure."""
+
+from dataclasses import dataclass
+
+from servicekit.errors import SightlineError, invalid
+from servicekit.vision import ImageError
+
+MAX_CHUNK_BYTES = 1024 * 1024
+_SHA256_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an upload says that it will be."""
+
+    sha256: bytes
+    size: int
+    """Bytes."""
+
+
+Part = Header | bytes | None
+"""One message: its header or its chunk; None: it carries neither."""
+
+
+def check_first(part: Part, max_bytes: int) -> Header:
+    """Returns the header of an upload.
+
+    Args:
+        part: the first message; None also if there is none.
+        max_bytes: largest picture that is taken.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT: `UPLOAD_HEADER_MISSING`; `IMAGE_TOO_LARGE`, before a byte
+            of it was sent; `INVALID_FIELD`.
+    """
+    if not isinstance(part, Header):
+        raise invalid("header", "must be the first message", reason="UPLOAD_HEADER_MISSING")
+    if len(part.sha256) != _SHA256_BYTES:
+        raise invalid("header.sha256", f"must be 32 bytes, is {len(part.sha256)} bytes")
+    if part.size < 1:
+        raise invalid("header.size_bytes", f"must be at least 1, is {part.size}")
+    if part.size > max_bytes:
+        rule = f"must be at most {max_bytes}, is {part.size}"
+        raise invalid("header.size_bytes", rule, reason="IMAGE_TOO_LARGE")
+    return part
+
+
+def check_next(part: Part, header: Header, received: int) -> bytes:
+    """Returns the bytes of a message after the first.
+
+    Args:
+        part: the message.
+        header: of the upload.
+        received: bytes before this message.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT: `UPLOAD_HEADER_REPEATED`, `UPLOAD_CHUNK_MISSING`,
+            `UPLOAD_CHUNK_EMPTY`, `UPLOAD_CHUNK_TOO_LARGE`, or `UPLOAD_TOO_LONG`: more bytes than
+            the header declares.
+    """
+    if isinstance(part, Header):
+        rule = "must be in the first message only"
+        raise invalid("header", rule, reason="UPLOAD_HEADER_REPEATED")
+    if part is None:
+        rule = "must be in every message after the first"
+        raise invalid("chunk", rule, reason="UPLOAD_CHUNK_MISSING")
+    if not part:
+        raise invalid("chunk", "must be at least 1 byte, is empty", reason="UPLOAD_CHUNK_EMPTY")
+    if len(part) > MAX_CHUNK_BYTES:
+        rule = f"must be at most {MAX_CHUNK_BYTES} bytes, is {len(part)} bytes"
+        raise invalid("chunk", rule, reason="UPLOAD_CHUNK_TOO_LARGE")
+    if received + len(part) > header.size:
+        rule = f"must end at the {header.size} bytes that header.size_bytes declares"
+        raise invalid("chunk", rule, reason="UPLOAD_TOO_LONG")
+    return part
+
+
+def check_end(header: Header, received: int, sha256: bytes) -> None:
+    """Checks what has come once the caller has sent everything.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT: `UPLOAD_INCOMPLETE`: fewer bytes than declared;
+            `IMAGE_HASH_MISMATCH`.
+    """
+    if received < header.size:
+        rule = f"must be the bytes sent, which are {received} and not {header.size}"
+        raise invalid("header.size_bytes", rule, reason="UPLOAD_INCOMPLETE")
+    if sha256 != header.sha256:
+        rule = f"must be the SHA-256 of the chunks, which is {sha256.hex()}"
+        raise invalid("header.sha256", rule, reason="IMAGE_HASH_MISMATCH")
+
+
+def bad_content(error: ImageError) -> SightlineError:
+    """Returns the error for bytes that arrived whole and are no picture that is accepted."""
+    return invalid("chunk", f"is refused: {error.message}", reason=error.reason)

@@ -1,0 +1,192 @@
+"""An upload's way through threads: whoever gives up when, nothing of it stays."""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from inference_service.uploads.errors import StoreError
+from inference_service.uploads.index import StoreLimits
+from inference_service.uploads.parts import Header, Part
+from inference_service.uploads.receive import Uploads
+from inference_service.uploads.reference import Signer
+from inference_service.uploads.store import UploadStore
+from servicekit.auth.caller import ANONYMOUS
+from servicekit.errors import SightlineError
+from servicekit.in_flight import BytesInFlight
+from servicekit.vision import ImageLimits
+from tests.unit.inference_service.tiny_onnx import picture
+
+RED = picture(size=(400, 400), kind="BMP")  # 480 000 bytes: more than is collected at once
+HEADER = Header(hashlib.sha256(RED).digest(), len(RED))
+WHOLE: list[Part] = [HEADER, RED[:100_000], RED[100_000:450_000], RED[450_000:]]
+OWNER = ANONYMOUS.identity
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Store(UploadStore):
+    """A real one, whose steps can be held up or fail."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, StoreLimits(10**6, 10**6, 2, 0))
+        self.hold: dict[str, threading.Event] = {}
+        self.failing: set[str] = set()
+        self.reached: set[str] = set()
+
+    def _step(self, name: str) -> None:
+        self.reached.add(name)
+        if name in self.hold:
+            assert self.hold[name].wait(10)
+        if name in self.failing:
+            raise StoreError("the disk is broken")
+
+    def begin(self, *args: Any) -> Any:
+        self._step("begin")
+        return super().begin(*args)
+
+    def append(self, *args: Any) -> None:
+        self._step("append")
+        super().append(*args)
+
+    def finish(self, *args: Any) -> None:
+        self._step("finish")
+        super().finish(*args)
+
+    def clean(self, now: float) -> int:
+        self._step("clean")
+        return super().clean(now)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "uploads"))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def uploads(store: Store, clock: Clock) -> AsyncIterator[Uploads]:
+    made = Uploads(store, Signer(store.key()), ImageLimits(), keep_seconds=60, clock=clock)
+    yield made
+    for event in store.hold.values():
+        event.set()
+    await made.close()
+
+
+async def messages(parts: Sequence[Part]) -> AsyncIterator[Part]:
+    for part in parts:
+        yield part
+
+
+def left(store: Store) -> list[str]:
+    return [path.name for path in store._folder.glob("*.part")]
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.001)
+
+
+async def test_what_was_received_can_be_fetched(uploads: Uploads, clock: Clock) -> None:
+    uploaded = await uploads.receive(ANONYMOUS, messages(WHOLE))
+    assert uploaded.claim.expires_at == 1060
+    content = uploads.fetch(OWNER, uploaded.reference)
+    assert content.data == RED
+    assert content.sha256 == HEADER.sha256
+    clock.now = 1060.0
+    with pytest.raises(SightlineError, match="REFERENCE_EXPIRED"):
+        uploads.fetch(OWNER, uploaded.reference)
+
+
+async def test_a_fetched_picture_needs_room(uploads: Uploads) -> None:
+    uploaded = await uploads.receive(ANONYMOUS, messages(WHOLE))
+    async with BytesInFlight(len(RED) + 10, 10).room():
+        uploads.fetch(OWNER, uploaded.reference)
+        with pytest.raises(SightlineError, match="TOO_MUCH_IN_FLIGHT"):
+            await asyncio.to_thread(uploads.fetch, OWNER, uploaded.reference)
+
+
+@pytest.mark.parametrize("step", ["begin", "append", "finish"])
+async def test_who_gives_up_leaves_nothing(uploads: Uploads, store: Store, step: str) -> None:
+    store.hold[step] = threading.Event()
+    call = asyncio.create_task(uploads.receive(ANONYMOUS, messages(WHOLE)))
+    await until(lambda: step in store.reached)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    store.hold.pop(step).set()
+    await until(lambda: not left(store))
+    for _ in range(3):  # nor is the quota of two used up
+        await uploads.receive(ANONYMOUS, messages(WHOLE))
+
+
+@pytest.mark.parametrize("step", ["begin", "append", "finish"])
+async def test_a_store_that_fails(uploads: Uploads, store: Store, step: str) -> None:
+    store.failing.add(step)
+    with pytest.raises(SightlineError) as caught:
+        await uploads.receive(ANONYMOUS, messages(WHOLE))
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.reason == "UPLOAD_STORE_UNAVAILABLE"
+    assert not left(store)
+
+
+async def test_what_is_refused_leaves_its_room_at_once(uploads: Uploads, store: Store) -> None:
+    bad: list[Part] = [Header(bytes(32), len(RED)), RED]
+    for _ in range(5):
+        with pytest.raises(SightlineError, match="IMAGE_HASH_MISMATCH"):
+            await uploads.receive(ANONYMOUS, messages(bad))
+        assert not left(store)
+
+
+async def test_a_stream_that_breaks_leaves_nothing(uploads: Uploads, store: Store) -> None:
+    async def breaking() -> AsyncIterator[Part]:
+        for part in WHOLE[:3]:
+            yield part
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await uploads.receive(ANONYMOUS, breaking())
+    assert "append" in store.reached
+    assert not left(store)
+
+
+async def test_small_chunks_are_collected(uploads: Uploads, store: Store) -> None:
+    appended: list[int] = []
+    append = store.append
+
+    def noting(incoming: Any, data: bytes) -> None:
+        appended.append(len(data))
+        append(incoming, data)
+
+    store.append = noting  # type: ignore[method-assign]
+    small = [RED[at : at + 100] for at in range(0, len(RED), 100)]
+    await uploads.receive(ANONYMOUS, messages([HEADER, *small]))
+    assert len(appended) == 2
+
+
+async def test_it_cleans_up_and_goes_on_when_that_fails(
+    uploads: Uploads, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference_service.uploads.receive._CLEAN_SECONDS", 0.01)
+    await uploads.receive(ANONYMOUS, messages(WHOLE))
+    store.failing.add("clean")
+    uploads.start()
+    await until(lambda: "clean" in store.reached)
+    clock.now = 2000.0
+    store.failing.clear()
+    await until(lambda: not any(len(p.name) == 64 for p in store._folder.iterdir()))
