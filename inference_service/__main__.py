@@ -143,6 +143,8 @@ def _repository(
     session = SessionOptions(
         settings.providers,
         settings.intra_op_threads,
+        device_id=settings.device_id,
+        gpu_memory_bytes=settings.gpu_memory_bytes,
         engine_cache=settings.engine_cache,
         tensorrt_fp16=settings.tensorrt_fp16,
     )

@@ -49,9 +49,10 @@ class Refused:
     index: int
     image_id: str
     sha256: bytes
-    """Of the picture; of the reference's text, if that led to no picture: sent again with the
-    picture itself, it is another request."""
+    """Of the picture; of the reference's text, if that is none of the caller's."""
     error: SightlineError
+    lost: bool = False
+    """Whether it was uploaded, but is not there any more: an answer for it may still be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Question:
     """As asked for; empty: the model's default version."""
     parameters: Parameters
     pictures: tuple[Picture | Refused, ...]
-    """In the order of the request; at least one is a `Picture`."""
+    """In the order of the request; at least one is a `Picture`, or a `Refused` one that is lost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,7 +194,7 @@ class Pipeline:
             for picture in question.pictures
             if isinstance(picture, Picture)
         ]
-        ran = await self.run(call, model, work)
+        ran = await self.run(call, model, work) if work else []
         return _merge(question, model, ran), self._timing(ran, call, checked)
 
     def _timing(self, ran: Sequence[Ran[Seen]], call: Call, checked: float) -> Timing:

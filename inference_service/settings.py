@@ -64,6 +64,13 @@ class InferenceSettings(ServerSettings):
     intra_op_threads: int = Field(
         1, ge=1, le=256, description="CPU threads that one run of a model uses"
     )
+    device_id: int = Field(0, ge=0, le=255, description="number of the GPU that models run on")
+    gpu_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 50,
+        description="memory of the GPU that each model may take, bytes; not given: what it needs",
+    )
     engine_cache: OptionalPath = Field(
         None, description="folder where TensorRT keeps the engines that it builds; empty: none"
     )

@@ -13,7 +13,7 @@ import grpc
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
 from inference_service.domain import Content, Parameters, Picture, Question, Refused
-from inference_service.uploads.errors import reference_unknown
+from inference_service.uploads.errors import ReferenceLostError, reference_unknown
 from servicekit.errors import Category, FieldViolation, SightlineError, invalid
 from servicekit.vision import ImageError, ImageLimits, inspect_image
 
@@ -53,7 +53,7 @@ def check(
 
     Raises:
         SightlineError: INVALID_ARGUMENT with the fields that break a rule; what `resolve` raises,
-            if it is that for every picture.
+            if it is that for every picture and none of them was there before.
     """
     count = len(request.images)
     if not 1 <= count <= limits.max_images:
@@ -63,7 +63,8 @@ def check(
     pictures = tuple(
         _checked(image, index, limits.image, resolve) for index, image in enumerate(request.images)
     )
-    refuse_if_all_bad([p.error if isinstance(p, Refused) else None for p in pictures])
+    if not any(isinstance(picture, Refused) and picture.lost for picture in pictures):
+        refuse_if_all_bad([p.error if isinstance(p, Refused) else None for p in pictures])
     return Question(request.model.name, request.model.version, parameters, pictures)
 
 
@@ -110,8 +111,9 @@ def _checked(
         except SightlineError as error:
             if error.category is not Category.VALIDATION:
                 raise
-            digest = hashlib.sha256(reference.encode()).digest()
-            return Refused(index, name, digest, _within(f"images[{index}]", error))
+            digest = _digest_of(reference, error)
+            lost = isinstance(error, ReferenceLostError)
+            return Refused(index, name, digest, _within(f"images[{index}]", error), lost)
     else:
         data = image.data  # each look at it is a copy
         field, content = "data", Content(data, hashlib.sha256(data).digest())
@@ -121,6 +123,12 @@ def _checked(
     except SightlineError as error:
         return Refused(index, name, content.sha256, error)
     return picture
+
+
+def _digest_of(reference: str, error: SightlineError) -> bytes:
+    if isinstance(error, ReferenceLostError):
+        return error.sha256
+    return hashlib.sha256(reference.encode()).digest()
 
 
 def _within(path: str, error: SightlineError) -> SightlineError:

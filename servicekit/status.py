@@ -1,5 +1,6 @@
 """Guard that turns what a handler raises into the status that its caller gets."""
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -49,4 +50,9 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SightlineEr
     status = rpc_status.to_status(to_status(error))
     # What the handler has set before stays: an abort replaces the trailing metadata.
     trailing = (*context.trailing_metadata(), *status.trailing_metadata)
-    await context.abort(status.code, status.details, trailing)
+    try:
+        await context.abort(status.code, status.details, trailing)
+    except grpc.aio.InternalError:
+        # The call has ended meanwhile, mostly by its deadline: nobody is there to be told, and gRPC
+        # would log it as an error of the server.
+        raise asyncio.CancelledError from None

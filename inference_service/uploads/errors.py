@@ -11,22 +11,34 @@ class StoreError(Exception):
     """The store of uploads cannot be used: a folder, file or database that fails. One sentence."""
 
 
+class ReferenceLostError(SightlineError):
+    """A good reference of the caller's whose picture is not there any more.
+
+    Attributes:
+        sha256: of the picture, 32 bytes: an answer that was given for it can still be found.
+    """
+
+    def __init__(self, reason: str, rule: str, sha256: bytes) -> None:
+        super().__init__(*_not_found(reason, rule), violations=_violations(rule))
+        self.sha256 = sha256
+
+
 def reference_unknown() -> SightlineError:
     """Returns the error for a reference that is none of this caller's."""
-    return _not_found(
-        "REFERENCE_UNKNOWN", "must be what UploadImage gave this caller: upload the picture again"
-    )
+    rule = "must be what UploadImage gave this caller: upload the picture again"
+    return SightlineError(*_not_found("REFERENCE_UNKNOWN", rule), violations=_violations(rule))
 
 
-def reference_expired(ago: float) -> SightlineError:
+def reference_expired(sha256: bytes, ago: float) -> ReferenceLostError:
     """Returns the error for a reference that was good until so many seconds ago."""
-    return _not_found("REFERENCE_EXPIRED", f"expired {ago:.0f} s ago: upload the picture again")
+    rule = f"expired {ago:.0f} s ago: upload the picture again"
+    return ReferenceLostError("REFERENCE_EXPIRED", rule, sha256)
 
 
-def reference_gone() -> SightlineError:
+def reference_gone(sha256: bytes) -> ReferenceLostError:
     """Returns the error for a good reference whose picture the store has lost."""
     rule = "is good, but its picture is not stored any more: upload it again"
-    return _not_found("REFERENCE_GONE", rule)
+    return ReferenceLostError("REFERENCE_GONE", rule, sha256)
 
 
 def quota_exceeded(caller: str, bound: str, retry_after: float) -> SightlineError:
@@ -66,11 +78,10 @@ def store_down() -> SightlineError:
     )
 
 
-def _not_found(reason: str, rule: str) -> SightlineError:
+def _not_found(reason: str, rule: str) -> tuple[grpc.StatusCode, str, str]:
+    return grpc.StatusCode.NOT_FOUND, reason, f"reference {rule}"
+
+
+def _violations(rule: str) -> list[FieldViolation]:
     # The rule is for whoever puts the picture's place in the request before it.
-    return SightlineError(
-        grpc.StatusCode.NOT_FOUND,
-        reason,
-        f"reference {rule}",
-        violations=[FieldViolation("reference", rule)],
-    )
+    return [FieldViolation("reference", rule)]

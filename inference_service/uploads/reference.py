@@ -68,7 +68,7 @@ class Signer:
         _, expires_ms, size, sha256 = _CLAIM.unpack(body)
         claim = Claim(sha256, size, expires_ms / 1000)
         if claim.expires_at <= now:
-            raise reference_expired(now - claim.expires_at)
+            raise reference_expired(sha256, now - claim.expires_at)
         return claim
 
     def _mac(self, body: bytes, owner: str) -> bytes:

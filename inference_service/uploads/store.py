@@ -177,10 +177,10 @@ class UploadStore:
                 with path.open("rb") as file:
                     data = file.read(claim.size + 1)
             except FileNotFoundError:
-                raise reference_gone() from None
+                raise reference_gone(claim.sha256) from None
         if hashlib.sha256(data).digest() != claim.sha256:
             logger.error("the upload %s is damaged on the disk", path)
-            raise reference_gone()
+            raise reference_gone(claim.sha256)
         return data
 
     def clean(self, now: float) -> int:

@@ -154,7 +154,7 @@ def test_a_replay_says_so_and_runs_nothing(watched: Watched) -> None:
     assert line["idempotency_key"] == replay["idempotency_key"] == key[:8]
     assert "infer_ms" in line
     assert "infer_ms" not in replay
-    assert replay["model"] == "colours"
+    assert "model" not in replay  # which may be gone by now
     watched.collector.wait_for(lambda spans: any(s.trace_id == again[0] for s in spans))
     (span,) = watched.collector.of(again[0]).values()
     assert span.attributes["sightline.replayed"] is True

@@ -341,6 +341,19 @@ def test_references_and_files_expire(
         until(lambda: not files(folder))  # the server does this by itself
 
 
+def test_an_answer_that_is_kept_outlives_its_picture(owner: Caller, folder: Path) -> None:
+    data = picture((9, 255, 77))
+    stored = owner.upload(data)
+    key = str(uuid.uuid4())
+    first, replayed = owner.infer_with_call(by(stored), key=key)
+    assert not replayed
+    (folder / hashlib.sha256(data).hexdigest()).unlink()
+    assert owner.infer_with_call(by(stored), key=key) == (first, True)
+    error = failure(lambda: owner.infer(by(stored)))
+    assert error.reason == "REFERENCE_GONE"
+    assert [violation.field for violation in error.violations] == ["images[0].reference"]
+
+
 def test_a_picture_that_is_gone_or_damaged(owner: Caller, folder: Path) -> None:
     data = picture((9, 9, 255))
     path = folder / hashlib.sha256(data).hexdigest()

@@ -151,7 +151,7 @@ def stored(reference: str) -> Content:
     if reference == "down":
         raise store_down()
     if reference not in {"red", "bad"}:
-        raise reference_gone()
+        raise reference_gone(hashlib.sha256(RED).digest())
     data = RED if reference == "red" else b"no picture"
     return Content(data, hashlib.sha256(data).digest())
 
@@ -187,19 +187,32 @@ def test_a_reference_to_nothing_is_refused_alone() -> None:
     assert isinstance(refused, Refused)
     assert refused.error.message.startswith("images[1].reference is good, but ")
     assert fields(refused.error) == ["images[1].reference"]
-    # Sent again with its picture, the request is another one.
+    # It is the same request as when its picture was there, or is sent again.
     again = check(ask(image(), image(image_id="g")), LIMITS, stored)
+    assert fingerprint(question) == fingerprint(again)
+
+
+def test_what_is_lost_alone_is_left_to_the_answer_that_may_be_kept() -> None:
+    question = check(ask(inference_pb2.Image(reference="gone")), LIMITS, stored)
+    (refused,) = question.pictures
+    assert isinstance(refused, Refused)
+    assert refused.lost
+    assert fingerprint(question) == fingerprint(check(ask(image()), LIMITS))
+
+
+def test_a_reference_of_nobody_s_is_another_request_than_any_picture() -> None:
+    forged = inference_pb2.Image(reference="forged", image_id="g")
+    question = check(ask(image(), forged), LIMITS, know_none)
+    again = check(ask(image(), image(image_id="g")), LIMITS)
     assert fingerprint(question) != fingerprint(again)
-    other = check(ask(image(), inference_pb2.Image(reference="lost", image_id="g")), LIMITS, stored)
-    assert fingerprint(question) != fingerprint(other)
 
 
 def test_only_references_to_nothing_keep_their_code() -> None:
-    for resolve, reason in ((stored, "REFERENCE_GONE"), (know_none, "REFERENCE_UNKNOWN")):
-        with pytest.raises(SightlineError) as caught:
-            check(ask(*[inference_pb2.Image(reference="gone")] * 2), LIMITS, resolve)
-        assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.NOT_FOUND, reason)
-        assert fields(caught.value) == ["images[0].reference", "images[1].reference"]
+    with pytest.raises(SightlineError) as caught:
+        check(ask(*[inference_pb2.Image(reference="gone")] * 2), LIMITS, know_none)
+    assert caught.value.code is grpc.StatusCode.NOT_FOUND
+    assert caught.value.reason == "REFERENCE_UNKNOWN"
+    assert fields(caught.value) == ["images[0].reference", "images[1].reference"]
 
 
 def test_a_store_that_is_down_is_no_picture_s_fault() -> None:

@@ -26,13 +26,12 @@ from servicekit.status import report_errors
 from servicekit.tracing import join_trace
 from tests.unit.servicekit.echo import ECHO, Act, Context, call, serving, until
 
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = (("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"),)
+
 
 class EchoSettings(ServerSettings):
     part: ClassVar[str] = "ingest"
-
-
-TRACE = "0af7651916cd43dd8448eb211c80319c"
-PARENT = (("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"),)
 
 
 class Log:

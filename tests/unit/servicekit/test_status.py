@@ -203,14 +203,17 @@ class Request:
 @pytest.mark.parametrize(
     "make", [lambda: SightlineError(grpc.StatusCode.ABORTED, "R", "m"), ValueError]
 )
-async def test_a_call_that_failed_keeps_nothing_in_memory(make: Callable[[], Exception]) -> None:
+async def test_a_call_that_failed_keeps_nothing_in_memory(
+    make: Callable[[], Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "servicekit.status")  # pytest keeps what is logged
     handled: list[weakref.ref[Request]] = []
 
     async def act(_context: Context) -> None:
         request = Request()
         handled.append(weakref.ref(request))
         try:
-            raise KeyError(request)
+            dict[Request, None]()[request]
         except KeyError as cause:
             raise make() from cause
 
@@ -226,3 +229,20 @@ async def test_a_call_that_failed_keeps_nothing_in_memory(make: Callable[[], Exc
             await until(lambda: handled[0]() is None)
         finally:
             gc.enable()
+
+
+async def test_a_call_that_has_ended_before_its_error_is_sent_is_cancelled() -> None:
+    class Ended:
+        """gRPC's own context, as it is once the peer is gone."""
+
+        def trailing_metadata(self) -> tuple[()]:
+            return ()
+
+        async def abort(self, *_given: object) -> None:
+            raise grpc.aio.InternalError("Failed grpc_call_start_batch")
+
+    async def refuse() -> None:
+        raise SightlineError(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", "no such model")
+
+    with pytest.raises(asyncio.CancelledError):
+        await report_errors("/test.v1.Echo/UnaryUnary", cast("Any", Ended()), refuse)

@@ -27,6 +27,7 @@ from inference_service.open_inference.infer import Inference
 from inference_service.open_inference.statistics import Statistics
 from inference_service.pipeline import Call, Pipeline
 from inference_service.serving.admission import Admission
+from inference_service.serving.estimates import Estimates
 from inference_service.serving.workers import Workers
 from inference_service.telemetry import Telemetry
 from inference_service.validate import Limits
@@ -96,7 +97,8 @@ async def pipeline(device: Device, single: Model) -> AsyncIterator[Pipeline]:
 def on(device: Device, model: Model) -> Model:
     moved = copy.copy(model.network)
     moved.session = cast("OnnxSession", device)
-    return replace(model, network=moved)
+    # A lane of its own: what one test makes slow must not be too slow for the next.
+    return replace(model, network=moved, lane=replace(model.lane, estimates=Estimates()))
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """The worker threads: real threads, and deadlines that work can miss."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -405,3 +407,27 @@ class TestBatches:
         model = Doubler(Lane(max_rows=2, max_wait=0.02))
         (ran,) = await workers.run([Number(1)], model, soon())
         assert 0.02 <= ran.waited < 5
+
+
+@dataclass(eq=False)
+class Refusing(Number):
+    """Work that finds fault with its own input when it looks at it."""
+
+    def prepare(self) -> NDArray[Any]:
+        raise invalid("images[0].data", "is corrupt")
+
+
+async def test_a_member_that_was_refused_keeps_nothing_in_memory(
+    workers: Workers, model: Doubler
+) -> None:
+    gc.collect()
+    gc.disable()  # a circle would be found by the collector only, much later
+    try:
+        work = Refusing(1)
+        gone = weakref.ref(work)
+        (ran,) = await workers.run([work], model, time.monotonic() + 30)
+        assert isinstance(ran.result, SightlineError)
+        del work, ran
+        await until(lambda: gone() is None)
+    finally:
+        gc.enable()
