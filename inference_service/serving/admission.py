@@ -20,6 +20,7 @@ from servicekit.errors import SightlineError
 REASONS = frozenset({"DEADLINE_TOO_SHORT", "QUEUE_FULL", "QUEUE_TOO_SLOW"})
 """Why `Admission.offer` refuses."""
 _LEAST_RETRY_SECONDS = 0.05
+_ROUNDING = 1e-6  # s, of sums of times; who is promised an answer must not lose it to one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,7 +195,9 @@ class Admission:
         return (rest + sum(before)) / self._at_once(lane)
 
     def _lateness(self, behind: int, wait: float, work: float, now: float) -> float:
-        """Returns by how much work at a place makes those behind it late who would be in time, s.
+        """Returns by how much work at a place makes those behind it late, s.
+
+        Who is expected to be late by less than a run of its own may still be in time.
 
         Args:
             behind: the place; these and what follows wait longer.
@@ -206,7 +209,7 @@ class Admission:
         for ticket in self._waiting[behind:]:
             at_once = self._at_once(ticket.lane)
             slack = ticket.deadline - now - before - ticket.alone
-            if 0 <= slack < work / at_once:
+            if -ticket.alone <= slack < work / at_once:
                 worst = max(worst, work / at_once - slack)
             before += ticket.cost / at_once
         return worst
@@ -248,7 +251,8 @@ def _deadline(ticket: Ticket) -> float:
 
 
 def _is_late(ticket: Ticket, now: float) -> bool:
-    return ticket.deadline <= now + ticket.alone
+    left = ticket.deadline - now
+    return left <= 0 or left + _ROUNDING < ticket.alone
 
 
 def _cost(ticket: Ticket, now: float) -> float:
