@@ -1,0 +1,199 @@
+"""Damaged pictures and requests get an answer or the error that is documented, and harm nobody."""
+
+import multiprocessing
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sightline.inference.v1 import inference_service_pb2
+from sightline.openinference.v2 import open_inference_pb2 as oip
+
+from servicekit.errors import from_rpc_error
+from tests.faults import inference_mutations
+from tests.faults.campaign import Campaign
+from tests.faults.inference_lab import Watched, watched
+from tests.faults.inference_mutations import (
+    Damaged,
+    Tally,
+    assert_documented,
+    damaged_requests,
+    documented,
+)
+from tests.faults.test_mutations import SLICES
+from tests.integration.inference.process import SERVICE, client, names
+from tests.unit.inference_service.open_inference.networks import network
+from tests.unit.inference_service.tiny_onnx import colour_model, picture
+
+PATIENT = pytest.mark.timeout(600)
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+MEMORY_BYTES = 32 << 20
+AT_ONCE = 32
+OPEN_SERVICE = "inference.GRPCInferenceService"
+HANG_SECONDS = 30.0
+_SHARED = [
+    f"servicekit/{name}.py"
+    for name in ("gate", "in_flight", "interceptors", "limits", "vision/images")
+]
+_NOBODY_GETS = {
+    *("MODEL_FILE_INVALID", "MODEL_FILE_MISSING", "MODEL_METADATA_INVALID", "MODEL_UNSUPPORTED"),
+    *("MODEL_PROVIDER_UNAVAILABLE", "WORK_CANCELLED"),
+}
+"""Of models that are not loaded, and of calls whose caller has gone."""
+
+
+@pytest.mark.parametrize(
+    "count", [pytest.param(4_000, marks=PATIENT), pytest.param(940_000, marks=SOAK)]
+)
+def test_what_is_read_in_process(
+    tmp_path: Path, report: Callable[[Campaign], None], count: int
+) -> None:
+    found, size = Tally(), -(-count // SLICES)
+    # Processes of their own: what ends one, or hangs in it, must not end this one.
+    with ProcessPoolExecutor(SLICES, mp_context=multiprocessing.get_context("spawn")) as pool:
+        slices = pool.map(
+            inference_mutations.run,
+            range(SLICES),
+            repeat(size),
+            repeat(tmp_path),
+            timeout=count / 100 + 60,
+        )
+        for tally in slices:
+            found.add(tally)
+    assert found.requests == size * SLICES >= count
+    assert found.grown < MEMORY_BYTES
+    assert 0.1 < found.answered / found.requests < 0.9, "the requests must be of both kinds"
+    report(Campaign("damaged requests, read", found.requests, 0, 0, 0, _note(found)))
+
+
+@pytest.mark.parametrize(
+    "count", [pytest.param(1_000, marks=PATIENT), pytest.param(60_000, marks=SOAK)]
+)
+def test_what_is_sent_over_the_wire(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    report: Callable[[Campaign], None],
+    count: int,
+) -> None:
+    colour_model(tmp_path / "models/colours/1/model.onnx", batches=True)
+    network(tmp_path / "models/two/1/model.onnx")
+    (tmp_path / "models/two/1/model.yaml").write_text("task: classify\n")
+    flags = [
+        *("--model-repository", str(tmp_path / "models"), "--default-model", "colours"),
+        *("--max-images", "4", "--max-image-bytes", "200000", "--max-image-pixels", "1000000"),
+        *("--queue-size", "1000", "--max-batch-size", "4"),
+        *("--upload-ttl-seconds", "1", "--upload-quota-count", "1000000"),
+    ]
+    found = Tally()
+    with watched(tmp_path, monkeypatch, *flags) as lab:
+        requests = damaged_requests(7, count)
+        _send(lab, (next(requests) for _ in range(count // 3)), found)
+        before = lab.held()
+        _send(lab, requests, found)
+        after = lab.held()
+        with client(lab.server) as one:
+            assert names(one.infer(picture()).results[0]) == ["red"]
+        after.assert_no_more_than(before)
+        lab.stop()
+    assert found.requests == count
+    found.grown = max(after.memory - before.memory, 0)
+    report(Campaign("damaged requests, sent", found.requests, 0, 0, 0, _note(found)))
+
+
+def test_the_documentation_names_every_reason() -> None:
+    root = Path(inference_mutations.__file__).parents[2]
+    sources = [*root.glob("inference_service/**/*.py"), *(root / each for each in _SHARED)]
+    written = {
+        reason
+        for path in sources
+        for reason in re.findall(r'"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)"', path.read_text())
+    }
+    assert written - _NOBODY_GETS <= documented()
+    assert {"IMAGE_CORRUPT", "QUEUE_FULL", "SHUTTING_DOWN", "REFERENCE_GONE"} <= written
+
+
+def _note(found: Tally) -> str:
+    refused = ", ".join(f"{count} {reason}" for reason, count in found.refused.most_common(3))
+    return (
+        f"{found.answered} answered; {found.refused.total()} refused ({refused}, ...);"
+        f" slowest {found.slowest:.2f} s; {found.grown / 2**20:.0f} MiB grown"
+    )
+
+
+def _send(lab: Watched, requests: Iterable[Damaged], found: Tally) -> None:
+    """Sends requests, some at a time, and checks what comes back."""
+    with client(lab.server) as one:
+        callers = {
+            "Infer": one.raw,
+            "ModelInfer": one.channel.unary_unary(f"/{OPEN_SERVICE}/ModelInfer", None, None),
+            "UploadImage": one.channel.stream_unary(f"/{SERVICE}/UploadImage", None, None),
+        }
+        waiting = iter(requests)
+        while some := list(islice(waiting, AT_ONCE)):
+            calls = [_Call(callers[each.method], each) for each in some]
+            for call in calls:
+                call.check(found)
+
+
+class _Call:
+    """One request that is on its way."""
+
+    def __init__(self, caller: Any, one: Damaged) -> None:
+        self._one = one
+        self._ended = 0.0
+        self._begun = time.perf_counter()
+        given = iter(one.messages) if one.method == "UploadImage" else one.messages[0]
+        self._future = caller.future(given, timeout=HANG_SECONDS)
+        self._future.add_done_callback(self._note_end)
+
+    def check(self, found: Tally) -> None:
+        """Fails unless what came back is right; adds it."""
+        try:
+            answer = self._future.result()
+        except grpc.RpcError as failed:
+            error = from_rpc_error(failed)
+            assert_documented(error.code.name, error.reason, self._one)
+            found.refused[error.reason] += 1
+        else:
+            _ANSWERS[self._one.method](self._one, answer)
+            found.answered += 1
+        found.requests += 1
+        found.slowest = max(found.slowest, (self._ended or time.perf_counter()) - self._begun)
+
+    def _note_end(self, _future: object) -> None:
+        self._ended = time.perf_counter()
+
+
+def _check_infer(one: Damaged, data: bytes) -> None:
+    asked = inference_service_pb2.InferRequest.FromString(one.messages[0])
+    answer = inference_service_pb2.InferResponse.FromString(data)
+    assert len(answer.results) == len(asked.images)
+    reasons = Counter(each.error.reason for each in answer.results if each.HasField("error"))
+    assert reasons.keys() <= documented(), reasons
+    assert reasons.total() < len(answer.results), "a call without one good picture must fail"
+
+
+def _check_model_infer(one: Damaged, data: bytes) -> None:
+    asked = oip.ModelInferRequest.FromString(one.messages[0])
+    answer = oip.ModelInferResponse.FromString(data)
+    assert answer.id == asked.id
+    assert len(answer.raw_output_contents) == len(answer.outputs) >= 1
+
+
+def _check_upload(one: Damaged, data: bytes) -> None:
+    answer = inference_service_pb2.UploadImageResponse.FromString(data)
+    header = inference_service_pb2.UploadImageRequest.FromString(one.messages[0]).header
+    assert (answer.image.sha256, answer.image.size_bytes) == (header.sha256, header.size_bytes)
+
+
+_ANSWERS: dict[str, Callable[[Damaged, bytes], None]] = {
+    "Infer": _check_infer,
+    "ModelInfer": _check_model_infer,
+    "UploadImage": _check_upload,
+}

@@ -1,0 +1,169 @@
+"""Calls that share runs of a model, over a real socket: who is in a run, and what each gets.
+
+What waits for a worker is known for sure while a slow run keeps the only one busy.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+from sightline.inference.v1 import inference_pb2
+
+from tests.integration.inference.conftest import SLOW_MATMULS
+from tests.integration.inference.figures import Figures, figures, grown, until
+from tests.integration.inference.process import (
+    Client,
+    InferFuture,
+    Server,
+    ask,
+    client,
+    failures,
+    names,
+    started,
+)
+from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
+
+MOST = 8
+WAIT_SECONDS = 0.02
+SLACK = 0.5  # what a busy machine may add
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+PICTURES = {name: picture(colour) for name, colour in COLOURS.items()}
+RUNS = 'sightline_inference_batch_rows_count{model="together"}'
+ROWS = 'sightline_inference_batch_rows_sum{model="together"}'
+CANCELLED = 'sightline_inference_expired_total{where="cancelled"}'
+SLOW, SLOWEST = inference_pb2.ModelHint(name="slow"), inference_pb2.ModelHint(name="slowest")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("batches")
+    colour_model(folder / "models/together/1/model.onnx", batches=True)
+    colour_model(folder / "models/slow/1/model.onnx", matmuls=SLOW_MATMULS)
+    # Long enough for a busy machine to see what waits meanwhile.
+    colour_model(folder / "models/slowest/1/model.onnx", matmuls=5 * SLOW_MATMULS)
+    flags = [
+        *("--model-repository", str(folder / "models"), "--default-model", "together"),
+        *("--workers", "1", "--metrics-listen", "127.0.0.1:0"),
+        *("--max-batch-size", str(MOST), "--batch-wait-seconds", str(WAIT_SECONDS)),
+    ]
+    with started(folder, *flags) as one:
+        figures(one)  # the first time takes longer
+        yield one
+
+
+@pytest.fixture
+def asked(server: Server) -> Iterator[Client]:
+    with client(server) as one:
+        yield one
+
+
+@contextmanager
+def busy(server: Server, asked: Client) -> Iterator[Figures]:
+    """Keeps the only worker busy for a second or more; gives the figures before."""
+    call = asked.stub.Infer.future(ask(PICTURES["red"], model=SLOWEST), timeout=60)
+    before = until(server, lambda now: now["sightline_inference_running"] == 1)
+    yield before
+    assert names(call.result().results[0]) == ["red"]
+
+
+def waiting(server: Server, count: int) -> None:
+    """Waits until so many pictures wait for the worker."""
+    until(server, lambda now: now["sightline_inference_queue_depth"] == count)
+
+
+def calls(asked: Client, pictures: Sequence[bytes], timeout: float = 60) -> list[InferFuture]:
+    return [asked.stub.Infer.future(ask(each), timeout=timeout) for each in pictures]
+
+
+def answers(made: Sequence[InferFuture]) -> list[Sequence[str]]:
+    return [names(call.result().results[0]) for call in made]
+
+
+def test_calls_share_runs_and_each_gets_its_own_answer(server: Server, asked: Client) -> None:
+    wanted = ["red", "green", "blue", "green"] * (2 * MOST // 4)
+    with busy(server, asked) as before:
+        made = calls(asked, [PICTURES[name] for name in wanted])
+        waiting(server, len(wanted))
+    assert answers(made) == [[name] for name in wanted]
+    after = figures(server)
+    assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (2, 2 * MOST)
+
+
+def test_pictures_of_one_call_share_a_run_with_those_of_others(
+    server: Server, asked: Client
+) -> None:
+    with busy(server, asked) as before:
+        several = asked.stub.Infer.future(ask(*PICTURES.values()), timeout=60)
+        single = calls(asked, [PICTURES["blue"]])
+        waiting(server, 4)
+    assert [names(result) for result in several.result().results] == [[name] for name in PICTURES]
+    assert answers(single) == [["blue"]]
+    after = figures(server)
+    assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (1, 4)
+
+
+def test_a_corrupt_picture_fails_alone(server: Server, asked: Client) -> None:
+    with busy(server, asked) as before:
+        good = calls(asked, [PICTURES["red"], PICTURES["green"]])
+        bad = calls(asked, [corrupt()])
+        more = calls(asked, [PICTURES["blue"]])
+        waiting(server, 4)
+    assert [error.reason for error in failures(bad)] == ["IMAGE_CORRUPT"]
+    assert answers([*good, *more]) == [["red"], ["green"], ["blue"]]
+    after = figures(server)
+    assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (1, 3)
+
+
+def test_a_cancelled_call_leaves_before_it_costs_anything(server: Server, asked: Client) -> None:
+    with busy(server, asked) as before:
+        first, gone, last = calls(asked, list(PICTURES.values()))
+        waiting(server, 3)
+        gone.cancel()  # type: ignore[no-untyped-call]
+        waiting(server, 2)
+    assert answers([first, last]) == [["red"], ["blue"]]
+    after = figures(server)
+    assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (1, 2)
+    assert grown(before, after, CANCELLED) == 1
+
+
+def test_an_expired_call_leaves_before_it_costs_anything(server: Server, asked: Client) -> None:
+    with busy(server, asked) as before:
+        good = calls(asked, [PICTURES["red"]])
+        gone = calls(asked, [PICTURES["green"]], timeout=0.1)
+        assert [error.code.name for error in failures(gone)] in (
+            ["DEADLINE_EXCEEDED"],
+            ["RESOURCE_EXHAUSTED"],  # the run's end was known to be too late
+        )
+        waiting(server, 1)
+    assert answers(good) == [["red"]]
+    after = figures(server)
+    assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (1, 1)
+
+
+def noting(order: list[str], name: str) -> Callable[[object], None]:
+    return lambda _: order.append(name)
+
+
+def test_the_earlier_deadline_is_answered_first(server: Server, asked: Client) -> None:
+    order: list[str] = []
+    with busy(server, asked):
+        made = []
+        for name, timeout in (("late", 60), ("early", 20), ("between", 40)):
+            request = ask(PICTURES["red"], model=SLOW)
+            call = asked.stub.Infer.future(request, timeout=timeout)
+            call.add_done_callback(noting(order, name))
+            made.append(call)
+            waiting(server, len(made))
+    assert answers(made) == [["red"]] * 3
+    until(server, lambda _: len(order) == 3)  # callbacks may come after the answers
+    assert order == ["early", "between", "late"]
+
+
+def test_a_call_alone_waits_for_company_no_longer_than_it_is_told(asked: Client) -> None:
+    asked.infer(PICTURES["red"])
+    begun = time.perf_counter()
+    timing = asked.infer(PICTURES["red"]).timing
+    took = time.perf_counter() - begun
+    assert WAIT_SECONDS * 0.9 < timing.queue.ToTimedelta().total_seconds() < WAIT_SECONDS + SLACK
+    assert took < WAIT_SECONDS + SLACK
