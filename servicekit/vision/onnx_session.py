@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from onnxruntime import SessionOptions as RuntimeOptions
 
 logger = logging.getLogger(__name__)
+
+# ONNX Runtime's builds report to their maker unless told not to, before they are first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _NVIDIA = {CUDA, TENSORRT}
 _DTYPES: dict[str, type[np.generic]] = {

@@ -1,6 +1,7 @@
 """Real ONNX Runtime sessions on tiny models."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -253,3 +254,12 @@ def test_threads_get_their_own_answers(path: Path) -> None:
 def test_the_package_imports_without_onnx_runtime() -> None:
     check = "import sys, servicekit.vision; sys.exit('onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_onnx_runtime_does_not_report_to_its_maker(tmp_path: Path) -> None:
+    """What it keeps in the temporary folder when it does is not there."""
+    code = "import servicekit.vision, onnxruntime; onnxruntime.SessionOptions()"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment["TMPDIR"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
+    assert list(tmp_path.iterdir()) == []
