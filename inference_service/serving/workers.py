@@ -116,6 +116,10 @@ class _Member:
         return "run" if self.started else "queue"
 
 
+# An answer with less time left would reach its caller after the deadline.
+_SENDING_SECONDS = 0.003
+
+
 class _UnwantedError(Exception):
     """Nobody waits for the result any more."""
 
@@ -308,7 +312,7 @@ class Workers:
             self._answer(member, outcome, now)
 
     def _answer(self, member: _Member, outcome: "Ran[Any] | BaseException", now: float) -> None:
-        if isinstance(outcome, _UnwantedError) or not member.wanted(now):
+        if isinstance(outcome, _UnwantedError) or not member.wanted(now + _SENDING_SECONDS):
             self._expire(member)
         elif isinstance(outcome, Ran):
             member.future.set_result(outcome)

@@ -256,6 +256,23 @@ async def test_an_answer_that_is_late_is_none(
     assert model.lane.estimates.mean(1, time.monotonic()) >= 0.01  # but teaches
 
 
+@pytest.mark.parametrize(("left", "lost"), [(0.002, {"run": 1}), (0.004, {})])
+async def test_an_answer_that_would_arrive_late_is_none(
+    model: Doubler, heard: Heard, left: float, lost: dict[str, int]
+) -> None:
+    now = [100.0]
+    workers = Workers(Admission(workers=1, queue_size=4), heard, clock=lambda: now[0])
+
+    def finish() -> None:
+        now[0] = 101.0 - left
+
+    call = workers.run([Number(1, on_finish=finish)], model, 101.0)
+    (outcome,) = await asyncio.gather(call, return_exceptions=True)
+    assert isinstance(outcome, SightlineError) == bool(lost)
+    assert heard.lost == lost
+    workers.close()
+
+
 async def test_what_waited_past_its_deadline_is_not_run(
     workers: Workers, model: Doubler, heard: Heard
 ) -> None:
