@@ -1,13 +1,15 @@
 """The worker threads: takes admitted members as `Admission` decides, and runs them.
 
-A member that runs alone goes through one thread from its picture to its answer. Of a batch, every
-input is prepared in a thread of its own, beside the run of the batch before it; those whose callers
-gave up meanwhile leave, and what remains is run together. Everything but the work itself happens
-on the event loop's thread.
+A member that runs alone goes through one thread from its picture to its answer, and the thread then
+takes the next one itself: the event loop has other calls to see to, and a worker that waited for it
+would stand still meanwhile. Of a batch, every input is prepared in a thread of its own, beside the
+run of the batch before it; those whose callers gave up meanwhile leave, and what remains is run
+together. Results are handed out on the event loop's thread.
 """
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.serving.admission import Admission, Lane, Ticket
+from inference_service.serving.admission import Admission, Lane, Taken, Ticket
 from servicekit.errors import Category, SightlineError, without_frames
 
 T = TypeVar("T")
@@ -145,7 +147,8 @@ class Workers:
         self._admission = admission
         self._listener = listener
         self._clock = clock
-        self._members: dict[Ticket, _Member] = {}
+        self._lock = threading.Lock()  # of `_admission` and of what it looks at
+        self._members: dict[Ticket, _Member] = {}  # changed by the event loop's thread only
         self._given_up = False
         self._timer: asyncio.TimerHandle | None = None
         self._batches: set[asyncio.Task[None]] = set()
@@ -171,13 +174,16 @@ class Workers:
         if self._given_up:
             raise _shutting_down()
         tickets = [Ticket(deadline, runner.lane, each.rows) for each in work]
-        self._admission.offer(tickets, self._clock())
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Ran[T]]] = [loop.create_future() for _ in work]
-        for ticket, each, future in zip(tickets, work, futures, strict=True):
-            self._members[ticket] = _Member(ticket, each, runner, future)
+        with self._lock:  # from when it is in the queue, a worker may take it
+            self._admission.offer(tickets, self._clock())
+            for ticket, each, future in zip(tickets, work, futures, strict=True):
+                self._members[ticket] = _Member(ticket, each, runner, future)
         self._start_what_fits()
         try:
+            if len(futures) == 1:  # as most are; `gather` would cost half of what all of this does
+                return [await futures[0]]
             return await asyncio.gather(*futures)
         finally:
             self._withdraw(tickets)
@@ -190,6 +196,7 @@ class Workers:
 
     def close(self) -> None:
         """Waits for what is running and ends the threads."""
+        self._given_up = True
         for pool in (self._pool, self._decoders):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -197,7 +204,9 @@ class Workers:
         for ticket in tickets:
             if ticket in self._members:
                 self._abandon(self._members[ticket])
-            if self._admission.withdraw(ticket):
+            with self._lock:
+                waited = self._admission.withdraw(ticket)
+            if waited:
                 del self._members[ticket]
 
     def _abandon(self, member: _Member) -> None:
@@ -212,9 +221,9 @@ class Workers:
             self._timer = None
         while True:
             now = self._clock()
-            taken = self._admission.take(now)
-            for ticket in taken.late:
-                self._expire(self._members.pop(ticket))
+            with self._lock:
+                taken = self._admission.take(now)
+            self._expire_all(taken)
             if not taken.batch:
                 break
             self._start([self._members[ticket] for ticket in taken.batch])
@@ -227,21 +236,50 @@ class Workers:
         for member in batch:
             member.started = now
         if len(batch) == 1:
-            # No task, and one thread for all of it: most runs are these, and each hop costs.
-            alone = loop.run_in_executor(self._pool, self._run_alone, batch[0])
-            alone.add_done_callback(lambda done: self._finish_alone(batch[0], done))
+            self._pool.submit(self._run_singly, batch[0], loop)
             return
         task = loop.create_task(self._run_batch(batch))
         self._batches.add(task)  # or it could be collected while it runs
         task.add_done_callback(self._batches.discard)
 
-    def _run_alone(self, member: _Member) -> "Ran[Any] | Exception":
-        return self._infer([(member, self._prepare(member))])[0]
+    def _run_singly(self, member: _Member | None, loop: asyncio.AbstractEventLoop) -> None:
+        """Runs a member that runs alone, and whatever is then to be run alone, in a worker."""
+        while member is not None:
+            outcome = self._run_alone(member)
+            taken = self._take_next(member, outcome)
+            following = self._members[taken.batch[0]] if len(taken.batch) == 1 else None
+            if following is not None:
+                following.started = self._clock()
+            try:
+                loop.call_soon_threadsafe(self._finish_alone, member, outcome, taken)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
+            member = following
 
-    def _finish_alone(self, member: _Member, done: "asyncio.Future[Ran[Any] | Exception]") -> None:
-        error = done.exception()
-        self._settle([member], [done.result() if error is None else error])
-        self._free([member])
+    def _run_alone(self, member: _Member) -> "Ran[Any] | BaseException":
+        try:
+            return self._infer([(member, self._prepare(member))])[0]
+        except BaseException as error:  # noqa: BLE001 - it is the member's, and goes to its caller
+            return error
+
+    def _take_next(self, member: _Member, outcome: "Ran[Any] | BaseException") -> Taken:
+        with self._lock:
+            self._learn([member], [outcome])
+            self._admission.done([member.ticket])
+            # What fails may take others along, which the event loop withdraws first.
+            if self._given_up or not isinstance(outcome, Ran):
+                return Taken()
+            return self._admission.take(self._clock())
+
+    def _finish_alone(
+        self, member: _Member, outcome: "Ran[Any] | BaseException", taken: Taken
+    ) -> None:
+        del self._members[member.ticket]
+        self._settle([member], [outcome])
+        self._expire_all(taken)
+        if len(taken.batch) > 1:
+            self._start([self._members[ticket] for ticket in taken.batch])
+        self._start_what_fits()
 
     async def _run_batch(self, batch: Sequence[_Member]) -> None:
         loop = asyncio.get_running_loop()
@@ -249,7 +287,10 @@ class Workers:
             ready = await self._prepare_all(batch)
             if ready:
                 results = await loop.run_in_executor(self._pool, self._infer, ready)
-                self._settle([member for member, _ in ready], results)
+                members = [member for member, _ in ready]
+                with self._lock:
+                    self._learn(members, results)
+                self._settle(members, results)
         finally:
             self._free(batch)
 
@@ -298,16 +339,21 @@ class Workers:
             results.append(_finish(member, own, infer, len(ready), self._clock))
         return results
 
+    def _learn(
+        self, members: Sequence[_Member], outcomes: "Sequence[Ran[Any] | BaseException]"
+    ) -> None:
+        """Learns from members that were run together; under the lock."""
+        if any(isinstance(outcome, Ran) for outcome in outcomes):
+            ticket, now = members[0].ticket, self._clock()
+            ticket.lane.estimates.learn(_rows(members), now - members[0].started, now)
+
     def _settle(
         self, members: Sequence[_Member], outcomes: "Sequence[Ran[Any] | BaseException]"
     ) -> None:
-        """Hands out what came of members that were run together, and learns from it."""
-        now = self._clock()
+        """Hands out what came of members that were run together."""
         if any(isinstance(outcome, Ran) for outcome in outcomes):
-            first = members[0]
-            rows = sum(member.ticket.rows for member in members)
-            first.ticket.lane.estimates.learn(rows, now - first.started, now)
-            self._listener.batch(first.runner.name, rows)
+            self._listener.batch(members[0].runner.name, _rows(members))
+        now = self._clock()
         for member, outcome in zip(members, outcomes, strict=True):
             self._answer(member, outcome, now)
 
@@ -326,11 +372,20 @@ class Workers:
             self._listener.expired(member.place)
             _fail(member, _late())
 
+    def _expire_all(self, taken: Taken) -> None:
+        for ticket in taken.late:
+            self._expire(self._members.pop(ticket))
+
     def _free(self, batch: Sequence[_Member]) -> None:
         for member in batch:
             del self._members[member.ticket]
-        self._admission.done([member.ticket for member in batch])
+        with self._lock:
+            self._admission.done([member.ticket for member in batch])
         self._start_what_fits()
+
+
+def _rows(members: Sequence[_Member]) -> int:
+    return sum(member.ticket.rows for member in members)
 
 
 def _joined(inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
