@@ -1,9 +1,9 @@
 """What the service talks about, free of protobuf: a checked question and what was seen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from servicekit.errors import SightlineError
-from servicekit.vision import Classes, Detections
+from servicekit.vision import Classes, Detections, OpenedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,11 @@ class Picture:
     index: int
     """Position in the request, from 0."""
     image_id: str
-    data: bytes
+    opened: OpenedImage = field(compare=False)
+    """To be decoded once."""
     sha256: bytes
-    field: str = "data"
+    """Of its data, 32 bytes."""
+    origin: str = "data"
     """Where in `Image` it came from: `data` or `reference`."""
 
 

@@ -24,7 +24,8 @@ from inference_service.idempotency.once import Once, Reply
 from inference_service.models.engine import Model, PictureWork
 from inference_service.models.repository import Models
 from inference_service.serving import admission
-from inference_service.serving.workers import Ran, Work, Workers
+from inference_service.serving.work import Ran, Work
+from inference_service.serving.workers import Workers
 from inference_service.stage_report import note_key, note_model, note_stages
 from inference_service.telemetry import Telemetry
 from inference_service.validate import Limits
@@ -190,7 +191,7 @@ class Pipeline:
     ) -> tuple[list[inference_pb2.ImageResult], Timing]:
         """Runs the model on the good pictures, and puts all results together."""
         work = [
-            PictureWork(model, picture, question.parameters, self.limits.image)
+            PictureWork(model, picture, question.parameters)
             for picture in question.pictures
             if isinstance(picture, Picture)
         ]

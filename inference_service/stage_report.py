@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from inference_service.models.engine import Model
-from inference_service.serving.workers import Ran
+from inference_service.serving.work import Ran
 from servicekit import call_notes, tracing
 from servicekit.errors import SightlineError
 

@@ -15,7 +15,7 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from inference_service.domain import Content, Parameters, Picture, Question, Refused
 from inference_service.uploads.errors import ReferenceLostError, reference_unknown
 from servicekit.errors import Category, FieldViolation, SightlineError, invalid
-from servicekit.vision import ImageError, ImageLimits, inspect_image
+from servicekit.vision import ImageError, ImageLimits, OpenedImage, open_image
 
 MAX_IMAGE_ID_BYTES = 512
 MAX_MODEL_NAME_BYTES = 256
@@ -117,12 +117,11 @@ def _checked(
     else:
         data = image.data  # each look at it is a copy
         field, content = "data", Content(data, hashlib.sha256(data).digest())
-    picture = Picture(index, name, content.data, content.sha256, field)
     try:
-        _check_image(image, picture, limits)
+        opened = _check_image(image, index, content, limits, field)
     except SightlineError as error:
         return Refused(index, name, content.sha256, error)
-    return picture
+    return Picture(index, name, opened, content.sha256, field)
 
 
 def _digest_of(reference: str, error: SightlineError) -> bytes:
@@ -141,8 +140,10 @@ def _within(path: str, error: SightlineError) -> SightlineError:
     )
 
 
-def _check_image(image: inference_pb2.Image, picture: Picture, limits: ImageLimits) -> None:
-    index, digest = picture.index, picture.sha256
+def _check_image(
+    image: inference_pb2.Image, index: int, content: Content, limits: ImageLimits, field: str
+) -> OpenedImage:
+    digest = content.sha256
     path = f"images[{index}]"
     _check_length(f"{path}.image_id", image.image_id, MAX_IMAGE_ID_BYTES)
     if len(image.sha256) not in {0, _SHA256_BYTES}:
@@ -151,9 +152,9 @@ def _check_image(image: inference_pb2.Image, picture: Picture, limits: ImageLimi
         rule = f"must be the SHA-256 of the data, which is {digest.hex()}"
         raise invalid(f"{path}.sha256", rule, reason="IMAGE_HASH_MISMATCH")
     try:
-        inspect_image(picture.data, limits)
+        return open_image(content.data, limits)
     except ImageError as error:
-        raise bad_picture(index, error, picture.field) from error
+        raise bad_picture(index, error, field) from error
 
 
 def _check_hint(hint: inference_pb2.ModelHint) -> None:

@@ -10,19 +10,17 @@ from numpy.typing import NDArray
 from inference_service.domain import Parameters, Picture, Seen
 from inference_service.models.model_spec import ModelSpec
 from inference_service.serving.admission import Lane
-from inference_service.serving.workers import Outputs
+from inference_service.serving.work import Outputs
 from inference_service.validate import bad_picture
 from servicekit.errors import SightlineError
 from servicekit.vision import (
     Classes,
     Detections,
     ImageError,
-    ImageLimits,
     Letterbox,
     ModelError,
     OnnxClassifier,
     OnnxDetector,
-    decode_image,
 )
 
 
@@ -59,14 +57,12 @@ class Model:
 
 @dataclass(slots=True)
 class PictureWork:
-    """One picture's way through a model; see `serving.workers.Work`."""
+    """One picture's way through a model; see `serving.work.Work`."""
 
     model: Model
     picture: Picture
     parameters: Parameters
     """What the caller wants done differently from the model's own settings."""
-    limits: ImageLimits
-    """What a picture may be at most; held again before it is decoded."""
     rows: int = 1
     _size: tuple[int, int] = (0, 0)
     _box: Letterbox | None = None
@@ -78,9 +74,9 @@ class PictureWork:
             SightlineError: INVALID_ARGUMENT: it cannot be decoded.
         """
         try:
-            pixels = decode_image(self.picture.data, self.limits)
+            pixels = self.picture.opened.decode()
         except ImageError as error:
-            raise bad_picture(self.picture.index, error, self.picture.field) from error
+            raise bad_picture(self.picture.index, error, self.picture.origin) from error
         self._size = pixels.shape[1], pixels.shape[0]
         made, self._box = self.model.network.prepare(pixels)
         return made

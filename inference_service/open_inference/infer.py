@@ -18,7 +18,7 @@ from inference_service.open_inference.request import Asked
 from inference_service.open_inference.statistics import Statistics
 from inference_service.open_inference.tensors import Tensor, datatype, stack
 from inference_service.pipeline import INLINE_BYTES, Call, Pipeline
-from inference_service.serving.workers import Ran
+from inference_service.serving.work import Ran
 from inference_service.stage_report import note_model
 from servicekit.errors import SightlineError
 
@@ -107,7 +107,7 @@ class Inference:
     async def _answer(
         self, call: Call, request: oip.ModelInferRequest, model: Model, asked: Asked
     ) -> oip.ModelInferResponse:
-        members = work.members(asked, model, self._pipeline.limits.image)
+        members = work.members(asked, model)
         ran = await self._pipeline.run(call, model, members)
         outputs = [model.network.session.outputs[index] for index in asked.outputs]
         tensors = stack([output.name for output in outputs], _results(ran))

@@ -24,7 +24,7 @@ from inference_service.open_inference.tensors import (
 )
 from inference_service.validate import MAX_MODEL_NAME_BYTES, Limits
 from servicekit.errors import SightlineError, invalid
-from servicekit.vision import ImageError, ImageLimits, inspect_image
+from servicekit.vision import ImageError, ImageLimits, OpenedImage, open_image
 
 PICTURES = "image"
 """Name that an input of encoded pictures may have beside the model's own."""
@@ -40,7 +40,8 @@ class Encoded:
 
     field: str
     """Path of the request's field that holds it."""
-    data: bytes
+    opened: OpenedImage
+    """To be decoded once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +211,9 @@ def _pictures(
 
 def _inspected(field: str, data: bytes, limits: ImageLimits) -> Encoded:
     try:
-        inspect_image(data, limits)
+        return Encoded(field, open_image(data, limits))
     except ImageError as error:
         raise refused(field, error) from error
-    return Encoded(field, data)
 
 
 def _check_name(tensor: oip.ModelInferRequest.InferInputTensor, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The members of a run that a checked request makes; see `serving.workers.Work`."""
+"""The members of a run that a checked request makes; see `serving.work.Work`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from inference_service.models.engine import Model
 from inference_service.open_inference.request import Asked, Encoded, refused
 from inference_service.open_inference.tensors import Tensor, to_tensor
-from inference_service.serving.workers import Outputs, Work
-from servicekit.vision import ImageError, ImageLimits, decode_image
+from inference_service.serving.work import Outputs, Work
+from servicekit.vision import ImageError
 
 
 @dataclass(slots=True)
@@ -45,8 +45,6 @@ class EncodedWork:
     """Positions of the outputs that are wanted."""
     model: Model
     """By whose rules it is prepared."""
-    limits: ImageLimits
-    """What a picture may be at most; held again before it is decoded."""
     rows: int = 1
 
     def prepare(self) -> NDArray[Any]:
@@ -56,7 +54,7 @@ class EncodedWork:
             SightlineError: INVALID_ARGUMENT: it cannot be decoded.
         """
         try:
-            pixels = decode_image(self.picture.data, self.limits)
+            pixels = self.picture.opened.decode()
         except ImageError as error:
             raise refused(self.picture.field, error) from error
         made, _ = self.model.network.prepare(pixels)
@@ -67,7 +65,7 @@ class EncodedWork:
         return _wanted(outputs, self.outputs)
 
 
-def members(asked: Asked, model: Model, limits: ImageLimits) -> list[Work[list[Tensor]]]:
+def members(asked: Asked, model: Model) -> list[Work[list[Tensor]]]:
     """Returns the members that answer a request, in the order of its rows.
 
     Rows that fit into one run stay together: the answer is then what the model makes of just such
@@ -75,7 +73,7 @@ def members(asked: Asked, model: Model, limits: ImageLimits) -> list[Work[list[T
     """
     given, outputs = asked.given, asked.outputs
     if isinstance(given, tuple):
-        return [EncodedWork(picture, outputs, model, limits) for picture in given]
+        return [EncodedWork(picture, outputs, model) for picture in given]
     if len(given) <= model.lane.max_rows:
         return [TensorWork(given, outputs)]
     return [TensorWork(given[at : at + 1], outputs) for at in range(len(given))]

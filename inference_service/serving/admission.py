@@ -179,8 +179,8 @@ class Admission:
         per_run = max(min(len(tickets) * rows, lane.max_rows), rows)
         runs = math.ceil(len(tickets) * rows / per_run)
         rounds_before = (runs - 1) // self._at_once(lane)
-        estimates = lane.estimates
-        return rounds_before * estimates.mean(per_run, now) + estimates.p95(per_run, now)
+        before = rounds_before * lane.estimates.mean(per_run, now) if rounds_before else 0.0
+        return before + lane.estimates.p95(per_run, now)
 
     def _may_probe(self, lane: Lane, now: float) -> bool:
         """Whether a run costs nobody anything and renews what is known of the lane."""

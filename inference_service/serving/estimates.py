@@ -1,8 +1,8 @@
 """How long a model takes, learned from what it did of late. Pure: the time comes in."""
 
+import bisect
 import math
 from collections import deque
-from collections.abc import Sequence
 
 _LEARNED_FROM = 100  # runs of one size that are looked back at
 _LEARNED_SECONDS = 30.0
@@ -24,8 +24,7 @@ class Estimates:
     """
 
     def __init__(self) -> None:
-        self._runs: dict[int, deque[tuple[float, float]]] = {}
-        self._figures: dict[int, tuple[float, float]] = {}  # mean and p95; until something changes
+        self._runs: dict[int, _Runs] = {}  # by size class
         self._learned_at = -math.inf
 
     def learn(self, rows: int, seconds: float, now: float) -> None:
@@ -36,10 +35,8 @@ class Estimates:
             seconds: that it took.
             now: seconds on any clock that does not go back.
         """
-        runs = self._runs.setdefault(_size_class(rows), deque(maxlen=_LEARNED_FROM))
-        runs.append((now, seconds))
+        self._runs.setdefault(_size_class(rows), _Runs()).add(seconds, now)
         self._learned_at = now
-        self._figures.clear()
 
     def mean(self, rows: int, now: float) -> float:
         """Returns the mean in seconds; 0: nothing is known."""
@@ -60,26 +57,52 @@ class Estimates:
         wanted = _size_class(rows)
         below = [known for known in self._runs if known <= wanted]
         known = max(below) if below else min(self._runs)
-        if known not in self._figures:
-            self._figures[known] = _figures([seconds for _, seconds in self._runs[known]])
-        mean, p95 = self._figures[known]
+        mean, p95 = self._runs[known].figures()
         times = max(wanted / known, 1)
         return mean * times, p95 * times
 
     def _forget(self, now: float) -> None:
         for size, runs in tuple(self._runs.items()):
-            while runs and runs[0][0] < now - _LEARNED_SECONDS:
-                runs.popleft()
-                self._figures.pop(size, None)
-            if not runs:
+            if not runs.forget_before(now - _LEARNED_SECONDS):
                 del self._runs[size]
+
+
+class _Runs:
+    """The latest runs of one size, kept in order: they are looked at several times a call."""
+
+    __slots__ = ("_figures", "_latest", "_ordered")
+
+    def __init__(self) -> None:
+        self._latest: deque[tuple[float, float]] = deque()  # when, and how long
+        self._ordered: list[float] = []
+        self._figures: tuple[float, float] | None = None  # until something changes
+
+    def add(self, seconds: float, now: float) -> None:
+        if len(self._latest) == _LEARNED_FROM:
+            self._drop_oldest()
+        self._latest.append((now, seconds))
+        bisect.insort(self._ordered, seconds)
+        self._figures = None
+
+    def forget_before(self, when: float) -> bool:
+        """Returns whether any are left."""
+        while self._latest and self._latest[0][0] < when:
+            self._drop_oldest()
+        return bool(self._latest)
+
+    def figures(self) -> tuple[float, float]:
+        """Returns mean and 95th percentile of what counts; there must be a run."""
+        if self._figures is None:
+            count = len(self._ordered)
+            counted = self._ordered[: max(min(math.ceil(_SHARE * count), count - 1), 1)]
+            self._figures = sum(counted) / len(counted), counted[-1]
+        return self._figures
+
+    def _drop_oldest(self) -> None:
+        _, seconds = self._latest.popleft()
+        del self._ordered[bisect.bisect_left(self._ordered, seconds)]
+        self._figures = None
 
 
 def _size_class(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
-
-
-def _figures(seconds: Sequence[float]) -> tuple[float, float]:
-    ordered = sorted(seconds)
-    counted = ordered[: max(min(math.ceil(_SHARE * len(ordered)), len(ordered) - 1), 1)]
-    return sum(counted) / len(counted), counted[-1]

@@ -13,85 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.serving.admission import Admission, Lane, Taken, Ticket
+from inference_service.serving.admission import Admission, Taken, Ticket
+from inference_service.serving.work import Listener, Outputs, Ran, Runner, Work
 from servicekit.errors import Category, SightlineError, without_frames
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-Outputs = Sequence[NDArray[Any]]
-"""One array per output of a model, each `[rows, ...]`."""
-
-
-class Work(Protocol[T_co]):
-    """One member of a run. Its methods block and are called in worker threads."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of input that it makes, >= 1."""
-
-    def prepare(self) -> NDArray[Any]:
-        """Returns the input `[rows, ...]`.
-
-        Raises:
-            SightlineError: of category VALIDATION: the member's own input is bad; it fails alone.
-        """
-
-    def finish(self, outputs: Outputs) -> T_co:
-        """Returns what the member's own rows of every output mean."""
-
-
-class Runner(Protocol):
-    """A loaded model, as the workers see it."""
-
-    @property
-    def name(self) -> str:
-        """The model's."""
-
-    @property
-    def lane(self) -> Lane:
-        """How it is run."""
-
-    def run(self, batch: NDArray[Any]) -> Outputs:
-        """Runs an input `[rows, ...]`; blocks; safe in several threads at once.
-
-        Raises:
-            SightlineError: INTERNAL: the model or its device failed.
-        """
-
-
-class Listener(Protocol):
-    """Is told what happens, on the event loop's thread."""
-
-    def batch(self, model: str, rows: int) -> None:
-        """A run of so many rows has ended well."""
-
-    def expired(self, where: str) -> None:
-        """A member got no answer in time: in the `queue`, in its `run`, or was `cancelled`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ran(Generic[T]):
-    """What came of one member, and the seconds that its stages took."""
-
-    result: T | SightlineError
-    """What it found, or what was wrong with its own input."""
-    waited: float
-    """In the queue."""
-    decode: float = 0.0
-    infer: float = 0.0
-    """The whole run of its batch."""
-    post: float = 0.0
-    batch: int = 1
-    """Members of the run."""
-    ended: float = field(default=0.0, compare=False)
-    """When all of it was done, on the workers' clock; 0: its input was bad."""
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +33,8 @@ class _Member:
     work: Work[Any]
     runner: Runner
     future: "asyncio.Future[Ran[Any]]"
+    request: "Sequence[asyncio.Future[Ran[Any]]]"
+    """The futures of all members of its request."""
     started: float = 0.0
     decode: float = 0.0
 
@@ -179,7 +114,7 @@ class Workers:
         with self._lock:  # from when it is in the queue, a worker may take it
             self._admission.offer(tickets, self._clock())
             for ticket, each, future in zip(tickets, work, futures, strict=True):
-                self._members[ticket] = _Member(ticket, each, runner, future)
+                self._members[ticket] = _Member(ticket, each, runner, future, futures)
         self._start_what_fits()
         try:
             if len(futures) == 1:  # as most are; `gather` would cost half of what all of this does
@@ -247,9 +182,7 @@ class Workers:
         while member is not None:
             outcome = self._run_alone(member)
             taken = self._take_next(member, outcome)
-            following = self._members[taken.batch[0]] if len(taken.batch) == 1 else None
-            if following is not None:
-                following.started = self._clock()
+            following = self._begin_single(taken)
             try:
                 loop.call_soon_threadsafe(self._finish_alone, member, outcome, taken)
             except RuntimeError:  # the loop is closed: nobody waits any more
@@ -262,20 +195,31 @@ class Workers:
         except BaseException as error:  # noqa: BLE001 - it is the member's, and goes to its caller
             return error
 
-    def _take_next(self, member: _Member, outcome: "Ran[Any] | BaseException") -> Taken:
+    def _take_next(self, member: _Member, outcome: "Ran[Any] | BaseException") -> Taken | None:
+        """Frees the worker and takes what it is to do next; None: that is up to the event loop."""
+        # What fails may take others along, which the event loop must withdraw first.
+        if self._given_up or not isinstance(outcome, Ran):
+            return None
         with self._lock:
             self._learn([member], [outcome])
             self._admission.done([member.ticket])
-            # What fails may take others along, which the event loop withdraws first.
-            if self._given_up or not isinstance(outcome, Ran):
-                return Taken()
             return self._admission.take(self._clock())
 
+    def _begin_single(self, taken: Taken | None) -> _Member | None:
+        if taken is None or len(taken.batch) != 1:
+            return None
+        member = self._members[taken.batch[0]]
+        member.started = self._clock()
+        return member
+
     def _finish_alone(
-        self, member: _Member, outcome: "Ran[Any] | BaseException", taken: Taken
+        self, member: _Member, outcome: "Ran[Any] | BaseException", taken: Taken | None
     ) -> None:
-        del self._members[member.ticket]
         self._settle([member], [outcome])
+        if taken is None:
+            self._free([member])
+            return
+        del self._members[member.ticket]
         self._expire_all(taken)
         if len(taken.batch) > 1:
             self._start([self._members[ticket] for ticket in taken.batch])
@@ -407,6 +351,8 @@ def _finish(
 def _fail(member: _Member, error: BaseException) -> None:
     if not member.future.done():
         member.future.set_exception(error)
+        for other in member.request:  # at once: a worker may be about to take them
+            other.cancel()
 
 
 def _late() -> SightlineError:

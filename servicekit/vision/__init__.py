@@ -11,8 +11,10 @@ from servicekit.vision.images import (
     DEFAULT_LIMITS,
     ImageInfo,
     ImageLimits,
+    OpenedImage,
     decode_image,
     inspect_image,
+    open_image,
     sha256,
 )
 from servicekit.vision.letterbox import Letterbox, letterbox_image
@@ -47,6 +49,7 @@ __all__ = [
     "OnnxDetector",
     "OnnxNetwork",
     "OnnxSession",
+    "OpenedImage",
     "Preprocess",
     "Scores",
     "SessionOptions",
@@ -58,6 +61,7 @@ __all__ = [
     "detect_layout",
     "inspect_image",
     "letterbox_image",
+    "open_image",
     "parse_metadata",
     "preprocess_image",
     "sha256",

@@ -32,7 +32,7 @@ from inference_service.uploads import parts
 from inference_service.uploads.parts import Header, Part
 from inference_service.validate import Limits, check
 from servicekit.errors import SightlineError
-from servicekit.vision import ImageError, ImageLimits, decode_image
+from servicekit.vision import ImageError, ImageLimits, OpenedImage
 from tests.faults.inference_pictures import damaged_picture, pictures
 from tests.unit.inference_service.open_inference.networks import SIDE, loaded, network
 from tests.unit.ingest_service import wire
@@ -277,11 +277,11 @@ class Reader:
         question = check(_parsed(inference_service_pb2.InferRequest, messages[0]), LIMITS)
         for picture in question.pictures:
             if isinstance(picture, Picture):
-                _decode(picture.data)
+                _decode(picture.opened)
 
     def _model_infer(self, messages: tuple[bytes, ...]) -> None:
         asked = open_requests.read(_parsed(oip.ModelInferRequest, messages[0]), self._model, LIMITS)
-        for member in work.members(asked, self._model, LIMITS.image):
+        for member in work.members(asked, self._model):
             made = member.prepare()
             assert made.shape == (member.rows, 3, SIDE, SIDE)
 
@@ -313,9 +313,9 @@ def _part(message: inference_service_pb2.UploadImageRequest) -> Part:
     return message.chunk if which else None
 
 
-def _decode(data: bytes) -> None:
+def _decode(opened: OpenedImage) -> None:
     try:
-        pixels = decode_image(data, LIMITS.image)
+        pixels = opened.decode()
     except ImageError as error:
         raise SightlineError(grpc.StatusCode.INVALID_ARGUMENT, error.reason, "") from error
     assert pixels.ndim == 3

@@ -13,10 +13,8 @@ from inference_service.models.engine import Model, PictureWork
 from inference_service.models.loader import Runtime, load_model
 from inference_service.models.model_spec import ModelSpec, Thresholds
 from servicekit.errors import SightlineError
-from servicekit.vision import Detections, ImageLimits, ModelError, OnnxDetector
+from servicekit.vision import Detections, ModelError, OnnxDetector, open_image
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
-
-LIMITS = ImageLimits()
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +25,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def see(model: Model, data: bytes, parameters: Parameters | None = None) -> Seen:
-    shown = Picture(2, "a", data, b"")
-    work = PictureWork(model, shown, parameters or Parameters(), LIMITS)
+    shown = Picture(2, "a", open_image(data), b"")
+    work = PictureWork(model, shown, parameters or Parameters())
     return work.finish(model.run(work.prepare()))
 
 

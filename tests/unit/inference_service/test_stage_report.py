@@ -5,7 +5,7 @@ import grpc
 import pytest
 
 from inference_service.models.engine import Model
-from inference_service.serving.workers import Ran
+from inference_service.serving.work import Ran
 from inference_service.stage_report import note_key, note_model, note_stages
 from servicekit import call_notes, tracing
 from servicekit.call_notes import Fact

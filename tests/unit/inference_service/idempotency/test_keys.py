@@ -9,10 +9,13 @@ import pytest
 from inference_service.domain import Parameters, Picture, Question, Refused
 from inference_service.idempotency.keys import fingerprint, read_key
 from servicekit.errors import SightlineError, invalid
+from servicekit.vision import open_image
+from tests.unit.inference_service.tiny_onnx import picture
 
 KEY = "123e4567-e89b-42d3-a456-426614174000"
-A = Picture(0, "a", b"", b"\x01" * 32)
-B = Picture(1, "b", b"", b"\x02" * 32)
+OPENED = open_image(picture())
+A = Picture(0, "a", OPENED, b"\x01" * 32)
+B = Picture(1, "b", OPENED, b"\x02" * 32)
 QUESTION = Question("plates", "1", Parameters(), (A, B))
 
 

@@ -15,14 +15,13 @@ from sightline.openinference.v2 import open_inference_pb2 as oip
 from inference_service.models.engine import Model
 from inference_service.open_inference.request import (
     Asked,
-    Encoded,
     check_model,
     fingerprint,
     read,
 )
 from inference_service.validate import Limits
 from servicekit.errors import SightlineError
-from servicekit.vision import ImageLimits
+from servicekit.vision import ImageLimits, decode_image
 from tests.unit.inference_service.open_inference.networks import SIDE, loaded, network, rows
 from tests.unit.inference_service.tiny_onnx import bomb, picture
 
@@ -118,8 +117,11 @@ def test_pictures(model: Model, name: str, shape: list[int]) -> None:
         request = make(RED, BLUE)
         request.inputs[0].name = name
         request.inputs[0].shape[:] = shape
-        pictures = (Encoded(f"{field}[0]", RED), Encoded(f"{field}[1]", BLUE))
-        assert read(request, model, LIMITS).given == pictures
+        given = read(request, model, LIMITS).given
+        assert isinstance(given, tuple)
+        assert [each.field for each in given] == [f"{field}[0]", f"{field}[1]"]
+        for each, data in zip(given, (RED, BLUE), strict=True):
+            assert np.array_equal(each.opened.decode(), decode_image(data))
 
 
 def test_outputs_come_in_the_order_in_which_they_are_asked_for(model: Model) -> None:

@@ -8,7 +8,7 @@ from sightline.openinference.v2 import open_inference_pb2 as oip
 from inference_service.models.engine import Model
 from inference_service.open_inference.statistics import Statistics
 from inference_service.open_inference.tensors import Tensor
-from inference_service.serving.workers import Ran
+from inference_service.serving.work import Ran
 from tests.unit.inference_service.open_inference.networks import loaded, network
 
 SECOND = 10**9

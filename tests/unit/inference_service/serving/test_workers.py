@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from inference_service.serving.admission import Admission, Lane
-from inference_service.serving.workers import Ran, Workers
+from inference_service.serving.work import Ran
+from inference_service.serving.workers import Workers
 from servicekit.errors import SightlineError, invalid
 
 
@@ -133,6 +134,18 @@ async def test_results_come_in_order_from_other_threads(workers: Workers, model:
     assert results(ran) == [[0], [2], [4]]
     assert threading.get_ident() not in {each.threads[0] for each in work}
     assert ran[2].waited > ran[0].waited >= 0
+
+
+async def test_a_worker_goes_on_while_the_loop_is_busy(workers: Workers, model: Doubler) -> None:
+    first = await busy(workers, model)
+    rest = [asyncio.create_task(workers.run([Number(n)], model, soon())) for n in (1, 2)]
+    await until(lambda: len(workers._members) == 3)
+    model.go.set()
+    deadline = time.monotonic() + 10
+    while len(model.batches) < 3:  # nothing is awaited: the loop does nothing else meanwhile
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert [results(await call) for call in (first, *rest)] == [[[0]], [[2]], [[4]]]
 
 
 async def test_stages_are_timed(workers: Workers, model: Doubler) -> None:
