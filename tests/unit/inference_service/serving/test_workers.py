@@ -142,9 +142,9 @@ async def test_a_worker_goes_on_while_the_loop_is_busy(workers: Workers, model: 
     await until(lambda: len(workers._members) == 3)
     model.go.set()
     deadline = time.monotonic() + 10
-    while len(model.batches) < 3:  # nothing is awaited: the loop does nothing else meanwhile
+    while len(model.batches) < 3:  # nothing is awaited: the loop does nothing else
         assert time.monotonic() < deadline
-        time.sleep(0.001)
+        time.sleep(0.001)  # noqa: ASYNC251 - that is the point
     assert [results(await call) for call in (first, *rest)] == [[[0]], [[2]], [[4]]]
 
 
