@@ -29,7 +29,7 @@ def test_defaults_serve_a_laptop() -> None:
     assert made.idempotency_ttl_seconds == 24 * 3600
     assert made.rate_limit_per_second == 0
     assert made.upload_ttl_seconds == 3600
-    assert made.bytes_in_flight == 1 << 30
+    assert made.bytes_in_flight == 1 << 29
     assert made.workers >= 1
 
 
@@ -72,7 +72,7 @@ def test_providers_in_a_file_may_be_a_list(tmp_path: Path) -> None:
         (["--queue-size", "0"], "queue_size"),
         (["--queue-size", "15"], "queue_size"),
         (["--max-message-bytes", "10485760"], "max_message_bytes"),
-        (["--max-bytes-in-flight", "33554431"], "max_bytes_in_flight"),
+        (["--max-bytes-in-flight", "16777215"], "max_bytes_in_flight"),
         (["--upload-ttl-seconds", "0"], "upload_ttl_seconds"),
         (["--upload-max-bytes", "10485759"], "upload_max_bytes"),
         (["--upload-quota-bytes", "10485759"], "upload_quota_bytes"),
