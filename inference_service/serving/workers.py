@@ -53,8 +53,8 @@ class _Member:
         return "run" if self.started else "queue"
 
 
-# An answer with less time left would reach its caller after the deadline.
-_SENDING_SECONDS = 0.003
+# What an answer needs to its caller where both cores are busy, and at most so much of the deadline.
+_SENDING_SECONDS, _SENDING_SHARE = 0.01, 0.05
 
 
 class _UnwantedError(Exception):
@@ -108,7 +108,8 @@ class Workers:
         """
         if self._given_up:
             raise _shutting_down()
-        tickets = [Ticket(deadline, runner.lane, each.rows) for each in work]
+        due = _due(deadline, self._clock())
+        tickets = [Ticket(due, runner.lane, each.rows) for each in work]
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Ran[T]]] = [loop.create_future() for _ in work]
         with self._lock:  # from when it is in the queue, a worker may take it
@@ -302,7 +303,7 @@ class Workers:
             self._answer(member, outcome, now)
 
     def _answer(self, member: _Member, outcome: "Ran[Any] | BaseException", now: float) -> None:
-        if isinstance(outcome, _UnwantedError) or not member.wanted(now + _SENDING_SECONDS):
+        if isinstance(outcome, _UnwantedError) or not member.wanted(now):
             self._expire(member)
         elif isinstance(outcome, Ran):
             member.future.set_result(outcome)
@@ -326,6 +327,11 @@ class Workers:
         with self._lock:
             self._admission.done([member.ticket for member in batch])
         self._start_what_fits()
+
+
+def _due(deadline: float, now: float) -> float:
+    """Returns when an answer must be out to reach its caller by the deadline."""
+    return deadline - min(_SENDING_SECONDS, max(deadline - now, 0.0) * _SENDING_SHARE)
 
 
 def _rows(members: Sequence[_Member]) -> int:

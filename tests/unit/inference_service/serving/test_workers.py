@@ -269,7 +269,7 @@ async def test_an_answer_that_is_late_is_none(
     assert model.lane.estimates.mean(1, time.monotonic()) >= 0.01  # but teaches
 
 
-@pytest.mark.parametrize(("left", "lost"), [(0.002, {"run": 1}), (0.004, {})])
+@pytest.mark.parametrize(("left", "lost"), [(0.009, {"run": 1}), (0.011, {})])
 async def test_an_answer_that_would_arrive_late_is_none(
     model: Doubler, heard: Heard, left: float, lost: dict[str, int]
 ) -> None:
