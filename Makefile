@@ -9,6 +9,10 @@ GRPCURL := $(TOOLS)/bin/grpcurl
 # npm writes this file last, so it stands for a whole install.
 NODE_MODULES := tests/compat/node/node_modules/.package-lock.json
 TRITONCLIENT := $(TOOLS)/tritonclient
+GO_CAMERA := examples/go/bin/camera
+# Touched last, so it stands for a whole build.
+NODE_CAMERA := examples/node/gen/.built
+PROTO := $(shell find proto -name '*.proto')
 CONSTRAINTS := constraints.txt
 PACKAGES := edge ingest_service inference_service servicekit sightline_cli
 SOURCES := $(PACKAGES) models examples bench tests proto
@@ -51,6 +55,15 @@ $(NODE_MODULES): tests/compat/node/package-lock.json
 	npm ci --prefix tests/compat/node --no-audit --no-fund
 	@touch $@
 
+# The examples are built as a user would: stubs from proto/ by buf, then the language's own build.
+$(GO_CAMERA): $(PROTO) $(wildcard examples/go/*.go) examples/go/go.mod examples/go/go.sum examples/go/buf.gen.yaml | $(VENV)/.test
+	cd examples/go && buf generate && go build -o bin/camera .
+
+$(NODE_CAMERA): $(PROTO) examples/node/package-lock.json examples/node/buf.gen.yaml | $(VENV)/.test
+	npm ci --prefix examples/node --no-audit --no-fund
+	cd examples/node && buf generate
+	@touch $@
+
 # An environment of its own: tritonclient needs an older protobuf. perf_analyzer has builds for some
 # systems only; its test skips elsewhere.
 $(TRITONCLIENT)/.installed: export PIP_CONSTRAINT := $(CURDIR)/tests/compat/triton/constraints.txt
@@ -72,8 +85,8 @@ setup: $(VENV)/.test ## The virtual environment with everything in it
 # Machines without Go or Node run the tests without these; a registry that is down does not stop
 # the others either: the tests then skip and say so, unless SIGHTLINE_REQUIRE_COMPAT is set.
 compat:
-	-@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(GRPCURL); fi
-	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE_MODULES); fi
+	-@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(GRPCURL) $(GO_CAMERA); fi
+	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE_MODULES) $(NODE_CAMERA); fi
 	-@$(MAKE) --no-print-directory $(TRITONCLIENT)/.installed
 
 .PHONY: test
@@ -115,5 +128,5 @@ constraints: ## Pin what is newest now
 
 .PHONY: clean
 clean: ## Remove what make made
-	rm -rf $(VENV) $(TOOLS) $(dir $(NODE_MODULES)) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) $(dir $(NODE_MODULES)) examples/go/bin examples/*/gen examples/node/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
