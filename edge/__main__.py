@@ -2,7 +2,8 @@
 
 import typer
 
-from edge import commands
+from edge.commands import infer, log
+from edge.doctor.command import doctor
 from edge.spool import commands as spool
 from servicekit import terminal
 
@@ -11,8 +12,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("log")(commands.log)
-app.command("infer")(commands.infer)
+app.command("log")(log.log)
+app.command("infer")(infer.infer)
+app.command("doctor")(doctor)
 app.add_typer(spool.app, name="spool")
 
 

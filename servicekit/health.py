@@ -12,6 +12,8 @@ from typing import Any, Literal
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from servicekit import about
+
 _Status = health_pb2.HealthCheckResponse
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -52,7 +54,11 @@ class Health(health_pb2_grpc.HealthServicer):
     async def Check(  # noqa: N802 - the contract's name
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> health_pb2.HealthCheckResponse:
-        """Answers one service's status; NOT_FOUND for a service that is not served here."""
+        """Answers one service's status; NOT_FOUND for a service that is not served here.
+
+        The trailing metadata (`servicekit.about`) has the server's time and version.
+        """
+        context.set_trailing_metadata(about.of_this_server())
         status = self._status(request.service)
         if status == _Status.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "service is not served here")

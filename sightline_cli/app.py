@@ -6,7 +6,8 @@ meet is one sentence and a hint on stderr, with exit code 1 (2 for a bad flag or
 
 import typer
 
-from edge import commands
+from edge.commands import infer, log
+from edge.doctor.command import doctor
 from edge.spool import commands as spool
 from servicekit import terminal
 from sightline_cli import export, keys, models, read, serve
@@ -20,8 +21,9 @@ app.add_typer(serve.app, name="serve")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.command("up")(serve.up)
-app.command("log")(commands.log)
-app.command("infer")(commands.infer)
+app.command("log")(log.log)
+app.command("infer")(infer.infer)
+app.command("doctor")(doctor)
 app.add_typer(spool.app, name="spool")
 app.command("stats")(read.stats)
 app.command("export")(export.export)

@@ -1,11 +1,11 @@
-"""`sightline keys`: API keys of callers, made, listed and revoked in a file that servers read."""
+"""`sightline keys`: API keys of callers, made, listed, replaced and revoked in a servers' file."""
 
 import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, overload
 
 import typer
 from rich.console import Console
@@ -61,12 +61,33 @@ def create(
         )
     except KeyFileError as error:
         raise CommandError(str(error)) from error
-    if as_json:
-        typer.echo(json.dumps({"key": text, **_public(key)}))
-        return
-    typer.echo(text)
-    hint = f"Keep it: it is shown this once. `sightline keys revoke {key.id}` ends it."
-    typer.echo(hint, err=True)
+    _show_once(text, key, as_json=as_json)
+
+
+@app.command("rotate")
+def rotate(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The old key's id.")],
+    file: File = _FILE,
+    old_ends_in: Annotated[
+        str, typer.Option(help="How long the old key still works: 30m, 12h, 90d.")
+    ] = "1d",
+    expires: Annotated[
+        str | None, typer.Option(help="When the new key ends: 30m, 12h, 90d; default: never.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Replace a key by one that may the same, and print it, this once.
+
+    The old key works until the device has had time to get the new one.
+
+    Example: sightline keys rotate 0123456789ab --old-ends-in 12h
+    """
+    ends_at = _end(old_ends_in, "--old-ends-in")
+    try:
+        text, key = KeyFile(file).rotate(key_id, old_ends_at=ends_at, expires_at=_end(expires))
+    except KeyFileError as error:
+        raise CommandError(str(error)) from error
+    _show_once(text, key, as_json=as_json)
 
 
 @app.command("list")
@@ -94,13 +115,26 @@ def revoke(
     typer.echo(f"{key_id} is revoked" if changed else f"{key_id} was revoked before", err=True)
 
 
-def _end(period: str | None) -> datetime | None:
+def _show_once(text: str, key: ApiKey, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"key": text, **_public(key)}))
+        return
+    typer.echo(text)
+    hint = f"Keep it: it is shown this once. `sightline keys revoke {key.id}` ends it."
+    typer.echo(hint, err=True)
+
+
+@overload
+def _end(period: str, option: str = ...) -> datetime: ...
+@overload
+def _end(period: None, option: str = ...) -> None: ...
+def _end(period: str | None, option: str = "--expires") -> datetime | None:
     """Returns when a key that is made now ends. Raises CommandError: it is no period."""
     if period is None:
         return None
     parts = re.fullmatch(r"([1-9]\d{0,5})([mhd])", period)
     if parts is None:
-        raise CommandError(f"--expires: must be like 30m, 12h or 90d (got {period!r})")
+        raise CommandError(f"{option}: must be like 30m, 12h or 90d (got {period!r})")
     return datetime.now(UTC) + timedelta(**{_UNITS[parts[2]]: int(parts[1])})
 
 

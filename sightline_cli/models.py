@@ -13,7 +13,7 @@ from rich.table import Table
 from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 
 from edge.channel import Endpoint
-from edge.commands import settings_with
+from edge.commands.options import settings_with
 from servicekit.terminal import CommandError
 
 if TYPE_CHECKING:

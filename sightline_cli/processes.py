@@ -1,7 +1,9 @@
 """A service as a process of its own: started, waited for until it is ready, stopped."""
 
+import errno
 import json
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -97,7 +99,8 @@ class ServiceProcess:
         except queue.Empty:
             raise CommandError(f"{self.module} was not ready after {timeout:g} s") from None
         if not line:
-            raise CommandError(f"{self.module} ended with exit code {self.process.wait()}")
+            code = self.process.wait()
+            raise CommandError(f"{self.module} ended with exit code {code}: its log says why")
         ready: dict[str, object] = json.loads(line)
         return ready
 
@@ -105,3 +108,29 @@ class ServiceProcess:
         for line in self.process.stdout or ():
             lines.put(line)
         lines.put("")
+
+
+def is_taken(address: str) -> bool:
+    """Returns whether something listens at an address already.
+
+    Args:
+        address: host:port; what is none, or names no host of this machine, is not taken.
+    """
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or address.startswith("unix:"):
+        return False
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except (OSError, OverflowError):
+        return False
+    return any(_is_bound(family, place) for family, _, _, _, place in found)
+
+
+def _is_bound(family: socket.AddressFamily, place: tuple[object, ...]) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # but for one that listens
+        try:
+            tried.bind(place)
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False

@@ -3,24 +3,20 @@
 import json
 from typing import Annotated
 
-import grpc
 import typer
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
-from grpc_health.v1 import health_pb2
 from rich.console import Console
 from rich.table import Table
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_pb2_grpc
 
 from edge.channel import Endpoint
-from edge.commands import settings_with
-from servicekit.errors import from_rpc_error
+from edge.commands.options import settings_with
+from edge.doctor.health import INFERENCE, INGEST, ask
+from servicekit.errors import SightlineError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.001)]
-
-INGEST = "sightline.ingest.v1.IngestService"
-INFERENCE = "sightline.inference.v1.InferenceService"
 
 
 def stats(
@@ -54,7 +50,10 @@ def health(
     as_json: Json = False,
     timeout: Timeout = 5.0,
 ) -> None:
-    """Ask both services whether they are ready. Exit code 0: both are; 1: one is not."""
+    """Ask both services whether they are ready. Exit code 0: both are; 1: one is not.
+
+    Example: sightline health --json. `sightline doctor` says why one is not.
+    """
     settings = settings_with(ingest_target=ingest, inference_target=inference)
     answers = {
         "ingest": _status(Endpoint.to_ingest(settings), INGEST, timeout),
@@ -70,22 +69,10 @@ def health(
 
 
 def _status(asked: Endpoint, name: str, timeout: float) -> dict[str, str]:
-    with asked.channel() as channel:
-        # The published types of HealthStub leave its methods out.
-        check = channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
-        try:
-            answer = check(
-                health_pb2.HealthCheckRequest(service=name),
-                timeout=timeout,
-                metadata=asked.metadata,
-            )
-            status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-        except grpc.RpcError as error:
-            status = from_rpc_error(error).code.name
+    try:
+        status = ask(asked, name, timeout).status
+    except SightlineError as error:
+        status = error.code.name
     return {"target": asked.target, "status": status}
 
 

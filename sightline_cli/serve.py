@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 
 from servicekit.terminal import CommandError
-from sightline_cli.processes import ServiceProcess
+from sightline_cli.processes import ServiceProcess, is_taken
 
 app = typer.Typer(help="Run one service in the foreground.", no_args_is_help=True)
 
@@ -28,13 +29,19 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 @app.command("ingest", context_settings=_PASS_ON, add_help_option=False)
 def ingest(context: typer.Context) -> None:
-    """Take predictions into DuckDB. Flags: `sightline serve ingest --help`."""
+    """Take predictions into DuckDB. Flags: `sightline serve ingest --help`.
+
+    Example: sightline serve ingest --database sightline.duckdb
+    """
     _become("ingest_service", context.args)
 
 
 @app.command("inference", context_settings=_PASS_ON, add_help_option=False)
 def inference(context: typer.Context) -> None:
-    """Answer for devices that cannot. Flags: `sightline serve inference --help`."""
+    """Answer for devices that cannot. Flags: `sightline serve inference --help`.
+
+    Example: sightline serve inference --model-repository models/repository
+    """
     _become("inference_service", context.args)
 
 
@@ -51,33 +58,75 @@ def up(
     inference_listen: Annotated[
         str, typer.Option(help="Where to serve inference, host:port; port 0: any.")
     ] = "127.0.0.1:50052",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines even on a terminal.")] = False,
 ) -> None:
     """Run both services, for a laptop, until Ctrl-C.
 
-    Prints one JSON line per service when it is ready. If one ends, so does the other.
+    Says on stderr where each is and what to do next; on stdout, unless that is a terminal, one
+    JSON line per service when it is ready. If one ends, so does the other.
+
+    Example: sightline up --model-repository models/repository
     """
     for module in _NEEDS:
         _check_installed(module)
-    data.mkdir(parents=True, exist_ok=True)
+    _check_up(model_repository, data, [ingest_listen, inference_listen])
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    database = data / "sightline.duckdb"
+    flags = {
+        "ingest_service": ["--listen", ingest_listen, "--database", str(database)],
+        "inference_service": [
+            *("--listen", inference_listen),
+            *("--model-repository", str(model_repository)),
+        ],
+    }
     with ExitStack() as services:
-        database = str(data / "sightline.duckdb")
-        flags = {
-            "ingest_service": ["--listen", ingest_listen, "--database", database],
-            "inference_service": [
-                *("--listen", inference_listen),
-                *("--model-repository", str(model_repository)),
-            ],
-        }
-        running = [
-            services.enter_context(ServiceProcess(module, arguments))
-            for module, arguments in flags.items()
-        ]
-        for service in running:
-            typer.echo(json.dumps(service.ready))
+        running = []
+        for module, arguments in flags.items():
+            typer.echo(f"starting {module} ...", err=True)
+            running.append(services.enter_context(ServiceProcess(module, arguments)))
+        if as_json or not sys.stdout.isatty():
+            for service in running:
+                typer.echo(json.dumps(service.ready))
+        _say_ready(running, database, model_repository)
         _wait(running, stop)
+        typer.echo("stopping both ...", err=True)
+
+
+def _check_up(model_repository: Path, data: Path, listen: Sequence[str]) -> None:
+    """Says before anything starts what would keep it from starting."""
+    if not model_repository.is_dir():
+        raise CommandError(
+            f"--model-repository: {model_repository} is no folder: "
+            "`sightline models add MODEL.onnx --name NAME --repository FOLDER` makes one"
+        )
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(
+            f"--data: {data} cannot be made ({error.strerror}): choose another folder"
+        ) from error
+    for flag, address in zip(("--ingest-listen", "--inference-listen"), listen, strict=True):
+        if is_taken(address):
+            raise CommandError(
+                f"{flag}: something listens at {address} already: stop it, or choose another port "
+                "(0: any that is free)"
+            )
+
+
+def _say_ready(running: Sequence[ServiceProcess], database: Path, repository: Path) -> None:
+    ingest, inference = running
+    lines = [
+        f"ingest     ready at {ingest.address}, database {database}",
+        f"inference  ready at {inference.address}, models of {repository}",
+        "Next, in another terminal:",
+        f"  sightline infer PICTURE.jpg --target {inference.address}",
+        f"  sightline log PICTURES/ --ingest {ingest.address} --inference {inference.address}",
+        f"  sightline stats --target {ingest.address}",
+        "Ctrl-C ends both.",
+    ]
+    typer.echo("\n".join(lines), err=True)
 
 
 def _wait(running: list[ServiceProcess], stop: threading.Event) -> None:
@@ -85,7 +134,9 @@ def _wait(running: list[ServiceProcess], stop: threading.Event) -> None:
     while not stop.wait(0.2):
         for service in running:
             if (code := service.process.poll()) is not None:
-                raise CommandError(f"{service.module} ended with exit code {code}")
+                raise CommandError(
+                    f"{service.module} ended with exit code {code}: its log, above, says why"
+                )
 
 
 def _become(module: str, arguments: list[str]) -> None:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from edge.commands import settings_with
+from edge.commands.options import settings_with
 from edge.log.logger import default_spool_dir
 from edge.spool import inspect
 from edge.spool import repair as repairs

@@ -71,8 +71,7 @@ class KeyFile:
             KeyFileError: a value is out of its bounds, or the file cannot be written.
         """
         _check(name, devices, scopes)
-        text, key_id, secret_hash = generate()
-        key = ApiKey(key_id, secret_hash, name, tuple(devices), tuple(scopes), _now(), expires_at)
+        text, key = _made(name, devices, scopes, expires_at)
         with self._writing(create=True) as connection:
             connection.execute(_INSERT, _row(key))
         return text, key
@@ -96,6 +95,36 @@ class KeyFile:
                 [_now().isoformat(), key_id],
             )
             return changed.rowcount == 1
+
+    def rotate(
+        self, key_id: str, *, old_ends_at: datetime, expires_at: datetime | None = None
+    ) -> tuple[str, ApiKey]:
+        """Makes a key that may what another may, and lets that one end; both or neither.
+
+        Args:
+            key_id: of the old key.
+            old_ends_at: when the old key ends, UTC; it ends sooner if it was to.
+            expires_at: when the new key ends, UTC; None: never.
+
+        Returns:
+            The new key as it is shown this once, and what is kept of it.
+
+        Raises:
+            KeyFileError: there is no such key, it has ended, or the file cannot be written.
+        """
+        with self._writing() as connection:
+            old = next((key for key in _read(connection) if key.id == key_id), None)
+            if old is None:
+                raise KeyFileError(f"{self._path} has no key {key_id}")
+            if old.revoked_at or (old.expires_at and old.expires_at <= _now()):
+                raise KeyFileError(f"key {key_id} has ended: `sightline keys create` makes another")
+            text, key = _made(old.name, old.devices, old.scopes, expires_at)
+            connection.execute(_INSERT, _row(key))
+            end = min(old_ends_at, old.expires_at or old_ends_at)
+            connection.execute(
+                "UPDATE api_keys SET expires_at = ? WHERE id = ?", [end.isoformat(), key_id]
+            )
+        return text, key
 
     @contextlib.contextmanager
     def _writing(self, *, create: bool = False) -> Iterator[sqlite3.Connection]:
@@ -192,6 +221,15 @@ def _translated(path: Path) -> Iterator[None]:
         raise KeyFileError(f"{path} does not exist: `sightline keys create` makes it") from error
     except (OSError, sqlite3.Error, ValueError) as error:
         raise KeyFileError(f"{path} cannot be used as a file of API keys: {error}") from error
+
+
+def _made(
+    name: str, devices: Sequence[str], scopes: Sequence[Scope], expires_at: datetime | None
+) -> tuple[str, ApiKey]:
+    text, key_id, secret_hash = generate()
+    return text, ApiKey(
+        key_id, secret_hash, name, tuple(devices), tuple(scopes), _now(), expires_at
+    )
 
 
 def _inode(found: os.stat_result) -> tuple[int, int]:

@@ -1,22 +1,29 @@
 """The `sightline` command as a person uses it: processes, exit codes, two streams."""
 
 import json
-import os
 import signal
+import sqlite3
 import subprocess
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from edge.spool import inspect
+from edge.spool.identity import DamagedError
 from models.plates import make_plate, to_jpeg
-
-ROOT = Path(__file__).parents[2]
-REPOSITORY = ROOT / "models/repository"
-SIGHTLINE = [sys.executable, "-c", "from sightline_cli.app import main; main()"]
+from tests.integration.cli.terminal import (
+    REPOSITORY,
+    SIGHTLINE,
+    environment,
+    lines,
+    sightline,
+)
 
 
 @dataclass(frozen=True)
@@ -25,18 +32,9 @@ class Laptop:
 
     process: "subprocess.Popen[str]"
     env: dict[str, str]
-
-
-def sightline(*words: str, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*SIGHTLINE, *words], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-
-
-def environment(**settings: object) -> dict[str, str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
-    named = {f"SIGHTLINE_EDGE_{name.upper()}": str(value) for name, value in settings.items()}
-    return {**clean, "COLUMNS": "100", **named}
+    ready: list[Any]
+    notes: Path
+    """What it says to people."""
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +42,17 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
     folder = tmp_path_factory.mktemp("laptop")
     flags = ["--data", str(folder / "data"), "--model-repository", str(REPOSITORY)]
     listen = ["--ingest-listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0"]
-    with subprocess.Popen(
-        [*SIGHTLINE, "up", *flags, *listen], stdout=subprocess.PIPE, text=True, env=environment()
-    ) as process:
+    notes = folder / "stderr"
+    with (
+        notes.open("w") as stderr,
+        subprocess.Popen(
+            [*SIGHTLINE, "up", *flags, *listen],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=environment(),
+        ) as process,
+    ):
         assert process.stdout
         ready = [json.loads(process.stdout.readline()) for _ in range(2)]
         addresses = {one["service"]: one["address"] for one in ready}
@@ -56,7 +62,7 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
             device_id="laptop",
             spool_dir=folder / "spool",
         )
-        yield Laptop(process, env)
+        yield Laptop(process, env, ready, notes)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
 
@@ -69,8 +75,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lines(output: str) -> list[Any]:
-    return [json.loads(line) for line in output.splitlines()]
+def wait_for(happened: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < ends_at
+        time.sleep(0.02)
+
+
+def is_used(spool: Path) -> bool:
+    """Says whether something was logged into it."""
+    try:
+        found = inspect.details(spool, 0)
+    except (OSError, sqlite3.Error, DamagedError):  # it is being made
+        return False
+    return found.acknowledged > 0 or found.summary.pending > 0
 
 
 def test_health_says_serving_for_both(laptop: Laptop) -> None:
@@ -99,14 +117,61 @@ def test_infer_prints_one_json_line_per_picture(laptop: Laptop, pictures: Path) 
     assert found <= {"scratch", "pit", "stain"}
 
 
+def test_up_says_where_it_is_and_what_to_do_next(laptop: Laptop) -> None:
+    text = laptop.notes.read_text()
+    for one in laptop.ready:
+        assert f"{one['service']:10} ready at {one['address']}" in text
+    address = laptop.ready[1]["address"]
+    assert f"sightline infer PICTURE.jpg --target {address}" in text
+
+
 def test_infer_goes_on_after_a_bad_picture(laptop: Laptop, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("no picture")
-    done = sightline(
-        "infer", str(tmp_path / "a.jpg"), str(pictures / "plate-0.jpg"), "--json", env=laptop.env
-    )
+    names = [tmp_path / "a.jpg", tmp_path / "none.jpg", pictures / "plate-0.jpg"]
+    done = sightline("infer", *names, "--json", env=laptop.env)
     assert done.returncode == 1
-    assert [one["image_id"] for one in lines(done.stdout)] == ["plate-0.jpg"]
-    assert "IMAGE_TYPE_UNSUPPORTED" in done.stderr
+    bad, missing, good = lines(done.stdout)
+    assert bad["image_id"] == "a.jpg"
+    assert bad["error"]["reason"] == "IMAGE_TYPE_UNSUPPORTED"
+    assert bad["error"]["category"] == "validation"
+    assert missing["error"]["reason"] == "IMAGE_FILE_UNREADABLE"
+    assert good["image_id"] == "plate-0.jpg"
+    assert "error" not in good
+    assert "IMAGE_TYPE_UNSUPPORTED] Give it a JPEG" in done.stderr
+
+
+def test_infer_saves_copies_with_boxes(laptop: Laptop, pictures: Path, tmp_path: Path) -> None:
+    original = pictures / "plate-0.jpg"
+    before = original.read_bytes()
+    done = sightline("infer", original, "--save", tmp_path / "out", "--json", env=laptop.env)
+    assert done.returncode == 0, done.stderr
+    (answer,) = lines(done.stdout)
+    saved = Path(answer["saved"])
+    assert saved == tmp_path / "out" / "plate-0.jpg"
+    assert original.read_bytes() == before
+    with Image.open(original) as plain, Image.open(saved) as copy:
+        assert copy.size == plain.size
+        assert answer["detections"]
+        box = answer["detections"][0]["box"]
+        corner = (round(box["x_max"]) - 1, round(box["y_max"]) - 1)
+        drawn, was = (np.asarray(each.convert("RGB"), int) for each in (copy, plain))
+    assert np.abs(drawn - was)[corner[1], corner[0]].max() > 60
+
+
+def test_infer_saves_into_the_folder_of_the_originals(laptop: Laptop, tmp_path: Path) -> None:
+    original = tmp_path / "plate.jpg"
+    original.write_bytes(to_jpeg(make_plate(3).image))
+    before = original.read_bytes()
+    done = sightline("infer", original, "--save", tmp_path, env=laptop.env)
+    assert done.returncode == 0, done.stderr
+    assert f"saved {tmp_path}/plate-2.jpg" in done.stderr
+    assert original.read_bytes() == before
+
+
+def test_doctor_has_nothing_to_say_of_a_laptop(laptop: Laptop) -> None:
+    done = sightline("doctor", env=laptop.env)
+    assert done.returncode == 0, done.stdout
+    assert "ok      inference model" in done.stdout
 
 
 def test_log_lands_in_stats(laptop: Laptop, pictures: Path) -> None:
@@ -125,35 +190,37 @@ def test_log_lands_in_stats(laptop: Laptop, pictures: Path) -> None:
     assert "laptop" in table.stdout
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "sentence"),
-    [
-        (["stats"], 1, "UNAVAILABLE"),
-        (["stats", "--target", "nonsense"], 2, "ingest_target: must be host:port"),
-        (["log", "no/such/folder"], 1, "source must name at least one picture"),
-        (["log", "{pictures}", "--model", "no-such.onnx"], 1, "no-such.onnx"),
-        (["log", "{pictures}", "--detector", "nonsense"], 2, "detector: must be"),
-        (["infer", "no-such.jpg"], 1, "no-such.jpg"),
-        (["serve", "ingest", "--listen", "nonsense"], 2, "listen: must be host:port"),
-        (["serve", "inference", "--no-such-flag"], 2, "--no-such-flag"),
-        (["up", "--model-repository", "no/such/folder"], 1, "inference_service ended"),
-    ],
-)
-def test_an_error_is_a_sentence_and_no_traceback(
-    words: list[str], code: int, sentence: str, pictures: Path, tmp_path: Path
-) -> None:
-    words = [word.format(pictures=pictures) for word in words]
-    env = environment(
-        ingest_target="127.0.0.1:1", inference_target="127.0.0.1:1", spool_dir=tmp_path / "spool"
-    )
-    if words[0] == "up":
-        listen = ["--ingest-listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0"]
-        words = [*words, "--data", str(tmp_path), *listen]
-    done = sightline(*words, env=env)
-    assert done.returncode == code, done.stderr
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def test_log_shows_how_far_it_is_and_sums_up(laptop: Laptop, pictures: Path) -> None:
+    model = REPOSITORY / "plates/1/model.onnx"
+    done = sightline("log", pictures / "*.jpg", "--every", 2, "--model", model, env=laptop.env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 pictures: 2 answered by the device, 0 by the cloud (0.0%)")
+    assert "0 of them not yet committed" in done.stdout
+    assert "\x1b" not in done.stderr
+
+
+def test_ctrl_c_ends_log_with_its_summary(laptop: Laptop, tmp_path: Path) -> None:
+    picture = to_jpeg(make_plate(0).image)
+    for number in range(5000):
+        (tmp_path / f"{number:04}.jpg").write_bytes(picture)
+    model, spool = REPOSITORY / "plates/1/model.onnx", tmp_path / "spool" / "spool.db"
+    with subprocess.Popen(
+        [*SIGHTLINE, "log", str(tmp_path), "--model", str(model), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **laptop.env,
+            "SIGHTLINE_EDGE_SPOOL_DIR": str(spool.parent),
+            "SIGHTLINE_EDGE_DEVICE_ID": "interrupted",
+        },
+    ) as process:
+        wait_for(lambda: spool.exists() and is_used(spool))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert json.loads(out)["pictures"]["by_device"] < 5000
 
 
 @pytest.mark.parametrize("service", ["ingest", "inference"])

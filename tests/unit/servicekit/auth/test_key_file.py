@@ -1,6 +1,6 @@
 import sqlite3
 import stat
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,9 @@ class Clock:
 
     def pass_by(self) -> None:
         self.now += CHECK_SECONDS
+
+
+SOON = datetime.now(UTC) + timedelta(days=1)
 
 
 @pytest.fixture
@@ -51,6 +54,32 @@ def test_what_is_made_is_listed(file: KeyFile, tmp_path: Path) -> None:
 def test_only_its_owner_may_read_the_file(file: KeyFile, tmp_path: Path) -> None:
     make(file)
     assert stat.S_IMODE((tmp_path / "keys.db").stat().st_mode) == 0o600
+
+
+def test_a_rotated_key_has_an_heir_and_an_end(file: KeyFile) -> None:
+    _, old = file.create("gate-1", devices=["a", "b-*"], scopes=[Scope.LOG, Scope.READ])
+    _, new = file.rotate(old.id, old_ends_at=SOON)
+    ending, heir = file.all()
+    assert heir == new
+    assert (heir.name, heir.devices, heir.scopes) == (old.name, old.devices, old.scopes)
+    assert (ending.id, ending.expires_at, heir.expires_at) == (old.id, SOON, None)
+
+
+def test_rotating_lets_no_key_live_longer(file: KeyFile) -> None:
+    sooner = SOON - timedelta(hours=1)
+    _, old = file.create("g", devices=["*"], scopes=[Scope.LOG], expires_at=sooner)
+    file.rotate(old.id, old_ends_at=SOON, expires_at=SOON)
+    ending, heir = file.all()
+    assert (ending.expires_at, heir.expires_at) == (sooner, SOON)
+
+
+def test_a_key_that_has_ended_has_no_heir(file: KeyFile) -> None:
+    key_id = make(file)
+    file.revoke(key_id)
+    for gone, why in ((key_id, "has ended"), ("0123456789ab", "no key")):
+        with pytest.raises(KeyFileError, match=why):
+            file.rotate(gone, old_ends_at=SOON)
+    assert len(file.all()) == 1
 
 
 def test_revoking_is_for_good(file: KeyFile) -> None:

@@ -1,0 +1,129 @@
+"""Draws what was found on a copy of the picture. Pillow and numpy are imported when it is done."""
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.cloud.types import ImageAnswer
+from edge.detect.pictures import pixels
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+Colour = tuple[int, int, int]
+_GOLDEN_RATIO = 0.618033988749895
+_WRITABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_MARGIN = 2  # pixels around a label's text
+
+
+class Copies:
+    """Writes pictures with boxes and labels on them into a folder.
+
+    A copy has the name of its original; where that is taken by an original or by another copy of
+    this run, it gets a number. Originals are never written to.
+
+    Args:
+        folder: made if it is not there.
+        originals: every picture of the run.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, originals: Sequence[Path]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._originals = originals
+        self._written: set[Path] = set()
+
+    def save(self, original: Path, answer: ImageAnswer) -> Path:
+        """Writes one copy, upright as the boxes are, and returns where.
+
+        Raises:
+            SightlineError: INVALID_ARGUMENT: the picture cannot be read.
+            OSError: the copy cannot be written.
+        """
+        import PIL.Image
+
+        picture = PIL.Image.fromarray(pixels(original))
+        draw(picture, answer)
+        path = self._free_name(original)
+        picture.save(path, quality=95, subsampling=0)
+        self._written.add(path)
+        return path
+
+    def _free_name(self, original: Path) -> Path:
+        suffix = original.suffix if original.suffix.lower() in _WRITABLE else ".png"
+        path, number = self._folder / f"{original.stem}{suffix}", 1
+        while path in self._written or self._is_original(path):
+            number += 1
+            path = self._folder / f"{original.stem}-{number}{suffix}"
+        return path
+
+    def _is_original(self, path: Path) -> bool:
+        return path.exists() and any(one.exists() and path.samefile(one) for one in self._originals)
+
+
+def colour_of(class_id: int) -> Colour:
+    """Returns a class's colour: the same in every picture, and unlike that of its neighbours."""
+    hue = class_id * _GOLDEN_RATIO % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw(picture: "PIL.Image.Image", answer: ImageAnswer) -> None:
+    """Draws the boxes of a detection, or the classes of a classification, onto a picture."""
+    from PIL import ImageDraw, ImageFont
+
+    canvas = ImageDraw.Draw(picture)
+    shorter = min(picture.size)
+    font = ImageFont.load_default(max(10, shorter // 40))
+    width = max(2, shorter // 250)
+    for found in reversed(answer.detections):  # the surest on top
+        if found.box is not None:
+            box = found.box
+            corners = (box.x_min, box.y_min, box.x_max, box.y_max)
+            canvas.rectangle(corners, outline=colour_of(found.class_id), width=width)
+    for found in reversed(answer.detections):
+        if found.box is not None:
+            text = f"{label_of(found.class_id, found.class_name)} {found.confidence:.2f}"
+            at = (found.box.x_min, found.box.y_min)
+            _write(canvas, at, text, colour_of(found.class_id), font, above=True)
+    top = 0.0
+    for score in answer.classes:
+        text = f"{label_of(score.class_id, score.class_name)} {score.probability:.2f}"
+        top = _write(canvas, (0, top), text, colour_of(score.class_id), font, above=False)
+
+
+def label_of(class_id: int, class_name: str) -> str:
+    """Returns the class's name; its number where the model has no labels."""
+    return class_name or f"class {class_id}"
+
+
+def _write(
+    canvas: "ImageDraw",
+    at: tuple[float, float],
+    text: str,
+    colour: Colour,
+    font: "FreeTypeFont | ImageFont",
+    *,
+    above: bool,
+) -> float:
+    """Writes a label on its class's colour, inside the picture; returns where it ends below."""
+    left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+    width, height = right - left + 2 * _MARGIN, bottom - top + 2 * _MARGIN
+    room_x, room_y = canvas.im.size[0] - width, canvas.im.size[1] - height
+    x = max(0.0, min(at[0], room_x))
+    y = max(0.0, min(at[1] - (height if above else 0.0), room_y))
+    canvas.rectangle((x, y, x + width, y + height), fill=colour)
+    ink = (0, 0, 0) if _is_light(colour) else (255, 255, 255)
+    canvas.text((x + _MARGIN - left, y + _MARGIN - top), text, fill=ink, font=font)
+    return float(y + height)
+
+
+def _is_light(colour: Colour) -> bool:
+    red, green, blue = colour
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 140  # ITU-R BT.601 luma

@@ -1,0 +1,163 @@
+"""The command `infer`: pictures to the inference service, answers to the terminal."""
+
+import json
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edge.channel import Endpoint
+from edge.cloud.client import InferenceClient
+from edge.cloud.types import ImageAnswer, InferAnswer, InferParameters, ModelHint
+from edge.commands.draw import Copies, label_of
+from edge.commands.options import notes, settings_with
+from edge.settings import EdgeSettings
+from servicekit.errors import Category, SightlineError
+from servicekit.terminal import CommandError, sentence
+
+_ENDS_IT = (Category.NETWORK, Category.AUTH)  # the next picture would fare no better
+
+
+def infer(
+    images: Annotated[list[Path], typer.Argument(help="Pictures.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name of the model. Not given: the settings', or the default."),
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Version of the model. Not given: as with --model.")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Leave out detections below it, 0 to 1.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Classes per picture at most, 1 to 1000 (classification).")
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Folder for copies of the pictures with boxes and labels on them."),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Inference service, host:port.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for each picture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per picture.")] = False,
+) -> None:
+    """Ask the inference service about pictures; exit code 1: one had no answer.
+
+    Example: sightline infer part-1.jpg part-2.jpg --save boxes/
+    """
+    settings = settings_with(
+        inference_target=target,
+        timeout_seconds=timeout,
+        # The reserve has no meaning here, and must not forbid a short timeout.
+        cloud_reserve_seconds=None if timeout is None else min(1.0, timeout / 2),
+        cloud_model=model,
+        cloud_model_version=version,
+        confidence_threshold=confidence,
+    )
+    copies = _copies(save, images) if save is not None else None
+    failed = 0
+    with InferenceClient(
+        Endpoint.to_inference(settings), timeout=settings.timeout_seconds
+    ) as client:
+        for path in images:
+            try:
+                answer = _ask(client, path, settings, top_k)
+                saved = copies.save(path, answer.results[0]) if copies else None
+            except SightlineError as error:
+                if error.category in _ENDS_IT:
+                    raise
+                _show_error(path, error, as_json=as_json)
+                failed += 1
+            except OSError as error:
+                raise CommandError(f"--save: {path} cannot be copied: {error}") from error
+            else:
+                _show(answer, saved, as_json=as_json)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _ask(
+    client: InferenceClient, path: Path, settings: EdgeSettings, top_k: int | None
+) -> InferAnswer:
+    """Returns the answer for one picture. Raises SightlineError: there is none."""
+    answer = client.infer(
+        [path],
+        image_ids=[path.name],
+        model=ModelHint(settings.cloud_model, settings.cloud_model_version),
+        parameters=InferParameters(
+            confidence_threshold=settings.confidence_threshold,
+            iou_threshold=settings.iou_threshold,
+            max_detections=settings.max_detections,
+            top_k=top_k,
+        ),
+    )
+    if answer.results[0].error is not None:
+        raise answer.results[0].error
+    return answer
+
+
+def _copies(folder: Path, images: list[Path]) -> Copies:
+    try:
+        import PIL.ImageDraw  # noqa: F401 - before anybody waits for an answer
+
+        return Copies(folder, images)
+    except ImportError as error:
+        raise CommandError(f"--save needs {error.name}: pip install 'sightline[onnx]'") from error
+    except OSError as error:
+        raise CommandError(f"--save: {folder} must be a folder: {error.strerror}") from error
+
+
+def _show_error(path: Path, error: SightlineError, *, as_json: bool) -> None:
+    notes().print(f"{path}: {sentence(error)}", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        said = {"reason": error.reason, "category": error.category, "message": error.message}
+        typer.echo(json.dumps({"image_id": path.name, "error": said}))
+
+
+def _show(answer: InferAnswer, saved: Path | None, *, as_json: bool) -> None:
+    """Prints the answer for one picture."""
+    (image,) = answer.results
+    if as_json:
+        model = {"model_name": answer.model_name, "model_version": answer.model_version}
+        copy = {"saved": str(saved)} if saved else {}
+        typer.echo(json.dumps({**model, **_plain(image), **copy}))
+        return
+    title = f"{image.image_id}: {answer.model_name} {answer.model_version}"
+    console = Console()
+    console.print(_classes(image, title) if image.classes else _detections(image, title))
+    if saved:
+        notes().print(f"saved {saved}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _detections(image: ImageAnswer, title: str) -> Table:
+    table = Table("class", "confidence", "x_min", "y_min", "x_max", "y_max", title=escape(title))
+    for found in image.detections:
+        corners = astuple(found.box) if found.box else ()
+        table.add_row(
+            escape(label_of(found.class_id, found.class_name)),
+            f"{found.confidence:.3f}",
+            *(f"{edge:.1f}" for edge in corners),
+        )
+    return table
+
+
+def _classes(image: ImageAnswer, title: str) -> Table:
+    table = Table("class", "probability", title=escape(title))
+    for score in image.classes:
+        label = label_of(score.class_id, score.class_name)
+        table.add_row(escape(label), f"{score.probability:.3f}")
+    return table
+
+
+def _plain(image: ImageAnswer) -> dict[str, object]:
+    return {
+        "image_id": image.image_id,
+        "image_width": image.image_width,
+        "image_height": image.image_height,
+        "detections": [asdict(found) for found in image.detections],
+        "classes": [asdict(found) for found in image.classes],
+    }

@@ -1,0 +1,91 @@
+"""The command `doctor`: every check in turn, and what to do about each finding."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from edge.commands.options import settings_with
+from edge.doctor import disk, model, services
+from edge.doctor.finding import Finding, Level, failed, ok
+from edge.doctor.names import check_names
+from edge.settings import EdgeSettings
+from servicekit.settings import SettingsError
+
+Check = Callable[[EdgeSettings], Iterable[Finding]]
+_STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "bold red"}
+
+
+def doctor(
+    ingest: Annotated[str | None, typer.Option(help="Ingest service, host:port.")] = None,
+    inference: Annotated[str | None, typer.Option(help="Inference service, host:port.")] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for each answer.", min=0.1, max=600)
+    ] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """Look for what is wrong with this device, its services and their settings.
+
+    Each finding says what to do about it; exit code 1: something failed. Nothing is changed.
+
+    Example: sightline doctor --ingest ingest.example:50051
+    """
+    counts: Counter[Level] = Counter()
+    shown = []
+    console = Console(highlight=False, soft_wrap=True)
+    for finding in findings(timeout, ingest_target=ingest, inference_target=inference):
+        counts[finding.level] += 1
+        if as_json:
+            shown.append(asdict(finding))
+        else:
+            _print(console, finding)
+    if as_json:
+        totals = {str(level): counts[level] for level in Level}
+        typer.echo(json.dumps({**totals, "findings": shown}))
+    else:
+        console.print(", ".join(f"{counts[level]} {level}" for level in Level))
+    if counts[Level.FAILED]:
+        raise typer.Exit(1)
+
+
+def findings(timeout: float, **options: str | None) -> Iterator[Finding]:
+    """Returns what every check finds, as it is found.
+
+    Args:
+        timeout: seconds for each question to a service.
+        options: settings by name, over everything else; None: not given.
+    """
+    try:
+        settings = settings_with(**options)
+    except SettingsError as error:
+        yield failed("settings", str(error), "Correct it; nothing else can be checked before.")
+        yield from check_names(os.environ)
+        return
+    yield ok("settings", f"device {settings.device_id}, mode {settings.mode}")
+    yield from check_names(os.environ)
+    checks: list[Check] = [
+        disk.spool,
+        lambda given: [disk.disk(given)],
+        model.model,
+        partial(services.ingest, timeout=timeout),
+        partial(services.inference, timeout=timeout),
+    ]
+    for check in checks:
+        try:
+            yield from check(settings)
+        except (SettingsError, ValueError) as error:  # TLS and key files are read when dialled
+            yield failed("settings", str(error), "Correct the setting or the file.")
+
+
+def _print(console: Console, finding: Finding) -> None:
+    level = Text(f"{finding.level:8}", _STYLES[finding.level])
+    console.print(level + Text(f"{finding.check:21} {finding.message}", ""))
+    if finding.action:
+        console.print(Text(f"{'':8}{'':21} -> {finding.action}"))

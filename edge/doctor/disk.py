@@ -1,0 +1,152 @@
+"""Checks of the spool and of the disk it lies on. Nothing is changed."""
+
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge.doctor.finding import Finding, failed, ok, warning
+from edge.log.logger import default_spool_dir
+from edge.settings import EdgeSettings
+from edge.spool import inspect
+from edge.spool.homes import FILE_NAME
+from edge.spool.inspect import Summary
+from servicekit.errors import SightlineError
+
+_READ_WHOLE_BYTES = 64 << 20  # a second or so
+_OLD_SECONDS = 3600.0
+_NEARLY_FULL = 0.8
+
+
+def spool(settings: EdgeSettings) -> Iterator[Finding]:
+    """Checks the spools of this device."""
+    folder = settings.spool_dir or default_spool_dir(settings.device_id)
+    yield _writable(folder)
+    try:
+        files = inspect.below(folder) if _is_there(folder) and folder.is_dir() else []
+        if not files:
+            yield ok("spool", f"{folder} has no spool yet: nothing waits")
+        for file in files:
+            yield from _one_spool(file, settings)
+    except (OSError, sqlite3.Error, SightlineError) as error:
+        yield failed("spool", f"{folder} cannot be read: {error}", "Check who may read it.")
+
+
+def disk(settings: EdgeSettings) -> Finding:
+    """Checks the room for the spool."""
+    folder = _existing(settings.spool_dir or default_spool_dir(settings.device_id))
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return failed("disk", f"{folder} cannot be looked at: {error}", "Check spool_dir.")
+    reserve, cap = settings.disk_reserve_bytes, settings.spool_bytes
+    said = f"{_size(free)} are free at {folder}"
+    if free <= reserve:
+        return failed(
+            "disk",
+            f"{said}, no more than the reserve of {_size(reserve)}: the spool gives up its oldest",
+            "Free some room, move spool_dir, or lower disk_reserve_bytes.",
+        )
+    if free - reserve < cap:
+        return warning(
+            "disk",
+            f"{said}: too little for a spool of {_size(cap)} and a reserve of {_size(reserve)}",
+            "Free some room, or lower spool_bytes to what there is.",
+        )
+    return ok("disk", f"{said}, enough for a spool of {_size(cap)}")
+
+
+def _writable(folder: Path) -> Finding:
+    """Tries it: permissions alone do not tell of read-only and full disks."""
+    place = _existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"sightline")
+    except OSError as error:
+        return failed(
+            "spool folder",
+            f"{folder} cannot be written to: {error.strerror or error}",
+            "Give this user the folder, or set SIGHTLINE_EDGE_SPOOL_DIR to one that it may use.",
+        )
+    made = "can be written to" if place == folder else "can be made"
+    return ok("spool folder", f"{folder} {made}")
+
+
+def _one_spool(file: Path, settings: EdgeSettings) -> Iterator[Finding]:
+    found = inspect.summary(file)
+    if found.device_id and found.device_id != settings.device_id:
+        yield failed(
+            "spool",
+            f"{found.path} is a spool of {found.device_id}, not of {settings.device_id}",
+            "Set device_id back, or give this device a spool_dir of its own.",
+        )
+        return
+    yield _sound(file, found)
+    if found.set_aside:
+        yield warning(
+            "spool set aside",
+            f"{found.path} has damaged files: {', '.join(found.set_aside)}",
+            f"Salvage each: `sightline spool repair {found.path}/{found.set_aside[0]}`.",
+        )
+    if found.problem is None:
+        yield _backlog(found, settings)
+
+
+def _sound(file: Path, found: Summary) -> Finding:
+    faults = [found.problem] if found.problem else []
+    if not faults and found.bytes > _READ_WHOLE_BYTES:
+        said = f"{found.path} opens; {_size(found.bytes)} take long to read whole"
+        return ok("spool", f"{said}: `sightline spool verify` does")
+    if not faults:
+        verdict = inspect.verify(file)
+        faults += verdict.faults
+        faults += [f"sequences {first} to {last} are gone" for first, last in verdict.damaged]
+    if faults:
+        place = found.path if file.name == FILE_NAME else str(file)
+        return failed(
+            "spool",
+            f"{place} is damaged: {'; '.join(faults)}",
+            f"Start the node, which salvages it, or run `sightline spool repair {place}`.",
+        )
+    user = f", in use by process {found.in_use_by}" if found.in_use_by else ""
+    return ok("spool", f"{found.path} is sound{user}")
+
+
+def _backlog(found: Summary, settings: EdgeSettings) -> Finding:
+    check, age = "spool backlog", found.oldest_age_seconds or 0.0
+    said = f"{found.pending:,} predictions wait in {_size(found.bytes)}"
+    if found.pending and age > _OLD_SECONDS:
+        return warning(
+            check,
+            f"{said}, the oldest for {age / 3600:.1f} h",
+            "Start the node where none runs; if one does, see the findings on the ingest service.",
+        )
+    if found.bytes > _NEARLY_FULL * settings.spool_bytes:
+        return warning(
+            check,
+            f"{said}: nearly the {_size(settings.spool_bytes)} at which the oldest are given up",
+            "Raise spool_bytes, or let the node reach the ingest service.",
+        )
+    return ok(check, said)
+
+
+def _existing(folder: Path) -> Path:
+    """Returns the folder, or the nearest one above it that is there."""
+    folder = folder.absolute()
+    return next((one for one in (folder, *folder.parents) if _is_there(one)), folder)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder on the way that this user may not look into
+        return False
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"

@@ -1,0 +1,80 @@
+"""Checks the device's model: does it load, does it run, on what, and how fast?"""
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+from edge import assemble
+from edge.detect.base import Detector
+from edge.doctor.finding import Finding, failed, ok, warning
+from edge.settings import EdgeSettings
+
+_SIDE = 640  # of the picture that is tried, pixels
+
+
+def model(settings: EdgeSettings) -> Iterator[Finding]:
+    """Checks the device's model, if the settings name one."""
+    if settings.device_model is None or settings.mode == "cloud":
+        why = "mode cloud" if settings.mode == "cloud" else "no device_model is set"
+        yield ok("model", f"{why}: the inference service answers")
+        return
+    began = time.monotonic()
+    try:
+        detector = assemble.detector(settings)
+    except ImportError as error:
+        extra = settings.detector
+        yield failed(
+            "model",
+            f"detector {extra} needs {error.name}, which is not installed",
+            f"pip install 'sightline[{extra}]'",
+        )
+        return
+    except Exception as error:  # noqa: BLE001 - ultralytics raises what it likes on a broken file
+        yield failed("model", _said(error), _what_to_do(settings))
+        return
+    if detector is None:
+        return
+    seconds = time.monotonic() - began
+    yield ok("model", f"{detector.name} {detector.version} loads in {seconds:.1f} s")
+    yield _run(detector, settings)
+    with suppress(AttributeError):
+        detector.close()  # type: ignore[attr-defined]  # of those that hold a process
+
+
+def _run(detector: Detector, settings: EdgeSettings) -> Finding:
+    import numpy as np
+
+    gradient = np.linspace(0, 255, _SIDE * _SIDE * 3).astype(np.uint8).reshape(_SIDE, _SIDE, 3)
+    try:
+        began = time.monotonic()
+        detector.detect(gradient)
+        seconds = time.monotonic() - began
+    except Exception as error:  # noqa: BLE001 - whatever the model raises
+        return failed("model run", f"a run fails: {_said(error)}", _what_to_do(settings))
+    share = assemble.policy(settings).device_share
+    said = f"one picture takes {seconds * 1000:.1f} ms on {_where(detector, settings)}"
+    if seconds >= share:
+        return warning(
+            "model run",
+            f"{said}, longer than the {share:.1f} s that timeout_seconds leaves the device",
+            "Take a smaller model or a faster provider, or raise timeout_seconds.",
+        )
+    return ok("model run", said)
+
+
+def _where(detector: Detector, settings: EdgeSettings) -> str:
+    provider = getattr(detector, "provider", None)
+    return str(
+        provider or (settings.device_providers[0] if settings.detector == "onnx" else "ultralytics")
+    )
+
+
+def _what_to_do(settings: EdgeSettings) -> str:
+    return (
+        f"Check that {settings.device_model} is a whole model file for detector "
+        f"{settings.detector}, and device_providers: `sightline models check` says more."
+    )
+
+
+def _said(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())

@@ -1,0 +1,150 @@
+"""Why a service cannot be reached: names, ports, TLS. gRPC says UNAVAILABLE to all of it."""
+
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from servicekit.settings import ClientTlsSettings
+
+_SOON_DAYS = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is in the way, and what to do about it."""
+
+    message: str
+    action: str
+
+
+def unreachable(target: str, timeout: float) -> Trouble | None:
+    """Says why nothing can be connected to at a target; None: something can.
+
+    Args:
+        target: host:port or unix:path.
+        timeout: seconds.
+    """
+    try:
+        _connect(target, timeout).close()
+    except socket.gaierror as error:
+        return Trouble(
+            f"the host of {target} is not known: {error.strerror}",
+            "Check the name and this machine's DNS, or give an IP address.",
+        )
+    except TimeoutError:
+        return Trouble(
+            f"{target} does not react within {timeout:g} s",
+            "Check the address, and firewalls and routes on the way.",
+        )
+    except (ConnectionRefusedError, FileNotFoundError):
+        return Trouble(
+            f"nothing listens at {target}", "Start the service there, or correct the address."
+        )
+    except OSError as error:
+        return Trouble(
+            f"{target} cannot be reached: {error.strerror or error}",
+            "Check the address and this machine's network.",
+        )
+    return None
+
+
+def shake_hands(target: str, settings: ClientTlsSettings, timeout: float) -> datetime | None:
+    """Speaks TLS with a server as the settings say, and waits for its first bytes.
+
+    Returns:
+        When the server's certificate ends; None: it does not say.
+
+    Raises:
+        ssl.SSLError: one side refuses the other.
+        OSError: there is no connection, or the server hangs up.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(settings.tls_ca_file)
+    if settings.tls_cert_file:
+        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file, password="")
+    context.set_alpn_protocols(["h2"])
+    host = None if target.startswith("unix:") else _host_and_port(target)[0]
+    context.check_hostname = host is not None
+    with (
+        _connect(target, timeout) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secure,
+    ):
+        # In TLS 1.3 a server refuses the client only after the handshake; one that does not,
+        # begins with its HTTP/2 settings.
+        if not secure.recv(1):
+            raise ConnectionResetError("the server hung up after the handshake")
+        return _end_of(secure.getpeercert() or {})
+
+
+def speaks_tls(target: str, timeout: float) -> bool:
+    """Says whether a server answers a TLS handshake, whoever signed its certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with _connect(target, timeout) as plain, context.wrap_socket(plain):
+            return True
+    except OSError:
+        return False
+
+
+def refused(error: OSError, settings: ClientTlsSettings) -> Trouble:
+    """Says what a failed handshake means."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _mistrusted(error, settings)
+    show = "Give tls_cert_file and tls_key_file, signed by the server's --tls-client-ca-file."
+    if not isinstance(error, ssl.SSLError):
+        which = "another certificate" if settings.tls_cert_file else "a certificate of its clients"
+        return Trouble(f"the server hangs up in the handshake: it may demand {which}", show)
+    reason = error.reason or str(error)
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
+        return Trouble(
+            "the server does not speak TLS",
+            "Give it --tls-cert-file and --tls-key-file, or do not set tls_ca_file here.",
+        )
+    if "ALERT" in reason:
+        alert = reason.split("ALERT_", 1)[-1].replace("_", " ").lower()
+        return Trouble(f"the server refuses this device's certificate: {alert}", show)
+    return Trouble(f"the TLS handshake failed: {reason}", "Compare the TLS settings of both.")
+
+
+def ends_soon(end: datetime, now: datetime) -> bool:
+    """Says whether a certificate that ends then should be renewed by now."""
+    return (end - now).days < _SOON_DAYS
+
+
+def _mistrusted(error: ssl.SSLCertVerificationError, settings: ClientTlsSettings) -> Trouble:
+    what = error.verify_message
+    if "expired" in what or "not yet valid" in what:
+        action = "Renew the server's certificate; if it is good, set this machine's clock."
+    elif "mismatch" in what:
+        action = "Dial a name that is in the certificate, or make one for this name or address."
+    else:
+        action = f"Put the certificate that signed the server's into {settings.tls_ca_file}."
+    return Trouble(f"the server's certificate is not trusted: {what}", action)
+
+
+def _connect(target: str, timeout: float) -> socket.socket:
+    if target.startswith("unix:"):
+        made = socket.socket(socket.AF_UNIX)
+        made.settimeout(timeout)
+        try:
+            made.connect(target.removeprefix("unix:").removeprefix("//"))
+        except OSError:
+            made.close()
+            raise
+        return made
+    return socket.create_connection(_host_and_port(target), timeout)
+
+
+def _host_and_port(target: str) -> tuple[str, int]:
+    host, _, port = target.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _end_of(certificate: Mapping[str, Any]) -> datetime | None:
+    said = certificate.get("notAfter")
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(said), UTC) if said else None

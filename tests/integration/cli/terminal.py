@@ -1,0 +1,44 @@
+"""The `sightline` command as a process: what it prints, and how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+REPOSITORY = ROOT / "models/repository"
+SIGHTLINE = [sys.executable, "-c", "from sightline_cli.app import main; main()"]
+Done = subprocess.CompletedProcess[str]
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """Returns an environment with these settings of a node, and no others."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
+    named = {f"SIGHTLINE_EDGE_{name.upper()}": str(value) for name, value in settings.items()}
+    return {**clean, "COLUMNS": "100", **named}
+
+
+def sightline(*words: object, env: dict[str, str] | None = None, **settings: object) -> Done:
+    """Runs a command line to its end.
+
+    Args:
+        words: after `sightline`.
+        env: the whole environment; None: `environment(**settings)`.
+        settings: of a node.
+    """
+    return subprocess.run(
+        [*SIGHTLINE, *map(str, words)],
+        env=environment(**settings) if env is None else env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def lines(output: str) -> list[Any]:
+    """Returns JSON lines."""
+    return [json.loads(line) for line in output.splitlines()]

@@ -1,0 +1,93 @@
+"""What `--help` says of every command, and what a shell completes."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from edge.__main__ import app as edge_app
+from sightline_cli.app import app
+from tests.integration.cli.terminal import ROOT, environment, sightline
+
+
+def commands(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *names, name)
+        else:
+            yield (*names, name), command
+
+
+SIGHTLINE = dict(commands(typer.main.get_command(app)))
+EDGE = dict(commands(typer.main.get_command(edge_app)))
+
+
+def test_every_command_is_there() -> None:
+    assert {name[0] for name in SIGHTLINE} == {
+        *("serve", "up", "keys", "models", "log", "infer", "doctor", "spool", "stats"),
+        *("export", "health"),
+    }
+    assert {name[0] for name in EDGE} == {"log", "infer", "doctor", "spool"}
+
+
+@pytest.mark.parametrize("name", SIGHTLINE, ids=" ".join)
+def test_help_has_an_example_of_the_command_itself(name: tuple[str, ...]) -> None:
+    text = " ".join((SIGHTLINE[name].help or "").split())
+    assert f"Example: sightline {' '.join(name)}" in text
+
+
+@pytest.mark.parametrize("name", SIGHTLINE, ids=" ".join)
+def test_every_option_says_what_it_is(name: tuple[str, ...]) -> None:
+    mute = [one.name for one in SIGHTLINE[name].params if not getattr(one, "help", None)]
+    assert mute == []
+
+
+def test_help_of_a_command_as_it_is_printed() -> None:
+    done = sightline("infer", "--help")
+    assert done.returncode == 0
+    assert "Example: sightline infer part-1.jpg" in done.stdout
+    assert "--save" in done.stdout
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `sightline` is a command, as after an installation."""
+    script = tmp_path / "bin" / "sightline"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nfrom sightline_cli.app import main\nmain()\n")
+    script.chmod(0o755)
+    env = environment()
+    paths = f"{ROOT}:{ROOT / 'generated'}:{env.get('PYTHONPATH', '')}"
+    return {**env, "PATH": f"{script.parent}:{env['PATH']}", "PYTHONPATH": paths}
+
+
+def bash(script: str, env: dict[str, str]) -> str:
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_bash_completes_commands_and_options(installed: dict[str, str]) -> None:
+    assert "complete -o default" in bash("sightline --show-completion; true", installed)
+    complete = """
+        eval "$(sightline --show-completion)"
+        COMP_WORDS=(sightline do) COMP_CWORD=1
+        _sightline_completion sightline; echo "${COMPREPLY[@]}"
+        COMP_WORDS=(sightline infer --sa) COMP_CWORD=2
+        _sightline_completion sightline; echo "${COMPREPLY[@]}"
+    """
+    assert bash(complete, installed).split() == ["doctor", "--save"]
+
+
+def test_completion_can_be_installed(installed: dict[str, str], tmp_path: Path) -> None:
+    home = {**installed, "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    said = bash("sightline --install-completion; true", home)
+    assert "installed" in said
+    assert "sightline" in (tmp_path / ".bashrc").read_text()
+    assert (tmp_path / ".bash_completions" / "sightline.sh").is_file()

@@ -1,0 +1,164 @@
+"""Mistakes that people make: a sentence and a hint, no traceback, an exit code that says so."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.plates import make_plate, to_jpeg
+from sightline_cli.app import main
+from tests.integration.cli.terminal import REPOSITORY, ROOT, SIGHTLINE, environment, sightline
+
+DETECTOR = REPOSITORY / "plates/1/model.onnx"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, what is none, and a port at which something listens."""
+    made = tmp_path_factory.mktemp("mistakes")
+    (made / "pictures").mkdir()
+    (made / "pictures" / "plate.jpg").write_bytes(to_jpeg(make_plate(0).image))
+    (made / "empty").mkdir()
+    (made / "broken.onnx").write_bytes(b"no model")
+    (made / "spool.db").write_bytes(b"no spool" * 1000)
+    return made
+
+
+@pytest.fixture(scope="module")
+def taken() -> Iterator[str]:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        made.listen()
+        yield f"127.0.0.1:{made.getsockname()[1]}"
+
+
+Here = Callable[[list[str], dict[str, str]], tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """Runs a command line in this process, which saves a second; returns how it ended."""
+
+    def run(words: list[str], settings: dict[str, str]) -> tuple[int, str, str]:
+        monkeypatch.setattr(os, "environ", environment(**settings))
+        monkeypatch.setattr(sys, "argv", ["sightline", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        ("nonsense", 2, "No such command 'nonsense'"),
+        ("infer", 2, "Missing argument"),
+        ("infer a.jpg --nonsense", 2, "No such option: --nonsense"),
+        ("infer a.jpg --timeout soon", 2, "should be a valid number"),
+        ("infer a.jpg --timeout -1", 2, "timeout_seconds: must be greater than 0"),
+        ("infer a.jpg --confidence 2", 2, "confidence_threshold: must be less than or equal to 1"),
+        ("infer {folder}/pictures/plate.jpg --top-k 0", 1, "top_k must be"),
+        ("infer no-such.jpg", 1, "Check the path"),
+        ("infer {folder}/pictures/plate.jpg", 1, "`sightline doctor` tells"),
+        ("infer {folder}/pictures/plate.jpg --save {folder}/broken.onnx", 1, "must be a folder"),
+        ("stats", 1, "`sightline doctor` tells"),
+        ("stats --target nonsense", 2, "ingest_target: must be host:port"),
+        ("log no/such/folder", 1, "source must name at least one picture"),
+        ("log {folder}/empty", 1, "source must name at least one picture"),
+        ("log {folder}/pictures --model no-such.onnx", 1, "`sightline doctor` checks"),
+        ("log {folder}/pictures --model {folder}/broken.onnx", 1, "`sightline doctor` checks"),
+        ("log {folder}/pictures --detector nonsense", 2, "detector: must be"),
+        ("log {folder}/pictures --mode nonsense", 2, "mode: must be"),
+        ("log {folder}/pictures --mode device", 2, "device_model: must be given"),
+        ("log {folder}/pictures --every 0", 2, "greater than or equal to 1"),
+        ("spool verify {folder}/none", 1, "must be a folder with a spool.db"),
+        ("spool show {folder}", 1, "`sightline spool verify` tells"),
+        ("keys list --file {folder}/none.db", 1, "`sightline keys create` makes it"),
+        ("keys create gate-1 --expires soon --file {folder}/keys.db", 1, "30m, 12h or 90d"),
+        ("keys create gate-1 --scope fly --file {folder}/keys.db", 2, "'fly' is not one of"),
+        ("keys revoke 0123456789ab --file {folder}/none.db", 1, "`sightline keys create` makes"),
+        ("keys rotate 0123456789ab --old-ends-in now", 1, "--old-ends-in: must be like 30m"),
+        ("models check {folder}/none.onnx", 1, "none.onnx"),
+        ("models ls --address 127.0.0.1:1", 1, "`sightline doctor` tells"),
+        ("export --to {folder}/out --database {folder}/none.duckdb", 1, "is no file"),
+        ("serve ingest --listen nonsense", 2, "listen: must be host:port"),
+        ("serve inference --no-such-flag", 2, "--no-such-flag"),
+        ("up --model-repository no/such/folder", 1, "`sightline models add"),
+        ("up --ingest-listen {taken}", 1, "choose another port"),
+        ("up --inference-listen {taken} --ingest-listen 127.0.0.1:0", 1, "choose another port"),
+        ("up --data {folder}/broken.onnx/data", 1, "choose another folder"),
+        ("up --ingest-listen nonsense --inference-listen 127.0.0.1:0", 1, "its log says why"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_a_hint(
+    words: str, code: int, sentence: str, folder: Path, taken: str, tmp_path: Path, here: Here
+) -> None:
+    given = [word.format(folder=folder, taken=taken) for word in words.split()]
+    if given[0] == "up" and "--data" not in given:
+        given += ["--data", str(tmp_path)]
+    settings: dict[str, Any] = {
+        "ingest_target": "127.0.0.1:1",
+        "inference_target": "127.0.0.1:1",
+        "spool_dir": str(tmp_path / "spool"),
+        "device_id": "gate-1",
+    }
+    if given[0] in ("serve", "up"):  # they become, or start, other processes
+        done = sightline(*given, **settings)
+        ended, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        ended, out, err = here(given, settings)
+    assert ended == code, err
+    assert sentence in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_health_and_doctor_say_who_does_not_answer(tmp_path: Path) -> None:
+    nowhere: dict[str, Any] = {"ingest_target": "127.0.0.1:1", "inference_target": "127.0.0.1:1"}
+    done = sightline("health", **nowhere)
+    assert done.returncode == 1
+    assert done.stdout.count("UNAVAILABLE") == 2
+    done = sightline("doctor", "--json", spool_dir=tmp_path / "spool", **nowhere)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["failed"] == 2
+
+
+def test_a_second_node_on_one_spool(folder: Path, tmp_path: Path) -> None:
+    words = ["log", str(folder / "pictures"), "--model", str(DETECTOR), "--wait", "60"]
+    env = environment(ingest_target="127.0.0.1:1", spool_dir=tmp_path / "spool", device_id="gate-1")
+    with subprocess.Popen(
+        [*SIGHTLINE, *words], env=env, cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as one:
+        while not (tmp_path / "spool" / "spool.db").exists():
+            assert one.poll() is None
+        done = sightline(*words, env=env)
+        one.send_signal(signal.SIGKILL)
+    assert done.returncode == 1
+    assert f"in use by process {one.pid}" in done.stderr
+    assert "SIGHTLINE_EDGE_SPOOL_DIR" in done.stderr
+
+
+def test_a_reader_that_goes_away(tmp_path: Path) -> None:
+    """As `sightline ... | head -n 1` does."""
+    read, write = os.pipe()
+    os.close(read)
+    with subprocess.Popen(
+        [*SIGHTLINE, "keys", "create", "gate-1", "--file", str(tmp_path / "keys.db")],
+        env=environment(),
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        os.close(write)
+        _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err

@@ -1,0 +1,72 @@
+"""Models that load, and models that do not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.doctor.finding import Finding, Level
+from edge.doctor.model import model
+from edge.settings import EdgeSettings
+from tests.unit.inference_service.failing_onnx import choosy_model
+from tests.unit.inference_service.tiny_onnx import colour_model
+
+
+def found(path: Path | None, **more: Any) -> dict[str, Finding]:
+    settings = EdgeSettings(device_model=path, **more)
+    return {one.check: one for one in model(settings)}
+
+
+def test_a_good_model_says_how_fast_it_is_and_on_what(tmp_path: Path) -> None:
+    findings = found(colour_model(tmp_path / "colours.onnx"))
+    assert {one.level for one in findings.values()} == {Level.OK}
+    assert findings["model"].message.startswith("colours ")
+    assert " ms on CPUExecutionProvider" in findings["model run"].message
+
+
+def test_no_model_is_no_fault() -> None:
+    (finding,) = found(None).values()
+    assert finding.level is Level.OK
+
+
+def test_a_model_that_the_mode_does_not_ask_is_not_loaded(tmp_path: Path) -> None:
+    (finding,) = found(tmp_path / "none.onnx", mode="cloud").values()
+    assert finding.level is Level.OK
+    assert "mode cloud" in finding.message
+
+
+@pytest.mark.parametrize("detector", ["onnx", "ultralytics"])
+def test_a_broken_file(tmp_path: Path, detector: str) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"\x00not a model\x00" * 100)
+    (finding,) = found(path, detector=detector).values()
+    assert finding.level is Level.FAILED
+    assert str(path) in finding.action
+    assert "\n" not in finding.message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    (finding,) = found(tmp_path / "none.onnx").values()
+    assert finding.level is Level.FAILED
+    assert "none.onnx" in finding.message
+
+
+def test_a_provider_that_is_not_there(tmp_path: Path) -> None:
+    path = colour_model(tmp_path / "colours.onnx")
+    (finding,) = found(path, device_providers=("NoSuchExecutionProvider",)).values()
+    assert finding.level is Level.FAILED
+    assert "NoSuchExecutionProvider" in finding.message
+
+
+def test_a_model_too_slow_for_the_budget(tmp_path: Path) -> None:
+    path = colour_model(tmp_path / "colours.onnx", matmuls=30)
+    findings = found(path, timeout_seconds=0.02, cloud_reserve_seconds=0.0199)
+    assert findings["model run"].level is Level.WARNING
+    assert "timeout_seconds" in findings["model run"].message
+
+
+def test_a_model_that_loads_and_does_not_run(tmp_path: Path) -> None:
+    findings = found(choosy_model(tmp_path / "choosy.onnx"))
+    assert findings["model"].level is Level.OK
+    assert findings["model run"].level is Level.FAILED
+    assert "a run fails" in findings["model run"].message
