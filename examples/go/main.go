@@ -1,5 +1,6 @@
 // A camera in Go: it logs predictions, and asks the cloud for answers.
 //
+//	buf generate
 //	go run . log   -device gate-1
 //	go run . infer -timeout 8s picture.jpg
 package main

@@ -1,5 +1,6 @@
 // A camera in Node: it logs predictions, and asks the cloud for answers.
 //
+//   npm ci && buf generate
 //   node camera.js log   --device gate-1
 //   node camera.js infer --timeout 8 picture.jpg
 import { readFileSync } from "node:fs";
