@@ -43,7 +43,7 @@ def starts(made: World) -> bool:
     else:
         return True
     said = log.read_text().splitlines()
-    assert refusal.endswith("exit code 1"), said
+    assert "ended with exit code 1:" in refusal, said
     assert len(said) == 1, said
     assert said[0].startswith("python -m ingest_service: database: "), said
     return False
