@@ -67,6 +67,11 @@ def test_what_is_measured_stays_in_its_range(
     assert after.nll == pytest.approx(nll(*made, temperature))
 
 
+def test_a_temperature_does_not_change_which_class_is_the_surest() -> None:
+    logits, labels = np.array([[-(2.0**-52), 0.0]]), np.array([1])
+    assert measure(logits, labels, 4.0).accuracy == measure(logits, labels).accuracy == 1
+
+
 def test_probabilities_that_are_true_have_no_error() -> None:
     logits, labels = calibrated(50_000)
     assert measure(logits, labels).ece < 0.01
