@@ -89,7 +89,7 @@ def up(
         if as_json or not sys.stdout.isatty():
             for service in running:
                 typer.echo(json.dumps(service.ready))
-        _say_ready(running, database, model_repository)
+        _say_ready([service.address for service in running], database, model_repository)
         _wait(running, stop)
         typer.echo("stopping both ...", err=True)
 
@@ -115,15 +115,15 @@ def _check_up(model_repository: Path, data: Path, listen: Sequence[str]) -> None
             )
 
 
-def _say_ready(running: Sequence[ServiceProcess], database: Path, repository: Path) -> None:
-    ingest, inference = running
+def _say_ready(addresses: Sequence[str], database: Path, repository: Path) -> None:
+    log_to, ask = addresses
     lines = [
-        f"ingest     ready at {ingest.address}, database {database}",
-        f"inference  ready at {inference.address}, models of {repository}",
+        f"ingest     ready at {log_to}, database {database}",
+        f"inference  ready at {ask}, models of {repository}",
         "Next, in another terminal:",
-        f"  sightline infer PICTURE.jpg --target {inference.address}",
-        f"  sightline log PICTURES/ --ingest {ingest.address} --inference {inference.address}",
-        f"  sightline stats --target {ingest.address}",
+        f"  sightline infer PICTURE.jpg --target {ask}",
+        f"  sightline log PICTURES/ --ingest {log_to} --inference {ask}",
+        f"  sightline stats --target {log_to}",
         "Ctrl-C ends both.",
     ]
     typer.echo("\n".join(lines), err=True)

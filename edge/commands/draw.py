@@ -91,11 +91,13 @@ def draw(picture: "PIL.Image.Image", answer: ImageAnswer) -> None:
         if found.box is not None:
             text = f"{label_of(found.class_id, found.class_name)} {found.confidence:.2f}"
             at = (found.box.x_min, found.box.y_min)
-            _write(canvas, at, text, colour_of(found.class_id), font, above=True)
+            _write(canvas, at, text, colour_of(found.class_id), font, picture.size, above=True)
     top = 0.0
     for score in answer.classes:
         text = f"{label_of(score.class_id, score.class_name)} {score.probability:.2f}"
-        top = _write(canvas, (0, top), text, colour_of(score.class_id), font, above=False)
+        top = _write(
+            canvas, (0, top), text, colour_of(score.class_id), font, picture.size, above=False
+        )
 
 
 def label_of(class_id: int, class_name: str) -> str:
@@ -109,19 +111,24 @@ def _write(
     text: str,
     colour: Colour,
     font: "FreeTypeFont | ImageFont",
+    size: tuple[int, int],
     *,
     above: bool,
 ) -> float:
-    """Writes a label on its class's colour, inside the picture; returns where it ends below."""
+    """Writes a label on its class's colour, inside a picture of this size.
+
+    Returns:
+        Where it ends below.
+    """
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     width, height = right - left + 2 * _MARGIN, bottom - top + 2 * _MARGIN
-    room_x, room_y = canvas.im.size[0] - width, canvas.im.size[1] - height
-    x = max(0.0, min(at[0], room_x))
-    y = max(0.0, min(at[1] - (height if above else 0.0), room_y))
+    room = size[0] - width, size[1] - height
+    x = max(0.0, min(at[0], room[0]))
+    y = max(0.0, min(at[1] - (height if above else 0.0), room[1]))
     canvas.rectangle((x, y, x + width, y + height), fill=colour)
     ink = (0, 0, 0) if _is_light(colour) else (255, 255, 255)
     canvas.text((x + _MARGIN - left, y + _MARGIN - top), text, fill=ink, font=font)
-    return float(y + height)
+    return y + height
 
 
 def _is_light(colour: Colour) -> bool:

@@ -41,6 +41,11 @@ class OnnxDetector:
         self.version = version or self._model.sha256[:12]
         self._model.warm_up()
 
+    @property
+    def provider(self) -> str:
+        """The execution provider in use: the first that the session has."""
+        return self._model.provider
+
     def detect(self, image: Image) -> DetectorResult:
         """Find objects in one picture; see `edge.detect.Detector`.
 

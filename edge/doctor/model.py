@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 from edge import assemble
 from edge.detect.base import Detector
@@ -37,8 +36,6 @@ def model(settings: EdgeSettings) -> Iterator[Finding]:
     seconds = time.monotonic() - began
     yield ok("model", f"{detector.name} {detector.version} loads in {seconds:.1f} s")
     yield _run(detector, settings)
-    with suppress(AttributeError):
-        detector.close()  # type: ignore[attr-defined]  # of those that hold a process
 
 
 def _run(detector: Detector, settings: EdgeSettings) -> Finding:
@@ -52,7 +49,7 @@ def _run(detector: Detector, settings: EdgeSettings) -> Finding:
     except Exception as error:  # noqa: BLE001 - whatever the model raises
         return failed("model run", f"a run fails: {_said(error)}", _what_to_do(settings))
     share = assemble.policy(settings).device_share
-    said = f"one picture takes {seconds * 1000:.1f} ms on {_where(detector, settings)}"
+    said = f"one picture takes {seconds * 1000:.1f} ms on {_where(detector)}"
     if seconds >= share:
         return warning(
             "model run",
@@ -62,11 +59,8 @@ def _run(detector: Detector, settings: EdgeSettings) -> Finding:
     return ok("model run", said)
 
 
-def _where(detector: Detector, settings: EdgeSettings) -> str:
-    provider = getattr(detector, "provider", None)
-    return str(
-        provider or (settings.device_providers[0] if settings.detector == "onnx" else "ultralytics")
-    )
+def _where(detector: Detector) -> str:
+    return str(getattr(detector, "provider", "ultralytics"))
 
 
 def _what_to_do(settings: EdgeSettings) -> str:

@@ -37,8 +37,6 @@ function open(target, options) {
     baseUrl: `${caFile ? "https" : "http"}://${target}`,
     nodeOptions: caFile ? { ca: readFileSync(caFile) } : {},
     interceptors: [authenticate(options["api-key-file"])],
-    // A program that has nothing more to say ends; one that goes on connects again.
-    idleConnectionTimeoutMs: 1000,
   });
 }
 
@@ -74,6 +72,14 @@ function retrying(seconds) {
   };
 }
 
+function positive(name, text) {
+  const value = Number(text);
+  if (!(value > 0 && value < Infinity)) {
+    throw new Error(`--${name} must be above 0 (got ${text})`);
+  }
+  return value;
+}
+
 try {
   const [name, ...args] = process.argv.slice(2);
   const command = Object.hasOwn(COMMANDS, name ?? "") ? COMMANDS[name] : undefined;
@@ -81,7 +87,8 @@ try {
     throw new Error("usage: node camera.js log|infer [options]");
   }
   const { values, positionals } = parseArgs({ args, options: OPTIONS, allowPositionals: true });
-  const seconds = Number(values.timeout ?? command.seconds);
+  const seconds = positive("timeout", values.timeout ?? command.seconds);
+  positive("count", values.count);
   const transport = open(values.target ?? command.target, values);
   await command.run(transport, retrying(seconds), values, positionals);
 } catch (error) {

@@ -118,7 +118,7 @@ class Workers:
                 self._members[ticket] = _Member(ticket, each, runner, future, futures)
         self._start_what_fits()
         try:
-            if len(futures) == 1:  # as most are; `gather` would cost half of what all of this does
+            if len(futures) == 1:  # as most are, and `gather` is not free
                 return [await futures[0]]
             return await asyncio.gather(*futures)
         finally:
@@ -132,7 +132,6 @@ class Workers:
 
     def close(self) -> None:
         """Waits for what is running and ends the threads."""
-        self._given_up = True
         for pool in (self._pool, self._decoders):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -199,7 +198,7 @@ class Workers:
     def _take_next(self, member: _Member, outcome: "Ran[Any] | BaseException") -> Taken | None:
         """Frees the worker and takes what it is to do next; None: that is up to the event loop."""
         # What fails may take others along, which the event loop must withdraw first.
-        if self._given_up or not isinstance(outcome, Ran):
+        if not isinstance(outcome, Ran):
             return None
         with self._lock:
             self._learn([member], [outcome])

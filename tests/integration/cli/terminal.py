@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,16 @@ def environment(**settings: object) -> dict[str, str]:
     return {**clean, "COLUMNS": "100", **named}
 
 
-def sightline(*words: object, env: dict[str, str] | None = None, **settings: object) -> Done:
+def sightline(*words: object, env: Mapping[str, str] | None = None) -> Done:
     """Runs a command line to its end.
 
     Args:
         words: after `sightline`.
-        env: the whole environment; None: `environment(**settings)`.
-        settings: of a node.
+        env: the whole environment; None: one without any settings.
     """
     return subprocess.run(
         [*SIGHTLINE, *map(str, words)],
-        env=environment(**settings) if env is None else env,
+        env=environment() if env is None else env,
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -19,7 +19,7 @@ from sightline_cli.app import app
 from sightline_cli.processes import ServiceProcess
 from tests.integration.auth.authority import Authority
 from tests.integration.auth.services import ingest, serving
-from tests.integration.cli.terminal import sightline
+from tests.integration.cli.terminal import environment, sightline
 from tests.unit.inference_service.tiny_onnx import colour_model
 
 
@@ -31,7 +31,7 @@ class Services:
     inference: ServiceProcess
     folder: Path
 
-    def settings(self, **more: object) -> dict[str, Any]:
+    def settings(self, **more: object) -> dict[str, object]:
         return {
             "ingest_target": self.ingest.address,
             "inference_target": self.inference.address,
@@ -134,7 +134,7 @@ def test_for_people_each_finding_is_a_line_and_what_to_do_another(plain: Service
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, and nobody listens
         target = f"127.0.0.1:{unused.getsockname()[1]}"
-        done = sightline("doctor", **plain.settings(ingest_target=target))
+        done = sightline("doctor", env=environment(**plain.settings(ingest_target=target)))
     assert done.returncode == 1
     assert f"failed  ingest                nothing listens at {target}" in done.stdout
     assert "-> Start the service there" in done.stdout

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -105,14 +104,14 @@ def test_a_mistake_is_a_sentence_and_a_hint(
     given = [word.format(folder=folder, taken=taken) for word in words.split()]
     if given[0] == "up" and "--data" not in given:
         given += ["--data", str(tmp_path)]
-    settings: dict[str, Any] = {
+    settings = {
         "ingest_target": "127.0.0.1:1",
         "inference_target": "127.0.0.1:1",
         "spool_dir": str(tmp_path / "spool"),
         "device_id": "gate-1",
     }
     if given[0] in ("serve", "up"):  # they become, or start, other processes
-        done = sightline(*given, **settings)
+        done = sightline(*given, env=environment(**settings))
         ended, out, err = done.returncode, done.stdout, done.stderr
     else:
         ended, out, err = here(given, settings)
@@ -123,11 +122,12 @@ def test_a_mistake_is_a_sentence_and_a_hint(
 
 
 def test_health_and_doctor_say_who_does_not_answer(tmp_path: Path) -> None:
-    nowhere: dict[str, Any] = {"ingest_target": "127.0.0.1:1", "inference_target": "127.0.0.1:1"}
-    done = sightline("health", **nowhere)
+    nowhere = {"ingest_target": "127.0.0.1:1", "inference_target": "127.0.0.1:1"}
+    done = sightline("health", env=environment(**nowhere))
     assert done.returncode == 1
     assert done.stdout.count("UNAVAILABLE") == 2
-    done = sightline("doctor", "--json", spool_dir=tmp_path / "spool", **nowhere)
+    env = environment(spool_dir=tmp_path / "spool", **nowhere)
+    done = sightline("doctor", "--json", env=env)
     assert done.returncode == 1
     assert json.loads(done.stdout)["failed"] == 2
 

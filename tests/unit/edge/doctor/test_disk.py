@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edge import PredictionLogger
+from edge.commands.options import settings_with
 from edge.doctor import disk
 from edge.doctor.finding import Finding, Level
 from edge.records import Prediction
@@ -19,7 +20,7 @@ NOBODY = 65534
 
 
 def settings(folder: Path, **more: Any) -> EdgeSettings:
-    return EdgeSettings(device_id="gate-1", spool_dir=folder, **more)
+    return settings_with(device_id="gate-1", spool_dir=folder, **more)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_a_file_that_was_set_aside_is_a_warning(folder: Path) -> None:
 
 
 def test_a_spool_of_another_device(folder: Path) -> None:
-    other = EdgeSettings(device_id="gate-2", spool_dir=folder)  # type: ignore[call-arg]
+    other = settings_with(device_id="gate-2", spool_dir=folder)
     findings = {one.check: one for one in disk.spool(other)}
     assert findings["spool"].level is Level.FAILED
     assert "gate-1" in findings["spool"].message

@@ -11,10 +11,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge.channel import Endpoint
+from edge.commands.options import settings_with
 from edge.doctor import services
 from edge.doctor.finding import Finding, Level
 from edge.doctor.health import INGEST, ask
-from edge.settings import EdgeSettings
 from servicekit.about import TIME_KEY, VERSION_KEY, of_this_server, version
 from servicekit.errors import SightlineError
 
@@ -50,7 +50,7 @@ def serving(
 
 
 def found(target: str) -> dict[str, Finding]:
-    settings = EdgeSettings(ingest_target=target, device_id="gate-1")  # type: ignore[call-arg]
+    settings = settings_with(ingest_target=target, device_id="gate-1")
     return {one.check: one for one in services.ingest(settings, 5)}
 
 

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
+from edge.commands.options import settings_with
 from edge.doctor.finding import Finding, Level
 from edge.doctor.model import model
-from edge.settings import EdgeSettings
 from tests.unit.inference_service.failing_onnx import choosy_model
 from tests.unit.inference_service.tiny_onnx import colour_model
 
 
 def found(path: Path | None, **more: Any) -> dict[str, Finding]:
-    settings = EdgeSettings(device_model=path, **more)
+    settings = settings_with(device_model=path, **more)
     return {one.check: one for one in model(settings)}
 
 
@@ -53,7 +53,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_provider_that_is_not_there(tmp_path: Path) -> None:
     path = colour_model(tmp_path / "colours.onnx")
-    (finding,) = found(path, device_providers=("NoSuchExecutionProvider",)).values()
+    (finding,) = found(path, device_providers="NoSuchExecutionProvider").values()
     assert finding.level is Level.FAILED
     assert "NoSuchExecutionProvider" in finding.message
 

@@ -5,127 +5,25 @@ import gc
 import threading
 import time
 import weakref
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from inference_service.serving.admission import Admission, Lane
-from inference_service.serving.work import Ran
+from inference_service.serving.admission import Admission
 from inference_service.serving.workers import Workers
 from servicekit.errors import SightlineError, invalid
-
-
-@dataclass(eq=False)
-class Doubler:
-    """A model that doubles what it gets, and can be held up or made to fail."""
-
-    lane: Lane = field(default_factory=Lane)
-    name: str = "doubler"
-    batches: list[list[float]] = field(default_factory=list)
-    go: threading.Event = field(default_factory=threading.Event)
-    began: threading.Event = field(default_factory=threading.Event)
-    fails_on: float | None = None
-
-    def __post_init__(self) -> None:
-        self.go.set()
-
-    def run(self, batch: NDArray[Any]) -> Sequence[NDArray[Any]]:
-        self.batches.append([float(row) for row in batch[:, 0]])
-        self.began.set()
-        assert self.go.wait(10)
-        if self.fails_on in batch:
-            raise SightlineError(grpc.StatusCode.INTERNAL, "MODEL_RUN_FAILED", "x")
-        return [batch * 2, batch + 1]
-
-    def hold(self) -> None:
-        self.go.clear()
-        self.began.clear()
-
-
-@dataclass
-class Number:
-    """Work that asks for the double of a number."""
-
-    value: float
-    rows: int = 1
-    error: Exception | None = None
-    on_prepare: Callable[[], object] = lambda: None
-    on_finish: Callable[[], object] = lambda: None
-    threads: list[int] = field(default_factory=list)
-
-    def prepare(self) -> NDArray[Any]:
-        self.threads.append(threading.get_ident())
-        self.on_prepare()
-        if self.error:
-            raise self.error
-        return np.full((self.rows, 1), self.value)
-
-    def finish(self, outputs: Sequence[NDArray[Any]]) -> list[float]:
-        self.on_finish()
-        assert np.array_equal(outputs[1], np.full((self.rows, 1), self.value + 1))
-        return [float(row) for row in outputs[0][:, 0]]
-
-
-class Heard:
-    """What a listener was told."""
-
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.lost: Counter[str] = Counter()
-
-    def batch(self, model: str, rows: int) -> None:
-        assert model == "doubler"
-        self.rows.append(rows)
-
-    def expired(self, where: str) -> None:
-        self.lost[where] += 1
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - there is no event for most conditions
-            await asyncio.sleep(0.001)
-
-
-@pytest.fixture
-def heard() -> Heard:
-    return Heard()
-
-
-@pytest.fixture
-async def workers(heard: Heard) -> AsyncIterator[Workers]:
-    made = Workers(Admission(workers=1, queue_size=4), heard)
-    yield made
-    made.close()
-    assert made._members == {}
-    assert made._admission.depth == made._admission.running == 0
-
-
-@pytest.fixture
-def model() -> Doubler:
-    return Doubler()
-
-
-def soon(seconds: float = 30.0) -> float:
-    return time.monotonic() + seconds
-
-
-def results(ran: Sequence[Ran[Any]]) -> list[Any]:
-    return [each.result for each in ran]
-
-
-async def busy(workers: Workers, model: Doubler) -> "asyncio.Task[list[Ran[Any]]]":
-    """Returns a call that holds the only worker until `model.go` is set."""
-    model.hold()
-    call = asyncio.create_task(workers.run([Number(0)], model, soon()))
-    await until(model.began.is_set)
-    return call
+from tests.unit.inference_service.serving.doubler import (
+    Doubler,
+    Heard,
+    Number,
+    busy,
+    results,
+    soon,
+    until,
+)
 
 
 async def test_results_come_in_order_from_other_threads(workers: Workers, model: Doubler) -> None:
@@ -187,13 +85,23 @@ async def test_bad_input_fails_alone(workers: Workers, model: Doubler) -> None:
 
 
 async def test_any_other_failure_fails_the_request_and_stops_the_rest(
-    workers: Workers, model: Doubler
+    workers: Workers, model: Doubler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.fails_on = 7.0
+    wanted = []
+    submit = workers._pool.submit
+
+    def seen(run: Any, member: Any, loop: Any) -> Any:
+        wanted.append(member.wanted(time.monotonic()))
+        return submit(run, member, loop)
+
+    monkeypatch.setattr(workers._pool, "submit", seen)
     with pytest.raises(SightlineError, match="MODEL_RUN_FAILED"):
         await workers.run([Number(7), Number(1), Number(2), Number(3)], model, soon())
+    assert wanted[0]
+    assert not any(wanted[1:])  # what is taken before it is withdrawn costs nothing
     assert results(await workers.run([Number(9)], model, soon())) == [[18]]
-    assert len(model.batches) <= 3  # one may have begun before the failure was known
+    assert model.batches == [[7], [9]]
 
 
 async def test_an_unforeseen_error_is_the_caller_s(workers: Workers, model: Doubler) -> None:
@@ -335,108 +243,6 @@ async def test_what_is_given_up_may_be_asked_elsewhere(workers: Workers, model: 
         assert caught.value.reason == "SHUTTING_DOWN"
     model.go.set()
     await until(lambda: not workers._members)
-
-
-class TestBatches:
-    """A model that takes four rows at a time."""
-
-    @pytest.fixture
-    def model(self) -> Doubler:
-        return Doubler(Lane(max_rows=4))
-
-    async def test_what_waits_is_run_together(
-        self, workers: Workers, model: Doubler, heard: Heard
-    ) -> None:
-        first = await busy(workers, model)
-        calls = [asyncio.create_task(workers.run([Number(n)], model, soon())) for n in (1, 2, 3)]
-        await until(lambda: len(workers._members) == 4)
-        model.go.set()
-        answers = [(await call)[0] for call in calls]
-        assert results(answers) == [[2], [4], [6]]
-        assert [each.batch for each in answers] == [3, 3, 3]
-        assert model.batches == [[0], [1, 2, 3]]
-        assert heard.rows == [1, 3]
-        assert model.lane.estimates.mean(4, time.monotonic()) > 0
-        await first
-
-    async def test_rows_go_back_to_whose_they_are(self, workers: Workers, model: Doubler) -> None:
-        first = await busy(workers, model)
-        calls = [
-            asyncio.create_task(workers.run([Number(n, rows=n)], model, soon())) for n in (1, 3)
-        ]
-        await until(lambda: len(workers._members) == 3)
-        model.go.set()
-        assert [results(await call) for call in calls] == [[[2]], [[6, 6, 6]]]
-        await first
-
-    async def test_inputs_are_prepared_side_by_side(self, workers: Workers, model: Doubler) -> None:
-        both = threading.Barrier(2)
-        first = await busy(workers, model)
-        work = [Number(n, on_prepare=lambda: both.wait(10)) for n in (1, 2)]
-        call = asyncio.create_task(workers.run(work, model, soon()))
-        await until(lambda: len(workers._members) == 3)
-        model.go.set()
-        assert results(await call) == [[2], [4]]
-        await first
-
-    async def test_bad_input_leaves_the_batch(self, workers: Workers, model: Doubler) -> None:
-        error = invalid("images[1].data", "is corrupt")
-        ran = await workers.run([Number(1), Number(2, error=error), Number(3)], model, soon())
-        assert results(ran) == [[2], error, [6]]
-        assert model.batches == [[1, 3]]
-
-    async def test_who_gives_up_leaves_the_batch(self, workers: Workers, model: Doubler) -> None:
-        began, go = threading.Event(), threading.Event()
-
-        def prepare() -> None:
-            began.set()
-            assert go.wait(10)
-
-        first = await busy(workers, model)
-        stays = asyncio.create_task(workers.run([Number(1)], model, soon()))
-        leaves = asyncio.create_task(workers.run([Number(2, on_prepare=prepare)], model, soon()))
-        await until(lambda: len(workers._members) == 3)
-        model.go.set()
-        await until(began.is_set)
-        leaves.cancel()
-        await until(leaves.done)
-        go.set()
-        assert results(await stays) == [[2]]
-        assert model.batches == [[0], [1]]
-        await first
-
-    async def test_a_batch_of_which_nobody_is_left_costs_no_run(
-        self, workers: Workers, model: Doubler
-    ) -> None:
-        errors = [invalid(f"images[{n}].data", "is corrupt") for n in range(2)]
-        ran = await workers.run([Number(1, error=error) for error in errors], model, soon())
-        assert results(ran) == errors
-        assert model.batches == []
-
-    async def test_what_fails_a_batch_fails_alone(self, workers: Workers, model: Doubler) -> None:
-        model.fails_on = 2.0
-        first = await busy(workers, model)
-        calls = [asyncio.create_task(workers.run([Number(n)], model, soon())) for n in (1, 2, 3)]
-        await until(lambda: len(workers._members) == 4)
-        model.go.set()
-        good, bad, fine = await asyncio.gather(*calls, return_exceptions=True)
-        assert isinstance(bad, SightlineError)
-        assert [results(each) for each in (good, fine)] == [[[2]], [[6]]]  # type: ignore[arg-type]
-        await first
-
-    async def test_a_batch_waits_for_company(self, workers: Workers) -> None:
-        model = Doubler(Lane(max_rows=2, max_wait=20.0))
-        first = asyncio.create_task(workers.run([Number(1)], model, soon()))
-        await until(lambda: len(workers._members) == 1)
-        assert model.batches == []
-        await workers.run([Number(2)], model, soon())
-        await first
-        assert model.batches == [[1, 2]]
-
-    async def test_and_no_longer_than_it_is_told_to(self, workers: Workers) -> None:
-        model = Doubler(Lane(max_rows=2, max_wait=0.02))
-        (ran,) = await workers.run([Number(1)], model, soon())
-        assert 0.02 <= ran.waited < 5
 
 
 @dataclass(eq=False)
