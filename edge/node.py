@@ -1,13 +1,15 @@
 """An edge node: a picture in, an answer out, and every answer in the log."""
 
 import asyncio
+import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from edge import assemble
 from edge.cloud.client import InferenceClient
@@ -18,9 +20,23 @@ from edge.decide.coordinator import InferenceCoordinator
 from edge.detect.base import Detector, Image
 from edge.log.logger import LoggerStats, PredictionLogger
 from edge.records import Prediction
+from edge.run import Outcome, Run
 from edge.settings import EdgeSettings
+from edge.sources.counts import SourceCounts, SourceStats
+from edge.sources.frame import Frame, FrameSource
+from edge.sources.opening import open_source
+from edge.sources.sampling import Sampling
 from edge.tally import Counts, Tally
-from servicekit.settings import load
+from servicekit.settings import SettingsError, load
+
+if TYPE_CHECKING:
+    from edge.decide.coordinator import CoordinatorStats
+    from edge.metrics import NodeMetrics
+
+WORKERS = 2
+"""Frames that `run` answers at once: one on the device, another on its way or with the cloud."""
+QUEUE_SIZE = 4
+"""Frames of each source that wait in `run`: enough for a hiccup, and never older than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +44,9 @@ class NodeStats:
     """What became of a node's pictures, and of what it logged."""
 
     pictures: Counts
+    sources: Mapping[str, SourceStats]
+    """Frames by source, of the sources that `run` and `arun` were given."""
+    coordinator: "CoordinatorStats"
     logger: LoggerStats
 
 
@@ -78,6 +97,9 @@ class EdgeNode:
         self._logger = logger
         self._defect_classes = frozenset(defect_classes)
         self._tally = Tally()
+        self._sources: dict[str, SourceCounts] = {}
+        self._sources_lock = threading.Lock()
+        self._metrics: NodeMetrics | None = None
 
     @classmethod
     def from_settings(cls, settings: EdgeSettings | None = None) -> Self:
@@ -89,10 +111,11 @@ class EdgeNode:
         Raises:
             servicekit.settings.SettingsError: a setting cannot be used.
             servicekit.vision.ModelError: the device's model cannot be used.
+            ModuleNotFoundError: a setting needs a package that is not installed.
         """
         settings = settings or load(EdgeSettings, None, prog="edge")
         detector, client = assemble.detector(settings), assemble.client(settings)
-        return cls(
+        node = cls(
             detector,
             client,
             PredictionLogger.from_settings(settings),
@@ -101,6 +124,13 @@ class EdgeNode:
             parameters=assemble.parameters(settings),
             defect_classes=settings.defect_classes,
         )
+        if settings.metrics_listen:
+            try:
+                node.serve_metrics(settings.metrics_listen)
+            except BaseException:
+                node.close()
+                raise
+        return node
 
     def process(
         self,
@@ -128,7 +158,7 @@ class EdgeNode:
         with self._counting():
             entry = _entry(image_id, captured_at, labels, traceparent)
             answer = self._coordinator.ask(image, image_id=entry.image_id, traceparent=traceparent)
-        self._log(entry, answer)
+            self._log(entry, answer)
         return answer
 
     async def aprocess(
@@ -146,8 +176,55 @@ class EdgeNode:
             answer = await self._coordinator.aask(
                 image, image_id=entry.image_id, traceparent=traceparent
             )
-        self._log(entry, answer)
+            self._log(entry, answer)
         return answer
+
+    def run(
+        self,
+        *sources: FrameSource | Path | str,
+        every: int = 1,
+        every_seconds: float | None = None,
+        workers: int = WORKERS,
+        queue_size: int = QUEUE_SIZE,
+    ) -> Iterator[Outcome]:
+        """Yields what becomes of each frame of the sources; every answer is logged.
+
+        Ends when all sources have ended, which cameras never do; leaving the loop ends the reading.
+        Outcomes come as they are ready. Frames of cameras are dropped, oldest first, when there is
+        no time for them; those of files never are. Each prediction has the label `source`.
+
+        Args:
+            sources: what to read: see `edge.sources.open_source` for words and paths.
+            every: take every n-th frame of what words and paths name, >= 1.
+            every_seconds: take a frame every so many seconds in place of that, > 0; None: `every`.
+            workers: frames that are answered at once, 1 to 1024. 1 keeps a source's frames in
+                order, which a tracker needs.
+            queue_size: frames of each source that may wait, 1 to 1024.
+
+        Raises:
+            ValueError: a number is out of its range, or two sources have one name.
+            SightlineError: INVALID_ARGUMENT: a source's files are not there.
+            ModuleNotFoundError: a source needs OpenCV (the extra `video`).
+        """
+        sampling = Sampling(every, every_seconds)
+        return _closing(self._run(sources, sampling, workers, queue_size))
+
+    async def arun(
+        self,
+        *sources: FrameSource | Path | str,
+        every: int = 1,
+        every_seconds: float | None = None,
+        workers: int = WORKERS,
+        queue_size: int = QUEUE_SIZE,
+    ) -> AsyncIterator[Outcome]:
+        """Yields what becomes of each frame of the sources; see `run`."""
+        sampling = Sampling(every, every_seconds)
+        run = self._run(sources, sampling, workers, queue_size)
+        try:
+            while (outcome := await asyncio.to_thread(next, run, None)) is not None:
+                yield outcome
+        finally:
+            await asyncio.to_thread(run.close)
 
     @property
     def logger(self) -> PredictionLogger:
@@ -156,13 +233,44 @@ class EdgeNode:
 
     def stats(self) -> NodeStats:
         """Returns the counts so far."""
-        return NodeStats(self._tally.counts(), self._logger.stats())
+        with self._sources_lock:
+            sources = dict(self._sources)
+        return NodeStats(
+            pictures=self._tally.counts(),
+            sources={name: counts.stats() for name, counts in sources.items()},
+            coordinator=self._coordinator.stats(),
+            logger=self._logger.stats(),
+        )
+
+    def serve_metrics(self, listen: str) -> str:
+        """Serves the statistics for Prometheus at `http://<listen>/metrics` until closed.
+
+        Args:
+            listen: host:port or [IPv6]:port; port 0: any free one.
+
+        Returns:
+            The address that is listened on, host:port.
+
+        Raises:
+            servicekit.settings.SettingsError: the address cannot be listened on.
+            ModuleNotFoundError: prometheus-client is not installed (the extra `metrics`).
+        """
+        from edge.metrics import NodeMetrics
+
+        try:
+            metrics = NodeMetrics(listen, self.stats)
+        except OSError as error:
+            raise SettingsError(f"metrics_listen: cannot listen on {listen}: {error}") from error
+        self._metrics = metrics
+        return metrics.address
 
     def close(self) -> None:
         """Closes the node, the client and the logger.
 
         What is not shipped within a few seconds stays in the spool, for the next process.
         """
+        if self._metrics is not None:
+            self._metrics.close()
         self._coordinator.close()
         if self._client is not None:
             self._client.close()
@@ -198,8 +306,27 @@ class EdgeNode:
             self._tally.failed(error)
             raise
 
+    def _run(
+        self,
+        sources: tuple[FrameSource | Path | str, ...],
+        sampling: Sampling,
+        workers: int,
+        queue_size: int,
+    ) -> Run:
+        opened = [
+            open_source(one, sampling) if isinstance(one, str | Path) else one for one in sources
+        ]
+        names = [one.name for one in opened]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"sources must be at least one, and have different names, are {names}")
+        with self._sources_lock:
+            counts = {one: self._sources.setdefault(one.name, SourceCounts()) for one in opened}
+        return Run(counts, self._process_frame, workers=workers, queue_size=queue_size)
+
+    def _process_frame(self, source: str, frame: Frame) -> Answer:
+        return self.process(frame.image, frame.image_id, frame.captured_at, {"source": source})
+
     def _log(self, entry: _Entry, answer: Answer) -> None:
-        self._tally.answered(answer)
         prediction = Prediction(
             entry.image_id,
             answer.model_name,
@@ -209,13 +336,16 @@ class EdgeNode:
             source=answer.source,
             cloud_reason=answer.cloud_reason,
             captured_at=entry.captured_at,
-            inference_seconds=answer.attempts[-1].seconds,
+            inference_seconds=answer.attempt.seconds,
             detections=answer.detections,
             defect_detected=self._verdict(answer),
             labels=entry.labels,
             trace_id=entry.trace_id,
         )
         self._logger.log(prediction)
+        self._tally.answered(answer)
+        if self._metrics is not None:
+            self._metrics.answered(answer)
 
     def _verdict(self, answer: Answer) -> bool | None:
         if not self._defect_classes:
@@ -235,3 +365,11 @@ def _entry(
         labels=dict(labels or {}),
         trace_id=trace_id_of(traceparent),
     )
+
+
+def _closing(run: Run) -> Iterator[Outcome]:
+    """The outcomes of a run that ends with the loop over it, however that is left."""
+    try:
+        yield from run
+    finally:
+        run.close()

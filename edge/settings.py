@@ -7,7 +7,13 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from edge.log.options import LogOptions
-from servicekit.settings import Address, ClientTlsSettings, OptionalPath, Words
+from servicekit.settings import (
+    Address,
+    ClientTlsSettings,
+    OptionalPath,
+    OptionalTcpAddress,
+    Words,
+)
 
 
 class EdgeSettings(ClientTlsSettings):
@@ -173,6 +179,11 @@ class EdgeSettings(ClientTlsSettings):
     defect_classes: Words = Field(
         default=(),
         description="classes that are defects, comma-separated; empty: no verdict is logged",
+    )
+
+    metrics_listen: OptionalTcpAddress = Field(
+        default="",
+        description="address of Prometheus metrics over HTTP, host:port; empty: off",
     )
 
     @model_validator(mode="after")

@@ -14,6 +14,18 @@ _WINDOW = 1024  # answers that the percentiles look back on
 
 
 @dataclass(frozen=True, slots=True)
+class Latency:
+    """Percentiles of a time in milliseconds, over the last 1024 answers; nearest ranks.
+
+    None: there is no such answer yet.
+    """
+
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """What became of the pictures so far."""
 
@@ -23,10 +35,19 @@ class Counts:
     """Answered by the cloud, by the reason why it was asked."""
     failed: Mapping[str, int]
     """Not answered, by the error's reason, or its class where it has none."""
-    p50_milliseconds: float | None
-    """Median time to an answer, over the last 1024. None: there is no answer yet."""
-    p95_milliseconds: float | None
-    """95th percentile of the same."""
+    fallback_rate: float
+    """Share of the answers that came from the cloud, 0 to 1; 0 without an answer."""
+    device_milliseconds: Latency
+    """Until the device answered or was given up, of the answers for which it was asked."""
+    cloud_milliseconds: Latency
+    """From the first try at the cloud to its answer, of the answers for which it was asked."""
+    total_milliseconds: Latency
+    """From the question to the answer."""
+
+    @property
+    def answered(self) -> int:
+        """Answered by whomever."""
+        return self.by_device + sum(self.by_cloud.values())
 
 
 class Tally:
@@ -37,12 +58,18 @@ class Tally:
         self._by_device = 0
         self._by_cloud: Counter[CloudReason] = Counter()
         self._failed: Counter[str] = Counter()
-        self._milliseconds: deque[float] = deque(maxlen=_WINDOW)
+        self._device: deque[float] = deque(maxlen=_WINDOW)
+        self._cloud: deque[float] = deque(maxlen=_WINDOW)
+        self._total: deque[float] = deque(maxlen=_WINDOW)
 
     def answered(self, answer: Answer) -> None:
         """Counts an answer."""
         with self._lock:
-            self._milliseconds.append(answer.total_milliseconds)
+            self._total.append(answer.total_milliseconds)
+            if answer.device_milliseconds is not None:
+                self._device.append(answer.device_milliseconds)
+            if answer.cloud_milliseconds is not None:
+                self._cloud.append(answer.cloud_milliseconds)
             if answer.source is Source.DEVICE or answer.cloud_reason is None:
                 self._by_device += 1
             else:
@@ -57,11 +84,24 @@ class Tally:
     def counts(self) -> Counts:
         """Returns the counts so far."""
         with self._lock:
-            ordered = sorted(self._milliseconds)
+            device, cloud, total = tuple(self._device), tuple(self._cloud), tuple(self._total)
             by_cloud, failed = dict(self._by_cloud), dict(self._failed)
             by_device = self._by_device
-        p50, p95 = _percentile(ordered, 0.50), _percentile(ordered, 0.95)
-        return Counts(by_device, by_cloud, failed, p50, p95)
+        fallbacks = sum(by_cloud.values())
+        return Counts(
+            by_device=by_device,
+            by_cloud=by_cloud,
+            failed=failed,
+            fallback_rate=fallbacks / (by_device + fallbacks) if fallbacks else 0.0,
+            device_milliseconds=_latency(device),
+            cloud_milliseconds=_latency(cloud),
+            total_milliseconds=_latency(total),
+        )
+
+
+def _latency(milliseconds: Sequence[float]) -> Latency:
+    ordered = sorted(milliseconds)
+    return Latency(*(_percentile(ordered, share) for share in (0.50, 0.95, 0.99)))
 
 
 def _percentile(ordered: Sequence[float], share: float) -> float | None:

@@ -26,6 +26,10 @@ class Glance:
     by_device: int
     by_cloud: int
     failed: int
+    dropped: int
+    """Frames of cameras that nobody had time for."""
+    lost: int
+    """Cameras that are gone and being looked for."""
     committed: int
     """Predictions that the ingest service has, those of earlier runs included."""
     waiting: int
@@ -51,6 +55,8 @@ class Glance:
         return (
             f"{self.pictures:,} pictures, {fps:.1f} fps; {self.committed:,} committed, "
             f"{self.waiting:,} spooled; fallback {self.fallback_rate:.1%}; {self.failed:,} failed"
+            + (f"; {self.dropped:,} dropped" if self.dropped else "")
+            + (f"; {self.lost} cameras lost" if self.lost else "")
         )
 
 

@@ -1,10 +1,9 @@
 """The command `log`: pictures in, answers into the log."""
 
-import glob
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,26 +13,38 @@ import typer
 
 from edge.commands.live import Display, Glance
 from edge.commands.options import notes, settings_with
-from edge.node import EdgeNode, NodeStats
+from edge.node import WORKERS, EdgeNode, NodeStats
+from edge.run import Outcome
 from edge.settings import EdgeSettings
-from servicekit.errors import invalid
+from edge.sources.counts import SourceState
+from edge.sources.frame import FrameSource
+from edge.sources.opening import open_source
+from edge.sources.sampling import Sampling
 from servicekit.terminal import CommandError
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 def log(
-    source: Annotated[
-        str, typer.Argument(help="A picture, a folder of pictures, or a pattern such as 'a/*.jpg'.")
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="A picture, a folder of pictures, a pattern such as 'a/*.jpg', a video file, a"
+            " camera's number, or its URL (rtsp://...).",
+            show_default=False,
+        ),
     ],
     model: Annotated[
         Path | None, typer.Option(help="Model file on this device. None: the cloud answers.")
     ] = None,
     detector: Annotated[str | None, typer.Option(help="onnx or ultralytics.")] = None,
     mode: Annotated[
-        str | None, typer.Option(help="Who answers, such as auto, device or cloud.")
+        str | None, typer.Option(help="Who answers: auto, device, cloud, cascade or hedged.")
     ] = None,
     every: Annotated[int, typer.Option(help="Take every n-th picture only.", min=1)] = 1,
+    every_seconds: Annotated[
+        float | None,
+        typer.Option(help="Take one picture every so many seconds; not of picture files."),
+    ] = None,
     device_id: Annotated[str | None, typer.Option(help="This device's name.")] = None,
     ingest: Annotated[str | None, typer.Option(help="Ingest service, host:port.")] = None,
     inference: Annotated[str | None, typer.Option(help="Inference service, host:port.")] = None,
@@ -42,14 +53,17 @@ def log(
     ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
 ) -> None:
-    """Detect in pictures and log what is found, with the cloud as fallback.
+    """Detect in pictures, videos and cameras, log what is found, with the cloud as fallback.
 
-    Ctrl-C ends it, with the same summary. What is not committed at the end stays in the spool and
-    is sent the next time. Exit code 1: a picture had no answer, or the log is not committed.
+    Cameras are reconnected when they are lost, and their oldest frames dropped when there is no
+    time for them; no frame of a file is. Ctrl-C ends it, with the same summary. What is not
+    committed at the end stays in the spool and is sent the next time. Exit code 1: a picture had no
+    answer, a source could not be read, or the log is not committed.
 
     Example: sightline log pictures/ --model model.onnx --device-id gate-1
+
+    Example: sightline log rtsp://camera/stream --model model.onnx --every-seconds 0.5
     """
-    pictures = _pictures(source)[::every]
     settings = settings_with(
         device_model=model,
         detector=detector,
@@ -58,45 +72,49 @@ def log(
         ingest_target=ingest,
         inference_target=inference,
     )
+    opened = _opened(sources, every, every_seconds)
     with _node(settings) as node:
+        # A tracker needs the frames in order; else one is answered while another is fetched.
+        workers = 1 if settings.device_tracker else WORKERS
         interrupted = False
         with (
             _interruptible(),
             Display(notes(), lambda: _glance(node.stats()), time.monotonic) as on,
         ):
             try:
-                for path in pictures:
-                    _log_one(node, path, on)
+                for outcome in node.run(*opened, workers=workers):
+                    _report(outcome, on)
             except KeyboardInterrupt:
                 interrupted = True
         committed = _flushed(node, wait)
         stats = node.stats()
     _sum_up(stats, as_json=as_json)
-    if not interrupted and (not committed or stats.pictures.failed):
+    unread = [name for name, one in stats.sources.items() if one.state is SourceState.FAILED]
+    if unread or (not interrupted and (not committed or stats.pictures.failed)):
         raise typer.Exit(1)
 
 
-def _pictures(source: str) -> list[Path]:
-    """Returns the pictures of a source, in the order of their names."""
-    path = Path(source)
-    if path.is_dir():
-        found = [one for one in path.iterdir() if one.suffix.lower() in _SUFFIXES]
-    elif path.is_file():
-        found = [path]
-    else:
-        found = [Path(name) for name in glob.glob(source, recursive=True)]  # noqa: PTH207 - absolute ones, too
-    if not found:
-        raise invalid("source", f"must name at least one picture (got {source!r})")
-    return sorted(found)
+def _opened(
+    sources: Sequence[str], every: int, every_seconds: float | None
+) -> list[FrameSource]:
+    try:
+        sampling = Sampling(every, every_seconds)
+        return [open_source(word, sampling) for word in dict.fromkeys(sources)]
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"videos and cameras need {error.name}: pip install 'sightline[video]'"
+        ) from error
 
 
 def _node(settings: EdgeSettings) -> EdgeNode:
     try:
         return EdgeNode.from_settings(settings)
     except ImportError as error:
-        extra = settings.detector
+        extra = "metrics" if error.name == "prometheus_client" else settings.detector
         raise CommandError(
-            f"detector {extra} needs {error.name}: pip install 'sightline[{extra}]'"
+            f"this needs {error.name}: pip install 'sightline[{extra}]'"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:  # a spool, a setting, a model
         raise CommandError(f"{error} (`sightline doctor` checks them all)") from error
@@ -112,12 +130,12 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _log_one(node: EdgeNode, path: Path, on: Display) -> None:
-    """Logs one picture; says why it cannot."""
-    try:
-        node.process(path, image_id=path.name)
-    except Exception as error:  # noqa: BLE001 - in mode device, whatever the model raises
-        on.say(f"{path}: {str(error) or type(error).__name__}")
+def _report(outcome: Outcome, on: Display) -> None:
+    """Says why a picture has no answer."""
+    if outcome.error is not None:
+        name = outcome.frame.image
+        shown = name if isinstance(name, Path) else outcome.frame.image_id
+        on.say(f"{shown}: {str(outcome.error) or type(outcome.error).__name__}")
 
 
 def _flushed(node: EdgeNode, wait: float) -> bool:
@@ -133,6 +151,8 @@ def _glance(stats: NodeStats) -> Glance:
         by_device=pictures.by_device,
         by_cloud=sum(pictures.by_cloud.values()),
         failed=sum(pictures.failed.values()),
+        dropped=sum(source.dropped for source in stats.sources.values()),
+        lost=sum(source.state is SourceState.LOST for source in stats.sources.values()),
         committed=logger.committed,
         waiting=logger.backlog + logger.in_memory,
     )
@@ -143,8 +163,12 @@ def _sum_up(stats: NodeStats, *, as_json: bool) -> None:
         typer.echo(json.dumps(asdict(stats)))
         return
     seen = _glance(stats)
+    dropped = f", {seen.dropped} dropped for want of time" if seen.dropped else ""
     typer.echo(
         f"{seen.pictures} pictures: {seen.by_device} answered by the device, "
-        f"{seen.by_cloud} by the cloud ({seen.fallback_rate:.1%}), {seen.failed} failed; "
+        f"{seen.by_cloud} by the cloud ({seen.fallback_rate:.1%}), {seen.failed} failed{dropped}; "
         f"{stats.logger.spooled} spooled, {stats.logger.backlog} of them not yet committed"
     )
+    for name, source in stats.sources.items():
+        if source.last_error:
+            typer.echo(f"{name}: {source.state}, {source.reconnects} times lost: {source.last_error}")

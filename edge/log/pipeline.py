@@ -186,7 +186,10 @@ class Pipeline:
             return LoggerStats(
                 logged=self.memory.logged,
                 spooled=progress.spooled,
-                committed=progress.sent,
+                sent=progress.sent,
+                retried=progress.resent,
+                failed=progress.failed_calls,
+                committed=progress.delivered,
                 rejected=progress.rejected,
                 dropped=dict(progress.dropped),
                 backlog=spool.identity.pending if spool else 0,

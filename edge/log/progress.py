@@ -18,6 +18,12 @@ class LoggerStats:
     """Predictions that `log` took, dropped ones included."""
     spooled: int
     """Of them, those that are on the disk, or lost for good."""
+    sent: int
+    """Predictions and gaps that were put on the wire, those sent again included."""
+    retried: int
+    """Of the sent, those that had been sent before."""
+    failed: int
+    """Calls to the server that failed; what they carried is sent again."""
     committed: int
     """Predictions that the server has, those of earlier processes included."""
     rejected: int
@@ -46,8 +52,12 @@ class Progress:
     committed: int = 0
     """Ordinal of the last prediction that the server has or that is lost; below 0: of an earlier
     process."""
-    sent: int = 0
+    delivered: int = 0
     """Predictions that were deleted here because the server has them."""
+    sent: int = 0
+    """Entries put on the wire, those sent again included."""
+    resent: int = 0
+    failed_calls: int = 0
     rejected: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     spool_error: str | None = None

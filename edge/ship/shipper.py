@@ -215,6 +215,7 @@ class Shipper:
                 )
             )
         except SightlineError as error:
+            self._count_failure()
             return self._core.failed(error, None)
         return self._core.asked(answer.committed_through)
 
@@ -233,6 +234,7 @@ class Shipper:
         messages = encode.messages(
             self._header(), map(_encoded, entries), self._batch_size, self._batch_bytes
         )
+        self._count_sent(entries)
         self._spool.sending(self._spool_id, sent.last)
         self._core.sending(sent)
         try:
@@ -242,6 +244,7 @@ class Shipper:
                 )
             )
         except SightlineError as error:
+            self._count_failure()
             return self._core.failed(error, sent)
         self._note_rejections(answer)
         return self._core.answered(answer.committed_through, sent)
@@ -292,8 +295,19 @@ class Shipper:
     def _acknowledge(self, through: int) -> None:
         deleted = self._spool.acknowledge(self._spool_id, through)
         with self._progress.update():
-            self._progress.sent += deleted
+            self._progress.delivered += deleted
             self._progress.committed = self._spool.committed
+
+    def _count_sent(self, entries: Sequence[Entry]) -> None:
+        before = self._spool.sent_through
+        again = sum(entry.sequence <= before for entry in entries)
+        with self._progress.update():
+            self._progress.sent += len(entries)
+            self._progress.resent += again
+
+    def _count_failure(self) -> None:
+        with self._progress.update():
+            self._progress.failed_calls += 1
 
     def _header(self) -> bytes:
         header = ingest_pb2.LogHeader(

@@ -1,0 +1,98 @@
+"""Cameras: local ones and streams over the network, through OpenCV; they come back when lost."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+from edge.decide.backoff import full_jitter
+from edge.sources.capture import Capture
+from edge.sources.frame import Frame, Watch
+from edge.sources.sampling import Sampler, Sampling
+
+
+class Camera:
+    """A camera that is read for as long as somebody wants it, and reconnected whenever it is lost.
+
+    Retries wait with full jitter (`edge.decide.backoff`), up to 30 s; a frame resets them.
+
+    Args:
+        place: a URL (`rtsp://`, `http://` with MJPEG, ...), a device such as `/dev/video0`, or the
+            number of a local camera.
+        name: what it is called in statistics, labels and picture names; None: the place without
+            the credentials and the query in it.
+        sampling: which frames are wanted.
+        timeout: seconds to wait for a connection, and for a frame, before reconnecting, > 0.
+            Over the network only: the drivers of local cameras have their own.
+        backoff: seconds to wait before reconnection 1, 2, ... in a row.
+
+    Raises:
+        ValueError: `timeout` is out of its range.
+        ModuleNotFoundError: OpenCV is not installed (the extra `video`).
+    """
+
+    live = True
+
+    def __init__(
+        self,
+        place: str | int,
+        name: str | None = None,
+        sampling: Sampling | None = None,
+        *,
+        timeout: float = 10.0,
+        backoff: Callable[[int], float] | None = None,
+    ) -> None:
+        import cv2  # noqa: F401 - better missed here than in the reader's thread
+
+        if not 0 < timeout <= 3600:
+            raise ValueError(f"timeout must be above 0 and at most 3600 s, is {timeout:g}")
+        self._place = place
+        self.name = name or _public_name(place)
+        self._sampling = sampling or Sampling()
+        self._timeout = timeout if "://" in str(place) else None
+        self._backoff = backoff or full_jitter(first=0.5, most=30.0)
+        self._failures = 0
+
+    def frames(self, watch: Watch) -> Iterator[Frame]:
+        """Yields frames until the watch wants no more; ids are the name and the time in UTC."""
+        sampler = Sampler(self._sampling)
+        while not watch.wait(0):
+            error = "the camera gives no more frames"
+            try:
+                with Capture(self._place, self._timeout) as capture:
+                    yield from self._read(capture, sampler, watch)
+            except OSError as failed:
+                error = str(failed)
+            if not watch.wait(0):
+                watch.lost(error)
+                self._failures += 1
+                watch.wait(self._backoff(self._failures))
+
+    def _read(self, capture: Capture, sampler: Sampler, watch: Watch) -> Iterator[Frame]:
+        found = False
+        while not watch.wait(0) and capture.grab():
+            now = time.time()
+            if not found:
+                found = True
+                self._failures = 0
+                watch.found()
+            if sampler.takes(time.monotonic()):
+                yield Frame(capture.pixels(), f"{self.name}@{_utc(now)}", now)
+            else:
+                watch.skipped()
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _public_name(place: str | int) -> str:
+    """The place without what must not be logged: a user, a password, a token in the query."""
+    if "://" not in str(place):
+        return f"camera-{place}" if str(place).isdigit() else str(place)
+    url = urlsplit(str(place))
+    port = ""
+    with suppress(ValueError):
+        port = f":{url.port}" if url.port else ""
+    return f"{url.scheme}://{url.hostname or ''}{port}{url.path}"

@@ -1,0 +1,151 @@
+"""Frames of several sources at once: a thread reads each, a bounded queue holds what waits.
+
+A live source's oldest frame goes when its queue is full; any other source waits for room.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edge.sources.counts import Fate, SourceCounts, SourceState
+from edge.sources.frame import Frame, FrameSource
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Line:
+    """One source, the frames of it that wait, and whether more may come."""
+
+    source: FrameSource
+    counts: SourceCounts
+    waiting: deque[Frame] = field(default_factory=deque)
+    ended: bool = False
+
+
+class Feed:
+    """Reads sources until they end or the feed is closed.
+
+    Args:
+        sources: what to read, with where to count what becomes of the frames.
+        queue_size: frames of one source that may wait, >= 1.
+    """
+
+    def __init__(self, sources: Mapping[FrameSource, SourceCounts], queue_size: int) -> None:
+        self._lines = [_Line(source, counts) for source, counts in sources.items()]
+        self._queue_size = queue_size
+        self._next = 0  # whose turn it is
+        self._closed = False
+        self._changed = threading.Condition()
+        self._readers = [
+            threading.Thread(
+                target=self._read, args=(line,), name=f"sightline-{line.source.name}", daemon=True
+            )
+            for line in self._lines
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def take(self) -> tuple[FrameSource, Frame] | None:
+        """Returns the next frame, each source in turn; waits for one. None: there are no more."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or self._ready() is not None or self._all_ended()
+            )
+            ready = self._ready()
+            if ready is None or self._closed:
+                return None
+            line = self._lines[ready]
+            self._next = (ready + 1) % len(self._lines)
+            frame = line.waiting.popleft()
+            self._changed.notify_all()
+            return line.source, frame
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Wants no more frames; those that wait are counted as dropped.
+
+        Args:
+            timeout: seconds to wait for the readers; a camera that hangs is left to itself.
+        """
+        with self._changed:
+            self._closed = True
+            for line in self._lines:
+                while line.waiting:
+                    line.waiting.popleft()
+                    line.counts.became(Fate.DROPPED)
+            self._changed.notify_all()
+        for reader in self._readers:
+            reader.join(timeout)
+
+    def _ready(self) -> int | None:
+        """The next line that has a frame, beginning with the one whose turn it is."""
+        count = len(self._lines)
+        turns = ((self._next + step) % count for step in range(count))
+        return next((turn for turn in turns if self._lines[turn].waiting), None)
+
+    def _all_ended(self) -> bool:
+        return all(line.ended for line in self._lines)
+
+    def _read(self, line: _Line) -> None:
+        """Reads one source to its end; the body of its thread."""
+        end, error = SourceState.ENDED, ""
+        try:
+            for frame in line.source.frames(_Watching(self, line.counts)):
+                line.counts.read()
+                if not self._put(line, frame):
+                    break
+        except Exception as failed:  # noqa: BLE001 - a source of the user's may raise anything
+            end, error = SourceState.FAILED, str(failed) or type(failed).__name__
+            logger.error("source %s: cannot be read (any more): %s", line.source.name, error)
+        line.counts.is_now(end, error)
+        with self._changed:
+            line.ended = True
+            self._changed.notify_all()
+
+    def _put(self, line: _Line, frame: Frame) -> bool:
+        """Queues a frame; False: no more are wanted, and this one is dropped."""
+        with self._changed:
+            if line.source.live:
+                if len(line.waiting) >= self._queue_size:
+                    line.waiting.popleft()
+                    line.counts.became(Fate.DROPPED)
+            else:
+                self._changed.wait_for(
+                    lambda: self._closed or len(line.waiting) < self._queue_size
+                )
+            if self._closed:
+                line.counts.became(Fate.DROPPED)
+                return False
+            line.waiting.append(frame)
+            self._changed.notify_all()
+            return True
+
+    def wait_closed(self, seconds: float) -> bool:
+        """Waits until the feed is closed; False: it was not in time."""
+        if seconds <= 0:
+            return self._closed
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed, seconds)
+
+
+class _Watching:
+    """The feed, as one of its sources sees it (`edge.sources.frame.Watch`)."""
+
+    def __init__(self, feed: Feed, counts: SourceCounts) -> None:
+        self._feed = feed
+        self._counts = counts
+
+    def wait(self, seconds: float) -> bool:
+        return self._feed.wait_closed(seconds)
+
+    def skipped(self) -> None:
+        self._counts.read()
+        self._counts.became(Fate.SKIPPED)
+
+    def lost(self, error: str) -> None:
+        self._counts.is_now(SourceState.LOST, error)
+
+    def found(self) -> None:
+        self._counts.is_now(SourceState.READING)

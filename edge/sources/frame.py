@@ -1,0 +1,60 @@
+"""What a source of pictures is: a name, and frames for as long as somebody wants them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from edge.detect.base import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One picture of a source.
+
+    Attributes:
+        image: the picture; pixels are RGB.
+        image_id: its name in the log, unique within the source.
+        captured_at: when it was taken, in Unix seconds; None: not known.
+    """
+
+    image: Image
+    image_id: str
+    captured_at: float | None = None
+
+
+class Watch(Protocol):
+    """What a source asks of, and tells, whoever reads it. Used from the reader's thread only."""
+
+    def wait(self, seconds: float) -> bool:
+        """Waits; returns True as soon as no more frames are wanted. 0 only asks."""
+
+    def skipped(self) -> None:
+        """A frame was passed over, because only every n-th, or one every t seconds, is wanted."""
+
+    def lost(self, error: str) -> None:
+        """The source is gone for now, and is being looked for."""
+
+    def found(self) -> None:
+        """The source gives frames, for the first time or again."""
+
+
+class FrameSource(Protocol):
+    """Where pictures come from. One reader at a time."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in statistics and labels; not empty, and without credentials."""
+
+    @property
+    def live(self) -> bool:
+        """Whether frames come at their own pace, so that old ones are dropped when time is short.
+
+        Frames of a source that is not live all wait to be answered.
+        """
+
+    def frames(self, watch: Watch) -> Iterator[Frame]:
+        """Yields frames until there are no more or `watch.wait(0)` says so.
+
+        Raises:
+            OSError: the source cannot be read (any more).
+        """

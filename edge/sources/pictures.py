@@ -1,0 +1,61 @@
+"""Picture files: one, a folder of them, or a pattern."""
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge.sources.frame import Frame, Watch
+from edge.sources.sampling import Sampler, Sampling
+from servicekit.errors import invalid
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+class PictureFiles:
+    """Picture files in the order of their names; read when they are answered, not before.
+
+    A file that turns out not to be a picture is a frame like any other, and fails as such.
+
+    Args:
+        place: a picture, a folder (its pictures, not those of folders in it), or a pattern such as
+            `a/**/*.jpg`.
+        sampling: which of them are wanted; pictures have no times, so only `every` applies.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT: there is no picture, or `every_seconds` is given.
+    """
+
+    live = False
+
+    def __init__(self, place: Path | str, sampling: Sampling | None = None) -> None:
+        self._sampling = sampling or Sampling()
+        if self._sampling.every_seconds is not None:
+            raise invalid("every_seconds", "must not be given for picture files: they have no time")
+        self.name = str(place)
+        self._paths = _found(place)
+
+    def frames(self, watch: Watch) -> Iterator[Frame]:
+        """Yields a frame for each file; its id is the file's name."""
+        sampler = Sampler(self._sampling)
+        watch.found()
+        for path in self._paths:
+            if watch.wait(0):
+                return
+            if sampler.takes(0):
+                yield Frame(path, path.name)
+            else:
+                watch.skipped()
+
+
+def _found(place: Path | str) -> list[Path]:
+    path = Path(place)
+    if path.is_dir():
+        found = [one for one in path.iterdir() if one.suffix.lower() in SUFFIXES]
+    elif path.is_file():
+        found = [path]
+    else:
+        names = glob.glob(str(place), recursive=True)  # noqa: PTH207 - absolute ones, too
+        found = [one for one in map(Path, names) if one.is_file()]
+    if not found:
+        raise invalid("source", f"must name at least one picture (got {str(place)!r})")
+    return sorted(found)

@@ -1,0 +1,123 @@
+"""Cameras over a real network connection: lost, frozen, back again."""
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from edge.sources import Camera, Frame, Sampling
+from tests.fakes.mjpeg import MjpegCamera, camera
+from tests.unit.edge.sources.watching import Watching
+
+
+@pytest.fixture
+def network() -> Iterator[MjpegCamera]:
+    with camera() as made:
+        yield made
+
+
+def test_a_camera_gives_frames_with_their_times_until_no_more_are_wanted(
+    network: MjpegCamera,
+) -> None:
+    frames: list[Frame] = []
+    began = time.time()
+    watch = Watching(lambda: len(frames) == 5)
+    for frame in Camera(network.url, "gate").frames(watch):
+        frames.append(frame)
+    assert len(frames) == 5
+    assert watch.told == ["found"]
+    assert len({frame.image_id for frame in frames}) == 5
+    assert frames[0].image_id.startswith("gate@20")
+    times = [frame.captured_at or 0.0 for frame in frames]
+    assert times == sorted(times)
+    assert began <= times[0] <= times[-1] <= time.time()
+    pixels = np.asarray(frames[0].image)
+    assert pixels.shape == (48, 64, 3)
+    assert pixels[..., 2].mean() > 200 > 50 > pixels[..., 0].mean()  # blue at first
+
+
+def test_a_camera_that_was_cut_off_is_found_again(network: MjpegCamera) -> None:
+    watch = Watching()
+    stream = Camera(network.url, backoff=lambda n: 0.01).frames(watch)
+    next(stream)
+    network.cut()
+    watch.enough = lambda: network.restore() or False if len(watch.waits) >= 3 else False
+    for _ in stream:
+        if network.connections == 2:
+            break
+    assert watch.told[0] == "found"
+    assert watch.told[-1] == "found"
+    assert len(watch.told) >= 4
+    assert all(told.startswith("lost: ") for told in watch.told[1:-1])
+
+
+def test_waits_grow_until_a_frame_comes(network: MjpegCamera) -> None:
+    asked: list[int] = []
+    watch = Watching()
+
+    def backoff(failures: int) -> float:
+        asked.append(failures)
+        return 0.01
+
+    stream = Camera(network.url, backoff=backoff).frames(watch)
+    for _ in range(2):
+        next(stream)
+        network.cut()
+        watch.waits.clear()
+        watch.enough = lambda: network.restore() or False if len(watch.waits) >= 3 else False
+        before = network.connections
+        while network.connections == before:
+            next(stream)
+    assert asked[:3] == [1, 2, 3]
+    assert 1 in asked[3:]
+
+
+def test_a_camera_that_freezes_is_connected_anew(network: MjpegCamera) -> None:
+    watch = Watching()
+    stream = Camera(network.url, timeout=0.5, backoff=lambda n: 0.01).frames(watch)
+    next(stream)
+    network.freeze()
+    began = time.monotonic()
+    watch.enough = lambda: network.restore() or False if watch.waits else False
+    while network.connections == 1:
+        next(stream)
+    assert time.monotonic() - began < 10
+    assert [told.partition(":")[0] for told in watch.told] == ["found", "lost", "found"]
+
+
+def test_a_camera_that_was_never_there_is_looked_for_until_no_more_is_wanted() -> None:
+    watch = Watching()
+    watch.enough = lambda: len(watch.waits) == 3
+    stream = Camera("rtsp://user:secret@127.0.0.1:1/x?token=t", backoff=lambda n: 0.01)
+    assert list(stream.frames(watch)) == []
+    assert watch.told == ["lost: OpenCV cannot open it"] * 3
+
+
+def test_a_frame_every_so_many_seconds(network: MjpegCamera) -> None:
+    watch = Watching()
+    began = time.monotonic()
+    sampled = Camera(network.url, sampling=Sampling(every_seconds=0.2)).frames(watch)
+    assert len(list(islice(sampled, 4))) == 4
+    assert time.monotonic() - began >= 0.55
+    assert "skipped" in watch.told
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("rtsp://user:secret@cam-1:554/stream?token=t#x", "rtsp://cam-1:554/stream"),
+        ("rtsp://cam-1/stream", "rtsp://cam-1/stream"),
+        ("http://user:secret@cam-1:nonsense/stream", "http://cam-1/stream"),
+        ("/dev/video0", "/dev/video0"),
+        (0, "camera-0"),
+    ],
+)
+def test_a_name_has_no_secrets_in_it(place: str | int, name: str) -> None:
+    assert Camera(place).name == name
+
+
+def test_a_timeout_has_bounds() -> None:
+    with pytest.raises(ValueError, match="timeout must be above 0 and at most 3600 s, is 0"):
+        Camera("rtsp://cam-1/stream", timeout=0)

@@ -1,0 +1,107 @@
+"""Frames of several sources at once: what waits, what is dropped, what ends."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from edge.sources.counts import SourceCounts, SourceState
+from edge.sources.feed import Feed
+from edge.sources.frame import Frame, Watch
+
+LONG = 10.0
+
+
+class Numbers:
+    """A source that gives frames named 0, 1, 2, ... as fast as they are taken."""
+
+    def __init__(self, name: str, count: int, *, live: bool = False, fails: bool = False) -> None:
+        self.name = name
+        self.live = live
+        self._count = count
+        self._fails = fails
+        self.given = threading.Event()
+
+    def frames(self, watch: Watch) -> Iterator[Frame]:
+        watch.found()
+        for number in range(self._count):
+            yield Frame(b"", f"{self.name}{number}")
+        self.given.set()
+        if self._fails:
+            raise OSError("the disk is gone")
+        if self.live:
+            while not watch.wait(LONG):
+                pass
+
+
+def feed_of(*sources: Numbers, queue_size: int = 4) -> tuple[Feed, list[SourceCounts]]:
+    counts = [SourceCounts() for _ in sources]
+    return Feed(dict(zip(sources, counts, strict=True)), queue_size), counts
+
+
+def taken(feed: Feed) -> list[str]:
+    found = []
+    while (one := feed.take()) is not None:
+        found.append(one[1].image_id)
+    return found
+
+
+def test_no_frame_of_a_file_is_dropped_and_they_stay_in_order() -> None:
+    feed, (counts,) = feed_of(Numbers("a", 100), queue_size=1)
+    assert taken(feed) == [f"a{n}" for n in range(100)]
+    stats = counts.stats()
+    assert (stats.read, stats.dropped, stats.state) == (100, 0, SourceState.ENDED)
+
+
+def test_the_oldest_frames_of_a_camera_go_when_there_is_no_room() -> None:
+    source = Numbers("cam", 100, live=True)
+    feed, (counts,) = feed_of(source, queue_size=4)
+    assert source.given.wait(LONG)
+    first = [feed.take() for _ in range(4)]
+    assert [one[1].image_id for one in first if one] == ["cam96", "cam97", "cam98", "cam99"]
+    stats = counts.stats()
+    assert (stats.read, stats.dropped, stats.waiting) == (100, 96, 4)
+    feed.close()
+
+
+def test_sources_take_turns() -> None:
+    one, two = Numbers("a", 4, live=True), Numbers("b", 4, live=True)
+    feed, _ = feed_of(one, two)
+    assert one.given.wait(LONG)
+    assert two.given.wait(LONG)
+    names = [found[1].image_id for found in (feed.take() for _ in range(8)) if found]
+    assert names == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3"]
+    feed.close()
+
+
+def test_a_source_that_fails_does_not_end_the_others() -> None:
+    feed, (broken, whole) = feed_of(Numbers("a", 2, fails=True), Numbers("b", 50))
+    assert sorted(taken(feed)) == sorted(["a0", "a1", *(f"b{n}" for n in range(50))])
+    assert broken.stats().state is SourceState.FAILED
+    assert broken.stats().last_error == "the disk is gone"
+    assert whole.stats().state is SourceState.ENDED
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_closing_ends_readers_and_counts_what_waited_as_dropped(live: bool) -> None:
+    source = Numbers("a", 10, live=live)
+    feed, (counts,) = feed_of(source, queue_size=2)
+    if live:
+        assert source.given.wait(LONG)
+    assert feed.take() is not None
+    feed.close(timeout=LONG)
+    assert feed.take() is None
+    stats = counts.stats()
+    assert stats.state is SourceState.ENDED
+    assert stats.waiting == 1  # the one that was taken is whoever's who took it
+    assert stats.read == stats.dropped + 1
+
+
+def test_closing_wakes_whoever_waits_for_a_frame() -> None:
+    feed, _ = feed_of(Numbers("a", 0, live=True))
+    found: list[object] = []
+    waiting = threading.Thread(target=lambda: found.append(feed.take()))
+    waiting.start()
+    feed.close(timeout=LONG)
+    waiting.join(LONG)
+    assert found == [None]

@@ -1,0 +1,51 @@
+"""Whoever reads a source in these tests, and what it was told; videos and pictures to read."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+
+class Watching:
+    """A watch that wants no more once `enough` says so."""
+
+    def __init__(self, enough: Callable[[], bool] = lambda: False) -> None:
+        self.enough = enough
+        self.told: list[str] = []
+        self.waits: list[float] = []
+
+    def wait(self, seconds: float) -> bool:
+        if seconds:
+            self.waits.append(seconds)
+            time.sleep(min(seconds, 0.01))
+        return self.enough()
+
+    def skipped(self) -> None:
+        self.told.append("skipped")
+
+    def lost(self, error: str) -> None:
+        self.told.append(f"lost: {error}")
+
+    def found(self) -> None:
+        self.told.append("found")
+
+
+def save_video(path: Path, frames: int = 50, fps: float = 10.0) -> Path:
+    """A video of frames 64 x 48 that are red at first and blue at last."""
+    code: Any = cv2
+    writer = code.VideoWriter(str(path), code.VideoWriter_fourcc(*"mp4v"), fps, (64, 48))
+    for index in range(frames):
+        blue = index * 255 // max(frames - 1, 1)
+        writer.write(np.full((48, 64, 3), (blue, 0, 255 - blue), np.uint8))
+    writer.release()
+    return path
+
+
+def save_pictures(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        cv2.imwrite(str(folder / name), np.zeros((48, 64, 3), np.uint8))
+    return folder
