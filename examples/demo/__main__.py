@@ -117,8 +117,8 @@ def _report(script: Script, run: Run, found: Audit, database: Path) -> None:
     table.add_row("committed", str(found.committed))
     table.add_row("lost", str(found.lost))
     table.add_row("duplicates", str(found.duplicates))
-    table.add_row("answer p50", f"{pictures.p50_milliseconds:.1f} ms")
-    table.add_row("answer p95", f"{pictures.p95_milliseconds:.1f} ms")
+    table.add_row("answer p50", f"{pictures.total_milliseconds.p50:.1f} ms")
+    table.add_row("answer p95", f"{pictures.total_milliseconds.p95:.1f} ms")
     Console().print(table)
     print(
         json.dumps(
@@ -130,8 +130,8 @@ def _report(script: Script, run: Run, found: Audit, database: Path) -> None:
                 "duplicates": found.duplicates,
                 "from_device": found.from_device,
                 "from_cloud": found.from_cloud,
-                "p50_ms": round(pictures.p50_milliseconds or 0.0, 2),
-                "p95_ms": round(pictures.p95_milliseconds or 0.0, 2),
+                "p50_ms": round(pictures.total_milliseconds.p50 or 0.0, 2),
+                "p95_ms": round(pictures.total_milliseconds.p95 or 0.0, 2),
                 "database": str(database),
             }
         )
