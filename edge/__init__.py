@@ -9,29 +9,59 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edge.cloud.client import AsyncInferenceClient, InferenceClient
     from edge.cloud.types import InferAnswer, InferParameters, ModelHint
-    from edge.decide.answer import Answer, Attempt, Mode, Policy
+    from edge.decide.answer import Answer, Attempt
+    from edge.decide.breaker import BreakerState
     from edge.decide.coordinator import InferenceCoordinator
-    from edge.detect import Detector, DetectorResult, OnnxDetector, Thresholds, UltralyticsDetector
+    from edge.decide.counters import CoordinatorStats
+    from edge.decide.policy import Cascade, Mode, Policy
+    from edge.detect import (
+        Detector,
+        DetectorResult,
+        OnnxDetector,
+        ProcessDetector,
+        Thresholds,
+        UltralyticsDetector,
+    )
     from edge.detections import DetectionArrays
-    from edge.log.adapters import from_supervision, from_ultralytics
+    from edge.errors import (
+        CascadeRuleError,
+        CloudError,
+        CoordinatorClosedError,
+        DeviceError,
+        EdgeError,
+    )
+    from edge.log.adapters import from_supervision, from_ultralytics, to_supervision
     from edge.log.logger import ClosedError, LoggerStats, LogOptions, PredictionLogger
     from edge.node import EdgeNode, NodeStats
     from edge.records import Box, CloudReason, Detection, Prediction, Source
+    from edge.run import Outcome
     from edge.settings import EdgeSettings
+    from edge.sources import Camera, Frame, FrameSource, PictureFiles, Sampling, VideoFile
 
 __all__ = [
     "Answer",
     "AsyncInferenceClient",
     "Attempt",
     "Box",
+    "BreakerState",
+    "Camera",
+    "Cascade",
+    "CascadeRuleError",
     "ClosedError",
+    "CloudError",
     "CloudReason",
+    "CoordinatorClosedError",
+    "CoordinatorStats",
     "Detection",
     "DetectionArrays",
     "Detector",
     "DetectorResult",
+    "DeviceError",
+    "EdgeError",
     "EdgeNode",
     "EdgeSettings",
+    "Frame",
+    "FrameSource",
     "InferAnswer",
     "InferParameters",
     "InferenceClient",
@@ -42,14 +72,20 @@ __all__ = [
     "ModelHint",
     "NodeStats",
     "OnnxDetector",
+    "Outcome",
+    "PictureFiles",
     "Policy",
     "Prediction",
     "PredictionLogger",
+    "ProcessDetector",
+    "Sampling",
     "Source",
     "Thresholds",
     "UltralyticsDetector",
+    "VideoFile",
     "from_supervision",
     "from_ultralytics",
+    "to_supervision",
 ]
 
 _MODULES = {
@@ -66,6 +102,7 @@ _MODULES = {
     "Source": "edge.records",
     "from_supervision": "edge.log.adapters",
     "from_ultralytics": "edge.log.adapters",
+    "to_supervision": "edge.log.adapters",
     # Answering
     "Answer": "edge.decide.answer",
     "AsyncInferenceClient": "edge.cloud.client",
@@ -78,13 +115,30 @@ _MODULES = {
     "InferParameters": "edge.cloud.types",
     "InferenceClient": "edge.cloud.client",
     "InferenceCoordinator": "edge.decide.coordinator",
-    "Mode": "edge.decide.answer",
+    "Mode": "edge.decide.policy",
     "ModelHint": "edge.cloud.types",
     "NodeStats": "edge.node",
     "OnnxDetector": "edge.detect",
-    "Policy": "edge.decide.answer",
+    "Policy": "edge.decide.policy",
+    "BreakerState": "edge.decide.breaker",
+    "Cascade": "edge.decide.policy",
+    "CascadeRuleError": "edge.errors",
+    "CloudError": "edge.errors",
+    "CoordinatorClosedError": "edge.errors",
+    "CoordinatorStats": "edge.decide.counters",
+    "DeviceError": "edge.errors",
+    "EdgeError": "edge.errors",
+    "Outcome": "edge.run",
+    "ProcessDetector": "edge.detect",
     "Thresholds": "edge.detect",
     "UltralyticsDetector": "edge.detect",
+    # Sources of pictures
+    "Camera": "edge.sources",
+    "Frame": "edge.sources",
+    "FrameSource": "edge.sources",
+    "PictureFiles": "edge.sources",
+    "Sampling": "edge.sources",
+    "VideoFile": "edge.sources",
 }
 
 

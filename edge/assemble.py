@@ -3,35 +3,15 @@
 from edge.channel import Endpoint
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferParameters, ModelHint
-from edge.decide.answer import Mode, Policy
-from edge.detect.base import Detector, Thresholds
+from edge.decide.policy import Cascade, Mode, Policy
+from edge.detect.base import Detector
+from edge.detect.load import load_detector
 from edge.settings import EdgeSettings
 
 
 def detector(settings: EdgeSettings) -> Detector | None:
-    """Returns the device's model, warmed up; None: there is none, or the mode does not ask it.
-
-    Raises:
-        servicekit.vision.ModelError: the file or the providers cannot be used.
-    """
-    if settings.device_model is None or settings.mode == "cloud":
-        return None
-    path = settings.device_model
-    name, version = settings.device_model_name or None, settings.device_model_version or None
-    thresholds = _thresholds(settings)
-    if settings.detector == "ultralytics":
-        from edge.detect.ultralytics import UltralyticsDetector
-
-        return UltralyticsDetector(path, name=name, version=version, thresholds=thresholds)
-    from edge.detect.onnx import OnnxDetector
-
-    return OnnxDetector(
-        path,
-        name=name,
-        version=version,
-        thresholds=thresholds,
-        providers=settings.device_providers,
-    )
+    """Returns the device's model; see `edge.detect.load.load_detector`."""
+    return load_detector(settings)
 
 
 def client(settings: EdgeSettings) -> InferenceClient | None:
@@ -52,6 +32,16 @@ def policy(settings: EdgeSettings) -> Policy:
         mode=Mode(settings.mode),
         timeout=settings.timeout_seconds,
         cloud_reserve=settings.cloud_reserve_seconds,
+        cascade=Cascade(
+            low=settings.cascade_low,
+            high=settings.cascade_high,
+            any=settings.cascade_any,
+            empty=settings.cascade_empty,
+        ),
+        breaker_failures=settings.breaker_failures,
+        breaker_seconds=settings.breaker_seconds,
+        retry_tokens=settings.retry_tokens,
+        retry_token_ratio=settings.retry_token_ratio,
     )
 
 
@@ -68,18 +58,4 @@ def parameters(settings: EdgeSettings) -> InferParameters:
         confidence_threshold=settings.confidence_threshold,
         iou_threshold=settings.iou_threshold,
         max_detections=settings.max_detections,
-    )
-
-
-def _thresholds(settings: EdgeSettings) -> Thresholds:
-    usual = Thresholds()
-    confidence, iou, most = (
-        settings.confidence_threshold,
-        settings.iou_threshold,
-        settings.max_detections,
-    )
-    return Thresholds(
-        usual.confidence if confidence is None else confidence,
-        usual.iou if iou is None else iou,
-        usual.max_detections if most is None else most,
     )

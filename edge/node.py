@@ -15,9 +15,11 @@ from edge import assemble
 from edge.cloud.client import InferenceClient
 from edge.cloud.messages import trace_id_of
 from edge.cloud.types import InferParameters, ModelHint
-from edge.decide.answer import Answer, Policy
+from edge.decide.answer import Answer
 from edge.decide.coordinator import InferenceCoordinator
-from edge.detect.base import Detector, Image
+from edge.decide.counters import CoordinatorStats
+from edge.decide.policy import Policy
+from edge.detect.base import Detector, Image, close_detector
 from edge.log.logger import LoggerStats, PredictionLogger
 from edge.records import Prediction
 from edge.run import Outcome, Run
@@ -30,7 +32,6 @@ from edge.tally import Counts, Tally
 from servicekit.settings import SettingsError, load
 
 if TYPE_CHECKING:
-    from edge.decide.coordinator import CoordinatorStats
     from edge.metrics import NodeMetrics
 
 WORKERS = 2
@@ -46,7 +47,7 @@ class NodeStats:
     pictures: Counts
     sources: Mapping[str, SourceStats]
     """Frames by source, of the sources that `run` and `arun` were given."""
-    coordinator: "CoordinatorStats"
+    coordinator: CoordinatorStats
     logger: LoggerStats
 
 
@@ -63,7 +64,7 @@ class _Entry:
 class EdgeNode:
     """Answers for pictures and logs the answers; from any number of threads and asyncio tasks.
 
-    Make it after forking. Closing it closes the client and the logger, too.
+    Make it after forking. Closing it closes the detector, the client and the logger, too.
 
     Args:
         detector: the model on the device; None: the device has none.
@@ -93,6 +94,7 @@ class EdgeNode:
         self._coordinator = InferenceCoordinator(
             detector, client, policy, model=model, parameters=parameters
         )
+        self._detector = detector
         self._client = client
         self._logger = logger
         self._defect_classes = frozenset(defect_classes)
@@ -152,8 +154,10 @@ class EdgeNode:
             traceparent: W3C traceparent, passed on to the service and logged; empty: none.
 
         Raises:
-            Exception: nobody answered; see `edge.decide.coordinator.InferenceCoordinator.ask`. The
-                failure is counted; there is no prediction to log.
+            edge.errors.EdgeError: nobody answered; see
+                `edge.decide.coordinator.InferenceCoordinator.ask`. The failure is counted; there is
+                no prediction to log.
+            SightlineError: INVALID_ARGUMENT: not a traceparent.
         """
         with self._counting():
             entry = _entry(image_id, captured_at, labels, traceparent)
@@ -265,13 +269,15 @@ class EdgeNode:
         return metrics.address
 
     def close(self) -> None:
-        """Closes the node, the client and the logger.
+        """Closes the node, the detector (where it has a method `close`), the client and the logger.
 
         What is not shipped within a few seconds stays in the spool, for the next process.
         """
         if self._metrics is not None:
             self._metrics.close()
         self._coordinator.close()
+        if self._detector is not None:
+            close_detector(self._detector)
         if self._client is not None:
             self._client.close()
         self._logger.close()

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from edge.decide.policy import Cascade, Policy
 from edge.log.options import LogOptions
 from servicekit.settings import (
     Address,
@@ -112,9 +113,11 @@ class EdgeSettings(ClientTlsSettings):
         return LogOptions(**{name: getattr(self, name) for name in names})
 
     # Answering: the device's model and the inference service.
-    mode: Literal["auto", "device", "cloud"] = Field(
+    mode: Literal["auto", "device", "cloud", "cascade", "hedged"] = Field(
         default="auto",
-        description="who answers: auto (the device, then the cloud), device or cloud",
+        description="who answers: auto (the device, then the cloud), device, cloud, cascade (the"
+        " cloud, too, where the device is unsure) or hedged (the cloud, too, where the device is"
+        " slow)",
     )
     inference_target: Address = Field(
         default="127.0.0.1:50052",
@@ -132,6 +135,52 @@ class EdgeSettings(ClientTlsSettings):
         le=3600,
         description="time that must be left for the cloud to be asked, s",
     )
+    cascade_low: float = Field(
+        default=Cascade.low,
+        ge=0,
+        le=1,
+        description="confidence from which on the device is unsure, in mode cascade",
+    )
+    cascade_high: float = Field(
+        default=Cascade.high,
+        ge=0,
+        le=1,
+        description="confidence up to which the device is unsure, in mode cascade",
+    )
+    cascade_any: bool = Field(
+        default=Cascade.any,
+        description="whether one detection in the band is enough to ask the cloud; else the most"
+        " confident one must be in it",
+    )
+    cascade_empty: bool = Field(
+        default=Cascade.empty,
+        description="whether the cloud is asked about pictures in which the device finds nothing",
+    )
+    breaker_failures: int = Field(
+        default=Policy.breaker_failures,
+        ge=1,
+        le=1000,
+        description="questions in a row that the cloud fails until it is left alone",
+    )
+    breaker_seconds: float = Field(
+        default=Policy.breaker_seconds,
+        gt=0,
+        le=3600,
+        description="how long it is left alone before one question tries again, s",
+    )
+    retry_tokens: int = Field(
+        default=Policy.retry_tokens,
+        ge=1,
+        le=1000,
+        description="tokens that failed tries at the cloud use up; with half of them left or less,"
+        " nothing is retried",
+    )
+    retry_token_ratio: float = Field(
+        default=Policy.retry_token_ratio,
+        gt=0,
+        le=1,
+        description="what an answer of the cloud gives back of a token",
+    )
     device_model: OptionalPath = Field(
         default=None,
         description="model file on the device; not given: it has none, the cloud answers",
@@ -146,6 +195,23 @@ class EdgeSettings(ClientTlsSettings):
     )
     detector: Literal["onnx", "ultralytics"] = Field(
         default="onnx", description="what runs device_model"
+    )
+    device_tracker: Literal["", "bytetrack", "botsort"] = Field(
+        default="",
+        description="tracker that gives objects an identity across frames, of detector ultralytics;"
+        " it needs one source per node; empty: none",
+    )
+    device_process: bool = Field(
+        default=False,
+        description="run device_model in a process of its own, so that a crash or a hang of its"
+        " runtime ends that process and not the node",
+    )
+    device_hang_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="time after which a run of device_model in its own process is given up and the"
+        " process is killed, s",
     )
     device_providers: Words = Field(
         default=("CPUExecutionProvider",),
@@ -193,9 +259,22 @@ class EdgeSettings(ClientTlsSettings):
         return self
 
     @model_validator(mode="after")
+    def _trackable(self) -> Self:
+        if self.device_tracker and self.detector != "ultralytics":
+            raise ValueError(
+                f"device_tracker: needs detector ultralytics, detector is {self.detector}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _answerable(self) -> Self:
         if self.mode == "device" and self.device_model is None:
             raise ValueError("device_model: must be given in mode device")
+        if self.cascade_low > self.cascade_high:
+            raise ValueError(
+                f"cascade_low: must be at most cascade_high ({self.cascade_high:g}) "
+                f"(got {self.cascade_low:g})"
+            )
         if self.mode != "device" and self.cloud_reserve_seconds >= self.timeout_seconds:
             raise ValueError(
                 f"cloud_reserve_seconds: must be below timeout_seconds ({self.timeout_seconds:g}) "

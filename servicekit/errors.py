@@ -94,6 +94,8 @@ class SightlineError(Exception):
         retry_after: seconds to wait before a retry, >= 0 (a negative one becomes 0); None: the
             server does not say.
         metadata: further facts for programs, such as `expected_sequence`.
+        do_not_retry: whether the server asked not to be called again for this
+            (`grpc-retry-pushback-ms` below 0, gRPC's proposal A6).
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class SightlineError(Exception):
         quotas: Sequence[QuotaViolation] = (),
         retry_after: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        do_not_retry: bool = False,
     ) -> None:
         if code is grpc.StatusCode.OK:
             raise ValueError("code must not be OK: that is no error")
@@ -117,9 +120,14 @@ class SightlineError(Exception):
         self.quotas = tuple(quotas)
         self.retry_after = None if retry_after is None else _waitable(retry_after)
         self.metadata = dict(metadata or {})
+        self.do_not_retry = do_not_retry
 
     def __str__(self) -> str:
         return f"{self.message} [{self.code.name}, {self.reason}]"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles: an exception's own way calls the constructor with the message alone."""
+        return _restored, (type(self), self.args, self.__dict__.copy())
 
     @property
     def category(self) -> Category:
@@ -131,6 +139,14 @@ class SightlineError(Exception):
         """Whether the same call may succeed later."""
         return self.category in _RETRYABLE
 
+
+
+def _restored(
+    kind: "type[SightlineError]", arguments: tuple[object, ...], state: Mapping[str, object]
+) -> "SightlineError":
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
 
 def invalid(field: str, description: str, *, reason: str = "INVALID_FIELD") -> SightlineError:
     """Returns the error for one field of a request that breaks a rule.

@@ -115,7 +115,36 @@ class InferenceClient:
             SightlineError: the question breaks a rule (INVALID_ARGUMENT; nothing was sent), or
                 the call failed. A picture that alone is bad has its error in the answer.
         """
-        call = prepare(
+        call = self.prepare(
+            images,
+            image_ids=image_ids,
+            model=model,
+            parameters=parameters,
+            idempotency_key=idempotency_key,
+            traceparent=traceparent,
+        )
+        pending = self.send(call, timeout=self._timeout if timeout is None else timeout)
+        try:
+            return pending.result()
+        finally:
+            pending.cancel()  # when the wait was interrupted; else without effect
+
+    def prepare(
+        self,
+        images: Sequence[Image],
+        *,
+        image_ids: Sequence[str] = (),
+        model: ModelHint | None = None,
+        parameters: InferParameters | None = None,
+        idempotency_key: str | None = None,
+        traceparent: str = "",
+    ) -> InferCall:
+        """Returns a question, checked and ready for `send`, also more than once; see `infer`.
+
+        Raises:
+            SightlineError: INVALID_ARGUMENT, naming the field and its bound.
+        """
+        return prepare(
             images,
             image_ids=image_ids,
             model=model,
@@ -124,14 +153,9 @@ class InferenceClient:
             traceparent=traceparent,
             array_format=self.array_format,
         )
-        pending = self.send(call, timeout=self._timeout if timeout is None else timeout)
-        try:
-            return pending.result()
-        finally:
-            pending.cancel()  # when the wait was interrupted; else without effect
 
     def send(self, call: InferCall, *, timeout: float) -> PendingAnswer:
-        """Sends a question (`edge.cloud.messages.prepare`) without waiting for the answer.
+        """Sends a question (`prepare`) without waiting for the answer.
 
         Raises:
             SightlineError: INVALID_ARGUMENT: the timeout is not above 0 and at most 3600 s;

@@ -81,6 +81,10 @@ class InferAnswer:
     timing: StageSeconds
     idempotent_replayed: bool
     """Whether the service gave the answer that an earlier call with the same key had got."""
+    bytes_sent: int = 0
+    """Bytes of pictures that left for this answer, uploads and retries included."""
+    bytes_saved: int = 0
+    """Bytes of pictures that did not have to leave, because they were shrunk before."""
 
 
 class ModelTask(StrEnum):

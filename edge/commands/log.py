@@ -1,6 +1,7 @@
 """The command `log`: pictures in, answers into the log."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ from edge.sources.counts import SourceState
 from edge.sources.frame import FrameSource
 from edge.sources.opening import open_source
 from edge.sources.sampling import Sampling
-from servicekit.terminal import CommandError
+from servicekit.errors import SightlineError
+from servicekit.terminal import CommandError, sentence
 
 
 def log(
@@ -94,9 +96,11 @@ def log(
         raise typer.Exit(1)
 
 
-def _opened(
-    sources: Sequence[str], every: int, every_seconds: float | None
-) -> list[FrameSource]:
+def _opened(sources: Sequence[str], every: int, every_seconds: float | None) -> list[FrameSource]:
+    # What OpenCV and FFmpeg print would only be in the way: a source's errors are told by us. Both
+    # read these when they are loaded.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
         sampling = Sampling(every, every_seconds)
         return [open_source(word, sampling) for word in dict.fromkeys(sources)]
@@ -113,9 +117,7 @@ def _node(settings: EdgeSettings) -> EdgeNode:
         return EdgeNode.from_settings(settings)
     except ImportError as error:
         extra = "metrics" if error.name == "prometheus_client" else settings.detector
-        raise CommandError(
-            f"this needs {error.name}: pip install 'sightline[{extra}]'"
-        ) from error
+        raise CommandError(f"this needs {error.name}: pip install 'sightline[{extra}]'") from error
     except (OSError, ValueError, RuntimeError) as error:  # a spool, a setting, a model
         raise CommandError(f"{error} (`sightline doctor` checks them all)") from error
 
@@ -133,9 +135,10 @@ def _interruptible() -> Iterator[None]:
 def _report(outcome: Outcome, on: Display) -> None:
     """Says why a picture has no answer."""
     if outcome.error is not None:
-        name = outcome.frame.image
-        shown = name if isinstance(name, Path) else outcome.frame.image_id
-        on.say(f"{shown}: {str(outcome.error) or type(outcome.error).__name__}")
+        image, error = outcome.frame.image, outcome.error
+        shown = image if isinstance(image, Path) else outcome.frame.image_id
+        said = sentence(error) if isinstance(error, SightlineError) else str(error)
+        on.say(f"{shown}: {said or type(error).__name__}")
 
 
 def _flushed(node: EdgeNode, wait: float) -> bool:
@@ -171,4 +174,6 @@ def _sum_up(stats: NodeStats, *, as_json: bool) -> None:
     )
     for name, source in stats.sources.items():
         if source.last_error:
-            typer.echo(f"{name}: {source.state}, {source.reconnects} times lost: {source.last_error}")
+            typer.echo(
+                f"{name}: {source.state}, {source.reconnects} times lost: {source.last_error}"
+            )

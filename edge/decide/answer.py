@@ -1,63 +1,8 @@
-"""How a question is settled, and what its answer carries: the words of the coordinator."""
+"""An answer, and the tries that led to it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 
-from edge.decide.backoff import full_jitter
 from edge.records import CloudReason, Detection, Source
-
-_TIMER_SLACK = 0.25  # seconds: a busy device wakes late, and the reserve must still be whole then
-
-
-class Mode(StrEnum):
-    """Who may answer."""
-
-    AUTO = "auto"
-    """The device; the cloud where the device fails, is late or has no model."""
-    DEVICE = "device"
-    CLOUD = "cloud"
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How a question is settled.
-
-    Attributes:
-        mode: who may answer.
-        timeout: the whole budget in seconds, > 0.
-        cloud_reserve: seconds that must be left for the cloud to be asked, >= 0; in mode `auto`
-            below `timeout`, and what the device may not use: it is stopped up to 0.1 s earlier.
-        backoff: seconds to wait before retry 1, 2, ...; drawn anew at each call. A server's own
-            `retry_after` is added to it.
-
-    Raises:
-        ValueError: a bound is broken; names the attribute.
-    """
-
-    mode: Mode = Mode.AUTO
-    timeout: float = 8.0
-    cloud_reserve: float = 1.0
-    backoff: Callable[[int], float] = field(default_factory=full_jitter)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.timeout < float("inf"):
-            raise ValueError(f"timeout must be above 0 seconds and finite, is {self.timeout:g}")
-        if not self.cloud_reserve >= 0:
-            raise ValueError(f"cloud_reserve must be >= 0 seconds, is {self.cloud_reserve:g}")
-        if self.mode is not Mode.DEVICE and self.cloud_reserve >= self.timeout:
-            raise ValueError(
-                f"cloud_reserve must be below timeout ({self.timeout:g} s), "
-                f"is {self.cloud_reserve:g} s"
-            )
-
-    @property
-    def device_share(self) -> float:
-        """Seconds that the device may take; what is left then covers the cloud's reserve."""
-        if self.mode is Mode.DEVICE:
-            return self.timeout
-        free = self.timeout - self.cloud_reserve
-        return free - min(_TIMER_SLACK, free / 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +43,12 @@ class Answer:
         cloud_milliseconds: from the first try to the cloud's answer, retries and waits included;
             None: it was not asked.
         total_milliseconds: of the whole budget.
-        attempts: every try, in order; the last one answered.
+        attempts: every try, in the order in which they ended.
         idempotent_replayed: the cloud gave the answer that an earlier try had got.
+        cloud_error: reason why the cloud, which was asked or was to be asked, did not answer and
+            the device's answer was kept (modes `cascade` and `hedged`); empty: nothing of the kind.
+        cloud_bytes: bytes of the picture that went to the cloud for its answer, uploads and
+            retries included; 0: the cloud did not answer.
     """
 
     detections: tuple[Detection, ...]
@@ -114,3 +63,11 @@ class Answer:
     total_milliseconds: float
     attempts: tuple[Attempt, ...]
     idempotent_replayed: bool
+    cloud_error: str = ""
+    cloud_bytes: int = 0
+
+    @property
+    def attempt(self) -> Attempt:
+        """The try that answered."""
+        mine = (one for one in self.attempts if one.source is self.source and not one.error)
+        return next(mine)

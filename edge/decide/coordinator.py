@@ -12,14 +12,30 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
+import grpc
+
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferParameters, ModelHint
-from edge.decide.answer import Answer, Mode, Policy
-from edge.decide.core import AskCloud, Coordination, Fail, Finish, Observation, Woke
+from edge.decide.answer import Answer
+from edge.decide.breaker import BreakerState
+from edge.decide.core import Coordination
+from edge.decide.counters import CoordinatorStats, Counters
 from edge.decide.device_worker import DeviceWorker
+from edge.decide.events import AskCloud, Fail, Finish, Observation, Woke
+from edge.decide.gate import CloudGate
+from edge.decide.policy import Mode, Policy
 from edge.decide.question import Parties, Question
 from edge.detect.base import Detector, Image
-from edge.log.memory import ClosedError
+from edge.errors import (
+    CascadeRuleError,
+    CloudError,
+    CoordinatorClosedError,
+    DeviceError,
+    EdgeError,
+    device_failure,
+)
+from edge.records import Source
+from servicekit.errors import SightlineError
 
 
 class InferenceCoordinator:
@@ -28,7 +44,7 @@ class InferenceCoordinator:
     Make it after forking: it has a thread, and gRPC's connections do not survive a fork either.
 
     Args:
-        detector: the model on the device; None: the device has none.
+        detector: the model on the device; None: the device has none. Not closed here.
         client: the inference service; None: only in mode `device`. Not closed here.
         policy: who may answer, and how long it may take.
         model: which model of the service should answer; None: its default.
@@ -51,9 +67,13 @@ class InferenceCoordinator:
             raise ValueError("detector must be given in mode device")
         if policy.mode is not Mode.DEVICE and client is None:
             raise ValueError(f"client must be given in mode {policy.mode}")
-        worker = DeviceWorker(detector) if detector and policy.mode is not Mode.CLOUD else None
+        worker = None
+        if detector is not None and policy.mode is not Mode.CLOUD:
+            # What takes longer than a whole budget has been given up by whoever asked.
+            worker = DeviceWorker(detector, hang_seconds=policy.timeout)
         self._policy = policy
-        self._parties = Parties(worker, client, model, parameters)
+        self._parties = Parties(CloudGate(policy), worker, client, model, parameters)
+        self._counters = Counters()
         self._closed = False
 
     def ask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
@@ -65,18 +85,18 @@ class InferenceCoordinator:
             traceparent: W3C traceparent to pass on; empty: none.
 
         Raises:
-            SightlineError: the cloud's error, with the device's as its cause; or that the device
-                or the cloud was late; or that the picture is bad.
-            ClosedError: the coordinator is closed.
-            Exception: the device's error, as its model raised it. Every error has a note for each
-                attempt: who, when, what became of it.
+            DeviceError: the model on the device raised, was late or hangs, or the picture is bad,
+                and the cloud was not asked; its cause is what the model raised.
+            CloudError: the cloud did not answer; its cause is the device's error, if there is one.
+            CascadeRuleError: the policy's own rule raised.
+            CoordinatorClosedError: the coordinator is closed.
         """
         inbox: queue.SimpleQueue[Observation] = queue.SimpleQueue()
         with self._question(image, image_id, traceparent, inbox.put) as question:
             actions = question.core.begin()
             while (end := question.perform(actions)) is None:
                 actions = question.observe(_next(inbox, question.patience()))
-        return _settle(end)
+        return self._settle(question, end)
 
     async def aask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
         """Returns the answer for one picture; see `ask`. Cancelling ends what is under way."""
@@ -95,7 +115,16 @@ class InferenceCoordinator:
                 if (end := question.perform(actions)) is not None:
                     break
                 actions = question.observe(await _anext(inbox, question.patience()))
-        return _settle(end)
+        return self._settle(question, end)
+
+    @property
+    def breaker(self) -> BreakerState:
+        """How the cloud's circuit breaker is."""
+        return self._parties.gate.state
+
+    def stats(self) -> CoordinatorStats:
+        """Returns the counts so far."""
+        return self._counters.stats(self._parties.gate, self._parties.worker)
 
     def close(self) -> None:
         """Stops the device's worker; what is under way on it is waited for up to a second."""
@@ -114,6 +143,13 @@ class InferenceCoordinator:
     ) -> None:
         self.close()
 
+    def _settle(self, question: Question, end: Finish | Fail) -> Answer:
+        """Returns the answer, or raises the error with the story of its attempts."""
+        self._counters.ended(question.core, end)
+        if isinstance(end, Finish):
+            return end.answer
+        raise _error(end)
+
     @contextmanager
     def _question(
         self,
@@ -123,9 +159,12 @@ class InferenceCoordinator:
         report: Callable[[Observation], None],
     ) -> Iterator[Question]:
         if self._closed:
-            raise ClosedError("the node is closed")
-        has_device = self._parties.worker is not None
-        core = Coordination(self._policy, has_device, time.monotonic())
+            raise CoordinatorClosedError
+        worker = self._parties.worker
+        slow_after = None
+        if worker is not None and self._policy.mode is Mode.HEDGED:
+            slow_after = worker.run_times.p95()
+        core = Coordination(self._policy, worker is not None, time.monotonic(), slow_after)
         question = Question(core, self._parties, image, image_id, traceparent, report)
         try:
             yield question
@@ -148,12 +187,24 @@ async def _anext(inbox: "asyncio.Queue[Observation]", patience: float) -> Observ
         return Woke()
 
 
-def _settle(end: Finish | Fail) -> Answer:
-    """Returns the answer, or raises the error with the story of its attempts."""
-    if isinstance(end, Finish):
-        return end.answer
-    for attempt in end.attempts:
-        end.error.add_note(str(attempt))
-    if end.cause is not None:
-        raise end.error from end.cause
-    raise end.error
+def _error(end: Fail) -> EdgeError:
+    """The error to raise, with its cause."""
+    cause: BaseException | None = end.cause
+    if end.source is None:
+        said = f"the cascade's rule raised {type(end.error).__name__}: {end.error}"
+        plain = SightlineError(grpc.StatusCode.INTERNAL, "CASCADE_RULE_FAILED", said)
+        error: EdgeError = CascadeRuleError(plain, end.attempts)
+        cause = end.error
+    elif end.source is Source.DEVICE:
+        plain = device_failure(end.error)
+        error = DeviceError(plain, end.attempts)
+        cause = cause or plain.__cause__ or plain
+    else:
+        plain = device_failure(end.error)
+        error = CloudError(plain, end.attempts)
+        cause = plain
+        if end.cause is not None:
+            cause = DeviceError(device_failure(end.cause))
+            cause.__cause__ = end.cause
+    error.__cause__ = cause
+    return error

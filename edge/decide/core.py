@@ -2,243 +2,286 @@
 
 No clock, socket or thread: what happened goes in as an observation together with the time, what to
 do comes out as actions. A shell carries them out (`edge.decide.coordinator`). There is one budget,
-from the first call on. In mode `auto` the device may use it up to the cloud's reserve; the cloud,
-with its retries, may use the rest.
+from the first call on. The device may use it up to the cloud's reserve; the cloud, with its
+retries, may use the rest.
 """
 
 from dataclasses import dataclass, field
 
 import grpc
 
-from edge.decide.answer import Answer, Attempt, Mode, Policy
+from edge.decide.answer import Answer
+from edge.decide.events import (
+    Action,
+    AskCloud,
+    AskDevice,
+    CloudAnswered,
+    CloudFailed,
+    CloudRefused,
+    DeviceAnswered,
+    DeviceFailed,
+    DropCloud,
+    DropDevice,
+    Fail,
+    Finish,
+    Observation,
+    WakeAt,
+    Woke,
+)
+from edge.decide.policy import Mode, Policy
+from edge.decide.tries import Tries
 from edge.detect.base import DetectorResult
 from edge.records import CloudReason, Source
 from servicekit.errors import Category, SightlineError
 
-
-@dataclass(frozen=True, slots=True)
-class DeviceAnswered:
-    """The device's model answered."""
-
-    result: DetectorResult
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceFailed:
-    """The device's model raised."""
-
-    error: Exception
-
-
-@dataclass(frozen=True, slots=True)
-class CloudAnswered:
-    """The cloud answered; `replayed`: with what an earlier try had got."""
-
-    result: DetectorResult
-    replayed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CloudFailed:
-    """A try at the cloud failed."""
-
-    error: SightlineError
-
-
-@dataclass(frozen=True, slots=True)
-class Woke:
-    """The time of the latest `WakeAt` has come, and nothing else has."""
-
-
-Observation = DeviceAnswered | DeviceFailed | CloudAnswered | CloudFailed | Woke
-
-
-@dataclass(frozen=True, slots=True)
-class AskDevice:
-    """Start the device's model on the picture."""
-
-
-@dataclass(frozen=True, slots=True)
-class DropDevice:
-    """Nobody waits for the device any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class AskCloud:
-    """Start a call to the cloud that ends at the time `ends`; every try has the same key."""
-
-    ends: float
-
-
-@dataclass(frozen=True, slots=True)
-class DropCloud:
-    """Nobody waits for the cloud any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class WakeAt:
-    """Report `Woke` at the time `at` unless something happens before; replaces earlier ones."""
-
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Return this answer."""
-
-    answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """Raise this error; `cause` is the device's error where the cloud failed after it."""
-
-    error: Exception
-    attempts: tuple[Attempt, ...]
-    cause: Exception | None = None
-
-
-Action = AskDevice | DropDevice | AskCloud | DropCloud | WakeAt | Finish | Fail
+NO_TIME_LEFT = "NO_TIME_LEFT"
+"""`Answer.cloud_error`: the device was unsure too late for the cloud to be asked."""
 
 
 @dataclass(slots=True)
 class Coordination:
-    """One picture on its way to an answer.
-
-    Call `begin` once, then `observe` with what happens; carry out the actions in order. `Finish`
-    or `Fail` comes exactly once and last; what is observed after it is ignored, as is what comes
-    from someone who was dropped.
+    """One question from its start to its end.
 
     Attributes:
-        policy: how the question is settled.
+        policy: how it is settled.
         has_device: whether there is a model on the device.
-        started: the time of the first call, by the clock that the observations use.
+        started: when it came, on any clock that does not go back.
+        slow_after: seconds after which the device is later than it mostly is (mode `hedged`);
+            None: not known yet.
     """
 
     policy: Policy
     has_device: bool
     started: float
-    _asked: dict[Source, float] = field(default_factory=dict)  # who is at it, and since when
-    _attempts: list[Attempt] = field(default_factory=list)
-    _cloud_reason: CloudReason | None = None
-    _device_error: Exception | None = None
+    slow_after: float | None = None
+    _tries: Tries = field(init=False)
+    _ends: float = field(init=False)
+    _over: bool = False
+    _wakes: float | None = None
+    _device_until: float | None = None
+    _slow_at: float | None = None
+    _retry_at: float | None = None
     _retries: int = 0
-    _retry_after: SightlineError | None = None  # what the retry that is due follows upon
+    _kept: DetectorResult | None = None
+    """The device's answer, of which it is unsure."""
+    _device_error: Exception | None = None
+    _cloud_error: SightlineError | None = None
+    """Of the latest try; once nothing is under way there, why the cloud did not answer."""
+    _has_cloud_answered: bool = False
+    _cloud_reason: CloudReason | None = None
+
+    def __post_init__(self) -> None:
+        self._tries = Tries(self.started)
+        self._ends = self.started + self.policy.timeout
 
     @property
-    def _ends(self) -> float:
-        return self.started + self.policy.timeout
+    def retries(self) -> int:
+        """Tries at the cloud after the first."""
+        return self._retries
+
+    @property
+    def cloud_verdict(self) -> SightlineError | bool | None:
+        """What the question says of the cloud: it answered; its latest error; None: nothing."""
+        if self._has_cloud_answered:
+            return True
+        return None if self._tries.under_way(Source.CLOUD) else self._cloud_error
+
+    @property
+    def cloud_reason(self) -> CloudReason | None:
+        """Why the cloud was asked; None: it was not."""
+        return self._cloud_reason
 
     def begin(self) -> list[Action]:
         """Returns the first actions."""
         if self.policy.mode is Mode.CLOUD:
-            return self._fall_back(CloudReason.REQUESTED, self.started)
+            return self._then(self._ask_cloud(CloudReason.REQUESTED, self.started))
         if not self.has_device:
-            return self._fall_back(CloudReason.NO_DEVICE_MODEL, self.started)
-        self._asked[Source.DEVICE] = self.started
-        return [AskDevice(), WakeAt(self.started + self.policy.device_share)]
+            return self._then(self._ask_cloud(CloudReason.NO_DEVICE_MODEL, self.started))
+        self._tries.begin(Source.DEVICE, self.started)
+        self._device_until = self.started + self.policy.device_share
+        if self.policy.mode is Mode.HEDGED and self.slow_after is not None:
+            self._slow_at = self.started + self.slow_after
+        return self._then([AskDevice()])
 
     def observe(self, observation: Observation, now: float) -> list[Action]:
         """Returns what to do after something happened at the time `now`."""
+        if self._over:
+            return []
+        device, cloud = (self._tries.under_way(source) for source in (Source.DEVICE, Source.CLOUD))
         match observation:
-            case DeviceAnswered(result) if Source.DEVICE in self._asked:
-                self._ended(Source.DEVICE, now)
-                return [Finish(self._answer(result, Source.DEVICE, now))]
-            case DeviceFailed(error) if Source.DEVICE in self._asked:
-                return self._device_failed(error, CloudReason.DEVICE_FAILED, now)
-            case CloudAnswered(result, replayed) if Source.CLOUD in self._asked:
-                self._ended(Source.CLOUD, now)
-                return [Finish(self._answer(result, Source.CLOUD, now, replayed=replayed))]
-            case CloudFailed(error) if Source.CLOUD in self._asked:
-                return self._cloud_failed(error, now)
+            case DeviceAnswered(result) if device:
+                return self._then(self._device_answered(result, now))
+            case DeviceFailed(error) if device:
+                return self._then(self._device_failed(error, CloudReason.DEVICE_FAILED, now))
+            case CloudAnswered() if cloud:
+                return self._then(self._cloud_answered(observation, now))
+            case CloudFailed(error, may_retry) if cloud:
+                return self._then(self._cloud_failed(error, now, may_retry=may_retry))
+            case CloudRefused(error) if cloud:
+                self._tries.forget(Source.CLOUD)
+                self._cloud_error = error
+                return self._then(self._without_cloud(now))
             case Woke():
-                return self._woke(now)
+                return self._then(self._woke(now))
         return []
+
+    def _then(self, actions: list[Action]) -> list[Action]:
+        """The actions, and when to wake if that has changed."""
+        if actions and isinstance(actions[-1], Finish | Fail):
+            self._over = True
+            return actions
+        asked = self._ends if self._tries.under_way(Source.CLOUD) else None
+        timers = (self._device_until, self._slow_at, self._retry_at, asked)
+        wakes = min(at for at in timers if at is not None)
+        if wakes != self._wakes or any(isinstance(one, AskCloud) for one in actions):
+            self._wakes = wakes
+            return [*actions, WakeAt(wakes)]
+        return actions
+
+    # Something woke us.
 
     def _woke(self, now: float) -> list[Action]:
-        if self._retry_after is not None:
-            error, self._retry_after = self._retry_after, None
-            if now >= self._ends:  # a busy device wakes late
-                return [Fail(error, tuple(self._attempts), self._device_error)]
-            return self._ask_cloud(now)
-        if Source.DEVICE in self._asked:
+        if self._retry_at is not None and now >= self._retry_at:
+            return self._retry(now)
+        if self._slow_at is not None and now >= self._slow_at:
+            self._slow_at = None
+            if self._ends - now >= self.policy.cloud_reserve:
+                return self._ask_cloud(CloudReason.DEVICE_SLOW, now)
+        if self._device_until is not None and now >= self._device_until:
             late = _late("DEVICE_TIMEOUT", "the device", self.policy.device_share)
             return [DropDevice(), *self._device_failed(late, CloudReason.DEVICE_TIMEOUT, now)]
-        if Source.CLOUD in self._asked:
-            late = _late("DEADLINE_EXCEEDED", "the cloud", self._ends - self._asked[Source.CLOUD])
-            return [DropCloud(), *self._cloud_failed(late, now)]
+        if self._tries.under_way(Source.CLOUD) and now >= self._ends:
+            late = _late("DEADLINE_EXCEEDED", "the cloud", self.policy.timeout)
+            self._tries.end(Source.CLOUD, now, late)
+            self._cloud_error = late
+            return [DropCloud(), *self._without_cloud(now)]
         return []
 
+    def _retry(self, now: float) -> list[Action]:
+        self._retry_at = None
+        if now >= self._ends:  # a busy device wakes late
+            return self._without_cloud(now)
+        self._retries += 1
+        self._tries.begin(Source.CLOUD, now)
+        return [AskCloud(self._ends)]
+
+    # The device.
+
+    def _device_answered(self, result: DetectorResult, now: float) -> list[Action]:
+        self._device_done(now)
+        try:
+            unsure = self.policy.mode is Mode.CASCADE and self.policy.cascade.unsure(result)
+        except Exception as error:  # noqa: BLE001 - the caller's own code
+            return [Fail(error, self._tries.ended, None)]
+        if not unsure:
+            return [*self._leave_cloud(now), self._finish(result, Source.DEVICE, now)]
+        if self._ends - now >= self.policy.cloud_reserve:
+            self._kept = result
+            return self._ask_cloud(CloudReason.DEVICE_UNSURE, now)
+        self._cloud_reason = CloudReason.DEVICE_UNSURE
+        return [self._finish(result, Source.DEVICE, now, cloud_error=NO_TIME_LEFT)]
+
     def _device_failed(self, error: Exception, why: CloudReason, now: float) -> list[Action]:
-        self._ended(Source.DEVICE, now, error)
-        enough = self._ends - now >= self.policy.cloud_reserve
-        if self.policy.mode is Mode.DEVICE or not enough or _picture_at_fault(error):
-            return [Fail(error, tuple(self._attempts))]
+        self._device_done(now, error)
         self._device_error = error
-        return self._fall_back(why, now)
+        if _picture_at_fault(error):  # the cloud checks pictures by the same rules
+            return [*self._leave_cloud(now), Fail(error, self._tries.ended, Source.DEVICE)]
+        if self._tries.under_way(Source.CLOUD) or self._retry_at is not None:
+            return []
+        enough = self._ends - now >= self.policy.cloud_reserve
+        if self.policy.mode is Mode.DEVICE or not enough or self._cloud_reason is not None:
+            cause = self._cloud_error
+            return [Fail(error, self._tries.ended, Source.DEVICE, cause)]
+        return self._ask_cloud(why, now)
 
-    def _fall_back(self, why: CloudReason, now: float) -> list[Action]:
+    def _device_done(self, now: float, error: Exception | None = None) -> None:
+        self._tries.end(Source.DEVICE, now, error)
+        self._device_until = self._slow_at = None
+
+    # The cloud.
+
+    def _ask_cloud(self, why: CloudReason, now: float) -> list[Action]:
         self._cloud_reason = why
-        return self._ask_cloud(now)
+        self._tries.begin(Source.CLOUD, now)
+        return [AskCloud(self._ends)]
 
-    def _ask_cloud(self, now: float) -> list[Action]:
-        self._asked[Source.CLOUD] = now
-        return [AskCloud(self._ends), WakeAt(self._ends)]
+    def _cloud_answered(self, answered: CloudAnswered, now: float) -> list[Action]:
+        self._tries.end(Source.CLOUD, now)
+        self._has_cloud_answered = True
+        drop: list[Action] = []
+        if self._tries.under_way(Source.DEVICE):
+            self._device_done(now, _late("CLOUD_WAS_FIRST", "the device", now - self.started))
+            drop = [DropDevice()]
+        return [*drop, self._finish(answered.result, Source.CLOUD, now, answered=answered)]
 
-    def _cloud_failed(self, error: SightlineError, now: float) -> list[Action]:
-        self._ended(Source.CLOUD, now, error)
-        retry_at = now + self.policy.backoff(self._retries + 1) + (error.retry_after or 0.0)
+    def _cloud_failed(self, error: SightlineError, now: float, *, may_retry: bool) -> list[Action]:
+        self._tries.end(Source.CLOUD, now, error)
+        self._cloud_error = error
         # Who is dropped from here is not listened to any more, so a call that was cancelled was
         # cancelled by a server that is going away.
         retryable = error.retryable or error.code is grpc.StatusCode.CANCELLED
-        # A wait that leaves no time to ask is not begun: an early error is worth more.
-        if not retryable or retry_at >= self._ends:
-            return [Fail(error, tuple(self._attempts), self._device_error)]
-        self._retries += 1
-        self._retry_after = error
-        return [WakeAt(retry_at)]
+        if retryable and may_retry and not error.do_not_retry:
+            wait = self.policy.backoff(self._retries + 1) + (error.retry_after or 0.0)
+            # A wait that leaves no time to ask is not begun: an early error is worth more.
+            if now + wait < self._ends:
+                self._retry_at = now + wait
+                return []
+        return self._without_cloud(now)
 
-    def _ended(self, source: Source, now: float, error: Exception | None = None) -> None:
-        since = self._asked.pop(source)
-        attempt = Attempt(source, since - self.started, now - since, _reason(error))
-        self._attempts.append(attempt)
+    def _without_cloud(self, now: float) -> list[Action]:
+        """The cloud has failed for good: what is left without it."""
+        error = self._cloud_error
+        if error is None:
+            raise AssertionError("the cloud is given up, but it did not fail")
+        if self._kept is not None:
+            return [self._finish(self._kept, Source.DEVICE, now, cloud_error=error.reason)]
+        if self._tries.under_way(Source.DEVICE):
+            return []
+        return [Fail(error, self._tries.ended, Source.CLOUD, self._device_error)]
 
-    def _answer(
-        self, result: DetectorResult, source: Source, now: float, *, replayed: bool = False
-    ) -> Answer:
-        return Answer(
-            detections=result.detections,
-            source=source,
-            cloud_reason=self._cloud_reason,
-            model_name=result.model_name,
-            model_version=result.model_version,
-            image_width=result.image_width,
-            image_height=result.image_height,
-            device_milliseconds=_milliseconds(self._attempts, Source.DEVICE),
-            cloud_milliseconds=_milliseconds(self._attempts, Source.CLOUD),
-            total_milliseconds=(now - self.started) * 1e3,
-            attempts=tuple(self._attempts),
-            idempotent_replayed=replayed,
+    def _leave_cloud(self, now: float) -> list[Action]:
+        """Drops what is under way there, because the question is settled."""
+        self._retry_at = None
+        if not self._tries.under_way(Source.CLOUD):
+            return []
+        self._tries.end(Source.CLOUD, now, _late("DEVICE_WAS_FIRST", "the cloud", 0.0))
+        self._cloud_error = None  # of an earlier try; this one did not fail
+        return [DropCloud()]
+
+    def _finish(
+        self,
+        result: DetectorResult,
+        source: Source,
+        now: float,
+        *,
+        cloud_error: str = "",
+        answered: CloudAnswered | None = None,
+    ) -> Finish:
+        if not cloud_error and source is Source.DEVICE and self._cloud_error is not None:
+            cloud_error = self._cloud_error.reason  # hedged: the cloud failed, and the device came
+        return Finish(
+            Answer(
+                detections=result.detections,
+                source=source,
+                cloud_reason=self._cloud_reason,
+                model_name=result.model_name,
+                model_version=result.model_version,
+                image_width=result.image_width,
+                image_height=result.image_height,
+                device_milliseconds=self._tries.milliseconds(Source.DEVICE),
+                cloud_milliseconds=self._tries.milliseconds(Source.CLOUD),
+                total_milliseconds=(now - self.started) * 1e3,
+                attempts=self._tries.ended,
+                idempotent_replayed=answered.replayed if answered else False,
+                cloud_error=cloud_error,
+                cloud_bytes=answered.bytes_sent if answered else 0,
+            )
         )
 
 
 def _picture_at_fault(error: Exception) -> bool:
     """Whether the cloud, which checks pictures by the same rules, would refuse it, too."""
     return isinstance(error, SightlineError) and error.category is Category.VALIDATION
-
-
-def _reason(error: Exception | None) -> str:
-    if error is None:
-        return ""
-    return error.reason if isinstance(error, SightlineError) else type(error).__name__
-
-
-def _milliseconds(attempts: list[Attempt], source: Source) -> float | None:
-    """From the first try at the source to the end of its last; None: it was not asked."""
-    tries = [attempt for attempt in attempts if attempt.source is source]
-    if not tries:
-        return None
-    return (tries[-1].began + tries[-1].seconds - tries[0].began) * 1e3
 
 
 def _late(reason: str, who: str, seconds: float) -> SightlineError:

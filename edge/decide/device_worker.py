@@ -2,9 +2,24 @@
 
 import queue
 import threading
+import time
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
+import grpc
+
+from edge.decide.run_times import RunTimes
 from edge.detect.base import Detector, DetectorResult, Image
+from servicekit.errors import SightlineError
+
+
+@dataclass(slots=True)
+class _Job:
+    """One picture for the model."""
+
+    image: Image
+    asked: float
+    future: "Future[DetectorResult]" = field(default_factory=Future)
 
 
 class DeviceWorker:
@@ -16,37 +31,68 @@ class DeviceWorker:
 
     Args:
         detector: the model; called from the worker's thread only.
+        hang_seconds: a run that takes longer hangs, > 0.
+
+    Attributes:
+        run_times: from a picture's arrival here to the model's answer.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, hang_seconds: float) -> None:
         self._detector = detector
-        self._jobs: queue.SimpleQueue[tuple[Future[DetectorResult], Image] | None]
-        self._jobs = queue.SimpleQueue()
+        self._hang_seconds = hang_seconds
+        self.run_times = RunTimes()
+        self._running_since: float | None = None
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sightline-device", daemon=True)
         self._thread.start()
 
     def submit(self, image: Image) -> "Future[DetectorResult]":
-        """Returns the future result; cancelling it works until the model starts on the picture."""
-        future: Future[DetectorResult] = Future()
-        self._jobs.put((future, image))
-        return future
+        """Returns the future result; cancelling it works until the model starts on the picture.
+
+        While the model hangs, the result is that at once: an error with the reason `DEVICE_HUNG`.
+        """
+        job = _Job(image, time.monotonic())
+        busy = self._busy_seconds()
+        if busy > self._hang_seconds:
+            job.future.set_exception(
+                SightlineError(
+                    grpc.StatusCode.INTERNAL,
+                    "DEVICE_HUNG",
+                    f"the device's model has been at one picture for {busy:.1f} s",
+                )
+            )
+        else:
+            self._jobs.put(job)
+        return job.future
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the model has been at one picture for too long."""
+        return self._busy_seconds() > self._hang_seconds
 
     def close(self, timeout: float = 1.0) -> None:
         """Takes no more pictures; waits for the one under way, at most `timeout` seconds."""
         self._jobs.put(None)
         self._thread.join(timeout)
 
+    def _busy_seconds(self) -> float:
+        since = self._running_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            future, image = job
-            if future.set_running_or_notify_cancel():
-                self._detect(future, image)
-            del job, future, image  # or the last picture would stay in memory until the next
+            if job.future.set_running_or_notify_cancel():
+                self._running_since = time.monotonic()
+                self._detect(job)
+            del job  # or the last picture would stay in memory until the next
 
-    def _detect(self, future: "Future[DetectorResult]", image: Image) -> None:
+    def _detect(self, job: _Job) -> None:
         try:
-            result = self._detector.detect(image)
+            result = self._detector.detect(job.image)
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
-            future.set_exception(error)
+            self._running_since = None
+            job.future.set_exception(error)
         else:
-            future.set_result(result)
+            self._running_since = None
+            self.run_times.add(time.monotonic() - job.asked)
+            job.future.set_result(result)

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 import grpc
 
 from edge.cloud.client import InferenceClient, PendingAnswer
-from edge.cloud.messages import InferCall, prepare
+from edge.cloud.messages import InferCall
 from edge.cloud.types import ImageAnswer, InferAnswer, InferParameters, ModelHint
-from edge.decide.core import (
+from edge.decide.breaker import Pass
+from edge.decide.core import Coordination
+from edge.decide.device_worker import DeviceWorker
+from edge.decide.events import (
     Action,
     AskCloud,
     AskDevice,
     CloudAnswered,
     CloudFailed,
-    Coordination,
+    CloudRefused,
     DeviceAnswered,
     DeviceFailed,
     DropCloud,
@@ -30,8 +33,9 @@ from edge.decide.core import (
     Observation,
     WakeAt,
 )
-from edge.decide.device_worker import DeviceWorker
+from edge.decide.gate import CloudGate
 from edge.detect.base import DetectorResult, Image
+from edge.errors import device_failure
 from edge.records import Detection
 from servicekit.errors import SightlineError
 
@@ -43,12 +47,14 @@ class Parties:
     """Who can be asked, and how the cloud is asked.
 
     Attributes:
+        gate: says when the cloud is left alone.
         worker: runs the device's model; None: there is none, or the mode does not ask it.
         client: the inference service; None: the mode does not ask it.
         model: which model of the service should answer; None: its default.
         parameters: how the service makes its answers; None: its model's own settings.
     """
 
+    gate: CloudGate
     worker: DeviceWorker | None
     client: InferenceClient | None
     model: ModelHint | None = None
@@ -76,6 +82,7 @@ class Question:
     report: Callable[[Observation], None]
     _wake: float = 0.0
     _call: InferCall | SightlineError | None = None
+    _leave: Pass | None = None
     _device: "Future[DetectorResult] | None" = None
     _cloud: PendingAnswer | None = None
 
@@ -91,13 +98,12 @@ class Question:
         """Makes the question to the cloud ready: reads a file or encodes pixels, but only once."""
         if self._call is None:
             try:
-                self._call = prepare(
+                self._call = self._client().prepare(
                     [self.image],
                     image_ids=[self.image_id],
                     model=self.parties.model,
                     parameters=self.parties.parameters,
                     traceparent=self.traceparent,
-                    array_format=self._client().array_format,
                 )
             except SightlineError as error:
                 self._call = error
@@ -119,9 +125,11 @@ class Question:
         return None
 
     def drop(self) -> None:
-        """Ends what is still under way."""
+        """Ends what is still under way, and says what this question has shown of the cloud."""
         self._drop(DropDevice())
         self._drop(DropCloud())
+        if self._leave is not None:
+            self.parties.gate.settle(self._leave, self.core.cloud_verdict)
 
     def _client(self) -> InferenceClient:
         if self.parties.client is None:
@@ -139,18 +147,37 @@ class Question:
             self.report(_device_observation(future))
 
     def _ask_cloud(self, ends: float) -> None:
+        try:
+            self._leave = self._leave or self.parties.gate.ask()
+        except SightlineError as error:
+            self.report(CloudRefused(error))
+            return
         self.prepare()
+        try:
+            self._send(ends)
+        except SightlineError as error:
+            self.report(self._failed(error))
+
+    def _send(self, ends: float) -> None:
+        """Starts a call. Raises SightlineError: the question cannot be asked."""
         if isinstance(self._call, SightlineError):
-            self.report(CloudFailed(self._call))
-        elif self._call is not None:
-            left = max(ends - time.monotonic(), _SHORTEST)
-            try:
-                pending = self._client().send(self._call, timeout=left)
-            except SightlineError as error:
-                self.report(CloudFailed(error))
-                return
-            self._cloud = pending
-            pending.add_done_callback(lambda: self.report(_cloud_observation(pending)))
+            raise self._call
+        if self._call is None:
+            raise AssertionError("the question is sent, but was not prepared")
+        left = max(ends - time.monotonic(), _SHORTEST)
+        pending = self._cloud = self._client().send(self._call, timeout=left)
+        pending.add_done_callback(lambda: self.report(self._cloud_observation(pending)))
+
+    def _failed(self, error: SightlineError) -> CloudFailed:
+        return CloudFailed(error, may_retry=self.parties.gate.failed(error))
+
+    def _cloud_observation(self, pending: PendingAnswer) -> CloudAnswered | CloudFailed:
+        try:
+            answer = pending.result()
+            result = _cloud_result(answer)
+        except SightlineError as error:
+            return self._failed(error)
+        return CloudAnswered(result, answer.idempotent_replayed, answer.bytes_sent)
 
     def _drop(self, action: DropDevice | DropCloud) -> None:
         outstanding = self._device if isinstance(action, DropDevice) else self._cloud
@@ -165,17 +192,7 @@ def _device_observation(future: "Future[DetectorResult]") -> DeviceAnswered | De
     if isinstance(error, Exception):
         return DeviceFailed(error)
     # SystemExit, or a panic of a native library: no reason to end the caller.
-    wrapped = SightlineError(grpc.StatusCode.INTERNAL, "DEVICE_FAILED", repr(error))
-    wrapped.__cause__ = error
-    return DeviceFailed(wrapped)
-
-
-def _cloud_observation(pending: PendingAnswer) -> CloudAnswered | CloudFailed:
-    try:
-        answer = pending.result()
-        return CloudAnswered(_cloud_result(answer), answer.idempotent_replayed)
-    except SightlineError as error:
-        return CloudFailed(error)
+    return DeviceFailed(device_failure(error))
 
 
 def _cloud_result(answer: InferAnswer) -> DetectorResult:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from edge.records import Detection
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # the edge core runs without numpy and Pillow
 Image: TypeAlias = "NDArray[np.uint8] | bytes | str | Path | PIL.Image.Image"
 """A picture: RGB uint8 `[H, W, 3]`, an encoded JPEG, PNG, WebP or BMP, its path, or Pillow's."""
 
+Tracker = Literal["bytetrack", "botsort"]
+"""What gives objects an identity across frames (ByteTrack, BoT-SORT), as ultralytics names it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
@@ -23,6 +26,8 @@ class Thresholds:
         confidence: detections must be above it, in [0, 1].
         iou: of two boxes of one class that overlap by more, one is left out, in [0, 1].
         max_detections: per picture, 1 to 10 000.
+        top_k: classes of one picture where the model is a classifier, whatever their
+            confidence, 1 to 1000.
 
     Raises:
         ValueError: a bound is broken; names the attribute.
@@ -31,6 +36,7 @@ class Thresholds:
     confidence: float = 0.25
     iou: float = 0.7
     max_detections: int = 300
+    top_k: int = 5
 
     def __post_init__(self) -> None:
         for name, value in (("confidence", self.confidence), ("iou", self.iou)):
@@ -38,6 +44,8 @@ class Thresholds:
                 raise ValueError(f"{name} must be in [0, 1], is {value}")
         if not 1 <= self.max_detections <= 10_000:
             raise ValueError(f"max_detections must be 1 to 10000, is {self.max_detections}")
+        if not 1 <= self.top_k <= 1000:
+            raise ValueError(f"top_k must be 1 to 1000, is {self.top_k}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,8 @@ class DetectorResult:
     """What one model says about one picture.
 
     Attributes:
-        detections: most confident first; boxes in pixels of the upright picture.
+        detections: most confident first; boxes in pixels of the upright picture. A classifier's
+            have no box.
         image_width: of the upright picture in pixels, >= 1; 0: not known.
         image_height: the same, downwards.
         model_name: of the model that answered; never empty.
@@ -60,7 +69,10 @@ class DetectorResult:
 
 
 class Detector(Protocol):
-    """A model on the device. Called from worker threads; one instance serves one process."""
+    """A model on the device. Called from worker threads; one instance serves one process.
+
+    It may have a method `close()`, which gives back what it holds; see `close_detector`.
+    """
 
     @property
     def name(self) -> str:
@@ -71,10 +83,21 @@ class Detector(Protocol):
         """The model's version, as it is logged; empty: not known."""
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one picture.
+        """Find objects in one picture, or name what it shows.
 
         Raises:
             SightlineError: the picture is at fault (category `validation`): the cloud would say
                 the same and is not asked.
             Exception: whatever else went wrong: the cloud is asked, where the mode allows it.
         """
+
+
+def close_detector(detector: Detector) -> None:
+    """Gives back what a detector holds (a process, a GPU's memory), if it has a `close()`.
+
+    Args:
+        detector: not to be asked again.
+    """
+    close = getattr(detector, "close", None)
+    if close is not None:
+        close()

@@ -98,7 +98,7 @@ class Feed:
                     break
         except Exception as failed:  # noqa: BLE001 - a source of the user's may raise anything
             end, error = SourceState.FAILED, str(failed) or type(failed).__name__
-            logger.error("source %s: cannot be read (any more): %s", line.source.name, error)
+            logger.warning("source %s: cannot be read (any more): %s", line.source.name, error)
         line.counts.is_now(end, error)
         with self._changed:
             line.ended = True
@@ -112,9 +112,7 @@ class Feed:
                     line.waiting.popleft()
                     line.counts.became(Fate.DROPPED)
             else:
-                self._changed.wait_for(
-                    lambda: self._closed or len(line.waiting) < self._queue_size
-                )
+                self._changed.wait_for(lambda: self._closed or len(line.waiting) < self._queue_size)
             if self._closed:
                 line.counts.became(Fate.DROPPED)
                 return False

@@ -24,9 +24,7 @@ class Sampling:
         if self.every_seconds is None:
             return
         if not 0 < self.every_seconds < float("inf"):
-            raise ValueError(
-                f"every_seconds must be above 0 and finite, is {self.every_seconds:g}"
-            )
+            raise ValueError(f"every_seconds must be above 0 and finite, is {self.every_seconds:g}")
         if self.every > 1:
             raise ValueError("every_seconds must not be given together with every")
 

@@ -7,7 +7,7 @@ import pytest
 
 from edge import LogOptions, PredictionLogger
 from edge.cloud.client import InferenceClient
-from edge.decide.answer import Mode, Policy
+from edge.decide.policy import Mode, Policy
 from edge.decide.coordinator import InferenceCoordinator
 from tests.integration.auth.conftest import MakeKey
 from tests.integration.auth.services import (

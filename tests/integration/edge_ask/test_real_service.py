@@ -15,7 +15,8 @@ import pytest
 
 from edge.cloud.client import AsyncInferenceClient, InferenceClient
 from edge.cloud.types import InferParameters, ModelHint, ModelTask
-from edge.decide.answer import Answer, Mode, Policy
+from edge.decide.answer import Answer
+from edge.decide.policy import Mode, Policy
 from edge.decide.coordinator import InferenceCoordinator
 from edge.detect import Detector, DetectorResult, Image, OnnxDetector, UltralyticsDetector
 from edge.records import CloudReason, Detection, Source

@@ -15,8 +15,10 @@ import pytest
 from sightline.types.v1 import prediction_pb2
 
 from edge.cloud.client import InferenceClient
-from edge.decide.answer import Answer, Mode, Policy
+from edge.decide.answer import Answer
+from edge.decide.policy import Mode, Policy
 from edge.detect.base import Detector, DetectorResult, Image
+from edge.errors import DeviceError
 from edge.log.logger import PredictionLogger
 from edge.node import EdgeNode
 from edge.records import Box, CloudReason, Detection, Prediction, Source
@@ -148,9 +150,9 @@ def test_a_failure_is_raised_and_counted_and_not_logged(process: Any, tmp_path: 
 
 def test_a_failing_device_alone_is_counted_by_its_error(tmp_path: Path) -> None:
     with node(tmp_path, detector=Device(), mode=Mode.DEVICE) as (made, _):
-        with pytest.raises(RuntimeError, match="CUDA error 700"):
+        with pytest.raises(DeviceError, match="CUDA error 700"):
             made.process(b"bad")
-        assert made.stats().pictures.failed == {"RuntimeError": 1}
+        assert made.stats().pictures.failed == {"DEVICE_FAILED": 1}
 
 
 async def test_threads_and_tasks_use_one_node_at_once(tmp_path: Path) -> None:
@@ -167,9 +169,12 @@ async def test_threads_and_tasks_use_one_node_at_once(tmp_path: Path) -> None:
     assert len(entries) == 80
     assert stats.pictures.by_device == 40
     assert stats.pictures.by_cloud == {CloudReason.DEVICE_FAILED: 40}
-    assert stats.pictures.p50_milliseconds is not None
-    assert stats.pictures.p95_milliseconds is not None
-    assert 0 < stats.pictures.p50_milliseconds <= stats.pictures.p95_milliseconds
+    assert stats.pictures.fallback_rate == 0.5
+    total = stats.pictures.total_milliseconds
+    assert total.p50 is not None
+    assert total.p95 is not None
+    assert total.p99 is not None
+    assert 0 < total.p50 <= total.p95 <= total.p99
     assert stats.logger.logged == 80
 
 

@@ -13,13 +13,26 @@ from edge.commands.live import Display, Glance, Rate
 
 def glance(**more: int) -> Glance:
     return Glance(
-        **{"by_device": 6, "by_cloud": 2, "failed": 1, "committed": 5, "waiting": 3} | more
+        **{
+            "by_device": 6,
+            "by_cloud": 2,
+            "failed": 1,
+            "dropped": 0,
+            "lost": 0,
+            "committed": 5,
+            "waiting": 3,
+        }
+        | more
     )
 
 
 def test_a_line_says_all_of_it() -> None:
     line = glance().line(24.06)
     assert line == "9 pictures, 24.1 fps; 5 committed, 3 spooled; fallback 25.0%; 1 failed"
+
+
+def test_a_line_says_what_cameras_cost_where_they_do() -> None:
+    assert glance(dropped=1200, lost=1).line(1.0).endswith("; 1,200 dropped; 1 cameras lost")
 
 
 def test_without_an_answer_nobody_fell_back() -> None:

@@ -8,9 +8,10 @@ from rich.console import Console
 
 from edge import EdgeNode, PredictionLogger
 from edge.commands.live import Display
-from edge.commands.log import _glance, _log_one
-from edge.decide.answer import Mode, Policy
+from edge.commands.log import _glance, _report
+from edge.decide.policy import Mode, Policy
 from edge.detect.base import DetectorResult, Image
+from tests.unit.edge.sources.watching import save_pictures
 
 
 class Broken:
@@ -21,11 +22,14 @@ class Broken:
 
 
 def test_whatever_the_model_raises_is_this_pictures_failure(tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / "pictures", "part-1.jpg")
     logger = PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path / "spool")
     policy = Policy(mode=Mode.DEVICE, backoff=lambda _: 0.0)
     said = io.StringIO()
     with EdgeNode(Broken(), None, logger, policy) as node:
         with Display(Console(file=said), lambda: _glance(node.stats()), time.monotonic) as display:
-            _log_one(node, tmp_path / "part-1.jpg", display)
+            for outcome in node.run(folder):
+                _report(outcome, display)
         assert _glance(node.stats()).failed == 1
-    assert "part-1.jpg: the model [at layer 3] ran out of memory" in said.getvalue()
+    raised = "the device's model raised RuntimeError: the model [at layer 3] ran out of memory"
+    assert f"part-1.jpg: {raised}" in said.getvalue()

@@ -1,7 +1,9 @@
 """The coordinator's shells: real threads, a real loop, a real gRPC server that follows a script."""
 
 import asyncio
+import copy
 import io
+import pickle
 import subprocess
 import sys
 import threading
@@ -18,12 +20,15 @@ from sightline.inference.v1 import inference_pb2
 
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferParameters, ModelHint
-from edge.decide.answer import Answer, Mode, Policy
+from edge.decide.answer import Answer
+from edge.decide.breaker import BreakerState
 from edge.decide.coordinator import InferenceCoordinator
+from edge.decide.policy import Cascade, Mode, Policy
 from edge.detect.base import DetectorResult, Image
+from edge.errors import CascadeRuleError, CloudError, CoordinatorClosedError, DeviceError
 from edge.log.memory import ClosedError
 from edge.records import Box, CloudReason, Detection, Source
-from servicekit.errors import SightlineError, invalid
+from servicekit.errors import Category, SightlineError, invalid
 from tests.fakes.inference import Hang, Refuse, Reply, serving
 
 PIT = DetectorResult((Detection(0, "pit", 0.5, Box(0, 0, 4, 4)),), 64, 48, "tiny", "d1")
@@ -65,8 +70,12 @@ def failing(error: BaseException) -> Scripted:
     return Scripted(fail)
 
 
-def policy(mode: Mode = Mode.AUTO, timeout: float = 5.0, reserve: float = 1.0) -> Policy:
-    return Policy(mode=mode, timeout=timeout, cloud_reserve=reserve, backoff=lambda n: 0.02)
+def policy(
+    mode: Mode = Mode.AUTO, timeout: float = 5.0, reserve: float = 1.0, **more: Any
+) -> Policy:
+    # Tokens for as many retries as such short waits make.
+    usual: dict[str, Any] = {"backoff": lambda n: 0.02, "retry_tokens": 1000}
+    return Policy(mode=mode, timeout=timeout, cloud_reserve=reserve, **usual | more)
 
 
 def _ask(coordinator: InferenceCoordinator, image: Image, **options: Any) -> Answer:
@@ -251,7 +260,9 @@ def test_an_invalid_question_is_not_retried_and_keeps_its_details(ask: Any) -> N
         ask(asked, b"picture")
     assert caught.value.reason == "IMAGE_CORRUPT"
     assert caught.value.violations[0].field == "images[0].data"
-    assert caught.value.__cause__ is broken
+    assert isinstance(caught.value, CloudError)
+    assert isinstance(caught.value.__cause__, DeviceError)
+    assert caught.value.__cause__.__cause__ is broken
     device, cloud = caught.value.__notes__
     assert device.startswith("device at 0.000 s: RuntimeError after")
     assert "IMAGE_CORRUPT" in cloud
@@ -304,10 +315,13 @@ def test_mode_device_raises_the_original_error_with_its_story(ask: Any) -> None:
     broken = RuntimeError("CUDA error 700")
     broken.__cause__ = cause
     asked = InferenceCoordinator(failing(broken), None, policy(Mode.DEVICE))
-    with asked, pytest.raises(RuntimeError, match="CUDA error 700") as caught:
+    with asked, pytest.raises(DeviceError, match="RuntimeError: CUDA error 700") as caught:
         ask(asked, b"picture")
-    assert caught.value is broken
-    assert caught.value.__cause__ is cause
+    assert (caught.value.reason, caught.value.category) == ("DEVICE_FAILED", Category.SERVER)
+    assert caught.value.__cause__ is broken
+    assert broken.__cause__ is cause
+    (attempt,) = caught.value.attempts
+    assert (attempt.source, attempt.error) == (Source.DEVICE, "RuntimeError")
     assert caught.value.__notes__[0].startswith("device at 0.000 s: RuntimeError after")
 
 
@@ -453,7 +467,7 @@ def test_modes_need_their_parts() -> None:
 def test_a_hanging_model_does_not_keep_the_process_from_ending() -> None:
     program = """
 import threading
-from edge.decide.answer import Mode, Policy
+from edge.decide.policy import Mode, Policy
 from edge.decide.coordinator import InferenceCoordinator
 
 class Hanging:
@@ -469,3 +483,204 @@ InferenceCoordinator(Hanging(), None, policy).ask(b"picture")
     )
     assert "DEVICE_TIMEOUT" in ended.stderr
     assert ended.returncode == 1
+
+
+UNSURE = DetectorResult((Detection(0, "pit", 0.4, Box(0, 0, 4, 4)),), 64, 48, "tiny", "d1")
+
+
+def test_an_unsure_device_asks_the_cloud(ask: Any) -> None:
+    with (
+        serving(Reply()) as fake,
+        coordinator(Scripted(lambda: UNSURE), fake.target, policy(Mode.CASCADE)) as asked,
+    ):
+        answer = ask(asked, b"picture")
+        stats = asked.stats()
+    assert (answer.source, answer.cloud_reason) == (Source.CLOUD, CloudReason.DEVICE_UNSURE)
+    assert (answer.cloud_bytes, answer.cloud_error) == (len(b"picture"), "")
+    assert (stats.cascaded, stats.cascade_kept) == (1, 0)
+
+
+def test_its_answer_is_kept_and_flagged_when_the_cloud_is_down(ask: Any) -> None:
+    chosen = policy(Mode.CASCADE, timeout=1.0, reserve=0.2)
+    with coordinator(Scripted(lambda: UNSURE), NOBODY, chosen) as asked:
+        answer = ask(asked, b"picture")
+        stats = asked.stats()
+    assert (answer.source, answer.detections) == (Source.DEVICE, UNSURE.detections)
+    assert answer.cloud_error
+    assert answer.total_milliseconds < 1050
+    assert (stats.cascaded, stats.cascade_kept) == (1, 1)
+
+
+def test_a_callers_rule_says_when_the_cloud_is_asked(ask: Any) -> None:
+    chosen = policy(Mode.CASCADE, cascade=Cascade(rule=lambda result: result.image_width == 64))
+    with serving(Reply()) as fake, coordinator(Scripted(), fake.target, chosen) as asked:
+        assert ask(asked, b"picture").cloud_reason is CloudReason.DEVICE_UNSURE
+
+
+def test_a_rule_that_raises_is_an_error_of_its_own(ask: Any) -> None:
+    wrong = KeyError("no such class")
+
+    def rule(result: DetectorResult) -> bool:
+        raise wrong
+
+    chosen = policy(Mode.CASCADE, cascade=Cascade(rule=rule))
+    with (
+        coordinator(Scripted(), NOBODY, chosen) as asked,
+        pytest.raises(CascadeRuleError, match="KeyError") as caught,
+    ):
+        ask(asked, b"picture")
+    assert caught.value.__cause__ is wrong
+    assert [attempt.error for attempt in caught.value.attempts] == [""]
+
+
+def test_a_device_later_than_its_p95_is_overtaken_by_the_cloud(ask: Any) -> None:
+    slow = threading.Event()
+    detector = Scripted()
+    with (
+        serving(Reply()) as fake,
+        coordinator(detector, fake.target, policy(Mode.HEDGED)) as asked,
+    ):
+        for _ in range(20):
+            assert ask(asked, b"picture").source is Source.DEVICE
+        assert asked.stats().device_p95_seconds is not None
+        seen = len(fake.seen)
+        detector.does = lambda: slow.wait(30) and PIT  # type: ignore[assignment,return-value]
+        answer = ask(asked, b"picture")
+        slow.set()
+        stats = asked.stats()
+    assert (answer.source, answer.cloud_reason) == (Source.CLOUD, CloudReason.DEVICE_SLOW)
+    assert answer.total_milliseconds < 4000
+    assert len(fake.seen) == seen + 1
+    assert stats.hedges >= stats.hedges_won >= 1
+
+
+def test_a_model_that_hangs_fails_the_next_pictures_at_once_until_it_returns(
+    ask: Any, hanging: Hanging
+) -> None:
+    chosen = policy(Mode.DEVICE, timeout=0.3, reserve=0.0)
+    asked = InferenceCoordinator(hanging, None, chosen)
+    with asked:
+        with pytest.raises(DeviceError, match="DEVICE_TIMEOUT"):
+            ask(asked, b"first")
+        assert asked.stats().device_hangs
+        began = time.monotonic()
+        with pytest.raises(DeviceError, match="DEVICE_HUNG"):
+            ask(asked, b"second")
+        assert time.monotonic() - began < 0.2
+        hanging.released.set()
+        while asked.stats().device_hangs:
+            time.sleep(0.005)
+        assert ask(asked, b"third").source is Source.DEVICE
+    assert hanging.seen == [b"first", b"third"]
+
+
+def test_the_breaker_opens_and_half_opens_and_closes(ask: Any) -> None:
+    chosen = policy(Mode.CLOUD, breaker_failures=3, breaker_seconds=0.4, retry_tokens=1)
+    with (
+        serving(UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, Reply()) as fake,
+        coordinator(None, fake.target, chosen) as asked,
+    ):
+        for _ in range(3):
+            assert asked.breaker is BreakerState.CLOSED
+            with pytest.raises(CloudError, match="DRAINING"):
+                ask(asked, b"picture")
+        assert asked.breaker is BreakerState.OPEN
+        with pytest.raises(CloudError, match="CIRCUIT_OPEN") as caught:
+            ask(asked, b"picture")
+        assert caught.value.attempts == ()
+        assert caught.value.retryable
+        assert 0 < (caught.value.retry_after or 0) <= 0.4
+        assert len(fake.seen) == 3
+        while asked.breaker is BreakerState.OPEN:
+            time.sleep(0.005)
+        assert asked.stats().breaker is BreakerState.HALF_OPEN
+        assert ask(asked, b"picture").source is Source.CLOUD
+        assert asked.breaker is BreakerState.CLOSED
+        assert asked.stats().breaker_opened == 1
+
+
+@pytest.mark.parametrize("code", ["PERMISSION_DENIED", "INVALID_ARGUMENT", "UNAUTHENTICATED"])
+def test_errors_of_the_question_do_not_open_it(code: str) -> None:
+    refused = Refuse(SightlineError(grpc.StatusCode[code], "NO", "no"))
+    chosen = policy(Mode.CLOUD, breaker_failures=1)
+    with serving(refused) as fake, coordinator(None, fake.target, chosen) as asked:
+        for _ in range(3):
+            with pytest.raises(CloudError, match="NO"):
+                asked.ask(b"picture")
+        assert asked.breaker is BreakerState.CLOSED
+        assert asked.stats().retry_tokens == 1000
+
+
+def test_a_server_that_is_late_opens_it() -> None:
+    chosen = policy(Mode.CLOUD, timeout=0.2, reserve=0.1, breaker_failures=1)
+    with serving(Hang()) as fake, coordinator(None, fake.target, chosen) as asked:
+        with pytest.raises(CloudError):
+            asked.ask(b"picture")
+        assert asked.breaker is BreakerState.OPEN
+
+
+async def test_a_cancelled_probe_makes_room_for_another() -> None:
+    chosen = policy(Mode.CLOUD, breaker_failures=1, breaker_seconds=0.05, retry_tokens=1)
+    with (
+        serving(UNAVAILABLE, Hang(), Reply()) as fake,
+        coordinator(None, fake.target, chosen) as asked,
+    ):
+        with pytest.raises(CloudError):
+            await asked.aask(b"picture")
+        while asked.breaker == BreakerState.OPEN:  # noqa: ASYNC110 - no event for it
+            await asyncio.sleep(0.005)
+        fake.called.clear()
+        probe = asyncio.create_task(asked.aask(b"picture"))
+        await asyncio.to_thread(fake.called.wait, 5)
+        probe.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await probe
+        assert (await asked.aask(b"picture")).source is Source.CLOUD
+        assert asked.stats().breaker == BreakerState.CLOSED
+
+
+def test_without_tokens_a_dead_server_is_not_hammered() -> None:
+    with serving(UNAVAILABLE) as fake:
+        chosen = policy(Mode.CLOUD, timeout=1.0, reserve=0.1, retry_tokens=10)
+        with coordinator(None, fake.target, chosen) as asked:
+            for _ in range(8):
+                with pytest.raises(CloudError):
+                    asked.ask(b"picture")
+            stats = asked.stats()
+    # Five failures use up half the tokens, of which four may be tried again; then one a question
+    # until the breaker has seen five questions fail.
+    assert len(fake.seen) <= 5 + 5
+    assert stats.retries <= 5
+    assert stats.breaker is BreakerState.OPEN
+
+
+@pytest.mark.parametrize("mode", [Mode.CASCADE, Mode.HEDGED])
+def test_an_open_breaker_leaves_the_device_its_word(mode: Mode) -> None:
+    chosen = policy(mode, timeout=0.5, reserve=0.1, breaker_failures=1, breaker_seconds=60)
+    with coordinator(Scripted(lambda: UNSURE), NOBODY, chosen) as asked:
+        broken = asked._parties.gate.ask()
+        asked._parties.gate.settle(broken, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
+        answer = asked.ask(b"picture")
+    assert answer.source is Source.DEVICE
+    assert answer.cloud_error == ("CIRCUIT_OPEN" if mode is Mode.CASCADE else "")
+
+
+def test_errors_survive_copies_and_pickles() -> None:
+    asked = InferenceCoordinator(failing(RuntimeError("CUDA error 700")), None, policy(Mode.DEVICE))
+    with asked, pytest.raises(DeviceError) as caught:
+        asked.ask(b"picture")
+    for again in (copy.copy(caught.value), pickle.loads(pickle.dumps(caught.value))):
+        assert type(again) is DeviceError
+        assert str(again) == str(caught.value)
+        assert again.attempts == caught.value.attempts
+        assert again.__notes__ == caught.value.__notes__
+        assert (again.code, again.reason) == (caught.value.code, caught.value.reason)
+
+
+def test_a_closed_coordinators_error_is_both_of_its_kinds() -> None:
+    closed = coordinator(None, NOBODY, policy(Mode.CLOUD))
+    closed.close()
+    with pytest.raises(CoordinatorClosedError) as caught:
+        closed.ask(b"picture")
+    assert isinstance(caught.value, ClosedError)
+    assert caught.value.reason == "NODE_CLOSED"

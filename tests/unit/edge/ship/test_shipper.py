@@ -105,7 +105,7 @@ def test_everything_arrives_once_and_in_order(node: Node, ingest: FakeIngest) ->
     assert ingest.images() == images(57)
     assert ingest.only().gaps == [(51, 53, GapReason.DROPPED_NEWEST)]
     assert ingest.duplicates == 0
-    assert node.progress.sent == 57
+    assert node.progress.delivered == 57
     assert node.progress.committed == 60
     assert max(ingest.streams) <= 4  # messages of 4 in streams of 16
 
@@ -384,7 +384,7 @@ def test_what_a_full_disk_keeps_from_being_deleted_is_deleted_later(
     with node.shipping():
         assert node.is_empty()  # and not only when something else is logged
     assert disk.has_failed
-    assert (node.progress.sent, node.progress.committed) == (5, 5)
+    assert (node.progress.delivered, node.progress.committed) == (5, 5)
     assert ingest.images() == images(5)
 
 

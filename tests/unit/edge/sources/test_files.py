@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.sources import Camera, PictureFiles, Sampling, VideoFile, open_source
+from edge.sources import Camera, Frame, PictureFiles, Sampling, VideoFile, open_source
 from servicekit.errors import SightlineError
 from tests.unit.edge.sources.watching import Watching, save_pictures, save_video
 
@@ -35,7 +35,7 @@ def test_every_second_picture_is_taken_and_the_others_are_told(tmp_path: Path) -
 
 def test_pictures_end_when_no_more_are_wanted(tmp_path: Path) -> None:
     save_pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
-    frames = []
+    frames: list[Frame] = []
     for frame in PictureFiles(tmp_path).frames(Watching(lambda: len(frames) == 2)):
         frames.append(frame)
     assert len(frames) == 2

@@ -1,0 +1,79 @@
+"""What a coordinator's questions came to, beside who answered them."""
+
+import threading
+from dataclasses import dataclass
+
+from edge.decide.breaker import BreakerState
+from edge.decide.core import Coordination
+from edge.decide.device_worker import DeviceWorker
+from edge.decide.events import Fail, Finish
+from edge.decide.gate import CloudGate
+from edge.records import CloudReason, Source
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorStats:
+    """What a coordinator has done so far, and how it is."""
+
+    retries: int
+    """Tries at the cloud after a question's first."""
+    hedges: int
+    """Questions that the cloud was asked because the device was later than it mostly is."""
+    hedges_won: int
+    """Of them, those that the cloud answered first."""
+    cascaded: int
+    """Questions of whose answer the device was unsure."""
+    cascade_kept: int
+    """Of them, those for which the cloud did not answer, and the device's answer was kept."""
+    breaker: BreakerState
+    """How the cloud's circuit breaker is."""
+    breaker_opened: int
+    """How often it has opened."""
+    retry_tokens: float
+    """Retry tokens that are left; see `Policy.retry_tokens`."""
+    device_p95_seconds: float | None
+    """95th percentile of the device's latest 200 runs; None: not known before 20."""
+    device_hangs: bool
+    """Whether the device's model has been at one picture for longer than a whole budget."""
+
+
+class Counters:
+    """Counts for one coordinator; safe in threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._retries = 0
+        self._hedges = 0
+        self._hedges_won = 0
+        self._cascaded = 0
+        self._cascade_kept = 0
+
+    def ended(self, core: Coordination, end: Finish | Fail) -> None:
+        """Counts a question that ended."""
+        by_cloud = isinstance(end, Finish) and end.answer.source is Source.CLOUD
+        slow = core.cloud_reason is CloudReason.DEVICE_SLOW
+        unsure = core.cloud_reason is CloudReason.DEVICE_UNSURE
+        if not (core.retries or slow or unsure):
+            return
+        with self._lock:
+            self._retries += core.retries
+            self._hedges += slow
+            self._hedges_won += slow and by_cloud
+            self._cascaded += unsure
+            self._cascade_kept += unsure and not by_cloud
+
+    def stats(self, gate: CloudGate, worker: DeviceWorker | None) -> CoordinatorStats:
+        """Returns the counts so far."""
+        with self._lock:
+            return CoordinatorStats(
+                retries=self._retries,
+                hedges=self._hedges,
+                hedges_won=self._hedges_won,
+                cascaded=self._cascaded,
+                cascade_kept=self._cascade_kept,
+                breaker=gate.state,
+                breaker_opened=gate.opened,
+                retry_tokens=gate.tokens_left,
+                device_p95_seconds=worker.run_times.p95() if worker else None,
+                device_hangs=worker.hangs if worker else False,
+            )

@@ -1,0 +1,130 @@
+"""How questions are settled: who may answer, how long it may take, when the cloud is left alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from edge.decide.backoff import full_jitter
+from edge.detect.base import DetectorResult
+
+_TIMER_SLACK = 0.25  # seconds: a busy device wakes late, and the reserve must still be whole then
+
+
+class Mode(StrEnum):
+    """Who may answer."""
+
+    AUTO = "auto"
+    """The device; the cloud where the device fails, is late or has no model."""
+    DEVICE = "device"
+    CLOUD = "cloud"
+    CASCADE = "cascade"
+    """As auto; and the cloud where the device is unsure."""
+    HEDGED = "hedged"
+    """As auto; and the cloud beside the device where that is later than it mostly is. The first
+    good answer counts."""
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """When the device is unsure of a picture, so that the cloud is asked in mode `cascade`.
+
+    Attributes:
+        low: lower end of the band of confidences in which the device is unsure, in [0, 1].
+        high: upper end, in [`low`, 1]; both ends are in the band.
+        any: whether one detection in the band is enough; else the most confident one must be in it.
+        empty: whether the device is unsure of a picture in which it finds nothing.
+        rule: says in place of all this whether the device is unsure; None: the band does.
+
+    Raises:
+        ValueError: a bound is broken; names the attribute.
+    """
+
+    low: float = 0.25
+    high: float = 0.6
+    any: bool = False
+    empty: bool = False
+    rule: Callable[[DetectorResult], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= 1:
+            raise ValueError(f"cascade low must be in [0, 1], is {self.low:g}")
+        if not self.low <= self.high <= 1:
+            raise ValueError(f"cascade high must be in [{self.low:g}, 1], is {self.high:g}")
+
+    def unsure(self, result: DetectorResult) -> bool:
+        """Returns whether the cloud should be asked.
+
+        Raises:
+            Exception: whatever `rule` raises.
+        """
+        if self.rule is not None:
+            return bool(self.rule(result))
+        confidences = [found.confidence for found in result.detections]
+        if not confidences:
+            return self.empty
+        asked = confidences if self.any else [max(confidences)]
+        return any(self.low <= confidence <= self.high for confidence in asked)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a question is settled.
+
+    Attributes:
+        mode: who may answer.
+        timeout: the whole budget in seconds, > 0.
+        cloud_reserve: seconds that must be left for the cloud to be asked, >= 0; but in mode
+            `device` below `timeout`, and what the device may not use: it is stopped up to 0.25 s
+            earlier.
+        backoff: seconds to wait before retry 1, 2, ...; drawn anew at each call. A server's own
+            `retry_after` is added to it.
+        cascade: when the device is unsure, in mode `cascade`.
+        breaker_failures: questions in a row that the cloud fails, with errors of the network, the
+            server or by being late, until it is left alone, >= 1.
+        breaker_seconds: how long it is left alone before one question tries again, > 0.
+        retry_tokens: as gRPC's retry throttling (proposal A6): each failed try takes one of so
+            many tokens, and while half or less are left nothing is retried, >= 1.
+        retry_token_ratio: what an answer gives back of a token, > 0 and at most 1.
+
+    Raises:
+        ValueError: a bound is broken; names the attribute.
+    """
+
+    mode: Mode = Mode.AUTO
+    timeout: float = 8.0
+    cloud_reserve: float = 1.0
+    backoff: Callable[[int], float] = field(default_factory=full_jitter)
+    cascade: Cascade = field(default_factory=Cascade)
+    breaker_failures: int = 5
+    breaker_seconds: float = 10.0
+    retry_tokens: int = 30
+    retry_token_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout < float("inf"):
+            raise ValueError(f"timeout must be above 0 seconds and finite, is {self.timeout:g}")
+        if not self.cloud_reserve >= 0:
+            raise ValueError(f"cloud_reserve must be >= 0 seconds, is {self.cloud_reserve:g}")
+        if self.mode is not Mode.DEVICE and self.cloud_reserve >= self.timeout:
+            raise ValueError(
+                f"cloud_reserve must be below timeout ({self.timeout:g} s), "
+                f"is {self.cloud_reserve:g} s"
+            )
+        if self.breaker_failures < 1:
+            raise ValueError(f"breaker_failures must be >= 1, is {self.breaker_failures}")
+        if not 0 < self.breaker_seconds < float("inf"):
+            raise ValueError(
+                f"breaker_seconds must be above 0 and finite, is {self.breaker_seconds:g}"
+            )
+        if self.retry_tokens < 1:
+            raise ValueError(f"retry_tokens must be >= 1, is {self.retry_tokens}")
+        if not 0 < self.retry_token_ratio <= 1:
+            raise ValueError(f"retry_token_ratio must be in (0, 1], is {self.retry_token_ratio:g}")
+
+    @property
+    def device_share(self) -> float:
+        """Seconds that the device may take; what is left then covers the cloud's reserve."""
+        if self.mode is Mode.DEVICE:
+            return self.timeout
+        free = self.timeout - self.cloud_reserve
+        return free - min(_TIMER_SLACK, free / 4)

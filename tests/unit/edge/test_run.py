@@ -1,0 +1,213 @@
+"""Runs over sources on a real node: every frame has one outcome, and the counts add up."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from edge.decide.policy import Mode, Policy
+from edge.detect.base import DetectorResult, Image
+from edge.log.logger import PredictionLogger
+from edge.node import EdgeNode
+from edge.records import Source
+from edge.sources import Frame, VideoFile, Watch
+from edge.sources.counts import SourceState
+from servicekit.errors import SightlineError
+from tests.fakes.ingest import FakeIngest
+from tests.unit.edge.sources.watching import save_pictures, save_video
+
+LONG = 10.0
+
+
+class Device:
+    name, version = "tiny", "1"
+
+    def __init__(self, before: Callable[[Image], None] = lambda image: None) -> None:
+        self._before = before
+
+    def detect(self, image: Image) -> DetectorResult:
+        self._before(image)
+        return DetectorResult((), 64, 48, self.name, self.version)
+
+
+class Camera:
+    """A live source of `count` frames that then waits until no more are wanted."""
+
+    name, live = "cam", True
+
+    def __init__(self, count: int, after_first: threading.Event | None = None) -> None:
+        self._count = count
+        self._after_first = after_first
+        self.given = threading.Event()
+        self.ended = threading.Event()
+
+    def frames(self, watch: Watch) -> Iterator[Frame]:
+        watch.found()
+        for number in range(self._count):
+            yield Frame(b"x", f"cam-{number}", 1_700_000_000.0 + number)
+            if number == 0 and self._after_first:
+                self._after_first.wait(LONG)
+        self.given.set()
+        while not watch.wait(LONG):
+            pass
+        self.ended.set()
+
+
+@contextmanager
+def node(tmp_path: Path, device: Device | None = None) -> Iterator[tuple[EdgeNode, FakeIngest]]:
+    with FakeIngest() as ingest:
+        logger = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path / "spool")
+        with EdgeNode(device or Device(), None, logger, Policy(mode=Mode.DEVICE)) as made:
+            yield made, ingest
+
+
+def test_every_frame_of_files_is_answered_and_logged_with_its_source(tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg", "b.jpg", "c.jpg")
+    video = save_video(tmp_path / "line.mp4", frames=10)
+    with node(tmp_path) as (made, ingest):
+        outcomes = list(made.run(folder, str(video)))
+        assert made.logger.flush(LONG, until="committed")
+        logged = ingest.only().predictions.values()
+        stats = made.stats()
+    names = ["a.jpg", "b.jpg", "c.jpg", *(f"line.mp4#{n:06d}" for n in range(10))]
+    assert sorted(one.frame.image_id for one in outcomes) == names
+    assert all(one.answer and one.answer.source is Source.DEVICE for one in outcomes)
+    assert {entry.image_id: dict(entry.labels)["source"] for entry in logged} == {
+        name: str(folder if name.endswith(".jpg") else video) for name in names
+    }
+    assert stats.sources[str(video)].read == stats.sources[str(video)].by_device == 10
+    assert stats.sources[str(folder)].state is SourceState.ENDED
+    assert stats.pictures.by_device == 13
+
+
+def test_one_worker_keeps_the_order(tmp_path: Path) -> None:
+    video = save_video(tmp_path / "line.mp4", frames=30)
+    with node(tmp_path) as (made, _):
+        names = [one.frame.image_id for one in made.run(video, workers=1)]
+    assert names == [f"line.mp4#{n:06d}" for n in range(30)]
+
+
+def test_sampling_applies_to_words_and_counts_what_was_passed_over(tmp_path: Path) -> None:
+    video = save_video(tmp_path / "line.mp4", frames=30, fps=10)
+    with node(tmp_path) as (made, _):
+        assert len(list(made.run(video, every=10))) == 3
+        assert made.stats().sources[str(video)].skipped == 27
+        assert len(list(made.run(video, every_seconds=1.0))) == 3
+        stats = made.stats().sources[str(video)]
+    assert (stats.read, stats.skipped, stats.by_device, stats.waiting) == (60, 54, 6, 0)
+
+
+def test_a_frame_that_fails_is_an_outcome_with_its_error(tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg", "b.jpg")
+
+    def fail(image: Image) -> None:
+        if isinstance(image, Path) and image.name == "a.jpg":
+            raise RuntimeError("CUDA error 700")
+
+    with node(tmp_path, Device(fail)) as (made, _):
+        first, second = sorted(made.run(folder), key=lambda one: one.frame.image_id)
+        stats = made.stats()
+    assert first.answer is None
+    assert "CUDA error 700" in str(first.error)
+    assert second.error is None
+    counts = stats.sources[str(folder)]
+    assert (counts.failed, counts.by_device) == (1, 1)
+    assert sum(stats.pictures.failed.values()) == 1
+
+
+def test_leaving_the_loop_ends_the_reading_and_the_counts_add_up(tmp_path: Path) -> None:
+    camera = Camera(100)
+    with node(tmp_path) as (made, _):
+        for _ in made.run(camera, queue_size=2):
+            break
+        assert camera.ended.wait(LONG)
+        stats = made.stats()
+    counts = stats.sources["cam"]
+    assert counts.state is SourceState.ENDED
+    assert counts.waiting == 0
+    assert counts.read == counts.dropped + counts.by_device
+    assert stats.pictures.by_device == counts.by_device >= 1
+
+
+def test_a_slow_device_costs_a_camera_its_old_frames_only(tmp_path: Path) -> None:
+    busy, go = threading.Event(), threading.Event()
+    camera = Camera(100, after_first=busy)
+
+    def work(image: Image) -> None:
+        busy.set()
+        go.wait(LONG)
+
+    with node(tmp_path, Device(work)) as (made, _):
+        outcomes = made.run(camera, workers=1, queue_size=3)
+        first = threading.Thread(target=next, args=(outcomes,))
+        first.start()
+        assert camera.given.wait(LONG)
+        go.set()
+        first.join(LONG)
+        rest = [next(outcomes).frame.image_id for _ in range(3)]
+        counts = made.stats().sources["cam"]
+        outcomes.close()  # type: ignore[attr-defined]
+    assert rest == ["cam-97", "cam-98", "cam-99"]
+    assert counts.dropped == 96
+    assert counts.read == 100
+
+
+async def test_asyncio_iterates_over_the_same(tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg", "b.jpg", "c.jpg")
+    with node(tmp_path) as (made, _):
+        names = {one.frame.image_id async for one in made.arun(folder)}
+    assert names == {"a.jpg", "b.jpg", "c.jpg"}
+
+
+async def test_a_cancelled_task_ends_its_run(tmp_path: Path) -> None:
+    camera = Camera(1)
+
+    async def follow(made: EdgeNode) -> None:
+        async for _ in made.arun(camera):
+            pass
+
+    with node(tmp_path) as (made, _):
+        task = asyncio.create_task(follow(made))
+        await asyncio.to_thread(camera.given.wait, LONG)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(camera.ended.wait, LONG)
+
+
+def test_a_run_that_is_never_begun_reads_nothing(tmp_path: Path) -> None:
+    camera = Camera(1)
+    with node(tmp_path) as (made, _):
+        made.run(camera)
+        assert made.stats().sources["cam"].read == 0
+    assert not camera.given.is_set()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "workers must be 1 to 1024, is 0"),
+        ({"queue_size": 0}, "queue_size must be 1 to 1024, is 0"),
+        ({"every": 0}, "every must be >= 1"),
+        ({"every_seconds": -1.0}, "every_seconds must be above 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_at_once(
+    tmp_path: Path, options: dict[str, int], message: str
+) -> None:
+    with node(tmp_path) as (made, _), pytest.raises(ValueError, match=message):
+        made.run(Camera(1), **options)
+
+
+def test_sources_must_be_there_and_differ(tmp_path: Path) -> None:
+    video = VideoFile(save_video(tmp_path / "line.mp4", frames=1))
+    with node(tmp_path) as (made, _):
+        with pytest.raises(ValueError, match="sources must be at least one"):
+            made.run()
+        with pytest.raises(ValueError, match="have different names"):
+            made.run(video, str(tmp_path / "line.mp4"))
+        with pytest.raises(SightlineError, match="source must name at least one picture"):
+            made.run(tmp_path / "missing.jpg")
