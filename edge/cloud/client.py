@@ -28,8 +28,16 @@ from servicekit.errors import SightlineError, from_rpc_error
 HARD_TIMEOUT = 8.0
 """Seconds after which a call ends unless another timeout is given."""
 
-# A retry must find a connection that has been tried again, well inside the budget.
-_OPTIONS = (("grpc.max_reconnect_backoff_ms", 1_000),)
+_OPTIONS = (
+    # A retry must find a connection that has been tried again, well inside the budget.
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A connection that a router has forgotten is found out in 15 s, in use or not: each question
+    # on it would cost its whole budget. The ping's 64 KiB of queue take 5 s at 13 kB/s, over which
+    # no picture would arrive in time anyway.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+)
 
 
 class PendingAnswer:
