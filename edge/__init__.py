@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge.cloud.client import AsyncInferenceClient, InferenceClient
+    from edge.cloud.aio_client import AsyncInferenceClient
+    from edge.cloud.client import InferenceClient
     from edge.cloud.types import InferAnswer, InferParameters, ModelHint
     from edge.decide.answer import Answer, Attempt
     from edge.decide.breaker import BreakerState
@@ -105,7 +106,7 @@ _MODULES = {
     "to_supervision": "edge.log.adapters",
     # Answering
     "Answer": "edge.decide.answer",
-    "AsyncInferenceClient": "edge.cloud.client",
+    "AsyncInferenceClient": "edge.cloud.aio_client",
     "Attempt": "edge.decide.answer",
     "Detector": "edge.detect",
     "DetectorResult": "edge.detect",

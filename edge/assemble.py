@@ -23,7 +23,12 @@ def client(settings: EdgeSettings) -> InferenceClient | None:
     """
     if settings.mode == "device":
         return None
-    return InferenceClient(Endpoint.to_inference(settings), timeout=settings.timeout_seconds)
+    return InferenceClient(
+        Endpoint.to_inference(settings),
+        timeout=settings.timeout_seconds,
+        upload_above_bytes=settings.upload_above_bytes,
+        downscale=settings.cloud_downscale,
+    )
 
 
 def policy(settings: EdgeSettings) -> Policy:

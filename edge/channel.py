@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import grpc
-import grpc.aio
 
 from servicekit.addresses import stays_here
 from servicekit.errors import SightlineError
@@ -109,13 +108,6 @@ class Endpoint:
         if self.credentials is None:
             return grpc.insecure_channel(self.target, chosen)
         return grpc.secure_channel(self.target, self.credentials, chosen)
-
-    def aio_channel(self, options: Sequence[tuple[str, object]] = ()) -> grpc.aio.Channel:
-        """Returns a new channel for the running asyncio loop; see `channel`."""
-        chosen = _merged(options)
-        if self.credentials is None:
-            return grpc.aio.insecure_channel(self.target, chosen)
-        return grpc.aio.secure_channel(self.target, self.credentials, chosen)
 
 
 def _read(path: Path) -> str:

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from edge.cloud.types import UPLOAD_ABOVE_BYTES
 from edge.decide.policy import Cascade, Policy
 from edge.log.options import LogOptions
 from servicekit.settings import (
@@ -223,6 +224,18 @@ class EdgeSettings(ClientTlsSettings):
     )
     cloud_model_version: str = Field(
         default="", description="version of cloud_model; empty: its default version"
+    )
+    upload_above_bytes: int = Field(
+        default=UPLOAD_ABOVE_BYTES,
+        ge=0,
+        le=1 << 30,
+        description="size from which on an encoded picture is uploaded to the cloud once, and"
+        " referred to in each try, bytes",
+    )
+    cloud_downscale: bool = Field(
+        default=False,
+        description="whether pictures are shrunk to the input of the cloud's model before they"
+        " leave",
     )
     confidence_threshold: float | None = Field(
         default=None,

@@ -24,6 +24,7 @@ _MAX_STATUS_BYTES = 4096
 is percent-encoded) and the details (base64: four thirds) have to stay below that together."""
 _FRAME_BYTES = 6
 """Most that a message costs beside itself as an element of a repeated field."""
+_PUSHBACK = "grpc-retry-pushback-ms"
 M = TypeVar("M", bound=Message)
 
 
@@ -126,7 +127,7 @@ class SightlineError(Exception):
         return f"{self.message} [{self.code.name}, {self.reason}]"
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copies and pickles: an exception's own way calls the constructor with the message alone."""
+        """Copies and pickles; an exception's own way makes it of the message alone."""
         return _restored, (type(self), self.args, self.__dict__.copy())
 
     @property
@@ -140,13 +141,13 @@ class SightlineError(Exception):
         return self.category in _RETRYABLE
 
 
-
 def _restored(
     kind: "type[SightlineError]", arguments: tuple[object, ...], state: Mapping[str, object]
 ) -> "SightlineError":
     error = kind.__new__(kind, *arguments)
     error.__dict__.update(state)
     return error
+
 
 def invalid(field: str, description: str, *, reason: str = "INVALID_FIELD") -> SightlineError:
     """Returns the error for one field of a request that breaks a rule.
@@ -253,9 +254,26 @@ def from_rpc_error(error: grpc.RpcError) -> SightlineError:
         status = rpc_status.from_call(cast("grpc.Call", error))
     except (ValueError, DecodeError):  # details that contradict the code, or are not details
         status = None
-    if status is None:
-        return SightlineError(code, code.name, message or code.name)
-    return from_status(status)
+    plain = SightlineError(code, code.name, message or code.name)
+    return _pushed_back(from_status(status) if status is not None else plain, error)
+
+
+def _pushed_back(meant: SightlineError, error: grpc.RpcError) -> SightlineError:
+    """Takes in what the server asks of retries: milliseconds, or none at all (gRPC's A6)."""
+    trailing: Iterable[tuple[str, str | bytes]]
+    trailing = getattr(error, "trailing_metadata", lambda: ())() or ()
+    asked = dict(trailing).get(_PUSHBACK)
+    if asked is None:
+        return meant
+    try:
+        milliseconds = int(asked)
+    except ValueError:
+        milliseconds = -1  # as A6 says
+    if milliseconds < 0:
+        meant.do_not_retry = True
+    elif meant.retry_after is None:
+        meant.retry_after = milliseconds / 1e3
+    return meant
 
 
 def _clip(text: str) -> str:

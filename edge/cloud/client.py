@@ -1,29 +1,32 @@
-"""Asks the inference service, from threads and from asyncio. One try per call.
+"""Asks the inference service from threads. One try per call.
 
 Retries, and what to do when the service does not answer, are the coordinator's
-(`edge.decide.coordinator`). Both clients say the same; the words are in `edge.cloud.messages`.
+(`edge.decide.coordinator`). For asyncio there is `edge.cloud.aio_client`.
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
 import grpc
 from sightline.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 
 from edge.channel import Endpoint
-from edge.cloud.messages import (
-    InferCall,
-    check_timeout,
-    parse_answer,
-    parse_models,
-    prepare,
+from edge.cloud.call import InferCall
+from edge.cloud.messages import check_timeout, parse_models, prepare
+from edge.cloud.pending import Line, PendingAnswer
+from edge.cloud.sizes import ModelSizes
+from edge.cloud.types import (
+    UPLOAD_ABOVE_BYTES,
+    InferAnswer,
+    InferParameters,
+    ModelHint,
+    ModelInfo,
 )
-from edge.cloud.types import InferAnswer, InferParameters, ModelHint, ModelInfo
 from edge.detect.base import Image
 from edge.detect.pictures import ArrayFormat
-from servicekit.errors import SightlineError, from_rpc_error
+from servicekit.errors import SightlineError, from_rpc_error, invalid
 
 HARD_TIMEOUT = 8.0
 """Seconds after which a call ends unless another timeout is given."""
@@ -40,38 +43,6 @@ _OPTIONS = (
 )
 
 
-class PendingAnswer:
-    """A question under way."""
-
-    def __init__(self, call: "grpc.Call") -> None:
-        self._call = call
-        self._future = cast("grpc.Future[inference_service_pb2.InferResponse]", call)
-
-    def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Calls back once `result` no longer blocks, from a thread of gRPC's or at once."""
-        self._future.add_done_callback(lambda _: callback())
-
-    def result(self) -> InferAnswer:
-        """Returns the answer, waiting for it until the call's deadline.
-
-        Raises:
-            SightlineError: the call failed.
-        """
-        try:
-            response = self._future.result()
-        except grpc.FutureCancelledError:
-            raise SightlineError(
-                grpc.StatusCode.CANCELLED, "CANCELLED", "the call was cancelled here"
-            ) from None
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        return parse_answer(response, self._call.trailing_metadata() or ())
-
-    def cancel(self) -> None:
-        """Ends the call if it has not ended."""
-        self._future.cancel()
-
-
 class InferenceClient:
     """Asks the inference service from threads; any number of them may share one client.
 
@@ -80,6 +51,15 @@ class InferenceClient:
         timeout: seconds until a call ends, unless the call says otherwise, above 0 and at most
             3600.
         array_format: how pictures that come as pixels are encoded: "jpeg" (quality 95) or "png".
+        upload_above_bytes: encoded pictures that are larger are uploaded first, once, and referred
+            to, so that a retry does not send them again; >= 0. None: none is.
+        downscale: whether pictures are shrunk to the input of the detector that will see them
+            (as JPEG of quality 95), where they are larger; boxes come in pixels of the original all
+            the same. The sizes are learnt beside the first question; until then pictures go whole.
+            Needs numpy and Pillow (the extra `onnx`).
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT: a number is out of its range.
     """
 
     def __init__(
@@ -88,12 +68,18 @@ class InferenceClient:
         *,
         timeout: float = HARD_TIMEOUT,
         array_format: ArrayFormat = "jpeg",
+        upload_above_bytes: int | None = UPLOAD_ABOVE_BYTES,
+        downscale: bool = False,
     ) -> None:
-        self._endpoint = _endpoint(endpoint)
+        self._endpoint = Endpoint(endpoint) if isinstance(endpoint, str) else endpoint
         self._timeout = check_timeout(timeout)
-        self.array_format = array_format
+        if upload_above_bytes is not None and upload_above_bytes < 0:
+            raise invalid("upload_above_bytes", f"must be >= 0 or None, is {upload_above_bytes}")
+        self._array_format = array_format
         self._channel = self._endpoint.channel(_OPTIONS)
         self._stub = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
+        self._line = Line(self._endpoint, self._stub, upload_above_bytes)
+        self._sizes = ModelSizes(self.list_models) if downscale else None
 
     def infer(
         self,
@@ -131,7 +117,7 @@ class InferenceClient:
             idempotency_key=idempotency_key,
             traceparent=traceparent,
         )
-        pending = self.send(call, timeout=self._timeout if timeout is None else timeout)
+        pending = self.send(call, timeout=timeout)
         try:
             return pending.result()
         finally:
@@ -152,6 +138,10 @@ class InferenceClient:
         Raises:
             SightlineError: INVALID_ARGUMENT, naming the field and its bound.
         """
+        # With a key of the caller's the bytes must be the same whenever it is asked.
+        size = None
+        if self._sizes is not None and idempotency_key is None:
+            size = self._sizes.of(model or ModelHint())
         return prepare(
             images,
             image_ids=image_ids,
@@ -159,26 +149,27 @@ class InferenceClient:
             parameters=parameters,
             idempotency_key=idempotency_key,
             traceparent=traceparent,
-            array_format=self.array_format,
+            array_format=self._array_format,
+            input_size=size,
         )
 
-    def send(self, call: InferCall, *, timeout: float) -> PendingAnswer:
+    def send(self, call: InferCall, *, timeout: float | None = None) -> PendingAnswer:
         """Sends a question (`prepare`) without waiting for the answer.
+
+        Args:
+            call: the question; sent again, it is the same one, and what was uploaded stays so.
+            timeout: seconds until it ends, uploads and all; None: the client's.
 
         Raises:
             SightlineError: INVALID_ARGUMENT: the timeout is not above 0 and at most 3600 s;
                 FAILED_PRECONDITION: the client is closed.
         """
-        seconds = check_timeout(timeout)
-        metadata = (*self._endpoint.metadata, *call.metadata)
-        try:
-            return PendingAnswer(
-                self._stub.Infer.future(call.request, timeout=seconds, metadata=metadata)
-            )
-        except ValueError as error:  # what gRPC raises on a closed channel
-            raise SightlineError(
-                grpc.StatusCode.FAILED_PRECONDITION, "CLIENT_CLOSED", "the client is closed"
-            ) from error
+        pending = PendingAnswer(
+            call, self._line, self._timeout if timeout is None else check_timeout(timeout)
+        )
+        if self._sizes is not None:
+            pending.add_done_callback(lambda: self._note_model(pending))
+        return pending
 
     def list_models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Returns the models that the service has loaded.
@@ -203,6 +194,12 @@ class InferenceClient:
         """Closes the connection; calls under way end as CANCELLED."""
         self._channel.close()
 
+    def _note_model(self, pending: PendingAnswer) -> None:
+        with suppress(SightlineError):
+            answer = pending.result()
+            if self._sizes is not None:
+                self._sizes.answered(answer.model_name, answer.model_version)
+
     def __enter__(self) -> Self:
         return self
 
@@ -213,87 +210,3 @@ class InferenceClient:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class AsyncInferenceClient:
-    """`InferenceClient` for asyncio; belongs to the loop it is made in. Same rules, same errors."""
-
-    def __init__(
-        self,
-        endpoint: Endpoint | str,
-        *,
-        timeout: float = HARD_TIMEOUT,
-        array_format: ArrayFormat = "jpeg",
-    ) -> None:
-        self._endpoint = _endpoint(endpoint)
-        self._timeout = check_timeout(timeout)
-        self.array_format = array_format
-        self._channel = self._endpoint.aio_channel(_OPTIONS)
-        self._stub = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
-
-    async def infer(
-        self,
-        images: Sequence[Image],
-        *,
-        image_ids: Sequence[str] = (),
-        model: ModelHint | None = None,
-        parameters: InferParameters | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - the server must know the deadline, too
-        idempotency_key: str | None = None,
-        traceparent: str = "",
-    ) -> InferAnswer:
-        """Returns the service's answer for one or more pictures; see `InferenceClient.infer`."""
-        call = await asyncio.to_thread(  # files are read and pixels encoded here
-            prepare,
-            images,
-            image_ids=image_ids,
-            model=model,
-            parameters=parameters,
-            idempotency_key=idempotency_key,
-            traceparent=traceparent,
-            array_format=self.array_format,
-        )
-        started = self._stub.Infer(
-            call.request,
-            timeout=self._timeout if timeout is None else check_timeout(timeout),
-            metadata=(*self._endpoint.metadata, *call.metadata),
-        )
-        try:
-            return parse_answer(await started, await started.trailing_metadata())
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-
-    async def list_models(
-        self,
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109 - as above
-    ) -> tuple[ModelInfo, ...]:
-        """Returns the models that the service has loaded; see `InferenceClient.list_models`."""
-        try:
-            response = await self._stub.ListModels(
-                inference_service_pb2.ListModelsRequest(),
-                timeout=self._timeout if timeout is None else check_timeout(timeout),
-                metadata=self._endpoint.metadata,
-            )
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        return parse_models(response)
-
-    async def close(self) -> None:
-        """Closes the connection; calls under way end as CANCELLED."""
-        await self._channel.close(None)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-
-def _endpoint(endpoint: Endpoint | str) -> Endpoint:
-    return Endpoint(endpoint) if isinstance(endpoint, str) else endpoint

@@ -1,14 +1,13 @@
 """Questions to the inference service and its answers, to and from protobuf; no network.
 
-Whatever would be refused for its form is refused here, before a byte is sent. What the sync and
-the async client share is all in here.
+Whatever would be refused for its form is refused here, before a byte is sent.
 """
 
 import hashlib
 import re
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from google.protobuf.duration_pb2 import Duration
@@ -16,6 +15,8 @@ from google.rpc import status_pb2
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from sightline.types.v1 import prediction_pb2
 
+from edge.cloud.call import InferCall
+from edge.cloud.shrink import Scale, shrunk
 from edge.cloud.types import (
     ClassScore,
     ImageAnswer,
@@ -43,15 +44,6 @@ _TASKS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class InferCall:
-    """One question, ready to be sent, and to be sent again as the same question."""
-
-    request: inference_service_pb2.InferRequest
-    metadata: tuple[tuple[str, str], ...]
-    """Idempotency key and, if given, traceparent."""
-
-
 def prepare(
     images: Sequence[Image],
     *,
@@ -61,24 +53,33 @@ def prepare(
     idempotency_key: str | None = None,
     traceparent: str = "",
     array_format: ArrayFormat = "jpeg",
+    input_size: tuple[int, int] | None = None,
 ) -> InferCall:
     """Returns a question, checked; see `edge.cloud.client.InferenceClient.infer`.
+
+    With an `input_size`, the width and height of the model's input in pixels, pictures that are
+    larger are shrunk to it.
 
     Raises:
         SightlineError: INVALID_ARGUMENT, naming the field and its bound.
     """
     _check_images(images, image_ids)
+    metadata = tuple(_metadata(idempotency_key, traceparent))
     request = inference_service_pb2.InferRequest(
-        images=[
-            _image(image, array_format, f"images[{index}]", name)
-            for index, (image, name) in enumerate(
-                zip(images, image_ids or [""] * len(images), strict=True)
-            )
-        ],
         model=_model(model) if model else None,
         parameters=_parameters(parameters) if parameters else None,
     )
-    return InferCall(request, tuple(_metadata(idempotency_key, traceparent)))
+    scales: dict[int, Scale] = {}
+    saved = 0
+    names = image_ids or [""] * len(images)
+    for index, (image, name) in enumerate(zip(images, names, strict=True)):
+        data, scale, less = _to_send(image, array_format, input_size, f"images[{index}]")
+        sha256 = hashlib.sha256(data).digest()
+        request.images.add(image_id=name, data=data, sha256=sha256)
+        saved += less
+        if scale is not None:
+            scales[index] = scale
+    return InferCall(request, metadata, scales, bytes_saved=saved)
 
 
 def check_timeout(timeout: float) -> float:
@@ -107,15 +108,23 @@ def trace_id_of(traceparent: str) -> str:
 
 
 def parse_answer(
-    response: inference_service_pb2.InferResponse, trailing: Iterable[tuple[str, str | bytes]]
+    response: inference_service_pb2.InferResponse,
+    trailing: Iterable[tuple[str, str | bytes]],
+    call: InferCall,
 ) -> InferAnswer:
-    """Returns the service's answer."""
+    """Returns the service's answer to a question, in pixels of the pictures as they were given."""
+    results = tuple(_image_answer(result) for result in response.results)
     return InferAnswer(
-        results=tuple(_image_answer(result) for result in response.results),
+        results=tuple(
+            call.scales[index].restored(result) if index in call.scales else result
+            for index, result in enumerate(results)
+        ),
         model_name=response.model_name,
         model_version=response.model_version,
         timing=_timing(response.timing),
         idempotent_replayed=(REPLAYED, "true") in {(key, value) for key, value in trailing},
+        bytes_sent=call.bytes_sent,
+        bytes_saved=call.bytes_saved,
     )
 
 
@@ -146,11 +155,25 @@ def _check_images(images: Sequence[Image], image_ids: Sequence[str]) -> None:
         raise invalid("image_ids", f"must be as many as images ({len(images)}) or none")
 
 
-def _image(
-    image: Image, array_format: ArrayFormat, field: str, image_id: str
-) -> inference_pb2.Image:
-    data = encoded(image, array_format=array_format, field=field)
-    return inference_pb2.Image(image_id=image_id, data=data, sha256=hashlib.sha256(data).digest())
+def _to_send(
+    image: Image, array_format: ArrayFormat, input_size: tuple[int, int] | None, field: str
+) -> tuple[bytes, Scale | None, int]:
+    """A picture's bytes, how they relate to it if it was shrunk, and how many bytes that saves.
+
+    What it saves of pixels is not known: nobody encodes them whole to find out.
+    """
+    if input_size is None:
+        return encoded(image, array_format=array_format, field=field), None, 0
+    if not isinstance(image, bytes | str | Path):
+        small = shrunk(image, input_size, field)
+        if small is None:
+            return encoded(image, array_format=array_format, field=field), None, 0
+        return *small, 0
+    whole = encoded(image, field=field)
+    small = shrunk(whole, input_size, field)
+    if small is None or len(small[0]) >= len(whole):
+        return whole, None, 0
+    return *small, len(whole) - len(small[0])
 
 
 def _model(model: ModelHint) -> inference_pb2.ModelHint:

@@ -6,6 +6,9 @@ from enum import StrEnum
 from edge.records import Detection
 from servicekit.errors import SightlineError
 
+UPLOAD_ABOVE_BYTES = 1 << 20
+"""Size of an encoded picture from which on it is uploaded first, unless told otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelHint:

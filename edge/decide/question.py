@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import grpc
 
-from edge.cloud.client import InferenceClient, PendingAnswer
-from edge.cloud.messages import InferCall
+from edge.cloud.call import InferCall
+from edge.cloud.client import InferenceClient
+from edge.cloud.pending import PendingAnswer
 from edge.cloud.types import ImageAnswer, InferAnswer, InferParameters, ModelHint
 from edge.decide.breaker import Pass
 from edge.decide.core import Coordination

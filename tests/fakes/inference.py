@@ -1,5 +1,6 @@
 """An inference service on a real socket that does what its script says, one step per call."""
 
+import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,11 +35,23 @@ class Refuse:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """Do not know the references in the question any more."""
+
+
+@dataclass(frozen=True)
+class PushBack:
+    """Fail as UNAVAILABLE, and say in gRPC's own way when to come back."""
+
+    milliseconds: str
+
+
+@dataclass(frozen=True)
 class Hang:
     """Answer nothing until the caller has gone."""
 
 
-Step = Reply | Refuse | Hang
+Step = Reply | Refuse | Forget | PushBack | Hang
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,13 @@ class FakeInference(inference_service_pb2_grpc.InferenceServiceServicer):
     """The service; `seen` grows with every call of Infer."""
 
     script: Sequence[Step]
+    upload_script: Sequence[Step] = ()
+    """What UploadImage does at each call, the last step for ever; empty: it is not there."""
+    uploads: list[bytes] = field(default_factory=list)
+    """What was uploaded whole, by `ref-0`, `ref-1`, ..."""
+    upload_calls: int = 0
+    models: Sequence[inference_pb2.ModelInfo] = ()
+    """What ListModels says; empty: one that is nobody's default."""
     seen: list[Seen] = field(default_factory=list)
     target: str = ""
     called: threading.Event = field(default_factory=threading.Event)
@@ -72,11 +92,14 @@ class FakeInference(inference_service_pb2_grpc.InferenceServiceServicer):
         match step:
             case Refuse(error):
                 context.abort_with_status(rpc_status.to_status(to_status(error)))
+            case Forget():
+                lost = SightlineError(grpc.StatusCode.NOT_FOUND, "REFERENCE_GONE", "gone")
+                context.abort_with_status(rpc_status.to_status(to_status(lost)))
+            case PushBack(milliseconds):
+                context.set_trailing_metadata((("grpc-retry-pushback-ms", milliseconds),))
+                context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
             case Hang():
-                gone = threading.Event()
-                if context.add_callback(gone.set):
-                    gone.wait(30)
-                self.left.set()
+                self._hang(context)
             case Reply(results, replayed):
                 if replayed:
                     context.set_trailing_metadata((("idempotent-replayed", "true"),))
@@ -105,15 +128,37 @@ class FakeInference(inference_service_pb2_grpc.InferenceServiceServicer):
             provider="CPUExecutionProvider",
             default_version=True,
         )
-        return inference_service_pb2.ListModelsResponse(models=[plates])
+        return inference_service_pb2.ListModelsResponse(models=self.models or [plates])
 
     def UploadImage(  # noqa: N802 - as above
         self,
         request_iterator: Iterator[inference_service_pb2.UploadImageRequest],
         context: grpc.ServicerContext,
     ) -> inference_service_pb2.UploadImageResponse:
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in the script")
-        raise AssertionError
+        self.upload_calls += 1
+        if not self.upload_script:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in the script")
+        match self.upload_script[min(self.upload_calls, len(self.upload_script)) - 1]:
+            case Refuse(error):
+                context.abort_with_status(rpc_status.to_status(to_status(error)))
+            case Hang():
+                self.called.set()
+                self._hang(context)
+        parts = list(request_iterator)
+        data = b"".join(part.chunk for part in parts[1:])
+        assert parts[0].header.size_bytes == len(data)
+        assert parts[0].header.sha256 == hashlib.sha256(data).digest()
+        self.uploads.append(data)
+        reference = f"ref-{len(self.uploads) - 1}"
+        return inference_service_pb2.UploadImageResponse(
+            image=inference_pb2.ImageReference(reference=reference, size_bytes=len(data))
+        )
+
+    def _hang(self, context: grpc.ServicerContext) -> None:
+        gone = threading.Event()
+        if context.add_callback(gone.set):
+            gone.wait(30)
+        self.left.set()
 
 
 def _response(
@@ -144,9 +189,14 @@ def scratch(image_id: str = "") -> inference_pb2.ImageResult:
 
 
 @contextmanager
-def serving(*script: Step, at: str = "127.0.0.1:0") -> Iterator[FakeInference]:
+def serving(
+    *script: Step,
+    at: str = "127.0.0.1:0",
+    uploads: Sequence[Step] = (),
+    models: Sequence[inference_pb2.ModelInfo] = (),
+) -> Iterator[FakeInference]:
     """Serves the script on a free port of the loopback; the last step is repeated."""
-    fake = FakeInference(script)
+    fake = FakeInference(script, uploads, models=models)
     server = grpc.server(ThreadPoolExecutor(8))
     inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(fake, server)
     fake.target = f"127.0.0.1:{server.add_insecure_port(at)}"

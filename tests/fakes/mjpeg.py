@@ -1,4 +1,4 @@
-"""A network camera: MJPEG over HTTP, as many real ones speak it, that can be cut off and come back."""
+"""A network camera: MJPEG over HTTP, as many real ones have it, that can be cut and come back."""
 
 import io
 import socket

@@ -7,8 +7,8 @@ import pytest
 
 from edge import LogOptions, PredictionLogger
 from edge.cloud.client import InferenceClient
-from edge.decide.policy import Mode, Policy
 from edge.decide.coordinator import InferenceCoordinator
+from edge.decide.policy import Mode, Policy
 from tests.integration.auth.conftest import MakeKey
 from tests.integration.auth.services import (
     PATIENCE,

@@ -16,8 +16,10 @@ import pytest
 from sightline.inference.v1 import inference_pb2
 
 from edge.channel import Endpoint
-from edge.cloud.client import AsyncInferenceClient, InferenceClient, PendingAnswer
+from edge.cloud.aio_client import AsyncInferenceClient
+from edge.cloud.client import InferenceClient
 from edge.cloud.messages import prepare
+from edge.cloud.pending import PendingAnswer
 from edge.cloud.types import ClassScore, InferAnswer, InferParameters, ModelHint, ModelTask
 from edge.records import Box, Detection
 from servicekit.errors import Category, FieldViolation, SightlineError, invalid

@@ -1,0 +1,103 @@
+"""Asks the inference service from asyncio.
+
+On top of the threaded client, so that both say and do the same. And gRPC's own asyncio client
+replaces the status of an upload that the service ended early by INTERNAL (grpcio 1.85).
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from edge.channel import Endpoint
+from edge.cloud.client import HARD_TIMEOUT, InferenceClient
+from edge.cloud.types import (
+    UPLOAD_ABOVE_BYTES,
+    InferAnswer,
+    InferParameters,
+    ModelHint,
+    ModelInfo,
+)
+from edge.detect.base import Image
+from edge.detect.pictures import ArrayFormat
+
+
+class AsyncInferenceClient:
+    """`InferenceClient` for asyncio. Same arguments, same rules, same errors."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint | str,
+        *,
+        timeout: float = HARD_TIMEOUT,
+        array_format: ArrayFormat = "jpeg",
+        upload_above_bytes: int | None = UPLOAD_ABOVE_BYTES,
+        downscale: bool = False,
+    ) -> None:
+        self._client = InferenceClient(
+            endpoint,
+            timeout=timeout,
+            array_format=array_format,
+            upload_above_bytes=upload_above_bytes,
+            downscale=downscale,
+        )
+
+    async def infer(
+        self,
+        images: Sequence[Image],
+        *,
+        image_ids: Sequence[str] = (),
+        model: ModelHint | None = None,
+        parameters: InferParameters | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the server must know the deadline, too
+        idempotency_key: str | None = None,
+        traceparent: str = "",
+    ) -> InferAnswer:
+        """Returns the service's answer for one or more pictures; see `InferenceClient.infer`."""
+        call = await asyncio.to_thread(  # files are read and pixels encoded here
+            self._client.prepare,
+            images,
+            image_ids=image_ids,
+            model=model,
+            parameters=parameters,
+            idempotency_key=idempotency_key,
+            traceparent=traceparent,
+        )
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        pending = self._client.send(call, timeout=timeout)
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+                loop.call_soon_threadsafe(ended.set)
+
+        pending.add_done_callback(tell)
+        try:
+            await ended.wait()
+        finally:
+            pending.cancel()  # when the task was cancelled; else without effect
+        return pending.result()
+
+    async def list_models(
+        self,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - as above
+    ) -> tuple[ModelInfo, ...]:
+        """Returns the models that the service has loaded; see `InferenceClient.list_models`."""
+        return await asyncio.to_thread(self._client.list_models, timeout=timeout)
+
+    async def close(self) -> None:
+        """Closes the connection; calls under way end as CANCELLED."""
+        await asyncio.to_thread(self._client.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

@@ -1,0 +1,108 @@
+"""Pictures made as small as the model that will see them, before they leave."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from edge.cloud.types import ImageAnswer, ModelHint, ModelInfo, ModelTask
+from edge.detect.base import Image
+from edge.detect.pictures import pixels
+from edge.records import Box, Detection
+
+QUALITY = 95
+"""Of the JPEG that is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How a picture that was sent relates to the one that was asked about.
+
+    Attributes:
+        width: of the upright original, in pixels.
+        height: the same, downwards.
+        across: pixels of the original for one that was sent, > 1.
+        down: the same, downwards; it differs by rounding only.
+    """
+
+    width: int
+    height: int
+    across: float
+    down: float
+
+    def restored(self, answer: ImageAnswer) -> ImageAnswer:
+        """Returns the answer in pixels of the original."""
+        if answer.error is not None:
+            return answer
+        return replace(
+            answer,
+            image_width=self.width,
+            image_height=self.height,
+            detections=tuple(map(self._restored, answer.detections)),
+        )
+
+    def _restored(self, found: Detection) -> Detection:
+        if found.box is None:
+            return found
+        box = found.box
+        return replace(
+            found,
+            box=Box(
+                min(box.x_min * self.across, float(self.width)),
+                min(box.y_min * self.down, float(self.height)),
+                min(box.x_max * self.across, float(self.width)),
+                min(box.y_max * self.down, float(self.height)),
+            ),
+        )
+
+
+def shrunk(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scale] | None:
+    """Returns a picture as a JPEG that just fits a model's input, and how it relates to it.
+
+    The pixels are those that the model's own letterbox makes (`servicekit.vision.letterbox`), so
+    that only the JPEG's loss tells the answers apart.
+
+    Args:
+        image: the picture, in any form.
+        size: width and height of the model's input, in pixels.
+        field: the picture's name in errors.
+
+    Returns:
+        None: it fits already.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT: not a picture that can be read.
+    """
+    import numpy as np
+    import PIL.Image
+
+    from servicekit.vision import letterbox_image
+
+    array = pixels(image, field)
+    height, width, _ = array.shape
+    gain = min(size[0] / width, size[1] / height)
+    columns, rows = (max(round(side * gain), 1) for side in (width, height))
+    if gain >= 1 or (columns, rows) == (width, height):
+        return None
+    fitted, _ = letterbox_image(array, (rows, columns))
+    small = np.rint(fitted[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+    out = io.BytesIO()
+    PIL.Image.fromarray(small).save(out, "JPEG", quality=QUALITY)
+    return out.getvalue(), Scale(width, height, width / columns, height / rows)
+
+
+def input_sizes(models: tuple[ModelInfo, ...]) -> Mapping[ModelHint, tuple[int, int]]:
+    """Returns width and height of the input of each detector, by every hint that means it.
+
+    Classifiers are not among them: what they cut out of a picture is their own business.
+    """
+    sizes: dict[ModelHint, tuple[int, int]] = {}
+    for model in models:
+        size = (model.input_width, model.input_height)
+        if model.task is not ModelTask.DETECT or not all(size):
+            continue
+        sizes[ModelHint(model.name, model.version)] = size
+        if model.default_version:
+            sizes[ModelHint(model.name, "")] = size
+            if model.default_model:
+                sizes[ModelHint("", "")] = size
+    return sizes

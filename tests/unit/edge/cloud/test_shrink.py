@@ -1,0 +1,212 @@
+"""Pictures shrunk to the model's input: which, how much is saved, and the way back."""
+
+import io
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from numpy.typing import NDArray
+from sightline.inference.v1 import inference_pb2
+
+from edge.cloud.client import InferenceClient
+from edge.cloud.shrink import Scale, input_sizes, shrunk
+from edge.cloud.sizes import ModelSizes
+from edge.cloud.types import ImageAnswer, ModelHint, ModelInfo, ModelTask
+from edge.records import Box, Detection
+from servicekit.errors import SightlineError
+from servicekit.vision import letterbox_image
+from tests.fakes.inference import FakeInference, Reply, serving
+
+ROWS, COLUMNS = np.mgrid[:960, :1280]
+SMOOTH = np.stack(
+    [ROWS * 255 // 960, COLUMNS * 255 // 1280, (ROWS + COLUMNS) * 255 // 2240], axis=2
+).astype(np.uint8)
+NOISE = np.random.default_rng(1).integers(0, 256, (960, 1280, 3), np.uint8)
+
+
+def jpeg(pixels: NDArray[np.uint8], **options: Any) -> bytes:
+    out = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(out, "JPEG", quality=95, **options)
+    return out.getvalue()
+
+
+def model(
+    name: str = "plates",
+    version: str = "3",
+    task: ModelTask = ModelTask.DETECT,
+    size: tuple[int, int] = (320, 256),
+    *,
+    default_version: bool = True,
+    default_model: bool = True,
+) -> ModelInfo:
+    return ModelInfo(name, version, task, (), *size, "CPU", default_version, default_model)
+
+
+def test_a_picture_is_made_to_fit_and_its_pixels_are_those_of_the_models_letterbox() -> None:
+    small = shrunk(SMOOTH, (320, 256), "image")
+    assert small is not None
+    data, scale = small
+    with PIL.Image.open(io.BytesIO(data)) as sent:
+        assert (sent.format, sent.size) == ("JPEG", (320, 240))
+        pixels = np.asarray(sent).astype(int)
+    assert scale == Scale(1280, 960, 4.0, 4.0)
+    exact, _ = letterbox_image(SMOOTH, (240, 320))
+    difference = np.abs(pixels - exact[0].transpose(1, 2, 0) * 255)
+    assert difference.mean() < 1
+
+
+def test_what_fits_is_left_alone() -> None:
+    assert shrunk(NOISE, (1280, 1280), "image") is None
+    assert shrunk(NOISE, (4000, 4000), "image") is None
+
+
+def test_a_turned_picture_is_shrunk_upright() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    small = shrunk(jpeg(NOISE, exif=exif), (320, 320), "image")
+    assert small is not None
+    with PIL.Image.open(io.BytesIO(small[0])) as sent:
+        assert sent.size == (240, 320)
+    assert (small[1].width, small[1].height) == (960, 1280)
+
+
+def test_what_is_no_picture_is_refused_by_name() -> None:
+    with pytest.raises(SightlineError, match=r"images\[0\] must be a picture"):
+        shrunk(b"nonsense", (320, 320), "images[0]")
+
+
+def test_boxes_come_back_in_pixels_of_the_original() -> None:
+    scale = Scale(1280, 960, 4.0, 4.0)
+    found = Detection(1, "pit", 0.5, Box(1, 2, 320.5, 40))
+    restored = scale.restored(ImageAnswer("a", 320, 240, (found, Detection(2, "ok", 0.4))))
+    assert restored.detections[0].box == Box(4, 8, 1280, 160)
+    assert restored.detections[1].box is None
+    assert (restored.image_width, restored.image_height) == (1280, 960)
+    bad = ImageAnswer("a", 0, 0, error=SightlineError.__new__(SightlineError))
+    assert scale.restored(bad) is bad
+
+
+def test_sizes_are_known_by_every_hint_that_means_the_model() -> None:
+    sizes = input_sizes(
+        (
+            model(),
+            model(version="2", size=(640, 640), default_version=False),
+            model("other", "1", size=(512, 512), default_model=False),
+            model("classes", "1", ModelTask.CLASSIFY, default_model=False),
+            model("free", "1", size=(0, 0), default_model=False),
+        )
+    )
+    assert sizes == {
+        ModelHint("plates", "3"): (320, 256),
+        ModelHint("plates", ""): (320, 256),
+        ModelHint("", ""): (320, 256),
+        ModelHint("plates", "2"): (640, 640),
+        ModelHint("other", "1"): (512, 512),
+        ModelHint("other", ""): (512, 512),
+    }
+
+
+def test_sizes_are_learnt_once_and_nobody_waits_for_them() -> None:
+    go, asked = threading.Event(), list[int]()
+
+    def list_models() -> tuple[ModelInfo, ...]:
+        asked.append(1)
+        go.wait(10)
+        return (model(),)
+
+    sizes = ModelSizes(list_models)
+    assert [sizes.of(ModelHint()) for _ in range(3)] == [None] * 3
+    go.set()
+    deadline = time.monotonic() + 10
+    while sizes.of(ModelHint()) is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert sizes.of(ModelHint()) == (320, 256)
+    assert sizes.of(ModelHint("unknown")) is None
+    assert len(asked) == 1
+
+
+def learnt(fake: FakeInference) -> InferenceClient:
+    """A client that shrinks, and has learnt how much."""
+    client = InferenceClient(fake.target, downscale=True, upload_above_bytes=None)
+    deadline = time.monotonic() + 10
+    while client.prepare([NOISE]).request.images[0].ByteSize() > 200_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return client
+
+
+PLATES = inference_pb2.ModelInfo(
+    name="plates",
+    version="3",
+    task=inference_pb2.MODEL_TASK_DETECT,
+    input_width=320,
+    input_height=256,
+    default_version=True,
+    default_model=True,
+)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeInference]:
+    with serving(Reply(), models=[PLATES]) as made:
+        yield made
+
+
+def test_the_first_picture_goes_whole_and_the_next_ones_small(fake: FakeInference) -> None:
+    whole = jpeg(NOISE)
+    client = InferenceClient(fake.target, downscale=True, upload_above_bytes=None)
+    first = client.infer([whole])
+    assert (first.bytes_sent, first.bytes_saved) == (len(whole), 0)
+    client.close()
+    with learnt(fake) as client:
+        answer = client.infer([whole])
+    small = fake.seen[-1].request.images[0].data
+    assert answer.bytes_sent == len(small) < len(whole) / 4
+    assert answer.bytes_saved == len(whole) - len(small)
+    (result,) = answer.results
+    assert (result.image_width, result.image_height) == (1280, 960)
+    assert result.detections[0].box == Box(4, 8, 122, 160)
+
+
+def test_pixels_are_shrunk_too_and_what_that_saves_is_not_known(fake: FakeInference) -> None:
+    with learnt(fake) as client:
+        answer = client.infer([NOISE])
+    assert answer.bytes_saved == 0
+    assert answer.bytes_sent < 200_000
+    assert answer.results[0].image_width == 1280
+
+
+def test_a_picture_that_would_not_become_smaller_is_left_as_it_is(fake: FakeInference) -> None:
+    out = io.BytesIO()
+    PIL.Image.fromarray(NOISE[:260, :330]).save(out, "JPEG", quality=5)
+    with learnt(fake) as client:
+        answer = client.infer([out.getvalue()])
+    assert fake.seen[-1].request.images[0].data == out.getvalue()
+    assert answer.bytes_saved == 0
+
+
+def test_with_a_key_of_the_callers_the_bytes_are_always_the_same(fake: FakeInference) -> None:
+    whole = jpeg(NOISE)
+    with learnt(fake) as client:
+        client.infer([whole], idempotency_key=str(uuid.uuid4()))
+    assert fake.seen[-1].request.images[0].data == whole
+
+
+def test_a_file_is_shrunk_as_its_bytes_are(fake: FakeInference, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(NOISE))
+    with learnt(fake) as client:
+        assert client.infer([tmp_path / "a.jpg"]).bytes_saved > 0
+
+
+def test_without_the_option_nothing_is_shrunk_or_asked(fake: FakeInference) -> None:
+    whole = jpeg(NOISE)
+    with InferenceClient(fake.target, upload_above_bytes=None) as client:
+        for _ in range(3):
+            client.infer([whole])
+    assert [seen.request.images[0].data for seen in fake.seen] == [whole] * 3
