@@ -1,0 +1,196 @@
+"""What docs/edge.md asks people to type is run as it stands, and its table says what there is."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pydantic_core import PydanticUndefined
+
+from edge.settings import EdgeSettings
+from tests.compat.conftest import ROOT
+from tests.fakes.mjpeg import MjpegCamera, camera
+from tests.integration.cli.terminal import environment
+from tests.unit.edge.sources.watching import save_pictures, save_video
+
+PAGE = (ROOT / "docs/edge.md").read_text()
+YOLO = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
+SIGHTLINE = f"{sys.executable} -c 'from sightline_cli.app import main; main()'"
+CAMERA = "rtsp://camera/stream"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def command(start: str) -> str:
+    """The one command that starts so, as this interpreter runs it."""
+    (found,) = [block.strip() for block in blocks("sh") if block.startswith(start)]
+    return found.replace("sightline", SIGHTLINE, 1)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where a reader sits: a folder with pictures, both services running, and an environment."""
+
+    folder: Path
+    env: dict[str, str]
+
+    def run(self, text: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            ["bash", "-c", text],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "models").symlink_to(ROOT / "models")
+    save_pictures(folder / "pictures", "part-0001.jpg", "part-0002.jpg", "part-0003.jpg")
+    save_video(folder / "clip.mp4", frames=30, fps=10)
+    # The page's own way to start both, but for ports that may be taken.
+    ports = " --ingest-listen 127.0.0.1:0 --inference-listen 127.0.0.1:0"
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {command('sightline up')}{ports}"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as up:
+        assert up.stdout is not None
+        ready = [json.loads(up.stdout.readline()) for _ in range(2)]
+        addresses = {one["service"]: one["address"] for one in ready}
+        env = environment(
+            ingest_target=addresses["ingest"],
+            inference_target=addresses["inference"],
+            device_id="gate-1",
+            spool_dir=folder / "spool",
+        )
+        env["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "generated")))
+        try:
+            yield Desk(folder, env)
+        finally:
+            up.send_signal(signal.SIGTERM)
+            assert up.wait(30) == 0
+
+
+@pytest.fixture
+def network() -> Iterator[MjpegCamera]:
+    with camera() as made:
+        yield made
+
+
+def test_every_command_of_the_page_is_tested() -> None:
+    starts = {block.split()[1] for block in blocks("sh")}
+    assert starts == {"up", "log", "stats", "doctor"}
+    assert len(blocks("sh")) == 6
+    assert len(blocks("python")) == 3
+
+
+@pytest.mark.parametrize(("source", "pictures"), [("pictures/", 3), ("clip.mp4", 6)])
+def test_pictures_and_videos_are_logged(desk: Desk, source: str, pictures: int) -> None:
+    done = desk.run(command(f"sightline log {source}") + " --json")
+    assert done.returncode == 0, done.stderr
+    stats = json.loads(done.stdout)
+    assert stats["pictures"]["by_device"] == pictures
+    assert stats["logger"]["backlog"] == 0
+    assert stats["sources"][source]["state"] == "ended"
+
+
+def test_a_camera_is_logged_until_ctrl_c(desk: Desk, network: MjpegCamera) -> None:
+    text = command(f"sightline log {CAMERA}").replace(CAMERA, network.url) + " --json"
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {text}"],
+        cwd=desk.folder,
+        env=desk.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()  # one every few seconds
+        while " 0 pictures" in f" {line}":
+            line = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    (source,) = json.loads(out)["sources"].values()
+    assert source["by_device"] > 0
+    parts = ("skipped", "dropped", "by_device", "by_cloud", "failed", "waiting")
+    assert source["read"] == sum(source[part] for part in parts)
+
+
+def test_what_was_logged_is_seen_and_nothing_is_wrong(desk: Desk) -> None:
+    assert desk.run(command("sightline log pictures/")).returncode == 0
+    stats = desk.run(command("sightline stats") + " --json")
+    assert stats.returncode == 0, stats.stderr
+    assert "gate-1" in stats.stdout
+    doctor = desk.run(command("sightline doctor"))
+    assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_node_programs_run(desk: Desk, number: int) -> None:
+    (desk.folder / "program.py").write_text(blocks("python")[number])
+    model = ROOT / "models/repository/plates/1/model.onnx"
+    env = {**desk.env, "SIGHTLINE_EDGE_DEVICE_MODEL": str(model)}
+    done = Desk(desk.folder, env).run(f"{sys.executable} program.py")
+    assert done.returncode == 0, done.stderr
+    assert "device" in done.stdout
+    assert len(done.stdout.splitlines()) == number
+
+
+@pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS has no yolov8n_int8.onnx")
+def test_the_loop_runs(desk: Desk) -> None:
+    program = blocks("python")[0]
+    for meant, here in (
+        ("127.0.0.1:50051", desk.env["SIGHTLINE_EDGE_INGEST_TARGET"]),
+        ("yolov8n.pt", str(YOLO)),
+        (CAMERA, "clip.mp4"),
+        ('device_id="gate-1"', f'device_id="loop", spool_dir="{desk.folder / "loop"}"'),
+    ):
+        assert meant in program
+        program = program.replace(meant, here)
+    (desk.folder / "loop.py").write_text(program)
+    done = desk.run(f"{sys.executable} loop.py")
+    assert done.returncode == 0, done.stderr
+    deadline = time.monotonic() + 30
+    while "loop" not in desk.run(f"{SIGHTLINE} stats --device loop --json").stdout:
+        assert time.monotonic() < deadline
+
+
+def test_the_table_has_every_setting_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|[^|]*\|$", PAGE, re.MULTILINE)
+    modes = {"auto", "device", "cloud", "cascade", "hedged"}
+    settings = {name: default.strip() for name, _, default in rows if name not in modes}
+    fields = EdgeSettings.model_fields
+    assert set(settings) == set(fields)
+    for name, said in settings.items():
+        if name == "device_id":
+            continue
+        default = fields[name].default
+        assert default is not PydanticUndefined
+        assert said == _shown(default), name
+
+
+def _shown(default: object) -> str:
+    if default is None or default in ("", ()):
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, tuple):
+        return f"`{','.join(default)}`"
+    return f"`{default}`"
