@@ -16,7 +16,14 @@ ABOVE = {
     },
 }
 CORES = (
+    "edge/cloud/shrink.py",
+    "edge/decide/breaker.py",
     "edge/decide/core.py",
+    "edge/decide/events.py",
+    "edge/decide/policy.py",
+    "edge/decide/retry_tokens.py",
+    "edge/decide/tries.py",
+    "edge/sources/sampling.py",
     "edge/ship/core.py",
     "edge/log/encode.py",
     "ingest_service/sequence.py",
