@@ -1,0 +1,208 @@
+"""`sightline log` over videos and cameras: what it says, what it counts, how it ends."""
+
+import json
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.ingest import FakeIngest
+from tests.fakes.mjpeg import MjpegCamera, camera
+from tests.integration.cli.terminal import REPOSITORY, SIGHTLINE, environment, sightline
+from tests.unit.edge.sources.watching import save_pictures, save_video
+
+MODEL = REPOSITORY / "plates/1/model.onnx"
+PARTS = ("skipped", "dropped", "by_device", "by_cloud", "failed", "waiting")
+
+
+@pytest.fixture
+def ingest() -> Iterator[FakeIngest]:
+    with FakeIngest() as made:
+        yield made
+
+
+@pytest.fixture
+def network() -> Iterator[MjpegCamera]:
+    with camera() as made:
+        yield made
+
+
+def settings(ingest: FakeIngest, folder: Path, **more: object) -> dict[str, str]:
+    return environment(
+        ingest_target=ingest.target,
+        device_id="gate-1",
+        device_model=MODEL,
+        mode="device",
+        spool_dir=folder / "spool",
+        **more,
+    )
+
+
+def adds_up(stats: dict[str, Any]) -> bool:
+    """Whether every frame that was read has one fate, and every answer is logged."""
+    frames = all(
+        one["read"] == sum(one[part] for part in PARTS) for one in stats["sources"].values()
+    )
+    answered = stats["pictures"]["by_device"] + sum(stats["pictures"]["by_cloud"].values())
+    return frames and answered == stats["logger"]["logged"]
+
+
+def test_several_sources_at_once(ingest: FakeIngest, tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg", "b.jpg")
+    video = save_video(tmp_path / "clip.mp4", frames=20)
+    done = sightline("log", folder, video, "--json", env=settings(ingest, tmp_path))
+    assert done.returncode == 0, done.stderr
+    stats = json.loads(done.stdout)
+    assert adds_up(stats)
+    assert {name: one["by_device"] for name, one in stats["sources"].items()} == {
+        str(folder): 2,
+        str(video): 20,
+    }
+    names = set(ingest.images())
+    assert names == {"a.jpg", "b.jpg", *(f"clip.mp4#{n:06d}" for n in range(20))}
+
+
+@pytest.mark.parametrize(
+    ("flags", "taken"), [(["--every", "5"], 4), (["--every-seconds", "0.5"], 4), ([], 20)]
+)
+def test_some_frames_of_a_video(
+    ingest: FakeIngest, tmp_path: Path, flags: list[str], taken: int
+) -> None:
+    video = save_video(tmp_path / "clip.mp4", frames=20, fps=10)
+    done = sightline("log", video, *flags, "--json", env=settings(ingest, tmp_path))
+    assert done.returncode == 0, done.stderr
+    (source,) = json.loads(done.stdout)["sources"].values()
+    assert (source["read"], source["by_device"], source["skipped"]) == (20, taken, 20 - taken)
+
+
+def test_a_camera_that_is_lost_is_found_again_and_ctrl_c_sums_up(
+    ingest: FakeIngest, network: MjpegCamera, tmp_path: Path
+) -> None:
+    env = settings(ingest, tmp_path, metrics_listen="127.0.0.1:0")
+    with subprocess.Popen(
+        [*SIGHTLINE, "log", network.url, "--json"],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        _until(lambda: len(ingest.images()) >= 3)
+        network.cut()
+        before = network.connections
+        network.restore()
+        _until(lambda: network.connections > before)
+        seen = len(ingest.images())
+        _until(lambda: len(ingest.images()) > seen + 3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    stats = json.loads(out)
+    assert adds_up(stats)
+    (source,) = stats["sources"].values()
+    assert source["reconnects"] >= 1
+    assert source["state"] == "ended"
+
+
+def test_an_unreachable_camera_is_told_in_one_line_and_nothing_else_is(
+    ingest: FakeIngest, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [*SIGHTLINE, "log", "rtsp://user:secret@127.0.0.1:1/x"],
+        env=settings(ingest, tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "1 cameras lost" in line
+    assert "rtsp://127.0.0.1:1/x: ended" in out
+    assert "OpenCV cannot open it" in out
+    for text in (line, out, err):
+        assert "secret" not in text
+        assert "VIDEOIO" not in text
+        assert "tcp @" not in text
+
+
+def test_a_video_that_cannot_be_read_fails_the_run_but_not_its_neighbour(
+    ingest: FakeIngest, tmp_path: Path
+) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg")
+    (tmp_path / "clip.mp4").write_bytes(b"nonsense")
+    done = sightline("log", folder, tmp_path / "clip.mp4", env=settings(ingest, tmp_path))
+    assert done.returncode == 1
+    assert "1 answered by the device" in done.stdout
+    assert f"{tmp_path / 'clip.mp4'}: failed" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--every-seconds", "1"], "every_seconds must not be given for picture files"),
+        (["--every-seconds", "0"], "every_seconds must be above 0"),
+        (["--every-seconds", "1", "--every", "2"], "must not be given together"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    ingest: FakeIngest, tmp_path: Path, flags: list[str], said: str
+) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg")
+    done = sightline("log", folder, *flags, env=settings(ingest, tmp_path))
+    assert done.returncode != 0
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert ingest.images() == []
+
+
+@pytest.mark.parametrize(("module", "extra"), [("cv2", "video"), ("prometheus_client", "metrics")])
+def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
+    ingest: FakeIngest, tmp_path: Path, module: str, extra: str
+) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / f"{module}.py").write_text(f"raise ModuleNotFoundError(name={module!r})")
+    env = settings(ingest, tmp_path, metrics_listen="127.0.0.1:0")
+    env["PYTHONPATH"] = f"{blocked}:{env.get('PYTHONPATH', '')}"
+    video = save_video(tmp_path / "clip.mp4", frames=2)
+    done = sightline("log", video, env=env)
+    assert done.returncode != 0
+    assert f"pip install 'sightline[{extra}]'" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_prometheus_may_look_while_it_runs(
+    ingest: FakeIngest, network: MjpegCamera, tmp_path: Path
+) -> None:
+    with FakeIngest() as port:  # a port that was free a moment ago
+        address = port.target
+    with subprocess.Popen(
+        [*SIGHTLINE, "log", network.url],
+        env=settings(ingest, tmp_path, metrics_listen=address),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        _until(lambda: len(ingest.images()) >= 1)
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+            page = response.read().decode()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert 'sightline_edge_pictures_total{by="device",reason=""}' in page
+    assert process.returncode == 0
+
+
+def _until(happened: Any) -> None:
+    ends_at = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < ends_at
+        time.sleep(0.02)
