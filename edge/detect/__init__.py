@@ -7,10 +7,18 @@ ONNX Runtime nor ultralytics.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from edge.detect.base import Detector, DetectorResult, Image, Thresholds
+from edge.detect.base import (
+    Detector,
+    DetectorResult,
+    Image,
+    Thresholds,
+    Tracker,
+    close_detector,
+)
 
 if TYPE_CHECKING:
     from edge.detect.onnx import OnnxDetector
+    from edge.detect.process import ProcessDetector
     from edge.detect.ultralytics import UltralyticsDetector
 
 __all__ = [
@@ -18,11 +26,18 @@ __all__ = [
     "DetectorResult",
     "Image",
     "OnnxDetector",
+    "ProcessDetector",
     "Thresholds",
+    "Tracker",
     "UltralyticsDetector",
+    "close_detector",
 ]
 
-_MODULES = {"OnnxDetector": "edge.detect.onnx", "UltralyticsDetector": "edge.detect.ultralytics"}
+_MODULES = {
+    "OnnxDetector": "edge.detect.onnx",
+    "ProcessDetector": "edge.detect.process",
+    "UltralyticsDetector": "edge.detect.ultralytics",
+}
 
 
 def __getattr__(name: str) -> object:

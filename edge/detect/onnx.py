@@ -10,10 +10,11 @@ from servicekit import vision
 
 
 class OnnxDetector:
-    """A YOLO model (YOLOv8 layout or end to end) as an ONNX file. Safe in threads.
+    """A YOLO model (YOLOv8 layout or end to end) or classifier as an ONNX file. Safe in threads.
 
     Args:
-        path: the model file, with the metadata that ultralytics' exporter writes.
+        path: the model file, with the metadata that ultralytics' exporter writes; its task is
+            detect or classify.
         name: the model's name in logs; None: the file's name without its suffix.
         version: the model's version in logs; None: the first 12 hex digits of the file's SHA-256.
         thresholds: what counts as a detection; None: the defaults.
@@ -35,7 +36,7 @@ class OnnxDetector:
         intra_op_threads: int | None = None,
     ) -> None:
         options = vision.SessionOptions(tuple(providers), intra_op_threads)
-        self._model = vision.OnnxDetector.load(path, options)
+        self._model = _network(Path(path), options)
         self._thresholds = thresholds or Thresholds()
         self.name = name or Path(path).stem
         self.version = version or self._model.sha256[:12]
@@ -47,27 +48,51 @@ class OnnxDetector:
         return self._model.provider
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one picture; see `edge.detect.Detector`.
+        """Find objects in one picture, or name what it shows; see `edge.detect.Detector`.
 
         Raises:
             SightlineError: the picture is at fault.
             servicekit.vision.ModelError: the run failed, or its output is no model's.
         """
         array = pixels(image)
-        found = self._model.detect(
-            array,
-            confidence=self._thresholds.confidence,
-            iou=self._thresholds.iou,
-            max_detections=self._thresholds.max_detections,
-        )
+        if isinstance(self._model, vision.OnnxClassifier):
+            classes = self._model.classify(array, top_k=self._thresholds.top_k)
+            found = _classes(classes, self._model.names)
+        else:
+            boxes = self._model.detect(
+                array,
+                confidence=self._thresholds.confidence,
+                iou=self._thresholds.iou,
+                max_detections=self._thresholds.max_detections,
+            )
+            found = _boxes(boxes, self._model.names)
         height, width, _ = array.shape
-        detections = _detections(found, self._model.names)
-        return DetectorResult(detections, width, height, self.name, self.version)
+        return DetectorResult(found, width, height, self.name, self.version)
 
 
-def _detections(found: vision.Detections, names: Mapping[int, str]) -> tuple[Detection, ...]:
+def _network(
+    path: Path, options: vision.SessionOptions
+) -> vision.OnnxDetector | vision.OnnxClassifier:
+    session = vision.OnnxSession.load(path, options)
+    match vision.parse_metadata(session.metadata).task:
+        case "detect" | None:
+            return vision.OnnxDetector(session)
+        case "classify":
+            return vision.OnnxClassifier(session)
+        case task:
+            raise vision.ModelError(
+                "MODEL_UNSUPPORTED", f"{path}: task must be detect or classify, is {task}"
+            )
+
+
+def _boxes(found: vision.Detections, names: Mapping[int, str]) -> tuple[Detection, ...]:
     rows = zip(found.class_id.tolist(), found.confidence.tolist(), found.xyxy.tolist(), strict=True)
     return tuple(
         Detection(class_id, names[class_id], confidence, Box(*xyxy))
         for class_id, confidence, xyxy in rows
     )
+
+
+def _classes(found: vision.Classes, names: Mapping[int, str]) -> tuple[Detection, ...]:
+    rows = zip(found.class_id.tolist(), found.probability.tolist(), strict=True)
+    return tuple(Detection(class_id, names[class_id], share) for class_id, share in rows)

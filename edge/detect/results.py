@@ -28,6 +28,20 @@ def detections_of(results: "Results") -> tuple[Detection, ...]:
     return tuple(sorted(found, key=lambda detection: -detection.confidence))
 
 
+def classes_of(results: "Results", top_k: int = 5) -> tuple[Detection, ...]:
+    """Returns the classes of ultralytics' `Results`, most probable first; none: no classifier's.
+
+    Args:
+        results: of one picture.
+        top_k: how many classes at most, at least 1.
+    """
+    if results.probs is None:
+        return ()
+    shares = results.probs.data.tolist()
+    best = sorted(range(len(shares)), key=shares.__getitem__, reverse=True)[:top_k]
+    return tuple(Detection(index, results.names[index], shares[index]) for index in best)
+
+
 def arrays_of(results: "Results") -> DetectionArrays | None:
     """Returns the same without an object for each box; None: the results are not about boxes.
 

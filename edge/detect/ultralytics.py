@@ -7,24 +7,36 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge.detect.base import DetectorResult, Image, Thresholds
+from edge.detect.base import DetectorResult, Image, Thresholds, Tracker
 from edge.detect.pictures import pixels
-from edge.detect.results import detections_of
+from edge.detect.results import classes_of, detections_of
+from edge.records import Detection
 from servicekit.vision import ModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from ultralytics import YOLO
+    from ultralytics.engine.predictor import BasePredictor
     from ultralytics.engine.results import Results
 
 
+_BOXES = ("detect", "segment", "pose")
+_TASKS = (*_BOXES, "classify")
+# Ultralytics' own: a tracker keeps an object through frames in which the model is less sure.
+_TRACKED_ABOVE = 0.1
+
+
 class UltralyticsDetector:
-    """A detection model that ultralytics runs: `.pt`, `.onnx` and what else it opens.
+    """A model that ultralytics runs: `.pt`, `.onnx` and what else it opens.
+
+    Its task is detect, segment, pose (the boxes of both are taken) or classify. Turned boxes (obb)
+    are refused: `Box` has no angle.
 
     Says nothing on stdout, and neither downloads weights nor installs packages: ultralytics
     would do both on its own.
@@ -35,10 +47,14 @@ class UltralyticsDetector:
         version: the model's version in logs; None: the first 12 hex digits of the file's SHA-256.
         thresholds: what counts as a detection; None: the defaults.
         device: what ultralytics should run on, such as "cpu" or "cuda:0"; None: its own choice.
+        tracker: gives objects an identity across pictures, which then must be the frames of one
+            source, in their order. An object is left out until the tracker is sure of it. None:
+            none.
 
     Raises:
-        ModuleNotFoundError: ultralytics is not installed.
-        servicekit.vision.ModelError: there is no such file, or it is no detection model.
+        ModuleNotFoundError: ultralytics is not installed, or `lap`, which trackers need.
+        servicekit.vision.ModelError: there is no such file, it is no model of such a task, or it
+            has no boxes to be tracked.
     """
 
     def __init__(
@@ -49,27 +65,34 @@ class UltralyticsDetector:
         version: str | None = None,
         thresholds: Thresholds | None = None,
         device: str | None = None,
+        tracker: Tracker | None = None,
     ) -> None:
         path = Path(path)
         self.name = name or path.stem
         self.version = version or _sha256(path)[:12]
-        self._options = _options(thresholds or Thresholds())
-        if device is not None:
-            self._options["device"] = device
+        self._thresholds = thresholds or Thresholds()
+        self._options = _options(self._thresholds, device, tracker)
+        self._tracks = tracker is not None
         self._lock = threading.Lock()  # a predictor holds the picture it works on
         self._model = self._load(path)
 
+    @property
+    def provider(self) -> str:
+        """The device in use, as torch names it."""
+        return str(self._model.predictor.device)
+
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one picture; see `edge.detect.Detector`.
+        """Find objects in one picture, or name what it shows; see `edge.detect.Detector`.
 
         Raises:
             SightlineError: the picture is at fault.
             Exception: whatever ultralytics raises.
         """
         array = pixels(image)
-        detections = detections_of(self._predict(array))
+        results = self._run(array)
+        found = classes_of(results, self._thresholds.top_k) or self._sure(detections_of(results))
         height, width, _ = array.shape
-        return DetectorResult(detections, width, height, self.name, self.version)
+        return DetectorResult(found, width, height, self.name, self.version)
 
     def _load(self, path: Path) -> "YOLO":
         # Read when ultralytics is first imported. Where only onnxruntime-gpu is installed, some
@@ -79,36 +102,72 @@ class UltralyticsDetector:
             from ultralytics import YOLO
 
         with _quiet():
-            model = YOLO(path, task="detect")
-            # Loads the weights and runs once, so that no picture has to pay for it.
-            model.predict(np.zeros((32, 32, 3), np.uint8), verbose=False, **self._options)
-        _check(path, model)
+            try:
+                return self._ready(path, YOLO(path, task="detect"))
+            except _OtherTaskError as other:  # of an export, which must be opened as what it is
+                return self._ready(path, YOLO(path, task=other.task))
+
+    def _ready(self, path: Path, model: "YOLO") -> "YOLO":
+        """Returns the model with its weights loaded and run once: no picture has to pay for it."""
+        self._check(path, model.task)
+        model.add_callback("on_predict_start", partial(self._check_export, path))
+        black = np.zeros((32, 32, 3), np.uint8)
+        self._ask(model, black)
+        for tracker in getattr(model.predictor, "trackers", ()):
+            tracker.reset()  # it trusts new objects at once in its first frame only
         return model
 
-    def _predict(self, array: "NDArray[np.uint8]") -> "Results":
+    def _check(self, path: Path, task: str) -> None:
+        allowed = _BOXES if self._tracks else _TASKS
+        if task not in allowed:
+            what = "task of a tracked model" if self._tracks else "task"
+            text = f"{path}: {what} must be {', '.join(allowed[:-1])} or {allowed[-1]}, is {task}"
+            raise ModelError("MODEL_UNSUPPORTED", text)
+
+    def _check_export(self, path: Path, predictor: "BasePredictor") -> None:
+        """The task of an export stands in its metadata, which is read when it is first asked."""
+        task = getattr(predictor.model, "task", None)
+        if task not in (None, predictor.args.task):
+            self._check(path, task)
+            raise _OtherTaskError(task)
+
+    def _run(self, array: "NDArray[np.uint8]") -> "Results":
         bgr = np.ascontiguousarray(array[..., ::-1])  # what ultralytics takes arrays for
         with self._lock:
-            (results,) = self._model.predict(bgr, verbose=False, **self._options)
+            return self._ask(self._model, bgr)
+
+    def _ask(self, model: "YOLO", bgr: "NDArray[np.uint8]") -> "Results":
+        if self._tracks:
+            (results,) = model.track(bgr, persist=True, verbose=False, **self._options)
+        else:
+            (results,) = model.predict(bgr, verbose=False, **self._options)
         return results
 
+    def _sure(self, found: tuple[Detection, ...]) -> tuple[Detection, ...]:
+        if not self._tracks:
+            return found
+        least = self._thresholds.confidence
+        return tuple(detection for detection in found if detection.confidence > least)
 
-def _options(thresholds: Thresholds) -> dict[str, Any]:
-    return {
+
+class _OtherTaskError(Exception):
+    def __init__(self, task: str) -> None:
+        super().__init__(task)
+        self.task = task
+
+
+def _options(thresholds: Thresholds, device: str | None, tracker: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
         "conf": thresholds.confidence,
         "iou": thresholds.iou,
         "max_det": thresholds.max_detections,
     }
-
-
-def _check(path: Path, model: "YOLO") -> None:
-    """Tasks whose boxes mean something else, or that have none, are refused.
-
-    The task of a checkpoint stands in the model; that of an export in its metadata, which is read
-    when the model is set up, and does not change the task that was asked for.
-    """
-    for task in (model.task, getattr(model.predictor.model, "task", None)):
-        if task not in ("detect", None):
-            raise ModelError("MODEL_UNSUPPORTED", f"{path}: task must be detect, is {task}")
+    if device is not None:
+        options["device"] = device
+    if tracker is not None:
+        options["conf"] = min(thresholds.confidence, _TRACKED_ABOVE)
+        options["tracker"] = f"{tracker}.yaml"
+    return options
 
 
 def _sha256(path: Path) -> str:

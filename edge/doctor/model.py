@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 from edge import assemble
-from edge.detect.base import Detector
+from edge.detect.base import Detector, close_detector
 from edge.doctor.finding import Finding, failed, ok, warning
 from edge.settings import EdgeSettings
 
@@ -34,8 +34,11 @@ def model(settings: EdgeSettings) -> Iterator[Finding]:
     if detector is None:
         return
     seconds = time.monotonic() - began
-    yield ok("model", f"{detector.name} {detector.version} loads in {seconds:.1f} s")
-    yield _run(detector, settings)
+    try:
+        yield ok("model", f"{detector.name} {detector.version} loads in {seconds:.1f} s")
+        yield _run(detector, settings)
+    finally:
+        close_detector(detector)
 
 
 def _run(detector: Detector, settings: EdgeSettings) -> Finding:

@@ -1,15 +1,28 @@
-"""Other libraries' results as records. Imports none of them."""
+"""Other libraries' results as records, and the way back. None is imported before it is needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
-from edge.detect.results import arrays_of, detections_of
+from edge.detect.results import arrays_of, classes_of, detections_of
 from edge.records import Detection, DetectionArrays, Prediction
 
 if TYPE_CHECKING:
     from supervision import Detections
+    from ultralytics.engine.model import Model
+    from ultralytics.engine.predictor import BasePredictor
     from ultralytics.engine.results import Results
+
+_FINAL = "on_predict_batch_end"
+"""The event after a tracker's own (`on_predict_postprocess_end`), when times are known as well."""
+
+
+class Findings(Protocol):
+    """What has detections."""
+
+    @property
+    def detections(self) -> Sequence[Detection]:
+        """What was found."""
 
 
 def is_ultralytics(candidate: object) -> "TypeGuard[Results]":
@@ -23,6 +36,7 @@ def from_ultralytics(
     image_id: str | None = None,
     model_name: str = "ultralytics",
     model_version: str = "",
+    labels: Mapping[str, str] | None = None,
 ) -> Prediction:
     """Returns what an ultralytics model said about one picture.
 
@@ -32,6 +46,7 @@ def from_ultralytics(
         image_id: the picture's name; None: the name of its file (for a video, the video's).
         model_name: results do not say which model they are from.
         model_version: as above; empty: not known.
+        labels: see `Prediction.labels`.
     """
     height, width = results.orig_shape
     taken = [part for part in (results.speed or {}).values() if part is not None]
@@ -42,8 +57,46 @@ def from_ultralytics(
         image_width=width,
         image_height=height,
         inference_seconds=sum(taken) / 1000 if taken else None,
-        detections=_classes_of(results) or _boxes_of(results),
+        detections=classes_of(results) or _boxes_of(results),
+        labels=labels or {},
     )
+
+
+def attach(model: "Model", take: "Callable[[Results], object]") -> Callable[[], None]:
+    """Has a function called with the `Results` of each picture that a model predicts or tracks.
+
+    It is called before the caller of `predict` or `track` has them, when a tracker has put in its
+    ids; in a stream, for all pictures of a batch before the first of them is handed out.
+
+    Args:
+        model: an ultralytics model, such as `YOLO`.
+        take: what it raises ends the prediction.
+
+    Returns:
+        What ends it again; may be called more than once.
+
+    Raises:
+        TypeError: the model takes no callbacks.
+    """
+    listeners = getattr(model, "callbacks", None)
+    if not isinstance(listeners, Mapping) or not hasattr(model, "add_callback"):
+        raise TypeError(f"model must be an ultralytics model (got {type(model).__name__})")
+
+    def on_batch_end(predictor: "BasePredictor") -> None:
+        for results in predictor.results:
+            take(results)
+
+    def detach() -> None:
+        if on_batch_end in listeners[_FINAL]:
+            listeners[_FINAL].remove(on_batch_end)
+
+    model.add_callback(_FINAL, on_batch_end)
+    return detach
+
+
+def name_of(model: "Model") -> str:
+    """Returns the name of an ultralytics model: its file's, without the suffix."""
+    return Path(str(getattr(model, "model_name", None) or "ultralytics")).stem
 
 
 def is_supervision(candidate: object) -> "TypeGuard[Detections]":
@@ -96,16 +149,43 @@ def from_supervision(
     )
 
 
+def to_supervision(found: "Sequence[Detection] | Findings") -> "Detections":
+    """Returns detections as supervision's `Detections`, in their order.
+
+    Args:
+        found: detections with boxes; or what has them: an `Answer`, a `DetectorResult`, an
+            `InferAnswer`, a `Prediction`.
+
+    Returns:
+        With `confidence`, `class_id` and `data["class_name"]`; `tracker_id` where one at least is
+        tracked, of the others -1.
+
+    Raises:
+        ModuleNotFoundError: supervision is not installed.
+        ValueError: a detection has no box (a classifier's).
+    """
+    import numpy as np
+    from supervision import Detections
+
+    rows = list(found if isinstance(found, Sequence) else found.detections)
+    tracks = [-1 if row.track_id is None else row.track_id for row in rows]
+    return Detections(
+        xyxy=np.array([_corners(row) for row in rows], np.float32).reshape(-1, 4),
+        confidence=np.array([row.confidence for row in rows], np.float32),
+        class_id=np.array([row.class_id for row in rows], int),
+        tracker_id=np.array(tracks, int) if any(row.track_id is not None for row in rows) else None,
+        data={"class_name": np.array([row.class_name for row in rows], str)},
+    )
+
+
+def _corners(row: Detection) -> tuple[float, float, float, float]:
+    if row.box is None:
+        raise ValueError("box must be in each detection: supervision's Detections are boxes")
+    return row.box.x_min, row.box.y_min, row.box.x_max, row.box.y_max
+
+
 def _boxes_of(results: "Results") -> DetectionArrays | tuple[Detection, ...]:
     try:
         return arrays_of(results) or ()
     except ValueError:  # NaN: the loop goes on, and the server keeps it as rejected
         return detections_of(results)
-
-
-def _classes_of(results: "Results") -> tuple[Detection, ...]:
-    best = results.probs
-    if best is None:
-        return ()
-    pairs = zip(best.top5, best.top5conf.tolist(), strict=True)
-    return tuple(Detection(index, results.names[index], share) for index, share in pairs)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -23,6 +24,7 @@ from servicekit.errors import SightlineError
 from servicekit.settings import load
 
 if TYPE_CHECKING:
+    from ultralytics.engine.model import Model
     from ultralytics.engine.results import Results
 
 __all__ = ["ClosedError", "LogOptions", "LoggerStats", "PredictionLogger", "default_spool_dir"]
@@ -148,6 +150,44 @@ class PredictionLogger:
             self._wait(ordinal, wait, left)
 
     __call__ = log
+
+    def attach(
+        self,
+        model: "Model",
+        *,
+        model_name: str | None = None,
+        model_version: str = "",
+        **labels: str,
+    ) -> Callable[[], None]:
+        """Logs all that an ultralytics model predicts or tracks from now on, streams included.
+
+        No other line of the program needs to change. A picture is logged when its result is
+        complete, just before the program gets it.
+
+        Args:
+            model: such as `YOLO("yolov8n.pt")`.
+            model_name: name of the model; None: its file's name without the suffix.
+            model_version: its version; empty: not known.
+            labels: of each prediction; see `Prediction.labels`.
+
+        Returns:
+            What ends it, to be called before the logger is closed if the model is used after that.
+
+        Raises:
+            TypeError: it is no ultralytics model.
+            ValueError: a label or a name cannot be logged.
+        """
+        name = adapters.name_of(model) if model_name is None else model_name
+        Prediction("-", name, model_version=model_version, labels=labels)  # fails here or never
+
+        def take(results: "Results") -> None:
+            self.log(
+                adapters.from_ultralytics(
+                    results, model_name=name, model_version=model_version, labels=labels
+                )
+            )
+
+        return adapters.attach(model, take)
 
     def flush(self, timeout: float | None = None, until: Milestone = "spooled") -> bool:
         """Waits until everything that was logged before is spooled, or committed.

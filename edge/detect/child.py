@@ -1,0 +1,179 @@
+"""One process with a detector in it: started, asked, and ended."""
+
+import os
+import pickle
+import pickletools
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import grpc
+
+from edge.detect.base import Detector
+from edge.detect.messages import Answer, Failed, Load, Loaded, Look, error_of, receive, send
+from servicekit.errors import SightlineError
+
+_DYING_SECONDS = 5.0
+_ENDING_SECONDS = 2.0
+
+
+class Child:
+    """A process that runs `edge.detect.worker`. Safe in threads, one question at a time.
+
+    Args:
+        memory: file descriptor of the shared memory for pictures; None: there is none.
+
+    Raises:
+        OSError: no process can be started.
+    """
+
+    def __init__(self, memory: int | None) -> None:
+        self._asking = threading.Lock()
+        self._wire, theirs = socket.socketpair()
+        with theirs:
+            inherited = [theirs.fileno()] + ([] if memory is None else [memory])
+            ends = [theirs.fileno(), -1 if memory is None else memory, os.getpid()]
+            try:
+                self._process = _start([str(end) for end in ends], inherited)
+            except OSError:
+                self._wire.close()
+                raise
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def load(self, factory: bytes, timeout: float) -> Loaded:
+        """Makes the detector.
+
+        Args:
+            factory: pickled.
+            timeout: seconds until the process is killed, > 0.
+
+        Raises:
+            servicekit.vision.ModelError: the detector's own.
+            ModuleNotFoundError: the detector needs a module that is not there.
+            SightlineError: `DEVICE_CRASHED`, `DEVICE_HUNG`; or `DEVICE_FAILED`: whatever else the
+                detector raises, or its own.
+        """
+        answer = self._ask(Load(factory), timeout)
+        if isinstance(answer, Loaded):
+            return answer
+        raise _loading_error(answer)
+
+    def look(self, look: Look, timeout: float) -> Answer:
+        """Asks the detector about a picture, and returns its answer or how it failed.
+
+        Args:
+            look: the picture.
+            timeout: seconds until the process is killed, > 0.
+
+        Raises:
+            SightlineError: `DEVICE_CRASHED`, `DEVICE_HUNG`.
+        """
+        return self._ask(look, timeout)
+
+    def wait(self) -> str:
+        """Waits until the process has ended, and says how: "was ended by SIGSEGV"."""
+        return _how(self._process.wait())
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        self._process.kill()
+
+    def end(self) -> None:
+        """Ends the process: by its own doing, or a signal, or by force, whichever works first."""
+        with suppress(OSError):  # not connected: it has ended
+            self._wire.shutdown(socket.SHUT_RDWR)
+        for force in (self._process.terminate, self._process.kill):
+            try:
+                self._process.wait(_ENDING_SECONDS)
+            except subprocess.TimeoutExpired:
+                force()
+            else:
+                return
+
+    def close(self) -> None:
+        """Closes the socket, once the process has ended."""
+        with self._asking:
+            self._wire.close()
+
+    def _ask(self, request: Load | Look, timeout: float) -> Answer:
+        deadline = time.monotonic() + timeout
+        try:
+            with self._asking:
+                send(self._wire, request, timeout)
+                answer = receive(self._wire, deadline - time.monotonic())
+        except TimeoutError as error:
+            self.kill()
+            text = f"the model's process gave no answer within {timeout:g} s and was killed"
+            raise SightlineError(grpc.StatusCode.INTERNAL, "DEVICE_HUNG", text) from error
+        except (EOFError, OSError) as error:
+            raise SightlineError(
+                grpc.StatusCode.INTERNAL, "DEVICE_CRASHED", f"the model's process {self._fate()}"
+            ) from error
+        if isinstance(answer, Load | Look):
+            raise TypeError(f"the model's process must answer, and asked {answer!r}")
+        return answer
+
+    def _fate(self) -> str:
+        try:
+            return _how(self._process.wait(_DYING_SECONDS))
+        except subprocess.TimeoutExpired:  # it has closed its socket, and lives: of no use
+            self.kill()
+            return "stopped answering"
+
+
+def pickled(factory: Callable[[], Detector]) -> bytes:
+    """Returns a factory as bytes that another process can make a detector of.
+
+    Raises:
+        ValueError: it cannot be pickled, or is of the program's `__main__`, which is not imported
+            there.
+    """
+    try:
+        data = pickle.dumps(factory)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(f"factory must be a function of a module: {error}") from error
+    if any(argument == "__main__" for _, argument, _ in pickletools.genops(data)):
+        raise ValueError(
+            "factory must be a function of a module that can be imported, not of the program itself"
+        )
+    return data
+
+
+def _start(ends: list[str], inherited: list[int]) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join(part or os.getcwd() for part in sys.path)  # noqa: PTH109
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "edge.detect.worker", *ends],
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # libraries print: the node's stdout may be read by a program
+        pass_fds=inherited,
+        env={**os.environ, "PYTHONPATH": path},
+        process_group=0,  # Ctrl-C is for the node, which asks for answers until it closes
+    )
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"was ended by signal {-code}"
+
+
+def _loading_error(answer: Answer) -> Exception:
+    if isinstance(answer, Failed) and answer.kind == "ModelError":
+        from servicekit.vision import ModelError
+
+        return ModelError(answer.reason, answer.message)
+    if isinstance(answer, Failed) and answer.module:
+        return ModuleNotFoundError(answer.message, name=answer.module)
+    return error_of(answer)

@@ -1,0 +1,114 @@
+"""Pictures on their way to a detector's process: in shared memory, which spares two copies.
+
+The memory has no name: nothing is left behind, however the processes end. Where there is no such
+memory (not Linux) pictures travel inside the messages.
+"""
+
+import mmap
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.detect.messages import Look
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_PAGE = 1 << 20
+"""The memory grows by whole mebibytes."""
+
+
+class FrameWriter:
+    """The owner's end: one picture at a time, in memory that grows with the largest of them.
+
+    Args:
+        shared: whether to use shared memory where there is any.
+
+    Attributes:
+        fd: of the shared memory, for the other process; None: there is none.
+    """
+
+    def __init__(self, *, shared: bool = True) -> None:
+        use = shared and hasattr(os, "memfd_create")
+        self.fd: int | None = os.memfd_create("sightline-frames") if use else None
+        self._memory: mmap.mmap | None = None
+
+    def put(self, picture: "NDArray[np.uint8] | bytes | str | Path") -> Look:
+        """Lays a picture down, over the one before, and returns what says where it is.
+
+        Args:
+            picture: an array `[H, W, 3]`, an encoded file or its path.
+
+        Raises:
+            OSError: there is no memory left.
+        """
+        if isinstance(picture, str | Path):
+            return Look(path=os.path.abspath(picture))  # noqa: PTH100 - Path.absolute keeps ".."
+        shape = None if isinstance(picture, bytes) else picture.shape
+        size = len(picture) if isinstance(picture, bytes) else picture.nbytes
+        if self.fd is None:
+            content = picture if isinstance(picture, bytes) else picture.tobytes()
+            return Look(shape, size, content)
+        memory = self._grown(self.fd, size)
+        if isinstance(picture, bytes):
+            memory[:size] = picture
+        else:
+            _lay(picture, memory)
+        return Look(shape, size)
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.close()
+        fd, self.fd = self.fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def _grown(self, fd: int, size: int) -> mmap.mmap:
+        if self._memory is None or len(self._memory) < size:
+            if self._memory is not None:
+                self._memory.close()
+                self._memory = None
+            os.ftruncate(fd, -(-max(size, 1) // _PAGE) * _PAGE)
+            self._memory = mmap.mmap(fd, 0)
+        return self._memory
+
+
+class FrameReader:
+    """The detector's end.
+
+    Args:
+        fd: of the shared memory; None: there is none.
+    """
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+        self._memory: mmap.mmap | None = None
+
+    def get(self, look: Look) -> "NDArray[np.uint8] | bytes | str":
+        """Returns the picture. An array lies in the shared memory until the next one does."""
+        if look.path is not None:
+            return look.path
+        source = look.content if look.content is not None else self._mapped(look.size)
+        if look.shape is None:
+            return bytes(memoryview(source)[: look.size])
+        import numpy as np
+
+        flat = np.frombuffer(source, np.uint8, count=look.size)
+        return flat.reshape(look.shape)
+
+    def _mapped(self, size: int) -> mmap.mmap:
+        if self._fd is None:
+            raise ValueError("the picture must be in the message: there is no shared memory")
+        if self._memory is None or len(self._memory) < size:
+            self._memory = mmap.mmap(self._fd, 0)  # the old one goes with the last array in it
+        return self._memory
+
+
+def _lay(array: "NDArray[np.uint8]", memory: mmap.mmap) -> None:
+    import numpy as np
+
+    target = np.frombuffer(memory, np.uint8, count=array.nbytes).reshape(array.shape)
+    np.copyto(target, array)

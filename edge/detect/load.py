@@ -1,0 +1,80 @@
+"""The device's model, as the settings say; its runtime is imported only here, or in its process."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from edge.detect.base import Detector, Thresholds, Tracker
+from edge.settings import EdgeSettings
+
+
+def load_detector(settings: EdgeSettings) -> Detector | None:
+    """Returns the device's model, warmed up; None: there is none, or the mode does not ask it.
+
+    Where `device_process` is set it runs in a process of its own; `close_detector` ends that.
+
+    Raises:
+        servicekit.vision.ModelError: the file or the providers cannot be used.
+        ModuleNotFoundError: the detector's runtime is not installed.
+        SightlineError: the model's process ended while it loaded (`DEVICE_CRASHED`), or its runtime
+            failed in a way of its own (`DEVICE_FAILED`).
+    """
+    if settings.device_model is None or settings.mode == "cloud":
+        return None
+    make = _factory(settings, settings.device_model)
+    if not settings.device_process:
+        return make()
+    from edge.detect.process import ProcessDetector
+
+    return ProcessDetector(make, hang_seconds=settings.device_hang_seconds)
+
+
+def _factory(settings: EdgeSettings, path: Path) -> Callable[[], Detector]:
+    """Says how the detector is made, by plain values, which another process can be told."""
+    name, version = settings.device_model_name or None, settings.device_model_version or None
+    common = (path.absolute(), name, version, _thresholds(settings))
+    if settings.detector == "ultralytics":
+        return partial(_ultralytics, *common, settings.device_tracker or None)
+    return partial(_onnx, *common, settings.device_providers)
+
+
+def _onnx(
+    path: Path,
+    name: str | None,
+    version: str | None,
+    thresholds: Thresholds,
+    providers: Sequence[str],
+) -> Detector:
+    from edge.detect.onnx import OnnxDetector
+
+    return OnnxDetector(
+        path, name=name, version=version, thresholds=thresholds, providers=providers
+    )
+
+
+def _ultralytics(
+    path: Path,
+    name: str | None,
+    version: str | None,
+    thresholds: Thresholds,
+    tracker: Tracker | None,
+) -> Detector:
+    from edge.detect.ultralytics import UltralyticsDetector
+
+    return UltralyticsDetector(
+        path, name=name, version=version, thresholds=thresholds, tracker=tracker
+    )
+
+
+def _thresholds(settings: EdgeSettings) -> Thresholds:
+    usual = Thresholds()
+    confidence, iou, most = (
+        settings.confidence_threshold,
+        settings.iou_threshold,
+        settings.max_detections,
+    )
+    return Thresholds(
+        usual.confidence if confidence is None else confidence,
+        usual.iou if iou is None else iou,
+        usual.max_detections if most is None else most,
+    )

@@ -1,0 +1,158 @@
+"""What a detector's process and its owner say to each other, over a socket of their own.
+
+Messages are pickled: both ends are one program of one user, and the socket has no name.
+"""
+
+import pickle
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import grpc
+
+from edge.detect.base import DetectorResult
+from servicekit.errors import FieldViolation, SightlineError
+
+_LENGTH = struct.Struct("!Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Make the detector.
+
+    Attributes:
+        factory: pickled, and unpickled only where its failure can be answered.
+    """
+
+    factory: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Detect in one picture.
+
+    Attributes:
+        shape: of the RGB uint8 array `[H, W, 3]`; None: the picture is encoded.
+        size: its bytes.
+        content: the picture; None: the shared memory holds it.
+        path: of the picture's file, in place of all that.
+    """
+
+    shape: tuple[int, ...] | None = None
+    size: int = 0
+    content: bytes | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The detector is ready."""
+
+    name: str
+    version: str
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the detector says."""
+
+    result: DetectorResult
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The detector raised a `SightlineError`: these are its parts."""
+
+    code: int
+    reason: str
+    message: str
+    violations: tuple[FieldViolation, ...]
+
+    @classmethod
+    def of(cls, error: SightlineError) -> "Refused":
+        """Takes an error apart, which pickle cannot."""
+        return cls(error.code.value[0], error.reason, error.message, error.violations)
+
+    def error(self) -> SightlineError:
+        """Returns the same error again."""
+        (code,) = (each for each in grpc.StatusCode if each.value[0] == self.code)
+        return SightlineError(code, self.reason, self.message, violations=self.violations)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The detector raised anything else.
+
+    Attributes:
+        kind: the name of the exception's class.
+        message: the exception's.
+        reason: of a `servicekit.vision.ModelError`; else empty.
+        module: that could not be imported; else empty.
+    """
+
+    kind: str
+    message: str
+    reason: str = ""
+    module: str = ""
+
+
+def error_of(answer: "Answer") -> SightlineError:
+    """Returns what a picture's answer that is not `Found` means to the caller."""
+    if isinstance(answer, Refused):
+        return answer.error()
+    said = f"{answer.kind}: {answer.message}" if isinstance(answer, Failed) else repr(answer)
+    return SightlineError(grpc.StatusCode.INTERNAL, "DEVICE_FAILED", f"the model failed: {said}")
+
+
+Request: TypeAlias = Load | Look
+Answer: TypeAlias = Loaded | Found | Refused | Failed
+
+
+def send(wire: socket.socket, message: Request | Answer, timeout: float | None = None) -> None:
+    """Sends one message.
+
+    Args:
+        wire: a stream socket.
+        message: what to send.
+        timeout: seconds it may take; None: as long as it takes.
+
+    Raises:
+        TimeoutError: it took longer; the socket is of no more use.
+        OSError: the other end is gone.
+    """
+    body = pickle.dumps(message)
+    wire.settimeout(timeout)
+    wire.sendall(_LENGTH.pack(len(body)) + body)
+
+
+def receive(wire: socket.socket, timeout: float | None = None) -> Request | Answer:
+    """Returns the next message.
+
+    Args:
+        wire: a stream socket.
+        timeout: seconds it may take; None: as long as it takes.
+
+    Raises:
+        TimeoutError: it took longer; the socket is of no more use.
+        EOFError: the other end is gone.
+        OSError: the same, noticed otherwise.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    (length,) = _LENGTH.unpack(_read(wire, _LENGTH.size, deadline))
+    message: Request | Answer = pickle.loads(_read(wire, length, deadline))  # noqa: S301 - see above
+    return message
+
+
+def _read(wire: socket.socket, size: int, deadline: float | None) -> bytearray:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        wire.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
+        taken = wire.recv_into(view)
+        if not taken:
+            raise EOFError("the other end is gone")
+        view = view[taken:]
+    return data

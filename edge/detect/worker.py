@@ -1,0 +1,94 @@
+"""The process in which a detector runs: `python -m edge.detect.worker SOCKET MEMORY OWNER`.
+
+SOCKET and MEMORY are inherited file descriptors (MEMORY -1: none), OWNER is the owner's process id.
+Not for users to start: `edge.detect.process.ProcessDetector` does.
+"""
+
+import contextlib
+import faulthandler
+import os
+import pickle
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edge.detect.base import Detector, close_detector
+from edge.detect.frames import FrameReader
+from edge.detect.messages import Answer, Failed, Found, Load, Loaded, Look, Refused, receive, send
+from servicekit.errors import SightlineError
+
+_OWNER_CHECK_SECONDS = 0.5
+_OOM_SCORE = "500"
+
+
+def main(arguments: list[str]) -> None:
+    """Serves one owner until it goes away."""
+    wire, memory, owner = (int(argument) for argument in arguments)
+    faulthandler.enable()
+    _be_killed_first()
+    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+    frames = FrameReader(memory if memory >= 0 else None)
+    with socket.socket(fileno=wire) as connection, contextlib.suppress(EOFError, OSError):
+        _serve(connection, frames)
+
+
+def _serve(wire: socket.socket, frames: FrameReader) -> None:
+    detector: Detector | None = None
+    try:
+        while True:
+            request = receive(wire)
+            if isinstance(request, Load):
+                detector, answer = _load(request)
+            elif detector is not None and isinstance(request, Look):
+                answer = _look(detector, request, frames)
+            else:
+                raise RuntimeError("a picture must come after the detector")
+            send(wire, answer)
+    finally:
+        if detector is not None:
+            close_detector(detector)
+
+
+def _load(request: Load) -> tuple[Detector | None, Answer]:
+    try:
+        factory: Callable[[], Detector] = pickle.loads(request.factory)  # noqa: S301 - the owner's
+        detector = factory()
+        provider = str(getattr(detector, "provider", ""))
+        return detector, Loaded(detector.name, detector.version, provider)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the owner hears of it
+        return None, _answer_to(error)
+
+
+def _look(detector: Detector, request: Look, frames: FrameReader) -> Answer:
+    try:
+        return Found(detector.detect(frames.get(request)))
+    except Exception as error:  # noqa: BLE001 - as above
+        return _answer_to(error)
+
+
+def _answer_to(error: Exception) -> Answer:
+    if isinstance(error, SightlineError):
+        return Refused.of(error)
+    module = (error.name or "") if isinstance(error, ImportError) else ""
+    reason = str(getattr(error, "reason", ""))
+    return Failed(type(error).__name__, str(error), reason, module)
+
+
+def _be_killed_first() -> None:
+    """Where memory runs out, the kernel is to take the model and not the node."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+
+
+def _end_with(owner: int) -> None:
+    """Ends this process when the owner has ended, even in the middle of a run."""
+    while os.getppid() == owner:
+        time.sleep(_OWNER_CHECK_SECONDS)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
