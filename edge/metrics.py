@@ -93,6 +93,13 @@ def _pictures(stats: "NodeStats") -> Iterator[Metric]:
     for reason, count in stats.pictures.failed.items():
         pictures.add_metric(("nobody", reason), count)
     yield pictures
+    for name, count, help_ in (
+        ("cloud_bytes", stats.pictures.cloud_bytes, "Bytes of pictures that the cloud answered"),
+        ("cloud_bytes_saved", stats.pictures.cloud_bytes_saved, "Bytes that shrinking them saved"),
+    ):
+        family = _counter(name, help_)
+        family.add_metric((), count)
+        yield family
 
 
 def _asking(stats: "NodeStats") -> Iterator[Metric]:

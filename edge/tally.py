@@ -1,12 +1,12 @@
 """Counts of what became of a node's pictures, and how long the answers took."""
 
-import math
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edge.decide.answer import Answer
+from edge.percentile import nearest_rank
 from edge.records import CloudReason, Source
 from servicekit.errors import SightlineError
 
@@ -43,6 +43,10 @@ class Counts:
     """From the first try at the cloud to its answer, of the answers for which it was asked."""
     total_milliseconds: Latency
     """From the question to the answer."""
+    cloud_bytes: int
+    """Bytes of pictures that went to the cloud for the answers it gave."""
+    cloud_bytes_saved: int
+    """Bytes that did not have to, because pictures were shrunk before."""
 
     @property
     def answered(self) -> int:
@@ -61,11 +65,15 @@ class Tally:
         self._device: deque[float] = deque(maxlen=_WINDOW)
         self._cloud: deque[float] = deque(maxlen=_WINDOW)
         self._total: deque[float] = deque(maxlen=_WINDOW)
+        self._cloud_bytes = 0
+        self._cloud_bytes_saved = 0
 
     def answered(self, answer: Answer) -> None:
         """Counts an answer."""
         with self._lock:
             self._total.append(answer.total_milliseconds)
+            self._cloud_bytes += answer.cloud_bytes
+            self._cloud_bytes_saved += answer.cloud_bytes_saved
             if answer.device_milliseconds is not None:
                 self._device.append(answer.device_milliseconds)
             if answer.cloud_milliseconds is not None:
@@ -87,6 +95,7 @@ class Tally:
             device, cloud, total = tuple(self._device), tuple(self._cloud), tuple(self._total)
             by_cloud, failed = dict(self._by_cloud), dict(self._failed)
             by_device = self._by_device
+            sent, saved = self._cloud_bytes, self._cloud_bytes_saved
         fallbacks = sum(by_cloud.values())
         return Counts(
             by_device=by_device,
@@ -96,14 +105,11 @@ class Tally:
             device_milliseconds=_latency(device),
             cloud_milliseconds=_latency(cloud),
             total_milliseconds=_latency(total),
+            cloud_bytes=sent,
+            cloud_bytes_saved=saved,
         )
 
 
 def _latency(milliseconds: Sequence[float]) -> Latency:
     ordered = sorted(milliseconds)
-    return Latency(*(_percentile(ordered, share) for share in (0.50, 0.95, 0.99)))
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float | None:
-    """The nearest rank: the least value that `share` of all do not exceed."""
-    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else None
+    return Latency(*(nearest_rank(ordered, share) for share in (0.50, 0.95, 0.99)))

@@ -49,6 +49,7 @@ class Answer:
             the device's answer was kept (modes `cascade` and `hedged`); empty: nothing of the kind.
         cloud_bytes: bytes of the picture that went to the cloud for its answer, uploads and
             retries included; 0: the cloud did not answer.
+        cloud_bytes_saved: bytes that did not have to, because the picture was shrunk before.
     """
 
     detections: tuple[Detection, ...]
@@ -65,6 +66,7 @@ class Answer:
     idempotent_replayed: bool
     cloud_error: str = ""
     cloud_bytes: int = 0
+    cloud_bytes_saved: int = 0
 
     @property
     def attempt(self) -> Attempt:

@@ -275,6 +275,7 @@ class Coordination:
                 idempotent_replayed=answered.replayed if answered else False,
                 cloud_error=cloud_error,
                 cloud_bytes=answered.bytes_sent if answered else 0,
+                cloud_bytes_saved=answered.bytes_saved if answered else 0,
             )
         )
 

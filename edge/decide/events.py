@@ -30,6 +30,7 @@ class CloudAnswered:
     replayed: bool = False
     """With what an earlier try had got."""
     bytes_sent: int = 0
+    bytes_saved: int = 0
 
 
 @dataclass(frozen=True, slots=True)

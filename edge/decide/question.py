@@ -178,7 +178,9 @@ class Question:
             result = _cloud_result(answer)
         except SightlineError as error:
             return self._failed(error)
-        return CloudAnswered(result, answer.idempotent_replayed, answer.bytes_sent)
+        return CloudAnswered(
+            result, answer.idempotent_replayed, answer.bytes_sent, answer.bytes_saved
+        )
 
     def _drop(self, action: DropDevice | DropCloud) -> None:
         outstanding = self._device if isinstance(action, DropDevice) else self._cloud

@@ -1,8 +1,9 @@
 """How long the device mostly takes, learnt from its latest runs."""
 
-import math
 import threading
 from collections import deque
+
+from edge.percentile import nearest_rank
 
 _WINDOW = 200
 _LEAST = 20
@@ -34,6 +35,5 @@ class RunTimes:
             if len(self._seconds) < _LEAST:
                 return None
             if self._p95 is None:
-                ordered = sorted(self._seconds)
-                self._p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+                self._p95 = nearest_rank(sorted(self._seconds), 0.95)
             return self._p95

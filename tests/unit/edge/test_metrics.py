@@ -50,6 +50,7 @@ def test_what_the_node_did_is_scraped(tmp_path: Path) -> None:
     assert found["log_resent_total", labels()] == 0
     assert found["log_committed_total", labels()] == 2
     assert found["log_backlog", labels()] == 0
+    assert found["cloud_bytes_total", labels()] == 0
     assert found["breaker_state", labels(state="closed")] == 1
     assert found["breaker_state", labels(state="open")] == 0
     assert found["cloud_retries_total", labels()] == 0

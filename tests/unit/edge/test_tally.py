@@ -87,6 +87,14 @@ def test_device_and_cloud_count_where_they_were_asked() -> None:
     assert counts.total_milliseconds == Latency(51, 81, 81)
 
 
+def test_bytes_are_summed() -> None:
+    tally = Tally()
+    for sent, saved in ((100, 50), (30, 0)):
+        tally.answered(dataclasses.replace(BY_DEVICE, cloud_bytes=sent, cloud_bytes_saved=saved))
+    counts = tally.counts()
+    assert (counts.cloud_bytes, counts.cloud_bytes_saved) == (130, 50)
+
+
 def test_percentiles_forget_what_lies_behind_the_window() -> None:
     tally = Tally()
     for _ in range(5000):

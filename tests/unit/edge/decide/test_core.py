@@ -317,11 +317,12 @@ def test_an_unsure_device_asks_the_cloud() -> None:
     t = Transcript(Mode.CASCADE)
     t.begins(AskDevice(), WakeAt(6.75))
     t.at(0.5, DeviceAnswered(UNSURE_RESULT), AskCloud(8.0), WakeAt(8.0))
-    answer = t.answers(0.75, CloudAnswered(CLOUD_RESULT, bytes_sent=1234))
+    answer = t.answers(0.75, CloudAnswered(CLOUD_RESULT, bytes_sent=1234, bytes_saved=56))
     assert (answer.source, answer.cloud_reason) == (Source.CLOUD, CloudReason.DEVICE_UNSURE)
     assert answer.detections == CLOUD_RESULT.detections
     assert (answer.device_milliseconds, answer.cloud_milliseconds) == (500.0, 250.0)
-    assert (answer.cloud_error, answer.cloud_bytes) == ("", 1234)
+    assert answer.cloud_error == ""
+    assert (answer.cloud_bytes, answer.cloud_bytes_saved) == (1234, 56)
     assert answer.attempt.seconds == 0.25
     assert [attempt.error for attempt in answer.attempts] == ["", ""]
 
