@@ -25,6 +25,8 @@ is percent-encoded) and the details (base64: four thirds) have to stay below tha
 _FRAME_BYTES = 6
 """Most that a message costs beside itself as an element of a repeated field."""
 _PUSHBACK = "grpc-retry-pushback-ms"
+_MAX_PUSHBACK_MS = 2**31 - 1
+"""gRPC's own clients read an int32."""
 M = TypeVar("M", bound=Message)
 
 
@@ -96,7 +98,7 @@ class SightlineError(Exception):
             server does not say.
         metadata: further facts for programs, such as `expected_sequence`.
         do_not_retry: whether the server asked not to be called again for this
-            (`grpc-retry-pushback-ms` below 0, gRPC's proposal A6).
+            (`grpc-retry-pushback-ms` that is no number >= 0, gRPC's proposal A6).
     """
 
     def __init__(
@@ -269,7 +271,7 @@ def _pushed_back(meant: SightlineError, error: grpc.RpcError) -> SightlineError:
         milliseconds = int(asked)
     except ValueError:
         milliseconds = -1  # as A6 says
-    if milliseconds < 0:
+    if not 0 <= milliseconds <= _MAX_PUSHBACK_MS:
         meant.do_not_retry = True
     elif meant.retry_after is None:
         meant.retry_after = milliseconds / 1e3

@@ -4,9 +4,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from sightline.inference.v1 import inference_pb2, inference_service_pb2
+from sightline.inference.v1 import inference_service_pb2
 
 from edge.cloud.shrink import Scale
+from edge.cloud.types import ModelHint
 
 _CHUNK = 256 << 10
 _UPLOADS = 2
@@ -18,25 +19,29 @@ class InferCall:
     """A question, with what has been done to deliver it; safe in threads.
 
     Attributes:
-        request: with every picture in it.
+        question: the request, but for the bytes of its pictures.
+        images: the encoded pictures, in the question's order.
         metadata: idempotency key and, if given, traceparent.
         scales: by index, of the pictures that were shrunk.
         bytes_saved: bytes of pictures that shrinking saves.
-        bytes_sent: bytes of pictures that have left so far.
+        bytes_sent: bytes of pictures that were handed to the connection so far.
     """
 
-    request: inference_service_pb2.InferRequest
+    question: inference_service_pb2.InferRequest
+    images: tuple[bytes, ...]
     metadata: tuple[tuple[str, str], ...]
     scales: Mapping[int, Scale] = field(default_factory=dict)
     bytes_saved: int = 0
-    bytes_sent: int = 0
-    _sizes: tuple[int, ...] = field(init=False)  # each look at `data` is a copy of it
-    _references: dict[int, str] = field(default_factory=dict)
-    _uploads: int = _UPLOADS
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    bytes_sent: int = field(default=0, init=False)
+    _references: dict[int, str] = field(default_factory=dict, init=False)
+    _losses: dict[int, int] = field(default_factory=dict, init=False)
+    _uploads: bool = field(default=True, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def __post_init__(self) -> None:
-        self._sizes = tuple(len(image.data) for image in self.request.images)
+    @property
+    def model(self) -> ModelHint:
+        """Which model is asked."""
+        return ModelHint(self.question.model.name, self.question.model.version)
 
     def to_upload(self, above: int) -> int | None:
         """Returns the index of a picture that is to be uploaded first; None: there is none.
@@ -49,16 +54,18 @@ class InferCall:
                 return None
             large = (
                 index
-                for index, size in enumerate(self._sizes)
-                if size > above and index not in self._references
+                for index, data in enumerate(self.images)
+                if len(data) > above
+                and index not in self._references
+                and self._losses.get(index, 0) < _UPLOADS
             )
             return next(large, None)
 
     def upload(self, index: int) -> Iterator[inference_service_pb2.UploadImageRequest]:
         """Yields the messages that upload a picture, counting what leaves."""
-        image = self.request.images[index]
-        data = image.data
-        header = inference_service_pb2.UploadHeader(sha256=image.sha256, size_bytes=len(data))
+        data = self.images[index]
+        sha256 = self.question.images[index].sha256
+        header = inference_service_pb2.UploadHeader(sha256=sha256, size_bytes=len(data))
         yield inference_service_pb2.UploadImageRequest(header=header)
         for begin in range(0, len(data), _CHUNK):
             chunk = data[begin : begin + _CHUNK]
@@ -71,41 +78,32 @@ class InferCall:
         with self._lock:
             self._references[index] = reference
 
-    def lost(self) -> None:
-        """Takes note that the service does not know a reference any more: all are put anew."""
+    def lost(self, references: Mapping[int, str]) -> None:
+        """Takes note of references, by index, that the service does not know any more."""
         with self._lock:
-            self._references.clear()
-            self._uploads -= 1
+            for index, reference in references.items():
+                # A twin of this try may have seen the same loss, and the picture be up again.
+                if self._references.get(index) == reference:
+                    del self._references[index]
+                    self._losses[index] = self._losses.get(index, 0) + 1
 
-    def no_uploads(self) -> None:
-        """Takes note that the service takes no uploads: the pictures go with the question."""
+    def no_more_uploads(self) -> None:
+        """Takes note that what is not uploaded yet is to go with the question."""
         with self._lock:
-            self._references.clear()
-            self._uploads = 0
+            self._uploads = False
 
-    @property
-    def has_references(self) -> bool:
-        """Whether a picture is referred to."""
-        return bool(self._references)
-
-    def to_send(self) -> inference_service_pb2.InferRequest:
-        """Returns the question with references in place of what was uploaded."""
+    def to_send(self) -> tuple[inference_service_pb2.InferRequest, Mapping[int, str]]:
+        """Returns the question, and the references in it by the index of the picture."""
+        request = inference_service_pb2.InferRequest()
+        request.CopyFrom(self.question)
         with self._lock:
             references = dict(self._references)
             self.bytes_sent += sum(
-                size for index, size in enumerate(self._sizes) if index not in references
+                len(data) for index, data in enumerate(self.images) if index not in references
             )
-        if not references:
-            return self.request
-        return inference_service_pb2.InferRequest(
-            images=[
-                _referring(image, references[index]) if index in references else image
-                for index, image in enumerate(self.request.images)
-            ],
-            model=self.request.model if self.request.HasField("model") else None,
-            parameters=self.request.parameters if self.request.HasField("parameters") else None,
-        )
-
-
-def _referring(image: inference_pb2.Image, reference: str) -> inference_pb2.Image:
-    return inference_pb2.Image(image_id=image.image_id, reference=reference, sha256=image.sha256)
+        for index, image in enumerate(request.images):
+            if index in references:
+                image.reference = references[index]
+            else:
+                image.data = self.images[index]
+        return request, references

@@ -6,6 +6,7 @@ Retries, and what to do when the service does not answer, are the coordinator's
 
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from types import TracebackType
 from typing import Self
 
@@ -14,8 +15,9 @@ from sightline.inference.v1 import inference_service_pb2, inference_service_pb2_
 
 from edge.channel import Endpoint
 from edge.cloud.call import InferCall
+from edge.cloud.line import Line, closed
 from edge.cloud.messages import check_timeout, parse_models, prepare
-from edge.cloud.pending import Line, PendingAnswer
+from edge.cloud.pending import PendingAnswer
 from edge.cloud.sizes import ModelSizes
 from edge.cloud.types import (
     UPLOAD_ABOVE_BYTES,
@@ -56,10 +58,11 @@ class InferenceClient:
         downscale: whether pictures are shrunk to the input of the detector that will see them
             (as JPEG of quality 95), where they are larger; boxes come in pixels of the original all
             the same. The sizes are learnt beside the first question; until then pictures go whole.
-            Needs numpy and Pillow (the extra `onnx`).
 
     Raises:
         SightlineError: INVALID_ARGUMENT: a number is out of its range.
+        ModuleNotFoundError: `downscale` needs numpy and Pillow, which are not installed (the extra
+            `onnx`).
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class InferenceClient:
         self._timeout = check_timeout(timeout)
         if upload_above_bytes is not None and upload_above_bytes < 0:
             raise invalid("upload_above_bytes", f"must be >= 0 or None, is {upload_above_bytes}")
+        if downscale:
+            import_module("servicekit.vision")  # what is missing shows here, not at some picture
         self._array_format = array_format
         self._channel = self._endpoint.channel(_OPTIONS)
         self._stub = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
@@ -164,11 +169,11 @@ class InferenceClient:
             SightlineError: INVALID_ARGUMENT: the timeout is not above 0 and at most 3600 s;
                 FAILED_PRECONDITION: the client is closed.
         """
-        pending = PendingAnswer(
-            call, self._line, self._timeout if timeout is None else check_timeout(timeout)
-        )
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        pending = PendingAnswer(call, self._line, seconds)
         if self._sizes is not None:
-            pending.add_done_callback(lambda: self._note_model(pending))
+            sizes = self._sizes
+            pending.add_done_callback(lambda: _note_model(sizes, call.model, pending))
         return pending
 
     def list_models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
@@ -178,27 +183,24 @@ class InferenceClient:
             timeout: seconds until the call ends; None: the client's.
 
         Raises:
-            SightlineError: the call failed.
+            SightlineError: the call failed; FAILED_PRECONDITION: the client is closed.
         """
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
         try:
             response = self._stub.ListModels(
                 inference_service_pb2.ListModelsRequest(),
-                timeout=self._timeout if timeout is None else check_timeout(timeout),
+                timeout=seconds,
                 metadata=self._endpoint.metadata,
             )
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+        except ValueError as error:
+            raise closed() from error
         return parse_models(response)
 
     def close(self) -> None:
         """Closes the connection; calls under way end as CANCELLED."""
         self._channel.close()
-
-    def _note_model(self, pending: PendingAnswer) -> None:
-        with suppress(SightlineError):
-            answer = pending.result()
-            if self._sizes is not None:
-                self._sizes.answered(answer.model_name, answer.model_version)
 
     def __enter__(self) -> Self:
         return self
@@ -210,3 +212,10 @@ class InferenceClient:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _note_model(sizes: ModelSizes, asked: ModelHint, pending: PendingAnswer) -> None:
+    with suppress(SightlineError):
+        answer = pending.result()
+        if not answer.idempotent_replayed:  # that may be what an earlier model said
+            sizes.answered(asked, ModelHint(answer.model_name, answer.model_version))

@@ -65,21 +65,22 @@ def prepare(
     """
     _check_images(images, image_ids)
     metadata = tuple(_metadata(idempotency_key, traceparent))
-    request = inference_service_pb2.InferRequest(
+    question = inference_service_pb2.InferRequest(
         model=_model(model) if model else None,
         parameters=_parameters(parameters) if parameters else None,
     )
+    files: list[bytes] = []
     scales: dict[int, Scale] = {}
     saved = 0
     names = image_ids or [""] * len(images)
     for index, (image, name) in enumerate(zip(images, names, strict=True)):
         data, scale, less = _to_send(image, array_format, input_size, f"images[{index}]")
-        sha256 = hashlib.sha256(data).digest()
-        request.images.add(image_id=name, data=data, sha256=sha256)
+        question.images.add(image_id=name, sha256=hashlib.sha256(data).digest())
+        files.append(data)
         saved += less
         if scale is not None:
             scales[index] = scale
-    return InferCall(request, metadata, scales, bytes_saved=saved)
+    return InferCall(question, tuple(files), metadata, scales, saved)
 
 
 def check_timeout(timeout: float) -> float:

@@ -1,68 +1,27 @@
 """A question under way: uploads first where they are wanted, then the question itself."""
 
+import copy
+import functools
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias, TypeVar, cast
 
 import grpc
-from sightline.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
+from sightline.inference.v1 import inference_service_pb2
 
-from edge.channel import Endpoint
 from edge.cloud.call import InferCall
+from edge.cloud.line import Line
 from edge.cloud.messages import parse_answer
 from edge.cloud.types import InferAnswer
-from servicekit.errors import SightlineError, from_rpc_error
+from servicekit.errors import FieldViolation, SightlineError, from_rpc_error, without_frames
 
 _Answered: TypeAlias = inference_service_pb2.InferResponse
 _Uploaded: TypeAlias = inference_service_pb2.UploadImageResponse
 T = TypeVar("T")
 _LOST = {"REFERENCE_UNKNOWN", "REFERENCE_EXPIRED", "REFERENCE_GONE"}
-_NO_ROOM = {"UPLOAD_QUOTA_EXCEEDED", "UPLOAD_STORE_FULL", "UPLOAD_STORE_UNAVAILABLE"}
-_WITHOUT_SECONDS = 600.0
-"""How long a service that has no uploads is not asked again for one."""
-
-
-class Line:
-    """The way to one service, and what is known of its uploads; safe in threads.
-
-    Args:
-        endpoint: the service.
-        stub: the calls.
-        upload_above: bytes of a picture from which on it is uploaded; None: never.
-    """
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        stub: inference_service_pb2_grpc.InferenceServiceStub,
-        upload_above: int | None,
-    ) -> None:
-        self._endpoint = endpoint
-        self._stub = stub
-        self._upload_above = upload_above
-        self._without_until = 0.0
-
-    def next_upload(self, call: InferCall) -> int | None:
-        """Returns the index of the picture to upload next; None: the question can be asked."""
-        if self._upload_above is None or time.monotonic() < self._without_until:
-            return None
-        return call.to_upload(self._upload_above)
-
-    def has_no_uploads(self) -> None:
-        """Takes note that the service does not know the call."""
-        self._without_until = time.monotonic() + _WITHOUT_SECONDS
-
-    def upload(self, call: InferCall, index: int, timeout: float) -> "grpc.Future[_Uploaded]":
-        """Starts to upload a picture."""
-        return self._stub.UploadImage.future(
-            call.upload(index), timeout=timeout, metadata=self._endpoint.metadata
-        )
-
-    def infer(self, call: InferCall, timeout: float) -> "grpc.Future[_Answered]":
-        """Starts to ask."""
-        metadata = (*self._endpoint.metadata, *call.metadata)
-        return self._stub.Infer.future(call.to_send(), timeout=timeout, metadata=metadata)
+_REFERENCE_FIELD = re.compile(r"images\[(\d+)\]\.reference")
 
 
 class PendingAnswer:
@@ -107,9 +66,12 @@ class PendingAnswer:
             SightlineError: the call failed.
         """
         self._done.wait()
-        if self._answer is None:
-            raise self._error or AssertionError("done, but with neither answer nor error")
-        return self._answer
+        if self._answer is not None:
+            return self._answer
+        if self._error is None:
+            raise AssertionError("done, but with neither answer nor error")
+        # A copy: the frames of who catches it refer to this object, and must not be kept by it.
+        raise copy.copy(self._error)
 
     def cancel(self) -> None:
         """Ends the call if it has not ended."""
@@ -129,19 +91,18 @@ class PendingAnswer:
                 f"no answer within {self._timeout:.3f} s",
             )
         index = self._line.next_upload(self._call)
-        try:
-            if index is None:
-                asked = self._line.infer(self._call, left)
-                self._follow(asked)
-                asked.add_done_callback(self._asked)
-            else:
-                upload = self._line.upload(self._call, index, left)
-                self._follow(upload)
-                upload.add_done_callback(lambda ended: self._uploaded(index, ended))
-        except ValueError as error:  # what gRPC raises on a closed channel
-            raise SightlineError(
-                grpc.StatusCode.FAILED_PRECONDITION, "CLIENT_CLOSED", "the client is closed"
-            ) from error
+        if index is None:
+            asked, references = self._line.infer(self._call, left)
+            self._follow(asked)
+            asked.add_done_callback(
+                lambda ended: self._go_on(functools.partial(self._asked, references, ended))
+            )
+        else:
+            upload = self._line.upload(self._call, index, left)
+            self._follow(upload)
+            upload.add_done_callback(
+                lambda ended: self._go_on(functools.partial(self._uploaded, index, ended))
+            )
 
     def _follow(self, future: "grpc.Future[_Answered] | grpc.Future[_Uploaded]") -> None:
         with self._lock:
@@ -150,48 +111,56 @@ class PendingAnswer:
         if cancelled:
             future.cancel()
 
-    def _go_on(self) -> None:
+    def _go_on(self, hear: Callable[[], InferAnswer | None]) -> None:
+        """Hears the end of a call; ends with the answer or an error, or starts the next call."""
+        answer: InferAnswer | None = None
+        error: SightlineError | None = None
         try:
-            self._start()
-        except SightlineError as error:
-            self._end(error=error)
+            answer = hear()
+            if answer is None:
+                self._start()
+                return
+        except SightlineError as raised:
+            error = without_frames(raised)
+        except Exception as raised:  # noqa: BLE001 - or whoever waits would wait for ever
+            error = SightlineError(
+                grpc.StatusCode.INTERNAL, "ANSWER_UNUSABLE", f"the answer cannot be used: {raised}"
+            )
+        self._end(answer, error)
 
-    def _asked(self, ended: "grpc.Future[_Answered]") -> None:
+    def _asked(
+        self, references: Mapping[int, str], ended: "grpc.Future[_Answered]"
+    ) -> InferAnswer | None:
+        """The answer; None: pictures that were referred to are lost. Raises SightlineError."""
         try:
             response = _response(ended)
-            trailing = cast("grpc.Call", ended).trailing_metadata() or ()
-            self._end(answer=parse_answer(response, trailing, self._call))
         except SightlineError as error:
-            if error.reason in _LOST and self._call.has_references:
-                self._call.lost()
-                self._go_on()
-            else:
-                self._end(error=error)
+            lost = _lost_in_error(error, references)
+            if not lost:
+                raise
+            if error.reason not in _LOST:
+                self._call.no_more_uploads()
+        else:
+            lost = _lost_in_response(response, references)
+            if not lost:
+                trailing = cast("grpc.Call", ended).trailing_metadata() or ()
+                return parse_answer(response, trailing, self._call)
+        self._call.lost(lost)
+        return None
 
     def _uploaded(self, index: int, ended: "grpc.Future[_Uploaded]") -> None:
+        """Raises SightlineError: the picture cannot be delivered."""
         try:
-            response = _response(ended)
+            self._call.uploaded(index, _response(ended).image.reference)
         except SightlineError as error:
-            if not self._goes_without(error):
-                self._end(error=error)
-                return
-        else:
-            self._call.uploaded(index, response.image.reference)
-        self._go_on()
+            if not self._line.goes_without(error):
+                raise _of_picture(index, error) from error
+            self._call.no_more_uploads()
 
-    def _goes_without(self, error: SightlineError) -> bool:
-        """Whether the service takes no uploads, but may well take the picture itself."""
-        if error.code is grpc.StatusCode.UNIMPLEMENTED:
-            self._line.has_no_uploads()
-        elif error.reason not in _NO_ROOM:
-            return False
-        self._call.no_uploads()
-        return True
-
-    def _end(
-        self, *, answer: InferAnswer | None = None, error: SightlineError | None = None
-    ) -> None:
+    def _end(self, answer: InferAnswer | None, error: SightlineError | None) -> None:
         with self._lock:
+            if self._done.is_set():
+                return
             self._answer, self._error = answer, error
             self._under_way = None
             self._done.set()
@@ -200,13 +169,45 @@ class PendingAnswer:
             callback()
 
 
+def _lost_in_error(error: SightlineError, sent: Mapping[int, str]) -> Mapping[int, str]:
+    """The references, by index, that a question failed for."""
+    if error.reason == "IDEMPOTENCY_KEY_REUSED":
+        # The service tells questions apart by their pictures, and does not know the picture of a
+        # reference that another process has signed: it takes this question for another one.
+        return sent
+    if error.reason not in _LOST and error.reason != "IMAGES_INVALID":
+        return {}
+    fields = [_REFERENCE_FIELD.fullmatch(violation.field) for violation in error.violations]
+    named = {int(field[1]) for field in fields if field}
+    if error.reason in _LOST and not named:
+        return sent
+    return {index: reference for index, reference in sent.items() if index in named}
+
+
+def _lost_in_response(response: _Answered, sent: Mapping[int, str]) -> Mapping[int, str]:
+    """The references, by index, of pictures that alone were not answered for their sake."""
+    errors = {index: result.error.reason for index, result in enumerate(response.results)}
+    return {index: ref for index, ref in sent.items() if errors.get(index) in _LOST}
+
+
+def _of_picture(index: int, error: SightlineError) -> SightlineError:
+    """The error with the picture's name in place of an upload's fields, which no caller knows."""
+    picture = f"images[{index}]"
+    named = copy.copy(error)
+    named.message = f"{picture}: {error.message}"
+    named.violations = tuple(FieldViolation(picture, v.description) for v in error.violations)
+    return named
+
+
 def _response(ended: "grpc.Future[T]") -> T:
     """The response of a call that has ended. Raises SightlineError: it failed."""
     try:
-        return ended.result()
+        # Not raised: the call is its own error, and would be kept by its own traceback.
+        error = ended.exception()
     except grpc.FutureCancelledError:
         raise SightlineError(
             grpc.StatusCode.CANCELLED, "CANCELLED", "the call was cancelled here"
         ) from None
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
+    if error is None:
+        return ended.result()
+    raise from_rpc_error(cast("grpc.RpcError", error))

@@ -90,19 +90,32 @@ def shrunk(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scal
     return out.getvalue(), Scale(width, height, width / columns, height / rows)
 
 
-def input_sizes(models: tuple[ModelInfo, ...]) -> Mapping[ModelHint, tuple[int, int]]:
-    """Returns width and height of the input of each detector, by every hint that means it.
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """What the pictures for a model are made to fit.
 
-    Classifiers are not among them: what they cut out of a picture is their own business.
+    Attributes:
+        model: name and version of the model.
+        size: width and height of its input, in pixels; None: its pictures are to go whole.
     """
-    sizes: dict[ModelHint, tuple[int, int]] = {}
+
+    model: ModelHint
+    size: tuple[int, int] | None
+
+
+def model_inputs(models: tuple[ModelInfo, ...]) -> Mapping[ModelHint, ModelInput]:
+    """Returns the input of each model by every hint that means it.
+
+    Pictures for a classifier go whole: what it cuts out of them is its own business.
+    """
+    inputs: dict[ModelHint, ModelInput] = {}
     for model in models:
+        exact = ModelHint(model.name, model.version)
         size = (model.input_width, model.input_height)
-        if model.task is not ModelTask.DETECT or not all(size):
-            continue
-        sizes[ModelHint(model.name, model.version)] = size
+        fits = model.task is ModelTask.DETECT and all(size)
+        inputs[exact] = ModelInput(exact, size if fits else None)
         if model.default_version:
-            sizes[ModelHint(model.name, "")] = size
+            inputs[ModelHint(model.name, "")] = inputs[exact]
             if model.default_model:
-                sizes[ModelHint("", "")] = size
-    return sizes
+                inputs[ModelHint("", "")] = inputs[exact]
+    return inputs

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from edge.cloud.shrink import input_sizes
+from edge.cloud.shrink import ModelInput, model_inputs
 from edge.cloud.types import ModelHint, ModelInfo
 from servicekit.errors import SightlineError
 
@@ -16,35 +16,60 @@ _AGAIN_SECONDS = 30.0
 
 
 class ModelSizes:
-    """Knows the inputs of the cloud's detectors, once it has been asked for one; safe in threads.
+    """Knows the inputs of the cloud's models, once it has been asked for one; safe in threads.
 
     Nobody waits for it: what is asked before the sizes are known is told that they are not.
 
     Args:
         list_models: asks the service; called in a thread of its own.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, list_models: Callable[[], tuple[ModelInfo, ...]]) -> None:
+    def __init__(
+        self,
+        list_models: Callable[[], tuple[ModelInfo, ...]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._list_models = list_models
+        self._clock = clock
         self._lock = threading.Lock()
-        self._sizes: Mapping[ModelHint, tuple[int, int]] = {}
+        self._inputs: Mapping[ModelHint, ModelInput] = {}
         self._asked_at: float | None = None
         self._learning = False
 
-    def of(self, model: ModelHint) -> tuple[int, int] | None:
-        """Returns width and height of a model's input in pixels; None: it is not known, or none."""
-        size = self._sizes.get(model)
-        if size is None:
-            self._learn()
-        return size
+    def of(self, asked: ModelHint) -> tuple[int, int] | None:
+        """Returns width and height in pixels that pictures are to fit; None: they go whole.
 
-    def answered(self, name: str, version: str) -> None:
-        """Takes note of who answered: one that is not known may have become the default."""
-        if self._sizes and ModelHint(name, version) not in self._sizes:
+        Args:
+            asked: which model will be asked; one that is not known is asked for beside.
+        """
+        known = self._inputs.get(asked)
+        if known is None:
+            self._learn()
+            return None
+        return known.size
+
+    def answered(self, asked: ModelHint, model: ModelHint) -> None:
+        """Takes note of which model has answered: another may have become the default.
+
+        Args:
+            asked: which model was asked.
+            model: name and version of the one that has answered.
+        """
+        with self._lock:
+            known = self._inputs.get(asked)
+            if known is None or known.model == model:
+                return
+            inputs = dict(self._inputs)
+            del inputs[asked]  # until it is known, pictures go whole
+            if model in inputs:
+                inputs[asked] = inputs[model]
+            self._inputs = inputs
+        if model not in inputs:
             self._learn()
 
     def _learn(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             recent = self._asked_at is not None and now - self._asked_at < _AGAIN_SECONDS
             if self._learning or recent:
@@ -54,7 +79,9 @@ class ModelSizes:
 
     def _ask(self) -> None:
         try:
-            self._sizes = input_sizes(self._list_models())
+            inputs = model_inputs(self._list_models())
+            with self._lock:
+                self._inputs = inputs
         except SightlineError as error:
             logger.info("pictures are sent whole: the cloud's models cannot be listed: %s", error)
         finally:

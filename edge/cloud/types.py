@@ -85,9 +85,10 @@ class InferAnswer:
     idempotent_replayed: bool
     """Whether the service gave the answer that an earlier call with the same key had got."""
     bytes_sent: int = 0
-    """Bytes of pictures that left for this answer, uploads and retries included."""
+    """Bytes of pictures handed to the connection for this answer, uploads and retries included."""
     bytes_saved: int = 0
-    """Bytes of pictures that did not have to leave, because they were shrunk before."""
+    """Bytes of pictures that did not have to leave, because they were shrunk before. Of pictures
+    that came as pixels it is not known, and not counted."""
 
 
 class ModelTask(StrEnum):

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,6 +41,13 @@ class Forget:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Do as told, but only after so many seconds (UploadImage)."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class PushBack:
     """Fail as UNAVAILABLE, and say in gRPC's own way when to come back."""
 
@@ -51,7 +59,7 @@ class Hang:
     """Answer nothing until the caller has gone."""
 
 
-Step = Reply | Refuse | Forget | PushBack | Hang
+Step = Reply | Refuse | Forget | Wait | PushBack | Hang
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class FakeInference(inference_service_pb2_grpc.InferenceServiceServicer):
     upload_calls: int = 0
     models: Sequence[inference_pb2.ModelInfo] = ()
     """What ListModels says; empty: one that is nobody's default."""
+    model_version: str = "3"
+    """Who answers."""
     seen: list[Seen] = field(default_factory=list)
     target: str = ""
     called: threading.Event = field(default_factory=threading.Event)
@@ -103,7 +113,7 @@ class FakeInference(inference_service_pb2_grpc.InferenceServiceServicer):
             case Reply(results, replayed):
                 if replayed:
                     context.set_trailing_metadata((("idempotent-replayed", "true"),))
-                return _response(request, results)
+                return _response(request, results, self.model_version)
         return inference_service_pb2.InferResponse()
 
     def ListModels(  # noqa: N802 - as above
@@ -144,6 +154,8 @@ class FakeInference(inference_service_pb2_grpc.InferenceServiceServicer):
             case Hang():
                 self.called.set()
                 self._hang(context)
+            case Wait(seconds):
+                time.sleep(seconds)
         parts = list(request_iterator)
         data = b"".join(part.chunk for part in parts[1:])
         assert parts[0].header.size_bytes == len(data)
@@ -164,6 +176,7 @@ class FakeInference(inference_service_pb2_grpc.InferenceServiceServicer):
 def _response(
     request: inference_service_pb2.InferRequest,
     results: Sequence[inference_pb2.ImageResult] | None,
+    version: str,
 ) -> inference_service_pb2.InferResponse:
     if results is None:
         results = [scratch(image.image_id) for image in request.images]
@@ -171,7 +184,7 @@ def _response(
     timing.infer.FromMilliseconds(25)
     timing.total.FromMilliseconds(40)
     return inference_service_pb2.InferResponse(
-        results=results, model_name="plates", model_version="3", timing=timing
+        results=results, model_name="plates", model_version=version, timing=timing
     )
 
 

@@ -1,10 +1,8 @@
 """The client and the coordinator against the inference service as a real process."""
 
-import io
 import os
 import signal
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -188,70 +186,3 @@ def assert_same(one: Detection, other: Detection) -> None:
     assert (one.class_id, one.class_name) == (other.class_id, other.class_name)
     assert one.confidence == pytest.approx(other.confidence, abs=0.01)
     assert overlap(one.box, other.box) >= 0.9
-
-
-def test_uploaded_or_inline_it_is_the_same_question(service: Server) -> None:
-    key = str(uuid.uuid4())
-    with (
-        InferenceClient(service.address, upload_above_bytes=0) as uploading,
-        InferenceClient(service.address, upload_above_bytes=None) as inline,
-    ):
-        first = uploading.infer([RED], idempotency_key=key)
-        again = inline.infer([RED], idempotency_key=key)
-    assert not first.idempotent_replayed
-    assert again.idempotent_replayed
-    assert again.results == first.results
-    assert first.bytes_sent == again.bytes_sent > 0
-
-
-def test_a_picture_that_the_service_lost_is_uploaded_anew(repository: Path, tmp_path: Path) -> None:
-    with (
-        started(tmp_path, *flags(repository), "--upload-dir", str(tmp_path / "up")) as one,
-        InferenceClient(one.address, upload_above_bytes=0) as client,
-    ):
-        call = client.prepare([RED])
-        client.send(call).result()
-        stored = [path for path in (tmp_path / "up").rglob("*") if len(path.name) == 64]
-        assert stored  # named by its SHA-256
-        for path in stored:
-            path.unlink()
-        again = client.prepare([RED])
-        again._references.update(call._references)
-        answer = client.send(again).result()
-    assert answer.results[0].detections[0].class_name == "red"
-
-
-@pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS has no yolov8n_int8.onnx")
-@pytest.mark.parametrize("name", ["bus.jpg", "zidane.jpg"])
-def test_shrinking_saves_bytes_and_changes_no_answer(service: Server, name: str) -> None:
-    found = find_spec("ultralytics")
-    if found is None or found.origin is None:
-        pytest.skip("ultralytics, which brings the photographs, is not installed")
-    path = Path(found.origin).parent / "assets" / name
-    with PIL.Image.open(path) as photograph:
-        large = io.BytesIO()  # as a camera of today takes it
-        width, height = (2 * side for side in photograph.size)
-        photograph.resize((width, height)).save(large, "JPEG", quality=95)
-    hint = ModelHint("yolov8n")
-    with (
-        InferenceClient(service.address) as plain,
-        InferenceClient(service.address, downscale=True) as shrinking,
-    ):
-        whole = plain.infer([large.getvalue()], model=hint, timeout=30)
-        deadline = time.monotonic() + 20
-        while (
-            small := shrinking.infer([large.getvalue()], model=hint, timeout=30)
-        ).bytes_saved == 0:
-            assert time.monotonic() < deadline
-    assert small.bytes_sent < whole.bytes_sent / 4
-    assert small.bytes_sent + small.bytes_saved == len(large.getvalue())
-    ours, theirs = small.results[0], whole.results[0]
-    assert (ours.image_width, ours.image_height) == (width, height)
-    sure = [one for one in theirs.detections if one.confidence >= 0.5]
-    assert sure
-    for one in sure:
-        shares = [overlap(one.box, other.box) for other in ours.detections]
-        match = ours.detections[shares.index(max(shares))]
-        assert match.class_name == one.class_name
-        assert max(shares) >= 0.9
-        assert match.confidence == pytest.approx(one.confidence, abs=0.05)

@@ -1,13 +1,16 @@
 """Pictures shrunk to the model's input: which, how much is saved, and the way back."""
 
 import io
+import subprocess
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import PIL.Image
 import pytest
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from sightline.inference.v1 import inference_pb2
 
 from edge.cloud.client import InferenceClient
-from edge.cloud.shrink import Scale, input_sizes, shrunk
+from edge.cloud.shrink import ModelInput, Scale, model_inputs, shrunk
 from edge.cloud.sizes import ModelSizes
 from edge.cloud.types import ImageAnswer, ModelHint, ModelInfo, ModelTask
 from edge.records import Box, Detection
@@ -82,18 +85,18 @@ def test_what_is_no_picture_is_refused_by_name() -> None:
 
 
 def test_boxes_come_back_in_pixels_of_the_original() -> None:
-    scale = Scale(1280, 960, 4.0, 4.0)
+    scale = Scale(1280, 900, 4.0, 3.75)  # as rounding to whole pixels may make it
     found = Detection(1, "pit", 0.5, Box(1, 2, 320.5, 40))
     restored = scale.restored(ImageAnswer("a", 320, 240, (found, Detection(2, "ok", 0.4))))
-    assert restored.detections[0].box == Box(4, 8, 1280, 160)
+    assert restored.detections[0].box == Box(4, 7.5, 1280, 150)
     assert restored.detections[1].box is None
-    assert (restored.image_width, restored.image_height) == (1280, 960)
+    assert (restored.image_width, restored.image_height) == (1280, 900)
     bad = ImageAnswer("a", 0, 0, error=SightlineError.__new__(SightlineError))
     assert scale.restored(bad) is bad
 
 
-def test_sizes_are_known_by_every_hint_that_means_the_model() -> None:
-    sizes = input_sizes(
+def test_inputs_are_known_by_every_hint_that_means_the_model() -> None:
+    inputs = model_inputs(
         (
             model(),
             model(version="2", size=(640, 640), default_version=False),
@@ -102,40 +105,118 @@ def test_sizes_are_known_by_every_hint_that_means_the_model() -> None:
             model("free", "1", size=(0, 0), default_model=False),
         )
     )
-    assert sizes == {
+    assert {hint: known.size for hint, known in inputs.items()} == {
         ModelHint("plates", "3"): (320, 256),
         ModelHint("plates", ""): (320, 256),
         ModelHint("", ""): (320, 256),
         ModelHint("plates", "2"): (640, 640),
         ModelHint("other", "1"): (512, 512),
         ModelHint("other", ""): (512, 512),
+        ModelHint("classes", "1"): None,
+        ModelHint("classes", ""): None,
+        ModelHint("free", "1"): None,
+        ModelHint("free", ""): None,
     }
+    assert inputs[ModelHint()] == ModelInput(ModelHint("plates", "3"), (320, 256))
+
+
+class Service:
+    """Lists models, and counts how often it was asked to."""
+
+    def __init__(self, *models: ModelInfo) -> None:
+        self.models = models
+        self.failing = False
+        self.go = threading.Event()
+        self.asked = 0
+        self.now = 0.0
+        self.sizes = ModelSizes(self.list_models, lambda: self.now)
+
+    def list_models(self) -> tuple[ModelInfo, ...]:
+        self.asked += 1
+        assert self.go.wait(10)
+        if self.failing:
+            raise SightlineError(grpc.StatusCode.UNAVAILABLE, "DOWN", "down")
+        return self.models
+
+    def learn(self, hint: ModelHint = ModelHint()) -> tuple[int, int] | None:  # noqa: B008
+        """Asks for a size, and once more when what that set off is over."""
+        self.go.set()
+        self.sizes.of(hint)
+        until(lambda: not self.sizes._learning)
+        return self.sizes.of(hint)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_sizes_are_learnt_once_and_nobody_waits_for_them() -> None:
-    go, asked = threading.Event(), list[int]()
+    service = Service(model())
+    assert [service.sizes.of(ModelHint()) for _ in range(3)] == [None] * 3
+    assert service.learn() == (320, 256)
+    assert service.sizes.of(ModelHint("unknown")) is None
+    assert service.asked == 1
 
-    def list_models() -> tuple[ModelInfo, ...]:
-        asked.append(1)
-        go.wait(10)
-        return (model(),)
 
-    sizes = ModelSizes(list_models)
-    assert [sizes.of(ModelHint()) for _ in range(3)] == [None] * 3
-    go.set()
-    deadline = time.monotonic() + 10
-    while sizes.of(ModelHint()) is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert sizes.of(ModelHint()) == (320, 256)
-    assert sizes.of(ModelHint("unknown")) is None
-    assert len(asked) == 1
+def test_a_service_that_is_slow_to_say_is_not_asked_twice_at_once() -> None:
+    service = Service(model())
+    service.sizes.of(ModelHint())
+    service.now = 100.0
+    service.sizes.of(ModelHint())
+    names = [thread.name for thread in threading.enumerate()]
+    assert names.count("sightline-models") == 1
+    assert service.learn() == (320, 256)
+
+
+def test_what_could_not_be_learnt_is_tried_again_later() -> None:
+    service = Service(model())
+    service.failing = True
+    assert service.learn() is None
+    service.failing = False
+    service.now = 29.9
+    assert (service.learn(), service.asked) == (None, 1)
+    service.now = 30.0
+    assert (service.learn(), service.asked) == ((320, 256), 2)
+
+
+def test_pictures_for_a_classifier_go_whole_and_it_is_not_asked_for_again() -> None:
+    service = Service(model(task=ModelTask.CLASSIFY))
+    assert service.learn() is None
+    service.now = 1000.0
+    assert (service.learn(), service.asked) == (None, 1)
+
+
+def test_a_new_default_among_the_known_ones_counts_from_its_first_answer() -> None:
+    old, new = model(), model(version="4", size=(640, 640), default_version=False)
+    service = Service(old, new)
+    assert service.learn() == (320, 256)
+    service.sizes.answered(ModelHint(), ModelHint("plates", "3"))
+    assert service.sizes.of(ModelHint()) == (320, 256)
+    service.sizes.answered(ModelHint(), ModelHint("plates", "4"))
+    assert service.sizes.of(ModelHint()) == (640, 640)
+    assert service.asked == 1
+
+
+def test_a_default_that_is_not_known_is_learnt_and_until_then_pictures_go_whole() -> None:
+    service = Service(model())
+    assert service.learn() == (320, 256)
+    service.models = (model(version="4", size=(640, 640)),)
+    service.now = 100.0
+    service.go.clear()
+    service.sizes.answered(ModelHint(), ModelHint("plates", "4"))
+    assert service.sizes.of(ModelHint()) is None
+    assert service.learn() == (640, 640)
+    assert service.asked == 2
 
 
 def learnt(fake: FakeInference) -> InferenceClient:
     """A client that shrinks, and has learnt how much."""
     client = InferenceClient(fake.target, downscale=True, upload_above_bytes=None)
     deadline = time.monotonic() + 10
-    while client.prepare([NOISE]).request.images[0].ByteSize() > 200_000:
+    while len(client.prepare([NOISE]).images[0]) > 200_000:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     return client
@@ -210,3 +291,54 @@ def test_without_the_option_nothing_is_shrunk_or_asked(fake: FakeInference) -> N
         for _ in range(3):
             client.infer([whole])
     assert [seen.request.images[0].data for seen in fake.seen] == [whole] * 3
+
+
+def test_a_client_closed_before_the_models_were_asked_for_is_an_error(fake: FakeInference) -> None:
+    client = InferenceClient(fake.target)
+    client.close()
+    with pytest.raises(SightlineError) as caught:
+        client.list_models()
+    assert (caught.value.code, caught.value.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "CLIENT_CLOSED",
+    )
+
+
+def test_an_answer_of_another_model_is_heeded(fake: FakeInference) -> None:
+    with learnt(fake) as client:
+        fake.models = [
+            inference_pb2.ModelInfo(
+                name="plates",
+                version="4",
+                task=inference_pb2.MODEL_TASK_DETECT,
+                input_width=64,
+                input_height=64,
+                default_version=True,
+                default_model=True,
+            )
+        ]
+        fake.model_version = "4"
+        client.infer([NOISE])
+        assert len(client.prepare([NOISE]).images[0]) > 200_000
+
+
+def test_what_an_earlier_model_said_says_nothing_of_the_present_one() -> None:
+    with serving(Reply(replayed=True), models=[PLATES]) as fake, learnt(fake) as client:
+        fake.model_version = "2"
+        client.infer([NOISE])
+        assert len(client.prepare([NOISE]).images[0]) < 200_000
+
+
+def test_without_numpy_or_pillow_shrinking_is_refused_at_once() -> None:
+    code = """
+import sys
+sys.modules["PIL"] = None
+from edge.cloud.client import InferenceClient
+InferenceClient("127.0.0.1:1").close()
+try:
+    InferenceClient("127.0.0.1:1", downscale=True)
+except ModuleNotFoundError:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"
