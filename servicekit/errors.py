@@ -237,7 +237,7 @@ def from_status(status: status_pb2.Status) -> SightlineError:
         status.message or code.name,
         violations=[FieldViolation(v.field, v.description) for v in bad_request.field_violations],
         quotas=[QuotaViolation(v.subject, v.description) for v in quota.violations],
-        retry_after=delay.seconds + delay.nanos / 1e9 if retry.HasField("retry_delay") else None,
+        retry_after=delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
         metadata=facts,
     )
 

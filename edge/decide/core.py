@@ -145,7 +145,7 @@ class Coordination:
             return self._retry(now)
         if self._slow_at is not None and now >= self._slow_at:
             self._slow_at = None
-            if self._ends - now >= self.policy.cloud_reserve:
+            if self._enough_left(now):
                 return self._ask_cloud(CloudReason.DEVICE_SLOW, now)
         if self._device_until is not None and now >= self._device_until:
             late = _late("DEVICE_TIMEOUT", "the device", self.policy.device_share)
@@ -175,7 +175,7 @@ class Coordination:
             return [Fail(error, self._tries.ended, None)]
         if not unsure:
             return [*self._leave_cloud(now), self._finish(result, Source.DEVICE, now)]
-        if self._ends - now >= self.policy.cloud_reserve:
+        if self._enough_left(now):
             self._kept = result
             return self._ask_cloud(CloudReason.DEVICE_UNSURE, now)
         self._cloud_reason = CloudReason.DEVICE_UNSURE
@@ -188,10 +188,9 @@ class Coordination:
             return [*self._leave_cloud(now), Fail(error, self._tries.ended, Source.DEVICE)]
         if self._tries.under_way(Source.CLOUD) or self._retry_at is not None:
             return []
-        enough = self._ends - now >= self.policy.cloud_reserve
-        if self.policy.mode is Mode.DEVICE or not enough or self._cloud_reason is not None:
-            cause = self._cloud_error
-            return [Fail(error, self._tries.ended, Source.DEVICE, cause)]
+        alone = self.policy.mode is Mode.DEVICE or self._cloud_reason is not None
+        if alone or not self._enough_left(now):
+            return [Fail(error, self._tries.ended, Source.DEVICE, self._cloud_error)]
         return self._ask_cloud(why, now)
 
     def _device_done(self, now: float, error: Exception | None = None) -> None:
@@ -199,6 +198,10 @@ class Coordination:
         self._device_until = self._slow_at = None
 
     # The cloud.
+
+    def _enough_left(self, now: float) -> bool:
+        """Whether the cloud may still be asked."""
+        return self._ends - now >= self.policy.cloud_reserve and now < self._ends
 
     def _ask_cloud(self, why: CloudReason, now: float) -> list[Action]:
         self._cloud_reason = why

@@ -7,7 +7,7 @@ from itertools import count, pairwise
 
 import grpc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.decide.answer import Answer
@@ -781,6 +781,17 @@ def worlds(draw: st.DrawFn) -> World:
 def test_nothing_ends_later_than_the_budget_and_the_device_never_spends_the_reserve(
     world: World,
 ) -> None:
+    holds_in(world)
+
+
+@pytest.mark.soak
+@settings(max_examples=50_000, deadline=None)
+@given(worlds())
+def test_nor_in_many_more_worlds(world: World) -> None:
+    holds_in(world)
+
+
+def holds_in(world: World) -> None:
     at, _ = world.run()
     policy = world.policy
     assert at <= policy.timeout + world.lateness  # of the timer, not the coordinator's
