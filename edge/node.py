@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+from weakref import WeakSet
 
 from edge import assemble
 from edge.cloud.client import InferenceClient
@@ -100,7 +101,8 @@ class EdgeNode:
         self._defect_classes = frozenset(defect_classes)
         self._tally = Tally()
         self._sources: dict[str, SourceCounts] = {}
-        self._sources_lock = threading.Lock()
+        self._runs: WeakSet[Run] = WeakSet()
+        self._runs_lock = threading.Lock()
         self._metrics: NodeMetrics | None = None
 
     @classmethod
@@ -237,7 +239,7 @@ class EdgeNode:
 
     def stats(self) -> NodeStats:
         """Returns the counts so far."""
-        with self._sources_lock:
+        with self._runs_lock:
             sources = dict(self._sources)
         return NodeStats(
             pictures=self._tally.counts(),
@@ -271,8 +273,14 @@ class EdgeNode:
     def close(self) -> None:
         """Closes the node, the detector (where it has a method `close`), the client and the logger.
 
+        Runs end; frames in hand are waited for up to a second.
+
         What is not shipped within a few seconds stays in the spool, for the next process.
         """
+        with self._runs_lock:
+            runs = list(self._runs)
+        for run in runs:
+            run.close()
         if self._metrics is not None:
             self._metrics.close()
         self._coordinator.close()
@@ -325,9 +333,11 @@ class EdgeNode:
         names = [one.name for one in opened]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"sources must be at least one, and have different names, are {names}")
-        with self._sources_lock:
+        with self._runs_lock:
             counts = {one: self._sources.setdefault(one.name, SourceCounts()) for one in opened}
-        return Run(counts, self._process_frame, workers=workers, queue_size=queue_size)
+            run = Run(counts, self._process_frame, workers=workers, queue_size=queue_size)
+            self._runs.add(run)
+        return run
 
     def _process_frame(self, source: str, frame: Frame) -> Answer:
         return self.process(frame.image, frame.image_id, frame.captured_at, {"source": source})

@@ -1,6 +1,7 @@
 """Answers for the frames of sources, several at once, in the order in which they are ready."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class Run(Iterator[Outcome]):
         Args:
             timeout: seconds to wait at most; what takes longer ends by itself.
         """
+        deadline = time.monotonic() + timeout
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -97,7 +99,7 @@ class Run(Iterator[Outcome]):
             return
         self._feed.close(timeout)
         for worker in self._workers:
-            worker.join(timeout)
+            worker.join(max(deadline - time.monotonic(), 0.0))
 
     def _start(self) -> None:
         """Begins to read: not before somebody asks, who can then also be relied on to close."""

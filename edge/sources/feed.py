@@ -5,6 +5,7 @@ A live source's oldest frame goes when its queue is full; any other source waits
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,8 +68,9 @@ class Feed:
         """Wants no more frames; those that wait are counted as dropped.
 
         Args:
-            timeout: seconds to wait for the readers; a camera that hangs is left to itself.
+            timeout: seconds to wait for all readers; a camera that hangs is left to itself.
         """
+        deadline = time.monotonic() + timeout
         with self._changed:
             self._closed = True
             for line in self._lines:
@@ -77,7 +79,7 @@ class Feed:
                     line.counts.became(Fate.DROPPED)
             self._changed.notify_all()
         for reader in self._readers:
-            reader.join(timeout)
+            reader.join(max(deadline - time.monotonic(), 0.0))
 
     def _ready(self) -> int | None:
         """The next line that has a frame, beginning with the one whose turn it is."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,6 +177,40 @@ async def test_a_cancelled_task_ends_its_run(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await asyncio.to_thread(camera.ended.wait, LONG)
+
+
+def test_closing_the_node_ends_its_runs(tmp_path: Path) -> None:
+    camera = Camera(1)
+    with node(tmp_path) as (made, _):
+        outcomes = made.run(camera)
+        assert next(outcomes).answer is not None
+    assert camera.ended.wait(LONG)
+    assert list(outcomes) == []
+
+
+def test_many_cameras_that_hang_hold_up_the_end_no_longer_than_one(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    class Hanging(Camera):
+        live = True
+
+        def __init__(self, number: int) -> None:
+            super().__init__(0)
+            self.name = f"cam-{number}"
+
+        def frames(self, watch: Watch) -> Iterator[Frame]:
+            release.wait(30)
+            yield from ()
+
+    cameras = [Hanging(number) for number in range(8)]
+    one = VideoFile(save_video(tmp_path / "line.mp4", frames=1))
+    with node(tmp_path) as (made, _):
+        outcomes = made.run(one, *cameras)
+        next(outcomes)
+        began = time.monotonic()
+        outcomes.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - began < 4
+        release.set()
 
 
 def test_a_run_that_is_never_begun_reads_nothing(tmp_path: Path) -> None:
