@@ -56,7 +56,7 @@ class Glance:
             f"{self.pictures:,} pictures, {fps:.1f} fps; {self.committed:,} committed, "
             f"{self.waiting:,} spooled; fallback {self.fallback_rate:.1%}; {self.failed:,} failed"
             + (f"; {self.dropped:,} dropped" if self.dropped else "")
-            + (f"; {self.lost} cameras lost" if self.lost else "")
+            + (f"; cameras lost: {self.lost}" if self.lost else "")
         )
 
 

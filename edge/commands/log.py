@@ -29,7 +29,7 @@ def log(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="A picture, a folder of pictures, a pattern such as 'a/*.jpg', a video file, a"
             " camera's number, or its URL (rtsp://...).",
             show_default=False,

@@ -32,7 +32,7 @@ def test_a_line_says_all_of_it() -> None:
 
 
 def test_a_line_says_what_cameras_cost_where_they_do() -> None:
-    assert glance(dropped=1200, lost=1).line(1.0).endswith("; 1,200 dropped; 1 cameras lost")
+    assert glance(dropped=1200, lost=1).line(1.0).endswith("; 1,200 dropped; cameras lost: 1")
 
 
 def test_without_an_answer_nobody_fell_back() -> None:
