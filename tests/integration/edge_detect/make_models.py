@@ -47,9 +47,12 @@ def _classifier(pictures: list[str]) -> Any:
 
 
 def _export(model: Any, path: Path) -> None:
+    """Exports what was saved: a checkpoint's weights are of half precision."""
     model.save(path.with_suffix(".pt"))
-    made = model.export(format="onnx", imgsz=SIZE, simplify=False, verbose=False)
-    Path(made).rename(path.with_suffix(".onnx"))
+    made = YOLO(path.with_suffix(".pt")).export(
+        format="onnx", imgsz=SIZE, simplify=False, verbose=False
+    )
+    Path(made).replace(path.with_suffix(".onnx"))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
 
@@ -93,9 +94,13 @@ def test_a_tracker_works_in_a_process_of_its_own(street: NDArray[np.uint8]) -> N
 
 
 def test_settings_choose_tracker_and_process(street: NDArray[np.uint8]) -> None:
-    settings = EdgeSettings(
-        device_model=MODEL, detector="ultralytics", device_tracker="botsort", device_process=True
-    )
+    options: dict[str, Any] = {
+        "device_model": MODEL,
+        "detector": "ultralytics",
+        "device_tracker": "botsort",
+        "device_process": True,
+    }
+    settings = EdgeSettings(**options)
     detector = load_detector(settings)
     assert isinstance(detector, ProcessDetector)
     try:

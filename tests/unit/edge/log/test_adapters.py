@@ -4,10 +4,16 @@ from typing import Any
 
 import pytest
 
-from edge.detect.results import detections_of
-from edge.log.adapters import from_supervision, from_ultralytics, is_ultralytics
+from edge.detect.base import DetectorResult
+from edge.detect.results import classes_of, detections_of
+from edge.log.adapters import (
+    from_supervision,
+    from_ultralytics,
+    is_ultralytics,
+    to_supervision,
+)
 from edge.log.logger import PredictionLogger
-from edge.records import Box, Detection, DetectionArrays
+from edge.records import Box, Detection, DetectionArrays, Prediction
 
 torch = pytest.importorskip("torch")
 numpy = pytest.importorskip("numpy")
@@ -81,6 +87,26 @@ def test_classes(results: Any) -> None:
     )
 
 
+def test_as_many_classes_as_are_asked_for(results: Any) -> None:
+    shares = torch.tensor([0.1, 0.2, 0.05, 0.3, 0.04, 0.25, 0.06])
+    names = {number: str(number) for number in range(7)}
+    found = results(picture(), "a.jpg", names, probs=shares)
+    assert [one.class_id for one in classes_of(found)] == [3, 5, 1, 0, 6]
+    assert [one.class_id for one in classes_of(found, 2)] == [3, 5]
+    assert len(classes_of(found, 100)) == 7
+    assert from_ultralytics(found).detections == classes_of(found)
+
+
+def test_what_does_not_classify_has_no_classes(results: Any) -> None:
+    found = results(picture(), "a.jpg", NAMES, boxes=torch.zeros((0, 6)))
+    assert classes_of(found) == ()
+
+
+def test_labels_are_taken_over(results: Any) -> None:
+    found = results(picture(), "a.jpg", NAMES, boxes=torch.zeros((0, 6)))
+    assert from_ultralytics(found, labels={"line": "3"}).labels == {"line": "3"}
+
+
 def test_nothing_found_and_nothing_measured(results: Any) -> None:
     prediction = from_ultralytics(results(picture(), "a.jpg", NAMES, boxes=torch.zeros((0, 6))))
     assert prediction.detections == ()
@@ -143,3 +169,52 @@ def test_supervision_alone_does_not_name_its_picture(tmp_path: Path) -> None:
         pytest.raises(TypeError, match=r"make one of them with edge\.from_supervision"),
     ):
         log(supervision.Detections.empty())
+
+
+TWO = (
+    Detection(1, "dog", 0.5, Box(1.0, 2.0, 3.0, 4.0), 17),
+    Detection(0, "cat", 0.25, Box(5.0, 6.0, 7.0, 8.0), 5),
+)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        TWO,
+        list(TWO),
+        Prediction("i", "m", detections=TWO),
+        DetectorResult(TWO, 640, 480, "m"),
+        DetectionArrays(
+            [[1, 2, 3, 4], [5, 6, 7, 8]], [0.5, 0.25], [1, 0], track_id=[17, 5], names=NAMES
+        ),
+    ],
+    ids=["tuple", "list", "prediction", "result", "arrays"],
+)
+def test_to_supervision_and_back(found: Any) -> None:
+    theirs = to_supervision(found)
+    assert isinstance(theirs, supervision.Detections)
+    assert theirs.xyxy.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert theirs.confidence.tolist() == [0.5, 0.25]
+    assert theirs.class_id.tolist() == [1, 0]
+    assert theirs.tracker_id.tolist() == [17, 5]
+    assert theirs.data["class_name"].tolist() == ["dog", "cat"]
+    assert from_supervision(theirs, "i", "m").detections == TWO
+    assert theirs[theirs.confidence > 0.3].data["class_name"].tolist() == ["dog"]
+
+
+def test_to_supervision_without_tracks_or_with_some() -> None:
+    plain = Detection(1, "dog", 0.5, Box(1.0, 2.0, 3.0, 4.0))
+    assert to_supervision([plain]).tracker_id is None
+    assert to_supervision([TWO[0], plain]).tracker_id.tolist() == [17, -1]
+
+
+def test_to_supervision_of_nothing() -> None:
+    theirs = to_supervision(())
+    assert len(theirs) == 0
+    assert theirs.xyxy.shape == (0, 4)
+    assert from_supervision(theirs, "i", "m").detections == ()
+
+
+def test_to_supervision_of_a_classification_is_refused() -> None:
+    with pytest.raises(ValueError, match="box must be in each detection"):
+        to_supervision([Detection(1, "dog", 0.5)])

@@ -1,0 +1,151 @@
+"""Logging what a real YOLO predicts and tracks, with one line of its program changed."""
+
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
+
+import pytest
+
+from edge.log.logger import PredictionLogger
+from edge.spool.export import Exporter
+from edge.spool.inspect import file_at
+
+MODEL = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
+pytestmark = pytest.mark.skipif(
+    not MODEL.is_file(), reason="SIGHTLINE_TEST_MODELS holds no yolov8n_int8.onnx"
+)
+Logged = list[dict[str, Any]]
+
+
+@pytest.fixture
+def model() -> Any:
+    from ultralytics import YOLO
+
+    return YOLO(MODEL, task="detect")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[PredictionLogger]:
+    with PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path) as logger:
+        yield logger
+
+
+@pytest.fixture
+def logged(log: PredictionLogger, tmp_path: Path) -> Callable[[], Logged]:
+    def read() -> Logged:
+        assert log.flush(20)
+        return list(Exporter(file_at(tmp_path), 0, print).lines())
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = find_spec("ultralytics")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = tmp_path_factory.mktemp("photos")
+    for name in ("bus.jpg", "zidane.jpg"):
+        (folder / name).symlink_to(Path(spec.origin).parent / "assets" / name)
+    return folder
+
+
+def said(prediction: dict[str, Any]) -> tuple[Any, list[Any]]:
+    found = [(one["class_name"], one.get("track_id")) for one in prediction["detections"]]
+    return prediction["image_id"], found
+
+
+def of(results: Any) -> tuple[str, list[Any]]:
+    """What the program itself sees, most confident first, as is logged."""
+    boxes = results.boxes
+    ids = [None] * len(boxes) if boxes.id is None else [str(int(one)) for one in boxes.id]
+    rows = sorted(zip(boxes.conf.tolist(), boxes.cls.tolist(), ids, strict=True), reverse=True)
+    return Path(results.path).name, [(results.names[int(cls)], track) for _, cls, track in rows]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("what", ["predict", "track"])
+def test_each_result_is_logged_as_the_program_gets_it(
+    model: Any, log: PredictionLogger, logged: Any, photos: Path, what: str, stream: bool
+) -> None:
+    log.attach(model, line="3")
+    results = list(getattr(model, what)(photos, stream=stream, verbose=False))
+    predictions = logged()
+    assert [said(one) for one in predictions] == [of(one) for one in results]
+    assert [one["image_id"] for one in predictions] == ["bus.jpg", "zidane.jpg"]
+    tracked = [track for one in predictions for _, track in said(one)[1]]
+    assert len(tracked) >= 6
+    assert (None not in tracked) is (what == "track")
+    assert {one["labels"]["line"] for one in predictions} == {"3"}
+    assert {one["model_name"] for one in predictions} == {"yolov8n_int8"}
+    assert all("inference_time" in one for one in predictions)
+
+
+def test_a_stream_that_is_left_early_has_logged_what_it_gave(
+    model: Any, log: PredictionLogger, logged: Any, photos: Path
+) -> None:
+    log.attach(model)
+    stream = model.track(photos, stream=True, verbose=False)
+    first = next(stream)
+    stream.close()
+    assert [said(one) for one in logged()] == [of(first)]
+
+
+def test_a_loop_may_log_the_results_of_a_stream_itself(
+    model: Any, log: PredictionLogger, logged: Any, photos: Path
+) -> None:
+    expected = []
+    for results in model.track(photos, stream=True, verbose=False):
+        log(results)
+        expected.append(of(results))
+    assert [said(one) for one in logged()] == expected
+
+
+def test_a_model_that_has_already_predicted_can_be_attached_and_detached(
+    model: Any, log: PredictionLogger, logged: Any, photos: Path
+) -> None:
+    model.predict(photos / "bus.jpg", verbose=False)
+    detach = log.attach(model, model_name="yolo", model_version="8")
+    model.predict(photos / "bus.jpg", verbose=False)
+    detach()
+    detach()
+    model.predict(photos / "bus.jpg", verbose=False)
+    (prediction,) = logged()
+    assert (prediction["model_name"], prediction["model_version"]) == ("yolo", "8")
+
+
+def test_two_loggers_of_one_model_do_not_disturb_each_other(
+    model: Any, log: PredictionLogger, logged: Any, photos: Path, tmp_path: Path
+) -> None:
+    with PredictionLogger("127.0.0.1:1", device_id="b", spool_dir=tmp_path / "b") as other:
+        detach = other.attach(model)
+        log.attach(model)
+        detach()
+        model.predict(photos / "bus.jpg", verbose=False)
+        assert other.flush(20)
+        assert other.stats().spooled == 0
+    assert len(logged()) == 1
+
+
+def test_what_is_no_model_is_refused(log: PredictionLogger) -> None:
+    with pytest.raises(TypeError, match=r"model must be an ultralytics model \(got str\)"):
+        log.attach("yolov8n.pt")
+
+
+def test_what_cannot_be_logged_is_refused_before_the_model_runs(
+    model: Any, log: PredictionLogger
+) -> None:
+    with pytest.raises((TypeError, ValueError), match="line"):
+        log.attach(model, line=3)  # type: ignore[arg-type]
+    assert len(model.callbacks["on_predict_batch_end"]) == len(_fresh_callbacks())
+
+
+def _fresh_callbacks() -> list[Any]:
+    from ultralytics import YOLO
+
+    callbacks: list[Any] = YOLO(MODEL, task="detect").callbacks["on_predict_batch_end"]
+    return callbacks
