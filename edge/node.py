@@ -5,7 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -118,22 +118,29 @@ class EdgeNode:
             ModuleNotFoundError: a setting needs a package that is not installed.
         """
         settings = settings or load(EdgeSettings, None, prog="edge")
-        detector, client = assemble.detector(settings), assemble.client(settings)
-        node = cls(
-            detector,
-            client,
-            PredictionLogger.from_settings(settings),
-            assemble.policy(settings),
-            model=assemble.cloud_model(settings),
-            parameters=assemble.parameters(settings),
-            defect_classes=settings.defect_classes,
-        )
-        if settings.metrics_listen:
-            try:
+        with ExitStack() as undo:  # what was opened, if a later part cannot be
+            detector = assemble.detector(settings)
+            if detector is not None:
+                undo.callback(close_detector, detector)
+            client = assemble.client(settings)
+            if client is not None:
+                undo.callback(client.close)
+            logger = PredictionLogger.from_settings(settings)
+            undo.callback(logger.close)
+            node = cls(
+                detector,
+                client,
+                logger,
+                assemble.policy(settings),
+                model=assemble.cloud_model(settings),
+                parameters=assemble.parameters(settings),
+                defect_classes=settings.defect_classes,
+            )
+            undo.pop_all()
+            undo.callback(node.close)
+            if settings.metrics_listen:
                 node.serve_metrics(settings.metrics_listen)
-            except BaseException:
-                node.close()
-                raise
+            undo.pop_all()
         return node
 
     def process(

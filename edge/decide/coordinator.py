@@ -110,7 +110,8 @@ class InferenceCoordinator:
         with self._question(image, image_id, traceparent, report) as question:
             actions = question.core.begin()
             while True:
-                if any(isinstance(action, AskCloud) for action in actions):
+                asks = any(isinstance(action, AskCloud) for action in actions)
+                if asks and question.may_ask_cloud():
                     await asyncio.to_thread(question.prepare)  # reading and encoding take a while
                 if (end := question.perform(actions)) is not None:
                     break

@@ -84,6 +84,7 @@ class Question:
     _wake: float = 0.0
     _call: InferCall | SightlineError | None = None
     _leave: Pass | None = None
+    _refusal: SightlineError | None = None
     _device: "Future[DetectorResult] | None" = None
     _cloud: PendingAnswer | None = None
 
@@ -94,6 +95,15 @@ class Question:
     def observe(self, happened: Observation) -> list[Action]:
         """Returns what to do after something happened just now."""
         return self.core.observe(happened, time.monotonic())
+
+    def may_ask_cloud(self) -> bool:
+        """Returns whether the cloud may be asked, which is settled once for all tries."""
+        if self._leave is None and self._refusal is None:
+            try:
+                self._leave = self.parties.gate.ask()
+            except SightlineError as error:
+                self._refusal = error
+        return self._leave is not None
 
     def prepare(self) -> None:
         """Makes the question to the cloud ready: reads a file or encodes pixels, but only once."""
@@ -148,10 +158,8 @@ class Question:
             self.report(_device_observation(future))
 
     def _ask_cloud(self, ends: float) -> None:
-        try:
-            self._leave = self._leave or self.parties.gate.ask()
-        except SightlineError as error:
-            self.report(CloudRefused(error))
+        if not self.may_ask_cloud() and self._refusal is not None:
+            self.report(CloudRefused(self._refusal))
             return
         self.prepare()
         try:

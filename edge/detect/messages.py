@@ -73,7 +73,7 @@ class Refused:
 
     @classmethod
     def of(cls, error: SightlineError) -> "Refused":
-        """Takes an error apart, which pickle cannot."""
+        """Takes an error apart: its class may be known in the model's process alone."""
         return cls(error.code.value[0], error.reason, error.message, error.violations)
 
     def error(self) -> SightlineError:

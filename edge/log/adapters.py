@@ -1,6 +1,7 @@
 """Other libraries' results as records, and the way back. None is imported before it is needed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
@@ -117,7 +118,8 @@ def from_supervision(
     """Returns what is in supervision's `Detections`, which do not say of which picture they are.
 
     Args:
-        detections: with `confidence` and `class_id`; masks are left out.
+        detections: with `confidence` and `class_id`; masks are left out. A `tracker_id` of -1
+            stands for an object that is not tracked.
         image_id: the picture's name.
         model_name: name of the model.
         model_version: its version; empty: not known.
@@ -131,14 +133,21 @@ def from_supervision(
     for name in ("confidence", "class_id"):
         if getattr(detections, name) is None:
             raise ValueError(f"{name} must be in the Detections (got None)")
-    found = DetectionArrays(
+    tracks = detections.tracker_id
+    untracked = [] if tracks is None else [track < 0 for track in tracks]
+    found: DetectionArrays | tuple[Detection, ...] = DetectionArrays(
         detections.xyxy,
         detections.confidence,
         detections.class_id,
-        track_id=detections.tracker_id,
+        track_id=None if all(untracked) else tracks,
         names=names,
         class_name=detections.data.get("class_name") if names is None else None,
     )
+    if any(untracked) and not all(untracked):  # arrays know no object that alone is not tracked
+        found = tuple(
+            replace(row, track_id=None) if lost else row
+            for row, lost in zip(found, untracked, strict=True)
+        )
     return Prediction(
         image_id,
         model_name,

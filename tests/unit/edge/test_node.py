@@ -1,6 +1,7 @@
 """An edge node with a real logger, a real ingest server and a real inference server."""
 
 import asyncio
+import socket
 import threading
 import time
 import uuid
@@ -243,6 +244,31 @@ def test_a_node_made_of_settings(tmp_path: Path) -> None:
     assert seen.request.model.name == "big"
     assert seen.request.parameters.confidence_threshold == pytest.approx(0.4)
     assert seen.metadata["authorization"] == "Bearer s3cret"
+
+
+@pytest.mark.parametrize("broken", ["spool_dir", "metrics_listen"])
+def test_what_was_opened_is_closed_if_the_rest_cannot_be(tmp_path: Path, broken: str) -> None:
+    def threads() -> set[str]:
+        return {thread.name for thread in threading.enumerate()}
+
+    before = threads()
+    (tmp_path / "file").write_text("not a folder")
+    with FakeIngest() as ingest, socket.create_server(("127.0.0.1", 0)) as taken:
+        options: dict[str, Any] = {
+            "ingest_target": ingest.target,
+            "device_id": "gate-1",
+            "spool_dir": tmp_path / "spool",
+            "device_model": save_detector(tmp_path / "tiny.onnx"),
+            "mode": "device",
+            "device_process": True,
+        }
+        options[broken] = {
+            "spool_dir": tmp_path / "file" / "spool",
+            "metrics_listen": f"127.0.0.1:{taken.getsockname()[1]}",
+        }[broken]
+        with pytest.raises((OSError, SightlineError, SettingsError)):
+            EdgeNode.from_settings(EdgeSettings(**options))
+        assert {"sightline-device", "detector-keeper"} & (threads() - before) == set()
 
 
 def test_settings_come_from_the_environment(

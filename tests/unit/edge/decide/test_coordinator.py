@@ -18,6 +18,7 @@ import PIL.Image
 import pytest
 from sightline.inference.v1 import inference_pb2
 
+from edge.cloud.call import InferCall
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferParameters, ModelHint
 from edge.decide.answer import Answer
@@ -684,3 +685,23 @@ def test_a_closed_coordinators_error_is_both_of_its_kinds() -> None:
         closed.ask(b"picture")
     assert isinstance(caught.value, ClosedError)
     assert caught.value.reason == "NODE_CLOSED"
+
+
+def test_a_picture_is_not_encoded_for_a_cloud_that_is_left_alone(
+    ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = InferenceClient(NOBODY)
+    prepared: list[int] = []
+    prepare = client.prepare
+
+    def counted(*args: Any, **options: Any) -> InferCall:
+        prepared.append(1)
+        return prepare(*args, **options)
+
+    monkeypatch.setattr(client, "prepare", counted)
+    chosen = policy(Mode.CLOUD, timeout=0.5, reserve=0.1, breaker_failures=1, breaker_seconds=60)
+    with InferenceCoordinator(None, client, chosen) as asked:
+        for reason in ("UNAVAILABLE", "CIRCUIT_OPEN", "CIRCUIT_OPEN"):
+            with pytest.raises(CloudError, match=reason):
+                ask(asked, b"picture")
+    assert prepared == [1]

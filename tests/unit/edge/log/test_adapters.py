@@ -205,7 +205,11 @@ def test_to_supervision_and_back(found: Any) -> None:
 def test_to_supervision_without_tracks_or_with_some() -> None:
     plain = Detection(1, "dog", 0.5, Box(1.0, 2.0, 3.0, 4.0))
     assert to_supervision([plain]).tracker_id is None
-    assert to_supervision([TWO[0], plain]).tracker_id.tolist() == [17, -1]
+    some = to_supervision([TWO[0], plain])
+    assert some.tracker_id.tolist() == [17, -1]
+    assert from_supervision(some, "i", "m").detections == (TWO[0], plain)
+    some.tracker_id[:] = -1
+    assert [row.track_id for row in from_supervision(some, "i", "m").detections] == [None, None]
 
 
 def test_to_supervision_of_nothing() -> None:
