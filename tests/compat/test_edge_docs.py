@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from edge.settings import EdgeSettings
 from tests.compat.conftest import ROOT
-from tests.fakes.mjpeg import MjpegCamera, camera
+from tests.fakes.cameras import NetworkCamera, RtspCamera, camera
 from tests.integration.cli.terminal import environment
 from tests.unit.edge.sources.watching import save_pictures, save_video
 
@@ -88,8 +88,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 
 @pytest.fixture
-def network() -> Iterator[MjpegCamera]:
-    with camera() as made:
+def network() -> Iterator[NetworkCamera]:
+    with camera(RtspCamera) as made:
         yield made
 
 
@@ -110,7 +110,7 @@ def test_pictures_and_videos_are_logged(desk: Desk, source: str, pictures: int) 
     assert stats["sources"][source]["state"] == "ended"
 
 
-def test_a_camera_is_logged_until_ctrl_c(desk: Desk, network: MjpegCamera) -> None:
+def test_a_camera_is_logged_until_ctrl_c(desk: Desk, network: NetworkCamera) -> None:
     text = command(f"sightline log {CAMERA}").replace(CAMERA, network.url) + " --json"
     with subprocess.Popen(
         ["bash", "-c", f"exec {text}"],

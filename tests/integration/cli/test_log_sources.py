@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.cameras import NetworkCamera, camera
 from tests.fakes.ingest import FakeIngest
-from tests.fakes.mjpeg import MjpegCamera, camera
 from tests.integration.cli.terminal import REPOSITORY, SIGHTLINE, environment, sightline
 from tests.unit.edge.sources.watching import save_pictures, save_video
 
@@ -27,7 +27,7 @@ def ingest() -> Iterator[FakeIngest]:
 
 
 @pytest.fixture
-def network() -> Iterator[MjpegCamera]:
+def network() -> Iterator[NetworkCamera]:
     with camera() as made:
         yield made
 
@@ -81,7 +81,7 @@ def test_some_frames_of_a_video(
 
 
 def test_a_camera_that_is_lost_is_found_again_and_ctrl_c_sums_up(
-    ingest: FakeIngest, network: MjpegCamera, tmp_path: Path
+    ingest: FakeIngest, network: NetworkCamera, tmp_path: Path
 ) -> None:
     env = settings(ingest, tmp_path, metrics_listen="127.0.0.1:0")
     with subprocess.Popen(
@@ -181,7 +181,7 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
 
 
 def test_prometheus_may_look_while_it_runs(
-    ingest: FakeIngest, network: MjpegCamera, tmp_path: Path
+    ingest: FakeIngest, network: NetworkCamera, tmp_path: Path
 ) -> None:
     with FakeIngest() as port:  # a port that was free a moment ago
         address = port.target

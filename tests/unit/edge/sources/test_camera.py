@@ -8,25 +8,25 @@ import numpy as np
 import pytest
 
 from edge.sources import Camera, Frame, Sampling
-from tests.fakes.mjpeg import MjpegCamera, camera
+from tests.fakes.cameras import MjpegCamera, NetworkCamera, RtspCamera, camera
 from tests.unit.edge.sources.watching import Watching
 
 
-def restored(network: MjpegCamera, due: bool) -> bool:
+def restored(network: NetworkCamera, due: bool) -> bool:
     """Restores the camera once that is due; never wants an end."""
     if due:
         network.restore()
     return False
 
 
-@pytest.fixture
-def network() -> Iterator[MjpegCamera]:
-    with camera() as made:
+@pytest.fixture(params=[MjpegCamera, RtspCamera])
+def network(request: pytest.FixtureRequest) -> Iterator[NetworkCamera]:
+    with camera(request.param) as made:
         yield made
 
 
 def test_a_camera_gives_frames_with_their_times_until_no_more_are_wanted(
-    network: MjpegCamera,
+    network: NetworkCamera,
 ) -> None:
     frames: list[Frame] = []
     began = time.time()
@@ -45,7 +45,7 @@ def test_a_camera_gives_frames_with_their_times_until_no_more_are_wanted(
     assert pixels[..., 2].mean() > 200 > 50 > pixels[..., 0].mean()  # blue at first
 
 
-def test_a_camera_that_was_cut_off_is_found_again(network: MjpegCamera) -> None:
+def test_a_camera_that_was_cut_off_is_found_again(network: NetworkCamera) -> None:
     watch = Watching()
     stream = Camera(network.url, backoff=lambda n: 0.01).frames(watch)
     next(stream)
@@ -60,7 +60,7 @@ def test_a_camera_that_was_cut_off_is_found_again(network: MjpegCamera) -> None:
     assert all(told.startswith("lost: ") for told in watch.told[1:-1])
 
 
-def test_waits_grow_until_a_frame_comes(network: MjpegCamera) -> None:
+def test_waits_grow_until_a_frame_comes(network: NetworkCamera) -> None:
     asked: list[int] = []
     watch = Watching()
 
@@ -81,7 +81,7 @@ def test_waits_grow_until_a_frame_comes(network: MjpegCamera) -> None:
     assert 1 in asked[3:]
 
 
-def test_a_camera_that_freezes_is_connected_anew(network: MjpegCamera) -> None:
+def test_a_camera_that_freezes_is_connected_anew(network: NetworkCamera) -> None:
     watch = Watching()
     stream = Camera(network.url, timeout=0.5, backoff=lambda n: 0.01).frames(watch)
     next(stream)
@@ -102,7 +102,7 @@ def test_a_camera_that_was_never_there_is_looked_for_until_no_more_is_wanted() -
     assert watch.told == ["lost: OpenCV cannot open it"] * 3
 
 
-def test_a_frame_every_so_many_seconds(network: MjpegCamera) -> None:
+def test_a_frame_every_so_many_seconds(network: NetworkCamera) -> None:
     watch = Watching()
     began = time.monotonic()
     sampled = Camera(network.url, sampling=Sampling(every_seconds=0.2)).frames(watch)
