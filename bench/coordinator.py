@@ -131,7 +131,7 @@ def added(where: Services, folder: Path, pictures: Sequence[NDArray[np.uint8]]) 
                 seconds.append(time.perf_counter() - began)
         if not logger.flush(60, until="committed"):
             raise RuntimeError("the log was not committed in a minute")
-    figures = {"pictures": float(len(pictures))}
+    figures: dict[str, float] = {"pictures": len(pictures)}
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         figures[f"device_{name}_ms"] = milliseconds(percentile(alone, share))
         figures[f"added_{name}_ms"] = milliseconds(

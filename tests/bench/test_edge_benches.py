@@ -61,3 +61,12 @@ def test_detector_loop() -> None:
     ]
     for name in ("fps", *figures):
         assert found[name] > 0
+
+
+def test_coordinator() -> None:
+    found = run("coordinator", "--pictures", "60")
+    assert found["pictures"] == 60
+    assert {"added_p50_ms", "added_p99_ms", "hedged_p99_ms", "auto_p99_ms"} < set(found)
+    assert 0 < found["cascade_bytes_ratio"] < 1
+    assert 0 <= found["device_agreement"] <= 1
+    assert found["device_agreement"] <= found["cascade_agreement"] <= 1
