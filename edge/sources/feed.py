@@ -74,6 +74,8 @@ class Feed:
         with self._changed:
             self._closed = True
             for line in self._lines:
+                if not line.ended:  # a camera may take its time to notice
+                    line.counts.is_now(SourceState.ENDED)
                 while line.waiting:
                     line.waiting.popleft()
                     line.counts.became(Fate.DROPPED)
@@ -101,8 +103,8 @@ class Feed:
         except Exception as failed:  # noqa: BLE001 - a source of the user's may raise anything
             end, error = SourceState.FAILED, str(failed) or type(failed).__name__
             logger.warning("source %s: cannot be read (any more): %s", line.source.name, error)
-        line.counts.is_now(end, error)
         with self._changed:
+            line.counts.is_now(end, error)
             line.ended = True
             self._changed.notify_all()
 
