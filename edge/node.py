@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ from edge.decide.coordinator import InferenceCoordinator
 from edge.decide.counters import CoordinatorStats
 from edge.decide.policy import Policy
 from edge.detect.base import Detector, Image, close_detector
-from edge.log.logger import LoggerStats, PredictionLogger
+from edge.errors import CoordinatorClosedError
+from edge.log.logger import ClosedError, LoggerStats, PredictionLogger
 from edge.records import Prediction
 from edge.run import Outcome, Run
 from edge.settings import EdgeSettings
-from edge.sources.counts import SourceCounts, SourceStats
+from edge.sources.counts import SourceCounts, SourceState, SourceStats
 from edge.sources.frame import Frame, FrameSource
 from edge.sources.opening import open_source
 from edge.sources.sampling import Sampling
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 WORKERS = 2
 """Frames that `run` answers at once: one on the device, another on its way or with the cloud."""
+_CLOSING_SECONDS = 1.0
+_MOST_SOURCES = 256
+"""Sources that are remembered: of a node that is given file after file, the last ones."""
 QUEUE_SIZE = 4
 """Frames of each source that wait in `run`: enough for a hiccup, and never older than that."""
 
@@ -104,6 +109,7 @@ class EdgeNode:
         self._runs: WeakSet[Run] = WeakSet()
         self._runs_lock = threading.Lock()
         self._metrics: NodeMetrics | None = None
+        self._closed = False
 
     @classmethod
     def from_settings(cls, settings: EdgeSettings | None = None) -> Self:
@@ -167,6 +173,7 @@ class EdgeNode:
                 `edge.decide.coordinator.InferenceCoordinator.ask`. The failure is counted; there is
                 no prediction to log.
             SightlineError: INVALID_ARGUMENT: not a traceparent.
+            ValueError: the name, the time or the labels cannot be logged.
         """
         with self._counting():
             entry = _entry(image_id, captured_at, labels, traceparent)
@@ -189,7 +196,10 @@ class EdgeNode:
             answer = await self._coordinator.aask(
                 image, image_id=entry.image_id, traceparent=traceparent
             )
-            self._log(entry, answer)
+            if self._logger.blocks:
+                await asyncio.to_thread(self._log, entry, answer)
+            else:
+                self._log(entry, answer)
         return answer
 
     def run(
@@ -215,6 +225,7 @@ class EdgeNode:
             queue_size: frames of each source that may wait, 1 to 1024.
 
         Raises:
+            CoordinatorClosedError: the node is closed.
             ValueError: a number is out of its range, or two sources have one name.
             SightlineError: INVALID_ARGUMENT: a source's files are not there.
             ModuleNotFoundError: a source needs OpenCV (the extra `video`).
@@ -233,11 +244,15 @@ class EdgeNode:
         """Yields what becomes of each frame of the sources; see `run`."""
         sampling = Sampling(every, every_seconds)
         run = self._run(sources, sampling, workers, queue_size)
+        loop = asyncio.get_running_loop()
+        # Threads of its own: a quiet camera would hold one of the few that all tasks share.
+        threads = ThreadPoolExecutor(2, "sightline-arun")
         try:
-            while (outcome := await asyncio.to_thread(next, run, None)) is not None:
+            while (outcome := await loop.run_in_executor(threads, next, run, None)) is not None:
                 yield outcome
         finally:
-            await asyncio.to_thread(run.close)
+            await loop.run_in_executor(threads, run.close)
+            threads.shutdown(wait=False)
 
     @property
     def logger(self) -> PredictionLogger:
@@ -267,12 +282,15 @@ class EdgeNode:
         Raises:
             servicekit.settings.SettingsError: the address cannot be listened on.
             ModuleNotFoundError: prometheus-client is not installed (the extra `metrics`).
+            ValueError: they are served already.
         """
         from edge.metrics import NodeMetrics
 
+        if self._metrics is not None:
+            raise ValueError(f"metrics are served already, at {self._metrics.address}")
         try:
             metrics = NodeMetrics(listen, self.stats)
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise SettingsError(f"metrics_listen: cannot listen on {listen}: {error}") from error
         self._metrics = metrics
         return metrics.address
@@ -284,18 +302,17 @@ class EdgeNode:
 
         What is not shipped within a few seconds stays in the spool, for the next process.
         """
-        with self._runs_lock:
-            runs = list(self._runs)
-        for run in runs:
-            run.close()
-        if self._metrics is not None:
-            self._metrics.close()
-        self._coordinator.close()
-        if self._detector is not None:
-            close_detector(self._detector)
-        if self._client is not None:
-            self._client.close()
-        self._logger.close()
+        self._closed = True
+        with ExitStack() as parts:  # each is closed, whatever another one's closing raises
+            parts.callback(self._logger.close)
+            if self._client is not None:
+                parts.callback(self._client.close)
+            if self._detector is not None:
+                parts.callback(close_detector, self._detector)
+            parts.callback(self._coordinator.close)
+            if self._metrics is not None:
+                parts.callback(self._metrics.close)
+            parts.callback(self._close_runs)
 
     def __enter__(self) -> Self:
         return self
@@ -319,6 +336,15 @@ class EdgeNode:
     ) -> None:
         await asyncio.to_thread(self.close)
 
+    def _close_runs(self) -> None:
+        with self._runs_lock:
+            runs = list(self._runs)
+        for run in runs:
+            run.close(0.0)
+        deadline = time.monotonic() + _CLOSING_SECONDS
+        for run in runs:
+            run.close(max(deadline - time.monotonic(), 0.0))
+
     @contextmanager
     def _counting(self) -> Iterator[None]:
         try:
@@ -334,6 +360,8 @@ class EdgeNode:
         workers: int,
         queue_size: int,
     ) -> Run:
+        if self._closed:
+            raise CoordinatorClosedError
         opened = [
             open_source(one, sampling) if isinstance(one, str | Path) else one for one in sources
         ]
@@ -341,9 +369,13 @@ class EdgeNode:
         if not names or len(set(names)) < len(names):
             raise ValueError(f"sources must be at least one, and have different names, are {names}")
         with self._runs_lock:
-            counts = {one: self._sources.setdefault(one.name, SourceCounts()) for one in opened}
+            counts = {one: self._sources.get(one.name) or SourceCounts() for one in opened}
             run = Run(counts, self._process_frame, workers=workers, queue_size=queue_size)
             self._runs.add(run)
+            self._sources.update({one.name: count for one, count in counts.items()})
+            ended = [n for n, c in self._sources.items() if c.stats().state is SourceState.ENDED]
+            for name in ended[: max(len(self._sources) - _MOST_SOURCES, 0)]:
+                del self._sources[name]
         return run
 
     def _process_frame(self, source: str, frame: Frame) -> Answer:
@@ -365,7 +397,10 @@ class EdgeNode:
             labels=entry.labels,
             trace_id=entry.trace_id,
         )
-        self._logger.log(prediction)
+        try:
+            self._logger.log(prediction)
+        except ClosedError as error:
+            raise CoordinatorClosedError from error
         self._tally.answered(answer)
         if self._metrics is not None:
             self._metrics.answered(answer)
@@ -382,12 +417,15 @@ def _entry(
     labels: Mapping[str, str] | None,
     traceparent: str,
 ) -> _Entry:
-    return _Entry(
+    entry = _Entry(
         image_id=image_id or str(uuid.uuid4()),
         captured_at=time.time() if captured_at is None else captured_at,
         labels=dict(labels or {}),
         trace_id=trace_id_of(traceparent),
     )
+    # What cannot be logged is refused before anybody works for it.
+    Prediction(entry.image_id, "model", captured_at=entry.captured_at, labels=entry.labels)
+    return entry
 
 
 def _closing(run: Run) -> Iterator[Outcome]:

@@ -108,20 +108,23 @@ class Run(Iterator[Outcome]):
             worker.start()
 
     def _work(self) -> None:
-        while self._feed is not None and (taken := self._feed.take()) is not None:
-            source, frame = taken
-            self._give(self._outcome(source, frame))
-        with self._changed:
-            self._working -= 1
-            self._changed.notify_all()
+        try:
+            while self._feed is not None and (taken := self._feed.take()) is not None:
+                source, frame = taken
+                self._give(self._outcome(source, frame))
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
 
     def _outcome(self, source: FrameSource, frame: Frame) -> Outcome:
         counts = self._counts[source]
         try:
             answer = self._answer(source.name, frame)
-        except Exception as error:  # noqa: BLE001 - it is the frame's, and goes to who asked for it
+        except BaseException as error:  # noqa: BLE001 - it is the frame's, and goes to who asked for it
             counts.became(Fate.FAILED)
-            return Outcome(source.name, frame, None, error)
+            told = error if isinstance(error, Exception) else RuntimeError(repr(error))
+            return Outcome(source.name, frame, None, told)
         counts.became(Fate.BY_DEVICE if answer.source is Source.DEVICE else Fate.BY_CLOUD)
         return Outcome(source.name, frame, answer, None)
 

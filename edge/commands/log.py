@@ -14,6 +14,7 @@ import typer
 
 from edge.commands.live import Display, Glance
 from edge.commands.options import notes, settings_with
+from edge.errors import DeviceError
 from edge.node import WORKERS, EdgeNode, NodeStats
 from edge.run import Outcome
 from edge.settings import EdgeSettings
@@ -59,8 +60,8 @@ def log(
 
     Cameras are reconnected when they are lost, and their oldest frames dropped when there is no
     time for them; no frame of a file is. Ctrl-C ends it, with the same summary. What is not
-    committed at the end stays in the spool and is sent the next time. Exit code 1: a picture had no
-    answer, a source could not be read, or the log is not committed.
+    committed at the end stays in the spool and is sent the next time. Exit code 1: a source could
+    not be read, or, unless Ctrl-C ended it, a picture had no answer or the log is not committed.
 
     Example: sightline log pictures/ --model model.onnx --device-id gate-1
 
@@ -78,18 +79,17 @@ def log(
     with _node(settings) as node:
         # A tracker needs the frames in order; else one is answered while another is fetched.
         workers = 1 if settings.device_tracker else WORKERS
+        outcomes = _started(node, opened, workers)
         interrupted = False
-        with (
-            _interruptible(),
-            Display(notes(), lambda: _glance(node.stats()), time.monotonic) as on,
-        ):
-            try:
-                for outcome in node.run(*opened, workers=workers):
-                    _report(outcome, on)
-            except KeyboardInterrupt:
-                interrupted = True
-        committed = _flushed(node, wait)
-        stats = node.stats()
+        with _interruptible():
+            with Display(notes(), lambda: _glance(node.stats()), time.monotonic) as on:
+                try:
+                    for outcome in outcomes:
+                        _report(outcome, on)
+                except KeyboardInterrupt:
+                    interrupted = True
+            committed = _flushed(node, wait)
+            stats = node.stats()
     _sum_up(stats, as_json=as_json)
     unread = [name for name, one in stats.sources.items() if one.state is SourceState.FAILED]
     if unread or (not interrupted and (not committed or stats.pictures.failed)):
@@ -122,6 +122,13 @@ def _node(settings: EdgeSettings) -> EdgeNode:
         raise CommandError(f"{error} (`sightline doctor` checks them all)") from error
 
 
+def _started(node: EdgeNode, sources: list[FrameSource], workers: int) -> Iterator[Outcome]:
+    try:
+        return node.run(*sources, workers=workers)
+    except ValueError as error:  # two sources of one name
+        raise CommandError(str(error)) from error
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Makes SIGTERM, which services are stopped by, what Ctrl-C is."""
@@ -137,7 +144,10 @@ def _report(outcome: Outcome, on: Display) -> None:
     if outcome.error is not None:
         image, error = outcome.frame.image, outcome.error
         shown = image if isinstance(image, Path) else outcome.frame.image_id
-        said = sentence(error) if isinstance(error, SightlineError) else str(error)
+        # A hint about the service would mislead where the device's model is at fault.
+        said = str(error)
+        if isinstance(error, SightlineError) and not isinstance(error, DeviceError):
+            said = sentence(error)
         on.say(f"{shown}: {said or type(error).__name__}")
 
 

@@ -34,7 +34,7 @@ class Answer:
         detections: most confident first; boxes in pixels of the upright picture. A
             classification has classes instead: detections without box.
         source: who answered.
-        cloud_reason: why the cloud was asked; None: it was not.
+        cloud_reason: why the cloud was asked, or was to be (see `cloud_error`); None: it was not.
         model_name: of the model that answered.
         model_version: empty: not known.
         image_width: of the upright picture in pixels; 0: not known.

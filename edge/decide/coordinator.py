@@ -21,10 +21,10 @@ from edge.decide.breaker import BreakerState
 from edge.decide.core import Coordination
 from edge.decide.counters import CoordinatorStats, Counters
 from edge.decide.device_worker import DeviceWorker
-from edge.decide.events import AskCloud, Fail, Finish, Observation, Woke
+from edge.decide.events import Fail, Finish, Woke
 from edge.decide.gate import CloudGate
 from edge.decide.policy import Mode, Policy
-from edge.decide.question import Parties, Question
+from edge.decide.question import Happened, Parties, Question
 from edge.detect.base import Detector, Image
 from edge.errors import (
     CascadeRuleError,
@@ -91,7 +91,7 @@ class InferenceCoordinator:
             CascadeRuleError: the policy's own rule raised.
             CoordinatorClosedError: the coordinator is closed.
         """
-        inbox: queue.SimpleQueue[Observation] = queue.SimpleQueue()
+        inbox: queue.SimpleQueue[Happened] = queue.SimpleQueue()
         with self._question(image, image_id, traceparent, inbox.put) as question:
             actions = question.core.begin()
             while (end := question.perform(actions)) is None:
@@ -101,20 +101,15 @@ class InferenceCoordinator:
     async def aask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
         """Returns the answer for one picture; see `ask`. Cancelling ends what is under way."""
         loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[Observation] = asyncio.Queue()
+        inbox: asyncio.Queue[Happened] = asyncio.Queue()
 
-        def report(happened: Observation) -> None:
+        def report(happened: Happened) -> None:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
                 loop.call_soon_threadsafe(inbox.put_nowait, happened)
 
         with self._question(image, image_id, traceparent, report) as question:
             actions = question.core.begin()
-            while True:
-                asks = any(isinstance(action, AskCloud) for action in actions)
-                if asks and question.may_ask_cloud():
-                    await asyncio.to_thread(question.prepare)  # reading and encoding take a while
-                if (end := question.perform(actions)) is not None:
-                    break
+            while (end := question.perform(actions)) is None:
                 actions = question.observe(await _anext(inbox, question.patience()))
         return self._settle(question, end)
 
@@ -157,7 +152,7 @@ class InferenceCoordinator:
         image: Image,
         image_id: str,
         traceparent: str,
-        report: Callable[[Observation], None],
+        inbox: Callable[[Happened], None],
     ) -> Iterator[Question]:
         if self._closed:
             raise CoordinatorClosedError
@@ -166,26 +161,27 @@ class InferenceCoordinator:
         if worker is not None and self._policy.mode is Mode.HEDGED:
             slow_after = worker.run_times.p95()
         core = Coordination(self._policy, worker is not None, time.monotonic(), slow_after)
-        question = Question(core, self._parties, image, image_id, traceparent, report)
+        question = Question(core, self._parties, image, image_id, traceparent, inbox)
         try:
             yield question
         finally:
             question.drop()
+            self._counters.retried(core.retries)
 
 
-def _next(inbox: "queue.SimpleQueue[Observation]", patience: float) -> Observation:
+def _next(inbox: "queue.SimpleQueue[Happened]", patience: float) -> Happened:
     try:
         return inbox.get(timeout=patience)
     except queue.Empty:
-        return Woke()
+        return Happened(time.monotonic(), Woke())
 
 
-async def _anext(inbox: "asyncio.Queue[Observation]", patience: float) -> Observation:
+async def _anext(inbox: "asyncio.Queue[Happened]", patience: float) -> Happened:
     try:
         async with asyncio.timeout(patience):
             return await inbox.get()
     except TimeoutError:
-        return Woke()
+        return Happened(time.monotonic(), Woke())
 
 
 def _error(end: Fail) -> EdgeError:

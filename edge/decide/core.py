@@ -80,6 +80,11 @@ class Coordination:
         return self._retries
 
     @property
+    def waits_for_cloud(self) -> bool:
+        """Whether a try at the cloud is under way."""
+        return self._tries.under_way(Source.CLOUD)
+
+    @property
     def cloud_verdict(self) -> SightlineError | bool | None:
         """What the question says of the cloud: it answered; its latest error; None: nothing."""
         if self._has_cloud_answered:

@@ -49,18 +49,25 @@ class Counters:
         self._cascade_kept = 0
 
     def ended(self, core: Coordination, end: Finish | Fail) -> None:
-        """Counts a question that ended."""
+        """Counts a question that was answered or failed."""
+        attempts = end.answer.attempts if isinstance(end, Finish) else end.attempts
+        asked = any(attempt.source is Source.CLOUD for attempt in attempts)
         by_cloud = isinstance(end, Finish) and end.answer.source is Source.CLOUD
-        slow = core.cloud_reason is CloudReason.DEVICE_SLOW
+        slow = core.cloud_reason is CloudReason.DEVICE_SLOW and asked
         unsure = core.cloud_reason is CloudReason.DEVICE_UNSURE
-        if not (core.retries or slow or unsure):
+        if not (slow or unsure):
             return
         with self._lock:
-            self._retries += core.retries
             self._hedges += slow
             self._hedges_won += slow and by_cloud
             self._cascaded += unsure
             self._cascade_kept += unsure and not by_cloud
+
+    def retried(self, count: int) -> None:
+        """Counts a question's retries, however it ended."""
+        if count:
+            with self._lock:
+                self._retries += count
 
     def stats(self, gate: CloudGate, worker: DeviceWorker | None) -> CoordinatorStats:
         """Returns the counts so far."""

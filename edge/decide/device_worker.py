@@ -10,6 +10,7 @@ import grpc
 
 from edge.decide.run_times import RunTimes
 from edge.detect.base import Detector, DetectorResult, Image
+from edge.errors import CoordinatorClosedError
 from servicekit.errors import SightlineError
 
 
@@ -42,6 +43,8 @@ class DeviceWorker:
         self._hang_seconds = hang_seconds
         self.run_times = RunTimes()
         self._running_since: float | None = None
+        self._closed = False
+        self._closing = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sightline-device", daemon=True)
         self._thread.start()
@@ -61,8 +64,12 @@ class DeviceWorker:
                     f"the device's model has been at one picture for {busy:.1f} s",
                 )
             )
-        else:
-            self._jobs.put(job)
+            return job.future
+        with self._closing:
+            if self._closed:
+                job.future.set_exception(CoordinatorClosedError())
+            else:
+                self._jobs.put(job)
         return job.future
 
     @property
@@ -71,8 +78,13 @@ class DeviceWorker:
         return self._busy_seconds() > self._hang_seconds
 
     def close(self, timeout: float = 1.0) -> None:
-        """Takes no more pictures; waits for the one under way, at most `timeout` seconds."""
-        self._jobs.put(None)
+        """Takes no more pictures; waits for the one under way, at most `timeout` seconds.
+
+        Those that wait get `CoordinatorClosedError`.
+        """
+        with self._closing:
+            self._closed = True
+            self._jobs.put(None)
         self._thread.join(timeout)
 
     def _busy_seconds(self) -> float:
@@ -81,7 +93,10 @@ class DeviceWorker:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            if job.future.set_running_or_notify_cancel():
+            if self._closed:
+                if job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(CoordinatorClosedError())
+            elif job.future.set_running_or_notify_cancel():
                 self._running_since = time.monotonic()
                 self._detect(job)
             del job  # or the last picture would stay in memory until the next

@@ -4,10 +4,11 @@ Answers and failures are reported as observations, from the device's thread and 
 wait for them is the caller's business (`edge.decide.coordinator`).
 """
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -62,6 +63,14 @@ class Parties:
     parameters: InferParameters | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An observation, and when it was made on the monotonic clock."""
+
+    at: float
+    what: Observation
+
+
 @dataclass(slots=True)
 class Question:
     """One picture, and everything that is under way for it.
@@ -72,7 +81,7 @@ class Question:
         image: the picture.
         image_id: its name, for the service; empty: none.
         traceparent: W3C traceparent to pass on; empty: none.
-        report: takes what happens, from any thread, and returns at once.
+        inbox: takes what happens, with the time, from any thread, and returns at once.
     """
 
     core: Coordination
@@ -80,44 +89,30 @@ class Question:
     image: Image
     image_id: str
     traceparent: str
-    report: Callable[[Observation], None]
+    inbox: Callable[["Happened"], None]
     _wake: float = 0.0
-    _call: InferCall | SightlineError | None = None
+    _call: InferCall | None = None
     _leave: Pass | None = None
-    _refusal: SightlineError | None = None
     _device: "Future[DetectorResult] | None" = None
     _cloud: PendingAnswer | None = None
+    _dropped: bool = False
+    """The cloud's answer is not wanted any more."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def patience(self) -> float:
         """Returns the seconds, >= 0, after which `Woke` is to be observed."""
         return max(self._wake - time.monotonic(), 0.0)
 
-    def observe(self, happened: Observation) -> list[Action]:
-        """Returns what to do after something happened just now."""
-        return self.core.observe(happened, time.monotonic())
+    def report(self, happened: Observation) -> None:
+        """Takes what happens just now, from any thread; returns at once."""
+        self.inbox(Happened(time.monotonic(), happened))
 
-    def may_ask_cloud(self) -> bool:
-        """Returns whether the cloud may be asked, which is settled once for all tries."""
-        if self._leave is None and self._refusal is None:
-            try:
-                self._leave = self.parties.gate.ask()
-            except SightlineError as error:
-                self._refusal = error
-        return self._leave is not None
-
-    def prepare(self) -> None:
-        """Makes the question to the cloud ready: reads a file or encodes pixels, but only once."""
-        if self._call is None:
-            try:
-                self._call = self._client().prepare(
-                    [self.image],
-                    image_ids=[self.image_id],
-                    model=self.parties.model,
-                    parameters=self.parties.parameters,
-                    traceparent=self.traceparent,
-                )
-            except SightlineError as error:
-                self._call = error
+    def observe(self, happened: "Happened") -> list[Action]:
+        """Returns what to do after something happened."""
+        what = happened.what
+        if isinstance(what, CloudFailed) and self.core.waits_for_cloud:
+            what = CloudFailed(what.error, may_retry=self.parties.gate.failed(what.error))
+        return self.core.observe(what, happened.at)
 
     def perform(self, actions: list[Action]) -> Finish | Fail | None:
         """Carries out actions; returns the last one of all, or None: there is more to come."""
@@ -127,8 +122,13 @@ class Question:
                     self._ask_device()
                 case AskCloud(ends):
                     self._ask_cloud(ends)
-                case DropDevice() | DropCloud():
-                    self._drop(action)
+                case DropDevice():
+                    self._drop_device()
+                case DropCloud():
+                    self._drop_cloud()
+                    verdict = self.core.cloud_verdict
+                    if isinstance(verdict, SightlineError):  # it was late, which nobody reports
+                        self.parties.gate.failed(verdict)
                 case WakeAt(at):
                     self._wake = at
                 case Finish() | Fail():
@@ -137,8 +137,8 @@ class Question:
 
     def drop(self) -> None:
         """Ends what is still under way, and says what this question has shown of the cloud."""
-        self._drop(DropDevice())
-        self._drop(DropCloud())
+        self._drop_device()
+        self._drop_cloud()
         if self._leave is not None:
             self.parties.gate.settle(self._leave, self.core.cloud_verdict)
 
@@ -158,42 +158,74 @@ class Question:
             self.report(_device_observation(future))
 
     def _ask_cloud(self, ends: float) -> None:
-        if not self.may_ask_cloud() and self._refusal is not None:
-            self.report(CloudRefused(self._refusal))
+        if self._call is not None:
+            self._send(self._call, ends)
             return
-        self.prepare()
         try:
-            self._send(ends)
+            self._leave = self.parties.gate.ask()
         except SightlineError as error:
-            self.report(self._failed(error))
+            self.report(CloudRefused(error))
+            return
+        # A file may take its time to be read, or for ever, and pixels to be encoded; meanwhile the
+        # device may answer, and the budget end.
+        name = "sightline-question"
+        threading.Thread(target=self._prepare, args=(ends,), name=name, daemon=True).start()
 
-    def _send(self, ends: float) -> None:
-        """Starts a call. Raises SightlineError: the question cannot be asked."""
-        if isinstance(self._call, SightlineError):
-            raise self._call
-        if self._call is None:
-            raise AssertionError("the question is sent, but was not prepared")
+    def _prepare(self, ends: float) -> None:
+        """Makes the question to the cloud ready, once for all tries, and sends it."""
+        try:
+            self._call = self._client().prepare(
+                [self.image],
+                image_ids=[self.image_id],
+                model=self.parties.model,
+                parameters=self.parties.parameters,
+                traceparent=self.traceparent,
+            )
+            self._send(self._call, ends)
+        except SightlineError as error:
+            self.report(CloudFailed(error))
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+            self.report(CloudFailed(_unsendable(error)))
+
+    def _send(self, call: InferCall, ends: float) -> None:
+        """Starts a call, unless nobody wants its answer any more."""
         left = max(ends - time.monotonic(), _SHORTEST)
-        pending = self._cloud = self._client().send(self._call, timeout=left)
-        pending.add_done_callback(lambda: self.report(self._cloud_observation(pending)))
+        with self._lock:
+            if self._dropped:
+                return
+            try:
+                pending = self._cloud = self._client().send(call, timeout=left)
+            except SightlineError as error:
+                self.report(CloudFailed(error))
+                return
+        pending.add_done_callback(lambda: self.report(_cloud_observation(pending)))
 
-    def _failed(self, error: SightlineError) -> CloudFailed:
-        return CloudFailed(error, may_retry=self.parties.gate.failed(error))
+    def _drop_device(self) -> None:
+        if self._device is not None:
+            self._device.cancel()
 
-    def _cloud_observation(self, pending: PendingAnswer) -> CloudAnswered | CloudFailed:
-        try:
-            answer = pending.result()
-            result = _cloud_result(answer)
-        except SightlineError as error:
-            return self._failed(error)
-        return CloudAnswered(
-            result, answer.idempotent_replayed, answer.bytes_sent, answer.bytes_saved
-        )
-
-    def _drop(self, action: DropDevice | DropCloud) -> None:
-        outstanding = self._device if isinstance(action, DropDevice) else self._cloud
+    def _drop_cloud(self) -> None:
+        with self._lock:
+            self._dropped = True
+            outstanding = self._cloud
         if outstanding is not None:
             outstanding.cancel()
+
+
+def _unsendable(error: Exception) -> SightlineError:
+    said = f"the picture cannot be made ready for the cloud: {error!r}"
+    wrapped = SightlineError(grpc.StatusCode.INTERNAL, "QUESTION_UNSENDABLE", said)
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _cloud_observation(pending: PendingAnswer) -> CloudAnswered | CloudFailed:
+    try:
+        answer = pending.result()
+        result = _cloud_result(answer)
+    except SightlineError as error:
+        return CloudFailed(error)
+    return CloudAnswered(result, answer.idempotent_replayed, answer.bytes_sent, answer.bytes_saved)
 
 
 def _device_observation(future: "Future[DetectorResult]") -> DeviceAnswered | DeviceFailed:

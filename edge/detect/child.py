@@ -81,17 +81,23 @@ class Child:
 
     def wait(self) -> str:
         """Waits until the process has ended, and says how: "was ended by SIGSEGV"."""
+        with suppress(ChildProcessError):  # somebody else has waited for it
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            self.kill()  # what it has started; until it is waited for, nobody gets its number
+        with suppress(OSError):  # a process that it started may hold the other end
+            self._wire.shutdown(socket.SHUT_RDWR)
         return _how(self._process.wait())
 
     def kill(self) -> None:
-        """Ends the process at once."""
-        self._process.kill()
+        """Ends the process at once, and what it has started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self) -> None:
         """Ends the process: by its own doing, or a signal, or by force, whichever works first."""
         with suppress(OSError):  # not connected: it has ended
             self._wire.shutdown(socket.SHUT_RDWR)
-        for force in (self._process.terminate, self._process.kill):
+        for force in (self._process.terminate, self.kill):
             try:
                 self._process.wait(_ENDING_SECONDS)
             except subprocess.TimeoutExpired:

@@ -119,6 +119,9 @@ class ProcessDetector:
             except SightlineError as error:
                 self._keeper.give_up(child)
                 raise (closed() if self._keeper.closing else error) from error
+            except BaseException:  # Ctrl-C, say: its answer must not be taken for the next one's
+                self._keeper.give_up(child)
+                raise
             self._keeper.answered()
             return answer
 

@@ -85,6 +85,8 @@ class PredictionLogger:
             on_full,
             options or LogOptions(),
         )
+        self.blocks = on_full == "block"
+        """Whether `log` may wait for the disk."""
         self._begin(self._plan.directory)
         self._pipeline.open()
         _loggers.add(self)

@@ -1,15 +1,18 @@
 """Cameras: local ones and streams over the network, through OpenCV; they come back when lost."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 from edge.decide.backoff import full_jitter
 from edge.sources.capture import Capture
 from edge.sources.frame import Frame, Watch
 from edge.sources.sampling import Sampler, Sampling
+
+_SECRET = re.compile(r"(user|login|pass\w*?|pwd|token|key|auth)=[^_&/;?]*", re.IGNORECASE)
+_WHICH_STREAM = {"channel", "ch", "subtype", "camera", "stream", "id", "profile"}
+"""Keys of a query that tell the streams of one recorder apart, and nothing else."""
 
 
 class Camera:
@@ -21,7 +24,7 @@ class Camera:
         place: a URL (`rtsp://`, `http://` with MJPEG, ...), a device such as `/dev/video0`, or the
             number of a local camera.
         name: what it is called in statistics, labels and picture names; None: the place without
-            the credentials and the query in it.
+            the credentials in it, and without what of its query says nothing of the stream.
         sampling: which frames are wanted.
         timeout: seconds to wait for a connection, and for a frame, before reconnecting, > 0.
             Over the network only: the drivers of local cameras have their own.
@@ -47,7 +50,7 @@ class Camera:
 
         if not 0 < timeout <= 3600:
             raise ValueError(f"timeout must be above 0 and at most 3600 s, is {timeout:g}")
-        self._place = place
+        self._place = int(place) if str(place).isdigit() else place
         self.name = name or _public_name(place)
         self._sampling = sampling or Sampling()
         self._timeout = timeout if "://" in str(place) else None
@@ -88,11 +91,14 @@ def _utc(seconds: float) -> str:
 
 
 def _public_name(place: str | int) -> str:
-    """The place without what must not be logged: a user, a password, a token in the query."""
-    if "://" not in str(place):
+    """The place without what must not be logged: a user, a password, a token.
+
+    Not by a URL's rules: passwords of cameras have characters that those forbid.
+    """
+    scheme, separator, rest = str(place).partition("://")
+    if not separator:
         return f"camera-{place}" if str(place).isdigit() else str(place)
-    url = urlsplit(str(place))
-    port = ""
-    with suppress(ValueError):
-        port = f":{url.port}" if url.port else ""
-    return f"{url.scheme}://{url.hostname or ''}{port}{url.path}"
+    path, _, query = rest.rpartition("@")[2].partition("#")[0].partition("?")
+    kept = [one for one in query.split("&") if one.partition("=")[0].lower() in _WHICH_STREAM]
+    shown = _SECRET.sub(r"\1=***", path)
+    return f"{scheme}://{shown}" + ("?" + "&".join(kept) if kept else "")

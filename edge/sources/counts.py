@@ -53,7 +53,7 @@ class SourceStats:
     waiting: int
     """Frames that wait to be answered, or are being answered."""
     reconnects: int
-    """How often the source was lost."""
+    """How often the source was lost after it had been found."""
     last_error: str
     """Why it was lost or failed the last time; empty: it never was."""
 
@@ -82,9 +82,9 @@ class SourceCounts:
     def is_now(self, state: SourceState, error: str = "") -> None:
         """Takes note of how the source is; `error`: why."""
         with self._lock:
+            self._reconnects += (self._state, state) == (SourceState.READING, SourceState.LOST)
             self._state = state
             self._last_error = error or self._last_error
-            self._reconnects += state is SourceState.LOST
 
     def stats(self) -> SourceStats:
         """Returns the counts so far."""

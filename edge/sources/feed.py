@@ -100,9 +100,10 @@ class Feed:
                 line.counts.read()
                 if not self._put(line, frame):
                     break
-        except Exception as failed:  # noqa: BLE001 - a source of the user's may raise anything
-            end, error = SourceState.FAILED, str(failed) or type(failed).__name__
-            logger.warning("source %s: cannot be read (any more): %s", line.source.name, error)
+        except BaseException as failed:  # noqa: BLE001 - a source of the user's may raise anything
+            if not self._closed:
+                end, error = SourceState.FAILED, str(failed) or type(failed).__name__
+                logger.warning("source %s: cannot be read (any more): %s", line.source.name, error)
         with self._changed:
             line.counts.is_now(end, error)
             line.ended = True

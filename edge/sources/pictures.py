@@ -1,6 +1,7 @@
 """Picture files: one, a folder of them, or a pattern."""
 
 import glob
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,16 +34,17 @@ class PictureFiles:
             raise invalid("every_seconds", "must not be given for picture files: they have no time")
         self.name = str(place)
         self._paths = _found(place)
+        self._root = _root(place)
 
     def frames(self, watch: Watch) -> Iterator[Frame]:
-        """Yields a frame for each file; its id is the file's name."""
+        """Yields a frame for each file; its id is its path below the folder or the pattern."""
         sampler = Sampler(self._sampling)
         watch.found()
         for path in self._paths:
             if watch.wait(0):
                 return
             if sampler.takes(0):
-                yield Frame(path, path.name)
+                yield Frame(path, path.relative_to(self._root).as_posix())
             else:
                 watch.skipped()
 
@@ -59,3 +61,14 @@ def _found(place: Path | str) -> list[Path]:
     if not found:
         raise invalid("source", f"must name at least one picture (got {str(place)!r})")
     return sorted(found)
+
+
+def _root(place: Path | str) -> Path:
+    """The folder that all pictures of a place are in; of a pattern, up to its first wildcard."""
+    path = Path(place)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return path.parent
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
+    return Path(*fixed)

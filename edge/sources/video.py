@@ -50,5 +50,5 @@ class VideoFile:
                     yield Frame(capture.pixels(), f"{self._path.name}#{index:06d}")
                 else:
                     watch.skipped()
-        if index < 0:
+        if index < 0 and not watch.wait(0):
             raise OSError(f"{self.name} has no frame that OpenCV can read")
