@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import time
 import urllib.request
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from edge.spool.identity import DamagedError
+from edge.spool.inspect import details
 from tests.fakes.cameras import NetworkCamera, camera
 from tests.fakes.ingest import FakeIngest
 from tests.integration.cli.terminal import REPOSITORY, SIGHTLINE, environment, sightline
@@ -206,3 +209,52 @@ def _until(happened: Any) -> None:
     while not happened():
         assert time.monotonic() < ends_at
         time.sleep(0.02)
+
+
+def test_two_sources_that_cannot_be_told_apart_are_one_sentence(
+    ingest: FakeIngest, tmp_path: Path
+) -> None:
+    urls = [f"rtsp://127.0.0.1:1/live?token={number}" for number in range(2)]
+    done = sightline("log", *urls, env=settings(ingest, tmp_path))
+    assert done.returncode != 0
+    assert "have different names" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_while_the_log_is_waited_for_sums_up_too(tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg")
+    with FakeIngest() as gone:
+        pass
+    with subprocess.Popen(
+        [*SIGHTLINE, "log", str(folder), "--json", "--wait", "60"],
+        env=settings(gone, tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        _until(lambda: _spooled(tmp_path / "spool"))
+        time.sleep(0.5)  # by now it waits; before that a signal would end the run, to the same end
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode in (0, 1), err
+    stats = json.loads(out)
+    assert stats["pictures"]["by_device"] == 1
+    assert stats["logger"]["backlog"] == 1
+
+
+def test_a_device_at_fault_gets_no_hint_about_the_service(
+    ingest: FakeIngest, tmp_path: Path
+) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg")
+    env = settings(ingest, tmp_path, timeout_seconds=0.000001, cloud_reserve_seconds=0)
+    done = sightline("log", folder, env=env)
+    assert done.returncode == 1
+    assert "DEVICE_TIMEOUT" in done.stderr
+    assert "--timeout" not in done.stderr
+
+
+def _spooled(spool: Path) -> bool:
+    try:
+        return details(spool, 0).summary.pending > 0
+    except (OSError, sqlite3.Error, DamagedError):  # it is being made
+        return False

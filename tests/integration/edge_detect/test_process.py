@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -385,3 +386,45 @@ def test_a_factory_must_be_known_in_another_process() -> None:
 def test_times_out_of_their_range_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be above 0 and finite"):
         ProcessDetector(Unruly, **{name: value})  # type: ignore[arg-type] # a float by either name
+
+
+def test_an_answer_that_nobody_fetched_is_not_taken_for_the_next_one(make: Make) -> None:
+    class InterruptError(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise InterruptError
+
+    detector = make()
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(InterruptError):
+            detector.detect(b"nap")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    until(lambda: works(detector))
+    for picture in (b"a", b"seven77", b"three"):
+        assert detector.detect(picture).detections[0].class_id == len(picture)
+
+
+def test_what_the_model_has_started_ends_with_it_and_hides_no_crash(make: Make) -> None:
+    detector = make(hang_seconds=20.0)
+    pid = detector.pid
+    assert pid is not None
+    began = time.monotonic()
+    assert reason(detector, b"orphan") == (
+        "DEVICE_CRASHED",
+        "the model's process was ended by SIGKILL",
+    )
+    assert time.monotonic() - began < 10
+    until(lambda: not any(_group(one) == pid for one in psutil.process_iter()))
+
+
+def _group(process: psutil.Process) -> int:
+    try:
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return os.getpgid(process.pid) if alive else 0
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return 0

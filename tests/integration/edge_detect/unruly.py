@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,15 @@ class Unruly:
 
     def _hang(self) -> None:
         time.sleep(1e6)
+
+    def _nap(self) -> None:
+        time.sleep(0.7)
+
+    def _orphan(self) -> None:
+        """Is killed, with a helper alive that has inherited all that was open."""
+        if os.fork() == 0:
+            time.sleep(1e6)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def _exit(self) -> None:
         os._exit(3)

@@ -74,6 +74,19 @@ def test_an_address_that_is_taken_is_an_error_with_the_settings_name(tmp_path: P
             other.serve_metrics(address)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "127.0.0.1:x"])
+def test_an_address_that_is_none_is_told_by_the_settings_name(tmp_path: Path, address: str) -> None:
+    with node(tmp_path) as (made, _), pytest.raises(SettingsError, match="metrics_listen"):
+        made.serve_metrics(address)
+
+
+def test_metrics_are_served_once(tmp_path: Path) -> None:
+    with node(tmp_path) as (made, _):
+        made.serve_metrics("127.0.0.1:0")
+        with pytest.raises(ValueError, match="served already"):
+            made.serve_metrics("127.0.0.1:0")
+
+
 def test_an_address_must_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGHTLINE_EDGE_METRICS_LISTEN", "nowhere")
     with pytest.raises(SettingsError, match="metrics_listen"):

@@ -19,8 +19,8 @@ from edge.cloud.client import InferenceClient
 from edge.decide.answer import Answer
 from edge.decide.policy import Mode, Policy
 from edge.detect.base import Detector, DetectorResult, Image
-from edge.errors import DeviceError
-from edge.log.logger import PredictionLogger
+from edge.errors import CoordinatorClosedError, DeviceError
+from edge.log.logger import ClosedError, PredictionLogger
 from edge.node import EdgeNode
 from edge.records import Box, CloudReason, Detection, Prediction, Source
 from edge.settings import EdgeSettings
@@ -196,6 +196,81 @@ async def test_a_cancelled_picture_is_neither_logged_nor_a_failure(tmp_path: Pat
         slow.set()
         stats = made.stats()
     assert (stats.pictures.by_device, stats.pictures.failed, stats.logger.logged) == (0, {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": {"a": 1}}, "labels"),
+        ({"captured_at": "yesterday"}, "captured_at"),
+        ({"image_id": 7}, "image_id"),
+    ],
+)
+def test_what_cannot_be_logged_is_refused_before_anybody_works_for_it(
+    process: Any, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    class Counting(Device):
+        seen = 0
+
+        def detect(self, image: Image) -> DetectorResult:
+            Counting.seen += 1
+            return super().detect(image)
+
+    with node(tmp_path, detector=Counting()) as (made, _):
+        with pytest.raises(ValueError, match=message):
+            process(made, b"good", **options)
+        assert Counting.seen == 0
+        assert made.stats().pictures.failed == {"ValueError": 1}
+
+
+def test_a_picture_in_hand_when_the_log_is_closed_fails_as_the_node_closed(
+    process: Any, tmp_path: Path
+) -> None:
+    class Closing(Device):
+        def detect(self, image: Image) -> DetectorResult:
+            made.logger.close()
+            return super().detect(image)
+
+    with node(tmp_path, detector=Closing()) as (made, _):
+        with pytest.raises(CoordinatorClosedError):
+            process(made, b"good")
+        assert made.stats().pictures.failed == {"NODE_CLOSED": 1}
+
+
+def test_closing_goes_on_after_a_part_that_cannot_be_closed(tmp_path: Path) -> None:
+    class Stuck(Device):
+        def close(self) -> None:
+            raise RuntimeError("the driver is gone")
+
+    with FakeIngest() as ingest, serving(Reply()) as inference:
+        logger = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path / "spool")
+        client = InferenceClient(inference.target)
+        made = EdgeNode(Stuck(), client, logger, Policy())
+        with pytest.raises(RuntimeError, match="the driver is gone"):
+            made.close()
+        with pytest.raises(ClosedError):
+            logger.log(Prediction("frame-1", "tiny"))
+        with pytest.raises(SightlineError, match="CLIENT_CLOSED"):
+            client.infer([b"picture"])
+
+
+async def test_a_log_that_waits_for_the_disk_does_not_hold_up_the_loop(tmp_path: Path) -> None:
+    with FakeIngest() as ingest:
+        logger = PredictionLogger(
+            ingest.target, device_id="gate-1", spool_dir=tmp_path / "spool", on_full="block"
+        )
+        assert logger.blocks
+        log, threads = logger.log, list[str]()
+
+        def noted(*args: Any, **options: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            return log(*args, **options)
+
+        logger.log = noted  # type: ignore[method-assign] # of this one alone
+        async with EdgeNode(Device(), None, logger, Policy(mode=Mode.DEVICE)) as made:
+            await made.aprocess(b"good")
+    assert threads
+    assert threads[0] != threading.main_thread().name
 
 
 async def test_a_node_is_an_async_context_manager_and_closes_its_parts(tmp_path: Path) -> None:

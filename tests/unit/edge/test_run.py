@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from edge.decide.answer import Answer
 from edge.decide.policy import Mode, Policy
 from edge.detect.base import DetectorResult, Image
+from edge.errors import CoordinatorClosedError
 from edge.log.logger import PredictionLogger
 from edge.node import EdgeNode
 from edge.records import Source
+from edge.run import Run
 from edge.sources import Frame, VideoFile, Watch
-from edge.sources.counts import SourceState
+from edge.sources.counts import SourceCounts, SourceState
 from servicekit.errors import SightlineError
 from tests.fakes.ingest import FakeIngest
 from tests.unit.edge.sources.watching import save_pictures, save_video
@@ -177,6 +180,64 @@ async def test_a_cancelled_task_ends_its_run(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await asyncio.to_thread(camera.ended.wait, LONG)
+
+
+async def test_tasks_that_follow_quiet_cameras_leave_the_loops_threads_alone(
+    tmp_path: Path,
+) -> None:
+    class Quiet(Camera):
+        def __init__(self, number: int) -> None:
+            super().__init__(0)
+            self.name = f"cam-{number}"
+
+    async def follow(made: EdgeNode, camera: Camera) -> None:
+        async for _ in made.arun(camera):
+            pass
+
+    cameras = [Quiet(number) for number in range(40)]  # more than the loop's pool has threads
+    with node(tmp_path) as (made, _):
+        tasks = [asyncio.create_task(follow(made, camera)) for camera in cameras]
+        await asyncio.sleep(0.1)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 42), LONG) == 42
+        for task in tasks:
+            task.cancel()
+        async with asyncio.timeout(LONG):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(camera.ended.is_set() for camera in cameras)
+
+
+def test_even_an_exit_while_answering_is_one_frames_failure(tmp_path: Path) -> None:
+    def leave(source: str, frame: Frame) -> Answer:
+        raise SystemExit(3)
+
+    counts = SourceCounts()
+    video = VideoFile(save_video(tmp_path / "line.mp4", frames=3))
+    run = Run({video: counts}, leave, workers=1, queue_size=1)
+    errors = [outcome.error for outcome in run]
+    assert [type(error) for error in errors] == [RuntimeError] * 3
+    assert counts.stats().failed == 3
+
+
+def test_a_closed_node_runs_nothing(tmp_path: Path) -> None:
+    with node(tmp_path) as (made, _):
+        pass
+    with pytest.raises(CoordinatorClosedError):
+        made.run(Camera(1))
+
+
+def test_of_file_after_file_only_the_last_are_remembered(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    names = [f"{number:03d}.jpg" for number in range(300)]
+    save_pictures(folder, *names)
+    with node(tmp_path) as (made, _):
+        for name in names:
+            assert len(list(made.run(folder / name))) == 1
+        sources = made.stats().sources
+        with pytest.raises(ValueError, match="workers"):
+            made.run(Camera(1), workers=0)
+        assert "cam" not in made.stats().sources
+    assert len(sources) == 256
+    assert str(folder / names[-1]) in sources
 
 
 def test_closing_the_node_ends_its_runs(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 import copy
 import io
+import os
 import pickle
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -706,3 +708,131 @@ def test_a_picture_is_not_encoded_for_a_cloud_that_is_left_alone(
             with pytest.raises(CloudError, match=reason):
                 ask(asked, b"picture")
     assert prepared == [1]
+
+
+@pytest.fixture
+def unanswering(tmp_path: Path) -> Iterator[Path]:
+    """A file that never gives its bytes, as one on a server that is gone."""
+    path = tmp_path / "picture.jpg"
+    os.mkfifo(path)
+    yield path
+    with suppress(OSError):  # nobody reads any more
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_a_picture_that_cannot_be_read_in_time_ends_with_the_budget(
+    ask: Any, unanswering: Path
+) -> None:
+    chosen = policy(Mode.CLOUD, timeout=0.5, reserve=0.1)
+    with serving(Reply()) as fake, coordinator(None, fake.target, chosen) as asked:
+        began = time.monotonic()
+        with pytest.raises(CloudError, match="DEADLINE_EXCEEDED"):
+            ask(asked, unanswering)
+        assert time.monotonic() - began < 1.5
+    assert fake.seen == []
+
+
+def test_a_hedge_that_takes_its_time_does_not_hold_up_the_device(
+    ask: Any, unanswering: Path
+) -> None:
+    detector = Scripted()
+    with (
+        serving(Reply()) as fake,
+        coordinator(detector, fake.target, policy(Mode.HEDGED)) as asked,
+    ):
+        for _ in range(20):
+            ask(asked, b"picture")
+
+        def late() -> DetectorResult:
+            time.sleep(0.3)
+            return PIT
+
+        detector.does = late
+        answer = ask(asked, unanswering)
+    assert (answer.source, answer.cloud_reason) == (Source.DEVICE, CloudReason.DEVICE_SLOW)
+    assert 300 <= answer.total_milliseconds < 1500
+    assert 0.3 <= answer.attempt.seconds < 1.5
+
+
+def test_hedges_that_the_device_wins_cost_no_tokens_and_one_that_is_late_does(ask: Any) -> None:
+    detector = Scripted()
+    chosen = policy(Mode.HEDGED, timeout=0.6, reserve=0.1, retry_tokens=30)
+    with serving(Hang()) as fake, coordinator(detector, fake.target, chosen) as asked:
+        for _ in range(20):
+            ask(asked, b"picture")
+
+        def late() -> DetectorResult:
+            time.sleep(0.1)
+            return PIT
+
+        detector.does = late
+        assert {ask(asked, b"picture").cloud_reason for _ in range(3)} <= {
+            CloudReason.DEVICE_SLOW,
+            None,
+        }
+        assert asked.stats().hedges >= 1
+        assert asked.stats().retry_tokens == 30
+    chosen = policy(Mode.CLOUD, timeout=0.3, reserve=0.1, retry_tokens=30)
+    with serving(Hang()) as fake, coordinator(None, fake.target, chosen) as asked:
+        with pytest.raises(CloudError):
+            ask(asked, b"picture")
+        assert asked.stats().retry_tokens == 29
+
+
+def test_a_hedge_that_is_refused_is_none(ask: Any) -> None:
+    detector = Scripted()
+    chosen = policy(Mode.HEDGED, timeout=2.0, reserve=0.1, breaker_failures=1, breaker_seconds=60)
+    with coordinator(detector, NOBODY, chosen) as asked:
+        for _ in range(20):
+            ask(asked, b"picture")
+        leave = asked._parties.gate.ask()
+        asked._parties.gate.settle(leave, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
+
+        def late() -> DetectorResult:
+            time.sleep(0.2)
+            return PIT
+
+        detector.does = late
+        before = asked.stats().hedges
+        answer = ask(asked, b"picture")
+        assert asked.stats().hedges == before
+    assert (answer.source, answer.cloud_error) == (Source.DEVICE, "CIRCUIT_OPEN")
+
+
+async def test_retries_of_a_cancelled_question_count_too() -> None:
+    with serving(UNAVAILABLE, UNAVAILABLE, Hang()) as fake, coordinator(None, fake.target) as asked:
+        task = asyncio.create_task(asked.aask(b"picture"))
+        while len(fake.seen) < 3:  # noqa: ASYNC110 - a list, not an event
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert asked.stats().retries == 2
+
+
+def test_pictures_that_wait_when_it_closes_are_told_and_not_looked_at(hanging: Hanging) -> None:
+    asked = InferenceCoordinator(hanging, None, policy(Mode.DEVICE, timeout=20.0))
+    errors: list[DeviceError] = []
+
+    def ask() -> None:
+        try:
+            asked.ask(b"second")
+        except DeviceError as error:
+            errors.append(error)
+
+    first = threading.Thread(target=asked.ask, args=(b"first",))
+    first.start()
+    while not hanging.seen:
+        time.sleep(0.005)
+    second = threading.Thread(target=ask)
+    second.start()
+    worker = asked._parties.worker
+    assert worker is not None
+    while worker._jobs.empty():
+        time.sleep(0.005)
+    threading.Timer(0.2, hanging.released.set).start()
+    asked.close()
+    second.join(5)
+    first.join(5)
+    assert [error.reason for error in errors] == ["NODE_CLOSED"]
+    assert hanging.seen == [b"first"]

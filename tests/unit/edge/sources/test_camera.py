@@ -116,7 +116,16 @@ def test_a_frame_every_so_many_seconds(network: NetworkCamera) -> None:
     [
         ("rtsp://user:secret@cam-1:554/stream?token=t#x", "rtsp://cam-1:554/stream"),
         ("rtsp://cam-1/stream", "rtsp://cam-1/stream"),
-        ("http://user:secret@cam-1:nonsense/stream", "http://cam-1/stream"),
+        ("http://user:secret@cam-1:nonsense/stream", "http://cam-1:nonsense/stream"),
+        ("rtsp://admin:pa/ss@cam-1/stream", "rtsp://cam-1/stream"),
+        ("rtsp://admin:p[s@s@cam-1/stream", "rtsp://cam-1/stream"),
+        ("rtsp://[::1]:554/x", "rtsp://[::1]:554/x"),
+        (
+            "rtsp://cam-1/user=admin_password=tlJwpbo6_channel=1_stream=0.sdp",
+            "rtsp://cam-1/user=***_password=***_channel=1_stream=0.sdp",
+        ),
+        ("rtsp://cam-1/live?channel=2&token=t&subtype=0", "rtsp://cam-1/live?channel=2&subtype=0"),
+        ("0", "camera-0"),
         ("/dev/video0", "/dev/video0"),
         (0, "camera-0"),
     ],

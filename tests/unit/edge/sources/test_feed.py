@@ -105,3 +105,38 @@ def test_closing_wakes_whoever_waits_for_a_frame() -> None:
     feed.close(timeout=LONG)
     waiting.join(LONG)
     assert found == [None]
+
+
+def test_even_an_exit_in_a_source_ends_that_source_alone() -> None:
+    class Exiting(Numbers):
+        def frames(self, watch: Watch) -> Iterator[Frame]:
+            yield Frame(b"", "first")
+            raise SystemExit(3)
+
+    feed, (broken, whole) = feed_of(Exiting("a", 0), Numbers("b", 3))
+    assert sorted(taken(feed)) == ["b0", "b1", "b2", "first"]
+    assert broken.stats().state is SourceState.FAILED
+    assert whole.stats().state is SourceState.ENDED
+
+
+def test_what_a_source_raises_when_it_is_closed_is_no_failure() -> None:
+    class Clumsy(Numbers):
+        def frames(self, watch: Watch) -> Iterator[Frame]:
+            yield Frame(b"", "first")
+            watch.wait(LONG)
+            raise OSError("interrupted")
+
+    feed, (counts,) = feed_of(Clumsy("a", 0, live=True))
+    assert feed.take() is not None
+    feed.close(timeout=LONG)
+    assert (counts.stats().state, counts.stats().last_error) == (SourceState.ENDED, "")
+
+
+def test_a_source_that_was_never_found_was_never_lost() -> None:
+    counts = SourceCounts()
+    for _ in range(3):
+        counts.is_now(SourceState.LOST, "OpenCV cannot open it")
+    assert counts.stats().reconnects == 0
+    for state in (SourceState.READING, SourceState.LOST, SourceState.LOST, SourceState.READING):
+        counts.is_now(state)
+    assert (counts.stats().reconnects, counts.stats().last_error) == (1, "OpenCV cannot open it")

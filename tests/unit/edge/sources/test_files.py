@@ -22,7 +22,7 @@ def test_a_pattern_looks_into_folders_and_passes_them_over_themselves(tmp_path: 
     save_pictures(tmp_path / "one", "a.jpg")
     save_pictures(tmp_path / "two.jpg", "b.jpg")
     frames = list(PictureFiles(f"{tmp_path}/**/*.jpg").frames(Watching()))
-    assert [frame.image_id for frame in frames] == ["a.jpg", "b.jpg"]
+    assert [frame.image_id for frame in frames] == ["one/a.jpg", "two.jpg/b.jpg"]
 
 
 def test_every_second_picture_is_taken_and_the_others_are_told(tmp_path: Path) -> None:
@@ -77,6 +77,11 @@ def test_seconds_of_a_video_are_its_own(
     frames = list(VideoFile(video, sampling).frames(watch))
     assert [frame.image_id for frame in frames] == [f"line.mp4#{n:06d}" for n in indices]
     assert watch.told.count("skipped") == 50 - len(indices)
+
+
+def test_a_video_that_nobody_wants_any_more_is_no_failure(tmp_path: Path) -> None:
+    video = save_video(tmp_path / "line.mp4", frames=2)
+    assert list(VideoFile(video).frames(Watching(lambda: True))) == []
 
 
 def test_a_video_that_is_none_is_an_error_when_it_is_read(tmp_path: Path) -> None:
