@@ -232,7 +232,7 @@ def test_sigterm_while_the_log_is_waited_for_sums_up_too(tmp_path: Path) -> None
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        _until(lambda: _spooled(tmp_path / "spool"))
+        _until(lambda: _spooled(tmp_path / "spool/spool.db"))
         time.sleep(0.5)  # by now it waits; before that a signal would end the run, to the same end
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
