@@ -162,7 +162,7 @@ class Question:
             self._send(self._call, ends)
             return
         try:
-            self._leave = self.parties.gate.ask()
+            self._leave = self._leave or self.parties.gate.ask()
         except SightlineError as error:
             self.report(CloudRefused(error))
             return
@@ -214,7 +214,8 @@ class Question:
 
 def _unsendable(error: Exception) -> SightlineError:
     said = f"the picture cannot be made ready for the cloud: {error!r}"
-    wrapped = SightlineError(grpc.StatusCode.INTERNAL, "QUESTION_UNSENDABLE", said)
+    # Nothing of the cloud's: its breaker must not hear of it, and another try would not help.
+    wrapped = SightlineError(grpc.StatusCode.FAILED_PRECONDITION, "QUESTION_UNSENDABLE", said)
     wrapped.__cause__ = error
     return wrapped
 

@@ -836,3 +836,18 @@ def test_pictures_that_wait_when_it_closes_are_told_and_not_looked_at(hanging: H
     first.join(5)
     assert [error.reason for error in errors] == ["NODE_CLOSED"]
     assert hanging.seen == [b"first"]
+
+
+def test_whatever_goes_wrong_with_a_picture_is_an_error_and_not_the_clouds(ask: Any) -> None:
+    class Odd(np.ndarray[Any, Any]):
+        def __array_interface__(self) -> Any:  # type: ignore[override] # what encoders ask for
+            raise MemoryError("no room")
+
+    odd = np.zeros((48, 64, 3), np.uint8).view(Odd)
+    chosen = policy(Mode.CLOUD, breaker_failures=1)
+    with serving(Reply()) as fake, coordinator(None, fake.target, chosen) as asked:
+        with pytest.raises(CloudError, match="QUESTION_UNSENDABLE") as caught:
+            ask(asked, odd)
+        assert not caught.value.retryable
+        assert asked.breaker is BreakerState.CLOSED
+    assert fake.seen == []
