@@ -117,13 +117,11 @@ def added(where: Services, folder: Path, pictures: Sequence[NDArray[np.uint8]]) 
     """Returns what the node adds to the detector alone: medians of the rounds."""
     detector = OnnxDetector(MODEL)
     logger = PredictionLogger(where.ingest, device_id="bench", spool_dir=folder / "spool")
-    rounds: list[dict[str, float]] = []
     with EdgeNode(detector, InferenceClient(where.inference), logger, Policy()) as node:
         for picture in pictures[:50]:  # warm
             detector.detect(picture)
             node.process(picture)
-        for _ in range(ROUNDS):
-            rounds.append(_round(detector.detect, node.process, pictures))
+        rounds = [_round(detector.detect, node.process, pictures) for _ in range(ROUNDS)]
         if not logger.flush(60, until="committed"):
             raise RuntimeError("the log was not committed in a minute")
     medians = {name: round(median(one[name] for one in rounds), 3) for name in rounds[0]}
