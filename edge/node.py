@@ -423,8 +423,9 @@ def _entry(
         labels=dict(labels or {}),
         trace_id=trace_id_of(traceparent),
     )
-    # What cannot be logged is refused before anybody works for it.
-    Prediction(entry.image_id, "model", captured_at=entry.captured_at, labels=entry.labels)
+    if image_id or labels or captured_at is not None:
+        # What cannot be logged is refused before anybody works for it.
+        Prediction(entry.image_id, "model", captured_at=entry.captured_at, labels=entry.labels)
     return entry
 
 

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from grpc import StatusCode
 from pydantic_core import PydanticUndefined
 
+from edge.decide.policy import Mode
+from edge.errors import EdgeError
 from edge.settings import EdgeSettings
+from servicekit.errors import SightlineError
 from tests.compat.conftest import ROOT
 from tests.fakes.cameras import NetworkCamera, RtspCamera, camera
 from tests.integration.cli.terminal import environment
@@ -95,9 +99,9 @@ def network() -> Iterator[NetworkCamera]:
 
 def test_every_command_of_the_page_is_tested() -> None:
     starts = {block.split()[1] for block in blocks("sh")}
-    assert starts == {"up", "log", "stats", "doctor"}
-    assert len(blocks("sh")) == 6
-    assert len(blocks("python")) == 3
+    assert starts == {"up", "log", "stats", "spool", "doctor"}
+    assert len(blocks("sh")) == 7
+    assert len(blocks("python")) == 5
 
 
 @pytest.mark.parametrize(("source", "pictures"), [("pictures/", 3), ("clip.mp4", 6)])
@@ -138,19 +142,64 @@ def test_what_was_logged_is_seen_and_nothing_is_wrong(desk: Desk) -> None:
     stats = desk.run(command("sightline stats") + " --json")
     assert stats.returncode == 0, stats.stderr
     assert "gate-1" in stats.stdout
+    spools = desk.run(command("sightline spool ls") + " --json")
+    assert spools.returncode == 0, spools.stderr
+    (spool,) = [json.loads(line) for line in spools.stdout.splitlines()]
+    assert (spool["device_id"], spool["pending"]) == ("gate-1", 0)
     doctor = desk.run(command("sightline doctor"))
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_the_node_programs_run(desk: Desk, number: int) -> None:
-    (desk.folder / "program.py").write_text(blocks("python")[number])
+def printed(desk: Desk, program: str) -> list[str]:
+    """What a program of the page prints, with the plates' model on the device."""
+    (desk.folder / "program.py").write_text(program)
     model = ROOT / "models/repository/plates/1/model.onnx"
     env = {**desk.env, "SIGHTLINE_EDGE_DEVICE_MODEL": str(model)}
     done = Desk(desk.folder, env).run(f"{sys.executable} program.py")
     assert done.returncode == 0, done.stderr
-    assert "device" in done.stdout
-    assert len(done.stdout.splitlines()) == number
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_node_programs_run(desk: Desk, number: int) -> None:
+    lines = printed(desk, blocks("python")[number])
+    assert len(lines) == number
+    assert all("device" in line for line in lines)
+
+
+def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
+    program = blocks("python")[3]
+    for meant, here in (
+        ("127.0.0.1:50051", desk.env["SIGHTLINE_EDGE_INGEST_TARGET"]),
+        ("127.0.0.1:50052", desk.env["SIGHTLINE_EDGE_INFERENCE_TARGET"]),
+        ('device_id="gate-1"', f'device_id="own", spool_dir="{desk.folder / "own"}"'),
+    ):
+        assert meant in program
+        program = program.replace(meant, here)
+    assert printed(desk, program) == ["scan-0 dark", "scan-1 light"]
+
+
+def test_an_error_tells_its_reason_and_its_tries(desk: Desk) -> None:
+    said, attempt = printed(desk, blocks("python")[4])
+    assert said == "IMAGE_FILE_UNREADABLE validation False"
+    assert attempt.startswith("device at 0.0")
+    assert "IMAGE_FILE_UNREADABLE after" in attempt
+
+
+def test_every_mode_is_in_the_table() -> None:
+    (section,) = re.findall(r"^## Who answers\n(.*?)^##", PAGE, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == ["mode", *Mode]
+
+
+def test_every_category_is_in_the_table_with_its_retryability() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (yes|no) \|", PAGE, re.MULTILINE))
+    errors = [SightlineError(code, "X", "x") for code in StatusCode if code is not StatusCode.OK]
+    assert rows == {error.category: "yes" if error.retryable else "no" for error in errors}
+
+
+def test_every_error_of_the_family_is_in_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+Error)` \|", PAGE, re.MULTILINE)
+    assert sorted(rows) == sorted(one.__name__ for one in EdgeError.__subclasses__())
 
 
 @pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS has no yolov8n_int8.onnx")
@@ -174,8 +223,7 @@ def test_the_loop_runs(desk: Desk) -> None:
 
 def test_the_table_has_every_setting_with_its_default() -> None:
     rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|[^|]*\|$", PAGE, re.MULTILINE)
-    modes = {"auto", "device", "cloud", "cascade", "hedged"}
-    settings = {name: default.strip() for name, _, default in rows if name not in modes}
+    settings = {name: default.strip() for name, _, default in rows}
     fields = EdgeSettings.model_fields
     assert set(settings) == set(fields)
     for name, said in settings.items():

@@ -242,6 +242,36 @@ def test_sigterm_while_the_log_is_waited_for_sums_up_too(tmp_path: Path) -> None
     assert stats["logger"]["backlog"] == 1
 
 
+def test_what_is_not_committed_fails_the_run_and_is_sent_by_the_next(
+    ingest: FakeIngest, tmp_path: Path
+) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg", "b.jpg")
+    with FakeIngest() as gone:
+        pass
+    done = sightline("log", folder, "--json", "--wait", "0.1", env=settings(gone, tmp_path))
+    assert done.returncode == 1
+    stats = json.loads(done.stdout)
+    assert (stats["pictures"]["by_device"], stats["logger"]["backlog"]) == (2, 2)
+    other = save_pictures(tmp_path / "more", "c.jpg")
+    done = sightline("log", other, "--json", env=settings(ingest, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert sorted(ingest.images()) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_a_picture_without_an_answer_fails_the_run_and_is_named(
+    ingest: FakeIngest, tmp_path: Path
+) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg")
+    (folder / "b.jpg").write_bytes(b"no picture")
+    done = sightline("log", folder, "--json", env=settings(ingest, tmp_path))
+    assert done.returncode == 1
+    assert f"{folder / 'b.jpg'}: image must be a picture" in done.stderr
+    stats = json.loads(done.stdout)
+    assert adds_up(stats)
+    assert (stats["pictures"]["by_device"], stats["sources"][str(folder)]["failed"]) == (1, 1)
+    assert ingest.images() == ["a.jpg"]
+
+
 def test_a_device_at_fault_gets_no_hint_about_the_service(
     ingest: FakeIngest, tmp_path: Path
 ) -> None:
