@@ -4,14 +4,7 @@ from edge.channel import Endpoint
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferParameters, ModelHint
 from edge.decide.policy import Cascade, Mode, Policy
-from edge.detect.base import Detector
-from edge.detect.load import load_detector
 from edge.settings import EdgeSettings
-
-
-def detector(settings: EdgeSettings) -> Detector | None:
-    """Returns the device's model; see `edge.detect.load.load_detector`."""
-    return load_detector(settings)
 
 
 def client(settings: EdgeSettings) -> InferenceClient | None:

@@ -22,6 +22,7 @@ from edge.decide.coordinator import InferenceCoordinator
 from edge.decide.counters import CoordinatorStats
 from edge.decide.policy import Policy
 from edge.detect.base import Detector, Image, close_detector
+from edge.detect.load import load_detector
 from edge.errors import CoordinatorClosedError
 from edge.log.logger import ClosedError, LoggerStats, PredictionLogger
 from edge.records import Prediction
@@ -125,7 +126,7 @@ class EdgeNode:
         """
         settings = settings or load(EdgeSettings, None, prog="edge")
         with ExitStack() as undo:  # what was opened, if a later part cannot be
-            detector = assemble.detector(settings)
+            detector = load_detector(settings)
             if detector is not None:
                 undo.callback(close_detector, detector)
             client = assemble.client(settings)

@@ -162,7 +162,7 @@ class Question:
             self._send(self._call, ends)
             return
         try:
-            self._leave = self._leave or self.parties.gate.ask()
+            self._leave = self.parties.gate.ask()
         except SightlineError as error:
             self.report(CloudRefused(error))
             return

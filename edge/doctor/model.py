@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from edge import assemble
 from edge.detect.base import Detector, close_detector
+from edge.detect.load import load_detector
 from edge.doctor.finding import Finding, failed, ok, warning
 from edge.settings import EdgeSettings
 
@@ -19,7 +20,7 @@ def model(settings: EdgeSettings) -> Iterator[Finding]:
         return
     began = time.monotonic()
     try:
-        detector = assemble.detector(settings)
+        detector = load_detector(settings)
     except ImportError as error:
         extra = settings.detector
         yield failed(

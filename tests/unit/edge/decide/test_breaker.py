@@ -77,12 +77,12 @@ def test_a_probe_that_was_dropped_makes_room_for_another() -> None:
 
 def test_late_verdicts_of_before_it_opened_count_no_more() -> None:
     breaker = Breaker(3, 10.0)
-    early = [leave(breaker, 0.0) for _ in range(6)]
+    early = [leave(breaker, 0.0) for _ in range(7)]
     for one in early[:3]:
         breaker.settle(one, answered=False, now=1.0)
-    for one in early[3:5]:
+    for one in early[3:6]:
         breaker.settle(one, answered=False, now=2.0)
-    breaker.settle(early[5], answered=True, now=3.0)
+    breaker.settle(early[6], answered=True, now=3.0)
     assert breaker.state(10.9) is BreakerState.OPEN
     assert breaker.state(11.0) is BreakerState.HALF_OPEN
     assert breaker.opened == 1

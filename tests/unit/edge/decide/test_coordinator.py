@@ -851,3 +851,35 @@ def test_whatever_goes_wrong_with_a_picture_is_an_error_and_not_the_clouds(ask: 
         assert not caught.value.retryable
         assert asked.breaker is BreakerState.CLOSED
     assert fake.seen == []
+
+
+def test_a_picture_that_is_ready_when_all_is_settled_is_not_sent(
+    ask: Any, unanswering: Path
+) -> None:
+    detector = Scripted()
+    with (
+        serving(Reply()) as fake,
+        coordinator(detector, fake.target, policy(Mode.HEDGED, timeout=20.0)) as asked,
+    ):
+        for _ in range(20):
+            ask(asked, b"picture")
+        before = len(fake.seen)
+
+        def late() -> DetectorResult:
+            time.sleep(0.3)
+            return PIT
+
+        detector.does = late
+        assert ask(asked, unanswering).source is Source.DEVICE
+        named = [t for t in threading.enumerate() if t.name == "sightline-question"]
+        unanswering.write_bytes(b"unwanted")
+        for preparing in named:
+            preparing.join(5)
+            assert not preparing.is_alive()
+        detector.does = lambda: PIT
+        with InferenceClient(fake.target) as other:
+            other.infer([b"another"])
+    assert named
+    sent = [seen.request.images[0].data for seen in fake.seen[before:]]
+    assert b"another" in sent
+    assert b"unwanted" not in sent

@@ -534,6 +534,19 @@ def test_a_hedge_is_retried_while_the_device_works_on() -> None:
     assert t.answers(7.5, CloudAnswered(CLOUD_RESULT)).source is Source.CLOUD
 
 
+def test_a_hedge_that_failed_once_and_was_then_slower_is_no_failure() -> None:
+    t = Transcript(Mode.HEDGED, slow_after=0.3, backoff=0.5)
+    t.begins(AskDevice(), WakeAt(0.3))
+    t.at(0.3, Woke(), AskCloud(8.0), WakeAt(6.75))
+    t.at(0.5, CloudFailed(UNAVAILABLE), WakeAt(1.0))
+    t.at(1.0, Woke(), AskCloud(8.0), WakeAt(6.75))
+    drop, finish = t.core.observe(DeviceAnswered(DEVICE_RESULT), 1.2)
+    assert drop == DropCloud()
+    assert isinstance(finish, Finish)
+    assert finish.answer.cloud_error == ""
+    assert t.core.cloud_verdict is None
+
+
 def test_a_picture_that_the_device_refuses_ends_its_hedge() -> None:
     t = Transcript(Mode.HEDGED, slow_after=0.3)
     t.begins(AskDevice(), WakeAt(0.3))

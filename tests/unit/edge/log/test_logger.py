@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from pydantic import SecretStr
 
@@ -629,3 +630,13 @@ def test_adoption_goes_on_whatever_happens(
     assert len(tries) == 2  # the folder was let go of in between
     assert "a bug" in caplog.text
     open_spool(left, None).close()
+
+
+def test_what_was_sent_again_and_what_failed_is_counted(ingest: FakeIngest, tmp_path: Path) -> None:
+    gone = SightlineError(grpc.StatusCode.UNAVAILABLE, "DRAINING", "draining")
+    ingest.before.extend([gone, gone])
+    with logger(tmp_path, ingest.target) as log:
+        log(Prediction("frame-1", "tiny"))
+        assert log.flush(20, until="committed")
+        stats = log.stats()
+    assert (stats.sent, stats.retried, stats.failed, stats.committed) == (3, 2, 2, 1)
