@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
 
@@ -86,11 +86,22 @@ class Caller:
     proof: Proof
     devices: Devices
     scopes: frozenset[Scope]
+    connection: str = field(default="", compare=False)
+    """Address of the other end, as gRPC writes it; only of callers without a credential."""
 
     @property
     def identity(self) -> str:
         """What tells callers apart: the same name, proved in two ways, is two callers."""
         return f"{self.proof}:{self.name}"
+
+    @property
+    def flow(self) -> str:
+        """Key by which resources are shared fairly between callers.
+
+        The identity, or the connection where callers need no credential: nothing else tells them
+        apart there, and one that floods must not take the share of everyone.
+        """
+        return f"{self.identity}@{self.connection}" if self.connection else self.identity
 
     def require_scope(self, scope: Scope) -> None:
         """Raises SightlineError PERMISSION_DENIED, `SCOPE_MISSING`, without the scope."""
@@ -115,6 +126,12 @@ class Caller:
 
 ANONYMOUS = Caller("anonymous", Proof.ANONYMOUS, ALL_DEVICES, ALL_SCOPES)
 """Everyone, where no credentials are configured."""
+
+
+def anonymous(connection: str) -> Caller:
+    """Return a caller without a credential, at the other end of this connection."""
+    return replace(ANONYMOUS, connection=connection)
+
 
 _current: ContextVar[Caller] = ContextVar("sightline_caller", default=ANONYMOUS)
 

@@ -11,7 +11,7 @@ import grpc
 
 from servicekit.addresses import stays_here
 from servicekit.auth import api_keys
-from servicekit.auth.caller import ANONYMOUS, Caller, Proof, Scope, set_caller, unauthenticated
+from servicekit.auth.caller import Caller, Proof, Scope, anonymous, set_caller, unauthenticated
 from servicekit.auth.certificates import certified
 from servicekit.auth.jwks import JwksFile, JwksUrl, KeySource
 from servicekit.auth.key_file import KeyFileError, KeyReader
@@ -85,7 +85,7 @@ class Authenticator:
                 "CREDENTIAL_MISSING",
                 "the call must bring metadata `authorization: Bearer ...` with an API key or a JWT",
             )
-        return ANONYMOUS
+        return anonymous(context.peer())
 
     async def _by_bearer(self, credential: str) -> Caller:
         if credential.startswith(api_keys.PREFIX):

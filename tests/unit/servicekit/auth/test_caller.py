@@ -11,6 +11,7 @@ from servicekit.auth.caller import (
     Devices,
     Proof,
     Scope,
+    anonymous,
     current_caller,
 )
 from servicekit.errors import SightlineError
@@ -69,6 +70,14 @@ def test_what_a_caller_may_not_do_is_named() -> None:
 def test_the_same_name_proved_otherwise_is_another_caller() -> None:
     made = {Caller("gate-1", proof, ALL_DEVICES, ALL_SCOPES).identity for proof in Proof}
     assert len(made) == len(Proof)
+
+
+def test_fair_sharing_tells_callers_without_a_credential_apart_by_connection() -> None:
+    first, second = anonymous("ipv4:127.0.0.1:1"), anonymous("ipv4:127.0.0.1:2")
+    assert first.flow != second.flow
+    assert first.identity == second.identity == ANONYMOUS.identity
+    known = Caller("gate-1", Proof.API_KEY, ALL_DEVICES, ALL_SCOPES)
+    assert known.flow == known.identity
 
 
 def test_outside_of_a_call_everyone_is_anonymous() -> None:

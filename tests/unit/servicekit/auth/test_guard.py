@@ -135,6 +135,7 @@ async def test_where_nothing_is_configured_everyone_gets_in_and_the_log_says_so(
     caplog.set_level(logging.INFO)
     (seen,) = await callers(Settings(), bearer("whatever"), {UNARY: Scope.READ})
     assert seen.proof is Proof.ANONYMOUS
+    assert seen.connection.startswith("ipv4:127.0.0.1:")
     Authenticator.from_settings(Settings(listen="0.0.0.0:1"))
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert "whoever reaches 0.0.0.0:1 may do everything" in caplog.text
