@@ -21,6 +21,7 @@ from servicekit.auth.key_file import KeyFile
 from servicekit.vision import OnnxDetector, decode_image
 from sightline_cli.processes import ServiceProcess
 from tests.compat.conftest import ROOT
+from tests.integration.inference.waiting_service import MODULE
 from tests.unit.inference_service.tiny_onnx import colour_model
 
 SCRIPT = Path(__file__).parent / "triton/client.py"
@@ -40,13 +41,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("tritonclient")
     (folder / "models").mkdir()
     (folder / "models/plates").symlink_to(PLATES)
-    colour_model(folder / "models/slow/1/model.onnx", matmuls=40, side=320)
+    colour_model(folder / "models/slow/1/model.onnx", wait_seconds=0.3, side=320)
     key, _ = KeyFile(folder / "keys.db").create("triton", devices=["*"], scopes=[Scope.INFER])
     flags = [
         *("--listen", "127.0.0.1:0", "--model-repository", str(folder / "models")),
         *("--default-model", "plates", "--api-keys-file", str(folder / "keys.db")),
     ]
-    with ServiceProcess("inference_service", flags) as service:
+    with ServiceProcess(MODULE, flags) as service:
         yield Served(service, key)
 
 

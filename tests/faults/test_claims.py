@@ -21,7 +21,7 @@ Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 LEASE = 1.0
 CALLERS = 4
-MATMULS = 8  # some ten milliseconds a picture: claims are pending for long enough to be seen
+RUN_SECONDS = 0.03  # a picture: claims are pending for long enough to be seen
 
 
 class Servers:
@@ -38,7 +38,7 @@ class Servers:
         self.database = folder / "claims.sqlite"
         self._folder = folder
         self._servers: list[Server | None] = [None] * number
-        colour_model(folder / "models" / "colours" / "1" / "model.onnx", matmuls=MATMULS)
+        colour_model(folder / "models" / "colours" / "1" / "model.onnx", wait_seconds=RUN_SECONDS)
 
     def address(self, chance: random.Random) -> str | None:
         """Returns the address of one that is ready, if any is."""

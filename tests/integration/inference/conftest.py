@@ -8,7 +8,7 @@ import pytest
 from tests.integration.inference.process import Client, Server, client, started
 from tests.unit.inference_service.tiny_onnx import colour_model
 
-SLOW_MATMULS = 40  # some hundred milliseconds a picture
+SLOW_SECONDS = 0.3  # of one run
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +22,9 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a slow model."""
+    """A repository with a slow model, for a service that is `WAITING`."""
     folder = tmp_path_factory.mktemp("slow")
-    colour_model(folder / "slow" / "1" / "model.onnx", matmuls=SLOW_MATMULS)
+    colour_model(folder / "slow" / "1" / "model.onnx", wait_seconds=SLOW_SECONDS)
     return folder
 
 

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 
 from servicekit.errors import SightlineError, from_rpc_error
+from tests.integration.inference import waiting_service
 
 SERVICE = "sightline.inference.v1.InferenceService"
 InferFuture: TypeAlias = "grpc.CallFuture[inference_service_pb2.InferResponse]"
@@ -31,7 +32,7 @@ class Server:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "inference_service", "--listen", "127.0.0.1:0", *flags],
+                [sys.executable, "-m", waiting_service.MODULE, "--listen", "127.0.0.1:0", *flags],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=folder,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from sightline.inference.v1 import inference_pb2
 
-from tests.integration.inference.conftest import SLOW_MATMULS
+from tests.integration.inference.conftest import SLOW_SECONDS
 from tests.integration.inference.figures import Figures, figures, grown, until
 from tests.integration.inference.process import (
     Client,
@@ -39,9 +39,9 @@ SLOW, SLOWEST = inference_pb2.ModelHint(name="slow"), inference_pb2.ModelHint(na
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("batches")
     colour_model(folder / "models/together/1/model.onnx", batches=True)
-    colour_model(folder / "models/slow/1/model.onnx", matmuls=SLOW_MATMULS)
+    colour_model(folder / "models/slow/1/model.onnx", wait_seconds=SLOW_SECONDS)
     # Long enough for a busy machine to see what waits meanwhile.
-    colour_model(folder / "models/slowest/1/model.onnx", matmuls=5 * SLOW_MATMULS)
+    colour_model(folder / "models/slowest/1/model.onnx", wait_seconds=5 * SLOW_SECONDS)
     flags = [
         *("--model-repository", str(folder / "models"), "--default-model", "together"),
         *("--workers", "1", "--metrics-listen", "127.0.0.1:0"),

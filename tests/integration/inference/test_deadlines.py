@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.integration.inference.conftest import SLOW_SECONDS
 from tests.integration.inference.process import Client, ask, client, failures, names, started
 from tests.unit.inference_service.tiny_onnx import picture
 
@@ -77,3 +78,9 @@ def test_a_call_without_a_deadline_gets_the_server_s(tmp_path: Path, slow: Path)
         assert reason == "DEADLINE_EXCEEDED"
         assert took < 0.05 + SLACK
         assert names(one.infer(RED, timeout=60).results[0]) == ["red"]
+
+
+def test_the_slow_model_takes_as_long_as_it_says_on_any_machine(made: Client) -> None:
+    """What the tests of this folder build on: a known time, and no hope for a slow machine."""
+    run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
+    assert run >= SLOW_SECONDS

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -32,9 +33,9 @@ POLL = "0.05"
 SIGHTLINE = [sys.executable, "-c", "from sightline_cli.app import main; main()"]
 
 
-def generation(path: Path, label: str, matmuls: int = 0) -> Path:
+def generation(path: Path, label: str, **options: Any) -> Path:
     """Writes a model that can be told by its label for red."""
-    return colour_model(path, names={0: label, 1: "green", 2: "blue"}, matmuls=matmuls)
+    return colour_model(path, names={0: label, 1: "green", 2: "blue"}, **options)
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +283,7 @@ def test_a_call_in_flight_ends_on_the_model_that_it_began_with(
     server: Server, one: Client, repository: Path
 ) -> None:
     version = repository / ".new" / "slow" / "1"
-    generation(version / "model.onnx", "old", matmuls=100)  # half a second, maybe
+    generation(version / "model.onnx", "old", wait_seconds=0.5)
     version.parent.rename(repository / "slow")
     until(lambda: label(one, "slow") == "old")
     request = ask(RED, model=inference_pb2.ModelHint(name="slow"))

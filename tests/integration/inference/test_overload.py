@@ -25,7 +25,7 @@ from tests.integration.inference.figures import Figures, figures, grown
 from tests.integration.inference.process import SERVICE, Server, ask, started
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
 
-RUN_MATMULS = 6  # some 20 to 50 ms a picture
+RUN_SECONDS = 0.03  # a picture
 WORKERS = 2
 DEADLINE_SECONDS = 0.5
 SLACK = 0.25  # what a busy machine may add
@@ -93,7 +93,7 @@ async def poisson(send: Send, rate: float, seconds: float) -> Load:
 
 @pytest.fixture
 def overloaded(tmp_path: Path) -> Iterator[Server]:
-    colour_model(tmp_path / "models/busy/1/model.onnx", matmuls=RUN_MATMULS)
+    colour_model(tmp_path / "models/busy/1/model.onnx", wait_seconds=RUN_SECONDS)
     flags = [
         *("--model-repository", str(tmp_path / "models"), "--workers", str(WORKERS)),
         *("--metrics-listen", "127.0.0.1:0"),

@@ -10,6 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from tests.integration.inference.waiting_service import WAIT_SECONDS
+
 SIDE = 64
 NAMES = {0: "red", 1: "green", 2: "blue"}
 BOX = (32.0, 32.0, 32.0, 16.0)  # centre and size, in pixels of the input
@@ -21,6 +23,7 @@ def colour_model(
     names: dict[int, str] | None = NAMES,
     side: int = SIDE,
     matmuls: int = 0,
+    wait_seconds: float = 0.0,
     task: str = "detect",
     batches: bool = False,
 ) -> Path:
@@ -32,7 +35,10 @@ def colour_model(
         path: of the `.onnx` file; its folder is made.
         names: labels in the metadata; None: no metadata of labels.
         side: of the square input, in pixels.
-        matmuls: products of 512 x 512 matrices that a run costs on top, some milliseconds each.
+        matmuls: products of 512 x 512 matrices that a run costs on top; how long they take is the
+            machine's, so no test may build on it.
+        wait_seconds: how long a run takes at least, on any machine, in a service that tests start
+            (`tests.integration.inference.waiting_service`); elsewhere nothing waits.
         task: as the metadata says.
         batches: whether it takes any number of pictures at once; else one.
     """
@@ -60,6 +66,8 @@ def colour_model(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     metadata = {"task": task, "stride": "32", "imgsz": str([side, side])}
+    if wait_seconds:
+        metadata[WAIT_SECONDS] = str(wait_seconds)
     if names is not None:
         metadata["names"] = str(names)
     helper.set_model_props(model, metadata)

@@ -1,0 +1,34 @@
+"""`python -m inference_service` in which the run of a model takes a known time, on any machine.
+
+A run waits for as long as the model's metadata says (`tiny_onnx.colour_model(wait_seconds=...)`),
+inside ONNX Runtime's session: the worker is busy, the processor is not. All else is the service's
+own, and a model whose metadata says nothing runs as it is.
+"""
+
+import runpy
+import time
+from typing import Any
+
+MODULE = "tests.integration.inference.waiting_service"
+"""What starts it, after `python -m`."""
+WAIT_SECONDS = "test_wait_seconds"
+"""Key in a model's metadata."""
+
+
+def _make_runs_wait() -> None:
+    import servicekit.vision.onnx_session  # first: it sets what must be set before onnxruntime
+    from onnxruntime import InferenceSession
+
+    run = InferenceSession.run
+
+    def waiting_run(session: InferenceSession, *arguments: Any, **keywords: Any) -> Any:
+        found = run(session, *arguments, **keywords)
+        time.sleep(float(session.get_modelmeta().custom_metadata_map.get(WAIT_SECONDS, 0.0)))
+        return found
+
+    InferenceSession.run = waiting_run
+
+
+if __name__ == "__main__":
+    _make_runs_wait()
+    runpy.run_module("inference_service", run_name="__main__", alter_sys=True)
