@@ -33,7 +33,7 @@ def main() -> None:
     arguments.add_argument("--small-rows", type=int, default=1_000_000, help="of the other")
     arguments.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--streams", type=int, default=60, help="at most, per device")
+    arguments.add_argument("--streams", type=int, default=60, help="prepared per device")
     arguments.add_argument("--folder", type=Path, help="of databases to be used, grown and kept")
     options = arguments.parse_args()
     streams = [payloads(1 + at * STREAM, STREAM, BATCH) for at in range(options.streams)]

@@ -90,26 +90,28 @@ async def send(target: str, streams: Sequence[Sequence[bytes]], seconds: float) 
 
     Args:
         target: the service.
-        streams: the messages of one stream after the other, the same for every device, each of
-            which counts in a spool of its own.
+        streams: the messages of one stream after the other, at least one, the same for every
+            device. Each sends them into a spool of its own, and begins a new spool with the first
+            of them whenever it has sent the last: no machine is too fast for them.
         seconds: no stream is begun later than this.
     """
     began = time.perf_counter()
 
     async def device(number: int) -> int:
-        spool, committed = str(uuid.uuid4()), 0
+        committed = 0
         async with grpc.aio.insecure_channel(target) as channel:
             log = channel.stream_unary(
                 METHOD,
                 request_serializer=None,
                 response_deserializer=ingest_service_pb2.PredictionLogResponse.FromString,
             )
-            for messages in streams:
-                if time.perf_counter() - began > seconds:
-                    return committed
-                answer = await log(iter([header(f"bench-{number}", spool), *messages]))
-                committed += answer.accepted
-        raise RuntimeError("prepared too few streams for this machine: raise --streams")
+            while True:
+                spool = str(uuid.uuid4())
+                for messages in streams:
+                    if time.perf_counter() - began > seconds:
+                        return committed
+                    answer = await log(iter([header(f"bench-{number}", spool), *messages]))
+                    committed += answer.accepted
 
     done = await asyncio.gather(*(device(number) for number in range(DEVICES)))
     return sum(done) / (time.perf_counter() - began)
@@ -187,7 +189,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--streams", type=int, default=20, help="at most, per device")
+    arguments.add_argument("--streams", type=int, default=20, help="prepared per device")
     options = arguments.parse_args()
     for batch in (32, 256):
         with tempfile.TemporaryDirectory() as name:

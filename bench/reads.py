@@ -91,7 +91,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rows", type=int, default=10_000_000)
     arguments.add_argument("--seconds", type=float, default=30.0, help="of full ingest")
-    arguments.add_argument("--streams", type=int, default=100, help="at most, per device")
+    arguments.add_argument("--streams", type=int, default=100, help="prepared per device")
     arguments.add_argument("--database", type=Path, help="an existing one, to be used and kept")
     options = arguments.parse_args()
     streams = [payloads(1 + at * STREAM, STREAM, BATCH) for at in range(options.streams)]

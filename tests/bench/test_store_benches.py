@@ -1,5 +1,11 @@
 """The benchmarks of a large store run, and print a JSON line with the figures that people quote."""
 
+from pathlib import Path
+
+import duckdb
+import uvloop
+
+from bench.ingest import DEVICES, payloads, send, service
 from tests.bench.test_edge_benches import run
 
 SMALL = ("--seconds", "1", "--streams", "6")
@@ -16,3 +22,16 @@ def test_reads() -> None:
     found = run("reads", "--rows", "100000", *SMALL)
     assert {"stats_p95_ms", "list_p95_ms", "predictions_per_s"} < set(found)
     assert all(value > 0 for value in found.values())
+
+
+def test_a_machine_that_is_too_fast_for_what_was_prepared_goes_on(tmp_path: Path) -> None:
+    """Eight predictions a device are prepared, which no machine needs a second for."""
+    with service(tmp_path) as running:
+        uvloop.run(send(running.address, [payloads(1, 8, 8)], 1.0))
+    (database,) = tmp_path.glob("*.duckdb")
+    with duckdb.connect(str(database), read_only=True) as connection:
+        stored = connection.execute(
+            "SELECT count(*), count(DISTINCT (spool_id, sequence)) FROM predictions"
+        ).fetchone()
+    assert stored is not None
+    assert stored[0] == stored[1] > 8 * DEVICES
