@@ -4,6 +4,11 @@ The device fails for one frame in ten; the cloud is killed and comes back; then 
 for 30 s, and silent for a while. What must hold: every frame has one answer or one error, inside
 its budget; what was answered is in the store once; the breaker opens and closes; and the statistics
 add up to the frames.
+
+The node ends a frame by waking up when its budget is over, and does no more than that: it cannot be
+earlier than the machine lets a thread wake. Under twice as many busy processes as cores, frames were
+16 ms late at most while a thread that only sleeps was 228 ms late. So that lateness is measured
+beside the frames, and allowed on top of the grace.
 """
 
 import random
@@ -13,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -36,7 +42,9 @@ FRAMES = 2_000
 FRAMES_PER_SECOND = 30.0
 BUDGET = 1.5
 GRACE = 0.05
-"""Seconds after its budget at which a frame's answer or error must be there."""
+"""Seconds after its budget at which a frame's answer or error must be there, on a machine that wakes
+a thread in time."""
+BEAT = 0.005
 RED = np.full((48, 64, 3), (255, 0, 0), np.uint8)
 
 
@@ -116,6 +124,31 @@ class Troubles:
             relay.become(CUT if cut else SOUND)
 
 
+class Pulse:
+    """A thread of this process that only sleeps, and notes how late the machine wakes it."""
+
+    def __init__(self) -> None:
+        self.latest = 0.0
+        """The longest that it was late, in seconds."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        began = time.monotonic()
+        while not self._over.wait(BEAT):
+            now = time.monotonic()
+            self.latest = max(self.latest, now - began - BEAT)
+            began = now
+
+
 def _kill(server: Inference) -> None:
     server.process.kill()
 
@@ -139,6 +172,7 @@ def test_two_thousand_frames_through_every_trouble(tmp_path: Path) -> None:
         started(cloud_folder, "--model-repository", str(tmp_path / "models")) as cloud,
         Relay(cloud.address) as to_cloud,
         Relay(ingest.address) as to_ingest,
+        Pulse() as pulse,
     ):
         troubles = Troubles(cloud_folder, tmp_path / "models", to_cloud, to_ingest)
         logger = PredictionLogger(
@@ -169,7 +203,8 @@ def test_two_thousand_frames_through_every_trouble(tmp_path: Path) -> None:
     answered = [one.frame.image_id for one in outcomes if one.answer]
     failures = Counter(_reason(one) for one in outcomes if one.error)
     assert set(failures) <= {"CIRCUIT_OPEN", "UNAVAILABLE", "DEADLINE_EXCEEDED"}, failures
-    assert max(map(_seconds, outcomes)) <= BUDGET + GRACE
+    latest = max(map(_seconds, outcomes))
+    assert latest <= BUDGET + GRACE + pulse.latest, f"a thread woke up to {pulse.latest:.3f} s late"
 
     # What was answered is in the store, once.
     stored = ingest.query("SELECT image_id FROM predictions")

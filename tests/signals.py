@@ -1,0 +1,30 @@
+"""Which signals the processes that tests start can be ended with, whatever started the tests."""
+
+import signal
+from types import FrameType
+
+# Python ignores these itself, and `subprocess` puts them back in the child.
+_OF_PYTHON = {signal.Signals.SIGPIPE, signal.Signals.SIGXFSZ}
+
+
+def start_children_with_defaults() -> list[signal.Signals]:
+    """Start every later child with no signal ignored and none blocked; return what was ignored.
+
+    A shell's background job, `nohup` and some CI runners ignore SIGINT, SIGQUIT or SIGHUP, and a
+    process inherits that from its parent: Ctrl-C, which a test sends, would never reach
+    `sightline log`. A handler that does nothing ignores the signal as well, but is not inherited:
+    `exec` puts the default action back. So this holds for every way to start a process.
+    """
+    ignored = [
+        number
+        for number in signal.Signals
+        if number not in _OF_PYTHON and signal.getsignal(number) is signal.SIG_IGN
+    ]
+    for number in ignored:
+        signal.signal(number, _do_nothing)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return ignored
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Ignore a signal."""
