@@ -1,0 +1,80 @@
+"""What is flooded, and what the floods and the well-behaved caller send."""
+
+import functools
+import io
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from sightline.inference.v1 import inference_pb2, inference_service_pb2
+
+from bench.ingest import payloads
+from bench.isolation import frames, raw
+from models.plates import make_plate, to_jpeg
+
+INGEST, INFERENCE = "ingest", "inference"
+SERVICES = (INGEST, INFERENCE)
+_INGEST = "/sightline.ingest.v1.IngestService"
+_INFERENCE = "/sightline.inference.v1.InferenceService"
+UNARY = {INGEST: f"{_INGEST}/GetWatermark", INFERENCE: f"{_INFERENCE}/Infer"}
+STREAMING = {INGEST: f"{_INGEST}/PredictionLog", INFERENCE: f"{_INFERENCE}/UploadImage"}
+LARGEST_MESSAGE = {INGEST: 4 << 20, INFERENCE: 16 << 20}
+"""Bytes, by the services' defaults."""
+_MARGIN = 4096
+_SIDE = 7000
+"""Of a large picture, pixels: 49 million of the 50 that are allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Who is flooded, and until when."""
+
+    service: str
+    """`ingest` or `inference`."""
+    address: str
+    key: str
+    """API key of the flood."""
+    end: float
+    """On `time.monotonic`'s clock."""
+
+    @property
+    def left(self) -> float:
+        """Seconds until the flood ends, >= 0."""
+        return max(self.end - time.monotonic(), 0.0)
+
+    def block(self, method: str) -> bytes:
+        """Return the headers of a call with the flood's credential."""
+        return frames.block(method, raw.bearer(self.key))
+
+    @property
+    def almost_too_large(self) -> int:
+        """Bytes of a message that the service would just take."""
+        return LARGEST_MESSAGE[self.service] - _MARGIN
+
+
+def small_picture() -> bytes:
+    """Return the picture of one plate as JPEG."""
+    return to_jpeg(make_plate(3).image)
+
+
+def large_picture() -> bytes:
+    """Return a picture that takes a thousand times more memory than room in a message, as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((_SIDE, _SIDE, 3), np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def infer_request(picture: bytes, count: int = 1) -> bytes:
+    """Return the request for so many of a picture."""
+    images = [inference_pb2.Image(data=picture)] * count
+    return inference_service_pb2.InferRequest(images=images).SerializeToString()
+
+
+@functools.cache
+def large_message() -> bytes:
+    """Return predictions from sequence 1 on that just fit one message."""
+    (one,) = payloads(1, 1000, 1000)
+    count = int(1000 * (LARGEST_MESSAGE[INGEST] - _MARGIN) / len(one) * 0.98)
+    (message,) = payloads(1, count, count)
+    return message
