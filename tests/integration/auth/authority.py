@@ -1,5 +1,6 @@
 """A certificate authority for one test."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 
@@ -11,8 +12,11 @@ from cryptography.x509.oid import NameOID
 Pair = tuple[bytes, bytes]  # certificate and private key, PEM
 
 
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+def _name(*common_names: str) -> x509.Name:
+    # Not validated: an authority that signs nonsense is what some tests are about.
+    return x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, name, _validate=False) for name in common_names]
+    )
 
 
 class Authority:
@@ -20,20 +24,21 @@ class Authority:
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self.pem = self._sign("ca", self._key.public_key(), authority=True)
+        self.pem = self._sign(["ca"], self._key.public_key(), authority=True)
 
     def issue(
         self,
-        common_name: str,
-        *,
+        *common_names: str,
         address: str = "127.0.0.1",
+        names: Sequence[x509.GeneralName] = (),
         lasts: timedelta = timedelta(days=1),
     ) -> Pair:
-        """Returns a certificate and its key.
+        """Return a certificate and its key.
 
         Args:
-            common_name: `server`: with the address as a name.
+            common_names: of the subject; `server`: with the address as an alternative name.
             address: of the server.
+            names: alternative names.
             lasts: from now; below 0: it has ended.
         """
         key = ec.generate_private_key(ec.SECP256R1())
@@ -42,24 +47,24 @@ class Authority:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        signed = self._sign(
-            common_name, key.public_key(), authority=False, address=address, lasts=lasts
-        )
+        if common_names == ("server",):
+            names = [x509.IPAddress(IPv4Address(address))]
+        signed = self._sign(common_names, key.public_key(), names=names, lasts=lasts)
         return signed, private
 
     def _sign(
         self,
-        name: str,
+        common_names: Sequence[str],
         key: ec.EllipticCurvePublicKey,
         *,
-        authority: bool,
-        address: str = "",
+        authority: bool = False,
+        names: Sequence[x509.GeneralName] = (),
         lasts: timedelta = timedelta(days=1),
     ) -> bytes:
         now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
-            .subject_name(_name(name))
+            .subject_name(_name(*common_names))
             .issuer_name(_name("ca"))
             .public_key(key)
             .serial_number(x509.random_serial_number())
@@ -67,7 +72,7 @@ class Authority:
             .not_valid_after(now + lasts)
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         )
-        if name == "server":
-            names = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(address))])
-            builder = builder.add_extension(names, critical=False)
+        if names:
+            alternatives = x509.SubjectAlternativeName(names)
+            builder = builder.add_extension(alternatives, critical=not common_names)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
