@@ -141,7 +141,7 @@ class InferenceSettings(ServerSettings):
         ge=1,
         le=300,
         description="how long a retry waits for an answer that a killed process was making, s;"
-        " renewed while work goes on",
+        " renewed while work goes on; the same for all services on one database",
     )
     idempotency_max_bytes: int = Field(
         256 * 1024 * 1024,

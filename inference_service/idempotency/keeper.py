@@ -2,15 +2,25 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from inference_service.idempotency.store import Outcome, Record, Size, Store, StoreError
+from inference_service.idempotency.lease_watch import LeaseWatch
+from inference_service.idempotency.store import (
+    LeaseOverError,
+    Outcome,
+    Record,
+    Size,
+    Store,
+    StoreError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +28,11 @@ T = TypeVar("T")
 
 _MOST_TOGETHER = 64  # uses in one transaction
 _TIDY_SECONDS = 1.0
+_COMPLAINT_SECONDS = 10.0  # from a line in the log to the next one about the same
 _SIZE_SECONDS = 10.0  # counting the rows reads an index from end to end
+_TIME_SECONDS = 60.0  # each writes to the disk; what a crash loses, outcomes are kept longer
+_TIME_SLACK_SECONDS = 120.0  # by which the processes' ideas of the store's clock may differ
+_ABANDONED_LEASES = 12  # after so many a claim that nobody took over is forgotten
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +44,8 @@ class _Job(Generic[T]):
     """Told of the result once it is sure, in the thread."""
     future: "asyncio.Future[T] | None"
     """None: nobody waits for it."""
+    ends: bytes = b""
+    """Owner whose lease is renewed no longer once it is done, whatever comes of it."""
 
 
 @dataclass(slots=True)
@@ -38,6 +54,8 @@ class _Lease:
 
     key: bytes
     renew_at: float
+    sure_until: float
+    """Nobody can have taken it over before. Both on the keeper's clock."""
 
 
 class Keeper:
@@ -52,8 +70,9 @@ class Keeper:
     Args:
         store: closed by `close`.
         keep_seconds: how long an outcome is kept.
-        lease_seconds: how long a claim lasts if it is not renewed, > 0.
-        clock: Unix seconds, as every process on the store sees them.
+        lease_seconds: how long a claim lasts if it is not renewed, > 0; the same in every process
+            on the store.
+        clock: seconds that never jump.
     """
 
     def __init__(
@@ -62,7 +81,7 @@ class Keeper:
         *,
         keep_seconds: float,
         lease_seconds: float,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.size = Size(0, 0)
         """How much the store held some seconds ago."""
@@ -72,8 +91,11 @@ class Keeper:
         self._clock = clock
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._leases: dict[bytes, _Lease] = {}  # by owner
-        self._tidy_at = self._size_at = 0.0
-        self._failing = self._closed = False
+        self._watch = LeaseWatch(lease_seconds)
+        self._offset: float | None = None  # from the clock to the store's; None: not known yet
+        self._tidy_at = self._size_at = self._time_at = -math.inf
+        self._complain_at = -math.inf
+        self._closed = False
         # A daemon: a process that ends without `close`, because it could not start, just ends.
         self._thread = threading.Thread(target=self._run, name="idempotency", daemon=True)
         self._thread.start()
@@ -81,32 +103,62 @@ class Keeper:
     def claim(
         self, key: bytes, *, fingerprint: bytes, owner: bytes
     ) -> "asyncio.Future[Record | None]":
-        """As `Store.claim`, for the length of a lease, which is renewed from now on."""
+        """As `Store.claim`, for the length of a lease, which is renewed from now on.
+
+        The claim of another is taken over once this process has seen it unrenewed for a lease.
+        """
+        began = math.inf
 
         def use(store: Store) -> Record | None:
-            now = self._clock()
-            until = now + self._lease
-            return store.claim(key, fingerprint=fingerprint, owner=owner, now=now, until=until)
+            nonlocal began
+            began = self._clock()
+            now = self._store_time()
+            claim = functools.partial(
+                store.claim,
+                key,
+                fingerprint=fingerprint,
+                owner=owner,
+                now=now,
+                until=now + self._lease,
+            )
+            held = claim()
+            if held and not held.outcome and self._watch.is_over(key, held.mark, began):
+                return claim(over=held.mark)
+            return held
 
         def then(held: Record | None) -> None:
             if held is None:
-                self._leases[owner] = _Lease(key, self._next_renewal())
+                self._leases[owner] = self._new_lease(key, began)
 
         return self._do(use, then)
 
+    def find(self, key: bytes) -> "asyncio.Future[Record | None]":
+        """As `Store.find`."""
+        return self._do(lambda store: store.find(key, now=self._store_time()), _nothing)
+
     def settle(self, key: bytes, *, owner: bytes, outcome: Outcome) -> "asyncio.Future[bool]":
-        """As `Store.settle`."""
+        """As `Store.settle`.
+
+        Raises:
+            LeaseOverError: the store does not work, and another may have taken the claim over.
+            StoreError: the store does not work.
+        """
 
         def use(store: Store) -> bool:
-            until = self._clock() + self._keep
+            until = self._store_time() + self._keep
             return store.settle(key, owner=owner, outcome=outcome, until=until)
 
-        return self._do(self._ending(owner, use), _nothing)
+        return self._do(use, _nothing, ends=owner)
+
+    def free(self, key: bytes, *, owner: bytes) -> "asyncio.Future[bool]":
+        """As `Store.release`; raises as `settle`."""
+        return self._do(lambda store: store.release(key, owner=owner), _nothing, ends=owner)
 
     def release(self, key: bytes, *, owner: bytes) -> None:
-        """As `Store.release`; a failure is logged, and the lease runs out."""
-        use = self._ending(owner, lambda store: store.release(key, owner=owner))
-        self._jobs.put(_Job(use, _nothing, None))
+        """As `Store.release`, without waiting; a failure is logged, and the lease runs out."""
+        self._jobs.put(
+            _Job(lambda store: store.release(key, owner=owner), _nothing, None, ends=owner)
+        )
 
     async def close(self) -> None:
         """Waits for what was asked for and closes the store."""
@@ -114,21 +166,14 @@ class Keeper:
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def _do(self, use: Callable[[Store], T], then: Callable[[T], object]) -> "asyncio.Future[T]":
+    def _do(
+        self, use: Callable[[Store], T], then: Callable[[T], object], *, ends: bytes = b""
+    ) -> "asyncio.Future[T]":
         if self._closed:
             raise StoreError("the idempotency store is closed")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_Job(use, then, future))
+        self._jobs.put(_Job(use, then, future, ends))
         return future
-
-    def _ending(self, owner: bytes, use: Callable[[Store], T]) -> Callable[[Store], T]:
-        """Returns the use, which also ends the renewing, whatever comes of it."""
-
-        def end(store: Store) -> T:
-            self._leases.pop(owner, None)
-            return use(store)
-
-        return end
 
     def _run(self) -> None:
         last = False
@@ -138,6 +183,8 @@ class Keeper:
                 self._finish(jobs)
             if not last:
                 self._do_chores()
+        with contextlib.suppress(StoreError):  # outcomes are then kept for a little longer
+            self._store.time(self._store_time())
         self._store.close()
 
     def _take(self) -> tuple[list[_Job[Any]], bool]:
@@ -161,13 +208,20 @@ class Keeper:
                 for job in jobs:
                     self._finish([job])
                 return
-            results = [_as_store_error(error)]
+            results = [self._failure(jobs[0], error)]
         for job, result in zip(jobs, results, strict=True):
+            self._leases.pop(job.ends, None)
             if not isinstance(result, StoreError):
                 job.then(result)
             elif job.future is None:
                 logger.error("cannot release an idempotency key: %s", result)
         _deliver(jobs, results)
+
+    def _failure(self, job: _Job[Any], error: Exception) -> StoreError:
+        lease = self._leases.get(job.ends)
+        if not job.ends or (lease is not None and self._clock() < lease.sure_until):
+            return _as_store_error(error)
+        return LeaseOverError(str(_as_store_error(error)))
 
     def _use_together(self, uses: list[Callable[[Store], Any]]) -> list[Any]:
         if len(uses) == 1:
@@ -180,45 +234,68 @@ class Keeper:
         if self._leases:
             # The oldest is the first to be renewed: a renewed one goes to the end.
             at = min(at, next(iter(self._leases.values())).renew_at)
-        return max(at - time.monotonic(), 0.0)
+        # At most a second: the clock may be one that a test has set.
+        return min(max(at - self._clock(), 0.0), _TIDY_SECONDS)
 
     def _do_chores(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         try:
             self._renew(now)
+            if now >= self._time_at:
+                self._time_at = now + _TIME_SECONDS
+                self._offset = self._store.time(self._store_time()) - now
             if now >= self._tidy_at:
-                self._tidy_at = now + _TIDY_SECONDS
-                if self._store.tidy(self._clock()):
+                self._tidy_at = now + min(_TIDY_SECONDS, self._lease / 4)
+                self._forget_abandoned(now)
+                if self._tidy():
                     self._tidy_at = now  # but first what waits
             if now >= self._size_at:
                 self._size_at = now + _SIZE_SECONDS
                 self.size = self._store.size()
         except Exception as error:  # noqa: BLE001 - as above
-            if not self._failing:  # once, and not every second
+            if now >= self._complain_at:
+                self._complain_at = now + _COMPLAINT_SECONDS
                 why = _as_store_error(error)
                 logger.error("cannot tidy idempotency claims: %s", why)  # noqa: TRY400 - says it all
-            self._failing = True
-        else:
-            self._failing = False
 
     def _renew(self, now: float) -> None:
         due = [(owner, lease) for owner, lease in self._leases.items() if lease.renew_at <= now]
         for owner, lease in due:
-            del self._leases[owner]
-            self._leases[owner] = _Lease(lease.key, self._next_renewal())
+            del self._leases[owner]  # to the end, even if the renewal fails
+            self._leases[owner] = replace(lease, renew_at=now + self._lease / 4)
         if not due:
             return
-        until = self._clock() + self._lease
+        until = self._store_time() + self._lease
         with self._store.together():
             kept = [self._store.renew(at.key, owner=owner, until=until) for owner, at in due]
-        for (owner, _), is_ours in zip(due, kept, strict=True):
-            if not is_ours:
-                # Another has taken it over: the work goes on for its callers alone.
+        for (owner, lease), is_ours in zip(due, kept, strict=True):
+            if is_ours:
+                self._leases[owner] = self._new_lease(lease.key, now)
+            else:  # another has taken it over, and its answer will be this one's, too
                 self._leases.pop(owner)
 
-    def _next_renewal(self) -> float:
+    def _new_lease(self, key: bytes, now: float) -> _Lease:
+        """Returns the lease of a claim that was written after `now`."""
         # A renewal that fails or is late has a second and a third chance.
-        return time.monotonic() + self._lease / 4
+        return _Lease(key, now + self._lease / 4, now + self._lease)
+
+    def _store_time(self) -> float:
+        """Returns the seconds of the store's clock; only in the thread."""
+        if self._offset is None:
+            self._offset = self._store.time() - self._clock()
+        return self._clock() + self._offset
+
+    def _tidy(self) -> bool:
+        now = self._store_time()
+        return self._store.tidy(now, now + self._keep + _TIME_SLACK_SECONDS)
+
+    def _forget_abandoned(self, now: float) -> None:
+        """Notes the claims of others, and frees those that nobody has wanted for long."""
+        pending = self._store.pending()
+        abandoned_after = _ABANDONED_LEASES * self._lease
+        for key, (owner, _) in self._watch.look(pending, now, abandoned_after):
+            if owner not in self._leases:
+                self._store.release(key, owner=owner)
 
 
 def _nothing(_result: object) -> None:

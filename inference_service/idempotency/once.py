@@ -15,7 +15,14 @@ from google.rpc import status_pb2
 
 from inference_service.idempotency import keys
 from inference_service.idempotency.keeper import Keeper
-from inference_service.idempotency.store import Outcome, Record, Size, Store, StoreError
+from inference_service.idempotency.store import (
+    LeaseOverError,
+    Outcome,
+    Record,
+    Size,
+    Store,
+    StoreError,
+)
 from servicekit.errors import SightlineError, from_status, to_status
 
 logger = logging.getLogger(__name__)
@@ -30,7 +37,6 @@ _MAX_RETRY_SECONDS = 0.5
 _TELL_SECONDS, _TELL_SHARE = 0.05, 0.1
 # Between two looks at a claim of another process.
 _FIRST_PAUSE, _PAUSE_GROWTH, _LONGEST_PAUSE = 0.005, 1.6, 0.25
-_LEASE_MARGIN_SECONDS = 0.001  # from the end of a lease until it is sure to be over
 _OWN_TIME = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 
@@ -64,13 +70,16 @@ class Once:
     """Runs work at most once at a time per key, and not again once it is settled.
 
     Work runs in a task of its own, in the context of the call that began it, and goes on while any
-    call waits for it. It must be used on one event loop.
+    call waits for it. What it makes is an answer only once the store has taken it from the claim's
+    owner: a process that was stopped for longer than a lease finds out here that another has taken
+    its claim over, and its callers get the other's answer. It must be used on one event loop.
 
     Args:
         store: keeps the claims; closed by `close`.
         keep_seconds: how long an outcome is replayed, > 0.
-        clock: Unix seconds, as every process on the store sees them.
-        lease_seconds: how long the claim of a process that died keeps others out, > 0.
+        clock: seconds that never jump.
+        lease_seconds: how long the claim of a process that died keeps others out, > 0; the same in
+            every process on the store.
         on_event: told of every call that is answered by earlier work that had ended (`hit`) or that
             it joined (`join`), that is refused because its key belongs to another request
             (`mismatch`), or whose claim was lost to another process (`lost_lease`).
@@ -80,7 +89,7 @@ class Once:
         self,
         store: Store,
         keep_seconds: float,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         *,
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
         on_event: Callable[[str], None] = lambda _event: None,
@@ -88,7 +97,6 @@ class Once:
         self._keeper = Keeper(
             store, keep_seconds=keep_seconds, lease_seconds=lease_seconds, clock=clock
         )
-        self._clock = clock
         self._on_event = on_event
         self._flights: dict[bytes, _Flight] = {}
         # Owners are told apart, also those of one process: a zombie is not its own heir.
@@ -129,7 +137,8 @@ class Once:
         Raises:
             SightlineError: FAILED_PRECONDITION, `IDEMPOTENCY_KEY_REUSED`; ABORTED,
                 `IDEMPOTENCY_TWIN_IN_FLIGHT`, shortly before the deadline if the twin is still at
-                work; UNAVAILABLE if the store is; else what the work raises or has raised.
+                work, or if the claim was lost to a twin that left no answer; UNAVAILABLE if the
+                store is; else what the work raises or has raised.
         """
         tell_early = min(_TELL_SECONDS, max(seconds_left, 0.0) * _TELL_SHARE)
         deadline = asyncio.get_running_loop().time() + seconds_left - tell_early
@@ -204,39 +213,59 @@ class Once:
 
     async def _fly(self, flight: _Flight, work: Work) -> Reply:
         owner = self._process + next(self._numbers).to_bytes(8)
-        held, waited = await self._claim(flight, owner)
-        if held is None:
-            flight.bound.set()
+        held, waited = await self._await_twin(flight, lambda: self._try_claim(flight, owner))
+        if held is not None:
+            return self._reply(flight, held, "join" if waited else "hit")
+        flight.bound.set()
+        try:
             return Reply(await self._work(flight, owner, work))
+        except _LostError as error:
+            self._on_event("lost_lease")
+            logger.warning("an idempotency claim was lost before its call was answered")
+            return await self._reply_of_heir(flight, error)
+
+    def _reply(self, flight: _Flight, held: Record, event: str) -> Reply:
+        """Returns the answer of who holds the key, or raises what it has raised."""
         if held.fingerprint != flight.fingerprint:
             self._on_event("mismatch")
             raise keys.key_reused()
         if held.outcome is None:
-            left = max(held.until - self._clock(), 0.0)
-            raise keys.twin_in_flight(min(left, _MAX_RETRY_SECONDS))
-        self._on_event("join" if waited else "hit")
+            raise keys.twin_in_flight(_MAX_RETRY_SECONDS)
+        self._on_event(event)
         if held.outcome.ok:
             return Reply(held.outcome.payload, replayed=True)
         raise from_status(status_pb2.Status.FromString(held.outcome.payload))
 
-    async def _claim(self, flight: _Flight, owner: bytes) -> tuple[Record | None, bool]:
-        """Claims the key, if need be after a wait for the claim of a twin in another process.
+    async def _reply_of_heir(self, flight: _Flight, lost: "_LostError") -> Reply:
+        """Returns the answer of who took a claim over: its caller may have that already."""
+        try:
+            held, _ = await self._await_twin(flight, lambda: self._keeper.find(flight.key))
+        except StoreError as error:
+            logger.exception("cannot read the outcome of a call")
+            raise keys.store_down() from error
+        if held is None:  # it failed, or what it made was not to be kept: a retry finds out
+            raise keys.twin_in_flight(_MAX_RETRY_SECONDS) from lost
+        return self._reply(flight, held, "join")
+
+    async def _await_twin(
+        self, flight: _Flight, look: Callable[[], Awaitable[Record | None]]
+    ) -> tuple[Record | None, bool]:
+        """Looks until no twin in another process is at work on the key.
 
         Returns:
-            None or who holds the key, as `Store.claim`: a twin that is at work only if there is no
-            time left to wait for it. And whether it has waited.
+            What `look` returned last: a twin that is at work only if there is no time left to wait
+            for it. And whether it has waited.
         """
         pause = _FIRST_PAUSE
         waited = False
         while True:
-            held = await self._try_claim(flight, owner)
+            held = await look()
             left = flight.deadline - asyncio.get_running_loop().time()
             if not _is_at_work(held, flight.fingerprint) or left <= 0:
                 return held, waited
             flight.bound.set()
-            lease_left = max(held.until - self._clock(), 0.0)
             jittered = pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-            await asyncio.sleep(min(jittered, left, lease_left + _LEASE_MARGIN_SECONDS))
+            await asyncio.sleep(min(jittered, left))
             pause = min(pause * _PAUSE_GROWTH, _LONGEST_PAUSE)
             waited = True
 
@@ -251,33 +280,55 @@ class Once:
             raise keys.store_down() from error
 
     async def _work(self, flight: _Flight, owner: bytes, work: Work) -> bytes:
+        """Returns what the work makes.
+
+        Raises:
+            _LostError: the claim is another's by now, so it is no answer.
+            Exception: what the work raises.
+        """
         try:
             payload = await work()
         except SightlineError as error:
-            # The other mistakes of callers, such as NOT_FOUND, hang on what the server has.
-            if error.code is not grpc.StatusCode.INVALID_ARGUMENT or not flight.keep:
+            if error.retryable or error.code in _OWN_TIME:
+                # It is no answer: nobody has to know first whose the key is.
                 self._keeper.release(flight.key, owner=owner)
                 raise
+            # The other mistakes of callers, such as NOT_FOUND, hang on what the server has.
+            keep = flight.keep and error.code is grpc.StatusCode.INVALID_ARGUMENT
             failure = Outcome(ok=False, payload=to_status(error).SerializeToString())
-            await self._settle(flight, owner, failure)
+            await self._end(flight, owner, failure if keep else None)
             raise
         except BaseException:
             self._keeper.release(flight.key, owner=owner)
             raise
-        if not flight.keep:
-            self._keeper.release(flight.key, owner=owner)
-            return payload
-        await self._settle(flight, owner, Outcome(ok=True, payload=payload))
+        await self._end(flight, owner, Outcome(ok=True, payload=payload) if flight.keep else None)
         return payload
 
-    async def _settle(self, flight: _Flight, owner: bytes, outcome: Outcome) -> None:
+    async def _end(self, flight: _Flight, owner: bytes, outcome: Outcome | None) -> None:
+        """Ends the claim; None: without an outcome.
+
+        Raises:
+            _LostError: it is another's by now.
+            SightlineError: UNAVAILABLE; the store cannot say, and it may well be another's.
+        """
         try:
-            if not await self._keeper.settle(flight.key, owner=owner, outcome=outcome):
-                self._on_event("lost_lease")
-                logger.warning("an idempotency claim was lost before its call was answered")
+            if outcome is None:
+                ours = await self._keeper.free(flight.key, owner=owner)
+            else:
+                ours = await self._keeper.settle(flight.key, owner=owner, outcome=outcome)
+        except LeaseOverError as error:
+            logger.exception("cannot tell whose an idempotency key is")
+            raise keys.store_down() from error
         except StoreError:
             # The answer is right all the same; a retry will compute it again.
             logger.exception("cannot record the outcome of a call")
+        else:
+            if not ours:
+                raise _LostError
+
+
+class _LostError(Exception):
+    """The claim was taken over by another process."""
 
 
 def _is_at_work(held: Record | None, fingerprint: bytes) -> TypeGuard[Record]:

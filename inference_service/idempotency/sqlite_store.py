@@ -2,12 +2,13 @@
 
 import logging
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from inference_service.idempotency.store import Outcome, Record, Size, StoreError
+from inference_service.idempotency.store import Mark, Outcome, Record, Size, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,17 @@ CREATE TABLE IF NOT EXISTS claims (
     payload BLOB  -- NULL: pending
 );
 CREATE INDEX IF NOT EXISTS claims_until ON claims (until);
+CREATE INDEX IF NOT EXISTS claims_pending ON claims (key) WHERE ok IS NULL;
+CREATE TABLE IF NOT EXISTS clock (only INTEGER PRIMARY KEY CHECK (only = 1), seconds REAL NOT NULL);
 """
+# An older database has outcomes with Unix seconds. Its clock begins before they end: a wall clock
+# that is ahead at this moment must not end them all.
+_BEGIN_CLOCK = """
+INSERT OR IGNORE INTO clock VALUES
+    (1, coalesce(min(:wall, (SELECT min(until) FROM claims WHERE ok IS NOT NULL)), :wall))
+"""
+_TIME = "UPDATE clock SET seconds = max(seconds, :at_least) RETURNING seconds"
+_PENDING = "SELECT key, owner, until FROM claims WHERE ok IS NULL"
 _HOLDER = "SELECT owner, fingerprint, until, ok, payload FROM claims WHERE key = :key"
 _CLAIM = """
 INSERT INTO claims (key, fingerprint, owner, until)
@@ -41,7 +52,9 @@ VALUES (:key, :fingerprint, :owner, :until)
 ON CONFLICT (key) DO UPDATE SET
     fingerprint = excluded.fingerprint, owner = excluded.owner, until = excluded.until,
     ok = NULL, payload = NULL
-WHERE claims.until <= :now
+WHERE CASE WHEN claims.ok IS NULL
+    THEN claims.owner = :over_owner AND claims.until = :over_until
+    ELSE claims.until <= :now END
 """
 _RENEW = "UPDATE claims SET until = :until WHERE key = :key AND owner = :owner AND ok IS NULL"
 _SETTLE = """
@@ -51,7 +64,11 @@ WHERE key = :key AND owner = :owner AND ok IS NULL
 _RELEASE = "DELETE FROM claims WHERE key = :key AND owner = :owner AND ok IS NULL"
 _FORGET_EXPIRED = """
 DELETE FROM claims WHERE rowid IN
-    (SELECT rowid FROM claims WHERE until <= :now ORDER BY until LIMIT :most)
+    (SELECT rowid FROM claims WHERE until <= :now AND ok IS NOT NULL ORDER BY until LIMIT :most)
+"""
+_SHORTEN = """
+UPDATE claims SET until = :latest WHERE rowid IN
+    (SELECT rowid FROM claims WHERE until > :latest AND ok IS NOT NULL LIMIT :most)
 """
 _FORGET_OLDEST = """
 DELETE FROM claims WHERE rowid IN
@@ -90,26 +107,54 @@ class SqliteStore:
             with self._database:
                 yield
 
+    def time(self, at_least: float = 0.0) -> float:
+        """As `Store.time`."""
+        with self._reporting():
+            # All rows, else the statement would stay open and with it the lock.
+            ((seconds,),) = self._database.execute(_TIME, {"at_least": at_least}).fetchall()
+            return float(seconds)
+
     def claim(
-        self, key: bytes, *, fingerprint: bytes, owner: bytes, now: float, until: float
+        self,
+        key: bytes,
+        *,
+        fingerprint: bytes,
+        owner: bytes,
+        now: float,
+        until: float,
+        over: Mark | None = None,
     ) -> Record | None:
         """As `Store.claim`; a key that another holds is only read, which waits for nobody."""
+        over_owner, over_until = over or (None, None)
         values = {
             "key": key,
             "fingerprint": fingerprint,
             "owner": owner,
             "now": now,
             "until": until,
+            "over_owner": over_owner,
+            "over_until": over_until,
         }
         with self._reporting():
             while True:
-                row = self._database.execute(_HOLDER, values).fetchone()
-                if row is not None and row[2] > now:
-                    mine = row[0] == owner and row[3] is None
-                    return None if mine else _record(row)
+                held = self._holder(key)
+                if held is not None and _keeps_out(held, now, over):
+                    mine = held.owner == owner and held.outcome is None
+                    return None if mine else held
                 if self._database.execute(_CLAIM, values).rowcount:
                     return None
                 # Another process was quicker.
+
+    def find(self, key: bytes, *, now: float) -> Record | None:
+        """As `Store.find`."""
+        with self._reporting():
+            held = self._holder(key)
+            return held if held is not None and _keeps_out(held, now, None) else None
+
+    def pending(self) -> list[tuple[bytes, Mark]]:
+        """As `Store.pending`."""
+        with self._reporting():
+            return [(key, (owner, until)) for key, owner, until in self._database.execute(_PENDING)]
 
     def renew(self, key: bytes, *, owner: bytes, until: float) -> bool:
         """As `Store.renew`."""
@@ -129,18 +174,18 @@ class SqliteStore:
         with self._reporting():
             return self._database.execute(_SETTLE, values).rowcount > 0
 
-    def release(self, key: bytes, *, owner: bytes) -> None:
+    def release(self, key: bytes, *, owner: bytes) -> bool:
         """As `Store.release`."""
         with self._reporting():
-            self._database.execute(_RELEASE, {"key": key, "owner": owner})
+            return self._database.execute(_RELEASE, {"key": key, "owner": owner}).rowcount > 0
 
-    def tidy(self, now: float) -> bool:
+    def tidy(self, now: float, latest: float) -> bool:
         """As `Store.tidy`; also finds out that the file was moved away."""
         if self._identity() != self._file:
             logger.error("the idempotency database %s was moved away: opening it anew", self._path)
             self._broken = True
         with self.together():
-            more = self._forget(now)
+            more = self._forget(now, latest)
         return self._give_back() or more
 
     def size(self) -> Size:
@@ -192,10 +237,15 @@ class SqliteStore:
                 self._broken = getattr(error, "sqlite_errorcode", 0) & 0xFF not in _PASSING
                 raise
 
-    def _forget(self, now: float) -> bool:
+    def _holder(self, key: bytes) -> Record | None:
+        row = self._database.execute(_HOLDER, {"key": key}).fetchone()
+        return None if row is None else _record(row)
+
+    def _forget(self, now: float, latest: float) -> bool:
         """Forgets some of what is over or too much; returns whether there is more of it."""
-        expired = {"now": now, "most": _FORGOTTEN_AT_A_TIME}
-        gone = self._database.execute(_FORGET_EXPIRED, expired).rowcount
+        bounds = {"now": now, "latest": latest, "most": _FORGOTTEN_AT_A_TIME}
+        gone = self._database.execute(_FORGET_EXPIRED, bounds).rowcount
+        gone = max(gone, self._database.execute(_SHORTEN, bounds).rowcount)
         if self._used_bytes() > self._max_bytes:
             oldest = {"most": _FORGOTTEN_AT_A_TIME}
             gone = max(gone, self._database.execute(_FORGET_OLDEST, oldest).rowcount)
@@ -250,6 +300,7 @@ def _configure(database: sqlite3.Connection, *, private: bool) -> None:
         # A power cut may lose the last outcomes: they are then computed again.
         database.execute("PRAGMA synchronous = NORMAL")
     database.executescript(_SCHEMA)
+    database.execute(_BEGIN_CLOCK, {"wall": time.time()})
 
 
 @contextmanager
@@ -260,6 +311,11 @@ def _as_store_error(what: str) -> Iterator[None]:
         raise StoreError(f"{what}: {error}") from error
 
 
+def _keeps_out(held: Record, now: float, over: Mark | None) -> bool:
+    """Whether a claim keeps others from the key."""
+    return held.mark != over if held.outcome is None else held.until > now
+
+
 def _record(row: tuple[Any, ...]) -> Record:
-    _, fingerprint, until, ok, payload = row
-    return Record(fingerprint, until, None if ok is None else Outcome(bool(ok), payload))
+    owner, fingerprint, until, ok, payload = row
+    return Record(fingerprint, until, None if ok is None else Outcome(bool(ok), payload), owner)

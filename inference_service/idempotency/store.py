@@ -1,12 +1,16 @@
 """Where claims are kept: the interface of every store, for one process or many.
 
-A claim is *pending* while its owner works, until its lease ends, and then *settled* with an outcome
-until its time is over; after that the key is free again.
+A claim is *pending* while its owner works, and then *settled* with an outcome until its time is
+over; after that the key is free again. A pending claim whose owner no longer renews it may be taken
+over: `lease_watch` says when. Times are seconds on the store's own clock (`Store.time`).
 """
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+Mark = tuple[bytes, float]
+"""Owner and `until` of a pending claim: another one after each renewal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +28,15 @@ class Record:
 
     fingerprint: bytes
     until: float
-    """When the lease ends (pending) or the outcome is forgotten (settled), Unix seconds."""
+    """When the outcome is forgotten (settled); changed by each renewal (pending)."""
     outcome: Outcome | None
     """None: pending."""
+    owner: bytes = field(default=b"", compare=False)
+
+    @property
+    def mark(self) -> Mark:
+        """What a renewal changes, of a pending claim."""
+        return self.owner, self.until
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +63,40 @@ class Store(Protocol):
         of it may be done again: `claim` by the owner finds the key its own.
         """
 
+    def time(self, at_least: float = 0.0) -> float:
+        """Move the store's clock to `at_least` if it is behind, and return its seconds.
+
+        Only processes that use the store move it, by seconds that have passed while they ran: no
+        wall clock that is set, at the start or later, makes it jump.
+        """
+
     def claim(
-        self, key: bytes, *, fingerprint: bytes, owner: bytes, now: float, until: float
+        self,
+        key: bytes,
+        *,
+        fingerprint: bytes,
+        owner: bytes,
+        now: float,
+        until: float,
+        over: Mark | None = None,
     ) -> Record | None:
-        """Takes the key for the owner until then, if it is free or its time was over by `now`.
+        """Take the key for the owner if it is free, or its outcome's time was over by `now`.
+
+        A pending claim is taken over if its mark is `over`, that is, if nobody has renewed it since
+        it was found to have stood unrenewed for a lease.
 
         Returns:
             None: the key is the owner's, perhaps since before. Else who holds it.
         """
 
+    def find(self, key: bytes, *, now: float) -> Record | None:
+        """Return who holds a key; None: nobody, or its outcome's time was over by `now`."""
+
+    def pending(self) -> list[tuple[bytes, Mark]]:
+        """Return the key and the mark of every pending claim."""
+
     def renew(self, key: bytes, *, owner: bytes, until: float) -> bool:
-        """Moves the end of the owner's lease, even one that ran out and that nobody took.
+        """Change the mark of the owner's claim, to a later `until`.
 
         Returns:
             False: the claim is not the owner's or not pending; nothing was changed.
@@ -76,14 +109,19 @@ class Store(Protocol):
             False: it is not, or it is settled; nothing was changed.
         """
 
-    def release(self, key: bytes, *, owner: bytes) -> None:
-        """Frees the key, if it is the owner's and pending."""
+    def release(self, key: bytes, *, owner: bytes) -> bool:
+        """Free the key, if it is the owner's and pending.
 
-    def tidy(self, now: float) -> bool:
-        """Does a bounded piece of cleaning, in some milliseconds.
+        Returns:
+            False: it is not; nothing was changed.
+        """
 
-        Forgets claims whose time was over by `now`, and the oldest outcomes, never a pending claim,
-        while the store is larger than it may be; gives free room back.
+    def tidy(self, now: float, latest: float) -> bool:
+        """Do a bounded piece of cleaning, in some milliseconds.
+
+        Forgets outcomes whose time was over by `now`, and the oldest ones while the store is larger
+        than it may be, never a pending claim; gives free room back. An outcome that would be kept
+        beyond `latest`, such as one that was written by a clock that was wrong, is kept until then.
 
         Returns:
             Whether there is more to do.
@@ -98,3 +136,7 @@ class Store(Protocol):
 
 class StoreError(Exception):
     """The store does not work: a full or broken disk, a database that is locked or away."""
+
+
+class LeaseOverError(StoreError):
+    """The store does not work, and the claim has not been renewed for a lease."""

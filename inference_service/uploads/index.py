@@ -53,6 +53,7 @@ _PUT = """
 INSERT INTO uploads VALUES (:owner, :sha256, :size, :until)
 ON CONFLICT DO UPDATE SET until = max(until, excluded.until)
 """
+_SHORTEN = "UPDATE uploads SET until = :latest WHERE until > :latest"
 _EXPIRE = """
 DELETE FROM uploads WHERE (owner, sha256) IN
     (SELECT owner, sha256 FROM uploads WHERE until <= :now ORDER BY until LIMIT :most)
@@ -165,6 +166,13 @@ class Index:
     def release(self, part: str) -> None:
         """Forgets an upload that came to nothing; only within `writing`."""
         self._database.execute(_RELEASE, {"part": part})
+
+    def shorten(self, latest: float) -> None:
+        """Keep no upload beyond a time; only within `writing`.
+
+        One that came while the clock was ahead would take its owner's quota until then.
+        """
+        self._database.execute(_SHORTEN, {"latest": latest})
 
     def expire(self, now: float, most: int) -> tuple[int, list[bytes]]:
         """Forgets uploads whose time is over, some at a time; only within `writing`.

@@ -170,7 +170,9 @@ class Uploads:
         while True:
             await asyncio.sleep(min(_CLEAN_SECONDS, self._keep))
             try:
-                if expired := await self._do(self._store.clean, self._clock()):
+                now = self._clock()
+                latest = now + self._keep + _CLEAN_SECONDS
+                if expired := await self._do(self._store.clean, now, latest):
                     logger.info("%d uploads have expired", expired)
             except Exception:  # the next time it may work
                 logger.exception("cannot clean up uploads")

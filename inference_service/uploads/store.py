@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -183,8 +184,12 @@ class UploadStore:
             raise reference_gone(claim.sha256)
         return data
 
-    def clean(self, now: float) -> int:
+    def clean(self, now: float, latest: float = math.inf) -> int:
         """Removes what has expired, and what killed processes left behind.
+
+        Args:
+            now: Unix seconds.
+            latest: until when an upload is kept at most, Unix seconds.
 
         Returns:
             How many uploads have expired.
@@ -194,6 +199,8 @@ class UploadStore:
         """
         total = 0
         with _reporting("uploads cannot be cleaned up"):
+            with self._index.writing():
+                self._index.shorten(latest)
             while True:
                 with self._index.writing():
                     count = self._clear(now)

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 
@@ -25,11 +27,20 @@ _STOP_SECONDS = 30
 
 
 class Server:
-    """The process; `address` and, if there is one, `metrics_address` are known once it is ready."""
+    """The process; `address` and, if there is one, `metrics_address` are known once it is ready.
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    Args:
+        folder: where it runs and logs.
+        flags: its arguments.
+        clock_ahead: seconds by which its wall clock is wrong.
+    """
+
+    def __init__(self, folder: Path, *flags: str, clock_ahead: int = 0) -> None:
         self.log = folder / "stderr.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
+        if clock_ahead:
+            environment["LD_PRELOAD"] = str(_wrong_clock(folder))
+            environment["CLOCK_AHEAD"] = str(clock_ahead)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", waiting_service.MODULE, "--listen", "127.0.0.1:0", *flags],
@@ -69,10 +80,24 @@ class Server:
             self.process.stdout.close()
 
 
+def _wrong_clock(folder: Path) -> Path:
+    """Returns a library that sets a process's wall clock; skips the test without a compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("a wrong clock needs Linux and a C compiler")
+    made, source = folder / "wrong_clock.so", Path(__file__).with_name("wrong_clock.c")
+    if not made.exists():
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-O2", "-o", str(made), str(source), "-ldl"],
+            check=True,
+        )
+    return made
+
+
 @contextmanager
-def started(folder: Path, *flags: str) -> Iterator[Server]:
+def started(folder: Path, *flags: str, clock_ahead: int = 0) -> Iterator[Server]:
     """A server that is ready, and ended afterwards."""
-    server = Server(folder, *flags)
+    server = Server(folder, *flags, clock_ahead=clock_ahead)
     try:
         server.wait_ready()
         yield server

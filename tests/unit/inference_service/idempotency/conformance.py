@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from inference_service.idempotency.store import Outcome, Record, Store
+from inference_service.idempotency.store import Mark, Outcome, Record, Store
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 PRINT = b"f" * 32
@@ -20,9 +20,15 @@ Open = Callable[[], Store]
 
 
 def claim(
-    store: Store, owner: bytes, *, now: float = 0.0, until: float = 10.0, key: bytes = KEY
+    store: Store,
+    owner: bytes,
+    *,
+    now: float = 0.0,
+    until: float = 10.0,
+    key: bytes = KEY,
+    over: Mark | None = None,
 ) -> Record | None:
-    return store.claim(key, fingerprint=PRINT, owner=owner, now=now, until=until)
+    return store.claim(key, fingerprint=PRINT, owner=owner, now=now, until=until, over=over)
 
 
 def numbered(number: int) -> bytes:
@@ -78,14 +84,28 @@ class StoreConformance:
         assert claim(store, b"b", now=100.0, until=110) is None
         assert claim(store, b"c", now=100.0) == Record(PRINT, 110.0, None)
 
-    def test_a_lease_that_ran_out_is_taken_over_and_the_zombie_changes_nothing(
-        self, store: Store
-    ) -> None:
+    def test_no_time_of_day_ends_a_pending_claim(self, store: Store) -> None:
+        claim(store, b"a", until=10)
+        assert claim(store, b"b", now=1e12, until=2e12) == Record(PRINT, 10.0, None)
+        tidy_all(store, now=1e12)
+        assert claim(store, b"b", now=1e12, until=2e12) == Record(PRINT, 10.0, None)
+
+    def test_a_claim_is_taken_over_only_with_its_latest_mark(self, store: Store) -> None:
+        claim(store, b"a", until=10)
+        before = store.pending()
+        assert before == [(KEY, (b"a", 10.0))]
+        store.renew(KEY, owner=b"a", until=10.5)
+        assert claim(store, b"b", over=before[0][1]) == Record(PRINT, 10.5, None)
+        assert claim(store, b"b", over=(b"x", 10.5)) == Record(PRINT, 10.5, None)
+        assert claim(store, b"b", over=(b"a", 10.5), until=20) is None
+        assert store.pending() == [(KEY, (b"b", 20.0))]
+
+    def test_a_claim_that_was_taken_over_is_not_its_zombie_s(self, store: Store) -> None:
         claim(store, b"zombie", until=10)
-        assert claim(store, b"heir", now=10.0, until=20) is None
+        assert claim(store, b"heir", over=(b"zombie", 10.0), until=20) is None
         assert not store.settle(KEY, owner=b"zombie", outcome=ANSWER, until=100)
         assert not store.renew(KEY, owner=b"zombie", until=100)
-        store.release(KEY, owner=b"zombie")
+        assert not store.release(KEY, owner=b"zombie")
         assert claim(store, b"c", now=11.0) == Record(PRINT, 20.0, None)
         assert store.settle(KEY, owner=b"heir", outcome=ANSWER, until=100)
 
@@ -108,25 +128,38 @@ class StoreConformance:
 
     def test_a_released_key_is_free(self, store: Store) -> None:
         claim(store, b"a")
-        store.release(KEY, owner=b"b")
+        assert not store.release(KEY, owner=b"b")
         assert claim(store, b"b") is not None
-        store.release(KEY, owner=b"a")
+        assert store.release(KEY, owner=b"a")
         assert claim(store, b"b") is None
 
-    def test_a_renewed_lease_ends_later(self, store: Store) -> None:
+    def test_who_holds_a_key_can_be_found(self, store: Store) -> None:
+        assert store.find(KEY, now=0) is None
         claim(store, b"a", until=10)
-        assert store.renew(KEY, owner=b"a", until=20)
-        assert claim(store, b"b", now=19.9) == Record(PRINT, 20.0, None)
-        assert claim(store, b"b", now=20.0, until=30) is None
+        assert store.find(KEY, now=11) == Record(PRINT, 10.0, None)
+        store.settle(KEY, owner=b"a", outcome=ANSWER, until=100)
+        assert store.find(KEY, now=99) == Record(PRINT, 100.0, ANSWER)
+        assert store.find(KEY, now=100) is None
+        assert store.pending() == []
 
-    def test_a_lease_that_ran_out_can_be_renewed_until_it_is_taken(self, store: Store) -> None:
-        claim(store, b"a", until=10)
-        assert store.renew(KEY, owner=b"a", until=20)
-        assert claim(store, b"b", now=15.0) == Record(PRINT, 20.0, None)
+    def test_its_clock_never_goes_back_and_is_moved_by_nobody_else(self, store: Store) -> None:
+        begun = store.time()
+        assert store.time() == begun
+        assert store.time(begun + 5) == begun + 5
+        assert store.time(begun) == begun + 5
+
+    def test_an_outcome_from_a_clock_that_was_ahead_is_not_kept_for_ever(
+        self, store: Store
+    ) -> None:
+        claim(store, b"a")
+        store.settle(KEY, owner=b"a", outcome=ANSWER, until=1e12)
+        store.tidy(0.0, 100.0)
+        assert claim(store, b"b", now=99) == Record(PRINT, 100.0, ANSWER)
 
     def test_a_new_claim_brings_its_own_fingerprint(self, store: Store) -> None:
         claim(store, b"a", until=10)
-        store.claim(KEY, fingerprint=b"new", owner=b"b", now=11, until=20)
+        over = (b"a", 10.0)
+        store.claim(KEY, fingerprint=b"new", owner=b"b", now=11, until=20, over=over)
         assert claim(store, b"c", now=11) == Record(b"new", 20.0, None)
 
     def test_what_is_done_together_is_done(self, store: Store) -> None:
@@ -156,12 +189,13 @@ class StoreConformance:
         store.settle(KEY, owner=b"a", outcome=ANSWER, until=12)
         claim(store, b"a", key=OTHER, until=12)
         tidy_all(store, now=11)
-        assert store.size().rows == 2
+        assert len(store.pending()) == 1001
+        assert store.size().rows == 1002
         assert claim(store, b"b", now=11.9) == Record(PRINT, 12.0, ANSWER)
         assert claim(store, b"b", now=11.9, key=OTHER) == Record(PRINT, 12.0, None)
 
     def test_an_empty_store_needs_no_tidying(self, store: Store) -> None:
-        assert not store.tidy(0.0)
+        assert not store.tidy(0.0, 1e9)
         assert store.size().rows == 0
 
     def test_threads_may_take_turns(self, store: Store) -> None:
@@ -188,6 +222,11 @@ class SharedStoreConformance(StoreConformance):
             assert not two.settle(KEY, owner=b"b", outcome=ANSWER, until=100)
             assert one.settle(KEY, owner=b"a", outcome=ANSWER, until=100)
             assert claim(two, b"b") == Record(PRINT, 100.0, ANSWER)
+
+    def test_all_have_one_clock(self, opening: Open) -> None:
+        with closing(opening()) as one, closing(opening()) as two:
+            begun = one.time()
+            assert two.time(begun + 7) == one.time() == begun + 7
 
     def test_outcomes_outlive_who_wrote_them(self, opening: Open) -> None:
         with closing(opening()) as first:
@@ -235,6 +274,6 @@ def _race(opening: Open, line: threading.Barrier, keys: int) -> tuple[list[int],
 def tidy_all(store: Store, now: float) -> None:
     """Tidies until there is nothing more to do."""
     for _ in range(1000):
-        if not store.tidy(now):
+        if not store.tidy(now, now + 1e9):
             return
     raise AssertionError("tidying never ends")

@@ -428,10 +428,11 @@ async def test_memory_does_not_grow_with_keys(once: Once) -> None:
 
 
 async def test_an_outcome_of_another_process_is_replayed(
-    once: Once, store: HeldStore, clock: Clock, events: "Counter[str]"
+    once: Once, store: HeldStore, events: "Counter[str]"
 ) -> None:
     await once.answer(b"o" * 32, PRINT, 5.0, Work(b"other"))
-    store.claim(KEY, fingerprint=PRINT, owner=b"x", now=clock.now, until=clock.now + 9)
-    store.settle(KEY, owner=b"x", outcome=Outcome(True, b"theirs"), until=clock.now + 9)
+    now = store.time()
+    store.claim(KEY, fingerprint=PRINT, owner=b"x", now=now, until=now + 9)
+    store.settle(KEY, owner=b"x", outcome=Outcome(True, b"theirs"), until=now + 9)
     assert await ask(once, Work(b"one")) == Reply(b"theirs", replayed=True)
     assert events == {"hit": 1}

@@ -3,6 +3,7 @@
 import functools
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -107,6 +108,42 @@ def test_a_key_whose_time_is_over_is_free_before_it_is_forgotten() -> None:
         assert claim(store, b"c", key=numbered(0), now=20) == Record(PRINT, 30.0, None)
 
 
+def older_database(path: Path, *untils: float) -> None:
+    """Make a database as it was when outcomes were kept by the wall clock."""
+    with closing(sqlite3.connect(path)) as older:
+        older.executescript(
+            "CREATE TABLE claims (key BLOB PRIMARY KEY, fingerprint BLOB NOT NULL,"
+            " owner BLOB NOT NULL, until REAL NOT NULL, ok INTEGER, payload BLOB);"
+        )
+        for number, until in enumerate(untils):
+            row = (numbered(number), PRINT, b"a", until, 1, ANSWER.payload)
+            older.execute("INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?)", row)
+        older.commit()
+
+
+@pytest.mark.parametrize("ahead", [-1e6, 0.0, 86_400.0 * 60])
+def test_item_18_outcomes_of_an_older_database_outlive_a_start_with_a_wrong_clock(
+    path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    now = time.time()
+    older_database(path, now + 100, now + 86_400)
+    monkeypatch.setattr(time, "time", lambda: now + ahead)
+    with closing(SqliteStore(str(path))) as store:
+        begun = store.time()
+        assert begun == min(now + ahead, now + 100)
+        assert claim(store, b"b", key=numbered(1), now=begun) is not None
+
+
+def test_item_18_a_clock_that_is_set_moves_the_store_s_clock_by_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(SqliteStore(str(path))) as store:
+        begun = store.time()
+    monkeypatch.setattr(time, "time", lambda: begun + 86_400 * 60)
+    with closing(SqliteStore(str(path))) as store:
+        assert store.time() == begun
+
+
 def test_a_held_key_is_read_while_another_process_writes(path: Path) -> None:
     with closing(SqliteStore(str(path))) as one, closing(SqliteStore(str(path))) as two:
         claim(one, b"a")
@@ -152,8 +189,10 @@ def uses(store: SqliteStore) -> list[Callable[[], object]]:
         lambda: store.settle(KEY, owner=b"a", outcome=ANSWER, until=1),
         lambda: store.release(KEY, owner=b"a"),
         lambda: store.renew(KEY, owner=b"a", until=1),
-        lambda: store.tidy(1.0),
+        lambda: store.tidy(1.0, 1e9),
         store.size,
+        lambda: store.find(KEY, now=0),
+        store.pending,
     ]
 
 
@@ -176,7 +215,7 @@ def test_every_use_reports_a_database_that_broke_and_recovers_once_it_is_put_rig
             store.release(OTHER, owner=b"a")
 
 
-@pytest.mark.parametrize("use", range(6))
+@pytest.mark.parametrize("use", range(8))
 def test_every_use_reports_a_missing_table(use: int) -> None:
     with closing(SqliteStore("")) as store:
         store._database.execute("DROP TABLE claims")
@@ -189,8 +228,8 @@ def test_a_file_that_was_moved_away_is_made_anew(path: Path) -> None:
         claim(one, b"a")
         for file in path.parent.iterdir():
             file.unlink()
-        one.tidy(0.0)
-        two.tidy(0.0)
+        one.tidy(0.0, 1e9)
+        two.tidy(0.0, 1e9)
         assert claim(one, b"b") is None
         assert claim(two, b"c") == Record(PRINT, 10.0, None)
 

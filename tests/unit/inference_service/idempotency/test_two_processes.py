@@ -1,15 +1,18 @@
 """Two servers on one store: twins wait for each other, and leases are renewed and taken over."""
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc
 import pytest
 
 from inference_service.idempotency.once import Once, Reply
-from servicekit.errors import SightlineError
+from inference_service.idempotency.sqlite_store import SqliteStore
+from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.idempotency.work import HeldStore, Work, ends_soon, until
 
 KEY, PRINT, OTHER_PRINT = b"k" * 32, b"f" * 32, b"g" * 32
@@ -50,6 +53,13 @@ async def two(tmp_path: Path) -> AsyncIterator[Process]:
     made = Process(tmp_path / "claims.sqlite")
     yield made
     await made.once.close()
+
+
+@pytest.fixture
+def third(one: Process, tmp_path: Path) -> Iterator[SqliteStore]:
+    """A connection on the same file that no keeper uses."""
+    with closing(SqliteStore(str(tmp_path / "claims.sqlite"))) as made:
+        yield made
 
 
 async def refusal(call: Awaitable[Reply]) -> SightlineError:
@@ -140,25 +150,142 @@ async def test_the_claim_of_one_that_died_is_taken_over_when_its_lease_ends(
     before = asyncio.get_running_loop().time()
     assert await two.begin(Work(b"two")) == Reply(b"two", replayed=False)
     assert asyncio.get_running_loop().time() - before < LEASE + 2.0
-    # The zombie comes back: its caller gets what it made, and nobody else does.
+    # The zombie comes back: what it made is no answer, neither for its caller nor for others.
     one.store.let_go.set()
     work.go.set()
-    assert await zombie == Reply(b"one", replayed=False)
-    assert one.events == {"lost_lease": 1}
+    assert await zombie == Reply(b"two", replayed=True)
+    assert one.events == {"lost_lease": 1, "join": 1}
     assert await one.begin(Work(b"three")) == Reply(b"two", replayed=True)
 
 
-async def test_a_claim_that_was_lost_is_not_renewed(one: Process, two: Process) -> None:
-    work, heir = Work(b"one", go=False), Work(b"two", go=False)
+class Lost:
+    """A call at `one` that was stopped, and whose claim `two` has taken over."""
+
+    def __init__(self, one: Process, two: Process, *ends: bytes | BaseException) -> None:
+        self.one, self.two = one, two
+        self.work, self.heir = Work(*ends, go=False), Work(b"two", go=False)
+        self.calls: list[asyncio.Task[Reply]] = []
+
+    async def happen(self, *, keep: bool = True, twins: int = 0, heir_keeps: bool = True) -> None:
+        ask = self.one.once.answer(KEY, PRINT, 10.0, self.work, keep=keep)
+        self.calls.append(asyncio.ensure_future(ask))
+        await self.work.started.wait()
+        self.calls += [self.one.begin(Work(b"unwanted")) for _ in range(twins)]
+        self.one.stop_dead()
+        ask = self.two.once.answer(KEY, PRINT, 10.0, self.heir, keep=heir_keeps)
+        self.successor = asyncio.ensure_future(ask)
+        await self.heir.started.wait()
+        self.one.store.let_go.set()
+        self.work.go.set()
+
+
+async def test_item_17_a_lost_lease_gives_all_its_callers_the_other_s_answer(
+    one: Process, two: Process
+) -> None:
+    lost = Lost(one, two, b"one")
+    await lost.happen(twins=2)
+    for call in lost.calls:
+        assert not await ends_soon(call)  # they wait for the other, which is still at work
+    lost.heir.go.set()
+    assert await lost.successor == Reply(b"two", replayed=False)
+    assert await asyncio.gather(*lost.calls) == [Reply(b"two", replayed=True)] * 3
+    assert one.events["lost_lease"] == 1
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"one",
+        invalid("images", "are all bad"),
+        SightlineError(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", "gone"),
+    ],
+)
+@pytest.mark.parametrize("keep", [True, False])
+async def test_item_17_whatever_a_lost_lease_ends_with_is_no_answer(
+    one: Process, two: Process, end: bytes | BaseException, keep: bool
+) -> None:
+    lost = Lost(one, two, end)
+    await lost.happen(keep=keep)
+    lost.heir.go.set()
+    assert await lost.calls[0] == Reply(b"two", replayed=True)
+    assert await lost.successor == Reply(b"two", replayed=False)
+
+
+async def test_item_17_a_failure_that_may_pass_stays_a_failure(one: Process, two: Process) -> None:
+    failure = SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x")
+    lost = Lost(one, two, failure)
+    await lost.happen()
+    assert await refusal(lost.calls[0]) is failure
+    lost.heir.go.set()
+    assert await lost.successor == Reply(b"two", replayed=False)
+
+
+@pytest.mark.parametrize("heir_keeps", [True, False])
+async def test_item_17_a_lost_lease_without_an_heir_s_answer_is_aborted(
+    one: Process, two: Process, heir_keeps: bool
+) -> None:
+    lost = Lost(one, two, b"one")
+    await lost.happen(heir_keeps=heir_keeps)
+    if heir_keeps:
+        lost.heir.ends = [SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x")]
+    lost.successor.cancel() if heir_keeps else lost.heir.go.set()
+    error = await refusal(lost.calls[0])
+    assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "IDEMPOTENCY_TWIN_IN_FLIGHT")
+    assert error.retry_after is not None
+    assert await one.begin(Work(b"three")) == Reply(b"three", replayed=False)
+
+
+async def test_item_17_without_the_store_a_lost_lease_is_no_answer(
+    one: Process, third: SqliteStore
+) -> None:
+    work = Work(b"one", go=False)
     zombie = one.begin(work)
     await work.started.wait()
-    # Its lease is moved into the past, as if it had been stopped for a while.
-    two.store._database.execute("UPDATE claims SET until = 0")
-    successor = two.begin(heir)
-    await heir.started.wait()
+    one.store._database.execute("PRAGMA busy_timeout = 1")
+    with third.together():  # a transaction that lasts: nothing can be recorded, nor renewed
+        await asyncio.sleep(1.25 * LEASE)
+        work.go.set()
+        assert (await refusal(zombie)).reason == "IDEMPOTENCY_STORE_UNAVAILABLE"
+
+
+async def test_item_17_an_answer_within_its_lease_needs_no_record(
+    one: Process, third: SqliteStore
+) -> None:
+    work = Work(b"one", go=False)
+    call = one.begin(work)
+    await work.started.wait()
+    one.store._database.execute("PRAGMA busy_timeout = 1")
+    with third.together():
+        work.go.set()
+        assert await call == Reply(b"one", replayed=False)
+
+
+@pytest.mark.parametrize("owner_s", [-7200.0, 7200.0, 1e9])
+async def test_item_18_a_lease_lasts_as_long_whatever_the_owner_s_clock_says(
+    one: Process, third: SqliteStore, owner_s: float
+) -> None:
+    now = time.time() + owner_s
+    claimed = third.claim(KEY, fingerprint=PRINT, owner=b"dead", now=now, until=now + LEASE)
+    assert claimed is None
+    before = asyncio.get_running_loop().time()
+    assert await one.begin(Work(b"one")) == Reply(b"one", replayed=False)
+    assert 0.9 * LEASE < asyncio.get_running_loop().time() - before < LEASE + 1.0
+
+
+async def test_item_18_a_lease_is_watched_before_anybody_wants_its_key(
+    one: Process, third: SqliteStore
+) -> None:
+    third.claim(KEY, fingerprint=PRINT, owner=b"dead", now=0, until=9e9)
+    await asyncio.sleep(1.5 * LEASE)
+    before = asyncio.get_running_loop().time()
+    assert await one.begin(Work(b"one")) == Reply(b"one", replayed=False)
+    assert asyncio.get_running_loop().time() - before < 0.5 * LEASE
+
+
+async def test_a_claim_that_was_lost_is_not_renewed(one: Process, two: Process) -> None:
+    lost = Lost(one, two, b"one")
+    await lost.happen()
     await until(lambda: one.once._keeper._leases == {})
-    heir.go.set()
-    assert await successor == Reply(b"two", replayed=False)
-    work.go.set()
-    assert await zombie == Reply(b"one", replayed=False)
-    assert one.events == {"lost_lease": 1}
+    lost.heir.go.set()
+    await lost.successor
+    await lost.calls[0]

@@ -73,9 +73,9 @@ class HeldStore(SqliteStore):
         self._pass()
         return super().settle(*arguments, **named)
 
-    def release(self, *arguments: Any, **named: Any) -> None:
+    def release(self, *arguments: Any, **named: Any) -> bool:
         self._pass()
-        super().release(*arguments, **named)
+        return super().release(*arguments, **named)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:

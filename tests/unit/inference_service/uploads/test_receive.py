@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -63,9 +64,9 @@ class Store(UploadStore):
         self._step("finish")
         super().finish(*args)
 
-    def clean(self, now: float) -> int:
+    def clean(self, now: float, latest: float = math.inf) -> int:
         self._step("clean")
-        return super().clean(now)
+        return super().clean(now, latest)
 
 
 @pytest.fixture

@@ -385,3 +385,15 @@ def test_the_folder_is_for_the_process_s_owner_only(store: UploadStore, folder: 
     claim = put(store, content(10))
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / claim.sha256.hex()).stat().st_mode & 0o777 == 0o600
+
+
+def test_item_18_an_upload_from_a_clock_that_was_ahead_takes_no_quota_until_then(
+    store: UploadStore,
+) -> None:
+    for number in range(3):
+        put(store, content(1, str(number)), now=60 * 24 * HOUR)
+    assert refused(store, content(1), now=0.0).retry_after == 60 * 24 * HOUR + HOUR
+    assert store.clean(0.0, 0.0 + HOUR) == 0
+    assert refused(store, content(1), now=0.0).retry_after == HOUR
+    assert store.clean(HOUR, HOUR + HOUR) == 3
+    put(store, content(1), now=HOUR)
