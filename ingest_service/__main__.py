@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from ingest_service.duckdb_store import DuckDBStore, StoreOpenError
 from ingest_service.group_commit import GroupCommitter
@@ -44,8 +44,27 @@ def _open(settings: IngestSettings) -> DuckDBStore:
 
 def _duties(settings: IngestSettings) -> Duties:
     return Duties(
-        settings.retain_days, settings.export_dir, export_seconds=60 * settings.export_every_minutes
+        settings.retain_days,
+        settings.export_dir,
+        export_seconds=60 * settings.export_every_minutes,
+        confirmed_until=settings.retain_confirm_until,
     )
+
+
+def _clock_gauges(
+    registry: CollectorRegistry, store: DuckDBStore, housekeeping: Housekeeping
+) -> None:
+    """Expose what a wrong wall clock does to retention and to `received_at`."""
+    Gauge(
+        "sightline_retention_held_seconds",
+        "How far the clock is beyond the time that retention goes by, s; 0: it is trusted",
+        registry=registry,
+    ).set_function(lambda: housekeeping.held_seconds)
+    Gauge(
+        "sightline_received_at_ahead_seconds",
+        "How far received_at is ahead of the clock, which was set back, s",
+        registry=registry,
+    ).set_function(lambda: store.seconds_ahead(_now()))
 
 
 def _receive_limit(settings: IngestSettings) -> int:
@@ -56,7 +75,8 @@ def _receive_limit(settings: IngestSettings) -> int:
 async def _main(argv: Sequence[str]) -> None:
     settings = load(IngestSettings, argv, prog=PROG)
     logs.configure(settings.log_level, settings.log_format, service="ingest")
-    store = WatchedStore(_open(settings))
+    opened = _open(settings)
+    store = WatchedStore(opened)
     positions = Queries(store, threads=1, queue=POSITION_QUEUE)
     queries = Queries(store, threads=settings.query_threads, queue=settings.query_queue)
     writer = GroupWriter(store, _now)
@@ -68,6 +88,8 @@ async def _main(argv: Sequence[str]) -> None:
         max_inflight_bytes=settings.max_inflight_bytes,
     )
     housekeeping = Housekeeping(store, _duties(settings), _now)
+    registry = CollectorRegistry()
+    _clock_gauges(registry, opened, housekeeping)
     server = IngestServer(
         committer, positions, queries, now=_now, max_message_bytes=settings.max_message_bytes
     )
@@ -93,7 +115,7 @@ async def _main(argv: Sequence[str]) -> None:
         start=start,
         drain=drain,
         stop=stop,
-        registry=CollectorRegistry(),
+        registry=registry,
         options=[
             ("grpc.max_receive_message_length", _receive_limit(settings)),
             # gRPC would let each stream's window grow by itself, to some MiB: with a thousand

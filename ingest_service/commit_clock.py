@@ -1,10 +1,14 @@
 """The time of commits: the server's wall clock, but never the same twice and never back."""
 
 import logging
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 logger = logging.getLogger(__name__)
 
+REMINDER_SECONDS = 3600.0
+"""Time between two lines that say that `received_at` stands still, s."""
 _STEP = timedelta(microseconds=1)
 _BEHIND = timedelta(seconds=10)
 
@@ -13,35 +17,48 @@ class CommitClock:
     """Gives each commit a time of its own, in the order of the commits.
 
     Sums, exports and pages go by it. While the wall clock is behind the last commit, because it was
-    set back, commits follow one another by a microsecond.
+    set back, commits follow one another by a microsecond, however long that takes: the order of
+    commits counts more than their distance. A line each hour says so.
 
     Args:
         last_us: time of the last commit, us since 1970; None: there is none.
+        steady: seconds that nobody sets.
     """
 
-    def __init__(self, last_us: int | None) -> None:
+    def __init__(self, last_us: int | None, steady: Callable[[], float] = time.monotonic) -> None:
         epoch = datetime(1970, 1, 1, tzinfo=UTC)
         self._last = None if last_us is None else epoch + timedelta(microseconds=last_us)
-        self._warned = False
+        self._steady = steady
+        self._warned: float | None = None
 
     def tick(self, now: datetime) -> datetime:
-        """Returns the time of the next commit.
+        """Return the time of the next commit.
 
         Args:
             now: the server's wall clock, UTC.
         """
         if self._last is not None and now <= self._last:
-            self._warn(self._last - now)
+            self._warn(self._last, self._last - now)
             now = self._last + _STEP
-        else:
-            self._warned = False
+        elif self._warned is not None:
+            self._warned = None
+            logger.warning("the clock has caught up with the last commit: received_at follows it")
         self._last = now
         return now
 
-    def _warn(self, behind: timedelta) -> None:
-        if behind > _BEHIND and not self._warned:
-            self._warned = True
+    def seconds_ahead(self, now: datetime) -> float:
+        """Return how far the last commit is ahead of the wall clock, s; 0: it is not."""
+        return 0.0 if self._last is None else max(0.0, (self._last - now).total_seconds())
+
+    def _warn(self, last: datetime, behind: timedelta) -> None:
+        steady = self._steady()
+        due = self._warned is None or steady - self._warned >= REMINDER_SECONDS
+        if behind > _BEHIND and due:
+            self._warned = steady
             logger.warning(
-                "the clock is %s behind the last commit: received_at stands still until then",
+                "the clock is %s behind the last commit, or was ahead then: received_at stands"
+                " still at %s until the clock has passed it; nothing is lost, and retention is late"
+                " by as much",
                 behind,
+                last.isoformat(timespec="seconds"),
             )

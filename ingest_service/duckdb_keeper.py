@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 import duckdb
 
 from ingest_service import parquet_export, retention, rollups
+from ingest_service.retention_clock import Note, Reading
 
 _STEPS = (retention.expire_rejected, retention.expire_streams)
 
@@ -31,11 +33,14 @@ class DuckDBKeeper:
         self._translated = translated
         self._running: duckdb.DuckDBPyConnection | None = None
         self._interrupted = threading.Event()
+        self._open = _OpenBlock()
 
     def sum_up(self, now: datetime, *, everything: bool = False) -> None:
         """Closes the blocks that are full or old, and merges those that have become many."""
         with self._transaction() as cursor:
-            blocks = rollups.open_blocks(cursor, _us(now), everything=everything)
+            blocks = rollups.open_blocks(
+                cursor, lambda first: self._open.age(first, _us(now)), everything=everything
+            )
         for block in blocks:
             with self._transaction() as cursor:
                 rollups.close_block(cursor, block)
@@ -50,6 +55,18 @@ class DuckDBKeeper:
             while self._step(step, _us(before)):
                 pass
         return total
+
+    def expirable(self, before: datetime, *, exported_only: bool) -> int:
+        """Return how many predictions `expire` would delete."""
+        with self._transaction() as cursor:
+            return retention.expirable(cursor, _us(before), exported_only)
+
+    def read_clock(self, judge: Callable[[Note | None], Reading]) -> Reading:
+        """Return what `judge` makes of the note about the clock, and keep its new note."""
+        with self._transaction() as cursor:
+            reading = judge(retention.read_note(cursor))
+            retention.write_note(cursor, reading.note)
+            return reading
 
     def export(self, folder: Path, now: datetime) -> int:
         """Writes every closed block that is not exported yet; returns how many files."""
@@ -103,5 +120,22 @@ class DuckDBKeeper:
                 self._running = None
 
 
-def _us(time: datetime) -> int:
-    return round(time.timestamp() * 1_000_000)
+class _OpenBlock:
+    """How long the oldest rows without sums have waited, also while the clock stands behind them.
+
+    After the clock was set back, they look younger than they are until it has caught up.
+    """
+
+    def __init__(self) -> None:
+        self._first = 0
+        self._seen = 0.0
+
+    def age(self, first_us: int, now_us: int) -> int:
+        """Return the age of the rows whose first was committed at this time, us."""
+        if first_us != self._first:
+            self._first, self._seen = first_us, time.monotonic()
+        return max(now_us - first_us, round((time.monotonic() - self._seen) * 1e6))
+
+
+def _us(moment: datetime) -> int:
+    return round(moment.timestamp() * 1_000_000)

@@ -122,6 +122,10 @@ class DuckDBStore:
         """Returns a keeper; one at a time."""
         return DuckDBKeeper(self._cursor, self._translated)
 
+    def seconds_ahead(self, now: datetime) -> float:
+        """Return how far the last commit's time is ahead of the wall clock, s; 0: it is not."""
+        return self._clock.seconds_ahead(now)
+
     def probe(self) -> None:
         """Commits as much as a busy device sends at once, and takes it back.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from ingest_service.retention_clock import Reading, judge, read_uptime, to_time, to_us
 from ingest_service.store import Store
 from servicekit.errors import SightlineError
 
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 SUM_UP_SECONDS = 0.15
 """Time between two looks at what was committed, s: what has no sums yet is read row by row."""
 EXPIRE_SECONDS = 600.0
+REMINDER_SECONDS = 86_400.0
+"""Time between two lines that say that retention waits for an operator, s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class Duties:
     """0: for ever."""
     export_dir: Path | None = None
     export_seconds: float = 3600.0
+    confirmed_until: datetime | None = None
+    """An operator vouches for the wall clock up to this time, UTC."""
 
 
 class Housekeeping:
@@ -35,13 +40,21 @@ class Housekeeping:
         store: what is kept.
         duties: what to do besides sums.
         now: the server's wall clock, UTC.
+
+    Attributes:
+        held_seconds: how far the wall clock is beyond the time that retention goes by, s; 0: it is
+            trusted.
     """
 
     def __init__(self, store: Store, duties: Duties, now: Callable[[], datetime]) -> None:
         self._keeper = store.keeper()
         self._duties = duties
         self._now = now
+        self.held_seconds = 0.0
+        self._reminded = -REMINDER_SECONDS
         self._closing = threading.Event()
+        # Before anything is committed: a first commit may carry the time of a clock that is wrong.
+        _Step(self._read_clock, EXPIRE_SECONDS).run_if_due()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
         self._thread.start()
 
@@ -75,18 +88,58 @@ class Housekeeping:
             logger.info("exported %d files in %.1f s", files, time.monotonic() - began)
 
     def _expire(self) -> None:
+        # Without retention too: the day it is switched on, the store must know the time.
+        reading = self._read_clock()
         if not self._duties.retain_days:
             return
-        before = self._now() - timedelta(days=self._duties.retain_days)
-        exported_only = self._duties.export_dir is not None
-        if count := self._keeper.expire(before, exported_only=exported_only):
+        before = self._oldest_kept(to_time(reading.trusted_us))
+        if count := self._keeper.expire(before, exported_only=self._exported_only):
             logger.info("deleted %d predictions received before %s", count, before)
+
+    def _read_clock(self) -> Reading:
+        wall, confirmed = self._now(), self._duties.confirmed_until
+        until = None if confirmed is None else to_us(confirmed)
+        uptime = read_uptime()
+        reading = self._keeper.read_clock(lambda note: judge(note, to_us(wall), uptime, until))
+        if reading.jump_us:
+            self._remind(wall, reading)
+        elif self.held_seconds:
+            logger.warning("the clock is trusted again: retention goes by it")
+            self._reminded = -REMINDER_SECONDS
+        self.held_seconds = reading.jump_us / 1e6
+        return reading
+
+    def _remind(self, wall: datetime, reading: Reading) -> None:
+        if time.monotonic() - self._reminded < REMINDER_SECONDS:
+            return
+        self._reminded = time.monotonic()
+        held = 0
+        if self._duties.retain_days:
+            before = self._oldest_kept(wall)
+            held = self._keeper.expirable(before, exported_only=self._exported_only)
+        logger.error(
+            "the clock says %s, which is %s more than the time that passed explains: retention goes"
+            " by %s until it is confirmed. By the clock it would delete %d predictions. Set the"
+            " clock right, or, if it is right, start with --retain-confirm-until %s",
+            wall.isoformat(timespec="seconds"),
+            timedelta(seconds=reading.jump_us // 10**6),
+            to_time(reading.trusted_us).isoformat(timespec="seconds"),
+            held,
+            (wall + timedelta(days=1)).date(),
+        )
+
+    def _oldest_kept(self, now: datetime) -> datetime:
+        return now - timedelta(days=self._duties.retain_days)
+
+    @property
+    def _exported_only(self) -> bool:
+        return self._duties.export_dir is not None
 
 
 class _Step:
     """One duty and when it is due next."""
 
-    def __init__(self, work: Callable[[], None], every: float) -> None:
+    def __init__(self, work: Callable[[], object], every: float) -> None:
         self._work = work
         self._name = work.__name__.strip("_")
         self._every = every

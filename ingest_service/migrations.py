@@ -6,7 +6,7 @@ from importlib import resources
 
 import duckdb
 
-VERSIONS: Sequence[str] = ("schema.sql", "schema_2.sql")
+VERSIONS: Sequence[str] = ("schema.sql", "schema_2.sql", "schema_3.sql")
 """SQL files of this package; the nth takes a file from version n - 1 to n, 0 being empty."""
 
 

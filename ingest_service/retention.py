@@ -2,6 +2,7 @@
 
 import duckdb
 
+from ingest_service.retention_clock import SLACK_US, Note, Uptime
 from ingest_service.rollups import Block, delete_sums
 
 REJECTED_SLICE = 50_000
@@ -33,6 +34,18 @@ _COUNT = """
     WHERE e.device_id = d.device_id AND e.spool_id = d.spool_id
 """
 _EXPORTED = "SELECT epoch_us(max(through)) FROM exports WHERE finished_at IS NOT NULL"
+_EXPIRABLE = """
+    SELECT coalesce(sum(predictions), 0)::BIGINT FROM blocks
+    WHERE through < make_timestamptz($before)
+"""
+_NOTED = """
+    SELECT epoch_us(reached_at), boot_id, uptime_seconds, slack_seconds FROM retention_clock
+"""
+_LAST_COMMIT = "SELECT epoch_us(max(updated_at)) FROM watermarks"
+_NOTE = """
+    INSERT INTO retention_clock
+    VALUES (make_timestamptz($reached_us), $boot, $seconds, $slack_seconds)
+"""
 
 
 def expire_block(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_only: bool) -> int:
@@ -46,9 +59,7 @@ def expire_block(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_onl
     Returns:
         How many predictions were deleted; 0: there is nothing to do.
     """
-    if exported_only:
-        ((exported,),) = cursor.execute(_EXPORTED).fetchall()
-        before_us = 0 if exported is None else min(before_us, exported + 1)
+    before_us = _exported_before(cursor, before_us) if exported_only else before_us
     found = cursor.execute(_OLDEST, {"before": before_us}).fetchall()
     if not found:
         return 0
@@ -58,6 +69,30 @@ def expire_block(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_onl
     cursor.execute(f"DELETE FROM predictions WHERE {_BLOCK}", span)
     delete_sums(cursor, block.after, block.through)
     return block.predictions
+
+
+def expirable(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_only: bool) -> int:
+    """Return how many predictions `expire_block` would delete, block by block."""
+    before_us = _exported_before(cursor, before_us) if exported_only else before_us
+    ((count,),) = cursor.execute(_EXPIRABLE, {"before": before_us}).fetchall()
+    return int(count)
+
+
+def read_note(cursor: duckdb.DuckDBPyConnection) -> Note | None:
+    """Return what is noted about the clock, else the last commit; None: there is none either."""
+    found = cursor.execute(_NOTED).fetchall()
+    if not found:
+        ((last,),) = cursor.execute(_LAST_COMMIT).fetchall()
+        return None if last is None else Note(last, Uptime("", 0.0), SLACK_US)
+    reached, boot, seconds, slack = found[0]
+    return Note(reached, Uptime(boot, seconds), round(slack * 1e6))
+
+
+def write_note(cursor: duckdb.DuckDBPyConnection, note: Note) -> None:
+    """Replace what is noted about the clock, in the transaction that is open."""
+    cursor.execute("DELETE FROM retention_clock")
+    values = {"reached_us": note.reached_us, "slack_seconds": note.slack_us / 1e6}
+    cursor.execute(_NOTE, {**values, **note.uptime._asdict()})
 
 
 def expire_rejected(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
@@ -76,6 +111,11 @@ def expire_streams(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
     if upto is None:
         return 0
     return _delete(cursor, "streams", _UPTO.format(time="opened_at"), {"upto": upto})
+
+
+def _exported_before(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
+    ((exported,),) = cursor.execute(_EXPORTED).fetchall()
+    return 0 if exported is None else min(before_us, exported + 1)
 
 
 def _slice_end(

@@ -4,7 +4,7 @@ A block is a run of commits that is over: its rows change no more, save that ret
 whole of it. What is newer than the last block is read from the rows themselves.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import duckdb
@@ -58,13 +58,13 @@ class Block(NamedTuple):
 
 
 def open_blocks(
-    cursor: duckdb.DuckDBPyConnection, now_us: int, *, everything: bool = False
+    cursor: duckdb.DuckDBPyConnection, age: Callable[[int], int], *, everything: bool = False
 ) -> list[Block]:
     """Returns the blocks that can be closed: full ones, and a last one that is old enough.
 
     Args:
         cursor: the connection.
-        now_us: the server's wall clock, us since 1970.
+        age: returns how long ago a commit was, us, by its time in us since 1970.
         everything: whether to close the last one anyway.
     """
     ends = cursor.execute(_ENDS).fetchall()
@@ -72,7 +72,7 @@ def open_blocks(
         return []
     # The newest rows stay open for the commits to come, unless they have waited for long.
     first, _, predictions = ends[-1]
-    if predictions < BLOCK and now_us - first < BLOCK_US and not everything:
+    if predictions < BLOCK and age(first) < BLOCK_US and not everything:
         ends.pop()
     (after,) = cursor.execute(_LAST).fetchall()[0]
     blocks = []

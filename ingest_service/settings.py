@@ -1,5 +1,6 @@
 """Settings of the ingest service."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
@@ -54,6 +55,12 @@ class IngestSettings(ServerSettings):
         description="days after which a prediction is deleted, by the time the server received it;"
         " 0: never",
     )
+    retain_confirm_until: datetime | None = Field(
+        None,
+        description="an operator's word that the server's clock is right up to this date or time"
+        " (UTC where no zone is given): needed for retention to go on after the clock moved more"
+        " than a day further than the time that passed, as after a long stop; none: not given",
+    )
     export_dir: Path | None = Field(
         None,
         description="folder to export predictions to as Parquet files by day and device; none: no"
@@ -62,6 +69,11 @@ class IngestSettings(ServerSettings):
     export_every_minutes: float = Field(
         60.0, ge=0.01, le=1440, description="time between two exports, minutes"
     )
+
+    @field_validator("retain_confirm_until")
+    @classmethod
+    def _has_a_zone(cls, time: datetime | None) -> datetime | None:
+        return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
 
     @field_validator("export_dir")
     @classmethod

@@ -4,7 +4,7 @@ A store takes the changes of a group of messages in one transaction, in which th
 read too: several writers may share a store as long as its transactions notice one another.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
+
+from ingest_service.retention_clock import Note, Reading
 
 _TIME = pa.timestamp("us", "UTC")
 
@@ -261,6 +263,14 @@ class Keeper(Protocol):
         Returns:
             How many predictions were deleted.
         """
+        ...
+
+    def expirable(self, before: datetime, *, exported_only: bool) -> int:
+        """Return how many predictions `expire` with these arguments would delete."""
+        ...
+
+    def read_clock(self, judge: Callable[[Note | None], Reading]) -> Reading:
+        """Return what `judge` makes of the note about the clock, and keep its new note."""
         ...
 
     def export(self, folder: Path, now: datetime) -> int:

@@ -23,6 +23,13 @@ from servicekit.errors import SightlineError, from_rpc_error
 PATIENCE = 30.0
 """How long a test waits for what must happen, s."""
 
+_WRONG_CLOCK = """
+from datetime import UTC, datetime, timedelta
+import ingest_service.__main__ as service
+service._now = lambda: datetime.now(UTC) + timedelta(days={days})
+service.main()
+"""
+
 
 class Server:
     """The process. Each start is on the same database."""
@@ -31,6 +38,8 @@ class Server:
         self.folder = folder
         self.database = folder / "test.duckdb"
         self.log = folder / "stderr.log"
+        self.days_ahead = 0
+        """How wrong the wall clock of the processes is that are started from now on."""
         self._flags = flags
         self._process: subprocess.Popen[str] | None = None
         self._channel: grpc.Channel | None = None
@@ -51,7 +60,7 @@ class Server:
         with self.log.open("a") as log:
             return subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "ingest_service"),
+                    *(sys.executable, *self._program()),
                     *("--listen", "127.0.0.1:0", "--database", str(self.database)),
                     *self._flags,
                 ],
@@ -61,6 +70,11 @@ class Server:
                 cwd=self.folder,
                 env=environment,
             )
+
+    def _program(self) -> list[str]:
+        if not self.days_ahead:
+            return ["-m", "ingest_service"]
+        return ["-c", _WRONG_CLOCK.format(days=self.days_ahead)]
 
     def signal(self, number: int) -> None:
         """Sends a signal."""

@@ -45,6 +45,11 @@ def log_days_ago(database: Path, days: float) -> None:
     store.close()
 
 
+def confirmed() -> list[str]:
+    """Returns the operator's word that eight days have passed since the last commit."""
+    return ["--retain-confirm-until", (datetime.now(UTC) + timedelta(days=1)).isoformat()]
+
+
 def rows_in(folder: Path) -> list[tuple[str, int]]:
     if not list(folder.glob("day=*/device_id=*/*.parquet")):
         return []
@@ -56,7 +61,7 @@ def rows_in(folder: Path) -> list[tuple[str, int]]:
 
 def test_old_predictions_are_deleted_and_positions_are_not(start: Start, tmp_path: Path) -> None:
     log_days_ago(tmp_path / "test.duckdb", 8)
-    server = start("--retain-days", "7")
+    server = start("--retain-days", "7", *confirmed())
     server.log_messages(request(*predictions(1, 12), head=header()))
     assert server.watermark(SPOOL) == 12
     server.stop()
@@ -67,10 +72,33 @@ def test_old_predictions_are_deleted_and_positions_are_not(start: Start, tmp_pat
     ]
 
 
+def test_item_15_a_service_whose_clock_is_60_days_ahead_deletes_nothing(
+    start: Start, tmp_path: Path
+) -> None:
+    server = start("--retain-days", "30")
+    server.log_messages(request(*predictions(1, 5), head=header()))
+    server.stop()
+    server.days_ahead = 60
+    server.start()
+    # The new commits have a time that is wrong, and must not vouch for it.
+    server.log_messages(request(*predictions(6, 9), head=header()))
+    eventually(lambda: "--retain-confirm-until" in server.log.read_text())
+    server.stop()
+    server.start()  # a second start finds rows of the wrong time
+    server.stop()
+    assert server.query("SELECT count(*) FROM predictions") == [(9,)]
+    server.days_ahead = 0
+    server.start()
+    server.log_messages(request(*predictions(10, 10), head=header()))
+    server.stop()
+    assert "received_at stands still" in server.log.read_text()
+    assert server.query("SELECT accepted, expired, balanced FROM ledger") == [(10, 0, True)]
+
+
 def test_nothing_is_deleted_before_it_is_exported(start: Start, tmp_path: Path) -> None:
     log_days_ago(tmp_path / "test.duckdb", 8)
     folder = tmp_path / "out"
-    server = start("--retain-days", "7", "--export-dir", str(folder))
+    server = start("--retain-days", "7", "--export-dir", str(folder), *confirmed())
     eventually(lambda: "deleted 8 predictions" in server.log.read_text())
     server.stop()
     assert rows_in(folder) == [(SPOOL.device_id, sequence) for sequence in range(1, 9)]
