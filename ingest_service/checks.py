@@ -5,7 +5,6 @@ arrays are looked at as a whole: a Python object is made only for a rule that is
 """
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ingest_service.capture_window import EARLIEST_CAPTURE, Window, to_us
+
 MAX_IMAGE_ID_BYTES = 512
 MAX_NAME_BYTES = 256
 MAX_IMAGE_SIDE = 65_535
 MAX_DETECTIONS = 10_000
 MAX_LABELS = 64
 MAX_LABEL_BYTES = 1024
-EARLIEST_CAPTURE = datetime(2000, 1, 1, tzinfo=UTC)
-FUTURE_ALLOWANCE = timedelta(days=1)
 
 SOURCES = (None, "device", "cloud")
 """Names of PredictionSource by number; None: not said."""
@@ -56,16 +55,16 @@ class _Broken(NamedTuple):
     """Per row (of the predictions, the detections or the labels): whether it breaks the rule."""
 
 
-def find_violations(predictions: pa.StructArray, now: datetime) -> dict[int, Violation]:
+def find_violations(predictions: pa.StructArray, window: Window) -> dict[int, Violation]:
     """Returns the first rule that each row breaks, for the rows that break one.
 
     Args:
         predictions: as ptars reads them from `sightline.types.v1.Prediction`, times in us,
             durations in ns, no slice of another array.
-        now: the server's time.
+        window: capture times that are plausible.
     """
     found: dict[int, Violation] = {}
-    for rule in _row_rules(predictions, now):
+    for rule in _row_rules(predictions, window):
         for row in np.flatnonzero(rule.mask):
             found.setdefault(int(row), Violation(rule.field, rule.reason))
     detections = predictions.field("detections")
@@ -91,7 +90,7 @@ def _note_first(
         found.setdefault(int(row), Violation(path, rule.reason))
 
 
-def _row_rules(rows: pa.StructArray, now: datetime) -> Iterator[_Broken]:
+def _row_rules(rows: pa.StructArray, window: Window) -> Iterator[_Broken]:
     yield from _text_rules(rows)
     for side in ("image_width", "image_height"):
         yield _Broken(side, f"{side.upper()}_OUT_OF_RANGE", _outside(rows, side, 0, MAX_IMAGE_SIDE))
@@ -100,7 +99,7 @@ def _row_rules(rows: pa.StructArray, now: datetime) -> Iterator[_Broken]:
     yield _Broken("source", "SOURCE_UNKNOWN", _outside(rows, "source", 0, len(SOURCES) - 1))
     unknown = _outside(rows, "cloud_reason", 0, len(CLOUD_REASONS) - 1)
     yield _Broken("cloud_reason", "CLOUD_REASON_UNKNOWN", unknown)
-    yield from _time_rules(rows, now)
+    yield from _time_rules(rows, window)
     many = np.diff(rows.field("detections").offsets.to_numpy()) > MAX_DETECTIONS
     yield _Broken("detections", "TOO_MANY_DETECTIONS", many)
     many = np.diff(rows.field("labels").offsets.to_numpy()) > MAX_LABELS
@@ -123,13 +122,13 @@ def _text_rules(rows: pa.StructArray) -> Iterator[_Broken]:
         yield _Broken("trace_id", "TRACE_ID_MALFORMED", ~good)
 
 
-def _time_rules(rows: pa.StructArray, now: datetime) -> Iterator[_Broken]:
+def _time_rules(rows: pa.StructArray, window: Window) -> Iterator[_Broken]:
     captured = rows.field("captured_at")
     yield _Broken("captured_at", "CAPTURED_AT_REQUIRED", _absent(captured))
     times = _filled(captured)
-    early = times < _microseconds(EARLIEST_CAPTURE)
+    early = times < window.earliest
     yield _Broken("captured_at", "CAPTURED_AT_TOO_EARLY", early)
-    late = times > _microseconds(now + FUTURE_ALLOWANCE)
+    late = times > window.latest
     yield _Broken("captured_at", "CAPTURED_AT_IN_FUTURE", late)
     yield _Broken(
         "inference_time", "INFERENCE_TIME_NEGATIVE", _filled(rows.field("inference_time")) < 0
@@ -186,10 +185,6 @@ def _absent(values: pa.Array) -> _Mask:
 
 def _filled(times: pa.Array) -> _Array:
     """Returns times or durations as numbers in their unit; an absent one as one that is valid."""
-    valid = _microseconds(EARLIEST_CAPTURE)
+    valid = to_us(EARLIEST_CAPTURE)
     numbers: _Array = times.view(pa.int64()).fill_null(valid).to_numpy(zero_copy_only=False)
     return numbers
-
-
-def _microseconds(time: datetime) -> int:
-    return (time - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)

@@ -6,7 +6,7 @@ The SQL is that of any DuckDB catalogue; only opening, closing and recovering ar
 import contextlib
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import duckdb
 import grpc
 import pyarrow as pa
 
+from ingest_service import readmission
 from ingest_service.commit_clock import CommitClock
 from ingest_service.duckdb_keeper import DuckDBKeeper
 from ingest_service.duckdb_reader import DuckDBReader
@@ -238,6 +239,17 @@ class DuckDBTransaction:
                 "INSERT INTO predictions BY NAME SELECT *, ? AS received_at FROM incoming",
                 [received_at],
             )
+
+    def rejected(
+        self, which: readmission.Which, after: readmission.Rejected | None
+    ) -> Sequence[readmission.Rejected]:
+        """Return the next rejected predictions; none are left when there are none."""
+        return readmission.find(self._cursor, which, after)
+
+    def readmit(self, predictions: pa.Table, received_at: datetime) -> None:
+        """Make rejected predictions accepted ones."""
+        self.write_predictions(predictions, received_at)
+        readmission.move(self._cursor, predictions)
 
     def _stamp(self, now: datetime) -> datetime:
         """Returns the time of this commit, the same for all that it writes."""

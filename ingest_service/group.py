@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ingest_service import sequence
+from ingest_service import capture_window, sequence
 from ingest_service.checks import Violation, find_violations
 from ingest_service.decode import Decoder
 from ingest_service.sequence import Claims
@@ -74,13 +74,16 @@ class Prepared:
         return [message.opening.spool for message in self.messages]
 
 
-def prepare(messages: Sequence[Message], decoder: Decoder, now: datetime) -> Prepared:
+def prepare(
+    messages: Sequence[Message], decoder: Decoder, now: datetime, steady: float | None = None
+) -> Prepared:
     """Reads and checks the messages of a group.
 
     Args:
         messages: in the order in which they came.
         decoder: reads their bytes.
         now: the server's time, UTC.
+        steady: the server's steady clock, s; None: not known.
     """
     decoded = decoder.decode([message.payload for message in messages])
     predictions = decoded.batch.column("predictions")
@@ -91,13 +94,14 @@ def prepare(messages: Sequence[Message], decoder: Decoder, now: datetime) -> Pre
     for index, disorder in sequence.find_disorder(claims).items():
         refused.setdefault(index, invalid(*disorder))
     _refuse_gaps(refused, gaps)
+    windows = [capture_window.of_stream(m.opening, now, steady) for m in messages]
     return Prepared(
         messages,
         predictions.values,
         gaps.values,
         claims,
         refused,
-        find_violations(predictions.values, now),
+        find_violations(predictions.values, capture_window.for_each(windows, claims.message)),
     )
 
 

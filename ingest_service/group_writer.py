@@ -1,5 +1,6 @@
 """Commits groups of messages: decode and check first, then one transaction."""
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -23,11 +24,18 @@ class GroupWriter:
     Args:
         store: where they go.
         now: the server's wall clock, UTC.
+        steady: the server's steady clock, s.
     """
 
-    def __init__(self, store: Store, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        now: Callable[[], datetime],
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._now = now
+        self._steady = steady
         self._decoder = Decoder()
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
@@ -36,7 +44,7 @@ class GroupWriter:
         Args:
             messages: in the order in which they came.
         """
-        return prepare(messages, self._decoder, self._now())
+        return prepare(messages, self._decoder, self._now(), self._steady())
 
     def commit(
         self,

@@ -19,12 +19,15 @@ MAX_DURATION_SECONDS = 315_576_000_000
 _SPOOL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def parse_header(payload: bytes, opened_at: datetime) -> Opening:
+def parse_header(
+    payload: bytes, opened_at: datetime, opened_steady: float | None = None
+) -> Opening:
     """Returns what the first message of a stream says about its sender.
 
     Args:
         payload: the message.
         opened_at: when it came, by the server's clock, UTC.
+        opened_steady: when it came, by the server's steady clock, s; None: not known.
 
     Raises:
         SightlineError: INVALID_ARGUMENT; the message cannot be read, or breaks a rule of
@@ -45,6 +48,7 @@ def parse_header(payload: bytes, opened_at: datetime) -> Opening:
         _device_time(header),
         _device_monotonic(header),
         header.client,
+        opened_steady,
     )
 
 

@@ -1,6 +1,7 @@
 """IngestService on gRPC: translates between the contract and the service's parts."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -86,7 +87,7 @@ class IngestServer:
         if first is None:
             raise invalid("header", "must be given in the first message of a stream")
         self._check_size(first)
-        opening = parse_header(first, self._now())
+        opening = parse_header(first, self._now(), time.monotonic())
         current_caller().require_device(opening.spool.device_id)
         stream = self._committer.open(opening)
         await stream.send(first)

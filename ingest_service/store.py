@@ -169,6 +169,8 @@ class Opening:
     """By the device's, uncorrected; None: it did not say."""
     device_monotonic: timedelta | None
     client: str
+    opened_steady: float | None = None
+    """`opened_at` by the server's steady clock, s; None: not known."""
 
     @property
     def clock_offset_seconds(self) -> float | None:

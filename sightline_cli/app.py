@@ -10,7 +10,7 @@ from edge.commands import infer, log
 from edge.doctor.command import doctor
 from edge.spool import commands as spool
 from servicekit import terminal
-from sightline_cli import export, keys, models, read, serve
+from sightline_cli import export, keys, models, read, readmit, serve
 
 app = typer.Typer(
     help="The wire between edge cameras and the cloud: log predictions, ask for them.",
@@ -27,6 +27,7 @@ app.command("doctor")(doctor)
 app.add_typer(spool.app, name="spool")
 app.command("stats")(read.stats)
 app.command("export")(export.export)
+app.command("readmit")(readmit.readmit)
 app.command("health")(read.health)
 
 

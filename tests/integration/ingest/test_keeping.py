@@ -21,6 +21,7 @@ from tests.unit.ingest_service.samples import (
     prediction,
     predictions,
     request,
+    spool,
     timestamp,
 )
 from tests.unit.ingest_service.store_conformance import commit
@@ -93,6 +94,29 @@ def test_item_15_a_service_whose_clock_is_60_days_ahead_deletes_nothing(
     server.stop()
     assert "received_at stands still" in server.log.read_text()
     assert server.query("SELECT accepted, expired, balanced FROM ledger") == [(10, 0, True)]
+
+
+def test_item_16_a_service_whose_clock_is_behind_rejects_nothing_that_is_good(
+    start: Start,
+) -> None:
+    server = start()
+    server.stop()
+    server.days_ahead = -3
+    server.start()
+    now = datetime.now(UTC)
+    sent = [prediction(sequence, captured_at=timestamp(now)) for sequence in range(1, 6)]
+    answer = server.log_messages(request(*sent, head=header(device_time=timestamp(now))))
+    assert (answer.accepted, answer.rejected) == (5, 0)
+    # A device that does not say what its clock shows: the rows come back by the command.
+    answer = server.log_messages(request(*sent, head=header(spool(2))))
+    assert (answer.accepted, answer.rejected) == (0, 5)
+    server.stop()
+    command = [sys.executable, "-c", "from sightline_cli.app import main; main()", "readmit"]
+    command += ["--database", str(server.database)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == {"readmitted": 5, "kept": {}, "dry_run": False}
+    server.assert_exactly_once({SPOOL: 5, spool(2): 5})
+    assert server.query("SELECT count(*) FROM predictions") == [(10,)]
 
 
 def test_nothing_is_deleted_before_it_is_exported(start: Start, tmp_path: Path) -> None:

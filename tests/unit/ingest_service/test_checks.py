@@ -14,6 +14,7 @@ from sightline.types.v1.prediction_pb2 import (
     PredictionSource,
 )
 
+from ingest_service.capture_window import by_server
 from ingest_service.checks import CLOUD_REASONS, SOURCES, find_violations
 from ingest_service.decode import Decoder
 from tests.unit.ingest_service.samples import NOW, detection, prediction, request, timestamp
@@ -27,7 +28,7 @@ LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 def violations(*predictions: Prediction) -> dict[int, tuple[str, str]]:
     batch = DECODER.decode([request(*predictions).SerializeToString()]).batch
-    found = find_violations(batch.column("predictions").values, NOW)
+    found = find_violations(batch.column("predictions").values, by_server(NOW))
     return {row: (violation.field, violation.reason) for row, violation in found.items()}
 
 

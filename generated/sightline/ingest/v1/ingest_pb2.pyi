@@ -102,7 +102,8 @@ class LogHeader(_message.Message):
     @_builtins.property
     def device_time(self) -> _timestamp_pb2.Timestamp:
         """The device's wall clock when the stream was opened, uncorrected.
-        Absent: the server stores no clock offset for this stream.
+        Absent: the server stores no clock offset for this stream, and holds capture times against its
+        own clock only.
         """
 
     @_builtins.property

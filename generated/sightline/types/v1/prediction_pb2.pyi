@@ -229,7 +229,9 @@ class Prediction(_message.Message):
     @_builtins.property
     def captured_at(self) -> _timestamp_pb2.Timestamp:
         """When the picture was taken, by the device's own wall clock, uncorrected.
-        Required, from 2000-01-01 to one day after the server's time.
+        Required, from 2000-01-01 to one day after the server's time or, where that is later, after
+        the device's: LogHeader.device_time and what has passed since. Where that clock shows a time
+        before 2000, from 1970-01-01.
         """
 
     @_builtins.property

@@ -1,0 +1,90 @@
+"""`sightline readmit`: rejected predictions that keep every rule now become accepted ones."""
+
+import contextlib
+import json
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from servicekit.errors import SightlineError
+from servicekit.terminal import CommandError
+
+if TYPE_CHECKING:
+    from ingest_service.duckdb_store import DuckDBStore
+    from ingest_service.readmission import Which
+
+
+def readmit(
+    database: Annotated[
+        Path, typer.Option(help="DuckDB file of an ingest service that is stopped.")
+    ] = Path("sightline.duckdb"),
+    reason: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only what broke this rule; may be given more than once. Default: those that a"
+            " wrong clock can break, CAPTURED_AT_IN_FUTURE and CAPTURED_AT_TOO_EARLY."
+        ),
+    ] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="Only this device; may be given more than once.")
+    ] = None,
+    since: Annotated[
+        datetime | None, typer.Option(help="Only what was rejected at or after this time, UTC.")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(help="Only what was rejected before this time, UTC.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Only count, and change nothing.")] = False,
+) -> None:
+    """Accept rejected predictions that keep every rule now. Example: sightline readmit --dry-run.
+
+    For rows that a server with a wrong clock rejected. Each moves once, with a new `received_at`;
+    what still breaks a rule stays. A running service holds the file: stop it first.
+    """
+    # DuckDB comes with the `ingest` extra, and takes a while to load.
+    try:
+        from ingest_service.duckdb_store import DuckDBStore, StoreOpenError
+        from ingest_service.readmission import REASONS, Which
+    except ImportError as error:
+        raise CommandError(f"{error}: pip install 'sightline[ingest]'") from error
+    if not database.is_file():
+        raise CommandError(f"--database: {database} is no file")
+    which = Which(tuple(reason or REASONS), tuple(device or ()), _utc(since), _utc(until))
+    try:
+        with contextlib.closing(DuckDBStore(database)) as store:
+            count, kept = _move_all(store, which, dry_run=dry_run)
+    except StoreOpenError as error:
+        raise CommandError(str(error)) from error
+    except SightlineError as error:
+        raise CommandError(f"stopped halfway, and can be repeated: {error}") from error
+    typer.echo(json.dumps({"readmitted": count, "kept": dict(kept), "dry_run": dry_run}))
+
+
+def _move_all(store: "DuckDBStore", which: "Which", *, dry_run: bool) -> tuple[int, Counter[str]]:
+    """Return how many were readmitted, and how many were not, by why."""
+    from ingest_service.decode import Decoder
+    from ingest_service.readmission import Rejected, weigh
+
+    decoder, count = Decoder(), 0
+    kept: Counter[str] = Counter()
+    after: Rejected | None = None
+    while True:
+        now = datetime.now(UTC)
+        with store.transaction() as transaction:
+            found = transaction.rejected(which, after)
+            if not found:
+                return count, kept
+            batch = weigh(found, decoder, now)
+            if batch.predictions.num_rows and not dry_run:
+                transaction.readmit(batch.predictions, now)
+        count += batch.predictions.num_rows
+        kept += batch.kept
+        after = batch.last
+
+
+def _utc(time: datetime | None) -> datetime | None:
+    """Return a time that was given without a zone as UTC."""
+    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
