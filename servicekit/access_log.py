@@ -9,14 +9,15 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from structlog.contextvars import get_contextvars
 
 from servicekit import call_notes
 from servicekit.auth.caller import known_caller
-from servicekit.background_lines import BackgroundLines
+from servicekit.background_lines import BackgroundLines, Writable
+from servicekit.background_stderr import BackgroundStderr
 from servicekit.call_end import code_of, peer_of
 from servicekit.call_notes import Fact
 
@@ -37,8 +38,10 @@ class JsonLines:
         service: the process in every line.
     """
 
-    def __init__(self, stream: TextIO, service: str) -> None:
-        self._lines = BackgroundLines(stream)
+    def __init__(self, stream: Writable, service: str) -> None:
+        shared = stream.lines if isinstance(stream, BackgroundStderr) else None
+        self._is_shared = shared is not None
+        self._lines = shared or BackgroundLines(stream)
         self._tail = f'"level": "info", "logger": "access", "event": "call", "service": "{service}"'
         self._second = (0, "")
 
@@ -48,8 +51,9 @@ class JsonLines:
         self._lines.put(head + _to_json({**get_contextvars(), **fields})[1:])
 
     def close(self) -> None:
-        """Writes what is left and ends."""
-        self._lines.close()
+        """Writes what is left and ends; stderr's own lines go on."""
+        if not self._is_shared:
+            self._lines.close()
 
     def _timestamp(self, nanoseconds: int) -> str:
         second, rest = divmod(nanoseconds, 10**9)

@@ -1,14 +1,14 @@
-"""Writes lines of text to a stream by a thread of its own, many at a time.
+"""Writes text to a stream by a thread of its own, many lines at a time.
 
-For lines that come with every call: a write would cost each of them a system call, and whoever
-reads the log and stops reading would stop the server.
+Everything that a process says goes this way (`servicekit.background_stderr`): whoever reads the log
+and stops reading would else stop the server. Lines about calls would also cost a system call each.
 """
 
 import atexit
 import logging
 import threading
 from collections import deque
-from typing import TextIO
+from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +18,16 @@ _GATHER_SECONDS = 0.05
 """How long the first of some lines waits for others."""
 _CLOSE_SECONDS = 1.0
 """How long the last lines may take when the process ends."""
+
+
+class Writable(Protocol):
+    """What text is written to."""
+
+    def write(self, text: str, /) -> object:
+        """Writes text, or waits until it can."""
+
+    def flush(self) -> object:
+        """Keeps nothing back."""
 
 
 class BackgroundLines:
@@ -30,7 +40,7 @@ class BackgroundLines:
         max_waiting: lines that wait at most.
     """
 
-    def __init__(self, stream: TextIO, max_waiting: int = _MAX_WAITING) -> None:
+    def __init__(self, stream: Writable, max_waiting: int = _MAX_WAITING) -> None:
         self._stream = stream
         self._max_waiting = max_waiting
         self._lines: deque[str] = deque()
@@ -43,11 +53,15 @@ class BackgroundLines:
         atexit.register(self.close)
 
     def put(self, line: str) -> None:
-        """Takes a line in; never blocks."""
+        """Takes a line in, without its end; never blocks."""
+        self.write(f"{line}\n")
+
+    def write(self, text: str) -> None:
+        """Takes text in as it is, a line or so; never blocks."""
         if len(self._lines) >= self._max_waiting:
             self._dropped += 1
             return
-        self._lines.append(line)
+        self._lines.append(text)
         if not self._some.is_set():
             self._some.set()
 
@@ -68,10 +82,12 @@ class BackgroundLines:
     def _write(self) -> None:
         lines = [self._lines.popleft() for _ in range(len(self._lines))]
         try:
-            self._stream.write("".join(f"{line}\n" for line in lines))
+            self._stream.write("".join(lines))
             self._stream.flush()
         except (OSError, ValueError):  # it is closed, or nobody reads it: nowhere to say so
             self._closing.set()
         if dropped := self._dropped - self._told:
             self._told += dropped
-            logger.warning("dropped %d lines about calls: they come faster than read", dropped)
+            logger.warning(
+                "dropped %d lines of the log: they come faster than they are read", dropped
+            )

@@ -7,8 +7,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,8 +19,10 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from servicekit import background_stderr
 from servicekit.auth.caller import Scope
 from servicekit.auth.guard import Access
+from servicekit.background_stderr import Descriptor
 from servicekit.gate import Gate
 from servicekit.health import Health
 from servicekit.interceptors import Guard, server_interceptor
@@ -170,8 +174,10 @@ def run(main: Callable[[], Awaitable[None]], *, prog: str) -> int:
     """Runs a process's main coroutine and returns its exit code.
 
     0: it returned; 1: it could not start; 2: a setting cannot be used; 130: it was interrupted
-    before it served. What went wrong goes to stderr as one sentence.
+    before it served. What went wrong goes to stderr as one sentence. From here on nothing that the
+    process writes there makes it wait.
     """
+    background_stderr.install()
 
     async def coroutine() -> None:
         await main()
@@ -307,8 +313,15 @@ def _say_ready(name: str, address: str, metrics_address: str | None) -> None:
         "metrics_address": metrics_address,
         "pid": os.getpid(),
     }
-    sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
+    # Whoever started the service may read neither of its streams, which may be one pipe.
+    write = partial(_print, json.dumps(line) + "\n")
+    threading.Thread(target=write, name="ready", daemon=True).start()
+
+
+def _print(text: str) -> None:
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it
+            Descriptor(sys.stdout.fileno()).write(text)
 
 
 async def _drain(

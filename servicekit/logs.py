@@ -1,6 +1,7 @@
 """Log lines of a process: structlog's formatter over stdlib logging, on stderr.
 
 Lines about calls, as JSON, do not come this way but look the same: see `servicekit.access_log`.
+Neither waits for whoever reads them (`servicekit.background_stderr`).
 """
 
 import logging
@@ -11,6 +12,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from servicekit import access_log
+from servicekit.failures_once import FailuresOnce
 
 
 def configure(
@@ -23,7 +25,8 @@ def configure(
 
     A JSON line has `timestamp` (ISO 8601, UTC), `level`, `logger`, `event`, `service`, whatever is
     bound for the call (`trace_id`) and, for an exception, `exception`. So do the lines of libraries
-    that know only stdlib logging.
+    that know only stdlib logging. The same warning or error again, within a minute, is only
+    counted; see `FailuresOnce`.
 
     Args:
         level: least severe level that is written: debug, info, warning or error.
@@ -32,11 +35,12 @@ def configure(
         service: the process in every line, such as `ingest`.
     """
     console = sys.stderr.isatty() if log_format is None else log_format == "console"
-    handler = logging.StreamHandler(sys.stderr)
+    handler = FailuresOnce(sys.stderr)
     handler.setFormatter(_formatter(service, console=console))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(capture=True)
     access_log.write_json(None if console else access_log.JsonLines(sys.stderr, service))
 
 

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from servicekit import background_stderr
 from servicekit.terminal import CommandError
 from sightline_cli.processes import ServiceProcess, is_taken
 
@@ -67,6 +68,7 @@ def up(
 
     Example: sightline up --model-repository models/repository
     """
+    background_stderr.install()
     for module in _NEEDS:
         _check_installed(module)
     _check_up(model_repository, data, [ingest_listen, inference_listen])

@@ -1,6 +1,7 @@
 """The command `log`: pictures in, answers into the log."""
 
 import json
+import logging
 import os
 import signal
 import time
@@ -22,7 +23,9 @@ from edge.sources.counts import SourceState
 from edge.sources.frame import FrameSource
 from edge.sources.opening import open_source
 from edge.sources.sampling import Sampling
+from servicekit import background_stderr
 from servicekit.errors import SightlineError
+from servicekit.failures_once import FailuresOnce
 from servicekit.terminal import CommandError, sentence
 
 
@@ -67,6 +70,7 @@ def log(
 
     Example: sightline log rtsp://camera/stream --model model.onnx --every-seconds 0.5
     """
+    _never_wait_for_readers()
     settings = settings_with(
         device_model=model,
         detector=detector,
@@ -94,6 +98,13 @@ def log(
     unread = [name for name, one in stats.sources.items() if one.state is SourceState.FAILED]
     if unread or (not interrupted and (not committed or stats.pictures.failed)):
         raise typer.Exit(1)
+
+
+def _never_wait_for_readers() -> None:
+    """Keeps who does not read stderr from stopping the node: its threads write there as well."""
+    stream = background_stderr.install()
+    if not logging.getLogger().handlers:
+        logging.getLogger().addHandler(FailuresOnce(stream))
 
 
 def _opened(sources: Sequence[str], every: int, every_seconds: float | None) -> list[FrameSource]:

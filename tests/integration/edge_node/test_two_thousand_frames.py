@@ -6,9 +6,9 @@ its budget; what was answered is in the store once; the breaker opens and closes
 add up to the frames.
 
 The node ends a frame by waking up when its budget is over, and does no more than that: it cannot be
-earlier than the machine lets a thread wake. Under twice as many busy processes as cores, frames were
-16 ms late at most while a thread that only sleeps was 228 ms late. So that lateness is measured
-beside the frames, and allowed on top of the grace.
+earlier than the machine lets a thread wake. Under twice as many busy processes as cores, frames
+were 16 ms late at most while a thread that only sleeps was 228 ms late. So that lateness is
+measured beside the frames, and allowed on top of the grace.
 """
 
 import random
@@ -42,8 +42,8 @@ FRAMES = 2_000
 FRAMES_PER_SECOND = 30.0
 BUDGET = 1.5
 GRACE = 0.05
-"""Seconds after its budget at which a frame's answer or error must be there, on a machine that wakes
-a thread in time."""
+"""Seconds after its budget at which a frame's answer or error must be there, on a machine that
+wakes a thread in time."""
 BEAT = 0.005
 RED = np.full((48, 64, 3), (255, 0, 0), np.uint8)
 
