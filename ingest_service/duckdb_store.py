@@ -9,6 +9,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import grpc
@@ -19,6 +20,7 @@ from ingest_service.commit_clock import CommitClock
 from ingest_service.duckdb_keeper import DuckDBKeeper
 from ingest_service.duckdb_reader import DuckDBReader
 from ingest_service.migrations import NewerSchemaError, migrate
+from ingest_service.spool_rows import Range, SpoolRows, count_rows
 from ingest_service.store import Changes, Spool
 from servicekit.errors import SightlineError
 
@@ -47,8 +49,11 @@ _APPENDED = {
 }
 _ADD_SPOOLS = """
     INSERT INTO watermarks (device_id, spool_id, committed_through, duplicates, updated_at)
-    SELECT device_id, spool_id, 0, 0, $now
-    FROM incoming ANTI JOIN watermarks USING (device_id, spool_id)
+    SELECT device_id, spool_id, committed_through, duplicates, $now FROM incoming
+"""
+_FIND_SPOOLS = """
+    SELECT w.rowid, device_id, spool_id, w.committed_through
+    FROM watermarks AS w JOIN incoming USING (device_id, spool_id)
 """
 _MOVE_WATERMARKS = """
     UPDATE watermarks AS w SET
@@ -56,6 +61,7 @@ _MOVE_WATERMARKS = """
         duplicates = w.duplicates + i.duplicates,
         updated_at = $now
     FROM incoming AS i WHERE w.device_id = i.device_id AND w.spool_id = i.spool_id
+        AND w.rowid BETWEEN $first AND $last
 """
 _LAST_COMMIT = """
     SELECT epoch_us(max(latest)) FROM (
@@ -95,24 +101,23 @@ class DuckDBStore:
         self._clock = CommitClock(_last_commit(root, path))
         self._root: duckdb.DuckDBPyConnection | None = root
         self._positions: dict[Spool, int] = {}
+        self._spools = SpoolRows()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator["DuckDBTransaction"]:
         """Opens a transaction: committed and durable when the block ends, undone if it raises."""
         with self._translated(), contextlib.closing(self._cursor()) as cursor:
             cursor.execute("BEGIN")
-            transaction = DuckDBTransaction(cursor, self._positions, self._clock)
+            transaction = DuckDBTransaction(cursor, self._positions, self._spools, self._clock)
             try:
                 yield transaction
                 cursor.execute("COMMIT")
             except BaseException:
-                self._positions = {}  # a COMMIT that failed may have reached the disk
+                self._forget_spools()  # a COMMIT that failed may have reached the disk
                 with contextlib.suppress(duckdb.Error):  # nothing to undo: a COMMIT that failed
                     cursor.execute("ROLLBACK")
                 raise
-            if len(self._positions) > _REMEMBERED:
-                self._positions = {}
-            self._positions.update(transaction.moved)
+            self._remember(transaction)
 
     def reader(self) -> DuckDBReader:
         """Returns a new reader."""
@@ -150,6 +155,17 @@ class DuckDBStore:
             logger.warning("no checkpoint of %s on closing: %s", self._path, error)
         root.close()
 
+    def _remember(self, transaction: "DuckDBTransaction") -> None:
+        """Takes note of what a transaction has committed."""
+        if len(self._positions) > _REMEMBERED:
+            self._positions = {}
+            self._spools.forget_rows()
+        self._positions.update(transaction.moved)
+        self._spools.added(transaction.added, transaction.first_added)
+
+    def _forget_spools(self) -> None:
+        self._positions, self._spools = {}, SpoolRows()
+
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         with self._lock:
             if self._root is None:
@@ -186,35 +202,50 @@ class DuckDBTransaction:
         cursor: its connection.
         known: positions of spools that have a row in `watermarks`, as of its beginning. The file
             has no other writer, so a group of known spools needs no query.
+        spools: which spools have a row at all, and where.
         clock: gives the commit its time.
 
     Attributes:
         moved: positions that COMMIT makes the new ones.
+        added: spools that COMMIT gives a row, in the order of their rows.
+        first_added: number of the first such row.
     """
 
     def __init__(
         self,
         cursor: duckdb.DuckDBPyConnection,
         known: Mapping[Spool, int],
+        spools: SpoolRows,
         clock: CommitClock,
     ) -> None:
         self._cursor = cursor
         self._known = known
+        self._spools = spools
         self._clock = clock
         self._received_at: datetime | None = None
+        self._new: set[Spool] = set()
         self.moved: dict[Spool, int] = {}
+        self.added: list[Spool] = []
+        self.first_added = 0
 
     def watermarks(self, spools: Collection[Spool]) -> dict[Spool, int]:
         """Returns the committed position of each spool; 0 for one that is not known."""
         positions = {spool: self._known.get(spool, 0) for spool in spools}
-        asked = [spool for spool in positions if spool not in self._known]
-        if asked:
+        positions.update(self._find([spool for spool in positions if spool not in self._known]))
+        return positions
+
+    def _find(self, spools: Sequence[Spool]) -> dict[Spool, int]:
+        """Returns the positions of those that have a row; notes the rows, and who has none."""
+        if not spools:
+            return {}
+        missing = self._spools.missing(self._cursor, spools)
+        positions: dict[Spool, int] = {}
+        if asked := [spool for spool in spools if spool not in missing]:
             self._name_incoming(pa.Table.from_pylist([spool._asdict() for spool in asked]))
-            found = self._cursor.execute(
-                "SELECT device_id, spool_id, committed_through"
-                " FROM watermarks JOIN incoming USING (device_id, spool_id)"
-            ).fetchall()
-            positions.update({Spool(device, spool): position for device, spool, position in found})
+            for row, device, spool, position in self._cursor.execute(_FIND_SPOOLS).fetchall():
+                self._spools.learn(Spool(device, spool), row)
+                positions[Spool(device, spool)] = position
+        self._new.update(spool for spool in spools if spool not in positions)
         return positions
 
     def write_books(self, changes: Changes, received_at: datetime) -> None:
@@ -258,12 +289,33 @@ class DuckDBTransaction:
         return self._received_at
 
     def _move(self, watermarks: pa.Table, values: Mapping[str, datetime]) -> None:
-        self._name_incoming(watermarks)
         for row in watermarks.to_pylist():
             self.moved[Spool(row["device_id"], row["spool_id"])] = row["committed_through"]
-        if not self.moved.keys() <= self._known.keys():
+        spools = list(self.moved)
+        self._find([s for s in spools if s not in self._new and not self._spools.knows(s)])
+        is_new = [spool in self._new for spool in spools]
+        if any(is_new):
+            self.added = [spool for spool in spools if spool in self._new]
+            self.first_added = count_rows(self._cursor)
+            self._name_incoming(watermarks.filter(pa.array(is_new)))
             self._cursor.execute(_ADD_SPOOLS, values)
-        self._cursor.execute(_MOVE_WATERMARKS, values)
+        if old := [spool for spool in spools if spool not in self._new]:
+            self._name_incoming(watermarks.filter(pa.array([not new for new in is_new])))
+            self._update(self._spools.ranges(old), len(old), values)
+
+    def _update(self, ranges: Sequence[Range], expected: int, values: Mapping[str, Any]) -> None:
+        """Moves the watermarks named `incoming`, which are in these ranges of rows."""
+        moved = 0
+        for each in ranges:
+            found = self._cursor.execute(_MOVE_WATERMARKS, {**values, **each._asdict()}).fetchall()
+            moved += int(found[0][0])
+        if moved != expected:  # all is undone, and what is known of rows forgotten
+            raise SightlineError(
+                grpc.StatusCode.UNAVAILABLE,
+                "STORE_UNAVAILABLE",
+                f"{moved} of {expected} watermarks are in their rows",
+                retry_after=1.0,
+            )
 
     def _name_incoming(self, rows: pa.Table) -> None:
         """Names the rows `incoming` for the statements that follow, on this cursor alone."""
