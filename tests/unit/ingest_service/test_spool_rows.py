@@ -23,7 +23,7 @@ from servicekit.errors import SightlineError
 from tests.unit.ingest_service.samples import NOW, message, prediction, spool
 from tests.unit.ingest_service.store_conformance import BeforeCommit, commit, watermark
 
-MANY = 300_000
+MANY = 1_000_000
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_item_22_a_commit_does_not_grow_with_the_number_of_spools(tmp_path: Path
                     seconds.setdefault((name, kind), []).append(taken)
     for kind in ("new", "known"):
         of_few, of_many = (statistics.median(seconds[name, kind]) for name in ("small", "large"))
-        assert of_many < 2 * of_few, (kind, of_few, of_many)
+        assert of_many < 1.6 * of_few, (kind, of_few, of_many)
 
 
 def test_positions_are_right_wherever_their_rows_are(path: Path) -> None:
