@@ -79,6 +79,8 @@ def _first_that_runs(models: Sequence[Model]) -> tuple[Model | None, str]:
             model.network.warm_up()
         except ModelError as error:
             why = why or error.message
+        except MemoryError:  # which says nothing of the device: it may have some later
+            return model, why
         else:
             return model, why
     return None, why

@@ -15,13 +15,17 @@ from google.protobuf.message import DecodeError
 from ptars import HandlerPool, PtarsConfig
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 
+from servicekit import memory
 from servicekit.errors import SightlineError, invalid
+from servicekit.parsing import parse
 
 MAX_PREDICTIONS = 10_000
 MAX_GAPS = 10_000
 
 _GROUP_STARTS = bytes(byte for byte in range(256) if byte & 7 == 3)
 """Bytes that may open a group, an old kind of nested message that the contract does not use."""
+_COLUMNS = 4
+"""Bytes that columns take for each of a message's own, about."""
 _SAFE_DEPTH = 20_000
 """Nested groups that ptars bears: it follows them by recursion, in about 90 bytes of stack each."""
 
@@ -48,7 +52,11 @@ class Decoder:
         self._handler = pool.get_for_message(descriptor)
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Returns the messages as columns; never fails for what a message says."""
+        """Returns the messages as columns; never fails for what a message says.
+
+        Raises:
+            MemoryError: there is no memory to read them.
+        """
         messages = list(payloads)
         refused: dict[int, SightlineError] = {}
         _refuse_nested(messages, refused)
@@ -73,14 +81,20 @@ class Decoder:
 
     def _attempt(self, messages: list[bytes]) -> tuple[pa.RecordBatch | None, str]:
         """Returns the columns, or None and why there are none."""
+        size = _COLUMNS * sum(map(len, messages))
+        memory.require(size)  # ptars ends the process where an allocation fails
         try:
             return self._handler.list_to_record_batch(messages), ""
         except ValueError as error:
+            if memory.is_to_blame(error, size):
+                raise MemoryError("no memory to decode a group") from error
             return None, str(error)
         except BaseException as error:
             # A length near 2**64 makes ptars panic, which is no Exception.
             if type(error).__name__ != "PanicException":
                 raise
+            if memory.is_to_blame(error, size):
+                raise MemoryError("no memory to decode a group") from error
             return None, "a length is out of bounds"
 
 
@@ -118,7 +132,7 @@ def _parse(
 ) -> PredictionLogRequest | None:
     """Returns the message as protobuf reads it; refuses it where it cannot."""
     try:
-        return PredictionLogRequest.FromString(messages[index])
+        return parse(PredictionLogRequest.FromString, messages[index])
     except DecodeError as error:
         _refuse(index, malformed_error(str(error)), messages, refused)
         return None

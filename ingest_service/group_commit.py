@@ -21,7 +21,7 @@ import grpc
 from ingest_service.byte_budget import ByteBudget
 from ingest_service.group import Message, Outcome, Rejection
 from ingest_service.store import Opening
-from servicekit.errors import SightlineError
+from servicekit.errors import SightlineError, out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -232,6 +232,9 @@ class GroupCommitter(Generic[P]):
             return error
         except asyncio.CancelledError:
             raise
+        except MemoryError:
+            logger.exception("no memory for a group of messages")
+            return out_of_memory()
         except BaseException:  # a panic in native code is no Exception, and must not end the writer
             logger.exception("a group of messages failed")
             return _internal_error()

@@ -11,6 +11,7 @@ from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 from ingest_service.decode import malformed_error
 from ingest_service.store import Opening, Spool
 from servicekit.errors import invalid
+from servicekit.parsing import parse
 
 MAX_DEVICE_ID_BYTES = 256
 MAX_CLIENT_BYTES = 256
@@ -32,9 +33,10 @@ def parse_header(
     Raises:
         SightlineError: INVALID_ARGUMENT; the message cannot be read, or breaks a rule of
             `LogHeader`.
+        MemoryError: there is no memory to read it.
     """
     try:
-        message = PredictionLogRequest.FromString(payload)
+        message = parse(PredictionLogRequest.FromString, payload)
     except DecodeError as error:
         raise malformed_error(str(error)) from error
     if not message.HasField("header"):

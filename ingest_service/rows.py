@@ -20,6 +20,7 @@ from sightline.types.v1.prediction_pb2 import Prediction
 
 from ingest_service.checks import CLOUD_REASONS, SOURCES
 from ingest_service.store import GAPS, REJECTED, STREAMS, WATERMARKS, Opening, Spool
+from servicekit.parsing import parse
 
 GAP_REASONS = (
     None,
@@ -172,7 +173,7 @@ def originals(payload: bytes, indexes: Sequence[int], written_out: int) -> Itera
     `written_out`, is kept as the bytes that came, under `wire_base64`.
     """
     try:
-        message = PredictionLogRequest.FromString(payload)
+        message = parse(PredictionLogRequest.FromString, payload)
     except DecodeError:  # protobuf is stricter than ptars here: keep the whole message
         for index in indexes:
             yield json.dumps({"message_base64": _base64(payload), "prediction": index})

@@ -24,6 +24,7 @@ _MAX_STATUS_BYTES = 4096
 is percent-encoded) and the details (base64: four thirds) have to stay below that together."""
 _FRAME_BYTES = 6
 """Most that a message costs beside itself as an element of a repeated field."""
+_OUT_OF_MEMORY_SECONDS = 1.0
 _PUSHBACK = "grpc-retry-pushback-ms"
 _MAX_PUSHBACK_MS = 2**31 - 1
 """gRPC's own clients read an int32."""
@@ -164,6 +165,16 @@ def invalid(field: str, description: str, *, reason: str = "INVALID_FIELD") -> S
         reason,
         f"{field} {description}",
         violations=[FieldViolation(field, description)],
+    )
+
+
+def out_of_memory() -> SightlineError:
+    """Return the error for a call that the server has no memory for now."""
+    return SightlineError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "OUT_OF_MEMORY",
+        "the server has no memory for this request now",
+        retry_after=_OUT_OF_MEMORY_SECONDS,
     )
 
 

@@ -32,6 +32,7 @@ from servicekit.gate import Gate
 from servicekit.in_flight import BytesInFlight
 from servicekit.limits import CallerLimits, Quota, parse_method_limits
 from servicekit.metrics import CallMetrics
+from servicekit.parsing import parse
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
 from servicekit.status import report_errors
@@ -225,9 +226,9 @@ def _parsing(handler: _RpcMethod, function: _Handler) -> _Handler:
     if deserialize is None:
         return function
 
-    def parse(data: bytes) -> _Message:
+    def read(data: bytes) -> _Message:
         try:
-            return deserialize(data)
+            return parse(deserialize, data)
         except DecodeError as error:
             raise SightlineError(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -236,12 +237,12 @@ def _parsing(handler: _RpcMethod, function: _Handler) -> _Handler:
             ) from error
 
     async def parse_one(request: bytes, context: Context) -> _Message:
-        message = parse(request)
+        message = read(request)
         del request  # or the call would hold its pictures twice
         return await function(message, context)
 
     async def parse_all(requests: AsyncIterator[bytes], context: Context) -> _Message:
-        return await function((parse(data) async for data in requests), context)
+        return await function((read(data) async for data in requests), context)
 
     return parse_all if handler.request_streaming else parse_one
 

@@ -10,7 +10,7 @@ import grpc
 from grpc_status import rpc_status
 
 from servicekit.call_notes import note
-from servicekit.errors import SightlineError, to_status, without_frames
+from servicekit.errors import SightlineError, out_of_memory, to_status, without_frames
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -20,6 +20,8 @@ async def report_errors(
     method: str, context: grpc.aio.ServicerContext[Any, Any], proceed: Callable[[], Awaitable[T]]
 ) -> T:
     """Sends a SightlineError with its details, and anything unforeseen as INTERNAL.
+
+    A lack of memory is RESOURCE_EXHAUSTED: the same call may succeed later.
 
     The text of an unforeseen error stays in the log, under an id that the caller is given: it may
     hold what is none of the caller's business. An abort of the handler's own and a cancelled call
@@ -31,6 +33,9 @@ async def report_errors(
         raise
     except SightlineError as error:
         problem = error
+    except MemoryError:
+        logger.exception("no memory in %s", method)
+        problem = out_of_memory()
     except Exception:
         error_id = uuid.uuid4().hex[:12]
         logger.exception("unforeseen error %s in %s", error_id, method)

@@ -1,5 +1,6 @@
 """One loaded model, and one picture's way through it: decode, run, read the output."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from inference_service.models.model_spec import ModelSpec
 from inference_service.serving.admission import Lane
 from inference_service.serving.work import Outputs
 from inference_service.validate import bad_picture
-from servicekit.errors import SightlineError
+from servicekit.errors import SightlineError, out_of_memory
 from servicekit.vision import (
     Classes,
     Detections,
@@ -22,6 +23,8 @@ from servicekit.vision import (
     OnnxClassifier,
     OnnxDetector,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,12 +42,16 @@ class Model:
         """Runs `[N, ...]` to every output `[N, ...]`; blocks; safe in several threads at once.
 
         Raises:
-            SightlineError: INTERNAL, `MODEL_RUN_FAILED`: the runtime or its device failed.
+            SightlineError: INTERNAL, `MODEL_RUN_FAILED`: the runtime or its device failed;
+                RESOURCE_EXHAUSTED, `OUT_OF_MEMORY`.
         """
         try:
             return self.network.session.run(batch)
         except ModelError as error:
             raise self.failed(error) from error
+        except MemoryError as error:
+            logger.warning("no memory for a run of model %s: %s", self.name, error)
+            raise out_of_memory() from error
 
     def failed(self, error: ModelError) -> SightlineError:
         """Returns what the caller is told of a model that failed."""

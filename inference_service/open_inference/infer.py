@@ -21,6 +21,7 @@ from inference_service.pipeline import INLINE_BYTES, Call, Pipeline
 from inference_service.serving.work import Ran
 from inference_service.stage_report import note_model
 from servicekit.errors import SightlineError
+from servicekit.parsing import parse
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ class Inference:
                 return (await self._answer(own, request, model, asked)).SerializeToString()
 
             reply = await self._pipeline.once(own, key, bound_to, answer)
-            return oip.ModelInferResponse.FromString(reply.payload), reply.replayed
+            return parse(oip.ModelInferResponse.FromString, reply.payload), reply.replayed
 
     @asynccontextmanager
     async def _until(self, deadline: float, call: Call) -> AsyncIterator[None]:

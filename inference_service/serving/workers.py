@@ -272,7 +272,7 @@ class Workers:
         begun = time.perf_counter()
         try:
             outputs = ready[0][0].runner.run(_joined([made for _, made in ready]))
-        except SightlineError as error:
+        except (SightlineError, MemoryError) as error:
             return [error] if len(ready) == 1 else [self._infer([each])[0] for each in ready]
         infer = time.perf_counter() - begun
         results: list[Ran[Any] | Exception] = []

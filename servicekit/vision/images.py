@@ -23,6 +23,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from servicekit.memory import is_to_blame
 from servicekit.vision.errors import ImageError
 from servicekit.vision.guards import CountedReader, TooManyReadsError, count_jpeg_scans
 
@@ -38,6 +39,7 @@ _MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "BMP": 
 
 _HEADER_READS = 2_000  # about 500 segments or chunks
 _BYTES_PER_CHUNK = 4_096  # PNG writers put 8 KiB and more into a chunk, and each is three reads
+_DECODING = 9  # bytes per pixel that decoding takes at most, of a progressive JPEG
 _FULL_SCANS = 20  # scans allowed at the largest permitted size; smaller pictures may have more
 
 # EXIF orientation (TIFF 6.0, tag 274) -> what turns the stored picture upright; 1 is upright.
@@ -128,9 +130,10 @@ class OpenedImage:
 
         Raises:
             ImageError: the data is truncated or corrupt.
+            MemoryError: there is no memory to decode it.
         """
         self._reader.reads_left = _HEADER_READS + 3 * (self._size // _BYTES_PER_CHUNK)
-        with _refusing(self._kind):
+        with _refusing(self._kind, _DECODING * self._image.width * self._image.height):
             self._image.load()
             return np.asarray(_to_rgb(_upright(self._image)))
 
@@ -143,7 +146,8 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage
     """
     kind = _sniff(data, limits)
     reader = CountedReader(data, _HEADER_READS)
-    with _refusing(kind):
+    # libwebp takes two canvases of 4 bytes per pixel at once, whose size is not known before.
+    with _refusing(kind, 8 * limits.max_pixels if kind == "WEBP" else len(data)):
         image = _OPENERS[kind](reader)
     _check_dimensions(image, limits)
     _check_work(kind, image, data, limits)
@@ -222,8 +226,12 @@ def _check_work(kind: str, image: ImageFile, data: bytes, limits: ImageLimits) -
 
 
 @contextmanager
-def _refusing(kind: str) -> Iterator[None]:
-    """Turn whatever Pillow raises over bad data into `ImageError`."""
+def _refusing(kind: str, size: int) -> Iterator[None]:
+    """Turn whatever Pillow raises over bad data into `ImageError`.
+
+    A lack of memory is no fault of the picture: libjpeg's looks like a broken stream, and so does
+    that of others. `size` is what the work takes, bytes.
+    """
     try:
         yield
     except MemoryError:
@@ -233,12 +241,16 @@ def _refusing(kind: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError("IMAGE_DIMENSIONS_TOO_LARGE", str(error)) from error
     except Exception as error:  # Pillow's parsers document no closed set
+        if is_to_blame(error, size):
+            raise MemoryError(f"no memory to decode a {kind}") from error
         raise ImageError("IMAGE_CORRUPT", f"the {kind} cannot be read: {error}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = _TURN.get(image.getexif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
     except Exception:  # as above; a damaged tag must not cost the picture
         logger.debug("unreadable EXIF, taken as upright", exc_info=True)
         return image

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from servicekit.memory import is_to_blame
 from servicekit.vision.errors import ModelError
 from servicekit.vision.external_data import read_beside
 from servicekit.vision.pinned_outputs import PinnedOutputs
@@ -136,6 +137,7 @@ class OnnxSession:
             ValueError: the batch does not have the shape of the input.
             ModelError: ``MODEL_RUN_FAILED``: the runtime or its device failed;
                 ``MODEL_UNSUPPORTED``: an output does not have a row for each of the batch.
+            MemoryError: there is no memory for it, on the host or on the device.
         """
         self._check_shape(batch)
         size = self.batch_size or len(batch)
@@ -152,6 +154,8 @@ class OnnxSession:
         try:
             found = self._run_feed(feed)
         except Exception as error:  # ONNX Runtime's errors share no base class but this
+            if is_to_blame(error):
+                raise MemoryError(f"no memory for a run: {error}") from error
             raise ModelError("MODEL_RUN_FAILED", f"the model's run failed: {error}") from error
         for output, values in zip(self.outputs, found, strict=True):
             _check_rows(output, values, size)

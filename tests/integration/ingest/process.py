@@ -81,6 +81,12 @@ class Server:
         assert self._process is not None
         self._process.send_signal(number)
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def wait(self) -> int:
         """Waits for the end of the process and returns its exit code."""
         process, self._process = self._process, None

@@ -112,3 +112,26 @@ async def test_many_failures_are_one_check(healthy: Model) -> None:
     assert check._task is not task
     await checked(check)
     assert check.alive
+
+
+async def test_item_19_a_device_without_memory_for_now_is_not_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(_: object) -> None:
+        raise MemoryError("none left")
+
+    check, model = DeviceCheck(), dying(tmp_path)
+    monkeypatch.setattr(type(model.network), "warm_up", lack)
+    check.suspect(model)
+    await checked(check)
+    assert check.alive
+
+
+def test_item_19_a_run_without_memory_may_be_tried_again(
+    healthy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(_: object, __: object) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(type(healthy.network.session), "run", lack)
+    assert fails(healthy, 0) == "OUT_OF_MEMORY"
