@@ -10,7 +10,7 @@ from pathlib import Path
 
 import duckdb
 
-from ingest_service import parquet_export, retention, rollups
+from ingest_service import parquet_export, retention, rollups, totals
 from ingest_service.retention_clock import Note, Reading
 
 _STEPS = (retention.expire_rejected, retention.expire_streams)
@@ -45,12 +45,16 @@ class DuckDBKeeper:
             with self._transaction() as cursor:
                 rollups.close_block(cursor, block)
             self._merge()
+        if blocks:
+            self._add_up_totals()
 
     def expire(self, before: datetime, *, exported_only: bool) -> int:
         """Deletes what was committed before a time; returns how many predictions."""
         total = 0
         while count := self._expire_block(_us(before), exported_only):
             total += count
+        if total:
+            self._add_up_totals()
         for step in _STEPS:
             while self._step(step, _us(before)):
                 pass
@@ -93,6 +97,10 @@ class DuckDBKeeper:
         with self._transaction() as cursor:
             if blocks := rollups.mergeable(rollups.all_blocks(cursor)):
                 rollups.merge_blocks(cursor, blocks)
+
+    def _add_up_totals(self) -> None:
+        with self._transaction() as cursor:
+            totals.add_up(cursor)
 
     def _expire_block(self, before_us: int, exported_only: bool) -> int:
         with self._transaction() as cursor:

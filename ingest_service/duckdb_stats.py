@@ -6,21 +6,18 @@ confidences, or its times cut off a part of what one sum counts.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ingest_service.duckdb_totals import MAX_KEYS, Kinds, Run, read_totals
 from ingest_service.filters import where, where_cut, where_sums
 from ingest_service.rollup_sql import BUCKET_RATIO, SUMMARY, ZERO_BUCKET
 from ingest_service.store import Count, Filter, Stats
 
-MAX_KEYS = 1000
-"""How many devices, models and classes statistics list at most."""
 MAX_RANGES = 8
 """Runs of blocks that are read row by row, at most: those nearest to each other are joined."""
 QUANTILES = (0.5, 0.95, 0.99)
 
-Run = Callable[[str, Mapping[str, Any]], list[tuple[Any, ...]]]
-"""Runs a query with named parameters in the transaction of the statistics."""
 Range = tuple[int, int]
 """Commits with after < received_at <= through, us since 1970."""
 
@@ -37,20 +34,26 @@ _COUNTED = """
         sum(detections), epoch_us(min(first_captured_at)), epoch_us(max(last_captured_at))
     FROM parts GROUP BY {key}
 """
-_ALL = f"""
+_PARTS = f"""
     WITH parts AS MATERIALIZED (
         SELECT device_id, model_name, source, defect_detected, {_SUMS} FROM rollups WHERE {{sums}}
         UNION ALL
         SELECT device_id, model_name, source, defect_detected, {_SUMS} FROM ({{summary}})
     )
-    {" UNION ALL ".join(_COUNTED.format(key=k) for k in ("device_id", "model_name", "source"))}
-    UNION ALL
+"""
+# Not one query: with some ten thousand rows, DuckDB 1.5.5 waits for ever where one query unnests
+# both lists of `parts`, and an interrupt does not end it.
+_ALL = (
+    " UNION ALL ".join(_COUNTED.format(key=k) for k in ("device_id", "model_name", "source")),
+    """
     SELECT 'class_name', c.class_name, sum(c.detections), 0, 0, NULL, NULL
     FROM (SELECT unnest(classes) AS c FROM parts) GROUP BY c.class_name
-    UNION ALL
+    """,
+    """
     SELECT 'bucket', t.bucket::VARCHAR, sum(t.predictions), 0, 0, NULL, NULL
     FROM (SELECT unnest(times) AS t FROM parts) GROUP BY t.bucket
-"""
+    """,
+)
 _EXACT = f"""
     SELECT quantile_cont(inference_seconds, {list(QUANTILES)}) FROM predictions WHERE {{where}}
 """
@@ -80,10 +83,10 @@ def read_stats(run: Run, which: Filter) -> Stats:
     rows, values = where(which)
     by_rows = f"{rows} AND {_in_rows(plan)}"
     summary = SUMMARY.format(where=by_rows)
-    found = run(_ALL.format(sums=_in_sums(which, plan), summary=summary), values)
-    kinds: dict[str, list[tuple[Any, ...]]] = {}
-    for kind, *row in found:
-        kinds.setdefault(kind, []).append(tuple(row))
+    if which == Filter() and plan.newer_than is not None:
+        kinds = read_totals(run, plan.newer_than)
+    else:
+        kinds = _read_parts(run, _PARTS.format(sums=_in_sums(which, plan), summary=summary), values)
     sources = kinds.get("source", [])
     devices, device_values = where(Filter(device_ids=which.device_ids))
     ((rejected, gap_sequences),) = run(_BESIDES.format(where=devices), device_values)
@@ -101,6 +104,14 @@ def read_stats(run: Run, which: Filter) -> Stats:
         rejected=rejected,
         gap_sequences=gap_sequences,
     )
+
+
+def _read_parts(run: Run, parts: str, values: Mapping[str, Any]) -> Kinds:
+    kinds: Kinds = {}
+    for query in _ALL:
+        for kind, *row in run(parts + query, values):
+            kinds.setdefault(kind, []).append(tuple(row))
+    return kinds
 
 
 def _plan(run: Run, which: Filter) -> _Plan:

@@ -3,7 +3,7 @@
 import duckdb
 
 from ingest_service.retention_clock import SLACK_US, Note, Uptime
-from ingest_service.rollups import Block, delete_sums
+from ingest_service.rollups import Block, expire_sums
 
 REJECTED_SLICE = 50_000
 """Rejected predictions and streams that one transaction deletes, about."""
@@ -67,7 +67,7 @@ def expire_block(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_onl
     span = {"after": block.after, "through": block.through}
     _count(cursor, "predictions", "predictions", _BLOCK, span)
     cursor.execute(f"DELETE FROM predictions WHERE {_BLOCK}", span)
-    delete_sums(cursor, block.after, block.through)
+    expire_sums(cursor, block.after, block.through)
     return block.predictions
 
 

@@ -5,6 +5,11 @@ BUCKET_RATIO = 1.02
 ZERO_BUCKET = -32768
 """The bucket of times that are 0."""
 
+BUCKET = f"""
+    CASE WHEN inference_seconds > 0 THEN floor(ln(inference_seconds) / ln({BUCKET_RATIO}))
+        ELSE inference_seconds + ({ZERO_BUCKET}) END::SMALLINT
+"""
+"""The bucket of a prediction's inference time; NULL: it has none."""
 _KEYS = "captured_hour, device_id, model_name, source, defect_detected"
 
 SUMMARY = f"""
@@ -13,8 +18,7 @@ SUMMARY = f"""
             device_id, model_name, source, defect_detected, captured_at,
             len(detections) AS detections,
             list_transform(detections, lambda d: d.class_name) AS names,
-            CASE WHEN inference_seconds > 0 THEN floor(ln(inference_seconds) / ln({BUCKET_RATIO}))
-                ELSE inference_seconds + ({ZERO_BUCKET}) END::SMALLINT AS bucket
+            {BUCKET} AS bucket
         FROM predictions WHERE {{where}}
     ), timed AS (
         SELECT {_KEYS}, bucket, count(*) AS predictions, sum(detections) AS detections,

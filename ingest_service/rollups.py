@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import duckdb
 
+from ingest_service import totals
 from ingest_service.rollup_sql import MERGED, SUMMARY
 
 BLOCK = 25_000
@@ -41,6 +42,11 @@ _SUM_UP = """
 )
 _ADD_BLOCK = """
     INSERT INTO blocks VALUES (make_timestamptz($after), make_timestamptz($through), $predictions)
+"""
+_ADD_TIMES = """
+    INSERT INTO block_times
+    SELECT through, min(first_captured_at), max(last_captured_at)
+    FROM rollups WHERE through = make_timestamptz($through) GROUP BY through
 """
 _BLOCKS = "SELECT epoch_us(after), epoch_us(through), predictions FROM blocks ORDER BY through"
 _DELETE = """
@@ -86,7 +92,8 @@ def close_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
     """Adds a block and its sums, in the transaction that is open."""
     span = {"after": block.after, "through": block.through}
     cursor.execute(_SUM_UP, span)
-    cursor.execute(_ADD_BLOCK, block._asdict())
+    _add_block(cursor, block)
+    totals.add_blocks(cursor, block.after, block.through)
 
 
 def merge_blocks(cursor: duckdb.DuckDBPyConnection, blocks: Sequence[Block]) -> None:
@@ -97,13 +104,25 @@ def merge_blocks(cursor: duckdb.DuckDBPyConnection, blocks: Sequence[Block]) -> 
     cursor.register("merged", merged)
     cursor.execute("INSERT INTO rollups SELECT * FROM merged")
     cursor.unregister("merged")
-    cursor.execute(_ADD_BLOCK, {**span, "predictions": sum(b.predictions for b in blocks)})
+    _add_block(cursor, Block(**span, predictions=sum(b.predictions for b in blocks)))
 
 
 def delete_sums(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
     """Deletes these blocks and their sums, in the transaction that is open."""
-    for table in ("rollups", "blocks"):
+    for table in ("rollups", "blocks", "block_times"):
         cursor.execute(_DELETE.format(table=table), {"after": after, "through": through})
+
+
+def expire_sums(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
+    """Deletes these blocks and their sums for good, in the transaction that is open."""
+    totals.subtract_blocks(cursor, after, through)
+    delete_sums(cursor, after, through)
+
+
+def _add_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
+    """Adds a block whose sums are there."""
+    cursor.execute(_ADD_BLOCK, block._asdict())
+    cursor.execute(_ADD_TIMES, {"through": block.through})
 
 
 def all_blocks(cursor: duckdb.DuckDBPyConnection) -> list[Block]:

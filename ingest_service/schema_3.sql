@@ -12,3 +12,49 @@ CREATE TABLE retention_clock (
     -- How far the clock may move beyond the uptime.
     slack_seconds DOUBLE NOT NULL
 );
+
+-- ---- Statistics without a filter (ingest_service/totals.py) ----
+
+-- Sums over all blocks by one kind of key at a time. The rows of a key add up to what counts.
+CREATE TABLE totals (
+    -- 'device_id', 'model_name', 'source', 'class_name' or 'bucket' (of an inference time).
+    kind VARCHAR NOT NULL,
+    name VARCHAR NOT NULL,
+    -- Predictions; of a class, detections. Below 0: of a block that retention has deleted.
+    total BIGINT NOT NULL,
+    -- Of the predictions, those with a defect. Of classes and buckets: 0.
+    defects BIGINT NOT NULL,
+    -- Of the predictions. Of classes and buckets: 0.
+    detections BIGINT NOT NULL,
+    -- 0: not added up yet; else the number of the time that they were.
+    run BIGINT NOT NULL
+);
+
+INSERT INTO totals
+SELECT 'device_id', device_id, sum(predictions),
+    coalesce(sum(predictions) FILTER (WHERE defect_detected), 0), sum(detections), 1
+FROM rollups GROUP BY device_id;
+INSERT INTO totals
+SELECT 'model_name', model_name, sum(predictions),
+    coalesce(sum(predictions) FILTER (WHERE defect_detected), 0), sum(detections), 1
+FROM rollups GROUP BY model_name;
+INSERT INTO totals
+SELECT 'source', source, sum(predictions),
+    coalesce(sum(predictions) FILTER (WHERE defect_detected), 0), sum(detections), 1
+FROM rollups GROUP BY source;
+INSERT INTO totals
+SELECT 'class_name', item.class_name, sum(item.detections), 0, 0, 1
+FROM (SELECT unnest(classes) AS item FROM rollups) GROUP BY item.class_name;
+INSERT INTO totals
+SELECT 'bucket', item.bucket::VARCHAR, sum(item.predictions), 0, 0, 1
+FROM (SELECT unnest(times) AS item FROM rollups) GROUP BY item.bucket;
+
+-- When the predictions of each block were captured.
+CREATE TABLE block_times (
+    through TIMESTAMPTZ NOT NULL,
+    first_captured_at TIMESTAMPTZ NOT NULL,
+    last_captured_at TIMESTAMPTZ NOT NULL
+);
+
+INSERT INTO block_times
+SELECT through, min(first_captured_at), max(last_captured_at) FROM rollups GROUP BY through;
