@@ -28,6 +28,7 @@ class Doubler:
     go: threading.Event = field(default_factory=threading.Event)
     began: threading.Event = field(default_factory=threading.Event)
     fails_on: float | None = None
+    lacks_memory_on: float | None = None
 
     def __post_init__(self) -> None:
         self.go.set()
@@ -38,6 +39,8 @@ class Doubler:
         assert self.go.wait(10)
         if self.fails_on in batch:
             raise SightlineError(grpc.StatusCode.INTERNAL, "MODEL_RUN_FAILED", "x")
+        if self.lacks_memory_on in batch:
+            raise MemoryError
         return [batch * 2, batch + 1]
 
     def hold(self) -> None:

@@ -108,6 +108,20 @@ async def test_what_fails_a_batch_fails_alone(workers: Workers, model: Doubler) 
     await first
 
 
+async def test_item_19_a_batch_without_memory_is_run_one_by_one(
+    workers: Workers, model: Doubler
+) -> None:
+    model.lacks_memory_on = 2.0
+    first = await busy(workers, model)
+    calls = [asyncio.create_task(workers.run([Number(n)], model, soon())) for n in (1, 2, 3)]
+    await until(lambda: len(workers._members) == 4)
+    model.go.set()
+    good, lacking, fine = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(lacking, MemoryError), "told at once, and not when its deadline has passed"
+    assert [results(each) for each in (good, fine)] == [[[2]], [[6]]]  # type: ignore[arg-type]
+    await first
+
+
 async def test_a_batch_waits_for_company(workers: Workers) -> None:
     model = Doubler(Lane(max_rows=2, max_wait=20.0))
     first = asyncio.create_task(workers.run([Number(1)], model, soon()))
