@@ -17,6 +17,7 @@ from ingest_service.settings import IngestSettings
 from ingest_service.watched_store import WatchedStore
 from servicekit import logs
 from servicekit.lifecycle import Readiness, StartError, run, serve
+from servicekit.private_files import keep_private
 from servicekit.settings import load
 
 PROG = "python -m ingest_service"
@@ -75,6 +76,7 @@ def _receive_limit(settings: IngestSettings) -> int:
 async def _main(argv: Sequence[str]) -> None:
     settings = load(IngestSettings, argv, prog=PROG)
     logs.configure(settings.log_level, settings.log_format, service="ingest")
+    keep_private()
     opened = _open(settings)
     store = WatchedStore(opened)
     positions = Queries(store, threads=1, queue=POSITION_QUEUE)

@@ -16,6 +16,8 @@ from urllib.parse import quote
 import duckdb
 import pyarrow as pa
 
+from servicekit.private_files import make_shared_folder, share
+
 RUN = 1_000_000
 """Predictions in one run, about: what is written before any of it is in place."""
 UNFINISHED = ".unfinished"
@@ -106,7 +108,8 @@ def write_run(
     changed = {folder}
     for path in sorted(unfinished.glob("day=*/number=*/*.tmp")):
         target = _target(folder, path, devices, run)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_shared_folder(target.parent)
+        share(path)
         _sync(path)
         path.replace(target)
         changed |= {target.parent, target.parent.parent}
@@ -157,7 +160,7 @@ def _make_durably(folder: Path) -> None:
     if folder.is_dir():
         return
     _make_durably(folder.parent)
-    folder.mkdir(exist_ok=True)
+    make_shared_folder(folder)
     _sync(folder.parent)
 
 

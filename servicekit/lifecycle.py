@@ -11,6 +11,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -28,6 +29,7 @@ from servicekit.health import Health
 from servicekit.interceptors import Guard, server_interceptor
 from servicekit.loop_lag import loop_lag_measured
 from servicekit.metrics import start_metrics_server
+from servicekit.private_files import share
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
 from servicekit.tls import server_credentials
@@ -260,6 +262,7 @@ def _bind(server: grpc.aio.Server, settings: ServerSettings) -> str:
     except RuntimeError as error:
         raise StartError(f"cannot listen on {settings.listen}: {error}") from error
     if settings.listen.startswith("unix:"):
+        share(Path(settings.listen.removeprefix("unix:").removeprefix("//")))
         return settings.listen
     return f"{settings.listen.rpartition(':')[0]}:{port}"
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from servicekit.errors import SightlineError
+from servicekit.private_files import keep_private
 from servicekit.terminal import CommandError
 
 
@@ -29,6 +30,7 @@ def export(
         raise CommandError(f"{error}: pip install 'sightline[ingest]'") from error
     if not database.is_file():
         raise CommandError(f"--database: {database} is no file")
+    keep_private()
     try:
         with contextlib.closing(DuckDBStore(database)) as store:
             keeper, now = store.keeper(), datetime.now(UTC)

@@ -18,6 +18,7 @@ from edge.detect.pictures import pixels
 from edge.detect.results import classes_of, detections_of
 from edge.records import Detection
 from servicekit.vision import ModelError
+from servicekit.vision.external_data import check_beside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,6 +75,8 @@ class UltralyticsDetector:
         self._options = _options(self._thresholds, device, tracker)
         self._tracks = tracker is not None
         self._lock = threading.Lock()  # a predictor holds the picture it works on
+        if path.suffix == ".onnx":
+            check_beside(path)  # ultralytics hands the file to ONNX Runtime as it is
         self._model = self._load(path)
 
     @property

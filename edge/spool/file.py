@@ -18,6 +18,7 @@ from edge.spool import identity as identities
 from edge.spool.identity import DamagedError, Identity
 from edge.spool.reader import APPLICATION_ID, SpoolReader
 from edge.spool.rows import checksum, is_intact, is_intact_unbound, renumbered, sequence_fields
+from servicekit.private_files import make_private
 
 _SCHEMA = """
 CREATE TABLE spool (
@@ -53,6 +54,7 @@ class SpoolFile(SpoolReader):
     def __init__(self, path: Path, new: Identity | str) -> None:
         self._is_durable: bool | None = None  # not known
         self._new = Identity(new, str(uuid.uuid4())) if isinstance(new, str) else new
+        make_private(path)
         super().__init__(path, sqlite3.connect(path, isolation_level=None, check_same_thread=False))
 
     def close(self) -> None:

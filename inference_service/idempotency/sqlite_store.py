@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_service.idempotency.store import Mark, Outcome, Record, Size, StoreError
+from servicekit.private_files import make_private
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +201,8 @@ class SqliteStore:
 
     def _open(self) -> sqlite3.Connection:
         name = self._path or "(temporary)"
+        if self._path:
+            make_private(self._path)
         with _as_store_error(f"cannot open the idempotency database {name}"):
             database = sqlite3.connect(
                 self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False

@@ -9,7 +9,8 @@ from pathlib import Path
 from inference_service.models.check import Checked, check_files
 from inference_service.models.folders import Key, is_name, version_key
 from inference_service.models.loader import RepositoryError, Runtime
-from servicekit.vision.external_data import find_names
+from servicekit.vision import ModelError
+from servicekit.vision.external_data import names_beside, read_one, read_plain
 
 
 def install(
@@ -76,13 +77,20 @@ def _install(onnx: Path, yaml: Path, target: Path, runtime: Runtime) -> Checked:
 
 
 def _copy(onnx: Path, yaml: Path, folder: Path, runtime: Runtime) -> Checked:
-    weights = [name for name in find_names(onnx.read_bytes()) if Path(name).name == name]
-    names = {onnx: "model.onnx", **{onnx.with_name(name): name for name in weights}}
+    network = read_plain(onnx)
+    contents: dict[str, bytes | None] = {}
+    try:
+        for name in names_beside(onnx, network):
+            if "/" not in name:  # without the others the check of the copy fails
+                contents[name] = read_one(onnx, name)
+    except ModelError as error:
+        raise RepositoryError(error.message) from error
+    contents["model.onnx"] = network
     if yaml.is_file():
-        names[yaml] = "model.yaml"
-    for source, name in names.items():
-        shutil.copyfile(source, folder / name)
-        _sync(folder / name)
+        contents["model.yaml"] = read_plain(yaml)
+    for name, content in contents.items():
+        if content is not None:
+            _write(folder / name, content)
     _sync(folder)
     return check_files(folder / "model.onnx", folder / "model.yaml", runtime)
 
@@ -92,6 +100,11 @@ def _check_name(option: str, name: str) -> None:
         raise RepositoryError(
             f"{option}: must be 1 to 128 letters, digits and ._+-, the first no sign (got {name!r})"
         )
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    _sync(path)
 
 
 def _sync(path: Path) -> None:

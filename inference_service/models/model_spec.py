@@ -42,6 +42,7 @@ from pydantic import (
 )
 
 from servicekit.vision import Interpolation, Preprocess, Scores
+from servicekit.vision.external_data import read_plain
 
 _OF_TASK = {
     "detect": ("thresholds",),
@@ -169,7 +170,7 @@ def read(path: Path) -> ModelSpec:
         ModelSpecError: the file cannot be read, is not YAML, or has a bad or unknown key.
     """
     try:
-        return _parse(path, path.read_bytes())
+        return _parse(path, read_plain(path))
     except FileNotFoundError:
         return ModelSpec()
     except OSError as error:
@@ -190,7 +191,7 @@ def write_temperature(path: Path, value: float) -> None:
             is out of range.
     """
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
         before = _parse(path, content)
         text = content.decode()
         root = yaml.compose(text)

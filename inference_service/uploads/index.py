@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference_service.uploads.errors import StoreError, quota_exceeded, store_full
+from servicekit.private_files import make_private
 
 _BUSY_SECONDS = 5.0
 _SCHEMA = """
@@ -104,6 +105,7 @@ class Index:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         with _reporting(f"cannot open {path}"):
+            make_private(path)
             self._database = sqlite3.connect(
                 path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )

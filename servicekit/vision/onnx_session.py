@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from servicekit.memory import is_to_blame
 from servicekit.vision.errors import ModelError
-from servicekit.vision.external_data import read_beside
+from servicekit.vision.external_data import read_beside, read_plain
 from servicekit.vision.pinned_outputs import PinnedOutputs
 from servicekit.vision.session_options import (
     CUDA,
@@ -116,7 +116,7 @@ class OnnxSession:
                 ``MODEL_PROVIDER_UNAVAILABLE``.
         """
         try:
-            content = path.read_bytes()
+            content = read_plain(path)
             chosen = runtime_options(options)
             weights = read_beside(path, content, chosen)
         except OSError as error:

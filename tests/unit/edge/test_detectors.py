@@ -15,6 +15,7 @@ from typing import Any
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
 
 import numpy as np
+import onnx
 import PIL.Image
 import pytest
 from numpy.typing import NDArray
@@ -183,6 +184,7 @@ def test_ultralytics_is_quiet_installs_nothing_and_leaves_no_folder(
     program = """
 import sys
 import numpy as np
+import onnx
 from edge.detect import UltralyticsDetector
 assert "ultralytics" not in sys.modules
 UltralyticsDetector(sys.argv[1]).detect(np.zeros((64, 96, 3), np.uint8))
@@ -285,3 +287,22 @@ def test_all_forms_of_a_photograph_agree(on_photos: Any, photo: Path) -> None:
 def test_the_bus_is_a_bus(on_photos: Any, photo: Path) -> None:
     names = {d.class_name for d in on_photo(on_photos, photo).detections}
     assert names == ({"person", "bus"} if photo.name == "bus.jpg" else {"person", "tie"})
+
+
+def test_item_8_weights_outside_of_the_model_s_folder_are_refused(
+    kind: Any, model: Path, tmp_path: Path
+) -> None:
+    network = onnx.load(model)
+    onnx.save(
+        network,
+        tmp_path / "model.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    kind(tmp_path / "model.onnx")
+    (tmp_path / "weights.bin").rename(tmp_path / "secret.bin")
+    (tmp_path / "weights.bin").symlink_to("secret.bin")
+    with pytest.raises((ModelError, SightlineError), match="in the model's own folder"):
+        kind(tmp_path / "model.onnx")

@@ -156,3 +156,47 @@ def test_a_repository_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("no folder")
     with pytest.raises(RepositoryError, match=r"models.*: Not a directory"):
         put(file, tmp_path / "models")
+
+
+@pytest.mark.parametrize("how", ["..", "absolute", "link"])
+def test_item_8_weights_outside_of_the_model_s_folder_are_neither_read_nor_copied(
+    tmp_path: Path, how: str
+) -> None:
+    folder = tmp_path / "from"
+    folder.mkdir()
+    good = with_external_data(folder / "best.onnx", "secret.bin")
+    secret = (folder / "secret.bin").rename(tmp_path / "secret.bin")
+    if how == "link":
+        (folder / "secret.bin").symlink_to(secret)
+        path = good
+    else:
+        network = onnx.load(good, load_external_data=False)
+        name = str(secret) if how == "absolute" else "../secret.bin"
+        for tensor in network.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = name
+        path = folder / "other.onnx"
+        path.write_bytes(network.SerializeToString())
+    secret.chmod(0)  # whoever opens it all the same may fail
+    with pytest.raises(RepositoryError, match="in the model's own folder"):
+        check_files(path, folder / "model.yaml", RUNTIME)
+    with pytest.raises(RepositoryError, match="in the model's own folder"):
+        put(path, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+    (tmp_path / "served" / "a" / "1").mkdir(parents=True)
+    served = tmp_path / "served" / "a" / "1" / "model.onnx"
+    served.write_bytes(path.read_bytes())
+    if how == "link":
+        (served.parent / "secret.bin").symlink_to(secret)
+    elif how == "..":
+        (tmp_path / "served" / "a" / "secret.bin").write_bytes(b"x" * 2_000_000)
+    with pytest.raises(RepositoryError, match="in the model's own folder"):
+        load_model(served.parent, RUNTIME)
+
+
+def test_item_8_a_yaml_that_never_ends_is_refused(tmp_path: Path) -> None:
+    path = colour_model(tmp_path / "model.onnx")
+    (tmp_path / "model.yaml").symlink_to("/dev/zero")
+    with pytest.raises(RepositoryError, match="no plain file"):
+        check_files(path, tmp_path / "model.yaml", RUNTIME)
