@@ -40,6 +40,8 @@ def policy(settings: EdgeSettings) -> Policy:
         breaker_seconds=settings.breaker_seconds,
         retry_tokens=settings.retry_tokens,
         retry_token_ratio=settings.retry_token_ratio,
+        takes_other_labels=settings.cloud_labels == "any",
+        cloud_label_map=settings.label_map,
     )
 
 

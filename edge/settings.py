@@ -225,6 +225,16 @@ class EdgeSettings(ClientTlsSettings):
     cloud_model_version: str = Field(
         default="", description="version of cloud_model; empty: its default version"
     )
+    cloud_labels: Literal["same", "any"] = Field(
+        default="same",
+        description="labels that the cloud's model may have in the modes cascade and hedged: same"
+        " (as the device's model, after cloud_label_map) or any",
+    )
+    cloud_label_map: Words = Field(
+        default=(),
+        description="classes that the cloud calls otherwise than the device, as cloud=device,"
+        " comma-separated",
+    )
     upload_above_bytes: int = Field(
         default=UPLOAD_ABOVE_BYTES,
         ge=0,
@@ -264,6 +274,21 @@ class EdgeSettings(ClientTlsSettings):
         default="",
         description="address of Prometheus metrics over HTTP, host:port; empty: off",
     )
+
+    @property
+    def label_map(self) -> dict[str, str]:
+        """The device's name for classes that the cloud calls otherwise."""
+        return dict(word.split("=", 1) for word in self.cloud_label_map)
+
+    @model_validator(mode="after")
+    def _mappable(self) -> Self:
+        for word in self.cloud_label_map:
+            cloud, _, device = word.partition("=")
+            if not cloud or not device:
+                raise ValueError(f"cloud_label_map: must be words like car=vehicle (got {word!r})")
+        if len(self.label_map) < len(self.cloud_label_map):
+            raise ValueError("cloud_label_map: must name each class of the cloud once")
+        return self
 
     @model_validator(mode="after")
     def _one_credential(self) -> Self:

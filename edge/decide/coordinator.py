@@ -5,10 +5,12 @@ decided in `edge.decide.core` and carried out in `edge.decide.question`.
 """
 
 import asyncio
+import logging
 import queue
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -18,11 +20,13 @@ from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferParameters, ModelHint
 from edge.decide.answer import Answer
 from edge.decide.breaker import BreakerState
+from edge.decide.cloud_labels import CloudLabels
 from edge.decide.core import Coordination
 from edge.decide.counters import CoordinatorStats, Counters
 from edge.decide.device_worker import DeviceWorker
 from edge.decide.events import Fail, Finish, Woke
 from edge.decide.gate import CloudGate
+from edge.decide.labels import LabelRule, labels_of
 from edge.decide.policy import Mode, Policy
 from edge.decide.question import Happened, Parties, Question
 from edge.detect.base import Detector, Image
@@ -36,6 +40,8 @@ from edge.errors import (
 )
 from edge.records import Source
 from servicekit.errors import SightlineError
+
+logger = logging.getLogger(__name__)
 
 
 class InferenceCoordinator:
@@ -72,7 +78,12 @@ class InferenceCoordinator:
             # What takes longer than a whole budget has been given up by whoever asked.
             worker = DeviceWorker(detector, hang_seconds=policy.timeout)
         self._policy = policy
-        self._parties = Parties(CloudGate(policy), worker, client, model, parameters)
+        labels = None
+        if detector is not None and worker is not None and client is not None:
+            labels = _cloud_labels(detector, client, policy, model)
+        self._parties = Parties(
+            CloudGate(policy), worker, client, model, parameters, labels, policy.cloud_label_map
+        )
         self._counters = Counters()
         self._closed = False
 
@@ -167,6 +178,29 @@ class InferenceCoordinator:
         finally:
             question.drop()
             self._counters.retried(core.retries)
+
+
+def _cloud_labels(
+    detector: Detector, client: InferenceClient, policy: Policy, model: ModelHint | None
+) -> CloudLabels | None:
+    """Returns what holds the cloud's labels against the device's; None: they may differ."""
+    refuses = policy.mode in (Mode.CASCADE, Mode.HEDGED)
+    if policy.takes_other_labels or policy.mode is Mode.DEVICE:
+        return None
+    if not labels_of(detector):
+        if refuses:
+            logger.warning(
+                "the detector has no attribute labels: they are not held against the cloud's"
+            )
+        return None
+    made = CloudLabels(
+        LabelRule(partial(labels_of, detector), policy.cloud_label_map),
+        lambda seconds: client.list_models(timeout=seconds),
+        model or ModelHint(),
+        refuses=refuses,
+    )
+    made.start()
+    return made
 
 
 def _next(inbox: "queue.SimpleQueue[Happened]", patience: float) -> Happened:

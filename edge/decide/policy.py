@@ -1,6 +1,6 @@
 """How questions are settled: who may answer, how long it may take, when the cloud is left alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -85,6 +85,9 @@ class Policy:
         retry_tokens: as gRPC's retry throttling (proposal A6): each failed try takes one of so
             many tokens, and while half or less are left nothing is retried, >= 1.
         retry_token_ratio: what an answer gives back of a token, > 0 and at most 1.
+        takes_other_labels: whether an answer of the cloud is taken in the modes `cascade` and
+            `hedged` although its model has other labels than the device's.
+        cloud_label_map: the device's name for classes that the cloud calls otherwise.
 
     Raises:
         ValueError: a bound is broken; names the attribute.
@@ -99,6 +102,8 @@ class Policy:
     breaker_seconds: float = 10.0
     retry_tokens: int = 30
     retry_token_ratio: float = 0.1
+    takes_other_labels: bool = False
+    cloud_label_map: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout < float("inf"):

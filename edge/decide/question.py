@@ -6,7 +6,7 @@ wait for them is the caller's business (`edge.decide.coordinator`).
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from edge.cloud.client import InferenceClient
 from edge.cloud.pending import PendingAnswer
 from edge.cloud.types import ImageAnswer, InferAnswer, InferParameters, ModelHint
 from edge.decide.breaker import Pass
+from edge.decide.cloud_labels import CloudLabels
 from edge.decide.core import Coordination
 from edge.decide.device_worker import DeviceWorker
 from edge.decide.events import (
@@ -36,6 +37,7 @@ from edge.decide.events import (
     WakeAt,
 )
 from edge.decide.gate import CloudGate
+from edge.decide.labels import rename
 from edge.detect.base import DetectorResult, Image
 from edge.errors import device_failure
 from edge.records import Detection
@@ -54,6 +56,8 @@ class Parties:
         client: the inference service; None: the mode does not ask it.
         model: which model of the service should answer; None: its default.
         parameters: how the service makes its answers; None: its model's own settings.
+        labels: holds the cloud's labels against the device's; None: nobody does.
+        renamed: the device's name for classes that the cloud calls otherwise.
     """
 
     gate: CloudGate
@@ -61,6 +65,8 @@ class Parties:
     client: InferenceClient | None
     model: ModelHint | None = None
     parameters: InferParameters | None = None
+    labels: CloudLabels | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +180,12 @@ class Question:
     def _prepare(self, ends: float) -> None:
         """Makes the question to the cloud ready, once for all tries, and sends it."""
         try:
+            if self.parties.labels is not None:
+                self.parties.labels.check_model((ends - time.monotonic()) / 2)
+        except SightlineError as error:
+            self.report(CloudRefused(error))
+            return
+        try:
             self._call = self._client().prepare(
                 [self.image],
                 image_ids=[self.image_id],
@@ -198,7 +210,7 @@ class Question:
             except SightlineError as error:
                 self.report(CloudFailed(error))
                 return
-        pending.add_done_callback(lambda: self.report(_cloud_observation(pending)))
+        pending.add_done_callback(lambda: self.report(_cloud_observation(pending, self.parties)))
 
     def _drop_device(self) -> None:
         if self._device is not None:
@@ -220,10 +232,12 @@ def _unsendable(error: Exception) -> SightlineError:
     return wrapped
 
 
-def _cloud_observation(pending: PendingAnswer) -> CloudAnswered | CloudFailed:
+def _cloud_observation(pending: PendingAnswer, parties: Parties) -> CloudAnswered | CloudFailed:
     try:
         answer = pending.result()
-        result = _cloud_result(answer)
+        result = rename(_cloud_result(answer), parties.renamed)
+        if parties.labels is not None:
+            parties.labels.check_answer(result)
     except SightlineError as error:
         return CloudFailed(error)
     return CloudAnswered(result, answer.idempotent_replayed, answer.bytes_sent, answer.bytes_saved)

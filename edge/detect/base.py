@@ -71,7 +71,9 @@ class DetectorResult:
 class Detector(Protocol):
     """A model on the device. Called from worker threads; one instance serves one process.
 
-    It may have a method `close()`, which gives back what it holds; see `close_detector`.
+    It may have a method `close()`, which gives back what it holds; see `close_detector`. It may
+    have an attribute `labels`, the names of all its classes: in the modes `cascade` and `hedged`
+    they are held against those of the cloud's model.
     """
 
     @property

@@ -53,6 +53,7 @@ class Loaded:
     name: str
     version: str
     provider: str
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,11 @@ class OnnxDetector:
         self._model.warm_up()
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The model's labels; the index is the class_id."""
+        return tuple(self._model.names.values())
+
+    @property
     def provider(self) -> str:
         """The execution provider in use: the first that the session has."""
         return self._model.provider

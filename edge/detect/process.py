@@ -80,6 +80,11 @@ class ProcessDetector:
         return self._keeper.loaded.version
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The detector's labels; empty: it does not say."""
+        return self._keeper.loaded.labels
+
+    @property
     def provider(self) -> str:
         """What the detector runs on."""
         return f"{self._keeper.loaded.provider or 'its runtime'} in a process of its own"

@@ -80,6 +80,11 @@ class UltralyticsDetector:
         self._model = self._load(path)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The model's labels; the index is the class_id."""
+        return tuple(str(label) for label in self._model.names.values())
+
+    @property
     def provider(self) -> str:
         """The device in use, as torch names it."""
         return str(self._model.predictor.device)

@@ -57,7 +57,8 @@ def _load(request: Load) -> tuple[Detector | None, Answer]:
         factory: Callable[[], Detector] = pickle.loads(request.factory)  # noqa: S301 - the owner's
         detector = factory()
         provider = str(getattr(detector, "provider", ""))
-        return detector, Loaded(detector.name, detector.version, provider)
+        labels = tuple(getattr(detector, "labels", ()))
+        return detector, Loaded(detector.name, detector.version, provider, labels)
     except Exception as error:  # noqa: BLE001 - whatever it is, the owner hears of it
         return None, _answer_to(error)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from edge.commands.options import settings_with
+from edge.decide.labels import labels_of
 from edge.doctor import disk, model, services
 from edge.doctor.finding import Finding, Level, failed, ok
 from edge.doctor.names import check_names
@@ -70,12 +71,13 @@ def findings(timeout: float, **options: str | None) -> Iterator[Finding]:
         return
     yield ok("settings", f"device {settings.device_id}, mode {settings.mode}")
     yield from check_names(os.environ)
+    known: list[frozenset[str]] = []  # the labels of the device's model, once it is loaded
     checks: list[Check] = [
         disk.spool,
         lambda given: [disk.disk(given)],
-        model.model,
+        lambda given: model.model(given, lambda detector: known.append(labels_of(detector))),
         partial(services.ingest, timeout=timeout),
-        partial(services.inference, timeout=timeout),
+        lambda given: services.inference(given, timeout, *known),
     ]
     for check in checks:
         try:

@@ -1,7 +1,7 @@
 """Checks the device's model: does it load, does it run, on what, and how fast?"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from edge import assemble
 from edge.detect.base import Detector, close_detector
@@ -12,8 +12,15 @@ from edge.settings import EdgeSettings
 _SIDE = 640  # of the picture that is tried, pixels
 
 
-def model(settings: EdgeSettings) -> Iterator[Finding]:
-    """Checks the device's model, if the settings name one."""
+def model(
+    settings: EdgeSettings, note: Callable[[Detector], object] = lambda _detector: None
+) -> Iterator[Finding]:
+    """Checks the device's model, if the settings name one.
+
+    Args:
+        settings: of the node.
+        note: gets the detector, once it is loaded.
+    """
     if settings.device_model is None or settings.mode == "cloud":
         why = "mode cloud" if settings.mode == "cloud" else "no device_model is set"
         yield ok("model", f"{why}: the inference service answers")
@@ -36,6 +43,7 @@ def model(settings: EdgeSettings) -> Iterator[Finding]:
         return
     seconds = time.monotonic() - began
     try:
+        note(detector)
         yield ok("model", f"{detector.name} {detector.version} loads in {seconds:.1f} s")
         yield _run(detector, settings)
     finally:

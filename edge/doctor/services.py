@@ -11,7 +11,9 @@ from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_p
 
 from edge.channel import Endpoint
 from edge.cloud.client import InferenceClient
-from edge.cloud.types import ModelInfo
+from edge.cloud.types import ModelHint, ModelInfo
+from edge.decide.cloud_labels import answering
+from edge.decide.labels import LabelRule
 from edge.doctor import health, reach
 from edge.doctor.finding import Finding, failed, ok, warning
 from edge.settings import EdgeSettings
@@ -33,6 +35,8 @@ class Asked:
     settings: EdgeSettings
     timeout: float
     """Seconds for each question."""
+    device_labels: frozenset[str] = frozenset()
+    """Of the device's model; empty: not known."""
 
 
 def ingest(settings: EdgeSettings, timeout: float) -> Iterator[Finding]:
@@ -46,13 +50,15 @@ def ingest(settings: EdgeSettings, timeout: float) -> Iterator[Finding]:
     yield from _service(asked, _may_log)
 
 
-def inference(settings: EdgeSettings, timeout: float) -> Iterator[Finding]:
+def inference(
+    settings: EdgeSettings, timeout: float, device_labels: frozenset[str] = frozenset()
+) -> Iterator[Finding]:
     """Checks the inference service, if the mode asks it; see `ingest`."""
     if settings.mode == "device":
         yield ok("inference", "mode device: the inference service is not asked")
         return
     endpoint = Endpoint.to_inference(settings)
-    asked = Asked("inference", health.INFERENCE, endpoint, settings, timeout)
+    asked = Asked("inference", health.INFERENCE, endpoint, settings, timeout, device_labels)
     yield from _service(asked, _may_infer)
 
 
@@ -181,6 +187,8 @@ def _may_infer(asked: Asked) -> Iterator[Finding]:
         return
     yield ok("inference credential", f"{_shown(asked)}: may ask")
     yield _models(asked.settings, models)
+    if asked.device_labels:
+        yield from _labels(asked, models)
 
 
 def _shown(asked: Asked) -> str:
@@ -199,6 +207,31 @@ def _refused(asked: Asked, error: SightlineError, flags: str) -> Finding:
     else:
         action = f"Put a good one into its place: `{make}`, on the server's file of keys."
     return failed(check, f"refused: {error}", action)
+
+
+def _labels(asked: Asked, models: tuple[ModelInfo, ...]) -> Iterator[Finding]:
+    """Holds the labels of the model that would answer against the device's."""
+    settings, check = asked.settings, "inference labels"
+    hint = ModelHint(settings.cloud_model, settings.cloud_model_version)
+    model = answering(models, hint)
+    if model is None:
+        return
+    (labels,) = (one.labels for one in models if ModelHint(one.name, one.version) == model)
+    rule = LabelRule(lambda: asked.device_labels, settings.label_map)
+    difference = rule.difference(labels)
+    if not difference:
+        yield ok(check, "the cloud's model has the device's labels")
+    elif settings.cloud_labels == "any":
+        yield ok(check, f"they differ, as cloud_labels allows: {difference}")
+    else:
+        taken = settings.mode not in ("cascade", "hedged")
+        effect = "has its own classes" if taken else "is not taken"
+        yield warning(
+            check,
+            f"they differ: {difference}. In mode {settings.mode} the cloud's answer {effect}",
+            "Set cloud_model to one with the device's labels, map them by cloud_label_map, or set"
+            " cloud_labels to any.",
+        )
 
 
 def _models(settings: EdgeSettings, models: tuple[ModelInfo, ...]) -> Finding:

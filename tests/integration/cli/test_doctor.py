@@ -173,6 +173,25 @@ def test_a_node_that_never_asks_the_cloud_needs_none(plain: Services, tmp_path: 
     assert "not asked" in finding(done, "inference")["message"]
 
 
+def test_item_23_labels_that_differ(plain: Services, tmp_path: Path) -> None:
+    model = colour_model(tmp_path / "m.onnx", names={0: "person", 1: "car", 2: "dog"})
+    given = plain.settings(device_model=model, mode="cascade")
+    found = finding(doctor(**given), "inference labels")
+    assert found["level"] == "warning"
+    assert "the cloud alone has 'blue', 'green', 'red'" in found["message"]
+    assert "In mode cascade the cloud's answer is not taken" in found["message"]
+    assert "cloud_label_map" in found["action"]
+    auto = finding(doctor(**{**given, "mode": "auto"}), "inference labels")
+    assert "In mode auto the cloud's answer has its own classes" in auto["message"]
+    mapped = {**given, "cloud_label_map": "red=person,green=car,blue=dog"}
+    assert finding(doctor(**mapped), "inference labels")["level"] == "ok"
+    allowed = finding(doctor(**{**given, "cloud_labels": "any"}), "inference labels")
+    assert allowed["level"] == "ok"
+    assert "as cloud_labels allows" in allowed["message"]
+    same = {**given, "device_model": colour_model(tmp_path / "same.onnx")}
+    assert finding(doctor(**same), "inference labels")["level"] == "ok"
+
+
 def test_a_broken_model(plain: Services, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     done = doctor(**plain.settings(device_model=tmp_path / "broken.onnx"))

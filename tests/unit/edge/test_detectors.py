@@ -28,6 +28,7 @@ from edge.detect import (
     Thresholds,
     UltralyticsDetector,
 )
+from edge.detect.base import close_detector
 from edge.records import Box, Detection
 from servicekit.errors import SightlineError
 from servicekit.vision import ModelError
@@ -306,3 +307,9 @@ def test_item_8_weights_outside_of_the_model_s_folder_are_refused(
     (tmp_path / "weights.bin").symlink_to("secret.bin")
     with pytest.raises((ModelError, SightlineError), match="in the model's own folder"):
         kind(tmp_path / "model.onnx")
+
+
+def test_item_23_a_detector_says_its_labels(kind: Any, model: Path) -> None:
+    detector = kind(model)
+    assert detector.labels == ("plate", "mould")
+    close_detector(detector)
