@@ -315,7 +315,8 @@ def test_a_node_made_of_settings(tmp_path: Path) -> None:
     assert (answer.model_name, answer.model_version) == ("plates", "9")
     assert [found.class_name for found in answer.detections] == ["mould"]
     assert entry.defect_detected
-    (seen,) = inference.seen
+    # Its labels were asked for, too.
+    (seen,) = (one for one in inference.seen if one.request.images)
     assert seen.request.model.name == "big"
     assert seen.request.parameters.confidence_threshold == pytest.approx(0.4)
     assert seen.metadata["authorization"] == "Bearer s3cret"
