@@ -10,6 +10,8 @@ GRPCURL := $(TOOLS)/bin/grpcurl
 NODE_MODULES := tests/compat/node/node_modules/.package-lock.json
 TRITONCLIENT := $(TOOLS)/tritonclient
 GO_CAMERA := examples/go/bin/camera
+# Other DuckDBs than ours, which read and write the same files; each in a folder of its own.
+OTHER_DUCKDBS := build/duckdb/1.4.4/.installed build/duckdb/2.0.1/.installed
 # Touched last, so it stands for a whole build.
 NODE_CAMERA := examples/node/gen/.built
 PROTO := $(shell find proto -name '*.proto')
@@ -74,6 +76,11 @@ $(TRITONCLIENT)/.installed: tests/compat/triton/constraints.txt
 	  || echo "perf_analyzer: there is no build for this system"
 	@touch $@
 
+build/duckdb/%/.installed: export PIP_CONSTRAINT :=
+build/duckdb/%/.installed: | $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --upgrade --target build/duckdb/$* duckdb==$*
+	@touch $@
+
 .PHONY: demo
 demo: $(VENV)/.demo ## Both services, one edge node, an outage, and an audit of the result
 	@$(BIN)/python -m examples.demo
@@ -88,10 +95,15 @@ compat:
 	-@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(GRPCURL) $(GO_CAMERA); fi
 	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE_MODULES) $(NODE_CAMERA); fi
 	-@$(MAKE) --no-print-directory $(TRITONCLIENT)/.installed
+	-@$(MAKE) --no-print-directory $(OTHER_DUCKDBS)
 
 .PHONY: test
 test: $(VENV)/.test compat ## Every test; PYTEST_ARGS="-k name" picks
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: next
+next: $(VENV)/.test ## The store's tests on the newest DuckDB, beyond the bound in pyproject.toml
+	$(BIN)/python -m tests.compat.next_duckdb
 
 .PHONY: lint
 lint: $(VENV)/.test ## ruff, mypy --strict, buf lint, buf breaking, stubs current

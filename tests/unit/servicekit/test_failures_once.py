@@ -103,9 +103,11 @@ def test_other_handlers_see_each_record_whole(
 
 
 def test_a_text_that_does_not_fit_its_arguments_is_the_handlers_affair(
-    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handled: list[logging.LogRecord] = []
-    monkeypatch.setattr(logger.handlers[0], "handleError", handled.append)
-    logger.warning("%d of them", "many")
-    assert [record.msg for record in handled] == ["%d of them"]
+    handler, handled = FailuresOnce(stream), list[logging.LogRecord]()
+    monkeypatch.setattr(handler, "handleError", handled.append)
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "%d of them", ("many",), None)
+    handler.handle(record)
+    handler.close()
+    assert handled == [record]
