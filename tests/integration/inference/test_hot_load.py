@@ -283,7 +283,7 @@ def test_a_call_in_flight_ends_on_the_model_that_it_began_with(
     server: Server, one: Client, repository: Path
 ) -> None:
     version = repository / ".new" / "slow" / "1"
-    generation(version / "model.onnx", "old", wait_seconds=0.5)
+    generation(version / "model.onnx", "old", wait_seconds=1.5)
     version.parent.rename(repository / "slow")
     until(lambda: label(one, "slow") == "old")
     request = ask(RED, model=inference_pb2.ModelHint(name="slow"))

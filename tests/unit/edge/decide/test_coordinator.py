@@ -560,7 +560,7 @@ def test_a_device_later_than_its_p95_is_overtaken_by_the_cloud(ask: Any) -> None
 def test_a_model_that_hangs_fails_the_next_pictures_at_once_until_it_returns(
     ask: Any, hanging: Hanging
 ) -> None:
-    chosen = policy(Mode.DEVICE, timeout=0.3, reserve=0.0)
+    chosen = policy(Mode.DEVICE, timeout=1.0, reserve=0.0)
     asked = InferenceCoordinator(hanging, None, chosen)
     with asked:
         with pytest.raises(DeviceError, match="DEVICE_TIMEOUT"):
@@ -570,7 +570,7 @@ def test_a_model_that_hangs_fails_the_next_pictures_at_once_until_it_returns(
         began = time.monotonic()
         with pytest.raises(DeviceError, match="DEVICE_HUNG"):
             ask(asked, b"second")
-        assert time.monotonic() - began < 0.2
+        assert time.monotonic() - began < chosen.timeout  # it did not wait
         hanging.released.set()
         while asked.stats().device_hangs:
             time.sleep(0.005)

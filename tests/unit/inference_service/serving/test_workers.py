@@ -47,11 +47,11 @@ async def test_a_worker_goes_on_while_the_loop_is_busy(workers: Workers, model: 
 
 
 async def test_stages_are_timed(workers: Workers, model: Doubler) -> None:
-    slow = Number(1, on_prepare=lambda: time.sleep(0.02), on_finish=lambda: time.sleep(0.03))
+    slow = Number(1, on_prepare=lambda: time.sleep(0.2), on_finish=lambda: time.sleep(0.3))
     (ran,) = await workers.run([slow], model, soon())
-    assert ran.decode >= 0.02
-    assert ran.post >= 0.03
-    assert ran.infer < 0.02
+    assert ran.decode >= 0.2
+    assert ran.post >= 0.3
+    assert ran.infer < 0.2  # neither of them is in it
     assert ran.batch == 1
 
 
