@@ -65,6 +65,7 @@ def test_old_predictions_are_deleted_and_positions_are_not(start: Start, tmp_pat
     server = start("--retain-days", "7", *confirmed())
     server.log_messages(request(*predictions(1, 12), head=header()))
     assert server.watermark(SPOOL) == 12
+    eventually(lambda: "deleted 8 predictions" in server.log.read_text())
     server.stop()
     log = server.log.read_text()
     assert server.query("SELECT sequence FROM predictions ORDER BY 1") == [(11,), (12,)], log
