@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 from servicekit import background_stderr
 from servicekit.auth.caller import Scope
 from servicekit.auth.guard import Access
+from servicekit.background_lines import Writable
 from servicekit.background_stderr import Descriptor
 from servicekit.gate import Gate
 from servicekit.health import Health
@@ -317,14 +318,21 @@ def _say_ready(name: str, address: str, metrics_address: str | None) -> None:
         "pid": os.getpid(),
     }
     # Whoever started the service may read neither of its streams, which may be one pipe.
-    write = partial(_print, json.dumps(line) + "\n")
+    write = partial(_print, sys.stdout, json.dumps(line) + "\n")
     threading.Thread(target=write, name="ready", daemon=True).start()
 
 
-def _print(text: str) -> None:
-    if sys.stdout is not None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it
-            Descriptor(sys.stdout.fileno()).write(text)
+def _print(stdout: TextIO | None, text: str) -> None:
+    """Write the text, through the descriptor where there is one: see `Descriptor`."""
+    if stdout is None:
+        return
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it
+        try:
+            out: Writable = Descriptor(stdout.fileno())
+        except (OSError, ValueError):  # a stream in memory
+            out = stdout
+        out.write(text)
+        out.flush()
 
 
 async def _drain(
