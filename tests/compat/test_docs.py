@@ -9,8 +9,9 @@ import pytest
 from models.plates import make_plate, to_jpeg
 from sightline_cli.processes import ServiceProcess
 from tests.compat.conftest import ROOT
+from tests.default_ports import moved
 
-PAGES = {"ingest": "127.0.0.1:50051", "inference": "127.0.0.1:50052"}
+PAGES = ("ingest", "inference")
 
 
 def commands(page: str) -> list[str]:
@@ -30,9 +31,9 @@ def test_every_grpcurl_command_works(
     found = commands(page)
     assert len(found) >= 5
     for command in found:
-        assert PAGES[page] in command
+        here = moved(command, **{page: service.address})
         done = subprocess.run(
-            ["bash", "-c", command.replace(PAGES[page], service.address)],
+            ["bash", "-c", here],
             cwd=tmp_path,
             env={"PATH": f"{Path(grpcurl).parent}:/usr/bin:/bin"},
             capture_output=True,
@@ -46,7 +47,7 @@ def test_logging_twice_doubles_nothing(
     grpcurl: str, ingest: ServiceProcess, tmp_path: Path
 ) -> None:
     (command,) = [one for one in commands("ingest") if "PredictionLog\n" in one]
-    command = command.replace(PAGES["ingest"], ingest.address).replace("gate-1", "gate-twice")
+    command = moved(command, ingest=ingest.address).replace("gate-1", "gate-twice")
     answers = [
         subprocess.run(
             ["bash", "-c", command],

@@ -20,6 +20,7 @@ from edge.errors import EdgeError
 from edge.settings import EdgeSettings
 from servicekit.errors import SightlineError
 from tests.compat.conftest import ROOT
+from tests.default_ports import moved
 from tests.fakes.cameras import NetworkCamera, RtspCamera, camera
 from tests.integration.cli.terminal import environment
 from tests.unit.edge.sources.watching import save_pictures, save_video
@@ -49,7 +50,7 @@ class Desk:
 
     def run(self, text: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            ["bash", "-c", text],
+            ["bash", "-c", moved(text)],
             cwd=self.folder,
             env=self.env,
             capture_output=True,
@@ -168,14 +169,11 @@ def test_the_node_programs_run(desk: Desk, number: int) -> None:
 
 
 def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
-    program = blocks("python")[3]
-    for meant, here in (
-        ("127.0.0.1:50051", desk.env["SIGHTLINE_EDGE_INGEST_TARGET"]),
-        ("127.0.0.1:50052", desk.env["SIGHTLINE_EDGE_INFERENCE_TARGET"]),
-        ('device_id="gate-1"', f'device_id="own", spool_dir="{desk.folder / "own"}"'),
-    ):
-        assert meant in program
-        program = program.replace(meant, here)
+    targets = [desk.env[f"SIGHTLINE_EDGE_{name}_TARGET"] for name in ("INGEST", "INFERENCE")]
+    program = moved(blocks("python")[3], ingest=targets[0], inference=targets[1])
+    device = 'device_id="gate-1"'
+    assert device in program
+    program = program.replace(device, f'device_id="own", spool_dir="{desk.folder / "own"}"')
     assert printed(desk, program) == ["scan-0 dark", "scan-1 light"]
 
 
@@ -204,9 +202,8 @@ def test_every_error_of_the_family_is_in_the_table() -> None:
 
 @pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS has no yolov8n_int8.onnx")
 def test_the_loop_runs(desk: Desk) -> None:
-    program = blocks("python")[0]
+    program = moved(blocks("python")[0], ingest=desk.env["SIGHTLINE_EDGE_INGEST_TARGET"])
     for meant, here in (
-        ("127.0.0.1:50051", desk.env["SIGHTLINE_EDGE_INGEST_TARGET"]),
         ("yolov8n.pt", str(YOLO)),
         (CAMERA, "clip.mp4"),
         ('device_id="gate-1"', f'device_id="loop", spool_dir="{desk.folder / "loop"}"'),

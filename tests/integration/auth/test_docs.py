@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from models.plates import make_plate, to_jpeg
+from tests.default_ports import NOBODY, moved
 from tests.integration.auth.services import stored
 
 ROOT = Path(__file__).parents[3]
@@ -39,6 +40,9 @@ class Shell:
             "PYTHONPATH": str(ROOT),
             "SIGHTLINE_INGEST_LISTEN": "127.0.0.1:0",
             "SIGHTLINE_EDGE_SPOOL_DIR": str(folder / "spool"),
+            # Whoever is at the default ports must not be met.
+            "SIGHTLINE_EDGE_INGEST_TARGET": NOBODY,
+            "SIGHTLINE_EDGE_INFERENCE_TARGET": NOBODY,
         }
         self._service: subprocess.Popen[str] | None = None
 
@@ -48,7 +52,7 @@ class Shell:
             self._serve(block)
             return ""
         done = subprocess.run(
-            ["bash", "-euc", block],
+            ["bash", "-euc", moved(block)],
             cwd=self.folder,
             env=self._env,
             capture_output=True,

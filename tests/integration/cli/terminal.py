@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.default_ports import NOBODY
+
 ROOT = Path(__file__).parents[3]
 REPOSITORY = ROOT / "models/repository"
 SIGHTLINE = [sys.executable, "-c", "from sightline_cli.app import main; main()"]
@@ -15,7 +17,11 @@ Done = subprocess.CompletedProcess[str]
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Returns an environment with these settings of a node, and no others."""
+    """Returns an environment with these settings of a node, and no others.
+
+    Without a target nothing is reached: at the default ports another service may be.
+    """
+    settings = {"ingest_target": NOBODY, "inference_target": NOBODY, **settings}
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
     named = {f"SIGHTLINE_EDGE_{name.upper()}": str(value) for name, value in settings.items()}
     return {**clean, "COLUMNS": "100", **named}
