@@ -23,13 +23,14 @@ from inference_service.settings import InferenceSettings
 from inference_service.telemetry import Telemetry
 from inference_service.uploads.errors import StoreError as UploadError
 from inference_service.uploads.index import StoreLimits
-from inference_service.uploads.receive import Uploads
+from inference_service.uploads.receive import WRITTEN_AT_ONCE, Uploads
 from inference_service.uploads.reference import Signer
 from inference_service.uploads.store import UploadStore
 from inference_service.validate import Limits
-from servicekit import in_flight, lifecycle, logs
+from servicekit import lifecycle, logs
 from servicekit.errors import SightlineError
 from servicekit.lifecycle import Readiness, StartError
+from servicekit.rooms import bounds_of
 from servicekit.settings import load
 from servicekit.vision import ImageLimits, SessionOptions
 
@@ -107,7 +108,7 @@ async def serve(settings: InferenceSettings) -> None:
         drain=drain,
         stop=stop,
         registry=registry,
-        options=in_flight.CHANNEL_OPTIONS,
+        bounds=bounds_of(settings, kept=WRITTEN_AT_ONCE),
     )
 
 

@@ -82,20 +82,27 @@ def service(pipeline: Pipeline, uploads: Uploads) -> Service:
         server.add_generic_rpc_handlers((handler,))
 
     access = dict.fromkeys(("Infer", "UploadImage", "ListModels"), Scope.INFER)
-    return Service(SERVICE_NAME, register, access)
+    return Service(SERVICE_NAME, register, access, large=("Infer", "UploadImage"))
 
 
 async def _parts(
     requests: AsyncIterator[inference_service_pb2.UploadImageRequest],
 ) -> AsyncIterator[Part]:
     async for request in requests:
-        match request.WhichOneof("part"):
-            case "header":
-                yield Header(request.header.sha256, request.header.size_bytes)
-            case "chunk":
-                yield request.chunk
-            case _:
-                yield None
+        part = _part(request)
+        del request  # or it would be held while the next one is waited for
+        yield part
+        del part
+
+
+def _part(request: inference_service_pb2.UploadImageRequest) -> Part:
+    match request.WhichOneof("part"):
+        case "header":
+            return Header(request.header.sha256, request.header.size_bytes)
+        case "chunk":
+            return request.chunk
+        case _:
+            return None
 
 
 def call_of(pipeline: Pipeline, context: _Context) -> Call:

@@ -3,12 +3,13 @@
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from ingest_service.duckdb_store import DuckDBStore, StoreOpenError
-from ingest_service.group_commit import GroupCommitter
+from ingest_service.group_commit import MESSAGE_COST, GroupCommitter
 from ingest_service.group_writer import GroupWriter
 from ingest_service.housekeeping import Duties, Housekeeping
 from ingest_service.queries import Queries
@@ -16,8 +17,10 @@ from ingest_service.server import IngestServer
 from ingest_service.settings import IngestSettings
 from ingest_service.watched_store import WatchedStore
 from servicekit import logs
+from servicekit.in_flight import Bounds
 from servicekit.lifecycle import Readiness, StartError, run, serve
 from servicekit.private_files import keep_private
+from servicekit.rooms import bounds_of
 from servicekit.settings import load
 
 PROG = "python -m ingest_service"
@@ -26,7 +29,7 @@ STREAM_PATIENCE = 2.0
 SWITCH_SECONDS = 0.001
 """How long a thread may be kept waiting for the interpreter's lock, s: the writer asks for it after
 each statement, and with Python's 5 ms it waits for the event loop for much of a commit."""
-STREAM_WINDOW = 256 * 1024
+STREAM_WINDOW = 64 * 1024
 """What gRPC takes of one stream ahead of its handler, bytes."""
 POSITION_QUEUE = 10_000
 """Nodes that may ask for their position at once: all of a fleet, after an outage."""
@@ -68,9 +71,22 @@ def _clock_gauges(
     ).set_function(lambda: store.seconds_ahead(_now()))
 
 
-def _receive_limit(settings: IngestSettings) -> int:
-    """Returns room to read a message that is too large, and say so as gRPC itself would not."""
-    return min(2 * settings.max_message_bytes, 2**31 - 1)
+def _bounds(settings: IngestSettings) -> Bounds:
+    """Return how much of the messages is held at a time, from their arrival to their commit."""
+    # Room to read a message that is too large, and say so as gRPC itself would not.
+    largest = min(2 * settings.max_message_bytes, 2**31 - 1)
+    committing = min(settings.max_inflight_bytes, settings.max_bytes_in_flight or 1 << 50)
+    return replace(
+        bounds_of(settings, STREAM_WINDOW),
+        # Half as much again for messages on their way, and what the reads get of it. With what
+        # waits for room that is less than twice the bound, also if all of it is sent to harm.
+        most=max(committing * 7 // 4, largest + MESSAGE_COST),
+        waiting=committing // 4,
+        largest=largest,
+        message_cost=MESSAGE_COST,
+        # A slow disk is no reason to refuse what is already here: the device waits.
+        patience_seconds=settings.receive_timeout_seconds,
+    )
 
 
 async def _main(argv: Sequence[str]) -> None:
@@ -87,7 +103,6 @@ async def _main(argv: Sequence[str]) -> None:
         writer.commit,
         group_bytes=settings.group_bytes,
         group_wait=settings.group_wait_ms / 1000,
-        max_inflight_bytes=settings.max_inflight_bytes,
     )
     housekeeping = Housekeeping(store, _duties(settings), _now)
     registry = CollectorRegistry()
@@ -118,13 +133,7 @@ async def _main(argv: Sequence[str]) -> None:
         drain=drain,
         stop=stop,
         registry=registry,
-        options=[
-            ("grpc.max_receive_message_length", _receive_limit(settings)),
-            # gRPC would let each stream's window grow by itself, to some MiB: with a thousand
-            # devices and a disk that does not keep up, that is memory that no setting bounds.
-            ("grpc.http2.bdp_probe", 0),
-            ("grpc.http2.lookahead_bytes", STREAM_WINDOW),
-        ],
+        bounds=_bounds(settings),
     )
 
 

@@ -2,8 +2,9 @@
 
 One thread decodes a group while another commits the one before it; meanwhile the next gathers. A
 group closes when it holds enough bytes or its first message has waited long enough. What is
-received and not yet committed is bounded over all streams: beyond it `LogStream.send` waits, so
-that gRPC's flow control reaches the devices. Everything else here runs on one event loop.
+received and not yet committed is bounded over all streams: each message brings a lease on its
+bytes, which ends here, and beyond the bound no stream is read, so that gRPC's flow control reaches
+the devices. Everything else here runs on one event loop.
 """
 
 import asyncio
@@ -14,14 +15,14 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import grpc
 
-from ingest_service.byte_budget import ByteBudget
 from ingest_service.group import Message, Outcome, Rejection
 from ingest_service.store import Opening
 from servicekit.errors import SightlineError, out_of_memory
+from servicekit.in_flight import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +72,9 @@ class LogStream:
         self._error: SightlineError | None = None
         self._moved = asyncio.Event()
 
-    async def send(self, payload: bytes) -> None:
-        """Hands over the next message; waits while too much is in flight."""
-        await self._committer.put(self, payload, first=self._sent == 0)
+    def send(self, payload: bytes, lease: Lease) -> None:
+        """Hands over the next message, with the bytes that it counts for until it is committed."""
+        self._committer.put(self, payload, lease, first=self._sent == 0)
         self._sent += 1
 
     async def finish(self) -> Totals:
@@ -105,6 +106,14 @@ class LogStream:
         return self._error is not None
 
 
+class _Sent(NamedTuple):
+    """A message that waits for its commit."""
+
+    stream: LogStream
+    message: Message
+    lease: Lease
+
+
 class GroupCommitter(Generic[P]):
     """Commits the messages of all streams in groups.
 
@@ -117,9 +126,8 @@ class GroupCommitter(Generic[P]):
             message, in their order. Raises SightlineError if nothing of the group is committed.
         group_bytes: a group takes no further message beyond this size, bytes.
         group_wait: how long the first message of a group waits for others, s.
-        max_inflight_bytes: messages received and not yet committed, bytes.
 
-    Both bounds count `MESSAGE_COST` bytes for each message besides its own.
+    `group_bytes` counts `MESSAGE_COST` bytes for each message besides its own.
     """
 
     def __init__(
@@ -129,14 +137,12 @@ class GroupCommitter(Generic[P]):
         *,
         group_bytes: int,
         group_wait: float,
-        max_inflight_bytes: int,
     ) -> None:
         self._prepare = prepare
         self._commit = commit
         self._group_bytes = group_bytes
         self._group_wait = group_wait
-        self._budget = ByteBudget(max_inflight_bytes)
-        self._waiting: deque[tuple[LogStream, Message]] = deque()
+        self._waiting: deque[_Sent] = deque()
         self._waiting_bytes = 0
         self._oldest = 0.0
         self._arrived = asyncio.Event()
@@ -151,21 +157,20 @@ class GroupCommitter(Generic[P]):
         """Returns a new stream."""
         return LogStream(next(self._numbers), opening, self)
 
-    async def put(self, stream: LogStream, payload: bytes, *, first: bool) -> None:
-        """Takes the next message of a stream; waits while too much is in flight.
+    def put(self, stream: LogStream, payload: bytes, lease: Lease, *, first: bool) -> None:
+        """Takes the next message of a stream.
 
         Raises:
             SightlineError: UNAVAILABLE; the committer is closing.
         """
-        size = _size(payload)
-        await self._budget.acquire(size)
         if self._closing:
-            self._budget.release(size)
+            lease.give()
             raise draining_error()
         if not self._waiting:
             self._oldest = asyncio.get_running_loop().time()
-        self._waiting.append((stream, Message(stream.number, stream.opening, payload, first)))
-        self._waiting_bytes += size
+        message = Message(stream.number, stream.opening, payload, first)
+        self._waiting.append(_Sent(stream, message, lease))
+        self._waiting_bytes += _size(payload)
         self._arrived.set()
         if self._waiting_bytes >= self._group_bytes:
             self._full.set()
@@ -185,7 +190,7 @@ class GroupCommitter(Generic[P]):
             group = self._take()
             if not group:
                 continue
-            messages = [message for _, message in group]
+            messages = [each.message for each in group]
             prepared = await self._on(self._preparer, self._prepare, messages)
             # Only then the next group is taken: it has gathered for as long as this one.
             if committing is not None:
@@ -200,7 +205,7 @@ class GroupCommitter(Generic[P]):
 
     async def _settle(
         self,
-        group: Sequence[tuple[LogStream, Message]],
+        group: Sequence["_Sent"],
         prepared: P | SightlineError,
         at_commit: asyncio.Event,
     ) -> None:
@@ -208,7 +213,7 @@ class GroupCommitter(Generic[P]):
         loop = asyncio.get_running_loop()
         on_commit = functools.partial(loop.call_soon_threadsafe, at_commit.set)
         # The group before may have ended streams while this one was prepared.
-        ended = {index for index, (stream, _) in enumerate(group) if stream.failed}
+        ended = {index for index, sent in enumerate(group) if sent.stream.failed}
         outcomes: Sequence[Outcome] | SightlineError = ()
         if isinstance(prepared, SightlineError):
             outcomes = prepared
@@ -217,10 +222,10 @@ class GroupCommitter(Generic[P]):
         at_commit.set()
         if isinstance(outcomes, SightlineError):
             outcomes = [Outcome(error=outcomes)] * len(group)
-        for index, (stream, message) in enumerate(group):
+        for index, sent in enumerate(group):
             if index not in ended:
-                stream.settle(outcomes[index])
-            self._budget.release(_size(message.payload))
+                sent.stream.settle(outcomes[index])
+            sent.lease.give()
 
     async def _on(
         self, executor: ThreadPoolExecutor, work: Callable[..., T], *arguments: object
@@ -253,18 +258,18 @@ class GroupCommitter(Generic[P]):
             pass
         return True
 
-    def _take(self) -> list[tuple[LogStream, Message]]:
+    def _take(self) -> list["_Sent"]:
         """Returns the next group: at least one message, and as many as fit its size."""
-        group: list[tuple[LogStream, Message]] = []
+        group: list[_Sent] = []
         taken = 0
         while self._waiting and (not group or taken < self._group_bytes):
-            stream, message = self._waiting.popleft()
-            size = _size(message.payload)
+            sent = self._waiting.popleft()
+            size = _size(sent.message.payload)
             self._waiting_bytes -= size
-            if stream.failed:
-                self._budget.release(size)
+            if sent.stream.failed:
+                sent.lease.give()
                 continue
-            group.append((stream, message))
+            group.append(sent)
             taken += size
         if self._waiting_bytes < self._group_bytes and not self._closing:
             self._full.clear()

@@ -24,6 +24,7 @@ from ingest_service.translate import (
 from ingest_service.visible import visible
 from servicekit.auth.caller import Scope, current_caller
 from servicekit.errors import SightlineError, invalid
+from servicekit.in_flight import keep_message
 from servicekit.lifecycle import Service
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -68,7 +69,7 @@ class IngestServer:
 
     def service(self) -> Service:
         """Returns the service for a server to offer."""
-        return Service(SERVICE_NAME, self._register, _ACCESS)
+        return Service(SERVICE_NAME, self._register, _ACCESS, large=("PredictionLog",))
 
     def cut_streams(self) -> None:
         """Ends every open stream with UNAVAILABLE, once what it has sent is committed."""
@@ -90,7 +91,8 @@ class IngestServer:
         opening = parse_header(first, self._now(), time.monotonic())
         current_caller().require_device(opening.spool.device_id)
         stream = self._committer.open(opening)
-        await stream.send(first)
+        stream.send(first, keep_message())
+        del first  # it may be large, and the stream may last
         try:
             await self._receive(stream, requests)
         except SightlineError as error:
@@ -163,7 +165,8 @@ class IngestServer:
     async def _send_all(self, stream: LogStream, requests: AsyncIterator[bytes]) -> None:
         async for payload in requests:
             self._check_size(payload)
-            await stream.send(payload)
+            stream.send(payload, keep_message())
+            del payload  # or it would be held while the next one is waited for
 
     def _check_size(self, payload: bytes) -> None:
         if len(payload) > self._max_message_bytes:

@@ -41,7 +41,8 @@ class IngestSettings(ServerSettings):
         ge=1,
         le=64 * 1024**3,
         description="messages received and not yet committed, over all streams, bytes, each counted"
-        " with 512 more; beyond it devices are told to wait",
+        " with 512 more, and room for those on their way; beyond it devices are told to wait;"
+        " max_bytes_in_flight, if it is given and less, holds instead",
     )
     query_threads: int = Field(4, ge=1, le=64, description="read queries that run at once")
     query_queue: int = Field(

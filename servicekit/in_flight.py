@@ -1,157 +1,285 @@
 """How many bytes of requests a server holds at a time, so that a flood cannot take its memory.
 
-gRPC says how large a message is only when it has it, and holds what has come of it until then. So a
-call waits its turn before its request is read, and takes room for the largest that there may be;
-once the request is there, it keeps the room for its real size until it ends.
+gRPC says how large a message is only when it has it. Until somebody reads, it holds no more of it
+than the stream's window; from then on it holds whatever the sender has announced. So a call takes
+room for the largest message there may be before it reads one, of a stream before each, and keeps
+the message's real size once it is there. A message that does not come gives its room back: its call
+is ended. Who gets room next, and who loses it, `fair_share` decides.
 """
 
 import asyncio
 import threading
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import takewhile
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
 
 from servicekit.errors import QuotaViolation, SightlineError
+from servicekit.fair_share import FairShare
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 1.0
+PATIENCE_SECONDS = 2.0
 """How long a call waits for room at most, s."""
-SLOW_SECONDS = 10.0
-"""How long a request may take to arrive while others wait for its room, s."""
-MAX_WAITING = 128
-"""Calls that wait for room at most."""
-_WINDOW_BYTES = 512 * 1024
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
-)
-"""Server options that make the bound hold: gRPC would widen the windows of fast connections until
-it holds whole requests that nobody has asked it for. With this window a request of up to 512 KiB is
-still sent without waiting for the server, and a larger one waits a round trip longer."""
+STUCK_SECONDS = 0.25
+"""How long somebody must have waited before others lose their rooms, s: while rooms go from hand to
+hand nobody is late."""
+STALLED_SECONDS = 1.0
+"""How long a message may take to arrive while others wait for its room, s."""
+RECEIVE_SECONDS = 10.0
+"""How long a message may take to arrive at most, s."""
+_TICK_SECONDS = 0.1
+"""How often it is looked who is late, s."""
+_LEAST_PLACES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The bounds of a `BytesInFlight`."""
+
+    most: int
+    """Bytes of requests at a time, >= largest + message_cost."""
+    largest: int
+    """The largest message that gRPC would hold for a reader, bytes, >= 1."""
+    window: int = 512 * 1024
+    """What gRPC takes of a message that nobody reads yet, bytes."""
+    kept: int = 0
+    """What the handler of a stream keeps while it waits for the next message, bytes."""
+    waiting: int = 64 * 1024 * 1024
+    """What calls may hold that wait for room, bytes: windows, and what their handlers keep. Beyond
+    it they are refused."""
+    message_cost: int = 0
+    """Bytes that each message counts for besides its own."""
+    accepted: int | None = None
+    """The largest message that is accepted, bytes; None: whatever arrives."""
+    receive_seconds: float = RECEIVE_SECONDS
+    """How long a message may take to arrive, s."""
+    patience_seconds: float = PATIENCE_SECONDS
+    """How long a call waits for room, s."""
+    streams: int = 1 << 30
+    """Calls of one flow at a time."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.largest <= self.most - self.message_cost:
+            raise ValueError(
+                f"most must be at least largest, {self.largest}, and message_cost,"
+                f" {self.message_cost} (got {self.most})"
+            )
+
+    @property
+    def places(self) -> int:
+        """How many calls may wait."""
+        return max(self.waiting // (self.window + self.kept), _LEAST_PLACES)
 
 
 class BytesInFlight:
-    """The room for requests. For one event loop; only `hold` works from other threads, too.
+    """The room for requests. For one event loop; only `Room.hold` works from other threads, too."""
 
-    Args:
-        most: bytes of requests at a time, >= largest.
-        largest: the largest request that is accepted, bytes, >= 1.
-    """
-
-    def __init__(self, most: int, largest: int) -> None:
-        if not 1 <= largest <= most:
-            raise ValueError(f"most must be at least largest, {largest} (got {most})")
-        self.most = most
-        self.largest = largest
-        self.held = 0
-        """Bytes, now."""
-        self._lock = threading.Lock()  # of `held`
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.need = bounds.largest + bounds.message_cost
+        """Bytes that are taken before a message is read."""
+        self._share: FairShare[_Waiter] = FairShare(bounds.most, bounds.places)
+        self._lock = threading.Lock()  # of `_share`
+        self._waiting: dict[_Waiter, None] = {}  # the oldest first
         self._receiving: dict[Room, None] = {}  # the oldest first
+        self._calls: dict[str, int] = {}
+        self._ticking: asyncio.TimerHandle | None = None
 
-    def room(self) -> "Room":
-        """Returns a call's room; to be entered before its request is read."""
-        return Room(self)
+    @property
+    def held(self) -> int:
+        """Bytes, now."""
+        return self._share.held
 
-    def take(self, size: int) -> bool:
-        """Takes so many bytes if there is room for them."""
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for room now."""
+        return len(self._waiting)
+
+    def room(self, flow: str) -> "Room":
+        """Return the room of a call; to be entered before its first message is read."""
+        return Room(self, flow)
+
+    def take(self, flow: str, size: int) -> bool:
+        """Take so many bytes, and return whether there was room for them."""
         with self._lock:
-            if self.held + size > self.most:
-                return False
-            self.held += size
-            return True
+            return self._share.take(flow, size)
 
-    def give(self, size: int) -> None:
-        """Gives so many bytes back, and lets in who waits for them."""
+    def give(self, flow: str, size: int) -> None:
+        """Give so many bytes back, and wake those whose turn has come."""
         with self._lock:
-            self.held -= size
-        while self._waiting and self.take(self.largest):
-            turn = self._waiting.popleft()
-            if turn.done():  # gave up, and has not come round to leaving the queue
-                self.give(self.largest)
-            else:
-                turn.set_result(None)
+            self._share.give(flow, size)
+        while self._waiting:
+            with self._lock:
+                waiter = self._share.next(self.need)
+                if waiter is not None and waiter.turn.done():  # gave up, and has not left yet
+                    self._share.give(waiter.flow, self.need)
+                    continue
+            if waiter is None:
+                return
+            waiter.turn.set_result(None)
+            del self._waiting[waiter]
 
-    async def enter(self) -> None:
-        """Waits for room for the largest request.
+    async def wait(self, flow: str) -> None:
+        """Wait until there is room for the largest message, and take it.
 
         Raises:
-            SightlineError: RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: there was none for a second,
-                or too many wait already.
+            SightlineError: RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: there was none for long, or
+                too many wait already.
         """
-        if not self.take(self.largest):
-            await self._turn()
-
-    @contextmanager
-    def receiving(self, room: "Room") -> Iterator[None]:
-        """Lets a request be given up, within the block, if it dawdles and others wait."""
-        self._receiving[room] = None
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(flow, loop.time(), loop.create_future())
+        with self._lock:
+            if not self._share.wait(flow, waiter):
+                raise self.too_much()
+        self._waiting[waiter] = None
+        self._tick_on(loop)
         try:
-            yield
-        finally:
-            self._receiving.pop(room, None)
-
-    def too_much(self) -> SightlineError:
-        """Returns the error for a call that there is no room for."""
-        bound = f"{self.most} bytes of requests in flight"
-        return SightlineError(
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
-            "TOO_MUCH_IN_FLIGHT",
-            f"the server has no room for the request: it takes {bound}",
-            quotas=[QuotaViolation("server", bound)],
-            retry_after=PATIENCE_SECONDS,
-        )
-
-    async def _turn(self) -> None:
-        if len(self._waiting) >= MAX_WAITING:
-            raise self.too_much()
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():  # it came, but too late
-                self.give(self.largest)
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
-            if isinstance(error, TimeoutError):
-                self._evict_slow()
-                raise self.too_much() from error
+            await waiter.turn
+        except BaseException:
+            self._leave(waiter)
             raise
 
-    def _evict_slow(self) -> None:
-        """Gives up requests that dawdle: they hold room without filling it."""
-        latest = asyncio.get_running_loop().time() - SLOW_SECONDS
-        for room in list(self._receiving):
-            if room.since > latest:
-                break
-            del self._receiving[room]  # once is enough
+    def begin(self, flow: str) -> None:
+        """Count a call; raise SightlineError RESOURCE_EXHAUSTED, `TOO_MANY_STREAMS`."""
+        calls = self._calls.get(flow, 0)
+        if calls >= self.bounds.streams:
+            bound = f"{self.bounds.streams} calls and streams of one caller at a time"
+            raise _exhausted("TOO_MANY_STREAMS", f"the server takes {bound}", bound)
+        self._calls[flow] = calls + 1
+
+    def end(self, flow: str) -> None:
+        """Take a call off the count."""
+        self._calls[flow] -= 1
+        if not self._calls[flow]:
+            del self._calls[flow]
+
+    def receiving(self, room: "Room") -> float:
+        """Take note that a message is to fill this room from now on; return the time, s."""
+        self._receiving[room] = None
+        loop = asyncio.get_running_loop()
+        if self._ticking is None:
+            self._tick_on(loop)
+        return loop.time()
+
+    def received(self, room: "Room") -> None:
+        """Take note that a room is filled, or given up."""
+        self._receiving.pop(room, None)
+
+    def too_much(self) -> SightlineError:
+        """Return the error for a call that there is no room for."""
+        bound = f"{self.bounds.most} bytes of requests in flight"
+        message = f"the server has no room for the request: it takes {bound}"
+        return _exhausted("TOO_MUCH_IN_FLIGHT", message, bound)
+
+    def stalled(self, seconds: float) -> SightlineError:
+        """Return the error for a call whose message did not come, after so many seconds."""
+        bound = f"{self.bounds.receive_seconds:g} s for a message to arrive"
+        return _exhausted(
+            "MESSAGE_STALLED",
+            f"the message did not arrive within {seconds:.1f} s: the server allows {bound}, and"
+            f" {STALLED_SECONDS:g} s while others wait; close a stream while there is nothing to"
+            " send",
+            bound,
+        )
+
+    def _leave(self, waiter: "_Waiter") -> None:
+        """Forget a call that does not wait any more: it gave up, or was refused."""
+        self._waiting.pop(waiter, None)
+        turn = waiter.turn
+        if turn.done() and not turn.cancelled() and turn.exception() is None:
+            self.give(waiter.flow, self.need)  # its turn came, but too late
+            return
+        with self._lock:
+            self._share.leave(waiter.flow, waiter)
+
+    def _tick_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._ticking is None:
+            self._ticking = loop.call_later(_TICK_SECONDS, self._tick, loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End what is late, for as long as there is something that may be."""
+        self._ticking = None
+        now = loop.time()
+        self._evict(now)
+        for waiter in self._waited(now - self.bounds.patience_seconds):
+            del self._waiting[waiter]
+            if not waiter.turn.done():
+                waiter.turn.set_exception(self.too_much())
+        if self._receiving or self._waiting:
+            self._tick_on(loop)
+
+    def _evict(self, now: float) -> None:
+        """End calls that hold room without filling it."""
+        for room in self._began(now - self.bounds.receive_seconds):
             room.give_up()
+        stuck = [waiter.flow for waiter in self._waited(now - STUCK_SECONDS)]
+        if stuck:
+            stalled = [(room.flow, room) for room in self._began(now - STALLED_SECONDS)]
+            for room in self._victims(stuck, stalled):
+                room.give_up()
+
+    def _victims(self, stuck: list[str], stalled: list[tuple[str, "Room"]]) -> list["Room"]:
+        with self._lock:
+            return self._share.victims(self.need, stuck, stalled)
+
+    def _began(self, latest: float) -> list["Room"]:
+        """Return the rooms that have been empty since then, the oldest first."""
+        return list(takewhile(lambda room: room.since <= latest, self._receiving))
+
+    def _waited(self, latest: float) -> list["_Waiter"]:
+        """Return those who have waited since then, the oldest first."""
+        return list(takewhile(lambda waiter: waiter.since <= latest, self._waiting))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiter:
+    """One call that waits for room."""
+
+    flow: str
+    since: float
+    turn: asyncio.Future[None]
+
+
+class Lease:
+    """Bytes of a message that outlive the reading of the next one, or its call."""
+
+    __slots__ = ("_flow", "_pool", "_size")
+
+    def __init__(self, pool: BytesInFlight | None = None, flow: str = "", size: int = 0) -> None:
+        self._pool = pool
+        self._flow = flow
+        self._size = size
+
+    def give(self) -> None:
+        """Give the bytes back, once; on the event loop's thread."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.give(self._flow, self._size)
 
 
 class Room:
-    """One call's share, from before its request is read until the call has ended."""
+    """What one call holds, from before its first message is read until it has ended."""
 
-    def __init__(self, all_rooms: BytesInFlight) -> None:
+    def __init__(self, pool: BytesInFlight, flow: str) -> None:
+        self.flow = flow
         self.since = 0.0
-        """When it was entered, on the loop's clock."""
-        self._all = all_rooms
-        self._held = 0
+        """Since when the message that is awaited has had its room, on the loop's clock."""
+        self._pool = pool
+        self._message = 0  # bytes of the last message, or the room for the one that is awaited
+        self._more = 0  # what the handler has counted besides
         self._open = False
         self._lock = threading.Lock()
-        self._limit = asyncio.timeout(None)
+        self._reader: asyncio.Task[object] | None = None
+        self._given_up = False
 
     async def __aenter__(self) -> Self:
-        """Raises SightlineError as `BytesInFlight.enter`."""
-        await self._all.enter()
-        self.since = asyncio.get_running_loop().time()
-        self._held, self._open = self._all.largest, True
+        """Raise SightlineError as `BytesInFlight.begin`."""
+        self._pool.begin(self.flow)
+        self._open = True
         _current.set(self)
         return self
 
@@ -163,58 +291,92 @@ class Room:
     ) -> None:
         with self._lock:
             self._open = False
-        self._all.give(self._held)
+        self._pool.give(self.flow, self.held)
+        self._pool.end(self.flow)
 
     async def receive(self, read: Callable[[], Awaitable[T]], size: Callable[[T], int]) -> T:
-        """Returns what `read` gives, and keeps no more than its size.
+        """Return what `read` gives, and keep no more than its size, instead of the last message's.
 
         Raises:
-            SightlineError: RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: it did not come for ten
-                seconds, and others wait.
+            SightlineError: RESOURCE_EXHAUSTED: `TOO_MUCH_IN_FLIGHT`, there was no room;
+                `MESSAGE_STALLED`, it did not come. INVALID_ARGUMENT, `MESSAGE_TOO_LARGE`.
         """
+        pool = self._pool
+        self._drop(self._message)
+        if not pool.take(self.flow, pool.need):
+            await pool.wait(self.flow)
+        self._message = pool.need
+        self._reader = asyncio.current_task()
+        self.since = pool.receiving(self)
         try:
-            async with self._limit:
-                with self._all.receiving(self):
-                    request = await read()
-        except TimeoutError as error:
-            if not self._limit.expired():
-                raise
-            raise self._all.too_much() from error
-        unused = self._all.largest - size(request)
-        self._held -= unused
-        self._all.give(unused)
-        return request
+            message = await read()
+        except asyncio.CancelledError:
+            raise self._why_cancelled() from None
+        finally:
+            pool.received(self)
+        length = size(message)
+        self._drop(pool.need - length - pool.bounds.message_cost)
+        self._check(length)
+        return message
 
     @property
     def held(self) -> int:
-        """Bytes of the request, and of what else the call holds."""
-        return self._held
+        """Bytes of the last message, and of what else the call holds."""
+        return self._message + self._more
 
     def hold(self, size: int) -> None:
         """As the function `hold`."""
         with self._lock:
             if not self._open:  # the call has ended, and what it reads is dropped at once
                 return
-            if not self._all.take(size):
-                raise self._all.too_much()
-            self._held += size
+            if not self._pool.take(self.flow, size):
+                raise self._pool.too_much()
+            self._more += size
+
+    def keep_message(self) -> Lease:
+        """As the function `keep_message`."""
+        lease, self._message = Lease(self._pool, self.flow, self._message), 0
+        return lease
 
     def give_up(self) -> None:
-        """Ends `receive`."""
-        self._limit.reschedule(self.since)
+        """End the read that is under way."""
+        self._pool.received(self)  # once is enough
+        self._given_up = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def _why_cancelled(self) -> BaseException:
+        """Return what to raise for a cancelled read: the call may have been cancelled, too."""
+        if self._given_up and self._reader is not None and not self._reader.uncancel():
+            return self._pool.stalled(asyncio.get_running_loop().time() - self.since)
+        return asyncio.CancelledError()
+
+    def _drop(self, size: int) -> None:
+        if size:
+            self._message -= size
+            self._pool.give(self.flow, size)
+
+    def _check(self, size: int) -> None:
+        accepted = self._pool.bounds.accepted
+        if accepted is not None and size > accepted:
+            raise SightlineError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "MESSAGE_TOO_LARGE",
+                f"the request of this method must be at most {accepted} bytes (got {size})",
+            )
 
 
 _current: ContextVar[Room | None] = ContextVar("sightline_room", default=None)
 
 
 def held() -> int:
-    """Returns the bytes that the call being handled holds; 0: nobody counts them."""
+    """Return the bytes that the call being handled holds; 0: nobody counts them."""
     room = _current.get()
     return 0 if room is None else room.held
 
 
 def hold(size: int) -> None:
-    """Counts further bytes that the call being handled holds until it ends; from any thread.
+    """Count further bytes that the call being handled holds until it ends; from any thread.
 
     Raises:
         SightlineError: RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: there is no room for them.
@@ -222,3 +384,23 @@ def hold(size: int) -> None:
     room = _current.get()
     if room is not None:
         room.hold(size)
+
+
+def keep_message() -> Lease:
+    """Return the bytes of the message that was read last, which then count until they are given.
+
+    For a handler that passes a message on: else its bytes count until the next one is read, or the
+    call has ended.
+    """
+    room = _current.get()
+    return Lease() if room is None else room.keep_message()
+
+
+def _exhausted(reason: str, message: str, bound: str) -> SightlineError:
+    return SightlineError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        reason,
+        message,
+        quotas=[QuotaViolation("server", bound)],
+        retry_after=1.0,
+    )

@@ -5,16 +5,17 @@ gave. It sees the call begin and how it ends, for all four kinds of RPC alike, a
 requests; those are counted between the guards and the handler. Guards are put around a handler
 once, not once a call, so a call costs a dictionary look-up and the guards themselves.
 
-To gRPC, a method with one request is served as one with a stream of them, where requests in flight
-are bounded: gRPC would read the request first and ask afterwards, and so hold the largest messages
-of whoever cares to send them. So it is read inside the guards, when there is room for it.
+Where requests in flight are bounded, every message is read inside the guards, when there is room
+for it. To gRPC, a method with one request is then served as one with a stream of them: gRPC would
+read the request first and ask afterwards, and so hold the largest messages of whoever cares to send
+them.
 """
 
 import contextlib
 import functools
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -24,12 +25,12 @@ from prometheus_client import CollectorRegistry
 
 from servicekit import call_notes
 from servicekit.access_log import log_access
-from servicekit.auth.caller import current_caller
+from servicekit.auth.caller import current_caller, known_caller
 from servicekit.auth.guard import Access, Authenticator, RequireCaller
 from servicekit.deadline import DefaultDeadline
 from servicekit.errors import SightlineError
 from servicekit.gate import Gate
-from servicekit.in_flight import BytesInFlight
+from servicekit.in_flight import BytesInFlight, Room
 from servicekit.limits import CallerLimits, Quota, parse_method_limits
 from servicekit.metrics import CallMetrics
 from servicekit.parsing import parse
@@ -51,6 +52,8 @@ _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the published types leave it
 OnMessage = Callable[[str, int, bool], None]
 """Told of every message that comes: its method, its size in bytes, and whether it is the first of
 its call; may raise to end the call."""
+RoomFor = Callable[[str], BytesInFlight | None]
+"""Returns where the messages of a full method find room; None: they are not bounded."""
 
 
 def server_interceptor(
@@ -59,31 +62,24 @@ def server_interceptor(
     settings: ServerSettings,
     gate: Gate,
     registry: CollectorRegistry,
+    rooms: RoomFor,
     trace: Guard = join_trace,
 ) -> "GuardInterceptor":
     """Returns the interceptor with every guard that a Sightline server has, outermost first.
 
     Args:
-        services: full names; calls of others (health, reflection) are left alone.
-        access: which scope each method needs; those open to everyone are not limited either.
+        services: full names; calls of others (health, reflection) only get room.
+        access: which scope each method needs; those open to everyone are not limited.
         settings: the default deadline, who may call, and how much.
         gate: whether calls are let in.
         registry: where calls are counted.
+        rooms: where messages find room.
         trace: what makes the caller's trace known; `Spans` where spans are exported.
 
     Raises:
         SettingsError: a file of credentials cannot be used, or `rate_limits` names a method that
             is not served or not limited.
     """
-    guards: list[Guard] = [
-        CallMetrics(registry),
-        trace,
-        *([log_access] if settings.access_log else ()),
-        report_errors,
-        gate,
-        DefaultDeadline(settings.default_deadline_seconds),
-        RequireCaller(Authenticator.from_settings(settings), access),
-    ]
     limits = CallerLimits(
         settings.rate_limit_per_second,
         settings.rate_limit_burst,
@@ -92,13 +88,30 @@ def server_interceptor(
     )
     open_to_all = frozenset(method for method, scope in access.items() if scope is None)
 
-    def charge(method: str, size: int, first: bool) -> None:
+    async def charge_call(
+        method: str, _context: Context, proceed: Callable[[], Awaitable[_Message]]
+    ) -> _Message:
+        if method not in open_to_all:
+            limits.charge_call(current_caller(), time.monotonic(), method)
+        return await proceed()
+
+    def charge_message(method: str, size: int, first: bool) -> None:
         call_notes.add("request_bytes", size)
         if not limits.off and method not in open_to_all:
-            limits.charge(current_caller(), size, time.monotonic(), method=method, first=first)
+            now = time.monotonic()
+            limits.charge_message(current_caller(), size, now, method, first=first)
 
-    in_flight = BytesInFlight(settings.bytes_in_flight, settings.max_message_bytes)
-    return GuardInterceptor(services, guards, charge, in_flight, open_to_all)
+    guards: list[Guard] = [
+        CallMetrics(registry),
+        trace,
+        *([log_access] if settings.access_log else ()),
+        report_errors,
+        gate,
+        DefaultDeadline(settings.default_deadline_seconds),
+        RequireCaller(Authenticator.from_settings(settings), access),
+        *(() if limits.off else [charge_call]),
+    ]
+    return GuardInterceptor(services, guards, charge_message, rooms)
 
 
 def _method_limits(words: Sequence[str], access: Access) -> list[Quota]:
@@ -118,22 +131,20 @@ def _method_limits(words: Sequence[str], access: Access) -> list[Quota]:
 class GuardInterceptor(
     grpc.aio.ServerInterceptor  # type: ignore[type-arg] # generic for type checkers only
 ):
-    """Puts guards around every call of the given services."""
+    """Puts guards around every call of the given services, and finds room for those of all."""
 
     def __init__(
         self,
         services: Sequence[str],
         guards: Sequence[Guard],
         on_message: OnMessage | None = None,
-        in_flight: BytesInFlight | None = None,
-        unbounded: Collection[str] = (),
+        rooms: RoomFor | None = None,
     ) -> None:
-        """Bounds the requests `in_flight` of methods with one request, but for the `unbounded`."""
+        """Takes calls of other services as they are, but for `rooms`."""
         self._prefixes = tuple(f"/{service}/" for service in services)
         self._guards = tuple(guards)
         self._on_message = on_message
-        self._in_flight = in_flight
-        self._unbounded = frozenset(unbounded)
+        self._rooms = rooms
         self._guarded: dict[str, tuple[_RpcMethod, _RpcMethod]] = {}
 
     async def intercept_service(
@@ -144,7 +155,7 @@ class GuardInterceptor(
         """Returns the handler with the guards around it; None stays None (UNIMPLEMENTED)."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(self._prefixes):
+        if handler is None:
             return handler
         known = self._guarded.get(method)
         if known is None or known[0] is not handler:
@@ -153,8 +164,12 @@ class GuardInterceptor(
         return known[1]
 
     def _guard(self, handler: _RpcMethod, method: str) -> _RpcMethod:
-        in_flight = None if method in self._unbounded else self._in_flight
-        return _guard_handler(handler, method, self._guards, self._on_message, in_flight)
+        room = None if self._rooms is None else self._rooms(method)
+        if method.startswith(self._prefixes):
+            return _guard_handler(handler, method, self._guards, self._on_message, room)
+        if room is None:
+            return handler
+        return _guard_handler(handler, method, [report_errors], None, room)
 
 
 def _guard_handler(
@@ -162,14 +177,15 @@ def _guard_handler(
     method: str,
     guards: Sequence[Guard],
     on_message: OnMessage | None,
-    in_flight: BytesInFlight | None,
+    room: BytesInFlight | None,
 ) -> _RpcMethod:
     function, make = _function_of(handler)
     guarded = _parsing(handler, _serializing(handler, _as_coroutine(function, method)))
     if on_message is not None:
         guarded = _counting(handler, functools.partial(on_message, method), guarded)
-    if in_flight is not None and not handler.request_streaming:
-        guarded, make = _receiving(in_flight, guarded), _STREAMING[make]
+    if room is not None:
+        receiving = _receiving_all if handler.request_streaming else _receiving
+        guarded, make = receiving(room, guarded), _STREAMING.get(make, make)
     for guard in reversed(guards):
         guarded = _around(guard, method, guarded)
     rebuilt: _RpcMethod = make(
@@ -241,8 +257,15 @@ def _parsing(handler: _RpcMethod, function: _Handler) -> _Handler:
         del request  # or the call would hold its pictures twice
         return await function(message, context)
 
+    async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[_Message]:
+        async for data in requests:
+            message = read(data)
+            del data  # nothing keeps what the handler drops while it waits for the next
+            yield message
+            del message
+
     async def parse_all(requests: AsyncIterator[bytes], context: Context) -> _Message:
-        return await function((read(data) async for data in requests), context)
+        return await function(parsed(requests), context)
 
     return parse_all if handler.request_streaming else parse_one
 
@@ -284,6 +307,7 @@ def _counting(
             on_message(len(request), first)
             first = False
             yield request
+            del request
 
     async def count_all(requests: AsyncIterator[bytes], context: Context) -> _Message:
         return await function(counted(requests), context)
@@ -291,11 +315,11 @@ def _counting(
     return count_all if handler.request_streaming else count_one
 
 
-def _receiving(in_flight: BytesInFlight, function: _Handler) -> _Handler:
+def _receiving(rooms: BytesInFlight, function: _Handler) -> _Handler:
     """Returns the function with its one request read when there is room for it."""
 
     async def receive(_requests: AsyncIterator[bytes], context: Context) -> _Message:
-        async with in_flight.room() as room:
+        async with rooms.room(_flow(context)) as room:
             request = await room.receive(context.read, _size)
             if request is _EOF:
                 raise SightlineError(
@@ -308,6 +332,30 @@ def _receiving(in_flight: BytesInFlight, function: _Handler) -> _Handler:
             return await handling
 
     return receive
+
+
+def _receiving_all(rooms: BytesInFlight, function: _Handler) -> _Handler:
+    """Returns the function with each request of its stream read when there is room for it."""
+
+    async def received(room: Room, context: Context) -> AsyncIterator[bytes]:
+        while True:
+            request = await room.receive(context.read, _size)
+            if request is _EOF:
+                return
+            yield request
+            del request  # or it would be held while the next one is waited for
+
+    async def receive_all(_requests: AsyncIterator[bytes], context: Context) -> _Message:
+        async with rooms.room(_flow(context)) as room:
+            return await function(received(room, context), context)
+
+    return receive_all
+
+
+def _flow(context: Context) -> str:
+    """Returns the key by which this call shares room: its caller's, or its connection."""
+    caller = known_caller()
+    return str(context.peer()) if caller is None else caller.flow
 
 
 def _size(request: _Message) -> int:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,14 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from servicekit import background_stderr
+from servicekit import background_stderr, rooms
 from servicekit.auth.caller import Scope
 from servicekit.auth.guard import Access
 from servicekit.background_lines import Writable
 from servicekit.background_stderr import Descriptor
 from servicekit.gate import Gate
 from servicekit.health import Health
+from servicekit.in_flight import Bounds
 from servicekit.interceptors import Guard, server_interceptor
 from servicekit.loop_lag import loop_lag_measured
 from servicekit.metrics import start_metrics_server
@@ -74,6 +75,9 @@ class Service:
     access: Mapping[str, Scope | None] = field(default_factory=dict)
     """Methods and the scope that each needs; None: open to everyone, and during warm-up as well.
     Another needs a credential."""
+    large: Collection[str] = ()
+    """Methods whose requests may be as large as `max_message_bytes`. Those of the others are small,
+    and never wait behind large ones."""
 
 
 class Readiness:
@@ -102,6 +106,7 @@ async def serve(
     registry: CollectorRegistry,
     drain: Callable[[], Awaitable[None]] | None = None,
     options: Sequence[tuple[str, int | str]] = (),
+    bounds: Bounds | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns; a second signal ends the process.
 
@@ -123,6 +128,7 @@ async def serve(
         drain: asked, beside the running calls, to bring them to an end soon, and cancelled with
             them at the end of the grace; None: they end by themselves.
         options: channel options, stronger than the defaults.
+        bounds: how much of the requests is held at a time; None: what the settings say.
 
     Raises:
         StartError: an address cannot be bound, or `start` failed.
@@ -136,7 +142,15 @@ async def serve(
         try:
             spans = _spans(settings, name)
             server = _build(
-                settings, services, access, health, gate, registry, options, spans or join_trace
+                settings,
+                services,
+                access,
+                health,
+                gate,
+                registry,
+                options,
+                bounds or rooms.bounds_of(settings),
+                spans or join_trace,
             )
             address = _bind(server, settings)
             with _metrics(settings, registry) as metrics_address:
@@ -234,16 +248,20 @@ def _build(
     gate: Gate,
     registry: CollectorRegistry,
     options: Sequence[tuple[str, int | str]],
+    bounds: Bounds,
     trace: Guard,
 ) -> grpc.aio.Server:
     names = [service.full_name for service in services]
     all_options = {
         **_SERVER_OPTIONS,
-        "grpc.max_receive_message_length": settings.max_message_bytes,
+        **rooms.channel_options(bounds),
         "grpc.max_send_message_length": settings.max_message_bytes,
+        "grpc.max_concurrent_streams": settings.max_concurrent_streams,
         **dict(options),
     }
-    interceptor = server_interceptor(names, access, settings, gate, registry, trace)
+    large = {f"/{service.full_name}/{method}" for service in services for method in service.large}
+    room_for = rooms.Rooms(bounds, large).of
+    interceptor = server_interceptor(names, access, settings, gate, registry, room_for, trace)
     server = grpc.aio.server(interceptors=[interceptor], options=list(all_options.items()))
     for service in services:
         service.register(server)

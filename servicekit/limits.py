@@ -40,11 +40,13 @@ class Quota:
         what = f"{self.unit} of {self.method.rpartition('/')[2]}" if self.method else self.unit
         return f"{self.per_second:g} {what} per second, {self.burst:g} at once"
 
-    def cost(self, method: str, size: int, *, first: bool) -> float:
-        """Returns what a message costs: tokens, 0 if it is none of this quota's."""
-        if self.method not in {"", method}:
-            return 0
-        return {"messages": 1, "bytes": size, "calls": int(first)}[self.unit]
+    def counts(self, method: str) -> bool:
+        """Return whether calls of this full method are this quota's business."""
+        return self.method in {"", method}
+
+
+_A_CALL: Mapping[str, float] = {"calls": 1, "messages": 1}
+"""What a call costs when it begins: itself and its first message, but for the bytes."""
 
 
 @dataclass(slots=True)
@@ -84,23 +86,55 @@ class CallerLimits:
         """Whether nothing is limited."""
         return not self._quotas
 
-    def charge(
-        self, caller: Caller, size: int, now: float, *, method: str = "", first: bool = True
-    ) -> None:
-        """Charges a caller for one message.
+    def charge_call(self, caller: Caller, now: float, method: str = "") -> None:
+        """Charges a caller for a call that begins, and for its first message but the bytes.
+
+        A call counts from then on, whether its message comes or not. Who is in debt, for a message
+        that was larger than a bucket, is refused before the next one is read.
 
         Args:
-            caller: who sent it.
-            size: bytes, >= 0.
+            caller: who makes it.
             now: seconds on any clock that does not go back.
-            method: full name of the method that it was sent to.
-            first: whether it is the first of its call.
+            method: full name of the method.
 
         Raises:
             SightlineError: RESOURCE_EXHAUSTED, `RATE_LIMITED`, with the seconds until it would
                 have passed; nothing is charged.
         """
-        costs = [quota.cost(method, size, first=first) for quota in self._quotas]
+        self._charge(caller, now, method, _A_CALL)
+
+    def charge_message(
+        self, caller: Caller, size: int, now: float, method: str = "", *, first: bool = True
+    ) -> None:
+        """Charges a caller for a message that has come.
+
+        Args:
+            caller: who sent it.
+            size: bytes, >= 0.
+            now: as in `charge_call`.
+            method: as in `charge_call`.
+            first: whether it is the first of its call, and counted with that.
+
+        Raises:
+            SightlineError: as `charge_call`; what the call has cost is given back with the first
+                message, or waiting as long as told would not be enough.
+        """
+        if not first:
+            self._charge(caller, now, method, {"bytes": size, "messages": 1})
+            return
+        try:
+            self._charge(caller, now, method, {"bytes": size})
+        except SightlineError:
+            buckets = self._filled(caller.identity, now)
+            costs = self._costs(method, _A_CALL)
+            buckets.tokens = [t + cost for t, cost in zip(buckets.tokens, costs, strict=True)]
+            raise
+
+    def _costs(self, method: str, given: Mapping[str, float]) -> list[float]:
+        return [given.get(q.unit, 0) if q.counts(method) else 0 for q in self._quotas]
+
+    def _charge(self, caller: Caller, now: float, method: str, given: Mapping[str, float]) -> None:
+        costs = self._costs(method, given)
         buckets = self._filled(caller.identity, now)
         waits = [
             _wait(quota, cost, tokens)

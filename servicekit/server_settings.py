@@ -98,6 +98,27 @@ class ServerSettings(Settings):
         description="bytes of requests that are received or worked on at a time, at least"
         " max_message_bytes; not given: 32 times max_message_bytes",
     )
+    receive_timeout_seconds: float = Field(
+        default=10.0,
+        ge=1,
+        le=3600,
+        description="how long a message may take to arrive once the server waits for it, s: a call"
+        " or stream whose next message does not come is ended; while others wait for room, those"
+        " that hold most of it are ended after 1 s",
+    )
+    max_concurrent_streams: int = Field(
+        default=256,
+        ge=1,
+        le=2**31 - 1,
+        description="calls and streams of one connection at a time; its client holds back others",
+    )
+    max_streams_per_caller: int = Field(
+        default=4096,
+        ge=1,
+        le=2**31 - 1,
+        description="calls and streams of one caller at a time, over all of its connections;"
+        " without credentials each connection is a caller",
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),

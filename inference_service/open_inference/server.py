@@ -130,7 +130,7 @@ def service(pipeline: Pipeline) -> Service:
     )
     # The protocol's health checks, which know no credentials.
     access |= {"ServerLive": None, "ServerReady": None}
-    return Service("inference.GRPCInferenceService", register, access)
+    return Service("inference.GRPCInferenceService", register, access, large=("ModelInfer",))
 
 
 def _version() -> str:

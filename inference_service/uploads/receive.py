@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 _THREADS = 4
-_WRITTEN_AT_ONCE = 256 * 1024  # bytes: smaller chunks are collected, or each would cost a thread
+WRITTEN_AT_ONCE = 256 * 1024
+"""Bytes that are collected before a thread writes them: smaller chunks would cost one each."""
 _CLEAN_SECONDS = 60.0
 
 
@@ -148,7 +149,8 @@ class Uploads:
             chunk = parts.check_next(message, header, received)
             received += len(chunk)
             waiting += chunk
-            if len(waiting) >= _WRITTEN_AT_ONCE:
+            del message, chunk  # or they would be held while the next message is waited for
+            if len(waiting) >= WRITTEN_AT_ONCE:
                 await self._do(self._store.append, incoming, bytes(waiting))
                 waiting.clear()
         await self._do(self._check, incoming, header, received, bytes(waiting))

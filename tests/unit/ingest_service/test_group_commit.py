@@ -9,6 +9,7 @@ import pytest
 from ingest_service.group import Message, Outcome, Rejection
 from ingest_service.group_commit import MAX_REJECTIONS, MESSAGE_COST, GroupCommitter
 from servicekit.errors import SightlineError
+from servicekit.in_flight import Bounds, BytesInFlight, Lease
 from tests.unit.ingest_service.samples import opening
 
 PATIENCE = 5.0
@@ -73,7 +74,7 @@ async def committer_of(writer: Writer) -> AsyncIterator[Open]:
     made: list[GroupCommitter[Sequence[Message]]] = []
 
     def make(**limits: Any) -> GroupCommitter[Sequence[Message]]:
-        base = {"group_bytes": 10_000, "group_wait": 0.001, "max_inflight_bytes": 100_000}
+        base = {"group_bytes": 10_000, "group_wait": 0.001}
         made.append(GroupCommitter(writer.prepare, writer.commit, **{**base, **limits}))
         return made[-1]
 
@@ -89,8 +90,8 @@ async def test_a_stream_is_answered_when_all_of_it_is_committed(
 ) -> None:
     stream = committer_of().open(opening())
     writer.may_go.clear()
-    await stream.send(b"one")
-    await stream.send(b"two")
+    stream.send(b"one", Lease())
+    stream.send(b"two", Lease())
     answer = asyncio.create_task(stream.finish())
     await writer.has_begun()
     assert not answer.done()
@@ -104,10 +105,10 @@ async def test_what_waits_during_a_commit_is_the_next_group(
     committer = committer_of()
     streams = [committer.open(opening()) for _ in range(3)]
     writer.may_go.clear()
-    await streams[0].send(b"first")
+    streams[0].send(b"first", Lease())
     await writer.has_begun()
     for stream in streams:
-        await stream.send(b"later")
+        stream.send(b"later", Lease())
     writer.may_go.set()
     for stream in streams:
         await stream.finish()
@@ -122,10 +123,10 @@ async def test_the_next_group_is_prepared_during_a_commit(
     stream = committer_of().open(opening())
     writer.may_go.clear()
     for payload in (b"first", b"second"):
-        await stream.send(payload)
+        stream.send(payload, Lease())
         await writer.has_prepared()
     assert writer.groups == [[b"first"]], "the second waits for its commit"
-    await stream.send(b"third")
+    stream.send(b"third", Lease())
     writer.may_go.set()
     await stream.finish()
     assert writer.groups == [[b"first"], [b"second"], [b"third"]]
@@ -146,9 +147,9 @@ async def test_no_group_is_prepared_while_a_commit_needs_the_interpreter(
     writer.commit = deciding  # type: ignore[method-assign] # the committer takes it from here
     stream = committer_of().open(opening())
     for payload in (b"first", b"second"):
-        await stream.send(payload)
+        stream.send(payload, Lease())
     await writer.has_prepared()
-    await stream.send(b"third")
+    stream.send(b"third", Lease())
     assert not await asyncio.to_thread(writer.prepared.acquire, timeout=0.05)
     needs_it.set()
     await stream.finish()
@@ -160,10 +161,10 @@ async def test_a_group_that_cannot_be_prepared_fails_and_the_next_goes_on(
 ) -> None:
     committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
-    await bad.send(b"poison")
+    bad.send(b"poison", Lease())
     with pytest.raises(SightlineError, match="INTERNAL"):
         await bad.finish()
-    await good.send(b"fine")
+    good.send(b"fine", Lease())
     assert (await good.finish()).accepted == 1
 
 
@@ -173,9 +174,9 @@ async def test_a_group_waits_for_company_and_no_longer_than_told(
     committer = committer_of(group_wait=0.05)
     one, two = committer.open(opening()), committer.open(opening())
     begun = asyncio.get_running_loop().time()
-    await one.send(b"one")
+    one.send(b"one", Lease())
     await asyncio.sleep(0)
-    await two.send(b"two")
+    two.send(b"two", Lease())
     await writer.has_begun()
     assert asyncio.get_running_loop().time() - begun >= 0.045
     assert writer.groups == [[b"one", b"two"]]
@@ -184,7 +185,7 @@ async def test_a_group_waits_for_company_and_no_longer_than_told(
 async def test_a_full_group_does_not_wait(committer_of: Open, writer: Writer) -> None:
     committer = committer_of(group_bytes=10 + MESSAGE_COST, group_wait=1000)
     stream = committer.open(opening())
-    await stream.send(b"x" * 10)
+    stream.send(b"x" * 10, Lease())
     await stream.finish()
     assert writer.groups == [[b"x" * 10]]
 
@@ -193,31 +194,28 @@ async def test_a_group_is_bounded_in_bytes(committer_of: Open, writer: Writer) -
     committer = committer_of(group_bytes=2 * (4 + MESSAGE_COST) + 1)
     stream = committer.open(opening())
     writer.may_go.clear()
-    await stream.send(b"x")
+    stream.send(b"x", Lease())
     await writer.has_begun()
     for _ in range(5):
-        await stream.send(b"four")
+        stream.send(b"four", Lease())
     writer.may_go.set()
     await stream.finish()
     assert writer.groups == [[b"x"], [b"four"] * 3, [b"four"] * 2]
 
 
-@pytest.mark.parametrize("size", [8, 0], ids=["bytes", "messages without any"])
-async def test_a_sender_waits_while_too_much_is_in_flight(
-    committer_of: Open, writer: Writer, size: int
-) -> None:
-    committer = committer_of(max_inflight_bytes=2 * MESSAGE_COST + 2 * size - 1)
-    one, two = committer.open(opening()), committer.open(opening())
+async def test_bytes_count_until_they_are_committed(committer_of: Open, writer: Writer) -> None:
+    committer, rooms = committer_of(), BytesInFlight(Bounds(10_000, 100))
+    stream = committer.open(opening())
     writer.may_go.clear()
-    await one.send(b"x" * size)
+    for size in (10, 20):
+        assert rooms.take("flow", size)
+        stream.send(b"x" * size, Lease(rooms, "flow", size))
     await writer.has_begun()
-    held = asyncio.create_task(two.send(b"y" * size))
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not held.done(), "beyond the bound a sender must be held, over all streams"
+    assert rooms.held == 30
     writer.may_go.set()
-    await held
-    assert (await two.finish()).accepted == 1
+    await stream.finish()
+    await committer.close()
+    assert rooms.held == 0
 
 
 async def test_messages_tell_their_stream_and_which_is_its_first(
@@ -233,7 +231,7 @@ async def test_messages_tell_their_stream_and_which_is_its_first(
     committer = committer_of()
     one, two = committer.open(opening()), committer.open(opening())
     for stream in (one, two, one):
-        await stream.send(b"")
+        stream.send(b"", Lease())
         await stream.finish()
     assert seen == [(one.number, True), (two.number, True), (one.number, False)]
     assert one.number != two.number
@@ -245,8 +243,8 @@ async def test_totals_add_up_and_list_the_first_rejections(
     many = tuple(Rejection(n, "f", "R") for n in range(MAX_REJECTIONS - 1))
     writer.outcome = lambda _: Outcome(7, 3, 2, many, 5)
     stream = committer_of().open(opening())
-    await stream.send(b"")
-    await stream.send(b"")
+    stream.send(b"", Lease())
+    stream.send(b"", Lease())
     totals = await stream.finish()
     assert (totals.committed_through, totals.accepted, totals.duplicates) == (7, 6, 4)
     assert (totals.rejected, totals.gap_sequences) == (2 * len(many), 10)
@@ -261,9 +259,9 @@ async def test_a_failed_message_ends_its_stream_alone(committer_of: Open, writer
     writer.outcome = lambda m: Outcome(error=failing("HOLE") if m.payload == b"bad" else None)
     committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
-    await bad.send(b"fine")
-    await bad.send(b"bad")
-    await good.send(b"fine")
+    bad.send(b"fine", Lease())
+    bad.send(b"bad", Lease())
+    good.send(b"fine", Lease())
     await bad.ended
     with pytest.raises(SightlineError, match="HOLE"):
         await bad.finish()
@@ -275,16 +273,19 @@ async def test_what_a_failed_stream_sent_later_is_dropped(
     committer_of: Open, writer: Writer
 ) -> None:
     writer.outcome = lambda m: Outcome(error=failing("HOLE") if m.payload == b"bad" else None)
-    committer = committer_of(max_inflight_bytes=20)
+    committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
     writer.may_go.clear()
-    await bad.send(b"bad")
+    bad.send(b"bad", Lease())
     await writer.has_begun()
-    await bad.send(b"later")
+    rooms = BytesInFlight(Bounds(100, 10))
+    assert rooms.take("flow", 5)
+    bad.send(b"later", Lease(rooms, "flow", 5))
     writer.may_go.set()
     await bad.ended
-    await good.send(b"fifteen bytes !")  # fits only if the dropped bytes are given back
+    good.send(b"fifteen bytes !", Lease())
     await good.finish()
+    assert rooms.held == 0, "the dropped bytes are given back"
     assert [b"later"] not in writer.groups
 
 
@@ -295,10 +296,10 @@ async def test_what_was_prepared_before_its_stream_failed_is_left_out(
     committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
     writer.may_go.clear()
-    await bad.send(b"bad")
+    bad.send(b"bad", Lease())
     await writer.has_prepared()
     for stream in (bad, good):
-        await stream.send(b"later")
+        stream.send(b"later", Lease())
     await writer.has_prepared()
     writer.may_go.set()
     await good.finish()
@@ -321,11 +322,11 @@ async def test_what_was_prepared_before_its_stream_failed_is_left_out(
 async def test_a_group_that_fails_fails_its_members_and_the_next_goes_on(
     committer_of: Open, writer: Writer, error: BaseException, reason: str
 ) -> None:
-    committer = committer_of(max_inflight_bytes=10)
+    committer = committer_of()
     writer.error = error
     streams = [committer.open(opening()) for _ in range(2)]
     for stream in streams:
-        await stream.send(b"half!")
+        stream.send(b"half!", Lease())
     for stream in streams:
         with pytest.raises(SightlineError) as caught:
             await stream.finish()
@@ -333,7 +334,7 @@ async def test_a_group_that_fails_fails_its_members_and_the_next_goes_on(
         assert "bug" not in caught.value.message
     writer.error = None
     after = committer.open(opening())
-    await after.send(b"0123456789")
+    after.send(b"0123456789", Lease())
     assert (await after.finish()).accepted == 1
 
 
@@ -342,28 +343,25 @@ async def test_closing_commits_what_waits_and_refuses_what_comes(
 ) -> None:
     committer = committer_of(group_wait=1000)
     stream = committer.open(opening())
-    await stream.send(b"waiting")
+    stream.send(b"waiting", Lease())
     await committer.close()
     assert (await stream.finish()).accepted == 1
     with pytest.raises(SightlineError) as caught:
-        await stream.send(b"late")
+        stream.send(b"late", Lease())
     assert (caught.value.code.name, caught.value.reason) == ("UNAVAILABLE", "DRAINING")
 
 
 async def test_a_stream_that_is_given_up_leaves_its_messages_to_be_committed(
     committer_of: Open, writer: Writer
 ) -> None:
-    committer = committer_of(max_inflight_bytes=10)
+    committer = committer_of()
     gone, stays = committer.open(opening()), committer.open(opening())
     writer.may_go.clear()
-    await gone.send(b"12345678")
+    gone.send(b"12345678", Lease())
     waiting = asyncio.create_task(gone.finish())
     await writer.has_begun()
-    held = asyncio.create_task(gone.send(b"12345678"))
-    await asyncio.sleep(0)
-    for task in (waiting, held):
-        task.cancel()
+    waiting.cancel()
     writer.may_go.set()
-    await stays.send(b"12345678")
+    stays.send(b"12345678", Lease())
     assert (await stays.finish()).accepted == 1
     assert writer.groups == [[b"12345678"], [b"12345678"]]

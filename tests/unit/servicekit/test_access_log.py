@@ -20,7 +20,9 @@ from servicekit.call_notes import Fact
 from servicekit.errors import SightlineError
 from servicekit.gate import Gate
 from servicekit.health import Health
+from servicekit.in_flight import Bounds
 from servicekit.interceptors import GuardInterceptor, server_interceptor
+from servicekit.rooms import Rooms
 from servicekit.server_settings import ServerSettings
 from servicekit.status import report_errors
 from servicekit.tracing import join_trace
@@ -225,7 +227,6 @@ async def test_people_get_the_same_fields(
 def test_it_can_be_turned_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
     monkeypatch.chdir(tmp_path)
     health = Health([ECHO])
-    made = server_interceptor(
-        [ECHO], {}, EchoSettings(access_log=on), Gate(health), CollectorRegistry()
-    )
+    settings, rooms = EchoSettings(access_log=on), Rooms(Bounds(100, 10), ())
+    made = server_interceptor([ECHO], {}, settings, Gate(health), CollectorRegistry(), rooms.of)
     assert (log_access in made._guards) is on

@@ -17,9 +17,15 @@ def caller(name: str, proof: Proof = Proof.API_KEY) -> Caller:
 A, B = caller("a"), caller("b")
 
 
+def charge(limits: CallerLimits, who: Caller, size: int, now: float, method: str = "") -> None:
+    """Charges for a call with one message, when it begins and when its message is there."""
+    limits.charge_call(who, now, method)
+    limits.charge_message(who, size, now, method)
+
+
 def refused(limits: CallerLimits, who: Caller, now: float, size: int = 1) -> SightlineError:
     with pytest.raises(SightlineError) as caught:
-        limits.charge(who, size, now)
+        charge(limits, who, size, now)
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert caught.value.reason == "RATE_LIMITED"
     return caught.value
@@ -28,55 +34,57 @@ def refused(limits: CallerLimits, who: Caller, now: float, size: int = 1) -> Sig
 def test_a_burst_then_the_rate() -> None:
     limits = CallerLimits(2, 3, 0)
     for _ in range(3):
-        limits.charge(A, 10**9, 100.0)
+        charge(limits, A, 10**9, 100.0)
     error = refused(limits, A, 100.0)
     assert error.retry_after == pytest.approx(0.5)
     assert error.quotas[0].subject == "caller:a"
     assert error.quotas[0].description == "2 messages per second, 3 at once"
     assert refused(limits, A, 100.4).retry_after == pytest.approx(0.1)
-    limits.charge(A, 1, 100.5)
+    charge(limits, A, 1, 100.5)
     refused(limits, A, 100.6)
 
 
 def test_a_rest_fills_the_bucket_and_no_more() -> None:
     limits = CallerLimits(2, 3, 0)
     for at in (0.0, 0.0, 0.0, 1000.0, 1000.0, 1000.0):
-        limits.charge(A, 1, at)
+        charge(limits, A, 1, at)
     refused(limits, A, 1000.0)
 
 
 def test_bytes_are_counted_too() -> None:
     limits = CallerLimits(0, 20, 1000)
-    limits.charge(A, 600, 0.0)
+    charge(limits, A, 600, 0.0)
     error = refused(limits, A, 0.0, 600)
     assert error.retry_after == pytest.approx(0.2)
     assert [quota.description for quota in error.quotas] == ["1000 bytes per second, 1000 at once"]
-    limits.charge(A, 400, 0.0)
-    limits.charge(A, 0, 0.0)
+    charge(limits, A, 400, 0.0)
+    charge(limits, A, 0, 0.0)
 
 
 def test_no_message_is_too_large_to_pass_ever() -> None:
     limits = CallerLimits(0, 20, 1000)
-    limits.charge(A, 5000, 0.0)  # a whole bucket, and a debt of 4 s
-    assert refused(limits, A, 1.0).retry_after == pytest.approx(3.001)
-    limits.charge(A, 1, 4.001)
+    charge(limits, A, 5000, 0.0)  # a whole bucket, and a debt of 4 s
+    assert refused(limits, A, 1.0).retry_after == pytest.approx(3.0)
+    charge(limits, A, 1, 4.001)
     assert refused(limits, A, 4.001, 5000).retry_after == pytest.approx(1.0)
-    limits.charge(A, 5000, 5.001)
+    charge(limits, A, 5000, 5.001)
 
 
 def test_a_refused_message_costs_nothing() -> None:
     limits = CallerLimits(1, 2, 100)
-    limits.charge(A, 100, 0.0)
+    charge(limits, A, 100, 0.0)
     for _ in range(10):
         assert len(refused(limits, A, 0.0, 100).quotas) == 1  # of bytes; messages are left
-    limits.charge(A, 100, 1.0)
+    charge(limits, A, 100, 1.0)
     assert len(refused(limits, A, 1.0, 100).quotas) == 1
 
 
 def test_both_limits_are_named_and_the_longer_wait_counts() -> None:
     limits = CallerLimits(1, 1, 100)
-    limits.charge(A, 100, 0.0)
-    error = refused(limits, A, 0.0, 50)
+    charge(limits, A, 100, 0.0)
+    with pytest.raises(SightlineError) as caught:
+        limits.charge_message(A, 50, 0.0, first=False)
+    error = caught.value
     assert len(error.quotas) == 2
     assert error.retry_after == pytest.approx(1.0)
 
@@ -84,7 +92,7 @@ def test_both_limits_are_named_and_the_longer_wait_counts() -> None:
 def test_each_caller_has_its_own_buckets() -> None:
     limits = CallerLimits(1, 1, 0)
     for who in (A, B, caller("a", Proof.JWT), ANONYMOUS):
-        limits.charge(who, 1, 0.0)
+        charge(limits, who, 1, 0.0)
     refused(limits, A, 0.0)
 
 
@@ -106,19 +114,35 @@ def test_who_waits_as_told_passes(
 ) -> None:
     limits, now = CallerLimits(rate, burst, bytes_rate), 0.0
     for size, rest in sent:
-        now += rest
+        now = passed(limits, size, now + rest)
+
+
+def passed(limits: CallerLimits, size: int, now: float) -> float:
+    """Returns when a call has passed that waits as told: for its beginning, then for its bytes."""
+    for _ in range(2):
         try:
-            limits.charge(A, size, now)
+            charge(limits, A, size, now)
         except SightlineError as error:
             now += error.retry_after or 0.0
-            limits.charge(A, size, now)
+        else:
+            return now
+    charge(limits, A, size, now)
+    return now
+
+
+def test_1_rooms_a_call_counts_when_it_begins() -> None:
+    limits = CallerLimits(1, 1, 0, of_methods((INFER, 0.5, 1)))
+    limits.charge_call(A, 0.0, INFER)  # and no message of it ever comes
+    with pytest.raises(SightlineError) as caught:
+        limits.charge_call(A, 0.0, INFER)
+    assert len(caught.value.quotas) == 2
 
 
 def test_memory_is_bounded_and_a_busy_caller_is_remembered() -> None:
     limits = CallerLimits(0.001, 1, 0)
-    limits.charge(caller("busy"), 1, 0.0)
+    charge(limits, caller("busy"), 1, 0.0)
     for number in range(20_000):
-        limits.charge(caller(f"caller-{number}"), 1, 0.0)
+        charge(limits, caller(f"caller-{number}"), 1, 0.0)
         if number % 1000 == 0:
             refused(limits, caller("busy"), 0.0)
     assert len(limits._buckets) == 10_000
@@ -134,39 +158,39 @@ def of_methods(*quotas: tuple[str, float, int]) -> list[Quota]:
 def test_a_method_has_a_limit_of_its_own() -> None:
     limits = CallerLimits(0, 1, 0, of_methods((INFER, 1, 2), (UPLOAD, 1, 1)))
     for method in (INFER, INFER, UPLOAD, "/x.Service/ListModels"):
-        limits.charge(A, 1, 0.0, method=method)
+        charge(limits, A, 1, 0.0, method=method)
     with pytest.raises(SightlineError) as caught:
-        limits.charge(A, 1, 0.0, method=INFER)
+        charge(limits, A, 1, 0.0, method=INFER)
     (quota,) = caught.value.quotas
     assert quota.subject == "caller:a"
     assert quota.description == "1 calls of Infer per second, 2 at once"
     assert caught.value.retry_after == pytest.approx(1.0)
-    limits.charge(B, 1, 0.0, method=INFER)
+    charge(limits, B, 1, 0.0, method=INFER)
     for _ in range(100):
-        limits.charge(A, 1, 0.0, method="/x.Service/ListModels")
+        charge(limits, A, 1, 0.0, method="/x.Service/ListModels")
 
 
 def test_of_a_stream_the_first_message_is_the_call() -> None:
     limits = CallerLimits(0, 1, 0, of_methods((UPLOAD, 1, 1)))
-    limits.charge(A, 1, 0.0, method=UPLOAD)
+    charge(limits, A, 1, 0.0, method=UPLOAD)
     for _ in range(100):
-        limits.charge(A, 1, 0.0, method=UPLOAD, first=False)
+        limits.charge_message(A, 1, 0.0, UPLOAD, first=False)
     with pytest.raises(SightlineError):
-        limits.charge(A, 1, 0.0, method=UPLOAD)
+        charge(limits, A, 1, 0.0, method=UPLOAD)
 
 
 def test_what_one_limit_refuses_costs_the_others_nothing() -> None:
     limits = CallerLimits(1, 1, 0, of_methods((INFER, 0.1, 2)))
-    limits.charge(A, 1, 0.0, method=INFER)
+    charge(limits, A, 1, 0.0, method=INFER)
     for _ in range(5):
         assert refused_of(limits, 0.0) == ["1 messages per second, 1 at once"]
-    limits.charge(A, 1, 1.0, method=INFER)
+    charge(limits, A, 1, 1.0, method=INFER)
     assert refused_of(limits, 2.0) == ["0.1 calls of Infer per second, 2 at once"]
 
 
 def refused_of(limits: CallerLimits, now: float) -> list[str]:
     with pytest.raises(SightlineError) as caught:
-        limits.charge(A, 1, now, method=INFER)
+        charge(limits, A, 1, now, method=INFER)
     return [quota.description for quota in caught.value.quotas]
 
 

@@ -19,7 +19,7 @@ from inference_service.uploads.reference import Signer
 from inference_service.uploads.store import UploadStore
 from servicekit.auth.caller import ANONYMOUS
 from servicekit.errors import SightlineError
-from servicekit.in_flight import BytesInFlight
+from servicekit.in_flight import Bounds, BytesInFlight
 from servicekit.vision import ImageLimits
 from tests.unit.inference_service.tiny_onnx import picture
 
@@ -116,7 +116,7 @@ async def test_what_was_received_can_be_fetched(uploads: Uploads, clock: Clock) 
 
 async def test_a_fetched_picture_needs_room(uploads: Uploads) -> None:
     uploaded = await uploads.receive(ANONYMOUS, messages(WHOLE))
-    async with BytesInFlight(len(RED) + 10, 10).room():
+    async with BytesInFlight(Bounds(len(RED) + 10, 10)).room("flow"):
         uploads.fetch(OWNER, uploaded.reference)
         with pytest.raises(SightlineError, match="TOO_MUCH_IN_FLIGHT"):
             await asyncio.to_thread(uploads.fetch, OWNER, uploaded.reference)

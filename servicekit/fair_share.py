@@ -1,0 +1,135 @@
+"""Share bytes, and places to wait for them, fairly between flows. Pure: no clock, no event loop.
+
+A flow may hold what it likes while most of the bytes are free, and less the fewer are: at most four
+times what it leaves free (dynamic thresholds, Choudhury and Hahne 1998). So one flow alone gets
+four fifths, two get four ninths each, and a flow that holds nothing finds room at once. No flow
+needs to be known beforehand, and nothing has to be counted but what each one holds.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
+
+W = TypeVar("W")
+"""What stands for one that waits; hashable."""
+R = TypeVar("R")
+"""What stands for one that holds room."""
+_GREED = 4
+"""How many times what it leaves free a flow may hold."""
+
+
+class FairShare(Generic[W]):
+    """Who holds how much, who waits, and who is next.
+
+    Args:
+        most: bytes that all flows may hold.
+        places: how many may wait.
+    """
+
+    def __init__(self, most: int, places: int) -> None:
+        self.most = most
+        self.places = places
+        self.held = 0
+        """Bytes, of all flows."""
+        self.waiting = 0
+        """How many wait, of all flows."""
+        self._held: dict[str, int] = {}
+        self._lines: OrderedDict[str, dict[W, None]] = OrderedDict()
+        """Who waits, by flow, first come first; the flow whose turn it is comes first."""
+
+    def held_by(self, flow: str) -> int:
+        """Return the bytes that a flow holds."""
+        return self._held.get(flow, 0)
+
+    def take(self, flow: str, size: int) -> bool:
+        """Take bytes for a flow, and return whether there was room for them."""
+        own = self._held.get(flow, 0)
+        if not _may_have(own, self.most - self.held - size):
+            return False
+        self.held += size
+        self._held[flow] = own + size
+        return True
+
+    def give(self, flow: str, size: int) -> None:
+        """Give bytes of a flow back."""
+        self.held -= size
+        left = self._held.get(flow, 0) - size
+        if left > 0:
+            self._held[flow] = left
+        else:
+            self._held.pop(flow, None)
+
+    def wait(self, flow: str, waiter: W) -> bool:
+        """Put a waiter at the end of its flow's line; return False if there is no place for it."""
+        line = self._lines.get(flow, {})
+        if not _may_have(len(line), self.places - self.waiting - 1):
+            return False
+        self._lines.setdefault(flow, line)[waiter] = None
+        self.waiting += 1
+        return True
+
+    def leave(self, flow: str, waiter: W) -> None:
+        """Take a waiter out of its line, if it is still there."""
+        line = self._lines.get(flow)
+        if line is None or waiter not in line:
+            return
+        del line[waiter]
+        self.waiting -= 1
+        if not line:
+            del self._lines[flow]
+
+    def next(self, size: int) -> W | None:
+        """Take bytes for the waiter whose turn it is and return it; None: nobody's turn has come.
+
+        Flows take turns; those that hold too much are passed over.
+        """
+        for flow in self._lines:
+            if self.most - self.held < size:
+                return None
+            if self.take(flow, size):
+                waiter = next(iter(self._lines[flow]))
+                self._lines.move_to_end(flow)
+                self.leave(flow, waiter)
+                return waiter
+        return None
+
+    def victims(
+        self, size: int, waiting: Iterable[str], stalled: Sequence[tuple[str, R]]
+    ) -> list[R]:
+        """Return who has to give its room back so that those who wait get one.
+
+        The flow that holds most loses first, and its oldest room first. A flow never loses a room
+        to another that would then hold more than it: a slow sender within its share stays.
+
+        Args:
+            size: bytes of one room.
+            waiting: the flow of each waiter.
+            stalled: rooms that do not fill, the oldest first, with their flows.
+        """
+        held = dict(self._held)
+        left = list(stalled)
+        found: list[R] = []
+        in_vain: set[str] = set()  # a line may be long, and what one gets none of it gets
+        for flow in waiting:
+            if flow in in_vain:
+                continue
+            own = held.get(flow, 0)
+            able = [each for each in left if each[0] == flow or held.get(each[0], 0) >= own + size]
+            if not able:
+                in_vain.add(flow)
+                continue
+            loser = max(able, key=lambda each: held.get(each[0], 0))  # the first of equals
+            left.remove(loser)
+            _move(held, loser[0], flow, size)
+            found.append(loser[1])
+        return found
+
+
+def _may_have(own: int, left: int) -> bool:
+    """Return whether a flow that has so much may have more where so much would be left."""
+    return left >= 0 and own <= _GREED * left
+
+
+def _move(held: dict[str, int], loser: str, winner: str, size: int) -> None:
+    held[loser] = held.get(loser, 0) - size
+    held[winner] = held.get(winner, 0) + size
