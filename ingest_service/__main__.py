@@ -78,8 +78,8 @@ def _bounds(settings: IngestSettings) -> Bounds:
     committing = min(settings.max_inflight_bytes, settings.max_bytes_in_flight or 1 << 50)
     return replace(
         bounds_of(settings, STREAM_WINDOW),
-        # Half as much again for messages on their way, and what the reads get of it. With what
-        # waits for room that is less than twice the bound, also if all of it is sent to harm.
+        # As much again for messages on their way, the reads' among them, and for what waits for
+        # room: what is sent to harm stays within twice the bound.
         most=max(committing * 7 // 4, largest + MESSAGE_COST),
         waiting=committing // 4,
         largest=largest,

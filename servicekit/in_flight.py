@@ -22,17 +22,10 @@ from servicekit.errors import QuotaViolation, SightlineError
 from servicekit.fair_share import FairShare
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 2.0
-"""How long a call waits for room at most, s."""
-STUCK_SECONDS = 0.25
-"""How long somebody must have waited before others lose their rooms, s: while rooms go from hand to
-hand nobody is late."""
-STALLED_SECONDS = 1.0
-"""How long a message may take to arrive while others wait for its room, s."""
-RECEIVE_SECONDS = 10.0
-"""How long a message may take to arrive at most, s."""
-_TICK_SECONDS = 0.1
+_TICK_SECONDS = 0.05
 """How often it is looked who is late, s."""
+_ANSWER_SECONDS = 0.05
+"""How long a call that was ended may take until gRPC has let go of its message, s."""
 _LEAST_PLACES = 16
 
 
@@ -55,9 +48,14 @@ class Bounds:
     """Bytes that each message counts for besides its own."""
     accepted: int | None = None
     """The largest message that is accepted, bytes; None: whatever arrives."""
-    receive_seconds: float = RECEIVE_SECONDS
-    """How long a message may take to arrive, s."""
-    patience_seconds: float = PATIENCE_SECONDS
+    receive_seconds: float = 10.0
+    """How long a message may take to arrive at most, s."""
+    stalled_seconds: float = 1.0
+    """How long it may take while others wait for its room, s."""
+    stuck_seconds: float = 0.25
+    """How long somebody must have waited before others lose their rooms, s: while rooms go from
+    hand to hand nobody is late."""
+    patience_seconds: float = 2.0
     """How long a call waits for room, s."""
     streams: int = 1 << 30
     """Calls of one flow at a time."""
@@ -133,10 +131,13 @@ class BytesInFlight:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(flow, loop.time(), loop.create_future())
         with self._lock:
-            if not self._share.wait(flow, waiter):
-                raise self.too_much()
+            loser = self._share.wait(flow, waiter)
+        if loser is waiter:
+            raise self.too_much()
         self._waiting[waiter] = None
         self._tick_on(loop)
+        if loser is not None:
+            self._refuse(loser)
         try:
             await waiter.turn
         except BaseException:
@@ -169,6 +170,16 @@ class BytesInFlight:
         """Take note that a room is filled, or given up."""
         self._receiving.pop(room, None)
 
+    def trust(self, flow: str) -> None:
+        """Take note that a message of this flow has come."""
+        with self._lock:
+            self._share.trust(flow)
+
+    def suspect(self, flow: str) -> None:
+        """Take note that a message of this flow did not come."""
+        with self._lock:
+            self._share.suspect(flow)
+
     def too_much(self) -> SightlineError:
         """Return the error for a call that there is no room for."""
         bound = f"{self.bounds.most} bytes of requests in flight"
@@ -181,10 +192,16 @@ class BytesInFlight:
         return _exhausted(
             "MESSAGE_STALLED",
             f"the message did not arrive within {seconds:.1f} s: the server allows {bound}, and"
-            f" {STALLED_SECONDS:g} s while others wait; close a stream while there is nothing to"
-            " send",
+            f" {self.bounds.stalled_seconds:g} s while others wait; close a stream that has nothing"
+            " to send",
             bound,
         )
+
+    def _refuse(self, waiter: "_Waiter") -> None:
+        """End the wait of a call; it leaves its line by itself."""
+        del self._waiting[waiter]
+        if not waiter.turn.done():
+            waiter.turn.set_exception(self.too_much())
 
     def _leave(self, waiter: "_Waiter") -> None:
         """Forget a call that does not wait any more: it gave up, or was refused."""
@@ -206,9 +223,7 @@ class BytesInFlight:
         now = loop.time()
         self._evict(now)
         for waiter in self._waited(now - self.bounds.patience_seconds):
-            del self._waiting[waiter]
-            if not waiter.turn.done():
-                waiter.turn.set_exception(self.too_much())
+            self._refuse(waiter)
         if self._receiving or self._waiting:
             self._tick_on(loop)
 
@@ -216,9 +231,9 @@ class BytesInFlight:
         """End calls that hold room without filling it."""
         for room in self._began(now - self.bounds.receive_seconds):
             room.give_up()
-        stuck = [waiter.flow for waiter in self._waited(now - STUCK_SECONDS)]
+        stuck = [waiter.flow for waiter in self._waited(now - self.bounds.stuck_seconds)]
         if stuck:
-            stalled = [(room.flow, room) for room in self._began(now - STALLED_SECONDS)]
+            stalled = [(room.flow, room) for room in self._began(now - self.bounds.stalled_seconds)]
             for room in self._victims(stuck, stalled):
                 room.give_up()
 
@@ -291,8 +306,13 @@ class Room:
     ) -> None:
         with self._lock:
             self._open = False
-        self._pool.give(self.flow, self.held)
         self._pool.end(self.flow)
+        if not self._given_up:
+            self._pool.give(self.flow, self.held)
+            return
+        # gRPC holds what has come of the message until the call has been answered.
+        loop = asyncio.get_running_loop()
+        loop.call_later(_ANSWER_SECONDS, self._pool.give, self.flow, self.held)
 
     async def receive(self, read: Callable[[], Awaitable[T]], size: Callable[[T], int]) -> T:
         """Return what `read` gives, and keep no more than its size, instead of the last message's.
@@ -315,6 +335,7 @@ class Room:
         finally:
             pool.received(self)
         length = size(message)
+        pool.trust(self.flow)
         self._drop(pool.need - length - pool.bounds.message_cost)
         self._check(length)
         return message
@@ -341,6 +362,7 @@ class Room:
     def give_up(self) -> None:
         """End the read that is under way."""
         self._pool.received(self)  # once is enough
+        self._pool.suspect(self.flow)
         self._given_up = True
         if self._reader is not None:
             self._reader.cancel()

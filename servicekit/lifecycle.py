@@ -257,6 +257,8 @@ def _build(
         **rooms.channel_options(bounds),
         "grpc.max_send_message_length": settings.max_message_bytes,
         "grpc.max_concurrent_streams": settings.max_concurrent_streams,
+        # gRPC would count calls that have been answered and refuse the next ones of a busy client.
+        "grpc.http.overload_protection": 0,
         **dict(options),
     }
     large = {f"/{service.full_name}/{method}" for service in services for method in service.large}

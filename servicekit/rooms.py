@@ -12,6 +12,8 @@ from servicekit.server_settings import ServerSettings
 
 SMALL_BYTES = 256 * 1024
 """The largest request of a method that only asks."""
+_STALLED_SECONDS = 0.2
+"""How long the request of such a method may take to arrive while others wait, s."""
 _WINDOW_BYTES = 512 * 1024
 """What gRPC takes of a message that nobody reads yet. A request of up to that is sent without
 waiting for the server, and a larger one waits a round trip longer."""
@@ -68,9 +70,19 @@ class Rooms:
 
 
 def _small(bounds: Bounds) -> Bounds:
-    """Return the bounds of requests that only ask: an eighth of all, two rooms if they fit.
+    """Return the bounds of requests that only ask: an eighth of all, and four rooms if they fit.
 
-    A room is as large as elsewhere: until a message is there nobody knows that it is small.
+    A room is as large as elsewhere: until a message is there nobody knows that it is small. But it
+    comes with its headers, so those that wait for one have not long to wait.
     """
-    most = max(bounds.most // 8, min(2 * bounds.largest, bounds.most // 4), bounds.largest)
-    return replace(bounds, most=most, message_cost=0, kept=0, waiting=most, accepted=SMALL_BYTES)
+    most = max(bounds.most // 8, min(4 * bounds.largest, bounds.most // 3), bounds.largest)
+    return replace(
+        bounds,
+        most=most,
+        message_cost=0,
+        kept=0,
+        waiting=most,
+        accepted=SMALL_BYTES,
+        stalled_seconds=_STALLED_SECONDS,
+        stuck_seconds=_STALLED_SECONDS / 4,
+    )

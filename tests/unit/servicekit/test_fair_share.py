@@ -58,7 +58,7 @@ def test_flows_take_turns() -> None:
     share = FairShare[str](10, 100)
     assert share.take("z", 10)
     for waiter in ("a1", "a2", "a3", "b1", "c1", "c2"):
-        assert share.wait(waiter[0], waiter)
+        assert share.wait(waiter[0], waiter) is None
     served, last = [], "z"
     while share.waiting:
         share.give(last[0], 10)
@@ -74,31 +74,95 @@ def test_a_flow_that_holds_too_much_is_passed_over() -> None:
     share = FairShare[str](40, 100)
     fill(share, "a", 10)
     assert share.take("c", 10)
-    assert share.wait("a", "a1")
-    assert share.wait("b", "b1")
+    share.wait("a", "a1")
+    share.wait("b", "b1")
     share.give("c", 10)
     assert share.next(10) == "b1"
     assert share.next(10) is None
 
 
-def test_one_flow_cannot_take_all_places() -> None:
-    share = FairShare[int](10, 100)
-    taken = 0
-    while share.wait("a", taken):
-        taken += 1
-    assert taken == 80
-    assert share.wait("b", -1)
+def test_the_longest_line_loses_its_last_for_want_of_places() -> None:
+    share = FairShare[str](10, 4)
+    for waiter in ("a1", "a2", "a3", "b1"):
+        assert share.wait(waiter[0], waiter) is None
+    assert share.wait("a", "a4") == "a4"
+    assert share.wait("c", "c1") == "a3"
+    assert share.wait("b", "b2") == "b2", "of equals it loses that comes last"
+    assert share.waiting == 4
+
+
+def test_a_suspect_loses_its_place_first() -> None:
+    share = FairShare[str](10, 3)
+    for waiter in ("a1", "a2", "b1"):
+        assert share.wait(waiter[0], waiter) is None
+    share.suspect("b")
+    assert share.wait("c", "c1") == "b1"
+    assert share.wait("b", "b2") == "b2"
 
 
 def test_who_leaves_is_forgotten() -> None:
     share = FairShare[str](10, 1)
-    assert share.wait("a", "a1")
-    assert not share.wait("b", "b1")
+    assert share.wait("a", "a1") is None
+    assert share.wait("b", "b1") == "b1"
     share.leave("a", "a1")
     share.leave("a", "a1")
     assert share.waiting == 0
     assert share.next(10) is None
-    assert share.wait("b", "b1")
+    assert share.wait("b", "b1") is None
+
+
+def test_a_flow_that_sent_nothing_waits_behind_the_others_until_it_does() -> None:
+    share = FairShare[str](10, 100)
+    assert share.take("z", 10)
+    for waiter in ("a1", "a2", "b1", "c1"):
+        assert share.wait(waiter[0], waiter) is None
+    share.suspect("a")
+    share.suspect("b")
+    served, last = [], "z"
+    while found := served_after(share, last):
+        served.append(found)
+        last = found[0]
+        if found == "a1":
+            share.suspect("a")
+        if found == "b1":
+            share.trust("a")
+    assert served == ["c1", "a1", "b1", "a2"]
+
+
+def served_after(share: FairShare[str], flow: str) -> str | None:
+    share.give(flow, 10)
+    return share.next(10)
+
+
+def test_all_that_sent_nothing_hold_half_together() -> None:
+    share = FairShare[str](100, 10)
+    assert share.take("a", 10)
+    for flow in "abc":
+        share.suspect(flow)
+    assert fill(share, "b", 10) == 4
+    assert not share.take("c", 10)
+    assert fill(share, "d", 10) == 4
+    share.give("b", 40)
+    share.trust("a")
+    assert fill(share, "c", 10) == 4
+    share.give("c", 40)
+    share.give("a", 10)
+    share.give("d", 40)
+    assert share.held == share._suspected == 0
+
+
+def test_one_room_is_for_a_flow_that_sent_nothing_too() -> None:
+    share = FairShare[str](10, 1)
+    share.suspect("a")
+    assert share.take("a", 10)
+
+
+def test_suspects_are_bounded() -> None:
+    share = FairShare[str](100, 10)
+    for number in range(20_000):
+        share.suspect(str(number))
+    assert len(share._suspects) == 10_000
+    assert "19999" in share._suspects
 
 
 def test_the_flow_that_holds_most_loses_its_oldest_room() -> None:

@@ -18,13 +18,12 @@ from tests.unit.servicekit.echo import ECHO, KINDS, Context, call, serving, unti
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "STUCK_SECONDS", 0.0)
-    monkeypatch.setattr(in_flight, "STALLED_SECONDS", 0.0)
     monkeypatch.setattr(in_flight, "_TICK_SECONDS", 0.005)
 
 
 def pool_of(most: int, largest: int, patience: float = 0.05, **bounds: float) -> BytesInFlight:
-    return BytesInFlight(Bounds(most, largest, patience_seconds=patience, **bounds))  # type: ignore[arg-type]
+    given: dict[str, Any] = {"patience_seconds": patience, **bounds}
+    return BytesInFlight(Bounds(most, largest, stalled_seconds=0, stuck_seconds=0, **given))
 
 
 async def give(request: bytes) -> bytes:
@@ -133,7 +132,7 @@ async def test_1_rooms_a_sender_that_stalls_makes_room_while_others_wait() -> No
     with pytest.raises(SightlineError) as caught:
         await slow
     check_refused(caught.value, "MESSAGE_STALLED")
-    assert pool.held == 0
+    await until(lambda: pool.held == 0)
 
 
 async def test_1_rooms_a_sender_that_stalls_is_ended_also_if_nobody_waits() -> None:
@@ -142,7 +141,8 @@ async def test_1_rooms_a_sender_that_stalls_is_ended_also_if_nobody_waits() -> N
         await stall(pool)
     check_refused(caught.value, "MESSAGE_STALLED")
     assert "0.05 s for a message to arrive" in caught.value.message
-    assert pool.held == 0
+    assert pool.held == 50, "gRPC has not let go of what has come of it"
+    await until(lambda: pool.held == 0)
 
 
 async def test_1_rooms_a_newcomer_finds_room_beside_a_flow_that_stalls_as_often_as_it_can() -> None:
@@ -152,11 +152,11 @@ async def test_1_rooms_a_newcomer_finds_room_beside_a_flow_that_stalls_as_often_
     async with pool.room("a") as room:
         async with asyncio.timeout(1):
             await receive(room, b"x")
-        assert pool.held >= 80, "the flood still holds its share"
+        assert pool.held > 50, "the flood holds what a suspect may"
     for each in flood:
         each.cancel()
     await asyncio.gather(*flood, return_exceptions=True)
-    assert pool.held == 0
+    await until(lambda: pool.held == 0)
 
 
 async def test_a_sender_within_the_time_harms_nobody_while_there_is_room() -> None:
@@ -183,19 +183,17 @@ async def test_one_flow_cannot_take_every_place_to_wait() -> None:
         async with pool.room(flow) as room:
             await receive(room)
 
-    flood = [asyncio.create_task(wait("flood")) for _ in range(16)]
-    await until(lambda: any(each.done() for each in flood))
-    refused = [each for each in flood if each.done()]
-    assert len(refused) == 3
-    for each in refused:
-        with pytest.raises(SightlineError) as caught:
-            await each
-        check_refused(caught.value)
+    flood = [asyncio.create_task(wait("flood")) for _ in range(17)]
+    await until(flood[16].done)
     other = asyncio.create_task(wait("other"))
-    await until(lambda: pool.waiting == 14)
+    await until(flood[15].done)
+    for refused in flood[15:]:
+        with pytest.raises(SightlineError) as caught:
+            await refused
+        check_refused(caught.value)
+    assert pool.waiting == 16
     done.set()
-    await asyncio.gather(holding, other)
-    await asyncio.gather(*flood, return_exceptions=True)
+    await asyncio.gather(holding, other, *flood[:15])
     assert (pool.held, pool.waiting) == (0, 0)
 
 
@@ -233,7 +231,7 @@ async def test_a_call_that_is_cancelled_while_it_is_given_up_stays_cancelled() -
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert pool.held == 0
+    await until(lambda: pool.held == 0)
 
 
 async def test_2_streams_are_capped_by_flow() -> None:
@@ -342,7 +340,7 @@ async def test_1_rooms_a_request_that_never_comes_is_ended(kind: str) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await never
     check_refused(from_rpc_error(caught.value), "MESSAGE_STALLED")
-    assert pool.held == 0
+    await until(lambda: pool.held == 0)
 
 
 async def endless() -> AsyncIterator[bytes]:
@@ -440,9 +438,11 @@ async def test_1_rooms_health_and_reflection_are_bounded_as_well() -> None:
 
 @pytest.mark.parametrize(
     ("most", "largest", "large", "small"),
-    [(512, 16, 448, 64), (64, 16, 48, 16), (112, 8, 96, 16), (16, 16, 16, 16)],
+    [(512, 16, 448, 64), (64, 16, 43, 21), (112, 8, 80, 32), (16, 16, 16, 16)],
 )
-def test_the_small_pool_is_an_eighth(most: int, largest: int, large: int, small: int) -> None:
+def test_what_only_asks_has_four_rooms_if_they_fit(
+    most: int, largest: int, large: int, small: int
+) -> None:
     rooms = Rooms(Bounds(most, largest), ["/x/Y"])
     assert rooms.of("/x/Y") is rooms.for_large
     assert rooms.of("/x/Z") is rooms.for_small
