@@ -172,6 +172,8 @@ class ShipCore:
             return self.asked(int(expected) - 1)
         if _is_unreadable(error):
             return self._isolate(error, sent)
+        if error.reason == "MESSAGE_STALLED":  # the uplink is slow: what is smaller may arrive
+            self._limit = max(1, sent.entries // 2)
         if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
             self._limit = max(1, sent.entries // 2)
             self._timeout = min(self._timeout * 2, _LONGEST_SEND_SECONDS)

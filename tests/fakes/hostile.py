@@ -32,6 +32,10 @@ class Hostile:
         beginning = self._begin(method, count, payload, metadata, connections)
         return asyncio.run_coroutine_threadsafe(beginning, self._loop).result(30)
 
+    def reset(self, streams: Sequence[Stream]) -> None:
+        """Reset those of the streams that have not ended."""
+        asyncio.run_coroutine_threadsafe(self._reset(streams), self._loop).result(30)
+
     def settings(self) -> dict[int, int]:
         """Return the HTTP/2 settings that the server has sent on the first connection."""
         return self._connections[0].peer_settings
@@ -65,6 +69,12 @@ class Hostile:
             streams.append(stream)
             self._sending.append(asyncio.ensure_future(_send(connection, stream, payload)))
         return streams
+
+    async def _reset(self, streams: Sequence[Stream]) -> None:
+        for connection in self._connections:
+            for stream in streams:
+                if connection.streams.get(stream.number) is stream:
+                    connection.reset(stream)
 
     async def _connect(self) -> Connection:
         host, _, port = self._address.rpartition(":")

@@ -384,3 +384,17 @@ def test_a_limit_cannot_have_more_deleted_than_was_sent() -> None:
     play.asks().watermark(0).then()
     error = limited(10**12)
     play.sends(0, 8).fails(error).then(Acknowledge(8), Pause(error))
+
+
+def test_2_streams_what_does_not_arrive_in_time_is_sent_in_smaller_parts() -> None:
+    stalled = SightlineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_STALLED", "too slow")
+    core = ShipCore(acknowledged=0, sent_through=0, opened_at=0, stream_size=100)
+    core.asked(0)
+    for limit in (100, 50, 25):
+        step = core.next()
+        assert isinstance(step, Send)
+        assert step.max_entries == limit
+        sent = Sent(last=limit, entries=limit)
+        core.sending(sent)
+        assert core.failed(stalled, sent) == [Wait(stalled)]
+        core.asked(0)

@@ -1,0 +1,144 @@
+"""Calls that stall, stop in the middle of a message, or are reset, beside a caller that behaves.
+
+Item 2 of what one caller can do to another: memory stays within twice the bound, the caller is
+answered, and what it was told is committed is in the store once.
+"""
+
+import hashlib
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from sightline.inference.v1 import inference_pb2, inference_service_pb2
+from sightline.ingest.v1 import ingest_service_pb2
+
+from tests.fakes.hostile import hostile, most_of
+from tests.faults.campaign import Campaign
+from tests.integration.inference import process as inference
+from tests.integration.ingest.process import Server
+from tests.unit.inference_service.tiny_onnx import colour_model, picture
+from tests.unit.ingest_service.samples import header, predictions, request, spool
+
+pytestmark = pytest.mark.timeout(600)
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+RUNS = [4, pytest.param(200, marks=SOAK)]
+SEED = 20
+MIB = 1 << 20
+DEADLINE = 10.0
+"""How long each call of the caller may take, s; `bench.isolation` measures how long they do."""
+INGEST = "/sightline.ingest.v1.IngestService/"
+INFERENCE = f"/{inference.SERVICE}/"
+LARGEST = 8 * MIB
+"""Of both services: what gRPC takes of one message, bytes."""
+BOUND = 64 * MIB
+
+
+def flood(address: str, methods: list[str], runs: int, chance: random.Random) -> None:
+    """Make trouble of a random kind, so many times."""
+    for _ in range(runs):
+        with hostile(address) as made:
+            for _ in range(chance.randint(1, 3)):
+                size = chance.choice([1_000, MIB, LARGEST - 1024, LARGEST - 1024])
+                beginning = most_of(size, chance.choice([0.0, 0.01, 0.5, 0.99, 1.0]))
+                streams = made.begin(
+                    chance.choice(methods),
+                    chance.randint(1, 80),
+                    chance.choice([b"", beginning, beginning]),
+                    connections=chance.randint(1, 3),
+                )
+                time.sleep(chance.uniform(0.0, 1.2))
+                if chance.random() < 0.5:
+                    made.reset(streams)
+
+
+def beside(pid: int, turn: Callable[[], None], trouble: Callable[[], None]) -> int:
+    """Take turns while there is trouble; return the bytes by which the process grew at most."""
+    for _ in range(50):  # what the first calls take for good
+        turn()
+    process = psutil.Process(pid)
+    before = most = process.memory_info().rss
+    with ThreadPoolExecutor(1) as other:
+        making = other.submit(trouble)
+        while not making.done():
+            turn()
+            most = max(most, process.memory_info().rss)
+        making.result()
+    return most - before
+
+
+@pytest.mark.parametrize("runs", RUNS)
+def test_2_streams_stalls_halves_and_resets_beside_a_device(
+    tmp_path: Path, report: Callable[[Campaign], None], runs: int
+) -> None:
+    server = Server(tmp_path, "--receive-timeout-seconds", "2", "--log-level", "warning")
+    server.start()
+    of, logged = spool(1), 0
+
+    def turn() -> None:
+        nonlocal logged
+        asked = ingest_service_pb2.GetWatermarkRequest(device_id=of.device_id, spool_id=of.spool_id)
+        assert server.stub.GetWatermark(asked, timeout=DEADLINE).committed_through == logged
+        sent = request(*predictions(logged + 1, logged + 2), head=header(of))
+        logged += 2
+        answer = server.stub.PredictionLog(iter([sent]), timeout=DEADLINE)
+        assert answer.committed_through == logged
+
+    methods = [INGEST + name for name in ("PredictionLog", "GetWatermark", "GetStats")]
+    try:
+        grown = beside(
+            server.pid,
+            turn,
+            lambda: flood(server.address, methods, runs, random.Random(SEED)),
+        )
+        server.stop()
+    finally:
+        server.kill()
+    server.assert_exactly_once({of: logged})
+    note = f"{logged} predictions, grown by {grown / MIB:.0f} MiB"
+    report(Campaign("streams of ingest that stall, or stop half way", runs, 0, 0, 0, note))
+    assert grown <= 2 * BOUND
+
+
+@pytest.mark.parametrize("runs", RUNS)
+def test_2_streams_stalls_halves_and_resets_beside_a_caller(
+    tmp_path: Path, report: Callable[[Campaign], None], runs: int
+) -> None:
+    repository, red = tmp_path / "models", picture()
+    colour_model(repository / "colours" / "1" / "model.onnx")
+    flags = [
+        *("--model-repository", str(repository), "--receive-timeout-seconds", "2"),
+        *("--max-message-bytes", str(LARGEST), "--max-image-bytes", str(LARGEST // 2)),
+        *("--max-bytes-in-flight", str(BOUND), "--log-level", "warning"),
+    ]
+    upload = inference_service_pb2.UploadHeader(
+        sha256=hashlib.sha256(red).digest(), size_bytes=len(red)
+    )
+    parts = [
+        inference_service_pb2.UploadImageRequest(header=upload),
+        inference_service_pb2.UploadImageRequest(chunk=red),
+    ]
+    answered = 0
+    with inference.started(tmp_path, *flags) as server, inference.client(server) as made:
+
+        def turn() -> None:
+            nonlocal answered
+            kept = made.stub.UploadImage(iter(parts), timeout=DEADLINE).image.reference
+            for image in (red, inference_pb2.Image(reference=kept)):
+                answer = made.infer(image, timeout=DEADLINE)
+                assert inference.names(answer.results[0]) == ["red"]
+                answered += 1
+
+        methods = [INFERENCE + name for name in ("Infer", "UploadImage", "ListModels")]
+        methods.append("/inference.GRPCInferenceService/ModelInfer")
+        grown = beside(
+            server.process.pid,
+            turn,
+            lambda: flood(server.address, methods, runs, random.Random(SEED)),
+        )
+    note = f"{answered} answers, grown by {grown / MIB:.0f} MiB"
+    report(Campaign("calls of inference that stall, or stop half way", runs, 0, 0, 0, note))
+    assert grown <= 2 * BOUND
