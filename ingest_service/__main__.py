@@ -29,7 +29,7 @@ STREAM_PATIENCE = 2.0
 SWITCH_SECONDS = 0.001
 """How long a thread may be kept waiting for the interpreter's lock, s: the writer asks for it after
 each statement, and with Python's 5 ms it waits for the event loop for much of a commit."""
-STREAM_WINDOW = 64 * 1024
+STREAM_WINDOW = 32 * 1024
 """What gRPC takes of one stream ahead of its handler, bytes."""
 POSITION_QUEUE = 10_000
 """Nodes that may ask for their position at once: all of a fleet, after an outage."""
@@ -78,10 +78,9 @@ def _bounds(settings: IngestSettings) -> Bounds:
     committing = min(settings.max_inflight_bytes, settings.max_bytes_in_flight or 1 << 50)
     return replace(
         bounds_of(settings, STREAM_WINDOW),
-        # As much again for messages on their way, the reads' among them, and for what waits for
-        # room: what is sent to harm stays within twice the bound.
+        # Three quarters as much again is for messages on their way, those of reads among them.
         most=max(committing * 7 // 4, largest + MESSAGE_COST),
-        waiting=committing // 4,
+        waiting=committing // 2,
         largest=largest,
         message_cost=MESSAGE_COST,
         # A slow disk is no reason to refuse what is already here: the device waits.

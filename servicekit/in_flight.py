@@ -86,6 +86,8 @@ class BytesInFlight:
         self._receiving: dict[Room, None] = {}  # the oldest first
         self._calls: dict[str, int] = {}
         self._ticking: asyncio.TimerHandle | None = None
+        self._ticked = 0.0  # on the loop's clock
+        self._time = 0.0
 
     @property
     def held(self) -> int:
@@ -128,14 +130,13 @@ class BytesInFlight:
             SightlineError: RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: there was none for long, or
                 too many wait already.
         """
-        loop = asyncio.get_running_loop()
-        waiter = _Waiter(flow, loop.time(), loop.create_future())
+        waiter = _Waiter(flow, self._time, asyncio.get_running_loop().create_future())
         with self._lock:
             loser = self._share.wait(flow, waiter)
         if loser is waiter:
             raise self.too_much()
         self._waiting[waiter] = None
-        self._tick_on(loop)
+        self._tick_on()
         if loser is not None:
             self._refuse(loser)
         try:
@@ -158,13 +159,12 @@ class BytesInFlight:
         if not self._calls[flow]:
             del self._calls[flow]
 
-    def receiving(self, room: "Room") -> float:
-        """Take note that a message is to fill this room from now on; return the time, s."""
+    def receiving(self, room: "Room") -> None:
+        """Take note that a message is to fill this room from now on."""
+        room.since = self._time
         self._receiving[room] = None
-        loop = asyncio.get_running_loop()
         if self._ticking is None:
-            self._tick_on(loop)
-        return loop.time()
+            self._tick_on()
 
     def received(self, room: "Room") -> None:
         """Take note that a room is filled, or given up."""
@@ -186,8 +186,9 @@ class BytesInFlight:
         message = f"the server has no room for the request: it takes {bound}"
         return _exhausted("TOO_MUCH_IN_FLIGHT", message, bound)
 
-    def stalled(self, seconds: float) -> SightlineError:
-        """Return the error for a call whose message did not come, after so many seconds."""
+    def stalled(self, room: "Room") -> SightlineError:
+        """Return the error for a call whose message did not come."""
+        seconds = self._time - room.since
         bound = f"{self.bounds.receive_seconds:g} s for a message to arrive"
         return _exhausted(
             "MESSAGE_STALLED",
@@ -213,19 +214,26 @@ class BytesInFlight:
         with self._lock:
             self._share.leave(waiter.flow, waiter)
 
-    def _tick_on(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _tick_on(self) -> None:
         if self._ticking is None:
-            self._ticking = loop.call_later(_TICK_SECONDS, self._tick, loop)
+            loop = asyncio.get_running_loop()
+            self._ticked = loop.time()
+            self._ticking = loop.call_later(_TICK_SECONDS, self._tick)
 
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End what is late, for as long as there is something that may be."""
+    def _tick(self) -> None:
+        """End what is late, for as long as there is something that may be.
+
+        Time during which this process did not run does not count: it is no fault of the sender's,
+        and its message may be here.
+        """
         self._ticking = None
-        now = loop.time()
-        self._evict(now)
-        for waiter in self._waited(now - self.bounds.patience_seconds):
+        passed = asyncio.get_running_loop().time() - self._ticked
+        self._time += min(passed, 2 * _TICK_SECONDS)
+        self._evict(self._time)
+        for waiter in self._waited(self._time - self.bounds.patience_seconds):
             self._refuse(waiter)
         if self._receiving or self._waiting:
-            self._tick_on(loop)
+            self._tick_on()
 
     def _evict(self, now: float) -> None:
         """End calls that hold room without filling it."""
@@ -282,7 +290,7 @@ class Room:
     def __init__(self, pool: BytesInFlight, flow: str) -> None:
         self.flow = flow
         self.since = 0.0
-        """Since when the message that is awaited has had its room, on the loop's clock."""
+        """Since when the message that is awaited has had its room, on the clock of its pool."""
         self._pool = pool
         self._message = 0  # bytes of the last message, or the room for the one that is awaited
         self._more = 0  # what the handler has counted besides
@@ -327,7 +335,7 @@ class Room:
             await pool.wait(self.flow)
         self._message = pool.need
         self._reader = asyncio.current_task()
-        self.since = pool.receiving(self)
+        pool.receiving(self)
         try:
             message = await read()
         except asyncio.CancelledError:
@@ -370,7 +378,7 @@ class Room:
     def _why_cancelled(self) -> BaseException:
         """Return what to raise for a cancelled read: the call may have been cancelled, too."""
         if self._given_up and self._reader is not None and not self._reader.uncancel():
-            return self._pool.stalled(asyncio.get_running_loop().time() - self.since)
+            return self._pool.stalled(self)
         return asyncio.CancelledError()
 
     def _drop(self, size: int) -> None:

@@ -81,7 +81,7 @@ def _small(bounds: Bounds) -> Bounds:
         most=most,
         message_cost=0,
         kept=0,
-        waiting=most,
+        waiting=bounds.waiting // 2,
         accepted=SMALL_BYTES,
         stalled_seconds=_STALLED_SECONDS,
         stuck_seconds=_STALLED_SECONDS / 4,

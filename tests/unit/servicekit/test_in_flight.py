@@ -1,6 +1,7 @@
 """The room for requests: who gets in, who waits, who is ended, and that all is given back."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -143,6 +144,23 @@ async def test_1_rooms_a_sender_that_stalls_is_ended_also_if_nobody_waits() -> N
     assert "0.05 s for a message to arrive" in caught.value.message
     assert pool.held == 50, "gRPC has not let go of what has come of it"
     await until(lambda: pool.held == 0)
+
+
+async def test_a_pause_of_this_process_is_no_fault_of_the_sender_s() -> None:
+    pool, come = pool_of(100, 50, receive_seconds=0.3), asyncio.Event()
+
+    async def read() -> bytes:
+        await come.wait()
+        return b"x"
+
+    async with pool.room("a") as room:
+        reading = asyncio.create_task(room.receive(read, len))
+        await until(lambda: pool.held == 50)
+        time.sleep(0.5)  # noqa: ASYNC251 - as SIGSTOP would
+        for _ in range(3):  # timers that are due come before what has arrived
+            await asyncio.sleep(0)
+        come.set()
+        assert await reading == b"x"
 
 
 async def test_1_rooms_a_newcomer_finds_room_beside_a_flow_that_stalls_as_often_as_it_can() -> None:
