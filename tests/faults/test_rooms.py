@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -28,8 +29,9 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 RUNS = [4, pytest.param(200, marks=SOAK)]
 SEED = 20
 MIB = 1 << 20
-DEADLINE = 10.0
-"""How long each call of the caller may take, s; `bench.isolation` measures how long they do."""
+DEADLINE = 30.0
+"""How long each call of the caller may take, s, on a machine that does other things as well;
+`bench.isolation` measures how long they do take."""
 INGEST = "/sightline.ingest.v1.IngestService/"
 INFERENCE = f"/{inference.SERVICE}/"
 LARGEST = 8 * MIB
@@ -55,19 +57,33 @@ def flood(address: str, methods: list[str], runs: int, chance: random.Random) ->
                     made.reset(streams)
 
 
-def beside(pid: int, turn: Callable[[], None], trouble: Callable[[], None]) -> int:
-    """Take turns while there is trouble; return the bytes by which the process grew at most."""
+class Beside(NamedTuple):
+    """What was seen beside the trouble."""
+
+    grown: int
+    """Bytes by which the process grew at most."""
+    slowest: float
+    """The longest turn, s."""
+
+    def __str__(self) -> str:
+        return f"grown by {self.grown / MIB:.0f} MiB, slowest turn {self.slowest:.1f} s"
+
+
+def beside(pid: int, turn: Callable[[], None], trouble: Callable[[], None]) -> Beside:
+    """Take turns while there is trouble."""
     for _ in range(50):  # what the first calls take for good
         turn()
-    process = psutil.Process(pid)
+    process, slowest = psutil.Process(pid), 0.0
     before = most = process.memory_info().rss
     with ThreadPoolExecutor(1) as other:
         making = other.submit(trouble)
         while not making.done():
+            began = time.monotonic()
             turn()
+            slowest = max(slowest, time.monotonic() - began)
             most = max(most, process.memory_info().rss)
         making.result()
-    return most - before
+    return Beside(most - before, slowest)
 
 
 @pytest.mark.parametrize("runs", RUNS)
@@ -89,7 +105,7 @@ def test_2_streams_stalls_halves_and_resets_beside_a_device(
 
     methods = [INGEST + name for name in ("PredictionLog", "GetWatermark", "GetStats")]
     try:
-        grown = beside(
+        seen = beside(
             server.pid,
             turn,
             lambda: flood(server.address, methods, runs, random.Random(SEED)),
@@ -98,9 +114,9 @@ def test_2_streams_stalls_halves_and_resets_beside_a_device(
     finally:
         server.kill()
     server.assert_exactly_once({of: logged})
-    note = f"{logged} predictions, grown by {grown / MIB:.0f} MiB"
+    note = f"{logged} predictions, {seen}"
     report(Campaign("streams of ingest that stall, or stop half way", runs, 0, 0, 0, note))
-    assert grown <= 2 * BOUND
+    assert seen.grown <= 2 * BOUND
 
 
 @pytest.mark.parametrize("runs", RUNS)
@@ -134,11 +150,11 @@ def test_2_streams_stalls_halves_and_resets_beside_a_caller(
 
         methods = [INFERENCE + name for name in ("Infer", "UploadImage", "ListModels")]
         methods.append("/inference.GRPCInferenceService/ModelInfer")
-        grown = beside(
+        seen = beside(
             server.process.pid,
             turn,
             lambda: flood(server.address, methods, runs, random.Random(SEED)),
         )
-    note = f"{answered} answers, grown by {grown / MIB:.0f} MiB"
+    note = f"{answered} answers, {seen}"
     report(Campaign("calls of inference that stall, or stop half way", runs, 0, 0, 0, note))
-    assert grown <= 2 * BOUND
+    assert seen.grown <= 2 * BOUND
