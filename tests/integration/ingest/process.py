@@ -76,12 +76,6 @@ class Server:
             return ["-m", "ingest_service"]
         return ["-c", _WRONG_CLOCK.format(days=self.days_ahead)]
 
-    @property
-    def pid(self) -> int:
-        """Of the process that runs now."""
-        assert self._process is not None
-        return self._process.pid
-
     def signal(self, number: int) -> None:
         """Sends a signal."""
         assert self._process is not None
