@@ -17,9 +17,9 @@ from ingest_service.server import IngestServer
 from ingest_service.settings import IngestSettings
 from ingest_service.watched_store import WatchedStore
 from servicekit import logs
-from servicekit.in_flight import Bounds
 from servicekit.lifecycle import Readiness, StartError, run, serve
 from servicekit.private_files import keep_private
+from servicekit.room_bounds import Bounds
 from servicekit.rooms import bounds_of
 from servicekit.settings import load
 

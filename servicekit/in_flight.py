@@ -18,59 +18,18 @@ from typing import Self, TypeVar
 
 import grpc
 
+from servicekit import free_memory
 from servicekit.errors import QuotaViolation, SightlineError
 from servicekit.fair_share import FairShare
+from servicekit.room_bounds import Bounds
 
 T = TypeVar("T")
 _TICK_SECONDS = 0.05
 """How often it is looked who is late, s."""
+_TRIM_SECONDS = 0.5
+"""How long after a call was ended its memory is given back to the system, s."""
 _ANSWER_SECONDS = 0.05
 """How long a call that was ended may take until gRPC has let go of its message, s."""
-_LEAST_PLACES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """The bounds of a `BytesInFlight`."""
-
-    most: int
-    """Bytes of requests at a time, >= largest + message_cost."""
-    largest: int
-    """The largest message that gRPC would hold for a reader, bytes, >= 1."""
-    window: int = 512 * 1024
-    """What gRPC takes of a message that nobody reads yet, bytes."""
-    kept: int = 0
-    """What the handler of a stream keeps while it waits for the next message, bytes."""
-    waiting: int = 64 * 1024 * 1024
-    """What calls may hold that wait for room, bytes: windows, and what their handlers keep. Beyond
-    it they are refused."""
-    message_cost: int = 0
-    """Bytes that each message counts for besides its own."""
-    accepted: int | None = None
-    """The largest message that is accepted, bytes; None: whatever arrives."""
-    receive_seconds: float = 10.0
-    """How long a message may take to arrive at most, s."""
-    stalled_seconds: float = 1.0
-    """How long it may take while others wait for its room, s."""
-    stuck_seconds: float = 0.25
-    """How long somebody must have waited before others lose their rooms, s: while rooms go from
-    hand to hand nobody is late."""
-    patience_seconds: float = 2.0
-    """How long a call waits for room, s."""
-    streams: int = 1 << 30
-    """Calls of one flow at a time."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.largest <= self.most - self.message_cost:
-            raise ValueError(
-                f"most must be at least largest, {self.largest}, and message_cost,"
-                f" {self.message_cost} (got {self.most})"
-            )
-
-    @property
-    def places(self) -> int:
-        """How many calls may wait."""
-        return max(self.waiting // (self.window + self.kept), _LEAST_PLACES)
 
 
 class BytesInFlight:
@@ -86,6 +45,7 @@ class BytesInFlight:
         self._receiving: dict[Room, None] = {}  # the oldest first
         self._calls: dict[str, int] = {}
         self._ticking: asyncio.TimerHandle | None = None
+        self._trimming: asyncio.TimerHandle | None = None
         self._ticked = 0.0  # on the loop's clock
         self._time = 0.0
 
@@ -179,6 +139,9 @@ class BytesInFlight:
         """Take note that a message of this flow did not come."""
         with self._lock:
             self._share.suspect(flow)
+        if self._trimming is None:
+            loop = asyncio.get_running_loop()
+            self._trimming = loop.call_later(_TRIM_SECONDS, self._trim, loop)
 
     def too_much(self) -> SightlineError:
         """Return the error for a call that there is no room for."""
@@ -234,6 +197,11 @@ class BytesInFlight:
             self._refuse(waiter)
         if self._receiving or self._waiting:
             self._tick_on()
+
+    def _trim(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give what was held of messages that did not come back to the system."""
+        self._trimming = None
+        loop.run_in_executor(None, free_memory.trim)
 
     def _evict(self, now: float) -> None:
         """End calls that hold room without filling it."""

@@ -27,11 +27,11 @@ from servicekit.background_lines import Writable
 from servicekit.background_stderr import Descriptor
 from servicekit.gate import Gate
 from servicekit.health import Health
-from servicekit.in_flight import Bounds
 from servicekit.interceptors import Guard, server_interceptor
 from servicekit.loop_lag import loop_lag_measured
 from servicekit.metrics import start_metrics_server
 from servicekit.private_files import share
+from servicekit.room_bounds import Bounds
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
 from servicekit.tls import server_credentials

@@ -7,7 +7,8 @@ watermarks, health, reflection) has another, so that it never waits behind them.
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from servicekit.in_flight import Bounds, BytesInFlight
+from servicekit.in_flight import BytesInFlight
+from servicekit.room_bounds import Bounds
 from servicekit.server_settings import ServerSettings
 
 SMALL_BYTES = 256 * 1024

@@ -9,7 +9,8 @@ import pytest
 from ingest_service.group import Message, Outcome, Rejection
 from ingest_service.group_commit import MAX_REJECTIONS, MESSAGE_COST, GroupCommitter
 from servicekit.errors import SightlineError
-from servicekit.in_flight import Bounds, BytesInFlight, Lease
+from servicekit.in_flight import BytesInFlight, Lease
+from servicekit.room_bounds import Bounds
 from tests.unit.ingest_service.samples import opening
 
 PATIENCE = 5.0

@@ -20,8 +20,8 @@ from servicekit.call_notes import Fact
 from servicekit.errors import SightlineError
 from servicekit.gate import Gate
 from servicekit.health import Health
-from servicekit.in_flight import Bounds
 from servicekit.interceptors import GuardInterceptor, server_interceptor
+from servicekit.room_bounds import Bounds
 from servicekit.rooms import Rooms
 from servicekit.server_settings import ServerSettings
 from servicekit.status import report_errors

@@ -10,8 +10,9 @@ import pytest
 
 from servicekit import in_flight
 from servicekit.errors import SightlineError, from_rpc_error
-from servicekit.in_flight import Bounds, BytesInFlight, Lease, Room, hold, keep_message
+from servicekit.in_flight import BytesInFlight, Lease, Room, hold, keep_message
 from servicekit.interceptors import GuardInterceptor, RoomFor
+from servicekit.room_bounds import Bounds
 from servicekit.rooms import SMALL_BYTES, Rooms
 from servicekit.status import report_errors
 from tests.unit.servicekit.echo import ECHO, KINDS, Context, call, serving, until

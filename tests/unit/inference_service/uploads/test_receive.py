@@ -19,7 +19,8 @@ from inference_service.uploads.reference import Signer
 from inference_service.uploads.store import UploadStore
 from servicekit.auth.caller import ANONYMOUS
 from servicekit.errors import SightlineError
-from servicekit.in_flight import Bounds, BytesInFlight
+from servicekit.in_flight import BytesInFlight
+from servicekit.room_bounds import Bounds
 from servicekit.vision import ImageLimits
 from tests.unit.inference_service.tiny_onnx import picture
 
