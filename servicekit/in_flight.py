@@ -335,6 +335,10 @@ class Room:
         lease, self._message = Lease(self._pool, self.flow, self._message), 0
         return lease
 
+    def count_all(self) -> int:
+        """Return the bytes that all calls hold together."""
+        return self._all.held
+
     def give_up(self) -> None:
         """End the read that is under way."""
         self._pool.received(self)  # once is enough
@@ -371,6 +375,15 @@ def held() -> int:
     """Return the bytes that the call being handled holds; 0: nobody counts them."""
     room = _current.get()
     return 0 if room is None else room.held
+
+
+def counter() -> Callable[[], int]:
+    """Return a function that tells the bytes that all calls hold together, in any thread.
+
+    Of the server that handles the current call; 0: nobody counts them.
+    """
+    room = _current.get()
+    return (lambda: 0) if room is None else room.count_all
 
 
 def hold(size: int) -> None:

@@ -39,20 +39,24 @@ _MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "BMP": 
 
 _HEADER_READS = 2_000  # about 500 segments or chunks
 _BYTES_PER_CHUNK = 4_096  # PNG writers put 8 KiB and more into a chunk, and each is three reads
-_DECODING = 9  # bytes per pixel that decoding takes at most, of a progressive JPEG
 _FULL_SCANS = 20  # scans allowed at the largest permitted size; smaller pictures may have more
 
 # EXIF orientation (TIFF 6.0, tag 274) -> what turns the stored picture upright; 1 is upright.
 _ORIENTATION = 0x0112
-_TURN = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_SWAPPING = frozenset({5, 6, 7, 8})
+# Upright pixels -> a view of them that has the rows and columns of the stored picture.
+_STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: upright.transpose(1, 0, 2)[::-1],
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: upright.transpose(1, 0, 2)[:, ::-1],
 }
+_PILLOW_BYTES, _RGB_BYTES = 4, 3  # per pixel
+_STRIP_PIXELS, _WHOLE_PIXELS = 2**18, 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,30 +116,42 @@ class OpenedImage:
 
     Reading the header costs a small picture a sixth of its decoding, so who checks first and
     decodes later keeps this. For one thread at a time.
+
+    Attributes:
+        info: type and dimensions.
+        effort: pixels that decoding goes over: a progressive JPEG's once for each scan.
     """
 
-    def __init__(self, kind: str, image: ImageFile, reader: CountedReader, size: int) -> None:
-        self._kind = kind
-        self._image = image
+    def __init__(
+        self, kind: str, image: ImageFile, reader: CountedReader, size: int, scans: int = 1
+    ) -> None:
+        self.info = ImageInfo(kind, _MIME[kind], image.width, image.height)
+        self.effort = image.width * image.height * max(scans, 1)
+        self._image: ImageFile | None = image
         self._reader = reader
         self._size = size
+        self._bytes_per_pixel = _bytes_per_pixel(kind, image)
 
     @property
-    def info(self) -> ImageInfo:
-        """Type and dimensions."""
-        return ImageInfo(self._kind, _MIME[self._kind], self._image.width, self._image.height)
+    def memory(self) -> int:
+        """Bytes that decoding takes at its peak, with the pixels that it returns."""
+        return self.info.width * self.info.height * self._bytes_per_pixel
 
     def decode(self) -> NDArray[np.uint8]:
-        """As `decode_image`.
+        """As `decode_image`. Once: what Pillow holds of the picture is then let go.
 
         Raises:
             ImageError: the data is truncated or corrupt.
             MemoryError: there is no memory to decode it.
+            RuntimeError: it has been decoded before.
         """
+        image, self._image = self._image, None
+        if image is None:
+            raise RuntimeError("a picture is decoded once")
         self._reader.reads_left = _HEADER_READS + 3 * (self._size // _BYTES_PER_CHUNK)
-        with _refusing(self._kind, _DECODING * self._image.width * self._image.height):
-            self._image.load()
-            return np.asarray(_to_rgb(_upright(self._image)))
+        with _refusing(self.info.format, self.memory):
+            image.load()
+            return _upright_rgb(image)
 
 
 def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage:
@@ -150,8 +166,8 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage
     with _refusing(kind, 8 * limits.max_pixels if kind == "WEBP" else len(data)):
         image = _OPENERS[kind](reader)
     _check_dimensions(image, limits)
-    _check_work(kind, image, data, limits)
-    return OpenedImage(kind, image, reader, len(data))
+    scans = _check_work(kind, image, data, limits)
+    return OpenedImage(kind, image, reader, len(data), scans)
 
 
 def inspect_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
@@ -215,14 +231,34 @@ def _check_dimensions(image: Image.Image, limits: ImageLimits) -> None:
         )
 
 
-def _check_work(kind: str, image: ImageFile, data: bytes, limits: ImageLimits) -> None:
+def _check_work(kind: str, image: ImageFile, data: bytes, limits: ImageLimits) -> int:
+    """Return how often decoding goes over the picture."""
+    scans = 1
     if kind == "JPEG":
         most = _FULL_SCANS * limits.max_pixels // (image.width * image.height)
-        if count_jpeg_scans(data, most) > most:
+        scans = count_jpeg_scans(data, most)
+        if scans > most:
             raise ImageError("IMAGE_TOO_COMPLEX", f"the JPEG has more than {most} scans")
     # Pillow expands these in Python, pixel by pixel: seconds for a large one.
     if kind == "BMP" and any(tile.codec_name == "bmp_rle" for tile in image.tile):
         raise ImageError("IMAGE_TYPE_UNSUPPORTED", "the BMP is run-length coded")
+    return scans
+
+
+def _bytes_per_pixel(kind: str, image: ImageFile) -> int:
+    """Return what decoding holds at its peak: Pillow's pixels, the result, and what comes before.
+
+    libjpeg holds the coefficients of all of a progressive picture, 2 bytes each; libwebp two
+    pictures of an animation, and Pillow's plugin a third as bytes.
+    """
+    before = 0
+    if kind == "JPEG" and image.info.get("progressive"):
+        before = 2 * len(image.getbands())
+    elif kind == "WEBP":
+        before = 12
+    if image.width * image.height <= _WHOLE_PIXELS:  # one more for its mode, and two results
+        return 2 * _PILLOW_BYTES + max(before, 2 * _RGB_BYTES)
+    return _PILLOW_BYTES + max(before, _RGB_BYTES)
 
 
 @contextmanager
@@ -246,15 +282,31 @@ def _refusing(kind: str, size: int) -> Iterator[None]:
         raise ImageError("IMAGE_CORRUPT", f"the {kind} cannot be read: {error}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels; large ones strip by strip, since each step at once takes as much again."""
+    turn = _orientation(image)
+    width, height = image.size
+    if width * height <= _WHOLE_PIXELS and turn == 1:
+        return np.asarray(_to_rgb(image))
+    swapped = turn in _SWAPPING
+    pixels = np.empty((width, height, 3) if swapped else (height, width, 3), dtype=np.uint8)
+    stored = _STORED[turn](pixels)
+    rows = max(_STRIP_PIXELS // width, 1)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        stored[top:bottom] = np.asarray(_to_rgb(image.crop((0, top, width, bottom))))
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        turn = _TURN.get(image.getexif().get(_ORIENTATION, 1))
+        orientation = image.getexif().get(_ORIENTATION, 1)
     except MemoryError:
         raise
     except Exception:  # as above; a damaged tag must not cost the picture
         logger.debug("unreadable EXIF, taken as upright", exc_info=True)
-        return image
-    return image if turn is None else image.transpose(turn)
+        return 1
+    return orientation if orientation in _STORED else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

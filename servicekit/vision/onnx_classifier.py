@@ -18,7 +18,7 @@ from servicekit.vision.network import (
     output_shape,
 )
 from servicekit.vision.onnx_session import OnnxSession
-from servicekit.vision.preprocess import Preprocess, preprocess_image
+from servicekit.vision.preprocess import Preprocess, preprocess_bytes, preprocess_image
 from servicekit.vision.session_options import DEFAULT_OPTIONS, SessionOptions
 
 
@@ -88,6 +88,10 @@ class OnnxClassifier(OnnxNetwork):
     def prepare(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], None]:
         """One RGB picture ``[H, W, 3]`` to the input ``[1, 3, h, w]``; nothing lies anywhere."""
         return preprocess_image(image, self.preprocess, self.input_size), None
+
+    def prepare_bytes(self, width: int, height: int) -> int:
+        """Return the memory that `prepare` takes beside a picture of this size."""
+        return preprocess_bytes(width, height, self.preprocess, self.input_size)
 
     def logits(self, output: NDArray[Any]) -> NDArray[np.float64]:
         """Outputs ``[..., classes]`` as logits: what a temperature is fitted to; see `to_logits`.

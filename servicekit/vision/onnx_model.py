@@ -27,6 +27,8 @@ from servicekit.vision.yolo import (
     detect_layout,
 )
 
+_INPUT_BYTES = 3 * 4 + 2 * 3  # per pixel: the input, the scaled picture and its planes
+
 
 class OnnxDetector(OnnxNetwork):
     """A loaded detector. Every method is safe to call from several threads at once.
@@ -72,6 +74,12 @@ class OnnxDetector(OnnxNetwork):
     def prepare(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Letterbox]:
         """One RGB picture ``[H, W, 3]`` to the input ``[1, 3, h, w]`` and how it lies in it."""
         return letterbox_image(image, self.input_size)
+
+    def prepare_bytes(self, width: int, height: int) -> int:
+        """Return the memory that `prepare` takes beside the picture, whatever its size."""
+        del width, height
+        rows, columns = self.input_size
+        return _INPUT_BYTES * rows * columns
 
     def decode(
         self,

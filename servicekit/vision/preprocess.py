@@ -24,6 +24,8 @@ _FILTERS = {
     Interpolation.BILINEAR: Image.Resampling.BILINEAR,
     Interpolation.BICUBIC: Image.Resampling.BICUBIC,
 }
+_RESIZED_BYTES = 4 + 2 * 3  # per pixel: Pillow's, and two copies as bytes
+_INPUT_BYTES = 2 * 3 * 4  # per pixel
 _MOST_RESIZED = 2**24  # pixels of a resized picture that is made as a whole
 
 
@@ -69,7 +71,7 @@ def preprocess_image(
     crop = how.crop or size
     if crop != size:
         raise ValueError(f"crop must be the input's {list(size)}, is {list(crop)}")
-    target = _target(image, how.resize or min(crop))
+    target = _target(image.shape, how.resize or min(crop))
     planes = _cut(image, target, crop, _FILTERS[how.interpolation]).transpose(2, 0, 1)
     batch = np.empty((1, *planes.shape), dtype=np.float32)
     np.divide(planes, 255, out=batch[0], dtype=np.float32)
@@ -78,11 +80,21 @@ def preprocess_image(
     return batch
 
 
-def _target(image: NDArray[np.uint8], resize: int | tuple[int, int]) -> tuple[int, int]:
+def preprocess_bytes(width: int, height: int, how: Preprocess, size: tuple[int, int]) -> int:
+    """Return the memory that `preprocess_image` takes beside a picture of this size.
+
+    A long and narrow picture becomes larger before it is cropped.
+    """
+    rows, columns = _target((height, width), how.resize or min(how.crop or size))
+    resized = min(rows * columns, _MOST_RESIZED)
+    return _RESIZED_BYTES * resized + _INPUT_BYTES * size[0] * size[1]
+
+
+def _target(shape: tuple[int, ...], resize: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width after the resize; the longer side is rounded down, as torchvision does."""
     if not isinstance(resize, int):
         return resize
-    height, width, _ = image.shape
+    height, width = shape[:2]
     if width <= height:
         return max(int(resize * height / width), 1), resize
     return resize, max(int(resize * width / height), 1)
