@@ -1,6 +1,7 @@
 """`python -m inference_service`: loads the models, warms them up, and serves."""
 
 import asyncio
+import logging
 import signal
 import sys
 import warnings
@@ -18,6 +19,7 @@ from inference_service.models.repository import Models, Repository
 from inference_service.models.watch import Watch
 from inference_service.pipeline import Pipeline
 from inference_service.serving.admission import Admission
+from inference_service.serving.pixel_room import PixelRoom
 from inference_service.serving.workers import Workers
 from inference_service.settings import InferenceSettings
 from inference_service.telemetry import Telemetry
@@ -34,6 +36,10 @@ from servicekit.rooms import bounds_of
 from servicekit.settings import load
 from servicekit.vision import ImageLimits, SessionOptions
 
+logger = logging.getLogger(__name__)
+
+BYTES_PER_PIXEL = 3
+"""Of a picture that is decoded."""
 _PROG = "python -m inference_service"
 # A worker needs Python's interpreter for moments between long calls that do without it, and waits
 # for it while the event loop works. At Python's own 5 ms two workers of a small model stood still
@@ -71,6 +77,8 @@ async def serve(settings: InferenceSettings) -> None:
         device=device,
         telemetry=telemetry,
         fetch=uploads.fetch,
+        pixels=PixelRoom(settings.bytes_in_flight),
+        weights=settings.weights,
     )
 
     telemetry.models(lambda: [(m.name, m.version, m.network.provider) for m in pipeline.models.all])
@@ -97,6 +105,7 @@ async def serve(settings: InferenceSettings) -> None:
     async def stop() -> None:
         await asyncio.to_thread(watch.close)
         await asyncio.to_thread(workers.close)
+        await asyncio.to_thread(pipeline.close)
         await uploads.close()
         await once.close()
 
@@ -136,7 +145,16 @@ def _open_uploads(settings: InferenceSettings, image: ImageLimits) -> Uploads:
 
 
 def _limits(settings: InferenceSettings) -> Limits:
-    image = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+    # The pixels of one picture must have room, or nobody could ever be answered for it.
+    pixels = min(settings.max_image_pixels, settings.bytes_in_flight // BYTES_PER_PIXEL)
+    if pixels < settings.max_image_pixels:
+        logger.warning(
+            "max_bytes_in_flight has room for pictures of %d pixels: larger ones are refused,"
+            " though max_image_pixels is %d",
+            pixels,
+            settings.max_image_pixels,
+        )
+    image = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=pixels)
     return Limits(settings.max_images, image)
 
 

@@ -6,11 +6,14 @@ Who is calling and how often it may is settled before, by `servicekit.intercepto
 """
 
 import asyncio
+import contextvars
 import functools
+import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import grpc
@@ -24,6 +27,9 @@ from inference_service.idempotency.once import Once, Reply
 from inference_service.models.engine import Model, PictureWork
 from inference_service.models.repository import Models
 from inference_service.serving import admission
+from inference_service.serving.admission import Share
+from inference_service.serving.fair_threads import FairThreads
+from inference_service.serving.pixel_room import PixelRoom
 from inference_service.serving.work import Ran, Work
 from inference_service.serving.workers import Workers
 from inference_service.stage_report import note_key, note_model, note_stages
@@ -32,6 +38,8 @@ from inference_service.validate import Limits
 from servicekit.errors import SightlineError
 
 T = TypeVar("T")
+_MOST_PIXEL_BYTES = 1 << 29
+_CHECK_THREADS = (os.cpu_count() or 1) + 1  # one may wait for the disk
 INLINE_BYTES = 1024 * 1024
 """Larger requests are checked in a thread: the loop has other calls."""
 
@@ -50,6 +58,8 @@ class Call:
     """Seconds on the pipeline's clock."""
     size: int = 0
     """Of the message, bytes. The message itself would be serialized again to tell it."""
+    share: Share = field(default_factory=Share)
+    """Of the workers and of what comes before them."""
 
 
 class Pipeline:
@@ -63,6 +73,8 @@ class Pipeline:
         telemetry: counts and times.
         clock: seconds; calls come with times on it.
         fetch: returns the picture of a caller's reference; blocks; raises as `validate.Resolve`.
+        pixels: bounds the pictures that are decoded at a time.
+        weights: by name of the caller, where it is not 1: how much it gets beside others.
     """
 
     def __init__(
@@ -75,6 +87,8 @@ class Pipeline:
         telemetry: Telemetry,
         clock: Callable[[], float] = time.monotonic,
         fetch: Callable[[str, str], Content] = lambda _, reference: validate.know_none(reference),
+        pixels: PixelRoom | None = None,
+        weights: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.models = Models([], "")
         """What is served; empty until the models are loaded."""
@@ -86,6 +100,9 @@ class Pipeline:
         self._workers = workers
         self._device = device
         self.telemetry = telemetry
+        self.weights = weights
+        self.pixels = pixels or PixelRoom(_MOST_PIXEL_BYTES)
+        self._checks = FairThreads(_CHECK_THREADS, "check")
 
     @property
     def ready(self) -> bool:
@@ -111,7 +128,7 @@ class Pipeline:
         note_model(model)
         admitted = self.clock()
         try:
-            ran = await self._workers.run(work, model, call.deadline)
+            ran = await self._workers.run(work, model, call.deadline, call.share)
         except SightlineError as error:
             if error.reason in admission.REASONS:
                 self.telemetry.shed(error.reason)
@@ -137,6 +154,14 @@ class Pipeline:
         reply = await self._once.answer(key, fingerprint, left, answer, keep=keep)
         note_key(call.keys[0], replayed=reply.replayed)
         return reply
+
+    async def check(self, call: Call, work: Callable[[], T]) -> T:
+        """Return what a check of a large request returns: beside the loop, callers in turn."""
+        return await asyncio.wrap_future(self._checks.submit(call.share.flow, work))
+
+    def close(self) -> None:
+        """End the threads that check requests; waits for what they are at."""
+        self._checks.close()
 
     async def drain(self, seconds: float) -> None:
         """Waits for the calls in flight, at most so long; what is left then fails: UNAVAILABLE.
@@ -184,14 +209,16 @@ class Pipeline:
         if not reads and call.size <= INLINE_BYTES:
             return validate.check(request, self.limits)
         resolve = functools.partial(self._fetch, call.caller)
-        return await asyncio.to_thread(validate.check, request, self.limits, resolve)
+        check = contextvars.copy_context().run  # references are counted as what the call holds
+        return await self.check(call, lambda: check(validate.check, request, self.limits, resolve))
 
     async def _look(
         self, question: Question, model: Model, call: Call, checked: float
     ) -> tuple[list[inference_pb2.ImageResult], Timing]:
         """Runs the model on the good pictures, and puts all results together."""
+        hold = self.pixels.for_call()
         work = [
-            PictureWork(model, picture, question.parameters)
+            PictureWork(model, picture, question.parameters, hold)
             for picture in question.pictures
             if isinstance(picture, Picture)
         ]

@@ -9,6 +9,7 @@ from sightline.inference.v1 import inference_service_pb2
 from inference_service import answers
 from inference_service.idempotency.keys import METADATA_KEY, REPLAYED_KEY
 from inference_service.pipeline import Call, Pipeline
+from inference_service.serving.admission import Share
 from inference_service.uploads.parts import Header, Part
 from inference_service.uploads.receive import Uploads
 from servicekit import deadline, in_flight
@@ -107,12 +108,13 @@ def _part(request: inference_service_pb2.UploadImageRequest) -> Part:
 
 def call_of(pipeline: Pipeline, context: _Context) -> Call:
     """Returns what a call brings beside its message; only in one of the service's handlers."""
-    now = pipeline.clock()
+    now, caller = pipeline.clock(), current_caller()
     keys = [str(value) for key, value in context.invocation_metadata() or () if key == METADATA_KEY]
     return Call(
-        caller=current_caller().identity,
+        caller=caller.identity,
         keys=keys,
         arrived=now,
         deadline=now + deadline.remaining(context),
         size=in_flight.held(),
+        share=Share(caller.flow, pipeline.weights.get(caller.name, 1.0)),
     )

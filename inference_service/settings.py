@@ -1,14 +1,18 @@
 """What the inference service can be told."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from servicekit.auth.caller import is_name
 from servicekit.server_settings import ServerSettings, check_secret
 from servicekit.settings import Address, OptionalPath, OptionalSecret, Words
 
+_WEIGHT = re.compile(r".+=\d{1,4}(\.\d{1,6})?", re.ASCII | re.DOTALL)
+_MOST_WEIGHT = 1000
 _MESSAGE_MARGIN = 64 * 1024  # what a message holds beside its picture
 
 
@@ -93,7 +97,17 @@ class InferenceSettings(ServerSettings):
         " it",
     )
     queue_size: int = Field(
-        64, ge=1, le=100_000, description="pictures that wait for a worker at most"
+        64,
+        ge=1,
+        le=100_000,
+        description="pictures that wait for a worker at most, shared between callers; one that had"
+        " less than its share may add a request, up to twice as many in all",
+    )
+    caller_weights: Words = Field(
+        (),
+        description="weights of callers by their names, comma-separated, such as gate-1=2: twice"
+        " what a caller of weight 1 gets of the workers when both want more than there is; above 0"
+        " and up to 1000; not given for a caller: 1",
     )
     max_images: int = Field(16, ge=1, le=1024, description="pictures of one request at most")
     max_image_bytes: int = Field(
@@ -159,6 +173,23 @@ class InferenceSettings(ServerSettings):
             if not all(pin.partition("=")) or models.count(model) > 1:
                 raise ValueError(f"must be model=version, each model once (got {pin!r})")
         return pins
+
+    @field_validator("caller_weights")
+    @classmethod
+    def _weights_above_zero(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        names = [word.rpartition("=")[0] for word in words]
+        for word, name in zip(words, names, strict=True):
+            if not is_name(name) or names.count(name) > 1 or not _WEIGHT.fullmatch(word):
+                raise ValueError(f"must be name=weight, each name once (got {word!r})")
+            if not 0 < float(word.rpartition("=")[2]) <= _MOST_WEIGHT:
+                raise ValueError(f"must be above 0 and up to {_MOST_WEIGHT} (got {word!r})")
+        return words
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight by caller, as `caller_weights` says."""
+        pairs = (word.rpartition("=") for word in self.caller_weights)
+        return {name: float(weight) for name, _, weight in pairs}
 
     @property
     def pinned(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from inference_service.domain import Parameters, Picture, Seen
 from inference_service.models.model_spec import ModelSpec
 from inference_service.serving.admission import Lane
+from inference_service.serving.pixel_room import Hold, hold_none
 from inference_service.serving.work import Outputs
 from inference_service.validate import bad_picture
 from servicekit.errors import SightlineError, out_of_memory
@@ -22,6 +23,7 @@ from servicekit.vision import (
     ModelError,
     OnnxClassifier,
     OnnxDetector,
+    OpenedImage,
 )
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,30 @@ class Model:
         )
 
 
+def prepare_picture(
+    model: Model, opened: OpenedImage, hold: Hold
+) -> tuple[NDArray[np.float32], Letterbox | None, tuple[int, int]]:
+    """Decode a picture and make a network's input of it; its pixels are dropped at once.
+
+    Args:
+        model: by whose rules it is prepared.
+        opened: the picture, to be decoded once.
+        hold: holds room for its pixels.
+
+    Returns:
+        The input `[1, 3, h, w]`, how the picture lies in it, and the picture's width and height.
+
+    Raises:
+        ImageError: it cannot be decoded.
+        SightlineError: RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: there is no room for its pixels.
+    """
+    width, height = opened.info.width, opened.info.height
+    with hold(opened.memory + model.network.prepare_bytes(width, height)):
+        pixels = opened.decode()
+        made, box = model.network.prepare(pixels)
+        return made, box, (pixels.shape[1], pixels.shape[0])
+
+
 @dataclass(slots=True)
 class PictureWork:
     """One picture's way through a model; see `serving.work.Work`."""
@@ -70,22 +96,28 @@ class PictureWork:
     picture: Picture
     parameters: Parameters
     """What the caller wants done differently from the model's own settings."""
+    hold: Hold = hold_none
     rows: int = 1
     _size: tuple[int, int] = (0, 0)
     _box: Letterbox | None = None
+
+    @property
+    def effort(self) -> int:
+        """Pixels that are decoded."""
+        return self.picture.opened.effort
 
     def prepare(self) -> NDArray[np.float32]:
         """Decodes the picture and makes the network's input `[1, 3, h, w]` of it.
 
         Raises:
-            SightlineError: INVALID_ARGUMENT: it cannot be decoded.
+            SightlineError: INVALID_ARGUMENT: it cannot be decoded; RESOURCE_EXHAUSTED,
+                `TOO_MUCH_IN_FLIGHT`: there is no room for its pixels.
         """
+        opened = self.picture.opened
         try:
-            pixels = self.picture.opened.decode()
+            made, self._box, self._size = prepare_picture(self.model, opened, self.hold)
         except ImageError as error:
             raise bad_picture(self.picture.index, error, self.picture.origin) from error
-        self._size = pixels.shape[1], pixels.shape[0]
-        made, self._box = self.model.network.prepare(pixels)
         return made
 
     def finish(self, outputs: Outputs) -> Seen:

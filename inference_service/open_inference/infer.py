@@ -71,13 +71,15 @@ class Inference:
     ) -> tuple[oip.ModelInferResponse, bool]:
         key = keys.read_key(call.keys, caller=call.caller, method="ModelInfer")
         large = call.size > INLINE_BYTES
-        asked = await _aside(large, lambda: requests.read(request, model, self._pipeline.limits))
+        asked = await self._aside(
+            call, lambda: requests.read(request, model, self._pipeline.limits), large=large
+        )
         deadline = min(call.deadline, call.arrived + asked.timeout)
         own = replace(call, deadline=deadline)
         async with self._until(deadline, call):
             if key is None:
                 return await self._answer(own, request, model, asked), False
-            bound_to = await _aside(large, lambda: requests.fingerprint(request))
+            bound_to = await self._aside(call, lambda: requests.fingerprint(request), large=large)
 
             async def answer() -> bytes:
                 return (await self._answer(own, request, model, asked)).SerializeToString()
@@ -105,10 +107,14 @@ class Inference:
                 " answer",
             ) from error
 
+    async def _aside(self, call: Call, check: Callable[[], T], *, large: bool) -> T:
+        """Return what a check returns; that of a large request is made beside the loop."""
+        return await self._pipeline.check(call, check) if large else check()
+
     async def _answer(
         self, call: Call, request: oip.ModelInferRequest, model: Model, asked: Asked
     ) -> oip.ModelInferResponse:
-        members = work.members(asked, model)
+        members = work.members(asked, model, self._pipeline.pixels.for_call())
         ran = await self._pipeline.run(call, model, members)
         outputs = [model.network.session.outputs[index] for index in asked.outputs]
         tensors = stack([output.name for output in outputs], _results(ran))
@@ -127,11 +133,6 @@ class Inference:
             ],
             raw_output_contents=[tensor.data for tensor in tensors],
         )
-
-
-async def _aside(large: bool, check: Callable[[], T]) -> T:
-    """Returns what a check returns; that of a large request is made beside the loop."""
-    return await asyncio.to_thread(check) if large else check()
 
 
 def _results(ran: Sequence[Ran[list[Tensor]]]) -> list[list[Tensor]]:

@@ -6,9 +6,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from inference_service.models.engine import Model
+from inference_service.models.engine import Model, prepare_picture
 from inference_service.open_inference.request import Asked, Encoded, refused
 from inference_service.open_inference.tensors import Tensor, to_tensor
+from inference_service.serving.pixel_room import Hold, hold_none
 from inference_service.serving.work import Outputs, Work
 from servicekit.vision import ImageError
 
@@ -26,6 +27,11 @@ class TensorWork:
     def rows(self) -> int:
         """Rows of input that it makes, >= 1."""
         return len(self.array)
+
+    @property
+    def effort(self) -> int:
+        """Pixels that are decoded: none."""
+        return 0
 
     def prepare(self) -> NDArray[Any]:
         """Returns the rows as they came."""
@@ -45,27 +51,32 @@ class EncodedWork:
     """Positions of the outputs that are wanted."""
     model: Model
     """By whose rules it is prepared."""
+    hold: Hold = hold_none
     rows: int = 1
+
+    @property
+    def effort(self) -> int:
+        """Pixels that are decoded."""
+        return self.picture.opened.effort
 
     def prepare(self) -> NDArray[Any]:
         """Decodes the picture and makes the network's input `[1, 3, height, width]` of it.
 
         Raises:
-            SightlineError: INVALID_ARGUMENT: it cannot be decoded.
+            SightlineError: INVALID_ARGUMENT: it cannot be decoded; RESOURCE_EXHAUSTED,
+                `TOO_MUCH_IN_FLIGHT`: there is no room for its pixels.
         """
         try:
-            pixels = self.picture.opened.decode()
+            return prepare_picture(self.model, self.picture.opened, self.hold)[0]
         except ImageError as error:
             raise refused(self.picture.field, error) from error
-        made, _ = self.model.network.prepare(pixels)
-        return made
 
     def finish(self, outputs: Outputs) -> list[Tensor]:
         """Returns the outputs that are wanted, as they go over the wire."""
         return _wanted(outputs, self.outputs)
 
 
-def members(asked: Asked, model: Model) -> list[Work[list[Tensor]]]:
+def members(asked: Asked, model: Model, hold: Hold = hold_none) -> list[Work[list[Tensor]]]:
     """Returns the members that answer a request, in the order of its rows.
 
     Rows that fit into one run stay together: the answer is then what the model makes of just such
@@ -73,7 +84,7 @@ def members(asked: Asked, model: Model) -> list[Work[list[Tensor]]]:
     """
     given, outputs = asked.given, asked.outputs
     if isinstance(given, tuple):
-        return [EncodedWork(picture, outputs, model) for picture in given]
+        return [EncodedWork(picture, outputs, model, hold) for picture in given]
     if len(given) <= model.lane.max_rows:
         return [TensorWork(given, outputs)]
     return [TensorWork(given[at : at + 1], outputs) for at in range(len(given))]

@@ -1,56 +1,30 @@
 """Which pictures get a place on a model, when and with whom, and which are refused at once.
 
-Pure: the time comes in as an argument, work is opaque. A request is admitted only if it is expected
-to be answered in time and nobody who was admitted before becomes late by it. What waits is taken
-by its deadline, the earliest first; what can no longer be in time gives up its place before it
-costs anything.
+Pure: the time comes in as an argument, work is opaque. Callers get their turns as `fair_queue`
+says. A request is admitted only if it is expected to be answered in time in that order, and if
+nobody of the same caller who was admitted before becomes late by it. Those of other callers may
+become late by it, since a caller that has had less goes first: they lose their places at once and
+are told so. What can no longer be in time gives up its place before it costs anything.
 """
 
-import bisect
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
 
-from inference_service.serving.estimates import Estimates
+from inference_service.serving.fair_queue import FairQueue
+from inference_service.serving.places import Places
+from inference_service.serving.schedule import Slots, needed_seconds, request_seconds
+from inference_service.serving.tickets import Lane, Share, Ticket
 from servicekit.errors import SightlineError
 
+__all__ = ["REASONS", "Admission", "Lane", "Share", "Taken", "Ticket", "crowded_out"]
+
 REASONS = frozenset({"DEADLINE_TOO_SHORT", "QUEUE_FULL", "QUEUE_TOO_SLOW"})
-"""Why `Admission.offer` refuses."""
+"""Why `Admission.offer` refuses, and why members lose their places."""
 _LEAST_RETRY_SECONDS = 0.05
 _ROUNDING = 1e-6  # s, of sums of times; who is promised an answer must not lose it to one
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Lane:
-    """How one loaded model is run."""
-
-    max_rows: int = 1
-    """Rows of one run at most, >= 1; 1: members are run singly."""
-    max_wait: float = 0.0
-    """Seconds that a batch that is not full waits for more, >= 0."""
-    instances: int | None = None
-    """Runs at a time at most, >= 1; None: as many as there are workers."""
-    estimates: Estimates = field(default_factory=Estimates)
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One member's place, first in the queue and then in a run."""
-
-    deadline: float
-    """When the answer must be out, on the clock of `now`."""
-    lane: Lane
-    rows: int = 1
-    """Of its input, >= 1."""
-    arrived: float = 0.0
-    """When it was admitted."""
-    cost: float = 0.0
-    """Seconds of a worker that it is expected to take, its share of a full batch; 0: not known."""
-    alone: float = 0.0
-    """Seconds that a run of it alone is expected to take; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +32,7 @@ class Taken:
     """What a free worker is to do."""
 
     batch: tuple[Ticket, ...] = ()
-    """To be run together, the earliest deadline first; empty: nothing for now."""
+    """To be run together; empty: nothing for now."""
     late: tuple[Ticket, ...] = ()
     """Cannot be in time any more; they are out of the queue."""
     wake_at: float | None = None
@@ -73,57 +47,57 @@ class Admission:
     """Runs at a time over all models, >= 1."""
     queue_size: int
     """Rows that wait at most, >= 1."""
-    _waiting: list[Ticket] = field(default_factory=list)  # by deadline
+    _queue: FairQueue = field(default_factory=FairQueue)
     _ends: dict[Ticket, float] = field(default_factory=dict)  # of runs, by their first member
     _runs: Counter[Lane] = field(default_factory=Counter)
 
     @property
     def depth(self) -> int:
         """Rows that wait."""
-        return sum(ticket.rows for ticket in self._waiting)
+        return self._queue.rows
 
     @property
     def running(self) -> int:
         """Runs that are under way."""
         return len(self._ends)
 
-    def offer(self, tickets: Sequence[Ticket], now: float) -> None:
-        """Puts a request's members into the queue, all or none.
+    def offer(self, tickets: Sequence[Ticket], now: float) -> tuple[Ticket, ...]:
+        """Put a request's members into the queue, all or none.
 
         Args:
-            tickets: at least one, all with one deadline, lane and number of rows.
+            tickets: at least one, all with one deadline, lane, share and number of rows.
             now: seconds on any clock that does not go back.
 
+        Returns:
+            Members of other callers that have lost their places by it; see `crowded_out`.
+
         Raises:
-            SightlineError: DEADLINE_EXCEEDED, `DEADLINE_TOO_SHORT`: even an idle server would be
-                late; RESOURCE_EXHAUSTED with the seconds after which it may pass: `QUEUE_FULL`,
-                or `QUEUE_TOO_SLOW`: it or somebody who waits would be late.
+            SightlineError: DEADLINE_EXCEEDED: it is over. RESOURCE_EXHAUSTED with the seconds after
+                which it may pass: `DEADLINE_TOO_SHORT`: even an idle server is expected to be late;
+                `QUEUE_FULL`; `QUEUE_TOO_SLOW`: it or somebody of the same caller who waits would
+                be late.
         """
         first = tickets[0]
         left = first.deadline - now
-        needed = self._needed(tickets, now)
-        if left <= 0 or (left <= needed and not self._may_probe(first.lane, now)):
-            raise _too_short(left, needed)
-        waiting = self.depth
-        if waiting + len(tickets) * first.rows > self.queue_size:
-            why = f"{waiting} pictures are waiting"
-            raise _overload("QUEUE_FULL", why, self._wait(first.lane, len(self._waiting), now))
-        cost = _cost(first, now)
-        behind = bisect.bisect_right(self._waiting, first.deadline, key=_deadline)
-        wait = self._wait(first.lane, behind, now)
-        if wait and left <= wait + needed:
-            why = f"the queue of {wait:.3f} s leaves too little of the {left:.3f} s deadline"
-            raise _overload("QUEUE_TOO_SLOW", why, wait + needed - left)
-        lateness = self._lateness(behind, wait, cost * len(tickets), now)
-        if lateness:
-            raise _overload("QUEUE_TOO_SLOW", "others that wait would become late", lateness)
-        alone = first.lane.estimates.mean(first.rows, now)
-        for ticket in tickets:
-            ticket.arrived, ticket.cost, ticket.alone = now, cost, alone
-        self._waiting[behind:behind] = tickets
+        if left <= 0:
+            raise _passed(left)
+        needed = needed_seconds(tickets, self.workers, now)
+        tried = left <= needed  # what is known may be wrong, or old
+        if tried and not self._is_idle(first.lane):
+            raise _too_short(left, needed, self.drained(now))
+        _prepare(tickets, now, tried=tried)
+        try:
+            gone = self._make_room(tickets, now)
+            gone |= self._plan(tickets, gone, needed, now) if not tried else set()
+        except SightlineError:
+            self._queue.remember(first)
+            raise
+        lost = tuple(ticket for ticket in gone if self._queue.remove(ticket))
+        self._queue.put(tickets)
+        return lost
 
     def take(self, now: float) -> Taken:
-        """Takes what a free worker should run next out of the queue.
+        """Take what a free worker should run next out of the queue.
 
         Returns:
             A batch, if a worker is free and something is to run now; and what was found to be late.
@@ -134,7 +108,7 @@ class Admission:
         batch: list[Ticket] = []
         seen: set[Lane] = set()
         wake_at: float | None = None
-        for ticket in self._waiting:
+        for _, ticket in self._queue.order():
             lane = ticket.lane
             if lane in seen:
                 continue
@@ -148,86 +122,133 @@ class Admission:
             if ready_at <= now:
                 break
             batch, wake_at = [], ready_at if wake_at is None else min(wake_at, ready_at)
-        for ticket in (*late, *batch):
-            self.withdraw(ticket)
+        for ticket in late:
+            self._queue.remove(ticket)
         if batch:
             self._start(batch, now)
             wake_at = None
         return Taken(tuple(batch), tuple(late), wake_at)
 
-    def done(self, batch: Sequence[Ticket]) -> None:
-        """Frees the worker of a batch that `take` gave."""
+    def done(self, batch: Sequence[Ticket], seconds: float | None = None) -> None:
+        """Free the worker of a batch that `take` gave.
+
+        Args:
+            batch: as it was given.
+            seconds: that it took of the worker; callers are charged with it. None: not known.
+        """
         del self._ends[batch[0]]
         lane = batch[0].lane
         self._runs[lane] -= 1
         if not self._runs[lane]:
             del self._runs[lane]  # or models that are gone would be kept
+        if seconds is not None:
+            rows = sum(ticket.rows for ticket in batch)
+            for ticket in batch:
+                self._queue.correct(ticket, seconds * ticket.rows / rows)
+
+    def drained(self, now: float) -> float:
+        """Return the expected seconds until all that runs and waits is done."""
+        rest = sum(max(end - now, 0.0) for end in self._ends.values())
+        return (rest + sum(ticket.cost for ticket in self._queue)) / self.workers
 
     def withdraw(self, ticket: Ticket) -> bool:
-        """Takes a member that nobody waits for out of the queue; False: it is not in it."""
-        at = bisect.bisect_left(self._waiting, ticket.deadline, key=_deadline)
-        while at < len(self._waiting) and self._waiting[at].deadline == ticket.deadline:
-            if self._waiting[at] is ticket:
-                del self._waiting[at]
-                return True
-            at += 1
-        return False
+        """Take a member that nobody waits for out of the queue; False: it is not in it."""
+        return self._queue.remove(ticket)
 
-    def _needed(self, tickets: Sequence[Ticket], now: float) -> float:
-        """Returns the seconds in which an idle server is through with them, 19 times of 20."""
-        lane, rows = tickets[0].lane, tickets[0].rows
-        per_run = max(min(len(tickets) * rows, lane.max_rows), rows)
-        runs = math.ceil(len(tickets) * rows / per_run)
-        rounds_before = (runs - 1) // self._at_once(lane)
-        before = rounds_before * lane.estimates.mean(per_run, now) if rounds_before else 0.0
-        return before + lane.estimates.p95(per_run, now)
+    def _is_idle(self, lane: Lane) -> bool:
+        """Return whether a run costs nobody anything and renews what is known of the lane."""
+        free = self.running < self.workers and not self._runs[lane]
+        return free and all(ticket.lane is not lane for ticket in self._queue)
 
-    def _may_probe(self, lane: Lane, now: float) -> bool:
-        """Whether a run costs nobody anything and renews what is known of the lane."""
-        return not self._waiting and not self._ends and not lane.estimates.fresh(now)
+    def _slots(self, now: float) -> Slots:
+        return Slots(self.workers, [(run.lane, end - now) for run, end in self._ends.items()])
 
-    def _wait(self, lane: Lane, ahead: int, now: float) -> float:
-        """Returns the expected seconds until a newcomer behind so many is run; 0: at once."""
-        before = [ticket.cost for ticket in self._waiting[:ahead] if not _is_late(ticket, now)]
-        if len(before) + self.running < self._at_once(lane):
-            return 0.0
-        rest = sum(max(end - now, 0.0) for end in self._ends.values())
-        return (rest + sum(before)) / self._at_once(lane)
+    def _make_room(self, tickets: Sequence[Ticket], now: float) -> set[Ticket]:
+        """Return those that must give up their places for a request's rows to find some.
 
-    def _lateness(self, behind: int, wait: float, work: float, now: float) -> float:
-        """Returns by how much work at a place makes those behind it late, s.
+        These are whole requests, none of them begun, whose turn comes later, or of flows that hold
+        more places. If they are too few, a flow that holds none and has had no more than its share
+        gets a small request's places all the same, up to twice the size of the queue: what has
+        begun is not given up, since work would be lost.
 
-        Who is expected to be late by less than a run of its own may still be in time.
-
-        Args:
-            behind: the place; these and what follows wait longer.
-            wait: seconds until the place is run.
-            work: seconds of a worker.
-            now: as everywhere.
+        Raises:
+            SightlineError: RESOURCE_EXHAUSTED, `QUEUE_FULL`.
         """
-        worst, before = 0.0, wait
-        for ticket in self._waiting[behind:]:
-            at_once = self._at_once(ticket.lane)
-            slack = ticket.deadline - now - before - ticket.alone
-            if -ticket.alone <= slack < work / at_once:
-                worst = max(worst, work / at_once - slack)
-            before += ticket.cost / at_once
-        return worst
+        depth, rows = self.depth, len(tickets) * tickets[0].rows
+        gone: set[Ticket] = set()
+        lacking = depth + rows - self.queue_size
+        if lacking <= 0:
+            return gone
+        if self._queue.may_gain(tickets):
+            places = Places(self._queue.order(tickets), tickets)
+            for members in places.latest_first():
+                if places.may_replace(members):
+                    gone.update(members)
+                    lacking -= places.give_up(members)
+                if lacking <= 0:
+                    return gone
+        share = max(self.queue_size // (self._queue.flows + 1), 1)
+        small = depth and rows <= share and depth + rows <= 2 * self.queue_size
+        if small and self._queue.is_modest(tickets[0]):
+            return set()
+        raise _overload("QUEUE_FULL", f"{depth} pictures are waiting", self.drained(now))
 
-    def _at_once(self, lane: Lane) -> int:
-        return min(self.workers, lane.instances or self.workers)
+    def _plan(
+        self, tickets: Sequence[Ticket], gone: set[Ticket], needed: float, now: float
+    ) -> set[Ticket]:
+        """Return those of other flows that become late by a request, and give up their places.
+
+        Raises:
+            SightlineError: RESOURCE_EXHAUSTED, `QUEUE_TOO_SLOW`.
+        """
+        late: set[Ticket] = set()
+        # Those who follow one that goes get its turn, which may make others late in their turn.
+        while more := self._late_by(tickets, gone | late, needed, now):
+            late |= more
+        return late
+
+    def _late_by(
+        self, tickets: Sequence[Ticket], gone: set[Ticket], needed: float, now: float
+    ) -> set[Ticket]:
+        """Return the members of other flows that become late by a request; see `_plan`."""
+        slots, lane, late = self._slots(now), tickets[0].lane, set[Ticket]()
+        begins: list[float] = []
+        shift, own = 0.0, tickets[0].share
+        # While its flow waits for one turn more, each of the others may have one, and its share.
+        spread = self._queue.flows + max(self._queue.weights / own.weight, 1.0)
+        for _, ticket in self._queue.order(tickets, gone):
+            if ticket in late or _is_late(ticket, now):
+                continue
+            begin = slots.next_begin(ticket.lane)
+            slack = ticket.deadline - now - begin - ticket.alone
+            if ticket.request is tickets:
+                begins.append(begin)
+                shift += ticket.cost / slots.at_once(lane)
+                if len(begins) == len(tickets):
+                    _require_in_time(tickets, begins, needed, slots.at_once(lane), now)
+            elif slack < 0 < shift:
+                if ticket.share.flow != own.flow:
+                    if slack + shift >= 0:  # it was in time until now
+                        late.update(member for member in ticket.request if not member.begun)
+                        continue
+                # Who is expected to be late by less than a run of its own may still be in time.
+                elif slack + shift * spread >= -ticket.alone:
+                    raise _overload("QUEUE_TOO_SLOW", "others that wait would become late", -slack)
+            slots.run(ticket.lane, ticket.cost)
+        return late
 
     def _gather(self, head: Ticket, now: float) -> tuple[list[Ticket], float]:
-        """Returns the batch that begins with a member, and from when on it is to run."""
+        """Return the batch that begins with a member, and from when on it is to run."""
         lane, rows, batch, full = head.lane, head.rows, [head], False
         if rows >= lane.max_rows:
             return batch, now
-        at = self._waiting.index(head) + 1
-        for ticket in self._waiting[at:]:
-            if ticket.lane is not lane or _is_late(ticket, now):
+        due, effort = head.deadline, head.effort
+        for _, ticket in self._queue.order():
+            if ticket is head or ticket.lane is not lane or _is_late(ticket, now):
                 continue
-            # The head has the least time: more company must not make it late.
-            in_time = now + lane.estimates.p95(rows + ticket.rows, now) < head.deadline
+            due, effort = min(due, ticket.deadline), max(effort, ticket.effort)
+            # More company must not make anybody late.
+            in_time = now + lane.estimates.p95(rows + ticket.rows, now, effort) < due
             if rows + ticket.rows > lane.max_rows or not in_time:
                 full = True
                 break
@@ -236,18 +257,56 @@ class Admission:
         if full or rows >= lane.max_rows:
             return batch, now
         oldest = min(ticket.arrived for ticket in batch)
-        latest = head.deadline - lane.estimates.p95(lane.max_rows, now)
+        latest = due - lane.estimates.p95(lane.max_rows, now, effort)
         return batch, min(oldest + lane.max_wait, latest)
 
     def _start(self, batch: Sequence[Ticket], now: float) -> None:
         lane = batch[0].lane
-        rows = sum(ticket.rows for ticket in batch)
+        rows, effort = sum(ticket.rows for ticket in batch), max(t.effort for t in batch)
+        for ticket in batch:
+            ticket.begun = True
+        self._queue.begin(batch)
         self._runs[lane] += 1
-        self._ends[batch[0]] = now + lane.estimates.mean(rows, now)
+        self._ends[batch[0]] = now + lane.estimates.mean(rows, now, effort)
 
 
-def _deadline(ticket: Ticket) -> float:
-    return ticket.deadline
+def crowded_out(retry_after: float) -> SightlineError:
+    """Return the error for members that have lost their places before their deadline."""
+    why = "others came first, and too little of the deadline is left"
+    return _overload("QUEUE_TOO_SLOW", why, retry_after)
+
+
+def _overload(reason: str, why: str, retry_after: float) -> SightlineError:
+    """Return the error for what the server has no time or no place for."""
+    return SightlineError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        reason,
+        f"overloaded: {why}",
+        retry_after=max(retry_after, _LEAST_RETRY_SECONDS),
+    )
+
+
+def _prepare(tickets: Sequence[Ticket], now: float, *, tried: bool) -> None:
+    """Note what is expected of a request's members."""
+    first = tickets[0]
+    estimates, full = first.lane.estimates, max(first.lane.max_rows, first.rows)
+    share = estimates.mean(full, now) * first.rows / full
+    for ticket in tickets:
+        ticket.request, ticket.arrived = tickets, now
+        decoding = estimates.decoding(ticket.effort, now)
+        ticket.cost = share + decoding
+        ticket.alone = 0.0 if tried else estimates.mean(ticket.rows, now) + decoding
+
+
+def _require_in_time(
+    tickets: Sequence[Ticket], begins: Sequence[float], needed: float, at_once: int, now: float
+) -> None:
+    """Raise SightlineError `QUEUE_TOO_SLOW` if a request that must wait would be late."""
+    left = tickets[0].deadline - now
+    seconds = request_seconds(tickets, begins, needed, at_once, now)
+    if begins[-1] and left <= seconds:
+        why = f"the queue of {begins[0]:.3f} s leaves too little of the {left:.3f} s deadline"
+        raise _overload("QUEUE_TOO_SLOW", why, seconds - left)
 
 
 def _is_late(ticket: Ticket, now: float) -> bool:
@@ -255,24 +314,22 @@ def _is_late(ticket: Ticket, now: float) -> bool:
     return left <= 0 or left + _ROUNDING < ticket.alone
 
 
-def _cost(ticket: Ticket, now: float) -> float:
-    """Returns a member's share of the run of a batch that is as full as it gets, s."""
-    full = max(ticket.lane.max_rows, ticket.rows)
-    return ticket.lane.estimates.mean(full, now) * ticket.rows / full
-
-
-def _too_short(left: float, needed: float) -> SightlineError:
+def _passed(left: float) -> SightlineError:
     return SightlineError(
         grpc.StatusCode.DEADLINE_EXCEEDED,
-        "DEADLINE_TOO_SHORT",
-        f"the deadline leaves {max(left, 0):.3f} s, the model needs about {needed:.3f} s",
+        "DEADLINE_EXCEEDED",
+        f"the deadline passed {-left:.3f} s before the call was admitted",
     )
 
 
-def _overload(reason: str, why: str, retry_after: float) -> SightlineError:
+def _too_short(left: float, needed: float, drained: float) -> SightlineError:
+    """Return the error for a deadline that leaves less than the model is known to take.
+
+    What is known may be wrong: once the lane is idle, it is tried.
+    """
     return SightlineError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        reason,
-        f"overloaded: {why}",
-        retry_after=max(retry_after, _LEAST_RETRY_SECONDS),
+        "DEADLINE_TOO_SHORT",
+        f"the deadline leaves {left:.3f} s, the model needs about {needed:.3f} s",
+        retry_after=max(drained, needed - left, _LEAST_RETRY_SECONDS),
     )

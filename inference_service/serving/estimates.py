@@ -1,4 +1,4 @@
-"""How long a model takes, learned from what it did of late. Pure: the time comes in."""
+"""How long a model takes, learned from what it did recently. Pure: the time comes in."""
 
 import bisect
 import math
@@ -6,16 +6,15 @@ from collections import deque
 
 _LEARNED_FROM = 100  # runs of one size that are looked back at
 _LEARNED_SECONDS = 30.0
-_FRESH_SECONDS = 1.0
 _SHARE = 0.95  # what the slowest runs beyond it took is not counted
 
 
 class Estimates:
-    """Seconds that a run of so many rows takes: trimmed mean and 95th percentile.
+    """Seconds that a member takes: trimmed mean and 95th percentile.
 
-    Rows are put into classes of 1, 2, 3 to 4, 5 to 8, and so on. A class of which nothing is known
-    is told from its neighbour: rows never cost less together than fewer of them did, nor more than
-    each on its own.
+    A member's time is that of decoding its picture, which grows with the picture, and that of its
+    run, which grows with the rows of the run. The two are learned apart, or the small pictures of
+    one caller would be refused for the large ones of another.
 
     One slow run (a page fault, a noisy neighbour) says nothing about the next one, so the slowest
     twentieth, at least one, counts for nothing. Runs older than half a minute are forgotten: were
@@ -24,47 +23,86 @@ class Estimates:
     """
 
     def __init__(self) -> None:
-        self._runs: dict[int, _Runs] = {}  # by size class
-        self._learned_at = -math.inf
+        # Rows never cost less together than fewer of them did, nor more than each on its own.
+        self._runs = _Classes(scale_down=False)
+        # Twice the pixels take twice the time, about, and half of them half of it.
+        self._decodes = _Classes(scale_down=True)
 
     def learn(self, rows: int, seconds: float, now: float) -> None:
-        """Takes in a run that ended now.
+        """Take in a run that ended now.
 
         Args:
             rows: of its input, >= 1.
-            seconds: that it took.
+            seconds: that it took, without decoding.
             now: seconds on any clock that does not go back.
         """
-        self._runs.setdefault(_size_class(rows), _Runs()).add(seconds, now)
-        self._learned_at = now
+        self._runs.add(rows, seconds, now)
 
-    def mean(self, rows: int, now: float) -> float:
-        """Returns the mean in seconds; 0: nothing is known."""
-        return self._estimate(rows, now)[0]
+    def learn_decoding(self, effort: int, seconds: float, now: float) -> None:
+        """Take in a picture that was decoded and prepared.
 
-    def p95(self, rows: int, now: float) -> float:
-        """Returns the 95th percentile in seconds; 0: nothing is known."""
-        return self._estimate(rows, now)[1]
+        Args:
+            effort: pixels that were worked on, >= 1; see `OpenedImage.effort`.
+            seconds: that it took.
+            now: as for `learn`.
+        """
+        self._decodes.add(effort, seconds, now)
 
-    def fresh(self, now: float) -> bool:
-        """Whether a run of the last second is known; what is older may be worth a new try."""
-        return now - self._learned_at < _FRESH_SECONDS
+    def mean(self, rows: int, now: float, effort: int = 0) -> float:
+        """Return the mean in seconds; 0: nothing is known.
 
-    def _estimate(self, rows: int, now: float) -> tuple[float, float]:
+        Args:
+            rows: of the run, >= 1.
+            now: as for `learn`.
+            effort: of the member's picture, pixels; 0: there is nothing to decode.
+        """
+        return self._figures(rows, now, effort)[0]
+
+    def p95(self, rows: int, now: float, effort: int = 0) -> float:
+        """Return the 95th percentile in seconds; 0: nothing is known. Arguments as for `mean`."""
+        return self._figures(rows, now, effort)[1]
+
+    def decoding(self, effort: int, now: float) -> float:
+        """Return the mean seconds of decoding a picture; 0: nothing is known, or there is none."""
+        return self._decodes.figures(effort, now)[0] if effort else 0.0
+
+    def _figures(self, rows: int, now: float, effort: int) -> tuple[float, float]:
+        mean, p95 = self._runs.figures(rows, now)
+        if effort:
+            more = self._decodes.figures(effort, now)
+            return mean + more[0], p95 + more[1]
+        return mean, p95
+
+
+class _Classes:
+    """What is known by size, in classes of 1, 2, 3 to 4, 5 to 8, and so on.
+
+    A class of which nothing is known is told from its neighbour.
+    """
+
+    def __init__(self, *, scale_down: bool) -> None:
+        self._known: dict[int, _Runs] = {}  # by the largest size of the class
+        self._scale_down = scale_down
+
+    def add(self, size: int, seconds: float, now: float) -> None:
+        self._known.setdefault(_size_class(size), _Runs()).add(seconds, now)
+
+    def figures(self, size: int, now: float) -> tuple[float, float]:
+        """Return mean and 95th percentile; both 0: nothing is known."""
         self._forget(now)
-        if not self._runs:
+        if not self._known:
             return 0.0, 0.0
-        wanted = _size_class(rows)
-        below = [known for known in self._runs if known <= wanted]
-        known = max(below) if below else min(self._runs)
-        mean, p95 = self._runs[known].figures()
-        times = max(wanted / known, 1)
+        wanted = _size_class(size)
+        below = [known for known in self._known if known <= wanted]
+        known = max(below) if below else min(self._known)
+        mean, p95 = self._known[known].figures()
+        times = wanted / known if self._scale_down else max(wanted / known, 1.0)
         return mean * times, p95 * times
 
     def _forget(self, now: float) -> None:
-        for size, runs in tuple(self._runs.items()):
+        for size, runs in tuple(self._known.items()):
             if not runs.forget_before(now - _LEARNED_SECONDS):
-                del self._runs[size]
+                del self._known[size]
 
 
 class _Runs:
@@ -85,13 +123,13 @@ class _Runs:
         self._figures = None
 
     def forget_before(self, when: float) -> bool:
-        """Returns whether any are left."""
+        """Return whether any are left."""
         while self._latest and self._latest[0][0] < when:
             self._drop_oldest()
         return bool(self._latest)
 
     def figures(self) -> tuple[float, float]:
-        """Returns mean and 95th percentile of what counts; there must be a run."""
+        """Return mean and 95th percentile of what counts; there must be a run."""
         if self._figures is None:
             count = len(self._ordered)
             counted = self._ordered[: max(min(math.ceil(_SHARE * count), count - 1), 1)]
@@ -104,5 +142,5 @@ class _Runs:
         self._figures = None
 
 
-def _size_class(rows: int) -> int:
-    return 1 << (rows - 1).bit_length()
+def _size_class(size: int) -> int:
+    return 1 << (size - 1).bit_length()

@@ -22,6 +22,10 @@ class Work(Protocol[T_co]):
     def rows(self) -> int:
         """Rows of input that it makes, >= 1."""
 
+    @property
+    def effort(self) -> int:
+        """Pixels that `prepare` decodes, as `OpenedImage.effort`; 0: it decodes nothing."""
+
     def prepare(self) -> NDArray[Any]:
         """Returns the input `[rows, ...]`.
 

@@ -20,7 +20,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.serving.admission import Admission, Taken, Ticket
+from inference_service.serving.admission import Admission, Share, Taken, Ticket, crowded_out
 from inference_service.serving.work import Listener, Outputs, Ran, Runner, Work
 from servicekit.errors import Category, SightlineError, without_frames
 
@@ -90,7 +90,13 @@ class Workers:
         self._pool = ThreadPoolExecutor(admission.workers, thread_name_prefix="model")
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
 
-    async def run(self, work: Sequence[Work[T]], runner: Runner, deadline: float) -> list[Ran[T]]:
+    async def run(
+        self,
+        work: Sequence[Work[T]],
+        runner: Runner,
+        deadline: float,
+        share: Share = Share(),  # noqa: B008 - it never changes
+    ) -> list[Ran[T]]:
         """Runs a request's members and returns their results in order.
 
         A member whose own input is bad fails alone. If one fails otherwise, or the caller is
@@ -100,22 +106,29 @@ class Workers:
             work: at least one member; all with the same number of rows.
             runner: the model that they are for.
             deadline: seconds on the clock.
+            share: whose work it is.
 
         Raises:
-            SightlineError: as `Admission.offer`; DEADLINE_EXCEEDED if a member could not be in
-                time; UNAVAILABLE, `SHUTTING_DOWN`, if it could not be done before the server's end.
+            SightlineError: as `Admission.offer`; RESOURCE_EXHAUSTED, `QUEUE_TOO_SLOW`, if a caller
+                that has had less took its place, or its turn came too late; DEADLINE_EXCEEDED if
+                the deadline has passed; UNAVAILABLE, `SHUTTING_DOWN`, if it could not be done
+                before the server's end.
             Exception: what the first member that failed, through no fault of its input, has raised.
         """
         if self._given_up:
             raise _shutting_down()
         due = _due(deadline, self._clock())
-        tickets = [Ticket(due, runner.lane, each.rows) for each in work]
+        tickets = [Ticket(due, runner.lane, each.rows, share, each.effort) for each in work]
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Ran[T]]] = [loop.create_future() for _ in work]
         with self._lock:  # from when it is in the queue, a worker may take it
-            self._admission.offer(tickets, self._clock())
+            now = self._clock()
+            gone = self._admission.offer(tickets, now)
+            drained = self._admission.drained(now) if gone else 0.0
             for ticket, each, future in zip(tickets, work, futures, strict=True):
                 self._members[ticket] = _Member(ticket, each, runner, future, futures)
+        for ticket in gone:
+            self._expire(self._members.pop(ticket), drained)
         self._start_what_fits()
         try:
             if len(futures) == 1:  # as most are, and `gather` is not free
@@ -202,7 +215,7 @@ class Workers:
             return None
         with self._lock:
             self._learn([member], [outcome])
-            self._admission.done([member.ticket])
+            self._admission.done([member.ticket], self._clock() - member.started)
             return self._admission.take(self._clock())
 
     def _begin_single(self, taken: Taken | None) -> _Member | None:
@@ -288,8 +301,13 @@ class Workers:
     ) -> None:
         """Learns from members that were run together; under the lock."""
         if any(isinstance(outcome, Ran) for outcome in outcomes):
-            ticket, now = members[0].ticket, self._clock()
-            ticket.lane.estimates.learn(_rows(members), now - members[0].started, now)
+            estimates, now = members[0].ticket.lane.estimates, self._clock()
+            for member in members:
+                if member.ticket.effort:
+                    estimates.learn_decoding(member.ticket.effort, member.decode, now)
+            decoding = max(m.decode if m.ticket.effort else 0.0 for m in members)
+            run = now - members[0].started - decoding
+            estimates.learn(_rows(members), max(run, 0.0), now)
 
     def _settle(
         self, members: Sequence[_Member], outcomes: "Sequence[Ran[Any] | BaseException]"
@@ -311,10 +329,13 @@ class Workers:
         else:
             _fail(member, outcome)
 
-    def _expire(self, member: _Member) -> None:
+    def _expire(self, member: _Member, retry_after: float = 0.0) -> None:
+        """Fail a member that is not in time, or has lost its place in the queue."""
         if not member.future.done():
             self._listener.expired(member.place)
-            _fail(member, _late())
+            now = self._clock()
+            over = member.started or now >= member.ticket.deadline
+            _fail(member, _late() if over else crowded_out(retry_after))
 
     def _expire_all(self, taken: Taken) -> None:
         for ticket in taken.late:
@@ -324,7 +345,8 @@ class Workers:
         for member in batch:
             del self._members[member.ticket]
         with self._lock:
-            self._admission.done([member.ticket for member in batch])
+            seconds = self._clock() - batch[0].started
+            self._admission.done([member.ticket for member in batch], seconds)
         self._start_what_fits()
 
 

@@ -38,12 +38,26 @@ def test_an_error_is_never_later_than_the_deadline(made: Client) -> None:
     assert took < 0.05 + SLACK
 
 
-def test_once_the_model_is_known_a_hopeless_deadline_is_refused_at_once(made: Client) -> None:
+def test_while_the_model_runs_a_hopeless_deadline_is_refused_at_once(made: Client) -> None:
+    run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
+    running = made.stub.Infer.future(ask(RED), timeout=60)
+    waiting = made.stub.Infer.future(ask(RED), timeout=60)
+    error = made.refusal(RED, timeout=run / 2)
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.reason == "DEADLINE_TOO_SHORT"
+    assert error.retryable
+    assert error.retry_after
+    for call in (running, waiting):
+        assert names(call.result().results[0]) == ["red"]
+
+
+def test_an_idle_server_tries_what_it_is_not_expected_to_do(made: Client) -> None:
+    """Item 5: what is known may be wrong, so it is no reason to refuse while nobody waits."""
     run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
     code, reason, took = timed(made, run / 2)
-    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert reason == "DEADLINE_TOO_SHORT"
-    assert took < run / 2
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED  # it was tried, and took too long
+    assert reason in {"DEADLINE_EXCEEDED", ""}
+    assert took < run / 2 + SLACK
 
 
 def test_abandoned_calls_cost_nobody_anything(made: Client) -> None:

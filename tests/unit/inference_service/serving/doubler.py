@@ -54,6 +54,7 @@ class Number:
 
     value: float
     rows: int = 1
+    effort: int = 0
     error: Exception | None = None
     on_prepare: Callable[[], object] = lambda: None
     on_finish: Callable[[], object] = lambda: None

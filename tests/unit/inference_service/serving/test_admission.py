@@ -99,17 +99,47 @@ def test_a_request_is_admitted_whole_or_not_at_all() -> None:
     assert offer(admission, deadline=100, count=1)
 
 
-def test_a_deadline_that_an_idle_model_would_miss() -> None:
-    admission = Admission(workers=1, queue_size=4)
-    error = refusal(admission, deadline=0.5, on=lane(0.5))
-    assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+def busy_with(on: Lane, workers: int = 1) -> Admission:
+    """An admission with a free worker more, and one run of the lane."""
+    admission = Admission(workers=workers + 1, queue_size=8)
+    offer(admission, deadline=1000, on=on)
+    admission.take(0.0)
+    return admission
+
+
+def test_a_deadline_that_even_an_idle_model_would_miss_may_be_tried_later() -> None:
+    admission = busy_with(lane(0.5))
+    on = next(iter(admission._runs))
+    error = refusal(admission, deadline=0.4, on=on)
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert error.reason == "DEADLINE_TOO_SHORT"
-    assert offer(admission, deadline=0.51, on=lane(0.5))
+    assert error.retryable
+    assert error.retry_after == pytest.approx(0.25)  # when the run is through, over two workers
+    assert offer(admission, deadline=0.51, on=on)
 
 
 def test_a_deadline_that_is_over() -> None:
     error = refusal(Admission(workers=1, queue_size=4), deadline=5.0, now=5.0)
     assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not error.retryable
+
+
+def test_an_idle_lane_tries_what_it_is_not_expected_to_do() -> None:
+    """Item 5: what is known may be wrong, and is only corrected by a run."""
+    admission, on = Admission(workers=2, queue_size=8), lane(5.0)
+    tried = offer(admission, deadline=1.5, on=on, now=1.0)
+    assert taken(admission, 1.0) == tried  # it is not late before it has begun
+    assert refusal(admission, deadline=1.5, on=on, now=1.0).reason == "DEADLINE_TOO_SHORT"
+    admission.done(tried)
+    assert taken(admission, 1.1) == []
+    assert offer(admission, deadline=1.5, on=on, now=1.1)
+    assert refusal(admission, deadline=1.5, on=on, now=1.1).reason == "DEADLINE_TOO_SHORT"
+
+
+def test_another_lane_s_work_keeps_no_idle_lane_from_trying() -> None:
+    admission, on = busy_with(lane(0.5)), lane(5.0)
+    tried = offer(admission, deadline=1.5, on=on)
+    assert taken(admission, 0.0) == tried
 
 
 def test_the_queue_counts_against_the_deadline() -> None:
@@ -162,13 +192,6 @@ def test_who_is_late_anyhow_holds_up_nobody() -> None:
     admission, on = Admission(workers=1, queue_size=8), lane(1.0)
     offer(admission, deadline=1.5, on=on)
     assert offer(admission, deadline=1.7, on=on, now=0.6)  # the first began too late
-
-
-def test_an_idle_server_tries_what_it_knows_of_old_to_be_hopeless() -> None:
-    admission, on = Admission(workers=1, queue_size=8), lane(5.0)
-    assert refusal(admission, deadline=1.5, on=on, now=0.5).reason == "DEADLINE_TOO_SHORT"
-    offer(admission, deadline=2.1, on=on, now=1.1)
-    assert refusal(admission, deadline=2.2, on=on, now=1.1).reason == "DEADLINE_TOO_SHORT"
 
 
 def test_a_batch_is_what_waits_for_the_same_model() -> None:
@@ -267,11 +290,12 @@ def test_a_busy_worker_means_the_rest_of_its_run() -> None:
 
 
 def test_a_request_of_many_pictures_needs_more_time() -> None:
-    admission = Admission(workers=2, queue_size=8)
-    # Two rounds before the last pictures, which may take long.
     on = lane(1.0)
-    assert refusal(admission, deadline=3.0, on=on, count=5).code.name == ("DEADLINE_EXCEEDED")
+    admission = busy_with(on)
+    # Two rounds before the last pictures, which may take long.
+    assert refusal(admission, deadline=3.0, on=on, count=5).reason == "DEADLINE_TOO_SHORT"
     assert offer(admission, deadline=3.01, on=on, count=5)
+    assert refusal(admission, deadline=3.01, on=on, count=3).reason == "QUEUE_TOO_SLOW"
 
 
 def test_what_can_no_longer_be_in_time_costs_nothing() -> None:
@@ -351,7 +375,7 @@ def test_who_is_admitted_is_in_time_if_runs_take_what_they_are_known_to(
                 return
             running = list(given_out.batch)
             free_at = begin + lanes[running[0].lane]
-            assert free_at <= running[0].deadline + 1e-6
+            assert free_at <= running[0].deadline + 1e-6 or not running[0].alone  # only tried
 
     for _ in range(data.draw(st.integers(1, 30))):
         passed = data.draw(st.floats(0, 2))

@@ -17,7 +17,6 @@ def known(*seconds: float, rows: int = 1, now: float = 0.0) -> Estimates:
 def test_nothing_is_known_at_first() -> None:
     estimates = Estimates()
     assert (estimates.mean(1, 0), estimates.p95(1, 0)) == (0, 0)
-    assert not estimates.fresh(0)
 
 
 def test_mean_and_p95_of_the_latest_runs() -> None:
@@ -48,8 +47,6 @@ def test_the_only_run_counts_until_it_is_old() -> None:
     estimates = known(9.0)
     assert estimates.p95(1, 30.0) == 9.0
     assert estimates.p95(1, 30.1) == 0.0
-    assert estimates.fresh(0.9)
-    assert not estimates.fresh(1.1)
 
 
 def test_each_size_of_batch_has_its_own() -> None:
@@ -65,6 +62,18 @@ def test_an_unknown_size_is_told_from_its_neighbours() -> None:
     estimates = known(0.1, rows=2)
     assert estimates.p95(8, 0) == pytest.approx(0.4)  # at worst as if each were run on its own
     assert estimates.p95(1, 0) == pytest.approx(0.1)  # at worst as long as two
+
+
+def test_a_picture_costs_by_its_size_and_not_by_those_of_others() -> None:
+    """Item 5: after large pictures of one caller, small ones of another are not late."""
+    estimates = known(0.1)
+    for _ in range(20):
+        estimates.learn_decoding(32_000_000, 2.0, 0)
+    assert estimates.p95(1, 0, effort=32_000_000) == pytest.approx(2.1)
+    assert estimates.p95(1, 0, effort=1_000_000) == pytest.approx(0.1 + 2.0 / 32)
+    assert estimates.p95(1, 0) == pytest.approx(0.1)
+    assert estimates.decoding(2**26, 0) == pytest.approx(4.0)
+    assert estimates.decoding(0, 0) == 0.0
 
 
 @given(

@@ -1,0 +1,99 @@
+"""How many bytes of decoded pictures there are at a time, so that small files cannot take memory.
+
+A file of 140 kB may hold 50 million pixels. So a picture is decoded when its turn comes, its pixels
+count together with the requests in flight for as long as they exist, and one that finds no room
+waits in its worker for those before it.
+"""
+
+import functools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import grpc
+
+from servicekit import in_flight
+from servicekit.errors import QuotaViolation, SightlineError
+
+PATIENCE_SECONDS = 1.0
+"""How long a picture waits for room at most, s."""
+_LOOK_SECONDS = 0.02  # between two looks at the requests in flight, of which nobody tells
+_MIB = 1024 * 1024
+
+Hold = Callable[[int], AbstractContextManager[None]]
+"""Hold so many bytes within a block."""
+
+
+def hold_none(_size: int) -> AbstractContextManager[None]:
+    """Count nothing: the `Hold` of work that is part of no call."""
+    return nullcontext()
+
+
+class PixelRoom:
+    """The room for decoded pictures; safe in several threads.
+
+    One picture is decoded whatever there is, or a server full of requests would never get on. So
+    the pixels take up to `most` bytes, or as much as one picture does.
+
+    Args:
+        most: bytes of requests and pixels at a time.
+        patience: seconds that a picture waits at most.
+    """
+
+    def __init__(self, most: int, patience: float = PATIENCE_SECONDS) -> None:
+        self._most = most
+        self._patience = patience
+        self._held = 0
+        self._changed = threading.Condition()
+        self._turns: deque[object] = deque()  # a large picture is not passed by small ones for ever
+
+    @property
+    def held(self) -> int:
+        """Bytes of pixels, now."""
+        return self._held
+
+    def for_call(self) -> Hold:
+        """Return what holds room for the pictures of the call that is being handled."""
+        return functools.partial(self._holding, in_flight.counter())
+
+    @contextmanager
+    def _holding(self, requests: Callable[[], int], size: int) -> Iterator[None]:
+        self._take(requests, size)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= size
+                self._changed.notify_all()
+
+    def _take(self, requests: Callable[[], int], size: int) -> None:
+        """Raise SightlineError RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`, for want of room."""
+        turn = object()
+        until = time.monotonic() + self._patience
+        with self._changed:
+            self._turns.append(turn)
+            try:
+                while self._turns[0] is not turn or not self._fits(requests, size):
+                    if time.monotonic() >= until:
+                        raise self._too_much(size)
+                    self._changed.wait(_LOOK_SECONDS)
+                self._held += size
+            finally:
+                self._turns.remove(turn)
+                self._changed.notify_all()
+
+    def _fits(self, requests: Callable[[], int], size: int) -> bool:
+        return not self._held or requests() + self._held + size <= self._most
+
+    def _too_much(self, size: int) -> SightlineError:
+        bound = f"{self._most} bytes of requests and pixels in flight"
+        return SightlineError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "TOO_MUCH_IN_FLIGHT",
+            f"the server has no room for the {size // _MIB} MiB that a picture takes while it is"
+            f" decoded: it takes {bound}",
+            quotas=[QuotaViolation("server", bound)],
+            retry_after=self._patience,
+        )
