@@ -85,7 +85,9 @@ def prepare_picture(
     with hold(opened.memory + model.network.prepare_bytes(width, height)):
         pixels = opened.decode()
         made, box = model.network.prepare(pixels)
-        return made, box, (pixels.shape[1], pixels.shape[0])
+        size = pixels.shape[1], pixels.shape[0]
+        del pixels  # before the room is given to the next one
+    return made, box, size
 
 
 @dataclass(slots=True)

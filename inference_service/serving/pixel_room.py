@@ -17,8 +17,10 @@ import grpc
 from servicekit import in_flight
 from servicekit.errors import QuotaViolation, SightlineError
 
-PATIENCE_SECONDS = 1.0
-"""How long a picture waits for room at most, s."""
+PATIENCE_SECONDS = 10.0
+"""How long a picture waits for room at most, s: for the pictures before it to be decoded."""
+_RETRY_SECONDS = 1.0
+_SMALL_SHARE, _SMALL_ROOM_SHARE = 1 / 16, 1 / 8  # of the room
 _LOOK_SECONDS = 0.02  # between two looks at the requests in flight, of which nobody tells
 _MIB = 1024 * 1024
 
@@ -35,7 +37,8 @@ class PixelRoom:
     """The room for decoded pictures; safe in several threads.
 
     One picture is decoded whatever there is, or a server full of requests would never get on. So
-    the pixels take up to `most` bytes, or as much as one picture does.
+    the pixels take up to `most` bytes, or as much as one picture does. An eighth of that is kept
+    for small pictures, which so do not wait for large ones.
 
     Args:
         most: bytes of requests and pixels at a time.
@@ -45,14 +48,14 @@ class PixelRoom:
     def __init__(self, most: int, patience: float = PATIENCE_SECONDS) -> None:
         self._most = most
         self._patience = patience
-        self._held = 0
+        self._held = self._held_small = 0
         self._changed = threading.Condition()
         self._turns: deque[object] = deque()  # a large picture is not passed by small ones for ever
 
     @property
     def held(self) -> int:
         """Bytes of pixels, now."""
-        return self._held
+        return self._held + self._held_small
 
     def for_call(self) -> Hold:
         """Return what holds room for the pictures of the call that is being handled."""
@@ -60,6 +63,13 @@ class PixelRoom:
 
     @contextmanager
     def _holding(self, requests: Callable[[], int], size: int) -> Iterator[None]:
+        if self._take_small(size):
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._held_small -= size
+            return
         self._take(requests, size)
         try:
             yield
@@ -67,6 +77,14 @@ class PixelRoom:
             with self._changed:
                 self._held -= size
                 self._changed.notify_all()
+
+    def _take_small(self, size: int) -> bool:
+        with self._changed:
+            fits = self._held_small + size <= self._most * _SMALL_ROOM_SHARE
+            if size > self._most * _SMALL_SHARE or not fits:
+                return False
+            self._held_small += size
+            return True
 
     def _take(self, requests: Callable[[], int], size: int) -> None:
         """Raise SightlineError RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`, for want of room."""
@@ -85,7 +103,7 @@ class PixelRoom:
                 self._changed.notify_all()
 
     def _fits(self, requests: Callable[[], int], size: int) -> bool:
-        return not self._held or requests() + self._held + size <= self._most
+        return not self._held or requests() + self.held + size <= self._most
 
     def _too_much(self, size: int) -> SightlineError:
         bound = f"{self._most} bytes of requests and pixels in flight"
@@ -95,5 +113,5 @@ class PixelRoom:
             f"the server has no room for the {size // _MIB} MiB that a picture takes while it is"
             f" decoded: it takes {bound}",
             quotas=[QuotaViolation("server", bound)],
-            retry_after=self._patience,
+            retry_after=_RETRY_SECONDS,
         )
