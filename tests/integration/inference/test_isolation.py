@@ -57,24 +57,24 @@ class Sender:
     reasons: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
 
-    async def ask(self, request: bytes, timeout: float) -> None:
+    async def ask(self, request: bytes, seconds: float) -> None:
         call = self.channel.unary_unary(f"/{SERVICE}/Infer", None, None)
         metadata = (("authorization", f"Bearer {self.secret}"),)
         begun = time.perf_counter()
         try:
-            await call(request, timeout=timeout, metadata=metadata)
+            await call(request, timeout=seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             self.reasons[from_rpc_error(error).reason] += 1
         else:
             self.reasons["OK"] += 1
             self.seconds.append(time.perf_counter() - begun)
 
-    async def flood(self, request: bytes, timeout: float, at_once: int) -> None:
+    async def flood(self, request: bytes, seconds: float, at_once: int) -> None:
         """Keep so many calls under way until cancelled; one that is refused is made again."""
 
         async def again() -> None:
             while True:
-                await self.ask(request, timeout)
+                await self.ask(request, seconds)
                 await asyncio.sleep(0.02)  # the flood shares the machine with the server
 
         await asyncio.gather(*(again() for _ in range(at_once)))
@@ -108,14 +108,14 @@ FLOODS = {
 @pytest.mark.parametrize("shape", FLOODS)
 async def test_a_caller_below_its_share_is_in_time_beside_a_flood(fleet: Fleet, shape: str) -> None:
     """Item 4."""
-    request, timeout, at_once, callers = FLOODS[shape]
+    request, seconds, at_once, callers = FLOODS[shape]
     async with fleet.caller("good") as good:
         for _ in range(4):
             await good.ask(RED, 30)
         run = min(good.seconds)
         good.reasons.clear()
         floods = [
-            asyncio.create_task(_flood(fleet, f"flood-{number}", request, timeout, at_once))
+            asyncio.create_task(_flood(fleet, f"flood-{number}", request, seconds, at_once))
             for number in range(callers)
         ]
         await asyncio.sleep(1.0)  # the flood is what is there first
@@ -131,9 +131,9 @@ async def test_a_caller_below_its_share_is_in_time_beside_a_flood(fleet: Fleet, 
     assert good.reasons["OK"] >= SHARE * CALLS, good.reasons
 
 
-async def _flood(fleet: Fleet, name: str, request: bytes, timeout: float, at_once: int) -> None:
+async def _flood(fleet: Fleet, name: str, request: bytes, seconds: float, at_once: int) -> None:
     async with fleet.caller(name) as sender:
-        await sender.flood(request, timeout, at_once)
+        await sender.flood(request, seconds, at_once)
 
 
 @pytest.fixture

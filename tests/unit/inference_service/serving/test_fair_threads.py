@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 
 import pytest
 
@@ -19,10 +19,18 @@ def single() -> Iterator[FairThreads]:
 def test_callers_are_served_in_turn_and_each_in_its_own_order(single: FairThreads) -> None:
     """Item 4: what waits before the queue is shared between callers as well."""
     began, go, done = threading.Event(), threading.Event(), list[str]()
-    first = single.submit("flood", lambda: began.set() or go.wait(10))
+
+    def wait() -> None:
+        began.set()
+        assert go.wait(10)
+
+    def note(name: str) -> "Future[None]":
+        return single.submit(name.partition(" ")[0], lambda: done.append(name))
+
+    first = single.submit("flood", wait)
     assert began.wait(10)
-    jobs = [single.submit("flood", lambda n=n: done.append(f"flood {n}")) for n in range(50)]
-    jobs += [single.submit("good", lambda n=n: done.append(f"good {n}")) for n in range(2)]
+    jobs = [note(f"flood {number}") for number in range(50)]
+    jobs += [note(f"good {number}") for number in range(2)]
     go.set()
     for job in (first, *jobs):
         job.result(10)
