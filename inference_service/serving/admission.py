@@ -104,6 +104,9 @@ class Admission:
         """
         if self.running >= self.workers:
             return Taken()
+        if (only := self._next_single(now)) is not None:
+            self._start([only], now)
+            return Taken((only,))
         late: list[Ticket] = []
         batch: list[Ticket] = []
         seen: set[Lane] = set()
@@ -155,6 +158,14 @@ class Admission:
         """Take a member that nobody waits for out of the queue; False: it is not in it."""
         return self._queue.remove(ticket)
 
+    def _next_single(self, now: float) -> Ticket | None:
+        """Return what `take` would, where that is simple: the first one, to be run singly."""
+        first = self._queue.next()
+        if first is None or first.rows < first.lane.max_rows or _is_late(first, now):
+            return None
+        most = first.lane.instances
+        return first if most is None or self._runs[first.lane] < most else None
+
     def _is_idle(self, lane: Lane) -> bool:
         """Return whether a run costs nobody anything and renews what is known of the lane."""
         free = self.running < self.workers and not self._runs[lane]
@@ -202,10 +213,19 @@ class Admission:
             SightlineError: RESOURCE_EXHAUSTED, `QUEUE_TOO_SLOW`.
         """
         late: set[Ticket] = set()
+        if not gone and self._has_plenty(tickets, needed, now):
+            return late  # as is usual: to plan it all costs more than all else
         # Those who follow one that goes get its turn, which may make others late in their turn.
         while more := self._late_by(tickets, gone | late, needed, now):
             late |= more
         return late
+
+    def _has_plenty(self, tickets: Sequence[Ticket], needed: float, now: float) -> bool:
+        """Return whether a request and all that wait are in time in whatever order."""
+        rest = sum(max(end - now, 0.0) for end in self._ends.values())
+        work = sum(ticket.cost for ticket in tickets)
+        slack = self._queue.slack(now, rest + work)
+        return slack >= 0 and tickets[0].deadline - now - needed > rest + self._queue.backlog
 
     def _late_by(
         self, tickets: Sequence[Ticket], gone: set[Ticket], needed: float, now: float

@@ -14,6 +14,7 @@ come once, with an identity or a connection for each call, would shut out those 
 import bisect
 import heapq
 import itertools
+import math
 import operator
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
@@ -39,10 +40,13 @@ class _Flow:
     """Of those that wait."""
     backlog: float = 0.0
     """Seconds that those that wait will be charged with."""
+    longest: float = 0.0
+    """Seconds of the longest run of one of them, or of one that waited before."""
 
     def add(self, ticket: Ticket, sign: int) -> None:
         """Count a member that comes (1) or leaves (-1)."""
         self.rows += sign * ticket.rows
+        self.longest = max(self.longest, ticket.alone)
         self.backlog += sign * _charge(ticket)
 
     @property
@@ -69,6 +73,11 @@ class FairQueue:
     def flows(self) -> int:
         """Flows that wait."""
         return len(self._flows)
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of a worker that all that waits is charged with."""
+        return sum(flow.backlog for flow in self._flows.values())
 
     @property
     def weights(self) -> float:
@@ -142,6 +151,31 @@ class FairQueue:
                 tag += _charge(ticket) / weight
                 due = waiting[at].deadline
                 heapq.heapreplace(heads, (tag, due, number, at, weight, waiting))
+
+    def next(self) -> Ticket | None:
+        """Return the first in `order`; None: nothing waits."""
+        first: _Flow | None = None
+        for flow in self._flows.values():
+            if (
+                first is None
+                or flow.tag < first.tag
+                or (flow.tag == first.tag and flow.waiting[0].deadline < first.waiting[0].deadline)
+            ):
+                first = flow
+        return first.waiting[0] if first else None
+
+    def slack(self, now: float, more: float) -> float:
+        """Return the least time that anybody has to spare if all run one by one, s.
+
+        Args:
+            now: as everywhere.
+            more: seconds of a worker that come before all that wait.
+        """
+        least = math.inf
+        for flow in self._flows.values():
+            more += flow.backlog
+            least = min(least, flow.waiting[0].deadline - now - flow.longest)
+        return least - more
 
     def begin(self, batch: Sequence[Ticket]) -> None:
         """Take members that are about to be run out of the queue, and charge their flows."""
