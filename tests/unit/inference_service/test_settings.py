@@ -71,6 +71,13 @@ def test_providers_in_a_file_may_be_a_list(tmp_path: Path) -> None:
         (["--idempotency-ttl-seconds", "0"], "idempotency_ttl_seconds"),
         (["--queue-size", "0"], "queue_size"),
         (["--queue-size", "15"], "queue_size"),
+        (["--caller-weights", "gate-1"], "caller_weights"),
+        (["--caller-weights", "gate-1=0"], "caller_weights"),
+        (["--caller-weights", "gate-1=-1"], "caller_weights"),
+        (["--caller-weights", "gate-1=nan"], "caller_weights"),
+        (["--caller-weights", "gate-1=1001"], "caller_weights"),
+        (["--caller-weights", "=2"], "caller_weights"),
+        (["--caller-weights", "a=1,a=2"], "caller_weights"),
         (["--max-message-bytes", "10485760"], "max_message_bytes"),
         (["--max-bytes-in-flight", "16777215"], "max_bytes_in_flight"),
         (["--upload-ttl-seconds", "0"], "upload_ttl_seconds"),
@@ -84,6 +91,12 @@ def test_providers_in_a_file_may_be_a_list(tmp_path: Path) -> None:
 def test_a_bad_value_is_refused_by_name(argv: list[str], field: str) -> None:
     with pytest.raises(SettingsError, match=f"^{field}: "):
         settings(*argv)
+
+
+def test_weights_are_by_name_which_may_hold_any_character() -> None:
+    made = settings("--caller-weights", "gate-1=2,a=b=0.5")
+    assert made.weights == {"gate-1": 2.0, "a=b": 0.5}
+    assert settings().weights == {}
 
 
 def test_a_queue_that_holds_one_request_is_enough() -> None:

@@ -1,21 +1,26 @@
 """Pictures by their content: every kind that cameras write, and everything that is none."""
 
+import gc
 import hashlib
+import io
 import random
 import struct
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from servicekit.vision import (
     ImageError,
     ImageInfo,
     ImageLimits,
     decode_image,
+    images,
     inspect_image,
+    open_image,
     sha256,
 )
 from tests.unit.servicekit.vision.pictures import (
@@ -352,3 +357,37 @@ def test_memory_that_runs_out_is_no_fault_of_the_picture(monkeypatch: pytest.Mon
 
 def test_sha256_is_the_digest_of_the_bytes() -> None:
     assert sha256(b"abc") == hashlib.sha256(b"abc").digest()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_large_pictures_are_turned_strip_by_strip(
+    monkeypatch: pytest.MonkeyPatch, orientation: int
+) -> None:
+    """Item 3: with the same pixels as at once."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(pattern(50, 34), "PNG", exif=exif)
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    monkeypatch.setattr(images, "_WHOLE_PIXELS", 0)
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 50 * 7)
+    assert np.array_equal(decode_image(data), wanted)
+
+
+def test_what_pillow_holds_is_let_go_once_a_picture_is_decoded() -> None:
+    """Item 3: a request keeps its opened pictures until it ends."""
+    opened = open_image(encode(pattern(48, 32), "PNG"))
+    assert opened.memory >= 3 * 48 * 32
+    assert opened.effort == 48 * 32
+    held = weakref.ref(opened._image)
+    opened.decode()
+    gc.collect()
+    assert held() is None
+    with pytest.raises(RuntimeError):
+        opened.decode()
+
+
+def test_a_progressive_jpeg_is_gone_over_once_for_each_scan() -> None:
+    """Item 5: what a picture costs is known by more than its size."""
+    once = open_image(encode(pattern(64, 64), "JPEG"))
+    often = open_image(encode(pattern(64, 64), "JPEG", progressive=True))
+    assert often.effort > 3 * once.effort
