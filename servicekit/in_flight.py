@@ -337,7 +337,7 @@ class Room:
 
     def count_all(self) -> int:
         """Return the bytes that all calls hold together."""
-        return self._all.held
+        return self._pool.held
 
     def give_up(self) -> None:
         """End the read that is under way."""

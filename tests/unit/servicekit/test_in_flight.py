@@ -478,3 +478,13 @@ async def test_a_request_that_does_not_come() -> None:
             await method(iter(()))
     error = from_rpc_error(caught.value)
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MISSING")
+
+
+async def test_what_all_calls_hold_is_told_to_other_threads() -> None:
+    """Item 3: decoded pictures count together with the requests."""
+    pool = pool_of(1000, 100)
+    assert in_flight.counter()() == 0
+    async with pool.room("one"):
+        count = in_flight.counter()
+        in_flight.hold(300)
+        assert await asyncio.to_thread(count) == pool.held == 300
