@@ -14,7 +14,7 @@ from inference_service.uploads.parts import Header, Part
 from inference_service.uploads.receive import Uploads
 from servicekit import deadline, in_flight
 from servicekit.auth.caller import Scope, current_caller
-from servicekit.lifecycle import Service
+from servicekit.lifecycle import Service, add_methods
 
 SERVICE_NAME = "sightline.inference.v1.InferenceService"
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -79,8 +79,7 @@ def service(pipeline: Pipeline, uploads: Uploads) -> Service:
                 response_serializer=inference_service_pb2.ListModelsResponse.SerializeToString,
             ),
         }
-        handler = grpc.method_handlers_generic_handler(SERVICE_NAME, rpcs)
-        server.add_generic_rpc_handlers((handler,))
+        add_methods(server, SERVICE_NAME, rpcs)
 
     access = dict.fromkeys(("Infer", "UploadImage", "ListModels"), Scope.INFER)
     return Service(SERVICE_NAME, register, access, large=("Infer", "UploadImage"))

@@ -25,7 +25,7 @@ from ingest_service.visible import visible
 from servicekit.auth.caller import Scope, current_caller
 from servicekit.errors import SightlineError, invalid
 from servicekit.in_flight import keep_message
-from servicekit.lifecycle import Service
+from servicekit.lifecycle import Service, add_methods
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -144,9 +144,7 @@ class IngestServer:
             "GetStats": _unary(self.get_stats, messages.GetStatsRequest),
             "ListPredictions": _unary(self.list_predictions, messages.ListPredictionsRequest),
         }
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),)
-        )
+        add_methods(server, SERVICE_NAME, handlers)
 
     async def _receive(self, stream: LogStream, requests: AsyncIterator[bytes]) -> None:
         """Sends on what comes, until half-close or until a message has failed."""

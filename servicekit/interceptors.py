@@ -37,6 +37,7 @@ from servicekit.parsing import parse
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
 from servicekit.status import report_errors
+from servicekit.tarpit import Tarpit
 from servicekit.tracing import join_trace
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -64,17 +65,19 @@ def server_interceptor(
     registry: CollectorRegistry,
     rooms: RoomFor,
     trace: Guard = join_trace,
+    tarpit: Tarpit | None = None,
 ) -> "GuardInterceptor":
     """Returns the interceptor with every guard that a Sightline server has, outermost first.
 
     Args:
-        services: full names; calls of others (health, reflection) only get room.
+        services: full names; calls of others (health, reflection) only get room and the tarpit.
         access: which scope each method needs; those open to everyone are not limited.
         settings: the default deadline, who may call, and how much.
         gate: whether calls are let in.
         registry: where calls are counted.
         rooms: where messages find room.
         trace: what makes the caller's trace known; `Spans` where spans are exported.
+        tarpit: what answers calls late that bring nothing; None: one of its own.
 
     Raises:
         SettingsError: a file of credentials cannot be used, or `rate_limits` names a method that
@@ -101,17 +104,26 @@ def server_interceptor(
             now = time.monotonic()
             limits.charge_message(current_caller(), size, now, method, first=first)
 
+    tarpit = tarpit or Tarpit(time.monotonic, open_to_all)
     guards: list[Guard] = [
         CallMetrics(registry),
         trace,
         *([log_access] if settings.access_log else ()),
         report_errors,
+        tarpit,
         gate,
         DefaultDeadline(settings.default_deadline_seconds),
         RequireCaller(Authenticator.from_settings(settings), access),
         *(() if limits.off else [charge_call]),
     ]
-    return GuardInterceptor(services, guards, charge_message, rooms)
+    return GuardInterceptor(
+        services,
+        guards,
+        charge_message,
+        rooms,
+        [report_errors, tarpit.of_all],
+        tarpit.unknown_method(),
+    )
 
 
 def _method_limits(words: Sequence[str], access: Access) -> list[Quota]:
@@ -139,12 +151,19 @@ class GuardInterceptor(
         guards: Sequence[Guard],
         on_message: OnMessage | None = None,
         rooms: RoomFor | None = None,
+        of_others: Sequence[Guard] = (),
+        unknown: "_RpcMethod | None" = None,
     ) -> None:
-        """Takes calls of other services as they are, but for `rooms`."""
+        """Puts the guards `of_others` around calls of other services.
+
+        `unknown` handles methods that do not exist.
+        """
         self._prefixes = tuple(f"/{service}/" for service in services)
         self._guards = tuple(guards)
         self._on_message = on_message
         self._rooms = rooms
+        self._of_others = tuple(of_others)
+        self._unknown = unknown
         self._guarded: dict[str, tuple[_RpcMethod, _RpcMethod]] = {}
 
     async def intercept_service(
@@ -152,11 +171,11 @@ class GuardInterceptor(
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_RpcMethod]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _RpcMethod:
-        """Returns the handler with the guards around it; None stays None (UNIMPLEMENTED)."""
+        """Returns the handler with the guards around it; None: UNIMPLEMENTED."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None:
-            return handler
+            return self._unknown
         known = self._guarded.get(method)
         if known is None or known[0] is not handler:
             known = (handler, self._guard(handler, method))
@@ -167,9 +186,9 @@ class GuardInterceptor(
         room = None if self._rooms is None else self._rooms(method)
         if method.startswith(self._prefixes):
             return _guard_handler(handler, method, self._guards, self._on_message, room)
-        if room is None:
+        if room is None and not self._of_others:
             return handler
-        return _guard_handler(handler, method, [report_errors], None, room)
+        return _guard_handler(handler, method, self._of_others or [report_errors], None, room)
 
 
 def _guard_handler(

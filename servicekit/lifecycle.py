@@ -8,11 +8,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -34,6 +35,7 @@ from servicekit.private_files import share
 from servicekit.room_bounds import Bounds
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
+from servicekit.tarpit import Tarpit
 from servicekit.tls import server_credentials
 from servicekit.tracing import join_trace
 
@@ -53,11 +55,40 @@ _SERVER_OPTIONS: dict[str, int | str] = {
     # A device that lost power closes no socket: find out in minutes, not in gRPC's two hours.
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
+    # Who connects and then says nothing, or stops in the middle of TLS, is cut off; gRPC waits for
+    # two minutes.
+    "grpc.server_handshake_timeout_ms": 10_000,
+    # Calls that wait to be taken up, of one method. From 1000 on gRPC would cancel any of them by
+    # chance, whoever sent it: a flood of a few connections, and a fleet that reconnects, is that
+    # many. Above the first number it does so rarely, above the second always.
+    "grpc.server.max_pending_requests": 16_384,
+    "grpc.server.max_pending_requests_hard_limit": 20_480,
 }
 _FLUSH_SECONDS = 2.0
 """How much of the grace the last spans may take to get to a collector that does not answer."""
 _UNWIND_SECONDS = 5.0
 """How long a cancelled handler may take to notice, before what it uses is closed."""
+
+
+def add_methods(
+    server: grpc.aio.Server,
+    service: str,
+    handlers: "dict[str, grpc.RpcMethodHandler[Any, Any]]",
+) -> None:
+    """Add a service's methods, each with a queue of its own for calls that wait to be taken up.
+
+    Calls of methods that gRPC does not know beforehand share one queue, with those of methods that
+    do not exist: a flood of these would hold up all of them. The server takes from one queue after
+    the other.
+
+    Args:
+        server: has not been started.
+        service: full name.
+        handlers: by the method's short name.
+    """
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    # The published types leave it out.
+    server.add_registered_method_handlers(service, handlers)  # type: ignore[attr-defined]
 
 
 class StartError(Exception):
@@ -137,7 +168,9 @@ async def serve(
     health = Health([service.full_name for service in services])
     access = {f"/{s.full_name}/{m}": scope for s in services for m, scope in s.access.items()}
     # What is open to everyone asks about the server itself, which can be told from the start.
-    gate = Gate(health, [method for method, scope in access.items() if scope is None])
+    open_to_all = [method for method, scope in access.items() if scope is None]
+    gate = Gate(health, open_to_all)
+    tarpit = Tarpit(time.monotonic, open_to_all)
     with _signals() as signalled:
         try:
             spans = _spans(settings, name)
@@ -151,6 +184,7 @@ async def serve(
                 options,
                 bounds or rooms.bounds_of(settings),
                 spans or join_trace,
+                tarpit,
             )
             address = _bind(server, settings)
             with _metrics(settings, registry) as metrics_address:
@@ -163,6 +197,7 @@ async def serve(
                             await signalled.wait()
                 finally:
                     health.close()
+                    tarpit.close()
                     await gate.close()
                     left = await _drain(server, gate, drain, settings.grace_seconds)
                     if spans is not None:
@@ -250,6 +285,7 @@ def _build(
     options: Sequence[tuple[str, int | str]],
     bounds: Bounds,
     trace: Guard,
+    tarpit: Tarpit,
 ) -> grpc.aio.Server:
     names = [service.full_name for service in services]
     all_options = {
@@ -257,13 +293,14 @@ def _build(
         **rooms.channel_options(bounds),
         "grpc.max_send_message_length": settings.max_message_bytes,
         "grpc.max_concurrent_streams": settings.max_concurrent_streams,
-        # gRPC would count calls that have been answered and refuse the next ones of a busy client.
-        "grpc.http.overload_protection": 0,
+        "grpc.max_allowed_incoming_connections": settings.max_connections,
         **dict(options),
     }
     large = {f"/{service.full_name}/{method}" for service in services for method in service.large}
     room_for = rooms.Rooms(bounds, large).of
-    interceptor = server_interceptor(names, access, settings, gate, registry, room_for, trace)
+    interceptor = server_interceptor(
+        names, access, settings, gate, registry, room_for, trace, tarpit
+    )
     server = grpc.aio.server(interceptors=[interceptor], options=list(all_options.items()))
     for service in services:
         service.register(server)

@@ -107,7 +107,7 @@ class ServerSettings(Settings):
         " that hold most of it are ended after 1 s",
     )
     max_concurrent_streams: int = Field(
-        default=256,
+        default=128,
         ge=1,
         le=2**31 - 1,
         description="calls and streams of one connection at a time; its client holds back others",
@@ -118,6 +118,12 @@ class ServerSettings(Settings):
         le=2**31 - 1,
         description="calls and streams of one caller at a time, over all of its connections;"
         " without credentials each connection is a caller",
+    )
+    max_connections: int = Field(
+        default=8192,
+        ge=1,
+        le=2**31 - 1,
+        description="connections at a time, over all callers; a further one is closed at once",
     )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],

@@ -1,0 +1,136 @@
+"""Answers calls late that cost the server work and bring it none, so that their connection waits.
+
+gRPC takes so many calls of a connection at a time and refuses further ones before any Python runs.
+A call that is answered late keeps its place. So a connection that floods the server with methods
+that do not exist, with bad credentials or with calls that it resets at once soon has no place left,
+and costs next to nothing. Calls that work are never answered late.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, TypeVar
+
+import grpc
+
+from servicekit import call_notes
+from servicekit.errors import SightlineError
+
+T = TypeVar("T")
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+PER_SECOND = 25.0
+"""Such calls of one connection that are answered at once, for as long as it likes."""
+BURST = 50
+"""Such calls that are answered at once after a rest."""
+LONGEST_SECONDS = 10.0
+"""How late a call is answered at most."""
+MOST_HELD = 8192
+"""Calls that wait at a time; more are answered at once, because each takes some memory."""
+_MOST_CONNECTIONS = 10_000  # the least recent is forgotten beyond this
+_LATE_REASONS = frozenset({"RATE_LIMITED"})
+_LATE_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED})
+
+
+class Pace:
+    """How fast each connection may go on with calls that bring nothing. Pure: time is an argument.
+
+    A token bucket for each connection, which may go into debt: a call waits until the debt before
+    it is paid.
+    """
+
+    def __init__(self, per_second: float, burst: int, longest: float) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._longest = longest
+        self._free_at: OrderedDict[str, float] = OrderedDict()
+        """When each connection's bucket will be full again."""
+
+    def delay(self, connection: str, now: float) -> float:
+        """Return how long a call waits, s, 0 or more, and count it.
+
+        Args:
+            connection: address of the other end.
+            now: seconds on any clock that does not go back.
+        """
+        full_at = max(self._free_at.get(connection, now), now) + 1 / self._per_second
+        self._free_at[connection] = min(full_at, now + self._most_debt)
+        self._free_at.move_to_end(connection)
+        if len(self._free_at) > _MOST_CONNECTIONS:
+            self._free_at.popitem(last=False)
+        return min(max(full_at - now - self._burst / self._per_second, 0.0), self._longest)
+
+    @property
+    def _most_debt(self) -> float:
+        return self._burst / self._per_second + self._longest
+
+
+class Tarpit:
+    """Guard that answers late: open methods, bad credentials, early resets, refusals by a limit.
+
+    Args:
+        clock: seconds on a clock that does not go back.
+        open_to_all: full methods that need no credential; each call of them counts.
+    """
+
+    def __init__(self, clock: Callable[[], float], open_to_all: Collection[str] = ()) -> None:
+        self._clock = clock
+        self._open_to_all = frozenset(open_to_all)
+        self._pace = Pace(PER_SECOND, BURST, LONGEST_SECONDS)
+        self._held = 0
+        self._closed = asyncio.Event()
+
+    async def __call__(
+        self, method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Make the call, and wait where it has brought nothing."""
+        if method in self._open_to_all:
+            await self.wait(context)
+            return await proceed()
+        notes = call_notes.begin()
+        try:
+            return await proceed()
+        except SightlineError as error:
+            if error.code in _LATE_CODES or error.reason in _LATE_REASONS:
+                await self.wait(context)
+            raise
+        except asyncio.CancelledError:
+            # Its caller has gone, but the call keeps its place until it is through here.
+            if "request_bytes" not in notes:
+                await self.wait(context)
+            raise
+
+    async def of_all(
+        self, _method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Make a call of a service that needs no credential; each of them counts."""
+        await self.wait(context)
+        return await proceed()
+
+    async def wait(self, context: _Context) -> None:
+        """Wait for as long as this call's connection has to."""
+        delay = self._pace.delay(str(context.peer()), self._clock())
+        if not delay or self._held >= MOST_HELD:
+            return
+        self._held += 1
+        try:
+            async with asyncio.timeout(delay):
+                await self._closed.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._held -= 1
+
+    def close(self) -> None:
+        """Let go of every call that waits: the server drains."""
+        self._closed.set()
+
+    def unknown_method(self) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Return the handler of the methods that do not exist: UNIMPLEMENTED, and late."""
+
+        async def refuse(_requests: object, context: _Context) -> None:
+            await self.wait(context)
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
+        # It reads no request, of whichever kind the method was meant to be.
+        return grpc.stream_stream_rpc_method_handler(refuse)
