@@ -7,6 +7,7 @@
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import ClassVar
@@ -39,7 +40,10 @@ class EchoSettings(ServerSettings):
 
 
 class EchoService(Echo):
-    """Understands `sleep <seconds>`, `hang`, `make <bytes>`, `ready` and `unready`."""
+    """Understands `sleep <seconds>`, `block <seconds>`, `hang`, `make <bytes>`, `ready`, `unready`.
+
+    `block` holds up the whole event loop.
+    """
 
     def __init__(self, settings: EchoSettings) -> None:
         self.settings = settings
@@ -65,6 +69,8 @@ class EchoService(Echo):
         word, _, argument = request.decode().partition(" ")
         if word == "sleep":
             await asyncio.sleep(float(argument))
+        elif word == "block":
+            time.sleep(float(argument))  # noqa: ASYNC251 - calls pile up meanwhile
         elif word == "hang":
             await self.hang()
         elif word == "make":

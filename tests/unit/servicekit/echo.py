@@ -8,6 +8,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from servicekit.lifecycle import add_methods
+
 ECHO = "test.v1.Echo"
 MALFORMED = b"\xff"
 KINDS = ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream")
@@ -61,7 +63,7 @@ class Echo:
             "StreamStream": grpc.stream_stream_rpc_method_handler(self.stream_stream, parse),
             "Written": grpc.unary_stream_rpc_method_handler(self.written, parse),
         }
-        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(ECHO, handlers)])
+        add_methods(server, ECHO, handlers)
 
 
 @contextlib.asynccontextmanager
