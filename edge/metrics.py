@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from edge.decide.answer import Answer
 from edge.sources.counts import Fate, SourceState
 from servicekit.histograms import Histograms
-from servicekit.metrics import MetricsServer, start_metrics_server
+from servicekit.metrics_server import MetricsServer
 
 if TYPE_CHECKING:  # the node imports this module, and only when metrics are asked for
     from edge.node import NodeStats
@@ -43,7 +43,7 @@ class NodeMetrics(Collector):
             seconds.of(part) for part in ("device", "cloud", "total")
         )
         registry.register(self)
-        self._server: MetricsServer = start_metrics_server(listen, registry)
+        self._server = MetricsServer(listen, registry)
 
     @property
     def address(self) -> str:

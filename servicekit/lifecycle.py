@@ -30,7 +30,7 @@ from servicekit.gate import Gate
 from servicekit.health import Health
 from servicekit.interceptors import Guard, server_interceptor
 from servicekit.loop_lag import loop_lag_measured
-from servicekit.metrics import start_metrics_server
+from servicekit.metrics_server import MetricsServer
 from servicekit.private_files import share
 from servicekit.room_bounds import Bounds
 from servicekit.server_settings import ServerSettings
@@ -332,7 +332,7 @@ def _metrics(settings: ServerSettings, registry: CollectorRegistry) -> Iterator[
         yield None
         return
     try:
-        server = start_metrics_server(settings.metrics_listen, registry)
+        server = MetricsServer(settings.metrics_listen, registry)
     except OSError as error:
         raise StartError(
             f"cannot listen on {settings.metrics_listen} for metrics: {error.strerror}"

@@ -1,11 +1,11 @@
-"""Counts and times every call for Prometheus, and serves the figures over HTTP."""
+"""Counts and times every call for Prometheus."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -105,33 +105,3 @@ def _families() -> tuple[CounterMetricFamily, GaugeMetricFamily]:
             "sightline_grpc_requests_in_flight", "Calls that are running now", labels=_BY_METHOD
         ),
     )
-
-
-class MetricsServer:
-    """Prometheus metrics over HTTP, until closed."""
-
-    def __init__(self, listen: str, registry: CollectorRegistry) -> None:
-        host, _, port = listen.rpartition(":")
-        self._server, self._thread = start_http_server(
-            int(port), host.strip("[]"), registry=registry
-        )
-        self.address = f"{host}:{self._server.server_port}"
-
-    def close(self) -> None:
-        """Ends the server and frees its port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def start_metrics_server(listen: str, registry: CollectorRegistry) -> MetricsServer:
-    """Serves the registry at `http://<listen>/metrics`.
-
-    Args:
-        listen: host:port or [IPv6]:port; port 0: any free one, see `address`.
-        registry: what is served.
-
-    Raises:
-        OSError: the address cannot be bound.
-    """
-    return MetricsServer(listen, registry)

@@ -7,7 +7,6 @@ and costs next to nothing. Calls that work are never answered late.
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ import grpc
 
 from servicekit import call_notes
 from servicekit.errors import SightlineError
+from servicekit.pace import Pace
 
 T = TypeVar("T")
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,42 +27,8 @@ LONGEST_SECONDS = 10.0
 """How late a call is answered at most."""
 MOST_HELD = 8192
 """Calls that wait at a time; more are answered at once, because each takes some memory."""
-_MOST_CONNECTIONS = 10_000  # the least recent is forgotten beyond this
 _LATE_REASONS = frozenset({"RATE_LIMITED"})
 _LATE_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED})
-
-
-class Pace:
-    """How fast each connection may go on with calls that bring nothing. Pure: time is an argument.
-
-    A token bucket for each connection, which may go into debt: a call waits until the debt before
-    it is paid.
-    """
-
-    def __init__(self, per_second: float, burst: int, longest: float) -> None:
-        self._per_second = per_second
-        self._burst = burst
-        self._longest = longest
-        self._free_at: OrderedDict[str, float] = OrderedDict()
-        """When each connection's bucket will be full again."""
-
-    def delay(self, connection: str, now: float) -> float:
-        """Return how long a call waits, s, 0 or more, and count it.
-
-        Args:
-            connection: address of the other end.
-            now: seconds on any clock that does not go back.
-        """
-        full_at = max(self._free_at.get(connection, now), now) + 1 / self._per_second
-        self._free_at[connection] = min(full_at, now + self._most_debt)
-        self._free_at.move_to_end(connection)
-        if len(self._free_at) > _MOST_CONNECTIONS:
-            self._free_at.popitem(last=False)
-        return min(max(full_at - now - self._burst / self._per_second, 0.0), self._longest)
-
-    @property
-    def _most_debt(self) -> float:
-        return self._burst / self._per_second + self._longest
 
 
 class Tarpit:

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from servicekit.auth.caller import ALL_DEVICES, ALL_SCOPES, Caller, Proof, set_caller
 from servicekit.errors import SightlineError
 from servicekit.interceptors import GuardInterceptor
-from servicekit.metrics import CallMetrics, start_metrics_server
+from servicekit.metrics import CallMetrics
+from servicekit.metrics_server import MetricsServer
 from servicekit.status import report_errors
 from tests.unit.servicekit.echo import ECHO, Act, Context, call, serving, until
 
@@ -128,7 +129,7 @@ def test_metrics_are_scraped_over_http_until_closed(listen: str) -> None:
     registry = CollectorRegistry()
     CallMetrics(registry)
     try:
-        server = start_metrics_server(listen, registry)
+        server = MetricsServer(listen, registry)
     except OSError as error:
         pytest.skip(f"{listen}: {error}")
     host = listen.rpartition(":")[0]
@@ -143,4 +144,4 @@ def test_metrics_are_scraped_over_http_until_closed(listen: str) -> None:
 
 def test_a_taken_port_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
-        start_metrics_server(f"127.0.0.1:{taken.getsockname()[1]}", CollectorRegistry())
+        MetricsServer(f"127.0.0.1:{taken.getsockname()[1]}", CollectorRegistry())
