@@ -1,7 +1,8 @@
 """Collects messages of all streams and commits what waits as one group.
 
 One thread decodes a group while another commits the one before it; meanwhile the next gathers. A
-group closes when it holds enough bytes or its first message has waited long enough. What is
+group closes when it holds enough bytes or its first message has waited long enough. Where more
+waits than a group holds, callers take turns. What is
 received and not yet committed is bounded over all streams: each message brings a lease on its
 bytes, which ends here, and beyond the bound no stream is read, so that gRPC's flow control reaches
 the devices. Everything else here runs on one event loop.
@@ -11,7 +12,6 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,8 +19,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import grpc
 
+from ingest_service.fair_waiting import FairWaiting
 from ingest_service.group import Message, Outcome, Rejection
 from ingest_service.store import Opening
+from servicekit.auth.caller import current_caller
 from servicekit.errors import SightlineError, out_of_memory
 from servicekit.in_flight import Lease
 
@@ -63,6 +65,7 @@ class LogStream:
     def __init__(self, number: int, opening: Opening, committer: "GroupCommitter[Any]") -> None:
         self.number = number
         self.opening = opening
+        self.flow = current_caller().flow
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done as soon as a message has failed; `finish` then raises."""
         self._committer = committer
@@ -142,8 +145,7 @@ class GroupCommitter(Generic[P]):
         self._commit = commit
         self._group_bytes = group_bytes
         self._group_wait = group_wait
-        self._waiting: deque[_Sent] = deque()
-        self._waiting_bytes = 0
+        self._waiting: FairWaiting[_Sent] = FairWaiting()
         self._oldest = 0.0
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
@@ -169,10 +171,9 @@ class GroupCommitter(Generic[P]):
         if not self._waiting:
             self._oldest = asyncio.get_running_loop().time()
         message = Message(stream.number, stream.opening, payload, first)
-        self._waiting.append(_Sent(stream, message, lease))
-        self._waiting_bytes += _size(payload)
+        self._waiting.put(stream.flow, _size(payload), _Sent(stream, message, lease))
         self._arrived.set()
-        if self._waiting_bytes >= self._group_bytes:
+        if self._waiting.bytes >= self._group_bytes:
             self._full.set()
 
     async def close(self) -> None:
@@ -259,19 +260,14 @@ class GroupCommitter(Generic[P]):
         return True
 
     def _take(self) -> list["_Sent"]:
-        """Returns the next group: at least one message, and as many as fit its size."""
+        """Returns the next group: as many messages as fit its size, of streams that go on."""
         group: list[_Sent] = []
-        taken = 0
-        while self._waiting and (not group or taken < self._group_bytes):
-            sent = self._waiting.popleft()
-            size = _size(sent.message.payload)
-            self._waiting_bytes -= size
+        for sent in self._waiting.take(self._group_bytes):
             if sent.stream.failed:
                 sent.lease.give()
-                continue
-            group.append(sent)
-            taken += size
-        if self._waiting_bytes < self._group_bytes and not self._closing:
+            else:
+                group.append(sent)
+        if self._waiting.bytes < self._group_bytes and not self._closing:
             self._full.clear()
         return group
 
