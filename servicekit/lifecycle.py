@@ -293,6 +293,11 @@ def _build(
         **rooms.channel_options(bounds),
         "grpc.max_send_message_length": settings.max_message_bytes,
         "grpc.max_concurrent_streams": settings.max_concurrent_streams,
+        # Calls that were reset, and are not through here, count against the connection: as many
+        # again, since those that have been answered count as well until gRPC has let go of them,
+        # and the next calls of a busy client must not be refused for them.
+        "grpc.http.overload_protection": 1,
+        "grpc.http2.max_deallocating_streams": settings.max_concurrent_streams,
         "grpc.max_allowed_incoming_connections": settings.max_connections,
         **dict(options),
     }

@@ -7,6 +7,7 @@ and costs next to nothing. Calls that work are never answered late.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeVar
 
@@ -75,17 +76,24 @@ class Tarpit:
 
     async def wait(self, context: _Context) -> None:
         """Wait for as long as this call's connection has to."""
-        delay = self._pace.delay(str(context.peer()), self._clock())
+        now = self._clock()
+        delay = self._pace.delay(str(context.peer()), now)
         if not delay or self._held >= MOST_HELD:
             return
         self._held += 1
         try:
-            async with asyncio.timeout(delay):
-                await self._closed.wait()
-        except TimeoutError:
-            pass
+            await self._pause(delay)
+        except asyncio.CancelledError:
+            # Its caller has gone: the call keeps its place all the same.
+            await self._pause(now + delay - self._clock())
+            raise
         finally:
             self._held -= 1
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
 
     def close(self) -> None:
         """Let go of every call that waits: the server drains."""

@@ -45,6 +45,8 @@ async def _timed(ask: Ask) -> Call:
         await ask()
     except grpc.aio.AioRpcError as error:
         code = error.code().name
+    except asyncio.CancelledError:  # what gRPC raises where nothing of the deadline is left
+        code = "CANCELLED"
     return Call(sent, time.perf_counter(), code)
 
 
@@ -70,6 +72,6 @@ def _logging(channel: grpc.aio.Channel, key: str) -> Ask:
         metadata = raw.bearer(key)
         await watermark(request.SerializeToString(), timeout=DEADLINE_SECONDS, metadata=metadata)
         stream = iter([header("gate-1", spool), *messages])
-        await log(stream, timeout=end - time.monotonic(), metadata=metadata)
+        await log(stream, timeout=max(end - time.monotonic(), 0.001), metadata=metadata)
 
     return ask
