@@ -29,7 +29,7 @@ _TICK_SECONDS = 0.05
 _TRIM_SECONDS = 0.5
 """How long after a call was ended its memory is given back to the system, s."""
 _ANSWER_SECONDS = 0.05
-"""How long a call that was ended may take until gRPC has let go of its message, s."""
+"""How long a call that failed may take until nothing holds its message any more, s."""
 
 
 class BytesInFlight:
@@ -283,10 +283,11 @@ class Room:
         with self._lock:
             self._open = False
         self._pool.end(self.flow)
-        if not self._given_up:
+        if error is None:
             self._pool.give(self.flow, self.held)
             return
-        # gRPC holds what has come of the message until the call has been answered.
+        # gRPC holds what has come of a message, and the error's frames hold a whole one, until the
+        # call has been answered.
         loop = asyncio.get_running_loop()
         loop.call_later(_ANSWER_SECONDS, self._pool.give, self.flow, self.held)
 

@@ -232,7 +232,7 @@ async def test_who_gives_up_takes_nothing_with_it(granted: bool) -> None:
         await holding  # it has given up, and has not left yet
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert (pool.held, pool.waiting) == (0, 0)
+    await until(lambda: (pool.held, pool.waiting) == (0, 0))
 
 
 async def test_a_call_that_is_cancelled_while_it_is_given_up_stays_cancelled() -> None:
