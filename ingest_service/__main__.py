@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from ingest_service.duckdb_store import DuckDBStore, StoreOpenError
+from ingest_service.duckdb_open import StoreOpenError
+from ingest_service.duckdb_store import DuckDBStore
 from ingest_service.group_commit import MESSAGE_COST, GroupCommitter
 from ingest_service.group_writer import GroupWriter
 from ingest_service.housekeeping import Duties, Housekeeping
@@ -17,6 +18,7 @@ from ingest_service.server import IngestServer
 from ingest_service.settings import IngestSettings
 from ingest_service.watched_store import WatchedStore
 from servicekit import logs
+from servicekit.errors import SightlineError
 from servicekit.lifecycle import Readiness, StartError, run, serve
 from servicekit.private_files import keep_private
 from servicekit.room_bounds import Bounds
@@ -41,7 +43,7 @@ def _now() -> datetime:
 
 def _open(settings: IngestSettings) -> DuckDBStore:
     try:
-        return DuckDBStore(settings.database)
+        return DuckDBStore(settings.database, trust=settings.trust_database)
     except StoreOpenError as error:
         raise StartError(str(error)) from error
 
@@ -122,7 +124,10 @@ async def _main(argv: Sequence[str]) -> None:
         await asyncio.to_thread(positions.close)
         await asyncio.to_thread(queries.close)
         await asyncio.to_thread(housekeeping.close)
-        await asyncio.to_thread(store.close)
+        try:
+            await asyncio.to_thread(store.close)
+        except SightlineError as error:  # a service that has lost its file must not exit with 0
+            raise StartError(f"database: {settings.database}: {error.message}") from error
 
     await serve(
         settings,

@@ -22,15 +22,18 @@ class DuckDBKeeper:
     Args:
         cursor: opens a connection.
         translated: context that turns DuckDB's errors into SightlineErrors.
+        committing: held during each COMMIT.
     """
 
     def __init__(
         self,
         cursor: Callable[[], duckdb.DuckDBPyConnection],
         translated: Callable[[], AbstractContextManager[None]],
+        committing: threading.Lock,
     ) -> None:
         self._cursor = cursor
         self._translated = translated
+        self._committing = committing
         self._running: duckdb.DuckDBPyConnection | None = None
         self._interrupted = threading.Event()
         self._open = _OpenBlock()
@@ -119,7 +122,8 @@ class DuckDBKeeper:
             cursor.execute("BEGIN")
             try:
                 yield cursor
-                cursor.execute("COMMIT")
+                with self._committing:
+                    cursor.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(duckdb.Error):  # nothing to undo: a COMMIT that failed
                     cursor.execute("ROLLBACK")

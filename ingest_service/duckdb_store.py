@@ -6,7 +6,7 @@ The SQL is that of any DuckDB catalogue; only opening, closing and recovering ar
 import contextlib
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,17 @@ import pyarrow as pa
 
 from ingest_service import readmission
 from ingest_service.commit_clock import CommitClock
+from ingest_service.database_copy import Contents, CopyError, Progress, copy_database
+from ingest_service.duckdb_files import FilesMovedError, LogMovedError
 from ingest_service.duckdb_keeper import DuckDBKeeper
+from ingest_service.duckdb_open import StoreOpenError, open_database, reopen_database
 from ingest_service.duckdb_reader import DuckDBReader
-from ingest_service.migrations import NewerSchemaError, migrate
 from ingest_service.spool_rows import Range, SpoolRows, count_rows
-from ingest_service.store import Changes, Spool
+from ingest_service.store import STORE_MOVED, Changes, Spool
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
 
-_CONFIG = {
-    # Nothing here may fetch code from the network or read variables of its callers.
-    "autoinstall_known_extensions": "false",
-    "python_enable_replacements": "false",
-    # With more, an insert of one group is spread over them, which takes half as much CPU again.
-    "threads": "1",
-    # Each checkpoint writes the last, half-full row group of every table anew. The default of
-    # 16 MiB is 80 000 predictions: half of all the work would be checkpoints.
-    "checkpoint_threshold": "256MiB",
-}
 _PASSING = (
     duckdb.IOException,
     duckdb.TransactionException,
@@ -76,30 +68,35 @@ _REMEMBERED = 100_000
 """Spools whose positions are kept in memory, about 300 bytes each."""
 
 
-class StoreOpenError(Exception):
-    """The store cannot be opened. The message is one sentence for people."""
-
-
 class DuckDBStore:
     """A `Store` in a DuckDB file. Use one transaction at a time, readers from any thread.
 
     After an error that DuckDB cannot go on from (a checkpoint that finds the disk full), the file
     is opened anew for the next transaction or reader.
 
+    While the path does not lead to the file that is open, nothing is committed or read.
+
     Args:
         path: the file; made where it is missing, in a folder that exists.
+        trust: see `open_database`.
 
     Raises:
-        StoreOpenError: the file is in use, cannot be read or written, is no DuckDB file, is
-            damaged as far as that shows at once, or is of a newer Sightline.
+        StoreOpenError: see `open_database`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, trust: bool = False) -> None:
         self._path = path
         self._lock = threading.Lock()
-        root = _open(path)
-        self._clock = CommitClock(_last_commit(root, path))
+        self._committing = threading.Lock()
+        """Held during each COMMIT that is not the writer's: with it, the log stands still."""
+        root, self._files = open_database(path, trust=trust)
+        try:
+            self._clock = CommitClock(_last_commit(root, path))
+        except StoreOpenError:
+            self._files.close()
+            raise
         self._root: duckdb.DuckDBPyConnection | None = root
+        self._has_said_moved = False
         self._positions: dict[Spool, int] = {}
         self._spools = SpoolRows()
 
@@ -107,11 +104,13 @@ class DuckDBStore:
     def transaction(self) -> Iterator["DuckDBTransaction"]:
         """Opens a transaction: committed and durable when the block ends, undone if it raises."""
         with self._translated(), contextlib.closing(self._cursor()) as cursor:
+            self._with_log(cursor, self._files.check_log)
             cursor.execute("BEGIN")
             transaction = DuckDBTransaction(cursor, self._positions, self._spools, self._clock)
             try:
                 yield transaction
                 cursor.execute("COMMIT")
+                self._committed(cursor)
             except BaseException:
                 self._forget_spools()  # a COMMIT that failed may have reached the disk
                 with contextlib.suppress(duckdb.Error):  # nothing to undo: a COMMIT that failed
@@ -122,11 +121,39 @@ class DuckDBStore:
     def reader(self) -> DuckDBReader:
         """Returns a new reader."""
         with self._translated():
+            # A position of a file that is gone would let a node delete what nobody has.
+            self._files.check()
             return DuckDBReader(self._cursor(), self._translated)
 
     def keeper(self) -> DuckDBKeeper:
         """Returns a keeper; one at a time."""
-        return DuckDBKeeper(self._cursor, self._translated)
+        return DuckDBKeeper(self._cursor, self._translated, self._committing)
+
+    def check(self) -> None:
+        """Raises SightlineError if the path does not lead to the file that is open."""
+        with self._translated():
+            self._files.check()
+
+    def backup(self, target: Path, progress: Progress) -> Contents:
+        """Copies all that is committed into a new file, as of one moment; from any thread.
+
+        It copies what is open, though the file be deleted.
+
+        Args:
+            target: the new file, which must not be there.
+            progress: see `copy_database`.
+
+        Raises:
+            SightlineError: the store cannot be read, or the file cannot be written.
+        """
+        try:
+            with self._translated(), contextlib.closing(self._cursor()) as cursor:
+                return copy_database(cursor, target, progress)
+        except (CopyError, OSError) as error:
+            logger.exception("the backup to %s failed", target)
+            raise SightlineError(
+                grpc.StatusCode.UNAVAILABLE, "BACKUP_FAILED", f"the backup failed: {error}"
+            ) from error
 
     def seconds_ahead(self, now: datetime) -> float:
         """Return how far the last commit's time is ahead of the wall clock, s; 0: it is not."""
@@ -139,21 +166,32 @@ class DuckDBStore:
             SightlineError: that cannot be done now.
         """
         with self._translated(), contextlib.closing(self._cursor()) as cursor:
+            self._with_log(cursor, self._files.check_log)
             # A comment, for an UPDATE that leaves everything as it is writes nothing.
             cursor.execute(f"COMMENT ON TABLE schema_version IS '{' ' * _PROBE_BYTES}'")
             cursor.execute("COMMENT ON TABLE schema_version IS NULL")
+            self._committed(cursor)
 
     def close(self) -> None:
-        """Moves the write-ahead log into the file and closes it."""
+        """Moves the write-ahead log into the file and closes it.
+
+        Raises:
+            SightlineError: the path does not lead to the file that is open; it is closed all the
+                same.
+        """
         with self._lock:
             root, self._root = self._root, None
         if root is None:
             return
         try:
-            root.execute("CHECKPOINT")
-        except duckdb.Error as error:  # nothing is lost: the next start reads the log
-            logger.warning("no checkpoint of %s on closing: %s", self._path, error)
-        root.close()
+            with self._translated():
+                self._files.check()  # what somebody has put there must stay as it is
+                _checkpoint(root, self._path)
+                root.close()
+                self._files.reopened()
+        finally:
+            root.close()
+            self._files.close()
 
     def _remember(self, transaction: "DuckDBTransaction") -> None:
         """Takes note of what a transaction has committed."""
@@ -169,8 +207,33 @@ class DuckDBStore:
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         with self._lock:
             if self._root is None:
-                self._root = _open(self._path)
+                self._files.check()  # DuckDB would make an empty file
+                self._root = reopen_database(self._path)
+                self._files.reopened()
             return self._root.cursor()
+
+    def _committed(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Takes note of a commit.
+
+        Raises:
+            FilesMovedError: it is not in the file at the path: nobody must hear of it.
+        """
+        alone = self._committing.acquire(blocking=False)
+        try:
+            self._with_log(cursor, lambda: self._files.committed(alone=alone))
+        finally:
+            if alone:
+                self._committing.release()
+
+    def _with_log(self, cursor: duckdb.DuckDBPyConnection, work: Callable[[], None]) -> None:
+        """Works with the log; one that somebody has taken away is replaced by a new one."""
+        try:
+            work()
+        except LogMovedError as error:
+            logger.warning("%s: what it held goes into the database, and a new log begins", error)
+            self._files.set_log_aside()
+            cursor.execute("CHECKPOINT")
+            self._files.committed(alone=False)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -181,11 +244,23 @@ class DuckDBStore:
             raise SightlineError(
                 grpc.StatusCode.CANCELLED, "CANCELLED", "the query was interrupted"
             ) from error
+        except FilesMovedError as error:
+            self._say_moved(error)
+            raise _moved() from error
         except (StoreOpenError, duckdb.Error) as error:
             logger.exception("the store failed")
             if isinstance(error, duckdb.FatalException):
                 self._forget()
             raise _as_status(error) from error
+
+    def _say_moved(self, error: FilesMovedError) -> None:
+        if not self._has_said_moved:
+            self._has_said_moved = True
+            logger.error(
+                "%s: nothing is committed or read. Put the file back where it was; or save what is"
+                " open by `sightline backup --to FILE`, stop the service, and restore that",
+                error,
+            )
 
     def _forget(self) -> None:
         """Lets go of the database, which DuckDB has declared unusable until it is reopened."""
@@ -322,36 +397,6 @@ class DuckDBTransaction:
         self._cursor.register("incoming", rows)
 
 
-def _open(path: Path) -> duckdb.DuckDBPyConnection:
-    log = path.with_name(f"{path.name}.wal")
-    if log.exists() and log.stat().st_size and not path.exists():  # DuckDB would delete the log
-        raise StoreOpenError(f"database: {path} is gone, and its log {log} is not: put it back")
-    try:
-        connection = duckdb.connect(str(path), config=_CONFIG)
-    except duckdb.Error as error:
-        raise StoreOpenError(f"database: {path} cannot be opened: {_reason(error)}") from error
-    try:
-        migrate(connection)
-    except (duckdb.Error, NewerSchemaError) as error:
-        with contextlib.suppress(duckdb.Error):
-            connection.close()
-        raise StoreOpenError(f"database: {path} cannot be used: {_reason(error)}") from error
-    return connection
-
-
-def _reason(error: Exception) -> str:
-    text = str(error)
-    if "Conflicting lock" in text:
-        holder = text.partition("Conflicting lock is held in ")[2].partition(". See")[0]
-        return f"another process has it open ({holder})"
-    if "newer version of DuckDB" in text:
-        return (
-            f"a newer DuckDB made it, and this one is {duckdb.__version__}: use the Sightline that"
-            " made it, or another file"
-        )
-    return text.strip()
-
-
 def _last_commit(root: duckdb.DuckDBPyConnection, path: Path) -> int | None:
     """Returns the time of the last commit that the file tells of, us since 1970."""
     try:
@@ -359,8 +404,24 @@ def _last_commit(root: duckdb.DuckDBPyConnection, path: Path) -> int | None:
     except duckdb.Error as error:
         with contextlib.suppress(duckdb.Error):
             root.close()
-        raise StoreOpenError(f"database: {path} cannot be used: {_reason(error)}") from error
+        raise StoreOpenError(f"database: {path} cannot be used: {error}") from error
     return None if last is None else int(last)
+
+
+def _checkpoint(root: duckdb.DuckDBPyConnection, path: Path) -> None:
+    try:
+        root.execute("CHECKPOINT")
+    except duckdb.Error as error:  # nothing is lost: the next start reads the log
+        logger.warning("no checkpoint of %s on closing: %s", path, error)
+
+
+def _moved() -> SightlineError:
+    return SightlineError(
+        grpc.StatusCode.UNAVAILABLE,
+        STORE_MOVED,
+        "the server's database file was moved, deleted or replaced; its log says more",
+        retry_after=1.0,
+    )
 
 
 def _as_status(error: Exception) -> SightlineError:

@@ -23,6 +23,11 @@ class IngestSettings(ServerSettings):
         Path("sightline.duckdb"),
         description="DuckDB file; made where it is missing, in a folder that exists",
     )
+    trust_database: bool = Field(
+        False,
+        description="start although the database is not what the service left, or its books do not"
+        " balance: what is missing stays missing. For one start, after somebody has looked",
+    )
     group_bytes: int = Field(
         8 * 1024 * 1024,
         ge=1,

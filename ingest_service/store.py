@@ -15,6 +15,9 @@ import pyarrow as pa
 
 from ingest_service.retention_clock import Note, Reading
 
+STORE_MOVED = "STORE_MOVED"
+"""Reason of the error of a store whose files were deleted or replaced: it does not pass."""
+
 _TIME = pa.timestamp("us", "UTC")
 
 GAPS = pa.schema(
@@ -309,6 +312,10 @@ class Store(Protocol):
 
     def probe(self) -> None:
         """Commits something and takes it back, to see whether it can."""
+        ...
+
+    def check(self) -> None:
+        """Raises SightlineError, `STORE_MOVED`, if what was opened is no longer there. Cheap."""
         ...
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from ingest_service.store import Keeper, Reader, Store, Transaction
+from ingest_service.store import STORE_MOVED, Keeper, Reader, Store, Transaction
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
@@ -16,11 +16,15 @@ PROBE_SECONDS = 5.0
 """How long nothing may have been tried before it is probed whether it can be written again, s."""
 
 
+CHECK_SECONDS = 1.0
+"""Time between two looks at whether the store is still where it was opened, s."""
+
+
 class WatchedStore:
     """A `Store` that notices when nothing can be committed, and when that is over.
 
     While it fails and nobody writes, because a load balancer has sent the devices elsewhere, it
-    probes by itself.
+    probes by itself. A store that was moved away shows within a second, though nobody writes.
 
     Args:
         store: does the work.
@@ -38,6 +42,9 @@ class WatchedStore:
         self._failures = 0
         self._timer: threading.Timer | None = None
         self._closed = False
+        self._closing = threading.Event()
+        self._checker = threading.Thread(target=self._keep_checking, name="check", daemon=True)
+        self._checker.start()
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -58,8 +65,14 @@ class WatchedStore:
         with self._writing, self._noted():
             self._store.probe()
 
+    def check(self) -> None:
+        """Raises SightlineError, `STORE_MOVED`, if what was opened is no longer there."""
+        self._store.check()
+
     def close(self) -> None:
         """Ends probing and closes the store."""
+        self._closing.set()
+        self._checker.join()
         with self._writing:
             self._closed = True
             self._cancel()
@@ -67,13 +80,30 @@ class WatchedStore:
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
+        with self._noted_failure():
+            yield
+        self._worked()
+
+    @contextmanager
+    def _noted_failure(self) -> Iterator[None]:
         try:
             yield
         except SightlineError as error:
-            if error.reason == "STORE_UNAVAILABLE":
+            if error.reason == STORE_MOVED and self._failures < STREAK - 1:
+                self._failures = STREAK - 1  # nothing that passes: once is enough
+            if error.reason in ("STORE_UNAVAILABLE", STORE_MOVED):
                 self._failed()
             raise
-        self._worked()
+
+    def _keep_checking(self) -> None:
+        while not self._closing.wait(CHECK_SECONDS):
+            # A writer that is at work looks by itself, and a probe takes over once it has failed.
+            if not self._failures and self._writing.acquire(blocking=False):
+                try:
+                    with suppress(SightlineError), self._noted_failure():
+                        self._store.check()
+                finally:
+                    self._writing.release()
 
     def _failed(self) -> None:
         self._failures += 1

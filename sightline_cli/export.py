@@ -25,7 +25,8 @@ def export(
     """
     # DuckDB comes with the `ingest` extra, and takes a while to load.
     try:
-        from ingest_service.duckdb_store import DuckDBStore, StoreOpenError
+        from ingest_service.duckdb_open import StoreOpenError
+        from ingest_service.duckdb_store import DuckDBStore
     except ImportError as error:
         raise CommandError(f"{error}: pip install 'sightline[ingest]'") from error
     if not database.is_file():

@@ -80,6 +80,9 @@ class BeforeCommit:
     def probe(self) -> None:
         self._store.probe()
 
+    def check(self) -> None:
+        self._store.check()
+
     def keeper(self) -> Keeper:
         return self._store.keeper()
 

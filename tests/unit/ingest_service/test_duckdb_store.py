@@ -10,7 +10,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from ingest_service.duckdb_store import DuckDBStore, StoreOpenError
+from ingest_service.duckdb_open import StoreOpenError
+from ingest_service.duckdb_store import DuckDBStore
 from ingest_service.migrations import VERSIONS
 from ingest_service.store import Store
 from servicekit.errors import SightlineError

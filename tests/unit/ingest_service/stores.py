@@ -1,0 +1,79 @@
+"""Stores for tests, and what people and power failures do to their files."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from ingest_service.duckdb_format import HEADER_BYTES, parse_database
+from ingest_service.duckdb_mark import mark_path
+from ingest_service.duckdb_store import DuckDBStore
+from ingest_service.migrations import migrate
+from ingest_service.store import Spool
+from tests.unit.ingest_service.samples import SPOOL, message, predictions
+from tests.unit.ingest_service.store_conformance import commit, everything
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, trust: bool = False) -> Iterator[DuckDBStore]:
+    """Opens a store, and closes it afterwards."""
+    store = DuckDBStore(path, trust=trust)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def log(store: DuckDBStore, first: int, last: int, of: Spool = SPOOL) -> None:
+    """Commits predictions of these sequences."""
+    commit(store, message(*predictions(first, last), of=of))
+
+
+def checkpoint(store: DuckDBStore) -> None:
+    """Moves the log into the database."""
+    with contextlib.closing(store._cursor()) as cursor:
+        cursor.execute("CHECKPOINT")
+
+
+def leave(path: Path, folder: Path) -> Path:
+    """Copies the files of a store that is open: what a process that is killed leaves behind."""
+    folder.mkdir()
+    for file in path.parent.glob(f"{path.name}*"):
+        shutil.copy(file, folder)
+    return folder / path.name
+
+
+def sequences(store: DuckDBStore) -> list[int]:
+    """Returns the sequences that are stored, lowest first."""
+    return sorted(stored.position.sequence for stored in everything(store))
+
+
+def make_of_old_format(path: Path, rows: int) -> None:
+    """Makes a store as DuckDB makes files by default, whose logs do not say what they belong to."""
+    new = path.with_name("new.duckdb")
+    with opened(new) as store:
+        log(store, 1, rows)
+    with duckdb.connect(str(path)) as old:
+        migrate(old)
+        old.execute(f"ATTACH '{new}' AS new (READ_ONLY)")
+        for table in ("predictions", "watermarks", "streams"):
+            old.execute(f"INSERT INTO {table} BY NAME SELECT * FROM new.{table}")
+    new.unlink()
+    mark_path(new).unlink()
+
+
+def version(path: Path) -> int:
+    """Returns the version of a database's format."""
+    header = parse_database(path.read_bytes()[:HEADER_BYTES])
+    assert header is not None
+    return header.version
+
+
+def ask(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    """Asks a database that nobody has open."""
+    with duckdb.connect(str(path), read_only=True) as connection:
+        rows: list[tuple[Any, ...]] = connection.execute(sql).fetchall()
+        return rows
