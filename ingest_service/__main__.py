@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from ingest_service.backup import Backups
 from ingest_service.duckdb_open import StoreOpenError
 from ingest_service.duckdb_store import DuckDBStore
 from ingest_service.group_commit import MESSAGE_COST, GroupCommitter
 from ingest_service.group_writer import GroupWriter
 from ingest_service.housekeeping import Duties, Housekeeping
+from ingest_service.nodes_ahead import NodesAhead
 from ingest_service.queries import Queries
 from ingest_service.server import IngestServer
 from ingest_service.settings import IngestSettings
@@ -94,11 +96,12 @@ async def _main(argv: Sequence[str]) -> None:
     settings = load(IngestSettings, argv, prog=PROG)
     logs.configure(settings.log_level, settings.log_format, service="ingest")
     keep_private()
-    opened = _open(settings)
+    opened, registry = _open(settings), CollectorRegistry()
     store = WatchedStore(opened)
     positions = Queries(store, threads=1, queue=POSITION_QUEUE)
     queries = Queries(store, threads=settings.query_threads, queue=settings.query_queue)
-    writer = GroupWriter(store, _now)
+    ahead = NodesAhead(registry, was_empty=opened.was_empty)
+    writer = GroupWriter(store, _now, on_committed=ahead.committed)
     committer = GroupCommitter(
         writer.prepare,
         writer.commit,
@@ -106,10 +109,15 @@ async def _main(argv: Sequence[str]) -> None:
         group_wait=settings.group_wait_ms / 1000,
     )
     housekeeping = Housekeeping(store, _duties(settings), _now)
-    registry = CollectorRegistry()
     _clock_gauges(registry, opened, housekeeping)
+    backups = Backups(opened.backup, settings.database)
     server = IngestServer(
-        committer, positions, queries, now=_now, max_message_bytes=settings.max_message_bytes
+        committer,
+        positions,
+        queries,
+        backups,
+        now=_now,
+        max_message_bytes=settings.max_message_bytes,
     )
 
     async def start(readiness: Readiness) -> None:
@@ -124,6 +132,7 @@ async def _main(argv: Sequence[str]) -> None:
         await asyncio.to_thread(positions.close)
         await asyncio.to_thread(queries.close)
         await asyncio.to_thread(housekeeping.close)
+        await backups.close()
         try:
             await asyncio.to_thread(store.close)
         except SightlineError as error:  # a service that has lost its file must not exit with 0

@@ -96,6 +96,18 @@ def verify(database: Path) -> Contents:
         return contents(connection)
 
 
+def schema_version(database: Path) -> int:
+    """Return the version of a store's schema that nobody has open; 0: it is no store.
+
+    Raises:
+        duckdb.Error: it cannot be read.
+    """
+    with closing(duckdb.connect(str(database), read_only=True, config=_CONFIG)) as connection:
+        if _OWN_TABLE not in tables(connection):
+            return 0
+        return _number(connection, f"SELECT coalesce(max(version), 0) FROM {_OWN_TABLE}")
+
+
 def contents(connection: duckdb.DuckDBPyConnection) -> Contents:
     """Return what a store holds."""
     counts = {

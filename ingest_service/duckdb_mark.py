@@ -92,6 +92,15 @@ class Mark:
         except OSError as error:
             logger.debug("%s cannot be written: %s", self.path, error)
 
+    def clear(self) -> None:
+        """Forget what is noted.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        os.ftruncate(self._descriptor, 0)
+        os.fsync(self._descriptor)
+
     def close(self) -> None:
         """Let the next process in."""
         os.close(self._descriptor)

@@ -97,6 +97,8 @@ class DuckDBStore:
             raise
         self._root: duckdb.DuckDBPyConnection | None = root
         self._has_said_moved = False
+        self.was_empty = not root.execute("SELECT 1 FROM watermarks LIMIT 1").fetchall()
+        """Whether nothing was in it when it was opened."""
         self._positions: dict[Spool, int] = {}
         self._spools = SpoolRows()
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 import grpc
+import pyarrow as pa
 
 from ingest_service.decision import decide
 from ingest_service.decode import Decoder
@@ -25,6 +26,7 @@ class GroupWriter:
         store: where they go.
         now: the server's wall clock, UTC.
         steady: the server's steady clock, s.
+        on_committed: called with the gaps and the outcomes of a group that is committed.
     """
 
     def __init__(
@@ -32,10 +34,12 @@ class GroupWriter:
         store: Store,
         now: Callable[[], datetime],
         steady: Callable[[], float] = time.monotonic,
+        on_committed: Callable[[pa.Table, Sequence[Outcome]], object] = lambda _gaps, _all: None,
     ) -> None:
         self._store = store
         self._now = now
         self._steady = steady
+        self._on_committed = on_committed
         self._decoder = Decoder()
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
@@ -73,4 +77,5 @@ class GroupWriter:
                 transaction.write_books(changes, received_at)
                 transaction.write_predictions(changes.predictions, received_at)
             on_commit()
+        self._on_committed(changes.gaps, outcomes)
         return outcomes

@@ -1,6 +1,7 @@
 """IngestService on gRPC: translates between the contract and the service's parts."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
@@ -10,12 +11,14 @@ import grpc
 from google.protobuf.message import Message
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 
+from ingest_service.backup import Backups
 from ingest_service.group_commit import GroupCommitter, LogStream, draining_error
 from ingest_service.headers import parse_header, parse_spool
 from ingest_service.paging import decode_token, encode_token
 from ingest_service.queries import Queries
 from ingest_service.store import StoredPrediction
 from ingest_service.translate import (
+    backup_response,
     filter_from_proto,
     log_response,
     stats_response,
@@ -35,6 +38,7 @@ _ACCESS = {
     "GetWatermark": Scope.LOG,
     "GetStats": Scope.READ,
     "ListPredictions": Scope.READ,
+    "Backup": Scope.ADMIN,
 }
 MAX_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 100
@@ -47,6 +51,7 @@ class IngestServer:
         committer: takes the messages of streams.
         positions: runs what nodes ask when they reconnect, and must not wait behind statistics.
         queries: runs what is read besides.
+        backups: makes backups.
         now: the server's wall clock, UTC.
         max_message_bytes: largest message of a stream, and about the largest page, bytes.
     """
@@ -56,6 +61,7 @@ class IngestServer:
         committer: GroupCommitter[Any],
         positions: Queries,
         queries: Queries,
+        backups: Backups,
         *,
         now: Callable[[], datetime],
         max_message_bytes: int,
@@ -63,6 +69,7 @@ class IngestServer:
         self._committer = committer
         self._positions = positions
         self._queries = queries
+        self._backups = backups
         self._now = now
         self._max_message_bytes = max_message_bytes
         self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -132,6 +139,15 @@ class IngestServer:
             response.next_page_token = encode_token(found[taken - 1].position, which)
         return response
 
+    async def backup(
+        self, _request: messages.BackupRequest, _context: _Context
+    ) -> AsyncIterator[messages.BackupResponse]:
+        """Sends a copy of the database."""
+        current_caller().require_all_devices()
+        async with contextlib.aclosing(self._backups.run()) as parts:
+            async for part in parts:
+                yield backup_response(part)
+
     def _register(self, server: grpc.aio.Server) -> None:
         handlers = {
             # The bytes of a message go to native code as they are.
@@ -143,6 +159,11 @@ class IngestServer:
             "GetWatermark": _unary(self.get_watermark, messages.GetWatermarkRequest),
             "GetStats": _unary(self.get_stats, messages.GetStatsRequest),
             "ListPredictions": _unary(self.list_predictions, messages.ListPredictionsRequest),
+            "Backup": grpc.unary_stream_rpc_method_handler(
+                self.backup,
+                request_deserializer=messages.BackupRequest.FromString,
+                response_serializer=messages.BackupResponse.SerializeToString,
+            ),
         }
         add_methods(server, SERVICE_NAME, handlers)
 

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from sightline.types.v1 import prediction_pb2
 
+from ingest_service.backup import Copied, Summary
 from ingest_service.checks import CLOUD_REASONS, SOURCES
 from ingest_service.group_commit import Totals
 from ingest_service.headers import parse_time
@@ -154,3 +155,21 @@ def _duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromNanoseconds(round(seconds * 1e9))
     return duration
+
+
+def backup_response(part: Copied | bytes | Summary) -> ingest_service_pb2.BackupResponse:
+    """Return the message for a part of a backup."""
+    if isinstance(part, bytes):
+        return ingest_service_pb2.BackupResponse(data=part)
+    if isinstance(part, Copied):
+        progress = ingest_service_pb2.BackupProgress(rows=part.rows, total_rows=part.of)
+        return ingest_service_pb2.BackupResponse(progress=progress)
+    return ingest_service_pb2.BackupResponse(
+        summary=ingest_service_pb2.BackupSummary(
+            size_bytes=part.size,
+            sha256=part.sha256,
+            predictions=part.contents.predictions,
+            rejected=part.contents.rejected,
+            spools=part.contents.spools,
+        )
+    )

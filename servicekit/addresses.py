@@ -1,6 +1,7 @@
 """Whether what is sent to an address can leave this machine."""
 
 import ipaddress
+from urllib.parse import unquote
 
 
 def stays_here(address: str) -> bool:
@@ -17,3 +18,13 @@ def stays_here(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_local_peer(peer: str) -> bool:
+    """Return whether the other end of a connection is on this machine.
+
+    Args:
+        peer: as gRPC writes it, such as `ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711` or `unix:`.
+    """
+    kind, _, address = peer.partition(":")
+    return kind == "unix" or (kind in ("ipv4", "ipv6") and stays_here(unquote(address)))

@@ -10,7 +10,7 @@ from edge.commands import infer, log
 from edge.doctor.command import doctor
 from edge.spool import commands as spool
 from servicekit import terminal
-from sightline_cli import export, keys, models, read, readmit, serve
+from sightline_cli import backup, export, keys, models, read, readmit, serve
 
 app = typer.Typer(
     help="The wire between edge cameras and the cloud: log predictions, ask for them.",
@@ -28,6 +28,8 @@ app.add_typer(spool.app, name="spool")
 app.command("stats")(read.stats)
 app.command("export")(export.export)
 app.command("readmit")(readmit.readmit)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.command("health")(read.health)
 
 

@@ -8,6 +8,7 @@ from typing import Self
 
 import grpc
 
+from servicekit.addresses import is_local_peer
 from servicekit.errors import SightlineError
 
 MAX_NAME_BYTES = 256
@@ -31,6 +32,8 @@ class Scope(StrEnum):
     """Read what is logged."""
     INFER = "infer"
     """Ask the inference service."""
+    ADMIN = "admin"
+    """Copy the whole database. It is given by name alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class Devices:
 
 
 ALL_DEVICES = Devices(prefixes=("",))
-ALL_SCOPES = frozenset(Scope)
+ALL_SCOPES = frozenset(Scope) - {Scope.ADMIN}
+"""What may be had without asking for it by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +127,27 @@ class Caller:
                 metadata={"device_id": device_id},
             )
 
+    def require_all_devices(self) -> None:
+        """Raise SightlineError PERMISSION_DENIED, `DEVICE_NOT_ALLOWED`, unless it has every one."""
+        if not self.devices.everything:
+            raise SightlineError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "DEVICE_NOT_ALLOWED",
+                f"caller {self.name} needs every device (`*`) for this call",
+            )
+
 
 ANONYMOUS = Caller("anonymous", Proof.ANONYMOUS, ALL_DEVICES, ALL_SCOPES)
 """Everyone, where no credentials are configured."""
 
 
 def anonymous(connection: str) -> Caller:
-    """Return a caller without a credential, at the other end of this connection."""
-    return replace(ANONYMOUS, connection=connection)
+    """Return a caller without a credential, at the other end of this connection.
+
+    On this machine it is an administrator as well: it could read the server's files.
+    """
+    scopes = frozenset(Scope) if is_local_peer(connection) else ALL_SCOPES
+    return replace(ANONYMOUS, connection=connection, scopes=scopes)
 
 
 _current: ContextVar[Caller] = ContextVar("sightline_caller", default=ANONYMOUS)

@@ -1,6 +1,6 @@
 import pytest
 
-from servicekit.addresses import stays_here
+from servicekit.addresses import is_local_peer, stays_here
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,13 @@ def test_this_machine(address: str) -> None:
 )
 def test_elsewhere(address: str) -> None:
     assert not stays_here(address)
+
+
+@pytest.mark.parametrize("peer", ["ipv4:127.0.0.1:4711", "ipv6:%5B::1%5D:4711", "unix:", "unix:/s"])
+def test_a_peer_on_this_machine(peer: str) -> None:
+    assert is_local_peer(peer)
+
+
+@pytest.mark.parametrize("peer", ["ipv4:10.0.0.1:1", "ipv6:%5B2001:db8::1%5D:1", "", "tcp:x", "?"])
+def test_a_peer_elsewhere(peer: str) -> None:
+    assert not is_local_peer(peer)

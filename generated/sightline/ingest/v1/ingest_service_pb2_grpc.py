@@ -56,6 +56,11 @@ class IngestServiceStub:
                 request_serializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.ListPredictionsRequest.SerializeToString,
                 response_deserializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.ListPredictionsResponse.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_stream(
+                '/sightline.ingest.v1.IngestService/Backup',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupResponse.FromString,
+                _registered_method=True)
 
 
 class IngestServiceServicer:
@@ -98,6 +103,15 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Backup(self, request, context):
+        """Sends a copy of the database as of one moment, while devices go on logging. It needs the scope
+        `admin`, for every device. One copy is made at a time: RESOURCE_EXHAUSTED, reason
+        `BACKUP_RUNNING`, for another. It first takes room on the server's disk beside the database.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IngestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +134,11 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.ListPredictions,
                     request_deserializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.ListPredictionsRequest.FromString,
                     response_serializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.ListPredictionsResponse.SerializeToString,
+            ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +251,33 @@ class IngestService:
             '/sightline.ingest.v1.IngestService/ListPredictions',
             sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.ListPredictionsRequest.SerializeToString,
             sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.ListPredictionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/Backup',
+            sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,11 @@ class IngestServiceStub:
     """Counts what is stored: exactly, and all of one moment; quantiles are within 1 %."""
     ListPredictions: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListPredictionsRequest, _ingest_service_pb2.ListPredictionsResponse]
     """Lists what is stored, newest commit first."""
+    Backup: _grpc.UnaryStreamMultiCallable[_ingest_service_pb2.BackupRequest, _ingest_service_pb2.BackupResponse]
+    """Sends a copy of the database as of one moment, while devices go on logging. It needs the scope
+    `admin`, for every device. One copy is made at a time: RESOURCE_EXHAUSTED, reason
+    `BACKUP_RUNNING`, for another. It first takes room on the server's disk beside the database.
+    """
 
 @_typing.type_check_only
 class IngestServiceAsyncStub(IngestServiceStub):
@@ -75,6 +80,11 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """Counts what is stored: exactly, and all of one moment; quantiles are within 1 %."""
     ListPredictions: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListPredictionsRequest, _ingest_service_pb2.ListPredictionsResponse]  # type: ignore[assignment]
     """Lists what is stored, newest commit first."""
+    Backup: _aio.UnaryStreamMultiCallable[_ingest_service_pb2.BackupRequest, _ingest_service_pb2.BackupResponse]  # type: ignore[assignment]
+    """Sends a copy of the database as of one moment, while devices go on logging. It needs the scope
+    `admin`, for every device. One copy is made at a time: RESOURCE_EXHAUSTED, reason
+    `BACKUP_RUNNING`, for another. It first takes room on the server's disk beside the database.
+    """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes the predictions of edge devices into DuckDB. Errors carry google.rpc.ErrorInfo with
@@ -120,5 +130,16 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.ListPredictionsResponse, _abc.Awaitable[_ingest_service_pb2.ListPredictionsResponse]]:
         """Lists what is stored, newest commit first."""
+
+    @_abc_1.abstractmethod
+    def Backup(
+        self,
+        request: _ingest_service_pb2.BackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ingest_service_pb2.BackupResponse], _abc.AsyncIterator[_ingest_service_pb2.BackupResponse]]:
+        """Sends a copy of the database as of one moment, while devices go on logging. It needs the scope
+        `admin`, for every device. One copy is made at a time: RESOURCE_EXHAUSTED, reason
+        `BACKUP_RUNNING`, for another. It first takes room on the server's disk beside the database.
+        """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

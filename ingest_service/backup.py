@@ -1,0 +1,128 @@
+"""Makes backups of the store that is being served, and hands them out in pieces."""
+
+import asyncio
+import hashlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+
+from ingest_service.database_copy import Contents, Progress
+from servicekit.errors import SightlineError
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 512 * 1024
+"""Bytes of a piece."""
+_PROGRESS_SECONDS = 0.5
+
+
+class Copied(NamedTuple):
+    """How far the copy is made."""
+
+    rows: int
+    of: int
+
+
+class Summary(NamedTuple):
+    """What was handed out."""
+
+    size: int
+    sha256: bytes
+    contents: Contents
+
+
+class _GivenUpError(Exception):
+    """Nobody waits for the backup any more."""
+
+
+class Backups:
+    """Makes one backup at a time. Belongs to one event loop.
+
+    Args:
+        copy: writes a verified copy to a path; calls back with how far it is.
+        database: the database; copies are made beside it, and deleted.
+    """
+
+    def __init__(self, copy: Callable[[Path, Progress], Contents], database: Path) -> None:
+        self._copy = copy
+        self._database = database
+        self._running: asyncio.Future[Contents] | None = None
+        self._given_up = threading.Event()
+        for left in database.parent.glob(f"{database.name}.backup-*"):  # of a process that died
+            left.unlink(missing_ok=True)
+
+    async def run(self) -> AsyncGenerator[Copied | bytes | Summary, None]:
+        """Yield how far the copy is, then its bytes, then what it holds.
+
+        Raises:
+            SightlineError: RESOURCE_EXHAUSTED, `BACKUP_RUNNING`; or what the copy raises.
+        """
+        if self._running is not None:
+            raise SightlineError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "BACKUP_RUNNING",
+                "another backup is being made",
+                retry_after=10.0,
+            )
+        path = self._database.with_name(f"{self._database.name}.backup-{uuid.uuid4()}")
+        loop, moves = asyncio.get_running_loop(), asyncio.Queue[Copied]()
+        self._given_up.clear()
+
+        def progress(rows: int, of: int) -> None:
+            if self._given_up.is_set():
+                raise _GivenUpError
+            loop.call_soon_threadsafe(moves.put_nowait, Copied(rows, of))
+
+        started = time.monotonic()
+        copying = self._running = loop.run_in_executor(None, self._copy, path, progress)
+        try:
+            async for copied in _until(copying, moves):
+                yield copied
+            contents = await copying
+            logger.info("backup: %s copied in %.1f s", contents, time.monotonic() - started)
+            async for piece in _pieces(path, contents):
+                yield piece
+        finally:
+            self._given_up.set()
+            copying.add_done_callback(lambda _: self._end(path))
+
+    async def close(self) -> None:
+        """Give up the backup that is being made, and return when it has ended."""
+        self._given_up.set()
+        if self._running is not None:
+            await asyncio.wait([self._running])
+
+    def _end(self, path: Path) -> None:
+        if self._running is not None and not self._running.cancelled():
+            self._running.exception()  # it was told, or nobody waits for it
+        self._running = None
+        path.unlink(missing_ok=True)
+
+
+async def _until(
+    copying: asyncio.Future[Contents], moves: asyncio.Queue[Copied]
+) -> AsyncIterator[Copied]:
+    """Yield the last news every half second, until the copy is made."""
+    while not copying.done():
+        await asyncio.wait([copying], timeout=_PROGRESS_SECONDS)
+        last = None
+        while not moves.empty():
+            last = moves.get_nowait()
+        if last is not None:
+            yield last
+
+
+async def _pieces(path: Path, contents: Contents) -> AsyncIterator[bytes | Summary]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := await asyncio.to_thread(file.read, CHUNK):
+            digest.update(piece)
+            size += len(piece)
+            yield piece
+    yield Summary(size, digest.digest(), contents)
