@@ -29,7 +29,7 @@ EDGE = dict(commands(typer.main.get_command(edge_app)))
 def test_every_command_is_there() -> None:
     assert {name[0] for name in SIGHTLINE} == {
         *("serve", "up", "keys", "models", "log", "infer", "doctor", "spool", "stats"),
-        *("export", "readmit", "health"),
+        *("export", "readmit", "backup", "restore", "health"),
     }
     assert {name[0] for name in EDGE} == {"log", "infer", "doctor", "spool"}
 

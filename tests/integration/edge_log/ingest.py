@@ -23,6 +23,8 @@ class Ingest:
     def __init__(self, folder: Path, listen: str | None = None) -> None:
         self.database = folder / "log.duckdb"
         self.target = listen or "127.0.0.1:0"
+        self.environment: dict[str, str] = {}
+        """Variables that it gets besides those of this process."""
         self._log = folder / "ingest.log"
         self._process: ServiceProcess | None = None
 
@@ -44,6 +46,7 @@ class Ingest:
             CommandError: it was not.
         """
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
+        environment |= self.environment
         flags = ["--listen", self.target, "--database", str(self.database)]
         with self._log.open("a") as log:
             self._process = ServiceProcess(

@@ -9,28 +9,13 @@ import pytest
 from ingest_service.duckdb_mark import log_path, mark_path
 from ingest_service.duckdb_open import StoreOpenError
 from ingest_service.duckdb_store import DuckDBStore
+from tests.faults.power import PAGE, lose_pages
 from tests.unit.ingest_service.stores import checkpoint, leave, log, opened, sequences
-
-PAGE = 4096
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "log.duckdb"
-
-
-def lose_pages(whole: bytes, confirmed: int, chance: random.Random) -> bytes:
-    """Returns what is left of a log of which only the first bytes were synced.
-
-    Each page behind them came to the disk or did not, and so did the new size of the file.
-    """
-    size = chance.choice([len(whole), len(whole), chance.randrange(confirmed, len(whole) + 1)])
-    left = bytearray(whole[:size])
-    for page in range(confirmed // PAGE, (size + PAGE - 1) // PAGE):
-        if chance.random() < 0.5:
-            start, end = max(page * PAGE, confirmed), min((page + 1) * PAGE, size)
-            left[start:end] = bytes(end - start)
-    return bytes(left)
 
 
 def interrupted(path: Path, folder: Path, rows: int) -> tuple[Path, int]:

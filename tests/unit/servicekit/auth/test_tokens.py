@@ -72,7 +72,8 @@ async def test_the_devices_claim(
         ({"scope": "openid read", "scopes": ["log"]}, {Scope.READ, Scope.LOG}),
         ({"scope": ["infer"]}, {Scope.INFER}),
         ({"scope": None}, set()),
-        ({"scope": "LOG admin *"}, set()),
+        ({"scope": "LOG root *"}, set()),
+        ({"scope": "admin"}, {Scope.ADMIN}),
     ],
 )
 async def test_the_scope_claims(

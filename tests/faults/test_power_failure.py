@@ -1,0 +1,46 @@
+"""Item 14: the power fails while the server commits; it starts, with all that it confirmed."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.auditor import Audit
+from tests.faults.campaign import Campaign
+from tests.faults.nodes import running
+from tests.faults.power import Disk
+from tests.faults.world import WORLDS, World, campaign, several
+
+pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+Report = Callable[[Campaign], None]
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+
+
+def cut_power(made: World, runs: int, unconfirmed: list[int], aside: list[Path]) -> Audit:
+    """Kills the server so often while a node logs, and loses what it had not synced."""
+    disk = Disk(made.folder)
+    made.ingest.environment = disk.environment
+    with running(made.spec("node", pause=0.02)):
+        for _ in range(runs):
+            made.ingest.start()  # must not refuse
+            made.wait_for_commit(20.0)
+            time.sleep(made.chance.uniform(0.0, 0.1))
+            made.ingest.kill()
+            unconfirmed.append(disk.fail(made.ingest.database, made.chance))
+    made.ingest.environment = {}
+    audit = made.finish()
+    aside += made.ingest.database.parent.glob("*.wal.tail-*")
+    return audit
+
+
+@pytest.mark.parametrize("runs", [4 * WORLDS, pytest.param(240, marks=SOAK)])
+def test_14_power_failures_of_the_server(tmp_path: Path, report: Report, runs: int) -> None:
+    unconfirmed: list[int] = []
+    aside: list[Path] = []
+    audits = several(lambda made, n: cut_power(made, n, unconfirmed, aside), tmp_path, runs)
+    assert sum(one.gap_sequences for one in audits) == 0, "what was confirmed was lost"
+    hit = sum(1 for size in unconfirmed if size)
+    assert hit > 0, "or nothing was tried"
+    note = f"{hit} within a commit, {len(aside)} ends of the log set aside"
+    report(campaign("power failure of the server", runs, audits, note))

@@ -1,0 +1,81 @@
+"""Item 9: files of the server's store are put back, each from another moment, or are missing."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.auditor import Audit
+from tests.faults.campaign import Campaign
+from tests.faults.nodes import running
+from tests.faults.test_damaged_store import starts
+from tests.faults.world import WORLDS, World, campaign, several
+
+pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+Report = Callable[[Campaign], None]
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+KEPT = 6
+
+
+def put_back(made: World, runs: int, outcomes: list[str]) -> Audit:
+    """Stops or kills the server so often, and puts files of other moments in their places."""
+    store, moments = made.ingest.database.parent, made.folder / "moments"
+    moments.mkdir()
+    with running(made.spec("node", pause=0.03)):
+        for number in range(runs):
+            made.ingest.start()
+            made.wait_for_commit(20.0)
+            time.sleep(made.chance.uniform(0.0, 0.2))
+            made.ingest.kill() if made.chance.random() < 0.7 else made.ingest.stop()
+            keep(store, moments / str(number))
+            shutil.rmtree(moments / str(number - KEPT), ignore_errors=True)
+            mix(made, store, moments)
+            if starts(made):
+                outcomes.append("taken")
+                made.wait_for_commit(5.0)
+                made.ingest.kill()
+            else:
+                outcomes.append("refused")
+                bring(moments / str(number), store)
+    return made.finish()
+
+
+def keep(store: Path, moment: Path) -> None:
+    """Copies the files of a store as they are."""
+    moment.mkdir()
+    for path in store.glob("log.duckdb*"):
+        shutil.copy(path, moment)
+
+
+def bring(moment: Path, store: Path) -> None:
+    """Puts all files of a moment back, and removes others."""
+    for path in store.glob("log.duckdb*"):
+        path.unlink()
+    for path in moment.iterdir():
+        shutil.copy(path, store)
+
+
+def mix(made: World, store: Path, moments: Path) -> None:
+    """Puts the database, its log or the mark back as it was, or removes it; the rest stays."""
+    parts = ["log.duckdb", "log.duckdb.wal", "log.duckdb.mark"]
+    chosen = made.chance.sample(parts, made.chance.choice([1, 1, 1, 2, 3]))
+    moment = made.chance.choice(sorted(moments.iterdir()))
+    for name in chosen:
+        if made.chance.random() < 0.3:  # each of a moment of its own
+            moment = made.chance.choice(sorted(moments.iterdir()))
+        (store / name).unlink(missing_ok=True)
+        if (moment / name).exists():
+            shutil.copy(moment / name, store)
+
+
+@pytest.mark.parametrize("runs", [4 * WORLDS, pytest.param(240, marks=SOAK)])
+def test_09_files_of_the_store_that_are_put_back(tmp_path: Path, report: Report, runs: int) -> None:
+    """It refuses them, or the nodes declare what is missing: never does it hide a loss."""
+    outcomes: list[str] = []
+    audits = several(lambda made, n: put_back(made, n, outcomes), tmp_path, runs)
+    assert outcomes.count("refused") > 0
+    assert outcomes.count("taken") > 0
+    note = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in sorted(set(outcomes)))
+    report(campaign("files of the server's store are put back", runs, audits, note))
