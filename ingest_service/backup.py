@@ -54,7 +54,9 @@ class Backups:
         self._database = database
         self._running: asyncio.Future[Contents] | None = None
         self._given_up = threading.Event()
-        for left in database.parent.glob(f"{database.name}.backup-*"):  # of a process that died
+        # Hidden, and named as nobody names a backup of their own: those must not be deleted.
+        self._prefix = f".{database.name}.unfinished-backup-"
+        for left in database.parent.glob(f"{self._prefix}*"):  # of a process that died
             left.unlink(missing_ok=True)
 
     async def run(self) -> AsyncGenerator[Copied | bytes | Summary, None]:
@@ -70,7 +72,7 @@ class Backups:
                 "another backup is being made",
                 retry_after=10.0,
             )
-        path = self._database.with_name(f"{self._database.name}.backup-{uuid.uuid4()}")
+        path = self._database.with_name(f"{self._prefix}{uuid.uuid4()}")
         loop, moves = asyncio.get_running_loop(), asyncio.Queue[Copied]()
         self._given_up.clear()
 

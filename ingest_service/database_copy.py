@@ -8,8 +8,8 @@ from typing import NamedTuple
 import duckdb
 import pyarrow as pa
 
-from ingest_service.disk import sync_file
 from ingest_service.migrations import migrate
+from servicekit.durable import sync_file
 
 FORMAT = {"storage_compatibility_version": "v1.4.0"}
 """The first in which a log names the database and the checkpoint that it belongs to."""
@@ -17,7 +17,7 @@ _BATCH = 122_880
 """Rows of a transaction: a row group of DuckDB's, which goes to the file without the log."""
 _CONFIG = {
     "threads": "1",
-    "memory_limit": "512MiB",
+    "memory_limit": "192MiB",
     "autoinstall_known_extensions": "false",
     "python_enable_replacements": "false",
     **FORMAT,

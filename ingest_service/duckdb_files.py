@@ -113,11 +113,12 @@ class StoreFiles:
             raise LogMovedError(f"{self._log} was cut short")
 
     def _check_database(self) -> DatabaseHeader:
+        known = self._header  # first: another thread may take note of a checkpoint meanwhile
         found, _ = _look(self._database)
         if found != self._opened:
             what = "gone" if found is None else "another file"
             raise FilesMovedError(f"{self._database}, which is open, is {what} now")
-        header, known = self._read_header(), self._header
+        header = self._read_header()
         if header.identifier != known.identifier or header.iteration < known.iteration:
             raise FilesMovedError(f"{self._database}, which is open, was overwritten")
         return header

@@ -10,7 +10,6 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ingest_service.disk import sync_folder
 from ingest_service.duckdb_format import (
     Damage,
     ends_with_commit,
@@ -19,6 +18,7 @@ from ingest_service.duckdb_format import (
     later_commit,
     parse_log,
 )
+from servicekit.durable import sync_file
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +27,16 @@ class DamagedLogError(Exception):
     """Committed transactions of a log are damaged. The message is one clause for people."""
 
 
-def set_tail_aside(log: Path, confirmed: int | None, *, verify: bool) -> Path | None:
+def set_tail_aside(
+    log: Path, confirmed: int | None, *, verify: bool, trust: bool = False
+) -> Path | None:
     """Move what is behind the last good commit to a file of its own, if nobody was told of it.
 
     Args:
         log: the file; it may be missing. No process has it open.
         confirmed: how many bytes of it are committed, at least; None: that is not known.
         verify: whether to look for wrong checksums as well, which takes long.
+        trust: whether to do so also if it may have been committed.
 
     Returns:
         Where the end now is; None: there was nothing to do.
@@ -52,7 +55,8 @@ def set_tail_aside(log: Path, confirmed: int | None, *, verify: bool) -> Path | 
         damage = find_damage(data, verify=verify)
         if damage is None or not _is_ours(data, damage):
             return None
-        _refuse_committed(data, damage, confirmed, verify)
+        if not trust:
+            _refuse_committed(data, damage, confirmed, verify)
         tail = bytes(data[damage.good :])
     return _cut(log, damage.good, tail) if tail else None
 
@@ -85,13 +89,12 @@ def _cut(log: Path, good: int, tail: bytes) -> Path:
         file.write(tail)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(log.parent)
+    sync_file(log.parent)
     with log.open("r+b") as file:
         file.truncate(good)
         os.fsync(file.fileno())
     logger.warning(
-        "the last %d bytes of %s cannot be read, and no commit of them was confirmed:"
-        " they were set aside as %s",
+        "the last %d bytes of %s cannot be read: they were set aside as %s",
         len(tail),
         log,
         aside,

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import duckdb
 
 from ingest_service.database_copy import FORMAT, CopyError, copy_database, unbalanced
-from ingest_service.disk import sync_file, sync_folder
 from ingest_service.duckdb_files import StoreFiles
 from ingest_service.duckdb_format import HEADER_BYTES, parse_database, parse_log
 from ingest_service.duckdb_log import DamagedLogError, set_tail_aside
@@ -22,6 +21,7 @@ from ingest_service.duckdb_verdict import (
     put_back,
 )
 from ingest_service.migrations import NewerSchemaError, migrate
+from servicekit.durable import sync_file
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def open_database(path: Path, *, trust: bool = False) -> OpenDatabase:
             note = mark.read()
             found = look(path)
             _judge(path, found, note, trust)
-            connection = _connect_repaired(path, found, note)
+            connection = _connect_repaired(path, confirmed_bytes(found, note), trust)
             try:
                 is_sound = _bring_up_to_date(path, connection, trust)
                 if is_sound and found.database and found.database.version < NAMES_ITS_LOGS:
@@ -138,25 +138,26 @@ def _judge(path: Path, found: Found, note: Note | None, trust: bool) -> None:
         logger.warning("database: %s is used all the same (--trust-database): %s", path, why)
 
 
-def _connect_repaired(path: Path, found: Found, note: Note | None) -> duckdb.DuckDBPyConnection:
+def _connect_repaired(path: Path, confirmed: int | None, trust: bool) -> duckdb.DuckDBPyConnection:
     """Set aside what a power failure has left unreadable, and connect."""
-    confirmed = confirmed_bytes(found, note)
-    _set_tails_aside(path, confirmed, verify=False)
-    if found.log_bytes:  # a killed process may not have synced what is read now
+    _set_tails_aside(path, confirmed, trust, verify=False)
+    if log_path(path).exists():  # a killed process may not have synced what is read now
         sync_file(log_path(path))
     try:
         return _connect(path)
     except duckdb.IOException as error:
-        if "Conflicting lock" in str(error) or not _set_tails_aside(path, confirmed, verify=True):
+        if "Conflicting lock" in str(error) or not _set_tails_aside(
+            path, confirmed, trust, verify=True
+        ):
             raise
     return _connect(path)
 
 
-def _set_tails_aside(path: Path, confirmed: int | None, *, verify: bool) -> bool:
-    found = set_tail_aside(log_path(path), confirmed, verify=verify)
+def _set_tails_aside(path: Path, confirmed: int | None, trust: bool, *, verify: bool) -> bool:
+    found = set_tail_aside(log_path(path), confirmed, verify=verify, trust=trust)
     # What commits write to while a checkpoint runs; it becomes the log afterwards.
     beside = path.with_name(f"{path.name}.wal.checkpoint")
-    return bool(set_tail_aside(beside, None, verify=verify) or found)
+    return bool(set_tail_aside(beside, None, verify=verify, trust=trust) or found)
 
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:
@@ -204,9 +205,9 @@ def _bring_to_new_format(
     copy_database(connection, new, _Said(path))
     connection.close()
     log_path(path).unlink(missing_ok=True)  # empty since the checkpoint
-    sync_folder(path.parent)
+    sync_file(path.parent)
     new.replace(path)
-    sync_folder(path.parent)
+    sync_file(path.parent)
     return _connect(path)
 
 
@@ -230,9 +231,7 @@ def _as_open_error(path: Path) -> Iterator[None]:
     try:
         yield
     except DamagedLogError as error:
-        raise StoreOpenError(
-            f"database: {path} cannot be used: {error}: put back a backup (`sightline restore`)"
-        ) from error
+        raise StoreOpenError(f"database: {path} cannot be used: {error}: {_PUT_BACK}") from error
     except (duckdb.Error, NewerSchemaError, CopyError) as error:
         raise StoreOpenError(f"database: {path} cannot be used: {_reason(error)}") from error
     except OSError as error:

@@ -1,6 +1,5 @@
 """Puts a backup in the place of a database that is gone."""
 
-import os
 import shutil
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -9,11 +8,11 @@ from pathlib import Path
 import duckdb
 
 from ingest_service.database_copy import Contents, schema_version, verify
-from ingest_service.disk import sync_file, sync_folder
 from ingest_service.duckdb_format import HEADER_BYTES, parse_database
 from ingest_service.duckdb_mark import Mark, MarkHeldError, log_path
 from ingest_service.duckdb_verdict import NAMES_ITS_LOGS
 from ingest_service.migrations import VERSIONS
+from servicekit.durable import sync_file, take_name
 
 
 class RestoreError(Exception):
@@ -88,10 +87,8 @@ def _place(backup: Path, database: Path) -> Contents:
         new.chmod(0o600)
         sync_file(new)
         found = _verified(backup, new)
-        try:
-            os.link(new, database)
-        except FileExistsError:
-            _refuse_existing(database)
+        _refuse_existing(database)
+        take_name(new, database)
     finally:
         with suppress(OSError):
             new.unlink()
@@ -123,5 +120,5 @@ def _set_logs_aside(database: Path) -> list[Path]:
         for left in (log, log.with_name(f"{log.name}.checkpoint"))
         if left.exists()
     ]
-    sync_folder(database.parent)
+    sync_file(database.parent)
     return aside

@@ -15,6 +15,7 @@ from sightline.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 
 from edge.channel import Endpoint
 from edge.commands.options import settings_with
+from servicekit.durable import take_name
 from servicekit.errors import from_rpc_error
 from servicekit.terminal import CommandError
 
@@ -34,14 +35,16 @@ def backup(
     if to.exists():
         raise CommandError(f"--to: {to} is there already: name another file")
     service = Endpoint.to_ingest(settings_with(ingest_target=target))
-    partial = to.with_name(f"{to.name}.partial")
+    partial = to.with_name(f".{to.name}.partial-{os.getpid()}")
     try:
         with service.channel() as channel:
             stub = ingest_service_pb2_grpc.IngestServiceStub(channel)
             request = ingest_service_pb2.BackupRequest()
             answers = stub.Backup(request, timeout=timeout, metadata=service.metadata)
             summary = _write(partial, answers)
-        _name(partial, to)
+        take_name(partial, to)
+    except FileExistsError as error:
+        raise CommandError(f"--to: {to} is there already: name another file") from error
     except OSError as error:
         raise CommandError(f"--to: {to} cannot be written: {error}") from error
     except grpc.RpcError as error:
@@ -101,7 +104,7 @@ def _write(
     """Write what comes to a file of its own, and hold it against what was sent."""
     progress, digest, size = _Progress(), hashlib.sha256(), 0
     summary = None
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         for answer in answers:
             kind = answer.WhichOneof("part")
@@ -119,18 +122,6 @@ def _write(
     if summary is None or (size, digest.digest()) != (summary.size_bytes, summary.sha256):
         raise CommandError("the backup did not come whole: try again")
     return summary
-
-
-def _name(partial: Path, to: Path) -> None:
-    try:
-        os.link(partial, to)  # unlike a rename, it overwrites nothing
-    except FileExistsError as error:
-        raise CommandError(f"--to: {to} is there already: name another file") from error
-    folder = os.open(to.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class _Progress:

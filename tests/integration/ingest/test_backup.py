@@ -227,7 +227,19 @@ def test_10_a_backup_that_nobody_waits_for_leaves_nothing(server: Server) -> Non
 
         assert eventually(is_free)
     assert reasons <= {"BACKUP_RUNNING"}
-    assert eventually(lambda: not list(server.folder.glob("test.duckdb.backup-*")))
+    assert eventually(lambda: not list(server.folder.glob(".*")))
+
+
+def test_10_what_a_killed_service_left_is_deleted_and_no_backup_of_somebody(
+    server: Server, start: Start, tmp_path: Path
+) -> None:
+    server.log_messages(request(*predictions(1, 10), head=header()))
+    back_up(server, tmp_path / "test.duckdb.backup-1")
+    server.kill()
+    (tmp_path / ".test.duckdb.unfinished-backup-1").write_bytes(b"half of it")
+    start()
+    assert not list(tmp_path.glob(".*"))
+    assert (tmp_path / "test.duckdb.backup-1").exists()
 
 
 def test_10_only_administrators_may_take_a_backup(start: Start, tmp_path: Path) -> None:

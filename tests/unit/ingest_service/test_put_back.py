@@ -196,7 +196,7 @@ def test_09_a_file_of_the_old_format_is_brought_to_the_new_one_once(path: Path) 
     assert sorted(file.name for file in path.parent.iterdir()) == ["log.duckdb", "log.duckdb.mark"]
 
 
-@pytest.mark.parametrize("step", ["copy_database", "sync_folder"])
+@pytest.mark.parametrize("step", ["copy_database", "sync_file"])
 def test_09_a_migration_that_is_cut_short_is_begun_again(
     path: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
