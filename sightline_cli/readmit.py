@@ -46,7 +46,8 @@ def readmit(
     """
     # DuckDB comes with the `ingest` extra, and takes a while to load.
     try:
-        from ingest_service.duckdb_store import DuckDBStore, StoreOpenError
+        from ingest_service.duckdb_open import StoreOpenError
+        from ingest_service.duckdb_store import DuckDBStore
         from ingest_service.readmission import REASONS, Which
     except ImportError as error:
         raise CommandError(f"{error}: pip install 'sightline[ingest]'") from error
