@@ -23,22 +23,24 @@ def put_back(made: World, runs: int, outcomes: list[str]) -> Audit:
     """Stops or kills the server so often, and puts files of other moments in their places."""
     store, moments = made.ingest.database.parent, made.folder / "moments"
     moments.mkdir()
-    with running(made.spec("node", pause=0.03)):
-        for number in range(runs):
-            made.ingest.start()
-            made.wait_for_commit(20.0)
+    for number in range(runs):
+        made.ingest.start()
+        # A node that has found the server away takes its time to come back: each is a new one.
+        with running(made.spec(f"life{number}", pause=0.03)):
+            made.wait_for_commit()
             time.sleep(made.chance.uniform(0.0, 0.2))
             made.ingest.kill() if made.chance.random() < 0.7 else made.ingest.stop()
-            keep(store, moments / str(number))
-            shutil.rmtree(moments / str(number - KEPT), ignore_errors=True)
-            mix(made, store, moments)
-            if starts(made):
-                outcomes.append("taken")
-                made.wait_for_commit(5.0)
-                made.ingest.kill()
-            else:
-                outcomes.append("refused")
-                bring(moments / str(number), store)
+        keep(store, moments / str(number))
+        shutil.rmtree(moments / str(number - KEPT), ignore_errors=True)
+        mix(made, store, moments)
+        if starts(made):
+            outcomes.append("taken")
+            with running(made.spec(f"again{number}", pause=0.03)):
+                made.wait_for_commit()
+            made.ingest.kill()
+        else:
+            outcomes.append("refused")
+            bring(moments / str(number), store)
     return made.finish()
 
 
