@@ -243,4 +243,9 @@ def _reason(error: Exception) -> str:
     if "Conflicting lock" in text:
         holder = text.partition("Conflicting lock is held in ")[2].partition(". See")[0]
         return f"another process has it open ({holder})"
+    if "newer version of DuckDB" in text:
+        return (
+            f"a newer DuckDB made it, and this one is {duckdb.__version__}: use the Sightline that"
+            " made it, or another file"
+        )
     return text.strip()
