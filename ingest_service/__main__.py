@@ -19,7 +19,7 @@ from ingest_service.queries import Queries
 from ingest_service.server import IngestServer
 from ingest_service.settings import IngestSettings
 from ingest_service.watched_store import WatchedStore
-from servicekit import logs
+from servicekit import free_memory, logs
 from servicekit.errors import SightlineError
 from servicekit.lifecycle import Readiness, StartError, run, serve
 from servicekit.private_files import keep_private
@@ -153,6 +153,7 @@ async def _main(argv: Sequence[str]) -> None:
 def main() -> None:
     """Runs the service until SIGTERM; exits 1 if it cannot start, 2 for a bad setting."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    free_memory.keep_few_arenas()
     sys.exit(run(lambda: _main(sys.argv[1:]), prog=PROG))
 
 

@@ -316,6 +316,7 @@ def test_a_killed_server_leaves_nothing_half(
 def test_two_servers_on_one_folder(tmp_path: Path, flags: list[str], keys: dict[str, str]) -> None:
     folder = tmp_path / "uploads"
     more = ["--upload-dir", str(folder), "--max-image-bytes", "400000"]
+    more += ["--receive-timeout-seconds", "60"]  # the twin may take long to start
     (tmp_path / "b").mkdir()
     with started(tmp_path, *flags, *more) as server, callers(server, keys) as (first, _):
         stored = first.upload(RED)
