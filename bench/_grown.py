@@ -15,7 +15,7 @@ from ingest_service.decision import decide
 from ingest_service.decode import Decoder
 from ingest_service.duckdb_store import DuckDBStore
 from ingest_service.group import Message, prepare
-from ingest_service.store import Changes, Filter, Opening, Spool
+from ingest_service.store import Changes, Filter, Opening, Spool, Watermark
 
 GROUP = 16_384
 """Predictions in one transaction: about what the service takes at full speed."""
@@ -47,7 +47,7 @@ def _template(device: str, sent: Sequence[bytes]) -> Changes:
     spool = Spool(device, "00000000-0000-0000-0000-000000000000")
     opening = Opening(spool, datetime.now(UTC), None, None, "bench")
     messages = [Message(0, opening, each, first=False) for each in sent]
-    return decide(prepare(messages, Decoder(), datetime.now(UTC)), {spool: 0})[0]
+    return decide(prepare(messages, Decoder(), datetime.now(UTC)), {spool: Watermark()})[0]
 
 
 def _varied(template: Changes, chance: np.random.Generator) -> Changes:

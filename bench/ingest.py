@@ -30,7 +30,7 @@ from ingest_service.decision import decide
 from ingest_service.decode import Decoder
 from ingest_service.duckdb_store import DuckDBStore
 from ingest_service.group import Message, prepare
-from ingest_service.store import Changes, Opening, Spool
+from ingest_service.store import Changes, Opening, Spool, Watermark
 from sightline_cli.processes import ServiceProcess
 
 DEVICES = 8
@@ -122,7 +122,7 @@ def arrow_changes(messages: Sequence[bytes]) -> Changes:
     spool = Spool("bench", str(uuid.uuid4()))
     opening = Opening(spool, datetime.now(UTC), None, None, "bench")
     group = [Message(0, opening, payload, first=False) for payload in messages]
-    return decide(prepare(group, Decoder(), datetime.now(UTC)), {spool: 0})[0]
+    return decide(prepare(group, Decoder(), datetime.now(UTC)), {spool: Watermark()})[0]
 
 
 def insert(folder: Path, changes: Changes, seconds: float) -> float:

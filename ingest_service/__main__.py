@@ -14,6 +14,7 @@ from ingest_service.duckdb_store import DuckDBStore
 from ingest_service.group_commit import MESSAGE_COST, GroupCommitter
 from ingest_service.group_writer import GroupWriter
 from ingest_service.housekeeping import Duties, Housekeeping
+from ingest_service.metrics import conflict_counter
 from ingest_service.nodes_ahead import NodesAhead
 from ingest_service.queries import Queries
 from ingest_service.server import IngestServer
@@ -101,7 +102,9 @@ async def _main(argv: Sequence[str]) -> None:
     positions = Queries(store, threads=1, queue=POSITION_QUEUE)
     queries = Queries(store, threads=settings.query_threads, queue=settings.query_queue)
     ahead = NodesAhead(registry, was_empty=opened.was_empty)
-    writer = GroupWriter(store, _now, on_committed=ahead.committed)
+    writer = GroupWriter(
+        store, _now, on_committed=ahead.committed, on_conflict=conflict_counter(registry)
+    )
     committer = GroupCommitter(
         writer.prepare,
         writer.commit,

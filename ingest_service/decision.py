@@ -13,25 +13,30 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ingest_service import rows, sequence
+from ingest_service.conflicts import Conflict, Witness
 from ingest_service.group import Outcome, Prepared, Rejection
 from ingest_service.sequence import Claims, Placement
-from ingest_service.store import Changes, Spool
+from ingest_service.store import Changes, Spool, Watermark
 from servicekit.errors import SightlineError
 
+CONFLICT = "SEQUENCE_CONFLICT"
+"""Reason of the error for a sequence that was committed with another content."""
 MAX_WRITTEN_OUT = 1000
 """Rejected predictions of a group that are written out as JSON, which takes about 0.1 ms each; the
 others are kept as bytes, so that a device gone wrong does not hold up the rest."""
 
 
-def decide(group: Prepared, watermarks: Mapping[Spool, int]) -> tuple[Changes, tuple[Outcome, ...]]:
+def decide(
+    group: Prepared, watermarks: Mapping[Spool, Watermark]
+) -> tuple[Changes, tuple[Outcome, ...]]:
     """Returns what the group changes, and what becomes of each message once that is committed.
 
     Args:
         group: the messages.
-        watermarks: the committed position of every spool of the group.
+        watermarks: what is committed of every spool of the group.
     """
     decision = _weigh(group, watermarks)
-    return _changes(group, decision), _outcomes(group, decision)
+    return _changes(group, decision, watermarks), _outcomes(group, decision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +52,18 @@ class _Decision:
     """The new parts of gaps, each with its message."""
     duplicates: NDArray[np.int64]
     """Per message: predictions that had been committed before."""
-    positions: Mapping[Spool, int]
+    watermarks: Mapping[Spool, Watermark]
     """The new watermark of each spool that a message was taken of."""
+    conflicts: Mapping[int, Conflict]
+    """Messages that claim what was committed with another content."""
 
 
-def _weigh(group: Prepared, watermarks: Mapping[Spool, int]) -> _Decision:
-    positions, claims = dict(watermarks), group.claims
-    streams = [message.stream for message in group.messages]
+def _weigh(group: Prepared, watermarks: Mapping[Spool, Watermark]) -> _Decision:
+    positions = {spool: mark.through for spool, mark in watermarks.items()}
+    claims, streams = group.claims, [message.stream for message in group.messages]
     runs = sequence.join_runs(claims)
-    placement = sequence.place(runs, group.spools, streams, group.refused, positions)
+    witness = Witness(group, runs, watermarks)
+    placement = sequence.place(runs, group.spools, streams, group.refused, positions, witness)
     new = sequence.new_rows(placement, claims)
     bad = [row for row in group.violations if new[row]]
     new[bad] = False
@@ -67,7 +75,12 @@ def _weigh(group: Prepared, watermarks: Mapping[Spool, int]) -> _Decision:
         sorted(bad),
         list(_new_gaps(group, placement)),
         _per_message(again, claims),
-        {spool: positions[spool] for spool in positions if spool in touched},
+        {
+            spool: witness.watermark(spool, positions[spool])
+            for spool in positions
+            if spool in touched
+        },
+        witness.conflicts,
     )
 
 
@@ -88,11 +101,13 @@ def _new_gaps(group: Prepared, placement: Placement) -> Iterator[tuple[int, rows
         yield message, rows.Gap(spool, first, last, reason, declared)
 
 
-def _changes(group: Prepared, decision: _Decision) -> Changes:
+def _changes(
+    group: Prepared, decision: _Decision, watermarks: Mapping[Spool, Watermark]
+) -> Changes:
     taken = decision.placement.taken
     openings = [message.opening for message in group.messages]
     opened = [m.opening for m, take in zip(group.messages, taken, strict=True) if m.first and take]
-    duplicates = dict.fromkeys(decision.positions, 0)
+    duplicates = dict.fromkeys(decision.watermarks, 0)
     for message in np.flatnonzero(decision.duplicates):
         duplicates[openings[message].spool] += int(decision.duplicates[message])
     predictions, owner = group.predictions, group.claims.message
@@ -103,7 +118,7 @@ def _changes(group: Prepared, decision: _Decision) -> Changes:
         rows.rejected_table(_rejected_rows(group, decision.bad)),
         rows.gap_table(gap for _, gap in decision.gaps),
         rows.stream_table(opened),
-        rows.watermark_table(decision.positions, duplicates),
+        rows.watermark_table(watermarks, decision.watermarks, duplicates),
     )
 
 
@@ -141,15 +156,17 @@ def _outcomes(group: Prepared, decision: _Decision) -> tuple[Outcome, ...]:
             int(decision.duplicates[message]),
             tuple(rejections.get(message, ())),
             gap_sequences.get(message, 0),
-            _error(message, group, decision.placement),
+            _error(message, group, decision),
         )
         for message in range(claims.messages)
     )
 
 
-def _error(message: int, group: Prepared, placement: Placement) -> SightlineError | None:
-    if message in placement.holes:
-        return hole_error(placement.holes[message])
+def _error(message: int, group: Prepared, decision: _Decision) -> SightlineError | None:
+    if message in decision.placement.holes:
+        return hole_error(decision.placement.holes[message])
+    if message in decision.conflicts:
+        return conflict_error(decision.conflicts[message])
     return group.refused.get(message)
 
 
@@ -160,6 +177,22 @@ def hole_error(expected: int) -> SightlineError:
         "SEQUENCE_HOLE",
         f"sequence {expected} is missing: it must be sent, or declared as a gap, before any later",
         metadata={"expected_sequence": str(expected)},
+    )
+
+
+def conflict_error(conflict: Conflict) -> SightlineError:
+    """Returns the error for a message that claims what was committed with another content."""
+    found = (
+        "was committed with another content"
+        if conflict.kind == "content"
+        else "belongs to another opening of this spool, which went on before this one"
+    )
+    return SightlineError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        CONFLICT,
+        f"sequence {conflict.sequence} {found}: somebody else has used this spool_id; what is not"
+        " committed yet needs a new one",
+        metadata={"sequence": str(conflict.sequence), "kind": conflict.kind},
     )
 
 

@@ -1,8 +1,9 @@
 """Reads the tables of a store with DuckDB: watermarks, statistics and pages."""
 
 import contextlib
+import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,7 +11,15 @@ import duckdb
 
 from ingest_service.duckdb_stats import read_stats, within
 from ingest_service.filters import where, where_sums
-from ingest_service.store import Filter, Position, Spool, Stats, StoredPrediction
+from ingest_service.store import (
+    Filter,
+    Generation,
+    Position,
+    Spool,
+    Stats,
+    StoredPrediction,
+    Watermark,
+)
 
 _PAGE = """
     SELECT epoch_us(received_at), device_id, spool_id, sequence,
@@ -37,8 +46,24 @@ _BLOCKS = """
     ORDER BY through DESC
 """
 _SEALED = "SELECT epoch_us(max(through)) FROM blocks"
+WATERMARK = "committed_through, first_digest, last_digest, generations"
+"""Columns of the table `watermarks`, for `read_watermark`."""
 _FIRST_BLOCKS = 4
 """Blocks that are searched at once for a page at first; then four times as many, and so on."""
+
+
+def read_watermark(
+    through: int,
+    first_digest: bytes | None,
+    last_digest: bytes | None,
+    generations: str | Sequence[Generation] | None,
+) -> Watermark:
+    """Returns what the columns of `WATERMARK` say."""
+    if isinstance(generations, str):
+        generations = [Generation(*run) for run in json.loads(generations)]
+    if not generations and through:
+        generations = [Generation("", 0)]
+    return Watermark(through, first_digest, last_digest, tuple(generations or ()))
 
 
 class DuckDBReader:
@@ -59,15 +84,15 @@ class DuckDBReader:
         self._interrupted = threading.Event()
         self._begun = False
 
-    def watermark(self, spool: Spool) -> int:
-        """Returns the committed position of a spool; 0: it is not known."""
+    def watermark(self, spool: Spool) -> Watermark:
+        """Returns what is committed of a spool."""
         with self._translated():
             found = self._rows(
-                "SELECT committed_through FROM watermarks"
+                f"SELECT {WATERMARK} FROM watermarks"  # noqa: S608 - names of ours
                 " WHERE device_id = $device_id AND spool_id = $spool_id",
                 spool._asdict(),
             )
-        return int(found[0][0]) if found else 0
+        return read_watermark(*found[0]) if found else Watermark()
 
     def stats(self, which: Filter) -> Stats:
         """Returns statistics, all of one moment."""

@@ -21,9 +21,9 @@ from ingest_service.database_copy import Contents, CopyError, Progress, copy_dat
 from ingest_service.duckdb_files import FilesMovedError, LogMovedError
 from ingest_service.duckdb_keeper import DuckDBKeeper
 from ingest_service.duckdb_open import StoreOpenError, open_database, reopen_database
-from ingest_service.duckdb_reader import DuckDBReader
+from ingest_service.duckdb_reader import WATERMARK, DuckDBReader, read_watermark
 from ingest_service.spool_rows import Range, SpoolRows, count_rows
-from ingest_service.store import STORE_MOVED, Changes, Spool
+from ingest_service.store import STORE_MOVED, Changes, Spool, Watermark
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
@@ -40,19 +40,32 @@ _APPENDED = {
     "gaps": "INSERT INTO gaps BY NAME SELECT *, ? AS received_at FROM incoming",
 }
 _ADD_SPOOLS = """
-    INSERT INTO watermarks (device_id, spool_id, committed_through, duplicates, updated_at)
-    SELECT device_id, spool_id, committed_through, duplicates, $now FROM incoming
+    INSERT INTO watermarks (
+        device_id, spool_id, committed_through, duplicates, updated_at, first_digest, last_digest,
+        generations
+    )
+    SELECT
+        device_id, spool_id, committed_through, duplicates, $now, first_digest, last_digest,
+        generations
+    FROM incoming
 """
-_FIND_SPOOLS = """
-    SELECT w.rowid, device_id, spool_id, w.committed_through
+_FIND_SPOOLS = f"""
+    SELECT w.rowid, device_id, spool_id, {WATERMARK}
     FROM watermarks AS w JOIN incoming USING (device_id, spool_id)
-"""
+"""  # noqa: S608 - names of ours
 _MOVE_WATERMARKS = """
     UPDATE watermarks AS w SET
         committed_through = i.committed_through,
         duplicates = w.duplicates + i.duplicates,
+        last_digest = i.last_digest,
         updated_at = $now
     FROM incoming AS i WHERE w.device_id = i.device_id AND w.spool_id = i.spool_id
+        AND w.rowid BETWEEN $first AND $last
+"""
+_NOTE_GENERATIONS = """
+    UPDATE watermarks AS w SET generations = i.generations
+    FROM incoming AS i
+    WHERE w.device_id = i.device_id AND w.spool_id = i.spool_id AND i.generations IS NOT NULL
         AND w.rowid BETWEEN $first AND $last
 """
 _LAST_COMMIT = """
@@ -99,7 +112,7 @@ class DuckDBStore:
         self._has_said_moved = False
         self.was_empty = not root.execute("SELECT 1 FROM watermarks LIMIT 1").fetchall()
         """Whether nothing was in it when it was opened."""
-        self._positions: dict[Spool, int] = {}
+        self._positions: dict[Spool, Watermark] = {}
         self._spools = SpoolRows()
 
     @contextlib.contextmanager
@@ -291,7 +304,7 @@ class DuckDBTransaction:
     def __init__(
         self,
         cursor: duckdb.DuckDBPyConnection,
-        known: Mapping[Spool, int],
+        known: Mapping[Spool, Watermark],
         spools: SpoolRows,
         clock: CommitClock,
     ) -> None:
@@ -301,27 +314,29 @@ class DuckDBTransaction:
         self._clock = clock
         self._received_at: datetime | None = None
         self._new: set[Spool] = set()
-        self.moved: dict[Spool, int] = {}
+        self._read: dict[Spool, Watermark] = {}
+        self.moved: dict[Spool, Watermark] = {}
         self.added: list[Spool] = []
         self.first_added = 0
 
-    def watermarks(self, spools: Collection[Spool]) -> dict[Spool, int]:
-        """Returns the committed position of each spool; 0 for one that is not known."""
-        positions = {spool: self._known.get(spool, 0) for spool in spools}
+    def watermarks(self, spools: Collection[Spool]) -> dict[Spool, Watermark]:
+        """Returns what is committed of each spool."""
+        positions = {spool: self._known.get(spool, Watermark()) for spool in spools}
         positions.update(self._find([spool for spool in positions if spool not in self._known]))
+        self._read.update(positions)
         return positions
 
-    def _find(self, spools: Sequence[Spool]) -> dict[Spool, int]:
+    def _find(self, spools: Sequence[Spool]) -> dict[Spool, Watermark]:
         """Returns the positions of those that have a row; notes the rows, and who has none."""
         if not spools:
             return {}
         missing = self._spools.missing(self._cursor, spools)
-        positions: dict[Spool, int] = {}
+        positions: dict[Spool, Watermark] = {}
         if asked := [spool for spool in spools if spool not in missing]:
             self._name_incoming(pa.Table.from_pylist([spool._asdict() for spool in asked]))
-            for row, device, spool, position in self._cursor.execute(_FIND_SPOOLS).fetchall():
+            for row, device, spool, *mark in self._cursor.execute(_FIND_SPOOLS).fetchall():
                 self._spools.learn(Spool(device, spool), row)
-                positions[Spool(device, spool)] = position
+                positions[Spool(device, spool)] = read_watermark(*mark)
         self._new.update(spool for spool in spools if spool not in positions)
         return positions
 
@@ -367,7 +382,14 @@ class DuckDBTransaction:
 
     def _move(self, watermarks: pa.Table, values: Mapping[str, datetime]) -> None:
         for row in watermarks.to_pylist():
-            self.moved[Spool(row["device_id"], row["spool_id"])] = row["committed_through"]
+            spool = Spool(row["device_id"], row["spool_id"])
+            before = self._read.get(spool, Watermark())
+            self.moved[spool] = read_watermark(
+                row["committed_through"],
+                before.first_digest if before.through else row["first_digest"],
+                row["last_digest"],
+                row["generations"] or before.generations,
+            )
         spools = list(self.moved)
         self._find([s for s in spools if s not in self._new and not self._spools.knows(s)])
         is_new = [spool in self._new for spool in spools]
@@ -379,6 +401,9 @@ class DuckDBTransaction:
         if old := [spool for spool in spools if spool not in self._new]:
             self._name_incoming(watermarks.filter(pa.array([not new for new in is_new])))
             self._update(self._spools.ranges(old), len(old), values)
+            if watermarks.column("generations").null_count < watermarks.num_rows:
+                for each in self._spools.ranges(old):
+                    self._cursor.execute(_NOTE_GENERATIONS, each._asdict())
 
     def _update(self, ranges: Sequence[Range], expected: int, values: Mapping[str, Any]) -> None:
         """Moves the watermarks named `incoming`, which are in these ranges of rows."""

@@ -8,7 +8,7 @@ from datetime import datetime
 import grpc
 import pyarrow as pa
 
-from ingest_service.decision import decide
+from ingest_service.decision import CONFLICT, decide
 from ingest_service.decode import Decoder
 from ingest_service.group import Message, Outcome, Prepared, prepare
 from ingest_service.store import Store
@@ -27,6 +27,7 @@ class GroupWriter:
         now: the server's wall clock, UTC.
         steady: the server's steady clock, s.
         on_committed: called with the gaps and the outcomes of a group that is committed.
+        on_conflict: called, on the committing thread, with the kind of each `SEQUENCE_CONFLICT`.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class GroupWriter:
         now: Callable[[], datetime],
         steady: Callable[[], float] = time.monotonic,
         on_committed: Callable[[pa.Table, Sequence[Outcome]], object] = lambda _gaps, _all: None,
+        on_conflict: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._store = store
         self._now = now
         self._steady = steady
         self._on_committed = on_committed
+        self._on_conflict = on_conflict
         self._decoder = Decoder()
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
@@ -78,4 +81,7 @@ class GroupWriter:
                 transaction.write_predictions(changes.predictions, received_at)
             on_commit()
         self._on_committed(changes.gaps, outcomes)
+        for outcome in outcomes:
+            if outcome.error is not None and outcome.error.reason == CONFLICT:
+                self._on_conflict(outcome.error.metadata["kind"])
         return outcomes

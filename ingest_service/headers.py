@@ -17,7 +17,7 @@ MAX_DEVICE_ID_BYTES = 256
 MAX_CLIENT_BYTES = 256
 MAX_DURATION_SECONDS = 315_576_000_000
 """About 10 000 years: what a `google.protobuf.Duration` may say."""
-_SPOOL_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def parse_header(
@@ -44,6 +44,10 @@ def parse_header(
     header = message.header
     if len(header.client.encode()) > MAX_CLIENT_BYTES:
         raise invalid("header.client", f"must be at most {MAX_CLIENT_BYTES} bytes")
+    if header.generation and not _UUID.fullmatch(header.generation):
+        raise invalid(
+            "header.generation", "must be a UUID of 36 characters in lower case, or empty"
+        )
     return Opening(
         parse_spool(header.device_id, header.spool_id, prefix="header."),
         opened_at,
@@ -51,6 +55,7 @@ def parse_header(
         _device_monotonic(header),
         header.client,
         opened_steady,
+        header.generation,
     )
 
 
@@ -63,7 +68,7 @@ def parse_spool(device_id: str, spool_id: str, *, prefix: str = "") -> Spool:
     """
     if not 1 <= len(device_id.encode()) <= MAX_DEVICE_ID_BYTES:
         raise invalid(f"{prefix}device_id", f"must be 1 to {MAX_DEVICE_ID_BYTES} bytes")
-    if not _SPOOL_ID.fullmatch(spool_id):
+    if not _UUID.fullmatch(spool_id):
         raise invalid(f"{prefix}spool_id", "must be a UUID of 36 characters in lower case")
     return Spool(device_id, spool_id)
 

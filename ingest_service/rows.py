@@ -19,7 +19,7 @@ from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 from sightline.types.v1.prediction_pb2 import Prediction
 
 from ingest_service.checks import CLOUD_REASONS, SOURCES
-from ingest_service.store import GAPS, REJECTED, STREAMS, WATERMARKS, Opening, Spool
+from ingest_service.store import GAPS, REJECTED, STREAMS, WATERMARKS, Opening, Spool, Watermark
 from servicekit.parsing import parse
 
 GAP_REASONS = (
@@ -151,16 +151,32 @@ def stream_table(openings: Iterable[Opening]) -> pa.Table:
     )
 
 
-def watermark_table(positions: Mapping[Spool, int], duplicates: Mapping[Spool, int]) -> pa.Table:
-    """Returns the positions of the spools, each with the duplicates to add to its count."""
+def watermark_table(
+    before: Mapping[Spool, Watermark],
+    after: Mapping[Spool, Watermark],
+    duplicates: Mapping[Spool, int],
+) -> pa.Table:
+    """Returns the rows of the table `watermarks` that a group changes.
+
+    Args:
+        before: what was committed of the spools.
+        after: what is committed of those that the group says anything of.
+        duplicates: to be added to their counts.
+    """
     return pa.Table.from_pylist(
         [
             {
                 **spool._asdict(),
-                "committed_through": position,
+                "committed_through": mark.through,
                 "duplicates": duplicates.get(spool, 0),
+                "first_digest": mark.first_digest,
+                "last_digest": mark.last_digest,
+                # Rarely another one: to write it costs more than all the rest.
+                "generations": None
+                if mark.generations == before[spool].generations
+                else json.dumps(mark.generations),
             }
-            for spool, position in positions.items()
+            for spool, mark in after.items()
         ],
         WATERMARKS,
     )

@@ -58,3 +58,15 @@ CREATE TABLE block_times (
 
 INSERT INTO block_times
 SELECT through, min(first_captured_at), max(last_captured_at) FROM rollups GROUP BY through;
+
+-- ---- Resends and copies of spools (ingest_service/conflicts.py) ----
+
+
+-- Of the first and of the last committed prediction of a spool, 16 bytes each. NULL: it lies in a
+-- gap, or was committed before version 3.
+ALTER TABLE watermarks ADD COLUMN first_digest BLOB;
+ALTER TABLE watermarks ADD COLUMN last_digest BLOB;
+-- Runs of sequences by the opening of the spool in which they were spooled, oldest first, as JSON:
+-- [[generation, after_sequence], ...]; the generation is '' where the device did not say. NULL: it
+-- never did, or all was committed before version 3.
+ALTER TABLE watermarks ADD COLUMN generations VARCHAR;

@@ -7,7 +7,7 @@ committed before; the rest must continue the watermark without a hole.
 
 from collections.abc import Collection, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,8 @@ class Placement:
     taken: NDArray[np.bool_]
     holes: dict[int, int] = field(default_factory=dict)
     """Messages after which a sequence is missing, and that sequence; their streams end there."""
+    refuted: set[int] = field(default_factory=set)
+    """Messages that claim what was committed with another content; their streams end there."""
 
 
 class GapParts(NamedTuple):
@@ -79,6 +81,18 @@ class GapParts(NamedTuple):
     first: Int64s
     last: Int64s
     """First and last sequence of the part."""
+
+
+class Judge(Protocol):
+    """Says whether what comes again is what was committed."""
+
+    def refutes(self, message: int, watermark: int) -> bool:
+        """Say whether the message claims what was committed with another content."""
+        ...
+
+    def moved(self, message: int, low: int, high: int) -> None:
+        """Take note that what the message claims above `low` and up to `high` is new."""
+        ...
 
 
 def find_disorder(claims: Claims) -> dict[int, Disorder]:
@@ -128,6 +142,7 @@ def place(
     streams: Sequence[int],
     refused: Collection[int],
     watermarks: MutableMapping[Spool, int],
+    judge: Judge | None = None,
 ) -> Placement:
     """Decides, message by message, what is new, and moves the watermarks on.
 
@@ -137,6 +152,7 @@ def place(
         streams: the stream of each message.
         refused: messages that are not to be taken; their streams end there.
         watermarks: the committed position of every spool; moved in place.
+        judge: asked for each message, in order. None: every resend is what was committed.
     """
     count = len(spools)
     low, high = np.zeros((2, count), dtype=np.int64)
@@ -148,9 +164,16 @@ def place(
         if message in refused:
             ended.add(stream)
             continue
-        low[message] = watermark = watermarks[spool]
+        watermark = watermarks[spool]
+        if judge is not None and judge.refutes(message, watermark):
+            placement.refuted.add(message)
+            ended.add(stream)
+            continue
+        low[message] = watermark
         high[message], missing = _reach(runs, message, watermark)
         placement.taken[message] = True
+        if judge is not None and high[message] > watermark:
+            judge.moved(message, watermark, int(high[message]))
         watermarks[spool] = int(high[message])
         if missing:
             placement.holes[message] = int(high[message]) + 1

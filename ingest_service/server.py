@@ -23,6 +23,7 @@ from ingest_service.translate import (
     log_response,
     stats_response,
     stored_to_proto,
+    watermark_response,
 )
 from ingest_service.visible import visible
 from servicekit.auth.caller import Scope, current_caller
@@ -114,8 +115,8 @@ class IngestServer:
         """Says up to where a spool is committed."""
         spool = parse_spool(request.device_id, request.spool_id)
         current_caller().require_device(spool.device_id)
-        position = await self._positions.run(lambda reader: reader.watermark(spool))
-        return messages.GetWatermarkResponse(committed_through=position)
+        mark = await self._positions.run(lambda reader: reader.watermark(spool))
+        return watermark_response(mark)
 
     async def get_stats(
         self, request: messages.GetStatsRequest, _context: _Context

@@ -57,6 +57,9 @@ WATERMARKS = pa.schema(
         ("spool_id", pa.string()),
         ("committed_through", pa.int64()),
         ("duplicates", pa.int64()),
+        ("first_digest", pa.binary()),
+        ("last_digest", pa.binary()),
+        ("generations", pa.string()),
     ]
 )
 
@@ -66,6 +69,28 @@ class Spool(NamedTuple):
 
     device_id: str
     spool_id: str
+
+
+class Generation(NamedTuple):
+    """A run of committed sequences that were spooled in one opening of their spool."""
+
+    id: str
+    """Empty: the device did not say."""
+    after: int
+    """The run begins after this sequence, and ends where the next run begins."""
+
+
+class Watermark(NamedTuple):
+    """What is committed of a spool. Default: nothing."""
+
+    through: int = 0
+    """Every sequence up to this one is committed."""
+    first_digest: bytes | None = None
+    """Of the prediction with sequence 1. None: not known, or it lies in a gap."""
+    last_digest: bytes | None = None
+    """Of the prediction with sequence `through`; likewise."""
+    generations: tuple[Generation, ...] = ()
+    """In which openings it was spooled, oldest first, without a hole. Empty: `through` is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +106,8 @@ class Changes:
     gaps: pa.Table
     streams: pa.Table
     watermarks: pa.Table
-    """Per spool: its new position, and the duplicates to add to its count."""
+    """Per spool: its new position, the duplicates to add to its count, digests, and generations as
+    JSON (null: those that it had)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +200,8 @@ class Opening:
     client: str
     opened_steady: float | None = None
     """`opened_at` by the server's steady clock, s; None: not known."""
+    generation: str = ""
+    """In which opening of the spool the stream's predictions were spooled; empty: not said."""
 
     @property
     def clock_offset_seconds(self) -> float | None:
@@ -186,8 +214,8 @@ class Opening:
 class Transaction(Protocol):
     """A transaction that is open."""
 
-    def watermarks(self, spools: Collection[Spool]) -> dict[Spool, int]:
-        """Returns the committed position of each spool; 0 for one that is not known."""
+    def watermarks(self, spools: Collection[Spool]) -> dict[Spool, Watermark]:
+        """Returns what is committed of each spool."""
         ...
 
     def write_books(self, changes: Changes, received_at: datetime) -> None:
@@ -213,8 +241,8 @@ class Transaction(Protocol):
 class Reader(Protocol):
     """Reads a store as of its first query; used by one thread, save for `interrupt`."""
 
-    def watermark(self, spool: Spool) -> int:
-        """Returns the committed position of a spool; 0: it is not known."""
+    def watermark(self, spool: Spool) -> Watermark:
+        """Returns what is committed of a spool."""
         ...
 
     def stats(self, which: Filter) -> Stats:

@@ -14,7 +14,7 @@ from ingest_service.backup import Copied, Summary
 from ingest_service.checks import CLOUD_REASONS, SOURCES
 from ingest_service.group_commit import Totals
 from ingest_service.headers import parse_time
-from ingest_service.store import Count, Filter, Stats, StoredPrediction
+from ingest_service.store import Count, Filter, Stats, StoredPrediction, Watermark
 from servicekit.errors import invalid
 
 MAX_FILTER_VALUES = 1000
@@ -76,6 +76,16 @@ def log_response(totals: Totals) -> ingest_service_pb2.PredictionLogResponse:
         rejected=totals.rejected,
         gap_sequences=totals.gap_sequences,
         rejections=[ingest_pb2.Rejection(**r._asdict()) for r in totals.rejections],
+    )
+
+
+def watermark_response(mark: Watermark) -> ingest_service_pb2.GetWatermarkResponse:
+    """Returns what is committed of a spool as an answer."""
+    return ingest_service_pb2.GetWatermarkResponse(
+        committed_through=mark.through,
+        generations=[
+            ingest_pb2.Generation(id=run.id, after_sequence=run.after) for run in mark.generations
+        ],
     )
 
 

@@ -26,6 +26,7 @@ from ingest_service.duckdb_store import DuckDBStore
 from ingest_service.group import Message, Outcome, Prepared, prepare
 from ingest_service.group_writer import GroupWriter
 from ingest_service.headers import parse_header
+from ingest_service.store import Generation, Watermark
 from servicekit.errors import SightlineError
 from tests.unit.ingest_service import oracle, wire
 from tests.unit.ingest_service.mutate import hostile, mutated
@@ -169,7 +170,11 @@ class Checker:
             one.opening.spool: 0 if at in good else chance.choice((0, 0, 0, 1, 2, 3, 4, 2**62))
             for at, one in enumerate(group)
         }
-        changes, outcomes = decide(prepared, watermarks)
+        committed = {
+            spool: Watermark(through, generations=(Generation("", 0),) if through else ())
+            for spool, through in watermarks.items()
+        }
+        changes, outcomes = decide(prepared, committed)
         _check_outcomes(group, outcomes, good, [watermarks[one] for one in prepared.spools])
         assert changes.predictions.num_rows == sum(one.accepted for one in outcomes)
         self._count(outcomes, good)

@@ -44,6 +44,7 @@ class Server:
         self._process: subprocess.Popen[str] | None = None
         self._channel: grpc.Channel | None = None
         self.address = ""
+        self.metrics_address = ""
 
     def start(self) -> None:
         """Starts the process and waits until it is ready."""
@@ -53,6 +54,7 @@ class Server:
         ready = json.loads(line)
         assert (ready["event"], ready["service"]) == ("ready", "ingest")
         self.address = ready["address"]
+        self.metrics_address = ready.get("metrics_address", "")
 
     def spawn(self) -> subprocess.Popen[str]:
         """Starts a process on the database without waiting for it."""
@@ -139,10 +141,13 @@ class Server:
 
     def watermark(self, of: Spool) -> int:
         """Asks for the committed position of a spool, on a connection of its own."""
+        return self.ask_watermark(of).committed_through
+
+    def ask_watermark(self, of: Spool) -> messages.GetWatermarkResponse:
+        """Asks what is committed of a spool, on a connection of its own."""
         request = messages.GetWatermarkRequest(device_id=of.device_id, spool_id=of.spool_id)
         with grpc.insecure_channel(self.address) as channel:
-            stub = IngestServiceStub(channel)
-            return stub.GetWatermark(request, timeout=PATIENCE).committed_through
+            return IngestServiceStub(channel).GetWatermark(request, timeout=PATIENCE)
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Returns the rows of a query on the file; only while no process runs."""

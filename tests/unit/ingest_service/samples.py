@@ -84,7 +84,9 @@ def message(
     of: Spool = SPOOL,
     first: bool = True,
     payload: bytes | None = None,
+    generation: str = "",
 ) -> Message:
     """A message as the server hands it to the committer."""
     body = request(*parts, head=header(of) if first else None).SerializeToString()
-    return Message(stream, opening(of), body if payload is None else payload, first)
+    said = opening(of, generation=generation)
+    return Message(stream, said, body if payload is None else payload, first)

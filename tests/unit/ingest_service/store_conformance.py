@@ -22,6 +22,7 @@ from ingest_service.group import Message, Outcome
 from ingest_service.group_writer import GroupWriter
 from ingest_service.store import (
     Filter,
+    Generation,
     Keeper,
     Position,
     Reader,
@@ -130,7 +131,7 @@ def sum_up(store: Store) -> None:
 def watermark(store: Store, of: Spool = SPOOL) -> int:
     reader = store.reader()
     try:
-        return reader.watermark(of)
+        return reader.watermark(of).through
     finally:
         reader.close()
 
@@ -352,8 +353,40 @@ class StoreConformance:
     def test_a_transaction_reads_the_watermarks_that_it_moves(self, store: Store) -> None:
         commit(store, message(*predictions(1, 3)))
         with store.transaction() as transaction:
-            assert transaction.watermarks([SPOOL, spool(2)]) == {SPOOL: 3, spool(2): 0}
+            found = transaction.watermarks([SPOOL, spool(2)])
+            assert {one: mark.through for one, mark in found.items()} == {SPOOL: 3, spool(2): 0}
             assert transaction.watermarks([]) == {}
+
+    def test_item_13_what_resends_are_compared_with_is_kept(
+        self, open_store: Callable[[], Store]
+    ) -> None:
+        store = open_store()
+        first, second = (str(uuid.UUID(int=number)) for number in (1, 2))
+        commit(store, message(*predictions(1, 3), generation=first))
+        commit(store, message(*predictions(4, 5), generation=second))
+        with store.transaction() as transaction:
+            known = transaction.watermarks([SPOOL])[SPOOL]
+        assert known.generations == (Generation(first, 0), Generation(second, 3))
+        assert None not in (known.first_digest, known.last_digest)
+        store.close()
+        store = open_store()
+        reader = store.reader()
+        assert reader.watermark(SPOOL) == known
+        reader.close()
+        with store.transaction() as transaction:
+            assert transaction.watermarks([SPOOL])[SPOOL] == known
+        for other in (
+            message(prediction(1, image_id="x"), generation=first),
+            message(prediction(5, image_id="x"), prediction(6), generation=second),
+            message(prediction(5), prediction(6), generation=first),
+        ):
+            (outcome,) = outcomes_of(GroupWriter(store, lambda: NOW), [other])
+            assert outcome.error is not None
+            assert outcome.error.reason == "SEQUENCE_CONFLICT"
+        assert watermark(store) == 5
+        assert len(everything(store)) == 5
+        self.assert_balanced(store)
+        store.close()
 
     def test_everything_is_there_after_reopening(self, open_store: Callable[[], Store]) -> None:
         store = open_store()
@@ -366,7 +399,7 @@ class StoreConformance:
             stats(store),
             self.query(store, "SELECT * FROM ledger"),
         ) == before
-        commit(store, message(*predictions(5, 6)))
+        commit(store, message(prediction(5, model_name=""), prediction(6)))
         assert watermark(store) == 6
         self.assert_balanced(store)
         store.close()

@@ -7,7 +7,7 @@ import pytest
 from ingest_service.decision import MAX_WRITTEN_OUT, decide
 from ingest_service.decode import Decoder
 from ingest_service.group import Message, Outcome, Rejection, prepare
-from ingest_service.store import Changes, Spool
+from ingest_service.store import Changes, Generation, Spool, Watermark
 from tests.unit.ingest_service.samples import (
     NOW,
     SPOOL,
@@ -26,7 +26,13 @@ def run(
     *messages: Message, watermarks: dict[Spool, int] | None = None
 ) -> tuple[Changes, tuple[Outcome, ...]]:
     group = prepare(messages, DECODER, NOW)
-    return decide(group, watermarks or dict.fromkeys(group.spools, 0))
+    through = watermarks or {}
+    return decide(group, {one: committed(through.get(one, 0)) for one in group.spools})
+
+
+def committed(through: int) -> Watermark:
+    """What was committed by a client that named no generation, before digests were kept."""
+    return Watermark(through, generations=(Generation("", 0),) if through else ())
 
 
 def sequences(changes: Changes) -> list[int]:
@@ -38,9 +44,8 @@ def test_what_is_new_is_written_and_counted() -> None:
     changes, outcomes = run(message(*predictions(1, 3), gap(4, 6)))
     assert outcomes == (Outcome(6, accepted=3, gap_sequences=3),)
     assert sequences(changes) == [1, 2, 3]
-    assert changes.watermarks.to_pylist() == [
-        {**SPOOL._asdict(), "committed_through": 6, "duplicates": 0}
-    ]
+    (row,) = changes.watermarks.to_pylist()
+    assert (row["committed_through"], row["duplicates"]) == (6, 0)
 
 
 def test_rejected_predictions_hold_their_place_and_nothing_else_of_it() -> None:
@@ -87,13 +92,16 @@ def test_a_rejected_prediction_that_comes_again_is_a_duplicate() -> None:
     assert changes.rejected.num_rows == 0
 
 
-def test_another_content_under_a_committed_sequence_is_a_duplicate() -> None:
+def test_another_content_under_a_committed_sequence_is_a_conflict() -> None:
     changes, outcomes = run(
         message(prediction(1, image_id="first")), message(prediction(1, image_id="other"), stream=1)
     )
     assert changes.predictions.column("image_id").to_pylist() == ["first"]
-    assert [outcome.duplicates for outcome in outcomes] == [0, 1]
-    assert changes.watermarks.column("duplicates").to_pylist() == [1]
+    assert [outcome.duplicates for outcome in outcomes] == [0, 0]
+    error = outcomes[1].error
+    assert error is not None
+    assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "SEQUENCE_CONFLICT")
+    assert error.metadata["sequence"] == "1"
 
 
 def test_a_hole_ends_its_stream_with_the_sequence_that_is_expected() -> None:

@@ -8,7 +8,7 @@ import pytest
 from ingest_service.duckdb_reader import DuckDBReader
 from ingest_service.duckdb_store import DuckDBStore
 from ingest_service.queries import Queries
-from ingest_service.store import Reader
+from ingest_service.store import Reader, Watermark
 from servicekit.errors import SightlineError
 from tests.unit.ingest_service.samples import SPOOL
 
@@ -33,7 +33,7 @@ async def queries_of(tmp_path: Path) -> AsyncIterator[Callable[[int, int], Queri
 
 
 async def test_a_query_returns_its_result(queries_of: Callable[[int, int], Queries]) -> None:
-    assert await queries_of(1, 0).run(lambda reader: reader.watermark(SPOOL)) == 0
+    assert await queries_of(1, 0).run(lambda reader: reader.watermark(SPOOL)) == Watermark()
 
 
 async def test_a_query_raises_its_error(queries_of: Callable[[int, int], Queries]) -> None:
@@ -58,7 +58,7 @@ async def test_queries_beyond_the_queue_are_refused_with_a_delay(
     assert caught.value.retry_after == 1.0
     go.set()
     assert await asyncio.gather(*running) == [True, True]
-    assert await queries.run(lambda reader: reader.watermark(SPOOL)) == 0
+    assert await queries.run(lambda reader: reader.watermark(SPOOL)) == Watermark()
 
 
 async def test_a_query_that_nobody_waits_for_is_interrupted(
@@ -80,7 +80,7 @@ async def test_a_query_that_nobody_waits_for_is_interrupted(
     assert await asyncio.to_thread(ended.wait, PATIENCE), "the thread must be free again"
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert await queries.run(lambda reader: reader.watermark(SPOOL)) == 0
+    assert await queries.run(lambda reader: reader.watermark(SPOOL)) == Watermark()
 
 
 async def test_a_query_that_is_given_up_before_its_turn_does_not_run(
@@ -94,5 +94,5 @@ async def test_a_query_that_is_given_up_before_its_turn_does_not_run(
     await asyncio.sleep(0)
     go.set()
     assert await running
-    assert await queries.run(lambda reader: reader.watermark(SPOOL)) == 0
+    assert await queries.run(lambda reader: reader.watermark(SPOOL)) == Watermark()
     assert not ran.is_set()

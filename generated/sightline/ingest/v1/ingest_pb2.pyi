@@ -89,6 +89,7 @@ class LogHeader(_message.Message):
     DEVICE_TIME_FIELD_NUMBER: _builtins.int
     DEVICE_MONOTONIC_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Name of the device, unique in the fleet. Required, 1 to 256 bytes."""
     spool_id: _builtins.str
@@ -98,6 +99,13 @@ class LogHeader(_message.Message):
     client: _builtins.str
     """Name and version of the client, such as "sightline-edge/0.1.0". Empty: not said.
     At most 256 bytes.
+    """
+    generation: _builtins.str
+    """The opening of the spool in which all predictions of this stream were spooled: a UUID (36
+    characters, lower case), random, and another one each time that a process opens the spool to
+    add to it. A stream never mixes two. It tells the copies of a spool apart, which would
+    otherwise give out the same sequences for different predictions. Empty: not said; only the
+    content of some predictions is compared then (see SEQUENCE_CONFLICT).
     """
     @_builtins.property
     def device_time(self) -> _timestamp_pb2.Timestamp:
@@ -120,14 +128,41 @@ class LogHeader(_message.Message):
         device_time: _timestamp_pb2.Timestamp | None = ...,
         device_monotonic: _duration_pb2.Duration | None = ...,
         client: _builtins.str = ...,
+        generation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_monotonic", b"device_monotonic", "device_time", b"device_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "device_id", b"device_id", "device_monotonic", b"device_monotonic", "device_time", b"device_time", "spool_id", b"spool_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "device_id", b"device_id", "device_monotonic", b"device_monotonic", "device_time", b"device_time", "generation", b"generation", "spool_id", b"spool_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogHeader: _TypeAlias = LogHeader  # noqa: Y015
+
+@_typing.final
+class Generation(_message.Message):
+    """A run of committed sequences that were spooled in one opening of the spool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """LogHeader.generation of the streams that brought them. Empty: they did not say."""
+    after_sequence: _builtins.int
+    """The run begins after this sequence, and ends where the next run begins."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        after_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Generation: _TypeAlias = Generation  # noqa: Y015
 
 @_typing.final
 class Gap(_message.Message):

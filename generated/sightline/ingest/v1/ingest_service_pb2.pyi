@@ -138,16 +138,26 @@ class GetWatermarkResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COMMITTED_THROUGH_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
     committed_through: _builtins.int
     """Every sequence up to this one is committed. 0: the server knows nothing of this spool."""
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.Generation]:
+        """In which openings of the spool the committed sequences were spooled, oldest first, without a
+        hole: the last 64 runs, what is older counting as not said. A node that has not had the last
+        of them is a copy, or was put back from one. Empty with a committed_through above 0: this
+        server keeps no generations.
+        """
+
     def __init__(
         self,
         *,
         committed_through: _builtins.int = ...,
+        generations: _abc.Iterable[_ingest_pb2.Generation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_through", b"committed_through"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_through", b"committed_through", "generations", b"generations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -77,6 +77,12 @@ class IngestServiceServicer:
         undeclared hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and
         `expected_sequence` in the metadata; what came before it is committed. A message that cannot
         be read ends it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
+
+        A sequence that was committed with another content ends the stream with FAILED_PRECONDITION,
+        reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; what came before that message is
+        committed. It is not retryable: somebody else has used this spool_id, and the predictions need
+        a new one. The server notices it by the generation, and by the content of the first and the
+        last committed prediction of a spool where they come again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,6 +44,12 @@ class IngestServiceStub:
     undeclared hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and
     `expected_sequence` in the metadata; what came before it is committed. A message that cannot
     be read ends it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
+
+    A sequence that was committed with another content ends the stream with FAILED_PRECONDITION,
+    reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; what came before that message is
+    committed. It is not retryable: somebody else has used this spool_id, and the predictions need
+    a new one. The server notices it by the generation, and by the content of the first and the
+    last committed prediction of a spool where they come again.
     """
     GetWatermark: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.GetWatermarkRequest, _ingest_service_pb2.GetWatermarkResponse]
     """Says up to which sequence a device's spool is committed: where a reconnecting node resumes."""
@@ -73,6 +79,12 @@ class IngestServiceAsyncStub(IngestServiceStub):
     undeclared hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and
     `expected_sequence` in the metadata; what came before it is committed. A message that cannot
     be read ends it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
+
+    A sequence that was committed with another content ends the stream with FAILED_PRECONDITION,
+    reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; what came before that message is
+    committed. It is not retryable: somebody else has used this spool_id, and the predictions need
+    a new one. The server notices it by the generation, and by the content of the first and the
+    last committed prediction of a spool where they come again.
     """
     GetWatermark: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.GetWatermarkRequest, _ingest_service_pb2.GetWatermarkResponse]  # type: ignore[assignment]
     """Says up to which sequence a device's spool is committed: where a reconnecting node resumes."""
@@ -105,6 +117,12 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         undeclared hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and
         `expected_sequence` in the metadata; what came before it is committed. A message that cannot
         be read ends it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
+
+        A sequence that was committed with another content ends the stream with FAILED_PRECONDITION,
+        reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; what came before that message is
+        committed. It is not retryable: somebody else has used this spool_id, and the predictions need
+        a new one. The server notices it by the generation, and by the content of the first and the
+        last committed prediction of a spool where they come again.
         """
 
     @_abc_1.abstractmethod

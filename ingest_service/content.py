@@ -1,0 +1,113 @@
+"""What tells one prediction from another by its bytes, as they came, without a Python object.
+
+A digest is kept for few predictions: the first of a spool and the last that is committed. It does
+not depend on the order of a prediction's fields: a client that writes the same prediction anew may
+write its labels in another order (Go does), and that is no other content.
+"""
+
+from collections.abc import Iterator
+from hashlib import blake2b
+
+DIGEST_BYTES = 16
+_PREDICTIONS = 2
+"""Number of the field `PredictionLogRequest.predictions`."""
+_ENTRY = _PREDICTIONS << 3 | 2
+_LENGTH_DELIMITED, _GROUP, _END_OF_GROUP = 2, 3, 4
+_FIXED = {1: 8, 5: 4}
+
+
+def digest_in(payload: bytes, index: int) -> bytes | None:
+    """Return the digest of a prediction of a message.
+
+    Args:
+        payload: a `PredictionLogRequest` that was read without an error.
+        index: of the prediction in the message, from 0.
+
+    Returns:
+        `DIGEST_BYTES` bytes. None: the bytes are not what a protobuf library writes.
+    """
+    try:
+        prediction = _find(payload, index)
+        return None if prediction is None else digest(prediction)
+    except IndexError:
+        return None
+
+
+def digest(prediction: bytes) -> bytes:
+    """Return the digest of a serialized `Prediction`.
+
+    Raises:
+        IndexError: it is cut short.
+    """
+    # Each field says where it ends, so that no two lists of fields join to the same bytes.
+    fields = sorted(prediction[start:end] for start, end in _fields(prediction))
+    return blake2b(b"".join(fields), digest_size=DIGEST_BYTES).digest()
+
+
+def _find(payload: bytes, index: int) -> bytes | None:
+    """Return the bytes of a prediction; written out, for it passes all that are before it."""
+    at, size = 0, len(payload)
+    while at < size:
+        tag = payload[at]
+        if tag == _ENTRY:
+            at += 1
+        else:
+            tag, at = _varint(payload, at)
+            if tag != _ENTRY:
+                at = _skip(payload, at, tag)
+                continue
+        length = payload[at]
+        if length < 128:
+            at += 1
+        else:
+            length, at = _varint(payload, at)
+        if not index:
+            return payload[at : at + length]
+        index -= 1
+        at += length
+    return None
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where each field of a message starts and ends, its tag included."""
+    at, size = 0, len(message)
+    while at < size:
+        start = at
+        tag, at = _varint(message, at)
+        at = _skip(message, at, tag)
+        yield start, at
+
+
+def _skip(message: bytes, at: int, tag: int) -> int:
+    """Return where the value ends whose tag ends at `at`."""
+    kind = tag & 7
+    if kind == 0:
+        return _varint(message, at)[1]
+    if kind == _LENGTH_DELIMITED:
+        length, at = _varint(message, at)
+        return at + length
+    if kind in _FIXED:
+        return at + _FIXED[kind]
+    if kind != _GROUP:
+        raise IndexError("no such kind of field")
+    depth = 1  # without recursion: groups may nest as deep as a message is long
+    while depth:
+        inner, at = _varint(message, at)
+        if inner & 7 == _GROUP:
+            depth += 1
+        elif inner & 7 == _END_OF_GROUP:
+            depth -= 1
+        else:
+            at = _skip(message, at, inner)
+    return at
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    byte = message[at]
+    number, shift = byte & 127, 7
+    while byte > 127:
+        at += 1
+        byte = message[at]
+        number |= (byte & 127) << shift
+        shift += 7
+    return number, at + 1
