@@ -196,10 +196,14 @@ class PredictionLogger:
 
         Args:
             timeout: seconds to wait at most. None: for as long as it takes.
-            until: `committed` includes what earlier processes have left in the spool.
+            until: `committed` includes what earlier processes have left in the spool, and forked
+                ones that have ended.
 
         Returns:
-            False: it was not so in time.
+            True: everything is, each prediction as a row. False: it was not in time, or something
+            was dropped, whatever the reason (`stats().dropped`): a policy, a cap, a disk that does
+            not write. What was dropped makes one flush say False, the next is about what came
+            after. Of `until="spooled"` and `until="committed"` each tells for itself.
         """
         return self._pipeline.flush(timeout, committed=until == "committed")
 
@@ -212,7 +216,7 @@ class PredictionLogger:
             timeout: seconds to take at most (ending the threads may take some tenths more).
 
         Returns:
-            Whether everything is spooled.
+            Whether everything is spooled, and nothing was dropped since the last `flush`.
         """
         return self._pipeline.close(timeout)
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["Adopter", "homes", "new_home"]
 
-_SCAN_SECONDS = 10.0
+_SCAN_SECONDS = 1.0
 
 
 class Adopter:
@@ -41,33 +41,64 @@ class Adopter:
         self._directory = directory
         self._open_spool = open_spool
         self._make_shipper = shipper
-        self._stopping = threading.Event()
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._wanted = 0  # passes that somebody waits for
+        self._done = 0  # of them, those that are over
+        self._left_over: set[Path] = set()  # spools that the last pass could not empty
         self._shipper: Shipper | None = None
 
     def run(self) -> None:
         """Looks for spools, again and again; the body of the thread."""
-        while not self._stopping.is_set():
+        while not self._is_stopping:
+            wanted = self._wanted
             try:
-                for home in homes(self._directory):
-                    self._adopt(home)
+                left_over = {home for home in homes(self._directory) if not self._adopt(home)}
             except Exception:  # without this thread nobody ships what is left
                 logger.exception("spool: adoption goes on after an unexpected error")
-            self._stopping.wait(_SCAN_SECONDS)
+                left_over = {self._directory}
+            with self._changed:
+                self._done, self._left_over = wanted, left_over
+                self._changed.notify_all()
+                self._changed.wait_for(
+                    lambda: self._is_stopping or self._wanted > self._done, _SCAN_SECONDS
+                )
+
+    def empty(self, timeout: float | None) -> bool:
+        """Ship at once what ended processes have left.
+
+        Args:
+            timeout: seconds to wait at most. None: for as long as it takes.
+
+        Returns:
+            Whether all of it is committed. What a process that is alive has is not waited for.
+        """
+        with self._changed:
+            self._wanted += 1
+            mine = self._wanted
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._is_stopping or self._done >= mine, timeout)
+            return self._done >= mine and not self._left_over
 
     def stop(self) -> None:
         """Ends `run` at once; the next process goes on."""
-        self._stopping.set()
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
         shipper = self._shipper
         if shipper is not None:
             shipper.stop()
 
-    def _adopt(self, home: Path) -> None:
-        progress = Progress()
+    def _adopt(self, home: Path) -> bool:
+        """Returns whether nothing is left in a spool, or it is in use."""
+        if self._is_stopping:
+            return False
+        progress = Progress(hurry=1)  # nothing is added any more that could be waited for
         try:
             spool = self._open_spool(home, progress)
         except (SightlineError, OSError, sqlite3.Error) as error:
             logger.debug("spool %s stays where it is: %s", home, error)
-            return
+            return isinstance(error, SightlineError) and error.reason == "SPOOL_LOCKED"
         logger.info("spool: ships what a forked process left in %s", home)
         try:
             self._ship(spool, progress)
@@ -76,10 +107,11 @@ class Adopter:
             raise
         if spool.identity.pending:
             spool.close()
-        else:
-            spool.remove()
+            return False
+        spool.remove()
+        return True
 
     def _ship(self, spool: Spool, progress: Progress) -> None:
         self._shipper = shipper = self._make_shipper(spool, progress)
-        if not self._stopping.is_set():
+        if not self._is_stopping:
             shipper.run(until_empty=True)

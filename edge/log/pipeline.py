@@ -1,6 +1,7 @@
 """Memory, writer, spool and shipper of one logger in one process, from start to end."""
 
 import logging
+import math
 import os
 import sqlite3
 import threading
@@ -70,6 +71,8 @@ class Pipeline:
         self._adopter: Adopter | None = None
         self._is_writing = False
         self._threads: list[threading.Thread] = []
+        # Up to which ordinal a flush has told what is lost, by whether it waited for `committed`.
+        self._told = {False: 0.0, True: -math.inf}
         self.progress = Progress()
         self.memory = Memory(
             plan.on_full,
@@ -98,16 +101,35 @@ class Pipeline:
         self._start_writer()
 
     def flush(self, timeout: float | None, *, committed: bool) -> bool:
-        """Waits until everything logged so far is spooled, or committed; False: not in time."""
+        """Waits until everything logged so far is spooled, or committed.
+
+        Returns:
+            False: it was not in time, or something of it was lost. What is lost is told once, by
+            the flushes that were under way or came next.
+        """
         logged = self.memory.logged
         if not self._is_writing:
             return True  # a forked process that has logged nothing
-        if not committed:
-            self._writer.hurry()
-            return self.progress.wait(lambda: self.progress.spooled >= logged, timeout)
+        reached = self._commit(logged, timeout) if committed else self._spool_all(logged, timeout)
+        if not reached:
+            return False
+        told, self._told[committed] = self._told[committed], max(self._told[committed], logged)
+        return not self.progress.has_lost(told, logged)
+
+    def _spool_all(self, logged: int, timeout: float | None) -> bool:
+        self._writer.hurry()
+        return self.progress.wait(lambda: self.progress.spooled >= logged, timeout)
+
+    def _commit(self, logged: int, timeout: float | None) -> bool:
+        """Waits until this process's spool is empty, and those of children that have ended."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         with self.hurrying():
             self.progress.wait(lambda: self._is_over(logged), timeout)
-        return self.progress.committed >= logged
+        if self.progress.committed < logged:
+            return False
+        adopter = self._adopter
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return adopter is None or adopter.empty(left)
 
     def fate(self, ordinal: int, timeout: float | None, *, committed: bool) -> GapReason | None:
         """Waits for one prediction to be spooled, or committed; see `Progress.fate`.
@@ -141,7 +163,7 @@ class Pipeline:
         """Spools what is logged, ships while the server answers, and ends the threads.
 
         Returns:
-            Whether everything is spooled.
+            Whether everything is spooled, and nothing was lost that no flush has told.
         """
         if self._pid != os.getpid():
             return True  # without the lock, which nobody may be left to release
@@ -152,11 +174,12 @@ class Pipeline:
         deadline = time.monotonic() + timeout
         self.memory.close()
         self._writer.stop()
-        spooled = self.flush(timeout, committed=False)
-        if spooled and self._spool is not None:
-            self._ship_the_rest(deadline - time.monotonic())
+        logged = self.memory.logged
+        is_spooled = not self._is_writing or self._spool_all(logged, timeout)
+        if is_spooled and self._spool is not None:
+            self._ship_the_rest(deadline)
         self._stop(deadline)
-        return spooled
+        return is_spooled and not self.progress.has_lost(self._told[False], logged)
 
     def abandon(self, timeout: float) -> None:
         """Closes when the logger is garbage, from whatever thread that turns out in."""
@@ -235,7 +258,7 @@ class Pipeline:
             self.adopt()
         return spool
 
-    def _ship_the_rest(self, timeout: float) -> None:
+    def _ship_the_rest(self, deadline: float) -> None:
         """Waits for the server, unless it does not answer at all."""
         progress, logged = self.progress, self.memory.logged
 
@@ -243,7 +266,9 @@ class Pipeline:
             return progress.committed >= logged or progress.ship_error is not None
 
         with self.hurrying():
-            progress.wait(is_over, max(0.0, timeout))
+            progress.wait(is_over, max(0.0, deadline - time.monotonic()))
+        if self._adopter is not None and progress.ship_error is None:
+            self._adopter.empty(max(0.0, deadline - time.monotonic()))
 
     def _stop(self, deadline: float) -> None:
         for part in (self._shipper, self._adopter):

@@ -1,5 +1,6 @@
 """How far logging has come: counters, and waiting for them."""
 
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -68,6 +69,8 @@ class Progress:
     """How many callers wait for `committed`: the shipper then waits for nobody."""
     _awaited: dict[int, GapReason | None] = field(default_factory=dict)
     _recent: deque[Lost] = field(default_factory=lambda: deque(maxlen=256))
+    _forgotten: float = -math.inf
+    """The last ordinal that was lost and is no longer among the recent ones."""
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -80,10 +83,18 @@ class Progress:
         """Counts what will never be sent, and tells those who wait for it."""
         with self.update():
             self.dropped[lost.reason.name.lower()] += lost.count
+            if len(self._recent) == self._recent.maxlen:
+                self._forgotten = max(self._forgotten, self._recent[0].last)
             self._recent.append(lost)
             for ordinal in self._awaited:
                 if lost.first <= ordinal <= lost.last:
                     self._awaited[ordinal] = lost.reason
+
+    def has_lost(self, after: float, through: int) -> bool:
+        """Say whether a prediction is lost whose ordinal is above `after` and at most `through`."""
+        with self.changed:
+            recent = any(one.last > after and one.first <= through for one in self._recent)
+            return recent or after < self._forgotten  # of so many, rather once too often
 
     def wait(self, reached: Callable[[], bool], timeout: float | None) -> bool:
         """Waits until something is so; False: it was not in time (seconds; None: for ever)."""

@@ -35,7 +35,13 @@ def main() -> None:
     codes = [os.waitpid(pid, 0)[1] for pid in pids]
     stop.set()
     busy.join()
-    sys.stdout.write(json.dumps({"codes": codes, "logged": logged}) + "\n")
+    said: dict[str, object] = {"codes": codes, "logged": logged}
+    if case == "flush":
+        begun = time.monotonic()
+        said["flushed"] = log.flush(60, until="committed")
+        said["seconds"] = time.monotonic() - begun
+        said["left"] = len(list(Path(folder).glob("forks/*/spool.db")))
+    sys.stdout.write(json.dumps(said) + "\n")
     sys.stdout.flush()
     if case in ("orphans", "os_exit"):
         while list(Path(folder).glob("forks/*/spool.db")):
@@ -58,10 +64,10 @@ def run_child(log: PredictionLogger, case: str, name: str, predictions: int, fol
         if case != "silent":
             for number in range(predictions):
                 log(Prediction(f"{name}/{number}", "m"))
-            until_spooled = case in ("orphans", "os_exit")
+            until_spooled = case in ("orphans", "flush", "os_exit")
             assert log.flush(30, until="spooled" if until_spooled else "committed")
             assert log.stats().logged == predictions
-        if case == "orphans":
+        if case in ("orphans", "flush"):
             os.kill(os.getpid(), 9)
         if case == "os_exit":  # which skips all that Python does at the end
             for number in range(predictions):

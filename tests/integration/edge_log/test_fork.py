@@ -25,12 +25,22 @@ def run(ingest: FakeIngest, folder: Path, case: str, children: int, predictions:
     )
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout.splitlines()[-1])
-    expected_code = 9 if case == "orphans" else 0
+    expected_code = 9 if case in ("orphans", "flush") else 0
     assert said["codes"] == [expected_code] * children, result.stderr
     logged: list[str] = said["logged"]
+    if case == "flush":
+        assert said["flushed"]
+        assert said["left"] == 0, "flush said that all is committed"
+        assert said["seconds"] < children, "a second for each child"
     if case != "silent":
         logged += [f"child{c}/{n}" for c in range(children) for n in range(predictions)]
     return logged
+
+
+def test_item_21_flush_waits_for_the_spools_of_ended_children(tmp_path: Path) -> None:
+    with FakeIngest() as ingest:
+        logged = run(ingest, tmp_path, "flush", children=20, predictions=5)
+        assert Counter(ingest.images()) == Counter(logged)
 
 
 @pytest.mark.parametrize("case", ["close", "exit", "orphans", "os_exit", "silent"])

@@ -103,7 +103,7 @@ def test_waiting_for_what_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert log.stats().last_error == "database or disk is full"
     assert log.stats().dropped == {"spool_write_failed": 1}
     monkeypatch.undo()
-    assert log.close()
+    assert not log.close()
 
 
 @pytest.mark.parametrize("method", ["flush", "close"])
@@ -404,6 +404,45 @@ def test_a_disk_that_fails_at_the_start_does_not_keep_the_node_from_starting(
         assert log.stats().spooled == 1
 
 
+def test_item_21_flush_says_false_for_what_the_disk_did_not_take(
+    tmp_path: Path, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    log = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path)
+    log.log(prediction("0"), wait="spooled", timeout=20)
+    assert log.flush(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(log._pipeline._writer, "_patience_seconds", 0.0)
+        patch.setattr(Spool, "append", fail)
+        log.log(prediction("1"))
+        assert eventually(lambda: log.stats().dropped == {"spool_write_failed": 1})
+        assert not log.flush(0.1), "it was not in time either"
+    assert not log.flush(20), "it is declared by now, but it is gone"
+    log.log(prediction("2"))
+    assert log.flush(20), "what was dropped is told once"
+    assert not log.flush(20, until="committed")
+    assert log.flush(20, until="committed")
+    assert log.close(20)
+    assert ingest.images() == ["0", "2"]
+
+
+def test_item_21_close_says_false_for_what_was_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    log = logger(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(log._pipeline._writer, "_patience_seconds", 0.0)
+        patch.setattr(Spool, "append", fail)
+        log.log(prediction())
+        assert eventually(lambda: log.stats().dropped == {"spool_write_failed": 1})
+    assert not asyncio.run(log.aclose(20))
+
+
 def test_garbage_in_the_folder_does_not_keep_the_node_from_starting(tmp_path: Path) -> None:
     (tmp_path / "spool.db").write_bytes(os.urandom(10_000))
     with logger(tmp_path) as log:
@@ -430,7 +469,8 @@ def test_drops_are_counted_and_declared(
             assert eventually(lambda: log.stats().in_memory == 0)  # the writer waits for the lock
             for number in range(1, 31):
                 log.log(prediction(str(number)))
-        assert log.flush(20, until="committed")
+        assert not log.flush(20, until="committed"), "not everything is there as a row"
+        assert log.flush(20, until="committed"), "what was dropped is told once"
         stats = log.stats()
     assert stats.dropped == {"dropped_oldest": 20}
     assert (stats.logged, stats.spooled, stats.committed) == (31, 31, 11)

@@ -60,3 +60,22 @@ def test_the_lost_are_counted_by_reason() -> None:
     progress.lost(Lost(3, 4, GapReason.UNREADABLE, 1))
     progress.lost(lost(9, 9))
     assert progress.dropped == {"spool_age": 4, "unreadable": 1}
+
+
+def test_item_21_what_is_lost_is_known_by_its_ordinal() -> None:
+    progress = Progress()
+    assert not progress.has_lost(0, 100)
+    progress.lost(lost(5, 7))
+    assert [progress.has_lost(after, 100) for after in (0, 4, 5, 6, 7, 8)] == [True] * 4 + [
+        False
+    ] * 2
+    assert [progress.has_lost(0, through) for through in (4, 5, 7)] == [False, True, True]
+
+
+def test_item_21_so_is_what_was_lost_long_ago() -> None:
+    progress = Progress()
+    for number in range(1000):
+        progress.lost(lost(3 * number + 1, 3 * number + 1))
+    assert progress.has_lost(0, 5000)
+    assert progress.has_lost(-1.0, 1000)
+    assert not progress.has_lost(2998, 5000)
