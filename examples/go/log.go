@@ -45,7 +45,8 @@ func runLog(ctx context.Context, arguments []string) error {
 	defer cancel()
 
 	client := ingestv1.NewIngestServiceClient(connection)
-	// What is committed already is not sent again. It would do no harm: it counts as a duplicate.
+	// What is committed already is not sent again. The same prediction again would be a duplicate,
+	// which is success; another one under its sequence is refused (SEQUENCE_CONFLICT).
 	mark, err := client.GetWatermark(ctx, &ingestv1.GetWatermarkRequest{DeviceId: *device, SpoolId: *spool})
 	if err != nil {
 		return err
@@ -96,8 +97,12 @@ func logAll(
 	return stream.CloseAndRecv()
 }
 
-// spooled stands for what a device keeps on its disk until it is committed. A sequence belongs to
-// its prediction for ever, and none may be missing: what is lost is declared as a gap.
+var firstCapture = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// spooled stands for what a device keeps on its disk until it is committed, so it is the same each
+// time. A sequence belongs to its prediction for ever, and none may be missing: what is lost is
+// declared as a gap. A device that has lost what it kept goes on with a new spool, never with the
+// old one.
 func spooled(first, last int64) []*typesv1.Prediction {
 	var predictions []*typesv1.Prediction
 	for sequence := first; sequence <= last; sequence++ {
@@ -109,7 +114,7 @@ func spooled(first, last int64) []*typesv1.Prediction {
 			ModelName:     "plates",
 			ModelVersion:  "1",
 			Source:        typesv1.PredictionSource_PREDICTION_SOURCE_DEVICE,
-			CapturedAt:    timestamppb.Now(),
+			CapturedAt:    timestamppb.New(firstCapture.Add(time.Duration(sequence) * time.Second)),
 			InferenceTime: durationpb.New(12 * time.Millisecond),
 			Detections: []*typesv1.Detection{{
 				ClassId:    1,

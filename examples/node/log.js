@@ -1,7 +1,7 @@
 // Logs predictions, each exactly once.
 import { randomUUID } from "node:crypto";
 import { toJsonString } from "@bufbuild/protobuf";
-import { durationFromMs, timestampNow } from "@bufbuild/protobuf/wkt";
+import { durationFromMs, timestampFromMs, timestampNow } from "@bufbuild/protobuf/wkt";
 import { createClient } from "@connectrpc/connect";
 import { IngestService, PredictionLogResponseSchema } from "./gen/sightline/ingest/v1/ingest_service_pb.js";
 import { PredictionSource } from "./gen/sightline/types/v1/prediction_pb.js";
@@ -13,8 +13,9 @@ export async function log(transport, retry, { device: deviceId, spool, count }) 
   const client = createClient(IngestService, transport);
   const spoolId = spool ?? randomUUID();
   const answer = await retry(async (options) => {
-    // What is committed already, by an earlier run or an earlier try, is not sent again. It would
-    // do no harm: it counts as a duplicate.
+    // What is committed already, by an earlier run or an earlier try, is not sent again. The same
+    // prediction again would be a duplicate, which is success; another one under its sequence is
+    // refused (SEQUENCE_CONFLICT).
     const { committedThrough } = await client.getWatermark({ deviceId, spoolId }, options);
     console.error(`spool ${spoolId} is committed through ${committedThrough}`);
     const predictions = spooled(Number(committedThrough) + 1, Number(count));
@@ -41,8 +42,11 @@ async function* messages(names, predictions) {
   }
 }
 
-// Stands for what a device keeps on its disk until it is committed. A sequence belongs to its
-// prediction for ever, and none may be missing: what is lost is declared as a gap.
+const FIRST_CAPTURE_MS = Date.parse("2025-01-01T00:00:00Z");
+
+// Stands for what a device keeps on its disk until it is committed, so it is the same each time. A
+// sequence belongs to its prediction for ever, and none may be missing: what is lost is declared as
+// a gap. A device that has lost what it kept goes on with a new spool, never with the old one.
 function spooled(first, last) {
   const predictions = [];
   for (let sequence = first; sequence <= last; sequence += 1) {
@@ -54,7 +58,7 @@ function spooled(first, last) {
       modelName: "plates",
       modelVersion: "1",
       source: PredictionSource.DEVICE,
-      capturedAt: timestampNow(),
+      capturedAt: timestampFromMs(FIRST_CAPTURE_MS + 1000 * sequence),
       inferenceTime: durationFromMs(12),
       detections: [
         {
