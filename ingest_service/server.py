@@ -107,7 +107,7 @@ class IngestServer:
             totals = await stream.finish()
             error.metadata["committed_through"] = str(totals.committed_through)
             raise
-        return log_response(await stream.finish())
+        return log_response(await stream.finish(), opening.generation)
 
     async def get_watermark(
         self, request: messages.GetWatermarkRequest, _context: _Context

@@ -67,8 +67,8 @@ def _time(given: ingest_pb2.PredictionFilter, field: str) -> datetime | None:
     return parse_time(time, f"filter.{field}") if given.HasField(field) else None  # type: ignore[arg-type]
 
 
-def log_response(totals: Totals) -> ingest_service_pb2.PredictionLogResponse:
-    """Returns the answer to a stream."""
+def log_response(totals: Totals, generation: str) -> ingest_service_pb2.PredictionLogResponse:
+    """Returns the answer to a stream of predictions that were spooled in an opening."""
     return ingest_service_pb2.PredictionLogResponse(
         committed_through=totals.committed_through,
         accepted=totals.accepted,
@@ -76,6 +76,7 @@ def log_response(totals: Totals) -> ingest_service_pb2.PredictionLogResponse:
         rejected=totals.rejected,
         gap_sequences=totals.gap_sequences,
         rejections=[ingest_pb2.Rejection(**r._asdict()) for r in totals.rejections],
+        generation=generation,
     )
 
 

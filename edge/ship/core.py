@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from edge.spool.lineage import Agreement
 from servicekit.errors import SightlineError
 
 ASK_SECONDS = 10.0
@@ -75,6 +76,10 @@ class Rewind:
 class Renew:
     """Move what is pending to a new spool_id; this core has then done its work."""
 
+    is_derived: bool = False
+    """Other copies may have the same predictions pending, and move them too: they must arrive at
+    the same spool_id and sequence."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wait:
@@ -95,6 +100,11 @@ Action = Acknowledge | GiveUp | Rewind | Renew | Wait | Pause
 
 class ShipCore:
     """Decides for one spool.
+
+    A spool may have copies that ship as well: it was put back from a backup, or cloned with its
+    machine. What was in it when the copy was made is the same in both, and whichever sends it
+    first, the other's is a duplicate. What came after differs, under the same sequences: it goes on
+    under a new spool_id as soon as the server has something that is not from here.
 
     Args:
         acknowledged: where the spool begins.
@@ -119,41 +129,75 @@ class ShipCore:
         self._is_known = False  # whether the server has confirmed the position
         self._suspect: int | None = None  # a prediction that was refused alone
         self._had_hole = False
+        self._is_disputed = False  # the server has other predictions under these sequences
+        self._probe: int | None = None  # a committed sequence that is sent again, to be compared
+        self._known_to_others = 0  # a copy may have sent this far before the stream under way
 
     def next(self) -> Ask | Send:
         """Returns what to do when there is something to send."""
         if not self._is_known:
             return Ask(ASK_SECONDS)
+        if self._probe is not None:
+            return Send(self._probe - 1, 1, self._timeout)
         # Before a prediction is given up, a bare header must pass: else the fault is elsewhere.
         limit = self._limit if self._suspect is None else 0
         return Send(self.position, limit, self._timeout)
 
-    def asked(self, watermark: int) -> list[Action]:
-        """Takes the watermark."""
+    def asked(self, watermark: int, agreed: Agreement | None = None) -> list[Action]:
+        """Takes the watermark.
+
+        Args:
+            watermark: the last sequence that is committed.
+            agreed: up to where what is committed is what was spooled here. None: the server cannot
+                tell.
+        """
         self._is_known = True
-        if watermark > max(self._sent_through, self._opened_at):
-            # Nobody here sent that: the spool was put back. What it had in common with what it was
-            # before is committed; what came after that is not.
-            return [*self._advance(self._sent_through), Renew()]
+        if agreed is not None and self._has_lost(watermark, agreed):
+            self.position = agreed.through
+            return [Rewind(agreed.through), Renew(is_derived=True)]
         if watermark < self.position:
             self.position = watermark
-            return [Rewind(watermark)]
+            return [Rewind(watermark), *self._renewed_if_disputed()]
+        if watermark > self.position and self._is_foreign(watermark, agreed):
+            common = self._common(agreed)
+            return [*self._advance(common), Renew(common is not None and agreed is not None)]
+        if self._is_disputed:
+            return [Renew()]
+        if agreed is not None and watermark > self._reach:
+            # A copy of what is here has sent it, or a clone of this very process has sent another:
+            # the server compares the last one.
+            self._probe = watermark
+            return []
         return self._advance(watermark)
 
     def sending(self, sent: Sent) -> None:
         """Takes note of a stream before it is opened: from now on the server may have it."""
+        self._known_to_others = self._reach
         self._sent_through = max(self._sent_through, sent.last)
 
-    def answered(self, committed_through: int, sent: Sent) -> list[Action]:
-        """Takes the answer to a stream."""
+    def answered(self, committed_through: int, sent: Sent, duplicates: int = 0) -> list[Action]:
+        """Takes the answer to a stream.
+
+        Args:
+            committed_through: the last sequence that is committed.
+            sent: what the stream carried.
+            duplicates: predictions of the stream that the server had before, whether they were
+                these or others; 0 where it knows that they were these.
+        """
         self._had_hole = False
         if sent.entries == 0:
             return self._header_passed()
+        probe, self._probe = self._probe, None
+        if probe is None and duplicates > max(
+            0, min(sent.last, self._known_to_others) - self.position
+        ):
+            # A server that keeps no generations took some for those of a copy, which are others.
+            return [*self._advance(min(self._known_to_others, committed_through)), Renew()]
         before = self.position
         self._limit = min(self._stream_size, self._limit * 2)
         self._timeout = SEND_SECONDS
         self._is_known = committed_through == sent.last
-        actions = self._advance(min(committed_through, self._sent_through))
+        actions = self._advance(min(committed_through, sent.last))
         if self.position == before:
             return [Wait(_no_progress(committed_through, sent))]
         return actions
@@ -162,7 +206,7 @@ class ShipCore:
         """Takes the failure of a stream, or (None) of a question."""
         if sent is not None and error.reason == "RATE_LIMITED" and self._suspect is None:
             return self._limited(error, sent)
-        self._is_known = False
+        self._is_known, self._probe = False, None
         suspect, self._suspect = self._suspect, None
         if sent is None or suspect is not None:
             return [Wait(error)]
@@ -170,6 +214,9 @@ class ShipCore:
         if error.reason == "SEQUENCE_HOLE" and expected.isdecimal() and not self._had_hole:
             self._had_hole = True
             return self.asked(int(expected) - 1)
+        if error.reason == "SEQUENCE_CONFLICT" and not self._is_disputed:
+            self._is_disputed = True
+            return []  # to ask how far the server agrees
         if _is_unreadable(error):
             return self._isolate(error, sent)
         if error.reason == "MESSAGE_STALLED":  # the uplink is slow: what is smaller may arrive
@@ -187,10 +234,43 @@ class ShipCore:
         """
         self.position = acknowledged
         self._is_known = False
-        self._suspect = None
+        self._suspect = self._probe = None
 
-    def _advance(self, through: int) -> list[Action]:
-        if through <= self.position:
+    @property
+    def _reach(self) -> int:
+        """Up to where a copy may have sent what is here: nobody else has what came later."""
+        return max(self._sent_through, self._opened_at)
+
+    def _has_lost(self, watermark: int, agreed: Agreement) -> bool:
+        """Say whether the server has others' predictions in place of some that it confirmed.
+
+        Its store was put back, and a copy of this spool has gone on first.
+        """
+        return not agreed.is_least and agreed.through < min(watermark, self.position)
+
+    def _is_foreign(self, watermark: int, agreed: Agreement | None) -> bool:
+        """Say whether something that is committed is not from here."""
+        if agreed is None:
+            return watermark > self._reach
+        return agreed.through < watermark
+
+    def _common(self, agreed: Agreement | None) -> int | None:
+        """Return up to where what is committed was spooled here, where its end is foreign.
+
+        None: nothing tells.
+        """
+        if agreed is None:
+            return self._sent_through
+        # Who adds to the opening of this process is a clone of it, with the machine as it ran: what
+        # was on its way then may be from either.
+        is_cloned = agreed.is_overrun and agreed.through > self._reach
+        return None if is_cloned else agreed.through
+
+    def _renewed_if_disputed(self) -> list[Action]:
+        return [Renew()] if self._is_disputed else []
+
+    def _advance(self, through: int | None) -> list[Action]:
+        if through is None or through <= self.position:
             return []
         self.position = through
         return [Acknowledge(through)]

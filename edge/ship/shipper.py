@@ -31,6 +31,8 @@ from edge.ship.core import (
     ShipCore,
     Wait,
 )
+from edge.spool.lineage import Agreement, Opening, agreement, opening_at
+from edge.spool.rows import up_to
 from edge.spool.spool import ReplacedError, Spool
 from servicekit.errors import Category, SightlineError
 
@@ -108,7 +110,7 @@ class Shipper:
             request_serializer=ingest_service_pb2.GetWatermarkRequest.SerializeToString,
             response_deserializer=ingest_service_pb2.GetWatermarkResponse.FromString,
         )
-        self._begin(self._spool.identity.last)
+        self._begin()
 
     def run(self, *, until_empty: bool = False) -> None:
         """Ships; the body of the thread.
@@ -140,15 +142,15 @@ class Shipper:
         with self._progress.update():
             pass
 
-    def _begin(self, opened_at: int = 0) -> None:
-        """Starts on what the spool is now; `opened_at`: its last sequence when it was opened."""
+    def _begin(self) -> None:
+        """Starts on what the spool is now."""
         identity = self._spool.identity
         self._spool_id = identity.spool_id
         self._device_id = identity.device_id
         self._core = ShipCore(
             acknowledged=identity.acknowledged,
             sent_through=self._spool.sent_through,
-            opened_at=opened_at,
+            opened_at=self._spool.opened_at,
             stream_size=self._stream_size,
         )
 
@@ -196,7 +198,7 @@ class Shipper:
         if isinstance(step, Ask):
             actions = self._ask(step)
             self._apply(actions)
-            return Renew() in actions
+            return any(isinstance(action, Renew) for action in actions)
         entries = self._entries(step)
         if step.max_entries and not entries:
             return True
@@ -217,13 +219,24 @@ class Shipper:
         except SightlineError as error:
             self._count_failure()
             return self._core.failed(error, None)
-        return self._core.asked(answer.committed_through)
+        return self._core.asked(answer.committed_through, self._agreed(answer))
+
+    def _agreed(self, answer: ingest_service_pb2.GetWatermarkResponse) -> Agreement | None:
+        """Returns up to where the server has what was spooled here; None: it cannot tell."""
+        identity = self._spool.identity
+        committed = [Opening(run.id, run.after_sequence) for run in answer.generations]
+        return agreement(
+            identity.lineage, identity.root, identity.last, committed, answer.committed_through
+        )
 
     def _entries(self, step: Send) -> list[Entry]:
+        """Returns what a stream is to carry: of one opening of the spool alone."""
         if not step.max_entries:
             return []
         entries = self._spool.read(self._spool_id, step.after, step.max_entries, _STREAM_BYTES)
-        return entries[: step.max_entries]
+        # After it was read: what was read then is in the lineage.
+        _, end = opening_at(self._spool.identity.lineage, step.after + 1)
+        return up_to(entries[: step.max_entries], end)
 
     def _send(self, step: Send, entries: Sequence[Entry]) -> list[Action]:
         sent = Sent(
@@ -232,7 +245,10 @@ class Shipper:
             is_prediction=bool(entries) and isinstance(entries[-1], Row),
         )
         messages = encode.messages(
-            self._header(), map(_encoded, entries), self._batch_size, self._batch_bytes
+            self._header(step.after + 1),
+            map(_encoded, entries),
+            self._batch_size,
+            self._batch_bytes,
         )
         self._count_sent(entries)
         self._spool.sending(self._spool_id, sent.last)
@@ -247,7 +263,9 @@ class Shipper:
             self._count_failure()
             return self._core.failed(error, sent)
         self._note_rejections(answer)
-        return self._core.answered(answer.committed_through, sent)
+        # Of one generation they are the same predictions, whoever has sent them.
+        unproven = 0 if answer.generation else answer.duplicates
+        return self._core.answered(answer.committed_through, sent, unproven)
 
     def _apply(self, actions: Sequence[Action]) -> None:
         try:
@@ -271,13 +289,14 @@ class Shipper:
                         through,
                     )
                     self._spool.rewind(self._spool_id, through)
-                case Renew():
+                case Renew(is_derived):
                     logger.error(
-                        "ship: the server has more of spool %s than was ever sent from here: the "
-                        "spool was put back. What is pending goes on under a new spool_id",
-                        self._spool_id,
+                        "ship: the server has predictions of spool %s that are not from here: the "
+                        "spool was put back, or has a copy that ships too. What is pending (%d) "
+                        "goes on under a new spool_id",
+                        *(self._spool_id, self._spool.identity.pending),
                     )
-                    self._spool.renew(self._spool_id)
+                    self._spool.renew(self._spool_id, is_derived=is_derived)
                 case Pause(error):
                     self._pause(error)
                 case Wait(error):
@@ -309,9 +328,14 @@ class Shipper:
         with self._progress.update():
             self._progress.failed_calls += 1
 
-    def _header(self) -> bytes:
+    def _header(self, sequence: int) -> bytes:
+        """Returns the header of a stream that begins with a sequence."""
+        generation, _ = opening_at(self._spool.identity.lineage, sequence)
         header = ingest_pb2.LogHeader(
-            device_id=self._device_id, spool_id=self._spool_id, client=_CLIENT
+            device_id=self._device_id,
+            spool_id=self._spool_id,
+            client=_CLIENT,
+            generation=generation,
         )
         header.device_time.FromNanoseconds(time.time_ns())
         header.device_monotonic.FromNanoseconds(time.monotonic_ns())

@@ -16,6 +16,7 @@ from edge.log.entries import Dropped, Gap, GapReason
 from edge.spool import gaps as spool_gaps
 from edge.spool import identity as identities
 from edge.spool.identity import DamagedError, Identity
+from edge.spool.lineage import begun, derived_id, shifted
 from edge.spool.reader import APPLICATION_ID, SpoolReader
 from edge.spool.rows import checksum, is_intact, is_intact_unbound, renumbered, sequence_fields
 from servicekit.private_files import make_private
@@ -53,9 +54,16 @@ class SpoolFile(SpoolReader):
 
     def __init__(self, path: Path, new: Identity | str) -> None:
         self._is_durable: bool | None = None  # not known
+        self._generation = str(uuid.uuid4())  # of what is added to the file by this object
         self._new = Identity(new, str(uuid.uuid4())) if isinstance(new, str) else new
         make_private(path)
         super().__init__(path, sqlite3.connect(path, isolation_level=None, check_same_thread=False))
+
+    @property
+    def opened_at(self) -> int:
+        """The last sequence that was given out before this object was made."""
+        now = self.identity
+        return now.lineage[-1].after if self._has_begun else now.last
 
     def close(self) -> None:
         """Closes the file; SQLite then moves the write-ahead log into it."""
@@ -105,13 +113,14 @@ class SpoolFile(SpoolReader):
     def append(
         self, entries: Sequence[bytes | Dropped], spooled_at: float, declared_at: float
     ) -> None:
-        """Gives each entry its sequence and keeps it.
+        """Gives each entry its sequence and keeps it; the first call begins an opening.
 
         Args:
             entries: bodies of predictions, and what was dropped between them.
             spooled_at: seconds on the caller's clock, for `expired`; 0: that clock is not set.
             declared_at: Unix seconds, for the gaps.
         """
+        self._begin_opening()
         sequence, rows, tag = self.identity.last, [], self._tag
         fields = sequence_fields(sequence + 1)
         for entry in entries:
@@ -125,6 +134,18 @@ class SpoolFile(SpoolReader):
                 rows.append((sequence, spooled_at, checksum(prediction, sequence, tag), prediction))
         self._db.executemany("INSERT INTO predictions VALUES (?, ?, ?, ?)", rows)
         self.identity = replace(self.identity, last=sequence)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether something was added since this object was made."""
+        lineage = self.identity.lineage
+        return bool(lineage) and lineage[-1].generation == self._generation
+
+    def _begin_opening(self) -> None:
+        now = self.identity
+        if not self._has_begun:
+            lineage = begun(now.lineage, self._generation, now.last, now.acknowledged)
+            self.identity = replace(now, lineage=lineage)
 
     def restore(self, rows: Iterable[tuple[int, float, bytes]]) -> None:
         """Keeps rows that were found in a damaged file, whatever their order.
@@ -195,11 +216,19 @@ class SpoolFile(SpoolReader):
         self._gaps.declare(first, last, GapReason.RELEASED, declared_at)
         self.identity = replace(self.identity, acknowledged=through)
 
-    def renew(self) -> None:
-        """Becomes another spool: a new spool_id, in which what is pending counts from 1."""
+    def renew(self, *, is_derived: bool = False) -> None:
+        """Becomes another spool: a new spool_id, in which what is pending counts from 1.
+
+        Args:
+            is_derived: each copy of the spool that has the same prediction pending first arrives at
+                the same spool_id, and its predictions at the same sequences.
+        """
         old, shift = self.identity, self.identity.acknowledged
         self._delete_damaged()  # it must not get a new checksum: it will be missing instead
-        self._use(Identity(old.device_id, str(uuid.uuid4()), 0, old.last - shift))
+        last = old.last - shift
+        lineage = shifted(old.lineage, shift, str(uuid.uuid4())) if last else ()
+        new = derived_id(old.spool_id, lineage, shift) if is_derived and last else uuid.uuid4()
+        self._use(Identity(old.device_id, str(new), 0, last, lineage=lineage))
         self._db.create_function("renumbered", 3, renumbered)
         self._db.create_function("checksum", 2, lambda row, n: checksum(row, n, self._tag))
         self._db.execute(

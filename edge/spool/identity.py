@@ -2,15 +2,17 @@
 
 import json
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 
 import grpc
 
+from edge.spool.lineage import Lineage, Opening, agreement
 from servicekit.errors import SightlineError
 
-VERSION = 2
-"""Version 1 had checksums that said nothing of the spool; its files go on as version 2."""
+VERSION = 3
+"""Version 1 had checksums that said nothing of the spool, version 2 no lineage; their files go on
+as version 3."""
 
 
 class DamagedError(Exception):
@@ -42,17 +44,34 @@ class Identity:
     """The last sequence that was given out."""
     unbound: int = 0
     """Sequences up to this one have checksums of version 1."""
+    lineage: Lineage = ()
+    """In which openings the sequences were given out. Empty: none was, or it is not known."""
 
     @property
     def pending(self) -> int:
         """How many sequences still wait for the server."""
         return self.last - self.acknowledged
 
+    @property
+    def root(self) -> str:
+        """The generation of what was spooled before version 3: the same in each copy."""
+        return self.spool_id
+
 
 @lru_cache(maxsize=1)  # the database and the note say the same, one after the other
 def encode(identity: Identity) -> tuple[str, int]:
     """Returns an identity as text, and the checksum of that."""
-    text = json.dumps({"version": VERSION} | asdict(identity))
+    text = json.dumps(
+        {
+            "version": VERSION,
+            "device_id": identity.device_id,
+            "spool_id": identity.spool_id,
+            "acknowledged": identity.acknowledged,
+            "last": identity.last,
+            "unbound": identity.unbound,
+            "lineage": identity.lineage,
+        }
+    )
     return text, zlib.crc32(text.encode())
 
 
@@ -80,16 +99,32 @@ def decode(text: object, check: object, where: object) -> Identity:
         )
     if version == 1:
         fields["unbound"] = fields["last"]
+    if version < VERSION:
+        fields["lineage"] = [(fields["spool_id"], 0)] if fields["last"] else []
+    fields["lineage"] = tuple(Opening(*one) for one in fields["lineage"])
     return Identity(**fields)
 
 
+def are_branches(one: Identity, other: Identity) -> bool:
+    """Say whether two copies of a spool have gone on, each for itself, from what they share."""
+    if one.spool_id != other.spool_id:
+        return False
+    agreed = agreement(one.lineage, one.root, one.last, other.lineage, other.last)
+    return agreed is not None and agreed.through < min(one.last, other.last)
+
+
 def joined(first: Identity, *others: Identity | None) -> Identity:
-    """Returns the furthest that is known of a spool; what is said of other spools is left out."""
-    same = [one for one in (first, *others) if one is not None and one.spool_id == first.spool_id]
+    """Returns the furthest that is known of a spool.
+
+    What is said of other spools, and of copies that have gone on from before `first`, is left out.
+    """
+    known = [one for one in others if one is not None and one.spool_id == first.spool_id]
+    same = [first, *(one for one in known if not are_branches(first, one))]
     return Identity(
         first.device_id,
         first.spool_id,
         max(one.acknowledged for one in same),
         max(one.last for one in same),
         max(one.unbound for one in same),
+        max(same, key=lambda one: (one.last, len(one.lineage))).lineage,
     )

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "spool.mark"
 _SIZE = 4096  # allocated once, so that a full disk does not matter; an identity fits into it
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_MACHINE_ID = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,8 @@ class Note:
     identity: Identity
     sent: int
     """Every sequence up to this one may have been sent to a server."""
-    inode: int
-    """Of the spool's file: that of a copy is another."""
+    place: "Place"
+    """Where the spool's file was: that of a copy is elsewhere, as a rule."""
     reading: "Reading"
     """What the spool's clock said."""
 
@@ -42,6 +43,16 @@ class Note:
     def is_of_this_boot(self) -> bool:
         """Whether the machine has been up since: then it is what was noted last."""
         return self.reading.boot != "" and self.reading.boot == boot_id()
+
+
+class Place(NamedTuple):
+    """Where a file is, as far as the machine says. A copy of the whole machine says the same."""
+
+    inode: int = 0
+    device: int = 0
+    """Number of the file system; another one after a reboot, perhaps. 0: not known."""
+    machine: str = ""
+    """`/etc/machine-id`. Empty: not known."""
 
 
 class Reading(NamedTuple):
@@ -74,7 +85,8 @@ class Mark:
             sync: return when it is on the disk.
         """
         text, check = identities.encode(note.identity)
-        whole = json.dumps([text, check, note.sent, note.inode, *note.reading])
+        inode, *more = note.place
+        whole = json.dumps([text, check, note.sent, inode, *note.reading, *more])
         line = f"{zlib.crc32(whole.encode()):08x} {whole}".encode()
         try:
             if self._descriptor is None:
@@ -96,9 +108,10 @@ class Mark:
             check, _, whole = self.path.read_bytes().rstrip().decode().partition(" ")
             if f"{zlib.crc32(whole.encode()):08x}" != check:
                 return None
-            text, identity_check, sent, inode, *reading = json.loads(whole)
+            text, identity_check, sent, inode, *more = json.loads(whole)
             identity = identities.decode(text, identity_check, self.path)
-            return Note(identity, sent, inode, Reading(*reading))
+            # Of an earlier version: it said no more of the place than the inode.
+            return Note(identity, sent, Place(inode, *more[3:]), Reading(*more[:3]))
         except (OSError, ValueError, TypeError, DamagedError):
             return None
 
@@ -123,7 +136,29 @@ def boot_id() -> str:
         return ""
 
 
-def sent_through(note: Note | None, identity: Identity, inode: int) -> int:
+def place_of(path: Path) -> Place:
+    """Returns where a file is."""
+    try:
+        machine = _MACHINE_ID.read_text().strip()
+    except OSError:
+        machine = ""
+    if not path.exists():
+        return Place(machine=machine)
+    stat = path.stat()
+    return Place(stat.st_ino, stat.st_dev, machine)
+
+
+def is_elsewhere(note: Note, place: Place) -> bool:
+    """Says whether a file is another one than that which the note was made of."""
+    was = note.place
+    return (
+        was.inode != place.inode
+        or bool(was.machine and place.machine and was.machine != place.machine)
+        or bool(note.is_of_this_boot and was.device and was.device != place.device)
+    )
+
+
+def sent_through(note: Note | None, identity: Identity, place: Place) -> int:
     """Returns up to where a server may have the predictions of a spool, as they are in this file.
 
     Without a note of this boot and of this very file, that may be all: what was noted last may not
@@ -132,7 +167,9 @@ def sent_through(note: Note | None, identity: Identity, inode: int) -> int:
     if (
         note is None
         or not note.is_of_this_boot
-        or (note.identity.spool_id, note.inode) != (identity.spool_id, inode)
+        or note.identity.spool_id != identity.spool_id
+        or note.identity.last > identity.last
+        or is_elsewhere(note, place)
     ):
         return identity.last
     return max(note.sent, identity.acknowledged)

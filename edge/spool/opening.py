@@ -14,7 +14,7 @@ from edge.spool.caps import Limits, Lost
 from edge.spool.copies import part_from_original
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME
-from edge.spool.identity import DamagedError, EmptyError, Identity, joined
+from edge.spool.identity import DamagedError, EmptyError, Identity, are_branches, joined
 from edge.spool.mark import Note
 from edge.spool.reader import SUSPICIOUS, SpoolReader, is_damage
 from edge.spool.salvage import identity_in, leftovers, salvage, salvage_apart, unnamed
@@ -71,8 +71,9 @@ class Opener:
         noted = note.identity if note else None
         try:
             # A look first: to open it for changes may change what is left of a damaged one.
-            self._look(noted)
-            part_from_original(self.path, note, self.device_id)
+            found = self._look(noted)
+            if found is not None:
+                part_from_original(self.path, note, found)
             return Opened(SpoolFile(self.path, self.device_id))
         except SUSPICIOUS as error:
             if not is_damage(error):
@@ -157,8 +158,12 @@ class Opener:
             lost = [Lost(1, count, GapReason.SPOOL_DAMAGED, count)]
         return Opened(file, str(error), lost)
 
-    def _look(self, noted: Identity | None) -> None:
-        """Raises DamagedError, or what SQLite has to say, if the file is not as it was left."""
+    def _look(self, noted: Identity | None) -> Identity | None:
+        """Returns whose spool the file is; None: it was never finished.
+
+        Raises:
+            DamagedError: it is not as it was left; or SQLite says so in its own words.
+        """
         log = self.path.with_name(f"{FILE_NAME}-wal")
         own = noted if noted and noted.device_id == self.device_id else None
         try:
@@ -167,11 +172,12 @@ class Opener:
             # What was never finished is made again, unless something says that there was more.
             if own or (_size(log) and not _size(self.path)):
                 raise
-            return
+            return None
         with closing(reader):
             reader.spooled_at(last=True)  # what the spool's clock will ask for
         self._check(reader.identity)
         _compare(reader.identity, noted)
+        return reader.identity
 
     def _check(self, identity: Identity) -> None:
         if identity.device_id == self.device_id:
@@ -188,6 +194,8 @@ def _compare(identity: Identity, noted: Identity | None) -> None:
     """Raises DamagedError if the file ends before what was noted: SQLite does not tell."""
     if noted is None or noted.spool_id != identity.spool_id or noted.last <= identity.last:
         return
+    if are_branches(identity, noted):
+        return  # the note is of what was here before the file was put back
     raise DamagedError(f"its end is gone, after sequence {identity.last} of {noted.last}", identity)
 
 

@@ -95,5 +95,21 @@ def merge(
     return entries, missing
 
 
+def up_to(entries: Sequence[Entry], end: int | None) -> list[Entry]:
+    """Return what of a run lies at or below a sequence; a gap that reaches beyond it is cut.
+
+    Args:
+        entries: in ascending order.
+        end: the sequence. None: all of it.
+    """
+    if end is None or not entries or entries[-1].sequence <= end:
+        return list(entries)
+    kept = [one for one in entries if one.sequence <= end]
+    following = entries[len(kept)]
+    if isinstance(following, Gap) and following.first <= end:
+        kept.append(replace(following, last=end))
+    return kept
+
+
 def _by_first(entries: Sequence[Entry]) -> list[tuple[int, Entry]]:
     return [(e.first if isinstance(e, Gap) else e.sequence, e) for e in entries]

@@ -84,12 +84,12 @@ class Spool:
         self._held = SpoolLock(directory)
         self._mark = Mark(directory)
         try:
-            note, inode = self._mark.read(), _inode(self._opener.path)
+            note, place = self._mark.read(), mark.place_of(self._opener.path)
             opened = self._opener.open(note, wall())
             self._file = opened.file
             latest = self._file.spooled_at(last=True)
             self._clock = SpoolClock(note, latest, wall(), steady=steady)
-            self.sent_through = mark.sent_through(note, self.identity, inode)
+            self.sent_through = mark.sent_through(note, self.identity, place)
             self._begin(opened)
         except BaseException:
             self._held.release()
@@ -99,6 +99,11 @@ class Spool:
     def identity(self) -> Identity:
         """Whose spool it is and how far it goes, as of the last change."""
         return self._file.identity
+
+    @property
+    def opened_at(self) -> int:
+        """The last sequence that was given out before this object opened the file."""
+        return self._file.opened_at
 
     @property
     def committed(self) -> int:
@@ -211,8 +216,12 @@ class Spool:
         with self._lock:
             self._change(change, spool_id)
 
-    def renew(self, spool_id: str) -> None:
+    def renew(self, spool_id: str, *, is_derived: bool = False) -> None:
         """Moves what is pending to a new spool_id, where it counts from 1.
+
+        Args:
+            spool_id: the old one.
+            is_derived: see `SpoolFile.renew`.
 
         Raises:
             ReplacedError, OSError, sqlite3.Error: as `read`.
@@ -220,7 +229,7 @@ class Spool:
 
         def change(file: SpoolFile) -> None:
             with file.transaction():
-                file.renew()
+                file.renew(is_derived=is_derived)
             self.sent_through = 0
 
         with self._lock:
@@ -284,7 +293,7 @@ class Spool:
 
     def _begin(self, opened: Opened) -> None:
         """Goes on with a file that was just opened."""
-        self._inode = _inode(self._opener.path)
+        self._place = mark.place_of(self._opener.path)
         self._note(sync=True)
         if opened.damage:
             self.damaged += 1
@@ -294,7 +303,7 @@ class Spool:
         return self.identity, self.sent_through
 
     def _note(self, *, sync: bool = False) -> None:
-        self._mark.write(Note(*self._noted(), self._inode, self._clock.reading()), sync=sync)
+        self._mark.write(Note(*self._noted(), self._place, self._clock.reading()), sync=sync)
 
     def _append(self, file: SpoolFile, entries: Sequence[bytes | Dropped]) -> list[Lost]:
         cap, reason = spool_caps.byte_cap(
@@ -316,7 +325,3 @@ class Spool:
         shift = self.spooled - self.identity.last
         for one in lost:
             self._on_lost(replace(one, first=one.first + shift, last=one.last + shift))
-
-
-def _inode(path: Path) -> int:
-    return path.stat().st_ino if path.exists() else 0

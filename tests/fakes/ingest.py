@@ -32,6 +32,35 @@ class Stored:
     predictions: dict[int, prediction_pb2.Prediction] = field(default_factory=dict)
     gaps: list[tuple[int, int, int]] = field(default_factory=list)
     """First and last sequence, reason."""
+    generations: list[tuple[str, int]] = field(default_factory=list)
+    """Runs: their generation, and the sequence that they begin after."""
+
+    def conflict(self, request: Request, generation: str) -> int | None:
+        """What a message claims that belongs to others: in a plain way, sequence by sequence."""
+        claims = {one for first, last, _ in _in_order(request) for one in range(first, last + 1)}
+        for sequence in sorted(claims):
+            owner = self.owner(sequence)
+            if generation and owner and owner != generation:
+                return sequence
+        used = [one for one, _ in self.generations[:-1]]
+        current = self.generations[-1][0] if self.generations else ""
+        if (
+            generation in used
+            and generation != current
+            and max(claims, default=0) > (self.committed_through)
+        ):
+            return self.committed_through + 1
+        for one in request.predictions:
+            known = self.predictions.get(one.sequence)
+            if one.sequence in (1, self.committed_through) and known not in (None, one):
+                return one.sequence
+        return None
+
+    def owner(self, sequence: int) -> str:
+        """In which opening a committed sequence was spooled; empty: not known, or not committed."""
+        if sequence > self.committed_through:
+            return ""
+        return next((one for one, after in self.generations[::-1] if after < sequence), "")
 
     def check(self) -> None:
         """Fails unless every sequence up to the watermark is there exactly once."""
@@ -52,6 +81,7 @@ class FakeIngest:
         unreadable: says which predictions make their message malformed.
         on_message: called with every message before it is committed.
         max_bytes: gRPC's limit for a message; None: gRPC's own.
+        keeps_generations: whether it is of this version; an older one compares nothing.
     """
 
     before: deque[SightlineError] = field(default_factory=deque)
@@ -60,6 +90,8 @@ class FakeIngest:
     unreadable: Callable[[prediction_pb2.Prediction], bool] = lambda _: False
     on_message: Callable[[Request], object] = lambda _: None
     max_bytes: int | None = None
+    keeps_generations: bool = True
+    conflicts: int = 0
     spools: dict[tuple[str, str], Stored] = field(default_factory=dict)
     headers: list[ingest_pb2.LogHeader] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
@@ -146,8 +178,18 @@ class FakeIngest:
                     self.headers.append(request.header)
                     key = (request.header.device_id, request.header.spool_id)
                     stored = self.spools.setdefault(key, Stored())
-                self._commit(request, stored, answer, context)
+                    generation = request.header.generation
+                if self.keeps_generations:
+                    self._compare(request, stored, generation, context)
+                before = stored.committed_through
+                try:
+                    self._commit(request, stored, answer, context)
+                finally:
+                    current = stored.generations[-1][0] if stored.generations else None
+                    if stored.committed_through > before and generation != current:
+                        stored.generations.append((generation, before))
                 answer.committed_through = stored.committed_through
+                answer.generation = generation if self.keeps_generations else ""
         if self.after:
             _abort(context, self.after.popleft())
         return answer
@@ -160,6 +202,14 @@ class FakeIngest:
         if any(map(self.unreadable, request.predictions)):
             _abort(context, MALFORMED)
         return request
+
+    def _compare(
+        self, request: Request, stored: Stored, generation: str, context: grpc.ServicerContext
+    ) -> None:
+        sequence = stored.conflict(request, generation)
+        if sequence is not None:
+            self.conflicts += 1
+            _abort(context, conflict(sequence))
 
     def _commit(
         self,
@@ -190,9 +240,23 @@ class FakeIngest:
             _abort(context, self.watermark_errors.popleft())
         with self._lock:
             stored = self.spools.get((request.device_id, request.spool_id), Stored())
+            runs = stored.generations if self.keeps_generations else []
             return ingest_service_pb2.GetWatermarkResponse(
-                committed_through=stored.committed_through
+                committed_through=stored.committed_through,
+                generations=[
+                    ingest_pb2.Generation(id=one, after_sequence=after) for one, after in runs
+                ],
             )
+
+
+def conflict(sequence: int) -> SightlineError:
+    """The error for a stream that claims what was committed with another content."""
+    return SightlineError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "SEQUENCE_CONFLICT",
+        f"sequence {sequence} was committed with another content",
+        metadata={"sequence": str(sequence)},
+    )
 
 
 def hole(expected: int) -> SightlineError:

@@ -303,7 +303,7 @@ class WatchedSpool(Spool):
         super().rewind(spool_id, through)
         self._lab.ledger.lose(through + 1, before, GapReason.RELEASED)
 
-    def renew(self, spool_id: str) -> None:
+    def renew(self, spool_id: str, *, is_derived: bool = False) -> None:
         raise AssertionError("nobody has made a copy of this spool")
 
     def _on_loss(self, lost: Lost) -> None:

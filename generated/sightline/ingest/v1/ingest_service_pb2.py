@@ -27,7 +27,7 @@ from sightline.ingest.v1 import ingest_pb2 as sightline_dot_ingest_dot_v1_dot_in
 from sightline.types.v1 import prediction_pb2 as sightline_dot_types_dot_v1_dot_prediction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(sightline/ingest/v1/ingest_service.proto\x12\x13sightline.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sightline/ingest/v1/ingest.proto\x1a#sightline/types/v1/prediction.proto\"\xbe\x01\n\x14PredictionLogRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32\x1e.sightline.ingest.v1.LogHeaderR\x06header\x12@\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x1e.sightline.types.v1.PredictionR\x0bpredictions\x12,\n\x04gaps\x18\x03 \x03(\x0b\x32\x18.sightline.ingest.v1.GapR\x04gaps\"\x81\x02\n\x15PredictionLogResponse\x12+\n\x11\x63ommitted_through\x18\x01 \x01(\x03R\x10\x63ommittedThrough\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x03R\x08\x61\x63\x63\x65pted\x12\x1e\n\nduplicates\x18\x03 \x01(\x03R\nduplicates\x12\x1a\n\x08rejected\x18\x04 \x01(\x03R\x08rejected\x12#\n\rgap_sequences\x18\x05 \x01(\x03R\x0cgapSequences\x12>\n\nrejections\x18\x06 \x03(\x0b\x32\x1e.sightline.ingest.v1.RejectionR\nrejections\"M\n\x13GetWatermarkRequest\x12\x1b\n\tdevice_id\x18\x01 \x01(\tR\x08\x64\x65viceId\x12\x19\n\x08spool_id\x18\x02 \x01(\tR\x07spoolId\"\x86\x01\n\x14GetWatermarkResponse\x12+\n\x11\x63ommitted_through\x18\x01 \x01(\x03R\x10\x63ommittedThrough\x12\x41\n\x0bgenerations\x18\x02 \x03(\x0b\x32\x1f.sightline.ingest.v1.GenerationR\x0bgenerations\"P\n\x0fGetStatsRequest\x12=\n\x06\x66ilter\x18\x01 \x01(\x0b\x32%.sightline.ingest.v1.PredictionFilterR\x06\x66ilter\"\xa6\x05\n\x10GetStatsResponse\x12+\n\x11total_predictions\x18\x01 \x01(\x03R\x10totalPredictions\x12)\n\x10\x64\x65\x66\x65\x63ts_detected\x18\x02 \x01(\x03R\x0f\x64\x65\x66\x65\x63tsDetected\x12)\n\x10total_detections\x18\x03 \x01(\x03R\x0ftotalDetections\x12<\n\tby_device\x18\x04 \x03(\x0b\x32\x1f.sightline.ingest.v1.CountByKeyR\x08\x62yDevice\x12:\n\x08\x62y_model\x18\x05 \x03(\x0b\x32\x1f.sightline.ingest.v1.CountByKeyR\x07\x62yModel\x12<\n\tby_source\x18\x06 \x03(\x0b\x32\x1f.sightline.ingest.v1.CountByKeyR\x08\x62ySource\x12:\n\x08\x62y_class\x18\x07 \x03(\x0b\x32\x1f.sightline.ingest.v1.CountByKeyR\x07\x62yClass\x12L\n\x0einference_time\x18\x08 \x01(\x0b\x32%.sightline.ingest.v1.LatencyQuantilesR\rinferenceTime\x12\x46\n\x11\x66irst_captured_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0f\x66irstCapturedAt\x12\x44\n\x10last_captured_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0elastCapturedAt\x12\x1a\n\x08rejected\x18\x0b \x01(\x03R\x08rejected\x12#\n\rgap_sequences\x18\x0c \x01(\x03R\x0cgapSequences\"\x93\x01\n\x16ListPredictionsRequest\x12=\n\x06\x66ilter\x18\x01 \x01(\x0b\x32%.sightline.ingest.v1.PredictionFilterR\x06\x66ilter\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\x8a\x01\n\x17ListPredictionsResponse\x12G\n\x0bpredictions\x18\x01 \x03(\x0b\x32%.sightline.ingest.v1.StoredPredictionR\x0bpredictions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x0f\n\rBackupRequest\"\xb1\x01\n\x0e\x42\x61\x63kupResponse\x12\x41\n\x08progress\x18\x01 \x01(\x0b\x32#.sightline.ingest.v1.BackupProgressH\x00R\x08progress\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00R\x04\x64\x61ta\x12>\n\x07summary\x18\x03 \x01(\x0b\x32\".sightline.ingest.v1.BackupSummaryH\x00R\x07summaryB\x06\n\x04part\"C\n\x0e\x42\x61\x63kupProgress\x12\x12\n\x04rows\x18\x01 \x01(\x03R\x04rows\x12\x1d\n\ntotal_rows\x18\x02 \x01(\x03R\ttotalRows\"\x9c\x01\n\rBackupSummary\x12\x1d\n\nsize_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12\x16\n\x06sha256\x18\x02 \x01(\x0cR\x06sha256\x12 \n\x0bpredictions\x18\x03 \x01(\x03R\x0bpredictions\x12\x1a\n\x08rejected\x18\x04 \x01(\x03R\x08rejected\x12\x16\n\x06spools\x18\x05 \x01(\x03R\x06spools2\xfa\x03\n\rIngestService\x12h\n\rPredictionLog\x12).sightline.ingest.v1.PredictionLogRequest\x1a*.sightline.ingest.v1.PredictionLogResponse(\x01\x12\x63\n\x0cGetWatermark\x12(.sightline.ingest.v1.GetWatermarkRequest\x1a).sightline.ingest.v1.GetWatermarkResponse\x12W\n\x08GetStats\x12$.sightline.ingest.v1.GetStatsRequest\x1a%.sightline.ingest.v1.GetStatsResponse\x12l\n\x0fListPredictions\x12+.sightline.ingest.v1.ListPredictionsRequest\x1a,.sightline.ingest.v1.ListPredictionsResponse\x12S\n\x06\x42\x61\x63kup\x12\".sightline.ingest.v1.BackupRequest\x1a#.sightline.ingest.v1.BackupResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(sightline/ingest/v1/ingest_service.proto\x12\x13sightline.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a sightline/ingest/v1/ingest.proto\x1a#sightline/types/v1/prediction.proto\"\xbe\x01\n\x14PredictionLogRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32\x1e.sightline.ingest.v1.LogHeaderR\x06header\x12@\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x1e.sightline.types.v1.PredictionR\x0bpredictions\x12,\n\x04gaps\x18\x03 \x03(\x0b\x32\x18.sightline.ingest.v1.GapR\x04gaps\"\xa1\x02\n\x15PredictionLogResponse\x12+\n\x11\x63ommitted_through\x18\x01 \x01(\x03R\x10\x63ommittedThrough\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x03R\x08\x61\x63\x63\x65pted\x12\x1e\n\nduplicates\x18\x03 \x01(\x03R\nduplicates\x12\x1a\n\x08rejected\x18\x04 \x01(\x03R\x08rejected\x12#\n\rgap_sequences\x18\x05 \x01(\x03R\x0cgapSequences\x12>\n\nrejections\x18\x06 \x03(\x0b\x32\x1e.sightline.ingest.v1.RejectionR\nrejections\x12\x1e\n\ngeneration\x18\x07 \x01(\tR\ngeneration\"M\n\x13GetWatermarkRequest\x12\x1b\n\tdevice_id\x18\x01 \x01(\tR\x08\x64\x65viceId\x12\x19\n\x08spool_id\x18\x02 \x01(\tR\x07spoolId\"\x86\x01\n\x14GetWatermarkResponse\x12+\n\x11\x63ommitted_through\x18\x01 \x01(\x03R\x10\x63ommittedThrough\x12\x41\n\x0bgenerations\x18\x02 \x03(\x0b\x32\x1f.sightline.ingest.v1.GenerationR\x0bgenerations\"P\n\x0fGetStatsRequest\x12=\n\x06\x66ilter\x18\x01 \x01(\x0b\x32%.sightline.ingest.v1.PredictionFilterR\x06\x66ilter\"\xa6\x05\n\x10GetStatsResponse\x12+\n\x11total_predictions\x18\x01 \x01(\x03R\x10totalPredictions\x12)\n\x10\x64\x65\x66\x65\x63ts_detected\x18\x02 \x01(\x03R\x0f\x64\x65\x66\x65\x63tsDetected\x12)\n\x10total_detections\x18\x03 \x01(\x03R\x0ftotalDetections\x12<\n\tby_device\x18\x04 \x03(\x0b\x32\x1f.sightline.ingest.v1.CountByKeyR\x08\x62yDevice\x12:\n\x08\x62y_model\x18\x05 \x03(\x0b\x32\x1f.sightline.ingest.v1.CountByKeyR\x07\x62yModel\x12<\n\tby_source\x18\x06 \x03(\x0b\x32\x1f.sightline.ingest.v1.CountByKeyR\x08\x62ySource\x12:\n\x08\x62y_class\x18\x07 \x03(\x0b\x32\x1f.sightline.ingest.v1.CountByKeyR\x07\x62yClass\x12L\n\x0einference_time\x18\x08 \x01(\x0b\x32%.sightline.ingest.v1.LatencyQuantilesR\rinferenceTime\x12\x46\n\x11\x66irst_captured_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0f\x66irstCapturedAt\x12\x44\n\x10last_captured_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0elastCapturedAt\x12\x1a\n\x08rejected\x18\x0b \x01(\x03R\x08rejected\x12#\n\rgap_sequences\x18\x0c \x01(\x03R\x0cgapSequences\"\x93\x01\n\x16ListPredictionsRequest\x12=\n\x06\x66ilter\x18\x01 \x01(\x0b\x32%.sightline.ingest.v1.PredictionFilterR\x06\x66ilter\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\x8a\x01\n\x17ListPredictionsResponse\x12G\n\x0bpredictions\x18\x01 \x03(\x0b\x32%.sightline.ingest.v1.StoredPredictionR\x0bpredictions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x0f\n\rBackupRequest\"\xb1\x01\n\x0e\x42\x61\x63kupResponse\x12\x41\n\x08progress\x18\x01 \x01(\x0b\x32#.sightline.ingest.v1.BackupProgressH\x00R\x08progress\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00R\x04\x64\x61ta\x12>\n\x07summary\x18\x03 \x01(\x0b\x32\".sightline.ingest.v1.BackupSummaryH\x00R\x07summaryB\x06\n\x04part\"C\n\x0e\x42\x61\x63kupProgress\x12\x12\n\x04rows\x18\x01 \x01(\x03R\x04rows\x12\x1d\n\ntotal_rows\x18\x02 \x01(\x03R\ttotalRows\"\x9c\x01\n\rBackupSummary\x12\x1d\n\nsize_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12\x16\n\x06sha256\x18\x02 \x01(\x0cR\x06sha256\x12 \n\x0bpredictions\x18\x03 \x01(\x03R\x0bpredictions\x12\x1a\n\x08rejected\x18\x04 \x01(\x03R\x08rejected\x12\x16\n\x06spools\x18\x05 \x01(\x03R\x06spools2\xfa\x03\n\rIngestService\x12h\n\rPredictionLog\x12).sightline.ingest.v1.PredictionLogRequest\x1a*.sightline.ingest.v1.PredictionLogResponse(\x01\x12\x63\n\x0cGetWatermark\x12(.sightline.ingest.v1.GetWatermarkRequest\x1a).sightline.ingest.v1.GetWatermarkResponse\x12W\n\x08GetStats\x12$.sightline.ingest.v1.GetStatsRequest\x1a%.sightline.ingest.v1.GetStatsResponse\x12l\n\x0fListPredictions\x12+.sightline.ingest.v1.ListPredictionsRequest\x1a,.sightline.ingest.v1.ListPredictionsResponse\x12S\n\x06\x42\x61\x63kup\x12\".sightline.ingest.v1.BackupRequest\x1a#.sightline.ingest.v1.BackupResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,27 +37,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTIONLOGREQUEST']._serialized_start=170
   _globals['_PREDICTIONLOGREQUEST']._serialized_end=360
   _globals['_PREDICTIONLOGRESPONSE']._serialized_start=363
-  _globals['_PREDICTIONLOGRESPONSE']._serialized_end=620
-  _globals['_GETWATERMARKREQUEST']._serialized_start=622
-  _globals['_GETWATERMARKREQUEST']._serialized_end=699
-  _globals['_GETWATERMARKRESPONSE']._serialized_start=702
-  _globals['_GETWATERMARKRESPONSE']._serialized_end=836
-  _globals['_GETSTATSREQUEST']._serialized_start=838
-  _globals['_GETSTATSREQUEST']._serialized_end=918
-  _globals['_GETSTATSRESPONSE']._serialized_start=921
-  _globals['_GETSTATSRESPONSE']._serialized_end=1599
-  _globals['_LISTPREDICTIONSREQUEST']._serialized_start=1602
-  _globals['_LISTPREDICTIONSREQUEST']._serialized_end=1749
-  _globals['_LISTPREDICTIONSRESPONSE']._serialized_start=1752
-  _globals['_LISTPREDICTIONSRESPONSE']._serialized_end=1890
-  _globals['_BACKUPREQUEST']._serialized_start=1892
-  _globals['_BACKUPREQUEST']._serialized_end=1907
-  _globals['_BACKUPRESPONSE']._serialized_start=1910
-  _globals['_BACKUPRESPONSE']._serialized_end=2087
-  _globals['_BACKUPPROGRESS']._serialized_start=2089
-  _globals['_BACKUPPROGRESS']._serialized_end=2156
-  _globals['_BACKUPSUMMARY']._serialized_start=2159
-  _globals['_BACKUPSUMMARY']._serialized_end=2315
-  _globals['_INGESTSERVICE']._serialized_start=2318
-  _globals['_INGESTSERVICE']._serialized_end=2824
+  _globals['_PREDICTIONLOGRESPONSE']._serialized_end=652
+  _globals['_GETWATERMARKREQUEST']._serialized_start=654
+  _globals['_GETWATERMARKREQUEST']._serialized_end=731
+  _globals['_GETWATERMARKRESPONSE']._serialized_start=734
+  _globals['_GETWATERMARKRESPONSE']._serialized_end=868
+  _globals['_GETSTATSREQUEST']._serialized_start=870
+  _globals['_GETSTATSREQUEST']._serialized_end=950
+  _globals['_GETSTATSRESPONSE']._serialized_start=953
+  _globals['_GETSTATSRESPONSE']._serialized_end=1631
+  _globals['_LISTPREDICTIONSREQUEST']._serialized_start=1634
+  _globals['_LISTPREDICTIONSREQUEST']._serialized_end=1781
+  _globals['_LISTPREDICTIONSRESPONSE']._serialized_start=1784
+  _globals['_LISTPREDICTIONSRESPONSE']._serialized_end=1922
+  _globals['_BACKUPREQUEST']._serialized_start=1924
+  _globals['_BACKUPREQUEST']._serialized_end=1939
+  _globals['_BACKUPRESPONSE']._serialized_start=1942
+  _globals['_BACKUPRESPONSE']._serialized_end=2119
+  _globals['_BACKUPPROGRESS']._serialized_start=2121
+  _globals['_BACKUPPROGRESS']._serialized_end=2188
+  _globals['_BACKUPSUMMARY']._serialized_start=2191
+  _globals['_BACKUPSUMMARY']._serialized_end=2347
+  _globals['_INGESTSERVICE']._serialized_start=2350
+  _globals['_INGESTSERVICE']._serialized_end=2856
 # @@protoc_insertion_point(module_scope)

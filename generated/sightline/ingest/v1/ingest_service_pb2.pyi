@@ -73,6 +73,7 @@ class PredictionLogResponse(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     GAP_SEQUENCES_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     committed_through: _builtins.int
     """Every sequence up to this one is committed; the device may delete them. 0: none is."""
     accepted: _builtins.int
@@ -83,6 +84,10 @@ class PredictionLogResponse(_message.Message):
     """Predictions of this stream that broke a rule, and are kept as rejected."""
     gap_sequences: _builtins.int
     """Sequences that this stream declared as gaps and that were recorded as such."""
+    generation: _builtins.str
+    """The stream's LogHeader.generation: duplicates are the same predictions then. Empty: none was
+    given, or this server keeps no generations, and cannot tell.
+    """
     @_builtins.property
     def rejections(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.Rejection]:
         """The first 1000 of the rejected ones."""
@@ -96,10 +101,11 @@ class PredictionLogResponse(_message.Message):
         rejected: _builtins.int = ...,
         gap_sequences: _builtins.int = ...,
         rejections: _abc.Iterable[_ingest_pb2.Rejection] | None = ...,
+        generation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "committed_through", b"committed_through", "duplicates", b"duplicates", "gap_sequences", b"gap_sequences", "rejected", b"rejected", "rejections", b"rejections"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "committed_through", b"committed_through", "duplicates", b"duplicates", "gap_sequences", b"gap_sequences", "generation", b"generation", "rejected", b"rejected", "rejections", b"rejections"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

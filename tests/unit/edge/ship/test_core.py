@@ -20,7 +20,9 @@ from edge.ship.core import (
     ShipCore,
     Wait,
 )
+from edge.spool.lineage import Agreement
 from servicekit.errors import SightlineError
+from tests.fakes.ingest import conflict
 
 AWAY = SightlineError(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", "away")
 LATE = SightlineError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "late")
@@ -77,13 +79,13 @@ class Play:
         self.core.sending(self._sent)
         return self
 
-    def watermark(self, number: int) -> "Answer":
+    def watermark(self, number: int, agreed: Agreement | None = None) -> "Answer":
         assert self._sent is None
-        return Answer(self, self.core.asked(number))
+        return Answer(self, self.core.asked(number, agreed))
 
-    def answer(self, committed_through: int) -> "Answer":
+    def answer(self, committed_through: int, duplicates: int = 0) -> "Answer":
         assert self._sent is not None
-        return Answer(self, self.core.answered(committed_through, self._sent))
+        return Answer(self, self.core.answered(committed_through, self._sent, duplicates))
 
     def fails(self, error: SightlineError) -> "Answer":
         return Answer(self, self.core.failed(error, self._sent))
@@ -142,8 +144,8 @@ def test_an_answer_without_progress_is_a_failure() -> None:
 def test_nothing_is_deleted_that_was_never_sent() -> None:
     play = Play(last=20)
     play.asks().watermark(0).then()
-    play.sends(0, 8).answer(30).then(Acknowledge(20))
-    play.asks().watermark(30).then(Renew())
+    play.sends(0, 8).answer(30).then(Acknowledge(8))
+    play.asks().watermark(30).then(Acknowledge(20), Renew())
 
 
 def test_a_spool_that_the_server_is_ahead_of_is_a_copy() -> None:
@@ -398,3 +400,63 @@ def test_2_streams_what_does_not_arrive_in_time_is_sent_in_smaller_parts() -> No
         core.sending(sent)
         assert core.failed(stalled, sent) == [Wait(stalled)]
         core.asked(0)
+
+
+def test_item_12_what_was_spooled_before_the_copy_was_made_is_not_moved() -> None:
+    """The spool was put back: of 5 to 9 that are pending the server has all, and more."""
+    play = Play(acknowledged=4, last=9, sent=4)
+    play.asks().watermark(12, Agreement(9, is_overrun=True)).then(Acknowledge(9), Renew(True))
+
+
+def test_item_12_what_was_spooled_offline_since_is_moved() -> None:
+    play = Play(acknowledged=4, last=20, sent=4)
+    play.asks().watermark(12, Agreement(9, is_overrun=True)).then(Acknowledge(9), Renew(True))
+
+
+def test_item_12_a_twin_that_was_faster_ends_the_stream_and_then_it_is_asked() -> None:
+    play = Play(acknowledged=4, last=9)
+    play.asks().watermark(4, Agreement(4)).then()
+    play.sends(4, 9).fails(conflict(7)).then()
+    play.asks().watermark(8, Agreement(6)).then(Acknowledge(6), Renew(True))
+
+
+def test_item_13_a_conflict_that_nothing_explains_moves_what_is_pending() -> None:
+    play = Play(acknowledged=4, last=9)
+    play.asks().watermark(4, Agreement(4)).then()
+    play.sends(4, 9).fails(conflict(9)).then()
+    play.asks().watermark(9, Agreement(9)).then(Renew())
+
+
+def test_item_13_a_conflict_does_not_become_a_loop() -> None:
+    play = Play(acknowledged=4, last=9)
+    play.asks().watermark(4).then()
+    play.sends(4, 9).fails(conflict(5)).then()
+    play.asks().watermark(4).then(Renew())
+
+
+def test_item_12_a_clone_of_this_very_process_is_noticed_by_the_last_prediction() -> None:
+    play = Play(acknowledged=4, last=4)
+    play.asks().watermark(8, Agreement(8)).then()
+    play.sends(7, 8, limit=1).fails(conflict(8)).then()
+    play.asks().watermark(8, Agreement(8)).then(Renew())
+
+
+def test_item_12_a_copy_that_has_sent_what_this_process_has_spooled() -> None:
+    play = Play(acknowledged=4, last=4)
+    play.asks().watermark(8, Agreement(8)).then()
+    play.sends(7, 8, limit=1).answer(8, duplicates=1).then(Acknowledge(8))
+
+
+def test_item_12_a_clone_that_went_further_leaves_all_pending() -> None:
+    play = Play(acknowledged=4, last=4)
+    play.asks().watermark(30, Agreement(9, is_overrun=True)).then(Renew())
+
+
+def test_item_12_duplicates_of_what_was_never_sent_mean_a_twin() -> None:
+    """With a server that keeps no generations: rather twice than not at all."""
+    play = Play(acknowledged=4, last=6)
+    play.asks().watermark(4).then()
+    play.sends(4, 9).answer(9, duplicates=3).then(Acknowledge(6), Renew())
+    play = Play(acknowledged=4, last=6)
+    play.asks().watermark(4).then()
+    play.sends(4, 9).answer(9, duplicates=2).then(Acknowledge(9))

@@ -5,15 +5,20 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge.log.encode import prediction_body
 from edge.log.entries import Row
 from edge.records import Prediction
+from edge.spool import mark
 from edge.spool.caps import Limits
 from edge.spool.homes import homes
+from edge.spool.lineage import MOST_OPENINGS
+from edge.spool.mark import Mark, Place
 from edge.spool.spool import Spool
 
 
@@ -137,3 +142,40 @@ def test_a_copy_that_cannot_be_parted_yet_does_not_go_on_as_it_is(copy: Path) ->
             pass
     with opened(copy) as spool:
         assert spool.identity.spool_id != spool_id
+
+
+@pytest.mark.parametrize("change", [{"machine": "another"}, {"device": 99}])
+def test_item_12_the_same_inode_elsewhere_is_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(mark, "place_of", lambda _: Place(7, 7, "machine"))
+    original = tmp_path / "left"
+    with opened(original) as spool:
+        log(spool, "a", "b")
+        first = spool.identity.spool_id
+    with opened(original) as spool:
+        assert spool.identity.spool_id == first
+    monkeypatch.setattr(mark, "place_of", lambda _: Place(7, 7, "machine")._replace(**change))
+    with opened(original) as spool:
+        assert spool.identity.spool_id != first
+        assert spool.identity.pending == 0
+    assert len(homes(original)) == 1
+
+
+def test_item_12_a_note_of_an_earlier_version_says_no_more_than_the_inode(original: Path) -> None:
+    note = Mark(original).read()
+    assert note is not None
+    assert mark.place_of(original / "spool.db") == note.place
+    assert not mark.is_elsewhere(replace(note, place=Place(note.place.inode)), note.place)
+
+
+def test_item_12_openings_beyond_what_a_lineage_names_are_parted(tmp_path: Path) -> None:
+    names = set()
+    for number in range(2 * MOST_OPENINGS):
+        with opened(tmp_path / "spool") as spool:
+            spool.append([b"%d" % number])
+            names.add(spool.identity.spool_id)
+    assert len(names) == 2
+    (home,) = homes(tmp_path / "spool")
+    with opened(home) as spool:
+        assert spool.identity.pending == MOST_OPENINGS

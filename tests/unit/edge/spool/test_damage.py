@@ -22,7 +22,7 @@ from edge.spool.aside import found, names, prune
 from edge.spool.caps import Limits, Lost
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME, homes
-from edge.spool.mark import Mark
+from edge.spool.mark import Mark, place_of
 from edge.spool.reader import connect_to_read
 from edge.spool.spool import Spool
 
@@ -108,7 +108,7 @@ def crash(folder: Path, image: Path) -> Path:
     mark = Mark(image)
     note = mark.read()
     assert note is not None
-    mark.write(replace(note, inode=db(image).stat().st_ino))  # it is not to look like a copy
+    mark.write(replace(note, place=place_of(db(image))))  # it is not to look like a copy
     mark.close()
     return image
 

@@ -15,7 +15,7 @@ from edge.log.entries import Dropped, Entry, Gap, GapReason, Row
 from edge.records import Prediction
 from edge.spool.file import SpoolFile
 from edge.spool.identity import VERSION, DamagedError, Identity
-from edge.spool.mark import Mark, Note, Reading
+from edge.spool.mark import Mark, Note, Place, Reading
 from edge.spool.rows import merge, sequence_fields
 from servicekit.errors import SightlineError
 
@@ -467,7 +467,7 @@ def test_checksums_name_the_spool_and_the_sequence(tmp_path: Path) -> None:
 
 def test_a_note_that_is_not_what_was_written_is_none(tmp_path: Path) -> None:
     mark = Mark(tmp_path)
-    mark.write(Note(Identity("gate-1", "x"), 0, 0, Reading(0.0, 0.0, "")))
+    mark.write(Note(Identity("gate-1", "x"), 0, Place(), Reading(0.0, 0.0, "")))
     text = mark.path.read_bytes()
     assert mark.read() is not None
     mark.path.write_bytes(text.replace(b"gate-1", b"gate-2"))

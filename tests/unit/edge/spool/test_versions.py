@@ -11,7 +11,7 @@ from edge.log.entries import Row
 from edge.spool import identity as identities
 from edge.spool.identity import VERSION, Identity
 from edge.spool.inspect import verify
-from edge.spool.mark import Mark, Note, Reading
+from edge.spool.mark import Mark, Note, Place, Reading
 from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
 from tests.unit.edge.spool.test_spool import Opened, body, opened, sequences
@@ -79,7 +79,7 @@ def test_a_note_of_a_later_version_keeps_even_a_damaged_file_untouched(tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(identities, "VERSION", VERSION + 1)
         identities.encode.cache_clear()
-        mark.write(Note(Identity("gate-1", "x"), 0, 0, Reading(0.0, 0.0, "")))
+        mark.write(Note(Identity("gate-1", "x"), 0, Place(), Reading(0.0, 0.0, "")))
         identities.encode.cache_clear()
     mark.close()
     (tmp_path / "spool.db").write_bytes(b"who knows" * 1000)

@@ -1,0 +1,247 @@
+"""Spools that are put back and cloned, in one thread: real spools and shippers, a model server.
+
+Every prediction has an image id of its own, so that what is in the store can be held against what
+is in the folders that are left, whatever spool_id and sequence it travelled under.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from sightline.types.v1 import prediction_pb2
+
+from edge.log.encode import prediction_body
+from edge.log.entries import GapReason, Row
+from edge.log.progress import Progress
+from edge.records import Prediction
+from edge.ship.shipper import Shipper
+from edge.spool.caps import Limits
+from edge.spool.homes import homes
+from edge.spool.mark import FILE_NAME as MARK
+from edge.spool.spool import Spool
+from servicekit.errors import SightlineError
+from tests.fakes.ingest import FakeIngest, Stored
+from tests.faults.lab import DEVICE, Crashes, Line, _EndpointTo
+
+LIMITS = Limits(1 << 40, 0.0, 0)
+How = Literal["over the files", "anew", "without the mark", "without the folders below"]
+
+
+@dataclass(frozen=True)
+class Backup:
+    """What was in a folder, and which predictions had been spooled there."""
+
+    files: dict[str, bytes]
+    images: frozenset[str]
+
+
+@dataclass
+class Folder:
+    """The spool of a node, with its shipper; the node may be killed and started again."""
+
+    path: Path
+    line: Line
+    stream_size: int
+    names: dict[str, set[tuple[str, int]]]
+    """Under which spool_ids and sequences each prediction of the fleet was pending."""
+    images: set[str] = field(default_factory=set)
+    """What was spooled here, and in what was put back here before."""
+
+    def start(self) -> None:
+        """Opens the spool."""
+        self.spool = Spool(self.path, DEVICE, LIMITS, lambda _: None)
+        self.shipper = self._shipper(self.spool)
+
+    def log(self, images: list[str]) -> None:
+        """Spools predictions."""
+        self.spool.append([prediction_body(Prediction(one, "m"), 1.0) for one in images])
+        self.images |= set(images)
+        self._note_names()
+
+    def ship(self) -> None:
+        """Does what the thread of the shipper would do next, homes included."""
+        _round(self.spool, self.shipper)
+        self._note_names()
+
+    def kill(self) -> None:
+        """Ends the node, and leaves on the disk what SIGKILL leaves."""
+        files = self._files()
+        self.close()
+        self._write(files)
+
+    def close(self) -> None:
+        """Ends the node."""
+        self.spool.close()
+
+    def back_up(self) -> Backup:
+        """Copies what is on the disk now."""
+        return Backup(self._files(), frozenset(self.images))
+
+    def put_back(self, backup: Backup, how: How) -> None:
+        """Ends the node, replaces what is in its folder, and starts it again."""
+        self.close()
+        if how == "anew":
+            shutil.rmtree(self.path)
+        else:
+            for file in self._all():
+                is_below = file.parent != self.path
+                stays = file.name == MARK if how == "without the mark" else False
+                if file.relative_to(self.path).as_posix() not in backup.files and not stays:
+                    if is_below and how != "without the folders below":
+                        continue
+                    file.unlink()
+        self._write(
+            {
+                name: data
+                for name, data in backup.files.items()
+                if not (how == "without the mark" and name == MARK)
+                and not (how == "without the folders below" and "/" in name)
+            }
+        )
+        self.images = set(backup.images)
+        self.start()
+
+    def drain(self) -> None:
+        """Ships all that is left, homes included."""
+        for home in homes(self.path):
+            spool = Spool(home, DEVICE, LIMITS, lambda _: None)
+            shipper = self._shipper(spool)
+            _ship_all(spool, shipper, partial(self._note_names, spool))
+            spool.remove()
+        self._note_names()
+        _ship_all(self.spool, self.shipper, self._note_names)
+
+    def _note_names(self, spool: Spool | None = None) -> None:
+        spool = spool or self.spool
+        identity = spool.identity
+        for entry in spool.read(identity.spool_id, identity.acknowledged, 1 << 20, 1 << 30):
+            if isinstance(entry, Row):
+                image = prediction_pb2.Prediction.FromString(entry.prediction).image_id
+                self.names.setdefault(image, set()).add((identity.spool_id, entry.sequence))
+
+    def _all(self) -> list[Path]:
+        return [one for one in self.path.rglob("*") if one.is_file() and one.name != "spool.lock"]
+
+    def _files(self) -> dict[str, bytes]:
+        return {
+            one.relative_to(self.path).as_posix(): one.read_bytes()
+            for one in self._all()
+            if not one.name.endswith("-shm")
+        }
+
+    def _write(self, files: dict[str, bytes]) -> None:
+        for name, data in files.items():
+            path = self.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def _shipper(self, spool: Spool) -> Shipper:
+        shipper = Shipper(
+            spool,
+            _EndpointTo(self.line),
+            Progress(),
+            batch_size=2,
+            batch_timeout_seconds=0.0,
+            stream_size=self.stream_size,
+        )
+        shipper._sleep = lambda _: None  # type: ignore[assignment,method-assign] # no real time
+        return shipper
+
+
+class Fleet:
+    """Folders that may be copies of one another, and their server."""
+
+    def __init__(self, folder: Path, stream_size: int, *, keeps_generations: bool = True) -> None:
+        self.folder = folder
+        self.stream_size = stream_size
+        self.server = FakeIngest(keeps_generations=keeps_generations)
+        self.line = Line(self.server, Crashes(folder))
+        self.count = 0
+        self.names: dict[str, set[tuple[str, int]]] = {}
+        self.folders: list[Folder] = []
+        self._folder().start()
+
+    def images(self, count: int) -> list[str]:
+        """Returns names of new predictions."""
+        self.count += count
+        return [f"i{number}" for number in range(self.count - count + 1, self.count + 1)]
+
+    def clone(self, backup: Backup) -> Folder:
+        """Starts another node on a copy."""
+        made = self._folder()
+        made._write(backup.files)
+        made.images = set(backup.images)
+        made.start()
+        return made
+
+    def drain(self) -> None:
+        """Ships all that is left while nothing fails."""
+        self.line.calm()
+        for faults in (self.server.before, self.server.after, self.server.watermark_errors):
+            faults.clear()
+        for _ in range(2):  # what the second has shipped may be news to the first
+            for folder in self.folders:
+                folder.drain()
+
+    def check(self) -> None:
+        """Fails unless what is left of what was spooled is in the store, once."""
+        stored = Counter(self.server.images())
+        doubled = [one for one, count in stored.items() if count > 1]
+        assert not doubled, f"stored twice: {doubled}"
+        for one in self.server.spools.values():
+            one.check()
+        required = set[str]().union(*(folder.images for folder in self.folders))
+        lost = {one for one in required - stored.keys() if not self._is_declared(one)}
+        assert len(lost) <= self.released, f"lost: {sorted(lost)}"
+
+    @property
+    def released(self) -> int:
+        """Sequences that the server's store had lost, and that were declared."""
+        return sum(
+            last - first + 1
+            for one in self.server.spools.values()
+            for first, last, reason in one.gaps
+            if reason == GapReason.RELEASED
+        )
+
+    def _is_declared(self, image: str) -> bool:
+        """Whether a copy has declared that it is gone, for one whose file had lost its end."""
+        return any(
+            first <= sequence <= last
+            for spool_id, sequence in self.names[image]
+            for first, last, _ in self.server.spools.get((DEVICE, spool_id), Stored()).gaps
+        )
+
+    def close(self) -> None:
+        for folder in self.folders:
+            folder.close()
+
+    def _folder(self) -> Folder:
+        path = self.folder / f"node{len(self.folders)}"
+        path.mkdir()
+        made = Folder(path, self.line, self.stream_size, self.names)
+        self.folders.append(made)
+        return made
+
+
+def _round(spool: Spool, shipper: Shipper) -> None:
+    identity = spool.identity
+    is_same = identity.spool_id == shipper._spool_id
+    if identity.last <= (shipper._core.position if is_same else identity.acknowledged):
+        return  # the thread would wait
+    with suppress(SightlineError):
+        shipper._round()
+
+
+def _ship_all(spool: Spool, shipper: Shipper, after: Callable[[], None] = lambda: None) -> None:
+    patience = 30 + 8 * spool.identity.pending
+    while spool.identity.pending:
+        patience -= 1
+        assert patience, "it does not come to an end"
+        _round(spool, shipper)
+        after()

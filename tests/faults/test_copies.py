@@ -1,0 +1,133 @@
+"""Item 12: spools that are put back, started offline, cloned and shipped at once, in any order."""
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import grpc
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from edge.spool import mark
+from edge.spool.mark import Place
+from servicekit.errors import SightlineError
+from tests.faults.campaign import Campaign
+from tests.faults.copies import Backup, Fleet, Folder, How
+
+MEMORY = Path("/dev/shm")
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+AWAY = SightlineError(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", "as the test wants")
+WAYS: list[How] = ["over the files", "anew", "without the mark", "without the folders below"]
+numbers = st.integers(0, 1 << 20)
+
+
+class Copies(RuleBasedStateMachine):
+    """Nodes that may be copies of one another, and a server."""
+
+    seen: ClassVar[Counter[str]] = Counter()
+
+    @initialize(stream_size=st.integers(1, 6), is_cloned_machine=st.booleans())
+    def begin(self, stream_size: int, is_cloned_machine: bool) -> None:
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+        self.place_of = mark.place_of
+        if is_cloned_machine:  # with its disk: nothing on it tells the two apart
+            mark.place_of = lambda path: Place(7, 7, "machine")
+        self.fleet = Fleet(self.folder, stream_size)
+        self.backups: list[Backup] = []
+        self.seen["runs"] += 1
+
+    def teardown(self) -> None:
+        if not hasattr(self, "fleet"):
+            return
+        try:
+            self.fleet.drain()
+            self.fleet.check()
+            self.seen["stored"] += len(self.fleet.server.images())
+            self.seen["conflicts"] += self.fleet.server.conflicts
+        finally:
+            mark.place_of = self.place_of
+            self.fleet.close()
+            shutil.rmtree(self.folder)
+
+    @rule(which=numbers, count=st.integers(1, 6))
+    def log(self, which: int, count: int) -> None:
+        self.node(which).log(self.fleet.images(count))
+
+    @rule(which=numbers, trouble=st.sampled_from(["", "", "", "down", "lost", "cut", "twin"]))
+    def ship(self, which: int, trouble: str) -> None:
+        node, line = self.node(which), self.fleet.line
+        if trouble == "down":
+            line.down = 1
+        elif trouble == "lost":
+            self.fleet.server.after.append(AWAY)
+        elif trouble == "cut":
+            line.cut_after = 1
+        elif (
+            trouble == "twin" and len(self.fleet.folders) > 1
+        ):  # which ships while this one's stream is on its way
+            line.meanwhile = [self.node(which + 1).ship]
+        node.ship()
+        line.calm()
+        self.fleet.server.after.clear()
+
+    @rule(which=numbers, killed=st.booleans())
+    def restart(self, which: int, killed: bool) -> None:
+        node = self.node(which)
+        if killed:
+            node.kill()
+        else:
+            node.close()
+        node.start()
+
+    @rule(which=numbers)
+    def back_up(self, which: int) -> None:
+        self.backups.append(self.node(which).back_up())
+
+    @precondition(lambda self: self.backups)
+    @rule(which=numbers, backup=numbers, how=st.sampled_from(WAYS))
+    def put_back(self, which: int, backup: int, how: How) -> None:
+        self.node(which).put_back(self.backups[backup % len(self.backups)], how)
+        self.seen["put back"] += 1
+
+    @precondition(lambda self: self.backups and len(self.fleet.folders) < 4)
+    @rule(backup=numbers)
+    def clone(self, backup: int) -> None:
+        self.fleet.clone(self.backups[backup % len(self.backups)])
+        self.seen["clones"] += 1
+
+    def node(self, which: int) -> Folder:
+        return self.fleet.folders[which % len(self.fleet.folders)]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("runs", "steps"), [(150, 25), pytest.param(3000, 60, marks=SOAK)])
+def test_item_12_copies_of_spools(
+    report: Callable[[Campaign], None], runs: int, steps: int
+) -> None:
+    Copies.seen.clear()
+    run_state_machine_as_test(
+        Copies,
+        settings=settings(
+            max_examples=runs,
+            stateful_step_count=steps,
+            deadline=None,
+            derandomize=runs < 1000,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    seen = Copies.seen
+    assert {"put back", "clones", "stored"} <= (+seen).keys()
+    note = ", ".join(f"{count} {what}" for what, count in sorted(seen.items()) if what != "runs")
+    report(Campaign("spools are put back and cloned (model)", seen["runs"], 0, 0, 0, note))

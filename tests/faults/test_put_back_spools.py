@@ -1,0 +1,144 @@
+"""Item 12: real nodes whose spool folder is put back from a backup, or cloned with its machine."""
+
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge.spool.mark import FILE_NAME as MARK
+from edge.spool.mark import Mark, place_of
+from tests.faults.campaign import Campaign
+from tests.faults.nodes import Node, drain
+from tests.faults.world import WORLDS, World, campaign, several
+
+pytestmark = pytest.mark.timeout(900)  # for a machine that does other things as well
+Report = Callable[[Campaign], None]
+SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
+OFFLINE = "unix:/nowhere/at/all"
+WAYS = ("over the files", "over the files of a killed node", "anew", "without the mark", "twins")
+
+
+def copy(folder: Path) -> dict[str, bytes]:
+    """What is in a folder, as `cp` would keep it."""
+    return {
+        one.relative_to(folder).as_posix(): one.read_bytes()
+        for one in folder.rglob("*")
+        if one.is_file() and not one.name.endswith((".lock", "-shm"))
+    }
+
+
+def put_back(folder: Path, files: dict[str, bytes], *, keep_mark: bool = False) -> None:
+    """Writes into the files that are there, which keep their inodes, and removes the others."""
+    for one in [*folder.rglob("*")]:
+        stays = keep_mark and one.name == MARK
+        if one.is_file() and one.relative_to(folder).as_posix() not in files and not stays:
+            one.unlink()
+    for name, data in files.items():
+        if keep_mark and name == MARK:
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def clone(folder: Path, target: Path) -> None:
+    """Copies a folder as the image of a whole machine would: nothing in it tells that it is one."""
+    shutil.copytree(folder, target)
+    mark = Mark(target)
+    note = mark.read()
+    if note is not None:
+        mark.write(replace(note, place=place_of(target / "spool.db")))
+    mark.close()
+
+
+def live(made: World, spool: str, name: str, *, offline: bool, killed: bool = True) -> None:
+    """One life of a node on a spool."""
+    more = {"target": OFFLINE} if offline else {}
+    spec = made.spec(f"{spool}-{name}", spool, predictions=None if killed else 40, **more)
+    node = Node(spec)
+    if not killed:
+        node.wait()
+        return
+    node.wait_until_it_logs()
+    time.sleep(made.chance.uniform(0.0, 0.3))
+    node.kill()
+
+
+def lose_the_time_between(made: World, number: int) -> list[str]:
+    """Backs a spool up while much is pending, goes on, and puts the backup back."""
+    chance, spool = made.chance, f"spool{number}"
+    way = WAYS[number % len(WAYS)]
+    folder = made.folder / spool
+    for life in range(chance.randint(1, 2)):
+        live(made, spool, f"before{life}", offline=True)
+    files = copy(folder)
+    if way == "twins":
+        return go_on_twice(made, spool)
+    live(made, spool, "between", offline=False, killed=chance.random() < 0.5)
+    drain(made.spec("drain", spool))  # nothing is overwritten that is not committed
+    if way == "over the files of a killed node":
+        node = Node(made.spec(f"{spool}-idle", spool, predictions=0))
+        node.kill()
+    if way == "anew":
+        shutil.rmtree(folder)
+    put_back(folder, files, keep_mark=way == "without the mark")
+    for life in range(chance.randint(0, 3)):
+        live(made, spool, f"offline{life}", offline=True)
+    live(made, spool, "after", offline=False)
+    if chance.random() < 0.3:  # and once more: what is committed by now must not come again
+        drain(made.spec("drain", spool))
+        put_back(folder, files)
+        live(made, spool, "again", offline=chance.random() < 0.5)
+    return [spool]
+
+
+def go_on_twice(made: World, spool: str) -> list[str]:
+    """Has two machines go on with one spool, at once or one after the other."""
+    twin = f"{spool}twin"
+    clone(made.folder / spool, made.folder / twin)
+    both = [spool, twin]
+    made.chance.shuffle(both)
+    if made.chance.random() < 0.5:
+        for life in range(2):
+            for one in both:
+                live(made, one, f"turn{life}", offline=made.chance.random() < 0.4)
+        return both
+    chances = [random.Random(made.chance.random()) for _ in both]
+
+    def run(one: str, chance: random.Random) -> None:
+        for life in range(2):
+            node = Node(made.spec(f"{one}-turn{life}", one))
+            node.wait_until_it_logs()
+            time.sleep(chance.uniform(0.0, 0.3))
+            node.kill()
+
+    threads = [threading.Thread(target=run, args=pair) for pair in zip(both, chances, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return both
+
+
+@pytest.mark.parametrize("runs", [8, pytest.param(200, marks=SOAK)])
+def test_item_12_spools_that_are_put_back(tmp_path: Path, report: Report, runs: int) -> None:
+    """Nothing that was spooled is lost or stored twice, whatever the folder was put back to."""
+
+    def fault(made: World, count: int) -> object:
+        made.ingest.start()
+        first = made.chance.randrange(len(WAYS))
+        spools: list[str] = []
+        for number in range(first, first + count):
+            spools += lose_the_time_between(made, number)
+        # The end of the log may be "gone" for the mark, where that was not put back.
+        found = made.finish([*spools, *spools], are_damaged=True)
+        assert found.doubled == 0, found
+        assert found.missing <= found.gap_sequences, found
+        return found
+
+    audits = several(fault, tmp_path, runs)  # type: ignore[arg-type]
+    report(campaign("a spool is put back or cloned", runs // WORLDS * WORLDS, audits))
