@@ -63,9 +63,9 @@ class IngestSettings(ServerSettings):
     )
     retain_confirm_until: datetime | None = Field(
         None,
-        description="an operator's word that the server's clock is right up to this date or time"
-        " (UTC where no zone is given): needed for retention to go on after the clock moved more"
-        " than a day further than the time that passed, as after a long stop; none: not given",
+        description="an operator's confirmation that the server's clock is right up to this date"
+        " or time (UTC where no zone is given): needed for retention to go on after the clock moved"
+        " more than a day further than the time that passed, as after a long stop; none: not given",
     )
     export_dir: Path | None = Field(
         None,

@@ -65,7 +65,8 @@ class ImageLimits:
 
     Attributes:
         max_bytes: size of the encoded picture.
-        max_pixels: width times height. Decoding takes 3 bytes per pixel, a progressive JPEG 9.
+        max_pixels: width times height. Decoding takes 7 bytes per pixel or more: see
+            `OpenedImage.memory`.
         max_side: width or height, in pixels.
         formats: accepted types, out of JPEG, PNG, WEBP and BMP.
 

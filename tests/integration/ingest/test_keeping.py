@@ -47,7 +47,7 @@ def log_days_ago(database: Path, days: float) -> None:
 
 
 def confirmed() -> list[str]:
-    """Returns the operator's word that eight days have passed since the last commit."""
+    """Return the operator's confirmation that eight days have passed since the last commit."""
     return ["--retain-confirm-until", (datetime.now(UTC) + timedelta(days=1)).isoformat()]
 
 
