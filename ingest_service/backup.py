@@ -42,7 +42,7 @@ class _GivenUpError(Exception):
 
 
 class Backups:
-    """Makes one backup at a time. Belongs to one event loop.
+    """A maker of backups, one at a time. Belongs to one event loop.
 
     Args:
         copy: writes a verified copy to a path; calls back with how far it is.

@@ -51,7 +51,7 @@ class _Book:
 
 
 class Witness:
-    """Compares the messages of a group, in order, with what is committed and what came before them.
+    """A comparison of the messages of a group, in order, with those before them and the store.
 
     Args:
         group: the messages.

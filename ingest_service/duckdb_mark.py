@@ -1,6 +1,6 @@
 """Notes beside a database what was last committed to it.
 
-So a database that somebody put back is told from the one that the service left.
+So the service can tell a database that somebody put back from the one that it left.
 Each COMMIT is noted after it is durable and before anyone hears of it. The note is synced once for
 each log, when it begins: what comes later outlives the process, not a power failure. After one it
 may be older than the database, and then says less, never something wrong.

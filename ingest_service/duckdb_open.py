@@ -58,7 +58,7 @@ def open_database(path: Path, *, trust: bool = False) -> OpenDatabase:
     Args:
         path: the file, in a folder that exists.
         trust: whether to take a database that is not the one that the service left, or whose books
-            do not balance, with a word in the log.
+            do not balance, with a warning in the log.
 
     Raises:
         StoreOpenError: the file is in use, cannot be read or written, is no DuckDB file, is
@@ -212,7 +212,7 @@ def _bring_to_new_format(
 
 
 class _Said:
-    """Says in the log how far a copy has come, now and then."""
+    """The progress of a copy, written to the log for every tenth of it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

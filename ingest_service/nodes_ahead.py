@@ -17,7 +17,7 @@ _RELEASED = "released"
 
 
 class NodesAhead:
-    """Counts what nodes had been told is committed and the database does not have.
+    """A counter of what nodes had been told is committed and the database does not have.
 
     A node has deleted that. It declares it as a gap (`released`) when `GetWatermark` says less than
     it was told; a client that does not is refused for the hole before its first sequence. The first

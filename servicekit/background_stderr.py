@@ -71,7 +71,7 @@ class BackgroundStderr(io.TextIOBase):
 
 
 class Descriptor:
-    """Writes text to a descriptor, waiting as long as it takes, without a lock.
+    """A writer of text to a descriptor that waits as long as it takes, without a lock.
 
     A thread that still waits when the process ends would keep the lock of one of Python's own
     streams, which Python takes for a fatal error.

@@ -11,9 +11,9 @@ from servicekit.repeats import Repeats
 class FailuresOnce(logging.StreamHandler[TextIO]):
     """A handler that writes a failure that repeats once, and later how often it came again.
 
-    Records of level warning and above are the same if their text is, of which the traceback is no
-    part. Of a failure whose text is another each time, such as an error with an id, the lines are
-    written and the traceback is not repeated. A minute after a failure was told, it is told again.
+    Two records of level warning and above are the same if their texts are equal; the traceback is
+    no part of the text. If the texts differ, as with an id in an error, each line is written and
+    the traceback is not repeated. A minute after a failure was written, it is written again.
     """
 
     def __init__(self, stream: TextIO) -> None:

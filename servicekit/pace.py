@@ -6,7 +6,7 @@ _MOST_PEERS = 10_000  # the least recent is forgotten beyond this, which pays it
 
 
 class Pace:
-    """Token buckets by peer, which may go into debt: who owes waits until it is paid.
+    """Token buckets by peer, which may go into debt: a peer in debt waits until it is paid.
 
     Args:
         per_second: tokens that each peer gets, above 0.

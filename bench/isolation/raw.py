@@ -37,12 +37,12 @@ class Stream:
 
     @property
     def ended(self) -> bool:
-        """Whether the server has ended it."""
+        """Return True if the server has ended it."""
         return self._ended.is_set()
 
     @property
     def status(self) -> str | None:
-        """The `grpc-status` that it ended with; None: it has not, or with none."""
+        """Return the `grpc-status` that it ended with; None: it has not ended, or without one."""
         return self.trailers.get("grpc-status")
 
     async def wait(self) -> Self:
@@ -96,12 +96,12 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        """Whether the server has ended the connection."""
+        """Return True if the server has ended the connection."""
         return self._reading is None or self._reading.done()
 
     @property
     def begun(self) -> int:
-        """How many streams were begun."""
+        """Return the number of streams that were begun."""
         return (self._next - 1) // 2
 
     def number(self) -> int:

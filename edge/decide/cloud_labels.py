@@ -19,7 +19,7 @@ _LONGEST_SECONDS = 1.0
 
 
 class CloudLabels:
-    """Says whether the cloud's answers may stand for the device's; safe in threads.
+    """A check of whether the cloud's answers may replace the device's; safe in threads.
 
     Where the cloud does not list its models' labels (an older service), the classes of each answer
     are held against the device's labels.
@@ -98,7 +98,7 @@ class CloudLabels:
             raise differ(_called(model), difference)
 
     def _difference(self, model: ModelHint) -> str:
-        """Returns how a model's labels differ; empty: they do not, or are not known."""
+        """Return how a model's labels differ; empty: they do not, or are not known."""
         labels = self._models.get(model)
         return (self._rule.difference(labels) if labels else "") or self._strange.get(model, "")
 
@@ -124,7 +124,7 @@ class CloudLabels:
             self._warn(self._current, difference)
 
     def _warn(self, model: ModelHint, difference: str) -> None:
-        """Logs that the labels differ, once for as long as they do so in the same way."""
+        """Log that the labels differ, once for each difference."""
         effect = "its answers are not taken" if self._refuses else "its answers have its classes"
         said = (
             f"the cloud's model {_called(model)} has other labels than the device's, {effect}:"

@@ -65,7 +65,7 @@ def _location(entry: memoryview) -> set[bytes]:
 
 
 def _mentions(content: bytes, text: bytes) -> bool:
-    """Whether a text is in the content; lets other threads run between two windows."""
+    """Return True if a text is in the content; let other threads run between two windows."""
     overlap = len(text) - 1
     return any(
         content.find(text, at, at + _WINDOW + overlap) >= 0
