@@ -116,11 +116,8 @@ class Witness:
 
     def _of_content(self, book: _Book, message: int, through: int) -> Conflict | None:
         for sequence, known in ((1, book.first_digest), (through, book.last)):
-            if known is None:
-                continue
-            found = self._digest(_Content(message, sequence))
-            committed = self._digest(known)
-            if found is not None and committed is not None and found != committed:
+            found = None if known is None else self._digest(_Content(message, sequence))
+            if found is not None and self._digest(known) not in (None, found):
                 return Conflict(sequence, "content")
         return None
 

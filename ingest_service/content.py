@@ -5,10 +5,12 @@ not depend on the order of a prediction's fields: a client that writes the same 
 write its labels in another order (Go does), and that is no other content.
 """
 
-from collections.abc import Iterator
 from hashlib import blake2b
 
 DIGEST_BYTES = 16
+MAX_FIELDS = 10_240
+"""A prediction of more has no digest. One that breaks no rule has fewer: 10 000 detections, 64
+labels and a dozen others. It bounds how long a message can hold up the commits of others."""
 _PREDICTIONS = 2
 """Number of the field `PredictionLogRequest.predictions`."""
 _ENTRY = _PREDICTIONS << 3 | 2
@@ -24,7 +26,8 @@ def digest_in(payload: bytes, index: int) -> bytes | None:
         index: of the prediction in the message, from 0.
 
     Returns:
-        `DIGEST_BYTES` bytes. None: the bytes are not what a protobuf library writes.
+        `DIGEST_BYTES` bytes. None: the bytes are not what a protobuf library writes, or it has more
+        than `MAX_FIELDS` fields.
     """
     try:
         prediction = _find(payload, index)
@@ -33,15 +36,17 @@ def digest_in(payload: bytes, index: int) -> bytes | None:
         return None
 
 
-def digest(prediction: bytes) -> bytes:
-    """Return the digest of a serialized `Prediction`.
+def digest(prediction: bytes) -> bytes | None:
+    """Return the digest of a serialized `Prediction`; None: it has too many fields.
 
     Raises:
         IndexError: it is cut short.
     """
     # Each field says where it ends, so that no two lists of fields join to the same bytes.
-    fields = sorted(prediction[start:end] for start, end in _fields(prediction))
-    return blake2b(b"".join(fields), digest_size=DIGEST_BYTES).digest()
+    fields = _fields(prediction)
+    if len(fields) > MAX_FIELDS:
+        return None
+    return blake2b(b"".join(sorted(fields)), digest_size=DIGEST_BYTES).digest()
 
 
 def _find(payload: bytes, index: int) -> bytes | None:
@@ -57,10 +62,13 @@ def _find(payload: bytes, index: int) -> bytes | None:
                 at = _skip(payload, at, tag)
                 continue
         length = payload[at]
-        if length < 128:
-            at += 1
-        else:
-            length, at = _varint(payload, at)
+        at += 1
+        if length > 127:
+            more = payload[at]
+            if more < 128:  # two bytes, as of most predictions with detections
+                length, at = length & 127 | more << 7, at + 1
+            else:
+                length, at = _varint(payload, at - 1)
         if not index:
             return payload[at : at + length]
         index -= 1
@@ -68,14 +76,24 @@ def _find(payload: bytes, index: int) -> bytes | None:
     return None
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int]]:
-    """Yield where each field of a message starts and ends, its tag included."""
+def _fields(message: bytes) -> list[bytes]:
+    """Return each field of a message, its tag included; written out, as `_find`.
+
+    It stops after `MAX_FIELDS` and one.
+    """
+    fields: list[bytes] = []
     at, size = 0, len(message)
-    while at < size:
-        start = at
-        tag, at = _varint(message, at)
-        at = _skip(message, at, tag)
-        yield start, at
+    while at < size and len(fields) <= MAX_FIELDS:
+        start, tag = at, message[at]
+        at += 1
+        if tag > 127:
+            tag, at = _varint(message, start)
+        if tag & 7 == _LENGTH_DELIMITED and message[at] < 128:  # as most fields are
+            at += 1 + message[at]
+        else:
+            at = _skip(message, at, tag)
+        fields.append(message[start:at])
+    return fields
 
 
 def _skip(message: bytes, at: int, tag: int) -> int:

@@ -57,6 +57,9 @@ _MOVE_WATERMARKS = """
     UPDATE watermarks AS w SET
         committed_through = i.committed_through,
         duplicates = w.duplicates + i.duplicates,
+        -- A header alone has made the row before there was a first prediction.
+        first_digest = CASE WHEN w.committed_through = 0 THEN i.first_digest
+            ELSE w.first_digest END,
         last_digest = i.last_digest,
         updated_at = $now
     FROM incoming AS i WHERE w.device_id = i.device_id AND w.spool_id = i.spool_id

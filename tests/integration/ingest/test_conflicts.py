@@ -48,6 +48,16 @@ def test_item_13_a_logger_that_restarts_at_1_is_refused_after_a_restart_too(
     assert rows == [(9, 9)]
 
 
+def test_item_13_nor_is_one_whose_first_stream_was_a_header_alone(server: Server) -> None:
+    """The header makes a row for the spool before there is a first prediction."""
+    server.log_messages(request(head=header()))
+    server.log_messages(request(*predictions(1, 9), head=header()))
+    server.kill()
+    server.start()
+    error = refused(server, prediction(1, image_id="after the restart"))
+    assert (error.reason, error.metadata["sequence"]) == ("SEQUENCE_CONFLICT", "1")
+
+
 def test_item_12_the_watermark_tells_the_generations(server: Server) -> None:
     server.log_messages(request(*predictions(1, 2), head=header()))
     server.log_messages(request(*predictions(3, 5), head=header(generation=ONE)))
