@@ -25,6 +25,7 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
 from servicekit.errors import SightlineError, from_rpc_error
 from tests.integration.inference.process import Client, Server, ask, client, started
+from tests.integration.inference.waiting_service import HOLD
 from tests.unit.inference_service.failing_onnx import mortal_model
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
 
@@ -235,10 +236,10 @@ def test_a_version_that_is_loaded_can_go_meanwhile(
     with calls(server, "going") as made:
         version = folder.with_name("2")
         generation(version / "model.onnx", "b")
-        os.mkfifo(version / "model.yaml")  # loading waits until somebody writes
-        with (version / "model.yaml").open("w") as file:  # waits until it is being loaded
+        os.mkfifo(version / HOLD)  # loading waits until somebody writes
+        with (version / HOLD).open("w") as pipe:  # waits until it is being loaded
             shutil.rmtree(version)
-            file.write("description: gone")
+            pipe.write("go on")
         generation(folder.with_name("3") / "model.onnx", "c")
         until(lambda: made.labels[-1] == "c")
     assert "b" not in made.labels

@@ -21,6 +21,7 @@ from servicekit.auth.key_file import KeyFile
 from servicekit.errors import SightlineError
 from servicekit.vision import OnnxDetector, decode_image
 from tests.integration.inference.process import Client, Server, client, failure, started
+from tests.integration.inference.waiting_service import HOLD
 from tests.unit.inference_service.open_inference.networks import network, rows
 from tests.unit.inference_service.open_inference.test_request import encoded, raw_encoded, tensor
 from tests.unit.inference_service.tiny_onnx import SIDE, colour_model, corrupt, picture
@@ -278,7 +279,7 @@ def test_a_timeout_and_a_deadline_are_kept(tmp_path: Path, slow: Path) -> None:
 def test_live_before_it_is_warm(tmp_path: Path) -> None:
     version = tmp_path / "models" / "colours" / "1"
     colour_model(version / "model.onnx")
-    os.mkfifo(version / "model.yaml")  # loading waits until somebody writes
+    os.mkfifo(version / HOLD)  # loading waits until somebody writes
     address = f"unix:{tmp_path}/socket"  # known before the ready line
     flags = ["--model-repository", str(tmp_path / "models"), "--listen", address]
     server = Server(tmp_path, *flags)
@@ -291,7 +292,7 @@ def test_live_before_it_is_warm(tmp_path: Path) -> None:
             assert not asked.ready()
             assert failure(lambda: asked.model_ready("colours")).reason == "NOT_READY"
             assert asked.refusal(of_colours()).reason == "NOT_READY"
-            (version / "model.yaml").write_text("description: late")
+            (version / HOLD).write_text("go on")
             server.wait_ready()
             assert asked.ready()
             assert asked.model_ready("colours")

@@ -23,6 +23,7 @@ from tests.integration.inference.process import (
     names,
     started,
 )
+from tests.integration.inference.waiting_service import HOLD
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
 
 RED = picture()
@@ -31,7 +32,7 @@ RED = picture()
 def test_not_serving_until_warm(tmp_path: Path) -> None:
     version = tmp_path / "models" / "colours" / "1"
     colour_model(version / "model.onnx")
-    os.mkfifo(version / "model.yaml")  # loading waits until somebody writes
+    os.mkfifo(version / HOLD)  # loading waits until somebody writes
     address = f"unix:{tmp_path}/socket"  # known before the ready line
     flags = ["--model-repository", str(tmp_path / "models"), "--listen", address]
     server = Server(tmp_path, *flags)
@@ -44,7 +45,7 @@ def test_not_serving_until_warm(tmp_path: Path) -> None:
             assert one.health() == "NOT_SERVING"
             error = one.refusal(RED)
             assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "NOT_READY")
-            (version / "model.yaml").write_text("description: late")
+            (version / HOLD).write_text("go on")
             server.wait_ready()
             assert one.health() == "SERVING"
             assert one.health("inference.GRPCInferenceService") == "SERVING"
