@@ -107,10 +107,12 @@ class Mark:
 
 
 def mark_path(database: Path) -> Path:
-    """Return where the mark of a database is."""
-    return database.with_name(f"{database.name}.mark")
+    """Return where the mark of a database is: beside the file, where a link leads to it."""
+    file = database.resolve()
+    return file.with_name(f"{file.name}.mark")
 
 
 def log_path(database: Path) -> Path:
-    """Return where DuckDB keeps the write-ahead log of a database."""
-    return database.with_name(f"{database.name}.wal")
+    """Return where DuckDB keeps the write-ahead log: beside the file, where a link leads to it."""
+    file = database.resolve()
+    return file.with_name(f"{file.name}.wal")

@@ -38,6 +38,7 @@ _CONFIG = {
 }
 _NEW = ".new-format"
 _PUT_BACK = "put back a backup (`sightline restore`), or start once with --trust-database"
+_MISSING = "put it back, or a backup (`sightline restore`)"
 _PROGRESS_SHARE = 0.1
 
 
@@ -129,7 +130,7 @@ def _judge(path: Path, found: Found, note: Note | None, trust: bool) -> None:
     """Raise StoreOpenError for files that do not belong together, or are not what was left."""
     log = log_path(path)
     if found.log_bytes and not found.exists:  # DuckDB would delete the log
-        raise StoreOpenError(f"database: {path} is gone, and its log {log} is not: put it back")
+        raise StoreOpenError(f"database: {path} is gone, and its log {log} is not: {_MISSING}")
     if why := mismatch(found):
         raise StoreOpenError(f"database: {path} cannot be used with the log {log}: {why}")
     if why := put_back(found, note):
@@ -156,12 +157,14 @@ def _connect_repaired(path: Path, confirmed: int | None, trust: bool) -> duckdb.
 def _set_tails_aside(path: Path, confirmed: int | None, trust: bool, *, verify: bool) -> bool:
     found = set_tail_aside(log_path(path), confirmed, verify=verify, trust=trust)
     # What commits write to while a checkpoint runs; it becomes the log afterwards.
-    beside = path.with_name(f"{path.name}.wal.checkpoint")
+    log = log_path(path)
+    beside = log.with_name(f"{log.name}.checkpoint")
     return bool(set_tail_aside(beside, None, verify=verify, trust=trust) or found)
 
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(str(path), config=_CONFIG)
+    # By a link that leads to no file yet, DuckDB would keep the log beside the link: this once.
+    connection = duckdb.connect(str(path.resolve()), config=_CONFIG)
     # A database that is refused must stay as it is; the others are checkpointed when closed.
     connection.execute("PRAGMA disable_checkpoint_on_shutdown")
     return connection
@@ -195,7 +198,8 @@ def _bring_to_new_format(
     The old file is whole and without a log until the new one, which is verified and durable, takes
     its name at once.
     """
-    new = path.with_name(f"{path.name}{_NEW}")
+    file = path.resolve()  # a link to another disk stays one
+    new = file.with_name(f"{file.name}{_NEW}")
     for left in (new, new.with_name(f"{new.name}.wal")):  # of a start that was interrupted
         left.unlink(missing_ok=True)
     logger.warning(
@@ -205,9 +209,9 @@ def _bring_to_new_format(
     copy_database(connection, new, _Said(path))
     connection.close()
     log_path(path).unlink(missing_ok=True)  # empty since the checkpoint
-    sync_file(path.parent)
-    new.replace(path)
-    sync_file(path.parent)
+    sync_file(file.parent)
+    new.replace(file)
+    sync_file(file.parent)
     return _connect(path)
 
 

@@ -164,13 +164,18 @@ class DuckDBStore:
         Raises:
             SightlineError: the store cannot be read, or the file cannot be written.
         """
-        try:
-            with self._translated(), contextlib.closing(self._cursor()) as cursor:
+        with self._translated():
+            cursor = self._cursor()
+        try:  # an error of the copy is none of the store, which serves on
+            with contextlib.closing(cursor):
                 return copy_database(cursor, target, progress)
-        except (CopyError, OSError) as error:
+        except (CopyError, OSError, duckdb.Error) as error:
             logger.exception("the backup to %s failed", target)
             raise SightlineError(
-                grpc.StatusCode.UNAVAILABLE, "BACKUP_FAILED", f"the backup failed: {error}"
+                grpc.StatusCode.UNAVAILABLE,
+                "BACKUP_FAILED",
+                f"the backup failed, which needs room for a copy of the database in {target.parent}"
+                f" on the service's machine: {str(error).strip()}",
             ) from error
 
     def seconds_ahead(self, now: datetime) -> float:

@@ -33,6 +33,7 @@ def restore(backup: Path, database: Path) -> tuple[Contents, list[Path]]:
         RestoreError: one of these is not so, the backup is damaged or no backup, or the disk
             failed; nothing is changed then.
     """
+    database = database.resolve()  # where a link leads, the service looks for it
     _check_backup(backup)
     _refuse_existing(database)
     try:
@@ -47,7 +48,9 @@ def restore(backup: Path, database: Path) -> tuple[Contents, list[Path]]:
         found = _place(backup, database)
         aside = _set_logs_aside(database)
         mark.clear()  # it is about the database that was here
-    except (duckdb.Error, OSError) as error:
+    except duckdb.Error as error:
+        raise RestoreError(f"{backup} cannot be restored, use another backup: {error}") from error
+    except OSError as error:
         raise RestoreError(f"{backup} cannot be restored: {error}") from error
     finally:
         mark.close()

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from ingest_service.duckdb_mark import log_path
@@ -140,6 +141,23 @@ def test_11_what_a_log_held_that_is_gone_is_kept(
         assert sequences(again) == list(range(1, 21))
 
 
+def test_11_a_log_behind_a_link_that_is_gone_is_noticed(path: Path, tmp_path: Path) -> None:
+    path.parent.mkdir()
+    link = tmp_path / "sightline.duckdb"
+    link.symlink_to(path)
+    store = DuckDBStore(link)
+    log(store, 1, 10)
+    path.with_name(f"{path.name}.wal").unlink()
+    log(store, 11, 15)
+    left = leave(path, tmp_path / "killed")
+    with opened(left) as again:
+        assert sequences(again) == list(range(1, 16))
+    link.unlink()
+    refused(lambda: log(store, 16, 20))
+    link.symlink_to(path)
+    store.close()
+
+
 def test_11_readiness_follows_within_a_second_though_nobody_writes(
     store: DuckDBStore, path: Path
 ) -> None:
@@ -169,3 +187,24 @@ def test_11_what_is_open_can_still_be_saved(store: DuckDBStore, path: Path, tmp_
     store.backup(tmp_path / "saved.duckdb", lambda _done, _of: None)
     with opened(tmp_path / "saved.duckdb") as saved:
         assert sequences(saved) == list(range(1, 11))
+
+
+@pytest.mark.parametrize(
+    "error", [duckdb.FatalException, duckdb.IOException, duckdb.OutOfMemoryException]
+)
+def test_10_a_backup_that_fails_is_no_failure_of_the_store(
+    store: DuckDBStore, tmp_path: Path, error: type[duckdb.Error]
+) -> None:
+    """A full disk on which the copy is made says nothing about the database that is served."""
+    served = store._root
+
+    def fill_the_disk(_done: int, _of: int) -> None:
+        raise error("no space left on the device")
+
+    with pytest.raises(SightlineError, match="no space left") as caught:
+        store.backup(tmp_path / "saved.duckdb", fill_the_disk)
+    assert caught.value.reason == "BACKUP_FAILED"
+    assert str(tmp_path) in caught.value.message
+    assert store._root is served, "it was closed and opened anew"
+    log(store, 11, 15)
+    store.close()

@@ -232,3 +232,46 @@ def test_09_every_refusal_is_one_sentence_that_says_what_to_do(path: Path) -> No
         DuckDBStore(late)
     assert re.search("put back", str(caught.value))
     assert str(late) in str(caught.value)
+
+
+@pytest.fixture
+def link(path: Path, tmp_path: Path) -> Path:
+    """A name that leads to the database at `path`, in a folder of its own."""
+    made = tmp_path / "etc" / "sightline.duckdb"
+    made.parent.mkdir()
+    made.symlink_to(path)
+    return made
+
+
+def test_09_a_database_behind_a_link_is_held_against_its_log(path: Path, link: Path) -> None:
+    """DuckDB keeps the log beside the file itself, not beside the link."""
+    early, late = two_moments(path)
+    shutil.copy(early, path)
+    shutil.copy(log_path(late), path.with_name(f"{path.name}.wal"))
+    with pytest.raises(StoreOpenError, match="older than its log"):
+        DuckDBStore(link)
+    shutil.copy(late, path)
+    path.with_name(f"{path.name}.wal").unlink()
+    shutil.copy(mark_path(late), mark_path(path))
+    with pytest.raises(StoreOpenError, match="its log is missing"):
+        DuckDBStore(link)
+    assert [file.name for file in link.parent.iterdir()] == [link.name]
+
+
+def test_09_a_migration_leaves_a_link_a_link(path: Path, link: Path) -> None:
+    """The database stays on the disk that it was put on."""
+    make_of_old_format(path, 50)
+    with opened(link) as store:
+        assert sequences(store) == list(range(1, 51))
+    assert link.is_symlink()
+    assert version(path) >= 67
+    assert sorted(file.name for file in link.parent.iterdir()) == [link.name]
+
+
+def test_09_a_database_has_one_mark_by_whatever_name_it_is_opened(path: Path, link: Path) -> None:
+    with opened(link) as store:
+        log(store, 1, 5)
+        with pytest.raises(StoreOpenError, match="another process has it open"):
+            DuckDBStore(path)
+    with opened(path) as store:
+        assert sequences(store) == [1, 2, 3, 4, 5]
