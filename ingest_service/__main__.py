@@ -128,6 +128,7 @@ async def _main(argv: Sequence[str]) -> None:
         store.on_change = readiness.set
 
     async def drain() -> None:
+        backups.give_up()  # it takes longer than the grace, and ends between two steps only
         asyncio.get_running_loop().call_later(STREAM_PATIENCE, server.cut_streams)
 
     async def stop() -> None:

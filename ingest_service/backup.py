@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import tempfile
 import threading
 import time
 import uuid
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import grpc
 
 from ingest_service.database_copy import Contents, Progress
+from ingest_service.group_commit import draining_error
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
@@ -46,11 +48,13 @@ class Backups:
 
     Args:
         copy: writes a verified copy to a path; calls back with how far it is.
-        database: the database; copies are made beside it, and deleted.
+        database: the database; copies are made beside it, and deleted. While its folder is gone,
+            they are made in the system's folder for temporary files.
     """
 
     def __init__(self, copy: Callable[[Path, Progress], Contents], database: Path) -> None:
         self._copy = copy
+        database = database.resolve()  # on the disk that has room for it, where a link leads there
         self._database = database
         self._running: asyncio.Future[Contents] | None = None
         self._given_up = threading.Event()
@@ -63,16 +67,17 @@ class Backups:
         """Yield how far the copy is, then its bytes, then what it holds.
 
         Raises:
-            SightlineError: RESOURCE_EXHAUSTED, `BACKUP_RUNNING`; or what the copy raises.
+            SightlineError: RESOURCE_EXHAUSTED, `BACKUP_RUNNING`; UNAVAILABLE, `DRAINING`; or what
+                the copy raises.
         """
         if self._running is not None:
             raise SightlineError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "BACKUP_RUNNING",
-                "another backup is being made",
+                "another backup is being made: try again when it has ended",
                 retry_after=10.0,
             )
-        path = self._database.with_name(f"{self._prefix}{uuid.uuid4()}")
+        path = self._folder() / f"{self._prefix}{uuid.uuid4()}"
         loop, moves = asyncio.get_running_loop(), asyncio.Queue[Copied]()
         self._given_up.clear()
 
@@ -86,7 +91,10 @@ class Backups:
         try:
             async for copied in _until(copying, moves):
                 yield copied
-            contents = await copying
+            try:
+                contents = await copying
+            except _GivenUpError:
+                raise draining_error() from None
             logger.info("backup: %s copied in %.1f s", contents, time.monotonic() - started)
             async for piece in _pieces(path, contents):
                 yield piece
@@ -94,11 +102,19 @@ class Backups:
             self._given_up.set()
             copying.add_done_callback(lambda _: self._end(path))
 
+    def give_up(self) -> None:
+        """End the backup that is being made with UNAVAILABLE, unless it is being sent already."""
+        self._given_up.set()
+
     async def close(self) -> None:
         """Give up the backup that is being made, and return when it has ended."""
-        self._given_up.set()
+        self.give_up()
         if self._running is not None:
             await asyncio.wait([self._running])
+
+    def _folder(self) -> Path:
+        folder = self._database.parent
+        return folder if folder.is_dir() else Path(tempfile.gettempdir())
 
     def _end(self, path: Path) -> None:
         if self._running is not None and not self._running.cancelled():

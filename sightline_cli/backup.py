@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -34,8 +35,11 @@ def backup(
     """
     if to.exists():
         raise CommandError(f"--to: {to} is there already: name another file")
+    if not to.parent.is_dir():
+        raise CommandError(f"--to: {to} cannot be written: make the folder {to.parent} first")
     service = Endpoint.to_ingest(settings_with(ingest_target=target))
-    partial = to.with_name(f".{to.name}.partial-{os.getpid()}")
+    # Not of the PID: in a container that is the same each time, and what was killed left its own.
+    partial = to.with_name(f".{to.name}.partial-{uuid.uuid4()}")
     try:
         with service.channel() as channel:
             stub = ingest_service_pb2_grpc.IngestServiceStub(channel)

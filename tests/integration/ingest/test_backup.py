@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -261,3 +262,60 @@ def test_10_only_administrators_may_take_a_backup(start: Start, tmp_path: Path) 
         )
         assert done.returncode == expected, (name, done.stderr)
         assert Path(to).exists() == (expected == 0)
+
+
+def test_10_a_folder_that_was_moved_away_can_still_be_saved(start: Start, tmp_path: Path) -> None:
+    """As the service's own log advises then."""
+    server = start()
+    server.log_messages(request(*predictions(1, 10), head=header()))
+    folder = server.folder
+    folder.rename(folder.with_name("moved"))
+    server.log = folder.with_name("moved") / server.log.name
+    try:
+        done = sightline(
+            *("backup", "--to", str(tmp_path.with_name("saved.duckdb"))),
+            *("--target", server.address),
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["predictions"] == 10
+    finally:
+        server.kill()
+        folder.with_name("moved").rename(folder)
+
+
+def test_10_a_backup_does_not_hold_up_the_end_of_the_service(server: Server) -> None:
+    """It is given up at once, and its caller told why; the grace is for what ends in it."""
+    for first in range(1, 20_000, 5000):
+        server.log_messages(request(*predictions(first, first + 4999), head=header()))
+    call = server.stub.Backup(messages.BackupRequest(), timeout=PATIENCE)
+    assert eventually(lambda: bool(list(server.folder.glob(".*"))))
+    server.signal(signal.SIGTERM)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call)
+    assert from_rpc_error(caught.value).reason == "DRAINING"
+    assert server.wait() == 0
+    assert not list(server.folder.glob(".*"))
+
+
+def test_10_a_partial_file_that_was_left_is_in_nobody_s_way(server: Server, tmp_path: Path) -> None:
+    """In a container each command has the same PID."""
+    server.log_messages(request(*predictions(1, 10), head=header()))
+    (tmp_path / f".backup.duckdb.partial-{os.getpid()}").write_bytes(b"half of it")
+    code = f"import os; os.getpid = lambda: {os.getpid()}\n"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", f"{code}from sightline_cli.app import main; main()"),
+            *("backup", "--to", str(tmp_path / "backup.duckdb"), "--target", server.address),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_10_a_backup_into_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    done = sightline("backup", "--to", str(tmp_path / "none" / "backup.duckdb"))
+    assert done.returncode == 1
+    assert "make the folder" in done.stderr.replace("\n", " ")
