@@ -78,6 +78,14 @@ class Folder:
         """Ends the node."""
         self.spool.close()
 
+    def restart(self, *, killed: bool) -> None:
+        """Ends the node, by SIGKILL or not, and starts it again."""
+        if killed:
+            self.kill()
+        else:
+            self.close()
+        self.start()
+
     def back_up(self) -> Backup:
         """Copies what is on the disk now."""
         return Backup(self._files(), frozenset(self.images))

@@ -139,7 +139,8 @@ class Line:
         down: so many of the next calls do not arrive.
         cut_after: the next stream breaks after so many messages, which are committed.
         limited_after: likewise, and the server says that it is its limit.
-        meanwhile: what the other threads of the node do while the next stream is on its way.
+        meanwhile: what others do while the next stream is on its way.
+        asked: what others do between the next question for a watermark and what follows from it.
     """
 
     server: FakeIngest
@@ -148,6 +149,7 @@ class Line:
     cut_after: int | None = None
     limited_after: int | None = None
     meanwhile: list[Callable[[], None]] = field(default_factory=list)
+    asked: list[Callable[[], None]] = field(default_factory=list)
 
     def stream_unary(self, *_: object, **__: object) -> "_Method":
         return _Method(self._log)
@@ -162,10 +164,15 @@ class Line:
         """Ends every fault."""
         self.down, self.cut_after, self.limited_after = 0, None, None
         self.meanwhile.clear()
+        self.asked.clear()
 
     def _ask(self, request: ingest_service_pb2.GetWatermarkRequest, context: Any) -> Any:
         self._arrive()
-        return self.server._watermark(request, context)
+        answer = self.server._watermark(request, context)
+        asked, self.asked = self.asked, []
+        for one in asked:
+            one()
+        return answer
 
     def _log(self, messages: Iterator[bytes], context: Any) -> Any:
         self._arrive()

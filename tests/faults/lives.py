@@ -3,7 +3,7 @@
 import time
 
 from tests.faults.ledger import Ledger
-from tests.faults.nodes import Spec, sample
+from tests.faults.nodes import Spec, close, sample, wait_until_flushed
 
 STOP = "stop"
 """File in the folder of the ledgers that tells a node to end."""
@@ -25,10 +25,10 @@ def log_until_told(spec: Spec) -> None:
         slowest = max(slowest, time.perf_counter() - before)
         number += 1
         if number % 10 == 0:
-            assert log.flush(60) or log.stats().dropped
+            wait_until_flushed(log)
             ledger.has_spooled(number)
         time.sleep(spec.pause)
     assert slowest < LONGEST_LOG, slowest
-    assert log.flush(LONGEST_RECOVERY, until="committed"), log.stats()
-    assert log.close(10)
+    wait_until_flushed(log, LONGEST_RECOVERY, until="committed")
+    close(log)
     ledger.has_ended()

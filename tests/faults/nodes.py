@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge import Box, Detection, LogOptions, Prediction, PredictionLogger
+from edge.log.logger import Milestone
 from tests.faults.ledger import Ledger
 from tests.unit.edge.samples import eventually
 
@@ -63,7 +64,7 @@ def keep_logging(spec: Spec) -> None:
     ledger = Ledger(spec.ledgers, spec.name)
     log = spec.logger()
     log_bursts(log, ledger, spec.predictions, spec.pause)
-    assert log.close(60) or log.stats().dropped
+    close(log)
     ledger.has_ended()
 
 
@@ -75,7 +76,7 @@ def log_and_close(spec: Spec) -> None:
     ledger.will_log(count)
     for number in range(count):
         log(sample(ledger.image_id(number)))
-    assert log.close(60) or log.stats().dropped
+    close(log)
     ledger.has_spooled(count)
     ledger.has_ended()
 
@@ -103,7 +104,7 @@ def _live_as_child(log: PredictionLogger, ledger: Ledger, fate: float | None) ->
     if fate is not None:
         threading.Timer(fate, os.kill, (os.getpid(), signal.SIGKILL)).start()
     log_bursts(log, ledger, 100 if fate is None else None)
-    assert log.close(60) or log.stats().dropped
+    close(log)
     ledger.has_ended()
     os._exit(0)
 
@@ -119,11 +120,31 @@ def log_bursts(
         ledger.will_log(end)
         for one in range(number, end):
             log(sample(ledger.image_id(one)))
-        assert log.flush(60) or log.stats().dropped
+        wait_until_flushed(log)
         ledger.has_spooled(end)
         number = end
         if pause:
             time.sleep(pause)
+
+
+def wait_until_flushed(
+    log: PredictionLogger, seconds: float = 60.0, until: Milestone = "spooled"
+) -> None:
+    """Waits until everything is spooled, or committed; what was dropped makes one flush say False.
+
+    Raises:
+        AssertionError: it was not in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not log.flush(max(0.0, deadline - time.monotonic()), until=until):
+        assert log.stats().dropped, log.stats()
+        assert time.monotonic() < deadline, log.stats()
+
+
+def close(log: PredictionLogger) -> None:
+    """Closes a logger, and fails unless all of it is spooled, or was dropped."""
+    if not log.close(60):
+        wait_until_flushed(log, 1.0)  # at once: nothing is left to wait for
 
 
 def sample(image_id: str) -> Prediction:
@@ -199,7 +220,7 @@ def drain(spec: Spec, seconds: float = 120.0) -> int:
     with (spec.ledgers / _ALIVE).open("w") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)  # until the last forked child is gone
     with replace(spec, options=LogOptions()).logger() as log:
-        assert log.flush(seconds, until="committed") or log.stats().dropped, log.stats()
+        wait_until_flushed(log, seconds, until="committed")
         deadline = time.monotonic() + seconds
         while list(spec.spool.glob("forks/*/spool.db")):
             assert time.monotonic() < deadline, log.stats()

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -73,22 +74,44 @@ class Copies(RuleBasedStateMachine):
             self.fleet.server.after.append(AWAY)
         elif trouble == "cut":
             line.cut_after = 1
-        elif (
-            trouble == "twin" and len(self.fleet.folders) > 1
-        ):  # which ships while this one's stream is on its way
-            line.meanwhile = [self.node(which + 1).ship]
+        elif trouble == "twin" and len(self.fleet.folders) > 1:
+            line.meanwhile = [partial(self.ship_meanwhile, node, self.node(which + 1))]
         node.ship()
         line.calm()
         self.fleet.server.after.clear()
 
+    def ship_meanwhile(self, node: Folder, twin: Folder) -> None:
+        """Ships from another folder while a stream of a first one is on its way."""
+        streams = self.fleet.server.streams
+        before = len(streams)
+        is_same = node.spool.identity.spool_id == twin.spool.identity.spool_id
+        twin.ship()
+        if is_same and any(streams[before:]):
+            self.seen["copies ship at one moment"] += 1
+
+    @rule(which=numbers, counts=st.tuples(numbers, numbers), after=st.sampled_from(["ask", "send"]))
+    def ship_at_one_moment(self, which: int, counts: tuple[int, int], after: str) -> None:
+        """Two copies go on from one place, and the one ships between two calls of the other."""
+        node, line = self.node(which), self.fleet.line
+        if len(self.fleet.folders) < 4:
+            twin = self.fleet.clone(node.back_up())
+            self.seen["clones"] += 1
+        else:
+            twin = self.node(which + 1)
+        for one, count in zip((node, twin), counts, strict=True):
+            one.log(self.fleet.images(1 + count % 5))
+        once: list[Callable[[], None]] = [partial(self.ship_meanwhile, node, twin)]
+        if after == "ask":
+            node.restart(killed=True)  # so that it asks
+            line.asked = once
+        else:
+            line.meanwhile = once
+        node.ship()
+        line.calm()
+
     @rule(which=numbers, killed=st.booleans())
     def restart(self, which: int, killed: bool) -> None:
-        node = self.node(which)
-        if killed:
-            node.kill()
-        else:
-            node.close()
-        node.start()
+        self.node(which).restart(killed=killed)
 
     @rule(which=numbers)
     def back_up(self, which: int) -> None:
@@ -128,6 +151,7 @@ def test_item_12_copies_of_spools(
         ),
     )
     seen = Copies.seen
-    assert {"put back", "clones", "stored"} <= (+seen).keys()
+    wanted = {"put back", "clones", "stored", "conflicts", "copies ship at one moment"}
+    assert wanted <= (+seen).keys()
     note = ", ".join(f"{count} {what}" for what, count in sorted(seen.items()) if what != "runs")
     report(Campaign("spools are put back and cloned (model)", seen["runs"], 0, 0, 0, note))
