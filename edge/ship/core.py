@@ -210,10 +210,9 @@ class ShipCore:
         suspect, self._suspect = self._suspect, None
         if sent is None or suspect is not None:
             return [Wait(error)]
-        expected = error.metadata.get("expected_sequence", "")
-        if error.reason == "SEQUENCE_HOLE" and expected.isdecimal() and not self._had_hole:
+        if error.reason == "SEQUENCE_HOLE" and not self._had_hole:
             self._had_hole = True
-            return self.asked(int(expected) - 1)
+            return []  # to ask: where the server is does not say whose predictions it has there
         if error.reason == "SEQUENCE_CONFLICT" and not self._is_disputed:
             self._is_disputed = True
             return []  # to ask how far the server agrees

@@ -206,14 +206,16 @@ def test_a_store_that_was_replaced_is_owed_a_gap() -> None:
 def test_a_store_that_is_replaced_while_it_is_spoken_to() -> None:
     play = Play(acknowledged=40, last=50)
     play.asks().watermark(40).then()
-    play.sends(40, 48).fails(hole(11)).then(Rewind(10))
+    play.sends(40, 48).fails(hole(11)).then()
+    play.asks().watermark(10).then(Rewind(10))
     play.sends(10, 48).answer(48).then(Acknowledge(48))
 
 
 def test_a_hole_further_on_means_that_the_server_has_more() -> None:
     play = Play(acknowledged=40, last=50)
     play.asks().watermark(40).then()
-    play.sends(40, 48).fails(hole(46)).then(Acknowledge(45))
+    play.sends(40, 48).fails(hole(46)).then()
+    play.asks().watermark(45).then(Acknowledge(45))
     play.sends(45, 50).answer(50).then(Acknowledge(50))
 
 
@@ -221,6 +223,7 @@ def test_a_second_hole_waits() -> None:
     play = Play(acknowledged=40, last=50)
     play.asks().watermark(40).then()
     play.sends(40, 48).fails(hole(41)).then()
+    play.asks().watermark(40).then()
     error = hole(41)
     play.sends(40, 48).fails(error).then(Wait(error))
     play.asks().watermark(40).then()
@@ -228,9 +231,12 @@ def test_a_second_hole_waits() -> None:
     play.sends(48, 50).fails(hole(49)).then()
 
 
-def test_a_hole_that_does_not_say_where_is_a_failure() -> None:
-    error = hole("?")
-    Play().asks().watermark(0).then().sends(0, 8).fails(error).then(Wait(error))
+def test_item_12_a_hole_in_what_a_copy_has_sent_is_owed_from_where_they_agree() -> None:
+    """The store was put back, and the copy went on first: not so far, but with others."""
+    play = Play(acknowledged=40, last=50)
+    play.asks().watermark(40).then()
+    play.sends(40, 48).fails(hole(31)).then()
+    play.asks().watermark(30, Agreement(20)).then(Rewind(20), Renew(is_derived=True))
 
 
 def test_the_one_prediction_that_cannot_be_read_is_found_by_halving() -> None:

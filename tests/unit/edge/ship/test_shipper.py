@@ -370,9 +370,9 @@ class FullDisk:
         self.has_failed = False
         patch.setattr(spool, name, self)
 
-    def __call__(self, *arguments: object) -> object:
+    def __call__(self, *arguments: object, **named: object) -> object:
         if self.has_failed:
-            return self._method(*arguments)
+            return self._method(*arguments, **named)
         self.has_failed = True
         raise sqlite3.OperationalError("database or disk is full")
 
