@@ -3,7 +3,13 @@
 gRPC takes so many calls of a connection at a time and refuses further ones before any Python runs.
 A call that is answered late keeps its place. So a connection that floods the server with methods
 that do not exist, with bad credentials or with calls that it resets at once soon has no place left,
-and costs next to nothing. Other calls are never answered late.
+and costs next to nothing. Calls that work are never answered late.
+
+Calls that find the queue full cost work, too: their request was read and checked. All calls wait
+for gRPC to hand them over one by one, so a caller that comes back at once after each refusal, and
+never as late as it was told, keeps the others waiting before anybody knows who they are. It is
+answered late by a small part of the time that its call has left: whoever is in a hurry is told at
+once, and may ask elsewhere.
 """
 
 import asyncio
@@ -13,8 +19,9 @@ from typing import Any, TypeVar
 
 import grpc
 
-from servicekit import call_notes
-from servicekit.errors import SightlineError
+from servicekit import call_notes, deadline
+from servicekit.auth.caller import known_caller
+from servicekit.errors import SightlineError, without_frames
 from servicekit.pace import Pace
 
 T = TypeVar("T")
@@ -28,12 +35,17 @@ LONGEST_SECONDS = 10.0
 """How late a call is answered at most."""
 MOST_HELD = 8192
 """Calls that wait at a time; more are answered at once, because each takes some memory."""
+REFUSED_SHARE = 0.05
+"""Of the time that a call has left, for which a refusal by a full queue may be late."""
 _LATE_REASONS = frozenset({"RATE_LIMITED"})
+_QUEUE_REASONS = frozenset({"QUEUE_FULL", "QUEUE_TOO_SLOW", "DEADLINE_TOO_SHORT"})
 _LATE_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED})
 
 
 class Tarpit:
-    """Guard that answers late: open methods, bad credentials, early resets, refusals by a limit.
+    """Guard that answers late: open methods, bad credentials, early resets, refusals.
+
+    Refusals are those by a rate limit, and those by a full queue.
 
     Args:
         clock: seconds on a clock that does not go back.
@@ -58,8 +70,11 @@ class Tarpit:
         try:
             return await proceed()
         except SightlineError as error:
+            without_frames(error)  # they hold the request, whose room is given back already
             if error.code in _LATE_CODES or error.reason in _LATE_REASONS:
                 await self.wait(context)
+            elif error.reason in _QUEUE_REASONS:
+                await self._wait_for_queue(context)
             raise
         except asyncio.CancelledError:
             # Its caller has gone, but the call keeps its place until it is through here.
@@ -76,8 +91,18 @@ class Tarpit:
 
     async def wait(self, context: _Context) -> None:
         """Wait for as long as this call's connection has to."""
+        await self._wait(str(context.peer()), LONGEST_SECONDS)
+
+    async def _wait_for_queue(self, context: _Context) -> None:
+        """Wait for as long as a caller has to whose calls find no place, over any connection."""
+        caller = known_caller()
+        longest = REFUSED_SHARE * deadline.remaining(context)
+        flow = str(context.peer()) if caller is None else caller.flow
+        await self._wait(f"queue:{flow}", longest)
+
+    async def _wait(self, whose: str, longest: float) -> None:
         now = self._clock()
-        delay = self._pace.delay(str(context.peer()), now)
+        delay = min(self._pace.delay(whose, now), longest)
         if not delay or self._held >= MOST_HELD:
             return
         self._held += 1
