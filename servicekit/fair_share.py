@@ -142,7 +142,8 @@ class FairShare(Generic[W]):
         """Return who has to give its room back so that those who wait get one.
 
         The flow that holds most loses first, and its oldest room first. A flow never loses a room
-        to another that would then hold more than it: a slow sender within its share stays.
+        to another that would then hold more than it: a slow sender within its share stays. Suspects
+        get no room but of suspects, since it would not be given to them.
 
         Args:
             size: bytes of one room.
@@ -157,7 +158,12 @@ class FairShare(Generic[W]):
             if flow in in_vain:
                 continue
             own = held.get(flow, 0)
-            able = [each for each in left if each[0] == flow or held.get(each[0], 0) >= own + size]
+            able = [
+                each
+                for each in left
+                if each[0] == flow
+                or (held.get(each[0], 0) >= own + size and self._yields(each, flow))
+            ]
             if not able:
                 in_vain.add(flow)
                 continue
@@ -166,6 +172,9 @@ class FairShare(Generic[W]):
             _move(held, loser[0], flow, size)
             found.append(loser[1])
         return found
+
+    def _yields(self, room: tuple[str, R], flow: str) -> bool:
+        return flow not in self._suspects or room[0] in self._suspects
 
 
 def _move(held: dict[str, int], loser: str, winner: str, size: int) -> None:

@@ -185,6 +185,18 @@ def test_a_slow_sender_within_its_share_loses_nothing_to_a_flood() -> None:
     assert share.victims(10, ["flood"], [("slow", "s"), ("flood", "f")]) == ["f"]
 
 
+def test_a_slow_sender_loses_nothing_to_suspects_which_could_not_take_it() -> None:
+    share = FairShare[str](100, 10)
+    assert share.take("slow", 10)
+    assert share.take("other", 10)
+    share.suspect("flood")
+    assert share.victims(10, ["flood"] * 5, [("slow", "s"), ("other", "o")]) == []
+    share.suspect("other")
+    assert share.victims(10, ["flood"], [("slow", "s"), ("other", "o")]) == ["o"]
+    share.trust("flood")
+    assert share.victims(10, ["flood"], [("slow", "s")]) == ["s"], "or it would wait for ever"
+
+
 def test_nothing_stalled_is_nothing_to_lose() -> None:
     assert FairShare[str](100, 10).victims(10, ["a"], []) == []
 
