@@ -3,7 +3,7 @@
 gRPC takes so many calls of a connection at a time and refuses further ones before any Python runs.
 A call that is answered late keeps its place. So a connection that floods the server with methods
 that do not exist, with bad credentials or with calls that it resets at once soon has no place left,
-and costs next to nothing. Calls that work are never answered late.
+and costs next to nothing. Other calls are never answered late.
 
 Calls that find the queue full cost work, too: their request was read and checked. All calls wait
 for gRPC to hand them over one by one, so a caller that comes back at once after each refusal, and

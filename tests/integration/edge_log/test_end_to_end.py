@@ -77,6 +77,7 @@ def test_a_store_that_was_replaced(ingest: Ingest, tmp_path: Path) -> None:
         assert log.flush(30, until="committed")
         ingest.stop()
         ingest.database.unlink()
+        ingest.database.with_name(f"{ingest.database.name}.mark").unlink()
         ingest.start()
         log(prediction("after"))
         assert log.flush(60, until="committed")

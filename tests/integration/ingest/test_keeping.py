@@ -63,7 +63,7 @@ def rows_in(folder: Path) -> list[tuple[str, int]]:
 def test_old_predictions_are_deleted_and_positions_are_not(start: Start, tmp_path: Path) -> None:
     log_days_ago(tmp_path / "test.duckdb", 8)
     server = start("--retain-days", "7", *confirmed())
-    server.log_messages(request(*predictions(1, 12), head=header()))
+    server.log_messages(request(*predictions(11, 12), head=header()))
     assert server.watermark(SPOOL) == 12
     eventually(lambda: "deleted 8 predictions" in server.log.read_text())
     server.stop()

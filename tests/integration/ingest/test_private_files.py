@@ -40,11 +40,17 @@ def test_item_8_the_database_of_ingest_and_its_log_are_private(tmp_path: Path) -
     database = ["--database", str(tmp_path / "data" / "log.duckdb")]
     with serving("ingest_service", tmp_path, *database) as service:
         assert Client(service).log("gate-1").accepted == 1
-        assert modes(tmp_path / "data") == {"log.duckdb": "600", "log.duckdb.wal": "600"}
+        assert modes(tmp_path / "data") == dict.fromkeys(
+            ["log.duckdb", "log.duckdb.wal", "log.duckdb.mark"], "600"
+        )
     (tmp_path / "data" / "log.duckdb").chmod(0o640)
     with serving("ingest_service", tmp_path, *database) as service:  # its log is made anew
         assert Client(service).log("gate-1").accepted == 1
-        assert modes(tmp_path / "data") == {"log.duckdb": "640", "log.duckdb.wal": "600"}
+        assert modes(tmp_path / "data") == {
+            "log.duckdb": "640",
+            "log.duckdb.wal": "600",
+            "log.duckdb.mark": "600",
+        }
 
 
 def test_item_8_what_is_for_others_stays_for_others(tmp_path: Path) -> None:

@@ -167,6 +167,10 @@ def test_a_file_of_version_2_gets_its_totals(path: Path) -> None:
         connection.execute(f"ATTACH '{path}' AS new")
         for table in ("predictions", "blocks", "rollups", "streams"):
             connection.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
+        connection.execute(
+            "INSERT INTO watermarks SELECT device_id, spool_id, committed_through, duplicates,"
+            " updated_at FROM new.watermarks"
+        )
     with contextlib.closing(DuckDBStore(old)) as store:
         assert stats(store) == before
         assert_as_the_rows_say(store)

@@ -84,6 +84,7 @@ def test_a_full_disk_costs_predictions_which_are_declared(
     assert eventually(lambda: log.stats().last_error != "database or disk is full", 20)
     log(Prediction("last", "m"), wait="spooled", timeout=20)
     ingest.start()
+    assert not log.flush(60, until="committed"), "True would say that nothing was given up"
     assert log.flush(60, until="committed")
     stats = log.stats()
     log.close()
