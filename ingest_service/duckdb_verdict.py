@@ -67,7 +67,10 @@ def put_back(found: Found, note: Note | None) -> str | None:
     if note is None or (found.exists and database is None):  # what it is then, DuckDB will say
         return None
     if database is None:
-        return f"it is gone, and it held what was committed: put it back{_TRUST}"
+        return (
+            "it is gone, and it held what was committed: put it back, or a backup by `sightline"
+            f" restore`{_TRUST}"
+        )
     if database.identifier.hex() != note.identifier:
         return f"it is another database than the one that the service wrote: {_PUT_BACK}{_TRUST}"
     if database.iteration < note.iteration:
