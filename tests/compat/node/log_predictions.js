@@ -8,6 +8,8 @@ const loader = require("@grpc/proto-loader");
 
 const [target, protoFolder, deviceId, spoolId, count] = process.argv.slice(2);
 const BATCH = 32;
+// A prediction that is sent again must be the same, or the server takes it for another.
+const FIRST_CAPTURE = Date.UTC(2026, 0, 1);
 
 const definition = loader.loadSync("sightline/ingest/v1/ingest_service.proto", {
   includeDirs: [protoFolder],
@@ -31,7 +33,7 @@ function prediction(sequence) {
     model_name: "node-model",
     model_version: "1",
     source: "PREDICTION_SOURCE_DEVICE",
-    captured_at: timestamp(Date.now()),
+    captured_at: timestamp(FIRST_CAPTURE + 33 * sequence),
     inference_time: { seconds: 0, nanos: 12e6 },
     detections: [
       {

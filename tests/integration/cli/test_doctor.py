@@ -123,7 +123,7 @@ def test_all_is_well(plain: Services, tmp_path: Path) -> None:
         *("settings", "settings names", "spool", "spool folder", "disk", "model", "model run"),
         *("ingest", "ingest clock", "ingest version", "ingest credential"),
         *("inference", "inference clock", "inference version", "inference credential"),
-        "inference model",
+        *("inference model", "inference labels"),
     }
     assert "no credential is needed" in finding(done, "ingest credential")["message"]
     assert "colours 1 on CPUExecutionProvider" in finding(done, "inference model")["message"]
