@@ -7,7 +7,7 @@ is in the folders that are left, whatever spool_id and sequence it travelled und
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,8 @@ class Backup:
 
     files: dict[str, bytes]
     images: frozenset[str]
+    below: frozenset[str]
+    """Of them, those that waited in the folders below."""
 
 
 @dataclass
@@ -88,7 +90,11 @@ class Folder:
 
     def back_up(self) -> Backup:
         """Copies what is on the disk now."""
-        return Backup(self._files(), frozenset(self.images))
+        below: set[str] = set()
+        for home in homes(self.path):
+            with closing(Spool(home, DEVICE, LIMITS, lambda _: None)) as spool:
+                below |= {image for image, _ in _pending(spool)}
+        return Backup(self._files(), frozenset(self.images), frozenset(below))
 
     def put_back(self, backup: Backup, how: How) -> None:
         """Ends the node, replaces what is in its folder, and starts it again."""
@@ -112,6 +118,8 @@ class Folder:
             }
         )
         self.images = set(backup.images)
+        if how == "without the folders below":
+            self.images -= backup.below  # nobody has them: they are not put back
         self.start()
 
     def drain(self) -> None:
@@ -126,11 +134,8 @@ class Folder:
 
     def _note_names(self, spool: Spool | None = None) -> None:
         spool = spool or self.spool
-        identity = spool.identity
-        for entry in spool.read(identity.spool_id, identity.acknowledged, 1 << 20, 1 << 30):
-            if isinstance(entry, Row):
-                image = prediction_pb2.Prediction.FromString(entry.prediction).image_id
-                self.names.setdefault(image, set()).add((identity.spool_id, entry.sequence))
+        for image, sequence in _pending(spool):
+            self.names.setdefault(image, set()).add((spool.identity.spool_id, sequence))
 
     def _all(self) -> list[Path]:
         return [one for one in self.path.rglob("*") if one.is_file() and one.name != "spool.lock"]
@@ -235,6 +240,16 @@ class Fleet:
         made = Folder(path, self.line, self.stream_size, self.names)
         self.folders.append(made)
         return made
+
+
+def _pending(spool: Spool) -> list[tuple[str, int]]:
+    """Returns the image ids and sequences of the predictions that wait in a spool."""
+    identity = spool.identity
+    return [
+        (prediction_pb2.Prediction.FromString(entry.prediction).image_id, entry.sequence)
+        for entry in spool.read(identity.spool_id, identity.acknowledged, 1 << 20, 1 << 30)
+        if isinstance(entry, Row)
+    ]
 
 
 def _round(spool: Spool, shipper: Shipper) -> None:
