@@ -3,6 +3,7 @@ import os
 import resource
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import duckdb
 import pytest
 
+from ingest_service import duckdb_store
 from ingest_service.duckdb_open import StoreOpenError
 from ingest_service.duckdb_store import DuckDBStore
 from ingest_service.migrations import VERSIONS
 from ingest_service.store import Store
 from servicekit.errors import SightlineError
-from tests.unit.ingest_service.samples import message, predictions
+from tests.unit.ingest_service.samples import message, predictions, spool
 from tests.unit.ingest_service.store_conformance import (
     StoreConformance,
     commit,
@@ -184,3 +186,24 @@ def test_a_file_is_migrated_once(path: Path) -> None:
             versions = cursor.execute("SELECT version FROM schema_version").fetchall()
         assert versions == [(version,) for version in range(1, len(VERSIONS) + 1)]
         store.close()
+
+
+def test_positions_of_many_spools_are_forgotten_and_read_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duckdb_store, "_REMEMBERED", 5)
+    with contextlib.closing(DuckDBStore(path)) as store:
+        for sequence in (1, 2):
+            for number in range(9):
+                commit(store, message(*predictions(sequence, sequence), of=spool(number)))
+                assert len(store._positions) <= 5
+        assert [watermark(store, spool(number)) for number in range(9)] == [2] * 9
+
+
+def test_each_opening_of_a_spool_counts_to_what_is_remembered(path: Path) -> None:
+    with contextlib.closing(DuckDBStore(path)) as store:
+        for sequence in range(1, 8):
+            opening = str(uuid.UUID(int=sequence))
+            commit(store, message(*predictions(sequence, sequence), generation=opening))
+        (known,) = store._positions.values()
+        assert store._openings == len(known.generations) == 7

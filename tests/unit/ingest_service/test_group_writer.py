@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ingest_service.duckdb_store import DuckDBStore, DuckDBTransaction
+from ingest_service.duckdb_store import DuckDBStore
+from ingest_service.duckdb_transaction import DuckDBTransaction
 from ingest_service.group_writer import GroupWriter
 from tests.unit.ingest_service.samples import NOW, message, predictions
 
