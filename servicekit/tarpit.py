@@ -3,13 +3,13 @@
 gRPC takes so many calls of a connection at a time and refuses further ones before any Python runs.
 A call that is answered late keeps its place. So a connection that floods the server with methods
 that do not exist, with bad credentials or with calls that it resets at once soon has no place left,
-and costs next to nothing. Other calls are never answered late.
+and costs next to nothing. Calls that work are never answered late.
 
 Calls that find the queue full cost work, too: their request was read and checked. All calls wait
 for gRPC to hand them over one by one, so a caller that comes back at once after each refusal, and
 never as late as it was told, keeps the others waiting before anybody knows who they are. It is
-answered late by a small part of the time that its call has left: whoever is in a hurry is told at
-once, and may ask elsewhere.
+answered late by a part of the time that its call has left: whoever is in a hurry is told at once,
+and may ask elsewhere.
 """
 
 import asyncio
@@ -35,8 +35,12 @@ LONGEST_SECONDS = 10.0
 """How late a call is answered at most."""
 MOST_HELD = 8192
 """Calls that wait at a time; more are answered at once, because each takes some memory."""
-REFUSED_SHARE = 0.05
-"""Of the time that a call has left, for which a refusal by a full queue may be late."""
+REFUSED_BURST = 16
+"""Calls of one caller that a full queue refuses at once after a rest; then `PER_SECOND`."""
+HURRY_SECONDS = 1.0
+"""A call that has no more time left is told at once that the queue is full."""
+REFUSED_SHARE = 0.25
+"""Of the time that a call has left beyond that, by which such a refusal may be late."""
 _LATE_REASONS = frozenset({"RATE_LIMITED"})
 _QUEUE_REASONS = frozenset({"QUEUE_FULL", "QUEUE_TOO_SLOW", "DEADLINE_TOO_SHORT"})
 _LATE_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED})
@@ -56,6 +60,7 @@ class Tarpit:
         self._clock = clock
         self._open_to_all = frozenset(open_to_all)
         self._pace = Pace(PER_SECOND, BURST, LONGEST_SECONDS)
+        self._refused_pace = Pace(PER_SECOND, REFUSED_BURST, LONGEST_SECONDS)
         self._held = 0
         self._closed = asyncio.Event()
 
@@ -91,18 +96,18 @@ class Tarpit:
 
     async def wait(self, context: _Context) -> None:
         """Wait for as long as this call's connection has to."""
-        await self._wait(str(context.peer()), LONGEST_SECONDS)
+        now = self._clock()
+        await self._wait(now, self._pace.delay(str(context.peer()), now))
 
     async def _wait_for_queue(self, context: _Context) -> None:
         """Wait for as long as a caller has to whose calls find no place, over any connection."""
         caller = known_caller()
-        longest = REFUSED_SHARE * deadline.remaining(context)
+        longest = REFUSED_SHARE * max(deadline.remaining(context) - HURRY_SECONDS, 0.0)
         flow = str(context.peer()) if caller is None else caller.flow
-        await self._wait(f"queue:{flow}", longest)
-
-    async def _wait(self, whose: str, longest: float) -> None:
         now = self._clock()
-        delay = min(self._pace.delay(whose, now), longest)
+        await self._wait(now, min(self._refused_pace.delay(flow, now), longest))
+
+    async def _wait(self, now: float, delay: float) -> None:
         if not delay or self._held >= MOST_HELD:
             return
         self._held += 1

@@ -11,7 +11,15 @@ import pytest
 from servicekit import call_notes
 from servicekit.auth.caller import ALL_DEVICES, ALL_SCOPES, Caller, Proof, set_caller
 from servicekit.errors import SightlineError
-from servicekit.tarpit import BURST, LONGEST_SECONDS, PER_SECOND, REFUSED_SHARE, Tarpit
+from servicekit.tarpit import (
+    BURST,
+    HURRY_SECONDS,
+    LONGEST_SECONDS,
+    PER_SECOND,
+    REFUSED_BURST,
+    REFUSED_SHARE,
+    Tarpit,
+)
 
 
 class FakeContext:
@@ -46,12 +54,12 @@ async def works_then_is_cancelled() -> None:
     raise asyncio.CancelledError
 
 
-async def held(tarpit: Tarpit, proceed: Any, method: str = "/a.B/C") -> bool:
+async def held(tarpit: Tarpit, proceed: Any, burst: int = BURST) -> bool:
     """Returns whether one more call than a burst waits."""
-    for _ in range(BURST):
+    for _ in range(burst):
         with pytest.raises((SightlineError, asyncio.CancelledError)):
-            await asyncio.create_task(tarpit(method, CONTEXT, proceed))
-    last = asyncio.create_task(tarpit(method, CONTEXT, proceed))
+            await asyncio.create_task(tarpit("/a.B/C", CONTEXT, proceed))
+    last = asyncio.create_task(tarpit("/a.B/C", CONTEXT, proceed))
     done, _ = await asyncio.wait({last}, timeout=1 / PER_SECOND / 4)
     tarpit.close()
     await asyncio.gather(last, return_exceptions=True)
@@ -62,7 +70,6 @@ async def held(tarpit: Tarpit, proceed: Any, method: str = "/a.B/C") -> bool:
     ("proceed", "waits"),
     [
         (lambda: fails(UNAUTHENTICATED), True),
-        (lambda: fails(QUEUE_FULL), True),
         (lambda: fails(asyncio.CancelledError()), True),
         (lambda: fails(BAD_ARGUMENT), False),
         (works_then_is_cancelled, False),
@@ -71,6 +78,10 @@ async def held(tarpit: Tarpit, proceed: Any, method: str = "/a.B/C") -> bool:
 async def test_what_brought_nothing_waits(proceed: Any, waits: bool) -> None:
     tarpit = Tarpit(lambda: 0.0)
     assert await held(tarpit, proceed) is waits
+
+
+async def test_what_a_full_queue_refuses_again_and_again_waits() -> None:
+    assert await held(Tarpit(lambda: 0.0), lambda: fails(QUEUE_FULL), REFUSED_BURST)
 
 
 async def test_calls_that_work_never_wait() -> None:
@@ -125,12 +136,13 @@ async def seconds_until_refused(tarpit: Tarpit, left: float, name: str, calls: i
 
 
 async def test_a_full_queue_is_told_late_only_to_who_overdoes_it_and_has_time() -> None:
-    left = 4.0
+    left = 3.0
+    longest = REFUSED_SHARE * (left - HURRY_SECONDS)
     tarpit = Tarpit(asyncio.get_running_loop().time)
-    asking = asyncio.create_task(seconds_until_refused(tarpit, left, "flood", 2 * BURST))
-    other = max(await seconds_until_refused(tarpit, left, "other", BURST // 2))
-    hasty = max(await seconds_until_refused(tarpit, 0.05, "flood", 5))
+    asking = asyncio.create_task(seconds_until_refused(tarpit, left, "flood", 3 * REFUSED_BURST))
+    other = max(await seconds_until_refused(tarpit, left, "other", REFUSED_BURST))
+    hasty = max(await seconds_until_refused(tarpit, HURRY_SECONDS, "flood", 5))
     slowest = max(await asking)
-    assert REFUSED_SHARE * left * 0.9 <= slowest < left / 4, "told within a part of its time"
-    assert hasty < REFUSED_SHARE * left / 2, "told while it may still ask elsewhere"
-    assert other < REFUSED_SHARE * left / 2, "another caller pays for none of it"
+    assert longest * 0.9 <= slowest < left / 2, "told within a part of its time"
+    assert hasty < longest / 2, "told while it may still ask elsewhere"
+    assert other < longest / 2, "another caller pays for none of it"
