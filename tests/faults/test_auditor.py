@@ -25,7 +25,10 @@ INSERT INTO rejected_predictions VALUES
     ('gate-1', 's', 7, now(), 'image_id', 'TOO_LONG', '{"image_id": "b/2"}')
 """
 GAP = "INSERT INTO gaps VALUES ('gate-1', 's', 4, 4, now(), 'DROPPED_NEWEST', NULL)"
-WATERMARK = "INSERT INTO watermarks VALUES ('gate-1', 's', 7, 0, now())"
+WATERMARK = """
+    INSERT INTO watermarks (device_id, spool_id, committed_through, duplicates, updated_at)
+    VALUES ('gate-1', 's', 7, 0, now())
+"""
 
 
 @pytest.fixture
