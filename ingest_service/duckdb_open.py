@@ -32,8 +32,9 @@ _CONFIG = {
     # With more, an insert of one group is spread over them, which takes half as much CPU again.
     "threads": "1",
     # Each checkpoint writes the last, half-full row group of every table anew. The default of
-    # 16 MiB is 80 000 predictions: half of all the work would be checkpoints.
-    "checkpoint_threshold": "256MiB",
+    # 16 MiB is 80 000 predictions: half of all the work would be checkpoints. Commits wait for a
+    # checkpoint, though: with 256 MiB for more than a second on two cores.
+    "checkpoint_threshold": "128MiB",
     **FORMAT,
 }
 _NEW = ".new-format"

@@ -94,14 +94,16 @@ def prepare(
     for index, disorder in sequence.find_disorder(claims).items():
         refused.setdefault(index, invalid(*disorder))
     _refuse_gaps(refused, gaps)
-    windows = [capture_window.of_stream(m.opening, now, steady) for m in messages]
+    openings = {id(message.opening): message.opening for message in messages}
+    windows = {k: capture_window.of_stream(each, now, steady) for k, each in openings.items()}
+    window = capture_window.for_each([windows[id(m.opening)] for m in messages], claims.message)
     return Prepared(
         messages,
         predictions.values,
         gaps.values,
         claims,
         refused,
-        find_violations(predictions.values, capture_window.for_each(windows, claims.message)),
+        find_violations(predictions.values, window),
     )
 
 

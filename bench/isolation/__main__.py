@@ -40,7 +40,7 @@ _SAMPLE_SECONDS = 0.01
 _FLOOD_LEADS_SECONDS = 1.0
 """How long a flood runs before the caller's calls count."""
 _START_SECONDS = 30.0
-_CHECKPOINT_MIB = 256
+_CHECKPOINT_MIB = 128
 """`checkpoint_threshold` of the ingest service's store."""
 _STORED = {"long_deadlines", "large_messages"}
 """Floods of predictions that are committed."""
