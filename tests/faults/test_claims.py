@@ -65,9 +65,12 @@ class Servers:
 
     def pending(self) -> int:
         """Returns how many claims are pending, those of servers that died before left out."""
-        mine = "SELECT count(*) FROM claims WHERE ok IS NULL AND until > ?"
+        mine = """
+            SELECT count(*) FROM claims
+            WHERE ok IS NULL AND until > (SELECT seconds FROM clock) + ?
+        """
         with closing(sqlite3.connect(self.database)) as reader:
-            return int(reader.execute(mine, [time.time() + LEASE / 2]).fetchone()[0])
+            return int(reader.execute(mine, [LEASE / 2]).fetchone()[0])
 
     def kill_at_some_point(self, slot: int, callers: Callers) -> bool:
         """Kills one, more often than not at work; returns whether there was work."""
