@@ -83,8 +83,10 @@ def _bounds(settings: IngestSettings) -> Bounds:
     committing = min(settings.max_inflight_bytes, settings.max_bytes_in_flight or 1 << 50)
     return replace(
         bounds_of(settings, STREAM_WINDOW),
-        # Three quarters as much again is for messages on their way, those of reads among them.
-        most=max(committing * 7 // 4, largest + MESSAGE_COST),
+        # Three quarters as much again is for messages on their way, those of reads among them; but
+        # at least four of the largest, or a small bound would have streams read one by one, each
+        # once everything is committed.
+        most=max(committing * 7 // 4, committing + 4 * (largest + MESSAGE_COST)),
         waiting=committing // 2,
         largest=largest,
         message_cost=MESSAGE_COST,
