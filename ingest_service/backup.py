@@ -25,7 +25,7 @@ _PROGRESS_SECONDS = 0.5
 
 
 class Copied(NamedTuple):
-    """How far the copy is made."""
+    """Progress of a copy."""
 
     rows: int
     of: int

@@ -1,4 +1,4 @@
-"""Whether a sequence that comes again has the content that was committed under it.
+"""Detection of sequences that are sent again with another content than was committed.
 
 Pure. Two things tell. The generation: an opening of a spool gives out each of its sequences once,
 so two generations that claim one sequence mean two predictions. And a digest of the first and of

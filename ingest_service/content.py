@@ -1,4 +1,4 @@
-"""What tells one prediction from another by its bytes, as they came, without a Python object.
+"""Digests of predictions, from the bytes as they came, without a Python object for each.
 
 A digest is kept for few predictions: the first of a spool and the last that is committed. It does
 not depend on the order of a prediction's fields: a client that writes the same prediction anew may

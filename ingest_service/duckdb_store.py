@@ -76,7 +76,7 @@ class DuckDBStore:
         self._root: duckdb.DuckDBPyConnection | None = root
         self._has_said_moved = False
         self.was_empty = not root.execute("SELECT 1 FROM watermarks LIMIT 1").fetchall()
-        """Whether nothing was in it when it was opened."""
+        """True if the store was empty when it was opened."""
         self._positions: dict[Spool, Watermark] = {}
         self._openings = 0  # in `_positions`
         self._spools = SpoolRows()
@@ -180,7 +180,7 @@ class DuckDBStore:
             self._files.close()
 
     def _remember(self, transaction: DuckDBTransaction) -> None:
-        """Takes note of what a transaction has committed."""
+        """Remember the positions that a transaction has committed."""
         for spool, watermark in transaction.moved.items():
             self._openings += _openings(watermark) - _openings(self._positions.get(spool))
         self._positions.update(transaction.moved)

@@ -10,7 +10,7 @@ from ingest_service.rollup_sql import BUCKET
 from ingest_service.totals import KINDS
 
 MAX_KEYS = 1000
-"""How many devices, models and classes statistics list at most."""
+"""Most devices, models and classes that statistics list."""
 Run = Callable[[str, Mapping[str, Any]], list[tuple[Any, ...]]]
 """Runs a query with named parameters in the transaction of the statistics."""
 Kinds: TypeAlias = "dict[str, list[tuple[Any, ...]]]"

@@ -1,4 +1,4 @@
-"""Whether the files of a store belong together and are those that the service left. Pure."""
+"""Check that a store's files belong together and are those that the service left. Pure."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Found:
     """The files of a store before it is opened."""
 
     exists: bool
-    """Whether there is a database file."""
+    """True if there is a database file."""
     database: DatabaseHeader | None
     """None: there is none, or it is no database."""
     log: LogHeader | None

@@ -1,4 +1,4 @@
-"""What waits for a commit, fairly shared between callers: deficit round robin. Pure.
+"""Queue of messages before a commit, fair between callers: deficit round robin. Pure.
 
 A caller that sends as much as it can keeps megabytes waiting. First come, first served, a small
 message of another would wait until all of them are committed.

@@ -42,7 +42,7 @@ class Note(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What one reading of the clock means."""
+    """Verdict on one reading of the clock."""
 
     note: Note
     """To be kept for the next reading."""

@@ -84,7 +84,7 @@ class GapParts(NamedTuple):
 
 
 class Judge(Protocol):
-    """Says whether what comes again is what was committed."""
+    """Return True if what comes again is what was committed."""
 
     def refutes(self, message: int, watermark: int) -> bool:
         """Say whether the message claims what was committed with another content."""

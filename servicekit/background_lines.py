@@ -53,11 +53,11 @@ class BackgroundLines:
         atexit.register(self.close)
 
     def put(self, line: str) -> None:
-        """Takes a line in, without its end; never blocks."""
+        """Queue a line, given without its end; never block."""
         self.write(f"{line}\n")
 
     def write(self, text: str) -> None:
-        """Takes text in as it is, a line or so; never blocks."""
+        """Queue text as it is; never block."""
         if len(self._lines) >= self._max_waiting:
             self._dropped += 1
             return

@@ -25,7 +25,7 @@ _MAX_SUSPECTS = 10_000
 
 
 class FairShare(Generic[W]):
-    """Who holds how much, who waits, and who is next.
+    """Fair allocation of bytes and waiting places between flows.
 
     Args:
         most: bytes that all flows may hold.

@@ -25,7 +25,7 @@ from servicekit.room_bounds import Bounds
 
 T = TypeVar("T")
 _TICK_SECONDS = 0.05
-"""How often it is looked who is late, s."""
+"""Interval between two checks for calls that are late, s."""
 _TRIM_SECONDS = 0.5
 """How long after a call was ended its memory is given back to the system, s."""
 _ANSWER_SECONDS = 0.05
@@ -253,7 +253,7 @@ class Lease:
 
 
 class Room:
-    """What one call holds, from before its first message is read until it has ended."""
+    """Bytes that one call holds, from before its first message is read until it has ended."""
 
     def __init__(self, pool: BytesInFlight, flow: str) -> None:
         self.flow = flow

@@ -1,4 +1,4 @@
-"""How fast one peer may go on with what costs the server work: a token bucket each. Pure."""
+"""Rate of costly calls that each peer may keep up: a token bucket each. Pure."""
 
 from collections import OrderedDict
 

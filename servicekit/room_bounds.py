@@ -1,4 +1,4 @@
-"""How much room there is for messages, and how long they may take to fill it."""
+"""Bounds on the bytes of messages in flight, and on the time that they take to arrive."""
 
 from dataclasses import dataclass
 

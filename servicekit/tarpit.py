@@ -32,7 +32,7 @@ PER_SECOND = 25.0
 BURST = 50
 """Such calls that are answered at once after a rest."""
 LONGEST_SECONDS = 10.0
-"""How late a call is answered at most."""
+"""Longest delay of an answer, s."""
 MOST_HELD = 8192
 """Calls that wait at a time; more are answered at once, because each takes some memory."""
 REFUSED_BURST = 16

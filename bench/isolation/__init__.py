@@ -1,1 +1,1 @@
-"""Whether one caller is answered beside a flood of another: `python -m bench.isolation`."""
+"""Isolation bench: one caller beside the flood of another: `python -m bench.isolation`."""

@@ -20,7 +20,7 @@ _MESSAGE_HEAD = struct.Struct(">BI")
 
 
 class Kind(IntEnum):
-    """What a frame is."""
+    """Type of an HTTP/2 frame."""
 
     DATA = 0
     HEADERS = 1

@@ -67,7 +67,7 @@ class Connection:
         self.streams: dict[int, Stream] = {}
         """Those that have not ended."""
         self.ended_streams = 0
-        """How many streams the server has ended, those that were not kept included."""
+        """Return the number of streams that the server has ended, kept or not."""
         self.peer_settings: dict[int, int] = {}
         self.goaway: int | None = None
         """The error code of the server's GOAWAY; None: there was none."""

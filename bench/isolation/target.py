@@ -1,4 +1,4 @@
-"""What is flooded, and what the floods and the well-behaved caller send."""
+"""Target of a flood, and the messages of the floods and the well-behaved caller."""
 
 import functools
 import io
@@ -28,7 +28,7 @@ _SIDE = 7000
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Who is flooded, and until when."""
+    """Target of a flood: address, credential and end."""
 
     service: str
     """`ingest` or `inference`."""

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 _AGAIN_SECONDS = 30.0
 """Least time between two attempts to learn: the cloud's models may change, or be put right."""
 _LONGEST_SECONDS = 1.0
-"""What a question waits at most for the labels to be known."""
+"""Longest wait of a request for the labels, s."""
 
 
 class CloudLabels:

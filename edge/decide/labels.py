@@ -1,4 +1,4 @@
-"""Whether the labels of the cloud's model are those of the device's. Pure."""
+"""Comparison of the cloud model's labels with those of the device's model. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace

@@ -144,7 +144,7 @@ class ShipCore:
         return Send(self.position, limit, self._timeout)
 
     def asked(self, watermark: int, agreed: Agreement | None = None) -> list[Action]:
-        """Takes the watermark.
+        """Process the server's watermark.
 
         Args:
             watermark: the last sequence that is committed.
@@ -176,7 +176,7 @@ class ShipCore:
         self._sent_through = max(self._sent_through, sent.last)
 
     def answered(self, committed_through: int, sent: Sent, duplicates: int = 0) -> list[Action]:
-        """Takes the answer to a stream.
+        """Process the answer to a stream.
 
         Args:
             committed_through: the last sequence that is committed.

@@ -1,4 +1,4 @@
-"""What becomes of a spool that is seen to be a copy: on another machine, or back from a backup.
+"""Handling of a spool that is found to be a copy, from another machine or from a backup.
 
 Two that go on with one spool would both give out its next sequences for different predictions. So
 the copy goes on under a new spool_id. What is in it keeps its identity: whichever of the two sends

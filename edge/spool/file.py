@@ -137,7 +137,7 @@ class SpoolFile(SpoolReader):
 
     @property
     def _has_begun(self) -> bool:
-        """Whether something was added since this object was made."""
+        """True if something was added since this object was made."""
         lineage = self.identity.lineage
         return bool(lineage) and lineage[-1].generation == self._generation
 

@@ -27,7 +27,7 @@ class Opening(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How far two lineages agree."""
+    """Result of comparing two lineages."""
 
     through: int
     """Up to this sequence both have the same predictions."""

@@ -149,7 +149,7 @@ def place_of(path: Path) -> Place:
 
 
 def is_elsewhere(note: Note, place: Place) -> bool:
-    """Says whether a file is another one than that which the note was made of."""
+    """Return True if a file is not the one that the note describes."""
     was = note.place
     return (
         was.inode != place.inode

@@ -1,4 +1,4 @@
-"""How long other owners' claims have stood unrenewed, by this process's own clock. Pure.
+"""Age of other owners' unrenewed claims, by this process's own clock. Pure.
 
 A lease is a length of time and no date: a clock that is wrong, here or at the owner, makes it
 neither longer nor shorter. An owner that lives renews its claim well within a lease; so a claim

@@ -315,7 +315,7 @@ def _as_store_error(what: str) -> Iterator[None]:
 
 
 def _keeps_out(held: Record, now: float, over: Mark | None) -> bool:
-    """Whether a claim keeps others from the key."""
+    """Return True if a claim keeps others from the key."""
     return held.mark != over if held.outcome is None else held.until > now
 
 

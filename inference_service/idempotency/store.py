@@ -35,7 +35,7 @@ class Record:
 
     @property
     def mark(self) -> Mark:
-        """What a renewal changes, of a pending claim."""
+        """The parts of a pending claim that a renewal changes."""
         return self.owner, self.until
 
 

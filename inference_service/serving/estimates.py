@@ -1,4 +1,4 @@
-"""How long a model takes, learned from what it did recently. Pure: the time comes in."""
+"""Estimated run times of a model, learned from recent runs. Pure: the time is an argument."""
 
 import bisect
 import math

@@ -1,4 +1,4 @@
-"""Who holds the places of a full queue, and who may be asked to give them up. Pure."""
+"""Choice of the requests that give up their places in a full queue. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

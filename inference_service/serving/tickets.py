@@ -50,4 +50,4 @@ class Ticket:
     request: "Sequence[Ticket]" = ()
     """All members of its request."""
     begun: bool = False
-    """Whether it has been taken by a worker."""
+    """True once a worker has taken it."""
