@@ -7,7 +7,7 @@ from types import FrameType
 _OF_PYTHON = {signal.Signals.SIGPIPE, signal.Signals.SIGXFSZ}
 
 
-def start_children_with_defaults() -> list[signal.Signals]:
+def start_children_with_defaults() -> list[int]:
     """Start every later child with no signal ignored and none blocked; return what was ignored.
 
     A shell's background job, `nohup` and some CI runners ignore SIGINT, SIGQUIT or SIGHUP, and a
@@ -17,7 +17,9 @@ def start_children_with_defaults() -> list[signal.Signals]:
     """
     ignored = [
         number
-        for number in signal.Signals
+        # Those that Linux keeps for its threads (32 and 33) are not among them: glibc lets nobody
+        # change them, and some sandboxes start processes with one of them ignored.
+        for number in sorted(signal.valid_signals())
         if number not in _OF_PYTHON and signal.getsignal(number) is signal.SIG_IGN
     ]
     for number in ignored:
