@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from bench.ingest import DEVICES, payloads
-from ingest_service.decision import decide
-from ingest_service.decode import Decoder
-from ingest_service.duckdb_store import DuckDBStore
-from ingest_service.group import Message, prepare
-from ingest_service.store import Changes, Filter, Opening, Spool, Watermark
+from ingest_service.receive.decision import decide
+from ingest_service.receive.decode import Decoder
+from ingest_service.receive.group import Message, prepare
+from ingest_service.store.duckdb.file_store import DuckDBStore
+from ingest_service.store.protocol import Changes, Filter, Opening, Spool, Watermark
 
 GROUP = 16_384
 """Predictions in one transaction: about what the service takes at full speed."""

@@ -29,7 +29,7 @@ import psutil
 
 from bench.log_call import prediction
 from edge import LogOptions, Prediction, PredictionLogger
-from edge.log.options import Compression
+from edge.options import Compression
 from sightline_cli.processes import ServiceProcess
 
 BURST, PAUSE_SECONDS = 100, 0.01

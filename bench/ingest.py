@@ -25,12 +25,12 @@ from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from sightline.types.v1 import prediction_pb2
 
 from bench import http_sqlite
-from edge.log.options import LogOptions
-from ingest_service.decision import decide
-from ingest_service.decode import Decoder
-from ingest_service.duckdb_store import DuckDBStore
-from ingest_service.group import Message, prepare
-from ingest_service.store import Changes, Opening, Spool, Watermark
+from edge.options import LogOptions
+from ingest_service.receive.decision import decide
+from ingest_service.receive.decode import Decoder
+from ingest_service.receive.group import Message, prepare
+from ingest_service.store.duckdb.file_store import DuckDBStore
+from ingest_service.store.protocol import Changes, Opening, Spool, Watermark
 from sightline_cli.processes import ServiceProcess
 
 DEVICES = 8

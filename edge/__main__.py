@@ -3,8 +3,8 @@
 import typer
 
 from edge.commands import infer, log
-from edge.doctor.command import doctor
-from edge.spool import commands as spool
+from edge.commands import spool as spool
+from edge.commands.doctor import doctor
 from servicekit import terminal
 
 app = typer.Typer(

@@ -9,8 +9,8 @@ from prometheus_client.registry import Collector
 
 from edge.decide.answer import Answer
 from edge.sources.counts import Fate, SourceState
-from servicekit.histograms import Histograms
-from servicekit.metrics_server import MetricsServer
+from servicekit.telemetry.histograms import Histograms
+from servicekit.telemetry.metrics_server import MetricsServer
 
 if TYPE_CHECKING:  # the node imports this module, and only when metrics are asked for
     from edge.node import NodeStats

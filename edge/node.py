@@ -121,7 +121,7 @@ class EdgeNode:
 
         Raises:
             servicekit.settings.SettingsError: a setting cannot be used.
-            servicekit.vision.ModelError: the device's model cannot be used.
+            vision.ModelError: the device's model cannot be used.
             ModuleNotFoundError: a setting needs a package that is not installed.
         """
         settings = settings or load(EdgeSettings, None, prog="edge")

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from edge.cloud.types import UPLOAD_ABOVE_BYTES
 from edge.decide.policy import Cascade, Policy
-from edge.log.options import LogOptions
+from edge.options import LogOptions
 from servicekit.settings import (
     Address,
     ClientTlsSettings,

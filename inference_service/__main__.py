@@ -30,12 +30,13 @@ from inference_service.uploads.receive import WRITTEN_AT_ONCE, Uploads
 from inference_service.uploads.reference import Signer
 from inference_service.uploads.store import UploadStore
 from inference_service.validate import Limits
-from servicekit import lifecycle, logs
+from servicekit import lifecycle
+from servicekit.calls.rooms import bounds_of
 from servicekit.errors import SightlineError
 from servicekit.lifecycle import Readiness, StartError
-from servicekit.rooms import bounds_of
 from servicekit.settings import load
-from servicekit.vision import ImageLimits, SessionOptions
+from servicekit.telemetry import logs
+from vision import ImageLimits, SessionOptions
 
 logger = logging.getLogger(__name__)
 

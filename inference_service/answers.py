@@ -12,7 +12,7 @@ from inference_service.models.engine import Model
 from inference_service.models.repository import Models
 from inference_service.uploads.receive import Uploaded
 from servicekit.errors import SightlineError
-from servicekit.vision import Classes, Detections, OnnxClassifier
+from vision import Classes, Detections, OnnxClassifier
 
 
 def picture_result(

@@ -8,7 +8,7 @@ import grpc
 
 from inference_service.models.engine import Model
 from servicekit.errors import SightlineError
-from servicekit.vision import ModelError
+from vision import ModelError
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from servicekit.errors import SightlineError
-from servicekit.vision import Classes, Detections, OpenedImage
+from vision import Classes, Detections, OpenedImage
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 validate -> claim the idempotency key -> admit -> batch -> run -> record -> answer
 
-Who is calling and how often it may is settled before, by `servicekit.interceptors`.
+Who is calling and how often it may is settled before, by `servicekit.calls.interceptors`.
 """
 
 import asyncio

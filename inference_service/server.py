@@ -12,8 +12,8 @@ from inference_service.pipeline import Call, Pipeline
 from inference_service.serving.admission import Share
 from inference_service.uploads.parts import Header, Part
 from inference_service.uploads.receive import Uploads
-from servicekit import deadline, in_flight
 from servicekit.auth.caller import Scope, current_caller
+from servicekit.calls import deadline, in_flight
 from servicekit.lifecycle import Service, add_methods
 
 SERVICE_NAME = "sightline.inference.v1.InferenceService"

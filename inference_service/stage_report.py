@@ -5,8 +5,8 @@ from typing import Any, TypeAlias
 
 from inference_service.models.engine import Model
 from inference_service.serving.work import Ran
-from servicekit import call_notes, tracing
 from servicekit.errors import SightlineError
+from servicekit.telemetry import call_notes, tracing
 
 _Interval: TypeAlias = tuple[float, float]
 """Begin and end on the pipeline's clock, s."""

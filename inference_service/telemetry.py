@@ -1,7 +1,7 @@
 """What the inference service counts and times for Prometheus.
 
-Labels are bounded: models are named by the repository and never by a request, and every other label
-has the few values that are listed here. Calls as such are counted by `servicekit.metrics`.
+Labels are bounded: models are named by the repository and never by a request, and every other
+label has the few values that are listed here. `servicekit.telemetry.metrics` counts calls.
 """
 
 import logging
@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from inference_service.serving import admission
-from servicekit.histograms import Histograms
+from servicekit.telemetry.histograms import Histograms
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from inference_service.domain import Content, Parameters, Picture, Question, Refused
 from inference_service.uploads.errors import ReferenceLostError, reference_unknown
 from servicekit.errors import Category, FieldViolation, SightlineError, invalid
-from servicekit.vision import ImageError, ImageLimits, OpenedImage, open_image
+from vision import ImageError, ImageLimits, OpenedImage, open_image
 
 MAX_IMAGE_ID_BYTES = 512
 MAX_MODEL_NAME_BYTES = 256

@@ -9,24 +9,25 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry, Gauge
 
 from ingest_service.backup import Backups
-from ingest_service.duckdb_open import StoreOpenError
-from ingest_service.duckdb_store import DuckDBStore
-from ingest_service.group_commit import MESSAGE_COST, GroupCommitter
-from ingest_service.group_writer import GroupWriter
-from ingest_service.housekeeping import Duties, Housekeeping
 from ingest_service.metrics import conflict_counter
-from ingest_service.nodes_ahead import NodesAhead
-from ingest_service.queries import Queries
+from ingest_service.read.queries import Queries
+from ingest_service.receive.group_commit import MESSAGE_COST, GroupCommitter
+from ingest_service.receive.group_writer import GroupWriter
+from ingest_service.receive.nodes_ahead import NodesAhead
 from ingest_service.server import IngestServer
 from ingest_service.settings import IngestSettings
-from ingest_service.watched_store import WatchedStore
-from servicekit import free_memory, logs
+from ingest_service.store.duckdb.file_store import DuckDBStore
+from ingest_service.store.duckdb.opening import StoreOpenError
+from ingest_service.store.housekeeping import Duties, Housekeeping
+from ingest_service.store.watched import WatchedStore
+from servicekit import free_memory
+from servicekit.calls.room_bounds import Bounds
+from servicekit.calls.rooms import bounds_of
 from servicekit.errors import SightlineError
 from servicekit.lifecycle import Readiness, StartError, run, serve
 from servicekit.private_files import keep_private
-from servicekit.room_bounds import Bounds
-from servicekit.rooms import bounds_of
 from servicekit.settings import load
+from servicekit.telemetry import logs
 
 PROG = "python -m ingest_service"
 STREAM_PATIENCE = 2.0

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import grpc
 
-from ingest_service.database_copy import Contents, Progress
-from ingest_service.group_commit import draining_error
+from ingest_service.receive.group_commit import draining_error
+from ingest_service.store.duckdb.database_copy import Contents, Progress
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,12 @@ from google.protobuf.message import Message
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 
 from ingest_service.backup import Backups
-from ingest_service.group_commit import GroupCommitter, LogStream, draining_error
-from ingest_service.headers import parse_header, parse_spool
-from ingest_service.paging import decode_token, encode_token
-from ingest_service.queries import Queries
-from ingest_service.store import StoredPrediction
+from ingest_service.read.paging import decode_token, encode_token
+from ingest_service.read.queries import Queries
+from ingest_service.read.visible import visible
+from ingest_service.receive.group_commit import GroupCommitter, LogStream, draining_error
+from ingest_service.receive.headers import parse_header, parse_spool
+from ingest_service.store.protocol import StoredPrediction
 from ingest_service.translate import (
     backup_response,
     filter_from_proto,
@@ -25,10 +26,9 @@ from ingest_service.translate import (
     stored_to_proto,
     watermark_response,
 )
-from ingest_service.visible import visible
 from servicekit.auth.caller import Scope, current_caller
+from servicekit.calls.in_flight import keep_message
 from servicekit.errors import SightlineError, invalid
-from servicekit.in_flight import keep_message
 from servicekit.lifecycle import Service, add_methods
 
 _Context = grpc.aio.ServicerContext[Any, Any]

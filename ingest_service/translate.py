@@ -11,10 +11,10 @@ from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from sightline.types.v1 import prediction_pb2
 
 from ingest_service.backup import Copied, Summary
-from ingest_service.checks import CLOUD_REASONS, SOURCES
-from ingest_service.group_commit import Totals
-from ingest_service.headers import parse_time
-from ingest_service.store import Count, Filter, Stats, StoredPrediction, Watermark
+from ingest_service.receive.checks import CLOUD_REASONS, SOURCES
+from ingest_service.receive.group_commit import Totals
+from ingest_service.receive.headers import parse_time
+from ingest_service.store.protocol import Count, Filter, Stats, StoredPrediction, Watermark
 from servicekit.errors import invalid
 
 MAX_FILTER_VALUES = 1000

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from models.average_precision import Scene, average_precision
 from models.plates import CLASS_NAMES, Plate, camera
-from servicekit.vision import OnnxDetector, SessionOptions
+from vision import OnnxDetector, SessionOptions
 
 MODEL = Path(__file__).parent / "repository" / "plates" / "1" / "model.onnx"
 

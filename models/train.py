@@ -21,7 +21,7 @@ from models.export import REPOSITORY, write_model
 from models.loss import detection_loss
 from models.network import INPUT_HEIGHT, INPUT_WIDTH, PlateDetector
 from models.plates import CLASS_NAMES, FRAMES_PER_CAMERA, Plate, make_plate, to_jpeg
-from servicekit.vision import Letterbox, letterbox_image
+from vision import Letterbox, letterbox_image
 
 logger = logging.getLogger(__name__)
 

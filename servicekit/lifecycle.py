@@ -21,26 +21,27 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from servicekit import background_stderr, rooms
 from servicekit.auth.caller import Scope
 from servicekit.auth.guard import Access
-from servicekit.background_lines import Writable
-from servicekit.background_stderr import Descriptor
-from servicekit.gate import Gate
+from servicekit.calls import rooms
+from servicekit.calls.gate import Gate
+from servicekit.calls.interceptors import Guard, server_interceptor
+from servicekit.calls.room_bounds import Bounds
+from servicekit.calls.tarpit import Tarpit
 from servicekit.health import Health
-from servicekit.interceptors import Guard, server_interceptor
-from servicekit.loop_lag import loop_lag_measured
-from servicekit.metrics_server import MetricsServer
 from servicekit.private_files import share
-from servicekit.room_bounds import Bounds
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
-from servicekit.tarpit import Tarpit
+from servicekit.telemetry import background_stderr
+from servicekit.telemetry.background_lines import Writable
+from servicekit.telemetry.background_stderr import Descriptor
+from servicekit.telemetry.loop_lag import loop_lag_measured
+from servicekit.telemetry.metrics_server import MetricsServer
+from servicekit.telemetry.tracing import join_trace
 from servicekit.tls import server_credentials
-from servicekit.tracing import join_trace
 
 if TYPE_CHECKING:
-    from servicekit.spans import Spans
+    from servicekit.telemetry.spans import Spans
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +211,9 @@ def _spans(settings: ServerSettings, name: str) -> "Spans | None":
     """Returns what makes spans; None: they are off."""
     if not settings.otlp_endpoint:
         return None
-    from servicekit.spans import Spans  # a second to import, and memory that most do not need
+    from servicekit.telemetry.spans import (
+        Spans,  # a second to import, and memory that most do not need
+    )
 
     return Spans(settings.otlp_endpoint, settings.otlp_sample_ratio, name)
 

@@ -7,8 +7,8 @@ meet is one sentence and a hint on stderr, with exit code 1 (2 for a bad flag or
 import typer
 
 from edge.commands import infer, log
-from edge.doctor.command import doctor
-from edge.spool import commands as spool
+from edge.commands import spool as spool
+from edge.commands.doctor import doctor
 from servicekit import terminal
 from sightline_cli import backup, export, keys, models, read, readmit, serve
 

@@ -81,7 +81,7 @@ def restore(
     """
     # DuckDB comes with the `ingest` extra, and takes a while to load.
     try:
-        from ingest_service import restore as restoring
+        from ingest_service.store.duckdb import restore as restoring
     except ImportError as error:
         raise CommandError(f"{error}: pip install 'sightline[ingest]'") from error
     try:

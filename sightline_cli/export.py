@@ -25,8 +25,8 @@ def export(
     """
     # DuckDB comes with the `ingest` extra, and takes a while to load.
     try:
-        from ingest_service.duckdb_open import StoreOpenError
-        from ingest_service.duckdb_store import DuckDBStore
+        from ingest_service.store.duckdb.file_store import DuckDBStore
+        from ingest_service.store.duckdb.opening import StoreOpenError
     except ImportError as error:
         raise CommandError(f"{error}: pip install 'sightline[ingest]'") from error
     if not database.is_file():

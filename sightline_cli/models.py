@@ -147,7 +147,7 @@ def calibrate(
         raise CommandError(f"--held-out: must be between 0 and 1 (got {held_out:g})")
     with _inference():
         from inference_service.models import calibrate as calibration
-        from servicekit.vision import ImageLimits
+        from vision import ImageLimits
 
         folder = _find(model, repository)
         limits = ImageLimits(max_bytes=2**31 - 1, max_pixels=_MOST_PIXELS)
@@ -165,7 +165,7 @@ def _inference() -> Iterator[None]:
         from inference_service.models.labelled import LabelledError
         from inference_service.models.loader import RepositoryError
         from inference_service.models.model_spec import ModelSpecError
-        from servicekit.vision import ModelError
+        from vision import ModelError
     except ImportError as error:
         raise CommandError(f"{error}: pip install 'sightline[inference]'") from error
     try:
@@ -176,7 +176,7 @@ def _inference() -> Iterator[None]:
 
 def _runtime(providers: str) -> "Runtime":
     from inference_service.models.loader import Runtime
-    from servicekit.vision import SessionOptions
+    from vision import SessionOptions
 
     names = tuple(name.strip() for name in providers.split(","))
     return Runtime(SessionOptions(names, os.cpu_count() or 1))

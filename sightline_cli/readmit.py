@@ -13,8 +13,8 @@ from servicekit.errors import SightlineError
 from servicekit.terminal import CommandError
 
 if TYPE_CHECKING:
-    from ingest_service.duckdb_store import DuckDBStore
-    from ingest_service.readmission import Which
+    from ingest_service.store.duckdb.file_store import DuckDBStore
+    from ingest_service.store.duckdb.rejected import RejectedFilter
 
 
 def readmit(
@@ -46,14 +46,14 @@ def readmit(
     """
     # DuckDB comes with the `ingest` extra, and takes a while to load.
     try:
-        from ingest_service.duckdb_open import StoreOpenError
-        from ingest_service.duckdb_store import DuckDBStore
-        from ingest_service.readmission import REASONS, Which
+        from ingest_service.store.duckdb.file_store import DuckDBStore
+        from ingest_service.store.duckdb.opening import StoreOpenError
+        from ingest_service.store.duckdb.rejected import REASONS, RejectedFilter
     except ImportError as error:
         raise CommandError(f"{error}: pip install 'sightline[ingest]'") from error
     if not database.is_file():
         raise CommandError(f"--database: {database} is no file")
-    which = Which(tuple(reason or REASONS), tuple(device or ()), _utc(since), _utc(until))
+    which = RejectedFilter(tuple(reason or REASONS), tuple(device or ()), _utc(since), _utc(until))
     try:
         with contextlib.closing(DuckDBStore(database)) as store:
             count, kept = _move_all(store, which, dry_run=dry_run)
@@ -64,10 +64,13 @@ def readmit(
     typer.echo(json.dumps({"readmitted": count, "kept": dict(kept), "dry_run": dry_run}))
 
 
-def _move_all(store: "DuckDBStore", which: "Which", *, dry_run: bool) -> tuple[int, Counter[str]]:
+def _move_all(
+    store: "DuckDBStore", which: "RejectedFilter", *, dry_run: bool
+) -> tuple[int, Counter[str]]:
     """Return how many were readmitted, and how many were not, by why."""
-    from ingest_service.decode import Decoder
-    from ingest_service.readmission import Rejected, weigh
+    from ingest_service.receive.decode import Decoder
+    from ingest_service.receive.readmission import weigh
+    from ingest_service.store.duckdb.rejected import Rejected
 
     decoder, count = Decoder(), 0
     kept: Counter[str] = Counter()

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from servicekit import background_stderr
+from servicekit.telemetry import background_stderr
 from servicekit.terminal import CommandError
 from sightline_cli.processes import ServiceProcess, is_taken
 

@@ -15,7 +15,7 @@ def start_children_with_defaults() -> list[int]:
     `sightline log`. A handler that does nothing ignores the signal as well, but is not inherited:
     `exec` puts the default action back. So this holds for every way to start a process.
     """
-    ignored = [
+    ignored: list[int] = [
         number
         # Those that Linux keeps for its threads (32 and 33) are not among them: glibc lets nobody
         # change them, and some sandboxes start processes with one of them ignored.

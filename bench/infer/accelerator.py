@@ -17,8 +17,8 @@ from bench.infer.load import closed_loop
 from bench.infer.parts import Options, Row
 from bench.infer.servers import Case, Server
 from bench.infer.work import Work
-from servicekit.vision import ModelError
-from servicekit.vision.session_options import CPU, CUDA
+from vision import ModelError
+from vision.session_options import CPU, CUDA
 
 BATCH = 16
 CALLERS = 2 * BATCH

@@ -6,8 +6,8 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from sightline.types.v1 import prediction_pb2
 
 from inference_service.models import model_spec
-from servicekit.vision import Detections, OnnxDetector, SessionOptions, decode_image
-from servicekit.vision.session_options import CPU
+from vision import Detections, OnnxDetector, SessionOptions, decode_image
+from vision.session_options import CPU
 
 THREADS = 1
 """CPU threads of one run of the model, in every server: two runs at a time fill two cores."""

@@ -79,7 +79,7 @@ class InferenceClient:
         if upload_above_bytes is not None and upload_above_bytes < 0:
             raise invalid("upload_above_bytes", f"must be >= 0 or None, is {upload_above_bytes}")
         if downscale:
-            import_module("servicekit.vision")  # what is missing shows here, not at some picture
+            import_module("vision")  # what is missing shows here, not at some picture
         self._array_format = array_format
         self._channel = self._endpoint.channel(_OPTIONS)
         self._stub = inference_service_pb2_grpc.InferenceServiceStub(self._channel)

@@ -58,7 +58,7 @@ class Scale:
 def shrunk(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scale] | None:
     """Returns a picture as a JPEG that just fits a model's input, and how it relates to it.
 
-    The pixels are those that the model's own letterbox makes (`servicekit.vision.letterbox`), so
+    The pixels are those that the model's own letterbox makes (`vision.letterbox`), so
     that only the JPEG's loss tells the answers apart.
 
     Args:
@@ -75,7 +75,7 @@ def shrunk(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scal
     import numpy as np
     import PIL.Image
 
-    from servicekit.vision import letterbox_image
+    from vision import letterbox_image
 
     array = pixels(image, field)
     height, width, _ = array.shape

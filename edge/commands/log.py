@@ -23,9 +23,9 @@ from edge.sources.counts import SourceState
 from edge.sources.frame import FrameSource
 from edge.sources.opening import open_source
 from edge.sources.sampling import Sampling
-from servicekit import background_stderr
 from servicekit.errors import SightlineError
-from servicekit.failures_once import FailuresOnce
+from servicekit.telemetry import background_stderr
+from servicekit.telemetry.failures_once import FailuresOnce
 from servicekit.terminal import CommandError, sentence
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from edge.decide.backoff import full_jitter
+from edge.backoff import full_jitter
 from edge.detect.base import DetectorResult
 
 _TIMER_SLACK = 0.25  # seconds: a busy device wakes late, and the reserve must still be whole then

@@ -57,7 +57,7 @@ class Child:
             timeout: seconds until the process is killed, > 0.
 
         Raises:
-            servicekit.vision.ModelError: the detector's own.
+            vision.ModelError: the detector's own.
             ModuleNotFoundError: the detector needs a module that is not there.
             SightlineError: `DEVICE_CRASHED`, `DEVICE_HUNG`; or `DEVICE_FAILED`: whatever else the
                 detector raises, or its own.
@@ -177,7 +177,7 @@ def _how(code: int) -> str:
 
 def _loading_error(answer: Answer) -> Exception:
     if isinstance(answer, Failed) and answer.kind == "ModelError":
-        from servicekit.vision import ModelError
+        from vision import ModelError
 
         return ModelError(answer.reason, answer.message)
     if isinstance(answer, Failed) and answer.module:

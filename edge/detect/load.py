@@ -14,7 +14,7 @@ def load_detector(settings: EdgeSettings) -> Detector | None:
     Where `device_process` is set it runs in a process of its own; `close_detector` ends that.
 
     Raises:
-        servicekit.vision.ModelError: the file or the providers cannot be used.
+        vision.ModelError: the file or the providers cannot be used.
         ModuleNotFoundError: the detector's runtime is not installed.
         SightlineError: the model's process ended while it loaded (`DEVICE_CRASHED`), or its runtime
             failed in a way of its own (`DEVICE_FAILED`).

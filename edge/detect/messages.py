@@ -90,7 +90,7 @@ class Failed:
     Attributes:
         kind: the name of the exception's class.
         message: the exception's.
-        reason: of a `servicekit.vision.ModelError`; else empty.
+        reason: of a `vision.ModelError`; else empty.
         module: that could not be imported; else empty.
     """
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import vision
 from edge.detect.base import DetectorResult, Image, Thresholds
 from edge.detect.pictures import pixels
 from edge.records import Box, Detection
-from servicekit import vision
 
 
 class OnnxDetector:
@@ -22,7 +22,7 @@ class OnnxDetector:
         intra_op_threads: threads of one run; None: ONNX Runtime's own choice.
 
     Raises:
-        servicekit.vision.ModelError: the file or the providers cannot be used.
+        vision.ModelError: the file or the providers cannot be used.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class OnnxDetector:
 
         Raises:
             SightlineError: the picture is at fault.
-            servicekit.vision.ModelError: the run failed, or its output is no model's.
+            vision.ModelError: the run failed, or its output is no model's.
         """
         array = pixels(image)
         if isinstance(self._model, vision.OnnxClassifier):

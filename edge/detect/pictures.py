@@ -1,7 +1,7 @@
 """A picture in the form that is wanted: pixels for a model, encoded bytes for the wire.
 
 Pictures that come encoded are checked by their content before they are decoded
-(`servicekit.vision`). numpy and Pillow are imported only where pixels are handled: a node that
+(`vision`). numpy and Pillow are imported only where pixels are handled: a node that
 passes encoded pictures on needs neither.
 """
 
@@ -31,10 +31,10 @@ def pixels(image: Image, field: str = "image") -> "NDArray[np.uint8]":
         field: its name in errors.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: not a picture, over a limit of `servicekit.vision`, or
+        SightlineError: INVALID_ARGUMENT: not a picture, over a limit of `vision`, or
             not readable; the reason says which.
     """
-    from servicekit.vision import ImageError, decode_image
+    from vision import ImageError, decode_image
 
     if not isinstance(image, bytes | str | Path):
         return _array(image, field)

@@ -39,7 +39,7 @@ class ProcessDetector:
 
     Raises:
         ValueError: an argument is out of its range, or `factory` cannot be told to a process.
-        servicekit.vision.ModelError: the detector's own.
+        vision.ModelError: the detector's own.
         ModuleNotFoundError: the detector needs a module that is not there.
         SightlineError: loading it crashed (`DEVICE_CRASHED`), took too long (`DEVICE_HUNG`), or
             raised something else (`DEVICE_FAILED`).

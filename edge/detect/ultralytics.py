@@ -17,8 +17,8 @@ from edge.detect.base import DetectorResult, Image, Thresholds, Tracker
 from edge.detect.pictures import pixels
 from edge.detect.results import classes_of, detections_of
 from edge.records import Detection
-from servicekit.vision import ModelError
-from servicekit.vision.external_data import check_beside
+from vision import ModelError
+from vision.external_data import check_beside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class UltralyticsDetector:
 
     Raises:
         ModuleNotFoundError: ultralytics is not installed, or `lap`, which trackers need.
-        servicekit.vision.ModelError: there is no such file, it is no model of such a task, or it
+        vision.ModelError: there is no such file, it is no model of such a task, or it
             has no boxes to be tracked.
     """
 

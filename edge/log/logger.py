@@ -15,11 +15,11 @@ import grpc
 from edge.channel import Endpoint
 from edge.log import adapters, orphans
 from edge.log.memory import ClosedError, OnFull
-from edge.log.options import LogOptions
 from edge.log.pipeline import Pipeline, Plan
-from edge.log.progress import LoggerStats
+from edge.options import LogOptions
 from edge.records import Prediction
 from edge.settings import EdgeSettings
+from edge.ship.progress import LoggerStats
 from servicekit.errors import SightlineError
 from servicekit.settings import load
 

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
-from edge.log.entries import Dropped, GapReason
 from edge.records import Prediction
+from edge.spool.entries import Dropped, GapReason
 
 OnFull = Literal["block", "drop_oldest", "drop_newest"]
 Logged = tuple[Prediction, float]

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from edge.log.progress import Progress
+from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
 from edge.spool.homes import homes, new_home
 from edge.spool.spool import Spool

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.channel import Endpoint
-from edge.log.entries import GapReason
 from edge.log.memory import ClosedError, Memory, OnFull
-from edge.log.options import LogOptions
 from edge.log.orphans import Adopter, homes
-from edge.log.progress import LoggerStats, Progress
 from edge.log.writer import Writer
+from edge.options import LogOptions
+from edge.ship.progress import LoggerStats, Progress
 from edge.ship.shipper import Shipper
+from edge.spool.entries import GapReason
 from edge.spool.spool import Spool
 
 logger = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from edge.log.encode import prediction_body
-from edge.log.entries import Dropped, GapReason
 from edge.log.memory import Logged, Memory
-from edge.log.progress import Progress
 from edge.records import Prediction
+from edge.ship.progress import Progress
 from edge.spool.caps import Lost
+from edge.spool.entries import Dropped, GapReason
 from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
 

@@ -14,9 +14,7 @@ from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 
 from edge.channel import Endpoint
 from edge.log import encode
-from edge.log.entries import Entry, GapReason, Row
-from edge.log.options import Compression
-from edge.log.progress import Progress
+from edge.options import Compression
 from edge.ship.call_gate import CallGate
 from edge.ship.core import (
     Acknowledge,
@@ -31,6 +29,8 @@ from edge.ship.core import (
     ShipCore,
     Wait,
 )
+from edge.ship.progress import Progress
+from edge.spool.entries import Entry, GapReason, Row
 from edge.spool.lineage import Agreement, Opening, agreement, opening_at
 from edge.spool.rows import up_to
 from edge.spool.spool import ReplacedError, Spool

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from edge.decide.backoff import full_jitter
+from edge.backoff import full_jitter
 from edge.sources.capture import Capture
 from edge.sources.frame import Frame, Watch
 from edge.sources.sampling import Sampler, Sampling
@@ -18,7 +18,7 @@ _WHICH_STREAM = {"channel", "ch", "subtype", "camera", "stream", "id", "profile"
 class Camera:
     """A camera that is read for as long as somebody wants it, and reconnected whenever it is lost.
 
-    Retries wait with full jitter (`edge.decide.backoff`), up to 30 s; a frame resets them.
+    Retries wait with full jitter (`edge.backoff`), up to 30 s; a frame resets them.
 
     Args:
         place: a URL (`rtsp://`, `http://` with MJPEG, ...), a device such as `/dev/video0`, or the

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edge.log.entries import GapReason
+from edge.spool.entries import GapReason
 from edge.spool.file import SpoolFile
 
 _SMALLEST_CAP = 1 << 20  # a full disk must not stop what merely passes through

@@ -9,7 +9,7 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToDict
 from sightline.types.v1 import prediction_pb2
 
-from edge.log.entries import Entry, Gap, Row
+from edge.spool.entries import Entry, Gap, Row
 from edge.spool.identity import EmptyError, Identity
 from edge.spool.inspect import salvaged_copy
 from edge.spool.reader import SUSPICIOUS, SpoolReader, is_damage

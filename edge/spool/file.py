@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from edge.log.entries import Dropped, Gap, GapReason
 from edge.spool import gaps as spool_gaps
 from edge.spool import identity as identities
+from edge.spool.entries import Dropped, Gap, GapReason
 from edge.spool.identity import DamagedError, Identity
 from edge.spool.lineage import begun, derived_id, shifted
 from edge.spool.reader import APPLICATION_ID, SpoolReader

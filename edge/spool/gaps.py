@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from edge.log.entries import Gap, GapReason
+from edge.spool.entries import Gap, GapReason
 
 SCHEMA = """
 CREATE TABLE gaps (

@@ -8,15 +8,16 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge.log.entries import Gap, GapReason, Row
-from edge.spool import aside, lock
+from edge.spool import lock
 from edge.spool.caps import Limits
 from edge.spool.clock import SpoolClock
+from edge.spool.entries import Gap, GapReason, Row
 from edge.spool.homes import FILE_NAME
 from edge.spool.identity import DamagedError, Identity, joined
 from edge.spool.mark import Mark, Note
 from edge.spool.reader import SUSPICIOUS, SpoolReader, is_damage
-from edge.spool.salvage import identity_in, salvage, unnamed
+from edge.spool.recovery import aside
+from edge.spool.recovery.salvage import identity_in, salvage, unnamed
 from servicekit.errors import invalid
 
 NO_LIMITS = Limits(1 << 50, 0.0, 0)

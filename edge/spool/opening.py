@@ -8,16 +8,16 @@ from pathlib import Path
 
 import grpc
 
-from edge.log.entries import Dropped, GapReason
-from edge.spool import aside
 from edge.spool.caps import Limits, Lost
-from edge.spool.copies import part_from_original
+from edge.spool.entries import Dropped, GapReason
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME
 from edge.spool.identity import DamagedError, EmptyError, Identity, are_branches, joined
 from edge.spool.mark import Note
 from edge.spool.reader import SUSPICIOUS, SpoolReader, is_damage
-from edge.spool.salvage import identity_in, leftovers, salvage, salvage_apart, unnamed
+from edge.spool.recovery import aside
+from edge.spool.recovery.copies import part_from_original
+from edge.spool.recovery.salvage import identity_in, leftovers, salvage, salvage_apart, unnamed
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)

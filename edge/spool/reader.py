@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from edge.log.entries import Entry, Row
 from edge.spool import identity as identities
+from edge.spool.entries import Entry, Row
 from edge.spool.gaps import GapTable
 from edge.spool.identity import DamagedError, EmptyError, Identity
 from edge.spool.rows import is_intact, is_intact_unbound, merge, tag_of

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from edge.log.encode import sequence_field, varint
-from edge.log.entries import Entry, Gap, Row
+from edge.spool.entries import Entry, Gap, Row
 
 _32_BITS = 0xFFFFFFFF
 _FIELDS = tuple(bytes([8, digit]) for digit in range(256))

@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from edge.log.entries import Dropped, Entry, GapReason
-from edge.spool import aside, mark
 from edge.spool import caps as spool_caps
+from edge.spool import mark
 from edge.spool.caps import Limits, Lost
 from edge.spool.clock import SpoolClock
+from edge.spool.entries import Dropped, Entry, GapReason
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME
 from edge.spool.identity import Identity
@@ -28,6 +28,7 @@ from edge.spool.lock import SpoolLock
 from edge.spool.mark import Mark, Note
 from edge.spool.opening import Opened, Opener
 from edge.spool.reader import SUSPICIOUS, is_damage
+from edge.spool.recovery import aside
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from edge import EdgeNode, InferenceClient, Policy, PredictionLogger
-from edge.decide.backoff import full_jitter
+from edge.backoff import full_jitter
 from edge.detect import DetectorResult, Image, OnnxDetector
 from examples.demo.world import MODELS, World
 

@@ -8,7 +8,7 @@ from inference_service.models.engine import Model
 from inference_service.models.labelled import LabelledError, find, outputs, split
 from inference_service.models.loader import Runtime, load_model
 from inference_service.models.model_spec import ModelSpecError, read, write_temperature
-from servicekit.vision import ImageLimits, OnnxClassifier
+from vision import ImageLimits, OnnxClassifier
 
 
 @dataclass(frozen=True, slots=True)

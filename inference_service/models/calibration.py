@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from servicekit.vision import softmax
+from vision import softmax
 
 Logits = NDArray[np.float64]
 Labels = NDArray[np.int64]

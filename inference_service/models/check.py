@@ -10,7 +10,7 @@ import numpy as np
 from inference_service.models.engine import Model
 from inference_service.models.loader import RepositoryError, Runtime, load_files
 from inference_service.models.model_spec import ModelSpecError
-from servicekit.vision import ModelError, OnnxClassifier
+from vision import ModelError, OnnxClassifier
 
 _RUNS = 5
 _HINTS = {

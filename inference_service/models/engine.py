@@ -15,7 +15,7 @@ from inference_service.serving.pixel_room import Hold, hold_none
 from inference_service.serving.work import Outputs
 from inference_service.validate import bad_picture
 from servicekit.errors import SightlineError, out_of_memory
-from servicekit.vision import (
+from vision import (
     Classes,
     Detections,
     ImageError,

@@ -9,8 +9,8 @@ from pathlib import Path
 from inference_service.models.check import Checked, check_files
 from inference_service.models.folders import Key, is_name, version_key
 from inference_service.models.loader import RepositoryError, Runtime
-from servicekit.vision import ModelError
-from servicekit.vision.external_data import names_beside, read_one, read_plain
+from vision import ModelError
+from vision.external_data import names_beside, read_one, read_plain
 
 
 def install(

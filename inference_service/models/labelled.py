@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from inference_service.models.calibration import Labels, Logits
-from servicekit.vision import ImageError, ImageLimits, OnnxClassifier, decode_image
+from vision import ImageError, ImageLimits, OnnxClassifier, decode_image
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _MOST_SHOWN = 5

@@ -13,14 +13,14 @@ from inference_service.models.model_spec import (
     read,
 )
 from inference_service.serving.admission import Lane
-from servicekit.vision import (
+from vision import (
     ModelError,
     OnnxClassifier,
     OnnxDetector,
     OnnxSession,
     SessionOptions,
 )
-from servicekit.vision.session_options import CPU
+from vision.session_options import CPU
 
 logger = logging.getLogger(__name__)
 

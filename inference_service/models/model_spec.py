@@ -41,8 +41,8 @@ from pydantic import (
     ValidationError,
 )
 
-from servicekit.vision import Interpolation, Preprocess, Scores
-from servicekit.vision.external_data import read_plain
+from vision import Interpolation, Preprocess, Scores
+from vision.external_data import read_plain
 
 _OF_TASK = {
     "detect": ("thresholds",),
@@ -112,7 +112,7 @@ class PreprocessSpec(_Part):
     """Of the same, above 0; is divided by."""
 
     def to_vision(self) -> Preprocess:
-        """Returns the same for `servicekit.vision`."""
+        """Returns the same for `vision`."""
         resize, crop = self.resize, self.crop
         return Preprocess(
             resize=(resize.height, resize.width) if isinstance(resize, InputSize) else resize,

@@ -9,7 +9,7 @@ from sightline.openinference.v2 import open_inference_pb2 as oip
 from inference_service.models.engine import Model
 from inference_service.models.repository import Models
 from inference_service.open_inference.tensors import datatype
-from servicekit.vision import TensorInfo
+from vision import TensorInfo
 
 EXTENSIONS = ("model_configuration", "statistics")
 """Triton's names of what is served beside the standard."""

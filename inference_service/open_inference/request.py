@@ -24,7 +24,7 @@ from inference_service.open_inference.tensors import (
 )
 from inference_service.validate import MAX_MODEL_NAME_BYTES, Limits
 from servicekit.errors import SightlineError, invalid
-from servicekit.vision import ImageError, ImageLimits, OpenedImage, open_image
+from vision import ImageError, ImageLimits, OpenedImage, open_image
 
 PICTURES = "image"
 """Name that an input of encoded pictures may have beside the model's own."""

@@ -11,7 +11,7 @@ from inference_service.open_inference.request import Asked, Encoded, refused
 from inference_service.open_inference.tensors import Tensor, to_tensor
 from inference_service.serving.pixel_room import Hold, hold_none
 from inference_service.serving.work import Outputs, Work
-from servicekit.vision import ImageError
+from vision import ImageError
 
 
 @dataclass(slots=True)

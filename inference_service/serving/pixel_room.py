@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import grpc
 
-from servicekit import in_flight
+from servicekit.calls import in_flight
 from servicekit.errors import QuotaViolation, SightlineError
 
 PATIENCE_SECONDS = 10.0

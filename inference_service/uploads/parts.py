@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from servicekit.errors import SightlineError, invalid
-from servicekit.vision import ImageError
+from vision import ImageError
 
 MAX_CHUNK_BYTES = 1024 * 1024
 _SHA256_BYTES = 32

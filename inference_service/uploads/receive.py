@@ -19,9 +19,9 @@ from inference_service.uploads.errors import StoreError, store_down
 from inference_service.uploads.parts import Header, Part
 from inference_service.uploads.reference import Claim, Signer
 from inference_service.uploads.store import Incoming, UploadStore
-from servicekit import in_flight
 from servicekit.auth.caller import Caller
-from servicekit.vision import ImageError, ImageLimits, inspect_image
+from servicekit.calls import in_flight
+from vision import ImageError, ImageLimits, inspect_image
 
 logger = logging.getLogger(__name__)
 

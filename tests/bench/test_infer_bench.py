@@ -15,7 +15,7 @@ from bench.infer import accelerator, parts, servers
 from bench.infer.__main__ import QUICK, REPOSITORY
 from bench.infer.servers import GRPC, HTTP, OURS, RAW, Case
 from models.plates import make_plate, to_jpeg
-from servicekit.vision.session_options import CPU
+from vision.session_options import CPU
 
 ROOT = Path(__file__).parents[2]
 BEFORE = {OURS: "", **{name: f"{name}_" for name in (GRPC, HTTP, RAW)}}

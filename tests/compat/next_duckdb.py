@@ -17,7 +17,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build/duckdb/next"
-STORE_TESTS = ("test_duckdb_store", "test_keeper", "test_parquet_export", "test_rollups")
+STORE_TESTS = ("test_file_store", "test_maintenance", "test_parquet_export", "test_rollups")
 INSTALL_SECONDS = 60.0
 TEST_SECONDS = 110.0
 """With the installation below three minutes."""
@@ -69,7 +69,7 @@ def verdict(version: str | None, wanted: Requirement) -> str | None:
 
 def run_tests(folder: Path, seconds: float) -> int:
     """Returns pytest's exit code; 124: it was not through in time."""
-    tests = [f"tests/unit/ingest_service/{name}.py" for name in STORE_TESTS]
+    tests = [f"tests/unit/ingest_service/store/duckdb/{name}.py" for name in STORE_TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     with subprocess.Popen(

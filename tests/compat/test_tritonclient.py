@@ -18,11 +18,11 @@ import pytest
 from models.plates import make_plate, to_jpeg
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
-from servicekit.vision import OnnxDetector, decode_image
 from sightline_cli.processes import ServiceProcess
 from tests.compat.conftest import ROOT
 from tests.integration.inference.waiting_service import MODULE
 from tests.unit.inference_service.tiny_onnx import colour_model
+from vision import OnnxDetector, decode_image
 
 SCRIPT = Path(__file__).parent / "triton/client.py"
 PLATES = ROOT / "models/repository/plates"

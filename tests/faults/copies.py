@@ -16,11 +16,11 @@ from typing import Literal
 from sightline.types.v1 import prediction_pb2
 
 from edge.log.encode import prediction_body
-from edge.log.entries import GapReason, Row
-from edge.log.progress import Progress
 from edge.records import Prediction
+from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
 from edge.spool.caps import Limits
+from edge.spool.entries import GapReason, Row
 from edge.spool.homes import homes
 from edge.spool.mark import FILE_NAME as MARK
 from edge.spool.spool import Spool

@@ -22,10 +22,10 @@ from sightline.openinference.v2 import open_inference_pb2_grpc
 
 from inference_service.models.engine import Model
 from servicekit.errors import SightlineError, from_rpc_error
-from servicekit.vision import OnnxClassifier, decode_image
 from tests.integration.inference.process import SERVICE, ask, names
 from tests.unit.inference_service.open_inference.networks import SIDE, rows
 from tests.unit.inference_service.tiny_onnx import corrupt, picture
+from vision import OnnxClassifier, decode_image
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 PICTURES = {

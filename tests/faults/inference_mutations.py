@@ -32,11 +32,11 @@ from inference_service.uploads import parts
 from inference_service.uploads.parts import Header, Part
 from inference_service.validate import Limits, check
 from servicekit.errors import SightlineError
-from servicekit.vision import ImageError, ImageLimits, OpenedImage
 from tests.faults.inference_pictures import damaged_picture, pictures
 from tests.unit.inference_service.open_inference.networks import SIDE, loaded, network
 from tests.unit.ingest_service import wire
 from tests.unit.ingest_service.mutate import damaged, spoiled
+from vision import ImageError, ImageLimits, OpenedImage
 
 LIMITS = Limits(4, ImageLimits(max_bytes=200_000, max_pixels=1_000_000))
 """Those that the server of these campaigns is given."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from tests.unit.servicekit.vision.pictures import encode, pattern
+from tests.unit.vision.pictures import encode, pattern
 
 _SIDES = (0, 1, 2, 255, 256, 4095, 16_383, 16_384, 16_385, 32_767, 65_535, 2**31 - 1, 2**32 - 1)
 _PNG_FIRST = 8

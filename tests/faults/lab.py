@@ -17,12 +17,12 @@ from grpc_status import rpc_status
 from sightline.ingest.v1 import ingest_service_pb2
 
 from edge.channel import Endpoint
-from edge.log.entries import Dropped, Gap, GapReason, Row
 from edge.log.memory import Memory, OnFull
-from edge.log.progress import Progress
 from edge.log.writer import Writer
+from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
 from edge.spool.caps import Limits, Lost
+from edge.spool.entries import Dropped, Gap, GapReason, Row
 from edge.spool.file import SpoolFile
 from edge.spool.spool import Spool
 from servicekit.errors import SightlineError, to_status

@@ -20,13 +20,13 @@ import pyarrow as pa
 from google.protobuf.message import DecodeError
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 
-from ingest_service.decision import decide
-from ingest_service.decode import Decoder
-from ingest_service.duckdb_store import DuckDBStore
-from ingest_service.group import Message, Outcome, Prepared, prepare
-from ingest_service.group_writer import GroupWriter
-from ingest_service.headers import parse_header
-from ingest_service.store import Generation, Watermark
+from ingest_service.receive.decision import decide
+from ingest_service.receive.decode import Decoder
+from ingest_service.receive.group import Message, Outcome, Prepared, prepare
+from ingest_service.receive.group_writer import GroupWriter
+from ingest_service.receive.headers import parse_header
+from ingest_service.store.duckdb.file_store import DuckDBStore
+from ingest_service.store.protocol import Generation, Watermark
 from servicekit.errors import SightlineError
 from tests.unit.ingest_service import oracle, wire
 from tests.unit.ingest_service.mutate import hostile, mutated

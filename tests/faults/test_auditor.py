@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from ingest_service.duckdb_store import DuckDBStore
+from ingest_service.store.duckdb.file_store import DuckDBStore
 from tests.faults.auditor import Audit, audit
 from tests.faults.ledger import Ledger, Life, read_lives
 

@@ -26,10 +26,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from edge.log.entries import Gap
 from edge.records import Prediction
 from edge.ship.shipper import _seconds_to_wait
 from edge.spool import mark
+from edge.spool.entries import Gap
 from servicekit.errors import SightlineError
 from tests.fakes.ingest import Stored
 from tests.faults.campaign import Campaign

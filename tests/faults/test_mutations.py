@@ -49,7 +49,7 @@ def test_damaged_messages(tmp_path: Path, report: Callable[[Campaign], None], co
 
 
 def test_the_documentation_names_every_reason() -> None:
-    source = (Path(mutations.__file__).parents[2] / "ingest_service/checks.py").read_text()
+    source = (Path(mutations.__file__).parents[2] / "ingest_service/receive/checks.py").read_text()
     assert {reason for reason in REJECTED if reason in source} >= NEED_MANY
     of_contents = {"MALFORMED_MESSAGE", "INVALID_FIELD", "MESSAGE_TOO_LARGE"}
     assert of_contents | {"SEQUENCE_HOLE", "SEQUENCE_CONFLICT"} == mutations.REFUSED

@@ -108,8 +108,8 @@ def test_every_command_works(shell: Shell) -> None:
 def test_every_reason_is_on_the_page() -> None:
     places = [
         *(ROOT / "servicekit/auth").glob("*.py"),
-        ROOT / "servicekit/limits.py",
-        ROOT / "ingest_service/visible.py",
+        ROOT / "servicekit/calls/limits.py",
+        ROOT / "ingest_service/read/visible.py",
         ROOT / "edge/channel.py",
     ]
     code = "\n".join(place.read_text() for place in places)

@@ -11,7 +11,7 @@ import PIL.Image
 
 from sightline_cli.processes import ServiceProcess
 from tests.unit.inference_service.tiny_onnx import colour_model
-from tests.unit.servicekit.vision.models import save_failing
+from tests.unit.vision.models import save_failing
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "edge_node.py"
 

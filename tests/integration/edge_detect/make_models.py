@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from ultralytics import YOLO
 
-from servicekit.vision import decode_image, letterbox_image
+from vision import decode_image, letterbox_image
 
 SIZE = 128
 

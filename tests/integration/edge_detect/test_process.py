@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from edge.detect import Detector, OnnxDetector, ProcessDetector, close_detector
 from servicekit.errors import SightlineError
-from servicekit.vision import ModelError
 from tests.integration.edge_detect.unruly import Once, Stillborn, Summing, Unruly, summing
 from tests.integration.edge_detect.waiting import until
-from tests.unit.servicekit.vision.models import save_detector
+from tests.unit.vision.models import save_detector
+from vision import ModelError
 
 Make = Callable[..., ProcessDetector]
 

@@ -22,7 +22,7 @@ from edge.detect import (
     close_detector,
 )
 from edge.log.adapters import from_ultralytics
-from servicekit.vision import ModelError
+from vision import ModelError
 
 PROGRAM = Path(__file__).with_name("make_models.py")
 PHOTOS = ("bus.jpg", "zidane.jpg")

@@ -12,7 +12,7 @@ import grpc
 from edge.detect.base import DetectorResult, Image
 from edge.records import Detection
 from servicekit.errors import SightlineError, invalid
-from servicekit.vision import ModelError
+from vision import ModelError
 
 
 class Unruly:

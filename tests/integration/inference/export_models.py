@@ -27,7 +27,7 @@ from torchvision.models import (
 )
 from ultralytics import YOLO
 
-from servicekit.vision import decode_image, letterbox_image
+from vision import decode_image, letterbox_image
 
 SIZE = 256
 DETECTORS: dict[str, dict[str, dict[str, bool]]] = {

@@ -23,8 +23,8 @@ from sightline.inference.v1 import inference_pb2
 from sklearn.datasets import load_digits
 
 from inference_service.models.calibration import ece
-from servicekit.vision import softmax
 from tests.integration.inference.process import Client, client, started
+from vision import softmax
 
 SIGHTLINE = [sys.executable, "-c", "from sightline_cli.app import main; main()"]
 YAML = """

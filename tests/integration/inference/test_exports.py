@@ -26,7 +26,7 @@ from onnxruntime.quantization import (
 )
 
 from models.plates import camera
-from servicekit.vision import (
+from vision import (
     Detections,
     Interpolation,
     Layout,

@@ -19,12 +19,12 @@ from sightline.openinference.v2 import open_inference_pb2_grpc
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
 from servicekit.errors import SightlineError
-from servicekit.vision import OnnxDetector, decode_image
 from tests.integration.inference.process import Client, Server, client, failure, started
 from tests.integration.inference.waiting_service import HOLD
 from tests.unit.inference_service.open_inference.networks import network, rows
 from tests.unit.inference_service.open_inference.test_request import encoded, raw_encoded, tensor
 from tests.unit.inference_service.tiny_onnx import SIDE, colour_model, corrupt, picture
+from vision import OnnxDetector, decode_image
 
 RED, BLUE = picture(), picture((0, 0, 255), size=(256, 128), kind="JPEG")
 INVALID = grpc.StatusCode.INVALID_ARGUMENT

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from servicekit.vision import OnnxDetector, SessionOptions, decode_image
 from tests.integration.inference.process import Client, client, names, started
+from vision import OnnxDetector, SessionOptions, decode_image
 
 
 @pytest.fixture(scope="module")

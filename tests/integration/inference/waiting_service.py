@@ -22,7 +22,7 @@ HOLD = ".hold"
 
 
 def _make_runs_wait() -> None:
-    importlib.import_module("servicekit.vision")  # first: it says how onnxruntime is imported
+    importlib.import_module("vision")  # first: it says how onnxruntime is imported
     from onnxruntime import InferenceSession
 
     run = InferenceSession.run

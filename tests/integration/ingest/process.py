@@ -17,7 +17,7 @@ import pytest
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 
-from ingest_service.store import Spool
+from ingest_service.store.protocol import Spool
 from servicekit.errors import SightlineError, from_rpc_error
 
 PATIENCE = 30.0

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 
-from ingest_service.store import Spool
+from ingest_service.store.protocol import Spool
 from servicekit.errors import from_rpc_error
 from tests.integration.ingest.conftest import Start
 from tests.integration.ingest.process import PATIENCE, Server

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import duckdb
 
-from ingest_service.duckdb_store import DuckDBStore
+from ingest_service.store.duckdb.file_store import DuckDBStore
 from tests.integration.ingest.conftest import Start
 from tests.integration.ingest.process import PATIENCE
 from tests.unit.ingest_service.samples import (

@@ -14,7 +14,7 @@ from sightline.ingest.v1 import ingest_service_pb2 as messages
 from sightline.ingest.v1.ingest_pb2 import LogHeader, Rejection
 from sightline.types.v1.prediction_pb2 import Prediction
 
-from ingest_service.store import Spool
+from ingest_service.store.protocol import Spool
 from tests.integration.ingest.conftest import Start
 from tests.integration.ingest.process import PATIENCE, Server, refused
 from tests.unit.ingest_service.samples import (

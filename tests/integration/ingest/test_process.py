@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 
-from ingest_service.store import Spool
+from ingest_service.store.protocol import Spool
 from tests.integration.ingest.process import PATIENCE, Server, refused
 from tests.integration.ingest.test_logging import batches, wait_for_watermark
 from tests.unit.ingest_service.samples import SPOOL, header, predictions, request, spool

@@ -15,10 +15,10 @@ from typing import ClassVar
 from prometheus_client import CollectorRegistry
 from pydantic import Field
 
-from servicekit import logs
 from servicekit.lifecycle import Readiness, Service, run, serve
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import load
+from servicekit.telemetry import logs
 
 sys.path.insert(0, str(Path(__file__).parents[3]))  # run as a script
 

@@ -18,7 +18,7 @@ from bench.isolation import frames, raw
 from bench.isolation.raw import Connection, Stream
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
-from servicekit.tarpit import BURST, PER_SECOND
+from servicekit.calls.tarpit import BURST, PER_SECOND
 from tests.integration.servicekit.test_lifecycle import Process, check, started
 from tests.unit.servicekit.echo import ECHO, call
 from tests.unit.servicekit.test_tls import issue

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from servicekit import metrics_server
-from servicekit.metrics_server import MOST_CONNECTIONS, MOST_REQUEST_BYTES, MetricsServer
+from servicekit.telemetry import metrics_server
+from servicekit.telemetry.metrics_server import MOST_CONNECTIONS, MOST_REQUEST_BYTES, MetricsServer
 from tests.integration.servicekit.test_lifecycle import started
 
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"

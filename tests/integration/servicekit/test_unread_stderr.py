@@ -17,7 +17,7 @@ import pytest
 from sightline.ingest.v1 import ingest_service_pb2_grpc
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogResponse
 
-from ingest_service.store import Spool
+from ingest_service.store.protocol import Spool
 from tests.fakes.ingest import FakeIngest
 from tests.faults.disks import filled, limited, small_disk
 from tests.integration.auth.authority import Authority

@@ -31,10 +31,10 @@ from edge.detect import (
 from edge.detect.base import close_detector
 from edge.records import Box, Detection
 from servicekit.errors import SightlineError
-from servicekit.vision import ModelError
 from tests.unit.edge.overlap import overlap
 from tests.unit.inference_service.tiny_onnx import colour_model
-from tests.unit.servicekit.vision.models import save_detector
+from tests.unit.vision.models import save_detector
+from vision import ModelError
 
 MODELS = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
 PHOTOS = ["bus.jpg", "zidane.jpg"]

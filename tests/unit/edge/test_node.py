@@ -28,7 +28,7 @@ from servicekit.errors import SightlineError
 from servicekit.settings import SettingsError
 from tests.fakes.inference import Refuse, Reply, Step, serving
 from tests.fakes.ingest import FakeIngest
-from tests.unit.servicekit.vision.models import save_detector
+from tests.unit.vision.models import save_detector
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SCRATCH = Detection(3, "scratch", 0.5, Box(1, 2, 3, 4))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from inference_service import answers
 from inference_service.domain import Seen
 from servicekit.errors import invalid
-from servicekit.vision import Classes, Detections
+from vision import Classes, Detections
 
 
 def test_detections_keep_their_order_and_their_names() -> None:

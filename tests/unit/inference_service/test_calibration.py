@@ -17,7 +17,7 @@ from inference_service.models.calibration import (
     measure,
     nll,
 )
-from servicekit.vision import softmax
+from vision import softmax
 
 FINITE = st.floats(-50, 50, width=32)
 

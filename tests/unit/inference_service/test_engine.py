@@ -13,8 +13,8 @@ from inference_service.models.engine import Model, PictureWork
 from inference_service.models.loader import Runtime, load_model
 from inference_service.models.model_spec import ModelSpec, Thresholds
 from servicekit.errors import SightlineError
-from servicekit.vision import Detections, ModelError, OnnxDetector, open_image
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
+from vision import Detections, ModelError, OnnxDetector, open_image
 
 
 @pytest.fixture(scope="module")

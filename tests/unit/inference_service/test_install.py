@@ -10,9 +10,9 @@ from inference_service.models.check import check_files, files
 from inference_service.models.folders import Key
 from inference_service.models.install import install, next_version
 from inference_service.models.loader import RepositoryError, Runtime, load_model
-from servicekit.vision import SessionOptions
 from tests.unit.inference_service.classifier_onnx import colour_classifier
 from tests.unit.inference_service.tiny_onnx import colour_model
+from vision import SessionOptions
 
 RUNTIME = Runtime()
 

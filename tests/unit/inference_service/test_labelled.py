@@ -9,9 +9,9 @@ from inference_service.models.calibrate import calibrate
 from inference_service.models.labelled import Labelled, LabelledError, find, outputs, split
 from inference_service.models.loader import RepositoryError, Runtime, load_model
 from inference_service.models.model_spec import ModelSpecError, read
-from servicekit.vision import ImageLimits, OnnxClassifier
 from tests.unit.inference_service.classifier_onnx import NAMES, colour_classifier
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
+from vision import ImageLimits, OnnxClassifier
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 LIMITS = ImageLimits()

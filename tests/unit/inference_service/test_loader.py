@@ -7,7 +7,7 @@ import pytest
 
 from inference_service.models.loader import Runtime, choose_lane
 from inference_service.models.model_spec import Batching, ModelSpec
-from servicekit.vision import OnnxDetector
+from vision import OnnxDetector
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 

@@ -16,7 +16,7 @@ from inference_service.models.model_spec import (
     read,
     write_temperature,
 )
-from servicekit.vision import Interpolation, Preprocess, Scores
+from vision import Interpolation, Preprocess, Scores
 
 CLASSIFIER = """\
 # A classifier of ours.

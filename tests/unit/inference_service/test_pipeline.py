@@ -27,8 +27,8 @@ from inference_service.serving.workers import Workers
 from inference_service.telemetry import Telemetry
 from inference_service.validate import Limits
 from servicekit.errors import SightlineError
-from servicekit.vision import ModelError, OnnxSession
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
+from vision import ModelError, OnnxSession
 
 RED = picture()
 

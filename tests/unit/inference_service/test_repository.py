@@ -16,8 +16,8 @@ from inference_service.models.folders import version_key
 from inference_service.models.loader import RepositoryError, Runtime, load_model
 from inference_service.models.repository import Models, Repository
 from servicekit.errors import SightlineError
-from servicekit.vision import SessionOptions
 from tests.unit.inference_service.tiny_onnx import colour_model
+from vision import SessionOptions
 
 
 def load(path: Path) -> Model:

@@ -7,9 +7,9 @@ import pytest
 from inference_service.models.engine import Model
 from inference_service.serving.work import Ran
 from inference_service.stage_report import note_key, note_model, note_stages
-from servicekit import call_notes, tracing
-from servicekit.call_notes import Fact
 from servicekit.errors import SightlineError
+from servicekit.telemetry import call_notes, tracing
+from servicekit.telemetry.call_notes import Fact
 
 BAD = SightlineError(grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNREADABLE", "no picture")
 

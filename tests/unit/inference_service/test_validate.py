@@ -16,8 +16,8 @@ from inference_service.idempotency.keys import fingerprint
 from inference_service.uploads.errors import reference_gone, store_down
 from inference_service.validate import Limits, check, know_none, refuse_if_all_bad
 from servicekit.errors import SightlineError, invalid
-from servicekit.vision import ImageLimits, open_image
 from tests.unit.inference_service.tiny_onnx import bomb, picture
+from vision import ImageLimits, open_image
 
 RED = picture()
 LIMITS = Limits()

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sightline.types.v1.prediction_pb2 import Prediction
 
-from ingest_service.group import Message, Outcome
-from ingest_service.group_writer import GroupWriter
-from ingest_service.store import (
+from ingest_service.receive.group import Message, Outcome
+from ingest_service.receive.group_writer import GroupWriter
+from ingest_service.store.protocol import (
     Filter,
     Generation,
     Keeper,

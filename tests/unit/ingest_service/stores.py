@@ -8,11 +8,11 @@ from typing import Any
 
 import duckdb
 
-from ingest_service.duckdb_format import HEADER_BYTES, parse_database
-from ingest_service.duckdb_mark import mark_path
-from ingest_service.duckdb_store import DuckDBStore
-from ingest_service.migrations import migrate
-from ingest_service.store import Spool
+from ingest_service.store.duckdb.file_format import HEADER_BYTES, parse_database
+from ingest_service.store.duckdb.file_store import DuckDBStore
+from ingest_service.store.duckdb.mark import mark_path
+from ingest_service.store.duckdb.migrations import migrate
+from ingest_service.store.protocol import Spool
 from tests.unit.ingest_service.samples import SPOOL, message, predictions
 from tests.unit.ingest_service.store_conformance import commit, everything
 

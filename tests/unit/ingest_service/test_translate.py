@@ -6,7 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.ingest.v1.ingest_pb2 import PredictionFilter
 from sightline.types.v1.prediction_pb2 import PredictionSource
 
-from ingest_service.store import Filter
+from ingest_service.store.protocol import Filter
 from ingest_service.translate import filter_from_proto
 from servicekit.errors import SightlineError
 from tests.unit.ingest_service.samples import NOW, timestamp

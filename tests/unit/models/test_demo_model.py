@@ -12,7 +12,7 @@ import yaml
 from models.average_precision import iou_matrix
 from models.evaluate import MODEL, evaluate
 from models.plates import CLASS_NAMES, Plate, camera
-from servicekit.vision import Layout, OnnxDetector, SessionOptions, parse_metadata
+from vision import Layout, OnnxDetector, SessionOptions, parse_metadata
 
 MODEL_CARD = MODEL.with_name("model.yaml")
 # Neither a camera of the demo nor of the evaluation.

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from servicekit import access_log
+from servicekit.telemetry import access_log
 from tests.unit.servicekit.echo import KINDS
 
 

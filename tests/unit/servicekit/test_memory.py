@@ -14,7 +14,7 @@ _PICTURE = """
 import io
 import numpy as np
 from PIL import Image
-from servicekit.vision.images import ImageLimits, open_image
+from vision.images import ImageLimits, open_image
 
 noise = np.random.default_rng(1).integers(0, 255, (1500, 1500, 3), dtype=np.uint8)
 buffer = io.BytesIO()
@@ -36,7 +36,7 @@ def work(_):
     parse(PredictionLogRequest.FromString, data)
 """
 _GROUP = """
-from ingest_service.decode import Decoder
+from ingest_service.receive.decode import Decoder
 from tests.unit.ingest_service.samples import header, predictions, request
 decoder = Decoder()
 data = request(*predictions(1, 2000), head=header()).SerializeToString()
@@ -51,7 +51,7 @@ import pathlib, tempfile
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from servicekit.vision.onnx_session import OnnxSession
+from vision.onnx_session import OnnxSession
 
 shape = ["n", 3, 512, 512]
 graph = helper.make_graph(

@@ -267,6 +267,6 @@ def test_settings_need_no_server_packages() -> None:
         "import sys\n"
         "for name in ('structlog', 'prometheus_client', 'grpc_health', 'grpc_reflection'):\n"
         "    sys.modules[name] = None\n"
-        "import servicekit.settings, servicekit.tls, servicekit.errors, servicekit.deadline\n"
+        "import servicekit.settings, servicekit.tls, servicekit.errors, servicekit.calls.deadline\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

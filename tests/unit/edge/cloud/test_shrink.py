@@ -23,8 +23,8 @@ from edge.cloud.sizes import ModelSizes
 from edge.cloud.types import ImageAnswer, ModelHint, ModelInfo, ModelTask
 from edge.records import Box, Detection
 from servicekit.errors import SightlineError
-from servicekit.vision import letterbox_image
 from tests.fakes.inference import FakeInference, Reply, serving
+from vision import letterbox_image
 
 ROWS, COLUMNS = np.mgrid[:960, :1280]
 SMOOTH = np.stack(

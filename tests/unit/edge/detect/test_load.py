@@ -14,8 +14,8 @@ import pytest
 from edge.detect import OnnxDetector, ProcessDetector, UltralyticsDetector, close_detector
 from edge.detect.load import load_detector
 from edge.settings import EdgeSettings
-from servicekit.vision import ModelError
-from tests.unit.servicekit.vision.models import save_detector
+from tests.unit.vision.models import save_detector
+from vision import ModelError
 
 BLACK = np.zeros((64, 96, 3), np.uint8)
 

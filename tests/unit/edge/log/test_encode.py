@@ -10,8 +10,8 @@ from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from sightline.types.v1 import prediction_pb2
 
 from edge.log import encode
-from edge.log.entries import GapReason
 from edge.records import Box, CloudReason, Detection, Prediction, Source
+from edge.spool.entries import GapReason
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 FLOAT = st.floats(width=32)

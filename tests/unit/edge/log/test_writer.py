@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import pytest
 
-from edge.log.entries import Dropped, Entry, Gap, GapReason
 from edge.log.memory import Memory, OnFull
-from edge.log.progress import Progress
 from edge.log.writer import Writer
 from edge.records import Prediction
+from edge.ship.progress import Progress
 from edge.spool.caps import Limits
+from edge.spool.entries import Dropped, Entry, Gap, GapReason
 from edge.spool.spool import Spool
 from tests.unit.edge.samples import eventually
 

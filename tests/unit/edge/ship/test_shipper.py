@@ -16,12 +16,12 @@ from sightline.types.v1 import prediction_pb2
 
 from edge.channel import Endpoint
 from edge.log.encode import prediction_body
-from edge.log.entries import Dropped, GapReason
-from edge.log.progress import Progress
 from edge.records import Prediction
 from edge.ship import shipper
+from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
 from edge.spool.caps import Limits
+from edge.spool.entries import Dropped, GapReason
 from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
 from tests.fakes.ingest import MALFORMED, UNAVAILABLE, FakeIngest, hole

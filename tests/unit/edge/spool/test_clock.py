@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from edge.log import memory, writer
-from edge.log.entries import GapReason
 from edge.log.logger import LogOptions, PredictionLogger
 from edge.records import Prediction
 from edge.ship import shipper
 from edge.spool import mark
 from edge.spool.caps import Limits
+from edge.spool.entries import GapReason
 from tests.fakes.ingest import UNAVAILABLE, FakeIngest
 from tests.unit.edge.spool.test_spool import Clocks, Opened, body, opened, sequences
 

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from edge.log.encode import prediction_body, sequence_field
-from edge.log.entries import Gap, GapReason, Row
 from edge.records import Prediction
-from edge.spool import salvage as salvaging
-from edge.spool.aside import found, names, prune
 from edge.spool.caps import Limits, Lost
+from edge.spool.entries import Gap, GapReason, Row
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME, homes
 from edge.spool.mark import Mark, place_of
 from edge.spool.reader import connect_to_read
+from edge.spool.recovery import salvage as salvaging
+from edge.spool.recovery.aside import found, names, prune
 from edge.spool.spool import Spool
 
 NO_LIMITS = Limits(1 << 40, 0.0, 0)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sightline.types.v1 import prediction_pb2
 
 from edge.log.encode import prediction_body, sequence_field
-from edge.log.entries import Dropped, Entry, Gap, GapReason, Row
 from edge.records import Prediction
+from edge.spool.entries import Dropped, Entry, Gap, GapReason, Row
 from edge.spool.file import SpoolFile
 from edge.spool.identity import VERSION, DamagedError, Identity
 from edge.spool.mark import Mark, Note, Place, Reading

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from edge.log.entries import GapReason, Row
 from edge.log.logger import LogOptions, PredictionLogger
 from edge.records import Prediction
 from edge.spool import caps
 from edge.spool.caps import Limits
+from edge.spool.entries import GapReason, Row
 from tests.fakes.ingest import FakeIngest
 from tests.unit.edge.samples import eventually
 from tests.unit.edge.spool.test_spool import Opened, body, opened, sequences

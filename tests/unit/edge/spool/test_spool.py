@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from edge.log.encode import prediction_body
-from edge.log.entries import Dropped, Gap, GapReason, Row
 from edge.records import Prediction
 from edge.spool.caps import Limits, Lost
+from edge.spool.entries import Dropped, Gap, GapReason, Row
 from edge.spool.homes import FILE_NAME
 from edge.spool.spool import ReplacedError, Spool
 from servicekit.errors import SightlineError

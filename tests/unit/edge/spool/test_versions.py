@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from sightline.types.v1 import prediction_pb2
 
-from edge.log.entries import Row
 from edge.spool import identity as identities
+from edge.spool.entries import Row
 from edge.spool.identity import VERSION, Identity
 from edge.spool.inspect import verify
 from edge.spool.mark import Mark, Note, Place, Reading

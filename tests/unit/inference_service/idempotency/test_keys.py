@@ -9,8 +9,8 @@ import pytest
 from inference_service.domain import Parameters, Picture, Question, Refused
 from inference_service.idempotency.keys import fingerprint, read_key
 from servicekit.errors import SightlineError, invalid
-from servicekit.vision import open_image
 from tests.unit.inference_service.tiny_onnx import picture
+from vision import open_image
 
 KEY = "123e4567-e89b-42d3-a456-426614174000"
 OPENED = open_image(picture())

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from inference_service.models.engine import Model
 from inference_service.models.model_spec import ModelSpec
 from inference_service.serving.admission import Lane
-from servicekit.vision import OnnxClassifier
+from vision import OnnxClassifier
 
 SIDE = 16
 CLASSES = 5

@@ -32,10 +32,10 @@ from inference_service.serving.workers import Workers
 from inference_service.telemetry import Telemetry
 from inference_service.validate import Limits
 from servicekit.errors import SightlineError
-from servicekit.vision import ImageLimits, OnnxSession, decode_image
 from tests.unit.inference_service.open_inference.networks import loaded, network, rows
 from tests.unit.inference_service.open_inference.test_request import encoded, tensor, typed
 from tests.unit.inference_service.tiny_onnx import corrupt, picture
+from vision import ImageLimits, OnnxSession, decode_image
 
 RED, BLUE = picture(), picture((0, 0, 255), size=(40, 20), kind="JPEG")
 

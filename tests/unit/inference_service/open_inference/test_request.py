@@ -21,9 +21,9 @@ from inference_service.open_inference.request import (
 )
 from inference_service.validate import Limits
 from servicekit.errors import SightlineError
-from servicekit.vision import ImageLimits, decode_image
 from tests.unit.inference_service.open_inference.networks import SIDE, loaded, network, rows
 from tests.unit.inference_service.tiny_onnx import bomb, picture
+from vision import ImageLimits, decode_image
 
 LIMITS = Limits(max_images=4, image=ImageLimits(max_bytes=100_000, max_pixels=1_000_000))
 RED, BLUE = picture(), picture((0, 0, 255), kind="JPEG")

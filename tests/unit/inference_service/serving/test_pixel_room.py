@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from inference_service.serving.pixel_room import PixelRoom
-from servicekit import in_flight
+from servicekit.calls import in_flight
 from servicekit.errors import SightlineError
 
 MOST = 1600

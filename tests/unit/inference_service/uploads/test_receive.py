@@ -18,11 +18,11 @@ from inference_service.uploads.receive import Uploads
 from inference_service.uploads.reference import Signer
 from inference_service.uploads.store import UploadStore
 from servicekit.auth.caller import ANONYMOUS
+from servicekit.calls.in_flight import BytesInFlight
+from servicekit.calls.room_bounds import Bounds
 from servicekit.errors import SightlineError
-from servicekit.in_flight import BytesInFlight
-from servicekit.room_bounds import Bounds
-from servicekit.vision import ImageLimits
 from tests.unit.inference_service.tiny_onnx import picture
+from vision import ImageLimits
 
 RED = picture(size=(400, 400), kind="BMP")  # 480 000 bytes: more than is collected at once
 HEADER = Header(hashlib.sha256(RED).digest(), len(RED))

@@ -12,11 +12,11 @@ from pydantic import SecretStr
 from servicekit.auth.caller import Caller, Proof, Scope, current_caller
 from servicekit.auth.guard import Access, Authenticator, RequireCaller
 from servicekit.auth.key_file import KeyFile
+from servicekit.calls.interceptors import GuardInterceptor
+from servicekit.calls.status import report_errors
 from servicekit.errors import SightlineError, from_rpc_error
-from servicekit.interceptors import GuardInterceptor
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
-from servicekit.status import report_errors
 from tests.unit.servicekit.auth.signers import AUDIENCE, SECRET, Signer, claims, jwks, shared
 from tests.unit.servicekit.echo import ECHO, KINDS, Context, call, serving
 

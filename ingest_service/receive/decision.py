@@ -1,0 +1,201 @@
+"""What of a group of messages is new, what that changes, and what becomes of each message.
+
+Pure: the caller reads the watermarks and writes the changes in one transaction.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ingest_service.receive import rows, sequence
+from ingest_service.receive.conflicts import Conflict, Witness
+from ingest_service.receive.group import Outcome, Prepared, Rejection
+from ingest_service.receive.sequence import Claims, Placement
+from ingest_service.store.protocol import Changes, Spool, Watermark
+from servicekit.errors import SightlineError
+
+CONFLICT = "SEQUENCE_CONFLICT"
+"""Reason of the error for a sequence that was committed with another content."""
+MAX_WRITTEN_OUT = 1000
+"""Rejected predictions of a group that are written out as JSON, which takes about 0.1 ms each; the
+others are kept as bytes, so that a device gone wrong does not hold up the rest."""
+
+
+def decide(
+    group: Prepared, watermarks: Mapping[Spool, Watermark]
+) -> tuple[Changes, tuple[Outcome, ...]]:
+    """Returns what the group changes, and what becomes of each message once that is committed.
+
+    Args:
+        group: the messages.
+        watermarks: what is committed of every spool of the group.
+    """
+    decision = _weigh(group, watermarks)
+    return _changes(group, decision, watermarks), _outcomes(group, decision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """What of a group is new."""
+
+    placement: Placement
+    good: NDArray[np.bool_]
+    """Predictions that are new and break no rule."""
+    bad: Sequence[int]
+    """Predictions that are new and break one."""
+    gaps: Sequence[tuple[int, rows.Gap]]
+    """The new parts of gaps, each with its message."""
+    duplicates: NDArray[np.int64]
+    """Per message: predictions that had been committed before."""
+    watermarks: Mapping[Spool, Watermark]
+    """The new watermark of each spool that a message was taken of."""
+    conflicts: Mapping[int, Conflict]
+    """Messages that claim what was committed with another content."""
+
+
+def _weigh(group: Prepared, watermarks: Mapping[Spool, Watermark]) -> _Decision:
+    positions = {spool: mark.through for spool, mark in watermarks.items()}
+    claims, streams = group.claims, [message.stream for message in group.messages]
+    runs = sequence.join_runs(claims)
+    witness = Witness(group, runs, watermarks)
+    placement = sequence.place(runs, group.spools, streams, group.refused, positions, witness)
+    new = sequence.new_rows(placement, claims)
+    bad = [row for row in group.violations if new[row]]
+    new[bad] = False
+    again = sequence.duplicate_rows(placement, claims)
+    touched = set(itertools.compress(group.spools, placement.taken))
+    return _Decision(
+        placement,
+        new,
+        sorted(bad),
+        list(_new_gaps(group, placement)),
+        _per_message(again, claims),
+        {
+            spool: witness.watermark(spool, positions[spool])
+            for spool in positions
+            if spool in touched
+        },
+        witness.conflicts,
+    )
+
+
+def _new_gaps(group: Prepared, placement: Placement) -> Iterator[tuple[int, rows.Gap]]:
+    part = sequence.new_gaps(placement, group.claims)
+    if not len(part.gap):
+        return
+    chosen = group.gaps.take(pa.array(part.gap))
+    columns = (
+        group.claims.gap_message[part.gap].tolist(),
+        part.first.tolist(),
+        part.last.tolist(),
+        chosen.field("reason").to_pylist(),
+        chosen.field("declared_at").view(pa.int64()).to_pylist(),
+    )
+    for message, first, last, reason, declared in zip(*columns, strict=True):
+        spool = group.messages[message].opening.spool
+        yield message, rows.Gap(spool, first, last, reason, declared)
+
+
+def _changes(
+    group: Prepared, decision: _Decision, watermarks: Mapping[Spool, Watermark]
+) -> Changes:
+    taken = decision.placement.taken
+    openings = [message.opening for message in group.messages]
+    opened = [m.opening for m, take in zip(group.messages, taken, strict=True) if m.first and take]
+    duplicates = dict.fromkeys(decision.watermarks, 0)
+    for message in np.flatnonzero(decision.duplicates):
+        duplicates[openings[message].spool] += int(decision.duplicates[message])
+    predictions, owner = group.predictions, group.claims.message
+    if not decision.good.all():
+        predictions, owner = predictions.filter(decision.good), owner[decision.good]
+    return Changes(
+        rows.prediction_table(predictions, owner, openings),
+        rows.rejected_table(_rejected_rows(group, decision.bad)),
+        rows.gap_table(gap for _, gap in decision.gaps),
+        rows.stream_table(opened),
+        rows.watermark_table(watermarks, decision.watermarks, duplicates),
+    )
+
+
+def _rejected_rows(group: Prepared, bad: Sequence[int]) -> Iterator[rows.RejectedRow]:
+    claims, left = group.claims, MAX_WRITTEN_OUT
+    for index, run in itertools.groupby(bad, lambda row: int(claims.message[row])):
+        message, of_message = group.messages[index], list(run)
+        first = int(np.searchsorted(claims.message, index))
+        originals = rows.originals(message.payload, [row - first for row in of_message], left)
+        left -= len(of_message)
+        for row, original in zip(of_message, originals, strict=True):
+            yield rows.RejectedRow(
+                message.opening.spool,
+                int(claims.sequence[row]),
+                *group.violations[row],
+                original,
+            )
+
+
+def _outcomes(group: Prepared, decision: _Decision) -> tuple[Outcome, ...]:
+    claims = group.claims
+    accepted = _per_message(decision.good, claims)
+    rejections: dict[int, list[Rejection]] = {}
+    for row in decision.bad:
+        rejection = Rejection(int(claims.sequence[row]), *group.violations[row])
+        rejections.setdefault(int(claims.message[row]), []).append(rejection)
+    gap_sequences: dict[int, int] = {}
+    for message, gap in decision.gaps:
+        length = gap.last_sequence - gap.first_sequence + 1
+        gap_sequences[message] = gap_sequences.get(message, 0) + length
+    return tuple(
+        Outcome(
+            int(decision.placement.high[message]),
+            int(accepted[message]),
+            int(decision.duplicates[message]),
+            tuple(rejections.get(message, ())),
+            gap_sequences.get(message, 0),
+            _error(message, group, decision),
+        )
+        for message in range(claims.messages)
+    )
+
+
+def _error(message: int, group: Prepared, decision: _Decision) -> SightlineError | None:
+    if message in decision.placement.holes:
+        return hole_error(decision.placement.holes[message])
+    if message in decision.conflicts:
+        return conflict_error(decision.conflicts[message])
+    return group.refused.get(message)
+
+
+def hole_error(expected: int) -> SightlineError:
+    """Returns the error for a message after which sequence `expected` is missing."""
+    return SightlineError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "SEQUENCE_HOLE",
+        f"sequence {expected} is missing: it must be sent, or declared as a gap, before any later",
+        metadata={"expected_sequence": str(expected)},
+    )
+
+
+def conflict_error(conflict: Conflict) -> SightlineError:
+    """Returns the error for a message that claims what was committed with another content."""
+    found = (
+        "was committed with another content"
+        if conflict.kind == "content"
+        else "belongs to another opening of this spool, which went on before this one"
+    )
+    return SightlineError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        CONFLICT,
+        f"sequence {conflict.sequence} {found}: somebody else has used this spool_id; what is not"
+        " committed yet needs a new one",
+        metadata={"sequence": str(conflict.sequence), "kind": conflict.kind},
+    )
+
+
+def _per_message(rows_: NDArray[np.bool_], claims: Claims) -> NDArray[np.int64]:
+    """Returns how many of these predictions each message has."""
+    return np.bincount(claims.message[rows_], minlength=claims.messages)

@@ -1,0 +1,153 @@
+"""A group of messages that are committed together: decoded, and checked as far as they go alone.
+
+Pure. What depends on the watermarks comes after, in `decision`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ingest_service.receive import capture_window, sequence
+from ingest_service.receive.checks import Violation, find_violations
+from ingest_service.receive.decode import Decoder
+from ingest_service.receive.sequence import Claims
+from ingest_service.store.protocol import Opening, Spool
+from servicekit.errors import SightlineError, invalid
+
+_FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""What a `google.protobuf.Timestamp` may say: the years 1 to 9999, us since 1970."""
+
+
+class Message(NamedTuple):
+    """One message of a stream."""
+
+    stream: int
+    """Tells the stream from the others of the process."""
+    opening: Opening
+    payload: bytes
+    first: bool
+    """Whether it opened the stream."""
+
+
+class Rejection(NamedTuple):
+    """A prediction that is kept as rejected."""
+
+    sequence: int
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one message."""
+
+    committed_through: int = 0
+    accepted: int = 0
+    duplicates: int = 0
+    rejections: tuple[Rejection, ...] = ()
+    gap_sequences: int = 0
+    error: SightlineError | None = None
+    """Why the stream ends with this message; what the message says up to a hole counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A group that is decoded and checked."""
+
+    messages: Sequence[Message]
+    predictions: pa.StructArray
+    gaps: pa.StructArray
+    claims: Claims
+    refused: Mapping[int, SightlineError]
+    """Messages that are not to be taken, whatever the watermarks."""
+    violations: Mapping[int, Violation]
+    """Rows of `predictions` that break a rule."""
+
+    @property
+    def spools(self) -> list[Spool]:
+        """The spool of each message."""
+        return [message.opening.spool for message in self.messages]
+
+
+def prepare(
+    messages: Sequence[Message], decoder: Decoder, now: datetime, steady: float | None = None
+) -> Prepared:
+    """Reads and checks the messages of a group.
+
+    Args:
+        messages: in the order in which they came.
+        decoder: reads their bytes.
+        now: the server's time, UTC.
+        steady: the server's steady clock, s; None: not known.
+    """
+    decoded = decoder.decode([message.payload for message in messages])
+    predictions = decoded.batch.column("predictions")
+    gaps = decoded.batch.column("gaps")
+    claims = _claims(predictions, gaps)
+    refused = dict(decoded.refused)
+    _refuse_headers(refused, messages, decoded.batch.column("header"))
+    for index, disorder in sequence.find_disorder(claims).items():
+        refused.setdefault(index, invalid(*disorder))
+    _refuse_gaps(refused, gaps)
+    openings = {id(message.opening): message.opening for message in messages}
+    windows = {k: capture_window.of_stream(each, now, steady) for k, each in openings.items()}
+    window = capture_window.for_each([windows[id(m.opening)] for m in messages], claims.message)
+    return Prepared(
+        messages,
+        predictions.values,
+        gaps.values,
+        claims,
+        refused,
+        find_violations(predictions.values, window),
+    )
+
+
+def _claims(predictions: pa.ListArray, gaps: pa.ListArray) -> Claims:
+    return Claims(
+        len(predictions),
+        predictions.values.field("sequence").to_numpy(zero_copy_only=False),
+        _owners(predictions),
+        gaps.values.field("first_sequence").to_numpy(zero_copy_only=False),
+        gaps.values.field("last_sequence").to_numpy(zero_copy_only=False),
+        _owners(gaps),
+    )
+
+
+def _owners(lists: pa.ListArray) -> NDArray[np.int64]:
+    """Returns, for each item of the lists, the row it is in."""
+    return np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy()))
+
+
+def _refuse_headers(
+    refused: dict[int, SightlineError], messages: Sequence[Message], headers: pa.StructArray
+) -> None:
+    present = headers.is_valid().to_numpy(zero_copy_only=False)
+    for index, message in enumerate(messages):
+        if present[index] and not message.first:
+            error = invalid("header", "must be absent after the first message of a stream")
+            refused.setdefault(index, error)
+
+
+def _refuse_gaps(refused: dict[int, SightlineError], gaps: pa.ListArray) -> None:
+    if not len(gaps.values):
+        return
+    unsaid = gaps.values.field("reason").to_numpy() == 0
+    declared = gaps.values.field("declared_at").view(pa.int64()).fill_null(0).to_numpy()
+    offsets = gaps.offsets.to_numpy()
+    for broken, name, rule in (
+        (unsaid, "reason", "must be given"),
+        (
+            (declared < _FIRST_US) | (declared > _LAST_US),
+            "declared_at",
+            "must be from 0001-01-01 to 9999-12-31",
+        ),
+    ):
+        for item in np.flatnonzero(broken):
+            message = int(np.searchsorted(offsets, item, side="right") - 1)
+            field = f"gaps[{item - offsets[message]}].{name}"
+            refused.setdefault(message, invalid(field, rule))

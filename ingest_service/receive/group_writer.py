@@ -1,0 +1,87 @@
+"""Commits groups of messages: decode and check first, then one transaction."""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+import grpc
+import pyarrow as pa
+
+from ingest_service.receive.decision import CONFLICT, decide
+from ingest_service.receive.decode import Decoder
+from ingest_service.receive.group import Message, Outcome, Prepared, prepare
+from ingest_service.store.protocol import Store
+from servicekit.errors import SightlineError
+
+_LEFT_OUT = SightlineError(
+    grpc.StatusCode.ABORTED, "STREAM_ENDED", "the stream had ended before this message"
+)
+
+
+class GroupWriter:
+    """Writes groups of messages to a store. One thread may prepare while another commits.
+
+    Args:
+        store: where they go.
+        now: the server's wall clock, UTC.
+        steady: the server's steady clock, s.
+        on_committed: called with the gaps and the outcomes of a group that is committed.
+        on_conflict: called, on the committing thread, with the kind of each `SEQUENCE_CONFLICT`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        now: Callable[[], datetime],
+        steady: Callable[[], float] = time.monotonic,
+        on_committed: Callable[[pa.Table, Sequence[Outcome]], object] = lambda _gaps, _all: None,
+        on_conflict: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._now = now
+        self._steady = steady
+        self._on_committed = on_committed
+        self._on_conflict = on_conflict
+        self._decoder = Decoder()
+
+    def prepare(self, messages: Sequence[Message]) -> Prepared:
+        """Returns the messages decoded and checked.
+
+        Args:
+            messages: in the order in which they came.
+        """
+        return prepare(messages, self._decoder, self._now(), self._steady())
+
+    def commit(
+        self,
+        group: Prepared,
+        left_out: Collection[int] = (),
+        on_commit: Callable[[], object] = lambda: None,
+    ) -> Sequence[Outcome]:
+        """Returns one outcome a message, once all that the outcomes say is durable.
+
+        Args:
+            group: what `prepare` returned; groups in the order in which they were prepared.
+            left_out: messages that no longer count, because their streams have ended.
+            on_commit: called when only COMMIT is left, which needs no Python.
+
+        Raises:
+            SightlineError: the store failed, and nothing is said to be committed.
+        """
+        if left_out:
+            group = replace(group, refused={**group.refused, **dict.fromkeys(left_out, _LEFT_OUT)})
+        with self._store.transaction() as transaction:
+            # Read in the transaction that moves them: another writer may have moved them too.
+            watermarks = transaction.watermarks(set(group.spools))
+            changes, outcomes = decide(group, watermarks)
+            if changes.watermarks.num_rows:
+                received_at = self._now()
+                transaction.write_books(changes, received_at)
+                transaction.write_predictions(changes.predictions, received_at)
+            on_commit()
+        self._on_committed(changes.gaps, outcomes)
+        for outcome in outcomes:
+            if outcome.error is not None and outcome.error.reason == CONFLICT:
+                self._on_conflict(outcome.error.metadata["kind"])
+        return outcomes

@@ -1,0 +1,103 @@
+"""What the first message of a stream says about its sender, and names and times in general."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
+from sightline.ingest.v1.ingest_pb2 import LogHeader
+from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
+
+from ingest_service.receive.decode import malformed_error
+from ingest_service.store.protocol import Opening, Spool
+from servicekit.errors import invalid
+from servicekit.parsing import parse
+
+MAX_DEVICE_ID_BYTES = 256
+MAX_CLIENT_BYTES = 256
+MAX_DURATION_SECONDS = 315_576_000_000
+"""About 10 000 years: what a `google.protobuf.Duration` may say."""
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def parse_header(
+    payload: bytes, opened_at: datetime, opened_steady: float | None = None
+) -> Opening:
+    """Returns what the first message of a stream says about its sender.
+
+    Args:
+        payload: the message.
+        opened_at: when it came, by the server's clock, UTC.
+        opened_steady: when it came, by the server's steady clock, s; None: not known.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT; the message cannot be read, or breaks a rule of
+            `LogHeader`.
+        MemoryError: there is no memory to read it.
+    """
+    try:
+        message = parse(PredictionLogRequest.FromString, payload)
+    except DecodeError as error:
+        raise malformed_error(str(error)) from error
+    if not message.HasField("header"):
+        raise invalid("header", "must be given in the first message of a stream")
+    header = message.header
+    if len(header.client.encode()) > MAX_CLIENT_BYTES:
+        raise invalid("header.client", f"must be at most {MAX_CLIENT_BYTES} bytes")
+    if header.generation and not _UUID.fullmatch(header.generation):
+        raise invalid(
+            "header.generation", "must be a UUID of 36 characters in lower case, or empty"
+        )
+    return Opening(
+        parse_spool(header.device_id, header.spool_id, prefix="header."),
+        opened_at,
+        _device_time(header),
+        _device_monotonic(header),
+        header.client,
+        opened_steady,
+        header.generation,
+    )
+
+
+def parse_spool(device_id: str, spool_id: str, *, prefix: str = "") -> Spool:
+    """Returns the spool of these names.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT; a name breaks a rule of `LogHeader`. `prefix` is put
+            before the field's name.
+    """
+    if not 1 <= len(device_id.encode()) <= MAX_DEVICE_ID_BYTES:
+        raise invalid(f"{prefix}device_id", f"must be 1 to {MAX_DEVICE_ID_BYTES} bytes")
+    if not _UUID.fullmatch(spool_id):
+        raise invalid(f"{prefix}spool_id", "must be a UUID of 36 characters in lower case")
+    return Spool(device_id, spool_id)
+
+
+def parse_time(time: Timestamp, field: str) -> datetime:
+    """Returns a time, in whole microseconds, UTC.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT; it is no valid `google.protobuf.Timestamp`.
+    """
+    try:
+        return time.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise invalid(
+            field, "must be from 0001-01-01 to 9999-12-31, with nanos of 0 to 999999999"
+        ) from error
+
+
+def _device_time(header: LogHeader) -> datetime | None:
+    if not header.HasField("device_time"):
+        return None
+    return parse_time(header.device_time, "header.device_time")
+
+
+def _device_monotonic(header: LogHeader) -> timedelta | None:
+    if not header.HasField("device_monotonic"):
+        return None
+    time = header.device_monotonic
+    if abs(time.seconds) > MAX_DURATION_SECONDS or abs(time.nanos) >= 10**9:
+        rule = f"must be within {MAX_DURATION_SECONDS} s, with nanos within 999999999"
+        raise invalid("header.device_monotonic", rule)
+    return time.ToTimedelta()

@@ -1,0 +1,87 @@
+"""Notices nodes that are ahead of the database: it is an older one, or an empty one."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from prometheus_client import CollectorRegistry, Counter
+
+from ingest_service.receive.group import Outcome
+
+logger = logging.getLogger(__name__)
+
+_SAY_SECONDS = 60.0
+_RELEASED = "released"
+
+
+class NodesAhead:
+    """A counter of what nodes had been told is committed and the database does not have.
+
+    A node has deleted that. It declares it as a gap (`released`) when `GetWatermark` says less than
+    it was told; a client that does not is refused for the hole before its first sequence. The first
+    is said in the log at once, and what follows once a minute.
+
+    Metrics: `sightline_ingest_released_sequences_total`, `sightline_ingest_streams_ahead_total`.
+
+    Args:
+        registry: where they are counted.
+        was_empty: whether the database had nothing in it when it was opened.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, was_empty: bool) -> None:
+        self._was_empty = was_empty
+        self._sequences = Counter(
+            "sightline_ingest_released_sequences",
+            "Sequences that nodes had been told are committed, and the database does not have",
+            registry=registry,
+        )
+        self._streams = Counter(
+            "sightline_ingest_streams_ahead",
+            "Messages refused because a spool that is not known does not begin with sequence 1",
+            registry=registry,
+        )
+        self._released = self._refused = 0
+        self._said = -_SAY_SECONDS
+
+    def committed(self, gaps: pa.Table, outcomes: Sequence[Outcome]) -> None:
+        """Take note of a group that is committed: one thread at a time."""
+        released = _released(gaps) if gaps.num_rows else 0
+        refused = sum(map(_begins, outcomes))
+        if not released and not refused:
+            return
+        self._released += released
+        self._refused += refused
+        self._sequences.inc(released)
+        self._streams.inc(refused)
+        if time.monotonic() >= self._said + _SAY_SECONDS:
+            self._said = time.monotonic()
+            self._say()
+
+    def _say(self) -> None:
+        logger.error(
+            "nodes are ahead of this database%s: %d sequences that they were told are committed are"
+            " not in it and are recorded as gaps, and %d streams were refused for a missing first"
+            " sequence. If an older or an empty database was put here, stop the service and put the"
+            " right one back",
+            ", which was empty at the start" if self._was_empty else "",
+            self._released,
+            self._refused,
+        )
+
+
+def _released(gaps: pa.Table) -> int:
+    chosen = gaps.filter(pc.equal(gaps.column("reason"), _RELEASED))
+    pairs = zip(
+        chosen.column("first_sequence").to_pylist(),
+        chosen.column("last_sequence").to_pylist(),
+        strict=True,
+    )
+    return sum(last - first + 1 for first, last in pairs)
+
+
+def _begins(outcome: Outcome) -> bool:
+    """Return whether a message was refused because a spool's first sequence is missing."""
+    error = outcome.error
+    return error is not None and error.metadata.get("expected_sequence") == "1"

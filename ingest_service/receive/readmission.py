@@ -1,0 +1,137 @@
+"""Puts rejected predictions that keep every rule now back among the predictions, each once.
+
+For rows that were rejected for no fault of theirs, such as by a server whose clock was wrong. Rows
+move in batches, each in one transaction: they are inserted as predictions and deleted as rejected,
+so the books of their spools stay balanced, and a run that is killed can be repeated.
+"""
+
+import base64
+import binascii
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
+from sightline.types.v1.prediction_pb2 import Prediction
+
+from ingest_service.receive import capture_window, rows
+from ingest_service.receive.checks import find_violations
+from ingest_service.receive.decode import Decoder
+from ingest_service.store.duckdb.rejected import Rejected
+from ingest_service.store.retention_clock import to_time
+
+UNREADABLE = "ORIGINAL_UNREADABLE"
+"""Why a row stays whose original cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What becomes of a batch of rejected predictions."""
+
+    predictions: pa.Table
+    """Those that keep every rule now, as rows of `predictions` without `received_at`."""
+    last: Rejected
+    """The last that was looked at."""
+    kept: Counter[str] = field(default_factory=Counter)
+    """Those that stay rejected, by why."""
+
+
+def weigh(found: Sequence[Rejected], decoder: Decoder, now: datetime) -> Batch:
+    """Return which of the rejected predictions keep every rule now.
+
+    Their capture times are held against the device's clock where its stream says what that showed,
+    else against the server's clock now.
+
+    Args:
+        found: at least one.
+        decoder: reads the originals.
+        now: the server's wall clock, UTC.
+    """
+    payloads, places = _payloads(found)
+    kept: Counter[str] = Counter()
+    decoded = decoder.decode(payloads)
+    predictions = decoded.batch.column("predictions")
+    chosen, index = [], []
+    starts = predictions.offsets.to_numpy()
+    sequences = predictions.values.field("sequence").to_numpy(zero_copy_only=False)
+    for number, place in enumerate(places):
+        at = None if place is None else _row(starts, place)
+        if at is None or sequences[at] != found[number].sequence:
+            kept[UNREADABLE] += 1
+        else:
+            chosen.append(number)
+            index.append(at)
+    taken = predictions.values.take(pa.array(index, pa.int64()))
+    return _checked([found[number] for number in chosen], taken, kept, now, found[-1])
+
+
+def _checked(
+    found: Sequence[Rejected],
+    predictions: pa.StructArray,
+    kept: Counter[str],
+    now: datetime,
+    last: Rejected,
+) -> Batch:
+    openings = [each.opening for each in found]
+    windows = [_window(each, now) for each in found]
+    owner = np.arange(len(found), dtype=np.int64)
+    good = np.ones(len(found), dtype=np.bool_)
+    window = capture_window.for_each(windows, owner)
+    for row, violation in find_violations(predictions, window).items():
+        good[row] = False
+        kept[violation.reason] += 1
+    table = rows.prediction_table(predictions.filter(pa.array(good)), owner[good], openings)
+    return Batch(table, last, kept)
+
+
+def _window(rejected: Rejected, now: datetime) -> capture_window.Window:
+    opening = rejected.opening
+    if opening.device_time is None:
+        return capture_window.by_server(now)
+    elapsed = to_time(rejected.received_us) - opening.opened_at
+    return capture_window.by_device(opening.device_time, max(elapsed, timedelta()))
+
+
+def _row(starts: NDArray[np.int32], place: tuple[int, int]) -> int | None:
+    """Return the row of the n-th prediction of a message; None: it has no such."""
+    message, number = place
+    row = int(starts[message]) + number
+    return row if number >= 0 and row < starts[message + 1] else None
+
+
+def _payloads(
+    found: Sequence[Rejected],
+) -> tuple[list[bytes], list[tuple[int, int] | None]]:
+    """Return messages that hold the originals, and for each original its message and place in it.
+
+    None stands for an original that cannot be read.
+    """
+    payloads: dict[bytes, int] = {}
+    places: list[tuple[int, int] | None] = []
+    for each in found:
+        try:
+            payload, number = _payload(json.loads(each.original))
+        except (ValueError, TypeError, KeyError, DecodeError, json_format.Error, binascii.Error):
+            places.append(None)
+        else:
+            places.append((payloads.setdefault(payload, len(payloads)), number))
+    return list(payloads), places
+
+
+def _payload(original: Mapping[str, object]) -> tuple[bytes, int]:
+    """Return a message that holds an original, and its place in it."""
+    match original:
+        case {"message_base64": str(text), "prediction": int(number)}:
+            return base64.b64decode(text, validate=True), number
+        case {"wire_base64": str(text)}:
+            prediction = Prediction.FromString(base64.b64decode(text, validate=True))
+        case _:
+            prediction = json_format.ParseDict(dict(original), Prediction())
+    return PredictionLogRequest(predictions=[prediction]).SerializeToString(), 0

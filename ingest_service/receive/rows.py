@@ -1,0 +1,237 @@
+"""From decided messages to the Arrow tables that a store writes.
+
+Pure. Predictions stay columns all the way; only what is rare (rejections, gaps, new streams) is
+written out row by row.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
+from sightline.types.v1.prediction_pb2 import Prediction
+
+from ingest_service.receive.checks import CLOUD_REASONS, SOURCES
+from ingest_service.store.protocol import (
+    GAPS,
+    REJECTED,
+    STREAMS,
+    WATERMARKS,
+    Opening,
+    Spool,
+    Watermark,
+)
+from servicekit.parsing import parse
+
+GAP_REASONS = (
+    None,
+    "dropped_oldest",
+    "dropped_newest",
+    "spool_bytes",
+    "spool_age",
+    "disk_reserve",
+    "spool_damaged",
+    "unreadable",
+    "released",
+    "spool_write_failed",
+)
+"""Names of GapReason by number; None: not said, which is refused."""
+
+_SAME = (
+    "image_id",
+    "image_width",
+    "image_height",
+    "model_name",
+    "model_version",
+    "captured_at",
+    "detections",
+    "defect_detected",
+    "labels",
+    "trace_id",
+)
+
+
+class Gap(NamedTuple):
+    """The new part of a gap."""
+
+    spool: Spool
+    first_sequence: int
+    last_sequence: int
+    reason: int
+    """Number of a GapReason; of a newer contract, perhaps."""
+    declared_us: int | None
+
+
+class RejectedRow(NamedTuple):
+    """A prediction that broke a rule."""
+
+    spool: Spool
+    sequence: int
+    field: str
+    reason: str
+    original: str
+    """JSON."""
+
+
+def prediction_table(
+    predictions: pa.StructArray, opening: NDArray[np.int64], openings: Sequence[Opening]
+) -> pa.Table:
+    """Returns the rows of the table `predictions`, without `received_at`.
+
+    Args:
+        predictions: the rows to store, as ptars reads them, times in us, durations in ns.
+        opening: for each of them, the index of its stream's opening.
+        openings: who opened the streams of the group.
+    """
+    owner = pa.array(opening.astype(np.int32))
+    offsets = pa.array([o.clock_offset_seconds for o in openings], pa.float64())
+    columns = {
+        "device_id": _named(owner, [o.spool.device_id for o in openings]),
+        "spool_id": _named(owner, [o.spool.spool_id for o in openings]),
+        "clock_offset_seconds": offsets.take(owner),
+        "sequence": predictions.field("sequence"),
+        "source": _named(predictions.field("source"), SOURCES),
+        "cloud_reason": _named(predictions.field("cloud_reason"), CLOUD_REASONS),
+        "inference_seconds": _seconds(predictions.field("inference_time")),
+        **{name: predictions.field(name) for name in _SAME},
+    }
+    return pa.table(columns)
+
+
+def rejected_table(rows: Iterable[RejectedRow]) -> pa.Table:
+    """Returns the rows of the table `rejected_predictions`, without `received_at`."""
+    return pa.Table.from_pylist(
+        [
+            {
+                **row.spool._asdict(),
+                "sequence": row.sequence,
+                "field": row.field,
+                "reason": row.reason,
+                "original": row.original,
+            }
+            for row in rows
+        ],
+        REJECTED,
+    )
+
+
+def gap_table(gaps: Iterable[Gap]) -> pa.Table:
+    """Returns the rows of the table `gaps`, without `received_at`."""
+    return pa.Table.from_pylist(
+        [
+            {
+                **gap.spool._asdict(),
+                "first_sequence": gap.first_sequence,
+                "last_sequence": gap.last_sequence,
+                "reason": _gap_reason(gap.reason),
+                "declared_at": gap.declared_us,
+            }
+            for gap in gaps
+        ],
+        GAPS,
+    )
+
+
+def stream_table(openings: Iterable[Opening]) -> pa.Table:
+    """Returns the rows of the table `streams`."""
+    return pa.Table.from_pylist(
+        [
+            {
+                **opening.spool._asdict(),
+                "opened_at": opening.opened_at,
+                "device_time": opening.device_time,
+                "device_monotonic_seconds": None
+                if opening.device_monotonic is None
+                else opening.device_monotonic.total_seconds(),
+                "clock_offset_seconds": opening.clock_offset_seconds,
+                "client": opening.client,
+            }
+            for opening in openings
+        ],
+        STREAMS,
+    )
+
+
+def watermark_table(
+    before: Mapping[Spool, Watermark],
+    after: Mapping[Spool, Watermark],
+    duplicates: Mapping[Spool, int],
+) -> pa.Table:
+    """Returns the rows of the table `watermarks` that a group changes.
+
+    Args:
+        before: what was committed of the spools.
+        after: what is committed of those that the group says anything of.
+        duplicates: to be added to their counts.
+    """
+    return pa.Table.from_pylist(
+        [
+            {
+                **spool._asdict(),
+                "committed_through": mark.through,
+                "duplicates": duplicates.get(spool, 0),
+                "first_digest": mark.first_digest,
+                "last_digest": mark.last_digest,
+                # Rarely another one: to write it costs more than all the rest.
+                "generations": None
+                if mark.generations == before[spool].generations
+                else json.dumps(mark.generations),
+            }
+            for spool, mark in after.items()
+        ],
+        WATERMARKS,
+    )
+
+
+def originals(payload: bytes, indexes: Sequence[int], written_out: int) -> Iterator[str]:
+    """Yields these predictions of a message as JSON.
+
+    What protobuf's JSON cannot say (a timestamp in the year 100000), and what comes after the first
+    `written_out`, is kept as the bytes that came, under `wire_base64`.
+    """
+    try:
+        message = parse(PredictionLogRequest.FromString, payload)
+    except DecodeError:  # protobuf is stricter than ptars here: keep the whole message
+        for index in indexes:
+            yield json.dumps({"message_base64": _base64(payload), "prediction": index})
+        return
+    for count, index in enumerate(indexes):
+        prediction = message.predictions[index]
+        yield (_written_out(prediction) if count < written_out else "") or _as_bytes(prediction)
+
+
+def _named(numbers: pa.Array, names: Sequence[str | None]) -> pa.DictionaryArray:
+    """Returns the names of the numbers, without a copy of them."""
+    return pa.DictionaryArray.from_arrays(numbers, pa.array(names, pa.string()))
+
+
+def _seconds(nanoseconds: pa.Array) -> pa.Array:
+    return pc.divide(pc.cast(nanoseconds.view(pa.int64()), pa.float64(), safe=False), 1e9)
+
+
+def _gap_reason(number: int) -> str | None:
+    # A device with a newer contract must not be held up for a reason that is new to this server.
+    return GAP_REASONS[number] if 0 <= number < len(GAP_REASONS) else f"reason_{number}"
+
+
+def _written_out(prediction: Prediction) -> str:
+    """Returns protobuf's JSON; empty: it cannot say this."""
+    try:
+        return json_format.MessageToJson(prediction, preserving_proto_field_name=True, indent=None)
+    except (json_format.Error, ValueError, OverflowError):
+        return ""
+
+
+def _as_bytes(prediction: Prediction) -> str:
+    return f'{{"wire_base64": "{_base64(prediction.SerializeToString())}"}}'  # needs no escaping
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,1 @@
+"""The store in one DuckDB file. Nothing outside this folder imports DuckDB."""

@@ -1,0 +1,180 @@
+"""Copies all of a store's tables into a new file, as of one moment, while others write."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+import pyarrow as pa
+
+from ingest_service.store.duckdb.migrations import migrate
+from servicekit.durable import sync_file
+
+FORMAT = {"storage_compatibility_version": "v1.4.0"}
+"""The first in which a log names the database and the checkpoint that it belongs to."""
+_BATCH = 122_880
+"""Rows of a transaction: a row group of DuckDB's, which goes to the file without the log."""
+_CONFIG = {
+    "threads": "1",
+    "memory_limit": "192MiB",
+    "autoinstall_known_extensions": "false",
+    "python_enable_replacements": "false",
+    **FORMAT,
+}
+_OWN_TABLE = "schema_version"
+_UNBALANCED = "SELECT device_id, spool_id FROM ledger WHERE NOT balanced ORDER BY ALL LIMIT 1"
+
+Progress = Callable[[int, int], object]
+"""Takes how many rows are copied, and of how many; raises to give up."""
+
+
+class Contents(NamedTuple):
+    """What a store holds."""
+
+    predictions: int
+    rejected: int
+    rows: int
+    """Of all tables."""
+    spools: int
+    unbalanced: int
+    """Spools whose rows are not those that their watermark counts; 0: all is well."""
+
+
+class CopyError(Exception):
+    """The copy is not what it should be. The message is one clause for people."""
+
+
+def copy_database(source: duckdb.DuckDBPyConnection, target: Path, progress: Progress) -> Contents:
+    """Copy a store as of the moment when its first row is read, and verify the copy.
+
+    The target is then durable under its name, without a log. It is deleted if anything fails.
+
+    Args:
+        source: a connection without a transaction, to a store of the newest schema; others may
+            write meanwhile.
+        target: the new file; must not be there.
+        progress: called after every 122 880 rows, about.
+
+    Raises:
+        duckdb.Error: the source cannot be read or the target cannot be written.
+        CopyError: the copy differs.
+        OSError: the target cannot be made durable.
+    """
+    if target.exists():
+        raise CopyError(f"{target} is there already")
+    try:
+        with _snapshot(source):
+            expected = contents(source)
+            with closing(duckdb.connect(str(target), config=_CONFIG)) as made:
+                migrate(made)
+                _fill(source, made, expected.rows, progress)
+                made.execute("CHECKPOINT")
+        found = verify(target)
+        _compare(found, expected)
+        target.chmod(0o600)
+        sync_file(target)
+    except BaseException:
+        for path in (target, target.with_name(f"{target.name}.wal")):
+            with suppress(OSError):
+                path.unlink()
+        raise
+    return found
+
+
+def verify(database: Path) -> Contents:
+    """Read every value of a store that nobody has open, and return what it holds.
+
+    DuckDB verifies the checksum of each block that it reads.
+
+    Raises:
+        duckdb.Error: it cannot be read.
+    """
+    with closing(duckdb.connect(str(database), read_only=True, config=_CONFIG)) as connection:
+        for table in tables(connection):
+            connection.execute(f'SELECT bit_xor(hash(t)) FROM "{table}" AS t').fetchall()
+        return contents(connection)
+
+
+def schema_version(database: Path) -> int:
+    """Return the version of a store's schema that nobody has open; 0: it is no store.
+
+    Raises:
+        duckdb.Error: it cannot be read.
+    """
+    with closing(duckdb.connect(str(database), read_only=True, config=_CONFIG)) as connection:
+        if _OWN_TABLE not in tables(connection):
+            return 0
+        return _number(connection, f"SELECT coalesce(max(version), 0) FROM {_OWN_TABLE}")
+
+
+def contents(connection: duckdb.DuckDBPyConnection) -> Contents:
+    """Return what a store holds."""
+    counts = {
+        table: _number(connection, f'SELECT count(*) FROM "{table}"')
+        for table in tables(connection)
+    }
+    rows = sum(count for table, count in counts.items() if table != _OWN_TABLE)
+    return Contents(
+        counts["predictions"],
+        counts["rejected_predictions"],
+        rows,
+        counts["watermarks"],
+        _number(connection, "SELECT count(*) FROM ledger WHERE NOT balanced"),
+    )
+
+
+def tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Return the names of a store's tables."""
+    found = connection.execute(
+        "SELECT table_name FROM duckdb_tables()"
+        " WHERE database_name = current_database() AND schema_name = 'main' ORDER BY ALL"
+    )
+    return [name for (name,) in found.fetchall()]
+
+
+def unbalanced(connection: duckdb.DuckDBPyConnection) -> tuple[str, str] | None:
+    """Return a spool, as its device and id, whose rows are not those that its watermark counts.
+
+    Takes 0.25 s for 10 million rows of 2000 spools.
+    """
+    found = connection.execute(_UNBALANCED).fetchone()
+    return None if found is None else (found[0], found[1])
+
+
+def _compare(found: Contents, expected: Contents) -> None:
+    if found != expected:
+        raise CopyError(f"the copy has {found}, and not {expected}")
+
+
+@contextmanager
+def _snapshot(source: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    source.execute("BEGIN")
+    try:
+        yield
+    finally:
+        with suppress(duckdb.Error):  # interrupted: the transaction is gone
+            source.execute("ROLLBACK")
+
+
+def _fill(
+    source: duckdb.DuckDBPyConnection,
+    target: duckdb.DuckDBPyConnection,
+    rows: int,
+    progress: Progress,
+) -> None:
+    done = 0
+    for table in tables(source):
+        if table == _OWN_TABLE:
+            continue
+        for batch in source.execute(f'SELECT * FROM "{table}"').to_arrow_reader(_BATCH):
+            target.register("incoming", pa.Table.from_batches([batch]))
+            target.execute(f'INSERT INTO "{table}" BY NAME SELECT * FROM incoming')
+            target.unregister("incoming")
+            done += batch.num_rows
+            progress(done, rows)
+
+
+def _number(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
+    ((value,),) = connection.execute(sql).fetchall()
+    return int(value)

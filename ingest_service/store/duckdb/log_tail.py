@@ -1,0 +1,102 @@
+"""Sets the end of a write-ahead log aside that a power failure has left unreadable.
+
+DuckDB drops a last transaction that is cut short, and refuses to start when pages within it never
+came to the disk. Neither was confirmed to anyone: it was not synced when the power went.
+"""
+
+import logging
+import mmap
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ingest_service.store.duckdb.file_format import (
+    Damage,
+    ends_with_commit,
+    find_damage,
+    has_hole,
+    later_commit,
+    parse_log,
+)
+from servicekit.durable import sync_file
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedLogError(Exception):
+    """Committed transactions of a log are damaged. The message is one clause for people."""
+
+
+def set_tail_aside(
+    log: Path, confirmed: int | None, *, verify: bool, trust: bool = False
+) -> Path | None:
+    """Move what is behind the last good commit to a file of its own, if nobody was told of it.
+
+    Args:
+        log: the file; it may be missing. No process has it open.
+        confirmed: how many bytes of it are committed, at least; None: that is not known.
+        verify: whether to look for wrong checksums as well, which takes long.
+        trust: whether to do so also if it may have been committed.
+
+    Returns:
+        Where the end now is; None: there was nothing to do.
+
+    Raises:
+        DamagedLogError: what is damaged may have been committed; nothing is changed.
+        OSError: the file cannot be read, or the end cannot be written.
+    """
+    if not log.exists() or not log.stat().st_size:
+        return None
+    with (
+        log.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as data,
+    ):
+        damage = find_damage(data, verify=verify)
+        if damage is None or not _is_ours(data, damage):
+            return None
+        if not trust:
+            _refuse_committed(data, damage, confirmed, verify)
+        tail = bytes(data[damage.good :])
+    return _cut(log, damage.good, tail) if tail else None
+
+
+def _is_ours(data: memoryview, damage: Damage) -> bool:
+    """Return whether the log begins as this service's do, or as one that was never written."""
+    return parse_log(bytes(data[:256])) is not None or has_hole(data[:4096], damage)
+
+
+def _refuse_committed(
+    data: memoryview, damage: Damage, confirmed: int | None, verify: bool
+) -> None:
+    behind = later_commit(data, damage)
+    told = confirmed is not None and damage.good < confirmed
+    # Wrong bytes that are not missing ones are no power failure: they may have been good once.
+    whole = verify or ends_with_commit(data)
+    strange = confirmed is None and whole and not has_hole(data, damage)
+    if behind or told or strange:
+        raise DamagedLogError(
+            f"its log is damaged at byte {damage.found}, within what was committed"
+            if behind or told
+            else f"its log is damaged at byte {damage.found}"
+        )
+
+
+def _cut(log: Path, good: int, tail: bytes) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    aside = log.with_name(f"{log.name}.tail-{stamp}")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(tail)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_file(log.parent)
+    with log.open("r+b") as file:
+        file.truncate(good)
+        os.fsync(file.fileno())
+    logger.warning(
+        "the last %d bytes of %s cannot be read: they were set aside as %s",
+        len(tail),
+        log,
+        aside,
+    )
+    return aside

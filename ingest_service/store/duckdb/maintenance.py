@@ -1,0 +1,153 @@
+"""What keeps a DuckDB store in shape while it is written: sums, retention, exports."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+
+from ingest_service.store.duckdb import parquet_export, retention, rollups, totals
+from ingest_service.store.retention_clock import Note, Reading
+
+_STEPS = (retention.expire_rejected, retention.expire_streams)
+
+
+class DuckDBKeeper:
+    """A `Keeper`: each step is a transaction of its own, beside those of the writer.
+
+    Args:
+        cursor: opens a connection.
+        translated: context that turns DuckDB's errors into SightlineErrors.
+        committing: held during each COMMIT.
+    """
+
+    def __init__(
+        self,
+        cursor: Callable[[], duckdb.DuckDBPyConnection],
+        translated: Callable[[], AbstractContextManager[None]],
+        committing: threading.Lock,
+    ) -> None:
+        self._cursor = cursor
+        self._translated = translated
+        self._committing = committing
+        self._running: duckdb.DuckDBPyConnection | None = None
+        self._interrupted = threading.Event()
+        self._open = _OpenBlock()
+
+    def sum_up(self, now: datetime, *, everything: bool = False) -> None:
+        """Closes the blocks that are full or old, and merges those that have become many."""
+        with self._transaction() as cursor:
+            blocks = rollups.open_blocks(
+                cursor, lambda first: self._open.age(first, _us(now)), everything=everything
+            )
+        for block in blocks:
+            with self._transaction() as cursor:
+                rollups.close_block(cursor, block)
+            self._merge()
+        if blocks:
+            self._add_up_totals()
+
+    def expire(self, before: datetime, *, exported_only: bool) -> int:
+        """Deletes what was committed before a time; returns how many predictions."""
+        total = 0
+        while count := self._expire_block(_us(before), exported_only):
+            total += count
+        if total:
+            self._add_up_totals()
+        for step in _STEPS:
+            while self._step(step, _us(before)):
+                pass
+        return total
+
+    def expirable(self, before: datetime, *, exported_only: bool) -> int:
+        """Return how many predictions `expire` would delete."""
+        with self._transaction() as cursor:
+            return retention.expirable(cursor, _us(before), exported_only)
+
+    def read_clock(self, judge: Callable[[Note | None], Reading]) -> Reading:
+        """Return what `judge` makes of the note about the clock, and keep its new note."""
+        with self._transaction() as cursor:
+            reading = judge(retention.read_note(cursor))
+            retention.write_note(cursor, reading.note)
+            return reading
+
+    def export(self, folder: Path, now: datetime) -> int:
+        """Writes every closed block that is not exported yet; returns how many files."""
+        files = 0
+        while True:
+            with self._transaction() as cursor:
+                run, again = parquet_export.begin_run(cursor, _us(now))
+            if run is None:
+                return files
+            with self._transaction() as cursor:
+                files += sum(1 for _ in parquet_export.write_run(cursor, folder, run, again=again))
+            with self._transaction() as cursor:
+                parquet_export.finish_run(cursor, run, _us(now))
+
+    def interrupt(self) -> None:
+        """Makes the step that runs, and each later one, fail soon. From any thread."""
+        self._interrupted.set()
+        running = self._running
+        if running is not None:
+            with contextlib.suppress(duckdb.ConnectionException):  # closed
+                running.interrupt()
+
+    def _merge(self) -> None:
+        with self._transaction() as cursor:
+            if blocks := rollups.mergeable(rollups.all_blocks(cursor)):
+                rollups.merge_blocks(cursor, blocks)
+
+    def _add_up_totals(self) -> None:
+        with self._transaction() as cursor:
+            totals.add_up(cursor)
+
+    def _expire_block(self, before_us: int, exported_only: bool) -> int:
+        with self._transaction() as cursor:
+            return retention.expire_block(cursor, before_us, exported_only)
+
+    def _step(self, step: Callable[[duckdb.DuckDBPyConnection, int], int], before_us: int) -> int:
+        with self._transaction() as cursor:
+            return step(cursor, before_us)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._translated(), contextlib.closing(self._cursor()) as cursor:
+            self._running = cursor
+            if self._interrupted.is_set():
+                raise duckdb.InterruptException("interrupted before it began")
+            cursor.execute("BEGIN")
+            try:
+                yield cursor
+                with self._committing:
+                    cursor.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(duckdb.Error):  # nothing to undo: a COMMIT that failed
+                    cursor.execute("ROLLBACK")
+                raise
+            finally:
+                self._running = None
+
+
+class _OpenBlock:
+    """How long the oldest rows without sums have waited, also while the clock stands behind them.
+
+    After the clock was set back, they look younger than they are until it has caught up.
+    """
+
+    def __init__(self) -> None:
+        self._first = 0
+        self._seen = 0.0
+
+    def age(self, first_us: int, now_us: int) -> int:
+        """Return the age of the rows whose first was committed at this time, us."""
+        if first_us != self._first:
+            self._first, self._seen = first_us, time.monotonic()
+        return max(now_us - first_us, round((time.monotonic() - self._seen) * 1e6))
+
+
+def _us(moment: datetime) -> int:
+    return round(moment.timestamp() * 1_000_000)

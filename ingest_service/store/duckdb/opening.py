@@ -1,0 +1,256 @@
+"""Opens the DuckDB file of a store: only one that is what the service left, and sound."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+
+from ingest_service.store.duckdb.database_copy import FORMAT, CopyError, copy_database, unbalanced
+from ingest_service.store.duckdb.file_format import HEADER_BYTES, parse_database, parse_log
+from ingest_service.store.duckdb.files import StoreFiles
+from ingest_service.store.duckdb.log_tail import DamagedLogError, set_tail_aside
+from ingest_service.store.duckdb.mark import Mark, MarkHeldError, Note, log_path, mark_path
+from ingest_service.store.duckdb.migrations import NewerSchemaError, migrate
+from ingest_service.store.duckdb.verdict import (
+    NAMES_ITS_LOGS,
+    Found,
+    confirmed_bytes,
+    mismatch,
+    put_back,
+)
+from servicekit.durable import sync_file
+
+logger = logging.getLogger(__name__)
+
+_CONFIG = {
+    # Nothing here may fetch code from the network or read variables of its callers.
+    "autoinstall_known_extensions": "false",
+    "python_enable_replacements": "false",
+    # With more, an insert of one group is spread over them, which takes half as much CPU again.
+    "threads": "1",
+    # Each checkpoint writes the last, half-full row group of every table anew. The default of
+    # 16 MiB is 80 000 predictions: half of all the work would be checkpoints. Commits wait for a
+    # checkpoint, though: with 256 MiB for more than a second on two cores.
+    "checkpoint_threshold": "128MiB",
+    **FORMAT,
+}
+_NEW = ".new-format"
+_PUT_BACK = "put back a backup (`sightline restore`), or start once with --trust-database"
+_MISSING = "put it back, or a backup (`sightline restore`)"
+_PROGRESS_SHARE = 0.1
+
+
+class StoreOpenError(Exception):
+    """The store cannot be opened. The message is one sentence for people."""
+
+
+class OpenDatabase(NamedTuple):
+    """A database that is open."""
+
+    connection: duckdb.DuckDBPyConnection
+    files: StoreFiles
+
+
+def open_database(path: Path, *, trust: bool = False) -> OpenDatabase:
+    """Return a store's database, made where it is missing, brought up to date.
+
+    Args:
+        path: the file, in a folder that exists.
+        trust: whether to take a database that is not the one that the service left, or whose books
+            do not balance, with a warning in the log.
+
+    Raises:
+        StoreOpenError: the file is in use, cannot be read or written, is no DuckDB file, is
+            damaged, is of a newer Sightline, or is not what the service left; the files are as they
+            were.
+    """
+    mark = _take_mark(path)
+    try:
+        with _as_open_error(path):
+            note = mark.read()
+            found = look(path)
+            _judge(path, found, note, trust)
+            connection = _connect_repaired(path, confirmed_bytes(found, note), trust)
+            try:
+                is_sound = _bring_up_to_date(path, connection, trust)
+                if is_sound and found.database and found.database.version < NAMES_ITS_LOGS:
+                    connection = _bring_to_new_format(path, connection)
+                return OpenDatabase(connection, StoreFiles(path, mark))
+            except BaseException:
+                with contextlib.suppress(duckdb.Error):
+                    connection.close()
+                raise
+    except BaseException:
+        mark.close()
+        raise
+
+
+def reopen_database(path: Path) -> duckdb.DuckDBPyConnection:
+    """Return the database that this process had open a moment ago, and still holds.
+
+    Raises:
+        StoreOpenError: it cannot be opened.
+    """
+    with _as_open_error(path):
+        return _connect(path)
+
+
+def look(path: Path) -> Found:
+    """Return what a store's files say of themselves.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    database, log = None, log_path(path)
+    if path.exists():
+        with path.open("rb") as file:
+            database = parse_database(file.read(HEADER_BYTES))
+    if not log.exists():
+        return Found(path.exists(), database, None, 0)
+    with log.open("rb") as file:
+        return Found(path.exists(), database, parse_log(file.read(256)), log.stat().st_size)
+
+
+def _take_mark(path: Path) -> Mark:
+    try:
+        return Mark(path)
+    except MarkHeldError as error:
+        raise StoreOpenError(
+            f"database: {path} cannot be opened: another process has it open (PID {error})"
+        ) from error
+    except OSError as error:
+        raise StoreOpenError(
+            f"database: {path} cannot be opened: {mark_path(path)}: {error.strerror}"
+        ) from error
+
+
+def _judge(path: Path, found: Found, note: Note | None, trust: bool) -> None:
+    """Raise StoreOpenError for files that do not belong together, or are not what was left."""
+    log = log_path(path)
+    if found.log_bytes and not found.exists:  # DuckDB would delete the log
+        raise StoreOpenError(f"database: {path} is gone, and its log {log} is not: {_MISSING}")
+    if why := mismatch(found):
+        raise StoreOpenError(f"database: {path} cannot be used with the log {log}: {why}")
+    if why := put_back(found, note):
+        if not trust:
+            raise StoreOpenError(f"database: {path} cannot be used: {why}")
+        logger.warning("database: %s is used all the same (--trust-database): %s", path, why)
+
+
+def _connect_repaired(path: Path, confirmed: int | None, trust: bool) -> duckdb.DuckDBPyConnection:
+    """Set aside what a power failure has left unreadable, and connect."""
+    _set_tails_aside(path, confirmed, trust, verify=False)
+    if log_path(path).exists():  # a killed process may not have synced what is read now
+        sync_file(log_path(path))
+    try:
+        return _connect(path)
+    except duckdb.IOException as error:
+        if "Conflicting lock" in str(error) or not _set_tails_aside(
+            path, confirmed, trust, verify=True
+        ):
+            raise
+    return _connect(path)
+
+
+def _set_tails_aside(path: Path, confirmed: int | None, trust: bool, *, verify: bool) -> bool:
+    found = set_tail_aside(log_path(path), confirmed, verify=verify, trust=trust)
+    # What commits write to while a checkpoint runs; it becomes the log afterwards.
+    log = log_path(path)
+    beside = log.with_name(f"{log.name}.checkpoint")
+    return bool(set_tail_aside(beside, None, verify=verify, trust=trust) or found)
+
+
+def _connect(path: Path) -> duckdb.DuckDBPyConnection:
+    # By a link that leads to no file yet, DuckDB would keep the log beside the link: this once.
+    connection = duckdb.connect(str(path.resolve()), config=_CONFIG)
+    # A database that is refused must stay as it is; the others are checkpointed when closed.
+    connection.execute("PRAGMA disable_checkpoint_on_shutdown")
+    return connection
+
+
+def _bring_up_to_date(path: Path, connection: duckdb.DuckDBPyConnection, trust: bool) -> bool:
+    """Return whether the books balance; raise StoreOpenError where they must and do not."""
+    spool = unbalanced(connection) if _has_ledger(connection) else None
+    if spool is not None:
+        why = (
+            f"its books do not balance: spool {spool[1]} of device {spool[0]} has not the rows that"
+            " were committed"
+        )
+        if not trust:
+            raise StoreOpenError(f"database: {path} cannot be used: {why}: {_PUT_BACK}")
+        logger.error("database: %s is used all the same (--trust-database): %s", path, why)
+    migrate(connection)
+    return spool is None
+
+
+def _has_ledger(connection: duckdb.DuckDBPyConnection) -> bool:
+    found = connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = 'ledger'")
+    return found.fetchone() is not None
+
+
+def _bring_to_new_format(
+    path: Path, connection: duckdb.DuckDBPyConnection
+) -> duckdb.DuckDBPyConnection:
+    """Replace the database by a copy whose logs say what they belong to; returns a connection.
+
+    The old file is whole and without a log until the new one, which is verified and durable, takes
+    its name at once.
+    """
+    file = path.resolve()  # a link to another disk stays one
+    new = file.with_name(f"{file.name}{_NEW}")
+    for left in (new, new.with_name(f"{new.name}.wal")):  # of a start that was interrupted
+        left.unlink(missing_ok=True)
+    logger.warning(
+        "bringing %s to a newer format: once, and needs its size again on the disk", path
+    )
+    connection.execute("CHECKPOINT")
+    copy_database(connection, new, _Said(path))
+    connection.close()
+    log_path(path).unlink(missing_ok=True)  # empty since the checkpoint
+    sync_file(file.parent)
+    new.replace(file)
+    sync_file(file.parent)
+    return _connect(path)
+
+
+class _Said:
+    """The progress of a copy, written to the log for every tenth of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._said = 0.0
+
+    def __call__(self, done: int, of: int) -> None:
+        share = done / of if of else 1.0
+        if share >= self._said + _PROGRESS_SHARE:
+            self._said = share
+            logger.info("bringing %s to a newer format: %d %%", self._path, 100 * share)
+
+
+@contextlib.contextmanager
+def _as_open_error(path: Path) -> Iterator[None]:
+    """Turn every error into a StoreOpenError."""
+    try:
+        yield
+    except DamagedLogError as error:
+        raise StoreOpenError(f"database: {path} cannot be used: {error}: {_PUT_BACK}") from error
+    except (duckdb.Error, NewerSchemaError, CopyError) as error:
+        raise StoreOpenError(f"database: {path} cannot be used: {_reason(error)}") from error
+    except OSError as error:
+        raise StoreOpenError(f"database: {path} cannot be opened: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "Conflicting lock" in text:
+        holder = text.partition("Conflicting lock is held in ")[2].partition(". See")[0]
+        return f"another process has it open ({holder})"
+    if "newer version of DuckDB" in text:
+        return (
+            f"a newer DuckDB made it, and this one is {duckdb.__version__}: use the Sightline that"
+            " made it, or another file"
+        )
+    return text.strip()

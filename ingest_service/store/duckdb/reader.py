@@ -1,0 +1,173 @@
+"""Reads the tables of a store with DuckDB: watermarks, statistics and pages."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import duckdb
+
+from ingest_service.store.duckdb.filters import where, where_sums
+from ingest_service.store.duckdb.stats import read_stats, within
+from ingest_service.store.protocol import (
+    Filter,
+    Generation,
+    Position,
+    Spool,
+    Stats,
+    StoredPrediction,
+    Watermark,
+)
+
+_PAGE = """
+    SELECT epoch_us(received_at), device_id, spool_id, sequence,
+        clock_offset_seconds, image_id, image_width, image_height, model_name, model_version,
+        source, cloud_reason, epoch_us(captured_at), inference_seconds, detections,
+        defect_detected, labels, trace_id
+    FROM predictions
+    WHERE {where}
+    ORDER BY received_at DESC, device_id DESC, spool_id DESC, sequence DESC
+    LIMIT $size
+"""
+_AFTER = """
+    received_at <= make_timestamptz($received_us)
+    AND (received_at, device_id, spool_id, sequence)
+        < (make_timestamptz($received_us), $after_device, $after_spool, $after_sequence)
+"""
+_CUT = """
+    SELECT epoch_us(received_at) FROM predictions WHERE {where}
+    ORDER BY received_at DESC LIMIT $size
+"""
+_BLOCKS = """
+    SELECT epoch_us(after), epoch_us(through)
+    FROM blocks SEMI JOIN (SELECT through FROM rollups WHERE {where}) USING (through)
+    ORDER BY through DESC
+"""
+_SEALED = "SELECT epoch_us(max(through)) FROM blocks"
+WATERMARK = "committed_through, first_digest, last_digest, generations"
+"""Columns of the table `watermarks`, for `read_watermark`."""
+_FIRST_BLOCKS = 4
+"""Blocks that are searched at once for a page at first; then four times as many, and so on."""
+
+
+def read_watermark(
+    through: int,
+    first_digest: bytes | None,
+    last_digest: bytes | None,
+    generations: str | Sequence[Generation] | None,
+) -> Watermark:
+    """Returns what the columns of `WATERMARK` say."""
+    if isinstance(generations, str):
+        generations = [Generation(*run) for run in json.loads(generations)]
+    if not generations and through:
+        generations = [Generation("", 0)]
+    return Watermark(through, first_digest, last_digest, tuple(generations or ()))
+
+
+class DuckDBReader:
+    """A `Reader` on a cursor of its own. Statistics and pages are of the moment of the first.
+
+    Args:
+        cursor: its connection; closed with it.
+        translated: context that turns DuckDB's errors into SightlineErrors.
+    """
+
+    def __init__(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        translated: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._cursor = cursor
+        self._translated = translated
+        self._interrupted = threading.Event()
+        self._begun = False
+
+    def watermark(self, spool: Spool) -> Watermark:
+        """Returns what is committed of a spool."""
+        with self._translated():
+            found = self._rows(
+                f"SELECT {WATERMARK} FROM watermarks"
+                " WHERE device_id = $device_id AND spool_id = $spool_id",
+                spool._asdict(),
+            )
+        return read_watermark(*found[0]) if found else Watermark()
+
+    def stats(self, which: Filter) -> Stats:
+        """Returns statistics, all of one moment."""
+        with self._translated():
+            self._begin()
+            return read_stats(self._rows, which)
+
+    def page(self, which: Filter, size: int, after: Position | None) -> list[StoredPrediction]:
+        """Returns at most `size` predictions, newest commit first."""
+        condition, values = where(which)
+        values["size"] = size
+        if after is not None:
+            condition = f"{condition} AND {_AFTER}"
+            values |= {
+                "received_us": after.received_us,
+                "after_device": after.device_id,
+                "after_spool": after.spool_id,
+                "after_sequence": after.sequence,
+            }
+        with self._translated():
+            self._begin()
+            # Whole rows are only read from this commit on: to sort them costs more than to find it.
+            oldest = self._oldest_of_page(which, condition, values)
+            if oldest is None:
+                return []
+            condition = f"{condition} AND received_at >= make_timestamptz({oldest})"
+            rows = self._rows(_PAGE.format(where=condition), values)
+        return [StoredPrediction(Position(*row[:4]), *row[4:]) for row in rows]
+
+    def _oldest_of_page(self, which: Filter, condition: str, values: dict[str, Any]) -> int | None:
+        """Returns the oldest commit that the page reaches back to, us; None: nothing matches."""
+        found: list[int] = []
+        size: int = values["size"]
+        for commits in self._newest_first(which, values):
+            rows = self._rows(_CUT.format(where=f"{condition} AND {commits}"), values)
+            found += [row[0] for row in rows]
+            if len(found) >= size:
+                return found[size - 1]
+        return found[-1] if found else None
+
+    def _newest_first(self, which: Filter, values: Mapping[str, Any]) -> Iterator[str]:
+        """Yields conditions for the commits that may hold what matches, newest first."""
+        ((sealed,),) = self._rows(_SEALED, {})
+        if sealed is None:
+            yield "true"
+            return
+        if values.get("received_us", sealed + 1) > sealed:
+            yield f"received_at > make_timestamptz({sealed})"
+        condition, parameters = where_sums(which)
+        newer = values.get("received_us", sealed)
+        found = self._rows(_BLOCKS.format(where=condition), parameters)
+        blocks = [(after, through) for after, through in found if after < newer]
+        at, count = 0, _FIRST_BLOCKS
+        while chosen := blocks[at : at + count]:
+            yield within("received_at", (chosen[-1][0], chosen[0][1]))
+            at, count = at + count, count * 4
+
+    def interrupt(self) -> None:
+        """Makes the query that runs, and each later one, fail soon. From any thread."""
+        self._interrupted.set()
+        with contextlib.suppress(duckdb.ConnectionException):  # closed
+            self._cursor.interrupt()
+
+    def close(self) -> None:
+        """Frees the cursor, and with it its transaction."""
+        self._cursor.close()
+
+    def _begin(self) -> None:
+        """From here on, the reader sees one moment: its queries belong together."""
+        if not self._begun:
+            self._cursor.execute("BEGIN")
+            self._begun = True
+
+    def _rows(self, query: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        if self._interrupted.is_set():
+            raise duckdb.InterruptException("interrupted before it began")
+        rows: list[tuple[Any, ...]] = self._cursor.execute(query, values).fetchall()
+        return rows

@@ -1,0 +1,141 @@
+"""Deletes what is older than it is to be kept, a slice in each transaction."""
+
+import duckdb
+
+from ingest_service.store.duckdb.rollups import Block, expire_sums
+from ingest_service.store.retention_clock import SLACK_US, Note, Uptime
+
+REJECTED_SLICE = 50_000
+"""Rejected predictions and streams that one transaction deletes, about."""
+
+_OLDEST = """
+    SELECT epoch_us(after), epoch_us(through), predictions FROM blocks
+    WHERE through < make_timestamptz($before) ORDER BY through LIMIT 1
+"""
+_BLOCK = "received_at > make_timestamptz($after) AND received_at <= make_timestamptz($through)"
+_SLICE = f"""
+    SELECT epoch_us(max({{time}})) FROM (
+        SELECT {{time}} FROM {{table}} WHERE {{time}} < make_timestamptz($before)
+        ORDER BY {{time}} LIMIT {REJECTED_SLICE}
+    )
+"""
+_UPTO = "{time} <= make_timestamptz($upto)"
+_ADD_SPOOLS = """
+    INSERT INTO expired
+    SELECT DISTINCT device_id, spool_id, 0, 0 FROM {table} ANTI JOIN expired
+    USING (device_id, spool_id) WHERE {where}
+"""
+_COUNT = """
+    UPDATE expired AS e SET {column} = e.{column} + d.deleted
+    FROM (
+        SELECT device_id, spool_id, count(*) AS deleted FROM {table} WHERE {where}
+        GROUP BY device_id, spool_id
+    ) AS d
+    WHERE e.device_id = d.device_id AND e.spool_id = d.spool_id
+"""
+_EXPORTED = "SELECT epoch_us(max(through)) FROM exports WHERE finished_at IS NOT NULL"
+_EXPIRABLE = """
+    SELECT coalesce(sum(predictions), 0)::BIGINT FROM blocks
+    WHERE through < make_timestamptz($before)
+"""
+_NOTED = """
+    SELECT epoch_us(reached_at), boot_id, uptime_seconds, slack_seconds FROM retention_clock
+"""
+_LAST_COMMIT = "SELECT epoch_us(max(updated_at)) FROM watermarks"
+_NOTE = """
+    INSERT INTO retention_clock
+    VALUES (make_timestamptz($reached_us), $boot, $seconds, $slack_seconds)
+"""
+
+
+def expire_block(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_only: bool) -> int:
+    """Deletes the oldest block if all of it is old, in the transaction that is open.
+
+    Args:
+        cursor: the connection.
+        before_us: what was committed earlier is old, us since 1970.
+        exported_only: whether to keep what is not exported.
+
+    Returns:
+        How many predictions were deleted; 0: there is nothing to do.
+    """
+    before_us = _exported_before(cursor, before_us) if exported_only else before_us
+    found = cursor.execute(_OLDEST, {"before": before_us}).fetchall()
+    if not found:
+        return 0
+    block = Block(*found[0])
+    span = {"after": block.after, "through": block.through}
+    _count(cursor, "predictions", "predictions", _BLOCK, span)
+    cursor.execute(f"DELETE FROM predictions WHERE {_BLOCK}", span)
+    expire_sums(cursor, block.after, block.through)
+    return block.predictions
+
+
+def expirable(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_only: bool) -> int:
+    """Return how many predictions `expire_block` would delete, block by block."""
+    before_us = _exported_before(cursor, before_us) if exported_only else before_us
+    ((count,),) = cursor.execute(_EXPIRABLE, {"before": before_us}).fetchall()
+    return int(count)
+
+
+def read_note(cursor: duckdb.DuckDBPyConnection) -> Note | None:
+    """Return what is noted about the clock, else the last commit; None: there is none either."""
+    found = cursor.execute(_NOTED).fetchall()
+    if not found:
+        ((last,),) = cursor.execute(_LAST_COMMIT).fetchall()
+        return None if last is None else Note(last, Uptime("", 0.0), SLACK_US)
+    reached, boot, seconds, slack = found[0]
+    return Note(reached, Uptime(boot, seconds), round(slack * 1e6))
+
+
+def write_note(cursor: duckdb.DuckDBPyConnection, note: Note) -> None:
+    """Replace what is noted about the clock, in the transaction that is open."""
+    cursor.execute("DELETE FROM retention_clock")
+    values = {"reached_us": note.reached_us, "slack_seconds": note.slack_us / 1e6}
+    cursor.execute(_NOTE, {**values, **note.uptime._asdict()})
+
+
+def expire_rejected(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
+    """Deletes a slice of the oldest rejected predictions. Returns how many."""
+    upto = _slice_end(cursor, "rejected_predictions", "received_at", before_us)
+    if upto is None:
+        return 0
+    where, values = _UPTO.format(time="received_at"), {"upto": upto}
+    _count(cursor, "rejected_predictions", "rejected", where, values)
+    return _delete(cursor, "rejected_predictions", where, values)
+
+
+def expire_streams(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
+    """Deletes a slice of the oldest openings of streams. Returns how many."""
+    upto = _slice_end(cursor, "streams", "opened_at", before_us)
+    if upto is None:
+        return 0
+    return _delete(cursor, "streams", _UPTO.format(time="opened_at"), {"upto": upto})
+
+
+def _exported_before(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
+    ((exported,),) = cursor.execute(_EXPORTED).fetchall()
+    return 0 if exported is None else min(before_us, exported + 1)
+
+
+def _slice_end(
+    cursor: duckdb.DuckDBPyConnection, table: str, time: str, before_us: int
+) -> int | None:
+    query = _SLICE.format(table=table, time=time)
+    ((upto,),) = cursor.execute(query, {"before": before_us}).fetchall()
+    return None if upto is None else int(upto)
+
+
+def _count(
+    cursor: duckdb.DuckDBPyConnection, table: str, column: str, where: str, values: dict[str, int]
+) -> None:
+    """Adds what is about to be deleted to the books of its spools."""
+    cursor.execute(_ADD_SPOOLS.format(table=table, where=where), values)
+    cursor.execute(_COUNT.format(table=table, column=column, where=where), values)
+
+
+def _delete(
+    cursor: duckdb.DuckDBPyConnection, table: str, where: str, values: dict[str, int]
+) -> int:
+    ((count,),) = cursor.execute(f"DELETE FROM {table} WHERE {where}", values).fetchall()
+    return int(count)

@@ -1,0 +1,154 @@
+"""Blocks of commits and the sums over each: made once, and merged as they become many.
+
+A block is a run of commits that is over: its rows change no more, save that retention deletes the
+whole of it. What is newer than the last block is read from the rows themselves.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import duckdb
+
+from ingest_service.store.duckdb import totals
+from ingest_service.store.duckdb.rollup_sql import MERGED, SUMMARY
+
+BLOCK = 25_000
+"""Predictions in a new block, about."""
+BLOCK_US = 3600 * 10**6
+"""A block is closed when it is this old, or a new hour begins; merged ones are as short, us."""
+MERGED_BLOCK = 1_000_000
+"""Predictions in a merged block, at most."""
+MERGED_AT_ONCE = 8
+"""Blocks that are merged into one, at least."""
+
+_ENDS = f"""
+    SELECT epoch_us(min(received_at)), epoch_us(max(received_at)), sum(predictions)::BIGINT
+    FROM (
+        SELECT received_at, count(*) AS predictions,
+            sum(count(*)) OVER (ORDER BY received_at) AS upto
+        FROM predictions
+        WHERE received_at > (SELECT coalesce(max(through), '-infinity') FROM blocks)
+        GROUP BY received_at
+    )
+    GROUP BY (upto - 1) // {BLOCK}, epoch_us(received_at) // {BLOCK_US} ORDER BY 1
+"""
+_LAST = "SELECT epoch_us(max(through)) FROM blocks"
+_SUM_UP = """
+    INSERT INTO rollups SELECT make_timestamptz($through), * FROM ({summary})
+""".format(
+    summary=SUMMARY.format(
+        where="received_at > make_timestamptz($after) AND received_at <= make_timestamptz($through)"
+    )
+)
+_ADD_BLOCK = """
+    INSERT INTO blocks VALUES (make_timestamptz($after), make_timestamptz($through), $predictions)
+"""
+_ADD_TIMES = """
+    INSERT INTO block_times
+    SELECT through, min(first_captured_at), max(last_captured_at)
+    FROM rollups WHERE through = make_timestamptz($through) GROUP BY through
+"""
+_BLOCKS = "SELECT epoch_us(after), epoch_us(through), predictions FROM blocks ORDER BY through"
+_DELETE = """
+    DELETE FROM {table}
+    WHERE through > make_timestamptz($after) AND through <= make_timestamptz($through)
+"""
+
+
+class Block(NamedTuple):
+    """A run of commits: after < received_at <= through, us since 1970."""
+
+    after: int
+    through: int
+    predictions: int
+
+
+def open_blocks(
+    cursor: duckdb.DuckDBPyConnection, age: Callable[[int], int], *, everything: bool = False
+) -> list[Block]:
+    """Returns the blocks that can be closed: full ones, and a last one that is old enough.
+
+    Args:
+        cursor: the connection.
+        age: returns how long ago a commit was, us, by its time in us since 1970.
+        everything: whether to close the last one anyway.
+    """
+    ends = cursor.execute(_ENDS).fetchall()
+    if not ends:
+        return []
+    # The newest rows stay open for the commits to come, unless they have waited for long.
+    first, _, predictions = ends[-1]
+    if predictions < BLOCK and age(first) < BLOCK_US and not everything:
+        ends.pop()
+    (after,) = cursor.execute(_LAST).fetchall()[0]
+    blocks = []
+    for first, through, predictions in ends:
+        blocks.append(Block(first - 1 if after is None else after, through, predictions))
+        after = through
+    return blocks
+
+
+def close_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
+    """Adds a block and its sums, in the transaction that is open."""
+    span = {"after": block.after, "through": block.through}
+    cursor.execute(_SUM_UP, span)
+    _add_block(cursor, block)
+    totals.add_blocks(cursor, block.after, block.through)
+
+
+def merge_blocks(cursor: duckdb.DuckDBPyConnection, blocks: Sequence[Block]) -> None:
+    """Makes neighbouring blocks one, in the transaction that is open."""
+    span = {"after": blocks[0].after, "through": blocks[-1].through}
+    merged = cursor.execute(MERGED, span).to_arrow_table()
+    delete_sums(cursor, span["after"], span["through"])
+    cursor.register("merged", merged)
+    cursor.execute("INSERT INTO rollups SELECT * FROM merged")
+    cursor.unregister("merged")
+    _add_block(cursor, Block(**span, predictions=sum(b.predictions for b in blocks)))
+
+
+def delete_sums(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
+    """Deletes these blocks and their sums, in the transaction that is open."""
+    for table in ("rollups", "blocks", "block_times"):
+        cursor.execute(_DELETE.format(table=table), {"after": after, "through": through})
+
+
+def expire_sums(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
+    """Deletes these blocks and their sums for good, in the transaction that is open."""
+    totals.subtract_blocks(cursor, after, through)
+    delete_sums(cursor, after, through)
+
+
+def _add_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
+    """Adds a block whose sums are there."""
+    cursor.execute(_ADD_BLOCK, block._asdict())
+    cursor.execute(_ADD_TIMES, {"through": block.through})
+
+
+def all_blocks(cursor: duckdb.DuckDBPyConnection) -> list[Block]:
+    """Returns every block, oldest first."""
+    return [Block(*row) for row in cursor.execute(_BLOCKS).fetchall()]
+
+
+def mergeable(blocks: Sequence[Block]) -> Sequence[Block]:
+    """Returns neighbours that are worth merging, the oldest such; none: ()."""
+    runs = list(_runs(blocks))
+    for run in runs[:-1]:
+        if len(run) > 1:
+            return run
+    # The last run still grows: merging it with every new block would be work for nothing.
+    return runs[-1] if runs and len(runs[-1]) >= MERGED_AT_ONCE else ()
+
+
+def _runs(blocks: Sequence[Block]) -> Iterator[Sequence[Block]]:
+    """Cuts blocks into runs, each of which would fit one merged block."""
+    start = 0
+    for end in range(1, len(blocks) + 1):
+        if end == len(blocks) or not _fits(blocks[start : end + 1]):
+            yield blocks[start:end]
+            start = end
+
+
+def _fits(run: Sequence[Block]) -> bool:
+    long = run[-1].through - run[0].after > BLOCK_US
+    return not long and sum(block.predictions for block in run) <= MERGED_BLOCK

@@ -1,0 +1,195 @@
+"""One transaction of the store in DuckDB, and the statements that it is made of."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import duckdb
+import grpc
+import pyarrow as pa
+
+from ingest_service.store.duckdb.commit_clock import CommitClock
+from ingest_service.store.duckdb.reader import WATERMARK, read_watermark
+from ingest_service.store.duckdb.rejected import (
+    Rejected,
+    RejectedFilter,
+    delete_rejected,
+    find_rejected,
+)
+from ingest_service.store.duckdb.spool_rows import Range, SpoolRows, count_rows
+from ingest_service.store.protocol import Changes, Spool, Watermark
+from servicekit.errors import SightlineError
+
+_APPENDED = {
+    "rejected": "INSERT INTO rejected_predictions BY NAME SELECT *, ? AS received_at FROM incoming",
+    "gaps": "INSERT INTO gaps BY NAME SELECT *, ? AS received_at FROM incoming",
+}
+_ADD_SPOOLS = """
+    INSERT INTO watermarks (
+        device_id, spool_id, committed_through, duplicates, updated_at, first_digest, last_digest,
+        generations
+    )
+    SELECT
+        device_id, spool_id, committed_through, duplicates, $now, first_digest, last_digest,
+        generations
+    FROM incoming
+"""
+_FIND_SPOOLS = f"""
+    SELECT w.rowid, device_id, spool_id, {WATERMARK}
+    FROM watermarks AS w JOIN incoming USING (device_id, spool_id)
+"""
+_MOVE_WATERMARKS = """
+    UPDATE watermarks AS w SET
+        committed_through = i.committed_through,
+        duplicates = w.duplicates + i.duplicates,
+        -- A header alone has made the row before there was a first prediction.
+        first_digest = CASE WHEN w.committed_through = 0 THEN i.first_digest
+            ELSE w.first_digest END,
+        last_digest = i.last_digest,
+        updated_at = $now
+    FROM incoming AS i WHERE w.device_id = i.device_id AND w.spool_id = i.spool_id
+        AND w.rowid BETWEEN $first AND $last
+"""
+_NOTE_GENERATIONS = """
+    UPDATE watermarks AS w SET generations = i.generations
+    FROM incoming AS i
+    WHERE w.device_id = i.device_id AND w.spool_id = i.spool_id AND i.generations IS NOT NULL
+        AND w.rowid BETWEEN $first AND $last
+"""
+
+
+class DuckDBTransaction:
+    """A `Transaction` on a cursor of its own, which is closed after it.
+
+    Args:
+        cursor: its connection.
+        known: positions of spools that have a row in `watermarks`, as of its beginning. The file
+            has no other writer, so a group of known spools needs no query.
+        spools: which spools have a row at all, and where.
+        clock: gives the commit its time.
+
+    Attributes:
+        moved: positions that COMMIT makes the new ones.
+        added: spools that COMMIT gives a row, in the order of their rows.
+        first_added: number of the first such row.
+    """
+
+    def __init__(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        known: Mapping[Spool, Watermark],
+        spools: SpoolRows,
+        clock: CommitClock,
+    ) -> None:
+        self._cursor = cursor
+        self._known = known
+        self._spools = spools
+        self._clock = clock
+        self._received_at: datetime | None = None
+        self._new: set[Spool] = set()
+        self._read: dict[Spool, Watermark] = {}
+        self.moved: dict[Spool, Watermark] = {}
+        self.added: list[Spool] = []
+        self.first_added = 0
+
+    def watermarks(self, spools: Collection[Spool]) -> dict[Spool, Watermark]:
+        """Returns what is committed of each spool."""
+        positions = {spool: self._known.get(spool, Watermark()) for spool in spools}
+        positions.update(self._find([spool for spool in positions if spool not in self._known]))
+        self._read.update(positions)
+        return positions
+
+    def _find(self, spools: Sequence[Spool]) -> dict[Spool, Watermark]:
+        """Returns the positions of those that have a row; notes the rows, and who has none."""
+        if not spools:
+            return {}
+        missing = self._spools.missing(self._cursor, spools)
+        positions: dict[Spool, Watermark] = {}
+        if asked := [spool for spool in spools if spool not in missing]:
+            self._name_incoming(pa.Table.from_pylist([spool._asdict() for spool in asked]))
+            for row, device, spool, *mark in self._cursor.execute(_FIND_SPOOLS).fetchall():
+                self._spools.learn(Spool(device, spool), row)
+                positions[Spool(device, spool)] = read_watermark(*mark)
+        self._new.update(spool for spool in spools if spool not in positions)
+        return positions
+
+    def write_books(self, changes: Changes, received_at: datetime) -> None:
+        """Writes everything of a group but its predictions."""
+        received_at = self._stamp(received_at)
+        for name, statement in _APPENDED.items():
+            rows = getattr(changes, name)
+            if rows.num_rows:
+                self._name_incoming(rows)
+                self._cursor.execute(statement, [received_at])
+        if changes.streams.num_rows:
+            self._name_incoming(changes.streams)
+            self._cursor.execute("INSERT INTO streams BY NAME SELECT * FROM incoming")
+        self._move(changes.watermarks, {"now": received_at})
+
+    def write_predictions(self, predictions: pa.Table, received_at: datetime) -> None:
+        """Writes the predictions of a group."""
+        received_at = self._stamp(received_at)
+        if predictions.num_rows:
+            self._name_incoming(predictions)
+            self._cursor.execute(
+                "INSERT INTO predictions BY NAME SELECT *, ? AS received_at FROM incoming",
+                [received_at],
+            )
+
+    def rejected(self, which: RejectedFilter, after: Rejected | None) -> Sequence[Rejected]:
+        """Return the next rejected predictions; none are left when there are none."""
+        return find_rejected(self._cursor, which, after)
+
+    def readmit(self, predictions: pa.Table, received_at: datetime) -> None:
+        """Make rejected predictions accepted ones."""
+        self.write_predictions(predictions, received_at)
+        delete_rejected(self._cursor, predictions)
+
+    def _stamp(self, now: datetime) -> datetime:
+        """Returns the time of this commit, the same for all that it writes."""
+        if self._received_at is None:
+            self._received_at = self._clock.tick(now)
+        return self._received_at
+
+    def _move(self, watermarks: pa.Table, values: Mapping[str, datetime]) -> None:
+        for row in watermarks.to_pylist():
+            spool = Spool(row["device_id"], row["spool_id"])
+            before = self._read.get(spool, Watermark())
+            self.moved[spool] = read_watermark(
+                row["committed_through"],
+                before.first_digest if before.through else row["first_digest"],
+                row["last_digest"],
+                row["generations"] or before.generations,
+            )
+        spools = list(self.moved)
+        self._find([s for s in spools if s not in self._new and not self._spools.knows(s)])
+        is_new = [spool in self._new for spool in spools]
+        if any(is_new):
+            self.added = [spool for spool in spools if spool in self._new]
+            self.first_added = count_rows(self._cursor)
+            self._name_incoming(watermarks.filter(pa.array(is_new)))
+            self._cursor.execute(_ADD_SPOOLS, values)
+        if old := [spool for spool in spools if spool not in self._new]:
+            self._name_incoming(watermarks.filter(pa.array([not new for new in is_new])))
+            self._update(self._spools.ranges(old), len(old), values)
+            if watermarks.column("generations").null_count < watermarks.num_rows:
+                for each in self._spools.ranges(old):
+                    self._cursor.execute(_NOTE_GENERATIONS, each._asdict())
+
+    def _update(self, ranges: Sequence[Range], expected: int, values: Mapping[str, Any]) -> None:
+        """Moves the watermarks named `incoming`, which are in these ranges of rows."""
+        moved = 0
+        for each in ranges:
+            found = self._cursor.execute(_MOVE_WATERMARKS, {**values, **each._asdict()}).fetchall()
+            moved += int(found[0][0])
+        if moved != expected:  # all is undone, and what is known of rows forgotten
+            raise SightlineError(
+                grpc.StatusCode.UNAVAILABLE,
+                "STORE_UNAVAILABLE",
+                f"{moved} of {expected} watermarks are in their rows",
+                retry_after=1.0,
+            )
+
+    def _name_incoming(self, rows: pa.Table) -> None:
+        """Names the rows `incoming` for the statements that follow, on this cursor alone."""
+        self._cursor.register("incoming", rows)

@@ -1,0 +1,93 @@
+"""Check that a store's files belong together and are those that the service left. Pure."""
+
+from dataclasses import dataclass
+
+from ingest_service.store.duckdb.file_format import DatabaseHeader, LogHeader
+from ingest_service.store.duckdb.mark import Note
+
+NAMES_ITS_LOGS = 67
+"""Version of the format from which on the logs of a database name it and its checkpoint."""
+_PUT_BACK = (
+    "put back the database and its log of the same moment, or a backup by `sightline restore`"
+)
+_TRUST = "; to go on with what is here, start once with --trust-database"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The files of a store before it is opened."""
+
+    exists: bool
+    """True if there is a database file."""
+    database: DatabaseHeader | None
+    """None: there is none, or it is no database."""
+    log: LogHeader | None
+    """None: there is no log, or its header cannot be read."""
+    log_bytes: int
+    """0: there is no log, or an empty one."""
+
+
+def mismatch(found: Found) -> str | None:
+    """Return why the log is not of this database, one clause for people; None: it may be.
+
+    A log that follows the checkpoint before is that of a crash right after one. DuckDB looks into
+    it, and refuses it unless it says so itself.
+    """
+    database, log = found.database, found.log
+    if database is None or log is None or database.version < NAMES_ITS_LOGS:
+        return None
+    if log.identifier is None:
+        return f"its log was written before the database was brought to a newer format: {_ASIDE}"
+    if log.identifier != database.identifier:
+        return f"its log belongs to another database: {_ASIDE}"
+    if log.iteration > database.iteration:
+        return (
+            f"the database is older than its log (it has had {database.iteration} checkpoints, the"
+            f" log follows checkpoint {log.iteration}): {_PUT_BACK}"
+        )
+    if log.iteration < database.iteration - 1:
+        return (
+            f"its log is older than the database (it follows checkpoint {log.iteration} of"
+            f" {database.iteration}): {_ASIDE}"
+        )
+    return None
+
+
+_ASIDE = f"{_PUT_BACK}, or move the log away if you know that it is not needed"
+
+
+def put_back(found: Found, note: Note | None) -> str | None:
+    """Return why this is not what the service left, one clause for people; None: it may be.
+
+    Args:
+        found: the files.
+        note: what the service noted last; None: nothing is known.
+    """
+    database = found.database
+    if note is None or (found.exists and database is None):  # what it is then, DuckDB will say
+        return None
+    if database is None:
+        return (
+            "it is gone, and it held what was committed: put it back, or a backup by `sightline"
+            f" restore`{_TRUST}"
+        )
+    if database.identifier.hex() != note.identifier:
+        return f"it is another database than the one that the service wrote: {_PUT_BACK}{_TRUST}"
+    if database.iteration < note.iteration:
+        return (
+            f"it is older than what the service committed (it has had {database.iteration}"
+            f" checkpoints of {note.iteration}): put back the newer one{_TRUST}"
+        )
+    if note.is_of(database) and found.log_bytes < note.log_bytes:
+        return (
+            f"its log is missing, older or cut off ({found.log_bytes} bytes of at least"
+            f" {note.log_bytes} that were committed): put back the newer one{_TRUST}"
+        )
+    return None
+
+
+def confirmed_bytes(found: Found, note: Note | None) -> int | None:
+    """Return how many bytes of the log are certainly committed; None: that is not known."""
+    if note is None or found.database is None or not note.is_of(found.database):
+        return None
+    return note.log_bytes

@@ -1,0 +1,57 @@
+"""A deadline for every call, and how much of it is left."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import grpc
+
+from servicekit.errors import SightlineError
+
+T = TypeVar("T")
+_Context = grpc.aio.ServicerContext[Any, Any]
+_given: ContextVar[float] = ContextVar("sightline_deadline")
+"""The deadline that the server gave this call, on the loop's clock, s."""
+
+
+class DefaultDeadline:
+    """Guard that ends a call which brought no deadline after `seconds`.
+
+    gRPC itself ends a call that brought one: the handler is cancelled.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def __call__(
+        self, _method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Raises SightlineError DEADLINE_EXCEEDED when the time that the server gave is over."""
+        if context.time_remaining() is not None:
+            return await proceed()
+        _given.set(asyncio.get_running_loop().time() + self._seconds)
+        limit = asyncio.timeout(self._seconds)
+        try:
+            async with limit:
+                return await proceed()
+        except TimeoutError as error:
+            if not limit.expired():  # the handler's own
+                raise
+            raise SightlineError(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                "DEADLINE_EXCEEDED",
+                f"the call brought no deadline and ran past the server's, {self._seconds:g} s",
+            ) from error
+
+
+def remaining(context: _Context) -> float:
+    """Returns how long the call may still take, s, >= 0.
+
+    Only in a handler that is called through `servicekit.calls.interceptors`, which gives every
+    call a deadline.
+    """
+    left = context.time_remaining()
+    if left is None:
+        left = _given.get() - asyncio.get_running_loop().time()
+    return max(left, 0.0)

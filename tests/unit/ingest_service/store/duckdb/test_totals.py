@@ -1,0 +1,189 @@
+"""Item 22 of issue 11: statistics without a filter read each key once, whatever a device sends."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from datetime import timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from ingest_service.store.duckdb import totals
+from ingest_service.store.duckdb.file_store import DuckDBStore
+from ingest_service.store.protocol import Filter
+from tests.unit.ingest_service.samples import message, spool
+from tests.unit.ingest_service.store_conformance import Clock, commit, stats, sum_up, varied
+
+_HOSTILE = """
+import contextlib, json, sys, time
+from datetime import UTC, datetime
+from pathlib import Path
+from ingest_service.store.duckdb.file_store import DuckDBStore
+from ingest_service.store.protocol import Filter
+
+ROWS = '''
+    INSERT INTO predictions
+    SELECT {device}, '', i, to_timestamp(1.79e9 + i // 20000), to_timestamp(1.7e9 + {hours} * 3600),
+        NULL, '', 0, 0, 'm' || {model}, '', 'device', NULL, 0.001 * (1 + i % 9000),
+        [{{'class_id': 1, 'class_name': 'c' || {cls}, 'confidence': 0.5, 'box': NULL,
+           'track_id': NULL}}], i % 2 = 0, MAP {{}}, ''
+    FROM range(300_000) AS t(i)
+'''
+FRIENDLY = {"device": "'d' || i % 8", "hours": 0, "model": "i % 3", "cls": "i % 80"}
+HOSTILE = {"device": "'evil'", "hours": "i % 20000", "model": "i % 5000", "cls": "i * 7 % 20000"}
+
+def seconds(name, keys):
+    with contextlib.closing(DuckDBStore(Path(sys.argv[1]) / name)) as store:
+        with contextlib.closing(store._cursor()) as cursor:
+            cursor.execute(ROWS.format(**keys))
+        store.keeper().sum_up(datetime.now(UTC), everything=True)
+        taken = []
+        for which in (Filter(), Filter(), Filter(), Filter(device_ids=("evil",))):
+            with contextlib.closing(store.reader()) as reader:
+                began = time.process_time()
+                found = reader.stats(which)
+                taken.append(time.process_time() - began)
+                if which == Filter():
+                    assert found.total_predictions == 300_000
+        return taken
+print(json.dumps([seconds("friendly", FRIENDLY), seconds("hostile", HOSTILE)]))
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "test.duckdb"
+
+
+def rows(store: DuckDBStore, sql: str) -> list[tuple[Any, ...]]:
+    with contextlib.closing(store._cursor()) as cursor:
+        found: list[tuple[Any, ...]] = cursor.execute(sql).fetchall()
+        return found
+
+
+def counted(store: DuckDBStore, query: str) -> list[tuple[Any, ...]]:
+    """The keys of a query with their counts, as statistics list them."""
+    return sorted(rows(store, f"{query} GROUP BY 1"), key=lambda row: (-row[1], row[0]))
+
+
+def assert_as_the_rows_say(store: DuckDBStore) -> None:
+    """Holds statistics without a filter against the rows, by SQL of the test's own."""
+    found = stats(store)
+    counts = "count(*), count(*) FILTER (defect_detected) FROM predictions"
+    for column, listed in (
+        ("device_id", found.by_device),
+        ("model_name", found.by_model),
+        ("source", found.by_source),
+    ):
+        assert [tuple(one) for one in listed] == counted(store, f"SELECT {column}, {counts}")
+    detections = "(SELECT unnest(detections) AS d FROM predictions)"
+    by_class = counted(store, f"SELECT d.class_name, count(*) FROM {detections}")
+    assert [(one.key, one.total) for one in found.by_class] == by_class
+    captured = "epoch_us(min(captured_at)), epoch_us(max(captured_at))"
+    assert rows(store, f"SELECT {counts.replace('FROM', f', {captured} FROM')}") == [
+        (
+            found.total_predictions,
+            found.defects_detected,
+            found.first_captured_us,
+            found.last_captured_us,
+        )
+    ]
+    assert found.total_detections == sum(one.total for one in found.by_class)
+
+
+def test_item_22_one_device_with_many_keys_slows_no_statistics_down(tmp_path: Path) -> None:
+    # CPU seconds. In a process of its own: DuckDB could wait for ever, and no interrupt ended it.
+    done = subprocess.run(
+        [sys.executable, "-c", _HOSTILE, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    friendly, hostile = json.loads(done.stdout)
+    assert min(hostile[:3]) < 5 * min(friendly[:3]), (friendly, hostile)
+
+
+@pytest.mark.parametrize("appended", [0, 7, totals.APPENDED])
+def test_totals_are_those_of_the_rows(
+    path: Path, monkeypatch: pytest.MonkeyPatch, appended: int
+) -> None:
+    """Through commits, new blocks, merged ones, retention, restarts and adding up."""
+    monkeypatch.setattr(totals, "APPENDED", appended)
+    store, clock = DuckDBStore(path), Clock()
+    for number in range(1, 21):
+        commit(store, message(*varied(number, 30), of=spool(number)), now=clock)
+        if number % 2:
+            sum_up(store)
+        clock.time += timedelta(minutes=17)
+        if number % 5 == 0:
+            before = clock.time - timedelta(hours=2)
+            store.keeper().expire(before, exported_only=False)
+        if number % 7 == 0:
+            store.close()
+            store = DuckDBStore(path)
+        assert_as_the_rows_say(store)
+    assert stats(store).total_predictions < 600, "retention has deleted some"
+    (most,) = rows(
+        store, "SELECT max(n) FROM (SELECT count(*) AS n FROM totals GROUP BY kind, name)"
+    )
+    if appended == 0:
+        assert rows(store, "SELECT count(*) FROM totals WHERE total = 0 AND run > 0") == [(0,)]
+        assert most[0] < 20
+    store.close()
+
+
+def test_everything_that_expires_leaves_no_total(path: Path) -> None:
+    with contextlib.closing(DuckDBStore(path)) as store:
+        clock = Clock()
+        commit(store, message(*varied(1, 30)), now=clock)
+        sum_up(store)
+        store.keeper().expire(clock.time + timedelta(days=1), exported_only=False)
+        found = stats(store)
+        assert (found.total_predictions, found.by_model, found.by_class) == (0, [], [])
+        assert (found.inference_seconds, found.first_captured_us) == (None, None)
+
+
+def test_a_file_of_version_2_gets_its_totals(path: Path) -> None:
+    with contextlib.closing(DuckDBStore(path)) as store:
+        clock = Clock()
+        for number in (1, 2, 3):
+            commit(store, message(*varied(number, 40), of=spool(number)), now=clock)
+            clock.tick()
+            if number < 3:
+                sum_up(store)
+        before = stats(store)
+    old = path.with_name("old.duckdb")
+    with duckdb.connect(old) as connection:
+        for script in ("schema.sql", "schema_2.sql"):
+            text = resources.files("ingest_service").joinpath(script).read_text(encoding="utf-8")
+            connection.execute(text)
+        connection.execute("CREATE TABLE schema_version (version INTEGER, applied_at TIMESTAMPTZ)")
+        connection.execute("INSERT INTO schema_version VALUES (1, now()), (2, now())")
+        connection.execute(f"ATTACH '{path}' AS new")
+        for table in ("predictions", "blocks", "rollups", "streams"):
+            connection.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
+        connection.execute(
+            "INSERT INTO watermarks SELECT device_id, spool_id, committed_through, duplicates,"
+            " updated_at FROM new.watermarks"
+        )
+    with contextlib.closing(DuckDBStore(old)) as store:
+        assert stats(store) == before
+        assert_as_the_rows_say(store)
+        sum_up(store)
+        assert_as_the_rows_say(store)
+
+
+def test_filters_and_totals_agree(path: Path) -> None:
+    with contextlib.closing(DuckDBStore(path)) as store:
+        clock = Clock()
+        for number in (1, 2):
+            commit(store, message(*varied(number, 40), of=spool(number)), now=clock)
+            clock.tick()
+            sum_up(store)
+        every = Filter(device_ids=(spool(1).device_id, spool(2).device_id))
+        assert stats(store) == stats(store, every)

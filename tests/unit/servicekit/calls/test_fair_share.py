@@ -1,0 +1,215 @@
+"""Who gets bytes, who waits, who is next, and who has to give room back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from servicekit.calls.fair_share import FairShare
+
+
+def fill(share: FairShare[str], flow: str, size: int) -> int:
+    """Takes rooms of this size until there is none; returns how many."""
+    taken = 0
+    while share.take(flow, size):
+        taken += 1
+    return taken
+
+
+def test_one_flow_alone_leaves_a_fifth() -> None:
+    share = FairShare[str](100, 10)
+    assert fill(share, "a", 1) == 80
+    assert share.held == share.held_by("a") == 80
+
+
+@pytest.mark.parametrize("flows", [2, 3, 10])
+def test_flows_that_take_all_they_can_get_the_same_in_the_end(flows: int) -> None:
+    share = FairShare[str](1000, 10)
+    names = [str(number) for number in range(flows)]
+    for name in names:
+        fill(share, name, 1)
+    for _ in range(1000):  # each gives one back, and then takes what it can
+        for name in names:
+            if share.held_by(name):
+                share.give(name, 1)
+        for name in names:
+            fill(share, name, 1)
+    held = [share.held_by(name) for name in names]
+    expected = 4 * 1000 / (4 * flows + 1)
+    assert max(held) <= 1.6 * min(held)
+    assert sum(held) == pytest.approx(flows * expected, rel=0.1)
+
+
+def test_who_holds_nothing_gets_the_last_room() -> None:
+    share = FairShare[str](40, 10)
+    assert fill(share, "a", 10) == 3
+    assert not share.take("a", 10)
+    assert share.take("b", 10)
+    assert not share.take("c", 10)
+
+
+def test_one_room_is_for_anyone() -> None:
+    share = FairShare[str](10, 1)
+    assert share.take("a", 10)
+    share.give("a", 10)
+    assert share.take("b", 10)
+
+
+def test_flows_take_turns() -> None:
+    share = FairShare[str](10, 100)
+    assert share.take("z", 10)
+    for waiter in ("a1", "a2", "a3", "b1", "c1", "c2"):
+        assert share.wait(waiter[0], waiter) is None
+    served, last = [], "z"
+    while share.waiting:
+        share.give(last[0], 10)
+        found = share.next(10)
+        assert found is not None
+        assert share.next(10) is None
+        served.append(found)
+        last = found
+    assert served == ["a1", "b1", "c1", "a2", "c2", "a3"]
+
+
+def test_a_flow_that_holds_too_much_is_passed_over() -> None:
+    share = FairShare[str](40, 100)
+    fill(share, "a", 10)
+    assert share.take("c", 10)
+    share.wait("a", "a1")
+    share.wait("b", "b1")
+    share.give("c", 10)
+    assert share.next(10) == "b1"
+    assert share.next(10) is None
+
+
+def test_the_longest_line_loses_its_last_for_want_of_places() -> None:
+    share = FairShare[str](10, 4)
+    for waiter in ("a1", "a2", "a3", "b1"):
+        assert share.wait(waiter[0], waiter) is None
+    assert share.wait("a", "a4") == "a4"
+    assert share.wait("c", "c1") == "a3"
+    assert share.wait("b", "b2") == "b2", "of equals it loses that comes last"
+    assert share.waiting == 4
+
+
+def test_a_suspect_loses_its_place_first() -> None:
+    share = FairShare[str](10, 3)
+    for waiter in ("a1", "a2", "b1"):
+        assert share.wait(waiter[0], waiter) is None
+    share.suspect("b")
+    assert share.wait("c", "c1") == "b1"
+    assert share.wait("b", "b2") == "b2"
+
+
+def test_who_leaves_is_forgotten() -> None:
+    share = FairShare[str](10, 1)
+    assert share.wait("a", "a1") is None
+    assert share.wait("b", "b1") == "b1"
+    share.leave("a", "a1")
+    share.leave("a", "a1")
+    assert share.waiting == 0
+    assert share.next(10) is None
+    assert share.wait("b", "b1") is None
+
+
+def test_a_flow_that_sent_nothing_waits_behind_the_others_until_it_does() -> None:
+    share = FairShare[str](10, 100)
+    assert share.take("z", 10)
+    for waiter in ("a1", "a2", "b1", "c1"):
+        assert share.wait(waiter[0], waiter) is None
+    share.suspect("a")
+    share.suspect("b")
+    served, last = [], "z"
+    while found := served_after(share, last):
+        served.append(found)
+        last = found[0]
+        if found == "a1":
+            share.suspect("a")
+        if found == "b1":
+            share.trust("a")
+    assert served == ["c1", "a1", "b1", "a2"]
+
+
+def served_after(share: FairShare[str], flow: str) -> str | None:
+    share.give(flow, 10)
+    return share.next(10)
+
+
+def test_all_that_sent_nothing_hold_half_together() -> None:
+    share = FairShare[str](100, 10)
+    assert share.take("a", 10)
+    for flow in "abc":
+        share.suspect(flow)
+    assert fill(share, "b", 10) == 4
+    assert not share.take("c", 10)
+    assert fill(share, "d", 10) == 4
+    share.give("b", 40)
+    share.trust("a")
+    assert fill(share, "c", 10) == 4
+    share.give("c", 40)
+    share.give("a", 10)
+    share.give("d", 40)
+    assert share.held == share._suspected == 0
+
+
+def test_one_room_is_for_a_flow_that_sent_nothing_too() -> None:
+    share = FairShare[str](10, 1)
+    share.suspect("a")
+    assert share.take("a", 10)
+
+
+def test_suspects_are_bounded() -> None:
+    share = FairShare[str](100, 10)
+    for number in range(20_000):
+        share.suspect(str(number))
+    assert len(share._suspects) == 10_000
+    assert "19999" in share._suspects
+
+
+def test_the_flow_that_holds_most_loses_its_oldest_room() -> None:
+    share = FairShare[str](100, 10)
+    for flow, rooms in (("a", 4), ("b", 2)):
+        for _ in range(rooms):
+            assert share.take(flow, 10)
+    stalled = [("b", "b1"), ("a", "a1"), ("a", "a2"), ("a", "a3"), ("a", "a4"), ("b", "b2")]
+    assert share.victims(10, ["c"], stalled) == ["a1"]
+    assert share.victims(10, ["c", "c"], stalled) == ["a1", "a2"]
+    assert share.victims(10, ["c", "d", "e", "f"], stalled) == ["a1", "a2", "b1", "a3"]
+
+
+def test_a_slow_sender_within_its_share_loses_nothing_to_a_flood() -> None:
+    share = FairShare[str](100, 10)
+    assert share.take("slow", 10)
+    for _ in range(5):
+        assert share.take("flood", 10)
+    assert share.victims(10, ["flood"] * 5, [("slow", "s")]) == []
+    assert share.victims(10, ["flood"], [("slow", "s"), ("flood", "f")]) == ["f"]
+
+
+def test_a_slow_sender_loses_nothing_to_suspects_which_could_not_take_it() -> None:
+    share = FairShare[str](100, 10)
+    assert share.take("slow", 10)
+    assert share.take("other", 10)
+    share.suspect("flood")
+    assert share.victims(10, ["flood"] * 5, [("slow", "s"), ("other", "o")]) == []
+    share.suspect("other")
+    assert share.victims(10, ["flood"], [("slow", "s"), ("other", "o")]) == ["o"]
+    share.trust("flood")
+    assert share.victims(10, ["flood"], [("slow", "s")]) == ["s"], "or it would wait for ever"
+
+
+def test_nothing_stalled_is_nothing_to_lose() -> None:
+    assert FairShare[str](100, 10).victims(10, ["a"], []) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 40), st.booleans())))
+def test_the_books_balance(steps: list[tuple[str, int, bool]]) -> None:
+    share, held = FairShare[str](100, 5), dict.fromkeys("abc", 0)
+    for flow, size, takes in steps:
+        if takes and share.take(flow, size):
+            held[flow] += size
+        elif not takes:
+            size = min(size, held[flow])
+            share.give(flow, size)
+            held[flow] -= size
+        assert share.held == sum(held.values()) <= 100
+        assert {name: share.held_by(name) for name in held} == held

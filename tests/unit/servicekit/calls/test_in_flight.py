@@ -1,0 +1,490 @@
+"""The room for requests: who gets in, who waits, who is ended, and that all is given back."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from servicekit.calls import in_flight
+from servicekit.calls.in_flight import BytesInFlight, Lease, Room, hold, keep_message
+from servicekit.calls.interceptors import GuardInterceptor, RoomFor
+from servicekit.calls.room_bounds import Bounds
+from servicekit.calls.rooms import SMALL_BYTES, Rooms
+from servicekit.calls.status import report_errors
+from servicekit.errors import SightlineError, from_rpc_error
+from tests.unit.servicekit.echo import ECHO, KINDS, Context, call, serving, until
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "_TICK_SECONDS", 0.005)
+
+
+def pool_of(most: int, largest: int, patience: float = 0.05, **bounds: float) -> BytesInFlight:
+    given: dict[str, Any] = {"patience_seconds": patience, **bounds}
+    return BytesInFlight(Bounds(most, largest, stalled_seconds=0, stuck_seconds=0, **given))
+
+
+async def give(request: bytes) -> bytes:
+    return request
+
+
+async def receive(room: Room, request: bytes = b"") -> bytes:
+    return await room.receive(lambda: give(request), len)
+
+
+async def stall(pool: BytesInFlight, flow: str = "slow") -> None:
+    async with pool.room(flow) as room:
+        await room.receive(asyncio.Event().wait, lambda _: 0)
+
+
+async def hold_all(pool: BytesInFlight, done: asyncio.Event, flow: str = "big") -> None:
+    """Holds a whole message until the event."""
+    async with pool.room(flow) as room:
+        await receive(room, bytes(pool.bounds.largest))
+        await done.wait()
+
+
+def check_refused(error: SightlineError, reason: str = "TOO_MUCH_IN_FLIGHT") -> None:
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.reason == reason
+    assert error.retryable
+    assert error.retry_after
+    assert error.quotas
+
+
+async def test_a_message_takes_the_most_until_it_is_there() -> None:
+    pool, come = pool_of(100, 40), asyncio.Event()
+
+    async def read() -> bytes:
+        await come.wait()
+        return b"seven.."
+
+    async with pool.room("a") as room:
+        assert pool.held == 0
+        reading = asyncio.create_task(room.receive(read, len))
+        await until(lambda: pool.held == 40)
+        come.set()
+        assert await reading == b"seven.."
+        assert pool.held == room.held == 7
+        hold(30)
+        assert pool.held == 37
+        await receive(room, b"four")
+        assert pool.held == 34, "the message before is dropped, what is held besides is not"
+    assert pool.held == 0
+
+
+async def test_a_message_that_is_passed_on_counts_until_it_is_given_back() -> None:
+    pool = pool_of(100, 40, message_cost=5)
+    async with pool.room("a") as room:
+        await receive(room, b"seven..")
+        lease = keep_message()
+        assert pool.held == 12
+        await receive(room, b"four")
+        assert pool.held == 12 + 9
+    assert pool.held == 12
+    lease.give()
+    lease.give()
+    assert pool.held == 0
+
+
+async def test_who_finds_no_room_gets_it_in_turn_flow_by_flow() -> None:
+    pool, order, done = pool_of(40, 40, 5), list[str](), asyncio.Event()
+    holding = asyncio.create_task(hold_all(pool, done))
+    await until(lambda: pool.held == 40)
+
+    async def wait(name: str) -> None:
+        async with pool.room(name[0]) as room:
+            await receive(room, bytes(40))
+            order.append(name)
+
+    calls = []
+    for name in ("a1", "a2", "a3", "b1", "b2", "c1"):
+        calls.append(asyncio.create_task(wait(name)))
+        await until(lambda: pool.waiting == len(calls))
+    done.set()
+    await asyncio.gather(holding, *calls)
+    assert order == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert pool.held == 0
+
+
+async def test_nobody_waits_for_ever() -> None:
+    pool, done = pool_of(100, 100), asyncio.Event()
+    holding = asyncio.create_task(hold_all(pool, done))
+    await until(lambda: pool.held == 100)
+    async with pool.room("a") as room:
+        with pytest.raises(SightlineError) as caught:
+            await receive(room)
+    check_refused(caught.value)
+    assert pool.waiting == 0
+    done.set()
+    await holding
+    assert pool.held == 0
+
+
+async def test_1_rooms_a_sender_that_stalls_makes_room_while_others_wait() -> None:
+    pool = pool_of(100, 100, 5)
+    slow = asyncio.create_task(stall(pool))
+    await until(lambda: pool.held == 100)
+    async with pool.room("a") as room:
+        assert await receive(room, b"x") == b"x"
+    with pytest.raises(SightlineError) as caught:
+        await slow
+    check_refused(caught.value, "MESSAGE_STALLED")
+    await until(lambda: pool.held == 0)
+
+
+async def test_1_rooms_a_sender_that_stalls_is_ended_also_if_nobody_waits() -> None:
+    pool = pool_of(100, 50, receive_seconds=0.05)
+    with pytest.raises(SightlineError) as caught:
+        await stall(pool)
+    check_refused(caught.value, "MESSAGE_STALLED")
+    assert "0.05 s for a message to arrive" in caught.value.message
+    assert pool.held == 50, "gRPC has not let go of what has come of it"
+    await until(lambda: pool.held == 0)
+
+
+async def test_a_pause_of_this_process_is_no_fault_of_the_sender_s() -> None:
+    pool, come = pool_of(100, 50, receive_seconds=0.3), asyncio.Event()
+
+    async def read() -> bytes:
+        await come.wait()
+        return b"x"
+
+    async with pool.room("a") as room:
+        reading = asyncio.create_task(room.receive(read, len))
+        await until(lambda: pool.held == 50)
+        time.sleep(0.5)  # noqa: ASYNC251 - as SIGSTOP would
+        for _ in range(3):  # timers that are due come before what has arrived
+            await asyncio.sleep(0)
+        come.set()
+        assert await reading == b"x"
+
+
+async def test_1_rooms_a_newcomer_finds_room_beside_a_flow_that_stalls_as_often_as_it_can() -> None:
+    pool = pool_of(100, 10, 5)
+    flood = [asyncio.create_task(stall(pool, "flood")) for _ in range(50)]
+    await until(lambda: pool.waiting > 0)
+    async with pool.room("a") as room:
+        async with asyncio.timeout(1):
+            await receive(room, b"x")
+        assert pool.held > 50, "the flood holds what a suspect may"
+    for each in flood:
+        each.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
+    await until(lambda: pool.held == 0)
+
+
+async def test_a_sender_within_the_time_harms_nobody_while_there_is_room() -> None:
+    pool, come = pool_of(100, 50), asyncio.Event()
+
+    async def slow() -> None:
+        async with pool.room("slow") as room:
+            await room.receive(come.wait, lambda _: 1)
+
+    call = asyncio.create_task(slow())
+    await asyncio.sleep(0.1)
+    async with pool.room("a") as room:
+        await receive(room)
+        come.set()
+        await call
+
+
+async def test_one_flow_cannot_take_every_place_to_wait() -> None:
+    pool, done = pool_of(100, 100, 30, waiting=16, window=1), asyncio.Event()
+    holding = asyncio.create_task(hold_all(pool, done))
+    await until(lambda: pool.held == 100)
+
+    async def wait(flow: str) -> None:
+        async with pool.room(flow) as room:
+            await receive(room)
+
+    flood = [asyncio.create_task(wait("flood")) for _ in range(17)]
+    await until(flood[16].done)
+    other = asyncio.create_task(wait("other"))
+    await until(flood[15].done)
+    for refused in flood[15:]:
+        with pytest.raises(SightlineError) as caught:
+            await refused
+        check_refused(caught.value)
+    assert pool.waiting == 16
+    done.set()
+    await asyncio.gather(holding, other, *flood[:15])
+    assert (pool.held, pool.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("granted", [False, True])
+async def test_who_gives_up_takes_nothing_with_it(granted: bool) -> None:
+    pool, done = pool_of(100, 100, 5), asyncio.Event()
+    holding = asyncio.create_task(hold_all(pool, done))
+    await until(lambda: pool.held == 100)
+    waiting = asyncio.create_task(stall(pool, "a"))
+    await until(lambda: pool.waiting == 1)
+    if granted:
+        done.set()
+        await holding  # its turn has come, and it does not know it yet
+    waiting.cancel()
+    if not granted:
+        done.set()
+        await holding  # it has given up, and has not left yet
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await until(lambda: (pool.held, pool.waiting) == (0, 0))
+
+
+async def test_a_call_that_is_cancelled_while_it_is_given_up_stays_cancelled() -> None:
+    pool = pool_of(100, 100)
+    rooms: list[Room] = []
+
+    async def run() -> None:
+        async with pool.room("a") as room:
+            rooms.append(room)
+            await room.receive(asyncio.Event().wait, lambda _: 0)
+
+    call = asyncio.create_task(run())
+    await until(lambda: pool.held == 100)
+    rooms[0].give_up()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await until(lambda: pool.held == 0)
+
+
+async def test_2_streams_are_capped_by_flow() -> None:
+    pool = pool_of(100, 10, streams=2)
+    async with pool.room("a"), pool.room("a"), pool.room("b"):
+        with pytest.raises(SightlineError) as caught:
+            await pool.room("a").__aenter__()
+        check_refused(caught.value, "TOO_MANY_STREAMS")
+    async with pool.room("a"), pool.room("a"):
+        pass
+
+
+async def test_more_than_there_is_room_for_cannot_be_held() -> None:
+    pool = pool_of(100, 40)
+    async with pool.room("a") as room:
+        await receive(room, bytes(40))
+        hold(40)
+        with pytest.raises(SightlineError) as caught:
+            hold(20)
+        check_refused(caught.value)
+    assert pool.held == 0
+
+
+async def test_what_is_held_counts_to_the_flow() -> None:
+    pool = pool_of(100, 10)
+    async with pool.room("a"):
+        hold(70)
+        with pytest.raises(SightlineError):
+            hold(20)
+    async with pool.room("a"), pool.room("b"):
+        hold(20)
+
+
+async def test_what_a_thread_holds_after_the_call_is_not_counted() -> None:
+    pool = pool_of(100, 40)
+    async with pool.room("a") as room:
+        pass
+    await asyncio.to_thread(room.hold, 30)
+    assert pool.held == 0
+
+
+async def test_a_timeout_of_the_reader_s_own_stays_what_it_is() -> None:
+    async def read() -> bytes:
+        raise TimeoutError
+
+    async with pool_of(100, 40).room("a") as room:
+        with pytest.raises(TimeoutError):
+            await room.receive(read, len)
+
+
+async def test_a_message_larger_than_is_accepted_is_refused() -> None:
+    async with pool_of(100, 40, accepted=3).room("a") as room:
+        await receive(room, b"123")
+        with pytest.raises(SightlineError) as caught:
+            await receive(room, b"1234")
+    assert caught.value.reason == "MESSAGE_TOO_LARGE"
+    assert "at most 3 bytes (got 4)" in caught.value.message
+
+
+def test_without_a_room_nothing_is_counted() -> None:
+    hold(1 << 60)
+    keep_message().give()
+    Lease().give()
+
+
+def test_there_must_be_room_for_one() -> None:
+    with pytest.raises(ValueError, match="most must be at least largest, 10"):
+        Bounds(9, 10)
+    with pytest.raises(ValueError, match="most must be at least largest, 10"):
+        Bounds(10, 10, message_cost=1)
+
+
+async def nothing(_context: Context) -> None:
+    pass
+
+
+def guarded(pool: BytesInFlight) -> GuardInterceptor:
+    return GuardInterceptor([ECHO], [report_errors], None, lambda _: pool)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_requests_of_every_kind_reach_their_handlers(kind: str) -> None:
+    pool, held = pool_of(1000, 100), set[int]()
+
+    async def note(_context: Context) -> None:
+        held.add(pool.held)
+
+    async with (
+        serving(note, [guarded(pool)]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        assert b"".join(await call(channel, kind, (b"abc",))).startswith(b"abc")
+    # A stream that has ended holds nothing any more.
+    assert held == {0 if kind == "StreamUnary" else 3}
+    assert pool.held == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_1_rooms_a_request_that_never_comes_is_ended(kind: str) -> None:
+    pool = pool_of(100, 100, receive_seconds=0.05)
+    async with (
+        serving(nothing, [guarded(pool)]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        never = channel.stream_unary(f"/{ECHO}/{kind}", None, None)(endless())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await never
+    check_refused(from_rpc_error(caught.value), "MESSAGE_STALLED")
+    await until(lambda: pool.held == 0)
+
+
+async def endless() -> AsyncIterator[bytes]:
+    await asyncio.Event().wait()
+    yield b""
+
+
+class Tracked(bytes):
+    """A message that says when it is gone."""
+
+    alive = 0
+
+    def __new__(cls, data: bytes) -> "Tracked":
+        cls.alive += 1
+        return super().__new__(cls, data)
+
+    def __del__(self) -> None:
+        type(self).alive -= 1
+
+
+class Sender:
+    """The context of a call whose messages come at once; counts those that are still there."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.alive: list[int] = []
+
+    def peer(self) -> str:
+        return "test"
+
+    async def read(self) -> object:
+        self.alive.append(Tracked.alive)
+        self.left -= 1
+        return grpc.aio.EOF if self.left < 0 else Tracked(b"message")  # type: ignore[attr-defined]
+
+
+async def test_2_streams_nothing_keeps_a_message_while_the_next_is_waited_for() -> None:
+    async def handle(requests: AsyncIterator[bytes], _context: Context) -> bytes:
+        async for request in requests:
+            assert Tracked.alive == 1
+            del request
+        return b""
+
+    handler = grpc.stream_unary_rpc_method_handler(handle, lambda data: data)
+    interceptor = GuardInterceptor([ECHO], [], lambda *_: None, lambda _: pool_of(100, 10))
+    guarded = interceptor._guard(handler, f"/{ECHO}/StreamUnary")
+    function: Any = guarded.stream_unary
+    sender = Sender(3)
+    await function(None, sender)
+    assert sender.alive == [0, 0, 0, 0]
+
+
+LARGE, SMALL = f"/{ECHO}/UnaryUnary", f"/{ECHO}/UnaryStream"
+
+
+def two_pools() -> Rooms:
+    return Rooms(Bounds(16 * 1024 * 1024, 1024 * 1024, patience_seconds=0.05), [LARGE])
+
+
+async def test_1_rooms_what_only_asks_never_waits_behind_uploads() -> None:
+    rooms = two_pools()
+    room_for: RoomFor = rooms.of
+    interceptor = GuardInterceptor([ECHO], [report_errors], None, room_for)
+    pool = rooms.for_large
+    for flow in ("a", "b", "c", "d", "e", "f", "g", "h"):  # as full as it can be
+        while pool.take(flow, pool.need):
+            pass
+    async with (
+        serving(nothing, [interceptor]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        assert await call(channel, "UnaryStream", (b"a",)) == [b"a", b"a"]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(channel, "UnaryUnary", (b"a",))
+        check_refused(from_rpc_error(caught.value))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(channel, "UnaryStream", (bytes(SMALL_BYTES + 1),))
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_TOO_LARGE")
+    assert f"must be at most {SMALL_BYTES} bytes (got {SMALL_BYTES + 1})" in error.message
+
+
+async def test_1_rooms_health_and_reflection_are_bounded_as_well() -> None:
+    rooms = Rooms(Bounds(1000, 100, receive_seconds=0.05), ())
+    interceptor = GuardInterceptor(["another.Service"], [], None, rooms.of)
+    async with (
+        serving(nothing, [interceptor]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        assert await call(channel, "UnaryUnary", (b"a",)) == [b"a"]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.stream_unary(LARGE, None, None)(endless())
+    check_refused(from_rpc_error(caught.value), "MESSAGE_STALLED")
+
+
+@pytest.mark.parametrize(
+    ("most", "largest", "large", "small"),
+    [(512, 16, 448, 64), (64, 16, 43, 21), (112, 8, 80, 32), (16, 16, 16, 16)],
+)
+def test_what_only_asks_has_four_rooms_if_they_fit(
+    most: int, largest: int, large: int, small: int
+) -> None:
+    rooms = Rooms(Bounds(most, largest), ["/x/Y"])
+    assert rooms.of("/x/Y") is rooms.for_large
+    assert rooms.of("/x/Z") is rooms.for_small
+    assert (rooms.for_large.bounds.most, rooms.for_small.bounds.most) == (large, small)
+
+
+async def test_a_request_that_does_not_come() -> None:
+    async with (
+        serving(nothing, [guarded(pool_of(100, 100))]) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        method = channel.stream_unary(f"/{ECHO}/UnaryUnary", None, None)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await method(iter(()))
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MISSING")
+
+
+async def test_what_all_calls_hold_is_told_to_other_threads() -> None:
+    """Item 3: decoded pictures count together with the requests."""
+    pool = pool_of(1000, 100)
+    assert in_flight.counter()() == 0
+    async with pool.room("one"):
+        count = in_flight.counter()
+        in_flight.hold(300)
+        assert await asyncio.to_thread(count) == pool.held == 300

@@ -1,0 +1,80 @@
+"""What the metrics server answers to which request. Its sockets are an integration test."""
+
+import gzip
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, make_wsgi_app
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from servicekit.telemetry.metrics_server import parse, response, to_leave
+
+
+def app() -> Any:
+    registry = CollectorRegistry()
+    Counter("things", "Things", registry=registry).inc(3)
+    return make_wsgi_app(registry)
+
+
+def ask(request: str, answering: Any = None) -> tuple[str, bytes]:
+    """Returns the head and the body of the answer."""
+    answer = response(answering or app(), request.encode("latin-1"))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}" in head.decode()
+    assert "Connection: close" in head.decode()
+    return head.decode(), body
+
+
+def test_a_request_is_read() -> None:
+    environ = parse(
+        b"GET /metrics?name[]=a&b HTTP/1.1\r\nAccept: x\r\naccept-encoding:gzip\r\n\r\n"
+    )
+    assert environ == {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/metrics",
+        "QUERY_STRING": "name[]=a&b",
+        "HTTP_ACCEPT": "x",
+        "HTTP_ACCEPT_ENCODING": "gzip",
+    }
+
+
+@pytest.mark.parametrize("request_", ["", "\x16\x03\x01", "GET /", "PRI * HTTP/2.0\r\n\r\n"])
+def test_what_is_not_http_is_refused(request_: str) -> None:
+    assert ask(request_)[0].startswith("HTTP/1.1 400 Bad Request\r\n")
+
+
+def test_a_page_in_the_form_that_was_asked_for() -> None:
+    head, body = ask("GET /metrics HTTP/1.1\r\nAccept-Encoding: gzip\r\n\r\n")
+    assert head.startswith("HTTP/1.1 200 OK\r\n")
+    assert b"things_total 3.0" in gzip.decompress(body)
+    head, body = ask("GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text\r\n\r\n")
+    assert "openmetrics-text" in head
+    assert body.endswith(b"# EOF\n")
+
+
+def test_another_method_is_not_allowed() -> None:
+    assert ask("POST /metrics HTTP/1.1\r\n\r\n")[0].startswith("HTTP/1.1 405 ")
+
+
+def test_a_collector_that_fails_is_an_error_of_the_server() -> None:
+    class Broken(Collector):
+        def collect(self) -> Iterator[Metric]:
+            raise RuntimeError("broken")
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Broken())
+    broken = make_wsgi_app(registry)
+    head, body = ask("GET /metrics HTTP/1.1\r\n\r\n", broken)
+    assert head.startswith("HTTP/1.1 500 ")
+    assert b"broken" not in body
+
+
+def test_the_busiest_address_loses_its_oldest_that_has_not_asked() -> None:
+    connections: Any = {"a": "x", "b": "y", "c": "y", "d": "y", "e": "x"}
+    assert to_leave(connections, set()) == "b"  # type: ignore[comparison-overlap]
+    asked: Any = {"b"}
+    assert to_leave(connections, asked) == "c"  # type: ignore[comparison-overlap]
+    everybody: Any = set(connections)
+    assert to_leave(connections, everybody) == "b"  # type: ignore[comparison-overlap]

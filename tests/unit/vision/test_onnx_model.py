@@ -1,0 +1,265 @@
+"""Real ONNX Runtime sessions on tiny models."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from tests.unit.vision.models import (
+    END_TO_END,
+    LABELS,
+    METADATA,
+    YOLOV8,
+    save_detector,
+    save_failing,
+)
+from vision import Layout, ModelError, OnnxDetector, SessionOptions
+
+CUDA, TENSORRT, CPU = (f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "CPU"))
+
+
+def flat(level: int, height: int = 64, width: int = 96) -> np.ndarray:
+    return np.full((height, width, 3), level, dtype=np.uint8)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.onnx"
+
+
+def refusal(path: Path, *positional: object, **options: object) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        OnnxDetector.load(path, *positional, **options)  # type: ignore[arg-type]
+    return caught.value
+
+
+def test_a_model_says_what_it_is(path: Path) -> None:
+    detector = OnnxDetector.load(save_detector(path))
+    assert dict(detector.names) == LABELS
+    assert detector.input_size == (64, 96)
+    assert detector.batch_size == 1
+    assert detector.layout is Layout.YOLOV8
+    assert (detector.provider, detector.providers) == (CPU, (CPU,))
+    assert detector.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_objects_are_found_in_the_pixels_of_the_picture(path: Path) -> None:
+    detector = OnnxDetector.load(save_detector(path))
+    detector.warm_up()
+    found = detector.detect(flat(204, height=128, width=192))  # twice the size of the input
+    assert found.xyxy.tolist() == [[24, 24, 56, 56], [112, 72, 128, 88]]
+    assert found.confidence == pytest.approx([0.8, 0.5], abs=1e-4)
+    assert [detector.names[number] for number in found.class_id] == ["plate", "mould"]
+
+
+def test_thresholds_reach_the_decoder(path: Path) -> None:
+    detector = OnnxDetector.load(save_detector(path))
+    assert len(detector.detect(flat(204), confidence=0.6)) == 1
+    assert len(detector.detect(flat(204), max_detections=1)) == 1
+    assert len(detector.detect(flat(0))) == 1
+    with pytest.raises(ValueError, match="iou"):
+        detector.detect(flat(0), iou=7)
+
+
+@pytest.mark.parametrize("said", ["True", "False"])
+def test_an_end_to_end_model(path: Path, said: str) -> None:
+    metadata = {**METADATA, "end2end": said}
+    save_detector(path, output=END_TO_END, moved=(0, 4), metadata=metadata)
+    detector = OnnxDetector.load(path)
+    assert detector.layout is Layout.END_TO_END
+    found = detector.detect(flat(204))
+    assert found.xyxy.tolist() == [[12, 12, 28, 28], [56, 36, 64, 44]]
+    assert found.confidence == pytest.approx([0.8, 0.5], abs=1e-4)
+    assert found.class_id.tolist() == [0, 1]
+
+
+def test_half_precision_models_take_and_give_single(path: Path) -> None:
+    detector = OnnxDetector.load(save_detector(path, dtype=np.float16))
+    batch, _ = detector.prepare(flat(204))
+    output = detector.run(batch)
+    assert batch.dtype == np.float32
+    assert output.dtype == np.float32
+    assert detector.detect(flat(204)).confidence == pytest.approx([0.8, 0.5], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((1, 3, 64, 96), 1), ((4, 3, 64, 96), 4), (("n", 3, 64, 96), None), ((2, 3, "h", "w"), 2)],
+)
+def test_any_number_of_pictures_runs(
+    path: Path, shape: tuple[int | str, ...], size: int | None
+) -> None:
+    detector = OnnxDetector.load(save_detector(path, shape=shape))
+    assert detector.batch_size == size
+    levels = [0, 51, 102, 153, 204]
+    batch = np.concatenate([detector.prepare(flat(level))[0] for level in levels])
+    output = detector.run(batch)
+    assert output.shape == (5, *YOLOV8.shape)
+    assert output[:, 4, 0] == pytest.approx([level / 255 for level in levels], abs=1e-4)
+
+
+def test_a_model_of_open_shapes_takes_its_size_from_the_metadata(path: Path) -> None:
+    save_detector(path, shape=("n", 3, "h", "w"), declare=False)
+    detector = OnnxDetector.load(path)
+    assert detector.input_size == (64, 96)
+    assert detector.layout is Layout.YOLOV8
+
+
+def test_a_fixed_shape_outweighs_the_metadata(path: Path) -> None:
+    save_detector(path, metadata={**METADATA, "imgsz": "[640, 640]"})
+    assert OnnxDetector.load(path).input_size == (64, 96)
+
+
+def test_given_names_outweigh_the_metadata(path: Path) -> None:
+    save_detector(path, metadata={})
+    detector = OnnxDetector.load(path, names={0: "x", 1: "y"})
+    assert dict(detector.names) == {0: "x", 1: "y"}
+    assert "names" in refusal(path, names={1: "x", 2: "y"}).message
+
+
+@pytest.mark.parametrize(
+    ("change", "shape", "reason", "named"),
+    [
+        ({"names": None}, None, "MODEL_METADATA_INVALID", "'names'"),
+        ({"names": "{0: 'a'"}, None, "MODEL_METADATA_INVALID", "'names'"),
+        ({"names": "{0: 'a'}"}, None, "MODEL_UNSUPPORTED", "4 + 1 classes"),
+        ({"task": "segment"}, None, "MODEL_UNSUPPORTED", "'task'"),
+        ({"head": "RTDETRDecoder"}, None, "MODEL_UNSUPPORTED", "'head'"),
+        ({"end2end": "True"}, None, "MODEL_UNSUPPORTED", "end to end"),
+        ({"imgsz": None}, (1, 3, "h", "w"), "MODEL_METADATA_INVALID", "'imgsz'"),
+        ({"imgsz": "[50, 50]"}, (1, 3, "h", "w"), "MODEL_METADATA_INVALID", "stride 32"),
+        ({}, (1, 1, 64, 96), "MODEL_UNSUPPORTED", "[1, 1, 64, 96]"),
+        ({}, (1, 64, 96, 3), "MODEL_UNSUPPORTED", "[1, 64, 96, 3]"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused(
+    path: Path,
+    change: dict[str, str | None],
+    shape: tuple[int | str, ...] | None,
+    reason: str,
+    named: str,
+) -> None:
+    merged = {**METADATA, **change}
+    metadata = {key: value for key, value in merged.items() if value is not None}
+    save_detector(path, shape=shape or (1, 3, 64, 96), metadata=metadata)
+    error = refusal(path)
+    assert (error.reason, named in error.message) == (reason, True), error.message
+
+
+def test_an_input_of_another_type_is_refused(path: Path) -> None:
+    error = refusal(save_detector(path, dtype=np.float64))
+    assert error.reason == "MODEL_UNSUPPORTED"
+    assert "tensor(double)" in error.message
+
+
+def test_a_missing_file_is_named(path: Path) -> None:
+    error = refusal(path)
+    assert error.reason == "MODEL_FILE_MISSING"
+    assert str(path) in error.message
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a"])
+def test_a_file_that_is_no_model_is_named(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    error = refusal(path)
+    assert error.reason == "MODEL_FILE_INVALID"
+    assert str(path) in error.message
+
+
+@pytest.mark.parametrize("asked", [[], ["NoSuchExecutionProvider", CPU]])
+def test_a_provider_that_does_not_exist_is_refused(path: Path, asked: list[str]) -> None:
+    error = refusal(save_detector(path), SessionOptions(tuple(asked)))
+    assert error.reason == "MODEL_PROVIDER_UNAVAILABLE"
+    assert f"{asked} were asked for, there are {onnxruntime.get_available_providers()}" in (
+        error.message
+    )
+
+
+@pytest.mark.parametrize("asked", [[CUDA, CPU], [TENSORRT, CUDA, CPU], [TENSORRT]])
+def test_a_gpu_that_is_not_there_is_refused_not_replaced(
+    path: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_detector(path)
+    if asked[0] in onnxruntime.InferenceSession(path, providers=asked).get_providers():
+        pytest.skip("this machine has the GPU whose absence is tested")
+    capsys.readouterr()
+    error = refusal(path, SessionOptions(tuple(asked)))
+    assert error.reason == "MODEL_PROVIDER_UNAVAILABLE"
+    assert str(asked) in error.message
+    assert "Falling back" not in capsys.readouterr().out  # ONNX Runtime's own word for it
+
+
+def test_a_missing_gpu_names_what_the_session_has(path: Path) -> None:
+    save_detector(path)
+    if CUDA in onnxruntime.InferenceSession(path, providers=[CUDA, CPU]).get_providers():
+        pytest.skip("this machine has CUDA")
+    assert refusal(path, SessionOptions((CUDA, CPU))).message.count(CPU) == 2
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 64, 96), (1, 3, 96, 64), (3, 64, 96), (1, 1, 64, 96)])
+def test_a_batch_of_another_shape_is_the_callers_error(path: Path, shape: tuple[int, ...]) -> None:
+    detector = OnnxDetector.load(save_detector(path))
+    with pytest.raises(ValueError, match="batch must be"):
+        detector.run(np.zeros(shape, dtype=np.float32))
+
+
+def test_a_run_that_fails_says_so_and_the_next_one_runs(path: Path) -> None:
+    detector = OnnxDetector.load(save_failing(path))
+    detector.warm_up()
+    with pytest.raises(ModelError) as caught:
+        detector.detect(flat(255))
+    assert caught.value.reason == "MODEL_RUN_FAILED"
+    assert len(detector.detect(flat(0))) == 1
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (4, [1, 4])])
+def test_warm_up_runs_the_smallest_and_the_largest_batch(
+    path: Path, rows: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = OnnxDetector.load(save_detector(path, shape=("n", 3, 64, 96)))
+    run, seen = detector.session.run, []
+
+    def counted(batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        seen.append(len(batch))
+        return run(batch)
+
+    monkeypatch.setattr(detector.session, "run", counted)
+    detector.warm_up(rows)
+    assert seen == sizes
+
+
+def test_an_output_of_nan_is_an_error(path: Path) -> None:
+    broken = YOLOV8.copy()
+    broken[0, 1] = np.nan
+    detector = OnnxDetector.load(save_detector(path, output=broken))
+    with pytest.raises(ModelError, match="NaN"):
+        detector.detect(flat(204))
+
+
+def test_threads_get_their_own_answers(path: Path) -> None:
+    detector = OnnxDetector.load(save_detector(path), SessionOptions(intra_op_threads=1))
+    levels = [100 + n for n in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda level: detector.detect(flat(level), confidence=0.2), levels))
+    for level, each in zip(levels, found, strict=True):
+        assert sorted(each.confidence) == pytest.approx(sorted([level / 255, 0.5]), abs=1e-4)
+
+
+def test_the_package_imports_without_onnx_runtime() -> None:
+    check = "import sys, vision; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_onnx_runtime_does_not_report_to_its_maker(tmp_path: Path) -> None:
+    """What it keeps in the temporary folder when it does is not there."""
+    code = "import vision, onnxruntime; onnxruntime.SessionOptions()"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment["TMPDIR"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
+    assert list(tmp_path.iterdir()) == []

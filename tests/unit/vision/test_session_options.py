@@ -1,0 +1,91 @@
+"""What ONNX Runtime is told, and what it is not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vision import SessionOptions
+from vision.session_options import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    provider_options,
+    runtime_options,
+)
+
+ROOT = Path(__file__).parents[3]
+PLATES = ROOT / "models" / "repository" / "plates" / "1" / "model.onnx"
+
+
+def test_runs_are_sequential_and_nobody_spins() -> None:
+    made = runtime_options(SessionOptions(intra_op_threads=3))
+    assert (made.intra_op_num_threads, made.inter_op_num_threads) == (3, 1)
+    assert made.execution_mode.name == "ORT_SEQUENTIAL"
+    assert made.graph_optimization_level.name == "ORT_ENABLE_ALL"
+    assert made.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert runtime_options(SessionOptions()).intra_op_num_threads == 0  # ONNX Runtime's choice
+
+
+@pytest.mark.parametrize(("providers", "planned"), [((CPU,), False), ((CUDA, CPU), True)])
+def test_memory_is_planned_on_gpus_only(providers: tuple[str, ...], planned: bool) -> None:
+    assert runtime_options(SessionOptions(providers)).enable_mem_pattern is planned
+
+
+def test_the_cpu_needs_no_options() -> None:
+    assert provider_options(SessionOptions()) == [{}]
+
+
+def test_options_are_in_the_order_of_the_providers() -> None:
+    options = SessionOptions(
+        (TENSORRT, CUDA, CPU),
+        device_id=2,
+        gpu_memory_bytes=2**32,
+        engine_cache=Path("cache"),
+        tensorrt_fp16=True,
+    )
+    assert provider_options(options) == [
+        {
+            "device_id": "2",
+            "trt_fp16_enable": "True",
+            "trt_engine_cache_enable": "True",
+            "trt_engine_cache_path": "cache",
+            "trt_timing_cache_enable": "True",
+            "trt_timing_cache_path": "cache",
+        },
+        {
+            "device_id": "2",
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "gpu_mem_limit": str(2**32),
+        },
+        {},
+    ]
+
+
+def test_without_a_folder_tensorrt_caches_nothing_and_computes_in_single_precision() -> None:
+    (tensorrt,) = provider_options(SessionOptions((TENSORRT,)))
+    assert tensorrt == {"device_id": "0", "trt_fp16_enable": "False"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("intra_op_threads", 0), ("device_id", -1), ("gpu_memory_bytes", 0)],
+)
+def test_numbers_out_of_range_are_named(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least"):
+        SessionOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_session_leaves_the_threads_arithmetic_alone() -> None:
+    program = """
+import sys
+from vision import OnnxDetector
+OnnxDetector.load(sys.argv[1]).warm_up()
+print(5e-324 * float(len(sys.argv) - 1))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(PLATES)], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "5e-324", done.stderr

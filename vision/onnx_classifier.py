@@ -1,0 +1,135 @@
+"""A classifier in ONNX Runtime: the session, and how its pictures and its answers are made."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vision.classify import Classes, Scores, decode_classes, to_logits
+from vision.errors import ModelError
+from vision.metadata import parse_metadata
+from vision.network import (
+    OnnxNetwork,
+    check_task,
+    choose_names,
+    choose_size,
+    output_shape,
+)
+from vision.onnx_session import OnnxSession
+from vision.preprocess import Preprocess, preprocess_bytes, preprocess_image
+from vision.session_options import DEFAULT_OPTIONS, SessionOptions
+
+
+class OnnxClassifier(OnnxNetwork):
+    """A loaded classifier. Every method is safe to call from several threads at once.
+
+    Attributes:
+        preprocess: how pictures are made its input.
+        scores: what it puts out.
+    """
+
+    def __init__(
+        self,
+        session: OnnxSession,
+        names: Mapping[int, str] | None = None,
+        *,
+        preprocess: Preprocess | None = None,
+        scores: Scores | None = None,
+    ) -> None:
+        """Make a classifier of a session; `load` is the usual way.
+
+        An export of ultralytics, which says ``task: classify`` in its metadata, is known to end in
+        a softmax and to take pictures as `Preprocess` has them by default (an input that is not
+        square: resized exactly).
+
+        Args:
+            session: of a classification model.
+            names: labels to use in place of the metadata's; None to use those.
+            preprocess: how pictures are made its input; None for what is known of the export, or
+                the defaults.
+            scores: what it puts out; None for what is known of the export, or logits.
+
+        Raises:
+            ModelError: ``MODEL_METADATA_INVALID`` or ``MODEL_UNSUPPORTED``, naming the key or the
+                tensor; ``MODEL_RUN_FAILED`` where the output's shape has to be found by a run.
+        """
+        metadata = parse_metadata(session.metadata)
+        chosen = choose_names(names, metadata)
+        check_task(metadata, "classify")
+        crop = preprocess.crop if preprocess else None
+        size = choose_size(session, crop or metadata.input_size)
+        super().__init__(session, chosen, size)
+        known = metadata.task == "classify"
+        self.preprocess = preprocess or (_ultralytics(size) if known else Preprocess())
+        self.scores = scores or (Scores.PROBABILITIES if known else Scores.LOGITS)
+        _check_crop(self.preprocess, size)
+        _check_output(output_shape(session, size), len(chosen))
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        options: SessionOptions = DEFAULT_OPTIONS,
+        *,
+        names: Mapping[int, str] | None = None,
+        preprocess: Preprocess | None = None,
+        scores: Scores | None = None,
+    ) -> "OnnxClassifier":
+        """Load a model file; for the arguments see `OnnxSession.load` and the constructor.
+
+        Raises:
+            ModelError: the file, its metadata, its tensors or the providers cannot be used.
+        """
+        session = OnnxSession.load(Path(path), options)
+        return cls(session, names, preprocess=preprocess, scores=scores)
+
+    def prepare(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], None]:
+        """One RGB picture ``[H, W, 3]`` to the input ``[1, 3, h, w]``; nothing lies anywhere."""
+        return preprocess_image(image, self.preprocess, self.input_size), None
+
+    def prepare_bytes(self, width: int, height: int) -> int:
+        """Return the memory that `prepare` takes beside a picture of this size."""
+        return preprocess_bytes(width, height, self.preprocess, self.input_size)
+
+    def logits(self, output: NDArray[Any]) -> NDArray[np.float64]:
+        """Outputs ``[..., classes]`` as logits: what a temperature is fitted to; see `to_logits`.
+
+        Raises:
+            ModelError: ``MODEL_OUTPUT_INVALID``.
+        """
+        return to_logits(output, self.scores)
+
+    def decode(self, output: NDArray[Any], *, temperature: float = 1.0, top_k: int = 5) -> Classes:
+        """One picture's output ``[classes]`` to its surest classes; see `decode_classes`."""
+        return decode_classes(output, scores=self.scores, temperature=temperature, top_k=top_k)
+
+    def classify(
+        self, image: NDArray[np.uint8], *, temperature: float = 1.0, top_k: int = 5
+    ) -> Classes:
+        """Name what one RGB picture ``[H, W, 3]`` shows: `prepare`, `run` and `decode`."""
+        batch, _ = self.prepare(image)
+        (output,) = self.run(batch)
+        return self.decode(output, temperature=temperature, top_k=top_k)
+
+
+def _ultralytics(size: tuple[int, int]) -> Preprocess:
+    return Preprocess() if size[0] == size[1] else Preprocess(resize=size)
+
+
+def _check_crop(preprocess: Preprocess, size: tuple[int, int]) -> None:
+    if preprocess.crop not in (None, size):
+        raise ModelError(
+            "MODEL_UNSUPPORTED",
+            f"the crop must be the input's height and width {list(size)}, is "
+            f"{list(preprocess.crop or ())}",
+        )
+
+
+def _check_output(shape: list[int], classes: int) -> None:
+    if shape[1:] != [classes]:
+        raise ModelError(
+            "MODEL_UNSUPPORTED",
+            f"the output is {shape}, not [batch, {classes}]: a score for each of {classes} labels",
+        )

@@ -1,0 +1,232 @@
+"""One ONNX Runtime session: opened on the providers that were asked for or not at all."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servicekit.memory import is_to_blame
+from vision.errors import ModelError
+from vision.external_data import read_beside, read_plain
+from vision.pinned_outputs import PinnedOutputs
+from vision.session_options import (
+    CUDA,
+    DEFAULT_OPTIONS,
+    TENSORRT,
+    SessionOptions,
+    provider_options,
+    runtime_options,
+)
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, NodeArg
+    from onnxruntime import SessionOptions as RuntimeOptions
+
+logger = logging.getLogger(__name__)
+
+# ONNX Runtime's builds report to their maker unless told not to, before they are first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+_NVIDIA = {CUDA, TENSORRT}
+_DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+}
+_INPUTS = ("tensor(float)", "tensor(float16)")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """An input or an output of a model.
+
+    Attributes:
+        name: as in the file.
+        dtype: of its elements.
+        shape: None where an axis takes any size or the file does not say; the first is the batch.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+class OnnxSession:
+    """A loaded model with one input of floating point. Safe in threads.
+
+    Attributes:
+        sha256: of the model file, in hex.
+        providers: execution providers that the session has, first choice first.
+        metadata: the string map that the exporter wrote.
+        inputs: exactly one.
+        outputs: at least one, in the order of `run`.
+        batch_size: rows of every run of the model, or None when it takes any number.
+    """
+
+    def __init__(self, session: "InferenceSession", sha256: str, device_id: int = 0) -> None:
+        """Take over a session; `load` is the usual way.
+
+        Args:
+            session: of a model with one input.
+            sha256: of the model file, in hex.
+            device_id: number of the GPU, where it runs on one.
+
+        Raises:
+            ModelError: ``MODEL_UNSUPPORTED``: an input or output of another kind.
+        """
+        self.inputs = (_only_input(session),)
+        self.outputs = tuple(_describe(node) for node in session.get_outputs())
+        self.sha256 = sha256
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
+        self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
+        self.batch_size = self.inputs[0].shape[0] if self.inputs[0].shape else None
+        names = [output.name for output in self.outputs]
+        self._run_feed: Callable[[Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]]
+        if self.providers[0] in _NVIDIA:
+            self._run_feed = PinnedOutputs(session, names, device_id).run
+        else:
+            self._run_feed = partial(session.run, names)
+
+    @classmethod
+    def load(cls, path: Path, options: SessionOptions = DEFAULT_OPTIONS) -> "OnnxSession":
+        """Open a model file.
+
+        Args:
+            path: an ``.onnx`` file.
+            options: how it is to be run.
+
+        Raises:
+            ModelError: ``MODEL_FILE_MISSING``, ``MODEL_FILE_INVALID``, ``MODEL_UNSUPPORTED`` or
+                ``MODEL_PROVIDER_UNAVAILABLE``.
+        """
+        try:
+            content = read_plain(path)
+            chosen = runtime_options(options)
+            weights = read_beside(path, content, chosen)
+        except OSError as error:
+            raise ModelError("MODEL_FILE_MISSING", f"cannot read {path}: {error}") from error
+        digest = hashlib.sha256(content).hexdigest()
+        session = _open(path, options, chosen)
+        del weights  # not before: ONNX Runtime has its own copy only now
+        _check_providers(options.providers, session.get_providers())
+        return cls(session, digest, options.device_id)
+
+    def run(self, batch: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Run ``[N, ...]``, N at least 1, to every output ``[N, ...]`` in its own type.
+
+        The batch is converted to the input's type. A model with a fixed batch size is run as often
+        as needed, the last time filled up.
+
+        Raises:
+            ValueError: the batch does not have the shape of the input.
+            ModelError: ``MODEL_RUN_FAILED``: the runtime or its device failed;
+                ``MODEL_UNSUPPORTED``: an output does not have a row for each of the batch.
+            MemoryError: there is no memory for it, on the host or on the device.
+        """
+        self._check_shape(batch)
+        size = self.batch_size or len(batch)
+        parts = [self._run(batch[at : at + size], size) for at in range(0, len(batch), size)]
+        if len(parts) == 1:
+            return parts[0]
+        return tuple(np.concatenate(of_output) for of_output in zip(*parts, strict=True))
+
+    def _run(self, rows: NDArray[Any], size: int) -> tuple[NDArray[Any], ...]:
+        missing = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+        full = np.pad(rows, missing) if len(rows) < size else rows
+        (taken,) = self.inputs
+        feed = {taken.name: np.ascontiguousarray(full, dtype=taken.dtype)}
+        try:
+            found = self._run_feed(feed)
+        except Exception as error:  # ONNX Runtime's errors share no base class but this
+            if is_to_blame(error):
+                raise MemoryError(f"no memory for a run: {error}") from error
+            raise ModelError("MODEL_RUN_FAILED", f"the model's run failed: {error}") from error
+        for output, values in zip(self.outputs, found, strict=True):
+            _check_rows(output, values, size)
+        return tuple(values[: len(rows)] for values in found)
+
+    def _check_shape(self, batch: NDArray[Any]) -> None:
+        expected = self.inputs[0].shape
+        fits = batch.ndim == len(expected) and len(batch) > 0
+        if not fits or any(
+            want not in (None, have)
+            for want, have in zip(expected[1:], batch.shape[1:], strict=True)
+        ):
+            raise ValueError(f"batch must be [N, *{list(expected[1:])}], is {list(batch.shape)}")
+
+
+def _open(path: Path, options: SessionOptions, chosen: "RuntimeOptions") -> "InferenceSession":
+    import onnxruntime  # here, so that a device without it can still import this package
+
+    _check_providers(options.providers, onnxruntime.get_available_providers())
+    if _NVIDIA & set(options.providers):
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from their Python packages, where installed
+    try:
+        # Without the flag a provider that fails, now or in a later run, silently becomes the CPU.
+        return onnxruntime.InferenceSession(
+            path,
+            chosen,
+            providers=list(options.providers),
+            provider_options=provider_options(options),
+            enable_fallback=False,
+        )
+    except Exception as error:  # ONNX Runtime's errors share no base class but this
+        raise _cannot_load(path, options.providers, error) from error
+
+
+def _cannot_load(path: Path, providers: Sequence[str], error: Exception) -> ModelError:
+    # Providers fail with the built-in types, files with ONNX Runtime's own.
+    if isinstance(error, RuntimeError | ValueError):
+        text = f"providers {list(providers)} cannot run {path}: {error}"
+        return ModelError("MODEL_PROVIDER_UNAVAILABLE", text)
+    return ModelError("MODEL_FILE_INVALID", f"{path} is no model that can be loaded: {error}")
+
+
+def _check_providers(asked: Sequence[str], present: Sequence[str]) -> None:
+    if not asked or not set(asked) <= set(present):
+        raise ModelError(
+            "MODEL_PROVIDER_UNAVAILABLE",
+            f"providers {list(asked)} were asked for, there are {list(present)}",
+        )
+
+
+def _only_input(session: "InferenceSession") -> TensorInfo:
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type not in _INPUTS:
+        found = ", ".join(f"{each.name}: {each.type}" for each in inputs)
+        raise ModelError(
+            "MODEL_UNSUPPORTED", f"the model must have one input of {list(_INPUTS)}, has {found}"
+        )
+    return _describe(inputs[0])
+
+
+def _describe(node: "NodeArg") -> TensorInfo:
+    if node.type not in _DTYPES:
+        raise ModelError("MODEL_UNSUPPORTED", f"{node.name} is {node.type}: no tensor of numbers")
+    shape = tuple(axis if isinstance(axis, int) else None for axis in node.shape)
+    return TensorInfo(node.name, np.dtype(_DTYPES[node.type]), shape)
+
+
+def _check_rows(output: TensorInfo, values: NDArray[Any], size: int) -> None:
+    if values.ndim == 0 or len(values) != size:
+        raise ModelError(
+            "MODEL_UNSUPPORTED",
+            f"output {output.name} must have a row for each of {size} inputs, is "
+            f"{list(values.shape)}",
+        )
