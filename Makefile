@@ -16,7 +16,7 @@ OTHER_DUCKDBS := build/duckdb/1.4.4/.installed build/duckdb/2.0.1/.installed
 NODE_CAMERA := examples/node/gen/.built
 PROTO := $(shell find proto -name '*.proto')
 CONSTRAINTS := constraints.txt
-PACKAGES := edge ingest_service inference_service servicekit vision sightline_cli
+PACKAGES := edge ingest_service inference_service servicekit vision sightline
 SOURCES := $(PACKAGES) models examples bench tests proto
 
 # Generators and tools come from the virtual environment, so that buf finds its plugins.

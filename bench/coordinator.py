@@ -31,7 +31,10 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from bench.infer.figures import milliseconds, percentile
-from edge import (
+from edge.detect import Image
+from edge.detect.pictures import pixels
+from models.plates import make_plate, to_jpeg
+from sightline import (
     Box,
     Cascade,
     Detection,
@@ -45,10 +48,7 @@ from edge import (
     Policy,
     PredictionLogger,
 )
-from edge.detect import Image
-from edge.detect.pictures import pixels
-from models.plates import make_plate, to_jpeg
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 
 MODELS = Path(__file__).parents[1] / "models" / "repository"
 MODEL = MODELS / "plates" / "1" / "model.onnx"

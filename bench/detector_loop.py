@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from bench.edge_cost import service
-from edge import PredictionLogger
+from sightline import PredictionLogger
 
 NOBODY = "127.0.0.1:1"
 WARM_UP = 3

@@ -28,9 +28,9 @@ from typing import IO
 import psutil
 
 from bench.log_call import prediction
-from edge import LogOptions, Prediction, PredictionLogger
 from edge.options import Compression
-from sightline_cli.processes import ServiceProcess
+from sightline import LogOptions, Prediction, PredictionLogger
+from sightline.cli.processes import ServiceProcess
 
 BURST, PAUSE_SECONDS = 100, 0.01
 MIB = 1 << 20

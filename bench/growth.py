@@ -14,7 +14,7 @@ import uvloop
 
 from bench._grown import grow
 from bench.ingest import DEVICES, STREAM, payloads, rounds, send
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 
 BATCH = 256
 

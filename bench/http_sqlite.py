@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 import uvloop
 
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 
 DEVICES = 8
 _BODIES = 64

@@ -31,7 +31,7 @@ from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message, prepare
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.protocol import Changes, Opening, Spool, Watermark
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 
 DEVICES = 8
 STREAM = LogOptions.stream_size

@@ -28,7 +28,7 @@ from opentelemetry.sdk._logs.export import (
 )
 from opentelemetry.sdk.resources import Resource
 
-from edge import Box, Detection, Prediction, PredictionLogger
+from sightline import Box, Detection, Prediction, PredictionLogger
 
 NOBODY = ("127.0.0.1", 1)
 RESOURCE = Resource({"device_id": "bench"})

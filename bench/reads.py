@@ -21,7 +21,7 @@ from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 
 from bench._grown import grow
 from bench.ingest import DEVICES, STREAM, payloads, send
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 
 BATCH = 256
 Filter = ingest_pb2.PredictionFilter

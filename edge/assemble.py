@@ -1,9 +1,9 @@
 """The parts of an edge node, made as its settings say."""
 
-from edge.channel import Endpoint
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferParameters, ModelHint
 from edge.decide.policy import Cascade, Mode, Policy
+from edge.endpoints import inference_endpoint
 from edge.settings import EdgeSettings
 
 
@@ -17,7 +17,7 @@ def client(settings: EdgeSettings) -> InferenceClient | None:
     if settings.mode == "device":
         return None
     return InferenceClient(
-        Endpoint.to_inference(settings),
+        inference_endpoint(settings),
         timeout=settings.timeout_seconds,
         upload_above_bytes=settings.upload_above_bytes,
         downscale=settings.cloud_downscale,

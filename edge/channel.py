@@ -3,17 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
 
 import grpc
 
 from servicekit.addresses import stays_here
 from servicekit.errors import SightlineError
-from servicekit.settings import SettingsError
-from servicekit.tls import channel_credentials
-
-if TYPE_CHECKING:
-    from edge.settings import EdgeSettings
 
 # A path that has gone silent is noticed within 30 s, although TCP alone would take a quarter of an
 # hour, and after an outage the next attempt is never more than five seconds away (gRPC's own
@@ -61,21 +55,6 @@ class Endpoint:
                 "give TLS credentials (tls_ca_file), or use a loopback or unix: target"
             )
 
-    @classmethod
-    def to_ingest(cls, settings: "EdgeSettings") -> Self:
-        """Returns the ingest service that the settings name.
-
-        Raises:
-            servicekit.settings.SettingsError: a file that a setting names cannot be used.
-            ValueError: as above.
-        """
-        return cls._to(settings.ingest_target, settings)
-
-    @classmethod
-    def to_inference(cls, settings: "EdgeSettings") -> Self:
-        """Returns the inference service that the settings name; see `to_ingest`."""
-        return cls._to(settings.inference_target, settings)
-
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Metadata to send with a call; empty without a credential.
@@ -87,16 +66,6 @@ class Endpoint:
         if self.api_key_file is not None:
             credential = _read(self.api_key_file)
         return (("authorization", f"Bearer {credential}"),) if credential else ()
-
-    @classmethod
-    def _to(cls, target: str, settings: "EdgeSettings") -> Self:
-        key = settings.api_key.get_secret_value() if settings.api_key else None
-        made = cls(target, channel_credentials(settings), key, settings.api_key_file)
-        try:
-            _ = made.metadata
-        except SightlineError as error:
-            raise SettingsError(error.message) from error
-        return made
 
     def channel(self, options: Sequence[tuple[str, object]] = ()) -> grpc.Channel:
         """Returns a new channel for threads; it connects with the first call.

@@ -1,12 +1,37 @@
 """What a node and a coordinator raise when nobody answers: one family, with the whole story."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import grpc
 
-from edge.decide.answer import Attempt
-from edge.log.memory import ClosedError
+from edge.records import Source
 from servicekit.errors import SightlineError
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at an answer.
+
+    Attributes:
+        source: who was asked.
+        began: seconds from the first call to this try.
+        seconds: how long it took, or until it was given up.
+        error: reason of the failure, or its class where it has none; empty: it answered.
+    """
+
+    source: Source
+    began: float
+    seconds: float
+    error: str = ""
+
+    def __str__(self) -> str:
+        ended = self.error or "answered"
+        return f"{self.source} at {self.began:.3f} s: {ended} after {self.seconds:.3f} s"
+
+
+class ClosedError(RuntimeError):
+    """The logger is closed: nothing can be logged any more."""
 
 
 class EdgeError(SightlineError):

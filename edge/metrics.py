@@ -1,7 +1,6 @@
 """A node's statistics for Prometheus: what `EdgeNode.stats` says, and how long answers took."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -9,11 +8,9 @@ from prometheus_client.registry import Collector
 
 from edge.decide.answer import Answer
 from edge.sources.counts import Fate, SourceState
+from edge.tally import NodeStats
 from servicekit.telemetry.histograms import Histograms
 from servicekit.telemetry.metrics_server import MetricsServer
-
-if TYPE_CHECKING:  # the node imports this module, and only when metrics are asked for
-    from edge.node import NodeStats
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -29,7 +26,7 @@ class NodeMetrics(Collector):
         OSError: the address cannot be bound.
     """
 
-    def __init__(self, listen: str, stats: "Callable[[], NodeStats]") -> None:
+    def __init__(self, listen: str, stats: Callable[[], NodeStats]) -> None:
         registry = CollectorRegistry()
         self._stats = stats
         seconds = Histograms(
@@ -83,7 +80,7 @@ def _gauge(name: str, help_: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"sightline_edge_{name}", help_, labels=labels)
 
 
-def _pictures(stats: "NodeStats") -> Iterator[Metric]:
+def _pictures(stats: NodeStats) -> Iterator[Metric]:
     pictures = _counter(
         "pictures", "Pictures by who answered: device, cloud or nobody; and why", "by", "reason"
     )
@@ -102,7 +99,7 @@ def _pictures(stats: "NodeStats") -> Iterator[Metric]:
         yield family
 
 
-def _asking(stats: "NodeStats") -> Iterator[Metric]:
+def _asking(stats: NodeStats) -> Iterator[Metric]:
     asking = stats.coordinator
     retries = _counter("cloud_retries", "Tries at the cloud that were made again")
     retries.add_metric((), asking.retries)
@@ -116,7 +113,7 @@ def _asking(stats: "NodeStats") -> Iterator[Metric]:
     yield state
 
 
-def _log(stats: "NodeStats") -> Iterator[Metric]:
+def _log(stats: NodeStats) -> Iterator[Metric]:
     log = stats.logger
     for name, count, help_ in (
         ("logged", log.logged, "Predictions that the log took, dropped ones included"),
@@ -143,7 +140,7 @@ def _log(stats: "NodeStats") -> Iterator[Metric]:
         yield gauge
 
 
-def _sources(stats: "NodeStats") -> Iterator[Metric]:
+def _sources(stats: NodeStats) -> Iterator[Metric]:
     frames = _counter("source_frames", "Frames of a source, by what became of them", "source", "to")
     waiting = _gauge("source_waiting", "Frames that wait to be answered", "source")
     reconnects = _counter("source_reconnects", "How often a source was lost", "source")

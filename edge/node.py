@@ -19,20 +19,19 @@ from edge.cloud.messages import trace_id_of
 from edge.cloud.types import InferParameters, ModelHint
 from edge.decide.answer import Answer
 from edge.decide.coordinator import InferenceCoordinator
-from edge.decide.counters import CoordinatorStats
 from edge.decide.policy import Policy
 from edge.detect.base import Detector, Image, close_detector
-from edge.detect.load import load_detector
-from edge.errors import CoordinatorClosedError
-from edge.log.logger import ClosedError, LoggerStats, PredictionLogger
+from edge.device_model import load_detector
+from edge.errors import ClosedError, CoordinatorClosedError
+from edge.log.logger import PredictionLogger
 from edge.records import Prediction
 from edge.run import Outcome, Run
 from edge.settings import EdgeSettings
-from edge.sources.counts import SourceCounts, SourceState, SourceStats
+from edge.sources.counts import SourceCounts, SourceState
 from edge.sources.frame import Frame, FrameSource
 from edge.sources.opening import open_source
 from edge.sources.sampling import Sampling
-from edge.tally import Counts, Tally
+from edge.tally import NodeStats, Tally
 from servicekit.settings import SettingsError, load
 
 if TYPE_CHECKING:
@@ -45,17 +44,6 @@ _MOST_SOURCES = 256
 """Sources that are remembered: of a node that is given file after file, the last ones."""
 QUEUE_SIZE = 4
 """Frames of each source that wait in `run`: enough for a hiccup, and never older than that."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeStats:
-    """What became of a node's pictures, and of what it logged."""
-
-    pictures: Counts
-    sources: Mapping[str, SourceStats]
-    """Frames by source, of the sources that `run` and `arun` were given."""
-    coordinator: CoordinatorStats
-    logger: LoggerStats
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from edge.log.encode import MAX_MESSAGE
 from edge.records import MAX_SIZE
 from edge.spool.caps import Limits
+from edge.wire import MAX_MESSAGE
 
 Compression = Literal["none", "gzip"]
 

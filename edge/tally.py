@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edge.decide.answer import Answer
+from edge.decide.counters import CoordinatorStats
+from edge.log.stats import LoggerStats
 from edge.percentile import nearest_rank
 from edge.records import CloudReason, Source
+from edge.sources.counts import SourceStats
 from servicekit.errors import SightlineError
 
 _WINDOW = 1024  # answers that the percentiles look back on
@@ -52,6 +55,17 @@ class Counts:
     def answered(self) -> int:
         """Answered by whomever."""
         return self.by_device + sum(self.by_cloud.values())
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """What became of a node's pictures, and of what it logged."""
+
+    pictures: Counts
+    sources: Mapping[str, SourceStats]
+    """Frames by source, of the sources that `run` and `arun` were given."""
+    coordinator: CoordinatorStats
+    logger: LoggerStats
 
 
 class Tally:

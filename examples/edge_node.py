@@ -12,8 +12,8 @@ The model, the services and the rest are named by `SIGHTLINE_EDGE_*` variables o
 import sys
 from pathlib import Path
 
-from edge import EdgeNode
 from servicekit.errors import SightlineError
+from sightline import EdgeNode
 
 with EdgeNode.from_settings() as node:
     for picture in sorted(Path(sys.argv[1]).glob("*.jpg")):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ultralytics import YOLO
 
-from edge import PredictionLogger, from_ultralytics
+from sightline import PredictionLogger, from_ultralytics
 
 DEFAULTS = ("yolov8n.pt", "0", "127.0.0.1:50051")
 model, source, target = (*sys.argv[1:], *DEFAULTS[len(sys.argv) - 1 :])

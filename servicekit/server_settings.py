@@ -6,7 +6,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
 from servicekit.addresses import stays_here
-from servicekit.calls.limits import parse_method_limits
+from servicekit.quotas import parse_method_limits
 from servicekit.settings import (
     Address,
     OptionalPath,

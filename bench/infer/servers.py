@@ -21,7 +21,7 @@ from bench.infer.figures import Closed
 from bench.infer.work import THREADS
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 
 OURS, GRPC, HTTP, RAW = "sightline", "bare_grpc", "fastapi", "raw_threads"
 _MIB = 1 << 20

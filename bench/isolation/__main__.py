@@ -33,7 +33,7 @@ from ingest_service.settings import IngestSettings
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
 from servicekit.settings import load
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 
 _MIB = 1 << 20
 _SAMPLE_SECONDS = 0.01

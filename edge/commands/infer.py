@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edge.channel import Endpoint
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import ImageAnswer, InferAnswer, InferParameters, ModelHint
 from edge.commands.draw import Copies, label_of
 from edge.commands.options import notes, settings_with
+from edge.endpoints import inference_endpoint
 from edge.settings import EdgeSettings
 from servicekit.errors import Category, SightlineError
 from servicekit.terminal import CommandError, sentence
@@ -60,9 +60,7 @@ def infer(
     )
     copies = _copies(save, images) if save is not None else None
     failed = 0
-    with InferenceClient(
-        Endpoint.to_inference(settings), timeout=settings.timeout_seconds
-    ) as client:
+    with InferenceClient(inference_endpoint(settings), timeout=settings.timeout_seconds) as client:
         for path in images:
             try:
                 answer = _ask(client, path, settings, top_k)

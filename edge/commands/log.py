@@ -16,13 +16,14 @@ import typer
 from edge.commands.live import Display, Glance
 from edge.commands.options import notes, settings_with
 from edge.errors import DeviceError
-from edge.node import WORKERS, EdgeNode, NodeStats
+from edge.node import WORKERS, EdgeNode
 from edge.run import Outcome
 from edge.settings import EdgeSettings
 from edge.sources.counts import SourceState
 from edge.sources.frame import FrameSource
 from edge.sources.opening import open_source
 from edge.sources.sampling import Sampling
+from edge.tally import NodeStats
 from servicekit.errors import SightlineError
 from servicekit.telemetry import background_stderr
 from servicekit.telemetry.failures_once import FailuresOnce

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from edge.commands.options import settings_with
-from edge.log.logger import default_spool_dir
 from edge.spool import inspect
 from edge.spool.export import Exporter, as_json
+from edge.spool.homes import default_spool_dir
 from edge.spool.identity import DamagedError
 from edge.spool.inspect import Details, Summary, Verdict
 from edge.spool.recovery import repair as repairs

@@ -1,29 +1,9 @@
-"""An answer, and the tries that led to it."""
+"""An answer for a picture, and what it cost."""
 
 from dataclasses import dataclass
 
+from edge.errors import Attempt
 from edge.records import CloudReason, Detection, Source
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One try at an answer.
-
-    Attributes:
-        source: who was asked.
-        began: seconds from the first call to this try.
-        seconds: how long it took, or until it was given up.
-        error: reason of the failure, or its class where it has none; empty: it answered.
-    """
-
-    source: Source
-    began: float
-    seconds: float
-    error: str = ""
-
-    def __str__(self) -> str:
-        ended = self.error or "answered"
-        return f"{self.source} at {self.began:.3f} s: {ended} after {self.seconds:.3f} s"
 
 
 @dataclass(frozen=True, slots=True)

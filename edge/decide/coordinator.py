@@ -19,13 +19,12 @@ import grpc
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferParameters, ModelHint
 from edge.decide.answer import Answer
-from edge.decide.breaker import BreakerState
+from edge.decide.cloud_health import BreakerState, CloudGate
 from edge.decide.cloud_labels import CloudLabels
 from edge.decide.core import Coordination
 from edge.decide.counters import CoordinatorStats, Counters
 from edge.decide.device_worker import DeviceWorker
 from edge.decide.events import Fail, Finish, Woke
-from edge.decide.gate import CloudGate
 from edge.decide.labels import LabelRule, labels_of
 from edge.decide.policy import Mode, Policy
 from edge.decide.question import Happened, Parties, Question

@@ -3,11 +3,10 @@
 import threading
 from dataclasses import dataclass
 
-from edge.decide.breaker import BreakerState
+from edge.decide.cloud_health import BreakerState, CloudGate
 from edge.decide.core import Coordination
 from edge.decide.device_worker import DeviceWorker
 from edge.decide.events import Fail, Finish
-from edge.decide.gate import CloudGate
 from edge.records import CloudReason, Source
 
 

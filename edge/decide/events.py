@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from edge.decide.answer import Answer, Attempt
+from edge.decide.answer import Answer
 from edge.detect.base import DetectorResult
+from edge.errors import Attempt
 from edge.records import Source
 from servicekit.errors import SightlineError
 

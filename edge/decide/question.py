@@ -16,7 +16,7 @@ from edge.cloud.call import InferCall
 from edge.cloud.client import InferenceClient
 from edge.cloud.pending import PendingAnswer
 from edge.cloud.types import ImageAnswer, InferAnswer, InferParameters, ModelHint
-from edge.decide.breaker import Pass
+from edge.decide.cloud_health import CloudGate, Pass
 from edge.decide.cloud_labels import CloudLabels
 from edge.decide.core import Coordination
 from edge.decide.device_worker import DeviceWorker
@@ -36,7 +36,6 @@ from edge.decide.events import (
     Observation,
     WakeAt,
 )
-from edge.decide.gate import CloudGate
 from edge.decide.labels import rename
 from edge.detect.base import DetectorResult, Image
 from edge.errors import device_failure

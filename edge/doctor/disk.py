@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge.doctor.finding import Finding, failed, ok, warning
-from edge.log.logger import default_spool_dir
 from edge.settings import EdgeSettings
 from edge.spool import inspect
-from edge.spool.homes import FILE_NAME
+from edge.spool.homes import FILE_NAME, default_spool_dir
 from edge.spool.inspect import Summary
 from servicekit.errors import SightlineError
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from edge import assemble
 from edge.detect.base import Detector, close_detector
-from edge.detect.load import load_detector
+from edge.device_model import load_detector
 from edge.doctor.finding import Finding, failed, ok, warning
 from edge.settings import EdgeSettings
 

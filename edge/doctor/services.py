@@ -16,6 +16,7 @@ from edge.decide.cloud_labels import answering
 from edge.decide.labels import LabelRule
 from edge.doctor import health, reach
 from edge.doctor.finding import Finding, failed, ok, warning
+from edge.endpoints import inference_endpoint, ingest_endpoint
 from edge.settings import EdgeSettings
 from servicekit.about import version
 from servicekit.errors import Category, SightlineError, from_rpc_error
@@ -45,7 +46,7 @@ def ingest(settings: EdgeSettings, timeout: float) -> Iterator[Finding]:
     Raises:
         servicekit.settings.SettingsError, ValueError: it cannot be dialled with these settings.
     """
-    endpoint = Endpoint.to_ingest(settings)
+    endpoint = ingest_endpoint(settings)
     asked = Asked("ingest", health.INGEST, endpoint, settings, timeout)
     yield from _service(asked, _may_log)
 
@@ -57,7 +58,7 @@ def inference(
     if settings.mode == "device":
         yield ok("inference", "mode device: the inference service is not asked")
         return
-    endpoint = Endpoint.to_inference(settings)
+    endpoint = inference_endpoint(settings)
     asked = Asked("inference", health.INFERENCE, endpoint, settings, timeout, device_labels)
     yield from _service(asked, _may_infer)
 

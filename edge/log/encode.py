@@ -1,22 +1,17 @@
-"""Records to wire bytes, without a protobuf object in between.
+"""Encode records as `sightline.types.v1.Prediction`, without a protobuf object in between.
 
 The spool keeps each prediction as it goes over the wire, so that it is encoded once in its life and
-sent by joining bytes. Protobuf lets the fields of a message be written one after the other, and the
-entries of a repeated field anywhere among them; that is all this module relies on. Tags follow
-`proto/sightline/types/v1/prediction.proto` and `proto/sightline/ingest/v1`; the tests hold them
-against protobuf's own parser.
+sent by joining bytes; `edge.wire` has the fields.
 """
 
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import repeat
 
 from edge.records import CloudReason, Detection, DetectionArrays, Prediction, Source
-
-MAX_MESSAGE = 4 << 20
-"""The largest message that the ingest service reads, in bytes."""
+from edge.wire import integer, nested, text, timestamp, varint
 
 _CLOUD = Source.CLOUD
 _CLOUD_REASONS = {
@@ -27,7 +22,6 @@ _CLOUD_REASONS = {
     CloudReason.DEVICE_SLOW: 5,
     CloudReason.NO_DEVICE_MODEL: 6,
 }
-_ONE_BYTE = tuple(bytes([n]) for n in range(128))
 _CONFIDENCE = struct.Struct("<Bf")
 _CONFIDENCE_AND_BOX = struct.Struct("<BfBBBfBfBfBf")
 _MAX_FLOAT32 = 3.4028234663852886e38
@@ -43,110 +37,26 @@ def prediction_body(prediction: Prediction, now: float) -> bytes:
     """
     captured_at = now if prediction.captured_at is None else prediction.captured_at
     parts = [
-        _text(b"\x12", prediction.image_id),
+        text(b"\x12", prediction.image_id),
         _origin(prediction),
-        _nested(b"\x4a", _timestamp(captured_at)),
+        nested(b"\x4a", timestamp(captured_at)),
     ]
     if prediction.inference_seconds is not None:
-        parts.append(_nested(b"\x52", _duration(prediction.inference_seconds)))
+        parts.append(nested(b"\x52", _duration(prediction.inference_seconds)))
     found = prediction.detections
     parts += _rows(found) if isinstance(found, DetectionArrays) else map(_detection, found)
     if prediction.defect_detected is not None:
         parts.append(b"\x60\x01" if prediction.defect_detected else b"\x60\x00")
     for key, value in prediction.labels.items():
-        parts.append(_nested(b"\x6a", _text(b"\x0a", key) + _text(b"\x12", value)))
-    parts.append(_text(b"\x72", prediction.trace_id))
+        parts.append(nested(b"\x6a", text(b"\x0a", key) + text(b"\x12", value)))
+    parts.append(text(b"\x72", prediction.trace_id))
     return b"".join(parts)
-
-
-def sequence_field(sequence: int) -> bytes:
-    """Returns the field that goes in front of a prediction's body."""
-    return b"\x08" + varint(sequence)
-
-
-def prediction_entry(prediction: bytes) -> bytes:
-    """Returns a whole prediction as an entry of `PredictionLogRequest.predictions`."""
-    return _nested(b"\x12", prediction)
-
-
-def gap_entry(first: int, last: int, reason: int, declared_at: float) -> bytes:
-    """Returns an entry of `PredictionLogRequest.gaps`.
-
-    Args:
-        first: first sequence of the run, >= 1.
-        last: last sequence of the run, >= first.
-        reason: number of the `GapReason`.
-        declared_at: Unix seconds by the device's clock.
-    """
-    body = _integer(b"\x08", first) + _integer(b"\x10", last) + _integer(b"\x18", reason)
-    return _nested(b"\x1a", body + _nested(b"\x22", _timestamp(declared_at)))
-
-
-def messages(
-    header: bytes, entries: Iterable[bytes], batch_size: int, batch_bytes: int = MAX_MESSAGE
-) -> list[bytes]:
-    """Returns entries as the messages of one `PredictionLog` stream.
-
-    Args:
-        header: a serialised `LogHeader`, for the first message.
-        entries: what `prediction_entry` and `gap_entry` return, in ascending order.
-        batch_size: entries in one message at most.
-        batch_bytes: bytes of one message at most; a message holds one entry whatever its size.
-    """
-    batch = [_nested(b"\x0a", header)]
-    size, found = len(batch[0]), []
-    in_batch = 0
-    for entry in entries:
-        if in_batch and (in_batch == batch_size or size + len(entry) > batch_bytes):
-            found.append(b"".join(batch))
-            batch, size, in_batch = [], 0, 0
-        batch.append(entry)
-        size += len(entry)
-        in_batch += 1
-    found.append(b"".join(batch))
-    return found
-
-
-def varint(number: int) -> bytes:
-    """Returns a whole number of 64 bits, signed, as protobuf writes int32 and int64."""
-    if 0 <= number < 1 << 14:
-        return _ONE_BYTE[number] if number < 128 else bytes((number & 127 | 128, number >> 7))
-    number &= (1 << 64) - 1
-    digits = []
-    while number > 127:
-        digits.append(number & 127 | 128)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
-
-
-def _nested(tag: bytes, body: bytes) -> bytes:
-    size = len(body)
-    return tag + (_ONE_BYTE[size] if size < 128 else varint(size)) + body
-
-
-def _text(tag: bytes, text: str) -> bytes:
-    return _nested(tag, text.encode()) if text else b""
-
-
-def _integer(tag: bytes, number: int) -> bytes:
-    return tag + varint(number) if number else b""
-
-
-def _timestamp(seconds: float) -> bytes:
-    whole = math.floor(seconds)
-    return _whole_seconds(whole) + _integer(b"\x10", int((seconds - whole) * 1e9))
-
-
-@lru_cache(maxsize=4)
-def _whole_seconds(seconds: int) -> bytes:
-    return _integer(b"\x08", seconds)
 
 
 def _duration(seconds: float) -> bytes:
     whole, nanos = divmod(round(abs(seconds) * 1e9), 10**9)
     sign = -1 if seconds < 0 else 1  # nanoseconds have the sign of the seconds
-    return _integer(b"\x08", sign * whole) + _integer(b"\x10", sign * nanos)
+    return integer(b"\x08", sign * whole) + integer(b"\x10", sign * nanos)
 
 
 def _origin(prediction: Prediction) -> bytes:
@@ -166,12 +76,12 @@ def _origin_fields(
 ) -> bytes:
     """Writes what a device says of all its pictures alike."""
     fields = [
-        _integer(b"\x18", width),
-        _integer(b"\x20", height),
-        _text(b"\x2a", name),
-        _text(b"\x32", version),
+        integer(b"\x18", width),
+        integer(b"\x20", height),
+        text(b"\x2a", name),
+        text(b"\x32", version),
         b"\x38\x02" if is_cloud else b"\x38\x01",
-        _integer(b"\x40", _CLOUD_REASONS[reason]) if reason else b"",
+        integer(b"\x40", _CLOUD_REASONS[reason]) if reason else b"",
     ]
     return b"".join(fields)
 
@@ -228,14 +138,14 @@ def _start(class_id: int, name: str, rest: int) -> bytes:
 @lru_cache(maxsize=1024)
 def _cached_start(class_id: int, name: str, rest: int) -> bytes:
     """Writes a detection up to its confidence and box, behind which `rest` bytes will follow."""
-    fields = _integer(b"\x08", class_id) + _text(b"\x12", name)
+    fields = integer(b"\x08", class_id) + text(b"\x12", name)
     return b"\x5a" + varint(len(fields) + _CONFIDENCE_AND_BOX.size + rest) + fields
 
 
 def _any_detection(detection: Detection) -> bytes:
     fields = [
-        _integer(b"\x08", detection.class_id),
-        _text(b"\x12", detection.class_name),
+        integer(b"\x08", detection.class_id),
+        text(b"\x12", detection.class_name),
         _CONFIDENCE.pack(0x1D, _as_float32(detection.confidence)),
     ]
     if detection.box is not None:
@@ -244,7 +154,7 @@ def _any_detection(detection: Detection) -> bytes:
         fields.append(whole[_CONFIDENCE.size :])
     if detection.track_id is not None:
         fields.append(_track(detection.track_id))
-    return _nested(b"\x5a", b"".join(fields))
+    return nested(b"\x5a", b"".join(fields))
 
 
 def _confidence_and_box(

@@ -8,26 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
-from urllib.parse import quote
 
 import grpc
 
 from edge.channel import Endpoint
+from edge.endpoints import ingest_endpoint
 from edge.log import adapters, orphans
-from edge.log.memory import ClosedError, OnFull
+from edge.log.memory import OnFull
 from edge.log.pipeline import Pipeline, Plan
+from edge.log.stats import LoggerStats
 from edge.options import LogOptions
 from edge.records import Prediction
 from edge.settings import EdgeSettings
-from edge.ship.progress import LoggerStats
+from edge.spool.homes import default_spool_dir
 from servicekit.errors import SightlineError
 from servicekit.settings import load
 
 if TYPE_CHECKING:
     from ultralytics.engine.model import Model
     from ultralytics.engine.results import Results
-
-__all__ = ["ClosedError", "LogOptions", "LoggerStats", "PredictionLogger", "default_spool_dir"]
 
 Milestone = Literal["spooled", "committed"]
 _AT_EXIT_SECONDS = 2.0
@@ -102,7 +101,7 @@ class PredictionLogger:
             servicekit.settings.SettingsError: a setting cannot be used.
         """
         settings = settings or load(EdgeSettings, None, prog="edge")
-        endpoint = Endpoint.to_ingest(settings)
+        endpoint = ingest_endpoint(settings)
         return cls(
             endpoint.target,
             device_id=settings.device_id,
@@ -279,16 +278,6 @@ class PredictionLogger:
         _inherited.append(self._pipeline)
         self._pipeline.leave()
         self._begin(orphans.new_home(self._plan.directory))
-
-
-def default_spool_dir(device_id: str) -> Path:
-    """Returns `sightline/<device_id>` in `$XDG_STATE_HOME`, by default `~/.local/state`.
-
-    Characters that a file name should not have are percent-encoded.
-    """
-    state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
-    name = quote(device_id, safe=" ")
-    return Path(state) / "sightline" / (name if name.strip(".") else name.replace(".", "%2E"))
 
 
 def _adapted(candidate: object) -> Prediction:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
+from edge.errors import ClosedError
 from edge.records import Prediction
 from edge.spool.entries import Dropped, GapReason
 
@@ -14,10 +15,6 @@ Logged = tuple[Prediction, float]
 """A prediction and when it was logged, in Unix seconds."""
 _INBOX = 512  # as many at most have to be moved by one unlucky caller
 _now = time.time
-
-
-class ClosedError(RuntimeError):
-    """The logger is closed: nothing can be logged any more."""
 
 
 class Memory:

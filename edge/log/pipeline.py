@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.channel import Endpoint
-from edge.log.memory import ClosedError, Memory, OnFull
+from edge.errors import ClosedError
+from edge.log.memory import Memory, OnFull
 from edge.log.orphans import Adopter, homes
+from edge.log.stats import LoggerStats
 from edge.log.writer import Writer
 from edge.options import LogOptions
-from edge.ship.progress import LoggerStats, Progress
+from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
 from edge.spool.entries import GapReason
 from edge.spool.spool import Spool

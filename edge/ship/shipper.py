@@ -12,8 +12,8 @@ import grpc
 import tenacity
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 
+from edge import wire
 from edge.channel import Endpoint
-from edge.log import encode
 from edge.options import Compression
 from edge.ship.call_gate import CallGate
 from edge.ship.core import (
@@ -80,7 +80,7 @@ class Shipper:
         progress: Progress,
         *,
         batch_size: int,
-        batch_bytes: int = encode.MAX_MESSAGE,
+        batch_bytes: int = wire.MAX_MESSAGE,
         compression: Compression = "none",
         batch_timeout_seconds: float,
         stream_size: int,
@@ -244,7 +244,7 @@ class Shipper:
             entries=len(entries),
             is_prediction=bool(entries) and isinstance(entries[-1], Row),
         )
-        messages = encode.messages(
+        messages = wire.messages(
             self._header(step.after + 1),
             map(_encoded, entries),
             self._batch_size,
@@ -373,8 +373,8 @@ class Shipper:
 
 def _encoded(entry: Entry) -> bytes:
     if isinstance(entry, Row):
-        return encode.prediction_entry(entry.prediction)
-    return encode.gap_entry(entry.first, entry.last, entry.reason, entry.declared_at)
+        return wire.prediction_entry(entry.prediction)
+    return wire.gap_entry(entry.first, entry.last, entry.reason, entry.declared_at)
 
 
 def _failure(state: tenacity.RetryCallState) -> BaseException | None:

@@ -1,7 +1,9 @@
 """Where the spools of one device lie: one in its folder, others in folders below."""
 
+import os
 import uuid
 from pathlib import Path
+from urllib.parse import quote
 
 from edge.spool import mark
 
@@ -25,3 +27,13 @@ def homes(directory: Path) -> list[Path]:
     forks = directory / _FORKS
     found = [*forks.glob(f"*/{FILE_NAME}"), *forks.glob(f"*/{mark.FILE_NAME}")]
     return sorted({path.parent for path in found})
+
+
+def default_spool_dir(device_id: str) -> Path:
+    """Return `sightline/<device_id>` in `$XDG_STATE_HOME`, by default `~/.local/state`.
+
+    Characters that a file name should not have are percent-encoded.
+    """
+    state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    name = quote(device_id, safe=" ")
+    return Path(state) / "sightline" / (name if name.strip(".") else name.replace(".", "%2E"))

@@ -1,39 +1,18 @@
 """Opens the spool of a folder, whatever has happened to it: a node always starts."""
 
-import logging
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-
-from edge.spool.caps import Limits, Lost
-from edge.spool.entries import Dropped, GapReason
+from edge.spool.caps import Limits
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME
-from edge.spool.identity import DamagedError, EmptyError, Identity, are_branches, joined
+from edge.spool.identity import DamagedError, EmptyError, Identity, are_branches
 from edge.spool.mark import Note
+from edge.spool.opened import Opened
 from edge.spool.reader import SUSPICIOUS, SpoolReader, is_damage
-from edge.spool.recovery import aside
 from edge.spool.recovery.copies import part_from_original
-from edge.spool.recovery.salvage import identity_in, leftovers, salvage, salvage_apart, unnamed
-from servicekit.errors import SightlineError
-
-logger = logging.getLogger(__name__)
-
-_SALVAGED = "spool.new.db"
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A spool file that is open, and what became of the one that was there."""
-
-    file: SpoolFile
-    damage: str = ""
-    """What was wrong with it. Empty: nothing."""
-    lost: Sequence[Lost] = ()
-    """What could not be read, by sequence."""
+from edge.spool.recovery.recover import Recovery
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +34,11 @@ class Opener:
         """The spool file."""
         return self.directory / FILE_NAME
 
+    @property
+    def recovery(self) -> Recovery:
+        """Recovery of the same spool."""
+        return Recovery(self.directory, self.device_id, self.limits)
+
     def open(self, note: Note | None, now: float) -> Opened:
         """Opens the file; makes it if there is none; salvages it if it is damaged.
 
@@ -67,7 +51,7 @@ class Opener:
                 version made it (`SPOOL_TOO_NEW`).
             OSError, sqlite3.Error: the folder cannot be used.
         """
-        self._finish()
+        self.recovery.finish()
         noted = note.identity if note else None
         try:
             # A look first: to open it for changes may change what is left of a damaged one.
@@ -78,85 +62,7 @@ class Opener:
         except SUSPICIOUS as error:
             if not is_damage(error):
                 raise
-            return self.recover(error, noted, now)
-
-    def recover(
-        self, error: Exception, known: Identity | None, now: float, *, is_exact: bool = False
-    ) -> Opened:
-        """Salvages the file, which is closed.
-
-        Args:
-            error: what is wrong with it.
-            known: how far the spool is known to have come. None: only the file can tell.
-            now: Unix seconds.
-            is_exact: nothing went further than `known`, whatever the file says.
-
-        Raises:
-            SightlineError, OSError, sqlite3.Error: as above.
-        """
-        known = _certain(error, known)
-        identity = known or identity_in(self.path)
-        if identity is None:
-            return self._begin_anew(error)
-        self._check(identity)
-        if known is None:
-            return self._salvage_apart(error, identity, now)
-        new = self.directory / _SALVAGED
-        done = salvage(self.path, new, identity, self.limits, now, is_exact=is_exact)
-        old = self._finish()
-        logger.error(
-            "spool is damaged (%s): %d predictions were salvaged, %d are lost; "
-            "the damaged file is kept as %s",
-            *(error, done.rows, sum(one.count for one in done.lost), old),
-        )
-        return Opened(SpoolFile(self.path, self.device_id), str(error), done.lost)
-
-    def _finish(self) -> Path | None:
-        """Puts what was salvaged into its place, for itself or for a process that was killed."""
-        leftovers(self.directory)
-        new = self.directory / _SALVAGED
-        if not new.exists():
-            return None
-        old = aside.set_aside(self.path, is_salvaged=True)
-        new.rename(self.path)
-        aside.sync(self.directory)
-        aside.prune(self.directory, self.limits.max_bytes)
-        return old
-
-    def _salvage_apart(self, error: Exception, identity: Identity, now: float) -> Opened:
-        """Salvages what may have gone further than anything here says, so that it must not go on.
-
-        The salvaged predictions keep their identity, in a spool of their own that is shipped like
-        that of a forked process; new ones get a new spool_id, for a sequence must not come twice.
-        """
-        home, done = salvage_apart(self.path, identity, self.limits, now)
-        old = aside.set_aside(self.path, is_salvaged=True)
-        aside.prune(self.directory, self.limits.max_bytes)
-        logger.error(
-            "spool is damaged (%s): %d predictions were salvaged to %s, %d are lost; "
-            "a new spool begins, the file is kept as %s",
-            *(error, done.rows, home, sum(one.count for one in done.lost), old),
-        )
-        return Opened(SpoolFile(self.path, self.device_id), str(error))
-
-    def _begin_anew(self, error: Exception) -> Opened:
-        """Declares lost what cannot be sent, because nothing says as whose, or as what."""
-        tag_and_count = unnamed(self.path)
-        count = tag_and_count[1] if tag_and_count else 0
-        old = aside.set_aside(self.path, is_salvaged=False)
-        aside.prune(self.directory, self.limits.max_bytes)
-        logger.error(
-            "spool is damaged (%s) and nothing says which one it was: set aside as %s with %d "
-            "predictions that can be read; a new spool begins",
-            *(error, old, count),
-        )
-        file = SpoolFile(self.path, self.device_id)
-        lost = []
-        if count:
-            with file.transaction():
-                file.append([Dropped(count, GapReason.SPOOL_DAMAGED)], 0.0, 0.0)
-            lost = [Lost(1, count, GapReason.SPOOL_DAMAGED, count)]
-        return Opened(file, str(error), lost)
+            return self.recovery.recover(error, noted, now)
 
     def _look(self, noted: Identity | None) -> Identity | None:
         """Returns whose spool the file is; None: it was never finished.
@@ -175,19 +81,9 @@ class Opener:
             return None
         with closing(reader):
             reader.spooled_at(last=True)  # what the spool's clock will ask for
-        self._check(reader.identity)
+        self.recovery.check(reader.identity)
         _compare(reader.identity, noted)
         return reader.identity
-
-    def _check(self, identity: Identity) -> None:
-        if identity.device_id == self.device_id:
-            return
-        raise SightlineError(
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "SPOOL_OF_ANOTHER_DEVICE",
-            f"spool_dir: {self.directory} holds the spool of device {identity.device_id!r}; "
-            f"device {self.device_id!r} needs a folder of its own",
-        )
 
 
 def _compare(identity: Identity, noted: Identity | None) -> None:
@@ -197,12 +93,6 @@ def _compare(identity: Identity, noted: Identity | None) -> None:
     if are_branches(identity, noted):
         return  # the note is of what was here before the file was put back
     raise DamagedError(f"its end is gone, after sequence {identity.last} of {noted.last}", identity)
-
-
-def _certain(error: Exception, known: Identity | None) -> Identity | None:
-    """Returns the identity in the file, if it could be read, with what else is known of it."""
-    own = error.identity if isinstance(error, DamagedError) else None
-    return joined(own, known) if own else known
 
 
 def _size(path: Path) -> int:

@@ -5,8 +5,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from edge.log.encode import sequence_field, varint
 from edge.spool.entries import Entry, Gap, Row
+from edge.wire import sequence_field, varint
 
 _32_BITS = 0xFFFFFFFF
 _FIELDS = tuple(bytes([8, digit]) for digit in range(256))

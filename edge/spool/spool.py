@@ -26,7 +26,8 @@ from edge.spool.homes import FILE_NAME
 from edge.spool.identity import Identity
 from edge.spool.lock import SpoolLock
 from edge.spool.mark import Mark, Note
-from edge.spool.opening import Opened, Opener
+from edge.spool.opened import Opened
+from edge.spool.opening import Opener
 from edge.spool.reader import SUSPICIOUS, is_damage
 from edge.spool.recovery import aside
 
@@ -288,7 +289,7 @@ class Spool:
         self._damage = error  # until it is repaired, which a full disk may keep from happening
         with suppress(sqlite3.Error):
             self._file.close()
-        opened = self._opener.recover(error, self.identity, self._wall(), is_exact=True)
+        opened = self._opener.recovery.recover(error, self.identity, self._wall(), is_exact=True)
         self._file, self._damage = opened.file, None
         self._begin(opened)
 

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from edge import EdgeNode, Source
-from edge.node import NodeStats
+from edge.tally import NodeStats
 from examples.demo.audit import Audit, audit
 from examples.demo.node import FailingDetector, make_detector, make_node
 from examples.demo.script import Script
 from examples.demo.world import World
 from models.plates import camera, to_jpeg
+from sightline import EdgeNode, Source
 
 FLUSH_SECONDS = 60.0
 _NOTES = Console(stderr=True)

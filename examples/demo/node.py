@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from edge import EdgeNode, InferenceClient, Policy, PredictionLogger
 from edge.backoff import full_jitter
 from edge.detect import DetectorResult, Image, OnnxDetector
 from examples.demo.world import MODELS, World
+from sightline import EdgeNode, InferenceClient, Policy, PredictionLogger
 
 DEVICE = "demo-camera"
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from examples.demo.relay import CUT, SOUND, Relay
 from examples.demo.script import Event
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 
 MODELS = Path(__file__).parents[2] / "models" / "repository"
 

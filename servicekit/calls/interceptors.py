@@ -28,11 +28,12 @@ from servicekit.auth.guard import Access, Authenticator, RequireCaller
 from servicekit.calls.deadline import DefaultDeadline
 from servicekit.calls.gate import Gate
 from servicekit.calls.in_flight import BytesInFlight, Room
-from servicekit.calls.limits import CallerLimits, Quota, parse_method_limits
+from servicekit.calls.limits import CallerLimits
 from servicekit.calls.status import report_errors
 from servicekit.calls.tarpit import Tarpit
 from servicekit.errors import SightlineError
 from servicekit.parsing import parse
+from servicekit.quotas import Quota, parse_method_limits
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
 from servicekit.telemetry import call_notes

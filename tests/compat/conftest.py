@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.plates import make_plate, to_jpeg
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 from tests.compat.conftest import ROOT
 from tests.default_ports import moved
 

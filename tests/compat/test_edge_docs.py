@@ -27,7 +27,7 @@ from tests.unit.edge.sources.watching import save_pictures, save_video
 
 PAGE = (ROOT / "docs/edge.md").read_text()
 YOLO = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
-SIGHTLINE = f"{sys.executable} -c 'from sightline_cli.app import main; main()'"
+SIGHTLINE = f"{sys.executable} -c 'from sightline.cli.app import main; main()'"
 CAMERA = "rtsp://camera/stream"
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from examples.demo.relay import CUT, Relay
 from models.plates import make_plate, to_jpeg
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 from tests.compat.test_examples import camera, run
 from tests.faults.answers import Answers, LostError, Stream
 from tests.integration.auth.authority import Authority

@@ -17,7 +17,7 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from models.plates import make_plate, to_jpeg
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 from tests.compat.conftest import ROOT, require
 
 EXAMPLES = ROOT / "examples"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 from tests.compat.conftest import ROOT
 
 SCRIPT = Path(__file__).parent / "node/log_predictions.js"

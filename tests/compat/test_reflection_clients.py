@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from models.plates import make_plate, to_jpeg
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 from tests.compat.conftest import require
 
 Call = Callable[..., str]

@@ -18,7 +18,7 @@ import pytest
 from models.plates import make_plate, to_jpeg
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 from tests.compat.conftest import ROOT
 from tests.integration.inference.waiting_service import MODULE
 from tests.unit.inference_service.tiny_onnx import colour_model

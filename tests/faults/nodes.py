@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edge import Box, Detection, LogOptions, Prediction, PredictionLogger
 from edge.log.logger import Milestone
+from sightline import Box, Detection, LogOptions, Prediction, PredictionLogger
 from tests.faults.ledger import Ledger
 from tests.unit.edge.samples import eventually
 

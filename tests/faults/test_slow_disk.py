@@ -16,7 +16,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest, PredictionLogResponse
 
 from ingest_service.store.protocol import Spool
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 from tests.unit.edge.samples import eventually
 from tests.unit.ingest_service.samples import header, prediction, request, spool
 

@@ -18,7 +18,7 @@ from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_p
 from sightline.types.v1 import prediction_pb2
 
 from servicekit.errors import SightlineError, from_rpc_error
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 from tests.unit.inference_service.tiny_onnx import picture
 
 PATIENCE = 30.0

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from cryptography import x509
 
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 from tests.integration.auth.authority import Authority
 from tests.integration.auth.conftest import MakeKey
 from tests.integration.auth.services import Client, ingest, refusal, serving

@@ -31,7 +31,7 @@ class Shell:
         bin_ = folder / "bin"
         bin_.mkdir()
         program = bin_ / "sightline"
-        program.write_text(f"#!{sys.executable}\nfrom sightline_cli.app import main\nmain()\n")
+        program.write_text(f"#!{sys.executable}\nfrom sightline.cli.app import main\nmain()\n")
         program.chmod(0o755)
         clean = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
         self._env = {

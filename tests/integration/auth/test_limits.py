@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from edge import LogOptions, PredictionLogger
 from edge.cloud.client import InferenceClient
 from edge.decide.coordinator import InferenceCoordinator
 from edge.decide.policy import Mode, Policy
+from sightline import LogOptions, PredictionLogger
 from tests.integration.auth.conftest import MakeKey
 from tests.integration.auth.services import (
     PATIENCE,

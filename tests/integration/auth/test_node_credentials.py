@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from edge import LogOptions, PredictionLogger
 from edge.channel import Endpoint
 from edge.cloud.client import InferenceClient
 from servicekit.auth.key_file import KeyFile
 from servicekit.errors import SightlineError
+from sightline import LogOptions, PredictionLogger
 from tests.integration.auth.conftest import MakeKey
 from tests.integration.auth.services import (
     PATIENCE,

@@ -8,7 +8,7 @@ import pytest
 
 from servicekit.errors import SightlineError
 from servicekit.terminal import CommandError
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 from tests.integration.auth.services import Client, ingest, refusal, serving
 from tests.unit.edge.samples import eventually
 from tests.unit.servicekit.auth.issuer import Issuer

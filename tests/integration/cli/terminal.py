@@ -12,7 +12,7 @@ from tests.default_ports import NOBODY
 
 ROOT = Path(__file__).parents[3]
 REPOSITORY = ROOT / "models/repository"
-SIGHTLINE = [sys.executable, "-c", "from sightline_cli.app import main; main()"]
+SIGHTLINE = [sys.executable, "-c", "from sightline.cli.app import main; main()"]
 Done = subprocess.CompletedProcess[str]
 
 

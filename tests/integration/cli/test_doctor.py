@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
-from sightline_cli.app import app
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.app import app
+from sightline.cli.processes import ServiceProcess
 from tests.integration.auth.authority import Authority
 from tests.integration.auth.services import ingest, serving
 from tests.integration.cli.terminal import environment, sightline

@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from edge.__main__ import app as edge_app
-from sightline_cli.app import app
+from sightline.cli.app import app
 from tests.integration.cli.terminal import ROOT, environment, sightline
 
 
@@ -58,7 +58,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
     """An environment in which `sightline` is a command, as after an installation."""
     script = tmp_path / "bin" / "sightline"
     script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\nfrom sightline_cli.app import main\nmain()\n")
+    script.write_text(f"#!{sys.executable}\nfrom sightline.cli.app import main\nmain()\n")
     script.chmod(0o755)
     env = environment()
     paths = f"{ROOT}:{ROOT / 'generated'}:{env.get('PYTHONPATH', '')}"

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from servicekit.errors import SightlineError
-from sightline_cli.app import app
+from sightline.cli.app import app
 from tests.integration.auth.services import Client, ingest
 
 

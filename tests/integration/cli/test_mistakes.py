@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from models.plates import make_plate, to_jpeg
-from sightline_cli.app import main
+from sightline.cli.app import main
 from tests.integration.cli.terminal import REPOSITORY, ROOT, SIGHTLINE, environment, sightline
 
 DETECTOR = REPOSITORY / "plates/1/model.onnx"

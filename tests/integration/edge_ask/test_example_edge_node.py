@@ -9,7 +9,7 @@ import duckdb
 import numpy as np
 import PIL.Image
 
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 from tests.unit.inference_service.tiny_onnx import colour_model
 from tests.unit.vision.models import save_failing
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from edge import EdgeNode, EdgeSettings
 from edge.records import Box
-from sightline_cli.processes import ServiceProcess
+from sightline import EdgeNode, EdgeSettings
+from sightline.cli.processes import ServiceProcess
 from tests.unit.edge.overlap import overlap
 
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge.detect import Detector, ProcessDetector, Thresholds, Tracker, UltralyticsDetector
-from edge.detect.load import load_detector
+from edge.device_model import load_detector
 from edge.records import Detection
 from edge.settings import EdgeSettings
 from tests.unit.edge.overlap import overlap

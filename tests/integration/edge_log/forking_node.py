@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from edge import LogOptions, Prediction, PredictionLogger
+from sightline import LogOptions, Prediction, PredictionLogger
 
 
 def main() -> None:

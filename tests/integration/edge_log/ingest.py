@@ -9,7 +9,7 @@ from typing import Any
 
 import duckdb
 
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 
 
 class Ingest:

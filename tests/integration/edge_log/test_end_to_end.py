@@ -9,7 +9,8 @@ import grpc
 import pytest
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_pb2_grpc
 
-from edge.log.logger import LogOptions, PredictionLogger
+from edge.log.logger import PredictionLogger
+from edge.options import LogOptions
 from edge.records import Box, Detection, Prediction
 from tests.integration.edge_log.ingest import Ingest, serving
 from tests.unit.edge.samples import eventually, prediction

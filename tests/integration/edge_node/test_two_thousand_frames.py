@@ -24,12 +24,13 @@ import numpy as np
 import pytest
 
 from edge.cloud.client import InferenceClient
-from edge.decide.breaker import BreakerState
+from edge.decide.cloud_health import BreakerState
 from edge.decide.policy import Mode, Policy
 from edge.detect import DetectorResult, Image, OnnxDetector
 from edge.errors import EdgeError
-from edge.log.logger import LogOptions, PredictionLogger
+from edge.log.logger import PredictionLogger
 from edge.node import EdgeNode
+from edge.options import LogOptions
 from edge.run import Outcome
 from edge.sources import Frame, Watch
 from examples.demo.relay import CUT, SILENT, SOUND, Relay

@@ -26,7 +26,7 @@ from inference_service.models.calibration import ece
 from tests.integration.inference.process import Client, client, started
 from vision import softmax
 
-SIGHTLINE = [sys.executable, "-c", "from sightline_cli.app import main; main()"]
+SIGHTLINE = [sys.executable, "-c", "from sightline.cli.app import main; main()"]
 YAML = """
 task: classify
 labels: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]

@@ -31,7 +31,7 @@ from tests.unit.inference_service.tiny_onnx import colour_model, picture
 
 RED = picture()
 POLL = "0.05"
-SIGHTLINE = [sys.executable, "-c", "from sightline_cli.app import main; main()"]
+SIGHTLINE = [sys.executable, "-c", "from sightline.cli.app import main; main()"]
 
 
 def generation(path: Path, label: str, **options: Any) -> Path:

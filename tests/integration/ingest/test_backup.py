@@ -26,7 +26,7 @@ def sightline(*words: str, **environment: str) -> subprocess.CompletedProcess[st
     """Runs the command."""
     plain = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
     return subprocess.run(
-        [sys.executable, "-c", "from sightline_cli.app import main; main()", *words],
+        [sys.executable, "-c", "from sightline.cli.app import main; main()", *words],
         env={**plain, **environment},
         capture_output=True,
         text=True,
@@ -304,7 +304,7 @@ def test_10_a_partial_file_that_was_left_is_in_nobody_s_way(server: Server, tmp_
     code = f"import os; os.getpid = lambda: {os.getpid()}\n"
     done = subprocess.run(
         [
-            *(sys.executable, "-c", f"{code}from sightline_cli.app import main; main()"),
+            *(sys.executable, "-c", f"{code}from sightline.cli.app import main; main()"),
             *("backup", "--to", str(tmp_path / "backup.duckdb"), "--target", server.address),
         ],
         capture_output=True,

@@ -112,7 +112,7 @@ def test_item_16_a_service_whose_clock_is_behind_rejects_nothing_that_is_good(
     answer = server.log_messages(request(*sent, head=header(spool(2))))
     assert (answer.accepted, answer.rejected) == (0, 5)
     server.stop()
-    command = [sys.executable, "-c", "from sightline_cli.app import main; main()", "readmit"]
+    command = [sys.executable, "-c", "from sightline.cli.app import main; main()", "readmit"]
     command += ["--database", str(server.database)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert json.loads(done.stdout) == {"readmitted": 5, "kept": {}, "dry_run": False}
@@ -134,7 +134,7 @@ def test_a_stopped_database_is_exported_by_a_command(start: Start, tmp_path: Pat
     server = start()
     server.log_messages(request(*predictions(1, 5), head=header()))
     folder = tmp_path / "out"
-    command = [sys.executable, "-c", "from sightline_cli.app import main; main()", "export"]
+    command = [sys.executable, "-c", "from sightline.cli.app import main; main()", "export"]
     command += ["--database", str(server.database), "--to", str(folder)]
     refused = subprocess.run(command, check=False, capture_output=True, text=True)
     assert refused.returncode == 1
@@ -147,7 +147,7 @@ def test_a_stopped_database_is_exported_by_a_command(start: Start, tmp_path: Pat
 
 
 def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from sightline_cli.app import main; main()", "export"]
+    command = [sys.executable, "-c", "from sightline.cli.app import main; main()", "export"]
     command += ["--database", str(tmp_path / "no.duckdb"), "--to", str(tmp_path / "out")]
     refused = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (refused.returncode, "is no file" in refused.stderr) == (1, True)

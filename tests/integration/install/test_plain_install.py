@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from sightline_cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess
 
 ROOT = Path(__file__).parents[3]
 CLIENT = Path(__file__).with_name("typed_client.py")
 HEAVY = ("numpy", "pillow", "duckdb", "pyarrow", "onnxruntime", "torch", "ultralytics", "structlog")
 LOG_ONE = """
 import sys
-from edge import Prediction, PredictionLogger
+from sightline import Prediction, PredictionLogger
 with PredictionLogger(sys.argv[1], device_id="plain", spool_dir=sys.argv[2]) as log:
     log(Prediction("part-1", "m"))
     assert log.flush(20, until="committed"), log.stats()

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from edge import Box, Detection, Prediction, PredictionLogger
+from sightline import Box, Detection, Prediction, PredictionLogger
 
 
 def main() -> None:

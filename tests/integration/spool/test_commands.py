@@ -17,13 +17,14 @@ from google.protobuf import json_format
 from sightline.types.v1 import prediction_pb2
 from typer.testing import CliRunner
 
-from edge.log.logger import LogOptions, PredictionLogger
+from edge.log.logger import PredictionLogger
+from edge.options import LogOptions
 from edge.spool.homes import homes
-from sightline_cli.app import app
+from sightline.cli.app import app
 from tests.integration.edge_log.ingest import serving
 
 ROOT = Path(__file__).parents[3]
-SIGHTLINE = [sys.executable, "-c", "from sightline_cli.app import main; main()"]
+SIGHTLINE = [sys.executable, "-c", "from sightline.cli.app import main; main()"]
 EDGE = [sys.executable, "-m", "edge"]
 NODE = Path(__file__).with_name("node.py")
 

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from edge.channel import Endpoint
+from edge.endpoints import ingest_endpoint
 from edge.settings import EdgeSettings
 from servicekit.errors import SightlineError
 from servicekit.settings import SettingsError
@@ -55,7 +56,7 @@ def test_a_file_that_holds_no_credential_is_no_credential(
         _ = Endpoint("127.0.0.1:1", api_key_file=path).metadata
     assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
     with pytest.raises(SettingsError, match=r"api_key_file: .* cannot be used"):
-        Endpoint.to_ingest(EdgeSettings.model_validate({"api_key_file": path}))
+        ingest_endpoint(EdgeSettings.model_validate({"api_key_file": path}))
 
 
 def test_a_node_has_one_credential(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ sys.meta_path.insert(0, Blocker())
 
 from array import array
 
-from edge import Box, Detection, DetectionArrays, Prediction, PredictionLogger
+from sightline import Box, Detection, DetectionArrays, Prediction, PredictionLogger
 
 with PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=sys.argv[1]) as log:
     box = Box(1, 2, 3, 4)

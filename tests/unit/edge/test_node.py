@@ -19,8 +19,8 @@ from edge.cloud.client import InferenceClient
 from edge.decide.answer import Answer
 from edge.decide.policy import Mode, Policy
 from edge.detect.base import Detector, DetectorResult, Image
-from edge.errors import CoordinatorClosedError, DeviceError
-from edge.log.logger import ClosedError, PredictionLogger
+from edge.errors import ClosedError, CoordinatorClosedError, DeviceError
+from edge.log.logger import PredictionLogger
 from edge.node import EdgeNode
 from edge.records import Box, CloudReason, Detection, Prediction, Source
 from edge.settings import EdgeSettings

@@ -5,7 +5,8 @@ import dataclasses
 import grpc
 import pytest
 
-from edge.decide.answer import Answer, Attempt
+from edge.decide.answer import Answer
+from edge.errors import Attempt
 from edge.records import CloudReason, Source
 from edge.tally import Latency, Tally
 from servicekit.errors import SightlineError

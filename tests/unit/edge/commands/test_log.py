@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from edge import EdgeNode, PredictionLogger
 from edge.commands.live import Display
 from edge.commands.log import _glance, _report
 from edge.decide.policy import Mode, Policy
 from edge.detect.base import DetectorResult, Image
+from sightline import EdgeNode, PredictionLogger
 from tests.unit.edge.sources.watching import save_pictures
 
 

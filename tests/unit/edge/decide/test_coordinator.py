@@ -24,12 +24,17 @@ from edge.cloud.call import InferCall
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferParameters, ModelHint
 from edge.decide.answer import Answer
-from edge.decide.breaker import BreakerState
+from edge.decide.cloud_health import BreakerState
 from edge.decide.coordinator import InferenceCoordinator
 from edge.decide.policy import Cascade, Mode, Policy
 from edge.detect.base import DetectorResult, Image
-from edge.errors import CascadeRuleError, CloudError, CoordinatorClosedError, DeviceError
-from edge.log.memory import ClosedError
+from edge.errors import (
+    CascadeRuleError,
+    ClosedError,
+    CloudError,
+    CoordinatorClosedError,
+    DeviceError,
+)
 from edge.records import Box, CloudReason, Detection, Source
 from servicekit.errors import Category, SightlineError, invalid
 from tests.fakes.inference import Hang, Refuse, Reply, serving

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from edge import PredictionLogger
 from edge.commands.options import settings_with
 from edge.doctor import disk
 from edge.doctor.finding import Finding, Level
 from edge.records import Prediction
 from edge.settings import EdgeSettings
+from sightline import PredictionLogger
 
 NOBODY = 65534
 

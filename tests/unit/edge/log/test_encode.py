@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from sightline.types.v1 import prediction_pb2
 
+from edge import wire
 from edge.log import encode
 from edge.records import Box, CloudReason, Detection, Prediction, Source
 from edge.spool.entries import GapReason
@@ -92,7 +93,7 @@ def canonical(message: Any) -> bytes:
 
 @given(PREDICTIONS, st.floats(0, 4e9), st.integers(1, 2**63 - 1))
 def test_equals_protobufs_own(prediction: Prediction, now: float, sequence: int) -> None:
-    written = encode.sequence_field(sequence) + encode.prediction_body(prediction, now)
+    written = wire.sequence_field(sequence) + encode.prediction_body(prediction, now)
     parsed = prediction_pb2.Prediction.FromString(written)
     assert canonical(parsed) == canonical(by_protobuf(prediction, now, sequence))
     assert len(written) <= prediction.size
@@ -130,7 +131,7 @@ def test_the_largest_32_bit_float_stays() -> None:
 
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_varint_equals_protobufs_own(number: int) -> None:
-    assert encode.varint(number) == encoder._VarintBytes(number % 2**64)  # type: ignore[attr-defined]
+    assert wire.varint(number) == encoder._VarintBytes(number % 2**64)  # type: ignore[attr-defined]
 
 
 @given(
@@ -143,8 +144,8 @@ def test_messages_hold_every_entry_once_in_order(
 ) -> None:
     fields = [encode.prediction_body(Prediction(body.hex() or "-", "m"), 0.0) for body in bodies]
     device = ingest_pb2.LogHeader(device_id=header.hex())
-    entries = [encode.prediction_entry(one) for one in fields]
-    written = encode.messages(device.SerializeToString(), entries, batch_size)
+    entries = [wire.prediction_entry(one) for one in fields]
+    written = wire.messages(device.SerializeToString(), entries, batch_size)
     messages = list(map(ingest_service_pb2.PredictionLogRequest.FromString, written))
 
     assert messages[0].header == device
@@ -155,9 +156,9 @@ def test_messages_hold_every_entry_once_in_order(
 
 
 def test_a_message_stays_below_the_bound() -> None:
-    big = encode.prediction_entry(b"\x12" + encode.varint(1_500_000) + b"i" * 1_500_000)
-    written = encode.messages(b"", [big] * 5, 32)
-    assert [len(one) <= encode.MAX_MESSAGE for one in written] == [True] * 3
+    big = wire.prediction_entry(b"\x12" + wire.varint(1_500_000) + b"i" * 1_500_000)
+    written = wire.messages(b"", [big] * 5, 32)
+    assert [len(one) <= wire.MAX_MESSAGE for one in written] == [True] * 3
     counts = [
         len(ingest_service_pb2.PredictionLogRequest.FromString(one).predictions) for one in written
     ]
@@ -166,10 +167,10 @@ def test_a_message_stays_below_the_bound() -> None:
 
 def test_a_message_stays_below_the_bound_that_was_asked_for() -> None:
     small, big = (
-        encode.prediction_entry(encode.prediction_body(Prediction("i" * size, "m"), 0.0))
+        wire.prediction_entry(encode.prediction_body(Prediction("i" * size, "m"), 0.0))
         for size in (1, 3000)
     )
-    written = encode.messages(b"", [small] * 100 + [big] + [small] * 2, 1000, 1024)
+    written = wire.messages(b"", [small] * 100 + [big] + [small] * 2, 1000, 1024)
     found = list(map(ingest_service_pb2.PredictionLogRequest.FromString, written))
     assert [len(one) > 1024 for one in written].count(True) == 1
     assert sum(len(one.predictions) for one in found) == 103
@@ -179,8 +180,8 @@ def test_a_message_stays_below_the_bound_that_was_asked_for() -> None:
 
 
 def test_gap_entries_are_gaps() -> None:
-    entry = encode.gap_entry(3, 9, GapReason.SPOOL_AGE, 1_700_000_000.25)
-    (message,) = encode.messages(b"", [entry], 32)
+    entry = wire.gap_entry(3, 9, GapReason.SPOOL_AGE, 1_700_000_000.25)
+    (message,) = wire.messages(b"", [entry], 32)
     (gap,) = ingest_service_pb2.PredictionLogRequest.FromString(message).gaps
     assert (gap.first_sequence, gap.last_sequence) == (3, 9)
     assert gap.reason == ingest_pb2.GAP_REASON_SPOOL_AGE

@@ -19,11 +19,13 @@ import grpc
 import pytest
 from pydantic import SecretStr
 
-import edge
+from edge.errors import ClosedError
 from edge.log import orphans
-from edge.log.logger import ClosedError, LogOptions, PredictionLogger, default_spool_dir
+from edge.log.logger import PredictionLogger
+from edge.options import LogOptions
 from edge.records import MAX_SIZE, Prediction
 from edge.settings import EdgeSettings
+from edge.spool.homes import default_spool_dir
 from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
 from tests.fakes.ingest import FakeIngest
@@ -481,7 +483,7 @@ def test_drops_are_counted_and_declared(
 
 def test_a_process_that_ends_without_close_spools_what_it_can(tmp_path: Path) -> None:
     script = (
-        "import sys; from edge import Prediction, PredictionLogger;"
+        "import sys; from sightline import Prediction, PredictionLogger;"
         "log = PredictionLogger('127.0.0.1:1', device_id='gate-1', spool_dir=sys.argv[1]);"
         "[log(Prediction(str(n), 'm')) for n in range(1000)]"
     )
@@ -496,7 +498,7 @@ def test_a_process_that_ends_while_the_disk_hangs_ends_and_keeps_what_is_spooled
     tmp_path: Path,
 ) -> None:
     script = (
-        "import sqlite3, sys; from edge import Prediction, PredictionLogger;"
+        "import sqlite3, sys; from sightline import Prediction, PredictionLogger;"
         "log = PredictionLogger('127.0.0.1:1', device_id='gate-1', spool_dir=sys.argv[1]);"
         "[log(Prediction(str(n), 'm')) for n in range(100)];"
         "assert log.flush(30);"
@@ -560,15 +562,6 @@ def test_settings_and_options_have_the_same_defaults_and_bounds() -> None:
             rule.ge for rule in EdgeSettings.model_fields[name].metadata if hasattr(rule, "ge")
         )
         LogOptions(**{name: least})
-
-
-def test_the_package_offers_what_a_camera_needs() -> None:
-    assert edge.PredictionLogger is PredictionLogger
-    assert edge.Prediction is Prediction
-    for name in edge.__all__:
-        assert getattr(edge, name) is not None
-    with pytest.raises(AttributeError, match="Elephant"):
-        _ = edge.Elephant
 
 
 def test_logging_is_quiet_when_all_is_well(

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.log.memory import ClosedError, Logged, Memory, OnFull
+from edge.errors import ClosedError
+from edge.log.memory import Logged, Memory, OnFull
 from edge.records import Prediction
 from edge.spool.entries import Dropped, GapReason
 from tests.unit.edge.samples import eventually

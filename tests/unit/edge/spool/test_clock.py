@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from edge.log import memory, writer
-from edge.log.logger import LogOptions, PredictionLogger
+from edge.log.logger import PredictionLogger
+from edge.options import LogOptions
 from edge.records import Prediction
 from edge.ship import shipper
 from edge.spool import mark

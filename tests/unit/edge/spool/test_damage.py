@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from edge.log.encode import prediction_body, sequence_field
+from edge.log.encode import prediction_body
 from edge.records import Prediction
 from edge.spool.caps import Limits, Lost
 from edge.spool.entries import Gap, GapReason, Row
@@ -25,6 +25,7 @@ from edge.spool.reader import connect_to_read
 from edge.spool.recovery import salvage as salvaging
 from edge.spool.recovery.aside import found, names, prune
 from edge.spool.spool import Spool
+from edge.wire import sequence_field
 
 NO_LIMITS = Limits(1 << 40, 0.0, 0)
 SEEDS = int(os.environ.get("SPOOL_SEEDS", "5"))

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sightline.types.v1 import prediction_pb2
 
-from edge.log.encode import prediction_body, sequence_field
+from edge.log.encode import prediction_body
 from edge.records import Prediction
 from edge.spool.entries import Dropped, Entry, Gap, GapReason, Row
 from edge.spool.file import SpoolFile
 from edge.spool.identity import VERSION, DamagedError, Identity
 from edge.spool.mark import Mark, Note, Place, Reading
 from edge.spool.rows import merge, sequence_fields
+from edge.wire import sequence_field
 from servicekit.errors import SightlineError
 
 ALL = (1_000_000, 1 << 30)

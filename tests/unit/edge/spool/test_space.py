@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.log.logger import LogOptions, PredictionLogger
+from edge.log.logger import PredictionLogger
+from edge.options import LogOptions
 from edge.records import Prediction
 from edge.spool import caps
 from edge.spool.caps import Limits
@@ -99,7 +100,7 @@ def test_a_full_disk_costs_predictions_which_are_declared(
 
 NODE = """
 import json, resource, sys, time
-from edge import LogOptions, Prediction, PredictionLogger
+from sightline import LogOptions, Prediction, PredictionLogger
 options = LogOptions(memory_predictions=100, disk_reserve_bytes=0)
 log = PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=sys.argv[1], options=options)
 log._pipeline._writer._patience_seconds = 0.3

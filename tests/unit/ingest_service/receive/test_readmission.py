@@ -70,7 +70,7 @@ def rejected(path: Path) -> Path:
 
 
 def run(*flags: str) -> dict[str, Any]:
-    command = [sys.executable, "-c", "from sightline_cli.app import main; main()", "readmit"]
+    command = [sys.executable, "-c", "from sightline.cli.app import main; main()", "readmit"]
     done = subprocess.run([*command, *flags], check=True, capture_output=True, text=True)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -208,7 +208,7 @@ def test_the_offset_of_the_stream_comes_along(path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from sightline_cli.app import main; main()", "readmit"]
+    command = [sys.executable, "-c", "from sightline.cli.app import main; main()", "readmit"]
     command += ["--database", str(tmp_path / "no.duckdb")]
     refused = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (refused.returncode, "is no file" in refused.stderr) == (1, True)

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servicekit.auth.caller import ALL_DEVICES, ALL_SCOPES, ANONYMOUS, Caller, Proof
-from servicekit.calls.limits import CallerLimits, Quota, parse_method_limits
+from servicekit.calls.limits import CallerLimits
 from servicekit.errors import SightlineError
+from servicekit.quotas import Quota, parse_method_limits
 
 
 def caller(name: str, proof: Proof = Proof.API_KEY) -> Caller:

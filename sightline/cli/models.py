@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 
-from edge.channel import Endpoint
 from edge.commands.options import settings_with
+from edge.endpoints import inference_endpoint
 from servicekit.terminal import CommandError
+from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 
 if TYPE_CHECKING:
     from inference_service.models.loader import Runtime
@@ -216,7 +216,7 @@ def _try_out(key: tuple[str, str], repository: Path, providers: str) -> dict[str
 
 
 def _served(address: str, timeout: float) -> list[dict[str, Any]]:
-    service = Endpoint.to_inference(settings_with(inference_target=address))
+    service = inference_endpoint(settings_with(inference_target=address))
     with service.channel() as channel:
         stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
         request = inference_service_pb2.ListModelsRequest()

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from inference_service.models.model_spec import read as read_spec
 from servicekit.terminal import CommandError
-from sightline_cli.app import app
+from sightline.cli.app import app
 from tests.unit.inference_service.classifier_onnx import colour_classifier
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
 

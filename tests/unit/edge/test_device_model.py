@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge.detect import OnnxDetector, ProcessDetector, UltralyticsDetector, close_detector
-from edge.detect.load import load_detector
+from edge.device_model import load_detector
 from edge.settings import EdgeSettings
 from tests.unit.vision.models import save_detector
 from vision import ModelError
@@ -92,7 +92,7 @@ import sys
 for name in ("onnxruntime", "ultralytics", "torch", "cv2", "PIL", "numpy"):
     sys.modules[name] = None
 from pathlib import Path
-from edge.detect.load import load_detector
+from edge.device_model import load_detector
 from edge.settings import EdgeSettings
 from servicekit.errors import SightlineError
 detector = load_detector(EdgeSettings(device_model=Path(sys.argv[1]), device_process=True))

@@ -10,7 +10,7 @@ from edge.commands import infer, log
 from edge.commands import spool as spool
 from edge.commands.doctor import doctor
 from servicekit import terminal
-from sightline_cli import backup, export, keys, models, read, readmit, serve
+from sightline.cli import backup, export, keys, models, read, readmit, serve
 
 app = typer.Typer(
     help="The wire between edge cameras and the cloud: log predictions, ask for them.",

@@ -8,12 +8,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
-from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_pb2_grpc
 
 from edge.channel import Endpoint
 from edge.commands.options import settings_with
 from edge.doctor.health import INFERENCE, INGEST, ask
+from edge.endpoints import inference_endpoint, ingest_endpoint
 from servicekit.errors import SightlineError
+from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_pb2_grpc
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.001)]
@@ -31,7 +32,7 @@ def stats(
     timeout: Timeout = 10.0,
 ) -> None:
     """Count what is logged. Example: sightline stats --device gate-1 --json."""
-    service = Endpoint.to_ingest(settings_with(ingest_target=target))
+    service = ingest_endpoint(settings_with(ingest_target=target))
     request = ingest_service_pb2.GetStatsRequest(
         filter=ingest_pb2.PredictionFilter(device_ids=device or (), model_names=model or ())
     )
@@ -56,8 +57,8 @@ def health(
     """
     settings = settings_with(ingest_target=ingest, inference_target=inference)
     answers = {
-        "ingest": _status(Endpoint.to_ingest(settings), INGEST, timeout),
-        "inference": _status(Endpoint.to_inference(settings), INFERENCE, timeout),
+        "ingest": _status(ingest_endpoint(settings), INGEST, timeout),
+        "inference": _status(inference_endpoint(settings), INFERENCE, timeout),
     }
     if as_json:
         typer.echo(json.dumps(answers))

@@ -15,7 +15,7 @@ import typer
 
 from servicekit.telemetry import background_stderr
 from servicekit.terminal import CommandError
-from sightline_cli.processes import ServiceProcess, is_taken
+from sightline.cli.processes import ServiceProcess, is_taken
 
 app = typer.Typer(help="Run one service in the foreground.", no_args_is_help=True)
 

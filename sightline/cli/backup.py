@@ -12,13 +12,13 @@ from typing import Annotated
 
 import grpc
 import typer
-from sightline.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 
-from edge.channel import Endpoint
 from edge.commands.options import settings_with
+from edge.endpoints import ingest_endpoint
 from servicekit.durable import take_name
 from servicekit.errors import from_rpc_error
 from servicekit.terminal import CommandError
+from sightline.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
 
 _PROGRESS_SHARE = 0.1
 
@@ -37,7 +37,7 @@ def backup(
         raise CommandError(f"--to: {to} is there already: name another file")
     if not to.parent.is_dir():
         raise CommandError(f"--to: {to} cannot be written: make the folder {to.parent} first")
-    service = Endpoint.to_ingest(settings_with(ingest_target=target))
+    service = ingest_endpoint(settings_with(ingest_target=target))
     # Not of the PID: in a container that is the same each time, and what was killed left its own.
     partial = to.with_name(f".{to.name}.partial-{uuid.uuid4()}")
     try:

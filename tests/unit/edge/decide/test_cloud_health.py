@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.decide.breaker import Breaker, BreakerState, Pass
-from edge.decide.retry_tokens import RetryTokens
+from edge.decide.cloud_health import Breaker, BreakerState, Pass, RetryTokens
 from edge.decide.run_times import RunTimes
 
 

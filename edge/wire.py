@@ -1,0 +1,104 @@
+"""Protobuf's wire format for what a device logs: fields, entries and whole messages, as bytes.
+
+Protobuf lets the fields of a message be written one after the other, and the entries of a repeated
+field anywhere among them; that is all this module relies on. Tags follow
+`proto/sightline/types/v1/prediction.proto` and `proto/sightline/ingest/v1`; the tests hold them
+against protobuf's own parser.
+"""
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+
+MAX_MESSAGE = 4 << 20
+"""The largest message that the ingest service reads, in bytes."""
+
+_ONE_BYTE = tuple(bytes([n]) for n in range(128))
+
+
+def sequence_field(sequence: int) -> bytes:
+    """Return the field that goes in front of a prediction's body."""
+    return b"\x08" + varint(sequence)
+
+
+def prediction_entry(prediction: bytes) -> bytes:
+    """Return a whole prediction as an entry of `PredictionLogRequest.predictions`."""
+    return nested(b"\x12", prediction)
+
+
+def gap_entry(first: int, last: int, reason: int, declared_at: float) -> bytes:
+    """Return an entry of `PredictionLogRequest.gaps`.
+
+    Args:
+        first: first sequence of the run, >= 1.
+        last: last sequence of the run, >= first.
+        reason: number of the `GapReason`.
+        declared_at: Unix seconds by the device's clock.
+    """
+    body = integer(b"\x08", first) + integer(b"\x10", last) + integer(b"\x18", reason)
+    return nested(b"\x1a", body + nested(b"\x22", timestamp(declared_at)))
+
+
+def messages(
+    header: bytes, entries: Iterable[bytes], batch_size: int, batch_bytes: int = MAX_MESSAGE
+) -> list[bytes]:
+    """Return entries as the messages of one `PredictionLog` stream.
+
+    Args:
+        header: a serialised `LogHeader`, for the first message.
+        entries: what `prediction_entry` and `gap_entry` return, in ascending order.
+        batch_size: entries in one message at most.
+        batch_bytes: bytes of one message at most; a message holds one entry whatever its size.
+    """
+    batch = [nested(b"\x0a", header)]
+    size, found = len(batch[0]), []
+    in_batch = 0
+    for entry in entries:
+        if in_batch and (in_batch == batch_size or size + len(entry) > batch_bytes):
+            found.append(b"".join(batch))
+            batch, size, in_batch = [], 0, 0
+        batch.append(entry)
+        size += len(entry)
+        in_batch += 1
+    found.append(b"".join(batch))
+    return found
+
+
+def varint(number: int) -> bytes:
+    """Return a whole number of 64 bits, signed, as protobuf writes int32 and int64."""
+    if 0 <= number < 1 << 14:
+        return _ONE_BYTE[number] if number < 128 else bytes((number & 127 | 128, number >> 7))
+    number &= (1 << 64) - 1
+    digits = []
+    while number > 127:
+        digits.append(number & 127 | 128)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)
+
+
+def nested(tag: bytes, body: bytes) -> bytes:
+    """Return a field that holds a message or bytes."""
+    size = len(body)
+    return tag + (_ONE_BYTE[size] if size < 128 else varint(size)) + body
+
+
+def text(tag: bytes, text: str) -> bytes:
+    """Return a field of text; nothing where it is empty, as proto3 has it."""
+    return nested(tag, text.encode()) if text else b""
+
+
+def integer(tag: bytes, number: int) -> bytes:
+    """Return a field of a whole number; nothing where it is 0, as proto3 has it."""
+    return tag + varint(number) if number else b""
+
+
+def timestamp(seconds: float) -> bytes:
+    """Return the body of a `google.protobuf.Timestamp` of so many Unix seconds."""
+    whole = math.floor(seconds)
+    return _whole_seconds(whole) + integer(b"\x10", int((seconds - whole) * 1e9))
+
+
+@lru_cache(maxsize=4)
+def _whole_seconds(seconds: int) -> bytes:
+    return integer(b"\x08", seconds)

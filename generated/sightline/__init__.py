@@ -1,1 +1,0 @@
-"""Sightline's contract: messages and gRPC stubs generated from `proto/` by `make generate`."""

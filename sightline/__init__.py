@@ -1,0 +1,167 @@
+"""Sightline's public names: `from sightline import PredictionLogger, EdgeNode, InferenceClient`.
+
+A name is imported when it is first used, so that a device loads only what it needs. The stubs of
+the contract are in `sightline.ingest.v1`, `sightline.inference.v1` and `sightline.types.v1`.
+"""
+
+from importlib import import_module
+from pkgutil import extend_path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge.cloud.aio_client import AsyncInferenceClient
+    from edge.cloud.client import InferenceClient
+    from edge.cloud.types import InferAnswer, InferParameters, ModelHint
+    from edge.decide.answer import Answer
+    from edge.decide.cloud_health import BreakerState
+    from edge.decide.coordinator import InferenceCoordinator
+    from edge.decide.counters import CoordinatorStats
+    from edge.decide.policy import Cascade, Mode, Policy
+    from edge.detect import (
+        Detector,
+        DetectorResult,
+        OnnxDetector,
+        ProcessDetector,
+        Thresholds,
+        UltralyticsDetector,
+    )
+    from edge.detections import DetectionArrays
+    from edge.errors import (
+        Attempt,
+        CascadeRuleError,
+        ClosedError,
+        CloudError,
+        CoordinatorClosedError,
+        DeviceError,
+        EdgeError,
+    )
+    from edge.log.adapters import from_supervision, from_ultralytics, to_supervision
+    from edge.log.logger import PredictionLogger
+    from edge.log.stats import LoggerStats
+    from edge.node import EdgeNode
+    from edge.options import LogOptions
+    from edge.records import Box, CloudReason, Detection, Prediction, Source
+    from edge.run import Outcome
+    from edge.settings import EdgeSettings
+    from edge.sources import Camera, Frame, FrameSource, PictureFiles, Sampling, VideoFile
+    from edge.tally import NodeStats
+    from servicekit.errors import SightlineError
+
+# In a checkout the stubs are in `generated/`; an installed wheel has them in this folder.
+__path__ = extend_path(__path__, __name__)
+
+__all__ = [
+    "Answer",
+    "AsyncInferenceClient",
+    "Attempt",
+    "Box",
+    "BreakerState",
+    "Camera",
+    "Cascade",
+    "CascadeRuleError",
+    "ClosedError",
+    "CloudError",
+    "CloudReason",
+    "CoordinatorClosedError",
+    "CoordinatorStats",
+    "Detection",
+    "DetectionArrays",
+    "Detector",
+    "DetectorResult",
+    "DeviceError",
+    "EdgeError",
+    "EdgeNode",
+    "EdgeSettings",
+    "Frame",
+    "FrameSource",
+    "InferAnswer",
+    "InferParameters",
+    "InferenceClient",
+    "InferenceCoordinator",
+    "LogOptions",
+    "LoggerStats",
+    "Mode",
+    "ModelHint",
+    "NodeStats",
+    "OnnxDetector",
+    "Outcome",
+    "PictureFiles",
+    "Policy",
+    "Prediction",
+    "PredictionLogger",
+    "ProcessDetector",
+    "Sampling",
+    "SightlineError",
+    "Source",
+    "Thresholds",
+    "UltralyticsDetector",
+    "VideoFile",
+    "from_supervision",
+    "from_ultralytics",
+    "to_supervision",
+]
+
+_MODULES = {
+    # Logging
+    "Box": "edge.records",
+    "ClosedError": "edge.errors",
+    "CloudReason": "edge.records",
+    "Detection": "edge.records",
+    "DetectionArrays": "edge.records",
+    "LogOptions": "edge.options",
+    "LoggerStats": "edge.log.stats",
+    "Prediction": "edge.records",
+    "PredictionLogger": "edge.log.logger",
+    "Source": "edge.records",
+    "from_supervision": "edge.log.adapters",
+    "from_ultralytics": "edge.log.adapters",
+    "to_supervision": "edge.log.adapters",
+    # Answering
+    "Answer": "edge.decide.answer",
+    "AsyncInferenceClient": "edge.cloud.aio_client",
+    "Attempt": "edge.errors",
+    "Detector": "edge.detect",
+    "DetectorResult": "edge.detect",
+    "EdgeNode": "edge.node",
+    "EdgeSettings": "edge.settings",
+    "InferAnswer": "edge.cloud.types",
+    "InferParameters": "edge.cloud.types",
+    "InferenceClient": "edge.cloud.client",
+    "InferenceCoordinator": "edge.decide.coordinator",
+    "Mode": "edge.decide.policy",
+    "ModelHint": "edge.cloud.types",
+    "NodeStats": "edge.tally",
+    "OnnxDetector": "edge.detect",
+    "Policy": "edge.decide.policy",
+    "BreakerState": "edge.decide.cloud_health",
+    "Cascade": "edge.decide.policy",
+    "CascadeRuleError": "edge.errors",
+    "CloudError": "edge.errors",
+    "CoordinatorClosedError": "edge.errors",
+    "CoordinatorStats": "edge.decide.counters",
+    "DeviceError": "edge.errors",
+    "EdgeError": "edge.errors",
+    "SightlineError": "servicekit.errors",
+    "Outcome": "edge.run",
+    "ProcessDetector": "edge.detect",
+    "Thresholds": "edge.detect",
+    "UltralyticsDetector": "edge.detect",
+    # Sources of pictures
+    "Camera": "edge.sources",
+    "Frame": "edge.sources",
+    "FrameSource": "edge.sources",
+    "PictureFiles": "edge.sources",
+    "Sampling": "edge.sources",
+    "VideoFile": "edge.sources",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,6 @@
+"""The `sightline` command as a module: `python -m sightline --help`."""
+
+from sightline.cli.app import main
+
+if __name__ == "__main__":
+    main()
