@@ -103,7 +103,9 @@ def test_a_file_of_version_1_keeps_its_rows_and_gets_sums(path: Path) -> None:
     old = path.with_name("old.duckdb")
     with duckdb.connect(old) as connection:
         connection.execute(
-            resources.files("ingest_service").joinpath("schema.sql").read_text(encoding="utf-8")
+            resources.files("ingest_service.store.duckdb")
+            .joinpath("schema.sql")
+            .read_text(encoding="utf-8")
         )
         connection.execute("CREATE TABLE schema_version (version INTEGER, applied_at TIMESTAMPTZ)")
         connection.execute("INSERT INTO schema_version VALUES (1, now())")

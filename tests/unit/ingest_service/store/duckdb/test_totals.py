@@ -160,7 +160,11 @@ def test_a_file_of_version_2_gets_its_totals(path: Path) -> None:
     old = path.with_name("old.duckdb")
     with duckdb.connect(old) as connection:
         for script in ("schema.sql", "schema_2.sql"):
-            text = resources.files("ingest_service").joinpath(script).read_text(encoding="utf-8")
+            text = (
+                resources.files("ingest_service.store.duckdb")
+                .joinpath(script)
+                .read_text(encoding="utf-8")
+            )
             connection.execute(text)
         connection.execute("CREATE TABLE schema_version (version INTEGER, applied_at TIMESTAMPTZ)")
         connection.execute("INSERT INTO schema_version VALUES (1, now()), (2, now())")
