@@ -24,7 +24,7 @@ _SUM_UP_SECONDS = 0.25
 
 
 def grow(path: Path, rows: int) -> None:
-    """Adds predictions with three detections each until a database has this many, with sums."""
+    """Add predictions with three detections each until a database has this many, with sums."""
     chance = np.random.default_rng(1)
     sent = payloads(1, GROUP, _BATCH)
     templates = [_template(f"bench-{number}", sent) for number in range(DEVICES)]
@@ -43,7 +43,7 @@ def grow(path: Path, rows: int) -> None:
 
 
 def _template(device: str, sent: Sequence[bytes]) -> Changes:
-    """Returns what the service would write for one group of messages of a device."""
+    """Return what the service would write for one group of messages of a device."""
     spool = Spool(device, "00000000-0000-0000-0000-000000000000")
     opening = Opening(spool, datetime.now(UTC), None, None, "bench")
     messages = [Message(0, opening, each, first=False) for each in sent]
@@ -51,7 +51,7 @@ def _template(device: str, sent: Sequence[bytes]) -> Changes:
 
 
 def _varied(template: Changes, chance: np.random.Generator) -> Changes:
-    """Returns the group as of now, with inference times around 12 ms."""
+    """Return the group as of now, with inference times around 12 ms."""
     now = int(time.time() * 1_000_000)
     columns = {
         "captured_at": pa.array(now + np.arange(GROUP)).cast(pa.timestamp("us", "UTC")),

@@ -82,7 +82,7 @@ _DETECTIONS = TypeAdapter(list[Detection])
 
 
 def make_app(database: Path, address: str) -> FastAPI:
-    """Returns the service.
+    """Return the service.
 
     Args:
         database: the SQLite file.
@@ -130,7 +130,7 @@ def _rows(batch: Batch) -> Iterator[tuple[str | float | bool, ...]]:
 
 
 def main() -> None:
-    """Serves on a free port of this machine until SIGTERM."""
+    """Serve on a free port of this machine until SIGTERM."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--database", type=Path, required=True)
     options = arguments.parse_args()

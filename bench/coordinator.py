@@ -69,7 +69,7 @@ class SlowTail:
         self.name, self.version = detector.name, detector.version
 
     def detect(self, image: Image) -> DetectorResult:
-        """Finds what the model finds, in time or late."""
+        """Find what the model finds, in time or late."""
         if self._chance.random() < TAIL_SHARE:
             time.sleep(TAIL_SECONDS)
         return self._detector.detect(image)
@@ -83,7 +83,7 @@ class ShortSighted:
         self.name, self.version = detector.name, detector.version
 
     def detect(self, image: Image) -> DetectorResult:
-        """Finds what the model finds in the small picture, in pixels of the large one."""
+        """Find what the model finds in the small picture, in pixels of the large one."""
         whole = pixels(image)
         height, width, _ = whole.shape
         size = (width // SHRUNK, height // SHRUNK)
@@ -114,7 +114,7 @@ def services(folder: Path) -> Iterator[Services]:
 
 
 def added(where: Services, folder: Path, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
-    """Returns what the node adds to the detector alone: medians of the rounds."""
+    """Return what the node adds to the detector alone: medians of the rounds."""
     detector = OnnxDetector(MODEL)
     logger = PredictionLogger(where.ingest, device_id="bench", spool_dir=folder / "spool")
     with EdgeNode(detector, InferenceClient(where.inference), logger, Policy()) as node:
@@ -149,7 +149,7 @@ def _round(
 
 
 def hedged(where: Services, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
-    """Returns how late the answers are with a hedge and without."""
+    """Return how late the answers are with a hedge and without."""
     detector = OnnxDetector(MODEL)
     times: dict[Mode, list[float]] = {Mode.HEDGED: [], Mode.AUTO: []}
     with ExitStack() as stack:
@@ -180,7 +180,7 @@ def hedged(where: Services, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, 
 
 
 def cascade(where: Services, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
-    """Returns what a cascade sends, and how often it answers as the cloud does."""
+    """Return what a cascade sends, and how often it answers as the cloud does."""
     detector = ShortSighted(OnnxDetector(MODEL))
     encoded = [to_jpeg(picture) for picture in pictures]
     sent: dict[Mode, int] = {}
@@ -233,7 +233,7 @@ def _enlarged(found: Detection) -> Detection:
 
 
 def main() -> None:
-    """Runs the three parts and prints their figures."""
+    """Run the three parts and prints their figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pictures", type=int, default=1000, help="for each part")
     count = parser.parse_args().pictures

@@ -39,7 +39,7 @@ Frame = Callable[[], Any]
 
 
 def detector(folder: Path) -> Frame:
-    """Returns a detector of one picture."""
+    """Return a detector of one picture."""
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     from ultralytics import YOLO
@@ -64,7 +64,7 @@ class Cost(NamedTuple):
 
 
 def cost(look: Frame, log: Callable[[Any], object], frames: int) -> Cost:
-    """Returns what a frame costs in a loop that hands over what it sees."""
+    """Return what a frame costs in a loop that hands over what it sees."""
     for _ in range(WARM_UP):
         log(look())
     calls = []
@@ -79,7 +79,7 @@ def cost(look: Frame, log: Callable[[Any], object], frames: int) -> Cost:
 
 
 def measure(look: Frame, folder: Path, rounds: int, frames: int) -> dict[str, object]:
-    """Returns the line of figures."""
+    """Return the line of figures."""
     with (
         service(folder) as running,
         PredictionLogger(running.address, device_id="up", spool_dir=folder / "up") as up,
@@ -109,18 +109,18 @@ def measure(look: Frame, folder: Path, rounds: int, frames: int) -> dict[str, ob
 
 
 def ratio(without: list[Cost], logging: list[Cost], part: int) -> float:
-    """Returns the median of the rounds' ratios of one part of the costs; 1: logging is free."""
+    """Return the median of the rounds' ratios of one part of the costs; 1: logging is free."""
     pairs = zip(without, logging, strict=True)
     return round(statistics.median(one[part] / other[part] for one, other in pairs), 4)
 
 
 def call_us(costs: list[Cost]) -> float:
-    """Returns the median time of `log(results)`, in microseconds."""
+    """Return the median time of `log(results)`, in microseconds."""
     return round(statistics.median(one.call for one in costs) * 1e6, 1)
 
 
 def main() -> None:
-    """Prints one JSON line, or says on stderr why there is none."""
+    """Print one JSON line, or say on stderr why there is none."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rounds", type=int, default=15)
     arguments.add_argument("--frames", type=int, default=20, help="in each part of a round")

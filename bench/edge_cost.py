@@ -38,19 +38,19 @@ DONE = "done"
 
 
 def cpu_seconds() -> float:
-    """Returns the CPU time of this process so far, in user space and in the kernel."""
+    """Return the CPU time of this process so far, in user space and in the kernel."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
 def pictures() -> list[Prediction]:
-    """Returns records that differ as those of a camera do: gzip must not find them too easy."""
+    """Return records that differ as those of a camera do: gzip must not find them too easy."""
     chance = random.Random(1)
     return [prediction(number, chance.uniform(0, 900)) for number in range(1000)]
 
 
 def node_cpu(target: str, folder: str, count: int, compression: Compression) -> dict[str, float]:
-    """Logs at a steady rate; returns CPU microseconds and wall seconds of it."""
+    """Log at a steady rate; return CPU microseconds and wall seconds of it."""
     records = pictures()
     options = LogOptions(compression=compression)
     with PredictionLogger(target, device_id="bench", spool_dir=folder, options=options) as log:
@@ -68,7 +68,7 @@ def node_cpu(target: str, folder: str, count: int, compression: Compression) -> 
 
 
 def node_backlog(target: str, folder: str, count: int) -> None:
-    """Fills the spool while nobody answers, says so, and says when somebody has it all."""
+    """Fill the spool while nobody answers, say so, and say when somebody has it all."""
     records = pictures()
     log = PredictionLogger(target, device_id="bench", spool_dir=folder, on_full="block")
     with log:
@@ -84,7 +84,7 @@ def node_backlog(target: str, folder: str, count: int) -> None:
 
 @contextmanager
 def service(folder: Path, listen: str = "127.0.0.1:0") -> Iterator[ServiceProcess]:
-    """Runs an ingest service with a new database."""
+    """Run an ingest service with a new database."""
     flags = ["--listen", listen, "--database", str(folder / f"{uuid.uuid4()}.duckdb")]
     with ServiceProcess("ingest_service", [*flags, "--log-level", "warning"]) as running:
         yield running
@@ -92,7 +92,7 @@ def service(folder: Path, listen: str = "127.0.0.1:0") -> Iterator[ServiceProces
 
 @contextmanager
 def node(arguments: Sequence[object]) -> Iterator["subprocess.Popen[str]"]:
-    """Runs this program as an edge node."""
+    """Run this program as an edge node."""
     command = [sys.executable, "-m", "bench.edge_cost", "--node", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -102,7 +102,7 @@ def node(arguments: Sequence[object]) -> Iterator["subprocess.Popen[str]"]:
 
 
 def line_of(process: "subprocess.Popen[str]") -> str:
-    """Returns the next line that a node says.
+    """Return the next line that a node says.
 
     Raises:
         RuntimeError: it ended instead.
@@ -123,7 +123,7 @@ class CountingRelay:
 
     @contextmanager
     def running(self) -> Iterator[str]:
-        """Yields the relay's own address."""
+        """Yield the relay's own address."""
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
@@ -150,7 +150,7 @@ class CountingRelay:
 
 
 def cpu_us(folder: Path, count: int, compression: Compression) -> tuple[float, float]:
-    """Returns CPU microseconds and wall seconds of one prediction."""
+    """Return CPU microseconds and wall seconds of one prediction."""
     with (
         service(folder) as running,
         node(["cpu", running.address, folder / str(uuid.uuid4()), count, compression]) as process,
@@ -160,7 +160,7 @@ def cpu_us(folder: Path, count: int, compression: Compression) -> tuple[float, f
 
 
 def wire_bytes(folder: Path, count: int, compression: Compression) -> float:
-    """Returns the bytes that a prediction takes on the wire."""
+    """Return the bytes that a prediction takes on the wire."""
     with service(folder) as running:
         relay = CountingRelay(running.address)
         with (
@@ -172,12 +172,12 @@ def wire_bytes(folder: Path, count: int, compression: Compression) -> float:
 
 
 def resident_mib(process: psutil.Process) -> float:
-    """Returns the memory that a process has now."""
+    """Return the memory that a process has now."""
     return float(process.memory_info().rss / MIB)
 
 
 def most_resident(process: "subprocess.Popen[str]") -> float:
-    """Returns the most memory that a node has had when it says its next line."""
+    """Return the most memory that a node has had when it says its next line."""
     watched, most, done = psutil.Process(process.pid), 0.0, threading.Event()
     lines: list[str] = []
 
@@ -194,7 +194,7 @@ def most_resident(process: "subprocess.Popen[str]") -> float:
 
 
 def backlog(folder: Path, count: int) -> dict[str, float]:
-    """Returns what a backlog does to the node's memory, in MiB."""
+    """Return what a backlog does to the node's memory, in MiB."""
     with service(folder) as running:
         address = running.address  # where nobody listens from now on, for a while
     with node(["backlog", address, folder / "backlog", count]) as process:
@@ -213,7 +213,7 @@ def backlog(folder: Path, count: int) -> dict[str, float]:
 
 
 def measure(folder: Path, predictions: int, rounds: int, waiting: int) -> dict[str, object]:
-    """Returns the line of figures."""
+    """Return the line of figures."""
     kinds: tuple[Compression, ...] = ("none", "gzip")
     taken = [[cpu_us(folder, predictions, kind) for kind in kinds] for _ in range(rounds)]
     columns = zip(*taken, strict=True)
@@ -233,7 +233,7 @@ def measure(folder: Path, predictions: int, rounds: int, waiting: int) -> dict[s
 
 
 def main() -> None:
-    """Prints one JSON line."""
+    """Print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--predictions", type=int, default=100_000, help="in one measurement")
     arguments.add_argument("--rounds", type=int, default=3)

@@ -20,14 +20,14 @@ BATCH = 256
 
 
 def rate(database: Path, streams: Sequence[Sequence[bytes]], seconds: float) -> float:
-    """Returns predictions per second that a service on this database commits."""
+    """Return predictions per second that a service on this database commits."""
     flags = ["--listen", "127.0.0.1:0", "--database", str(database), "--log-level", "warning"]
     with ServiceProcess("ingest_service", flags) as service:
         return uvloop.run(send(service.address, streams, seconds))
 
 
 def main() -> None:
-    """Prints one JSON line."""
+    """Print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rows", type=int, default=50_000_000, help="of the large database")
     arguments.add_argument("--small-rows", type=int, default=1_000_000, help="of the other")

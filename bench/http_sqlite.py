@@ -27,7 +27,7 @@ _BODIES = 64
 
 @contextlib.contextmanager
 def service(folder: Path) -> Iterator[str]:
-    """Runs the service in a process of its own.
+    """Run the service in a process of its own.
 
     Args:
         folder: for its database.
@@ -41,7 +41,7 @@ def service(folder: Path) -> Iterator[str]:
 
 
 def bodies(device: int, batch: int, count: int = _BODIES) -> list[bytes]:
-    """Returns batches of a device as JSON, three detections in each prediction."""
+    """Return batches of a device as JSON, three detections in each prediction."""
     return [
         json.dumps(
             {
@@ -54,7 +54,7 @@ def bodies(device: int, batch: int, count: int = _BODIES) -> list[bytes]:
 
 
 async def post(address: str, batch: int, seconds: float) -> float:
-    """Returns committed predictions per second, over all devices.
+    """Return committed predictions per second, over all devices.
 
     Args:
         address: of the service, host:port.
@@ -86,7 +86,7 @@ async def post(address: str, batch: int, seconds: float) -> float:
 
 
 def rate(batch: int, seconds: float) -> float:
-    """Returns committed predictions per second of a service with an empty database.
+    """Return committed predictions per second of a service with an empty database.
 
     Args:
         batch: predictions in a request.
@@ -112,7 +112,7 @@ def _prediction(number: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Prints one JSON line per batch size."""
+    """Print one JSON line per batch size."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     options = arguments.parse_args()

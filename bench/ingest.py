@@ -41,7 +41,7 @@ METHOD = "/sightline.ingest.v1.IngestService/PredictionLog"
 
 
 def predictions(first: int, count: int) -> list[prediction_pb2.Prediction]:
-    """Returns predictions with ascending sequences and three detections each."""
+    """Return predictions with ascending sequences and three detections each."""
     found = []
     for sequence in range(first, first + count):
         one = prediction_pb2.Prediction(
@@ -68,7 +68,7 @@ def predictions(first: int, count: int) -> list[prediction_pb2.Prediction]:
 
 
 def payloads(first: int, count: int, batch: int) -> list[bytes]:
-    """Returns predictions as messages of `batch` each, without a header."""
+    """Return predictions as messages of `batch` each, without a header."""
     every = predictions(first, count)
     return [
         ingest_service_pb2.PredictionLogRequest(
@@ -79,14 +79,14 @@ def payloads(first: int, count: int, batch: int) -> list[bytes]:
 
 
 def header(device: str, spool: str) -> bytes:
-    """Returns a stream's first message."""
+    """Return a stream's first message."""
     return ingest_service_pb2.PredictionLogRequest(
         header=ingest_pb2.LogHeader(device_id=device, spool_id=spool, client="bench")
     ).SerializeToString()
 
 
 async def send(target: str, streams: Sequence[Sequence[bytes]], seconds: float) -> float:
-    """Returns committed predictions per second, over every device's streams.
+    """Return committed predictions per second, over every device's streams.
 
     Args:
         target: the service.
@@ -118,7 +118,7 @@ async def send(target: str, streams: Sequence[Sequence[bytes]], seconds: float) 
 
 
 def arrow_changes(messages: Sequence[bytes]) -> Changes:
-    """Returns what the service would write for one group of messages."""
+    """Return what the service would write for one group of messages."""
     spool = Spool("bench", str(uuid.uuid4()))
     opening = Opening(spool, datetime.now(UTC), None, None, "bench")
     group = [Message(0, opening, payload, first=False) for payload in messages]
@@ -126,7 +126,7 @@ def arrow_changes(messages: Sequence[bytes]) -> Changes:
 
 
 def insert(folder: Path, changes: Changes, seconds: float) -> float:
-    """Returns predictions per second that this process inserts and commits by itself."""
+    """Return predictions per second that this process inserts and commits by itself."""
     store = DuckDBStore(folder / f"{uuid.uuid4()}.duckdb")
     with contextlib.closing(store):
         began, count = time.perf_counter(), 0
@@ -140,20 +140,20 @@ def insert(folder: Path, changes: Changes, seconds: float) -> float:
 
 @contextlib.contextmanager
 def service(folder: Path) -> Iterator[ServiceProcess]:
-    """Runs an ingest service with a new database."""
+    """Run an ingest service with a new database."""
     flags = ["--listen", "127.0.0.1:0", "--database", str(folder / f"{uuid.uuid4()}.duckdb")]
     with ServiceProcess("ingest_service", [*flags, "--log-level", "warning"]) as running:
         yield running
 
 
 def rounds(count: int, *measures: Callable[[], float]) -> list[float]:
-    """Returns the median of each measure over rounds in which they alternate."""
+    """Return the median of each measure over rounds in which they alternate."""
     taken = [[measure() for measure in measures] for _ in range(count)]
     return [statistics.median(column) for column in zip(*taken, strict=True)]
 
 
 def compare(folder: Path, batch: int, options: argparse.Namespace) -> dict[str, object]:
-    """Returns the medians for one batch size."""
+    """Return the medians for one batch size."""
     streams = [payloads(1 + at * STREAM, STREAM, batch) for at in range(options.streams)]
     every = [message for messages in streams for message in messages]
     changes = arrow_changes(every[: max(GROUP_BYTES // len(every[0]), 1)])
@@ -185,7 +185,7 @@ def compare(folder: Path, batch: int, options: argparse.Namespace) -> dict[str, 
 
 
 def main() -> None:
-    """Prints one JSON line per batch size."""
+    """Print one JSON line per batch size."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     arguments.add_argument("--rounds", type=int, default=3)

@@ -35,7 +35,7 @@ RESOURCE = Resource({"device_id": "bench"})
 
 
 def prediction(number: int, at: float = 0.0) -> Prediction:
-    """Returns a record with three detections, `at` pixels away from where they usually are."""
+    """Return a record with three detections, `at` pixels away from where they usually are."""
     found = tuple(
         Detection(index, name, 0.9 - at / 1000, Box(at, 20 + at, 300 + at, 40.25 * at))
         for index, name in enumerate(("person", "bus", "car"))
@@ -46,7 +46,7 @@ def prediction(number: int, at: float = 0.0) -> Prediction:
 
 
 def log_record(one: Prediction) -> ReadWriteLogRecord:
-    """Returns the same as OpenTelemetry's SDK hands it to a processor."""
+    """Return the same as OpenTelemetry's SDK hands it to a processor."""
     record = LogRecord(
         timestamp=time.time_ns(),
         severity_number=SeverityNumber.INFO,
@@ -65,7 +65,7 @@ class NoCollector(LogRecordExporter):
     """An exporter that is refused. It gives up at once, which is the least it can cost."""
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:  # noqa: ARG002 (the interface has it)
-        """Tries to connect."""
+        """Try to connect."""
         try:
             socket.create_connection(NOBODY, timeout=1).close()
         except OSError:
@@ -82,7 +82,7 @@ class NoCollector(LogRecordExporter):
 
 @contextmanager
 def otel() -> Iterator[Callable[[ReadWriteLogRecord], None]]:
-    """Yields `on_emit` of a processor with the SDK's own defaults."""
+    """Yield `on_emit` of a processor with the SDK's own defaults."""
     processor = BatchLogRecordProcessor(NoCollector())
     try:
         yield processor.on_emit
@@ -91,7 +91,7 @@ def otel() -> Iterator[Callable[[ReadWriteLogRecord], None]]:
 
 
 def microseconds(work: Callable[[], object]) -> float:
-    """Returns how long the work took."""
+    """Return how long the work took."""
     began = time.perf_counter_ns()
     work()
     return (time.perf_counter_ns() - began) / 1000
@@ -100,7 +100,7 @@ def microseconds(work: Callable[[], object]) -> float:
 def measure(
     calls: int, log: PredictionLogger, emit: Callable[[ReadWriteLogRecord], None]
 ) -> dict[str, list[float]]:
-    """Returns what each call took, in microseconds, one of each in every millisecond."""
+    """Return what each call took, in microseconds, one of each in every millisecond."""
     taken: dict[str, list[float]] = {"": [], "otel_": [], "record": [], "otel_record": []}
     began = time.perf_counter()
     for number in range(calls):
@@ -118,7 +118,7 @@ def measure(
 
 
 def main() -> None:
-    """Prints one JSON line."""
+    """Print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=float, default=20.0)
     options = arguments.parse_args()

@@ -35,19 +35,19 @@ PAGES = {
 
 
 def ask_stats(stub: IngestServiceStub, which: Filter) -> Callable[[], Message]:
-    """Returns a call for statistics."""
+    """Return a call for statistics."""
     return lambda: stub.GetStats(ingest_service_pb2.GetStatsRequest(filter=which))
 
 
 def ask_page(stub: IngestServiceStub, which: Filter, token: str = "") -> Callable[[], Message]:
-    """Returns a call for a page of 100."""
+    """Return a call for a page of 100."""
     return lambda: stub.ListPredictions(
         ingest_service_pb2.ListPredictionsRequest(filter=which, page_token=token)
     )
 
 
 def questions(stub: IngestServiceStub) -> dict[str, Callable[[], Message]]:
-    """Returns what is asked in turn, by name."""
+    """Return what is asked in turn, by name."""
     later = stub.ListPredictions(ingest_service_pb2.ListPredictionsRequest()).next_page_token
     return {
         "stats_all": ask_stats(stub, Filter()),
@@ -60,7 +60,7 @@ def questions(stub: IngestServiceStub) -> dict[str, Callable[[], Message]]:
 def measure(
     address: str, streams: Sequence[Sequence[bytes]], seconds: float
 ) -> tuple[float, dict[str, list[float]]]:
-    """Returns predictions per second, and how long each question took, s, by name."""
+    """Return predictions per second, and how long each question took, s, by name."""
     rates: list[float] = []
     sender = threading.Thread(
         target=lambda: rates.append(uvloop.run(send(address, streams, seconds)))
@@ -82,12 +82,12 @@ def measure(
 
 
 def p95_ms(times: Sequence[float]) -> float:
-    """Returns the 95th percentile in ms."""
+    """Return the 95th percentile in ms."""
     return round(1000 * statistics.quantiles(times, n=20, method="inclusive")[-1], 1)
 
 
 def main() -> None:
-    """Prints one JSON line."""
+    """Print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rows", type=int, default=10_000_000)
     arguments.add_argument("--seconds", type=float, default=30.0, help="of full ingest")

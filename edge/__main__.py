@@ -19,7 +19,7 @@ app.add_typer(spool.app, name="spool")
 
 
 def main() -> None:
-    """Runs the command line and ends the process with its exit code."""
+    """Run the command line and end the process with its exit code."""
     terminal.run(app, prog="python -m edge")
 
 

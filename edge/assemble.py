@@ -8,7 +8,7 @@ from edge.settings import EdgeSettings
 
 
 def client(settings: EdgeSettings) -> InferenceClient | None:
-    """Returns the connection to the inference service; None: the mode does not ask it.
+    """Return the connection to the inference service; None: the mode does not ask it.
 
     Raises:
         servicekit.settings.SettingsError: a file that a setting names cannot be used.
@@ -25,7 +25,7 @@ def client(settings: EdgeSettings) -> InferenceClient | None:
 
 
 def policy(settings: EdgeSettings) -> Policy:
-    """Returns who may answer, and how long it may take."""
+    """Return who may answer, and how long it may take."""
     return Policy(
         mode=Mode(settings.mode),
         timeout=settings.timeout_seconds,
@@ -46,14 +46,14 @@ def policy(settings: EdgeSettings) -> Policy:
 
 
 def cloud_model(settings: EdgeSettings) -> ModelHint | None:
-    """Returns which model of the service should answer; None: its default."""
+    """Return which model of the service should answer; None: its default."""
     if not settings.cloud_model and not settings.cloud_model_version:
         return None
     return ModelHint(settings.cloud_model, settings.cloud_model_version)
 
 
 def parameters(settings: EdgeSettings) -> InferParameters:
-    """Returns how the service makes its answers."""
+    """Return how the service makes its answers."""
     return InferParameters(
         confidence_threshold=settings.confidence_threshold,
         iou_threshold=settings.iou_threshold,

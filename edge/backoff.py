@@ -6,7 +6,7 @@ from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 
 def full_jitter(first: float = 0.1, most: float = 2.0) -> Callable[[int], float]:
-    """Returns a function that draws the wait before retry 1, 2, ... in seconds.
+    """Return a function that draws the wait before retry 1, 2, ... in seconds.
 
     Retry n waits a uniformly random time between 0 and `first * 2 ** (n - 1)`, at most `most`, so
     that devices which failed together do not come back together ("Full Jitter" in M. Brooker,

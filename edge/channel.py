@@ -68,7 +68,7 @@ class Endpoint:
         return (("authorization", f"Bearer {credential}"),) if credential else ()
 
     def channel(self, options: Sequence[tuple[str, object]] = ()) -> grpc.Channel:
-        """Returns a new channel for threads; it connects with the first call.
+        """Return a new channel for threads; it connects with the first call.
 
         Args:
             options: gRPC channel options on top of `OPTIONS`, or in their place.

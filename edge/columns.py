@@ -19,7 +19,7 @@ _Column = TypeVar("_Column", bound=Sequence[object])
 
 
 def floats(name: str, value: Array, width: int) -> "array[float]":
-    """Returns a copy as 32-bit floats, `width` in each row.
+    """Return a copy as 32-bit floats, `width` in each row.
 
     Raises:
         ValueError: it has another shape, or holds NaN or what is no number.
@@ -36,7 +36,7 @@ def floats(name: str, value: Array, width: int) -> "array[float]":
 
 
 def integers(name: str, value: Array, code: str) -> "array[int]":
-    """Returns a copy as whole numbers.
+    """Return a copy as whole numbers.
 
     Raises:
         ValueError: it is no `[n]`, or holds what is no whole number of that size.
@@ -61,7 +61,7 @@ def _whole(code: str, numbers: Sequence[Array]) -> "array[int]":
 
 
 def _flat(name: str, value: Array, width: int) -> Array:
-    """Returns numbers as one row, on the host, perhaps still in their owner's memory."""
+    """Return numbers as one row, on the host, perhaps still in their owner's memory."""
     if hasattr(value, "detach"):
         value = _from_torch(value)
     shape = getattr(value, "shape", None)
@@ -97,7 +97,7 @@ def _flat_list(name: str, value: Array, width: int) -> list[Any]:
 
 
 def _copied(code: str, flat: Array) -> "array[Any]":
-    """Returns a copy, without a Python object per number where the type is right already."""
+    """Return a copy, without a Python object per number where the type is right already."""
     try:
         view = memoryview(flat)
     except TypeError:
@@ -110,7 +110,7 @@ def _copied(code: str, flat: Array) -> "array[Any]":
 
 
 def texts(values: Array) -> tuple[str, ...]:
-    """Returns a copy of the labels of each.
+    """Return a copy of the labels of each.
 
     Raises:
         ValueError: one is no text.
@@ -124,7 +124,7 @@ def texts(values: Array) -> tuple[str, ...]:
 def labels(
     names: Mapping[int, str] | Sequence[str] | None, class_ids: "array[int]"
 ) -> tuple[str, ...]:
-    """Returns the label of each class, or empty ones where there are no names.
+    """Return the label of each class, or empty ones where there are no names.
 
     Raises:
         ValueError: a class has no name, or it is no text.
@@ -147,7 +147,7 @@ def _label(names: Mapping[int, str] | Sequence[str], class_id: int) -> str:
 
 
 def of_length(count: int, name: str, column: _Column) -> _Column:
-    """Returns the column.
+    """Return the column.
 
     Raises:
         ValueError: it has another length.

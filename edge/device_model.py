@@ -9,7 +9,7 @@ from edge.settings import EdgeSettings
 
 
 def load_detector(settings: EdgeSettings) -> Detector | None:
-    """Returns the device's model, warmed up; None: there is none, or the mode does not ask it.
+    """Return the device's model, warmed up; None: there is none, or the mode does not ask it.
 
     Where `device_process` is set it runs in a process of its own; `close_detector` ends that.
 
@@ -30,7 +30,7 @@ def load_detector(settings: EdgeSettings) -> Detector | None:
 
 
 def _factory(settings: EdgeSettings, path: Path) -> Callable[[], Detector]:
-    """Says how the detector is made, by plain values, which another process can be told."""
+    """Say how the detector is made, by plain values, which another process can be told."""
     name, version = settings.device_model_name or None, settings.device_model_version or None
     common = (path.absolute(), name, version, _thresholds(settings))
     if settings.detector == "ultralytics":

@@ -87,7 +87,7 @@ class CoordinatorClosedError(EdgeError, ClosedError):
 
 
 def device_failure(error: BaseException) -> SightlineError:
-    """Returns what a model raised as one of the family's kind, with it as the cause."""
+    """Return what a model raised as one of the family's kind, with it as the cause."""
     if isinstance(error, SightlineError):
         return error
     said = f"the device's model raised {type(error).__name__}: {error}"

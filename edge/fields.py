@@ -10,7 +10,7 @@ _E = TypeVar("_E", bound=StrEnum)
 
 
 def number(name: str, value: object) -> float:
-    """Returns a float of whatever number a library's arrays yield.
+    """Return a float of whatever number a library's arrays yield.
 
     Raises:
         ValueError: it is none, or too large for one.
@@ -26,7 +26,7 @@ def number(name: str, value: object) -> float:
 
 
 def integer(name: str, value: object, bound: int) -> int:
-    """Returns an int of whatever integer a library's arrays yield.
+    """Return an int of whatever integer a library's arrays yield.
 
     Raises:
         ValueError: it is none, or not in -bound to bound - 1.
@@ -42,7 +42,7 @@ def integer(name: str, value: object, bound: int) -> int:
 
 
 def text(name: str, value: object) -> None:
-    """Checks that a value is text that UTF-8 can hold.
+    """Check that a value is text that UTF-8 can hold.
 
     Raises:
         ValueError: it is not.
@@ -57,7 +57,7 @@ def text(name: str, value: object) -> None:
 
 
 def choice(choices: type[_E], name: str, value: str) -> _E:
-    """Returns the member that a word names.
+    """Return the member that a word names.
 
     Raises:
         ValueError: there is none.
@@ -69,6 +69,6 @@ def choice(choices: type[_E], name: str, value: str) -> _E:
 
 
 def wrong(name: str, rule: str, value: object) -> ValueError:
-    """Returns the error for a field that breaks a rule."""
+    """Return the error for a field that breaks a rule."""
     got = repr(value)
     return ValueError(f"{name} must be {rule} (got {got if len(got) <= 80 else got[:80] + '...'})")

@@ -48,7 +48,7 @@ class NodeMetrics(Collector):
         return self._server.address
 
     def answered(self, answer: Answer) -> None:
-        """Takes an answer's times in."""
+        """Take an answer's times in."""
         self._total.observe(answer.total_milliseconds / 1e3)
         if answer.device_milliseconds is not None:
             self._device.observe(answer.device_milliseconds / 1e3)
@@ -56,15 +56,15 @@ class NodeMetrics(Collector):
             self._cloud.observe(answer.cloud_milliseconds / 1e3)
 
     def close(self) -> None:
-        """Ends the server and frees its port."""
+        """End the server and frees its port."""
         self._server.close()
 
     def describe(self) -> Iterator[Metric]:
-        """Yields nothing: the registry is this node's own, and no name is there twice."""
+        """Yield nothing: the registry is this node's own, and no name is there twice."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yields the metrics as they are now."""
+        """Yield the metrics as they are now."""
         stats = self._stats()
         yield from _pictures(stats)
         yield from _asking(stats)

@@ -102,7 +102,7 @@ class EdgeNode:
 
     @classmethod
     def from_settings(cls, settings: EdgeSettings | None = None) -> Self:
-        """Returns a node made of what the settings name.
+        """Return a node made of what the settings name.
 
         Args:
             settings: None: read from `SIGHTLINE_EDGE_*`, the TOML file and the defaults.
@@ -147,7 +147,7 @@ class EdgeNode:
         *,
         traceparent: str = "",
     ) -> Answer:
-        """Returns the answer for one picture, and logs it in the background.
+        """Return the answer for one picture, and logs it in the background.
 
         Args:
             image: RGB uint8 `[H, W, 3]` (not copied: leave it as it is meanwhile), encoded bytes,
@@ -179,7 +179,7 @@ class EdgeNode:
         *,
         traceparent: str = "",
     ) -> Answer:
-        """Returns the answer for one picture, and logs it in the background; see `process`."""
+        """Return the answer for one picture, and logs it in the background; see `process`."""
         with self._counting():
             entry = _entry(image_id, captured_at, labels, traceparent)
             answer = await self._coordinator.aask(
@@ -199,7 +199,7 @@ class EdgeNode:
         workers: int = WORKERS,
         queue_size: int = QUEUE_SIZE,
     ) -> Iterator[Outcome]:
-        """Yields what becomes of each frame of the sources; every answer is logged.
+        """Yield what becomes of each frame of the sources; every answer is logged.
 
         Ends when all sources have ended, which cameras never do; leaving the loop ends the reading.
         Outcomes come as they are ready. Frames of cameras are dropped, oldest first, when there is
@@ -230,7 +230,7 @@ class EdgeNode:
         workers: int = WORKERS,
         queue_size: int = QUEUE_SIZE,
     ) -> AsyncIterator[Outcome]:
-        """Yields what becomes of each frame of the sources; see `run`."""
+        """Yield what becomes of each frame of the sources; see `run`."""
         sampling = Sampling(every, every_seconds)
         run = self._run(sources, sampling, workers, queue_size)
         loop = asyncio.get_running_loop()
@@ -249,7 +249,7 @@ class EdgeNode:
         return self._logger
 
     def stats(self) -> NodeStats:
-        """Returns the counts so far."""
+        """Return the counts so far."""
         with self._runs_lock:
             sources = dict(self._sources)
         return NodeStats(
@@ -260,7 +260,7 @@ class EdgeNode:
         )
 
     def serve_metrics(self, listen: str) -> str:
-        """Serves the statistics for Prometheus at `http://<listen>/metrics` until closed.
+        """Serve the statistics for Prometheus at `http://<listen>/metrics` until closed.
 
         Args:
             listen: host:port or [IPv6]:port; port 0: any free one.
@@ -285,7 +285,7 @@ class EdgeNode:
         return metrics.address
 
     def close(self) -> None:
-        """Closes the node, the detector (where it has a method `close`), the client and the logger.
+        """Close the node, the detector (where it has a method `close`), the client and the logger.
 
         Runs end; frames in hand are waited for up to a second.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def nearest_rank(ordered: Sequence[float], share: float) -> float | None:
-    """Returns the least value that `share` of all do not exceed (nearest rank).
+    """Return the least value that `share` of all do not exceed (nearest rank).
 
     Args:
         ordered: the values, rising.

@@ -127,7 +127,7 @@ class Prediction:
                 raise wrong("inference_seconds", bound, self.inference_seconds)
 
     def _measure(self) -> int:
-        """Returns the size, having looked at everything that it is made of."""
+        """Return the size, having looked at everything that it is made of."""
         texts = len(self.image_id) + len(self.model_name) + len(self.model_version)
         texts += sum(map(len, _class_names(self.detections)))
         for key, value in self.labels.items():

@@ -86,7 +86,7 @@ class Run(Iterator[Outcome]):
             return outcome
 
     def close(self, timeout: float = 1.0) -> None:
-        """Wants no more frames, and waits for those in hand; they are logged, but not given out.
+        """Want no more frames, and wait for those in hand; they are logged, but not given out.
 
         Args:
             timeout: seconds to wait at most; what takes longer ends by itself.
@@ -102,7 +102,7 @@ class Run(Iterator[Outcome]):
             worker.join(max(deadline - time.monotonic(), 0.0))
 
     def _start(self) -> None:
-        """Begins to read: not before somebody asks, who can then also be relied on to close."""
+        """Begin to read: not before somebody asks, who can then also be relied on to close."""
         self._feed = Feed(self._counts, self._queue_size)
         for worker in self._workers:
             worker.start()

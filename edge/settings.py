@@ -109,7 +109,7 @@ class EdgeSettings(ClientTlsSettings):
     )
 
     def log_options(self) -> LogOptions:
-        """Returns the part that tunes a logger."""
+        """Return the part that tunes a logger."""
         names = (one.name for one in dataclasses.fields(LogOptions))
         return LogOptions(**{name: getattr(self, name) for name in names})
 

@@ -83,7 +83,7 @@ class Tally:
         self._cloud_bytes_saved = 0
 
     def answered(self, answer: Answer) -> None:
-        """Counts an answer."""
+        """Count an answer."""
         with self._lock:
             self._total.append(answer.total_milliseconds)
             self._cloud_bytes += answer.cloud_bytes
@@ -98,13 +98,13 @@ class Tally:
                 self._by_cloud[answer.cloud_reason] += 1
 
     def failed(self, error: Exception) -> None:
-        """Counts a picture that got no answer."""
+        """Count a picture that got no answer."""
         reason = error.reason if isinstance(error, SightlineError) else type(error).__name__
         with self._lock:
             self._failed[reason] += 1
 
     def counts(self) -> Counts:
-        """Returns the counts so far."""
+        """Return the counts so far."""
         with self._lock:
             device, cloud, total = tuple(self._device), tuple(self._cloud), tuple(self._total)
             by_cloud, failed = dict(self._by_cloud), dict(self._failed)

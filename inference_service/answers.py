@@ -18,7 +18,7 @@ from vision import Classes, Detections, OnnxClassifier
 def picture_result(
     image_id: str, seen: Seen, names: Mapping[int, str]
 ) -> inference_pb2.ImageResult:
-    """Returns the answer for one picture."""
+    """Return the answer for one picture."""
     result = inference_pb2.ImageResult(
         image_id=image_id, image_width=seen.width, image_height=seen.height
     )
@@ -30,7 +30,7 @@ def picture_result(
 
 
 def picture_error(image_id: str, error: SightlineError) -> inference_pb2.ImageResult:
-    """Returns why there is no answer for one picture."""
+    """Return why there is no answer for one picture."""
     return inference_pb2.ImageResult(
         image_id=image_id,
         error=inference_pb2.ImageError(
@@ -42,7 +42,7 @@ def picture_error(image_id: str, error: SightlineError) -> inference_pb2.ImageRe
 def response(
     results: Sequence[inference_pb2.ImageResult], model: Model, timing: Timing
 ) -> inference_service_pb2.InferResponse:
-    """Returns the answer to a request."""
+    """Return the answer to a request."""
     return inference_service_pb2.InferResponse(
         results=results,
         model_name=model.name,
@@ -59,7 +59,7 @@ def response(
 
 
 def model_list(models: Models) -> inference_service_pb2.ListModelsResponse:
-    """Returns the models that are loaded, by name and version."""
+    """Return the models that are loaded, by name and version."""
     return inference_service_pb2.ListModelsResponse(
         models=[_model_info(model, models) for model in models.all]
     )
@@ -101,7 +101,7 @@ def _model_info(model: Model, models: Models) -> inference_pb2.ModelInfo:
 
 
 def uploaded(upload: Uploaded) -> inference_service_pb2.UploadImageResponse:
-    """Returns the answer to an upload."""
+    """Return the answer to an upload."""
     expires_at = Timestamp()
     expires_at.FromMilliseconds(round(upload.claim.expires_at * 1000))
     return inference_service_pb2.UploadImageResponse(

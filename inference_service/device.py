@@ -31,7 +31,7 @@ class DeviceCheck:
         self._task: asyncio.Task[None] | None = None
 
     def require(self) -> None:
-        """Checks that the device is not known to be dead.
+        """Check that the device is not known to be dead.
 
         Raises:
             SightlineError: UNAVAILABLE, `DEVICE_DEAD`: it is; another server may answer.
@@ -42,7 +42,7 @@ class DeviceCheck:
             )
 
     def suspect(self, model: Model, loaded: Sequence[Model] = ()) -> None:
-        """Starts a check of a model's device, unless one is on its way or the device is dead.
+        """Start a check of a model's device, unless one is on its way or the device is dead.
 
         Args:
             model: whose run failed.
@@ -72,7 +72,7 @@ class DeviceCheck:
 
 
 def _first_that_runs(models: Sequence[Model]) -> tuple[Model | None, str]:
-    """Returns the first model that runs on an empty picture, and what the first of all said."""
+    """Return the first model that runs on an empty picture, and what the first of all said."""
     why = ""
     for model in models:
         try:

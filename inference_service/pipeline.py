@@ -110,7 +110,7 @@ class Pipeline:
         return bool(self.models.all) and self._device.alive
 
     async def infer(self, call: Call, request: inference_service_pb2.InferRequest) -> Reply:
-        """Answers a request: the payload is a serialized `InferResponse`.
+        """Answer a request: the payload is a serialized `InferResponse`.
 
         Raises:
             SightlineError: a step refused it; each step's documentation says how.
@@ -119,7 +119,7 @@ class Pipeline:
             return await self._infer(call, request)
 
     async def run(self, call: Call, model: Model, work: Sequence[Work[T]]) -> list[Ran[T]]:
-        """Admits a call's members and runs them on a model.
+        """Admit a call's members and run them on a model.
 
         Raises:
             SightlineError: UNAVAILABLE, `DEVICE_DEAD`; else as `Workers.run`.
@@ -149,7 +149,7 @@ class Pipeline:
         *,
         keep: bool = True,
     ) -> Reply:
-        """Answers a call with an idempotency key; for arguments and errors see `Once.answer`."""
+        """Answer a call with an idempotency key; for arguments and errors see `Once.answer`."""
         left = call.deadline - self.clock()
         reply = await self._once.answer(key, fingerprint, left, answer, keep=keep)
         note_key(call.keys[0], replayed=reply.replayed)
@@ -164,7 +164,7 @@ class Pipeline:
         self._checks.close()
 
     async def drain(self, seconds: float) -> None:
-        """Waits for the calls in flight, at most so long; what is left then fails: UNAVAILABLE.
+        """Wait for the calls in flight, at most so long; what is left then fails: UNAVAILABLE.
 
         Were that left to gRPC, which cancels at the end of the grace, some callers would get
         CANCELLED, which does not tell them to try elsewhere.
@@ -176,7 +176,7 @@ class Pipeline:
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
-        """Counts the current task among the calls that `drain` waits for."""
+        """Count the current task among the calls that `drain` waits for."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a call must be answered in a task")
@@ -215,7 +215,7 @@ class Pipeline:
     async def _look(
         self, question: Question, model: Model, call: Call, checked: float
     ) -> tuple[list[inference_pb2.ImageResult], Timing]:
-        """Runs the model on the good pictures, and puts all results together."""
+        """Run the model on the good pictures, and put all results together."""
         hold = self.pixels.for_call()
         work = [
             PictureWork(model, picture, question.parameters, hold)
@@ -254,7 +254,7 @@ def _may_pass(question: Question) -> bool:
 def _merge(
     question: Question, model: Model, ran: Sequence[Ran[Seen]]
 ) -> list[inference_pb2.ImageResult]:
-    """Returns one result per picture of the request, in its order."""
+    """Return one result per picture of the request, in its order."""
     outcomes = iter(ran)
     errors: list[SightlineError | None] = []
     results = []

@@ -30,7 +30,7 @@ class InferenceServer:
     async def Infer(  # noqa: N802 - the contract's name
         self, request: inference_service_pb2.InferRequest, context: _Context
     ) -> bytes:
-        """Answers for one or more pictures: a serialized `InferResponse`, to the byte as kept."""
+        """Answer for one or more pictures: a serialized `InferResponse`, to the byte as kept."""
         reply = await self._pipeline.infer(call_of(self._pipeline, context), request)
         if reply.replayed:
             context.set_trailing_metadata([(REPLAYED_KEY, "true")])
@@ -41,7 +41,7 @@ class InferenceServer:
         request_iterator: AsyncIterator[inference_service_pb2.UploadImageRequest],
         context: _Context,
     ) -> inference_service_pb2.UploadImageResponse:
-        """Stores a picture and gives a reference to it."""
+        """Store a picture and give a reference to it."""
         del context
         begun = self._pipeline.clock()
         uploaded = await self._uploads.receive(current_caller(), _parts(request_iterator))
@@ -51,13 +51,13 @@ class InferenceServer:
     async def ListModels(  # noqa: N802 - the contract's name
         self, request: inference_service_pb2.ListModelsRequest, context: _Context
     ) -> inference_service_pb2.ListModelsResponse:
-        """Lists the models that are loaded."""
+        """List the models that are loaded."""
         del request, context
         return answers.model_list(self._pipeline.models)
 
 
 def service(pipeline: Pipeline, uploads: Uploads) -> Service:
-    """Returns the service, ready to be served."""
+    """Return the service, ready to be served."""
     handlers = InferenceServer(pipeline, uploads)
 
     def register(server: grpc.aio.Server) -> None:
@@ -106,7 +106,7 @@ def _part(request: inference_service_pb2.UploadImageRequest) -> Part:
 
 
 def call_of(pipeline: Pipeline, context: _Context) -> Call:
-    """Returns what a call brings beside its message; only in one of the service's handlers."""
+    """Return what a call brings beside its message; only in one of the service's handlers."""
     now, caller = pipeline.clock(), current_caller()
     keys = [str(value) for key, value in context.invocation_metadata() or () if key == METADATA_KEY]
     return Call(

@@ -13,12 +13,12 @@ _Interval: TypeAlias = tuple[float, float]
 
 
 def note_model(model: Model) -> None:
-    """Notes which model the call asks for."""
+    """Note which model the call asks for."""
     call_notes.note(model=model.name, version=model.version)
 
 
 def note_key(key: str, *, replayed: bool) -> None:
-    """Notes how the idempotency key of the call begins, and whether its answer was there before.
+    """Note how the idempotency key of the call begins, and whether its answer was there before.
 
     The beginning is enough to find the other calls of the same key.
     """
@@ -26,7 +26,7 @@ def note_key(key: str, *, replayed: bool) -> None:
 
 
 def note_stages(ran: Sequence[Ran[Any]], admitted: float) -> None:
-    """Notes what the stages of a call took, and gives each a span if the call is traced.
+    """Note what the stages of a call took, and give each a span if the call is traced.
 
     `queue_ms` is the longest wait of a member, `batch` the largest run that one was part of. The
     other stages are summed over the members, which are worked on side by side. The span of a stage

@@ -102,7 +102,7 @@ class Telemetry:
         )
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
-        """Takes in the time that one picture or tensor spent in one of `STAGES`, s.
+        """Take in the time that one picture or tensor spent in one of `STAGES`, s.
 
         Args:
             model: its name; empty: the stage (an upload) is no model's.
@@ -117,31 +117,31 @@ class Telemetry:
         self._stages.of(model, stage).observe(seconds)
 
     def total(self, model: str, seconds: float) -> None:
-        """Takes in the time from the arrival of a request to its answer, s."""
+        """Take in the time from the arrival of a request to its answer, s."""
         self._totals.of(model).observe(seconds)
 
     def batch(self, model: str, rows: int) -> None:
-        """Takes in a run of so many rows, >= 1."""
+        """Take in a run of so many rows, >= 1."""
         self._rows.of(model).observe(rows)
 
     def shed(self, reason: str) -> None:
-        """Counts a request that was refused for one of `admission.REASONS`."""
+        """Count a request that was refused for one of `admission.REASONS`."""
         self._shed[reason].inc()
 
     def expired(self, where: str) -> None:
-        """Counts a picture or tensor that was admitted and got no answer, by one of `EXPIRED`."""
+        """Count a picture or tensor that was admitted and got no answer, by one of `EXPIRED`."""
         self._expired[where].inc()
 
     def idempotency(self, event: str) -> None:
-        """Counts what a key did, one of `IDEMPOTENCY`."""
+        """Count what a key did, one of `IDEMPOTENCY`."""
         self._idempotency[event].inc()
 
     def load_failed(self, model: str) -> None:
-        """Counts a version of a model that could not be loaded."""
+        """Count a version of a model that could not be loaded."""
         self._load_failures.labels(model).inc()
 
     def queue(self, depth: Callable[[], int], running: Callable[[], int]) -> None:
-        """Says where the members are known that wait, and those that are run.
+        """Say where the members are known that wait, and those that are run.
 
         What is given to this method and the next two is called by the thread of each scrape.
         """
@@ -149,12 +149,12 @@ class Telemetry:
         self._gauge("running", "Pictures and tensors that are being worked on", running)
 
     def idempotency_table(self, rows: Callable[[], float], size: Callable[[], float]) -> None:
-        """Says where the size of the idempotency store is known, in keys and in bytes."""
+        """Say where the size of the idempotency store is known, in keys and in bytes."""
         self._gauge("idempotency_rows", "Idempotency keys that are kept", rows)
         self._gauge("idempotency_bytes", "Size of the store of idempotency keys, bytes", size)
 
     def models(self, infos: Infos) -> None:
-        """Says where the loaded models are known."""
+        """Say where the loaded models are known."""
         self._registry.register(_ModelInfo(infos))
 
     def _gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
@@ -169,7 +169,7 @@ class _ModelInfo(Collector):
         self._infos = infos
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yields the metric as it is now."""
+        """Yield the metric as it is now."""
         family = GaugeMetricFamily(
             "sightline_inference_model_info",
             "Loaded versions of models, and the execution provider that runs each",
@@ -186,7 +186,7 @@ class _ModelInfo(Collector):
 def _counters(
     registry: CollectorRegistry, name: str, text: str, label: str, values: Iterable[str]
 ) -> dict[str, Counter]:
-    """Returns a counter per value of its label; each is there from the start, as 0.
+    """Return a counter per value of its label; each is there from the start, as 0.
 
     A counter that only appears with its first event has no increase that an alert could see.
     """
@@ -195,7 +195,7 @@ def _counters(
 
 
 def _never_failing(name: str, read: Callable[[], float]) -> Callable[[], float]:
-    """Returns the function with NaN for its failures: one figure must not cost all the others."""
+    """Return the function with NaN for its failures: one figure must not cost all the others."""
 
     def value() -> float:
         try:

@@ -44,7 +44,7 @@ def know_none(_reference: str) -> Content:
 def check(
     request: inference_service_pb2.InferRequest, limits: Limits, resolve: Resolve = know_none
 ) -> Question:
-    """Checks a request.
+    """Check a request.
 
     Args:
         request: as it came.
@@ -69,7 +69,7 @@ def check(
 
 
 def refuse_if_all_bad(errors: Sequence[SightlineError | None]) -> None:
-    """Raises one error for a request whose pictures are all bad.
+    """Raise one error for a request whose pictures are all bad.
 
     Args:
         errors: what is wrong with each picture; None: nothing.
@@ -90,7 +90,7 @@ def refuse_if_all_bad(errors: Sequence[SightlineError | None]) -> None:
 
 
 def bad_picture(index: int, error: ImageError, field: str = "data") -> SightlineError:
-    """Returns the error for a picture whose content is refused.
+    """Return the error for a picture whose content is refused.
 
     Args:
         index: position in the request, from 0.
@@ -131,7 +131,7 @@ def _digest_of(reference: str, error: SightlineError) -> bytes:
 
 
 def _within(path: str, error: SightlineError) -> SightlineError:
-    """Returns the error with its fields placed in the request."""
+    """Return the error with its fields placed in the request."""
     return SightlineError(
         error.code,
         error.reason,

@@ -158,7 +158,7 @@ async def _main(argv: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Runs the service until SIGTERM; exits 1 if it cannot start, 2 for a bad setting."""
+    """Run the service until SIGTERM; exits 1 if it cannot start, 2 for a bad setting."""
     sys.setswitchinterval(SWITCH_SECONDS)
     free_memory.keep_few_arenas()
     sys.exit(run(lambda: _main(sys.argv[1:]), prog=PROG))

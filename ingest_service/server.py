@@ -76,18 +76,18 @@ class IngestServer:
         self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def service(self) -> Service:
-        """Returns the service for a server to offer."""
+        """Return the service for a server to offer."""
         return Service(SERVICE_NAME, self._register, _ACCESS, large=("PredictionLog",))
 
     def cut_streams(self) -> None:
-        """Ends every open stream with UNAVAILABLE, once what it has sent is committed."""
+        """End every open stream with UNAVAILABLE, once what it has sent is committed."""
         if not self._cut.done():
             self._cut.set_result(None)
 
     async def prediction_log(
         self, requests: AsyncIterator[bytes], _context: _Context
     ) -> messages.PredictionLogResponse:
-        """Answers at half-close, after the COMMIT of all that was sent.
+        """Answer at half-close, after the COMMIT of all that was sent.
 
         What ends a stream early says in `committed_through` how far it is committed; that is left
         out where a message of the stream has failed.
@@ -112,7 +112,7 @@ class IngestServer:
     async def get_watermark(
         self, request: messages.GetWatermarkRequest, _context: _Context
     ) -> messages.GetWatermarkResponse:
-        """Says up to where a spool is committed."""
+        """Say up to where a spool is committed."""
         spool = parse_spool(request.device_id, request.spool_id)
         current_caller().require_device(spool.device_id)
         mark = await self._positions.run(lambda reader: reader.watermark(spool))
@@ -121,14 +121,14 @@ class IngestServer:
     async def get_stats(
         self, request: messages.GetStatsRequest, _context: _Context
     ) -> messages.GetStatsResponse:
-        """Counts what is stored."""
+        """Count what is stored."""
         which = visible(filter_from_proto(request.filter), current_caller())
         return stats_response(await self._queries.run(lambda reader: reader.stats(which)))
 
     async def list_predictions(
         self, request: messages.ListPredictionsRequest, _context: _Context
     ) -> messages.ListPredictionsResponse:
-        """Lists a page of what is stored, newest commit first."""
+        """List a page of what is stored, newest commit first."""
         which = visible(filter_from_proto(request.filter), current_caller())
         size = _page_size(request.page_size)
         after = decode_token(request.page_token, which) if request.page_token else None
@@ -143,7 +143,7 @@ class IngestServer:
     async def backup(
         self, _request: messages.BackupRequest, _context: _Context
     ) -> AsyncIterator[messages.BackupResponse]:
-        """Sends a copy of the database."""
+        """Send a copy of the database."""
         current_caller().require_all_devices()
         async with contextlib.aclosing(self._backups.run()) as parts:
             async for part in parts:
@@ -169,7 +169,7 @@ class IngestServer:
         add_methods(server, SERVICE_NAME, handlers)
 
     async def _receive(self, stream: LogStream, requests: AsyncIterator[bytes]) -> None:
-        """Sends on what comes, until half-close or until a message has failed."""
+        """Send on what comes, until half-close or until a message has failed."""
         receiving = asyncio.ensure_future(self._send_all(stream, requests))
         ends: set[asyncio.Future[None]] = {receiving, stream.ended, self._cut}
         try:
@@ -216,7 +216,7 @@ def _page_size(asked: int) -> int:
 def _fill(
     response: messages.ListPredictionsResponse, found: Sequence[StoredPrediction], limit: int
 ) -> int:
-    """Adds predictions while the page stays well below the limit, bytes; returns how many."""
+    """Add predictions while the page stays well below the limit, bytes; return how many."""
     size = 0
     for taken, stored in enumerate(found):
         prediction = stored_to_proto(stored)

@@ -21,7 +21,7 @@ MAX_FILTER_VALUES = 1000
 
 
 def filter_from_proto(given: ingest_pb2.PredictionFilter) -> Filter:
-    """Returns the filter.
+    """Return the filter.
 
     Raises:
         SightlineError: INVALID_ARGUMENT; a field is out of its bounds.
@@ -68,7 +68,7 @@ def _time(given: ingest_pb2.PredictionFilter, field: str) -> datetime | None:
 
 
 def log_response(totals: Totals, generation: str) -> ingest_service_pb2.PredictionLogResponse:
-    """Returns the answer to a stream of predictions that were spooled in an opening."""
+    """Return the answer to a stream of predictions that were spooled in an opening."""
     return ingest_service_pb2.PredictionLogResponse(
         committed_through=totals.committed_through,
         accepted=totals.accepted,
@@ -81,7 +81,7 @@ def log_response(totals: Totals, generation: str) -> ingest_service_pb2.Predicti
 
 
 def watermark_response(mark: Watermark) -> ingest_service_pb2.GetWatermarkResponse:
-    """Returns what is committed of a spool as an answer."""
+    """Return what is committed of a spool as an answer."""
     return ingest_service_pb2.GetWatermarkResponse(
         committed_through=mark.through,
         generations=[
@@ -91,7 +91,7 @@ def watermark_response(mark: Watermark) -> ingest_service_pb2.GetWatermarkRespon
 
 
 def stats_response(stats: Stats) -> ingest_service_pb2.GetStatsResponse:
-    """Returns the statistics as an answer."""
+    """Return the statistics as an answer."""
     response = ingest_service_pb2.GetStatsResponse(
         total_predictions=stats.total_predictions,
         defects_detected=stats.defects_detected,
@@ -117,7 +117,7 @@ def _counts(counts: Iterable[Count]) -> list[ingest_pb2.CountByKey]:
 
 
 def stored_to_proto(stored: StoredPrediction) -> ingest_pb2.StoredPrediction:
-    """Returns a stored prediction as the contract has it."""
+    """Return a stored prediction as the contract has it."""
     message = ingest_pb2.StoredPrediction(
         device_id=stored.position.device_id,
         spool_id=stored.position.spool_id,

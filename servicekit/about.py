@@ -12,7 +12,7 @@ VERSION_KEY = "sightline-version"
 
 @cache
 def version() -> str:
-    """Returns the version of the installed package; `unknown`: it is not installed."""
+    """Return the version of the installed package; `unknown`: it is not installed."""
     try:
         return metadata.version("sightline")
     except metadata.PackageNotFoundError:
@@ -20,5 +20,5 @@ def version() -> str:
 
 
 def of_this_server() -> list[tuple[str, str]]:
-    """Returns the trailing metadata of a health check."""
+    """Return the trailing metadata of a health check."""
     return [(TIME_KEY, datetime.now(UTC).isoformat()), (VERSION_KEY, version())]

@@ -5,7 +5,7 @@ from urllib.parse import unquote
 
 
 def stays_here(address: str) -> bool:
-    """Returns whether an address is a unix socket or on the loopback interface.
+    """Return whether an address is a unix socket or on the loopback interface.
 
     Args:
         address: a target that gRPC dials or an address that it listens on, such as

@@ -130,7 +130,7 @@ class SightlineError(Exception):
         return f"{self.message} [{self.code.name}, {self.reason}]"
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copies and pickles; an exception's own way makes it of the message alone."""
+        """Copy and pickles; an exception's own way makes it of the message alone."""
         return _restored, (type(self), self.args, self.__dict__.copy())
 
     @property
@@ -153,7 +153,7 @@ def _restored(
 
 
 def invalid(field: str, description: str, *, reason: str = "INVALID_FIELD") -> SightlineError:
-    """Returns the error for one field of a request that breaks a rule.
+    """Return the error for one field of a request that breaks a rule.
 
     Args:
         field: path of the field, such as `images[2].sha256`.
@@ -179,7 +179,7 @@ def out_of_memory() -> SightlineError:
 
 
 def without_frames(error: SightlineError) -> SightlineError:
-    """Returns the error itself without its traceback, its cause and its context.
+    """Return the error itself without its traceback, its cause and its context.
 
     For an error that is kept: frames refer to the call and the call to its error, and in such a
     circle a request and its pictures stay in memory until a full garbage collection.
@@ -189,7 +189,7 @@ def without_frames(error: SightlineError) -> SightlineError:
 
 
 def to_status(error: SightlineError) -> status_pb2.Status:
-    """Returns the error as the `google.rpc.Status` that goes over the wire.
+    """Return the error as the `google.rpc.Status` that goes over the wire.
 
     It fits into gRPC's trailers: a long message is cut, and fields and quotas that find no room
     are left out, counted in ErrorInfo's metadata under `details_left_out`.
@@ -223,7 +223,7 @@ def to_status(error: SightlineError) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> SightlineError:
-    """Returns the error that a `google.rpc.Status` describes, whoever sent it.
+    """Return the error that a `google.rpc.Status` describes, whoever sent it.
 
     Details that are unknown or damaged are left out.
     """
@@ -254,7 +254,7 @@ def from_status(status: status_pb2.Status) -> SightlineError:
 
 
 def from_rpc_error(error: grpc.RpcError) -> SightlineError:
-    """Returns what a failed call means, whichever of gRPC's error classes reports it.
+    """Return what a failed call means, whichever of gRPC's error classes reports it.
 
     A server that is not Sightline's, or a proxy, sends no details: the reason is then the code's
     name.
@@ -272,7 +272,7 @@ def from_rpc_error(error: grpc.RpcError) -> SightlineError:
 
 
 def _pushed_back(meant: SightlineError, error: grpc.RpcError) -> SightlineError:
-    """Takes in what the server asks of retries: milliseconds, or none at all (gRPC's A6)."""
+    """Take in what the server asks of retries: milliseconds, or none at all (gRPC's A6)."""
     trailing: Iterable[tuple[str, str | bytes]]
     trailing = getattr(error, "trailing_metadata", lambda: ())() or ()
     asked = dict(trailing).get(_PUSHBACK)
@@ -290,7 +290,7 @@ def _pushed_back(meant: SightlineError, error: grpc.RpcError) -> SightlineError:
 
 
 def _clip(text: str) -> str:
-    """Returns the text as UTF-8 can hold it, cut to the bytes that a status has room for."""
+    """Return the text as UTF-8 can hold it, cut to the bytes that a status has room for."""
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= _MAX_MESSAGE_BYTES:
         return encoded.decode()
@@ -310,7 +310,7 @@ def _quota_violation(violation: QuotaViolation) -> error_details_pb2.QuotaFailur
 
 
 def _fitting(messages: Iterable[M], room: int) -> tuple[list[M], int]:
-    """Returns the first messages that fit into `room` bytes, and the room that is left."""
+    """Return the first messages that fit into `room` bytes, and the room that is left."""
     fitting: list[M] = []
     for message in messages:
         room -= message.ByteSize() + _FRAME_BYTES
@@ -321,7 +321,7 @@ def _fitting(messages: Iterable[M], room: int) -> tuple[list[M], int]:
 
 
 def _waitable(seconds: float) -> float:
-    """Returns a delay that a Duration can hold: 0 to ten thousand years, and 0 for NaN."""
+    """Return a delay that a Duration can hold: 0 to ten thousand years, and 0 for NaN."""
     return min(max(0.0, seconds), _MAX_RETRY_AFTER)
 
 

@@ -54,7 +54,7 @@ class Health(health_pb2_grpc.HealthServicer):
     async def Check(  # noqa: N802 - the contract's name
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> health_pb2.HealthCheckResponse:
-        """Answers one service's status; NOT_FOUND for a service that is not served here.
+        """Answer one service's status; NOT_FOUND for a service that is not served here.
 
         The trailing metadata (`servicekit.about`) has the server's time and version.
         """
@@ -67,7 +67,7 @@ class Health(health_pb2_grpc.HealthServicer):
     async def Watch(  # noqa: N802 - the contract's name
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> None:
-        """Sends one service's status now and at each change, until the server drains."""
+        """Send one service's status now and at each change, until the server drains."""
         last = None
         while True:
             changed = self._changed

@@ -120,7 +120,7 @@ class Readiness:
         self._health = health
 
     def set(self, ready: bool) -> None:
-        """Answers SERVING (True) or NOT_SERVING (False) for every service from now on.
+        """Answer SERVING (True) or NOT_SERVING (False) for every service from now on.
 
         It never shows SERVING before `start` has returned, nor once draining has begun.
         """
@@ -140,7 +140,7 @@ async def serve(
     options: Sequence[tuple[str, int | str]] = (),
     bounds: Bounds | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains and returns; a second signal ends the process.
+    """Serve until SIGTERM or SIGINT, then drains and return; a second signal ends the process.
 
     The socket is bound first, so that liveness (`""`) answers while `start` warms up; until it
     returns, the services are NOT_SERVING and their calls fail with UNAVAILABLE, `NOT_READY`, but
@@ -208,7 +208,7 @@ async def serve(
 
 
 def _spans(settings: ServerSettings, name: str) -> "Spans | None":
-    """Returns what makes spans; None: they are off."""
+    """Return what makes spans; None: they are off."""
     if not settings.otlp_endpoint:
         return None
     from servicekit.telemetry.spans import (
@@ -221,12 +221,12 @@ def _spans(settings: ServerSettings, name: str) -> "Spans | None":
 def _lag_measured(
     metrics_address: str | None, registry: CollectorRegistry
 ) -> contextlib.AbstractAsyncContextManager[None]:
-    """Measures the event loop where somebody can ask for the figures."""
+    """Measure the event loop where somebody can ask for the figures."""
     return loop_lag_measured(registry) if metrics_address else contextlib.nullcontext()
 
 
 def run(main: Callable[[], Awaitable[None]], *, prog: str) -> int:
-    """Runs a process's main coroutine and returns its exit code.
+    """Run a process's main coroutine and return its exit code.
 
     0: it returned; 1: it could not start; 2: a setting cannot be used; 130: it was interrupted
     before it served. What went wrong goes to stderr as one sentence. From here on nothing that the
@@ -249,7 +249,7 @@ def run(main: Callable[[], Awaitable[None]], *, prog: str) -> int:
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """Returns uvloop's, which turns a message over in less time, where there is one."""
+    """Return uvloop's, which turns a message over in less time, where there is one."""
     if sys.platform == "win32":
         return asyncio.new_event_loop()
     import uvloop
@@ -259,7 +259,7 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Event]:
-    """Sets the event at the first SIGTERM or SIGINT; the second one ends the process."""
+    """Set the event at the first SIGTERM or SIGINT; the second one ends the process."""
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
 
@@ -318,7 +318,7 @@ def _build(
 
 
 def _bind(server: grpc.aio.Server, settings: ServerSettings) -> str:
-    """Returns the address that was bound, with its real port."""
+    """Return the address that was bound, with its real port."""
     credentials = server_credentials(settings)
     try:
         if credentials is None:
@@ -335,7 +335,7 @@ def _bind(server: grpc.aio.Server, settings: ServerSettings) -> str:
 
 @contextlib.contextmanager
 def _metrics(settings: ServerSettings, registry: CollectorRegistry) -> Iterator[str | None]:
-    """Serves metrics over HTTP; yields the address that was bound, None if they are off."""
+    """Serve metrics over HTTP; yields the address that was bound, None if they are off."""
     if not settings.metrics_listen:
         yield None
         return
@@ -354,7 +354,7 @@ def _metrics(settings: ServerSettings, registry: CollectorRegistry) -> Iterator[
 async def _warm_up(
     start: Callable[[Readiness], Awaitable[None]], readiness: Readiness, signalled: asyncio.Event
 ) -> bool:
-    """Returns whether `start` is through: False if a signal came first."""
+    """Return whether `start` is through: False if a signal came first."""
     warming = asyncio.ensure_future(start(readiness))
     waiting = asyncio.ensure_future(signalled.wait())
     try:
@@ -406,7 +406,7 @@ async def _drain(
     drain: Callable[[], Awaitable[None]] | None,
     grace: float,
 ) -> float:
-    """Lets running calls end within the grace, s, and returns when no handler runs any more.
+    """Let running calls end within the grace, s, and return when no handler runs any more.
 
     Returns how much of the grace is left, s, >= 0.
     """

@@ -35,7 +35,7 @@ class Quota:
 
 
 def parse_method_limits(words: Sequence[str]) -> Mapping[str, Quota]:
-    """Returns the quotas of words such as `Infer=20/s:40`, by the method's short name.
+    """Return the quotas of words such as `Infer=20/s:40`, by the method's short name.
 
     The number after the colon is the burst; without it, a second's worth, at least 1.
 

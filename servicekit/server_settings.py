@@ -25,20 +25,20 @@ _CALLS_RECEIVED_AT_ONCE = 32
 
 
 def _check_method_limits(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the words if each limits a method; whether there is one, the server knows."""
+    """Return the words if each limits a method; whether there is one, the server knows."""
     parse_method_limits(words)
     return words
 
 
 def check_secret(secret: SecretStr | None) -> SecretStr | None:
-    """Returns the secret if it is long enough to sign with."""
+    """Return the secret if it is long enough to sign with."""
     if secret is not None and len(secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
         raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes")
     return secret
 
 
 def _check_jwks(place: str) -> str:
-    """Returns the path or URL if what it says can be trusted on its way here."""
+    """Return the path or URL if what it says can be trusted on its way here."""
     if "://" not in place:
         return place
     url = urlsplit(place)
@@ -56,7 +56,7 @@ def _port(url: SplitResult) -> int | None:
 
 
 def _check_otlp(endpoint: str) -> str:
-    """Returns the endpoint if OTLP over gRPC can be spoken to it."""
+    """Return the endpoint if OTLP over gRPC can be spoken to it."""
     if not endpoint:
         return endpoint
     url = urlsplit(endpoint)

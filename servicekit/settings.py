@@ -56,7 +56,7 @@ class SettingsError(Exception):
 
 
 def _check_address(address: str) -> str:
-    """Returns the address if a gRPC server can listen on it or a client dial it."""
+    """Return the address if a gRPC server can listen on it or a client dial it."""
     if re.fullmatch(r"unix:.+", address):
         return address
     match = re.fullmatch(r"(?:\[[0-9A-Za-z:.%]+\]|[^\s:/\[\]]+):(\d{1,5})", address)
@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Returns the sources of a plain constructor call: all but flags."""
+        """Return the sources of a plain constructor call: all but flags."""
         del settings_cls, env_settings, dotenv_settings, file_secret_settings
         return (init_settings, *(origin.source for origin in _ambient(cls, None)))
 
@@ -158,7 +158,7 @@ class ClientTlsSettings(Settings):
 
 
 def check_pair(cert: Path | None, key: Path | None) -> None:
-    """Raises ValueError if one of tls_cert_file and tls_key_file is given without the other."""
+    """Raise ValueError if one of tls_cert_file and tls_key_file is given without the other."""
     if cert and not key:
         raise ValueError("tls_key_file: must be given with tls_cert_file")
     if key and not cert:
@@ -166,7 +166,7 @@ def check_pair(cert: Path | None, key: Path | None) -> None:
 
 
 def load(cls: type[S], argv: Sequence[str] | None, *, prog: str) -> S:
-    """Returns the settings from every source.
+    """Return the settings from every source.
 
     Args:
         cls: which settings.
@@ -208,7 +208,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _ambient(cls: type[Settings], config: Path | None) -> list[_Origin]:
-    """Returns the sources that need no flags, strongest first."""
+    """Return the sources that need no flags, strongest first."""
     prefix = f"SIGHTLINE_{cls.part.upper()}_"
     path = config or _default_config()
     table = _table(path, cls.part) if path else {}
@@ -231,7 +231,7 @@ def _default_config() -> Path | None:
 
 
 def _table(path: Path, part: str) -> dict[str, Any]:
-    """Returns the part's table of the TOML file; empty if the file has none."""
+    """Return the part's table of the TOML file; empty if the file has none."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -260,7 +260,7 @@ def _flag(field: str) -> str:
 
 
 def _sentence(cls: type[Settings], error: ErrorDetails, origins: Sequence[_Origin]) -> str:
-    """Returns one validation error as: field: rule (got value; from place)."""
+    """Return one validation error as: field: rule (got value; from place)."""
     rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if not error["loc"]:  # a rule about several fields, which names them itself
         return rule

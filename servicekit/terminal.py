@@ -31,7 +31,7 @@ class CommandError(Exception):
 
 
 def run(command: Callable[[], object], *, prog: str) -> NoReturn:
-    """Runs a command line and ends the process.
+    """Run a command line and end the process.
 
     The exit code is 2 for a bad flag or setting, 1 for any other error that a person can meet, and
     the command's own otherwise.
@@ -56,7 +56,7 @@ def run(command: Callable[[], object], *, prog: str) -> NoReturn:
 
 
 def sentence(error: SightlineError) -> str:
-    """Returns an error as a person reads it: what is wrong, and a hint where there is one."""
+    """Return an error as a person reads it: what is wrong, and a hint where there is one."""
     hint = _HINTS_BY_REASON.get(error.reason, _HINTS[error.category])
     return f"{error} {hint}".rstrip()
 

@@ -14,7 +14,7 @@ from servicekit.settings import ClientTlsSettings, SettingsError
 
 
 def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    """Returns what a server shows and demands; None: it serves without TLS.
+    """Return what a server shows and demands; None: it serves without TLS.
 
     With `tls_client_ca_file` every client must show a certificate that one of those signed.
 
@@ -32,7 +32,7 @@ def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | Non
 
 
 def channel_credentials(settings: ClientTlsSettings) -> grpc.ChannelCredentials | None:
-    """Returns what a client trusts and shows; None: it dials without TLS.
+    """Return what a client trusts and shows; None: it dials without TLS.
 
     Raises:
         SettingsError: a file cannot be read or used; the message names the setting.

@@ -46,7 +46,7 @@ def names_beside(path: Path, content: bytes) -> list[str]:
 
 
 def read_beside(path: Path, content: bytes, options: "onnxruntime.SessionOptions") -> list[bytes]:
-    """Makes ONNX Runtime take the weights beside a model from memory.
+    """Make ONNX Runtime take the weights beside a model from memory.
 
     Files that are not there are left to ONNX Runtime, which says so.
 

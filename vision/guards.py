@@ -39,7 +39,7 @@ class CountedReader(io.BytesIO):
 
 
 def count_jpeg_scans(data: bytes, most: int) -> int:
-    """Scans of a JPEG, as libjpeg will find them; stops counting beyond `most`.
+    """Scan of a JPEG, as libjpeg will find them; stops counting beyond `most`.
 
     Segments are skipped by their length and coded data by search, so that neither the scans of a
     thumbnail nor bytes behind the picture's end (a phone's video) count.

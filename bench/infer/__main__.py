@@ -73,7 +73,7 @@ QUICK = Options(
 
 
 def bus() -> bytes | None:
-    """Returns ultralytics' picture of a bus, None without ultralytics."""
+    """Return ultralytics' picture of a bus, None without ultralytics."""
     package = importlib.util.find_spec("ultralytics")
     if not package or not package.origin:
         return None
@@ -81,7 +81,7 @@ def bus() -> bytes | None:
 
 
 def yolov8n(folder: Path) -> Case | str:
-    """Returns the case of YOLOv8n, or why there is none."""
+    """Return the case of YOLOv8n, or why there is none."""
     models, picture = os.environ.get("SIGHTLINE_TEST_MODELS"), bus()
     if not models or not (Path(models) / "yolov8n_int8.onnx").exists():
         return "SIGHTLINE_TEST_MODELS names no folder with yolov8n_int8.onnx"
@@ -94,7 +94,7 @@ def yolov8n(folder: Path) -> Case | str:
 
 
 def plates(folder: Path) -> Case:
-    """Returns the case of the demo model."""
+    """Return the case of the demo model."""
     del folder
     return Case("plates", REPOSITORY, to_jpeg(make_plate(3).image))
 
@@ -103,7 +103,7 @@ CASES: dict[str, Callable[[Path], Case | str]] = {"yolov8n": yolov8n, "plates": 
 
 
 def wanted(case: str | None, only: str | None) -> Iterator[tuple[str, str]]:
-    """Yields case and part of what is to be measured.
+    """Yield case and part of what is to be measured.
 
     Args:
         case: the only case; None: each.
@@ -119,7 +119,7 @@ def wanted(case: str | None, only: str | None) -> Iterator[tuple[str, str]]:
 
 
 def rows(case: str, part: str, folder: Path, options: Options) -> Iterator[Row]:
-    """Yields the rows of one part."""
+    """Yield the rows of one part."""
     if part == "cuda":
         yield accelerator.row(folder, bus(), plates(folder).model, options)
         return
@@ -131,7 +131,7 @@ def rows(case: str, part: str, folder: Path, options: Options) -> Iterator[Row]:
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
-    """Returns how long to measure."""
+    """Return how long to measure."""
     if arguments.quick:
         return QUICK
     return Options(
@@ -146,7 +146,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
 
 
 def main() -> None:
-    """Prints one JSON line per row."""
+    """Print one JSON line per row."""
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -28,7 +28,7 @@ _BATCH_WAIT_MS = 2
 
 
 def row(folder: Path, picture: bytes | None, probe: Path, options: Options) -> Row:
-    """Returns the figures on CUDA, or why there are none.
+    """Return the figures on CUDA, or why there are none.
 
     Args:
         folder: for models.
@@ -47,7 +47,7 @@ def row(folder: Path, picture: bytes | None, probe: Path, options: Options) -> R
 
 
 def unusable(providers: Sequence[str], model: Path) -> str | None:
-    """Returns why a model cannot be run by these providers; None: it can."""
+    """Return why a model cannot be run by these providers; None: it can."""
     try:
         Work(model, tuple(providers))
     except ModelError as error:
@@ -56,7 +56,7 @@ def unusable(providers: Sequence[str], model: Path) -> str | None:
 
 
 def export_yolov8n(folder: Path) -> Path:
-    """Returns YOLOv8n from ultralytics' architecture file: untrained, any number of pictures."""
+    """Return YOLOv8n from ultralytics' architecture file: untrained, any number of pictures."""
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     from ultralytics import YOLO
@@ -68,7 +68,7 @@ def export_yolov8n(folder: Path) -> Path:
 
 
 def repositories(folder: Path, model: Path, picture: bytes) -> dict[int, Case]:
-    """Returns the case of a model by how many pictures its runs may take at most."""
+    """Return the case of a model by how many pictures its runs may take at most."""
     cases = {}
     for size in (1, BATCH):
         name = f"batch{size}"
@@ -82,7 +82,7 @@ def repositories(folder: Path, model: Path, picture: bytes) -> dict[int, Case]:
 
 
 def measure(cases: dict[int, Case], providers: Sequence[str], options: Options) -> Row:
-    """Returns what the service adds to one call, and what batches gain with many callers."""
+    """Return what the service adds to one call, and what batches gain with many callers."""
     flags = ["--providers", ",".join(providers), "--queue-size", str(4 * CALLERS)]
     with (
         servers.ours(cases[BATCH], *flags) as batched,

@@ -23,7 +23,7 @@ WORKERS = 2
 
 
 def handlers(work: Work) -> "grpc.GenericRpcHandler[Any, Any]":
-    """Returns `Infer`, which answers for the first picture of a request."""
+    """Return `Infer`, which answers for the first picture of a request."""
     pool = ThreadPoolExecutor(WORKERS)
 
     async def infer(
@@ -41,7 +41,7 @@ def handlers(work: Work) -> "grpc.GenericRpcHandler[Any, Any]":
 
 
 async def serve(model: Path) -> None:
-    """Serves on a free port of this machine until the process is ended."""
+    """Serve on a free port of this machine until the process is ended."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", MESSAGE_BYTES)])
     server.add_generic_rpc_handlers([handlers(Work(model))])
     port = server.add_insecure_port("127.0.0.1:0")
@@ -51,7 +51,7 @@ async def serve(model: Path) -> None:
 
 
 def main() -> None:
-    """Serves the model."""
+    """Serve the model."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", type=Path, required=True)
     uvloop.run(serve(arguments.parse_args().model))

@@ -30,7 +30,7 @@ class Found(BaseModel):
 
 
 def make_app(work: Work, address: str) -> FastAPI:
-    """Returns the service.
+    """Return the service.
 
     Args:
         work: what it does.
@@ -57,7 +57,7 @@ def make_app(work: Work, address: str) -> FastAPI:
 
 
 def main() -> None:
-    """Serves on a free port of this machine until SIGTERM."""
+    """Serve on a free port of this machine until SIGTERM."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", type=Path, required=True)
     work = Work(arguments.parse_args().model)

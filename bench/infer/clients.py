@@ -38,7 +38,7 @@ class Caller(Protocol):
     """Asks for one answer."""
 
     async def __call__(self, seconds: float) -> Answer:
-        """Asks and waits so many seconds at most."""
+        """Ask and wait so many seconds at most."""
 
 
 Connect = Callable[[], AbstractAsyncContextManager[Caller]]
@@ -46,13 +46,13 @@ Connect = Callable[[], AbstractAsyncContextManager[Caller]]
 
 
 def request(picture: bytes) -> bytes:
-    """Returns the request for a picture as it goes over the wire."""
+    """Return the request for a picture as it goes over the wire."""
     images = [inference_pb2.Image(data=picture)]
     return inference_service_pb2.InferRequest(images=images).SerializeToString()
 
 
 def no_metadata() -> Metadata:
-    """Returns what a call brings that nobody asked to bring anything."""
+    """Return what a call brings that nobody asked to bring anything."""
     return ()
 
 
@@ -110,18 +110,18 @@ async def http_caller(address: str, picture: bytes) -> AsyncIterator[Caller]:
 
 
 def classes_in_response(payload: bytes) -> list[int]:
-    """Returns the class of each object in an `InferResponse` for one picture."""
+    """Return the class of each object in an `InferResponse` for one picture."""
     (result,) = inference_service_pb2.InferResponse.FromString(payload).results
     return [found.class_id for found in result.detections]
 
 
 def seconds_of_work(payload: bytes) -> float:
-    """Returns the seconds of decode, infer and post that an `InferResponse` tells of itself."""
+    """Return the seconds of decode, infer and post that an `InferResponse` tells of itself."""
     timing = inference_service_pb2.InferResponse.FromString(payload).timing
     stages = (timing.decode, timing.infer, timing.post)
     return sum(stage.ToNanoseconds() for stage in stages) / 1e9
 
 
 def classes_in_json(payload: bytes) -> list[int]:
-    """Returns the class of each object in an answer of the HTTP endpoint."""
+    """Return the class of each object in an answer of the HTTP endpoint."""
     return [found["class_id"] for found in json.loads(payload)]

@@ -38,13 +38,13 @@ class Window:
         self._silent = set(range(callers))
 
     def answered(self, caller: int, now: float) -> None:
-        """Takes in that a caller was answered, or will not be any more."""
+        """Take in that a caller was answered, or will not be any more."""
         self._silent.discard(caller)
         if not self._silent:
             self.began = min(self.began, now)
 
     def over(self, now: float) -> bool:
-        """Returns whether it has ended."""
+        """Return whether it has ended."""
         return now >= self.began + self.seconds
 
 
@@ -75,12 +75,12 @@ class Goodput:
 
 
 def milliseconds(seconds: float) -> float:
-    """Returns milliseconds with three digits behind the point."""
+    """Return milliseconds with three digits behind the point."""
     return round(seconds * 1000, 3)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Returns the least value that `share` of the values do not exceed (nearest rank).
+    """Return the least value that `share` of the values do not exceed (nearest rank).
 
     Args:
         values: at least one.
@@ -95,7 +95,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def closed(calls: Iterable[Call], began: float, seconds: float) -> Closed:
-    """Returns the figures of a closed loop whose every call was answered.
+    """Return the figures of a closed loop whose every call was answered.
 
     A call that lies across an edge of the time counts by the part of its own time that is inside:
     whole calls would make the rate depend on how the calls happen to lie. The 99th percentile is of
@@ -120,12 +120,12 @@ def closed(calls: Iterable[Call], began: float, seconds: float) -> Closed:
 
 
 def with_cpu(found: Closed, seconds: float) -> Closed:
-    """Returns the figures of a closed loop with the CPU time that all its calls took."""
+    """Return the figures of a closed loop with the CPU time that all its calls took."""
     return replace(found, cpu_ms=milliseconds(seconds / found.calls))
 
 
 def goodput(calls: Iterable[Call], deadline: float, began: float, seconds: float) -> Goodput:
-    """Returns what an open loop got, strictly: what was answered after its end does not count.
+    """Return what an open loop got, strictly: what was answered after its end does not count.
 
     Args:
         calls: all that were sent.
@@ -147,7 +147,7 @@ def goodput(calls: Iterable[Call], deadline: float, began: float, seconds: float
 
 
 def recovered_after(probes: Iterable[Call], began: float, usual: float) -> float | None:
-    """Returns the seconds from `began` until a call was sent that took what calls usually take.
+    """Return the seconds from `began` until a call was sent that took what calls usually take.
 
     Args:
         probes: calls one after the other.
@@ -164,7 +164,7 @@ def recovered_after(probes: Iterable[Call], began: float, usual: float) -> float
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Returns the median of the ratios of rounds, in each of which both were measured.
+    """Return the median of the ratios of rounds, in each of which both were measured.
 
     Raises:
         ValueError: the rounds differ in number, or there are none.

@@ -27,14 +27,14 @@ class Turn(NamedTuple):
 
 
 async def timed(caller: Caller, seconds: float) -> Call:
-    """Returns one call as the caller saw it."""
+    """Return one call as the caller saw it."""
     sent = time.perf_counter()
     answer = await caller(seconds)
     return Call(sent, time.perf_counter(), answer.code)
 
 
 async def closed_loop(connect: Connect, callers: int, seconds: float) -> Closed:
-    """Returns the figures of callers that each call again when they are answered.
+    """Return the figures of callers that each call again when they are answered.
 
     Raises:
         RuntimeError: a call was not answered.
@@ -66,7 +66,7 @@ class Open:
 
 
 def arrivals(per_s: float, seconds: float, seed: int) -> Iterator[float]:
-    """Yields when calls arrive that know nothing of one another (Poisson), seconds from 0."""
+    """Yield when calls arrive that know nothing of one another (Poisson), seconds from 0."""
     chance = random.Random(seed)
     at = chance.expovariate(per_s)
     while at < seconds:
@@ -77,7 +77,7 @@ def arrivals(per_s: float, seconds: float, seed: int) -> Iterator[float]:
 async def open_loop(
     callers: Sequence[Caller], times: Iterator[float], seconds: float, deadline: float
 ) -> Open:
-    """Sends calls at given times and returns when none of them is waited for any more.
+    """Send calls at given times and return when none of them is waited for any more.
 
     Args:
         callers: take turns.
@@ -97,7 +97,7 @@ async def open_loop(
 
 
 async def probes(caller: Caller, deadline: float, limit: float) -> AsyncIterator[Call]:
-    """Yields one call after the other until `limit` seconds are over."""
+    """Yield one call after the other until `limit` seconds are over."""
     end = time.perf_counter() + limit
     while time.perf_counter() < end:
         found = await timed(caller, deadline)
@@ -109,7 +109,7 @@ async def probes(caller: Caller, deadline: float, limit: float) -> AsyncIterator
 async def alternate(
     turns: dict[str, Callable[[], Awaitable[bytes]]], rounds: int, seed: int
 ) -> dict[str, list[Turn]]:
-    """Returns the turns of each in rounds of all of them, each time in another order."""
+    """Return the turns of each in rounds of all of them, each time in another order."""
     chance = random.Random(seed)
     taken: dict[str, list[Turn]] = {name: [] for name in turns}
     for _ in range(rounds):

@@ -69,7 +69,7 @@ class Options:
 
 @contextlib.contextmanager
 def all_servers(case: Case) -> Iterator[list[Server]]:
-    """Runs the service and the two that people would write instead.
+    """Run the service and the two that people would write instead.
 
     Raises:
         RuntimeError: they do not find the same.
@@ -85,7 +85,7 @@ def all_servers(case: Case) -> Iterator[list[Server]]:
 
 
 async def check_answers(case: Case, every: Sequence[Server]) -> None:
-    """Checks that each server finds what is found in-process.
+    """Check that each server finds what is found in-process.
 
     Raises:
         RuntimeError: one does not, and would not do the same work.
@@ -100,7 +100,7 @@ async def check_answers(case: Case, every: Sequence[Server]) -> None:
 
 
 def added(case: Case, folder: Path, options: Options) -> Iterator[Row]:
-    """Yields what the servers add to the work at concurrency 1, and what a replay takes."""
+    """Yield what the servers add to the work at concurrency 1, and what a replay takes."""
     del folder
     with all_servers(case) as every:
         turns = one_by_one(Work(case.model), case, every, options.calls)
@@ -123,19 +123,19 @@ def added(case: Case, folder: Path, options: Options) -> Iterator[Row]:
 
 
 def median_seconds(turns: Sequence[Turn]) -> float:
-    """Returns the median of what turns took."""
+    """Return the median of what turns took."""
     return statistics.median(turn.seconds for turn in turns)
 
 
 def prefix(name: str) -> str:
-    """Returns what a server's figures begin with; the service's own begin with nothing."""
+    """Return what a server's figures begin with; the service's own begin with nothing."""
     return "" if name == servers.OURS else f"{name}_"
 
 
 async def one_by_one(
     work: Work, case: Case, every: Sequence[Server], calls: int
 ) -> dict[str, list[Turn]]:
-    """Returns each server's calls, and the work in-process, turn by turn."""
+    """Return each server's calls, and the work in-process, turn by turn."""
 
     async def in_process() -> bytes:
         work(case.picture)
@@ -159,7 +159,7 @@ def _asking(caller: clients.Caller) -> Callable[[], Awaitable[bytes]]:
 
 
 async def _replays(case: Case, server: Server, count: int) -> list[float]:
-    """Returns the seconds of calls with a key that was answered before.
+    """Return the seconds of calls with a key that was answered before.
 
     Raises:
         RuntimeError: an answer was not the first one, byte for byte, and so no replay.
@@ -179,7 +179,7 @@ async def _replays(case: Case, server: Server, count: int) -> list[float]:
 
 
 def closed(case: Case, folder: Path, options: Options) -> Iterator[Row]:
-    """Yields throughput, latency and memory of the servers and of two raw threads."""
+    """Yield throughput, latency and memory of the servers and of two raw threads."""
     row: Row = {"part": "closed", "rounds": options.rounds, "seconds": options.seconds}
     with all_servers(case) as every, servers.raw_threads(case, folder) as raw:
         ratios = []
@@ -213,7 +213,7 @@ def _loops(
 
 
 def rounds(loops: dict[str, Callable[[], Closed]], count: int) -> dict[str, list[Closed]]:
-    """Returns what came of loops that take turns, each round in another order."""
+    """Return what came of loops that take turns, each round in another order."""
     chance = random.Random(SEED)
     taken: dict[str, list[Closed]] = {name: [] for name in loops}
     for _ in range(count):
@@ -238,7 +238,7 @@ def _ratios(taken: dict[str, list[Closed]], base: str) -> dict[str, float]:
 
 
 def overload(case: Case, folder: Path, options: Options) -> Iterator[Row]:
-    """Yields for each server what is left of its capacity when twice as much is asked of it."""
+    """Yield for each server what is left of its capacity when twice as much is asked of it."""
     del folder
     with all_servers(case) as every:
         for server in every:
@@ -274,7 +274,7 @@ def _overload_row(server: Server, options: Options) -> Row:
 
 
 def unheard_answers(sent: int, received: int) -> int:
-    """Returns how many answers the server sent that no caller received in time.
+    """Return how many answers the server sent that no caller received in time.
 
     Raises:
         RuntimeError: fewer were sent than received: the server does not count what it sends.
@@ -293,7 +293,7 @@ async def _unloaded(server: Server, calls: int) -> float:
 async def _overload(
     server: Server, capacity: float, usual: float, options: Options
 ) -> tuple[Open, list[Call], int]:
-    """Returns the load, the probes after it, and how many calls were answered before.
+    """Return the load, the probes after it, and how many calls were answered before.
 
     The last of the probes took no longer than usual, unless none did.
     """
@@ -313,7 +313,7 @@ async def _overload(
 
 
 def light(case: Case, folder: Path, options: Options) -> Iterator[Row]:
-    """Yields what the service keeps of a bare server's throughput with everything on."""
+    """Yield what the service keeps of a bare server's throughput with everything on."""
     callers = max(CONCURRENCIES)
     with (
         servers.ours_with_everything_on(case, folder) as ours,

@@ -19,7 +19,7 @@ THREADS = 2
 
 
 def work_for(work: Work, picture: bytes, seconds: float) -> Closed:
-    """Returns the figures of two threads that take picture after picture."""
+    """Return the figures of two threads that take picture after picture."""
     calls: list[Call] = []
     window, used = Window(THREADS, seconds), time.process_time()
 
@@ -38,7 +38,7 @@ def work_for(work: Work, picture: bytes, seconds: float) -> Closed:
 
 
 def main() -> None:
-    """Works as often as it is told to."""
+    """Work as often as it is told to."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", type=Path, required=True)
     arguments.add_argument("--picture", type=Path, required=True)

@@ -73,7 +73,7 @@ class Server:
         return self.metrics_address is not None
 
     def answered(self) -> int:
-        """Returns how many calls of `Infer` the server has answered, by its own metrics.
+        """Return how many calls of `Infer` the server has answered, by its own metrics.
 
         Raises:
             RuntimeError: it has no such metric.
@@ -84,7 +84,7 @@ class Server:
 
 
 def answered_calls(page: str) -> int:
-    """Returns how many calls of `Infer` ended with OK, by a page of Prometheus metrics.
+    """Return how many calls of `Infer` ended with OK, by a page of Prometheus metrics.
 
     Raises:
         RuntimeError: the page does not count calls.
@@ -101,7 +101,7 @@ def answered_calls(page: str) -> int:
 
 
 def resident_mib(pid: int) -> float:
-    """Returns the memory that a process has now."""
+    """Return the memory that a process has now."""
     return round(psutil.Process(pid).memory_info().rss / _MIB, 1)
 
 
@@ -109,7 +109,7 @@ def resident_mib(pid: int) -> float:
 def ours(
     case: Case, *flags: str, metadata: Callable[[], clients.Metadata] = clients.no_metadata
 ) -> Iterator[Server]:
-    """Runs the inference service as it is, with further flags."""
+    """Run the inference service as it is, with further flags."""
     every = [
         *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--log-level", "warning"),
         *("--model-repository", str(case.repository), "--default-model", case.name),
@@ -126,7 +126,7 @@ def ours(
 
 @contextmanager
 def ours_with_everything_on(case: Case, folder: Path) -> Iterator[Server]:
-    """Runs it with API keys, limits, an idempotency key for each call, and metrics.
+    """Run it with API keys, limits, an idempotency key for each call, and metrics.
 
     Args:
         case: what it is asked to do.
@@ -150,7 +150,7 @@ def ours_with_everything_on(case: Case, folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def bare_grpc(case: Case) -> Iterator[Server]:
-    """Runs the bare grpc.aio server."""
+    """Run the bare grpc.aio server."""
     with ServiceProcess("bench.infer.bare_grpc", ["--model", str(case.model)]) as running:
         message = clients.request(case.picture)
         connect = functools.partial(clients.grpc_caller, running.address, message)
@@ -159,7 +159,7 @@ def bare_grpc(case: Case) -> Iterator[Server]:
 
 @contextmanager
 def bare_http(case: Case) -> Iterator[Server]:
-    """Runs the FastAPI endpoint."""
+    """Run the FastAPI endpoint."""
     with ServiceProcess("bench.infer.bare_http", ["--model", str(case.model)]) as running:
         connect = functools.partial(clients.http_caller, running.address, case.picture)
         yield Server(HTTP, running.pid, running.address, connect, clients.classes_in_json)
@@ -178,7 +178,7 @@ class RawThreads:
         return resident_mib(self._process.pid)
 
     def work(self, seconds: float) -> Closed:
-        """Returns what came of working for so long.
+        """Return what came of working for so long.
 
         Raises:
             RuntimeError: the process ended instead.
@@ -198,7 +198,7 @@ class RawThreads:
 
 @contextmanager
 def raw_threads(case: Case, folder: Path) -> Iterator[RawThreads]:
-    """Runs the two threads; they wait for work."""
+    """Run the two threads; they wait for work."""
     picture = folder / f"{uuid.uuid4()}.picture"
     picture.write_bytes(case.picture)
     flags = ["--model", str(case.model), "--picture", str(picture)]

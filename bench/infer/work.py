@@ -31,7 +31,7 @@ class Work:
         self._detector.warm_up()
 
     def __call__(self, picture: bytes) -> Detections:
-        """Returns what is in an encoded picture."""
+        """Return what is in an encoded picture."""
         return self._detector.detect(
             decode_image(picture),
             confidence=self._thresholds.confidence,
@@ -40,7 +40,7 @@ class Work:
         )
 
     def rows(self, picture: bytes) -> list[tuple[int, str, float, list[float]]]:
-        """Returns class id, label, confidence and corners of what is in a picture."""
+        """Return class id, label, confidence and corners of what is in a picture."""
         found = self(picture)
         names = self._detector.names
         columns = found.class_id.tolist(), found.confidence.tolist(), found.xyxy.tolist()
@@ -50,7 +50,7 @@ class Work:
 
 
 def response(work: Work, picture: bytes) -> inference_service_pb2.InferResponse:
-    """Returns what is in a picture as the message that says so."""
+    """Return what is in a picture as the message that says so."""
     detections = [
         prediction_pb2.Detection(
             class_id=number,

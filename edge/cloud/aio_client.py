@@ -54,7 +54,7 @@ class AsyncInferenceClient:
         idempotency_key: str | None = None,
         traceparent: str = "",
     ) -> InferAnswer:
-        """Returns the service's answer for one or more pictures; see `InferenceClient.infer`."""
+        """Return the service's answer for one or more pictures; see `InferenceClient.infer`."""
         call = await asyncio.to_thread(  # files are read and pixels encoded here
             self._client.prepare,
             images,
@@ -84,11 +84,11 @@ class AsyncInferenceClient:
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - as above
     ) -> tuple[ModelInfo, ...]:
-        """Returns the models that the service has loaded; see `InferenceClient.list_models`."""
+        """Return the models that the service has loaded; see `InferenceClient.list_models`."""
         return await asyncio.to_thread(self._client.list_models, timeout=timeout)
 
     async def close(self) -> None:
-        """Closes the connection; calls under way end as CANCELLED."""
+        """Close the connection; call under way end as CANCELLED."""
         await asyncio.to_thread(self._client.close)
 
     async def __aenter__(self) -> Self:

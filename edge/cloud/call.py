@@ -44,7 +44,7 @@ class InferCall:
         return ModelHint(self.question.model.name, self.question.model.version)
 
     def to_upload(self, above: int) -> int | None:
-        """Returns the index of a picture that is to be uploaded first; None: there is none.
+        """Return the index of a picture that is to be uploaded first; None: there is none.
 
         Args:
             above: bytes from which on a picture is too large to go with each try.
@@ -62,7 +62,7 @@ class InferCall:
             return next(large, None)
 
     def upload(self, index: int) -> Iterator[inference_service_pb2.UploadImageRequest]:
-        """Yields the messages that upload a picture, counting what leaves."""
+        """Yield the messages that upload a picture, counting what leaves."""
         data = self.images[index]
         sha256 = self.question.images[index].sha256
         header = inference_service_pb2.UploadHeader(sha256=sha256, size_bytes=len(data))
@@ -74,12 +74,12 @@ class InferCall:
             yield inference_service_pb2.UploadImageRequest(chunk=chunk)
 
     def uploaded(self, index: int, reference: str) -> None:
-        """Takes note of where a picture was put."""
+        """Take note of where a picture was put."""
         with self._lock:
             self._references[index] = reference
 
     def lost(self, references: Mapping[int, str]) -> None:
-        """Takes note of references, by index, that the service does not know any more."""
+        """Take note of references, by index, that the service does not know any more."""
         with self._lock:
             for index, reference in references.items():
                 # A twin of this try may have seen the same loss, and the picture be up again.
@@ -88,12 +88,12 @@ class InferCall:
                     self._losses[index] = self._losses.get(index, 0) + 1
 
     def no_more_uploads(self) -> None:
-        """Takes note that what is not uploaded yet is to go with the question."""
+        """Take note that what is not uploaded yet is to go with the question."""
         with self._lock:
             self._uploads = False
 
     def to_send(self) -> tuple[inference_service_pb2.InferRequest, Mapping[int, str]]:
-        """Returns the question, and the references in it by the index of the picture."""
+        """Return the question, and the references in it by the index of the picture."""
         request = inference_service_pb2.InferRequest()
         request.CopyFrom(self.question)
         with self._lock:

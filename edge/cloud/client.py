@@ -97,7 +97,7 @@ class InferenceClient:
         idempotency_key: str | None = None,
         traceparent: str = "",
     ) -> InferAnswer:
-        """Returns the service's answer for one or more pictures.
+        """Return the service's answer for one or more pictures.
 
         Args:
             images: a list of pictures, each RGB uint8 `[H, W, 3]`, encoded bytes, a path or
@@ -138,7 +138,7 @@ class InferenceClient:
         idempotency_key: str | None = None,
         traceparent: str = "",
     ) -> InferCall:
-        """Returns a question, checked and ready for `send`, also more than once; see `infer`.
+        """Return a question, checked and ready for `send`, also more than once; see `infer`.
 
         Raises:
             SightlineError: INVALID_ARGUMENT, naming the field and its bound.
@@ -159,7 +159,7 @@ class InferenceClient:
         )
 
     def send(self, call: InferCall, *, timeout: float | None = None) -> PendingAnswer:
-        """Sends a question (`prepare`) without waiting for the answer.
+        """Send a question (`prepare`) without waiting for the answer.
 
         Args:
             call: the question; sent again, it is the same one, and what was uploaded stays so.
@@ -177,7 +177,7 @@ class InferenceClient:
         return pending
 
     def list_models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
-        """Returns the models that the service has loaded.
+        """Return the models that the service has loaded.
 
         Args:
             timeout: seconds until the call ends; None: the client's.
@@ -199,7 +199,7 @@ class InferenceClient:
         return parse_models(response)
 
     def close(self) -> None:
-        """Closes the connection; calls under way end as CANCELLED."""
+        """Close the connection; call under way end as CANCELLED."""
         self._channel.close()
 
     def __enter__(self) -> Self:

@@ -39,7 +39,7 @@ class Line:
         self._without_until: float | None = None
 
     def next_upload(self, call: InferCall) -> int | None:
-        """Returns the index of the picture to upload next; None: the question can be asked."""
+        """Return the index of the picture to upload next; None: the question can be asked."""
         if self._upload_above is None:
             return None
         if self._without_until is not None and self._clock() < self._without_until:
@@ -47,7 +47,7 @@ class Line:
         return call.to_upload(self._upload_above)
 
     def goes_without(self, error: SightlineError) -> bool:
-        """Returns whether the service takes no uploads now, but may well take the picture itself.
+        """Return whether the service takes no uploads now, but may well take the picture itself.
 
         A service that has no such call, or says when to come back, is left alone with uploads for
         as long, but for 10 minutes at most.
@@ -64,7 +64,7 @@ class Line:
     def upload(
         self, call: InferCall, index: int, timeout: float
     ) -> "grpc.Future[inference_service_pb2.UploadImageResponse]":
-        """Starts to upload a picture.
+        """Start to upload a picture.
 
         Raises:
             SightlineError: FAILED_PRECONDITION: the client is closed; UNAUTHENTICATED: there is no
@@ -81,7 +81,7 @@ class Line:
     def infer(
         self, call: InferCall, timeout: float
     ) -> "tuple[grpc.Future[inference_service_pb2.InferResponse], Mapping[int, str]]":
-        """Starts to ask; returns the call, and the references that it carries, by index.
+        """Start to ask; return the call, and the references that it carries, by index.
 
         Raises:
             SightlineError: as `upload`.
@@ -96,7 +96,7 @@ class Line:
 
 
 def closed() -> SightlineError:
-    """Returns the error for a call on a closed channel, which gRPC refuses by a ValueError."""
+    """Return the error for a call on a closed channel, which gRPC refuses by a ValueError."""
     return SightlineError(
         grpc.StatusCode.FAILED_PRECONDITION, "CLIENT_CLOSED", "the client is closed"
     )

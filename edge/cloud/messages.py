@@ -55,7 +55,7 @@ def prepare(
     array_format: ArrayFormat = "jpeg",
     input_size: tuple[int, int] | None = None,
 ) -> InferCall:
-    """Returns a question, checked; see `edge.cloud.client.InferenceClient.infer`.
+    """Return a question, checked; see `edge.cloud.client.InferenceClient.infer`.
 
     With an `input_size`, the width and height of the model's input in pixels, pictures that are
     larger are shrunk to it.
@@ -84,7 +84,7 @@ def prepare(
 
 
 def check_timeout(timeout: float) -> float:
-    """Returns the timeout in seconds.
+    """Return the timeout in seconds.
 
     Raises:
         SightlineError: INVALID_ARGUMENT: not above 0 and at most an hour.
@@ -95,7 +95,7 @@ def check_timeout(timeout: float) -> float:
 
 
 def trace_id_of(traceparent: str) -> str:
-    """Returns the trace id in a W3C traceparent, 32 lower-case hex digits; empty: there is none.
+    """Return the trace id in a W3C traceparent, 32 lower-case hex digits; empty: there is none.
 
     Raises:
         SightlineError: INVALID_ARGUMENT: not a traceparent.
@@ -113,7 +113,7 @@ def parse_answer(
     trailing: Iterable[tuple[str, str | bytes]],
     call: InferCall,
 ) -> InferAnswer:
-    """Returns the service's answer to a question, in pixels of the pictures as they were given."""
+    """Return the service's answer to a question, in pixels of the pictures as they were given."""
     results = tuple(_image_answer(result) for result in response.results)
     return InferAnswer(
         results=tuple(
@@ -130,7 +130,7 @@ def parse_answer(
 
 
 def parse_models(response: inference_service_pb2.ListModelsResponse) -> tuple[ModelInfo, ...]:
-    """Returns the models of the service, in its order."""
+    """Return the models of the service, in its order."""
     return tuple(
         ModelInfo(
             name=model.name,

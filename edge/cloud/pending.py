@@ -52,7 +52,7 @@ class PendingAnswer:
         self._start()
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Calls back once `result` no longer blocks, from a thread of gRPC's or at once."""
+        """Call back once `result` no longer blocks, from a thread of gRPC's or at once."""
         with self._lock:
             if not self._done.is_set():
                 self._callbacks.append(callback)
@@ -60,7 +60,7 @@ class PendingAnswer:
         callback()
 
     def result(self) -> InferAnswer:
-        """Returns the answer, waiting for it until the call's deadline.
+        """Return the answer, waiting for it until the call's deadline.
 
         Raises:
             SightlineError: the call failed.
@@ -74,7 +74,7 @@ class PendingAnswer:
         raise copy.copy(self._error)
 
     def cancel(self) -> None:
-        """Ends the call if it has not ended."""
+        """End the call if it has not ended."""
         with self._lock:
             self._cancelled = True
             under_way = self._under_way
@@ -82,7 +82,7 @@ class PendingAnswer:
             under_way.cancel()
 
     def _start(self) -> None:
-        """Starts the next call. Raises SightlineError: it cannot be started."""
+        """Start the next call. Raises SightlineError: it cannot be started."""
         left = self._ends - time.monotonic()
         if left <= 0:
             raise SightlineError(
@@ -112,7 +112,7 @@ class PendingAnswer:
             future.cancel()
 
     def _go_on(self, hear: Callable[[], InferAnswer | None]) -> None:
-        """Hears the end of a call; ends with the answer or an error, or starts the next call."""
+        """Hear the end of a call; end with the answer or an error, or start the next call."""
         answer: InferAnswer | None = None
         error: SightlineError | None = None
         try:
@@ -149,7 +149,7 @@ class PendingAnswer:
         return None
 
     def _uploaded(self, index: int, ended: "grpc.Future[_Uploaded]") -> None:
-        """Raises SightlineError: the picture cannot be delivered."""
+        """Raise SightlineError: the picture cannot be delivered."""
         try:
             self._call.uploaded(index, _response(ended).image.reference)
         except SightlineError as error:

@@ -30,7 +30,7 @@ class Scale:
     down: float
 
     def restored(self, answer: ImageAnswer) -> ImageAnswer:
-        """Returns the answer in pixels of the original."""
+        """Return the answer in pixels of the original."""
         if answer.error is not None:
             return answer
         return replace(
@@ -56,7 +56,7 @@ class Scale:
 
 
 def shrunk(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scale] | None:
-    """Returns a picture as a JPEG that just fits a model's input, and how it relates to it.
+    """Return a picture as a JPEG that just fits a model's input, and how it relates to it.
 
     The pixels are those that the model's own letterbox makes (`vision.letterbox`), so
     that only the JPEG's loss tells the answers apart.
@@ -104,7 +104,7 @@ class ModelInput:
 
 
 def model_inputs(models: tuple[ModelInfo, ...]) -> Mapping[ModelHint, ModelInput]:
-    """Returns the input of each model by every hint that means it.
+    """Return the input of each model by every hint that means it.
 
     Pictures for a classifier go whole: what it cuts out of them is its own business.
     """

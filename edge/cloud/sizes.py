@@ -38,7 +38,7 @@ class ModelSizes:
         self._learning = False
 
     def of(self, asked: ModelHint) -> tuple[int, int] | None:
-        """Returns width and height in pixels that pictures are to fit; None: they go whole.
+        """Return width and height in pixels that pictures are to fit; None: they go whole.
 
         Args:
             asked: which model will be asked; one that is not known is asked for beside.
@@ -50,7 +50,7 @@ class ModelSizes:
         return known.size
 
     def answered(self, asked: ModelHint, model: ModelHint) -> None:
-        """Takes note of which model has answered: another may have become the default.
+        """Take note of which model has answered: another may have become the default.
 
         Args:
             asked: which model was asked.

@@ -57,7 +57,7 @@ def doctor(
 
 
 def findings(timeout: float, **options: str | None) -> Iterator[Finding]:
-    """Returns what every check finds, as it is found.
+    """Return what every check finds, as it is found.
 
     Args:
         timeout: seconds for each question to a service.

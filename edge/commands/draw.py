@@ -40,7 +40,7 @@ class Copies:
         self._written: set[Path] = set()
 
     def save(self, original: Path, answer: ImageAnswer) -> Path:
-        """Writes one copy, upright as the boxes are, and returns where.
+        """Write one copy, upright as the boxes are, and return where.
 
         Raises:
             SightlineError: INVALID_ARGUMENT: the picture cannot be read.
@@ -68,14 +68,14 @@ class Copies:
 
 
 def colour_of(class_id: int) -> Colour:
-    """Returns a class's colour: the same in every picture, and unlike that of its neighbours."""
+    """Return a class's colour: the same in every picture, and unlike that of its neighbours."""
     hue = class_id * _GOLDEN_RATIO % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw(picture: "PIL.Image.Image", answer: ImageAnswer) -> None:
-    """Draws the boxes of a detection, or the classes of a classification, onto a picture."""
+    """Draw the boxes of a detection, or the classes of a classification, onto a picture."""
     from PIL import ImageDraw, ImageFont
 
     canvas = ImageDraw.Draw(picture)
@@ -101,7 +101,7 @@ def draw(picture: "PIL.Image.Image", answer: ImageAnswer) -> None:
 
 
 def label_of(class_id: int, class_name: str) -> str:
-    """Returns the class's name; its number where the model has no labels."""
+    """Return the class's name; its number where the model has no labels."""
     return class_name or f"class {class_id}"
 
 
@@ -115,7 +115,7 @@ def _write(
     *,
     above: bool,
 ) -> float:
-    """Writes a label on its class's colour, inside a picture of this size.
+    """Write a label on its class's colour, inside a picture of this size.
 
     Returns:
         Where it ends below.

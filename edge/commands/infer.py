@@ -81,7 +81,7 @@ def infer(
 def _ask(
     client: InferenceClient, path: Path, settings: EdgeSettings, top_k: int | None
 ) -> InferAnswer:
-    """Returns the answer for one picture. Raises SightlineError: there is none."""
+    """Return the answer for one picture. Raises SightlineError: there is none."""
     answer = client.infer(
         [path],
         image_ids=[path.name],
@@ -117,7 +117,7 @@ def _show_error(path: Path, error: SightlineError, *, as_json: bool) -> None:
 
 
 def _show(answer: InferAnswer, saved: Path | None, *, as_json: bool) -> None:
-    """Prints the answer for one picture."""
+    """Print the answer for one picture."""
     (image,) = answer.results
     if as_json:
         model = {"model_name": answer.model_name, "model_version": answer.model_version}

@@ -47,7 +47,7 @@ class Glance:
         return self.by_cloud / answered if answered else 0.0
 
     def line(self, fps: float) -> str:
-        """Returns it as a line for people.
+        """Return it as a line for people.
 
         Args:
             fps: pictures a second.
@@ -67,7 +67,7 @@ class Rate:
         self._seen: deque[tuple[float, int]] = deque()
 
     def at(self, now: float, count: int) -> float:
-        """Returns the rate.
+        """Return the rate.
 
         Args:
             now: seconds of a clock that never goes back; not before that of the last call.
@@ -135,7 +135,7 @@ class Display:
             self._thread.join()
 
     def say(self, text: str) -> None:
-        """Prints a line of its own; from any thread."""
+        """Print a line of its own; from any thread."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _redrawn(self, spinner: Spinner) -> Spinner:

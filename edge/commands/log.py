@@ -102,7 +102,7 @@ def log(
 
 
 def _never_wait_for_readers() -> None:
-    """Keeps who does not read stderr from stopping the node: its threads write there as well."""
+    """Keep who does not read stderr from stopping the node: its threads write there as well."""
     stream = background_stderr.install()
     if not logging.getLogger().handlers:
         logging.getLogger().addHandler(FailuresOnce(stream))
@@ -143,7 +143,7 @@ def _started(node: EdgeNode, sources: list[FrameSource], workers: int) -> Iterat
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Makes SIGTERM, which services are stopped by, what Ctrl-C is."""
+    """Make SIGTERM, which services are stopped by, what Ctrl-C is."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -152,7 +152,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _report(outcome: Outcome, on: Display) -> None:
-    """Says why a picture has no answer."""
+    """Say why a picture has no answer."""
     if outcome.error is not None:
         image, error = outcome.frame.image, outcome.error
         shown = image if isinstance(image, Path) else outcome.frame.image_id
@@ -164,7 +164,7 @@ def _report(outcome: Outcome, on: Display) -> None:
 
 
 def _flushed(node: EdgeNode, wait: float) -> bool:
-    """Returns whether all of the log was committed in time; Ctrl-C ends the wait."""
+    """Return whether all of the log was committed in time; Ctrl-C ends the wait."""
     with suppress(KeyboardInterrupt):
         return node.logger.flush(wait, until="committed")
     return False

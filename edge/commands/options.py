@@ -9,12 +9,12 @@ from servicekit.settings import load
 
 
 def notes() -> Console:
-    """Returns a console on stderr: stdout is for data."""
+    """Return a console on stderr: stdout is for data."""
     return Console(stderr=True)
 
 
 def settings_with(**options: str | float | Path | None) -> EdgeSettings:
-    """Returns the edge settings, with the options of a command over everything else.
+    """Return the edge settings, with the options of a command over everything else.
 
     Args:
         options: settings by name; None: from the environment, the TOML file or the default.

@@ -166,7 +166,7 @@ def repair(
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """Turns what files and SQLite raise into a sentence for people."""
+    """Turn what files and SQLite raise into a sentence for people."""
     try:
         yield
     except DamagedError as error:

@@ -58,17 +58,17 @@ class Breaker:
         """How often it has opened."""
 
     def state(self, now: float) -> BreakerState:
-        """Returns how it is."""
+        """Return how it is."""
         if self._opened_at is None:
             return BreakerState.CLOSED
         return BreakerState.HALF_OPEN if self.opens_in(now) <= 0 else BreakerState.OPEN
 
     def opens_in(self, now: float) -> float:
-        """Returns the seconds until a question may try; 0 or less: one may, or it is closed."""
+        """Return the seconds until a question may try; 0 or less: one may, or it is closed."""
         return 0.0 if self._opened_at is None else self._opened_at + self._seconds - now
 
     def ask(self, now: float) -> Pass | None:
-        """Returns leave to ask the cloud; None: it is left alone."""
+        """Return leave to ask the cloud; None: it is left alone."""
         if self._opened_at is None:
             return Pass(self._epoch, probe=False)
         if self._probing or self.opens_in(now) > 0:
@@ -77,7 +77,7 @@ class Breaker:
         return Pass(self._epoch, probe=True)
 
     def settle(self, leave: Pass, answered: bool | None, now: float) -> None:
-        """Takes in what came of a question.
+        """Take in what came of a question.
 
         Args:
             leave: what `ask` gave for it.
@@ -120,12 +120,12 @@ class RetryTokens:
         """Tokens that are there now."""
 
     def failed(self) -> bool:
-        """Takes a failed try in; returns whether it may be made again."""
+        """Take a failed try in; return whether it may be made again."""
         self.left = max(self.left - 1.0, 0.0)
         return self.left > self._most / 2
 
     def answered(self) -> None:
-        """Takes an answer in."""
+        """Take an answer in."""
         self.left = min(self.left + self._ratio, float(self._most))
 
 
@@ -142,7 +142,7 @@ class CloudGate:
         self._tokens = RetryTokens(policy.retry_tokens, policy.retry_token_ratio)
 
     def ask(self) -> Pass:
-        """Returns leave to ask the cloud for one question.
+        """Return leave to ask the cloud for one question.
 
         Raises:
             SightlineError: UNAVAILABLE, reason `CIRCUIT_OPEN`: it is left alone for now.
@@ -161,14 +161,14 @@ class CloudGate:
         )
 
     def failed(self, error: SightlineError) -> bool:
-        """Takes in a try that failed; returns whether there are tokens for another."""
+        """Take in a try that failed; return whether there are tokens for another."""
         if error.category not in _COUNTS:
             return True
         with self._lock:
             return self._tokens.failed()
 
     def settle(self, leave: Pass, verdict: SightlineError | bool | None) -> None:
-        """Takes in what came of a question.
+        """Take in what came of a question.
 
         Args:
             leave: what `ask` gave for it.

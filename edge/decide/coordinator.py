@@ -87,7 +87,7 @@ class InferenceCoordinator:
         self._closed = False
 
     def ask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
-        """Returns the answer for one picture, waiting at most for the policy's timeout.
+        """Return the answer for one picture, waiting at most for the policy's timeout.
 
         Args:
             image: the picture, in any form. An array is not copied: leave it as it is.
@@ -109,7 +109,7 @@ class InferenceCoordinator:
         return self._settle(question, end)
 
     async def aask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
-        """Returns the answer for one picture; see `ask`. Cancelling ends what is under way."""
+        """Return the answer for one picture; see `ask`. Cancelling ends what is under way."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Happened] = asyncio.Queue()
 
@@ -129,11 +129,11 @@ class InferenceCoordinator:
         return self._parties.gate.state
 
     def stats(self) -> CoordinatorStats:
-        """Returns the counts so far."""
+        """Return the counts so far."""
         return self._counters.stats(self._parties.gate, self._parties.worker)
 
     def close(self) -> None:
-        """Stops the device's worker; what is under way on it is waited for up to a second."""
+        """Stop the device's worker; what is under way on it is waited for up to a second."""
         self._closed = True
         if self._parties.worker:
             self._parties.worker.close()
@@ -150,7 +150,7 @@ class InferenceCoordinator:
         self.close()
 
     def _settle(self, question: Question, end: Finish | Fail) -> Answer:
-        """Returns the answer, or raises the error with the story of its attempts."""
+        """Return the answer, or raise the error with the story of its attempts."""
         self._counters.ended(question.core, end)
         if isinstance(end, Finish):
             return end.answer
@@ -182,7 +182,7 @@ class InferenceCoordinator:
 def _cloud_labels(
     detector: Detector, client: InferenceClient, policy: Policy, model: ModelHint | None
 ) -> CloudLabels | None:
-    """Returns what holds the cloud's labels against the device's; None: they may differ."""
+    """Return what holds the cloud's labels against the device's; None: they may differ."""
     refuses = policy.mode in (Mode.CASCADE, Mode.HEDGED)
     if policy.takes_other_labels or policy.mode is Mode.DEVICE:
         return None

@@ -51,21 +51,21 @@ class Tries:
         self._ended: list[Attempt] = []
 
     def begin(self, source: Source, now: float) -> None:
-        """Takes note that a source is asked."""
+        """Take note that a source is asked."""
         self._since[source] = now
 
     def end(self, source: Source, now: float, error: Exception | None = None) -> float:
-        """Takes note that a try ended; returns how many seconds it took."""
+        """Take note that a try ended; return how many seconds it took."""
         since = self._since.pop(source)
         self._ended.append(Attempt(source, since - self._started, now - since, _reason(error)))
         return now - since
 
     def forget(self, source: Source) -> None:
-        """Takes back that a source is asked."""
+        """Take back that a source is asked."""
         del self._since[source]
 
     def under_way(self, source: Source) -> bool:
-        """Returns whether a source's answer is waited for."""
+        """Return whether a source's answer is waited for."""
         return source in self._since
 
     @property
@@ -146,7 +146,7 @@ class Coordination:
         return self._cloud_reason
 
     def begin(self) -> list[Action]:
-        """Returns the first actions."""
+        """Return the first actions."""
         if self.policy.mode is Mode.CLOUD:
             return self._then(self._ask_cloud(CloudReason.REQUESTED, self.started))
         if not self.has_device:
@@ -158,7 +158,7 @@ class Coordination:
         return self._then([AskDevice()])
 
     def observe(self, observation: Observation, now: float) -> list[Action]:
-        """Returns what to do after something happened at the time `now`."""
+        """Return what to do after something happened at the time `now`."""
         if self._over:
             return []
         device, cloud = (self._tries.under_way(source) for source in (Source.DEVICE, Source.CLOUD))
@@ -297,7 +297,7 @@ class Coordination:
         return [Fail(error, self._tries.ended, Source.CLOUD, self._device_error)]
 
     def _leave_cloud(self, now: float) -> list[Action]:
-        """Drops what is under way there, because the question is settled."""
+        """Drop what is under way there, because the question is settled."""
         self._retry_at = None
         if not self._tries.under_way(Source.CLOUD):
             return []

@@ -48,7 +48,7 @@ class Counters:
         self._cascade_kept = 0
 
     def ended(self, core: Coordination, end: Finish | Fail) -> None:
-        """Counts a question that was answered or failed."""
+        """Count a question that was answered or failed."""
         attempts = end.answer.attempts if isinstance(end, Finish) else end.attempts
         asked = any(attempt.source is Source.CLOUD for attempt in attempts)
         by_cloud = isinstance(end, Finish) and end.answer.source is Source.CLOUD
@@ -63,13 +63,13 @@ class Counters:
             self._cascade_kept += unsure and not by_cloud
 
     def retried(self, count: int) -> None:
-        """Counts a question's retries, however it ended."""
+        """Count a question's retries, however it ended."""
         if count:
             with self._lock:
                 self._retries += count
 
     def stats(self, gate: CloudGate, worker: DeviceWorker | None) -> CoordinatorStats:
-        """Returns the counts so far."""
+        """Return the counts so far."""
         with self._lock:
             return CoordinatorStats(
                 retries=self._retries,

@@ -50,7 +50,7 @@ class DeviceWorker:
         self._thread.start()
 
     def submit(self, image: Image) -> "Future[DetectorResult]":
-        """Returns the future result; cancelling it works until the model starts on the picture.
+        """Return the future result; cancelling it works until the model starts on the picture.
 
         While the model hangs, the result is that at once: an error with the reason `DEVICE_HUNG`.
         """
@@ -78,7 +78,7 @@ class DeviceWorker:
         return self._busy_seconds() > self._hang_seconds
 
     def close(self, timeout: float = 1.0) -> None:
-        """Takes no more pictures; waits for the one under way, at most `timeout` seconds.
+        """Take no more pictures; wait for the one under way, at most `timeout` seconds.
 
         Those that wait get `CoordinatorClosedError`.
         """

@@ -52,7 +52,7 @@ class Cascade:
             raise ValueError(f"cascade high must be in [{self.low:g}, 1], is {self.high:g}")
 
     def unsure(self, result: DetectorResult) -> bool:
-        """Returns whether the cloud should be asked.
+        """Return whether the cloud should be asked.
 
         Raises:
             Exception: whatever `rule` raises.

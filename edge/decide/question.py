@@ -105,22 +105,22 @@ class Question:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def patience(self) -> float:
-        """Returns the seconds, >= 0, after which `Woke` is to be observed."""
+        """Return the seconds, >= 0, after which `Woke` is to be observed."""
         return max(self._wake - time.monotonic(), 0.0)
 
     def report(self, happened: Observation) -> None:
-        """Takes what happens just now, from any thread; returns at once."""
+        """Take what happens just now, from any thread; return at once."""
         self.inbox(Happened(time.monotonic(), happened))
 
     def observe(self, happened: "Happened") -> list[Action]:
-        """Returns what to do after something happened."""
+        """Return what to do after something happened."""
         what = happened.what
         if isinstance(what, CloudFailed) and self.core.waits_for_cloud:
             what = CloudFailed(what.error, may_retry=self.parties.gate.failed(what.error))
         return self.core.observe(what, happened.at)
 
     def perform(self, actions: list[Action]) -> Finish | Fail | None:
-        """Carries out actions; returns the last one of all, or None: there is more to come."""
+        """Carry out actions; return the last one of all, or None: there is more to come."""
         for action in actions:
             match action:
                 case AskDevice():
@@ -141,7 +141,7 @@ class Question:
         return None
 
     def drop(self) -> None:
-        """Ends what is still under way, and says what this question has shown of the cloud."""
+        """End what is still under way, and say what this question has shown of the cloud."""
         self._drop_device()
         self._drop_cloud()
         if self._leave is not None:
@@ -177,7 +177,7 @@ class Question:
         threading.Thread(target=self._prepare, args=(ends,), name=name, daemon=True).start()
 
     def _prepare(self, ends: float) -> None:
-        """Makes the question to the cloud ready, once for all tries, and sends it."""
+        """Make the question to the cloud ready, once for all tries, and send it."""
         try:
             if self.parties.labels is not None:
                 self.parties.labels.check_model((ends - time.monotonic()) / 2)
@@ -199,7 +199,7 @@ class Question:
             self.report(CloudFailed(_unsendable(error)))
 
     def _send(self, call: InferCall, ends: float) -> None:
-        """Starts a call, unless nobody wants its answer any more."""
+        """Start a call, unless nobody wants its answer any more."""
         left = max(ends - time.monotonic(), _SHORTEST)
         with self._lock:
             if self._dropped:

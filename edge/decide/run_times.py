@@ -24,13 +24,13 @@ class RunTimes:
         self._p95: float | None = None
 
     def add(self, seconds: float) -> None:
-        """Takes in a run that answered."""
+        """Take in a run that answered."""
         with self._lock:
             self._seconds.append(seconds)
             self._p95 = None
 
     def p95(self) -> float | None:
-        """Returns the 95th percentile in seconds (nearest rank); None: not known yet."""
+        """Return the 95th percentile in seconds (nearest rank); None: not known yet."""
         with self._lock:
             if len(self._seconds) < _LEAST:
                 return None

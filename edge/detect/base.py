@@ -95,7 +95,7 @@ class Detector(Protocol):
 
 
 def close_detector(detector: Detector) -> None:
-    """Gives back what a detector holds (a process, a GPU's memory), if it has a `close()`.
+    """Give back what a detector holds (a process, a GPU's memory), if it has a `close()`.
 
     Args:
         detector: not to be asked again.

@@ -50,7 +50,7 @@ class Child:
         return self._process.pid
 
     def load(self, factory: bytes, timeout: float) -> Loaded:
-        """Makes the detector.
+        """Make the detector.
 
         Args:
             factory: pickled.
@@ -68,7 +68,7 @@ class Child:
         raise _loading_error(answer)
 
     def look(self, look: Look, timeout: float) -> Answer:
-        """Asks the detector about a picture, and returns its answer or how it failed.
+        """Ask the detector about a picture, and return its answer or how it failed.
 
         Args:
             look: the picture.
@@ -80,7 +80,7 @@ class Child:
         return self._ask(look, timeout)
 
     def wait(self) -> str:
-        """Waits until the process has ended, and says how: "was ended by SIGSEGV"."""
+        """Wait until the process has ended, and say how: "was ended by SIGSEGV"."""
         with suppress(ChildProcessError):  # somebody else has waited for it
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
             self.kill()  # what it has started; until it is waited for, nobody gets its number
@@ -89,12 +89,12 @@ class Child:
         return _how(self._process.wait())
 
     def kill(self) -> None:
-        """Ends the process at once, and what it has started."""
+        """End the process at once, and what it has started."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """Ends the process: by its own doing, or a signal, or by force, whichever works first."""
+        """End the process: by its own doing, or a signal, or by force, whichever works first."""
         with suppress(OSError):  # not connected: it has ended
             self._wire.shutdown(socket.SHUT_RDWR)
         for force in (self._process.terminate, self.kill):
@@ -106,7 +106,7 @@ class Child:
                 return
 
     def close(self) -> None:
-        """Closes the socket, once the process has ended."""
+        """Close the socket, once the process has ended."""
         with self._asking:
             self._wire.close()
 
@@ -137,7 +137,7 @@ class Child:
 
 
 def pickled(factory: Callable[[], Detector]) -> bytes:
-    """Returns a factory as bytes that another process can make a detector of.
+    """Return a factory as bytes that another process can make a detector of.
 
     Raises:
         ValueError: it cannot be pickled, or is of the program's `__main__`, which is not imported

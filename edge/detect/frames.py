@@ -35,7 +35,7 @@ class FrameWriter:
         self._memory: mmap.mmap | None = None
 
     def put(self, picture: "NDArray[np.uint8] | bytes | str | Path") -> Look:
-        """Lays a picture down, over the one before, and returns what says where it is.
+        """Lay a picture down, over the one before, and return what says where it is.
 
         Args:
             picture: an array `[H, W, 3]`, an encoded file or its path.
@@ -58,7 +58,7 @@ class FrameWriter:
         return Look(shape, size)
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Give the memory back."""
         memory, self._memory = self._memory, None
         if memory is not None:
             memory.close()
@@ -88,7 +88,7 @@ class FrameReader:
         self._memory: mmap.mmap | None = None
 
     def get(self, look: Look) -> "NDArray[np.uint8] | bytes | str":
-        """Returns the picture. An array lies in the shared memory until the next one does."""
+        """Return the picture. An array lies in the shared memory until the next one does."""
         if look.path is not None:
             return look.path
         source = look.content if look.content is not None else self._mapped(look.size)

@@ -43,7 +43,7 @@ class Keeper:
         self._thread.start()
 
     def child(self) -> Child:
-        """Returns the process that is ready to be asked.
+        """Return the process that is ready to be asked.
 
         Raises:
             SightlineError: UNAVAILABLE: there is none now (`DEVICE_RESTARTING`), or none any more
@@ -58,18 +58,18 @@ class Keeper:
         raise SightlineError(grpc.StatusCode.UNAVAILABLE, "DEVICE_RESTARTING", text)
 
     def answered(self) -> None:
-        """Takes note that the process works: after its end the next one is not waited for long."""
+        """Take note that the process works: after its end the next one is not waited for long."""
         self._starts = 0
 
     def give_up(self, child: Child) -> None:
-        """Ends a process that has failed; its successor is started in the background."""
+        """End a process that has failed; its successor is started in the background."""
         with self._lock:
             if self._ready is child:
                 self._ready = None
         child.kill()
 
     def close(self) -> None:
-        """Ends the process and the thread; a picture that is being looked at is not answered."""
+        """End the process and the thread; a picture that is being looked at is not answered."""
         with self._lock:
             self._closing.set()
             child, self._ready = self._running, None
@@ -128,6 +128,6 @@ class Keeper:
 
 
 def closed() -> SightlineError:
-    """Returns the error of a detector that is asked after its end."""
+    """Return the error of a detector that is asked after its end."""
     text = "the detector is closed"
     return SightlineError(grpc.StatusCode.UNAVAILABLE, "DEVICE_CLOSED", text)

@@ -74,11 +74,11 @@ class Refused:
 
     @classmethod
     def of(cls, error: SightlineError) -> "Refused":
-        """Takes an error apart: its class may be known in the model's process alone."""
+        """Take an error apart: its class may be known in the model's process alone."""
         return cls(error.code.value[0], error.reason, error.message, error.violations)
 
     def error(self) -> SightlineError:
-        """Returns the same error again."""
+        """Return the same error again."""
         (code,) = (each for each in grpc.StatusCode if each.value[0] == self.code)
         return SightlineError(code, self.reason, self.message, violations=self.violations)
 
@@ -101,7 +101,7 @@ class Failed:
 
 
 def error_of(answer: "Answer") -> SightlineError:
-    """Returns what a picture's answer that is not `Found` means to the caller."""
+    """Return what a picture's answer that is not `Found` means to the caller."""
     if isinstance(answer, Refused):
         return answer.error()
     said = f"{answer.kind}: {answer.message}" if isinstance(answer, Failed) else repr(answer)
@@ -113,7 +113,7 @@ Answer: TypeAlias = Loaded | Found | Refused | Failed
 
 
 def send(wire: socket.socket, message: Request | Answer, timeout: float | None = None) -> None:
-    """Sends one message.
+    """Send one message.
 
     Args:
         wire: a stream socket.
@@ -130,7 +130,7 @@ def send(wire: socket.socket, message: Request | Answer, timeout: float | None =
 
 
 def receive(wire: socket.socket, timeout: float | None = None) -> Request | Answer:
-    """Returns the next message.
+    """Return the next message.
 
     Args:
         wire: a stream socket.

@@ -24,7 +24,7 @@ ArrayFormat = Literal["jpeg", "png"]
 
 
 def pixels(image: Image, field: str = "image") -> "NDArray[np.uint8]":
-    """Returns a picture as RGB uint8 `[H, W, 3]`, upright.
+    """Return a picture as RGB uint8 `[H, W, 3]`, upright.
 
     Args:
         image: the picture, in any form.
@@ -45,7 +45,7 @@ def pixels(image: Image, field: str = "image") -> "NDArray[np.uint8]":
 
 
 def encoded(image: Image, *, array_format: ArrayFormat = "jpeg", field: str = "image") -> bytes:
-    """Returns a picture as an encoded file: bytes and files as they are, pixels encoded.
+    """Return a picture as an encoded file: bytes and files as they are, pixels encoded.
 
     Args:
         image: the picture, in any form.

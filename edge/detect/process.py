@@ -113,7 +113,7 @@ class ProcessDetector:
         raise error_of(answer)
 
     def close(self) -> None:
-        """Ends the process; a picture that is being looked at is not answered. May be repeated."""
+        """End the process; a picture that is being looked at is not answered. May be repeated."""
         self._finalizer()
 
     def _ask(self, picture: "NDArray[np.uint8] | bytes | str | Path") -> Answer:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def detections_of(results: "Results") -> tuple[Detection, ...]:
-    """Returns the boxes of ultralytics' `Results` as detections, most confident first.
+    """Return the boxes of ultralytics' `Results` as detections, most confident first.
 
     Args:
         results: of one picture; boxes in pixels of the picture that the model was given.
@@ -29,7 +29,7 @@ def detections_of(results: "Results") -> tuple[Detection, ...]:
 
 
 def classes_of(results: "Results", top_k: int = 5) -> tuple[Detection, ...]:
-    """Returns the classes of ultralytics' `Results`, most probable first; none: no classifier's.
+    """Return the classes of ultralytics' `Results`, most probable first; none: no classifier's.
 
     Args:
         results: of one picture.
@@ -43,7 +43,7 @@ def classes_of(results: "Results", top_k: int = 5) -> tuple[Detection, ...]:
 
 
 def arrays_of(results: "Results") -> DetectionArrays | None:
-    """Returns the same without an object for each box; None: the results are not about boxes.
+    """Return the same without an object for each box; None: the results are not about boxes.
 
     Raises:
         ValueError: there is NaN among the numbers.

@@ -116,7 +116,7 @@ class UltralyticsDetector:
                 return self._ready(path, YOLO(path, task=other.task))
 
     def _ready(self, path: Path, model: "YOLO") -> "YOLO":
-        """Returns the model with its weights loaded and run once: no picture has to pay for it."""
+        """Return the model with its weights loaded and run once: no picture has to pay for it."""
         self._check(path, model.task)
         model.add_callback("on_predict_start", partial(self._check_export, path))
         black = np.zeros((32, 32, 3), np.uint8)

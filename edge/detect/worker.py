@@ -25,7 +25,7 @@ _OOM_SCORE = "500"
 
 
 def main(arguments: list[str]) -> None:
-    """Serves one owner until it goes away."""
+    """Serve one owner until it goes away."""
     wire, memory, owner = (int(argument) for argument in arguments)
     faulthandler.enable()
     _be_killed_first()
@@ -85,7 +85,7 @@ def _be_killed_first() -> None:
 
 
 def _end_with(owner: int) -> None:
-    """Ends this process when the owner has ended, even in the middle of a run."""
+    """End this process when the owner has ended, even in the middle of a run."""
     while os.getppid() == owner:
         time.sleep(_OWNER_CHECK_SECONDS)
     os._exit(0)

@@ -19,7 +19,7 @@ _NEARLY_FULL = 0.8
 
 
 def spool(settings: EdgeSettings) -> Iterator[Finding]:
-    """Checks the spools of this device."""
+    """Check the spools of this device."""
     folder = settings.spool_dir or default_spool_dir(settings.device_id)
     yield _writable(folder)
     try:
@@ -33,7 +33,7 @@ def spool(settings: EdgeSettings) -> Iterator[Finding]:
 
 
 def disk(settings: EdgeSettings) -> Finding:
-    """Checks the room for the spool."""
+    """Check the room for the spool."""
     folder = _existing(settings.spool_dir or default_spool_dir(settings.device_id))
     try:
         free = shutil.disk_usage(folder).free
@@ -57,7 +57,7 @@ def disk(settings: EdgeSettings) -> Finding:
 
 
 def _writable(folder: Path) -> Finding:
-    """Tries it: permissions alone do not tell of read-only and full disks."""
+    """Try it: permissions alone do not tell of read-only and full disks."""
     place = _existing(folder)
     try:
         with tempfile.TemporaryFile(dir=place) as file:
@@ -131,7 +131,7 @@ def _backlog(found: Summary, settings: EdgeSettings) -> Finding:
 
 
 def _existing(folder: Path) -> Path:
-    """Returns the folder, or the nearest one above it that is there."""
+    """Return the folder, or the nearest one above it that is there."""
     folder = folder.absolute()
     return next((one for one in (folder, *folder.parents) if _is_there(one)), folder)
 

@@ -28,15 +28,15 @@ class Finding:
 
 
 def ok(check: str, message: str) -> Finding:
-    """Returns a finding that needs no action."""
+    """Return a finding that needs no action."""
     return Finding(check, Level.OK, message)
 
 
 def warning(check: str, message: str, action: str) -> Finding:
-    """Returns a finding that will need action soon."""
+    """Return a finding that will need action soon."""
     return Finding(check, Level.WARNING, message, action)
 
 
 def failed(check: str, message: str, action: str) -> Finding:
-    """Returns a finding that needs action now."""
+    """Return a finding that needs action now."""
     return Finding(check, Level.FAILED, message, action)

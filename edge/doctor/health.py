@@ -40,7 +40,7 @@ class Health:
 def ask(
     asked: Endpoint, service: str, timeout: float, wall_clock: Callable[[], float] = time.time
 ) -> Health:
-    """Asks a service for its health, twice: the second time on a connection that stands.
+    """Ask a service for its health, twice: the second time on a connection that stands.
 
     Args:
         asked: the server.

@@ -15,7 +15,7 @@ _SIDE = 640  # of the picture that is tried, pixels
 def model(
     settings: EdgeSettings, note: Callable[[Detector], object] = lambda _detector: None
 ) -> Iterator[Finding]:
-    """Checks the device's model, if the settings name one.
+    """Check the device's model, if the settings name one.
 
     Args:
         settings: of the node.

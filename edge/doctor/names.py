@@ -18,7 +18,7 @@ _OF_KUBERNETES = re.compile(
 
 
 def check_names(environment: Iterable[str]) -> list[Finding]:
-    """Returns what is wrong with the names of environment variables.
+    """Return what is wrong with the names of environment variables.
 
     Args:
         environment: their names.

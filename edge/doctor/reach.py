@@ -21,7 +21,7 @@ class Trouble:
 
 
 def unreachable(target: str, timeout: float) -> Trouble | None:
-    """Says why nothing can be connected to at a target; None: something can.
+    """Say why nothing can be connected to at a target; None: something can.
 
     Args:
         target: host:port or unix:path.
@@ -52,7 +52,7 @@ def unreachable(target: str, timeout: float) -> Trouble | None:
 
 
 def shake_hands(target: str, settings: ClientTlsSettings, timeout: float) -> datetime | None:
-    """Speaks TLS with a server as the settings say, and waits for its first bytes.
+    """Speak TLS with a server as the settings say, and wait for its first bytes.
 
     Returns:
         When the server's certificate ends; None: it does not say.
@@ -80,7 +80,7 @@ def shake_hands(target: str, settings: ClientTlsSettings, timeout: float) -> dat
 
 
 def speaks_tls(target: str, timeout: float) -> bool:
-    """Says whether a server answers a TLS handshake, whoever signed its certificate."""
+    """Say whether a server answers a TLS handshake, whoever signed its certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -92,7 +92,7 @@ def speaks_tls(target: str, timeout: float) -> bool:
 
 
 def refused(error: OSError, settings: ClientTlsSettings) -> Trouble:
-    """Says what a failed handshake means."""
+    """Say what a failed handshake means."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _mistrusted(error, settings)
     show = "Give tls_cert_file and tls_key_file, signed by the server's --tls-client-ca-file."
@@ -112,7 +112,7 @@ def refused(error: OSError, settings: ClientTlsSettings) -> Trouble:
 
 
 def ends_soon(end: datetime, now: datetime) -> bool:
-    """Says whether a certificate that ends then should be renewed by now."""
+    """Say whether a certificate that ends then should be renewed by now."""
     return (end - now).days < _SOON_DAYS
 
 

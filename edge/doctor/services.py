@@ -41,7 +41,7 @@ class Asked:
 
 
 def ingest(settings: EdgeSettings, timeout: float) -> Iterator[Finding]:
-    """Checks the ingest service.
+    """Check the ingest service.
 
     Raises:
         servicekit.settings.SettingsError, ValueError: it cannot be dialled with these settings.
@@ -54,7 +54,7 @@ def ingest(settings: EdgeSettings, timeout: float) -> Iterator[Finding]:
 def inference(
     settings: EdgeSettings, timeout: float, device_labels: frozenset[str] = frozenset()
 ) -> Iterator[Finding]:
-    """Checks the inference service, if the mode asks it; see `ingest`."""
+    """Check the inference service, if the mode asks it; see `ingest`."""
     if settings.mode == "device":
         yield ok("inference", "mode device: the inference service is not asked")
         return
@@ -106,7 +106,7 @@ def _tls(asked: Asked) -> Finding:
 
 
 def _not_reached(asked: Asked, error: SightlineError) -> Finding:
-    """Says why a health check failed, which gRPC itself does in its own words at most."""
+    """Say why a health check failed, which gRPC itself does in its own words at most."""
     target = asked.endpoint.target
     if error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
         return failed(
@@ -211,7 +211,7 @@ def _refused(asked: Asked, error: SightlineError, flags: str) -> Finding:
 
 
 def _labels(asked: Asked, models: tuple[ModelInfo, ...]) -> Iterator[Finding]:
-    """Holds the labels of the model that would answer against the device's."""
+    """Hold the labels of the model that would answer against the device's."""
     settings, check = asked.settings, "inference labels"
     hint = ModelHint(settings.cloud_model, settings.cloud_model_version)
     model = answering(models, hint)

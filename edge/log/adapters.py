@@ -27,7 +27,7 @@ class Findings(Protocol):
 
 
 def is_ultralytics(candidate: object) -> "TypeGuard[Results]":
-    """Says whether something looks like the `Results` of one picture."""
+    """Say whether something looks like the `Results` of one picture."""
     return all(hasattr(candidate, name) for name in ("boxes", "names", "orig_shape", "speed"))
 
 
@@ -39,7 +39,7 @@ def from_ultralytics(
     model_version: str = "",
     labels: Mapping[str, str] | None = None,
 ) -> Prediction:
-    """Returns what an ultralytics model said about one picture.
+    """Return what an ultralytics model said about one picture.
 
     Args:
         results: of one picture; of a classifier, the five best classes become detections without
@@ -96,12 +96,12 @@ def attach(model: "Model", take: "Callable[[Results], object]") -> Callable[[], 
 
 
 def name_of(model: "Model") -> str:
-    """Returns the name of an ultralytics model: its file's, without the suffix."""
+    """Return the name of an ultralytics model: its file's, without the suffix."""
     return Path(str(getattr(model, "model_name", None) or "ultralytics")).stem
 
 
 def is_supervision(candidate: object) -> "TypeGuard[Detections]":
-    """Says whether something looks like supervision's `Detections`."""
+    """Say whether something looks like supervision's `Detections`."""
     return all(hasattr(candidate, name) for name in ("xyxy", "class_id", "tracker_id", "data"))
 
 
@@ -115,7 +115,7 @@ def from_supervision(
     image_height: int = 0,
     names: Mapping[int, str] | Sequence[str] | None = None,
 ) -> Prediction:
-    """Returns what is in supervision's `Detections`, which do not say of which picture they are.
+    """Return what is in supervision's `Detections`, which do not say of which picture they are.
 
     Args:
         detections: with `confidence` and `class_id`; masks are left out. A `tracker_id` of -1
@@ -159,7 +159,7 @@ def from_supervision(
 
 
 def to_supervision(found: "Sequence[Detection] | Findings") -> "Detections":
-    """Returns detections as supervision's `Detections`, in their order.
+    """Return detections as supervision's `Detections`, in their order.
 
     Args:
         found: detections with boxes; or what has them: an `Answer`, a `DetectorResult`, an

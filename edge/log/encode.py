@@ -29,7 +29,7 @@ _CACHED_TEXT = 256  # longer texts are rejected by the server: not worth keeping
 
 
 def prediction_body(prediction: Prediction, now: float) -> bytes:
-    """Returns a `sightline.types.v1.Prediction` without its sequence.
+    """Return a `sightline.types.v1.Prediction` without its sequence.
 
     Args:
         prediction: the record.
@@ -74,7 +74,7 @@ def _origin(prediction: Prediction) -> bytes:
 def _origin_fields(
     width: int, height: int, name: str, version: str, is_cloud: bool, reason: CloudReason | None
 ) -> bytes:
-    """Writes what a device says of all its pictures alike."""
+    """Write what a device says of all its pictures alike."""
     fields = [
         integer(b"\x18", width),
         integer(b"\x20", height),
@@ -87,7 +87,7 @@ def _origin_fields(
 
 
 def _detection(detection: Detection) -> bytes:
-    """Writes an entry of `Prediction.detections`, with its tag."""
+    """Write an entry of `Prediction.detections`, with its tag."""
     box = detection.box
     if box is None:
         return _any_detection(detection)
@@ -101,7 +101,7 @@ def _detection(detection: Detection) -> bytes:
 
 
 def _rows(found: DetectionArrays) -> list[bytes]:
-    """Writes what is kept in columns, in which nothing can overflow."""
+    """Write what is kept in columns, in which nothing can overflow."""
     boxes = iter(found.boxes)
     tracks = repeat(b"") if found.track_ids is None else map(_track, found.track_ids)
     columns = zip(
@@ -137,7 +137,7 @@ def _start(class_id: int, name: str, rest: int) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _cached_start(class_id: int, name: str, rest: int) -> bytes:
-    """Writes a detection up to its confidence and box, behind which `rest` bytes will follow."""
+    """Write a detection up to its confidence and box, behind which `rest` bytes will follow."""
     fields = integer(b"\x08", class_id) + text(b"\x12", name)
     return b"\x5a" + varint(len(fields) + _CONFIDENCE_AND_BOX.size + rest) + fields
 
@@ -166,5 +166,5 @@ def _confidence_and_box(
 
 
 def _as_float32(number: float) -> float:
-    """Returns infinity, as protobuf does, for a number that no 32-bit float holds."""
+    """Return infinity, as protobuf does, for a number that no 32-bit float holds."""
     return math.copysign(math.inf, number) if abs(number) > _MAX_FLOAT32 else number

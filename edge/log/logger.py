@@ -92,7 +92,7 @@ class PredictionLogger:
 
     @classmethod
     def from_settings(cls, settings: EdgeSettings | None = None) -> Self:
-        """Returns a logger made of what the settings name.
+        """Return a logger made of what the settings name.
 
         Args:
             settings: None: read from `SIGHTLINE_EDGE_*`, the TOML file and the defaults.
@@ -120,7 +120,7 @@ class PredictionLogger:
         wait: Milestone | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Takes a prediction and returns within microseconds, whatever disk and network do.
+        """Take a prediction and return within microseconds, whatever disk and network do.
 
         Args:
             prediction: a record, whose detections may be `DetectionArrays`, or the ultralytics
@@ -160,7 +160,7 @@ class PredictionLogger:
         model_version: str = "",
         **labels: str,
     ) -> Callable[[], None]:
-        """Logs all that an ultralytics model predicts or tracks from now on, streams included.
+        """Log all that an ultralytics model predicts or tracks from now on, streams included.
 
         No other line of the program needs to change. A picture is logged when its result is
         complete, just before the program gets it.
@@ -191,7 +191,7 @@ class PredictionLogger:
         return adapters.attach(model, take)
 
     def flush(self, timeout: float | None = None, until: Milestone = "spooled") -> bool:
-        """Waits until everything that was logged before is spooled, or committed.
+        """Wait until everything that was logged before is spooled, or committed.
 
         Args:
             timeout: seconds to wait at most. None: for as long as it takes.
@@ -207,7 +207,7 @@ class PredictionLogger:
         return self._pipeline.flush(timeout, committed=until == "committed")
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Spools what is logged, ships for as long as the server answers, and ends the threads.
+        """Spool what is logged, ships for as long as the server answers, and end the threads.
 
         What is not shipped in time stays in the spool, for the next process.
 
@@ -220,7 +220,7 @@ class PredictionLogger:
         return self._pipeline.close(timeout)
 
     def stats(self) -> LoggerStats:
-        """Returns the counts so far."""
+        """Return the counts so far."""
         return self._pipeline.stats()
 
     # A timeout is passed on: an `asyncio.timeout` would leave the thread that waits behind.
@@ -229,11 +229,11 @@ class PredictionLogger:
         timeout: float | None = None,  # noqa: ASYNC109
         until: Milestone = "spooled",
     ) -> bool:
-        """Does what `flush` does, without blocking the loop."""
+        """Do what `flush` does, without blocking the loop."""
         return await asyncio.to_thread(self.flush, timeout, until)
 
     async def aclose(self, timeout: float = 5.0) -> bool:  # noqa: ASYNC109
-        """Does what `close` does, without blocking the loop."""
+        """Do what `close` does, without blocking the loop."""
         return await asyncio.to_thread(self.close, timeout)
 
     def __enter__(self) -> Self:

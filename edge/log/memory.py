@@ -74,7 +74,7 @@ class Memory:
             return self._logged + len(self._inbox)
 
     def put(self, prediction: Prediction, timeout: float | None = None) -> None:
-        """Takes a prediction, in microseconds unless it has to block; raises what `enter` does."""
+        """Take a prediction, in microseconds unless it has to block; raise what `enter` does."""
         if len(self._inbox) >= self._inbox_room or prediction.size > self._small:
             self.enter(prediction, timeout)
             return
@@ -83,7 +83,7 @@ class Memory:
             self._collect(prediction)
 
     def enter(self, prediction: Prediction, timeout: float | None = None) -> int:
-        """Takes a prediction and returns its ordinal.
+        """Take a prediction and return its ordinal.
 
         Args:
             prediction: the record.
@@ -104,7 +104,7 @@ class Memory:
         return ordinal
 
     def take(self) -> list[Logged | Dropped]:
-        """Returns everything that waits, oldest first, and makes room."""
+        """Return everything that waits, oldest first, and make room."""
         with self._room:
             if not self._entries and not self._inbox:
                 self._inbox_room = 0  # who enters from now on announces it
@@ -119,7 +119,7 @@ class Memory:
         return taken
 
     def close(self) -> None:
-        """Refuses every further prediction; what waits can still be taken."""
+        """Refuse every further prediction; what waits can still be taken."""
         with self._room:
             self._is_closed = True
             self._settle()
@@ -127,13 +127,13 @@ class Memory:
             self._room.notify_all()
 
     def _settle(self) -> None:
-        """Closes the inbox, under the lock, until the next `take`, and empties it."""
+        """Close the inbox, under the lock, until the next `take`, and empties it."""
         self._inbox_room = 0
         while self._inbox:
             self._add(self._inbox.popleft())
 
     def _collect(self, prediction: Prediction) -> None:
-        """Does what `enter` would have done for a prediction that came just after the closing."""
+        """Do what `enter` would have done for a prediction that came just after the closing."""
         with self._room:
             if self._is_closed and self._withdraw(prediction):
                 raise ClosedError("the logger is closed")
@@ -157,7 +157,7 @@ class Memory:
         self._logged += 1
 
     def _due(self) -> Callable[[], object] | None:
-        """Returns the callback that is due now that something has entered, under the lock."""
+        """Return the callback that is due now that something has entered, under the lock."""
         if self._is_idle:
             self._is_idle = False
             return self._on_first
@@ -174,7 +174,7 @@ class Memory:
         return self._fits(size)
 
     def _make_room(self, size: int, timeout: float | None) -> bool:
-        """Applies the policy, under the lock; False: the prediction itself has been dropped."""
+        """Apply the policy, under the lock; False: the prediction itself has been dropped."""
         if self._on_full == "block":
             self._room.wait_for(lambda: self._is_closed or self._has_room(size), timeout)
         if self._is_closed:

@@ -49,7 +49,7 @@ class Adopter:
         self._shipper: Shipper | None = None
 
     def run(self) -> None:
-        """Looks for spools, again and again; the body of the thread."""
+        """Look for spools, again and again; the body of the thread."""
         while not self._is_stopping:
             wanted = self._wanted
             try:
@@ -81,7 +81,7 @@ class Adopter:
             return self._done >= mine and not self._left_over
 
     def stop(self) -> None:
-        """Ends `run` at once; the next process goes on."""
+        """End `run` at once; the next process goes on."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
@@ -90,7 +90,7 @@ class Adopter:
             shipper.stop()
 
     def _adopt(self, home: Path) -> bool:
-        """Returns whether nothing is left in a spool, or it is in use."""
+        """Return whether nothing is left in a spool, or it is in use."""
         if self._is_stopping:
             return False
         progress = Progress(hurry=1)  # nothing is added any more that could be waited for

@@ -37,7 +37,7 @@ class Plan:
     options: LogOptions
 
     def shipper(self, spool: Spool, progress: Progress) -> Shipper:
-        """Returns what ships a spool to the endpoint."""
+        """Return what ships a spool to the endpoint."""
         return Shipper(
             spool,
             self.endpoint,
@@ -86,7 +86,7 @@ class Pipeline:
         self._writer = Writer(self.memory, self._open_spool, self.progress)
 
     def open(self) -> None:
-        """Opens the spool, adopts those of forked processes that are gone, and starts the threads.
+        """Open the spool, adopts those of forked processes that are gone, and start the threads.
 
         A disk that is full or read-only does not keep it from starting.
 
@@ -103,7 +103,7 @@ class Pipeline:
         self._start_writer()
 
     def flush(self, timeout: float | None, *, committed: bool) -> bool:
-        """Waits until everything logged so far is spooled, or committed.
+        """Wait until everything logged so far is spooled, or committed.
 
         Returns:
             False: it was not in time, or something of it was lost. What is lost is told once, by
@@ -123,7 +123,7 @@ class Pipeline:
         return self.progress.wait(lambda: self.progress.spooled >= logged, timeout)
 
     def _commit(self, logged: int, timeout: float | None) -> bool:
-        """Waits until this process's spool is empty, and those of children that have ended."""
+        """Wait until this process's spool is empty, and those of children that have ended."""
         deadline = None if timeout is None else time.monotonic() + timeout
         with self.hurrying():
             self.progress.wait(lambda: self._is_over(logged), timeout)
@@ -134,7 +134,7 @@ class Pipeline:
         return adopter is None or adopter.empty(left)
 
     def fate(self, ordinal: int, timeout: float | None, *, committed: bool) -> GapReason | None:
-        """Waits for one prediction to be spooled, or committed; see `Progress.fate`.
+        """Wait for one prediction to be spooled, or committed; see `Progress.fate`.
 
         Raises:
             TimeoutError: it was not known in time.
@@ -151,7 +151,7 @@ class Pipeline:
 
     @contextmanager
     def hurrying(self) -> Iterator[None]:
-        """Keeps every part from waiting for company."""
+        """Keep every part from waiting for company."""
         with self.progress.update():
             self.progress.hurry += 1
         self._writer.hurry()
@@ -162,7 +162,7 @@ class Pipeline:
                 self.progress.hurry -= 1
 
     def close(self, timeout: float) -> bool:
-        """Spools what is logged, ships while the server answers, and ends the threads.
+        """Spool what is logged, ships while the server answers, and end the threads.
 
         Returns:
             Whether everything is spooled, and nothing was lost that no flush has told.
@@ -184,14 +184,14 @@ class Pipeline:
         return is_spooled and not self.progress.has_lost(self._told[False], logged)
 
     def abandon(self, timeout: float) -> None:
-        """Closes when the logger is garbage, from whatever thread that turns out in."""
+        """Close when the logger is garbage, from whatever thread that turns out in."""
         if threading.current_thread() in self._threads:
             threading.Thread(target=self.close, args=(timeout,), daemon=True).start()
         else:
             self.close(timeout)
 
     def adopt(self) -> None:
-        """Begins to look after the spools of forked processes."""
+        """Begin to look after the spools of forked processes."""
         with self._lock:
             if self._adopter is not None or self._is_closed:
                 return
@@ -199,12 +199,12 @@ class Pipeline:
             self._start(self._adopter.run, "adopter")
 
     def leave(self) -> None:
-        """Lets go, in a forked process, of what is the parent's; this object must be kept."""
+        """Let go, in a forked process, of what is the parent's; this object must be kept."""
         if self._spool is not None:
             self._spool.forget()
 
     def stats(self) -> LoggerStats:
-        """Returns the counts so far."""
+        """Return the counts so far."""
         spool = self._spool
         progress = self.progress
         with progress.changed:
@@ -248,7 +248,7 @@ class Pipeline:
         return Spool(directory, plan.device_id, plan.options.limits, progress.lost)
 
     def _open_spool(self) -> Spool:
-        """Opens the spool and starts to ship it; called by one thread at a time."""
+        """Open the spool and start to ship it; called by one thread at a time."""
         spool = self._spool_in(self._directory, self.progress)
         with self.progress.update():
             self.progress.committed = spool.committed
@@ -261,7 +261,7 @@ class Pipeline:
         return spool
 
     def _ship_the_rest(self, deadline: float) -> None:
-        """Waits for the server, unless it does not answer at all."""
+        """Wait for the server, unless it does not answer at all."""
         progress, logged = self.progress, self.memory.logged
 
         def is_over() -> bool:

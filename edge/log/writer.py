@@ -56,7 +56,7 @@ class Writer:
         self._stopping = False
 
     def open(self) -> None:
-        """Opens the spool ahead of the thread, so that the caller sees what is wrong with it.
+        """Open the spool ahead of the thread, so that the caller sees what is wrong with it.
 
         Raises:
             SightlineError, OSError, sqlite3.Error: as `edge.spool.spool.Spool` does; `run` will try
@@ -65,21 +65,21 @@ class Writer:
         self._spool = self._open_spool()
 
     def wake(self) -> None:
-        """Says that something waits in memory."""
+        """Say that something waits in memory."""
         self._waiting.set()
 
     def hurry(self) -> None:
-        """Says that what waits in memory must not wait for more."""
+        """Say that what waits in memory must not wait for more."""
         self._urgent.set()
         self._waiting.set()
 
     def stop(self) -> None:
-        """Ends `run` as soon as the memory, which is closed, is empty and on the disk."""
+        """End `run` as soon as the memory, which is closed, is empty and on the disk."""
         self._stopping = True
         self.hurry()
 
     def run(self) -> None:
-        """Moves predictions; the body of the thread."""
+        """Move predictions; the body of the thread."""
         while not (self._stopping and not self._pending and not len(self._memory)):
             try:
                 self._turn()
@@ -146,7 +146,7 @@ class Writer:
             self._failing_since = now  # what comes now has the same time to wait
 
     def _give_up(self) -> None:
-        """Frees what waits; that it is lost is written down when the disk works again."""
+        """Free what waits; that it is lost is written down when the disk works again."""
         ordinal = self._ordinal - sum(_count(entry) for entry in self._pending) + 1
         given_up: list[_Body] = []
         for entry in self._pending:
@@ -183,7 +183,7 @@ def _count(entry: _Body) -> int:
 
 
 def _merged(entries: Sequence[_Body]) -> list[_Body]:
-    """Returns the entries with neighbouring runs of one reason made one: they take no room."""
+    """Return the entries with neighbouring runs of one reason made one: they take no room."""
     merged: list[_Body] = []
     for entry in entries:
         last = merged[-1] if merged else None

@@ -38,7 +38,7 @@ class CallGate:
         _gates.add(self)
 
     def run(self, start: "Callable[[], CallFuture[_T]]") -> _T:
-        """Starts a call and returns its answer.
+        """Start a call and return its answer.
 
         Raises:
             SightlineError: what the call failed with; CANCELLED: it was interrupted.
@@ -51,30 +51,30 @@ class CallGate:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Keeps the process from forking while gRPC is used for something else than a call."""
+        """Keep the process from forking while gRPC is used for something else than a call."""
         with self._lock:
             yield
 
     def close(self) -> None:
-        """Interrupts the call under way, and every later one at once."""
+        """Interrupt the call under way, and every later one at once."""
         self._is_closed = True
         self._interrupt()
 
     def hold(self) -> None:
-        """Interrupts the call under way and starts none until `release`."""
+        """Interrupt the call under way and start none until `release`."""
         deadline = time.monotonic() + _FORK_PATIENCE_SECONDS
         while not self._is_held and time.monotonic() < deadline:
             self._interrupt()
             self._is_held = self._lock.acquire(timeout=0.01)
 
     def release(self) -> None:
-        """Lets calls through again."""
+        """Let calls through again."""
         if self._is_held:
             self._is_held = False
             self._lock.release()
 
     def _outcome(self, start: "Callable[[], CallFuture[_T]]") -> _T | SightlineError:
-        """Returns when the call is over and nothing refers to it any more."""
+        """Return when the call is over and nothing refers to it any more."""
         call = start()
         self._cancel = call.cancel
         if self._is_closed:

@@ -134,7 +134,7 @@ class ShipCore:
         self._known_to_others = 0  # a copy may have sent this far before the stream under way
 
     def next(self) -> Ask | Send:
-        """Returns what to do when there is something to send."""
+        """Return what to do when there is something to send."""
         if not self._is_known:
             return Ask(ASK_SECONDS)
         if self._probe is not None:
@@ -171,7 +171,7 @@ class ShipCore:
         return self._advance(watermark)
 
     def sending(self, sent: Sent) -> None:
-        """Takes note of a stream before it is opened: from now on the server may have it."""
+        """Take note of a stream before it is opened: from now on the server may have it."""
         self._known_to_others = self._reach
         self._sent_through = max(self._sent_through, sent.last)
 
@@ -203,7 +203,7 @@ class ShipCore:
         return actions
 
     def failed(self, error: SightlineError, sent: Sent | None) -> list[Action]:
-        """Takes the failure of a stream, or (None) of a question."""
+        """Take the failure of a stream, or (None) of a question."""
         if sent is not None and error.reason == "RATE_LIMITED" and self._suspect is None:
             return self._limited(error, sent)
         self._is_known, self._probe = False, None
@@ -226,7 +226,7 @@ class ShipCore:
         return [Wait(error)]
 
     def start_over(self, acknowledged: int) -> None:
-        """Takes it that the last actions were not carried out; the server is asked again.
+        """Take it that the last actions were not carried out; the server is asked again.
 
         Args:
             acknowledged: where the spool begins.
@@ -275,7 +275,7 @@ class ShipCore:
         return [Acknowledge(through)]
 
     def _limited(self, error: SightlineError, sent: Sent) -> list[Action]:
-        """Goes on from what the server took before its limit: it says so, and need not be asked.
+        """Go on from what the server took before its limit: it says so, and need not be asked.
 
         To ask would cost what the limit allows, too, and could use it up each time.
         """

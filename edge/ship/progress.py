@@ -42,13 +42,13 @@ class Progress:
 
     @contextmanager
     def update(self) -> Iterator[None]:
-        """Lets the caller change the fields, and wakes everyone who waits for a change."""
+        """Let the caller change the fields, and wake everyone who waits for a change."""
         with self.changed:
             yield
             self.changed.notify_all()
 
     def lost(self, lost: Lost) -> None:
-        """Counts what will never be sent, and tells those who wait for it."""
+        """Count what will never be sent, and tells those who wait for it."""
         with self.update():
             self.dropped[lost.reason.name.lower()] += lost.count
             if len(self._recent) == self._recent.maxlen:
@@ -65,14 +65,14 @@ class Progress:
             return recent or after < self._forgotten  # of so many, rather once too often
 
     def wait(self, reached: Callable[[], bool], timeout: float | None) -> bool:
-        """Waits until something is so; False: it was not in time (seconds; None: for ever)."""
+        """Wait until something is so; False: it was not in time (seconds; None: for ever)."""
         with self.changed:
             return self.changed.wait_for(reached, timeout)
 
     def fate(
         self, ordinal: int, reached: Callable[[], bool], timeout: float | None
     ) -> GapReason | None:
-        """Waits like `wait` for what becomes of one prediction.
+        """Wait like `wait` for what becomes of one prediction.
 
         Returns:
             Why it was lost. None: it was not.

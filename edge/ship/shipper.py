@@ -136,14 +136,14 @@ class Shipper:
                 self._channel.close()
 
     def stop(self) -> None:
-        """Ends `run` at once; a stream under way is given up, and will be sent again."""
+        """End `run` at once; a stream under way is given up, and will be sent again."""
         self._stopping.set()
         self._gate.close()
         with self._progress.update():
             pass
 
     def _begin(self) -> None:
-        """Starts on what the spool is now."""
+        """Start on what the spool is now."""
         identity = self._spool.identity
         self._spool_id = identity.spool_id
         self._device_id = identity.device_id
@@ -155,7 +155,7 @@ class Shipper:
         )
 
     def _round(self) -> None:
-        """Carries one stream to its answer.
+        """Carry one stream to its answer.
 
         Raises:
             Exception: something failed and is worth another try after a while.
@@ -174,7 +174,7 @@ class Shipper:
             self._progress.ship_error = None
 
     def _wait_for_work(self) -> None:
-        """Returns when there is something to send and it has waited for company."""
+        """Return when there is something to send and it has waited for company."""
 
         def is_over() -> bool:
             return self._stopping.is_set() or self._spool.identity.spool_id != self._spool_id
@@ -193,7 +193,7 @@ class Shipper:
             raise _StopError
 
     def _step(self) -> bool:
-        """Does one thing that the core wants; True: the round is done."""
+        """Do one thing that the core wants; True: the round is done."""
         step = self._core.next()
         if isinstance(step, Ask):
             actions = self._ask(step)
@@ -222,7 +222,7 @@ class Shipper:
         return self._core.asked(answer.committed_through, self._agreed(answer))
 
     def _agreed(self, answer: ingest_service_pb2.GetWatermarkResponse) -> Agreement | None:
-        """Returns up to where the server has what was spooled here; None: it cannot tell."""
+        """Return up to where the server has what was spooled here; None: it cannot tell."""
         identity = self._spool.identity
         committed = [Opening(run.id, run.after_sequence) for run in answer.generations]
         return agreement(
@@ -230,7 +230,7 @@ class Shipper:
         )
 
     def _entries(self, step: Send) -> list[Entry]:
-        """Returns what a stream is to carry: of one opening of the spool alone."""
+        """Return what a stream is to carry: of one opening of the spool alone."""
         if not step.max_entries:
             return []
         entries = self._spool.read(self._spool_id, step.after, step.max_entries, _STREAM_BYTES)
@@ -329,7 +329,7 @@ class Shipper:
             self._progress.failed_calls += 1
 
     def _header(self, sequence: int) -> bytes:
-        """Returns the header of a stream that begins with a sequence."""
+        """Return the header of a stream that begins with a sequence."""
         generation, _ = opening_at(self._spool.identity.lineage, sequence)
         header = ingest_pb2.LogHeader(
             device_id=self._device_id,
@@ -382,7 +382,7 @@ def _failure(state: tenacity.RetryCallState) -> BaseException | None:
 
 
 def _seconds_to_wait(state: tenacity.RetryCallState) -> float:
-    """Waits as long as the server asks, and on top a random time that grows with each failure."""
+    """Wait as long as the server asks, and on top a random time that grows with each failure."""
     error = _failure(state)
     asked = error.retry_after if isinstance(error, SightlineError) else None
     least = _REFUSED_SECONDS if _is_refused(error) else 0.0

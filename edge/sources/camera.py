@@ -58,7 +58,7 @@ class Camera:
         self._failures = 0
 
     def frames(self, watch: Watch) -> Iterator[Frame]:
-        """Yields frames until the watch wants no more; ids are the name and the time in UTC."""
+        """Yield frames until the watch wants no more; ids are the name and the time in UTC."""
         sampler = Sampler(self._sampling)
         while not watch.wait(0):
             error = "the camera gives no more frames"

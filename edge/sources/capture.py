@@ -36,7 +36,7 @@ class Capture:
             raise OSError("OpenCV cannot open it")
 
     def grab(self) -> bool:
-        """Moves on to the next frame; False: there is none, or none came in time."""
+        """Move on to the next frame; False: there is none, or none came in time."""
         return bool(self._capture.grab())
 
     @property
@@ -45,7 +45,7 @@ class Capture:
         return float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC)) / 1e3
 
     def pixels(self) -> "NDArray[np.uint8]":
-        """Returns the frame that was grabbed, RGB uint8 `[H, W, 3]`.
+        """Return the frame that was grabbed, RGB uint8 `[H, W, 3]`.
 
         Raises:
             OSError: it cannot be decoded.

@@ -70,24 +70,24 @@ class SourceCounts:
         self._last_error = ""
 
     def read(self) -> None:
-        """Counts a frame that the source gave."""
+        """Count a frame that the source gave."""
         with self._lock:
             self._read += 1
 
     def became(self, fate: Fate) -> None:
-        """Counts what became of a frame that was read."""
+        """Count what became of a frame that was read."""
         with self._lock:
             self._fates[fate] += 1
 
     def is_now(self, state: SourceState, error: str = "") -> None:
-        """Takes note of how the source is; `error`: why."""
+        """Take note of how the source is; `error`: why."""
         with self._lock:
             self._reconnects += (self._state, state) == (SourceState.READING, SourceState.LOST)
             self._state = state
             self._last_error = error or self._last_error
 
     def stats(self) -> SourceStats:
-        """Returns the counts so far."""
+        """Return the counts so far."""
         with self._lock:
             fates = {fate.value: self._fates[fate] for fate in Fate}
             return SourceStats(

@@ -50,7 +50,7 @@ class Feed:
             reader.start()
 
     def take(self) -> tuple[FrameSource, Frame] | None:
-        """Returns the next frame, each source in turn; waits for one. None: there are no more."""
+        """Return the next frame, each source in turn; wait for one. None: there are no more."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or self._ready() is not None or self._all_ended()
@@ -65,7 +65,7 @@ class Feed:
             return line.source, frame
 
     def close(self, timeout: float = 1.0) -> None:
-        """Wants no more frames; those that wait are counted as dropped.
+        """Want no more frames; those that wait are counted as dropped.
 
         Args:
             timeout: seconds to wait for all readers; a camera that hangs is left to itself.
@@ -93,7 +93,7 @@ class Feed:
         return all(line.ended for line in self._lines)
 
     def _read(self, line: _Line) -> None:
-        """Reads one source to its end; the body of its thread."""
+        """Read one source to its end; the body of its thread."""
         end, error = SourceState.ENDED, ""
         try:
             for frame in line.source.frames(_Watching(self, line.counts)):
@@ -110,7 +110,7 @@ class Feed:
             self._changed.notify_all()
 
     def _put(self, line: _Line, frame: Frame) -> bool:
-        """Queues a frame; False: no more are wanted, and this one is dropped."""
+        """Queue a frame; False: no more are wanted, and this one is dropped."""
         with self._changed:
             if line.source.live:
                 if len(line.waiting) >= self._queue_size:
@@ -126,7 +126,7 @@ class Feed:
             return True
 
     def wait_closed(self, seconds: float) -> bool:
-        """Waits until the feed is closed; False: it was not in time."""
+        """Wait until the feed is closed; False: it was not in time."""
         if seconds <= 0:
             return self._closed
         with self._changed:

@@ -53,7 +53,7 @@ class FrameSource(Protocol):
         """
 
     def frames(self, watch: Watch) -> Iterator[Frame]:
-        """Yields frames until there are no more or `watch.wait(0)` says so.
+        """Yield frames until there are no more or `watch.wait(0)` says so.
 
         Raises:
             OSError: the source cannot be read (any more).

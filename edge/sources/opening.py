@@ -10,7 +10,7 @@ from edge.sources.video import SUFFIXES, VideoFile
 
 
 def open_source(place: str | Path, sampling: Sampling | None = None) -> FrameSource:
-    """Returns the source of pictures that a word names; nothing is read yet.
+    """Return the source of pictures that a word names; nothing is read yet.
 
     Args:
         place: a number or `/dev/video...` (a local camera), a URL with `://` (a camera over the

@@ -37,7 +37,7 @@ class PictureFiles:
         self._root = _root(place)
 
     def frames(self, watch: Watch) -> Iterator[Frame]:
-        """Yields a frame for each file; its id is its path below the folder or the pattern."""
+        """Yield a frame for each file; its id is its path below the folder or the pattern."""
         sampler = Sampler(self._sampling)
         watch.found()
         for path in self._paths:

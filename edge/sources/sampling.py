@@ -42,7 +42,7 @@ class Sampler:
         self._due: float | None = None
 
     def takes(self, seconds: float) -> bool:
-        """Returns whether the next frame is wanted.
+        """Return whether the next frame is wanted.
 
         Args:
             seconds: when it was taken, on any clock that does not go back.

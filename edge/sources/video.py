@@ -35,7 +35,7 @@ class VideoFile:
         self._sampling = sampling or Sampling()
 
     def frames(self, watch: Watch) -> Iterator[Frame]:
-        """Yields frames; the id of the first is the file's name and `#000000`.
+        """Yield frames; the id of the first is the file's name and `#000000`.
 
         Raises:
             OSError: OpenCV cannot read the file.

@@ -34,7 +34,7 @@ class Lost:
 
 
 def byte_cap(file: SpoolFile, limits: Limits, free: int) -> tuple[int, GapReason]:
-    """Returns how many bytes may be in use after the next change, and which limit says so.
+    """Return how many bytes may be in use after the next change, and which limit says so.
 
     Args:
         file: before the change.
@@ -51,7 +51,7 @@ def byte_cap(file: SpoolFile, limits: Limits, free: int) -> tuple[int, GapReason
 
 
 def evict_bytes(file: SpoolFile, cap: int, reason: GapReason, now: float) -> list[Lost]:
-    """Gives up the oldest until at most `cap` bytes are in use; inside a transaction.
+    """Give up the oldest until at most `cap` bytes are in use; inside a transaction.
 
     Args:
         file: after the change.
@@ -71,7 +71,7 @@ def evict_bytes(file: SpoolFile, cap: int, reason: GapReason, now: float) -> lis
 
 
 def evict_expired(file: SpoolFile, cutoff: float, now: float) -> list[Lost]:
-    """Gives up what was spooled before a time on the spool's clock; in its own transaction."""
+    """Give up what was spooled before a time on the spool's clock; in its own transaction."""
     through = file.expired(cutoff)
     if not through:
         return []
@@ -81,12 +81,12 @@ def evict_expired(file: SpoolFile, cutoff: float, now: float) -> list[Lost]:
 
 
 def give_up(file: SpoolFile, first: int, last: int, reason: GapReason, now: float) -> Lost:
-    """Turns a run of sequences into a gap; inside a transaction."""
+    """Turn a run of sequences into a gap; inside a transaction."""
     return Lost(first, last, reason, file.give_up(first, last, reason, now))
 
 
 def shrink(file: SpoolFile) -> None:
-    """Gives unused space back to the disk, a part of it at a time."""
+    """Give unused space back to the disk, a part of it at a time."""
     in_use, taken = file.pages()
     # More than a cap keeps unused (see above): else the file would grow, or, at the reserve, evict
     # again for what was given back here, until hardly anything is left of it.

@@ -38,11 +38,11 @@ class SpoolClock:
         self._offset = next(one for one in known if one is not None) - steady()
 
     def now(self) -> float:
-        """Returns what it shows, in seconds."""
+        """Return what it shows, in seconds."""
         return self._steady() + self._offset
 
     def reading(self) -> Reading:
-        """Returns what it shows, for a note."""
+        """Return what it shows, for a note."""
         steady = self._steady()
         return Reading(steady + self._offset, steady, self._boot)
 

@@ -37,7 +37,7 @@ class Exporter:
         self._spool_id = ""
 
     def lines(self) -> Iterator[dict[str, object]]:
-        """Yields what is there now."""
+        """Yield what is there now."""
         try:
             with closing(SpoolReader(self.path)) as reader:
                 yield from self._all(reader)
@@ -49,7 +49,7 @@ class Exporter:
                 yield from self._all(reader)
 
     def follow(self) -> Iterator[dict[str, object] | None]:
-        """Yields what is there, and what comes, for ever. None: it waits for more."""
+        """Yield what is there, and what comes, for ever. None: it waits for more."""
         while True:
             with suppress(EmptyError):  # the node is just making it, or another
                 yield from self.lines()
@@ -76,7 +76,7 @@ class Exporter:
             self._position = last
 
     def _begins_anew(self, identity: Identity) -> bool:
-        """Says whether this is another spool than before, which is to be read from its start."""
+        """Say whether this is another spool than before, which is to be read from its start."""
         before, self._spool_id = self._spool_id, identity.spool_id
         if not before or before == identity.spool_id:
             return False
@@ -93,7 +93,7 @@ class Exporter:
 
 
 def as_json(identity: Identity, row: Row) -> dict[str, object]:
-    """Returns a prediction in protobuf's JSON, with the contract's names, and whose it is."""
+    """Return a prediction in protobuf's JSON, with the contract's names, and whose it is."""
     prediction = prediction_pb2.Prediction.FromString(row.prediction)
     plain = MessageToDict(prediction, preserving_proto_field_name=True)
     return {"device_id": identity.device_id, "spool_id": identity.spool_id, **plain}

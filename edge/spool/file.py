@@ -66,11 +66,11 @@ class SpoolFile(SpoolReader):
         return now.lineage[-1].after if self._has_begun else now.last
 
     def close(self) -> None:
-        """Closes the file; SQLite then moves the write-ahead log into it."""
+        """Close the file; SQLite then moves the write-ahead log into it."""
         super().close()
 
     def complete(self) -> None:
-        """Closes the file when all of it is in the one file, without the log, and on the disk.
+        """Close the file when all of it is in the one file, without the log, and on the disk.
 
         `close` says nothing when the disk has no room for that; and then leaves it in the log.
 
@@ -89,7 +89,7 @@ class SpoolFile(SpoolReader):
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[None]:
-        """Makes the changes inside it happen together or not at all.
+        """Make the changes inside it happen together or not at all.
 
         Args:
             durable: False: a power failure may undo them (a crash of the process may not).
@@ -113,7 +113,7 @@ class SpoolFile(SpoolReader):
     def append(
         self, entries: Sequence[bytes | Dropped], spooled_at: float, declared_at: float
     ) -> None:
-        """Gives each entry its sequence and keeps it; the first call begins an opening.
+        """Give each entry its sequence and keep it; the first call begins an opening.
 
         Args:
             entries: bodies of predictions, and what was dropped between them.
@@ -148,7 +148,7 @@ class SpoolFile(SpoolReader):
             self.identity = replace(now, lineage=lineage)
 
     def restore(self, rows: Iterable[tuple[int, float, bytes]]) -> None:
-        """Keeps rows that were found in a damaged file, whatever their order.
+        """Keep rows that were found in a damaged file, whatever their order.
 
         What is found twice and differs is not kept: nobody knows which one was sent.
 
@@ -163,7 +163,7 @@ class SpoolFile(SpoolReader):
         )
 
     def settle(self, acknowledged: int, last: int) -> list[tuple[int, int]]:
-        """Ends a restoration: says how far the sequences go, and returns the runs that are missing.
+        """End a restoration: says how far the sequences go, and return the runs that are missing.
 
         Args:
             acknowledged: nothing up to this sequence is wanted any more.
@@ -184,7 +184,7 @@ class SpoolFile(SpoolReader):
         return missing
 
     def give_up(self, first: int, last: int, reason: GapReason, declared_at: float) -> int:
-        """Turns a run of sequences, both ends included, into a gap.
+        """Turn a run of sequences, both ends included, into a gap.
 
         Returns:
             How many of them were in no gap before.
@@ -202,7 +202,7 @@ class SpoolFile(SpoolReader):
         return given_up
 
     def acknowledge(self, through: int) -> int:
-        """Deletes what the server has committed; returns how many predictions that were."""
+        """Delete what the server has committed; return how many predictions that were."""
         deleted = self._db.execute(
             "DELETE FROM predictions WHERE sequence <= ?", (through,)
         ).rowcount
@@ -211,13 +211,13 @@ class SpoolFile(SpoolReader):
         return deleted
 
     def rewind(self, through: int, declared_at: float) -> None:
-        """Owes the server again what it has lost: as a gap, for it is deleted here."""
+        """Owe the server again what it has lost: as a gap, for it is deleted here."""
         first, last = through + 1, self.identity.acknowledged
         self._gaps.declare(first, last, GapReason.RELEASED, declared_at)
         self.identity = replace(self.identity, acknowledged=through)
 
     def renew(self, *, is_derived: bool = False) -> None:
-        """Becomes another spool: a new spool_id, in which what is pending counts from 1.
+        """Become another spool: a new spool_id, in which what is pending counts from 1.
 
         Args:
             is_derived: each copy of the spool that has the same prediction pending first arrives at
@@ -243,7 +243,7 @@ class SpoolFile(SpoolReader):
         self._gaps.shift(shift)
 
     def expired(self, cutoff: float) -> int:
-        """Returns a sequence, of those that were spooled before a time, up to which all may go.
+        """Return a sequence, of those that were spooled before a time, up to which all may go.
 
         Args:
             cutoff: on the caller's clock.
@@ -267,7 +267,7 @@ class SpoolFile(SpoolReader):
         return through
 
     def oldest(self, size: int) -> int:
-        """Returns the last of the oldest sequences that together have this many bytes; 0: none."""
+        """Return the last of the oldest sequences that together have this many bytes; 0: none."""
         through = 0
         rows = self._db.execute(
             "SELECT sequence, coalesce(length(prediction), 0) FROM predictions ORDER BY sequence"
@@ -281,7 +281,7 @@ class SpoolFile(SpoolReader):
         return through
 
     def shrink(self, pages: int) -> None:
-        """Gives up to this many unused pages back to the disk; outside of a transaction."""
+        """Give up to this many unused pages back to the disk; outside of a transaction."""
         # The pragma has to be stepped page by page, and `execute` steps what has no columns once.
         self._db.executescript(f"PRAGMA incremental_vacuum({pages})")
 

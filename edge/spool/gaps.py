@@ -35,31 +35,31 @@ class GapTable:
         self._db = db
 
     def declare(self, first: int, last: int, reason: GapReason, declared_at: float) -> None:
-        """Adds a run, or makes the one before it longer."""
+        """Add a run, or make the one before it longer."""
         before = next(self._find("first_sequence < ? ORDER BY first_sequence DESC", first), None)
         if before is not None and (before.last, before.reason) == (first - 1, reason):
             first = before.first
         self._put(Gap(first, last, reason, declared_at))
 
     def after(self, sequence: int, limit: int) -> list[Gap]:
-        """Returns the first runs that reach beyond a sequence, in order."""
+        """Return the first runs that reach beyond a sequence, in order."""
         found = self._find("last_sequence > ? ORDER BY first_sequence", sequence)
         return list(islice(found, limit))
 
     def within(self, first: int, last: int) -> list[Gap]:
-        """Returns the runs that have any of these sequences, in order."""
+        """Return the runs that have any of these sequences, in order."""
         where = "last_sequence >= ? AND first_sequence <= ? ORDER BY first_sequence"
         return list(self._find(where, first, last))
 
     def acknowledge(self, through: int) -> None:
-        """Deletes runs up to a sequence, the first part of a longer run included."""
+        """Delete runs up to a sequence, the first part of a longer run included."""
         longer = [gap for gap in self.within(through, through) if gap.last > through]
         self._db.execute("DELETE FROM gaps WHERE first_sequence <= ?", (through,))
         for gap in longer:
             self._put(replace(gap, first=through + 1))
 
     def shift(self, by: int) -> None:
-        """Makes every sequence smaller."""
+        """Make every sequence smaller."""
         gaps = list(self._find("true ORDER BY first_sequence"))
         self._db.execute("DELETE FROM gaps")
         for gap in gaps:

@@ -12,18 +12,18 @@ _FORKS = "forks"
 
 
 def is_home(directory: Path) -> bool:
-    """Says whether a folder is one of those below that of a node."""
+    """Say whether a folder is one of those below that of a node."""
     return directory.parent.name == _FORKS
 
 
 def new_home(directory: Path) -> Path:
-    """Returns a folder for another spool, which the node of this one ships; it is not made yet."""
+    """Return a folder for another spool, which the node of this one ships; it is not made yet."""
     forks = directory.parent if is_home(directory) else directory / _FORKS
     return forks / str(uuid.uuid4())
 
 
 def homes(directory: Path) -> list[Path]:
-    """Returns the folders below one that have a spool, in use or not."""
+    """Return the folders below one that have a spool, in use or not."""
     forks = directory / _FORKS
     found = [*forks.glob(f"*/{FILE_NAME}"), *forks.glob(f"*/{mark.FILE_NAME}")]
     return sorted({path.parent for path in found})

@@ -60,7 +60,7 @@ class Identity:
 
 @lru_cache(maxsize=1)  # the database and the note say the same, one after the other
 def encode(identity: Identity) -> tuple[str, int]:
-    """Returns an identity as text, and the checksum of that."""
+    """Return an identity as text, and the checksum of that."""
     text = json.dumps(
         {
             "version": VERSION,
@@ -76,7 +76,7 @@ def encode(identity: Identity) -> tuple[str, int]:
 
 
 def decode(text: object, check: object, where: object) -> Identity:
-    """Returns what `encode` was given.
+    """Return what `encode` was given.
 
     Args:
         text: of the identity.
@@ -114,7 +114,7 @@ def are_branches(one: Identity, other: Identity) -> bool:
 
 
 def joined(first: Identity, *others: Identity | None) -> Identity:
-    """Returns the furthest that is known of a spool.
+    """Return the furthest that is known of a spool.
 
     What is said of other spools, and of copies that have gone on from before `first`, is left out.
     """

@@ -92,7 +92,7 @@ class Verdict:
 
 
 def file_at(path: Path) -> Path:
-    """Returns the spool file that a folder or a file name stands for.
+    """Return the spool file that a folder or a file name stands for.
 
     Raises:
         SightlineError: there is none (`SPOOL_NOT_FOUND`).
@@ -106,12 +106,12 @@ def file_at(path: Path) -> Path:
 
 
 def below(folder: Path) -> list[Path]:
-    """Returns the spool files in a folder and in those below it."""
+    """Return the spool files in a folder and in those below it."""
     return sorted(folder.rglob(FILE_NAME))
 
 
 def summary(path: Path) -> Summary:
-    """Returns what can be said of a spool file at once."""
+    """Return what can be said of a spool file at once."""
     note, problem, oldest, identity = note_beside(path), None, None, None
     try:
         with closing(SpoolReader(path)) as reader:
@@ -137,7 +137,7 @@ def summary(path: Path) -> Summary:
 
 
 def details(path: Path, count: int) -> Details:
-    """Returns what can be said of a spool file, and its next predictions.
+    """Return what can be said of a spool file, and its next predictions.
 
     Args:
         path: of the file.
@@ -171,7 +171,7 @@ def details(path: Path, count: int) -> Details:
 
 
 def verify(path: Path) -> Verdict:
-    """Reads all of a spool file and checks all that can be checked.
+    """Read all of a spool file and check all that can be checked.
 
     Raises:
         SightlineError: a later version made it (`SPOOL_TOO_NEW`).
@@ -195,7 +195,7 @@ def verify(path: Path) -> Verdict:
 
 @contextmanager
 def readable(path: Path) -> Iterator[SpoolReader]:
-    """Opens a spool file; of one that is damaged, a salvaged copy that is deleted afterwards.
+    """Open a spool file; of one that is damaged, a salvaged copy that is deleted afterwards.
 
     Raises:
         DamagedError: nothing says which spool it was.
@@ -214,7 +214,7 @@ def readable(path: Path) -> Iterator[SpoolReader]:
 
 @contextmanager
 def salvaged_copy(path: Path) -> Iterator[SpoolReader]:
-    """Salvages a spool file into a temporary one.
+    """Salvage a spool file into a temporary one.
 
     Raises:
         DamagedError: nothing says which spool it was.
@@ -230,7 +230,7 @@ def salvaged_copy(path: Path) -> Iterator[SpoolReader]:
 
 
 def identity_of(path: Path) -> Identity | None:
-    """Returns whose spool a file is, from itself, the note beside it, or what is left of it."""
+    """Return whose spool a file is, from itself, the note beside it, or what is left of it."""
     note = note_beside(path)
     noted = note.identity if note else None
     try:
@@ -242,7 +242,7 @@ def identity_of(path: Path) -> Identity | None:
 
 
 def note_beside(path: Path) -> Note | None:
-    """Returns what is noted of a spool file; of one that was set aside, nothing is."""
+    """Return what is noted of a spool file; of one that was set aside, nothing is."""
     return Mark(path.parent).read() if path.name == FILE_NAME else None
 
 
@@ -254,7 +254,7 @@ def _early_end(identity: Identity, note: Note | None) -> list[str]:
 
 
 def _read_through(reader: SpoolReader) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """Returns how many predictions and lost sequences there are, and what is missing."""
+    """Return how many predictions and lost sequences there are, and what is missing."""
     rows, lost, damaged, position = 0, 0, list[tuple[int, int]](), 0
     while True:
         entries, missing = reader.look(position, _PORTION)

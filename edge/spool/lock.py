@@ -54,12 +54,12 @@ class SpoolLock:
         self._file.write(b"%d\n" % os.getpid())
 
     def release(self) -> None:
-        """Lets the next one in; in a forked process, lets go of what the parent goes on holding."""
+        """Let the next one in; in a forked process, lets go of what the parent goes on holding."""
         self._file.close()
 
 
 def holder(directory: Path) -> str | None:
-    """Returns which process holds a folder, `unknown` if it does not say; None: nobody does.
+    """Return which process holds a folder, `unknown` if it does not say; None: nobody does.
 
     Raises:
         OSError: the folder cannot be looked into.

@@ -78,7 +78,7 @@ class Mark:
         self._descriptor: int | None = None
 
     def write(self, note: Note, *, sync: bool = False) -> None:
-        """Notes how far the spool has come. A note that cannot be written is no longer there.
+        """Note how far the spool has come. A note that cannot be written is no longer there.
 
         Args:
             note: what to note.
@@ -99,7 +99,7 @@ class Mark:
             self.remove()
 
     def read(self) -> Note | None:
-        """Returns the note; None: there is none that can be read.
+        """Return the note; None: there is none that can be read.
 
         Raises:
             SightlineError: a later version wrote it (`SPOOL_TOO_NEW`).
@@ -116,20 +116,20 @@ class Mark:
             return None
 
     def close(self) -> None:
-        """Closes the file; in a forked process, lets go of what the parent goes on writing to."""
+        """Close the file; in a forked process, lets go of what the parent goes on writing to."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def remove(self) -> None:
-        """Deletes the file."""
+        """Delete the file."""
         self.close()
         with suppress(OSError):
             self.path.unlink()
 
 
 def boot_id() -> str:
-    """Returns what tells this boot of the machine from others; empty: it does not say."""
+    """Return what tells this boot of the machine from others; empty: it does not say."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -137,7 +137,7 @@ def boot_id() -> str:
 
 
 def place_of(path: Path) -> Place:
-    """Returns where a file is."""
+    """Return where a file is."""
     try:
         machine = _MACHINE_ID.read_text().strip()
     except OSError:
@@ -159,7 +159,7 @@ def is_elsewhere(note: Note, place: Place) -> bool:
 
 
 def sent_through(note: Note | None, identity: Identity, place: Place) -> int:
-    """Returns up to where a server may have the predictions of a spool, as they are in this file.
+    """Return up to where a server may have the predictions of a spool, as they are in this file.
 
     Without a note of this boot and of this very file, that may be all: what was noted last may not
     have come to the disk, or the file may be a copy, whose original was sent.

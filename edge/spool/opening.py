@@ -40,7 +40,7 @@ class Opener:
         return Recovery(self.directory, self.device_id, self.limits)
 
     def open(self, note: Note | None, now: float) -> Opened:
-        """Opens the file; makes it if there is none; salvages it if it is damaged.
+        """Open the file; make it if there is none; salvages it if it is damaged.
 
         Args:
             note: what was noted beside it.
@@ -65,7 +65,7 @@ class Opener:
             return self.recovery.recover(error, noted, now)
 
     def _look(self, noted: Identity | None) -> Identity | None:
-        """Returns whose spool the file is; None: it was never finished.
+        """Return whose spool the file is; None: it was never finished.
 
         Raises:
             DamagedError: it is not as it was left; or SQLite says so in its own words.
@@ -87,7 +87,7 @@ class Opener:
 
 
 def _compare(identity: Identity, noted: Identity | None) -> None:
-    """Raises DamagedError if the file ends before what was noted: SQLite does not tell."""
+    """Raise DamagedError if the file ends before what was noted: SQLite does not tell."""
     if noted is None or noted.spool_id != identity.spool_id or noted.last <= identity.last:
         return
     if are_branches(identity, noted):

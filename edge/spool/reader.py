@@ -39,7 +39,7 @@ SUSPICIOUS = (sqlite3.DatabaseError, UnicodeDecodeError, DamagedError)
 
 
 def is_damage(error: Exception) -> bool:
-    """Says whether the file is at fault.
+    """Say whether the file is at fault.
 
     Nothing here asks SQLite for something that a sound file does not have, so whatever is not about
     the disk or other processes is: a schema that is not ours, a text that is not UTF-8 (for which
@@ -51,7 +51,7 @@ def is_damage(error: Exception) -> bool:
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    """Returns a connection that changes nothing, even when it is closed last.
+    """Return a connection that changes nothing, even when it is closed last.
 
     Raises:
         EmptyError: there is no file, or an empty one.
@@ -96,7 +96,7 @@ class SpoolReader:
             raise
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._db.close()
 
     @property
@@ -105,7 +105,7 @@ class SpoolReader:
         return self._gaps
 
     def refresh(self) -> None:
-        """Takes notice of what another process has changed since.
+        """Take notice of what another process has changed since.
 
         Raises:
             DamagedError, SightlineError, sqlite3.Error: see above.
@@ -115,7 +115,7 @@ class SpoolReader:
     def read(
         self, after: int, max_entries: int, max_bytes: int
     ) -> tuple[list[Entry], list[tuple[int, int]]]:
-        """Returns what comes after a sequence, oldest first, and the runs that are missing from it.
+        """Return what comes after a sequence, oldest first, and the runs that are missing from it.
 
         Args:
             after: >= `identity.acknowledged`.
@@ -129,7 +129,7 @@ class SpoolReader:
         return merge(after, through, rows, gaps)
 
     def look(self, after: int, max_entries: int) -> tuple[list[Entry], list[tuple[int, int]]]:
-        """Does what `read` does, on what another process may be changing.
+        """Do what `read` does, on what another process may be changing.
 
         Args:
             after: a sequence; what is acknowledged by now is left out.
@@ -143,7 +143,7 @@ class SpoolReader:
             return self.read(max(after, self.identity.acknowledged), max_entries, 4 << 20)
 
     def spooled_at(self, *, last: bool) -> float | None:
-        """Returns when the first, or the last, prediction was spooled, by the spool's clock.
+        """Return when the first, or the last, prediction was spooled, by the spool's clock.
 
         Returns:
             Seconds. None: there is no prediction, or that is not known.
@@ -155,17 +155,17 @@ class SpoolReader:
         return row[0] if row and isinstance(row[0], float) and row[0] else None
 
     def pages(self) -> tuple[int, int]:
-        """Returns the bytes that are in use, and those that the file has taken from the disk."""
+        """Return the bytes that are in use, and those that the file has taken from the disk."""
         size = self._page_size = self._page_size or self._number("PRAGMA page_size")
         taken = self._number("PRAGMA page_count")
         return (taken - self._number("PRAGMA freelist_count")) * size, taken * size
 
     def count(self) -> int:
-        """Returns how many predictions there are."""
+        """Return how many predictions there are."""
         return self._number("SELECT count(*) FROM predictions")
 
     def faults(self) -> list[str]:
-        """Returns what is wrong with the structure of the file, according to SQLite."""
+        """Return what is wrong with the structure of the file, according to SQLite."""
         found = [text for (text,) in self._db.execute("PRAGMA integrity_check(20)")]
         return [] if found == ["ok"] else [str(text) for text in found]
 
@@ -175,7 +175,7 @@ class SpoolReader:
 
     @contextmanager
     def _moment(self) -> Iterator[None]:
-        """Keeps what is read together as of one moment, whatever another process writes."""
+        """Keep what is read together as of one moment, whatever another process writes."""
         self._db.execute("BEGIN")
         try:
             yield
@@ -206,7 +206,7 @@ class SpoolReader:
         return int(self._db.execute(statement).fetchone()[0])
 
     def _rows(self, after: int, max_entries: int, max_bytes: int) -> tuple[list[Row], int]:
-        """Returns the rows that are intact, and through which sequence they were looked for."""
+        """Return the rows that are intact, and through which sequence they were looked for."""
         found, size = [], 0
         rows = self._db.execute(
             "SELECT sequence, checksum, prediction FROM predictions"

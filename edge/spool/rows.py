@@ -13,7 +13,7 @@ _FIELDS = tuple(bytes([8, digit]) for digit in range(256))
 
 
 def sequence_fields(first: int) -> Iterator[bytes]:
-    """Yields what `sequence_field` returns, for a sequence and all that follow it, faster."""
+    """Yield what `sequence_field` returns, for a sequence and all that follow it, faster."""
     high, low = divmod(first, 128)
     while True:
         start, rest = (128, varint(high)) if high else (0, b"")
@@ -23,12 +23,12 @@ def sequence_fields(first: int) -> Iterator[bytes]:
 
 
 def tag_of(spool_id: str) -> int:
-    """Returns what the checksums of a spool's rows have in common."""
+    """Return what the checksums of a spool's rows have in common."""
     return zlib.crc32(spool_id.encode())
 
 
 def checksum(prediction: bytes, sequence: int, tag: int) -> int:
-    """Returns what is kept beside a prediction, to notice when anything about it changes.
+    """Return what is kept beside a prediction, to notice when anything about it changes.
 
     It names the spool, so that a row that was once renumbered, and is found again in a part of the
     file that is not in use, is not taken for another.
@@ -37,12 +37,12 @@ def checksum(prediction: bytes, sequence: int, tag: int) -> int:
 
 
 def tag_in(check: int, prediction: bytes, sequence: int) -> int:
-    """Returns the tag that a row's checksum was made with, if nothing about the row changed."""
+    """Return the tag that a row's checksum was made with, if nothing about the row changed."""
     return zlib.crc32(prediction) ^ check ^ (sequence & _32_BITS)
 
 
 def is_intact(sequence: int, check: object, prediction: object, tag: int) -> bool:
-    """Says whether a row is what was written."""
+    """Say whether a row is what was written."""
     return (
         isinstance(prediction, bytes)
         and (zlib.crc32(prediction) ^ tag ^ (sequence & _32_BITS)) == check
@@ -50,7 +50,7 @@ def is_intact(sequence: int, check: object, prediction: object, tag: int) -> boo
 
 
 def is_intact_unbound(sequence: int, check: object, prediction: object) -> bool:
-    """Says whether a row of version 1 is what was written."""
+    """Say whether a row of version 1 is what was written."""
     return (
         isinstance(prediction, bytes)
         and zlib.crc32(prediction) == check
@@ -59,14 +59,14 @@ def is_intact_unbound(sequence: int, check: object, prediction: object) -> bool:
 
 
 def renumbered(prediction: bytes, old: int, new: int) -> bytes:
-    """Returns a prediction under another sequence."""
+    """Return a prediction under another sequence."""
     return sequence_field(new) + prediction[len(sequence_field(old)) :]
 
 
 def merge(
     after: int, through: int, rows: Sequence[Row], gaps: Sequence[Gap]
 ) -> tuple[list[Entry], list[tuple[int, int]]]:
-    """Returns rows and gaps as one run without overlaps, and the sequences that neither covers.
+    """Return rows and gaps as one run without overlaps, and the sequences that neither covers.
 
     Args:
         after: where the run starts, not included.

@@ -113,7 +113,7 @@ class Spool:
         return self.spooled - self.identity.pending
 
     def append(self, entries: Sequence[bytes | Dropped]) -> None:
-        """Keeps what was logged, in order, and gives up the oldest where a cap says so.
+        """Keep what was logged, in order, and give up the oldest where a cap says so.
 
         Returns when all of it is on the disk.
 
@@ -126,7 +126,7 @@ class Spool:
             self._report(lost)
 
     def tend(self) -> None:
-        """Gives up what is too old, and unused space to the disk. To be called now and then.
+        """Give up what is too old, and unused space to the disk. To be called now and then.
 
         Raises:
             OSError, sqlite3.Error: not all of it was done.
@@ -140,7 +140,7 @@ class Spool:
             self._change(spool_caps.shrink)
 
     def read(self, spool_id: str, after: int, max_entries: int, max_bytes: int) -> list[Entry]:
-        """Returns what comes after a sequence, oldest first and without holes; empty: nothing.
+        """Return what comes after a sequence, oldest first and without holes; empty: nothing.
 
         Args:
             spool_id: the spool that `after` counts in.
@@ -165,7 +165,7 @@ class Spool:
         return entries
 
     def acknowledge(self, spool_id: str, through: int) -> int:
-        """Deletes what the server has committed.
+        """Delete what the server has committed.
 
         Returns:
             How many predictions that were; gaps do not count.
@@ -183,7 +183,7 @@ class Spool:
             return self._change(change, spool_id)
 
     def sending(self, spool_id: str, through: int) -> None:
-        """Takes note, before they are sent, that a server may have sequences up to this one.
+        """Take note, before they are sent, that a server may have sequences up to this one.
 
         Raises:
             ReplacedError, OSError, sqlite3.Error: as `read`.
@@ -196,7 +196,7 @@ class Spool:
             self._change(note, spool_id)
 
     def give_up(self, spool_id: str, sequence: int, reason: GapReason) -> None:
-        """Turns one prediction into a gap.
+        """Turn one prediction into a gap.
 
         Raises:
             ReplacedError, OSError, sqlite3.Error: as `read`.
@@ -205,7 +205,7 @@ class Spool:
             self._give_up(spool_id, [(sequence, sequence)], reason)
 
     def rewind(self, spool_id: str, through: int) -> None:
-        """Owes the server again, as a gap, what it confirmed and no longer has.
+        """Owe the server again, as a gap, what it confirmed and no longer has.
 
         Raises:
             ReplacedError, OSError, sqlite3.Error: as `read`.
@@ -219,7 +219,7 @@ class Spool:
             self._change(change, spool_id)
 
     def renew(self, spool_id: str, *, is_derived: bool = False) -> None:
-        """Moves what is pending to a new spool_id, where it counts from 1.
+        """Move what is pending to a new spool_id, where it counts from 1.
 
         Args:
             spool_id: the old one.
@@ -238,14 +238,14 @@ class Spool:
             self._change(change, spool_id)
 
     def close(self) -> None:
-        """Closes the file and lets another process in."""
+        """Close the file and lets another process in."""
         with self._lock:
             self._file.close()
             self._mark.close()
             self._held.release()
 
     def remove(self) -> None:
-        """Deletes the folder, where it holds nothing but an empty spool, and lets go of it."""
+        """Delete the folder, where it holds nothing but an empty spool, and lets go of it."""
         with self._lock:
             self._file.close()
             aside.delete(self._directory / FILE_NAME)
@@ -256,7 +256,7 @@ class Spool:
             self._held.release()
 
     def forget(self) -> None:
-        """Lets go, in a forked child, of the lock that belongs to the parent.
+        """Let go, in a forked child, of the lock that belongs to the parent.
 
         The connection must be neither used nor closed here: closing it would move the write-ahead
         log under the parent's feet. So the caller keeps this object for ever.
@@ -265,7 +265,7 @@ class Spool:
         self._held.release()
 
     def _change(self, change: Callable[[SpoolFile], _T], spool_id: str | None = None) -> _T:
-        """Does something with the file; with a salvaged one where this one is damaged."""
+        """Do something with the file; with a salvaged one where this one is damaged."""
         before = self._noted()
         try:
             done = change(self._current(spool_id))
@@ -294,7 +294,7 @@ class Spool:
         self._begin(opened)
 
     def _begin(self, opened: Opened) -> None:
-        """Goes on with a file that was just opened."""
+        """Go on with a file that was just opened."""
         self._place = mark.place_of(self._opener.path)
         self._note(sync=True)
         if opened.damage:

@@ -40,7 +40,7 @@ class Run:
 
 
 def main() -> None:
-    """Runs the demo; exits 1 unless every logged prediction is in the database once."""
+    """Run the demo; exits 1 unless every logged prediction is in the database once."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("--frames", type=int, default=240, help="pictures to take, at least 12")
     parser.add_argument("--fps", type=float, default=8.0, help="pictures a second")
@@ -79,7 +79,7 @@ def _play(
     fps: float,
     seed: int,
 ) -> None:
-    """Takes the pictures, one every 1/fps seconds, and has each answered and logged."""
+    """Take the pictures, one every 1/fps seconds, and has each answered and logged."""
     began = time.monotonic()
     with Progress(console=_NOTES) as progress:
         task = progress.add_task("frames", total=script.frames)

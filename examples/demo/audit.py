@@ -28,7 +28,7 @@ class Audit:
 
 
 def audit(database: Path, logged: Collection[str]) -> Audit:
-    """Compares the database with what was logged.
+    """Compare the database with what was logged.
 
     Args:
         database: the DuckDB file; no process may have it open.

@@ -32,7 +32,7 @@ class FailingDetector:
         return self._detector.version
 
     def detect(self, image: Image) -> DetectorResult:
-        """Finds objects in one picture.
+        """Find objects in one picture.
 
         Raises:
             RuntimeError: it is told to fail.
@@ -43,13 +43,13 @@ class FailingDetector:
 
 
 def make_detector() -> FailingDetector:
-    """Returns the demo model on the device."""
+    """Return the demo model on the device."""
     path = MODELS / "plates" / "1" / "model.onnx"
     return FailingDetector(OnnxDetector(path, name="plates", version="1", intra_op_threads=1))
 
 
 def make_node(world: World, detector: FailingDetector, folder: Path) -> EdgeNode:
-    """Returns the node: device first, then the cloud, every answer logged.
+    """Return the node: device first, then the cloud, every answer logged.
 
     Args:
         world: the services.

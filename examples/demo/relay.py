@@ -77,7 +77,7 @@ class Relay:
         self._loop.close()
 
     def become(self, network: Network) -> None:
-        """Goes on as another network, with the connections that are open, too."""
+        """Go on as another network, with the connections that are open, too."""
         self._call(self._become(network))
 
     @contextmanager
@@ -90,7 +90,7 @@ class Relay:
             self.become(SOUND)
 
     def retarget(self, target: str) -> None:
-        """Passes new connections on to another target, where a service came back."""
+        """Pass new connections on to another target, where a service came back."""
         self._target = target
 
     def _call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
@@ -144,7 +144,7 @@ class _Way:
         self._swallows = False
 
     def meet(self, network: Network) -> None:
-        """Takes note of what the network does from now on."""
+        """Take note of what the network does from now on."""
         if network.is_cut:
             _reset(self.writer)
         if network.is_silent:
@@ -154,13 +154,13 @@ class _Way:
             self._swallows = True
 
     async def send(self, data: bytes) -> None:
-        """Passes a piece on, or swallows it."""
+        """Pass a piece on, or swallows it."""
         if not self._swallows:
             self.writer.write(data)
             await self.writer.drain()
 
     def end(self) -> None:
-        """Says that nothing more will come this way."""
+        """Say that nothing more will come this way."""
         if not self._swallows:
             with suppress(OSError):
                 self.writer.write_eof()
@@ -181,11 +181,11 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 def _piece(network: Network) -> int:
-    """Returns how many bytes to pass on at once."""
+    """Return how many bytes to pass on at once."""
     return int(max(1, min(_CHUNK, network.bytes_per_second / 20)))
 
 
 def _seconds(network: Network, size: int) -> float:
-    """Returns how long a piece takes."""
+    """Return how long a piece takes."""
     by_chance = random.uniform(0.0, network.jitter)
     return network.delay + by_chance + size / network.bytes_per_second

@@ -26,7 +26,7 @@ class Script:
     kill_ingest: bool = False
 
     def before(self, frame: int) -> list[Event]:
-        """Returns what happens before this frame, counted from 0."""
+        """Return what happens before this frame, counted from 0."""
         plot = {
             self.frames // 3: [Event.CUT],
             self.frames // 2: [Event.RESTORE],

@@ -45,7 +45,7 @@ class World:
         self._stack.close()
 
     def happen(self, event: Event) -> None:
-        """Makes an event of the script come true."""
+        """Make an event of the script come true."""
         match event:
             case Event.CUT:
                 self.ingest_relay.become(CUT)

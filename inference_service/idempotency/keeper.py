@@ -161,7 +161,7 @@ class Keeper:
         )
 
     async def close(self) -> None:
-        """Waits for what was asked for and closes the store."""
+        """Wait for what was asked for and close the store."""
         self._closed = True
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
@@ -188,7 +188,7 @@ class Keeper:
         self._store.close()
 
     def _take(self) -> tuple[list[_Job[Any]], bool]:
-        """Returns what waits, after a wait until the next chore; and whether it is the last."""
+        """Return what waits, after a wait until the next chore; and whether it is the last."""
         jobs: list[_Job[Any]] = []
         with contextlib.suppress(Empty):
             job = self._jobs.get(timeout=self._seconds_to_chore())
@@ -275,12 +275,12 @@ class Keeper:
                 self._leases.pop(owner)
 
     def _new_lease(self, key: bytes, now: float) -> _Lease:
-        """Returns the lease of a claim that was written after `now`."""
+        """Return the lease of a claim that was written after `now`."""
         # A renewal that fails or is late has a second and a third chance.
         return _Lease(key, now + self._lease / 4, now + self._lease)
 
     def _store_time(self) -> float:
-        """Returns the seconds of the store's clock; only in the thread."""
+        """Return the seconds of the store's clock; only in the thread."""
         if self._offset is None:
             self._offset = self._store.time() - self._clock()
         return self._clock() + self._offset
@@ -290,7 +290,7 @@ class Keeper:
         return self._store.tidy(now, now + self._keep + _TIME_SLACK_SECONDS)
 
     def _forget_abandoned(self, now: float) -> None:
-        """Notes the claims of others, and frees those that nobody has wanted for long."""
+        """Note the claims of others, and frees those that nobody has wanted for long."""
         pending = self._store.pending()
         abandoned_after = _ABANDONED_LEASES * self._lease
         for key, (owner, _) in self._watch.look(pending, now, abandoned_after):
@@ -299,7 +299,7 @@ class Keeper:
 
 
 def _nothing(_result: object) -> None:
-    """Does nothing with the result of a use."""
+    """Do nothing with the result of a use."""
 
 
 def _as_store_error(error: Exception) -> StoreError:
@@ -310,7 +310,7 @@ def _as_store_error(error: Exception) -> StoreError:
 
 
 def _deliver(jobs: list[_Job[Any]], results: list[Any]) -> None:
-    """Wakes those who wait, all with one call into their loop."""
+    """Wake those who wait, all with one call into their loop."""
     waited = [
         (job.future, result)
         for job, result in zip(jobs, results, strict=True)

@@ -18,7 +18,7 @@ _UUID_VERSION = 4
 
 
 def read_key(given: Sequence[str], *, caller: str, method: str) -> bytes | None:
-    """Returns the key under which a call is claimed: a hash of caller, method and key.
+    """Return the key under which a call is claimed: a hash of caller, method and key.
 
     Args:
         given: every value of metadata `idempotency-key`.
@@ -43,7 +43,7 @@ def read_key(given: Sequence[str], *, caller: str, method: str) -> bytes | None:
 
 
 def fingerprint(question: Question) -> bytes:
-    """Returns what a key is bound to: SHA-256 of model, version, parameters and pictures.
+    """Return what a key is bound to: SHA-256 of model, version, parameters and pictures.
 
     Model and version count as they were asked for, so that a retry of a request for the default
     model stays the same when the default changes.
@@ -58,7 +58,7 @@ def fingerprint(question: Question) -> bytes:
 
 
 def key_reused() -> SightlineError:
-    """Returns the error for a key that is bound to another request."""
+    """Return the error for a key that is bound to another request."""
     return SightlineError(
         grpc.StatusCode.FAILED_PRECONDITION,
         "IDEMPOTENCY_KEY_REUSED",
@@ -67,7 +67,7 @@ def key_reused() -> SightlineError:
 
 
 def twin_in_flight(retry_after: float) -> SightlineError:
-    """Returns the error for a call whose twin is still at work; seconds until a retry."""
+    """Return the error for a call whose twin is still at work; seconds until a retry."""
     return SightlineError(
         grpc.StatusCode.ABORTED,
         TWIN_IN_FLIGHT,
@@ -77,7 +77,7 @@ def twin_in_flight(retry_after: float) -> SightlineError:
 
 
 def store_down() -> SightlineError:
-    """Returns the error for a call with a key that cannot be claimed."""
+    """Return the error for a call with a key that cannot be claimed."""
     return SightlineError(
         grpc.StatusCode.UNAVAILABLE,
         "IDEMPOTENCY_STORE_UNAVAILABLE",

@@ -117,7 +117,7 @@ class Once:
         *,
         keep: bool = True,
     ) -> Reply:
-        """Returns the work's answer: made now, joined, or replayed.
+        """Return the work's answer: made now, joined, or replayed.
 
         Work of a twin in this process is joined, one in another process is waited for. Should it
         end for its own caller's lack of time, this call does the work itself; any other failure is
@@ -151,7 +151,7 @@ class Once:
                 return reply
 
     async def close(self) -> None:
-        """Ends the work that is left, waits for what is to be recorded, and closes the store."""
+        """End the work that is left, wait for what is to be recorded, and close the store."""
         tasks = [flight.task for flight in self._flights.values()]
         for task in tasks:
             task.cancel()
@@ -175,7 +175,7 @@ class Once:
             flight.task.exception()  # seen: it may be that nobody waits for it any more
 
     async def _join(self, flight: _Flight, fingerprint: bytes, deadline: float) -> Reply | None:
-        """Returns the answer of another call's work; None: see anew who holds the key."""
+        """Return the answer of another call's work; None: see anew who holds the key."""
         left = deadline - asyncio.get_running_loop().time()
         if flight.fingerprint != fingerprint:
             await self._mismatch(flight, left)
@@ -189,7 +189,7 @@ class Once:
         return Reply(flight.task.result().payload, replayed=True)
 
     async def _mismatch(self, flight: _Flight, left: float) -> None:
-        """Raises once it is sure that the key belongs to the other request."""
+        """Raise once it is sure that the key belongs to the other request."""
         if not flight.bound.is_set():
             # The store may yet say that the key belongs to neither, or to this one.
             try:
@@ -225,7 +225,7 @@ class Once:
             return await self._reply_of_heir(flight, error)
 
     def _reply(self, flight: _Flight, held: Record, event: str) -> Reply:
-        """Returns the answer of who holds the key, or raises what it has raised."""
+        """Return the answer of who holds the key, or raise what it has raised."""
         if held.fingerprint != flight.fingerprint:
             self._on_event("mismatch")
             raise keys.key_reused()
@@ -237,7 +237,7 @@ class Once:
         raise from_status(status_pb2.Status.FromString(held.outcome.payload))
 
     async def _reply_of_heir(self, flight: _Flight, lost: "_LostError") -> Reply:
-        """Returns the answer of who took a claim over: its caller may have that already."""
+        """Return the answer of who took a claim over: its caller may have that already."""
         try:
             held, _ = await self._await_twin(flight, lambda: self._keeper.find(flight.key))
         except StoreError as error:
@@ -250,7 +250,7 @@ class Once:
     async def _await_twin(
         self, flight: _Flight, look: Callable[[], Awaitable[Record | None]]
     ) -> tuple[Record | None, bool]:
-        """Looks until no twin in another process is at work on the key.
+        """Look until no twin in another process is at work on the key.
 
         Returns:
             What `look` returned last: a twin that is at work only if there is no time left to wait
@@ -280,7 +280,7 @@ class Once:
             raise keys.store_down() from error
 
     async def _work(self, flight: _Flight, owner: bytes, work: Work) -> bytes:
-        """Returns what the work makes.
+        """Return what the work makes.
 
         Raises:
             _LostError: the claim is another's by now, so it is no answer.
@@ -305,7 +305,7 @@ class Once:
         return payload
 
     async def _end(self, flight: _Flight, owner: bytes, outcome: Outcome | None) -> None:
-        """Ends the claim; None: without an outcome.
+        """End the claim; None: without an outcome.
 
         Raises:
             _LostError: it is another's by now.

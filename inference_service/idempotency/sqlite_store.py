@@ -216,7 +216,7 @@ class SqliteStore:
             return database
 
     def _identity(self) -> tuple[int, int] | None:
-        """Returns which file the path leads to; None: to no file, as of a private database."""
+        """Return which file the path leads to; None: to no file, as of a private database."""
         try:
             found = Path(self._path).stat() if self._path else None
         except OSError:
@@ -245,7 +245,7 @@ class SqliteStore:
         return None if row is None else _record(row)
 
     def _forget(self, now: float, latest: float) -> bool:
-        """Forgets some of what is over or too much; returns whether there is more of it."""
+        """Forget some of what is over or too much; return whether there is more of it."""
         bounds = {"now": now, "latest": latest, "most": _FORGOTTEN_AT_A_TIME}
         gone = self._database.execute(_FORGET_EXPIRED, bounds).rowcount
         gone = max(gone, self._database.execute(_SHORTEN, bounds).rowcount)
@@ -261,7 +261,7 @@ class SqliteStore:
         return (pages - free) * size
 
     def _give_back(self) -> bool:
-        """Gives some free pages back to the file system; returns whether there were any."""
+        """Give some free pages back to the file system; return whether there were any."""
         with self._reporting():
             pages, free = self._pragma("page_count"), self._pragma("freelist_count")
             extra = free - pages // _SPARE_SHARE - _SPARE_PAGES
@@ -289,7 +289,7 @@ def _check(database: sqlite3.Connection, name: str) -> None:
 
 
 def _configure(database: sqlite3.Connection, *, private: bool) -> None:
-    """Sets a connection up, and the database if it is new."""
+    """Set a connection up, and the database if it is new."""
     if database.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:
         database.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
         database.execute("VACUUM")  # quick while it is empty; else it changes an old database

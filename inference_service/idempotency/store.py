@@ -57,7 +57,7 @@ class Store(Protocol):
     """
 
     def together(self) -> AbstractContextManager[None]:
-        """Makes what is done inside one transaction: all of it takes place, or nothing does.
+        """Make what is done inside one transaction: all of it takes place, or nothing does.
 
         It may be committed without its caller learning of that, when a connection breaks. So all
         of it may be done again: `claim` by the owner finds the key its own.
@@ -103,7 +103,7 @@ class Store(Protocol):
         """
 
     def settle(self, key: bytes, *, owner: bytes, outcome: Outcome, until: float) -> bool:
-        """Puts the outcome in, to be kept until then, if the claim is still the owner's.
+        """Put the outcome in, to be kept until then, if the claim is still the owner's.
 
         Returns:
             False: it is not, or it is settled; nothing was changed.
@@ -128,10 +128,10 @@ class Store(Protocol):
         """
 
     def size(self) -> Size:
-        """Returns how much it holds."""
+        """Return how much it holds."""
 
     def close(self) -> None:
-        """Closes the store. The other methods must not be called afterwards."""
+        """Close the store. The other methods must not be called afterwards."""
 
 
 class StoreError(Exception):

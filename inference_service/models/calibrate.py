@@ -25,7 +25,7 @@ class Calibration:
     """Of the same, with the one that was fitted."""
 
     def as_dict(self) -> dict[str, object]:
-        """Returns the same for JSON."""
+        """Return the same for JSON."""
         return {
             "name": self.model.name,
             "version": self.model.version,
@@ -35,7 +35,7 @@ class Calibration:
         }
 
     def write(self, folder: Path) -> None:
-        """Puts the temperature into the `model.yaml` in the model's folder.
+        """Put the temperature into the `model.yaml` in the model's folder.
 
         Raises:
             ModelSpecError: the file cannot be written.
@@ -51,7 +51,7 @@ class Calibration:
 def calibrate(
     folder: Path, images: Path, held_out: float, limits: ImageLimits, runtime: Runtime
 ) -> Calibration:
-    """Fits the temperature to one part of a labelled set, and judges it by the other.
+    """Fit the temperature to one part of a labelled set, and judges it by the other.
 
     Args:
         folder: of the model, `<name>/<version>`.

@@ -42,7 +42,7 @@ class Quality:
 
 
 def measure(logits: Logits, labels: Labels, temperature: float = 1.0) -> Quality:
-    """Returns how good the probabilities of a temperature, which is above 0, are.
+    """Return how good the probabilities of a temperature, which is above 0, are.
 
     Raises:
         ValueError: the arrays do not fit, or the temperature is out of range.
@@ -59,7 +59,7 @@ def measure(logits: Logits, labels: Labels, temperature: float = 1.0) -> Quality
 
 
 def ece(probabilities: NDArray[np.float64], labels: Labels) -> float:
-    """Returns the expected calibration error of probabilities `[N, classes]`, in [0, 1].
+    """Return the expected calibration error of probabilities `[N, classes]`, in [0, 1].
 
     Pictures are put into bins of equal width by the probability of their surest class. The error
     is the mean distance between that probability and the share that is right, over the bins by
@@ -74,7 +74,7 @@ def ece(probabilities: NDArray[np.float64], labels: Labels) -> float:
 
 
 def nll(logits: Logits, labels: Labels, temperature: float = 1.0) -> float:
-    """Returns the mean negative log-likelihood of the true classes, >= 0, natural logarithm.
+    """Return the mean negative log-likelihood of the true classes, >= 0, natural logarithm.
 
     Raises:
         ValueError: the arrays do not fit, or the temperature is not above 0.
@@ -85,7 +85,7 @@ def nll(logits: Logits, labels: Labels, temperature: float = 1.0) -> float:
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """Returns the temperature with the least negative log-likelihood, within `TEMPERATURES`.
+    """Return the temperature with the least negative log-likelihood, within `TEMPERATURES`.
 
     In 1 / T the likelihood is convex, so its slope has one zero at most. That is found by Newton's
     steps, and by halving wherever one would leave the interval that holds it. A bound comes back
@@ -116,7 +116,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
 
 def _checked(logits: Logits, labels: Labels) -> Logits:
-    """Returns the logits, none of them so low that it could not be told from impossible."""
+    """Return the logits, none of them so low that it could not be told from impossible."""
     if logits.ndim != 2 or not logits.size or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"logits must be [N, classes] and labels [N], are {list(logits.shape)} and "
@@ -139,7 +139,7 @@ def _nll(shifted: Logits, labels: Labels, inverse: float) -> float:
 
 
 def _slope(shifted: Logits, labels: Labels, inverse: float) -> tuple[float, float]:
-    """Returns the first and second derivative of the mean NLL by 1 / T."""
+    """Return the first and second derivative of the mean NLL by 1 / T."""
     probabilities = softmax(shifted, 1 / inverse)
     mean = (probabilities * shifted).sum(axis=1)
     variance = (probabilities * (shifted - mean[:, None]) ** 2).sum(axis=1)

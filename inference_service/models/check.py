@@ -50,12 +50,12 @@ class Checked:
     """Of one picture, the median of a few runs, ms."""
 
     def as_dict(self) -> dict[str, object]:
-        """Returns the same for JSON."""
+        """Return the same for JSON."""
         return asdict(self)
 
 
 def files(path: Path) -> tuple[Path, Path]:
-    """Returns a model's network and `model.yaml`, which may be missing, given the first's folder.
+    """Return a model's network and `model.yaml`, which may be missing, given the first's folder.
 
     Args:
         path: a folder with a `model.onnx`, or an `.onnx` file of any name.
@@ -65,7 +65,7 @@ def files(path: Path) -> tuple[Path, Path]:
 
 
 def check_files(onnx: Path, yaml: Path, runtime: Runtime) -> Checked:
-    """Loads a model from its files, and runs it.
+    """Load a model from its files, and run it.
 
     Args:
         onnx: the network.
@@ -85,7 +85,7 @@ def check_files(onnx: Path, yaml: Path, runtime: Runtime) -> Checked:
 
 
 def describe(model: Model) -> Checked:
-    """Runs a loaded model on a grey picture, and returns what it is.
+    """Run a loaded model on a grey picture, and return what it is.
 
     Raises:
         ModelError: it fails, or puts out nonsense.
@@ -107,7 +107,7 @@ def describe(model: Model) -> Checked:
 
 
 def _try_out(model: Model) -> float:
-    """Returns the seconds of a run."""
+    """Return the seconds of a run."""
     network = model.network
     height, width = network.input_size
     grey = np.full((height, width, 3), 114, dtype=np.uint8)

@@ -41,7 +41,7 @@ class Model:
     """How it is run, and how long that takes."""
 
     def run(self, batch: NDArray[Any]) -> Outputs:
-        """Runs `[N, ...]` to every output `[N, ...]`; blocks; safe in several threads at once.
+        """Run `[N, ...]` to every output `[N, ...]`; blocks; safe in several threads at once.
 
         Raises:
             SightlineError: INTERNAL, `MODEL_RUN_FAILED`: the runtime or its device failed;
@@ -56,7 +56,7 @@ class Model:
             raise out_of_memory() from error
 
     def failed(self, error: ModelError) -> SightlineError:
-        """Returns what the caller is told of a model that failed."""
+        """Return what the caller is told of a model that failed."""
         return SightlineError(
             grpc.StatusCode.INTERNAL,
             error.reason,
@@ -109,7 +109,7 @@ class PictureWork:
         return self.picture.opened.effort
 
     def prepare(self) -> NDArray[np.float32]:
-        """Decodes the picture and makes the network's input `[1, 3, h, w]` of it.
+        """Decode the picture and make the network's input `[1, 3, h, w]` of it.
 
         Raises:
             SightlineError: INVALID_ARGUMENT: it cannot be decoded; RESOURCE_EXHAUSTED,
@@ -123,7 +123,7 @@ class PictureWork:
         return made
 
     def finish(self, outputs: Outputs) -> Seen:
-        """Reads the network's output for the picture, each `[1, ...]`.
+        """Read the network's output for the picture, each `[1, ...]`.
 
         Raises:
             SightlineError: INTERNAL, `MODEL_OUTPUT_INVALID`: the model answers nonsense.

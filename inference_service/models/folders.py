@@ -36,13 +36,13 @@ def is_name(text: str) -> bool:
 
 
 def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
-    """Returns what versions are sorted by: numbers in them count as numbers."""
+    """Return what versions are sorted by: numbers in them count as numbers."""
     parts = re.findall(r"\d+|\D+", version)
     return tuple((1, int(p), "") if p.isdecimal() else (0, 0, p) for p in parts)
 
 
 def scan(folder: Path, before: Mapping[Key, State]) -> dict[Key, State]:
-    """Returns every version and its state, by name and version, lowest first.
+    """Return every version and its state, by name and version, lowest first.
 
     Args:
         folder: the repository.
@@ -80,7 +80,7 @@ def scan(folder: Path, before: Mapping[Key, State]) -> dict[Key, State]:
 
 
 def empty_models(folder: Path) -> list[str]:
-    """Returns the names of models in a repository that have no version, or none that can be read.
+    """Return the names of models in a repository that have no version, or none that can be read.
 
     Raises:
         OSError: the repository cannot be read.
@@ -89,7 +89,7 @@ def empty_models(folder: Path) -> list[str]:
 
 
 def read_state(folder: Path) -> State | None:
-    """Returns the state of a version's folder; None: there is no such folder."""
+    """Return the state of a version's folder; None: there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             found = [_of_file(entry) for entry in entries if not entry.name.startswith(".")]

@@ -16,7 +16,7 @@ from vision.external_data import names_beside, read_one, read_plain
 def install(
     onnx: Path, yaml: Path, repository: Path, key: Key, runtime: Runtime
 ) -> tuple[Path, Checked]:
-    """Copies a model to `<name>/<version>` in a repository, once the copy has been checked.
+    """Copy a model to `<name>/<version>` in a repository, once the copy has been checked.
 
     The copy is made beside its place, where no server looks, and renamed: a server that follows the
     repository sees all of it or nothing.
@@ -50,7 +50,7 @@ def install(
 
 
 def next_version(folder: Path) -> str:
-    """Returns the version after the highest in a model's folder, a number; 1: there is none.
+    """Return the version after the highest in a model's folder, a number; 1: there is none.
 
     Raises:
         OSError: it is there but cannot be read.

@@ -28,7 +28,7 @@ class Labelled:
 
 
 def find(source: Path, names: Mapping[int, str]) -> list[Labelled]:
-    """Returns the pictures of a set.
+    """Return the pictures of a set.
 
     Args:
         source: a folder of folders that are called as the labels, with pictures in them at any
@@ -55,7 +55,7 @@ def find(source: Path, names: Mapping[int, str]) -> list[Labelled]:
 def split(
     found: Sequence[Labelled], held_out: float, seed: int = 0
 ) -> tuple[list[Labelled], list[Labelled]]:
-    """Returns those to fit to and those to judge by, the same ones each time.
+    """Return those to fit to and those to judge by, the same ones each time.
 
     Args:
         found: all.
@@ -85,7 +85,7 @@ def split(
 def outputs(
     network: OnnxClassifier, pictures: Iterable[Labelled], limits: ImageLimits
 ) -> tuple[Logits, Labels]:
-    """Returns a network's logits and the true classes, picture by picture.
+    """Return a network's logits and the true classes, picture by picture.
 
     Raises:
         LabelledError: a picture cannot be used.

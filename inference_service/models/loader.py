@@ -45,7 +45,7 @@ class Runtime:
 
 
 def load_model(path: Path, runtime: Runtime) -> Model:
-    """Loads and warms up the model in the folder `<name>/<version>`; blocks.
+    """Load and warms up the model in the folder `<name>/<version>`; blocks.
 
     Raises:
         RepositoryError: the model or its `model.yaml` cannot be used.
@@ -59,7 +59,7 @@ def load_model(path: Path, runtime: Runtime) -> Model:
 
 
 def load_files(name: str, version: str, onnx: Path, yaml: Path, runtime: Runtime) -> Model:
-    """Loads and warms up a model from its files; blocks.
+    """Load and warms up a model from its files; blocks.
 
     Args:
         name: of the model that is made.
@@ -86,7 +86,7 @@ def load_files(name: str, version: str, onnx: Path, yaml: Path, runtime: Runtime
 
 
 def choose_lane(spec: ModelSpec, network: OnnxDetector | OnnxClassifier, runtime: Runtime) -> Lane:
-    """Returns how a model is run: what its file allows, its owner says, and else the server."""
+    """Return how a model is run: what its file allows, its owner says, and else the server."""
     on_cpu = network.provider == CPU
     most = spec.batching.max_size or runtime.max_batch_size or (1 if on_cpu else _GPU_BATCH)
     rows = network.batch_size or most
@@ -96,7 +96,7 @@ def choose_lane(spec: ModelSpec, network: OnnxDetector | OnnxClassifier, runtime
 
 
 def _with_task(spec: ModelSpec, session: OnnxSession) -> ModelSpec:
-    """Returns the spec with the task that the exporter names, if the owner names none."""
+    """Return the spec with the task that the exporter names, if the owner names none."""
     if "task" in spec.model_fields_set or session.metadata.get("task") != "classify":
         return spec
     return spec.model_copy(update={"task": "classify"})

@@ -112,7 +112,7 @@ class PreprocessSpec(_Part):
     """Of the same, above 0; is divided by."""
 
     def to_vision(self) -> Preprocess:
-        """Returns the same for `vision`."""
+        """Return the same for `vision`."""
         resize, crop = self.resize, self.crop
         return Preprocess(
             resize=(resize.height, resize.width) if isinstance(resize, InputSize) else resize,
@@ -164,7 +164,7 @@ class ModelSpec(_Part):
 
 
 def read(path: Path) -> ModelSpec:
-    """Reads a `model.yaml`; a file that is missing or empty says nothing.
+    """Read a `model.yaml`; a file that is missing or empty says nothing.
 
     Raises:
         ModelSpecError: the file cannot be read, is not YAML, or has a bad or unknown key.
@@ -178,7 +178,7 @@ def read(path: Path) -> ModelSpec:
 
 
 def write_temperature(path: Path, value: float) -> None:
-    """Sets the temperature in a `model.yaml` and leaves every other character as it is.
+    """Set the temperature in a `model.yaml` and leaves every other character as it is.
 
     The file is replaced as a whole: a reader sees the old one or the new one.
 
@@ -209,7 +209,7 @@ def write_temperature(path: Path, value: float) -> None:
 
 
 def check_defect_labels(spec: ModelSpec, names: Mapping[int, str]) -> None:
-    """Checks that the defect labels are labels of the model.
+    """Check that the defect labels are labels of the model.
 
     Raises:
         ModelSpecError: one is not.
@@ -249,7 +249,7 @@ def _misplaced(path: Path, key: str, task: str, spec: ModelSpec) -> str:
 
 
 def _decimal(value: float) -> str:
-    """Returns a number as YAML reads one: it takes 1e-06 for text."""
+    """Return a number as YAML reads one: it takes 1e-06 for text."""
     text = f"{value:.6f}".rstrip("0")
     return f"{text}0" if text.endswith(".") else text
 

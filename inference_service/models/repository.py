@@ -49,7 +49,7 @@ class Models:
         }
 
     def find(self, name: str, version: str) -> Model:
-        """Returns a model.
+        """Return a model.
 
         Args:
             name: empty: the default model.
@@ -115,7 +115,7 @@ class Repository:
         self._said: dict[Key | None, str] = {}  # None: of the repository
 
     def start(self) -> None:
-        """Loads every version of every model, and publishes them; blocks while it does.
+        """Load every version of every model, and publishes them; blocks while it does.
 
         Raises:
             RepositoryError: no folder, no model, no default model or none that can be loaded, or a
@@ -135,7 +135,7 @@ class Repository:
         self._publish_loaded()
 
     def look(self, *, settled: bool = False) -> None:
-        """Takes in what has changed; blocks while it loads.
+        """Take in what has changed; blocks while it loads.
 
         Args:
             settled: whether everything there is known to be complete. Else only what is as it was
@@ -165,7 +165,7 @@ class Repository:
             self._publish_loaded()
 
     def _try(self, key: Key, state: State) -> None:
-        """Loads a version beside what is there, and puts it in place if it stayed what it was.
+        """Load a version beside what is there, and put it in place if it stayed what it was.
 
         Raises:
             RepositoryError: it cannot be loaded.
@@ -196,7 +196,7 @@ class Repository:
         self._said.pop(key, None)
 
     def _needed(self, key: Key) -> str:
-        """Returns why a version that is gone must stay; empty: it need not."""
+        """Return why a version that is gone must stay; empty: it need not."""
         if self._pinned.get(key.name) == key.version:
             return "default_versions names it"
         others = [each for each in self._loaded if each.name == key.name and each != key]
@@ -221,7 +221,7 @@ class Repository:
         return self._default or names[0]
 
     def _require_loaded(self, failures: Mapping[Key, str]) -> None:
-        """Refuses to answer as another model or version than the one that was asked for."""
+        """Refuse to answer as another model or version than the one that was asked for."""
         for key in [Key(*pin) for pin in self._pinned.items()]:
             if key not in self._loaded:
                 raise RepositoryError(failures[key])
@@ -233,7 +233,7 @@ class Repository:
         self._on_failure(key.name)
 
     def _say(self, about: Key | None, text: str) -> None:
-        """Logs what is wrong, once for as long as it stays wrong."""
+        """Log what is wrong, once for as long as it stays wrong."""
         if self._said.get(about) != text:
             self._said[about] = text
             logger.critical(text)
@@ -246,14 +246,14 @@ class Repository:
 def changed(
     now: Mapping[Key, State], before: Mapping[Key, State], tried: Mapping[Key, State]
 ) -> list[Key]:
-    """Returns the versions that are to be loaded: new or changed, and at rest. Pure."""
+    """Return the versions that are to be loaded: new or changed, and at rest. Pure."""
     return [
         key for key, state in now.items() if before.get(key) == state and tried.get(key) != state
     ]
 
 
 def gone(now: Container[Key], before: Container[Key], known: Iterable[Key]) -> list[Key]:
-    """Returns the versions that are to be unloaded: not there, and not there before. Pure."""
+    """Return the versions that are to be unloaded: not there, and not there before. Pure."""
     return [key for key in known if key not in now and key not in before]
 
 

@@ -24,7 +24,7 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="models")
 
     def start(self) -> None:
-        """Loads what is there, which blocks, and follows it from then on.
+        """Load what is there, which blocks, and follows it from then on.
 
         Raises:
             RepositoryError: as `Repository.start`.
@@ -33,11 +33,11 @@ class Watch:
         self._thread.start()
 
     def look_now(self) -> None:
-        """Takes in what is there as it is, without waiting whether it changes; does not block."""
+        """Take in what is there as it is, without waiting whether it changes; does not block."""
         self._wake.set()
 
     def close(self) -> None:
-        """Ends the thread, if there is one; blocks while a model is being loaded."""
+        """End the thread, if there is one; blocks while a model is being loaded."""
         self._closing = True
         self._wake.set()
         if self._thread.ident is not None:

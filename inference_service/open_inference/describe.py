@@ -16,7 +16,7 @@ EXTENSIONS = ("model_configuration", "statistics")
 
 
 def metadata(model: Model, models: Models) -> oip.ModelMetadataResponse:
-    """Returns a model's versions and tensors.
+    """Return a model's versions and tensors.
 
     The batch axis is free in any case: a model of a fixed batch is run as often as needed. The
     input's height and width are those that the model's pictures get, so that requests can share a
@@ -33,7 +33,7 @@ def metadata(model: Model, models: Models) -> oip.ModelMetadataResponse:
 
 
 def config(model: Model, max_rows: int) -> oip.ModelConfig:
-    """Returns a model's configuration as Triton's clients read it.
+    """Return a model's configuration as Triton's clients read it.
 
     Args:
         model: which.

@@ -48,7 +48,7 @@ class Inference:
     async def infer(
         self, call: Call, request: oip.ModelInferRequest
     ) -> tuple[oip.ModelInferResponse, bool]:
-        """Returns the answer, and whether an earlier call with the same key made it.
+        """Return the answer, and whether an earlier call with the same key made it.
 
         Raises:
             SightlineError: NOT_FOUND: the model; INVALID_ARGUMENT with the field; else as
@@ -89,7 +89,7 @@ class Inference:
 
     @asynccontextmanager
     async def _until(self, deadline: float, call: Call) -> AsyncIterator[None]:
-        """Ends what is inside at a deadline that is earlier than the call's; gRPC ends the call."""
+        """End what is inside at a deadline that is earlier than the call's; gRPC ends the call."""
         if deadline >= call.deadline:
             yield
             return
@@ -136,7 +136,7 @@ class Inference:
 
 
 def _results(ran: Sequence[Ran[list[Tensor]]]) -> list[list[Tensor]]:
-    """Returns every member's tensors; all of a request fails with the first that is bad."""
+    """Return every member's tensors; all of a request fails with the first that is bad."""
     results = []
     for each in ran:
         if isinstance(each.result, SightlineError):

@@ -57,7 +57,7 @@ class Asked:
 
 
 def read(request: oip.ModelInferRequest, model: Model, limits: Limits) -> Asked:
-    """Checks a request for a model.
+    """Check a request for a model.
 
     Raises:
         SightlineError: INVALID_ARGUMENT with the field that breaks a rule.
@@ -78,7 +78,7 @@ def read(request: oip.ModelInferRequest, model: Model, limits: Limits) -> Asked:
 
 
 def fingerprint(request: oip.ModelInferRequest) -> bytes:
-    """Returns what an idempotency key is bound to: SHA-256 of all but the parameters.
+    """Return what an idempotency key is bound to: SHA-256 of all but the parameters.
 
     Those say how long the caller waits, which changes from one attempt to the next.
     """
@@ -89,7 +89,7 @@ def fingerprint(request: oip.ModelInferRequest) -> bytes:
 
 
 def check_model(prefix: str, name: str, version: str) -> None:
-    """Checks what a request says about its model, short of looking for it.
+    """Check what a request says about its model, short of looking for it.
 
     Args:
         prefix: of the names of the request's fields, such as `model_`.
@@ -108,7 +108,7 @@ def check_model(prefix: str, name: str, version: str) -> None:
 
 
 def refused(field: str, error: ImageError) -> SightlineError:
-    """Returns the error for a picture whose content is refused."""
+    """Return the error for a picture whose content is refused."""
     return invalid(field, f"is refused: {error.message}", reason=error.reason)
 
 
@@ -118,7 +118,7 @@ def _no_shared_memory(tensor: str) -> SightlineError:
 
 
 def _timeout(parameters: Mapping[str, oip.InferParameter]) -> float:
-    """Returns seconds; 0, as everywhere in Triton, says nothing."""
+    """Return seconds; 0, as everywhere in Triton, say nothing."""
     if "timeout" not in parameters:
         return math.inf
     given = parameters["timeout"]
@@ -157,7 +157,7 @@ def _outputs(
 def _raw(
     request: oip.ModelInferRequest, tensor: oip.ModelInferRequest.InferInputTensor
 ) -> bytes | None:
-    """Returns the only input's raw bytes; None: it has typed contents."""
+    """Return the only input's raw bytes; None: it has typed contents."""
     raw, typed = request.raw_input_contents, tensor.contents.ListFields()
     if raw and typed:
         raise invalid("raw_input_contents", "must be empty where inputs[0].contents is given")
@@ -222,7 +222,7 @@ def _check_name(tensor: oip.ModelInferRequest.InferInputTensor, names: Sequence[
 
 
 def _shown(text: str) -> str:
-    """Returns a caller's text as a message can have it: however long it is, it costs no time."""
+    """Return a caller's text as a message can have it: however long it is, it costs no time."""
     return repr(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")
 
 

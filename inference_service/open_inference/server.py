@@ -86,7 +86,7 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStatistics(  # noqa: N802 - the contract's name
         self, request: oip.ModelStatisticsRequest, context: _Context
     ) -> oip.ModelStatisticsResponse:
-        """Counts of one version, of a model's versions, or of all models."""
+        """Count of one version, of a model's versions, or of all models."""
         del context
         models = self._pipeline.models.all
         if request.name:
@@ -111,7 +111,7 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 def service(pipeline: Pipeline) -> Service:
-    """Returns the service, ready to be served."""
+    """Return the service, ready to be served."""
     handlers = OpenInferenceServer(pipeline)
 
     def register(server: grpc.aio.Server) -> None:

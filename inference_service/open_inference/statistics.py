@@ -39,7 +39,7 @@ class Statistics:
     def answered(
         self, model: Model, ran: Sequence[Ran[list[Tensor]]], rows: int, seconds: float, now: float
     ) -> None:
-        """Takes in a request that was answered.
+        """Take in a request that was answered.
 
         Args:
             model: that answered it.
@@ -62,11 +62,11 @@ class Statistics:
             of.stages[name].add(took)
 
     def failed(self, model: Model, seconds: float, now: float) -> None:
-        """Takes in a request that got an error, so many seconds after its arrival."""
+        """Take in a request that got an error, so many seconds after its arrival."""
         self._of(model, now).stages["fail"].add(seconds)
 
     def message(self, models: Iterable[Model]) -> oip.ModelStatisticsResponse:
-        """Returns the counts of these models."""
+        """Return the counts of these models."""
         return oip.ModelStatisticsResponse(model_stats=[self._message(model) for model in models])
 
     def _of(self, model: Model, now: float) -> _OfModel:

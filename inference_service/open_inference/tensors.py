@@ -41,17 +41,17 @@ class Tensor:
 
 
 def datatype(dtype: np.dtype[Any]) -> str:
-    """Returns the protocol's name of a type that a model's tensors can have, such as `FP32`."""
+    """Return the protocol's name of a type that a model's tensors can have, such as `FP32`."""
     return _NAMES[dtype]
 
 
 def to_tensor(values: NDArray[Any]) -> Tensor:
-    """Returns the values as they go over the wire."""
+    """Return the values as they go over the wire."""
     return Tensor(values.shape, values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 def from_raw(raw: bytes, shape: Sequence[int], dtype: np.dtype[Any], field: str) -> NDArray[Any]:
-    """Reads elements, row-major and little-endian.
+    """Read elements, row-major and little-endian.
 
     Args:
         raw: the elements.
@@ -76,7 +76,7 @@ def from_raw(raw: bytes, shape: Sequence[int], dtype: np.dtype[Any], field: str)
 
 
 def pack_fp32(values: Sequence[float]) -> bytes:
-    """Returns the elements of a message's `fp32_contents` as little-endian bytes.
+    """Return the elements of a message's `fp32_contents` as little-endian bytes.
 
     Protobuf packs them so on the wire, in a fifteenth of the time that a walk over them takes.
     """
@@ -86,7 +86,7 @@ def pack_fp32(values: Sequence[float]) -> bytes:
 
 
 def split_bytes(raw: bytes, count: int, field: str) -> list[bytes]:
-    """Splits byte strings that each follow their length, 4 bytes little-endian.
+    """Split byte strings that each follow their length, 4 bytes little-endian.
 
     Args:
         raw: the strings with their lengths.
@@ -114,7 +114,7 @@ def split_bytes(raw: bytes, count: int, field: str) -> list[bytes]:
 
 
 def stack(names: Sequence[str], parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Puts the outputs of rows that were run apart together.
+    """Put the outputs of rows that were run apart together.
 
     Args:
         names: of the outputs.

@@ -34,11 +34,11 @@ class TensorWork:
         return 0
 
     def prepare(self) -> NDArray[Any]:
-        """Returns the rows as they came."""
+        """Return the rows as they came."""
         return self.array
 
     def finish(self, outputs: Outputs) -> list[Tensor]:
-        """Returns the outputs that are wanted, as they go over the wire."""
+        """Return the outputs that are wanted, as they go over the wire."""
         return _wanted(outputs, self.outputs)
 
 
@@ -60,7 +60,7 @@ class EncodedWork:
         return self.picture.opened.effort
 
     def prepare(self) -> NDArray[Any]:
-        """Decodes the picture and makes the network's input `[1, 3, height, width]` of it.
+        """Decode the picture and make the network's input `[1, 3, height, width]` of it.
 
         Raises:
             SightlineError: INVALID_ARGUMENT: it cannot be decoded; RESOURCE_EXHAUSTED,
@@ -72,12 +72,12 @@ class EncodedWork:
             raise refused(self.picture.field, error) from error
 
     def finish(self, outputs: Outputs) -> list[Tensor]:
-        """Returns the outputs that are wanted, as they go over the wire."""
+        """Return the outputs that are wanted, as they go over the wire."""
         return _wanted(outputs, self.outputs)
 
 
 def members(asked: Asked, model: Model, hold: Hold = hold_none) -> list[Work[list[Tensor]]]:
-    """Returns the members that answer a request, in the order of its rows.
+    """Return the members that answer a request, in the order of its rows.
 
     Rows that fit into one run stay together: the answer is then what the model makes of just such
     an input. More of them are run as single pictures are.

@@ -27,14 +27,14 @@ class Work(Protocol[T_co]):
         """Pixels that `prepare` decodes, as `OpenedImage.effort`; 0: it decodes nothing."""
 
     def prepare(self) -> NDArray[Any]:
-        """Returns the input `[rows, ...]`.
+        """Return the input `[rows, ...]`.
 
         Raises:
             SightlineError: of category VALIDATION: the member's own input is bad; it fails alone.
         """
 
     def finish(self, outputs: Outputs) -> T_co:
-        """Returns what the member's own rows of every output mean."""
+        """Return what the member's own rows of every output mean."""
 
 
 class Runner(Protocol):
@@ -49,7 +49,7 @@ class Runner(Protocol):
         """How it is run."""
 
     def run(self, batch: NDArray[Any]) -> Outputs:
-        """Runs an input `[rows, ...]`; blocks; safe in several threads at once.
+        """Run an input `[rows, ...]`; blocks; safe in several threads at once.
 
         Raises:
             SightlineError: INTERNAL: the model or its device failed.

@@ -97,7 +97,7 @@ class Workers:
         deadline: float,
         share: Share = Share(),  # noqa: B008 - it never changes
     ) -> list[Ran[T]]:
-        """Runs a request's members and returns their results in order.
+        """Run a request's members and return their results in order.
 
         A member whose own input is bad fails alone. If one fails otherwise, or the caller is
         cancelled, those that wait are not started.
@@ -138,13 +138,13 @@ class Workers:
             self._withdraw(tickets)
 
     def give_up(self) -> None:
-        """Fails what is not done, and whatever is brought from now on, with UNAVAILABLE."""
+        """Fail what is not done, and whatever is brought from now on, with UNAVAILABLE."""
         self._given_up = True
         for member in self._members.values():
             _fail(member, _shutting_down())
 
     def close(self) -> None:
-        """Waits for what is running and ends the threads."""
+        """Wait for what is running and end the threads."""
         for pool in (self._pool, self._decoders):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -191,7 +191,7 @@ class Workers:
         task.add_done_callback(self._batches.discard)
 
     def _run_singly(self, member: _Member | None, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs a member that runs alone, and whatever is then to be run alone, in a worker."""
+        """Run a member that runs alone, and whatever is then to be run alone, in a worker."""
         while member is not None:
             outcome = self._run_alone(member)
             taken = self._take_next(member, outcome)
@@ -209,7 +209,7 @@ class Workers:
             return error
 
     def _take_next(self, member: _Member, outcome: "Ran[Any] | BaseException") -> Taken | None:
-        """Frees the worker and takes what it is to do next; None: that is up to the event loop."""
+        """Free the worker and take what it is to do next; None: that is up to the event loop."""
         # What fails may take others along, which the event loop must withdraw first.
         if not isinstance(outcome, Ran):
             return None
@@ -252,7 +252,7 @@ class Workers:
             self._free(batch)
 
     async def _prepare_all(self, batch: Sequence[_Member]) -> list[_Prepared]:
-        """Returns those that are wanted once every input is made; settles the others."""
+        """Return those that are wanted once every input is made; settles the others."""
         loop = asyncio.get_running_loop()
         inputs = await asyncio.gather(
             *(loop.run_in_executor(self._decoders, self._prepare, each) for each in batch),
@@ -281,7 +281,7 @@ class Workers:
             raise _UnwantedError
 
     def _infer(self, ready: Sequence[_Prepared]) -> "list[Ran[Any] | Exception]":
-        """Runs members together, and each alone should that fail: one may be what fails it."""
+        """Run members together, and each alone should that fail: one may be what fails it."""
         begun = time.perf_counter()
         try:
             outputs = ready[0][0].runner.run(_joined([made for _, made in ready]))
@@ -299,7 +299,7 @@ class Workers:
     def _learn(
         self, members: Sequence[_Member], outcomes: "Sequence[Ran[Any] | BaseException]"
     ) -> None:
-        """Learns from members that were run together; under the lock."""
+        """Learn from members that were run together; under the lock."""
         if any(isinstance(outcome, Ran) for outcome in outcomes):
             estimates, now = members[0].ticket.lane.estimates, self._clock()
             for member in members:
@@ -312,7 +312,7 @@ class Workers:
     def _settle(
         self, members: Sequence[_Member], outcomes: "Sequence[Ran[Any] | BaseException]"
     ) -> None:
-        """Hands out what came of members that were run together."""
+        """Hand out what came of members that were run together."""
         if any(isinstance(outcome, Ran) for outcome in outcomes):
             self._listener.batch(members[0].runner.name, _rows(members))
         now = self._clock()
@@ -351,7 +351,7 @@ class Workers:
 
 
 def _due(deadline: float, now: float) -> float:
-    """Returns when an answer must be out to reach its caller by the deadline."""
+    """Return when an answer must be out to reach its caller by the deadline."""
     return deadline - min(_SENDING_SECONDS, max(deadline - now, 0.0) * _SENDING_SHARE)
 
 

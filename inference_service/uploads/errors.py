@@ -24,25 +24,25 @@ class ReferenceLostError(SightlineError):
 
 
 def reference_unknown() -> SightlineError:
-    """Returns the error for a reference that is none of this caller's."""
+    """Return the error for a reference that is none of this caller's."""
     rule = "must be what UploadImage gave this caller: upload the picture again"
     return SightlineError(*_not_found("REFERENCE_UNKNOWN", rule), violations=_violations(rule))
 
 
 def reference_expired(sha256: bytes, ago: float) -> ReferenceLostError:
-    """Returns the error for a reference that was good until so many seconds ago."""
+    """Return the error for a reference that was good until so many seconds ago."""
     rule = f"expired {ago:.0f} s ago: upload the picture again"
     return ReferenceLostError("REFERENCE_EXPIRED", rule, sha256)
 
 
 def reference_gone(sha256: bytes) -> ReferenceLostError:
-    """Returns the error for a good reference whose picture the store has lost."""
+    """Return the error for a good reference whose picture the store has lost."""
     rule = "is good, but its picture is not stored any more: upload it again"
     return ReferenceLostError("REFERENCE_GONE", rule, sha256)
 
 
 def quota_exceeded(caller: str, bound: str, retry_after: float) -> SightlineError:
-    """Returns the error for a caller that has as much stored as it may.
+    """Return the error for a caller that has as much stored as it may.
 
     Args:
         caller: name of the caller.
@@ -59,7 +59,7 @@ def quota_exceeded(caller: str, bound: str, retry_after: float) -> SightlineErro
 
 
 def store_full(why: str, retry_after: float) -> SightlineError:
-    """Returns the error for a store that has no room for anybody's picture."""
+    """Return the error for a store that has no room for anybody's picture."""
     return SightlineError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "UPLOAD_STORE_FULL",
@@ -70,7 +70,7 @@ def store_full(why: str, retry_after: float) -> SightlineError:
 
 
 def store_down() -> SightlineError:
-    """Returns the error for a store that does not work at present."""
+    """Return the error for a store that does not work at present."""
     return SightlineError(
         grpc.StatusCode.UNAVAILABLE,
         "UPLOAD_STORE_UNAVAILABLE",

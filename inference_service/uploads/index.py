@@ -116,7 +116,7 @@ class Index:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Holds the write lock; what is written counts if the block ends without an exception.
+        """Hold the write lock; what is written counts if the block ends without an exception.
 
         Raises:
             StoreError: the database does not work.
@@ -128,7 +128,7 @@ class Index:
                 yield
 
     def reserve(self, arrival: Arrival, limits: StoreLimits, now: float) -> None:
-        """Counts an upload before its bytes come; only within `writing`.
+        """Count an upload before its bytes come; only within `writing`.
 
         A picture that the caller has already is not charged to its quota again, so that an upload
         whose answer was lost can be repeated.
@@ -153,7 +153,7 @@ class Index:
         self._database.execute(_RESERVE, values | {"charged": charged})
 
     def put(self, arrival: Arrival, until: float) -> None:
-        """Says that an upload is complete, and kept until then; only within `writing`."""
+        """Say that an upload is complete, and kept until then; only within `writing`."""
         self._database.execute(
             _PUT,
             {
@@ -166,7 +166,7 @@ class Index:
         self.release(arrival.part)
 
     def release(self, part: str) -> None:
-        """Forgets an upload that came to nothing; only within `writing`."""
+        """Forget an upload that came to nothing; only within `writing`."""
         self._database.execute(_RELEASE, {"part": part})
 
     def shorten(self, latest: float) -> None:
@@ -177,7 +177,7 @@ class Index:
         self._database.execute(_SHORTEN, {"latest": latest})
 
     def expire(self, now: float, most: int) -> tuple[int, list[bytes]]:
-        """Forgets uploads whose time is over, some at a time; only within `writing`.
+        """Forget uploads whose time is over, some at a time; only within `writing`.
 
         Returns:
             How many, and those contents among them that nobody has any more.
@@ -186,23 +186,23 @@ class Index:
         return len(gone), [sha256 for (sha256,) in set(gone) if not self.holds(sha256)]
 
     def holds(self, sha256: bytes) -> bool:
-        """Returns whether anybody has uploaded this content; only within `writing`."""
+        """Return whether anybody has uploaded this content; only within `writing`."""
         found = self._database.execute("SELECT 1 FROM uploads WHERE sha256 = ?", [sha256])
         return found.fetchone() is not None
 
     def parts(self) -> set[str]:
-        """Returns the uploads that have begun; only within `writing`."""
+        """Return the uploads that have begun; only within `writing`."""
         return {part for (part,) in self._database.execute("SELECT part FROM incoming")}
 
     def close(self) -> None:
-        """Closes the database once nobody writes."""
+        """Close the database once nobody writes."""
         with self._lock:
             self._database.close()
 
     def _charge(
         self, arrival: Arrival, values: dict[str, object], limits: StoreLimits, now: float
     ) -> int:
-        """Returns what the upload costs its owner's quota, bytes."""
+        """Return what the upload costs its owner's quota, bytes."""
         own = self._database.execute(_OWN, values).fetchall()
         has = self._database.execute(_HAS, values).fetchone()
         coming, count, twins = self._database.execute(_OWN_INCOMING, values).fetchone()
@@ -221,7 +221,7 @@ class Index:
 
 
 def _wait(rows: Iterable[tuple[float, int]], size: int, count: int, now: float) -> float:
-    """Returns the seconds until so much of what is stored, by its end, has expired.
+    """Return the seconds until so much of what is stored, by its end, has expired.
 
     0: it will not be enough, since uploads under way take the room; they may end soon.
     """

@@ -23,7 +23,7 @@ Part = Header | bytes | None
 
 
 def check_first(part: Part, max_bytes: int) -> Header:
-    """Returns the header of an upload.
+    """Return the header of an upload.
 
     Args:
         part: the first message; None also if there is none.
@@ -46,7 +46,7 @@ def check_first(part: Part, max_bytes: int) -> Header:
 
 
 def check_next(part: Part, header: Header, received: int) -> bytes:
-    """Returns the bytes of a message after the first.
+    """Return the bytes of a message after the first.
 
     Args:
         part: the message.
@@ -76,7 +76,7 @@ def check_next(part: Part, header: Header, received: int) -> bytes:
 
 
 def check_end(header: Header, received: int, sha256: bytes) -> None:
-    """Checks what has come once the caller has sent everything.
+    """Check what has come once the caller has sent everything.
 
     Raises:
         SightlineError: INVALID_ARGUMENT: `UPLOAD_INCOMPLETE`: fewer bytes than declared;
@@ -91,5 +91,5 @@ def check_end(header: Header, received: int, sha256: bytes) -> None:
 
 
 def bad_content(error: ImageError) -> SightlineError:
-    """Returns the error for bytes that arrived whole and are no picture that is accepted."""
+    """Return the error for bytes that arrived whole and are no picture that is accepted."""
     return invalid("chunk", f"is refused: {error.message}", reason=error.reason)

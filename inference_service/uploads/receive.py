@@ -69,7 +69,7 @@ class Uploads:
         self._cleaning: asyncio.Task[None] | None = None
 
     async def receive(self, caller: Caller, messages: AsyncIterator[Part]) -> Uploaded:
-        """Takes in one upload; whatever goes wrong, nothing of it is left.
+        """Take in one upload; whatever goes wrong, nothing of it is left.
 
         Args:
             caller: who uploads; the reference will work for nobody else.
@@ -97,7 +97,7 @@ class Uploads:
         return Uploaded(self._signer.sign(claim, caller.identity), claim)
 
     def fetch(self, owner: str, reference: str) -> Content:
-        """Returns the picture of a reference. Blocks: not for the event loop's thread.
+        """Return the picture of a reference. Blocks: not for the event loop's thread.
 
         Raises:
             SightlineError: NOT_FOUND: `REFERENCE_UNKNOWN`, `REFERENCE_EXPIRED`, `REFERENCE_GONE`;
@@ -110,11 +110,11 @@ class Uploads:
             return Content(self._store.read(claim), claim.sha256)
 
     def start(self) -> None:
-        """Begins to clean up every minute; to be called on the event loop's thread."""
+        """Begin to clean up every minute; to be called on the event loop's thread."""
         self._cleaning = asyncio.get_running_loop().create_task(self._clean_for_ever())
 
     async def close(self) -> None:
-        """Waits for the threads' last work and closes the store."""
+        """Wait for the threads' last work and close the store."""
         if self._cleaning is not None:
             self._cleaning.cancel()
             await asyncio.gather(self._cleaning, return_exceptions=True)
@@ -143,7 +143,7 @@ class Uploads:
     async def _take(
         self, incoming: Incoming, header: Header, messages: AsyncIterator[Part]
     ) -> None:
-        """Writes the chunks and checks them, and what they make together."""
+        """Write the chunks and check them, and what they make together."""
         received, waiting = 0, bytearray()
         async for message in messages:
             chunk = parts.check_next(message, header, received)
@@ -156,7 +156,7 @@ class Uploads:
         await self._do(self._check, incoming, header, received, bytes(waiting))
 
     def _check(self, incoming: Incoming, header: Header, received: int, rest: bytes) -> None:
-        """Writes the rest and checks the whole."""
+        """Write the rest and check the whole."""
         self._store.append(incoming, rest)
         parts.check_end(header, received, incoming.digest.digest())
         try:

@@ -46,12 +46,12 @@ class Signer:
         self._key = key
 
     def sign(self, claim: Claim, owner: str) -> str:
-        """Returns the reference that gives the owner, and nobody else, the picture."""
+        """Return the reference that gives the owner, and nobody else, the picture."""
         body = _CLAIM.pack(_VERSION, round(claim.expires_at * 1000), claim.size, claim.sha256)
         return base64.urlsafe_b64encode(body + self._mac(body, owner)).decode()
 
     def read(self, reference: str, owner: str, now: float) -> Claim:
-        """Returns what a reference stands for.
+        """Return what a reference stands for.
 
         Args:
             reference: as a caller has sent it.

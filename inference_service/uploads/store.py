@@ -76,7 +76,7 @@ class UploadStore:
             self.sweep()
 
     def key(self) -> bytes:
-        """Returns the folder's own key, made at random by whichever process asks first.
+        """Return the folder's own key, made at random by whichever process asks first.
 
         Raises:
             StoreError: it cannot be read or written, or is not 32 bytes.
@@ -92,7 +92,7 @@ class UploadStore:
         return key
 
     def begin(self, owner: str, name: str, sha256: bytes, size: int, now: float) -> Incoming:
-        """Makes room for an upload.
+        """Make room for an upload.
 
         Args:
             owner: who uploads, as `Caller.identity`.
@@ -117,7 +117,7 @@ class UploadStore:
         return Incoming(arrival, path, file)
 
     def append(self, incoming: Incoming, data: bytes) -> None:
-        """Writes the next bytes of an upload.
+        """Write the next bytes of an upload.
 
         Raises:
             SightlineError: RESOURCE_EXHAUSTED, `UPLOAD_STORE_FULL`: the disk is full.
@@ -130,7 +130,7 @@ class UploadStore:
                 left = left[incoming.file.write(left) :]
 
     def content(self, incoming: Incoming) -> bytes:
-        """Returns what was written of an upload.
+        """Return what was written of an upload.
 
         Raises:
             StoreError: the disk does not work.
@@ -140,7 +140,7 @@ class UploadStore:
             return incoming.file.read()
 
     def finish(self, incoming: Incoming, until: float) -> None:
-        """Keeps a whole upload, whose size and hash were right, until then (Unix seconds).
+        """Keep a whole upload, whose size and hash were right, until then (Unix seconds).
 
         Raises:
             StoreError: the store does not work; the upload is to be aborted.
@@ -153,7 +153,7 @@ class UploadStore:
             incoming.file.close()
 
     def abort(self, incoming: Incoming) -> None:
-        """Removes what came of an upload; does nothing after `finish`. Raises nothing."""
+        """Remove what came of an upload; does nothing after `finish`. Raises nothing."""
         try:
             with incoming.lock, _reporting("an upload cannot be removed"):
                 if incoming.file.closed:
@@ -166,7 +166,7 @@ class UploadStore:
             logger.exception("left behind until the next clean-up")
 
     def read(self, claim: Claim) -> bytes:
-        """Returns the picture that a reference stands for, whose hash is right.
+        """Return the picture that a reference stands for, whose hash is right.
 
         Raises:
             SightlineError: NOT_FOUND, `REFERENCE_GONE`: it is not there, or it is damaged.
@@ -185,7 +185,7 @@ class UploadStore:
         return data
 
     def clean(self, now: float, latest: float = math.inf) -> int:
-        """Removes what has expired, and what killed processes left behind.
+        """Remove what has expired, and what killed processes left behind.
 
         Args:
             now: Unix seconds.
@@ -211,7 +211,7 @@ class UploadStore:
         return total
 
     def sweep(self) -> None:
-        """Removes what killed processes left behind: parts that nobody writes, unknown files."""
+        """Remove what killed processes left behind: parts that nobody writes, unknown files."""
         with _reporting("uploads cannot be cleaned up"), self._index.writing():
             parts = self._index.parts()
             for entry in os.scandir(self._folder):
@@ -225,7 +225,7 @@ class UploadStore:
                 self._index.release(part)
 
     def close(self) -> None:
-        """Closes the store; a temporary folder is removed."""
+        """Close the store; a temporary folder is removed."""
         self._index.close()
         if self._temporary is not None:
             self._temporary.cleanup()
@@ -234,7 +234,7 @@ class UploadStore:
         return self._folder / sha256.hex()
 
     def _clear(self, now: float) -> int:
-        """Removes some of what has expired; only within `writing`; returns how many uploads."""
+        """Remove some of what has expired; only within `writing`; return how many uploads."""
         count, contents = self._index.expire(now, _CLEARED_AT_ONCE)
         for sha256 in contents:
             self._path(sha256).unlink(missing_ok=True)
@@ -257,7 +257,7 @@ def _reporting(what: str) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes a file that only its owner may read: whole, or not at all."""
+    """Write a file that only its owner may read: whole, or not at all."""
     part = path.with_suffix(_PART)  # a sweep would remove what is left of it
     with _locked_file(part) as file:
         file.write(content)
@@ -277,7 +277,7 @@ def _locked_file(path: Path) -> FileIO:
 
 
 def _remove_unless_locked(path: Path) -> bool:
-    """Removes a part whose writer is gone; returns whether it is."""
+    """Remove a part whose writer is gone; return whether it is."""
     try:
         file = path.open("rb")
     except FileNotFoundError:

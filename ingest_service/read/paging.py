@@ -18,14 +18,14 @@ _LIMITS = (-(2**63), 2**63 - 1)
 
 
 def encode_token(position: Position, which: Filter) -> str:
-    """Returns the token of the page that follows this position."""
+    """Return the token of the page that follows this position."""
     parts = [_VERSION, _fingerprint(which), *position]
     text = json.dumps(parts, separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def decode_token(token: str, which: Filter) -> Position:
-    """Returns the position that the page follows.
+    """Return the position that the page follows.
 
     Raises:
         SightlineError: INVALID_ARGUMENT, field `page_token`; it is no token of this server's, or
@@ -41,7 +41,7 @@ def decode_token(token: str, which: Filter) -> Position:
 
 
 def _parts(token: str) -> tuple[str, Position] | None:
-    """Returns fingerprint and position; None: it is no token."""
+    """Return fingerprint and position; None: it is no token."""
     if len(token) > MAX_TOKEN_CHARACTERS:
         return None
     padded = token + "=" * (-len(token) % 4)
@@ -59,7 +59,7 @@ def _parts(token: str) -> tuple[str, Position] | None:
 
 
 def _can_be_asked_for(position: Position) -> bool:
-    """Returns whether SQL can hold the position: JSON has larger numbers and half characters."""
+    """Return whether SQL can hold the position: JSON has larger numbers and half characters."""
     names = position.device_id + position.spool_id
     numbers = (position.received_us, position.sequence)
     whole = not any("\ud800" <= character <= "\udfff" for character in names)

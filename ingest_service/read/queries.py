@@ -32,7 +32,7 @@ class Queries:
         self._running = 0
 
     async def run(self, query: Callable[[Reader], T]) -> T:
-        """Returns the query's result. A cancelled call interrupts its query.
+        """Return the query's result. A cancelled call interrupts its query.
 
         Raises:
             SightlineError: RESOURCE_EXHAUSTED, too many queries wait; or what the query raises.
@@ -66,12 +66,12 @@ class Queries:
             raise
 
     def close(self) -> None:
-        """Waits for the queries that run and ends the threads."""
+        """Wait for the queries that run and end the threads."""
         self._threads.shutdown(cancel_futures=True)
 
 
 def _interrupt(work: Future[T], readers: Sequence[Reader], loop: asyncio.AbstractEventLoop) -> None:
-    """Interrupts until the thread is free: an interrupt between two steps of a query is lost."""
+    """Interrupt until the thread is free: an interrupt between two steps of a query is lost."""
     if work.done():
         return
     for reader in readers:

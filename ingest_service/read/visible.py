@@ -10,7 +10,7 @@ from servicekit.errors import SightlineError, invalid
 
 
 def visible(which: Filter, caller: Caller) -> Filter:
-    """Returns the filter, narrowed to the caller's devices.
+    """Return the filter, narrowed to the caller's devices.
 
     Without devices in it, it is about all devices that the caller's credential names. Those of a
     prefix cannot be listed, so who has one must name devices.

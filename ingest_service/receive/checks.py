@@ -56,7 +56,7 @@ class _Broken(NamedTuple):
 
 
 def find_violations(predictions: pa.StructArray, window: Window) -> dict[int, Violation]:
-    """Returns the first rule that each row breaks, for the rows that break one.
+    """Return the first rule that each row breaks, for the rows that break one.
 
     Args:
         predictions: as ptars reads them from `sightline.types.v1.Prediction`, times in us,
@@ -79,7 +79,7 @@ def find_violations(predictions: pa.StructArray, window: Window) -> dict[int, Vi
 def _note_first(
     found: dict[int, Violation], rule: _Broken, lists: pa.Array, prefix: Callable[[int], str]
 ) -> None:
-    """Notes the first item of each row's list that breaks the rule."""
+    """Note the first item of each row's list that breaks the rule."""
     items = np.flatnonzero(rule.mask)
     if not len(items):
         return
@@ -173,7 +173,7 @@ def _outside(rows: pa.StructArray, name: str, low: int, high: int) -> _Mask:
 
 
 def _sizes(texts: pa.StringArray) -> _Array:
-    """Returns the lengths in bytes of UTF-8."""
+    """Return the lengths in bytes of UTF-8."""
     sizes: _Array = pc.binary_length(texts).to_numpy(zero_copy_only=False)
     return sizes
 
@@ -184,7 +184,7 @@ def _absent(values: pa.Array) -> _Mask:
 
 
 def _filled(times: pa.Array) -> _Array:
-    """Returns times or durations as numbers in their unit; an absent one as one that is valid."""
+    """Return times or durations as numbers in their unit; an absent one as one that is valid."""
     valid = to_us(EARLIEST_CAPTURE)
     numbers: _Array = times.view(pa.int64()).fill_null(valid).to_numpy(zero_copy_only=False)
     return numbers

@@ -29,7 +29,7 @@ others are kept as bytes, so that a device gone wrong does not hold up the rest.
 def decide(
     group: Prepared, watermarks: Mapping[Spool, Watermark]
 ) -> tuple[Changes, tuple[Outcome, ...]]:
-    """Returns what the group changes, and what becomes of each message once that is committed.
+    """Return what the group changes, and what becomes of each message once that is committed.
 
     Args:
         group: the messages.
@@ -171,7 +171,7 @@ def _error(message: int, group: Prepared, decision: _Decision) -> SightlineError
 
 
 def hole_error(expected: int) -> SightlineError:
-    """Returns the error for a message after which sequence `expected` is missing."""
+    """Return the error for a message after which sequence `expected` is missing."""
     return SightlineError(
         grpc.StatusCode.FAILED_PRECONDITION,
         "SEQUENCE_HOLE",
@@ -181,7 +181,7 @@ def hole_error(expected: int) -> SightlineError:
 
 
 def conflict_error(conflict: Conflict) -> SightlineError:
-    """Returns the error for a message that claims what was committed with another content."""
+    """Return the error for a message that claims what was committed with another content."""
     found = (
         "was committed with another content"
         if conflict.kind == "content"
@@ -197,5 +197,5 @@ def conflict_error(conflict: Conflict) -> SightlineError:
 
 
 def _per_message(rows_: NDArray[np.bool_], claims: Claims) -> NDArray[np.int64]:
-    """Returns how many of these predictions each message has."""
+    """Return how many of these predictions each message has."""
     return np.bincount(claims.message[rows_], minlength=claims.messages)

@@ -52,7 +52,7 @@ class Decoder:
         self._handler = pool.get_for_message(descriptor)
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Returns the messages as columns; never fails for what a message says.
+        """Return the messages as columns; never fails for what a message says.
 
         Raises:
             MemoryError: there is no memory to read them.
@@ -69,7 +69,7 @@ class Decoder:
         return Decoded(batch, refused)
 
     def _read(self, messages: list[bytes], refused: dict[int, SightlineError]) -> pa.RecordBatch:
-        """Returns the columns of the messages; refuses those that cannot be read."""
+        """Return the columns of the messages; refuses those that cannot be read."""
         batch, _ = self._attempt(messages)
         if batch is not None:
             return batch
@@ -80,7 +80,7 @@ class Decoder:
         return self._handler.list_to_record_batch(messages)
 
     def _attempt(self, messages: list[bytes]) -> tuple[pa.RecordBatch | None, str]:
-        """Returns the columns, or None and why there are none."""
+        """Return the columns, or None and why there are none."""
         size = _COLUMNS * sum(map(len, messages))
         memory.require(size)  # ptars ends the process where an allocation fails
         try:
@@ -99,7 +99,7 @@ class Decoder:
 
 
 def malformed_error(why: str) -> SightlineError:
-    """Returns the error for a message that cannot be read."""
+    """Return the error for a message that cannot be read."""
     return SightlineError(
         grpc.StatusCode.INVALID_ARGUMENT,
         "MALFORMED_MESSAGE",
@@ -115,7 +115,7 @@ def _refuse(
 
 
 def _refuse_nested(messages: list[bytes], refused: dict[int, SightlineError]) -> None:
-    """Refuses what would overflow the stack of ptars, and with it end the process.
+    """Refuse what would overflow the stack of ptars, and with it end the process.
 
     Groups cannot nest deeper than there are bytes that may open one; only a message with very many
     of these is worth a reading by protobuf, which refuses a depth of more than 100.
@@ -130,7 +130,7 @@ def _refuse_nested(messages: list[bytes], refused: dict[int, SightlineError]) ->
 def _parse(
     index: int, messages: list[bytes], refused: dict[int, SightlineError]
 ) -> PredictionLogRequest | None:
-    """Returns the message as protobuf reads it; refuses it where it cannot."""
+    """Return the message as protobuf reads it; refuses it where it cannot."""
     try:
         return parse(PredictionLogRequest.FromString, messages[index])
     except DecodeError as error:
@@ -141,7 +141,7 @@ def _parse(
 def _refuse_long(
     messages: list[bytes], refused: dict[int, SightlineError], batch: pa.RecordBatch
 ) -> bool:
-    """Refuses the messages that hold too much; returns whether there are any."""
+    """Refuse the messages that hold too much; return whether there are any."""
     before = len(refused)
     for field, limit in (("predictions", MAX_PREDICTIONS), ("gaps", MAX_GAPS)):
         counts = np.diff(batch.column(field).offsets.to_numpy())
@@ -152,7 +152,7 @@ def _refuse_long(
 
 
 def _repeat_a_label(batch: pa.RecordBatch) -> list[int]:
-    """Returns the messages in which a prediction gives a label more than once.
+    """Return the messages in which a prediction gives a label more than once.
 
     Protobuf allows it on the wire and says that the last one counts; ptars hands on all of them,
     and DuckDB refuses the whole insert.
@@ -174,7 +174,7 @@ def _repeat_a_label(batch: pa.RecordBatch) -> list[int]:
 def _write_anew(
     messages: list[bytes], which: Sequence[int], refused: dict[int, SightlineError]
 ) -> None:
-    """Rewrites these messages as protobuf reads them, with each label once."""
+    """Rewrite these messages as protobuf reads them, with each label once."""
     for index in which:
         message = _parse(index, messages, refused)
         if message is not None:

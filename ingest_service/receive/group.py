@@ -77,7 +77,7 @@ class Prepared:
 def prepare(
     messages: Sequence[Message], decoder: Decoder, now: datetime, steady: float | None = None
 ) -> Prepared:
-    """Reads and checks the messages of a group.
+    """Read and check the messages of a group.
 
     Args:
         messages: in the order in which they came.

@@ -50,7 +50,7 @@ class Totals:
     rejections: list[Rejection] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
-        """Adds one message."""
+        """Add one message."""
         self.committed_through = max(self.committed_through, outcome.committed_through)
         self.accepted += outcome.accepted
         self.duplicates += outcome.duplicates
@@ -76,12 +76,12 @@ class LogStream:
         self._moved = asyncio.Event()
 
     def send(self, payload: bytes, lease: Lease) -> None:
-        """Hands over the next message, with the bytes that it counts for until it is committed."""
+        """Hand over the next message, with the bytes that it counts for until it is committed."""
         self._committer.put(self, payload, lease, first=self._sent == 0)
         self._sent += 1
 
     async def finish(self) -> Totals:
-        """Returns what became of the stream, once every message of it is committed.
+        """Return what became of the stream, once every message of it is committed.
 
         Raises:
             SightlineError: a message failed; what was sent before it is committed.
@@ -94,7 +94,7 @@ class LogStream:
         return self._totals
 
     def settle(self, outcome: Outcome) -> None:
-        """Takes note of what became of the next message."""
+        """Take note of what became of the next message."""
         self._settled += 1
         self._totals.add(outcome)
         if outcome.error is not None and self._error is None:
@@ -156,11 +156,11 @@ class GroupCommitter(Generic[P]):
         self._running = asyncio.ensure_future(self._run())
 
     def open(self, opening: Opening) -> LogStream:
-        """Returns a new stream."""
+        """Return a new stream."""
         return LogStream(next(self._numbers), opening, self)
 
     def put(self, stream: LogStream, payload: bytes, lease: Lease, *, first: bool) -> None:
-        """Takes the next message of a stream.
+        """Take the next message of a stream.
 
         Raises:
             SightlineError: UNAVAILABLE; the committer is closing.
@@ -177,7 +177,7 @@ class GroupCommitter(Generic[P]):
             self._full.set()
 
     async def close(self) -> None:
-        """Commits what waits and ends the writer; messages that come later are refused."""
+        """Commit what waits and end the writer; messages that come later are refused."""
         self._closing = True
         self._arrived.set()
         self._full.set()
@@ -210,7 +210,7 @@ class GroupCommitter(Generic[P]):
         prepared: P | SightlineError,
         at_commit: asyncio.Event,
     ) -> None:
-        """Commits a group and tells its streams."""
+        """Commit a group and tells its streams."""
         loop = asyncio.get_running_loop()
         on_commit = functools.partial(loop.call_soon_threadsafe, at_commit.set)
         # The group before may have ended streams while this one was prepared.
@@ -231,7 +231,7 @@ class GroupCommitter(Generic[P]):
     async def _on(
         self, executor: ThreadPoolExecutor, work: Callable[..., T], *arguments: object
     ) -> T | SightlineError:
-        """Returns what the work returns or, whatever it raises, an error for its streams."""
+        """Return what the work returns or, whatever it raises, an error for its streams."""
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
         except SightlineError as error:
@@ -246,7 +246,7 @@ class GroupCommitter(Generic[P]):
             return _internal_error()
 
     async def _gathered(self) -> bool:
-        """Waits until a group is to be committed; returns False if none will ever be."""
+        """Wait until a group is to be committed; return False if none will ever be."""
         while not self._waiting:
             if self._closing:
                 return False
@@ -260,7 +260,7 @@ class GroupCommitter(Generic[P]):
         return True
 
     def _take(self) -> list["_Sent"]:
-        """Returns the next group: as many messages as fit its size, of streams that go on."""
+        """Return the next group: as many messages as fit its size, of streams that go on."""
         group: list[_Sent] = []
         for sent in self._waiting.take(self._group_bytes):
             if sent.stream.failed:
@@ -273,12 +273,12 @@ class GroupCommitter(Generic[P]):
 
 
 def _size(payload: bytes) -> int:
-    """Returns what a message counts for in the bounds, bytes."""
+    """Return what a message counts for in the bounds, bytes."""
     return len(payload) + MESSAGE_COST
 
 
 def draining_error() -> SightlineError:
-    """Returns the error for a stream that is cut because the server ends."""
+    """Return the error for a stream that is cut because the server ends."""
     return SightlineError(
         grpc.StatusCode.UNAVAILABLE, "DRAINING", "the server is shutting down", retry_after=1.0
     )

@@ -46,7 +46,7 @@ class GroupWriter:
         self._decoder = Decoder()
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
-        """Returns the messages decoded and checked.
+        """Return the messages decoded and checked.
 
         Args:
             messages: in the order in which they came.
@@ -59,7 +59,7 @@ class GroupWriter:
         left_out: Collection[int] = (),
         on_commit: Callable[[], object] = lambda: None,
     ) -> Sequence[Outcome]:
-        """Returns one outcome a message, once all that the outcomes say is durable.
+        """Return one outcome a message, once all that the outcomes say is durable.
 
         Args:
             group: what `prepare` returned; groups in the order in which they were prepared.

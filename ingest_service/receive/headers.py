@@ -23,7 +23,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 def parse_header(
     payload: bytes, opened_at: datetime, opened_steady: float | None = None
 ) -> Opening:
-    """Returns what the first message of a stream says about its sender.
+    """Return what the first message of a stream says about its sender.
 
     Args:
         payload: the message.
@@ -60,7 +60,7 @@ def parse_header(
 
 
 def parse_spool(device_id: str, spool_id: str, *, prefix: str = "") -> Spool:
-    """Returns the spool of these names.
+    """Return the spool of these names.
 
     Raises:
         SightlineError: INVALID_ARGUMENT; a name breaks a rule of `LogHeader`. `prefix` is put
@@ -74,7 +74,7 @@ def parse_spool(device_id: str, spool_id: str, *, prefix: str = "") -> Spool:
 
 
 def parse_time(time: Timestamp, field: str) -> datetime:
-    """Returns a time, in whole microseconds, UTC.
+    """Return a time, in whole microseconds, UTC.
 
     Raises:
         SightlineError: INVALID_ARGUMENT; it is no valid `google.protobuf.Timestamp`.

@@ -83,7 +83,7 @@ class RejectedRow(NamedTuple):
 def prediction_table(
     predictions: pa.StructArray, opening: NDArray[np.int64], openings: Sequence[Opening]
 ) -> pa.Table:
-    """Returns the rows of the table `predictions`, without `received_at`.
+    """Return the rows of the table `predictions`, without `received_at`.
 
     Args:
         predictions: the rows to store, as ptars reads them, times in us, durations in ns.
@@ -106,7 +106,7 @@ def prediction_table(
 
 
 def rejected_table(rows: Iterable[RejectedRow]) -> pa.Table:
-    """Returns the rows of the table `rejected_predictions`, without `received_at`."""
+    """Return the rows of the table `rejected_predictions`, without `received_at`."""
     return pa.Table.from_pylist(
         [
             {
@@ -123,7 +123,7 @@ def rejected_table(rows: Iterable[RejectedRow]) -> pa.Table:
 
 
 def gap_table(gaps: Iterable[Gap]) -> pa.Table:
-    """Returns the rows of the table `gaps`, without `received_at`."""
+    """Return the rows of the table `gaps`, without `received_at`."""
     return pa.Table.from_pylist(
         [
             {
@@ -140,7 +140,7 @@ def gap_table(gaps: Iterable[Gap]) -> pa.Table:
 
 
 def stream_table(openings: Iterable[Opening]) -> pa.Table:
-    """Returns the rows of the table `streams`."""
+    """Return the rows of the table `streams`."""
     return pa.Table.from_pylist(
         [
             {
@@ -164,7 +164,7 @@ def watermark_table(
     after: Mapping[Spool, Watermark],
     duplicates: Mapping[Spool, int],
 ) -> pa.Table:
-    """Returns the rows of the table `watermarks` that a group changes.
+    """Return the rows of the table `watermarks` that a group changes.
 
     Args:
         before: what was committed of the spools.
@@ -191,7 +191,7 @@ def watermark_table(
 
 
 def originals(payload: bytes, indexes: Sequence[int], written_out: int) -> Iterator[str]:
-    """Yields these predictions of a message as JSON.
+    """Yield these predictions of a message as JSON.
 
     What protobuf's JSON cannot say (a timestamp in the year 100000), and what comes after the first
     `written_out`, is kept as the bytes that came, under `wire_base64`.
@@ -208,7 +208,7 @@ def originals(payload: bytes, indexes: Sequence[int], written_out: int) -> Itera
 
 
 def _named(numbers: pa.Array, names: Sequence[str | None]) -> pa.DictionaryArray:
-    """Returns the names of the numbers, without a copy of them."""
+    """Return the names of the numbers, without a copy of them."""
     return pa.DictionaryArray.from_arrays(numbers, pa.array(names, pa.string()))
 
 
@@ -222,7 +222,7 @@ def _gap_reason(number: int) -> str | None:
 
 
 def _written_out(prediction: Prediction) -> str:
-    """Returns protobuf's JSON; empty: it cannot say this."""
+    """Return protobuf's JSON; empty: it cannot say this."""
     try:
         return json_format.MessageToJson(prediction, preserving_proto_field_name=True, indent=None)
     except (json_format.Error, ValueError, OverflowError):

@@ -96,7 +96,7 @@ class Judge(Protocol):
 
 
 def find_disorder(claims: Claims) -> dict[int, Disorder]:
-    """Returns what is wrong in each message whose sequences are not in order.
+    """Return what is wrong in each message whose sequences are not in order.
 
     Sequences start at 1; predictions ascend, gaps ascend, and none overlaps another.
     """
@@ -123,7 +123,7 @@ def find_disorder(claims: Claims) -> dict[int, Disorder]:
 
 
 def join_runs(claims: Claims) -> Runs:
-    """Returns the runs of sequences that each message claims. Meaningful where it is in order."""
+    """Return the runs of sequences that each message claims. Meaningful where it is in order."""
     message, first, last = claims.message, claims.sequence, claims.sequence
     if len(claims.gap_message):
         message = np.concatenate([message, claims.gap_message])
@@ -182,19 +182,19 @@ def place(
 
 
 def new_rows(placement: Placement, claims: Claims) -> NDArray[np.bool_]:
-    """Returns which predictions are new."""
+    """Return which predictions are new."""
     low, high = placement.low[claims.message], placement.high[claims.message]
     return (claims.sequence > low) & (claims.sequence <= high)
 
 
 def duplicate_rows(placement: Placement, claims: Claims) -> NDArray[np.bool_]:
-    """Returns which predictions have been committed before."""
+    """Return which predictions have been committed before."""
     low, taken = placement.low[claims.message], placement.taken[claims.message]
     return taken & (claims.sequence <= low)
 
 
 def new_gaps(placement: Placement, claims: Claims) -> GapParts:
-    """Returns the new part of every gap that has one."""
+    """Return the new part of every gap that has one."""
     low, high = placement.low[claims.gap_message], placement.high[claims.gap_message]
     taken = placement.taken[claims.gap_message]
     index = np.flatnonzero(taken & (claims.gap_last > low) & (claims.gap_first <= high))
@@ -206,7 +206,7 @@ def new_gaps(placement: Placement, claims: Claims) -> GapParts:
 
 
 def _reach(runs: Runs, message: int, watermark: int) -> tuple[int, bool]:
-    """Returns up to where the message continues the watermark, and whether one is missing then."""
+    """Return up to where the message continues the watermark, and whether one is missing then."""
     start, end = int(runs.start[message]), int(runs.start[message + 1])
     if start == end or runs.last[end - 1] <= watermark:
         return watermark, False
@@ -226,7 +226,7 @@ def _same(message: Int64s) -> NDArray[np.bool_]:
 
 
 def _starts(message: Int64s, messages: int) -> Int64s:
-    """Returns where the items of each message begin, and where the last one's end."""
+    """Return where the items of each message begin, and where the last one's end."""
     return np.searchsorted(message, np.arange(messages + 1)).astype(np.int64)
 
 
@@ -238,7 +238,7 @@ def _note(
     path: str,
     rule: str,
 ) -> None:
-    """Notes a broken rule for each message that has none yet; `path` takes the row's index."""
+    """Note a broken rule for each message that has none yet; `path` takes the row's index."""
     for row in rows:
         owner = int(message[row])
         if owner not in found:
@@ -246,7 +246,7 @@ def _note(
 
 
 def _note_overlaps(found: MutableMapping[int, Disorder], claims: Claims) -> None:
-    """Notes the messages in which a gap covers a prediction."""
+    """Note the messages in which a gap covers a prediction."""
     if not len(claims.gap_message):
         return
     runs = join_runs(claims)

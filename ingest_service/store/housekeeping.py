@@ -59,7 +59,7 @@ class Housekeeping:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the step that runs, which goes on after the next start, and the thread."""
+        """End the step that runs, which goes on after the next start, and the thread."""
         self._closing.set()
         while self._thread.is_alive():
             self._keeper.interrupt()  # again: one between two queries of a step is lost
@@ -146,7 +146,7 @@ class _Step:
         self._due = 0.0
 
     def run_if_due(self) -> None:
-        """Does the work if its time has come. What fails is tried again when it is due next."""
+        """Do the work if its time has come. What fails is tried again when it is due next."""
         if time.monotonic() < self._due:
             return
         try:

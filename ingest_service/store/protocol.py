@@ -215,11 +215,11 @@ class Transaction(Protocol):
     """A transaction that is open."""
 
     def watermarks(self, spools: Collection[Spool]) -> dict[Spool, Watermark]:
-        """Returns what is committed of each spool."""
+        """Return what is committed of each spool."""
         ...
 
     def write_books(self, changes: Changes, received_at: datetime) -> None:
-        """Writes everything of a group but its predictions: a little, in many statements.
+        """Write everything of a group but its predictions: a little, in many statements.
 
         Args:
             changes: what to add.
@@ -229,7 +229,7 @@ class Transaction(Protocol):
         ...
 
     def write_predictions(self, predictions: pa.Table, received_at: datetime) -> None:
-        """Writes the predictions of a group.
+        """Write the predictions of a group.
 
         Args:
             predictions: of `Changes`.
@@ -242,15 +242,15 @@ class Reader(Protocol):
     """Reads a store as of its first query; used by one thread, save for `interrupt`."""
 
     def watermark(self, spool: Spool) -> Watermark:
-        """Returns what is committed of a spool."""
+        """Return what is committed of a spool."""
         ...
 
     def stats(self, which: Filter) -> Stats:
-        """Returns statistics, all of one moment."""
+        """Return statistics, all of one moment."""
         ...
 
     def page(self, which: Filter, size: int, after: Position | None) -> list[StoredPrediction]:
-        """Returns at most `size` predictions, newest commit first.
+        """Return at most `size` predictions, newest commit first.
 
         Args:
             which: the filter.
@@ -260,11 +260,11 @@ class Reader(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Makes the query that runs, and each later one, fail soon. From any thread."""
+        """Make the query that runs, and each later one, fail soon. From any thread."""
         ...
 
     def close(self) -> None:
-        """Frees what the reader holds."""
+        """Free what the reader holds."""
         ...
 
 
@@ -276,7 +276,7 @@ class Keeper(Protocol):
     """
 
     def sum_up(self, now: datetime, *, everything: bool = False) -> None:
-        """Prepares what was committed for statistics, retention and export.
+        """Prepare what was committed for statistics, retention and export.
 
         Args:
             now: UTC.
@@ -285,7 +285,7 @@ class Keeper(Protocol):
         ...
 
     def expire(self, before: datetime, *, exported_only: bool) -> int:
-        """Deletes what was committed before a time, in small transactions.
+        """Delete what was committed before a time, in small transactions.
 
         Positions, gaps and the books of each spool stay. Only what `sum_up` has prepared goes.
 
@@ -307,7 +307,7 @@ class Keeper(Protocol):
         ...
 
     def export(self, folder: Path, now: datetime) -> int:
-        """Writes what was never exported to Parquet files, each prediction to exactly one.
+        """Write what was never exported to Parquet files, each prediction to exactly one.
 
         Args:
             folder: made where it is missing.
@@ -319,7 +319,7 @@ class Keeper(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Makes the step that runs, and each later one, fail soon. From any thread."""
+        """Make the step that runs, and each later one, fail soon. From any thread."""
         ...
 
 
@@ -327,25 +327,25 @@ class Store(Protocol):
     """Where predictions are kept. Every method raises SightlineError and no other exception."""
 
     def transaction(self) -> AbstractContextManager[Transaction]:
-        """Opens a transaction: committed and durable when the block ends, undone if it raises."""
+        """Open a transaction: committed and durable when the block ends, undone if it raises."""
         ...
 
     def reader(self) -> Reader:
-        """Returns a new reader."""
+        """Return a new reader."""
         ...
 
     def keeper(self) -> Keeper:
-        """Returns a keeper; one at a time."""
+        """Return a keeper; one at a time."""
         ...
 
     def probe(self) -> None:
-        """Commits something and takes it back, to see whether it can."""
+        """Commit something and take it back, to see whether it can."""
         ...
 
     def check(self) -> None:
-        """Raises SightlineError, `STORE_MOVED`, if what was opened is no longer there. Cheap."""
+        """Raise SightlineError, `STORE_MOVED`, if what was opened is no longer there. Cheap."""
         ...
 
     def close(self) -> None:
-        """Writes everything to its final place and closes the store."""
+        """Write everything to its final place and close the store."""
         ...

@@ -48,29 +48,29 @@ class WatchedStore:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Opens a transaction: committed and durable when the block ends, undone if it raises."""
+        """Open a transaction: committed and durable when the block ends, undone if it raises."""
         with self._writing, self._noted(), self._store.transaction() as transaction:
             yield transaction
 
     def reader(self) -> Reader:
-        """Returns a new reader."""
+        """Return a new reader."""
         return self._store.reader()
 
     def keeper(self) -> Keeper:
-        """Returns a keeper; one at a time."""
+        """Return a keeper; one at a time."""
         return self._store.keeper()
 
     def probe(self) -> None:
-        """Commits something and takes it back, to see whether it can."""
+        """Commit something and take it back, to see whether it can."""
         with self._writing, self._noted():
             self._store.probe()
 
     def check(self) -> None:
-        """Raises SightlineError, `STORE_MOVED`, if what was opened is no longer there."""
+        """Raise SightlineError, `STORE_MOVED`, if what was opened is no longer there."""
         self._store.check()
 
     def close(self) -> None:
-        """Ends probing and closes the store."""
+        """End probing and close the store."""
         self._closing.set()
         self._checker.join()
         with self._writing:

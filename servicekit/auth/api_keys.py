@@ -38,13 +38,13 @@ class ApiKey:
 
 
 def generate() -> tuple[str, str, bytes]:
-    """Returns a new key as it is shown once, its id, and the hash of its secret."""
+    """Return a new key as it is shown once, its id, and the hash of its secret."""
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     return f"{PREFIX}{key_id}_{secret}", key_id, _hash(secret)
 
 
 def check(text: str, keys: Mapping[str, ApiKey], now: datetime) -> Caller:
-    """Returns who a key belongs to.
+    """Return who a key belongs to.
 
     Args:
         text: the key as the caller sent it.

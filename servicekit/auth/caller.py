@@ -46,7 +46,7 @@ class Devices:
 
     @classmethod
     def parse(cls, patterns: Iterable[str]) -> Self:
-        """Returns the devices of exact names, and of `prefix*` for all names that begin so.
+        """Return the devices of exact names, and of `prefix*` for all names that begin so.
 
         Raises:
             ValueError: a pattern is empty, too long, or has its `*` elsewhere than at its end.
@@ -65,7 +65,7 @@ class Devices:
 
     @classmethod
     def only(cls, name: str) -> Self:
-        """Returns the one device of this name, which may hold any character."""
+        """Return the one device of this name, which may hold any character."""
         return cls(frozenset([name]))
 
     def __contains__(self, device_id: str) -> bool:
@@ -108,7 +108,7 @@ class Caller:
         return f"{self.identity}@{self.connection}" if self.connection else self.identity
 
     def require_scope(self, scope: Scope) -> None:
-        """Raises SightlineError PERMISSION_DENIED, `SCOPE_MISSING`, without the scope."""
+        """Raise SightlineError PERMISSION_DENIED, `SCOPE_MISSING`, without the scope."""
         if scope not in self.scopes:
             raise SightlineError(
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -118,7 +118,7 @@ class Caller:
             )
 
     def require_device(self, device_id: str) -> None:
-        """Raises SightlineError PERMISSION_DENIED, `DEVICE_NOT_ALLOWED`, for another's device."""
+        """Raise SightlineError PERMISSION_DENIED, `DEVICE_NOT_ALLOWED`, for another's device."""
         if device_id not in self.devices:
             raise SightlineError(
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -154,7 +154,7 @@ _current: ContextVar[Caller] = ContextVar("sightline_caller", default=ANONYMOUS)
 
 
 def is_name(name: str) -> bool:
-    """Returns whether a caller may be called so."""
+    """Return whether a caller may be called so."""
     try:
         return 1 <= len(name.encode()) <= MAX_NAME_BYTES
     except UnicodeEncodeError:  # half characters: JSON can hold them, and so can an argument
@@ -162,20 +162,20 @@ def is_name(name: str) -> bool:
 
 
 def current_caller() -> Caller:
-    """Returns who makes the call that is being handled."""
+    """Return who makes the call that is being handled."""
     return _current.get()
 
 
 def known_caller() -> Caller | None:
-    """Returns who makes the call that is being handled; None: nobody has found out."""
+    """Return who makes the call that is being handled; None: nobody has found out."""
     return _current.get(None)
 
 
 def set_caller(caller: Caller) -> None:
-    """Says who makes the call; each call is a task of its own, so it ends with it."""
+    """Say who makes the call; each call is a task of its own, so it ends with it."""
     _current.set(caller)
 
 
 def unauthenticated(reason: str, message: str) -> SightlineError:
-    """Returns the error for a call that did not show who makes it."""
+    """Return the error for a call that did not show who makes it."""
     return SightlineError(grpc.StatusCode.UNAUTHENTICATED, reason, message)

@@ -50,7 +50,7 @@ class Authenticator:
 
     @classmethod
     def from_settings(cls, settings: ServerSettings) -> Self:
-        """Returns what the settings ask for; says so in the log if they ask for nothing.
+        """Return what the settings ask for; say so in the log if they ask for nothing.
 
         Raises:
             SettingsError: a file cannot be used.
@@ -70,7 +70,7 @@ class Authenticator:
         return made
 
     async def authenticate(self, context: _Context) -> Caller:
-        """Returns who makes the call.
+        """Return who makes the call.
 
         Raises:
             SightlineError: UNAUTHENTICATED; UNAVAILABLE: nobody can tell now.
@@ -115,7 +115,7 @@ class RequireCaller:
     async def __call__(
         self, method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
     ) -> T:
-        """Raises SightlineError UNAUTHENTICATED, PERMISSION_DENIED or UNAVAILABLE."""
+        """Raise SightlineError UNAUTHENTICATED, PERMISSION_DENIED or UNAVAILABLE."""
         if method in self._access and self._access[method] is None:
             return await proceed()
         caller = await self._authenticator.authenticate(context)
@@ -130,7 +130,7 @@ class RequireCaller:
 
 
 def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
-    """Returns the credential; None: there is no `authorization`.
+    """Return the credential; None: there is no `authorization`.
 
     Raises:
         SightlineError: UNAUTHENTICATED; there are several, or it is none of `Bearer`.

@@ -31,7 +31,7 @@ class KeySource(Protocol):
     """Where keys come from."""
 
     async def find(self, key_id: str | None, algorithm: str) -> jwt.PyJWK | None:
-        """Returns the key; None: there is none.
+        """Return the key; None: there is none.
 
         Args:
             key_id: the token's `kid`; None: it has none, and the set must have one key to try.
@@ -64,7 +64,7 @@ class JwksFile:
         self._checked = clock()
 
     async def find(self, key_id: str | None, algorithm: str) -> jwt.PyJWK | None:
-        """Returns the key; see `KeySource`."""
+        """Return the key; see `KeySource`."""
         now = self._clock()
         if now - self._checked >= FILE_CHECK_SECONDS:
             self._checked = now
@@ -115,7 +115,7 @@ class JwksUrl:
         self._fetching: asyncio.Task[None] | None = None
 
     async def find(self, key_id: str | None, algorithm: str) -> jwt.PyJWK | None:
-        """Returns the key; see `KeySource`."""
+        """Return the key; see `KeySource`."""
         age = self._clock() - self._fetched
         if age > STALE_SECONDS:
             await self._refresh()
@@ -142,7 +142,7 @@ class JwksUrl:
             await asyncio.wait([self._fetching], timeout=FETCH_TIMEOUT_SECONDS)
 
     def _start_refresh(self) -> None:
-        """Starts a fetch unless one is under way or was a moment ago."""
+        """Start a fetch unless one is under way or was a moment ago."""
         now = self._clock()
         if self._fetching is None and now - self._tried >= self._cooldown:
             self._tried = now

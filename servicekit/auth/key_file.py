@@ -59,7 +59,7 @@ class KeyFile:
         scopes: Sequence[Scope],
         expires_at: datetime | None = None,
     ) -> tuple[str, ApiKey]:
-        """Makes a key; returns it as it is shown this once, and what is kept of it.
+        """Make a key; return it as it is shown this once, and what is kept of it.
 
         Args:
             name: who will use it, 1 to 256 bytes.
@@ -77,12 +77,12 @@ class KeyFile:
         return text, key
 
     def all(self) -> list[ApiKey]:
-        """Returns every key, oldest first. Raises KeyFileError: the file cannot be read."""
+        """Return every key, oldest first. Raises KeyFileError: the file cannot be read."""
         with _translated(self._path), contextlib.closing(_connect(self._path, "ro")) as connection:
             return _read(connection)
 
     def revoke(self, key_id: str) -> bool:
-        """Ends a key; returns whether it was in use. Revoking again changes nothing.
+        """End a key; return whether it was in use. Revoking again changes nothing.
 
         Raises:
             KeyFileError: there is no such key, or the file cannot be written.
@@ -99,7 +99,7 @@ class KeyFile:
     def rotate(
         self, key_id: str, *, old_ends_at: datetime, expires_at: datetime | None = None
     ) -> tuple[str, ApiKey]:
-        """Makes a key that may what another may, and lets that one end; both or neither.
+        """Make a key that may what another may, and lets that one end; both or neither.
 
         Args:
             key_id: of the old key.
@@ -167,7 +167,7 @@ class KeyReader:
         self._checked = clock()
 
     def current(self) -> Mapping[str, ApiKey]:
-        """Returns every key by its id."""
+        """Return every key by its id."""
         now = self._clock()
         if now - self._checked >= CHECK_SECONDS:
             self._checked = now
@@ -185,7 +185,7 @@ class KeyReader:
                 logger.error("API keys: %s; what was last read stays in force", error)  # noqa: TRY400 - its text says it all
 
     def _refresh(self) -> None:
-        """Reads the file if it is another or has been written to: two cheap questions, mostly."""
+        """Read the file if it is another or has been written to: two cheap questions, mostly."""
         found = self._path.stat()
         if self._connection is None or self._seen is None or self._seen[:2] != _inode(found):
             self._reopen()

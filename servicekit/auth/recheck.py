@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 async def rechecked(
     check: Callable[[], Awaitable[object]], seconds: float = RECHECK_SECONDS
 ) -> AsyncIterator[None]:
-    """Runs the block until `check`, which is asked every so many seconds, refuses it.
+    """Run the block until `check`, which is asked every so many seconds, refuses it.
 
     The block is then cancelled. A check that fails otherwise than with UNAUTHENTICATED changes
     nothing: nobody can tell then, and it is asked again. A block that is quicker than the first

@@ -56,7 +56,7 @@ class TokenVerifier:
     devices_claim: str = "devices"
 
     async def authenticate(self, token: str) -> Caller:
-        """Returns who a token speaks for.
+        """Return who a token speaks for.
 
         Raises:
             SightlineError: UNAUTHENTICATED, the token is not good; UNAVAILABLE,
@@ -80,7 +80,7 @@ class TokenVerifier:
         return self._caller(claims)
 
     async def _key(self, header: Mapping[str, Any]) -> tuple[str, jwt.PyJWK | bytes]:
-        """Returns the key that the header asks for, and the one algorithm that it is for.
+        """Return the key that the header asks for, and the one algorithm that it is for.
 
         Which algorithm goes with which key is decided by what is configured: a token cannot have a
         public key taken for a secret.
@@ -116,7 +116,7 @@ class TokenVerifier:
 
 
 def _words(claims: Mapping[str, Any], claim: str) -> list[str]:
-    """Returns the claim's words: a list of texts, or one text with spaces between them."""
+    """Return the claim's words: a list of texts, or one text with spaces between them."""
     value = claims.get(claim, "")
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):

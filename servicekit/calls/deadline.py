@@ -27,7 +27,7 @@ class DefaultDeadline:
     async def __call__(
         self, _method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
     ) -> T:
-        """Raises SightlineError DEADLINE_EXCEEDED when the time that the server gave is over."""
+        """Raise SightlineError DEADLINE_EXCEEDED when the time that the server gave is over."""
         if context.time_remaining() is not None:
             return await proceed()
         _given.set(asyncio.get_running_loop().time() + self._seconds)
@@ -46,7 +46,7 @@ class DefaultDeadline:
 
 
 def remaining(context: _Context) -> float:
-    """Returns how long the call may still take, s, >= 0.
+    """Return how long the call may still take, s, >= 0.
 
     Only in a handler that is called through `servicekit.calls.interceptors`, which gives every
     call a deadline.

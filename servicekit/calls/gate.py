@@ -43,7 +43,7 @@ class Gate:
         _context: grpc.aio.ServicerContext[Any, Any],
         proceed: Callable[[], Awaitable[T]],
     ) -> T:
-        """Raises SightlineError UNAVAILABLE: `NOT_READY` before, `SHUTTING_DOWN` at the end."""
+        """Raise SightlineError UNAVAILABLE: `NOT_READY` before, `SHUTTING_DOWN` at the end."""
         if self._closed:
             self._refused += 1
             raise SightlineError(
@@ -65,7 +65,7 @@ class Gate:
                 self._empty.set()
 
     async def close(self) -> None:
-        """Refuses calls from now on, and returns once all that have arrived are refused.
+        """Refuse calls from now on, and return once all that have arrived are refused.
 
         gRPC hands calls over one by one, and `Server.stop` cancels those that are still to be: the
         callers would get CANCELLED, which does not tell them to try elsewhere.
@@ -78,5 +78,5 @@ class Gate:
             await asyncio.sleep(_QUIET_SECONDS)
 
     async def empty(self) -> None:
-        """Waits until no handler is running."""
+        """Wait until no handler is running."""
         await self._empty.wait()

@@ -68,7 +68,7 @@ def server_interceptor(
     trace: Guard = join_trace,
     tarpit: Tarpit | None = None,
 ) -> "GuardInterceptor":
-    """Returns the interceptor with every guard that a Sightline server has, outermost first.
+    """Return the interceptor with every guard that a Sightline server has, outermost first.
 
     Args:
         services: full names; calls of others (health, reflection) only get room and the tarpit.
@@ -128,7 +128,7 @@ def server_interceptor(
 
 
 def _method_limits(words: Sequence[str], access: Access) -> list[Quota]:
-    """Returns the quotas for all methods of the names that `rate_limits` gives."""
+    """Return the quotas for all methods of the names that `rate_limits` gives."""
     quotas = []
     for name, quota in parse_method_limits(words).items():
         methods = [m for m, scope in access.items() if m.endswith(f"/{name}") and scope is not None]
@@ -155,7 +155,7 @@ class GuardInterceptor(
         of_others: Sequence[Guard] = (),
         unknown: "_RpcMethod | None" = None,
     ) -> None:
-        """Puts the guards `of_others` around calls of other services.
+        """Put the guards `of_others` around calls of other services.
 
         `unknown` handles methods that do not exist.
         """
@@ -172,7 +172,7 @@ class GuardInterceptor(
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_RpcMethod]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _RpcMethod:
-        """Returns the handler with the guards around it; None: UNIMPLEMENTED."""
+        """Return the handler with the guards around it; None: UNIMPLEMENTED."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None:
@@ -217,7 +217,7 @@ def _guard_handler(
 
 
 def _function_of(handler: _RpcMethod) -> tuple[Any, Callable[..., Any]]:
-    """Returns the handler's function and the maker of handlers of its kind."""
+    """Return the handler's function and the maker of handlers of its kind."""
     if handler.request_streaming and handler.response_streaming:
         return handler.stream_stream, grpc.stream_stream_rpc_method_handler
     if handler.request_streaming:
@@ -235,7 +235,7 @@ _STREAMING: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def _as_coroutine(function: Callable[..., Any], method: str) -> _Handler:
-    """Returns the function as `await f(request or iterator, context)`, whichever kind it was.
+    """Return the function as `await f(request or iterator, context)`, whichever kind it was.
 
     An async generator becomes a coroutine that writes: a deadline that strikes during a write
     is then raised inside the guards, where it is turned into a status, and not past them.
@@ -254,7 +254,7 @@ def _as_coroutine(function: Callable[..., Any], method: str) -> _Handler:
 
 
 def _parsing(handler: _RpcMethod, function: _Handler) -> _Handler:
-    """Returns the function with its requests parsed inside the guards.
+    """Return the function with its requests parsed inside the guards.
 
     gRPC would parse them before, and answer UNKNOWN for what is not the expected message.
     """
@@ -291,7 +291,7 @@ def _parsing(handler: _RpcMethod, function: _Handler) -> _Handler:
 
 
 def _serializing(handler: _RpcMethod, function: _Handler) -> _Handler:
-    """Returns the function with its one response serialized, and measured, inside the guards.
+    """Return the function with its one response serialized, and measured, inside the guards.
 
     Responses of a stream are serialized by gRPC, as they are written.
     """
@@ -313,7 +313,7 @@ def _serializing(handler: _RpcMethod, function: _Handler) -> _Handler:
 def _counting(
     handler: _RpcMethod, on_message: Callable[[int, bool], None], function: _Handler
 ) -> _Handler:
-    """Returns the function with each request counted before the function gets it."""
+    """Return the function with each request counted before the function gets it."""
 
     async def count_one(request: bytes, context: Context) -> _Message:
         on_message(len(request), True)
@@ -336,7 +336,7 @@ def _counting(
 
 
 def _receiving(rooms: BytesInFlight, function: _Handler) -> _Handler:
-    """Returns the function with its one request read when there is room for it."""
+    """Return the function with its one request read when there is room for it."""
 
     async def receive(_requests: AsyncIterator[bytes], context: Context) -> _Message:
         async with rooms.room(_flow(context)) as room:
@@ -355,7 +355,7 @@ def _receiving(rooms: BytesInFlight, function: _Handler) -> _Handler:
 
 
 def _receiving_all(rooms: BytesInFlight, function: _Handler) -> _Handler:
-    """Returns the function with each request of its stream read when there is room for it."""
+    """Return the function with each request of its stream read when there is room for it."""
 
     async def received(room: Room, context: Context) -> AsyncIterator[bytes]:
         while True:
@@ -373,7 +373,7 @@ def _receiving_all(rooms: BytesInFlight, function: _Handler) -> _Handler:
 
 
 def _flow(context: Context) -> str:
-    """Returns the key by which this call shares room: its caller's, or its connection."""
+    """Return the key by which this call shares room: its caller's, or its connection."""
     caller = known_caller()
     return str(context.peer()) if caller is None else caller.flow
 

@@ -58,7 +58,7 @@ class CallerLimits:
         return not self._quotas
 
     def charge_call(self, caller: Caller, now: float, method: str = "") -> None:
-        """Charges a caller for a call that begins, and for its first message but the bytes.
+        """Charge a caller for a call that begins, and for its first message but the bytes.
 
         A call counts from then on, whether its message comes or not. Who is in debt, for a message
         that was larger than a bucket, is refused before the next one is read.
@@ -77,7 +77,7 @@ class CallerLimits:
     def charge_message(
         self, caller: Caller, size: int, now: float, method: str = "", *, first: bool = True
     ) -> None:
-        """Charges a caller for a message that has come.
+        """Charge a caller for a message that has come.
 
         Args:
             caller: who sent it.
@@ -131,7 +131,7 @@ class CallerLimits:
 
 
 def _wait(quota: Quota, cost: float, tokens: float) -> float:
-    """Returns how long until the bucket holds what this costs, s."""
+    """Return how long until the bucket holds what this costs, s."""
     wait = (min(cost, quota.burst) - tokens) / quota.per_second
     # Who has waited as long as it was told must not fail by a rounding error.
     return wait if wait > 1e-6 else 0.0

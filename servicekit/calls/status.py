@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 async def report_errors(
     method: str, context: grpc.aio.ServicerContext[Any, Any], proceed: Callable[[], Awaitable[T]]
 ) -> T:
-    """Sends a SightlineError with its details, and anything unforeseen as INTERNAL.
+    """Send a SightlineError with its details, and anything unforeseen as INTERNAL.
 
     A lack of memory is RESOURCE_EXHAUSTED: the same call may succeed later.
 

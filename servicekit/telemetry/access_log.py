@@ -47,12 +47,12 @@ class JsonLines:
         self._second = (0, "")
 
     def put(self, fields: Mapping[str, Fact]) -> None:
-        """Takes the fields of one call in; at least one."""
+        """Take the fields of one call in; at least one."""
         head = f'{{"timestamp": "{self._timestamp(time.time_ns())}", {self._tail}, '
         self._lines.put(head + _to_json({**get_contextvars(), **fields})[1:])
 
     def close(self) -> None:
-        """Writes what is left and ends; stderr's own lines go on."""
+        """Write what is left and end; stderr's own lines go on."""
         if not self._is_shared:
             self._lines.close()
 
@@ -67,7 +67,7 @@ _json_lines: JsonLines | None = None
 
 
 def write_json(lines: JsonLines | None) -> None:
-    """Says where lines go from now on; None: to `logging`, as any other."""
+    """Say where lines go from now on; None: to `logging`, as any other."""
     global _json_lines  # one log per process, as the root logger is
     if _json_lines is not None:
         _json_lines.close()

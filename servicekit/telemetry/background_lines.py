@@ -25,10 +25,10 @@ class Writable(Protocol):
     """What text is written to."""
 
     def write(self, text: str, /) -> object:
-        """Writes text, or waits until it can."""
+        """Write text, or wait until it can."""
 
     def flush(self) -> object:
-        """Keeps nothing back."""
+        """Keep nothing back."""
 
 
 class BackgroundLines:
@@ -67,7 +67,7 @@ class BackgroundLines:
             self._some.set()
 
     def close(self) -> None:
-        """Writes what is left, if that takes no longer than a second, and ends the thread."""
+        """Write what is left, if that takes no longer than a second, and end the thread."""
         atexit.unregister(self.close)
         self._closing.set()
         self._some.set()

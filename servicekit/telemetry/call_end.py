@@ -13,7 +13,7 @@ _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def code_of(context: _Context, error: BaseException | None = None) -> str:
-    """Returns the name of the code that the caller gets, such as `NOT_FOUND`.
+    """Return the name of the code that the caller gets, such as `NOT_FOUND`.
 
     Args:
         context: the call's.
@@ -30,7 +30,7 @@ def code_of(context: _Context, error: BaseException | None = None) -> str:
 
 
 def caller_class() -> str:
-    """Returns how this call's caller showed who it is.
+    """Return how this call's caller showed who it is.
 
     `anonymous`, `api_key`, `jwt` or `mtls`; `none`: it did not, or was not asked to.
     """
@@ -39,7 +39,7 @@ def caller_class() -> str:
 
 
 def peer_of(context: _Context) -> str:
-    """Returns where a call comes from: host:port, [IPv6]:port or `unix:`."""
+    """Return where a call comes from: host:port, [IPv6]:port or `unix:`."""
     peer = str(context.peer())
     scheme, _, address = peer.partition(":")
     return unquote(address) if scheme in {"ipv4", "ipv6"} else peer

@@ -13,7 +13,7 @@ _notes: ContextVar[dict[str, Fact]] = ContextVar("sightline_call_notes")
 
 
 def begin() -> dict[str, Fact]:
-    """Returns the notes of this call, which fill while it is handled.
+    """Return the notes of this call, which fill while it is handled.
 
     Each call is a task of its own, and tasks that it starts write into the same notes.
     """
@@ -25,7 +25,7 @@ def begin() -> dict[str, Fact]:
 
 
 def note(**facts: Fact) -> None:
-    """Adds facts about this call, or replaces them; does nothing where nobody wants to know.
+    """Add facts about this call, or replaces them; does nothing where nobody wants to know.
 
     Args:
         facts: by name, with their unit: `queue_ms`, `request_bytes`.
@@ -36,7 +36,7 @@ def note(**facts: Fact) -> None:
 
 
 def add(name: str, amount: int) -> None:
-    """Adds to a number among the facts of this call, which begins at 0."""
+    """Add to a number among the facts of this call, which begins at 0."""
     notes = _notes.get(None)
     if notes is not None:
         notes[name] = int(notes.get(name, 0)) + amount

@@ -31,14 +31,14 @@ class Histogram:
         self._lock = Lock()
 
     def observe(self, value: float) -> None:
-        """Takes a value in."""
+        """Take a value in."""
         bucket = bisect_left(self._bounds, value)
         with self._lock:
             self._counts[bucket] += 1
             self._sum += value
 
     def read(self) -> tuple[list[int], float]:
-        """Returns how many values are within each bound, the last for all, and their sum."""
+        """Return how many values are within each bound, the last for all, and their sum."""
         with self._lock:
             return list(accumulate(self._counts)), self._sum
 
@@ -70,15 +70,15 @@ class Histograms(Collector):
         registry.register(self)
 
     def of(self, *values: str) -> Histogram:
-        """Returns the histogram of these labels' values; they must be few for all time."""
+        """Return the histogram of these labels' values; they must be few for all time."""
         return self._of.get(values) or self._of.setdefault(values, Histogram(self._bounds))
 
     def describe(self) -> Iterator[HistogramMetricFamily]:
-        """Yields the metric without its values, so that a registry refuses a second of its name."""
+        """Yield the metric without its values, so that a registry refuses a second of its name."""
         yield HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """Yields the metric as it is now."""
+        """Yield the metric as it is now."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
         bounds = [*(repr(float(bound)) for bound in self._bounds), "+Inf"]
         for values, histogram in tuple(self._of.items()):

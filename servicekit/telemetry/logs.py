@@ -21,7 +21,7 @@ def configure(
     *,
     service: str,
 ) -> None:
-    """Makes the root logger write to stderr; called once, by a process's `__main__`.
+    """Make the root logger write to stderr; called once, by a process's `__main__`.
 
     A JSON line has `timestamp` (ISO 8601, UTC), `level`, `logger`, `event`, `service`, whatever is
     bound for the call (`trace_id`) and, for an exception, `exception`. So do the lines of libraries

@@ -57,7 +57,7 @@ class CallMetrics(Collector):
     async def __call__(
         self, method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
     ) -> T:
-        """Counts and times one call."""
+        """Count and times one call."""
         series = self._series.get(method) or self._add(method)
         begun = time.perf_counter()
         series.running += 1
@@ -75,11 +75,11 @@ class CallMetrics(Collector):
         return response
 
     def describe(self) -> Iterator[Metric]:
-        """Yields the metrics without their values, so that a registry refuses a second of each."""
+        """Yield the metrics without their values, so that a registry refuses a second of each."""
         yield from _families()
 
     def collect(self) -> Iterator[Metric]:
-        """Yields the metrics as they are now."""
+        """Yield the metrics as they are now."""
         totals, running = _families()
         for series in tuple(self._series.values()):
             running.add_metric(series.labels, series.running)

@@ -81,7 +81,7 @@ class Spans:
     async def __call__(
         self, method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
     ) -> T:
-        """Makes a span of one call."""
+        """Make a span of one call."""
         span = self._begin(method, context)
         notes = call_notes.begin()
         code = ""
@@ -96,7 +96,7 @@ class Spans:
         return response
 
     def close(self, seconds: float) -> None:
-        """Sends what is left, for so long at most, and ends; blocks meanwhile."""
+        """Send what is left, for so long at most, and end; blocks meanwhile."""
         # The processor's own limit is half a minute, and cannot be told otherwise.
         closing = threading.Thread(target=self._processor.shutdown, daemon=True)
         closing.start()
@@ -131,7 +131,7 @@ class _CallSpan:
         self._context = set_span_in_context(span)
 
     def stage(self, name: str, begun: float, ended: float, facts: dict[str, Fact]) -> None:
-        """Adds a child."""
+        """Add a child."""
         since_epoch = time.time() - time.monotonic()
         child = self._tracer.start_span(
             name,
@@ -158,7 +158,7 @@ def _remote(parent: Parent, context: _Context) -> OtelSpan:
 
 
 def _peer(context: _Context) -> dict[str, str | int]:
-    """Returns the attributes that say where a call comes from."""
+    """Return the attributes that say where a call comes from."""
     host, _, port = peer_of(context).rpartition(":")
     if not port.isdecimal():  # a unix socket has no address on this side
         return {"network.transport": "unix"}

@@ -36,14 +36,14 @@ class Span(Protocol):
     """The span of a call."""
 
     def stage(self, name: str, begun: float, ended: float, facts: dict[str, Fact]) -> None:
-        """Adds a child, with times on `time.monotonic`, s."""
+        """Add a child, with times on `time.monotonic`, s."""
 
 
 _span: ContextVar[Span | None] = ContextVar("sightline_span", default=None)
 
 
 def parse(traceparent: str) -> Parent | None:
-    """Returns what a `traceparent` says; None if it is malformed.
+    """Return what a `traceparent` says; None if it is malformed.
 
     The rules are those of W3C Trace Context, level 1, section 3.2: version `ff` and ids of zeros
     are invalid; version 00 has nothing after its flags, later ones may.
@@ -57,13 +57,13 @@ def parse(traceparent: str) -> Parent | None:
 
 
 def trace_id(traceparent: str) -> str | None:
-    """Returns the trace id of a `traceparent`; None if it is malformed."""
+    """Return the trace id of a `traceparent`; None if it is malformed."""
     parent = parse(traceparent)
     return parent.trace_id if parent else None
 
 
 def parent_of(context: _Context) -> Parent | None:
-    """Returns the caller's span; None: the call brought none that is well-formed."""
+    """Return the caller's span; None: the call brought none that is well-formed."""
     for key, value in context.invocation_metadata() or ():
         if key == "traceparent" and isinstance(value, str) and (parent := parse(value)):
             return parent
@@ -79,17 +79,17 @@ async def join_trace(_method: str, context: _Context, proceed: Callable[[], Awai
 
 
 def set_span(span: Span) -> None:
-    """Says which span the call has; it ends with the call's task."""
+    """Say which span the call has; it ends with the call's task."""
     _span.set(span)
 
 
 def traced() -> bool:
-    """Returns whether somebody wants to know of this call's stages."""
+    """Return whether somebody wants to know of this call's stages."""
     return _span.get() is not None
 
 
 def stage(name: str, begun: float, ended: float, **facts: Fact) -> None:
-    """Tells the span of this call about a stage; does nothing where the call is not traced.
+    """Tell the span of this call about a stage; does nothing where the call is not traced.
 
     Args:
         name: such as `infer`.

@@ -34,5 +34,5 @@ app.command("health")(read.health)
 
 
 def main() -> None:
-    """Runs the command line and ends the process with its exit code."""
+    """Run the command line and end the process with its exit code."""
     terminal.run(app, prog="sightline")

@@ -129,7 +129,7 @@ def _end(period: str, option: str = ...) -> datetime: ...
 @overload
 def _end(period: None, option: str = ...) -> None: ...
 def _end(period: str | None, option: str = "--expires") -> datetime | None:
-    """Returns when a key that is made now ends. Raises CommandError: it is no period."""
+    """Return when a key that is made now ends. Raises CommandError: it is no period."""
     if period is None:
         return None
     parts = re.fullmatch(r"([1-9]\d{0,5})([mhd])", period)

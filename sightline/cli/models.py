@@ -159,7 +159,7 @@ def calibrate(
 
 @contextmanager
 def _inference() -> Iterator[None]:
-    """Turns what the inference service's own code says into what a person at a terminal reads."""
+    """Turn what the inference service's own code says into what a person at a terminal reads."""
     # ONNX Runtime and NumPy come with the `inference` extra, and take a while to load.
     try:
         from inference_service.models.labelled import LabelledError
@@ -189,7 +189,7 @@ def _versions(repository: Path) -> "Sequence[tuple[str, str]]":
 
 
 def _find(model: str, repository: Path) -> Path:
-    """Returns a version's folder. Raises CommandError: there is none."""
+    """Return a version's folder. Raises CommandError: there is none."""
     name, _, version = model.partition("/")
     versions = [key for key in _versions(repository) if key[0] == name]
     if not versions:

@@ -74,7 +74,7 @@ class ServiceProcess:
         return self.process.pid
 
     def stop(self, timeout: float = 30.0) -> int:
-        """Sends SIGTERM and waits for the service to drain; kills it after `timeout` seconds.
+        """Send SIGTERM and wait for the service to drain; kills it after `timeout` seconds.
 
         Returns:
             Its exit code; negative: the signal that ended it.
@@ -86,7 +86,7 @@ class ServiceProcess:
             return self.kill()
 
     def kill(self) -> int:
-        """Sends SIGKILL and reaps the process. Returns its exit code."""
+        """Send SIGKILL and reaps the process. Returns its exit code."""
         self.process.kill()
         return self.process.wait()
 
@@ -111,7 +111,7 @@ class ServiceProcess:
 
 
 def is_taken(address: str) -> bool:
-    """Returns whether something listens at an address already.
+    """Return whether something listens at an address already.
 
     Args:
         address: host:port; what is none, or names no host of this machine, is not taken.

@@ -78,7 +78,7 @@ def _status(asked: Endpoint, name: str, timeout: float) -> dict[str, str]:
 
 
 def _as_dict(answer: ingest_service_pb2.GetStatsResponse) -> dict[str, object]:
-    """Returns the answer with the contract's field names; 64-bit counts as numbers, not texts."""
+    """Return the answer with the contract's field names; 64-bit counts as numbers, not texts."""
     plain: dict[str, object] = MessageToDict(answer, preserving_proto_field_name=True)
     for field in answer.DESCRIPTOR.fields:
         if field.type == field.TYPE_INT64:

@@ -97,7 +97,7 @@ def up(
 
 
 def _check_up(model_repository: Path, data: Path, listen: Sequence[str]) -> None:
-    """Says before anything starts what would keep it from starting."""
+    """Say before anything starts what would keep it from starting."""
     if not model_repository.is_dir():
         raise CommandError(
             f"--model-repository: {model_repository} is no folder: "
@@ -132,7 +132,7 @@ def _say_ready(addresses: Sequence[str], database: Path, repository: Path) -> No
 
 
 def _wait(running: list[ServiceProcess], stop: threading.Event) -> None:
-    """Returns when `stop` is set; raises CommandError when a service ends before."""
+    """Return when `stop` is set; raise CommandError when a service ends before."""
     while not stop.wait(0.2):
         for service in running:
             if (code := service.process.poll()) is not None:

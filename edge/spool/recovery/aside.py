@@ -29,7 +29,7 @@ class Aside:
 
 
 def found(directory: Path) -> list[Aside]:
-    """Returns the files that were set aside in a folder, oldest first."""
+    """Return the files that were set aside in a folder, oldest first."""
     files = []
     for path in directory.glob("spool.*-*.db"):
         match = _NAME.fullmatch(path.name)
@@ -39,12 +39,12 @@ def found(directory: Path) -> list[Aside]:
 
 
 def size_of(path: Path) -> int:
-    """Returns the bytes that a spool file and what belongs to it take from the disk."""
+    """Return the bytes that a spool file and what belongs to it take from the disk."""
     return sum(_size(Path(f"{path}{suffix}")) for suffix in _SUFFIXES)
 
 
 def set_aside(path: Path, *, is_salvaged: bool) -> Path:
-    """Gives a spool file, and what belongs to it, the next free name, and returns that."""
+    """Give a spool file, and what belongs to it, the next free name, and return that."""
     number = max((one.number for one in found(path.parent)), default=0) + 1
     target = path.with_name(f"spool.{'salvaged' if is_salvaged else 'damaged'}-{number}.db")
     move(path, target)
@@ -52,20 +52,20 @@ def set_aside(path: Path, *, is_salvaged: bool) -> Path:
 
 
 def move(path: Path, target: Path) -> None:
-    """Renames a spool file and what belongs to it; the file itself last."""
+    """Rename a spool file and what belongs to it; the file itself last."""
     for suffix in _SUFFIXES:
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{target}{suffix}")
 
 
 def delete(path: Path) -> None:
-    """Deletes a spool file and what belongs to it; the file itself last."""
+    """Delete a spool file and what belongs to it; the file itself last."""
     for suffix in _SUFFIXES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 def sync(directory: Path) -> None:
-    """Returns when the names in a folder are on the disk."""
+    """Return when the names in a folder are on the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -74,7 +74,7 @@ def sync(directory: Path) -> None:
 
 
 def prune(directory: Path, most_bytes: int) -> None:
-    """Deletes what is too much: what was salvaged first, then the oldest.
+    """Delete what is too much: what was salvaged first, then the oldest.
 
     Args:
         directory: of the spool.
@@ -91,7 +91,7 @@ def prune(directory: Path, most_bytes: int) -> None:
 
 
 def names(files: Sequence[Aside]) -> list[str]:
-    """Returns the names of files."""
+    """Return the names of files."""
     return [one.path.name for one in files]
 
 

@@ -65,11 +65,11 @@ class Carver:
             self._stack = stack.pop_all()
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Let go of the files."""
         self._stack.close()
 
     def identities(self) -> Iterator[Identity]:
-        """Yields what is left of the spool's identity as it once was, the latest last as a rule.
+        """Yield what is left of the spool's identity as it once was, the latest last as a rule.
 
         Raises:
             SightlineError: a later version wrote it (`SPOOL_TOO_NEW`).
@@ -81,7 +81,7 @@ class Carver:
                     yield found
 
     def rows(self) -> Iterator[Carved]:
-        """Yields what may be rows; a checksum says which are. One may come more than once."""
+        """Yield what may be rows; a checksum says which are. One may come more than once."""
         for descriptor, pages in self._chunks():
             # What looks like a row may be the rest of one that others were written over: so none
             # is skipped.
@@ -89,7 +89,7 @@ class Carver:
                 yield from self._row_at(descriptor, pages, match.start())
 
     def _chunks(self) -> Iterator[tuple[int | None, bytes]]:
-        """Yields whole pages, or frames, with the file they are in."""
+        """Yield whole pages, or frames, with the file they are in."""
         for descriptor, start, size in (
             (self._main, 0, self._page_size),
             (self._wal, _WAL_HEADER, _FRAME_HEADER + self._page_size),
@@ -99,7 +99,7 @@ class Carver:
                 yield descriptor, self._read(descriptor, offset, step)
 
     def _row_at(self, descriptor: int | None, pages: bytes, start: int) -> Iterator[Carved]:
-        """Yields what may be the row whose header is at `start`: one, or none, or two versions."""
+        """Yield what may be the row whose header is at `start`: one, or none, or two versions."""
         serial, body = _varint(pages, start + 4)
         length = (serial - 12) // 2
         if pages[start] != body - start or serial < 14 or serial % 2 or length > _MOST_IN_ROW:
@@ -123,7 +123,7 @@ class Carver:
             yield Carved(sequence, spooled_at, check, first + rest)
 
     def _overflow(self, page: int, size: int, *, in_log: bool) -> bytes:
-        """Returns what goes on in other pages, as far as it does."""
+        """Return what goes on in other pages, as far as it does."""
         found, room = [], self._page_size - self._reserved - 4
         while page and size > 0:
             content = self._page(page, in_log=in_log)
@@ -141,7 +141,7 @@ class Carver:
         return self._read(self._main, (number - 1) * self._page_size, self._page_size)
 
     def _frame_pages(self) -> Iterator[tuple[int, int]]:
-        """Yields the page that each frame of the log is a version of, and where it is."""
+        """Yield the page that each frame of the log is a version of, and where it is."""
         step = _FRAME_HEADER + self._page_size
         for offset in range(_WAL_HEADER, _size(self._wal), step):
             number = int.from_bytes(self._read(self._wal, offset, 4), "big")
@@ -178,12 +178,12 @@ def _identity_at(pages: bytes, start: int) -> Identity | None:
 
 
 def _widths(number: int) -> list[int]:
-    """Returns in how many bytes SQLite may have written a number."""
+    """Return in how many bytes SQLite may have written a number."""
     return [n for n in (1, 2, 3, 4, 6) if number < 1 << (8 * n - 1)]
 
 
 def _varint(data: bytes, start: int) -> tuple[int, int]:
-    """Returns SQLite's whole number at a place, high digits first, and where it ends."""
+    """Return SQLite's whole number at a place, high digits first, and where it ends."""
     number, position = 0, start
     for position in range(start, min(start + 9, len(data))):
         number = number << 7 | data[position] & 127
@@ -193,7 +193,7 @@ def _varint(data: bytes, start: int) -> tuple[int, int]:
 
 
 def _sequence(prediction: bytes) -> int:
-    """Returns the number that a prediction begins with; protobuf writes low digits first."""
+    """Return the number that a prediction begins with; protobuf writes low digits first."""
     number = 0
     for shift, digit in enumerate(prediction[1:11]):
         number |= (digit & 127) << 7 * shift
@@ -209,7 +209,7 @@ def _real(kind: int, data: bytes) -> float:
 
 
 def _likely_reserved(said: bytes) -> int:
-    """Returns how many bytes at the end of a page SQLite leaves to others."""
+    """Return how many bytes at the end of a page SQLite leaves to others."""
     return said[0] if said and said[0] <= 32 else 0
 
 

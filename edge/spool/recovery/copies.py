@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def part_from_original(path: Path, note: Note | None, found: Identity) -> None:
-    """Moves what is in a spool file to a home of its own, if the file is a copy, and begins anew.
+    """Move what is in a spool file to a home of its own, if the file is a copy, and begins anew.
 
     So does a spool in which more openings wait for the server than a lineage can name.
 
@@ -73,7 +73,7 @@ def part_from_original(path: Path, note: Note | None, found: Identity) -> None:
 
 
 def _link(path: Path, target: Path) -> None:
-    """Gives a file a second name, whole or not at all; or a copy, where files have but one name."""
+    """Give a file a second name, whole or not at all; or a copy, where files have but one name."""
     try:
         os.link(path, target)
     except OSError:

@@ -43,7 +43,7 @@ class Recovery:
     def recover(
         self, error: Exception, known: Identity | None, now: float, *, is_exact: bool = False
     ) -> Opened:
-        """Salvages the file, which is closed.
+        """Salvage the file, which is closed.
 
         Args:
             error: what is wrong with it.
@@ -72,7 +72,7 @@ class Recovery:
         return Opened(SpoolFile(self.path, self.device_id), str(error), done.lost)
 
     def finish(self) -> Path | None:
-        """Puts what was salvaged into its place, for itself or for a process that was killed."""
+        """Put what was salvaged into its place, for itself or for a process that was killed."""
         leftovers(self.directory)
         new = self.directory / _SALVAGED
         if not new.exists():
@@ -84,7 +84,7 @@ class Recovery:
         return old
 
     def _salvage_apart(self, error: Exception, identity: Identity, now: float) -> Opened:
-        """Salvages what may have gone further than anything here says, so that it must not go on.
+        """Salvage what may have gone further than anything here says, so that it must not go on.
 
         The salvaged predictions keep their identity, in a spool of their own that is shipped like
         that of a forked process; new ones get a new spool_id, for a sequence must not come twice.
@@ -100,7 +100,7 @@ class Recovery:
         return Opened(SpoolFile(self.path, self.device_id), str(error))
 
     def _begin_anew(self, error: Exception) -> Opened:
-        """Declares lost what cannot be sent, because nothing says as whose, or as what."""
+        """Declare lost what cannot be sent, because nothing says as whose, or as what."""
         tag_and_count = unnamed(self.path)
         count = tag_and_count[1] if tag_and_count else 0
         old = aside.set_aside(self.path, is_salvaged=False)
@@ -135,6 +135,6 @@ class Recovery:
 
 
 def _certain(error: Exception, known: Identity | None) -> Identity | None:
-    """Returns the identity in the file, if it could be read, with what else is known of it."""
+    """Return the identity in the file, if it could be read, with what else is known of it."""
     own = error.identity if isinstance(error, DamagedError) else None
     return joined(own, known) if own else known

@@ -41,7 +41,7 @@ class Repaired:
 
 
 def repair(path: Path, device_id: str | None, spool_id: str | None) -> Repaired:
-    """Puts what is readable in a file into a sound spool; what is not becomes gaps.
+    """Put what is readable in a file into a sound spool; what is not becomes gaps.
 
     Args:
         path: a spool file, or one that was set aside.
@@ -120,7 +120,7 @@ def _apart(path: Path, device_id: str | None, spool_id: str | None) -> Repaired:
 
 
 def _named(path: Path, device_id: str | None, spool_id: str | None) -> Identity:
-    """Returns the identity that a person gives to a file that has lost its own."""
+    """Return the identity that a person gives to a file that has lost its own."""
     if device_id is None or spool_id is None:
         raise _unknown(path)
     tag_and_count = unnamed(path)
@@ -131,7 +131,7 @@ def _named(path: Path, device_id: str | None, spool_id: str | None) -> Identity:
 
 
 def _by_sequence(lost: Lost, last: int) -> Lost:
-    """Returns what a spool reports by ordinal; before the first, ordinal 0 is the last sequence."""
+    """Return what a spool reports by ordinal; before the first, ordinal 0 is the last sequence."""
     return replace(lost, first=lost.first + last, last=lost.last + last)
 
 

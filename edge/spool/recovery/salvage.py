@@ -56,7 +56,7 @@ def salvage(
     *,
     is_exact: bool = False,
 ) -> Salvaged:
-    """Makes a sound spool file of what is readable in a damaged one, which stays as it is.
+    """Make a sound spool file of what is readable in a damaged one, which stays as it is.
 
     Args:
         source: the damaged file. Nobody may have it open.
@@ -91,7 +91,7 @@ def salvage(
 def salvage_apart(
     source: Path, known: Identity, limits: Limits, now: float
 ) -> tuple[Path, Salvaged]:
-    """Salvages into a home of its own, and returns that; see `salvage`."""
+    """Salvage into a home of its own, and return that; see `salvage`."""
     home = new_home(source.parent)
     home.mkdir(parents=True, mode=0o700)
     try:
@@ -103,14 +103,14 @@ def salvage_apart(
 
 
 def identity_in(source: Path) -> Identity | None:
-    """Returns the latest identity that a damaged file still holds. None: it holds none."""
+    """Return the latest identity that a damaged file still holds. None: it holds none."""
     with closing(Carver(source)) as carver:
         every = list(carver.identities())
     return joined(every[-1], *every) if every else None
 
 
 def unnamed(source: Path) -> tuple[int, int] | None:
-    """Returns what can be said of predictions whose spool is not known.
+    """Return what can be said of predictions whose spool is not known.
 
     Returns:
         What their checksums have in common, and how many there are. None: there are none.
@@ -125,7 +125,7 @@ def unnamed(source: Path) -> tuple[int, int] | None:
 
 
 def leftovers(directory: Path) -> None:
-    """Deletes what a process that was killed while it salvaged has left."""
+    """Delete what a process that was killed while it salvaged has left."""
     for path in directory.glob(f"*{PART}*"):
         path.unlink(missing_ok=True)
 
@@ -163,7 +163,7 @@ def _settle(file: SpoolFile, gaps: Sequence[Gap], known: Identity, now: float) -
 
 
 def _known_gaps(source: Path, acknowledged: int) -> list[Gap]:
-    """Returns the gaps of a damaged file, as far as SQLite still finds them."""
+    """Return the gaps of a damaged file, as far as SQLite still finds them."""
     gaps: list[Gap] = []
     with suppress(*SUSPICIOUS), closing(connect_to_read(source)) as db:
         gaps = GapTable(db).after(acknowledged, 1 << 30)

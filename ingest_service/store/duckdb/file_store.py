@@ -83,7 +83,7 @@ class DuckDBStore:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[DuckDBTransaction]:
-        """Opens a transaction: committed and durable when the block ends, undone if it raises."""
+        """Open a transaction: committed and durable when the block ends, undone if it raises."""
         with self._translated(), contextlib.closing(self._cursor()) as cursor:
             self._with_log(cursor, self._files.check_log)
             cursor.execute("BEGIN")
@@ -100,23 +100,23 @@ class DuckDBStore:
             self._remember(transaction)
 
     def reader(self) -> DuckDBReader:
-        """Returns a new reader."""
+        """Return a new reader."""
         with self._translated():
             # A position of a file that is gone would let a node delete what nobody has.
             self._files.check()
             return DuckDBReader(self._cursor(), self._translated)
 
     def keeper(self) -> DuckDBKeeper:
-        """Returns a keeper; one at a time."""
+        """Return a keeper; one at a time."""
         return DuckDBKeeper(self._cursor, self._translated, self._committing)
 
     def check(self) -> None:
-        """Raises SightlineError if the path does not lead to the file that is open."""
+        """Raise SightlineError if the path does not lead to the file that is open."""
         with self._translated():
             self._files.check()
 
     def backup(self, target: Path, progress: Progress) -> Contents:
-        """Copies all that is committed into a new file, as of one moment; from any thread.
+        """Copy all that is committed into a new file, as of one moment; from any thread.
 
         It copies what is open, though the file be deleted.
 
@@ -146,7 +146,7 @@ class DuckDBStore:
         return self._clock.seconds_ahead(now)
 
     def probe(self) -> None:
-        """Commits as much as a busy device sends at once, and takes it back.
+        """Commit as much as a busy device sends at once, and take it back.
 
         Raises:
             SightlineError: that cannot be done now.
@@ -159,7 +159,7 @@ class DuckDBStore:
             self._committed(cursor)
 
     def close(self) -> None:
-        """Moves the write-ahead log into the file and closes it.
+        """Move the write-ahead log into the file and close it.
 
         Raises:
             SightlineError: the path does not lead to the file that is open; it is closed all the
@@ -201,7 +201,7 @@ class DuckDBStore:
             return self._root.cursor()
 
     def _committed(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        """Takes note of a commit.
+        """Take note of a commit.
 
         Raises:
             FilesMovedError: it is not in the file at the path: nobody must hear of it.
@@ -214,7 +214,7 @@ class DuckDBStore:
                 self._committing.release()
 
     def _with_log(self, cursor: duckdb.DuckDBPyConnection, work: Callable[[], None]) -> None:
-        """Works with the log; one that somebody has taken away is replaced by a new one."""
+        """Work with the log; one that somebody has taken away is replaced by a new one."""
         try:
             work()
         except LogMovedError as error:
@@ -225,7 +225,7 @@ class DuckDBStore:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turns DuckDB's errors into SightlineErrors, and recovers from the fatal ones."""
+        """Turn DuckDB's errors into SightlineErrors, and recovers from the fatal ones."""
         try:
             yield
         except duckdb.InterruptException as error:
@@ -251,7 +251,7 @@ class DuckDBStore:
             )
 
     def _forget(self) -> None:
-        """Lets go of the database, which DuckDB has declared unusable until it is reopened."""
+        """Let go of the database, which DuckDB has declared unusable until it is reopened."""
         with self._lock:
             root, self._root = self._root, None
         if root is not None:
@@ -264,7 +264,7 @@ def _openings(watermark: Watermark | None) -> int:
 
 
 def _last_commit(root: duckdb.DuckDBPyConnection, path: Path) -> int | None:
-    """Returns the time of the last commit that the file tells of, us since 1970."""
+    """Return the time of the last commit that the file tells of, us since 1970."""
     try:
         ((last,),) = root.execute(_LAST_COMMIT).fetchall()
     except duckdb.Error as error:

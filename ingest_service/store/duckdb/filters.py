@@ -10,7 +10,7 @@ _Condition = tuple[str, str, Any]
 
 
 def where(which: Filter) -> tuple[str, dict[str, Any]]:
-    """Returns the condition for a WHERE clause on `predictions`, and its named parameters.
+    """Return the condition for a WHERE clause on `predictions`, and its named parameters.
 
     A filter by device alone also fits the tables of rejected predictions and of gaps.
     """
@@ -32,7 +32,7 @@ def where(which: Filter) -> tuple[str, dict[str, Any]]:
 
 
 def where_sums(which: Filter) -> tuple[str, dict[str, Any]]:
-    """Returns the condition for the rows of `rollups` that may count what matches.
+    """Return the condition for the rows of `rollups` that may count what matches.
 
     A row that does not meet it counts nothing that matches; confidences are not in rollups.
     """
@@ -50,7 +50,7 @@ def where_sums(which: Filter) -> tuple[str, dict[str, Any]]:
 
 
 def where_cut(which: Filter) -> str:
-    """Returns the condition for rows of `rollups` of which the filter's times cut off a part.
+    """Return the condition for rows of `rollups` of which the filter's times cut off a part.
 
     It holds for rows that meet `where_sums`, with its parameters.
     """
@@ -62,7 +62,7 @@ def where_cut(which: Filter) -> str:
 
 
 def _of_keys(which: Filter) -> Sequence[_Condition]:
-    """Returns the conditions on columns that `predictions` and `rollups` both have."""
+    """Return the conditions on columns that `predictions` and `rollups` both have."""
     return (
         ("list_contains($device_ids, device_id)", "device_ids", list(which.device_ids)),
         ("list_contains($model_names, model_name)", "model_names", list(which.model_names)),

@@ -39,7 +39,7 @@ class DuckDBKeeper:
         self._open = _OpenBlock()
 
     def sum_up(self, now: datetime, *, everything: bool = False) -> None:
-        """Closes the blocks that are full or old, and merges those that have become many."""
+        """Close the blocks that are full or old, and merges those that have become many."""
         with self._transaction() as cursor:
             blocks = rollups.open_blocks(
                 cursor, lambda first: self._open.age(first, _us(now)), everything=everything
@@ -52,7 +52,7 @@ class DuckDBKeeper:
             self._add_up_totals()
 
     def expire(self, before: datetime, *, exported_only: bool) -> int:
-        """Deletes what was committed before a time; returns how many predictions."""
+        """Delete what was committed before a time; return how many predictions."""
         total = 0
         while count := self._expire_block(_us(before), exported_only):
             total += count
@@ -76,7 +76,7 @@ class DuckDBKeeper:
             return reading
 
     def export(self, folder: Path, now: datetime) -> int:
-        """Writes every closed block that is not exported yet; returns how many files."""
+        """Write every closed block that is not exported yet; return how many files."""
         files = 0
         while True:
             with self._transaction() as cursor:
@@ -89,7 +89,7 @@ class DuckDBKeeper:
                 parquet_export.finish_run(cursor, run, _us(now))
 
     def interrupt(self) -> None:
-        """Makes the step that runs, and each later one, fail soon. From any thread."""
+        """Make the step that runs, and each later one, fail soon. From any thread."""
         self._interrupted.set()
         running = self._running
         if running is not None:

@@ -15,7 +15,7 @@ class NewerSchemaError(Exception):
 
 
 def migrate(connection: duckdb.DuckDBPyConnection) -> None:
-    """Brings an open database to the newest version, each step in a transaction.
+    """Bring an open database to the newest version, each step in a transaction.
 
     Raises:
         NewerSchemaError: the file's version is not known here.

@@ -65,7 +65,7 @@ class Run(NamedTuple):
 
 
 def begin_run(cursor: duckdb.DuckDBPyConnection, now_us: int) -> tuple[Run | None, bool]:
-    """Returns the next run, and whether it was begun before; None: all blocks are exported.
+    """Return the next run, and whether it was begun before; None: all blocks are exported.
 
     The transaction that is open must be committed before the run is written.
     """
@@ -82,14 +82,14 @@ def begin_run(cursor: duckdb.DuckDBPyConnection, now_us: int) -> tuple[Run | Non
 
 
 def finish_run(cursor: duckdb.DuckDBPyConnection, run: Run, now_us: int) -> None:
-    """Marks a run as finished: its files are in place, and durable."""
+    """Mark a run as finished: its files are in place, and durable."""
     cursor.execute(_FINISH, {**run._asdict(), "now": now_us})
 
 
 def write_run(
     cursor: duckdb.DuckDBPyConnection, folder: Path, run: Run, *, again: bool
 ) -> Iterator[Path]:
-    """Writes the files of a run and yields them one by one, each when it is in place.
+    """Write the files of a run and yields them one by one, each when it is in place.
 
     Args:
         cursor: the connection.
@@ -120,7 +120,7 @@ def write_run(
 
 
 def folder_name(device_id: str) -> str:
-    """Returns the name of a device's folder: percent-encoded; cut, with a hash, if too long."""
+    """Return the name of a device's folder: percent-encoded; cut, with a hash, if too long."""
     name = quote(device_id, safe="")
     if len(name) > _LONGEST_NAME:
         start = device_id
@@ -132,7 +132,7 @@ def folder_name(device_id: str) -> str:
 
 
 def _copy(cursor: duckdb.DuckDBPyConnection, unfinished: Path, run: Run) -> list[str]:
-    """Writes the rows of a run into a folder per day and number of the device.
+    """Write the rows of a run into a folder per day and number of the device.
 
     Returns:
         The devices by number.
@@ -156,7 +156,7 @@ def _target(folder: Path, path: Path, devices: list[str], run: Run) -> Path:
 
 
 def _make_durably(folder: Path) -> None:
-    """Makes a folder and those above it, where they are missing, and their entries durable."""
+    """Make a folder and those above it, where they are missing, and their entries durable."""
     if folder.is_dir():
         return
     _make_durably(folder.parent)
@@ -165,7 +165,7 @@ def _make_durably(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Makes a file or the entries of a folder durable."""
+    """Make a file or the entries of a folder durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

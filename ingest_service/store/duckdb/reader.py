@@ -58,7 +58,7 @@ def read_watermark(
     last_digest: bytes | None,
     generations: str | Sequence[Generation] | None,
 ) -> Watermark:
-    """Returns what the columns of `WATERMARK` say."""
+    """Return what the columns of `WATERMARK` say."""
     if isinstance(generations, str):
         generations = [Generation(*run) for run in json.loads(generations)]
     if not generations and through:
@@ -85,7 +85,7 @@ class DuckDBReader:
         self._begun = False
 
     def watermark(self, spool: Spool) -> Watermark:
-        """Returns what is committed of a spool."""
+        """Return what is committed of a spool."""
         with self._translated():
             found = self._rows(
                 f"SELECT {WATERMARK} FROM watermarks"
@@ -95,13 +95,13 @@ class DuckDBReader:
         return read_watermark(*found[0]) if found else Watermark()
 
     def stats(self, which: Filter) -> Stats:
-        """Returns statistics, all of one moment."""
+        """Return statistics, all of one moment."""
         with self._translated():
             self._begin()
             return read_stats(self._rows, which)
 
     def page(self, which: Filter, size: int, after: Position | None) -> list[StoredPrediction]:
-        """Returns at most `size` predictions, newest commit first."""
+        """Return at most `size` predictions, newest commit first."""
         condition, values = where(which)
         values["size"] = size
         if after is not None:
@@ -123,7 +123,7 @@ class DuckDBReader:
         return [StoredPrediction(Position(*row[:4]), *row[4:]) for row in rows]
 
     def _oldest_of_page(self, which: Filter, condition: str, values: dict[str, Any]) -> int | None:
-        """Returns the oldest commit that the page reaches back to, us; None: nothing matches."""
+        """Return the oldest commit that the page reaches back to, us; None: nothing matches."""
         found: list[int] = []
         size: int = values["size"]
         for commits in self._newest_first(which, values):
@@ -134,7 +134,7 @@ class DuckDBReader:
         return found[-1] if found else None
 
     def _newest_first(self, which: Filter, values: Mapping[str, Any]) -> Iterator[str]:
-        """Yields conditions for the commits that may hold what matches, newest first."""
+        """Yield conditions for the commits that may hold what matches, newest first."""
         ((sealed,),) = self._rows(_SEALED, {})
         if sealed is None:
             yield "true"
@@ -151,13 +151,13 @@ class DuckDBReader:
             at, count = at + count, count * 4
 
     def interrupt(self) -> None:
-        """Makes the query that runs, and each later one, fail soon. From any thread."""
+        """Make the query that runs, and each later one, fail soon. From any thread."""
         self._interrupted.set()
         with contextlib.suppress(duckdb.ConnectionException):  # closed
             self._cursor.interrupt()
 
     def close(self) -> None:
-        """Frees the cursor, and with it its transaction."""
+        """Free the cursor, and with it its transaction."""
         self._cursor.close()
 
     def _begin(self) -> None:

@@ -49,7 +49,7 @@ _NOTE = """
 
 
 def expire_block(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_only: bool) -> int:
-    """Deletes the oldest block if all of it is old, in the transaction that is open.
+    """Delete the oldest block if all of it is old, in the transaction that is open.
 
     Args:
         cursor: the connection.
@@ -96,7 +96,7 @@ def write_note(cursor: duckdb.DuckDBPyConnection, note: Note) -> None:
 
 
 def expire_rejected(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
-    """Deletes a slice of the oldest rejected predictions. Returns how many."""
+    """Delete a slice of the oldest rejected predictions. Returns how many."""
     upto = _slice_end(cursor, "rejected_predictions", "received_at", before_us)
     if upto is None:
         return 0
@@ -106,7 +106,7 @@ def expire_rejected(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
 
 
 def expire_streams(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
-    """Deletes a slice of the oldest openings of streams. Returns how many."""
+    """Delete a slice of the oldest openings of streams. Returns how many."""
     upto = _slice_end(cursor, "streams", "opened_at", before_us)
     if upto is None:
         return 0
@@ -129,7 +129,7 @@ def _slice_end(
 def _count(
     cursor: duckdb.DuckDBPyConnection, table: str, column: str, where: str, values: dict[str, int]
 ) -> None:
-    """Adds what is about to be deleted to the books of its spools."""
+    """Add what is about to be deleted to the books of its spools."""
     cursor.execute(_ADD_SPOOLS.format(table=table, where=where), values)
     cursor.execute(_COUNT.format(table=table, column=column, where=where), values)
 

@@ -66,7 +66,7 @@ class Block(NamedTuple):
 def open_blocks(
     cursor: duckdb.DuckDBPyConnection, age: Callable[[int], int], *, everything: bool = False
 ) -> list[Block]:
-    """Returns the blocks that can be closed: full ones, and a last one that is old enough.
+    """Return the blocks that can be closed: full ones, and a last one that is old enough.
 
     Args:
         cursor: the connection.
@@ -89,7 +89,7 @@ def open_blocks(
 
 
 def close_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
-    """Adds a block and its sums, in the transaction that is open."""
+    """Add a block and its sums, in the transaction that is open."""
     span = {"after": block.after, "through": block.through}
     cursor.execute(_SUM_UP, span)
     _add_block(cursor, block)
@@ -97,7 +97,7 @@ def close_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
 
 
 def merge_blocks(cursor: duckdb.DuckDBPyConnection, blocks: Sequence[Block]) -> None:
-    """Makes neighbouring blocks one, in the transaction that is open."""
+    """Make neighbouring blocks one, in the transaction that is open."""
     span = {"after": blocks[0].after, "through": blocks[-1].through}
     merged = cursor.execute(MERGED, span).to_arrow_table()
     delete_sums(cursor, span["after"], span["through"])
@@ -108,30 +108,30 @@ def merge_blocks(cursor: duckdb.DuckDBPyConnection, blocks: Sequence[Block]) -> 
 
 
 def delete_sums(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
-    """Deletes these blocks and their sums, in the transaction that is open."""
+    """Delete these blocks and their sums, in the transaction that is open."""
     for table in ("rollups", "blocks", "block_times"):
         cursor.execute(_DELETE.format(table=table), {"after": after, "through": through})
 
 
 def expire_sums(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
-    """Deletes these blocks and their sums for good, in the transaction that is open."""
+    """Delete these blocks and their sums for good, in the transaction that is open."""
     totals.subtract_blocks(cursor, after, through)
     delete_sums(cursor, after, through)
 
 
 def _add_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
-    """Adds a block whose sums are there."""
+    """Add a block whose sums are there."""
     cursor.execute(_ADD_BLOCK, block._asdict())
     cursor.execute(_ADD_TIMES, {"through": block.through})
 
 
 def all_blocks(cursor: duckdb.DuckDBPyConnection) -> list[Block]:
-    """Returns every block, oldest first."""
+    """Return every block, oldest first."""
     return [Block(*row) for row in cursor.execute(_BLOCKS).fetchall()]
 
 
 def mergeable(blocks: Sequence[Block]) -> Sequence[Block]:
-    """Returns neighbours that are worth merging, the oldest such; none: ()."""
+    """Return neighbours that are worth merging, the oldest such; none: ()."""
     runs = list(_runs(blocks))
     for run in runs[:-1]:
         if len(run) > 1:
@@ -141,7 +141,7 @@ def mergeable(blocks: Sequence[Block]) -> Sequence[Block]:
 
 
 def _runs(blocks: Sequence[Block]) -> Iterator[Sequence[Block]]:
-    """Cuts blocks into runs, each of which would fit one merged block."""
+    """Cut blocks into runs, each of which would fit one merged block."""
     start = 0
     for end in range(1, len(blocks) + 1):
         if end == len(blocks) or not _fits(blocks[start : end + 1]):

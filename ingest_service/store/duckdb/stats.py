@@ -78,7 +78,7 @@ class _Plan(NamedTuple):
 
 
 def read_stats(run: Run, which: Filter) -> Stats:
-    """Returns the statistics of what matches; all queries must see one moment."""
+    """Return the statistics of what matches; all queries must see one moment."""
     plan = _plan(run, which)
     rows, values = where(which)
     by_rows = f"{rows} AND {_in_rows(plan)}"
@@ -126,7 +126,7 @@ def _plan(run: Run, which: Filter) -> _Plan:
 
 
 def join_ranges(blocks: Iterable[Range], most: int = MAX_RANGES) -> list[Range]:
-    """Returns at most `most` ranges that cover the blocks, which come in order of time."""
+    """Return at most `most` ranges that cover the blocks, which come in order of time."""
     ranges: list[Range] = []
     for after, through in blocks:
         if ranges and ranges[-1][1] == after:
@@ -161,7 +161,7 @@ def _in_sums(which: Filter, plan: _Plan) -> str:
 
 
 def within(column: str, commits: Range) -> str:
-    """Returns the condition that a time is one of these commits."""
+    """Return the condition that a time is one of these commits."""
     after, through = commits
     return f"({column} > make_timestamptz({after}) AND {column} <= make_timestamptz({through}))"
 
@@ -193,7 +193,7 @@ def _quantiles(
 
 
 def quantile(counts: Sequence[tuple[int, int]], fraction: float) -> float:
-    """Returns a quantile, s, of times that are known by bucket; at most 1 % off.
+    """Return a quantile, s, of times that are known by bucket; at most 1 % off.
 
     Args:
         counts: buckets in ascending order, each with how many times are in it, >= 1.
@@ -205,7 +205,7 @@ def quantile(counts: Sequence[tuple[int, int]], fraction: float) -> float:
 
 
 def _time_at(counts: Sequence[tuple[int, int]], rank: int) -> float:
-    """Returns the middle of the bucket that holds the time of this rank, from 0."""
+    """Return the middle of the bucket that holds the time of this rank, from 0."""
     ends = itertools.accumulate(count for _, count in counts)
     bucket = next(bucket for (bucket, _), end in zip(counts, ends, strict=True) if rank < end)
     return 0.0 if bucket == ZERO_BUCKET else float(BUCKET_RATIO ** (bucket + 0.5))

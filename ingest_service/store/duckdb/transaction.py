@@ -93,14 +93,14 @@ class DuckDBTransaction:
         self.first_added = 0
 
     def watermarks(self, spools: Collection[Spool]) -> dict[Spool, Watermark]:
-        """Returns what is committed of each spool."""
+        """Return what is committed of each spool."""
         positions = {spool: self._known.get(spool, Watermark()) for spool in spools}
         positions.update(self._find([spool for spool in positions if spool not in self._known]))
         self._read.update(positions)
         return positions
 
     def _find(self, spools: Sequence[Spool]) -> dict[Spool, Watermark]:
-        """Returns the positions of those that have a row; notes the rows, and who has none."""
+        """Return the positions of those that have a row; notes the rows, and who has none."""
         if not spools:
             return {}
         missing = self._spools.missing(self._cursor, spools)
@@ -114,7 +114,7 @@ class DuckDBTransaction:
         return positions
 
     def write_books(self, changes: Changes, received_at: datetime) -> None:
-        """Writes everything of a group but its predictions."""
+        """Write everything of a group but its predictions."""
         received_at = self._stamp(received_at)
         for name, statement in _APPENDED.items():
             rows = getattr(changes, name)
@@ -127,7 +127,7 @@ class DuckDBTransaction:
         self._move(changes.watermarks, {"now": received_at})
 
     def write_predictions(self, predictions: pa.Table, received_at: datetime) -> None:
-        """Writes the predictions of a group."""
+        """Write the predictions of a group."""
         received_at = self._stamp(received_at)
         if predictions.num_rows:
             self._name_incoming(predictions)
@@ -146,7 +146,7 @@ class DuckDBTransaction:
         delete_rejected(self._cursor, predictions)
 
     def _stamp(self, now: datetime) -> datetime:
-        """Returns the time of this commit, the same for all that it writes."""
+        """Return the time of this commit, the same for all that it writes."""
         if self._received_at is None:
             self._received_at = self._clock.tick(now)
         return self._received_at
@@ -177,7 +177,7 @@ class DuckDBTransaction:
                     self._cursor.execute(_NOTE_GENERATIONS, each._asdict())
 
     def _update(self, ranges: Sequence[Range], expected: int, values: Mapping[str, Any]) -> None:
-        """Moves the watermarks named `incoming`, which are in these ranges of rows."""
+        """Move the watermarks named `incoming`, which are in these ranges of rows."""
         moved = 0
         for each in ranges:
             found = self._cursor.execute(_MOVE_WATERMARKS, {**values, **each._asdict()}).fetchall()

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-INSTALL = "import os, sys; from servicekit.telemetry import background_stderr; background_stderr.install();"
+INSTALL = (
+    "import os, sys; from servicekit.telemetry import background_stderr;"
+    "background_stderr.install();"
+)
 
 
 def run(
