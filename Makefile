@@ -16,6 +16,7 @@ OTHER_DUCKDBS := build/duckdb/1.4.4/.installed build/duckdb/2.0.1/.installed
 NODE_CAMERA := examples/node/gen/.built
 PROTO := $(shell find proto -name '*.proto')
 CONSTRAINTS := constraints.txt
+TEST_EXTRAS := ingest,inference,ultralytics,video,metrics
 PACKAGES := edge ingest_service inference_service servicekit vision sightline
 SOURCES := $(PACKAGES) models examples bench tests proto
 
@@ -36,6 +37,8 @@ help: ## Say what there is
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Sightline needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
+# Dependency groups need pip 25.1; Python 3.11 brings an older one.
+	$(BIN)/python -m pip install --quiet --upgrade pip
 
 # Two sets in one environment: the demo stays small (no torch), the tests have everything.
 $(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
@@ -43,7 +46,7 @@ $(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(TEST_EXTRAS)]' --group test
 # ultralytics asks for opencv-python, which wants X and OpenGL libraries that a bare machine lacks.
 # The headless build brings the same module without them.
 	$(BIN)/python -m pip uninstall --quiet --yes opencv-python
@@ -123,6 +126,10 @@ generate: $(VENV)/.test ## Stubs from proto/ into generated/
 	@find generated -name '*_pb2*' -delete
 	$(BIN)/buf generate
 
+.PHONY: wheel
+wheel: $(VENV)/.test ## The wheel that users install, in dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 .PHONY: bench
 bench: $(VENV)/.test ## Every program in bench/, a JSON line each
 	$(BIN)/python -m bench
@@ -134,9 +141,10 @@ soak: $(VENV)/.test compat ## Long campaigns
 .PHONY: constraints
 constraints: ## Pin what is newest now
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
-	@PIP_CONSTRAINT= build/constraints/bin/pip install --quiet '.[test]' hatchling editables
+	@PIP_CONSTRAINT= build/constraints/bin/pip install --quiet --upgrade pip
+	@PIP_CONSTRAINT= build/constraints/bin/pip install --quiet '.[$(TEST_EXTRAS)]' --group test hatchling editables
 	@{ echo "# What CI and make install, exactly. Written by make constraints."; \
-	   build/constraints/bin/pip freeze --exclude sightline; } > $(CONSTRAINTS)
+	   build/constraints/bin/pip freeze --exclude sightline-vision; } > $(CONSTRAINTS)
 
 .PHONY: clean
 clean: ## Remove what make made

@@ -17,6 +17,7 @@ from edge.decide.labels import labels_of
 from edge.doctor import disk, model, services
 from edge.doctor.finding import Finding, Level, failed, ok
 from edge.doctor.names import check_names
+from edge.doctor.packages import packages
 from edge.settings import EdgeSettings
 from servicekit.settings import SettingsError
 
@@ -71,6 +72,7 @@ def findings(timeout: float, **options: str | None) -> Iterator[Finding]:
         return
     yield ok("settings", f"device {settings.device_id}, mode {settings.mode}")
     yield from check_names(os.environ)
+    yield from packages()
     known: list[frozenset[str]] = []  # the labels of the device's model, once it is loaded
     checks: list[Check] = [
         disk.spool,

@@ -16,6 +16,7 @@ from edge.commands.draw import Copies, label_of
 from edge.commands.options import notes, settings_with
 from edge.endpoints import inference_endpoint
 from edge.settings import EdgeSettings
+from servicekit.distribution import install_hint
 from servicekit.errors import Category, SightlineError
 from servicekit.terminal import CommandError, sentence
 
@@ -104,7 +105,7 @@ def _copies(folder: Path, images: list[Path]) -> Copies:
 
         return Copies(folder, images)
     except ImportError as error:
-        raise CommandError(f"--save needs {error.name}: pip install 'sightline[onnx]'") from error
+        raise CommandError(f"--save needs {error.name}: {install_hint('onnx')}") from error
     except OSError as error:
         raise CommandError(f"--save: {folder} must be a folder: {error.strerror}") from error
 

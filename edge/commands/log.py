@@ -24,6 +24,7 @@ from edge.sources.frame import FrameSource
 from edge.sources.opening import open_source
 from edge.sources.sampling import Sampling
 from edge.tally import NodeStats
+from servicekit.distribution import install_hint
 from servicekit.errors import SightlineError
 from servicekit.telemetry import background_stderr
 from servicekit.telemetry.failures_once import FailuresOnce
@@ -120,7 +121,7 @@ def _opened(sources: Sequence[str], every: int, every_seconds: float | None) -> 
         raise CommandError(str(error)) from error
     except ModuleNotFoundError as error:
         raise CommandError(
-            f"videos and cameras need {error.name}: pip install 'sightline[video]'"
+            f"videos and cameras need {error.name}: {install_hint('video')}"
         ) from error
 
 
@@ -129,7 +130,7 @@ def _node(settings: EdgeSettings) -> EdgeNode:
         return EdgeNode.from_settings(settings)
     except ImportError as error:
         extra = "metrics" if error.name == "prometheus_client" else settings.detector
-        raise CommandError(f"this needs {error.name}: pip install 'sightline[{extra}]'") from error
+        raise CommandError(f"this needs {error.name}: {install_hint(extra)}") from error
     except (OSError, ValueError, RuntimeError) as error:  # a spool, a setting, a model
         raise CommandError(f"{error} (`sightline doctor` checks them all)") from error
 

@@ -8,6 +8,7 @@ from edge.detect.base import Detector, close_detector
 from edge.device_model import load_detector
 from edge.doctor.finding import Finding, failed, ok, warning
 from edge.settings import EdgeSettings
+from servicekit.distribution import install_hint
 
 _SIDE = 640  # of the picture that is tried, pixels
 
@@ -33,7 +34,7 @@ def model(
         yield failed(
             "model",
             f"detector {extra} needs {error.name}, which is not installed",
-            f"pip install 'sightline[{extra}]'",
+            install_hint(extra),
         )
         return
     except Exception as error:  # noqa: BLE001 - ultralytics raises what it likes on a broken file

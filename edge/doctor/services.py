@@ -18,7 +18,7 @@ from edge.doctor import health, reach
 from edge.doctor.finding import Finding, failed, ok, warning
 from edge.endpoints import inference_endpoint, ingest_endpoint
 from edge.settings import EdgeSettings
-from servicekit.about import version
+from servicekit.distribution import version
 from servicekit.errors import Category, SightlineError, from_rpc_error
 
 _CLOCK_WARNING_SECONDS = 2.0

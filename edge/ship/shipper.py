@@ -6,7 +6,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import grpc
 import tenacity
@@ -34,6 +33,7 @@ from edge.spool.entries import Entry, GapReason, Row
 from edge.spool.lineage import Agreement, Opening, agreement, opening_at
 from edge.spool.rows import up_to
 from edge.spool.spool import ReplacedError, Spool
+from servicekit.distribution import version
 from servicekit.errors import Category, SightlineError
 
 logger = logging.getLogger(__name__)
@@ -49,10 +49,7 @@ _LONGEST_SLEEP_SECONDS = 3600.0
 """Whatever a server asks for: a mistake of its must not silence a device until it is restarted."""
 _EXPECTED = (SightlineError, OSError, sqlite3.Error)
 
-try:
-    _CLIENT = f"sightline-edge/{version('sightline')}"
-except PackageNotFoundError:  # run from a folder that was never installed
-    _CLIENT = "sightline-edge"
+_CLIENT = f"sightline-edge/{version()}"
 
 
 class _StopError(Exception):

@@ -1,6 +1,5 @@
 """The protocol's handlers: messages in and out, nothing decided here."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import grpc
@@ -16,6 +15,7 @@ from inference_service.open_inference.statistics import Statistics
 from inference_service.pipeline import Pipeline
 from inference_service.server import call_of
 from servicekit.auth.caller import Scope
+from servicekit.distribution import version
 from servicekit.errors import SightlineError
 from servicekit.lifecycle import Service
 
@@ -63,7 +63,7 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         """The server's name, version and extensions."""
         del request, context
         return oip.ServerMetadataResponse(
-            name="sightline", version=_version(), extensions=describe.EXTENSIONS
+            name="sightline", version=version(), extensions=describe.EXTENSIONS
         )
 
     async def ModelMetadata(  # noqa: N802 - the contract's name
@@ -131,10 +131,3 @@ def service(pipeline: Pipeline) -> Service:
     # The protocol's health checks, which know no credentials.
     access |= {"ServerLive": None, "ServerReady": None}
     return Service("inference.GRPCInferenceService", register, access, large=("ModelInfer",))
-
-
-def _version() -> str:
-    try:
-        return version("sightline")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return ""

@@ -7,7 +7,6 @@ them in batches: a collector that is slow or away costs spans, and no call any t
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import grpc
@@ -33,6 +32,7 @@ from opentelemetry.trace import Span as OtelSpan
 from structlog.contextvars import bind_contextvars
 
 from servicekit.auth.caller import known_caller
+from servicekit.distribution import version
 from servicekit.telemetry import call_notes
 from servicekit.telemetry.call_end import code_of, peer_of
 from servicekit.telemetry.call_notes import Fact
@@ -71,7 +71,7 @@ class Spans:
         provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(sample_ratio)),
             resource=Resource.create(
-                {SERVICE_NAME: f"sightline-{service}", SERVICE_VERSION: version("sightline")}
+                {SERVICE_NAME: f"sightline-{service}", SERVICE_VERSION: version()}
             ),
             shutdown_on_exit=False,  # `close` does, within its time
         )

@@ -10,6 +10,7 @@ from edge.commands import infer, log
 from edge.commands import spool as spool
 from edge.commands.doctor import doctor
 from servicekit import terminal
+from servicekit.distribution import stranger
 from sightline.cli import backup, export, keys, models, read, readmit, serve
 
 app = typer.Typer(
@@ -35,4 +36,6 @@ app.command("health")(read.health)
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    if message := stranger():
+        typer.echo(f"warning: {message}", err=True)
     terminal.run(app, prog="sightline")

@@ -15,6 +15,7 @@ import typer
 
 from edge.commands.options import settings_with
 from edge.endpoints import ingest_endpoint
+from servicekit.distribution import install_hint
 from servicekit.durable import take_name
 from servicekit.errors import from_rpc_error
 from servicekit.terminal import CommandError
@@ -83,7 +84,7 @@ def restore(
     try:
         from ingest_service.store.duckdb import restore as restoring
     except ImportError as error:
-        raise CommandError(f"{error}: pip install 'sightline[ingest]'") from error
+        raise CommandError(f"{error}: {install_hint('ingest')}") from error
     try:
         found, aside = restoring.restore(file, to)
     except restoring.RestoreError as error:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from servicekit.distribution import install_hint
 from servicekit.errors import SightlineError
 from servicekit.private_files import keep_private
 from servicekit.terminal import CommandError
@@ -28,7 +29,7 @@ def export(
         from ingest_service.store.duckdb.file_store import DuckDBStore
         from ingest_service.store.duckdb.opening import StoreOpenError
     except ImportError as error:
-        raise CommandError(f"{error}: pip install 'sightline[ingest]'") from error
+        raise CommandError(f"{error}: {install_hint('ingest')}") from error
     if not database.is_file():
         raise CommandError(f"--database: {database} is no file")
     keep_private()

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from edge.commands.options import settings_with
 from edge.endpoints import inference_endpoint
+from servicekit.distribution import install_hint
 from servicekit.terminal import CommandError
 from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 
@@ -167,7 +168,7 @@ def _inference() -> Iterator[None]:
         from inference_service.models.model_spec import ModelSpecError
         from vision import ModelError
     except ImportError as error:
-        raise CommandError(f"{error}: pip install 'sightline[inference]'") from error
+        raise CommandError(f"{error}: {install_hint('inference')}") from error
     try:
         yield
     except (RepositoryError, LabelledError, ModelError, ModelSpecError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from servicekit.distribution import install_hint
 from servicekit.errors import SightlineError
 from servicekit.terminal import CommandError
 
@@ -50,7 +51,7 @@ def readmit(
         from ingest_service.store.duckdb.opening import StoreOpenError
         from ingest_service.store.duckdb.rejected import REASONS, RejectedFilter
     except ImportError as error:
-        raise CommandError(f"{error}: pip install 'sightline[ingest]'") from error
+        raise CommandError(f"{error}: {install_hint('ingest')}") from error
     if not database.is_file():
         raise CommandError(f"--database: {database} is no file")
     which = RejectedFilter(tuple(reason or REASONS), tuple(device or ()), _utc(since), _utc(until))

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from servicekit.distribution import install_hint
 from servicekit.telemetry import background_stderr
 from servicekit.terminal import CommandError
 from sightline.cli.processes import ServiceProcess, is_taken
@@ -151,4 +152,4 @@ def _check_installed(module: str) -> None:
     extra, packages = _NEEDS[module]
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise CommandError(f"{module} needs {', '.join(missing)}: pip install 'sightline[{extra}]'")
+        raise CommandError(f"{module} needs {', '.join(missing)}: {install_hint(extra)}")

@@ -27,7 +27,16 @@ ORDER: Mapping[str, tuple[str, ...]] = {
         *("yolo", "network", "onnx_classifier", "onnx_model", "__init__"),
     ),
     "servicekit": (
-        *("about", "addresses", "durable", "errors", "free_memory", "memory", "pace"),
+        *(
+            "distribution",
+            "about",
+            "addresses",
+            "durable",
+            "errors",
+            "free_memory",
+            "memory",
+            "pace",
+        ),
         *("private_files", "quotas", "settings", "parsing", "health", "server_settings"),
         *("terminal", "tls", "auth", "telemetry", "calls", "lifecycle", "__init__"),
     ),

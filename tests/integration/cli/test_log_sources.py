@@ -179,7 +179,7 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
     video = save_video(tmp_path / "clip.mp4", frames=2)
     done = sightline("log", video, env=env)
     assert done.returncode != 0
-    assert f"pip install 'sightline[{extra}]'" in " ".join(done.stderr.split())
+    assert f"pip install 'sightline-vision[{extra}]'" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 

@@ -15,7 +15,8 @@ from edge.commands.options import settings_with
 from edge.doctor import services
 from edge.doctor.finding import Finding, Level
 from edge.doctor.health import INGEST, ask
-from servicekit.about import TIME_KEY, VERSION_KEY, of_this_server, version
+from servicekit.about import TIME_KEY, VERSION_KEY, of_this_server
+from servicekit.distribution import version
 from servicekit.errors import SightlineError
 
 
