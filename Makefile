@@ -100,6 +100,14 @@ compat:
 	-@$(MAKE) --no-print-directory $(TRITONCLIENT)/.installed
 	-@$(MAKE) --no-print-directory $(OTHER_DUCKDBS)
 
+.PHONY: check
+check: $(VENV)/.test ## What one runs while thinking: style, types and unit tests, in a minute or so
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check --quiet $(SOURCES)
+	@$(BIN)/mypy $(SOURCES) & types=$$!; \
+	$(BIN)/python -m pytest tests/unit -q -n 2 --dist loadfile -m "not soak and not slow" $(PYTEST_ARGS); tests=$$?; \
+	wait $$types && exit $$tests
+
 .PHONY: test
 test: $(VENV)/.test compat ## Every test; PYTEST_ARGS="-k name" picks
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -109,14 +117,16 @@ next: $(VENV)/.test ## The store's tests on the newest DuckDB, beyond the bound 
 	$(BIN)/python -m tests.compat.next_duckdb
 
 .PHONY: lint
+# The contract is compared with the last release, or else with its first commit: what a caller was
+# promised once is kept, however many commits ago.
 lint: $(VENV)/.test ## ruff, mypy --strict, buf lint, buf breaking, stubs current
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/buf lint
-	@if git rev-parse --verify --quiet HEAD^ >/dev/null && git cat-file -e HEAD^:buf.yaml 2>/dev/null; then \
-	  echo "$(BIN)/buf breaking --against .git#ref=HEAD^"; $(BIN)/buf breaking --against '.git#ref=HEAD^'; \
-	else echo "buf breaking: no earlier contract in this checkout"; fi
+	@set -e; against=$$(git describe --tags --abbrev=0 2>/dev/null || git log --reverse --format=%H -- buf.yaml | head -n 1); \
+	echo "buf breaking, against $${against:-nothing: this is no git checkout}"; \
+	if [ -n "$$against" ]; then $(BIN)/buf breaking --against ".git#ref=$$against"; fi
 	$(MAKE) --no-print-directory generate
 	@git diff --exit-code -- generated && test -z "$$(git ls-files --others --exclude-standard generated)" \
 	  || { echo "generated/ is not current: run make generate and commit"; exit 1; }

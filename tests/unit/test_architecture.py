@@ -1,7 +1,7 @@
 """The order of the house: who may import whom, and which modules decide without acting."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -106,13 +106,16 @@ CORES = (
 ACTS = {"time", "socket", "sqlite3", "threading", "asyncio", "pathlib", "os", "subprocess"}
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield what a file imports: at its top, for its annotations, or late inside a function."""
+@cache
+def imports(path: Path) -> tuple[str, ...]:
+    """Return what a file imports: at its top, for its annotations, or late inside a function."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += (f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(found)
 
 
 def files(part: str) -> list[Path]:

@@ -34,6 +34,7 @@ def test_no_model_or_mode_cloud_is_no_detector(model: Path) -> None:
     assert load_detector(settings_of(device_model=model, mode="cloud")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "kind"),
     [
@@ -86,6 +87,7 @@ def test_closing_a_detector_that_holds_nothing_does_nothing(model: Path) -> None
     assert detector.detect(BLACK).model_name == "tiny"
 
 
+@pytest.mark.slow
 def test_the_owner_of_a_process_needs_no_runtime(model: Path) -> None:
     program = """
 import sys

@@ -225,6 +225,7 @@ def test_a_closed_node_runs_nothing(tmp_path: Path) -> None:
         made.run(Camera(1))
 
 
+@pytest.mark.slow
 def test_of_file_after_file_only_the_last_are_remembered(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     names = [f"{number:03d}.jpg" for number in range(300)]

@@ -428,6 +428,7 @@ class StoreConformance:
         commit(store, message(prediction(41, model_name=""), gap(42, 50), of=spool(2)))
         return logged
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("sums", [False, True])
     def test_a_filter_finds_what_plain_python_finds(self, store: Store, sums: bool) -> None:
         logged = self.logged(store, sums=sums)
@@ -458,6 +459,7 @@ class StoreConformance:
         quantiles = stats(store).inference_seconds
         assert quantiles == pytest.approx((0.505, 0.9505, 0.9901))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("sums", [False, True])
     def test_pages_come_newest_first_and_hold_each_prediction_once(
         self, store: Store, sums: bool
@@ -486,6 +488,7 @@ class StoreConformance:
         sequences = [one.position.sequence for one in (*first, *second)]
         assert sequences == list(range(10, 0, -1))
 
+    @pytest.mark.slow
     @given(chance=st.randoms(use_true_random=False))
     @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
     def test_sums_change_no_statistics(
@@ -507,6 +510,7 @@ class StoreConformance:
 
     # -- Keeping
 
+    @pytest.mark.slow
     def test_sums_are_merged_and_tell_the_same(self, open_store: Callable[[], Store]) -> None:
         store, clock, logged = open_store(), Clock(), []
         for number in range(1, 31):
@@ -573,6 +577,7 @@ class StoreConformance:
         assert len(everything(store)) == 9, "what is deleted does not come again"
         self.assert_balanced(store)
 
+    @pytest.mark.slow
     def test_each_prediction_is_exported_once(self, store: Store, tmp_path: Path) -> None:
         folder = tmp_path / "it's here"
         keeper = store.keeper()

@@ -74,6 +74,7 @@ def work(_):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

@@ -37,6 +37,7 @@ def test_a_name_loads_nothing_that_it_does_not_need() -> None:
     assert ran.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_as_a_module() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "sightline", "--help"], capture_output=True, text=True, check=True

@@ -34,6 +34,7 @@ def torchvisions(image: np.ndarray, how: Preprocess, size: tuple[int, int]) -> A
     return transforms.Compose(steps)(Image.fromarray(image)).numpy()[None]
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # the first example imports torchvision
 @given(
     sides,
@@ -57,6 +58,7 @@ def test_inputs_are_torchvisions(
     assert np.array_equal(found, torchvisions(image, how, size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1080, 810), (720, 1280), (256, 256), (100, 2000)])
 @pytest.mark.parametrize(
     ("how", "size"),

@@ -481,6 +481,7 @@ def test_drops_are_counted_and_declared(
     assert ingest.only().gaps == [(2, 21, 1)]
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_without_close_spools_what_it_can(tmp_path: Path) -> None:
     script = (
         "import sys; from sightline import Prediction, PredictionLogger;"
@@ -494,6 +495,7 @@ def test_a_process_that_ends_without_close_spools_what_it_can(tmp_path: Path) ->
         assert log.stats().backlog == 1000
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_while_the_disk_hangs_ends_and_keeps_what_is_spooled(
     tmp_path: Path,
 ) -> None:

@@ -227,6 +227,7 @@ def test_the_spool_is_tended(tmp_path: Path) -> None:
         assert tended.wait(20)
 
 
+@pytest.mark.slow
 def test_what_comes_after_something_was_given_up_has_its_time_to_wait(tmp_path: Path) -> None:
     with writing(tmp_path, patience_seconds=3.0) as rig:
         rig.disk.failing = OSError("full")

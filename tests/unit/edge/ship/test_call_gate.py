@@ -86,6 +86,7 @@ def calls() -> list[object]:
     return [one for one in gc.get_objects() if type(one).__name__ == "_MultiThreadedRendezvous"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["interrupted", "failed"])
 def test_no_call_is_left_over_for_a_forked_process_to_destroy(end: str) -> None:
     gate = CallGate()

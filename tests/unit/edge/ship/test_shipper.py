@@ -178,6 +178,7 @@ def test_the_server_says_when_to_come_back(node: Node, ingest: FakeIngest) -> No
         assert time.monotonic() - begun >= 1.4
 
 
+@pytest.mark.slow
 def test_errors_that_are_not_retryable_are_retried_all_the_same(
     node: Node, ingest: FakeIngest, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -510,6 +510,7 @@ def unfinished(patch: pytest.MonkeyPatch) -> Iterator[None]:
         reader.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_noted", [True, False])
 def test_what_is_salvaged_takes_the_place_when_all_of_it_is_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_noted: bool

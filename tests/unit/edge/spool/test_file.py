@@ -258,6 +258,7 @@ class Model:
         assert file.identity.last == self.last
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]]) -> None:

@@ -43,6 +43,7 @@ def drain(one: Opened, *, flowing: bool) -> None:
         one.spool.tend()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flowing", [False, True])
 def test_a_backlog_that_has_drained_leaves_its_space(tmp_path: Path, flowing: bool) -> None:
     one = opened(tmp_path)
@@ -123,6 +124,7 @@ log.close(0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [100_000, 300_000])
 def test_a_process_that_may_not_write_any_more_goes_on(tmp_path: Path, limit: int) -> None:
     """The kernel refuses to let a file grow, in the middle of whatever SQLite writes."""

@@ -235,6 +235,7 @@ class SharedStoreConformance(StoreConformance):
         with closing(opening()) as second:
             assert claim(second, b"b") == Record(PRINT, 100.0, ANSWER)
 
+    @pytest.mark.slow
     def test_of_processes_that_race_for_keys_one_wins_each(self, opening: Open) -> None:
         racers = 4
         # Spawned, as servers are: a forked child would share the parent's open files.

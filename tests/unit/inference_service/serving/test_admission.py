@@ -318,6 +318,7 @@ def test_what_is_withdrawn_is_not_run() -> None:
     admission.done([second])
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_workers_and_queue_keep_their_bounds(data: st.DataObject) -> None:
     workers, size = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 5))

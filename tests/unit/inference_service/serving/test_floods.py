@@ -87,6 +87,7 @@ SEEDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_caller_below_its_share_is_in_time_under_any_flood(seed: int) -> None:
     made = flood(seed)
@@ -107,6 +108,7 @@ def test_calls_with_long_deadlines_do_not_delay_others() -> None:
     assert world.busy >= GOODPUT * 2 * 20
 
 
+@pytest.mark.slow
 def test_a_caller_with_a_new_identity_for_each_call_shuts_nobody_out() -> None:
     world = World({"model": 0.025})
     world.warm_up()
@@ -123,6 +125,7 @@ def test_large_pictures_of_one_caller_do_not_make_another_one_s_late() -> None:
     assert world.outcomes["good"].ratio >= SHARE
 
 
+@pytest.mark.slow
 def test_callers_that_all_want_more_get_the_same() -> None:
     world = World({"model": 0.025})
     world.warm_up()
@@ -144,6 +147,7 @@ def test_a_weight_of_three_is_three_times_as_much() -> None:
     assert heavy == pytest.approx(3 * light, rel=0.15)
 
 
+@pytest.mark.slow
 def test_what_one_caller_leaves_is_the_other_s() -> None:
     world = World({"model": 0.025})
     world.warm_up()

@@ -119,6 +119,7 @@ def test_item_13_nothing_of_the_stream_is_stored_after_a_conflict() -> None:
     assert books.mark.through == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 def test_item_13_resends_in_other_batches_are_the_same(size: int) -> None:
     chance, books, every = random.Random(size), Books(), predictions(1, 100)

@@ -76,6 +76,7 @@ def run(*flags: str) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.slow
 def test_item_16_readmit_puts_each_back_once_and_whole(rejected: Path, tmp_path: Path) -> None:
     flags = ("--database", str(rejected))
     counted = run(*flags, "--dry-run")
@@ -101,11 +102,13 @@ def test_item_16_readmit_puts_each_back_once_and_whole(rejected: Path, tmp_path:
         assert stats(store, Filter(device_ids=(SPOOL.device_id,))).total_predictions == 5
 
 
+@pytest.mark.slow
 def test_a_rule_that_is_still_broken_keeps_its_row(rejected: Path) -> None:
     answer = run("--database", str(rejected), "--reason", "MODEL_NAME_REQUIRED")
     assert answer == {"readmitted": 0, "kept": {"MODEL_NAME_REQUIRED": 1}, "dry_run": False}
 
 
+@pytest.mark.slow
 def test_devices_and_times_narrow_what_is_looked_at(rejected: Path) -> None:
     flags = ("--database", str(rejected), "--dry-run")
     assert run(*flags, "--device", "another")["readmitted"] == 0
@@ -207,6 +210,7 @@ def test_the_offset_of_the_stream_comes_along(path: Path) -> None:
         assert stored.clock_offset_seconds == -5 * 86_400
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from sightline.cli.app import main; main()", "readmit"]
     command += ["--database", str(tmp_path / "no.duckdb")]

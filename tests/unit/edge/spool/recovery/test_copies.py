@@ -132,6 +132,7 @@ def test_a_process_that_is_killed_while_it_parts_a_copy_loses_nothing(
     assert {tuple(pending(home)) for home in homes(copy)} == {tuple(before)}
 
 
+@pytest.mark.slow
 def test_a_copy_that_cannot_be_parted_yet_does_not_go_on_as_it_is(copy: Path) -> None:
     with opened(copy.parent / "left") as spool:
         spool_id = spool.identity.spool_id

@@ -79,6 +79,7 @@ def test_a_log_without_its_file_is_kept(path: Path) -> None:
     DuckDBStore(path).close()
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_file_keeps_it_from_saying_what_is_wrong(path: Path) -> None:
     store = DuckDBStore(path)
     commit(store, message(*predictions(1, 2000)))

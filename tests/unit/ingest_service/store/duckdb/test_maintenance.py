@@ -46,6 +46,7 @@ def rows(store: DuckDBStore, sql: str) -> list[tuple[object, ...]]:
         return found
 
 
+@pytest.mark.slow
 def test_sums_and_deletions_run_beside_commits_and_queries(path: Path) -> None:
     store, clock, done = DuckDBStore(path), Clock(), threading.Event()
     failures: list[BaseException] = []

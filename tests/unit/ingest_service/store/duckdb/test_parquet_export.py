@@ -88,6 +88,7 @@ def test_every_folder_that_is_made_is_durable_before_its_rows_may_be_deleted(
     assert not set(above) - set(synced), "a power cut would lose what is marked as exported"
 
 
+@pytest.mark.slow
 def test_an_export_that_is_killed_anywhere_repeats_and_loses_nothing(tmp_path: Path) -> None:
     path, folder = tmp_path / "test.duckdb", tmp_path / "out"
     program = tmp_path / "program.py"

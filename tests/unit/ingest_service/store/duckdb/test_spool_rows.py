@@ -52,6 +52,7 @@ def commit_seconds(store: DuckDBStore, of: Spool, sequence: int) -> float:
     return time.perf_counter() - began
 
 
+@pytest.mark.slow
 def test_item_22_a_commit_does_not_grow_with_the_number_of_spools(tmp_path: Path) -> None:
     few, many = tmp_path / "few.duckdb", tmp_path / "many.duckdb"
     fill(few, 10)
@@ -74,6 +75,7 @@ def test_item_22_a_commit_does_not_grow_with_the_number_of_spools(tmp_path: Path
         assert of_many < 1.6 * of_few, (kind, of_few, of_many)
 
 
+@pytest.mark.slow
 def test_positions_are_right_wherever_their_rows_are(path: Path) -> None:
     fill(path, 3 * FAR)
     chance = random.Random(1)

@@ -95,6 +95,7 @@ def assert_as_the_rows_say(store: DuckDBStore) -> None:
     assert found.total_detections == sum(one.total for one in found.by_class)
 
 
+@pytest.mark.slow
 def test_item_22_one_device_with_many_keys_slows_no_statistics_down(tmp_path: Path) -> None:
     # CPU seconds. In a process of its own: DuckDB could wait for ever, and no interrupt ended it.
     done = subprocess.run(
@@ -108,6 +109,7 @@ def test_item_22_one_device_with_many_keys_slows_no_statistics_down(tmp_path: Pa
     assert min(hostile[:3]) < 5 * min(friendly[:3]), (friendly, hostile)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("appended", [0, 7, totals.APPENDED])
 def test_totals_are_those_of_the_rows(
     path: Path, monkeypatch: pytest.MonkeyPatch, appended: int
