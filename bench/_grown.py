@@ -31,14 +31,14 @@ def grow(path: Path, rows: int) -> None:
     with contextlib.closing(DuckDBStore(path)) as store:
         with contextlib.closing(store.reader()) as reader:
             there = reader.stats(Filter()).total_predictions
-        keeper, due = store.keeper(), 0.0
+        maintenance, due = store.maintenance(), 0.0
         for start in range(there, rows, GROUP):
             changes = _varied(templates[start // GROUP % DEVICES], chance)
             with store.transaction() as transaction:
                 transaction.write_books(changes, datetime.now(UTC))
                 transaction.write_predictions(changes.predictions, datetime.now(UTC))
             if time.monotonic() > due:
-                keeper.sum_up(datetime.now(UTC))
+                maintenance.update_rollups(datetime.now(UTC))
                 due = time.monotonic() + _SUM_UP_SECONDS
 
 

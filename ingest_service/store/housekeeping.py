@@ -14,7 +14,7 @@ from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
 
-SUM_UP_SECONDS = 0.15
+ROLLUP_SECONDS = 0.15
 """Time between two looks at what was committed, s: what has no sums yet is read row by row."""
 EXPIRE_SECONDS = 600.0
 REMINDER_SECONDS = 86_400.0
@@ -47,7 +47,7 @@ class Housekeeping:
     """
 
     def __init__(self, store: Store, duties: Duties, now: Callable[[], datetime]) -> None:
-        self._keeper = store.keeper()
+        self._maintenance = store.maintenance()
         self._duties = duties
         self._now = now
         self.held_seconds = 0.0
@@ -62,29 +62,29 @@ class Housekeeping:
         """End the step that runs, which goes on after the next start, and the thread."""
         self._closing.set()
         while self._thread.is_alive():
-            self._keeper.interrupt()  # again: one between two queries of a step is lost
+            self._maintenance.interrupt()  # again: one between two queries of a step is lost
             self._thread.join(0.05)
 
     def _run(self) -> None:
         steps = [
-            _Step(self._sum_up, SUM_UP_SECONDS),
+            _Step(self._update_rollups, ROLLUP_SECONDS),
             _Step(self._export, self._duties.export_seconds),
             _Step(self._expire, EXPIRE_SECONDS),
         ]
         while not self._closing.is_set():
             for step in steps:
                 step.run_if_due()
-            self._closing.wait(SUM_UP_SECONDS)
+            self._closing.wait(ROLLUP_SECONDS)
 
-    def _sum_up(self) -> None:
-        self._keeper.sum_up(self._now())
+    def _update_rollups(self) -> None:
+        self._maintenance.update_rollups(self._now())
 
     def _export(self) -> None:
         folder = self._duties.export_dir
         if folder is None:
             return
         began = time.monotonic()
-        if files := self._keeper.export(folder, self._now()):
+        if files := self._maintenance.export(folder, self._now()):
             logger.info("exported %d files in %.1f s", files, time.monotonic() - began)
 
     def _expire(self) -> None:
@@ -93,14 +93,14 @@ class Housekeeping:
         if not self._duties.retain_days:
             return
         before = self._oldest_kept(to_time(reading.trusted_us))
-        if count := self._keeper.expire(before, exported_only=self._exported_only):
+        if count := self._maintenance.expire(before, exported_only=self._exported_only):
             logger.info("deleted %d predictions received before %s", count, before)
 
     def _read_clock(self) -> Reading:
         wall, confirmed = self._now(), self._duties.confirmed_until
         until = None if confirmed is None else to_us(confirmed)
         uptime = read_uptime()
-        reading = self._keeper.read_clock(lambda note: judge(note, to_us(wall), uptime, until))
+        reading = self._maintenance.read_clock(lambda note: judge(note, to_us(wall), uptime, until))
         if reading.jump_us:
             self._remind(wall, reading)
         elif self.held_seconds:
@@ -116,7 +116,7 @@ class Housekeeping:
         held = 0
         if self._duties.retain_days:
             before = self._oldest_kept(wall)
-            held = self._keeper.expirable(before, exported_only=self._exported_only)
+            held = self._maintenance.expirable(before, exported_only=self._exported_only)
         logger.error(
             "the clock says %s, which is %s more than the time that passed explains: retention goes"
             " by %s until it is confirmed. By the clock it would delete %d predictions. Set the"

@@ -268,14 +268,14 @@ class Reader(Protocol):
         ...
 
 
-class Keeper(Protocol):
+class Maintenance(Protocol):
     """Keeps a store in shape while it is read and written; used by one thread, save `interrupt`.
 
     Every method raises SightlineError, and `export` OSError too. What was begun then goes on with
     the next call.
     """
 
-    def sum_up(self, now: datetime, *, everything: bool = False) -> None:
+    def update_rollups(self, now: datetime, *, everything: bool = False) -> None:
         """Prepare what was committed for statistics, retention and export.
 
         Args:
@@ -287,7 +287,8 @@ class Keeper(Protocol):
     def expire(self, before: datetime, *, exported_only: bool) -> int:
         """Delete what was committed before a time, in small transactions.
 
-        Positions, gaps and the books of each spool stay. Only what `sum_up` has prepared goes.
+        Positions, gaps and the bookkeeping of each spool stay. Only commits that `update_rollups`
+        has summed up are deleted.
 
         Args:
             before: UTC.
@@ -334,8 +335,8 @@ class Store(Protocol):
         """Return a new reader."""
         ...
 
-    def keeper(self) -> Keeper:
-        """Return a keeper; one at a time."""
+    def maintenance(self) -> Maintenance:
+        """Return the maintenance of the store; only one may be in use at a time."""
         ...
 
     def probe(self) -> None:

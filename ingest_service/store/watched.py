@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from ingest_service.store.protocol import STORE_MOVED, Keeper, Reader, Store, Transaction
+from ingest_service.store.protocol import STORE_MOVED, Maintenance, Reader, Store, Transaction
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,9 @@ class WatchedStore:
         """Return a new reader."""
         return self._store.reader()
 
-    def keeper(self) -> Keeper:
-        """Return a keeper; one at a time."""
-        return self._store.keeper()
+    def maintenance(self) -> Maintenance:
+        """Return the maintenance of the store; only one may be in use at a time."""
+        return self._store.maintenance()
 
     def probe(self) -> None:
         """Commit something and take it back, to see whether it can."""

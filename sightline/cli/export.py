@@ -35,9 +35,9 @@ def export(
     keep_private()
     try:
         with contextlib.closing(DuckDBStore(database)) as store:
-            keeper, now = store.keeper(), datetime.now(UTC)
-            keeper.sum_up(now, everything=True)
-            files = keeper.export(to, now)
+            maintenance, now = store.maintenance(), datetime.now(UTC)
+            maintenance.update_rollups(now, everything=True)
+            files = maintenance.export(to, now)
     except StoreOpenError as error:
         raise CommandError(str(error)) from error
     except (SightlineError, OSError) as error:

@@ -16,7 +16,7 @@ import grpc
 from ingest_service.store.duckdb.commit_clock import CommitClock
 from ingest_service.store.duckdb.database_copy import Contents, CopyError, Progress, copy_database
 from ingest_service.store.duckdb.files import FilesMovedError, LogMovedError
-from ingest_service.store.duckdb.maintenance import DuckDBKeeper
+from ingest_service.store.duckdb.maintenance import DuckDBMaintenance
 from ingest_service.store.duckdb.opening import StoreOpenError, open_database, reopen_database
 from ingest_service.store.duckdb.reader import DuckDBReader
 from ingest_service.store.duckdb.spool_rows import SpoolRows
@@ -106,9 +106,9 @@ class DuckDBStore:
             self._files.check()
             return DuckDBReader(self._cursor(), self._translated)
 
-    def keeper(self) -> DuckDBKeeper:
-        """Return a keeper; one at a time."""
-        return DuckDBKeeper(self._cursor, self._translated, self._committing)
+    def maintenance(self) -> DuckDBMaintenance:
+        """Return the maintenance of the store; only one may be in use at a time."""
+        return DuckDBMaintenance(self._cursor, self._translated, self._committing)
 
     def check(self) -> None:
         """Raise SightlineError if the path does not lead to the file that is open."""

@@ -16,8 +16,8 @@ from ingest_service.store.retention_clock import Note, Reading
 _STEPS = (retention.expire_rejected, retention.expire_streams)
 
 
-class DuckDBKeeper:
-    """A `Keeper`: each step is a transaction of its own, beside those of the writer.
+class DuckDBMaintenance:
+    """A `Maintenance`: each step is a transaction of its own, beside those of the writer.
 
     Args:
         cursor: opens a connection.
@@ -38,7 +38,7 @@ class DuckDBKeeper:
         self._interrupted = threading.Event()
         self._open = _OpenBlock()
 
-    def sum_up(self, now: datetime, *, everything: bool = False) -> None:
+    def update_rollups(self, now: datetime, *, everything: bool = False) -> None:
         """Close the blocks that are full or old, and merges those that have become many."""
         with self._transaction() as cursor:
             blocks = rollups.open_blocks(

@@ -33,7 +33,7 @@ _ENDS = f"""
     GROUP BY (upto - 1) // {BLOCK}, epoch_us(received_at) // {BLOCK_US} ORDER BY 1
 """
 _LAST = "SELECT epoch_us(max(through)) FROM blocks"
-_SUM_UP = """
+_ADD_ROLLUPS = """
     INSERT INTO rollups SELECT make_timestamptz($through), * FROM ({summary})
 """.format(
     summary=SUMMARY.format(
@@ -91,7 +91,7 @@ def open_blocks(
 def close_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
     """Add a block and its sums, in the transaction that is open."""
     span = {"after": block.after, "through": block.through}
-    cursor.execute(_SUM_UP, span)
+    cursor.execute(_ADD_ROLLUPS, span)
     _add_block(cursor, block)
     totals.add_blocks(cursor, block.after, block.through)
 

@@ -23,7 +23,7 @@ from ingest_service.receive.group_writer import GroupWriter
 from ingest_service.store.protocol import (
     Filter,
     Generation,
-    Keeper,
+    Maintenance,
     Position,
     Reader,
     Spool,
@@ -84,8 +84,8 @@ class BeforeCommit:
     def check(self) -> None:
         self._store.check()
 
-    def keeper(self) -> Keeper:
-        return self._store.keeper()
+    def maintenance(self) -> Maintenance:
+        return self._store.maintenance()
 
     def close(self) -> None:
         self._store.close()
@@ -123,9 +123,9 @@ def stats(store: Store, which: Filter | None = None) -> Stats:
         reader.close()
 
 
-def sum_up(store: Store) -> None:
+def update_rollups(store: Store) -> None:
     """Has the store put sums to all that is committed, whatever its age."""
-    store.keeper().sum_up(NOW, everything=True)
+    store.maintenance().update_rollups(NOW, everything=True)
 
 
 def watermark(store: Store, of: Spool = SPOOL) -> int:
@@ -421,7 +421,7 @@ class StoreConformance:
             sent = varied(number, 40)
             for start in range(0, 40, 16):
                 if sums:
-                    sum_up(store)
+                    update_rollups(store)
                 commit(store, message(*sent[start : start + 16], of=spool(number)), now=clock)
                 clock.tick()
             logged += [(spool(number).device_id, one) for one in sent]
@@ -501,7 +501,7 @@ class StoreConformance:
         for start in range(0, len(sent), 20):
             commit(store, message(*sent[start : start + 20], of=of), now=lambda: NOW)
             if chance.random() < 0.8:
-                sum_up(store)
+                update_rollups(store)
         for _ in range(10):
             which = replace(any_filter(chance), device_ids=(of.device_id,))
             chosen = [(of.device_id, one) for one in sent if matches(which, of.device_id, one)]
@@ -518,7 +518,7 @@ class StoreConformance:
             commit(store, message(*sent, of=spool(number)), now=clock)
             logged += [(spool(number).device_id, one) for one in sent]
             clock.tick()
-            sum_up(store)
+            update_rollups(store)
         commit(store, message(prediction(21, model_name=""), gap(22, 30), of=spool(2)))
         ((blocks, predictions_),) = self.query(
             store, "SELECT count(*), sum(predictions) FROM blocks"
@@ -540,7 +540,7 @@ class StoreConformance:
                 message(*predictions(back + 1, back + 1)),
                 now=lambda: NOW - timedelta(hours=back),  # noqa: B023 - called at once
             )
-            sum_up(store)
+            update_rollups(store)
         store.close()
         store = open_store()
         commit(store, message(prediction(4)), now=lambda: NOW - timedelta(hours=9))
@@ -559,13 +559,13 @@ class StoreConformance:
                 message(gap(start, start), stream=1),
                 now=clock,
             )
-            sum_up(store)
+            update_rollups(store)
             clock.time += timedelta(days=1)
-        keeper = store.keeper()
+        maintenance = store.maintenance()
         before = NOW + timedelta(hours=36)
-        assert keeper.expire(before, exported_only=True) == 0, "nothing is exported"
-        assert keeper.expire(before, exported_only=False) == 16
-        assert keeper.expire(before, exported_only=False) == 0
+        assert maintenance.expire(before, exported_only=True) == 0, "nothing is exported"
+        assert maintenance.expire(before, exported_only=False) == 16
+        assert maintenance.expire(before, exported_only=False) == 0
         assert [p.position.sequence for p in everything(store)] == list(range(28, 20, -1))
         assert watermark(store) == 30
         ledger = self.query(store, "SELECT * EXCLUDE (device_id, spool_id) FROM ledger")
@@ -580,23 +580,23 @@ class StoreConformance:
     @pytest.mark.slow
     def test_each_prediction_is_exported_once(self, store: Store, tmp_path: Path) -> None:
         folder = tmp_path / "it's here"
-        keeper = store.keeper()
+        maintenance = store.maintenance()
         logged = []
         for first in range(1, 37, 3):  # blocks that are exported are merged with later ones
             for number in (1, 2):
                 of = spool(number)
                 commit(store, message(*predictions(first, first + 2), of=of))
                 logged += [(of.device_id, sequence) for sequence in range(first, first + 3)]
-            sum_up(store)
+            update_rollups(store)
             if first % 9 == 7:
-                assert keeper.export(folder, NOW) == 2
-                assert keeper.export(folder, NOW) == 0
+                assert maintenance.export(folder, NOW) == 2
+                assert maintenance.export(folder, NOW) == 0
         rows = exported(folder)
         assert sorted((row["device_id"], row["sequence"]) for row in rows) == sorted(logged)
         assert {
             path.parent.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")
         } == {f"day=2026-11-22/device_id=gate-{number}" for number in (1, 2)}
-        assert keeper.expire(NOW + timedelta(days=1), exported_only=True) == 72
+        assert maintenance.expire(NOW + timedelta(days=1), exported_only=True) == 72
 
     def test_an_interrupted_reader_fails(self, store: Store) -> None:
         reader = store.reader()

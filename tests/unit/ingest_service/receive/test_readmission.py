@@ -34,7 +34,7 @@ from tests.unit.ingest_service.samples import (
     spool,
     timestamp,
 )
-from tests.unit.ingest_service.store_conformance import commit, everything, stats, sum_up
+from tests.unit.ingest_service.store_conformance import commit, everything, stats, update_rollups
 
 BEHIND = NOW - timedelta(days=5)
 """What the server's clock showed."""
@@ -92,11 +92,11 @@ def test_item_16_readmit_puts_each_back_once_and_whole(rejected: Path, tmp_path:
             ledger = "SELECT accepted, rejected, committed_through, balanced FROM ledger"
             assert cursor.execute(ledger).fetchall() == [(5, 1, 6, True)]
         before = stats(store)
-        sum_up(store)
+        update_rollups(store)
         # Quantiles come from buckets now.
         assert replace(stats(store), inference_seconds=before.inference_seconds) == before
         assert before.total_predictions == 5
-        assert store.keeper().export(tmp_path / "out", NOW) > 0
+        assert store.maintenance().export(tmp_path / "out", NOW) > 0
         # The device sends it all again: duplicates, none of them stored twice.
         commit(store, message(*map(full, range(1, 7))))
         assert stats(store, Filter(device_ids=(SPOOL.device_id,))).total_predictions == 5

@@ -151,7 +151,7 @@ def _seldom(monkeypatch: pytest.MonkeyPatch) -> None:
 def fill(store: DuckDBStore, received: datetime) -> None:
     stamp = prediction(1, captured_at=timestamp(received))
     commit(store, message(stamp, of=spool(1)), now=lambda: received)
-    store.keeper().sum_up(received, everything=True)
+    store.maintenance().update_rollups(received, everything=True)
 
 
 def restarted(path: Path, received: datetime) -> DuckDBStore:
@@ -175,7 +175,7 @@ def test_item_15_one_start_with_the_clock_60_days_ahead_deletes_nothing(
     ):
         # The first commit carries the wrong time, and must not vouch for it.
         commit(store, message(prediction(1), of=spool(2)), now=lambda: real + DAYS_AHEAD)
-        store.keeper().sum_up(real + DAYS_AHEAD, everything=True)
+        store.maintenance().update_rollups(real + DAYS_AHEAD, everything=True)
         assert kept.expire() == 2
         assert kept.housekeeping.held_seconds == pytest.approx(DAYS_AHEAD.total_seconds(), abs=60)
     (line,) = [record.getMessage() for record in caplog.records]
@@ -253,8 +253,8 @@ def test_rows_get_sums_while_the_clock_is_behind_them(
     monkeypatch.setattr("ingest_service.store.duckdb.maintenance.time.monotonic", lambda: steady[0])
     with contextlib.closing(DuckDBStore(path)) as store:
         commit(store, message(prediction(1)), now=lambda: NOW + DAYS_AHEAD)
-        keeper = store.keeper()
+        maintenance = store.maintenance()
         for steady[0], blocks in ((0.0, 0), (3599.0, 0), (3600.0, 1)):
-            keeper.sum_up(NOW)
+            maintenance.update_rollups(NOW)
             with contextlib.closing(store._cursor()) as cursor:
                 assert cursor.execute("SELECT count(*) FROM blocks").fetchall() == [(blocks,)]

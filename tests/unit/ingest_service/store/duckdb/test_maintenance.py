@@ -1,4 +1,4 @@
-"""A keeper beside a writer and readers, and on a file of version 1."""
+"""Maintenance beside a writer and readers, and on a file of version 1."""
 
 import contextlib
 import threading
@@ -13,7 +13,7 @@ import pytest
 from ingest_service.store.duckdb import rollups
 from ingest_service.store.duckdb.commit_clock import CommitClock
 from ingest_service.store.duckdb.file_store import DuckDBStore
-from ingest_service.store.duckdb.maintenance import DuckDBKeeper
+from ingest_service.store.duckdb.maintenance import DuckDBMaintenance
 from ingest_service.store.housekeeping import Duties, Housekeeping
 from servicekit.errors import SightlineError
 from tests.unit.ingest_service.samples import (
@@ -30,7 +30,7 @@ from tests.unit.ingest_service.store_conformance import (
     commit,
     everything,
     stats,
-    sum_up,
+    update_rollups,
     varied,
 )
 
@@ -61,9 +61,9 @@ def test_sums_and_deletions_run_beside_commits_and_queries(path: Path) -> None:
             raise
 
     def keep() -> None:
-        keeper = store.keeper()
-        keeper.sum_up(clock.time, everything=True)
-        keeper.expire(clock.time - timedelta(hours=10), exported_only=False)
+        maintenance = store.maintenance()
+        maintenance.update_rollups(clock.time, everything=True)
+        maintenance.expire(clock.time - timedelta(hours=10), exported_only=False)
 
     def read() -> None:
         got = stats(store)
@@ -116,7 +116,7 @@ def test_a_file_of_version_1_keeps_its_rows_and_gets_sums(path: Path) -> None:
             connection.execute(f"INSERT INTO {table} SELECT {', '.join(columns)} FROM new.{table}")
     store = DuckDBStore(old)
     assert stats(store) == before
-    sum_up(store)
+    update_rollups(store)
     assert rows(store, "SELECT sum(predictions) FROM rollups") == [(120,)]
     assert stats(store).by_class == before.by_class
     assert rows(store, "SELECT count(*) FROM ledger WHERE balanced") == [(3,)]
@@ -131,14 +131,14 @@ def test_blocks_are_closed_when_they_are_full_or_old(
     monkeypatch.setattr(rollups, "_ENDS", rollups._ENDS.replace(f"// {rollups.BLOCK}", "// 100"))
     monkeypatch.setattr(rollups, "BLOCK", 100)
     store = DuckDBStore(path)
-    keeper = store.keeper()
+    maintenance = store.maintenance()
     for start in range(1, 260, 10):
         commit(store, message(*predictions(start, start + 9)))
-    keeper.sum_up(NOW)
+    maintenance.update_rollups(NOW)
     assert rows(store, "SELECT predictions FROM blocks ORDER BY through") == [(100,), (100,)]
-    keeper.sum_up(NOW + timedelta(minutes=59))
+    maintenance.update_rollups(NOW + timedelta(minutes=59))
     assert len(rows(store, "SELECT predictions FROM blocks")) == 2
-    keeper.sum_up(NOW + timedelta(minutes=61))
+    maintenance.update_rollups(NOW + timedelta(minutes=61))
     assert rows(store, "SELECT sum(predictions) FROM blocks") == [(260,)]
     assert rows(store, "SELECT sum(predictions) FROM rollups") == [(260,)]
     store.close()
@@ -147,12 +147,12 @@ def test_blocks_are_closed_when_they_are_full_or_old(
 def test_a_keeper_that_is_interrupted_goes_on_later(path: Path) -> None:
     store = DuckDBStore(path)
     commit(store, message(*predictions(1, 5)))
-    keeper = store.keeper()
-    keeper.interrupt()
+    maintenance = store.maintenance()
+    maintenance.interrupt()
     with pytest.raises(SightlineError) as caught:
-        keeper.sum_up(NOW, everything=True)
+        maintenance.update_rollups(NOW, everything=True)
     assert caught.value.reason == "CANCELLED"
-    sum_up(store)
+    update_rollups(store)
     assert rows(store, "SELECT predictions FROM blocks") == [(5,)]
     store.close()
 
@@ -183,7 +183,7 @@ def test_a_bug_in_one_duty_does_not_end_the_others(
         (again if failed.is_set() else failed).set()
         raise ValueError("a bug")
 
-    monkeypatch.setattr(DuckDBKeeper, "export", fail)
+    monkeypatch.setattr(DuckDBMaintenance, "export", fail)
     store = DuckDBStore(path)
     duties = Duties(export_dir=tmp_path / "out", export_seconds=0.01)
     housekeeping = Housekeeping(store, duties, lambda: datetime.now(UTC))

@@ -11,7 +11,7 @@ from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.duckdb.parquet_export import UNFINISHED, folder_name
 from ingest_service.store.protocol import Spool
 from tests.unit.ingest_service.samples import NOW, message, predictions, spool
-from tests.unit.ingest_service.store_conformance import commit, exported, sum_up
+from tests.unit.ingest_service.store_conformance import commit, exported, update_rollups
 
 ODD_DEVICES = [
     "..",
@@ -40,7 +40,7 @@ def die_at(event, args):
             left = 1000
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(die_at)
-DuckDBStore(Path(sys.argv[1])).keeper().export(Path(sys.argv[2]), datetime.now(UTC))
+DuckDBStore(Path(sys.argv[1])).maintenance().export(Path(sys.argv[2]), datetime.now(UTC))
 print("done")
 """
 
@@ -60,8 +60,8 @@ def test_devices_with_odd_names_are_exported(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         of = Spool(name, spool(number).spool_id)
         commit(store, message(*predictions(1, 2), of=of, stream=number))
-    sum_up(store)
-    assert store.keeper().export(tmp_path / "out", NOW) == len(names)
+    update_rollups(store)
+    assert store.maintenance().export(tmp_path / "out", NOW) == len(names)
     store.close()
     rows = exported(tmp_path / "out")
     assert sorted(row["device_id"] for row in rows) == sorted(names * 2)
@@ -79,9 +79,9 @@ def test_every_folder_that_is_made_is_durable_before_its_rows_may_be_deleted(
     monkeypatch.setattr(parquet_export, "_sync", synced.append)
     store = DuckDBStore(tmp_path / "test.duckdb")
     commit(store, message(*predictions(1, 2)))
-    sum_up(store)
+    update_rollups(store)
     folder = tmp_path / "not" / "there" / "yet"
-    assert store.keeper().export(folder, NOW) == 1
+    assert store.maintenance().export(folder, NOW) == 1
     store.close()
     (file,) = folder.rglob("*.parquet")
     above = [each for each in file.parents if each.is_relative_to(tmp_path)]
@@ -101,7 +101,7 @@ def test_an_export_that_is_killed_anywhere_repeats_and_loses_nothing(tmp_path: P
             first = step * 5 + 1
             commit(store, message(*predictions(first, first + 4), of=spool(number)))
             logged += 5
-        sum_up(store)
+        update_rollups(store)
         store.close()
         arguments = [sys.executable, str(program), str(path), str(folder), str(2 * step)]
         ended = subprocess.run(arguments, check=False, capture_output=True, text=True)
@@ -109,7 +109,7 @@ def test_an_export_that_is_killed_anywhere_repeats_and_loses_nothing(tmp_path: P
         assert ended.returncode in (0, -9), ended.stderr
         store = DuckDBStore(path)
         if step % 3 == 2:
-            store.keeper().export(folder, NOW)
+            store.maintenance().export(folder, NOW)
             rows = [(row["device_id"], row["sequence"]) for row in exported(folder)]
             assert len(rows) == len(set(rows)) == logged
     assert killed >= 4, "the kills must come before the end"

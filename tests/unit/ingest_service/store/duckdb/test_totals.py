@@ -16,7 +16,7 @@ from ingest_service.store.duckdb import totals
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.protocol import Filter
 from tests.unit.ingest_service.samples import message, spool
-from tests.unit.ingest_service.store_conformance import Clock, commit, stats, sum_up, varied
+from tests.unit.ingest_service.store_conformance import Clock, commit, stats, update_rollups, varied
 
 _HOSTILE = """
 import contextlib, json, sys, time
@@ -40,7 +40,7 @@ def seconds(name, keys):
     with contextlib.closing(DuckDBStore(Path(sys.argv[1]) / name)) as store:
         with contextlib.closing(store._cursor()) as cursor:
             cursor.execute(ROWS.format(**keys))
-        store.keeper().sum_up(datetime.now(UTC), everything=True)
+        store.maintenance().update_rollups(datetime.now(UTC), everything=True)
         taken = []
         for which in (Filter(), Filter(), Filter(), Filter(device_ids=("evil",))):
             with contextlib.closing(store.reader()) as reader:
@@ -120,11 +120,11 @@ def test_totals_are_those_of_the_rows(
     for number in range(1, 21):
         commit(store, message(*varied(number, 30), of=spool(number)), now=clock)
         if number % 2:
-            sum_up(store)
+            update_rollups(store)
         clock.time += timedelta(minutes=17)
         if number % 5 == 0:
             before = clock.time - timedelta(hours=2)
-            store.keeper().expire(before, exported_only=False)
+            store.maintenance().expire(before, exported_only=False)
         if number % 7 == 0:
             store.close()
             store = DuckDBStore(path)
@@ -143,8 +143,8 @@ def test_everything_that_expires_leaves_no_total(path: Path) -> None:
     with contextlib.closing(DuckDBStore(path)) as store:
         clock = Clock()
         commit(store, message(*varied(1, 30)), now=clock)
-        sum_up(store)
-        store.keeper().expire(clock.time + timedelta(days=1), exported_only=False)
+        update_rollups(store)
+        store.maintenance().expire(clock.time + timedelta(days=1), exported_only=False)
         found = stats(store)
         assert (found.total_predictions, found.by_model, found.by_class) == (0, [], [])
         assert (found.inference_seconds, found.first_captured_us) == (None, None)
@@ -157,7 +157,7 @@ def test_a_file_of_version_2_gets_its_totals(path: Path) -> None:
             commit(store, message(*varied(number, 40), of=spool(number)), now=clock)
             clock.tick()
             if number < 3:
-                sum_up(store)
+                update_rollups(store)
         before = stats(store)
     old = path.with_name("old.duckdb")
     with duckdb.connect(old) as connection:
@@ -180,7 +180,7 @@ def test_a_file_of_version_2_gets_its_totals(path: Path) -> None:
     with contextlib.closing(DuckDBStore(old)) as store:
         assert stats(store) == before
         assert_as_the_rows_say(store)
-        sum_up(store)
+        update_rollups(store)
         assert_as_the_rows_say(store)
 
 
@@ -190,6 +190,6 @@ def test_filters_and_totals_agree(path: Path) -> None:
         for number in (1, 2):
             commit(store, message(*varied(number, 40), of=spool(number)), now=clock)
             clock.tick()
-            sum_up(store)
+            update_rollups(store)
         every = Filter(device_ids=(spool(1).device_id, spool(2).device_id))
         assert stats(store) == stats(store, every)
