@@ -35,7 +35,7 @@ def grow(path: Path, rows: int) -> None:
         for start in range(there, rows, GROUP):
             changes = _varied(templates[start // GROUP % DEVICES], chance)
             with store.transaction() as transaction:
-                transaction.write_books(changes, datetime.now(UTC))
+                transaction.write_bookkeeping(changes, datetime.now(UTC))
                 transaction.write_predictions(changes.predictions, datetime.now(UTC))
             if time.monotonic() > due:
                 maintenance.update_rollups(datetime.now(UTC))

@@ -132,7 +132,7 @@ def insert(folder: Path, changes: Changes, seconds: float) -> float:
         began, count = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - began) < seconds:
             with store.transaction() as transaction:
-                transaction.write_books(changes, datetime.now(UTC))
+                transaction.write_bookkeeping(changes, datetime.now(UTC))
                 transaction.write_predictions(changes.predictions, datetime.now(UTC))
             count += changes.predictions.num_rows
     return count / elapsed

@@ -77,7 +77,7 @@ class GroupWriter:
             changes, outcomes = decide(group, watermarks)
             if changes.watermarks.num_rows:
                 received_at = self._now()
-                transaction.write_books(changes, received_at)
+                transaction.write_bookkeeping(changes, received_at)
                 transaction.write_predictions(changes.predictions, received_at)
             on_commit()
         self._on_committed(changes.gaps, outcomes)

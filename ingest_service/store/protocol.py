@@ -218,7 +218,7 @@ class Transaction(Protocol):
         """Return what is committed of each spool."""
         ...
 
-    def write_books(self, changes: Changes, received_at: datetime) -> None:
+    def write_bookkeeping(self, changes: Changes, received_at: datetime) -> None:
         """Write everything of a group but its predictions: a little, in many statements.
 
         Args:
@@ -233,7 +233,7 @@ class Transaction(Protocol):
 
         Args:
             predictions: of `Changes`.
-            received_at: as in `write_books`.
+            received_at: as in `write_bookkeeping`.
         """
         ...
 

@@ -113,7 +113,7 @@ class DuckDBTransaction:
         self._new.update(spool for spool in spools if spool not in positions)
         return positions
 
-    def write_books(self, changes: Changes, received_at: datetime) -> None:
+    def write_bookkeeping(self, changes: Changes, received_at: datetime) -> None:
         """Write everything of a group but its predictions."""
         received_at = self._stamp(received_at)
         for name, statement in _APPENDED.items():
