@@ -6,8 +6,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from ingest_service.store.duckdb.commit_record import commit_record_path, log_path
 from ingest_service.store.duckdb.file_store import DuckDBStore
-from ingest_service.store.duckdb.mark import log_path, mark_path
 from ingest_service.store.duckdb.opening import StoreOpenError
 from tests.faults.power import PAGE, lose_pages
 from tests.unit.ingest_service.stores import checkpoint, leave, log, opened, sequences
@@ -19,35 +19,36 @@ def path(tmp_path: Path) -> Path:
 
 
 def interrupted(path: Path, folder: Path, rows: int) -> tuple[Path, int]:
-    """Returns the files after a last COMMIT that was not synced, and how much of the log was."""
+    """Return the files after a last COMMIT that was not synced, and how much of the log was."""
     with opened(path) as store:
         log(store, 1, 10)
         checkpoint(store)
         log(store, 11, 300)
         confirmed = log_path(path).stat().st_size
-        noted = mark_path(path).read_bytes()
+        record = commit_record_path(path).read_bytes()
         log(store, 301, 300 + rows)
         left = leave(path, folder)
-    mark_path(left).write_bytes(noted)
+    commit_record_path(left).write_bytes(record)
     return left, confirmed
 
 
-@pytest.mark.parametrize("has_mark", [True, False])
+@pytest.mark.parametrize("has_record", [True, False])
 @pytest.mark.parametrize("rows", [1, 40, 2000])
 def test_14_a_hole_in_the_unconfirmed_tail_is_set_aside(
-    path: Path, tmp_path: Path, rows: int, has_mark: bool
+    path: Path, tmp_path: Path, rows: int, has_record: bool
 ) -> None:
     left, confirmed = interrupted(path, tmp_path / "left", rows)
-    database, whole, noted = left.read_bytes(), log_path(left).read_bytes(), mark_path(left)
-    mark, chance = noted.read_bytes(), random.Random(rows)
+    database, whole = left.read_bytes(), log_path(left).read_bytes()
+    record_path = commit_record_path(left)
+    record, chance = record_path.read_bytes(), random.Random(rows)
     for _ in range(30):
         for file in left.parent.iterdir():
             file.unlink()
         left.write_bytes(database)
         damaged = lose_pages(whole, confirmed, chance)
         log_path(left).write_bytes(damaged)
-        if has_mark:
-            noted.write_bytes(mark)
+        if has_record:
+            record_path.write_bytes(record)
         with opened(left) as store:
             found = sequences(store)
             assert found in (list(range(1, 301)), list(range(1, 301 + rows)))
@@ -70,14 +71,14 @@ def test_14_duckdb_alone_does_not_start_with_a_hole(path: Path, tmp_path: Path) 
         duckdb.connect(str(left))
 
 
-@pytest.mark.parametrize("has_mark", [True, False])
+@pytest.mark.parametrize("has_record", [True, False])
 def test_14_damage_of_what_was_confirmed_is_refused(
-    path: Path, tmp_path: Path, has_mark: bool
+    path: Path, tmp_path: Path, has_record: bool
 ) -> None:
     left, confirmed = interrupted(path, tmp_path / "left", 500)
     whole, chance = log_path(left).read_bytes(), random.Random(14)
-    if not has_mark:
-        mark_path(left).unlink()
+    if not has_record:
+        commit_record_path(left).unlink()
     for _ in range(30):
         at = chance.randrange(100, confirmed)
         damaged = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
@@ -85,12 +86,12 @@ def test_14_damage_of_what_was_confirmed_is_refused(
         with pytest.raises(StoreOpenError, match="its log is damaged at byte"):
             DuckDBStore(left)
         assert log_path(left).read_bytes() == damaged
-        if not has_mark:
-            mark_path(left).unlink()
+        if not has_record:
+            commit_record_path(left).unlink()
 
 
 def test_14_the_last_commit_that_was_noted_is_never_set_aside(path: Path, tmp_path: Path) -> None:
-    """It is the last in the log: nothing behind it shows that it was confirmed, but the mark."""
+    """Only the commit record shows that the last transaction of the log was confirmed."""
     with opened(path) as store:
         log(store, 1, 300)
         confirmed = log_path(path).stat().st_size
@@ -108,9 +109,9 @@ def test_14_the_last_commit_that_was_noted_is_never_set_aside(path: Path, tmp_pa
 
 
 def test_14_wrong_bytes_are_no_missing_ones(path: Path, tmp_path: Path) -> None:
-    """Without a mark, a flipped bit in the last transaction may be damage of a confirmed one."""
+    """Without a commit record, a flipped bit may be damage of a confirmed transaction."""
     left, confirmed = interrupted(path, tmp_path / "left", 500)
-    mark_path(left).unlink()
+    commit_record_path(left).unlink()
     whole = bytearray(log_path(left).read_bytes())
     whole[confirmed + 100] ^= 1
     log_path(left).write_bytes(bytes(whole))
@@ -122,11 +123,11 @@ def test_14_a_log_that_never_came_to_the_disk(path: Path, tmp_path: Path) -> Non
     with opened(path) as store:
         log(store, 1, 10)
         checkpoint(store)
-        noted = mark_path(path).read_bytes()
+        record = commit_record_path(path).read_bytes()
         log(store, 11, 500)
         left = leave(path, tmp_path / "left")
     size = log_path(left).stat().st_size
     log_path(left).write_bytes(bytes(size))
-    mark_path(left).write_bytes(noted)
+    commit_record_path(left).write_bytes(record)
     with opened(left) as again:
         assert sequences(again) == list(range(1, 11))

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from ingest_service.store.duckdb.commit_record import CommitRecord, CommitRecordFile, log_path
 from ingest_service.store.duckdb.file_format import HEADER_BYTES, DatabaseHeader, parse_database
-from ingest_service.store.duckdb.mark import Mark, Note, log_path
 
 
 class FilesMovedError(Exception):
@@ -36,16 +36,16 @@ class StoreFiles:
 
     Args:
         database: its path.
-        mark: where commits are noted; closed with this.
+        record_file: holds the commit record; closed together with this.
 
     Raises:
         OSError: the file is not there.
     """
 
-    def __init__(self, database: Path, mark: Mark) -> None:
+    def __init__(self, database: Path, record_file: CommitRecordFile) -> None:
         self._database = database
         self._log = log_path(database)
-        self._mark = mark
+        self._record_file = record_file
         self._descriptor = os.open(database, os.O_RDONLY | os.O_CLOEXEC)
         found = os.fstat(self._descriptor)
         self._opened = _File(found.st_dev, found.st_ino)
@@ -82,7 +82,7 @@ class StoreFiles:
         self._known_log = log
         if alone:
             self._log_bytes = size
-        self._note(sync=is_new)
+        self._write_record(sync=is_new)
 
     def set_log_aside(self) -> None:
         """Give a file that somebody put in the place of the log another name."""
@@ -94,17 +94,19 @@ class StoreFiles:
         self._header = self._read_header()
         # DuckDB opens the log by its name when it first writes, so it is known from here on.
         self._known_log, self._log_bytes = _look(self._log)
-        self._note(sync=True)
+        self._write_record(sync=True)
 
     def close(self) -> None:
         """Let the next process in."""
         os.close(self._descriptor)
-        self._mark.close()
+        self._record_file.close()
 
-    def _note(self, *, sync: bool) -> None:
+    def _write_record(self, *, sync: bool) -> None:
         header = self._header
-        note = Note(header.identifier.hex(), header.iteration, self._log_bytes, os.getpid())
-        self._mark.write(note, sync=sync)
+        record = CommitRecord(
+            header.identifier.hex(), header.iteration, self._log_bytes, os.getpid()
+        )
+        self._record_file.write(record, sync=sync)
 
     def _check_log(self, log: _File | None, size: int) -> None:
         if self._known_log is not None and log != self._known_log:

@@ -8,11 +8,17 @@ from typing import NamedTuple
 
 import duckdb
 
+from ingest_service.store.duckdb.commit_record import (
+    CommitRecord,
+    CommitRecordFile,
+    CommitRecordHeldError,
+    commit_record_path,
+    log_path,
+)
 from ingest_service.store.duckdb.database_copy import FORMAT, CopyError, copy_database, unbalanced
 from ingest_service.store.duckdb.file_format import HEADER_BYTES, parse_database, parse_log
 from ingest_service.store.duckdb.files import StoreFiles
 from ingest_service.store.duckdb.log_tail import DamagedLogError, set_tail_aside
-from ingest_service.store.duckdb.mark import Mark, MarkHeldError, Note, log_path, mark_path
 from ingest_service.store.duckdb.migrations import NewerSchemaError, migrate
 from ingest_service.store.duckdb.verdict import (
     NAMES_ITS_LOGS,
@@ -67,24 +73,24 @@ def open_database(path: Path, *, trust: bool = False) -> OpenDatabase:
             damaged, is of a newer Sightline, or is not what the service left; the files are as they
             were.
     """
-    mark = _take_mark(path)
+    record_file = _open_record_file(path)
     try:
         with _as_open_error(path):
-            note = mark.read()
+            record = record_file.read()
             found = look(path)
-            _judge(path, found, note, trust)
-            connection = _connect_repaired(path, confirmed_bytes(found, note), trust)
+            _judge(path, found, record, trust)
+            connection = _connect_repaired(path, confirmed_bytes(found, record), trust)
             try:
                 is_sound = _bring_up_to_date(path, connection, trust)
                 if is_sound and found.database and found.database.version < NAMES_ITS_LOGS:
                     connection = _bring_to_new_format(path, connection)
-                return OpenDatabase(connection, StoreFiles(path, mark))
+                return OpenDatabase(connection, StoreFiles(path, record_file))
             except BaseException:
                 with contextlib.suppress(duckdb.Error):
                     connection.close()
                 raise
     except BaseException:
-        mark.close()
+        record_file.close()
         raise
 
 
@@ -114,27 +120,27 @@ def look(path: Path) -> Found:
         return Found(path.exists(), database, parse_log(file.read(256)), log.stat().st_size)
 
 
-def _take_mark(path: Path) -> Mark:
+def _open_record_file(path: Path) -> CommitRecordFile:
     try:
-        return Mark(path)
-    except MarkHeldError as error:
+        return CommitRecordFile(path)
+    except CommitRecordHeldError as error:
         raise StoreOpenError(
             f"database: {path} cannot be opened: another process has it open (PID {error})"
         ) from error
     except OSError as error:
         raise StoreOpenError(
-            f"database: {path} cannot be opened: {mark_path(path)}: {error.strerror}"
+            f"database: {path} cannot be opened: {commit_record_path(path)}: {error.strerror}"
         ) from error
 
 
-def _judge(path: Path, found: Found, note: Note | None, trust: bool) -> None:
+def _judge(path: Path, found: Found, record: CommitRecord | None, trust: bool) -> None:
     """Raise StoreOpenError for files that do not belong together, or are not what was left."""
     log = log_path(path)
     if found.log_bytes and not found.exists:  # DuckDB would delete the log
         raise StoreOpenError(f"database: {path} is gone, and its log {log} is not: {_MISSING}")
     if why := mismatch(found):
         raise StoreOpenError(f"database: {path} cannot be used with the log {log}: {why}")
-    if why := put_back(found, note):
+    if why := put_back(found, record):
         if not trust:
             raise StoreOpenError(f"database: {path} cannot be used: {why}")
         logger.warning("database: %s is used all the same (--trust-database): %s", path, why)

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import duckdb
 
+from ingest_service.store.duckdb.commit_record import (
+    CommitRecordFile,
+    CommitRecordHeldError,
+    log_path,
+)
 from ingest_service.store.duckdb.database_copy import Contents, schema_version, verify
 from ingest_service.store.duckdb.file_format import HEADER_BYTES, parse_database
-from ingest_service.store.duckdb.mark import Mark, MarkHeldError, log_path
 from ingest_service.store.duckdb.migrations import VERSIONS
 from ingest_service.store.duckdb.verdict import NAMES_ITS_LOGS
 from servicekit.durable import sync_file, take_name
@@ -37,8 +41,8 @@ def restore(backup: Path, database: Path) -> tuple[Contents, list[Path]]:
     _check_backup(backup)
     _refuse_existing(database)
     try:
-        mark = Mark(database)
-    except MarkHeldError as error:
+        record_file = CommitRecordFile(database)
+    except CommitRecordHeldError as error:
         raise RestoreError(
             f"a service still runs on {database} (PID {error}): stop it first"
         ) from error
@@ -47,13 +51,13 @@ def restore(backup: Path, database: Path) -> tuple[Contents, list[Path]]:
     try:
         found = _place(backup, database)
         aside = _set_logs_aside(database)
-        mark.clear()  # it is about the database that was here
+        record_file.clear()  # it is about the database that was here
     except duckdb.Error as error:
         raise RestoreError(f"{backup} cannot be restored, use another backup: {error}") from error
     except OSError as error:
         raise RestoreError(f"{backup} cannot be restored: {error}") from error
     finally:
-        mark.close()
+        record_file.close()
     return found, aside
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from ingest_service.store.duckdb.commit_record import CommitRecord
 from ingest_service.store.duckdb.file_format import DatabaseHeader, LogHeader
-from ingest_service.store.duckdb.mark import Note
 
 NAMES_ITS_LOGS = 67
 """Version of the format from which on the logs of a database name it and its checkpoint."""
@@ -56,38 +56,38 @@ def mismatch(found: Found) -> str | None:
 _ASIDE = f"{_PUT_BACK}, or move the log away if you know that it is not needed"
 
 
-def put_back(found: Found, note: Note | None) -> str | None:
+def put_back(found: Found, record: CommitRecord | None) -> str | None:
     """Return why this is not what the service left, one clause for people; None: it may be.
 
     Args:
         found: the files.
-        note: what the service noted last; None: nothing is known.
+        record: the commit record of the service; None: there is none.
     """
     database = found.database
-    if note is None or (found.exists and database is None):  # what it is then, DuckDB will say
+    if record is None or (found.exists and database is None):  # what it is then, DuckDB will say
         return None
     if database is None:
         return (
             "it is gone, and it held what was committed: put it back, or a backup by `sightline"
             f" restore`{_TRUST}"
         )
-    if database.identifier.hex() != note.identifier:
+    if database.identifier.hex() != record.identifier:
         return f"it is another database than the one that the service wrote: {_PUT_BACK}{_TRUST}"
-    if database.iteration < note.iteration:
+    if database.iteration < record.iteration:
         return (
             f"it is older than what the service committed (it has had {database.iteration}"
-            f" checkpoints of {note.iteration}): put back the newer one{_TRUST}"
+            f" checkpoints of {record.iteration}): put back the newer one{_TRUST}"
         )
-    if note.is_of(database) and found.log_bytes < note.log_bytes:
+    if record.is_of(database) and found.log_bytes < record.log_bytes:
         return (
             f"its log is missing, older or cut off ({found.log_bytes} bytes of at least"
-            f" {note.log_bytes} that were committed): put back the newer one{_TRUST}"
+            f" {record.log_bytes} that were committed): put back the newer one{_TRUST}"
         )
     return None
 
 
-def confirmed_bytes(found: Found, note: Note | None) -> int | None:
+def confirmed_bytes(found: Found, record: CommitRecord | None) -> int | None:
     """Return how many bytes of the log are certainly committed; None: that is not known."""
-    if note is None or found.database is None or not note.is_of(found.database):
+    if record is None or found.database is None or not record.is_of(found.database):
         return None
-    return note.log_bytes
+    return record.log_bytes

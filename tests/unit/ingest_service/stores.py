@@ -8,9 +8,9 @@ from typing import Any
 
 import duckdb
 
+from ingest_service.store.duckdb.commit_record import commit_record_path
 from ingest_service.store.duckdb.file_format import HEADER_BYTES, parse_database
 from ingest_service.store.duckdb.file_store import DuckDBStore
-from ingest_service.store.duckdb.mark import mark_path
 from ingest_service.store.duckdb.migrations import migrate
 from ingest_service.store.protocol import Spool
 from tests.unit.ingest_service.samples import SPOOL, message, predictions
@@ -62,7 +62,7 @@ def make_of_old_format(path: Path, rows: int) -> None:
         for table in ("predictions", "watermarks", "streams"):
             old.execute(f"INSERT INTO {table} BY NAME SELECT * FROM new.{table}")
     new.unlink()
-    mark_path(new).unlink()
+    commit_record_path(new).unlink()
 
 
 def version(path: Path) -> int:

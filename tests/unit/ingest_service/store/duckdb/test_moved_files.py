@@ -8,8 +8,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from ingest_service.store.duckdb.commit_record import log_path
 from ingest_service.store.duckdb.file_store import DuckDBStore
-from ingest_service.store.duckdb.mark import log_path
 from ingest_service.store.watched import WatchedStore
 from servicekit.errors import SightlineError
 from tests.unit.edge.samples import eventually

@@ -9,8 +9,8 @@ import duckdb
 import pytest
 
 from ingest_service.store.duckdb import opening as duckdb_open
+from ingest_service.store.duckdb.commit_record import commit_record_path, log_path
 from ingest_service.store.duckdb.file_store import DuckDBStore
-from ingest_service.store.duckdb.mark import log_path, mark_path
 from ingest_service.store.duckdb.opening import StoreOpenError
 from tests.unit.ingest_service.samples import spool
 from tests.unit.ingest_service.stores import (
@@ -35,7 +35,7 @@ def bytes_of(path: Path) -> dict[str, bytes]:
     return {
         file.name: file.read_bytes()
         for file in path.parent.glob(f"{path.name}*")
-        if file != mark_path(path)
+        if file != commit_record_path(path)
     }
 
 
@@ -67,7 +67,7 @@ def test_09_an_older_database_beside_a_newer_log_is_refused(path: Path) -> None:
     early, late = two_moments(path)
     shutil.copy(early, late)
     refused(late, r"older than its log .*put back the database and its log")
-    mark_path(late).unlink()
+    commit_record_path(late).unlink()
     refused(late, "older than its log")
 
 
@@ -252,7 +252,7 @@ def test_09_a_database_behind_a_link_is_held_against_its_log(path: Path, link: P
         DuckDBStore(link)
     shutil.copy(late, path)
     path.with_name(f"{path.name}.wal").unlink()
-    shutil.copy(mark_path(late), mark_path(path))
+    shutil.copy(commit_record_path(late), commit_record_path(path))
     with pytest.raises(StoreOpenError, match="its log is missing"):
         DuckDBStore(link)
     assert [file.name for file in link.parent.iterdir()] == [link.name]

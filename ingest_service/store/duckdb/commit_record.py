@@ -1,9 +1,10 @@
-"""Notes beside a database what was last committed to it.
+"""The commit record: a file beside a database that holds what was last committed to it.
 
-So the service can tell a database that somebody put back from the one that it left.
-Each COMMIT is noted after it is durable and before anyone hears of it. The note is synced once for
-each log, when it begins: what comes later outlives the process, not a power failure. After one it
-may be older than the database, and then says less, never something wrong.
+At the next start, the service compares the record with the files. So it notices a database that was
+replaced by an older copy. Each COMMIT is recorded after it is durable and before it is
+acknowledged. The record is synced once per write-ahead log, when the log begins: later records
+survive the end of the process, but not a power failure. After a power failure the record may be
+older than the database. It then claims less than is true, and nothing false.
 """
 
 import fcntl
@@ -21,8 +22,8 @@ logger = logging.getLogger(__name__)
 _SIZE = 512  # one sector, allocated once, so that a full disk does not matter
 
 
-class Note(NamedTuple):
-    """What is known of a database without its files."""
+class CommitRecord(NamedTuple):
+    """The state of a database after its last recorded commit."""
 
     identifier: str
     """Of the database, hexadecimal."""
@@ -31,59 +32,61 @@ class Note(NamedTuple):
     log_bytes: int
     """Bytes of the log behind that checkpoint that are committed, at least."""
     process: int
-    """Who noted it."""
+    """PID of the process that wrote the record."""
 
     def is_of(self, header: DatabaseHeader) -> bool:
-        """Return whether the note is about this state of this database: `log_bytes` counts."""
+        """Return True if the record is of this database at this checkpoint: `log_bytes` holds."""
         return self.identifier == header.identifier.hex() and self.iteration == header.iteration
 
 
-class MarkHeldError(Exception):
-    """Another process holds the mark. The message is the number of the process."""
+class CommitRecordHeldError(Exception):
+    """Another process holds the commit record. The message is its PID."""
 
 
-class Mark:
-    """The file that the note is in, held by one process at a time until `close`.
+class CommitRecordFile:
+    """The file with the commit record; one process at a time holds it, until `close`.
 
     Args:
         database: path of the database; its folder exists.
 
     Raises:
-        MarkHeldError: another process holds it.
+        CommitRecordHeldError: another process holds it.
         OSError: the file cannot be made or opened.
     """
 
     def __init__(self, database: Path) -> None:
-        self.path = mark_path(database)
+        self.path = commit_record_path(database)
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            note = self.read()
+            record = self.read()
             self.close()
-            raise MarkHeldError("unknown" if note is None else str(note.process)) from None
+            raise CommitRecordHeldError(
+                "unknown" if record is None else str(record.process)
+            ) from None
         except OSError as error:  # a file system without locks
             logger.debug("%s cannot be locked: %s", self.path, error)
 
-    def read(self) -> Note | None:
-        """Return the note; None: there is none that can be read."""
+    def read(self) -> CommitRecord | None:
+        """Return the record; None: there is none, or it cannot be read."""
         try:
             line = os.pread(self._descriptor, _SIZE, 0).rstrip()
             check, _, whole = line.decode().partition(" ")
             if f"{zlib.crc32(whole.encode()):08x}" != check:
                 return None
-            return Note(*json.loads(whole))
+            return CommitRecord(*json.loads(whole))
         except (OSError, ValueError, TypeError):
             return None
 
-    def write(self, note: Note, *, sync: bool = False) -> None:
-        """Note a commit. What cannot be noted leaves the note before, which says less.
+    def write(self, record: CommitRecord, *, sync: bool = False) -> None:
+        """Record a commit. If the file cannot be written, the record before it stays.
 
         Args:
-            note: what to note.
-            sync: whether to return when it is on the disk.
+            record: the state after the commit.
+            sync: True: return only when the record is on the disk.
         """
-        whole = json.dumps(note)
+        whole = json.dumps(record)
         line = f"{zlib.crc32(whole.encode()):08x} {whole}".encode()
         try:
             os.pwrite(self._descriptor, line.ljust(_SIZE - 1) + b"\n", 0)
@@ -93,7 +96,7 @@ class Mark:
             logger.debug("%s cannot be written: %s", self.path, error)
 
     def clear(self) -> None:
-        """Forget what is noted.
+        """Delete the record.
 
         Raises:
             OSError: the disk failed.
@@ -102,17 +105,17 @@ class Mark:
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Let the next process in."""
+        """Release the file: another process may open it."""
         os.close(self._descriptor)
 
 
-def mark_path(database: Path) -> Path:
-    """Return where the mark of a database is: beside the file, where a link leads to it."""
+def commit_record_path(database: Path) -> Path:
+    """Return the path of the commit record: beside the database file, with links followed."""
     file = database.resolve()
     return file.with_name(f"{file.name}.mark")
 
 
 def log_path(database: Path) -> Path:
-    """Return where DuckDB keeps the write-ahead log: beside the file, where a link leads to it."""
+    """Return the path of the write-ahead log: beside the database file, with links followed."""
     file = database.resolve()
     return file.with_name(f"{file.name}.wal")
