@@ -1,4 +1,4 @@
-"""Keeps the store in shape in the background: sums often, retention and exports by and by."""
+"""The background thread that updates rollups, expires old predictions and exports."""
 
 import logging
 import threading
@@ -9,40 +9,40 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from ingest_service.store.protocol import Store
-from ingest_service.store.retention_clock import Reading, judge, read_uptime, to_time, to_us
+from ingest_service.store.retention_clock import ClockReading, judge, read_uptime, to_time, to_us
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
 
 ROLLUP_SECONDS = 0.15
-"""Time between two looks at what was committed, s: what has no sums yet is read row by row."""
+"""Time between two updates of the rollups, s. Queries read newer predictions row by row."""
 EXPIRE_SECONDS = 600.0
 REMINDER_SECONDS = 86_400.0
-"""Time between two lines that say that retention waits for an operator, s."""
+"""Time between two log lines that retention waits for an operator, s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Duties:
-    """What there is to do besides sums."""
+    """The tasks of the thread besides updating rollups."""
 
     retain_days: int = 0
-    """0: for ever."""
+    """Days to keep predictions; 0: forever."""
     export_dir: Path | None = None
     export_seconds: float = 3600.0
     confirmed_until: datetime | None = None
-    """An operator vouches for the wall clock up to this time, UTC."""
+    """An operator has confirmed the wall clock up to this time, UTC."""
 
 
 class Housekeeping:
-    """A thread that keeps a store in shape, from its making until `close`.
+    """A thread that maintains a store, from construction until `close`.
 
     Args:
-        store: what is kept.
-        duties: what to do besides sums.
+        store: the store to maintain.
+        duties: the tasks besides updating rollups.
         now: the server's wall clock, UTC.
 
     Attributes:
-        held_seconds: how far the wall clock is beyond the time that retention goes by, s; 0: it is
+        held_seconds: how far the wall clock is ahead of the time that retention uses, s; 0: it is
             trusted.
     """
 
@@ -53,16 +53,16 @@ class Housekeeping:
         self.held_seconds = 0.0
         self._reminded = -REMINDER_SECONDS
         self._closing = threading.Event()
-        # Before anything is committed: a first commit may carry the time of a clock that is wrong.
+        # Before the first commit, whose time may come from a wrong clock.
         _Step(self._read_clock, EXPIRE_SECONDS).run_if_due()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End the step that runs, which goes on after the next start, and the thread."""
+        """Interrupt the current step and end the thread; the next start resumes the step."""
         self._closing.set()
         while self._thread.is_alive():
-            self._maintenance.interrupt()  # again: one between two queries of a step is lost
+            self._maintenance.interrupt()  # again: one between two queries is lost
             self._thread.join(0.05)
 
     def _run(self) -> None:
@@ -88,7 +88,7 @@ class Housekeeping:
             logger.info("exported %d files in %.1f s", files, time.monotonic() - began)
 
     def _expire(self) -> None:
-        # Without retention too: the day it is switched on, the store must know the time.
+        # Also without retention: the store must know the time when retention is enabled later.
         reading = self._read_clock()
         if not self._duties.retain_days:
             return
@@ -96,20 +96,22 @@ class Housekeeping:
         if count := self._maintenance.expire(before, exported_only=self._exported_only):
             logger.info("deleted %d predictions received before %s", count, before)
 
-    def _read_clock(self) -> Reading:
+    def _read_clock(self) -> ClockReading:
         wall, confirmed = self._now(), self._duties.confirmed_until
         until = None if confirmed is None else to_us(confirmed)
         uptime = read_uptime()
-        reading = self._maintenance.read_clock(lambda note: judge(note, to_us(wall), uptime, until))
+        reading = self._maintenance.read_clock(
+            lambda record: judge(record, to_us(wall), uptime, until)
+        )
         if reading.jump_us:
             self._remind(wall, reading)
         elif self.held_seconds:
-            logger.warning("the clock is trusted again: retention goes by it")
+            logger.warning("the clock is trusted again: retention uses it")
             self._reminded = -REMINDER_SECONDS
         self.held_seconds = reading.jump_us / 1e6
         return reading
 
-    def _remind(self, wall: datetime, reading: Reading) -> None:
+    def _remind(self, wall: datetime, reading: ClockReading) -> None:
         if time.monotonic() - self._reminded < REMINDER_SECONDS:
             return
         self._reminded = time.monotonic()
@@ -118,8 +120,8 @@ class Housekeeping:
             before = self._oldest_kept(wall)
             held = self._maintenance.expirable(before, exported_only=self._exported_only)
         logger.error(
-            "the clock says %s, which is %s more than the time that passed explains: retention goes"
-            " by %s until it is confirmed. By the clock it would delete %d predictions. Set the"
+            "the clock shows %s, which is %s more than the elapsed time explains: retention uses %s"
+            " until the clock is confirmed. By the clock it would delete %d predictions. Set the"
             " clock right, or, if it is right, start with --retain-confirm-until %s",
             wall.isoformat(timespec="seconds"),
             timedelta(seconds=reading.jump_us // 10**6),
@@ -137,7 +139,7 @@ class Housekeeping:
 
 
 class _Step:
-    """One duty and when it is due next."""
+    """A periodic task and the time when it is due next."""
 
     def __init__(self, work: Callable[[], object], every: float) -> None:
         self._work = work
@@ -146,7 +148,7 @@ class _Step:
         self._due = 0.0
 
     def run_if_due(self) -> None:
-        """Do the work if its time has come. What fails is tried again when it is due next."""
+        """Do the work if it is due. After a failure, retry when it is due next."""
         if time.monotonic() < self._due:
             return
         try:
@@ -154,7 +156,7 @@ class _Step:
         except (SightlineError, OSError) as error:
             if getattr(error, "reason", "") != "CANCELLED":
                 logger.warning("%s failed: %s", self._name, error)
-        except Exception:  # a bug in one duty must not end the others: they share the thread
+        except Exception:  # a bug in one task must not stop the others, which share the thread
             logger.exception("%s failed", self._name)
-        # Only now: a duty that takes longer than its interval must not crowd out the others.
+        # Set after the work: a task that takes longer than its interval must not starve the others.
         self._due = time.monotonic() + self._every

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from ingest_service.store.retention_clock import Note, Reading
+from ingest_service.store.retention_clock import ClockReading, ClockRecord
 
 STORE_MOVED = "STORE_MOVED"
 """Reason of the error of a store whose files were deleted or replaced: it does not pass."""
@@ -303,8 +303,8 @@ class Maintenance(Protocol):
         """Return how many predictions `expire` with these arguments would delete."""
         ...
 
-    def read_clock(self, judge: Callable[[Note | None], Reading]) -> Reading:
-        """Return what `judge` makes of the note about the clock, and keep its new note."""
+    def read_clock(self, judge: Callable[[ClockRecord | None], ClockReading]) -> ClockReading:
+        """Pass the clock's record to `judge`, store the new record, and return the result."""
         ...
 
     def export(self, folder: Path, now: datetime) -> int:

@@ -1,11 +1,11 @@
-"""The time that retention goes by: never later than what passed since the last note explains.
+"""The clock of retention: the wall clock, as far as the elapsed time explains it.
 
-Pure, except for `read_uptime`. Retention compares `received_at` with "now". A wall clock that jumps
-ahead by months would make everything in the store old at once, so each reading of it is held
-against a note in the store: the time that was trusted last, and the machine's uptime then. Uptime
-says how much time really passed while the machine stayed up. Anything beyond it must fit into a
-slack of one day, which covers restarts, short outages and corrections by NTP, or be confirmed by an
-operator.
+Pure, except for `read_uptime`. Retention compares `received_at` with "now". If the wall clock
+jumped ahead by months, retention would delete everything at once. So each reading of the wall clock
+is compared with a record in the store: the last trusted time, and the machine's uptime at that
+time. The uptime shows how much time has passed since, as long as the machine was not restarted. Any
+further progress of the wall clock must fit into a slack of one day, which covers restarts, short
+outages and corrections by NTP, or an operator must confirm it.
 """
 
 import time
@@ -22,73 +22,74 @@ _PROCESS = uuid.uuid4().hex
 
 
 class Uptime(NamedTuple):
-    """How long the machine has been up."""
+    """The time since the machine booted."""
 
     boot: str
-    """Tells this boot from others; empty: not known."""
+    """Identifier of the boot; empty: not known."""
     seconds: float
-    """Since that boot, suspended time included."""
+    """Since that boot, including suspended time."""
 
 
-class Note(NamedTuple):
-    """What the store keeps between two readings of the clock."""
+class ClockRecord(NamedTuple):
+    """The state that the store keeps between two readings of the clock."""
 
     reached_us: int
     """Latest time that was trusted, us since 1970."""
     uptime: Uptime
     """At that moment."""
     slack_us: int
-    """What is left of `SLACK_US`. It grows again as fast as time passes."""
+    """The unused part of `SLACK_US`. It grows again as fast as time passes."""
 
 
-class Reading(NamedTuple):
+class ClockReading(NamedTuple):
     """Verdict on one reading of the clock."""
 
-    note: Note
-    """To be kept for the next reading."""
+    record: ClockRecord
+    """The record to keep for the next reading."""
     trusted_us: int
-    """The time that retention may go by, us since 1970."""
+    """The time that retention uses, us since 1970."""
     jump_us: int
-    """How far the wall clock is beyond the time that passed; 0: it is trusted."""
+    """How far the wall clock is ahead of the trusted time, us; 0: it is trusted."""
 
 
 def judge(
-    note: Note | None, wall_us: int, uptime: Uptime, confirmed_until_us: int | None = None
-) -> Reading:
-    """Return how much of the wall clock's time is to be trusted.
+    record: ClockRecord | None, wall_us: int, uptime: Uptime, confirmed_until_us: int | None = None
+) -> ClockReading:
+    """Return the time to trust, given the wall clock and the last record.
 
     Args:
-        note: from the last reading; None: there was none, and the store is empty.
+        record: from the last reading; None: there was none, and the store is empty.
         wall_us: the wall clock, us since 1970.
-        uptime: now.
-        confirmed_until_us: an operator vouches for the wall clock up to this time, us since 1970.
+        uptime: the current uptime.
+        confirmed_until_us: an operator has confirmed the wall clock up to this time, us since 1970.
     """
-    if note is None or (
-        confirmed_until_us is not None and note.reached_us < wall_us <= confirmed_until_us
+    if record is None or (
+        confirmed_until_us is not None and record.reached_us < wall_us <= confirmed_until_us
     ):
-        return Reading(Note(wall_us, uptime, SLACK_US), wall_us, 0)
-    passed = _passed_us(note.uptime, uptime)
-    explained = note.reached_us + passed
-    slack = min(SLACK_US, note.slack_us + passed)
+        return ClockReading(ClockRecord(wall_us, uptime, SLACK_US), wall_us, 0)
+    passed = _passed_us(record.uptime, uptime)
+    explained = record.reached_us + passed
+    slack = min(SLACK_US, record.slack_us + passed)
     beyond = wall_us - explained
     if beyond > slack:
-        return Reading(Note(explained, uptime, slack), explained, beyond)
-    # While the clock is behind, what was reached stands still: a clock that was ahead wears off.
-    reached = max(note.reached_us, wall_us)
-    return Reading(Note(reached, uptime, slack - max(0, beyond)), wall_us, 0)
+        return ClockReading(ClockRecord(explained, uptime, slack), explained, beyond)
+    # While the clock is behind, the reached time does not move: an earlier jump is absorbed.
+    reached = max(record.reached_us, wall_us)
+    return ClockReading(ClockRecord(reached, uptime, slack - max(0, beyond)), wall_us, 0)
 
 
 def _passed_us(before: Uptime, now: Uptime) -> int:
-    """Return the time that certainly passed; 0 after a reboot, which says nothing about it."""
+    """Return the time that has certainly passed, us; 0 after a reboot: then it is not known."""
     if not before.boot or before.boot != now.boot:
         return 0
     return max(0, round((now.seconds - before.seconds) * 1e6))
 
 
 def read_uptime() -> Uptime:
-    """Return the machine's uptime, as the kernel counts it; nobody can set it.
+    """Return the machine's uptime as counted by the kernel, which nobody can set.
 
-    Where the kernel does not say, the time of this process, which explains nothing to the next one.
+    Where the kernel does not provide it, return the steady clock of this process, which is not
+    comparable with that of the next process.
     """
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()

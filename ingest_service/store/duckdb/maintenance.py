@@ -1,4 +1,4 @@
-"""What keeps a DuckDB store in shape while it is written: sums, retention, exports."""
+"""Maintenance of a DuckDB store beside its writer: rollups, retention and exports."""
 
 import contextlib
 import threading
@@ -11,17 +11,17 @@ from pathlib import Path
 import duckdb
 
 from ingest_service.store.duckdb import parquet_export, retention, rollups, totals
-from ingest_service.store.retention_clock import Note, Reading
+from ingest_service.store.retention_clock import ClockReading, ClockRecord
 
 _STEPS = (retention.expire_rejected, retention.expire_streams)
 
 
 class DuckDBMaintenance:
-    """A `Maintenance`: each step is a transaction of its own, beside those of the writer.
+    """An implementation of `Maintenance`. Each step is a transaction of its own.
 
     Args:
         cursor: opens a connection.
-        translated: context that turns DuckDB's errors into SightlineErrors.
+        translated: context manager that turns DuckDB's errors into SightlineErrors.
         committing: held during each COMMIT.
     """
 
@@ -39,7 +39,7 @@ class DuckDBMaintenance:
         self._open = _OpenBlock()
 
     def update_rollups(self, now: datetime, *, everything: bool = False) -> None:
-        """Close the blocks that are full or old, and merges those that have become many."""
+        """Close the blocks that are full or old enough, and merge small blocks."""
         with self._transaction() as cursor:
             blocks = rollups.open_blocks(
                 cursor, lambda first: self._open.age(first, _us(now)), everything=everything
@@ -52,7 +52,7 @@ class DuckDBMaintenance:
             self._add_up_totals()
 
     def expire(self, before: datetime, *, exported_only: bool) -> int:
-        """Delete what was committed before a time; return how many predictions."""
+        """Delete what was committed before a time; return the number of predictions."""
         total = 0
         while count := self._expire_block(_us(before), exported_only):
             total += count
@@ -68,15 +68,15 @@ class DuckDBMaintenance:
         with self._transaction() as cursor:
             return retention.expirable(cursor, _us(before), exported_only)
 
-    def read_clock(self, judge: Callable[[Note | None], Reading]) -> Reading:
-        """Return what `judge` makes of the note about the clock, and keep its new note."""
+    def read_clock(self, judge: Callable[[ClockRecord | None], ClockReading]) -> ClockReading:
+        """Pass the clock's record to `judge`, store the new record, and return the result."""
         with self._transaction() as cursor:
-            reading = judge(retention.read_note(cursor))
-            retention.write_note(cursor, reading.note)
+            reading = judge(retention.read_clock_record(cursor))
+            retention.write_clock_record(cursor, reading.record)
             return reading
 
     def export(self, folder: Path, now: datetime) -> int:
-        """Write every closed block that is not exported yet; return how many files."""
+        """Write every closed block that is not exported yet; return the number of files."""
         files = 0
         while True:
             with self._transaction() as cursor:
@@ -89,7 +89,7 @@ class DuckDBMaintenance:
                 parquet_export.finish_run(cursor, run, _us(now))
 
     def interrupt(self) -> None:
-        """Make the step that runs, and each later one, fail soon. From any thread."""
+        """Make the current step and each later one fail soon. Safe from any thread."""
         self._interrupted.set()
         running = self._running
         if running is not None:
@@ -133,9 +133,9 @@ class DuckDBMaintenance:
 
 
 class _OpenBlock:
-    """How long the oldest rows without sums have waited, also while the clock stands behind them.
+    """The age of the oldest rows without rollups, also after the wall clock was set back.
 
-    After the clock was set back, they look younger than they are until it has caught up.
+    The wall clock alone would make them look younger than they are until it has caught up.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class _OpenBlock:
         self._seen = 0.0
 
     def age(self, first_us: int, now_us: int) -> int:
-        """Return the age of the rows whose first was committed at this time, us."""
+        """Return the age in us of the open rows, the first of which was committed at `first_us`."""
         if first_us != self._first:
             self._first, self._seen = first_us, time.monotonic()
         return max(now_us - first_us, round((time.monotonic() - self._seen) * 1e6))

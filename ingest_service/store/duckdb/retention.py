@@ -1,12 +1,12 @@
-"""Deletes what is older than it is to be kept, a slice in each transaction."""
+"""Deletion of expired rows, one slice per transaction."""
 
 import duckdb
 
 from ingest_service.store.duckdb.rollups import Block, expire_sums
-from ingest_service.store.retention_clock import SLACK_US, Note, Uptime
+from ingest_service.store.retention_clock import SLACK_US, ClockRecord, Uptime
 
 REJECTED_SLICE = 50_000
-"""Rejected predictions and streams that one transaction deletes, about."""
+"""Approximate number of rejected predictions or streams that one transaction deletes."""
 
 _OLDEST = """
     SELECT epoch_us(after), epoch_us(through), predictions FROM blocks
@@ -38,26 +38,26 @@ _EXPIRABLE = """
     SELECT coalesce(sum(predictions), 0)::BIGINT FROM blocks
     WHERE through < make_timestamptz($before)
 """
-_NOTED = """
+_CLOCK_RECORD = """
     SELECT epoch_us(reached_at), boot_id, uptime_seconds, slack_seconds FROM retention_clock
 """
 _LAST_COMMIT = "SELECT epoch_us(max(updated_at)) FROM watermarks"
-_NOTE = """
+_ADD_CLOCK_RECORD = """
     INSERT INTO retention_clock
     VALUES (make_timestamptz($reached_us), $boot, $seconds, $slack_seconds)
 """
 
 
 def expire_block(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_only: bool) -> int:
-    """Delete the oldest block if all of it is old, in the transaction that is open.
+    """Delete the oldest block if all of it is expired, in the open transaction.
 
     Args:
         cursor: the connection.
-        before_us: what was committed earlier is old, us since 1970.
-        exported_only: whether to keep what is not exported.
+        before_us: rows that were committed earlier are expired, us since 1970.
+        exported_only: True: keep predictions that are not exported.
 
     Returns:
-        How many predictions were deleted; 0: there is nothing to do.
+        Number of deleted predictions; 0: nothing is expired.
     """
     before_us = _exported_before(cursor, before_us) if exported_only else before_us
     found = cursor.execute(_OLDEST, {"before": before_us}).fetchall()
@@ -72,31 +72,31 @@ def expire_block(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_onl
 
 
 def expirable(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_only: bool) -> int:
-    """Return how many predictions `expire_block` would delete, block by block."""
+    """Return how many predictions repeated calls of `expire_block` would delete."""
     before_us = _exported_before(cursor, before_us) if exported_only else before_us
     ((count,),) = cursor.execute(_EXPIRABLE, {"before": before_us}).fetchall()
     return int(count)
 
 
-def read_note(cursor: duckdb.DuckDBPyConnection) -> Note | None:
-    """Return what is noted about the clock, else the last commit; None: there is none either."""
-    found = cursor.execute(_NOTED).fetchall()
+def read_clock_record(cursor: duckdb.DuckDBPyConnection) -> ClockRecord | None:
+    """Return the clock's record, or one made from the last commit; None: nothing was committed."""
+    found = cursor.execute(_CLOCK_RECORD).fetchall()
     if not found:
         ((last,),) = cursor.execute(_LAST_COMMIT).fetchall()
-        return None if last is None else Note(last, Uptime("", 0.0), SLACK_US)
+        return None if last is None else ClockRecord(last, Uptime("", 0.0), SLACK_US)
     reached, boot, seconds, slack = found[0]
-    return Note(reached, Uptime(boot, seconds), round(slack * 1e6))
+    return ClockRecord(reached, Uptime(boot, seconds), round(slack * 1e6))
 
 
-def write_note(cursor: duckdb.DuckDBPyConnection, note: Note) -> None:
-    """Replace what is noted about the clock, in the transaction that is open."""
+def write_clock_record(cursor: duckdb.DuckDBPyConnection, record: ClockRecord) -> None:
+    """Replace the clock's record, in the open transaction."""
     cursor.execute("DELETE FROM retention_clock")
-    values = {"reached_us": note.reached_us, "slack_seconds": note.slack_us / 1e6}
-    cursor.execute(_NOTE, {**values, **note.uptime._asdict()})
+    values = {"reached_us": record.reached_us, "slack_seconds": record.slack_us / 1e6}
+    cursor.execute(_ADD_CLOCK_RECORD, {**values, **record.uptime._asdict()})
 
 
 def expire_rejected(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
-    """Delete a slice of the oldest rejected predictions. Returns how many."""
+    """Delete a slice of the oldest rejected predictions; return how many."""
     upto = _slice_end(cursor, "rejected_predictions", "received_at", before_us)
     if upto is None:
         return 0
@@ -106,7 +106,7 @@ def expire_rejected(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
 
 
 def expire_streams(cursor: duckdb.DuckDBPyConnection, before_us: int) -> int:
-    """Delete a slice of the oldest openings of streams. Returns how many."""
+    """Delete a slice of the oldest rows of `streams`; return how many."""
     upto = _slice_end(cursor, "streams", "opened_at", before_us)
     if upto is None:
         return 0
@@ -129,7 +129,7 @@ def _slice_end(
 def _count(
     cursor: duckdb.DuckDBPyConnection, table: str, column: str, where: str, values: dict[str, int]
 ) -> None:
-    """Add what is about to be deleted to the books of its spools."""
+    """Add the rows that are about to be deleted to the counts of their spools in `expired`."""
     cursor.execute(_ADD_SPOOLS.format(table=table, where=where), values)
     cursor.execute(_COUNT.format(table=table, column=column, where=where), values)
 

@@ -16,7 +16,7 @@ from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.housekeeping import Duties, Housekeeping
 from ingest_service.store.retention_clock import (
     SLACK_US,
-    Note,
+    ClockRecord,
     Uptime,
     judge,
     read_uptime,
@@ -35,56 +35,56 @@ def later(seconds: float, boot: str = "boot-1") -> Uptime:
     return Uptime(boot, BOOT.seconds + seconds)
 
 
-def note(slack: int = SLACK_US) -> Note:
-    return Note(START, BOOT, slack)
+def record(slack: int = SLACK_US) -> ClockRecord:
+    return ClockRecord(START, BOOT, slack)
 
 
 def test_time_that_passed_while_the_machine_was_up_is_trusted_however_long() -> None:
     days = 200
-    reading = judge(note(0), START + days * DAY, later(days * 86_400))
+    reading = judge(record(0), START + days * DAY, later(days * 86_400))
     assert (reading.trusted_us, reading.jump_us) == (START + days * DAY, 0)
 
 
 def test_a_jump_of_days_is_not_trusted_and_time_goes_on_meanwhile() -> None:
     ahead = 60 * DAY
-    first = judge(note(), START + ahead, later(0))
+    first = judge(record(), START + ahead, later(0))
     assert (first.trusted_us, first.jump_us) == (START, ahead)
-    second = judge(first.note, START + ahead + HOUR, later(3600))
+    second = judge(first.record, START + ahead + HOUR, later(3600))
     assert (second.trusted_us, second.jump_us) == (START + HOUR, ahead)
-    back = judge(second.note, START + 2 * HOUR, later(7200))
+    back = judge(second.record, START + 2 * HOUR, later(7200))
     assert (back.trusted_us, back.jump_us) == (START + 2 * HOUR, 0)
 
 
 def test_a_restart_of_the_machine_explains_no_more_than_a_day() -> None:
-    assert judge(note(), START + DAY, later(10**9, "boot-2")).jump_us == 0
-    held = judge(note(), START + DAY + 1, later(10**9, "boot-2"))
+    assert judge(record(), START + DAY, later(10**9, "boot-2")).jump_us == 0
+    held = judge(record(), START + DAY + 1, later(10**9, "boot-2"))
     assert (held.trusted_us, held.jump_us) == (START, DAY + 1)
 
 
 def test_a_clock_that_creeps_ahead_uses_the_slack_up() -> None:
-    state, wall = note(), START
+    state, wall = record(), START
     for _ in range(50):
         wall += 20 * HOUR
-        state = judge(state, wall, later(0)).note
+        state = judge(state, wall, later(0)).record
     assert state.reached_us <= START + SLACK_US
 
 
 def test_the_slack_grows_again_with_the_time_that_passes() -> None:
-    used = judge(note(), START + DAY, later(0)).note
+    used = judge(record(), START + DAY, later(0)).record
     assert used.slack_us == 0
     assert judge(used, used.reached_us + 2 * DAY, later(86_400)).jump_us == 0
 
 
 def test_a_confirmed_clock_is_trusted_up_to_the_confirmed_time_only() -> None:
     wall = START + 60 * DAY
-    good = judge(note(), wall, later(0), confirmed_until_us=wall + DAY)
+    good = judge(record(), wall, later(0), confirmed_until_us=wall + DAY)
     assert (good.trusted_us, good.jump_us) == (wall, 0)
-    assert judge(note(), wall, later(0), confirmed_until_us=wall - 1).jump_us > 0
-    assert judge(good.note, wall + 3 * DAY, later(0), confirmed_until_us=wall + DAY).jump_us > 0
+    assert judge(record(), wall, later(0), confirmed_until_us=wall - 1).jump_us > 0
+    assert judge(good.record, wall + 3 * DAY, later(0), confirmed_until_us=wall + DAY).jump_us > 0
 
 
 def test_a_clock_that_was_behind_needs_no_confirmation_when_it_is_right_again() -> None:
-    state = judge(note(), 0, later(60)).note  # 1970
+    state = judge(record(), 0, later(60)).record  # 1970
     assert state.reached_us == START
     assert judge(state, START + 2 * HOUR, later(7200)).jump_us == 0
 
@@ -99,12 +99,12 @@ def test_no_clock_deletes_more_than_uptime_and_slack_allow(
     steps: list[tuple[int, int, bool]],
 ) -> None:
     """Whatever the clock says: trusted <= start + time up + a day + a day for each day up."""
-    state, boot, up, total = note(), 1, BOOT.seconds, 0
+    state, boot, up, total = record(), 1, BOOT.seconds, 0
     for wall, passed, reboots in steps:
         boot, up = (boot + 1, 0.0) if reboots else (boot, up + passed)
         total += 0 if reboots else passed
         reading = judge(state, START + wall, Uptime(f"boot-{boot}", up))
-        state = reading.note
+        state = reading.record
         assert reading.trusted_us <= START + 2 * total * 10**6 + SLACK_US
         assert reading.trusted_us <= START + wall
 
