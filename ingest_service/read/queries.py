@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import grpc
 
-from ingest_service.store.protocol import Reader, Store
+from ingest_service.store.protocol import PredictionStore, Reader
 from servicekit.errors import SightlineError
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ class Queries:
         queue: queries that wait for a thread, >= 0; more are refused.
     """
 
-    def __init__(self, store: Store, *, threads: int, queue: int) -> None:
+    def __init__(self, store: PredictionStore, *, threads: int, queue: int) -> None:
         self._store = store
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="query")
         self._limit = threads + queue

@@ -11,7 +11,7 @@ import pyarrow as pa
 from ingest_service.receive.decision import CONFLICT, decide
 from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message, Outcome, Prepared, prepare
-from ingest_service.store.protocol import Store
+from ingest_service.store.protocol import PredictionStore
 from servicekit.errors import SightlineError
 
 _LEFT_OUT = SightlineError(
@@ -32,7 +32,7 @@ class GroupWriter:
 
     def __init__(
         self,
-        store: Store,
+        store: PredictionStore,
         now: Callable[[], datetime],
         steady: Callable[[], float] = time.monotonic,
         on_committed: Callable[[pa.Table, Sequence[Outcome]], object] = lambda _gaps, _all: None,

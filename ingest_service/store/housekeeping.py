@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from ingest_service.store.protocol import Store
+from ingest_service.store.protocol import PredictionStore
 from ingest_service.store.retention_clock import ClockReading, judge, read_uptime, to_time, to_us
 from servicekit.errors import SightlineError
 
@@ -46,7 +46,7 @@ class Housekeeping:
             trusted.
     """
 
-    def __init__(self, store: Store, duties: Duties, now: Callable[[], datetime]) -> None:
+    def __init__(self, store: PredictionStore, duties: Duties, now: Callable[[], datetime]) -> None:
         self._maintenance = store.maintenance()
         self._duties = duties
         self._now = now

@@ -324,7 +324,7 @@ class Maintenance(Protocol):
         ...
 
 
-class Store(Protocol):
+class PredictionStore(Protocol):
     """Where predictions are kept. Every method raises SightlineError and no other exception."""
 
     def transaction(self) -> AbstractContextManager[Transaction]:

@@ -5,7 +5,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from ingest_service.store.protocol import STORE_MOVED, Maintenance, Reader, Store, Transaction
+from ingest_service.store.protocol import (
+    STORE_MOVED,
+    Maintenance,
+    PredictionStore,
+    Reader,
+    Transaction,
+)
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +27,7 @@ CHECK_SECONDS = 1.0
 
 
 class WatchedStore:
-    """A `Store` that notices when nothing can be committed, and when that is over.
+    """A `PredictionStore` that notices when nothing can be committed, and when that is over.
 
     While it fails and nobody writes, because a load balancer has sent the devices elsewhere, it
     probes by itself. A store that was moved away shows within a second, though nobody writes.
@@ -34,7 +40,7 @@ class WatchedStore:
         on_change: called, from any thread, with whether it can be written when that has changed.
     """
 
-    def __init__(self, store: Store, probe_seconds: float = PROBE_SECONDS) -> None:
+    def __init__(self, store: PredictionStore, probe_seconds: float = PROBE_SECONDS) -> None:
         self.on_change: Callable[[bool], object] = lambda _: None
         self._store = store
         self._probe_seconds = probe_seconds

@@ -47,7 +47,7 @@ _REMEMBERED = 100_000
 
 
 class DuckDBStore:
-    """A `Store` in a DuckDB file. Use one transaction at a time, readers from any thread.
+    """A `PredictionStore` in a DuckDB file. Use one transaction at a time, readers from any thread.
 
     After an error that DuckDB cannot go on from (a checkpoint that finds the disk full), the file
     is opened anew for the next transaction or reader.

@@ -25,10 +25,10 @@ from ingest_service.store.protocol import (
     Generation,
     Maintenance,
     Position,
+    PredictionStore,
     Reader,
     Spool,
     Stats,
-    Store,
     StoredPrediction,
     Transaction,
 )
@@ -65,7 +65,7 @@ class Clock:
 class BeforeCommit:
     """A store on which something happens when all is written and nothing committed."""
 
-    def __init__(self, store: Store, action: Callable[[], None]) -> None:
+    def __init__(self, store: PredictionStore, action: Callable[[], None]) -> None:
         self._store = store
         self._action = action
 
@@ -91,7 +91,9 @@ class BeforeCommit:
         self._store.close()
 
 
-def commit(store: Store, *messages: Message, now: Callable[[], datetime] = lambda: NOW) -> None:
+def commit(
+    store: PredictionStore, *messages: Message, now: Callable[[], datetime] = lambda: NOW
+) -> None:
     """Commits a group none of whose messages may fail."""
     for outcome in outcomes_of(GroupWriter(store, now), messages):
         assert outcome.error is None
@@ -101,12 +103,12 @@ def outcomes_of(writer: GroupWriter, messages: Sequence[Message]) -> Sequence[Ou
     return writer.commit(writer.prepare(messages))
 
 
-def everything(store: Store, which: Filter | None = None) -> list[StoredPrediction]:
+def everything(store: PredictionStore, which: Filter | None = None) -> list[StoredPrediction]:
     return page(store, 10_000, which=which)
 
 
 def page(
-    store: Store, size: int, after: Position | None = None, which: Filter | None = None
+    store: PredictionStore, size: int, after: Position | None = None, which: Filter | None = None
 ) -> list[StoredPrediction]:
     reader = store.reader()
     try:
@@ -115,7 +117,7 @@ def page(
         reader.close()
 
 
-def stats(store: Store, which: Filter | None = None) -> Stats:
+def stats(store: PredictionStore, which: Filter | None = None) -> Stats:
     reader = store.reader()
     try:
         return reader.stats(which or Filter())
@@ -123,12 +125,12 @@ def stats(store: Store, which: Filter | None = None) -> Stats:
         reader.close()
 
 
-def update_rollups(store: Store) -> None:
+def update_rollups(store: PredictionStore) -> None:
     """Has the store put sums to all that is committed, whatever its age."""
     store.maintenance().update_rollups(NOW, everything=True)
 
 
-def watermark(store: Store, of: Spool = SPOOL) -> int:
+def watermark(store: PredictionStore, of: Spool = SPOOL) -> int:
     reader = store.reader()
     try:
         return reader.watermark(of).through
@@ -204,32 +206,32 @@ FILTERS = [
 ]
 
 
-class StoreConformance:
+class PredictionStoreConformance:
     """Inherit, and override `open_store` and `query`."""
 
     @pytest.fixture
-    def open_store(self) -> Callable[[], Store]:
+    def open_store(self) -> Callable[[], PredictionStore]:
         """Opens the test's store: each call opens the same one, after the last was closed."""
         raise NotImplementedError
 
     @pytest.fixture
-    def store(self, open_store: Callable[[], Store]) -> Iterator[Store]:
+    def store(self, open_store: Callable[[], PredictionStore]) -> Iterator[PredictionStore]:
         opened = open_store()
         yield opened
         opened.close()
 
-    def query(self, store: Store, sql: str) -> list[tuple[Any, ...]]:
+    def query(self, store: PredictionStore, sql: str) -> list[tuple[Any, ...]]:
         """Returns the rows of a query on the store's tables."""
         raise NotImplementedError
 
-    def assert_balanced(self, store: Store) -> None:
+    def assert_balanced(self, store: PredictionStore) -> None:
         ledger = self.query(store, "SELECT * FROM ledger")
         assert ledger
         assert all(row[-1] is True for row in ledger), ledger
 
     # -- Writing
 
-    def test_a_new_store_is_empty(self, store: Store) -> None:
+    def test_a_new_store_is_empty(self, store: PredictionStore) -> None:
         assert watermark(store) == 0
         assert everything(store) == []
         empty = stats(store)
@@ -238,7 +240,7 @@ class StoreConformance:
         assert (empty.first_captured_us, empty.last_captured_us) == (None, None)
         assert self.query(store, "SELECT * FROM ledger") == []
 
-    def test_a_prediction_comes_back_as_it_was_sent(self, store: Store) -> None:
+    def test_a_prediction_comes_back_as_it_was_sent(self, store: PredictionStore) -> None:
         full = prediction(
             1,
             image_id=ODD_TEXT,
@@ -262,7 +264,7 @@ class StoreConformance:
         assert stored_to_proto(first).prediction == full
         assert stored_to_proto(second).prediction == bare
 
-    def test_positions_rejections_gaps_and_streams_are_kept(self, store: Store) -> None:
+    def test_positions_rejections_gaps_and_streams_are_kept(self, store: PredictionStore) -> None:
         declared = timestamp(NOW - timedelta(days=1))
         commit(
             store,
@@ -287,7 +289,9 @@ class StoreConformance:
             (1, 1, 3, 5, 0, 0, True)
         ]
 
-    def test_the_clock_offset_of_a_stream_is_stored_with_its_rows(self, store: Store) -> None:
+    def test_the_clock_offset_of_a_stream_is_stored_with_its_rows(
+        self, store: PredictionStore
+    ) -> None:
         opened = message(prediction(1)).opening
         behind = type(opened)(
             SPOOL, NOW, NOW - timedelta(days=9000, microseconds=1), timedelta(seconds=7.5), "test"
@@ -302,7 +306,7 @@ class StoreConformance:
             " device_monotonic_seconds, client FROM streams",
         ) == [(0, 7.5, "test")]
 
-    def test_what_was_committed_is_not_stored_again(self, store: Store) -> None:
+    def test_what_was_committed_is_not_stored_again(self, store: PredictionStore) -> None:
         commit(store, message(*predictions(1, 4)))
         commit(store, message(*predictions(3, 6)), message(*predictions(1, 6), stream=1))
         assert [stored.position.sequence for stored in everything(store)] == [6, 5, 4, 3, 2, 1]
@@ -310,24 +314,26 @@ class StoreConformance:
         self.assert_balanced(store)
         assert self.query(store, "SELECT duplicates FROM ledger") == [(8,)]
 
-    def test_spools_are_kept_apart(self, store: Store) -> None:
+    def test_spools_are_kept_apart(self, store: PredictionStore) -> None:
         again = SPOOL._replace(spool_id=spool(9).spool_id)
         commit(store, *(message(*predictions(1, 2), of=of) for of in (SPOOL, again, spool(2))))
         assert [watermark(store, of) for of in (SPOOL, again, spool(2), spool(3))] == [2, 2, 2, 0]
         assert len(everything(store)) == 6
 
-    def test_the_largest_sequence_fits(self, store: Store) -> None:
+    def test_the_largest_sequence_fits(self, store: PredictionStore) -> None:
         commit(store, message(gap(1, 2**63 - 2), prediction(2**63 - 1)))
         assert watermark(store) == 2**63 - 1
         self.assert_balanced(store)
         assert stats(store).gap_sequences == 2**63 - 2
 
-    def test_gap_sequences_beyond_int64_are_reported_as_its_largest(self, store: Store) -> None:
+    def test_gap_sequences_beyond_int64_are_reported_as_its_largest(
+        self, store: PredictionStore
+    ) -> None:
         commit(store, *(message(gap(1, 2**63 - 1), of=spool(n), stream=n) for n in (1, 2)))
         assert stats(store).gap_sequences == 2**63 - 1
         self.assert_balanced(store)
 
-    def test_a_transaction_that_fails_leaves_nothing(self, store: Store) -> None:
+    def test_a_transaction_that_fails_leaves_nothing(self, store: PredictionStore) -> None:
         commit(store, message(*predictions(1, 2)))
         group = message(prediction(3), prediction(4, model_name=""), gap(5, 6))
         before = self.query(store, "SELECT * FROM ledger")
@@ -343,14 +349,14 @@ class StoreConformance:
         assert watermark(store) == 6
         self.assert_balanced(store)
 
-    def test_a_reader_sees_what_is_committed_and_nothing_else(self, store: Store) -> None:
+    def test_a_reader_sees_what_is_committed_and_nothing_else(self, store: PredictionStore) -> None:
         seen: list[int] = []
         look = BeforeCommit(store, lambda: seen.append(len(everything(store))))
         outcomes_of(GroupWriter(look, lambda: NOW), [message(*predictions(1, 3))])
         assert seen == [0]
         assert len(everything(store)) == 3
 
-    def test_a_transaction_reads_the_watermarks_that_it_moves(self, store: Store) -> None:
+    def test_a_transaction_reads_the_watermarks_that_it_moves(self, store: PredictionStore) -> None:
         commit(store, message(*predictions(1, 3)))
         with store.transaction() as transaction:
             found = transaction.watermarks([SPOOL, spool(2)])
@@ -358,7 +364,7 @@ class StoreConformance:
             assert transaction.watermarks([]) == {}
 
     def test_item_13_what_resends_are_compared_with_is_kept(
-        self, open_store: Callable[[], Store]
+        self, open_store: Callable[[], PredictionStore]
     ) -> None:
         store = open_store()
         first, second = (str(uuid.UUID(int=number)) for number in (1, 2))
@@ -388,7 +394,9 @@ class StoreConformance:
         self.assert_balanced(store)
         store.close()
 
-    def test_everything_is_there_after_reopening(self, open_store: Callable[[], Store]) -> None:
+    def test_everything_is_there_after_reopening(
+        self, open_store: Callable[[], PredictionStore]
+    ) -> None:
         store = open_store()
         commit(store, message(*predictions(1, 3), gap(4, 4), prediction(5, model_name="")))
         before = (everything(store), stats(store), self.query(store, "SELECT * FROM ledger"))
@@ -404,14 +412,14 @@ class StoreConformance:
         self.assert_balanced(store)
         store.close()
 
-    def test_closing_twice_is_closing_once(self, open_store: Callable[[], Store]) -> None:
+    def test_closing_twice_is_closing_once(self, open_store: Callable[[], PredictionStore]) -> None:
         store = open_store()
         store.close()
         store.close()
 
     # -- Reading
 
-    def logged(self, store: Store, *, sums: bool = False) -> list[tuple[str, Prediction]]:
+    def logged(self, store: PredictionStore, *, sums: bool = False) -> list[tuple[str, Prediction]]:
         """Stores varied predictions of three devices; returns them with their devices.
 
         With sums: of all but the last commits, in several blocks, some of them merged.
@@ -430,7 +438,9 @@ class StoreConformance:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("sums", [False, True])
-    def test_a_filter_finds_what_plain_python_finds(self, store: Store, sums: bool) -> None:
+    def test_a_filter_finds_what_plain_python_finds(
+        self, store: PredictionStore, sums: bool
+    ) -> None:
         logged = self.logged(store, sums=sums)
         for which in FILTERS:
             expected = {(name, one.sequence) for name, one in logged if matches(which, name, one)}
@@ -439,20 +449,22 @@ class StoreConformance:
             assert len(found) == len(expected), which
 
     @pytest.mark.parametrize("sums", [False, True])
-    def test_statistics_are_those_of_plain_python(self, store: Store, sums: bool) -> None:
+    def test_statistics_are_those_of_plain_python(self, store: PredictionStore, sums: bool) -> None:
         logged = self.logged(store, sums=sums)
         for which in FILTERS:
             chosen = [(name, one) for name, one in logged if matches(which, name, one)]
             assert_counts(stats(store, which), which, chosen)
 
-    def test_counts_come_most_first(self, store: Store) -> None:
+    def test_counts_come_most_first(self, store: PredictionStore) -> None:
         self.logged(store)
         got = stats(store)
         for counts in (got.by_device, got.by_model, got.by_class):
             totals = [count.total for count in counts]
             assert totals == sorted(totals, reverse=True)
 
-    def test_quantiles_are_over_the_predictions_that_give_a_time(self, store: Store) -> None:
+    def test_quantiles_are_over_the_predictions_that_give_a_time(
+        self, store: PredictionStore
+    ) -> None:
         times = [Duration(nanos=n * 10_000_000) for n in range(1, 101)]
         sent = [prediction(n, inference_time=time) for n, time in enumerate(times, 1)]
         commit(store, message(*sent, prediction(101)))
@@ -462,7 +474,7 @@ class StoreConformance:
     @pytest.mark.slow
     @pytest.mark.parametrize("sums", [False, True])
     def test_pages_come_newest_first_and_hold_each_prediction_once(
-        self, store: Store, sums: bool
+        self, store: PredictionStore, sums: bool
     ) -> None:
         logged = self.logged(store, sums=sums)
         found: list[Position] = []
@@ -473,7 +485,9 @@ class StoreConformance:
         assert found == sorted(found, reverse=True)
         assert len(found) == len(set(found)) == len(logged)
 
-    def test_what_is_committed_meanwhile_does_not_move_the_pages(self, store: Store) -> None:
+    def test_what_is_committed_meanwhile_does_not_move_the_pages(
+        self, store: PredictionStore
+    ) -> None:
         clock = Clock()
         commit(store, message(*predictions(1, 10)), now=clock)
         first = page(store, 4)
@@ -492,7 +506,7 @@ class StoreConformance:
     @given(chance=st.randoms(use_true_random=False))
     @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
     def test_sums_change_no_statistics(
-        self, open_store: Callable[[], Store], chance: random.Random
+        self, open_store: Callable[[], PredictionStore], chance: random.Random
     ) -> None:
         store = open_store()
         number = chance.randrange(10**9)  # a device that no other example has
@@ -511,7 +525,9 @@ class StoreConformance:
     # -- Keeping
 
     @pytest.mark.slow
-    def test_sums_are_merged_and_tell_the_same(self, open_store: Callable[[], Store]) -> None:
+    def test_sums_are_merged_and_tell_the_same(
+        self, open_store: Callable[[], PredictionStore]
+    ) -> None:
         store, clock, logged = open_store(), Clock(), []
         for number in range(1, 31):
             sent = varied(number, 20)
@@ -531,7 +547,7 @@ class StoreConformance:
         store.close()
 
     def test_commits_have_times_of_their_own_though_the_clock_goes_back(
-        self, open_store: Callable[[], Store]
+        self, open_store: Callable[[], PredictionStore]
     ) -> None:
         store = open_store()
         for back in range(3):
@@ -549,7 +565,9 @@ class StoreConformance:
         assert stats(store).total_predictions == 4
         store.close()
 
-    def test_what_is_old_is_deleted_and_the_books_stay_balanced(self, store: Store) -> None:
+    def test_what_is_old_is_deleted_and_the_books_stay_balanced(
+        self, store: PredictionStore
+    ) -> None:
         clock = Clock()
         for number in (1, 2, 3):
             start = 10 * number
@@ -578,7 +596,7 @@ class StoreConformance:
         self.assert_balanced(store)
 
     @pytest.mark.slow
-    def test_each_prediction_is_exported_once(self, store: Store, tmp_path: Path) -> None:
+    def test_each_prediction_is_exported_once(self, store: PredictionStore, tmp_path: Path) -> None:
         folder = tmp_path / "it's here"
         maintenance = store.maintenance()
         logged = []
@@ -598,7 +616,7 @@ class StoreConformance:
         } == {f"day=2026-11-22/device_id=gate-{number}" for number in (1, 2)}
         assert maintenance.expire(NOW + timedelta(days=1), exported_only=True) == 72
 
-    def test_an_interrupted_reader_fails(self, store: Store) -> None:
+    def test_an_interrupted_reader_fails(self, store: PredictionStore) -> None:
         reader = store.reader()
         reader.interrupt()
         with pytest.raises(SightlineError) as caught:

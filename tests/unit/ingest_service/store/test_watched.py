@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from ingest_service.store.duckdb.file_store import DuckDBStore
-from ingest_service.store.protocol import Store
+from ingest_service.store.protocol import PredictionStore
 from ingest_service.store.watched import STREAK, WatchedStore
 from servicekit.errors import SightlineError
 from tests.unit.ingest_service.samples import message, predictions
@@ -44,7 +44,7 @@ def full_disk(tmp_path: Path) -> Iterator[None]:
         yield
 
 
-def fail(store: Store, times: int) -> None:
+def fail(store: PredictionStore, times: int) -> None:
     for _ in range(times):
         with pytest.raises(SightlineError, match="cannot be written"):
             commit(store, message(*predictions(6, 500)))

@@ -15,23 +15,23 @@ from ingest_service.store.duckdb import file_store as duckdb_store
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.duckdb.migrations import VERSIONS
 from ingest_service.store.duckdb.opening import StoreOpenError
-from ingest_service.store.protocol import Store
+from ingest_service.store.protocol import PredictionStore
 from servicekit.errors import SightlineError
 from tests.unit.ingest_service.samples import message, predictions, spool
 from tests.unit.ingest_service.store_conformance import (
-    StoreConformance,
+    PredictionStoreConformance,
     commit,
     everything,
     watermark,
 )
 
 
-class TestDuckDBStore(StoreConformance):
+class TestDuckDBStore(PredictionStoreConformance):
     @pytest.fixture
-    def open_store(self, tmp_path: Path) -> Callable[[], Store]:
+    def open_store(self, tmp_path: Path) -> Callable[[], PredictionStore]:
         return lambda: DuckDBStore(tmp_path / "test.duckdb")
 
-    def query(self, store: Store, sql: str) -> list[tuple[Any, ...]]:
+    def query(self, store: PredictionStore, sql: str) -> list[tuple[Any, ...]]:
         assert isinstance(store, DuckDBStore)
         with contextlib.closing(store._cursor()) as cursor:
             rows: list[tuple[Any, ...]] = cursor.execute(sql).fetchall()
