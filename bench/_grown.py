@@ -15,7 +15,7 @@ from ingest_service.receive.decision import decide
 from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message, prepare
 from ingest_service.store.duckdb.file_store import DuckDBStore
-from ingest_service.store.protocol import Changes, Filter, Opening, Spool, Watermark
+from ingest_service.store.protocol import Changes, Filter, Opening, SpoolKey, Watermark
 
 GROUP = 16_384
 """Predictions in one transaction: about what the service takes at full speed."""
@@ -44,7 +44,7 @@ def grow(path: Path, rows: int) -> None:
 
 def _template(device: str, sent: Sequence[bytes]) -> Changes:
     """Return what the service would write for one group of messages of a device."""
-    spool = Spool(device, "00000000-0000-0000-0000-000000000000")
+    spool = SpoolKey(device, "00000000-0000-0000-0000-000000000000")
     opening = Opening(spool, datetime.now(UTC), None, None, "bench")
     messages = [Message(0, opening, each, first=False) for each in sent]
     return decide(prepare(messages, Decoder(), datetime.now(UTC)), {spool: Watermark()})[0]

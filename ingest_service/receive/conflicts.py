@@ -16,7 +16,7 @@ import numpy as np
 from ingest_service.receive.content import digest_in
 from ingest_service.receive.group import Prepared
 from ingest_service.receive.sequence import Runs
-from ingest_service.store.protocol import Generation, Spool, Watermark
+from ingest_service.store.protocol import Generation, SpoolKey, Watermark
 
 MAX_GENERATIONS = 64
 """Runs that are kept of a spool; what is older counts as not said."""
@@ -62,7 +62,9 @@ class Witness:
         conflicts: of the messages that were refuted, so far.
     """
 
-    def __init__(self, group: Prepared, runs: Runs, watermarks: Mapping[Spool, Watermark]) -> None:
+    def __init__(
+        self, group: Prepared, runs: Runs, watermarks: Mapping[SpoolKey, Watermark]
+    ) -> None:
         self.conflicts: dict[int, Conflict] = {}
         self._group = group
         self._runs = runs
@@ -104,7 +106,7 @@ class Witness:
             book.first_digest = self._digest(_Content(message, 1))
         book.last = _Content(message, high)
 
-    def watermark(self, spool: Spool, through: int) -> Watermark:
+    def watermark(self, spool: SpoolKey, through: int) -> Watermark:
         """Return what is committed of a spool once the group is."""
         book, before = self._books[spool], self._before[spool]
         if through == before.through:

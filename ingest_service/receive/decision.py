@@ -16,7 +16,7 @@ from ingest_service.receive import rows, sequence
 from ingest_service.receive.conflicts import Conflict, Witness
 from ingest_service.receive.group import Outcome, Prepared, Rejection
 from ingest_service.receive.sequence import Claims, Placement
-from ingest_service.store.protocol import Changes, Spool, Watermark
+from ingest_service.store.protocol import Changes, SpoolKey, Watermark
 from servicekit.errors import SightlineError
 
 CONFLICT = "SEQUENCE_CONFLICT"
@@ -27,7 +27,7 @@ others are kept as bytes, so that a device gone wrong does not hold up the rest.
 
 
 def decide(
-    group: Prepared, watermarks: Mapping[Spool, Watermark]
+    group: Prepared, watermarks: Mapping[SpoolKey, Watermark]
 ) -> tuple[Changes, tuple[Outcome, ...]]:
     """Return what the group changes, and what becomes of each message once that is committed.
 
@@ -52,13 +52,13 @@ class _Decision:
     """The new parts of gaps, each with its message."""
     duplicates: NDArray[np.int64]
     """Per message: predictions that had been committed before."""
-    watermarks: Mapping[Spool, Watermark]
+    watermarks: Mapping[SpoolKey, Watermark]
     """The new watermark of each spool that a message was taken of."""
     conflicts: Mapping[int, Conflict]
     """Messages that claim what was committed with another content."""
 
 
-def _weigh(group: Prepared, watermarks: Mapping[Spool, Watermark]) -> _Decision:
+def _weigh(group: Prepared, watermarks: Mapping[SpoolKey, Watermark]) -> _Decision:
     positions = {spool: mark.through for spool, mark in watermarks.items()}
     claims, streams = group.claims, [message.stream for message in group.messages]
     runs = sequence.join_runs(claims)
@@ -102,7 +102,7 @@ def _new_gaps(group: Prepared, placement: Placement) -> Iterator[tuple[int, rows
 
 
 def _changes(
-    group: Prepared, decision: _Decision, watermarks: Mapping[Spool, Watermark]
+    group: Prepared, decision: _Decision, watermarks: Mapping[SpoolKey, Watermark]
 ) -> Changes:
     taken = decision.placement.taken
     openings = [message.opening for message in group.messages]

@@ -16,7 +16,7 @@ from ingest_service.receive import capture_window, sequence
 from ingest_service.receive.checks import Violation, find_violations
 from ingest_service.receive.decode import Decoder
 from ingest_service.receive.sequence import Claims
-from ingest_service.store.protocol import Opening, Spool
+from ingest_service.store.protocol import Opening, SpoolKey
 from servicekit.errors import SightlineError, invalid
 
 _FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
@@ -69,7 +69,7 @@ class Prepared:
     """Rows of `predictions` that break a rule."""
 
     @property
-    def spools(self) -> list[Spool]:
+    def spools(self) -> list[SpoolKey]:
         """The spool of each message."""
         return [message.opening.spool for message in self.messages]
 

@@ -9,7 +9,7 @@ from sightline.ingest.v1.ingest_pb2 import LogHeader
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 
 from ingest_service.receive.decode import malformed_error
-from ingest_service.store.protocol import Opening, Spool
+from ingest_service.store.protocol import Opening, SpoolKey
 from servicekit.errors import invalid
 from servicekit.parsing import parse
 
@@ -59,7 +59,7 @@ def parse_header(
     )
 
 
-def parse_spool(device_id: str, spool_id: str, *, prefix: str = "") -> Spool:
+def parse_spool(device_id: str, spool_id: str, *, prefix: str = "") -> SpoolKey:
     """Return the spool of these names.
 
     Raises:
@@ -70,7 +70,7 @@ def parse_spool(device_id: str, spool_id: str, *, prefix: str = "") -> Spool:
         raise invalid(f"{prefix}device_id", f"must be 1 to {MAX_DEVICE_ID_BYTES} bytes")
     if not _UUID.fullmatch(spool_id):
         raise invalid(f"{prefix}spool_id", "must be a UUID of 36 characters in lower case")
-    return Spool(device_id, spool_id)
+    return SpoolKey(device_id, spool_id)
 
 
 def parse_time(time: Timestamp, field: str) -> datetime:

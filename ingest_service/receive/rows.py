@@ -25,7 +25,7 @@ from ingest_service.store.protocol import (
     STREAMS,
     WATERMARKS,
     Opening,
-    Spool,
+    SpoolKey,
     Watermark,
 )
 from servicekit.parsing import parse
@@ -61,7 +61,7 @@ _SAME = (
 class Gap(NamedTuple):
     """The new part of a gap."""
 
-    spool: Spool
+    spool: SpoolKey
     first_sequence: int
     last_sequence: int
     reason: int
@@ -72,7 +72,7 @@ class Gap(NamedTuple):
 class RejectedRow(NamedTuple):
     """A prediction that broke a rule."""
 
-    spool: Spool
+    spool: SpoolKey
     sequence: int
     field: str
     reason: str
@@ -160,9 +160,9 @@ def stream_table(openings: Iterable[Opening]) -> pa.Table:
 
 
 def watermark_table(
-    before: Mapping[Spool, Watermark],
-    after: Mapping[Spool, Watermark],
-    duplicates: Mapping[Spool, int],
+    before: Mapping[SpoolKey, Watermark],
+    after: Mapping[SpoolKey, Watermark],
+    duplicates: Mapping[SpoolKey, int],
 ) -> pa.Table:
     """Return the rows of the table `watermarks` that a group changes.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 
 Int64s = NDArray[np.int64]
 
@@ -138,10 +138,10 @@ def join_runs(claims: Claims) -> Runs:
 
 def place(
     runs: Runs,
-    spools: Sequence[Spool],
+    spools: Sequence[SpoolKey],
     streams: Sequence[int],
     refused: Collection[int],
-    watermarks: MutableMapping[Spool, int],
+    watermarks: MutableMapping[SpoolKey, int],
     judge: Judge | None = None,
 ) -> Placement:
     """Decides, message by message, what is new, and moves the watermarks on.

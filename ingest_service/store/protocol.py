@@ -64,7 +64,7 @@ WATERMARKS = pa.schema(
 )
 
 
-class Spool(NamedTuple):
+class SpoolKey(NamedTuple):
     """The spool of a device: what sequences count in."""
 
     device_id: str
@@ -191,7 +191,7 @@ class StoredPrediction:
 class Opening:
     """Who opened a stream, and what the clocks said."""
 
-    spool: Spool
+    spool: SpoolKey
     opened_at: datetime
     """By the server's clock, UTC."""
     device_time: datetime | None
@@ -214,7 +214,7 @@ class Opening:
 class Transaction(Protocol):
     """A transaction that is open."""
 
-    def watermarks(self, spools: Collection[Spool]) -> dict[Spool, Watermark]:
+    def watermarks(self, spools: Collection[SpoolKey]) -> dict[SpoolKey, Watermark]:
         """Return what is committed of each spool."""
         ...
 
@@ -241,7 +241,7 @@ class Transaction(Protocol):
 class Reader(Protocol):
     """Reads a store as of its first query; used by one thread, save for `interrupt`."""
 
-    def watermark(self, spool: Spool) -> Watermark:
+    def watermark(self, spool: SpoolKey) -> Watermark:
         """Return what is committed of a spool."""
         ...
 

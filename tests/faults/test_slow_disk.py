@@ -15,7 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest, PredictionLogResponse
 
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 from sightline.cli.processes import ServiceProcess
 from tests.unit.edge.samples import eventually
 from tests.unit.ingest_service.samples import header, prediction, request, spool
@@ -55,7 +55,7 @@ def server(tmp_path: Path, gate: Path) -> Iterator[ServiceProcess]:
 class Device:
     """Streams predictions with much text in them, and counts what gRPC has taken from it."""
 
-    def __init__(self, of: Spool, payloads: Sequence[bytes]) -> None:
+    def __init__(self, of: SpoolKey, payloads: Sequence[bytes]) -> None:
         self.spool = of
         self.payloads = payloads
         self.taken = 0

@@ -21,7 +21,7 @@ from ingest_service.store.duckdb.opening import StoreOpenError, open_database, r
 from ingest_service.store.duckdb.reader import DuckDBReader
 from ingest_service.store.duckdb.spool_rows import SpoolRows
 from ingest_service.store.duckdb.transaction import DuckDBTransaction
-from ingest_service.store.protocol import STORE_MOVED, Spool, Watermark
+from ingest_service.store.protocol import STORE_MOVED, SpoolKey, Watermark
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class DuckDBStore:
         self._has_said_moved = False
         self.was_empty = not root.execute("SELECT 1 FROM watermarks LIMIT 1").fetchall()
         """True if the store was empty when it was opened."""
-        self._positions: dict[Spool, Watermark] = {}
+        self._positions: dict[SpoolKey, Watermark] = {}
         self._openings = 0  # in `_positions`
         self._spools = SpoolRows()
 

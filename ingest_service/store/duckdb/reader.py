@@ -15,7 +15,7 @@ from ingest_service.store.protocol import (
     Filter,
     Generation,
     Position,
-    Spool,
+    SpoolKey,
     Stats,
     StoredPrediction,
     Watermark,
@@ -84,7 +84,7 @@ class DuckDBReader:
         self._interrupted = threading.Event()
         self._begun = False
 
-    def watermark(self, spool: Spool) -> Watermark:
+    def watermark(self, spool: SpoolKey) -> Watermark:
         """Return what is committed of a spool."""
         with self._translated():
             found = self._rows(

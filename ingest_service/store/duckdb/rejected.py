@@ -8,7 +8,7 @@ from typing import NamedTuple
 import duckdb
 import pyarrow as pa
 
-from ingest_service.store.protocol import Opening, Spool
+from ingest_service.store.protocol import Opening, SpoolKey
 from ingest_service.store.retention_clock import to_time
 
 REASONS = ("CAPTURED_AT_IN_FUTURE", "CAPTURED_AT_TOO_EARLY")
@@ -78,7 +78,7 @@ class Rejected(NamedTuple):
     def opening(self) -> Opening:
         """The stream that it came on, as far as that is known."""
         return Opening(
-            Spool(self.device_id, self.spool_id),
+            SpoolKey(self.device_id, self.spool_id),
             to_time(self.received_us if self.opened_us is None else self.opened_us),
             None if self.device_us is None else to_time(self.device_us),
             None,

@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 
 FAR = 4096
 """Rows between two spools from which on they are looked for apart: two vectors of DuckDB's."""
@@ -43,20 +43,22 @@ class SpoolRows:
     def __init__(self) -> None:
         self._sorted: NDArray[np.uint64] | None = None
         self._recent: set[int] = set()
-        self._rows: dict[Spool, int] = {}
+        self._rows: dict[SpoolKey, int] = {}
 
-    def missing(self, cursor: duckdb.DuckDBPyConnection, spools: Iterable[Spool]) -> set[Spool]:
+    def missing(
+        self, cursor: duckdb.DuckDBPyConnection, spools: Iterable[SpoolKey]
+    ) -> set[SpoolKey]:
         """Return those of the spools that the table certainly does not have."""
         if self._sorted is None:
             found = cursor.execute(_HASHES).fetchnumpy()["hash"]
             self._sorted = np.sort(np.asarray(found, dtype=np.uint64))
         return {spool for spool in spools if not self._may_have(_hash(spool), self._sorted)}
 
-    def learn(self, spool: Spool, row: int) -> None:
+    def learn(self, spool: SpoolKey, row: int) -> None:
         """Note the row of a spool, as the table says it."""
         self._rows[spool] = row
 
-    def added(self, spools: Sequence[Spool], first_row: int) -> None:
+    def added(self, spools: Sequence[SpoolKey], first_row: int) -> None:
         """Note that the table got these spools, in this order; once that is committed."""
         self._rows.update({spool: first_row + at for at, spool in enumerate(spools)})
         self._recent.update(map(_hash, spools))
@@ -65,11 +67,11 @@ class SpoolRows:
             self._sorted = np.sort(np.concatenate([self._sorted, recent]))
             self._recent = set()
 
-    def ranges(self, spools: Collection[Spool]) -> list[Range]:
+    def ranges(self, spools: Collection[SpoolKey]) -> list[Range]:
         """Return few ranges of rows that hold these spools, all of them known."""
         return join_rows(self._rows[spool] for spool in spools)
 
-    def knows(self, spool: Spool) -> bool:
+    def knows(self, spool: SpoolKey) -> bool:
         """Return True if the row of a spool is remembered."""
         return spool in self._rows
 
@@ -104,7 +106,7 @@ def join_rows(rows: Iterable[int]) -> list[Range]:
     return ranges
 
 
-def _hash(spool: Spool) -> int:
+def _hash(spool: SpoolKey) -> int:
     text = f"{spool.device_id}\0{spool.spool_id}".encode()
     # As DuckDB's md5_number_lower; two spools that share one are looked up, and no worse off.
     return int.from_bytes(hashlib.md5(text, usedforsecurity=False).digest()[8:], "little")

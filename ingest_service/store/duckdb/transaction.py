@@ -17,7 +17,7 @@ from ingest_service.store.duckdb.rejected import (
     find_rejected,
 )
 from ingest_service.store.duckdb.spool_rows import Range, SpoolRows, count_rows
-from ingest_service.store.protocol import Changes, Spool, Watermark
+from ingest_service.store.protocol import Changes, SpoolKey, Watermark
 from servicekit.errors import SightlineError
 
 _APPENDED = {
@@ -77,7 +77,7 @@ class DuckDBTransaction:
     def __init__(
         self,
         cursor: duckdb.DuckDBPyConnection,
-        known: Mapping[Spool, Watermark],
+        known: Mapping[SpoolKey, Watermark],
         spools: SpoolRows,
         clock: CommitClock,
     ) -> None:
@@ -86,30 +86,30 @@ class DuckDBTransaction:
         self._spools = spools
         self._clock = clock
         self._received_at: datetime | None = None
-        self._new: set[Spool] = set()
-        self._read: dict[Spool, Watermark] = {}
-        self.moved: dict[Spool, Watermark] = {}
-        self.added: list[Spool] = []
+        self._new: set[SpoolKey] = set()
+        self._read: dict[SpoolKey, Watermark] = {}
+        self.moved: dict[SpoolKey, Watermark] = {}
+        self.added: list[SpoolKey] = []
         self.first_added = 0
 
-    def watermarks(self, spools: Collection[Spool]) -> dict[Spool, Watermark]:
+    def watermarks(self, spools: Collection[SpoolKey]) -> dict[SpoolKey, Watermark]:
         """Return what is committed of each spool."""
         positions = {spool: self._known.get(spool, Watermark()) for spool in spools}
         positions.update(self._find([spool for spool in positions if spool not in self._known]))
         self._read.update(positions)
         return positions
 
-    def _find(self, spools: Sequence[Spool]) -> dict[Spool, Watermark]:
+    def _find(self, spools: Sequence[SpoolKey]) -> dict[SpoolKey, Watermark]:
         """Return the positions of those that have a row; notes the rows, and who has none."""
         if not spools:
             return {}
         missing = self._spools.missing(self._cursor, spools)
-        positions: dict[Spool, Watermark] = {}
+        positions: dict[SpoolKey, Watermark] = {}
         if asked := [spool for spool in spools if spool not in missing]:
             self._name_incoming(pa.Table.from_pylist([spool._asdict() for spool in asked]))
             for row, device, spool, *mark in self._cursor.execute(_FIND_SPOOLS).fetchall():
-                self._spools.learn(Spool(device, spool), row)
-                positions[Spool(device, spool)] = read_watermark(*mark)
+                self._spools.learn(SpoolKey(device, spool), row)
+                positions[SpoolKey(device, spool)] = read_watermark(*mark)
         self._new.update(spool for spool in spools if spool not in positions)
         return positions
 
@@ -153,7 +153,7 @@ class DuckDBTransaction:
 
     def _move(self, watermarks: pa.Table, values: Mapping[str, datetime]) -> None:
         for row in watermarks.to_pylist():
-            spool = Spool(row["device_id"], row["spool_id"])
+            spool = SpoolKey(row["device_id"], row["spool_id"])
             before = self._read.get(spool, Watermark())
             self.moved[spool] = read_watermark(
                 row["committed_through"],

@@ -17,7 +17,7 @@ import pytest
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 from servicekit.errors import SightlineError, from_rpc_error
 
 PATIENCE = 30.0
@@ -139,11 +139,11 @@ class Server:
             )
             return call(payloads, timeout=PATIENCE)
 
-    def watermark(self, of: Spool) -> int:
+    def watermark(self, of: SpoolKey) -> int:
         """Asks for the committed position of a spool, on a connection of its own."""
         return self.ask_watermark(of).committed_through
 
-    def ask_watermark(self, of: Spool) -> messages.GetWatermarkResponse:
+    def ask_watermark(self, of: SpoolKey) -> messages.GetWatermarkResponse:
         """Asks what is committed of a spool, on a connection of its own."""
         request = messages.GetWatermarkRequest(device_id=of.device_id, spool_id=of.spool_id)
         with grpc.insecure_channel(self.address) as channel:
@@ -156,7 +156,7 @@ class Server:
             rows: list[tuple[Any, ...]] = connection.execute(sql).fetchall()
             return rows
 
-    def assert_exactly_once(self, sent: dict[Spool, int]) -> None:
+    def assert_exactly_once(self, sent: dict[SpoolKey, int]) -> None:
         """Holds the file against the last sequence that was sent of each spool."""
         sequences = self.query(
             "SELECT device_id, spool_id, count(*), count(DISTINCT sequence), max(sequence)"
@@ -164,7 +164,7 @@ class Server:
             " SELECT device_id, spool_id, sequence FROM rejected_predictions)"
             " GROUP BY device_id, spool_id"
         )
-        found = {Spool(device, spool): tuple(counts) for device, spool, *counts in sequences}
+        found = {SpoolKey(device, spool): tuple(counts) for device, spool, *counts in sequences}
         assert found == {spool: (last, last, last) for spool, last in sent.items()}
         ledger = self.query("SELECT balanced, count(*) FROM ledger GROUP BY balanced")
         assert ledger == [(True, len(sent))]

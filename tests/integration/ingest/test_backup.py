@@ -14,7 +14,7 @@ import grpc
 import pytest
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 from servicekit.errors import from_rpc_error
 from tests.integration.ingest.conftest import Start
 from tests.integration.ingest.process import PATIENCE, Server
@@ -51,7 +51,7 @@ def ask(database: Path, sql: str) -> list[tuple[object, ...]]:
 class Streaming:
     """Streams predictions of its own spool, one stream after another, until it is stopped."""
 
-    def __init__(self, server: Server, of: Spool) -> None:
+    def __init__(self, server: Server, of: SpoolKey) -> None:
         self.committed = 0
         self._server, self._of = server, of
         self._stop = threading.Event()

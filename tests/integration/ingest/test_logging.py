@@ -14,7 +14,7 @@ from sightline.ingest.v1 import ingest_service_pb2 as messages
 from sightline.ingest.v1.ingest_pb2 import LogHeader, Rejection
 from sightline.types.v1.prediction_pb2 import Prediction
 
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 from tests.integration.ingest.conftest import Start
 from tests.integration.ingest.process import PATIENCE, Server, refused
 from tests.unit.ingest_service.samples import (
@@ -30,7 +30,7 @@ from tests.unit.ingest_service.samples import (
 )
 
 
-def batches(of: Spool, last: int, size: int, *, first: int = 1) -> Iterator[bytes]:
+def batches(of: SpoolKey, last: int, size: int, *, first: int = 1) -> Iterator[bytes]:
     """A stream of valid messages."""
     head: LogHeader | None = header(of)
     for start in range(first, last + 1, size):
@@ -40,7 +40,7 @@ def batches(of: Spool, last: int, size: int, *, first: int = 1) -> Iterator[byte
         head = None
 
 
-def wait_for_watermark(server: Server, of: Spool, position: int) -> None:
+def wait_for_watermark(server: Server, of: SpoolKey, position: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while server.watermark(of) < position:
         assert time.monotonic() < deadline, f"{position} is never committed"
@@ -220,7 +220,7 @@ def test_a_malformed_message_ends_its_stream_and_harms_no_other(
     others = [spool(number) for number in range(1, 5)]
     stop = threading.Event()
 
-    def log_until_told(of: Spool) -> int:
+    def log_until_told(of: SpoolKey) -> int:
         last = 0
         while not stop.is_set():
             server.log_bytes(batches(of, last + 20, 5, first=last + 1))

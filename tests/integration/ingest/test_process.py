@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 from tests.integration.ingest.process import PATIENCE, Server, refused
 from tests.integration.ingest.test_logging import batches, wait_for_watermark
 from tests.unit.ingest_service.samples import SPOOL, header, predictions, request, spool
@@ -35,7 +35,7 @@ def test_a_killed_server_has_what_it_confirmed_and_each_prediction_once(server: 
     confirmed = dict.fromkeys(spools, 0)
     deadline = time.monotonic() + 2 * PATIENCE
 
-    def device(of: Spool) -> None:
+    def device(of: SpoolKey) -> None:
         while confirmed[of] < last:
             assert time.monotonic() < deadline, f"{of} stands at {confirmed[of]}"
             try:

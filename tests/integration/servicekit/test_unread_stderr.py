@@ -17,7 +17,7 @@ import pytest
 from sightline.ingest.v1 import ingest_service_pb2_grpc
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogResponse
 
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 from tests.fakes.ingest import FakeIngest
 from tests.faults.disks import filled, limited, small_disk
 from tests.integration.auth.authority import Authority
@@ -28,7 +28,7 @@ from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, pictur
 from tests.unit.ingest_service.samples import header, predictions, request
 
 PATIENCE = 30.0
-SPOOL = Spool("gate-1", "0b3f8f5c-38a4-4d8e-9a0c-5e6f3c3c8d11")
+SPOOL = SpoolKey("gate-1", "0b3f8f5c-38a4-4d8e-9a0c-5e6f3c3c8d11")
 
 
 def full_pipe() -> tuple[int, int]:

@@ -10,14 +10,14 @@ from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 from sightline.types.v1.prediction_pb2 import BoundingBox, Detection, Prediction
 
 from ingest_service.receive.group import Message
-from ingest_service.store.protocol import Opening, Spool
+from ingest_service.store.protocol import Opening, SpoolKey
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
-SPOOL = Spool("gate-1", "0b0e7bd6-5f6b-4a44-9d0f-2f8f6b0c9d01")
+SPOOL = SpoolKey("gate-1", "0b0e7bd6-5f6b-4a44-9d0f-2f8f6b0c9d01")
 
 
-def spool(number: int) -> Spool:
-    return Spool(f"gate-{number}", str(uuid.UUID(int=number)))
+def spool(number: int) -> SpoolKey:
+    return SpoolKey(f"gate-{number}", str(uuid.UUID(int=number)))
 
 
 def timestamp(time: datetime) -> Timestamp:
@@ -52,7 +52,7 @@ def gap(first: int, last: int, **fields: Any) -> Gap:
     return Gap(first_sequence=first, last_sequence=last, **{**base, **fields})
 
 
-def header(of: Spool = SPOOL, **fields: Any) -> LogHeader:
+def header(of: SpoolKey = SPOOL, **fields: Any) -> LogHeader:
     return LogHeader(device_id=of.device_id, spool_id=of.spool_id, **fields)
 
 
@@ -68,7 +68,7 @@ def predictions(first: int, last: int) -> list[Prediction]:
     return [prediction(sequence) for sequence in range(first, last + 1)]
 
 
-def opening(of: Spool = SPOOL, **fields: Any) -> Opening:
+def opening(of: SpoolKey = SPOOL, **fields: Any) -> Opening:
     base: dict[str, Any] = {
         "opened_at": NOW,
         "device_time": None,
@@ -81,7 +81,7 @@ def opening(of: Spool = SPOOL, **fields: Any) -> Opening:
 def message(
     *parts: Prediction | Gap,
     stream: int = 0,
-    of: Spool = SPOOL,
+    of: SpoolKey = SPOOL,
     first: bool = True,
     payload: bytes | None = None,
     generation: str = "",

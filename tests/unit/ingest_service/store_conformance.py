@@ -27,7 +27,7 @@ from ingest_service.store.protocol import (
     Position,
     PredictionStore,
     Reader,
-    Spool,
+    SpoolKey,
     Stats,
     StoredPrediction,
     Transaction,
@@ -130,7 +130,7 @@ def update_rollups(store: PredictionStore) -> None:
     store.maintenance().update_rollups(NOW, everything=True)
 
 
-def watermark(store: PredictionStore, of: Spool = SPOOL) -> int:
+def watermark(store: PredictionStore, of: SpoolKey = SPOOL) -> int:
     reader = store.reader()
     try:
         return reader.watermark(of).through
@@ -510,7 +510,7 @@ class PredictionStoreConformance:
     ) -> None:
         store = open_store()
         number = chance.randrange(10**9)  # a device that no other example has
-        of = Spool(f"gate-2-{number}", str(uuid.UUID(int=number)))
+        of = SpoolKey(f"gate-2-{number}", str(uuid.UUID(int=number)))
         sent = [one for seed in range(12) for one in scattered(chance, seed * 20 + 1, 20)]
         for start in range(0, len(sent), 20):
             commit(store, message(*sent[start : start + 20], of=of), now=lambda: NOW)

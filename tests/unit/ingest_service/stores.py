@@ -12,7 +12,7 @@ from ingest_service.store.duckdb.commit_record import commit_record_path
 from ingest_service.store.duckdb.file_format import HEADER_BYTES, parse_database
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.duckdb.migrations import migrate
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 from tests.unit.ingest_service.samples import SPOOL, message, predictions
 from tests.unit.ingest_service.store_conformance import commit, everything
 
@@ -27,7 +27,7 @@ def opened(path: Path, *, trust: bool = False) -> Iterator[DuckDBStore]:
         store.close()
 
 
-def log(store: DuckDBStore, first: int, last: int, of: Spool = SPOOL) -> None:
+def log(store: DuckDBStore, first: int, last: int, of: SpoolKey = SPOOL) -> None:
     """Commits predictions of these sequences."""
     commit(store, message(*predictions(first, last), of=of))
 

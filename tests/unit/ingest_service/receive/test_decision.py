@@ -7,7 +7,7 @@ import pytest
 from ingest_service.receive.decision import MAX_WRITTEN_OUT, decide
 from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message, Outcome, Rejection, prepare
-from ingest_service.store.protocol import Changes, Generation, Spool, Watermark
+from ingest_service.store.protocol import Changes, Generation, SpoolKey, Watermark
 from tests.unit.ingest_service.samples import (
     NOW,
     SPOOL,
@@ -23,7 +23,7 @@ DECODER = Decoder()
 
 
 def run(
-    *messages: Message, watermarks: dict[Spool, int] | None = None
+    *messages: Message, watermarks: dict[SpoolKey, int] | None = None
 ) -> tuple[Changes, tuple[Outcome, ...]]:
     group = prepare(messages, DECODER, NOW)
     through = watermarks or {}

@@ -16,7 +16,7 @@ from ingest_service.receive.sequence import (
     new_rows,
     place,
 )
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 from tests.unit.ingest_service.samples import SPOOL, spool
 
 LARGEST = 2**63 - 1
@@ -146,7 +146,7 @@ def test_two_streams_of_one_spool_are_taken_in_order() -> None:
 
 def test_spools_do_not_touch_each_other() -> None:
     claims = claims_of(([1, 2], []), ([1], []), ([3], []))
-    positions: dict[Spool, int] = {spool(1): 0, spool(2): 0}
+    positions: dict[SpoolKey, int] = {spool(1): 0, spool(2): 0}
     place(join_runs(claims), [spool(1), spool(2), spool(1)], [0, 1, 0], (), positions)
     assert positions == {spool(1): 3, spool(2): 1}
 

@@ -9,7 +9,7 @@ import pytest
 from ingest_service.store.duckdb import parquet_export
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.duckdb.parquet_export import UNFINISHED, folder_name
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 from tests.unit.ingest_service.samples import NOW, message, predictions, spool
 from tests.unit.ingest_service.store_conformance import commit, exported, update_rollups
 
@@ -58,7 +58,7 @@ def test_devices_with_odd_names_are_exported(tmp_path: Path) -> None:
     store = DuckDBStore(tmp_path / "test.duckdb")
     names = [name for name in ODD_DEVICES if name != "\0"]
     for number, name in enumerate(names):
-        of = Spool(name, spool(number).spool_id)
+        of = SpoolKey(name, spool(number).spool_id)
         commit(store, message(*predictions(1, 2), of=of, stream=number))
     update_rollups(store)
     assert store.maintenance().export(tmp_path / "out", NOW) == len(names)

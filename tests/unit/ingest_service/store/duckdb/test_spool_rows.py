@@ -18,7 +18,7 @@ from ingest_service.receive.group_writer import GroupWriter
 from ingest_service.store.duckdb import spool_rows
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.duckdb.spool_rows import FAR, MAX_RANGES, Range, SpoolRows, join_rows
-from ingest_service.store.protocol import Spool
+from ingest_service.store.protocol import SpoolKey
 from servicekit.errors import SightlineError
 from tests.unit.ingest_service.samples import NOW, message, prediction, spool
 from tests.unit.ingest_service.store_conformance import BeforeCommit, commit, watermark
@@ -43,7 +43,7 @@ def fill(path: Path, count: int) -> None:
         one.execute("INSERT INTO expired SELECT device_id, spool_id, 1, 0 FROM watermarks")
 
 
-def commit_seconds(store: DuckDBStore, of: Spool, sequence: int) -> float:
+def commit_seconds(store: DuckDBStore, of: SpoolKey, sequence: int) -> float:
     writer = GroupWriter(store, lambda: NOW + timedelta(seconds=sequence))
     prepared = writer.prepare([message(prediction(sequence), of=of)])
     began = time.perf_counter()
@@ -66,7 +66,7 @@ def test_item_22_a_commit_does_not_grow_with_the_number_of_spools(tmp_path: Path
             commit_seconds(store, spool(1), 1)
         for sequence in range(2, 32):
             for name, store in (("small", small), ("large", large)):
-                new = Spool("evil", str(uuid.uuid4()))
+                new = SpoolKey("evil", str(uuid.uuid4()))
                 for kind, of, at in (("new", new, 1), ("known", spool(1), sequence)):
                     taken = commit_seconds(store, of, at)
                     seconds.setdefault((name, kind), []).append(taken)
@@ -138,7 +138,7 @@ def test_spools_that_share_a_hash_are_kept_apart(
 
 
 def test_the_table_s_hashes_are_those_of_the_process(path: Path) -> None:
-    odd = Spool("é \N{SNOWMAN} '", str(uuid.UUID(int=5)))
+    odd = SpoolKey("é \N{SNOWMAN} '", str(uuid.UUID(int=5)))
     with contextlib.closing(DuckDBStore(path)) as store:
         commit(store, message(prediction(1), of=odd))
         with contextlib.closing(store._cursor()) as cursor:
