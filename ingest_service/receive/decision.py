@@ -48,7 +48,7 @@ class _Decision:
     """Predictions that are new and break no rule."""
     bad: Sequence[int]
     """Predictions that are new and break one."""
-    gaps: Sequence[tuple[int, rows.Gap]]
+    gaps: Sequence[tuple[int, rows.GapRow]]
     """The new parts of gaps, each with its message."""
     duplicates: NDArray[np.int64]
     """Per message: predictions that had been committed before."""
@@ -84,7 +84,7 @@ def _weigh(group: Prepared, watermarks: Mapping[SpoolKey, Watermark]) -> _Decisi
     )
 
 
-def _new_gaps(group: Prepared, placement: Placement) -> Iterator[tuple[int, rows.Gap]]:
+def _new_gaps(group: Prepared, placement: Placement) -> Iterator[tuple[int, rows.GapRow]]:
     part = sequence.new_gaps(placement, group.claims)
     if not len(part.gap):
         return
@@ -98,7 +98,7 @@ def _new_gaps(group: Prepared, placement: Placement) -> Iterator[tuple[int, rows
     )
     for message, first, last, reason, declared in zip(*columns, strict=True):
         spool = group.messages[message].opening.spool
-        yield message, rows.Gap(spool, first, last, reason, declared)
+        yield message, rows.GapRow(spool, first, last, reason, declared)
 
 
 def _changes(

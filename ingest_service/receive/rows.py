@@ -58,7 +58,7 @@ _SAME = (
 )
 
 
-class Gap(NamedTuple):
+class GapRow(NamedTuple):
     """The new part of a gap."""
 
     spool: SpoolKey
@@ -122,7 +122,7 @@ def rejected_table(rows: Iterable[RejectedRow]) -> pa.Table:
     )
 
 
-def gap_table(gaps: Iterable[Gap]) -> pa.Table:
+def gap_table(gaps: Iterable[GapRow]) -> pa.Table:
     """Return the rows of the table `gaps`, without `received_at`."""
     return pa.Table.from_pylist(
         [
