@@ -24,14 +24,14 @@ CHUNK = 512 * 1024
 _PROGRESS_SECONDS = 0.5
 
 
-class Copied(NamedTuple):
+class CopyProgress(NamedTuple):
     """Progress of a copy."""
 
     rows: int
-    of: int
+    total: int
 
 
-class Summary(NamedTuple):
+class BackupSummary(NamedTuple):
     """What was handed out."""
 
     size: int
@@ -63,7 +63,7 @@ class Backups:
         for left in database.parent.glob(f"{self._prefix}*"):  # of a process that died
             left.unlink(missing_ok=True)
 
-    async def run(self) -> AsyncGenerator[Copied | bytes | Summary, None]:
+    async def run(self) -> AsyncGenerator[CopyProgress | bytes | BackupSummary, None]:
         """Yield how far the copy is, then its bytes, then what it holds.
 
         Raises:
@@ -78,13 +78,13 @@ class Backups:
                 retry_after=10.0,
             )
         path = self._folder() / f"{self._prefix}{uuid.uuid4()}"
-        loop, moves = asyncio.get_running_loop(), asyncio.Queue[Copied]()
+        loop, moves = asyncio.get_running_loop(), asyncio.Queue[CopyProgress]()
         self._given_up.clear()
 
         def progress(rows: int, of: int) -> None:
             if self._given_up.is_set():
                 raise _GivenUpError
-            loop.call_soon_threadsafe(moves.put_nowait, Copied(rows, of))
+            loop.call_soon_threadsafe(moves.put_nowait, CopyProgress(rows, of))
 
         started = time.monotonic()
         copying = self._running = loop.run_in_executor(None, self._copy, path, progress)
@@ -124,8 +124,8 @@ class Backups:
 
 
 async def _until(
-    copying: asyncio.Future[Contents], moves: asyncio.Queue[Copied]
-) -> AsyncIterator[Copied]:
+    copying: asyncio.Future[Contents], moves: asyncio.Queue[CopyProgress]
+) -> AsyncIterator[CopyProgress]:
     """Yield the last news every half second, until the copy is made."""
     while not copying.done():
         await asyncio.wait([copying], timeout=_PROGRESS_SECONDS)
@@ -136,11 +136,11 @@ async def _until(
             yield last
 
 
-async def _pieces(path: Path, contents: Contents) -> AsyncIterator[bytes | Summary]:
+async def _pieces(path: Path, contents: Contents) -> AsyncIterator[bytes | BackupSummary]:
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while piece := await asyncio.to_thread(file.read, CHUNK):
             digest.update(piece)
             size += len(piece)
             yield piece
-    yield Summary(size, digest.digest(), contents)
+    yield BackupSummary(size, digest.digest(), contents)

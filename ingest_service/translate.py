@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from sightline.types.v1 import prediction_pb2
 
-from ingest_service.backup import Copied, Summary
+from ingest_service.backup import BackupSummary, CopyProgress
 from ingest_service.receive.checks import CLOUD_REASONS, SOURCES
 from ingest_service.receive.group_commit import Totals
 from ingest_service.receive.headers import parse_time
@@ -168,12 +168,14 @@ def _duration(seconds: float) -> Duration:
     return duration
 
 
-def backup_response(part: Copied | bytes | Summary) -> ingest_service_pb2.BackupResponse:
+def backup_response(
+    part: CopyProgress | bytes | BackupSummary,
+) -> ingest_service_pb2.BackupResponse:
     """Return the message for a part of a backup."""
     if isinstance(part, bytes):
         return ingest_service_pb2.BackupResponse(data=part)
-    if isinstance(part, Copied):
-        progress = ingest_service_pb2.BackupProgress(rows=part.rows, total_rows=part.of)
+    if isinstance(part, CopyProgress):
+        progress = ingest_service_pb2.BackupProgress(rows=part.rows, total_rows=part.total)
         return ingest_service_pb2.BackupResponse(progress=progress)
     return ingest_service_pb2.BackupResponse(
         summary=ingest_service_pb2.BackupSummary(

@@ -22,10 +22,10 @@ from ingest_service.store.duckdb.log_tail import DamagedLogError, set_tail_aside
 from ingest_service.store.duckdb.migrations import NewerSchemaError, migrate
 from ingest_service.store.duckdb.verdict import (
     NAMES_ITS_LOGS,
-    Found,
+    FileState,
     confirmed_bytes,
-    mismatch,
-    put_back,
+    log_mismatch,
+    record_mismatch,
 )
 from servicekit.durable import sync_file
 
@@ -77,12 +77,12 @@ def open_database(path: Path, *, trust: bool = False) -> OpenDatabase:
     try:
         with _as_open_error(path):
             record = record_file.read()
-            found = look(path)
-            _judge(path, found, record, trust)
-            connection = _connect_repaired(path, confirmed_bytes(found, record), trust)
+            state = read_file_state(path)
+            _judge(path, state, record, trust)
+            connection = _connect_repaired(path, confirmed_bytes(state, record), trust)
             try:
                 is_sound = _bring_up_to_date(path, connection, trust)
-                if is_sound and found.database and found.database.version < NAMES_ITS_LOGS:
+                if is_sound and state.database and state.database.version < NAMES_ITS_LOGS:
                     connection = _bring_to_new_format(path, connection)
                 return OpenDatabase(connection, StoreFiles(path, record_file))
             except BaseException:
@@ -104,7 +104,7 @@ def reopen_database(path: Path) -> duckdb.DuckDBPyConnection:
         return _connect(path)
 
 
-def look(path: Path) -> Found:
+def read_file_state(path: Path) -> FileState:
     """Return what a store's files say of themselves.
 
     Raises:
@@ -115,9 +115,9 @@ def look(path: Path) -> Found:
         with path.open("rb") as file:
             database = parse_database(file.read(HEADER_BYTES))
     if not log.exists():
-        return Found(path.exists(), database, None, 0)
+        return FileState(path.exists(), database, None, 0)
     with log.open("rb") as file:
-        return Found(path.exists(), database, parse_log(file.read(256)), log.stat().st_size)
+        return FileState(path.exists(), database, parse_log(file.read(256)), log.stat().st_size)
 
 
 def _open_record_file(path: Path) -> CommitRecordFile:
@@ -133,14 +133,14 @@ def _open_record_file(path: Path) -> CommitRecordFile:
         ) from error
 
 
-def _judge(path: Path, found: Found, record: CommitRecord | None, trust: bool) -> None:
+def _judge(path: Path, state: FileState, record: CommitRecord | None, trust: bool) -> None:
     """Raise StoreOpenError for files that do not belong together, or are not what was left."""
     log = log_path(path)
-    if found.log_bytes and not found.exists:  # DuckDB would delete the log
+    if state.log_bytes and not state.exists:  # DuckDB would delete the log
         raise StoreOpenError(f"database: {path} is gone, and its log {log} is not: {_MISSING}")
-    if why := mismatch(found):
+    if why := log_mismatch(state):
         raise StoreOpenError(f"database: {path} cannot be used with the log {log}: {why}")
-    if why := put_back(found, record):
+    if why := record_mismatch(state, record):
         if not trust:
             raise StoreOpenError(f"database: {path} cannot be used: {why}")
         logger.warning("database: %s is used all the same (--trust-database): %s", path, why)
@@ -162,11 +162,11 @@ def _connect_repaired(path: Path, confirmed: int | None, trust: bool) -> duckdb.
 
 
 def _set_tails_aside(path: Path, confirmed: int | None, trust: bool, *, verify: bool) -> bool:
-    found = set_tail_aside(log_path(path), confirmed, verify=verify, trust=trust)
+    aside = set_tail_aside(log_path(path), confirmed, verify=verify, trust=trust)
     # What commits write to while a checkpoint runs; it becomes the log afterwards.
     log = log_path(path)
     beside = log.with_name(f"{log.name}.checkpoint")
-    return bool(set_tail_aside(beside, None, verify=verify, trust=trust) or found)
+    return bool(set_tail_aside(beside, None, verify=verify, trust=trust) or aside)
 
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:
@@ -193,8 +193,8 @@ def _bring_up_to_date(path: Path, connection: duckdb.DuckDBPyConnection, trust: 
 
 
 def _has_ledger(connection: duckdb.DuckDBPyConnection) -> bool:
-    found = connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = 'ledger'")
-    return found.fetchone() is not None
+    views = connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = 'ledger'")
+    return views.fetchone() is not None
 
 
 def _bring_to_new_format(
@@ -213,7 +213,7 @@ def _bring_to_new_format(
         "bringing %s to a newer format: once, and needs its size again on the disk", path
     )
     connection.execute("CHECKPOINT")
-    copy_database(connection, new, _Said(path))
+    copy_database(connection, new, _LoggedProgress(path))
     connection.close()
     log_path(path).unlink(missing_ok=True)  # empty since the checkpoint
     sync_file(file.parent)
@@ -222,7 +222,7 @@ def _bring_to_new_format(
     return _connect(path)
 
 
-class _Said:
+class _LoggedProgress:
     """The progress of a copy, written to the log for every tenth of it."""
 
     def __init__(self, path: Path) -> None:

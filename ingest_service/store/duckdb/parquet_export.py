@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from servicekit.private_files import make_shared_folder, share
 
-RUN = 1_000_000
+RUN_PREDICTIONS = 1_000_000
 """Predictions in one run, about: what is written before any of it is in place."""
 UNFINISHED = ".unfinished"
 """Folder of files that are being written, in the folder of the export."""
@@ -34,7 +34,7 @@ _NEXT = f"""
             sum(predictions) OVER (ORDER BY through) - predictions AS before
         FROM blocks WHERE through > (SELECT coalesce(max(through), '-infinity') FROM exports)
     )
-    WHERE before < {RUN}
+    WHERE before < {RUN_PREDICTIONS}
 """
 _DONE = "SELECT epoch_us(max(through)) FROM exports"
 _BEGIN = """
@@ -57,37 +57,37 @@ _COPY = f"""
 """
 
 
-class Run(NamedTuple):
+class ExportRun(NamedTuple):
     """The commits of one export: after < received_at <= through, us since 1970."""
 
     after: int
     through: int
 
 
-def begin_run(cursor: duckdb.DuckDBPyConnection, now_us: int) -> tuple[Run | None, bool]:
+def begin_run(cursor: duckdb.DuckDBPyConnection, now_us: int) -> tuple[ExportRun | None, bool]:
     """Return the next run, and whether it was begun before; None: all blocks are exported.
 
     The transaction that is open must be committed before the run is written.
     """
     if begun := cursor.execute(_BEGUN).fetchall():
-        return Run(*begun[0]), True
+        return ExportRun(*begun[0]), True
     after, through = cursor.execute(_NEXT).fetchall()[0]
     if through is None:
         return None, False
     ((done,),) = cursor.execute(_DONE).fetchall()
     # Blocks may have been merged since: what the run before took must not be taken again.
-    run = Run(after if done is None else max(after, done), through)
+    run = ExportRun(after if done is None else max(after, done), through)
     cursor.execute(_BEGIN, {**run._asdict(), "now": now_us})
     return run, False
 
 
-def finish_run(cursor: duckdb.DuckDBPyConnection, run: Run, now_us: int) -> None:
+def finish_run(cursor: duckdb.DuckDBPyConnection, run: ExportRun, now_us: int) -> None:
     """Mark a run as finished: its files are in place, and durable."""
     cursor.execute(_FINISH, {**run._asdict(), "now": now_us})
 
 
 def write_run(
-    cursor: duckdb.DuckDBPyConnection, folder: Path, run: Run, *, again: bool
+    cursor: duckdb.DuckDBPyConnection, folder: Path, run: ExportRun, *, again: bool
 ) -> Iterator[Path]:
     """Write the files of a run and yields them one by one, each when it is in place.
 
@@ -131,7 +131,7 @@ def folder_name(device_id: str) -> str:
     return f"device_id={name}"
 
 
-def _copy(cursor: duckdb.DuckDBPyConnection, unfinished: Path, run: Run) -> list[str]:
+def _copy(cursor: duckdb.DuckDBPyConnection, unfinished: Path, run: ExportRun) -> list[str]:
     """Write the rows of a run into a folder per day and number of the device.
 
     Returns:
@@ -147,7 +147,7 @@ def _copy(cursor: duckdb.DuckDBPyConnection, unfinished: Path, run: Run) -> list
     return devices
 
 
-def _target(folder: Path, path: Path, devices: list[str], run: Run) -> Path:
+def _target(folder: Path, path: Path, devices: list[str], run: ExportRun) -> Path:
     number = int(path.parent.name.removeprefix("number="))
     day = path.parent.parent.name
     # The number keeps two devices apart where the file system takes their names for the same.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ingest_service.store.duckdb.filters import where, where_cut, where_sums
 from ingest_service.store.duckdb.rollup_sql import BUCKET_RATIO, SUMMARY, ZERO_BUCKET
-from ingest_service.store.duckdb.unfiltered_stats import MAX_KEYS, Kinds, Run, read_totals
+from ingest_service.store.duckdb.unfiltered_stats import MAX_KEYS, Kinds, RunQuery, read_totals
 from ingest_service.store.protocol import Count, Filter, Stats
 
 MAX_RANGES = 8
@@ -77,7 +77,7 @@ class _Plan(NamedTuple):
     """Whether sums are read at all."""
 
 
-def read_stats(run: Run, which: Filter) -> Stats:
+def read_stats(run: RunQuery, which: Filter) -> Stats:
     """Return the statistics of what matches; all queries must see one moment."""
     plan = _plan(run, which)
     rows, values = where(which)
@@ -106,7 +106,7 @@ def read_stats(run: Run, which: Filter) -> Stats:
     )
 
 
-def _read_parts(run: Run, parts: str, values: Mapping[str, Any]) -> Kinds:
+def _read_parts(run: RunQuery, parts: str, values: Mapping[str, Any]) -> Kinds:
     kinds: Kinds = {}
     for query in _ALL:
         for kind, *row in run(parts + query, values):
@@ -114,7 +114,7 @@ def _read_parts(run: Run, parts: str, values: Mapping[str, Any]) -> Kinds:
     return kinds
 
 
-def _plan(run: Run, which: Filter) -> _Plan:
+def _plan(run: RunQuery, which: Filter) -> _Plan:
     ((sealed,),) = run(_SEALED, {})
     in_rows_only = bool(which.class_names) or which.min_confidence is not None
     if sealed is None or (which.start_time is None and which.end_time is None and not in_rows_only):
@@ -176,7 +176,7 @@ def _counts(rows: Iterable[Sequence[Any]]) -> list[Count]:
 
 
 def _quantiles(
-    run: Run,
+    run: RunQuery,
     buckets: Iterable[Sequence[Any]],
     plan: _Plan,
     by_rows: str,

@@ -11,7 +11,7 @@ from ingest_service.store.duckdb.totals import KINDS
 
 MAX_KEYS = 1000
 """Most devices, models and classes that statistics list."""
-Run = Callable[[str, Mapping[str, Any]], list[tuple[Any, ...]]]
+RunQuery = Callable[[str, Mapping[str, Any]], list[tuple[Any, ...]]]
 """Runs a query with named parameters in the transaction of the statistics."""
 Kinds: TypeAlias = "dict[str, list[tuple[Any, ...]]]"
 """By kind of key: key, total, defects, detections, first and last capture (us since 1970)."""
@@ -52,7 +52,7 @@ _CAPTURED = f"""
 """
 
 
-def read_totals(run: Run, newer_than: int) -> Kinds:
+def read_totals(run: RunQuery, newer_than: int) -> Kinds:
     """Return the sums over everything by each kind of key, those with the most first.
 
     Args:

@@ -14,7 +14,7 @@ _TRUST = "; to go on with what is here, start once with --trust-database"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FileState:
     """The files of a store before it is opened."""
 
     exists: bool
@@ -27,13 +27,13 @@ class Found:
     """0: there is no log, or an empty one."""
 
 
-def mismatch(found: Found) -> str | None:
+def log_mismatch(state: FileState) -> str | None:
     """Return why the log is not of this database, one clause for people; None: it may be.
 
     A log that follows the checkpoint before is that of a crash right after one. DuckDB looks into
     it, and refuses it unless it says so itself.
     """
-    database, log = found.database, found.log
+    database, log = state.database, state.log
     if database is None or log is None or database.version < NAMES_ITS_LOGS:
         return None
     if log.identifier is None:
@@ -56,15 +56,15 @@ def mismatch(found: Found) -> str | None:
 _ASIDE = f"{_PUT_BACK}, or move the log away if you know that it is not needed"
 
 
-def put_back(found: Found, record: CommitRecord | None) -> str | None:
+def record_mismatch(state: FileState, record: CommitRecord | None) -> str | None:
     """Return why this is not what the service left, one clause for people; None: it may be.
 
     Args:
-        found: the files.
+        state: the files.
         record: the commit record of the service; None: there is none.
     """
-    database = found.database
-    if record is None or (found.exists and database is None):  # what it is then, DuckDB will say
+    database = state.database
+    if record is None or (state.exists and database is None):  # what it is then, DuckDB will say
         return None
     if database is None:
         return (
@@ -78,16 +78,16 @@ def put_back(found: Found, record: CommitRecord | None) -> str | None:
             f"it is older than what the service committed (it has had {database.iteration}"
             f" checkpoints of {record.iteration}): put back the newer one{_TRUST}"
         )
-    if record.is_of(database) and found.log_bytes < record.log_bytes:
+    if record.is_of(database) and state.log_bytes < record.log_bytes:
         return (
-            f"its log is missing, older or cut off ({found.log_bytes} bytes of at least"
+            f"its log is missing, older or cut off ({state.log_bytes} bytes of at least"
             f" {record.log_bytes} that were committed): put back the newer one{_TRUST}"
         )
     return None
 
 
-def confirmed_bytes(found: Found, record: CommitRecord | None) -> int | None:
+def confirmed_bytes(state: FileState, record: CommitRecord | None) -> int | None:
     """Return how many bytes of the log are certainly committed; None: that is not known."""
-    if record is None or found.database is None or not record.is_of(found.database):
+    if record is None or state.database is None or not record.is_of(state.database):
         return None
     return record.log_bytes
