@@ -1,1 +1,1 @@
-"""Reading what is stored: who may see what, a few queries at a time, a page at a time."""
+"""Read access to stored predictions: visibility, query threads and paging."""

@@ -1,6 +1,6 @@
-"""Page tokens: where the next page of a listing starts.
+"""Page tokens, which hold the start of the next page of a listing.
 
-Pure. A token is opaque to its bearer and good for one filter only: it holds the last position of
+Pure. A token is opaque to clients and valid for one filter only: it contains the last position of
 its page and a fingerprint of the filter.
 """
 
@@ -17,31 +17,31 @@ _VERSION = 1
 _LIMITS = (-(2**63), 2**63 - 1)
 
 
-def encode_token(position: Position, which: Filter) -> str:
+def encode_token(position: Position, filter_: Filter) -> str:
     """Return the token of the page that follows this position."""
-    parts = [_VERSION, _fingerprint(which), *position]
+    parts = [_VERSION, _fingerprint(filter_), *position]
     text = json.dumps(parts, separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def decode_token(token: str, which: Filter) -> Position:
-    """Return the position that the page follows.
+def decode_token(token: str, filter_: Filter) -> Position:
+    """Return the position after which the page starts.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT, field `page_token`; it is no token of this server's, or
-            one of another filter.
+        SightlineError: INVALID_ARGUMENT, field `page_token`; this server did not issue the token,
+            or it belongs to another filter.
     """
     parts = _parts(token)
     if parts is None:
-        raise _bad("must be the next_page_token of an earlier answer")
+        raise _bad("must be the next_page_token of an earlier response")
     fingerprint, position = parts
-    if fingerprint != _fingerprint(which):
-        raise _bad("must be used with the filter of the page it came with")
+    if fingerprint != _fingerprint(filter_):
+        raise _bad("must be used with the same filter as the page before")
     return position
 
 
 def _parts(token: str) -> tuple[str, Position] | None:
-    """Return fingerprint and position; None: it is no token."""
+    """Return the fingerprint and position of a token; None: it is no token."""
     if len(token) > MAX_TOKEN_CHARACTERS:
         return None
     padded = token + "=" * (-len(token) % 4)
@@ -54,20 +54,20 @@ def _parts(token: str) -> tuple[str, Position] | None:
             position = Position(time, device, spool, sequence)
         case _:
             return None
-    fits = version == _VERSION and _can_be_asked_for(position)
+    fits = version == _VERSION and _is_valid_in_sql(position)
     return (fingerprint, position) if fits else None
 
 
-def _can_be_asked_for(position: Position) -> bool:
-    """Return whether SQL can hold the position: JSON has larger numbers and half characters."""
+def _is_valid_in_sql(position: Position) -> bool:
+    """Return True if SQL can represent the position: JSON has larger numbers and surrogates."""
     names = position.device_id + position.spool_id
     numbers = (position.received_us, position.sequence)
     whole = not any("\ud800" <= character <= "\udfff" for character in names)
     return whole and all(_LIMITS[0] <= number <= _LIMITS[1] for number in numbers)
 
 
-def _fingerprint(which: Filter) -> str:
-    return hashlib.sha256(repr(which).encode()).hexdigest()[:16]
+def _fingerprint(filter_: Filter) -> str:
+    return hashlib.sha256(repr(filter_).encode()).hexdigest()[:16]
 
 
 def _bad(rule: str) -> SightlineError:

@@ -1,4 +1,4 @@
-"""Read queries: on threads of their own, few at a time, and ended when nobody waits any more."""
+"""Read queries on threads of their own, bounded in number and interrupted on cancellation."""
 
 import asyncio
 import contextlib
@@ -12,17 +12,17 @@ from ingest_service.store.protocol import PredictionStore, Reader
 from servicekit.errors import SightlineError
 
 T = TypeVar("T")
-_INSISTENCE = 0.05
+_INTERRUPT_SECONDS = 0.05
 """Time between two interrupts of a query, s."""
 
 
 class Queries:
-    """Runs read queries beside the writer. Belongs to one event loop.
+    """A bounded pool of read queries. Used from one event loop.
 
     Args:
-        store: what is read.
-        threads: queries that run at once, >= 1.
-        queue: queries that wait for a thread, >= 0; more are refused.
+        store: the store to read.
+        threads: queries that run at the same time, >= 1.
+        queue: queries that may wait for a thread, >= 0; more are refused.
     """
 
     def __init__(self, store: PredictionStore, *, threads: int, queue: int) -> None:
@@ -35,13 +35,13 @@ class Queries:
         """Return the query's result. A cancelled call interrupts its query.
 
         Raises:
-            SightlineError: RESOURCE_EXHAUSTED, too many queries wait; or what the query raises.
+            SightlineError: RESOURCE_EXHAUSTED, too many queries wait; or the error of the query.
         """
         if self._running >= self._limit:
             raise SightlineError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "TOO_MANY_QUERIES",
-                f"{self._limit} queries run or wait already",
+                f"{self._limit} queries run or wait already, which is the limit",
                 retry_after=1.0,
             )
         self._running += 1
@@ -66,14 +66,14 @@ class Queries:
             raise
 
     def close(self) -> None:
-        """Wait for the queries that run and end the threads."""
+        """Wait for the running queries and end the threads."""
         self._threads.shutdown(cancel_futures=True)
 
 
 def _interrupt(work: Future[T], readers: Sequence[Reader], loop: asyncio.AbstractEventLoop) -> None:
-    """Interrupt until the thread is free: an interrupt between two steps of a query is lost."""
+    """Interrupt repeatedly until the query ends: an interrupt between two of its steps is lost."""
     if work.done():
         return
     for reader in readers:
         reader.interrupt()
-    loop.call_later(_INSISTENCE, _interrupt, work, readers, loop)
+    loop.call_later(_INTERRUPT_SECONDS, _interrupt, work, readers, loop)

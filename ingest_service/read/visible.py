@@ -1,4 +1,4 @@
-"""What a caller may see of what is logged. Pure."""
+"""Restriction of filters to the devices that a caller may read. Pure."""
 
 from dataclasses import replace
 
@@ -9,30 +9,30 @@ from servicekit.auth.caller import Caller
 from servicekit.errors import SightlineError, invalid
 
 
-def visible(which: Filter, caller: Caller) -> Filter:
-    """Return the filter, narrowed to the caller's devices.
+def visible(filter_: Filter, caller: Caller) -> Filter:
+    """Return the filter, restricted to the caller's devices.
 
-    Without devices in it, it is about all devices that the caller's credential names. Those of a
-    prefix cannot be listed, so who has one must name devices.
+    A filter without devices is restricted to the devices that the caller's credential names.
+    Devices with a common prefix cannot be listed, so a caller with a prefix must name devices.
 
     Raises:
-        SightlineError: PERMISSION_DENIED, `DEVICE_NOT_ALLOWED`, a device is not the caller's or it
-            has none; INVALID_ARGUMENT, `DEVICE_FILTER_REQUIRED`, it must name devices.
+        SightlineError: PERMISSION_DENIED, `DEVICE_NOT_ALLOWED`, the caller may not read a device or
+            has no device; INVALID_ARGUMENT, `DEVICE_FILTER_REQUIRED`, the filter names no device.
     """
-    for device_id in which.device_ids:
+    for device_id in filter_.device_ids:
         caller.require_device(device_id)
-    if which.device_ids or caller.devices.everything:
-        return which
+    if filter_.device_ids or caller.devices.everything:
+        return filter_
     if caller.devices.prefixes:
         raise invalid(
             "filter.device_ids",
-            f"must name devices, because caller {caller.name} may only see some",
+            f"must name devices, because caller {caller.name} may read only some",
             reason="DEVICE_FILTER_REQUIRED",
         )
-    if not caller.devices.names:  # an empty filter would show everything
+    if not caller.devices.names:  # an empty filter would match every device
         raise SightlineError(
             grpc.StatusCode.PERMISSION_DENIED,
             "DEVICE_NOT_ALLOWED",
-            f"caller {caller.name} has no device to read about",
+            f"caller {caller.name} may not read any device",
         )
-    return replace(which, device_ids=tuple(sorted(caller.devices.names)))
+    return replace(filter_, device_ids=tuple(sorted(caller.devices.names)))

@@ -1,1 +1,1 @@
-"""Where predictions are kept: what the service asks of a store, and the stores that there are."""
+"""Storage of predictions: the protocol of a store, and its implementations."""

@@ -1,7 +1,7 @@
-"""What the ingest service asks of a store, and the words it uses.
+"""The protocol of a store, with its data types. Read it before you write or change a store.
 
-A store takes the changes of a group of messages in one transaction, in which the watermarks were
-read too: several writers may share a store as long as its transactions notice one another.
+The changes of a group of messages are written in the same transaction in which the watermarks were
+read. Several writers may share a store if it detects conflicting transactions.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,7 +16,7 @@ import pyarrow as pa
 from ingest_service.store.retention_clock import ClockReading, ClockRecord
 
 STORE_MOVED = "STORE_MOVED"
-"""Reason of the error of a store whose files were deleted or replaced: it does not pass."""
+"""Error reason of a store whose files were deleted or replaced, which is permanent."""
 
 _TIME = pa.timestamp("us", "UTC")
 
@@ -65,39 +65,40 @@ WATERMARKS = pa.schema(
 
 
 class SpoolKey(NamedTuple):
-    """The spool of a device: what sequences count in."""
+    """The key of a spool. Sequences are unique within a spool."""
 
     device_id: str
     spool_id: str
 
 
 class Generation(NamedTuple):
-    """A run of committed sequences that were spooled in one opening of their spool."""
+    """A run of committed sequences that were spooled during one opening of their spool."""
 
     id: str
-    """Empty: the device did not say."""
+    """Empty: the device did not send it."""
     after: int
-    """The run begins after this sequence, and ends where the next run begins."""
+    """The run begins after this sequence and ends where the next run begins."""
 
 
 class Watermark(NamedTuple):
-    """What is committed of a spool. Default: nothing."""
+    """The committed position of a spool. Default: nothing is committed."""
 
     through: int = 0
     """Every sequence up to this one is committed."""
     first_digest: bytes | None = None
-    """Of the prediction with sequence 1. None: not known, or it lies in a gap."""
+    """Digest of the prediction with sequence 1. None: not known, or it is in a gap."""
     last_digest: bytes | None = None
-    """Of the prediction with sequence `through`; likewise."""
+    """Digest of the prediction with sequence `through`. None: as for `first_digest`."""
     generations: tuple[Generation, ...] = ()
-    """In which openings it was spooled, oldest first, without a hole. Empty: `through` is 0."""
+    """Openings in which the sequences were spooled, oldest first, without a hole. Empty: `through`
+    is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What one group of messages changes, as Arrow tables.
+    """The changes of one group of messages, as Arrow tables.
 
-    `predictions` has the columns of the table `predictions` but `received_at`; the others have
+    `predictions` has the columns of the table `predictions` except `received_at`; the others have
     the schemas of this module.
     """
 
@@ -107,12 +108,12 @@ class Changes:
     streams: pa.Table
     watermarks: pa.Table
     """Per spool: its new position, the duplicates to add to its count, digests, and generations as
-    JSON (null: those that it had)."""
+    JSON (null: unchanged)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which predictions a query is about; all conditions hold. Default: every prediction."""
+    """A filter of predictions; all its conditions must hold. Default: every prediction."""
 
     device_ids: tuple[str, ...] = ()
     model_names: tuple[str, ...] = ()
@@ -124,13 +125,13 @@ class Filter:
     min_confidence: float | None = None
     """In [0, 1]: predictions with a detection (of one of class_names) at least this confident."""
     start_time: datetime | None = None
-    """Captured at or after it."""
+    """Captured at or after this time."""
     end_time: datetime | None = None
-    """Captured before it."""
+    """Captured before this time."""
 
 
 class Count(NamedTuple):
-    """How many predictions (for classes: detections) fall under one value of a key."""
+    """The number of predictions (for classes: detections) with one value of a key."""
 
     key: str
     total: int
@@ -149,7 +150,7 @@ class Stats:
     by_source: Sequence[Count]
     by_class: Sequence[Count]
     inference_seconds: tuple[float, float, float] | None
-    """p50, p95 and p99; None: no prediction gives its inference time."""
+    """p50, p95 and p99; None: no prediction has an inference time."""
     first_captured_us: int | None
     """Microseconds since 1970; None: no prediction matches."""
     last_captured_us: int | None
@@ -158,7 +159,7 @@ class Stats:
 
 
 class Position(NamedTuple):
-    """Where a prediction stands in the order newest commit first; unique to it."""
+    """The unique position of a prediction in the order of commits."""
 
     received_us: int
     device_id: str
@@ -168,7 +169,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredPrediction:
-    """A prediction as it is stored; units and empty values as in `prediction.proto`."""
+    """A stored prediction; units and empty values are those of `prediction.proto`."""
 
     position: Position
     clock_offset_seconds: float | None
@@ -189,42 +190,42 @@ class StoredPrediction:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Who opened a stream, and what the clocks said."""
+    """The opening of a stream: its spool, its client, and the clocks at that time."""
 
     spool: SpoolKey
     opened_at: datetime
     """By the server's clock, UTC."""
     device_time: datetime | None
-    """By the device's, uncorrected; None: it did not say."""
+    """By the device's clock, uncorrected; None: the device did not send it."""
     device_monotonic: timedelta | None
     client: str
     opened_steady: float | None = None
     """`opened_at` by the server's steady clock, s; None: not known."""
     generation: str = ""
-    """In which opening of the spool the stream's predictions were spooled; empty: not said."""
+    """Id of the opening of the spool in which the predictions were spooled; empty: not sent."""
 
     @property
     def clock_offset_seconds(self) -> float | None:
-        """Server clock minus device clock; None: the device did not send its own."""
+        """Server clock minus device clock, s; None: the device did not send its clock."""
         if self.device_time is None:
             return None
         return (self.opened_at - self.device_time).total_seconds()
 
 
 class Transaction(Protocol):
-    """A transaction that is open."""
+    """An open write transaction."""
 
     def watermarks(self, spools: Collection[SpoolKey]) -> dict[SpoolKey, Watermark]:
-        """Return what is committed of each spool."""
+        """Return the watermark of each spool."""
         ...
 
     def write_bookkeeping(self, changes: Changes, received_at: datetime) -> None:
-        """Write everything of a group but its predictions: a little, in many statements.
+        """Write everything of a group except its predictions: few rows, in several statements.
 
         Args:
-            changes: what to add.
-            received_at: when the server commits it, by its own clock, UTC; the store makes it
-                later where an earlier commit has this time or a later one.
+            changes: the changes of the group.
+            received_at: the time of the commit by the server's clock, UTC; the store makes it
+                later if an earlier commit has this time or a later one.
         """
         ...
 
@@ -232,55 +233,55 @@ class Transaction(Protocol):
         """Write the predictions of a group.
 
         Args:
-            predictions: of `Changes`.
+            predictions: `Changes.predictions`.
             received_at: as in `write_bookkeeping`.
         """
         ...
 
 
 class Reader(Protocol):
-    """Reads a store as of its first query; used by one thread, save for `interrupt`."""
+    """A reader of the snapshot of its first query. Not thread-safe, except for `interrupt`."""
 
     def watermark(self, spool: SpoolKey) -> Watermark:
-        """Return what is committed of a spool."""
+        """Return the watermark of a spool."""
         ...
 
-    def stats(self, which: Filter) -> Stats:
-        """Return statistics, all of one moment."""
+    def stats(self, filter_: Filter) -> Stats:
+        """Return statistics, all of one snapshot."""
         ...
 
-    def page(self, which: Filter, size: int, after: Position | None) -> list[StoredPrediction]:
+    def page(self, filter_: Filter, size: int, after: Position | None) -> list[StoredPrediction]:
         """Return at most `size` predictions, newest commit first.
 
         Args:
-            which: the filter.
+            filter_: conditions of the predictions.
             size: >= 1.
-            after: the last position of the page before; None: the first page.
+            after: last position of the page before; None: return the first page.
         """
         ...
 
     def interrupt(self) -> None:
-        """Make the query that runs, and each later one, fail soon. From any thread."""
+        """Make the current query and each later one fail soon. Safe from any thread."""
         ...
 
     def close(self) -> None:
-        """Free what the reader holds."""
+        """Release the resources of the reader."""
         ...
 
 
 class Maintenance(Protocol):
-    """Keeps a store in shape while it is read and written; used by one thread, save `interrupt`.
+    """Maintenance of a store while it is in use. Not thread-safe, except for `interrupt`.
 
-    Every method raises SightlineError, and `export` OSError too. What was begun then goes on with
-    the next call.
+    Every method raises SightlineError, and `export` also OSError. The next call resumes the work of
+    one that failed.
     """
 
     def update_rollups(self, now: datetime, *, everything: bool = False) -> None:
-        """Prepare what was committed for statistics, retention and export.
+        """Sum up new commits, for statistics, retention and export.
 
         Args:
-            now: UTC.
-            everything: whether to take the newest commits too, which may wait for more otherwise.
+            now: the current time, UTC.
+            everything: True: include the newest commits, which otherwise wait for a full block.
         """
         ...
 
@@ -292,10 +293,10 @@ class Maintenance(Protocol):
 
         Args:
             before: UTC.
-            exported_only: whether to keep predictions that are not exported.
+            exported_only: True: keep predictions that are not exported.
 
         Returns:
-            How many predictions were deleted.
+            The number of deleted predictions.
         """
         ...
 
@@ -308,24 +309,24 @@ class Maintenance(Protocol):
         ...
 
     def export(self, folder: Path, now: datetime) -> int:
-        """Write what was never exported to Parquet files, each prediction to exactly one.
+        """Write predictions that were not exported yet to Parquet files, each to exactly one.
 
         Args:
-            folder: made where it is missing.
-            now: UTC.
+            folder: the target, created if it is missing.
+            now: the current time, UTC.
 
         Returns:
-            How many files were written.
+            The number of written files.
         """
         ...
 
     def interrupt(self) -> None:
-        """Make the step that runs, and each later one, fail soon. From any thread."""
+        """Make the current step and each later one fail soon. Safe from any thread."""
         ...
 
 
 class PredictionStore(Protocol):
-    """Where predictions are kept. Every method raises SightlineError and no other exception."""
+    """A store of predictions. Every method raises SightlineError and no other exception."""
 
     def transaction(self) -> AbstractContextManager[Transaction]:
         """Open a transaction: committed and durable when the block ends, undone if it raises."""
@@ -340,13 +341,13 @@ class PredictionStore(Protocol):
         ...
 
     def probe(self) -> None:
-        """Commit something and take it back, to see whether it can."""
+        """Commit a change and undo it, to check that the store can be written."""
         ...
 
     def check(self) -> None:
-        """Raise SightlineError, `STORE_MOVED`, if what was opened is no longer there. Cheap."""
+        """Raise SightlineError, `STORE_MOVED`, if the open files were moved or replaced. Cheap."""
         ...
 
     def close(self) -> None:
-        """Write everything to its final place and close the store."""
+        """Finish all writes and close the store."""
         ...

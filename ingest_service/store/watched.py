@@ -1,4 +1,4 @@
-"""A store that says whether it can be written, so that readiness can follow."""
+"""A store that reports when it cannot be written, so that the service becomes not ready."""
 
 import logging
 import threading
@@ -17,27 +17,26 @@ from servicekit.errors import SightlineError
 logger = logging.getLogger(__name__)
 
 STREAK = 2
-"""Failures in a row after which a store counts as one that cannot be written."""
+"""Consecutive failures after which a store counts as not writable."""
 PROBE_SECONDS = 5.0
-"""How long nothing may have been tried before it is probed whether it can be written again, s."""
-
-
+"""Time after a failure without a further attempt until the store is probed, s."""
 CHECK_SECONDS = 1.0
-"""Time between two looks at whether the store is still where it was opened, s."""
+"""Time between two checks that the store is still at its path, s."""
 
 
 class WatchedStore:
-    """A `PredictionStore` that notices when nothing can be committed, and when that is over.
+    """A wrapper of a `PredictionStore` that detects when commits fail, and when they work again.
 
-    While it fails and nobody writes, because a load balancer has sent the devices elsewhere, it
-    probes by itself. A store that was moved away shows within a second, though nobody writes.
+    After a failure it probes the store by itself, because a load balancer may have sent all devices
+    elsewhere. It detects within a second that the files were moved, even without any commit.
 
     Args:
-        store: does the work.
+        store: the store to wrap.
         probe_seconds: see `PROBE_SECONDS`.
 
     Attributes:
-        on_change: called, from any thread, with whether it can be written when that has changed.
+        on_change: called, from any thread, with True when the store becomes writable and with False
+            when it is no longer writable.
     """
 
     def __init__(self, store: PredictionStore, probe_seconds: float = PROBE_SECONDS) -> None:
@@ -67,12 +66,12 @@ class WatchedStore:
         return self._store.maintenance()
 
     def probe(self) -> None:
-        """Commit something and take it back, to see whether it can."""
+        """Commit a change and undo it, to check that the store can be written."""
         with self._writing, self._noted():
             self._store.probe()
 
     def check(self) -> None:
-        """Raise SightlineError, `STORE_MOVED`, if what was opened is no longer there."""
+        """Raise SightlineError, `STORE_MOVED`, if the open files were moved or replaced."""
         self._store.check()
 
     def close(self) -> None:
@@ -96,14 +95,14 @@ class WatchedStore:
             yield
         except SightlineError as error:
             if error.reason == STORE_MOVED and self._failures < STREAK - 1:
-                self._failures = STREAK - 1  # nothing that passes: once is enough
+                self._failures = STREAK - 1  # permanent: one failure is enough
             if error.reason in ("STORE_UNAVAILABLE", STORE_MOVED):
                 self._failed()
             raise
 
     def _keep_checking(self) -> None:
         while not self._closing.wait(CHECK_SECONDS):
-            # A writer that is at work looks by itself, and a probe takes over once it has failed.
+            # A writer checks by itself, and after a failure probes check.
             if not self._failures and self._writing.acquire(blocking=False):
                 try:
                     with suppress(SightlineError), self._noted_failure():
@@ -114,7 +113,7 @@ class WatchedStore:
     def _failed(self) -> None:
         self._failures += 1
         if self._failures == STREAK:
-            logger.error("the store cannot be written: not ready until it can")
+            logger.error("the store cannot be written: the service is not ready until it can")
             self.on_change(False)
         self._cancel()
         if not self._closed:

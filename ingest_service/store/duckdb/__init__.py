@@ -1,1 +1,1 @@
-"""The store in one DuckDB file. Nothing outside this folder imports DuckDB."""
+"""The store in one DuckDB file. No module outside this package imports DuckDB."""

@@ -1,4 +1,4 @@
-"""The time of commits: the server's wall clock, but never the same twice and never back."""
+"""The clock of commits: the server's wall clock, made strictly increasing."""
 
 import logging
 import time
@@ -8,21 +8,21 @@ from datetime import UTC, datetime, timedelta
 logger = logging.getLogger(__name__)
 
 REMINDER_SECONDS = 3600.0
-"""Time between two lines that say that `received_at` stands still, s."""
+"""Time between two log lines that `received_at` is ahead of the clock, s."""
 _STEP = timedelta(microseconds=1)
 _BEHIND = timedelta(seconds=10)
 
 
 class CommitClock:
-    """Gives each commit a time of its own, in the order of the commits.
+    """A strictly increasing clock, which gives each commit its time.
 
-    Sums, exports and pages go by it. While the wall clock is behind the last commit, because it was
-    set back, commits follow one another by a microsecond, however long that takes: the order of
-    commits counts more than their distance. A line each hour says so.
+    Rollups, exports and pages rely on the order of these times. While the wall clock is behind the
+    last commit because it was set back, each commit is one microsecond later than the one before.
+    A warning is logged every hour while this lasts.
 
     Args:
         last_us: time of the last commit, us since 1970; None: there is none.
-        steady: seconds that nobody sets.
+        steady: returns the steady clock, s.
     """
 
     def __init__(self, last_us: int | None, steady: Callable[[], float] = time.monotonic) -> None:
@@ -47,7 +47,7 @@ class CommitClock:
         return now
 
     def seconds_ahead(self, now: datetime) -> float:
-        """Return how far the last commit is ahead of the wall clock, s; 0: it is not."""
+        """Return how far the last commit is ahead of the wall clock, s; 0 if it is not."""
         return 0.0 if self._last is None else max(0.0, (self._last - now).total_seconds())
 
     def _warn(self, last: datetime, behind: timedelta) -> None:
@@ -56,9 +56,9 @@ class CommitClock:
         if behind > _BEHIND and due:
             self._warned = steady
             logger.warning(
-                "the clock is %s behind the last commit, or was ahead then: received_at stands"
-                " still at %s until the clock has passed it; nothing is lost, and retention is late"
-                " by as much",
+                "the clock is %s behind the last commit: it was set back, or was ahead before."
+                " received_at stays at %s until the clock has passed that time; nothing is lost,"
+                " and retention is late by as much",
                 behind,
                 last.isoformat(timespec="seconds"),
             )

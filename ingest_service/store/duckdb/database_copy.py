@@ -1,4 +1,7 @@
-"""Copies all of a store's tables into a new file, as of one moment, while others write."""
+"""Copies of a database: all tables in a new file, as of one moment, while others write.
+
+Backups and format upgrades use it.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -12,9 +15,9 @@ from ingest_service.store.duckdb.migrations import migrate
 from servicekit.durable import sync_file
 
 FORMAT = {"storage_compatibility_version": "v1.4.0"}
-"""The first in which a log names the database and the checkpoint that it belongs to."""
+"""The first format in which a log names its database and checkpoint."""
 _BATCH = 122_880
-"""Rows of a transaction: a row group of DuckDB's, which goes to the file without the log."""
+"""Rows per transaction: one row group of DuckDB, which bypasses the write-ahead log."""
 _CONFIG = {
     "threads": "1",
     "memory_limit": "192MiB",
@@ -26,11 +29,11 @@ _OWN_TABLE = "schema_version"
 _UNBALANCED = "SELECT device_id, spool_id FROM ledger WHERE NOT balanced ORDER BY ALL LIMIT 1"
 
 Progress = Callable[[int, int], object]
-"""Takes how many rows are copied, and of how many; raises to give up."""
+"""Callback with the number of copied rows and the total; it may raise to abort the copy."""
 
 
 class Contents(NamedTuple):
-    """What a store holds."""
+    """The number of rows that a store holds."""
 
     predictions: int
     rejected: int
@@ -38,11 +41,11 @@ class Contents(NamedTuple):
     """Of all tables."""
     spools: int
     unbalanced: int
-    """Spools whose rows are not those that their watermark counts; 0: all is well."""
+    """Spools whose rows do not match their watermark; 0: all is well."""
 
 
 class CopyError(Exception):
-    """The copy is not what it should be. The message is one clause for people."""
+    """The copy differs from the source. The message is one clause for people."""
 
 
 def copy_database(source: duckdb.DuckDBPyConnection, target: Path, progress: Progress) -> Contents:
@@ -53,8 +56,8 @@ def copy_database(source: duckdb.DuckDBPyConnection, target: Path, progress: Pro
     Args:
         source: a connection without a transaction, to a store of the newest schema; others may
             write meanwhile.
-        target: the new file; must not be there.
-        progress: called after every 122 880 rows, about.
+        target: the new file, which must not exist.
+        progress: called after about every 122 880 rows.
 
     Raises:
         duckdb.Error: the source cannot be read or the target cannot be written.
@@ -62,16 +65,16 @@ def copy_database(source: duckdb.DuckDBPyConnection, target: Path, progress: Pro
         OSError: the target cannot be made durable.
     """
     if target.exists():
-        raise CopyError(f"{target} is there already")
+        raise CopyError(f"{target} exists already")
     try:
         with _snapshot(source):
             expected = contents(source)
-            with closing(duckdb.connect(str(target), config=_CONFIG)) as made:
-                migrate(made)
-                _fill(source, made, expected.rows, progress)
-                made.execute("CHECKPOINT")
-        found = verify(target)
-        _compare(found, expected)
+            with closing(duckdb.connect(str(target), config=_CONFIG)) as copy:
+                migrate(copy)
+                _fill(source, copy, expected.rows, progress)
+                copy.execute("CHECKPOINT")
+        copied = verify(target)
+        _compare(copied, expected)
         target.chmod(0o600)
         sync_file(target)
     except BaseException:
@@ -79,11 +82,11 @@ def copy_database(source: duckdb.DuckDBPyConnection, target: Path, progress: Pro
             with suppress(OSError):
                 path.unlink()
         raise
-    return found
+    return copied
 
 
 def verify(database: Path) -> Contents:
-    """Read every value of a store that nobody has open, and return what it holds.
+    """Read every value of a closed database, and return its row counts.
 
     DuckDB verifies the checksum of each block that it reads.
 
@@ -97,7 +100,7 @@ def verify(database: Path) -> Contents:
 
 
 def schema_version(database: Path) -> int:
-    """Return the version of a store's schema that nobody has open; 0: it is no store.
+    """Return the schema version of a closed database; 0: it is no store.
 
     Raises:
         duckdb.Error: it cannot be read.
@@ -109,7 +112,7 @@ def schema_version(database: Path) -> int:
 
 
 def contents(connection: duckdb.DuckDBPyConnection) -> Contents:
-    """Return what a store holds."""
+    """Return the row counts of a store."""
     counts = {
         table: _number(connection, f'SELECT count(*) FROM "{table}"')
         for table in tables(connection)
@@ -126,25 +129,25 @@ def contents(connection: duckdb.DuckDBPyConnection) -> Contents:
 
 def tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Return the names of a store's tables."""
-    found = connection.execute(
+    names = connection.execute(
         "SELECT table_name FROM duckdb_tables()"
         " WHERE database_name = current_database() AND schema_name = 'main' ORDER BY ALL"
     )
-    return [name for (name,) in found.fetchall()]
+    return [name for (name,) in names.fetchall()]
 
 
 def unbalanced(connection: duckdb.DuckDBPyConnection) -> tuple[str, str] | None:
-    """Return a spool, as its device and id, whose rows are not those that its watermark counts.
+    """Return the device and id of a spool whose rows do not match its watermark; None: no spool.
 
-    Takes 0.25 s for 10 million rows of 2000 spools.
+    This takes 0.25 s for 10 million rows of 2000 spools.
     """
-    found = connection.execute(_UNBALANCED).fetchone()
-    return None if found is None else (found[0], found[1])
+    row = connection.execute(_UNBALANCED).fetchone()
+    return None if row is None else (row[0], row[1])
 
 
-def _compare(found: Contents, expected: Contents) -> None:
-    if found != expected:
-        raise CopyError(f"the copy has {found}, and not {expected}")
+def _compare(copied: Contents, expected: Contents) -> None:
+    if copied != expected:
+        raise CopyError(f"the copy has {copied}, expected {expected}")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Reads the headers of DuckDB's files, and where the transactions of a log end.
+"""Parser for the headers of DuckDB's files and for the transactions in its write-ahead log.
 
-Pure. It knows what DuckDB 1.4 and 1.5 write.
+Pure. It covers the formats of DuckDB 1.4 and 1.5.
 Source: `storage_info.hpp`, `write_ahead_log.cpp` and `checksum.cpp` of DuckDB 1.5.
 """
 
@@ -9,50 +9,50 @@ from typing import NamedTuple
 import numpy as np
 
 HEADER_BYTES = 3 * 4096
-"""What `parse_database` reads: the main header, and the two that checkpoints write in turn."""
+"""Bytes for `parse_database`: the main header and the two that checkpoints write in turn."""
 _MAGIC, _MAGIC_AT = b"DUCK", 8
 _VERSION_AT, _IDENTIFIER_AT, _IDENTIFIER = 12, 124, 16
 _PAGE = 4096
 _FLUSH = bytes.fromhex("0500000000000000") + bytes.fromhex("640064ffff")
-"""A commit's last entry without its checksum: size, and the fields of the entry `WAL_FLUSH`."""
+"""The last entry of a commit, without its checksum: size and fields of a `WAL_FLUSH` entry."""
 _ENTRY = 16
 """Bytes before an entry: its size and its checksum, 8 bytes each."""
 _MASK = (1 << 64) - 1
 
 
 class DatabaseHeader(NamedTuple):
-    """What a database file says of itself."""
+    """The header of a database file."""
 
     version: int
-    """Of the format: 64 up to DuckDB 1.1; from 67 on, logs name the checkpoint they follow."""
+    """Format version: 64 up to DuckDB 1.1; from 67 on, logs name the checkpoint they follow."""
     identifier: bytes
-    """Chosen at random when the file was made; zeros before version 67."""
+    """Random identifier, chosen when the file is created; zeros before version 67."""
     iteration: int
-    """How many checkpoints it has had."""
+    """Number of checkpoints so far."""
 
 
 class LogHeader(NamedTuple):
-    """What a write-ahead log says of itself."""
+    """The header of a write-ahead log."""
 
     size: int
-    """Bytes of the header."""
+    """Size of the header, bytes."""
     identifier: bytes | None
-    """Of the database that it belongs to; None: it does not say, and neither the iteration."""
+    """Identifier of its database; None: the log names neither database nor iteration."""
     iteration: int
-    """Of the checkpoint that it follows."""
+    """Number of the checkpoint that the log follows."""
 
 
 class Damage(NamedTuple):
-    """Where a log cannot be read any further."""
+    """The position from which a log cannot be read."""
 
     good: int
-    """End of the last transaction that can be read, bytes; 0: there is none."""
-    found: int
-    """Where the first entry begins that is cut off or wrong."""
+    """End of the last readable transaction, bytes; 0: there is none."""
+    damaged: int
+    """Start of the first entry that is cut off or wrong, bytes."""
 
 
 def parse_database(head: bytes) -> DatabaseHeader | None:
-    """Return the header of a database file; None: these bytes are none.
+    """Return the header of a database file; None: the bytes are no such header.
 
     Args:
         head: the first `HEADER_BYTES` of the file.
@@ -67,10 +67,10 @@ def parse_database(head: bytes) -> DatabaseHeader | None:
 
 
 def parse_log(head: bytes) -> LogHeader | None:
-    """Return the header of a write-ahead log; None: these bytes are none.
+    """Return the header of a write-ahead log; None: the bytes are no such header.
 
     Args:
-        head: the first 256 bytes of the file, or all.
+        head: the first 256 bytes of the file, or all of a shorter file.
     """
     try:
         at = _expect(head, 0, b"d\x00b")
@@ -92,12 +92,12 @@ def parse_log(head: bytes) -> LogHeader | None:
 
 
 def find_damage(log: memoryview, *, verify: bool) -> Damage | None:
-    """Return where a write-ahead log cannot be read any further; None: it ends with a commit.
+    """Return the first damage of a write-ahead log; None: it is sound and ends with a commit.
 
     Args:
-        log: all of it.
-        verify: whether to verify the checksum of each entry, and not only its size. That takes
-            about a second per GiB, and 15 us for each entry.
+        log: the whole log.
+        verify: True: verify the checksum of each entry, not only its size. This takes about one
+            second per GiB plus 15 us per entry.
     """
     header = parse_log(bytes(log[:256]))
     if header is None:
@@ -119,10 +119,10 @@ def find_damage(log: memoryview, *, verify: bool) -> Damage | None:
 
 
 def later_commit(log: memoryview, damage: Damage) -> bool:
-    """Return whether a transaction was committed behind the one that is damaged.
+    """Return True if a transaction was committed after the damaged one.
 
-    DuckDB syncs the log before a COMMIT returns, and lets no other begin to write before: what a
-    power failure may take is the last transaction alone.
+    DuckDB syncs the log before a COMMIT returns, and no other transaction writes before that. So a
+    power failure can damage only the last transaction.
     """
     tail = bytes(log[damage.good :])
     at = tail.find(_FLUSH[:8])
@@ -135,15 +135,15 @@ def later_commit(log: memoryview, damage: Damage) -> bool:
 
 
 def ends_with_commit(log: memoryview) -> bool:
-    """Return whether the last bytes are those that every commit ends with: it was not cut off."""
+    """Return True if the log ends with the last entry of a commit: it was not cut off."""
     last = bytes(log[-(_ENTRY + 5) :])
     return last[:8] == _FLUSH[:8] and last[_ENTRY:] == _FLUSH[8:]
 
 
 def has_hole(log: memoryview, damage: Damage) -> bool:
-    """Return whether part of what is behind the last good transaction never came to the disk.
+    """Return True if a page after the last good transaction was never written to the disk.
 
-    Such a page is all zeros, and so is what a page shared with good bytes has behind them.
+    Such a page is all zeros, and so is the rest of a page that begins with good bytes.
     """
     start = damage.good
     while start < len(log):
@@ -164,7 +164,7 @@ def _checksum(payload: memoryview) -> int:
 
 
 def _checksum_of_rest(rest: bytes) -> int:
-    """Return what the last 1 to 7 bytes add: a round of MurmurHash."""
+    """Return the hash of the last 1 to 7 bytes: one round of MurmurHash."""
     m = 0xC6A4A7935BD1E995
     h = 0xE17A1465 ^ (len(rest) * m & _MASK)
     h = (h ^ int.from_bytes(rest, "little")) * m & _MASK
@@ -183,7 +183,7 @@ def _expect(head: bytes, at: int, field: bytes) -> int:
 
 
 def _varint(head: bytes, at: int) -> tuple[int, int]:
-    """Return an unsigned LEB128 number, and where it ends."""
+    """Return an unsigned LEB128 number and its end."""
     value = shift = 0
     while True:
         byte = head[at]

@@ -1,6 +1,7 @@
-"""The store in one DuckDB file, which this process has to itself.
+"""The store in one DuckDB file, which no other process may open meanwhile.
 
-The SQL is that of any DuckDB catalogue; only opening, closing and recovering are the file's own.
+The SQL would work with any DuckDB catalogue. Only opening, closing and recovery are specific to a
+file.
 """
 
 import contextlib
@@ -43,19 +44,19 @@ _LAST_COMMIT = """
 """
 _PROBE_BYTES = 1 << 20
 _REMEMBERED = 100_000
-"""Openings of spools whose positions are kept in memory, about 300 bytes each."""
+"""Maximum number of generations whose watermarks are cached, about 300 bytes each."""
 
 
 class DuckDBStore:
-    """A `PredictionStore` in a DuckDB file. Use one transaction at a time, readers from any thread.
+    """A `PredictionStore` in a DuckDB file. One transaction at a time; readers from any thread.
 
-    After an error that DuckDB cannot go on from (a checkpoint that finds the disk full), the file
-    is opened anew for the next transaction or reader.
+    After a fatal error of DuckDB, such as a full disk during a checkpoint, the file is reopened for
+    the next transaction or reader.
 
-    While the path does not lead to the file that is open, nothing is committed or read.
+    While the path does not lead to the open file, nothing is committed or read.
 
     Args:
-        path: the file; made where it is missing, in a folder that exists.
+        path: the file, created if it is missing; its folder must exist.
         trust: see `open_database`.
 
     Raises:
@@ -66,7 +67,7 @@ class DuckDBStore:
         self._path = path
         self._lock = threading.Lock()
         self._committing = threading.Lock()
-        """Held during each COMMIT that is not the writer's: with it, the log stands still."""
+        """Held during each COMMIT of maintenance: while it is held, the log does not grow."""
         root, self._files = open_database(path, trust=trust)
         try:
             self._clock = CommitClock(_last_commit(root, path))
@@ -74,7 +75,7 @@ class DuckDBStore:
             self._files.close()
             raise
         self._root: duckdb.DuckDBPyConnection | None = root
-        self._has_said_moved = False
+        self._has_reported_move = False
         self.was_empty = not root.execute("SELECT 1 FROM watermarks LIMIT 1").fetchall()
         """True if the store was empty when it was opened."""
         self._positions: dict[SpoolKey, Watermark] = {}
@@ -93,8 +94,10 @@ class DuckDBStore:
                 cursor.execute("COMMIT")
                 self._committed(cursor)
             except BaseException:
-                self._forget_spools()  # a COMMIT that failed may have reached the disk
-                with contextlib.suppress(duckdb.Error):  # nothing to undo: a COMMIT that failed
+                self._forget_spools()  # a failed COMMIT may have reached the disk
+                with contextlib.suppress(
+                    duckdb.Error
+                ):  # after a failed COMMIT there is nothing to undo
                     cursor.execute("ROLLBACK")
                 raise
             self._remember(transaction)
@@ -102,7 +105,7 @@ class DuckDBStore:
     def reader(self) -> DuckDBReader:
         """Return a new reader."""
         with self._translated():
-            # A position of a file that is gone would let a node delete what nobody has.
+            # A watermark from a deleted file would let a node delete its only copy.
             self._files.check()
             return DuckDBReader(self._cursor(), self._translated)
 
@@ -116,12 +119,12 @@ class DuckDBStore:
             self._files.check()
 
     def backup(self, target: Path, progress: Progress) -> Contents:
-        """Copy all that is committed into a new file, as of one moment; from any thread.
+        """Copy the database to a new file, as of one moment. Safe from any thread.
 
-        It copies what is open, though the file be deleted.
+        The copy is made from the open file, even if that file was deleted.
 
         Args:
-            target: the new file, which must not be there.
+            target: the new file, which must not exist.
             progress: see `copy_database`.
 
         Raises:
@@ -129,7 +132,7 @@ class DuckDBStore:
         """
         with self._translated():
             cursor = self._cursor()
-        try:  # an error of the copy is none of the store, which serves on
+        try:  # an error of the copy is not an error of the store
             with contextlib.closing(cursor):
                 return copy_database(cursor, target, progress)
         except (CopyError, OSError, duckdb.Error) as error:
@@ -137,23 +140,23 @@ class DuckDBStore:
             raise SightlineError(
                 grpc.StatusCode.UNAVAILABLE,
                 "BACKUP_FAILED",
-                f"the backup failed, which needs room for a copy of the database in {target.parent}"
-                f" on the service's machine: {str(error).strip()}",
+                f"the backup failed: {str(error).strip()}; it needs space for a copy of the"
+                f" database in {target.parent} on the service's machine",
             ) from error
 
     def seconds_ahead(self, now: datetime) -> float:
-        """Return how far the last commit's time is ahead of the wall clock, s; 0: it is not."""
+        """Return how far the last commit's time is ahead of the wall clock, s; 0 if it is not."""
         return self._clock.seconds_ahead(now)
 
     def probe(self) -> None:
-        """Commit as much as a busy device sends at once, and take it back.
+        """Commit a megabyte and undo it, to check that the store can be written.
 
         Raises:
-            SightlineError: that cannot be done now.
+            SightlineError: the store cannot be written now.
         """
         with self._translated(), contextlib.closing(self._cursor()) as cursor:
             self._with_log(cursor, self._files.check_log)
-            # A comment, for an UPDATE that leaves everything as it is writes nothing.
+            # A comment, because an UPDATE without a change writes nothing.
             cursor.execute(f"COMMENT ON TABLE schema_version IS '{' ' * _PROBE_BYTES}'")
             cursor.execute("COMMENT ON TABLE schema_version IS NULL")
             self._committed(cursor)
@@ -162,8 +165,7 @@ class DuckDBStore:
         """Move the write-ahead log into the file and close it.
 
         Raises:
-            SightlineError: the path does not lead to the file that is open; it is closed all the
-                same.
+            SightlineError: the path does not lead to the open file, which is closed nevertheless.
         """
         with self._lock:
             root, self._root = self._root, None
@@ -171,7 +173,7 @@ class DuckDBStore:
             return
         try:
             with self._translated():
-                self._files.check()  # what somebody has put there must stay as it is
+                self._files.check()  # a foreign file at the path must not be changed
                 _checkpoint(root, self._path)
                 root.close()
                 self._files.reopened()
@@ -180,7 +182,7 @@ class DuckDBStore:
             self._files.close()
 
     def _remember(self, transaction: DuckDBTransaction) -> None:
-        """Remember the positions that a transaction has committed."""
+        """Cache the watermarks that a transaction has committed."""
         for spool, watermark in transaction.moved.items():
             self._openings += _openings(watermark) - _openings(self._positions.get(spool))
         self._positions.update(transaction.moved)
@@ -195,16 +197,16 @@ class DuckDBStore:
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         with self._lock:
             if self._root is None:
-                self._files.check()  # DuckDB would make an empty file
+                self._files.check()  # DuckDB would create an empty file
                 self._root = reopen_database(self._path)
                 self._files.reopened()
             return self._root.cursor()
 
     def _committed(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        """Take note of a commit.
+        """Check the files after a COMMIT, and update the commit record.
 
         Raises:
-            FilesMovedError: it is not in the file at the path: nobody must hear of it.
+            FilesMovedError: the commit is not in the file at the path: do not acknowledge it.
         """
         alone = self._committing.acquire(blocking=False)
         try:
@@ -214,18 +216,20 @@ class DuckDBStore:
                 self._committing.release()
 
     def _with_log(self, cursor: duckdb.DuckDBPyConnection, work: Callable[[], None]) -> None:
-        """Work with the log; one that somebody has taken away is replaced by a new one."""
+        """Call `work`; if the log was moved away, checkpoint so that DuckDB begins a new log."""
         try:
             work()
         except LogMovedError as error:
-            logger.warning("%s: what it held goes into the database, and a new log begins", error)
+            logger.warning(
+                "%s: its content is written to the database, and a new log begins", error
+            )
             self._files.set_log_aside()
             cursor.execute("CHECKPOINT")
             self._files.committed(alone=False)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn DuckDB's errors into SightlineErrors, and recovers from the fatal ones."""
+        """Translate DuckDB's errors into SightlineErrors; after a fatal one, close the database."""
         try:
             yield
         except duckdb.InterruptException as error:
@@ -233,7 +237,7 @@ class DuckDBStore:
                 grpc.StatusCode.CANCELLED, "CANCELLED", "the query was interrupted"
             ) from error
         except FilesMovedError as error:
-            self._say_moved(error)
+            self._report_move(error)
             raise _moved() from error
         except (StoreOpenError, duckdb.Error) as error:
             logger.exception("the store failed")
@@ -241,17 +245,17 @@ class DuckDBStore:
                 self._forget()
             raise _as_status(error) from error
 
-    def _say_moved(self, error: FilesMovedError) -> None:
-        if not self._has_said_moved:
-            self._has_said_moved = True
+    def _report_move(self, error: FilesMovedError) -> None:
+        if not self._has_reported_move:
+            self._has_reported_move = True
             logger.error(
-                "%s: nothing is committed or read. Put the file back where it was; or save what is"
-                " open by `sightline backup --to FILE`, stop the service, and restore that",
+                "%s: nothing is committed or read. Move the file back to its path; or save the open"
+                " file by `sightline backup --to FILE`, stop the service, and restore the backup",
                 error,
             )
 
     def _forget(self) -> None:
-        """Let go of the database, which DuckDB has declared unusable until it is reopened."""
+        """Close the database, which is unusable after a fatal error until it is reopened."""
         with self._lock:
             root, self._root = self._root, None
         if root is not None:
@@ -259,12 +263,12 @@ class DuckDBStore:
 
 
 def _openings(watermark: Watermark | None) -> int:
-    """Return what keeping a watermark in memory counts for."""
+    """Return how many generations a cached watermark counts for, >= 1; 0: it is not cached."""
     return 0 if watermark is None else max(len(watermark.generations), 1)
 
 
 def _last_commit(root: duckdb.DuckDBPyConnection, path: Path) -> int | None:
-    """Return the time of the last commit that the file tells of, us since 1970."""
+    """Return the time of the last commit in the file, us since 1970; None: there is none."""
     try:
         ((last,),) = root.execute(_LAST_COMMIT).fetchall()
     except duckdb.Error as error:
@@ -278,7 +282,7 @@ def _checkpoint(root: duckdb.DuckDBPyConnection, path: Path) -> None:
     try:
         root.execute("CHECKPOINT")
     except duckdb.Error as error:  # nothing is lost: the next start reads the log
-        logger.warning("no checkpoint of %s on closing: %s", path, error)
+        logger.warning("the checkpoint of %s on closing failed: %s", path, error)
 
 
 def _moved() -> SightlineError:

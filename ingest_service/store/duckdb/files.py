@@ -1,7 +1,7 @@
-"""The files of a DuckDB store while it is open: still at their paths, and how far they are noted.
+"""The files of an open store: checks that they are at their paths, and the commit record.
 
-DuckDB goes on writing to a file that was deleted or replaced. What is committed there is lost with
-the process, so the files are looked at after each COMMIT, before anyone hears of it.
+DuckDB keeps writing to a file that was deleted or replaced. A commit to such a file is lost when
+the process ends. So the files are checked after each COMMIT, before it is acknowledged.
 """
 
 import os
@@ -18,28 +18,28 @@ class FilesMovedError(Exception):
 
 
 class LogMovedError(FilesMovedError):
-    """The log is gone and the database is there: a checkpoint keeps what the log held."""
+    """The log is gone, but the database is not: a checkpoint saves what the log held."""
 
 
 class _File(NamedTuple):
-    """Which file a path leads to."""
+    """The identity of a file."""
 
     device: int
     inode: int
 
 
 class StoreFiles:
-    """The files of an open store. Used by one thread at a time, save `check`.
+    """The files of an open store. Not thread-safe, except for `check`.
 
-    Make it right after DuckDB has opened the file, and close it after DuckDB has closed it: closing
-    any descriptor of a file lets go of all locks that the process has on it, DuckDB's among them.
+    Create it right after DuckDB has opened the file, and close it after DuckDB has closed the file:
+    closing any descriptor of a file releases all locks of the process on it, also DuckDB's.
 
     Args:
         database: its path.
         record_file: holds the commit record; closed together with this.
 
     Raises:
-        OSError: the file is not there.
+        OSError: the file does not exist.
     """
 
     def __init__(self, database: Path, record_file: CommitRecordFile) -> None:
@@ -47,8 +47,8 @@ class StoreFiles:
         self._log = log_path(database)
         self._record_file = record_file
         self._descriptor = os.open(database, os.O_RDONLY | os.O_CLOEXEC)
-        found = os.fstat(self._descriptor)
-        self._opened = _File(found.st_dev, found.st_ino)
+        status = os.fstat(self._descriptor)
+        self._opened = _File(status.st_dev, status.st_ino)
         self._header: DatabaseHeader
         self._known_log: _File | None
         self.reopened()
@@ -58,22 +58,22 @@ class StoreFiles:
         self._check_database()
 
     def check_log(self) -> None:
-        """Raise LogMovedError if the log is not what it was after the last COMMIT."""
+        """Raise LogMovedError if the log has changed since the last COMMIT."""
         if self._check_database().iteration == self._header.iteration:
-            self._check_log(*_look(self._log))
+            self._check_log(*_identify(self._log))
 
     def committed(self, *, alone: bool) -> None:
-        """Note that a COMMIT is durable.
+        """Check the files after a COMMIT and update the commit record.
 
         Args:
-            alone: whether no other COMMIT runs: the log then ends with this one.
+            alone: True if no other COMMIT is running: the log then ends with this one.
 
         Raises:
-            FilesMovedError: what was committed is not in the file at the path, or its log is not
-                at its own: nobody must hear of it.
+            FilesMovedError: the database or its log is not at its path: the commit must not be
+                acknowledged.
         """
         header = self._check_database()
-        log, size = _look(self._log)
+        log, size = _identify(self._log)
         if header.iteration == self._header.iteration:
             self._check_log(log, size)
         else:
@@ -85,19 +85,19 @@ class StoreFiles:
         self._write_record(sync=is_new)
 
     def set_log_aside(self) -> None:
-        """Give a file that somebody put in the place of the log another name."""
+        """Rename a foreign file at the path of the log."""
         with suppress(OSError):
             self._log.rename(self._log.with_name(f"{self._log.name}.foreign-{os.getpid()}"))
 
     def reopened(self) -> None:
-        """Take and note the files as they are, after DuckDB has opened or closed them."""
+        """Record the present state of the files, after DuckDB has opened or closed them."""
         self._header = self._read_header()
         # DuckDB opens the log by its name when it first writes, so it is known from here on.
-        self._known_log, self._log_bytes = _look(self._log)
+        self._known_log, self._log_bytes = _identify(self._log)
         self._write_record(sync=True)
 
     def close(self) -> None:
-        """Let the next process in."""
+        """Close the files: another process may open the store."""
         os.close(self._descriptor)
         self._record_file.close()
 
@@ -115,10 +115,10 @@ class StoreFiles:
             raise LogMovedError(f"{self._log} was cut short")
 
     def _check_database(self) -> DatabaseHeader:
-        known = self._header  # first: another thread may take note of a checkpoint meanwhile
-        found, _ = _look(self._database)
-        if found != self._opened:
-            what = "gone" if found is None else "another file"
+        known = self._header  # first: another thread may record a checkpoint meanwhile
+        file, _ = _identify(self._database)
+        if file != self._opened:
+            what = "gone" if file is None else "another file"
             raise FilesMovedError(f"{self._database}, which is open, is {what} now")
         header = self._read_header()
         if header.identifier != known.identifier or header.iteration < known.iteration:
@@ -132,10 +132,10 @@ class StoreFiles:
         return header
 
 
-def _look(path: Path) -> tuple[_File | None, int]:
-    """Return which file a path leads to and its size, bytes; None: to none that can be told."""
+def _identify(path: Path) -> tuple[_File | None, int]:
+    """Return the identity and size in bytes of the file at a path; None: it cannot be read."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None, 0
-    return _File(found.st_dev, found.st_ino), found.st_size
+    return _File(status.st_dev, status.st_ino), status.st_size

@@ -1,4 +1,4 @@
-"""From a filter to SQL, its values always as parameters."""
+"""SQL conditions for filters. Values are always passed as parameters."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,68 +6,68 @@ from typing import Any
 from ingest_service.store.protocol import Filter
 
 _Condition = tuple[str, str, Any]
-"""SQL, the parameter in it, and its value: None or an empty list where nothing is asked."""
+"""SQL, its parameter, and the parameter's value; None or an empty list: no condition."""
 
 
-def where(which: Filter) -> tuple[str, dict[str, Any]]:
+def where(filter_: Filter) -> tuple[str, dict[str, Any]]:
     """Return the condition for a WHERE clause on `predictions`, and its named parameters.
 
-    A filter by device alone also fits the tables of rejected predictions and of gaps.
+    A filter by device alone also applies to the tables of rejected predictions and of gaps.
     """
-    given = _given(
-        *_of_keys(which),
-        ("captured_at >= $start_time", "start_time", which.start_time),
-        ("captured_at < $end_time", "end_time", which.end_time),
+    conditions = _set(
+        *_of_keys(filter_),
+        ("captured_at >= $start_time", "start_time", filter_.start_time),
+        ("captured_at < $end_time", "end_time", filter_.end_time),
     )
-    detection = _given(
-        ("list_contains($class_names, d.class_name)", "class_names", list(which.class_names)),
-        ("d.confidence >= $min_confidence", "min_confidence", which.min_confidence),
+    detection = _set(
+        ("list_contains($class_names, d.class_name)", "class_names", list(filter_.class_names)),
+        ("d.confidence >= $min_confidence", "min_confidence", filter_.min_confidence),
     )
-    clauses = [sql for sql, _, _ in given]
+    clauses = [sql for sql, _, _ in conditions]
     if detection:
         all_of = " AND ".join(sql for sql, _, _ in detection)
         clauses.append(f"len(list_filter(detections, lambda d: {all_of})) > 0")
-    values = {name: value for _, name, value in (*given, *detection)}
+    values = {name: value for _, name, value in (*conditions, *detection)}
     return _all_of(clauses), values
 
 
-def where_sums(which: Filter) -> tuple[str, dict[str, Any]]:
-    """Return the condition for the rows of `rollups` that may count what matches.
+def where_sums(filter_: Filter) -> tuple[str, dict[str, Any]]:
+    """Return the condition for the rows of `rollups` that may count matching predictions.
 
-    A row that does not meet it counts nothing that matches; confidences are not in rollups.
+    A row that does not meet it counts no matching prediction. Rollups do not have confidences.
     """
-    given = _given(
-        *_of_keys(which),
-        ("last_captured_at >= $start_time", "start_time", which.start_time),
-        ("first_captured_at < $end_time", "end_time", which.end_time),
+    conditions = _set(
+        *_of_keys(filter_),
+        ("last_captured_at >= $start_time", "start_time", filter_.start_time),
+        ("first_captured_at < $end_time", "end_time", filter_.end_time),
         (
             "len(list_filter(classes, lambda c: list_contains($class_names, c.class_name))) > 0",
             "class_names",
-            list(which.class_names),
+            list(filter_.class_names),
         ),
     )
-    return _all_of(sql for sql, _, _ in given), {name: value for _, name, value in given}
+    return _all_of(sql for sql, _, _ in conditions), {name: value for _, name, value in conditions}
 
 
-def where_cut(which: Filter) -> str:
-    """Return the condition for rows of `rollups` of which the filter's times cut off a part.
+def where_cut(filter_: Filter) -> str:
+    """Return the condition for rows of `rollups` that the filter's times match only in part.
 
-    It holds for rows that meet `where_sums`, with its parameters.
+    It applies to rows that meet `where_sums`, and uses the same parameters.
     """
-    given = _given(
-        ("first_captured_at < $start_time", "start_time", which.start_time),
-        ("last_captured_at >= $end_time", "end_time", which.end_time),
+    conditions = _set(
+        ("first_captured_at < $start_time", "start_time", filter_.start_time),
+        ("last_captured_at >= $end_time", "end_time", filter_.end_time),
     )
-    return " OR ".join(sql for sql, _, _ in given) or "false"
+    return " OR ".join(sql for sql, _, _ in conditions) or "false"
 
 
-def _of_keys(which: Filter) -> Sequence[_Condition]:
+def _of_keys(filter_: Filter) -> Sequence[_Condition]:
     """Return the conditions on columns that `predictions` and `rollups` both have."""
     return (
-        ("list_contains($device_ids, device_id)", "device_ids", list(which.device_ids)),
-        ("list_contains($model_names, model_name)", "model_names", list(which.model_names)),
-        ("defect_detected = $defect_detected", "defect_detected", which.defect_detected),
-        ("source = $source", "source", which.source),
+        ("list_contains($device_ids, device_id)", "device_ids", list(filter_.device_ids)),
+        ("list_contains($model_names, model_name)", "model_names", list(filter_.model_names)),
+        ("defect_detected = $defect_detected", "defect_detected", filter_.defect_detected),
+        ("source = $source", "source", filter_.source),
     )
 
 
@@ -75,5 +75,5 @@ def _all_of(clauses: Iterable[str]) -> str:
     return " AND ".join(clauses) or "true"
 
 
-def _given(*conditions: _Condition) -> Sequence[_Condition]:
+def _set(*conditions: _Condition) -> Sequence[_Condition]:
     return [condition for condition in conditions if condition[2] not in (None, [])]

@@ -1,7 +1,7 @@
-"""Sets the end of a write-ahead log aside that a power failure has left unreadable.
+"""Recovery of a write-ahead log whose end is unreadable after a power failure.
 
-DuckDB drops a last transaction that is cut short, and refuses to start when pages within it never
-came to the disk. Neither was confirmed to anyone: it was not synced when the power went.
+DuckDB drops a last transaction that is cut short, but refuses to start if pages within it were
+never written. Neither was acknowledged: the log was not synced when the power failed.
 """
 
 import logging
@@ -30,20 +30,20 @@ class DamagedLogError(Exception):
 def set_tail_aside(
     log: Path, confirmed: int | None, *, verify: bool, trust: bool = False
 ) -> Path | None:
-    """Move what is behind the last good commit to a file of its own, if nobody was told of it.
+    """Move the bytes after the last good commit to a file of their own, if none was acknowledged.
 
     Args:
-        log: the file; it may be missing. No process has it open.
-        confirmed: how many bytes of it are committed, at least; None: that is not known.
-        verify: whether to look for wrong checksums as well, which takes long.
-        trust: whether to do so also if it may have been committed.
+        log: the file, which may be missing; no process has it open.
+        confirmed: number of bytes that are certainly committed; None: not known.
+        verify: True: verify checksums as well, which is slow.
+        trust: True: move the bytes even if they may have been committed.
 
     Returns:
-        Where the end now is; None: there was nothing to do.
+        The path of the new file; None: the log is not damaged.
 
     Raises:
-        DamagedLogError: what is damaged may have been committed; nothing is changed.
-        OSError: the file cannot be read, or the end cannot be written.
+        DamagedLogError: the damaged bytes may have been committed; nothing is changed.
+        OSError: the file cannot be read, or the new file cannot be written.
     """
     if not log.exists() or not log.stat().st_size:
         return None
@@ -62,7 +62,7 @@ def set_tail_aside(
 
 
 def _is_ours(data: memoryview, damage: Damage) -> bool:
-    """Return whether the log begins as this service's do, or as one that was never written."""
+    """Return True if the log begins like one of this service, or was never written."""
     return parse_log(bytes(data[:256])) is not None or has_hole(data[:4096], damage)
 
 
@@ -70,15 +70,15 @@ def _refuse_committed(
     data: memoryview, damage: Damage, confirmed: int | None, verify: bool
 ) -> None:
     behind = later_commit(data, damage)
-    told = confirmed is not None and damage.good < confirmed
-    # Wrong bytes that are not missing ones are no power failure: they may have been good once.
+    acknowledged = confirmed is not None and damage.good < confirmed
+    # Wrong bytes, unlike missing ones, do not come from a power failure: they may have been good.
     whole = verify or ends_with_commit(data)
     strange = confirmed is None and whole and not has_hole(data, damage)
-    if behind or told or strange:
+    if behind or acknowledged or strange:
         raise DamagedLogError(
-            f"its log is damaged at byte {damage.found}, within what was committed"
-            if behind or told
-            else f"its log is damaged at byte {damage.found}"
+            f"its log is damaged at byte {damage.damaged}, within what was committed"
+            if behind or acknowledged
+            else f"its log is damaged at byte {damage.damaged}"
         )
 
 
@@ -94,7 +94,7 @@ def _cut(log: Path, good: int, tail: bytes) -> Path:
         file.truncate(good)
         os.fsync(file.fileno())
     logger.warning(
-        "the last %d bytes of %s cannot be read: they were set aside as %s",
+        "the last %d bytes of %s cannot be read: they were moved to %s",
         len(tail),
         log,
         aside,

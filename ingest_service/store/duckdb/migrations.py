@@ -1,4 +1,4 @@
-"""The schema of a store's file, and its way from one version to the next."""
+"""Migrations of the schema of a database file."""
 
 import contextlib
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from importlib import resources
 import duckdb
 
 VERSIONS: Sequence[str] = ("schema.sql", "schema_2.sql", "schema_3.sql")
-"""SQL files of this package; the nth takes a file from version n - 1 to n, 0 being empty."""
+"""SQL files of this package; the nth migrates from version n - 1 to n. Version 0 is empty."""
 
 
 class NewerSchemaError(Exception):
@@ -15,10 +15,10 @@ class NewerSchemaError(Exception):
 
 
 def migrate(connection: duckdb.DuckDBPyConnection) -> None:
-    """Bring an open database to the newest version, each step in a transaction.
+    """Migrate an open database to the newest version, each step in a transaction.
 
     Raises:
-        NewerSchemaError: the file's version is not known here.
+        NewerSchemaError: the file's version is newer than this Sightline.
         duckdb.Error: a step failed; the file is as it was before that step.
     """
     connection.execute(
@@ -28,8 +28,8 @@ def migrate(connection: duckdb.DuckDBPyConnection) -> None:
     version = _version(connection)
     if version > len(VERSIONS):
         raise NewerSchemaError(
-            f"its schema has version {version}, and this Sightline knows up to {len(VERSIONS)}:"
-            " use a newer Sightline, or another file"
+            f"its schema has version {version}, and this Sightline supports versions up to"
+            f" {len(VERSIONS)}: use a newer Sightline, or another file"
         )
     for step in range(version, len(VERSIONS)):
         _apply(connection, step)

@@ -1,4 +1,4 @@
-"""Opens the DuckDB file of a store: only one that is what the service left, and sound."""
+"""Opening of a database file, with checks that it is sound and the one the service left."""
 
 import contextlib
 import logging
@@ -32,14 +32,14 @@ from servicekit.durable import sync_file
 logger = logging.getLogger(__name__)
 
 _CONFIG = {
-    # Nothing here may fetch code from the network or read variables of its callers.
+    # DuckDB must not fetch code from the network or read Python variables of its callers.
     "autoinstall_known_extensions": "false",
     "python_enable_replacements": "false",
-    # With more, an insert of one group is spread over them, which takes half as much CPU again.
+    # With more threads, the insert of one group is split among them and takes 50 % more CPU time.
     "threads": "1",
-    # Each checkpoint writes the last, half-full row group of every table anew. The default of
-    # 16 MiB is 80 000 predictions: half of all the work would be checkpoints. Commits wait for a
-    # checkpoint, though: with 256 MiB for more than a second on two cores.
+    # Each checkpoint rewrites the last, half-full row group of every table. With the default of
+    # 16 MiB (80 000 predictions), checkpoints would be half of all the work. But commits wait for a
+    # checkpoint: with 256 MiB for more than a second on two cores.
     "checkpoint_threshold": "128MiB",
     **FORMAT,
 }
@@ -50,35 +50,35 @@ _PROGRESS_SHARE = 0.1
 
 
 class StoreOpenError(Exception):
-    """The store cannot be opened. The message is one sentence for people."""
+    """The store cannot be opened. The message is one sentence for users."""
 
 
 class OpenDatabase(NamedTuple):
-    """A database that is open."""
+    """An open database and its files."""
 
     connection: duckdb.DuckDBPyConnection
     files: StoreFiles
 
 
 def open_database(path: Path, *, trust: bool = False) -> OpenDatabase:
-    """Return a store's database, made where it is missing, brought up to date.
+    """Open a store's database; create it if it is missing, and migrate it to the newest schema.
 
     Args:
         path: the file, in a folder that exists.
-        trust: whether to take a database that is not the one that the service left, or whose books
-            do not balance, with a warning in the log.
+        trust: True: accept, with a warning in the log, a database that is not the one that the
+            service left, or whose rows do not match its watermarks.
 
     Raises:
         StoreOpenError: the file is in use, cannot be read or written, is no DuckDB file, is
-            damaged, is of a newer Sightline, or is not what the service left; the files are as they
-            were.
+            damaged, was written by a newer Sightline, or is not the one that the service left; the
+            files are unchanged.
     """
     record_file = _open_record_file(path)
     try:
         with _as_open_error(path):
             record = record_file.read()
             state = read_file_state(path)
-            _judge(path, state, record, trust)
+            _refuse_mismatch(path, state, record, trust)
             connection = _connect_repaired(path, confirmed_bytes(state, record), trust)
             try:
                 is_sound = _bring_up_to_date(path, connection, trust)
@@ -95,7 +95,7 @@ def open_database(path: Path, *, trust: bool = False) -> OpenDatabase:
 
 
 def reopen_database(path: Path) -> duckdb.DuckDBPyConnection:
-    """Return the database that this process had open a moment ago, and still holds.
+    """Reopen the database that this process had open, and whose commit record it still holds.
 
     Raises:
         StoreOpenError: it cannot be opened.
@@ -105,7 +105,7 @@ def reopen_database(path: Path) -> duckdb.DuckDBPyConnection:
 
 
 def read_file_state(path: Path) -> FileState:
-    """Return what a store's files say of themselves.
+    """Return the state of a store's files, as read from their headers.
 
     Raises:
         OSError: they cannot be read.
@@ -133,8 +133,10 @@ def _open_record_file(path: Path) -> CommitRecordFile:
         ) from error
 
 
-def _judge(path: Path, state: FileState, record: CommitRecord | None, trust: bool) -> None:
-    """Raise StoreOpenError for files that do not belong together, or are not what was left."""
+def _refuse_mismatch(
+    path: Path, state: FileState, record: CommitRecord | None, trust: bool
+) -> None:
+    """Raise StoreOpenError if the files do not match each other or the commit record."""
     log = log_path(path)
     if state.log_bytes and not state.exists:  # DuckDB would delete the log
         raise StoreOpenError(f"database: {path} is gone, and its log {log} is not: {_MISSING}")
@@ -147,9 +149,9 @@ def _judge(path: Path, state: FileState, record: CommitRecord | None, trust: boo
 
 
 def _connect_repaired(path: Path, confirmed: int | None, trust: bool) -> duckdb.DuckDBPyConnection:
-    """Set aside what a power failure has left unreadable, and connect."""
+    """Move what a power failure has left unreadable out of the log, and connect."""
     _set_tails_aside(path, confirmed, trust, verify=False)
-    if log_path(path).exists():  # a killed process may not have synced what is read now
+    if log_path(path).exists():  # a killed process may have written it without a sync
         sync_file(log_path(path))
     try:
         return _connect(path)
@@ -163,27 +165,31 @@ def _connect_repaired(path: Path, confirmed: int | None, trust: bool) -> duckdb.
 
 def _set_tails_aside(path: Path, confirmed: int | None, trust: bool, *, verify: bool) -> bool:
     aside = set_tail_aside(log_path(path), confirmed, verify=verify, trust=trust)
-    # What commits write to while a checkpoint runs; it becomes the log afterwards.
+    # Commits write to this file while a checkpoint runs; it becomes the log afterwards.
     log = log_path(path)
     beside = log.with_name(f"{log.name}.checkpoint")
     return bool(set_tail_aside(beside, None, verify=verify, trust=trust) or aside)
 
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:
-    # By a link that leads to no file yet, DuckDB would keep the log beside the link: this once.
+    # DuckDB would keep the log beside a link whose target does not exist yet.
     connection = duckdb.connect(str(path.resolve()), config=_CONFIG)
-    # A database that is refused must stay as it is; the others are checkpointed when closed.
+    # A refused database must stay unchanged; the others are checkpointed by `DuckDBStore.close`.
     connection.execute("PRAGMA disable_checkpoint_on_shutdown")
     return connection
 
 
 def _bring_up_to_date(path: Path, connection: duckdb.DuckDBPyConnection, trust: bool) -> bool:
-    """Return whether the books balance; raise StoreOpenError where they must and do not."""
+    """Migrate the schema; return True if the rows match the watermarks.
+
+    Raises:
+        StoreOpenError: they do not match, and `trust` is False.
+    """
     spool = unbalanced(connection) if _has_ledger(connection) else None
     if spool is not None:
         why = (
-            f"its books do not balance: spool {spool[1]} of device {spool[0]} has not the rows that"
-            " were committed"
+            f"its books do not balance: the rows of spool {spool[1]} of device {spool[0]} are not"
+            " those that were committed"
         )
         if not trust:
             raise StoreOpenError(f"database: {path} cannot be used: {why}: {_PUT_BACK}")
@@ -200,17 +206,18 @@ def _has_ledger(connection: duckdb.DuckDBPyConnection) -> bool:
 def _bring_to_new_format(
     path: Path, connection: duckdb.DuckDBPyConnection
 ) -> duckdb.DuckDBPyConnection:
-    """Replace the database by a copy whose logs say what they belong to; returns a connection.
+    """Replace the database by a copy in the format whose logs name their database; connect to it.
 
-    The old file is whole and without a log until the new one, which is verified and durable, takes
-    its name at once.
+    The old file stays complete, with an empty log, until the new file, verified and durable, takes
+    its name atomically.
     """
     file = path.resolve()  # a link to another disk stays one
     new = file.with_name(f"{file.name}{_NEW}")
-    for left in (new, new.with_name(f"{new.name}.wal")):  # of a start that was interrupted
-        left.unlink(missing_ok=True)
+    for leftover in (new, new.with_name(f"{new.name}.wal")):  # of an interrupted start
+        leftover.unlink(missing_ok=True)
     logger.warning(
-        "bringing %s to a newer format: once, and needs its size again on the disk", path
+        "upgrading %s to a newer format: this happens once and needs its size again on the disk",
+        path,
     )
     connection.execute("CHECKPOINT")
     copy_database(connection, new, _LoggedProgress(path))
@@ -223,22 +230,22 @@ def _bring_to_new_format(
 
 
 class _LoggedProgress:
-    """The progress of a copy, written to the log for every tenth of it."""
+    """A progress callback that logs every tenth of a copy."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._said = 0.0
+        self._logged = 0.0
 
-    def __call__(self, done: int, of: int) -> None:
-        share = done / of if of else 1.0
-        if share >= self._said + _PROGRESS_SHARE:
-            self._said = share
-            logger.info("bringing %s to a newer format: %d %%", self._path, 100 * share)
+    def __call__(self, done: int, total: int) -> None:
+        share = done / total if total else 1.0
+        if share >= self._logged + _PROGRESS_SHARE:
+            self._logged = share
+            logger.info("upgrading %s to a newer format: %d %%", self._path, 100 * share)
 
 
 @contextlib.contextmanager
 def _as_open_error(path: Path) -> Iterator[None]:
-    """Turn every error into a StoreOpenError."""
+    """Translate errors into StoreOpenError."""
     try:
         yield
     except DamagedLogError as error:
@@ -256,7 +263,7 @@ def _reason(error: Exception) -> str:
         return f"another process has it open ({holder})"
     if "newer version of DuckDB" in text:
         return (
-            f"a newer DuckDB made it, and this one is {duckdb.__version__}: use the Sightline that"
-            " made it, or another file"
+            f"a newer DuckDB wrote it, and this one is {duckdb.__version__}: use the Sightline that"
+            " wrote it, or another file"
         )
     return text.strip()

@@ -1,8 +1,8 @@
-"""Writes stored predictions to Parquet files by day and device, each into exactly one file.
+"""Export of stored predictions to Parquet files by day and device, each to exactly one file.
 
-An export is a run of whole blocks. It is entered in `exports` first, then written under temporary
-names, moved into place, and marked as finished: what ended in between is done again, as the same
-run and with the same names.
+An export run covers whole blocks. It is first inserted into `exports`, then written under temporary
+names, moved into place, and marked as finished. An interrupted run is repeated with the same blocks
+and the same file names.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ import pyarrow as pa
 from servicekit.private_files import make_shared_folder, share
 
 RUN_PREDICTIONS = 1_000_000
-"""Predictions in one run, about: what is written before any of it is in place."""
+"""Approximate number of predictions in one run."""
 UNFINISHED = ".unfinished"
-"""Folder of files that are being written, in the folder of the export."""
+"""Subfolder of the export folder for files that are being written."""
 _LONGEST_NAME = 200
-"""Bytes of a device in a folder's name; file systems take 255 in all."""
+"""Maximum bytes of a device id in a folder's name; file systems allow 255 in all."""
 
 _BEGUN = """
     SELECT epoch_us(after), epoch_us(through) FROM exports WHERE finished_at IS NULL
@@ -65,9 +65,9 @@ class ExportRun(NamedTuple):
 
 
 def begin_run(cursor: duckdb.DuckDBPyConnection, now_us: int) -> tuple[ExportRun | None, bool]:
-    """Return the next run, and whether it was begun before; None: all blocks are exported.
+    """Return the next run, and True if it was begun before; None: all blocks are exported.
 
-    The transaction that is open must be committed before the run is written.
+    The open transaction must be committed before the run is written.
     """
     if begun := cursor.execute(_BEGUN).fetchall():
         return ExportRun(*begun[0]), True
@@ -75,27 +75,27 @@ def begin_run(cursor: duckdb.DuckDBPyConnection, now_us: int) -> tuple[ExportRun
     if through is None:
         return None, False
     ((done,),) = cursor.execute(_DONE).fetchall()
-    # Blocks may have been merged since: what the run before took must not be taken again.
+    # Blocks may have been merged since: rows of the run before must not be exported twice.
     run = ExportRun(after if done is None else max(after, done), through)
     cursor.execute(_BEGIN, {**run._asdict(), "now": now_us})
     return run, False
 
 
 def finish_run(cursor: duckdb.DuckDBPyConnection, run: ExportRun, now_us: int) -> None:
-    """Mark a run as finished: its files are in place, and durable."""
+    """Mark a run as finished, once its files are in place and durable."""
     cursor.execute(_FINISH, {**run._asdict(), "now": now_us})
 
 
 def write_run(
     cursor: duckdb.DuckDBPyConnection, folder: Path, run: ExportRun, *, again: bool
 ) -> Iterator[Path]:
-    """Write the files of a run and yields them one by one, each when it is in place.
+    """Write the files of a run; yield the path of each file when it is in place.
 
     Args:
         cursor: the connection.
-        folder: of the export; made if it is not there.
-        run: what to write.
-        again: whether files of the same run may be there already.
+        folder: the folder of the export, created if it is missing.
+        run: the commits to export.
+        again: True if files of the same run may exist already.
     """
     _make_durably(folder)
     unfinished = folder / UNFINISHED
@@ -114,13 +114,13 @@ def write_run(
         path.replace(target)
         changed |= {target.parent, target.parent.parent}
         yield target
-    for each in changed:
-        _sync(each)
+    for path in changed:
+        _sync(path)
     shutil.rmtree(unfinished)
 
 
 def folder_name(device_id: str) -> str:
-    """Return the name of a device's folder: percent-encoded; cut, with a hash, if too long."""
+    """Return the name of a device's folder: percent-encoded; if too long, cut and hashed."""
     name = quote(device_id, safe="")
     if len(name) > _LONGEST_NAME:
         start = device_id
@@ -132,10 +132,10 @@ def folder_name(device_id: str) -> str:
 
 
 def _copy(cursor: duckdb.DuckDBPyConnection, unfinished: Path, run: ExportRun) -> list[str]:
-    """Write the rows of a run into a folder per day and number of the device.
+    """Write the rows of a run to one folder for each day and device number.
 
     Returns:
-        The devices by number.
+        The device ids, indexed by number.
     """
     rows = _ROWS.format(**run._asdict())
     query = f"SELECT DISTINCT device_id FROM predictions WHERE {rows} ORDER BY device_id"
@@ -150,13 +150,13 @@ def _copy(cursor: duckdb.DuckDBPyConnection, unfinished: Path, run: ExportRun) -
 def _target(folder: Path, path: Path, devices: list[str], run: ExportRun) -> Path:
     number = int(path.parent.name.removeprefix("number="))
     day = path.parent.parent.name
-    # The number keeps two devices apart where the file system takes their names for the same.
+    # The number separates devices whose names are equal to the file system, as without case.
     name = f"{run.through}-{number}-{path.stem.removeprefix('data_')}.parquet"
     return folder / day / folder_name(devices[number]) / name
 
 
 def _make_durably(folder: Path) -> None:
-    """Make a folder and those above it, where they are missing, and their entries durable."""
+    """Create a folder and its missing parents, and make their entries durable."""
     if folder.is_dir():
         return
     _make_durably(folder.parent)

@@ -1,4 +1,4 @@
-"""Reads the tables of a store with DuckDB: watermarks, statistics and pages."""
+"""Queries of a DuckDB store: watermarks, statistics and pages."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ _SEALED = "SELECT epoch_us(max(through)) FROM blocks"
 WATERMARK = "committed_through, first_digest, last_digest, generations"
 """Columns of the table `watermarks`, for `read_watermark`."""
 _FIRST_BLOCKS = 4
-"""Blocks that are searched at once for a page at first; then four times as many, and so on."""
+"""Blocks in the first query for a page; each further query searches four times as many."""
 
 
 def read_watermark(
@@ -58,7 +58,7 @@ def read_watermark(
     last_digest: bytes | None,
     generations: str | Sequence[Generation] | None,
 ) -> Watermark:
-    """Return what the columns of `WATERMARK` say."""
+    """Return the watermark from the values of the columns in `WATERMARK`."""
     if isinstance(generations, str):
         generations = [Generation(*run) for run in json.loads(generations)]
     if not generations and through:
@@ -67,11 +67,11 @@ def read_watermark(
 
 
 class DuckDBReader:
-    """A `Reader` on a cursor of its own. Statistics and pages are of the moment of the first.
+    """A `Reader` on a cursor of its own. Its first query of statistics or pages fixes the snapshot.
 
     Args:
-        cursor: its connection; closed with it.
-        translated: context that turns DuckDB's errors into SightlineErrors.
+        cursor: its connection; closed with the reader.
+        translated: context manager that turns DuckDB's errors into SightlineErrors.
     """
 
     def __init__(
@@ -87,22 +87,22 @@ class DuckDBReader:
     def watermark(self, spool: SpoolKey) -> Watermark:
         """Return what is committed of a spool."""
         with self._translated():
-            found = self._rows(
+            rows = self._rows(
                 f"SELECT {WATERMARK} FROM watermarks"
                 " WHERE device_id = $device_id AND spool_id = $spool_id",
                 spool._asdict(),
             )
-        return read_watermark(*found[0]) if found else Watermark()
+        return read_watermark(*rows[0]) if rows else Watermark()
 
-    def stats(self, which: Filter) -> Stats:
-        """Return statistics, all of one moment."""
+    def stats(self, filter_: Filter) -> Stats:
+        """Return statistics, all of one snapshot."""
         with self._translated():
             self._begin()
-            return read_stats(self._rows, which)
+            return read_stats(self._rows, filter_)
 
-    def page(self, which: Filter, size: int, after: Position | None) -> list[StoredPrediction]:
+    def page(self, filter_: Filter, size: int, after: Position | None) -> list[StoredPrediction]:
         """Return at most `size` predictions, newest commit first."""
-        condition, values = where(which)
+        condition, values = where(filter_)
         values["size"] = size
         if after is not None:
             condition = f"{condition} AND {_AFTER}"
@@ -114,54 +114,56 @@ class DuckDBReader:
             }
         with self._translated():
             self._begin()
-            # Whole rows are only read from this commit on: to sort them costs more than to find it.
-            oldest = self._oldest_of_page(which, condition, values)
+            # Whole rows are read only from this commit on: sorting them costs more than finding it.
+            oldest = self._oldest_of_page(filter_, condition, values)
             if oldest is None:
                 return []
             condition = f"{condition} AND received_at >= make_timestamptz({oldest})"
             rows = self._rows(_PAGE.format(where=condition), values)
         return [StoredPrediction(Position(*row[:4]), *row[4:]) for row in rows]
 
-    def _oldest_of_page(self, which: Filter, condition: str, values: dict[str, Any]) -> int | None:
-        """Return the oldest commit that the page reaches back to, us; None: nothing matches."""
-        found: list[int] = []
+    def _oldest_of_page(
+        self, filter_: Filter, condition: str, values: dict[str, Any]
+    ) -> int | None:
+        """Return the time of the oldest commit on the page, us; None: nothing matches."""
+        times: list[int] = []
         size: int = values["size"]
-        for commits in self._newest_first(which, values):
+        for commits in self._newest_first(filter_, values):
             rows = self._rows(_CUT.format(where=f"{condition} AND {commits}"), values)
-            found += [row[0] for row in rows]
-            if len(found) >= size:
-                return found[size - 1]
-        return found[-1] if found else None
+            times += [row[0] for row in rows]
+            if len(times) >= size:
+                return times[size - 1]
+        return times[-1] if times else None
 
-    def _newest_first(self, which: Filter, values: Mapping[str, Any]) -> Iterator[str]:
-        """Yield conditions for the commits that may hold what matches, newest first."""
+    def _newest_first(self, filter_: Filter, values: Mapping[str, Any]) -> Iterator[str]:
+        """Yield conditions for the commits that may contain matches, newest first."""
         ((sealed,),) = self._rows(_SEALED, {})
         if sealed is None:
             yield "true"
             return
         if values.get("received_us", sealed + 1) > sealed:
             yield f"received_at > make_timestamptz({sealed})"
-        condition, parameters = where_sums(which)
+        condition, parameters = where_sums(filter_)
         newer = values.get("received_us", sealed)
-        found = self._rows(_BLOCKS.format(where=condition), parameters)
-        blocks = [(after, through) for after, through in found if after < newer]
+        rows = self._rows(_BLOCKS.format(where=condition), parameters)
+        blocks = [(after, through) for after, through in rows if after < newer]
         at, count = 0, _FIRST_BLOCKS
         while chosen := blocks[at : at + count]:
             yield within("received_at", (chosen[-1][0], chosen[0][1]))
             at, count = at + count, count * 4
 
     def interrupt(self) -> None:
-        """Make the query that runs, and each later one, fail soon. From any thread."""
+        """Make the current query and each later one fail soon. Safe from any thread."""
         self._interrupted.set()
         with contextlib.suppress(duckdb.ConnectionException):  # closed
             self._cursor.interrupt()
 
     def close(self) -> None:
-        """Free the cursor, and with it its transaction."""
+        """Close the cursor and its transaction."""
         self._cursor.close()
 
     def _begin(self) -> None:
-        """From here on, the reader sees one moment: its queries belong together."""
+        """Begin a transaction, so that all later queries see one snapshot."""
         if not self._begun:
             self._cursor.execute("BEGIN")
             self._begun = True

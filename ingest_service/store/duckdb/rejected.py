@@ -1,4 +1,4 @@
-"""The rejected predictions of a DuckDB store: finds them, and moves them once they are accepted."""
+"""Queries for rejected predictions, and their deletion once they are accepted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from ingest_service.store.protocol import Opening, SpoolKey
 from ingest_service.store.retention_clock import to_time
 
 REASONS = ("CAPTURED_AT_IN_FUTURE", "CAPTURED_AT_TOO_EARLY")
-"""Rules whose breach can be the server's fault: they go by clocks."""
+"""Rules that depend on clocks, so that a breach can be the server's fault."""
 BATCH = 5000
-"""Rows that one transaction moves, at most."""
+"""Maximum number of rows that one transaction moves."""
 BATCH_BYTES = 32 * 1024 * 1024
-"""Size of the originals of a batch, about; one row always fits."""
+"""Approximate maximum size of the originals of a batch, bytes; one row always fits."""
 
 _KEY = "received_at, device_id, spool_id, sequence"
 _FIND = f"""
@@ -50,17 +50,17 @@ class RejectedFilter:
     """A filter of rejected predictions; all its conditions must hold."""
 
     reasons: tuple[str, ...] = REASONS
-    """Rules that they broke."""
+    """Rules that the predictions broke."""
     device_ids: tuple[str, ...] = ()
-    """Empty: of every device."""
+    """Empty: every device."""
     since: datetime | None = None
-    """Rejected at or after it, by `received_at`, UTC."""
+    """Rejected at or after this time, by `received_at`, UTC."""
     until: datetime | None = None
-    """Rejected before it."""
+    """Rejected before this time."""
 
 
 class Rejected(NamedTuple):
-    """A rejected prediction, and the stream that it came on."""
+    """A rejected prediction and the stream on which it was sent."""
 
     received_us: int
     device_id: str
@@ -69,14 +69,14 @@ class Rejected(NamedTuple):
     original: str
     """JSON, as `rows.originals` writes it."""
     opened_us: int | None
-    """None: the stream is not known any more."""
+    """None: the row of the stream was deleted."""
     device_us: int | None
-    """The device's clock then; None: it did not say."""
+    """The device's clock when the stream was opened; None: the device did not send it."""
     client: str
 
     @property
     def opening(self) -> Opening:
-        """The stream that it came on, as far as that is known."""
+        """The opening of its stream, as far as it is known."""
         return Opening(
             SpoolKey(self.device_id, self.spool_id),
             to_time(self.received_us if self.opened_us is None else self.opened_us),
@@ -87,31 +87,31 @@ class Rejected(NamedTuple):
 
 
 def find_rejected(
-    cursor: duckdb.DuckDBPyConnection, which: RejectedFilter, after: Rejected | None
+    cursor: duckdb.DuckDBPyConnection, filter_: RejectedFilter, after: Rejected | None
 ) -> Sequence[Rejected]:
-    """Return the next rejected predictions, in the order in which they were rejected."""
+    """Return the next batch of rejected predictions, oldest first."""
     clauses = ["list_contains($reasons, reason)"]
-    given: dict[str, object] = {"reasons": list(which.reasons)}
-    if which.device_ids:
+    values: dict[str, object] = {"reasons": list(filter_.reasons)}
+    if filter_.device_ids:
         clauses.append("list_contains($devices, device_id)")
-        given["devices"] = list(which.device_ids)
-    for name, comparison, time in (("since", ">=", which.since), ("until", "<", which.until)):
+        values["devices"] = list(filter_.device_ids)
+    for name, comparison, time in (("since", ">=", filter_.since), ("until", "<", filter_.until)):
         if time is not None:
             clauses.append(f"received_at {comparison} ${name}")
-            given[name] = time
+            values[name] = time
     if after is not None:
         clauses.append(_AFTER)
-        given |= {"us": after.received_us, "device_id": after.device_id}
-        given |= {"spool_id": after.spool_id, "sequence": after.sequence}
-    found = cursor.execute(_FIND.format(where=" AND ".join(clauses)), given).fetchall()
-    return [Rejected(*row) for row in found]
+        values |= {"us": after.received_us, "device_id": after.device_id}
+        values |= {"spool_id": after.spool_id, "sequence": after.sequence}
+    rows = cursor.execute(_FIND.format(where=" AND ".join(clauses)), values).fetchall()
+    return [Rejected(*row) for row in rows]
 
 
 def delete_rejected(cursor: duckdb.DuckDBPyConnection, predictions: pa.Table) -> None:
-    """Delete what was inserted as predictions, in the transaction that is open.
+    """Delete the rejected rows of these predictions, in the open transaction.
 
     Raises:
-        RuntimeError: not each of them was there once.
+        RuntimeError: there is not exactly one rejected row for each prediction.
     """
     cursor.register("readmitted", predictions.select(["device_id", "spool_id", "sequence"]))
     ((count,),) = cursor.execute(_DELETE).fetchall()

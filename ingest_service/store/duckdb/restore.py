@@ -1,4 +1,4 @@
-"""Puts a backup in the place of a database that is gone."""
+"""Restoration of a backup to the path of a missing database."""
 
 import shutil
 from contextlib import suppress
@@ -20,24 +20,24 @@ from servicekit.durable import sync_file, take_name
 
 
 class RestoreError(Exception):
-    """The backup cannot be restored. The message is one sentence for people."""
+    """The backup cannot be restored. The message is one sentence for users."""
 
 
 def restore(backup: Path, database: Path) -> tuple[Contents, list[Path]]:
-    """Copy a backup to where a service looks for its database, and verify the copy.
+    """Copy a backup to the path of a service's database, and verify the copy.
 
     Args:
-        backup: what `sightline backup` wrote; it stays as it is.
-        database: must not be there, and no service may run on it.
+        backup: a file written by `sightline backup`; it is not changed.
+        database: the path to restore to, which must not exist; no service may be using it.
 
     Returns:
-        What it holds, and where logs that lay beside `database` are now.
+        The row counts of the database, and the new paths of logs that were beside it.
 
     Raises:
-        RestoreError: one of these is not so, the backup is damaged or no backup, or the disk
-            failed; nothing is changed then.
+        RestoreError: `database` exists or is in use, `backup` is damaged or no backup, or the disk
+            failed; nothing is changed.
     """
-    database = database.resolve()  # where a link leads, the service looks for it
+    database = database.resolve()  # the service follows links, too
     _check_backup(backup)
     _refuse_existing(database)
     try:
@@ -49,16 +49,16 @@ def restore(backup: Path, database: Path) -> tuple[Contents, list[Path]]:
     except OSError as error:
         raise RestoreError(f"{database} cannot be written: {error}") from error
     try:
-        found = _place(backup, database)
+        contents = _place(backup, database)
         aside = _set_logs_aside(database)
-        record_file.clear()  # it is about the database that was here
+        record_file.clear()  # it describes the database that was here before
     except duckdb.Error as error:
         raise RestoreError(f"{backup} cannot be restored, use another backup: {error}") from error
     except OSError as error:
         raise RestoreError(f"{backup} cannot be restored: {error}") from error
     finally:
         record_file.close()
-    return found, aside
+    return contents, aside
 
 
 def _check_backup(backup: Path) -> None:
@@ -80,26 +80,25 @@ def _check_backup(backup: Path) -> None:
 def _refuse_existing(database: Path) -> None:
     if database.exists():
         raise RestoreError(
-            f"{database} is there, and is never overwritten: move it away first, or name another"
-            " file"
+            f"{database} exists, and is never overwritten: move it away first, or name another file"
         )
 
 
 def _place(backup: Path, database: Path) -> Contents:
-    """Copy, verify, and then give the copy its name, which nothing may have taken meanwhile."""
+    """Copy and verify the backup, then rename the copy, unless the name is taken by now."""
     new = database.with_name(f"{database.name}.restored")
     new.unlink(missing_ok=True)
     try:
         shutil.copyfile(backup, new)
         new.chmod(0o600)
         sync_file(new)
-        found = _verified(backup, new)
+        contents = _verified(backup, new)
         _refuse_existing(database)
         take_name(new, database)
     finally:
         with suppress(OSError):
             new.unlink()
-    return found
+    return contents
 
 
 def _verified(backup: Path, copy: Path) -> Contents:
@@ -109,23 +108,23 @@ def _verified(backup: Path, copy: Path) -> Contents:
             f"{backup} is no backup that this Sightline can read: its schema has version {version},"
             f" and must have 1 to {len(VERSIONS)}"
         )
-    found = verify(copy)
-    if found.unbalanced:
+    contents = verify(copy)
+    if contents.unbalanced:
         raise RestoreError(
-            f"{backup} is not sound: the books of {found.unbalanced} spools do not balance; take"
+            f"{backup} is not sound: the books of {contents.unbalanced} spools do not balance; take"
             " another backup"
         )
-    return found
+    return contents
 
 
 def _set_logs_aside(database: Path) -> list[Path]:
-    """Rename the logs of the database that was here: a service would not start beside them."""
+    """Rename logs of the earlier database: a service does not start beside them."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     log = log_path(database)
     aside = [
-        left.rename(left.with_name(f"{left.name}.before-restore-{stamp}"))
-        for left in (log, log.with_name(f"{log.name}.checkpoint"))
-        if left.exists()
+        path.rename(path.with_name(f"{path.name}.before-restore-{stamp}"))
+        for path in (log, log.with_name(f"{log.name}.checkpoint"))
+        if path.exists()
     ]
     sync_file(database.parent)
     return aside

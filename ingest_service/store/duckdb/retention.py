@@ -60,10 +60,10 @@ def expire_block(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_onl
         Number of deleted predictions; 0: nothing is expired.
     """
     before_us = _exported_before(cursor, before_us) if exported_only else before_us
-    found = cursor.execute(_OLDEST, {"before": before_us}).fetchall()
-    if not found:
+    blocks = cursor.execute(_OLDEST, {"before": before_us}).fetchall()
+    if not blocks:
         return 0
-    block = Block(*found[0])
+    block = Block(*blocks[0])
     span = {"after": block.after, "through": block.through}
     _count(cursor, "predictions", "predictions", _BLOCK, span)
     cursor.execute(f"DELETE FROM predictions WHERE {_BLOCK}", span)
@@ -80,11 +80,11 @@ def expirable(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_only: 
 
 def read_clock_record(cursor: duckdb.DuckDBPyConnection) -> ClockRecord | None:
     """Return the clock's record, or one made from the last commit; None: nothing was committed."""
-    found = cursor.execute(_CLOCK_RECORD).fetchall()
-    if not found:
+    rows = cursor.execute(_CLOCK_RECORD).fetchall()
+    if not rows:
         ((last,),) = cursor.execute(_LAST_COMMIT).fetchall()
         return None if last is None else ClockRecord(last, Uptime("", 0.0), SLACK_US)
-    reached, boot, seconds, slack = found[0]
+    reached, boot, seconds, slack = rows[0]
     return ClockRecord(reached, Uptime(boot, seconds), round(slack * 1e6))
 
 

@@ -1,7 +1,7 @@
-"""SQL that sums predictions up: rows to rollups, and rollups to fewer rollups."""
+"""SQL for rollups: sums over predictions, and the merging of rollups."""
 
 BUCKET_RATIO = 1.02
-"""Between the limits of a bucket of times: its middle is within 1 % of every time in it."""
+"""Ratio of the two limits of a time bucket: its middle is within 1 % of every time in it."""
 ZERO_BUCKET = -32768
 """The bucket of times that are 0."""
 
@@ -9,7 +9,7 @@ BUCKET = f"""
     CASE WHEN inference_seconds > 0 THEN floor(ln(inference_seconds) / ln({BUCKET_RATIO}))
         ELSE inference_seconds + ({ZERO_BUCKET}) END::SMALLINT
 """
-"""The bucket of a prediction's inference time; NULL: it has none."""
+"""The bucket of a prediction's inference time; NULL: it was not measured."""
 _KEYS = "captured_hour, device_id, model_name, source, defect_detected"
 
 SUMMARY = f"""
@@ -46,7 +46,7 @@ SUMMARY = f"""
         coalesce(list(time) FILTER (time.bucket IS NOT NULL), []) AS times
     FROM parts GROUP BY {_KEYS}
 """
-"""Sums over the rows of `predictions` that match {where}: columns as in `rollups`."""
+"""Sums over the rows of `predictions` that match {where}, with the columns of `rollups`."""
 
 MERGED = f"""
     WITH old AS (
@@ -71,4 +71,4 @@ MERGED = f"""
         coalesce(list(time) FILTER (time.bucket IS NOT NULL), [])
     FROM parts GROUP BY {_KEYS}
 """
-"""The rollups with $after < through <= $through (us), as those of one block."""
+"""The rollups with $after < through <= $through (us), merged into those of one block."""

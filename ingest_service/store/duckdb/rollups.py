@@ -1,7 +1,7 @@
-"""Blocks of commits and the sums over each: made once, and merged as they become many.
+"""Blocks of commits and the rollups of each block, which are merged as they become many.
 
-A block is a run of commits that is over: its rows change no more, save that retention deletes the
-whole of it. What is newer than the last block is read from the rows themselves.
+A block is a closed run of commits: its rows never change, except that retention deletes whole
+blocks. Queries read predictions that are newer than the last block row by row.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +13,13 @@ from ingest_service.store.duckdb import totals
 from ingest_service.store.duckdb.rollup_sql import MERGED, SUMMARY
 
 BLOCK = 25_000
-"""Predictions in a new block, about."""
+"""Approximate number of predictions in a new block."""
 BLOCK_US = 3600 * 10**6
-"""A block is closed when it is this old, or a new hour begins; merged ones are as short, us."""
+"""Maximum duration of a block, us. A block also ends at each full hour."""
 MERGED_BLOCK = 1_000_000
-"""Predictions in a merged block, at most."""
+"""Maximum number of predictions in a merged block."""
 MERGED_AT_ONCE = 8
-"""Blocks that are merged into one, at least."""
+"""Minimum number of the newest blocks that are merged into one."""
 
 _ENDS = f"""
     SELECT epoch_us(min(received_at)), epoch_us(max(received_at)), sum(predictions)::BIGINT
@@ -66,17 +66,17 @@ class Block(NamedTuple):
 def open_blocks(
     cursor: duckdb.DuckDBPyConnection, age: Callable[[int], int], *, everything: bool = False
 ) -> list[Block]:
-    """Return the blocks that can be closed: full ones, and a last one that is old enough.
+    """Return the blocks that can be closed: full blocks, and the last one if it is old enough.
 
     Args:
         cursor: the connection.
-        age: returns how long ago a commit was, us, by its time in us since 1970.
-        everything: whether to close the last one anyway.
+        age: returns the age of a commit in us, given its time in us since 1970.
+        everything: True: close the last block in any case.
     """
     ends = cursor.execute(_ENDS).fetchall()
     if not ends:
         return []
-    # The newest rows stay open for the commits to come, unless they have waited for long.
+    # The newest block stays open for later commits, unless it is old.
     first, _, predictions = ends[-1]
     if predictions < BLOCK and age(first) < BLOCK_US and not everything:
         ends.pop()
@@ -89,7 +89,7 @@ def open_blocks(
 
 
 def close_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
-    """Add a block and its sums, in the transaction that is open."""
+    """Add a block and its rollups, in the open transaction."""
     span = {"after": block.after, "through": block.through}
     cursor.execute(_ADD_ROLLUPS, span)
     _add_block(cursor, block)
@@ -97,7 +97,7 @@ def close_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
 
 
 def merge_blocks(cursor: duckdb.DuckDBPyConnection, blocks: Sequence[Block]) -> None:
-    """Make neighbouring blocks one, in the transaction that is open."""
+    """Merge neighbouring blocks into one, in the open transaction."""
     span = {"after": blocks[0].after, "through": blocks[-1].through}
     merged = cursor.execute(MERGED, span).to_arrow_table()
     delete_sums(cursor, span["after"], span["through"])
@@ -108,19 +108,19 @@ def merge_blocks(cursor: duckdb.DuckDBPyConnection, blocks: Sequence[Block]) -> 
 
 
 def delete_sums(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
-    """Delete these blocks and their sums, in the transaction that is open."""
+    """Delete these blocks and their rollups, in the open transaction."""
     for table in ("rollups", "blocks", "block_times"):
         cursor.execute(_DELETE.format(table=table), {"after": after, "through": through})
 
 
 def expire_sums(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
-    """Delete these blocks and their sums for good, in the transaction that is open."""
+    """Delete expired blocks, and subtract them from the totals, in the open transaction."""
     totals.subtract_blocks(cursor, after, through)
     delete_sums(cursor, after, through)
 
 
 def _add_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
-    """Add a block whose sums are there."""
+    """Add a block whose rollups have been added."""
     cursor.execute(_ADD_BLOCK, block._asdict())
     cursor.execute(_ADD_TIMES, {"through": block.through})
 
@@ -131,17 +131,17 @@ def all_blocks(cursor: duckdb.DuckDBPyConnection) -> list[Block]:
 
 
 def mergeable(blocks: Sequence[Block]) -> Sequence[Block]:
-    """Return neighbours that are worth merging, the oldest such; none: ()."""
+    """Return the oldest neighbouring blocks that are worth merging; () if there are none."""
     runs = list(_runs(blocks))
     for run in runs[:-1]:
         if len(run) > 1:
             return run
-    # The last run still grows: merging it with every new block would be work for nothing.
+    # The last run still grows: merging it with every new block would be wasted work.
     return runs[-1] if runs and len(runs[-1]) >= MERGED_AT_ONCE else ()
 
 
 def _runs(blocks: Sequence[Block]) -> Iterator[Sequence[Block]]:
-    """Cut blocks into runs, each of which would fit one merged block."""
+    """Split the blocks into runs that each fit into one merged block."""
     start = 0
     for end in range(1, len(blocks) + 1):
         if end == len(blocks) or not _fits(blocks[start : end + 1]):

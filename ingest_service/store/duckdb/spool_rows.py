@@ -1,8 +1,8 @@
-"""Which spools the table `watermarks` has, and in which of its rows.
+"""An in-memory index from spools to their rows in the table `watermarks`.
 
-Without this, each commit would look for its spools in the whole table, which grows with every spool
-that there ever was. The file has no other writer, so what is known here stays true; a row that is
-not where it is expected is noticed, and everything is forgotten.
+Without it, each commit would search the whole table, which grows with every new spool. The index
+stays valid because the file has no other writer. A row that is not at its expected place is
+detected, and the index is discarded.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from ingest_service.store.protocol import SpoolKey
 
 FAR = 4096
-"""Rows between two spools from which on they are looked for apart: two vectors of DuckDB's."""
+"""Minimum distance in rows between two ranges: two of DuckDB's vectors."""
 MAX_RANGES = 8
-"""Ranges of rows that one commit looks through, at most."""
+"""Maximum number of ranges of rows that one commit scans."""
 _RECENT = 10_000
-"""Hashes that are kept in a set before they are sorted in."""
+"""Maximum number of hashes in the unsorted set before they are merged into the array."""
 
 _HASHES = "SELECT md5_number_lower(device_id || chr(0) || spool_id) AS hash FROM watermarks"
 _COUNT = "SELECT count(*) FROM watermarks"
@@ -35,9 +35,9 @@ class Range(NamedTuple):
 
 
 class SpoolRows:
-    """The rows of spools. About 8 bytes for each spool, and 200 for each whose row is remembered.
+    """An index of spools: about 8 bytes per spool, and 200 more per spool whose row is known.
 
-    Belongs to the writer's thread. It is loaded by the first use.
+    Used by the writer's thread only. The first use loads it.
     """
 
     def __init__(self) -> None:
@@ -48,18 +48,18 @@ class SpoolRows:
     def missing(
         self, cursor: duckdb.DuckDBPyConnection, spools: Iterable[SpoolKey]
     ) -> set[SpoolKey]:
-        """Return those of the spools that the table certainly does not have."""
+        """Return the spools that are certainly not in the table."""
         if self._sorted is None:
-            found = cursor.execute(_HASHES).fetchnumpy()["hash"]
-            self._sorted = np.sort(np.asarray(found, dtype=np.uint64))
+            hashes = cursor.execute(_HASHES).fetchnumpy()["hash"]
+            self._sorted = np.sort(np.asarray(hashes, dtype=np.uint64))
         return {spool for spool in spools if not self._may_have(_hash(spool), self._sorted)}
 
     def learn(self, spool: SpoolKey, row: int) -> None:
-        """Note the row of a spool, as the table says it."""
+        """Add the row of a spool, as read from the table."""
         self._rows[spool] = row
 
     def added(self, spools: Sequence[SpoolKey], first_row: int) -> None:
-        """Note that the table got these spools, in this order; once that is committed."""
+        """Add new spools, in the order of their rows, after they were committed."""
         self._rows.update({spool: first_row + at for at, spool in enumerate(spools)})
         self._recent.update(map(_hash, spools))
         if len(self._recent) > _RECENT and self._sorted is not None:
@@ -68,15 +68,15 @@ class SpoolRows:
             self._recent = set()
 
     def ranges(self, spools: Collection[SpoolKey]) -> list[Range]:
-        """Return few ranges of rows that hold these spools, all of them known."""
+        """Return at most `MAX_RANGES` ranges that cover the rows of these spools, all known."""
         return join_rows(self._rows[spool] for spool in spools)
 
     def knows(self, spool: SpoolKey) -> bool:
-        """Return True if the row of a spool is remembered."""
+        """Return True if the row of a spool is known."""
         return spool in self._rows
 
     def forget_rows(self) -> None:
-        """Forget the rows, and not which spools there are."""
+        """Discard the rows, but keep the set of existing spools."""
         self._rows = {}
 
     def _may_have(self, of_spool: int, known: NDArray[np.uint64]) -> bool:
@@ -87,13 +87,13 @@ class SpoolRows:
 
 
 def count_rows(cursor: duckdb.DuckDBPyConnection) -> int:
-    """Return how many rows the table has, none of which is ever deleted: the next one's number."""
+    """Return the number of rows, which is the next row's number: rows are never deleted."""
     ((count,),) = cursor.execute(_COUNT).fetchall()
     return int(count)
 
 
 def join_rows(rows: Iterable[int]) -> list[Range]:
-    """Return at most `MAX_RANGES` ranges that cover the rows, joined where they are near."""
+    """Return at most `MAX_RANGES` ranges that cover the rows; close rows share a range."""
     ordered = sorted(rows)
     gaps = sorted((b - a for a, b in itertools.pairwise(ordered)), reverse=True)
     widest = max(FAR, gaps[MAX_RANGES - 1] + 1 if len(gaps) >= MAX_RANGES else 0)
@@ -108,5 +108,5 @@ def join_rows(rows: Iterable[int]) -> list[Range]:
 
 def _hash(spool: SpoolKey) -> int:
     text = f"{spool.device_id}\0{spool.spool_id}".encode()
-    # As DuckDB's md5_number_lower; two spools that share one are looked up, and no worse off.
+    # Equal to DuckDB's md5_number_lower. A collision only costs a query.
     return int.from_bytes(hashlib.md5(text, usedforsecurity=False).digest()[8:], "little")

@@ -1,7 +1,7 @@
-"""Statistics with DuckDB: whole blocks by their sums, and the rest by its rows.
+"""Statistics from DuckDB: from the rollups of whole blocks, and from the rows of the rest.
 
-A block is answered by its rows where its sums do not tell: the filter asks for classes or
-confidences, or its times cut off a part of what one sum counts.
+A block is read row by row if its rollups cannot answer the query: if the filter has classes or a
+confidence, or if its times match only a part of a rollup.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from ingest_service.store.duckdb.unfiltered_stats import MAX_KEYS, Kinds, RunQue
 from ingest_service.store.protocol import Count, Filter, Stats
 
 MAX_RANGES = 8
-"""Runs of blocks that are read row by row, at most: those nearest to each other are joined."""
+"""Maximum number of ranges that are read row by row: the closest ranges are joined."""
 QUANTILES = (0.5, 0.95, 0.99)
 
 Range = tuple[int, int]
@@ -41,8 +41,8 @@ _PARTS = f"""
         SELECT device_id, model_name, source, defect_detected, {_SUMS} FROM ({{summary}})
     )
 """
-# Not one query: with some ten thousand rows, DuckDB 1.5.5 waits for ever where one query unnests
-# both lists of `parts`, and an interrupt does not end it.
+# Separate queries: with some ten thousand rows, DuckDB 1.5.5 hangs if one query unnests both lists
+# of `parts`, and an interrupt does not end it.
 _ALL = (
     " UNION ALL ".join(_COUNTED.format(key=k) for k in ("device_id", "model_name", "source")),
     """
@@ -68,27 +68,29 @@ _BESIDES = """
 
 
 class _Plan(NamedTuple):
-    """Which commits are read row by row; all others are in sums."""
+    """The commits to read row by row; all others are read from rollups."""
 
     ranges: Sequence[Range]
     newer_than: int | None
     """The last block's end, us; None: there is no block."""
     sums: bool
-    """Whether sums are read at all."""
+    """True if rollups are read at all."""
 
 
-def read_stats(run: RunQuery, which: Filter) -> Stats:
-    """Return the statistics of what matches; all queries must see one moment."""
-    plan = _plan(run, which)
-    rows, values = where(which)
+def read_stats(run: RunQuery, filter_: Filter) -> Stats:
+    """Return the statistics of the matching predictions; all queries must see one snapshot."""
+    plan = _plan(run, filter_)
+    rows, values = where(filter_)
     by_rows = f"{rows} AND {_in_rows(plan)}"
     summary = SUMMARY.format(where=by_rows)
-    if which == Filter() and plan.newer_than is not None:
+    if filter_ == Filter() and plan.newer_than is not None:
         kinds = read_totals(run, plan.newer_than)
     else:
-        kinds = _read_parts(run, _PARTS.format(sums=_in_sums(which, plan), summary=summary), values)
+        kinds = _read_parts(
+            run, _PARTS.format(sums=_in_sums(filter_, plan), summary=summary), values
+        )
     sources = kinds.get("source", [])
-    devices, device_values = where(Filter(device_ids=which.device_ids))
+    devices, device_values = where(Filter(device_ids=filter_.device_ids))
     ((rejected, gap_sequences),) = run(_BESIDES.format(where=devices), device_values)
     return Stats(
         total_predictions=sum(row[1] for row in sources),
@@ -114,19 +116,21 @@ def _read_parts(run: RunQuery, parts: str, values: Mapping[str, Any]) -> Kinds:
     return kinds
 
 
-def _plan(run: RunQuery, which: Filter) -> _Plan:
+def _plan(run: RunQuery, filter_: Filter) -> _Plan:
     ((sealed,),) = run(_SEALED, {})
-    in_rows_only = bool(which.class_names) or which.min_confidence is not None
-    if sealed is None or (which.start_time is None and which.end_time is None and not in_rows_only):
+    in_rows_only = bool(filter_.class_names) or filter_.min_confidence is not None
+    if sealed is None or (
+        filter_.start_time is None and filter_.end_time is None and not in_rows_only
+    ):
         return _Plan((), sealed, sealed is not None)
-    may, values = where_sums(which)
-    condition = may if in_rows_only else f"{may} AND ({where_cut(which)})"
+    may, values = where_sums(filter_)
+    condition = may if in_rows_only else f"{may} AND ({where_cut(filter_)})"
     blocks = run(_BY_ROWS.format(where=condition), values)
     return _Plan(join_ranges(blocks), sealed, not in_rows_only)
 
 
-def join_ranges(blocks: Iterable[Range], most: int = MAX_RANGES) -> list[Range]:
-    """Return at most `most` ranges that cover the blocks, which come in order of time."""
+def join_ranges(blocks: Iterable[Range], limit: int = MAX_RANGES) -> list[Range]:
+    """Return at most `limit` ranges that cover the blocks, which are in order of time."""
     ranges: list[Range] = []
     for after, through in blocks:
         if ranges and ranges[-1][1] == after:
@@ -134,7 +138,7 @@ def join_ranges(blocks: Iterable[Range], most: int = MAX_RANGES) -> list[Range]:
         else:
             ranges.append((after, through))
     gaps = sorted(after - before for (_, before), (after, _) in itertools.pairwise(ranges))
-    widest = gaps[-(most - 1)] if len(ranges) > most else 0
+    widest = gaps[-(limit - 1)] if len(ranges) > limit else 0
     joined: list[Range] = []
     for after, through in ranges:
         if joined and after - joined[-1][1] < widest:
@@ -148,20 +152,20 @@ def _in_rows(plan: _Plan) -> str:
     newest = (
         "true" if plan.newer_than is None else f"received_at > make_timestamptz({plan.newer_than})"
     )
-    return _any_of([newest, *(within("received_at", each) for each in plan.ranges)])
+    return _any_of([newest, *(within("received_at", commits) for commits in plan.ranges)])
 
 
-def _in_sums(which: Filter, plan: _Plan) -> str:
+def _in_sums(filter_: Filter, plan: _Plan) -> str:
     if not plan.sums:
         return "false"
-    condition, _ = where_sums(which)
+    condition, _ = where_sums(filter_)
     if not plan.ranges:
         return condition
-    return f"{condition} AND NOT {_any_of([within('through', each) for each in plan.ranges])}"
+    return f"{condition} AND NOT {_any_of([within('through', commits) for commits in plan.ranges])}"
 
 
 def within(column: str, commits: Range) -> str:
-    """Return the condition that a time is one of these commits."""
+    """Return the condition that a time is in this range of commits."""
     after, through = commits
     return f"({column} > make_timestamptz({after}) AND {column} <= make_timestamptz({through}))"
 
@@ -188,16 +192,16 @@ def _quantiles(
     counts = sorted((int(row[0]), int(row[1])) for row in buckets)
     if not counts:
         return None
-    p50, p95, p99 = (quantile(counts, each) for each in QUANTILES)
+    p50, p95, p99 = (quantile(counts, fraction) for fraction in QUANTILES)
     return p50, p95, p99
 
 
 def quantile(counts: Sequence[tuple[int, int]], fraction: float) -> float:
-    """Return a quantile, s, of times that are known by bucket; at most 1 % off.
+    """Return a quantile in s of bucketed times, with an error of at most 1 %.
 
     Args:
-        counts: buckets in ascending order, each with how many times are in it, >= 1.
-        fraction: in [0, 1]; between two times it is interpolated, as `quantile_cont` does.
+        counts: buckets in ascending order, each with its number of times, >= 1.
+        fraction: in [0, 1]; between two times it is interpolated, as by `quantile_cont`.
     """
     place = fraction * (sum(count for _, count in counts) - 1)
     low, high = (_time_at(counts, rank) for rank in (math.floor(place), math.ceil(place)))
@@ -205,7 +209,7 @@ def quantile(counts: Sequence[tuple[int, int]], fraction: float) -> float:
 
 
 def _time_at(counts: Sequence[tuple[int, int]], rank: int) -> float:
-    """Return the middle of the bucket that holds the time of this rank, from 0."""
+    """Return the middle of the bucket that holds the time of this rank, counted from 0."""
     ends = itertools.accumulate(count for _, count in counts)
     bucket = next(bucket for (bucket, _), end in zip(counts, ends, strict=True) if rank < end)
     return 0.0 if bucket == ZERO_BUCKET else float(BUCKET_RATIO ** (bucket + 0.5))

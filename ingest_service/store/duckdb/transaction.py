@@ -1,4 +1,4 @@
-"""One transaction of the store in DuckDB, and the statements that it is made of."""
+"""Write transactions of the DuckDB store, and their statements."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -42,7 +42,7 @@ _MOVE_WATERMARKS = """
     UPDATE watermarks AS w SET
         committed_through = i.committed_through,
         duplicates = w.duplicates + i.duplicates,
-        -- A header alone has made the row before there was a first prediction.
+        -- A header alone has created the row before the first prediction came.
         first_digest = CASE WHEN w.committed_through = 0 THEN i.first_digest
             ELSE w.first_digest END,
         last_digest = i.last_digest,
@@ -50,7 +50,7 @@ _MOVE_WATERMARKS = """
     FROM incoming AS i WHERE w.device_id = i.device_id AND w.spool_id = i.spool_id
         AND w.rowid BETWEEN $first AND $last
 """
-_NOTE_GENERATIONS = """
+_SET_GENERATIONS = """
     UPDATE watermarks AS w SET generations = i.generations
     FROM incoming AS i
     WHERE w.device_id = i.device_id AND w.spool_id = i.spool_id AND i.generations IS NOT NULL
@@ -59,18 +59,18 @@ _NOTE_GENERATIONS = """
 
 
 class DuckDBTransaction:
-    """A `Transaction` on a cursor of its own, which is closed after it.
+    """A `Transaction` on a cursor of its own, which the caller closes afterwards.
 
     Args:
         cursor: its connection.
-        known: positions of spools that have a row in `watermarks`, as of its beginning. The file
-            has no other writer, so a group of known spools needs no query.
-        spools: which spools have a row at all, and where.
+        known: cached watermarks of spools, as of the beginning. The file has no other writer, so a
+            group of known spools needs no query.
+        spools: the index of the rows of `watermarks`.
         clock: gives the commit its time.
 
     Attributes:
-        moved: positions that COMMIT makes the new ones.
-        added: spools that COMMIT gives a row, in the order of their rows.
+        moved: the watermarks that become valid with COMMIT.
+        added: the spools that get a row with COMMIT, in the order of their rows.
         first_added: number of the first such row.
     """
 
@@ -100,21 +100,21 @@ class DuckDBTransaction:
         return positions
 
     def _find(self, spools: Sequence[SpoolKey]) -> dict[SpoolKey, Watermark]:
-        """Return the positions of those that have a row; notes the rows, and who has none."""
+        """Return the watermarks of the spools that have a row, and remember which have none."""
         if not spools:
             return {}
         missing = self._spools.missing(self._cursor, spools)
         positions: dict[SpoolKey, Watermark] = {}
-        if asked := [spool for spool in spools if spool not in missing]:
-            self._name_incoming(pa.Table.from_pylist([spool._asdict() for spool in asked]))
-            for row, device, spool, *mark in self._cursor.execute(_FIND_SPOOLS).fetchall():
+        if present := [spool for spool in spools if spool not in missing]:
+            self._name_incoming(pa.Table.from_pylist([spool._asdict() for spool in present]))
+            for row, device, spool, *columns in self._cursor.execute(_FIND_SPOOLS).fetchall():
                 self._spools.learn(SpoolKey(device, spool), row)
-                positions[SpoolKey(device, spool)] = read_watermark(*mark)
+                positions[SpoolKey(device, spool)] = read_watermark(*columns)
         self._new.update(spool for spool in spools if spool not in positions)
         return positions
 
     def write_bookkeeping(self, changes: Changes, received_at: datetime) -> None:
-        """Write everything of a group but its predictions."""
+        """Write everything of a group except its predictions."""
         received_at = self._stamp(received_at)
         for name, statement in _APPENDED.items():
             rows = getattr(changes, name)
@@ -136,17 +136,17 @@ class DuckDBTransaction:
                 [received_at],
             )
 
-    def rejected(self, which: RejectedFilter, after: Rejected | None) -> Sequence[Rejected]:
-        """Return the next rejected predictions; none are left when there are none."""
-        return find_rejected(self._cursor, which, after)
+    def rejected(self, filter_: RejectedFilter, after: Rejected | None) -> Sequence[Rejected]:
+        """Return the next batch of rejected predictions; empty at the end."""
+        return find_rejected(self._cursor, filter_, after)
 
     def readmit(self, predictions: pa.Table, received_at: datetime) -> None:
-        """Make rejected predictions accepted ones."""
+        """Insert predictions that were rejected, and delete their rejected rows."""
         self.write_predictions(predictions, received_at)
         delete_rejected(self._cursor, predictions)
 
     def _stamp(self, now: datetime) -> datetime:
-        """Return the time of this commit, the same for all that it writes."""
+        """Return the time of this commit, the same for all its rows."""
         if self._received_at is None:
             self._received_at = self._clock.tick(now)
         return self._received_at
@@ -173,23 +173,24 @@ class DuckDBTransaction:
             self._name_incoming(watermarks.filter(pa.array([not new for new in is_new])))
             self._update(self._spools.ranges(old), len(old), values)
             if watermarks.column("generations").null_count < watermarks.num_rows:
-                for each in self._spools.ranges(old):
-                    self._cursor.execute(_NOTE_GENERATIONS, each._asdict())
+                for rows in self._spools.ranges(old):
+                    self._cursor.execute(_SET_GENERATIONS, rows._asdict())
 
     def _update(self, ranges: Sequence[Range], expected: int, values: Mapping[str, Any]) -> None:
-        """Move the watermarks named `incoming`, which are in these ranges of rows."""
+        """Update the watermarks in `incoming`, whose rows are in these ranges."""
         moved = 0
-        for each in ranges:
-            found = self._cursor.execute(_MOVE_WATERMARKS, {**values, **each._asdict()}).fetchall()
-            moved += int(found[0][0])
-        if moved != expected:  # all is undone, and what is known of rows forgotten
+        for rows in ranges:
+            query = self._cursor.execute(_MOVE_WATERMARKS, {**values, **rows._asdict()})
+            ((count,),) = query.fetchall()
+            moved += int(count)
+        if moved != expected:  # the transaction is undone, and the index of rows discarded
             raise SightlineError(
                 grpc.StatusCode.UNAVAILABLE,
                 "STORE_UNAVAILABLE",
-                f"{moved} of {expected} watermarks are in their rows",
+                f"{moved} of {expected} watermarks were in their expected rows",
                 retry_after=1.0,
             )
 
     def _name_incoming(self, rows: pa.Table) -> None:
-        """Names the rows `incoming` for the statements that follow, on this cursor alone."""
+        """Register the rows as the table `incoming`, on this cursor only."""
         self._cursor.register("incoming", rows)

@@ -1,6 +1,6 @@
-"""Reads statistics without a filter: the totals of all blocks, and the rows that are newer.
+"""Statistics without a filter, from the totals over all blocks and the rows that are newer.
 
-However many models, hours and classes a device has, a key is read about once.
+They read about one row per key, however many models, hours and classes a device has.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,13 +10,13 @@ from ingest_service.store.duckdb.rollup_sql import BUCKET
 from ingest_service.store.duckdb.totals import KINDS
 
 MAX_KEYS = 1000
-"""Most devices, models and classes that statistics list."""
+"""Maximum number of devices, models and classes in statistics."""
 RunQuery = Callable[[str, Mapping[str, Any]], list[tuple[Any, ...]]]
-"""Runs a query with named parameters in the transaction of the statistics."""
+"""Function that runs a query with named parameters, in the transaction of the statistics."""
 Kinds: TypeAlias = "dict[str, list[tuple[Any, ...]]]"
-"""By kind of key: key, total, defects, detections, first and last capture (us since 1970)."""
+"""Rows by kind of key: key, total, defects, detections, first and last capture (us since 1970)."""
 
-# A number in the text and no parameter: else DuckDB would read `received_at` of every row.
+# A literal and not a parameter: with a parameter, DuckDB would read `received_at` of every row.
 _NEWER = "received_at > make_timestamptz({newer_than})"
 _KEYS = f"""
     SELECT {{key}} AS name, count(*) AS total, count(*) FILTER (WHERE defect_detected) AS defects,
@@ -53,22 +53,22 @@ _CAPTURED = f"""
 
 
 def read_totals(run: RunQuery, newer_than: int) -> Kinds:
-    """Return the sums over everything by each kind of key, those with the most first.
+    """Return the sums over all predictions for each kind of key, largest first.
 
     Args:
-        run: runs the queries; all must see one moment.
-        newer_than: the last block's end, us since 1970.
+        run: runs the queries, which must all see one snapshot.
+        newer_than: the end of the last block, us since 1970.
     """
     ((first, last),) = run(_CAPTURED.format(newer_than=newer_than), {})
     kinds: Kinds = {}
     for kind in KINDS:
         limit = "" if kind == "bucket" else f"LIMIT {MAX_KEYS}"
         newer = _newer(kind).format(key=kind, newer_than=newer_than)
-        if found := run(_TOTALS.format(newer=newer, limit=limit), {"kind": kind}):
-            kinds[kind] = [(*row, first, last) for row in found]
+        if rows := run(_TOTALS.format(newer=newer, limit=limit), {"kind": kind}):
+            kinds[kind] = [(*row, first, last) for row in rows]
     return kinds
 
 
 def _newer(kind: str) -> str:
-    """Return the query for the rows that are in no block, by a kind of key."""
+    """Return the query for the rows that are in no block, grouped by a kind of key."""
     return {"class_name": _CLASSES, "bucket": _BUCKETS}.get(kind, _KEYS)

@@ -1,4 +1,4 @@
-"""Check that a store's files belong together and are those that the service left. Pure."""
+"""Checks that a store's files belong together and are the ones that the service left. Pure."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from ingest_service.store.duckdb.commit_record import CommitRecord
 from ingest_service.store.duckdb.file_format import DatabaseHeader, LogHeader
 
 NAMES_ITS_LOGS = 67
-"""Version of the format from which on the logs of a database name it and its checkpoint."""
+"""First format version in which a log names its database and checkpoint."""
 _PUT_BACK = (
     "put back the database and its log of the same moment, or a backup by `sightline restore`"
 )
@@ -15,12 +15,12 @@ _TRUST = "; to go on with what is here, start once with --trust-database"
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """The files of a store before it is opened."""
+    """The state of a store's files before it is opened."""
 
     exists: bool
     """True if there is a database file."""
     database: DatabaseHeader | None
-    """None: there is none, or it is no database."""
+    """None: there is no file, or it is no database."""
     log: LogHeader | None
     """None: there is no log, or its header cannot be read."""
     log_bytes: int
@@ -28,10 +28,10 @@ class FileState:
 
 
 def log_mismatch(state: FileState) -> str | None:
-    """Return why the log is not of this database, one clause for people; None: it may be.
+    """Return why the log does not belong to the database, as one clause; None: it may.
 
-    A log that follows the checkpoint before is that of a crash right after one. DuckDB looks into
-    it, and refuses it unless it says so itself.
+    A log that follows the previous checkpoint was left by a crash right after a checkpoint. DuckDB
+    itself checks such a log, and refuses it if it does not fit.
     """
     database, log = state.database, state.log
     if database is None or log is None or database.version < NAMES_ITS_LOGS:
@@ -57,18 +57,20 @@ _ASIDE = f"{_PUT_BACK}, or move the log away if you know that it is not needed"
 
 
 def record_mismatch(state: FileState, record: CommitRecord | None) -> str | None:
-    """Return why this is not what the service left, one clause for people; None: it may be.
+    """Return why the files differ from the commit record, as one clause; None: they may match.
 
     Args:
         state: the files.
         record: the commit record of the service; None: there is none.
     """
     database = state.database
-    if record is None or (state.exists and database is None):  # what it is then, DuckDB will say
+    if record is None or (
+        state.exists and database is None
+    ):  # DuckDB reports what kind of file it is
         return None
     if database is None:
         return (
-            "it is gone, and it held what was committed: put it back, or a backup by `sightline"
+            "it is gone, and it held committed predictions: put it back, or a backup by `sightline"
             f" restore`{_TRUST}"
         )
     if database.identifier.hex() != record.identifier:
@@ -87,7 +89,7 @@ def record_mismatch(state: FileState, record: CommitRecord | None) -> str | None
 
 
 def confirmed_bytes(state: FileState, record: CommitRecord | None) -> int | None:
-    """Return how many bytes of the log are certainly committed; None: that is not known."""
+    """Return how many bytes of the log are certainly committed; None: not known."""
     if record is None or state.database is None or not record.is_of(state.database):
         return None
     return record.log_bytes

@@ -93,7 +93,7 @@ def test_item_15_a_service_whose_clock_is_60_days_ahead_deletes_nothing(
     server.start()
     server.log_messages(request(*predictions(10, 10), head=header()))
     server.stop()
-    assert "received_at stands still" in server.log.read_text()
+    assert "received_at stays at" in server.log.read_text()
     assert server.query("SELECT accepted, expired, balanced FROM ledger") == [(10, 0, True)]
 
 

@@ -164,7 +164,9 @@ def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None
     newer = len(VERSIONS) + 1
     with duckdb.connect(path) as connection:
         connection.execute("INSERT INTO schema_version VALUES (?, now())", [newer])
-    with pytest.raises(StoreOpenError, match=f"version {newer}, .* knows up to {len(VERSIONS)}"):
+    with pytest.raises(
+        StoreOpenError, match=f"version {newer}, .* supports versions up to {len(VERSIONS)}"
+    ):
         DuckDBStore(path)
     with duckdb.connect(path) as connection:
         assert connection.execute("SELECT count(*) FROM predictions").fetchall() == [(0,)]

@@ -133,7 +133,7 @@ def test_09_a_database_that_is_gone_is_refused(path: Path) -> None:
     with opened(path) as store:
         log(store, 1, 5)
     path.unlink()
-    refused(path, "it is gone, and it held what was committed")
+    refused(path, "it is gone, and it held committed predictions")
     with opened(path, trust=True) as store:
         assert sequences(store) == []
 
