@@ -1,1 +1,1 @@
-"""Takes predictions into DuckDB, each exactly once."""
+"""The ingest service, which commits predictions to DuckDB exactly once."""

@@ -1,4 +1,4 @@
-"""Runs the ingest service: `python -m ingest_service --help`."""
+"""The command that runs the ingest service: `python -m ingest_service --help`."""
 
 import asyncio
 import sys
@@ -30,15 +30,15 @@ from servicekit.settings import load
 from servicekit.telemetry import logs
 
 PROG = "python -m ingest_service"
-STREAM_PATIENCE = 2.0
-"""How long open streams may end by themselves after SIGTERM before they are cut, s."""
+STREAM_GRACE_SECONDS = 2.0
+"""Time after SIGTERM for open streams to end by themselves before they are cut, s."""
 SWITCH_SECONDS = 0.001
-"""How long a thread may be kept waiting for the interpreter's lock, s: the writer asks for it after
-each statement, and with Python's 5 ms it waits for the event loop for much of a commit."""
+"""Switch interval of the interpreter, s. The writer needs the interpreter's lock after each
+statement; with Python's 5 ms it would wait for the event loop for much of a commit."""
 STREAM_WINDOW = 32 * 1024
-"""What gRPC takes of one stream ahead of its handler, bytes."""
+"""Data of one stream that gRPC receives ahead of its handler, bytes."""
 POSITION_QUEUE = 10_000
-"""Nodes that may ask for their position at once: all of a fleet, after an outage."""
+"""Nodes that may request their position at the same time, as a whole fleet does after an outage."""
 
 
 def _now() -> datetime:
@@ -64,34 +64,34 @@ def _duties(settings: IngestSettings) -> Duties:
 def _clock_gauges(
     registry: CollectorRegistry, store: DuckDBStore, housekeeping: Housekeeping
 ) -> None:
-    """Expose what a wrong wall clock does to retention and to `received_at`."""
+    """Register the metrics that show the effects of a wrong wall clock."""
     Gauge(
         "sightline_retention_held_seconds",
-        "How far the clock is beyond the time that retention goes by, s; 0: it is trusted",
+        "How far the clock is ahead of the time that retention uses, s; 0: it is trusted",
         registry=registry,
     ).set_function(lambda: housekeeping.held_seconds)
     Gauge(
         "sightline_received_at_ahead_seconds",
-        "How far received_at is ahead of the clock, which was set back, s",
+        "How far received_at is ahead of the clock after it was set back, s",
         registry=registry,
     ).set_function(lambda: store.seconds_ahead(_now()))
 
 
 def _bounds(settings: IngestSettings) -> Bounds:
-    """Return how much of the messages is held at a time, from their arrival to their commit."""
-    # Room to read a message that is too large, and say so as gRPC itself would not.
+    """Return the bounds of the messages in memory, from their arrival to their commit."""
+    # Read a message that is too large, to answer with a better error than gRPC's own.
     largest = min(2 * settings.max_message_bytes, 2**31 - 1)
     committing = min(settings.max_inflight_bytes, settings.max_bytes_in_flight or 1 << 50)
     return replace(
         bounds_of(settings, STREAM_WINDOW),
-        # Three quarters as much again is for messages on their way, those of reads among them; but
-        # at least four of the largest, or a small bound would have streams read one by one, each
-        # once everything is committed.
+        # Three quarters more are for messages that are being received, including read requests, but
+        # at least four of the largest. With less, a small bound would make the server read streams
+        # one by one, each after everything is committed.
         most=max(committing * 7 // 4, committing + 4 * (largest + MESSAGE_COST)),
         waiting=committing // 2,
         largest=largest,
         message_cost=MESSAGE_COST,
-        # A slow disk is no reason to refuse what is already here: the device waits.
+        # A slow disk is no reason to refuse a received message: the device waits.
         patience_seconds=settings.receive_timeout_seconds,
     )
 
@@ -127,12 +127,12 @@ async def _main(argv: Sequence[str]) -> None:
     )
 
     async def start(readiness: Readiness) -> None:
-        """Everything is ready: the store was opened before the address was bound."""
+        """Connect the store to readiness; the store was opened before the address was bound."""
         store.on_change = readiness.set
 
     async def drain() -> None:
-        backups.give_up()  # it takes longer than the grace, and ends between two steps only
-        asyncio.get_running_loop().call_later(STREAM_PATIENCE, server.cut_streams)
+        backups.cancel()  # it would outlast the grace period
+        asyncio.get_running_loop().call_later(STREAM_GRACE_SECONDS, server.cut_streams)
 
     async def stop() -> None:
         await committer.close()
@@ -142,7 +142,7 @@ async def _main(argv: Sequence[str]) -> None:
         await backups.close()
         try:
             await asyncio.to_thread(store.close)
-        except SightlineError as error:  # a service that has lost its file must not exit with 0
+        except SightlineError as error:  # the service must not exit with 0 if it has lost its file
             raise StartError(f"database: {settings.database}: {error.message}") from error
 
     await serve(
@@ -158,7 +158,7 @@ async def _main(argv: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Run the service until SIGTERM; exits 1 if it cannot start, 2 for a bad setting."""
+    """Run the service until SIGTERM; exit with 1 if it cannot start, with 2 for a bad setting."""
     sys.setswitchinterval(SWITCH_SECONDS)
     free_memory.keep_few_arenas()
     sys.exit(run(lambda: _main(sys.argv[1:]), prog=PROG))

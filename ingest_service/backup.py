@@ -1,4 +1,4 @@
-"""Makes backups of the store that is being served, and hands them out in pieces."""
+"""Backups of the running store, streamed to the caller in chunks."""
 
 import asyncio
 import hashlib
@@ -20,7 +20,7 @@ from servicekit.errors import SightlineError
 logger = logging.getLogger(__name__)
 
 CHUNK = 512 * 1024
-"""Bytes of a piece."""
+"""Size of a chunk of the file, bytes."""
 _PROGRESS_SECONDS = 0.5
 
 
@@ -32,59 +32,59 @@ class CopyProgress(NamedTuple):
 
 
 class BackupSummary(NamedTuple):
-    """What was handed out."""
+    """The file of a backup and its contents."""
 
     size: int
     sha256: bytes
     contents: Contents
 
 
-class _GivenUpError(Exception):
-    """Nobody waits for the backup any more."""
+class _BackupCancelledError(Exception):
+    """The backup was cancelled: its caller has gone, or the service is stopping."""
 
 
 class Backups:
-    """A maker of backups, one at a time. Belongs to one event loop.
+    """A source of backups, one at a time. Used from one event loop.
 
     Args:
-        copy: writes a verified copy to a path; calls back with how far it is.
-        database: the database; copies are made beside it, and deleted. While its folder is gone,
-            they are made in the system's folder for temporary files.
+        copy: writes a verified copy to a path, and reports its progress to the callback.
+        database: path of the database. Copies are written beside it and deleted afterwards. If its
+            folder is gone, they are written to the system's folder for temporary files.
     """
 
     def __init__(self, copy: Callable[[Path, Progress], Contents], database: Path) -> None:
         self._copy = copy
-        database = database.resolve()  # on the disk that has room for it, where a link leads there
+        database = database.resolve()  # follow links to the disk with enough space
         self._database = database
         self._running: asyncio.Future[Contents] | None = None
-        self._given_up = threading.Event()
-        # Hidden, and named as nobody names a backup of their own: those must not be deleted.
+        self._cancelled = threading.Event()
+        # A hidden name that no user gives to a backup: those must not be deleted.
         self._prefix = f".{database.name}.unfinished-backup-"
-        for left in database.parent.glob(f"{self._prefix}*"):  # of a process that died
-            left.unlink(missing_ok=True)
+        for leftover in database.parent.glob(f"{self._prefix}*"):  # of a killed process
+            leftover.unlink(missing_ok=True)
 
     async def run(self) -> AsyncGenerator[CopyProgress | bytes | BackupSummary, None]:
-        """Yield how far the copy is, then its bytes, then what it holds.
+        """Yield the progress of the copy, then its bytes, then a summary.
 
         Raises:
-            SightlineError: RESOURCE_EXHAUSTED, `BACKUP_RUNNING`; UNAVAILABLE, `DRAINING`; or what
-                the copy raises.
+            SightlineError: RESOURCE_EXHAUSTED, `BACKUP_RUNNING`; UNAVAILABLE, `DRAINING`; or the
+                error of the copy.
         """
         if self._running is not None:
             raise SightlineError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "BACKUP_RUNNING",
-                "another backup is being made: try again when it has ended",
+                "another backup is running: try again when it has ended",
                 retry_after=10.0,
             )
         path = self._folder() / f"{self._prefix}{uuid.uuid4()}"
         loop, moves = asyncio.get_running_loop(), asyncio.Queue[CopyProgress]()
-        self._given_up.clear()
+        self._cancelled.clear()
 
-        def progress(rows: int, of: int) -> None:
-            if self._given_up.is_set():
-                raise _GivenUpError
-            loop.call_soon_threadsafe(moves.put_nowait, CopyProgress(rows, of))
+        def progress(rows: int, total: int) -> None:
+            if self._cancelled.is_set():
+                raise _BackupCancelledError
+            loop.call_soon_threadsafe(moves.put_nowait, CopyProgress(rows, total))
 
         started = time.monotonic()
         copying = self._running = loop.run_in_executor(None, self._copy, path, progress)
@@ -93,22 +93,22 @@ class Backups:
                 yield copied
             try:
                 contents = await copying
-            except _GivenUpError:
+            except _BackupCancelledError:
                 raise draining_error() from None
             logger.info("backup: %s copied in %.1f s", contents, time.monotonic() - started)
-            async for piece in _pieces(path, contents):
-                yield piece
+            async for chunk in _chunks(path, contents):
+                yield chunk
         finally:
-            self._given_up.set()
+            self._cancelled.set()
             copying.add_done_callback(lambda _: self._end(path))
 
-    def give_up(self) -> None:
-        """End the backup that is being made with UNAVAILABLE, unless it is being sent already."""
-        self._given_up.set()
+    def cancel(self) -> None:
+        """End the running backup with UNAVAILABLE, unless its file is being sent already."""
+        self._cancelled.set()
 
     async def close(self) -> None:
-        """Give up the backup that is being made, and return when it has ended."""
-        self.give_up()
+        """Cancel the running backup, and return when it has ended."""
+        self.cancel()
         if self._running is not None:
             await asyncio.wait([self._running])
 
@@ -118,7 +118,7 @@ class Backups:
 
     def _end(self, path: Path) -> None:
         if self._running is not None and not self._running.cancelled():
-            self._running.exception()  # it was told, or nobody waits for it
+            self._running.exception()  # reported by `run`, or its caller has gone
         self._running = None
         path.unlink(missing_ok=True)
 
@@ -126,7 +126,7 @@ class Backups:
 async def _until(
     copying: asyncio.Future[Contents], moves: asyncio.Queue[CopyProgress]
 ) -> AsyncIterator[CopyProgress]:
-    """Yield the last news every half second, until the copy is made."""
+    """Yield the latest progress every half second, until the copy is done."""
     while not copying.done():
         await asyncio.wait([copying], timeout=_PROGRESS_SECONDS)
         last = None
@@ -136,11 +136,11 @@ async def _until(
             yield last
 
 
-async def _pieces(path: Path, contents: Contents) -> AsyncIterator[bytes | BackupSummary]:
+async def _chunks(path: Path, contents: Contents) -> AsyncIterator[bytes | BackupSummary]:
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while piece := await asyncio.to_thread(file.read, CHUNK):
-            digest.update(piece)
-            size += len(piece)
-            yield piece
+        while chunk := await asyncio.to_thread(file.read, CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            yield chunk
     yield BackupSummary(size, digest.digest(), contents)

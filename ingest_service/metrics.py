@@ -1,4 +1,4 @@
-"""Figures of the ingest service itself; those of its calls are servicekit's."""
+"""Metrics of the ingest service; servicekit has those of its calls."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ _CONFLICT_KINDS = ("content", "generation")
 
 
 def conflict_counter(registry: CollectorRegistry) -> Callable[[str], None]:
-    """Return what counts messages that were refused with `SEQUENCE_CONFLICT`.
+    """Return a function that counts a message refused with `SEQUENCE_CONFLICT`, by kind.
 
     Args:
-        registry: where the counter is registered, with every kind at 0.
+        registry: the registry of the counter; every kind starts at 0.
     """
     counter = Counter(
         "sightline_ingest_sequence_conflicts_total",

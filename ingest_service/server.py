@@ -1,4 +1,4 @@
-"""IngestService on gRPC: translates between the contract and the service's parts."""
+"""The gRPC handlers of IngestService."""
 
 import asyncio
 import contextlib
@@ -46,15 +46,16 @@ DEFAULT_PAGE_SIZE = 100
 
 
 class IngestServer:
-    """The handlers of IngestService. Belongs to one event loop.
+    """The handlers of IngestService. Used from one event loop.
 
     Args:
-        committer: takes the messages of streams.
-        positions: runs what nodes ask when they reconnect, and must not wait behind statistics.
-        queries: runs what is read besides.
-        backups: makes backups.
+        committer: commits the messages of streams.
+        positions: runs the position queries of reconnecting nodes, which must not wait behind
+            statistics.
+        queries: runs all other queries.
+        backups: creates backups.
         now: the server's wall clock, UTC.
-        max_message_bytes: largest message of a stream, and about the largest page, bytes.
+        max_message_bytes: maximum size of a message of a stream, and about that of a page, bytes.
     """
 
     def __init__(
@@ -76,21 +77,21 @@ class IngestServer:
         self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def service(self) -> Service:
-        """Return the service for a server to offer."""
+        """Return the service to register at a server."""
         return Service(SERVICE_NAME, self._register, _ACCESS, large=("PredictionLog",))
 
     def cut_streams(self) -> None:
-        """End every open stream with UNAVAILABLE, once what it has sent is committed."""
+        """End every open stream with UNAVAILABLE, once its messages are committed."""
         if not self._cut.done():
             self._cut.set_result(None)
 
     async def prediction_log(
         self, requests: AsyncIterator[bytes], _context: _Context
     ) -> messages.PredictionLogResponse:
-        """Answer at half-close, after the COMMIT of all that was sent.
+        """Return the totals of a stream at half-close, after the COMMIT of all its messages.
 
-        What ends a stream early says in `committed_through` how far it is committed; that is left
-        out where a message of the stream has failed.
+        An error that ends a stream early has `committed_through` in its metadata, unless a message
+        of the stream has failed.
         """
         first = await anext(requests, None)
         if first is None:
@@ -100,7 +101,7 @@ class IngestServer:
         current_caller().require_device(opening.spool.device_id)
         stream = self._committer.open(opening)
         stream.send(first, keep_message())
-        del first  # it may be large, and the stream may last
+        del first  # it may be large, and the stream may be long
         try:
             await self._receive(stream, requests)
         except SightlineError as error:
@@ -112,38 +113,38 @@ class IngestServer:
     async def get_watermark(
         self, request: messages.GetWatermarkRequest, _context: _Context
     ) -> messages.GetWatermarkResponse:
-        """Say up to where a spool is committed."""
+        """Return the committed position of a spool."""
         spool = parse_spool(request.device_id, request.spool_id)
         current_caller().require_device(spool.device_id)
-        mark = await self._positions.run(lambda reader: reader.watermark(spool))
-        return watermark_response(mark)
+        watermark = await self._positions.run(lambda reader: reader.watermark(spool))
+        return watermark_response(watermark)
 
     async def get_stats(
         self, request: messages.GetStatsRequest, _context: _Context
     ) -> messages.GetStatsResponse:
-        """Count what is stored."""
-        which = visible(filter_from_proto(request.filter), current_caller())
-        return stats_response(await self._queries.run(lambda reader: reader.stats(which)))
+        """Return statistics of the stored predictions."""
+        wanted = visible(filter_from_proto(request.filter), current_caller())
+        return stats_response(await self._queries.run(lambda reader: reader.stats(wanted)))
 
     async def list_predictions(
         self, request: messages.ListPredictionsRequest, _context: _Context
     ) -> messages.ListPredictionsResponse:
-        """List a page of what is stored, newest commit first."""
-        which = visible(filter_from_proto(request.filter), current_caller())
+        """Return a page of stored predictions, newest commit first."""
+        wanted = visible(filter_from_proto(request.filter), current_caller())
         size = _page_size(request.page_size)
-        after = decode_token(request.page_token, which) if request.page_token else None
-        # One more than asked for tells whether a page follows.
-        found = await self._queries.run(lambda reader: reader.page(which, size + 1, after))
+        after = decode_token(request.page_token, wanted) if request.page_token else None
+        # One row more than requested shows if another page follows.
+        rows = await self._queries.run(lambda reader: reader.page(wanted, size + 1, after))
         response = messages.ListPredictionsResponse()
-        taken = _fill(response, found[:size], self._max_message_bytes)
-        if taken < len(found):
-            response.next_page_token = encode_token(found[taken - 1].position, which)
+        count = _fill(response, rows[:size], self._max_message_bytes)
+        if count < len(rows):
+            response.next_page_token = encode_token(rows[count - 1].position, wanted)
         return response
 
     async def backup(
         self, _request: messages.BackupRequest, _context: _Context
     ) -> AsyncIterator[messages.BackupResponse]:
-        """Send a copy of the database."""
+        """Stream a copy of the database."""
         current_caller().require_all_devices()
         async with contextlib.aclosing(self._backups.run()) as parts:
             async for part in parts:
@@ -151,7 +152,7 @@ class IngestServer:
 
     def _register(self, server: grpc.aio.Server) -> None:
         handlers = {
-            # The bytes of a message go to native code as they are.
+            # The bytes of a message are decoded later, together with those of its group.
             "PredictionLog": grpc.stream_unary_rpc_method_handler(
                 self.prediction_log,
                 request_deserializer=None,
@@ -169,7 +170,7 @@ class IngestServer:
         add_methods(server, SERVICE_NAME, handlers)
 
     async def _receive(self, stream: LogStream, requests: AsyncIterator[bytes]) -> None:
-        """Send on what comes, until half-close or until a message has failed."""
+        """Pass on the messages of a stream, until half-close or until one has failed."""
         receiving = asyncio.ensure_future(self._send_all(stream, requests))
         ends: set[asyncio.Future[None]] = {receiving, stream.ended, self._cut}
         try:
@@ -186,7 +187,7 @@ class IngestServer:
         async for payload in requests:
             self._check_size(payload)
             stream.send(payload, keep_message())
-            del payload  # or it would be held while the next one is waited for
+            del payload  # or it would be kept in memory while waiting for the next one
 
     def _check_size(self, payload: bytes) -> None:
         if len(payload) > self._max_message_bytes:
@@ -207,21 +208,22 @@ def _unary(
     )
 
 
-def _page_size(asked: int) -> int:
-    if not 0 <= asked <= MAX_PAGE_SIZE:
-        raise invalid("page_size", f"must be 0 (for {DEFAULT_PAGE_SIZE}) to {MAX_PAGE_SIZE}")
-    return asked or DEFAULT_PAGE_SIZE
+def _page_size(size: int) -> int:
+    if not 0 <= size <= MAX_PAGE_SIZE:
+        rule = f"must be 0 (for {DEFAULT_PAGE_SIZE}) to {MAX_PAGE_SIZE}, got {size}"
+        raise invalid("page_size", rule)
+    return size or DEFAULT_PAGE_SIZE
 
 
 def _fill(
-    response: messages.ListPredictionsResponse, found: Sequence[StoredPrediction], limit: int
+    response: messages.ListPredictionsResponse, rows: Sequence[StoredPrediction], limit: int
 ) -> int:
-    """Add predictions while the page stays well below the limit, bytes; return how many."""
+    """Add predictions while the page stays well below the limit in bytes; return their number."""
     size = 0
-    for taken, stored in enumerate(found):
+    for count, stored in enumerate(rows):
         prediction = stored_to_proto(stored)
         size += prediction.ByteSize() + 8
-        if taken and size > limit * 0.9:
-            return taken
+        if count and size > limit * 0.9:
+            return count
         response.predictions.append(prediction)
-    return len(found)
+    return len(rows)

@@ -11,7 +11,7 @@ from servicekit.settings import Address
 
 
 class IngestSettings(ServerSettings):
-    """Takes predictions of edge devices into a DuckDB file."""
+    """The ingest service, which commits predictions of edge devices to a DuckDB file."""
 
     part: ClassVar[str] = "ingest"
 
@@ -21,37 +21,41 @@ class IngestSettings(ServerSettings):
     )
     database: Path = Field(
         Path("sightline.duckdb"),
-        description="DuckDB file; made where it is missing, in a folder that exists",
+        description="DuckDB file, created if it is missing; its folder must exist",
     )
     trust_database: bool = Field(
         False,
-        description="start although the database is not what the service left, or its books do not"
-        " balance: what is missing stays missing. For one start, after somebody has looked",
+        description="start even if the database is not the one that the service left, or if its"
+        " books do not balance; missing rows stay missing. Set it for a single start, after a check"
+        " of the database",
     )
     group_bytes: int = Field(
         8 * 1024 * 1024,
         ge=1,
         le=1024**3,
-        description="messages that one transaction takes at most, bytes, each counted with 512"
+        description="maximum size of the messages in one transaction, bytes, each counted with 512"
         " more; one message always fits",
     )
     group_wait_ms: float = Field(
         5.0,
         ge=0,
         le=20,
-        description="how long a transaction waits for company after its first message, ms",
+        description="time that a transaction waits for further messages after its first one, ms",
     )
     max_inflight_bytes: int = Field(
         64 * 1024 * 1024,
         ge=1,
         le=64 * 1024**3,
-        description="messages received and not yet committed, over all streams, bytes, each counted"
-        " with 512 more, and room for those on their way; beyond it devices are told to wait;"
-        " max_bytes_in_flight, if it is given and less, holds instead",
+        description="maximum size of messages that are received and not yet committed, over all"
+        " streams, bytes, each counted with 512 more; beyond it, devices wait. Messages that are"
+        " still being received are not included. A smaller max_bytes_in_flight replaces it",
     )
-    query_threads: int = Field(4, ge=1, le=64, description="read queries that run at once")
+    query_threads: int = Field(4, ge=1, le=64, description="read queries that run at the same time")
     query_queue: int = Field(
-        64, ge=0, le=10_000, description="read queries that wait for a thread; more are refused"
+        64,
+        ge=0,
+        le=10_000,
+        description="read queries that may wait for a thread; further ones are refused",
     )
 
     retain_days: int = Field(
@@ -63,13 +67,13 @@ class IngestSettings(ServerSettings):
     )
     retain_confirm_until: datetime | None = Field(
         None,
-        description="an operator's confirmation that the server's clock is right up to this date"
-        " or time (UTC where no zone is given): needed for retention to go on after the clock moved"
-        " more than a day further than the time that passed, as after a long stop; none: not given",
+        description="confirmation by an operator that the server's clock is right up to this date"
+        " or time (UTC without a zone). Retention needs it after the clock moved more than a day"
+        " further than the elapsed time, as after a long stop; none: no confirmation",
     )
     export_dir: Path | None = Field(
         None,
-        description="folder to export predictions to as Parquet files by day and device; none: no"
+        description="folder for exports of predictions to Parquet files by day and device; none: no"
         " export. Nothing is deleted before it is exported",
     )
     export_every_minutes: float = Field(

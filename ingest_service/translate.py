@@ -1,4 +1,4 @@
-"""Between the messages of the contract and the words of the store."""
+"""Conversion between the messages of the contract and the types of the store."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,22 +20,22 @@ from servicekit.errors import invalid
 MAX_FILTER_VALUES = 1000
 
 
-def filter_from_proto(given: ingest_pb2.PredictionFilter) -> Filter:
-    """Return the filter.
+def filter_from_proto(message: ingest_pb2.PredictionFilter) -> Filter:
+    """Return the filter of a request.
 
     Raises:
         SightlineError: INVALID_ARGUMENT; a field is out of its bounds.
     """
-    start, end = _time(given, "start_time"), _time(given, "end_time")
+    start, end = _time(message, "start_time"), _time(message, "end_time")
     if start and end and end < start:
         raise invalid("filter.end_time", "must not be before start_time")
     return Filter(
-        _values(given.device_ids, "device_ids"),
-        _values(given.model_names, "model_names"),
-        _values(given.class_names, "class_names"),
-        given.defect_detected if given.HasField("defect_detected") else None,
-        _source(given.source),
-        _confidence(given),
+        _values(message.device_ids, "device_ids"),
+        _values(message.model_names, "model_names"),
+        _values(message.class_names, "class_names"),
+        message.defect_detected if message.HasField("defect_detected") else None,
+        _source(message.source),
+        _confidence(message),
         start,
         end,
     )
@@ -43,7 +43,9 @@ def filter_from_proto(given: ingest_pb2.PredictionFilter) -> Filter:
 
 def _values(values: Sequence[str], field: str) -> tuple[str, ...]:
     if len(values) > MAX_FILTER_VALUES:
-        raise invalid(f"filter.{field}", f"must be at most {MAX_FILTER_VALUES} values")
+        raise invalid(
+            f"filter.{field}", f"must have at most {MAX_FILTER_VALUES} values, got {len(values)}"
+        )
     return tuple(values)
 
 
@@ -53,22 +55,22 @@ def _source(number: int) -> str | None:
     return SOURCES[number]
 
 
-def _confidence(given: ingest_pb2.PredictionFilter) -> float | None:
-    if not given.HasField("min_confidence"):
+def _confidence(message: ingest_pb2.PredictionFilter) -> float | None:
+    if not message.HasField("min_confidence"):
         return None
-    if math.isnan(given.min_confidence) or not 0 <= given.min_confidence <= 1:
+    if math.isnan(message.min_confidence) or not 0 <= message.min_confidence <= 1:
         raise invalid("filter.min_confidence", "must be in [0, 1]")
-    return given.min_confidence
+    return message.min_confidence
 
 
-def _time(given: ingest_pb2.PredictionFilter, field: str) -> datetime | None:
-    time: Timestamp = getattr(given, field)
-    # HasField takes the names of the contract only; ours come from it.
-    return parse_time(time, f"filter.{field}") if given.HasField(field) else None  # type: ignore[arg-type]
+def _time(message: ingest_pb2.PredictionFilter, field: str) -> datetime | None:
+    time: Timestamp = getattr(message, field)
+    # HasField is typed to accept the names of the contract only, which these are.
+    return parse_time(time, f"filter.{field}") if message.HasField(field) else None  # type: ignore[arg-type]
 
 
 def log_response(totals: Totals, generation: str) -> ingest_service_pb2.PredictionLogResponse:
-    """Return the answer to a stream of predictions that were spooled in an opening."""
+    """Return the response to a stream of predictions of one generation."""
     return ingest_service_pb2.PredictionLogResponse(
         committed_through=totals.committed_through,
         accepted=totals.accepted,
@@ -80,18 +82,19 @@ def log_response(totals: Totals, generation: str) -> ingest_service_pb2.Predicti
     )
 
 
-def watermark_response(mark: Watermark) -> ingest_service_pb2.GetWatermarkResponse:
-    """Return what is committed of a spool as an answer."""
+def watermark_response(watermark: Watermark) -> ingest_service_pb2.GetWatermarkResponse:
+    """Return a watermark as a response."""
     return ingest_service_pb2.GetWatermarkResponse(
-        committed_through=mark.through,
+        committed_through=watermark.through,
         generations=[
-            ingest_pb2.Generation(id=run.id, after_sequence=run.after) for run in mark.generations
+            ingest_pb2.Generation(id=run.id, after_sequence=run.after)
+            for run in watermark.generations
         ],
     )
 
 
 def stats_response(stats: Stats) -> ingest_service_pb2.GetStatsResponse:
-    """Return the statistics as an answer."""
+    """Return statistics as a response."""
     response = ingest_service_pb2.GetStatsResponse(
         total_predictions=stats.total_predictions,
         defects_detected=stats.defects_detected,
@@ -117,7 +120,7 @@ def _counts(counts: Iterable[Count]) -> list[ingest_pb2.CountByKey]:
 
 
 def stored_to_proto(stored: StoredPrediction) -> ingest_pb2.StoredPrediction:
-    """Return a stored prediction as the contract has it."""
+    """Return a stored prediction as a message of the contract."""
     message = ingest_pb2.StoredPrediction(
         device_id=stored.position.device_id,
         spool_id=stored.position.spool_id,
@@ -171,7 +174,7 @@ def _duration(seconds: float) -> Duration:
 def backup_response(
     part: CopyProgress | bytes | BackupSummary,
 ) -> ingest_service_pb2.BackupResponse:
-    """Return the message for a part of a backup."""
+    """Return a part of a backup as a message of the response stream."""
     if isinstance(part, bytes):
         return ingest_service_pb2.BackupResponse(data=part)
     if isinstance(part, CopyProgress):

@@ -1,1 +1,1 @@
-"""The way of logged predictions in: from the bytes of a stream to one commit for many of them."""
+"""The path of logged predictions, from the bytes of streams to a commit for many messages."""

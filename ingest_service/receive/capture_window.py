@@ -1,8 +1,8 @@
-"""Which capture times are plausible, by the clocks of the device and of the server.
+"""Windows of plausible capture times, by the clocks of the device and of the server.
 
-Pure. `captured_at` comes from the device's clock, and the header of its stream says what that clock
-shows. A time is refused only where no clock bears it out: neither a server whose clock is wrong nor
-a device whose clock is wrong loses what is good.
+Pure. `captured_at` comes from the device's clock, whose time is in the header of the stream. A time
+is refused only if it is implausible by both clocks, so that a wrong clock of either the server or
+the device does not reject good predictions.
 """
 
 from collections.abc import Sequence
@@ -17,45 +17,45 @@ from ingest_service.store.protocol import Opening
 EARLIEST_CAPTURE = datetime(2000, 1, 1, tzinfo=UTC)
 FUTURE_ALLOWANCE = timedelta(days=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-Bounds: TypeAlias = "int | NDArray[np.int64]"
+Limit: TypeAlias = "int | NDArray[np.int64]"
 
 
 class Window(NamedTuple):
-    """Capture times that are plausible, us since 1970, both ends included.
+    """A window of plausible capture times, us since 1970, both limits inclusive.
 
-    One number for all predictions, or an array with one for each.
+    Each limit is one number for all predictions, or an array with a number for each prediction.
     """
 
-    earliest: Bounds
-    latest: Bounds
+    earliest: Limit
+    latest: Limit
 
 
 def by_server(now: datetime) -> Window:
-    """Return the window where the device does not say what its clock shows."""
+    """Return the window by the server's clock, for devices that do not send their clock."""
     return Window(to_us(EARLIEST_CAPTURE), to_us(now) + _us(FUTURE_ALLOWANCE))
 
 
 def by_device(device_time: datetime, elapsed: timedelta) -> Window:
     """Return the window by the device's clock.
 
-    A device whose clock shows a time before 2000 has lost it, mostly to 1970, and so have its
-    predictions; the offset in the store corrects them.
+    A device whose clock is before 2000 has lost its time, usually to 1970. The times of its
+    predictions are just as wrong; the clock offset in the store corrects them.
 
     Args:
-        device_time: its clock when it opened the stream.
-        elapsed: since then, >= 0.
+        device_time: the device's clock when it opened the stream.
+        elapsed: time since then, >= 0.
     """
     earliest = _EPOCH if device_time < EARLIEST_CAPTURE else EARLIEST_CAPTURE
     return Window(to_us(earliest), to_us(device_time) + _us(elapsed) + _us(FUTURE_ALLOWANCE))
 
 
 def of_stream(opening: Opening, now: datetime, steady: float | None) -> Window:
-    """Return the window for what came on a stream: by either clock.
+    """Return the window for the predictions of a stream: times that are plausible by either clock.
 
     Args:
-        opening: of the stream.
+        opening: the opening of the stream.
         now: the server's wall clock.
-        steady: the server's steady clock, s; None: only the wall clocks say what has passed.
+        steady: the server's steady clock, s; None: take the elapsed time from the wall clock.
     """
     server = by_server(now)
     if opening.device_time is None:
@@ -69,11 +69,11 @@ def of_stream(opening: Opening, now: datetime, steady: float | None) -> Window:
 
 
 def for_each(windows: Sequence[Window], owner: NDArray[np.int64]) -> Window:
-    """Return the windows of predictions.
+    """Return the window of each prediction.
 
     Args:
-        windows: of messages.
-        owner: for each prediction, the index of its message.
+        windows: the window of each message.
+        owner: the index of the message of each prediction.
     """
     bounds = np.array(windows, dtype=np.int64).reshape(-1, 2)
     return Window(bounds[owner, 0], bounds[owner, 1])

@@ -1,7 +1,7 @@
-"""The rules that a logged prediction must keep, checked over columns.
+"""Checks of the rules for logged predictions, over columns.
 
 Pure. The rules and their bounds are those of `proto/sightline/types/v1/prediction.proto`. Arrow
-arrays are looked at as a whole: a Python object is made only for a rule that is broken.
+arrays are checked as a whole: Python objects are created only for broken rules.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ MAX_LABELS = 64
 MAX_LABEL_BYTES = 1024
 
 SOURCES = (None, "device", "cloud")
-"""Names of PredictionSource by number; None: not said."""
+"""Names of PredictionSource by number; None: unspecified."""
 CLOUD_REASONS = (
     None,
     "requested",
@@ -32,7 +32,7 @@ CLOUD_REASONS = (
     "device_slow",
     "no_device_model",
 )
-"""Names of CloudReason by number; None: the cloud was not asked."""
+"""Names of CloudReason by number; None: the cloud was not used."""
 
 _TRACE_ID = r"\A([0-9a-f]{32})?\z"
 _Mask = NDArray[np.bool_]
@@ -52,34 +52,34 @@ class _Broken(NamedTuple):
     field: str
     reason: str
     mask: _Mask
-    """Per row (of the predictions, the detections or the labels): whether it breaks the rule."""
+    """Per row (of the predictions, the detections or the labels): True if it breaks the rule."""
 
 
 def find_violations(predictions: pa.StructArray, window: Window) -> dict[int, Violation]:
-    """Return the first rule that each row breaks, for the rows that break one.
+    """Return the first broken rule of each row that breaks one.
 
     Args:
-        predictions: as ptars reads them from `sightline.types.v1.Prediction`, times in us,
-            durations in ns, no slice of another array.
-        window: capture times that are plausible.
+        predictions: the column of `sightline.types.v1.Prediction` from a decoder: times in us,
+            durations in ns, not a slice of another array.
+        window: the plausible capture times.
     """
-    found: dict[int, Violation] = {}
+    violations: dict[int, Violation] = {}
     for rule in _row_rules(predictions, window):
         for row in np.flatnonzero(rule.mask):
-            found.setdefault(int(row), Violation(rule.field, rule.reason))
+            violations.setdefault(int(row), Violation(rule.field, rule.reason))
     detections = predictions.field("detections")
     for rule in _detection_rules(detections.values):
-        _note_first(found, rule, detections, lambda i: f"detections[{i}].")
+        _add_first(violations, rule, detections, lambda i: f"detections[{i}].")
     labels = predictions.field("labels")
     for rule in _label_rules(labels):
-        _note_first(found, rule, labels, lambda _: "")
-    return found
+        _add_first(violations, rule, labels, lambda _: "")
+    return violations
 
 
-def _note_first(
-    found: dict[int, Violation], rule: _Broken, lists: pa.Array, prefix: Callable[[int], str]
+def _add_first(
+    violations: dict[int, Violation], rule: _Broken, lists: pa.Array, prefix: Callable[[int], str]
 ) -> None:
-    """Note the first item of each row's list that breaks the rule."""
+    """Add a violation for the first item of each row's list that breaks the rule."""
     items = np.flatnonzero(rule.mask)
     if not len(items):
         return
@@ -87,7 +87,7 @@ def _note_first(
     rows, first = np.unique(np.searchsorted(offsets, items, side="right") - 1, return_index=True)
     for row, item in zip(rows, items[first], strict=True):
         path = prefix(int(item - offsets[row])) + rule.field
-        found.setdefault(int(row), Violation(path, rule.reason))
+        violations.setdefault(int(row), Violation(path, rule.reason))
 
 
 def _row_rules(rows: pa.StructArray, window: Window) -> Iterator[_Broken]:
@@ -184,7 +184,7 @@ def _absent(values: pa.Array) -> _Mask:
 
 
 def _filled(times: pa.Array) -> _Array:
-    """Return times or durations as numbers in their unit; an absent one as one that is valid."""
+    """Return times or durations as integers in their unit, with a valid value for absent ones."""
     valid = to_us(EARLIEST_CAPTURE)
     numbers: _Array = times.view(pa.int64()).fill_null(valid).to_numpy(zero_copy_only=False)
     return numbers

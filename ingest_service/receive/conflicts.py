@@ -1,11 +1,12 @@
 """Detection of sequences that are sent again with another content than was committed.
 
-Pure. Two things tell. The generation: an opening of a spool gives out each of its sequences once,
-so two generations that claim one sequence mean two predictions. And a digest of the first and of
-the last committed prediction, for clients that name no generation.
+Pure. A conflict is detected in two ways. By the generation: one opening of a spool assigns each
+sequence once, so two generations that claim one sequence stand for two predictions. By the content:
+digests of the first and of the last committed prediction are compared, for clients that send no
+generation.
 
-What this does not notice: a message of such a client that lies below the watermark and has neither
-the first nor the last committed sequence in it.
+Not detected: a message of such a client that is below the watermark and contains neither the first
+nor the last committed sequence.
 """
 
 from collections.abc import Mapping
@@ -19,26 +20,26 @@ from ingest_service.receive.sequence import Runs
 from ingest_service.store.protocol import Generation, SpoolKey, Watermark
 
 MAX_GENERATIONS = 64
-"""Runs that are kept of a spool; what is older counts as not said."""
+"""Maximum number of runs kept for a spool; older ones are merged into one without a generation."""
 
 
 class Conflict(NamedTuple):
-    """A sequence that was committed with another content."""
+    """A sequence that was committed before with another content."""
 
     sequence: int
     kind: Literal["generation", "content"]
-    """By what it was noticed."""
+    """How the conflict was detected."""
 
 
 class _Content(NamedTuple):
-    """Where the last prediction of a spool is, in the group; its digest is made if it is needed."""
+    """The place of a prediction in the group; its digest is computed only if it is needed."""
 
     message: int
     sequence: int
 
 
-class _Book:
-    """What is committed of one spool, with what the group has added so far."""
+class _SpoolState:
+    """The committed state of a spool, including the messages of the group so far."""
 
     def __init__(self, watermark: Watermark) -> None:
         self.generations = list(watermark.generations)
@@ -50,16 +51,16 @@ class _Book:
         return self.generations[-1].id if self.generations else None
 
 
-class Witness:
-    """A comparison of the messages of a group, in order, with those before them and the store.
+class ConflictDetector:
+    """A detector of conflicts between messages, in order, and what was committed before them.
 
     Args:
         group: the messages.
-        runs: what they claim.
-        watermarks: of every spool of the group.
+        runs: the sequences that they claim.
+        watermarks: the watermark of every spool of the group.
 
     Attributes:
-        conflicts: of the messages that were refuted, so far.
+        conflicts: the conflicts found so far, by index of the message.
     """
 
     def __init__(
@@ -69,19 +70,21 @@ class Witness:
         self._group = group
         self._runs = runs
         self._before = watermarks
-        self._books = {spool: _Book(mark) for spool, mark in watermarks.items()}
+        self._states = {spool: _SpoolState(watermark) for spool, watermark in watermarks.items()}
 
-    def refutes(self, message: int, watermark: int) -> bool:
-        """Say whether a message claims what was committed with another content; see `conflicts`.
+    def has_conflict(self, message: int, watermark: int) -> bool:
+        """Return True if a message claims a committed sequence with another content.
+
+        The conflict is then in `conflicts`.
 
         Args:
             message: its index.
             watermark: the last committed sequence of its spool.
         """
-        found = self._conflict(message, watermark)
-        if found is not None:
-            self.conflicts[message] = found
-        return found is not None
+        conflict = self._conflict(message, watermark)
+        if conflict is not None:
+            self.conflicts[message] = conflict
+        return conflict is not None
 
     def _conflict(self, message: int, through: int) -> Conflict | None:
         start, end = int(self._runs.start[message]), int(self._runs.start[message + 1])
@@ -89,42 +92,42 @@ class Witness:
             return None
         first, last = int(self._runs.first[start]), int(self._runs.last[end - 1])
         opening = self._group.messages[message].opening
-        book = self._books[opening.spool]
-        if first > through and opening.generation == book.current:
-            return None  # as nearly always
-        return _of_generation(book, opening.generation, first, last, through) or (
-            self._of_content(book, message, through) if first <= through else None
+        state = self._states[opening.spool]
+        if first > through and opening.generation == state.current:
+            return None  # the common case
+        return _of_generation(state, opening.generation, first, last, through) or (
+            self._of_content(state, message, through) if first <= through else None
         )
 
-    def moved(self, message: int, low: int, high: int) -> None:
-        """Take note that what a message claims above `low` and up to `high` is new."""
+    def record_new(self, message: int, low: int, high: int) -> None:
+        """Record that the sequences after `low` and up to `high` of a message are new."""
         opening = self._group.messages[message].opening
-        book = self._books[opening.spool]
-        if opening.generation != book.current:
-            book.generations.append(Generation(opening.generation, low))
+        state = self._states[opening.spool]
+        if opening.generation != state.current:
+            state.generations.append(Generation(opening.generation, low))
         if low == 0:
-            book.first_digest = self._digest(_Content(message, 1))
-        book.last = _Content(message, high)
+            state.first_digest = self._digest(_Content(message, 1))
+        state.last = _Content(message, high)
 
     def watermark(self, spool: SpoolKey, through: int) -> Watermark:
-        """Return what is committed of a spool once the group is."""
-        book, before = self._books[spool], self._before[spool]
+        """Return the watermark of a spool after the commit of the group."""
+        state, before = self._states[spool], self._before[spool]
         if through == before.through:
             return before
-        generations = tuple(book.generations)
+        generations = tuple(state.generations)
         if len(generations) > MAX_GENERATIONS:
             generations = (Generation("", 0), *generations[1 - MAX_GENERATIONS :])
-        return Watermark(through, book.first_digest, self._digest(book.last), generations)
+        return Watermark(through, state.first_digest, self._digest(state.last), generations)
 
-    def _of_content(self, book: _Book, message: int, through: int) -> Conflict | None:
-        for sequence, known in ((1, book.first_digest), (through, book.last)):
-            found = None if known is None else self._digest(_Content(message, sequence))
-            if found is not None and self._digest(known) not in (None, found):
+    def _of_content(self, state: _SpoolState, message: int, through: int) -> Conflict | None:
+        for sequence, known in ((1, state.first_digest), (through, state.last)):
+            digest = None if known is None else self._digest(_Content(message, sequence))
+            if digest is not None and self._digest(known) not in (None, digest):
                 return Conflict(sequence, "content")
         return None
 
     def _digest(self, content: bytes | _Content | None) -> bytes | None:
-        """Return the digest of a prediction; None: there is none, as where a gap covers it."""
+        """Return the digest of a prediction; None: it has none, for example in a gap."""
         if content is None or isinstance(content, bytes):
             return content
         claims = self._group.claims
@@ -136,20 +139,20 @@ class Witness:
 
 
 def _of_generation(
-    book: _Book, generation: str, first: int, last: int, through: int
+    state: _SpoolState, generation: str, first: int, last: int, through: int
 ) -> Conflict | None:
-    """Return what a generation claims of the sequences from `first` to `last` that is not its own.
+    """Return the first sequence from `first` to `last` that belongs to another generation.
 
-    Sequences whose generation is not known are nobody's: their content may tell.
+    Sequences without a known generation do not conflict here: their content is compared instead.
     """
     if not generation:
         return None
     end, is_over = through, False
-    for run in reversed(book.generations):
+    for run in reversed(state.generations):
         if run.id == generation:
-            is_over |= run is not book.generations[-1]
+            is_over |= run is not state.generations[-1]
         elif run.id and first <= end and last > run.after:
             return Conflict(max(first, run.after + 1), "generation")
         end = run.after
-    # An opening adds to its spool without a pause: where another has followed, it cannot go on.
+    # Openings do not alternate: a generation that another one has followed cannot continue.
     return Conflict(through + 1, "generation") if is_over and last > through else None

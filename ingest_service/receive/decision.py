@@ -1,4 +1,4 @@
-"""What of a group of messages is new, what that changes, and what becomes of each message.
+"""Decisions on a group of messages: the changes to commit, and the outcome of each message.
 
 Pure: the caller reads the watermarks and writes the changes in one transaction.
 """
@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ingest_service.receive import rows, sequence
-from ingest_service.receive.conflicts import Conflict, Witness
+from ingest_service.receive.conflicts import Conflict, ConflictDetector
 from ingest_service.receive.group import Outcome, Prepared, Rejection
 from ingest_service.receive.sequence import Claims, Placement
 from ingest_service.store.protocol import Changes, SpoolKey, Watermark
@@ -21,49 +21,51 @@ from servicekit.errors import SightlineError
 
 CONFLICT = "SEQUENCE_CONFLICT"
 """Reason of the error for a sequence that was committed with another content."""
-MAX_WRITTEN_OUT = 1000
-"""Rejected predictions of a group that are written out as JSON, which takes about 0.1 ms each; the
-others are kept as bytes, so that a device gone wrong does not hold up the rest."""
+MAX_JSON_ORIGINALS = 1000
+"""Rejected predictions of a group that are stored as JSON, which takes about 0.1 ms each.
+
+The others are stored as bytes, so that a faulty device does not delay other devices.
+"""
 
 
 def decide(
     group: Prepared, watermarks: Mapping[SpoolKey, Watermark]
 ) -> tuple[Changes, tuple[Outcome, ...]]:
-    """Return what the group changes, and what becomes of each message once that is committed.
+    """Return the changes of a group, and the outcome of each message once they are committed.
 
     Args:
         group: the messages.
-        watermarks: what is committed of every spool of the group.
+        watermarks: the watermark of every spool of the group.
     """
-    decision = _weigh(group, watermarks)
+    decision = _decide(group, watermarks)
     return _changes(group, decision, watermarks), _outcomes(group, decision)
 
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    """What of a group is new."""
+    """The new parts of a group."""
 
     placement: Placement
     good: NDArray[np.bool_]
-    """Predictions that are new and break no rule."""
+    """Mask of the predictions that are new and break no rule."""
     bad: Sequence[int]
-    """Predictions that are new and break one."""
+    """Indexes of the predictions that are new and break a rule."""
     gaps: Sequence[tuple[int, rows.GapRow]]
-    """The new parts of gaps, each with its message."""
+    """The new parts of gaps, each with the index of its message."""
     duplicates: NDArray[np.int64]
-    """Per message: predictions that had been committed before."""
+    """Per message: the number of predictions that had been committed before."""
     watermarks: Mapping[SpoolKey, Watermark]
-    """The new watermark of each spool that a message was taken of."""
+    """The new watermark of each spool with an accepted message."""
     conflicts: Mapping[int, Conflict]
-    """Messages that claim what was committed with another content."""
+    """Messages that claim a committed sequence with another content, by index."""
 
 
-def _weigh(group: Prepared, watermarks: Mapping[SpoolKey, Watermark]) -> _Decision:
-    positions = {spool: mark.through for spool, mark in watermarks.items()}
+def _decide(group: Prepared, watermarks: Mapping[SpoolKey, Watermark]) -> _Decision:
+    positions = {spool: watermark.through for spool, watermark in watermarks.items()}
     claims, streams = group.claims, [message.stream for message in group.messages]
     runs = sequence.join_runs(claims)
-    witness = Witness(group, runs, watermarks)
-    placement = sequence.place(runs, group.spools, streams, group.refused, positions, witness)
+    detector = ConflictDetector(group, runs, watermarks)
+    placement = sequence.place(runs, group.spools, streams, group.refused, positions, detector)
     new = sequence.new_rows(placement, claims)
     bad = [row for row in group.violations if new[row]]
     new[bad] = False
@@ -76,11 +78,11 @@ def _weigh(group: Prepared, watermarks: Mapping[SpoolKey, Watermark]) -> _Decisi
         list(_new_gaps(group, placement)),
         _per_message(again, claims),
         {
-            spool: witness.watermark(spool, positions[spool])
+            spool: detector.watermark(spool, positions[spool])
             for spool in positions
             if spool in touched
         },
-        witness.conflicts,
+        detector.conflicts,
     )
 
 
@@ -123,7 +125,7 @@ def _changes(
 
 
 def _rejected_rows(group: Prepared, bad: Sequence[int]) -> Iterator[rows.RejectedRow]:
-    claims, left = group.claims, MAX_WRITTEN_OUT
+    claims, left = group.claims, MAX_JSON_ORIGINALS
     for index, run in itertools.groupby(bad, lambda row: int(claims.message[row])):
         message, of_message = group.messages[index], list(run)
         first = int(np.searchsorted(claims.message, index))
@@ -175,27 +177,27 @@ def hole_error(expected: int) -> SightlineError:
     return SightlineError(
         grpc.StatusCode.FAILED_PRECONDITION,
         "SEQUENCE_HOLE",
-        f"sequence {expected} is missing: it must be sent, or declared as a gap, before any later",
+        f"sequence {expected} is missing: send it, or declare it as a gap, before any later one",
         metadata={"expected_sequence": str(expected)},
     )
 
 
 def conflict_error(conflict: Conflict) -> SightlineError:
-    """Return the error for a message that claims what was committed with another content."""
-    found = (
+    """Return the error for a message that claims a committed sequence with another content."""
+    cause = (
         "was committed with another content"
         if conflict.kind == "content"
-        else "belongs to another opening of this spool, which went on before this one"
+        else "belongs to another opening of this spool, which continued it before this one"
     )
     return SightlineError(
         grpc.StatusCode.FAILED_PRECONDITION,
         CONFLICT,
-        f"sequence {conflict.sequence} {found}: somebody else has used this spool_id; what is not"
-        " committed yet needs a new one",
+        f"sequence {conflict.sequence} {cause}: another process has used this spool_id; predictions"
+        " that are not committed yet need a new spool_id",
         metadata={"sequence": str(conflict.sequence), "kind": conflict.kind},
     )
 
 
 def _per_message(rows_: NDArray[np.bool_], claims: Claims) -> NDArray[np.int64]:
-    """Return how many of these predictions each message has."""
+    """Return the number of these predictions in each message."""
     return np.bincount(claims.message[rows_], minlength=claims.messages)

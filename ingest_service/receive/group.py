@@ -1,6 +1,6 @@
-"""A group of messages that are committed together: decoded, and checked as far as they go alone.
+"""Groups of messages that are committed together: decoding and checks without watermarks.
 
-Pure. What depends on the watermarks comes after, in `decision`.
+Pure. Decisions that depend on the watermarks follow in `decision`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ from ingest_service.store.protocol import Opening, SpoolKey
 from servicekit.errors import SightlineError, invalid
 
 _FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
-"""What a `google.protobuf.Timestamp` may say: the years 1 to 9999, us since 1970."""
+"""The range of a `google.protobuf.Timestamp`: the years 1 to 9999, us since 1970."""
 
 
 class Message(NamedTuple):
     """One message of a stream."""
 
     stream: int
-    """Tells the stream from the others of the process."""
+    """Number of the stream, unique in the process."""
     opening: Opening
     payload: bytes
     first: bool
-    """Whether it opened the stream."""
+    """True for the first message of the stream."""
 
 
 class Rejection(NamedTuple):
@@ -44,7 +44,7 @@ class Rejection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one message."""
+    """The outcome of one message."""
 
     committed_through: int = 0
     accepted: int = 0
@@ -52,21 +52,21 @@ class Outcome:
     rejections: tuple[Rejection, ...] = ()
     gap_sequences: int = 0
     error: SightlineError | None = None
-    """Why the stream ends with this message; what the message says up to a hole counts."""
+    """The error that ends the stream after this message; sequences before a hole are committed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A group that is decoded and checked."""
+    """A group of messages after decoding and checking."""
 
     messages: Sequence[Message]
     predictions: pa.StructArray
     gaps: pa.StructArray
     claims: Claims
     refused: Mapping[int, SightlineError]
-    """Messages that are not to be taken, whatever the watermarks."""
+    """Errors of messages to refuse independent of the watermarks, by index."""
     violations: Mapping[int, Violation]
-    """Rows of `predictions` that break a rule."""
+    """Broken rules by row of `predictions`."""
 
     @property
     def spools(self) -> list[SpoolKey]:
@@ -77,12 +77,12 @@ class Prepared:
 def prepare(
     messages: Sequence[Message], decoder: Decoder, now: datetime, steady: float | None = None
 ) -> Prepared:
-    """Read and check the messages of a group.
+    """Decode and check the messages of a group.
 
     Args:
-        messages: in the order in which they came.
-        decoder: reads their bytes.
-        now: the server's time, UTC.
+        messages: the messages in the order of their arrival.
+        decoder: decodes their bytes.
+        now: the server's wall clock, UTC.
         steady: the server's steady clock, s; None: not known.
     """
     decoded = decoder.decode([message.payload for message in messages])
@@ -95,7 +95,9 @@ def prepare(
         refused.setdefault(index, invalid(*disorder))
     _refuse_gaps(refused, gaps)
     openings = {id(message.opening): message.opening for message in messages}
-    windows = {k: capture_window.of_stream(each, now, steady) for k, each in openings.items()}
+    windows = {
+        key: capture_window.of_stream(opening, now, steady) for key, opening in openings.items()
+    }
     window = capture_window.for_each([windows[id(m.opening)] for m in messages], claims.message)
     return Prepared(
         messages,
@@ -119,7 +121,7 @@ def _claims(predictions: pa.ListArray, gaps: pa.ListArray) -> Claims:
 
 
 def _owners(lists: pa.ListArray) -> NDArray[np.int64]:
-    """Returns, for each item of the lists, the row it is in."""
+    """Return the row of each item of the lists."""
     return np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy()))
 
 

@@ -1,4 +1,4 @@
-"""Commits groups of messages: decode and check first, then one transaction."""
+"""The writer of groups of messages: decoding and checks first, then one transaction."""
 
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -20,13 +20,13 @@ _LEFT_OUT = SightlineError(
 
 
 class GroupWriter:
-    """Writes groups of messages to a store. One thread may prepare while another commits.
+    """A writer of groups of messages. One thread may prepare while another commits.
 
     Args:
-        store: where they go.
+        store: the store to write to.
         now: the server's wall clock, UTC.
         steady: the server's steady clock, s.
-        on_committed: called with the gaps and the outcomes of a group that is committed.
+        on_committed: called with the gaps and the outcomes of each committed group.
         on_conflict: called, on the committing thread, with the kind of each `SEQUENCE_CONFLICT`.
     """
 
@@ -46,10 +46,10 @@ class GroupWriter:
         self._decoder = Decoder()
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
-        """Return the messages decoded and checked.
+        """Decode and check the messages of a group.
 
         Args:
-            messages: in the order in which they came.
+            messages: the messages in the order of their arrival.
         """
         return prepare(messages, self._decoder, self._now(), self._steady())
 
@@ -59,15 +59,15 @@ class GroupWriter:
         left_out: Collection[int] = (),
         on_commit: Callable[[], object] = lambda: None,
     ) -> Sequence[Outcome]:
-        """Return one outcome a message, once all that the outcomes say is durable.
+        """Commit a group, and return the outcome of each message when it is durable.
 
         Args:
-            group: what `prepare` returned; groups in the order in which they were prepared.
-            left_out: messages that no longer count, because their streams have ended.
+            group: a result of `prepare`; groups are committed in the order of their preparation.
+            left_out: indexes of messages to skip, because their streams have ended.
             on_commit: called when only COMMIT is left, which needs no Python.
 
         Raises:
-            SightlineError: the store failed, and nothing is said to be committed.
+            SightlineError: the store failed, and nothing is acknowledged.
         """
         if left_out:
             group = replace(group, refused={**group.refused, **dict.fromkeys(left_out, _LEFT_OUT)})

@@ -1,4 +1,4 @@
-"""What the first message of a stream says about its sender, and names and times in general."""
+"""Parsing and validation of stream headers, and of spool keys and times in other requests."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -16,24 +16,24 @@ from servicekit.parsing import parse
 MAX_DEVICE_ID_BYTES = 256
 MAX_CLIENT_BYTES = 256
 MAX_DURATION_SECONDS = 315_576_000_000
-"""About 10 000 years: what a `google.protobuf.Duration` may say."""
+"""About 10 000 years: the limit of a `google.protobuf.Duration`."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def parse_header(
     payload: bytes, opened_at: datetime, opened_steady: float | None = None
 ) -> Opening:
-    """Return what the first message of a stream says about its sender.
+    """Return the opening of a stream, from the header in its first message.
 
     Args:
         payload: the message.
-        opened_at: when it came, by the server's clock, UTC.
-        opened_steady: when it came, by the server's steady clock, s; None: not known.
+        opened_at: arrival time by the server's clock, UTC.
+        opened_steady: arrival time by the server's steady clock, s; None: not known.
 
     Raises:
         SightlineError: INVALID_ARGUMENT; the message cannot be read, or breaks a rule of
             `LogHeader`.
-        MemoryError: there is no memory to read it.
+        MemoryError: there is not enough memory to read it.
     """
     try:
         message = parse(PredictionLogRequest.FromString, payload)
@@ -60,11 +60,11 @@ def parse_header(
 
 
 def parse_spool(device_id: str, spool_id: str, *, prefix: str = "") -> SpoolKey:
-    """Return the spool of these names.
+    """Return the spool key of a device id and a spool id.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT; a name breaks a rule of `LogHeader`. `prefix` is put
-            before the field's name.
+        SightlineError: INVALID_ARGUMENT; an id breaks a rule of `LogHeader`. The error names the
+            field with `prefix` before it.
     """
     if not 1 <= len(device_id.encode()) <= MAX_DEVICE_ID_BYTES:
         raise invalid(f"{prefix}device_id", f"must be 1 to {MAX_DEVICE_ID_BYTES} bytes")
@@ -74,7 +74,7 @@ def parse_spool(device_id: str, spool_id: str, *, prefix: str = "") -> SpoolKey:
 
 
 def parse_time(time: Timestamp, field: str) -> datetime:
-    """Return a time, in whole microseconds, UTC.
+    """Return a timestamp as a time in UTC, truncated to microseconds.
 
     Raises:
         SightlineError: INVALID_ARGUMENT; it is no valid `google.protobuf.Timestamp`.

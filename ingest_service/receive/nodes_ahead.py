@@ -1,4 +1,4 @@
-"""Notices nodes that are ahead of the database: it is an older one, or an empty one."""
+"""Detection of nodes that are ahead of the database, because it is an older or an empty one."""
 
 import logging
 import time
@@ -12,22 +12,22 @@ from ingest_service.receive.group import Outcome
 
 logger = logging.getLogger(__name__)
 
-_SAY_SECONDS = 60.0
+_LOG_SECONDS = 60.0
 _RELEASED = "released"
 
 
 class NodesAhead:
-    """A counter of what nodes had been told is committed and the database does not have.
+    """A counter of sequences that were acknowledged to nodes but are not in the database.
 
-    A node has deleted that. It declares it as a gap (`released`) when `GetWatermark` says less than
-    it was told; a client that does not is refused for the hole before its first sequence. The first
-    is said in the log at once, and what follows once a minute.
+    A node has deleted them. When `GetWatermark` returns less than was acknowledged, it declares
+    them as a gap (`released`). A client that does not is refused for the hole before its first
+    sequence. The first case is logged at once, later ones once a minute.
 
     Metrics: `sightline_ingest_released_sequences_total`, `sightline_ingest_streams_ahead_total`.
 
     Args:
-        registry: where they are counted.
-        was_empty: whether the database had nothing in it when it was opened.
+        registry: the registry of the metrics.
+        was_empty: True if the database was empty when it was opened.
     """
 
     def __init__(self, registry: CollectorRegistry, *, was_empty: bool) -> None:
@@ -43,10 +43,10 @@ class NodesAhead:
             registry=registry,
         )
         self._released = self._refused = 0
-        self._said = -_SAY_SECONDS
+        self._logged = -_LOG_SECONDS
 
     def committed(self, gaps: pa.Table, outcomes: Sequence[Outcome]) -> None:
-        """Take note of a group that is committed: one thread at a time."""
+        """Count the sequences of a committed group. Not thread-safe."""
         released = _released(gaps) if gaps.num_rows else 0
         refused = sum(map(_begins, outcomes))
         if not released and not refused:
@@ -55,16 +55,16 @@ class NodesAhead:
         self._refused += refused
         self._sequences.inc(released)
         self._streams.inc(refused)
-        if time.monotonic() >= self._said + _SAY_SECONDS:
-            self._said = time.monotonic()
-            self._say()
+        if time.monotonic() >= self._logged + _LOG_SECONDS:
+            self._logged = time.monotonic()
+            self._log()
 
-    def _say(self) -> None:
+    def _log(self) -> None:
         logger.error(
-            "nodes are ahead of this database%s: %d sequences that they were told are committed are"
-            " not in it and are recorded as gaps, and %d streams were refused for a missing first"
-            " sequence. If an older or an empty database was put here, stop the service and put the"
-            " right one back",
+            "nodes are ahead of this database%s: %d sequences that were acknowledged are not in it"
+            " and are recorded as gaps, and %d streams were refused for a missing first sequence."
+            " If an older or an empty database is in this place, stop the service and put the right"
+            " one back",
             ", which was empty at the start" if self._was_empty else "",
             self._released,
             self._refused,
@@ -82,6 +82,6 @@ def _released(gaps: pa.Table) -> int:
 
 
 def _begins(outcome: Outcome) -> bool:
-    """Return whether a message was refused because a spool's first sequence is missing."""
+    """Return True if a message was refused because sequence 1 of its spool is missing."""
     error = outcome.error
     return error is not None and error.metadata.get("expected_sequence") == "1"

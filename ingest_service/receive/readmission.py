@@ -1,8 +1,8 @@
-"""Puts rejected predictions that keep every rule now back among the predictions, each once.
+"""Readmission of rejected predictions that keep every rule now.
 
-For rows that were rejected for no fault of theirs, such as by a server whose clock was wrong. Rows
-move in batches, each in one transaction: they are inserted as predictions and deleted as rejected,
-so the books of their spools stay balanced, and a run that is killed can be repeated.
+It is meant for predictions that were rejected by mistake, for example by a server whose clock was
+wrong. Rows are moved in batches. One transaction inserts them as predictions and deletes them as
+rejected, so the bookkeeping of their spools stays balanced, and a killed run can be repeated.
 """
 
 import base64
@@ -28,33 +28,33 @@ from ingest_service.store.duckdb.rejected import Rejected
 from ingest_service.store.retention_clock import to_time
 
 UNREADABLE = "ORIGINAL_UNREADABLE"
-"""Why a row stays whose original cannot be read."""
+"""Reason of a row that stays rejected because its original cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What becomes of a batch of rejected predictions."""
+class ReadmissionBatch:
+    """The result of a check of rejected predictions."""
 
     predictions: pa.Table
-    """Those that keep every rule now, as rows of `predictions` without `received_at`."""
+    """Predictions that keep every rule now, as rows of `predictions` without `received_at`."""
     last: Rejected
-    """The last that was looked at."""
+    """The last prediction that was checked."""
     kept: Counter[str] = field(default_factory=Counter)
-    """Those that stay rejected, by why."""
+    """Number of predictions that stay rejected, by reason."""
 
 
-def weigh(found: Sequence[Rejected], decoder: Decoder, now: datetime) -> Batch:
-    """Return which of the rejected predictions keep every rule now.
+def recheck(rejected: Sequence[Rejected], decoder: Decoder, now: datetime) -> ReadmissionBatch:
+    """Check rejected predictions against the rules again.
 
-    Their capture times are held against the device's clock where its stream says what that showed,
-    else against the server's clock now.
+    Capture times are checked by the device's clock if its stream had sent that clock, else by the
+    server's clock now.
 
     Args:
-        found: at least one.
-        decoder: reads the originals.
+        rejected: at least one prediction.
+        decoder: decodes the originals.
         now: the server's wall clock, UTC.
     """
-    payloads, places = _payloads(found)
+    payloads, places = _payloads(rejected)
     kept: Counter[str] = Counter()
     decoded = decoder.decode(payloads)
     predictions = decoded.batch.column("predictions")
@@ -63,32 +63,32 @@ def weigh(found: Sequence[Rejected], decoder: Decoder, now: datetime) -> Batch:
     sequences = predictions.values.field("sequence").to_numpy(zero_copy_only=False)
     for number, place in enumerate(places):
         at = None if place is None else _row(starts, place)
-        if at is None or sequences[at] != found[number].sequence:
+        if at is None or sequences[at] != rejected[number].sequence:
             kept[UNREADABLE] += 1
         else:
             chosen.append(number)
             index.append(at)
     taken = predictions.values.take(pa.array(index, pa.int64()))
-    return _checked([found[number] for number in chosen], taken, kept, now, found[-1])
+    return _checked([rejected[number] for number in chosen], taken, kept, now, rejected[-1])
 
 
 def _checked(
-    found: Sequence[Rejected],
+    rejected: Sequence[Rejected],
     predictions: pa.StructArray,
     kept: Counter[str],
     now: datetime,
     last: Rejected,
-) -> Batch:
-    openings = [each.opening for each in found]
-    windows = [_window(each, now) for each in found]
-    owner = np.arange(len(found), dtype=np.int64)
-    good = np.ones(len(found), dtype=np.bool_)
+) -> ReadmissionBatch:
+    openings = [prediction.opening for prediction in rejected]
+    windows = [_window(prediction, now) for prediction in rejected]
+    owner = np.arange(len(rejected), dtype=np.int64)
+    good = np.ones(len(rejected), dtype=np.bool_)
     window = capture_window.for_each(windows, owner)
     for row, violation in find_violations(predictions, window).items():
         good[row] = False
         kept[violation.reason] += 1
     table = rows.prediction_table(predictions.filter(pa.array(good)), owner[good], openings)
-    return Batch(table, last, kept)
+    return ReadmissionBatch(table, last, kept)
 
 
 def _window(rejected: Rejected, now: datetime) -> capture_window.Window:
@@ -100,24 +100,24 @@ def _window(rejected: Rejected, now: datetime) -> capture_window.Window:
 
 
 def _row(starts: NDArray[np.int32], place: tuple[int, int]) -> int | None:
-    """Return the row of the n-th prediction of a message; None: it has no such."""
+    """Return the row of the n-th prediction of a message, from 0; None: there is none."""
     message, number = place
     row = int(starts[message]) + number
     return row if number >= 0 and row < starts[message + 1] else None
 
 
 def _payloads(
-    found: Sequence[Rejected],
+    rejected: Sequence[Rejected],
 ) -> tuple[list[bytes], list[tuple[int, int] | None]]:
-    """Return messages that hold the originals, and for each original its message and place in it.
+    """Return messages with the originals, and for each original its message and index in it.
 
     None stands for an original that cannot be read.
     """
     payloads: dict[bytes, int] = {}
     places: list[tuple[int, int] | None] = []
-    for each in found:
+    for prediction in rejected:
         try:
-            payload, number = _payload(json.loads(each.original))
+            payload, number = _payload(json.loads(prediction.original))
         except (ValueError, TypeError, KeyError, DecodeError, json_format.Error, binascii.Error):
             places.append(None)
         else:
@@ -126,7 +126,7 @@ def _payloads(
 
 
 def _payload(original: Mapping[str, object]) -> tuple[bytes, int]:
-    """Return a message that holds an original, and its place in it."""
+    """Return a message that contains an original, and the index of the original in it."""
     match original:
         case {"message_base64": str(text), "prediction": int(number)}:
             return base64.b64decode(text, validate=True), number

@@ -1,7 +1,7 @@
-"""From decided messages to the Arrow tables that a store writes.
+"""Builders of the Arrow tables that a store writes, from the decisions on messages.
 
-Pure. Predictions stay columns all the way; only what is rare (rejections, gaps, new streams) is
-written out row by row.
+Pure. Predictions stay columns throughout. Only rejections, gaps and new streams, which are rare,
+are built row by row.
 """
 
 import base64
@@ -42,9 +42,9 @@ GAP_REASONS = (
     "released",
     "spool_write_failed",
 )
-"""Names of GapReason by number; None: not said, which is refused."""
+"""Names of GapReason by number; None: unspecified, which is refused."""
 
-_SAME = (
+_UNCHANGED = (
     "image_id",
     "image_width",
     "image_height",
@@ -65,7 +65,7 @@ class GapRow(NamedTuple):
     first_sequence: int
     last_sequence: int
     reason: int
-    """Number of a GapReason; of a newer contract, perhaps."""
+    """Number of a GapReason, possibly of a newer contract."""
     declared_us: int | None
 
 
@@ -86,9 +86,9 @@ def prediction_table(
     """Return the rows of the table `predictions`, without `received_at`.
 
     Args:
-        predictions: the rows to store, as ptars reads them, times in us, durations in ns.
-        opening: for each of them, the index of its stream's opening.
-        openings: who opened the streams of the group.
+        predictions: the rows to store, from a decoder: times in us, durations in ns.
+        opening: for each row, the index of its stream's opening.
+        openings: the openings of the streams of the group.
     """
     owner = pa.array(opening.astype(np.int32))
     offsets = pa.array([o.clock_offset_seconds for o in openings], pa.float64())
@@ -100,7 +100,7 @@ def prediction_table(
         "source": _named(predictions.field("source"), SOURCES),
         "cloud_reason": _named(predictions.field("cloud_reason"), CLOUD_REASONS),
         "inference_seconds": _seconds(predictions.field("inference_time")),
-        **{name: predictions.field(name) for name in _SAME},
+        **{name: predictions.field(name) for name in _UNCHANGED},
     }
     return pa.table(columns)
 
@@ -167,48 +167,48 @@ def watermark_table(
     """Return the rows of the table `watermarks` that a group changes.
 
     Args:
-        before: what was committed of the spools.
-        after: what is committed of those that the group says anything of.
-        duplicates: to be added to their counts.
+        before: the watermarks before the group.
+        after: the watermarks after it, of the spools with an accepted message.
+        duplicates: numbers to add to the counts of duplicates.
     """
     return pa.Table.from_pylist(
         [
             {
                 **spool._asdict(),
-                "committed_through": mark.through,
+                "committed_through": watermark.through,
                 "duplicates": duplicates.get(spool, 0),
-                "first_digest": mark.first_digest,
-                "last_digest": mark.last_digest,
-                # Rarely another one: to write it costs more than all the rest.
+                "first_digest": watermark.first_digest,
+                "last_digest": watermark.last_digest,
+                # Rarely changed, and more expensive to write than all other columns.
                 "generations": None
-                if mark.generations == before[spool].generations
-                else json.dumps(mark.generations),
+                if watermark.generations == before[spool].generations
+                else json.dumps(watermark.generations),
             }
-            for spool, mark in after.items()
+            for spool, watermark in after.items()
         ],
         WATERMARKS,
     )
 
 
-def originals(payload: bytes, indexes: Sequence[int], written_out: int) -> Iterator[str]:
+def originals(payload: bytes, indexes: Sequence[int], json_limit: int) -> Iterator[str]:
     """Yield these predictions of a message as JSON.
 
-    What protobuf's JSON cannot say (a timestamp in the year 100000), and what comes after the first
-    `written_out`, is kept as the bytes that came, under `wire_base64`.
+    Predictions that protobuf's JSON cannot represent (a timestamp in the year 100000), and those
+    after the first `json_limit`, are kept as the received bytes, under `wire_base64`.
     """
     try:
         message = parse(PredictionLogRequest.FromString, payload)
-    except DecodeError:  # protobuf is stricter than ptars here: keep the whole message
+    except DecodeError:  # protobuf refuses messages that ptars accepts: keep the whole message
         for index in indexes:
             yield json.dumps({"message_base64": _base64(payload), "prediction": index})
         return
     for count, index in enumerate(indexes):
         prediction = message.predictions[index]
-        yield (_written_out(prediction) if count < written_out else "") or _as_bytes(prediction)
+        yield (_to_json(prediction) if count < json_limit else "") or _as_bytes(prediction)
 
 
 def _named(numbers: pa.Array, names: Sequence[str | None]) -> pa.DictionaryArray:
-    """Return the names of the numbers, without a copy of them."""
+    """Return the names of the numbers, without copying the numbers."""
     return pa.DictionaryArray.from_arrays(numbers, pa.array(names, pa.string()))
 
 
@@ -217,12 +217,12 @@ def _seconds(nanoseconds: pa.Array) -> pa.Array:
 
 
 def _gap_reason(number: int) -> str | None:
-    # A device with a newer contract must not be held up for a reason that is new to this server.
+    # A device with a newer contract must not be refused because of an unknown reason.
     return GAP_REASONS[number] if 0 <= number < len(GAP_REASONS) else f"reason_{number}"
 
 
-def _written_out(prediction: Prediction) -> str:
-    """Return protobuf's JSON; empty: it cannot say this."""
+def _to_json(prediction: Prediction) -> str:
+    """Return protobuf's JSON; empty: it cannot represent the prediction."""
     try:
         return json_format.MessageToJson(prediction, preserving_proto_field_name=True, indent=None)
     except (json_format.Error, ValueError, OverflowError):

@@ -1,8 +1,8 @@
-"""Deduplication: which sequences of a group of messages are new, seen before, or out of place.
+"""Deduplication: which sequences of a group of messages are new, duplicate or out of order.
 
-Pure: arrays of sequences and the watermarks go in, decisions come out. A message claims the
-sequences of its predictions and its gaps. What is at or below the watermark of its spool has been
-committed before; the rest must continue the watermark without a hole.
+Pure: it maps arrays of sequences and watermarks to decisions. A message claims the sequences of its
+predictions and its gaps. Sequences at or below the watermark of its spool have been committed
+before; the others must continue the watermark without a hole.
 """
 
 from collections.abc import Collection, MutableMapping, Sequence
@@ -18,12 +18,12 @@ Int64s = NDArray[np.int64]
 
 
 class Disorder(NamedTuple):
-    """What is wrong with the sequences of one message, whatever the watermark."""
+    """A broken rule of the sequences of one message, independent of the watermark."""
 
     field: str
     """Path of the field, such as `predictions[2].sequence`."""
     rule: str
-    """The rule, to be read after the field's name."""
+    """The rule, worded to follow the field's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Claims:
     """The sequences that a group of messages claims; messages are numbered from 0 in order."""
 
     messages: int
-    """How many messages there are."""
+    """The number of messages."""
     sequence: Int64s
-    """Of every prediction, in the order of messages and, in a message, of its list."""
+    """The sequence of every prediction, in the order of messages and of their lists."""
     message: Int64s
     """The message of every prediction."""
     gap_first: Int64s
@@ -44,7 +44,7 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """What each message claims: runs of sequences, and whether they join to one.
+    """The sequences that each message claims, as runs.
 
     `first` and `last` (of a run) are sorted by message, then by `first`; the runs of message m are
     those from `start[m]` to before `start[m + 1]`.
@@ -54,53 +54,53 @@ class Runs:
     last: Int64s
     start: Int64s
     joined: NDArray[np.bool_]
-    """Per message: no sequence is missing between its runs."""
+    """Per message: True if no sequence is missing between its runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the messages stand: of message m, what lies above `low[m]` and up to `high[m]` is new.
+    """The new sequences of each message m: those above `low[m]` and up to `high[m]`.
 
-    What lies at or below `low[m]` is a duplicate. A message that is not `taken` counts for nothing.
+    Those at or below `low[m]` are duplicates. A message that is not `taken` is ignored.
     """
 
     low: Int64s
     high: Int64s
     taken: NDArray[np.bool_]
     holes: dict[int, int] = field(default_factory=dict)
-    """Messages after which a sequence is missing, and that sequence; their streams end there."""
-    refuted: set[int] = field(default_factory=set)
-    """Messages that claim what was committed with another content; their streams end there."""
+    """The missing sequence after a message, by index of the message; its stream ends there."""
+    conflicting: set[int] = field(default_factory=set)
+    """Messages that claim a committed sequence with another content; their streams end there."""
 
 
 class GapParts(NamedTuple):
     """Parts of gaps."""
 
     gap: Int64s
-    """Which gaps."""
+    """Indexes of the gaps."""
     first: Int64s
     last: Int64s
     """First and last sequence of the part."""
 
 
-class Judge(Protocol):
-    """Return True if what comes again is what was committed."""
+class ConflictCheck(Protocol):
+    """A check that sequences which are sent again have their committed content."""
 
-    def refutes(self, message: int, watermark: int) -> bool:
-        """Say whether the message claims what was committed with another content."""
+    def has_conflict(self, message: int, watermark: int) -> bool:
+        """Return True if the message claims a committed sequence with another content."""
         ...
 
-    def moved(self, message: int, low: int, high: int) -> None:
-        """Take note that what the message claims above `low` and up to `high` is new."""
+    def record_new(self, message: int, low: int, high: int) -> None:
+        """Record that the sequences after `low` and up to `high` of the message are new."""
         ...
 
 
 def find_disorder(claims: Claims) -> dict[int, Disorder]:
-    """Return what is wrong in each message whose sequences are not in order.
+    """Return the first broken rule of each message whose sequences are not in order.
 
     Sequences start at 1; predictions ascend, gaps ascend, and none overlaps another.
     """
-    found: dict[int, Disorder] = {}
+    disorders: dict[int, Disorder] = {}
     own = _starts(claims.message, claims.messages)
     gaps_own = _starts(claims.gap_message, claims.messages)
     low, follows = claims.sequence < 1, _same(claims.message)
@@ -109,7 +109,7 @@ def find_disorder(claims: Claims) -> dict[int, Disorder]:
         (np.flatnonzero(low), "sequence", "must be at least 1"),
         (np.flatnonzero(late) + 1, "sequence", "must be greater than the one before it"),
     ):
-        _note(found, rows, claims.message, own, f"predictions[%d].{name}", rule)
+        _add_disorders(disorders, rows, claims.message, own, f"predictions[%d].{name}", rule)
     gap_late = _same(claims.gap_message) & (claims.gap_first[1:] <= claims.gap_last[:-1])
     inside_out = claims.gap_last < claims.gap_first
     for rows, name, rule in (
@@ -117,13 +117,13 @@ def find_disorder(claims: Claims) -> dict[int, Disorder]:
         (np.flatnonzero(inside_out), "last_sequence", "must not be less than first_sequence"),
         (np.flatnonzero(gap_late) + 1, "first_sequence", "must lie after the gap before it"),
     ):
-        _note(found, rows, claims.gap_message, gaps_own, f"gaps[%d].{name}", rule)
-    _note_overlaps(found, claims)
-    return found
+        _add_disorders(disorders, rows, claims.gap_message, gaps_own, f"gaps[%d].{name}", rule)
+    _add_overlaps(disorders, claims)
+    return disorders
 
 
 def join_runs(claims: Claims) -> Runs:
-    """Return the runs of sequences that each message claims. Meaningful where it is in order."""
+    """Return the runs of sequences that each message claims; valid for messages in order."""
     message, first, last = claims.message, claims.sequence, claims.sequence
     if len(claims.gap_message):
         message = np.concatenate([message, claims.gap_message])
@@ -142,17 +142,17 @@ def place(
     streams: Sequence[int],
     refused: Collection[int],
     watermarks: MutableMapping[SpoolKey, int],
-    judge: Judge | None = None,
+    check: ConflictCheck | None = None,
 ) -> Placement:
-    """Decides, message by message, what is new, and moves the watermarks on.
+    """Decide in order which sequences of each message are new, and advance the watermarks.
 
     Args:
-        runs: what the messages claim.
+        runs: the sequences that the messages claim.
         spools: the spool of each message.
         streams: the stream of each message.
-        refused: messages that are not to be taken; their streams end there.
-        watermarks: the committed position of every spool; moved in place.
-        judge: asked for each message, in order. None: every resend is what was committed.
+        refused: indexes of messages to skip; their streams end there.
+        watermarks: the committed position of every spool, updated in place.
+        check: called for each message, in order. None: resends are not compared.
     """
     count = len(spools)
     low, high = np.zeros((2, count), dtype=np.int64)
@@ -165,15 +165,15 @@ def place(
             ended.add(stream)
             continue
         watermark = watermarks[spool]
-        if judge is not None and judge.refutes(message, watermark):
-            placement.refuted.add(message)
+        if check is not None and check.has_conflict(message, watermark):
+            placement.conflicting.add(message)
             ended.add(stream)
             continue
         low[message] = watermark
         high[message], missing = _reach(runs, message, watermark)
         placement.taken[message] = True
-        if judge is not None and high[message] > watermark:
-            judge.moved(message, watermark, int(high[message]))
+        if check is not None and high[message] > watermark:
+            check.record_new(message, watermark, int(high[message]))
         watermarks[spool] = int(high[message])
         if missing:
             placement.holes[message] = int(high[message]) + 1
@@ -182,13 +182,13 @@ def place(
 
 
 def new_rows(placement: Placement, claims: Claims) -> NDArray[np.bool_]:
-    """Return which predictions are new."""
+    """Return a mask of the new predictions."""
     low, high = placement.low[claims.message], placement.high[claims.message]
     return (claims.sequence > low) & (claims.sequence <= high)
 
 
 def duplicate_rows(placement: Placement, claims: Claims) -> NDArray[np.bool_]:
-    """Return which predictions have been committed before."""
+    """Return a mask of the predictions that had been committed before."""
     low, taken = placement.low[claims.message], placement.taken[claims.message]
     return taken & (claims.sequence <= low)
 
@@ -206,7 +206,7 @@ def new_gaps(placement: Placement, claims: Claims) -> GapParts:
 
 
 def _reach(runs: Runs, message: int, watermark: int) -> tuple[int, bool]:
-    """Return up to where the message continues the watermark, and whether one is missing then."""
+    """Return how far the message continues the watermark, and True if a hole follows."""
     start, end = int(runs.start[message]), int(runs.start[message + 1])
     if start == end or runs.last[end - 1] <= watermark:
         return watermark, False
@@ -221,32 +221,32 @@ def _reach(runs: Runs, message: int, watermark: int) -> tuple[int, bool]:
 
 
 def _same(message: Int64s) -> NDArray[np.bool_]:
-    """Returns, for each item but the first, whether it is of the same message as the one before."""
+    """Return a mask for all items but the first: True if of the same message as the one before."""
     return np.asarray(message[1:] == message[:-1])
 
 
 def _starts(message: Int64s, messages: int) -> Int64s:
-    """Return where the items of each message begin, and where the last one's end."""
+    """Return the start of the items of each message, and the end of the last ones."""
     return np.searchsorted(message, np.arange(messages + 1)).astype(np.int64)
 
 
-def _note(
-    found: MutableMapping[int, Disorder],
+def _add_disorders(
+    disorders: MutableMapping[int, Disorder],
     rows: Int64s,
     message: Int64s,
     starts: Int64s,
     path: str,
     rule: str,
 ) -> None:
-    """Note a broken rule for each message that has none yet; `path` takes the row's index."""
+    """Add a broken rule for each message that has none yet; `path` is formatted with the index."""
     for row in rows:
         owner = int(message[row])
-        if owner not in found:
-            found[owner] = Disorder(path % (row - starts[owner]), rule)
+        if owner not in disorders:
+            disorders[owner] = Disorder(path % (row - starts[owner]), rule)
 
 
-def _note_overlaps(found: MutableMapping[int, Disorder], claims: Claims) -> None:
-    """Note the messages in which a gap covers a prediction."""
+def _add_overlaps(disorders: MutableMapping[int, Disorder], claims: Claims) -> None:
+    """Add the messages in which a gap covers a prediction."""
     if not len(claims.gap_message):
         return
     runs = join_runs(claims)
@@ -254,4 +254,4 @@ def _note_overlaps(found: MutableMapping[int, Disorder], claims: Claims) -> None
     overlap = _same(owners) & (runs.first[1:] <= runs.last[:-1])
     for row in np.flatnonzero(overlap) + 1:
         rule = f"must not cover a prediction of the same message (sequence {runs.first[row]})"
-        found.setdefault(int(owners[row]), Disorder("gaps", rule))
+        disorders.setdefault(int(owners[row]), Disorder("gaps", rule))

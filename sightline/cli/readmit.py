@@ -70,7 +70,7 @@ def _move_all(
 ) -> tuple[int, Counter[str]]:
     """Return how many were readmitted, and how many were not, by why."""
     from ingest_service.receive.decode import Decoder
-    from ingest_service.receive.readmission import weigh
+    from ingest_service.receive.readmission import recheck
     from ingest_service.store.duckdb.rejected import Rejected
 
     decoder, count = Decoder(), 0
@@ -82,7 +82,7 @@ def _move_all(
             found = transaction.rejected(which, after)
             if not found:
                 return count, kept
-            batch = weigh(found, decoder, now)
+            batch = recheck(found, decoder, now)
             if batch.predictions.num_rows and not dry_run:
                 transaction.readmit(batch.predictions, now)
         count += batch.predictions.num_rows

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ingest_service.receive.decision import MAX_WRITTEN_OUT, decide
+from ingest_service.receive.decision import MAX_JSON_ORIGINALS, decide
 from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message, Outcome, Rejection, prepare
 from ingest_service.store.protocol import Changes, Generation, SpoolKey, Watermark
@@ -72,7 +72,7 @@ def test_rejected_predictions_hold_their_place_and_nothing_else_of_it() -> None:
 
 def test_only_so_many_rejected_predictions_of_a_group_are_written_out() -> None:
     """To write one out takes a hundred times as long as to take one in."""
-    half = MAX_WRITTEN_OUT // 2 + 1
+    half = MAX_JSON_ORIGINALS // 2 + 1
     changes, _ = run(
         message(*(prediction(n, model_name="") for n in range(1, half + 1))),
         message(
@@ -82,7 +82,7 @@ def test_only_so_many_rejected_predictions_of_a_group_are_written_out() -> None:
     said = [set(json.loads(row["original"])) for row in changes.rejected.to_pylist()]
     assert len(said) == 2 * half
     assert [keys == {"wire_base64"} for keys in said] == [
-        n >= MAX_WRITTEN_OUT for n in range(2 * half)
+        n >= MAX_JSON_ORIGINALS for n in range(2 * half)
     ]
 
 
