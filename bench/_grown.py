@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from bench.ingest import DEVICES, payloads
 from ingest_service.receive.decision import decide
-from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message, prepare
+from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.protocol import Changes, Filter, Opening, SpoolKey, Watermark
 
@@ -47,7 +47,7 @@ def _template(device: str, sent: Sequence[bytes]) -> Changes:
     spool = SpoolKey(device, "00000000-0000-0000-0000-000000000000")
     opening = Opening(spool, datetime.now(UTC), None, None, "bench")
     messages = [Message(0, opening, each, first=False) for each in sent]
-    return decide(prepare(messages, Decoder(), datetime.now(UTC)), {spool: Watermark()})[0]
+    return decide(prepare(messages, PtarsDecoder(), datetime.now(UTC)), {spool: Watermark()})[0]
 
 
 def _varied(template: Changes, chance: np.random.Generator) -> Changes:

@@ -27,8 +27,8 @@ from sightline.types.v1 import prediction_pb2
 from bench import http_sqlite
 from edge.options import LogOptions
 from ingest_service.receive.decision import decide
-from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message, prepare
+from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.protocol import Changes, Opening, SpoolKey, Watermark
 from sightline.cli.processes import ServiceProcess
@@ -122,7 +122,7 @@ def arrow_changes(messages: Sequence[bytes]) -> Changes:
     spool = SpoolKey("bench", str(uuid.uuid4()))
     opening = Opening(spool, datetime.now(UTC), None, None, "bench")
     group = [Message(0, opening, payload, first=False) for payload in messages]
-    return decide(prepare(group, Decoder(), datetime.now(UTC)), {spool: Watermark()})[0]
+    return decide(prepare(group, PtarsDecoder(), datetime.now(UTC)), {spool: Watermark()})[0]
 
 
 def insert(folder: Path, changes: Changes, seconds: float) -> float:
@@ -139,10 +139,10 @@ def insert(folder: Path, changes: Changes, seconds: float) -> float:
 
 
 @contextlib.contextmanager
-def service(folder: Path) -> Iterator[ServiceProcess]:
+def service(folder: Path, *flags: str) -> Iterator[ServiceProcess]:
     """Run an ingest service with a new database."""
-    flags = ["--listen", "127.0.0.1:0", "--database", str(folder / f"{uuid.uuid4()}.duckdb")]
-    with ServiceProcess("ingest_service", [*flags, "--log-level", "warning"]) as running:
+    own = ["--listen", "127.0.0.1:0", "--database", str(folder / f"{uuid.uuid4()}.duckdb")]
+    with ServiceProcess("ingest_service", [*own, "--log-level", "warning", *flags]) as running:
         yield running
 
 

@@ -14,6 +14,8 @@ from ingest_service.read.queries import Queries
 from ingest_service.receive.group_commit import MESSAGE_COST, GroupCommitter
 from ingest_service.receive.group_writer import GroupWriter
 from ingest_service.receive.nodes_ahead import NodesAhead
+from ingest_service.receive.protobuf_decoder import ProtobufDecoder
+from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.server import IngestServer
 from ingest_service.settings import IngestSettings
 from ingest_service.store.duckdb.file_store import DuckDBStore
@@ -106,7 +108,11 @@ async def _main(argv: Sequence[str]) -> None:
     queries = Queries(store, threads=settings.query_threads, queue=settings.query_queue)
     ahead = NodesAhead(registry, was_empty=opened.was_empty)
     writer = GroupWriter(
-        store, _now, on_committed=ahead.committed, on_conflict=conflict_counter(registry)
+        store,
+        _now,
+        on_committed=ahead.committed,
+        on_conflict=conflict_counter(registry),
+        decoder=ProtobufDecoder() if settings.decoder == "protobuf" else PtarsDecoder(),
     )
     committer = GroupCommitter(
         writer.prepare,

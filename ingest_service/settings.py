@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -49,6 +49,11 @@ class IngestSettings(ServerSettings):
         description="maximum size of messages that are received and not yet committed, over all"
         " streams, bytes, each counted with 512 more; beyond it, devices wait. Messages that are"
         " still being received are not included. A smaller max_bytes_in_flight replaces it",
+    )
+    decoder: Literal["ptars", "protobuf"] = Field(
+        "ptars",
+        description="library that decodes logged messages: ptars is faster; protobuf is the"
+        " reference implementation",
     )
     query_threads: int = Field(4, ge=1, le=64, description="read queries that run at the same time")
     query_queue: int = Field(

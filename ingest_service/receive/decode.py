@@ -1,33 +1,23 @@
-"""From the bytes of messages to Arrow columns.
+"""The interface of a decoder, which turns the bytes of messages into Arrow columns.
 
-The bytes of a group become one record batch, one row a message, in native code (ptars). What that
-code cannot bear is kept from it here: one message must never harm those of other streams.
+There are two implementations, `PtarsDecoder` and `ProtobufDecoder`. They refuse the same messages
+and return the same columns, except for the bytes listed in docs/ingest.md.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from google.protobuf.message import DecodeError
-from ptars import HandlerPool, PtarsConfig
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 
-from servicekit import memory
 from servicekit.errors import SightlineError, invalid
 from servicekit.parsing import parse
 
-MAX_PREDICTIONS = 10_000
-MAX_GAPS = 10_000
-
-_GROUP_STARTS = bytes(byte for byte in range(256) if byte & 7 == 3)
-"""Bytes that may open a group, an old kind of nested message that the contract does not use."""
-_COLUMNS = 4
-"""Bytes that columns take for each of a message's own, about."""
-_SAFE_DEPTH = 20_000
-"""Nested groups that ptars bears: it follows them by recursion, in about 90 bytes of stack each."""
+LIMITS = {"predictions": 10_000, "gaps": 10_000}
+"""Maximum number of entries of a message, by field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,147 +27,51 @@ class Decoded:
     batch: pa.RecordBatch
     """Columns header, predictions and gaps; row i is message i."""
     refused: dict[int, SightlineError]
-    """Messages that cannot be read or hold too much, and why; their rows are empty."""
+    """Errors of messages that cannot be decoded or have too many entries; their rows are empty."""
 
 
-class Decoder:
-    """Reads groups of PredictionLogRequest messages."""
-
-    def __init__(self) -> None:
-        descriptor = PredictionLogRequest.DESCRIPTOR
-        # Inference times in ns: a negative one of less than 1 us must not be rounded to a valid 0.
-        pool = HandlerPool(
-            [descriptor.file], config=PtarsConfig(timestamp_unit="us", duration_unit="ns")
-        )
-        self._handler = pool.get_for_message(descriptor)
+class Decoder(Protocol):
+    """A decoder of groups of PredictionLogRequest messages."""
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Return the messages as columns; never fails for what a message says.
+        """Return the messages as columns; a malformed message is refused without an exception.
 
         Raises:
-            MemoryError: there is no memory to read them.
+            MemoryError: there is not enough memory.
         """
-        messages = list(payloads)
-        refused: dict[int, SightlineError] = {}
-        _refuse_nested(messages, refused)
-        batch = self._read(messages, refused)
-        if _refuse_long(messages, refused, batch):
-            batch = self._read(messages, refused)
-        if repeated := _repeat_a_label(batch):
-            _write_anew(messages, repeated, refused)
-            batch = self._read(messages, refused)
-        return Decoded(batch, refused)
-
-    def _read(self, messages: list[bytes], refused: dict[int, SightlineError]) -> pa.RecordBatch:
-        """Return the columns of the messages; refuses those that cannot be read."""
-        batch, _ = self._attempt(messages)
-        if batch is not None:
-            return batch
-        for index, message in enumerate(messages):
-            batch, why = self._attempt([message])
-            if batch is None:
-                _refuse(index, malformed_error(why), messages, refused)
-        return self._handler.list_to_record_batch(messages)
-
-    def _attempt(self, messages: list[bytes]) -> tuple[pa.RecordBatch | None, str]:
-        """Return the columns, or None and why there are none."""
-        size = _COLUMNS * sum(map(len, messages))
-        memory.require(size)  # ptars ends the process where an allocation fails
-        try:
-            return self._handler.list_to_record_batch(messages), ""
-        except ValueError as error:
-            if memory.is_to_blame(error, size):
-                raise MemoryError("no memory to decode a group") from error
-            return None, str(error)
-        except BaseException as error:
-            # A length near 2**64 makes ptars panic, which is no Exception.
-            if type(error).__name__ != "PanicException":
-                raise
-            if memory.is_to_blame(error, size):
-                raise MemoryError("no memory to decode a group") from error
-            return None, "a length is out of bounds"
+        ...
 
 
-def malformed_error(why: str) -> SightlineError:
-    """Return the error for a message that cannot be read."""
+def parse_message(payload: bytes) -> PredictionLogRequest | SightlineError:
+    """Return the message as parsed by protobuf, or the error that refuses it.
+
+    Raises:
+        MemoryError: there is not enough memory.
+    """
+    try:
+        return parse(PredictionLogRequest.FromString, payload)
+    except DecodeError as error:
+        return malformed_error(str(error))
+
+
+def malformed_error(reason: str) -> SightlineError:
+    """Return the error for a message that cannot be decoded."""
     return SightlineError(
         grpc.StatusCode.INVALID_ARGUMENT,
         "MALFORMED_MESSAGE",
-        f"the message is not a PredictionLogRequest: {why}",
+        f"the message is not a PredictionLogRequest: {reason}",
     )
 
 
-def _refuse(
-    index: int, error: SightlineError, messages: list[bytes], refused: dict[int, SightlineError]
-) -> None:
-    refused[index] = error
-    messages[index] = b""
+def too_many_error(message: PredictionLogRequest) -> SightlineError | None:
+    """Return the error for a message with too many entries; None: it has few enough."""
+    counts = {"predictions": len(message.predictions), "gaps": len(message.gaps)}
+    for field, limit in LIMITS.items():
+        if counts[field] > limit:
+            return limit_error(field, counts[field])
+    return None
 
 
-def _refuse_nested(messages: list[bytes], refused: dict[int, SightlineError]) -> None:
-    """Refuse what would overflow the stack of ptars, and with it end the process.
-
-    Groups cannot nest deeper than there are bytes that may open one; only a message with very many
-    of these is worth a reading by protobuf, which refuses a depth of more than 100.
-    """
-    for index, message in enumerate(messages):
-        if len(message) <= _SAFE_DEPTH:
-            continue
-        if len(message) - len(message.translate(None, _GROUP_STARTS)) > _SAFE_DEPTH:
-            _parse(index, messages, refused)
-
-
-def _parse(
-    index: int, messages: list[bytes], refused: dict[int, SightlineError]
-) -> PredictionLogRequest | None:
-    """Return the message as protobuf reads it; refuses it where it cannot."""
-    try:
-        return parse(PredictionLogRequest.FromString, messages[index])
-    except DecodeError as error:
-        _refuse(index, malformed_error(str(error)), messages, refused)
-        return None
-
-
-def _refuse_long(
-    messages: list[bytes], refused: dict[int, SightlineError], batch: pa.RecordBatch
-) -> bool:
-    """Refuse the messages that hold too much; return whether there are any."""
-    before = len(refused)
-    for field, limit in (("predictions", MAX_PREDICTIONS), ("gaps", MAX_GAPS)):
-        counts = np.diff(batch.column(field).offsets.to_numpy())
-        for index in np.flatnonzero(counts > limit):
-            error = invalid(field, f"must be at most {limit} in a message")
-            _refuse(int(index), error, messages, refused)
-    return len(refused) > before
-
-
-def _repeat_a_label(batch: pa.RecordBatch) -> list[int]:
-    """Return the messages in which a prediction gives a label more than once.
-
-    Protobuf allows it on the wire and says that the last one counts; ptars hands on all of them,
-    and DuckDB refuses the whole insert.
-    """
-    predictions = batch.column("predictions")
-    labels = predictions.values.field("labels")
-    counts = np.diff(labels.offsets.to_numpy())
-    if not (counts > 1).any():
-        return []
-    keys = pc.dictionary_encode(labels.keys)
-    ids = keys.indices.to_numpy().astype(np.int64)
-    rows = np.repeat(np.arange(len(counts)), counts)
-    pairs, seen = np.unique(rows * len(keys.dictionary) + ids, return_counts=True)
-    repeating = np.unique(pairs[seen > 1] // max(len(keys.dictionary), 1))
-    owners = np.searchsorted(predictions.offsets.to_numpy(), repeating, side="right") - 1
-    return [int(owner) for owner in np.unique(owners)]
-
-
-def _write_anew(
-    messages: list[bytes], which: Sequence[int], refused: dict[int, SightlineError]
-) -> None:
-    """Rewrite these messages as protobuf reads them, with each label once."""
-    for index in which:
-        message = _parse(index, messages, refused)
-        if message is not None:
-            # A label with a foreign field is unknown to protobuf, and a label again to ptars.
-            message.DiscardUnknownFields()
-            messages[index] = message.SerializeToString()
+def limit_error(field: str, count: int) -> SightlineError:
+    """Return the error for a message with too many entries in a field."""
+    return invalid(field, f"must be at most {LIMITS[field]} in a message, got {count}")

@@ -11,6 +11,7 @@ import pyarrow as pa
 from ingest_service.receive.decision import CONFLICT, decide
 from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message, Outcome, Prepared, prepare
+from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.store.protocol import PredictionStore
 from servicekit.errors import SightlineError
 
@@ -28,6 +29,7 @@ class GroupWriter:
         steady: the server's steady clock, s.
         on_committed: called with the gaps and the outcomes of each committed group.
         on_conflict: called, on the committing thread, with the kind of each `SEQUENCE_CONFLICT`.
+        decoder: decodes the messages. None: a `PtarsDecoder`.
     """
 
     def __init__(
@@ -37,13 +39,14 @@ class GroupWriter:
         steady: Callable[[], float] = time.monotonic,
         on_committed: Callable[[pa.Table, Sequence[Outcome]], object] = lambda _gaps, _all: None,
         on_conflict: Callable[[str], object] = lambda _: None,
+        decoder: Decoder | None = None,
     ) -> None:
         self._store = store
         self._now = now
         self._steady = steady
         self._on_committed = on_committed
         self._on_conflict = on_conflict
-        self._decoder = Decoder()
+        self._decoder = decoder or PtarsDecoder()
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
         """Decode and check the messages of a group.

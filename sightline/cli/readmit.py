@@ -69,11 +69,11 @@ def _move_all(
     store: "DuckDBStore", which: "RejectedFilter", *, dry_run: bool
 ) -> tuple[int, Counter[str]]:
     """Return how many were readmitted, and how many were not, by why."""
-    from ingest_service.receive.decode import Decoder
+    from ingest_service.receive.ptars_decoder import PtarsDecoder
     from ingest_service.receive.readmission import recheck
     from ingest_service.store.duckdb.rejected import Rejected
 
-    decoder, count = Decoder(), 0
+    decoder, count = PtarsDecoder(), 0
     kept: Counter[str] = Counter()
     after: Rejected | None = None
     while True:

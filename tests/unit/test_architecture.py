@@ -64,7 +64,7 @@ ONLY_IN = {
     "ultralytics": ("edge/detect/", "edge/log/"),
     "torch": (),
     "cv2": ("edge/sources/", "vision/"),
-    "ptars": ("ingest_service/receive/decode.py",),
+    "ptars": ("ingest_service/receive/ptars_decoder.py",),
 }
 CORES = (
     "edge/cloud/shrink.py",

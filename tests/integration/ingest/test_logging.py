@@ -15,6 +15,7 @@ from sightline.ingest.v1.ingest_pb2 import LogHeader, Rejection
 from sightline.types.v1.prediction_pb2 import Prediction
 
 from ingest_service.store.protocol import SpoolKey
+from servicekit.errors import from_rpc_error
 from tests.integration.ingest.conftest import Start
 from tests.integration.ingest.process import PATIENCE, Server, refused
 from tests.unit.ingest_service.samples import (
@@ -313,3 +314,20 @@ def test_a_deadline_ends_a_stream_and_what_was_committed_stays(server: Server) -
     ended.set()
     assert errors[0].code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert server.watermark(SPOOL) == 3
+
+
+@pytest.mark.parametrize(("decoder", "last"), [("ptars", 4), ("protobuf", 3)])
+def test_the_setting_selects_the_decoder(start: Start, decoder: str, last: int) -> None:
+    server = start("--decoder", decoder)
+    good = request(*predictions(1, 3), head=header()).SerializeToString()
+    # A group that ends under another number: protobuf refuses the message, ptars reads it.
+    strange = request(prediction(4)).SerializeToString() + bytes([0x7B, 0x84, 0x01])
+    try:
+        answer = server.log_bytes(iter([good, strange]))
+    except grpc.RpcError as error:
+        assert from_rpc_error(error).reason == "MALFORMED_MESSAGE"
+        assert decoder == "protobuf"
+    else:
+        assert answer.committed_through == last == 4
+    server.stop()
+    server.assert_exactly_once({SPOOL: last})

@@ -9,11 +9,16 @@ from sightline.ingest.v1.ingest_pb2 import Gap, GapReason, LogHeader
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 from sightline.types.v1.prediction_pb2 import BoundingBox, Detection, Prediction
 
+from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message
+from ingest_service.receive.protobuf_decoder import ProtobufDecoder
+from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.store.protocol import Opening, SpoolKey
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 SPOOL = SpoolKey("gate-1", "0b0e7bd6-5f6b-4a44-9d0f-2f8f6b0c9d01")
+
+DECODERS: dict[str, Decoder] = {"ptars": PtarsDecoder(), "protobuf": ProtobufDecoder()}
 
 
 def spool(number: int) -> SpoolKey:

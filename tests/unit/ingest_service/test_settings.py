@@ -23,6 +23,7 @@ def test_the_defaults_suit_a_laptop() -> None:
         ("--group-wait-ms", "0", "-1"),
         ("--group-bytes", "1", "0"),
         ("--max-inflight-bytes", "1", "0"),
+        ("--decoder", "protobuf", "upb"),
         ("--query-threads", "1", "0"),
         ("--query-queue", "0", "-1"),
         ("--retain-days", "0", "-1"),

@@ -128,9 +128,15 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _look(
-    data: bytes, at: int, end: int, of: Descriptor | None, depth: int, found: set[str]
+    data: bytes,
+    at: int,
+    end: int,
+    of: Descriptor | None,
+    depth: int,
+    found: set[str],
+    group: int = 0,
 ) -> int:
-    """Notes what is odd in a message, or (without a type) in a group up to its end's tag."""
+    """Add what is odd in a message, or (without a type) in a group up to the tag of its end."""
     seen: set[int] = set()
     while at < end:
         began, (tag, at) = at, _number(data, at)
@@ -140,6 +146,8 @@ def _look(
         if number == 0:
             found.add("number 0")
         if wire == END_GROUP:
+            if of is None and number != group:
+                found.add("another end")
             return at if of is None else end
         known = of.fields_by_number.get(number) if of else None
         nested = known.message_type if known and wire == LENGTH else None
@@ -181,9 +189,6 @@ def _look_into(
         case 3:
             if depth > 90:
                 found.add("deep group")
-            at = _look(data, at, end, None, depth + 1, found)
-            if _number(data, at - len(varint(tag)))[0] != tag | END_GROUP:
-                found.add("another end")
-            return at
+            return _look(data, at, end, None, depth + 1, found, group=tag >> 3)
         case _:
             return end

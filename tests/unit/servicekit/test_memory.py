@@ -6,6 +6,7 @@ from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 
 from servicekit.memory import is_lacking, is_to_blame, require
 from servicekit.parsing import parse
+from tests.unit.ingest_service.samples import DECODERS
 from tests.unit.servicekit.scarce import outcomes
 
 MIB = 1 << 20
@@ -36,9 +37,8 @@ def work(_):
     parse(PredictionLogRequest.FromString, data)
 """
 _GROUP = """
-from ingest_service.receive.decode import Decoder
-from tests.unit.ingest_service.samples import header, predictions, request
-decoder = Decoder()
+from tests.unit.ingest_service.samples import DECODERS, header, predictions, request
+decoder = DECODERS[{name!r}]
 data = request(*predictions(1, 2000), head=header()).SerializeToString()
 decoder.decode([data])
 def prepare():
@@ -99,8 +99,9 @@ def test_item_19_a_good_message_is_never_called_malformed() -> None:
     assert found == ["MemoryError"] * 4 + ["done"]
 
 
-def test_item_19_a_good_group_is_never_refused() -> None:
-    found = outcomes(_GROUP, [0, MIB, 4 * MIB, 8 * MIB, 16 * MIB, 1000 * MIB])
+@pytest.mark.parametrize("name", DECODERS)
+def test_item_19_a_good_group_is_never_refused(name: str) -> None:
+    found = outcomes(_GROUP.format(name=name), [0, MIB, 4 * MIB, 8 * MIB, 16 * MIB, 1000 * MIB])
     assert found[0] == "MemoryError"
     assert found[-1] == "done"
     assert set(found) == {"done", "MemoryError"}, found

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message, prepare
+from ingest_service.receive.ptars_decoder import PtarsDecoder
 from tests.unit.ingest_service.samples import (
     NOW,
     header,
@@ -16,7 +16,7 @@ from tests.unit.ingest_service.samples import (
     timestamp,
 )
 
-DECODER = Decoder()
+DECODER = PtarsDecoder()
 SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)
 LOST = datetime(1970, 1, 1, 0, 5, tzinfo=UTC)

@@ -19,17 +19,16 @@ from ingest_service.receive.checks import CLOUD_REASONS, SOURCES, find_violation
 from ingest_service.receive.decode import Decoder
 from tests.unit.ingest_service.samples import NOW, detection, prediction, request, timestamp
 
-DECODER = Decoder()
 MICROSECOND = timedelta(microseconds=1)
 JUST_BELOW_0 = float(np.nextafter(np.float32(0), np.float32(-1)))
 JUST_ABOVE_1 = float(np.nextafter(np.float32(1), np.float32(2)))
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
-def violations(*predictions: Prediction) -> dict[int, tuple[str, str]]:
-    batch = DECODER.decode([request(*predictions).SerializeToString()]).batch
-    found = find_violations(batch.column("predictions").values, by_server(NOW))
-    return {row: (violation.field, violation.reason) for row, violation in found.items()}
+def violations(decoder: Decoder, *predictions: Prediction) -> dict[int, tuple[str, str]]:
+    batch = decoder.decode([request(*predictions).SerializeToString()]).batch
+    broken = find_violations(batch.column("predictions").values, by_server(NOW))
+    return {row: (violation.field, violation.reason) for row, violation in broken.items()}
 
 
 def of_detection(**fields: Any) -> dict[str, Any]:
@@ -140,39 +139,40 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize("fields", GOOD)
-def test_what_keeps_the_rules_passes(fields: dict[str, Any]) -> None:
-    assert violations(prediction(**fields)) == {}
+def test_what_keeps_the_rules_passes(decoder: Decoder, fields: dict[str, Any]) -> None:
+    assert violations(decoder, prediction(**fields)) == {}
 
 
 @pytest.mark.parametrize(("fields", "path", "reason"), BAD)
 def test_what_breaks_a_rule_is_found_by_field_and_reason(
-    fields: dict[str, Any], path: str, reason: str
+    decoder: Decoder, fields: dict[str, Any], path: str, reason: str
 ) -> None:
     good = prediction(**labels(3), detections=[detection()] * 2)
-    found = violations(good, prediction(**fields), good)
-    assert found == {1: (path, reason)}
+    broken = violations(decoder, good, prediction(**fields), good)
+    assert broken == {1: (path, reason)}
 
 
-def test_the_first_broken_detection_of_each_prediction_is_named() -> None:
+def test_the_first_broken_detection_of_each_prediction_is_named(decoder: Decoder) -> None:
     bad = detection(confidence=2)
-    found = violations(
+    broken = violations(
+        decoder,
         prediction(detections=[]),
         prediction(detections=[detection(), bad, bad]),
         prediction(detections=[bad]),
     )
-    assert found == {
+    assert broken == {
         1: ("detections[1].confidence", "CONFIDENCE_OUT_OF_RANGE"),
         2: ("detections[0].confidence", "CONFIDENCE_OUT_OF_RANGE"),
     }
 
 
-def test_one_reason_is_given_for_a_prediction_that_breaks_several_rules() -> None:
+def test_one_reason_is_given_for_a_prediction_that_breaks_several_rules(decoder: Decoder) -> None:
     worst = prediction(image_id="", trace_id="x", detections=[detection(class_id=-1)])
-    assert len(violations(worst)) == 1
+    assert len(violations(decoder, worst)) == 1
 
 
-def test_nothing_breaks_no_rule() -> None:
-    assert violations() == {}
+def test_nothing_breaks_no_rule(decoder: Decoder) -> None:
+    assert violations(decoder) == {}
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from sightline.types.v1.prediction_pb2 import Prediction
 
 from ingest_service.receive.conflicts import MAX_GENERATIONS
 from ingest_service.receive.decision import decide
-from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message, Outcome, prepare
+from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.store.duckdb.reader import read_watermark
 from ingest_service.store.protocol import Generation, Watermark
 from tests.unit.ingest_service.samples import (
@@ -25,7 +25,7 @@ from tests.unit.ingest_service.samples import (
     predictions,
 )
 
-DECODER = Decoder()
+DECODER = PtarsDecoder()
 ONE, TWO, THREE = (str(uuid.UUID(int=number)) for number in (1, 2, 3))
 Parts = list[Prediction | Gap]
 

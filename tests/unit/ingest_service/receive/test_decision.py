@@ -19,13 +19,11 @@ from tests.unit.ingest_service.samples import (
     spool,
 )
 
-DECODER = Decoder()
-
 
 def run(
-    *messages: Message, watermarks: dict[SpoolKey, int] | None = None
+    decoder: Decoder, *messages: Message, watermarks: dict[SpoolKey, int] | None = None
 ) -> tuple[Changes, tuple[Outcome, ...]]:
-    group = prepare(messages, DECODER, NOW)
+    group = prepare(messages, decoder, NOW)
     through = watermarks or {}
     return decide(group, {one: committed(through.get(one, 0)) for one in group.spools})
 
@@ -40,17 +38,18 @@ def sequences(changes: Changes) -> list[int]:
     return found
 
 
-def test_what_is_new_is_written_and_counted() -> None:
-    changes, outcomes = run(message(*predictions(1, 3), gap(4, 6)))
+def test_what_is_new_is_written_and_counted(decoder: Decoder) -> None:
+    changes, outcomes = run(decoder, message(*predictions(1, 3), gap(4, 6)))
     assert outcomes == (Outcome(6, accepted=3, gap_sequences=3),)
     assert sequences(changes) == [1, 2, 3]
     (row,) = changes.watermarks.to_pylist()
     assert (row["committed_through"], row["duplicates"]) == (6, 0)
 
 
-def test_rejected_predictions_hold_their_place_and_nothing_else_of_it() -> None:
+def test_rejected_predictions_hold_their_place_and_nothing_else_of_it(decoder: Decoder) -> None:
     bad = detection(confidence=math.nan)
     changes, outcomes = run(
+        decoder,
         message(prediction(1), prediction(2, detections=[bad]), prediction(3)),
         message(prediction(4, model_name=""), first=False),
     )
@@ -70,10 +69,11 @@ def test_rejected_predictions_hold_their_place_and_nothing_else_of_it() -> None:
     assert (original["sequence"], original["detections"][0]["confidence"]) == ("2", "NaN")
 
 
-def test_only_so_many_rejected_predictions_of_a_group_are_written_out() -> None:
+def test_only_so_many_rejected_predictions_of_a_group_are_written_out(decoder: Decoder) -> None:
     """To write one out takes a hundred times as long as to take one in."""
     half = MAX_JSON_ORIGINALS // 2 + 1
     changes, _ = run(
+        decoder,
         message(*(prediction(n, model_name="") for n in range(1, half + 1))),
         message(
             *(prediction(n, model_name="") for n in range(half + 1, 2 * half + 1)), first=False
@@ -86,15 +86,17 @@ def test_only_so_many_rejected_predictions_of_a_group_are_written_out() -> None:
     ]
 
 
-def test_a_rejected_prediction_that_comes_again_is_a_duplicate() -> None:
-    changes, outcomes = run(message(prediction(1, model_name="")), watermarks={SPOOL: 1})
+def test_a_rejected_prediction_that_comes_again_is_a_duplicate(decoder: Decoder) -> None:
+    changes, outcomes = run(decoder, message(prediction(1, model_name="")), watermarks={SPOOL: 1})
     assert outcomes == (Outcome(1, duplicates=1),)
     assert changes.rejected.num_rows == 0
 
 
-def test_another_content_under_a_committed_sequence_is_a_conflict() -> None:
+def test_another_content_under_a_committed_sequence_is_a_conflict(decoder: Decoder) -> None:
     changes, outcomes = run(
-        message(prediction(1, image_id="first")), message(prediction(1, image_id="other"), stream=1)
+        decoder,
+        message(prediction(1, image_id="first")),
+        message(prediction(1, image_id="other"), stream=1),
     )
     assert changes.predictions.column("image_id").to_pylist() == ["first"]
     assert [outcome.duplicates for outcome in outcomes] == [0, 0]
@@ -104,8 +106,9 @@ def test_another_content_under_a_committed_sequence_is_a_conflict() -> None:
     assert error.metadata["sequence"] == "1"
 
 
-def test_a_hole_ends_its_stream_with_the_sequence_that_is_expected() -> None:
+def test_a_hole_ends_its_stream_with_the_sequence_that_is_expected(decoder: Decoder) -> None:
     changes, outcomes = run(
+        decoder,
         message(*predictions(1, 2), prediction(4)),
         message(*predictions(5, 6), first=False),
         message(prediction(1), of=spool(2), stream=1),
@@ -120,8 +123,9 @@ def test_a_hole_ends_its_stream_with_the_sequence_that_is_expected() -> None:
     assert sequences(changes) == [1, 2, 1]
 
 
-def test_a_refused_message_takes_nothing_of_its_stream_that_follows_it() -> None:
+def test_a_refused_message_takes_nothing_of_its_stream_that_follows_it(decoder: Decoder) -> None:
     changes, outcomes = run(
+        decoder,
         message(prediction(1)),
         message(payload=b"\xff", first=False),
         message(prediction(2), first=False),
@@ -137,25 +141,27 @@ def test_a_refused_message_takes_nothing_of_its_stream_that_follows_it() -> None
     assert [outcome.accepted for outcome in outcomes] == [1, 0, 0, 1]
 
 
-def test_a_group_of_nothing_but_refused_messages_changes_nothing() -> None:
-    changes, _ = run(message(payload=b"\xff"))
+def test_a_group_of_nothing_but_refused_messages_changes_nothing(decoder: Decoder) -> None:
+    changes, _ = run(decoder, message(payload=b"\xff"))
     tables = (changes.predictions, changes.rejected, changes.gaps, changes.streams)
     assert [table.num_rows for table in (*tables, changes.watermarks)] == [0] * 5
 
 
-def test_only_the_first_message_of_a_stream_records_its_opening() -> None:
-    changes, _ = run(message(prediction(1)), message(prediction(2), first=False))
+def test_only_the_first_message_of_a_stream_records_its_opening(decoder: Decoder) -> None:
+    changes, _ = run(decoder, message(prediction(1)), message(prediction(2), first=False))
     assert changes.streams.num_rows == 1
 
 
 @pytest.mark.parametrize(("number", "name"), [(1, "dropped_oldest"), (77, "reason_77")])
-def test_a_gap_keeps_its_reason_even_one_of_a_newer_contract(number: int, name: str) -> None:
-    changes, _ = run(message(gap(1, 2, reason=number)))
+def test_a_gap_keeps_its_reason_even_one_of_a_newer_contract(
+    decoder: Decoder, number: int, name: str
+) -> None:
+    changes, _ = run(decoder, message(gap(1, 2, reason=number)))
     assert changes.gaps.column("reason").to_pylist() == [name]
 
 
-def test_the_committed_part_of_a_gap_is_cut() -> None:
-    changes, outcomes = run(message(gap(1, 9), prediction(10)), watermarks={SPOOL: 4})
+def test_the_committed_part_of_a_gap_is_cut(decoder: Decoder) -> None:
+    changes, outcomes = run(decoder, message(gap(1, 9), prediction(10)), watermarks={SPOOL: 4})
     recorded: list[dict[str, Any]] = changes.gaps.to_pylist()
     assert [(row["first_sequence"], row["last_sequence"]) for row in recorded] == [(5, 9)]
     assert outcomes[0].gap_sequences == 5

@@ -13,8 +13,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from ingest_service.receive import rows
-from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message
+from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.receive.readmission import UNREADABLE, recheck
 from ingest_service.store.duckdb import rejected as rejected_module
 from ingest_service.store.duckdb import transaction as transaction_module
@@ -127,7 +127,7 @@ def test_a_transaction_that_fails_moves_nothing(
     with contextlib.closing(DuckDBStore(rejected)) as store:
         with store.transaction() as transaction:
             found = transaction.rejected(RejectedFilter(), None)
-        batch = recheck(found, Decoder(), NOW)
+        batch = recheck(found, PtarsDecoder(), NOW)
         with pytest.raises(RuntimeError, match="power"), store.transaction() as transaction:
             transaction.readmit(batch.predictions, NOW)
         assert (stats(store).rejected, stats(store).total_predictions) == (6, 0)
@@ -164,7 +164,7 @@ def judged(captured: datetime, device_time: datetime | None, now: datetime = NOW
     us = round(BEHIND.timestamp() * 1e6)
     device = None if device_time is None else round(device_time.timestamp() * 1e6)
     found = Rejected(us, *SPOOL, 1, original, us, device, "")
-    return list(recheck([found], Decoder(), now).kept)
+    return list(recheck([found], PtarsDecoder(), now).kept)
 
 
 def test_the_device_s_clock_decides_where_it_is_known() -> None:
@@ -189,7 +189,7 @@ def test_every_form_of_an_original_is_read(path: Path) -> None:
         found = [Rejected(1, *SPOOL, n, form, 1, None, "") for n, form in enumerate(forms, start=1)]
         bad = ("{}", '{"wire_base64": "?"}', '{"message_base64": "", "prediction": 7}', "[]", "1")
         found += [Rejected(1, *SPOOL, n, form, 1, None, "") for n, form in enumerate(bad, start=9)]
-        batch = recheck(found, Decoder(), NOW)
+        batch = recheck(found, PtarsDecoder(), NOW)
         assert batch.predictions.column("sequence").to_pylist() == [1, 2, 3]
         assert batch.kept == {UNREADABLE: 5}
         with store.transaction() as transaction:
