@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class InferenceServiceStub:
-    """Runs models on pictures. Every call has a deadline; one without gets the server's default.
-    Errors carry google.rpc.ErrorInfo with domain "sightline.dev", a reason, and `category` and
-    `retryable` in its metadata.
+    """Runs models on images. A call without a deadline gets the server's default deadline. Errors have
+    a google.rpc.ErrorInfo with the domain "sightline.dev", a reason, and `category` and `retryable`
+    in its metadata.
     """
 
     def __init__(self, channel):
@@ -55,32 +55,32 @@ class InferenceServiceStub:
 
 
 class InferenceServiceServicer:
-    """Runs models on pictures. Every call has a deadline; one without gets the server's default.
-    Errors carry google.rpc.ErrorInfo with domain "sightline.dev", a reason, and `category` and
-    `retryable` in its metadata.
+    """Runs models on images. A call without a deadline gets the server's default deadline. Errors have
+    a google.rpc.ErrorInfo with the domain "sightline.dev", a reason, and `category` and `retryable`
+    in its metadata.
     """
 
     def Infer(self, request, context):
-        """Answers for one or more pictures. Metadata `idempotency-key` (a UUIDv4) makes a retry get the
-        answer that the first call got, marked by trailing metadata `idempotent-replayed: true`.
+        """Run a model on one or more images. With the metadata `idempotency-key` (a UUIDv4), a retry gets
+        the response of the first call, marked by the trailing metadata `idempotent-replayed: true`.
 
-        If some pictures of several are bad, the others are answered and the bad ones carry an error;
-        if all are bad, the call fails with INVALID_ARGUMENT.
+        If some of several images are invalid, their results have an error, and the others are
+        answered. If all are invalid, the call fails with INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadImage(self, request_iterator, context):
-        """Takes a picture in chunks and gives a reference to it, so that `Infer` can be retried without
-        sending the picture again. The first message carries the header, the others the bytes.
+        """Upload an image in chunks and return a reference to it, so that `Infer` can be retried without
+        sending the image again. The first message has the header, the others have the bytes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models that are loaded.
+        """List the loaded models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,9 +113,9 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """Runs models on pictures. Every call has a deadline; one without gets the server's default.
-    Errors carry google.rpc.ErrorInfo with domain "sightline.dev", a reason, and `category` and
-    `retryable` in its metadata.
+    """Runs models on images. A call without a deadline gets the server's default deadline. Errors have
+    a google.rpc.ErrorInfo with the domain "sightline.dev", a reason, and `category` and `retryable`
+    in its metadata.
     """
 
     @staticmethod

@@ -32,18 +32,18 @@ class PredictionLogRequest(_message.Message):
     GAPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> _ingest_pb2.LogHeader:
-        """Who is sending. Required in the first message of a stream, must be absent in the others."""
+        """The sender. Required in the first message of a stream, must be absent in all others."""
 
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[_prediction_pb2.Prediction]:
-        """Predictions in ascending order of sequence. May be empty. At most 10 000 a message, and
-        4 MiB a message in all.
+        """Predictions in ascending order of sequence. May be empty. At most 10 000 per message,
+        and 4 MiB per message in all.
         """
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.Gap]:
         """Runs of sequences that will never be sent, in ascending order. Merged with the predictions
-        of the same message, they leave no hole. May be empty. At most 10 000 a message.
+        of the same message, they leave no hole. May be empty. At most 10 000 per message.
         """
 
     def __init__(
@@ -63,7 +63,7 @@ Global___PredictionLogRequest: _TypeAlias = PredictionLogRequest  # noqa: Y015
 
 @_typing.final
 class PredictionLogResponse(_message.Message):
-    """What became of a stream."""
+    """The result of a stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -75,22 +75,22 @@ class PredictionLogResponse(_message.Message):
     REJECTIONS_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     committed_through: _builtins.int
-    """Every sequence up to this one is committed; the device may delete them. 0: none is."""
+    """Every sequence up to this one is committed; the device may delete them. 0: none."""
     accepted: _builtins.int
     """Predictions of this stream that were stored as rows."""
     duplicates: _builtins.int
     """Predictions of this stream that had been committed before."""
     rejected: _builtins.int
-    """Predictions of this stream that broke a rule, and are kept as rejected."""
+    """Predictions of this stream that broke a rule and are kept as rejected."""
     gap_sequences: _builtins.int
-    """Sequences that this stream declared as gaps and that were recorded as such."""
+    """Sequences that this stream declared as gaps and that were recorded."""
     generation: _builtins.str
-    """The stream's LogHeader.generation: duplicates are the same predictions then. Empty: none was
-    given, or this server keeps no generations, and cannot tell.
+    """The stream's LogHeader.generation: duplicates are then the same predictions. Empty: none was
+    sent, or this server keeps no generations and cannot compare them.
     """
     @_builtins.property
     def rejections(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.Rejection]:
-        """The first 1000 of the rejected ones."""
+        """The first 1000 rejected predictions."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ Global___PredictionLogResponse: _TypeAlias = PredictionLogResponse  # noqa: Y015
 
 @_typing.final
 class GetWatermarkRequest(_message.Message):
-    """Asks for the committed position of one spool."""
+    """A request for the committed position of one spool."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -149,9 +149,9 @@ class GetWatermarkResponse(_message.Message):
     """Every sequence up to this one is committed. 0: the server knows nothing of this spool."""
     @_builtins.property
     def generations(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.Generation]:
-        """In which openings of the spool the committed sequences were spooled, oldest first, without a
-        hole: the last 64 runs, what is older counting as not said. A node that has not had the last
-        of them is a copy, or was put back from one. Empty with a committed_through above 0: this
+        """Openings of the spool in which the committed sequences were spooled, oldest first, without a
+        hole: the last 64 runs; older ones have an empty id. A node that has not made the last of these
+        openings is a copy, or was restored from one. Empty with a committed_through above 0: this
         server keeps no generations.
         """
 
@@ -171,14 +171,14 @@ Global___GetWatermarkResponse: _TypeAlias = GetWatermarkResponse  # noqa: Y015
 
 @_typing.final
 class GetStatsRequest(_message.Message):
-    """Asks for statistics."""
+    """A request for statistics."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FILTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def filter(self) -> _ingest_pb2.PredictionFilter:
-        """Which predictions to count."""
+        """The predictions to count."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ Global___GetStatsRequest: _TypeAlias = GetStatsRequest  # noqa: Y015
 
 @_typing.final
 class GetStatsResponse(_message.Message):
-    """Statistics of the predictions that match."""
+    """Statistics of the matching predictions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -212,22 +212,22 @@ class GetStatsResponse(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     GAP_SEQUENCES_FIELD_NUMBER: _builtins.int
     total_predictions: _builtins.int
-    """Predictions."""
+    """Number of predictions."""
     defects_detected: _builtins.int
-    """Of them, those with defect_detected = true."""
+    """Number of predictions with defect_detected = true."""
     total_detections: _builtins.int
-    """Detections in them."""
+    """Number of detections in all of them."""
     rejected: _builtins.int
-    """Rejected predictions of the filter's devices, whatever the rest of the filter."""
+    """Rejected predictions of the filter's devices, independent of the rest of the filter."""
     gap_sequences: _builtins.int
-    """Sequences declared as gaps by the filter's devices, whatever the rest of the filter."""
+    """Sequences declared as gaps by the filter's devices, independent of the rest of the filter."""
     @_builtins.property
     def by_device(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.CountByKey]:
-        """Predictions by device, most first, at most 1000."""
+        """Predictions by device, largest first, at most 1000."""
 
     @_builtins.property
     def by_model(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.CountByKey]:
-        """Predictions by model name, most first, at most 1000."""
+        """Predictions by model name, largest first, at most 1000."""
 
     @_builtins.property
     def by_source(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.CountByKey]:
@@ -235,11 +235,11 @@ class GetStatsResponse(_message.Message):
 
     @_builtins.property
     def by_class(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.CountByKey]:
-        """Detections by class name, most first, at most 1000."""
+        """Detections by class name, largest first, at most 1000."""
 
     @_builtins.property
     def inference_time(self) -> _ingest_pb2.LatencyQuantiles:
-        """Inference time, over the predictions that give it. Absent: none does."""
+        """Inference time, over the predictions that have it. Absent: none has it."""
 
     @_builtins.property
     def first_captured_at(self) -> _timestamp_pb2.Timestamp:
@@ -275,7 +275,7 @@ Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
 
 @_typing.final
 class ListPredictionsRequest(_message.Message):
-    """Asks for stored predictions."""
+    """A request for stored predictions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -283,12 +283,12 @@ class ListPredictionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many at most, 1 to 1000. 0: 100."""
+    """Maximum number of predictions, 1 to 1000. 0: 100."""
     page_token: _builtins.str
     """`next_page_token` of the page before, with the same filter. Empty: the first page."""
     @_builtins.property
     def filter(self) -> _ingest_pb2.PredictionFilter:
-        """Which predictions."""
+        """The predictions to list."""
 
     def __init__(
         self,
@@ -314,7 +314,7 @@ class ListPredictionsResponse(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where the next page starts. Empty: this is the last."""
+    """Token of the next page. Empty: this is the last page."""
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.StoredPrediction]:
         """The predictions, newest commit first."""
@@ -335,7 +335,7 @@ Global___ListPredictionsResponse: _TypeAlias = ListPredictionsResponse  # noqa: 
 
 @_typing.final
 class BackupRequest(_message.Message):
-    """Asks for a copy of the database."""
+    """A request for a copy of the database."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -352,7 +352,7 @@ Global___BackupRequest: _TypeAlias = BackupRequest  # noqa: Y015
 
 @_typing.final
 class BackupResponse(_message.Message):
-    """One message of a backup: how far the copy is made, then its bytes, then what is in it."""
+    """One message of a backup: first the progress of the copy, then its bytes, then a summary."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -363,11 +363,11 @@ class BackupResponse(_message.Message):
     """The next bytes of the file, at most 1 MiB."""
     @_builtins.property
     def progress(self) -> Global___BackupProgress:
-        """How far the server has copied."""
+        """Progress of the copy on the server."""
 
     @_builtins.property
     def summary(self) -> Global___BackupSummary:
-        """The last message: what was sent."""
+        """The last message: a summary."""
 
     def __init__(
         self,
@@ -388,16 +388,16 @@ Global___BackupResponse: _TypeAlias = BackupResponse  # noqa: Y015
 
 @_typing.final
 class BackupProgress(_message.Message):
-    """How far a copy is made."""
+    """Progress of a copy."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROWS_FIELD_NUMBER: _builtins.int
     TOTAL_ROWS_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
-    """Rows copied, of all tables."""
+    """Number of copied rows, of all tables."""
     total_rows: _builtins.int
-    """Rows to copy in all."""
+    """Number of rows to copy."""
     def __init__(
         self,
         *,
@@ -414,7 +414,7 @@ Global___BackupProgress: _TypeAlias = BackupProgress  # noqa: Y015
 
 @_typing.final
 class BackupSummary(_message.Message):
-    """What a backup holds. The server has read every row of the copy before it sent it."""
+    """The contents of a backup. The server has read every row of the copy before sending it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -428,11 +428,11 @@ class BackupSummary(_message.Message):
     sha256: _builtins.bytes
     """SHA-256 of the file, 32 bytes."""
     predictions: _builtins.int
-    """Predictions in it."""
+    """Number of predictions in it."""
     rejected: _builtins.int
-    """Rejected predictions in it."""
+    """Number of rejected predictions in it."""
     spools: _builtins.int
-    """Spools that it knows."""
+    """Number of spools in it."""
     def __init__(
         self,
         *,

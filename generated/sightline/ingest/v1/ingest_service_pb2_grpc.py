@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class IngestServiceStub:
-    """Takes the predictions of edge devices into DuckDB. Errors carry google.rpc.ErrorInfo with
+    """Commits the predictions of edge devices to DuckDB. Errors have a google.rpc.ErrorInfo with the
     domain "sightline.dev", a reason, and `category` and `retryable` in its metadata.
     """
 
@@ -64,55 +64,57 @@ class IngestServiceStub:
 
 
 class IngestServiceServicer:
-    """Takes the predictions of edge devices into DuckDB. Errors carry google.rpc.ErrorInfo with
+    """Commits the predictions of edge devices to DuckDB. Errors have a google.rpc.ErrorInfo with the
     domain "sightline.dev", a reason, and `category` and `retryable` in its metadata.
     """
 
     def PredictionLog(self, request_iterator, context):
-        """Logs predictions. The stream's first message carries the header; every message may carry
-        predictions and gaps, which together continue the device's sequence without a hole.
-        Messages are committed as they come; the one answer comes after half-close, when all are.
+        """Log predictions. The first message of the stream has the header. Every message may have
+        predictions and gaps, which together continue the device's sequence without a hole. Messages
+        are committed while the stream is open. The response is sent after half-close, when all
+        messages are committed.
 
-        A prediction at or below the committed position is a duplicate, which is success. An
-        undeclared hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and
-        `expected_sequence` in the metadata; what came before it is committed. A message that cannot
-        be read ends it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
+        A prediction at or below the committed position is a duplicate, which is success. An undeclared
+        hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and `expected_sequence`
+        in the metadata; everything before the hole is committed. A message that cannot be decoded ends
+        it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
 
         A sequence that was committed with another content ends the stream with FAILED_PRECONDITION,
-        reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; what came before that message is
-        committed. It is not retryable: somebody else has used this spool_id, and the predictions need
-        a new one. The server notices it by the generation, and by the content of the first and the
-        last committed prediction of a spool where they come again.
+        reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; everything before that message is
+        committed. It is not retryable: another process has used this spool_id, and the predictions
+        need a new one. The server detects it by the generation, and by the content of the first and
+        the last committed prediction of a spool if they are sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetWatermark(self, request, context):
-        """Says up to which sequence a device's spool is committed: where a reconnecting node resumes.
+        """Return the committed position of a device's spool, from which a reconnecting node resumes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStats(self, request, context):
-        """Counts what is stored: exactly, and all of one moment; quantiles are within 1 %.
+        """Count stored predictions, exactly and as of one moment. Quantiles have an error of at most 1 %.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPredictions(self, request, context):
-        """Lists what is stored, newest commit first.
+        """List stored predictions, newest commit first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Backup(self, request, context):
-        """Sends a copy of the database as of one moment, while devices go on logging. It needs the scope
-        `admin`, for every device. One copy is made at a time: RESOURCE_EXHAUSTED, reason
-        `BACKUP_RUNNING`, for another. It first takes room on the server's disk beside the database.
+        """Stream a copy of the database as of one moment, while devices keep logging. It requires the
+        scope `admin` for every device. There is one backup at a time; another call fails with
+        RESOURCE_EXHAUSTED, reason `BACKUP_RUNNING`. The copy is first written to the server's disk
+        beside the database.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +157,7 @@ def add_IngestServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class IngestService:
-    """Takes the predictions of edge devices into DuckDB. Errors carry google.rpc.ErrorInfo with
+    """Commits the predictions of edge devices to DuckDB. Errors have a google.rpc.ErrorInfo with the
     domain "sightline.dev", a reason, and `category` and `retryable` in its metadata.
     """
 

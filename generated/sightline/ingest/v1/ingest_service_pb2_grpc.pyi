@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class IngestServiceStub:
-    """Takes the predictions of edge devices into DuckDB. Errors carry google.rpc.ErrorInfo with
+    """Commits the predictions of edge devices to DuckDB. Errors have a google.rpc.ErrorInfo with the
     domain "sightline.dev", a reason, and `category` and `retryable` in its metadata.
     """
 
@@ -36,70 +36,74 @@ class IngestServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> IngestServiceAsyncStub: ...
     PredictionLog: _grpc.StreamUnaryMultiCallable[_ingest_service_pb2.PredictionLogRequest, _ingest_service_pb2.PredictionLogResponse]
-    """Logs predictions. The stream's first message carries the header; every message may carry
-    predictions and gaps, which together continue the device's sequence without a hole.
-    Messages are committed as they come; the one answer comes after half-close, when all are.
+    """Log predictions. The first message of the stream has the header. Every message may have
+    predictions and gaps, which together continue the device's sequence without a hole. Messages
+    are committed while the stream is open. The response is sent after half-close, when all
+    messages are committed.
 
-    A prediction at or below the committed position is a duplicate, which is success. An
-    undeclared hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and
-    `expected_sequence` in the metadata; what came before it is committed. A message that cannot
-    be read ends it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
+    A prediction at or below the committed position is a duplicate, which is success. An undeclared
+    hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and `expected_sequence`
+    in the metadata; everything before the hole is committed. A message that cannot be decoded ends
+    it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
 
     A sequence that was committed with another content ends the stream with FAILED_PRECONDITION,
-    reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; what came before that message is
-    committed. It is not retryable: somebody else has used this spool_id, and the predictions need
-    a new one. The server notices it by the generation, and by the content of the first and the
-    last committed prediction of a spool where they come again.
+    reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; everything before that message is
+    committed. It is not retryable: another process has used this spool_id, and the predictions
+    need a new one. The server detects it by the generation, and by the content of the first and
+    the last committed prediction of a spool if they are sent again.
     """
     GetWatermark: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.GetWatermarkRequest, _ingest_service_pb2.GetWatermarkResponse]
-    """Says up to which sequence a device's spool is committed: where a reconnecting node resumes."""
+    """Return the committed position of a device's spool, from which a reconnecting node resumes."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.GetStatsRequest, _ingest_service_pb2.GetStatsResponse]
-    """Counts what is stored: exactly, and all of one moment; quantiles are within 1 %."""
+    """Count stored predictions, exactly and as of one moment. Quantiles have an error of at most 1 %."""
     ListPredictions: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListPredictionsRequest, _ingest_service_pb2.ListPredictionsResponse]
-    """Lists what is stored, newest commit first."""
+    """List stored predictions, newest commit first."""
     Backup: _grpc.UnaryStreamMultiCallable[_ingest_service_pb2.BackupRequest, _ingest_service_pb2.BackupResponse]
-    """Sends a copy of the database as of one moment, while devices go on logging. It needs the scope
-    `admin`, for every device. One copy is made at a time: RESOURCE_EXHAUSTED, reason
-    `BACKUP_RUNNING`, for another. It first takes room on the server's disk beside the database.
+    """Stream a copy of the database as of one moment, while devices keep logging. It requires the
+    scope `admin` for every device. There is one backup at a time; another call fails with
+    RESOURCE_EXHAUSTED, reason `BACKUP_RUNNING`. The copy is first written to the server's disk
+    beside the database.
     """
 
 @_typing.type_check_only
 class IngestServiceAsyncStub(IngestServiceStub):
-    """Takes the predictions of edge devices into DuckDB. Errors carry google.rpc.ErrorInfo with
+    """Commits the predictions of edge devices to DuckDB. Errors have a google.rpc.ErrorInfo with the
     domain "sightline.dev", a reason, and `category` and `retryable` in its metadata.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PredictionLog: _aio.StreamUnaryMultiCallable[_ingest_service_pb2.PredictionLogRequest, _ingest_service_pb2.PredictionLogResponse]  # type: ignore[assignment]
-    """Logs predictions. The stream's first message carries the header; every message may carry
-    predictions and gaps, which together continue the device's sequence without a hole.
-    Messages are committed as they come; the one answer comes after half-close, when all are.
+    """Log predictions. The first message of the stream has the header. Every message may have
+    predictions and gaps, which together continue the device's sequence without a hole. Messages
+    are committed while the stream is open. The response is sent after half-close, when all
+    messages are committed.
 
-    A prediction at or below the committed position is a duplicate, which is success. An
-    undeclared hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and
-    `expected_sequence` in the metadata; what came before it is committed. A message that cannot
-    be read ends it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
+    A prediction at or below the committed position is a duplicate, which is success. An undeclared
+    hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and `expected_sequence`
+    in the metadata; everything before the hole is committed. A message that cannot be decoded ends
+    it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
 
     A sequence that was committed with another content ends the stream with FAILED_PRECONDITION,
-    reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; what came before that message is
-    committed. It is not retryable: somebody else has used this spool_id, and the predictions need
-    a new one. The server notices it by the generation, and by the content of the first and the
-    last committed prediction of a spool where they come again.
+    reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; everything before that message is
+    committed. It is not retryable: another process has used this spool_id, and the predictions
+    need a new one. The server detects it by the generation, and by the content of the first and
+    the last committed prediction of a spool if they are sent again.
     """
     GetWatermark: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.GetWatermarkRequest, _ingest_service_pb2.GetWatermarkResponse]  # type: ignore[assignment]
-    """Says up to which sequence a device's spool is committed: where a reconnecting node resumes."""
+    """Return the committed position of a device's spool, from which a reconnecting node resumes."""
     GetStats: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.GetStatsRequest, _ingest_service_pb2.GetStatsResponse]  # type: ignore[assignment]
-    """Counts what is stored: exactly, and all of one moment; quantiles are within 1 %."""
+    """Count stored predictions, exactly and as of one moment. Quantiles have an error of at most 1 %."""
     ListPredictions: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListPredictionsRequest, _ingest_service_pb2.ListPredictionsResponse]  # type: ignore[assignment]
-    """Lists what is stored, newest commit first."""
+    """List stored predictions, newest commit first."""
     Backup: _aio.UnaryStreamMultiCallable[_ingest_service_pb2.BackupRequest, _ingest_service_pb2.BackupResponse]  # type: ignore[assignment]
-    """Sends a copy of the database as of one moment, while devices go on logging. It needs the scope
-    `admin`, for every device. One copy is made at a time: RESOURCE_EXHAUSTED, reason
-    `BACKUP_RUNNING`, for another. It first takes room on the server's disk beside the database.
+    """Stream a copy of the database as of one moment, while devices keep logging. It requires the
+    scope `admin` for every device. There is one backup at a time; another call fails with
+    RESOURCE_EXHAUSTED, reason `BACKUP_RUNNING`. The copy is first written to the server's disk
+    beside the database.
     """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Takes the predictions of edge devices into DuckDB. Errors carry google.rpc.ErrorInfo with
+    """Commits the predictions of edge devices to DuckDB. Errors have a google.rpc.ErrorInfo with the
     domain "sightline.dev", a reason, and `category` and `retryable` in its metadata.
     """
 
@@ -109,20 +113,21 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_ingest_service_pb2.PredictionLogRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.PredictionLogResponse, _abc.Awaitable[_ingest_service_pb2.PredictionLogResponse]]:
-        """Logs predictions. The stream's first message carries the header; every message may carry
-        predictions and gaps, which together continue the device's sequence without a hole.
-        Messages are committed as they come; the one answer comes after half-close, when all are.
+        """Log predictions. The first message of the stream has the header. Every message may have
+        predictions and gaps, which together continue the device's sequence without a hole. Messages
+        are committed while the stream is open. The response is sent after half-close, when all
+        messages are committed.
 
-        A prediction at or below the committed position is a duplicate, which is success. An
-        undeclared hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and
-        `expected_sequence` in the metadata; what came before it is committed. A message that cannot
-        be read ends it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
+        A prediction at or below the committed position is a duplicate, which is success. An undeclared
+        hole ends the stream with FAILED_PRECONDITION, reason `SEQUENCE_HOLE` and `expected_sequence`
+        in the metadata; everything before the hole is committed. A message that cannot be decoded ends
+        it with INVALID_ARGUMENT, reason `MALFORMED_MESSAGE`.
 
         A sequence that was committed with another content ends the stream with FAILED_PRECONDITION,
-        reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; what came before that message is
-        committed. It is not retryable: somebody else has used this spool_id, and the predictions need
-        a new one. The server notices it by the generation, and by the content of the first and the
-        last committed prediction of a spool where they come again.
+        reason `SEQUENCE_CONFLICT` and `sequence` in the metadata; everything before that message is
+        committed. It is not retryable: another process has used this spool_id, and the predictions
+        need a new one. The server detects it by the generation, and by the content of the first and
+        the last committed prediction of a spool if they are sent again.
         """
 
     @_abc_1.abstractmethod
@@ -131,7 +136,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_service_pb2.GetWatermarkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.GetWatermarkResponse, _abc.Awaitable[_ingest_service_pb2.GetWatermarkResponse]]:
-        """Says up to which sequence a device's spool is committed: where a reconnecting node resumes."""
+        """Return the committed position of a device's spool, from which a reconnecting node resumes."""
 
     @_abc_1.abstractmethod
     def GetStats(
@@ -139,7 +144,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_service_pb2.GetStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.GetStatsResponse, _abc.Awaitable[_ingest_service_pb2.GetStatsResponse]]:
-        """Counts what is stored: exactly, and all of one moment; quantiles are within 1 %."""
+        """Count stored predictions, exactly and as of one moment. Quantiles have an error of at most 1 %."""
 
     @_abc_1.abstractmethod
     def ListPredictions(
@@ -147,7 +152,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_service_pb2.ListPredictionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.ListPredictionsResponse, _abc.Awaitable[_ingest_service_pb2.ListPredictionsResponse]]:
-        """Lists what is stored, newest commit first."""
+        """List stored predictions, newest commit first."""
 
     @_abc_1.abstractmethod
     def Backup(
@@ -155,9 +160,10 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_service_pb2.BackupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ingest_service_pb2.BackupResponse], _abc.AsyncIterator[_ingest_service_pb2.BackupResponse]]:
-        """Sends a copy of the database as of one moment, while devices go on logging. It needs the scope
-        `admin`, for every device. One copy is made at a time: RESOURCE_EXHAUSTED, reason
-        `BACKUP_RUNNING`, for another. It first takes room on the server's disk beside the database.
+        """Stream a copy of the database as of one moment, while devices keep logging. It requires the
+        scope `admin` for every device. There is one backup at a time; another call fails with
+        RESOURCE_EXHAUSTED, reason `BACKUP_RUNNING`. The copy is first written to the server's disk
+        beside the database.
         """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

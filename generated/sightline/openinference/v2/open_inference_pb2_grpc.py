@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub:
-    """Health, metadata and inference, as the Open Inference Protocol defines them, and what
-    perf_analyzer asks for beside it.
+    """Health, metadata and inference as defined by the Open Inference Protocol, and the extensions that
+    perf_analyzer needs.
     """
 
     def __init__(self, channel):
@@ -79,61 +79,61 @@ class GRPCInferenceServiceStub:
 
 
 class GRPCInferenceServiceServicer:
-    """Health, metadata and inference, as the Open Inference Protocol defines them, and what
-    perf_analyzer asks for beside it.
+    """Health, metadata and inference as defined by the Open Inference Protocol, and the extensions that
+    perf_analyzer needs.
     """
 
     def ServerLive(self, request, context):
-        """Whether the server process answers.
+        """Check that the server process responds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Whether the server is ready to answer for all its models.
+        """Check that the server is ready for requests to all its models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Whether one model is ready.
+        """Check that one model is ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerMetadata(self, request, context):
-        """The server's name, version and protocol extensions.
+        """Return the server's name, version and protocol extensions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """A model's versions, inputs and outputs.
+        """Return a model's versions, inputs and outputs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Runs a model on tensors or on encoded pictures.
+        """Run a model on tensors or on encoded images.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelConfig(self, request, context):
-        """A model's configuration: Triton's extension `model_configuration`.
+        """Return a model's configuration: Triton's extension `model_configuration`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelStatistics(self, request, context):
-        """What the models did in ModelInfer since the server's start: Triton's extension `statistics`.
+        """Return statistics of ModelInfer since the server's start: Triton's extension `statistics`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,8 +191,8 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService:
-    """Health, metadata and inference, as the Open Inference Protocol defines them, and what
-    perf_analyzer asks for beside it.
+    """Health, metadata and inference as defined by the Open Inference Protocol, and the extensions that
+    perf_analyzer needs.
     """
 
     @staticmethod
