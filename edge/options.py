@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from edge.records import MAX_SIZE
-from edge.spool.caps import Limits
+from edge.spool.caps import SpoolLimits
 from edge.wire import MAX_MESSAGE
 
 Compression = Literal["none", "gzip"]
@@ -58,6 +58,6 @@ class LogOptions:
             raise ValueError(f"compression must be none or gzip (got {self.compression!r})")
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> SpoolLimits:
         """The part that is about the spool."""
-        return Limits(self.spool_bytes, self.spool_age_seconds, self.disk_reserve_bytes)
+        return SpoolLimits(self.spool_bytes, self.spool_age_seconds, self.disk_reserve_bytes)

@@ -11,7 +11,7 @@ _SHRINK_PAGES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SpoolLimits:
     """How much a spool may hold."""
 
     max_bytes: int
@@ -33,7 +33,7 @@ class Lost:
     """How many of them were not lost before."""
 
 
-def byte_cap(file: SpoolFile, limits: Limits, free: int) -> tuple[int, GapReason]:
+def byte_cap(file: SpoolFile, limits: SpoolLimits, free: int) -> tuple[int, GapReason]:
     """Return how many bytes may be in use after the next change, and which limit says so.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge.spool import lock
-from edge.spool.caps import Limits
+from edge.spool.caps import SpoolLimits
 from edge.spool.clock import SpoolClock
 from edge.spool.entries import Gap, GapReason, Row
 from edge.spool.homes import FILE_NAME
@@ -20,7 +20,7 @@ from edge.spool.recovery import aside
 from edge.spool.recovery.salvage import identity_in, salvage, unnamed
 from servicekit.errors import invalid
 
-NO_LIMITS = Limits(1 << 50, 0.0, 0)
+NO_LIMITS = SpoolLimits(1 << 50, 0.0, 0)
 _PORTION = 1000
 
 

@@ -4,7 +4,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.spool.caps import Limits
+from edge.spool.caps import SpoolLimits
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME
 from edge.spool.identity import DamagedError, EmptyError, Identity, are_branches
@@ -27,7 +27,7 @@ class Opener:
 
     directory: Path
     device_id: str
-    limits: Limits
+    limits: SpoolLimits
 
     @property
     def path(self) -> Path:

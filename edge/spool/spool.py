@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from edge.spool import caps as spool_caps
 from edge.spool import mark
-from edge.spool.caps import Limits, Lost
+from edge.spool.caps import Lost, SpoolLimits
 from edge.spool.clock import SpoolClock
 from edge.spool.entries import Dropped, Entry, GapReason
 from edge.spool.file import SpoolFile
@@ -67,7 +67,7 @@ class Spool:
         self,
         directory: Path,
         device_id: str,
-        limits: Limits,
+        limits: SpoolLimits,
         on_lost: Callable[[Lost], None],
         *,
         wall: Callable[[], float] = time.time,

@@ -19,7 +19,7 @@ from edge.log.encode import prediction_body
 from edge.records import Prediction
 from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
-from edge.spool.caps import Limits
+from edge.spool.caps import SpoolLimits
 from edge.spool.entries import GapReason, Row
 from edge.spool.homes import homes
 from edge.spool.mark import FILE_NAME as MARK
@@ -28,7 +28,7 @@ from servicekit.errors import SightlineError
 from tests.fakes.ingest import FakeIngest, Stored
 from tests.faults.lab import DEVICE, Crashes, Line, _EndpointTo
 
-LIMITS = Limits(1 << 40, 0.0, 0)
+LIMITS = SpoolLimits(1 << 40, 0.0, 0)
 How = Literal["over the files", "anew", "without the mark", "without the folders below"]
 
 

@@ -21,7 +21,7 @@ from edge.log.memory import Memory, OnFull
 from edge.log.writer import Writer
 from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
-from edge.spool.caps import Limits, Lost
+from edge.spool.caps import Lost, SpoolLimits
 from edge.spool.entries import Dropped, Gap, GapReason, Row
 from edge.spool.file import SpoolFile
 from edge.spool.spool import Spool
@@ -271,7 +271,7 @@ class Ledger:
 class WatchedSpool(Spool):
     """A spool that writes down what it promises, and is held to it."""
 
-    def __init__(self, folder: Path, limits: Limits, progress: Progress, lab: "Lab") -> None:
+    def __init__(self, folder: Path, limits: SpoolLimits, progress: Progress, lab: "Lab") -> None:
         self._lab = lab
         self._told = progress.lost
         clocks = lab.clocks
@@ -413,7 +413,7 @@ class Lab:
     def _start(self) -> Node:
         plan = self.plan
         progress = Progress()
-        limits = Limits(plan.max_bytes, plan.max_age, 0)
+        limits = SpoolLimits(plan.max_bytes, plan.max_age, 0)
         spool = WatchedSpool(self.folder, limits, progress, self)
         memory = Memory(plan.on_full, 8, 1 << 24, lambda: None, lambda: None)
         writer = Writer(memory, lambda: spool, progress)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 
-from edge.spool.caps import Limits, Lost
+from edge.spool.caps import Lost, SpoolLimits
 from edge.spool.entries import Dropped, GapReason
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME
@@ -33,7 +33,7 @@ class Recovery:
 
     directory: Path
     device_id: str
-    limits: Limits
+    limits: SpoolLimits
 
     @property
     def path(self) -> Path:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge.spool import caps
-from edge.spool.caps import Limits, Lost
+from edge.spool.caps import Lost, SpoolLimits
 from edge.spool.entries import Gap, GapReason
 from edge.spool.file import SpoolFile
 from edge.spool.gaps import GapTable
@@ -51,7 +51,7 @@ def salvage(
     source: Path,
     target: Path,
     known: Identity,
-    limits: Limits,
+    limits: SpoolLimits,
     now: float,
     *,
     is_exact: bool = False,
@@ -89,7 +89,7 @@ def salvage(
 
 
 def salvage_apart(
-    source: Path, known: Identity, limits: Limits, now: float
+    source: Path, known: Identity, limits: SpoolLimits, now: float
 ) -> tuple[Path, Salvaged]:
     """Salvage into a home of its own, and return that; see `salvage`."""
     home = new_home(source.parent)
@@ -140,7 +140,7 @@ def _intact(carver: Carver, spool: Identity, most: int) -> Iterator[_Row]:
             yield one.sequence, one.spooled_at, one.prediction
 
 
-def _fill(file: SpoolFile, rows: Iterator[_Row], limits: Limits, now: float) -> list[Lost]:
+def _fill(file: SpoolFile, rows: Iterator[_Row], limits: SpoolLimits, now: float) -> list[Lost]:
     lost: list[Lost] = []
     while chunk := list(itertools.islice(rows, _CHUNK)):
         free = shutil.disk_usage(file.path.parent).free

@@ -13,7 +13,7 @@ from edge.log.memory import Memory, OnFull
 from edge.log.writer import Writer
 from edge.records import Prediction
 from edge.ship.progress import Progress
-from edge.spool.caps import Limits
+from edge.spool.caps import SpoolLimits
 from edge.spool.entries import Dropped, Entry, Gap, GapReason
 from edge.spool.spool import Spool
 from tests.unit.edge.samples import eventually
@@ -23,7 +23,7 @@ class Disk:
     """A spool whose disk fails when the test says so."""
 
     def __init__(self, folder: Path, progress: Progress) -> None:
-        self.spool = Spool(folder, "gate-1", Limits(1 << 40, 0.0, 0), progress.lost)
+        self.spool = Spool(folder, "gate-1", SpoolLimits(1 << 40, 0.0, 0), progress.lost)
         self.groups: list[int] = []
         self.failing: Exception | None = None
         self.attempts = 0

@@ -20,7 +20,7 @@ from edge.records import Prediction
 from edge.ship import shipper
 from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
-from edge.spool.caps import Limits
+from edge.spool.caps import SpoolLimits
 from edge.spool.entries import Dropped, GapReason
 from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
@@ -43,7 +43,7 @@ class Node:
     count: int = 0
 
     def __post_init__(self) -> None:
-        limits = Limits(1 << 40, 0.0, 0)
+        limits = SpoolLimits(1 << 40, 0.0, 0)
         self.spool = Spool(self.folder, "gate-1", limits, self.progress.lost)
 
     def log(self, count: int, *more: bytes | Dropped) -> None:
@@ -457,7 +457,7 @@ def test_stopping_interrupts_a_server_that_hangs(node: Node, ingest: FakeIngest)
 
 def test_the_api_key_goes_with_every_call(tmp_path: Path, ingest: FakeIngest) -> None:
     progress = Progress()
-    spool = Spool(tmp_path, "gate-1", Limits(1 << 40, 0.0, 0), progress.lost)
+    spool = Spool(tmp_path, "gate-1", SpoolLimits(1 << 40, 0.0, 0), progress.lost)
     spool.append([prediction_body(Prediction("i", "m"), 0.0)])
     shipper = Shipper(
         spool,

@@ -13,13 +13,13 @@ from edge.options import LogOptions
 from edge.records import Prediction
 from edge.ship import shipper
 from edge.spool import mark
-from edge.spool.caps import Limits
+from edge.spool.caps import SpoolLimits
 from edge.spool.entries import GapReason
 from tests.fakes.ingest import UNAVAILABLE, FakeIngest
 from tests.unit.edge.spool.test_spool import Clocks, Opened, body, opened, sequences
 
 YEAR = 365.25 * 86_400
-A_DAY = Limits(1 << 40, 86_400.0, 0)
+A_DAY = SpoolLimits(1 << 40, 86_400.0, 0)
 JUMPS = {
     "forward": [10 * YEAR],
     "back": [-10 * YEAR],
@@ -61,7 +61,7 @@ def test_nothing_ages_by_a_jump_and_everything_by_the_time_that_passes(
     one.spool.close()
 
 
-def again(one: Opened, folder: Path, limits: Limits = A_DAY) -> Opened:
+def again(one: Opened, folder: Path, limits: SpoolLimits = A_DAY) -> Opened:
     one.spool.close()
     return opened(folder, limits, one.clocks)
 

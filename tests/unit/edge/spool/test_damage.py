@@ -16,7 +16,7 @@ import pytest
 
 from edge.log.encode import prediction_body
 from edge.records import Prediction
-from edge.spool.caps import Limits, Lost
+from edge.spool.caps import Lost, SpoolLimits
 from edge.spool.entries import Gap, GapReason, Row
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME, homes
@@ -27,7 +27,7 @@ from edge.spool.recovery.aside import found, names, prune
 from edge.spool.spool import Spool
 from edge.wire import sequence_field
 
-NO_LIMITS = Limits(1 << 40, 0.0, 0)
+NO_LIMITS = SpoolLimits(1 << 40, 0.0, 0)
 SEEDS = int(os.environ.get("SPOOL_SEEDS", "5"))
 
 

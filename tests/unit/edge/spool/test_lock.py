@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from edge.spool import lock
-from edge.spool.caps import Limits
+from edge.spool.caps import SpoolLimits
 from edge.spool.lock import SpoolLock
 from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
 
-LIMITS = Limits(1 << 40, 0.0, 0)
+LIMITS = SpoolLimits(1 << 40, 0.0, 0)
 
 
 def opened(folder: Path) -> Spool:

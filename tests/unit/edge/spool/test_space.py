@@ -13,7 +13,7 @@ from edge.log.logger import PredictionLogger
 from edge.options import LogOptions
 from edge.records import Prediction
 from edge.spool import caps
-from edge.spool.caps import Limits
+from edge.spool.caps import SpoolLimits
 from edge.spool.entries import GapReason, Row
 from tests.fakes.ingest import FakeIngest
 from tests.unit.edge.samples import eventually
@@ -157,7 +157,7 @@ def test_at_the_reserve_no_more_is_given_up_than_comes(
     """Space that is given back there goes to others, and would have to be evicted for again."""
     monkeypatch.setattr(caps, "_SPARE_BYTES", 64 << 10)
     monkeypatch.setattr(caps, "_SHRINK_PAGES", 64)
-    one = opened(tmp_path, Limits(1 << 40, 0.0, 1 << 60))  # no disk has so much to spare
+    one = opened(tmp_path, SpoolLimits(1 << 40, 0.0, 1 << 60))  # no disk has so much to spare
     monkeypatch.setattr(caps, "_SMALLEST_CAP", 8 << 20)
     for _ in range(80):
         one.spool.append([body("x" * 10_000)] * 10)

@@ -13,13 +13,13 @@ import pytest
 
 from edge.log.encode import prediction_body
 from edge.records import Prediction
-from edge.spool.caps import Limits, Lost
+from edge.spool.caps import Lost, SpoolLimits
 from edge.spool.entries import Dropped, Gap, GapReason, Row
 from edge.spool.homes import FILE_NAME
 from edge.spool.spool import ReplacedError, Spool
 from servicekit.errors import SightlineError
 
-NO_LIMITS = Limits(1 << 40, 0.0, 0)
+NO_LIMITS = SpoolLimits(1 << 40, 0.0, 0)
 
 
 class Clocks:
@@ -44,7 +44,7 @@ class Opened(NamedTuple):
         return self.spool.identity.spool_id
 
 
-def opened(folder: Path, limits: Limits = NO_LIMITS, clocks: Clocks | None = None) -> Opened:
+def opened(folder: Path, limits: SpoolLimits = NO_LIMITS, clocks: Clocks | None = None) -> Opened:
     lost, clocks = list[Lost](), clocks or Clocks()
     spool = Spool(
         folder,
@@ -93,8 +93,8 @@ def test_ordinals_and_sequences(tmp_path: Path) -> None:
 def test_a_second_process_is_refused(tmp_path: Path, one: Opened) -> None:
     script = (
         "import pathlib, sys; from edge.spool.spool import Spool;"
-        "from edge.spool.caps import Limits;"
-        "Spool(pathlib.Path(sys.argv[1]), 'gate-1', Limits(1 << 30, 0, 0), print)"
+        "from edge.spool.caps import SpoolLimits;"
+        "Spool(pathlib.Path(sys.argv[1]), 'gate-1', SpoolLimits(1 << 30, 0, 0), print)"
     )
     result = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
@@ -118,8 +118,8 @@ def test_a_second_spool_in_this_process_is_refused_until_the_first_is_closed(
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     script = (
         "import os, pathlib, sys; from edge.spool.spool import Spool;"
-        "from edge.spool.caps import Limits;"
-        "s = Spool(pathlib.Path(sys.argv[1]), 'gate-1', Limits(1 << 30, 0, 0), print);"
+        "from edge.spool.caps import SpoolLimits;"
+        "s = Spool(pathlib.Path(sys.argv[1]), 'gate-1', SpoolLimits(1 << 30, 0, 0), print);"
         "s.append([b'x' * 10] * 3); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
@@ -137,7 +137,7 @@ def test_another_devices_spool_is_refused(tmp_path: Path, one: Opened) -> None:
 
 
 def test_bytes_evict_the_oldest(tmp_path: Path) -> None:
-    one = opened(tmp_path, Limits(2 << 20, 0.0, 0))
+    one = opened(tmp_path, SpoolLimits(2 << 20, 0.0, 0))
     for _ in range(40):
         one.spool.append([body("x" * 400)] * 250)
     kept = sequences(one)
@@ -157,7 +157,7 @@ def test_a_disk_at_its_reserve_keeps_the_spool_from_growing(
     free = [10 << 30]
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free[0]))
-    one = opened(tmp_path, Limits(1 << 40, 0.0, 1 << 30))
+    one = opened(tmp_path, SpoolLimits(1 << 40, 0.0, 1 << 30))
     one.spool.append([body("x" * 400)] * 10_000)
     assert one.lost == []
     grown = (tmp_path / FILE_NAME).stat().st_size
@@ -173,7 +173,7 @@ def test_a_disk_at_its_reserve_keeps_the_spool_from_growing(
 
 
 def test_age_evicts_by_a_clock_that_nobody_sets(tmp_path: Path) -> None:
-    one = opened(tmp_path, Limits(1 << 40, 60.0, 0))
+    one = opened(tmp_path, SpoolLimits(1 << 40, 60.0, 0))
     one.spool.append([body(), body()])
     one.clocks.pass_by(40)
     one.spool.append([body()])

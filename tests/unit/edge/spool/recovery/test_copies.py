@@ -14,7 +14,7 @@ import pytest
 from edge.log.encode import prediction_body
 from edge.records import Prediction
 from edge.spool import mark
-from edge.spool.caps import Limits
+from edge.spool.caps import SpoolLimits
 from edge.spool.entries import Row
 from edge.spool.homes import homes
 from edge.spool.lineage import MOST_OPENINGS
@@ -24,7 +24,7 @@ from edge.spool.spool import Spool
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Spool]:
-    spool = Spool(folder, "gate-1", Limits(1 << 40, 0.0, 0), lambda _: None)
+    spool = Spool(folder, "gate-1", SpoolLimits(1 << 40, 0.0, 0), lambda _: None)
     try:
         yield spool
     finally:
