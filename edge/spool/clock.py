@@ -9,7 +9,7 @@ can be trusted to say how long that was.
 import time
 from collections.abc import Callable
 
-from edge.spool.mark import Note, Reading, boot_id
+from edge.spool.superblock import SpoolClockReading, Superblock, boot_id
 
 
 class SpoolClock:
@@ -17,7 +17,7 @@ class SpoolClock:
 
     Args:
         steady: seconds since the machine was started, that nobody sets.
-        note: what was noted last. None: nothing was.
+        superblock: what was noted last. None: nothing was.
         latest: what it said when the last prediction was spooled, for want of a note. None: it is
             not known either.
         start: what it says when neither is known, in seconds, > 0.
@@ -25,7 +25,7 @@ class SpoolClock:
 
     def __init__(
         self,
-        note: Note | None,
+        superblock: Superblock | None,
         latest: float | None,
         start: float,
         *,
@@ -34,21 +34,21 @@ class SpoolClock:
         self._steady = steady
         self._boot = boot_id()
         # What was noted has a checksum, which the times of predictions have not.
-        known = (_noted(note, steady()), latest, max(1.0, start))
+        known = (_age_at_start(superblock, steady()), latest, max(1.0, start))
         self._offset = next(one for one in known if one is not None) - steady()
 
     def now(self) -> float:
         """Return what it shows, in seconds."""
         return self._steady() + self._offset
 
-    def reading(self) -> Reading:
+    def reading(self) -> SpoolClockReading:
         """Return what it shows, for a note."""
         steady = self._steady()
-        return Reading(steady + self._offset, steady, self._boot)
+        return SpoolClockReading(steady + self._offset, steady, self._boot)
 
 
-def _noted(note: Note | None, steady: float) -> float | None:
-    if note is None:
+def _age_at_start(superblock: Superblock | None, steady: float) -> float | None:
+    if superblock is None:
         return None
-    passed = max(0.0, steady - note.reading.steady) if note.is_of_this_boot else 0.0
-    return note.reading.age + passed
+    passed = max(0.0, steady - superblock.reading.steady) if superblock.is_of_this_boot else 0.0
+    return superblock.reading.age + passed

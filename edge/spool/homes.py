@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 from urllib.parse import quote
 
-from edge.spool import mark
+from edge.spool import superblock as superblocks
 
 FILE_NAME = "spool.db"
 _FORKS = "forks"
@@ -25,7 +25,7 @@ def new_home(directory: Path) -> Path:
 def homes(directory: Path) -> list[Path]:
     """Return the folders below one that have a spool, in use or not."""
     forks = directory / _FORKS
-    found = [*forks.glob(f"*/{FILE_NAME}"), *forks.glob(f"*/{mark.FILE_NAME}")]
+    found = [*forks.glob(f"*/{FILE_NAME}"), *forks.glob(f"*/{superblocks.FILE_NAME}")]
     return sorted({path.parent for path in found})
 
 

@@ -14,10 +14,10 @@ from edge.spool.clock import SpoolClock
 from edge.spool.entries import Gap, GapReason, Row
 from edge.spool.homes import FILE_NAME
 from edge.spool.identity import DamagedError, Identity, joined
-from edge.spool.mark import Mark, Note
 from edge.spool.reader import SUSPICIOUS, SpoolReader, is_damage
 from edge.spool.recovery import aside
 from edge.spool.recovery.salvage import identity_in, salvage, unnamed
+from edge.spool.superblock import Superblock, SuperblockFile
 from servicekit.errors import invalid
 
 NO_LIMITS = SpoolLimits(1 << 50, 0.0, 0)
@@ -98,8 +98,8 @@ def file_at(path: Path) -> Path:
         SightlineError: there is none (`SPOOL_NOT_FOUND`).
     """
     file = path / FILE_NAME if path.is_dir() else path
-    noted = file.name == FILE_NAME and Mark(file.parent).path.exists()
-    if file.exists() or noted:
+    recorded = file.name == FILE_NAME and SuperblockFile(file.parent).path.exists()
+    if file.exists() or recorded:
         return file
     hint = "a folder with a spool.db, or a file that was set aside"
     raise invalid("path", f"must be {hint} (got {str(path)!r})", reason="SPOOL_NOT_FOUND")
@@ -112,16 +112,16 @@ def below(folder: Path) -> list[Path]:
 
 def summary(path: Path) -> Summary:
     """Return what can be said of a spool file at once."""
-    note, problem, oldest, identity = note_beside(path), None, None, None
+    superblock, problem, oldest, identity = superblock_beside(path), None, None, None
     try:
         with closing(SpoolReader(path)) as reader:
             identity, oldest = reader.identity, reader.spooled_at(last=False)
     except SUSPICIOUS as error:
         problem = f"damaged: {error}"
-        identity = note.identity if note else None
+        identity = superblock.identity if superblock else None
     age = None
     if oldest is not None:
-        now = SpoolClock(note, oldest, oldest).now()
+        now = SpoolClock(superblock, oldest, oldest).now()
         age = round(max(0.0, now - oldest), 3)
     return Summary(
         str(path.parent if path.name == FILE_NAME else path),
@@ -143,7 +143,7 @@ def details(path: Path, count: int) -> Details:
         path: of the file.
         count: of predictions.
     """
-    note, short = note_beside(path), summary(path)
+    superblock, short = superblock_beside(path), summary(path)
     with readable(path) as reader:
         first, gaps, rows = reader.identity.acknowledged, Counter[str](), list[Row]()
         predictions = reader.count()
@@ -159,7 +159,7 @@ def details(path: Path, count: int) -> Details:
     return Details(
         short,
         identity.acknowledged,
-        note.sent if note else None,
+        superblock.sent if superblock else None,
         identity.acknowledged + 1 if identity.pending else None,
         identity.last if identity.pending else None,
         predictions,
@@ -177,11 +177,11 @@ def verify(path: Path) -> Verdict:
         SightlineError: a later version made it (`SPOOL_TOO_NEW`).
         OSError, sqlite3.Error: it cannot be read at all.
     """
-    note, faults = note_beside(path), list[str]()
+    superblock, faults = superblock_beside(path), list[str]()
     try:
         with closing(SpoolReader(path)) as reader:
             faults += reader.faults()
-            faults += _early_end(reader.identity, note)
+            faults += _early_end(reader.identity, superblock)
             counts, damaged = _read_through(reader)
             identity = reader.identity
     except SUSPICIOUS as error:
@@ -231,26 +231,26 @@ def salvaged_copy(path: Path) -> Iterator[SpoolReader]:
 
 def identity_of(path: Path) -> Identity | None:
     """Return whose spool a file is, from itself, the note beside it, or what is left of it."""
-    note = note_beside(path)
-    noted = note.identity if note else None
+    superblock = superblock_beside(path)
+    recorded = superblock.identity if superblock else None
     try:
         with closing(SpoolReader(path)) as reader:
-            return joined(reader.identity, noted)
+            return joined(reader.identity, recorded)
     except SUSPICIOUS as error:
         own = error.identity if isinstance(error, DamagedError) else None
-    return joined(own, noted) if own else noted or identity_in(path)
+    return joined(own, recorded) if own else recorded or identity_in(path)
 
 
-def note_beside(path: Path) -> Note | None:
+def superblock_beside(path: Path) -> Superblock | None:
     """Return what is noted of a spool file; of one that was set aside, nothing is."""
-    return Mark(path.parent).read() if path.name == FILE_NAME else None
+    return SuperblockFile(path.parent).read() if path.name == FILE_NAME else None
 
 
-def _early_end(identity: Identity, note: Note | None) -> list[str]:
-    noted = note.identity if note else None
-    if noted is None or noted.spool_id != identity.spool_id or noted.last <= identity.last:
+def _early_end(identity: Identity, superblock: Superblock | None) -> list[str]:
+    recorded = superblock.identity if superblock else None
+    if recorded is None or recorded.spool_id != identity.spool_id or recorded.last <= identity.last:
         return []
-    return [f"its end is gone, after sequence {identity.last} of {noted.last}"]
+    return [f"its end is gone, after sequence {identity.last} of {recorded.last}"]
 
 
 def _read_through(reader: SpoolReader) -> tuple[tuple[int, int], list[tuple[int, int]]]:

@@ -8,11 +8,11 @@ from edge.spool.caps import SpoolLimits
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME
 from edge.spool.identity import DamagedError, EmptyError, Identity, are_branches
-from edge.spool.mark import Note
 from edge.spool.opened import Opened
 from edge.spool.reader import SUSPICIOUS, SpoolReader, is_damage
 from edge.spool.recovery.copies import part_from_original
 from edge.spool.recovery.recover import Recovery
+from edge.spool.superblock import Superblock
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class Opener:
         """Recovery of the same spool."""
         return Recovery(self.directory, self.device_id, self.limits)
 
-    def open(self, note: Note | None, now: float) -> Opened:
+    def open(self, superblock: Superblock | None, now: float) -> Opened:
         """Open the file; make it if there is none; salvages it if it is damaged.
 
         Args:
-            note: what was noted beside it.
+            superblock: what was noted beside it.
             now: Unix seconds.
 
         Raises:
@@ -52,26 +52,26 @@ class Opener:
             OSError, sqlite3.Error: the folder cannot be used.
         """
         self.recovery.finish()
-        noted = note.identity if note else None
+        recorded = superblock.identity if superblock else None
         try:
             # A look first: to open it for changes may change what is left of a damaged one.
-            found = self._look(noted)
+            found = self._look(recorded)
             if found is not None:
-                part_from_original(self.path, note, found)
+                part_from_original(self.path, superblock, found)
             return Opened(SpoolFile(self.path, self.device_id))
         except SUSPICIOUS as error:
             if not is_damage(error):
                 raise
-            return self.recovery.recover(error, noted, now)
+            return self.recovery.recover(error, recorded, now)
 
-    def _look(self, noted: Identity | None) -> Identity | None:
+    def _look(self, recorded: Identity | None) -> Identity | None:
         """Return whose spool the file is; None: it was never finished.
 
         Raises:
             DamagedError: it is not as it was left; or SQLite says so in its own words.
         """
         log = self.path.with_name(f"{FILE_NAME}-wal")
-        own = noted if noted and noted.device_id == self.device_id else None
+        own = recorded if recorded and recorded.device_id == self.device_id else None
         try:
             reader = SpoolReader(self.path)
         except EmptyError:
@@ -82,17 +82,19 @@ class Opener:
         with closing(reader):
             reader.spooled_at(last=True)  # what the spool's clock will ask for
         self.recovery.check(reader.identity)
-        _compare(reader.identity, noted)
+        _compare(reader.identity, recorded)
         return reader.identity
 
 
-def _compare(identity: Identity, noted: Identity | None) -> None:
+def _compare(identity: Identity, recorded: Identity | None) -> None:
     """Raise DamagedError if the file ends before what was noted: SQLite does not tell."""
-    if noted is None or noted.spool_id != identity.spool_id or noted.last <= identity.last:
+    if recorded is None or recorded.spool_id != identity.spool_id or recorded.last <= identity.last:
         return
-    if are_branches(identity, noted):
-        return  # the note is of what was here before the file was put back
-    raise DamagedError(f"its end is gone, after sequence {identity.last} of {noted.last}", identity)
+    if are_branches(identity, recorded):
+        return  # the superblock is of what was here before the file was put back
+    raise DamagedError(
+        f"its end is gone, after sequence {identity.last} of {recorded.last}", identity
+    )
 
 
 def _size(path: Path) -> int:

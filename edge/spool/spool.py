@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edge.spool import caps as spool_caps
-from edge.spool import mark
+from edge.spool import superblock as superblocks
 from edge.spool.caps import Lost, SpoolLimits
 from edge.spool.clock import SpoolClock
 from edge.spool.entries import Dropped, Entry, GapReason
@@ -25,11 +25,11 @@ from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME
 from edge.spool.identity import Identity
 from edge.spool.lock import SpoolLock
-from edge.spool.mark import Mark, Note
 from edge.spool.opened import Opened
 from edge.spool.opening import Opener
 from edge.spool.reader import SUSPICIOUS, is_damage
 from edge.spool.recovery import aside
+from edge.spool.superblock import Superblock, SuperblockFile
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +84,15 @@ class Spool:
         self._damage: Exception | None = None
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._held = SpoolLock(directory)
-        self._mark = Mark(directory)
+        self._superblock_file = SuperblockFile(directory)
         try:
-            note, place = self._mark.read(), mark.place_of(self._opener.path)
-            opened = self._opener.open(note, wall())
+            superblock = self._superblock_file.read()
+            location = superblocks.location_of(self._opener.path)
+            opened = self._opener.open(superblock, wall())
             self._file = opened.file
             latest = self._file.spooled_at(last=True)
-            self._clock = SpoolClock(note, latest, wall(), steady=steady)
-            self.sent_through = mark.sent_through(note, self.identity, place)
+            self._clock = SpoolClock(superblock, latest, wall(), steady=steady)
+            self.sent_through = superblocks.sent_through(superblock, self.identity, location)
             self._begin(opened)
         except BaseException:
             self._held.release()
@@ -189,11 +190,11 @@ class Spool:
             ReplacedError, OSError, sqlite3.Error: as `read`.
         """
 
-        def note(_: SpoolFile) -> None:
+        def record(_: SpoolFile) -> None:
             self.sent_through = max(self.sent_through, through)
 
         with self._lock:
-            self._change(note, spool_id)
+            self._change(record, spool_id)
 
     def give_up(self, spool_id: str, sequence: int, reason: GapReason) -> None:
         """Turn one prediction into a gap.
@@ -241,7 +242,7 @@ class Spool:
         """Close the file and lets another process in."""
         with self._lock:
             self._file.close()
-            self._mark.close()
+            self._superblock_file.close()
             self._held.release()
 
     def remove(self) -> None:
@@ -249,7 +250,7 @@ class Spool:
         with self._lock:
             self._file.close()
             aside.delete(self._directory / FILE_NAME)
-            self._mark.remove()
+            self._superblock_file.remove()
             self._held.path.unlink(missing_ok=True)
             with suppress(OSError):  # a file that was set aside stays
                 self._directory.rmdir()
@@ -261,12 +262,12 @@ class Spool:
         The connection must be neither used nor closed here: closing it would move the write-ahead
         log under the parent's feet. So the caller keeps this object for ever.
         """
-        self._mark.close()
+        self._superblock_file.close()
         self._held.release()
 
     def _change(self, change: Callable[[SpoolFile], _T], spool_id: str | None = None) -> _T:
         """Do something with the file; with a salvaged one where this one is damaged."""
-        before = self._noted()
+        before = self._recorded_state()
         try:
             done = change(self._current(spool_id))
         except SUSPICIOUS as error:
@@ -274,8 +275,8 @@ class Spool:
                 raise
             self._recover(error)
             done = change(self._current(spool_id))
-        if self._noted() != before:
-            self._note()
+        if self._recorded_state() != before:
+            self._write_superblock()
         return done
 
     def _current(self, spool_id: str | None) -> SpoolFile:
@@ -295,17 +296,19 @@ class Spool:
 
     def _begin(self, opened: Opened) -> None:
         """Go on with a file that was just opened."""
-        self._place = mark.place_of(self._opener.path)
-        self._note(sync=True)
+        self._location = superblocks.location_of(self._opener.path)
+        self._write_superblock(sync=True)
         if opened.damage:
             self.damaged += 1
             self._report(opened.lost)
 
-    def _noted(self) -> tuple[Identity, int]:
+    def _recorded_state(self) -> tuple[Identity, int]:
         return self.identity, self.sent_through
 
-    def _note(self, *, sync: bool = False) -> None:
-        self._mark.write(Note(*self._noted(), self._place, self._clock.reading()), sync=sync)
+    def _write_superblock(self, *, sync: bool = False) -> None:
+        self._superblock_file.write(
+            Superblock(*self._recorded_state(), self._location, self._clock.reading()), sync=sync
+        )
 
     def _append(self, file: SpoolFile, entries: Sequence[bytes | Dropped]) -> list[Lost]:
         cap, reason = spool_caps.byte_cap(

@@ -22,8 +22,8 @@ from edge.ship.shipper import Shipper
 from edge.spool.caps import SpoolLimits
 from edge.spool.entries import GapReason, Row
 from edge.spool.homes import homes
-from edge.spool.mark import FILE_NAME as MARK
 from edge.spool.spool import Spool
+from edge.spool.superblock import FILE_NAME as MARK
 from servicekit.errors import SightlineError
 from tests.fakes.ingest import FakeIngest, Stored
 from tests.faults.lab import DEVICE, Crashes, Line, _EndpointTo

@@ -20,8 +20,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from edge.spool import mark
-from edge.spool.mark import Place
+from edge.spool import superblock as superblocks
+from edge.spool.superblock import FileLocation
 from servicekit.errors import SightlineError
 from tests.faults.campaign import Campaign
 from tests.faults.copies import Backup, Fleet, Folder, How
@@ -41,9 +41,9 @@ class Copies(RuleBasedStateMachine):
     @initialize(stream_size=st.integers(1, 6), is_cloned_machine=st.booleans())
     def begin(self, stream_size: int, is_cloned_machine: bool) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
-        self.place_of = mark.place_of
+        self.location_of = superblocks.location_of
         if is_cloned_machine:  # with its disk: nothing on it tells the two apart
-            mark.place_of = lambda path: Place(7, 7, "machine")
+            superblocks.location_of = lambda path: FileLocation(7, 7, "machine")
         self.fleet = Fleet(self.folder, stream_size)
         self.backups: list[Backup] = []
         self.seen["runs"] += 1
@@ -57,7 +57,7 @@ class Copies(RuleBasedStateMachine):
             self.seen["stored"] += len(self.fleet.server.images())
             self.seen["conflicts"] += self.fleet.server.conflicts
         finally:
-            mark.place_of = self.place_of
+            superblocks.location_of = self.location_of
             self.fleet.close()
             shutil.rmtree(self.folder)
 

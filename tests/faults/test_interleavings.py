@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 
 from edge.records import Prediction
 from edge.ship.shipper import _seconds_to_wait
-from edge.spool import mark
+from edge.spool import superblock as superblocks
 from edge.spool.entries import Gap
 from servicekit.errors import SightlineError
 from tests.fakes.ingest import Stored
@@ -222,8 +222,8 @@ class Interleavings(RuleBasedStateMachine):
 
     def boot(self) -> None:
         self.boots += 1
-        mark._BOOT_ID = self.folder / "boot_id"
-        mark._BOOT_ID.write_text(f"boot-{self.boots}")
+        superblocks._BOOT_ID = self.folder / "boot_id"
+        superblocks._BOOT_ID.write_text(f"boot-{self.boots}")
 
     def die(self) -> None:
         self.lab.crashes.left = None
@@ -288,7 +288,7 @@ class Interleavings(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def boots(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the machine says of reboots ends with the test."""
-    monkeypatch.setattr(mark, "_BOOT_ID", mark._BOOT_ID)
+    monkeypatch.setattr(superblocks, "_BOOT_ID", superblocks._BOOT_ID)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.spool.mark import FILE_NAME as MARK
-from edge.spool.mark import Mark, place_of
+from edge.spool.superblock import FILE_NAME as MARK
+from edge.spool.superblock import SuperblockFile, location_of
 from tests.faults.campaign import Campaign
 from tests.faults.nodes import Node, drain
 from tests.faults.world import WORLDS, World, campaign, several
@@ -48,11 +48,11 @@ def put_back(folder: Path, files: dict[str, bytes], *, keep_mark: bool = False) 
 def clone(folder: Path, target: Path) -> None:
     """Copies a folder as the image of a whole machine would: nothing in it tells that it is one."""
     shutil.copytree(folder, target)
-    mark = Mark(target)
-    note = mark.read()
-    if note is not None:
-        mark.write(replace(note, place=place_of(target / "spool.db")))
-    mark.close()
+    superblock_file = SuperblockFile(target)
+    superblock = superblock_file.read()
+    if superblock is not None:
+        superblock_file.write(replace(superblock, location=location_of(target / "spool.db")))
+    superblock_file.close()
 
 
 def live(made: World, spool: str, name: str, *, offline: bool, killed: bool = True) -> None:

@@ -14,26 +14,26 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
-from edge.spool import mark
+from edge.spool import superblock as superblocks
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME, is_home, new_home
 from edge.spool.identity import Identity
 from edge.spool.lineage import is_full
-from edge.spool.mark import Note
 from edge.spool.recovery import aside
 from edge.spool.recovery.salvage import PART
+from edge.spool.superblock import Superblock
 
 logger = logging.getLogger(__name__)
 
 
-def part_from_original(path: Path, note: Note | None, found: Identity) -> None:
+def part_from_original(path: Path, superblock: Superblock | None, found: Identity) -> None:
     """Move what is in a spool file to a home of its own, if the file is a copy, and begins anew.
 
     So does a spool in which more openings wait for the server than a lineage can name.
 
     Args:
         path: the file, which is sound and closed.
-        note: what was noted beside the file, or beside its original.
+        superblock: what was noted beside the file, or beside its original.
         found: what the file says of itself.
 
     Raises:
@@ -42,9 +42,9 @@ def part_from_original(path: Path, note: Note | None, found: Identity) -> None:
     if is_home(path.parent):
         return
     is_copy = (
-        note is not None
-        and note.identity.spool_id == found.spool_id
-        and mark.is_elsewhere(note, mark.place_of(path))
+        superblock is not None
+        and superblock.identity.spool_id == found.spool_id
+        and superblocks.is_elsewhere(superblock, superblocks.location_of(path))
     )
     if not is_copy and not is_full(found.lineage, found.acknowledged):
         return

@@ -12,11 +12,11 @@ from edge.spool.homes import FILE_NAME
 from edge.spool.identity import Identity
 from edge.spool.inspect import NO_LIMITS, identity_of
 from edge.spool.lock import SpoolLock
-from edge.spool.mark import Mark
 from edge.spool.recovery import aside
 from edge.spool.recovery.salvage import salvage_apart, unnamed
 from edge.spool.rows import tag_of
 from edge.spool.spool import Spool
+from edge.spool.superblock import SuperblockFile
 from servicekit.errors import SightlineError
 
 _PORTION = 10_000
@@ -99,7 +99,7 @@ def _in_place(path: Path, device_id: str | None, spool_id: str | None) -> Repair
 
 def _apart(path: Path, device_id: str | None, spool_id: str | None) -> Repaired:
     live = path.with_name(FILE_NAME)
-    own = identity_of(live) if live.exists() or Mark(path.parent).path.exists() else None
+    own = identity_of(live) if live.exists() or SuperblockFile(path.parent).path.exists() else None
     known = identity_of(path) or _named(path, own.device_id if own else device_id, spool_id)
     if own is not None and own.spool_id == known.spool_id:
         raise _refused(

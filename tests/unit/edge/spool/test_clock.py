@@ -12,7 +12,7 @@ from edge.log.logger import PredictionLogger
 from edge.options import LogOptions
 from edge.records import Prediction
 from edge.ship import shipper
-from edge.spool import mark
+from edge.spool import superblock as superblocks
 from edge.spool.caps import SpoolLimits
 from edge.spool.entries import GapReason
 from tests.fakes.ingest import UNAVAILABLE, FakeIngest
@@ -86,7 +86,7 @@ def test_time_while_the_machine_is_off_does_not_count(
     one.clocks.pass_by(80_000)
     one.spool.append([body()])
     one.spool.close()
-    monkeypatch.setattr(mark, "_BOOT_ID", tmp_path / "boot_id")
+    monkeypatch.setattr(superblocks, "_BOOT_ID", tmp_path / "boot_id")
     (tmp_path / "boot_id").write_text("another boot")
     clocks = Clocks(wall)
     clocks.steady_time = 1e6

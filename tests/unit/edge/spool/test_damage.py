@@ -20,11 +20,11 @@ from edge.spool.caps import Lost, SpoolLimits
 from edge.spool.entries import Gap, GapReason, Row
 from edge.spool.file import SpoolFile
 from edge.spool.homes import FILE_NAME, homes
-from edge.spool.mark import Mark, place_of
 from edge.spool.reader import connect_to_read
 from edge.spool.recovery import salvage as salvaging
 from edge.spool.recovery.aside import found, names, prune
 from edge.spool.spool import Spool
+from edge.spool.superblock import SuperblockFile, location_of
 from edge.wire import sequence_field
 
 NO_LIMITS = SpoolLimits(1 << 40, 0.0, 0)
@@ -106,11 +106,12 @@ class Server:
 def crash(folder: Path, image: Path) -> Path:
     """Copies a folder in use, as a process that is killed leaves it."""
     shutil.copytree(folder, image)
-    mark = Mark(image)
-    note = mark.read()
-    assert note is not None
-    mark.write(replace(note, place=place_of(db(image))))  # it is not to look like a copy
-    mark.close()
+    superblock_file = SuperblockFile(image)
+    superblock = superblock_file.read()
+    assert superblock is not None
+    # It must not look like a copy.
+    superblock_file.write(replace(superblock, location=location_of(db(image))))
+    superblock_file.close()
     return image
 
 
@@ -175,8 +176,8 @@ DAMAGES: dict[str, Damage] = {
     "log: gone": lambda chance, folder: wal(folder).unlink(),
     "log: garbage": lambda chance, folder: put(wal(folder), chance.randbytes(9000)),
     "both gone": both,
-    "note: flipped bit": lambda chance, folder: flip(chance, folder / "spool.mark", of=30),
-    "note: gone": lambda chance, folder: (folder / "spool.mark").unlink(),
+    "superblock: flipped bit": lambda chance, folder: flip(chance, folder / "spool.mark", of=30),
+    "superblock: gone": lambda chance, folder: (folder / "spool.mark").unlink(),
 }
 
 
@@ -217,7 +218,7 @@ def test_what_is_readable_is_sent_once_and_the_rest_is_declared(
         log(spool, 3)
     server.drain(image)
     missing = server.check(spooled)
-    if kind in ("nothing", "note: flipped bit", "note: gone"):
+    if kind in ("nothing", "superblock: flipped bit", "superblock: gone"):
         assert missing == 0
         assert not found(image)
     if kind in ("flipped bit", "log: flipped bit"):
@@ -469,9 +470,9 @@ def test_what_was_salvaged_goes_first_then_the_oldest(
 
 def test_what_is_known_is_noted_when_a_spool_is_opened(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
-        note = Mark(tmp_path).read()
-        assert note is not None
-        assert note.identity == spool.identity
+        superblock = SuperblockFile(tmp_path).read()
+        assert superblock is not None
+        assert superblock.identity == spool.identity
 
 
 @pytest.mark.parametrize("ordinal", [1, 2])
@@ -520,7 +521,7 @@ def test_what_is_salvaged_takes_the_place_when_all_of_it_is_in_the_file(
         before = spool.identity
     header(random.Random(1), tmp_path)
     if not is_noted:
-        Mark(tmp_path).remove()
+        SuperblockFile(tmp_path).remove()
     with unfinished(monkeypatch):
         for _ in range(3):
             with pytest.raises(OSError, match="another process reads the spool"):

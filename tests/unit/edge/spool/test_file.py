@@ -15,8 +15,8 @@ from edge.records import Prediction
 from edge.spool.entries import Dropped, Entry, Gap, GapReason, Row
 from edge.spool.file import SpoolFile
 from edge.spool.identity import VERSION, DamagedError, Identity
-from edge.spool.mark import Mark, Note, Place, Reading
 from edge.spool.rows import merge, sequence_fields
+from edge.spool.superblock import FileLocation, SpoolClockReading, Superblock, SuperblockFile
 from edge.wire import sequence_field
 from servicekit.errors import SightlineError
 
@@ -467,16 +467,18 @@ def test_checksums_name_the_spool_and_the_sequence(tmp_path: Path) -> None:
     assert [check for _, _, check in rows] == [zlib.crc32(p) ^ n ^ tag for n, p, _ in rows]
 
 
-def test_a_note_that_is_not_what_was_written_is_none(tmp_path: Path) -> None:
-    mark = Mark(tmp_path)
-    mark.write(Note(Identity("gate-1", "x"), 0, Place(), Reading(0.0, 0.0, "")))
-    text = mark.path.read_bytes()
-    assert mark.read() is not None
-    mark.path.write_bytes(text.replace(b"gate-1", b"gate-2"))
-    assert mark.read() is None
-    mark.path.write_bytes(b"")
-    assert mark.read() is None
-    mark.close()
+def test_a_superblock_that_is_not_what_was_written_is_none(tmp_path: Path) -> None:
+    superblock_file = SuperblockFile(tmp_path)
+    superblock_file.write(
+        Superblock(Identity("gate-1", "x"), 0, FileLocation(), SpoolClockReading(0.0, 0.0, ""))
+    )
+    text = superblock_file.path.read_bytes()
+    assert superblock_file.read() is not None
+    superblock_file.path.write_bytes(text.replace(b"gate-1", b"gate-2"))
+    assert superblock_file.read() is None
+    superblock_file.path.write_bytes(b"")
+    assert superblock_file.read() is None
+    superblock_file.close()
 
 
 @pytest.mark.parametrize("first", [1, 100, 127, 128, 129, 16_383, 16_384, (1 << 40) + 5])

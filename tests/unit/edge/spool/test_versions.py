@@ -11,8 +11,8 @@ from edge.spool import identity as identities
 from edge.spool.entries import Row
 from edge.spool.identity import VERSION, Identity
 from edge.spool.inspect import verify
-from edge.spool.mark import Mark, Note, Place, Reading
 from edge.spool.spool import Spool
+from edge.spool.superblock import FileLocation, SpoolClockReading, Superblock, SuperblockFile
 from servicekit.errors import SightlineError
 from tests.unit.edge.spool.test_spool import Opened, body, opened, sequences
 
@@ -75,13 +75,15 @@ def test_a_damaged_file_of_version_1_is_salvaged(folder: Path) -> None:
 
 
 def test_a_note_of_a_later_version_keeps_even_a_damaged_file_untouched(tmp_path: Path) -> None:
-    mark = Mark(tmp_path)
+    superblock_file = SuperblockFile(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(identities, "VERSION", VERSION + 1)
         identities.encode.cache_clear()
-        mark.write(Note(Identity("gate-1", "x"), 0, Place(), Reading(0.0, 0.0, "")))
+        superblock_file.write(
+            Superblock(Identity("gate-1", "x"), 0, FileLocation(), SpoolClockReading(0.0, 0.0, ""))
+        )
         identities.encode.cache_clear()
-    mark.close()
+    superblock_file.close()
     (tmp_path / "spool.db").write_bytes(b"who knows" * 1000)
     with pytest.raises(SightlineError, match="later version") as caught:
         opened(tmp_path)

@@ -13,13 +13,13 @@ import pytest
 
 from edge.log.encode import prediction_body
 from edge.records import Prediction
-from edge.spool import mark
+from edge.spool import superblock as superblocks
 from edge.spool.caps import SpoolLimits
 from edge.spool.entries import Row
 from edge.spool.homes import homes
 from edge.spool.lineage import MOST_OPENINGS
-from edge.spool.mark import Mark, Place
 from edge.spool.spool import Spool
+from edge.spool.superblock import FileLocation, SuperblockFile
 
 
 @contextmanager
@@ -149,14 +149,16 @@ def test_a_copy_that_cannot_be_parted_yet_does_not_go_on_as_it_is(copy: Path) ->
 def test_item_12_the_same_inode_elsewhere_is_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(mark, "place_of", lambda _: Place(7, 7, "machine"))
+    monkeypatch.setattr(superblocks, "location_of", lambda _: FileLocation(7, 7, "machine"))
     original = tmp_path / "left"
     with opened(original) as spool:
         log(spool, "a", "b")
         first = spool.identity.spool_id
     with opened(original) as spool:
         assert spool.identity.spool_id == first
-    monkeypatch.setattr(mark, "place_of", lambda _: Place(7, 7, "machine")._replace(**change))
+    monkeypatch.setattr(
+        superblocks, "location_of", lambda _: FileLocation(7, 7, "machine")._replace(**change)
+    )
     with opened(original) as spool:
         assert spool.identity.spool_id != first
         assert spool.identity.pending == 0
@@ -164,10 +166,12 @@ def test_item_12_the_same_inode_elsewhere_is_a_copy(
 
 
 def test_item_12_a_note_of_an_earlier_version_says_no_more_than_the_inode(original: Path) -> None:
-    note = Mark(original).read()
-    assert note is not None
-    assert mark.place_of(original / "spool.db") == note.place
-    assert not mark.is_elsewhere(replace(note, place=Place(note.place.inode)), note.place)
+    superblock = SuperblockFile(original).read()
+    assert superblock is not None
+    assert superblocks.location_of(original / "spool.db") == superblock.location
+    assert not superblocks.is_elsewhere(
+        replace(superblock, location=FileLocation(superblock.location.inode)), superblock.location
+    )
 
 
 def test_item_12_openings_beyond_what_a_lineage_names_are_parted(tmp_path: Path) -> None:
