@@ -30,7 +30,7 @@ from edge.ship.core import (
 )
 from edge.ship.progress import Progress
 from edge.spool.entries import Entry, GapReason, Row
-from edge.spool.lineage import Agreement, Opening, agreement, opening_at
+from edge.spool.lineage import Agreement, SpoolOpening, agreement, opening_at
 from edge.spool.rows import up_to
 from edge.spool.spool import ReplacedError, Spool
 from servicekit.distribution import version
@@ -221,7 +221,7 @@ class Shipper:
     def _agreed(self, answer: ingest_service_pb2.GetWatermarkResponse) -> Agreement | None:
         """Return up to where the server has what was spooled here; None: it cannot tell."""
         identity = self._spool.identity
-        committed = [Opening(run.id, run.after_sequence) for run in answer.generations]
+        committed = [SpoolOpening(run.id, run.after_sequence) for run in answer.generations]
         return agreement(
             identity.lineage, identity.root, identity.last, committed, answer.committed_through
         )

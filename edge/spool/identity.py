@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import grpc
 
-from edge.spool.lineage import Lineage, Opening, agreement
+from edge.spool.lineage import Lineage, SpoolOpening, agreement
 from servicekit.errors import SightlineError
 
 VERSION = 3
@@ -101,7 +101,7 @@ def decode(text: object, check: object, where: object) -> Identity:
         fields["unbound"] = fields["last"]
     if version < VERSION:
         fields["lineage"] = [(fields["spool_id"], 0)] if fields["last"] else []
-    fields["lineage"] = tuple(Opening(*one) for one in fields["lineage"])
+    fields["lineage"] = tuple(SpoolOpening(*one) for one in fields["lineage"])
     return Identity(**fields)
 
 

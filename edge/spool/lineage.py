@@ -13,11 +13,11 @@ import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
-MOST_OPENINGS = 32
+MAX_OPENINGS = 32
 """Openings that a spool keeps; what is older and committed is forgotten."""
 
 
-class Opening(NamedTuple):
+class SpoolOpening(NamedTuple):
     """A run of sequences that were given out in one opening of a spool."""
 
     generation: str
@@ -37,7 +37,7 @@ class Agreement(NamedTuple):
     """They may agree further: one side does not know all of its openings."""
 
 
-Lineage = tuple[Opening, ...]
+Lineage = tuple[SpoolOpening, ...]
 """Oldest first. What comes before the first is not known."""
 
 
@@ -64,9 +64,9 @@ def begun(lineage: Lineage, generation: str, last: int, acknowledged: int) -> Li
         acknowledged: up to where the server has confirmed all.
     """
     kept = [one for one in lineage if one.after < last]  # an opening that gave out nothing was none
-    while len(kept) >= MOST_OPENINGS and kept[1].after <= acknowledged:
+    while len(kept) >= MAX_OPENINGS and kept[1].after <= acknowledged:
         del kept[0]
-    return (*kept, Opening(generation, last))
+    return (*kept, SpoolOpening(generation, last))
 
 
 def shifted(lineage: Lineage, by: int, unknown: str) -> Lineage:
@@ -79,9 +79,9 @@ def shifted(lineage: Lineage, by: int, unknown: str) -> Lineage:
     """
     past = sum(opening.after <= by for opening in lineage)  # the last of these reaches beyond it
     left = lineage[max(0, past - 1) :]
-    found = [Opening(opening.generation, max(0, opening.after - by)) for opening in left]
+    found = [SpoolOpening(opening.generation, max(0, opening.after - by)) for opening in left]
     if not found or found[0].after:
-        found.insert(0, Opening(unknown, 0))
+        found.insert(0, SpoolOpening(unknown, 0))
     return tuple(found)
 
 
@@ -98,11 +98,11 @@ def derived_id(spool_id: str, lineage: Lineage, shift: int) -> uuid.UUID:
 
 def is_full(lineage: Lineage, acknowledged: int) -> bool:
     """Say whether no opening can be added without forgetting one whose predictions wait."""
-    return len(lineage) >= MOST_OPENINGS and lineage[1].after > acknowledged
+    return len(lineage) >= MAX_OPENINGS and lineage[1].after > acknowledged
 
 
 def agreement(
-    lineage: Lineage, root: str, last: int, committed: Sequence[Opening], watermark: int
+    lineage: Lineage, root: str, last: int, committed: Sequence[SpoolOpening], watermark: int
 ) -> Agreement | None:
     """Return up to where what the server has committed is what this spool has, or had.
 
@@ -130,13 +130,13 @@ def agreement(
     return Agreement(min(unsaid, own_ends.get(root, 0)), is_least=is_least)
 
 
-def _ends(lineage: Sequence[Opening], last: int) -> dict[str, int]:
+def _ends(lineage: Sequence[SpoolOpening], last: int) -> dict[str, int]:
     """Return where the run of each generation ends; of one with several, the first."""
     ends: dict[str, int] = {}
-    for opening, following in zip(lineage, [*lineage[1:], Opening("", last)], strict=True):
+    for opening, following in zip(lineage, [*lineage[1:], SpoolOpening("", last)], strict=True):
         ends.setdefault(opening.generation, following.after)
     return ends
 
 
-def _ends_reversed(lineage: Sequence[Opening], last: int) -> list[int]:
+def _ends_reversed(lineage: Sequence[SpoolOpening], last: int) -> list[int]:
     return [last, *(opening.after for opening in reversed(lineage[1:]))]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.spool.lineage import MOST_OPENINGS
+from edge.spool.lineage import MAX_OPENINGS
 from tests.faults.campaign import Campaign
 from tests.faults.nodes import Node, running
 from tests.faults.world import World, campaign, world
@@ -33,7 +33,7 @@ def test_two_nodes_with_one_device_id(tmp_path: Path, report: Report, runs: int)
                 time.sleep(made.chance.uniform(0.0, 0.5))
         found = made.finish(spools)
         # One that is opened too often before the server is reached goes on as another.
-        assert found.spools == 2 or (found.spools > 2 and runs > MOST_OPENINGS)
+        assert found.spools == 2 or (found.spools > 2 and runs > MAX_OPENINGS)
         assert found.gap_sequences == 0
         report(campaign("two nodes have one device id", runs, [found]))
 

@@ -11,10 +11,10 @@ import pytest
 from edge.ship.core import Acknowledge, Action, Ask, Renew, Rewind, Send, Sent, ShipCore
 from edge.spool.identity import Identity, are_branches
 from edge.spool.lineage import (
-    MOST_OPENINGS,
+    MAX_OPENINGS,
     Agreement,
     Lineage,
-    Opening,
+    SpoolOpening,
     agreement,
     begun,
     derived_id,
@@ -24,12 +24,12 @@ from edge.spool.lineage import (
 )
 from tests.fakes.ingest import conflict
 
-A, B, C = (Opening("a", 0), Opening("b", 4), Opening("c", 9))
+A, B, C = (SpoolOpening("a", 0), SpoolOpening("b", 4), SpoolOpening("c", 9))
 ROOT = "root"
 
 
 def test_a_sequence_belongs_to_the_opening_that_gave_it_out() -> None:
-    lineage = (Opening("a", 2), Opening("b", 4))
+    lineage = (SpoolOpening("a", 2), SpoolOpening("b", 4))
     found = [opening_at(lineage, sequence) for sequence in (1, 2, 3, 4, 5, 100)]
     assert found == [("", 2), ("", 2), ("a", 4), ("a", 4), ("b", None), ("b", None)]
     assert opening_at((), 7) == ("", None)
@@ -42,48 +42,48 @@ def test_a_sequence_belongs_to_the_opening_that_gave_it_out() -> None:
         ((A,), 6, Agreement(4, is_overrun=True)),  # put back: the original went on in "a"
         ((A, B), 7, Agreement(7)),
         ((A, B, C), 12, Agreement(9)),
-        ((A, Opening("x", 2)), 8, Agreement(2)),  # a copy that was made earlier went on
-        ((A, B, Opening("x", 6)), 8, Agreement(6)),
-        ((A, B, Opening("x", 9)), 12, Agreement(9)),
-        ((A, Opening("x", 2), Opening("y", 5)), 12, Agreement(2)),
-        ((Opening("x", 0),), 5, Agreement(0)),
-        ((Opening("", 0), Opening("x", 3)), 5, Agreement(0, is_least=True)),
-        ((Opening("", 0),), 5, None),
-        ((A, Opening("", 2)), 5, None),
+        ((A, SpoolOpening("x", 2)), 8, Agreement(2)),  # a copy that was made earlier went on
+        ((A, B, SpoolOpening("x", 6)), 8, Agreement(6)),
+        ((A, B, SpoolOpening("x", 9)), 12, Agreement(9)),
+        ((A, SpoolOpening("x", 2), SpoolOpening("y", 5)), 12, Agreement(2)),
+        ((SpoolOpening("x", 0),), 5, Agreement(0)),
+        ((SpoolOpening("", 0), SpoolOpening("x", 3)), 5, Agreement(0, is_least=True)),
+        ((SpoolOpening("", 0),), 5, None),
+        ((A, SpoolOpening("", 2)), 5, None),
         ((), 5, None),
     ],
 )
 def test_two_lineages_agree_up_to_where_they_part(
     committed: Lineage, watermark: int, agreed: Agreement | None
 ) -> None:
-    lineage = (A, B, Opening("d", 9))
+    lineage = (A, B, SpoolOpening("d", 9))
     assert agreement(lineage, ROOT, 11, committed, watermark) == agreed
 
 
 def test_what_was_spooled_before_lineages_were_kept_is_what_was_not_said() -> None:
-    lineage = (Opening(ROOT, 0), Opening("a", 6))
-    assert agreement(lineage, ROOT, 9, (Opening("", 0), Opening("x", 4)), 8) == Agreement(
+    lineage = (SpoolOpening(ROOT, 0), SpoolOpening("a", 6))
+    assert agreement(lineage, ROOT, 9, (SpoolOpening("", 0), SpoolOpening("x", 4)), 8) == Agreement(
         4, is_least=True
     )
-    assert agreement(lineage, ROOT, 9, (Opening("", 0), Opening("x", 8)), 9) == Agreement(
+    assert agreement(lineage, ROOT, 9, (SpoolOpening("", 0), SpoolOpening("x", 8)), 9) == Agreement(
         6, is_least=True
     )
 
 
 def test_an_opening_that_gives_out_nothing_leaves_no_trace() -> None:
     lineage = begun(begun((), "a", 0, 0), "b", 0, 0)
-    assert lineage == (Opening("b", 0),)
-    assert begun(lineage, "c", 5, 0) == (Opening("b", 0), Opening("c", 5))
+    assert lineage == (SpoolOpening("b", 0),)
+    assert begun(lineage, "c", 5, 0) == (SpoolOpening("b", 0), SpoolOpening("c", 5))
 
 
 def test_openings_are_forgotten_once_they_are_committed() -> None:
     lineage: Lineage = ()
-    for number in range(3 * MOST_OPENINGS):
+    for number in range(3 * MAX_OPENINGS):
         assert not is_full(lineage, number)
         lineage = begun(lineage, str(number), number, number)
-    assert len(lineage) == MOST_OPENINGS
+    assert len(lineage) == MAX_OPENINGS
     waiting: Lineage = ()
-    for number in range(MOST_OPENINGS):
+    for number in range(MAX_OPENINGS):
         waiting = begun(waiting, str(number), number, 0)
     assert is_full(waiting, 0)
     assert not is_full(waiting, 1)
@@ -92,23 +92,23 @@ def test_openings_are_forgotten_once_they_are_committed() -> None:
 def test_a_spool_that_moves_keeps_its_openings() -> None:
     lineage = (A, B, C)
     assert shifted(lineage, 0, "?") == lineage
-    assert shifted(lineage, 4, "?") == (Opening("b", 0), Opening("c", 5))
-    assert shifted(lineage, 6, "?") == (Opening("b", 0), Opening("c", 3))
-    assert shifted(lineage, 20, "?") == (Opening("c", 0),)
-    assert shifted((Opening("b", 4),), 2, "?") == (Opening("?", 0), Opening("b", 2))
-    assert shifted((), 2, "?") == (Opening("?", 0),)
+    assert shifted(lineage, 4, "?") == (SpoolOpening("b", 0), SpoolOpening("c", 5))
+    assert shifted(lineage, 6, "?") == (SpoolOpening("b", 0), SpoolOpening("c", 3))
+    assert shifted(lineage, 20, "?") == (SpoolOpening("c", 0),)
+    assert shifted((SpoolOpening("b", 4),), 2, "?") == (SpoolOpening("?", 0), SpoolOpening("b", 2))
+    assert shifted((), 2, "?") == (SpoolOpening("?", 0),)
     ids = {derived_id(str(uuid.UUID(int=1)), shifted(one, 2, "?"), 2) for one in ((A,), (A, B))}
     assert len(ids) == 1, "copies of the same predictions move to the same spool"
 
 
 def test_branches_are_not_older_or_newer() -> None:
-    def identity(last: int, *lineage: Opening) -> Identity:
+    def identity(last: int, *lineage: SpoolOpening) -> Identity:
         return Identity("gate-1", "s", 0, last, lineage=lineage)
 
     now = identity(8, A, B)
     assert not are_branches(now, identity(6, A, B))
     assert not are_branches(identity(3, A), now)
-    assert are_branches(now, identity(6, A, Opening("x", 4)))
+    assert are_branches(now, identity(6, A, SpoolOpening("x", 4)))
     assert are_branches(identity(6, A), now)
     assert not are_branches(now, identity(6))
 
@@ -142,7 +142,7 @@ class Spooled:
 @dataclass
 class Committed:
     rows: list[int] = field(default_factory=list)
-    lineage: list[Opening] = field(default_factory=list)
+    lineage: list[SpoolOpening] = field(default_factory=list)
 
     def takes(self, at: int, row: int, generation: str) -> bool:
         """One prediction; False: it conflicts."""
@@ -152,7 +152,7 @@ class Committed:
         if not self.lineage or self.lineage[-1].generation != generation:
             if generation in [one.generation for one in self.lineage]:
                 return False
-            self.lineage.append(Opening(generation, at - 1))
+            self.lineage.append(SpoolOpening(generation, at - 1))
         self.rows.append(row)
         return True
 

@@ -17,7 +17,7 @@ from edge.spool import superblock as superblocks
 from edge.spool.caps import SpoolLimits
 from edge.spool.entries import Row
 from edge.spool.homes import homes
-from edge.spool.lineage import MOST_OPENINGS
+from edge.spool.lineage import MAX_OPENINGS
 from edge.spool.spool import Spool
 from edge.spool.superblock import FileLocation, SuperblockFile
 
@@ -176,11 +176,11 @@ def test_item_12_a_note_of_an_earlier_version_says_no_more_than_the_inode(origin
 
 def test_item_12_openings_beyond_what_a_lineage_names_are_parted(tmp_path: Path) -> None:
     names = set()
-    for number in range(2 * MOST_OPENINGS):
+    for number in range(2 * MAX_OPENINGS):
         with opened(tmp_path / "spool") as spool:
             spool.append([b"%d" % number])
             names.add(spool.identity.spool_id)
     assert len(names) == 2
     (home,) = homes(tmp_path / "spool")
     with opened(home) as spool:
-        assert spool.identity.pending == MOST_OPENINGS
+        assert spool.identity.pending == MAX_OPENINGS
