@@ -18,7 +18,7 @@ from edge.spool import inspect
 from edge.spool.export import Exporter, as_json
 from edge.spool.homes import default_spool_dir
 from edge.spool.identity import DamagedError
-from edge.spool.inspect import Details, Summary, Verdict
+from edge.spool.inspect import Details, SpoolSummary, Verdict
 from edge.spool.recovery import repair as repairs
 from servicekit.terminal import CommandError
 
@@ -193,7 +193,7 @@ def _spool(path: Path | None) -> Path:
     return settings.spool_dir or default_spool_dir(settings.device_id)
 
 
-def _columns(one: Summary) -> list[str]:
+def _columns(one: SpoolSummary) -> list[str]:
     return [
         one.device_id if one.problem is None else f"{one.device_id} ({one.problem})",
         f"{one.pending:,}",

@@ -10,7 +10,7 @@ from edge.doctor.finding import Finding, failed, ok, warning
 from edge.settings import EdgeSettings
 from edge.spool import inspect
 from edge.spool.homes import FILE_NAME, default_spool_dir
-from edge.spool.inspect import Summary
+from edge.spool.inspect import SpoolSummary
 from servicekit.errors import SightlineError
 
 _READ_WHOLE_BYTES = 64 << 20  # a second or so
@@ -92,7 +92,7 @@ def _one_spool(file: Path, settings: EdgeSettings) -> Iterator[Finding]:
         yield _backlog(found, settings)
 
 
-def _sound(file: Path, found: Summary) -> Finding:
+def _sound(file: Path, found: SpoolSummary) -> Finding:
     faults = [found.problem] if found.problem else []
     if not faults and found.bytes > _READ_WHOLE_BYTES:
         said = f"{found.path} opens; {_size(found.bytes)} take long to read whole"
@@ -112,7 +112,7 @@ def _sound(file: Path, found: Summary) -> Finding:
     return ok("spool", f"{found.path} is sound{user}")
 
 
-def _backlog(found: Summary, settings: EdgeSettings) -> Finding:
+def _backlog(found: SpoolSummary, settings: EdgeSettings) -> Finding:
     check, age = "spool backlog", found.oldest_age_seconds or 0.0
     said = f"{found.pending:,} predictions wait in {_size(found.bytes)}"
     if found.pending and age > _OLD_SECONDS:

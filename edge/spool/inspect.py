@@ -25,7 +25,7 @@ _PORTION = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class SpoolSummary:
     """One spool at a glance."""
 
     path: str
@@ -50,7 +50,7 @@ class Summary:
 class Details:
     """One spool in detail."""
 
-    summary: Summary
+    summary: SpoolSummary
     acknowledged: int
     """The last sequence that the server is known to have committed."""
     sent_through: int | None
@@ -110,7 +110,7 @@ def below(folder: Path) -> list[Path]:
     return sorted(folder.rglob(FILE_NAME))
 
 
-def summary(path: Path) -> Summary:
+def summary(path: Path) -> SpoolSummary:
     """Return what can be said of a spool file at once."""
     superblock, problem, oldest, identity = superblock_beside(path), None, None, None
     try:
@@ -123,7 +123,7 @@ def summary(path: Path) -> Summary:
     if oldest is not None:
         now = SpoolClock(superblock, oldest, oldest).now()
         age = round(max(0.0, now - oldest), 3)
-    return Summary(
+    return SpoolSummary(
         str(path.parent if path.name == FILE_NAME else path),
         identity.device_id if identity else "",
         identity.spool_id if identity else "",
