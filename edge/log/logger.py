@@ -14,8 +14,8 @@ import grpc
 from edge.channel import Endpoint
 from edge.endpoints import ingest_endpoint
 from edge.log import adapters, orphans
-from edge.log.memory import OnFull
 from edge.log.pipeline import Pipeline, Plan
+from edge.log.record_buffer import OnFull
 from edge.log.stats import LoggerStats
 from edge.options import LogOptions
 from edge.records import Prediction
@@ -146,7 +146,7 @@ class PredictionLogger:
             self._put(prediction, timeout)
         else:
             deadline = None if timeout is None else time.monotonic() + timeout
-            ordinal = self._pipeline.memory.enter(prediction, timeout)
+            ordinal = self._pipeline.buffer.add(prediction, timeout)
             left = None if deadline is None else deadline - time.monotonic()
             self._wait(ordinal, wait, left)
 
@@ -260,7 +260,7 @@ class PredictionLogger:
 
     def _begin(self, directory: Path) -> None:
         self._pipeline = Pipeline(self._plan, directory)
-        self._put = self._pipeline.memory.put
+        self._put = self._pipeline.buffer.put
         # Also when the process ends; in any other process it does nothing.
         weakref.finalize(self, self._pipeline.abandon, _AT_EXIT_SECONDS)
 

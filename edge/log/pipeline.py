@@ -13,8 +13,8 @@ from pathlib import Path
 
 from edge.channel import Endpoint
 from edge.errors import ClosedError
-from edge.log.memory import Memory, OnFull
 from edge.log.orphans import Adopter, homes
+from edge.log.record_buffer import OnFull, RecordBuffer
 from edge.log.stats import LoggerStats
 from edge.log.writer import Writer
 from edge.options import LogOptions
@@ -58,7 +58,7 @@ class Pipeline:
         directory: of the spool.
 
     Attributes:
-        memory: where predictions enter.
+        buffer: where predictions enter.
         progress: how far they have come.
     """
 
@@ -76,14 +76,14 @@ class Pipeline:
         # Up to which ordinal a flush has told what is lost, by whether it waited for `committed`.
         self._told = {False: 0.0, True: -math.inf}
         self.progress = Progress()
-        self.memory = Memory(
+        self.buffer = RecordBuffer(
             plan.on_full,
             plan.options.memory_predictions,
             plan.options.memory_bytes,
             on_first=self._on_first,
             on_half=lambda: self._writer.hurry(),
         )
-        self._writer = Writer(self.memory, self._open_spool, self.progress)
+        self._writer = Writer(self.buffer, self._open_spool, self.progress)
 
     def open(self) -> None:
         """Open the spool, adopts those of forked processes that are gone, and start the threads.
@@ -109,7 +109,7 @@ class Pipeline:
             False: it was not in time, or something of it was lost. What is lost is told once, by
             the flushes that were under way or came next.
         """
-        logged = self.memory.logged
+        logged = self.buffer.logged
         if not self._is_writing:
             return True  # a forked process that has logged nothing
         reached = self._commit(logged, timeout) if committed else self._spool_all(logged, timeout)
@@ -174,9 +174,9 @@ class Pipeline:
         if was_closed:
             return self.flush(timeout, committed=False)
         deadline = time.monotonic() + timeout
-        self.memory.close()
+        self.buffer.close()
         self._writer.stop()
-        logged = self.memory.logged
+        logged = self.buffer.logged
         is_spooled = not self._is_writing or self._spool_all(logged, timeout)
         if is_spooled and self._spool is not None:
             self._ship_the_rest(deadline)
@@ -209,7 +209,7 @@ class Pipeline:
         progress = self.progress
         with progress.changed:
             return LoggerStats(
-                logged=self.memory.logged,
+                logged=self.buffer.logged,
                 spooled=progress.spooled,
                 sent=progress.sent,
                 retried=progress.resent,
@@ -218,7 +218,7 @@ class Pipeline:
                 rejected=progress.rejected,
                 dropped=dict(progress.dropped),
                 backlog=spool.identity.pending if spool else 0,
-                in_memory=len(self.memory),
+                in_memory=len(self.buffer),
                 damaged_spools=spool.damaged if spool else 0,
                 spool_id=spool.identity.spool_id if spool else "",
                 last_error=progress.spool_error or progress.ship_error,
@@ -262,7 +262,7 @@ class Pipeline:
 
     def _ship_the_rest(self, deadline: float) -> None:
         """Wait for the server, unless it does not answer at all."""
-        progress, logged = self.progress, self.memory.logged
+        progress, logged = self.progress, self.buffer.logged
 
         def is_over() -> bool:
             return progress.committed >= logged or progress.ship_error is not None

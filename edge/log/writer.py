@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from edge.log.encode import prediction_body
-from edge.log.memory import Logged, Memory
+from edge.log.record_buffer import Logged, RecordBuffer
 from edge.records import Prediction
 from edge.ship.progress import Progress
 from edge.spool.caps import Lost
@@ -28,7 +28,7 @@ class Writer:
     """Moves predictions until it is stopped, whatever the disk does.
 
     Args:
-        memory: what to move; its callbacks are `wake` and `hurry`.
+        buffer: what to move; its callbacks are `wake` and `hurry`.
         open_spool: returns the spool; called until it succeeds.
         progress: is told.
         patience_seconds: how long a failing disk is waited for before predictions are given up.
@@ -36,18 +36,18 @@ class Writer:
 
     def __init__(
         self,
-        memory: Memory,
+        buffer: RecordBuffer,
         open_spool: Callable[[], Spool],
         progress: Progress,
         patience_seconds: float = 5.0,
     ) -> None:
-        self._memory = memory
+        self._buffer = buffer
         self._open_spool = open_spool
         self._progress = progress
         self._patience_seconds = patience_seconds
         self._spool: Spool | None = None
         self._pending: list[_Body] = []
-        self._ordinal = 0  # of the last prediction that was taken from memory
+        self._ordinal = 0  # of the last prediction that was drained from memory
         self._failing_since: float | None = None
         self._tended_at = time.monotonic()
         self._is_idle = True  # the last look into memory found nothing
@@ -80,7 +80,7 @@ class Writer:
 
     def run(self) -> None:
         """Move predictions; the body of the thread."""
-        while not (self._stopping and not self._pending and not len(self._memory)):
+        while not (self._stopping and not self._pending and not len(self._buffer)):
             try:
                 self._turn()
             except Exception:  # without this thread nothing is logged any more
@@ -90,9 +90,9 @@ class Writer:
     def _turn(self) -> None:
         self._wait()
         if not any(isinstance(entry, bytes) for entry in self._pending):
-            taken = self._memory.take()
-            self._is_idle = not taken
-            self._pending = _merged([*self._pending, *self._encode(taken)])
+            drained = self._buffer.drain()
+            self._is_idle = not drained
+            self._pending = _merged([*self._pending, *self._encode(drained)])
         if self._pending:
             self._write()
         if time.monotonic() - self._tended_at >= _TEND_SECONDS:
@@ -110,9 +110,9 @@ class Writer:
             self._waiting.clear()
             self._urgent.clear()
 
-    def _encode(self, taken: Sequence[Logged | Dropped]) -> list[_Body]:
+    def _encode(self, drained: Sequence[Logged | Dropped]) -> list[_Body]:
         bodies: list[_Body] = []
-        for entry in taken:
+        for entry in drained:
             body = entry if isinstance(entry, Dropped) else _body(*entry)
             if isinstance(body, Dropped):
                 self._lost(self._ordinal + 1, body)

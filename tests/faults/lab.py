@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from sightline.ingest.v1 import ingest_service_pb2
 
 from edge.channel import Endpoint
-from edge.log.memory import Memory, OnFull
+from edge.log.record_buffer import OnFull, RecordBuffer
 from edge.log.writer import Writer
 from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
@@ -331,7 +331,7 @@ class WatchedSpool(Spool):
 class Node:
     """The parts of a logger in a process."""
 
-    memory: Memory
+    buffer: RecordBuffer
     progress: Progress
     spool: WatchedSpool
     writer: Writer
@@ -381,7 +381,7 @@ class Lab:
             self.crashes.kill()
         spool = self.node.spool
         spool._file.close()
-        spool._mark.close()
+        spool._superblock_file.close()
         spool._held.release()
         self.crashes.put_back()
         self.node = self._start()
@@ -415,8 +415,8 @@ class Lab:
         progress = Progress()
         limits = SpoolLimits(plan.max_bytes, plan.max_age, 0)
         spool = WatchedSpool(self.folder, limits, progress, self)
-        memory = Memory(plan.on_full, 8, 1 << 24, lambda: None, lambda: None)
-        writer = Writer(memory, lambda: spool, progress)
+        buffer = RecordBuffer(plan.on_full, 8, 1 << 24, lambda: None, lambda: None)
+        writer = Writer(buffer, lambda: spool, progress)
         writer.open()
         writer._wait = lambda: None  # type: ignore[method-assign] # nobody else runs
         writer._tended_at = float("inf")
@@ -430,7 +430,7 @@ class Lab:
             stream_size=plan.stream_size,
         )
         shipper._sleep = self.waits.append  # type: ignore[assignment,method-assign] # no real time
-        return Node(memory, progress, spool, writer, shipper)
+        return Node(buffer, progress, spool, writer, shipper)
 
     def _learn(self) -> None:
         """Takes over what a killed process had done without saying so."""

@@ -108,7 +108,7 @@ class Interleavings(RuleBasedStateMachine):
             kind = "poison" if poison and number == count // 2 else "image"
             self.logged += 1
             name = f"{kind}-{self.logged}"
-            self.lab.node.memory.put(Prediction(name, "m", labels={"pad": "x" * size}))
+            self.lab.node.buffer.put(Prediction(name, "m", labels={"pad": "x" * size}))
 
     @rule()
     def spool(self) -> None:

@@ -629,14 +629,14 @@ def test_room_and_milestone_share_one_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with logger(tmp_path, on_full="block") as log:
-        enter = log._pipeline.memory.enter
+        add = log._pipeline.buffer.add
 
         def slow(*arguments: Any) -> int:
             time.sleep(0.2)
-            return enter(*arguments)
+            return add(*arguments)
 
         left = list[float]()
-        monkeypatch.setattr(log._pipeline.memory, "enter", slow)
+        monkeypatch.setattr(log._pipeline.buffer, "add", slow)
         monkeypatch.setattr(log._pipeline, "fate", lambda _, timeout, **__: left.append(timeout))
         log.log(prediction(), wait="spooled", timeout=20)
         assert left[0] <= 19.8

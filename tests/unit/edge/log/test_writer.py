@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from edge.log.memory import Memory, OnFull
+from edge.log.record_buffer import OnFull, RecordBuffer
 from edge.log.writer import Writer
 from edge.records import Prediction
 from edge.ship.progress import Progress
@@ -50,7 +50,7 @@ class Disk:
 
 
 class Rig(NamedTuple):
-    memory: Memory
+    buffer: RecordBuffer
     disk: Disk
     progress: Progress
     writer: Writer
@@ -63,17 +63,17 @@ def writing(
     progress = Progress()
     disk = Disk(folder, progress)
     writer: Writer
-    memory = Memory(
+    buffer = RecordBuffer(
         on_full, most, 1 << 30, on_first=lambda: writer.wake(), on_half=lambda: writer.hurry()
     )
-    writer = Writer(memory, lambda: disk.spool, progress, patience_seconds)
+    writer = Writer(buffer, lambda: disk.spool, progress, patience_seconds)
     thread = threading.Thread(target=writer.run, daemon=True)
     thread.start()
     try:
-        yield Rig(memory, disk, progress, writer)
+        yield Rig(buffer, disk, progress, writer)
     finally:
         disk.failing = None
-        memory.close()
+        buffer.close()
         writer.stop()
         thread.join(20)
         assert not thread.is_alive()
@@ -88,7 +88,7 @@ def test_what_is_logged_within_50_ms_is_one_transaction(tmp_path: Path) -> None:
     with writing(tmp_path) as rig:
         begun = time.monotonic()
         for number in range(60):
-            rig.memory.put(Prediction(str(number), "m"))
+            rig.buffer.put(Prediction(str(number), "m"))
             time.sleep(0.001)
         took = time.monotonic() - begun
         assert spooled(rig.progress, 60)
@@ -99,7 +99,7 @@ def test_what_is_logged_within_50_ms_is_one_transaction(tmp_path: Path) -> None:
 def test_a_lonely_prediction_waits_50_ms_at_most(tmp_path: Path) -> None:
     with writing(tmp_path) as rig:
         begun = time.monotonic()
-        rig.memory.put(Prediction("lonely", "m"))
+        rig.buffer.put(Prediction("lonely", "m"))
         assert spooled(rig.progress, 1)
         assert time.monotonic() - begun < 0.5
 
@@ -109,7 +109,7 @@ def test_who_hurries_waits_for_no_company(tmp_path: Path) -> None:
         took = []
         for number in range(20):
             begun = time.monotonic()
-            rig.memory.put(Prediction("hurry", "m"))
+            rig.buffer.put(Prediction("hurry", "m"))
             rig.writer.hurry()
             assert spooled(rig.progress, number + 1)
             took.append(time.monotonic() - begun)
@@ -119,17 +119,17 @@ def test_who_hurries_waits_for_no_company(tmp_path: Path) -> None:
 def test_stopping_spools_what_waits(tmp_path: Path) -> None:
     with writing(tmp_path) as rig:
         for number in range(50):
-            rig.memory.put(Prediction(str(number), "m"))
+            rig.buffer.put(Prediction(str(number), "m"))
     assert rig.progress.spooled == 50
 
 
 def test_drops_take_their_sequences(tmp_path: Path) -> None:
     with writing(tmp_path, "drop_newest", most=2) as rig:
         rig.disk.failing = sqlite3.OperationalError("disk I/O error")
-        rig.memory.put(Prediction("0", "m"))
+        rig.buffer.put(Prediction("0", "m"))
         assert eventually(lambda: rig.disk.attempts > 0)
         for number in range(1, 6):
-            rig.memory.put(Prediction(str(number), "m"))
+            rig.buffer.put(Prediction(str(number), "m"))
         rig.disk.failing = None
         assert spooled(rig.progress, 6)
         assert rig.disk.names() == ["1", "2", "3", "4-6 DROPPED_NEWEST"]
@@ -149,7 +149,7 @@ def test_a_disk_that_recovers_in_time_costs_nothing(
 ) -> None:
     with writing(tmp_path) as rig:
         rig.disk.failing = failure
-        rig.memory.put(Prediction("0", "m"))
+        rig.buffer.put(Prediction("0", "m"))
         assert eventually(lambda: rig.disk.attempts >= 2)
         assert rig.progress.spooled == 0
         rig.disk.failing = None
@@ -162,16 +162,16 @@ def test_a_disk_that_recovers_in_time_costs_nothing(
 
 def test_a_disk_that_does_not_recover_costs_predictions_but_not_the_node(tmp_path: Path) -> None:
     with writing(tmp_path, most=10, patience_seconds=0.3) as rig:
-        rig.memory.put(Prediction("first", "m"))
+        rig.buffer.put(Prediction("first", "m"))
         assert spooled(rig.progress, 1)
         rig.disk.failing = sqlite3.OperationalError("database or disk is full")
         for number in range(60):  # blocks until the writer gives up what waits
-            rig.memory.put(Prediction(str(number), "m"), timeout=20)
+            rig.buffer.put(Prediction(str(number), "m"), timeout=20)
         assert rig.progress.spool_error == "database or disk is full"
         assert eventually(lambda: rig.progress.dropped["spool_write_failed"] == 60)
         assert rig.progress.spooled == 1
         rig.disk.failing = None
-        rig.memory.put(Prediction("last", "m"))
+        rig.buffer.put(Prediction("last", "m"))
         assert spooled(rig.progress, 62)
         assert rig.disk.names() == ["1", "2-61 SPOOL_WRITE_FAILED", "62"]
         assert rig.progress.dropped == {"spool_write_failed": 60}
@@ -180,7 +180,7 @@ def test_a_disk_that_does_not_recover_costs_predictions_but_not_the_node(tmp_pat
 def test_who_waits_for_a_prediction_that_is_given_up_is_told(tmp_path: Path) -> None:
     with writing(tmp_path, patience_seconds=0.0) as rig:
         rig.disk.failing = OSError("full")
-        ordinal = rig.memory.enter(Prediction("0", "m"))
+        ordinal = rig.buffer.add(Prediction("0", "m"))
         reason = rig.progress.fate(ordinal, lambda: rig.progress.spooled >= ordinal, 20)
         assert reason is GapReason.SPOOL_WRITE_FAILED
 
@@ -192,7 +192,7 @@ def test_a_record_that_was_tampered_with_is_a_gap(
     bad.labels["k"] = 3  # type: ignore[index]
     with writing(tmp_path) as rig:
         for prediction in (Prediction("0", "m"), bad, Prediction("2", "m")):
-            rig.memory.put(prediction)
+            rig.buffer.put(prediction)
         assert spooled(rig.progress, 3)
         assert rig.disk.names() == ["1", "2-2 SPOOL_WRITE_FAILED", "3"]
     assert "'bad' cannot be encoded" in caplog.text
@@ -200,7 +200,7 @@ def test_a_record_that_was_tampered_with_is_a_gap(
 
 def test_the_spool_may_open_late(tmp_path: Path) -> None:
     progress = Progress()
-    memory = Memory("block", 10, 1 << 30, on_first=lambda: None, on_half=lambda: None)
+    buffer = RecordBuffer("block", 10, 1 << 30, on_first=lambda: None, on_half=lambda: None)
     disk, attempts = Disk(tmp_path, progress), list[int]()
 
     def open_spool() -> Spool:
@@ -209,9 +209,9 @@ def test_the_spool_may_open_late(tmp_path: Path) -> None:
             raise OSError(30, "Read-only file system")
         return disk.spool
 
-    writer = Writer(memory, open_spool, progress)
-    memory.put(Prediction("0", "m"))
-    memory.close()
+    writer = Writer(buffer, open_spool, progress)
+    buffer.put(Prediction("0", "m"))
+    buffer.close()
     writer.stop()
     writer.run()
     assert len(attempts) == 3
@@ -223,7 +223,7 @@ def test_the_spool_is_tended(tmp_path: Path) -> None:
     with writing(tmp_path) as rig:
         tended = threading.Event()
         rig.disk.spool.tend = tended.set  # type: ignore[method-assign]
-        rig.memory.put(Prediction("0", "m"))
+        rig.buffer.put(Prediction("0", "m"))
         assert tended.wait(20)
 
 
@@ -231,10 +231,10 @@ def test_the_spool_is_tended(tmp_path: Path) -> None:
 def test_what_comes_after_something_was_given_up_has_its_time_to_wait(tmp_path: Path) -> None:
     with writing(tmp_path, patience_seconds=3.0) as rig:
         rig.disk.failing = OSError("full")
-        rig.memory.put(Prediction("0", "m"))
+        rig.buffer.put(Prediction("0", "m"))
         assert eventually(lambda: rig.progress.dropped["spool_write_failed"] == 1)
         attempts = rig.disk.attempts
-        rig.memory.put(Prediction("1", "m"))
+        rig.buffer.put(Prediction("1", "m"))
         assert eventually(lambda: rig.disk.attempts >= attempts + 3)
         rig.disk.failing = None
         assert spooled(rig.progress, 2)
