@@ -14,7 +14,7 @@ import grpc
 from edge.channel import Endpoint
 from edge.endpoints import ingest_endpoint
 from edge.log import adapters, orphans
-from edge.log.pipeline import Pipeline, Plan
+from edge.log.pipeline import LoggerConfig, LogPipeline
 from edge.log.record_buffer import OnFull
 from edge.log.stats import LoggerStats
 from edge.options import LogOptions
@@ -77,7 +77,7 @@ class PredictionLogger:
         if on_full not in ("block", "drop_oldest", "drop_newest"):
             raise ValueError(f"on_full must be block, drop_oldest or drop_newest (got {on_full!r})")
         directory = Path(spool_dir) if spool_dir is not None else default_spool_dir(device_id)
-        self._plan = Plan(
+        self._config = LoggerConfig(
             Endpoint(target, credentials, api_key, Path(api_key_file) if api_key_file else None),
             device_id,
             directory.absolute(),
@@ -86,7 +86,7 @@ class PredictionLogger:
         )
         self.blocks = on_full == "block"
         """Whether `log` may wait for the disk."""
-        self._begin(self._plan.directory)
+        self._begin(self._config.directory)
         self._pipeline.open()
         _loggers.add(self)
 
@@ -259,13 +259,13 @@ class PredictionLogger:
         await self.aclose()
 
     def _begin(self, directory: Path) -> None:
-        self._pipeline = Pipeline(self._plan, directory)
+        self._pipeline = LogPipeline(self._config, directory)
         self._put = self._pipeline.buffer.put
         # Also when the process ends; in any other process it does nothing.
         weakref.finalize(self, self._pipeline.abandon, _AT_EXIT_SECONDS)
 
     def _wait(self, ordinal: int, wait: Milestone, timeout: float | None) -> None:
-        reason = self._pipeline.fate(ordinal, timeout, committed=wait == "committed")
+        reason = self._pipeline.wait_for_outcome(ordinal, timeout, committed=wait == "committed")
         if reason is not None:
             raise SightlineError(
                 grpc.StatusCode.DATA_LOSS,
@@ -276,8 +276,8 @@ class PredictionLogger:
 
     def _after_fork(self) -> None:
         _inherited.append(self._pipeline)
-        self._pipeline.leave()
-        self._begin(orphans.new_home(self._plan.directory))
+        self._pipeline.release_in_child()
+        self._begin(orphans.new_home(self._config.directory))
 
 
 def _adapted(candidate: object) -> Prediction:
@@ -295,7 +295,7 @@ def _adapted(candidate: object) -> Prediction:
 
 
 _loggers: "weakref.WeakSet[PredictionLogger]" = weakref.WeakSet()
-_inherited: list[Pipeline] = []  # a forked process must not let SQLite close the parent's file
+_inherited: list[LogPipeline] = []  # a forked process must not let SQLite close the parent's file
 
 
 # Called by the interpreter around a fork, for loggers of this module: not for users to call.
@@ -306,7 +306,7 @@ def _fork_in_child() -> None:
 
 def _fork_in_parent() -> None:
     for logger in list(_loggers):
-        logger._pipeline.adopt()  # noqa: SLF001
+        logger._pipeline.ship_orphans()  # noqa: SLF001
 
 
 os.register_at_fork(after_in_child=_fork_in_child, after_in_parent=_fork_in_parent)

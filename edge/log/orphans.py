@@ -18,12 +18,12 @@ from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Adopter", "homes", "new_home"]
+__all__ = ["OrphanShipper", "homes", "new_home"]
 
 _SCAN_SECONDS = 1.0
 
 
-class Adopter:
+class OrphanShipper:
     """Empties the spools that are left under a folder.
 
     Args:
@@ -53,7 +53,7 @@ class Adopter:
         while not self._is_stopping:
             wanted = self._wanted
             try:
-                left_over = {home for home in homes(self._directory) if not self._adopt(home)}
+                left_over = {home for home in homes(self._directory) if not self._ship_orphan(home)}
             except Exception:  # without this thread nobody ships what is left
                 logger.exception("spool: adoption goes on after an unexpected error")
                 left_over = {self._directory}
@@ -89,7 +89,7 @@ class Adopter:
         if shipper is not None:
             shipper.stop()
 
-    def _adopt(self, home: Path) -> bool:
+    def _ship_orphan(self, home: Path) -> bool:
         """Return whether nothing is left in a spool, or it is in use."""
         if self._is_stopping:
             return False

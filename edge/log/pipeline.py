@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edge.channel import Endpoint
 from edge.errors import ClosedError
-from edge.log.orphans import Adopter, homes
+from edge.log.orphans import OrphanShipper, homes
 from edge.log.record_buffer import OnFull, RecordBuffer
 from edge.log.stats import LoggerStats
 from edge.log.writer import Writer
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoggerConfig:
     """What a logger was made with; in forked children it is made with the same."""
 
     endpoint: Endpoint
@@ -50,11 +50,11 @@ class Plan:
         )
 
 
-class Pipeline:
+class LogPipeline:
     """The parts of one logger in one process. Its threads start with `open` or a first prediction.
 
     Args:
-        plan: what the logger is made with.
+        config: what the logger is made with.
         directory: of the spool.
 
     Attributes:
@@ -62,24 +62,24 @@ class Pipeline:
         progress: how far they have come.
     """
 
-    def __init__(self, plan: Plan, directory: Path) -> None:
-        self._plan = plan
+    def __init__(self, config: LoggerConfig, directory: Path) -> None:
+        self._config = config
         self._directory = directory
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._is_closed = False
         self._spool: Spool | None = None
         self._shipper: Shipper | None = None
-        self._adopter: Adopter | None = None
+        self._orphan_shipper: OrphanShipper | None = None
         self._is_writing = False
         self._threads: list[threading.Thread] = []
         # Up to which ordinal a flush has told what is lost, by whether it waited for `committed`.
         self._told = {False: 0.0, True: -math.inf}
         self.progress = Progress()
         self.buffer = RecordBuffer(
-            plan.on_full,
-            plan.options.memory_predictions,
-            plan.options.memory_bytes,
+            config.on_full,
+            config.options.memory_predictions,
+            config.options.memory_bytes,
             on_first=self._on_first,
             on_half=lambda: self._writer.hurry(),
         )
@@ -129,12 +129,14 @@ class Pipeline:
             self.progress.wait(lambda: self._is_over(logged), timeout)
         if self.progress.committed < logged:
             return False
-        adopter = self._adopter
+        orphan_shipper = self._orphan_shipper
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        return adopter is None or adopter.empty(left)
+        return orphan_shipper is None or orphan_shipper.empty(left)
 
-    def fate(self, ordinal: int, timeout: float | None, *, committed: bool) -> GapReason | None:
-        """Wait for one prediction to be spooled, or committed; see `Progress.fate`.
+    def wait_for_outcome(
+        self, ordinal: int, timeout: float | None, *, committed: bool
+    ) -> GapReason | None:
+        """Wait for one prediction to be spooled, or committed; see `Progress.wait_for_outcome`.
 
         Raises:
             TimeoutError: it was not known in time.
@@ -142,9 +144,13 @@ class Pipeline:
         """
         if not committed:
             self._writer.hurry()
-            return self.progress.fate(ordinal, lambda: self.progress.spooled >= ordinal, timeout)
+            return self.progress.wait_for_outcome(
+                ordinal, lambda: self.progress.spooled >= ordinal, timeout
+            )
         with self.hurrying():
-            reason = self.progress.fate(ordinal, lambda: self._is_over(ordinal), timeout)
+            reason = self.progress.wait_for_outcome(
+                ordinal, lambda: self._is_over(ordinal), timeout
+            )
         if reason is None and self.progress.committed < ordinal:
             raise ClosedError("the logger was closed before the prediction was committed")
         return reason
@@ -190,18 +196,20 @@ class Pipeline:
         else:
             self.close(timeout)
 
-    def adopt(self) -> None:
+    def ship_orphans(self) -> None:
         """Begin to look after the spools of forked processes."""
         with self._lock:
-            if self._adopter is not None or self._is_closed:
+            if self._orphan_shipper is not None or self._is_closed:
                 return
-            self._adopter = Adopter(self._directory, self._spool_in, self._plan.shipper)
-            self._start(self._adopter.run, "adopter")
+            self._orphan_shipper = OrphanShipper(
+                self._directory, self._spool_in, self._config.shipper
+            )
+            self._start(self._orphan_shipper.run, "orphans")
 
-    def leave(self) -> None:
+    def release_in_child(self) -> None:
         """Let go, in a forked process, of what is the parent's; this object must be kept."""
         if self._spool is not None:
-            self._spool.forget()
+            self._spool.release_in_child()
 
     def stats(self) -> LoggerStats:
         """Return the counts so far."""
@@ -244,8 +252,8 @@ class Pipeline:
         thread.start()
 
     def _spool_in(self, directory: Path, progress: Progress) -> Spool:
-        plan = self._plan
-        return Spool(directory, plan.device_id, plan.options.limits, progress.lost)
+        config = self._config
+        return Spool(directory, config.device_id, config.options.limits, progress.lost)
 
     def _open_spool(self) -> Spool:
         """Open the spool and start to ship it; called by one thread at a time."""
@@ -253,11 +261,11 @@ class Pipeline:
         with self.progress.update():
             self.progress.committed = spool.committed
         self._spool = spool
-        self._shipper = self._plan.shipper(spool, self.progress)
+        self._shipper = self._config.shipper(spool, self.progress)
         with self._lock:
             self._start(self._shipper.run, "shipper")
         if homes(self._directory):
-            self.adopt()
+            self.ship_orphans()
         return spool
 
     def _ship_the_rest(self, deadline: float) -> None:
@@ -269,11 +277,11 @@ class Pipeline:
 
         with self.hurrying():
             progress.wait(is_over, max(0.0, deadline - time.monotonic()))
-        if self._adopter is not None and progress.ship_error is None:
-            self._adopter.empty(max(0.0, deadline - time.monotonic()))
+        if self._orphan_shipper is not None and progress.ship_error is None:
+            self._orphan_shipper.empty(max(0.0, deadline - time.monotonic()))
 
     def _stop(self, deadline: float) -> None:
-        for part in (self._shipper, self._adopter):
+        for part in (self._shipper, self._orphan_shipper):
             if part is not None:
                 part.stop()
         with self.progress.update():

@@ -18,7 +18,7 @@ from servicekit.errors import SightlineError
 logger = logging.getLogger(__name__)
 
 _GROUP_SECONDS = 0.05  # a prediction waits at most this long for others to share its transaction
-_TEND_SECONDS = 1.0
+_MAINTENANCE_SECONDS = 1.0
 _RETRY_SECONDS = 0.25
 _FAILURES = (OSError, sqlite3.Error, SightlineError)
 _Body = bytes | Dropped
@@ -49,7 +49,7 @@ class Writer:
         self._pending: list[_Body] = []
         self._ordinal = 0  # of the last prediction that was drained from memory
         self._failing_since: float | None = None
-        self._tended_at = time.monotonic()
+        self._maintained_at = time.monotonic()
         self._is_idle = True  # the last look into memory found nothing
         self._waiting = threading.Event()
         self._urgent = threading.Event()
@@ -95,16 +95,16 @@ class Writer:
             self._pending = _merged([*self._pending, *self._encode(drained)])
         if self._pending:
             self._write()
-        if time.monotonic() - self._tended_at >= _TEND_SECONDS:
-            self._tended_at = time.monotonic()
-            self._tend()
+        if time.monotonic() - self._maintained_at >= _MAINTENANCE_SECONDS:
+            self._maintained_at = time.monotonic()
+            self._maintain()
 
     def _wait(self) -> None:
         # To wake this thread costs its caller more than all the rest: so while there is something
         # in every group, this thread comes by itself.
         if self._failing_since is not None:
             time.sleep(_RETRY_SECONDS)
-        elif not self._is_idle or self._waiting.wait(_TEND_SECONDS):
+        elif not self._is_idle or self._waiting.wait(_MAINTENANCE_SECONDS):
             self._urgent.wait(_GROUP_SECONDS)
         if not self._stopping:
             self._waiting.clear()
@@ -161,13 +161,13 @@ class Writer:
         last = first + dropped.count - 1
         self._progress.lost(Lost(first, last, dropped.reason, dropped.count))
 
-    def _tend(self) -> None:
+    def _maintain(self) -> None:
         if self._spool is None or self._failing_since is not None:
             return
         try:
-            self._spool.tend()
+            self._spool.maintain()
         except _FAILURES as error:
-            logger.warning("spool: cannot be tended: %s", error)
+            logger.warning("spool: maintenance failed: %s", error)
 
 
 def _body(prediction: Prediction, logged_at: float) -> _Body:

@@ -69,7 +69,7 @@ class Progress:
         with self.changed:
             return self.changed.wait_for(reached, timeout)
 
-    def fate(
+    def wait_for_outcome(
         self, ordinal: int, reached: Callable[[], bool], timeout: float | None
     ) -> GapReason | None:
         """Wait like `wait` for what becomes of one prediction.

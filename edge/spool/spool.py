@@ -126,7 +126,7 @@ class Spool:
             self.spooled += sum(e.count if isinstance(e, Dropped) else 1 for e in entries)
             self._report(lost)
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Give up what is too old, and unused space to the disk. To be called now and then.
 
         Raises:
@@ -256,7 +256,7 @@ class Spool:
                 self._directory.rmdir()
             self._held.release()
 
-    def forget(self) -> None:
+    def release_in_child(self) -> None:
         """Let go, in a forked child, of the lock that belongs to the parent.
 
         The connection must be neither used nor closed here: closing it would move the write-ahead

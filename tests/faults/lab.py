@@ -294,9 +294,9 @@ class WatchedSpool(Spool):
         assert self.identity.last == ledger.last
         self._take_losses(before, GapReason.SPOOL_BYTES)
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         before = len(self._lab.losses)
-        super().tend()
+        super().maintain()
         self._take_losses(before, GapReason.SPOOL_AGE)
 
     def give_up(self, spool_id: str, sequence: int, reason: GapReason) -> None:
@@ -419,7 +419,7 @@ class Lab:
         writer = Writer(buffer, lambda: spool, progress)
         writer.open()
         writer._wait = lambda: None  # type: ignore[method-assign] # nobody else runs
-        writer._tended_at = float("inf")
+        writer._maintained_at = float("inf")
         self.crashes.watch(spool._file)
         shipper = Shipper(
             spool,

@@ -123,14 +123,14 @@ class Interleavings(RuleBasedStateMachine):
     def time_passes_and_the_writer_tends(self, seconds: float, jump: float) -> None:
         self.pass_by(seconds)
         self.lab.clocks.wall = max(1.0, self.lab.clocks.wall + jump)
-        self.alive(self.lab.node.writer._tend)
+        self.alive(self.lab.node.writer._maintain)
 
     @rule()
     def ship_one_step(self) -> None:
         self.alive(lambda: self.shipping(self.lab.node.shipper._step))
 
-    @rule(trouble=troubles, writes=st.booleans(), tends=rarely)
-    def ship(self, trouble: Trouble, writes: bool, tends: bool) -> None:
+    @rule(trouble=troubles, writes=st.booleans(), maintains=rarely)
+    def ship(self, trouble: Trouble, writes: bool, maintains: bool) -> None:
         """One stream, on the way of which something goes wrong, while the writer is busy."""
         kind, detail = trouble
         if kind in {"down", "cut_after", "limited_after"}:
@@ -138,7 +138,7 @@ class Interleavings(RuleBasedStateMachine):
         elif kind:
             getattr(self.lab.server, kind).append(error(str(detail)))
         writer = self.lab.node.writer
-        self.lab.line.meanwhile = [writer._turn] * writes + [writer._tend] * tends
+        self.lab.line.meanwhile = [writer._turn] * writes + [writer._maintain] * maintains
         self.alive(lambda: self.shipping(self.lab.node.shipper._round))
 
     # What happens to the node.

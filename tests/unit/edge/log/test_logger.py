@@ -242,7 +242,7 @@ def test_a_logger_may_be_forgotten_by_one_of_its_own_threads(tmp_path: Path) -> 
         pipeline.abandon(20)
         finished.set()
 
-    pipeline._writer._tend = forget  # type: ignore[method-assign]
+    pipeline._writer._maintain = forget  # type: ignore[method-assign]
     log.log(prediction())
     assert finished.wait(20)
     spool = pipeline._spool
@@ -545,10 +545,10 @@ def test_from_settings(tmp_path: Path, ingest: FakeIngest) -> None:
     )
     with PredictionLogger.from_settings(settings) as log:
         log.log(prediction(), wait="committed", timeout=20)
-        assert log._plan.options == LogOptions(
+        assert log._config.options == LogOptions(
             batch_size=5, batch_bytes=4096, batch_timeout_seconds=0.0, compression="gzip"
         )
-        assert log._plan.on_full == "block"
+        assert log._config.on_full == "block"
     assert [device for device, _ in ingest.spools] == ["gate-7"]
     assert ingest.metadata[0]["authorization"] == "Bearer sesame"
 
@@ -637,7 +637,9 @@ def test_room_and_milestone_share_one_timeout(
 
         left = list[float]()
         monkeypatch.setattr(log._pipeline.buffer, "add", slow)
-        monkeypatch.setattr(log._pipeline, "fate", lambda _, timeout, **__: left.append(timeout))
+        monkeypatch.setattr(
+            log._pipeline, "wait_for_outcome", lambda _, timeout, **__: left.append(timeout)
+        )
         log.log(prediction(), wait="spooled", timeout=20)
         assert left[0] <= 19.8
 
@@ -657,11 +659,11 @@ def test_adoption_goes_on_whatever_happens(
     def no_shipper(*_: object) -> Any:
         tries.append(True)
         if len(tries) == 2:
-            adopter.stop()
+            orphan_shipper.stop()
         raise RuntimeError("a bug")
 
-    adopter = orphans.Adopter(tmp_path, open_spool, no_shipper)
-    adopter.run()
+    orphan_shipper = orphans.OrphanShipper(tmp_path, open_spool, no_shipper)
+    orphan_shipper.run()
     assert len(tries) == 2  # the folder was let go of in between
     assert "a bug" in caplog.text
     open_spool(left, None).close()

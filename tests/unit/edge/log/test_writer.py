@@ -181,7 +181,7 @@ def test_who_waits_for_a_prediction_that_is_given_up_is_told(tmp_path: Path) -> 
     with writing(tmp_path, patience_seconds=0.0) as rig:
         rig.disk.failing = OSError("full")
         ordinal = rig.buffer.add(Prediction("0", "m"))
-        reason = rig.progress.fate(ordinal, lambda: rig.progress.spooled >= ordinal, 20)
+        reason = rig.progress.wait_for_outcome(ordinal, lambda: rig.progress.spooled >= ordinal, 20)
         assert reason is GapReason.SPOOL_WRITE_FAILED
 
 
@@ -221,10 +221,10 @@ def test_the_spool_may_open_late(tmp_path: Path) -> None:
 
 def test_the_spool_is_tended(tmp_path: Path) -> None:
     with writing(tmp_path) as rig:
-        tended = threading.Event()
-        rig.disk.spool.tend = tended.set  # type: ignore[method-assign]
+        maintained = threading.Event()
+        rig.disk.spool.maintain = maintained.set  # type: ignore[method-assign]
         rig.buffer.put(Prediction("0", "m"))
-        assert tended.wait(20)
+        assert maintained.wait(20)
 
 
 @pytest.mark.slow

@@ -33,14 +33,16 @@ def test_waiting_ends_when_time_is_up() -> None:
 def test_what_was_lost_before_anyone_asked() -> None:
     progress = Progress()
     progress.lost(lost(3, 5))
-    assert progress.fate(4, lambda: False, 0.01) is GapReason.SPOOL_AGE
+    assert progress.wait_for_outcome(4, lambda: False, 0.01) is GapReason.SPOOL_AGE
     with pytest.raises(TimeoutError):
-        progress.fate(6, lambda: False, 0.01)
+        progress.wait_for_outcome(6, lambda: False, 0.01)
 
 
 def test_what_is_lost_while_one_waits() -> None:
     progress, found = Progress(), list[GapReason | None]()
-    waiting = threading.Thread(target=lambda: found.append(progress.fate(4, lambda: False, 20)))
+    waiting = threading.Thread(
+        target=lambda: found.append(progress.wait_for_outcome(4, lambda: False, 20))
+    )
     waiting.start()
     assert eventually(lambda: 4 in progress._awaited)
     progress.lost(lost(5, 9))
@@ -51,7 +53,7 @@ def test_what_is_lost_while_one_waits() -> None:
 
 
 def test_what_is_not_lost_is_told_so() -> None:
-    assert Progress().fate(1, lambda: True, 0.01) is None
+    assert Progress().wait_for_outcome(1, lambda: True, 0.01) is None
 
 
 def test_the_lost_are_counted_by_reason() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.log import memory, writer
+from edge.log import record_buffer, writer
 from edge.log.logger import PredictionLogger
 from edge.options import LogOptions
 from edge.records import Prediction
@@ -46,15 +46,15 @@ def test_nothing_ages_by_a_jump_and_everything_by_the_time_that_passes(
         clocks.wall_time += jump
         if reopened:
             one = again(one, tmp_path)
-        one.spool.tend()
+        one.spool.maintain()
         clocks.pass_by(60)
     assert one.lost == []
     clocks.pass_by(86_390 - 60 * len(jumps))
     one.spool.append([body()])
-    one.spool.tend()
+    one.spool.maintain()
     assert one.lost == []
     clocks.pass_by(200)
-    one.spool.tend()
+    one.spool.maintain()
     count = len(jumps)
     assert sum(lost.count for lost in one.lost) == count
     assert sequences(one) == [(1, count, "SPOOL_AGE"), count + 1]
@@ -71,7 +71,7 @@ def test_age_counts_while_no_process_runs_as_long_as_the_machine_does(tmp_path: 
     one.spool.append([body()])
     one.clocks.pass_by(90_000)
     one = again(one, tmp_path)
-    one.spool.tend()
+    one.spool.maintain()
     assert [lost.reason for lost in one.lost] == [GapReason.SPOOL_AGE]
     one.spool.close()
 
@@ -91,10 +91,10 @@ def test_time_while_the_machine_is_off_does_not_count(
     clocks = Clocks(wall)
     clocks.steady_time = 1e6
     one = opened(tmp_path, A_DAY, clocks)
-    one.spool.tend()
+    one.spool.maintain()
     assert one.lost == []
     one.clocks.pass_by(7_000)
-    one.spool.tend()
+    one.spool.maintain()
     assert sequences(one) == [(1, 1, "SPOOL_AGE"), 2]
     one.spool.close()
 
@@ -105,10 +105,10 @@ def test_a_clock_that_was_never_set_still_ages(tmp_path: Path, wall: float) -> N
     one.spool.append([body()])
     one = again(one, tmp_path)
     one.clocks.wall_time = 1_700_000_000.0
-    one.spool.tend()
+    one.spool.maintain()
     assert one.lost == []
     one.clocks.pass_by(90_000)
-    one.spool.tend()
+    one.spool.maintain()
     assert sequences(one) == [(1, 1, "SPOOL_AGE")]
     one.spool.close()
 
@@ -121,7 +121,7 @@ def test_a_time_that_is_not_what_was_written_ages_no_other(tmp_path: Path) -> No
         db.execute("UPDATE predictions SET spooled_at = 1e18 WHERE sequence = 3")
     db.close()
     one = opened(tmp_path, A_DAY, one.clocks)
-    one.spool.tend()
+    one.spool.maintain()
     assert sequences(one) == [1, 2, 3]
     one.spool.close()
 
@@ -149,7 +149,7 @@ def test_logging_and_its_retries_go_on_while_the_clock_jumps(
     moved = Moved()
     for module in (memory, shipper, writer):  # gRPC looks at the clock of this machine by itself
         monkeypatch.setattr(module, "time", moved)
-    monkeypatch.setattr(memory, "_now", moved.time)
+    monkeypatch.setattr(record_buffer, "_now", moved.time)
     ingest.before.extend([UNAVAILABLE] * failures)
     options = LogOptions(batch_timeout_seconds=0.0, spool_age_seconds=3600.0)
     with PredictionLogger(

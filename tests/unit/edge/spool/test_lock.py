@@ -46,7 +46,7 @@ def test_a_forked_process_is_refused_and_takes_no_lock_along(tmp_path: Path) -> 
             opened(tmp_path)
         except SightlineError as error:
             said.put(error.reason)
-        spool.forget()
+        spool.release_in_child()
         said.put("forgotten")
         stay.wait(30)
 

@@ -40,7 +40,7 @@ def drain(one: Opened, *, flowing: bool) -> None:
         one.spool.acknowledge(one.id, position)
         if flowing:
             one.spool.append([body()] * 10)
-        one.spool.tend()
+        one.spool.maintain()
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_a_backlog_that_has_drained_leaves_its_space(tmp_path: Path, flowing: bo
     for _ in range(5):
         if flowing:
             one.spool.append([body()] * 10)
-        one.spool.tend()
+        one.spool.maintain()
     assert on_disk(tmp_path) < FEW_BYTES
     assert most < 120 << 20
     one.spool.close()
@@ -166,7 +166,7 @@ def test_at_the_reserve_no_more_is_given_up_than_comes(
     assert kept > 700
     for _ in range(100):
         one.spool.append([body("x" * 10_000)])
-        one.spool.tend()
+        one.spool.maintain()
     left = one.spool.identity.pending - sum(lost.count for lost in one.lost)
     assert left > kept * 0.9
     one.spool.close()

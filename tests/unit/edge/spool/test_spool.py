@@ -178,10 +178,10 @@ def test_age_evicts_by_a_clock_that_nobody_sets(tmp_path: Path) -> None:
     one.clocks.pass_by(40)
     one.spool.append([body()])
     one.clocks.wall_time += 86_400 * 365  # NTP corrects it
-    one.spool.tend()
+    one.spool.maintain()
     assert one.lost == []
     one.clocks.pass_by(21)
-    one.spool.tend()
+    one.spool.maintain()
     assert one.lost == [Lost(1, 2, GapReason.SPOOL_AGE, 2)]
     assert sequences(one) == [(1, 2, "SPOOL_AGE"), 3]
     one.spool.close()
@@ -191,7 +191,7 @@ def test_unused_space_is_given_back(tmp_path: Path, one: Opened) -> None:
     one.spool.append([body("x" * 1000)] * 20_000)
     one.spool.acknowledge(one.id, 20_000)
     for _ in range(3):
-        one.spool.tend()
+        one.spool.maintain()
     one.spool.append([body()])
     one.spool.close()
     assert (tmp_path / FILE_NAME).stat().st_size < 6 << 20
@@ -288,7 +288,7 @@ def _use(folder: Path) -> Spool:
         assert first == position + 1
         position = entry.sequence
     assert position == one.spool.identity.last
-    one.spool.tend()
+    one.spool.maintain()
     one.spool.close()
     return one.spool
 
