@@ -15,10 +15,10 @@ from rich.table import Table
 
 from edge.commands.options import settings_with
 from edge.spool import inspect
+from edge.spool.directories import default_spool_dir
 from edge.spool.export import Exporter, as_json
-from edge.spool.homes import default_spool_dir
 from edge.spool.identity import DamagedError
-from edge.spool.inspect import Details, SpoolSummary, Verdict
+from edge.spool.inspect import Details, SpoolCheck, SpoolSummary
 from edge.spool.recovery import repair as repairs
 from servicekit.terminal import CommandError
 
@@ -221,7 +221,7 @@ def _print_details(found: Details) -> None:
     Console().print(table)
 
 
-def _print_verdict(verdict: Verdict) -> None:
+def _print_verdict(verdict: SpoolCheck) -> None:
     spool = (
         f"spool {verdict.spool_id} of {verdict.device_id}" if verdict.spool_id else "no identity"
     )

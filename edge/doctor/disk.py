@@ -9,7 +9,7 @@ from pathlib import Path
 from edge.doctor.finding import Finding, failed, ok, warning
 from edge.settings import EdgeSettings
 from edge.spool import inspect
-from edge.spool.homes import FILE_NAME, default_spool_dir
+from edge.spool.directories import FILE_NAME, default_spool_dir
 from edge.spool.inspect import SpoolSummary
 from servicekit.errors import SightlineError
 

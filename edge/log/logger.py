@@ -20,7 +20,7 @@ from edge.log.stats import LoggerStats
 from edge.options import LogOptions
 from edge.records import Prediction
 from edge.settings import EdgeSettings
-from edge.spool.homes import default_spool_dir
+from edge.spool.directories import default_spool_dir
 from servicekit.errors import SightlineError
 from servicekit.settings import load
 
@@ -277,7 +277,7 @@ class PredictionLogger:
     def _after_fork(self) -> None:
         _inherited.append(self._pipeline)
         self._pipeline.release_in_child()
-        self._begin(orphans.new_home(self._config.directory))
+        self._begin(orphans.new_fork_directory(self._config.directory))
 
 
 def _adapted(candidate: object) -> Prediction:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
-from edge.spool.homes import homes, new_home
+from edge.spool.directories import fork_directories, new_fork_directory
 from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["OrphanShipper", "homes", "new_home"]
+__all__ = ["OrphanShipper", "fork_directories", "new_fork_directory"]
 
 _SCAN_SECONDS = 1.0
 
@@ -53,7 +53,8 @@ class OrphanShipper:
         while not self._is_stopping:
             wanted = self._wanted
             try:
-                left_over = {home for home in homes(self._directory) if not self._ship_orphan(home)}
+                forks = fork_directories(self._directory)
+                left_over = {fork for fork in forks if not self._ship_orphan(fork)}
             except Exception:  # without this thread nobody ships what is left
                 logger.exception("spool: adoption goes on after an unexpected error")
                 left_over = {self._directory}
@@ -89,17 +90,17 @@ class OrphanShipper:
         if shipper is not None:
             shipper.stop()
 
-    def _ship_orphan(self, home: Path) -> bool:
+    def _ship_orphan(self, fork: Path) -> bool:
         """Return whether nothing is left in a spool, or it is in use."""
         if self._is_stopping:
             return False
         progress = Progress(hurry=1)  # nothing is added any more that could be waited for
         try:
-            spool = self._open_spool(home, progress)
+            spool = self._open_spool(fork, progress)
         except (SightlineError, OSError, sqlite3.Error) as error:
-            logger.debug("spool %s stays where it is: %s", home, error)
+            logger.debug("spool %s stays where it is: %s", fork, error)
             return isinstance(error, SightlineError) and error.reason == "SPOOL_LOCKED"
-        logger.info("spool: ships what a forked process left in %s", home)
+        logger.info("spool: ships what a forked process left in %s", fork)
         try:
             self._ship(spool, progress)
         except BaseException:

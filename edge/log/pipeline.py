@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edge.channel import Endpoint
 from edge.errors import ClosedError
-from edge.log.orphans import OrphanShipper, homes
+from edge.log.orphans import OrphanShipper, fork_directories
 from edge.log.record_buffer import OnFull, RecordBuffer
 from edge.log.stats import LoggerStats
 from edge.log.writer import Writer
@@ -264,7 +264,7 @@ class LogPipeline:
         self._shipper = self._config.shipper(spool, self.progress)
         with self._lock:
             self._start(self._shipper.run, "shipper")
-        if homes(self._directory):
+        if fork_directories(self._directory):
             self.ship_orphans()
         return spool
 

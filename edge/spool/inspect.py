@@ -11,8 +11,8 @@ from pathlib import Path
 from edge.spool import lock
 from edge.spool.caps import SpoolLimits
 from edge.spool.clock import SpoolClock
+from edge.spool.directories import FILE_NAME
 from edge.spool.entries import Gap, GapReason, Row
-from edge.spool.homes import FILE_NAME
 from edge.spool.identity import DamagedError, Identity, joined
 from edge.spool.reader import SUSPICIOUS, SpoolReader, is_damage
 from edge.spool.recovery import aside
@@ -70,7 +70,7 @@ class Details:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SpoolCheck:
     """What a full reading of a spool file has found."""
 
     path: str
@@ -170,7 +170,7 @@ def details(path: Path, count: int) -> Details:
     )
 
 
-def verify(path: Path) -> Verdict:
+def verify(path: Path) -> SpoolCheck:
     """Read all of a spool file and check all that can be checked.
 
     Raises:
@@ -189,8 +189,10 @@ def verify(path: Path) -> Verdict:
             raise
         faults.append(str(error))
     if not faults:
-        return Verdict(str(path), identity.device_id, identity.spool_id, *counts, damaged, faults)
-    return _verdict_of_damaged(path, faults)
+        return SpoolCheck(
+            str(path), identity.device_id, identity.spool_id, *counts, damaged, faults
+        )
+    return _check_of_damaged(path, faults)
 
 
 @contextmanager
@@ -268,7 +270,7 @@ def _read_through(reader: SpoolReader) -> tuple[tuple[int, int], list[tuple[int,
         position = last
 
 
-def _verdict_of_damaged(path: Path, faults: Sequence[str]) -> Verdict:
+def _check_of_damaged(path: Path, faults: Sequence[str]) -> SpoolCheck:
     try:
         with salvaged_copy(path) as reader:
             (rows, lost), _ = _read_through(reader)
@@ -276,9 +278,9 @@ def _verdict_of_damaged(path: Path, faults: Sequence[str]) -> Verdict:
             identity = reader.identity
     except DamagedError as error:
         found = unnamed(path)
-        return Verdict(
+        return SpoolCheck(
             str(path), None, None, found[1] if found else 0, 0, [], [*faults, str(error)]
         )
     runs = [(one.first, one.last) for one in gaps if one.reason is GapReason.SPOOL_DAMAGED]
     lost -= sum(last - first + 1 for first, last in runs)
-    return Verdict(str(path), identity.device_id, identity.spool_id, rows, lost, runs, faults)
+    return SpoolCheck(str(path), identity.device_id, identity.spool_id, rows, lost, runs, faults)

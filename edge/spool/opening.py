@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.spool.caps import SpoolLimits
+from edge.spool.directories import FILE_NAME
 from edge.spool.file import SpoolFile
-from edge.spool.homes import FILE_NAME
 from edge.spool.identity import DamagedError, EmptyError, Identity, are_branches
 from edge.spool.opened import Opened
 from edge.spool.reader import SUSPICIOUS, SpoolReader, is_damage

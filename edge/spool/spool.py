@@ -20,9 +20,9 @@ from edge.spool import caps as spool_caps
 from edge.spool import superblock as superblocks
 from edge.spool.caps import Lost, SpoolLimits
 from edge.spool.clock import SpoolClock
+from edge.spool.directories import FILE_NAME
 from edge.spool.entries import Dropped, Entry, GapReason
 from edge.spool.file import SpoolFile
-from edge.spool.homes import FILE_NAME
 from edge.spool.identity import Identity
 from edge.spool.lock import SpoolLock
 from edge.spool.opened import Opened

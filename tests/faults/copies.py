@@ -20,8 +20,8 @@ from edge.records import Prediction
 from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
 from edge.spool.caps import SpoolLimits
+from edge.spool.directories import fork_directories
 from edge.spool.entries import GapReason, Row
-from edge.spool.homes import homes
 from edge.spool.spool import Spool
 from edge.spool.superblock import FILE_NAME as MARK
 from servicekit.errors import SightlineError
@@ -66,7 +66,7 @@ class Folder:
         self._note_names()
 
     def ship(self) -> None:
-        """Does what the thread of the shipper would do next, homes included."""
+        """Does what the thread of the shipper would do next, fork directories included."""
         _round(self.spool, self.shipper)
         self._note_names()
 
@@ -91,8 +91,8 @@ class Folder:
     def back_up(self) -> Backup:
         """Copies what is on the disk now."""
         below: set[str] = set()
-        for home in homes(self.path):
-            with closing(Spool(home, DEVICE, LIMITS, lambda _: None)) as spool:
+        for fork in fork_directories(self.path):
+            with closing(Spool(fork, DEVICE, LIMITS, lambda _: None)) as spool:
                 below |= {image for image, _ in _pending(spool)}
         return Backup(self._files(), frozenset(self.images), frozenset(below))
 
@@ -123,9 +123,9 @@ class Folder:
         self.start()
 
     def drain(self) -> None:
-        """Ships all that is left, homes included."""
-        for home in homes(self.path):
-            spool = Spool(home, DEVICE, LIMITS, lambda _: None)
+        """Ships all that is left, fork directories included."""
+        for fork in fork_directories(self.path):
+            spool = Spool(fork, DEVICE, LIMITS, lambda _: None)
             shipper = self._shipper(spool)
             _ship_all(spool, shipper, partial(self._note_names, spool))
             spool.remove()

@@ -10,14 +10,14 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-MOST_FILES = 4
+MAX_FILES = 4
 """How many files that were set aside are kept."""
 _NAME = re.compile(r"spool\.(damaged|salvaged)-(\d+)\.db")
 _SUFFIXES = ("-wal", "-shm", "")
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class SetAsideFile:
     """A file that was set aside."""
 
     path: Path
@@ -28,13 +28,13 @@ class Aside:
     """Bytes, its write-ahead log included."""
 
 
-def found(directory: Path) -> list[Aside]:
+def found(directory: Path) -> list[SetAsideFile]:
     """Return the files that were set aside in a folder, oldest first."""
     files = []
     for path in directory.glob("spool.*-*.db"):
         match = _NAME.fullmatch(path.name)
         if match:
-            files.append(Aside(path, int(match[2]), match[1] == "salvaged", size_of(path)))
+            files.append(SetAsideFile(path, int(match[2]), match[1] == "salvaged", size_of(path)))
     return sorted(files, key=lambda one: one.number)
 
 
@@ -73,16 +73,16 @@ def sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def prune(directory: Path, most_bytes: int) -> None:
+def prune(directory: Path, max_bytes: int) -> None:
     """Delete what is too much: what was salvaged first, then the oldest.
 
     Args:
         directory: of the spool.
-        most_bytes: of all files that were set aside.
+        max_bytes: of all files that were set aside.
     """
     files = found(directory)
     for one in sorted(files, key=lambda one: (not one.is_salvaged, one.number)):
-        if len(files) <= MOST_FILES and sum(each.size for each in files) <= most_bytes:
+        if len(files) <= MAX_FILES and sum(each.size for each in files) <= max_bytes:
             return
         logger.warning("spool: deletes %s, which was set aside", one.path)
         with suppress(OSError):
@@ -90,7 +90,7 @@ def prune(directory: Path, most_bytes: int) -> None:
         files.remove(one)
 
 
-def names(files: Sequence[Aside]) -> list[str]:
+def names(files: Sequence[SetAsideFile]) -> list[str]:
     """Return the names of files."""
     return [one.path.name for one in files]
 

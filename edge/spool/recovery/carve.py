@@ -28,8 +28,8 @@ _ROW = re.compile(rb"[\x05-\x09]\x00[\x01-\x09][\x01-\x06\x08\x09]")
 _SIZES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 7: 8, 8: 0, 9: 0}
 _FLOAT, _DOUBLE = 7, struct.Struct(">d")
 _IDENTITY = re.compile(rb'\{"version": \d')
-_MOST_IN_IDENTITY = 4096
-_MOST_IN_ROW = 1 << 28
+_MAX_IN_IDENTITY = 4096
+_MAX_IN_ROW = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Carver:
         """Yield what may be the row whose header is at `start`: one, or none, or two versions."""
         serial, body = _varint(pages, start + 4)
         length = (serial - 12) // 2
-        if pages[start] != body - start or serial < 14 or serial % 2 or length > _MOST_IN_ROW:
+        if pages[start] != body - start or serial < 14 or serial % 2 or length > _MAX_IN_ROW:
             return
         time_size, check_size = _SIZES[pages[start + 2]], _SIZES[pages[start + 3]]
         payload = (body - start) + time_size + check_size + length
@@ -167,7 +167,7 @@ class Carver:
 
 
 def _identity_at(pages: bytes, start: int) -> Identity | None:
-    text = pages[start : start + _MOST_IN_IDENTITY].decode("ascii", "replace")
+    text = pages[start : start + _MAX_IN_IDENTITY].decode("ascii", "replace")
     with suppress(ValueError, TypeError, KeyError, DamagedError):
         _, size = json.JSONDecoder().raw_decode(text)
         check = zlib.crc32(text[:size].encode())

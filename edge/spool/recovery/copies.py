@@ -15,8 +15,8 @@ from contextlib import closing
 from pathlib import Path
 
 from edge.spool import superblock as superblocks
+from edge.spool.directories import FILE_NAME, is_fork_directory, new_fork_directory
 from edge.spool.file import SpoolFile
-from edge.spool.homes import FILE_NAME, is_home, new_home
 from edge.spool.identity import Identity
 from edge.spool.lineage import is_full
 from edge.spool.recovery import aside
@@ -39,7 +39,7 @@ def part_from_original(path: Path, superblock: Superblock | None, found: Identit
     Raises:
         OSError, sqlite3.Error: the folder cannot be used.
     """
-    if is_home(path.parent):
+    if is_fork_directory(path.parent):
         return
     is_copy = (
         superblock is not None
@@ -51,10 +51,10 @@ def part_from_original(path: Path, superblock: Superblock | None, found: Identit
     with closing(SpoolFile(path, found)) as file:
         identity = file.identity
         file.complete()
-    home = new_home(path.parent)
+    fork = new_fork_directory(path.parent)
     if identity.pending:
-        home.mkdir(parents=True, mode=0o700)
-        _link(path, home / FILE_NAME)
+        fork.mkdir(parents=True, mode=0o700)
+        _link(path, fork / FILE_NAME)
     new = path.with_name(f"{path.name}{PART}")
     aside.delete(new)  # of a process that was killed here
     SpoolFile(new, identity.device_id).close()
@@ -67,7 +67,7 @@ def part_from_original(path: Path, superblock: Superblock | None, found: Identit
             identity.spool_id,
             "is a copy" if is_copy else "was opened too often since the server was last reached",
             identity.pending,
-            home,
+            fork,
         ),
     )
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import grpc
 
 from edge.spool.caps import Lost, SpoolLimits
+from edge.spool.directories import FILE_NAME
 from edge.spool.entries import Dropped, GapReason
 from edge.spool.file import SpoolFile
-from edge.spool.homes import FILE_NAME
 from edge.spool.identity import DamagedError, Identity, joined
 from edge.spool.opened import Opened
 from edge.spool.recovery import aside
@@ -89,13 +89,13 @@ class Recovery:
         The salvaged predictions keep their identity, in a spool of their own that is shipped like
         that of a forked process; new ones get a new spool_id, for a sequence must not come twice.
         """
-        home, done = salvage_apart(self.path, identity, self.limits, now)
+        fork, done = salvage_apart(self.path, identity, self.limits, now)
         old = aside.set_aside(self.path, is_salvaged=True)
         aside.prune(self.directory, self.limits.max_bytes)
         logger.error(
             "spool is damaged (%s): %d predictions were salvaged to %s, %d are lost; "
             "a new spool begins, the file is kept as %s",
-            *(error, done.rows, home, sum(one.count for one in done.lost), old),
+            *(error, done.rows, fork, sum(one.count for one in done.lost), old),
         )
         return Opened(SpoolFile(self.path, self.device_id), str(error))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 
 from edge.spool.caps import Lost
-from edge.spool.homes import FILE_NAME
+from edge.spool.directories import FILE_NAME
 from edge.spool.identity import Identity
 from edge.spool.inspect import NO_LIMITS, identity_of
 from edge.spool.lock import SpoolLock
@@ -24,7 +24,7 @@ _ANY = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
-class Repaired:
+class RepairResult:
     """What a repair has done."""
 
     path: str
@@ -40,7 +40,7 @@ class Repaired:
     was_damaged: bool
 
 
-def repair(path: Path, device_id: str | None, spool_id: str | None) -> Repaired:
+def repair(path: Path, device_id: str | None, spool_id: str | None) -> RepairResult:
     """Put what is readable in a file into a sound spool; what is not becomes gaps.
 
     Args:
@@ -69,7 +69,7 @@ def repair(path: Path, device_id: str | None, spool_id: str | None) -> Repaired:
         lock.release()
 
 
-def _in_place(path: Path, device_id: str | None, spool_id: str | None) -> Repaired:
+def _in_place(path: Path, device_id: str | None, spool_id: str | None) -> RepairResult:
     known = identity_of(path)
     if known is None and spool_id is not None:
         raise _refused(
@@ -92,12 +92,12 @@ def _in_place(path: Path, device_id: str | None, spool_id: str | None) -> Repair
     finally:
         spool.close()
     folder = str(path.parent)
-    return Repaired(
+    return RepairResult(
         str(path), identity.device_id, identity.spool_id, folder, rows, found, was_damaged
     )
 
 
-def _apart(path: Path, device_id: str | None, spool_id: str | None) -> Repaired:
+def _apart(path: Path, device_id: str | None, spool_id: str | None) -> RepairResult:
     live = path.with_name(FILE_NAME)
     own = identity_of(live) if live.exists() or SuperblockFile(path.parent).path.exists() else None
     known = identity_of(path) or _named(path, own.device_id if own else device_id, spool_id)
@@ -106,13 +106,13 @@ def _apart(path: Path, device_id: str | None, spool_id: str | None) -> Repaired:
             "SPOOL_IN_PLACE",
             f"{path} is of the spool that {path.parent} has now: what it holds is there, or was",
         )
-    home, done = salvage_apart(path, known, NO_LIMITS, time.time())
+    fork, done = salvage_apart(path, known, NO_LIMITS, time.time())
     aside.set_aside(path, is_salvaged=True)
-    return Repaired(
+    return RepairResult(
         str(path),
         known.device_id,
         known.spool_id,
-        str(home),
+        str(fork),
         done.rows,
         done.lost,
         was_damaged=True,

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from edge.spool import caps
 from edge.spool.caps import Lost, SpoolLimits
+from edge.spool.directories import FILE_NAME, new_fork_directory
 from edge.spool.entries import Gap, GapReason
 from edge.spool.file import SpoolFile
 from edge.spool.gaps import GapTable
-from edge.spool.homes import FILE_NAME, new_home
 from edge.spool.identity import Identity, joined
 from edge.spool.reader import SUSPICIOUS, connect_to_read
 from edge.spool.recovery import aside
@@ -36,7 +36,7 @@ _Row = tuple[int, float, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Salvaged:
+class SalvageResult:
     """What became of a damaged file."""
 
     identity: Identity
@@ -55,7 +55,7 @@ def salvage(
     now: float,
     *,
     is_exact: bool = False,
-) -> Salvaged:
+) -> SalvageResult:
     """Make a sound spool file of what is readable in a damaged one, which stays as it is.
 
     Args:
@@ -79,7 +79,7 @@ def salvage(
             with closing(SpoolFile(part, replace(known, unbound=0))) as file:
                 lost = _fill(file, _intact(carver, known, most), limits, now)
                 lost += _settle(file, _known_gaps(source, known.acknowledged), known, now)
-                done = Salvaged(file.identity, file.count(), lost)
+                done = SalvageResult(file.identity, file.count(), lost)
                 file.complete()
     except (OSError, sqlite3.Error):
         aside.delete(part)  # a full disk needs the room
@@ -90,15 +90,15 @@ def salvage(
 
 def salvage_apart(
     source: Path, known: Identity, limits: SpoolLimits, now: float
-) -> tuple[Path, Salvaged]:
+) -> tuple[Path, SalvageResult]:
     """Salvage into a home of its own, and return that; see `salvage`."""
-    home = new_home(source.parent)
-    home.mkdir(parents=True, mode=0o700)
+    fork = new_fork_directory(source.parent)
+    fork.mkdir(parents=True, mode=0o700)
     try:
-        return home, salvage(source, home / FILE_NAME, known, limits, now)
+        return fork, salvage(source, fork / FILE_NAME, known, limits, now)
     except (OSError, sqlite3.Error):
         with suppress(OSError):  # it will be tried again, each time in another
-            home.rmdir()
+            fork.rmdir()
         raise
 
 

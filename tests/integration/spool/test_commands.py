@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from edge.log.logger import PredictionLogger
 from edge.options import LogOptions
-from edge.spool.homes import homes
+from edge.spool.directories import fork_directories
 from sightline.cli.app import app
 from tests.integration.edge_log.ingest import serving
 
@@ -243,9 +243,9 @@ def test_what_a_version_without_salvage_set_aside_is_logged_once(
         (repaired,) = lines(spool("repair", folder / "spool.damaged-1.db", "--json").stdout)
         assert repaired["predictions"] >= 100
         assert not (folder / "spool.damaged-1.db").exists()
-        (home,) = homes(folder)
-        assert str(home) == repaired["spool"]
-        ship(ingest.target, folder, options, until_gone=home)
+        (fork,) = fork_directories(folder)
+        assert str(fork) == repaired["spool"]
+        ship(ingest.target, folder, options, until_gone=fork)
         ingest.stop()
         rows = ingest.query("SELECT count(*), count(DISTINCT image_id) FROM predictions")
         assert rows == [(repaired["predictions"], repaired["predictions"])]

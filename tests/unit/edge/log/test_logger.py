@@ -25,7 +25,7 @@ from edge.log.logger import PredictionLogger
 from edge.options import LogOptions
 from edge.records import MAX_SIZE, Prediction
 from edge.settings import EdgeSettings
-from edge.spool.homes import default_spool_dir
+from edge.spool.directories import default_spool_dir
 from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
 from tests.fakes.ingest import FakeIngest
@@ -255,10 +255,10 @@ def test_a_logger_may_be_forgotten_by_one_of_its_own_threads(tmp_path: Path) -> 
 def test_what_forked_processes_left_is_shipped_by_the_next_process(
     tmp_path: Path, ingest: FakeIngest
 ) -> None:
-    left = orphans.new_home(tmp_path)
+    left = orphans.new_fork_directory(tmp_path)
     with logger(left) as log:
         log.log(prediction("orphan"))
-    alive = orphans.new_home(tmp_path)
+    alive = orphans.new_fork_directory(tmp_path)
     with logger(alive) as child, logger(tmp_path, ingest.target) as log:
         child.log(prediction("child"), wait="spooled", timeout=20)
         log.log(prediction("own"))
@@ -647,7 +647,7 @@ def test_room_and_milestone_share_one_timeout(
 def test_adoption_goes_on_whatever_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    left = orphans.new_home(tmp_path)
+    left = orphans.new_fork_directory(tmp_path)
     with logger(left) as log:
         log.log(prediction("orphan"))
     monkeypatch.setattr(orphans, "_SCAN_SECONDS", 0.01)

@@ -17,9 +17,9 @@ import pytest
 from edge.log.encode import prediction_body
 from edge.records import Prediction
 from edge.spool.caps import Lost, SpoolLimits
+from edge.spool.directories import FILE_NAME, fork_directories
 from edge.spool.entries import Gap, GapReason, Row
 from edge.spool.file import SpoolFile
-from edge.spool.homes import FILE_NAME, homes
 from edge.spool.reader import connect_to_read
 from edge.spool.recovery import salvage as salvaging
 from edge.spool.recovery.aside import found, names, prune
@@ -63,10 +63,10 @@ class Server:
             self._store(identity.spool_id, entry)
 
     def drain(self, folder: Path) -> None:
-        with opened(folder):  # which may make homes
+        with opened(folder):  # which may make fork_directories
             pass
-        for home in [folder, *homes(folder)]:
-            with opened(home) as spool:
+        for fork in [folder, *fork_directories(folder)]:
+            with opened(fork) as spool:
                 self.take(spool)
                 self._ask(spool)
                 if spool.identity.pending:  # it was renewed
@@ -338,8 +338,8 @@ def test_without_a_note_new_predictions_get_a_new_spool(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
         assert spool.identity.spool_id != old
         spool.append([body("new")])
-    (home,) = homes(tmp_path)
-    with opened(home) as spool:
+    (fork,) = fork_directories(tmp_path)
+    with opened(fork) as spool:
         assert spool.identity.spool_id == old
         assert spool.identity.last == 100
     server.drain(tmp_path)

@@ -14,8 +14,8 @@ import pytest
 from edge.log.encode import prediction_body
 from edge.records import Prediction
 from edge.spool.caps import Lost, SpoolLimits
+from edge.spool.directories import FILE_NAME
 from edge.spool.entries import Dropped, Gap, GapReason, Row
-from edge.spool.homes import FILE_NAME
 from edge.spool.spool import ReplacedError, Spool
 from servicekit.errors import SightlineError
 

@@ -97,7 +97,7 @@ def test_what_is_set_aside_of_version_1_is_readable(folder: Path) -> None:
     (folder / "spool.db").write_bytes(bytes(100) + data[100:])
     spool = Spool(folder, "gate-1", opened.__defaults__[0], lambda _: None)  # type: ignore[index]
     spool.close()
-    (home,) = (folder / "forks").iterdir()
-    one = opened(home)
+    (fork,) = (folder / "forks").iterdir()
+    one = opened(fork)
     assert [entry for entry in sequences(one, 2) if isinstance(entry, int)] == [3, 4, 5, 8, 10]
     one.spool.close()

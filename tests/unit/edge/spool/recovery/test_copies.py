@@ -15,8 +15,8 @@ from edge.log.encode import prediction_body
 from edge.records import Prediction
 from edge.spool import superblock as superblocks
 from edge.spool.caps import SpoolLimits
+from edge.spool.directories import fork_directories
 from edge.spool.entries import Row
-from edge.spool.homes import homes
 from edge.spool.lineage import MAX_OPENINGS
 from edge.spool.spool import Spool
 from edge.spool.superblock import FileLocation, SuperblockFile
@@ -62,20 +62,20 @@ def test_the_copy_goes_on_under_a_name_of_its_own(original: Path, copy: Path) ->
     for folder in (original, copy):
         with opened(folder) as spool:
             log(spool, "new")
-    (home,) = homes(copy)
-    assert pending(home) == before
+    (fork,) = fork_directories(copy)
+    assert pending(fork) == before
     spool_id = before[0][0]
     assert pending(original) == [*before, (spool_id, 4)]
     ((other, first),) = pending(copy)
     assert (other != spool_id, first) == (True, 1)
-    with opened(home) as spool:
+    with opened(fork) as spool:
         assert spool.sent_through == 3  # by the original
 
 
 def test_it_is_parted_once(copy: Path) -> None:
     for _ in range(3):
         pending(copy)
-    assert len(homes(copy)) == 1
+    assert len(fork_directories(copy)) == 1
 
 
 def test_a_spool_that_is_moved_goes_on(original: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_copy_of_an_empty_spool_leaves_nothing_behind(original: Path, tmp_path
     copy = Path(shutil.copytree(original, tmp_path / "right"))
     with opened(copy) as spool:
         assert spool.identity.spool_id != old
-    assert homes(copy) == []
+    assert fork_directories(copy) == []
 
 
 def test_a_copy_where_files_have_but_one_name(
@@ -102,8 +102,8 @@ def test_a_copy_where_files_have_but_one_name(
     before = pending(original)
     monkeypatch.setattr(os, "link", refuse)
     pending(copy)
-    (home,) = homes(copy)
-    assert pending(home) == before
+    (fork,) = fork_directories(copy)
+    assert pending(fork) == before
 
 
 @pytest.mark.parametrize("step", range(6))
@@ -129,7 +129,7 @@ def test_a_process_that_is_killed_while_it_parts_a_copy_loses_nothing(
             pending(copy)
     assert pending(copy) == []
     # It may have been parted twice: then the server has the second one's for duplicates.
-    assert {tuple(pending(home)) for home in homes(copy)} == {tuple(before)}
+    assert {tuple(pending(fork)) for fork in fork_directories(copy)} == {tuple(before)}
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_item_12_the_same_inode_elsewhere_is_a_copy(
     with opened(original) as spool:
         assert spool.identity.spool_id != first
         assert spool.identity.pending == 0
-    assert len(homes(original)) == 1
+    assert len(fork_directories(original)) == 1
 
 
 def test_item_12_a_note_of_an_earlier_version_says_no_more_than_the_inode(original: Path) -> None:
@@ -181,6 +181,6 @@ def test_item_12_openings_beyond_what_a_lineage_names_are_parted(tmp_path: Path)
             spool.append([b"%d" % number])
             names.add(spool.identity.spool_id)
     assert len(names) == 2
-    (home,) = homes(tmp_path / "spool")
-    with opened(home) as spool:
+    (fork,) = fork_directories(tmp_path / "spool")
+    with opened(fork) as spool:
         assert spool.identity.pending == MAX_OPENINGS

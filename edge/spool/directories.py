@@ -11,18 +11,18 @@ FILE_NAME = "spool.db"
 _FORKS = "forks"
 
 
-def is_home(directory: Path) -> bool:
+def is_fork_directory(directory: Path) -> bool:
     """Say whether a folder is one of those below that of a node."""
     return directory.parent.name == _FORKS
 
 
-def new_home(directory: Path) -> Path:
+def new_fork_directory(directory: Path) -> Path:
     """Return a folder for another spool, which the node of this one ships; it is not made yet."""
-    forks = directory.parent if is_home(directory) else directory / _FORKS
+    forks = directory.parent if is_fork_directory(directory) else directory / _FORKS
     return forks / str(uuid.uuid4())
 
 
-def homes(directory: Path) -> list[Path]:
+def fork_directories(directory: Path) -> list[Path]:
     """Return the folders below one that have a spool, in use or not."""
     forks = directory / _FORKS
     found = [*forks.glob(f"*/{FILE_NAME}"), *forks.glob(f"*/{superblocks.FILE_NAME}")]
