@@ -14,7 +14,7 @@ import grpc
 from edge.spool.lineage import Agreement
 from servicekit.errors import SightlineError
 
-ASK_SECONDS = 10.0
+WATERMARK_SECONDS = 10.0
 SEND_SECONDS = 30.0
 _LONGEST_SEND_SECONDS = 3600.0
 # What the service says of a message as such; a prediction that breaks a rule is an answer instead.
@@ -22,7 +22,7 @@ _UNREADABLE = {"MALFORMED_MESSAGE", "MESSAGE_TOO_LARGE", "INVALID_FIELD"}
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class FetchWatermark:
     """Get the watermark."""
 
     timeout: float
@@ -82,8 +82,8 @@ class Renew:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
-    """Wait, longer each time, before going on."""
+class BackOff:
+    """Wait before the next attempt, longer after each failure."""
 
     error: SightlineError
 
@@ -95,7 +95,7 @@ class Pause:
     error: SightlineError
 
 
-Action = Acknowledge | GiveUp | Rewind | Renew | Wait | Pause
+Action = Acknowledge | GiveUp | Rewind | Renew | BackOff | Pause
 
 
 class ShipCore:
@@ -133,17 +133,17 @@ class ShipCore:
         self._probe: int | None = None  # a committed sequence that is sent again, to be compared
         self._known_to_others = 0  # a copy may have sent this far before the stream under way
 
-    def next(self) -> Ask | Send:
+    def next(self) -> FetchWatermark | Send:
         """Return what to do when there is something to send."""
         if not self._is_known:
-            return Ask(ASK_SECONDS)
+            return FetchWatermark(WATERMARK_SECONDS)
         if self._probe is not None:
             return Send(self._probe - 1, 1, self._timeout)
         # Before a prediction is given up, a bare header must pass: else the fault is elsewhere.
         limit = self._limit if self._suspect is None else 0
         return Send(self.position, limit, self._timeout)
 
-    def asked(self, watermark: int, agreed: Agreement | None = None) -> list[Action]:
+    def watermark_received(self, watermark: int, agreed: Agreement | None = None) -> list[Action]:
         """Process the server's watermark.
 
         Args:
@@ -175,7 +175,9 @@ class ShipCore:
         self._known_to_others = self._reach
         self._sent_through = max(self._sent_through, sent.last)
 
-    def answered(self, committed_through: int, sent: Sent, duplicates: int = 0) -> list[Action]:
+    def stream_answered(
+        self, committed_through: int, sent: Sent, duplicates: int = 0
+    ) -> list[Action]:
         """Process the answer to a stream.
 
         Args:
@@ -199,17 +201,17 @@ class ShipCore:
         self._is_known = committed_through == sent.last
         actions = self._advance(min(committed_through, sent.last))
         if self.position == before:
-            return [Wait(_no_progress(committed_through, sent))]
+            return [BackOff(_no_progress(committed_through, sent))]
         return actions
 
-    def failed(self, error: SightlineError, sent: Sent | None) -> list[Action]:
+    def call_failed(self, error: SightlineError, sent: Sent | None) -> list[Action]:
         """Take the failure of a stream, or (None) of a question."""
         if sent is not None and error.reason == "RATE_LIMITED" and self._suspect is None:
             return self._limited(error, sent)
         self._is_known, self._probe = False, None
         suspect, self._suspect = self._suspect, None
         if sent is None or suspect is not None:
-            return [Wait(error)]
+            return [BackOff(error)]
         if error.reason == "SEQUENCE_HOLE" and not self._had_hole:
             self._had_hole = True
             return []  # to ask: where the server is does not say whose predictions it has there
@@ -223,9 +225,9 @@ class ShipCore:
         if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
             self._limit = max(1, sent.entries // 2)
             self._timeout = min(self._timeout * 2, _LONGEST_SEND_SECONDS)
-        return [Wait(error)]
+        return [BackOff(error)]
 
-    def start_over(self, acknowledged: int) -> None:
+    def restart(self, acknowledged: int) -> None:
         """Take it that the last actions were not carried out; the server is asked again.
 
         Args:
@@ -245,7 +247,7 @@ class ShipCore:
 
         Its store was put back, and a copy of this spool has gone on first.
         """
-        return not agreed.is_least and agreed.through < min(watermark, self.position)
+        return not agreed.is_lower_bound and agreed.through < min(watermark, self.position)
 
     def _is_foreign(self, watermark: int, agreed: Agreement | None) -> bool:
         """Say whether something that is committed is not from here."""
@@ -291,7 +293,7 @@ class ShipCore:
             self._limit = sent.entries // 2
             return []
         if not sent.is_prediction:
-            return [Wait(error)]
+            return [BackOff(error)]
         self._suspect = sent.last
         return []
 

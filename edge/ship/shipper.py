@@ -18,7 +18,8 @@ from edge.ship.call_gate import CallGate
 from edge.ship.core import (
     Acknowledge,
     Action,
-    Ask,
+    BackOff,
+    FetchWatermark,
     GiveUp,
     Pause,
     Renew,
@@ -26,7 +27,6 @@ from edge.ship.core import (
     Send,
     Sent,
     ShipCore,
-    Wait,
 )
 from edge.ship.progress import Progress
 from edge.spool.entries import Entry, GapReason, Row
@@ -192,8 +192,8 @@ class Shipper:
     def _step(self) -> bool:
         """Do one thing that the core wants; True: the round is done."""
         step = self._core.next()
-        if isinstance(step, Ask):
-            actions = self._ask(step)
+        if isinstance(step, FetchWatermark):
+            actions = self._fetch_watermark(step)
             self._apply(actions)
             return any(isinstance(action, Renew) for action in actions)
         entries = self._entries(step)
@@ -203,7 +203,7 @@ class Shipper:
         self._apply(actions)
         return any(isinstance(action, Acknowledge | Renew) for action in actions)
 
-    def _ask(self, step: Ask) -> list[Action]:
+    def _fetch_watermark(self, step: FetchWatermark) -> list[Action]:
         request = ingest_service_pb2.GetWatermarkRequest(
             device_id=self._device_id, spool_id=self._spool_id
         )
@@ -215,8 +215,8 @@ class Shipper:
             )
         except SightlineError as error:
             self._count_failure()
-            return self._core.failed(error, None)
-        return self._core.asked(answer.committed_through, self._agreed(answer))
+            return self._core.call_failed(error, None)
+        return self._core.watermark_received(answer.committed_through, self._agreed(answer))
 
     def _agreed(self, answer: ingest_service_pb2.GetWatermarkResponse) -> Agreement | None:
         """Return up to where the server has what was spooled here; None: it cannot tell."""
@@ -258,17 +258,17 @@ class Shipper:
             )
         except SightlineError as error:
             self._count_failure()
-            return self._core.failed(error, sent)
+            return self._core.call_failed(error, sent)
         self._note_rejections(answer)
         # Of one generation they are the same predictions, whoever has sent them.
         unproven = 0 if answer.generation else answer.duplicates
-        return self._core.answered(answer.committed_through, sent, unproven)
+        return self._core.stream_answered(answer.committed_through, sent, unproven)
 
     def _apply(self, actions: Sequence[Action]) -> None:
         try:
             self._carry_out(actions)
         except (OSError, sqlite3.Error):  # such as a full disk
-            self._core.start_over(self._spool.identity.acknowledged)
+            self._core.restart(self._spool.identity.acknowledged)
             raise
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
@@ -296,7 +296,7 @@ class Shipper:
                     self._spool.renew(self._spool_id, is_derived=is_derived)
                 case Pause(error):
                     self._pause(error)
-                case Wait(error):
+                case BackOff(error):
                     raise error
 
     def _pause(self, error: SightlineError) -> None:

@@ -33,7 +33,7 @@ class Agreement(NamedTuple):
     """Up to this sequence both have the same predictions."""
     is_overrun: bool = False
     """The other one has more of the last opening that both have."""
-    is_least: bool = False
+    is_lower_bound: bool = False
     """They may agree further: one side does not know all of its openings."""
 
 
@@ -126,8 +126,8 @@ def agreement(
             own = own_ends[opening.generation]
             return Agreement(min(end, own), end > own)
     unsaid = 0 if committed[0].generation else _ends(committed, watermark)[""]
-    is_least = bool(unsaid or lineage[0].after)
-    return Agreement(min(unsaid, own_ends.get(root, 0)), is_least=is_least)
+    is_lower_bound = bool(unsaid or lineage[0].after)
+    return Agreement(min(unsaid, own_ends.get(root, 0)), is_lower_bound=is_lower_bound)
 
 
 def _ends(lineage: Sequence[SpoolOpening], last: int) -> dict[str, int]:

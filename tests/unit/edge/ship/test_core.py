@@ -6,11 +6,12 @@ import grpc
 import pytest
 
 from edge.ship.core import (
-    ASK_SECONDS,
     SEND_SECONDS,
+    WATERMARK_SECONDS,
     Acknowledge,
     Action,
-    Ask,
+    BackOff,
+    FetchWatermark,
     GiveUp,
     Pause,
     Renew,
@@ -18,7 +19,6 @@ from edge.ship.core import (
     Send,
     Sent,
     ShipCore,
-    Wait,
 )
 from edge.spool.lineage import Agreement
 from servicekit.errors import SightlineError
@@ -59,7 +59,7 @@ class Play:
         self._sent: Sent | None = None
 
     def asks(self) -> "Play":
-        assert self.core.next() == Ask(ASK_SECONDS)
+        assert self.core.next() == FetchWatermark(WATERMARK_SECONDS)
         self._sent = None
         return self
 
@@ -81,14 +81,14 @@ class Play:
 
     def watermark(self, number: int, agreed: Agreement | None = None) -> "Answer":
         assert self._sent is None
-        return Answer(self, self.core.asked(number, agreed))
+        return Answer(self, self.core.watermark_received(number, agreed))
 
     def answer(self, committed_through: int, duplicates: int = 0) -> "Answer":
         assert self._sent is not None
-        return Answer(self, self.core.answered(committed_through, self._sent, duplicates))
+        return Answer(self, self.core.stream_answered(committed_through, self._sent, duplicates))
 
     def fails(self, error: SightlineError) -> "Answer":
-        return Answer(self, self.core.failed(error, self._sent))
+        return Answer(self, self.core.call_failed(error, self._sent))
 
 
 class Answer:
@@ -116,9 +116,9 @@ def test_an_earlier_process_had_sent_more_than_it_knew() -> None:
 
 def test_after_a_failure_the_server_says_where_to_go_on() -> None:
     play = Play()
-    play.asks().fails(AWAY).then(Wait(AWAY))
+    play.asks().fails(AWAY).then(BackOff(AWAY))
     play.asks().watermark(0).then()
-    play.sends(0, 5).fails(AWAY).then(Wait(AWAY))
+    play.sends(0, 5).fails(AWAY).then(BackOff(AWAY))
     play.asks().watermark(5).then(Acknowledge(5))
     play.sends(5, 6).answer(6).then(Acknowledge(6))
 
@@ -135,8 +135,8 @@ def test_an_answer_without_progress_is_a_failure() -> None:
     play = Play()
     play.asks().watermark(0).then()
     play.sends(0, 8)
-    (action,) = play.core.answered(0, Sent(8, 8))
-    assert isinstance(action, Wait)
+    (action,) = play.core.stream_answered(0, Sent(8, 8))
+    assert isinstance(action, BackOff)
     assert action.error.reason == "NOTHING_COMMITTED"
     play.asks()
 
@@ -168,9 +168,9 @@ def test_what_this_process_has_not_sent_cannot_be_committed() -> None:
     """9 were there when the spool was opened; 10 and later were logged since."""
     play = Play(acknowledged=0, last=9)
     play.asks().watermark(9).then(Acknowledge(9))
-    play.sends(9, 12).fails(AWAY).then(Wait(AWAY))
+    play.sends(9, 12).fails(AWAY).then(BackOff(AWAY))
     play.asks().watermark(12).then(Acknowledge(12))
-    play.sends(12, 14).fails(AWAY).then(Wait(AWAY))
+    play.sends(12, 14).fails(AWAY).then(BackOff(AWAY))
     play.asks().watermark(15).then(Acknowledge(14), Renew())
 
 
@@ -178,14 +178,14 @@ def test_what_could_not_be_deleted_is_deleted_when_the_server_is_asked_again() -
     play = Play()
     play.asks().watermark(0).then()
     play.sends(0, 8).answer(8).then(Acknowledge(8))
-    play.core.start_over(0)
+    play.core.restart(0)
     play.asks().watermark(8).then(Acknowledge(8))
 
 
 def test_a_gap_that_could_not_be_declared_is_declared_when_the_server_is_asked_again() -> None:
     play = Play(acknowledged=40, last=50)
     play.asks().watermark(10).then(Rewind(10))
-    play.core.start_over(40)
+    play.core.restart(40)
     play.asks().watermark(10).then(Rewind(10))
     play.sends(10, 48).answer(48).then(Acknowledge(48))
 
@@ -193,7 +193,7 @@ def test_a_gap_that_could_not_be_declared_is_declared_when_the_server_is_asked_a
 def test_nothing_is_sent_under_a_name_that_could_not_be_given_up() -> None:
     play = Play(acknowledged=3, last=9)
     play.asks().watermark(10).then(Acknowledge(9), Renew())
-    play.core.start_over(9)
+    play.core.restart(9)
     play.asks().watermark(10).then(Renew())
 
 
@@ -225,7 +225,7 @@ def test_a_second_hole_waits() -> None:
     play.sends(40, 48).fails(hole(41)).then()
     play.asks().watermark(40).then()
     error = hole(41)
-    play.sends(40, 48).fails(error).then(Wait(error))
+    play.sends(40, 48).fails(error).then(BackOff(error))
     play.asks().watermark(40).then()
     play.sends(40, 48).answer(48).then(Acknowledge(48))
     play.sends(48, 50).fails(hole(49)).then()
@@ -277,7 +277,7 @@ def test_what_a_stranger_refuses_is_not_given_up() -> None:
     stranger = SightlineError(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "a proxy's")
     play = Play(stream_size=1)
     play.asks().watermark(0).then()
-    play.sends(0, 1, limit=1).fails(stranger).then(Wait(stranger))
+    play.sends(0, 1, limit=1).fails(stranger).then(BackOff(stranger))
 
 
 def test_nothing_is_given_up_to_a_server_that_refuses_even_a_bare_header() -> None:
@@ -286,7 +286,7 @@ def test_nothing_is_given_up_to_a_server_that_refuses_even_a_bare_header() -> No
     for _ in range(3):
         play.sends(0, 1, limit=1).fails(MALFORMED).then()
         play.asks().watermark(0).then()
-        play.sends(0, 0, limit=0).fails(MALFORMED).then(Wait(MALFORMED))
+        play.sends(0, 0, limit=0).fails(MALFORMED).then(BackOff(MALFORMED))
         play.asks().watermark(0).then()
 
 
@@ -303,7 +303,7 @@ def test_a_suspect_is_forgotten_when_the_network_fails() -> None:
     play = Play(stream_size=1)
     play.asks().watermark(0).then()
     play.sends(0, 1, limit=1).fails(MALFORMED).then()
-    play.asks().fails(AWAY).then(Wait(AWAY))
+    play.asks().fails(AWAY).then(BackOff(AWAY))
     play.asks().watermark(0).then()
     play.sends(0, 1, limit=1).answer(1).then(Acknowledge(1))
 
@@ -311,7 +311,7 @@ def test_a_suspect_is_forgotten_when_the_network_fails() -> None:
 def test_a_gap_that_cannot_be_read_waits() -> None:
     play = Play(stream_size=1)
     play.asks().watermark(0).then()
-    play.sends(0, 9, limit=1, gap=True, entries=1).fails(MALFORMED).then(Wait(MALFORMED))
+    play.sends(0, 9, limit=1, gap=True, entries=1).fails(MALFORMED).then(BackOff(MALFORMED))
 
 
 def test_a_message_over_the_servers_limit_is_isolated_too() -> None:
@@ -329,16 +329,16 @@ def test_other_errors_wait_and_give_nothing_up(error: SightlineError) -> None:
     play = Play(stream_size=1)
     play.asks().watermark(0).then()
     for _ in range(3):
-        play.sends(0, 1, limit=1).fails(error).then(Wait(error))
+        play.sends(0, 1, limit=1).fails(error).then(BackOff(error))
         play.asks().watermark(0).then()
 
 
 def test_a_slow_uplink_gets_shorter_streams_and_more_time() -> None:
     play = Play()
     play.asks().watermark(0).then()
-    play.sends(0, 8).fails(LATE).then(Wait(LATE))
+    play.sends(0, 8).fails(LATE).then(BackOff(LATE))
     play.asks().watermark(2).then(Acknowledge(2))
-    play.sends(2, 6, limit=4, timeout=60.0).fails(LATE).then(Wait(LATE))
+    play.sends(2, 6, limit=4, timeout=60.0).fails(LATE).then(BackOff(LATE))
     play.asks().watermark(2).then()
     play.sends(2, 4, limit=2, timeout=120.0).answer(4).then(Acknowledge(4))
     play.sends(4, 8, limit=4).answer(8).then(Acknowledge(8))
@@ -352,7 +352,7 @@ def test_time_for_a_stream_is_bounded() -> None:
         step = play.core.next()
         assert isinstance(step, Send)
         assert step.timeout <= 3600.0
-        play.core.failed(LATE, Sent(1, 1))
+        play.core.call_failed(LATE, Sent(1, 1))
 
 
 def limited(committed_through: int | None) -> SightlineError:
@@ -397,15 +397,15 @@ def test_a_limit_cannot_have_more_deleted_than_was_sent() -> None:
 def test_2_streams_what_does_not_arrive_in_time_is_sent_in_smaller_parts() -> None:
     stalled = SightlineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_STALLED", "too slow")
     core = ShipCore(acknowledged=0, sent_through=0, opened_at=0, stream_size=100)
-    core.asked(0)
+    core.watermark_received(0)
     for limit in (100, 50, 25):
         step = core.next()
         assert isinstance(step, Send)
         assert step.max_entries == limit
         sent = Sent(last=limit, entries=limit)
         core.sending(sent)
-        assert core.failed(stalled, sent) == [Wait(stalled)]
-        core.asked(0)
+        assert core.call_failed(stalled, sent) == [BackOff(stalled)]
+        core.watermark_received(0)
 
 
 def test_item_12_what_was_spooled_before_the_copy_was_made_is_not_moved() -> None:

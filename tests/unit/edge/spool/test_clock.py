@@ -147,11 +147,8 @@ def test_logging_and_its_retries_go_on_while_the_clock_jumps(
     tmp_path: Path, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     moved = Moved()
-    for module in (
-        record_buffer,
-        shipper,
-        writer,
-    ):  # gRPC looks at the clock of this machine by itself
+    # gRPC reads the clock of this machine by itself.
+    for module in (record_buffer, shipper, writer):
         monkeypatch.setattr(module, "time", moved)
     monkeypatch.setattr(record_buffer, "_now", moved.time)
     ingest.before.extend([UNAVAILABLE] * failures)

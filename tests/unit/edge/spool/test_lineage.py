@@ -47,7 +47,7 @@ def test_a_sequence_belongs_to_the_opening_that_gave_it_out() -> None:
         ((A, B, SpoolOpening("x", 9)), 12, Agreement(9)),
         ((A, SpoolOpening("x", 2), SpoolOpening("y", 5)), 12, Agreement(2)),
         ((SpoolOpening("x", 0),), 5, Agreement(0)),
-        ((SpoolOpening("", 0), SpoolOpening("x", 3)), 5, Agreement(0, is_least=True)),
+        ((SpoolOpening("", 0), SpoolOpening("x", 3)), 5, Agreement(0, is_lower_bound=True)),
         ((SpoolOpening("", 0),), 5, None),
         ((A, SpoolOpening("", 2)), 5, None),
         ((), 5, None),
@@ -63,10 +63,10 @@ def test_two_lineages_agree_up_to_where_they_part(
 def test_what_was_spooled_before_lineages_were_kept_is_what_was_not_said() -> None:
     lineage = (SpoolOpening(ROOT, 0), SpoolOpening("a", 6))
     assert agreement(lineage, ROOT, 9, (SpoolOpening("", 0), SpoolOpening("x", 4)), 8) == Agreement(
-        4, is_least=True
+        4, is_lower_bound=True
     )
     assert agreement(lineage, ROOT, 9, (SpoolOpening("", 0), SpoolOpening("x", 8)), 9) == Agreement(
-        6, is_least=True
+        6, is_lower_bound=True
     )
 
 
@@ -117,7 +117,7 @@ def test_what_a_store_that_was_put_back_has_lost_to_a_copy_is_declared() -> None
     core = ShipCore(acknowledged=6, sent_through=9, opened_at=9, stream_size=8)
     assert core.asked(8, Agreement(4)) == [Rewind(4), Renew(is_derived=True)]
     core = ShipCore(acknowledged=6, sent_through=9, opened_at=9, stream_size=8)
-    assert core.asked(8, Agreement(4, is_least=True)) == [Renew(is_derived=True)]
+    assert core.asked(8, Agreement(4, is_lower_bound=True)) == [Renew(is_derived=True)]
 
 
 # A model of nodes and a server: each prediction is a number, so that a mistake shows.
