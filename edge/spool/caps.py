@@ -1,25 +1,25 @@
-"""When a spool gives up its oldest predictions, and which."""
+"""The caps of a spool: eviction of the oldest predictions by size, age and free disk space."""
 
 from dataclasses import dataclass
 
 from edge.spool.entries import GapReason
 from edge.spool.file import SpoolFile
 
-_SMALLEST_CAP = 1 << 20  # a full disk must not stop what merely passes through
-_SPARE_BYTES = 4 << 20  # stay in the file, to be used again without asking the disk
+_SMALLEST_CAP = 1 << 20  # predictions must pass through even when the disk is full
+_SPARE_BYTES = 4 << 20  # kept in the file for reuse
 _SHRINK_PAGES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class SpoolLimits:
-    """How much a spool may hold."""
+    """The limits on the size and age of a spool."""
 
     max_bytes: int
-    """Size of the file."""
+    """Maximum size of the file."""
     max_age_seconds: float
-    """Since a prediction was spooled; 0: for ever."""
+    """Maximum age of a spooled prediction. 0: no limit."""
     disk_reserve_bytes: int
-    """Free space on the disk below which the file does not grow."""
+    """Free disk space below which the file does not grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,39 +30,40 @@ class Lost:
     last: int
     reason: GapReason
     count: int
-    """How many of them were not lost before."""
+    """Predictions of the run that were not lost before."""
 
 
 def byte_cap(file: SpoolFile, limits: SpoolLimits, free: int) -> tuple[int, GapReason]:
-    """Return how many bytes may be in use after the next change, and which limit says so.
+    """Return the bytes that may be in use after the next change, and the limit that decides.
 
     Args:
-        file: before the change.
-        limits: of the spool.
-        free: bytes free on its disk.
+        file: the spool file before the change.
+        limits: the spool's limits.
+        free: free bytes on its disk.
     """
-    _, taken = file.pages()
-    # At the reserve some of the file is kept unused, so that a change finds its room inside it.
+    _, allocated = file.pages()
+    # At the reserve, part of the file stays unused so that a change fits into it.
     headroom = free - limits.disk_reserve_bytes
-    room = max(_SMALLEST_CAP, taken + (headroom if headroom > 0 else -taken // 32))
-    if limits.max_bytes <= room:
+    allowed = max(_SMALLEST_CAP, allocated + (headroom if headroom > 0 else -allocated // 32))
+    if limits.max_bytes <= allowed:
         return limits.max_bytes, GapReason.SPOOL_BYTES
-    return room, GapReason.DISK_RESERVE
+    return allowed, GapReason.DISK_RESERVE
 
 
 def evict_bytes(file: SpoolFile, cap: int, reason: GapReason, now: float) -> list[Lost]:
-    """Give up the oldest until at most `cap` bytes are in use; inside a transaction.
+    """Evict the oldest predictions until at most `cap` bytes are in use. Needs a transaction.
 
     Args:
-        file: after the change.
-        cap: in bytes.
-        reason: why the cap is what it is.
+        file: the spool file after the change.
+        cap: maximum bytes in use.
+        reason: the limit that decided the cap.
         now: Unix seconds.
     """
     lost = []
     in_use, _ = file.pages()
     while in_use > cap:
-        through = file.oldest(in_use - cap + cap // 64)  # a little more: not again at once
+        # A little more than needed, so that the next change does not evict again.
+        through = file.oldest(in_use - cap + cap // 64)
         if not through:
             break
         lost.append(give_up(file, file.identity.acknowledged + 1, through, reason, now))
@@ -71,7 +72,7 @@ def evict_bytes(file: SpoolFile, cap: int, reason: GapReason, now: float) -> lis
 
 
 def evict_expired(file: SpoolFile, cutoff: float, now: float) -> list[Lost]:
-    """Give up what was spooled before a time on the spool's clock; in its own transaction."""
+    """Evict predictions spooled before a time on the spool's clock, in an own transaction."""
     through = file.expired(cutoff)
     if not through:
         return []
@@ -81,14 +82,14 @@ def evict_expired(file: SpoolFile, cutoff: float, now: float) -> list[Lost]:
 
 
 def give_up(file: SpoolFile, first: int, last: int, reason: GapReason, now: float) -> Lost:
-    """Turn a run of sequences into a gap; inside a transaction."""
+    """Turn a run of sequences into a gap. Needs a transaction."""
     return Lost(first, last, reason, file.give_up(first, last, reason, now))
 
 
 def shrink(file: SpoolFile) -> None:
-    """Give unused space back to the disk, a part of it at a time."""
-    in_use, taken = file.pages()
-    # More than a cap keeps unused (see above): else the file would grow, or, at the reserve, evict
-    # again for what was given back here, until hardly anything is left of it.
-    if taken - in_use > max(_SPARE_BYTES, taken // 16):
+    """Return a part of the unused space to the disk."""
+    in_use, allocated = file.pages()
+    # Keep more unused than `byte_cap` does. Otherwise the file would grow again at once, or, at
+    # the reserve, each shrink would cause an eviction until the spool is nearly empty.
+    if allocated - in_use > max(_SPARE_BYTES, allocated // 16):
         file.shrink(_SHRINK_PAGES)

@@ -1,9 +1,8 @@
-"""The spool's own clock, by which its predictions age.
+"""The spool's own clock, which measures the age of its predictions.
 
-It shows a time like any other when the spool is new, and from then on only what passes by the
-steady clock of the machine counts, so that it makes no difference to it who sets the wall clock, in
-which direction and how often. While the machine is off it stands still: no clock that a device has
-can be trusted to say how long that was.
+It starts at the wall clock's time when the spool is created. From then on it advances only with the
+machine's monotonic clock, so that setting the wall clock does not change it. It stands still while
+the machine is off: no clock on a device reliably tells how long that was.
 """
 
 import time
@@ -13,14 +12,14 @@ from edge.spool.superblock import SpoolClockReading, Superblock, boot_id
 
 
 class SpoolClock:
-    """Counts seconds since the spool was made, on top of what the wall clock said then.
+    """A clock that adds the seconds since the spool was created to the wall clock's time then.
 
     Args:
-        steady: seconds since the machine was started, that nobody sets.
-        superblock: what was noted last. None: nothing was.
-        latest: what it said when the last prediction was spooled, for want of a note. None: it is
-            not known either.
-        start: what it says when neither is known, in seconds, > 0.
+        superblock: the last superblock. None: there is none.
+        latest: reading when the last prediction was spooled, used without a superblock. None: not
+            known.
+        start: reading to start from if neither is known, in seconds, > 0.
+        steady: monotonic clock of the machine, in seconds since it was started.
     """
 
     def __init__(
@@ -33,16 +32,16 @@ class SpoolClock:
     ) -> None:
         self._steady = steady
         self._boot = boot_id()
-        # What was noted has a checksum, which the times of predictions have not.
-        known = (_age_at_start(superblock, steady()), latest, max(1.0, start))
-        self._offset = next(one for one in known if one is not None) - steady()
+        # The superblock has a checksum, the times of predictions have none: so it comes first.
+        candidates = (_age_at_start(superblock, steady()), latest, max(1.0, start))
+        self._offset = next(age for age in candidates if age is not None) - steady()
 
     def now(self) -> float:
-        """Return what it shows, in seconds."""
+        """Return the current reading in seconds."""
         return self._steady() + self._offset
 
     def reading(self) -> SpoolClockReading:
-        """Return what it shows, for a note."""
+        """Return the current reading in the form that the superblock records."""
         steady = self._steady()
         return SpoolClockReading(steady + self._offset, steady, self._boot)
 
@@ -50,5 +49,5 @@ class SpoolClock:
 def _age_at_start(superblock: Superblock | None, steady: float) -> float | None:
     if superblock is None:
         return None
-    passed = max(0.0, steady - superblock.reading.steady) if superblock.is_of_this_boot else 0.0
-    return superblock.reading.age + passed
+    elapsed = max(0.0, steady - superblock.reading.steady) if superblock.is_of_this_boot else 0.0
+    return superblock.reading.age + elapsed

@@ -1,4 +1,4 @@
-"""Where the spools of one device lie: one in its folder, others in folders below."""
+"""The folders of a device's spools: the main one, and one below `forks/` per further spool."""
 
 import os
 import uuid
@@ -12,27 +12,30 @@ _FORKS = "forks"
 
 
 def is_fork_directory(directory: Path) -> bool:
-    """Say whether a folder is one of those below that of a node."""
+    """Return True if a folder is a fork directory, that is, directly below a `forks` folder."""
     return directory.parent.name == _FORKS
 
 
 def new_fork_directory(directory: Path) -> Path:
-    """Return a folder for another spool, which the node of this one ships; it is not made yet."""
+    """Return the path of a new fork directory, without creating it.
+
+    The node that owns `directory` ships the spool in it.
+    """
     forks = directory.parent if is_fork_directory(directory) else directory / _FORKS
     return forks / str(uuid.uuid4())
 
 
 def fork_directories(directory: Path) -> list[Path]:
-    """Return the folders below one that have a spool, in use or not."""
+    """Return the fork directories that contain a spool, in use or not."""
     forks = directory / _FORKS
-    found = [*forks.glob(f"*/{FILE_NAME}"), *forks.glob(f"*/{superblocks.FILE_NAME}")]
-    return sorted({path.parent for path in found})
+    files = [*forks.glob(f"*/{FILE_NAME}"), *forks.glob(f"*/{superblocks.FILE_NAME}")]
+    return sorted({path.parent for path in files})
 
 
 def default_spool_dir(device_id: str) -> Path:
     """Return `sightline/<device_id>` in `$XDG_STATE_HOME`, by default `~/.local/state`.
 
-    Characters that a file name should not have are percent-encoded.
+    Characters that are unsafe in a file name are percent-encoded.
     """
     state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
     name = quote(device_id, safe=" ")

@@ -1,35 +1,35 @@
-"""What passes from memory through the spool to the shipper."""
+"""The entries that pass from the memory buffer through the spool to the shipper."""
 
 from dataclasses import dataclass
 from enum import IntEnum
 
 
 class GapReason(IntEnum):
-    """Why predictions never reach the server; numbered as `sightline.ingest.v1.GapReason`."""
+    """Reasons for a gap; the numbers are those of `sightline.ingest.v1.GapReason`."""
 
     DROPPED_OLDEST = 1
-    """Memory was full and the policy was to drop the oldest."""
+    """Memory was full and the policy is to drop the oldest."""
     DROPPED_NEWEST = 2
-    """Memory was full and the policy was to drop the newest."""
+    """Memory was full and the policy is to drop the newest."""
     SPOOL_BYTES = 3
-    """The spool reached its cap in bytes."""
+    """The spool reached its maximum size."""
     SPOOL_AGE = 4
-    """The prediction reached the spool's cap in age."""
+    """The prediction reached the spool's maximum age."""
     DISK_RESERVE = 5
-    """The disk had reached its reserve of free space."""
+    """Free disk space had fallen to the reserve."""
     SPOOL_DAMAGED = 6
     """The spool was damaged and the predictions could not be read."""
     UNREADABLE = 7
-    """The server refused to read the message even when it carried this prediction alone."""
+    """The server could not read the message even when it carried only this prediction."""
     RELEASED = 8
-    """A server had confirmed them, but the present server's store does not have them."""
+    """A server had confirmed the predictions, but the current store does not have them."""
     SPOOL_WRITE_FAILED = 9
     """Writing to the spool failed (disk error, disk full)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Predictions that were given up before they had a sequence; each will take one."""
+    """A run of predictions dropped before they had a sequence. Each will occupy one."""
 
     count: int
     reason: GapReason
@@ -41,7 +41,7 @@ class Row:
 
     sequence: int
     prediction: bytes
-    """A serialised `sightline.types.v1.Prediction`, with its sequence."""
+    """A serialised `sightline.types.v1.Prediction`, including its sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Gap:
 
     @property
     def sequence(self) -> int:
-        """The last sequence: where the entry after this one continues."""
+        """The last sequence of the run; the next entry continues after it."""
         return self.last
 
 

@@ -1,6 +1,6 @@
-"""One SQLite file of predictions that wait for the server: how it changes, not when.
+"""Write access to the spool file, an SQLite database of predictions that wait for the server.
 
-`edge.spool.reader` says what is in it.
+`edge.spool.reader` describes the format; `edge.spool.spool` decides when to call what is here.
 """
 
 import errno
@@ -37,50 +37,48 @@ CREATE TABLE predictions (
 
 
 class SpoolFile(SpoolReader):
-    """An open spool file. One thread at a time; every change happens inside `transaction`.
+    """A spool file opened for writing, for one thread at a time.
+
+    Every change needs `transaction`.
 
     Args:
-        path: the file; made if it is missing or empty.
-        new: what a new file becomes; a device's name: a new spool of that device.
+        path: the file. It is created if it is missing or empty.
+        new: identity of a newly created file, or a device id for a new spool of that device.
 
     Attributes:
-        identity: as of the last change.
+        identity: identity as of the last change.
 
     Raises:
-        DamagedError: the file is not a spool that was written by this module.
-        SightlineError: a later version made it (`SPOOL_TOO_NEW`).
-        sqlite3.Error: SQLite cannot use it.
+        DamagedError: the file is not a spool that this module wrote.
+        SightlineError: a later version wrote the file (`SPOOL_TOO_NEW`).
+        sqlite3.Error: SQLite cannot use the file.
     """
 
     def __init__(self, path: Path, new: Identity | str) -> None:
         self._is_durable: bool | None = None  # not known
-        self._generation = str(uuid.uuid4())  # of what is added to the file by this object
+        self._generation = str(uuid.uuid4())  # of the opening that this object adds to the lineage
         self._new = Identity(new, str(uuid.uuid4())) if isinstance(new, str) else new
         make_private(path)
         super().__init__(path, sqlite3.connect(path, isolation_level=None, check_same_thread=False))
 
     @property
     def opened_at(self) -> int:
-        """The last sequence that was given out before this object was made."""
+        """The last sequence that was assigned before this object was created."""
         now = self.identity
         return now.lineage[-1].after if self._has_begun else now.last
 
-    def close(self) -> None:
-        """Close the file; SQLite then moves the write-ahead log into it."""
-        super().close()
-
     def complete(self) -> None:
-        """Close the file when all of it is in the one file, without the log, and on the disk.
+        """Move the write-ahead log into the file, close it and sync it to the disk.
 
-        `close` says nothing when the disk has no room for that; and then leaves it in the log.
+        `close` does the same, but silently leaves the log in place if the disk is full.
 
         Raises:
-            OSError, sqlite3.Error: it is not.
+            OSError, sqlite3.Error: the log could not be moved, or the file not synced.
         """
         (is_busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self.close()
         if is_busy or Path(f"{self.path}-wal").exists():
-            raise OSError(errno.EBUSY, "another process reads the spool", str(self.path))
+            raise OSError(errno.EBUSY, "another process is reading the spool", str(self.path))
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -89,10 +87,10 @@ class SpoolFile(SpoolReader):
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[None]:
-        """Make the changes inside it happen together or not at all.
+        """Commit all changes made inside, or none of them.
 
         Args:
-            durable: False: a power failure may undo them (a crash of the process may not).
+            durable: False: a power failure may undo the changes; a crash of the process cannot.
         """
         before = self.identity
         if durable != self._is_durable:
@@ -113,12 +111,12 @@ class SpoolFile(SpoolReader):
     def append(
         self, entries: Sequence[bytes | Dropped], spooled_at: float, declared_at: float
     ) -> None:
-        """Give each entry its sequence and keep it; the first call begins an opening.
+        """Assign a sequence to each entry and store it. The first call begins a new opening.
 
         Args:
-            entries: bodies of predictions, and what was dropped between them.
-            spooled_at: seconds on the caller's clock, for `expired`; 0: that clock is not set.
-            declared_at: Unix seconds, for the gaps.
+            entries: bodies of predictions, and the runs dropped between them.
+            spooled_at: seconds on the caller's clock, used by `expired`. 0: the clock is not set.
+            declared_at: Unix seconds recorded in the gaps.
         """
         self._begin_opening()
         sequence, rows, tag = self.identity.last, [], self._tag
@@ -137,7 +135,7 @@ class SpoolFile(SpoolReader):
 
     @property
     def _has_begun(self) -> bool:
-        """True if something was added since this object was made."""
+        """True if this object has added an entry."""
         lineage = self.identity.lineage
         return bool(lineage) and lineage[-1].generation == self._generation
 
@@ -148,26 +146,26 @@ class SpoolFile(SpoolReader):
             self.identity = replace(now, lineage=lineage)
 
     def restore(self, rows: Iterable[tuple[int, float, bytes]]) -> None:
-        """Keep rows that were found in a damaged file, whatever their order.
+        """Store rows recovered from a damaged file, in any order.
 
-        What is found twice and differs is not kept: nobody knows which one was sent.
+        Rows with one sequence but different contents are dropped: it is unknown which one was sent.
 
         Args:
-            rows: sequence, when it was spooled, prediction.
+            rows: tuples of sequence, time of spooling and prediction.
         """
         tag = self._tag
         self._db.executemany(
             "INSERT INTO predictions VALUES (?, ?, ?, ?) ON CONFLICT (sequence)"
             " DO UPDATE SET checksum = -1 WHERE prediction <> excluded.prediction",
-            ((n, at, checksum(found, n, tag), found) for n, at, found in rows),
+            ((n, at, checksum(body, n, tag), body) for n, at, body in rows),
         )
 
     def settle(self, acknowledged: int, last: int) -> list[tuple[int, int]]:
-        """End a restoration: says how far the sequences go, and return the runs that are missing.
+        """Finish a restoration: set the range of sequences and return the missing runs.
 
         Args:
-            acknowledged: nothing up to this sequence is wanted any more.
-            last: the last sequence that is known to have been given out.
+            acknowledged: rows up to and including this sequence are deleted.
+            last: the last sequence known to have been assigned.
         """
         self._db.execute(
             "DELETE FROM predictions WHERE checksum = -1 OR sequence <= ?", (acknowledged,)
@@ -187,22 +185,22 @@ class SpoolFile(SpoolReader):
         """Turn a run of sequences, both ends included, into a gap.
 
         Returns:
-            How many of them were in no gap before.
+            The number of sequences that were in no gap before.
         """
         self._db.execute("DELETE FROM predictions WHERE sequence BETWEEN ? AND ?", (first, last))
         given_up = 0
-        for known in [
+        for gap in [
             *self._gaps.within(first, last),
             Gap(last + 1, last + 1, reason, declared_at),
         ]:
-            if first < known.first:
-                self._gaps.declare(first, known.first - 1, reason, declared_at)
-                given_up += known.first - first
-            first = max(first, known.last + 1)
+            if first < gap.first:
+                self._gaps.declare(first, gap.first - 1, reason, declared_at)
+                given_up += gap.first - first
+            first = max(first, gap.last + 1)
         return given_up
 
     def acknowledge(self, through: int) -> int:
-        """Delete what the server has committed; return how many predictions that were."""
+        """Delete what the server has committed; return the number of deleted predictions."""
         deleted = self._db.execute(
             "DELETE FROM predictions WHERE sequence <= ?", (through,)
         ).rowcount
@@ -211,20 +209,20 @@ class SpoolFile(SpoolReader):
         return deleted
 
     def rewind(self, through: int, declared_at: float) -> None:
-        """Owe the server again what it has lost: as a gap, for it is deleted here."""
+        """Declare a gap for what the server has lost: it is deleted here and cannot be resent."""
         first, last = through + 1, self.identity.acknowledged
         self._gaps.declare(first, last, GapReason.RELEASED, declared_at)
         self.identity = replace(self.identity, acknowledged=through)
 
     def renew(self, *, is_derived: bool = False) -> None:
-        """Become another spool: a new spool_id, in which what is pending counts from 1.
+        """Move the pending entries to a new spool_id, with sequences that start at 1.
 
         Args:
-            is_derived: each copy of the spool that has the same prediction pending first arrives at
-                the same spool_id, and its predictions at the same sequences.
+            is_derived: derive the spool_id from the first pending prediction. Copies of the spool
+                with the same first pending prediction then get the same spool_id and sequences.
         """
         old, shift = self.identity, self.identity.acknowledged
-        self._delete_damaged()  # it must not get a new checksum: it will be missing instead
+        self._delete_damaged()  # damaged rows must not get a valid checksum; they will be missing
         last = old.last - shift
         lineage = shifted(old.lineage, shift, str(uuid.uuid4())) if last else ()
         new = derived_id(old.spool_id, lineage, shift) if is_derived and last else uuid.uuid4()
@@ -243,22 +241,22 @@ class SpoolFile(SpoolReader):
         self._gaps.shift(shift)
 
     def expired(self, cutoff: float) -> int:
-        """Return a sequence, of those that were spooled before a time, up to which all may go.
+        """Return the last sequence of the oldest rows that were all spooled before a time.
 
         Args:
-            cutoff: on the caller's clock.
+            cutoff: the time, in seconds on the caller's clock.
 
         Returns:
-            The last one, if they are not too many for one look; 0: there is none.
+            A sequence among the first 10 000 rows. 0: no row has expired.
         """
         through = 0
-        # At most so many at a time: those without a time could make it look through all of them.
+        # The limit keeps rows without a time from making this scan the whole table.
         rows = self._db.execute(
             "SELECT sequence, spooled_at FROM predictions ORDER BY sequence LIMIT 10000"
         )
         for sequence, spooled_at in rows:
             if not isinstance(spooled_at, float):
-                raise DamagedError("its times are not what was written")
+                raise DamagedError("the time of a row is not a number")
             if spooled_at >= cutoff:
                 break
             if spooled_at:
@@ -267,7 +265,7 @@ class SpoolFile(SpoolReader):
         return through
 
     def oldest(self, size: int) -> int:
-        """Return the last of the oldest sequences that together have this many bytes; 0: none."""
+        """Return the last of the oldest rows that together have this many bytes, or 0 if none."""
         through = 0
         rows = self._db.execute(
             "SELECT sequence, coalesce(length(prediction), 0) FROM predictions ORDER BY sequence"
@@ -281,8 +279,8 @@ class SpoolFile(SpoolReader):
         return through
 
     def shrink(self, pages: int) -> None:
-        """Give up to this many unused pages back to the disk; outside of a transaction."""
-        # The pragma has to be stepped page by page, and `execute` steps what has no columns once.
+        """Return at most this many unused pages to the disk. Must not be in a transaction."""
+        # The pragma frees one page per step; `execute` makes one step if there are no columns.
         self._db.executescript(f"PRAGMA incremental_vacuum({pages})")
 
     def _prepare(self) -> None:
@@ -290,15 +288,14 @@ class SpoolFile(SpoolReader):
         self._use(self._load() if self._is_made() else self._make())
 
     def _configure(self) -> None:
-        # Before the first table, or it has no effect: lets the file shrink without being rewritten.
+        # Lets the file shrink without a rewrite; must come before the first table.
         self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(f"PRAGMA journal_size_limit = {4 << 20}")
-        # Predictions are no secret to whoever may read the folder: no time is spent on wiping them.
+        # Do not overwrite deleted rows: whoever may read the folder may read the predictions.
         self._db.execute("PRAGMA secure_delete = OFF")
-        self._db.execute(
-            "PRAGMA fullfsync = ON"
-        )  # macOS: its fsync alone stops at the drive's cache
+        # macOS: fsync alone stops at the drive's cache.
+        self._db.execute("PRAGMA fullfsync = ON")
 
     def _is_made(self) -> bool:
         return self._number("SELECT count(*) FROM sqlite_master") > 0

@@ -1,4 +1,4 @@
-"""The gaps of a spool file."""
+"""The table of gaps in a spool file: runs of sequences that will never be sent."""
 
 import sqlite3
 import zlib
@@ -18,48 +18,48 @@ CREATE TABLE gaps (
     checksum INTEGER NOT NULL
 )
 """
-# Joined into statements below: names of ours, never a value.
+# Constant names that are joined into the statements below; values are always parameters.
 _COLUMNS = "first_sequence, last_sequence, reason, declared_at, checksum"
 
 
 class GapTable:
-    """Runs of sequences that will never be sent. No two overlap; neighbours differ in reason.
+    """The gaps of a spool. No two overlap, and neighbours differ in reason.
 
-    A row that is not what was written counts as not there: its sequences are then missing.
+    A row with a wrong checksum is ignored: its sequences are then missing.
 
     Args:
-        db: the connection; every change happens inside the caller's transaction.
+        db: the connection. Changes need a transaction of the caller.
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
     def declare(self, first: int, last: int, reason: GapReason, declared_at: float) -> None:
-        """Add a run, or make the one before it longer."""
+        """Add a run, or extend the run before it if that has the same reason."""
         before = next(self._find("first_sequence < ? ORDER BY first_sequence DESC", first), None)
         if before is not None and (before.last, before.reason) == (first - 1, reason):
             first = before.first
         self._put(Gap(first, last, reason, declared_at))
 
     def after(self, sequence: int, limit: int) -> list[Gap]:
-        """Return the first runs that reach beyond a sequence, in order."""
-        found = self._find("last_sequence > ? ORDER BY first_sequence", sequence)
-        return list(islice(found, limit))
+        """Return at most `limit` runs that extend beyond a sequence, in ascending order."""
+        gaps = self._find("last_sequence > ? ORDER BY first_sequence", sequence)
+        return list(islice(gaps, limit))
 
     def within(self, first: int, last: int) -> list[Gap]:
-        """Return the runs that have any of these sequences, in order."""
+        """Return the runs that overlap `first` to `last`, in ascending order."""
         where = "last_sequence >= ? AND first_sequence <= ? ORDER BY first_sequence"
         return list(self._find(where, first, last))
 
     def acknowledge(self, through: int) -> None:
-        """Delete runs up to a sequence, the first part of a longer run included."""
+        """Delete the runs up to a sequence; cut the run that extends beyond it."""
         longer = [gap for gap in self.within(through, through) if gap.last > through]
         self._db.execute("DELETE FROM gaps WHERE first_sequence <= ?", (through,))
         for gap in longer:
             self._put(replace(gap, first=through + 1))
 
     def shift(self, by: int) -> None:
-        """Make every sequence smaller."""
+        """Subtract `by` from every sequence."""
         gaps = list(self._find("true ORDER BY first_sequence"))
         self._db.execute("DELETE FROM gaps")
         for gap in gaps:

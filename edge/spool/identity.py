@@ -1,4 +1,4 @@
-"""Whose spool it is and how far it goes, and how that is written down."""
+"""The identity of a spool: its device, its id and its range of sequences, and their encoding."""
 
 import json
 import zlib
@@ -11,15 +11,15 @@ from edge.spool.lineage import Lineage, SpoolOpening, agreement
 from servicekit.errors import SightlineError
 
 VERSION = 3
-"""Version 1 had checksums that said nothing of the spool, version 2 no lineage; their files go on
-as version 3."""
+"""Version of the format. Version 1 had checksums without the spool_id, version 2 had no lineage.
+Files of both are upgraded to version 3."""
 
 
 class DamagedError(Exception):
-    """The file holds something that was not written to it.
+    """The contents of a spool file are not what was written.
 
     Attributes:
-        identity: what is certain of it all the same. None: nothing.
+        identity: identity of the spool, if it could still be read.
     """
 
     def __init__(self, message: str, identity: "Identity | None" = None) -> None:
@@ -28,39 +28,39 @@ class DamagedError(Exception):
 
 
 class EmptyError(DamagedError):
-    """The file holds nothing."""
+    """The spool file is missing or empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose spool it is, and how far its sequences go."""
+    """The device and id of a spool, and its range of sequences."""
 
     device_id: str
     spool_id: str
-    """A UUID, born with the spool."""
+    """A UUID, generated when the spool is created."""
     acknowledged: int = 0
-    """Every sequence up to this one is committed by the server and deleted here."""
+    """Every sequence up to and including this one is committed by the server and deleted here."""
     last: int = 0
-    """The last sequence that was given out."""
+    """The last sequence that was assigned."""
     unbound: int = 0
-    """Sequences up to this one have checksums of version 1."""
+    """Sequences up to and including this one have checksums of version 1."""
     lineage: Lineage = ()
-    """In which openings the sequences were given out. Empty: none was, or it is not known."""
+    """The openings in which the sequences were assigned. Empty: none was, or it is not known."""
 
     @property
     def pending(self) -> int:
-        """How many sequences still wait for the server."""
+        """Number of sequences that wait for the server."""
         return self.last - self.acknowledged
 
     @property
     def root(self) -> str:
-        """The generation of what was spooled before version 3: the same in each copy."""
+        """The generation of entries spooled before version 3. It is the same in every copy."""
         return self.spool_id
 
 
-@lru_cache(maxsize=1)  # the database and the note say the same, one after the other
+@lru_cache(maxsize=1)  # the database and the superblock store the same text in turn
 def encode(identity: Identity) -> tuple[str, int]:
-    """Return an identity as text, and the checksum of that."""
+    """Return an identity as JSON text, and the checksum of the text."""
     text = json.dumps(
         {
             "version": VERSION,
@@ -76,55 +76,56 @@ def encode(identity: Identity) -> tuple[str, int]:
 
 
 def decode(text: object, check: object, where: object) -> Identity:
-    """Return what `encode` was given.
+    """Return the identity that `encode` wrote.
 
     Args:
-        text: of the identity.
+        text: the encoded identity.
         check: its checksum.
-        where: names the file in the error.
+        where: name of the file for the error message.
 
     Raises:
-        DamagedError: it is not what was written.
+        DamagedError: the text does not match the checksum.
         SightlineError: a later version wrote it (`SPOOL_TOO_NEW`).
     """
     if not isinstance(text, str) or zlib.crc32(text.encode()) != check:
-        raise DamagedError("its identity is not what was written")
+        raise DamagedError("the checksum of its identity is wrong")
     fields = json.loads(text)
     version = fields.pop("version")
     if version > VERSION:
         raise SightlineError(
             grpc.StatusCode.FAILED_PRECONDITION,
             "SPOOL_TOO_NEW",
-            f"spool_dir: {where} was made by a later version of sightline",
+            f"spool_dir: {where} was written by a later version of Sightline (format {version}, "
+            f"this version reads up to {VERSION}): install that version or a newer one",
         )
     if version == 1:
         fields["unbound"] = fields["last"]
     if version < VERSION:
         fields["lineage"] = [(fields["spool_id"], 0)] if fields["last"] else []
-    fields["lineage"] = tuple(SpoolOpening(*one) for one in fields["lineage"])
+    fields["lineage"] = tuple(SpoolOpening(*item) for item in fields["lineage"])
     return Identity(**fields)
 
 
-def are_branches(one: Identity, other: Identity) -> bool:
-    """Say whether two copies of a spool have gone on, each for itself, from what they share."""
-    if one.spool_id != other.spool_id:
+def are_branches(first: Identity, other: Identity) -> bool:
+    """Return True if two copies of a spool have diverged: each has entries that the other lacks."""
+    if first.spool_id != other.spool_id:
         return False
-    agreed = agreement(one.lineage, one.root, one.last, other.lineage, other.last)
-    return agreed is not None and agreed.through < min(one.last, other.last)
+    agreed = agreement(first.lineage, first.root, first.last, other.lineage, other.last)
+    return agreed is not None and agreed.through < min(first.last, other.last)
 
 
 def joined(first: Identity, *others: Identity | None) -> Identity:
-    """Return the furthest that is known of a spool.
+    """Return the furthest known state of a spool.
 
-    What is said of other spools, and of copies that have gone on from before `first`, is left out.
+    Identities of other spools, and of copies that diverged from `first`, are ignored.
     """
-    known = [one for one in others if one is not None and one.spool_id == first.spool_id]
-    same = [first, *(one for one in known if not are_branches(first, one))]
+    known = [other for other in others if other is not None and other.spool_id == first.spool_id]
+    same = [first, *(other for other in known if not are_branches(first, other))]
     return Identity(
         first.device_id,
         first.spool_id,
-        max(one.acknowledged for one in same),
-        max(one.last for one in same),
-        max(one.unbound for one in same),
-        max(same, key=lambda one: (one.last, len(one.lineage))).lineage,
+        max(identity.acknowledged for identity in same),
+        max(identity.last for identity in same),
+        max(identity.unbound for identity in same),
+        max(same, key=lambda identity: (identity.last, len(identity.lineage))).lineage,
     )

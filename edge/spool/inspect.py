@@ -1,4 +1,4 @@
-"""What there is to know of spool files without changing them, also while a node runs."""
+"""Inspection of spool files without changing them, even while a node runs."""
 
 import tempfile
 import time
@@ -26,92 +26,92 @@ _PORTION = 1000
 
 @dataclass(frozen=True, slots=True)
 class SpoolSummary:
-    """One spool at a glance."""
+    """A short report on one spool."""
 
     path: str
-    """Its folder."""
+    """Folder of the spool."""
     device_id: str
     spool_id: str
     pending: int
     """Sequences that wait for the server, gaps included."""
     oldest_age_seconds: float | None
-    """How long the oldest prediction has been waiting, while the machine was on. None: unknown."""
+    """Age of the oldest waiting prediction, without the time the machine was off. None: unknown."""
     bytes: int
-    """On the disk, the write-ahead log included."""
+    """Size on the disk, including the write-ahead log."""
     in_use_by: str | None
-    """The process that holds it. None: nobody does."""
+    """The process that holds the spool. None: no process does."""
     set_aside: Sequence[str]
-    """Names of damaged files beside it."""
+    """Names of the damaged files beside the spool."""
     problem: str | None
-    """Why nothing more can be said without a repair. None: there is no reason."""
+    """Damage that prevents a full report until the spool is repaired. None: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """One spool in detail."""
+    """A detailed report on one spool."""
 
     summary: SpoolSummary
     acknowledged: int
     """The last sequence that the server is known to have committed."""
     sent_through: int | None
-    """Every sequence up to this one may have been sent. None: not noted."""
+    """Every sequence up to and including this one may have been sent. None: not recorded."""
     first_pending: int | None
     last_pending: int | None
     predictions: int
-    """How many of the pending sequences are predictions."""
+    """Number of pending predictions."""
     gaps: Mapping[str, int]
-    """How many of them were given up, by reason."""
+    """Number of pending sequences that were given up, by reason."""
     bytes_in_use: int
-    """Of the spool's file."""
+    """Bytes in use in the spool file."""
     bytes_taken: int
-    """From the disk, by the spool's file; the rest is free for more predictions."""
+    """Size of the spool file; the difference is free for more predictions."""
     next: Sequence[Row] = field(repr=False)
-    """The first predictions that wait."""
+    """The first waiting predictions."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpoolCheck:
-    """What a full reading of a spool file has found."""
+    """The result of reading and checking a whole spool file."""
 
     path: str
     device_id: str | None
     spool_id: str | None
     predictions: int
-    """Predictions that can be read."""
+    """Number of readable predictions."""
     gap_sequences: int
-    """Sequences that are declared lost."""
+    """Number of sequences that are declared lost."""
     damaged: Sequence[tuple[int, int]]
-    """Runs of sequences that cannot be read and are not declared yet."""
+    """Runs of sequences that cannot be read and are not declared as gaps yet."""
     faults: Sequence[str]
-    """What is wrong with the file as such."""
+    """Faults of the file as a whole."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong with it."""
+        """True if the file has neither faults nor damaged sequences."""
         return not self.damaged and not self.faults
 
 
 def file_at(path: Path) -> Path:
-    """Return the spool file that a folder or a file name stands for.
+    """Return the spool file at a path, which may be a folder or the file itself.
 
     Raises:
-        SightlineError: there is none (`SPOOL_NOT_FOUND`).
+        SightlineError: there is no spool (`SPOOL_NOT_FOUND`).
     """
     file = path / FILE_NAME if path.is_dir() else path
-    recorded = file.name == FILE_NAME and SuperblockFile(file.parent).path.exists()
-    if file.exists() or recorded:
+    has_superblock = file.name == FILE_NAME and SuperblockFile(file.parent).path.exists()
+    if file.exists() or has_superblock:
         return file
     hint = "a folder with a spool.db, or a file that was set aside"
     raise invalid("path", f"must be {hint} (got {str(path)!r})", reason="SPOOL_NOT_FOUND")
 
 
 def below(folder: Path) -> list[Path]:
-    """Return the spool files in a folder and in those below it."""
+    """Return the spool files in a folder and its subfolders."""
     return sorted(folder.rglob(FILE_NAME))
 
 
 def summary(path: Path) -> SpoolSummary:
-    """Return what can be said of a spool file at once."""
+    """Return a short report on a spool file."""
     superblock, problem, oldest, identity = superblock_beside(path), None, None, None
     try:
         with closing(SpoolReader(path)) as reader:
@@ -131,19 +131,19 @@ def summary(path: Path) -> SpoolSummary:
         age,
         aside.size_of(path),
         lock.holder(path.parent) if path.name == FILE_NAME else None,
-        aside.names(aside.found(path.parent)) if path.name == FILE_NAME else [],
+        aside.names(aside.set_aside_files(path.parent)) if path.name == FILE_NAME else [],
         problem,
     )
 
 
 def details(path: Path, count: int) -> Details:
-    """Return what can be said of a spool file, and its next predictions.
+    """Return a detailed report on a spool file with its next predictions.
 
     Args:
-        path: of the file.
-        count: of predictions.
+        path: the spool file.
+        count: number of predictions to return at most.
     """
-    superblock, short = superblock_beside(path), summary(path)
+    superblock, spool_summary = superblock_beside(path), summary(path)
     with readable(path) as reader:
         first, gaps, rows = reader.identity.acknowledged, Counter[str](), list[Row]()
         predictions = reader.count()
@@ -155,9 +155,9 @@ def details(path: Path, count: int) -> Details:
                 break
             first = entries[-1].sequence
             rows += [entry for entry in entries if isinstance(entry, Row)]
-        identity, (in_use, taken) = reader.identity, reader.pages()
+        identity, (in_use, allocated) = reader.identity, reader.pages()
     return Details(
-        short,
+        spool_summary,
         identity.acknowledged,
         superblock.sent if superblock else None,
         identity.acknowledged + 1 if identity.pending else None,
@@ -165,17 +165,17 @@ def details(path: Path, count: int) -> Details:
         predictions,
         dict(gaps),
         in_use,
-        taken,
+        allocated,
         rows[:count],
     )
 
 
 def verify(path: Path) -> SpoolCheck:
-    """Read all of a spool file and check all that can be checked.
+    """Read a whole spool file and check every checksum.
 
     Raises:
-        SightlineError: a later version made it (`SPOOL_TOO_NEW`).
-        OSError, sqlite3.Error: it cannot be read at all.
+        SightlineError: a later version wrote the file (`SPOOL_TOO_NEW`).
+        OSError, sqlite3.Error: the file cannot be read at all.
     """
     superblock, faults = superblock_beside(path), list[str]()
     try:
@@ -197,10 +197,10 @@ def verify(path: Path) -> SpoolCheck:
 
 @contextmanager
 def readable(path: Path) -> Iterator[SpoolReader]:
-    """Open a spool file; of one that is damaged, a salvaged copy that is deleted afterwards.
+    """Open a spool file or, if it is damaged, a temporary salvaged copy of it.
 
     Raises:
-        DamagedError: nothing says which spool it was.
+        DamagedError: the identity of the spool is lost.
     """
     try:
         reader = SpoolReader(path)
@@ -216,14 +216,14 @@ def readable(path: Path) -> Iterator[SpoolReader]:
 
 @contextmanager
 def salvaged_copy(path: Path) -> Iterator[SpoolReader]:
-    """Salvage a spool file into a temporary one.
+    """Salvage a spool file into a temporary file.
 
     Raises:
-        DamagedError: nothing says which spool it was.
+        DamagedError: the identity of the spool is lost.
     """
     known = identity_of(path)
     if known is None:
-        raise DamagedError("nothing says which spool it was")
+        raise DamagedError("its identity is lost, in the file and in the superblock")
     with tempfile.TemporaryDirectory(prefix="sightline-") as folder:
         target = Path(folder) / FILE_NAME
         salvage(path, target, known, NO_LIMITS, time.time())
@@ -232,7 +232,7 @@ def salvaged_copy(path: Path) -> Iterator[SpoolReader]:
 
 
 def identity_of(path: Path) -> Identity | None:
-    """Return whose spool a file is, from itself, the note beside it, or what is left of it."""
+    """Return the identity of a spool from the file, its superblock, or the remains of the file."""
     superblock = superblock_beside(path)
     recorded = superblock.identity if superblock else None
     try:
@@ -244,7 +244,7 @@ def identity_of(path: Path) -> Identity | None:
 
 
 def superblock_beside(path: Path) -> Superblock | None:
-    """Return what is noted of a spool file; of one that was set aside, nothing is."""
+    """Return the superblock of a spool file. Files that were set aside have none."""
     return SuperblockFile(path.parent).read() if path.name == FILE_NAME else None
 
 
@@ -252,11 +252,11 @@ def _early_end(identity: Identity, superblock: Superblock | None) -> list[str]:
     recorded = superblock.identity if superblock else None
     if recorded is None or recorded.spool_id != identity.spool_id or recorded.last <= identity.last:
         return []
-    return [f"its end is gone, after sequence {identity.last} of {recorded.last}"]
+    return [f"it ends at sequence {identity.last}, the superblock records {recorded.last}"]
 
 
 def _read_through(reader: SpoolReader) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """Return how many predictions and lost sequences there are, and what is missing."""
+    """Return the numbers of predictions and of lost sequences, and the missing runs."""
     rows, lost, damaged, position = 0, 0, list[tuple[int, int]](), 0
     while True:
         entries, missing = reader.look(position, _PORTION)
@@ -277,10 +277,10 @@ def _check_of_damaged(path: Path, faults: Sequence[str]) -> SpoolCheck:
             gaps = reader.gaps.after(0, 1 << 30)
             identity = reader.identity
     except DamagedError as error:
-        found = unnamed(path)
+        remains = unnamed(path)
         return SpoolCheck(
-            str(path), None, None, found[1] if found else 0, 0, [], [*faults, str(error)]
+            str(path), None, None, remains[1] if remains else 0, 0, [], [*faults, str(error)]
         )
-    runs = [(one.first, one.last) for one in gaps if one.reason is GapReason.SPOOL_DAMAGED]
+    runs = [(gap.first, gap.last) for gap in gaps if gap.reason is GapReason.SPOOL_DAMAGED]
     lost -= sum(last - first + 1 for first, last in runs)
     return SpoolCheck(str(path), identity.device_id, identity.spool_id, rows, lost, runs, faults)

@@ -1,4 +1,4 @@
-"""One process at a time in a spool folder."""
+"""The lock that lets only one process use a spool folder."""
 
 import fcntl
 import os
@@ -11,37 +11,37 @@ import grpc
 from servicekit.errors import SightlineError
 
 FILE_NAME = "spool.lock"
-# Whoever just looks whether a folder is in use (`holder`) shares its lock for an instant; many may.
+# `holder` takes a shared lock for an instant, so a failed attempt need not mean that it is in use.
 _ATTEMPTS = 200
 _PAUSE_SECONDS = 0.01
 
 
 class SpoolLock:
-    """Holds a folder until `release`, or until the process ends, however it ends.
+    """An exclusive lock on a folder, held until `release` or until the process ends in any way.
 
     Args:
-        directory: the folder; it exists.
+        directory: the folder, which must exist.
 
     Attributes:
-        path: of the lock's file.
+        path: the lock file.
 
     Raises:
-        SightlineError: another process, or another object of this one, holds it (`SPOOL_LOCKED`).
+        SightlineError: another process or object holds the lock (`SPOOL_LOCKED`).
         OSError: the folder cannot be written to.
     """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE_NAME
-        for left in range(_ATTEMPTS - 1, -1, -1):
+        for attempts_left in range(_ATTEMPTS - 1, -1, -1):
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
             self._file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                holder = _owner(self._file)
+                process = _owner(self._file)
                 self._file.close()
-                if holder is not None or not left:
-                    raise _locked(directory, holder or "unknown") from error
+                if process is not None or not attempts_left:
+                    raise _locked(directory, process or "unknown") from error
                 time.sleep(_PAUSE_SECONDS)
             except OSError:
                 self._file.close()
@@ -49,20 +49,20 @@ class SpoolLock:
             else:
                 if _is_at(self._file, self.path):
                     break
-                self._file.close()  # the folder was removed under our hands: this is another file
+                self._file.close()  # the folder was replaced meanwhile, and this file with it
         self._file.truncate(0)
         self._file.write(b"%d\n" % os.getpid())
 
     def release(self) -> None:
-        """Let the next one in; in a forked process, lets go of what the parent goes on holding."""
+        """Release the lock. In a forked child the parent keeps holding it."""
         self._file.close()
 
 
 def holder(directory: Path) -> str | None:
-    """Return which process holds a folder, `unknown` if it does not say; None: nobody does.
+    """Return the process that holds a folder, `unknown` if it is not recorded, None if none does.
 
     Raises:
-        OSError: the folder cannot be looked into.
+        OSError: the folder cannot be read.
     """
     try:
         file = (directory / FILE_NAME).open("rb")
@@ -73,7 +73,7 @@ def holder(directory: Path) -> str | None:
 
 
 def _owner(file: BinaryIO) -> str | None:
-    """Those who look can share the lock with each other, never with whom it belongs to."""
+    """Return the process that holds the lock. A shared lock fails only against its owner."""
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -86,7 +86,7 @@ def _locked(directory: Path, process: str) -> SightlineError:
         grpc.StatusCode.FAILED_PRECONDITION,
         "SPOOL_LOCKED",
         f"spool_dir: {directory} is in use by process {process}; "
-        "every process that logs needs a folder of its own",
+        "give each process that logs a folder of its own",
         metadata={"process": process},
     )
 

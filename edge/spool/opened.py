@@ -9,10 +9,10 @@ from edge.spool.file import SpoolFile
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A spool file that is open, and what became of the one that was there."""
+    """An open spool file, with the outcome of recovery if the previous file was damaged."""
 
     file: SpoolFile
     damage: str = ""
-    """What was wrong with it. Empty: nothing."""
+    """The damage of the previous file. Empty: none."""
     lost: Sequence[Lost] = ()
-    """What could not be read, by sequence."""
+    """The runs that could not be read, by sequence."""

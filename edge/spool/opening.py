@@ -1,4 +1,4 @@
-"""Opens the spool of a folder, whatever has happened to it: a node always starts."""
+"""Opening of the spool in a folder, with recovery from damage, so that a node always starts."""
 
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from edge.spool.superblock import Superblock
 
 @dataclass(frozen=True, slots=True)
 class Opener:
-    """Opens the spool of one folder, which this process holds.
+    """An opener for the spool of one folder, which this process holds.
 
     Args:
         directory: the folder.
-        device_id: whose spool it is.
-        limits: of what is salvaged.
+        device_id: the device that the spool belongs to.
+        limits: limits that a salvaged file must meet.
     """
 
     directory: Path
@@ -36,64 +36,64 @@ class Opener:
 
     @property
     def recovery(self) -> Recovery:
-        """Recovery of the same spool."""
+        """The recovery for the same folder."""
         return Recovery(self.directory, self.device_id, self.limits)
 
     def open(self, superblock: Superblock | None, now: float) -> Opened:
-        """Open the file; make it if there is none; salvages it if it is damaged.
+        """Open the file. Create it if it is missing, salvage it if it is damaged.
 
         Args:
-            superblock: what was noted beside it.
+            superblock: the superblock beside the file.
             now: Unix seconds.
 
         Raises:
-            SightlineError: it belongs to another device (`SPOOL_OF_ANOTHER_DEVICE`), or a later
-                version made it (`SPOOL_TOO_NEW`).
+            SightlineError: the spool belongs to another device (`SPOOL_OF_ANOTHER_DEVICE`), or a
+                later version wrote it (`SPOOL_TOO_NEW`).
             OSError, sqlite3.Error: the folder cannot be used.
         """
         self.recovery.finish()
         recorded = superblock.identity if superblock else None
         try:
-            # A look first: to open it for changes may change what is left of a damaged one.
-            found = self._look(recorded)
-            if found is not None:
-                part_from_original(self.path, superblock, found)
+            # Check it read-only first: opening a damaged file for writing may destroy what is left.
+            identity = self._check(recorded)
+            if identity is not None:
+                part_from_original(self.path, superblock, identity)
             return Opened(SpoolFile(self.path, self.device_id))
         except SUSPICIOUS as error:
             if not is_damage(error):
                 raise
             return self.recovery.recover(error, recorded, now)
 
-    def _look(self, recorded: Identity | None) -> Identity | None:
-        """Return whose spool the file is; None: it was never finished.
+    def _check(self, recorded: Identity | None) -> Identity | None:
+        """Return the identity in the file, or None if its creation was never finished.
 
         Raises:
-            DamagedError: it is not as it was left; or SQLite says so in its own words.
+            DamagedError: the file is not as it was left. SQLite may raise errors of its own.
         """
         log = self.path.with_name(f"{FILE_NAME}-wal")
         own = recorded if recorded and recorded.device_id == self.device_id else None
         try:
             reader = SpoolReader(self.path)
         except EmptyError:
-            # What was never finished is made again, unless something says that there was more.
+            # An unfinished file is created again, unless there are signs that it held more.
             if own or (_size(log) and not _size(self.path)):
                 raise
             return None
         with closing(reader):
-            reader.spooled_at(last=True)  # what the spool's clock will ask for
+            reader.spooled_at(last=True)  # the spool's clock will need it
         self.recovery.check(reader.identity)
         _compare(reader.identity, recorded)
         return reader.identity
 
 
 def _compare(identity: Identity, recorded: Identity | None) -> None:
-    """Raise DamagedError if the file ends before what was noted: SQLite does not tell."""
+    """Raise DamagedError if the file ends before the superblock; SQLite does not notice that."""
     if recorded is None or recorded.spool_id != identity.spool_id or recorded.last <= identity.last:
         return
     if are_branches(identity, recorded):
-        return  # the superblock is of what was here before the file was put back
+        return  # the superblock describes the file that was here before a backup was restored
     raise DamagedError(
-        f"its end is gone, after sequence {identity.last} of {recorded.last}", identity
+        f"it ends at sequence {identity.last}, the superblock records {recorded.last}", identity
     )
 
 

@@ -1,10 +1,9 @@
-"""One SQLite file of predictions that wait for the server: how it is read.
+"""Read access to the spool file, an SQLite database of predictions that wait for the server.
 
-Sequences count from 1 without holes: each one is a row of `predictions`, or lies in a run of
-`gaps`, or is acknowledged (committed by the server, and deleted here). The row of `spool` says how
-far they go.
+Sequences start at 1 and have no holes. Each is a row of `predictions`, or lies in a run of `gaps`,
+or is acknowledged: committed by the server and deleted here. The row of `spool` holds their range.
 
-SQLite does not notice a flipped byte in a value; the checksums do.
+SQLite does not detect a flipped bit in a value, so each row has a checksum.
 """
 
 import sqlite3
@@ -35,15 +34,15 @@ _NOT_THE_FILES_FAULT = frozenset(
     }
 )
 SUSPICIOUS = (sqlite3.DatabaseError, UnicodeDecodeError, DamagedError)
-"""What reading a damaged file raises; `is_damage` tells."""
+"""Errors that reading a damaged file may raise; `is_damage` decides whether it is damaged."""
 
 
 def is_damage(error: Exception) -> bool:
-    """Say whether the file is at fault.
+    """Return True if an error means that the file is damaged.
 
-    Nothing here asks SQLite for something that a sound file does not have, so whatever is not about
-    the disk or other processes is: a schema that is not ours, a text that is not UTF-8 (for which
-    Python's own module raises errors without a code), a sequence that is there already.
+    All statements here succeed on a sound file. So every error that does not come from the disk or
+    another process is damage: a foreign schema, text that is not UTF-8 (for which the sqlite3
+    module raises errors without a code), a duplicate sequence.
     """
     if isinstance(error, sqlite3.ProgrammingError):  # such as the use of a closed file
         return False
@@ -51,35 +50,35 @@ def is_damage(error: Exception) -> bool:
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    """Return a connection that changes nothing, even when it is closed last.
+    """Return a read-only connection, which does not checkpoint the log even when it closes last.
 
     Raises:
-        EmptyError: there is no file, or an empty one.
+        EmptyError: the file is missing or empty.
         sqlite3.Error: the file cannot be opened.
     """
     if not path.exists() or path.stat().st_size == 0:
-        raise EmptyError("the file is gone")  # SQLite would delete the log, which may be there
-    # Without a log nobody has the file open, and SQLite need not make one.
-    how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+        raise EmptyError("the file is missing or empty")  # SQLite would delete a log beside it
+    # Without a log no process has the file open, and SQLite must not create one.
+    mode = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
     return sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?{how}", uri=True, isolation_level=None
+        f"file:{quote(str(path.absolute()))}?{mode}", uri=True, isolation_level=None
     )
 
 
 class SpoolReader:
-    """A spool file, as of the last `refresh`. One thread at a time.
+    """A spool file opened for reading, as of the last `refresh`. For one thread at a time.
 
     Args:
-        path: of the file.
-        db: a connection to it, which now belongs to this object. None: one that only reads.
+        path: the spool file.
+        db: a connection to the file, which this object will close. None: open one for reading.
 
     Attributes:
-        identity: whose spool it is, and how far it goes.
+        identity: the identity of the spool.
 
     Raises:
-        DamagedError: the file is not a spool, or not what was written.
-        SightlineError: a later version made it (`SPOOL_TOO_NEW`).
-        sqlite3.Error: SQLite cannot read it.
+        DamagedError: the file is not a spool, or its contents are not what was written.
+        SightlineError: a later version wrote the file (`SPOOL_TOO_NEW`).
+        sqlite3.Error: SQLite cannot read the file.
     """
 
     identity: Identity
@@ -101,26 +100,26 @@ class SpoolReader:
 
     @property
     def gaps(self) -> GapTable:
-        """The gaps."""
+        """The table of gaps."""
         return self._gaps
 
     def refresh(self) -> None:
-        """Take notice of what another process has changed since.
+        """Load the identity again, since another process may have changed it.
 
         Raises:
-            DamagedError, SightlineError, sqlite3.Error: see above.
+            DamagedError, SightlineError, sqlite3.Error: see the class.
         """
         self._use(self._load())
 
     def read(
         self, after: int, max_entries: int, max_bytes: int
     ) -> tuple[list[Entry], list[tuple[int, int]]]:
-        """Return what comes after a sequence, oldest first, and the runs that are missing from it.
+        """Return the entries after a sequence, oldest first, and the runs missing between them.
 
         Args:
-            after: >= `identity.acknowledged`.
-            max_entries: about how many rows, and how many gaps, at most, >= 1.
-            max_bytes: of predictions; one is returned whatever its size.
+            after: a sequence >= `identity.acknowledged`.
+            max_entries: limit for the rows, and for the gaps, >= 1.
+            max_bytes: limit for the size of the predictions; the first is returned in any case.
         """
         gaps = self._gaps.after(after, max_entries)
         rows, through = self._rows(after, max_entries, max_bytes)
@@ -129,58 +128,58 @@ class SpoolReader:
         return merge(after, through, rows, gaps)
 
     def look(self, after: int, max_entries: int) -> tuple[list[Entry], list[tuple[int, int]]]:
-        """Do what `read` does, on what another process may be changing.
+        """Return what `read` does, for a file that another process may be changing.
 
         Args:
-            after: a sequence; what is acknowledged by now is left out.
+            after: a sequence. Entries that are acknowledged by now are skipped.
             max_entries: as for `read`.
 
         Raises:
-            DamagedError, SightlineError, sqlite3.Error: see above.
+            DamagedError, SightlineError, sqlite3.Error: see the class.
         """
-        with self._moment():
+        with self._snapshot():
             self.refresh()
             return self.read(max(after, self.identity.acknowledged), max_entries, 4 << 20)
 
     def spooled_at(self, *, last: bool) -> float | None:
-        """Return when the first, or the last, prediction was spooled, by the spool's clock.
+        """Return the time when the first or last prediction was spooled, by the spool's clock.
 
         Returns:
-            Seconds. None: there is no prediction, or that is not known.
+            The time in seconds. None: there is no prediction, or its time is not known.
         """
         order = "DESC" if last else "ASC"
         row = self._db.execute(
-            f"SELECT spooled_at FROM predictions ORDER BY sequence {order} LIMIT 1"  # noqa: S608 - a word of ours
+            f"SELECT spooled_at FROM predictions ORDER BY sequence {order} LIMIT 1"  # noqa: S608 - a constant
         ).fetchone()
         return row[0] if row and isinstance(row[0], float) and row[0] else None
 
     def pages(self) -> tuple[int, int]:
-        """Return the bytes that are in use, and those that the file has taken from the disk."""
+        """Return the bytes in use and the size of the file."""
         size = self._page_size = self._page_size or self._number("PRAGMA page_size")
-        taken = self._number("PRAGMA page_count")
-        return (taken - self._number("PRAGMA freelist_count")) * size, taken * size
+        pages = self._number("PRAGMA page_count")
+        return (pages - self._number("PRAGMA freelist_count")) * size, pages * size
 
     def count(self) -> int:
-        """Return how many predictions there are."""
+        """Return the number of predictions."""
         return self._number("SELECT count(*) FROM predictions")
 
     def faults(self) -> list[str]:
-        """Return what is wrong with the structure of the file, according to SQLite."""
-        found = [text for (text,) in self._db.execute("PRAGMA integrity_check(20)")]
-        return [] if found == ["ok"] else [str(text) for text in found]
+        """Return the structural faults of the file that SQLite reports."""
+        lines = [str(text) for (text,) in self._db.execute("PRAGMA integrity_check(20)")]
+        return [] if lines == ["ok"] else lines
 
     def _prepare(self) -> None:
-        with self._moment():
+        with self._snapshot():
             self.refresh()
 
     @contextmanager
-    def _moment(self) -> Iterator[None]:
-        """Keep what is read together as of one moment, whatever another process writes."""
+    def _snapshot(self) -> Iterator[None]:
+        """Read from one snapshot, whatever another process writes meanwhile."""
         self._db.execute("BEGIN")
         try:
             yield
         finally:
-            with suppress(sqlite3.Error):  # the file's fault, which was raised already
+            with suppress(sqlite3.Error):  # the damage was reported already
                 self._db.execute("COMMIT")
 
     def _use(self, identity: Identity) -> None:
@@ -189,25 +188,27 @@ class SpoolReader:
 
     def _load(self) -> Identity:
         if not self._number("SELECT count(*) FROM sqlite_master"):
-            raise EmptyError("it is empty")
+            raise EmptyError("it has no tables")
         if self._number("PRAGMA application_id") != APPLICATION_ID:
-            raise DamagedError("it is not a spool")
+            raise DamagedError("its application_id is not that of a spool")
         row = self._db.execute("SELECT identity, checksum FROM spool").fetchone()
         text, check = row or (None, None)
         identity = identities.decode(text, check, self.path)
-        # One aggregate a query: with two in one, SQLite reads every row.
+        # One aggregate per query: for two in one query, SQLite reads every row.
         (low,) = self._db.execute("SELECT min(sequence) FROM predictions").fetchone()
         (high,) = self._db.execute("SELECT max(sequence) FROM predictions").fetchone()
         if low is not None and not identity.acknowledged < low <= high <= identity.last:
-            raise DamagedError("its sequences are not what was written", identity)
+            raise DamagedError(
+                "its sequences are outside the range that its identity records", identity
+            )
         return identity
 
     def _number(self, statement: str) -> int:
         return int(self._db.execute(statement).fetchone()[0])
 
     def _rows(self, after: int, max_entries: int, max_bytes: int) -> tuple[list[Row], int]:
-        """Return the rows that are intact, and through which sequence they were looked for."""
-        found, size = [], 0
+        """Return the intact rows, and the sequence up to which the table was read."""
+        intact, size = list[Row](), 0
         rows = self._db.execute(
             "SELECT sequence, checksum, prediction FROM predictions"
             " WHERE sequence > ? ORDER BY sequence LIMIT ?",
@@ -218,9 +219,9 @@ class SpoolReader:
             if is_intact(sequence, check, prediction, tag) or (
                 sequence <= unbound and is_intact_unbound(sequence, check, prediction)
             ):
-                found.append(Row(sequence, prediction))
+                intact.append(Row(sequence, prediction))
                 size += len(prediction)
             if size >= max_bytes or count == max_entries:
                 rows.close()
-                return found, sequence
-        return found, self.identity.last
+                return intact, sequence
+        return intact, self.identity.last

@@ -1,4 +1,4 @@
-"""What the rows of a spool file mean."""
+"""The encoding of the rows of a spool file: checksums, numbering, and merging with gaps."""
 
 import heapq
 import zlib
@@ -13,7 +13,7 @@ _FIELDS = tuple(bytes([8, digit]) for digit in range(256))
 
 
 def sequence_fields(first: int) -> Iterator[bytes]:
-    """Yield what `sequence_field` returns, for a sequence and all that follow it, faster."""
+    """Yield the `sequence_field` of a sequence and its successors, faster than single calls."""
     high, low = divmod(first, 128)
     while True:
         start, rest = (128, varint(high)) if high else (0, b"")
@@ -23,26 +23,26 @@ def sequence_fields(first: int) -> Iterator[bytes]:
 
 
 def tag_of(spool_id: str) -> int:
-    """Return what the checksums of a spool's rows have in common."""
+    """Return the value that a spool mixes into the checksums of its rows."""
     return zlib.crc32(spool_id.encode())
 
 
 def checksum(prediction: bytes, sequence: int, tag: int) -> int:
-    """Return what is kept beside a prediction, to notice when anything about it changes.
+    """Return the checksum of a prediction, its sequence and its spool.
 
-    It names the spool, so that a row that was once renumbered, and is found again in a part of the
-    file that is not in use, is not taken for another.
+    It covers the spool, so that an old version of a renumbered row, found in an unused part of the
+    file, is not mistaken for a current row.
     """
     return zlib.crc32(prediction) ^ tag ^ (sequence & _32_BITS)
 
 
 def tag_in(check: int, prediction: bytes, sequence: int) -> int:
-    """Return the tag that a row's checksum was made with, if nothing about the row changed."""
+    """Return the tag in a row's checksum, which is right if the row is unchanged."""
     return zlib.crc32(prediction) ^ check ^ (sequence & _32_BITS)
 
 
 def is_intact(sequence: int, check: object, prediction: object, tag: int) -> bool:
-    """Say whether a row is what was written."""
+    """Return True if a row matches its checksum."""
     return (
         isinstance(prediction, bytes)
         and (zlib.crc32(prediction) ^ tag ^ (sequence & _32_BITS)) == check
@@ -50,7 +50,7 @@ def is_intact(sequence: int, check: object, prediction: object, tag: int) -> boo
 
 
 def is_intact_unbound(sequence: int, check: object, prediction: object) -> bool:
-    """Say whether a row of version 1 is what was written."""
+    """Return True if a row of version 1 matches its checksum."""
     return (
         isinstance(prediction, bytes)
         and zlib.crc32(prediction) == check
@@ -59,18 +59,18 @@ def is_intact_unbound(sequence: int, check: object, prediction: object) -> bool:
 
 
 def renumbered(prediction: bytes, old: int, new: int) -> bytes:
-    """Return a prediction under another sequence."""
+    """Return a prediction with its sequence changed."""
     return sequence_field(new) + prediction[len(sequence_field(old)) :]
 
 
 def merge(
     after: int, through: int, rows: Sequence[Row], gaps: Sequence[Gap]
 ) -> tuple[list[Entry], list[tuple[int, int]]]:
-    """Return rows and gaps as one run without overlaps, and the sequences that neither covers.
+    """Return rows and gaps as one run without overlaps, and the runs of sequences in neither.
 
     Args:
-        after: where the run starts, not included.
-        through: where it ends; a gap may reach further.
+        after: the sequence before the first of the run.
+        through: the last sequence of the run; a gap may extend beyond it.
         rows: in ascending order.
         gaps: in ascending order.
     """
@@ -96,15 +96,15 @@ def merge(
 
 
 def up_to(entries: Sequence[Entry], end: int | None) -> list[Entry]:
-    """Return what of a run lies at or below a sequence; a gap that reaches beyond it is cut.
+    """Return the entries up to and including a sequence; cut a gap that extends beyond it.
 
     Args:
-        entries: in ascending order.
-        end: the sequence. None: all of it.
+        entries: entries in ascending order.
+        end: the sequence. None: return all entries.
     """
     if end is None or not entries or entries[-1].sequence <= end:
         return list(entries)
-    kept = [one for one in entries if one.sequence <= end]
+    kept = [entry for entry in entries if entry.sequence <= end]
     following = entries[len(kept)]
     if isinstance(following, Gap) and following.first <= end:
         kept.append(replace(following, last=end))

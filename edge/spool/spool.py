@@ -1,8 +1,8 @@
-"""The durable queue between the writer thread and the shipper thread: one spool file, kept going.
+"""The durable queue between the writer thread and the shipper thread.
 
-It holds the folder against other processes, salvages a damaged file, applies the caps, and
-translates between the two threads' ways to count: the writer counts ordinals (everything logged
-since this object was made), the shipper counts sequences (everything ever in the file).
+It locks the folder, salvages a damaged file, applies the caps, and converts between two ways of
+counting: the writer counts ordinals (all predictions logged since this object was created), the
+shipper counts sequences (all entries that were ever in the spool).
 """
 
 import logging
@@ -37,29 +37,31 @@ _T = TypeVar("_T")
 
 
 class ReplacedError(Exception):
-    """The spool that a sequence belonged to is no longer this one."""
+    """The spool was renewed or replaced, so the sequence belongs to another spool_id."""
 
 
 class Spool:
-    """A spool folder, held by this process. Safe to use from several threads.
+    """A spool folder that this process holds. Thread-safe.
 
     Args:
-        directory: made if it is missing; one process at a time.
-        device_id: whose spool it is.
-        limits: when to give up the oldest.
-        on_lost: called with what was in the spool and is given up, by ordinal (below 1: logged
-            before this process began), whoever caused it; it must not call back.
-        wall: Unix seconds.
-        steady: seconds that nobody sets.
+        directory: the folder, created if it is missing. Only one process may use it at a time.
+        device_id: the device that the spool belongs to.
+        limits: the limits at which the oldest predictions are given up.
+        on_lost: callback invoked with each run that was in the spool and is given up, by ordinal
+            (below 1: logged by an earlier process). It must not call methods of this object.
+        wall: wall clock, in Unix seconds.
+        steady: monotonic clock, in seconds.
 
     Attributes:
         spooled: ordinal of the last prediction in the file.
-        sent_through: every sequence up to this one may have been sent to a server, no later one.
-        damaged: how many files were found damaged.
+        sent_through: every sequence up to and including this one may have been sent to a server,
+            and no later one.
+        damaged: number of files that were found damaged.
 
     Raises:
-        SightlineError: another process holds it (`SPOOL_LOCKED`), it belongs to another device
-            (`SPOOL_OF_ANOTHER_DEVICE`), or a later version made it (`SPOOL_TOO_NEW`).
+        SightlineError: another process holds the folder (`SPOOL_LOCKED`), the spool belongs to
+            another device (`SPOOL_OF_ANOTHER_DEVICE`), or a later version wrote it
+            (`SPOOL_TOO_NEW`).
         OSError, sqlite3.Error: the folder cannot be used.
     """
 
@@ -83,7 +85,7 @@ class Spool:
         self._lock = threading.Lock()
         self._damage: Exception | None = None
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._held = SpoolLock(directory)
+        self._folder_lock = SpoolLock(directory)
         self._superblock_file = SuperblockFile(directory)
         try:
             superblock = self._superblock_file.read()
@@ -95,31 +97,29 @@ class Spool:
             self.sent_through = superblocks.sent_through(superblock, self.identity, location)
             self._begin(opened)
         except BaseException:
-            self._held.release()
+            self._folder_lock.release()
             raise
 
     @property
     def identity(self) -> Identity:
-        """Whose spool it is and how far it goes, as of the last change."""
+        """The identity of the spool as of the last change."""
         return self._file.identity
 
     @property
     def opened_at(self) -> int:
-        """The last sequence that was given out before this object opened the file."""
+        """The last sequence that was assigned before this object opened the file."""
         return self._file.opened_at
 
     @property
     def committed(self) -> int:
-        """Ordinal of the last prediction that the server has; below 0: of an earlier process."""
+        """Ordinal of the last committed prediction; below 0 for one of an earlier process."""
         return self.spooled - self.identity.pending
 
     def append(self, entries: Sequence[bytes | Dropped]) -> None:
-        """Keep what was logged, in order, and give up the oldest where a cap says so.
-
-        Returns when all of it is on the disk.
+        """Append entries in order, evict the oldest if a cap requires it, and sync to the disk.
 
         Raises:
-            OSError, sqlite3.Error: nothing of it was kept.
+            OSError, sqlite3.Error: none of the entries was stored.
         """
         with self._lock:
             lost = self._change(lambda file: self._append(file, entries))
@@ -127,10 +127,10 @@ class Spool:
             self._report(lost)
 
     def maintain(self) -> None:
-        """Give up what is too old, and unused space to the disk. To be called now and then.
+        """Evict expired predictions and return unused space to the disk; call it regularly.
 
         Raises:
-            OSError, sqlite3.Error: not all of it was done.
+            OSError, sqlite3.Error: the maintenance is incomplete.
         """
         with self._lock:
             if self._limits.max_age_seconds:
@@ -141,17 +141,17 @@ class Spool:
             self._change(spool_caps.shrink)
 
     def read(self, spool_id: str, after: int, max_entries: int, max_bytes: int) -> list[Entry]:
-        """Return what comes after a sequence, oldest first and without holes; empty: nothing.
+        """Return the entries after a sequence, oldest first and without holes.
 
         Args:
-            spool_id: the spool that `after` counts in.
-            after: a sequence, >= `identity.acknowledged`.
-            max_entries: about how many rows, and how many gaps, at most, >= 1.
-            max_bytes: of predictions; one is returned whatever its size.
+            spool_id: the spool that `after` belongs to.
+            after: a sequence >= `identity.acknowledged`.
+            max_entries: limit for the rows, and for the gaps, >= 1.
+            max_bytes: limit for the size of the predictions; the first is returned in any case.
 
         Raises:
-            ReplacedError: the spool is another by now.
-            OSError, sqlite3.Error: it cannot be read.
+            ReplacedError: the spool has another spool_id by now.
+            OSError, sqlite3.Error: the spool cannot be read.
         """
 
         def find(file: SpoolFile) -> tuple[list[Entry], list[tuple[int, int]]]:
@@ -160,7 +160,7 @@ class Spool:
         with self._lock:
             entries, missing = self._change(find, spool_id)
             if missing:
-                logger.error("spool %s: damaged at sequences %s", spool_id, missing)
+                logger.error("spool %s: damaged at sequences %s: now gaps", spool_id, missing)
                 self._give_up(spool_id, missing, GapReason.SPOOL_DAMAGED)
                 entries, _ = self._change(find, spool_id)
         return entries
@@ -169,14 +169,14 @@ class Spool:
         """Delete what the server has committed.
 
         Returns:
-            How many predictions that were; gaps do not count.
+            The number of deleted predictions, without gaps.
 
         Raises:
-            ReplacedError, OSError, sqlite3.Error: as `read`.
+            ReplacedError, OSError, sqlite3.Error: see `read`.
         """
 
         def change(file: SpoolFile) -> int:
-            # A power failure may undo it: the server then says again how far it is.
+            # A power failure may undo this; the server then reports its watermark again.
             with file.transaction(durable=False):
                 return file.acknowledge(through)
 
@@ -184,10 +184,10 @@ class Spool:
             return self._change(change, spool_id)
 
     def sending(self, spool_id: str, through: int) -> None:
-        """Take note, before they are sent, that a server may have sequences up to this one.
+        """Record, before sending, that a server may receive sequences up to this one.
 
         Raises:
-            ReplacedError, OSError, sqlite3.Error: as `read`.
+            ReplacedError, OSError, sqlite3.Error: see `read`.
         """
 
         def record(_: SpoolFile) -> None:
@@ -200,16 +200,16 @@ class Spool:
         """Turn one prediction into a gap.
 
         Raises:
-            ReplacedError, OSError, sqlite3.Error: as `read`.
+            ReplacedError, OSError, sqlite3.Error: see `read`.
         """
         with self._lock:
             self._give_up(spool_id, [(sequence, sequence)], reason)
 
     def rewind(self, spool_id: str, through: int) -> None:
-        """Owe the server again, as a gap, what it confirmed and no longer has.
+        """Declare as a gap what the server confirmed and no longer has.
 
         Raises:
-            ReplacedError, OSError, sqlite3.Error: as `read`.
+            ReplacedError, OSError, sqlite3.Error: see `read`.
         """
 
         def change(file: SpoolFile) -> None:
@@ -220,14 +220,14 @@ class Spool:
             self._change(change, spool_id)
 
     def renew(self, spool_id: str, *, is_derived: bool = False) -> None:
-        """Move what is pending to a new spool_id, where it counts from 1.
+        """Move the pending entries to a new spool_id, with sequences that start at 1.
 
         Args:
-            spool_id: the old one.
+            spool_id: the old spool_id.
             is_derived: see `SpoolFile.renew`.
 
         Raises:
-            ReplacedError, OSError, sqlite3.Error: as `read`.
+            ReplacedError, OSError, sqlite3.Error: see `read`.
         """
 
         def change(file: SpoolFile) -> None:
@@ -239,45 +239,45 @@ class Spool:
             self._change(change, spool_id)
 
     def close(self) -> None:
-        """Close the file and lets another process in."""
+        """Close the file and release the folder."""
         with self._lock:
             self._file.close()
             self._superblock_file.close()
-            self._held.release()
+            self._folder_lock.release()
 
     def remove(self) -> None:
-        """Delete the folder, where it holds nothing but an empty spool, and lets go of it."""
+        """Delete the empty spool, and its folder unless other files are in it; release the lock."""
         with self._lock:
             self._file.close()
             aside.delete(self._directory / FILE_NAME)
             self._superblock_file.remove()
-            self._held.path.unlink(missing_ok=True)
-            with suppress(OSError):  # a file that was set aside stays
+            self._folder_lock.path.unlink(missing_ok=True)
+            with suppress(OSError):  # files that were set aside stay
                 self._directory.rmdir()
-            self._held.release()
+            self._folder_lock.release()
 
     def release_in_child(self) -> None:
-        """Let go, in a forked child, of the lock that belongs to the parent.
+        """Release, in a forked child, the lock that the parent holds.
 
-        The connection must be neither used nor closed here: closing it would move the write-ahead
-        log under the parent's feet. So the caller keeps this object for ever.
+        The child must neither use nor close the connection: closing it would checkpoint the
+        write-ahead log that the parent is using. So the caller must keep this object alive.
         """
         self._superblock_file.close()
-        self._held.release()
+        self._folder_lock.release()
 
     def _change(self, change: Callable[[SpoolFile], _T], spool_id: str | None = None) -> _T:
-        """Do something with the file; with a salvaged one where this one is damaged."""
+        """Apply a change to the file; if the file is damaged, salvage it and try once more."""
         before = self._recorded_state()
         try:
-            done = change(self._current(spool_id))
+            result = change(self._current(spool_id))
         except SUSPICIOUS as error:
             if not is_damage(error):
                 raise
             self._recover(error)
-            done = change(self._current(spool_id))
+            result = change(self._current(spool_id))
         if self._recorded_state() != before:
             self._write_superblock()
-        return done
+        return result
 
     def _current(self, spool_id: str | None) -> SpoolFile:
         if self._damage is not None:
@@ -287,7 +287,7 @@ class Spool:
         return self._file
 
     def _recover(self, error: Exception) -> None:
-        self._damage = error  # until it is repaired, which a full disk may keep from happening
+        self._damage = error  # kept until the recovery succeeds, which a full disk may prevent
         with suppress(sqlite3.Error):
             self._file.close()
         opened = self._opener.recovery.recover(error, self.identity, self._wall(), is_exact=True)
@@ -295,7 +295,7 @@ class Spool:
         self._begin(opened)
 
     def _begin(self, opened: Opened) -> None:
-        """Go on with a file that was just opened."""
+        """Adopt a newly opened file and report its losses."""
         self._location = superblocks.location_of(self._opener.path)
         self._write_superblock(sync=True)
         if opened.damage:
@@ -328,5 +328,5 @@ class Spool:
 
     def _report(self, lost: Sequence[Lost]) -> None:
         shift = self.spooled - self.identity.last
-        for one in lost:
-            self._on_lost(replace(one, first=one.first + shift, last=one.last + shift))
+        for run in lost:
+            self._on_lost(replace(run, first=run.first + shift, last=run.last + shift))

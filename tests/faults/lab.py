@@ -382,7 +382,7 @@ class Lab:
         spool = self.node.spool
         spool._file.close()
         spool._superblock_file.close()
-        spool._held.release()
+        spool._folder_lock.release()
         self.crashes.put_back()
         self.node = self._start()
         self._learn()

@@ -1,1 +1,1 @@
-"""What happens to spools that are damaged, copied or put back. A sound spool needs none of it."""
+"""Recovery of spools that are damaged, copied or restored. A sound spool needs none of it."""

@@ -1,4 +1,4 @@
-"""Files in a spool folder that are no longer the spool: kept for people, but not for ever."""
+"""Damaged spool files that were set aside in the spool folder, for people to inspect."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 MAX_FILES = 4
-"""How many files that were set aside are kept."""
+"""Number of set-aside files that are kept."""
 _NAME = re.compile(r"spool\.(damaged|salvaged)-(\d+)\.db")
 _SUFFIXES = ("-wal", "-shm", "")
 
@@ -23,49 +23,49 @@ class SetAsideFile:
     path: Path
     number: int
     is_salvaged: bool
-    """Whether what is readable in it is in a spool again."""
+    """True if its readable predictions were moved to a sound spool."""
     size: int
-    """Bytes, its write-ahead log included."""
+    """Size in bytes, including the write-ahead log."""
 
 
-def found(directory: Path) -> list[SetAsideFile]:
+def set_aside_files(directory: Path) -> list[SetAsideFile]:
     """Return the files that were set aside in a folder, oldest first."""
     files = []
     for path in directory.glob("spool.*-*.db"):
         match = _NAME.fullmatch(path.name)
         if match:
             files.append(SetAsideFile(path, int(match[2]), match[1] == "salvaged", size_of(path)))
-    return sorted(files, key=lambda one: one.number)
+    return sorted(files, key=lambda file: file.number)
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes that a spool file and what belongs to it take from the disk."""
+    """Return the size on the disk of a spool file with its log."""
     return sum(_size(Path(f"{path}{suffix}")) for suffix in _SUFFIXES)
 
 
 def set_aside(path: Path, *, is_salvaged: bool) -> Path:
-    """Give a spool file, and what belongs to it, the next free name, and return that."""
-    number = max((one.number for one in found(path.parent)), default=0) + 1
+    """Rename a spool file and its log to the next free name, and return that."""
+    number = max((file.number for file in set_aside_files(path.parent)), default=0) + 1
     target = path.with_name(f"spool.{'salvaged' if is_salvaged else 'damaged'}-{number}.db")
     move(path, target)
     return target
 
 
 def move(path: Path, target: Path) -> None:
-    """Rename a spool file and what belongs to it; the file itself last."""
+    """Rename a spool file and its log; the file itself last."""
     for suffix in _SUFFIXES:
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{target}{suffix}")
 
 
 def delete(path: Path) -> None:
-    """Delete a spool file and what belongs to it; the file itself last."""
+    """Delete a spool file and its log; the file itself last."""
     for suffix in _SUFFIXES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 def sync(directory: Path) -> None:
-    """Return when the names in a folder are on the disk."""
+    """Sync a folder, so that its file names are on the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -74,25 +74,25 @@ def sync(directory: Path) -> None:
 
 
 def prune(directory: Path, max_bytes: int) -> None:
-    """Delete what is too much: what was salvaged first, then the oldest.
+    """Delete set-aside files above the limits: salvaged ones first, then the oldest.
 
     Args:
-        directory: of the spool.
-        max_bytes: of all files that were set aside.
+        directory: the spool folder.
+        max_bytes: limit for the total size of the set-aside files.
     """
-    files = found(directory)
-    for one in sorted(files, key=lambda one: (not one.is_salvaged, one.number)):
-        if len(files) <= MAX_FILES and sum(each.size for each in files) <= max_bytes:
+    files = set_aside_files(directory)
+    for file in sorted(files, key=lambda file: (not file.is_salvaged, file.number)):
+        if len(files) <= MAX_FILES and sum(kept.size for kept in files) <= max_bytes:
             return
-        logger.warning("spool: deletes %s, which was set aside", one.path)
+        logger.warning("spool: deleting the set-aside file %s to stay within the limits", file.path)
         with suppress(OSError):
-            delete(one.path)
-        files.remove(one)
+            delete(file.path)
+        files.remove(file)
 
 
 def names(files: Sequence[SetAsideFile]) -> list[str]:
-    """Return the names of files."""
-    return [one.path.name for one in files]
+    """Return the file names of set-aside files."""
+    return [file.path.name for file in files]
 
 
 def _size(path: Path) -> int:

@@ -1,8 +1,8 @@
-"""Finds predictions in the bytes of a damaged SQLite file, whatever is left of its structure.
+"""File carving: a search for predictions in the raw bytes of a damaged SQLite file.
 
-A row's bytes begin with a header that hardly anything else looks like, and its checksum says
-whether what follows is one. So no tree of pages has to be sound, nor the chain of checksums in the
-write-ahead log, at the first break of which SQLite stops reading.
+A row begins with a header that hardly any other bytes match, and its checksum confirms it. So
+neither the tree of pages has to be intact, nor the chain of checksums in the write-ahead log, at
+whose first break SQLite stops reading.
 
 See https://www.sqlite.org/fileformat2.html: "Record Format", "Cell Payload Overflow Pages" and
 "The WAL File Format".
@@ -20,10 +20,10 @@ from pathlib import Path
 
 from edge.spool.identity import DamagedError, Identity, decode
 
-_PAGE_SIZE = 4096  # where the file does not say
+_PAGE_SIZE = 4096  # if the file does not say
 _CHUNK_PAGES = 1024
 _WAL_HEADER, _FRAME_HEADER = 32, 24
-# A record's header: its size; a key, which is kept elsewhere; a time; a checksum. (A BLOB follows.)
+# A record header: its size; a key, which is stored elsewhere; a time; a checksum. A BLOB follows.
 _ROW = re.compile(rb"[\x05-\x09]\x00[\x01-\x09][\x01-\x06\x08\x09]")
 _SIZES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 7: 8, 8: 0, 9: 0}
 _FLOAT, _DOUBLE = 7, struct.Struct(">d")
@@ -34,23 +34,23 @@ _MAX_IN_ROW = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Carved:
-    """Something that may be a row."""
+    """A candidate for a row."""
 
     sequence: int
-    """As the prediction has it."""
+    """Sequence in the prediction itself."""
     spooled_at: float
     check: int
     prediction: bytes
 
 
 class Carver:
-    """The bytes of a spool file and of its write-ahead log, as they are. Nobody may change them.
+    """A reader of the raw bytes of a spool file and its log, which must not change meanwhile.
 
     Args:
-        path: of the spool file. What is missing counts as empty.
+        path: the spool file. Missing files count as empty.
 
     Raises:
-        OSError: they cannot be read.
+        OSError: a file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,31 +65,30 @@ class Carver:
             self._stack = stack.pop_all()
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._stack.close()
 
     def identities(self) -> Iterator[Identity]:
-        """Yield what is left of the spool's identity as it once was, the latest last as a rule.
+        """Yield the readable versions of the spool's identity, usually the latest last.
 
         Raises:
             SightlineError: a later version wrote it (`SPOOL_TOO_NEW`).
         """
         for _, pages in self._chunks():
             for match in _IDENTITY.finditer(pages):
-                found = _identity_at(pages, match.start())
-                if found is not None:
-                    yield found
+                identity = _identity_at(pages, match.start())
+                if identity is not None:
+                    yield identity
 
     def rows(self) -> Iterator[Carved]:
-        """Yield what may be rows; a checksum says which are. One may come more than once."""
+        """Yield candidates for rows, some repeatedly. The caller must check their checksums."""
         for descriptor, pages in self._chunks():
-            # What looks like a row may be the rest of one that others were written over: so none
-            # is skipped.
+            # A match may be the remains of an overwritten row, so do not skip matches inside it.
             for match in _ROW.finditer(pages):
                 yield from self._row_at(descriptor, pages, match.start())
 
     def _chunks(self) -> Iterator[tuple[int | None, bytes]]:
-        """Yield whole pages, or frames, with the file they are in."""
+        """Yield chunks of whole pages or log frames, with the file descriptor they are from."""
         for descriptor, start, size in (
             (self._main, 0, self._page_size),
             (self._wal, _WAL_HEADER, _FRAME_HEADER + self._page_size),
@@ -99,7 +98,7 @@ class Carver:
                 yield descriptor, self._read(descriptor, offset, step)
 
     def _row_at(self, descriptor: int | None, pages: bytes, start: int) -> Iterator[Carved]:
-        """Yield what may be the row whose header is at `start`: one, or none, or two versions."""
+        """Yield candidates for the row with its header at `start`: none, one or two versions."""
         serial, body = _varint(pages, start + 4)
         length = (serial - 12) // 2
         if pages[start] != body - start or serial < 14 or serial % 2 or length > _MAX_IN_ROW:
@@ -123,15 +122,15 @@ class Carver:
             yield Carved(sequence, spooled_at, check, first + rest)
 
     def _overflow(self, page: int, size: int, *, in_log: bool) -> bytes:
-        """Return what goes on in other pages, as far as it does."""
-        found, room = [], self._page_size - self._reserved - 4
+        """Return the part of a row that is in overflow pages, as far as it can be followed."""
+        parts, capacity = [], self._page_size - self._reserved - 4
         while page and size > 0:
             content = self._page(page, in_log=in_log)
             if len(content) < 4:
                 break
-            found.append(content[4 : 4 + min(size, room)])
-            page, size = int.from_bytes(content[:4], "big"), size - room
-        return b"".join(found)
+            parts.append(content[4 : 4 + min(size, capacity)])
+            page, size = int.from_bytes(content[:4], "big"), size - capacity
+        return b"".join(parts)
 
     def _page(self, number: int, *, in_log: bool) -> bytes:
         if self._frames is None:
@@ -141,7 +140,7 @@ class Carver:
         return self._read(self._main, (number - 1) * self._page_size, self._page_size)
 
     def _frame_pages(self) -> Iterator[tuple[int, int]]:
-        """Yield the page that each frame of the log is a version of, and where it is."""
+        """Yield the page number and the offset of the content of each log frame."""
         step = _FRAME_HEADER + self._page_size
         for offset in range(_WAL_HEADER, _size(self._wal), step):
             number = int.from_bytes(self._read(self._wal, offset, 4), "big")
@@ -151,13 +150,13 @@ class Carver:
         usable = self._page_size - self._reserved
         if payload <= usable - 35:
             return payload
-        least = (usable - 12) * 32 // 255 - 23
-        size = least + (payload - least) % (usable - 4)
-        return size if size <= usable - 35 else least
+        minimum = (usable - 12) * 32 // 255 - 23
+        size = minimum + (payload - minimum) % (usable - 4)
+        return size if size <= usable - 35 else minimum
 
     def _find_page_size(self) -> int:
-        said = (self._read(self._main, 16, 2), self._read(self._wal, 8, 4))
-        sizes = [int.from_bytes(size, "big") for size in said]
+        fields = (self._read(self._main, 16, 2), self._read(self._wal, 8, 4))
+        sizes = [int.from_bytes(field, "big") for field in fields]
         likely = [size for size in sizes if 512 <= size <= 32768 and size.bit_count() == 1]
         return _PAGE_SIZE if _PAGE_SIZE in likely or not likely else likely[0]
 
@@ -178,12 +177,12 @@ def _identity_at(pages: bytes, start: int) -> Identity | None:
 
 
 def _widths(number: int) -> list[int]:
-    """Return in how many bytes SQLite may have written a number."""
+    """Return the numbers of bytes in which SQLite may have stored a number."""
     return [n for n in (1, 2, 3, 4, 6) if number < 1 << (8 * n - 1)]
 
 
 def _varint(data: bytes, start: int) -> tuple[int, int]:
-    """Return SQLite's whole number at a place, high digits first, and where it ends."""
+    """Return the SQLite varint (big-endian) at an offset, and the offset of its end."""
     number, position = 0, start
     for position in range(start, min(start + 9, len(data))):
         number = number << 7 | data[position] & 127
@@ -193,7 +192,7 @@ def _varint(data: bytes, start: int) -> tuple[int, int]:
 
 
 def _sequence(prediction: bytes) -> int:
-    """Return the number that a prediction begins with; protobuf writes low digits first."""
+    """Return the protobuf varint (little-endian) in the first field of a prediction."""
     number = 0
     for shift, digit in enumerate(prediction[1:11]):
         number |= (digit & 127) << 7 * shift
@@ -208,9 +207,9 @@ def _real(kind: int, data: bytes) -> float:
     return float(_integer(kind, data))
 
 
-def _likely_reserved(said: bytes) -> int:
-    """Return how many bytes at the end of a page SQLite leaves to others."""
-    return said[0] if said and said[0] <= 32 else 0
+def _likely_reserved(field: bytes) -> int:
+    """Return the number of reserved bytes at the end of each page."""
+    return field[0] if field and field[0] <= 32 else 0
 
 
 def _integer(kind: int, data: bytes) -> int:

@@ -1,11 +1,11 @@
 """Handling of a spool that is found to be a copy, from another machine or from a backup.
 
-Two that go on with one spool would both give out its next sequences for different predictions. So
-the copy goes on under a new spool_id. What is in it keeps its identity: whichever of the two sends
-that first, the other's is a duplicate.
+If both copies continued the spool, they would assign the same sequences to different predictions.
+So the copy continues under a new spool_id. Its present contents keep their identity: whichever copy
+sends them first, the other's are duplicates.
 
-A copy that lies where its original was is not seen here. The server's answer then tells how far the
-two agree (see `edge.spool.lineage`).
+A copy at the location of its original is not detected here. The server's answer then shows how far
+the two agree (see `edge.spool.lineage`).
 """
 
 import logging
@@ -26,15 +26,15 @@ from edge.spool.superblock import Superblock
 logger = logging.getLogger(__name__)
 
 
-def part_from_original(path: Path, superblock: Superblock | None, found: Identity) -> None:
-    """Move what is in a spool file to a home of its own, if the file is a copy, and begins anew.
+def part_from_original(path: Path, superblock: Superblock | None, identity: Identity) -> None:
+    """Move the contents of a copied spool to a fork directory and start an empty spool.
 
-    So does a spool in which more openings wait for the server than a lineage can name.
+    The same happens to a spool that has more pending openings than a lineage can hold.
 
     Args:
-        path: the file, which is sound and closed.
-        superblock: what was noted beside the file, or beside its original.
-        found: what the file says of itself.
+        path: the file, which must be sound and closed.
+        superblock: the superblock of the file or of its original.
+        identity: the identity in the file.
 
     Raises:
         OSError, sqlite3.Error: the folder cannot be used.
@@ -43,12 +43,12 @@ def part_from_original(path: Path, superblock: Superblock | None, found: Identit
         return
     is_copy = (
         superblock is not None
-        and superblock.identity.spool_id == found.spool_id
+        and superblock.identity.spool_id == identity.spool_id
         and superblocks.is_elsewhere(superblock, superblocks.location_of(path))
     )
-    if not is_copy and not is_full(found.lineage, found.acknowledged):
+    if not is_copy and not is_full(identity.lineage, identity.acknowledged):
         return
-    with closing(SpoolFile(path, found)) as file:
+    with closing(SpoolFile(path, identity)) as file:
         identity = file.identity
         file.complete()
     fork = new_fork_directory(path.parent)
@@ -56,16 +56,16 @@ def part_from_original(path: Path, superblock: Superblock | None, found: Identit
         fork.mkdir(parents=True, mode=0o700)
         _link(path, fork / FILE_NAME)
     new = path.with_name(f"{path.name}{PART}")
-    aside.delete(new)  # of a process that was killed here
+    aside.delete(new)  # left by a process that was killed at this point
     SpoolFile(new, identity.device_id).close()
     new.rename(path)
     aside.sync(path.parent)
     logger.warning(
-        "spool %s %s: the %d predictions in it are shipped from %s, and it goes on under a new "
+        "spool %s %s: its %d predictions are shipped from %s, and logging continues under a new "
         "spool_id",
         *(
             identity.spool_id,
-            "is a copy" if is_copy else "was opened too often since the server was last reached",
+            "is a copy" if is_copy else "was opened too often since the server last answered",
             identity.pending,
             fork,
         ),
@@ -73,7 +73,7 @@ def part_from_original(path: Path, superblock: Superblock | None, found: Identit
 
 
 def _link(path: Path, target: Path) -> None:
-    """Give a file a second name, whole or not at all; or a copy, where files have but one name."""
+    """Hard-link a file or, where the file system has no links, copy it; whole or not at all."""
     try:
         os.link(path, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""Recovery of a spool that is damaged: what is readable is salvaged, the rest is declared lost."""
+"""Recovery of a damaged spool: readable predictions are salvaged, the rest is declared lost."""
 
 import logging
 from dataclasses import dataclass
@@ -13,7 +13,13 @@ from edge.spool.file import SpoolFile
 from edge.spool.identity import DamagedError, Identity, joined
 from edge.spool.opened import Opened
 from edge.spool.recovery import aside
-from edge.spool.recovery.salvage import identity_in, leftovers, salvage, salvage_apart, unnamed
+from edge.spool.recovery.salvage import (
+    delete_leftovers,
+    identity_in,
+    salvage,
+    salvage_apart,
+    unnamed,
+)
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
@@ -23,12 +29,12 @@ _SALVAGED = "spool.new.db"
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Recovery of the spool of one folder, which this process holds.
+    """The recovery of the spool in one folder, which this process holds.
 
     Args:
         directory: the folder.
-        device_id: whose spool it is.
-        limits: of what is salvaged.
+        device_id: the device that the spool belongs to.
+        limits: limits that a salvaged file must meet.
     """
 
     directory: Path
@@ -43,18 +49,18 @@ class Recovery:
     def recover(
         self, error: Exception, known: Identity | None, now: float, *, is_exact: bool = False
     ) -> Opened:
-        """Salvage the file, which is closed.
+        """Salvage the damaged file, which must be closed.
 
         Args:
-            error: what is wrong with it.
-            known: how far the spool is known to have come. None: only the file can tell.
+            error: the damage that was found.
+            known: the last known identity of the spool. None: only the file may contain it.
             now: Unix seconds.
-            is_exact: nothing went further than `known`, whatever the file says.
+            is_exact: True: no sequence beyond `known` was committed, whatever the file contains.
 
         Raises:
-            SightlineError, OSError, sqlite3.Error: as above.
+            SightlineError, OSError, sqlite3.Error: see `Opener.open`.
         """
-        known = _certain(error, known)
+        known = _combined(error, known)
         identity = known or identity_in(self.path)
         if identity is None:
             return self._begin_anew(error)
@@ -62,18 +68,18 @@ class Recovery:
         if known is None:
             return self._salvage_apart(error, identity, now)
         new = self.directory / _SALVAGED
-        done = salvage(self.path, new, identity, self.limits, now, is_exact=is_exact)
+        salvaged = salvage(self.path, new, identity, self.limits, now, is_exact=is_exact)
         old = self.finish()
         logger.error(
             "spool is damaged (%s): %d predictions were salvaged, %d are lost; "
             "the damaged file is kept as %s",
-            *(error, done.rows, sum(one.count for one in done.lost), old),
+            *(error, salvaged.rows, sum(run.count for run in salvaged.lost), old),
         )
-        return Opened(SpoolFile(self.path, self.device_id), str(error), done.lost)
+        return Opened(SpoolFile(self.path, self.device_id), str(error), salvaged.lost)
 
     def finish(self) -> Path | None:
-        """Put what was salvaged into its place, for itself or for a process that was killed."""
-        leftovers(self.directory)
+        """Replace the damaged file with the salvaged one, which a killed process may have left."""
+        delete_leftovers(self.directory)
         new = self.directory / _SALVAGED
         if not new.exists():
             return None
@@ -84,30 +90,30 @@ class Recovery:
         return old
 
     def _salvage_apart(self, error: Exception, identity: Identity, now: float) -> Opened:
-        """Salvage what may have gone further than anything here says, so that it must not go on.
+        """Salvage into a fork directory, since the last assigned sequence is not known.
 
-        The salvaged predictions keep their identity, in a spool of their own that is shipped like
-        that of a forked process; new ones get a new spool_id, for a sequence must not come twice.
+        The salvaged predictions keep their identity and are shipped like those of a forked process.
+        New predictions get a new spool_id, so that no sequence is assigned twice.
         """
-        fork, done = salvage_apart(self.path, identity, self.limits, now)
+        fork, salvaged = salvage_apart(self.path, identity, self.limits, now)
         old = aside.set_aside(self.path, is_salvaged=True)
         aside.prune(self.directory, self.limits.max_bytes)
         logger.error(
             "spool is damaged (%s): %d predictions were salvaged to %s, %d are lost; "
-            "a new spool begins, the file is kept as %s",
-            *(error, done.rows, fork, sum(one.count for one in done.lost), old),
+            "a new spool was created, the damaged file is kept as %s",
+            *(error, salvaged.rows, fork, sum(run.count for run in salvaged.lost), old),
         )
         return Opened(SpoolFile(self.path, self.device_id), str(error))
 
     def _begin_anew(self, error: Exception) -> Opened:
-        """Declare lost what cannot be sent, because nothing says as whose, or as what."""
+        """Start a new spool and declare the old predictions lost, since their spool is unknown."""
         tag_and_count = unnamed(self.path)
         count = tag_and_count[1] if tag_and_count else 0
         old = aside.set_aside(self.path, is_salvaged=False)
         aside.prune(self.directory, self.limits.max_bytes)
         logger.error(
-            "spool is damaged (%s) and nothing says which one it was: set aside as %s with %d "
-            "predictions that can be read; a new spool begins",
+            "spool is damaged (%s) and its identity is lost: set aside as %s with %d readable "
+            "predictions; a new spool was created",
             *(error, old, count),
         )
         file = SpoolFile(self.path, self.device_id)
@@ -130,11 +136,11 @@ class Recovery:
             grpc.StatusCode.FAILED_PRECONDITION,
             "SPOOL_OF_ANOTHER_DEVICE",
             f"spool_dir: {self.directory} holds the spool of device {identity.device_id!r}; "
-            f"device {self.device_id!r} needs a folder of its own",
+            f"give device {self.device_id!r} another folder",
         )
 
 
-def _certain(error: Exception, known: Identity | None) -> Identity | None:
-    """Return the identity in the file, if it could be read, with what else is known of it."""
+def _combined(error: Exception, known: Identity | None) -> Identity | None:
+    """Return the identity in the file joined with the known one, as far as either exists."""
     own = error.identity if isinstance(error, DamagedError) else None
     return joined(own, known) if own else known

@@ -1,4 +1,4 @@
-"""Repairs a spool by hand: what a node does by itself when it starts, and older files, too."""
+"""Manual repair of a spool, as a node does when it starts, and of files that were set aside."""
 
 import time
 from collections.abc import Sequence
@@ -25,42 +25,42 @@ _ANY = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class RepairResult:
-    """What a repair has done."""
+    """The result of a repair."""
 
     path: str
-    """The file that was repaired."""
+    """The repaired file."""
     device_id: str
     spool_id: str
     spool: str
-    """Folder of the spool that has the predictions now."""
+    """Folder of the spool that now holds the predictions."""
     predictions: int
-    """How many they are."""
+    """Number of these predictions."""
     lost: Sequence[Lost]
-    """What could not be read, by sequence; declared as gaps."""
+    """Runs that could not be read, by sequence, declared as gaps."""
     was_damaged: bool
 
 
 def repair(path: Path, device_id: str | None, spool_id: str | None) -> RepairResult:
-    """Put what is readable in a file into a sound spool; what is not becomes gaps.
+    """Move the readable predictions of a file to a sound spool; the others become gaps.
 
     Args:
         path: a spool file, or one that was set aside.
-        device_id: whose it is, where nothing says so any more.
-        spool_id: which it was, where nothing says so any more.
+        device_id: its device, used if the file has lost its identity.
+        spool_id: its spool_id, used if the file has lost its identity.
 
     Raises:
-        SightlineError: a process holds the folder (`SPOOL_LOCKED`); the file was salvaged before
-            (`SPOOL_SALVAGED`); nothing says which spool it was (`SPOOL_UNKNOWN`), or it is the one
+        SightlineError: a process holds the folder (`SPOOL_LOCKED`), the file was salvaged before
+            (`SPOOL_SALVAGED`), its identity is lost (`SPOOL_UNKNOWN`), or it belongs to the spool
             that is in use (`SPOOL_IN_PLACE`).
-        OSError, sqlite3.Error: the disk does not do it.
+        OSError, sqlite3.Error: the disk failed.
     """
     if path.name == FILE_NAME:
         return _in_place(path, device_id, spool_id)
     if path.name.startswith("spool.salvaged-"):
         raise _refused(
             "SPOOL_SALVAGED",
-            f"{path} was salvaged when it was set aside: a second time could log twice what moved "
-            "to another spool since. `sightline spool export` shows what is in it.",
+            f"{path} was salvaged when it was set aside; salvaging it again could log predictions "
+            "twice. Run `sightline spool export` to see its contents.",
         )
     lock = SpoolLock(path.parent)
     try:
@@ -74,7 +74,7 @@ def _in_place(path: Path, device_id: str | None, spool_id: str | None) -> Repair
     if known is None and spool_id is not None:
         raise _refused(
             "SPOOL_UNKNOWN",
-            f"nothing says which spool {path} was: rename it to spool.damaged-1.db and repair that",
+            f"the identity of {path} is lost: rename it to spool.damaged-1.db and repair that",
         )
     device = known.device_id if known else device_id
     if device is None:
@@ -87,13 +87,13 @@ def _in_place(path: Path, device_id: str | None, spool_id: str | None) -> Repair
             position = entries[-1].sequence
             rows += sum(not hasattr(entry, "reason") for entry in entries)
         identity = spool.identity
-        found = [_by_sequence(one, identity.last) for one in lost]
+        lost_sequences = [_by_sequence(run, identity.last) for run in lost]
         was_damaged = bool(spool.damaged or lost)
     finally:
         spool.close()
     folder = str(path.parent)
     return RepairResult(
-        str(path), identity.device_id, identity.spool_id, folder, rows, found, was_damaged
+        str(path), identity.device_id, identity.spool_id, folder, rows, lost_sequences, was_damaged
     )
 
 
@@ -104,42 +104,45 @@ def _apart(path: Path, device_id: str | None, spool_id: str | None) -> RepairRes
     if own is not None and own.spool_id == known.spool_id:
         raise _refused(
             "SPOOL_IN_PLACE",
-            f"{path} is of the spool that {path.parent} has now: what it holds is there, or was",
+            f"{path} belongs to the spool that is now in {path.parent}, which holds or held its "
+            "predictions: there is nothing to repair",
         )
-    fork, done = salvage_apart(path, known, NO_LIMITS, time.time())
+    fork, salvaged = salvage_apart(path, known, NO_LIMITS, time.time())
     aside.set_aside(path, is_salvaged=True)
     return RepairResult(
         str(path),
         known.device_id,
         known.spool_id,
         str(fork),
-        done.rows,
-        done.lost,
+        salvaged.rows,
+        salvaged.lost,
         was_damaged=True,
     )
 
 
 def _named(path: Path, device_id: str | None, spool_id: str | None) -> Identity:
-    """Return the identity that a person gives to a file that has lost its own."""
+    """Return the identity that the user specifies for a file that has lost its own."""
     if device_id is None or spool_id is None:
         raise _unknown(path)
     tag_and_count = unnamed(path)
-    is_of_it = tag_and_count is not None and tag_and_count[0] == tag_of(spool_id)
-    if tag_and_count is not None and tag_and_count[1] > 1 and not is_of_it:
-        raise _refused("SPOOL_UNKNOWN", f"{path} is not of spool {spool_id}: its checksums differ")
-    return replace(Identity(device_id, spool_id), unbound=0 if is_of_it else _ANY)
+    matches = tag_and_count is not None and tag_and_count[0] == tag_of(spool_id)
+    if tag_and_count is not None and tag_and_count[1] > 1 and not matches:
+        raise _refused(
+            "SPOOL_UNKNOWN", f"{path} does not belong to spool {spool_id}: the checksums differ"
+        )
+    return replace(Identity(device_id, spool_id), unbound=0 if matches else _ANY)
 
 
 def _by_sequence(lost: Lost, last: int) -> Lost:
-    """Return what a spool reports by ordinal; before the first, ordinal 0 is the last sequence."""
+    """Return a run with its ordinals converted to sequences; ordinal 0 is the last sequence."""
     return replace(lost, first=lost.first + last, last=lost.last + last)
 
 
 def _unknown(path: Path) -> SightlineError:
     return _refused(
         "SPOOL_UNKNOWN",
-        f"nothing says any more which spool {path} was: give --device-id and --spool-id, as the "
-        "rows that the server has of it show them (its latest spool_id but one, as a rule)",
+        f"the identity of {path} is lost: give --device-id and --spool-id, as the server's rows of "
+        "this spool show them (usually the device's second latest spool_id)",
     )
 
 

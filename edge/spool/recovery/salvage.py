@@ -1,9 +1,8 @@
-"""What is readable in a damaged spool file, carried over into a sound one under the same identity.
+"""Salvage of a damaged spool file: its readable predictions are copied to a sound file.
 
-A prediction keeps its sequence and its spool_id, so that the server's watermark still says whether
-it is committed; nothing is sent that could be in the store already under another name. What cannot
-be read becomes a gap. The new file appears when it is complete, so that a process that is killed
-meanwhile leaves the damaged file as it was.
+A prediction keeps its sequence and spool_id, so that the server's watermark still tells whether it
+is committed and nothing is stored twice. Unreadable sequences become gaps. The new file gets its
+name only when it is complete, so that a process that is killed leaves the damaged file unchanged.
 """
 
 import itertools
@@ -30,21 +29,21 @@ from edge.spool.rows import tag_in, tag_of
 
 _CHUNK = 5000
 PART = ".part"
-"""What a file is called until it is complete."""
+"""Suffix of a file until it is complete."""
 _NO_LIMIT = 1 << 62
 _Row = tuple[int, float, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class SalvageResult:
-    """What became of a damaged file."""
+    """The result of a salvage."""
 
     identity: Identity
-    """Of the new file."""
+    """Identity of the new file."""
     rows: int
-    """Predictions in it."""
+    """Number of predictions in the new file."""
     lost: Sequence[Lost]
-    """What could not be read, or found no room, by sequence."""
+    """Runs that were unreadable or exceeded the limits, by sequence."""
 
 
 def salvage(
@@ -56,18 +55,18 @@ def salvage(
     *,
     is_exact: bool = False,
 ) -> SalvageResult:
-    """Make a sound spool file of what is readable in a damaged one, which stays as it is.
+    """Create a sound spool file from the readable part of a damaged one, which stays unchanged.
 
     Args:
-        source: the damaged file. Nobody may have it open.
+        source: the damaged file. No process may have it open.
         target: the new file.
-        known: what is known of the spool; the file may say that it went further.
-        limits: of the new file.
+        known: the known identity of the spool. The file may show that it went further.
+        limits: limits of the new file.
         now: Unix seconds.
-        is_exact: it did not go further: whatever the file says beyond was never committed.
+        is_exact: True: no sequence beyond `known` was committed, whatever the file contains.
 
     Raises:
-        OSError, sqlite3.Error: the disk does not do it.
+        OSError, sqlite3.Error: the disk failed.
     """
     part = Path(f"{target}{PART}")
     aside.delete(part)
@@ -75,69 +74,69 @@ def salvage(
         with closing(Carver(source)) as carver:
             if not is_exact:
                 known = joined(known, *carver.identities())
-            most = known.last if is_exact else _NO_LIMIT
+            last = known.last if is_exact else _NO_LIMIT
             with closing(SpoolFile(part, replace(known, unbound=0))) as file:
-                lost = _fill(file, _intact(carver, known, most), limits, now)
+                lost = _fill(file, _intact(carver, known, last), limits, now)
                 lost += _settle(file, _known_gaps(source, known.acknowledged), known, now)
-                done = SalvageResult(file.identity, file.count(), lost)
+                result = SalvageResult(file.identity, file.count(), lost)
                 file.complete()
     except (OSError, sqlite3.Error):
-        aside.delete(part)  # a full disk needs the room
+        aside.delete(part)  # frees the space, since the disk may be full
         raise
     part.rename(target)
-    return done
+    return result
 
 
 def salvage_apart(
     source: Path, known: Identity, limits: SpoolLimits, now: float
 ) -> tuple[Path, SalvageResult]:
-    """Salvage into a home of its own, and return that; see `salvage`."""
+    """Salvage into a new fork directory, and return the directory; see `salvage`."""
     fork = new_fork_directory(source.parent)
     fork.mkdir(parents=True, mode=0o700)
     try:
         return fork, salvage(source, fork / FILE_NAME, known, limits, now)
     except (OSError, sqlite3.Error):
-        with suppress(OSError):  # it will be tried again, each time in another
+        with suppress(OSError):  # the next attempt uses another directory
             fork.rmdir()
         raise
 
 
 def identity_in(source: Path) -> Identity | None:
-    """Return the latest identity that a damaged file still holds. None: it holds none."""
+    """Return the latest identity that a damaged file still contains, or None."""
     with closing(Carver(source)) as carver:
-        every = list(carver.identities())
-    return joined(every[-1], *every) if every else None
+        identities = list(carver.identities())
+    return joined(identities[-1], *identities) if identities else None
 
 
 def unnamed(source: Path) -> tuple[int, int] | None:
-    """Return what can be said of predictions whose spool is not known.
+    """Return the common tag and the number of predictions whose spool is not known.
 
     Returns:
-        What their checksums have in common, and how many there are. None: there are none.
+        The tag in their checksums, and their number. None: there are no predictions.
     """
     with closing(Carver(source)) as carver:
         tags: dict[int, int] = {
-            one.sequence: tag_in(one.check, one.prediction, one.sequence) for one in carver.rows()
+            row.sequence: tag_in(row.check, row.prediction, row.sequence) for row in carver.rows()
         }
-    # That of rows that are damaged, or of version 1, is different for each.
+    # Damaged rows and rows of version 1 each have another tag.
     best = Counter(tags.values()).most_common(1)
     return best[0] if best else None
 
 
-def leftovers(directory: Path) -> None:
-    """Delete what a process that was killed while it salvaged has left."""
+def delete_leftovers(directory: Path) -> None:
+    """Delete incomplete files that a killed process has left."""
     for path in directory.glob(f"*{PART}*"):
         path.unlink(missing_ok=True)
 
 
-def _intact(carver: Carver, spool: Identity, most: int) -> Iterator[_Row]:
+def _intact(carver: Carver, spool: Identity, last: int) -> Iterator[_Row]:
     tag = tag_of(spool.spool_id)
-    for one in carver.rows():
-        if spool.acknowledged < one.sequence <= most and (
-            tag_in(one.check, one.prediction, one.sequence) == tag
-            or (one.sequence <= spool.unbound and zlib.crc32(one.prediction) == one.check)
+    for row in carver.rows():
+        if spool.acknowledged < row.sequence <= last and (
+            tag_in(row.check, row.prediction, row.sequence) == tag
+            or (row.sequence <= spool.unbound and zlib.crc32(row.prediction) == row.check)
         ):
-            yield one.sequence, one.spooled_at, one.prediction
+            yield row.sequence, row.spooled_at, row.prediction
 
 
 def _fill(file: SpoolFile, rows: Iterator[_Row], limits: SpoolLimits, now: float) -> list[Lost]:
@@ -159,11 +158,11 @@ def _settle(file: SpoolFile, gaps: Sequence[Gap], known: Identity, now: float) -
         last = max([known.last, *(gap.last for gap in gaps)])
         missing = file.settle(known.acknowledged, last)
         lost = [caps.give_up(file, *run, GapReason.SPOOL_DAMAGED, now) for run in missing]
-    return [one for one in lost if one.count]
+    return [run for run in lost if run.count]
 
 
 def _known_gaps(source: Path, acknowledged: int) -> list[Gap]:
-    """Return the gaps of a damaged file, as far as SQLite still finds them."""
+    """Return the gaps of a damaged file that SQLite can still read."""
     gaps: list[Gap] = []
     with suppress(*SUSPICIOUS), closing(connect_to_read(source)) as db:
         gaps = GapTable(db).after(acknowledged, 1 << 30)

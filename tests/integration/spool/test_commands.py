@@ -276,7 +276,7 @@ def test_a_file_that_has_lost_its_identity_is_repaired_by_its_name(folder: Path)
     other = "00000000-0000-0000-0000-000000000000"
     refused = spool("repair", aside, "--device-id", "gate-1", "--spool-id", other)
     assert refused.returncode == 1
-    assert "is not of spool" in refused.stderr
+    assert "does not belong to spool" in refused.stderr
     done = spool("repair", aside, "--device-id", "gate-1", "--spool-id", spool_id, "--json")
     assert done.returncode == 0, done.stderr
     (repaired,) = lines(done.stdout)
@@ -291,7 +291,7 @@ def test_a_file_that_has_lost_its_identity_is_repaired_by_its_name(folder: Path)
         (["verify", "no/such/file.db"], "path must be a folder with a spool.db"),
         (["export", "{empty}"], "path must be a folder with a spool.db"),
         (["repair", "{garbage}", "--json"], "give --device-id and --spool-id"),
-        (["export", "{garbage}"], "nothing says which spool it was"),
+        (["export", "{garbage}"], "its identity is lost"),
     ],
 )
 def test_an_error_is_a_sentence_and_no_traceback(

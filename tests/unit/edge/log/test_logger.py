@@ -247,7 +247,7 @@ def test_a_logger_may_be_forgotten_by_one_of_its_own_threads(tmp_path: Path) -> 
     assert finished.wait(20)
     spool = pipeline._spool
     assert spool is not None
-    assert eventually(lambda: spool._held._file.closed)
+    assert eventually(lambda: spool._folder_lock._file.closed)
     with logger(tmp_path) as again:
         assert again.stats().backlog == 1
 

@@ -22,7 +22,7 @@ from edge.spool.entries import Gap, GapReason, Row
 from edge.spool.file import SpoolFile
 from edge.spool.reader import connect_to_read
 from edge.spool.recovery import salvage as salvaging
-from edge.spool.recovery.aside import found, names, prune
+from edge.spool.recovery.aside import names, prune, set_aside_files
 from edge.spool.spool import Spool
 from edge.spool.superblock import SuperblockFile, location_of
 from edge.wire import sequence_field
@@ -220,7 +220,7 @@ def test_what_is_readable_is_sent_once_and_the_rest_is_declared(
     missing = server.check(spooled)
     if kind in ("nothing", "superblock: flipped bit", "superblock: gone"):
         assert missing == 0
-        assert not found(image)
+        assert not set_aside_files(image)
     if kind in ("flipped bit", "log: flipped bit"):
         assert missing <= 2  # predictions whose bytes they are
     if kind == "header":
@@ -245,7 +245,7 @@ def test_a_log_that_ends_too_early_is_noticed(
         spool.append([body("new")])
         server.take(spool)
         assert server.watermarks[spool.identity.spool_id] == 21
-    assert "its end is gone" in caplog.text
+    assert "the superblock records" in caplog.text
     assert server.stored[-1] == body("new")
     (one,) = lost
     assert (one.last, one.reason) == (0, GapReason.SPOOL_DAMAGED)
@@ -262,7 +262,7 @@ def test_what_comes_after_a_damaged_frame_of_the_log_is_salvaged(tmp_path: Path)
     server = Server()
     server.drain(image)
     assert len(server.stored) >= 49
-    assert names(found(image)) == ["spool.salvaged-1.db"]
+    assert names(set_aside_files(image)) == ["spool.salvaged-1.db"]
 
 
 def test_rows_that_no_tree_leads_to_are_salvaged(tmp_path: Path) -> None:
@@ -314,8 +314,8 @@ def test_without_any_identity_nothing_is_sent_and_all_is_declared(
     assert isinstance(entries[0], Gap)
     assert (entries[0].last, entries[0].reason) == (100, GapReason.SPOOL_DAMAGED)
     assert lost == [Lost(-99, 0, GapReason.SPOOL_DAMAGED, 100)]
-    assert "nothing says which one it was" in caplog.text
-    assert names(found(tmp_path)) == ["spool.damaged-1.db"]
+    assert "its identity is lost" in caplog.text
+    assert names(set_aside_files(tmp_path)) == ["spool.damaged-1.db"]
 
 
 def forget_identity(folder: Path) -> None:
@@ -370,7 +370,7 @@ def test_a_process_that_is_killed_while_it_salvages_loses_nothing(
         server.drain(again)
         assert len(server.stored) + server.declared.total() == 100
         assert len(server.stored) >= 97
-        assert len(found(again)) == 1
+        assert len(set_aside_files(again)) == 1
         if stop.calls <= step:
             break
     assert stopped >= 4
@@ -444,7 +444,7 @@ def test_set_aside_files_are_bounded(tmp_path: Path) -> None:
         with opened(tmp_path) as spool:
             spool.append([body(f"{number}")])
             spool._recover(RuntimeError("as if"))
-    assert names(found(tmp_path)) == [f"spool.salvaged-{n}.db" for n in (5, 6, 7, 8)]
+    assert names(set_aside_files(tmp_path)) == [f"spool.salvaged-{n}.db" for n in (5, 6, 7, 8)]
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_what_was_salvaged_goes_first_then_the_oldest(
         (tmp_path / f"spool.{kind}-{number}.db").write_bytes(bytes(900))
         (tmp_path / f"spool.{kind}-{number}.db-wal").write_bytes(bytes(100))
     prune(tmp_path, most)
-    assert names(found(tmp_path)) == [f"spool.{one}.db" for one in left]
+    assert names(set_aside_files(tmp_path)) == [f"spool.{one}.db" for one in left]
     assert len(list(tmp_path.iterdir())) == 2 * len(left)
 
 
@@ -524,9 +524,9 @@ def test_what_is_salvaged_takes_the_place_when_all_of_it_is_in_the_file(
         SuperblockFile(tmp_path).remove()
     with unfinished(monkeypatch):
         for _ in range(3):
-            with pytest.raises(OSError, match="another process reads the spool"):
+            with pytest.raises(OSError, match="another process is reading the spool"):
                 Spool(tmp_path, "gate-1", NO_LIMITS, lambda _: None)
-    assert not found(tmp_path)
+    assert not set_aside_files(tmp_path)
     assert not list(tmp_path.glob("forks/*"))  # each attempt would leave one more
     assert not list(tmp_path.rglob("*.part*"))
     with opened(tmp_path) as spool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from edge.ship.core import Acknowledge, Action, Ask, Renew, Rewind, Send, Sent, ShipCore
+from edge.ship.core import Acknowledge, Action, FetchWatermark, Renew, Rewind, Send, Sent, ShipCore
 from edge.spool.identity import Identity, are_branches
 from edge.spool.lineage import (
     MAX_OPENINGS,
@@ -115,9 +115,9 @@ def test_branches_are_not_older_or_newer() -> None:
 
 def test_what_a_store_that_was_put_back_has_lost_to_a_copy_is_declared() -> None:
     core = ShipCore(acknowledged=6, sent_through=9, opened_at=9, stream_size=8)
-    assert core.asked(8, Agreement(4)) == [Rewind(4), Renew(is_derived=True)]
+    assert core.watermark_received(8, Agreement(4)) == [Rewind(4), Renew(is_derived=True)]
     core = ShipCore(acknowledged=6, sent_through=9, opened_at=9, stream_size=8)
-    assert core.asked(8, Agreement(4, is_lower_bound=True)) == [Renew(is_derived=True)]
+    assert core.watermark_received(8, Agreement(4, is_lower_bound=True)) == [Renew(is_derived=True)]
 
 
 # A model of nodes and a server: each prediction is a number, so that a mistake shows.
@@ -197,20 +197,20 @@ class Model:
             return
         there = self.server.setdefault(node.spool_id, Committed())
         step = core.next()
-        if isinstance(step, Ask):
+        if isinstance(step, FetchWatermark):
             agreed = agreement(
                 node.lineage, node.spool_id, len(node.rows), there.lineage, len(there.rows)
             )
-            self.act(which, core.asked(len(there.rows), agreed))
+            self.act(which, core.watermark_received(len(there.rows), agreed))
             return
         assert isinstance(step, Send)
         at, sent = step.after + 1, Sent(step.after + 1, 1)
         core.sending(sent)
         generation, _ = opening_at(node.lineage, at)
         if there.takes(at, node.rows[at - 1], generation):
-            self.act(which, core.answered(len(there.rows), sent))
+            self.act(which, core.stream_answered(len(there.rows), sent))
         else:
-            self.act(which, core.failed(conflict(at), sent))
+            self.act(which, core.call_failed(conflict(at), sent))
 
     def act(self, which: int, actions: Sequence[Action]) -> None:
         node = self.nodes[which]

@@ -139,7 +139,7 @@ def test_a_copy_that_cannot_be_parted_yet_does_not_go_on_as_it_is(copy: Path) ->
     with closing(sqlite3.connect(copy / "spool.db", isolation_level=None)) as other:
         other.execute("BEGIN")
         other.execute("SELECT * FROM predictions").fetchone()
-        with pytest.raises(OSError, match="another process reads the spool"), opened(copy):
+        with pytest.raises(OSError, match="another process is reading the spool"), opened(copy):
             pass
     with opened(copy) as spool:
         assert spool.identity.spool_id != spool_id
