@@ -1,4 +1,4 @@
-"""How a device reaches a service: one place for TLS, the credential and keepalive options."""
+"""The connection of a device to a service: TLS, credential and keepalive options."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,34 +9,34 @@ import grpc
 from servicekit.addresses import stays_here
 from servicekit.errors import SightlineError
 
-# A path that has gone silent is noticed within 30 s, although TCP alone would take a quarter of an
-# hour, and after an outage the next attempt is never more than five seconds away (gRPC's own
-# default is two minutes).
+# A silent network path is detected within 30 s; TCP alone would take a quarter of an hour. After an
+# outage the next attempt comes within 5 s; gRPC's default is two minutes.
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 10_000),
-    # A ping waits behind the 64 KiB that may be on their way: 20 s are enough at 4 kB/s.
+    # A ping waits behind up to 64 KiB in flight: 20 s are enough at 4 kB/s.
     ("grpc.keepalive_timeout_ms", 20_000),
-    # Without it gRPC takes a minute, whatever the keepalive timeout is.
+    # Without this option gRPC waits a minute, whatever the keepalive timeout is.
     ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # Despite its name, how long one attempt may take.
+    # Despite its name, the timeout of one attempt to connect.
     ("grpc.min_reconnect_backoff_ms", 10_000),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A service, and how to speak to it. Opens nothing by itself.
+    """The address and credentials of a service. It opens no connection by itself.
 
     Attributes:
         target: `host:port`, or any target that gRPC's name resolution understands.
-        credentials: TLS credentials; None: plain text.
-        api_key: API key or JWT, sent as `authorization: Bearer ...`; None: nothing is sent.
-        api_key_file: file that holds it, read anew for every call, so that it can be replaced.
+        credentials: TLS credentials. None: plain text.
+        api_key: API key or JWT, sent as `authorization: Bearer ...`. None: none is sent.
+        api_key_file: file with the API key or JWT. It is read for every call, so that it can be
+            replaced.
 
     Raises:
-        ValueError: a credential would leave this machine in plain text, or is none.
+        ValueError: the API key would leave this machine in plain text, or is malformed.
     """
 
     target: str
@@ -46,18 +46,18 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if self.api_key and not _is_credential(self.api_key):
-            # Not shown. gRPC would refuse each call, and say no more than "metadata was invalid".
-            raise ValueError("api_key must be one line of ASCII")
-        given = self.api_key or self.api_key_file
-        if given and self.credentials is None and not stays_here(self.target):
+            # The message must not contain the key. gRPC would only say "metadata was invalid".
+            raise ValueError("api_key must be one line of printable ASCII")
+        has_key = bool(self.api_key or self.api_key_file)
+        if has_key and self.credentials is None and not stays_here(self.target):
             raise ValueError(
                 f"api_key must not be sent in plain text to {self.target}: "
-                "give TLS credentials (tls_ca_file), or use a loopback or unix: target"
+                "set TLS credentials (tls_ca_file), or use a loopback or unix: target"
             )
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Metadata to send with a call; empty without a credential.
+        """Metadata of a call; empty without a credential.
 
         Raises:
             SightlineError: UNAUTHENTICATED, `API_KEY_FILE_UNREADABLE`.
@@ -68,24 +68,26 @@ class Endpoint:
         return (("authorization", f"Bearer {credential}"),) if credential else ()
 
     def channel(self, options: Sequence[tuple[str, object]] = ()) -> grpc.Channel:
-        """Return a new channel for threads; it connects with the first call.
+        """Return a new channel for use from threads, which connects on the first call.
 
         Args:
-            options: gRPC channel options on top of `OPTIONS`, or in their place.
+            options: gRPC channel options that extend or override `OPTIONS`.
         """
-        chosen = _merged(options)
+        merged = _merged(options)
         if self.credentials is None:
-            return grpc.insecure_channel(self.target, chosen)
-        return grpc.secure_channel(self.target, self.credentials, chosen)
+            return grpc.insecure_channel(self.target, merged)
+        return grpc.secure_channel(self.target, self.credentials, merged)
 
 
 def _read(path: Path) -> str:
     try:
         credential = path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
-        raise _unreadable(path, getattr(error, "strerror", "") or "it is not ASCII") from error
+        raise _unreadable(
+            path, getattr(error, "strerror", "") or "its content must be ASCII"
+        ) from error
     if not _is_credential(credential):
-        raise _unreadable(path, "it must be one line")
+        raise _unreadable(path, "its content must be one line of printable ASCII")
     return credential
 
 
@@ -93,14 +95,14 @@ def _is_credential(text: str) -> bool:
     return bool(text) and text.isascii() and text.isprintable()
 
 
-def _unreadable(path: Path, why: str) -> SightlineError:
+def _unreadable(path: Path, problem: str) -> SightlineError:
     return SightlineError(
         grpc.StatusCode.UNAUTHENTICATED,
         "API_KEY_FILE_UNREADABLE",
-        f"api_key_file: {path} cannot be used: {why}",
+        f"api_key_file: {path} cannot be used: {problem}",
     )
 
 
 def _merged(options: Sequence[tuple[str, object]]) -> list[tuple[str, object]]:
-    # Of an option that is given twice, gRPC silently takes the first.
+    # gRPC silently uses the first of two values for the same option.
     return list({**dict(OPTIONS), **dict(options)}.items())

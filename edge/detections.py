@@ -1,4 +1,4 @@
-"""What was found in one picture: one object at a time, or all of them as arrays."""
+"""Detections in one image, as single objects or as arrays."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from edge.fields import INT32, INT64, integer, number, text, wrong
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """An axis-aligned box in pixels of the upright original picture, origin at the top left.
+    """An axis-aligned box in pixels of the upright original image, with the origin at the top left.
 
     Valid when all four are finite, 0 <= x_min <= x_max and 0 <= y_min <= y_max. Stored as 32-bit
     floats.
@@ -24,14 +24,14 @@ class Box:
 
     def __post_init__(self) -> None:
         if float is type(self.x_min) is type(self.y_min) is type(self.x_max) is type(self.y_max):
-            return  # as good as always, and five times as fast
+            return  # the usual case, five times as fast
         for name in ("x_min", "y_min", "x_max", "y_max"):
             object.__setattr__(self, name, number(name, getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One object found in a picture."""
+    """One object detected in an image."""
 
     class_id: int
     """Index into the model's labels, >= 0."""
@@ -40,9 +40,9 @@ class Detection:
     confidence: float
     """The model's confidence in [0, 1]. Stored as a 32-bit float."""
     box: Box | None = None
-    """Where the object is. None: the task has no boxes (a classification)."""
+    """The object's box. None: the task has no boxes (classification)."""
     track_id: int | None = None
-    """Identity across frames, given by a tracker (64 bits, signed). None: not tracked."""
+    """Identity across frames, assigned by a tracker (signed 64-bit integer). None: not tracked."""
 
     def __post_init__(self) -> None:
         text("class_name", self.class_name)
@@ -57,23 +57,23 @@ class Detection:
 
 
 class DetectionArrays(Sequence[Detection]):
-    """What a detector found in one picture, as arrays: `Prediction.detections` without objects.
+    """The detections of one image as arrays, for `Prediction.detections` without single objects.
 
-    Takes what numpy, torch (on any device), `array` and plain lists have. Everything is copied, and
-    32-bit where the wire is, so that the arrays may be used again. As a sequence it yields the
-    `Detection` of each row.
+    Accepts arrays of numpy, torch (on any device) and `array`, and plain lists. All values are
+    copied, with 32 bits where the wire format has 32 bits, so the arrays may be reused. As a
+    sequence, it yields a `Detection` for each row.
 
     Args:
         xyxy: boxes `[n, 4]` as x_min, y_min, x_max, y_max; see `Box`.
         confidence: `[n]`; see `Detection.confidence`.
-        class_id: `[n]`, whole numbers of 32 bits, signed.
-        track_id: `[n]`, whole numbers of 64 bits, signed. None: not tracked.
+        class_id: `[n]`, signed 32-bit integers.
+        track_id: `[n]`, signed 64-bit integers. None: not tracked.
         names: the model's labels by class_id, as ultralytics' `model.names` or a list.
-        class_name: `[n]`, the label of each, where there are no `names`.
+        class_name: `[n]`, the label of each row, instead of `names`.
 
     Raises:
-        ValueError: an argument has another shape or length, holds NaN or what is no such number, or
-            `names` lacks a class; the message begins with the argument's name.
+        ValueError: an argument has a wrong shape or length, contains NaN or an invalid number, or
+            `names` lacks a class. The message begins with the name of the argument.
     """
 
     __slots__ = ("boxes", "class_ids", "class_names", "confidences", "track_ids")
@@ -106,7 +106,7 @@ class DetectionArrays(Sequence[Detection]):
         elif names is None:
             self.class_names = columns.of_length(count, "class_name", columns.texts(class_name))
         else:
-            raise ValueError("class_name must not be given together with names")
+            raise ValueError("class_name must be None if names are passed (got both)")
 
     def __len__(self) -> int:
         return len(self.class_ids)
@@ -118,14 +118,14 @@ class DetectionArrays(Sequence[Detection]):
     def __getitem__(self, index: int | slice) -> Detection | tuple[Detection, ...]:
         if isinstance(index, slice):
             return tuple(self)[index]
-        at = range(len(self))[index]
+        row = range(len(self))[index]
         tracks = self.track_ids
         return Detection(
-            self.class_ids[at],
-            self.class_names[at],
-            self.confidences[at],
-            Box(*self.boxes[4 * at : 4 * at + 4]),
-            None if tracks is None else tracks[at],
+            self.class_ids[row],
+            self.class_names[row],
+            self.confidences[row],
+            Box(*self.boxes[4 * row : 4 * row + 4]),
+            None if tracks is None else tracks[row],
         )
 
     def __iter__(self) -> Iterator[Detection]:

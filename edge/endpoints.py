@@ -1,4 +1,4 @@
-"""The two services that the settings of a node name."""
+"""The endpoints of the two services in a node's settings."""
 
 from edge.channel import Endpoint
 from edge.settings import EdgeSettings
@@ -8,17 +8,17 @@ from servicekit.tls import channel_credentials
 
 
 def ingest_endpoint(settings: EdgeSettings) -> Endpoint:
-    """Return the ingest service that the settings name.
+    """Return the endpoint of the ingest service in the settings.
 
     Raises:
-        servicekit.settings.SettingsError: a file that a setting names cannot be used.
-        ValueError: the API key would leave this machine in plain text, or is none.
+        servicekit.settings.SettingsError: a file in the settings cannot be used.
+        ValueError: the API key would leave this machine in plain text, or is malformed.
     """
     return _endpoint(settings.ingest_target, settings)
 
 
 def inference_endpoint(settings: EdgeSettings) -> Endpoint:
-    """Return the inference service that the settings name; see `ingest_endpoint`."""
+    """Return the endpoint of the inference service in the settings; see `ingest_endpoint`."""
     return _endpoint(settings.inference_target, settings)
 
 

@@ -1,4 +1,4 @@
-"""What a node and a coordinator raise when nobody answers: one family, with the whole story."""
+"""Errors of a node or coordinator: one class hierarchy, with every attempt of a failed request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from servicekit.errors import SightlineError
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at an answer.
+    """One attempt to answer a request.
 
     Attributes:
-        source: who was asked.
-        began: seconds from the first call to this try.
-        seconds: how long it took, or until it was given up.
-        error: reason of the failure, or its class where it has none; empty: it answered.
+        source: the device or the cloud.
+        began: start of the attempt, in seconds after the start of the request.
+        seconds: duration of the attempt until its answer, failure or cancellation.
+        error: reason of the failure, or its class if it has no reason. Empty: it answered.
     """
 
     source: Source
@@ -31,22 +31,22 @@ class Attempt:
 
 
 class ClosedError(RuntimeError):
-    """The logger is closed: nothing can be logged any more."""
+    """The logger is closed and accepts no more predictions."""
 
 
 class EdgeError(SightlineError):
-    """Nobody answered for a picture.
+    """Neither the device nor the cloud answered a request.
 
-    Code, reason, message, category, `retryable` and the details are those of what failed. Each try
-    is in `attempts`, and as a note in a traceback. The cause is what the model raised, or what
-    failed before.
+    Code, reason, message, category, `retryable` and the details are those of the failure. Each
+    attempt is in `attempts` and a note in the traceback. The cause is the exception of the model,
+    or the previous failure.
 
     Args:
-        error: what failed.
-        attempts: every try, in the order in which they ended.
+        error: the failure.
+        attempts: all attempts, in the order in which they ended.
 
     Attributes:
-        attempts: the same.
+        attempts: all attempts, in the order in which they ended.
     """
 
     def __init__(self, error: SightlineError, attempts: Sequence[Attempt] = ()) -> None:
@@ -66,19 +66,19 @@ class EdgeError(SightlineError):
 
 
 class DeviceError(EdgeError):
-    """The device's model raised, was late or hangs, and the cloud was not asked."""
+    """The device's model raised an error, was late or hangs, and no cloud request was made."""
 
 
 class CloudError(EdgeError):
-    """The cloud did not answer; its cause, if any, is the device's error."""
+    """The cloud did not answer. The cause is the device's error, if any."""
 
 
 class CascadeRuleError(EdgeError):
-    """The caller's own rule, which says whether the device is unsure, raised; see the cause."""
+    """The caller's own cascade rule raised an error, which is the cause."""
 
 
 class CoordinatorClosedError(EdgeError, ClosedError):
-    """The node, or the coordinator, is closed."""
+    """The node or coordinator is closed."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -87,10 +87,10 @@ class CoordinatorClosedError(EdgeError, ClosedError):
 
 
 def device_failure(error: BaseException) -> SightlineError:
-    """Return what a model raised as one of the family's kind, with it as the cause."""
+    """Return the exception of a model as a `SightlineError`, with the exception as its cause."""
     if isinstance(error, SightlineError):
         return error
-    said = f"the device's model raised {type(error).__name__}: {error}"
-    wrapped = SightlineError(grpc.StatusCode.INTERNAL, "DEVICE_FAILED", said)
+    message = f"the device's model raised {type(error).__name__}: {error}"
+    wrapped = SightlineError(grpc.StatusCode.INTERNAL, "DEVICE_FAILED", message)
     wrapped.__cause__ = error
     return wrapped

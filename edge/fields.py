@@ -1,4 +1,4 @@
-"""What a field of a record can hold at all, told with the field's name where it cannot."""
+"""Validation of record fields; each error names the field."""
 
 import operator
 from enum import StrEnum
@@ -10,10 +10,10 @@ _E = TypeVar("_E", bound=StrEnum)
 
 
 def number(name: str, value: object) -> float:
-    """Return a float of whatever number a library's arrays yield.
+    """Return a number of any library as a float.
 
     Raises:
-        ValueError: it is none, or too large for one.
+        ValueError: the value is not a number, or too large for a float.
     """
     if type(value) is float:
         return value
@@ -26,13 +26,13 @@ def number(name: str, value: object) -> float:
 
 
 def integer(name: str, value: object, bound: int) -> int:
-    """Return an int of whatever integer a library's arrays yield.
+    """Return an integer of any library as an int.
 
     Raises:
-        ValueError: it is none, or not in -bound to bound - 1.
+        ValueError: the value is not an integer, or not in -bound to bound - 1.
     """
     if type(value) is not int:
-        try:  # whatever has __index__ (numpy's integers), told by asking
+        try:  # accepts every type with __index__, such as numpy's integers
             value = operator.index(value)  # type: ignore[arg-type]  # raises TypeError
         except TypeError as error:
             raise wrong(name, "a whole number", value) from error
@@ -42,7 +42,7 @@ def integer(name: str, value: object, bound: int) -> int:
 
 
 def text(name: str, value: object) -> None:
-    """Check that a value is text that UTF-8 can hold.
+    """Check that a value is text that can be encoded as UTF-8.
 
     Raises:
         ValueError: it is not.
@@ -57,10 +57,10 @@ def text(name: str, value: object) -> None:
 
 
 def choice(choices: type[_E], name: str, value: str) -> _E:
-    """Return the member that a word names.
+    """Return the member of an enum with a value.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such member.
     """
     try:
         return choices(value)
@@ -69,6 +69,7 @@ def choice(choices: type[_E], name: str, value: str) -> _E:
 
 
 def wrong(name: str, rule: str, value: object) -> ValueError:
-    """Return the error for a field that breaks a rule."""
-    got = repr(value)
-    return ValueError(f"{name} must be {rule} (got {got if len(got) <= 80 else got[:80] + '...'})")
+    """Return the error for an invalid field."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
+    return ValueError(f"{name} must be {rule} (got {shown})")

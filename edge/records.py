@@ -1,9 +1,9 @@
-"""What a device says about one picture: plain, frozen records without a byte of protobuf or numpy.
+"""Records of predictions: frozen dataclasses that need neither protobuf nor numpy.
 
-The bounds named in the fields' docs are the server's. A record outside them is still made and
-logged: the server keeps it whole as a rejected prediction. What could not be written down at all
-(a value of the wrong type, a number or a text that the wire has no room for) is refused when the
-record is made, with the field's name; so every record that exists can be logged.
+The bounds in the fields' documentation are those of the server. A record outside them can be
+created and logged; the server keeps it as a rejected prediction. A value that cannot be encoded at
+all (a wrong type, a number that is too large, invalid text) raises an error that names the field
+when the record is created. So every existing record can be logged.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,72 +24,72 @@ __all__ = [
 ]
 
 MAX_SIZE = (4 << 20) - (64 << 10)
-"""The largest `Prediction.size`, in bytes: less than one message of 4 MiB."""
-_YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800  # what a Timestamp holds, in Unix seconds
-_MAX_DURATION = 315_576_000_000  # what a Duration holds, in seconds
+"""Maximum `Prediction.size` in bytes, somewhat less than one message of 4 MiB."""
+_YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800  # range of a Timestamp, in Unix seconds
+_MAX_DURATION = 315_576_000_000  # range of a Duration, in seconds
 
 
 class Source(StrEnum):
-    """Where a prediction was computed."""
+    """The place where a prediction was computed."""
 
     DEVICE = "device"
     CLOUD = "cloud"
 
 
 class CloudReason(StrEnum):
-    """Why the cloud was asked for a prediction."""
+    """The reason for a request to the cloud."""
 
     REQUESTED = "requested"
-    """The caller asked for the cloud."""
+    """The caller requested the cloud."""
     DEVICE_FAILED = "device_failed"
     """The device's model raised an error."""
     DEVICE_TIMEOUT = "device_timeout"
     """The device's model did not answer within its share of the deadline."""
     DEVICE_UNSURE = "device_unsure"
-    """The device's best confidence was in the band where the cloud decides."""
+    """The device's best confidence was in the range where the cloud decides."""
     DEVICE_SLOW = "device_slow"
-    """The device was later than its own 95th percentile."""
+    """The device was slower than its own 95th percentile."""
     NO_DEVICE_MODEL = "no_device_model"
     """The device has no model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Everything one model said about one picture."""
+    """The prediction of one model for one image."""
 
     image_id: str
-    """The picture's name, chosen by the device, 1 to 512 bytes."""
+    """Name of the image, chosen by the device, 1 to 512 bytes."""
     model_name: str
-    """Name of the model that answered, 1 to 256 bytes."""
+    """Name of the model, 1 to 256 bytes."""
     model_version: str = field(default="", kw_only=True)
-    """Version of that model, at most 256 bytes. Empty: not known."""
+    """Version of the model, at most 256 bytes. Empty: not known."""
     image_width: int = field(default=0, kw_only=True)
-    """Width of the upright picture in pixels, 0 to 65535. 0: not known."""
+    """Width of the upright image in pixels, 0 to 65535. 0: not known."""
     image_height: int = field(default=0, kw_only=True)
-    """Height of the upright picture in pixels, 0 to 65535. 0: not known."""
+    """Height of the upright image in pixels, 0 to 65535. 0: not known."""
     source: Source = field(default=Source.DEVICE, kw_only=True)
-    """Where the prediction was computed."""
+    """The place where the prediction was computed."""
     cloud_reason: CloudReason | None = field(default=None, kw_only=True)
-    """Why the cloud was asked. None: it was not."""
+    """The reason for the request to the cloud. None: there was no request."""
     captured_at: float | None = field(default=None, kw_only=True)
-    """When the picture was taken, Unix seconds by the device's clock. None: when it is logged."""
+    """Time of capture in Unix seconds by the device's clock. None: the time of logging."""
     inference_seconds: float | None = field(default=None, kw_only=True)
-    """How long the model took for this picture, >= 0. None: not measured."""
+    """Time that the model took for this image in seconds, >= 0. None: not measured."""
     detections: Sequence[Detection] = field(default=(), kw_only=True)
-    """What was found, best first as a rule, at most 10 000: kept as a tuple, or as
-    `DetectionArrays`. Empty: nothing found."""
+    """The detections, usually best first, at most 10 000. Stored as a tuple or as
+    `DetectionArrays`. Empty: nothing was detected."""
     defect_detected: bool | None = field(default=None, kw_only=True)
-    """The verdict on the part in the picture. None: the device gives no verdict."""
+    """True if the part in the image is defective. None: the device does not decide."""
     labels: Mapping[str, str] = field(default_factory=dict, kw_only=True)
-    """Free labels (line, shift, lot, ...), at most 64, keys and values at most 1024 bytes each."""
+    """Free labels (line, shift, lot, ...): at most 64, keys and values at most 1024 bytes each."""
     trace_id: str = field(default="", kw_only=True)
     """W3C trace id, 32 lower-case hex digits. Empty: not traced."""
     size: int = field(init=False, repr=False, compare=False)
-    """At least its bytes on the wire: 256, 64 a detection, 16 a label, 4 a character of text.
-    At most `MAX_SIZE`."""
+    """An upper bound for its bytes on the wire: 256, plus 64 per detection, 16 per label and 4 per
+    character of text. At most `MAX_SIZE`."""
 
     def __post_init__(self) -> None:
-        # A detector's loop waits for this: what is fine already is not set again.
+        # This is on the hot path of a detector's loop, so valid values are not set again.
         text("image_id", self.image_id)
         text("model_name", self.model_name)
         text("model_version", self.model_version)
@@ -127,7 +127,7 @@ class Prediction:
                 raise wrong("inference_seconds", bound, self.inference_seconds)
 
     def _measure(self) -> int:
-        """Return the size, having looked at everything that it is made of."""
+        """Return the size, after validating all text."""
         texts = len(self.image_id) + len(self.model_name) + len(self.model_version)
         texts += sum(map(len, _class_names(self.detections)))
         for key, value in self.labels.items():
@@ -137,7 +137,7 @@ class Prediction:
         texts += len(self.trace_id)
         size = 256 + 64 * len(self.detections) + 16 * len(self.labels) + 4 * texts
         if size > MAX_SIZE:
-            parts = f"{len(self.detections)} detections and {texts} characters"
+            parts = f"{size}: {len(self.detections)} detections and {texts} characters"
             raise ValueError(f"prediction must have a size of at most {MAX_SIZE} (got {parts})")
         return size
 

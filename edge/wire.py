@@ -1,9 +1,9 @@
-"""Protobuf's wire format for what a device logs: fields, entries and whole messages, as bytes.
+"""Protobuf's wire format for predictions: encoders for fields, entries and whole messages.
 
-Protobuf lets the fields of a message be written one after the other, and the entries of a repeated
-field anywhere among them; that is all this module relies on. Tags follow
-`proto/sightline/types/v1/prediction.proto` and `proto/sightline/ingest/v1`; the tests hold them
-against protobuf's own parser.
+The module relies on one property of the format: a message is the concatenation of its fields, and
+entries of a repeated field may stand anywhere among them. Tags follow
+`proto/sightline/types/v1/prediction.proto` and `proto/sightline/ingest/v1`; the tests compare the
+results with protobuf's own parser.
 """
 
 import math
@@ -11,18 +11,18 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 MAX_MESSAGE = 4 << 20
-"""The largest message that the ingest service reads, in bytes."""
+"""Maximum size of a message that the ingest service accepts, in bytes."""
 
 _ONE_BYTE = tuple(bytes([n]) for n in range(128))
 
 
 def sequence_field(sequence: int) -> bytes:
-    """Return the field that goes in front of a prediction's body."""
+    """Return the sequence field that precedes a prediction's body."""
     return b"\x08" + varint(sequence)
 
 
 def prediction_entry(prediction: bytes) -> bytes:
-    """Return a whole prediction as an entry of `PredictionLogRequest.predictions`."""
+    """Return an encoded prediction as an entry of `PredictionLogRequest.predictions`."""
     return nested(b"\x12", prediction)
 
 
@@ -46,26 +46,26 @@ def messages(
 
     Args:
         header: a serialised `LogHeader`, for the first message.
-        entries: what `prediction_entry` and `gap_entry` return, in ascending order.
-        batch_size: entries in one message at most.
-        batch_bytes: bytes of one message at most; a message holds one entry whatever its size.
+        entries: results of `prediction_entry` and `gap_entry`, in ascending order.
+        batch_size: limit for the entries in one message.
+        batch_bytes: limit for the bytes of one message; a larger entry is sent alone.
     """
     batch = [nested(b"\x0a", header)]
-    size, found = len(batch[0]), []
+    size, encoded = len(batch[0]), []
     in_batch = 0
     for entry in entries:
         if in_batch and (in_batch == batch_size or size + len(entry) > batch_bytes):
-            found.append(b"".join(batch))
+            encoded.append(b"".join(batch))
             batch, size, in_batch = [], 0, 0
         batch.append(entry)
         size += len(entry)
         in_batch += 1
-    found.append(b"".join(batch))
-    return found
+    encoded.append(b"".join(batch))
+    return encoded
 
 
 def varint(number: int) -> bytes:
-    """Return a whole number of 64 bits, signed, as protobuf writes int32 and int64."""
+    """Return the varint of a signed 64-bit integer, as protobuf encodes int32 and int64."""
     if 0 <= number < 1 << 14:
         return _ONE_BYTE[number] if number < 128 else bytes((number & 127 | 128, number >> 7))
     number &= (1 << 64) - 1
@@ -78,23 +78,23 @@ def varint(number: int) -> bytes:
 
 
 def nested(tag: bytes, body: bytes) -> bytes:
-    """Return a field that holds a message or bytes."""
+    """Return a length-delimited field: a message, text or bytes."""
     size = len(body)
     return tag + (_ONE_BYTE[size] if size < 128 else varint(size)) + body
 
 
 def text(tag: bytes, text: str) -> bytes:
-    """Return a field of text; nothing where it is empty, as proto3 has it."""
+    """Return a text field, or no bytes for an empty text, as in proto3."""
     return nested(tag, text.encode()) if text else b""
 
 
 def integer(tag: bytes, number: int) -> bytes:
-    """Return a field of a whole number; nothing where it is 0, as proto3 has it."""
+    """Return an integer field, or no bytes for 0, as in proto3."""
     return tag + varint(number) if number else b""
 
 
 def timestamp(seconds: float) -> bytes:
-    """Return the body of a `google.protobuf.Timestamp` of so many Unix seconds."""
+    """Return the body of a `google.protobuf.Timestamp` for a time in Unix seconds."""
     whole = math.floor(seconds)
     return _whole_seconds(whole) + integer(b"\x10", int((seconds - whole) * 1e9))
 

@@ -1,4 +1,4 @@
-"""Other libraries' results as records, and the way back. None is imported before it is needed."""
+"""Conversion between other libraries' results and records, without importing them early."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from ultralytics.engine.results import Results
 
 _FINAL = "on_predict_batch_end"
-"""The event after a tracker's own (`on_predict_postprocess_end`), when times are known as well."""
+"""Event after that of the trackers (`on_predict_postprocess_end`); times are known by then."""
 
 
-class Findings(Protocol):
-    """What has detections."""
+class HasDetections(Protocol):
+    """An object with a `detections` attribute."""
 
     @property
     def detections(self) -> Sequence[Detection]:
-        """What was found."""
+        """The detections in one image."""
 
 
 def is_ultralytics(candidate: object) -> "TypeGuard[Results]":
-    """Say whether something looks like the `Results` of one picture."""
+    """Return True if an object looks like ultralytics' `Results` of one image."""
     return all(hasattr(candidate, name) for name in ("boxes", "names", "orig_shape", "speed"))
 
 
@@ -39,45 +39,45 @@ def from_ultralytics(
     model_version: str = "",
     labels: Mapping[str, str] | None = None,
 ) -> Prediction:
-    """Return what an ultralytics model said about one picture.
+    """Return a prediction made from ultralytics' `Results` of one image.
 
     Args:
-        results: of one picture; of a classifier, the five best classes become detections without
-            a box. Masks, keypoints and turned boxes are left out.
-        image_id: the picture's name; None: the name of its file (for a video, the video's).
-        model_name: results do not say which model they are from.
-        model_version: as above; empty: not known.
+        results: the results of one image. The five best classes of a classifier become detections
+            without a box. Masks, keypoints and rotated boxes are ignored.
+        image_id: name of the image. None: the name of its file (for a video, that of the video).
+        model_name: name of the model, which the results do not contain.
+        model_version: version of the model. Empty: not known.
         labels: see `Prediction.labels`.
     """
     height, width = results.orig_shape
-    taken = [part for part in (results.speed or {}).values() if part is not None]
+    stage_ms = [part for part in (results.speed or {}).values() if part is not None]
     return Prediction(
         image_id or Path(results.path).name,
         model_name,
         model_version=model_version,
         image_width=width,
         image_height=height,
-        inference_seconds=sum(taken) / 1000 if taken else None,
+        inference_seconds=sum(stage_ms) / 1000 if stage_ms else None,
         detections=classes_of(results) or _boxes_of(results),
         labels=labels or {},
     )
 
 
-def attach(model: "Model", take: "Callable[[Results], object]") -> Callable[[], None]:
-    """Has a function called with the `Results` of each picture that a model predicts or tracks.
+def attach(model: "Model", callback: "Callable[[Results], object]") -> Callable[[], None]:
+    """Call a function with the `Results` of each image that a model predicts or tracks.
 
-    It is called before the caller of `predict` or `track` has them, when a tracker has put in its
-    ids; in a stream, for all pictures of a batch before the first of them is handed out.
+    The call comes after a tracker has set its ids and before `predict` or `track` returns the
+    results. In a stream, it comes for all images of a batch before the first is returned.
 
     Args:
         model: an ultralytics model, such as `YOLO`.
-        take: what it raises ends the prediction.
+        callback: the function. An exception that it raises ends the prediction.
 
     Returns:
-        What ends it again; may be called more than once.
+        A function that detaches the callback; it may be called repeatedly.
 
     Raises:
-        TypeError: the model takes no callbacks.
+        TypeError: the model does not support callbacks.
     """
     listeners = getattr(model, "callbacks", None)
     if not isinstance(listeners, Mapping) or not hasattr(model, "add_callback"):
@@ -85,7 +85,7 @@ def attach(model: "Model", take: "Callable[[Results], object]") -> Callable[[], 
 
     def on_batch_end(predictor: "BasePredictor") -> None:
         for results in predictor.results:
-            take(results)
+            callback(results)
 
     def detach() -> None:
         if on_batch_end in listeners[_FINAL]:
@@ -96,12 +96,12 @@ def attach(model: "Model", take: "Callable[[Results], object]") -> Callable[[], 
 
 
 def name_of(model: "Model") -> str:
-    """Return the name of an ultralytics model: its file's, without the suffix."""
+    """Return the name of an ultralytics model: the name of its file without the suffix."""
     return Path(str(getattr(model, "model_name", None) or "ultralytics")).stem
 
 
 def is_supervision(candidate: object) -> "TypeGuard[Detections]":
-    """Say whether something looks like supervision's `Detections`."""
+    """Return True if an object looks like supervision's `Detections`."""
     return all(hasattr(candidate, name) for name in ("xyxy", "class_id", "tracker_id", "data"))
 
 
@@ -115,27 +115,28 @@ def from_supervision(
     image_height: int = 0,
     names: Mapping[int, str] | Sequence[str] | None = None,
 ) -> Prediction:
-    """Return what is in supervision's `Detections`, which do not say of which picture they are.
+    """Return a prediction made from supervision's `Detections`, which do not name their image.
 
     Args:
-        detections: with `confidence` and `class_id`; masks are left out. A `tracker_id` of -1
-            stands for an object that is not tracked.
-        image_id: the picture's name.
+        detections: detections with `confidence` and `class_id`. Masks are ignored. A `tracker_id`
+            of -1 means that the object is not tracked.
+        image_id: name of the image.
         model_name: name of the model.
-        model_version: its version; empty: not known.
-        image_width: in pixels; 0: not known.
-        image_height: in pixels; 0: not known.
-        names: the model's labels by class_id. None: those in `data["class_name"]`, if there.
+        model_version: version of the model. Empty: not known.
+        image_width: width in pixels. 0: not known.
+        image_height: height in pixels. 0: not known.
+        names: the model's labels by class_id. None: those in `data["class_name"]`, if present.
 
     Raises:
-        ValueError: they have no `confidence` or no `class_id`, or see `DetectionArrays`.
+        ValueError: `confidence` or `class_id` is missing, or an array is invalid; see
+            `DetectionArrays`.
     """
     for name in ("confidence", "class_id"):
         if getattr(detections, name) is None:
-            raise ValueError(f"{name} must be in the Detections (got None)")
+            raise ValueError(f"detections.{name} must be an array (got None)")
     tracks = detections.tracker_id
     untracked = [] if tracks is None else [track < 0 for track in tracks]
-    found: DetectionArrays | tuple[Detection, ...] = DetectionArrays(
+    rows: DetectionArrays | tuple[Detection, ...] = DetectionArrays(
         detections.xyxy,
         detections.confidence,
         detections.class_id,
@@ -143,10 +144,10 @@ def from_supervision(
         names=names,
         class_name=detections.data.get("class_name") if names is None else None,
     )
-    if any(untracked) and not all(untracked):  # arrays know no object that alone is not tracked
-        found = tuple(
-            replace(row, track_id=None) if lost else row
-            for row, lost in zip(found, untracked, strict=True)
+    if any(untracked) and not all(untracked):  # arrays are tracked as a whole or not
+        rows = tuple(
+            replace(row, track_id=None) if is_untracked else row
+            for row, is_untracked in zip(rows, untracked, strict=True)
         )
     return Prediction(
         image_id,
@@ -154,29 +155,29 @@ def from_supervision(
         model_version=model_version,
         image_width=image_width,
         image_height=image_height,
-        detections=found,
+        detections=rows,
     )
 
 
-def to_supervision(found: "Sequence[Detection] | Findings") -> "Detections":
+def to_supervision(detections: "Sequence[Detection] | HasDetections") -> "Detections":
     """Return detections as supervision's `Detections`, in their order.
 
     Args:
-        found: detections with boxes; or what has them: an `Answer`, a `DetectorResult`, an
-            `InferAnswer`, a `Prediction`.
+        detections: detections with boxes, or an object that has them: an `Answer`, a
+            `DetectorResult`, an `InferAnswer` or a `Prediction`.
 
     Returns:
-        With `confidence`, `class_id` and `data["class_name"]`; `tracker_id` where one at least is
-        tracked, of the others -1.
+        Detections with `confidence`, `class_id` and `data["class_name"]`. If at least one is
+        tracked, also with `tracker_id`, which is -1 for the others.
 
     Raises:
         ModuleNotFoundError: supervision is not installed.
-        ValueError: a detection has no box (a classifier's).
+        ValueError: a detection has no box, such as that of a classifier.
     """
     import numpy as np
     from supervision import Detections
 
-    rows = list(found if isinstance(found, Sequence) else found.detections)
+    rows = list(detections if isinstance(detections, Sequence) else detections.detections)
     tracks = [-1 if row.track_id is None else row.track_id for row in rows]
     return Detections(
         xyxy=np.array([_corners(row) for row in rows], np.float32).reshape(-1, 4),
@@ -189,12 +190,12 @@ def to_supervision(found: "Sequence[Detection] | Findings") -> "Detections":
 
 def _corners(row: Detection) -> tuple[float, float, float, float]:
     if row.box is None:
-        raise ValueError("box must be in each detection: supervision's Detections are boxes")
+        raise ValueError("box must not be None: supervision's Detections consist of boxes")
     return row.box.x_min, row.box.y_min, row.box.x_max, row.box.y_max
 
 
 def _boxes_of(results: "Results") -> DetectionArrays | tuple[Detection, ...]:
     try:
         return arrays_of(results) or ()
-    except ValueError:  # NaN: the loop goes on, and the server keeps it as rejected
+    except ValueError:  # NaN: log it all the same; the server keeps it as rejected
         return detections_of(results)

@@ -1,7 +1,8 @@
-"""Encode records as `sightline.types.v1.Prediction`, without a protobuf object in between.
+"""Encoder of records as `sightline.types.v1.Prediction`, without protobuf objects in between.
 
-The spool keeps each prediction as it goes over the wire, so that it is encoded once in its life and
-sent by joining bytes; `edge.wire` has the fields.
+The spool stores each prediction in its wire format, so that it is encoded only once and sent by
+joining bytes. `edge.wire` encodes single fields. `bench/encode.py` compares the speed with that of
+protobuf's own runtime (upb).
 """
 
 import math
@@ -25,7 +26,7 @@ _CLOUD_REASONS = {
 _CONFIDENCE = struct.Struct("<Bf")
 _CONFIDENCE_AND_BOX = struct.Struct("<BfBBBfBfBfBf")
 _MAX_FLOAT32 = 3.4028234663852886e38
-_CACHED_TEXT = 256  # longer texts are rejected by the server: not worth keeping
+_CACHED_TEXT = 256  # the server rejects longer texts, so caching them is not worthwhile
 
 
 def prediction_body(prediction: Prediction, now: float) -> bytes:
@@ -33,7 +34,7 @@ def prediction_body(prediction: Prediction, now: float) -> bytes:
 
     Args:
         prediction: the record.
-        now: Unix seconds, used where the record has no `captured_at`.
+        now: Unix seconds, used if the record has no `captured_at`.
     """
     captured_at = now if prediction.captured_at is None else prediction.captured_at
     parts = [
@@ -43,8 +44,11 @@ def prediction_body(prediction: Prediction, now: float) -> bytes:
     ]
     if prediction.inference_seconds is not None:
         parts.append(nested(b"\x52", _duration(prediction.inference_seconds)))
-    found = prediction.detections
-    parts += _rows(found) if isinstance(found, DetectionArrays) else map(_detection, found)
+    detections = prediction.detections
+    if isinstance(detections, DetectionArrays):
+        parts += _rows(detections)
+    else:
+        parts += map(_detection, detections)
     if prediction.defect_detected is not None:
         parts.append(b"\x60\x01" if prediction.defect_detected else b"\x60\x00")
     for key, value in prediction.labels.items():
@@ -55,7 +59,7 @@ def prediction_body(prediction: Prediction, now: float) -> bytes:
 
 def _duration(seconds: float) -> bytes:
     whole, nanos = divmod(round(abs(seconds) * 1e9), 10**9)
-    sign = -1 if seconds < 0 else 1  # nanoseconds have the sign of the seconds
+    sign = -1 if seconds < 0 else 1  # nanoseconds have the same sign as the seconds
     return integer(b"\x08", sign * whole) + integer(b"\x10", sign * nanos)
 
 
@@ -65,7 +69,7 @@ def _origin(prediction: Prediction) -> bytes:
     if len(name) + len(version) > _CACHED_TEXT:
         encode = _origin_fields.__wrapped__
     width, height = prediction.image_width, prediction.image_height
-    # Not the source itself: to hash a member of an enum takes longer than the rest of the call.
+    # A bool, since hashing an enum member would take longer than the rest of the call.
     is_cloud = prediction.source is _CLOUD
     return encode(width, height, name, version, is_cloud, prediction.cloud_reason)
 
@@ -74,7 +78,7 @@ def _origin(prediction: Prediction) -> bytes:
 def _origin_fields(
     width: int, height: int, name: str, version: str, is_cloud: bool, reason: CloudReason | None
 ) -> bytes:
-    """Write what a device says of all its pictures alike."""
+    """Return the fields that usually are the same for all images of a device."""
     fields = [
         integer(b"\x18", width),
         integer(b"\x20", height),
@@ -87,7 +91,7 @@ def _origin_fields(
 
 
 def _detection(detection: Detection) -> bytes:
-    """Write an entry of `Prediction.detections`, with its tag."""
+    """Return an entry of `Prediction.detections` with its tag."""
     box = detection.box
     if box is None:
         return _any_detection(detection)
@@ -100,22 +104,22 @@ def _detection(detection: Detection) -> bytes:
         return _any_detection(detection)
 
 
-def _rows(found: DetectionArrays) -> list[bytes]:
-    """Write what is kept in columns, in which nothing can overflow."""
-    boxes = iter(found.boxes)
-    tracks = repeat(b"") if found.track_ids is None else map(_track, found.track_ids)
+def _rows(detections: DetectionArrays) -> list[bytes]:
+    """Return the entries of arrays, whose 32-bit floats cannot overflow."""
+    boxes = iter(detections.boxes)
+    tracks = repeat(b"") if detections.track_ids is None else map(_track, detections.track_ids)
     columns = zip(
         *(
-            found.class_ids,
-            found.class_names,
-            found.confidences,
+            detections.class_ids,
+            detections.class_names,
+            detections.confidences,
             boxes,
             boxes,
             boxes,
             boxes,
             tracks,
         ),
-        strict=False,  # nothing, repeated, has no length
+        strict=False,  # `repeat` has no length
     )
     return [
         _start(class_id, name, len(track))
@@ -137,7 +141,7 @@ def _start(class_id: int, name: str, rest: int) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _cached_start(class_id: int, name: str, rest: int) -> bytes:
-    """Write a detection up to its confidence and box, behind which `rest` bytes will follow."""
+    """Return a detection up to its confidence and box, after which `rest` bytes follow."""
     fields = integer(b"\x08", class_id) + text(b"\x12", name)
     return b"\x5a" + varint(len(fields) + _CONFIDENCE_AND_BOX.size + rest) + fields
 
@@ -166,5 +170,5 @@ def _confidence_and_box(
 
 
 def _as_float32(number: float) -> float:
-    """Return infinity, as protobuf does, for a number that no 32-bit float holds."""
+    """Return infinity, as protobuf does, for a number outside the range of 32-bit floats."""
     return math.copysign(math.inf, number) if abs(number) > _MAX_FLOAT32 else number

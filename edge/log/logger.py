@@ -1,4 +1,4 @@
-"""`PredictionLogger`: hand over a prediction, and it will be in the store exactly once."""
+"""`PredictionLogger`, which stores each logged prediction exactly once on the server."""
 
 import asyncio
 import os
@@ -33,30 +33,33 @@ _AT_EXIT_SECONDS = 2.0
 
 
 class PredictionLogger:
-    """Logs predictions of one device, from any thread, any asyncio loop, and forked processes.
+    """A logger for the predictions of one device.
 
-    A prediction waits in memory for at most about 50 ms, then in a spool on the disk for as long as
-    it takes, until the ingest service has committed it. A process that is killed loses what was in
-    memory and nothing else; one that ends without `close` spools what it can in two seconds.
+    It may be used from any thread, any asyncio loop and forked processes.
 
-    A forked process logs into a spool of its own inside `spool_dir`; the process that made the
-    logger ships what it leaves behind. Other processes need a `spool_dir` of their own.
+    A prediction waits in memory for about 50 ms at most, then in a spool on the disk until the
+    ingest service has committed it. A process that is killed loses only what was in memory. A
+    process that exits without `close` spools what it can within two seconds.
+
+    A forked process logs into a spool of its own inside `spool_dir`. The process that created the
+    logger ships the spools that forked processes leave behind. Every other process needs its own
+    `spool_dir`.
 
     Args:
         target: the ingest service, `host:port` or another gRPC target.
         device_id: name of this device, unique in the fleet, 1 to 256 bytes.
-        spool_dir: folder of the spool, made if it is missing. None: `default_spool_dir`.
+        spool_dir: folder of the spool, created if it is missing. None: `default_spool_dir`.
         credentials: TLS credentials. None: plain text.
-        api_key: API key or JWT; not sent in plain text to other machines. None: none is sent.
-        api_key_file: file that holds it, read anew for every call. None: `api_key` is meant.
-        on_full: what `log` does when memory is full: `block` waits for the disk; the others drop a
-            prediction, count it, and declare it to the server as a gap.
-        options: bounds and sizes.
+        api_key: API key or JWT. Not sent in plain text to other machines. None: none is sent.
+        api_key_file: file with the API key or JWT, read for every call. None: use `api_key`.
+        on_full: what `log` does when memory is full. `block` waits for the disk. `drop_oldest` and
+            `drop_newest` drop a prediction, count it and declare it to the server as a gap.
+        options: limits and sizes.
 
     Raises:
         SightlineError: another process uses `spool_dir` (`SPOOL_LOCKED`), or it belongs to another
             device (`SPOOL_OF_ANOTHER_DEVICE`) or a later version (`SPOOL_TOO_NEW`).
-        OSError: `spool_dir` is not a folder that this process may write to.
+        OSError: this process may not write to `spool_dir`.
         ValueError: an argument is out of its range.
     """
 
@@ -73,7 +76,7 @@ class PredictionLogger:
         options: LogOptions | None = None,
     ) -> None:
         if not 1 <= len(device_id.encode()) <= 256:
-            raise ValueError(f"device_id must have 1 to 256 bytes (got {device_id!r})")
+            raise ValueError(f"device_id must be 1 to 256 bytes (got {device_id!r})")
         if on_full not in ("block", "drop_oldest", "drop_newest"):
             raise ValueError(f"on_full must be block, drop_oldest or drop_newest (got {on_full!r})")
         directory = Path(spool_dir) if spool_dir is not None else default_spool_dir(device_id)
@@ -85,17 +88,18 @@ class PredictionLogger:
             options or LogOptions(),
         )
         self.blocks = on_full == "block"
-        """Whether `log` may wait for the disk."""
+        """True if `log` may wait for the disk."""
         self._begin(self._config.directory)
         self._pipeline.open()
         _loggers.add(self)
 
     @classmethod
     def from_settings(cls, settings: EdgeSettings | None = None) -> Self:
-        """Return a logger made of what the settings name.
+        """Return a logger configured by settings.
 
         Args:
-            settings: None: read from `SIGHTLINE_EDGE_*`, the TOML file and the defaults.
+            settings: the settings. None: load them from `SIGHTLINE_EDGE_*`, the TOML file and the
+                defaults.
 
         Raises:
             servicekit.settings.SettingsError: a setting cannot be used.
@@ -120,25 +124,25 @@ class PredictionLogger:
         wait: Milestone | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Take a prediction and return within microseconds, whatever disk and network do.
+        """Log a prediction; return within microseconds, whatever disk and network do.
 
         Args:
-            prediction: a record, whose detections may be `DetectionArrays`, or the ultralytics
-                `Results` of one picture. Of supervision's `Detections`, `edge.from_supervision`
-                makes a record.
+            prediction: a record, whose detections may be `DetectionArrays`, or ultralytics'
+                `Results` of one image. Convert supervision's `Detections` with
+                `sightline.from_supervision`.
             wait: return only when the prediction is on the disk (`spooled`) or in the server's
-                store (`committed`). None: at once. Don't wait in an asyncio loop: use `aflush`.
-            timeout: seconds to wait at most, here and for room in memory where the policy is
-                `block`. None: for as long as it takes.
+                store (`committed`). None: return at once. In an asyncio loop, use `aflush` instead.
+            timeout: seconds to wait at most, both for `wait` and, with policy `block`, for space in
+                memory. None: without a limit.
 
         Raises:
-            TimeoutError: it was not known in time what became of the prediction, which is logged
-                all the same; or, with `block`, memory had no room in time, and it is not logged.
-                The message says which.
-            SightlineError: the prediction one waited for was dropped (`PREDICTION_DROPPED`).
-            TypeError: it is neither a `Prediction` nor `Results`.
-            ClosedError: the logger is closed, or was before the prediction one waited for was
-                committed; it then stays in the spool.
+            TimeoutError: the outcome of the prediction was not known in time, although it is
+                logged; or, with `block`, memory had no space in time, and it is not logged. The
+                message says which.
+            SightlineError: with `wait`, the prediction was dropped (`PREDICTION_DROPPED`).
+            TypeError: the object is neither a `Prediction` nor `Results`.
+            ClosedError: the logger is closed; or, with `wait`, it was closed before the prediction
+                was committed, which then stays in the spool.
         """
         if not isinstance(prediction, Prediction):
             prediction = _adapted(prediction)
@@ -147,8 +151,8 @@ class PredictionLogger:
         else:
             deadline = None if timeout is None else time.monotonic() + timeout
             ordinal = self._pipeline.buffer.add(prediction, timeout)
-            left = None if deadline is None else deadline - time.monotonic()
-            self._wait(ordinal, wait, left)
+            remaining = None if deadline is None else deadline - time.monotonic()
+            self._wait(ordinal, wait, remaining)
 
     __call__ = log
 
@@ -160,80 +164,79 @@ class PredictionLogger:
         model_version: str = "",
         **labels: str,
     ) -> Callable[[], None]:
-        """Log all that an ultralytics model predicts or tracks from now on, streams included.
+        """Log every `predict` and `track` of the model until the returned function is called.
 
-        No other line of the program needs to change. A picture is logged when its result is
-        complete, just before the program gets it.
+        No other line of the program needs to change. An image is logged when its result is
+        complete, just before the program receives it; this includes streams.
 
         Args:
-            model: such as `YOLO("yolov8n.pt")`.
-            model_name: name of the model; None: its file's name without the suffix.
-            model_version: its version; empty: not known.
-            labels: of each prediction; see `Prediction.labels`.
+            model: an ultralytics model, such as `YOLO("yolov8n.pt")`.
+            model_name: name of the model. None: the name of its file without the suffix.
+            model_version: version of the model. Empty: not known.
+            labels: labels of each prediction; see `Prediction.labels`.
 
         Returns:
-            What ends it, to be called before the logger is closed if the model is used after that.
+            A function that detaches the logger. Call it before `close` if the model is used later.
 
         Raises:
-            TypeError: it is no ultralytics model.
+            TypeError: the object is not an ultralytics model.
             ValueError: a label or a name cannot be logged.
         """
         name = adapters.name_of(model) if model_name is None else model_name
-        Prediction("-", name, model_version=model_version, labels=labels)  # fails here or never
+        Prediction("-", name, model_version=model_version, labels=labels)  # validates the arguments
 
-        def take(results: "Results") -> None:
+        def log_results(results: "Results") -> None:
             self.log(
                 adapters.from_ultralytics(
                     results, model_name=name, model_version=model_version, labels=labels
                 )
             )
 
-        return adapters.attach(model, take)
+        return adapters.attach(model, log_results)
 
     def flush(self, timeout: float | None = None, until: Milestone = "spooled") -> bool:
-        """Wait until everything that was logged before is spooled, or committed.
+        """Wait until everything logged before the call is spooled, or committed.
 
         Args:
-            timeout: seconds to wait at most. None: for as long as it takes.
-            until: `committed` includes what earlier processes have left in the spool, and forked
-                ones that have ended.
+            timeout: seconds to wait at most. None: without a limit.
+            until: `spooled` or `committed`. The latter includes predictions that earlier processes,
+                and forked processes that have ended, have left in their spools.
 
         Returns:
-            True: everything is, each prediction as a row. False: it was not in time, or something
-            was dropped, whatever the reason (`stats().dropped`): a policy, a cap, a disk that does
-            not write. What was dropped makes one flush say False, the next is about what came
-            after. Of `until="spooled"` and `until="committed"` each tells for itself.
+            True if every prediction was stored. False on a timeout, or if a prediction was dropped
+            for any reason (`stats().dropped`). A dropped prediction makes only one flush return
+            False, separately for `until="spooled"` and `until="committed"`.
         """
         return self._pipeline.flush(timeout, committed=until == "committed")
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Spool what is logged, ships for as long as the server answers, and end the threads.
+        """Spool everything logged, ship as long as the server answers, and end the threads.
 
-        What is not shipped in time stays in the spool, for the next process.
+        Predictions that are not shipped in time stay in the spool for the next process.
 
         Args:
-            timeout: seconds to take at most (ending the threads may take some tenths more).
+            timeout: seconds to wait at most. Ending the threads may take some tenths longer.
 
         Returns:
-            Whether everything is spooled, and nothing was dropped since the last `flush`.
+            True if everything is spooled and nothing was dropped since the last `flush`.
         """
         return self._pipeline.close(timeout)
 
     def stats(self) -> LoggerStats:
-        """Return the counts so far."""
+        """Return the current counts."""
         return self._pipeline.stats()
 
-    # A timeout is passed on: an `asyncio.timeout` would leave the thread that waits behind.
+    # The timeout is passed on: `asyncio.timeout` would leave the waiting thread behind.
     async def aflush(
         self,
         timeout: float | None = None,  # noqa: ASYNC109
         until: Milestone = "spooled",
     ) -> bool:
-        """Do what `flush` does, without blocking the loop."""
+        """Call `flush` without blocking the loop."""
         return await asyncio.to_thread(self.flush, timeout, until)
 
     async def aclose(self, timeout: float = 5.0) -> bool:  # noqa: ASYNC109
-        """Do what `close` does, without blocking the loop."""
+        """Call `close` without blocking the loop."""
         return await asyncio.to_thread(self.close, timeout)
 
     def __enter__(self) -> Self:
@@ -261,7 +264,7 @@ class PredictionLogger:
     def _begin(self, directory: Path) -> None:
         self._pipeline = LogPipeline(self._config, directory)
         self._put = self._pipeline.buffer.put
-        # Also when the process ends; in any other process it does nothing.
+        # Also runs when the process ends. In another process it does nothing.
         weakref.finalize(self, self._pipeline.abandon, _AT_EXIT_SECONDS)
 
     def _wait(self, ordinal: int, wait: Milestone, timeout: float | None) -> None:
@@ -285,20 +288,20 @@ def _adapted(candidate: object) -> Prediction:
         return adapters.from_ultralytics(candidate)
     if adapters.is_supervision(candidate):
         raise TypeError(
-            "prediction must say of which picture it is, which supervision's Detections do not: "
-            "make one of them with edge.from_supervision"
+            "prediction must name its image, which supervision's Detections do not: convert them "
+            "with sightline.from_supervision"
         )
     raise TypeError(
-        "prediction must be an edge.Prediction or the ultralytics Results of one picture "
+        "prediction must be a sightline.Prediction or the ultralytics Results of one image "
         f"(got {type(candidate).__name__})"
     )
 
 
 _loggers: "weakref.WeakSet[PredictionLogger]" = weakref.WeakSet()
-_inherited: list[LogPipeline] = []  # a forked process must not let SQLite close the parent's file
+_inherited: list[LogPipeline] = []  # keeps SQLite from closing the parent's file
 
 
-# Called by the interpreter around a fork, for loggers of this module: not for users to call.
+# The interpreter calls these around a fork.
 def _fork_in_child() -> None:
     for logger in list(_loggers):
         logger._after_fork()  # noqa: SLF001

@@ -1,7 +1,7 @@
-"""Ships what forked processes have left behind.
+"""Shipping of orphaned spools, which forked processes have left behind.
 
-A forked process spools into a folder of its own, under `forks/` in the folder of the process that
-made the logger. It ships by itself while it lives; when it is gone, its folder is no longer locked.
+A forked process spools into a folder of its own below `forks/`, in the folder of the process that
+created the logger. It ships that spool itself; when it has ended, the folder is no longer locked.
 """
 
 import logging
@@ -24,12 +24,12 @@ _SCAN_SECONDS = 1.0
 
 
 class OrphanShipper:
-    """Empties the spools that are left under a folder.
+    """A worker that ships the orphaned spools below a folder and then deletes them.
 
     Args:
-        directory: of the process that made the logger.
-        open_spool: opens the spool in a folder.
-        shipper: returns what ships a spool.
+        directory: spool folder of the process that created the logger.
+        open_spool: function that opens the spool in a folder.
+        shipper: function that returns a shipper for a spool.
     """
 
     def __init__(
@@ -43,46 +43,48 @@ class OrphanShipper:
         self._make_shipper = shipper
         self._changed = threading.Condition()
         self._is_stopping = False
-        self._wanted = 0  # passes that somebody waits for
-        self._done = 0  # of them, those that are over
-        self._left_over: set[Path] = set()  # spools that the last pass could not empty
+        self._requested = 0  # number of passes that callers have requested
+        self._done = 0  # number of requested passes that are complete
+        self._not_empty: set[Path] = set()  # spools that the last pass could not empty
         self._shipper: Shipper | None = None
 
     def run(self) -> None:
-        """Look for spools, again and again; the body of the thread."""
+        """Look for orphaned spools until stopped; the body of the thread."""
         while not self._is_stopping:
-            wanted = self._wanted
+            requested = self._requested
             try:
                 forks = fork_directories(self._directory)
-                left_over = {fork for fork in forks if not self._ship_orphan(fork)}
-            except Exception:  # without this thread nobody ships what is left
-                logger.exception("spool: adoption goes on after an unexpected error")
-                left_over = {self._directory}
+                not_empty = {fork for fork in forks if not self._ship_orphan(fork)}
+            except Exception:  # this thread must not end: it is the only one that ships orphans
+                logger.exception(
+                    "spool: unexpected error while shipping orphaned spools, trying again"
+                )
+                not_empty = {self._directory}
             with self._changed:
-                self._done, self._left_over = wanted, left_over
+                self._done, self._not_empty = requested, not_empty
                 self._changed.notify_all()
                 self._changed.wait_for(
-                    lambda: self._is_stopping or self._wanted > self._done, _SCAN_SECONDS
+                    lambda: self._is_stopping or self._requested > self._done, _SCAN_SECONDS
                 )
 
     def empty(self, timeout: float | None) -> bool:
-        """Ship at once what ended processes have left.
+        """Ship the orphaned spools at once.
 
         Args:
-            timeout: seconds to wait at most. None: for as long as it takes.
+            timeout: seconds to wait at most. None: without a limit.
 
         Returns:
-            Whether all of it is committed. What a process that is alive has is not waited for.
+            True if all of them are committed. Spools of running processes do not count.
         """
         with self._changed:
-            self._wanted += 1
-            mine = self._wanted
+            self._requested += 1
+            request = self._requested
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_stopping or self._done >= mine, timeout)
-            return self._done >= mine and not self._left_over
+            self._changed.wait_for(lambda: self._is_stopping or self._done >= request, timeout)
+            return self._done >= request and not self._not_empty
 
     def stop(self) -> None:
-        """End `run` at once; the next process goes on."""
+        """End `run` at once. The next process continues."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
@@ -91,20 +93,20 @@ class OrphanShipper:
             shipper.stop()
 
     def _ship_orphan(self, fork: Path) -> bool:
-        """Return whether nothing is left in a spool, or it is in use."""
+        """Ship one spool; return True if it is empty and deleted, or in use by another process."""
         if self._is_stopping:
             return False
-        progress = Progress(hurry=1)  # nothing is added any more that could be waited for
+        progress = Progress(hurry=1)  # nothing more will be added, so do not wait for full batches
         try:
             spool = self._open_spool(fork, progress)
         except (SightlineError, OSError, sqlite3.Error) as error:
-            logger.debug("spool %s stays where it is: %s", fork, error)
+            logger.debug("spool %s cannot be opened: %s", fork, error)
             return isinstance(error, SightlineError) and error.reason == "SPOOL_LOCKED"
-        logger.info("spool: ships what a forked process left in %s", fork)
+        logger.info("spool: shipping the orphaned spool %s", fork)
         try:
             self._ship(spool, progress)
         except BaseException:
-            spool.close()  # else it could not be opened again
+            spool.close()  # otherwise it could not be opened again
             raise
         if spool.identity.pending:
             spool.close()

@@ -1,4 +1,4 @@
-"""Memory, writer, spool and shipper of one logger in one process, from start to end."""
+"""The parts of one logger in one process: buffer, writer, spool and shipper."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoggerConfig:
-    """What a logger was made with; in forked children it is made with the same."""
+    """The configuration of a logger, which forked children use to create theirs."""
 
     endpoint: Endpoint
     device_id: str
@@ -37,7 +37,7 @@ class LoggerConfig:
     options: LogOptions
 
     def shipper(self, spool: Spool, progress: Progress) -> Shipper:
-        """Return what ships a spool to the endpoint."""
+        """Return a shipper that sends a spool to the endpoint."""
         return Shipper(
             spool,
             self.endpoint,
@@ -51,15 +51,17 @@ class LoggerConfig:
 
 
 class LogPipeline:
-    """The parts of one logger in one process. Its threads start with `open` or a first prediction.
+    """The parts of one logger in one process.
+
+    Its threads start with `open` or with the first prediction.
 
     Args:
-        config: what the logger is made with.
-        directory: of the spool.
+        config: configuration of the logger.
+        directory: the spool folder.
 
     Attributes:
-        buffer: where predictions enter.
-        progress: how far they have come.
+        buffer: the buffer that accepts predictions.
+        progress: the counters of all threads.
     """
 
     def __init__(self, config: LoggerConfig, directory: Path) -> None:
@@ -73,8 +75,8 @@ class LogPipeline:
         self._orphan_shipper: OrphanShipper | None = None
         self._is_writing = False
         self._threads: list[threading.Thread] = []
-        # Up to which ordinal a flush has told what is lost, by whether it waited for `committed`.
-        self._told = {False: 0.0, True: -math.inf}
+        # Last ordinal whose loss a flush has reported, by whether it waited for `committed`.
+        self._reported = {False: 0.0, True: -math.inf}
         self.progress = Progress()
         self.buffer = RecordBuffer(
             config.on_full,
@@ -86,37 +88,38 @@ class LogPipeline:
         self._writer = Writer(self.buffer, self._open_spool, self.progress)
 
     def open(self) -> None:
-        """Open the spool, adopts those of forked processes that are gone, and start the threads.
+        """Open the spool and start the threads, also those for orphaned spools.
 
-        A disk that is full or read-only does not keep it from starting.
+        A full or read-only disk does not prevent the start.
 
         Raises:
             SightlineError: see `edge.spool.spool.Spool`.
-            OSError: the folder is not one that this process may write to.
+            OSError: this process may not write to the folder.
         """
         try:
             self._writer.open()
         except (PermissionError, FileExistsError, NotADirectoryError):
             raise
         except (OSError, sqlite3.Error) as error:
-            logger.warning("spool: cannot be opened yet, trying again: %s", error)
+            logger.warning("spool: opening failed, trying again: %s", error)
         self._start_writer()
 
     def flush(self, timeout: float | None, *, committed: bool) -> bool:
         """Wait until everything logged so far is spooled, or committed.
 
         Returns:
-            False: it was not in time, or something of it was lost. What is lost is told once, by
-            the flushes that were under way or came next.
+            False on a timeout or if a prediction was lost. Each loss is reported once, by the
+            flushes that are in progress or by the next one.
         """
         logged = self.buffer.logged
         if not self._is_writing:
-            return True  # a forked process that has logged nothing
+            return True  # a forked process that has not logged anything
         reached = self._commit(logged, timeout) if committed else self._spool_all(logged, timeout)
         if not reached:
             return False
-        told, self._told[committed] = self._told[committed], max(self._told[committed], logged)
-        return not self.progress.has_lost(told, logged)
+        reported = self._reported[committed]
+        self._reported[committed] = max(reported, logged)
+        return not self.progress.has_lost(reported, logged)
 
     def _spool_all(self, logged: int, timeout: float | None) -> bool:
         self._writer.hurry()
@@ -130,17 +133,17 @@ class LogPipeline:
         if self.progress.committed < logged:
             return False
         orphan_shipper = self._orphan_shipper
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        return orphan_shipper is None or orphan_shipper.empty(left)
+        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return orphan_shipper is None or orphan_shipper.empty(remaining)
 
     def wait_for_outcome(
         self, ordinal: int, timeout: float | None, *, committed: bool
     ) -> GapReason | None:
-        """Wait for one prediction to be spooled, or committed; see `Progress.wait_for_outcome`.
+        """Wait until one prediction is spooled or committed; see `Progress.wait_for_outcome`.
 
         Raises:
-            TimeoutError: it was not known in time.
-            ClosedError: the logger was closed before it was committed.
+            TimeoutError: its outcome was not known within `timeout`.
+            ClosedError: the logger was closed before the prediction was committed.
         """
         if not committed:
             self._writer.hurry()
@@ -157,7 +160,7 @@ class LogPipeline:
 
     @contextmanager
     def hurrying(self) -> Iterator[None]:
-        """Keep every part from waiting for company."""
+        """Make every part send at once, without waiting for full batches."""
         with self.progress.update():
             self.progress.hurry += 1
         self._writer.hurry()
@@ -168,13 +171,13 @@ class LogPipeline:
                 self.progress.hurry -= 1
 
     def close(self, timeout: float) -> bool:
-        """Spool what is logged, ships while the server answers, and end the threads.
+        """Spool everything that is logged, ship while the server answers, and end the threads.
 
         Returns:
-            Whether everything is spooled, and nothing was lost that no flush has told.
+            True if everything is spooled and no loss is unreported.
         """
         if self._pid != os.getpid():
-            return True  # without the lock, which nobody may be left to release
+            return True  # not acquiring the lock: a thread of the parent may hold it forever
         with self._lock:
             was_closed, self._is_closed = self._is_closed, True
         if was_closed:
@@ -187,17 +190,17 @@ class LogPipeline:
         if is_spooled and self._spool is not None:
             self._ship_the_rest(deadline)
         self._stop(deadline)
-        return is_spooled and not self.progress.has_lost(self._told[False], logged)
+        return is_spooled and not self.progress.has_lost(self._reported[False], logged)
 
     def abandon(self, timeout: float) -> None:
-        """Close when the logger is garbage, from whatever thread that turns out in."""
+        """Close when the logger is garbage-collected, which may happen in any thread."""
         if threading.current_thread() in self._threads:
             threading.Thread(target=self.close, args=(timeout,), daemon=True).start()
         else:
             self.close(timeout)
 
     def ship_orphans(self) -> None:
-        """Begin to look after the spools of forked processes."""
+        """Start the thread that ships orphaned spools of forked processes."""
         with self._lock:
             if self._orphan_shipper is not None or self._is_closed:
                 return
@@ -207,7 +210,7 @@ class LogPipeline:
             self._start(self._orphan_shipper.run, "orphans")
 
     def release_in_child(self) -> None:
-        """Let go, in a forked process, of what is the parent's; this object must be kept."""
+        """Release, in a forked child, what the parent holds. This object must stay alive."""
         if self._spool is not None:
             self._spool.release_in_child()
 
@@ -256,7 +259,7 @@ class LogPipeline:
         return Spool(directory, config.device_id, config.options.limits, progress.lost)
 
     def _open_spool(self) -> Spool:
-        """Open the spool and start to ship it; called by one thread at a time."""
+        """Open the spool and start its shipper. Only one thread may call it at a time."""
         spool = self._spool_in(self._directory, self.progress)
         with self.progress.update():
             self.progress.committed = spool.committed
@@ -269,7 +272,7 @@ class LogPipeline:
         return spool
 
     def _ship_the_rest(self, deadline: float) -> None:
-        """Wait for the server, unless it does not answer at all."""
+        """Wait until everything is committed or the server fails to answer."""
         progress, logged = self.progress, self.buffer.logged
 
         def is_over() -> bool:
@@ -285,7 +288,7 @@ class LogPipeline:
             if part is not None:
                 part.stop()
         with self.progress.update():
-            self.progress.is_ended = True  # who waits for `committed` need not wait any longer
+            self.progress.is_ended = True  # callers that wait for `committed` stop waiting
         for thread in self._threads:
             thread.join(max(0.1, deadline - time.monotonic()))
         if self._spool is not None and not any(thread.is_alive() for thread in self._threads):

@@ -1,4 +1,4 @@
-"""What a logger counts."""
+"""The counters of a logger."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,31 +6,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LoggerStats:
-    """What became of predictions, since the logger was made."""
+    """The counts of a logger since it was created."""
 
     logged: int
-    """Predictions that `log` took, dropped ones included."""
+    """Predictions that `log` accepted, including dropped ones."""
     spooled: int
-    """Of them, those that are on the disk, or lost for good."""
+    """Logged predictions that are on the disk or lost."""
     sent: int
-    """Predictions and gaps that were put on the wire, those sent again included."""
+    """Predictions and gaps that were sent, including repeated ones."""
     retried: int
-    """Of the sent, those that had been sent before."""
+    """Sent predictions and gaps that had been sent before."""
     failed: int
-    """Calls to the server that failed; what they carried is sent again."""
+    """Calls to the server that failed; their contents are sent again."""
     committed: int
-    """Predictions that the server has, those of earlier processes included."""
+    """Predictions that the server has committed, including those of earlier processes."""
     rejected: int
-    """Of the committed, those that broke a rule; the server keeps them apart."""
+    """Committed predictions that the server rejected as invalid and stores separately."""
     dropped: Mapping[str, int]
-    """Predictions that will never be sent, by reason; each is, or will be, in a gap."""
+    """Predictions that will never be sent, by reason; each is declared in a gap."""
     backlog: int
-    """Sequences that wait in the spool for the server, those of earlier processes included."""
+    """Sequences in the spool that wait for the server, including those of earlier processes."""
     in_memory: int
     """Predictions that wait in memory for the spool."""
     damaged_spools: int
-    """Spool files that were found damaged and set aside."""
+    """Spool files that were found damaged."""
     spool_id: str
-    """The UUID that the sequences count in; empty: no spool is open yet."""
+    """The UUID of the spool. Empty: no spool is open yet."""
     last_error: str | None
-    """Why the last attempt to spool or to ship failed. None: it did not."""
+    """Error of the last attempt to spool or to ship. None: it succeeded."""

@@ -1,4 +1,4 @@
-"""The thread that moves predictions from memory to the spool, in groups."""
+"""The writer thread, which moves predictions from memory to the spool in groups."""
 
 import logging
 import sqlite3
@@ -17,7 +17,7 @@ from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
 
-_GROUP_SECONDS = 0.05  # a prediction waits at most this long for others to share its transaction
+_GROUP_SECONDS = 0.05  # how long a prediction waits for others to share its transaction
 _MAINTENANCE_SECONDS = 1.0
 _RETRY_SECONDS = 0.25
 _FAILURES = (OSError, sqlite3.Error, SightlineError)
@@ -25,13 +25,13 @@ _Body = bytes | Dropped
 
 
 class Writer:
-    """Moves predictions until it is stopped, whatever the disk does.
+    """A worker that moves predictions to the spool until it is stopped, and retries disk errors.
 
     Args:
-        buffer: what to move; its callbacks are `wake` and `hurry`.
-        open_spool: returns the spool; called until it succeeds.
-        progress: is told.
-        patience_seconds: how long a failing disk is waited for before predictions are given up.
+        buffer: the buffer to drain. Its callbacks are `wake` and `hurry`.
+        open_spool: function that returns the spool, called until it succeeds.
+        progress: the counters to update.
+        patience_seconds: how long a failing disk may block before predictions are given up.
     """
 
     def __init__(
@@ -47,34 +47,34 @@ class Writer:
         self._patience_seconds = patience_seconds
         self._spool: Spool | None = None
         self._pending: list[_Body] = []
-        self._ordinal = 0  # of the last prediction that was drained from memory
+        self._ordinal = 0  # of the last drained prediction
         self._failing_since: float | None = None
         self._maintained_at = time.monotonic()
-        self._is_idle = True  # the last look into memory found nothing
+        self._is_idle = True  # the last drain returned nothing
         self._waiting = threading.Event()
         self._urgent = threading.Event()
         self._stopping = False
 
     def open(self) -> None:
-        """Open the spool ahead of the thread, so that the caller sees what is wrong with it.
+        """Open the spool before the thread starts, so that the caller sees the errors.
 
         Raises:
-            SightlineError, OSError, sqlite3.Error: as `edge.spool.spool.Spool` does; `run` will try
+            SightlineError, OSError, sqlite3.Error: see `edge.spool.spool.Spool`; `run` will try
                 again.
         """
         self._spool = self._open_spool()
 
     def wake(self) -> None:
-        """Say that something waits in memory."""
+        """Wake the writer, since a prediction waits in memory."""
         self._waiting.set()
 
     def hurry(self) -> None:
-        """Say that what waits in memory must not wait for more."""
+        """Make the writer write at once, without waiting for more predictions."""
         self._urgent.set()
         self._waiting.set()
 
     def stop(self) -> None:
-        """End `run` as soon as the memory, which is closed, is empty and on the disk."""
+        """End `run` once the closed buffer is empty and its contents are on the disk."""
         self._stopping = True
         self.hurry()
 
@@ -83,8 +83,8 @@ class Writer:
         while not (self._stopping and not self._pending and not len(self._buffer)):
             try:
                 self._turn()
-            except Exception:  # without this thread nothing is logged any more
-                logger.exception("spool: the writer goes on after an unexpected error")
+            except Exception:  # this thread must not end: it is the only one that writes
+                logger.exception("spool: unexpected error in the writer, trying again")
                 time.sleep(_RETRY_SECONDS)
 
     def _turn(self) -> None:
@@ -100,8 +100,8 @@ class Writer:
             self._maintain()
 
     def _wait(self) -> None:
-        # To wake this thread costs its caller more than all the rest: so while there is something
-        # in every group, this thread comes by itself.
+        # Waking this thread would dominate the cost of a call that logs. So while every group has
+        # predictions, this thread wakes by itself.
         if self._failing_since is not None:
             time.sleep(_RETRY_SECONDS)
         elif not self._is_idle or self._waiting.wait(_MAINTENANCE_SECONDS):
@@ -138,15 +138,15 @@ class Writer:
         now = time.monotonic()
         if self._failing_since is None:
             self._failing_since = now
-            logger.error("spool: cannot be written to, trying again: %s", error)
+            logger.error("spool: writing failed, trying again: %s", error)
         with self._progress.update():
             self._progress.spool_error = str(error)
         if now - self._failing_since >= self._patience_seconds:
             self._give_up()
-            self._failing_since = now  # what comes now has the same time to wait
+            self._failing_since = now  # later predictions wait as long
 
     def _give_up(self) -> None:
-        """Free what waits; that it is lost is written down when the disk works again."""
+        """Free the waiting predictions; their loss is recorded once the disk works again."""
         ordinal = self._ordinal - sum(_count(entry) for entry in self._pending) + 1
         given_up: list[_Body] = []
         for entry in self._pending:
@@ -173,7 +173,7 @@ class Writer:
 def _body(prediction: Prediction, logged_at: float) -> _Body:
     try:
         return prediction_body(prediction, logged_at)
-    except Exception:  # a record whose parts were changed behind its back
+    except Exception:  # such as a record that was modified after validation
         logger.exception("spool: a prediction of image %r cannot be encoded", prediction.image_id)
         return Dropped(1, GapReason.SPOOL_WRITE_FAILED)
 
@@ -183,7 +183,7 @@ def _count(entry: _Body) -> int:
 
 
 def _merged(entries: Sequence[_Body]) -> list[_Body]:
-    """Return the entries with neighbouring runs of one reason made one: they take no room."""
+    """Return the entries with adjacent runs of the same reason merged, which saves memory."""
     merged: list[_Body] = []
     for entry in entries:
         last = merged[-1] if merged else None

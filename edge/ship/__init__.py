@@ -1,1 +1,1 @@
-"""From the spool to the ingest service."""
+"""Shipping of a spool to the ingest service."""

@@ -1,10 +1,11 @@
-"""One gRPC call at a time, which can be interrupted, and none while the process forks.
+"""A gate for gRPC calls: one at a time, interruptible, and none while the process forks.
 
-gRPC survives a fork only if no thread is inside it: else the child's own calls may hang. So a fork
-interrupts the calls that pass through a gate, and holds every gate until it is done.
+gRPC survives a fork only if no thread is inside it; otherwise calls of the child may hang. So a
+fork interrupts the calls that pass through a gate and holds every gate until the fork is complete.
 
-Nor may a call be left over. gRPC takes a lock to destroy one, which in the child may be held for
-ever, by a thread that is not there; and the garbage collector destroys it wherever it is at work.
+No call object may remain either. gRPC acquires a lock to destroy a call. In the child that lock may
+be held forever by a thread that does not exist there, and the garbage collector may destroy the
+call at any time.
 """
 
 import os
@@ -28,20 +29,20 @@ _gates: "weakref.WeakSet[CallGate]" = weakref.WeakSet()
 
 
 class CallGate:
-    """The gate of one thread that calls."""
+    """A gate for the calls of one thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # held while a call is under way
-        self._cancel: Callable[[], object] | None = None  # cancels the call under way
+        self._lock = threading.Lock()  # held during a call
+        self._cancel: Callable[[], object] | None = None  # cancels the current call
         self._is_closed = False
         self._is_held = False
         _gates.add(self)
 
     def run(self, start: "Callable[[], CallFuture[_T]]") -> _T:
-        """Start a call and return its answer.
+        """Start a call, wait for it and return its response.
 
         Raises:
-            SightlineError: what the call failed with; CANCELLED: it was interrupted.
+            SightlineError: the error of the call; CANCELLED if it was interrupted.
         """
         with self._lock:
             outcome = self._outcome(start)
@@ -51,30 +52,30 @@ class CallGate:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Keep the process from forking while gRPC is used for something else than a call."""
+        """Delay forks of the process while gRPC is used for something other than a call."""
         with self._lock:
             yield
 
     def close(self) -> None:
-        """Interrupt the call under way, and every later one at once."""
+        """Interrupt the current call, and every later one at once."""
         self._is_closed = True
         self._interrupt()
 
     def hold(self) -> None:
-        """Interrupt the call under way and start none until `release`."""
+        """Interrupt the current call and start no other until `release`."""
         deadline = time.monotonic() + _FORK_PATIENCE_SECONDS
         while not self._is_held and time.monotonic() < deadline:
             self._interrupt()
             self._is_held = self._lock.acquire(timeout=0.01)
 
     def release(self) -> None:
-        """Let calls through again."""
+        """Allow calls again."""
         if self._is_held:
             self._is_held = False
             self._lock.release()
 
     def _outcome(self, start: "Callable[[], CallFuture[_T]]") -> _T | SightlineError:
-        """Return when the call is over and nothing refers to it any more."""
+        """Return the result of a call, leaving no reference to the call object."""
         call = start()
         self._cancel = call.cancel
         if self._is_closed:
@@ -82,7 +83,7 @@ class CallGate:
         try:
             return call.result()
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
-            error.__traceback__ = None  # in which the call is, which may be the error itself
+            error.__traceback__ = None  # it refers to the call, which may be the error itself
             return _failure(error)
         finally:
             self._cancel = None

@@ -1,10 +1,10 @@
-"""What the shipper does next: decided here, without a clock, a socket or a file.
+"""The decisions of the shipper, as a pure state machine without clock, socket or file.
 
-One `ShipCore` speaks for one spool. The shell asks `next` what to do, does it, reports what came of
-it, and carries out the actions that it gets back, in order.
+One `ShipCore` handles one spool. The shell calls `next` for the next step, carries it out, reports
+the result, and carries out the returned actions in order.
 
-The server's word is the position: the last sequence that is committed. The core takes it from
-answers and watermarks, never from its own sends, and asks again whenever a call has failed.
+The position is the last committed sequence, as the server reports it. The core learns it from
+responses and watermarks, never from its own sends, and fetches the watermark after every failure.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from servicekit.errors import SightlineError
 WATERMARK_SECONDS = 10.0
 SEND_SECONDS = 30.0
 _LONGEST_SEND_SECONDS = 3600.0
-# What the service says of a message as such; a prediction that breaks a rule is an answer instead.
+# Errors about a whole message. An invalid prediction is reported in the response instead.
 _UNREADABLE = {"MALFORMED_MESSAGE", "MESSAGE_TOO_LARGE", "INVALID_FIELD"}
 
 
 @dataclass(frozen=True, slots=True)
 class FetchWatermark:
-    """Get the watermark."""
+    """Fetch the watermark from the server."""
 
     timeout: float
     """Seconds."""
@@ -31,7 +31,7 @@ class FetchWatermark:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Stream what comes after a sequence; with no entries, just the header."""
+    """Send a stream of the entries after a sequence, or only its header if `max_entries` is 0."""
 
     after: int
     max_entries: int
@@ -41,19 +41,19 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What a stream carried."""
+    """The contents of a stream."""
 
     last: int
-    """The last sequence; for no entries, the one before them."""
+    """The last sequence of the stream; without entries, the sequence before it."""
     entries: int
-    """How many predictions and gaps."""
+    """Number of predictions and gaps."""
     is_prediction: bool = True
-    """Whether the last entry is a prediction."""
+    """True if the last entry is a prediction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge:
-    """Delete what is committed."""
+    """Delete the committed entries."""
 
     through: int
 
@@ -67,18 +67,18 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
-    """Owe the server again, as a gap, what it once confirmed after this sequence."""
+    """Declare as a gap what the server confirmed after this sequence and no longer has."""
 
     through: int
 
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Move what is pending to a new spool_id; this core has then done its work."""
+    """Move the pending entries to a new spool_id. This core is then finished."""
 
     is_derived: bool = False
-    """Other copies may have the same predictions pending, and move them too: they must arrive at
-    the same spool_id and sequence."""
+    """True if other copies may move the same pending predictions: all must choose the same spool_id
+    and sequences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class BackOff:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait as long as the server asks for, which is no failure: it limits this caller."""
+    """Wait as long as the server's rate limit requires; this does not count as a failure."""
 
     error: SightlineError
 
@@ -99,22 +99,23 @@ Action = Acknowledge | GiveUp | Rewind | Renew | BackOff | Pause
 
 
 class ShipCore:
-    """Decides for one spool.
+    """The state machine that ships one spool.
 
-    A spool may have copies that ship as well: it was put back from a backup, or cloned with its
-    machine. What was in it when the copy was made is the same in both, and whichever sends it
-    first, the other's is a duplicate. What came after differs, under the same sequences: it goes on
-    under a new spool_id as soon as the server has something that is not from here.
+    A spool may have copies that ship as well, if it was restored from a backup or cloned with its
+    machine. Entries from before the copy are the same in both: whichever copy sends them first, the
+    other's are duplicates. Later entries differ but have the same sequences. They move to a new
+    spool_id as soon as the server has entries that are not from here.
 
     Args:
-        acknowledged: where the spool begins.
-        sent_through: every sequence up to this one may have been sent from here, no later one.
-        opened_at: the last sequence when the spool was opened. A copy that was made before then may
-            have sent that far, and has sent the same.
-        stream_size: entries in one stream at most.
+        acknowledged: the last sequence that is no longer in the spool.
+        sent_through: every sequence up to and including this one may have been sent from here, and
+            no later one.
+        opened_at: the last sequence when the spool was opened. A copy that was made before may have
+            sent the same entries up to there.
+        stream_size: number of entries in one stream at most.
 
     Attributes:
-        position: the last sequence that is known to be committed.
+        position: the last sequence known to be committed.
     """
 
     def __init__(
@@ -126,20 +127,20 @@ class ShipCore:
         self._stream_size = stream_size
         self._limit = stream_size
         self._timeout = SEND_SECONDS
-        self._is_known = False  # whether the server has confirmed the position
-        self._suspect: int | None = None  # a prediction that was refused alone
+        self._is_known = False  # True if the server has confirmed the position
+        self._suspect: int | None = None  # a prediction that was refused when sent alone
         self._had_hole = False
-        self._is_disputed = False  # the server has other predictions under these sequences
-        self._probe: int | None = None  # a committed sequence that is sent again, to be compared
-        self._known_to_others = 0  # a copy may have sent this far before the stream under way
+        self._is_disputed = False  # True if the server has others with these sequences
+        self._probe: int | None = None  # a committed sequence to send again for comparison
+        self._known_to_others = 0  # a copy may have sent this far before this stream
 
     def next(self) -> FetchWatermark | Send:
-        """Return what to do when there is something to send."""
+        """Return the next step if there are entries to send."""
         if not self._is_known:
             return FetchWatermark(WATERMARK_SECONDS)
         if self._probe is not None:
             return Send(self._probe - 1, 1, self._timeout)
-        # Before a prediction is given up, a bare header must pass: else the fault is elsewhere.
+        # A prediction is given up only if a bare header passes; otherwise the fault is elsewhere.
         limit = self._limit if self._suspect is None else 0
         return Send(self.position, limit, self._timeout)
 
@@ -147,9 +148,8 @@ class ShipCore:
         """Process the server's watermark.
 
         Args:
-            watermark: the last sequence that is committed.
-            agreed: up to where what is committed is what was spooled here. None: the server cannot
-                tell.
+            watermark: the last committed sequence.
+            agreed: how far the committed entries were spooled here. None: the server cannot tell.
         """
         self._is_known = True
         if agreed is not None and self._has_lost(watermark, agreed):
@@ -164,27 +164,27 @@ class ShipCore:
         if self._is_disputed:
             return [Renew()]
         if agreed is not None and watermark > self._reach:
-            # A copy of what is here has sent it, or a clone of this very process has sent another:
-            # the server compares the last one.
+            # Either a copy has sent these entries, or a clone of this process has sent others. Send
+            # the last one again, so that the server compares it.
             self._probe = watermark
             return []
         return self._advance(watermark)
 
     def sending(self, sent: Sent) -> None:
-        """Take note of a stream before it is opened: from now on the server may have it."""
+        """Record a stream before it is opened: from now on the server may have its entries."""
         self._known_to_others = self._reach
         self._sent_through = max(self._sent_through, sent.last)
 
     def stream_answered(
         self, committed_through: int, sent: Sent, duplicates: int = 0
     ) -> list[Action]:
-        """Process the answer to a stream.
+        """Process the response to a stream.
 
         Args:
-            committed_through: the last sequence that is committed.
-            sent: what the stream carried.
-            duplicates: predictions of the stream that the server had before, whether they were
-                these or others; 0 where it knows that they were these.
+            committed_through: the last committed sequence.
+            sent: the contents of the stream.
+            duplicates: predictions of the stream whose sequences were committed before, possibly
+                with other contents. 0 if the server knows that the contents were the same.
         """
         self._had_hole = False
         if sent.entries == 0:
@@ -193,7 +193,7 @@ class ShipCore:
         if probe is None and duplicates > max(
             0, min(sent.last, self._known_to_others) - self.position
         ):
-            # A server that keeps no generations took some for those of a copy, which are others.
+            # A server without generations mistook some for duplicates of a copy's predictions.
             return [*self._advance(min(self._known_to_others, committed_through)), Renew()]
         before = self.position
         self._limit = min(self._stream_size, self._limit * 2)
@@ -205,7 +205,7 @@ class ShipCore:
         return actions
 
     def call_failed(self, error: SightlineError, sent: Sent | None) -> list[Action]:
-        """Take the failure of a stream, or (None) of a question."""
+        """Process the failure of a stream, or of fetching the watermark if `sent` is None."""
         if sent is not None and error.reason == "RATE_LIMITED" and self._suspect is None:
             return self._limited(error, sent)
         self._is_known, self._probe = False, None
@@ -214,13 +214,13 @@ class ShipCore:
             return [BackOff(error)]
         if error.reason == "SEQUENCE_HOLE" and not self._had_hole:
             self._had_hole = True
-            return []  # to ask: where the server is does not say whose predictions it has there
+            return []  # next: fetch the watermark, which shows whose predictions the server has
         if error.reason == "SEQUENCE_CONFLICT" and not self._is_disputed:
             self._is_disputed = True
-            return []  # to ask how far the server agrees
+            return []  # next: fetch the watermark, which shows how far the server agrees
         if _is_unreadable(error):
             return self._isolate(error, sent)
-        if error.reason == "MESSAGE_STALLED":  # the uplink is slow: what is smaller may arrive
+        if error.reason == "MESSAGE_STALLED":  # the uplink is slow: a smaller one may arrive
             self._limit = max(1, sent.entries // 2)
         if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
             self._limit = max(1, sent.entries // 2)
@@ -228,10 +228,10 @@ class ShipCore:
         return [BackOff(error)]
 
     def restart(self, acknowledged: int) -> None:
-        """Take it that the last actions were not carried out; the server is asked again.
+        """Start again from the spool's state, after actions that could not be carried out.
 
         Args:
-            acknowledged: where the spool begins.
+            acknowledged: the last sequence that is no longer in the spool.
         """
         self.position = acknowledged
         self._is_known = False
@@ -239,31 +239,32 @@ class ShipCore:
 
     @property
     def _reach(self) -> int:
-        """Up to where a copy may have sent what is here: nobody else has what came later."""
+        """The last sequence that a copy may have sent; only this spool has later entries."""
         return max(self._sent_through, self._opened_at)
 
     def _has_lost(self, watermark: int, agreed: Agreement) -> bool:
-        """Say whether the server has others' predictions in place of some that it confirmed.
+        """Return True if the server has a copy's predictions in place of some that it confirmed.
 
-        Its store was put back, and a copy of this spool has gone on first.
+        That happens if its store was restored from a backup and the copy shipped first.
         """
         return not agreed.is_lower_bound and agreed.through < min(watermark, self.position)
 
     def _is_foreign(self, watermark: int, agreed: Agreement | None) -> bool:
-        """Say whether something that is committed is not from here."""
+        """Return True if some committed entries are not from this spool."""
         if agreed is None:
             return watermark > self._reach
         return agreed.through < watermark
 
     def _common(self, agreed: Agreement | None) -> int | None:
-        """Return up to where what is committed was spooled here, where its end is foreign.
+        """Return the last committed sequence that was spooled here, if later ones are foreign.
 
-        None: nothing tells.
+        Returns:
+            None if it is not known.
         """
         if agreed is None:
             return self._sent_through
-        # Who adds to the opening of this process is a clone of it, with the machine as it ran: what
-        # was on its way then may be from either.
+        # Only a clone of this running process adds to its opening. Entries that were being sent
+        # when it was cloned may come from either.
         is_cloned = agreed.is_overrun and agreed.through > self._reach
         return None if is_cloned else agreed.through
 
@@ -277,9 +278,10 @@ class ShipCore:
         return [Acknowledge(through)]
 
     def _limited(self, error: SightlineError, sent: Sent) -> list[Action]:
-        """Go on from what the server took before its limit: it says so, and need not be asked.
+        """Continue after the entries that the server accepted before its rate limit.
 
-        To ask would cost what the limit allows, too, and could use it up each time.
+        The error contains that position. Fetching the watermark instead would also count against
+        the limit and could use it up each time.
         """
         before = self.position
         through = error.metadata.get("committed_through", "")
@@ -299,7 +301,7 @@ class ShipCore:
 
     def _header_passed(self) -> list[Action]:
         suspect, self._suspect = self._suspect, None
-        if suspect != self.position + 1:  # it was committed after all
+        if suspect != self.position + 1:  # it was committed meanwhile
             return []
         return [GiveUp(suspect)]
 
@@ -307,7 +309,7 @@ class ShipCore:
 def _is_unreadable(error: SightlineError) -> bool:
     if error.reason in _UNREADABLE:
         return True
-    # gRPC itself refuses what is over the server's limit, and has no reason for it but this text.
+    # gRPC itself refuses a message above the server's limit, with no reason but this text.
     too_large = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     return too_large and "larger than max" in error.message
 

@@ -1,4 +1,4 @@
-"""How far logging has come: counters, and waiting for them."""
+"""The progress of a logger: counters that its threads share, and waiting for their values."""
 
 import math
 import threading
@@ -13,18 +13,18 @@ from edge.spool.entries import GapReason
 
 @dataclass
 class Progress:
-    """What the threads of one logger tell each other. `changed` guards all of it."""
+    """The shared counters of one logger's threads. `changed` guards every field."""
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     spooled: int = 0
     """Ordinal of the last prediction that is on the disk or lost."""
     committed: int = 0
-    """Ordinal of the last prediction that the server has or that is lost; below 0: of an earlier
+    """Ordinal of the last prediction that is committed or lost; below 0 for one of an earlier
     process."""
     delivered: int = 0
-    """Predictions that were deleted here because the server has them."""
+    """Number of predictions deleted here because the server has committed them."""
     sent: int = 0
-    """Entries put on the wire, those sent again included."""
+    """Number of entries sent, including repeated ones."""
     resent: int = 0
     failed_calls: int = 0
     rejected: int = 0
@@ -32,23 +32,23 @@ class Progress:
     spool_error: str | None = None
     ship_error: str | None = None
     is_ended: bool = False
-    """Nothing is shipped any more: the logger is closed."""
+    """True once the logger is closed and ships nothing more."""
     hurry: int = 0
-    """How many callers wait for `committed`: the shipper then waits for nobody."""
+    """Number of callers that wait for `committed`. The shipper then sends partial batches."""
     _awaited: dict[int, GapReason | None] = field(default_factory=dict)
     _recent: deque[Lost] = field(default_factory=lambda: deque(maxlen=256))
     _forgotten: float = -math.inf
-    """The last ordinal that was lost and is no longer among the recent ones."""
+    """The last lost ordinal that is no longer in `_recent`."""
 
     @contextmanager
     def update(self) -> Iterator[None]:
-        """Let the caller change the fields, and wake everyone who waits for a change."""
+        """Hold the lock while the caller changes fields, then wake all waiters."""
         with self.changed:
             yield
             self.changed.notify_all()
 
     def lost(self, lost: Lost) -> None:
-        """Count what will never be sent, and tells those who wait for it."""
+        """Count a run that will never be sent, and wake the callers that wait for it."""
         with self.update():
             self.dropped[lost.reason.name.lower()] += lost.count
             if len(self._recent) == self._recent.maxlen:
@@ -59,36 +59,37 @@ class Progress:
                     self._awaited[ordinal] = lost.reason
 
     def has_lost(self, after: float, through: int) -> bool:
-        """Say whether a prediction is lost whose ordinal is above `after` and at most `through`."""
+        """Return True if a prediction with an ordinal > `after` and <= `through` is lost."""
         with self.changed:
-            recent = any(one.last > after and one.first <= through for one in self._recent)
-            return recent or after < self._forgotten  # of so many, rather once too often
+            recent = any(run.last > after and run.first <= through for run in self._recent)
+            # For runs that are no longer kept, this may report a loss once too often.
+            return recent or after < self._forgotten
 
     def wait(self, reached: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait until something is so; False: it was not in time (seconds; None: for ever)."""
+        """Wait at most `timeout` seconds for `reached` to hold; return False if it does not."""
         with self.changed:
             return self.changed.wait_for(reached, timeout)
 
     def wait_for_outcome(
         self, ordinal: int, reached: Callable[[], bool], timeout: float | None
     ) -> GapReason | None:
-        """Wait like `wait` for what becomes of one prediction.
+        """Wait until a prediction is lost or `reached` holds.
 
         Returns:
-            Why it was lost. None: it was not.
+            The reason of the loss. None: the prediction is not lost.
 
         Raises:
-            TimeoutError: it was not known in time.
+            TimeoutError: neither happened within `timeout` seconds.
         """
         with self.changed:
-            recent = (one.reason for one in self._recent if one.first <= ordinal <= one.last)
+            recent = (run.reason for run in self._recent if run.first <= ordinal <= run.last)
             self._awaited[ordinal] = next(recent, None)
             try:
-                known = self.changed.wait_for(
+                is_decided = self.changed.wait_for(
                     lambda: self._awaited[ordinal] is not None or reached(), timeout
                 )
-                if not known:
-                    raise TimeoutError("logged, but what becomes of it was not known in time")
+                if not is_decided:
+                    raise TimeoutError(f"logged, but its outcome was not known within {timeout} s")
                 return self._awaited[ordinal]
             finally:
                 del self._awaited[ordinal]

@@ -1,4 +1,4 @@
-"""The thread that carries the spool to the ingest service. `edge.ship.core` decides, this acts."""
+"""The shipper thread, which sends the spool to the ingest service as `edge.ship.core` decides."""
 
 import logging
 import random
@@ -40,34 +40,34 @@ logger = logging.getLogger(__name__)
 
 _LOG = "/sightline.ingest.v1.IngestService/PredictionLog"
 _WATERMARK = "/sightline.ingest.v1.IngestService/GetWatermark"
-_STREAM_BYTES = 4 << 20  # held in memory while a stream is on its way
+_STREAM_BYTES = 4 << 20  # limit for the entries that one stream holds in memory
 _JITTER = tenacity.wait_random_exponential(multiplier=0.2, max=15)
 _REFUSED_SECONDS = 5.0
-"""Least wait after a refused credential: only a person, or a new credential, will change that."""
-_LEAST_PAUSE_SECONDS = 0.05
-_LONGEST_SLEEP_SECONDS = 3600.0
-"""Whatever a server asks for: a mistake of its must not silence a device until it is restarted."""
+"""Minimum wait after a refused credential, which only a person or a new credential can fix."""
+_MIN_PAUSE_SECONDS = 0.05
+_MAX_SLEEP_SECONDS = 3600.0
+"""Limit for the wait that a server requests: a server bug must not stop a device from shipping."""
 _EXPECTED = (SightlineError, OSError, sqlite3.Error)
 
 _CLIENT = f"sightline-edge/{version()}"
 
 
 class _StopError(Exception):
-    """The shipper is to end."""
+    """The exception that ends the shipper's loop."""
 
 
 class Shipper:
-    """Ships until it is stopped, whatever the network and the server do.
+    """A sender that ships a spool until it is stopped, and retries after every failure.
 
     Args:
-        spool: what to ship.
+        spool: the spool to ship.
         endpoint: the ingest service.
-        progress: is told; `hurry` in it ends the wait for company.
-        batch_size: predictions in one message at most.
-        batch_bytes: bytes of one message at most; one prediction is sent whatever its size.
-        compression: of messages on the wire, `none` or `gzip`.
-        batch_timeout_seconds: how long a prediction waits at most for others to be sent with.
-        stream_size: predictions in one stream at most.
+        progress: the counters to update. Its `hurry` ends the wait for a full batch.
+        batch_size: limit for the predictions in one message.
+        batch_bytes: limit for the bytes of one message; a larger prediction is sent alone.
+        compression: compression of messages on the wire, `none` or `gzip`.
+        batch_timeout_seconds: how long a prediction waits for a full batch at most.
+        stream_size: limit for the predictions in one stream.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class Shipper:
         self._until_empty = False
         self._stopping = threading.Event()
         self._gate = CallGate()
-        # For the channel: grpcio ignores what the call of a request stream says (1.85).
-        zipped = [("grpc.default_compression_algorithm", int(grpc.Compression.Gzip))]
+        # Set on the channel: grpcio 1.85 ignores the compression of a call with a request stream.
+        gzip_options = [("grpc.default_compression_algorithm", int(grpc.Compression.Gzip))]
         with self._gate.inside():
-            self._channel = endpoint.channel(zipped if compression == "gzip" else ())
-        # Bytes in: the spool holds them as they go over the wire.
+            self._channel = endpoint.channel(gzip_options if compression == "gzip" else ())
+        # The spool holds serialised entries, so the request needs no serializer.
         self._log = self._channel.stream_unary(
             _LOG,
             request_serializer=None,
@@ -110,10 +110,10 @@ class Shipper:
         self._begin()
 
     def run(self, *, until_empty: bool = False) -> None:
-        """Ships; the body of the thread.
+        """Ship until stopped; the body of the thread.
 
         Args:
-            until_empty: end when nothing is pending.
+            until_empty: True: return when nothing is pending.
         """
         self._until_empty = until_empty
         retrying = tenacity.Retrying(
@@ -133,14 +133,14 @@ class Shipper:
                 self._channel.close()
 
     def stop(self) -> None:
-        """End `run` at once; a stream under way is given up, and will be sent again."""
+        """End `run` at once. A stream in progress is cancelled and will be sent again."""
         self._stopping.set()
         self._gate.close()
         with self._progress.update():
             pass
 
     def _begin(self) -> None:
-        """Start on what the spool is now."""
+        """Create the core for the current state of the spool."""
         identity = self._spool.identity
         self._spool_id = identity.spool_id
         self._device_id = identity.device_id
@@ -152,10 +152,10 @@ class Shipper:
         )
 
     def _round(self) -> None:
-        """Carry one stream to its answer.
+        """Send one stream and process its response.
 
         Raises:
-            Exception: something failed and is worth another try after a while.
+            Exception: an attempt failed; the caller retries after a back-off.
         """
         if self._spool.identity.spool_id != self._spool_id:
             self._begin()
@@ -166,12 +166,12 @@ class Shipper:
         except ReplacedError:
             return
         if self._progress.ship_error is not None:
-            logger.info("ship: the ingest service answers again")
+            logger.info("ship: the ingest service is answering again")
         with self._progress.update():
             self._progress.ship_error = None
 
     def _wait_for_work(self) -> None:
-        """Return when there is something to send and it has waited for company."""
+        """Wait until there are entries to send and a batch is full or has waited long enough."""
 
         def is_over() -> bool:
             return self._stopping.is_set() or self._spool.identity.spool_id != self._spool_id
@@ -190,7 +190,7 @@ class Shipper:
             raise _StopError
 
     def _step(self) -> bool:
-        """Do one thing that the core wants; True: the round is done."""
+        """Carry out the core's next step; return True if the round is complete."""
         step = self._core.next()
         if isinstance(step, FetchWatermark):
             actions = self._fetch_watermark(step)
@@ -208,7 +208,7 @@ class Shipper:
             device_id=self._device_id, spool_id=self._spool_id
         )
         try:
-            answer = self._gate.run(
+            response = self._gate.run(
                 lambda: self._watermark.future(
                     request, timeout=step.timeout, metadata=self._endpoint.metadata
                 )
@@ -216,22 +216,22 @@ class Shipper:
         except SightlineError as error:
             self._count_failure()
             return self._core.call_failed(error, None)
-        return self._core.watermark_received(answer.committed_through, self._agreed(answer))
+        return self._core.watermark_received(response.committed_through, self._agreed(response))
 
-    def _agreed(self, answer: ingest_service_pb2.GetWatermarkResponse) -> Agreement | None:
-        """Return up to where the server has what was spooled here; None: it cannot tell."""
+    def _agreed(self, response: ingest_service_pb2.GetWatermarkResponse) -> Agreement | None:
+        """Return how far the server has what was spooled here, or None if it cannot tell."""
         identity = self._spool.identity
-        committed = [SpoolOpening(run.id, run.after_sequence) for run in answer.generations]
+        committed = [SpoolOpening(run.id, run.after_sequence) for run in response.generations]
         return agreement(
-            identity.lineage, identity.root, identity.last, committed, answer.committed_through
+            identity.lineage, identity.root, identity.last, committed, response.committed_through
         )
 
     def _entries(self, step: Send) -> list[Entry]:
-        """Return what a stream is to carry: of one opening of the spool alone."""
+        """Return the entries for a stream, which must all be from one opening of the spool."""
         if not step.max_entries:
             return []
         entries = self._spool.read(self._spool_id, step.after, step.max_entries, _STREAM_BYTES)
-        # After it was read: what was read then is in the lineage.
+        # Read the lineage after the entries: it then contains the opening of each.
         _, end = opening_at(self._spool.identity.lineage, step.after + 1)
         return up_to(entries[: step.max_entries], end)
 
@@ -251,7 +251,7 @@ class Shipper:
         self._spool.sending(self._spool_id, sent.last)
         self._core.sending(sent)
         try:
-            answer = self._gate.run(
+            response = self._gate.run(
                 lambda: self._log.future(
                     iter(messages), timeout=step.timeout, metadata=self._endpoint.metadata
                 )
@@ -259,10 +259,10 @@ class Shipper:
         except SightlineError as error:
             self._count_failure()
             return self._core.call_failed(error, sent)
-        self._note_rejections(answer)
-        # Of one generation they are the same predictions, whoever has sent them.
-        unproven = 0 if answer.generation else answer.duplicates
-        return self._core.stream_answered(answer.committed_through, sent, unproven)
+        self._note_rejections(response)
+        # Duplicates within one generation are the same predictions, whichever copy sent them.
+        unproven = 0 if response.generation else response.duplicates
+        return self._core.stream_answered(response.committed_through, sent, unproven)
 
     def _apply(self, actions: Sequence[Action]) -> None:
         try:
@@ -277,7 +277,10 @@ class Shipper:
                 case Acknowledge(through):
                     self._acknowledge(through)
                 case GiveUp(sequence):
-                    logger.error("ship: no server can read prediction %d: given up", sequence)
+                    logger.error(
+                        "ship: prediction %d becomes a gap: the server cannot read it, even alone",
+                        sequence,
+                    )
                     self._spool.give_up(self._spool_id, sequence, GapReason.UNREADABLE)
                 case Rewind(through):
                     logger.error(
@@ -289,8 +292,8 @@ class Shipper:
                 case Renew(is_derived):
                     logger.error(
                         "ship: the server has predictions of spool %s that are not from here: the "
-                        "spool was put back, or has a copy that ships too. What is pending (%d) "
-                        "goes on under a new spool_id",
+                        "spool was restored from a backup or has a copy that also ships. Its %d "
+                        "pending entries move to a new spool_id",
                         *(self._spool_id, self._spool.identity.pending),
                     )
                     self._spool.renew(self._spool_id, is_derived=is_derived)
@@ -302,9 +305,9 @@ class Shipper:
     def _pause(self, error: SightlineError) -> None:
         with self._progress.update():
             self._progress.ship_error = str(error)
-        # Devices that share a credential should not come back together, nor at once.
-        seconds = max(error.retry_after or 0.0, _LEAST_PAUSE_SECONDS)
-        self._sleep(seconds * random.uniform(1.0, 1.25))  # noqa: S311 - jitter, no secret
+        # Jitter: devices that share a credential must not all return at the same time.
+        seconds = max(error.retry_after or 0.0, _MIN_PAUSE_SECONDS)
+        self._sleep(seconds * random.uniform(1.0, 1.25))  # noqa: S311 - jitter, not a secret
         with self._progress.update():
             self._progress.ship_error = None
 
@@ -316,10 +319,10 @@ class Shipper:
 
     def _count_sent(self, entries: Sequence[Entry]) -> None:
         before = self._spool.sent_through
-        again = sum(entry.sequence <= before for entry in entries)
+        resent = sum(entry.sequence <= before for entry in entries)
         with self._progress.update():
             self._progress.sent += len(entries)
-            self._progress.resent += again
+            self._progress.resent += resent
 
     def _count_failure(self) -> None:
         with self._progress.update():
@@ -338,33 +341,36 @@ class Shipper:
         header.device_monotonic.FromNanoseconds(time.monotonic_ns())
         return header.SerializeToString()
 
-    def _note_rejections(self, answer: ingest_service_pb2.PredictionLogResponse) -> None:
-        if not answer.rejected:
+    def _note_rejections(self, response: ingest_service_pb2.PredictionLogResponse) -> None:
+        if not response.rejected:
             return
         with self._progress.update():
-            self._progress.rejected += answer.rejected
-        for one in answer.rejections[:3]:
-            logger.warning("ship: prediction %d broke %s: %s", one.sequence, one.field, one.reason)
+            self._progress.rejected += response.rejected
+        for rejection in response.rejections[:3]:
+            logger.warning(
+                "ship: the server rejected prediction %d: field %s: %s",
+                *(rejection.sequence, rejection.field, rejection.reason),
+            )
 
     def _note_failure(self, state: tenacity.RetryCallState) -> None:
         error = _failure(state)
         if not isinstance(error, _EXPECTED):
-            logger.error("ship: goes on after an unexpected error", exc_info=error)
+            logger.error("ship: unexpected error, trying again", exc_info=error)
         elif self._progress.ship_error == str(error):
-            pass  # said before
+            pass  # logged before
         elif _is_refused(error):
             logger.error(
                 "ship: the ingest service refuses this device's credential; predictions wait in the"
-                " spool until it is put right: %s",
+                " spool until it is fixed: %s",
                 error,
             )
         else:
-            logger.warning("ship: failed, trying again for as long as it takes: %s", error)
+            logger.warning("ship: failed, trying again until it succeeds: %s", error)
         with self._progress.update():
             self._progress.ship_error = str(error)
 
     def _sleep(self, seconds: float) -> None:
-        if self._stopping.wait(min(seconds, _LONGEST_SLEEP_SECONDS)):
+        if self._stopping.wait(min(seconds, _MAX_SLEEP_SECONDS)):
             raise _StopError
 
 
@@ -379,11 +385,11 @@ def _failure(state: tenacity.RetryCallState) -> BaseException | None:
 
 
 def _seconds_to_wait(state: tenacity.RetryCallState) -> float:
-    """Wait as long as the server asks, and on top a random time that grows with each failure."""
+    """Return the wait before a retry: the server's request plus back-off with full jitter."""
     error = _failure(state)
-    asked = error.retry_after if isinstance(error, SightlineError) else None
-    least = _REFUSED_SECONDS if _is_refused(error) else 0.0
-    return max(asked or 0.0, least) + _JITTER(state)
+    retry_after = error.retry_after if isinstance(error, SightlineError) else None
+    minimum = _REFUSED_SECONDS if _is_refused(error) else 0.0
+    return max(retry_after or 0.0, minimum) + _JITTER(state)
 
 
 def _is_refused(error: BaseException | None) -> bool:

@@ -32,7 +32,7 @@ def test_a_credential_does_not_leave_this_machine_in_plain_text(tmp_path: Path) 
 
 @pytest.mark.parametrize("key", ["two\nlines", "k\n", "schlüssel", "a\x00b"])
 def test_what_cannot_be_sent_is_no_credential(key: str) -> None:
-    with pytest.raises(ValueError, match=r"^api_key must be one line of ASCII$"):
+    with pytest.raises(ValueError, match=r"^api_key must be one line of printable ASCII$"):
         Endpoint("127.0.0.1:1", api_key=key)
 
 

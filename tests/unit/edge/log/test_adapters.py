@@ -159,14 +159,14 @@ def test_supervision_without_what_a_detection_needs(missing: str) -> None:
     parts = {"confidence": numpy.array([0.5]), "class_id": numpy.array([1])}
     del parts[missing]
     theirs = supervision.Detections(xyxy=numpy.array([[1.0, 2, 3, 4]]), **parts)
-    with pytest.raises(ValueError, match=f"{missing} must be in the Detections"):
+    with pytest.raises(ValueError, match=f"detections.{missing} must be an array"):
         from_supervision(theirs, "i", "m")
 
 
 def test_supervision_alone_does_not_name_its_picture(tmp_path: Path) -> None:
     with (
         PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path) as log,
-        pytest.raises(TypeError, match=r"make one of them with edge\.from_supervision"),
+        pytest.raises(TypeError, match=r"convert them with sightline\.from_supervision"),
     ):
         log(supervision.Detections.empty())
 
@@ -220,5 +220,5 @@ def test_to_supervision_of_nothing() -> None:
 
 
 def test_to_supervision_of_a_classification_is_refused() -> None:
-    with pytest.raises(ValueError, match="box must be in each detection"):
+    with pytest.raises(ValueError, match="box must not be None"):
         to_supervision([Detection(1, "dog", 0.5)])

@@ -313,8 +313,8 @@ def test_several_loops_and_threads_share_a_logger(tmp_path: Path, ingest: FakeIn
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device_id": ""}, "device_id must have 1 to 256 bytes"),
-        ({"device_id": "ü" * 129}, "device_id must have 1 to 256 bytes"),
+        ({"device_id": ""}, "device_id must be 1 to 256 bytes"),
+        ({"device_id": "ü" * 129}, "device_id must be 1 to 256 bytes"),
         ({"on_full": "explode"}, "on_full must be block, drop_oldest or drop_newest"),
         ({"target": "ingest.example:1", "api_key": "k"}, "api_key must not be sent in plain text"),
     ],
@@ -376,7 +376,7 @@ def test_compressed_messages_arrive(tmp_path: Path, ingest: FakeIngest) -> None:
 @pytest.mark.parametrize("thing", [None, "image", {"image_id": "i"}, [prediction()]])
 def test_other_things_are_refused(tmp_path: Path, thing: Any) -> None:
     with logger(tmp_path) as log:
-        with pytest.raises(TypeError, match="prediction must be an edge"):
+        with pytest.raises(TypeError, match="prediction must be a sightline.Prediction"):
             log.log(thing)
         assert log.stats().logged == 0
 
