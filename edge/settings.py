@@ -8,7 +8,20 @@ from pydantic import Field, SecretStr, model_validator
 
 from edge.cloud.types import UPLOAD_ABOVE_BYTES
 from edge.decide.policy import Cascade, Policy
-from edge.options import LogOptions
+from edge.options import (
+    BatchBytes,
+    BatchSize,
+    BatchTimeoutSeconds,
+    Compression,
+    DiskReserveBytes,
+    LogOptions,
+    MemoryBytes,
+    MemoryPredictions,
+    OnFull,
+    SpoolAgeSeconds,
+    SpoolBytes,
+    StreamSize,
+)
 from servicekit.settings import (
     Address,
     ClientTlsSettings,
@@ -45,64 +58,44 @@ class EdgeSettings(ClientTlsSettings):
         description="file that holds the API key or JWT, read anew for every call, so that it can"
         " be replaced; in place of api_key",
     )
-    on_full: Literal["block", "drop_oldest", "drop_newest"] = Field(
-        "drop_oldest", description="what log() does when memory is full"
-    )
-    memory_predictions: int = Field(
+    on_full: OnFull = Field("drop_oldest", description="what log() does when memory is full")
+    memory_predictions: MemoryPredictions = Field(
         LogOptions.memory_predictions,
-        ge=1,
-        le=1_000_000,
         description="predictions that may wait in memory for the spool",
     )
-    memory_bytes: int = Field(
+    memory_bytes: MemoryBytes = Field(
         LogOptions.memory_bytes,
-        ge=4 << 20,
-        le=1 << 34,
         description="predictions that may wait in memory for the spool, bytes on the wire",
     )
-    spool_bytes: int = Field(
+    spool_bytes: SpoolBytes = Field(
         LogOptions.spool_bytes,
-        ge=1 << 20,
-        le=1 << 50,
         description="size at which the spool gives up its oldest, bytes",
     )
-    spool_age_seconds: float = Field(
+    spool_age_seconds: SpoolAgeSeconds = Field(
         LogOptions.spool_age_seconds,
-        ge=0,
-        le=1 << 40,
         description="age at which a spooled prediction is given up, s; 0: never",
     )
-    disk_reserve_bytes: int = Field(
+    disk_reserve_bytes: DiskReserveBytes = Field(
         LogOptions.disk_reserve_bytes,
-        ge=0,
-        le=1 << 50,
         description="free disk space at which the spool stops growing, bytes",
     )
-    batch_size: int = Field(
+    batch_size: BatchSize = Field(
         LogOptions.batch_size,
-        ge=1,
-        le=10_000,
         description="predictions in one message to the ingest service at most",
     )
-    batch_bytes: int = Field(
+    batch_bytes: BatchBytes = Field(
         LogOptions.batch_bytes,
-        ge=1 << 10,
-        le=4 << 20,
         description="bytes of one message at most; one prediction is sent whatever its size",
     )
-    batch_timeout_seconds: float = Field(
+    batch_timeout_seconds: BatchTimeoutSeconds = Field(
         LogOptions.batch_timeout_seconds,
-        ge=0,
-        le=60,
         description="how long a spooled prediction waits for others at most, s",
     )
-    stream_size: int = Field(
+    stream_size: StreamSize = Field(
         LogOptions.stream_size,
-        ge=1,
-        le=1_000_000,
         description="predictions in one stream, which is answered once",
     )
-    compression: Literal["none", "gzip"] = Field(
+    compression: Compression = Field(
         LogOptions.compression,
         description="of messages to the ingest service: none, or gzip, which spares the network"
         " and costs the device's CPU",

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import grpc
 
@@ -15,9 +15,8 @@ from edge.channel import Endpoint
 from edge.endpoints import ingest_endpoint
 from edge.log import adapters, orphans
 from edge.log.pipeline import LoggerConfig, LogPipeline
-from edge.log.record_buffer import OnFull
 from edge.log.stats import LoggerStats
-from edge.options import LogOptions
+from edge.options import LogOptions, OnFull
 from edge.records import Prediction
 from edge.settings import EdgeSettings
 from edge.spool.directories import default_spool_dir
@@ -77,7 +76,7 @@ class PredictionLogger:
     ) -> None:
         if not 1 <= len(device_id.encode()) <= 256:
             raise ValueError(f"device_id must be 1 to 256 bytes (got {device_id!r})")
-        if on_full not in ("block", "drop_oldest", "drop_newest"):
+        if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be block, drop_oldest or drop_newest (got {on_full!r})")
         directory = Path(spool_dir) if spool_dir is not None else default_spool_dir(device_id)
         self._config = LoggerConfig(

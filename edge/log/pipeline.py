@@ -14,10 +14,10 @@ from pathlib import Path
 from edge.channel import Endpoint
 from edge.errors import ClosedError
 from edge.log.orphans import OrphanShipper, fork_directories
-from edge.log.record_buffer import OnFull, RecordBuffer
+from edge.log.record_buffer import RecordBuffer
 from edge.log.stats import LoggerStats
 from edge.log.writer import Writer
-from edge.options import LogOptions
+from edge.options import LogOptions, OnFull
 from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
 from edge.spool.entries import GapReason

@@ -4,13 +4,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
 
 from edge.errors import ClosedError
+from edge.options import OnFull
 from edge.records import Prediction
 from edge.spool.entries import Dropped, GapReason
 
-OnFull = Literal["block", "drop_oldest", "drop_newest"]
 Logged = tuple[Prediction, float]
 """A prediction and the time it was logged, in Unix seconds."""
 _INBOX = 512  # bounds the entries that one caller may have to move under the lock

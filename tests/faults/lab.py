@@ -17,8 +17,9 @@ from grpc_status import rpc_status
 from sightline.ingest.v1 import ingest_service_pb2
 
 from edge.channel import Endpoint
-from edge.log.record_buffer import OnFull, RecordBuffer
+from edge.log.record_buffer import RecordBuffer
 from edge.log.writer import Writer
+from edge.options import OnFull
 from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
 from edge.spool.caps import Lost, SpoolLimits

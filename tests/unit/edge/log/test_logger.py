@@ -376,7 +376,7 @@ def test_compressed_messages_arrive(tmp_path: Path, ingest: FakeIngest) -> None:
 @pytest.mark.parametrize("thing", [None, "image", {"image_id": "i"}, [prediction()]])
 def test_other_things_are_refused(tmp_path: Path, thing: Any) -> None:
     with logger(tmp_path) as log:
-        with pytest.raises(TypeError, match="prediction must be a sightline.Prediction"):
+        with pytest.raises(TypeError, match=r"prediction must be a sightline\.Prediction"):
             log.log(thing)
         assert log.stats().logged == 0
 
@@ -553,17 +553,35 @@ def test_from_settings(tmp_path: Path, ingest: FakeIngest) -> None:
     assert ingest.metadata[0]["authorization"] == "Bearer sesame"
 
 
-def test_settings_and_options_have_the_same_defaults_and_bounds() -> None:
+def test_settings_and_options_have_the_same_defaults() -> None:
     settings = EdgeSettings()  # type: ignore[call-arg]
     assert settings.log_options() == LogOptions()
-    for name in (
-        *("memory_predictions", "memory_bytes", "spool_bytes"),
-        *("batch_size", "batch_bytes", "stream_size"),
-    ):
-        least = next(
-            rule.ge for rule in EdgeSettings.model_fields[name].metadata if hasattr(rule, "ge")
-        )
-        LogOptions(**{name: least})
+
+
+@pytest.mark.parametrize(
+    ("name", "minimum", "maximum"),
+    [
+        ("memory_predictions", 1, 1_000_000),
+        ("memory_bytes", MAX_SIZE, 1 << 34),
+        ("spool_bytes", 1 << 20, 1 << 50),
+        ("spool_age_seconds", 0, 1 << 40),
+        ("disk_reserve_bytes", 0, 1 << 50),
+        ("batch_size", 1, 10_000),
+        ("batch_bytes", 1 << 10, 4 << 20),
+        ("batch_timeout_seconds", 0, 60),
+        ("stream_size", 1, 1_000_000),
+    ],
+)
+def test_settings_and_options_have_the_same_bounds(name: str, minimum: int, maximum: int) -> None:
+    for value in (minimum, maximum):
+        options = LogOptions(**{name: value})  # type: ignore[arg-type]
+        assert EdgeSettings.model_validate({name: value}).log_options() == options
+    for value in (minimum - 1, maximum + 1):
+        message = rf"^{name} must be {minimum} to {maximum} \(got {value}\)$"
+        with pytest.raises(ValueError, match=message):
+            LogOptions(**{name: value})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=name):
+            EdgeSettings.model_validate({name: value})
 
 
 def test_logging_is_quiet_when_all_is_well(

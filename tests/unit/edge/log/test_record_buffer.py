@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import ClosedError
-from edge.log.record_buffer import Logged, OnFull, RecordBuffer
+from edge.log.record_buffer import Logged, RecordBuffer
+from edge.options import OnFull
 from edge.records import Prediction
 from edge.spool.entries import Dropped, GapReason
 from tests.unit.edge.samples import eventually

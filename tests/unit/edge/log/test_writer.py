@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-from edge.log.record_buffer import OnFull, RecordBuffer
+from edge.log.record_buffer import RecordBuffer
 from edge.log.writer import Writer
+from edge.options import OnFull
 from edge.records import Prediction
 from edge.ship.progress import Progress
 from edge.spool.caps import SpoolLimits
