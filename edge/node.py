@@ -25,7 +25,7 @@ from edge.device_model import load_detector
 from edge.errors import ClosedError, CoordinatorClosedError
 from edge.log.logger import PredictionLogger
 from edge.records import Prediction
-from edge.run import Outcome, Run
+from edge.run import Outcome, NodeRun
 from edge.settings import EdgeSettings
 from edge.sources.counts import SourceCounts, SourceState
 from edge.sources.frame import Frame, FrameSource
@@ -95,7 +95,7 @@ class EdgeNode:
         self._defect_classes = frozenset(defect_classes)
         self._tally = Tally()
         self._sources: dict[str, SourceCounts] = {}
-        self._runs: WeakSet[Run] = WeakSet()
+        self._runs: WeakSet[NodeRun] = WeakSet()
         self._runs_lock = threading.Lock()
         self._metrics: NodeMetrics | None = None
         self._closed = False
@@ -348,7 +348,7 @@ class EdgeNode:
         sampling: Sampling,
         workers: int,
         queue_size: int,
-    ) -> Run:
+    ) -> NodeRun:
         if self._closed:
             raise CoordinatorClosedError
         opened = [
@@ -359,7 +359,7 @@ class EdgeNode:
             raise ValueError(f"sources must be at least one, and have different names, are {names}")
         with self._runs_lock:
             counts = {one: self._sources.get(one.name) or SourceCounts() for one in opened}
-            run = Run(counts, self._process_frame, workers=workers, queue_size=queue_size)
+            run = NodeRun(counts, self._process_frame, workers=workers, queue_size=queue_size)
             self._runs.add(run)
             self._sources.update({one.name: count for one, count in counts.items()})
             ended = [n for n, c in self._sources.items() if c.stats().state is SourceState.ENDED]
@@ -418,7 +418,7 @@ def _entry(
     return entry
 
 
-def _closing(run: Run) -> Iterator[Outcome]:
+def _closing(run: NodeRun) -> Iterator[Outcome]:
     """The outcomes of a run that ends with the loop over it, however that is left."""
     try:
         yield from run

@@ -30,7 +30,7 @@ class Outcome:
     error: Exception | None
 
 
-class Run(Iterator[Outcome]):
+class NodeRun(Iterator[Outcome]):
     """Frames under way; iterate over it from any thread, and close it. The first `next` starts it.
 
     Nothing is read ahead without bound: when outcomes are not fetched, frames wait, and those of
@@ -71,7 +71,7 @@ class Run(Iterator[Outcome]):
             for number in range(workers)
         ]
 
-    def __iter__(self) -> "Run":
+    def __iter__(self) -> "NodeRun":
         return self
 
     def __next__(self) -> Outcome:

@@ -16,7 +16,7 @@ from edge.errors import CoordinatorClosedError
 from edge.log.logger import PredictionLogger
 from edge.node import EdgeNode
 from edge.records import Source
-from edge.run import Run
+from edge.run import NodeRun
 from edge.sources import Frame, VideoFile, Watch
 from edge.sources.counts import SourceCounts, SourceState
 from servicekit.errors import SightlineError
@@ -212,7 +212,7 @@ def test_even_an_exit_while_answering_is_one_frames_failure(tmp_path: Path) -> N
 
     counts = SourceCounts()
     video = VideoFile(save_video(tmp_path / "line.mp4", frames=3))
-    run = Run({video: counts}, leave, workers=1, queue_size=1)
+    run = NodeRun({video: counts}, leave, workers=1, queue_size=1)
     errors = [outcome.error for outcome in run]
     assert [type(error) for error in errors] == [RuntimeError] * 3
     assert counts.stats().failed == 3
