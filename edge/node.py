@@ -25,7 +25,7 @@ from edge.device_model import load_detector
 from edge.errors import ClosedError, CoordinatorClosedError
 from edge.log.logger import PredictionLogger
 from edge.records import Prediction
-from edge.run import Outcome, NodeRun
+from edge.run import NodeRun, Outcome
 from edge.settings import EdgeSettings
 from edge.sources.counts import SourceCounts, SourceState
 from edge.sources.frame import Frame, FrameSource

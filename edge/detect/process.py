@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from edge.detect.base import Detector, DetectorResult, Image
 from edge.detect.child import pickled
 from edge.detect.frames import FrameWriter
-from edge.detect.keeper import Keeper, closed
 from edge.detect.messages import Answer, Found, error_of
 from edge.detect.pictures import pixels
+from edge.detect.supervisor import ProcessSupervisor, closed
 from servicekit.errors import SightlineError
 
 if TYPE_CHECKING:
@@ -61,39 +61,39 @@ class ProcessDetector:
         self._lock = threading.Lock()
         self._frames = FrameWriter(shared=shared_memory)
         try:
-            self._keeper = Keeper(data, self._frames.fd, load_seconds)
+            self._supervisor = ProcessSupervisor(data, self._frames.fd, load_seconds)
         except BaseException:
             self._frames.close()
             raise
         self._finalizer = weakref.finalize(
-            self, _end, os.getpid(), self._keeper, self._frames, self._lock
+            self, _end, os.getpid(), self._supervisor, self._frames, self._lock
         )
 
     @property
     def name(self) -> str:
         """The detector's name."""
-        return self._keeper.loaded.name
+        return self._supervisor.loaded.name
 
     @property
     def version(self) -> str:
         """The detector's version; after a restart that of the file that is there then."""
-        return self._keeper.loaded.version
+        return self._supervisor.loaded.version
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The detector's labels; empty: it does not say."""
-        return self._keeper.loaded.labels
+        return self._supervisor.loaded.labels
 
     @property
     def provider(self) -> str:
         """What the detector runs on."""
-        return f"{self._keeper.loaded.provider or 'its runtime'} in a process of its own"
+        return f"{self._supervisor.loaded.provider or 'its runtime'} in a process of its own"
 
     @property
     def pid(self) -> int | None:
         """The process id; None: it is being started again, or closed."""
         try:
-            return self._keeper.child().pid
+            return self._supervisor.child().pid
         except SightlineError:
             return None
 
@@ -118,22 +118,24 @@ class ProcessDetector:
 
     def _ask(self, picture: "NDArray[np.uint8] | bytes | str | Path") -> Answer:
         with self._lock:
-            child = self._keeper.child()
+            child = self._supervisor.child()
             try:
                 answer = child.look(self._frames.put(picture), self._hang_seconds)
             except SightlineError as error:
-                self._keeper.give_up(child)
-                raise (closed() if self._keeper.closing else error) from error
+                self._supervisor.give_up(child)
+                raise (closed() if self._supervisor.closing else error) from error
             except BaseException:  # Ctrl-C, say: its answer must not be taken for the next one's
-                self._keeper.give_up(child)
+                self._supervisor.give_up(child)
                 raise
-            self._keeper.answered()
+            self._supervisor.answered()
             return answer
 
 
-def _end(owner: int, keeper: Keeper, frames: FrameWriter, lock: threading.Lock) -> None:
+def _end(
+    owner: int, supervisor: ProcessSupervisor, frames: FrameWriter, lock: threading.Lock
+) -> None:
     if os.getpid() != owner:  # a fork of the owner, whose end is none of the process's business
         return
-    keeper.close()
+    supervisor.close()
     with lock:  # whoever lays down a picture finishes first
         frames.close()

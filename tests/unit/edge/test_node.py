@@ -344,7 +344,7 @@ def test_what_was_opened_is_closed_if_the_rest_cannot_be(tmp_path: Path, broken:
         }[broken]
         with pytest.raises((OSError, SightlineError, SettingsError)):
             EdgeNode.from_settings(EdgeSettings(**options))
-        assert {"sightline-device", "detector-keeper"} & (threads() - before) == set()
+        assert {"sightline-device", "detector-supervisor"} & (threads() - before) == set()
 
 
 def test_settings_come_from_the_environment(

@@ -16,7 +16,7 @@ _LONGEST_WAIT_SECONDS = 30.0
 _CLOSING_SECONDS = 5.0
 
 
-class Keeper:
+class ProcessSupervisor:
     """One process at a time, and a thread that waits for its end. Safe in threads.
 
     Args:
@@ -38,8 +38,10 @@ class Keeper:
         self._running: Child | None = None
         self._ready: Child | None = None
         self._starts = 0  # since a picture was last answered
-        self.loaded = self._begin()
-        self._thread = threading.Thread(target=self._keep, name="detector-keeper", daemon=True)
+        self.loaded = self._start()
+        self._thread = threading.Thread(
+            target=self._supervise, name="detector-supervisor", daemon=True
+        )
         self._thread.start()
 
     def child(self) -> Child:
@@ -83,7 +85,7 @@ class Keeper:
         """Whether `close` was called."""
         return self._closing.is_set()
 
-    def _begin(self) -> Loaded:
+    def _start(self) -> Loaded:
         with self._lock:
             if self._closing.is_set():
                 raise closed()
@@ -100,7 +102,7 @@ class Keeper:
             self._ready = child
         return loaded
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         while self._running is not None:
             said = self._running.wait()
             with self._lock:
@@ -109,19 +111,19 @@ class Keeper:
             if self._closing.is_set():
                 return
             logger.warning("the model's process %s and is started again", said)
-            self._begin_again()
+            self._restart()
 
-    def _begin_again(self) -> None:
-        while not self._closing.wait(self._pause()):
+    def _restart(self) -> None:
+        while not self._closing.wait(self._restart_delay()):
             try:
-                self.loaded = self._begin()
+                self.loaded = self._start()
             except Exception as error:  # noqa: BLE001 - whatever it is, the file may be replaced
                 if not self._closing.is_set():
                     logger.warning("the model's process cannot be started again: %s", error)
             else:
                 return
 
-    def _pause(self) -> float:
+    def _restart_delay(self) -> float:
         """Seconds: longer with each start in vain, since loading costs the whole device time."""
         in_vain = max(self._starts - 1, 0)
         return min(_FIRST_WAIT_SECONDS * 2.0 ** min(in_vain, 16), _LONGEST_WAIT_SECONDS)
