@@ -15,7 +15,16 @@ from contextlib import suppress
 import grpc
 
 from edge.detect.base import Detector
-from edge.detect.messages import Answer, Failed, Load, Loaded, Look, error_of, receive, send
+from edge.detect.messages import (
+    DetectorFailure,
+    DetectRequest,
+    LoadReply,
+    LoadRequest,
+    Reply,
+    receive,
+    reply_error,
+    send,
+)
 from servicekit.errors import SightlineError
 
 _DYING_SECONDS = 5.0
@@ -49,7 +58,7 @@ class Child:
         """Its process id."""
         return self._process.pid
 
-    def load(self, factory: bytes, timeout: float) -> Loaded:
+    def load(self, factory: bytes, timeout: float) -> LoadReply:
         """Make the detector.
 
         Args:
@@ -62,22 +71,22 @@ class Child:
             SightlineError: `DEVICE_CRASHED`, `DEVICE_HUNG`; or `DEVICE_FAILED`: whatever else the
                 detector raises, or its own.
         """
-        answer = self._ask(Load(factory), timeout)
-        if isinstance(answer, Loaded):
-            return answer
-        raise _loading_error(answer)
+        reply = self._ask(LoadRequest(factory), timeout)
+        if isinstance(reply, LoadReply):
+            return reply
+        raise _loading_error(reply)
 
-    def look(self, look: Look, timeout: float) -> Answer:
-        """Ask the detector about a picture, and return its answer or how it failed.
+    def detect(self, request: DetectRequest, timeout: float) -> Reply:
+        """Ask the detector about a picture, and return its reply or how it failed.
 
         Args:
-            look: the picture.
+            request: the picture.
             timeout: seconds until the process is killed, > 0.
 
         Raises:
             SightlineError: `DEVICE_CRASHED`, `DEVICE_HUNG`.
         """
-        return self._ask(look, timeout)
+        return self._ask(request, timeout)
 
     def wait(self) -> str:
         """Wait until the process has ended, and say how: "was ended by SIGSEGV"."""
@@ -110,12 +119,12 @@ class Child:
         with self._asking:
             self._wire.close()
 
-    def _ask(self, request: Load | Look, timeout: float) -> Answer:
+    def _ask(self, request: LoadRequest | DetectRequest, timeout: float) -> Reply:
         deadline = time.monotonic() + timeout
         try:
             with self._asking:
                 send(self._wire, request, timeout)
-                answer = receive(self._wire, deadline - time.monotonic())
+                reply = receive(self._wire, deadline - time.monotonic())
         except TimeoutError as error:
             self.kill()
             text = f"the model's process gave no answer within {timeout:g} s and was killed"
@@ -124,9 +133,9 @@ class Child:
             raise SightlineError(
                 grpc.StatusCode.INTERNAL, "DEVICE_CRASHED", f"the model's process {self._fate()}"
             ) from error
-        if isinstance(answer, Load | Look):
-            raise TypeError(f"the model's process must answer, and asked {answer!r}")
-        return answer
+        if isinstance(reply, LoadRequest | DetectRequest):
+            raise TypeError(f"the model's process must answer, and asked {reply!r}")
+        return reply
 
     def _fate(self) -> str:
         try:
@@ -175,11 +184,11 @@ def _how(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def _loading_error(answer: Answer) -> Exception:
-    if isinstance(answer, Failed) and answer.kind == "ModelError":
+def _loading_error(reply: Reply) -> Exception:
+    if isinstance(reply, DetectorFailure) and reply.kind == "ModelError":
         from vision import ModelError
 
-        return ModelError(answer.reason, answer.message)
-    if isinstance(answer, Failed) and answer.module:
-        return ModuleNotFoundError(answer.message, name=answer.module)
-    return error_of(answer)
+        return ModelError(reply.reason, reply.message)
+    if isinstance(reply, DetectorFailure) and reply.module:
+        return ModuleNotFoundError(reply.message, name=reply.module)
+    return reply_error(reply)

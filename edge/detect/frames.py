@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.detect.messages import Look
+from edge.detect.messages import DetectRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ class FrameWriter:
         self.fd: int | None = os.memfd_create("sightline-frames") if use else None
         self._memory: mmap.mmap | None = None
 
-    def put(self, picture: "NDArray[np.uint8] | bytes | str | Path") -> Look:
+    def put(self, picture: "NDArray[np.uint8] | bytes | str | Path") -> DetectRequest:
         """Lay a picture down, over the one before, and return what says where it is.
 
         Args:
@@ -44,18 +44,18 @@ class FrameWriter:
             OSError: there is no memory left.
         """
         if isinstance(picture, str | Path):
-            return Look(path=os.path.abspath(picture))  # noqa: PTH100 - Path.absolute keeps ".."
+            return DetectRequest(path=os.path.abspath(picture))  # noqa: PTH100 - Path.absolute keeps ".."
         shape = None if isinstance(picture, bytes) else picture.shape
         size = len(picture) if isinstance(picture, bytes) else picture.nbytes
         if self.fd is None:
             content = picture if isinstance(picture, bytes) else picture.tobytes()
-            return Look(shape, size, content)
+            return DetectRequest(shape, size, content)
         memory = self._grown(self.fd, size)
         if isinstance(picture, bytes):
             memory[:size] = picture
         else:
             _lay(picture, memory)
-        return Look(shape, size)
+        return DetectRequest(shape, size)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -87,17 +87,17 @@ class FrameReader:
         self._fd = fd
         self._memory: mmap.mmap | None = None
 
-    def get(self, look: Look) -> "NDArray[np.uint8] | bytes | str":
+    def get(self, request: DetectRequest) -> "NDArray[np.uint8] | bytes | str":
         """Return the picture. An array lies in the shared memory until the next one does."""
-        if look.path is not None:
-            return look.path
-        source = look.content if look.content is not None else self._mapped(look.size)
-        if look.shape is None:
-            return bytes(memoryview(source)[: look.size])
+        if request.path is not None:
+            return request.path
+        source = request.content if request.content is not None else self._mapped(request.size)
+        if request.shape is None:
+            return bytes(memoryview(source)[: request.size])
         import numpy as np
 
-        flat = np.frombuffer(source, np.uint8, count=look.size)
-        return flat.reshape(look.shape)
+        flat = np.frombuffer(source, np.uint8, count=request.size)
+        return flat.reshape(request.shape)
 
     def _mapped(self, size: int) -> mmap.mmap:
         if self._fd is None:

@@ -19,7 +19,7 @@ _LENGTH = struct.Struct("!Q")
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadRequest:
     """Make the detector.
 
     Attributes:
@@ -30,7 +30,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DetectRequest:
     """Detect in one picture.
 
     Attributes:
@@ -47,7 +47,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadReply:
     """The detector is ready."""
 
     name: str
@@ -57,14 +57,14 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DetectorReply:
     """What the detector says."""
 
     result: DetectorResult
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class DetectorRefusal:
     """The detector raised a `SightlineError`: these are its parts."""
 
     code: int
@@ -73,7 +73,7 @@ class Refused:
     violations: tuple[FieldViolation, ...]
 
     @classmethod
-    def of(cls, error: SightlineError) -> "Refused":
+    def of(cls, error: SightlineError) -> "DetectorRefusal":
         """Take an error apart: its class may be known in the model's process alone."""
         return cls(error.code.value[0], error.reason, error.message, error.violations)
 
@@ -84,7 +84,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class DetectorFailure:
     """The detector raised anything else.
 
     Attributes:
@@ -100,19 +100,19 @@ class Failed:
     module: str = ""
 
 
-def error_of(answer: "Answer") -> SightlineError:
-    """Return what a picture's answer that is not `Found` means to the caller."""
-    if isinstance(answer, Refused):
-        return answer.error()
-    said = f"{answer.kind}: {answer.message}" if isinstance(answer, Failed) else repr(answer)
+def reply_error(reply: "Reply") -> SightlineError:
+    """Return what a picture's reply that is not `DetectorReply` means to the caller."""
+    if isinstance(reply, DetectorRefusal):
+        return reply.error()
+    said = f"{reply.kind}: {reply.message}" if isinstance(reply, DetectorFailure) else repr(reply)
     return SightlineError(grpc.StatusCode.INTERNAL, "DEVICE_FAILED", f"the model failed: {said}")
 
 
-Request: TypeAlias = Load | Look
-Answer: TypeAlias = Loaded | Found | Refused | Failed
+Request: TypeAlias = LoadRequest | DetectRequest
+Reply: TypeAlias = LoadReply | DetectorReply | DetectorRefusal | DetectorFailure
 
 
-def send(wire: socket.socket, message: Request | Answer, timeout: float | None = None) -> None:
+def send(wire: socket.socket, message: Request | Reply, timeout: float | None = None) -> None:
     """Send one message.
 
     Args:
@@ -129,7 +129,7 @@ def send(wire: socket.socket, message: Request | Answer, timeout: float | None =
     wire.sendall(_LENGTH.pack(len(body)) + body)
 
 
-def receive(wire: socket.socket, timeout: float | None = None) -> Request | Answer:
+def receive(wire: socket.socket, timeout: float | None = None) -> Request | Reply:
     """Return the next message.
 
     Args:
@@ -143,7 +143,7 @@ def receive(wire: socket.socket, timeout: float | None = None) -> Request | Answ
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     (length,) = _LENGTH.unpack(_read(wire, _LENGTH.size, deadline))
-    message: Request | Answer = pickle.loads(_read(wire, length, deadline))  # noqa: S301 - see above
+    message: Request | Reply = pickle.loads(_read(wire, length, deadline))  # noqa: S301 - see above
     return message
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edge.detect.base import Detector, DetectorResult, Image
 from edge.detect.child import pickled
 from edge.detect.frames import FrameWriter
-from edge.detect.messages import Answer, Found, error_of
+from edge.detect.messages import DetectorReply, Reply, reply_error
 from edge.detect.pictures import pixels
 from edge.detect.supervisor import ProcessSupervisor, closed
 from servicekit.errors import SightlineError
@@ -107,28 +107,28 @@ class ProcessDetector:
                 (`DEVICE_FAILED`).
         """
         picture = image if isinstance(image, bytes | str | Path) else pixels(image)
-        answer = self._ask(picture)
-        if isinstance(answer, Found):
-            return answer.result
-        raise error_of(answer)
+        reply = self._ask(picture)
+        if isinstance(reply, DetectorReply):
+            return reply.result
+        raise reply_error(reply)
 
     def close(self) -> None:
         """End the process; a picture that is being looked at is not answered. May be repeated."""
         self._finalizer()
 
-    def _ask(self, picture: "NDArray[np.uint8] | bytes | str | Path") -> Answer:
+    def _ask(self, picture: "NDArray[np.uint8] | bytes | str | Path") -> Reply:
         with self._lock:
             child = self._supervisor.child()
             try:
-                answer = child.look(self._frames.put(picture), self._hang_seconds)
+                reply = child.detect(self._frames.put(picture), self._hang_seconds)
             except SightlineError as error:
                 self._supervisor.give_up(child)
                 raise (closed() if self._supervisor.closing else error) from error
-            except BaseException:  # Ctrl-C, say: its answer must not be taken for the next one's
+            except BaseException:  # Ctrl-C, say: its reply must not be taken for the next one's
                 self._supervisor.give_up(child)
                 raise
             self._supervisor.answered()
-            return answer
+            return reply
 
 
 def _end(

@@ -6,7 +6,7 @@ import threading
 import grpc
 
 from edge.detect.child import Child
-from edge.detect.messages import Loaded
+from edge.detect.messages import LoadReply
 from servicekit.errors import SightlineError
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class ProcessSupervisor:
         """Whether `close` was called."""
         return self._closing.is_set()
 
-    def _start(self) -> Loaded:
+    def _start(self) -> LoadReply:
         with self._lock:
             if self._closing.is_set():
                 raise closed()

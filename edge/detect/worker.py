@@ -17,7 +17,17 @@ from pathlib import Path
 
 from edge.detect.base import Detector, close_detector
 from edge.detect.frames import FrameReader
-from edge.detect.messages import Answer, Failed, Found, Load, Loaded, Look, Refused, receive, send
+from edge.detect.messages import (
+    DetectorFailure,
+    DetectorRefusal,
+    DetectorReply,
+    DetectRequest,
+    LoadReply,
+    LoadRequest,
+    Reply,
+    receive,
+    send,
+)
 from servicekit.errors import SightlineError
 
 _OWNER_CHECK_SECONDS = 0.5
@@ -40,42 +50,42 @@ def _serve(wire: socket.socket, frames: FrameReader) -> None:
     try:
         while True:
             request = receive(wire)
-            if isinstance(request, Load):
-                detector, answer = _load(request)
-            elif detector is not None and isinstance(request, Look):
-                answer = _look(detector, request, frames)
+            if isinstance(request, LoadRequest):
+                detector, reply = _load(request)
+            elif detector is not None and isinstance(request, DetectRequest):
+                reply = _detect(detector, request, frames)
             else:
                 raise RuntimeError("a picture must come after the detector")
-            send(wire, answer)
+            send(wire, reply)
     finally:
         if detector is not None:
             close_detector(detector)
 
 
-def _load(request: Load) -> tuple[Detector | None, Answer]:
+def _load(request: LoadRequest) -> tuple[Detector | None, Reply]:
     try:
         factory: Callable[[], Detector] = pickle.loads(request.factory)  # noqa: S301 - the owner's
         detector = factory()
         provider = str(getattr(detector, "provider", ""))
         labels = tuple(getattr(detector, "labels", ()))
-        return detector, Loaded(detector.name, detector.version, provider, labels)
+        return detector, LoadReply(detector.name, detector.version, provider, labels)
     except Exception as error:  # noqa: BLE001 - whatever it is, the owner hears of it
-        return None, _answer_to(error)
+        return None, _reply_for(error)
 
 
-def _look(detector: Detector, request: Look, frames: FrameReader) -> Answer:
+def _detect(detector: Detector, request: DetectRequest, frames: FrameReader) -> Reply:
     try:
-        return Found(detector.detect(frames.get(request)))
+        return DetectorReply(detector.detect(frames.get(request)))
     except Exception as error:  # noqa: BLE001 - as above
-        return _answer_to(error)
+        return _reply_for(error)
 
 
-def _answer_to(error: Exception) -> Answer:
+def _reply_for(error: Exception) -> Reply:
     if isinstance(error, SightlineError):
-        return Refused.of(error)
+        return DetectorRefusal.of(error)
     module = (error.name or "") if isinstance(error, ImportError) else ""
     reason = str(getattr(error, "reason", ""))
-    return Failed(type(error).__name__, str(error), reason, module)
+    return DetectorFailure(type(error).__name__, str(error), reason, module)
 
 
 def _be_killed_first() -> None:

@@ -44,7 +44,7 @@ def test_a_reader_that_keeps_a_picture_does_not_stop_the_memory_from_growing() -
 
 def test_without_memory_a_picture_must_be_in_the_message() -> None:
     writer = FrameWriter()
-    look = writer.put(b"picture")
+    request = writer.put(b"picture")
     with pytest.raises(ValueError, match="there is no shared memory"):
-        FrameReader(None).get(look)
+        FrameReader(None).get(request)
     writer.close()
