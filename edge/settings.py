@@ -154,13 +154,13 @@ class EdgeSettings(ClientTlsSettings):
         default=Policy.breaker_failures,
         ge=1,
         le=1000,
-        description="questions in a row that the cloud fails until it is left alone",
+        description="requests in a row that the cloud fails until it is left alone",
     )
     breaker_seconds: float = Field(
         default=Policy.breaker_seconds,
         gt=0,
         le=3600,
-        description="how long it is left alone before one question tries again, s",
+        description="how long it is left alone before one request tries again, s",
     )
     retry_tokens: int = Field(
         default=Policy.retry_tokens,

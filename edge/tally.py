@@ -45,7 +45,7 @@ class Counts:
     cloud_milliseconds: Latency
     """From the first try at the cloud to its answer, of the answers for which it was asked."""
     total_milliseconds: Latency
-    """From the question to the answer."""
+    """From the request to the answer."""
     cloud_bytes: int
     """Bytes of pictures that went to the cloud for the answers it gave."""
     cloud_bytes_saved: int

@@ -1,8 +1,8 @@
-"""What the questions of one coordinator share about the cloud: a circuit breaker and retry tokens.
+"""What the requests of one coordinator share about the cloud: a circuit breaker and retry tokens.
 
 The breaker's pattern is M. Nygard's ("Release It!", 2007). It is written here because kept
 libraries (pybreaker, purgatory, circuitbreaker) wrap one call and read the system's clock, while
-here a question is a call with retries that several threads may drop, and tests move the time. The
+here a request is a call with retries that several threads may drop, and tests move the time. The
 tokens are gRPC's retry throttling (proposal A6), for retries that gRPC itself does not make.
 """
 
@@ -17,7 +17,7 @@ from edge.decide.policy import Policy
 from servicekit.errors import Category, SightlineError
 
 _COUNTS = (Category.NETWORK, Category.TIMEOUT, Category.SERVER)
-"""What says of the cloud that it is not well; the others say that the question is not."""
+"""What says of the cloud that it is not well; the others say that the request is not."""
 
 
 class BreakerState(StrEnum):
@@ -28,19 +28,19 @@ class BreakerState(StrEnum):
     OPEN = "open"
     """The cloud is left alone."""
     HALF_OPEN = "half_open"
-    """One question at a time may try."""
+    """One request at a time may try."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Leave to ask the cloud for one question; given back with `Breaker.settle`."""
+    """Leave to ask the cloud for one request; given back with `Breaker.settle`."""
 
     epoch: int
     probe: bool
 
 
 class Breaker:
-    """Opens after so many failures in a row, and lets one question try after a while.
+    """Opens after so many failures in a row, and lets one request try after a while.
 
     Args:
         failures: in a row, >= 1.
@@ -64,7 +64,7 @@ class Breaker:
         return BreakerState.HALF_OPEN if self.opens_in(now) <= 0 else BreakerState.OPEN
 
     def opens_in(self, now: float) -> float:
-        """Return the seconds until a question may try; 0 or less: one may, or it is closed."""
+        """Return the seconds until a request may try; 0 or less: one may, or it is closed."""
         return 0.0 if self._opened_at is None else self._opened_at + self._seconds - now
 
     def ask(self, now: float) -> Pass | None:
@@ -77,12 +77,12 @@ class Breaker:
         return Pass(self._epoch, probe=True)
 
     def settle(self, leave: Pass, answered: bool | None, now: float) -> None:
-        """Take in what came of a question.
+        """Take in what came of a request.
 
         Args:
             leave: what `ask` gave for it.
             answered: whether the cloud answered; None: that says nothing of the cloud, such as a
-                question that was dropped or was wrong.
+                request that was dropped or was wrong.
             now: when it ended.
         """
         if leave.epoch != self._epoch:
@@ -142,7 +142,7 @@ class CloudGate:
         self._tokens = RetryTokens(policy.retry_tokens, policy.retry_token_ratio)
 
     def ask(self) -> Pass:
-        """Return leave to ask the cloud for one question.
+        """Return leave to ask the cloud for one request.
 
         Raises:
             SightlineError: UNAVAILABLE, reason `CIRCUIT_OPEN`: it is left alone for now.
@@ -168,7 +168,7 @@ class CloudGate:
             return self._tokens.failed()
 
     def settle(self, leave: Pass, verdict: SightlineError | bool | None) -> None:
-        """Take in what came of a question.
+        """Take in what came of a request.
 
         Args:
             leave: what `ask` gave for it.

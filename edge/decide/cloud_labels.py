@@ -136,7 +136,7 @@ class CloudLabels:
 
 
 def answering(models: tuple[ModelInfo, ...], asked: ModelHint) -> ModelHint | None:
-    """Return name and version of the model that answers a question; None: none of these."""
+    """Return name and version of the model that answers a request; None: none of these."""
     for one in models:
         named = one.name == asked.name if asked.name else one.default_model
         numbered = one.version == asked.version if asked.version else one.default_version

@@ -1,7 +1,7 @@
 """Answers for pictures from the device or the cloud, inside one budget each.
 
 Two shells, one for threads and one for asyncio, that differ only in how they wait. What to do is
-decided in `edge.decide.core` and carried out in `edge.decide.question`.
+decided in `edge.decide.core` and carried out in `edge.decide.active_request`.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import grpc
 
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferParameters, ModelHint
+from edge.decide.active_request import ActiveRequest, Backends, TimedEvent
 from edge.decide.answer import Answer
 from edge.decide.cloud_health import BreakerState, CloudGate
 from edge.decide.cloud_labels import CloudLabels
@@ -27,7 +28,6 @@ from edge.decide.device_worker import DeviceWorker
 from edge.decide.events import Fail, Finish, Woke
 from edge.decide.labels import LabelRule, labels_of
 from edge.decide.policy import Mode, Policy
-from edge.decide.question import Happened, Parties, Question
 from edge.detect.base import Detector, Image
 from edge.errors import (
     CascadeRuleError,
@@ -80,7 +80,7 @@ class InferenceCoordinator:
         labels = None
         if detector is not None and worker is not None and client is not None:
             labels = _cloud_labels(detector, client, policy, model)
-        self._parties = Parties(
+        self._backends = Backends(
             CloudGate(policy), worker, client, model, parameters, labels, policy.cloud_label_map
         )
         self._counters = Counters()
@@ -101,42 +101,42 @@ class InferenceCoordinator:
             CascadeRuleError: the policy's own rule raised.
             CoordinatorClosedError: the coordinator is closed.
         """
-        inbox: queue.SimpleQueue[Happened] = queue.SimpleQueue()
-        with self._question(image, image_id, traceparent, inbox.put) as question:
-            actions = question.core.begin()
-            while (end := question.perform(actions)) is None:
-                actions = question.observe(_next(inbox, question.patience()))
-        return self._settle(question, end)
+        inbox: queue.SimpleQueue[TimedEvent] = queue.SimpleQueue()
+        with self._request(image, image_id, traceparent, inbox.put) as request:
+            actions = request.core.begin()
+            while (end := request.perform(actions)) is None:
+                actions = request.observe(_next(inbox, request.wake_in()))
+        return self._settle(request, end)
 
     async def aask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
         """Return the answer for one picture; see `ask`. Cancelling ends what is under way."""
         loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[Happened] = asyncio.Queue()
+        inbox: asyncio.Queue[TimedEvent] = asyncio.Queue()
 
-        def report(happened: Happened) -> None:
+        def report(event: TimedEvent) -> None:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
-                loop.call_soon_threadsafe(inbox.put_nowait, happened)
+                loop.call_soon_threadsafe(inbox.put_nowait, event)
 
-        with self._question(image, image_id, traceparent, report) as question:
-            actions = question.core.begin()
-            while (end := question.perform(actions)) is None:
-                actions = question.observe(await _anext(inbox, question.patience()))
-        return self._settle(question, end)
+        with self._request(image, image_id, traceparent, report) as request:
+            actions = request.core.begin()
+            while (end := request.perform(actions)) is None:
+                actions = request.observe(await _anext(inbox, request.wake_in()))
+        return self._settle(request, end)
 
     @property
     def breaker(self) -> BreakerState:
         """How the cloud's circuit breaker is."""
-        return self._parties.gate.state
+        return self._backends.gate.state
 
     def stats(self) -> CoordinatorStats:
         """Return the counts so far."""
-        return self._counters.stats(self._parties.gate, self._parties.worker)
+        return self._counters.stats(self._backends.gate, self._backends.worker)
 
     def close(self) -> None:
         """Stop the device's worker; what is under way on it is waited for up to a second."""
         self._closed = True
-        if self._parties.worker:
-            self._parties.worker.close()
+        if self._backends.worker:
+            self._backends.worker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -149,33 +149,33 @@ class InferenceCoordinator:
     ) -> None:
         self.close()
 
-    def _settle(self, question: Question, end: Finish | Fail) -> Answer:
+    def _settle(self, request: ActiveRequest, end: Finish | Fail) -> Answer:
         """Return the answer, or raise the error with the story of its attempts."""
-        self._counters.ended(question.core, end)
+        self._counters.ended(request.core, end)
         if isinstance(end, Finish):
             return end.answer
         raise _error(end)
 
     @contextmanager
-    def _question(
+    def _request(
         self,
         image: Image,
         image_id: str,
         traceparent: str,
-        inbox: Callable[[Happened], None],
-    ) -> Iterator[Question]:
+        inbox: Callable[[TimedEvent], None],
+    ) -> Iterator[ActiveRequest]:
         if self._closed:
             raise CoordinatorClosedError
-        worker = self._parties.worker
+        worker = self._backends.worker
         slow_after = None
         if worker is not None and self._policy.mode is Mode.HEDGED:
             slow_after = worker.run_times.p95()
         core = Coordination(self._policy, worker is not None, time.monotonic(), slow_after)
-        question = Question(core, self._parties, image, image_id, traceparent, inbox)
+        request = ActiveRequest(core, self._backends, image, image_id, traceparent, inbox)
         try:
-            yield question
+            yield request
         finally:
-            question.drop()
+            request.drop()
             self._counters.retried(core.retries)
 
 
@@ -202,19 +202,19 @@ def _cloud_labels(
     return made
 
 
-def _next(inbox: "queue.SimpleQueue[Happened]", patience: float) -> Happened:
+def _next(inbox: "queue.SimpleQueue[TimedEvent]", wake_in: float) -> TimedEvent:
     try:
-        return inbox.get(timeout=patience)
+        return inbox.get(timeout=wake_in)
     except queue.Empty:
-        return Happened(time.monotonic(), Woke())
+        return TimedEvent(time.monotonic(), Woke())
 
 
-async def _anext(inbox: "asyncio.Queue[Happened]", patience: float) -> Happened:
+async def _anext(inbox: "asyncio.Queue[TimedEvent]", wake_in: float) -> TimedEvent:
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(wake_in):
             return await inbox.get()
     except TimeoutError:
-        return Happened(time.monotonic(), Woke())
+        return TimedEvent(time.monotonic(), Woke())
 
 
 def _error(end: Fail) -> EdgeError:

@@ -39,10 +39,10 @@ NO_TIME_LEFT = "NO_TIME_LEFT"
 
 
 class Tries:
-    """The tries of one question. Pure: the time comes in.
+    """The tries of one request. Pure: the time comes in.
 
     Args:
-        started: when the question came.
+        started: when the request came.
     """
 
     def __init__(self, started: float) -> None:
@@ -89,7 +89,7 @@ def _reason(error: Exception | None) -> str:
 
 @dataclass(slots=True)
 class Coordination:
-    """One question from its start to its end.
+    """One request from its start to its end.
 
     Attributes:
         policy: how it is settled.
@@ -135,7 +135,7 @@ class Coordination:
 
     @property
     def cloud_verdict(self) -> SightlineError | bool | None:
-        """What the question says of the cloud: it answered; its latest error; None: nothing."""
+        """What the request says of the cloud: it answered; its latest error; None: nothing."""
         if self._has_cloud_answered:
             return True
         return None if self._tries.under_way(Source.CLOUD) else self._cloud_error
@@ -297,7 +297,7 @@ class Coordination:
         return [Fail(error, self._tries.ended, Source.CLOUD, self._device_error)]
 
     def _leave_cloud(self, now: float) -> list[Action]:
-        """Drop what is under way there, because the question is settled."""
+        """Drop what is under way there, because the request is settled."""
         self._retry_at = None
         if not self._tries.under_way(Source.CLOUD):
             return []

@@ -1,4 +1,4 @@
-"""What a coordinator's questions came to, beside who answered them."""
+"""What a coordinator's requests came to, beside who answered them."""
 
 import threading
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ class CoordinatorStats:
     """What a coordinator has done so far, and how it is."""
 
     retries: int
-    """Tries at the cloud after a question's first."""
+    """Tries at the cloud after a request's first."""
     hedges: int
-    """Questions that the cloud was asked because the device was later than it mostly is."""
+    """Requests that the cloud was asked because the device was later than it mostly is."""
     hedges_won: int
     """Of them, those that the cloud answered first."""
     cascaded: int
-    """Questions of whose answer the device was unsure."""
+    """Requests of whose answer the device was unsure."""
     cascade_kept: int
     """Of them, those for which the cloud did not answer, and the device's answer was kept."""
     breaker: BreakerState
@@ -48,7 +48,7 @@ class Counters:
         self._cascade_kept = 0
 
     def ended(self, core: Coordination, end: Finish | Fail) -> None:
-        """Count a question that was answered or failed."""
+        """Count a request that was answered or failed."""
         attempts = end.answer.attempts if isinstance(end, Finish) else end.attempts
         asked = any(attempt.source is Source.CLOUD for attempt in attempts)
         by_cloud = isinstance(end, Finish) and end.answer.source is Source.CLOUD
@@ -63,7 +63,7 @@ class Counters:
             self._cascade_kept += unsure and not by_cloud
 
     def retried(self, count: int) -> None:
-        """Count a question's retries, however it ended."""
+        """Count a request's retries, however it ended."""
         if count:
             with self._lock:
                 self._retries += count

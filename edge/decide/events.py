@@ -1,4 +1,4 @@
-"""What happens to a question, and what is done about it: the words of the core and its shell."""
+"""What happens to a request, and what is done about it: the words of the core and its shell."""
 
 from dataclasses import dataclass
 

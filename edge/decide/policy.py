@@ -1,4 +1,4 @@
-"""How questions are settled: who may answer, how long it may take, when the cloud is left alone."""
+"""How requests are settled: who may answer, how long it may take, when the cloud is left alone."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ class Cascade:
 
 @dataclass(frozen=True)
 class Policy:
-    """How a question is settled.
+    """How a request is settled.
 
     Attributes:
         mode: who may answer.
@@ -79,9 +79,9 @@ class Policy:
         backoff: seconds to wait before retry 1, 2, ...; drawn anew at each call. A server's own
             `retry_after` is added to it.
         cascade: when the device is unsure, in mode `cascade`.
-        breaker_failures: questions in a row that the cloud fails, with errors of the network, the
+        breaker_failures: requests in a row that the cloud fails, with errors of the network, the
             server or by being late, until it is left alone, >= 1.
-        breaker_seconds: how long it is left alone before one question tries again, > 0.
+        breaker_seconds: how long it is left alone before one request tries again, > 0.
         retry_tokens: as gRPC's retry throttling (proposal A6): each failed try takes one of so
             many tokens, and while half or less are left nothing is retried, >= 1.
         retry_token_ratio: what an answer gives back of a token, > 0 and at most 1.

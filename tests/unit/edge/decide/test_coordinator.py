@@ -570,7 +570,7 @@ def test_a_model_that_hangs_fails_the_next_pictures_at_once_until_it_returns(
     with asked:
         with pytest.raises(DeviceError, match="DEVICE_TIMEOUT"):
             ask(asked, b"first")
-        while not asked.stats().device_hangs:  # the model began a moment after the question
+        while not asked.stats().device_hangs:  # the model began a moment after the request
             time.sleep(0.005)
         began = time.monotonic()
         with pytest.raises(DeviceError, match="DEVICE_HUNG"):
@@ -656,8 +656,8 @@ def test_without_tokens_a_dead_server_is_not_hammered() -> None:
                 with pytest.raises(CloudError):
                     asked.ask(b"picture")
             stats = asked.stats()
-    # Five failures use up half the tokens, of which four may be tried again; then one a question
-    # until the breaker has seen five questions fail.
+    # Five failures use up half the tokens, of which four may be tried again; then one a request
+    # until the breaker has seen five requests fail.
     assert len(fake.seen) <= 5 + 5
     assert stats.retries <= 5
     assert stats.breaker is BreakerState.OPEN
@@ -667,8 +667,8 @@ def test_without_tokens_a_dead_server_is_not_hammered() -> None:
 def test_an_open_breaker_leaves_the_device_its_word(mode: Mode) -> None:
     chosen = policy(mode, timeout=0.5, reserve=0.1, breaker_failures=1, breaker_seconds=60)
     with coordinator(Scripted(lambda: UNSURE), NOBODY, chosen) as asked:
-        broken = asked._parties.gate.ask()
-        asked._parties.gate.settle(broken, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
+        broken = asked._backends.gate.ask()
+        asked._backends.gate.settle(broken, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
         answer = asked.ask(b"picture")
     assert answer.source is Source.DEVICE
     assert answer.cloud_error == ("CIRCUIT_OPEN" if mode is Mode.CASCADE else "")
@@ -790,8 +790,8 @@ def test_a_hedge_that_is_refused_is_none(ask: Any) -> None:
     with coordinator(detector, NOBODY, chosen) as asked:
         for _ in range(20):
             ask(asked, b"picture")
-        leave = asked._parties.gate.ask()
-        asked._parties.gate.settle(leave, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
+        leave = asked._backends.gate.ask()
+        asked._backends.gate.settle(leave, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
 
         def late() -> DetectorResult:
             time.sleep(0.2)
@@ -831,7 +831,7 @@ def test_pictures_that_wait_when_it_closes_are_told_and_not_looked_at(hanging: H
         time.sleep(0.005)
     second = threading.Thread(target=ask)
     second.start()
-    worker = asked._parties.worker
+    worker = asked._backends.worker
     assert worker is not None
     while worker._jobs.empty():
         time.sleep(0.005)
@@ -876,7 +876,7 @@ def test_a_picture_that_is_ready_when_all_is_settled_is_not_sent(
 
         detector.does = late
         assert ask(asked, unanswering).source is Source.DEVICE
-        named = [t for t in threading.enumerate() if t.name == "sightline-question"]
+        named = [t for t in threading.enumerate() if t.name == "sightline-request"]
         unanswering.write_bytes(b"unwanted")
         for preparing in named:
             preparing.join(5)

@@ -560,7 +560,7 @@ def test_a_hedge_needs_the_reserve_too() -> None:
     t.at(6.75, Woke(), DropDevice(), AskCloud(8.0), WakeAt(8.0))
 
 
-# What a question says of the cloud.
+# What a request says of the cloud.
 
 
 def test_the_verdict_on_the_cloud() -> None:

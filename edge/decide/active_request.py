@@ -46,7 +46,7 @@ _SHORTEST = 0.001  # seconds; a call needs a deadline that lies ahead, even if o
 
 
 @dataclass(frozen=True, slots=True)
-class Parties:
+class Backends:
     """Who can be asked, and how the cloud is asked.
 
     Attributes:
@@ -69,20 +69,20 @@ class Parties:
 
 
 @dataclass(frozen=True, slots=True)
-class Happened:
+class TimedEvent:
     """An observation, and when it was made on the monotonic clock."""
 
     at: float
-    what: Observation
+    observation: Observation
 
 
 @dataclass(slots=True)
-class Question:
+class ActiveRequest:
     """One picture, and everything that is under way for it.
 
     Attributes:
         core: what decides.
-        parties: who can be asked.
+        backends: who can be asked.
         image: the picture.
         image_id: its name, for the service; empty: none.
         traceparent: W3C traceparent to pass on; empty: none.
@@ -90,11 +90,11 @@ class Question:
     """
 
     core: Coordination
-    parties: Parties
+    backends: Backends
     image: Image
     image_id: str
     traceparent: str
-    inbox: Callable[["Happened"], None]
+    inbox: Callable[[TimedEvent], None]
     _wake: float = 0.0
     _call: InferCall | None = None
     _leave: Pass | None = None
@@ -104,20 +104,21 @@ class Question:
     """The cloud's answer is not wanted any more."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def patience(self) -> float:
+    def wake_in(self) -> float:
         """Return the seconds, >= 0, after which `Woke` is to be observed."""
         return max(self._wake - time.monotonic(), 0.0)
 
-    def report(self, happened: Observation) -> None:
-        """Take what happens just now, from any thread; return at once."""
-        self.inbox(Happened(time.monotonic(), happened))
+    def report(self, observation: Observation) -> None:
+        """Put an observation into the inbox with the current time; callable from any thread."""
+        self.inbox(TimedEvent(time.monotonic(), observation))
 
-    def observe(self, happened: "Happened") -> list[Action]:
-        """Return what to do after something happened."""
-        what = happened.what
-        if isinstance(what, CloudFailed) and self.core.waits_for_cloud:
-            what = CloudFailed(what.error, may_retry=self.parties.gate.failed(what.error))
-        return self.core.observe(what, happened.at)
+    def observe(self, event: TimedEvent) -> list[Action]:
+        """Return the actions that follow from an event."""
+        observation = event.observation
+        if isinstance(observation, CloudFailed) and self.core.waits_for_cloud:
+            error = observation.error
+            observation = CloudFailed(error, may_retry=self.backends.gate.failed(error))
+        return self.core.observe(observation, event.at)
 
     def perform(self, actions: list[Action]) -> Finish | Fail | None:
         """Carry out actions; return the last one of all, or None: there is more to come."""
@@ -133,7 +134,7 @@ class Question:
                     self._drop_cloud()
                     verdict = self.core.cloud_verdict
                     if isinstance(verdict, SightlineError):  # it was late, which nobody reports
-                        self.parties.gate.failed(verdict)
+                        self.backends.gate.failed(verdict)
                 case WakeAt(at):
                     self._wake = at
                 case Finish() | Fail():
@@ -141,21 +142,21 @@ class Question:
         return None
 
     def drop(self) -> None:
-        """End what is still under way, and say what this question has shown of the cloud."""
+        """End what is still under way, and say what this request has shown of the cloud."""
         self._drop_device()
         self._drop_cloud()
         if self._leave is not None:
-            self.parties.gate.settle(self._leave, self.core.cloud_verdict)
+            self.backends.gate.settle(self._leave, self.core.cloud_verdict)
 
     def _client(self) -> InferenceClient:
-        if self.parties.client is None:
+        if self.backends.client is None:
             raise AssertionError("the cloud is asked, but there is no client")
-        return self.parties.client
+        return self.backends.client
 
     def _ask_device(self) -> None:
-        if self.parties.worker is None:
+        if self.backends.worker is None:
             raise AssertionError("the device is asked, but there is no detector")
-        self._device = self.parties.worker.submit(self.image)
+        self._device = self.backends.worker.submit(self.image)
         self._device.add_done_callback(self._device_done)
 
     def _device_done(self, future: "Future[DetectorResult]") -> None:
@@ -167,20 +168,20 @@ class Question:
             self._send(self._call, ends)
             return
         try:
-            self._leave = self.parties.gate.ask()
+            self._leave = self.backends.gate.ask()
         except SightlineError as error:
             self.report(CloudRefused(error))
             return
         # A file may take its time to be read, or for ever, and pixels to be encoded; meanwhile the
         # device may answer, and the budget end.
-        name = "sightline-question"
+        name = "sightline-request"
         threading.Thread(target=self._prepare, args=(ends,), name=name, daemon=True).start()
 
     def _prepare(self, ends: float) -> None:
-        """Make the question to the cloud ready, once for all tries, and send it."""
+        """Make the request to the cloud ready, once for all tries, and send it."""
         try:
-            if self.parties.labels is not None:
-                self.parties.labels.check_model((ends - time.monotonic()) / 2)
+            if self.backends.labels is not None:
+                self.backends.labels.check_model((ends - time.monotonic()) / 2)
         except SightlineError as error:
             self.report(CloudRefused(error))
             return
@@ -188,8 +189,8 @@ class Question:
             self._call = self._client().prepare(
                 [self.image],
                 image_ids=[self.image_id],
-                model=self.parties.model,
-                parameters=self.parties.parameters,
+                model=self.backends.model,
+                parameters=self.backends.parameters,
                 traceparent=self.traceparent,
             )
             self._send(self._call, ends)
@@ -209,7 +210,7 @@ class Question:
             except SightlineError as error:
                 self.report(CloudFailed(error))
                 return
-        pending.add_done_callback(lambda: self.report(_cloud_observation(pending, self.parties)))
+        pending.add_done_callback(lambda: self.report(_cloud_observation(pending, self.backends)))
 
     def _drop_device(self) -> None:
         if self._device is not None:
@@ -231,12 +232,12 @@ def _unsendable(error: Exception) -> SightlineError:
     return wrapped
 
 
-def _cloud_observation(pending: PendingAnswer, parties: Parties) -> CloudAnswered | CloudFailed:
+def _cloud_observation(pending: PendingAnswer, backends: Backends) -> CloudAnswered | CloudFailed:
     try:
         answer = pending.result()
-        result = rename(_cloud_result(answer), parties.renamed)
-        if parties.labels is not None:
-            parties.labels.check_answer(result)
+        result = rename(_cloud_result(answer), backends.renamed)
+        if backends.labels is not None:
+            backends.labels.check_answer(result)
     except SightlineError as error:
         return CloudFailed(error)
     return CloudAnswered(result, answer.idempotent_replayed, answer.bytes_sent, answer.bytes_saved)
