@@ -16,7 +16,7 @@ from edge.cloud.call import InferCall
 from edge.cloud.client import InferenceClient
 from edge.cloud.pending import PendingAnswer
 from edge.cloud.types import ImageAnswer, InferAnswer, InferParameters, ModelHint
-from edge.decide.cloud_health import CloudGate, Pass
+from edge.decide.cloud_health import CloudGate, Permit
 from edge.decide.cloud_labels import CloudLabels
 from edge.decide.core import Coordination
 from edge.decide.device_worker import DeviceWorker
@@ -97,7 +97,7 @@ class ActiveRequest:
     inbox: Callable[[TimedEvent], None]
     _wake: float = 0.0
     _call: InferCall | None = None
-    _leave: Pass | None = None
+    _permit: Permit | None = None
     _device: "Future[DetectorResult] | None" = None
     _cloud: PendingAnswer | None = None
     _dropped: bool = False
@@ -145,8 +145,8 @@ class ActiveRequest:
         """End what is still under way, and say what this request has shown of the cloud."""
         self._drop_device()
         self._drop_cloud()
-        if self._leave is not None:
-            self.backends.gate.settle(self._leave, self.core.cloud_verdict)
+        if self._permit is not None:
+            self.backends.gate.release(self._permit, self.core.cloud_verdict)
 
     def _client(self) -> InferenceClient:
         if self.backends.client is None:
@@ -168,7 +168,7 @@ class ActiveRequest:
             self._send(self._call, ends)
             return
         try:
-            self._leave = self.backends.gate.ask()
+            self._permit = self.backends.gate.acquire()
         except SightlineError as error:
             self.report(CloudRefused(error))
             return

@@ -32,8 +32,8 @@ class BreakerState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """Leave to ask the cloud for one request; given back with `Breaker.settle`."""
+class Permit:
+    """Leave to ask the cloud for one request; given back with `Breaker.release`."""
 
     epoch: int
     probe: bool
@@ -67,38 +67,38 @@ class Breaker:
         """Return the seconds until a request may try; 0 or less: one may, or it is closed."""
         return 0.0 if self._opened_at is None else self._opened_at + self._seconds - now
 
-    def ask(self, now: float) -> Pass | None:
-        """Return leave to ask the cloud; None: it is left alone."""
+    def acquire(self, now: float) -> Permit | None:
+        """Return permit to ask the cloud; None: it is left alone."""
         if self._opened_at is None:
-            return Pass(self._epoch, probe=False)
+            return Permit(self._epoch, probe=False)
         if self._probing or self.opens_in(now) > 0:
             return None
         self._probing = True
-        return Pass(self._epoch, probe=True)
+        return Permit(self._epoch, probe=True)
 
-    def settle(self, leave: Pass, answered: bool | None, now: float) -> None:
+    def release(self, permit: Permit, answered: bool | None, now: float) -> None:
         """Take in what came of a request.
 
         Args:
-            leave: what `ask` gave for it.
+            permit: what `acquire` gave for it.
             answered: whether the cloud answered; None: that says nothing of the cloud, such as a
                 request that was dropped or was wrong.
             now: when it ended.
         """
-        if leave.epoch != self._epoch:
+        if permit.epoch != self._epoch:
             return
-        if leave.probe:
+        if permit.probe:
             self._probing = False
         if answered is None:
             return
         if answered:
             self._failures = 0
-            if leave.probe:
+            if permit.probe:
                 self._opened_at = None
                 self._epoch += 1
             return
         self._failures += 1
-        if leave.probe or self._failures >= self._limit:
+        if permit.probe or self._failures >= self._limit:
             self._opened_at = now
             self._failures = 0
             self._epoch += 1
@@ -141,18 +141,18 @@ class CloudGate:
         self._breaker = Breaker(policy.breaker_failures, policy.breaker_seconds)
         self._tokens = RetryTokens(policy.retry_tokens, policy.retry_token_ratio)
 
-    def ask(self) -> Pass:
-        """Return leave to ask the cloud for one request.
+    def acquire(self) -> Permit:
+        """Return permit to ask the cloud for one request.
 
         Raises:
             SightlineError: UNAVAILABLE, reason `CIRCUIT_OPEN`: it is left alone for now.
         """
         with self._lock:
             now = time.monotonic()
-            leave = self._breaker.ask(now)
+            permit = self._breaker.acquire(now)
             seconds = max(self._breaker.opens_in(now), 0.0)
-        if leave is not None:
-            return leave
+        if permit is not None:
+            return permit
         raise SightlineError(
             grpc.StatusCode.UNAVAILABLE,
             "CIRCUIT_OPEN",
@@ -167,11 +167,11 @@ class CloudGate:
         with self._lock:
             return self._tokens.failed()
 
-    def settle(self, leave: Pass, verdict: SightlineError | bool | None) -> None:
+    def release(self, permit: Permit, verdict: SightlineError | bool | None) -> None:
         """Take in what came of a request.
 
         Args:
-            leave: what `ask` gave for it.
+            permit: what `acquire` gave for it.
             verdict: True: an answer; the error of the last try; None: it was dropped.
         """
         if isinstance(verdict, SightlineError):
@@ -179,7 +179,7 @@ class CloudGate:
         with self._lock:
             if verdict:
                 self._tokens.answered()
-            self._breaker.settle(leave, verdict, time.monotonic())
+            self._breaker.release(permit, verdict, time.monotonic())
 
     @property
     def state(self) -> BreakerState:

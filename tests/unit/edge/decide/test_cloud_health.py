@@ -4,21 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.decide.cloud_health import Breaker, BreakerState, Pass, RetryTokens
+from edge.decide.cloud_health import Breaker, BreakerState, Permit, RetryTokens
 from edge.decide.run_times import RunTimes
 
 
-def leave(breaker: Breaker, now: float) -> Pass:
-    given_leave = breaker.ask(now)
-    assert given_leave is not None
-    return given_leave
+def permit(breaker: Breaker, now: float) -> Permit:
+    acquired = breaker.acquire(now)
+    assert acquired is not None
+    return acquired
 
 
 def opened(at: float = 0.0) -> Breaker:
     """A breaker that opened at a time, to be left alone for 10 s."""
     breaker = Breaker(3, 10.0)
     for _ in range(3):
-        breaker.settle(leave(breaker, at), answered=False, now=at)
+        breaker.release(permit(breaker, at), answered=False, now=at)
     assert breaker.state(at) is BreakerState.OPEN
     return breaker
 
@@ -26,11 +26,11 @@ def opened(at: float = 0.0) -> Breaker:
 def test_it_opens_after_so_many_failures_in_a_row() -> None:
     breaker = Breaker(3, 10.0)
     for answered in (False, False, True, False, False):
-        breaker.settle(leave(breaker, 1.0), answered=answered, now=1.0)
+        breaker.release(permit(breaker, 1.0), answered=answered, now=1.0)
         assert breaker.state(1.0) is BreakerState.CLOSED
-    breaker.settle(leave(breaker, 2.0), answered=False, now=2.0)
+    breaker.release(permit(breaker, 2.0), answered=False, now=2.0)
     assert breaker.state(2.0) is BreakerState.OPEN
-    assert breaker.ask(2.0) is None
+    assert breaker.acquire(2.0) is None
     assert breaker.opens_in(4.0) == 8.0
     assert breaker.opened == 1
 
@@ -38,31 +38,31 @@ def test_it_opens_after_so_many_failures_in_a_row() -> None:
 def test_what_says_nothing_of_the_cloud_counts_neither_way() -> None:
     breaker = Breaker(3, 10.0)
     for answered in (False, False, None, None, False):
-        breaker.settle(leave(breaker, 1.0), answered=answered, now=1.0)
+        breaker.release(permit(breaker, 1.0), answered=answered, now=1.0)
     assert breaker.state(1.0) is BreakerState.OPEN
 
 
 def test_it_half_opens_by_itself_and_lets_one_question_try() -> None:
     breaker = opened()
-    assert breaker.ask(9.999) is None
+    assert breaker.acquire(9.999) is None
     assert breaker.state(10.0) is BreakerState.HALF_OPEN
-    assert leave(breaker, 10.0).probe
-    assert breaker.ask(10.0) is None
-    assert breaker.ask(500.0) is None
+    assert permit(breaker, 10.0).probe
+    assert breaker.acquire(10.0) is None
+    assert breaker.acquire(500.0) is None
 
 
 def test_an_answer_to_that_one_closes_it() -> None:
     breaker = opened()
-    breaker.settle(leave(breaker, 10.0), answered=True, now=10.5)
+    breaker.release(permit(breaker, 10.0), answered=True, now=10.5)
     assert breaker.state(10.5) is BreakerState.CLOSED
     for _ in range(2):  # and the count begins anew
-        breaker.settle(leave(breaker, 11.0), answered=False, now=11.0)
+        breaker.release(permit(breaker, 11.0), answered=False, now=11.0)
     assert breaker.state(11.0) is BreakerState.CLOSED
 
 
 def test_a_failure_of_that_one_opens_it_again_for_the_whole_time() -> None:
     breaker = opened()
-    breaker.settle(leave(breaker, 10.0), answered=False, now=12.0)
+    breaker.release(permit(breaker, 10.0), answered=False, now=12.0)
     assert breaker.state(21.9) is BreakerState.OPEN
     assert breaker.state(22.0) is BreakerState.HALF_OPEN
     assert breaker.opened == 2
@@ -70,18 +70,18 @@ def test_a_failure_of_that_one_opens_it_again_for_the_whole_time() -> None:
 
 def test_a_probe_that_was_dropped_makes_room_for_another() -> None:
     breaker = opened()
-    breaker.settle(leave(breaker, 10.0), answered=None, now=10.1)
-    assert leave(breaker, 10.1).probe
+    breaker.release(permit(breaker, 10.0), answered=None, now=10.1)
+    assert permit(breaker, 10.1).probe
 
 
 def test_late_verdicts_of_before_it_opened_count_no_more() -> None:
     breaker = Breaker(3, 10.0)
-    early = [leave(breaker, 0.0) for _ in range(7)]
+    early = [permit(breaker, 0.0) for _ in range(7)]
     for one in early[:3]:
-        breaker.settle(one, answered=False, now=1.0)
+        breaker.release(one, answered=False, now=1.0)
     for one in early[3:6]:
-        breaker.settle(one, answered=False, now=2.0)
-    breaker.settle(early[6], answered=True, now=3.0)
+        breaker.release(one, answered=False, now=2.0)
+    breaker.release(early[6], answered=True, now=3.0)
     assert breaker.state(10.9) is BreakerState.OPEN
     assert breaker.state(11.0) is BreakerState.HALF_OPEN
     assert breaker.opened == 1
@@ -96,24 +96,24 @@ def test_late_verdicts_of_before_it_opened_count_no_more() -> None:
 def test_whatever_happens_at_most_one_probe_is_out_and_open_means_no_question(
     steps: list[tuple[float, bool, bool | None]],
 ) -> None:
-    breaker, now, out = Breaker(2, 3.0), 0.0, list[Pass]()
+    breaker, now, out = Breaker(2, 3.0), 0.0, list[Permit]()
     for passes, asks, verdict in steps:
         now += passes
         state = breaker.state(now)
         if asks:
-            if (one := breaker.ask(now)) is not None:
+            if (one := breaker.acquire(now)) is not None:
                 assert state is not BreakerState.OPEN
                 assert one.probe is (state is BreakerState.HALF_OPEN)
                 out.append(one)
             else:
                 assert state is not BreakerState.CLOSED
         elif out:
-            breaker.settle(out.pop(0), verdict, now)
+            breaker.release(out.pop(0), verdict, now)
         probes = [one for one in out if one.probe]
         assert len(probes) <= 1
         if breaker.state(now) is BreakerState.HALF_OPEN and not probes:
-            probe = leave(breaker, now)  # never stuck
-            breaker.settle(probe, answered=None, now=now)
+            probe = permit(breaker, now)  # never stuck
+            breaker.release(probe, answered=None, now=now)
 
 
 def test_retries_stop_when_half_the_tokens_are_gone() -> None:

@@ -667,8 +667,8 @@ def test_without_tokens_a_dead_server_is_not_hammered() -> None:
 def test_an_open_breaker_leaves_the_device_its_word(mode: Mode) -> None:
     chosen = policy(mode, timeout=0.5, reserve=0.1, breaker_failures=1, breaker_seconds=60)
     with coordinator(Scripted(lambda: UNSURE), NOBODY, chosen) as asked:
-        broken = asked._backends.gate.ask()
-        asked._backends.gate.settle(broken, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
+        broken = asked._backends.gate.acquire()
+        asked._backends.gate.release(broken, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
         answer = asked.ask(b"picture")
     assert answer.source is Source.DEVICE
     assert answer.cloud_error == ("CIRCUIT_OPEN" if mode is Mode.CASCADE else "")
@@ -790,8 +790,8 @@ def test_a_hedge_that_is_refused_is_none(ask: Any) -> None:
     with coordinator(detector, NOBODY, chosen) as asked:
         for _ in range(20):
             ask(asked, b"picture")
-        leave = asked._backends.gate.ask()
-        asked._backends.gate.settle(leave, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
+        permit = asked._backends.gate.acquire()
+        asked._backends.gate.release(permit, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
 
         def late() -> DetectorResult:
             time.sleep(0.2)
