@@ -27,7 +27,7 @@ class InferCall:
         bytes_sent: bytes of pictures that were handed to the connection so far.
     """
 
-    question: inference_service_pb2.InferRequest
+    request: inference_service_pb2.InferRequest
     images: tuple[bytes, ...]
     metadata: tuple[tuple[str, str], ...]
     scales: Mapping[int, Scale] = field(default_factory=dict)
@@ -41,9 +41,9 @@ class InferCall:
     @property
     def model(self) -> ModelHint:
         """Which model is asked."""
-        return ModelHint(self.question.model.name, self.question.model.version)
+        return ModelHint(self.request.model.name, self.request.model.version)
 
-    def to_upload(self, above: int) -> int | None:
+    def next_upload(self, above: int) -> int | None:
         """Return the index of a picture that is to be uploaded first; None: there is none.
 
         Args:
@@ -64,7 +64,7 @@ class InferCall:
     def upload(self, index: int) -> Iterator[inference_service_pb2.UploadImageRequest]:
         """Yield the messages that upload a picture, counting what leaves."""
         data = self.images[index]
-        sha256 = self.question.images[index].sha256
+        sha256 = self.request.images[index].sha256
         header = inference_service_pb2.UploadHeader(sha256=sha256, size_bytes=len(data))
         yield inference_service_pb2.UploadImageRequest(header=header)
         for begin in range(0, len(data), _CHUNK):
@@ -87,15 +87,15 @@ class InferCall:
                     del self._references[index]
                     self._losses[index] = self._losses.get(index, 0) + 1
 
-    def no_more_uploads(self) -> None:
+    def stop_uploads(self) -> None:
         """Take note that what is not uploaded yet is to go with the question."""
         with self._lock:
             self._uploads = False
 
-    def to_send(self) -> tuple[inference_service_pb2.InferRequest, Mapping[int, str]]:
+    def request_to_send(self) -> tuple[inference_service_pb2.InferRequest, Mapping[int, str]]:
         """Return the question, and the references in it by the index of the picture."""
         request = inference_service_pb2.InferRequest()
-        request.CopyFrom(self.question)
+        request.CopyFrom(self.request)
         with self._lock:
             references = dict(self._references)
             self.bytes_sent += sum(

@@ -15,10 +15,10 @@ from sightline.inference.v1 import inference_service_pb2, inference_service_pb2_
 
 from edge.channel import Endpoint
 from edge.cloud.call import InferCall
-from edge.cloud.line import Line, closed
 from edge.cloud.messages import check_timeout, parse_models, prepare
 from edge.cloud.pending import PendingAnswer
 from edge.cloud.sizes import ModelSizes
+from edge.cloud.transport import InferenceTransport, closed
 from edge.cloud.types import (
     UPLOAD_ABOVE_BYTES,
     InferAnswer,
@@ -83,7 +83,7 @@ class InferenceClient:
         self._array_format = array_format
         self._channel = self._endpoint.channel(_OPTIONS)
         self._stub = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
-        self._line = Line(self._endpoint, self._stub, upload_above_bytes)
+        self._transport = InferenceTransport(self._endpoint, self._stub, upload_above_bytes)
         self._sizes = ModelSizes(self.list_models) if downscale else None
 
     def infer(
@@ -170,7 +170,7 @@ class InferenceClient:
                 FAILED_PRECONDITION: the client is closed.
         """
         seconds = self._timeout if timeout is None else check_timeout(timeout)
-        pending = PendingAnswer(call, self._line, seconds)
+        pending = PendingAnswer(call, self._transport, seconds)
         if self._sizes is not None:
             sizes = self._sizes
             pending.add_done_callback(lambda: _note_model(sizes, call.model, pending))
@@ -214,8 +214,8 @@ class InferenceClient:
         self.close()
 
 
-def _note_model(sizes: ModelSizes, asked: ModelHint, pending: PendingAnswer) -> None:
+def _note_model(sizes: ModelSizes, hint: ModelHint, pending: PendingAnswer) -> None:
     with suppress(SightlineError):
         answer = pending.result()
         if not answer.idempotent_replayed:  # that may be what an earlier model said
-            sizes.answered(asked, ModelHint(answer.model_name, answer.model_version))
+            sizes.answered(hint, ModelHint(answer.model_name, answer.model_version))

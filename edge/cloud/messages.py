@@ -65,7 +65,7 @@ def prepare(
     """
     _check_images(images, image_ids)
     metadata = tuple(_metadata(idempotency_key, traceparent))
-    question = inference_service_pb2.InferRequest(
+    request = inference_service_pb2.InferRequest(
         model=_model(model) if model else None,
         parameters=_parameters(parameters) if parameters else None,
     )
@@ -75,12 +75,12 @@ def prepare(
     names = image_ids or [""] * len(images)
     for index, (image, name) in enumerate(zip(images, names, strict=True)):
         data, scale, less = _to_send(image, array_format, input_size, f"images[{index}]")
-        question.images.add(image_id=name, sha256=hashlib.sha256(data).digest())
+        request.images.add(image_id=name, sha256=hashlib.sha256(data).digest())
         files.append(data)
         saved += less
         if scale is not None:
             scales[index] = scale
-    return InferCall(question, tuple(files), metadata, scales, saved)
+    return InferCall(request, tuple(files), metadata, scales, saved)
 
 
 def check_timeout(timeout: float) -> float:

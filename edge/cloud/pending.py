@@ -12,13 +12,13 @@ import grpc
 from sightline.inference.v1 import inference_service_pb2
 
 from edge.cloud.call import InferCall
-from edge.cloud.line import Line
 from edge.cloud.messages import parse_answer
+from edge.cloud.transport import InferenceTransport
 from edge.cloud.types import InferAnswer
 from servicekit.errors import FieldViolation, SightlineError, from_rpc_error, without_frames
 
-_Answered: TypeAlias = inference_service_pb2.InferResponse
-_Uploaded: TypeAlias = inference_service_pb2.UploadImageResponse
+_InferResponse: TypeAlias = inference_service_pb2.InferResponse
+_UploadResponse: TypeAlias = inference_service_pb2.UploadImageResponse
 T = TypeVar("T")
 _LOST = {"REFERENCE_UNKNOWN", "REFERENCE_EXPIRED", "REFERENCE_GONE"}
 _REFERENCE_FIELD = re.compile(r"images\[(\d+)\]\.reference")
@@ -29,7 +29,7 @@ class PendingAnswer:
 
     Args:
         call: the question.
-        line: the way to the service.
+        transport: the way to the service.
         timeout: seconds until it ends, uploads and all.
 
     Raises:
@@ -37,16 +37,16 @@ class PendingAnswer:
             credential to send.
     """
 
-    def __init__(self, call: InferCall, line: Line, timeout: float) -> None:
+    def __init__(self, call: InferCall, transport: InferenceTransport, timeout: float) -> None:
         self._call = call
-        self._line = line
+        self._transport = transport
         self._ends = time.monotonic() + timeout
         self._timeout = timeout
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self._done = threading.Event()
         self._cancelled = False
-        self._under_way: grpc.Future[_Answered] | grpc.Future[_Uploaded] | None = None
+        self._active: grpc.Future[_InferResponse] | grpc.Future[_UploadResponse] | None = None
         self._answer: InferAnswer | None = None
         self._error: SightlineError | None = None
         self._start()
@@ -77,9 +77,9 @@ class PendingAnswer:
         """End the call if it has not ended."""
         with self._lock:
             self._cancelled = True
-            under_way = self._under_way
-        if under_way is not None:
-            under_way.cancel()
+            active = self._active
+        if active is not None:
+            active.cancel()
 
     def _start(self) -> None:
         """Start the next call. Raises SightlineError: it cannot be started."""
@@ -90,33 +90,37 @@ class PendingAnswer:
                 "DEADLINE_EXCEEDED",
                 f"no answer within {self._timeout:.3f} s",
             )
-        index = self._line.next_upload(self._call)
+        index = self._transport.next_upload(self._call)
         if index is None:
-            asked, references = self._line.infer(self._call, left)
-            self._follow(asked)
-            asked.add_done_callback(
-                lambda ended: self._go_on(functools.partial(self._asked, references, ended))
+            future, references = self._transport.infer(self._call, left)
+            self._set_active(future)
+            future.add_done_callback(
+                lambda ended: self._continue(
+                    functools.partial(self._handle_response, references, ended)
+                )
             )
         else:
-            upload = self._line.upload(self._call, index, left)
-            self._follow(upload)
+            upload = self._transport.upload(self._call, index, left)
+            self._set_active(upload)
             upload.add_done_callback(
-                lambda ended: self._go_on(functools.partial(self._uploaded, index, ended))
+                lambda ended: self._continue(functools.partial(self._handle_upload, index, ended))
             )
 
-    def _follow(self, future: "grpc.Future[_Answered] | grpc.Future[_Uploaded]") -> None:
+    def _set_active(
+        self, future: "grpc.Future[_InferResponse] | grpc.Future[_UploadResponse]"
+    ) -> None:
         with self._lock:
-            self._under_way = future
+            self._active = future
             cancelled = self._cancelled
         if cancelled:
             future.cancel()
 
-    def _go_on(self, hear: Callable[[], InferAnswer | None]) -> None:
+    def _continue(self, handle: Callable[[], InferAnswer | None]) -> None:
         """Hear the end of a call; end with the answer or an error, or start the next call."""
         answer: InferAnswer | None = None
         error: SightlineError | None = None
         try:
-            answer = hear()
+            answer = handle()
             if answer is None:
                 self._start()
                 return
@@ -128,8 +132,8 @@ class PendingAnswer:
             )
         self._end(answer, error)
 
-    def _asked(
-        self, references: Mapping[int, str], ended: "grpc.Future[_Answered]"
+    def _handle_response(
+        self, references: Mapping[int, str], ended: "grpc.Future[_InferResponse]"
     ) -> InferAnswer | None:
         """The answer; None: pictures that were referred to are lost. Raises SightlineError."""
         try:
@@ -139,7 +143,7 @@ class PendingAnswer:
             if not lost:
                 raise
             if error.reason not in _LOST:
-                self._call.no_more_uploads()
+                self._call.stop_uploads()
         else:
             lost = _lost_in_response(response, references)
             if not lost:
@@ -148,21 +152,21 @@ class PendingAnswer:
         self._call.lost(lost)
         return None
 
-    def _uploaded(self, index: int, ended: "grpc.Future[_Uploaded]") -> None:
+    def _handle_upload(self, index: int, ended: "grpc.Future[_UploadResponse]") -> None:
         """Raise SightlineError: the picture cannot be delivered."""
         try:
             self._call.uploaded(index, _response(ended).image.reference)
         except SightlineError as error:
-            if not self._line.goes_without(error):
-                raise _of_picture(index, error) from error
-            self._call.no_more_uploads()
+            if not self._transport.refuses_uploads(error):
+                raise _for_image(index, error) from error
+            self._call.stop_uploads()
 
     def _end(self, answer: InferAnswer | None, error: SightlineError | None) -> None:
         with self._lock:
             if self._done.is_set():
                 return
             self._answer, self._error = answer, error
-            self._under_way = None
+            self._active = None
             self._done.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
@@ -184,13 +188,13 @@ def _lost_in_error(error: SightlineError, sent: Mapping[int, str]) -> Mapping[in
     return {index: reference for index, reference in sent.items() if index in named}
 
 
-def _lost_in_response(response: _Answered, sent: Mapping[int, str]) -> Mapping[int, str]:
+def _lost_in_response(response: _InferResponse, sent: Mapping[int, str]) -> Mapping[int, str]:
     """The references, by index, of pictures that alone were not answered for their sake."""
     errors = {index: result.error.reason for index, result in enumerate(response.results)}
     return {index: ref for index, ref in sent.items() if errors.get(index) in _LOST}
 
 
-def _of_picture(index: int, error: SightlineError) -> SightlineError:
+def _for_image(index: int, error: SightlineError) -> SightlineError:
     """The error with the picture's name in place of an upload's fields, which no caller knows."""
     picture = f"images[{index}]"
     named = copy.copy(error)

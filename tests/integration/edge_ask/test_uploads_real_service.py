@@ -122,7 +122,7 @@ def test_one_picture_that_the_service_has_lost_is_uploaded_again(
         call = client.prepare([RED, GREEN])
         first = client.send(call).result()
         old.stop(signal.SIGKILL)
-    (store / call.question.images[1].sha256.hex()).unlink()
+    (store / call.request.images[1].sha256.hex()).unlink()
     with client, started(tmp_path, *flags(repository), *more, "--listen", old.address):
         second = _sent_when_it_is_back(client, call)
         stored = [path for path in store.iterdir() if len(path.name) == SHA256_HEX]

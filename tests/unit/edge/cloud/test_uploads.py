@@ -18,9 +18,9 @@ from edge.channel import Endpoint
 from edge.cloud.aio_client import AsyncInferenceClient
 from edge.cloud.call import InferCall
 from edge.cloud.client import InferenceClient
-from edge.cloud.line import Line
 from edge.cloud.messages import prepare
 from edge.cloud.pending import PendingAnswer
+from edge.cloud.transport import InferenceTransport
 from edge.decide.coordinator import InferenceCoordinator
 from edge.decide.policy import Mode, Policy
 from servicekit.errors import FieldViolation, SightlineError, from_rpc_error, invalid, to_status
@@ -201,13 +201,13 @@ def test_a_key_that_seems_reused_is_asked_again_with_the_picture_itself() -> Non
 def test_one_loss_that_two_tries_have_seen_is_one_loss() -> None:
     call = prepare([LARGE])
     for loss in ("first", "second"):
-        assert call.to_upload(1000) == 0
+        assert call.next_upload(1000) == 0
         call.uploaded(0, loss)
-        assert call.to_upload(1000) is None
+        assert call.next_upload(1000) is None
         for _ in range(2):
             call.lost({0: loss})
-    assert call.to_upload(1000) is None
-    request, references = call.to_send()
+    assert call.next_upload(1000) is None
+    request, references = call.request_to_send()
     assert (request.images[0].data, references) == (LARGE, {})
 
 
@@ -272,14 +272,14 @@ def test_uploads_are_tried_again_after_a_while(error: SightlineError, seconds: f
     endpoint = Endpoint("127.0.0.1:1")
     with endpoint.channel() as channel:
         stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
-        line = Line(endpoint, stub, 1000, lambda: now)
-        assert line.next_upload(prepare([LARGE])) == 0
-        assert line.goes_without(error)
+        transport = InferenceTransport(endpoint, stub, 1000, lambda: now)
+        assert transport.next_upload(prepare([LARGE])) == 0
+        assert transport.refuses_uploads(error)
         if seconds:
             now = 5.0 + seconds - 0.001
-            assert line.next_upload(prepare([LARGE])) is None
+            assert transport.next_upload(prepare([LARGE])) is None
         now = 5.0 + seconds
-        assert line.next_upload(prepare([LARGE])) == 0
+        assert transport.next_upload(prepare([LARGE])) == 0
 
 
 @pytest.mark.parametrize("code", ["UNAUTHENTICATED", "INVALID_ARGUMENT", "UNAVAILABLE"])
@@ -345,7 +345,7 @@ def test_cancelling_ends_an_upload() -> None:
 
 
 def test_cancelling_between_upload_and_question_ends_the_question() -> None:
-    class Cancelling(Line):
+    class Cancelling(InferenceTransport):
         def infer(self, call: InferCall, timeout: float) -> Any:
             assert fake.uploads == [LARGE]
             cancel.result(5)()

@@ -15,7 +15,7 @@ _LONGEST_WITHOUT = 600.0
 _NO_ROOM = {"UPLOAD_QUOTA_EXCEEDED", "UPLOAD_STORE_FULL", "UPLOAD_STORE_UNAVAILABLE"}
 
 
-class Line:
+class InferenceTransport:
     """The way to one service, and what is known of its uploads; safe in threads.
 
     Args:
@@ -36,17 +36,17 @@ class Line:
         self._stub = stub
         self._upload_above = upload_above
         self._clock = clock
-        self._without_until: float | None = None
+        self._no_uploads_until: float | None = None
 
     def next_upload(self, call: InferCall) -> int | None:
         """Return the index of the picture to upload next; None: the question can be asked."""
         if self._upload_above is None:
             return None
-        if self._without_until is not None and self._clock() < self._without_until:
+        if self._no_uploads_until is not None and self._clock() < self._no_uploads_until:
             return None
-        return call.to_upload(self._upload_above)
+        return call.next_upload(self._upload_above)
 
-    def goes_without(self, error: SightlineError) -> bool:
+    def refuses_uploads(self, error: SightlineError) -> bool:
         """Return whether the service takes no uploads now, but may well take the picture itself.
 
         A service that has no such call, or says when to come back, is left alone with uploads for
@@ -58,7 +58,7 @@ class Line:
             seconds = min(error.retry_after or 0.0, _LONGEST_WITHOUT)
         else:
             return False
-        self._without_until = self._clock() + seconds
+        self._no_uploads_until = self._clock() + seconds
         return True
 
     def upload(
@@ -87,12 +87,12 @@ class Line:
             SightlineError: as `upload`.
         """
         metadata = (*self._endpoint.metadata, *call.metadata)
-        request, references = call.to_send()
+        request, references = call.request_to_send()
         try:
-            asked = self._stub.Infer.future(request, timeout=timeout, metadata=metadata)
+            future = self._stub.Infer.future(request, timeout=timeout, metadata=metadata)
         except ValueError as error:
             raise closed() from error
-        return asked, references
+        return future, references
 
 
 def closed() -> SightlineError:
