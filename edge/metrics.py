@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from edge.decide.answer import Answer
-from edge.sources.counts import Fate, SourceState
+from edge.sources.counts import FrameOutcome, SourceState
 from edge.tally import NodeStats
 from servicekit.telemetry.histograms import Histograms
 from servicekit.telemetry.metrics_server import MetricsServer
@@ -146,8 +146,8 @@ def _sources(stats: NodeStats) -> Iterator[Metric]:
     reconnects = _counter("source_reconnects", "How often a source was lost", "source")
     state = _gauge("source_state", "1 for the state that a source is in", "source", "state")
     for name, source in stats.sources.items():
-        for fate in Fate:
-            frames.add_metric((name, fate), getattr(source, fate))
+        for outcome in FrameOutcome:
+            frames.add_metric((name, outcome), getattr(source, outcome))
         waiting.add_metric((name,), source.waiting)
         reconnects.add_metric((name,), source.reconnects)
         for one in SourceState:

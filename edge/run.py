@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edge.decide.answer import Answer
 from edge.records import Source
-from edge.sources.counts import Fate, SourceCounts
+from edge.sources.counts import FrameOutcome, SourceCounts
 from edge.sources.feed import Feed
 from edge.sources.frame import Frame, FrameSource
 
@@ -122,10 +122,12 @@ class NodeRun(Iterator[Outcome]):
         try:
             answer = self._answer(source.name, frame)
         except BaseException as error:  # noqa: BLE001 - it is the frame's, and goes to who asked for it
-            counts.became(Fate.FAILED)
+            counts.count_outcome(FrameOutcome.FAILED)
             told = error if isinstance(error, Exception) else RuntimeError(repr(error))
             return Outcome(source.name, frame, None, told)
-        counts.became(Fate.BY_DEVICE if answer.source is Source.DEVICE else Fate.BY_CLOUD)
+        counts.count_outcome(
+            FrameOutcome.BY_DEVICE if answer.source is Source.DEVICE else FrameOutcome.BY_CLOUD
+        )
         return Outcome(source.name, frame, answer, None)
 
     def _give(self, outcome: Outcome) -> None:

@@ -1,7 +1,7 @@
 """Where a node's pictures come from: files, folders, videos, cameras."""
 
 from edge.sources.camera import Camera
-from edge.sources.frame import Frame, FrameSource, Watch
+from edge.sources.frame import Frame, FrameSource, SourceMonitor
 from edge.sources.opening import open_source
 from edge.sources.pictures import PictureFiles
 from edge.sources.sampling import Sampling
@@ -13,7 +13,7 @@ __all__ = [
     "FrameSource",
     "PictureFiles",
     "Sampling",
+    "SourceMonitor",
     "VideoFile",
-    "Watch",
     "open_source",
 ]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from edge.backoff import full_jitter
 from edge.sources.capture import Capture
-from edge.sources.frame import Frame, Watch
+from edge.sources.frame import Frame, SourceMonitor
 from edge.sources.sampling import Sampler, Sampling
 
 _SECRET = re.compile(r"(user|login|pass\w*?|pwd|token|key|auth)=[^_&/;?]*", re.IGNORECASE)
@@ -57,33 +57,33 @@ class Camera:
         self._backoff = backoff or full_jitter(first=0.5, most=30.0)
         self._failures = 0
 
-    def frames(self, watch: Watch) -> Iterator[Frame]:
-        """Yield frames until the watch wants no more; ids are the name and the time in UTC."""
+    def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
+        """Yield frames until the monitor wants no more; ids are the name and the time in UTC."""
         sampler = Sampler(self._sampling)
-        while not watch.wait(0):
+        while not monitor.wait(0):
             error = "the camera gives no more frames"
             try:
                 with Capture(self._place, self._timeout) as capture:
-                    yield from self._read(capture, sampler, watch)
+                    yield from self._read(capture, sampler, monitor)
             except OSError as failed:
                 error = str(failed)
-            if not watch.wait(0):
-                watch.lost(error)
+            if not monitor.wait(0):
+                monitor.lost(error)
                 self._failures += 1
-                watch.wait(self._backoff(self._failures))
+                monitor.wait(self._backoff(self._failures))
 
-    def _read(self, capture: Capture, sampler: Sampler, watch: Watch) -> Iterator[Frame]:
+    def _read(self, capture: Capture, sampler: Sampler, monitor: SourceMonitor) -> Iterator[Frame]:
         found = False
-        while not watch.wait(0) and capture.grab():
+        while not monitor.wait(0) and capture.grab():
             now = time.time()
             if not found:
                 found = True
                 self._failures = 0
-                watch.found()
+                monitor.found()
             if sampler.takes(time.monotonic()):
                 yield Frame(capture.pixels(), f"{self.name}@{_utc(now)}", now)
             else:
-                watch.skipped()
+                monitor.skipped()
 
 
 def _utc(seconds: float) -> str:

@@ -20,7 +20,7 @@ class SourceState(StrEnum):
     """It cannot be read (any more)."""
 
 
-class Fate(StrEnum):
+class FrameOutcome(StrEnum):
     """What became of one frame."""
 
     SKIPPED = "skipped"
@@ -63,7 +63,7 @@ class SourceCounts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._fates: Counter[Fate] = Counter()
+        self._outcomes: Counter[FrameOutcome] = Counter()
         self._read = 0
         self._state = SourceState.STARTING
         self._reconnects = 0
@@ -74,12 +74,12 @@ class SourceCounts:
         with self._lock:
             self._read += 1
 
-    def became(self, fate: Fate) -> None:
+    def count_outcome(self, outcome: FrameOutcome) -> None:
         """Count what became of a frame that was read."""
         with self._lock:
-            self._fates[fate] += 1
+            self._outcomes[outcome] += 1
 
-    def is_now(self, state: SourceState, error: str = "") -> None:
+    def set_state(self, state: SourceState, error: str = "") -> None:
         """Take note of how the source is; `error`: why."""
         with self._lock:
             self._reconnects += (self._state, state) == (SourceState.READING, SourceState.LOST)
@@ -89,12 +89,12 @@ class SourceCounts:
     def stats(self) -> SourceStats:
         """Return the counts so far."""
         with self._lock:
-            fates = {fate.value: self._fates[fate] for fate in Fate}
+            outcomes = {outcome.value: self._outcomes[outcome] for outcome in FrameOutcome}
             return SourceStats(
                 state=self._state,
                 read=self._read,
-                waiting=self._read - sum(fates.values()),
+                waiting=self._read - sum(outcomes.values()),
                 reconnects=self._reconnects,
                 last_error=self._last_error,
-                **fates,
+                **outcomes,
             )

@@ -10,14 +10,14 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edge.sources.counts import Fate, SourceCounts, SourceState
+from edge.sources.counts import FrameOutcome, SourceCounts, SourceState
 from edge.sources.frame import Frame, FrameSource
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Line:
+class _SourceQueue:
     """One source, the frames of it that wait, and whether more may come."""
 
     source: FrameSource
@@ -35,16 +35,19 @@ class Feed:
     """
 
     def __init__(self, sources: Mapping[FrameSource, SourceCounts], queue_size: int) -> None:
-        self._lines = [_Line(source, counts) for source, counts in sources.items()]
+        self._queues = [_SourceQueue(source, counts) for source, counts in sources.items()]
         self._queue_size = queue_size
         self._next = 0  # whose turn it is
         self._closed = False
         self._changed = threading.Condition()
         self._readers = [
             threading.Thread(
-                target=self._read, args=(line,), name=f"sightline-{line.source.name}", daemon=True
+                target=self._read,
+                args=(queue,),
+                name=f"sightline-{queue.source.name}",
+                daemon=True,
             )
-            for line in self._lines
+            for queue in self._queues
         ]
         for reader in self._readers:
             reader.start()
@@ -58,11 +61,11 @@ class Feed:
             ready = self._ready()
             if ready is None or self._closed:
                 return None
-            line = self._lines[ready]
-            self._next = (ready + 1) % len(self._lines)
-            frame = line.waiting.popleft()
+            queue = self._queues[ready]
+            self._next = (ready + 1) % len(self._queues)
+            frame = queue.waiting.popleft()
             self._changed.notify_all()
-            return line.source, frame
+            return queue.source, frame
 
     def close(self, timeout: float = 1.0) -> None:
         """Want no more frames; those that wait are counted as dropped.
@@ -73,55 +76,57 @@ class Feed:
         deadline = time.monotonic() + timeout
         with self._changed:
             self._closed = True
-            for line in self._lines:
-                if not line.ended:  # a camera may take its time to notice
-                    line.counts.is_now(SourceState.ENDED)
-                while line.waiting:
-                    line.waiting.popleft()
-                    line.counts.became(Fate.DROPPED)
+            for queue in self._queues:
+                if not queue.ended:  # a camera may take its time to notice
+                    queue.counts.set_state(SourceState.ENDED)
+                while queue.waiting:
+                    queue.waiting.popleft()
+                    queue.counts.count_outcome(FrameOutcome.DROPPED)
             self._changed.notify_all()
         for reader in self._readers:
             reader.join(max(deadline - time.monotonic(), 0.0))
 
     def _ready(self) -> int | None:
-        """The next line that has a frame, beginning with the one whose turn it is."""
-        count = len(self._lines)
+        """The next queue that has a frame, beginning with the one whose turn it is."""
+        count = len(self._queues)
         turns = ((self._next + step) % count for step in range(count))
-        return next((turn for turn in turns if self._lines[turn].waiting), None)
+        return next((index for index in turns if self._queues[index].waiting), None)
 
     def _all_ended(self) -> bool:
-        return all(line.ended for line in self._lines)
+        return all(queue.ended for queue in self._queues)
 
-    def _read(self, line: _Line) -> None:
+    def _read(self, queue: _SourceQueue) -> None:
         """Read one source to its end; the body of its thread."""
         end, error = SourceState.ENDED, ""
         try:
-            for frame in line.source.frames(_Watching(self, line.counts)):
-                line.counts.read()
-                if not self._put(line, frame):
+            for frame in queue.source.frames(_FeedMonitor(self, queue.counts)):
+                queue.counts.read()
+                if not self._put(queue, frame):
                     break
         except BaseException as failed:  # noqa: BLE001 - a source of the user's may raise anything
             if not self._closed:
                 end, error = SourceState.FAILED, str(failed) or type(failed).__name__
-                logger.warning("source %s: cannot be read (any more): %s", line.source.name, error)
+                logger.warning("source %s: cannot be read (any more): %s", queue.source.name, error)
         with self._changed:
-            line.counts.is_now(end, error)
-            line.ended = True
+            queue.counts.set_state(end, error)
+            queue.ended = True
             self._changed.notify_all()
 
-    def _put(self, line: _Line, frame: Frame) -> bool:
+    def _put(self, queue: _SourceQueue, frame: Frame) -> bool:
         """Queue a frame; False: no more are wanted, and this one is dropped."""
         with self._changed:
-            if line.source.live:
-                if len(line.waiting) >= self._queue_size:
-                    line.waiting.popleft()
-                    line.counts.became(Fate.DROPPED)
+            if queue.source.live:
+                if len(queue.waiting) >= self._queue_size:
+                    queue.waiting.popleft()
+                    queue.counts.count_outcome(FrameOutcome.DROPPED)
             else:
-                self._changed.wait_for(lambda: self._closed or len(line.waiting) < self._queue_size)
+                self._changed.wait_for(
+                    lambda: self._closed or len(queue.waiting) < self._queue_size
+                )
             if self._closed:
-                line.counts.became(Fate.DROPPED)
+                queue.counts.count_outcome(FrameOutcome.DROPPED)
                 return False
-            line.waiting.append(frame)
+            queue.waiting.append(frame)
             self._changed.notify_all()
             return True
 
@@ -133,8 +138,8 @@ class Feed:
             return self._changed.wait_for(lambda: self._closed, seconds)
 
 
-class _Watching:
-    """The feed, as one of its sources sees it (`edge.sources.frame.Watch`)."""
+class _FeedMonitor:
+    """The feed, as one of its sources sees it (`edge.sources.frame.SourceMonitor`)."""
 
     def __init__(self, feed: Feed, counts: SourceCounts) -> None:
         self._feed = feed
@@ -145,10 +150,10 @@ class _Watching:
 
     def skipped(self) -> None:
         self._counts.read()
-        self._counts.became(Fate.SKIPPED)
+        self._counts.count_outcome(FrameOutcome.SKIPPED)
 
     def lost(self, error: str) -> None:
-        self._counts.is_now(SourceState.LOST, error)
+        self._counts.set_state(SourceState.LOST, error)
 
     def found(self) -> None:
-        self._counts.is_now(SourceState.READING)
+        self._counts.set_state(SourceState.READING)

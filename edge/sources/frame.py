@@ -22,7 +22,7 @@ class Frame:
     captured_at: float | None = None
 
 
-class Watch(Protocol):
+class SourceMonitor(Protocol):
     """What a source asks of, and tells, whoever reads it. Used from the reader's thread only."""
 
     def wait(self, seconds: float) -> bool:
@@ -52,8 +52,8 @@ class FrameSource(Protocol):
         Frames of a source that is not live all wait to be answered.
         """
 
-    def frames(self, watch: Watch) -> Iterator[Frame]:
-        """Yield frames until there are no more or `watch.wait(0)` says so.
+    def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
+        """Yield frames until there are no more or `monitor.wait(0)` says so.
 
         Raises:
             OSError: the source cannot be read (any more).

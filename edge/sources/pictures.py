@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge.sources.frame import Frame, Watch
+from edge.sources.frame import Frame, SourceMonitor
 from edge.sources.sampling import Sampler, Sampling
 from servicekit.errors import invalid
 
@@ -36,17 +36,17 @@ class PictureFiles:
         self._paths = _found(place)
         self._root = _root(place)
 
-    def frames(self, watch: Watch) -> Iterator[Frame]:
+    def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
         """Yield a frame for each file; its id is its path below the folder or the pattern."""
         sampler = Sampler(self._sampling)
-        watch.found()
+        monitor.found()
         for path in self._paths:
-            if watch.wait(0):
+            if monitor.wait(0):
                 return
             if sampler.takes(0):
                 yield Frame(path, path.relative_to(self._root).as_posix())
             else:
-                watch.skipped()
+                monitor.skipped()
 
 
 def _found(place: Path | str) -> list[Path]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge.sources.capture import Capture
-from edge.sources.frame import Frame, Watch
+from edge.sources.frame import Frame, SourceMonitor
 from edge.sources.sampling import Sampler, Sampling
 from servicekit.errors import invalid
 
@@ -34,7 +34,7 @@ class VideoFile:
         self._path = Path(path)
         self._sampling = sampling or Sampling()
 
-    def frames(self, watch: Watch) -> Iterator[Frame]:
+    def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
         """Yield frames; the id of the first is the file's name and `#000000`.
 
         Raises:
@@ -42,13 +42,13 @@ class VideoFile:
         """
         sampler = Sampler(self._sampling)
         with Capture(self.name) as capture:
-            watch.found()
+            monitor.found()
             index = -1
-            while not watch.wait(0) and capture.grab():
+            while not monitor.wait(0) and capture.grab():
                 index += 1
                 if sampler.takes(capture.seconds):
                     yield Frame(capture.pixels(), f"{self._path.name}#{index:06d}")
                 else:
-                    watch.skipped()
-        if index < 0 and not watch.wait(0):
+                    monitor.skipped()
+        if index < 0 and not monitor.wait(0):
             raise OSError(f"{self.name} has no frame that OpenCV can read")

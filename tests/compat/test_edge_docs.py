@@ -23,7 +23,7 @@ from tests.compat.conftest import ROOT
 from tests.default_ports import moved
 from tests.fakes.cameras import NetworkCamera, RtspCamera, camera
 from tests.integration.cli.terminal import environment
-from tests.unit.edge.sources.watching import save_pictures, save_video
+from tests.unit.edge.sources.monitors import save_pictures, save_video
 
 PAGE = (ROOT / "docs/edge.md").read_text()
 YOLO = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"

@@ -17,7 +17,7 @@ from edge.spool.inspect import details
 from tests.fakes.cameras import NetworkCamera, camera
 from tests.fakes.ingest import FakeIngest
 from tests.integration.cli.terminal import REPOSITORY, SIGHTLINE, environment, sightline
-from tests.unit.edge.sources.watching import save_pictures, save_video
+from tests.unit.edge.sources.monitors import save_pictures, save_video
 
 MODEL = REPOSITORY / "plates/1/model.onnx"
 PARTS = ("skipped", "dropped", "by_device", "by_cloud", "failed", "waiting")

@@ -32,7 +32,7 @@ from edge.log.logger import PredictionLogger
 from edge.node import EdgeNode
 from edge.options import LogOptions
 from edge.run import Outcome
-from edge.sources import Frame, Watch
+from edge.sources import Frame, SourceMonitor
 from examples.demo.relay import CUT, SILENT, SOUND, Relay
 from tests.integration.inference.process import Server as Inference
 from tests.integration.inference.process import started
@@ -73,12 +73,12 @@ class Belt:
     def __init__(self, at: dict[int, Callable[[], None]]) -> None:
         self._at = at
 
-    def frames(self, watch: Watch) -> Iterator[Frame]:
-        watch.found()
+    def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
+        monitor.found()
         began = time.monotonic()
         for number in range(FRAMES):
             due = began + number / FRAMES_PER_SECOND
-            if watch.wait(max(due - time.monotonic(), 0.0)):
+            if monitor.wait(max(due - time.monotonic(), 0.0)):
                 return
             if number in self._at:
                 self._at[number]()

@@ -23,7 +23,7 @@ from tests.faults.disks import filled, limited, small_disk
 from tests.integration.auth.authority import Authority
 from tests.integration.cli.terminal import SIGHTLINE, environment
 from tests.integration.inference.process import Client, names
-from tests.unit.edge.sources.watching import save_pictures
+from tests.unit.edge.sources.monitors import save_pictures
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
 from tests.unit.ingest_service.samples import header, predictions, request
 

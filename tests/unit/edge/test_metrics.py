@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge.settings import EdgeSettings
 from servicekit.settings import SettingsError, load
-from tests.unit.edge.sources.watching import save_pictures
+from tests.unit.edge.sources.monitors import save_pictures
 from tests.unit.edge.test_run import Device, node
 
 

@@ -17,11 +17,11 @@ from edge.log.logger import PredictionLogger
 from edge.node import EdgeNode
 from edge.records import Source
 from edge.run import NodeRun
-from edge.sources import Frame, VideoFile, Watch
+from edge.sources import Frame, SourceMonitor, VideoFile
 from edge.sources.counts import SourceCounts, SourceState
 from servicekit.errors import SightlineError
 from tests.fakes.ingest import FakeIngest
-from tests.unit.edge.sources.watching import save_pictures, save_video
+from tests.unit.edge.sources.monitors import save_pictures, save_video
 
 LONG = 10.0
 
@@ -48,14 +48,14 @@ class Camera:
         self.given = threading.Event()
         self.ended = threading.Event()
 
-    def frames(self, watch: Watch) -> Iterator[Frame]:
-        watch.found()
+    def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
+        monitor.found()
         for number in range(self._count):
             yield Frame(b"x", f"cam-{number}", 1_700_000_000.0 + number)
             if number == 0 and self._after_first:
                 self._after_first.wait(LONG)
         self.given.set()
-        while not watch.wait(LONG):
+        while not monitor.wait(LONG):
             pass
         self.ended.set()
 
@@ -260,7 +260,7 @@ def test_many_cameras_that_hang_hold_up_the_end_no_longer_than_one(tmp_path: Pat
             super().__init__(0)
             self.name = f"cam-{number}"
 
-        def frames(self, watch: Watch) -> Iterator[Frame]:
+        def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
             release.wait(30)
             yield from ()
 

@@ -11,7 +11,7 @@ from edge.commands.log import _glance, _report
 from edge.decide.policy import Mode, Policy
 from edge.detect.base import DetectorResult, Image
 from sightline import EdgeNode, PredictionLogger
-from tests.unit.edge.sources.watching import save_pictures
+from tests.unit.edge.sources.monitors import save_pictures
 
 
 class Broken:

@@ -9,7 +9,7 @@ import pytest
 
 from edge.sources import Camera, Frame, Sampling
 from tests.fakes.cameras import MjpegCamera, NetworkCamera, RtspCamera, camera
-from tests.unit.edge.sources.watching import Watching
+from tests.unit.edge.sources.monitors import RecordingMonitor
 
 
 def restored(network: NetworkCamera, due: bool) -> bool:
@@ -30,11 +30,11 @@ def test_a_camera_gives_frames_with_their_times_until_no_more_are_wanted(
 ) -> None:
     frames: list[Frame] = []
     began = time.time()
-    watch = Watching(lambda: len(frames) == 5)
-    for frame in Camera(network.url, "gate").frames(watch):
+    monitor = RecordingMonitor(lambda: len(frames) == 5)
+    for frame in Camera(network.url, "gate").frames(monitor):
         frames.append(frame)
     assert len(frames) == 5
-    assert watch.told == ["found"]
+    assert monitor.events == ["found"]
     assert len({frame.image_id for frame in frames}) == 5
     assert frames[0].image_id.startswith("gate@20")
     times = [frame.captured_at or 0.0 for frame in frames]
@@ -46,34 +46,34 @@ def test_a_camera_gives_frames_with_their_times_until_no_more_are_wanted(
 
 
 def test_a_camera_that_was_cut_off_is_found_again(network: NetworkCamera) -> None:
-    watch = Watching()
-    stream = Camera(network.url, backoff=lambda n: 0.01).frames(watch)
+    monitor = RecordingMonitor()
+    stream = Camera(network.url, backoff=lambda n: 0.01).frames(monitor)
     next(stream)
     network.cut()
-    watch.enough = lambda: restored(network, len(watch.waits) >= 3)
+    monitor.enough = lambda: restored(network, len(monitor.waits) >= 3)
     for _ in stream:
         if network.connections == 2:
             break
-    assert watch.told[0] == "found"
-    assert watch.told[-1] == "found"
-    assert len(watch.told) >= 4
-    assert all(told.startswith("lost: ") for told in watch.told[1:-1])
+    assert monitor.events[0] == "found"
+    assert monitor.events[-1] == "found"
+    assert len(monitor.events) >= 4
+    assert all(events.startswith("lost: ") for events in monitor.events[1:-1])
 
 
 def test_waits_grow_until_a_frame_comes(network: NetworkCamera) -> None:
     asked: list[int] = []
-    watch = Watching()
+    monitor = RecordingMonitor()
 
     def backoff(failures: int) -> float:
         asked.append(failures)
         return 0.01
 
-    stream = Camera(network.url, backoff=backoff).frames(watch)
+    stream = Camera(network.url, backoff=backoff).frames(monitor)
     for _ in range(2):
         next(stream)
         network.cut()
-        watch.waits.clear()
-        watch.enough = lambda: restored(network, len(watch.waits) >= 3)
+        monitor.waits.clear()
+        monitor.enough = lambda: restored(network, len(monitor.waits) >= 3)
         before = network.connections
         while network.connections == before:
             next(stream)
@@ -82,33 +82,33 @@ def test_waits_grow_until_a_frame_comes(network: NetworkCamera) -> None:
 
 
 def test_a_camera_that_freezes_is_connected_anew(network: NetworkCamera) -> None:
-    watch = Watching()
-    stream = Camera(network.url, timeout=0.5, backoff=lambda n: 0.01).frames(watch)
+    monitor = RecordingMonitor()
+    stream = Camera(network.url, timeout=0.5, backoff=lambda n: 0.01).frames(monitor)
     next(stream)
     network.freeze()
     began = time.monotonic()
-    watch.enough = lambda: restored(network, bool(watch.waits))
+    monitor.enough = lambda: restored(network, bool(monitor.waits))
     while network.connections == 1:
         next(stream)
     assert time.monotonic() - began < 10
-    assert [told.partition(":")[0] for told in watch.told] == ["found", "lost", "found"]
+    assert [events.partition(":")[0] for events in monitor.events] == ["found", "lost", "found"]
 
 
 def test_a_camera_that_was_never_there_is_looked_for_until_no_more_is_wanted() -> None:
-    watch = Watching()
-    watch.enough = lambda: len(watch.waits) == 3
+    monitor = RecordingMonitor()
+    monitor.enough = lambda: len(monitor.waits) == 3
     stream = Camera("rtsp://user:secret@127.0.0.1:1/x?token=t", backoff=lambda n: 0.01)
-    assert list(stream.frames(watch)) == []
-    assert watch.told == ["lost: OpenCV cannot open it"] * 3
+    assert list(stream.frames(monitor)) == []
+    assert monitor.events == ["lost: OpenCV cannot open it"] * 3
 
 
 def test_a_frame_every_so_many_seconds(network: NetworkCamera) -> None:
-    watch = Watching()
+    monitor = RecordingMonitor()
     began = time.monotonic()
-    sampled = Camera(network.url, sampling=Sampling(every_seconds=0.2)).frames(watch)
+    sampled = Camera(network.url, sampling=Sampling(every_seconds=0.2)).frames(monitor)
     assert len(list(islice(sampled, 4))) == 4
     assert time.monotonic() - began >= 0.55
-    assert "skipped" in watch.told
+    assert "skipped" in monitor.events
 
 
 @pytest.mark.parametrize(

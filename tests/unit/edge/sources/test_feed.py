@@ -7,7 +7,7 @@ import pytest
 
 from edge.sources.counts import SourceCounts, SourceState
 from edge.sources.feed import Feed
-from edge.sources.frame import Frame, Watch
+from edge.sources.frame import Frame, SourceMonitor
 
 LONG = 10.0
 
@@ -22,15 +22,15 @@ class Numbers:
         self._fails = fails
         self.given = threading.Event()
 
-    def frames(self, watch: Watch) -> Iterator[Frame]:
-        watch.found()
+    def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
+        monitor.found()
         for number in range(self._count):
             yield Frame(b"", f"{self.name}{number}")
         self.given.set()
         if self._fails:
             raise OSError("the disk is gone")
         if self.live:
-            while not watch.wait(LONG):
+            while not monitor.wait(LONG):
                 pass
 
 
@@ -109,7 +109,7 @@ def test_closing_wakes_whoever_waits_for_a_frame() -> None:
 
 def test_even_an_exit_in_a_source_ends_that_source_alone() -> None:
     class Exiting(Numbers):
-        def frames(self, watch: Watch) -> Iterator[Frame]:
+        def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
             yield Frame(b"", "first")
             raise SystemExit(3)
 
@@ -121,9 +121,9 @@ def test_even_an_exit_in_a_source_ends_that_source_alone() -> None:
 
 def test_what_a_source_raises_when_it_is_closed_is_no_failure() -> None:
     class Clumsy(Numbers):
-        def frames(self, watch: Watch) -> Iterator[Frame]:
+        def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
             yield Frame(b"", "first")
-            watch.wait(LONG)
+            monitor.wait(LONG)
             raise OSError("interrupted")
 
     feed, (counts,) = feed_of(Clumsy("a", 0, live=True))
@@ -135,8 +135,8 @@ def test_what_a_source_raises_when_it_is_closed_is_no_failure() -> None:
 def test_a_source_that_was_never_found_was_never_lost() -> None:
     counts = SourceCounts()
     for _ in range(3):
-        counts.is_now(SourceState.LOST, "OpenCV cannot open it")
+        counts.set_state(SourceState.LOST, "OpenCV cannot open it")
     assert counts.stats().reconnects == 0
     for state in (SourceState.READING, SourceState.LOST, SourceState.LOST, SourceState.READING):
-        counts.is_now(state)
+        counts.set_state(state)
     assert (counts.stats().reconnects, counts.stats().last_error) == (1, "OpenCV cannot open it")

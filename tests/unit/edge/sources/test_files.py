@@ -7,13 +7,13 @@ import pytest
 
 from edge.sources import Camera, Frame, PictureFiles, Sampling, VideoFile, open_source
 from servicekit.errors import SightlineError
-from tests.unit.edge.sources.watching import Watching, save_pictures, save_video
+from tests.unit.edge.sources.monitors import RecordingMonitor, save_pictures, save_video
 
 
 def test_a_folder_gives_its_pictures_by_name(tmp_path: Path) -> None:
     save_pictures(tmp_path, "b.jpg", "a.png", "c.BMP")
     (tmp_path / "notes.txt").write_text("not a picture")
-    frames = list(PictureFiles(tmp_path).frames(Watching()))
+    frames = list(PictureFiles(tmp_path).frames(RecordingMonitor()))
     assert [frame.image_id for frame in frames] == ["a.png", "b.jpg", "c.BMP"]
     assert [frame.image for frame in frames] == [tmp_path / frame.image_id for frame in frames]
 
@@ -21,22 +21,22 @@ def test_a_folder_gives_its_pictures_by_name(tmp_path: Path) -> None:
 def test_a_pattern_looks_into_folders_and_passes_them_over_themselves(tmp_path: Path) -> None:
     save_pictures(tmp_path / "one", "a.jpg")
     save_pictures(tmp_path / "two.jpg", "b.jpg")
-    frames = list(PictureFiles(f"{tmp_path}/**/*.jpg").frames(Watching()))
+    frames = list(PictureFiles(f"{tmp_path}/**/*.jpg").frames(RecordingMonitor()))
     assert [frame.image_id for frame in frames] == ["one/a.jpg", "two.jpg/b.jpg"]
 
 
 def test_every_second_picture_is_taken_and_the_others_are_told(tmp_path: Path) -> None:
     save_pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
-    watch = Watching()
-    frames = list(PictureFiles(tmp_path, Sampling(every=2)).frames(watch))
+    monitor = RecordingMonitor()
+    frames = list(PictureFiles(tmp_path, Sampling(every=2)).frames(monitor))
     assert [frame.image_id for frame in frames] == ["a.jpg", "c.jpg"]
-    assert watch.told == ["found", "skipped"]
+    assert monitor.events == ["found", "skipped"]
 
 
 def test_pictures_end_when_no_more_are_wanted(tmp_path: Path) -> None:
     save_pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     frames: list[Frame] = []
-    for frame in PictureFiles(tmp_path).frames(Watching(lambda: len(frames) == 2)):
+    for frame in PictureFiles(tmp_path).frames(RecordingMonitor(lambda: len(frames) == 2)):
         frames.append(frame)
     assert len(frames) == 2
 
@@ -56,7 +56,7 @@ def test_pictures_have_no_times(tmp_path: Path) -> None:
 
 def test_a_video_gives_its_frames_in_order_and_in_rgb(tmp_path: Path) -> None:
     video = save_video(tmp_path / "line.mp4", frames=20)
-    frames = list(VideoFile(video).frames(Watching()))
+    frames = list(VideoFile(video).frames(RecordingMonitor()))
     assert [frame.image_id for frame in frames] == [f"line.mp4#{n:06d}" for n in range(20)]
     first, last = np.asarray(frames[0].image), np.asarray(frames[-1].image)
     assert first.shape == (48, 64, 3)
@@ -73,21 +73,21 @@ def test_seconds_of_a_video_are_its_own(
     tmp_path: Path, sampling: Sampling, indices: list[int]
 ) -> None:
     video = save_video(tmp_path / "line.mp4", frames=50, fps=10)
-    watch = Watching()
-    frames = list(VideoFile(video, sampling).frames(watch))
+    monitor = RecordingMonitor()
+    frames = list(VideoFile(video, sampling).frames(monitor))
     assert [frame.image_id for frame in frames] == [f"line.mp4#{n:06d}" for n in indices]
-    assert watch.told.count("skipped") == 50 - len(indices)
+    assert monitor.events.count("skipped") == 50 - len(indices)
 
 
 def test_a_video_that_nobody_wants_any_more_is_no_failure(tmp_path: Path) -> None:
     video = save_video(tmp_path / "line.mp4", frames=2)
-    assert list(VideoFile(video).frames(Watching(lambda: True))) == []
+    assert list(VideoFile(video).frames(RecordingMonitor(lambda: True))) == []
 
 
 def test_a_video_that_is_none_is_an_error_when_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "line.mp4").write_bytes(b"nonsense")
     with pytest.raises(OSError, match="OpenCV cannot open it"):
-        list(VideoFile(tmp_path / "line.mp4").frames(Watching()))
+        list(VideoFile(tmp_path / "line.mp4").frames(RecordingMonitor()))
 
 
 def test_a_video_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:

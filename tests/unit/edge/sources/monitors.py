@@ -1,4 +1,4 @@
-"""Whoever reads a source in these tests, and what it was told; videos and pictures to read."""
+"""Whoever reads a source in these tests, and what it was events; videos and pictures to read."""
 
 import time
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 
 
-class Watching:
-    """A watch that wants no more once `enough` says so."""
+class RecordingMonitor:
+    """A monitor that wants no more once `enough` says so."""
 
     def __init__(self, enough: Callable[[], bool] = lambda: False) -> None:
         self.enough = enough
-        self.told: list[str] = []
+        self.events: list[str] = []
         self.waits: list[float] = []
 
     def wait(self, seconds: float) -> bool:
@@ -24,13 +24,13 @@ class Watching:
         return self.enough()
 
     def skipped(self) -> None:
-        self.told.append("skipped")
+        self.events.append("skipped")
 
     def lost(self, error: str) -> None:
-        self.told.append(f"lost: {error}")
+        self.events.append(f"lost: {error}")
 
     def found(self) -> None:
-        self.told.append("found")
+        self.events.append("found")
 
 
 def save_video(path: Path, frames: int = 50, fps: float = 10.0) -> Path:
