@@ -1,26 +1,28 @@
-"""How long to wait before a retry: exponential with full jitter."""
+"""Exponential back-off with full jitter, for callers that wait between retries in their own way."""
 
+import random
 from collections.abc import Callable
 
-from tenacity import RetryCallState, Retrying, wait_random_exponential
+_MAX_DOUBLINGS = 64
+"""Enough for every ratio of `maximum` to `first`; more would overflow a float at some retry."""
 
 
-def full_jitter(first: float = 0.1, most: float = 2.0) -> Callable[[int], float]:
+def full_jitter(first: float = 0.1, maximum: float = 2.0) -> Callable[[int], float]:
     """Return a function that draws the wait before retry 1, 2, ... in seconds.
 
-    Retry n waits a uniformly random time between 0 and `first * 2 ** (n - 1)`, at most `most`, so
-    that devices which failed together do not come back together ("Full Jitter" in M. Brooker,
-    "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+    The wait before retry n is uniformly random between 0 and `first * 2 ** (n - 1)`, but at most
+    `maximum`, so that devices that failed together do not retry together ("Full Jitter" in
+    M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). Where a call is
+    retried in a loop, tenacity does it (`edge.ship.shipper`); this function is for retries that a
+    state machine schedules.
 
     Args:
         first: upper bound of the first wait in seconds, > 0.
-        most: upper bound of every wait in seconds, >= `first`.
+        maximum: upper bound of every wait in seconds, >= `first`.
     """
-    wait = wait_random_exponential(multiplier=first, max=most)
 
-    def seconds(retry: int) -> float:
-        state = RetryCallState(Retrying(), None, (), {})
-        state.attempt_number = retry
-        return wait(state)
+    def draw(retry: int) -> float:
+        ceiling = min(first * 2.0 ** min(retry - 1, _MAX_DOUBLINGS), maximum)
+        return random.uniform(0.0, ceiling)  # noqa: S311 - jitter, not cryptography
 
-    return seconds
+    return draw

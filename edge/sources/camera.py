@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 
 from edge.backoff import full_jitter
@@ -54,7 +55,7 @@ class Camera:
         self.name = name or _public_name(place)
         self._sampling = sampling or Sampling()
         self._timeout = timeout if "://" in str(place) else None
-        self._backoff = backoff or full_jitter(first=0.5, most=30.0)
+        self._backoff = backoff or full_jitter(first=0.5, maximum=30.0)
         self._failures = 0
 
     def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
@@ -63,7 +64,7 @@ class Camera:
         while not monitor.wait(0):
             error = "the camera gives no more frames"
             try:
-                with Capture(self._place, self._timeout) as capture:
+                with closing(Capture(self._place, self._timeout)) as capture:
                     yield from self._read(capture, sampler, monitor)
             except OSError as failed:
                 error = str(failed)
