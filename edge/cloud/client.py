@@ -7,7 +7,6 @@ Retries, and what to do when the service does not answer, are the coordinator's
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from types import TracebackType
 from typing import Self
 
 import grpc
@@ -205,12 +204,7 @@ class InferenceClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
 

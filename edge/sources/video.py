@@ -1,6 +1,7 @@
 """Video files, through OpenCV."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from edge.sources.capture import Capture
@@ -41,7 +42,7 @@ class VideoFile:
             OSError: OpenCV cannot read the file.
         """
         sampler = Sampler(self._sampling)
-        with Capture(self.name) as capture:
+        with closing(Capture(self.name)) as capture:
             monitor.found()
             index = -1
             while not monitor.wait(0) and capture.grab():
