@@ -72,6 +72,18 @@ class EdgeNode:
 
     Raises:
         ValueError: the mode needs a detector or a client that is not there.
+
+    Example:
+        >>> from sightline import DetectorResult, EdgeNode, Mode, Policy, PredictionLogger
+        >>> class Blank:
+        ...     name, version = "blank", "1"
+        ...     def detect(self, image):
+        ...         return DetectorResult((), 640, 480, self.name, self.version)
+        >>> logger = PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir="spool")
+        >>> with EdgeNode(Blank(), None, logger, Policy(mode=Mode.DEVICE)) as node:
+        ...     answer = node.process("photo.jpg", labels={"line": "4"})
+        ...     print(answer.source, node.logger.flush(timeout=5.0))
+        device True
     """
 
     def __init__(

@@ -22,6 +22,19 @@ class Outcome:
         frame: the frame.
         answer: the answer, which is logged; None: there is none.
         error: why there is no answer; None: there is one.
+
+    Example:
+        >>> from sightline import EdgeNode, EdgeSettings
+        >>> settings = EdgeSettings(
+        ...     mode="device",
+        ...     device_model="model.onnx",
+        ...     spool_dir="spool",
+        ...     ingest_target="127.0.0.1:1",  # no service listens there
+        ... )
+        >>> with EdgeNode.from_settings(settings) as node:
+        ...     for outcome in node.run("photo.jpg"):
+        ...         print(outcome.source, outcome.error or len(outcome.answer.detections))
+        photo.jpg 3
     """
 
     source: str

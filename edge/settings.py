@@ -32,7 +32,22 @@ from servicekit.settings import (
 
 
 class EdgeSettings(ClientTlsSettings):
-    """What an edge node can be told."""
+    """What an edge node can be told.
+
+    Example:
+        >>> from sightline import EdgeNode, EdgeSettings
+        >>> settings = EdgeSettings(
+        ...     mode="device",
+        ...     device_model="model.onnx",
+        ...     device_id="gate-1",
+        ...     spool_dir="spool",
+        ...     ingest_target="127.0.0.1:1",
+        ... )
+        >>> with EdgeNode.from_settings(settings) as node:
+        ...     answer = node.process("photo.jpg")
+        >>> answer.model_name
+        'model'
+    """
 
     part: ClassVar[str] = "edge"
 

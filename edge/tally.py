@@ -59,7 +59,22 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class NodeStats:
-    """What became of a node's pictures, and of what it logged."""
+    """What became of a node's pictures, and of what it logged.
+
+    Example:
+        >>> from sightline import EdgeNode, EdgeSettings
+        >>> settings = EdgeSettings(
+        ...     mode="device",
+        ...     device_model="model.onnx",
+        ...     spool_dir="spool",
+        ...     ingest_target="127.0.0.1:1",  # no service listens there
+        ... )
+        >>> with EdgeNode.from_settings(settings) as node:
+        ...     answer = node.process("photo.jpg")
+        ...     stats = node.stats()
+        >>> stats.pictures.by_device, stats.pictures.fallback_rate, stats.logger.logged
+        (1, 0.0, 1)
+    """
 
     pictures: Counts
     sources: Mapping[str, SourceStats]

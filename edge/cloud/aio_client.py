@@ -23,7 +23,20 @@ from edge.detect.pictures import ArrayFormat
 
 
 class AsyncInferenceClient:
-    """`InferenceClient` for asyncio. Same arguments, same rules, same errors."""
+    """`InferenceClient` for asyncio. Same arguments, same rules, same errors.
+
+    Example:
+        >>> import asyncio
+        >>> from sightline import AsyncInferenceClient, SightlineError
+        >>> async def main() -> None:
+        ...     async with AsyncInferenceClient("127.0.0.1:1", timeout=5.0) as client:
+        ...         try:
+        ...             answer = await client.infer(["photo.jpg"])
+        ...         except SightlineError as error:  # no service listens on this port
+        ...             print(error.category, error.retryable)
+        >>> asyncio.run(main())
+        network True
+    """
 
     def __init__(
         self,

@@ -62,6 +62,15 @@ class InferenceClient:
         SightlineError: INVALID_ARGUMENT: a number is out of its range.
         ModuleNotFoundError: `downscale` needs numpy and Pillow, which are not installed (the extra
             `onnx`).
+
+    Example:
+        >>> from sightline import InferenceClient, SightlineError
+        >>> with InferenceClient("127.0.0.1:1", timeout=5.0) as client:
+        ...     try:
+        ...         answer = client.infer(["photo.jpg"])
+        ...     except SightlineError as error:  # no service listens on this port
+        ...         print(error.category, error.retryable)
+        network True
     """
 
     def __init__(

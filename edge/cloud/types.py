@@ -12,7 +12,17 @@ UPLOAD_ABOVE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelHint:
-    """Which model should answer."""
+    """Which model should answer.
+
+    Example:
+        >>> from sightline import InferenceClient, ModelHint, SightlineError
+        >>> with InferenceClient("127.0.0.1:1", timeout=5.0) as client:
+        ...     try:
+        ...         answer = client.infer(["photo.jpg"], model=ModelHint("yolov8n", "2"))
+        ...     except SightlineError as error:  # no service listens on this port
+        ...         print(error.category)
+        network
+    """
 
     name: str = ""
     """Empty: the server's default model."""
@@ -22,7 +32,18 @@ class ModelHint:
 
 @dataclass(frozen=True, slots=True)
 class InferParameters:
-    """How an answer is made. None: the model's own setting."""
+    """How an answer is made. None: the model's own setting.
+
+    Example:
+        >>> from sightline import InferenceClient, InferParameters, SightlineError
+        >>> parameters = InferParameters(confidence_threshold=1.5)
+        >>> with InferenceClient("127.0.0.1:1") as client:
+        ...     try:
+        ...         answer = client.infer(["photo.jpg"], parameters=parameters)
+        ...     except SightlineError as error:  # before anything is sent
+        ...         print(error.message)
+        parameters.confidence_threshold must be in [0, 1], is 1.5
+    """
 
     confidence_threshold: float | None = None
     """Detections below this confidence are left out, in [0, 1]."""
@@ -76,7 +97,23 @@ class StageSeconds:
 
 @dataclass(frozen=True, slots=True)
 class InferAnswer:
-    """The answers for the pictures of one call, in their order."""
+    """The answers for the pictures of one call, in their order.
+
+    Example:
+        >>> from edge.cloud.types import ImageAnswer, StageSeconds
+        >>> from sightline import Detection, InferAnswer
+        >>> answer = InferAnswer(  # as `InferenceClient.infer` returns it
+        ...     results=(ImageAnswer("photo", 640, 480, (Detection(0, "part", 0.9),)),),
+        ...     model_name="parts",
+        ...     model_version="7",
+        ...     timing=StageSeconds(0.0, 0.001, 0.002, 0.012, 0.001, 0.016),
+        ...     idempotent_replayed=False,
+        ... )
+        >>> for image in answer.results:
+        ...     if image.error is None:
+        ...         print(image.image_id, [detection.class_name for detection in image.detections])
+        photo ['part']
+    """
 
     results: tuple[ImageAnswer, ...]
     model_name: str

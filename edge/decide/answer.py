@@ -30,6 +30,21 @@ class Answer:
         cloud_bytes: bytes of the picture that went to the cloud for its answer, uploads and
             retries included; 0: the cloud did not answer.
         cloud_bytes_saved: bytes that did not have to, because the picture was shrunk before.
+
+    Example:
+        >>> from sightline import EdgeNode, EdgeSettings
+        >>> settings = EdgeSettings(
+        ...     mode="device",
+        ...     device_model="model.onnx",
+        ...     spool_dir="spool",
+        ...     ingest_target="127.0.0.1:1",  # no service listens there
+        ... )
+        >>> with EdgeNode.from_settings(settings) as node:
+        ...     answer = node.process("photo.jpg")
+        >>> answer.source, answer.model_name, len(answer.detections)
+        (<Source.DEVICE: 'device'>, 'model', 3)
+        >>> answer.attempt.seconds <= answer.total_milliseconds / 1000
+        True
     """
 
     detections: tuple[Detection, ...]

@@ -21,7 +21,22 @@ _COUNTS = (Category.NETWORK, Category.TIMEOUT, Category.SERVER)
 
 
 class BreakerState(StrEnum):
-    """How a circuit breaker is."""
+    """How a circuit breaker is.
+
+    Example:
+        >>> from sightline import BreakerState, InferenceClient, InferenceCoordinator
+        >>> from sightline import CloudError, Mode, Policy
+        >>> policy = Policy(mode=Mode.CLOUD, timeout=0.5, cloud_reserve=0.0, breaker_failures=1)
+        >>> with (
+        ...     InferenceClient("127.0.0.1:1") as client,  # no service listens on this port
+        ...     InferenceCoordinator(None, client, policy) as coordinator,
+        ... ):
+        ...     try:
+        ...         answer = coordinator.ask("photo.jpg")
+        ...     except CloudError:
+        ...         print(coordinator.breaker is BreakerState.OPEN)
+        True
+    """
 
     CLOSED = "closed"
     """The cloud is asked."""

@@ -56,6 +56,14 @@ class InferenceCoordinator:
 
     Raises:
         ValueError: the mode needs a detector or a client that is not there.
+
+    Example:
+        >>> from sightline import InferenceCoordinator, Mode, OnnxDetector, Policy
+        >>> policy = Policy(mode=Mode.DEVICE, timeout=2.0)
+        >>> with InferenceCoordinator(OnnxDetector("model.onnx"), None, policy) as coordinator:
+        ...     answer = coordinator.ask("photo.jpg")
+        >>> answer.source, len(answer.detections)
+        (<Source.DEVICE: 'device'>, 3)
     """
 
     def __init__(

@@ -12,7 +12,17 @@ from edge.records import CloudReason, Source
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorStats:
-    """What a coordinator has done so far, and how it is."""
+    """What a coordinator has done so far, and how it is.
+
+    Example:
+        >>> from sightline import InferenceCoordinator, Mode, OnnxDetector, Policy
+        >>> policy = Policy(mode=Mode.DEVICE)
+        >>> with InferenceCoordinator(OnnxDetector("model.onnx"), None, policy) as coordinator:
+        ...     answer = coordinator.ask("photo.jpg")
+        ...     stats = coordinator.stats()
+        >>> stats.retries, stats.breaker, stats.device_hangs
+        (0, <BreakerState.CLOSED: 'closed'>, False)
+    """
 
     retries: int
     """Tries at the cloud after a request's first."""

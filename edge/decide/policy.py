@@ -11,7 +11,13 @@ _TIMER_SLACK = 0.25  # seconds: a busy device wakes late, and the reserve must s
 
 
 class Mode(StrEnum):
-    """Who may answer."""
+    """Who may answer.
+
+    Example:
+        >>> from sightline import Mode, Policy
+        >>> Policy(mode=Mode("hedged")).mode is Mode.HEDGED
+        True
+    """
 
     AUTO = "auto"
     """The device; the cloud where the device fails, is late or has no model."""
@@ -37,6 +43,14 @@ class Cascade:
 
     Raises:
         ValueError: a bound is broken; names the attribute.
+
+    Example:
+        >>> from sightline import Cascade, Detection, DetectorResult
+        >>> cascade = Cascade(low=0.3, high=0.7)
+        >>> sure = DetectorResult((Detection(0, "scratch", 0.9),), 640, 480, "parts")
+        >>> unsure = DetectorResult((Detection(0, "scratch", 0.5),), 640, 480, "parts")
+        >>> cascade.unsure(sure), cascade.unsure(unsure)
+        (False, True)
     """
 
     low: float = 0.25
@@ -91,6 +105,14 @@ class Policy:
 
     Raises:
         ValueError: a bound is broken; names the attribute.
+
+    Example:
+        >>> from sightline import InferenceCoordinator, Mode, OnnxDetector, Policy
+        >>> policy = Policy(mode=Mode.DEVICE, timeout=0.5)
+        >>> with InferenceCoordinator(OnnxDetector("model.onnx"), None, policy) as coordinator:
+        ...     answer = coordinator.ask("photo.jpg")
+        >>> answer.total_milliseconds < 500
+        True
     """
 
     mode: Mode = Mode.AUTO

@@ -31,6 +31,12 @@ class Thresholds:
 
     Raises:
         ValueError: a bound is broken; names the attribute.
+
+    Example:
+        >>> from sightline import OnnxDetector, Thresholds
+        >>> detector = OnnxDetector("model.onnx", thresholds=Thresholds(max_detections=1))
+        >>> len(detector.detect("photo.jpg").detections)
+        1
     """
 
     confidence: float = 0.25
@@ -59,6 +65,13 @@ class DetectorResult:
         image_height: the same, downwards.
         model_name: of the model that answered; never empty.
         model_version: empty: not known.
+
+    Example:
+        >>> from sightline import Box, Detection, DetectorResult
+        >>> scratch = Detection(3, "scratch", 0.87, Box(10, 20, 110, 220))
+        >>> result = DetectorResult((scratch,), 640, 480, model_name="parts", model_version="7")
+        >>> max(detection.confidence for detection in result.detections)
+        0.87
     """
 
     detections: tuple[Detection, ...]
@@ -74,6 +87,16 @@ class Detector(Protocol):
     It may have a method `close()`, which gives back what it holds; see `close_detector`. It may
     have an attribute `labels`, the names of all its classes: in the modes `cascade` and `hedged`
     they are held against those of the cloud's model.
+
+    Example:
+        >>> from sightline import DetectorResult, InferenceCoordinator, Mode, Policy
+        >>> class Blank:
+        ...     name, version = "blank", "1"
+        ...     def detect(self, image):
+        ...         return DetectorResult((), 640, 480, self.name, self.version)
+        >>> with InferenceCoordinator(Blank(), None, Policy(mode=Mode.DEVICE)) as coordinator:
+        ...     print(coordinator.ask("photo.jpg").model_name)
+        blank
     """
 
     @property

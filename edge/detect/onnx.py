@@ -23,6 +23,12 @@ class OnnxDetector:
 
     Raises:
         vision.ModelError: the file or the providers cannot be used.
+
+    Example:
+        >>> from sightline import OnnxDetector, Thresholds
+        >>> detector = OnnxDetector("model.onnx", thresholds=Thresholds(confidence=0.7))
+        >>> [detection.class_name for detection in detector.detect("photo.jpg").detections]
+        ['plate']
     """
 
     def __init__(

@@ -43,6 +43,14 @@ class ProcessDetector:
         ModuleNotFoundError: the detector needs a module that is not there.
         SightlineError: loading it crashed (`DEVICE_CRASHED`), took too long (`DEVICE_HUNG`), or
             raised something else (`DEVICE_FAILED`).
+
+    Example:
+        >>> from functools import partial
+        >>> from sightline import OnnxDetector, ProcessDetector
+        >>> detector = ProcessDetector(partial(OnnxDetector, "model.onnx"), hang_seconds=10.0)
+        >>> len(detector.detect("photo.jpg").detections)
+        3
+        >>> detector.close()
     """
 
     def __init__(

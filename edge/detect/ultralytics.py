@@ -56,6 +56,12 @@ class UltralyticsDetector:
         ModuleNotFoundError: ultralytics is not installed, or `lap`, which trackers need.
         vision.ModelError: there is no such file, it is no model of such a task, or it
             has no boxes to be tracked.
+
+    Example:
+        >>> from sightline import UltralyticsDetector
+        >>> detector = UltralyticsDetector("model.onnx", device="cpu")
+        >>> len(detector.detect("photo.jpg").detections)
+        3
     """
 
     def __init__(

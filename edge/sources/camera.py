@@ -34,6 +34,12 @@ class Camera:
     Raises:
         ValueError: `timeout` is out of its range.
         ModuleNotFoundError: OpenCV is not installed (the extra `video`).
+
+    Example:
+        >>> from sightline import Camera, Sampling
+        >>> camera = Camera("rtsp://user:pw@10.0.0.7/live?channel=2", sampling=Sampling(every=5))
+        >>> camera.name  # the password stays out of statistics and logs
+        'rtsp://10.0.0.7/live?channel=2'
     """
 
     live = True

@@ -15,6 +15,19 @@ class Frame:
         image: the picture; pixels are RGB.
         image_id: its name in the log, unique within the source.
         captured_at: when it was taken, in Unix seconds; None: not known.
+
+    Example:
+        >>> from sightline import EdgeNode, EdgeSettings
+        >>> settings = EdgeSettings(
+        ...     mode="device",
+        ...     device_model="model.onnx",
+        ...     spool_dir="spool",
+        ...     ingest_target="127.0.0.1:1",  # no service listens there
+        ... )
+        >>> with EdgeNode.from_settings(settings) as node:
+        ...     for outcome in node.run("photo.jpg"):
+        ...         print(outcome.frame.image_id, outcome.frame.captured_at)
+        photo.jpg None
     """
 
     image: Image
@@ -39,7 +52,28 @@ class SourceMonitor(Protocol):
 
 
 class FrameSource(Protocol):
-    """Where pictures come from. One reader at a time."""
+    """Where pictures come from. One reader at a time.
+
+    Example:
+        >>> from sightline import EdgeNode, EdgeSettings, Frame
+        >>> class Snapshots:
+        ...     name, live = "snapshots", False
+        ...     def frames(self, monitor):
+        ...         monitor.found()
+        ...         for number in range(3):
+        ...             if monitor.wait(0):
+        ...                 return
+        ...             yield Frame("photo.jpg", f"snapshot-{number}")
+        >>> settings = EdgeSettings(
+        ...     mode="device",
+        ...     device_model="model.onnx",
+        ...     spool_dir="spool",
+        ...     ingest_target="127.0.0.1:1",  # no service listens there
+        ... )
+        >>> with EdgeNode.from_settings(settings) as node:
+        ...     [outcome.frame.image_id for outcome in node.run(Snapshots(), workers=1)]
+        ['snapshot-0', 'snapshot-1', 'snapshot-2']
+    """
 
     @property
     def name(self) -> str:

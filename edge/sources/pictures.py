@@ -24,6 +24,18 @@ class PictureFiles:
 
     Raises:
         SightlineError: INVALID_ARGUMENT: there is no picture, or `every_seconds` is given.
+
+    Example:
+        >>> from sightline import EdgeNode, EdgeSettings, PictureFiles
+        >>> settings = EdgeSettings(
+        ...     mode="device",
+        ...     device_model="model.onnx",
+        ...     spool_dir="spool",
+        ...     ingest_target="127.0.0.1:1",  # no service listens there
+        ... )
+        >>> with EdgeNode.from_settings(settings) as node:
+        ...     [outcome.frame.image_id for outcome in node.run(PictureFiles("*.jpg"))]
+        ['photo.jpg']
     """
 
     live = False

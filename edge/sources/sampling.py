@@ -13,6 +13,13 @@ class Sampling:
 
     Raises:
         ValueError: a bound is broken, or both are given; names the attribute.
+
+    Example:
+        >>> from sightline import PictureFiles, Sampling
+        >>> files = PictureFiles(".", Sampling(every=10))
+        >>> Sampling(every=0)
+        Traceback (most recent call last):
+        ValueError: every must be >= 1, is 0
     """
 
     every: int = 1

@@ -22,6 +22,19 @@ class VideoFile:
     Raises:
         SightlineError: INVALID_ARGUMENT: there is no such file.
         ModuleNotFoundError: OpenCV is not installed (the extra `video`).
+
+    Example:
+        >>> from sightline import EdgeNode, EdgeSettings, Sampling, VideoFile
+        >>> settings = EdgeSettings(
+        ...     mode="device",
+        ...     device_model="model.onnx",
+        ...     spool_dir="spool",
+        ...     ingest_target="127.0.0.1:1",  # no service listens there
+        ... )
+        >>> with EdgeNode.from_settings(settings) as node:
+        ...     video = VideoFile("gate.mp4", Sampling(every=5))
+        ...     [outcome.frame.image_id for outcome in node.run(video, workers=1)]
+        ['gate.mp4#000000', 'gate.mp4#000005']
     """
 
     live = False
