@@ -15,6 +15,12 @@ class Box:
 
     Valid when all four are finite, 0 <= x_min <= x_max and 0 <= y_min <= y_max. Stored as 32-bit
     floats.
+
+    Example:
+        >>> from sightline import Box
+        >>> box = Box(10, 20, 110, 220)
+        >>> (box.x_max - box.x_min) * (box.y_max - box.y_min)
+        20000.0
     """
 
     x_min: float
@@ -31,7 +37,14 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One object detected in an image."""
+    """One object detected in an image.
+
+    Example:
+        >>> from sightline import Box, Detection
+        >>> scratch = Detection(3, "scratch", 0.87, Box(10, 20, 110, 220))
+        >>> print(f"{scratch.class_name} {scratch.confidence:.0%} at x = {scratch.box.x_min:g}")
+        scratch 87% at x = 10
+    """
 
     class_id: int
     """Index into the model's labels, >= 0."""
@@ -74,6 +87,19 @@ class DetectionArrays(Sequence[Detection]):
     Raises:
         ValueError: an argument has a wrong shape or length, contains NaN or an invalid number, or
             `names` lacks a class. The message begins with the name of the argument.
+
+    Example:
+        >>> import numpy as np
+        >>> from sightline import DetectionArrays, Prediction
+        >>> found = DetectionArrays(
+        ...     xyxy=np.array([[10, 20, 110, 220]], np.float32),
+        ...     confidence=np.array([0.75], np.float32),
+        ...     class_id=np.array([1]),
+        ...     names=["dent", "scratch"],
+        ... )
+        >>> prediction = Prediction("photo.jpg", "parts", detections=found)
+        >>> found[0].class_name, found[0].confidence
+        ('scratch', 0.75)
     """
 
     __slots__ = ("boxes", "class_ids", "class_names", "confidences", "track_ids")

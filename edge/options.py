@@ -30,6 +30,15 @@ class LogOptions:
 
     Raises:
         ValueError: a value is out of its range.
+
+    Example:
+        >>> from sightline import LogOptions, PredictionLogger
+        >>> options = LogOptions(spool_bytes=1 << 28, compression="gzip")
+        >>> logger = PredictionLogger(
+        ...     "127.0.0.1:1", device_id="gate-1", spool_dir="spool", options=options
+        ... )
+        >>> logger.close()
+        True
     """
 
     memory_predictions: MemoryPredictions = 10_000

@@ -30,14 +30,29 @@ _MAX_DURATION = 315_576_000_000  # range of a Duration, in seconds
 
 
 class Source(StrEnum):
-    """The place where a prediction was computed."""
+    """The place where a prediction was computed.
+
+    Example:
+        >>> from sightline import Prediction, Source
+        >>> Prediction("photo.jpg", "parts").source is Source.DEVICE
+        True
+    """
 
     DEVICE = "device"
     CLOUD = "cloud"
 
 
 class CloudReason(StrEnum):
-    """The reason for a request to the cloud."""
+    """The reason for a request to the cloud.
+
+    Example:
+        >>> from sightline import CloudReason, Prediction, Source
+        >>> prediction = Prediction(
+        ...     "photo.jpg", "parts", source=Source.CLOUD, cloud_reason=CloudReason.DEVICE_UNSURE
+        ... )
+        >>> print(prediction.cloud_reason)
+        device_unsure
+    """
 
     REQUESTED = "requested"
     """The caller requested the cloud."""
@@ -55,7 +70,23 @@ class CloudReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The prediction of one model for one image."""
+    """The prediction of one model for one image.
+
+    Example:
+        >>> from sightline import Box, Detection, Prediction
+        >>> prediction = Prediction(
+        ...     "gate-1/000042.jpg",
+        ...     "parts",
+        ...     model_version="7",
+        ...     image_width=640,
+        ...     image_height=480,
+        ...     detections=[Detection(3, "scratch", 0.87, Box(10, 20, 110, 220))],
+        ...     defect_detected=True,
+        ...     labels={"line": "4"},
+        ... )
+        >>> prediction.detections[0].class_name
+        'scratch'
+    """
 
     image_id: str
     """Name of the image, chosen by the device, 1 to 512 bytes."""

@@ -100,6 +100,15 @@ class SightlineError(Exception):
         metadata: further facts for programs, such as `expected_sequence`.
         do_not_retry: whether the server asked not to be called again for this
             (`grpc-retry-pushback-ms` that is no number >= 0, gRPC's proposal A6).
+
+    Example:
+        >>> from sightline import InferenceClient, SightlineError
+        >>> with InferenceClient("127.0.0.1:1", timeout=5.0) as client:
+        ...     try:
+        ...         answer = client.infer(["photo.jpg"])
+        ...     except SightlineError as error:  # no service listens on this port
+        ...         print(error.code.name, error.category, error.retryable)
+        UNAVAILABLE network True
     """
 
     def __init__(

@@ -48,6 +48,18 @@ def from_ultralytics(
         model_name: name of the model, which the results do not contain.
         model_version: version of the model. Empty: not known.
         labels: see `Prediction.labels`.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from sightline import from_ultralytics
+        >>> from ultralytics.engine.results import Results
+        >>> boxes = torch.tensor([[10.0, 20.0, 110.0, 220.0, 0.9, 0.0]])
+        >>> image = np.zeros((480, 640, 3), np.uint8)
+        >>> results = Results(image, "photo.jpg", {0: "part"}, boxes=boxes)
+        >>> prediction = from_ultralytics(results, model_name="parts")
+        >>> prediction.image_id, prediction.detections[0].class_name
+        ('photo.jpg', 'part')
     """
     height, width = results.orig_shape
     stage_ms = [part for part in (results.speed or {}).values() if part is not None]
@@ -130,6 +142,19 @@ def from_supervision(
     Raises:
         ValueError: `confidence` or `class_id` is missing, or an array is invalid; see
             `DetectionArrays`.
+
+    Example:
+        >>> import numpy as np
+        >>> from sightline import from_supervision
+        >>> from supervision import Detections
+        >>> detections = Detections(
+        ...     xyxy=np.array([[10.0, 20.0, 110.0, 220.0]]),
+        ...     confidence=np.array([0.9]),
+        ...     class_id=np.array([0]),
+        ... )
+        >>> prediction = from_supervision(detections, "photo.jpg", "parts", names=["part"])
+        >>> prediction.detections[0].class_name
+        'part'
     """
     for name in ("confidence", "class_id"):
         if getattr(detections, name) is None:
@@ -173,6 +198,13 @@ def to_supervision(detections: "Sequence[Detection] | HasDetections") -> "Detect
     Raises:
         ModuleNotFoundError: supervision is not installed.
         ValueError: a detection has no box, such as that of a classifier.
+
+    Example:
+        >>> from sightline import Box, Detection, Prediction, to_supervision
+        >>> scratch = Detection(3, "scratch", 0.875, Box(10, 20, 110, 220))
+        >>> detections = to_supervision(Prediction("photo.jpg", "parts", detections=[scratch]))
+        >>> detections.xyxy.tolist(), detections.confidence.tolist()
+        ([[10.0, 20.0, 110.0, 220.0]], [0.875])
     """
     import numpy as np
     from supervision import Detections

@@ -60,6 +60,14 @@ class PredictionLogger:
             device (`SPOOL_OF_ANOTHER_DEVICE`) or a later version (`SPOOL_TOO_NEW`).
         OSError: this process may not write to `spool_dir`.
         ValueError: an argument is out of its range.
+
+    Example:
+        >>> from sightline import Box, Detection, Prediction, PredictionLogger
+        >>> scratch = Detection(3, "scratch", 0.87, Box(10, 20, 110, 220))
+        >>> with PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir="spool") as logger:
+        ...     logger.log(Prediction("photo.jpg", "parts", detections=[scratch]))
+        ...     logger.flush(timeout=5.0)  # spooled, although no service answers
+        True
     """
 
     def __init__(

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LoggerStats:
-    """The counts of a logger since it was created."""
+    """The counts of a logger since it was created.
+
+    Example:
+        >>> from sightline import Prediction, PredictionLogger
+        >>> with PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir="spool") as logger:
+        ...     logger.log(Prediction("photo.jpg", "parts"), wait="spooled")
+        ...     stats = logger.stats()
+        >>> stats.logged, stats.spooled, stats.committed
+        (1, 1, 0)
+    """
 
     logged: int
     """Predictions that `log` accepted, including dropped ones."""
