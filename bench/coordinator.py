@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from bench.infer.figures import milliseconds, percentile
 from edge.detect import Image
-from edge.detect.pictures import pixels
+from edge.detect.images import pixels
 from models.plates import make_plate, to_jpeg
 from sightline import (
     Box,

@@ -19,7 +19,7 @@ from edge.cloud.types import (
     ModelInfo,
 )
 from edge.detect.base import Image
-from edge.detect.pictures import ArrayFormat
+from edge.detect.images import ArrayFormat
 
 
 class AsyncInferenceClient:

@@ -26,7 +26,7 @@ from edge.cloud.types import (
     ModelInfo,
 )
 from edge.detect.base import Image
-from edge.detect.pictures import ArrayFormat
+from edge.detect.images import ArrayFormat
 from servicekit.errors import SightlineError, from_rpc_error, invalid
 
 HARD_TIMEOUT = 8.0

@@ -28,7 +28,7 @@ from edge.cloud.types import (
     StageSeconds,
 )
 from edge.detect.base import Image
-from edge.detect.pictures import ArrayFormat, encoded
+from edge.detect.images import ArrayFormat, encoded
 from edge.records import Box, Detection
 from servicekit.errors import SightlineError, from_status, invalid
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from edge.cloud.types import ImageAnswer, ModelHint, ModelInfo, ModelTask
 from edge.detect.base import Image
-from edge.detect.pictures import pixels
+from edge.detect.images import pixels
 from edge.records import Box, Detection
 
 QUALITY = 95

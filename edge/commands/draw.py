@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.cloud.types import ImageAnswer
-from edge.detect.pictures import pixels
+from edge.detect.images import pixels
 
 if TYPE_CHECKING:
     import PIL.Image

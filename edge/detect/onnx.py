@@ -5,7 +5,7 @@ from pathlib import Path
 
 import vision
 from edge.detect.base import DetectorResult, Image, Thresholds
-from edge.detect.pictures import pixels
+from edge.detect.images import pixels
 from edge.records import Box, Detection
 
 

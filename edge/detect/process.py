@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from edge.detect.base import Detector, DetectorResult, Image
 from edge.detect.child import pickled
 from edge.detect.frames import FrameWriter
+from edge.detect.images import pixels
 from edge.detect.messages import DetectorReply, Reply, reply_error
-from edge.detect.pictures import pixels
 from edge.detect.supervisor import ProcessSupervisor, closed
 from servicekit.errors import SightlineError
 

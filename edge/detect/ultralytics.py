@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.detect.base import DetectorResult, Image, Thresholds, Tracker
-from edge.detect.pictures import pixels
+from edge.detect.images import pixels
 from edge.detect.results import classes_of, detections_of
 from edge.records import Detection
 from vision import ModelError

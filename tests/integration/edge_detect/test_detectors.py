@@ -221,7 +221,7 @@ import sys
 for name in ("numpy", "PIL", "onnxruntime", "ultralytics", "torch", "cv2"):
     sys.modules[name] = None
 import edge, edge.detect, edge.decide.coordinator, edge.cloud.client
-from edge.detect.pictures import encoded
+from edge.detect.images import encoded
 assert encoded(b"as it is") == b"as it is"
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)

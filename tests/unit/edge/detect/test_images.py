@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
-from edge.detect.pictures import encoded, pixels
+from edge.detect.images import encoded, pixels
 from servicekit.errors import SightlineError
 
 RED_LEFT = np.zeros((4, 6, 3), np.uint8)
