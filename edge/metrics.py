@@ -66,7 +66,7 @@ class NodeMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now."""
         stats = self._stats()
-        yield from _pictures(stats)
+        yield from _images(stats)
         yield from _asking(stats)
         yield from _log(stats)
         yield from _sources(stats)
@@ -80,18 +80,18 @@ def _gauge(name: str, help_: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"sightline_edge_{name}", help_, labels=labels)
 
 
-def _pictures(stats: NodeStats) -> Iterator[Metric]:
-    pictures = _counter(
-        "pictures", "Pictures by who answered: device, cloud or nobody; and why", "by", "reason"
+def _images(stats: NodeStats) -> Iterator[Metric]:
+    images = _counter(
+        "pictures", "Images by who answered: device, cloud or nobody; and why", "by", "reason"
     )
-    pictures.add_metric(("device", ""), stats.pictures.by_device)
+    images.add_metric(("device", ""), stats.pictures.by_device)
     for why, count in stats.pictures.by_cloud.items():
-        pictures.add_metric(("cloud", why), count)
+        images.add_metric(("cloud", why), count)
     for reason, count in stats.pictures.failed.items():
-        pictures.add_metric(("nobody", reason), count)
-    yield pictures
+        images.add_metric(("nobody", reason), count)
+    yield images
     for name, count, help_ in (
-        ("cloud_bytes", stats.pictures.cloud_bytes, "Bytes of pictures that the cloud answered"),
+        ("cloud_bytes", stats.pictures.cloud_bytes, "Bytes of images that the cloud answered"),
         ("cloud_bytes_saved", stats.pictures.cloud_bytes_saved, "Bytes that shrinking them saved"),
     ):
         family = _counter(name, help_)

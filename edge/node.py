@@ -1,4 +1,4 @@
-"""An edge node: a picture in, an answer out, and every answer in the log."""
+"""An edge node: an image in, an answer out, and every answer in the log."""
 
 import asyncio
 import threading
@@ -47,7 +47,7 @@ QUEUE_SIZE = 4
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What the log is told about a picture besides its answer."""
+    """What the log is told about an image besides its answer."""
 
     image_id: str
     captured_at: float
@@ -56,7 +56,7 @@ class _Entry:
 
 
 class EdgeNode:
-    """Answers for pictures and logs the answers; from any number of threads and asyncio tasks.
+    """Answers for images and logs the answers; from any number of threads and asyncio tasks.
 
     Make it after forking. Closing it closes the detector, the client and the logger, too.
 
@@ -67,7 +67,7 @@ class EdgeNode:
         policy: who may answer, and how long it may take.
         model: which model of the service should answer; None: its default.
         parameters: how the service makes its answers; None: its model's own settings.
-        defect_classes: names of classes that are defects: a picture with one of them is logged
+        defect_classes: names of classes that are defects: an image with one of them is logged
             with the verdict `defect_detected`, one without with its opposite; empty: no verdict.
 
     Raises:
@@ -158,11 +158,11 @@ class EdgeNode:
         *,
         traceparent: str = "",
     ) -> Answer:
-        """Return the answer for one picture, and logs it in the background.
+        """Return the answer for one image, and logs it in the background.
 
         Args:
             image: RGB uint8 `[H, W, 3]` (not copied: leave it as it is meanwhile), encoded bytes,
-                a path, or Pillow's picture.
+                a path, or Pillow's image.
             image_id: its name in the log, 1 to 512 bytes; None or empty: a new UUID.
             captured_at: when it was taken, in Unix seconds; None: now.
             labels: free labels for the log; None: none.
@@ -190,7 +190,7 @@ class EdgeNode:
         *,
         traceparent: str = "",
     ) -> Answer:
-        """Return the answer for one picture, and logs it in the background; see `process`."""
+        """Return the answer for one image, and logs it in the background; see `process`."""
         with self._counting():
             entry = _entry(image_id, captured_at, labels, traceparent)
             answer = await self._coordinator.aask(

@@ -136,7 +136,7 @@ class EdgeSettings(ClientTlsSettings):
         default=8.0,
         gt=0,
         le=3600,
-        description="budget of one picture, device and cloud together, s",
+        description="budget of one image, device and cloud together, s",
     )
     cloud_reserve_seconds: float = Field(
         default=1.0,
@@ -163,7 +163,7 @@ class EdgeSettings(ClientTlsSettings):
     )
     cascade_empty: bool = Field(
         default=Cascade.empty,
-        description="whether the cloud is asked about pictures in which the device finds nothing",
+        description="whether the cloud is asked about images in which the device finds nothing",
     )
     breaker_failures: int = Field(
         default=Policy.breaker_failures,
@@ -247,13 +247,12 @@ class EdgeSettings(ClientTlsSettings):
         default=UPLOAD_ABOVE_BYTES,
         ge=0,
         le=1 << 30,
-        description="size from which on an encoded picture is uploaded to the cloud once, and"
+        description="size from which on an encoded image is uploaded to the cloud once, and"
         " referred to in each try, bytes",
     )
     cloud_downscale: bool = Field(
         default=False,
-        description="whether pictures are shrunk to the input of the cloud's model before they"
-        " leave",
+        description="whether images are shrunk to the input of the cloud's model before they leave",
     )
     confidence_threshold: float | None = Field(
         default=None,
@@ -271,7 +270,7 @@ class EdgeSettings(ClientTlsSettings):
         default=None,
         ge=1,
         le=10_000,
-        description="detections per picture; not given: each model's own",
+        description="detections per image; not given: each model's own",
     )
     defect_classes: Words = Field(
         default=(),

@@ -1,4 +1,4 @@
-"""Counts of what became of a node's pictures, and how long the answers took."""
+"""Counts of what became of a node's images, and how long the answers took."""
 
 import threading
 from collections import Counter, deque
@@ -30,7 +30,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the pictures so far."""
+    """What became of the images so far."""
 
     by_device: int
     """Answered by the device."""
@@ -47,9 +47,9 @@ class Counts:
     total_milliseconds: Latency
     """From the request to the answer."""
     cloud_bytes: int
-    """Bytes of pictures that went to the cloud for the answers it gave."""
+    """Bytes of images that went to the cloud for the answers it gave."""
     cloud_bytes_saved: int
-    """Bytes that did not have to, because pictures were shrunk before."""
+    """Bytes that did not have to, because images were shrunk before."""
 
     @property
     def answered(self) -> int:
@@ -59,7 +59,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class NodeStats:
-    """What became of a node's pictures, and of what it logged.
+    """What became of a node's images, and of what it logged.
 
     Example:
         >>> from sightline import EdgeNode, EdgeSettings
@@ -113,7 +113,7 @@ class Tally:
                 self._by_cloud[answer.cloud_reason] += 1
 
     def failed(self, error: Exception) -> None:
-        """Count a picture that got no answer."""
+        """Count an image that got no answer."""
         reason = error.reason if isinstance(error, SightlineError) else type(error).__name__
         with self._lock:
             self._failed[reason] += 1

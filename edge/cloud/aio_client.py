@@ -66,7 +66,7 @@ class AsyncInferenceClient:
         idempotency_key: str | None = None,
         traceparent: str = "",
     ) -> InferAnswer:
-        """Return the service's answer for one or more pictures; see `InferenceClient.infer`."""
+        """Return the service's answer for one or more images; see `InferenceClient.infer`."""
         call = await asyncio.to_thread(  # files are read and pixels encoded here
             self._client.prepare,
             images,

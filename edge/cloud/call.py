@@ -11,7 +11,7 @@ from edge.cloud.types import ModelHint
 
 _CHUNK = 256 << 10
 _UPLOADS = 2
-"""How often a picture is uploaded for one question at most: once more if it was lost there."""
+"""How often an image is uploaded for one question at most: once more if it was lost there."""
 
 
 @dataclass(slots=True)
@@ -19,12 +19,12 @@ class InferCall:
     """A question, with what has been done to deliver it; safe in threads.
 
     Attributes:
-        question: the request, but for the bytes of its pictures.
-        images: the encoded pictures, in the question's order.
+        question: the request, but for the bytes of its images.
+        images: the encoded images, in the question's order.
         metadata: idempotency key and, if given, traceparent.
-        scales: by index, of the pictures that were shrunk.
-        bytes_saved: bytes of pictures that shrinking saves.
-        bytes_sent: bytes of pictures that were handed to the connection so far.
+        scales: by index, of the images that were shrunk.
+        bytes_saved: bytes of images that shrinking saves.
+        bytes_sent: bytes of images that were handed to the connection so far.
     """
 
     request: inference_service_pb2.InferRequest
@@ -44,10 +44,10 @@ class InferCall:
         return ModelHint(self.request.model.name, self.request.model.version)
 
     def next_upload(self, above: int) -> int | None:
-        """Return the index of a picture that is to be uploaded first; None: there is none.
+        """Return the index of an image that is to be uploaded first; None: there is none.
 
         Args:
-            above: bytes from which on a picture is too large to go with each try.
+            above: bytes from which on an image is too large to go with each try.
         """
         with self._lock:
             if not self._uploads:
@@ -62,7 +62,7 @@ class InferCall:
             return next(large, None)
 
     def upload(self, index: int) -> Iterator[inference_service_pb2.UploadImageRequest]:
-        """Yield the messages that upload a picture, counting what leaves."""
+        """Yield the messages that upload an image, counting what leaves."""
         data = self.images[index]
         sha256 = self.request.images[index].sha256
         header = inference_service_pb2.UploadHeader(sha256=sha256, size_bytes=len(data))
@@ -74,7 +74,7 @@ class InferCall:
             yield inference_service_pb2.UploadImageRequest(chunk=chunk)
 
     def uploaded(self, index: int, reference: str) -> None:
-        """Take note of where a picture was put."""
+        """Take note of where an image was put."""
         with self._lock:
             self._references[index] = reference
 
@@ -82,7 +82,7 @@ class InferCall:
         """Take note of references, by index, that the service does not know any more."""
         with self._lock:
             for index, reference in references.items():
-                # A twin of this try may have seen the same loss, and the picture be up again.
+                # A twin of this try may have seen the same loss, and the image be up again.
                 if self._references.get(index) == reference:
                     del self._references[index]
                     self._losses[index] = self._losses.get(index, 0) + 1
@@ -93,7 +93,7 @@ class InferCall:
             self._uploads = False
 
     def request_to_send(self) -> tuple[inference_service_pb2.InferRequest, Mapping[int, str]]:
-        """Return the question, and the references in it by the index of the picture."""
+        """Return the question, and the references in it by the index of the image."""
         request = inference_service_pb2.InferRequest()
         request.CopyFrom(self.request)
         with self._lock:

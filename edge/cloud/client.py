@@ -37,7 +37,7 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # A connection that a router has forgotten is found out in 15 s, in use or not: each question
     # on it would cost its whole budget. The ping's 64 KiB of queue take 5 s at 13 kB/s, over which
-    # no picture would arrive in time anyway.
+    # no image would arrive in time anyway.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
@@ -51,12 +51,12 @@ class InferenceClient:
         endpoint: the service, or its target in plain text, such as `127.0.0.1:50052`.
         timeout: seconds until a call ends, unless the call says otherwise, above 0 and at most
             3600.
-        array_format: how pictures that come as pixels are encoded: "jpeg" (quality 95) or "png".
-        upload_above_bytes: encoded pictures that are larger are uploaded first, once, and referred
+        array_format: how images that come as pixels are encoded: "jpeg" (quality 95) or "png".
+        upload_above_bytes: encoded images that are larger are uploaded first, once, and referred
             to, so that a retry does not send them again; >= 0. None: none is.
-        downscale: whether pictures are shrunk to the input of the detector that will see them
+        downscale: whether images are shrunk to the input of the detector that will see them
             (as JPEG of quality 95), where they are larger; boxes come in pixels of the original all
-            the same. The sizes are learnt beside the first question; until then pictures go whole.
+            the same. The sizes are learnt beside the first question; until then images go whole.
 
     Raises:
         SightlineError: INVALID_ARGUMENT: a number is out of its range.
@@ -87,7 +87,7 @@ class InferenceClient:
         if upload_above_bytes is not None and upload_above_bytes < 0:
             raise invalid("upload_above_bytes", f"must be >= 0 or None, is {upload_above_bytes}")
         if downscale:
-            import_module("vision")  # what is missing shows here, not at some picture
+            import_module("vision")  # what is missing shows here, not at some image
         self._array_format = array_format
         self._channel = self._endpoint.channel(_OPTIONS)
         self._stub = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
@@ -105,12 +105,12 @@ class InferenceClient:
         idempotency_key: str | None = None,
         traceparent: str = "",
     ) -> InferAnswer:
-        """Return the service's answer for one or more pictures.
+        """Return the service's answer for one or more images.
 
         Args:
-            images: a list of pictures, each RGB uint8 `[H, W, 3]`, encoded bytes, a path or
-                Pillow's. Encoded pictures are sent as they are, pixels are encoded first.
-            image_ids: a name for each picture, echoed in the answer; empty: none.
+            images: a list of images, each RGB uint8 `[H, W, 3]`, encoded bytes, a path or
+                Pillow's. Encoded images are sent as they are, pixels are encoded first.
+            image_ids: a name for each image, echoed in the answer; empty: none.
             model: which model should answer; None: the server's default.
             parameters: how the answer is made; None: the model's own settings.
             timeout: seconds until the call ends; None: the client's.
@@ -120,7 +120,7 @@ class InferenceClient:
 
         Raises:
             SightlineError: the question breaks a rule (INVALID_ARGUMENT; nothing was sent), or
-                the call failed. A picture that alone is bad has its error in the answer.
+                the call failed. An image that alone is bad has its error in the answer.
         """
         call = self.prepare(
             images,

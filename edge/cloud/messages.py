@@ -57,7 +57,7 @@ def prepare(
 ) -> InferCall:
     """Return a question, checked; see `edge.cloud.client.InferenceClient.infer`.
 
-    With an `input_size`, the width and height of the model's input in pixels, pictures that are
+    With an `input_size`, the width and height of the model's input in pixels, images that are
     larger are shrunk to it.
 
     Raises:
@@ -113,7 +113,7 @@ def parse_answer(
     trailing: Iterable[tuple[str, str | bytes]],
     call: InferCall,
 ) -> InferAnswer:
-    """Return the service's answer to a question, in pixels of the pictures as they were given."""
+    """Return the service's answer to a question, in pixels of the images as they were given."""
     results = tuple(_image_answer(result) for result in response.results)
     return InferAnswer(
         results=tuple(
@@ -149,9 +149,9 @@ def parse_models(response: inference_service_pb2.ListModelsResponse) -> tuple[Mo
 
 def _check_images(images: Sequence[Image], image_ids: Sequence[str]) -> None:
     if not isinstance(images, list | tuple):
-        raise invalid("images", f"must be a list of pictures, is a {type(images).__name__}")
+        raise invalid("images", f"must be a list of images, is a {type(images).__name__}")
     if not images:
-        raise invalid("images", "must have at least one picture")
+        raise invalid("images", "must have at least one image")
     if image_ids and len(image_ids) != len(images):
         raise invalid("image_ids", f"must be as many as images ({len(images)}) or none")
 
@@ -159,7 +159,7 @@ def _check_images(images: Sequence[Image], image_ids: Sequence[str]) -> None:
 def _to_send(
     image: Image, array_format: ArrayFormat, input_size: tuple[int, int] | None, field: str
 ) -> tuple[bytes, Scale | None, int]:
-    """A picture's bytes, how they relate to it if it was shrunk, and how many bytes that saves.
+    """An image's bytes, how they relate to it if it was shrunk, and how many bytes that saves.
 
     What it saves of pixels is not known: nobody encodes them whole to find out.
     """

@@ -135,7 +135,7 @@ class PendingAnswer:
     def _handle_response(
         self, references: Mapping[int, str], ended: "grpc.Future[_InferResponse]"
     ) -> InferAnswer | None:
-        """The answer; None: pictures that were referred to are lost. Raises SightlineError."""
+        """The answer; None: images that were referred to are lost. Raises SightlineError."""
         try:
             response = _response(ended)
         except SightlineError as error:
@@ -153,7 +153,7 @@ class PendingAnswer:
         return None
 
     def _handle_upload(self, index: int, ended: "grpc.Future[_UploadResponse]") -> None:
-        """Raise SightlineError: the picture cannot be delivered."""
+        """Raise SightlineError: the image cannot be delivered."""
         try:
             self._call.uploaded(index, _response(ended).image.reference)
         except SightlineError as error:
@@ -176,7 +176,7 @@ class PendingAnswer:
 def _lost_in_error(error: SightlineError, sent: Mapping[int, str]) -> Mapping[int, str]:
     """The references, by index, that a question failed for."""
     if error.reason == "IDEMPOTENCY_KEY_REUSED":
-        # The service tells questions apart by their pictures, and does not know the picture of a
+        # The service tells questions apart by their images, and does not know the image of a
         # reference that another process has signed: it takes this question for another one.
         return sent
     if error.reason not in _LOST and error.reason != "IMAGES_INVALID":
@@ -189,17 +189,17 @@ def _lost_in_error(error: SightlineError, sent: Mapping[int, str]) -> Mapping[in
 
 
 def _lost_in_response(response: _InferResponse, sent: Mapping[int, str]) -> Mapping[int, str]:
-    """The references, by index, of pictures that alone were not answered for their sake."""
+    """The references, by index, of images that alone were not answered for their sake."""
     errors = {index: result.error.reason for index, result in enumerate(response.results)}
     return {index: ref for index, ref in sent.items() if errors.get(index) in _LOST}
 
 
 def _for_image(index: int, error: SightlineError) -> SightlineError:
-    """The error with the picture's name in place of an upload's fields, which no caller knows."""
-    picture = f"images[{index}]"
+    """The error with the image's name in place of an upload's fields, which no caller knows."""
+    field = f"images[{index}]"
     named = copy.copy(error)
-    named.message = f"{picture}: {error.message}"
-    named.violations = tuple(FieldViolation(picture, v.description) for v in error.violations)
+    named.message = f"{field}: {error.message}"
+    named.violations = tuple(FieldViolation(field, v.description) for v in error.violations)
     return named
 
 

@@ -1,4 +1,4 @@
-"""Pictures made as small as the model that will see them, before they leave."""
+"""Images made as small as the model that will see them, before they leave."""
 
 import io
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ QUALITY = 95
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How a picture that was sent relates to the one that was asked about.
+    """How an image that was sent relates to the one that was asked about.
 
     Attributes:
         width: of the upright original, in pixels.
@@ -56,21 +56,21 @@ class Scale:
 
 
 def shrunk(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scale] | None:
-    """Return a picture as a JPEG that just fits a model's input, and how it relates to it.
+    """Return an image as a JPEG that just fits a model's input, and how it relates to it.
 
     The pixels are those that the model's own letterbox makes (`vision.letterbox`), so
     that only the JPEG's loss tells the answers apart.
 
     Args:
-        image: the picture, in any form.
+        image: the image, in any form.
         size: width and height of the model's input, in pixels.
-        field: the picture's name in errors.
+        field: the image's name in errors.
 
     Returns:
         None: it fits already.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: not a picture that can be read.
+        SightlineError: INVALID_ARGUMENT: not an image that can be read.
     """
     import numpy as np
     import PIL.Image
@@ -92,11 +92,11 @@ def shrunk(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scal
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """What the pictures for a model are made to fit.
+    """What the images for a model are made to fit.
 
     Attributes:
         model: name and version of the model.
-        size: width and height of its input, in pixels; None: its pictures are to go whole.
+        size: width and height of its input, in pixels; None: its images are to go whole.
     """
 
     model: ModelHint
@@ -106,7 +106,7 @@ class ModelInput:
 def model_inputs(models: tuple[ModelInfo, ...]) -> Mapping[ModelHint, ModelInput]:
     """Return the input of each model by every hint that means it.
 
-    Pictures for a classifier go whole: what it cuts out of them is its own business.
+    Images for a classifier go whole: what it cuts out of them is its own business.
     """
     inputs: dict[ModelHint, ModelInput] = {}
     for model in models:

@@ -38,7 +38,7 @@ class ModelSizes:
         self._learning = False
 
     def of(self, asked: ModelHint) -> tuple[int, int] | None:
-        """Return width and height in pixels that pictures are to fit; None: they go whole.
+        """Return width and height in pixels that images are to fit; None: they go whole.
 
         Args:
             asked: which model will be asked; one that is not known is asked for beside.
@@ -61,7 +61,7 @@ class ModelSizes:
             if known is None or known.model == model:
                 return
             inputs = dict(self._inputs)
-            del inputs[asked]  # until it is known, pictures go whole
+            del inputs[asked]  # until it is known, images go whole
             if model in inputs:
                 inputs[asked] = inputs[model]
             self._inputs = inputs
@@ -83,6 +83,6 @@ class ModelSizes:
             with self._lock:
                 self._inputs = inputs
         except SightlineError as error:
-            logger.info("pictures are sent whole: the cloud's models cannot be listed: %s", error)
+            logger.info("images are sent whole: the cloud's models cannot be listed: %s", error)
         finally:
             self._learning = False

@@ -21,7 +21,7 @@ class InferenceTransport:
     Args:
         endpoint: the service.
         stub: the calls.
-        upload_above: bytes of a picture from which on it is uploaded; None: never.
+        upload_above: bytes of an image from which on it is uploaded; None: never.
         clock: seconds that only grow.
     """
 
@@ -39,7 +39,7 @@ class InferenceTransport:
         self._no_uploads_until: float | None = None
 
     def next_upload(self, call: InferCall) -> int | None:
-        """Return the index of the picture to upload next; None: the question can be asked."""
+        """Return the index of the image to upload next; None: the question can be asked."""
         if self._upload_above is None:
             return None
         if self._no_uploads_until is not None and self._clock() < self._no_uploads_until:
@@ -47,7 +47,7 @@ class InferenceTransport:
         return call.next_upload(self._upload_above)
 
     def refuses_uploads(self, error: SightlineError) -> bool:
-        """Return whether the service takes no uploads now, but may well take the picture itself.
+        """Return whether the service takes no uploads now, but may well take the image itself.
 
         A service that has no such call, or says when to come back, is left alone with uploads for
         as long, but for 10 minutes at most.
@@ -64,7 +64,7 @@ class InferenceTransport:
     def upload(
         self, call: InferCall, index: int, timeout: float
     ) -> "grpc.Future[inference_service_pb2.UploadImageResponse]":
-        """Start to upload a picture.
+        """Start to upload an image.
 
         Raises:
             SightlineError: FAILED_PRECONDITION: the client is closed; UNAUTHENTICATED: there is no

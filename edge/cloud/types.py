@@ -7,7 +7,7 @@ from edge.records import Detection
 from servicekit.errors import SightlineError
 
 UPLOAD_ABOVE_BYTES = 1 << 20
-"""Size of an encoded picture from which on it is uploaded first, unless told otherwise."""
+"""Size of an encoded image from which on it is uploaded first, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,14 @@ class InferParameters:
     iou_threshold: float | None = None
     """Of two boxes of one class that overlap by more, one is left out, in [0, 1]."""
     max_detections: int | None = None
-    """At most this many detections per picture, 1 to 10 000."""
+    """At most this many detections per image, 1 to 10 000."""
     top_k: int | None = None
-    """At most this many classes per picture (classification), 1 to 1000."""
+    """At most this many classes per image (classification), 1 to 1000."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """One class of a classified picture."""
+    """One class of a classified image."""
 
     class_id: int
     class_name: str
@@ -68,19 +68,19 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class ImageAnswer:
-    """The answer for one picture."""
+    """The answer for one image."""
 
     image_id: str
     """As in the question. Empty: none was given."""
     image_width: int
-    """Of the upright picture in pixels. 0: it could not be read."""
+    """Of the upright image in pixels. 0: it could not be read."""
     image_height: int
     detections: tuple[Detection, ...] = ()
     """Most confident first (task detect)."""
     classes: tuple[ClassScore, ...] = ()
     """Most probable first (task classify)."""
     error: SightlineError | None = None
-    """Why there is no answer for this picture, though there is for others. None: there is one."""
+    """Why there is no answer for this image, though there is for others. None: there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class StageSeconds:
 
 @dataclass(frozen=True, slots=True)
 class InferAnswer:
-    """The answers for the pictures of one call, in their order.
+    """The answers for the images of one call, in their order.
 
     Example:
         >>> from edge.cloud.types import ImageAnswer, StageSeconds
@@ -122,9 +122,9 @@ class InferAnswer:
     idempotent_replayed: bool
     """Whether the service gave the answer that an earlier call with the same key had got."""
     bytes_sent: int = 0
-    """Bytes of pictures handed to the connection for this answer, uploads and retries included."""
+    """Bytes of images handed to the connection for this answer, uploads and retries included."""
     bytes_saved: int = 0
-    """Bytes of pictures that did not have to leave, because they were shrunk before. Of pictures
+    """Bytes of images that did not have to leave, because they were shrunk before. Of images
     that came as pixels it is not known, and not counted."""
 
 

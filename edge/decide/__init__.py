@@ -1,1 +1,1 @@
-"""Who answers for a picture, device or cloud, inside one budget."""
+"""Who answers for an image, device or cloud, inside one budget."""

@@ -1,4 +1,4 @@
-"""One picture under way: carries out what the coordinator's core decides, and waits for nothing.
+"""One image under way: carries out what the coordinator's core decides, and waits for nothing.
 
 Answers and failures are reported as observations, from the device's thread and from gRPC's. How to
 wait for them is the caller's business (`edge.decide.coordinator`).
@@ -78,12 +78,12 @@ class TimedEvent:
 
 @dataclass(slots=True)
 class ActiveRequest:
-    """One picture, and everything that is under way for it.
+    """One image, and everything that is under way for it.
 
     Attributes:
         core: what decides.
         backends: who can be asked.
-        image: the picture.
+        image: the image.
         image_id: its name, for the service; empty: none.
         traceparent: W3C traceparent to pass on; empty: none.
         inbox: takes what happens, with the time, from any thread, and returns at once.
@@ -225,7 +225,7 @@ class ActiveRequest:
 
 
 def _unsendable(error: Exception) -> SightlineError:
-    said = f"the picture cannot be made ready for the cloud: {error!r}"
+    said = f"the image cannot be made ready for the cloud: {error!r}"
     # Nothing of the cloud's: its breaker must not hear of it, and another try would not help.
     wrapped = SightlineError(grpc.StatusCode.FAILED_PRECONDITION, "QUESTION_UNSENDABLE", said)
     wrapped.__cause__ = error
@@ -258,7 +258,7 @@ def _cloud_result(answer: InferAnswer) -> DetectorResult:
         raise SightlineError(
             grpc.StatusCode.DATA_LOSS,
             "ANSWER_INCOMPLETE",
-            f"the service answered for {len(answer.results)} pictures, not for the one asked",
+            f"the service answered for {len(answer.results)} images, not for the one asked",
         )
     (image,) = answer.results
     if image.error is not None:
@@ -273,5 +273,5 @@ def _cloud_result(answer: InferAnswer) -> DetectorResult:
 
 
 def _classes(image: ImageAnswer) -> tuple[Detection, ...]:
-    """The classes of a classified picture as detections without boxes, as they are logged."""
+    """The classes of a classified image as detections without boxes, as they are logged."""
     return tuple(Detection(c.class_id, c.class_name, c.probability) for c in image.classes)

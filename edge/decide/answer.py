@@ -1,4 +1,4 @@
-"""An answer for a picture, and what it cost."""
+"""An answer for an image, and what it cost."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from edge.records import CloudReason, Detection, Source
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer for one picture, where it came from and what it cost.
+    """An answer for one image, where it came from and what it cost.
 
     Attributes:
-        detections: most confident first; boxes in pixels of the upright picture. A
+        detections: most confident first; boxes in pixels of the upright image. A
             classification has classes instead: detections without box.
         source: who answered.
         cloud_reason: why the cloud was asked, or was to be (see `cloud_error`); None: it was not.
         model_name: of the model that answered.
         model_version: empty: not known.
-        image_width: of the upright picture in pixels; 0: not known.
+        image_width: of the upright image in pixels; 0: not known.
         image_height: the same, downwards.
         device_milliseconds: until the device answered or was given up; None: it was not asked.
         cloud_milliseconds: from the first try to the cloud's answer, retries and waits included;
@@ -27,9 +27,9 @@ class Answer:
         idempotent_replayed: the cloud gave the answer that an earlier try had got.
         cloud_error: reason why the cloud, which was asked or was to be asked, did not answer and
             the device's answer was kept (modes `cascade` and `hedged`); empty: nothing of the kind.
-        cloud_bytes: bytes of the picture that went to the cloud for its answer, uploads and
+        cloud_bytes: bytes of the image that went to the cloud for its answer, uploads and
             retries included; 0: the cloud did not answer.
-        cloud_bytes_saved: bytes that did not have to, because the picture was shrunk before.
+        cloud_bytes_saved: bytes that did not have to, because the image was shrunk before.
 
     Example:
         >>> from sightline import EdgeNode, EdgeSettings

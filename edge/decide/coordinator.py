@@ -1,4 +1,4 @@
-"""Answers for pictures from the device or the cloud, inside one budget each.
+"""Answers for images from the device or the cloud, inside one budget each.
 
 Two shells, one for threads and one for asyncio, that differ only in how they wait. What to do is
 decided in `edge.decide.core` and carried out in `edge.decide.active_request`.
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class InferenceCoordinator:
-    """Answers for pictures; from any number of threads and asyncio tasks at once.
+    """Answers for images; from any number of threads and asyncio tasks at once.
 
     Make it after forking: it has a thread, and gRPC's connections do not survive a fork either.
 
@@ -94,15 +94,15 @@ class InferenceCoordinator:
         self._closed = False
 
     def ask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
-        """Return the answer for one picture, waiting at most for the policy's timeout.
+        """Return the answer for one image, waiting at most for the policy's timeout.
 
         Args:
-            image: the picture, in any form. An array is not copied: leave it as it is.
+            image: the image, in any form. An array is not copied: leave it as it is.
             image_id: its name, for the service; empty: none.
             traceparent: W3C traceparent to pass on; empty: none.
 
         Raises:
-            DeviceError: the model on the device raised, was late or hangs, or the picture is bad,
+            DeviceError: the model on the device raised, was late or hangs, or the image is bad,
                 and the cloud was not asked; its cause is what the model raised.
             CloudError: the cloud did not answer; its cause is the device's error, if there is one.
             CascadeRuleError: the policy's own rule raised.
@@ -116,7 +116,7 @@ class InferenceCoordinator:
         return self._settle(request, end)
 
     async def aask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
-        """Return the answer for one picture; see `ask`. Cancelling ends what is under way."""
+        """Return the answer for one image; see `ask`. Cancelling ends what is under way."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[TimedEvent] = asyncio.Queue()
 

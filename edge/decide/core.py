@@ -1,4 +1,4 @@
-"""Who answers for a picture, device or cloud: the part that decides, and does nothing else.
+"""Who answers for an image, device or cloud: the part that decides, and does nothing else.
 
 No clock, socket or thread: what happened goes in as an observation together with the time, what to
 do comes out as actions. A shell carries them out (`edge.decide.coordinator`). There is one budget,
@@ -238,7 +238,7 @@ class Coordination:
     def _device_failed(self, error: Exception, why: CloudReason, now: float) -> list[Action]:
         self._device_done(now, error)
         self._device_error = error
-        if _picture_at_fault(error):  # the cloud checks pictures by the same rules
+        if _picture_at_fault(error):  # the cloud checks images by the same rules
             return [*self._leave_cloud(now), Fail(error, self._tries.ended, Source.DEVICE)]
         if self._tries.under_way(Source.CLOUD) or self._retry_at is not None:
             return []
@@ -338,7 +338,7 @@ class Coordination:
 
 
 def _picture_at_fault(error: Exception) -> bool:
-    """Whether the cloud, which checks pictures by the same rules, would refuse it, too."""
+    """Whether the cloud, which checks images by the same rules, would refuse it, too."""
     return isinstance(error, SightlineError) and error.category is Category.VALIDATION
 
 

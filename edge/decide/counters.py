@@ -43,7 +43,7 @@ class CoordinatorStats:
     device_p95_seconds: float | None
     """95th percentile of the device's latest 200 runs; None: not known before 20."""
     device_hangs: bool
-    """Whether the device's model has been at one picture for longer than a whole budget."""
+    """Whether the device's model has been at one image for longer than a whole budget."""
 
 
 class Counters:

@@ -16,7 +16,7 @@ from servicekit.errors import SightlineError
 
 @dataclass(slots=True)
 class _Job:
-    """One picture for the model."""
+    """One image for the model."""
 
     image: Image
     asked: float
@@ -24,7 +24,7 @@ class _Job:
 
 
 class DeviceWorker:
-    """One detector, one picture at a time, in a daemon thread.
+    """One detector, one image at a time, in a daemon thread.
 
     One at a time, because parallel runs of one model only fight for the same cores. A daemon,
     because a model that hangs must not keep the process from ending (concurrent.futures' own
@@ -35,7 +35,7 @@ class DeviceWorker:
         hang_seconds: a run that takes longer hangs, > 0.
 
     Attributes:
-        run_times: from a picture's arrival here to the model's answer.
+        run_times: from an image's arrival here to the model's answer.
     """
 
     def __init__(self, detector: Detector, hang_seconds: float) -> None:
@@ -50,7 +50,7 @@ class DeviceWorker:
         self._thread.start()
 
     def submit(self, image: Image) -> "Future[DetectorResult]":
-        """Return the future result; cancelling it works until the model starts on the picture.
+        """Return the future result; cancelling it works until the model starts on the image.
 
         While the model hangs, the result is that at once: an error with the reason `DEVICE_HUNG`.
         """
@@ -61,7 +61,7 @@ class DeviceWorker:
                 SightlineError(
                     grpc.StatusCode.INTERNAL,
                     "DEVICE_HUNG",
-                    f"the device's model has been at one picture for {busy:.1f} s",
+                    f"the device's model has been at one image for {busy:.1f} s",
                 )
             )
             return job.future
@@ -74,11 +74,11 @@ class DeviceWorker:
 
     @property
     def hangs(self) -> bool:
-        """Whether the model has been at one picture for too long."""
+        """Whether the model has been at one image for too long."""
         return self._busy_seconds() > self._hang_seconds
 
     def close(self, timeout: float = 1.0) -> None:
-        """Take no more pictures; wait for the one under way, at most `timeout` seconds.
+        """Take no more images; wait for the one under way, at most `timeout` seconds.
 
         Those that wait get `CoordinatorClosedError`.
         """
@@ -99,7 +99,7 @@ class DeviceWorker:
             elif job.future.set_running_or_notify_cancel():
                 self._running_since = time.monotonic()
                 self._detect(job)
-            del job  # or the last picture would stay in memory until the next
+            del job  # or the last image would stay in memory until the next
 
     def _detect(self, job: _Job) -> None:
         try:

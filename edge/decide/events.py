@@ -60,7 +60,7 @@ Observation = DeviceAnswered | DeviceFailed | CloudAnswered | CloudFailed | Clou
 
 @dataclass(frozen=True, slots=True)
 class AskDevice:
-    """Start the device's model on the picture."""
+    """Start the device's model on the image."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,13 +32,13 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True)
 class Cascade:
-    """When the device is unsure of a picture, so that the cloud is asked in mode `cascade`.
+    """When the device is unsure of an image, so that the cloud is asked in mode `cascade`.
 
     Attributes:
         low: lower end of the band of confidences in which the device is unsure, in [0, 1].
         high: upper end, in [`low`, 1]; both ends are in the band.
         any: whether one detection in the band is enough; else the most confident one must be in it.
-        empty: whether the device is unsure of a picture in which it finds nothing.
+        empty: whether the device is unsure of an image in which it finds nothing.
         rule: says in place of all this whether the device is unsure; None: the band does.
 
     Raises:

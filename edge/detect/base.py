@@ -1,4 +1,4 @@
-"""What a detector is: a name, a version, and a picture in, detections out."""
+"""What a detector is: a name, a version, and an image in, detections out."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the edge core runs without numpy and Pillow
     from numpy.typing import NDArray
 
 Image: TypeAlias = "NDArray[np.uint8] | bytes | str | Path | PIL.Image.Image"
-"""A picture: RGB uint8 `[H, W, 3]`, an encoded JPEG, PNG, WebP or BMP, its path, or Pillow's."""
+"""An image: RGB uint8 `[H, W, 3]`, an encoded JPEG, PNG, WebP or BMP, its path, or Pillow's."""
 
 Tracker = Literal["bytetrack", "botsort"]
 """What gives objects an identity across frames (ByteTrack, BoT-SORT), as ultralytics names it."""
@@ -25,8 +25,8 @@ class Thresholds:
     Attributes:
         confidence: detections must be above it, in [0, 1].
         iou: of two boxes of one class that overlap by more, one is left out, in [0, 1].
-        max_detections: per picture, 1 to 10 000.
-        top_k: classes of one picture where the model is a classifier, whatever their
+        max_detections: per image, 1 to 10 000.
+        top_k: classes of one image where the model is a classifier, whatever their
             confidence, 1 to 1000.
 
     Raises:
@@ -56,12 +56,12 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class DetectorResult:
-    """What one model says about one picture.
+    """What one model says about one image.
 
     Attributes:
-        detections: most confident first; boxes in pixels of the upright picture. A classifier's
+        detections: most confident first; boxes in pixels of the upright image. A classifier's
             have no box.
-        image_width: of the upright picture in pixels, >= 1; 0: not known.
+        image_width: of the upright image in pixels, >= 1; 0: not known.
         image_height: the same, downwards.
         model_name: of the model that answered; never empty.
         model_version: empty: not known.
@@ -108,10 +108,10 @@ class Detector(Protocol):
         """The model's version, as it is logged; empty: not known."""
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one picture, or name what it shows.
+        """Find objects in one image, or name what it shows.
 
         Raises:
-            SightlineError: the picture is at fault (category `validation`): the cloud would say
+            SightlineError: the image is at fault (category `validation`): the cloud would say
                 the same and is not asked.
             Exception: whatever else went wrong: the cloud is asked, where the mode allows it.
         """

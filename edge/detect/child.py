@@ -35,7 +35,7 @@ class Child:
     """A process that runs `edge.detect.worker`. Safe in threads, one question at a time.
 
     Args:
-        memory: file descriptor of the shared memory for pictures; None: there is none.
+        memory: file descriptor of the shared memory for images; None: there is none.
 
     Raises:
         OSError: no process can be started.
@@ -77,10 +77,10 @@ class Child:
         raise _loading_error(reply)
 
     def detect(self, request: DetectRequest, timeout: float) -> Reply:
-        """Ask the detector about a picture, and return its reply or how it failed.
+        """Ask the detector about an image, and return its reply or how it failed.
 
         Args:
-            request: the picture.
+            request: the image.
             timeout: seconds until the process is killed, > 0.
 
         Raises:

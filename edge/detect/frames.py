@@ -1,7 +1,7 @@
-"""Pictures on their way to a detector's process: in shared memory, which spares two copies.
+"""Images on their way to a detector's process: in shared memory, which spares two copies.
 
 The memory has no name: nothing is left behind, however the processes end. Where there is no such
-memory (not Linux) pictures travel inside the messages.
+memory (not Linux) images travel inside the messages.
 """
 
 import mmap
@@ -20,7 +20,7 @@ _PAGE = 1 << 20
 
 
 class FrameWriter:
-    """The owner's end: one picture at a time, in memory that grows with the largest of them.
+    """The owner's end: one image at a time, in memory that grows with the largest of them.
 
     Args:
         shared: whether to use shared memory where there is any.
@@ -34,27 +34,27 @@ class FrameWriter:
         self.fd: int | None = os.memfd_create("sightline-frames") if use else None
         self._memory: mmap.mmap | None = None
 
-    def put(self, picture: "NDArray[np.uint8] | bytes | str | Path") -> DetectRequest:
-        """Lay a picture down, over the one before, and return what says where it is.
+    def put(self, image: "NDArray[np.uint8] | bytes | str | Path") -> DetectRequest:
+        """Lay an image down, over the one before, and return what says where it is.
 
         Args:
-            picture: an array `[H, W, 3]`, an encoded file or its path.
+            image: an array `[H, W, 3]`, an encoded file or its path.
 
         Raises:
             OSError: there is no memory left.
         """
-        if isinstance(picture, str | Path):
-            return DetectRequest(path=os.path.abspath(picture))  # noqa: PTH100 - Path.absolute keeps ".."
-        shape = None if isinstance(picture, bytes) else picture.shape
-        size = len(picture) if isinstance(picture, bytes) else picture.nbytes
+        if isinstance(image, str | Path):
+            return DetectRequest(path=os.path.abspath(image))  # noqa: PTH100 - Path.absolute keeps ".."
+        shape = None if isinstance(image, bytes) else image.shape
+        size = len(image) if isinstance(image, bytes) else image.nbytes
         if self.fd is None:
-            content = picture if isinstance(picture, bytes) else picture.tobytes()
+            content = image if isinstance(image, bytes) else image.tobytes()
             return DetectRequest(shape, size, content)
         memory = self._grown(self.fd, size)
-        if isinstance(picture, bytes):
-            memory[:size] = picture
+        if isinstance(image, bytes):
+            memory[:size] = image
         else:
-            _lay(picture, memory)
+            _lay(image, memory)
         return DetectRequest(shape, size)
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class FrameReader:
         self._memory: mmap.mmap | None = None
 
     def get(self, request: DetectRequest) -> "NDArray[np.uint8] | bytes | str":
-        """Return the picture. An array lies in the shared memory until the next one does."""
+        """Return the image. An array lies in the shared memory until the next one does."""
         if request.path is not None:
             return request.path
         source = request.content if request.content is not None else self._mapped(request.size)
@@ -101,7 +101,7 @@ class FrameReader:
 
     def _mapped(self, size: int) -> mmap.mmap:
         if self._fd is None:
-            raise ValueError("the picture must be in the message: there is no shared memory")
+            raise ValueError("the image must be in the message: there is no shared memory")
         if self._memory is None or len(self._memory) < size:
             self._memory = mmap.mmap(self._fd, 0)  # the old one goes with the last array in it
         return self._memory

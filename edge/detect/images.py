@@ -1,8 +1,8 @@
-"""A picture in the form that is wanted: pixels for a model, encoded bytes for the wire.
+"""An image in the form that is wanted: pixels for a model, encoded bytes for the wire.
 
-Pictures that come encoded are checked by their content before they are decoded
+Images that come encoded are checked by their content before they are decoded
 (`vision`). numpy and Pillow are imported only where pixels are handled: a node that
-passes encoded pictures on needs neither.
+passes encoded images on needs neither.
 """
 
 import io
@@ -24,14 +24,14 @@ ArrayFormat = Literal["jpeg", "png"]
 
 
 def pixels(image: Image, field: str = "image") -> "NDArray[np.uint8]":
-    """Return a picture as RGB uint8 `[H, W, 3]`, upright.
+    """Return an image as RGB uint8 `[H, W, 3]`, upright.
 
     Args:
-        image: the picture, in any form.
+        image: the image, in any form.
         field: its name in errors.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: not a picture, over a limit of `vision`, or
+        SightlineError: INVALID_ARGUMENT: not an image, over a limit of `vision`, or
             not readable; the reason says which.
     """
     from vision import ImageError, decode_image
@@ -41,19 +41,19 @@ def pixels(image: Image, field: str = "image") -> "NDArray[np.uint8]":
     try:
         return decode_image(_read(image, field))
     except ImageError as error:
-        raise invalid(field, f"must be a picture: {error}", reason=error.reason) from error
+        raise invalid(field, f"must be an image: {error}", reason=error.reason) from error
 
 
 def encoded(image: Image, *, array_format: ArrayFormat = "jpeg", field: str = "image") -> bytes:
-    """Return a picture as an encoded file: bytes and files as they are, pixels encoded.
+    """Return an image as an encoded file: bytes and files as they are, pixels encoded.
 
     Args:
-        image: the picture, in any form.
-        array_format: how arrays and Pillow's pictures are encoded.
+        image: the image, in any form.
+        array_format: how arrays and Pillow's images are encoded.
         field: its name in errors.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: empty, not readable, or not a picture's array.
+        SightlineError: INVALID_ARGUMENT: empty, not readable, or not an image's array.
     """
     if not isinstance(image, bytes | str | Path):
         return _encode(_array(image, field), array_format)
@@ -82,7 +82,7 @@ def _array(image: "NDArray[np.uint8] | PIL.Image.Image", field: str) -> "NDArray
         return _upright(image, field)
     if not isinstance(image, np.ndarray):
         kind = type(image).__name__
-        raise invalid(field, f"must be an array, bytes, a path or Pillow's picture, is a {kind}")
+        raise invalid(field, f"must be an array, bytes, a path or Pillow's image, is a {kind}")
     right = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size > 0
     if not right:
         raise invalid(
@@ -102,12 +102,12 @@ def _upright(image: "PIL.Image.Image", field: str) -> "NDArray[np.uint8]":
 
 @contextmanager
 def _refusing(field: str) -> Iterator[None]:
-    """Pillow reads a picture's pixels when they are asked for: damage shows only here."""
+    """Pillow reads an image's pixels when they are asked for: damage shows only here."""
     try:
         yield
     except (OSError, ValueError, SyntaxError) as error:
         reason = "IMAGE_CORRUPT"
-        raise invalid(field, f"must be a whole picture: {error}", reason=reason) from error
+        raise invalid(field, f"must be a whole image: {error}", reason=reason) from error
 
 
 def _encode(array: "NDArray[np.uint8]", array_format: ArrayFormat) -> bytes:

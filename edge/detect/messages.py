@@ -31,13 +31,13 @@ class LoadRequest:
 
 @dataclass(frozen=True, slots=True)
 class DetectRequest:
-    """Detect in one picture.
+    """Detect in one image.
 
     Attributes:
-        shape: of the RGB uint8 array `[H, W, 3]`; None: the picture is encoded.
+        shape: of the RGB uint8 array `[H, W, 3]`; None: the image is encoded.
         size: its bytes.
-        content: the picture; None: the shared memory holds it.
-        path: of the picture's file, in place of all that.
+        content: the image; None: the shared memory holds it.
+        path: of the image's file, in place of all that.
     """
 
     shape: tuple[int, ...] | None = None
@@ -101,7 +101,7 @@ class DetectorFailure:
 
 
 def reply_error(reply: "Reply") -> SightlineError:
-    """Return what a picture's reply that is not `DetectorReply` means to the caller."""
+    """Return what an image's reply that is not `DetectorReply` means to the caller."""
     if isinstance(reply, DetectorRefusal):
         return reply.error()
     said = f"{reply.kind}: {reply.message}" if isinstance(reply, DetectorFailure) else repr(reply)

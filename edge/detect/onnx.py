@@ -59,10 +59,10 @@ class OnnxDetector:
         return self._model.provider
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one picture, or name what it shows; see `edge.detect.Detector`.
+        """Find objects in one image, or name what it shows; see `edge.detect.Detector`.
 
         Raises:
-            SightlineError: the picture is at fault.
+            SightlineError: the image is at fault.
             vision.ModelError: the run failed, or its output is no model's.
         """
         array = pixels(image)

@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 
 class ProcessDetector:
-    """Runs another detector in a process of its own. Safe in threads, one picture at a time.
+    """Runs another detector in a process of its own. Safe in threads, one image at a time.
 
     A segmentation fault in a runtime, the kernel's OOM killer or a run that never ends costs one
-    picture. The process is started again in the background, at first after half a second, then
-    after longer and longer; pictures that come meanwhile fail at once. It ends with this process,
+    image. The process is started again in the background, at first after half a second, then
+    after longer and longer; images that come meanwhile fail at once. It ends with this process,
     however this one ends, within a second. Make it after forking.
 
     Args:
         factory: makes the detector, in the other process: a class or a function of a module that
             can be imported, or a `functools.partial` of one, such as
             `partial(OnnxDetector, "model.onnx")`.
-        hang_seconds: of one picture, after which its run is given up and the process is killed,
+        hang_seconds: of one image, after which its run is given up and the process is killed,
             > 0.
         load_seconds: of loading the detector, after which the process is killed, > 0.
-        shared_memory: whether pictures travel in shared memory, where the system has it.
+        shared_memory: whether images travel in shared memory, where the system has it.
 
     Raises:
         ValueError: an argument is out of its range, or `factory` cannot be told to a process.
@@ -106,29 +106,29 @@ class ProcessDetector:
             return None
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one picture, or name what it shows; see `edge.detect.Detector`.
+        """Find objects in one image, or name what it shows; see `edge.detect.Detector`.
 
         Raises:
-            SightlineError: the picture is at fault (INVALID_ARGUMENT); the process ended
+            SightlineError: the image is at fault (INVALID_ARGUMENT); the process ended
                 (`DEVICE_CRASHED`), gave no answer (`DEVICE_HUNG`), is being started again
                 (`DEVICE_RESTARTING`) or closed (`DEVICE_CLOSED`); or the model raised
                 (`DEVICE_FAILED`).
         """
-        picture = image if isinstance(image, bytes | str | Path) else pixels(image)
-        reply = self._ask(picture)
+        payload = image if isinstance(image, bytes | str | Path) else pixels(image)
+        reply = self._ask(payload)
         if isinstance(reply, DetectorReply):
             return reply.result
         raise reply_error(reply)
 
     def close(self) -> None:
-        """End the process; a picture that is being looked at is not answered. May be repeated."""
+        """End the process; an image that is being looked at is not answered. May be repeated."""
         self._finalizer()
 
-    def _ask(self, picture: "NDArray[np.uint8] | bytes | str | Path") -> Reply:
+    def _ask(self, payload: "NDArray[np.uint8] | bytes | str | Path") -> Reply:
         with self._lock:
             child = self._supervisor.child()
             try:
-                reply = child.detect(self._frames.put(picture), self._hang_seconds)
+                reply = child.detect(self._frames.put(payload), self._hang_seconds)
             except SightlineError as error:
                 self._supervisor.give_up(child)
                 raise (closed() if self._supervisor.closing else error) from error
@@ -145,5 +145,5 @@ def _end(
     if os.getpid() != owner:  # a fork of the owner, whose end is none of the process's business
         return
     supervisor.close()
-    with lock:  # whoever lays down a picture finishes first
+    with lock:  # whoever lays down an image finishes first
         frames.close()

@@ -12,7 +12,7 @@ def detections_of(results: "Results") -> tuple[Detection, ...]:
     """Return the boxes of ultralytics' `Results` as detections, most confident first.
 
     Args:
-        results: of one picture; boxes in pixels of the picture that the model was given.
+        results: of one image; boxes in pixels of the image that the model was given.
     """
     boxes = results.boxes
     if boxes is None:
@@ -32,7 +32,7 @@ def classes_of(results: "Results", top_k: int = 5) -> tuple[Detection, ...]:
     """Return the classes of ultralytics' `Results`, most probable first; none: no classifier's.
 
     Args:
-        results: of one picture.
+        results: of one image.
         top_k: how many classes at most, at least 1.
     """
     if results.probs is None:

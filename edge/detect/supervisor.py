@@ -21,7 +21,7 @@ class ProcessSupervisor:
 
     Args:
         factory: of the detector, pickled.
-        memory: file descriptor of the shared memory for pictures; None: there is none.
+        memory: file descriptor of the shared memory for images; None: there is none.
         load_seconds: until a process that loads its detector is killed.
 
     Raises:
@@ -37,7 +37,7 @@ class ProcessSupervisor:
         self._closing = threading.Event()
         self._running: Child | None = None
         self._ready: Child | None = None
-        self._starts = 0  # since a picture was last answered
+        self._starts = 0  # since an image was last answered
         self.loaded = self._start()
         self._thread = threading.Thread(
             target=self._supervise, name="detector-supervisor", daemon=True
@@ -71,7 +71,7 @@ class ProcessSupervisor:
         child.kill()
 
     def close(self) -> None:
-        """End the process and the thread; a picture that is being looked at is not answered."""
+        """End the process and the thread; an image that is being looked at is not answered."""
         with self._lock:
             self._closing.set()
             child, self._ready = self._running, None

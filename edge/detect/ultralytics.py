@@ -48,7 +48,7 @@ class UltralyticsDetector:
         version: the model's version in logs; None: the first 12 hex digits of the file's SHA-256.
         thresholds: what counts as a detection; None: the defaults.
         device: what ultralytics should run on, such as "cpu" or "cuda:0"; None: its own choice.
-        tracker: gives objects an identity across pictures, which then must be the frames of one
+        tracker: gives objects an identity across images, which then must be the frames of one
             source, in their order. An object is left out until the tracker is sure of it. None:
             none.
 
@@ -80,7 +80,7 @@ class UltralyticsDetector:
         self._thresholds = thresholds or Thresholds()
         self._options = _options(self._thresholds, device, tracker)
         self._tracks = tracker is not None
-        self._lock = threading.Lock()  # a predictor holds the picture it works on
+        self._lock = threading.Lock()  # a predictor holds the image it works on
         if path.suffix == ".onnx":
             check_beside(path)  # ultralytics hands the file to ONNX Runtime as it is
         self._model = self._load(path)
@@ -96,10 +96,10 @@ class UltralyticsDetector:
         return str(self._model.predictor.device)
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one picture, or name what it shows; see `edge.detect.Detector`.
+        """Find objects in one image, or name what it shows; see `edge.detect.Detector`.
 
         Raises:
-            SightlineError: the picture is at fault.
+            SightlineError: the image is at fault.
             Exception: whatever ultralytics raises.
         """
         array = pixels(image)
@@ -122,7 +122,7 @@ class UltralyticsDetector:
                 return self._ready(path, YOLO(path, task=other.task))
 
     def _ready(self, path: Path, model: "YOLO") -> "YOLO":
-        """Return the model with its weights loaded and run once: no picture has to pay for it."""
+        """Return the model with its weights loaded and run once: no image has to pay for it."""
         self._check(path, model.task)
         model.add_callback("on_predict_start", partial(self._check_export, path))
         black = np.zeros((32, 32, 3), np.uint8)

@@ -55,7 +55,7 @@ def _serve(wire: socket.socket, frames: FrameReader) -> None:
             elif detector is not None and isinstance(request, DetectRequest):
                 reply = _detect(detector, request, frames)
             else:
-                raise RuntimeError("a picture must come after the detector")
+                raise RuntimeError("an image must come after the detector")
             send(wire, reply)
     finally:
         if detector is not None:

@@ -1,4 +1,4 @@
-"""Where a node's pictures come from: files, folders, videos, cameras."""
+"""Where a node's images come from: files, folders, videos, cameras."""
 
 from edge.sources.camera import Camera
 from edge.sources.frame import Frame, FrameSource, SourceMonitor

@@ -24,7 +24,7 @@ class Camera:
     Args:
         place: a URL (`rtsp://`, `http://` with MJPEG, ...), a device such as `/dev/video0`, or the
             number of a local camera.
-        name: what it is called in statistics, labels and picture names; None: the place without
+        name: what it is called in statistics, labels and image names; None: the place without
             the credentials in it, and without what of its query says nothing of the stream.
         sampling: which frames are wanted.
         timeout: seconds to wait for a connection, and for a frame, before reconnecting, > 0.

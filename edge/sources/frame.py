@@ -1,4 +1,4 @@
-"""What a source of pictures is: a name, and frames for as long as somebody wants them."""
+"""What a source of images is: a name, and frames for as long as somebody wants them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from edge.detect.base import Image
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture of a source.
+    """One image of a source.
 
     Attributes:
-        image: the picture; pixels are RGB.
+        image: the image; pixels are RGB.
         image_id: its name in the log, unique within the source.
         captured_at: when it was taken, in Unix seconds; None: not known.
 
@@ -52,7 +52,7 @@ class SourceMonitor(Protocol):
 
 
 class FrameSource(Protocol):
-    """Where pictures come from. One reader at a time.
+    """Where images come from. One reader at a time.
 
     Example:
         >>> from sightline import EdgeNode, EdgeSettings, Frame

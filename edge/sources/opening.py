@@ -10,15 +10,15 @@ from edge.sources.video import SUFFIXES, VideoFile
 
 
 def open_source(place: str | Path, sampling: Sampling | None = None) -> FrameSource:
-    """Return the source of pictures that a word names; nothing is read yet.
+    """Return the source of images that a word names; nothing is read yet.
 
     Args:
         place: a number or `/dev/video...` (a local camera), a URL with `://` (a camera over the
-            network), a video file by its suffix, else a picture, a folder or a pattern.
+            network), a video file by its suffix, else an image, a folder or a pattern.
         sampling: which frames are wanted; None: all.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: there is no such file, or no picture.
+        SightlineError: INVALID_ARGUMENT: there is no such file, or no image.
         ModuleNotFoundError: it needs OpenCV, which is not installed (the extra `video`).
     """
     word = str(place)

@@ -1,4 +1,4 @@
-"""Picture files: one, a folder of them, or a pattern."""
+"""Image files: one, a folder of them, or a pattern."""
 
 import glob
 import itertools
@@ -13,17 +13,17 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 class PictureFiles:
-    """Picture files in the order of their names; read when they are answered, not before.
+    """Image files in the order of their names; read when they are answered, not before.
 
-    A file that turns out not to be a picture is a frame like any other, and fails as such.
+    A file that turns out not to be an image is a frame like any other, and fails as such.
 
     Args:
-        place: a picture, a folder (its pictures, not those of folders in it), or a pattern such as
+        place: an image, a folder (its images, not those of folders in it), or a pattern such as
             `a/**/*.jpg`.
-        sampling: which of them are wanted; pictures have no times, so only `every` applies.
+        sampling: which of them are wanted; images have no times, so only `every` applies.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: there is no picture, or `every_seconds` is given.
+        SightlineError: INVALID_ARGUMENT: there is no image, or `every_seconds` is given.
 
     Example:
         >>> from sightline import EdgeNode, EdgeSettings, PictureFiles
@@ -43,7 +43,7 @@ class PictureFiles:
     def __init__(self, place: Path | str, sampling: Sampling | None = None) -> None:
         self._sampling = sampling or Sampling()
         if self._sampling.every_seconds is not None:
-            raise invalid("every_seconds", "must not be given for picture files: they have no time")
+            raise invalid("every_seconds", "must not be given for image files: they have no time")
         self.name = str(place)
         self._paths = _found(place)
         self._root = _root(place)
@@ -71,12 +71,12 @@ def _found(place: Path | str) -> list[Path]:
         names = glob.glob(str(place), recursive=True)  # noqa: PTH207 - absolute ones, too
         found = [one for one in map(Path, names) if one.is_file()]
     if not found:
-        raise invalid("source", f"must name at least one picture (got {str(place)!r})")
+        raise invalid("source", f"must name at least one image (got {str(place)!r})")
     return sorted(found)
 
 
 def _root(place: Path | str) -> Path:
-    """The folder that all pictures of a place are in; of a pattern, up to its first wildcard."""
+    """The folder that all images of a place are in; of a pattern, up to its first wildcard."""
     path = Path(place)
     if path.is_dir():
         return path

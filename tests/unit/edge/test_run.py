@@ -306,5 +306,5 @@ def test_sources_must_be_there_and_differ(tmp_path: Path) -> None:
             made.run()
         with pytest.raises(ValueError, match="have different names"):
             made.run(video, str(tmp_path / "line.mp4"))
-        with pytest.raises(SightlineError, match="source must name at least one picture"):
+        with pytest.raises(SightlineError, match="source must name at least one image"):
             made.run(tmp_path / "missing.jpg")

@@ -80,7 +80,7 @@ def test_a_turned_picture_is_shrunk_upright() -> None:
 
 
 def test_what_is_no_picture_is_refused_by_name() -> None:
-    with pytest.raises(SightlineError, match=r"images\[0\] must be a picture"):
+    with pytest.raises(SightlineError, match=r"images\[0\] must be an image"):
         shrunk(b"nonsense", (320, 320), "images[0]")
 
 

@@ -43,14 +43,14 @@ def test_pictures_end_when_no_more_are_wanted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["nothing/*.jpg", "missing.jpg", "a\0b"])
 def test_no_picture_is_an_error_that_repeats_the_word(word: str) -> None:
-    with pytest.raises(SightlineError, match="source must name at least one picture") as caught:
+    with pytest.raises(SightlineError, match="source must name at least one image") as caught:
         open_source(word)
     assert caught.value.reason == "INVALID_FIELD"
 
 
 def test_pictures_have_no_times(tmp_path: Path) -> None:
     save_pictures(tmp_path, "a.jpg")
-    with pytest.raises(SightlineError, match="every_seconds must not be given for picture files"):
+    with pytest.raises(SightlineError, match="every_seconds must not be given for image files"):
         PictureFiles(tmp_path, Sampling(every_seconds=1))
 
 
