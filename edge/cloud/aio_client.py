@@ -1,7 +1,7 @@
-"""Asks the inference service from asyncio.
+"""The client of the inference service for asyncio.
 
-On top of the threaded client, so that both say and do the same. And gRPC's own asyncio client
-replaces the status of an upload that the service ended early by INTERNAL (grpcio 1.85).
+It wraps the threaded client, so that both behave in the same way. gRPC's own asyncio client would
+also replace the status of an upload that the service ended early with INTERNAL (grpcio 1.85).
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from edge.detect.images import ArrayFormat
 
 
 class AsyncInferenceClient:
-    """`InferenceClient` for asyncio. Same arguments, same rules, same errors.
+    """A client of the inference service for asyncio, with the arguments of `InferenceClient`.
 
     Example:
         >>> import asyncio
@@ -77,18 +77,18 @@ class AsyncInferenceClient:
             traceparent=traceparent,
         )
         loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
+        done = asyncio.Event()
         pending = self._client.send(call, timeout=timeout)
 
-        def tell() -> None:
-            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
-                loop.call_soon_threadsafe(ended.set)
+        def set_done() -> None:
+            with suppress(RuntimeError):  # the loop is closed, so no task waits any more
+                loop.call_soon_threadsafe(done.set)
 
-        pending.add_done_callback(tell)
+        pending.add_done_callback(set_done)
         try:
-            await ended.wait()
+            await done.wait()
         finally:
-            pending.cancel()  # when the task was cancelled; else without effect
+            pending.cancel()  # has an effect only if this task was cancelled
         return pending.result()
 
     async def list_models(
@@ -100,7 +100,7 @@ class AsyncInferenceClient:
         return await asyncio.to_thread(self._client.list_models, timeout=timeout)
 
     async def close(self) -> None:
-        """Close the connection; call under way end as CANCELLED."""
+        """Close the connection. Calls in progress end as CANCELLED."""
         await asyncio.to_thread(self._client.close)
 
     async def __aenter__(self) -> Self:

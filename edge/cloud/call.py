@@ -1,4 +1,4 @@
-"""One question, ready to be sent, and to be sent again as the same question."""
+"""One prepared request to the inference service, which can be sent several times."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -11,20 +11,20 @@ from edge.cloud.types import ModelHint
 
 _CHUNK = 256 << 10
 _UPLOADS = 2
-"""How often an image is uploaded for one question at most: once more if it was lost there."""
+"""Uploads of one image for one request, at most: a second one if the service lost the first."""
 
 
 @dataclass(slots=True)
 class InferCall:
-    """A question, with what has been done to deliver it; safe in threads.
+    """A prepared request and the state of its uploads. Thread-safe.
 
     Attributes:
-        question: the request, but for the bytes of its images.
-        images: the encoded images, in the question's order.
-        metadata: idempotency key and, if given, traceparent.
-        scales: by index, of the images that were shrunk.
-        bytes_saved: bytes of images that shrinking saves.
-        bytes_sent: bytes of images that were handed to the connection so far.
+        request: the request without the bytes of its images.
+        images: the encoded images, in the order of the request.
+        metadata: idempotency key and, if there is one, traceparent.
+        scales: scale of each downscaled image, by index.
+        bytes_saved: image bytes that downscaling saves.
+        bytes_sent: image bytes that were handed to the connection so far.
     """
 
     request: inference_service_pb2.InferRequest
@@ -40,14 +40,14 @@ class InferCall:
 
     @property
     def model(self) -> ModelHint:
-        """Which model is asked."""
+        """The requested model."""
         return ModelHint(self.request.model.name, self.request.model.version)
 
     def next_upload(self, above: int) -> int | None:
-        """Return the index of an image that is to be uploaded first; None: there is none.
+        """Return the index of the next image to upload before the request; None: there is none.
 
         Args:
-            above: bytes from which on an image is too large to go with each try.
+            above: images of more bytes are uploaded instead of being sent with each try.
         """
         with self._lock:
             if not self._uploads:
@@ -62,7 +62,7 @@ class InferCall:
             return next(large, None)
 
     def upload(self, index: int) -> Iterator[inference_service_pb2.UploadImageRequest]:
-        """Yield the messages that upload an image, counting what leaves."""
+        """Yield the messages that upload an image, and count the bytes sent."""
         data = self.images[index]
         sha256 = self.request.images[index].sha256
         header = inference_service_pb2.UploadHeader(sha256=sha256, size_bytes=len(data))
@@ -74,26 +74,26 @@ class InferCall:
             yield inference_service_pb2.UploadImageRequest(chunk=chunk)
 
     def uploaded(self, index: int, reference: str) -> None:
-        """Take note of where an image was put."""
+        """Store the reference that the service returned for an uploaded image."""
         with self._lock:
             self._references[index] = reference
 
     def lost(self, references: Mapping[int, str]) -> None:
-        """Take note of references, by index, that the service does not know any more."""
+        """Drop references, by index, that the service no longer knows."""
         with self._lock:
             for index, reference in references.items():
-                # A twin of this try may have seen the same loss, and the image be up again.
+                # A concurrent try may have seen the same loss and uploaded the image again.
                 if self._references.get(index) == reference:
                     del self._references[index]
                     self._losses[index] = self._losses.get(index, 0) + 1
 
     def stop_uploads(self) -> None:
-        """Take note that what is not uploaded yet is to go with the question."""
+        """Send all images that are not uploaded yet with the request itself."""
         with self._lock:
             self._uploads = False
 
     def request_to_send(self) -> tuple[inference_service_pb2.InferRequest, Mapping[int, str]]:
-        """Return the question, and the references in it by the index of the image."""
+        """Return the request to send, and the references in it by image index."""
         request = inference_service_pb2.InferRequest()
         request.CopyFrom(self.request)
         with self._lock:

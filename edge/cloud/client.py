@@ -1,7 +1,7 @@
-"""Asks the inference service from threads. One try per call.
+"""The client of the inference service for threads. It makes one try per call.
 
-Retries, and what to do when the service does not answer, are the coordinator's
-(`edge.decide.coordinator`). For asyncio there is `edge.cloud.aio_client`.
+`edge.decide.coordinator` retries, and falls back when the service does not answer.
+`edge.cloud.aio_client` has the client for asyncio.
 """
 
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ from edge.detect.images import ArrayFormat
 from servicekit.errors import SightlineError, from_rpc_error, invalid
 
 HARD_TIMEOUT = 8.0
-"""Seconds after which a call ends unless another timeout is given."""
+"""Default timeout of a call, s."""
 
 _OPTIONS = (
-    # A retry must find a connection that has been tried again, well inside the budget.
+    # gRPC must have tried to reconnect before a retry, well inside the request's budget.
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # A connection that a router has forgotten is found out in 15 s, in use or not: each question
-    # on it would cost its whole budget. The ping's 64 KiB of queue take 5 s at 13 kB/s, over which
-    # no image would arrive in time anyway.
+    # Detect within 15 s that a router has dropped an idle connection: each request on it would use
+    # up its whole budget. A ping waits behind up to 64 KiB of queued data, which take 5 s at
+    # 13 kB/s; on a slower link no image arrives in time anyway.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
@@ -45,22 +45,22 @@ _OPTIONS = (
 
 
 class InferenceClient:
-    """Asks the inference service from threads; any number of them may share one client.
+    """A client of the inference service. Thread-safe: any number of threads may share it.
 
     Args:
-        endpoint: the service, or its target in plain text, such as `127.0.0.1:50052`.
-        timeout: seconds until a call ends, unless the call says otherwise, above 0 and at most
-            3600.
-        array_format: how images that come as pixels are encoded: "jpeg" (quality 95) or "png".
-        upload_above_bytes: encoded images that are larger are uploaded first, once, and referred
-            to, so that a retry does not send them again; >= 0. None: none is.
-        downscale: whether images are shrunk to the input of the detector that will see them
-            (as JPEG of quality 95), where they are larger; boxes come in pixels of the original all
-            the same. The sizes are learnt beside the first question; until then images go whole.
+        endpoint: the service, or its target without TLS, such as `127.0.0.1:50052`.
+        timeout: default timeout of a call in seconds, above 0 and at most 3600.
+        array_format: encoding of images that are passed as pixels: "jpeg" (quality 95) or "png".
+        upload_above_bytes: encoded images of more bytes are uploaded once and sent as references,
+            so that a retry does not send them again; >= 0. None: no image is uploaded.
+        downscale: shrink images that are larger than the input of the cloud's detector to that
+            size (as JPEG of quality 95). Boxes are in pixels of the original image. The client
+            fetches the input sizes during its first request; until then images are sent in full
+            size.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: a number is out of its range.
-        ModuleNotFoundError: `downscale` needs numpy and Pillow, which are not installed (the extra
+        SightlineError: INVALID_ARGUMENT: an argument is out of range.
+        ModuleNotFoundError: `downscale` needs numpy and Pillow, which are not installed (extra
             `onnx`).
 
     Example:
@@ -85,9 +85,9 @@ class InferenceClient:
         self._endpoint = Endpoint(endpoint) if isinstance(endpoint, str) else endpoint
         self._timeout = check_timeout(timeout)
         if upload_above_bytes is not None and upload_above_bytes < 0:
-            raise invalid("upload_above_bytes", f"must be >= 0 or None, is {upload_above_bytes}")
+            raise invalid("upload_above_bytes", f"must be >= 0 or None, got {upload_above_bytes}")
         if downscale:
-            import_module("vision")  # what is missing shows here, not at some image
+            import_module("vision")  # a missing package must raise here, not at the first image
         self._array_format = array_format
         self._channel = self._endpoint.channel(_OPTIONS)
         self._stub = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
@@ -108,19 +108,19 @@ class InferenceClient:
         """Return the service's answer for one or more images.
 
         Args:
-            images: a list of images, each RGB uint8 `[H, W, 3]`, encoded bytes, a path or
-                Pillow's. Encoded images are sent as they are, pixels are encoded first.
-            image_ids: a name for each image, echoed in the answer; empty: none.
-            model: which model should answer; None: the server's default.
-            parameters: how the answer is made; None: the model's own settings.
-            timeout: seconds until the call ends; None: the client's.
-            idempotency_key: a UUIDv4 that names this question: asked again with it, the service
-                answers what it answered before. None: a new one.
+            images: a list of images, each RGB uint8 `[H, W, 3]`, encoded bytes, a path or a Pillow
+                image. Encoded images are sent unchanged; pixels are encoded first.
+            image_ids: a name for each image, returned with its result; empty: no names.
+            model: the model to use; None: the server's default.
+            parameters: thresholds and limits; None: those of the model.
+            timeout: seconds until the call ends; None: the client's timeout.
+            idempotency_key: a UUIDv4 that identifies this request: the service answers a repeated
+                request with the stored answer. None: a new key.
             traceparent: W3C traceparent to pass on; empty: none.
 
         Raises:
-            SightlineError: the question breaks a rule (INVALID_ARGUMENT; nothing was sent), or
-                the call failed. An image that alone is bad has its error in the answer.
+            SightlineError: an argument is invalid (INVALID_ARGUMENT; nothing was sent), or the
+                call failed. If a single image is invalid, the error is in its result.
         """
         call = self.prepare(
             images,
@@ -134,7 +134,7 @@ class InferenceClient:
         try:
             return pending.result()
         finally:
-            pending.cancel()  # when the wait was interrupted; else without effect
+            pending.cancel()  # has an effect only if the wait was interrupted
 
     def prepare(
         self,
@@ -146,12 +146,12 @@ class InferenceClient:
         idempotency_key: str | None = None,
         traceparent: str = "",
     ) -> InferCall:
-        """Return a question, checked and ready for `send`, also more than once; see `infer`.
+        """Return a checked request for `send`, which may be sent several times; see `infer`.
 
         Raises:
             SightlineError: INVALID_ARGUMENT, naming the field and its bound.
         """
-        # With a key of the caller's the bytes must be the same whenever it is asked.
+        # With a key of the caller's, every try must send the same bytes: never downscale then.
         size = None
         if self._sizes is not None and idempotency_key is None:
             size = self._sizes.of(model or ModelHint())
@@ -167,11 +167,12 @@ class InferenceClient:
         )
 
     def send(self, call: InferCall, *, timeout: float | None = None) -> PendingAnswer:
-        """Send a question (`prepare`) without waiting for the answer.
+        """Send a prepared request without waiting for the answer.
 
         Args:
-            call: the question; sent again, it is the same one, and what was uploaded stays so.
-            timeout: seconds until it ends, uploads and all; None: the client's.
+            call: the request. Sending it again repeats the same request with the same key, and
+                does not upload its images again.
+            timeout: seconds until the call ends, uploads included; None: the client's timeout.
 
         Raises:
             SightlineError: INVALID_ARGUMENT: the timeout is not above 0 and at most 3600 s;
@@ -188,7 +189,7 @@ class InferenceClient:
         """Return the models that the service has loaded.
 
         Args:
-            timeout: seconds until the call ends; None: the client's.
+            timeout: seconds until the call ends; None: the client's timeout.
 
         Raises:
             SightlineError: the call failed; FAILED_PRECONDITION: the client is closed.
@@ -207,7 +208,7 @@ class InferenceClient:
         return parse_models(response)
 
     def close(self) -> None:
-        """Close the connection; call under way end as CANCELLED."""
+        """Close the connection. Calls in progress end as CANCELLED."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -220,5 +221,5 @@ class InferenceClient:
 def _note_model(sizes: ModelSizes, hint: ModelHint, pending: PendingAnswer) -> None:
     with suppress(SightlineError):
         answer = pending.result()
-        if not answer.idempotent_replayed:  # that may be what an earlier model said
+        if not answer.idempotent_replayed:  # a replayed answer may be of an earlier model
             sizes.answered(hint, ModelHint(answer.model_name, answer.model_version))

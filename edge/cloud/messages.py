@@ -1,6 +1,6 @@
-"""Questions to the inference service and its answers, to and from protobuf; no network.
+"""Conversion of requests and answers of the inference service to and from protobuf. No network.
 
-Whatever would be refused for its form is refused here, before a byte is sent.
+Requests that the service would reject as malformed are rejected here, before anything is sent.
 """
 
 import hashlib
@@ -55,10 +55,10 @@ def prepare(
     array_format: ArrayFormat = "jpeg",
     input_size: tuple[int, int] | None = None,
 ) -> InferCall:
-    """Return a question, checked; see `edge.cloud.client.InferenceClient.infer`.
+    """Return a checked request; see `edge.cloud.client.InferenceClient.infer`.
 
-    With an `input_size`, the width and height of the model's input in pixels, images that are
-    larger are shrunk to it.
+    `input_size` is the width and height of the model's input in pixels: larger images are shrunk
+    to it. None: images are sent in full size.
 
     Raises:
         SightlineError: INVALID_ARGUMENT, naming the field and its bound.
@@ -87,18 +87,18 @@ def check_timeout(timeout: float) -> float:
     """Return the timeout in seconds.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: not above 0 and at most an hour.
+        SightlineError: INVALID_ARGUMENT: it is not above 0 and at most 3600 s.
     """
     if not 0 < timeout <= _MAX_TIMEOUT:
-        raise invalid("timeout", f"must be above 0 and at most {_MAX_TIMEOUT:g} s, is {timeout:g}")
+        raise invalid("timeout", f"must be above 0 and at most {_MAX_TIMEOUT:g} s, got {timeout:g}")
     return timeout
 
 
 def trace_id_of(traceparent: str) -> str:
-    """Return the trace id in a W3C traceparent, 32 lower-case hex digits; empty: there is none.
+    """Return the trace id of a W3C traceparent, 32 lower-case hex digits; empty for empty text.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: not a traceparent.
+        SightlineError: INVALID_ARGUMENT: it is not a traceparent.
     """
     if not traceparent:
         return ""
@@ -113,7 +113,7 @@ def parse_answer(
     trailing: Iterable[tuple[str, str | bytes]],
     call: InferCall,
 ) -> InferAnswer:
-    """Return the service's answer to a question, in pixels of the images as they were given."""
+    """Return the service's answer to a call, with boxes in pixels of the original images."""
     results = tuple(_image_answer(result) for result in response.results)
     return InferAnswer(
         results=tuple(
@@ -130,7 +130,7 @@ def parse_answer(
 
 
 def parse_models(response: inference_service_pb2.ListModelsResponse) -> tuple[ModelInfo, ...]:
-    """Return the models of the service, in its order."""
+    """Return the models of the service, in the order of the response."""
     return tuple(
         ModelInfo(
             name=model.name,
@@ -149,19 +149,20 @@ def parse_models(response: inference_service_pb2.ListModelsResponse) -> tuple[Mo
 
 def _check_images(images: Sequence[Image], image_ids: Sequence[str]) -> None:
     if not isinstance(images, list | tuple):
-        raise invalid("images", f"must be a list of images, is a {type(images).__name__}")
+        raise invalid("images", f"must be a list of images, got a {type(images).__name__}")
     if not images:
         raise invalid("images", "must have at least one image")
     if image_ids and len(image_ids) != len(images):
-        raise invalid("image_ids", f"must be as many as images ({len(images)}) or none")
+        rule = f"must be empty or have one name per image ({len(images)}), got {len(image_ids)}"
+        raise invalid("image_ids", rule)
 
 
 def _to_send(
     image: Image, array_format: ArrayFormat, input_size: tuple[int, int] | None, field: str
 ) -> tuple[bytes, Scale | None, int]:
-    """An image's bytes, how they relate to it if it was shrunk, and how many bytes that saves.
+    """Return the bytes to send, their scale if the image was shrunk, and the bytes saved.
 
-    What it saves of pixels is not known: nobody encodes them whole to find out.
+    For images that are passed as pixels the bytes saved are 0: the full image is never encoded.
     """
     if input_size is None:
         return encoded(image, array_format=array_format, field=field), None, 0
@@ -194,9 +195,9 @@ def _parameters(parameters: InferParameters) -> inference_pb2.InferParameters:
     )
 
 
-def _check(name: str, value: float | None, least: int, most: int) -> None:
-    if value is not None and not least <= value <= most:
-        raise invalid(f"parameters.{name}", f"must be in [{least}, {most}], is {value}")
+def _check(name: str, value: float | None, minimum: int, maximum: int) -> None:
+    if value is not None and not minimum <= value <= maximum:
+        raise invalid(f"parameters.{name}", f"must be in [{minimum}, {maximum}], got {value}")
 
 
 def _metadata(idempotency_key: str | None, traceparent: str) -> Iterable[tuple[str, str]]:
@@ -211,7 +212,7 @@ def _uuid4(key: str) -> str:
     except ValueError:
         parsed = None
     if parsed is None or parsed.version != 4:
-        raise invalid("idempotency_key", f"must be a UUIDv4, is {key!r}")
+        raise invalid("idempotency_key", f"must be a UUIDv4, got {key!r}")
     return str(parsed)
 
 
@@ -220,22 +221,23 @@ def _image_answer(result: inference_pb2.ImageResult) -> ImageAnswer:
         image_id=result.image_id,
         image_width=result.image_width,
         image_height=result.image_height,
-        detections=tuple(_detection(one) for one in result.detections),
+        detections=tuple(_detection(detection) for detection in result.detections),
         classes=tuple(
-            ClassScore(one.class_id, one.class_name, one.probability) for one in result.classes
+            ClassScore(score.class_id, score.class_name, score.probability)
+            for score in result.classes
         ),
         error=_image_error(result.error) if result.HasField("error") else None,
     )
 
 
-def _detection(one: prediction_pb2.Detection) -> Detection:
-    box = one.box
+def _detection(message: prediction_pb2.Detection) -> Detection:
+    box = message.box
     return Detection(
-        class_id=one.class_id,
-        class_name=one.class_name,
-        confidence=one.confidence,
-        box=Box(box.x_min, box.y_min, box.x_max, box.y_max) if one.HasField("box") else None,
-        track_id=one.track_id if one.HasField("track_id") else None,
+        class_id=message.class_id,
+        class_name=message.class_name,
+        confidence=message.confidence,
+        box=Box(box.x_min, box.y_min, box.x_max, box.y_max) if message.HasField("box") else None,
+        track_id=message.track_id if message.HasField("track_id") else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""A question under way: uploads first where they are wanted, then the question itself."""
+"""One call to the inference service in progress: first its uploads, then the request itself."""
 
 import copy
 import functools
@@ -25,12 +25,12 @@ _REFERENCE_FIELD = re.compile(r"images\[(\d+)\]\.reference")
 
 
 class PendingAnswer:
-    """A question under way.
+    """The future answer to a request that was sent. Thread-safe.
 
     Args:
-        call: the question.
-        transport: the way to the service.
-        timeout: seconds until it ends, uploads and all.
+        call: the request.
+        transport: sends the uploads and the request.
+        timeout: seconds until the call ends, uploads included.
 
     Raises:
         SightlineError: FAILED_PRECONDITION: the client is closed; UNAUTHENTICATED: there is no
@@ -52,7 +52,7 @@ class PendingAnswer:
         self._start()
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Call back once `result` no longer blocks, from a thread of gRPC's or at once."""
+        """Call back once `result` no longer blocks, from a gRPC thread or immediately."""
         with self._lock:
             if not self._done.is_set():
                 self._callbacks.append(callback)
@@ -60,7 +60,7 @@ class PendingAnswer:
         callback()
 
     def result(self) -> InferAnswer:
-        """Return the answer, waiting for it until the call's deadline.
+        """Wait for the answer until the call's deadline, and return it.
 
         Raises:
             SightlineError: the call failed.
@@ -69,8 +69,9 @@ class PendingAnswer:
         if self._answer is not None:
             return self._answer
         if self._error is None:
-            raise AssertionError("done, but with neither answer nor error")
-        # A copy: the frames of who catches it refer to this object, and must not be kept by it.
+            raise AssertionError("the call has ended without an answer and without an error")
+        # Raise a copy: a traceback refers to the caller's frames, which refer to this object. Kept
+        # here, it would form a reference cycle that holds the images in memory.
         raise copy.copy(self._error)
 
     def cancel(self) -> None:
@@ -82,7 +83,7 @@ class PendingAnswer:
             active.cancel()
 
     def _start(self) -> None:
-        """Start the next call. Raises SightlineError: it cannot be started."""
+        """Start the next upload or the request; raise SightlineError if it cannot be started."""
         left = self._ends - time.monotonic()
         if left <= 0:
             raise SightlineError(
@@ -116,7 +117,7 @@ class PendingAnswer:
             future.cancel()
 
     def _continue(self, handle: Callable[[], InferAnswer | None]) -> None:
-        """Hear the end of a call; end with the answer or an error, or start the next call."""
+        """Handle the end of an RPC: finish with the answer or an error, or start the next RPC."""
         answer: InferAnswer | None = None
         error: SightlineError | None = None
         try:
@@ -126,7 +127,7 @@ class PendingAnswer:
                 return
         except SightlineError as raised:
             error = without_frames(raised)
-        except Exception as raised:  # noqa: BLE001 - or whoever waits would wait for ever
+        except Exception as raised:  # noqa: BLE001 - else the caller of `result` waits for ever
             error = SightlineError(
                 grpc.StatusCode.INTERNAL, "ANSWER_UNUSABLE", f"the answer cannot be used: {raised}"
             )
@@ -135,7 +136,11 @@ class PendingAnswer:
     def _handle_response(
         self, references: Mapping[int, str], ended: "grpc.Future[_InferResponse]"
     ) -> InferAnswer | None:
-        """The answer; None: images that were referred to are lost. Raises SightlineError."""
+        """Return the answer; None: the service lost referenced images, which are sent again.
+
+        Raises:
+            SightlineError: the call failed for another reason.
+        """
         try:
             response = _response(ended)
         except SightlineError as error:
@@ -153,7 +158,7 @@ class PendingAnswer:
         return None
 
     def _handle_upload(self, index: int, ended: "grpc.Future[_UploadResponse]") -> None:
-        """Raise SightlineError: the image cannot be delivered."""
+        """Store the reference of an uploaded image; raise SightlineError if the upload failed."""
         try:
             self._call.uploaded(index, _response(ended).image.reference)
         except SightlineError as error:
@@ -174,10 +179,10 @@ class PendingAnswer:
 
 
 def _lost_in_error(error: SightlineError, sent: Mapping[int, str]) -> Mapping[int, str]:
-    """The references, by index, that a question failed for."""
+    """Return the references, by index, that made a request fail."""
     if error.reason == "IDEMPOTENCY_KEY_REUSED":
-        # The service tells questions apart by their images, and does not know the image of a
-        # reference that another process has signed: it takes this question for another one.
+        # The service compares requests by their images. It cannot resolve a reference that another
+        # process has signed, and then takes this request for a different one.
         return sent
     if error.reason not in _LOST and error.reason != "IMAGES_INVALID":
         return {}
@@ -189,13 +194,13 @@ def _lost_in_error(error: SightlineError, sent: Mapping[int, str]) -> Mapping[in
 
 
 def _lost_in_response(response: _InferResponse, sent: Mapping[int, str]) -> Mapping[int, str]:
-    """The references, by index, of images that alone were not answered for their sake."""
+    """Return the references, by index, of images whose result is a lost reference."""
     errors = {index: result.error.reason for index, result in enumerate(response.results)}
     return {index: ref for index, ref in sent.items() if errors.get(index) in _LOST}
 
 
 def _for_image(index: int, error: SightlineError) -> SightlineError:
-    """The error with the image's name in place of an upload's fields, which no caller knows."""
+    """Return the error with the image's field in place of the fields of the upload."""
     field = f"images[{index}]"
     named = copy.copy(error)
     named.message = f"{field}: {error.message}"
@@ -204,9 +209,9 @@ def _for_image(index: int, error: SightlineError) -> SightlineError:
 
 
 def _response(ended: "grpc.Future[T]") -> T:
-    """The response of a call that has ended. Raises SightlineError: it failed."""
+    """Return the response of an RPC that has ended; raise SightlineError if it failed."""
     try:
-        # Not raised: the call is its own error, and would be kept by its own traceback.
+        # `result` would raise the call object itself, whose traceback would keep it alive.
         error = ended.exception()
     except grpc.FutureCancelledError:
         raise SightlineError(

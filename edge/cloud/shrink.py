@@ -1,4 +1,4 @@
-"""Images made as small as the model that will see them, before they leave."""
+"""Downscaling of images to the input size of the cloud's model before they are sent."""
 
 import io
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from edge.detect.images import pixels
 from edge.records import Box, Detection
 
 QUALITY = 95
-"""Of the JPEG that is sent."""
+"""JPEG quality of downscaled images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How an image that was sent relates to the one that was asked about.
+    """The scale of a downscaled image.
 
     Attributes:
-        width: of the upright original, in pixels.
-        height: the same, downwards.
-        across: pixels of the original for one that was sent, > 1.
-        down: the same, downwards; it differs by rounding only.
+        width: width of the upright original in pixels.
+        height: height of the upright original in pixels.
+        across: original pixels per sent pixel in x, > 1.
+        down: original pixels per sent pixel in y; it differs from `across` by rounding only.
     """
 
     width: int
@@ -30,7 +30,7 @@ class Scale:
     down: float
 
     def restored(self, answer: ImageAnswer) -> ImageAnswer:
-        """Return the answer in pixels of the original."""
+        """Return the answer with its boxes and sizes in pixels of the original."""
         if answer.error is not None:
             return answer
         return replace(
@@ -40,12 +40,12 @@ class Scale:
             detections=tuple(map(self._restored, answer.detections)),
         )
 
-    def _restored(self, found: Detection) -> Detection:
-        if found.box is None:
-            return found
-        box = found.box
+    def _restored(self, detection: Detection) -> Detection:
+        if detection.box is None:
+            return detection
+        box = detection.box
         return replace(
-            found,
+            detection,
             box=Box(
                 min(box.x_min * self.across, float(self.width)),
                 min(box.y_min * self.down, float(self.height)),
@@ -56,21 +56,21 @@ class Scale:
 
 
 def shrunk(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scale] | None:
-    """Return an image as a JPEG that just fits a model's input, and how it relates to it.
+    """Return an image as a JPEG that fits a model's input, and its scale.
 
-    The pixels are those that the model's own letterbox makes (`vision.letterbox`), so
-    that only the JPEG's loss tells the answers apart.
+    The pixels are those of the model's own letterbox (`vision.letterbox`): answers for the full
+    and for the downscaled image differ only by the loss of the JPEG.
 
     Args:
         image: the image, in any form.
-        size: width and height of the model's input, in pixels.
-        field: the image's name in errors.
+        size: width and height of the model's input in pixels.
+        field: name of the image in errors.
 
     Returns:
-        None: it fits already.
+        The JPEG and its scale; None if the image already fits.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: not an image that can be read.
+        SightlineError: INVALID_ARGUMENT: the image cannot be decoded.
     """
     import numpy as np
     import PIL.Image
@@ -92,11 +92,11 @@ def shrunk(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scal
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """What the images for a model are made to fit.
+    """The input size of a model.
 
     Attributes:
         model: name and version of the model.
-        size: width and height of its input, in pixels; None: its images are to go whole.
+        size: width and height of its input in pixels; None: do not downscale images for it.
     """
 
     model: ModelHint
@@ -104,9 +104,9 @@ class ModelInput:
 
 
 def model_inputs(models: tuple[ModelInfo, ...]) -> Mapping[ModelHint, ModelInput]:
-    """Return the input of each model by every hint that means it.
+    """Return the input size of each model, by every hint that selects it.
 
-    Images for a classifier go whole: what it cuts out of them is its own business.
+    Images for a classifier are not downscaled: it crops them itself.
     """
     inputs: dict[ModelHint, ModelInput] = {}
     for model in models:

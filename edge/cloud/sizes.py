@@ -1,4 +1,4 @@
-"""The sizes of the cloud's models, learnt beside the questions."""
+"""The input sizes of the cloud's models, fetched in the background."""
 
 import logging
 import threading
@@ -12,17 +12,17 @@ from servicekit.errors import SightlineError
 logger = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 30.0
-"""Least time between two attempts to learn."""
+"""Minimum time between two attempts to fetch the sizes."""
 
 
 class ModelSizes:
-    """Knows the inputs of the cloud's models, once it has been asked for one; safe in threads.
+    """A cache of the input sizes of the cloud's models. Thread-safe.
 
-    Nobody waits for it: what is asked before the sizes are known is told that they are not.
+    Lookups never wait: until the sizes are known, `of` returns None.
 
     Args:
-        list_models: asks the service; called in a thread of its own.
-        clock: seconds that only grow.
+        list_models: lists the service's models; called in a background thread.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(
@@ -37,33 +37,33 @@ class ModelSizes:
         self._asked_at: float | None = None
         self._learning = False
 
-    def of(self, asked: ModelHint) -> tuple[int, int] | None:
-        """Return width and height in pixels that images are to fit; None: they go whole.
+    def of(self, hint: ModelHint) -> tuple[int, int] | None:
+        """Return the width and height that images must fit; None: do not downscale them.
 
         Args:
-            asked: which model will be asked; one that is not known is asked for beside.
+            hint: the requested model. If it is unknown, the sizes are fetched in the background.
         """
-        known = self._inputs.get(asked)
+        known = self._inputs.get(hint)
         if known is None:
             self._learn()
             return None
         return known.size
 
-    def answered(self, asked: ModelHint, model: ModelHint) -> None:
-        """Take note of which model has answered: another may have become the default.
+    def answered(self, hint: ModelHint, model: ModelHint) -> None:
+        """Update the cache with the model that answered: the service's default may have changed.
 
         Args:
-            asked: which model was asked.
-            model: name and version of the one that has answered.
+            hint: the requested model.
+            model: name and version of the model that answered.
         """
         with self._lock:
-            known = self._inputs.get(asked)
+            known = self._inputs.get(hint)
             if known is None or known.model == model:
                 return
             inputs = dict(self._inputs)
-            del inputs[asked]  # until it is known, images go whole
+            del inputs[hint]  # do not downscale until the size of the new model is known
             if model in inputs:
-                inputs[asked] = inputs[model]
+                inputs[hint] = inputs[model]
             self._inputs = inputs
         if model not in inputs:
             self._learn()
@@ -83,6 +83,6 @@ class ModelSizes:
             with self._lock:
                 self._inputs = inputs
         except SightlineError as error:
-            logger.info("images are sent whole: the cloud's models cannot be listed: %s", error)
+            logger.info("images are not downscaled: cannot list the cloud's models: %s", error)
         finally:
             self._learning = False

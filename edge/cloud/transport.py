@@ -1,4 +1,4 @@
-"""The way to one service, and what is known of its uploads."""
+"""RPCs to one inference service, and the decision whether images are uploaded to it."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,19 +10,19 @@ from edge.channel import Endpoint
 from edge.cloud.call import InferCall
 from servicekit.errors import SightlineError
 
-_LONGEST_WITHOUT = 600.0
-"""Seconds after which a service that took no upload is asked again for one, at the latest."""
-_NO_ROOM = {"UPLOAD_QUOTA_EXCEEDED", "UPLOAD_STORE_FULL", "UPLOAD_STORE_UNAVAILABLE"}
+_MAX_PAUSE_SECONDS = 600.0
+"""Maximum time for which no upload is tried after the service has refused one."""
+_UPLOADS_REFUSED = {"UPLOAD_QUOTA_EXCEEDED", "UPLOAD_STORE_FULL", "UPLOAD_STORE_UNAVAILABLE"}
 
 
 class InferenceTransport:
-    """The way to one service, and what is known of its uploads; safe in threads.
+    """Sender of uploads and requests to one service. Thread-safe.
 
     Args:
         endpoint: the service.
-        stub: the calls.
-        upload_above: bytes of an image from which on it is uploaded; None: never.
-        clock: seconds that only grow.
+        stub: the service's RPCs.
+        upload_above: images of more bytes are uploaded; None: no image is.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class InferenceTransport:
         self._no_uploads_until: float | None = None
 
     def next_upload(self, call: InferCall) -> int | None:
-        """Return the index of the image to upload next; None: the question can be asked."""
+        """Return the index of the image to upload next; None: the request can be sent."""
         if self._upload_above is None:
             return None
         if self._no_uploads_until is not None and self._clock() < self._no_uploads_until:
@@ -47,15 +47,15 @@ class InferenceTransport:
         return call.next_upload(self._upload_above)
 
     def refuses_uploads(self, error: SightlineError) -> bool:
-        """Return whether the service takes no uploads now, but may well take the image itself.
+        """Return True if the service accepts no uploads now, but may accept the image inline.
 
-        A service that has no such call, or says when to come back, is left alone with uploads for
-        as long, but for 10 minutes at most.
+        Uploads then pause for the time that the service names, but for 10 minutes at most; for 10
+        minutes if the service does not implement uploads.
         """
         if error.code is grpc.StatusCode.UNIMPLEMENTED:
-            seconds = _LONGEST_WITHOUT
-        elif error.reason in _NO_ROOM:
-            seconds = min(error.retry_after or 0.0, _LONGEST_WITHOUT)
+            seconds = _MAX_PAUSE_SECONDS
+        elif error.reason in _UPLOADS_REFUSED:
+            seconds = min(error.retry_after or 0.0, _MAX_PAUSE_SECONDS)
         else:
             return False
         self._no_uploads_until = self._clock() + seconds
@@ -64,7 +64,7 @@ class InferenceTransport:
     def upload(
         self, call: InferCall, index: int, timeout: float
     ) -> "grpc.Future[inference_service_pb2.UploadImageResponse]":
-        """Start to upload an image.
+        """Start the upload of an image.
 
         Raises:
             SightlineError: FAILED_PRECONDITION: the client is closed; UNAUTHENTICATED: there is no
@@ -81,10 +81,11 @@ class InferenceTransport:
     def infer(
         self, call: InferCall, timeout: float
     ) -> "tuple[grpc.Future[inference_service_pb2.InferResponse], Mapping[int, str]]":
-        """Start to ask; return the call, and the references that it carries, by index.
+        """Start the request; return its future and the references in it, by image index.
 
         Raises:
-            SightlineError: as `upload`.
+            SightlineError: FAILED_PRECONDITION: the client is closed; UNAUTHENTICATED: there is no
+                credential to send.
         """
         metadata = (*self._endpoint.metadata, *call.metadata)
         request, references = call.request_to_send()
@@ -96,7 +97,7 @@ class InferenceTransport:
 
 
 def closed() -> SightlineError:
-    """Return the error for a call on a closed channel, which gRPC refuses by a ValueError."""
+    """Return the error for a call on a closed channel, for which gRPC raises ValueError."""
     return SightlineError(
         grpc.StatusCode.FAILED_PRECONDITION, "CLIENT_CLOSED", "the client is closed"
     )

@@ -1,4 +1,4 @@
-"""What is asked of the inference service and what it answers: plain, frozen records."""
+"""Frozen records of requests to the inference service and of its answers."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,12 +7,12 @@ from edge.records import Detection
 from servicekit.errors import SightlineError
 
 UPLOAD_ABOVE_BYTES = 1 << 20
-"""Size of an encoded image from which on it is uploaded first, unless told otherwise."""
+"""Default size in bytes above which an encoded image is uploaded before the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelHint:
-    """Which model should answer.
+    """The name and version of the requested model.
 
     Example:
         >>> from sightline import InferenceClient, ModelHint, SightlineError
@@ -32,7 +32,7 @@ class ModelHint:
 
 @dataclass(frozen=True, slots=True)
 class InferParameters:
-    """How an answer is made. None: the model's own setting.
+    """Thresholds and limits of an answer. None: the model's own setting.
 
     Example:
         >>> from sightline import InferenceClient, InferParameters, SightlineError
@@ -42,22 +42,22 @@ class InferParameters:
         ...         answer = client.infer(["photo.jpg"], parameters=parameters)
         ...     except SightlineError as error:  # before anything is sent
         ...         print(error.message)
-        parameters.confidence_threshold must be in [0, 1], is 1.5
+        parameters.confidence_threshold must be in [0, 1], got 1.5
     """
 
     confidence_threshold: float | None = None
-    """Detections below this confidence are left out, in [0, 1]."""
+    """Minimum confidence of a detection, in [0, 1]."""
     iou_threshold: float | None = None
-    """Of two boxes of one class that overlap by more, one is left out, in [0, 1]."""
+    """Overlap (IoU) above which the weaker of two boxes of one class is dropped, in [0, 1]."""
     max_detections: int | None = None
-    """At most this many detections per image, 1 to 10 000."""
+    """Maximum number of detections per image, 1 to 10 000."""
     top_k: int | None = None
-    """At most this many classes per image (classification), 1 to 1000."""
+    """Maximum number of classes per image (classification), 1 to 1000."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """One class of a classified image."""
+    """The probability of one class of a classified image."""
 
     class_id: int
     class_name: str
@@ -71,21 +71,22 @@ class ImageAnswer:
     """The answer for one image."""
 
     image_id: str
-    """As in the question. Empty: none was given."""
+    """Name of the image, as in the request. Empty: it has none."""
     image_width: int
-    """Of the upright image in pixels. 0: it could not be read."""
+    """Width of the upright image in pixels. 0: the image could not be decoded."""
     image_height: int
+    """Height of the upright image in pixels. 0: the image could not be decoded."""
     detections: tuple[Detection, ...] = ()
     """Most confident first (task detect)."""
     classes: tuple[ClassScore, ...] = ()
     """Most probable first (task classify)."""
     error: SightlineError | None = None
-    """Why there is no answer for this image, though there is for others. None: there is one."""
+    """The error of this image alone. None: the image was answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
-    """How long each stage took on the server, in seconds; 0: not said."""
+    """Durations of the stages on the server in seconds; 0: not reported."""
 
     validate: float
     queue: float
@@ -120,16 +121,15 @@ class InferAnswer:
     model_version: str
     timing: StageSeconds
     idempotent_replayed: bool
-    """Whether the service gave the answer that an earlier call with the same key had got."""
+    """True if the service returned the stored answer of an earlier call with the same key."""
     bytes_sent: int = 0
-    """Bytes of images handed to the connection for this answer, uploads and retries included."""
+    """Image bytes handed to the connection for this answer, uploads and retries included."""
     bytes_saved: int = 0
-    """Bytes of images that did not have to leave, because they were shrunk before. Of images
-    that came as pixels it is not known, and not counted."""
+    """Image bytes saved by downscaling. Images that were passed as pixels are not counted."""
 
 
 class ModelTask(StrEnum):
-    """What a model is for."""
+    """The task of a model."""
 
     UNSPECIFIED = "unspecified"
     DETECT = "detect"
@@ -144,13 +144,14 @@ class ModelInfo:
     version: str
     task: ModelTask
     labels: tuple[str, ...]
-    """The index is the class_id."""
+    """Labels by class_id."""
     input_width: int
-    """In pixels."""
+    """Width of the model's input in pixels."""
     input_height: int
+    """Height of the model's input in pixels."""
     provider: str
     """ONNX Runtime's execution provider in use."""
     default_version: bool
-    """Whether a question that names no version gets this one."""
+    """True if requests that name no version use this version."""
     default_model: bool
-    """Whether a question that names no model gets this one."""
+    """True if requests that name no model use this model."""

@@ -1,7 +1,7 @@
-"""Models on the device, behind one protocol.
+"""Detectors: models that run on the device, behind one protocol.
 
-The detectors are imported when they are first asked for: the edge core needs neither numpy nor
-ONNX Runtime nor ultralytics.
+The detector classes are imported on first access: the edge core needs neither numpy nor ONNX
+Runtime nor ultralytics.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What a detector is: a name, a version, and an image in, detections out."""
+"""The protocol of a detector, its result and its thresholds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +12,24 @@ if TYPE_CHECKING:  # the edge core runs without numpy and Pillow
     from numpy.typing import NDArray
 
 Image: TypeAlias = "NDArray[np.uint8] | bytes | str | Path | PIL.Image.Image"
-"""An image: RGB uint8 `[H, W, 3]`, an encoded JPEG, PNG, WebP or BMP, its path, or Pillow's."""
+"""RGB uint8 `[H, W, 3]`, an encoded JPEG, PNG, WebP or BMP, its path, or a Pillow image."""
 
 Tracker = Literal["bytetrack", "botsort"]
-"""What gives objects an identity across frames (ByteTrack, BoT-SORT), as ultralytics names it."""
+"""A tracker that identifies objects across frames (ByteTrack, BoT-SORT), by ultralytics' name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What counts as a detection; the defaults are ultralytics'.
+    """Thresholds and limits of a detector's result. The defaults are ultralytics'.
 
     Attributes:
-        confidence: detections must be above it, in [0, 1].
-        iou: of two boxes of one class that overlap by more, one is left out, in [0, 1].
-        max_detections: per image, 1 to 10 000.
-        top_k: classes of one image where the model is a classifier, whatever their
-            confidence, 1 to 1000.
+        confidence: exclusive minimum confidence of a detection, in [0, 1].
+        iou: overlap (IoU) above which the weaker of two boxes of one class is dropped, in [0, 1].
+        max_detections: maximum number of detections per image, 1 to 10 000.
+        top_k: number of classes that a classifier returns, whatever their confidence, 1 to 1000.
 
     Raises:
-        ValueError: a bound is broken; names the attribute.
+        ValueError: an attribute is out of range; the message names it.
 
     Example:
         >>> from sightline import OnnxDetector, Thresholds
@@ -47,24 +46,24 @@ class Thresholds:
     def __post_init__(self) -> None:
         for name, value in (("confidence", self.confidence), ("iou", self.iou)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], is {value}")
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
         if not 1 <= self.max_detections <= 10_000:
-            raise ValueError(f"max_detections must be 1 to 10000, is {self.max_detections}")
+            raise ValueError(f"max_detections must be 1 to 10000, got {self.max_detections}")
         if not 1 <= self.top_k <= 1000:
-            raise ValueError(f"top_k must be 1 to 1000, is {self.top_k}")
+            raise ValueError(f"top_k must be 1 to 1000, got {self.top_k}")
 
 
 @dataclass(frozen=True, slots=True)
 class DetectorResult:
-    """What one model says about one image.
+    """The result of one model for one image.
 
     Attributes:
-        detections: most confident first; boxes in pixels of the upright image. A classifier's
-            have no box.
-        image_width: of the upright image in pixels, >= 1; 0: not known.
-        image_height: the same, downwards.
-        model_name: of the model that answered; never empty.
-        model_version: empty: not known.
+        detections: the detections, most confident first; boxes in pixels of the upright image.
+            The detections of a classifier have no box.
+        image_width: width of the upright image in pixels, >= 1; 0: not known.
+        image_height: height of the upright image in pixels, >= 1; 0: not known.
+        model_name: name of the model, not empty.
+        model_version: version of the model; empty: not known.
 
     Example:
         >>> from sightline import Box, Detection, DetectorResult
@@ -82,11 +81,11 @@ class DetectorResult:
 
 
 class Detector(Protocol):
-    """A model on the device. Called from worker threads; one instance serves one process.
+    """A model on the device. It is called from worker threads; one instance serves one process.
 
-    It may have a method `close()`, which gives back what it holds; see `close_detector`. It may
-    have an attribute `labels`, the names of all its classes: in the modes `cascade` and `hedged`
-    they are held against those of the cloud's model.
+    A detector may have a method `close()`, which releases its resources; see `close_detector`. It
+    may have an attribute `labels` with the names of all its classes: in the modes `cascade` and
+    `hedged` they are compared with the labels of the cloud's model.
 
     Example:
         >>> from sightline import DetectorResult, InferenceCoordinator, Mode, Policy
@@ -101,27 +100,27 @@ class Detector(Protocol):
 
     @property
     def name(self) -> str:
-        """The model's name, as it is logged; not empty."""
+        """The model's name for the log, not empty."""
 
     @property
     def version(self) -> str:
-        """The model's version, as it is logged; empty: not known."""
+        """The model's version for the log; empty: not known."""
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one image, or name what it shows.
+        """Detect objects in one image, or classify it.
 
         Raises:
-            SightlineError: the image is at fault (category `validation`): the cloud would say
-                the same and is not asked.
-            Exception: whatever else went wrong: the cloud is asked, where the mode allows it.
+            SightlineError: the image is invalid (category `validation`). The cloud would reject it
+                as well and is not asked.
+            Exception: any other failure. The cloud is asked if the mode allows it.
         """
 
 
 def close_detector(detector: Detector) -> None:
-    """Give back what a detector holds (a process, a GPU's memory), if it has a `close()`.
+    """Release the resources of a detector (a process, GPU memory) if it has a method `close()`.
 
     Args:
-        detector: not to be asked again.
+        detector: a detector that is not used again.
     """
     close = getattr(detector, "close", None)
     if close is not None:

@@ -1,4 +1,4 @@
-"""One process with a detector in it: started, asked, and ended."""
+"""The process of a detector, as its owner sees it: start, requests, end."""
 
 import os
 import pickle
@@ -27,18 +27,20 @@ from edge.detect.messages import (
 )
 from servicekit.errors import SightlineError
 
-_DYING_SECONDS = 5.0
-_ENDING_SECONDS = 2.0
+_EXIT_STATUS_SECONDS = 5.0
+"""Maximum wait for the exit status after the process has closed its socket."""
+_TERMINATION_SECONDS = 2.0
+"""Maximum wait for the process to end, before each stronger signal."""
 
 
 class Child:
-    """A process that runs `edge.detect.worker`. Safe in threads, one question at a time.
+    """A process that runs `edge.detect.worker`. Thread-safe; it serves one request at a time.
 
     Args:
         memory: file descriptor of the shared memory for images; None: there is none.
 
     Raises:
-        OSError: no process can be started.
+        OSError: the process cannot be started.
     """
 
     def __init__(self, memory: int | None) -> None:
@@ -55,21 +57,21 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def load(self, factory: bytes, timeout: float) -> LoadReply:
-        """Make the detector.
+        """Construct the detector in the process.
 
         Args:
-            factory: pickled.
+            factory: the pickled factory of the detector.
             timeout: seconds until the process is killed, > 0.
 
         Raises:
-            vision.ModelError: the detector's own.
-            ModuleNotFoundError: the detector needs a module that is not there.
-            SightlineError: `DEVICE_CRASHED`, `DEVICE_HUNG`; or `DEVICE_FAILED`: whatever else the
-                detector raises, or its own.
+            vision.ModelError: the detector raised it.
+            ModuleNotFoundError: the detector needs a module that is not installed.
+            SightlineError: `DEVICE_CRASHED`, `DEVICE_HUNG`, or the error that the detector raised;
+                `DEVICE_FAILED` if the detector raised another exception.
         """
         reply = self._ask(LoadRequest(factory), timeout)
         if isinstance(reply, LoadReply):
@@ -77,10 +79,10 @@ class Child:
         raise _loading_error(reply)
 
     def detect(self, request: DetectRequest, timeout: float) -> Reply:
-        """Ask the detector about an image, and return its reply or how it failed.
+        """Return the detector's reply for an image, which may be a failure.
 
         Args:
-            request: the image.
+            request: the image, or its place in shared memory.
             timeout: seconds until the process is killed, > 0.
 
         Raises:
@@ -89,33 +91,34 @@ class Child:
         return self._ask(request, timeout)
 
     def wait(self) -> str:
-        """Wait until the process has ended, and say how: "was ended by SIGSEGV"."""
-        with suppress(ChildProcessError):  # somebody else has waited for it
+        """Wait for the end of the process, and describe it, such as "was ended by SIGSEGV"."""
+        with suppress(ChildProcessError):  # other code has already waited for it
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-            self.kill()  # what it has started; until it is waited for, nobody gets its number
-        with suppress(OSError):  # a process that it started may hold the other end
+            # Kill the rest of its process group before its pid is reaped and can be reused.
+            self.kill()
+        with suppress(OSError):  # a process that it started may hold the other end of the socket
             self._wire.shutdown(socket.SHUT_RDWR)
-        return _how(self._process.wait())
+        return _ending(self._process.wait())
 
     def kill(self) -> None:
-        """End the process at once, and what it has started."""
+        """Kill the process and its process group."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """End the process: by its own doing, or a signal, or by force, whichever works first."""
-        with suppress(OSError):  # not connected: it has ended
+        """End the process: close its socket, then send SIGTERM, then SIGKILL."""
+        with suppress(OSError):  # not connected: the process has ended
             self._wire.shutdown(socket.SHUT_RDWR)
         for force in (self._process.terminate, self.kill):
             try:
-                self._process.wait(_ENDING_SECONDS)
+                self._process.wait(_TERMINATION_SECONDS)
             except subprocess.TimeoutExpired:
                 force()
             else:
                 return
 
     def close(self) -> None:
-        """Close the socket, once the process has ended."""
+        """Close the socket. The process must have ended."""
         with self._asking:
             self._wire.close()
 
@@ -131,35 +134,33 @@ class Child:
             raise SightlineError(grpc.StatusCode.INTERNAL, "DEVICE_HUNG", text) from error
         except (EOFError, OSError) as error:
             raise SightlineError(
-                grpc.StatusCode.INTERNAL, "DEVICE_CRASHED", f"the model's process {self._fate()}"
+                grpc.StatusCode.INTERNAL, "DEVICE_CRASHED", f"the model's process {self._ending()}"
             ) from error
         if isinstance(reply, LoadRequest | DetectRequest):
-            raise TypeError(f"the model's process must answer, and asked {reply!r}")
+            raise TypeError(f"the model's process must send a reply, got the request {reply!r}")
         return reply
 
-    def _fate(self) -> str:
+    def _ending(self) -> str:
         try:
-            return _how(self._process.wait(_DYING_SECONDS))
-        except subprocess.TimeoutExpired:  # it has closed its socket, and lives: of no use
+            return _ending(self._process.wait(_EXIT_STATUS_SECONDS))
+        except subprocess.TimeoutExpired:  # it closed its socket, but still runs
             self.kill()
             return "stopped answering"
 
 
 def pickled(factory: Callable[[], Detector]) -> bytes:
-    """Return a factory as bytes that another process can make a detector of.
+    """Return the factory of a detector, pickled for another process.
 
     Raises:
-        ValueError: it cannot be pickled, or is of the program's `__main__`, which is not imported
-            there.
+        ValueError: it cannot be pickled, or it is defined in `__main__`, which the other process
+            does not import.
     """
     try:
         data = pickle.dumps(factory)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(f"factory must be a function of a module: {error}") from error
     if any(argument == "__main__" for _, argument, _ in pickletools.genops(data)):
-        raise ValueError(
-            "factory must be a function of a module that can be imported, not of the program itself"
-        )
+        raise ValueError("factory must be in an importable module, but is defined in __main__")
     return data
 
 
@@ -168,14 +169,14 @@ def _start(ends: list[str], inherited: list[int]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "edge.detect.worker", *ends],
         stdin=subprocess.DEVNULL,
-        stdout=2,  # libraries print: the node's stdout may be read by a program
+        stdout=2,  # libraries print, and a program may read the node's stdout
         pass_fds=inherited,
         env={**os.environ, "PYTHONPATH": path},
-        process_group=0,  # Ctrl-C is for the node, which asks for answers until it closes
+        process_group=0,  # Ctrl-C must reach only the node, which sends requests until it closes
     )
 
 
-def _how(code: int) -> str:
+def _ending(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     try:

@@ -1,7 +1,7 @@
-"""Images on their way to a detector's process: in shared memory, which spares two copies.
+"""Transfer of images to a detector's process in shared memory, which saves two copies.
 
-The memory has no name: nothing is left behind, however the processes end. Where there is no such
-memory (not Linux) images travel inside the messages.
+The memory has no name, so nothing is left behind however the processes end. On systems without
+`memfd_create` (all but Linux), images are sent inside the messages.
 """
 
 import mmap
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PAGE = 1 << 20
-"""The memory grows by whole mebibytes."""
+"""Granularity in bytes by which the memory grows."""
 
 
 class FrameWriter:
-    """The owner's end: one image at a time, in memory that grows with the largest of them.
+    """The owner's side: writes one image at a time into memory that grows with the largest.
 
     Args:
-        shared: whether to use shared memory where there is any.
+        shared: use shared memory if the system has it.
 
     Attributes:
-        fd: of the shared memory, for the other process; None: there is none.
+        fd: file descriptor of the shared memory, for the other process; None: there is none.
     """
 
     def __init__(self, *, shared: bool = True) -> None:
@@ -35,13 +35,13 @@ class FrameWriter:
         self._memory: mmap.mmap | None = None
 
     def put(self, image: "NDArray[np.uint8] | bytes | str | Path") -> DetectRequest:
-        """Lay an image down, over the one before, and return what says where it is.
+        """Write an image over the previous one, and return the request that refers to it.
 
         Args:
             image: an array `[H, W, 3]`, an encoded file or its path.
 
         Raises:
-            OSError: there is no memory left.
+            OSError: the system is out of memory.
         """
         if isinstance(image, str | Path):
             return DetectRequest(path=os.path.abspath(image))  # noqa: PTH100 - Path.absolute keeps ".."
@@ -54,11 +54,11 @@ class FrameWriter:
         if isinstance(image, bytes):
             memory[:size] = image
         else:
-            _lay(image, memory)
+            _copy(image, memory)
         return DetectRequest(shape, size)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         memory, self._memory = self._memory, None
         if memory is not None:
             memory.close()
@@ -77,10 +77,10 @@ class FrameWriter:
 
 
 class FrameReader:
-    """The detector's end.
+    """The detector's side: reads the images that `FrameWriter` wrote.
 
     Args:
-        fd: of the shared memory; None: there is none.
+        fd: file descriptor of the shared memory; None: there is none.
     """
 
     def __init__(self, fd: int | None) -> None:
@@ -88,7 +88,7 @@ class FrameReader:
         self._memory: mmap.mmap | None = None
 
     def get(self, request: DetectRequest) -> "NDArray[np.uint8] | bytes | str":
-        """Return the image. An array lies in the shared memory until the next one does."""
+        """Return the image. An array is a view of the shared memory, valid until the next image."""
         if request.path is not None:
             return request.path
         source = request.content if request.content is not None else self._mapped(request.size)
@@ -101,13 +101,13 @@ class FrameReader:
 
     def _mapped(self, size: int) -> mmap.mmap:
         if self._fd is None:
-            raise ValueError("the image must be in the message: there is no shared memory")
+            raise ValueError("there is no shared memory, so the message must hold the image")
         if self._memory is None or len(self._memory) < size:
-            self._memory = mmap.mmap(self._fd, 0)  # the old one goes with the last array in it
+            self._memory = mmap.mmap(self._fd, 0)  # the old map is freed with its last array
         return self._memory
 
 
-def _lay(array: "NDArray[np.uint8]", memory: mmap.mmap) -> None:
+def _copy(array: "NDArray[np.uint8]", memory: mmap.mmap) -> None:
     import numpy as np
 
     target = np.frombuffer(memory, np.uint8, count=array.nbytes).reshape(array.shape)

@@ -1,8 +1,7 @@
-"""An image in the form that is wanted: pixels for a model, encoded bytes for the wire.
+"""Conversion of images: to pixels for a model, to encoded bytes for the wire.
 
-Images that come encoded are checked by their content before they are decoded
-(`vision`). numpy and Pillow are imported only where pixels are handled: a node that
-passes encoded images on needs neither.
+Encoded images are checked by their content before they are decoded (`vision`). numpy and Pillow
+are imported only where pixels are handled: a node that forwards encoded images needs neither.
 """
 
 import io
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ArrayFormat = Literal["jpeg", "png"]
-"""How pixels are encoded for the wire: JPEG of quality 95, or PNG (exact, several times larger)."""
+"""Encoding of pixels for the wire: JPEG of quality 95, or PNG (lossless, several times larger)."""
 
 
 def pixels(image: Image, field: str = "image") -> "NDArray[np.uint8]":
@@ -28,11 +27,11 @@ def pixels(image: Image, field: str = "image") -> "NDArray[np.uint8]":
 
     Args:
         image: the image, in any form.
-        field: its name in errors.
+        field: name of the image in errors.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: not an image, over a limit of `vision`, or
-            not readable; the reason says which.
+        SightlineError: INVALID_ARGUMENT: it is not an image, exceeds a limit of `vision`, or
+            cannot be read; the reason says which.
     """
     from vision import ImageError, decode_image
 
@@ -45,15 +44,16 @@ def pixels(image: Image, field: str = "image") -> "NDArray[np.uint8]":
 
 
 def encoded(image: Image, *, array_format: ArrayFormat = "jpeg", field: str = "image") -> bytes:
-    """Return an image as an encoded file: bytes and files as they are, pixels encoded.
+    """Return an image as an encoded file: bytes and files unchanged, pixels encoded.
 
     Args:
         image: the image, in any form.
-        array_format: how arrays and Pillow's images are encoded.
-        field: its name in errors.
+        array_format: encoding of arrays and Pillow images.
+        field: name of the image in errors.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: empty, not readable, or not an image's array.
+        SightlineError: INVALID_ARGUMENT: it is empty, cannot be read, or is not an array of an
+            image.
     """
     if not isinstance(image, bytes | str | Path):
         return _encode(_array(image, field), array_format)
@@ -82,11 +82,11 @@ def _array(image: "NDArray[np.uint8] | PIL.Image.Image", field: str) -> "NDArray
         return _upright(image, field)
     if not isinstance(image, np.ndarray):
         kind = type(image).__name__
-        raise invalid(field, f"must be an array, bytes, a path or Pillow's image, is a {kind}")
-    right = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size > 0
-    if not right:
+        raise invalid(field, f"must be an array, bytes, a path or a Pillow image, got a {kind}")
+    valid = image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size > 0
+    if not valid:
         raise invalid(
-            field, f"must be RGB uint8 [H, W, 3] and not empty, is {image.dtype} {image.shape}"
+            field, f"must be RGB uint8 [H, W, 3] and not empty, got {image.dtype} {image.shape}"
         )
     return image
 
@@ -95,19 +95,19 @@ def _upright(image: "PIL.Image.Image", field: str) -> "NDArray[np.uint8]":
     import numpy as np
     from PIL import ImageOps
 
-    with _refusing(field):
+    with _decoding_errors(field):
         rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     return _array(rgb, field)
 
 
 @contextmanager
-def _refusing(field: str) -> Iterator[None]:
-    """Pillow reads an image's pixels when they are asked for: damage shows only here."""
+def _decoding_errors(field: str) -> Iterator[None]:
+    """Raise SightlineError for damage that Pillow finds when it reads the pixels."""
     try:
         yield
     except (OSError, ValueError, SyntaxError) as error:
         reason = "IMAGE_CORRUPT"
-        raise invalid(field, f"must be a whole image: {error}", reason=reason) from error
+        raise invalid(field, f"must be a complete image: {error}", reason=reason) from error
 
 
 def _encode(array: "NDArray[np.uint8]", array_format: ArrayFormat) -> bytes:

@@ -1,6 +1,7 @@
-"""What a detector's process and its owner say to each other, over a socket of their own.
+"""The messages between a detector's process and its owner, and their framing on a socket.
 
-Messages are pickled: both ends are one program of one user, and the socket has no name.
+Messages are pickled: both ends run the same program for the same user, and the socket has no name
+that other programs could connect to.
 """
 
 import pickle
@@ -20,10 +21,10 @@ _LENGTH = struct.Struct("!Q")
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """Make the detector.
+    """A request to construct the detector.
 
     Attributes:
-        factory: pickled, and unpickled only where its failure can be answered.
+        factory: the pickled factory, which is unpickled where its failure can be reported.
     """
 
     factory: bytes
@@ -31,13 +32,13 @@ class LoadRequest:
 
 @dataclass(frozen=True, slots=True)
 class DetectRequest:
-    """Detect in one image.
+    """A request to run the detector on one image.
 
     Attributes:
-        shape: of the RGB uint8 array `[H, W, 3]`; None: the image is encoded.
-        size: its bytes.
+        shape: shape of the RGB uint8 array `[H, W, 3]`; None: the image is encoded.
+        size: size of the image in bytes.
         content: the image; None: the shared memory holds it.
-        path: of the image's file, in place of all that.
+        path: path of the image's file, in place of the other attributes; None: there is none.
     """
 
     shape: tuple[int, ...] | None = None
@@ -48,7 +49,7 @@ class DetectRequest:
 
 @dataclass(frozen=True, slots=True)
 class LoadReply:
-    """The detector is ready."""
+    """The reply to `LoadRequest`: the attributes of the detector, which is ready."""
 
     name: str
     version: str
@@ -58,14 +59,14 @@ class LoadReply:
 
 @dataclass(frozen=True, slots=True)
 class DetectorReply:
-    """What the detector says."""
+    """The reply to `DetectRequest`: the detector's result."""
 
     result: DetectorResult
 
 
 @dataclass(frozen=True, slots=True)
 class DetectorRefusal:
-    """The detector raised a `SightlineError`: these are its parts."""
+    """The reply if the detector raised a `SightlineError`: the parts of the error."""
 
     code: int
     reason: str
@@ -74,24 +75,24 @@ class DetectorRefusal:
 
     @classmethod
     def of(cls, error: SightlineError) -> "DetectorRefusal":
-        """Take an error apart: its class may be known in the model's process alone."""
+        """Return the parts of an error, whose class may exist only in the detector's process."""
         return cls(error.code.value[0], error.reason, error.message, error.violations)
 
     def error(self) -> SightlineError:
-        """Return the same error again."""
-        (code,) = (each for each in grpc.StatusCode if each.value[0] == self.code)
+        """Return the error that has these parts."""
+        (code,) = (status for status in grpc.StatusCode if status.value[0] == self.code)
         return SightlineError(code, self.reason, self.message, violations=self.violations)
 
 
 @dataclass(frozen=True, slots=True)
 class DetectorFailure:
-    """The detector raised anything else.
+    """The reply if the detector raised any other exception.
 
     Attributes:
-        kind: the name of the exception's class.
-        message: the exception's.
-        reason: of a `vision.ModelError`; else empty.
-        module: that could not be imported; else empty.
+        kind: name of the exception's class.
+        message: message of the exception.
+        reason: reason of a `vision.ModelError`; else empty.
+        module: name of a module that could not be imported; else empty.
     """
 
     kind: str
@@ -101,11 +102,11 @@ class DetectorFailure:
 
 
 def reply_error(reply: "Reply") -> SightlineError:
-    """Return what an image's reply that is not `DetectorReply` means to the caller."""
+    """Return the error to raise for a reply that is not a `DetectorReply`."""
     if isinstance(reply, DetectorRefusal):
         return reply.error()
-    said = f"{reply.kind}: {reply.message}" if isinstance(reply, DetectorFailure) else repr(reply)
-    return SightlineError(grpc.StatusCode.INTERNAL, "DEVICE_FAILED", f"the model failed: {said}")
+    cause = f"{reply.kind}: {reply.message}" if isinstance(reply, DetectorFailure) else repr(reply)
+    return SightlineError(grpc.StatusCode.INTERNAL, "DEVICE_FAILED", f"the model failed: {cause}")
 
 
 Request: TypeAlias = LoadRequest | DetectRequest
@@ -117,12 +118,12 @@ def send(wire: socket.socket, message: Request | Reply, timeout: float | None = 
 
     Args:
         wire: a stream socket.
-        message: what to send.
-        timeout: seconds it may take; None: as long as it takes.
+        message: the message.
+        timeout: seconds to wait; None: no limit.
 
     Raises:
-        TimeoutError: it took longer; the socket is of no more use.
-        OSError: the other end is gone.
+        TimeoutError: the timeout has passed; the socket cannot be used any more.
+        OSError: the other end is closed.
     """
     body = pickle.dumps(message)
     wire.settimeout(timeout)
@@ -134,12 +135,12 @@ def receive(wire: socket.socket, timeout: float | None = None) -> Request | Repl
 
     Args:
         wire: a stream socket.
-        timeout: seconds it may take; None: as long as it takes.
+        timeout: seconds to wait; None: no limit.
 
     Raises:
-        TimeoutError: it took longer; the socket is of no more use.
-        EOFError: the other end is gone.
-        OSError: the same, noticed otherwise.
+        TimeoutError: the timeout has passed; the socket cannot be used any more.
+        EOFError: the other end is closed.
+        OSError: the connection is broken.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     (length,) = _LENGTH.unpack(_read(wire, _LENGTH.size, deadline))
@@ -152,8 +153,8 @@ def _read(wire: socket.socket, size: int, deadline: float | None) -> bytearray:
     view = memoryview(data)
     while view:
         wire.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
-        taken = wire.recv_into(view)
-        if not taken:
-            raise EOFError("the other end is gone")
-        view = view[taken:]
+        received = wire.recv_into(view)
+        if not received:
+            raise EOFError("the other end of the socket is closed")
+        view = view[received:]
     return data

@@ -1,4 +1,4 @@
-"""A detector in ONNX Runtime: the same code that answers in the cloud, and no torch."""
+"""The ONNX Runtime detector. It runs the same code as the inference service, without torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,16 +10,16 @@ from edge.records import Box, Detection
 
 
 class OnnxDetector:
-    """A YOLO model (YOLOv8 layout or end to end) or classifier as an ONNX file. Safe in threads.
+    """A YOLO model (YOLOv8 layout or end to end) or classifier in an ONNX file. Thread-safe.
 
     Args:
         path: the model file, with the metadata that ultralytics' exporter writes; its task is
             detect or classify.
         name: the model's name in logs; None: the file's name without its suffix.
         version: the model's version in logs; None: the first 12 hex digits of the file's SHA-256.
-        thresholds: what counts as a detection; None: the defaults.
-        providers: ONNX Runtime's execution providers, first choice first.
-        intra_op_threads: threads of one run; None: ONNX Runtime's own choice.
+        thresholds: thresholds and limits of the results; None: the defaults.
+        providers: ONNX Runtime's execution providers in order of preference.
+        intra_op_threads: threads of one run; None: ONNX Runtime's default.
 
     Raises:
         vision.ModelError: the file or the providers cannot be used.
@@ -50,25 +50,25 @@ class OnnxDetector:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The model's labels; the index is the class_id."""
+        """The model's labels by class_id."""
         return tuple(self._model.names.values())
 
     @property
     def provider(self) -> str:
-        """The execution provider in use: the first that the session has."""
+        """The execution provider in use: the first one of the session."""
         return self._model.provider
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one image, or name what it shows; see `edge.detect.Detector`.
+        """Detect objects in one image, or classify it; see `edge.detect.Detector`.
 
         Raises:
-            SightlineError: the image is at fault.
-            vision.ModelError: the run failed, or its output is no model's.
+            SightlineError: the image is invalid.
+            vision.ModelError: the run failed, or its output has an unknown layout.
         """
         array = pixels(image)
         if isinstance(self._model, vision.OnnxClassifier):
             classes = self._model.classify(array, top_k=self._thresholds.top_k)
-            found = _classes(classes, self._model.names)
+            detections = _classes(classes, self._model.names)
         else:
             boxes = self._model.detect(
                 array,
@@ -76,9 +76,9 @@ class OnnxDetector:
                 iou=self._thresholds.iou,
                 max_detections=self._thresholds.max_detections,
             )
-            found = _boxes(boxes, self._model.names)
+            detections = _boxes(boxes, self._model.names)
         height, width, _ = array.shape
-        return DetectorResult(found, width, height, self.name, self.version)
+        return DetectorResult(detections, width, height, self.name, self.version)
 
 
 def _network(
@@ -92,18 +92,18 @@ def _network(
             return vision.OnnxClassifier(session)
         case task:
             raise vision.ModelError(
-                "MODEL_UNSUPPORTED", f"{path}: task must be detect or classify, is {task}"
+                "MODEL_UNSUPPORTED", f"{path}: task must be detect or classify, got {task}"
             )
 
 
-def _boxes(found: vision.Detections, names: Mapping[int, str]) -> tuple[Detection, ...]:
-    rows = zip(found.class_id.tolist(), found.confidence.tolist(), found.xyxy.tolist(), strict=True)
+def _boxes(boxes: vision.Detections, names: Mapping[int, str]) -> tuple[Detection, ...]:
+    rows = zip(boxes.class_id.tolist(), boxes.confidence.tolist(), boxes.xyxy.tolist(), strict=True)
     return tuple(
         Detection(class_id, names[class_id], confidence, Box(*xyxy))
         for class_id, confidence, xyxy in rows
     )
 
 
-def _classes(found: vision.Classes, names: Mapping[int, str]) -> tuple[Detection, ...]:
-    rows = zip(found.class_id.tolist(), found.probability.tolist(), strict=True)
+def _classes(classes: vision.Classes, names: Mapping[int, str]) -> tuple[Detection, ...]:
+    rows = zip(classes.class_id.tolist(), classes.probability.tolist(), strict=True)
     return tuple(Detection(class_id, names[class_id], share) for class_id, share in rows)

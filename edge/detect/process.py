@@ -1,4 +1,4 @@
-"""A detector in a process of its own: its crash or hang is an error, not the end of the node."""
+"""A detector in a separate process, whose crash or hang is an error and does not end the node."""
 
 import os
 import threading
@@ -21,28 +21,27 @@ if TYPE_CHECKING:
 
 
 class ProcessDetector:
-    """Runs another detector in a process of its own. Safe in threads, one image at a time.
+    """A detector that runs another detector in a separate process. Thread-safe.
 
-    A segmentation fault in a runtime, the kernel's OOM killer or a run that never ends costs one
-    image. The process is started again in the background, at first after half a second, then
-    after longer and longer; images that come meanwhile fail at once. It ends with this process,
-    however this one ends, within a second. Make it after forking.
+    It processes one image at a time. A segmentation fault in a runtime, the kernel's OOM killer or
+    a run that never ends fails one image. The process is then restarted in the background, with a
+    delay that doubles from 0.5 s to 30 s; requests fail immediately until it is ready. The process
+    ends within a second after this one, however this one ends. Construct it after forking.
 
     Args:
-        factory: makes the detector, in the other process: a class or a function of a module that
-            can be imported, or a `functools.partial` of one, such as
+        factory: constructs the detector in the other process: a class or a function of an
+            importable module, or a `functools.partial` of one, such as
             `partial(OnnxDetector, "model.onnx")`.
-        hang_seconds: of one image, after which its run is given up and the process is killed,
-            > 0.
-        load_seconds: of loading the detector, after which the process is killed, > 0.
-        shared_memory: whether images travel in shared memory, where the system has it.
+        hang_seconds: duration of one run after which the process is killed, > 0.
+        load_seconds: duration of the loading after which the process is killed, > 0.
+        shared_memory: transfer images in shared memory if the system has it.
 
     Raises:
-        ValueError: an argument is out of its range, or `factory` cannot be told to a process.
-        vision.ModelError: the detector's own.
-        ModuleNotFoundError: the detector needs a module that is not there.
-        SightlineError: loading it crashed (`DEVICE_CRASHED`), took too long (`DEVICE_HUNG`), or
-            raised something else (`DEVICE_FAILED`).
+        ValueError: an argument is out of range, or `factory` cannot be pickled.
+        vision.ModelError: the detector raised it.
+        ModuleNotFoundError: the detector needs a module that is not installed.
+        SightlineError: loading crashed (`DEVICE_CRASHED`), took too long (`DEVICE_HUNG`), or raised
+            another exception (`DEVICE_FAILED`).
 
     Example:
         >>> from functools import partial
@@ -63,7 +62,7 @@ class ProcessDetector:
     ) -> None:
         for name, value in (("hang_seconds", hang_seconds), ("load_seconds", load_seconds)):
             if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be above 0 and finite, is {value}")
+                raise ValueError(f"{name} must be above 0 and finite, got {value}")
         data = pickled(factory)
         self._hang_seconds = hang_seconds
         self._lock = threading.Lock()
@@ -84,35 +83,35 @@ class ProcessDetector:
 
     @property
     def version(self) -> str:
-        """The detector's version; after a restart that of the file that is there then."""
+        """The detector's version. A restart may load a newer file and change it."""
         return self._supervisor.loaded.version
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The detector's labels; empty: it does not say."""
+        """The detector's labels; empty: it does not report them."""
         return self._supervisor.loaded.labels
 
     @property
     def provider(self) -> str:
-        """What the detector runs on."""
+        """The provider or device that the detector uses."""
         return f"{self._supervisor.loaded.provider or 'its runtime'} in a process of its own"
 
     @property
     def pid(self) -> int | None:
-        """The process id; None: it is being started again, or closed."""
+        """The process id; None: the process is being restarted or the detector is closed."""
         try:
             return self._supervisor.child().pid
         except SightlineError:
             return None
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one image, or name what it shows; see `edge.detect.Detector`.
+        """Detect objects in one image, or classify it; see `edge.detect.Detector`.
 
         Raises:
-            SightlineError: the image is at fault (INVALID_ARGUMENT); the process ended
-                (`DEVICE_CRASHED`), gave no answer (`DEVICE_HUNG`), is being started again
-                (`DEVICE_RESTARTING`) or closed (`DEVICE_CLOSED`); or the model raised
-                (`DEVICE_FAILED`).
+            SightlineError: the image is invalid (INVALID_ARGUMENT); the process crashed
+                (`DEVICE_CRASHED`), did not answer in time (`DEVICE_HUNG`) or is being restarted
+                (`DEVICE_RESTARTING`); the detector is closed (`DEVICE_CLOSED`); or the model
+                raised an exception (`DEVICE_FAILED`).
         """
         payload = image if isinstance(image, bytes | str | Path) else pixels(image)
         reply = self._ask(payload)
@@ -121,7 +120,7 @@ class ProcessDetector:
         raise reply_error(reply)
 
     def close(self) -> None:
-        """End the process; an image that is being looked at is not answered. May be repeated."""
+        """End the process. A request in progress gets no reply. Repeated calls have no effect."""
         self._finalizer()
 
     def _ask(self, payload: "NDArray[np.uint8] | bytes | str | Path") -> Reply:
@@ -132,7 +131,7 @@ class ProcessDetector:
             except SightlineError as error:
                 self._supervisor.give_up(child)
                 raise (closed() if self._supervisor.closing else error) from error
-            except BaseException:  # Ctrl-C, say: its reply must not be taken for the next one's
+            except BaseException:  # such as Ctrl-C: a late reply must not answer the next request
                 self._supervisor.give_up(child)
                 raise
             self._supervisor.answered()
@@ -142,8 +141,8 @@ class ProcessDetector:
 def _end(
     owner: int, supervisor: ProcessSupervisor, frames: FrameWriter, lock: threading.Lock
 ) -> None:
-    if os.getpid() != owner:  # a fork of the owner, whose end is none of the process's business
+    if os.getpid() != owner:  # a forked child must not end the process of its parent
         return
     supervisor.close()
-    with lock:  # whoever lays down an image finishes first
+    with lock:  # an image may be being written
         frames.close()

@@ -1,4 +1,4 @@
-"""What ultralytics found, as records; ultralytics itself is not imported."""
+"""Conversion of ultralytics results to records. It does not import ultralytics."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ def detections_of(results: "Results") -> tuple[Detection, ...]:
     """Return the boxes of ultralytics' `Results` as detections, most confident first.
 
     Args:
-        results: of one image; boxes in pixels of the image that the model was given.
+        results: the results of one image; boxes are in pixels of the model's input image.
     """
     boxes = results.boxes
     if boxes is None:
@@ -21,19 +21,19 @@ def detections_of(results: "Results") -> tuple[Detection, ...]:
     rows = zip(
         boxes.cls.int().tolist(), boxes.conf.tolist(), boxes.xyxy.tolist(), tracks, strict=True
     )
-    found = (
+    detections = (
         Detection(class_id, results.names[class_id], confidence, Box(*xyxy), track)
         for class_id, confidence, xyxy, track in rows
     )
-    return tuple(sorted(found, key=lambda detection: -detection.confidence))
+    return tuple(sorted(detections, key=lambda detection: -detection.confidence))
 
 
 def classes_of(results: "Results", top_k: int = 5) -> tuple[Detection, ...]:
-    """Return the classes of ultralytics' `Results`, most probable first; none: no classifier's.
+    """Return the classes of ultralytics' `Results`, most probable first; empty if it has none.
 
     Args:
-        results: of one image.
-        top_k: how many classes at most, at least 1.
+        results: the results of one image.
+        top_k: maximum number of classes, >= 1.
     """
     if results.probs is None:
         return ()
@@ -43,17 +43,17 @@ def classes_of(results: "Results", top_k: int = 5) -> tuple[Detection, ...]:
 
 
 def arrays_of(results: "Results") -> DetectionArrays | None:
-    """Return the same without an object for each box; None: the results are not about boxes.
+    """Return the boxes as arrays, without an object per box; None if the results have no boxes.
 
     Raises:
-        ValueError: there is NaN among the numbers.
+        ValueError: a number is NaN.
     """
     boxes = results.boxes
     if boxes is None:
         return None
     rows = boxes.data.cpu().numpy() if hasattr(boxes.data, "cpu") else boxes.data
     scores = rows[:, -2].tolist()
-    if scores != sorted(scores, reverse=True):  # a tracker's order
+    if scores != sorted(scores, reverse=True):  # trackers change the order
         rows = rows[(-rows[:, -2]).argsort(kind="stable")]
     return DetectionArrays(
         rows[:, :4],

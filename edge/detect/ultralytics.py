@@ -1,4 +1,4 @@
-"""A detector in ultralytics (AGPL-3.0; the extra `ultralytics`)."""
+"""The ultralytics detector (AGPL-3.0; extra `ultralytics`)."""
 
 import hashlib
 import logging
@@ -29,33 +29,32 @@ if TYPE_CHECKING:
 
 _BOXES = ("detect", "segment", "pose")
 _TASKS = (*_BOXES, "classify")
-# Ultralytics' own: a tracker keeps an object through frames in which the model is less sure.
+# Ultralytics' default: a tracker follows an object through frames with a low confidence.
 _TRACKED_ABOVE = 0.1
 
 
 class UltralyticsDetector:
-    """A model that ultralytics runs: `.pt`, `.onnx` and what else it opens.
+    """A model that ultralytics runs, such as a `.pt` or `.onnx` file.
 
-    Its task is detect, segment, pose (the boxes of both are taken) or classify. Turned boxes (obb)
-    are refused: `Box` has no angle.
+    Its task is detect, segment or pose, of which the boxes are returned, or classify. Models with
+    oriented boxes (obb) are rejected: `Box` has no angle.
 
-    Says nothing on stdout, and neither downloads weights nor installs packages: ultralytics
-    would do both on its own.
+    The detector writes nothing to stdout, downloads no weights and installs no packages, although
+    ultralytics does so by default.
 
     Args:
         path: the model file.
         name: the model's name in logs; None: the file's name without its suffix.
         version: the model's version in logs; None: the first 12 hex digits of the file's SHA-256.
-        thresholds: what counts as a detection; None: the defaults.
-        device: what ultralytics should run on, such as "cpu" or "cuda:0"; None: its own choice.
-        tracker: gives objects an identity across images, which then must be the frames of one
-            source, in their order. An object is left out until the tracker is sure of it. None:
-            none.
+        thresholds: thresholds and limits of the results; None: the defaults.
+        device: the device to run on, such as "cpu" or "cuda:0"; None: ultralytics' choice.
+        tracker: the tracker that identifies objects across images, which must be the frames of one
+            source in their order. It omits an object until it has confirmed it. None: no tracker.
 
     Raises:
         ModuleNotFoundError: ultralytics is not installed, or `lap`, which trackers need.
-        vision.ModelError: there is no such file, it is no model of such a task, or it
-            has no boxes to be tracked.
+        vision.ModelError: the file does not exist, the model has another task, or it has no boxes
+            to track.
 
     Example:
         >>> from sightline import UltralyticsDetector
@@ -80,73 +79,75 @@ class UltralyticsDetector:
         self._thresholds = thresholds or Thresholds()
         self._options = _options(self._thresholds, device, tracker)
         self._tracks = tracker is not None
-        self._lock = threading.Lock()  # a predictor holds the image it works on
+        self._lock = threading.Lock()  # a predictor stores its current image, so is not reentrant
         if path.suffix == ".onnx":
-            check_beside(path)  # ultralytics hands the file to ONNX Runtime as it is
+            check_beside(path)  # ultralytics passes the file to ONNX Runtime unchecked
         self._model = self._load(path)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The model's labels; the index is the class_id."""
+        """The model's labels by class_id."""
         return tuple(str(label) for label in self._model.names.values())
 
     @property
     def provider(self) -> str:
-        """The device in use, as torch names it."""
+        """The device in use, by torch's name."""
         return str(self._model.predictor.device)
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one image, or name what it shows; see `edge.detect.Detector`.
+        """Detect objects in one image, or classify it; see `edge.detect.Detector`.
 
         Raises:
-            SightlineError: the image is at fault.
-            Exception: whatever ultralytics raises.
+            SightlineError: the image is invalid.
+            Exception: ultralytics raised it.
         """
         array = pixels(image)
         results = self._run(array)
-        found = classes_of(results, self._thresholds.top_k) or self._sure(detections_of(results))
+        detections = classes_of(results, self._thresholds.top_k)
+        if not detections:
+            detections = self._confident(detections_of(results))
         height, width, _ = array.shape
-        return DetectorResult(found, width, height, self.name, self.version)
+        return DetectorResult(detections, width, height, self.name, self.version)
 
     def _load(self, path: Path) -> "YOLO":
-        # Read when ultralytics is first imported. Where only onnxruntime-gpu is installed, some
-        # of its versions would otherwise install onnxruntime over it.
+        # Ultralytics reads this when it is first imported. If only onnxruntime-gpu is installed,
+        # some versions of ultralytics would install onnxruntime over it.
         os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-        with redirect_stdout(sys.stderr):  # its log handler keeps the stream that it finds now
+        with redirect_stdout(sys.stderr):  # its log handler keeps the stdout of the import
             from ultralytics import YOLO
 
         with _quiet():
             try:
                 return self._ready(path, YOLO(path, task="detect"))
-            except _OtherTaskError as other:  # of an export, which must be opened as what it is
+            except _OtherTaskError as other:  # an export must be opened with its own task
                 return self._ready(path, YOLO(path, task=other.task))
 
     def _ready(self, path: Path, model: "YOLO") -> "YOLO":
-        """Return the model with its weights loaded and run once: no image has to pay for it."""
+        """Return the model loaded and run once, so that the first image is not slow."""
         self._check(path, model.task)
         model.add_callback("on_predict_start", partial(self._check_export, path))
         black = np.zeros((32, 32, 3), np.uint8)
         self._ask(model, black)
         for tracker in getattr(model.predictor, "trackers", ()):
-            tracker.reset()  # it trusts new objects at once in its first frame only
+            tracker.reset()  # a tracker confirms new objects immediately in its first frame only
         return model
 
     def _check(self, path: Path, task: str) -> None:
         allowed = _BOXES if self._tracks else _TASKS
         if task not in allowed:
-            what = "task of a tracked model" if self._tracks else "task"
-            text = f"{path}: {what} must be {', '.join(allowed[:-1])} or {allowed[-1]}, is {task}"
+            name = "task of a tracked model" if self._tracks else "task"
+            text = f"{path}: {name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {task}"
             raise ModelError("MODEL_UNSUPPORTED", text)
 
     def _check_export(self, path: Path, predictor: "BasePredictor") -> None:
-        """The task of an export stands in its metadata, which is read when it is first asked."""
+        """Check the task in an export's metadata, which ultralytics reads at the first run."""
         task = getattr(predictor.model, "task", None)
         if task not in (None, predictor.args.task):
             self._check(path, task)
             raise _OtherTaskError(task)
 
     def _run(self, array: "NDArray[np.uint8]") -> "Results":
-        bgr = np.ascontiguousarray(array[..., ::-1])  # what ultralytics takes arrays for
+        bgr = np.ascontiguousarray(array[..., ::-1])  # ultralytics expects arrays in BGR
         with self._lock:
             return self._ask(self._model, bgr)
 
@@ -157,11 +158,11 @@ class UltralyticsDetector:
             (results,) = model.predict(bgr, verbose=False, **self._options)
         return results
 
-    def _sure(self, found: tuple[Detection, ...]) -> tuple[Detection, ...]:
+    def _confident(self, detections: tuple[Detection, ...]) -> tuple[Detection, ...]:
         if not self._tracks:
-            return found
-        least = self._thresholds.confidence
-        return tuple(detection for detection in found if detection.confidence > least)
+            return detections
+        threshold = self._thresholds.confidence
+        return tuple(detection for detection in detections if detection.confidence > threshold)
 
 
 class _OtherTaskError(Exception):
@@ -185,7 +186,11 @@ def _options(thresholds: Thresholds, device: str | None, tracker: str | None) ->
 
 
 def _sha256(path: Path) -> str:
-    """SHA-256 of the file in hex. Ultralytics would try to download a file that is missing."""
+    """Return the SHA-256 of the file in hex.
+
+    Raises:
+        vision.ModelError: the file cannot be read; ultralytics would try to download it.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -195,11 +200,11 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep ultralytics from announcing what it loads; warnings still come."""
-    chatter = logging.getLogger("ultralytics")
-    before = chatter.level
-    chatter.setLevel(logging.WARNING)
+    """Suppress ultralytics' log messages below WARNING."""
+    log = logging.getLogger("ultralytics")
+    level = log.level
+    log.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        chatter.setLevel(before)
+        log.setLevel(level)

@@ -1,7 +1,7 @@
-"""The process in which a detector runs: `python -m edge.detect.worker SOCKET MEMORY OWNER`.
+"""The program of a detector's process: `python -m edge.detect.worker SOCKET MEMORY OWNER`.
 
 SOCKET and MEMORY are inherited file descriptors (MEMORY -1: none), OWNER is the owner's process id.
-Not for users to start: `edge.detect.process.ProcessDetector` does.
+`edge.detect.process.ProcessDetector` starts it; users do not.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _OOM_SCORE = "500"
 
 
 def main(arguments: list[str]) -> None:
-    """Serve one owner until it goes away."""
+    """Serve one owner until it closes the socket or ends."""
     wire, memory, owner = (int(argument) for argument in arguments)
     faulthandler.enable()
     _be_killed_first()
@@ -55,7 +55,7 @@ def _serve(wire: socket.socket, frames: FrameReader) -> None:
             elif detector is not None and isinstance(request, DetectRequest):
                 reply = _detect(detector, request, frames)
             else:
-                raise RuntimeError("an image must come after the detector")
+                raise RuntimeError(f"expected a LoadRequest before other requests, got {request!r}")
             send(wire, reply)
     finally:
         if detector is not None:
@@ -69,7 +69,7 @@ def _load(request: LoadRequest) -> tuple[Detector | None, Reply]:
         provider = str(getattr(detector, "provider", ""))
         labels = tuple(getattr(detector, "labels", ()))
         return detector, LoadReply(detector.name, detector.version, provider, labels)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the owner hears of it
+    except Exception as error:  # noqa: BLE001 - the reply tells the owner about every failure
         return None, _reply_for(error)
 
 
@@ -89,13 +89,13 @@ def _reply_for(error: Exception) -> Reply:
 
 
 def _be_killed_first() -> None:
-    """Where memory runs out, the kernel is to take the model and not the node."""
+    """Make the kernel's OOM killer choose this process before the node's."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
 def _end_with(owner: int) -> None:
-    """End this process when the owner has ended, even in the middle of a run."""
+    """End this process when its owner has ended, even during a run."""
     while os.getppid() == owner:
         time.sleep(_OWNER_CHECK_SECONDS)
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Where a node's images come from: files, folders, videos, cameras."""
+"""Sources of a node's images: files, folders, videos and cameras."""
 
 from edge.sources.camera import Camera
 from edge.sources.frame import Frame, FrameSource, SourceMonitor

@@ -1,4 +1,4 @@
-"""Cameras: local ones and streams over the network, through OpenCV; they come back when lost."""
+"""Cameras, local or over the network, which are read through OpenCV and reconnected when lost."""
 
 import re
 import time
@@ -12,28 +12,30 @@ from edge.sources.frame import Frame, SourceMonitor
 from edge.sources.sampling import Sampler, Sampling
 
 _SECRET = re.compile(r"(user|login|pass\w*?|pwd|token|key|auth)=[^_&/;?]*", re.IGNORECASE)
-_WHICH_STREAM = {"channel", "ch", "subtype", "camera", "stream", "id", "profile"}
-"""Keys of a query that tell the streams of one recorder apart, and nothing else."""
+_STREAM_KEYS = {"channel", "ch", "subtype", "camera", "stream", "id", "profile"}
+"""Keys of a URL's query that distinguish the streams of one recorder and hold no secret."""
 
 
 class Camera:
-    """A camera that is read for as long as somebody wants it, and reconnected whenever it is lost.
+    """A camera that is read until it is no longer needed, and reconnected when it is lost.
 
-    Retries wait with full jitter (`edge.backoff`), up to 30 s; a frame resets them.
+    Reconnections use exponential back-off with full jitter (`edge.backoff`) up to 30 s; a frame
+    resets it.
 
     Args:
         place: a URL (`rtsp://`, `http://` with MJPEG, ...), a device such as `/dev/video0`, or the
             number of a local camera.
-        name: what it is called in statistics, labels and image names; None: the place without
-            the credentials in it, and without what of its query says nothing of the stream.
-        sampling: which frames are wanted.
-        timeout: seconds to wait for a connection, and for a frame, before reconnecting, > 0.
-            Over the network only: the drivers of local cameras have their own.
-        backoff: seconds to wait before reconnection 1, 2, ... in a row.
+        name: name in statistics, labels and image names; None: the place without credentials and
+            without the parts of its query that do not identify the stream.
+        sampling: selection of the frames to process; None: all.
+        timeout: seconds to wait for a connection, and for a frame, before reconnecting, > 0 and at
+            most 3600. It applies to network cameras only: drivers of local cameras have their own.
+        backoff: returns the seconds to wait before reconnection 1, 2, ... in a row; None: full
+            jitter.
 
     Raises:
-        ValueError: `timeout` is out of its range.
-        ModuleNotFoundError: OpenCV is not installed (the extra `video`).
+        ValueError: `timeout` is out of range.
+        ModuleNotFoundError: OpenCV is not installed (extra `video`).
 
     Example:
         >>> from sightline import Camera, Sampling
@@ -53,10 +55,10 @@ class Camera:
         timeout: float = 10.0,
         backoff: Callable[[int], float] | None = None,
     ) -> None:
-        import cv2  # noqa: F401 - better missed here than in the reader's thread
+        import cv2  # noqa: F401 - a missing package must raise here, not in the reader's thread
 
         if not 0 < timeout <= 3600:
-            raise ValueError(f"timeout must be above 0 and at most 3600 s, is {timeout:g}")
+            raise ValueError(f"timeout must be above 0 and at most 3600 s, got {timeout:g}")
         self._place = int(place) if str(place).isdigit() else place
         self.name = name or _public_name(place)
         self._sampling = sampling or Sampling()
@@ -65,26 +67,26 @@ class Camera:
         self._failures = 0
 
     def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
-        """Yield frames until the monitor wants no more; ids are the name and the time in UTC."""
+        """Yield frames until the monitor stops the reading; ids are the name and the UTC time."""
         sampler = Sampler(self._sampling)
         while not monitor.wait(0):
-            error = "the camera gives no more frames"
+            error = "the camera stopped sending frames"
             try:
                 with closing(Capture(self._place, self._timeout)) as capture:
                     yield from self._read(capture, sampler, monitor)
-            except OSError as failed:
-                error = str(failed)
+            except OSError as raised:
+                error = str(raised)
             if not monitor.wait(0):
                 monitor.lost(error)
                 self._failures += 1
                 monitor.wait(self._backoff(self._failures))
 
     def _read(self, capture: Capture, sampler: Sampler, monitor: SourceMonitor) -> Iterator[Frame]:
-        found = False
+        connected = False
         while not monitor.wait(0) and capture.grab():
             now = time.time()
-            if not found:
-                found = True
+            if not connected:
+                connected = True
                 self._failures = 0
                 monitor.found()
             if sampler.takes(time.monotonic()):
@@ -98,14 +100,14 @@ def _utc(seconds: float) -> str:
 
 
 def _public_name(place: str | int) -> str:
-    """The place without what must not be logged: a user, a password, a token.
+    """Return the place without secrets that must not be logged: a user, a password, a token.
 
-    Not by a URL's rules: passwords of cameras have characters that those forbid.
+    It does not parse the place as a URL: passwords of cameras hold characters that URLs forbid.
     """
     scheme, separator, rest = str(place).partition("://")
     if not separator:
         return f"camera-{place}" if str(place).isdigit() else str(place)
     path, _, query = rest.rpartition("@")[2].partition("#")[0].partition("?")
-    kept = [one for one in query.split("&") if one.partition("=")[0].lower() in _WHICH_STREAM]
+    kept = [item for item in query.split("&") if item.partition("=")[0].lower() in _STREAM_KEYS]
     shown = _SECRET.sub(r"\1=***", path)
     return f"{scheme}://{shown}" + ("?" + "&".join(kept) if kept else "")

@@ -1,4 +1,4 @@
-"""OpenCV's VideoCapture, with errors instead of flags, and RGB instead of BGR."""
+"""A wrapper of OpenCV's VideoCapture that raises errors and returns RGB."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,16 +8,16 @@ if TYPE_CHECKING:
 
 
 class Capture:
-    """One open video or camera; used from one thread. A context manager.
+    """An open video or camera. Not thread-safe.
 
     Args:
         place: a file, a URL, or the number of a local camera.
-        timeout: seconds after which FFmpeg gives up connecting, and waiting for a frame; None: its
-            own. Local cameras know none.
+        timeout: seconds after which FFmpeg stops connecting, and waiting for a frame; None:
+            FFmpeg's default. Local cameras have no timeout.
 
     Raises:
-        OSError: it cannot be opened. The message does not repeat the place: a URL may have a
-            password in it.
+        OSError: it cannot be opened. The message does not repeat the place: a URL may contain a
+            password.
     """
 
     def __init__(self, place: str | int, timeout: float | None = None) -> None:
@@ -35,22 +35,22 @@ class Capture:
             raise OSError("OpenCV cannot open it")
 
     def grab(self) -> bool:
-        """Move on to the next frame; False: there is none, or none came in time."""
+        """Advance to the next frame; return False if there is none or it did not come in time."""
         return bool(self._capture.grab())
 
     @property
     def seconds(self) -> float:
-        """Time of the frame within the video."""
+        """The time of the frame since the start of the video, s."""
         return float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC)) / 1e3
 
     def pixels(self) -> "NDArray[np.uint8]":
-        """Return the frame that was grabbed, RGB uint8 `[H, W, 3]`.
+        """Return the current frame, RGB uint8 `[H, W, 3]`.
 
         Raises:
             OSError: it cannot be decoded.
         """
-        there, frame = self._capture.retrieve()
-        if not there or frame is None:
+        decoded, frame = self._capture.retrieve()
+        if not decoded or frame is None:
             raise OSError("a frame cannot be decoded")
         rgb: NDArray[np.uint8] = self._cv2.cvtColor(frame, self._cv2.COLOR_BGR2RGB)
         return rgb

@@ -1,4 +1,4 @@
-"""What became of the frames of each source."""
+"""Counters of the frames of each source, and its state."""
 
 import threading
 from collections import Counter
@@ -7,59 +7,61 @@ from enum import StrEnum
 
 
 class SourceState(StrEnum):
-    """How a source is."""
+    """The state of a source."""
 
     STARTING = "starting"
-    """No frame has come yet."""
+    """No frame has been read yet."""
     READING = "reading"
+    """Frames are being read."""
     LOST = "lost"
-    """Gone for now; it is being looked for."""
+    """The connection is lost; the source is trying to reconnect."""
     ENDED = "ended"
-    """There are no more frames, or no more are wanted."""
+    """There are no more frames, or the reading was stopped."""
     FAILED = "failed"
-    """It cannot be read (any more)."""
+    """The source cannot be read and does not reconnect."""
 
 
 class FrameOutcome(StrEnum):
-    """What became of one frame."""
+    """The outcome of one frame, as it is counted."""
 
     SKIPPED = "skipped"
-    """Not wanted: only every n-th, or one every t seconds, is."""
+    """Not selected by the sampling."""
     DROPPED = "dropped"
-    """It was old, and nobody had time for it."""
+    """Removed from a full queue, or still in the queue when the reading was stopped."""
     BY_DEVICE = "by_device"
     """Answered by the device."""
     BY_CLOUD = "by_cloud"
     """Answered by the cloud."""
     FAILED = "failed"
-    """Nobody answered."""
+    """Answered neither by the device nor by the cloud."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceStats:
-    """What became of the frames of one source so far.
+    """The counts of one source so far.
 
-    `read` is the sum of the others up to `waiting`.
+    `read` is the sum of the counts from `skipped` to `waiting`; see `FrameOutcome` for those.
     """
 
     state: SourceState
+    """The current state of the source."""
     read: int
-    """Frames that the source gave."""
+    """Frames read from the source."""
     skipped: int
     dropped: int
     by_device: int
     by_cloud: int
     failed: int
     waiting: int
-    """Frames that wait to be answered, or are being answered."""
+    """Frames that are queued or being processed."""
     reconnects: int
-    """How often the source was lost after it had been found."""
+    """Number of times the source was lost after it had been connected."""
     last_error: str
-    """Why it was lost or failed the last time; empty: it never was."""
+    """The latest reason why it was lost or failed; empty: there was none."""
 
 
 class SourceCounts:
-    """Counts for one source; safe in threads."""
+    """Counters of one source. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,17 +72,17 @@ class SourceCounts:
         self._last_error = ""
 
     def read(self) -> None:
-        """Count a frame that the source gave."""
+        """Count a frame that was read from the source."""
         with self._lock:
             self._read += 1
 
     def count_outcome(self, outcome: FrameOutcome) -> None:
-        """Count what became of a frame that was read."""
+        """Count the outcome of a frame that was read."""
         with self._lock:
             self._outcomes[outcome] += 1
 
     def set_state(self, state: SourceState, error: str = "") -> None:
-        """Take note of how the source is; `error`: why."""
+        """Set the source's state, and the error that led to it."""
         with self._lock:
             self._reconnects += (self._state, state) == (SourceState.READING, SourceState.LOST)
             self._state = state

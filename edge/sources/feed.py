@@ -1,6 +1,7 @@
-"""Frames of several sources at once: a thread reads each, a bounded queue holds what waits.
+"""Concurrent reading of several sources: a thread and a bounded queue for each.
 
-A live source's oldest frame goes when its queue is full; any other source waits for room.
+If the queue of a live source is full, its oldest frame is dropped. Other sources wait until their
+queue has space.
 """
 
 import logging
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _SourceQueue:
-    """One source, the frames of it that wait, and whether more may come."""
+    """The queue of one source; `ended` is set when its reader has ended."""
 
     source: FrameSource
     counts: SourceCounts
@@ -27,17 +28,17 @@ class _SourceQueue:
 
 
 class Feed:
-    """Reads sources until they end or the feed is closed.
+    """A reader of several sources, until they end or it is closed.
 
     Args:
-        sources: what to read, with where to count what becomes of the frames.
-        queue_size: frames of one source that may wait, >= 1.
+        sources: the sources and their counters.
+        queue_size: maximum number of queued frames per source, >= 1.
     """
 
     def __init__(self, sources: Mapping[FrameSource, SourceCounts], queue_size: int) -> None:
         self._queues = [_SourceQueue(source, counts) for source, counts in sources.items()]
         self._queue_size = queue_size
-        self._next = 0  # whose turn it is
+        self._next = 0  # index of the queue to serve first
         self._closed = False
         self._changed = threading.Condition()
         self._readers = [
@@ -53,7 +54,7 @@ class Feed:
             reader.start()
 
     def take(self) -> tuple[FrameSource, Frame] | None:
-        """Return the next frame, each source in turn; wait for one. None: there are no more."""
+        """Wait for the next frame, round-robin over the sources. None: there are no more frames."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or self._ready() is not None or self._all_ended()
@@ -68,16 +69,17 @@ class Feed:
             return queue.source, frame
 
     def close(self, timeout: float = 1.0) -> None:
-        """Want no more frames; those that wait are counted as dropped.
+        """Stop the reading. Queued frames are counted as dropped.
 
         Args:
-            timeout: seconds to wait for all readers; a camera that hangs is left to itself.
+            timeout: seconds to wait for the reader threads. The thread of a camera that hangs keeps
+                running.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
             self._closed = True
             for queue in self._queues:
-                if not queue.ended:  # a camera may take its time to notice
+                if not queue.ended:  # its reader may notice the end of the feed only later
                     queue.counts.set_state(SourceState.ENDED)
                 while queue.waiting:
                     queue.waiting.popleft()
@@ -87,7 +89,7 @@ class Feed:
             reader.join(max(deadline - time.monotonic(), 0.0))
 
     def _ready(self) -> int | None:
-        """The next queue that has a frame, beginning with the one whose turn it is."""
+        """Return the index of the next queue that has a frame, round-robin; None: none has."""
         count = len(self._queues)
         turns = ((self._next + step) % count for step in range(count))
         return next((index for index in turns if self._queues[index].waiting), None)
@@ -103,17 +105,17 @@ class Feed:
                 queue.counts.read()
                 if not self._put(queue, frame):
                     break
-        except BaseException as failed:  # noqa: BLE001 - a source of the user's may raise anything
+        except BaseException as raised:  # noqa: BLE001 - a user's source may raise anything
             if not self._closed:
-                end, error = SourceState.FAILED, str(failed) or type(failed).__name__
-                logger.warning("source %s: cannot be read (any more): %s", queue.source.name, error)
+                end, error = SourceState.FAILED, str(raised) or type(raised).__name__
+                logger.warning("source %s cannot be read: %s", queue.source.name, error)
         with self._changed:
             queue.counts.set_state(end, error)
             queue.ended = True
             self._changed.notify_all()
 
     def _put(self, queue: _SourceQueue, frame: Frame) -> bool:
-        """Queue a frame; False: no more are wanted, and this one is dropped."""
+        """Queue a frame; return False if the feed is closed and the frame was dropped."""
         with self._changed:
             if queue.source.live:
                 if len(queue.waiting) >= self._queue_size:
@@ -131,7 +133,7 @@ class Feed:
             return True
 
     def wait_closed(self, seconds: float) -> bool:
-        """Wait until the feed is closed; False: it was not in time."""
+        """Wait until the feed is closed; return False if it is still open after `seconds`."""
         if seconds <= 0:
             return self._closed
         with self._changed:
@@ -139,7 +141,7 @@ class Feed:
 
 
 class _FeedMonitor:
-    """The feed, as one of its sources sees it (`edge.sources.frame.SourceMonitor`)."""
+    """The `SourceMonitor` that a feed passes to one of its sources."""
 
     def __init__(self, feed: Feed, counts: SourceCounts) -> None:
         self._feed = feed

@@ -1,4 +1,4 @@
-"""What a source of images is: a name, and frames for as long as somebody wants them."""
+"""The protocol of an image source, its frames and its monitor."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ class Frame:
     """One image of a source.
 
     Attributes:
-        image: the image; pixels are RGB.
-        image_id: its name in the log, unique within the source.
-        captured_at: when it was taken, in Unix seconds; None: not known.
+        image: the image; arrays are RGB.
+        image_id: the image's name in the log, unique within the source.
+        captured_at: capture time in Unix seconds; None: not known.
 
     Example:
         >>> from sightline import EdgeNode, EdgeSettings
@@ -36,23 +36,23 @@ class Frame:
 
 
 class SourceMonitor(Protocol):
-    """What a source asks of, and tells, whoever reads it. Used from the reader's thread only."""
+    """The stop signal of a source, and the receiver of its state. For the reader's thread only."""
 
     def wait(self, seconds: float) -> bool:
-        """Waits; returns True as soon as no more frames are wanted. 0 only asks."""
+        """Wait for the stop signal for `seconds`; return True once the reading must stop."""
 
     def skipped(self) -> None:
-        """A frame was passed over, because only every n-th, or one every t seconds, is wanted."""
+        """Count a frame that the sampling did not select."""
 
     def lost(self, error: str) -> None:
-        """The source is gone for now, and is being looked for."""
+        """Report that the connection is lost and that the source reconnects."""
 
     def found(self) -> None:
-        """The source gives frames, for the first time or again."""
+        """Report that the source delivers frames, for the first time or again."""
 
 
 class FrameSource(Protocol):
-    """Where images come from. One reader at a time.
+    """A source of images. One reader at a time iterates over its frames.
 
     Example:
         >>> from sightline import EdgeNode, EdgeSettings, Frame
@@ -77,18 +77,18 @@ class FrameSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in statistics and labels; not empty, and without credentials."""
+        """The source's name in statistics and labels, not empty and without credentials."""
 
     @property
     def live(self) -> bool:
-        """Whether frames come at their own pace, so that old ones are dropped when time is short.
+        """True if frames arrive in real time, so that old ones are dropped under load.
 
-        Frames of a source that is not live all wait to be answered.
+        All frames of a source that is not live are processed.
         """
 
     def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
-        """Yield frames until there are no more or `monitor.wait(0)` says so.
+        """Yield frames until there are no more or `monitor.wait(0)` returns True.
 
         Raises:
-            OSError: the source cannot be read (any more).
+            OSError: the source cannot be read.
         """

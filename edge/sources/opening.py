@@ -1,4 +1,4 @@
-"""Which kind of source a person means by a word."""
+"""Construction of the source that a path, URL or camera number names."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from edge.sources.video import SUFFIXES, VideoFile
 
 
 def open_source(place: str | Path, sampling: Sampling | None = None) -> FrameSource:
-    """Return the source of images that a word names; nothing is read yet.
+    """Return the source that a place names, without reading from it.
 
     Args:
-        place: a number or `/dev/video...` (a local camera), a URL with `://` (a camera over the
-            network), a video file by its suffix, else an image, a folder or a pattern.
-        sampling: which frames are wanted; None: all.
+        place: a number or `/dev/video...` (a local camera), a URL with `://` (a network camera),
+            the path of a video file, recognized by its suffix, or an image, a folder or a pattern.
+        sampling: selection of the frames to process; None: all.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: there is no such file, or no image.
-        ModuleNotFoundError: it needs OpenCV, which is not installed (the extra `video`).
+        SightlineError: INVALID_ARGUMENT: the file does not exist, or there is no image.
+        ModuleNotFoundError: the source needs OpenCV, which is not installed (extra `video`).
     """
     word = str(place)
     if word.isdigit() and not Path(word).exists():

@@ -1,4 +1,4 @@
-"""Image files: one, a folder of them, or a pattern."""
+"""Image files as a source: one file, a folder or a pattern."""
 
 import glob
 import itertools
@@ -13,14 +13,13 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 class PictureFiles:
-    """Image files in the order of their names; read when they are answered, not before.
+    """Image files in the order of their names. A file is read when it is processed.
 
-    A file that turns out not to be an image is a frame like any other, and fails as such.
+    The frame of a file that is not a valid image fails; the others are still processed.
 
     Args:
-        place: an image, a folder (its images, not those of folders in it), or a pattern such as
-            `a/**/*.jpg`.
-        sampling: which of them are wanted; images have no times, so only `every` applies.
+        place: an image, a folder (without its subfolders), or a pattern such as `a/**/*.jpg`.
+        sampling: selection of the files; only `every` applies, because files have no capture time.
 
     Raises:
         SightlineError: INVALID_ARGUMENT: there is no image, or `every_seconds` is given.
@@ -43,13 +42,15 @@ class PictureFiles:
     def __init__(self, place: Path | str, sampling: Sampling | None = None) -> None:
         self._sampling = sampling or Sampling()
         if self._sampling.every_seconds is not None:
-            raise invalid("every_seconds", "must not be given for image files: they have no time")
+            raise invalid(
+                "every_seconds", "must not be given for image files: they have no capture time"
+            )
         self.name = str(place)
-        self._paths = _found(place)
+        self._paths = _paths(place)
         self._root = _root(place)
 
     def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
-        """Yield a frame for each file; its id is its path below the folder or the pattern."""
+        """Yield a frame for each file; its id is its path relative to the folder or pattern."""
         sampler = Sampler(self._sampling)
         monitor.found()
         for path in self._paths:
@@ -61,22 +62,22 @@ class PictureFiles:
                 monitor.skipped()
 
 
-def _found(place: Path | str) -> list[Path]:
+def _paths(place: Path | str) -> list[Path]:
     path = Path(place)
     if path.is_dir():
-        found = [one for one in path.iterdir() if one.suffix.lower() in SUFFIXES]
+        paths = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
     elif path.is_file():
-        found = [path]
+        paths = [path]
     else:
-        names = glob.glob(str(place), recursive=True)  # noqa: PTH207 - absolute ones, too
-        found = [one for one in map(Path, names) if one.is_file()]
-    if not found:
+        names = glob.glob(str(place), recursive=True)  # noqa: PTH207 - Path.glob is relative only
+        paths = [file for file in map(Path, names) if file.is_file()]
+    if not paths:
         raise invalid("source", f"must name at least one image (got {str(place)!r})")
-    return sorted(found)
+    return sorted(paths)
 
 
 def _root(place: Path | str) -> Path:
-    """The folder that all images of a place are in; of a pattern, up to its first wildcard."""
+    """Return the folder of a place's images; that of a pattern ends before its first wildcard."""
     path = Path(place)
     if path.is_dir():
         return path

@@ -1,4 +1,4 @@
-"""Video files, through OpenCV."""
+"""Video files as a source, read through OpenCV."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,15 +13,15 @@ SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".
 
 
 class VideoFile:
-    """The frames of a video, as fast as they are answered. No frame is dropped.
+    """The frames of a video, read as fast as they are processed. No frame is dropped.
 
     Args:
         path: the file.
-        sampling: which frames are wanted; seconds are those of the video.
+        sampling: selection of the frames, by the time within the video; None: all.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: there is no such file.
-        ModuleNotFoundError: OpenCV is not installed (the extra `video`).
+        SightlineError: INVALID_ARGUMENT: the file does not exist.
+        ModuleNotFoundError: OpenCV is not installed (extra `video`).
 
     Example:
         >>> from sightline import EdgeNode, EdgeSettings, Sampling, VideoFile
@@ -40,7 +40,7 @@ class VideoFile:
     live = False
 
     def __init__(self, path: Path | str, sampling: Sampling | None = None) -> None:
-        import cv2  # noqa: F401 - better missed here than in the reader's thread
+        import cv2  # noqa: F401 - a missing package must raise here, not in the reader's thread
 
         if not Path(path).is_file():
             raise invalid("source", f"must be a video file (got {str(path)!r})")
@@ -49,7 +49,7 @@ class VideoFile:
         self._sampling = sampling or Sampling()
 
     def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
-        """Yield frames; the id of the first is the file's name and `#000000`.
+        """Yield the frames; their ids are the file's name and a number from `#000000`.
 
         Raises:
             OSError: OpenCV cannot read the file.

@@ -151,7 +151,7 @@ def test_a_video_that_cannot_be_read_fails_the_run_but_not_its_neighbour(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--every-seconds", "1"], "every_seconds must not be given for picture files"),
+        (["--every-seconds", "1"], "every_seconds must not be given for image files"),
         (["--every-seconds", "0"], "every_seconds must be above 0"),
         (["--every-seconds", "1", "--every", "2"], "must not be given together"),
     ],
@@ -265,7 +265,7 @@ def test_a_picture_without_an_answer_fails_the_run_and_is_named(
     (folder / "b.jpg").write_bytes(b"no picture")
     done = sightline("log", folder, "--json", env=settings(ingest, tmp_path))
     assert done.returncode == 1
-    assert f"{folder / 'b.jpg'}: image must be a picture" in done.stderr
+    assert f"{folder / 'b.jpg'}: image must be an image" in done.stderr
     stats = json.loads(done.stdout)
     assert adds_up(stats)
     assert (stats["pictures"]["by_device"], stats["sources"][str(folder)]["failed"]) == (1, 1)

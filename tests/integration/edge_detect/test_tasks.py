@@ -136,19 +136,19 @@ def test_a_checkpoint_and_its_export_find_the_same(models: Path, name: str) -> N
 
 
 def test_turned_boxes_are_refused(models: Path) -> None:
-    text = "task must be detect, segment, pose or classify, is obb"
+    text = "task must be detect, segment, pose or classify, got obb"
     with pytest.raises(ModelError, match=text) as caught:
         UltralyticsDetector(models / "obb.pt", device="cpu")
     assert caught.value.reason == "MODEL_UNSUPPORTED"
 
 
 def test_the_onnx_detector_says_which_tasks_it_has(models: Path) -> None:
-    with pytest.raises(ModelError, match="task must be detect or classify, is segment"):
+    with pytest.raises(ModelError, match="task must be detect or classify, got segment"):
         OnnxDetector(models / "seg.onnx")
 
 
 @pytest.mark.parametrize("name", ["cls.pt", "cls.onnx"])
 def test_what_has_no_boxes_cannot_be_tracked(models: Path, name: str) -> None:
-    text = "task of a tracked model must be detect, segment or pose, is classify"
+    text = "task of a tracked model must be detect, segment or pose, got classify"
     with pytest.raises(ModelError, match=text):
         UltralyticsDetector(models / name, tracker="bytetrack", device="cpu")

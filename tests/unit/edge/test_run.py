@@ -286,8 +286,8 @@ def test_a_run_that_is_never_begun_reads_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 0}, "workers must be 1 to 1024, is 0"),
-        ({"queue_size": 0}, "queue_size must be 1 to 1024, is 0"),
+        ({"workers": 0}, "workers must be 1 to 1024, got 0"),
+        ({"queue_size": 0}, "queue_size must be 1 to 1024, got 0"),
         ({"every": 0}, "every must be >= 1"),
         ({"every_seconds": -1.0}, "every_seconds must be above 0"),
     ],

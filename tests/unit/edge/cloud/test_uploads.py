@@ -70,7 +70,7 @@ def test_the_size_is_a_setting(above: int | None, uploads: int) -> None:
 
 
 def test_a_size_below_none_is_refused() -> None:
-    with pytest.raises(SightlineError, match="upload_above_bytes must be >= 0 or None, is -1"):
+    with pytest.raises(SightlineError, match="upload_above_bytes must be >= 0 or None, got -1"):
         InferenceClient("127.0.0.1:1", upload_above_bytes=-1)
 
 

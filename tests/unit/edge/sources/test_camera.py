@@ -135,5 +135,5 @@ def test_a_name_has_no_secrets_in_it(place: str | int, name: str) -> None:
 
 
 def test_a_timeout_has_bounds() -> None:
-    with pytest.raises(ValueError, match="timeout must be above 0 and at most 3600 s, is 0"):
+    with pytest.raises(ValueError, match="timeout must be above 0 and at most 3600 s, got 0"):
         Camera("rtsp://cam-1/stream", timeout=0)

@@ -52,8 +52,8 @@ def test_two_frames_taken_are_never_a_burst(gaps: list[float], step: float) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every must be >= 1, is 0"),
-        ({"every_seconds": 0.0}, "every_seconds must be above 0 and finite, is 0"),
+        ({"every": 0}, "every must be >= 1, got 0"),
+        ({"every_seconds": 0.0}, "every_seconds must be above 0 and finite, got 0"),
         ({"every_seconds": float("nan")}, "every_seconds must be above 0"),
         ({"every_seconds": float("inf")}, "every_seconds must be above 0"),
         ({"every": 2, "every_seconds": 1.0}, "every_seconds must not be given together with every"),
