@@ -1,1 +1,1 @@
-"""Who answers for an image, device or cloud, inside one budget."""
+"""Inference by the device or the cloud within one time budget per image."""

@@ -1,7 +1,7 @@
-"""One image under way: carries out what the coordinator's core decides, and waits for nothing.
+"""A request in progress: performs the actions that `edge.decide.core` returns, without waiting.
 
-Answers and failures are reported as observations, from the device's thread and from gRPC's. How to
-wait for them is the caller's business (`edge.decide.coordinator`).
+The threads of the device and of gRPC report answers and failures as observations, for which the
+caller waits (`edge.decide.coordinator`).
 """
 
 import threading
@@ -42,21 +42,21 @@ from edge.errors import device_failure
 from edge.records import Detection
 from servicekit.errors import SightlineError
 
-_SHORTEST = 0.001  # seconds; a call needs a deadline that lies ahead, even if only just
+_MIN_TIMEOUT = 0.001  # seconds; the deadline of a call must be in the future
 
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """Who can be asked, and how the cloud is asked.
+    """The device and the cloud, with the parameters of requests to the cloud.
 
     Attributes:
-        gate: says when the cloud is left alone.
-        worker: runs the device's model; None: there is none, or the mode does not ask it.
-        client: the inference service; None: the mode does not ask it.
-        model: which model of the service should answer; None: its default.
-        parameters: how the service makes its answers; None: its model's own settings.
-        labels: holds the cloud's labels against the device's; None: nobody does.
-        renamed: the device's name for classes that the cloud calls otherwise.
+        gate: the circuit breaker and the retry tokens of the cloud.
+        worker: runs the device's model; None: there is none, or the mode does not use it.
+        client: the client of the inference service; None: the mode does not use it.
+        model: the model of the service to use; None: its default.
+        parameters: thresholds and limits for the service; None: those of its model.
+        labels: checks the cloud's labels; None: they are not checked.
+        renamed: the device's names for classes of the cloud, by the cloud's names.
     """
 
     gate: CloudGate
@@ -70,7 +70,7 @@ class Backends:
 
 @dataclass(frozen=True, slots=True)
 class TimedEvent:
-    """An observation, and when it was made on the monotonic clock."""
+    """An observation with its time on the monotonic clock."""
 
     at: float
     observation: Observation
@@ -78,15 +78,15 @@ class TimedEvent:
 
 @dataclass(slots=True)
 class ActiveRequest:
-    """One image, and everything that is under way for it.
+    """One request in progress, with its call to the cloud and its run on the device.
 
     Attributes:
-        core: what decides.
-        backends: who can be asked.
+        core: decides what to do.
+        backends: the device and the cloud.
         image: the image.
-        image_id: its name, for the service; empty: none.
+        image_id: name of the image for the service; empty: none.
         traceparent: W3C traceparent to pass on; empty: none.
-        inbox: takes what happens, with the time, from any thread, and returns at once.
+        inbox: receives events from any thread, without blocking.
     """
 
     core: Coordination
@@ -101,11 +101,11 @@ class ActiveRequest:
     _device: "Future[DetectorResult] | None" = None
     _cloud: PendingAnswer | None = None
     _dropped: bool = False
-    """The cloud's answer is not wanted any more."""
+    """True once the cloud's answer is no longer needed."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wake_in(self) -> float:
-        """Return the seconds, >= 0, after which `Woke` is to be observed."""
+        """Return the seconds, >= 0, after which `Woke` must be observed."""
         return max(self._wake - time.monotonic(), 0.0)
 
     def report(self, observation: Observation) -> None:
@@ -121,7 +121,7 @@ class ActiveRequest:
         return self.core.observe(observation, event.at)
 
     def perform(self, actions: list[Action]) -> Finish | Fail | None:
-        """Carry out actions; return the last one of all, or None: there is more to come."""
+        """Perform actions; return `Finish` or `Fail` if the request has ended, else None."""
         for action in actions:
             match action:
                 case AskDevice():
@@ -133,7 +133,7 @@ class ActiveRequest:
                 case DropCloud():
                     self._drop_cloud()
                     verdict = self.core.cloud_verdict
-                    if isinstance(verdict, SightlineError):  # it was late, which nobody reports
+                    if isinstance(verdict, SightlineError):  # a timeout, which no thread reports
                         self.backends.gate.failed(verdict)
                 case WakeAt(at):
                     self._wake = at
@@ -142,7 +142,7 @@ class ActiveRequest:
         return None
 
     def drop(self) -> None:
-        """End what is still under way, and say what this request has shown of the cloud."""
+        """Cancel what is still in progress, and release the breaker's permit."""
         self._drop_device()
         self._drop_cloud()
         if self._permit is not None:
@@ -150,12 +150,12 @@ class ActiveRequest:
 
     def _client(self) -> InferenceClient:
         if self.backends.client is None:
-            raise AssertionError("the cloud is asked, but there is no client")
+            raise AssertionError("the core asks the cloud, but there is no client")
         return self.backends.client
 
     def _ask_device(self) -> None:
         if self.backends.worker is None:
-            raise AssertionError("the device is asked, but there is no detector")
+            raise AssertionError("the core asks the device, but there is no detector")
         self._device = self.backends.worker.submit(self.image)
         self._device.add_done_callback(self._device_done)
 
@@ -172,13 +172,13 @@ class ActiveRequest:
         except SightlineError as error:
             self.report(CloudRefused(error))
             return
-        # A file may take its time to be read, or for ever, and pixels to be encoded; meanwhile the
-        # device may answer, and the budget end.
+        # Reading a file may block, and encoding takes time. Meanwhile the device may answer, or
+        # the budget may end.
         name = "sightline-request"
         threading.Thread(target=self._prepare, args=(ends,), name=name, daemon=True).start()
 
     def _prepare(self, ends: float) -> None:
-        """Make the request to the cloud ready, once for all tries, and send it."""
+        """Prepare the request to the cloud, once for all tries, and send it."""
         try:
             if self.backends.labels is not None:
                 self.backends.labels.check_model((ends - time.monotonic()) / 2)
@@ -196,12 +196,12 @@ class ActiveRequest:
             self._send(self._call, ends)
         except SightlineError as error:
             self.report(CloudFailed(error))
-        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+        except Exception as error:  # noqa: BLE001 - the caller waits for a report of any failure
             self.report(CloudFailed(_unsendable(error)))
 
     def _send(self, call: InferCall, ends: float) -> None:
-        """Start a call, unless nobody wants its answer any more."""
-        left = max(ends - time.monotonic(), _SHORTEST)
+        """Start a call, unless its answer is no longer needed."""
+        left = max(ends - time.monotonic(), _MIN_TIMEOUT)
         with self._lock:
             if self._dropped:
                 return
@@ -219,15 +219,15 @@ class ActiveRequest:
     def _drop_cloud(self) -> None:
         with self._lock:
             self._dropped = True
-            outstanding = self._cloud
-        if outstanding is not None:
-            outstanding.cancel()
+            pending = self._cloud
+        if pending is not None:
+            pending.cancel()
 
 
 def _unsendable(error: Exception) -> SightlineError:
-    said = f"the image cannot be made ready for the cloud: {error!r}"
-    # Nothing of the cloud's: its breaker must not hear of it, and another try would not help.
-    wrapped = SightlineError(grpc.StatusCode.FAILED_PRECONDITION, "QUESTION_UNSENDABLE", said)
+    text = f"the image cannot be prepared for the cloud: {error!r}"
+    # This code neither counts as a failure of the cloud nor causes a retry, which would not help.
+    wrapped = SightlineError(grpc.StatusCode.FAILED_PRECONDITION, "QUESTION_UNSENDABLE", text)
     wrapped.__cause__ = error
     return wrapped
 
@@ -249,7 +249,7 @@ def _device_observation(future: "Future[DetectorResult]") -> DeviceAnswered | De
         return DeviceAnswered(future.result())
     if isinstance(error, Exception):
         return DeviceFailed(error)
-    # SystemExit, or a panic of a native library: no reason to end the caller.
+    # SystemExit, or a panic of a native library: it must not end the caller.
     return DeviceFailed(device_failure(error))
 
 
@@ -258,7 +258,7 @@ def _cloud_result(answer: InferAnswer) -> DetectorResult:
         raise SightlineError(
             grpc.StatusCode.DATA_LOSS,
             "ANSWER_INCOMPLETE",
-            f"the service answered for {len(answer.results)} images, not for the one asked",
+            f"the service must return one result, got {len(answer.results)}",
         )
     (image,) = answer.results
     if image.error is not None:
@@ -273,5 +273,7 @@ def _cloud_result(answer: InferAnswer) -> DetectorResult:
 
 
 def _classes(image: ImageAnswer) -> tuple[Detection, ...]:
-    """The classes of a classified image as detections without boxes, as they are logged."""
-    return tuple(Detection(c.class_id, c.class_name, c.probability) for c in image.classes)
+    """Return the classes of a classified image as detections without boxes, for the log."""
+    return tuple(
+        Detection(score.class_id, score.class_name, score.probability) for score in image.classes
+    )

@@ -1,4 +1,4 @@
-"""An answer for an image, and what it cost."""
+"""The answer for one image, with its origin and its cost."""
 
 from dataclasses import dataclass
 
@@ -8,28 +8,30 @@ from edge.records import CloudReason, Detection, Source
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer for one image, where it came from and what it cost.
+    """The answer for one image, with its origin and its cost.
 
     Attributes:
-        detections: most confident first; boxes in pixels of the upright image. A
-            classification has classes instead: detections without box.
-        source: who answered.
-        cloud_reason: why the cloud was asked, or was to be (see `cloud_error`); None: it was not.
-        model_name: of the model that answered.
-        model_version: empty: not known.
-        image_width: of the upright image in pixels; 0: not known.
-        image_height: the same, downwards.
-        device_milliseconds: until the device answered or was given up; None: it was not asked.
-        cloud_milliseconds: from the first try to the cloud's answer, retries and waits included;
-            None: it was not asked.
-        total_milliseconds: of the whole budget.
-        attempts: every try, in the order in which they ended.
-        idempotent_replayed: the cloud gave the answer that an earlier try had got.
-        cloud_error: reason why the cloud, which was asked or was to be asked, did not answer and
-            the device's answer was kept (modes `cascade` and `hedged`); empty: nothing of the kind.
-        cloud_bytes: bytes of the image that went to the cloud for its answer, uploads and
-            retries included; 0: the cloud did not answer.
-        cloud_bytes_saved: bytes that did not have to, because the image was shrunk before.
+        detections: the detections, most confident first; boxes in pixels of the upright image. A
+            classification consists of detections without a box.
+        source: the device or the cloud, whichever answered.
+        cloud_reason: why the cloud was asked, or should have been (see `cloud_error`); None: the
+            cloud was not needed.
+        model_name: name of the model that answered.
+        model_version: version of the model; empty: not known.
+        image_width: width of the upright image in pixels; 0: not known.
+        image_height: height of the upright image in pixels; 0: not known.
+        device_milliseconds: time until the device answered or its answer was dropped; None: it was
+            not asked.
+        cloud_milliseconds: time from the first try to the cloud's answer, retries and waits
+            included; None: it was not asked.
+        total_milliseconds: time from the request to the answer.
+        attempts: all tries, in the order in which they ended.
+        idempotent_replayed: True if the cloud returned the stored answer of an earlier try.
+        cloud_error: reason why the cloud did not answer and the device's answer was used instead
+            (modes `cascade` and `hedged`); empty: there was no such error.
+        cloud_bytes: image bytes sent to the cloud for its answer, uploads and retries included; 0:
+            the cloud did not answer.
+        cloud_bytes_saved: image bytes saved by downscaling.
 
     Example:
         >>> from sightline import EdgeNode, EdgeSettings
@@ -66,5 +68,4 @@ class Answer:
     @property
     def attempt(self) -> Attempt:
         """The try that answered."""
-        mine = (one for one in self.attempts if one.source is self.source and not one.error)
-        return next(mine)
+        return next(a for a in self.attempts if a.source is self.source and not a.error)

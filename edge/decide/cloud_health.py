@@ -1,9 +1,9 @@
-"""What the requests of one coordinator share about the cloud: a circuit breaker and retry tokens.
+"""The circuit breaker and the retry tokens that the requests of one coordinator share.
 
-The breaker's pattern is M. Nygard's ("Release It!", 2007). It is written here because kept
-libraries (pybreaker, purgatory, circuitbreaker) wrap one call and read the system's clock, while
-here a request is a call with retries that several threads may drop, and tests move the time. The
-tokens are gRPC's retry throttling (proposal A6), for retries that gRPC itself does not make.
+The circuit breaker follows M. Nygard ("Release It!", 2007). The maintained libraries (pybreaker,
+purgatory, circuitbreaker) wrap one call and read the system's clock. Here a request is a call with
+retries that several threads may cancel, and tests control the time. The retry tokens are gRPC's
+retry throttling (proposal A6), for retries that gRPC itself does not make.
 """
 
 import threading
@@ -16,12 +16,12 @@ import grpc
 from edge.decide.policy import Policy
 from servicekit.errors import Category, SightlineError
 
-_COUNTS = (Category.NETWORK, Category.TIMEOUT, Category.SERVER)
-"""What says of the cloud that it is not well; the others say that the request is not."""
+_CLOUD_FAILURES = (Category.NETWORK, Category.TIMEOUT, Category.SERVER)
+"""Categories of errors that the cloud or the network caused; the others are the request's fault."""
 
 
 class BreakerState(StrEnum):
-    """How a circuit breaker is.
+    """The state of a circuit breaker.
 
     Example:
         >>> from sightline import BreakerState, InferenceClient, InferenceCoordinator
@@ -39,27 +39,27 @@ class BreakerState(StrEnum):
     """
 
     CLOSED = "closed"
-    """The cloud is asked."""
+    """Requests may be sent to the cloud."""
     OPEN = "open"
-    """The cloud is left alone."""
+    """No request is sent to the cloud."""
     HALF_OPEN = "half_open"
-    """One request at a time may try."""
+    """One probe request at a time may be sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Leave to ask the cloud for one request; given back with `Breaker.release`."""
+    """The permission to send one request to the cloud, which `Breaker.release` ends."""
 
     epoch: int
     probe: bool
 
 
 class Breaker:
-    """Opens after so many failures in a row, and lets one request try after a while.
+    """A circuit breaker that opens after consecutive failures and probes after a pause.
 
     Args:
-        failures: in a row, >= 1.
-        seconds: how long it stays open, > 0.
+        failures: consecutive failures after which it opens, >= 1.
+        seconds: time after which an open breaker permits a probe, > 0.
     """
 
     def __init__(self, failures: int, seconds: float) -> None:
@@ -67,23 +67,23 @@ class Breaker:
         self._seconds = seconds
         self._failures = 0
         self._opened_at: float | None = None
-        self._epoch = 0  # verdicts on what was asked before it opened or closed count no more
+        self._epoch = 0  # results of requests from before a change of state are ignored
         self._probing = False
         self.opened = 0
-        """How often it has opened."""
+        """Number of times it has opened."""
 
     def state(self, now: float) -> BreakerState:
-        """Return how it is."""
+        """Return the state at the time `now`."""
         if self._opened_at is None:
             return BreakerState.CLOSED
         return BreakerState.HALF_OPEN if self.opens_in(now) <= 0 else BreakerState.OPEN
 
     def opens_in(self, now: float) -> float:
-        """Return the seconds until a request may try; 0 or less: one may, or it is closed."""
+        """Return the seconds until a probe is permitted; 0 or less: it is, or it is closed."""
         return 0.0 if self._opened_at is None else self._opened_at + self._seconds - now
 
     def acquire(self, now: float) -> Permit | None:
-        """Return permit to ask the cloud; None: it is left alone."""
+        """Return a permit for one request to the cloud; None: the breaker is open."""
         if self._opened_at is None:
             return Permit(self._epoch, probe=False)
         if self._probing or self.opens_in(now) > 0:
@@ -92,13 +92,13 @@ class Breaker:
         return Permit(self._epoch, probe=True)
 
     def release(self, permit: Permit, answered: bool | None, now: float) -> None:
-        """Take in what came of a request.
+        """Release a permit with the result of its request.
 
         Args:
-            permit: what `acquire` gave for it.
-            answered: whether the cloud answered; None: that says nothing of the cloud, such as a
-                request that was dropped or was wrong.
-            now: when it ended.
+            permit: the permit that `acquire` returned.
+            answered: True if the cloud answered, False if it failed; None: the result says nothing
+                about the cloud, because the request was cancelled or invalid.
+            now: the time at which the request ended.
         """
         if permit.epoch != self._epoch:
             return
@@ -121,34 +121,34 @@ class Breaker:
 
 
 class RetryTokens:
-    """gRPC's retry throttling (proposal A6), for retries that gRPC itself does not make.
+    """A token bucket as in gRPC's retry throttling (proposal A6). Not thread-safe.
 
     Args:
-        most: tokens at the start, and the most there can be, >= 1.
-        ratio: what an answer gives back of a token.
+        capacity: number of tokens at the start and at most, >= 1.
+        ratio: fraction of a token that an answer adds.
     """
 
-    def __init__(self, most: int, ratio: float) -> None:
-        self._most = most
+    def __init__(self, capacity: int, ratio: float) -> None:
+        self._capacity = capacity
         self._ratio = ratio
-        self.left = float(most)
-        """Tokens that are there now."""
+        self.left = float(capacity)
+        """Number of tokens left."""
 
     def failed(self) -> bool:
-        """Take a failed try in; return whether it may be made again."""
+        """Remove a token for a failed try; return True if a retry is allowed."""
         self.left = max(self.left - 1.0, 0.0)
-        return self.left > self._most / 2
+        return self.left > self._capacity / 2
 
     def answered(self) -> None:
-        """Take an answer in."""
-        self.left = min(self.left + self._ratio, float(self._most))
+        """Add a fraction of a token for an answer."""
+        self.left = min(self.left + self._ratio, float(self._capacity))
 
 
 class CloudGate:
-    """Breaker and retry tokens of one coordinator, on the system's clock; safe in threads.
+    """The breaker and the retry tokens of one coordinator, on the system's clock. Thread-safe.
 
     Args:
-        policy: has their numbers.
+        policy: has their parameters.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -157,10 +157,10 @@ class CloudGate:
         self._tokens = RetryTokens(policy.retry_tokens, policy.retry_token_ratio)
 
     def acquire(self) -> Permit:
-        """Return permit to ask the cloud for one request.
+        """Return a permit for one request to the cloud.
 
         Raises:
-            SightlineError: UNAVAILABLE, reason `CIRCUIT_OPEN`: it is left alone for now.
+            SightlineError: UNAVAILABLE, reason `CIRCUIT_OPEN`: the breaker is open.
         """
         with self._lock:
             now = time.monotonic()
@@ -171,26 +171,27 @@ class CloudGate:
         raise SightlineError(
             grpc.StatusCode.UNAVAILABLE,
             "CIRCUIT_OPEN",
-            f"the cloud failed again and again, and is left alone for another {seconds:.1f} s",
+            f"the circuit breaker of the cloud is open for another {seconds:.1f} s",
             retry_after=seconds,
         )
 
     def failed(self, error: SightlineError) -> bool:
-        """Take in a try that failed; return whether there are tokens for another."""
-        if error.category not in _COUNTS:
+        """Count a failed try; return True if the tokens allow a retry."""
+        if error.category not in _CLOUD_FAILURES:
             return True
         with self._lock:
             return self._tokens.failed()
 
     def release(self, permit: Permit, verdict: SightlineError | bool | None) -> None:
-        """Take in what came of a request.
+        """Release a permit with the result of its request.
 
         Args:
-            permit: what `acquire` gave for it.
-            verdict: True: an answer; the error of the last try; None: it was dropped.
+            permit: the permit that `acquire` returned.
+            verdict: True: the cloud answered; else the error of the last try; None: the request
+                was cancelled.
         """
         if isinstance(verdict, SightlineError):
-            verdict = False if verdict.category in _COUNTS else None
+            verdict = False if verdict.category in _CLOUD_FAILURES else None
         with self._lock:
             if verdict:
                 self._tokens.answered()
@@ -198,16 +199,16 @@ class CloudGate:
 
     @property
     def state(self) -> BreakerState:
-        """How the circuit breaker is."""
+        """The state of the circuit breaker."""
         with self._lock:
             return self._breaker.state(time.monotonic())
 
     @property
     def opened(self) -> int:
-        """How often the circuit breaker has opened."""
+        """The number of times the circuit breaker has opened."""
         return self._breaker.opened
 
     @property
     def tokens_left(self) -> float:
-        """Retry tokens that are there now."""
+        """The number of retry tokens left."""
         return self._tokens.left

@@ -1,4 +1,4 @@
-"""The labels of the cloud's models: learnt from the service, and held against the device's."""
+"""Comparison of the cloud models' labels, fetched from the service, with the device's labels."""
 
 import logging
 import threading
@@ -13,137 +13,141 @@ from servicekit.errors import SightlineError
 logger = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 30.0
-"""Least time between two attempts to learn: the cloud's models may change, or be put right."""
-_LONGEST_SECONDS = 1.0
-"""Longest wait of a request for the labels, s."""
+"""Minimum time between two fetches: the cloud's models may change, or be corrected."""
+_MAX_WAIT_SECONDS = 1.0
+"""Maximum time that a request waits for the labels."""
 
 
 class CloudLabels:
-    """A check of whether the cloud's answers may replace the device's; safe in threads.
+    """A check that the cloud's answers use the labels of the device's model. Thread-safe.
 
-    Where the cloud does not list its models' labels (an older service), the classes of each answer
-    are held against the device's labels.
+    If the service does not list its models' labels (an older version), the check compares the
+    classes of each answer with the device's labels.
 
     Args:
-        rule: what the labels are held against.
-        list_models: asks the service; gets the seconds that it may take.
-        asked: which model is asked.
-        refuses: whether models with other labels are not asked and their answers not taken; else
-            there is a warning only.
-        clock: seconds that never jump.
+        rule: the device's labels, and how to compare with them.
+        list_models: lists the service's models, within the seconds that it is passed.
+        requested: the model that requests name.
+        rejects: raise an error for models and answers with different labels; else only log a
+            warning.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(
         self,
         rule: LabelRule,
         list_models: Callable[[float], tuple[ModelInfo, ...]],
-        asked: ModelHint,
+        requested: ModelHint,
         *,
-        refuses: bool,
+        rejects: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rule = rule
         self._list_models = list_models
-        self._asked = asked
-        self._refuses = refuses
+        self._requested = requested
+        self._rejects = rejects
         self._clock = clock
-        self._lock = threading.Lock()  # held while one learns: the others wait for that
+        self._lock = threading.Lock()  # held during a fetch, for which other requests wait
         self._models: Mapping[ModelHint, tuple[str, ...]] = {}
-        self._strange: Mapping[ModelHint, str] = {}  # how, of models that have shown it themselves
-        self._current: ModelHint | None = None  # who answers, as far as is known
-        self._learnt_at: float | None = None
-        self._said = ""
+        self._answer_differences: Mapping[ModelHint, str] = {}  # seen in answers of a model
+        self._current: ModelHint | None = None  # the model that answers, if known
+        self._fetched_at: float | None = None
+        self._last_warning = ""
 
     def start(self) -> None:
-        """Learn the labels in a thread, and warn if they differ."""
+        """Fetch the labels in a background thread, and log a warning if they differ."""
         threading.Thread(
-            target=self._learn, args=(_LONGEST_SECONDS,), name="sightline-labels", daemon=True
+            target=self._fetch, args=(_MAX_WAIT_SECONDS,), name="sightline-labels", daemon=True
         ).start()
 
     def check_model(self, seconds: float) -> None:
-        """Raise if the model that would be asked is known to have other labels.
+        """Raise an error if the model that would answer is known to have other labels.
 
         Args:
-            seconds: to wait for the labels, if they are not known; a second at most.
+            seconds: maximum wait for labels that are not known yet; never more than 1 s.
 
         Raises:
             SightlineError: FAILED_PRECONDITION, `CLOUD_LABELS_DIFFER`.
         """
-        if not self._refuses or not self._rule.device():
+        if not self._rejects or not self._rule.device():
             return
         known = self._current is not None and self._current in self._models
         if not known or (self._current is not None and self._difference(self._current)):
-            self._learn(min(seconds, _LONGEST_SECONDS))
+            self._fetch(min(seconds, _MAX_WAIT_SECONDS))
         current = self._current
         if current is not None and (difference := self._difference(current)):
-            raise differ(_called(current), difference)
+            raise differ(_full_name(current), difference)
 
     def check_answer(self, result: DetectorResult) -> None:
-        """Raise if an answer is of a model with other labels.
+        """Raise an error if an answer is from a model with other labels.
 
         Args:
-            result: with the device's names for its classes.
+            result: the answer, with its classes renamed to the device's.
 
         Raises:
             SightlineError: FAILED_PRECONDITION, `CLOUD_LABELS_DIFFER`.
         """
-        if not self._refuses or not self._rule.device():
+        if not self._rejects or not self._rule.device():
             return
         model = ModelHint(result.model_name, result.model_version)
-        self._current = model  # another may have become the default
-        if strangers := self._rule.strangers(result):
-            self._strange = {**self._strange, model: strangers}
+        self._current = model  # the service's default model may have changed
+        if difference := self._rule.answer_difference(result):
+            self._answer_differences = {**self._answer_differences, model: difference}
         if difference := self._difference(model):
             self._warn(model, difference)
-            raise differ(_called(model), difference)
+            raise differ(_full_name(model), difference)
 
     def _difference(self, model: ModelHint) -> str:
-        """Return how a model's labels differ; empty: they do not, or are not known."""
+        """Return how a model's labels differ; empty: they are the same, or not known."""
         labels = self._models.get(model)
-        return (self._rule.difference(labels) if labels else "") or self._strange.get(model, "")
+        difference = self._rule.difference(labels) if labels else ""
+        return difference or self._answer_differences.get(model, "")
 
-    def _learn(self, seconds: float) -> None:
+    def _fetch(self, seconds: float) -> None:
         if not self._lock.acquire(timeout=max(seconds, 0.0)):
             return
         try:
             now = self._clock()
-            if self._learnt_at is not None and now - self._learnt_at < _AGAIN_SECONDS:
+            if self._fetched_at is not None and now - self._fetched_at < _AGAIN_SECONDS:
                 return
-            self._learnt_at = now
-            self._strange = {}
-            self._take(self._list_models(max(seconds, 0.001)))
+            self._fetched_at = now
+            self._answer_differences = {}
+            self._store(self._list_models(max(seconds, 0.001)))
         except SightlineError as error:
             logger.info("the labels of the cloud's models are not known: %s", error)
         finally:
             self._lock.release()
 
-    def _take(self, models: tuple[ModelInfo, ...]) -> None:
-        self._models = {ModelHint(one.name, one.version): one.labels for one in models}
-        self._current = answering(models, self._asked)
+    def _store(self, models: tuple[ModelInfo, ...]) -> None:
+        self._models = {ModelHint(model.name, model.version): model.labels for model in models}
+        self._current = answering(models, self._requested)
         if self._current is not None and (difference := self._difference(self._current)):
             self._warn(self._current, difference)
 
     def _warn(self, model: ModelHint, difference: str) -> None:
         """Log that the labels differ, once for each difference."""
-        effect = "its answers are not taken" if self._refuses else "its answers have its classes"
-        said = (
-            f"the cloud's model {_called(model)} has other labels than the device's, {effect}:"
+        effect = "its answers are rejected" if self._rejects else "its answers have its classes"
+        warning = (
+            f"the cloud's model {_full_name(model)} has other labels than the device's, {effect}:"
             f" {difference}"
         )
-        if said != self._said:
-            self._said = said
-            logger.warning(said)
+        if warning != self._last_warning:
+            self._last_warning = warning
+            logger.warning(warning)
 
 
-def answering(models: tuple[ModelInfo, ...], asked: ModelHint) -> ModelHint | None:
-    """Return name and version of the model that answers a request; None: none of these."""
-    for one in models:
-        named = one.name == asked.name if asked.name else one.default_model
-        numbered = one.version == asked.version if asked.version else one.default_version
-        if named and numbered:
-            return ModelHint(one.name, one.version)
+def answering(models: tuple[ModelInfo, ...], requested: ModelHint) -> ModelHint | None:
+    """Return name and version of the model that answers a request; None: none of these models."""
+    for model in models:
+        name_matches = model.name == requested.name if requested.name else model.default_model
+        if requested.version:
+            version_matches = model.version == requested.version
+        else:
+            version_matches = model.default_version
+        if name_matches and version_matches:
+            return ModelHint(model.name, model.version)
     return None
 
 
-def _called(model: ModelHint) -> str:
+def _full_name(model: ModelHint) -> str:
     return f"{model.name} {model.version}".strip()

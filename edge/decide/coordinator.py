@@ -1,7 +1,7 @@
-"""Answers for images from the device or the cloud, inside one budget each.
+"""The coordinator: asks the device or the cloud about images, within one time budget each.
 
-Two shells, one for threads and one for asyncio, that differ only in how they wait. What to do is
-decided in `edge.decide.core` and carried out in `edge.decide.active_request`.
+It has one entry point for threads and one for asyncio, which differ only in how they wait.
+`edge.decide.core` decides what to do, and `edge.decide.active_request` does it.
 """
 
 import asyncio
@@ -43,19 +43,20 @@ logger = logging.getLogger(__name__)
 
 
 class InferenceCoordinator:
-    """Answers for images; from any number of threads and asyncio tasks at once.
+    """A coordinator of inference by the device and the cloud, for any number of threads and tasks.
 
-    Make it after forking: it has a thread, and gRPC's connections do not survive a fork either.
+    Construct it after forking: neither its thread nor gRPC's connections survive a fork.
 
     Args:
-        detector: the model on the device; None: the device has none. Not closed here.
-        client: the inference service; None: only in mode `device`. Not closed here.
-        policy: who may answer, and how long it may take.
-        model: which model of the service should answer; None: its default.
-        parameters: how the service makes its answers; None: its model's own settings.
+        detector: the model on the device; None: the device has none. It is not closed here.
+        client: the client of the inference service; None in mode `device` only. It is not closed
+            here.
+        policy: the mode, the time budget and the limits.
+        model: the model of the service to use; None: its default.
+        parameters: thresholds and limits for the service; None: those of its model.
 
     Raises:
-        ValueError: the mode needs a detector or a client that is not there.
+        ValueError: the mode needs a detector or a client, and there is none.
 
     Example:
         >>> from sightline import InferenceCoordinator, Mode, OnnxDetector, Policy
@@ -81,7 +82,7 @@ class InferenceCoordinator:
             raise ValueError(f"client must be given in mode {policy.mode}")
         worker = None
         if detector is not None and policy.mode is not Mode.CLOUD:
-            # What takes longer than a whole budget has been given up by whoever asked.
+            # A caller never waits longer than the budget, so a longer run hangs.
             worker = DeviceWorker(detector, hang_seconds=policy.timeout)
         self._policy = policy
         labels = None
@@ -94,18 +95,18 @@ class InferenceCoordinator:
         self._closed = False
 
     def ask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
-        """Return the answer for one image, waiting at most for the policy's timeout.
+        """Return the answer for one image, within the policy's timeout.
 
         Args:
-            image: the image, in any form. An array is not copied: leave it as it is.
-            image_id: its name, for the service; empty: none.
+            image: the image, in any form. An array is not copied: do not change it meanwhile.
+            image_id: name of the image for the service; empty: none.
             traceparent: W3C traceparent to pass on; empty: none.
 
         Raises:
-            DeviceError: the model on the device raised, was late or hangs, or the image is bad,
-                and the cloud was not asked; its cause is what the model raised.
-            CloudError: the cloud did not answer; its cause is the device's error, if there is one.
-            CascadeRuleError: the policy's own rule raised.
+            DeviceError: the model on the device raised an exception, was late or hangs, or the
+                image is invalid, and the cloud was not asked. The cause is the model's exception.
+            CloudError: the cloud did not answer. The cause is the device's error, if there is one.
+            CascadeRuleError: the policy's `Cascade.rule` raised an exception.
             CoordinatorClosedError: the coordinator is closed.
         """
         inbox: queue.SimpleQueue[TimedEvent] = queue.SimpleQueue()
@@ -113,26 +114,26 @@ class InferenceCoordinator:
             actions = request.core.begin()
             while (end := request.perform(actions)) is None:
                 actions = request.observe(_next(inbox, request.wake_in()))
-        return self._settle(request, end)
+        return self._result(request, end)
 
     async def aask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
-        """Return the answer for one image; see `ask`. Cancelling ends what is under way."""
+        """Return the answer for one image; see `ask`. Cancelling the task cancels the request."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[TimedEvent] = asyncio.Queue()
 
         def report(event: TimedEvent) -> None:
-            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed, so no task waits any more
                 loop.call_soon_threadsafe(inbox.put_nowait, event)
 
         with self._request(image, image_id, traceparent, report) as request:
             actions = request.core.begin()
             while (end := request.perform(actions)) is None:
                 actions = request.observe(await _anext(inbox, request.wake_in()))
-        return self._settle(request, end)
+        return self._result(request, end)
 
     @property
     def breaker(self) -> BreakerState:
-        """How the cloud's circuit breaker is."""
+        """The state of the cloud's circuit breaker."""
         return self._backends.gate.state
 
     def stats(self) -> CoordinatorStats:
@@ -140,7 +141,7 @@ class InferenceCoordinator:
         return self._counters.stats(self._backends.gate, self._backends.worker)
 
     def close(self) -> None:
-        """Stop the device's worker; what is under way on it is waited for up to a second."""
+        """Stop the device's worker; wait for its current image for up to a second."""
         self._closed = True
         if self._backends.worker:
             self._backends.worker.close()
@@ -151,8 +152,8 @@ class InferenceCoordinator:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _settle(self, request: ActiveRequest, end: Finish | Fail) -> Answer:
-        """Return the answer, or raise the error with the story of its attempts."""
+    def _result(self, request: ActiveRequest, end: Finish | Fail) -> Answer:
+        """Count the request, and return its answer or raise its error."""
         self._counters.ended(request.core, end)
         if isinstance(end, Finish):
             return end.answer
@@ -184,24 +185,24 @@ class InferenceCoordinator:
 def _cloud_labels(
     detector: Detector, client: InferenceClient, policy: Policy, model: ModelHint | None
 ) -> CloudLabels | None:
-    """Return what holds the cloud's labels against the device's; None: they may differ."""
-    refuses = policy.mode in (Mode.CASCADE, Mode.HEDGED)
+    """Return the check of the cloud's labels; None: the labels may differ."""
+    rejects = policy.mode in (Mode.CASCADE, Mode.HEDGED)
     if policy.takes_other_labels or policy.mode is Mode.DEVICE:
         return None
     if not labels_of(detector):
-        if refuses:
+        if rejects:
             logger.warning(
-                "the detector has no attribute labels: they are not held against the cloud's"
+                "the detector has no attribute labels: they are not compared with the cloud's"
             )
         return None
-    made = CloudLabels(
+    labels = CloudLabels(
         LabelRule(partial(labels_of, detector), policy.cloud_label_map),
         lambda seconds: client.list_models(timeout=seconds),
         model or ModelHint(),
-        refuses=refuses,
+        rejects=rejects,
     )
-    made.start()
-    return made
+    labels.start()
+    return labels
 
 
 def _next(inbox: "queue.SimpleQueue[TimedEvent]", wake_in: float) -> TimedEvent:
@@ -220,11 +221,11 @@ async def _anext(inbox: "asyncio.Queue[TimedEvent]", wake_in: float) -> TimedEve
 
 
 def _error(end: Fail) -> EdgeError:
-    """The error to raise, with its cause."""
+    """Return the error to raise, with its cause."""
     cause: BaseException | None = end.cause
     if end.source is None:
-        said = f"the cascade's rule raised {type(end.error).__name__}: {end.error}"
-        plain = SightlineError(grpc.StatusCode.INTERNAL, "CASCADE_RULE_FAILED", said)
+        text = f"the cascade's rule raised {type(end.error).__name__}: {end.error}"
+        plain = SightlineError(grpc.StatusCode.INTERNAL, "CASCADE_RULE_FAILED", text)
         error: EdgeError = CascadeRuleError(plain, end.attempts)
         cause = end.error
     elif end.source is Source.DEVICE:

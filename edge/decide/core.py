@@ -1,9 +1,8 @@
-"""Who answers for an image, device or cloud: the part that decides, and does nothing else.
+"""The state machine that decides when the device and the cloud are asked about an image.
 
-No clock, socket or thread: what happened goes in as an observation together with the time, what to
-do comes out as actions. A shell carries them out (`edge.decide.coordinator`). There is one budget,
-from the first call on. The device may use it up to the cloud's reserve; the cloud, with its
-retries, may use the rest.
+It uses no clock, socket or thread: its inputs are observations with their times, its outputs are
+actions, which `edge.decide.active_request` performs. Each request has one time budget. The device
+may use it up to the cloud's reserve; the cloud, with its retries, may use the rest.
 """
 
 from dataclasses import dataclass, field
@@ -35,14 +34,14 @@ from edge.records import CloudReason, Source
 from servicekit.errors import Category, SightlineError
 
 NO_TIME_LEFT = "NO_TIME_LEFT"
-"""`Answer.cloud_error`: the device was unsure too late for the cloud to be asked."""
+"""`Answer.cloud_error`: the device was unsure, but too little time was left for the cloud."""
 
 
 class Tries:
-    """The tries of one request. Pure: the time comes in.
+    """The tries of one request. The caller passes the times.
 
     Args:
-        started: when the request came.
+        started: the time at which the request started.
     """
 
     def __init__(self, started: float) -> None:
@@ -51,30 +50,30 @@ class Tries:
         self._ended: list[Attempt] = []
 
     def begin(self, source: Source, now: float) -> None:
-        """Take note that a source is asked."""
+        """Record the start of a try."""
         self._since[source] = now
 
     def end(self, source: Source, now: float, error: Exception | None = None) -> float:
-        """Take note that a try ended; return how many seconds it took."""
+        """Record the end of a try, and return its duration in seconds."""
         since = self._since.pop(source)
         self._ended.append(Attempt(source, since - self._started, now - since, _reason(error)))
         return now - since
 
     def forget(self, source: Source) -> None:
-        """Take back that a source is asked."""
+        """Discard a try that was not made after all."""
         del self._since[source]
 
     def under_way(self, source: Source) -> bool:
-        """Return whether a source's answer is waited for."""
+        """Return True if a try at the source is in progress."""
         return source in self._since
 
     @property
     def ended(self) -> tuple[Attempt, ...]:
-        """Every try that ended, in that order."""
+        """The tries that have ended, in that order."""
         return tuple(self._ended)
 
     def milliseconds(self, source: Source) -> float | None:
-        """From the first try at the source to the end of its last; None: it was not asked."""
+        """Return the time from the source's first try to the end of its last; None: no try."""
         tries = [attempt for attempt in self._ended if attempt.source is source]
         if not tries:
             return None
@@ -89,14 +88,14 @@ def _reason(error: Exception | None) -> str:
 
 @dataclass(slots=True)
 class Coordination:
-    """One request from its start to its end.
+    """The state of one request.
 
     Attributes:
-        policy: how it is settled.
-        has_device: whether there is a model on the device.
-        started: when it came, on any clock that does not go back.
-        slow_after: seconds after which the device is later than it mostly is (mode `hedged`);
-            None: not known yet.
+        policy: the mode, the time budget and the limits.
+        has_device: True if there is a model on the device.
+        started: the time at which the request started, on any monotonic clock.
+        slow_after: seconds after which the device counts as slow (mode `hedged`); None: not known
+            yet.
     """
 
     policy: Policy
@@ -112,10 +111,10 @@ class Coordination:
     _retry_at: float | None = None
     _retries: int = 0
     _kept: DetectorResult | None = None
-    """The device's answer, of which it is unsure."""
+    """The device's unsure result, to be used if the cloud does not answer."""
     _device_error: Exception | None = None
     _cloud_error: SightlineError | None = None
-    """Of the latest try; once nothing is under way there, why the cloud did not answer."""
+    """The error of the latest try at the cloud."""
     _has_cloud_answered: bool = False
     _cloud_reason: CloudReason | None = None
 
@@ -125,24 +124,24 @@ class Coordination:
 
     @property
     def retries(self) -> int:
-        """Tries at the cloud after the first."""
+        """The number of tries at the cloud after the first."""
         return self._retries
 
     @property
     def waits_for_cloud(self) -> bool:
-        """Whether a try at the cloud is under way."""
+        """True if a try at the cloud is in progress."""
         return self._tries.under_way(Source.CLOUD)
 
     @property
     def cloud_verdict(self) -> SightlineError | bool | None:
-        """What the request says of the cloud: it answered; its latest error; None: nothing."""
+        """The result for the breaker: True if the cloud answered, its latest error, or None."""
         if self._has_cloud_answered:
             return True
         return None if self._tries.under_way(Source.CLOUD) else self._cloud_error
 
     @property
     def cloud_reason(self) -> CloudReason | None:
-        """Why the cloud was asked; None: it was not."""
+        """The reason why the cloud was asked; None: it was not asked."""
         return self._cloud_reason
 
     def begin(self) -> list[Action]:
@@ -158,7 +157,7 @@ class Coordination:
         return self._then([AskDevice()])
 
     def observe(self, observation: Observation, now: float) -> list[Action]:
-        """Return what to do after something happened at the time `now`."""
+        """Return the actions that follow from an observation at the time `now`."""
         if self._over:
             return []
         device, cloud = (self._tries.under_way(source) for source in (Source.DEVICE, Source.CLOUD))
@@ -180,19 +179,19 @@ class Coordination:
         return []
 
     def _then(self, actions: list[Action]) -> list[Action]:
-        """The actions, and when to wake if that has changed."""
+        """Return the actions, with a `WakeAt` if the next timer has changed."""
         if actions and isinstance(actions[-1], Finish | Fail):
             self._over = True
             return actions
-        asked = self._ends if self._tries.under_way(Source.CLOUD) else None
-        timers = (self._device_until, self._slow_at, self._retry_at, asked)
+        deadline = self._ends if self._tries.under_way(Source.CLOUD) else None
+        timers = (self._device_until, self._slow_at, self._retry_at, deadline)
         wakes = min(at for at in timers if at is not None)
-        if wakes != self._wakes or any(isinstance(one, AskCloud) for one in actions):
+        if wakes != self._wakes or any(isinstance(action, AskCloud) for action in actions):
             self._wakes = wakes
             return [*actions, WakeAt(wakes)]
         return actions
 
-    # Something woke us.
+    # Timers.
 
     def _woke(self, now: float) -> list[Action]:
         if self._retry_at is not None and now >= self._retry_at:
@@ -213,7 +212,7 @@ class Coordination:
 
     def _retry(self, now: float) -> list[Action]:
         self._retry_at = None
-        if now >= self._ends:  # a busy device wakes late
+        if now >= self._ends:  # on a busy device a timer fires late
             return self._without_cloud(now)
         self._retries += 1
         self._tries.begin(Source.CLOUD, now)
@@ -228,24 +227,24 @@ class Coordination:
         except Exception as error:  # noqa: BLE001 - the caller's own code
             return [Fail(error, self._tries.ended, None)]
         if not unsure:
-            return [*self._leave_cloud(now), self._finish(result, Source.DEVICE, now)]
+            return [*self._cancel_cloud(now), self._finish(result, Source.DEVICE, now)]
         if self._enough_left(now):
             self._kept = result
             return self._ask_cloud(CloudReason.DEVICE_UNSURE, now)
         self._cloud_reason = CloudReason.DEVICE_UNSURE
         return [self._finish(result, Source.DEVICE, now, cloud_error=NO_TIME_LEFT)]
 
-    def _device_failed(self, error: Exception, why: CloudReason, now: float) -> list[Action]:
+    def _device_failed(self, error: Exception, reason: CloudReason, now: float) -> list[Action]:
         self._device_done(now, error)
         self._device_error = error
-        if _picture_at_fault(error):  # the cloud checks images by the same rules
-            return [*self._leave_cloud(now), Fail(error, self._tries.ended, Source.DEVICE)]
+        if _is_invalid_image(error):
+            return [*self._cancel_cloud(now), Fail(error, self._tries.ended, Source.DEVICE)]
         if self._tries.under_way(Source.CLOUD) or self._retry_at is not None:
             return []
-        alone = self.policy.mode is Mode.DEVICE or self._cloud_reason is not None
-        if alone or not self._enough_left(now):
+        no_cloud = self.policy.mode is Mode.DEVICE or self._cloud_reason is not None
+        if no_cloud or not self._enough_left(now):
             return [Fail(error, self._tries.ended, Source.DEVICE, self._cloud_error)]
-        return self._ask_cloud(why, now)
+        return self._ask_cloud(reason, now)
 
     def _device_done(self, now: float, error: Exception | None = None) -> None:
         self._tries.end(Source.DEVICE, now, error)
@@ -254,11 +253,11 @@ class Coordination:
     # The cloud.
 
     def _enough_left(self, now: float) -> bool:
-        """Whether the cloud may still be asked."""
+        """Return True if enough of the budget is left to ask the cloud."""
         return self._ends - now >= self.policy.cloud_reserve and now < self._ends
 
-    def _ask_cloud(self, why: CloudReason, now: float) -> list[Action]:
-        self._cloud_reason = why
+    def _ask_cloud(self, reason: CloudReason, now: float) -> list[Action]:
+        self._cloud_reason = reason
         self._tries.begin(Source.CLOUD, now)
         return [AskCloud(self._ends)]
 
@@ -274,35 +273,35 @@ class Coordination:
     def _cloud_failed(self, error: SightlineError, now: float, *, may_retry: bool) -> list[Action]:
         self._tries.end(Source.CLOUD, now, error)
         self._cloud_error = error
-        # Who is dropped from here is not listened to any more, so a call that was cancelled was
-        # cancelled by a server that is going away.
+        # Calls that this side cancels are not observed, so CANCELLED means that a server which is
+        # shutting down has cancelled the call.
         retryable = error.retryable or error.code is grpc.StatusCode.CANCELLED
         if retryable and may_retry and not error.do_not_retry:
             wait = self.policy.backoff(self._retries + 1) + (error.retry_after or 0.0)
-            # A wait that leaves no time to ask is not begun: an early error is worth more.
+            # If no time is left after the wait, fail now instead of at the deadline.
             if now + wait < self._ends:
                 self._retry_at = now + wait
                 return []
         return self._without_cloud(now)
 
     def _without_cloud(self, now: float) -> list[Action]:
-        """The cloud has failed for good: what is left without it."""
+        """Return the actions after the cloud's last try has failed."""
         error = self._cloud_error
         if error is None:
-            raise AssertionError("the cloud is given up, but it did not fail")
+            raise AssertionError("the last try at the cloud has ended, but there is no error")
         if self._kept is not None:
             return [self._finish(self._kept, Source.DEVICE, now, cloud_error=error.reason)]
         if self._tries.under_way(Source.DEVICE):
             return []
         return [Fail(error, self._tries.ended, Source.CLOUD, self._device_error)]
 
-    def _leave_cloud(self, now: float) -> list[Action]:
-        """Drop what is under way there, because the request is settled."""
+    def _cancel_cloud(self, now: float) -> list[Action]:
+        """Cancel the cloud's try and retry, because the request has ended."""
         self._retry_at = None
         if not self._tries.under_way(Source.CLOUD):
             return []
         self._tries.end(Source.CLOUD, now, _late("DEVICE_WAS_FIRST", "the cloud", 0.0))
-        self._cloud_error = None  # of an earlier try; this one did not fail
+        self._cloud_error = None  # it was of an earlier try; the latest did not fail
         return [DropCloud()]
 
     def _finish(
@@ -315,7 +314,7 @@ class Coordination:
         answered: CloudAnswered | None = None,
     ) -> Finish:
         if not cloud_error and source is Source.DEVICE and self._cloud_error is not None:
-            cloud_error = self._cloud_error.reason  # hedged: the cloud failed, and the device came
+            cloud_error = self._cloud_error.reason  # hedged: the cloud failed before the device won
         return Finish(
             Answer(
                 detections=result.detections,
@@ -337,12 +336,12 @@ class Coordination:
         )
 
 
-def _picture_at_fault(error: Exception) -> bool:
-    """Whether the cloud, which checks images by the same rules, would refuse it, too."""
+def _is_invalid_image(error: Exception) -> bool:
+    """Return True if the cloud, which checks images by the same rules, would reject the image."""
     return isinstance(error, SightlineError) and error.category is Category.VALIDATION
 
 
-def _late(reason: str, who: str, seconds: float) -> SightlineError:
+def _late(reason: str, source: str, seconds: float) -> SightlineError:
     return SightlineError(
-        grpc.StatusCode.DEADLINE_EXCEEDED, reason, f"{who} did not answer within {seconds:.3f} s"
+        grpc.StatusCode.DEADLINE_EXCEEDED, reason, f"{source} did not answer within {seconds:.3f} s"
     )

@@ -1,4 +1,4 @@
-"""What a coordinator's requests came to, beside who answered them."""
+"""Counters of a coordinator: retries, hedged requests and cascades."""
 
 import threading
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from edge.records import CloudReason, Source
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorStats:
-    """What a coordinator has done so far, and how it is.
+    """The counts of a coordinator so far, and the state of the device and the breaker.
 
     Example:
         >>> from sightline import InferenceCoordinator, Mode, OnnxDetector, Policy
@@ -25,29 +25,29 @@ class CoordinatorStats:
     """
 
     retries: int
-    """Tries at the cloud after a request's first."""
+    """Tries at the cloud after the first try of a request."""
     hedges: int
-    """Requests that the cloud was asked because the device was later than it mostly is."""
+    """Requests sent to the cloud because the device exceeded its 95th percentile."""
     hedges_won: int
-    """Of them, those that the cloud answered first."""
+    """Hedged requests that the cloud answered first."""
     cascaded: int
-    """Requests of whose answer the device was unsure."""
+    """Requests for which the device was unsure."""
     cascade_kept: int
-    """Of them, those for which the cloud did not answer, and the device's answer was kept."""
+    """Cascaded requests that kept the device's answer, because the cloud did not answer."""
     breaker: BreakerState
-    """How the cloud's circuit breaker is."""
+    """State of the cloud's circuit breaker."""
     breaker_opened: int
-    """How often it has opened."""
+    """Number of times it has opened."""
     retry_tokens: float
-    """Retry tokens that are left; see `Policy.retry_tokens`."""
+    """Number of retry tokens left; see `Policy.retry_tokens`."""
     device_p95_seconds: float | None
-    """95th percentile of the device's latest 200 runs; None: not known before 20."""
+    """95th percentile of the device's latest 200 runs; None: there were fewer than 20."""
     device_hangs: bool
-    """Whether the device's model has been at one image for longer than a whole budget."""
+    """True if the current run of the device's model exceeds the time budget of a request."""
 
 
 class Counters:
-    """Counts for one coordinator; safe in threads."""
+    """Counters of one coordinator. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -60,9 +60,9 @@ class Counters:
     def ended(self, core: Coordination, end: Finish | Fail) -> None:
         """Count a request that was answered or failed."""
         attempts = end.answer.attempts if isinstance(end, Finish) else end.attempts
-        asked = any(attempt.source is Source.CLOUD for attempt in attempts)
+        cloud_tried = any(attempt.source is Source.CLOUD for attempt in attempts)
         by_cloud = isinstance(end, Finish) and end.answer.source is Source.CLOUD
-        slow = core.cloud_reason is CloudReason.DEVICE_SLOW and asked
+        slow = core.cloud_reason is CloudReason.DEVICE_SLOW and cloud_tried
         unsure = core.cloud_reason is CloudReason.DEVICE_UNSURE
         if not (slow or unsure):
             return
@@ -73,7 +73,7 @@ class Counters:
             self._cascade_kept += unsure and not by_cloud
 
     def retried(self, count: int) -> None:
-        """Count a request's retries, however it ended."""
+        """Count the retries of a request, which may have failed or been cancelled."""
         if count:
             with self._lock:
                 self._retries += count

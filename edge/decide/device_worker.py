@@ -1,4 +1,4 @@
-"""Runs the device's model in a thread of its own, so that whoever waits can stop waiting."""
+"""The thread that runs the device's model, so that a caller can stop waiting for it."""
 
 import queue
 import threading
@@ -19,23 +19,23 @@ class _Job:
     """One image for the model."""
 
     image: Image
-    asked: float
+    submitted: float
     future: "Future[DetectorResult]" = field(default_factory=Future)
 
 
 class DeviceWorker:
-    """One detector, one image at a time, in a daemon thread.
+    """A daemon thread that runs one detector on one image at a time.
 
-    One at a time, because parallel runs of one model only fight for the same cores. A daemon,
-    because a model that hangs must not keep the process from ending (concurrent.futures' own
-    threads would).
+    It runs one image at a time because parallel runs of one model compete for the same cores. It is
+    a daemon thread because a model that hangs must not prevent the process from ending, as a thread
+    of `concurrent.futures` would.
 
     Args:
-        detector: the model; called from the worker's thread only.
-        hang_seconds: a run that takes longer hangs, > 0.
+        detector: the model, which is called from this thread only.
+        hang_seconds: duration after which a run counts as hanging, > 0.
 
     Attributes:
-        run_times: from an image's arrival here to the model's answer.
+        run_times: durations from the submission of an image to the model's answer.
     """
 
     def __init__(self, detector: Detector, hang_seconds: float) -> None:
@@ -50,9 +50,9 @@ class DeviceWorker:
         self._thread.start()
 
     def submit(self, image: Image) -> "Future[DetectorResult]":
-        """Return the future result; cancelling it works until the model starts on the image.
+        """Return the future result, which can be cancelled until the model starts on the image.
 
-        While the model hangs, the result is that at once: an error with the reason `DEVICE_HUNG`.
+        While the model hangs, the future fails immediately with the reason `DEVICE_HUNG`.
         """
         job = _Job(image, time.monotonic())
         busy = self._busy_seconds()
@@ -61,7 +61,7 @@ class DeviceWorker:
                 SightlineError(
                     grpc.StatusCode.INTERNAL,
                     "DEVICE_HUNG",
-                    f"the device's model has been at one image for {busy:.1f} s",
+                    f"the device's model has been running on one image for {busy:.1f} s",
                 )
             )
             return job.future
@@ -74,13 +74,13 @@ class DeviceWorker:
 
     @property
     def hangs(self) -> bool:
-        """Whether the model has been at one image for too long."""
+        """True if the current run of the model has exceeded `hang_seconds`."""
         return self._busy_seconds() > self._hang_seconds
 
     def close(self, timeout: float = 1.0) -> None:
-        """Take no more images; wait for the one under way, at most `timeout` seconds.
+        """Accept no more images, and wait for the current one for at most `timeout` seconds.
 
-        Those that wait get `CoordinatorClosedError`.
+        Images in the queue fail with `CoordinatorClosedError`.
         """
         with self._closing:
             self._closed = True
@@ -99,15 +99,15 @@ class DeviceWorker:
             elif job.future.set_running_or_notify_cancel():
                 self._running_since = time.monotonic()
                 self._detect(job)
-            del job  # or the last image would stay in memory until the next
+            del job  # else the image stays in memory until the next one comes
 
     def _detect(self, job: _Job) -> None:
         try:
             result = self._detector.detect(job.image)
-        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+        except BaseException as error:  # noqa: BLE001 - the future carries every failure
             self._running_since = None
             job.future.set_exception(error)
         else:
             self._running_since = None
-            self.run_times.add(time.monotonic() - job.asked)
+            self.run_times.add(time.monotonic() - job.submitted)
             job.future.set_result(result)

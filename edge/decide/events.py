@@ -1,4 +1,4 @@
-"""What happens to a request, and what is done about it: the words of the core and its shell."""
+"""The observations that `edge.decide.core` receives, and the actions that it returns."""
 
 from dataclasses import dataclass
 
@@ -11,48 +11,48 @@ from servicekit.errors import SightlineError
 
 @dataclass(frozen=True, slots=True)
 class DeviceAnswered:
-    """The device's model answered."""
+    """An observation: the device's model answered."""
 
     result: DetectorResult
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceFailed:
-    """The device's model raised."""
+    """An observation: the device's model raised an exception."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True)
 class CloudAnswered:
-    """The cloud answered."""
+    """An observation: the cloud answered."""
 
     result: DetectorResult
     replayed: bool = False
-    """With what an earlier try had got."""
+    """True if it returned the stored answer of an earlier try."""
     bytes_sent: int = 0
     bytes_saved: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CloudFailed:
-    """A try at the cloud failed."""
+    """An observation: a try at the cloud failed."""
 
     error: SightlineError
     may_retry: bool = True
-    """Whether there are tokens for another try."""
+    """True if the retry tokens allow another try."""
 
 
 @dataclass(frozen=True, slots=True)
 class CloudRefused:
-    """The cloud is left alone for now, and was not asked."""
+    """An observation: the request was not sent to the cloud, because of its breaker or labels."""
 
     error: SightlineError
 
 
 @dataclass(frozen=True, slots=True)
 class Woke:
-    """The time of the latest `WakeAt` has come, and nothing else has."""
+    """An observation: the time of the latest `WakeAt` has come."""
 
 
 Observation = DeviceAnswered | DeviceFailed | CloudAnswered | CloudFailed | CloudRefused | Woke
@@ -60,49 +60,49 @@ Observation = DeviceAnswered | DeviceFailed | CloudAnswered | CloudFailed | Clou
 
 @dataclass(frozen=True, slots=True)
 class AskDevice:
-    """Start the device's model on the image."""
+    """An action: start the device's model on the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class DropDevice:
-    """Nobody waits for the device any more."""
+    """An action: cancel the device's run, whose result is no longer needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class AskCloud:
-    """Start a call to the cloud that ends at the time `ends`; every try has the same key."""
+    """An action: call the cloud with the deadline `ends`. All tries have the same key."""
 
     ends: float
 
 
 @dataclass(frozen=True, slots=True)
 class DropCloud:
-    """Nobody waits for the cloud any more."""
+    """An action: cancel the call to the cloud, whose answer is no longer needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class WakeAt:
-    """Report `Woke` at the time `at` unless something happens before; replaces earlier ones."""
+    """An action: report `Woke` at the time `at`. It replaces an earlier `WakeAt`."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Return this answer."""
+    """The last action: return this answer."""
 
     answer: Answer
 
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Raise this error: nobody answered.
+    """The last action: raise this error, because neither device nor cloud answered.
 
     Attributes:
-        error: what failed last; of a rule, if neither device nor cloud failed.
-        attempts: every try, in the order in which they ended.
-        source: who failed; None: the caller's rule did.
-        cause: what failed before that, if anything did.
+        error: the latest failure, or the exception of the cascade's rule.
+        attempts: all tries, in the order in which they ended.
+        source: the device or the cloud, whichever failed; None: the cascade's rule failed.
+        cause: an earlier failure, if there was one.
     """
 
     error: Exception

@@ -1,4 +1,4 @@
-"""Comparison of the cloud model's labels with those of the device's model. Pure."""
+"""Comparison of the cloud model's labels with those of the device's model, without I/O."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,58 +10,59 @@ from servicekit.errors import SightlineError
 
 DIFFER = "CLOUD_LABELS_DIFFER"
 """Reason of the error for an answer of a model with other labels than the device's."""
-_MOST_SHOWN = 5
+_MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """What the cloud's labels are held against.
+    """The device's labels, and the comparison of other labels with them.
 
     Attributes:
-        device: returns the labels of the device's model; empty: it does not say.
-        renamed: the device's name for labels of the cloud that are called otherwise.
+        device: returns the labels of the device's model; empty: it does not report them.
+        renamed: the device's names for labels of the cloud, by the cloud's names.
     """
 
     device: Callable[[], frozenset[str]]
     renamed: Mapping[str, str]
 
     def difference(self, labels: Iterable[str]) -> str:
-        """Return how a model's labels differ from the device's; empty: they do not.
+        """Return how a model's labels differ from the device's; empty: they are the same.
 
-        Where labels are renamed, the cloud may lack some: which ones it has was looked at.
+        If labels are renamed, the cloud may lack some of the device's: whoever wrote the renaming
+        has compared them.
         """
         device = self.device()
         cloud = {self.renamed.get(label, label) for label in labels}
-        strange = sorted(cloud - device)
+        unknown = sorted(cloud - device)
         missing = [] if self.renamed else sorted(device - cloud)
-        parts = [f"the cloud alone has {_some(strange)}"] if strange else []
-        parts += [f"the device alone has {_some(missing)}"] if missing else []
+        parts = [f"only the cloud has {_some(unknown)}"] if unknown else []
+        parts += [f"only the device has {_some(missing)}"] if missing else []
         return ", ".join(parts)
 
-    def strangers(self, result: DetectorResult) -> str:
-        """Return how the classes of an answer differ from the device's; empty: they do not."""
-        strange = {found.class_name for found in result.detections} - self.device()
-        return f"the cloud alone has {_some(sorted(strange))}" if strange else ""
+    def answer_difference(self, result: DetectorResult) -> str:
+        """Return the classes of an answer that the device lacks, as text; empty: there are none."""
+        unknown = {detection.class_name for detection in result.detections} - self.device()
+        return f"only the cloud has {_some(sorted(unknown))}" if unknown else ""
 
 
 def labels_of(detector: Detector) -> frozenset[str]:
-    """Return the labels of a device's model; empty: the detector does not say."""
+    """Return the labels of a device's model; empty: the detector does not report them."""
     return frozenset(getattr(detector, "labels", ()))
 
 
 def rename(result: DetectorResult, renamed: Mapping[str, str]) -> DetectorResult:
-    """Return an answer of the cloud with the device's names for its classes."""
+    """Return an answer of the cloud with its classes renamed to the device's."""
     if not renamed:
         return result
     detections = tuple(
-        replace(found, class_name=renamed.get(found.class_name, found.class_name))
-        for found in result.detections
+        replace(detection, class_name=renamed.get(detection.class_name, detection.class_name))
+        for detection in result.detections
     )
     return replace(result, detections=detections)
 
 
 def differ(model: str, difference: str) -> SightlineError:
-    """Return the error for a model of the cloud whose answer is not taken."""
+    """Return the error for a model of the cloud whose answers are rejected."""
     return SightlineError(
         grpc.StatusCode.FAILED_PRECONDITION,
         DIFFER,
@@ -71,6 +72,6 @@ def differ(model: str, difference: str) -> SightlineError:
 
 
 def _some(labels: list[str]) -> str:
-    shown = ", ".join(repr(label) for label in labels[:_MOST_SHOWN])
-    left = len(labels) - _MOST_SHOWN
+    shown = ", ".join(repr(label) for label in labels[:_MAX_SHOWN])
+    left = len(labels) - _MAX_SHOWN
     return f"{shown} and {left} more" if left > 0 else shown

@@ -1,4 +1,4 @@
-"""How requests are settled: who may answer, how long it may take, when the cloud is left alone."""
+"""The policy of a coordinator: its mode, time budget, retries and circuit breaker."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,11 +7,11 @@ from enum import StrEnum
 from edge.backoff import full_jitter
 from edge.detect.base import DetectorResult
 
-_TIMER_SLACK = 0.25  # seconds: a busy device wakes late, and the reserve must still be whole then
+_TIMER_SLACK = 0.25  # seconds: on a busy device timers fire late, and must not cut into the reserve
 
 
 class Mode(StrEnum):
-    """Who may answer.
+    """The mode of a coordinator: when the device and the cloud are asked.
 
     Example:
         >>> from sightline import Mode, Policy
@@ -20,29 +20,32 @@ class Mode(StrEnum):
     """
 
     AUTO = "auto"
-    """The device; the cloud where the device fails, is late or has no model."""
+    """The device first; the cloud if the device fails, is late or has no model."""
     DEVICE = "device"
+    """Only the device."""
     CLOUD = "cloud"
+    """Only the cloud."""
     CASCADE = "cascade"
-    """As auto; and the cloud where the device is unsure."""
+    """Like `auto`, and the cloud if the device is unsure."""
     HEDGED = "hedged"
-    """As auto; and the cloud beside the device where that is later than it mostly is. The first
-    good answer counts."""
+    """Like `auto`, and the cloud in parallel if the device is slower than its own 95th percentile.
+    The first successful answer is returned."""
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """When the device is unsure of an image, so that the cloud is asked in mode `cascade`.
+    """The conditions under which the device is unsure, so that mode `cascade` asks the cloud.
 
     Attributes:
         low: lower end of the band of confidences in which the device is unsure, in [0, 1].
-        high: upper end, in [`low`, 1]; both ends are in the band.
-        any: whether one detection in the band is enough; else the most confident one must be in it.
-        empty: whether the device is unsure of an image in which it finds nothing.
-        rule: says in place of all this whether the device is unsure; None: the band does.
+        high: upper end of the band, in [`low`, 1]; both ends are inclusive.
+        any: one detection in the band is enough; else the most confident one must be in the band.
+        empty: the device is unsure if it detects nothing.
+        rule: returns True if the device is unsure, and replaces the conditions above; None: they
+            apply.
 
     Raises:
-        ValueError: a bound is broken; names the attribute.
+        ValueError: an attribute is out of range; the message names it.
 
     Example:
         >>> from sightline import Cascade, Detection, DetectorResult
@@ -61,50 +64,50 @@ class Cascade:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= 1:
-            raise ValueError(f"cascade low must be in [0, 1], is {self.low:g}")
+            raise ValueError(f"cascade low must be in [0, 1], got {self.low:g}")
         if not self.low <= self.high <= 1:
-            raise ValueError(f"cascade high must be in [{self.low:g}, 1], is {self.high:g}")
+            raise ValueError(f"cascade high must be in [{self.low:g}, 1], got {self.high:g}")
 
     def unsure(self, result: DetectorResult) -> bool:
-        """Return whether the cloud should be asked.
+        """Return True if the cloud should be asked.
 
         Raises:
-            Exception: whatever `rule` raises.
+            Exception: `rule` raised it.
         """
         if self.rule is not None:
             return bool(self.rule(result))
-        confidences = [found.confidence for found in result.detections]
+        confidences = [detection.confidence for detection in result.detections]
         if not confidences:
             return self.empty
-        asked = confidences if self.any else [max(confidences)]
-        return any(self.low <= confidence <= self.high for confidence in asked)
+        relevant = confidences if self.any else [max(confidences)]
+        return any(self.low <= confidence <= self.high for confidence in relevant)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How a request is settled.
+    """The mode, the time budget and the limits of a coordinator's requests.
 
     Attributes:
-        mode: who may answer.
-        timeout: the whole budget in seconds, > 0.
-        cloud_reserve: seconds that must be left for the cloud to be asked, >= 0; but in mode
-            `device` below `timeout`, and what the device may not use: it is stopped up to 0.25 s
-            earlier.
-        backoff: seconds to wait before retry 1, 2, ...; drawn anew at each call. A server's own
-            `retry_after` is added to it.
-        cascade: when the device is unsure, in mode `cascade`.
-        breaker_failures: requests in a row that the cloud fails, with errors of the network, the
-            server or by being late, until it is left alone, >= 1.
-        breaker_seconds: how long it is left alone before one request tries again, > 0.
-        retry_tokens: as gRPC's retry throttling (proposal A6): each failed try takes one of so
-            many tokens, and while half or less are left nothing is retried, >= 1.
-        retry_token_ratio: what an answer gives back of a token, > 0 and at most 1.
-        takes_other_labels: whether an answer of the cloud is taken in the modes `cascade` and
-            `hedged` although its model has other labels than the device's.
-        cloud_label_map: the device's name for classes that the cloud calls otherwise.
+        mode: when the device and the cloud are asked.
+        timeout: the time budget of a request in seconds, > 0.
+        cloud_reserve: the part of the budget in seconds that is reserved for the cloud, >= 0 and
+            below `timeout`, except in mode `device`. The cloud is asked only if this much is left;
+            the device is stopped up to 0.25 s earlier.
+        backoff: returns the seconds to wait before retry 1, 2, ... A server's `retry_after` is
+            added.
+        cascade: the conditions under which the device is unsure, for mode `cascade`.
+        breaker_failures: consecutive requests that fail with a network error, a server error or a
+            timeout until the circuit breaker opens, >= 1.
+        breaker_seconds: time after which an open breaker permits one probe request, > 0.
+        retry_tokens: number of retry tokens, >= 1. As in gRPC's retry throttling (proposal A6), a
+            failed try removes a token, and nothing is retried while half of them or fewer are left.
+        retry_token_ratio: fraction of a token that an answer of the cloud adds, > 0 and at most 1.
+        takes_other_labels: accept answers of a cloud model whose labels differ from the device's
+            in the modes `cascade` and `hedged`.
+        cloud_label_map: the device's names for classes of the cloud, by the cloud's names.
 
     Raises:
-        ValueError: a bound is broken; names the attribute.
+        ValueError: an attribute is out of range; the message names it.
 
     Example:
         >>> from sightline import InferenceCoordinator, Mode, OnnxDetector, Policy
@@ -129,28 +132,28 @@ class Policy:
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout < float("inf"):
-            raise ValueError(f"timeout must be above 0 seconds and finite, is {self.timeout:g}")
+            raise ValueError(f"timeout must be above 0 seconds and finite, got {self.timeout:g}")
         if not self.cloud_reserve >= 0:
-            raise ValueError(f"cloud_reserve must be >= 0 seconds, is {self.cloud_reserve:g}")
+            raise ValueError(f"cloud_reserve must be >= 0 seconds, got {self.cloud_reserve:g}")
         if self.mode is not Mode.DEVICE and self.cloud_reserve >= self.timeout:
             raise ValueError(
                 f"cloud_reserve must be below timeout ({self.timeout:g} s), "
-                f"is {self.cloud_reserve:g} s"
+                f"got {self.cloud_reserve:g} s"
             )
         if self.breaker_failures < 1:
-            raise ValueError(f"breaker_failures must be >= 1, is {self.breaker_failures}")
+            raise ValueError(f"breaker_failures must be >= 1, got {self.breaker_failures}")
         if not 0 < self.breaker_seconds < float("inf"):
             raise ValueError(
-                f"breaker_seconds must be above 0 and finite, is {self.breaker_seconds:g}"
+                f"breaker_seconds must be above 0 and finite, got {self.breaker_seconds:g}"
             )
         if self.retry_tokens < 1:
-            raise ValueError(f"retry_tokens must be >= 1, is {self.retry_tokens}")
+            raise ValueError(f"retry_tokens must be >= 1, got {self.retry_tokens}")
         if not 0 < self.retry_token_ratio <= 1:
-            raise ValueError(f"retry_token_ratio must be in (0, 1], is {self.retry_token_ratio:g}")
+            raise ValueError(f"retry_token_ratio must be in (0, 1], got {self.retry_token_ratio:g}")
 
     @property
     def device_share(self) -> float:
-        """Seconds that the device may take; what is left then covers the cloud's reserve."""
+        """The seconds that the device may take, so that the cloud's reserve is left."""
         if self.mode is Mode.DEVICE:
             return self.timeout
         free = self.timeout - self.cloud_reserve

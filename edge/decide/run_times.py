@@ -1,4 +1,4 @@
-"""How long the device mostly takes, learnt from its latest runs."""
+"""The 95th percentile of the durations of the device's latest runs."""
 
 import threading
 from collections import deque
@@ -6,16 +6,15 @@ from collections import deque
 from edge.percentile import nearest_rank
 
 _WINDOW = 200
-_LEAST = 20
-"""Runs before anything is said: the 95th percentile of fewer is their slowest."""
+_MIN_RUNS = 20
+"""Number of runs below which there is no percentile: of fewer it would be their maximum."""
 
 
 class RunTimes:
-    """The latest 200 runs that answered; safe in threads.
+    """The durations of the latest 200 successful runs. Thread-safe.
 
-    A run that nobody waited for to the end counts with its true length, once it ends: else the
-    slow ones would be forgotten, and the percentile sink. One that fails says nothing of how long
-    an answer takes.
+    A run whose caller has stopped waiting counts with its full duration once it ends: without the
+    slow runs the percentile would be too low. Failed runs do not count.
     """
 
     def __init__(self) -> None:
@@ -24,7 +23,7 @@ class RunTimes:
         self._p95: float | None = None
 
     def add(self, seconds: float) -> None:
-        """Take in a run that answered."""
+        """Add the duration of a successful run."""
         with self._lock:
             self._seconds.append(seconds)
             self._p95 = None
@@ -32,7 +31,7 @@ class RunTimes:
     def p95(self) -> float | None:
         """Return the 95th percentile in seconds (nearest rank); None: not known yet."""
         with self._lock:
-            if len(self._seconds) < _LEAST:
+            if len(self._seconds) < _MIN_RUNS:
                 return None
             if self._p95 is None:
                 self._p95 = nearest_rank(sorted(self._seconds), 0.95)

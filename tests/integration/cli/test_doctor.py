@@ -178,7 +178,7 @@ def test_item_23_labels_that_differ(plain: Services, tmp_path: Path) -> None:
     given = plain.settings(device_model=model, mode="cascade")
     found = finding(doctor(**given), "inference labels")
     assert found["level"] == "warning"
-    assert "the cloud alone has 'blue', 'green', 'red'" in found["message"]
+    assert "only the cloud has 'blue', 'green', 'red'" in found["message"]
     assert "In mode cascade the cloud's answer is not taken" in found["message"]
     assert "cloud_label_map" in found["action"]
     auto = finding(doctor(**{**given, "mode": "auto"}), "inference labels")

@@ -15,7 +15,7 @@ def permit(breaker: Breaker, now: float) -> Permit:
 
 
 def opened(at: float = 0.0) -> Breaker:
-    """A breaker that opened at a time, to be left alone for 10 s."""
+    """Return a breaker that opened at a time, for 10 s."""
     breaker = Breaker(3, 10.0)
     for _ in range(3):
         breaker.release(permit(breaker, at), answered=False, now=at)

@@ -46,7 +46,7 @@ UNSURE_RESULT = DetectorResult(
 DENIED = SightlineError(grpc.StatusCode.PERMISSION_DENIED, "NOT_YOURS", "not yours")
 INTERNAL = SightlineError(grpc.StatusCode.INTERNAL, "RUN_FAILED", "the run failed")
 STOP = SightlineError(grpc.StatusCode.UNAVAILABLE, "DRAINING", "draining", do_not_retry=True)
-OPEN = SightlineError(grpc.StatusCode.UNAVAILABLE, "CIRCUIT_OPEN", "left alone")
+OPEN = SightlineError(grpc.StatusCode.UNAVAILABLE, "CIRCUIT_OPEN", "the breaker is open")
 INVALID = invalid("images[0].data", "must be a picture", reason="IMAGE_CORRUPT")
 DEADLINE = SightlineError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "too late")
 

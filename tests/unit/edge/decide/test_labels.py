@@ -197,7 +197,7 @@ def test_item_23_labels_that_are_put_right_are_noticed_after_a_while() -> None:
         rule,
         lambda _seconds: tuple(models.pop(0)),
         ModelHint(),
-        refuses=True,
+        rejects=True,
         clock=lambda: clock[0],
     )
     for clock[0] in (0.0, 29.0):
@@ -215,7 +215,7 @@ def test_a_cloud_that_does_not_list_its_models_is_judged_by_its_answers() -> Non
     def fail(_seconds: float) -> Any:
         raise DOWN.error
 
-    labels = CloudLabels(LabelRule(lambda: frozenset(COCO), {}), fail, ModelHint(), refuses=True)
+    labels = CloudLabels(LabelRule(lambda: frozenset(COCO), {}), fail, ModelHint(), rejects=True)
     labels.check_model(1.0)
     labels.check_answer(PERSON)
     other = DetectorResult((Detection(0, "", 0.5),), 64, 48, "m")
@@ -227,11 +227,11 @@ def test_a_cloud_that_does_not_list_its_models_is_judged_by_its_answers() -> Non
     ("cloud", "renamed", "said"),
     [
         (("person", "car"), {}, ""),
-        (("car",), {}, "the device alone has 'person'"),
-        (("car", "person", "dog"), {}, "the cloud alone has 'dog'"),
+        (("car",), {}, "only the device has 'person'"),
+        (("car", "person", "dog"), {}, "only the cloud has 'dog'"),
         (("human",), {"human": "person"}, ""),
-        (("human", "dog"), {"human": "person"}, "the cloud alone has 'dog'"),
-        (tuple("abcdefg"), {"a": "car"}, "the cloud alone has 'b', 'c', 'd', 'e', 'f' and 1 more"),
+        (("human", "dog"), {"human": "person"}, "only the cloud has 'dog'"),
+        (tuple("abcdefg"), {"a": "car"}, "only the cloud has 'b', 'c', 'd', 'e', 'f' and 1 more"),
     ],
 )
 def test_differences_are_named(cloud: tuple[str, ...], renamed: dict[str, str], said: str) -> None:
