@@ -1,1 +1,1 @@
-"""Sightline on the device: detect, decide, log, spool, ship; and ask the cloud."""
+"""Sightline on the device: detection, fallback to the cloud, and logging of predictions."""

@@ -1,4 +1,4 @@
-"""Runs an edge node over images, or asks the cloud about them: `python -m edge --help`."""
+"""The command line of the edge part: `python -m edge --help`."""
 
 import typer
 
@@ -8,7 +8,7 @@ from edge.commands.doctor import doctor
 from servicekit import terminal
 
 app = typer.Typer(
-    help="Log what is found in images, or ask the inference service about them.",
+    help="Detect objects in images and log them, or ask the inference service about images.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

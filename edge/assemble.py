@@ -1,4 +1,4 @@
-"""The parts of an edge node, made as its settings say."""
+"""Construction of an edge node's parts from its settings."""
 
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferParameters, ModelHint
@@ -8,11 +8,11 @@ from edge.settings import EdgeSettings
 
 
 def client(settings: EdgeSettings) -> InferenceClient | None:
-    """Return the connection to the inference service; None: the mode does not ask it.
+    """Return the client of the inference service; None: the mode does not use it.
 
     Raises:
         servicekit.settings.SettingsError: a file that a setting names cannot be used.
-        ValueError: the API key would leave this machine in plain text.
+        ValueError: the API key would be sent to another machine in plain text.
     """
     if settings.mode == "device":
         return None
@@ -25,7 +25,7 @@ def client(settings: EdgeSettings) -> InferenceClient | None:
 
 
 def policy(settings: EdgeSettings) -> Policy:
-    """Return who may answer, and how long it may take."""
+    """Return the policy of the coordinator."""
     return Policy(
         mode=Mode(settings.mode),
         timeout=settings.timeout_seconds,
@@ -46,14 +46,14 @@ def policy(settings: EdgeSettings) -> Policy:
 
 
 def cloud_model(settings: EdgeSettings) -> ModelHint | None:
-    """Return which model of the service should answer; None: its default."""
+    """Return the model of the service to use; None: its default."""
     if not settings.cloud_model and not settings.cloud_model_version:
         return None
     return ModelHint(settings.cloud_model, settings.cloud_model_version)
 
 
 def parameters(settings: EdgeSettings) -> InferParameters:
-    """Return how the service makes its answers."""
+    """Return the thresholds and limits for the service's answers."""
     return InferParameters(
         confidence_threshold=settings.confidence_threshold,
         iou_threshold=settings.iou_threshold,

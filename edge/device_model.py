@@ -1,4 +1,4 @@
-"""The device's model, as the settings say; its runtime is imported only here, or in its process."""
+"""Construction of the device's detector from the settings; it imports the runtime on demand."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,15 +9,15 @@ from edge.settings import EdgeSettings
 
 
 def load_detector(settings: EdgeSettings) -> Detector | None:
-    """Return the device's model, warmed up; None: there is none, or the mode does not ask it.
+    """Return the device's detector, warmed up; None: there is none, or the mode does not use it.
 
-    Where `device_process` is set it runs in a process of its own; `close_detector` ends that.
+    If `device_process` is set, it runs in a separate process, which `close_detector` ends.
 
     Raises:
         vision.ModelError: the file or the providers cannot be used.
         ModuleNotFoundError: the detector's runtime is not installed.
-        SightlineError: the model's process ended while it loaded (`DEVICE_CRASHED`), or its runtime
-            failed in a way of its own (`DEVICE_FAILED`).
+        SightlineError: the model's process ended while it loaded (`DEVICE_CRASHED`), took too long
+            (`DEVICE_HUNG`), or its runtime raised another exception (`DEVICE_FAILED`).
     """
     if settings.device_model is None or settings.mode == "cloud":
         return None
@@ -30,7 +30,7 @@ def load_detector(settings: EdgeSettings) -> Detector | None:
 
 
 def _factory(settings: EdgeSettings, path: Path) -> Callable[[], Detector]:
-    """Say how the detector is made, by plain values, which another process can be told."""
+    """Return the factory of the detector, which can be pickled for another process."""
     name, version = settings.device_model_name or None, settings.device_model_version or None
     common = (path.absolute(), name, version, _thresholds(settings))
     if settings.detector == "ultralytics":
@@ -67,14 +67,14 @@ def _ultralytics(
 
 
 def _thresholds(settings: EdgeSettings) -> Thresholds:
-    usual = Thresholds()
-    confidence, iou, most = (
+    default = Thresholds()
+    confidence, iou, max_detections = (
         settings.confidence_threshold,
         settings.iou_threshold,
         settings.max_detections,
     )
     return Thresholds(
-        usual.confidence if confidence is None else confidence,
-        usual.iou if iou is None else iou,
-        usual.max_detections if most is None else most,
+        default.confidence if confidence is None else confidence,
+        default.iou if iou is None else iou,
+        default.max_detections if max_detections is None else max_detections,
     )

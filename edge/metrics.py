@@ -1,4 +1,4 @@
-"""A node's statistics for Prometheus: what `EdgeNode.stats` says, and how long answers took."""
+"""Prometheus metrics of a node: the counts of `EdgeNode.stats` and histograms of latencies."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,11 +16,11 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class NodeMetrics(Collector):
-    """Serves a node's statistics at `http://<listen>/metrics` until it is closed.
+    """A server of a node's metrics at `http://<listen>/metrics`, until it is closed.
 
     Args:
-        listen: host:port or [IPv6]:port; port 0: any free one, see `address`.
-        stats: returns the node's statistics as they are now.
+        listen: host:port or [IPv6]:port; port 0 selects a free port, see `address`.
+        stats: returns the node's current statistics.
 
     Raises:
         OSError: the address cannot be bound.
@@ -31,7 +31,7 @@ class NodeMetrics(Collector):
         self._stats = stats
         seconds = Histograms(
             "sightline_edge_answer_seconds",
-            "Time until the device or the cloud answered, and all in all, s",
+            "Time until the device answered, the cloud answered, and the node answered, s",
             ("part",),
             _SECONDS,
             registry,
@@ -44,11 +44,11 @@ class NodeMetrics(Collector):
 
     @property
     def address(self) -> str:
-        """Where it listens, host:port."""
+        """The address on which the server listens, host:port."""
         return self._server.address
 
     def answered(self, answer: Answer) -> None:
-        """Take an answer's times in."""
+        """Add the times of an answer to the histograms."""
         self._total.observe(answer.total_milliseconds / 1e3)
         if answer.device_milliseconds is not None:
             self._device.observe(answer.device_milliseconds / 1e3)
@@ -56,18 +56,18 @@ class NodeMetrics(Collector):
             self._cloud.observe(answer.cloud_milliseconds / 1e3)
 
     def close(self) -> None:
-        """End the server and frees its port."""
+        """Stop the server and free its port."""
         self._server.close()
 
     def describe(self) -> Iterator[Metric]:
-        """Yield nothing: the registry is this node's own, and no name is there twice."""
+        """Yield nothing: the registry is private, so it need not check for duplicate names."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics as they are now."""
+        """Yield the current metrics."""
         stats = self._stats()
         yield from _images(stats)
-        yield from _asking(stats)
+        yield from _cloud(stats)
         yield from _log(stats)
         yield from _sources(stats)
 
@@ -82,47 +82,51 @@ def _gauge(name: str, help_: str, *labels: str) -> GaugeMetricFamily:
 
 def _images(stats: NodeStats) -> Iterator[Metric]:
     images = _counter(
-        "pictures", "Images by who answered: device, cloud or nobody; and why", "by", "reason"
+        "pictures", "Images by who answered (device, cloud or nobody) and reason", "by", "reason"
     )
     images.add_metric(("device", ""), stats.pictures.by_device)
-    for why, count in stats.pictures.by_cloud.items():
-        images.add_metric(("cloud", why), count)
+    for cloud_reason, count in stats.pictures.by_cloud.items():
+        images.add_metric(("cloud", cloud_reason), count)
     for reason, count in stats.pictures.failed.items():
         images.add_metric(("nobody", reason), count)
     yield images
     for name, count, help_ in (
-        ("cloud_bytes", stats.pictures.cloud_bytes, "Bytes of images that the cloud answered"),
-        ("cloud_bytes_saved", stats.pictures.cloud_bytes_saved, "Bytes that shrinking them saved"),
+        ("cloud_bytes", stats.pictures.cloud_bytes, "Bytes of images sent to the cloud"),
+        (
+            "cloud_bytes_saved",
+            stats.pictures.cloud_bytes_saved,
+            "Bytes of images saved by downscaling",
+        ),
     ):
         family = _counter(name, help_)
         family.add_metric((), count)
         yield family
 
 
-def _asking(stats: NodeStats) -> Iterator[Metric]:
-    asking = stats.coordinator
-    retries = _counter("cloud_retries", "Tries at the cloud that were made again")
-    retries.add_metric((), asking.retries)
+def _cloud(stats: NodeStats) -> Iterator[Metric]:
+    coordinator = stats.coordinator
+    retries = _counter("cloud_retries", "Retries of requests to the cloud")
+    retries.add_metric((), coordinator.retries)
     yield retries
-    opened = _counter("breaker_opened", "How often the cloud's circuit breaker opened")
-    opened.add_metric((), asking.breaker_opened)
+    opened = _counter("breaker_opened", "Number of times the cloud's circuit breaker has opened")
+    opened.add_metric((), coordinator.breaker_opened)
     yield opened
-    state = _gauge("breaker_state", "1 for the state that the circuit breaker is in", "state")
+    state = _gauge("breaker_state", "1 for the current state of the circuit breaker", "state")
     for name in ("closed", "open", "half_open"):
-        state.add_metric((name,), float(asking.breaker == name))
+        state.add_metric((name,), float(coordinator.breaker == name))
     yield state
 
 
 def _log(stats: NodeStats) -> Iterator[Metric]:
     log = stats.logger
     for name, count, help_ in (
-        ("logged", log.logged, "Predictions that the log took, dropped ones included"),
-        ("spooled", log.spooled, "Of them, those that are on the disk, or lost for good"),
-        ("sent", log.sent, "Predictions and gaps put on the wire, those sent again included"),
-        ("resent", log.retried, "Of the sent, those that had been sent before"),
+        ("logged", log.logged, "Predictions that were logged, dropped ones included"),
+        ("spooled", log.spooled, "Logged predictions that were written to disk or dropped"),
+        ("sent", log.sent, "Predictions and gaps that were sent, repetitions included"),
+        ("resent", log.retried, "Predictions and gaps that were sent again"),
         ("send_failures", log.failed, "Calls to the ingest service that failed"),
-        ("committed", log.committed, "Predictions that the ingest service has"),
-        ("rejected", log.rejected, "Of the committed, those that broke a rule"),
+        ("committed", log.committed, "Predictions that the ingest service has committed"),
+        ("rejected", log.rejected, "Committed predictions that were rejected as invalid"),
     ):
         family = _counter(f"log_{name}", help_)
         family.add_metric((), count)
@@ -132,8 +136,8 @@ def _log(stats: NodeStats) -> Iterator[Metric]:
         dropped.add_metric((reason,), count)
     yield dropped
     for name, value, help_ in (
-        ("backlog", log.backlog, "Sequences that wait in the spool for the ingest service"),
-        ("in_memory", log.in_memory, "Predictions that wait in memory for the spool"),
+        ("backlog", log.backlog, "Sequences in the spool that are not committed yet"),
+        ("in_memory", log.in_memory, "Predictions in memory that are not spooled yet"),
     ):
         gauge = _gauge(f"log_{name}", help_)
         gauge.add_metric((), value)
@@ -141,15 +145,15 @@ def _log(stats: NodeStats) -> Iterator[Metric]:
 
 
 def _sources(stats: NodeStats) -> Iterator[Metric]:
-    frames = _counter("source_frames", "Frames of a source, by what became of them", "source", "to")
-    waiting = _gauge("source_waiting", "Frames that wait to be answered", "source")
-    reconnects = _counter("source_reconnects", "How often a source was lost", "source")
-    state = _gauge("source_state", "1 for the state that a source is in", "source", "state")
+    frames = _counter("source_frames", "Frames of a source by outcome", "source", "to")
+    waiting = _gauge("source_waiting", "Frames that are queued or being processed", "source")
+    reconnects = _counter("source_reconnects", "Number of times a source was lost", "source")
+    state = _gauge("source_state", "1 for the current state of a source", "source", "state")
     for name, source in stats.sources.items():
         for outcome in FrameOutcome:
             frames.add_metric((name, outcome), getattr(source, outcome))
         waiting.add_metric((name,), source.waiting)
         reconnects.add_metric((name,), source.reconnects)
-        for one in SourceState:
-            state.add_metric((name, one), float(source.state is one))
+        for source_state in SourceState:
+            state.add_metric((name, source_state), float(source.state is source_state))
     yield from (frames, waiting, reconnects, state)

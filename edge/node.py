@@ -1,4 +1,4 @@
-"""An edge node: an image in, an answer out, and every answer in the log."""
+"""The edge node, which answers for images and logs every answer."""
 
 import asyncio
 import threading
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
     from edge.metrics import NodeMetrics
 
 WORKERS = 2
-"""Frames that `run` answers at once: one on the device, another on its way or with the cloud."""
+"""Default number of frames that `run` processes concurrently: one on the device, one elsewhere."""
 _CLOSING_SECONDS = 1.0
-_MOST_SOURCES = 256
-"""Sources that are remembered: of a node that is given file after file, the last ones."""
+_MAX_SOURCES = 256
+"""Number of sources whose counts are kept; the oldest ended sources are removed first."""
 QUEUE_SIZE = 4
-"""Frames of each source that wait in `run`: enough for a hiccup, and never older than that."""
+"""Default number of queued frames per source in `run`: enough for a short delay of the device."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What the log is told about an image besides its answer."""
+    """The attributes of a prediction that do not come from the answer."""
 
     image_id: str
     captured_at: float
@@ -56,22 +56,22 @@ class _Entry:
 
 
 class EdgeNode:
-    """Answers for images and logs the answers; from any number of threads and asyncio tasks.
+    """A node that answers for images and logs the answers, for any number of threads and tasks.
 
-    Make it after forking. Closing it closes the detector, the client and the logger, too.
+    Construct it after forking. Closing it closes the detector, the client and the logger as well.
 
     Args:
         detector: the model on the device; None: the device has none.
-        client: the inference service; None: only in mode `device`.
-        logger: where predictions go.
-        policy: who may answer, and how long it may take.
-        model: which model of the service should answer; None: its default.
-        parameters: how the service makes its answers; None: its model's own settings.
-        defect_classes: names of classes that are defects: an image with one of them is logged
-            with the verdict `defect_detected`, one without with its opposite; empty: no verdict.
+        client: the client of the inference service; None in mode `device` only.
+        logger: the logger of the predictions.
+        policy: the mode, the time budget and the limits.
+        model: the model of the service to use; None: its default.
+        parameters: thresholds and limits for the service; None: those of its model.
+        defect_classes: names of the classes that are defects. `defect_detected` is logged as True
+            for an image with such a detection, else as False; empty: it is not logged.
 
     Raises:
-        ValueError: the mode needs a detector or a client that is not there.
+        ValueError: the mode needs a detector or a client, and there is none.
 
     Example:
         >>> from sightline import DetectorResult, EdgeNode, Mode, Policy, PredictionLogger
@@ -113,10 +113,11 @@ class EdgeNode:
 
     @classmethod
     def from_settings(cls, settings: EdgeSettings | None = None) -> Self:
-        """Return a node made of what the settings name.
+        """Return a node that is constructed from settings.
 
         Args:
-            settings: None: read from `SIGHTLINE_EDGE_*`, the TOML file and the defaults.
+            settings: the settings; None: those of `SIGHTLINE_EDGE_*`, the TOML file and the
+                defaults.
 
         Raises:
             servicekit.settings.SettingsError: a setting cannot be used.
@@ -124,7 +125,7 @@ class EdgeNode:
             ModuleNotFoundError: a setting needs a package that is not installed.
         """
         settings = settings or load(EdgeSettings, None, prog="edge")
-        with ExitStack() as undo:  # what was opened, if a later part cannot be
+        with ExitStack() as undo:  # closes the parts if a later one cannot be constructed
             detector = load_detector(settings)
             if detector is not None:
                 undo.callback(close_detector, detector)
@@ -158,21 +159,21 @@ class EdgeNode:
         *,
         traceparent: str = "",
     ) -> Answer:
-        """Return the answer for one image, and logs it in the background.
+        """Return the answer for one image, and log it in the background.
 
         Args:
-            image: RGB uint8 `[H, W, 3]` (not copied: leave it as it is meanwhile), encoded bytes,
-                a path, or Pillow's image.
-            image_id: its name in the log, 1 to 512 bytes; None or empty: a new UUID.
-            captured_at: when it was taken, in Unix seconds; None: now.
-            labels: free labels for the log; None: none.
+            image: RGB uint8 `[H, W, 3]` (not copied: do not change it meanwhile), encoded bytes, a
+                path, or a Pillow image.
+            image_id: name of the image in the log, 1 to 512 bytes; None or empty: a new UUID.
+            captured_at: capture time in Unix seconds; None: now.
+            labels: labels for the log; None: no labels.
             traceparent: W3C traceparent, passed on to the service and logged; empty: none.
 
         Raises:
-            edge.errors.EdgeError: nobody answered; see
-                `edge.decide.coordinator.InferenceCoordinator.ask`. The failure is counted; there is
-                no prediction to log.
-            SightlineError: INVALID_ARGUMENT: not a traceparent.
+            edge.errors.EdgeError: neither device nor cloud answered; see
+                `edge.decide.coordinator.InferenceCoordinator.ask`. The failure is counted, and
+                nothing is logged.
+            SightlineError: INVALID_ARGUMENT: the traceparent is malformed.
             ValueError: the name, the time or the labels cannot be logged.
         """
         with self._counting():
@@ -190,7 +191,7 @@ class EdgeNode:
         *,
         traceparent: str = "",
     ) -> Answer:
-        """Return the answer for one image, and logs it in the background; see `process`."""
+        """Return the answer for one image, and log it in the background; see `process`."""
         with self._counting():
             entry = _entry(image_id, captured_at, labels, traceparent)
             answer = await self._coordinator.aask(
@@ -210,25 +211,27 @@ class EdgeNode:
         workers: int = WORKERS,
         queue_size: int = QUEUE_SIZE,
     ) -> Iterator[Outcome]:
-        """Yield what becomes of each frame of the sources; every answer is logged.
+        """Yield the outcome of each frame of the sources; every answer is logged.
 
-        Ends when all sources have ended, which cameras never do; leaving the loop ends the reading.
-        Outcomes come as they are ready. Frames of cameras are dropped, oldest first, when there is
-        no time for them; those of files never are. Each prediction has the label `source`.
+        The iteration ends when all sources have ended; cameras never end. Leaving the loop stops
+        the reading. Outcomes are yielded in the order in which they are ready. Under load, the
+        oldest frames of cameras are dropped; frames of files never are. Each prediction has the
+        label `source`.
 
         Args:
-            sources: what to read: see `edge.sources.open_source` for words and paths.
-            every: take every n-th frame of what words and paths name, >= 1.
-            every_seconds: take a frame every so many seconds in place of that, > 0; None: `every`.
-            workers: frames that are answered at once, 1 to 1024. 1 keeps a source's frames in
-                order, which a tracker needs.
-            queue_size: frames of each source that may wait, 1 to 1024.
+            sources: sources, or paths, URLs and camera numbers; see `edge.sources.open_source`.
+            every: process every n-th frame of sources that are not `FrameSource` objects, >= 1.
+            every_seconds: process a frame every so many seconds instead, > 0; None: `every`
+                applies.
+            workers: number of frames that are processed concurrently, 1 to 1024. 1 keeps the frames
+                of a source in order, which a tracker needs.
+            queue_size: maximum number of queued frames per source, 1 to 1024.
 
         Raises:
             CoordinatorClosedError: the node is closed.
-            ValueError: a number is out of its range, or two sources have one name.
-            SightlineError: INVALID_ARGUMENT: a source's files are not there.
-            ModuleNotFoundError: a source needs OpenCV (the extra `video`).
+            ValueError: an argument is out of range, or two sources have the same name.
+            SightlineError: INVALID_ARGUMENT: the files of a source do not exist.
+            ModuleNotFoundError: a source needs OpenCV, which is not installed (extra `video`).
         """
         sampling = Sampling(every, every_seconds)
         return _closing(self._run(sources, sampling, workers, queue_size))
@@ -241,11 +244,11 @@ class EdgeNode:
         workers: int = WORKERS,
         queue_size: int = QUEUE_SIZE,
     ) -> AsyncIterator[Outcome]:
-        """Yield what becomes of each frame of the sources; see `run`."""
+        """Yield the outcome of each frame of the sources; see `run`."""
         sampling = Sampling(every, every_seconds)
         run = self._run(sources, sampling, workers, queue_size)
         loop = asyncio.get_running_loop()
-        # Threads of its own: a quiet camera would hold one of the few that all tasks share.
+        # Own threads: waiting for a camera would occupy a thread of the loop's shared executor.
         threads = ThreadPoolExecutor(2, "sightline-arun")
         try:
             while (outcome := await loop.run_in_executor(threads, next, run, None)) is not None:
@@ -256,7 +259,7 @@ class EdgeNode:
 
     @property
     def logger(self) -> PredictionLogger:
-        """Where predictions go; to flush it, for instance."""
+        """The logger of the predictions, which can be flushed."""
         return self._logger
 
     def stats(self) -> NodeStats:
@@ -271,23 +274,23 @@ class EdgeNode:
         )
 
     def serve_metrics(self, listen: str) -> str:
-        """Serve the statistics for Prometheus at `http://<listen>/metrics` until closed.
+        """Serve the metrics for Prometheus at `http://<listen>/metrics` until the node is closed.
 
         Args:
-            listen: host:port or [IPv6]:port; port 0: any free one.
+            listen: host:port or [IPv6]:port; port 0 selects a free port.
 
         Returns:
-            The address that is listened on, host:port.
+            The address of the server, host:port.
 
         Raises:
-            servicekit.settings.SettingsError: the address cannot be listened on.
-            ModuleNotFoundError: prometheus-client is not installed (the extra `metrics`).
-            ValueError: they are served already.
+            servicekit.settings.SettingsError: the server cannot listen on the address.
+            ModuleNotFoundError: prometheus-client is not installed (extra `metrics`).
+            ValueError: the metrics are already served.
         """
         from edge.metrics import NodeMetrics
 
         if self._metrics is not None:
-            raise ValueError(f"metrics are served already, at {self._metrics.address}")
+            raise ValueError(f"the metrics are already served at {self._metrics.address}")
         try:
             metrics = NodeMetrics(listen, self.stats)
         except (OSError, ValueError, OverflowError) as error:
@@ -296,14 +299,13 @@ class EdgeNode:
         return metrics.address
 
     def close(self) -> None:
-        """Close the node, the detector (where it has a method `close`), the client and the logger.
+        """Close the node, the detector (if it has a method `close`), the client and the logger.
 
-        Runs end; frames in hand are waited for up to a second.
-
-        What is not shipped within a few seconds stays in the spool, for the next process.
+        Runs end, after a wait of up to a second for frames in progress. Predictions that are not
+        shipped within a few seconds stay in the spool for the next process.
         """
         self._closed = True
-        with ExitStack() as parts:  # each is closed, whatever another one's closing raises
+        with ExitStack() as parts:  # closes every part, even if closing another one raises
             parts.callback(self._logger.close)
             if self._client is not None:
                 parts.callback(self._client.close)
@@ -353,18 +355,20 @@ class EdgeNode:
         if self._closed:
             raise CoordinatorClosedError
         opened = [
-            open_source(one, sampling) if isinstance(one, str | Path) else one for one in sources
+            open_source(source, sampling) if isinstance(source, str | Path) else source
+            for source in sources
         ]
-        names = [one.name for one in opened]
+        names = [source.name for source in opened]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"sources must be at least one, and have different names, are {names}")
+            rule = "sources must be at least one, and have different names"
+            raise ValueError(f"{rule}, got {names}")
         with self._runs_lock:
-            counts = {one: self._sources.get(one.name) or SourceCounts() for one in opened}
+            counts = {source: self._sources.get(source.name) or SourceCounts() for source in opened}
             run = NodeRun(counts, self._process_frame, workers=workers, queue_size=queue_size)
             self._runs.add(run)
-            self._sources.update({one.name: count for one, count in counts.items()})
+            self._sources.update({source.name: count for source, count in counts.items()})
             ended = [n for n, c in self._sources.items() if c.stats().state is SourceState.ENDED]
-            for name in ended[: max(len(self._sources) - _MOST_SOURCES, 0)]:
+            for name in ended[: max(len(self._sources) - _MAX_SOURCES, 0)]:
                 del self._sources[name]
         return run
 
@@ -398,7 +402,7 @@ class EdgeNode:
     def _verdict(self, answer: Answer) -> bool | None:
         if not self._defect_classes:
             return None
-        return any(found.class_name in self._defect_classes for found in answer.detections)
+        return any(detection.class_name in self._defect_classes for detection in answer.detections)
 
 
 def _entry(
@@ -414,13 +418,13 @@ def _entry(
         trace_id=trace_id_of(traceparent),
     )
     if image_id or labels or captured_at is not None:
-        # What cannot be logged is refused before anybody works for it.
+        # Reject what cannot be logged before the image is processed.
         Prediction(entry.image_id, "model", captured_at=entry.captured_at, labels=entry.labels)
     return entry
 
 
 def _closing(run: NodeRun) -> Iterator[Outcome]:
-    """The outcomes of a run that ends with the loop over it, however that is left."""
+    """Yield the outcomes of a run, and close the run when the loop over them is left."""
     try:
         yield from run
     finally:

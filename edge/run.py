@@ -1,4 +1,4 @@
-"""Answers for the frames of sources, several at once, in the order in which they are ready."""
+"""One run of a node over its sources: worker threads, and an iterator over the outcomes."""
 
 import threading
 import time
@@ -15,13 +15,13 @@ from edge.sources.frame import Frame, FrameSource
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one frame.
+    """The outcome of one frame: its answer or its error.
 
     Attributes:
         source: name of the frame's source.
         frame: the frame.
         answer: the answer, which is logged; None: there is none.
-        error: why there is no answer; None: there is one.
+        error: the error; None: there is an answer.
 
     Example:
         >>> from sightline import EdgeNode, EdgeSettings
@@ -44,19 +44,20 @@ class Outcome:
 
 
 class NodeRun(Iterator[Outcome]):
-    """Frames under way; iterate over it from any thread, and close it. The first `next` starts it.
+    """An iterator over the outcomes of frames. Thread-safe; it must be closed.
 
-    Nothing is read ahead without bound: when outcomes are not fetched, frames wait, and those of
-    live sources are dropped, oldest first.
+    The first `next` starts the reading. Reading ahead is bounded: if outcomes are not fetched,
+    frames wait in their queues, and live sources drop their oldest frames.
 
     Args:
-        sources: what to read, with where to count what becomes of the frames.
-        answer: answers for one frame of the source so named, and logs the answer.
-        workers: frames that are answered at once, >= 1. With 1, a source's frames stay in order.
-        queue_size: frames of each source that may wait, >= 1.
+        sources: the sources and their counters.
+        answer: returns the answer for one frame of the named source, and logs it.
+        workers: number of frames that are processed concurrently, 1 to 1024. With 1, the frames of
+            a source stay in order.
+        queue_size: maximum number of queued frames per source, 1 to 1024.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class NodeRun(Iterator[Outcome]):
     ) -> None:
         for name, value in (("workers", workers), ("queue_size", queue_size)):
             if not 1 <= value <= 1024:
-                raise ValueError(f"{name} must be 1 to 1024, is {value}")
+                raise ValueError(f"{name} must be 1 to 1024, got {value}")
         self._counts = dict(sources)
         self._answer = answer
         self._ready: deque[Outcome] = deque()
-        self._room = workers
+        self._ready_limit = workers
         self._working = workers
         self._closed = False
         self._changed = threading.Condition()
@@ -99,10 +100,10 @@ class NodeRun(Iterator[Outcome]):
             return outcome
 
     def close(self, timeout: float = 1.0) -> None:
-        """Want no more frames, and wait for those in hand; they are logged, but not given out.
+        """Stop the reading, and wait for frames in progress, which are logged but not returned.
 
         Args:
-            timeout: seconds to wait at most; what takes longer ends by itself.
+            timeout: seconds to wait at most. Frames that take longer end in the background.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -115,16 +116,16 @@ class NodeRun(Iterator[Outcome]):
             worker.join(max(deadline - time.monotonic(), 0.0))
 
     def _start(self) -> None:
-        """Begin to read: not before somebody asks, who can then also be relied on to close."""
+        """Start the threads. A run that is never iterated over starts none, so leaks none."""
         self._feed = Feed(self._counts, self._queue_size)
         for worker in self._workers:
             worker.start()
 
     def _work(self) -> None:
         try:
-            while self._feed is not None and (taken := self._feed.take()) is not None:
-                source, frame = taken
-                self._give(self._outcome(source, frame))
+            while self._feed is not None and (item := self._feed.take()) is not None:
+                source, frame = item
+                self._put(self._outcome(source, frame))
         finally:
             with self._changed:
                 self._working -= 1
@@ -134,18 +135,18 @@ class NodeRun(Iterator[Outcome]):
         counts = self._counts[source]
         try:
             answer = self._answer(source.name, frame)
-        except BaseException as error:  # noqa: BLE001 - it is the frame's, and goes to who asked for it
+        except BaseException as raised:  # noqa: BLE001 - the outcome carries every error
             counts.count_outcome(FrameOutcome.FAILED)
-            told = error if isinstance(error, Exception) else RuntimeError(repr(error))
-            return Outcome(source.name, frame, None, told)
+            error = raised if isinstance(raised, Exception) else RuntimeError(repr(raised))
+            return Outcome(source.name, frame, None, error)
         counts.count_outcome(
             FrameOutcome.BY_DEVICE if answer.source is Source.DEVICE else FrameOutcome.BY_CLOUD
         )
         return Outcome(source.name, frame, answer, None)
 
-    def _give(self, outcome: Outcome) -> None:
+    def _put(self, outcome: Outcome) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._ready) < self._room)
+            self._changed.wait_for(lambda: self._closed or len(self._ready) < self._ready_limit)
             if not self._closed:
                 self._ready.append(outcome)
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Settings of an edge node; `servicekit.settings` says where they come from."""
+"""The settings of an edge node; `servicekit.settings` reads them."""
 
 import dataclasses
 import socket
@@ -32,7 +32,7 @@ from servicekit.settings import (
 
 
 class EdgeSettings(ClientTlsSettings):
-    """What an edge node can be told.
+    """The settings of an edge node.
 
     Example:
         >>> from sightline import EdgeNode, EdgeSettings
@@ -59,36 +59,37 @@ class EdgeSettings(ClientTlsSettings):
         default_factory=socket.gethostname,
         min_length=1,
         max_length=256,
-        description="name of this device, unique in the fleet; not given: the host's name",
+        description="name of this device, unique in the fleet; default: the host's name",
     )
     spool_dir: OptionalPath = Field(
         None,
-        description="folder of the spool; not given: sightline/<device_id> in the state folder",
+        description="folder of the spool; default: sightline/<device_id> in the state folder",
     )
     api_key: SecretStr | None = Field(
-        None, description="API key or JWT for both services; not given: none is sent"
+        None, description="API key or JWT for both services; default: none"
     )
     api_key_file: OptionalPath = Field(
         None,
-        description="file that holds the API key or JWT, read anew for every call, so that it can"
-        " be replaced; in place of api_key",
+        description="file with the API key or JWT, instead of api_key; it is read for every call,"
+        " so it can be replaced at any time",
     )
     on_full: OnFull = Field("drop_oldest", description="what log() does when memory is full")
     memory_predictions: MemoryPredictions = Field(
         LogOptions.memory_predictions,
-        description="predictions that may wait in memory for the spool",
+        description="maximum number of predictions in memory that are not spooled yet",
     )
     memory_bytes: MemoryBytes = Field(
         LogOptions.memory_bytes,
-        description="predictions that may wait in memory for the spool, bytes on the wire",
+        description="maximum size of the predictions in memory that are not spooled yet, encoded"
+        " bytes",
     )
     spool_bytes: SpoolBytes = Field(
         LogOptions.spool_bytes,
-        description="size at which the spool gives up its oldest, bytes",
+        description="size at which the spool drops its oldest predictions, bytes",
     )
     spool_age_seconds: SpoolAgeSeconds = Field(
         LogOptions.spool_age_seconds,
-        description="age at which a spooled prediction is given up, s; 0: never",
+        description="age at which a spooled prediction is dropped, s; 0: never",
     )
     disk_reserve_bytes: DiskReserveBytes = Field(
         LogOptions.disk_reserve_bytes,
@@ -96,37 +97,37 @@ class EdgeSettings(ClientTlsSettings):
     )
     batch_size: BatchSize = Field(
         LogOptions.batch_size,
-        description="predictions in one message to the ingest service at most",
+        description="maximum number of predictions in one message to the ingest service",
     )
     batch_bytes: BatchBytes = Field(
         LogOptions.batch_bytes,
-        description="bytes of one message at most; one prediction is sent whatever its size",
+        description="maximum size of one message, bytes; a larger prediction is sent alone",
     )
     batch_timeout_seconds: BatchTimeoutSeconds = Field(
         LogOptions.batch_timeout_seconds,
-        description="how long a spooled prediction waits for others at most, s",
+        description="maximum time that a spooled prediction waits for others, s",
     )
     stream_size: StreamSize = Field(
         LogOptions.stream_size,
-        description="predictions in one stream, which is answered once",
+        description="maximum number of predictions in one stream, which gets one response",
     )
     compression: Compression = Field(
         LogOptions.compression,
-        description="of messages to the ingest service: none, or gzip, which spares the network"
-        " and costs the device's CPU",
+        description="compression of messages to the ingest service: none, or gzip, which saves"
+        " bandwidth and costs CPU time on the device",
     )
 
     def log_options(self) -> LogOptions:
-        """Return the part that tunes a logger."""
-        names = (one.name for one in dataclasses.fields(LogOptions))
+        """Return the options of a logger."""
+        names = (field.name for field in dataclasses.fields(LogOptions))
         return LogOptions(**{name: getattr(self, name) for name in names})
 
     # Answering: the device's model and the inference service.
     mode: Literal["auto", "device", "cloud", "cascade", "hedged"] = Field(
         default="auto",
-        description="who answers: auto (the device, then the cloud), device, cloud, cascade (the"
-        " cloud, too, where the device is unsure) or hedged (the cloud, too, where the device is"
-        " slow)",
+        description="mode of inference: auto (the device, the cloud if it fails), device, cloud,"
+        " cascade (also the cloud if the device is unsure) or hedged (also the cloud if the device"
+        " is slow)",
     )
     inference_target: Address = Field(
         default="127.0.0.1:50052",
@@ -136,99 +137,100 @@ class EdgeSettings(ClientTlsSettings):
         default=8.0,
         gt=0,
         le=3600,
-        description="budget of one image, device and cloud together, s",
+        description="time budget of one image, for the device and the cloud together, s",
     )
     cloud_reserve_seconds: float = Field(
         default=1.0,
         ge=0,
         le=3600,
-        description="time that must be left for the cloud to be asked, s",
+        description="part of the time budget that is reserved for the cloud, s",
     )
     cascade_low: float = Field(
         default=Cascade.low,
         ge=0,
         le=1,
-        description="confidence from which on the device is unsure, in mode cascade",
+        description="lower end of the confidences at which the device is unsure, in mode cascade",
     )
     cascade_high: float = Field(
         default=Cascade.high,
         ge=0,
         le=1,
-        description="confidence up to which the device is unsure, in mode cascade",
+        description="upper end of the confidences at which the device is unsure, in mode cascade",
     )
     cascade_any: bool = Field(
         default=Cascade.any,
-        description="whether one detection in the band is enough to ask the cloud; else the most"
-        " confident one must be in it",
+        description="ask the cloud if any detection is unsure; else only if the most confident one"
+        " is",
     )
     cascade_empty: bool = Field(
         default=Cascade.empty,
-        description="whether the cloud is asked about images in which the device finds nothing",
+        description="ask the cloud about images in which the device detects nothing",
     )
     breaker_failures: int = Field(
         default=Policy.breaker_failures,
         ge=1,
         le=1000,
-        description="requests in a row that the cloud fails until it is left alone",
+        description="consecutive failures of the cloud after which its circuit breaker opens",
     )
     breaker_seconds: float = Field(
         default=Policy.breaker_seconds,
         gt=0,
         le=3600,
-        description="how long it is left alone before one request tries again, s",
+        description="time after which an open circuit breaker permits one probe request, s",
     )
     retry_tokens: int = Field(
         default=Policy.retry_tokens,
         ge=1,
         le=1000,
-        description="tokens that failed tries at the cloud use up; with half of them left or less,"
-        " nothing is retried",
+        description="number of retry tokens; a failed try at the cloud removes one, and nothing is"
+        " retried while half of them or fewer are left",
     )
     retry_token_ratio: float = Field(
         default=Policy.retry_token_ratio,
         gt=0,
         le=1,
-        description="what an answer of the cloud gives back of a token",
+        description="fraction of a retry token that an answer of the cloud adds",
     )
     device_model: OptionalPath = Field(
         default=None,
-        description="model file on the device; not given: it has none, the cloud answers",
+        description="model file on the device; default: none, the cloud answers",
     )
     device_model_name: str = Field(
         default="",
         max_length=256,
-        description="name of device_model in the log; empty: its file's name",
+        description="name of device_model in the log; empty: the name of its file",
     )
     device_model_version: str = Field(
-        default="", max_length=256, description="version of device_model; empty: from its SHA-256"
+        default="",
+        max_length=256,
+        description="version of device_model in the log; empty: derived from its SHA-256",
     )
     detector: Literal["onnx", "ultralytics"] = Field(
-        default="onnx", description="what runs device_model"
+        default="onnx", description="runtime of device_model"
     )
     device_tracker: Literal["", "bytetrack", "botsort"] = Field(
         default="",
-        description="tracker that gives objects an identity across frames, of detector ultralytics;"
-        " it needs one source per node; empty: none",
+        description="tracker that identifies objects across frames, for detector ultralytics; it"
+        " needs one source per node; empty: none",
     )
     device_process: bool = Field(
         default=False,
-        description="run device_model in a process of its own, so that a crash or a hang of its"
-        " runtime ends that process and not the node",
+        description="run device_model in a separate process, so that a crash or a hang of its"
+        " runtime does not end the node",
     )
     device_hang_seconds: float = Field(
         default=10.0,
         gt=0,
         le=3600,
-        description="time after which a run of device_model in its own process is given up and the"
-        " process is killed, s",
+        description="duration of one run of device_model after which its process is killed, s",
     )
     device_providers: Words = Field(
         default=("CPUExecutionProvider",),
         min_length=1,
-        description="execution providers of detector onnx, first choice first, comma-separated",
+        description="execution providers of detector onnx in order of preference, comma-separated",
     )
     cloud_model: str = Field(
-        default="", description="model that the inference service should use; empty: its default"
+        default="", description="model of the inference service to use; empty: its default"
     )
     cloud_model_version: str = Field(
         default="", description="version of cloud_model; empty: its default version"
@@ -236,45 +238,46 @@ class EdgeSettings(ClientTlsSettings):
     cloud_labels: Literal["same", "any"] = Field(
         default="same",
         description="labels that the cloud's model may have in the modes cascade and hedged: same"
-        " (as the device's model, after cloud_label_map) or any",
+        " (those of the device's model, after cloud_label_map) or any",
     )
     cloud_label_map: Words = Field(
         default=(),
-        description="classes that the cloud calls otherwise than the device, as cloud=device,"
+        description="classes of the cloud to rename to classes of the device, as cloud=device,"
         " comma-separated",
     )
     upload_above_bytes: int = Field(
         default=UPLOAD_ABOVE_BYTES,
         ge=0,
         le=1 << 30,
-        description="size from which on an encoded image is uploaded to the cloud once, and"
-        " referred to in each try, bytes",
+        description="size above which an encoded image is uploaded to the cloud once and sent as a"
+        " reference in each try, bytes",
     )
     cloud_downscale: bool = Field(
         default=False,
-        description="whether images are shrunk to the input of the cloud's model before they leave",
+        description="downscale images to the input size of the cloud's model before they are sent",
     )
     confidence_threshold: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="least confidence of a detection; not given: each model's own",
+        description="minimum confidence of a detection; default: that of each model",
     )
     iou_threshold: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="overlap at which one box goes; not given: each model's own",
+        description="overlap (IoU) above which the weaker of two boxes of one class is dropped;"
+        " default: that of each model",
     )
     max_detections: int | None = Field(
         default=None,
         ge=1,
         le=10_000,
-        description="detections per image; not given: each model's own",
+        description="maximum number of detections per image; default: that of each model",
     )
     defect_classes: Words = Field(
         default=(),
-        description="classes that are defects, comma-separated; empty: no verdict is logged",
+        description="classes that are defects, comma-separated; empty: log no defect_detected",
     )
 
     metrics_listen: OptionalTcpAddress = Field(
@@ -284,7 +287,7 @@ class EdgeSettings(ClientTlsSettings):
 
     @property
     def label_map(self) -> dict[str, str]:
-        """The device's name for classes that the cloud calls otherwise."""
+        """The device's names for classes of the cloud, by the cloud's names."""
         return dict(word.split("=", 1) for word in self.cloud_label_map)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Counts of what became of a node's images, and how long the answers took."""
+"""Counters of a node's answers and failures, and percentiles of its latencies."""
 
 import threading
 from collections import Counter, deque
@@ -13,12 +13,12 @@ from edge.records import CloudReason, Source
 from edge.sources.counts import SourceStats
 from servicekit.errors import SightlineError
 
-_WINDOW = 1024  # answers that the percentiles look back on
+_WINDOW = 1024  # number of latest answers that the percentiles cover
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Percentiles of a time in milliseconds, over the last 1024 answers; nearest ranks.
+    """Percentiles of a latency in milliseconds over the latest 1024 answers (nearest rank).
 
     None: there is no such answer yet.
     """
@@ -30,36 +30,36 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the images so far."""
+    """The counts and latencies of a node's images so far."""
 
     by_device: int
-    """Answered by the device."""
+    """Images that the device answered."""
     by_cloud: Mapping[CloudReason, int]
-    """Answered by the cloud, by the reason why it was asked."""
+    """Images that the cloud answered, by the reason why it was asked."""
     failed: Mapping[str, int]
-    """Not answered, by the error's reason, or its class where it has none."""
+    """Images without an answer, by the error's reason, or its class if it has no reason."""
     fallback_rate: float
     """Share of the answers that came from the cloud, 0 to 1; 0 without an answer."""
     device_milliseconds: Latency
-    """Until the device answered or was given up, of the answers for which it was asked."""
+    """Times until the device answered or its answer was dropped."""
     cloud_milliseconds: Latency
-    """From the first try at the cloud to its answer, of the answers for which it was asked."""
+    """Times from the first try at the cloud to its answer."""
     total_milliseconds: Latency
-    """From the request to the answer."""
+    """Times from the request to the answer."""
     cloud_bytes: int
-    """Bytes of images that went to the cloud for the answers it gave."""
+    """Image bytes sent to the cloud for the answers that it gave."""
     cloud_bytes_saved: int
-    """Bytes that did not have to, because images were shrunk before."""
+    """Image bytes saved by downscaling."""
 
     @property
     def answered(self) -> int:
-        """Answered by whomever."""
+        """The number of images that the device or the cloud answered."""
         return self.by_device + sum(self.by_cloud.values())
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStats:
-    """What became of a node's images, and of what it logged.
+    """The statistics of a node: its images, sources, coordinator and logger.
 
     Example:
         >>> from sightline import EdgeNode, EdgeSettings
@@ -78,13 +78,13 @@ class NodeStats:
 
     pictures: Counts
     sources: Mapping[str, SourceStats]
-    """Frames by source, of the sources that `run` and `arun` were given."""
+    """Counts by source name, for the sources of `run` and `arun`."""
     coordinator: CoordinatorStats
     logger: LoggerStats
 
 
 class Tally:
-    """Counts answers and failures; safe in threads."""
+    """Counters of answers and failures. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -113,7 +113,7 @@ class Tally:
                 self._by_cloud[answer.cloud_reason] += 1
 
     def failed(self, error: Exception) -> None:
-        """Count an image that got no answer."""
+        """Count an image without an answer."""
         reason = error.reason if isinstance(error, SightlineError) else type(error).__name__
         with self._lock:
             self._failed[reason] += 1

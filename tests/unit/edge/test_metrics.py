@@ -83,7 +83,7 @@ def test_an_address_that_is_none_is_told_by_the_settings_name(tmp_path: Path, ad
 def test_metrics_are_served_once(tmp_path: Path) -> None:
     with node(tmp_path) as (made, _):
         made.serve_metrics("127.0.0.1:0")
-        with pytest.raises(ValueError, match="served already"):
+        with pytest.raises(ValueError, match="already served"):
             made.serve_metrics("127.0.0.1:0")
 
 
