@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sightline.inference.v1 import inference_service_pb2
 
-from edge.cloud.shrink import Scale
+from edge.cloud.downscale import Scale
 from edge.cloud.types import ModelHint
 
 _CHUNK = 256 << 10

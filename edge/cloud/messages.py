@@ -16,7 +16,7 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from sightline.types.v1 import prediction_pb2
 
 from edge.cloud.call import InferCall
-from edge.cloud.shrink import Scale, shrunk
+from edge.cloud.downscale import Scale, downscaled
 from edge.cloud.types import (
     ClassScore,
     ImageAnswer,
@@ -57,8 +57,8 @@ def prepare(
 ) -> InferCall:
     """Return a checked request; see `edge.cloud.client.InferenceClient.infer`.
 
-    `input_size` is the width and height of the model's input in pixels: larger images are shrunk
-    to it. None: images are sent in full size.
+    `input_size` is the width and height of the model's input in pixels, to which larger images
+    are downscaled. None: images are sent in full size.
 
     Raises:
         SightlineError: INVALID_ARGUMENT, naming the field and its bound.
@@ -160,22 +160,22 @@ def _check_images(images: Sequence[Image], image_ids: Sequence[str]) -> None:
 def _to_send(
     image: Image, array_format: ArrayFormat, input_size: tuple[int, int] | None, field: str
 ) -> tuple[bytes, Scale | None, int]:
-    """Return the bytes to send, their scale if the image was shrunk, and the bytes saved.
+    """Return the bytes to send, their scale if the image was downscaled, and the bytes saved.
 
     For images that are passed as pixels the bytes saved are 0: the full image is never encoded.
     """
     if input_size is None:
         return encoded(image, array_format=array_format, field=field), None, 0
     if not isinstance(image, bytes | str | Path):
-        small = shrunk(image, input_size, field)
+        small = downscaled(image, input_size, field)
         if small is None:
             return encoded(image, array_format=array_format, field=field), None, 0
         return *small, 0
-    whole = encoded(image, field=field)
-    small = shrunk(whole, input_size, field)
-    if small is None or len(small[0]) >= len(whole):
-        return whole, None, 0
-    return *small, len(whole) - len(small[0])
+    full = encoded(image, field=field)
+    small = downscaled(full, input_size, field)
+    if small is None or len(small[0]) >= len(full):
+        return full, None, 0
+    return *small, len(full) - len(small[0])
 
 
 def _model(model: ModelHint) -> inference_pb2.ModelHint:

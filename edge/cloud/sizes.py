@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from edge.cloud.shrink import ModelInput, model_inputs
+from edge.cloud.downscale import ModelInput, model_inputs
 from edge.cloud.types import ModelHint, ModelInfo
 from servicekit.errors import SightlineError
 

@@ -67,7 +67,7 @@ ONLY_IN = {
     "ptars": ("ingest_service/receive/ptars_decoder.py",),
 }
 CORES = (
-    "edge/cloud/shrink.py",
+    "edge/cloud/downscale.py",
     "edge/decide/core.py",
     "edge/decide/events.py",
     "edge/decide/labels.py",

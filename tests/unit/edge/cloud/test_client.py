@@ -29,7 +29,7 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class Blocking:
-    """Calls the sync client."""
+    """The threaded client, with its own interface."""
 
     def __init__(self, endpoint: Endpoint | str, **options: Any) -> None:
         self.client = InferenceClient(endpoint, **options)
@@ -44,7 +44,7 @@ class Blocking:
 
 
 class Awaiting:
-    """Calls the async client on a loop of its own."""
+    """The asyncio client on a separate loop, with the interface of the threaded one."""
 
     def __init__(self, endpoint: Endpoint | str, **options: Any) -> None:
         self.endpoint = endpoint
@@ -70,7 +70,7 @@ def client_class(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_a_picture_is_answered(client_class: Any) -> None:
+def test_a_image_is_answered(client_class: Any) -> None:
     with serving(Reply()) as fake:
         answer = client_class(fake.target).infer([b"\xff\xd8picture"], image_ids=["frame-1"])
     (result,) = answer.results
@@ -120,8 +120,8 @@ def test_without_hint_parameters_trace_and_key_none_are_sent(client_class: Any) 
 def test_every_call_has_its_own_key_unless_it_is_given_one() -> None:
     key = str(uuid.uuid4())
     with serving(Reply()) as fake, InferenceClient(fake.target) as client:
-        for given in (None, None, key, key):
-            client.infer([b"picture"], idempotency_key=given)
+        for idempotency_key in (None, None, key, key):
+            client.infer([b"picture"], idempotency_key=idempotency_key)
     keys = [seen.metadata["idempotency-key"] for seen in fake.seen]
     assert len(set(keys[:2])) == 2
     assert keys[2:] == [key, key]
@@ -132,7 +132,7 @@ def test_a_replayed_answer_says_so(client_class: Any) -> None:
         assert client_class(fake.target).infer([b"picture"]).idempotent_replayed
 
 
-def test_classes_and_errors_of_single_pictures(client_class: Any) -> None:
+def test_classes_and_errors_of_single_images(client_class: Any) -> None:
     classified = inference_pb2.ImageResult(
         image_width=8,
         image_height=4,
@@ -225,12 +225,12 @@ def test_nobody_listening_is_unavailable(client_class: Any) -> None:
         ({"traceparent": "00-xyz"}, "traceparent"),
     ],
 )
-def test_a_bad_question_is_refused_by_name_before_anything_is_sent(
+def test_a_bad_request_is_refused_by_name_before_anything_is_sent(
     client_class: Any, options: dict[str, Any], field: str
 ) -> None:
-    question = {"images": [b"picture"], **options}
+    arguments = {"images": [b"picture"], **options}
     with serving(Reply()) as fake, pytest.raises(SightlineError) as caught:
-        client_class(fake.target).infer(**question)
+        client_class(fake.target).infer(**arguments)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert [violation.field for violation in caught.value.violations] == [field]
     assert fake.seen == []
@@ -250,17 +250,17 @@ def test_after_an_outage_the_next_connection_is_tried_inside_a_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # gRPC takes the first of two values of one option, so there must be only one.
-    given: list[tuple[str, object]] = []
+    passed: list[tuple[str, object]] = []
 
     def record(target: str, options: list[tuple[str, object]]) -> grpc.Channel:
-        given.extend(options)
+        passed.extend(options)
         return connect(target, options)
 
     connect = grpc.insecure_channel
     monkeypatch.setattr(grpc, "insecure_channel", record)
     with InferenceClient("127.0.0.1:1"):
         pass
-    waits = [value for name, value in given if name == "grpc.max_reconnect_backoff_ms"]
+    waits = [value for name, value in passed if name == "grpc.max_reconnect_backoff_ms"]
     assert waits == [1000]
 
 
@@ -327,7 +327,7 @@ def test_closing_ends_a_call_under_way_as_cancelled() -> None:
     assert [error.code for error in caught] == [grpc.StatusCode.CANCELLED]
 
 
-def test_a_cancelled_question_says_so() -> None:
+def test_a_cancelled_request_says_so() -> None:
     with serving(Hang()) as fake, InferenceClient(fake.target) as client:
         pending = client.send(prepare([b"picture"]), timeout=5.0)
         pending.cancel()
@@ -337,7 +337,7 @@ def test_a_cancelled_question_says_so() -> None:
 
 
 def waits_for_result() -> bool:
-    """Whether the main thread is inside `PendingAnswer.result`."""
+    """Return True if the main thread is in `PendingAnswer.result`."""
     main = threading.main_thread().ident
     frame = sys._current_frames()[main] if main else None
     while frame is not None and frame.f_code is not PendingAnswer.result.__code__:

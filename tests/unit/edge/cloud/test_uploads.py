@@ -1,4 +1,4 @@
-"""Large pictures: uploaded once and referred to, and what happens where that does not work."""
+"""Uploads of large images: one upload per request, references, and failures."""
 
 import asyncio
 import gc
@@ -42,18 +42,18 @@ FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
 UNAVAILABLE = Refuse(SightlineError(grpc.StatusCode.UNAVAILABLE, "DRAINING", "draining"))
 
 
-def client(fake: FakeInference, above: int | None = 1000) -> InferenceClient:
+def new_client(fake: FakeInference, above: int | None = 1000) -> InferenceClient:
     return InferenceClient(fake.target, upload_above_bytes=above)
 
 
 def sent(seen: Seen) -> list[str | bytes]:
-    """How each picture of a call came: its reference, or itself."""
+    """Return the reference or the bytes of each image of a call."""
     return [image.reference or image.data for image in seen.request.images]
 
 
-def test_a_large_picture_is_uploaded_and_referred_to() -> None:
-    with serving(Reply(), uploads=[Reply()]) as fake, client(fake) as asked:
-        answer = asked.infer([LARGE], image_ids=["frame-1"])
+def test_a_large_image_is_uploaded_and_referred_to() -> None:
+    with serving(Reply(), uploads=[Reply()]) as fake, new_client(fake) as client:
+        answer = client.infer([LARGE], image_ids=["frame-1"])
     (seen,) = fake.seen
     assert fake.uploads == [LARGE]
     assert sent(seen) == ["ref-0"]
@@ -64,8 +64,8 @@ def test_a_large_picture_is_uploaded_and_referred_to() -> None:
 
 @pytest.mark.parametrize(("above", "uploads"), [(len(LARGE), 0), (len(LARGE) - 1, 1), (None, 0)])
 def test_the_size_is_a_setting(above: int | None, uploads: int) -> None:
-    with serving(Reply(), uploads=[Reply()]) as fake, client(fake, above) as asked:
-        asked.infer([LARGE])
+    with serving(Reply(), uploads=[Reply()]) as fake, new_client(fake, above) as client:
+        client.infer([LARGE])
     assert len(fake.uploads) == uploads
 
 
@@ -74,9 +74,9 @@ def test_a_size_below_none_is_refused() -> None:
         InferenceClient("127.0.0.1:1", upload_above_bytes=-1)
 
 
-def test_small_and_large_pictures_go_together() -> None:
-    with serving(Reply(), uploads=[Reply()]) as fake, client(fake) as asked:
-        answer = asked.infer([b"small", LARGE, LARGE[::-1]])
+def test_small_and_large_images_go_together() -> None:
+    with serving(Reply(), uploads=[Reply()]) as fake, new_client(fake) as client:
+        answer = client.infer([b"small", LARGE, LARGE[::-1]])
     assert sent(fake.seen[0]) == [b"small", "ref-0", "ref-1"]
     assert fake.uploads == [LARGE, LARGE[::-1]]
     assert answer.bytes_sent == 5 + 2 * len(LARGE)
@@ -86,8 +86,8 @@ def test_a_retry_sends_the_reference_only() -> None:
     policy = Policy(mode=Mode.CLOUD, backoff=lambda n: 0.01)
     with (
         serving(UNAVAILABLE, UNAVAILABLE, Reply(), uploads=[Reply()]) as fake,
-        client(fake) as asked,
-        InferenceCoordinator(None, asked, policy) as coordinator,
+        new_client(fake) as client,
+        InferenceCoordinator(None, client, policy) as coordinator,
     ):
         answer = coordinator.ask(LARGE)
     assert [sent(seen) for seen in fake.seen] == [["ref-0"]] * 3
@@ -100,8 +100,8 @@ def test_an_upload_that_failed_is_retried_as_a_whole() -> None:
     policy = Policy(mode=Mode.CLOUD, backoff=lambda n: 0.01)
     with (
         serving(Reply(), uploads=[UNAVAILABLE, Reply()]) as fake,
-        client(fake) as asked,
-        InferenceCoordinator(None, asked, policy) as coordinator,
+        new_client(fake) as client,
+        InferenceCoordinator(None, client, policy) as coordinator,
     ):
         answer = coordinator.ask(LARGE)
     assert [attempt.error for attempt in answer.attempts] == ["DRAINING", ""]
@@ -110,15 +110,18 @@ def test_an_upload_that_failed_is_retried_as_a_whole() -> None:
 
 
 def test_a_lost_reference_is_uploaded_once_more() -> None:
-    with serving(Forget(), Reply(), uploads=[Reply()]) as fake, client(fake) as asked:
-        answer = asked.infer([LARGE])
+    with serving(Forget(), Reply(), uploads=[Reply()]) as fake, new_client(fake) as client:
+        answer = client.infer([LARGE])
     assert [sent(seen) for seen in fake.seen] == [["ref-0"], ["ref-1"]]
     assert answer.bytes_sent == 2 * len(LARGE)
 
 
-def test_lost_again_the_picture_goes_with_the_question() -> None:
-    with serving(Forget(), Forget(), Reply(), uploads=[Reply()]) as fake, client(fake) as asked:
-        answer = asked.infer([LARGE])
+def test_lost_again_the_image_goes_with_the_request() -> None:
+    with (
+        serving(Forget(), Forget(), Reply(), uploads=[Reply()]) as fake,
+        new_client(fake) as client,
+    ):
+        answer = client.infer([LARGE])
     assert [sent(seen) for seen in fake.seen] == [["ref-0"], ["ref-1"], [LARGE]]
     assert answer.bytes_sent == 3 * len(LARGE)
 
@@ -128,11 +131,11 @@ GONE = inference_pb2.ImageResult(
 )
 
 
-def test_a_reference_that_is_lost_among_good_pictures_is_uploaded_once_more() -> None:
+def test_a_reference_that_is_lost_among_good_images_is_uploaded_once_more() -> None:
     partly = Reply([scratch("a"), GONE, scratch("c")])
     pictures = [b"small", LARGE, LARGE[::-1]]
-    with serving(partly, Reply(), uploads=[Reply()]) as fake, client(fake) as asked:
-        answer = asked.infer(pictures, image_ids=["a", "b", "c"])
+    with serving(partly, Reply(), uploads=[Reply()]) as fake, new_client(fake) as client:
+        answer = client.infer(pictures, image_ids=["a", "b", "c"])
     assert [sent(seen) for seen in fake.seen] == [
         [b"small", "ref-0", "ref-1"],
         [b"small", "ref-2", "ref-1"],
@@ -142,16 +145,16 @@ def test_a_reference_that_is_lost_among_good_pictures_is_uploaded_once_more() ->
     assert answer.bytes_sent == 2 * 5 + 3 * len(LARGE)
 
 
-def test_an_error_of_a_picture_that_was_not_referred_to_is_its_answer() -> None:
-    with serving(Reply([GONE, scratch()]), uploads=[Reply()]) as fake, client(fake) as asked:
-        answer = asked.infer([b"small", LARGE])
+def test_an_error_of_a_image_that_was_not_referred_to_is_its_answer() -> None:
+    with serving(Reply([GONE, scratch()]), uploads=[Reply()]) as fake, new_client(fake) as client:
+        answer = client.infer([b"small", LARGE])
     first, second = answer.results
     assert first.error is not None
     assert (first.error.reason, second.error) == ("REFERENCE_GONE", None)
     assert len(fake.seen) == 1
 
 
-def test_a_lost_reference_beside_a_bad_picture_does_not_hide_its_answer() -> None:
+def test_a_lost_reference_beside_a_bad_image_does_not_hide_its_answer() -> None:
     all_bad = SightlineError(
         grpc.StatusCode.INVALID_ARGUMENT,
         "IMAGES_INVALID",
@@ -162,39 +165,39 @@ def test_a_lost_reference_beside_a_bad_picture_does_not_hide_its_answer() -> Non
         ],
     )
     script = (Refuse(all_bad), Reply())
-    with serving(*script, uploads=[Reply()]) as fake, client(fake) as asked:
-        asked.infer([b"small", LARGE])
+    with serving(*script, uploads=[Reply()]) as fake, new_client(fake) as client:
+        client.infer([b"small", LARGE])
     assert [sent(seen) for seen in fake.seen] == [[b"small", "ref-0"], [b"small", LARGE]]
 
 
-def test_pictures_that_are_bad_themselves_are_not_sent_again() -> None:
+def test_images_that_are_bad_themselves_are_not_sent_again() -> None:
     fields = [FieldViolation(f"images[{n}].data", "must be a picture") for n in (0, 1)]
     bad = SightlineError(
         grpc.StatusCode.INVALID_ARGUMENT, "IMAGES_INVALID", "all bad", violations=fields
     )
     with (
         serving(Refuse(bad), uploads=[Reply()]) as fake,
-        client(fake) as asked,
+        new_client(fake) as client,
         pytest.raises(SightlineError, match="all bad"),
     ):
-        asked.infer([b"small", LARGE])
+        client.infer([b"small", LARGE])
     assert len(fake.seen) == 1
 
 
-def test_a_key_that_seems_reused_is_asked_again_with_the_picture_itself() -> None:
+def test_a_key_that_seems_reused_is_asked_again_with_the_image_itself() -> None:
     # A service that cannot read a reference takes the question for another one.
     reused = Refuse(
         SightlineError(grpc.StatusCode.FAILED_PRECONDITION, "IDEMPOTENCY_KEY_REUSED", "reused")
     )
-    with serving(reused, Reply(), uploads=[Reply()]) as fake, client(fake) as asked:
-        asked.infer([LARGE])
+    with serving(reused, Reply(), uploads=[Reply()]) as fake, new_client(fake) as client:
+        client.infer([LARGE])
     assert [sent(seen) for seen in fake.seen] == [["ref-0"], [LARGE]]
     with (
         serving(reused, uploads=[Reply()]) as fake,
-        client(fake) as asked,
+        new_client(fake) as client,
         pytest.raises(SightlineError, match="IDEMPOTENCY_KEY_REUSED"),
     ):
-        asked.infer([LARGE])
+        client.infer([LARGE])
     assert len(fake.seen) == 2  # it was reused
 
 
@@ -215,17 +218,17 @@ def test_not_found_of_something_else_is_no_lost_reference() -> None:
     unknown = Refuse(SightlineError(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", "no such model"))
     with (
         serving(unknown, uploads=[Reply()]) as fake,
-        client(fake) as asked,
+        new_client(fake) as client,
         pytest.raises(SightlineError, match="MODEL_NOT_FOUND"),
     ):
-        asked.infer([LARGE])
+        client.infer([LARGE])
     assert (len(fake.seen), len(fake.uploads)) == (1, 1)
 
 
-def test_a_service_without_uploads_gets_the_picture_and_is_not_asked_again() -> None:
-    with serving(Reply()) as fake, client(fake) as asked:
+def test_a_service_without_uploads_gets_the_image_and_is_not_asked_again() -> None:
+    with serving(Reply()) as fake, new_client(fake) as client:
         for _ in range(2):
-            asked.infer([LARGE])
+            client.infer([LARGE])
     assert [sent(seen) for seen in fake.seen] == [[LARGE]] * 2
     assert fake.upload_calls == 1
 
@@ -238,11 +241,11 @@ def test_a_service_without_uploads_gets_the_picture_and_is_not_asked_again() -> 
         ("UNAVAILABLE", "UPLOAD_STORE_UNAVAILABLE"),
     ],
 )
-def test_where_there_is_no_room_the_picture_goes_with_the_question(code: str, reason: str) -> None:
+def test_where_there_is_no_room_the_image_goes_with_the_request(code: str, reason: str) -> None:
     refused = Refuse(SightlineError(grpc.StatusCode[code], reason, "no room"))
-    with serving(Reply(), uploads=[refused, Reply()]) as fake, client(fake) as asked:
-        asked.infer([LARGE])
-        asked.infer([LARGE])
+    with serving(Reply(), uploads=[refused, Reply()]) as fake, new_client(fake) as client:
+        client.infer([LARGE])
+        client.infer([LARGE])
     assert [sent(seen) for seen in fake.seen] == [[LARGE], ["ref-0"]]
 
 
@@ -250,9 +253,9 @@ def test_a_service_says_for_how_long_it_has_no_room() -> None:
     full = SightlineError(
         grpc.StatusCode.RESOURCE_EXHAUSTED, "UPLOAD_QUOTA_EXCEEDED", "full", retry_after=300
     )
-    with serving(Reply(), uploads=[Refuse(full), Reply()]) as fake, client(fake) as asked:
+    with serving(Reply(), uploads=[Refuse(full), Reply()]) as fake, new_client(fake) as client:
         for _ in range(2):
-            asked.infer([LARGE])
+            client.infer([LARGE])
     assert [sent(seen) for seen in fake.seen] == [[LARGE]] * 2
     assert fake.upload_calls == 1
 
@@ -287,43 +290,43 @@ def test_other_errors_of_an_upload_are_the_questions(code: str) -> None:
     refused = Refuse(SightlineError(grpc.StatusCode[code], "NO", "no"))
     with (
         serving(Reply(), uploads=[refused]) as fake,
-        client(fake) as asked,
+        new_client(fake) as client,
         pytest.raises(SightlineError) as caught,
     ):
-        asked.infer([LARGE])
+        client.infer([LARGE])
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode[code], "NO")
     assert fake.seen == []
 
 
-def test_an_upload_that_is_refused_names_the_picture() -> None:
+def test_an_upload_that_is_refused_names_the_image() -> None:
     refused = invalid("header.size_bytes", "must be at most 9", reason="IMAGE_TOO_LARGE")
     with (
         serving(Reply(), uploads=[Reply(), Refuse(refused)]) as fake,
-        client(fake) as asked,
+        new_client(fake) as client,
         pytest.raises(SightlineError) as caught,
     ):
-        asked.infer([b"small", LARGE, LARGE[::-1]])
+        client.infer([b"small", LARGE, LARGE[::-1]])
     assert caught.value.reason == "IMAGE_TOO_LARGE"
     assert caught.value.violations == (FieldViolation("images[2]", "must be at most 9"),)
     assert "images[2]: header.size_bytes must be at most 9" in str(caught.value)
 
 
-def test_upload_and_question_share_one_timeout() -> None:
-    with serving(Hang(), uploads=[Hang()]) as fake, client(fake) as asked:
+def test_upload_and_request_share_one_timeout() -> None:
+    with serving(Hang(), uploads=[Hang()]) as fake, new_client(fake) as client:
         began = time.monotonic()
         with pytest.raises(SightlineError) as caught:
-            asked.infer([LARGE], timeout=0.4)
+            client.infer([LARGE], timeout=0.4)
         assert 0.35 < time.monotonic() - began < 3
         assert fake.left.wait(5)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert fake.seen == []
 
 
-def test_what_the_upload_took_is_taken_off_the_questions_time() -> None:
-    with serving(Hang(), uploads=[Wait(0.5)]) as fake, client(fake) as asked:
+def test_what_the_upload_took_is_taken_off_the_request_time() -> None:
+    with serving(Hang(), uploads=[Wait(0.5)]) as fake, new_client(fake) as client:
         began = time.monotonic()
         with pytest.raises(SightlineError) as caught:
-            asked.infer([LARGE], timeout=1.0)
+            client.infer([LARGE], timeout=1.0)
         assert 0.95 < time.monotonic() - began < 3
         assert fake.left.wait(5)
         remaining = fake.seen[0].time_remaining
@@ -333,8 +336,8 @@ def test_what_the_upload_took_is_taken_off_the_questions_time() -> None:
 
 
 def test_cancelling_ends_an_upload() -> None:
-    with serving(Reply(), uploads=[Hang()]) as fake, client(fake) as asked:
-        pending = asked.send(asked.prepare([LARGE]), timeout=20)
+    with serving(Reply(), uploads=[Hang()]) as fake, new_client(fake) as client:
+        pending = client.send(client.prepare([LARGE]), timeout=20)
         assert fake.called.wait(5)
         pending.cancel()
         with pytest.raises(SightlineError) as caught:
@@ -344,7 +347,7 @@ def test_cancelling_ends_an_upload() -> None:
     assert fake.seen == []
 
 
-def test_cancelling_between_upload_and_question_ends_the_question() -> None:
+def test_cancelling_between_upload_and_request_ends_the_request() -> None:
     class Cancelling(InferenceTransport):
         def infer(self, call: InferCall, timeout: float) -> Any:
             assert fake.uploads == [LARGE]
@@ -365,8 +368,8 @@ def test_cancelling_between_upload_and_question_ends_the_question() -> None:
 
 async def test_a_cancelled_task_ends_its_upload() -> None:
     with serving(Reply(), uploads=[Hang()]) as fake:
-        async with AsyncInferenceClient(fake.target, upload_above_bytes=1000) as asked:
-            task = asyncio.create_task(asked.infer([LARGE]))
+        async with AsyncInferenceClient(fake.target, upload_above_bytes=1000) as client:
+            task = asyncio.create_task(client.infer([LARGE]))
             await asyncio.to_thread(fake.called.wait, 5)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -376,41 +379,41 @@ async def test_a_cancelled_task_ends_its_upload() -> None:
 
 async def test_asyncio_uploads_too() -> None:
     with serving(Reply(), uploads=[Reply()]) as fake:
-        async with AsyncInferenceClient(fake.target, upload_above_bytes=1000) as asked:
-            await asyncio.gather(*(asked.infer([LARGE]) for _ in range(4)))
+        async with AsyncInferenceClient(fake.target, upload_above_bytes=1000) as client:
+            await asyncio.gather(*(client.infer([LARGE]) for _ in range(4)))
     assert len(fake.uploads) == 4
     assert sorted(str(sent(seen)[0]) for seen in fake.seen) == [f"ref-{n}" for n in range(4)]
 
 
-def test_one_question_sent_twice_at_once_is_well_formed() -> None:
-    with serving(Reply(), uploads=[Reply()]) as fake, client(fake) as asked:
-        call = asked.prepare([LARGE])
-        pending = [asked.send(call, timeout=10) for _ in range(2)]
-        assert [len(one.result().results) for one in pending] == [1, 1]
+def test_one_request_sent_twice_at_once_is_well_formed() -> None:
+    with serving(Reply(), uploads=[Reply()]) as fake, new_client(fake) as client:
+        call = client.prepare([LARGE])
+        pending = [client.send(call, timeout=10) for _ in range(2)]
+        assert [len(answer.result().results) for answer in pending] == [1, 1]
     assert all(str(sent(seen)[0]).startswith("ref-") for seen in fake.seen)
 
 
 def test_a_closed_client_is_an_error_in_the_midst_of_it() -> None:
     with serving(Reply(), uploads=[Hang()]) as fake:
-        asked = client(fake)
+        client = new_client(fake)
         errors: list[SightlineError] = []
 
         def ask() -> None:
             try:
-                asked.infer([LARGE])
+                client.infer([LARGE])
             except SightlineError as error:
                 errors.append(error)
 
         thread = threading.Thread(target=ask)
         thread.start()
         assert fake.called.wait(5)
-        asked.close()
+        client.close()
         thread.join(5)
     assert [error.code for error in errors] == [grpc.StatusCode.CANCELLED]
 
 
 @pytest.mark.parametrize(
-    ("said", "retry_after", "do_not_retry"),
+    ("pushback", "retry_after", "do_not_retry"),
     [
         ("250", 0.25, False),
         ("0", 0.0, False),
@@ -420,14 +423,14 @@ def test_a_closed_client_is_an_error_in_the_midst_of_it() -> None:
     ],
 )
 def test_a_servers_pushback_is_understood(
-    said: str, retry_after: float | None, do_not_retry: bool
+    pushback: str, retry_after: float | None, do_not_retry: bool
 ) -> None:
     with (
-        serving(PushBack(said)) as fake,
-        client(fake) as asked,
+        serving(PushBack(pushback)) as fake,
+        new_client(fake) as client,
         pytest.raises(SightlineError) as caught,
     ):
-        asked.infer([b"picture"])
+        client.infer([b"picture"])
     assert (caught.value.retry_after, caught.value.do_not_retry) == (retry_after, do_not_retry)
     assert len(fake.seen) == 1
 
@@ -453,17 +456,17 @@ def test_a_pushback_below_zero_ends_the_retries() -> None:
     policy = Policy(mode=Mode.CLOUD, backoff=lambda n: 0.01)
     with (
         serving(PushBack("-1"), Reply()) as fake,
-        client(fake) as asked,
-        InferenceCoordinator(None, asked, policy) as coordinator,
+        new_client(fake) as client,
+        InferenceCoordinator(None, client, policy) as coordinator,
         pytest.raises(SightlineError, match="not now"),
     ):
         coordinator.ask(b"picture")
     assert len(fake.seen) == 1
 
 
-def test_callbacks_of_a_question_that_has_ended_come_at_once() -> None:
-    with serving(Reply()) as fake, client(fake) as asked:
-        pending = asked.send(asked.prepare([b"picture"]), timeout=10)
+def test_callbacks_of_a_request_that_has_ended_come_at_once() -> None:
+    with serving(Reply()) as fake, new_client(fake) as client:
+        pending = client.send(client.prepare([b"picture"]), timeout=10)
         pending.result()
         called: list[int] = []
         pending.add_done_callback(lambda: called.append(1))
@@ -473,21 +476,21 @@ def test_callbacks_of_a_question_that_has_ended_come_at_once() -> None:
 
 
 def test_an_answer_that_cannot_be_used_ends_the_wait() -> None:
-    with serving(Reply()) as fake, client(fake) as asked:
-        call = asked.prepare([b"picture"])
+    with serving(Reply()) as fake, new_client(fake) as client:
+        call = client.prepare([b"picture"])
         call.scales = {0: None}  # type: ignore[dict-item]  # goes wrong when the answer is read
         with pytest.raises(SightlineError) as caught:
-            asked.send(call, timeout=10).result()
+            client.send(call, timeout=10).result()
     assert (caught.value.code, caught.value.reason) == (
         grpc.StatusCode.INTERNAL,
         "ANSWER_UNUSABLE",
     )
 
 
-def test_a_failed_question_leaves_memory_without_the_garbage_collector() -> None:
+def test_a_failed_request_leaves_memory_without_the_garbage_collector() -> None:
     denied = SightlineError(grpc.StatusCode.PERMISSION_DENIED, "NO", "no")
-    with serving(Refuse(denied), uploads=[Reply()]) as fake, client(fake) as asked:
-        pending = asked.send(asked.prepare([LARGE]), timeout=10)
+    with serving(Refuse(denied), uploads=[Reply()]) as fake, new_client(fake) as client:
+        pending = client.send(client.prepare([LARGE]), timeout=10)
         left = weakref.ref(pending)
         gc.disable()
         try:

@@ -55,7 +55,7 @@ class Scale:
         )
 
 
-def shrunk(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scale] | None:
+def downscaled(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scale] | None:
     """Return an image as a JPEG that fits a model's input, and its scale.
 
     The pixels are those of the model's own letterbox (`vision.letterbox`): answers for the full

@@ -1,4 +1,4 @@
-"""Pictures shrunk to the model's input: which, how much is saved, and the way back."""
+"""Downscaling of images: which are downscaled, bytes saved, and boxes in original pixels."""
 
 import io
 import subprocess
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sightline.inference.v1 import inference_pb2
 
 from edge.cloud.client import InferenceClient
-from edge.cloud.shrink import ModelInput, Scale, model_inputs, shrunk
+from edge.cloud.downscale import ModelInput, Scale, downscaled, model_inputs
 from edge.cloud.sizes import ModelSizes
 from edge.cloud.types import ImageAnswer, ModelHint, ModelInfo, ModelTask
 from edge.records import Box, Detection
@@ -51,8 +51,8 @@ def model(
     return ModelInfo(name, version, task, (), *size, "CPU", default_version, default_model)
 
 
-def test_a_picture_is_made_to_fit_and_its_pixels_are_those_of_the_models_letterbox() -> None:
-    small = shrunk(SMOOTH, (320, 256), "image")
+def test_a_image_is_made_to_fit_and_its_pixels_are_those_of_the_models_letterbox() -> None:
+    small = downscaled(SMOOTH, (320, 256), "image")
     assert small is not None
     data, scale = small
     with PIL.Image.open(io.BytesIO(data)) as sent:
@@ -65,29 +65,29 @@ def test_a_picture_is_made_to_fit_and_its_pixels_are_those_of_the_models_letterb
 
 
 def test_what_fits_is_left_alone() -> None:
-    assert shrunk(NOISE, (1280, 1280), "image") is None
-    assert shrunk(NOISE, (4000, 4000), "image") is None
+    assert downscaled(NOISE, (1280, 1280), "image") is None
+    assert downscaled(NOISE, (4000, 4000), "image") is None
 
 
-def test_a_turned_picture_is_shrunk_upright() -> None:
+def test_a_turned_image_is_shrunk_upright() -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
-    small = shrunk(jpeg(NOISE, exif=exif), (320, 320), "image")
+    small = downscaled(jpeg(NOISE, exif=exif), (320, 320), "image")
     assert small is not None
     with PIL.Image.open(io.BytesIO(small[0])) as sent:
         assert sent.size == (240, 320)
     assert (small[1].width, small[1].height) == (960, 1280)
 
 
-def test_what_is_no_picture_is_refused_by_name() -> None:
+def test_what_is_no_image_is_refused_by_name() -> None:
     with pytest.raises(SightlineError, match=r"images\[0\] must be an image"):
-        shrunk(b"nonsense", (320, 320), "images[0]")
+        downscaled(b"nonsense", (320, 320), "images[0]")
 
 
 def test_boxes_come_back_in_pixels_of_the_original() -> None:
     scale = Scale(1280, 900, 4.0, 3.75)  # as rounding to whole pixels may make it
-    found = Detection(1, "pit", 0.5, Box(1, 2, 320.5, 40))
-    restored = scale.restored(ImageAnswer("a", 320, 240, (found, Detection(2, "ok", 0.4))))
+    detection = Detection(1, "pit", 0.5, Box(1, 2, 320.5, 40))
+    restored = scale.restored(ImageAnswer("a", 320, 240, (detection, Detection(2, "ok", 0.4))))
     assert restored.detections[0].box == Box(4, 7.5, 1280, 150)
     assert restored.detections[1].box is None
     assert (restored.image_width, restored.image_height) == (1280, 900)
@@ -121,18 +121,18 @@ def test_inputs_are_known_by_every_hint_that_means_the_model() -> None:
 
 
 class Service:
-    """Lists models, and counts how often it was asked to."""
+    """A service that lists models and counts the calls."""
 
     def __init__(self, *models: ModelInfo) -> None:
         self.models = models
         self.failing = False
         self.go = threading.Event()
-        self.asked = 0
+        self.calls = 0
         self.now = 0.0
         self.sizes = ModelSizes(self.list_models, lambda: self.now)
 
     def list_models(self) -> tuple[ModelInfo, ...]:
-        self.asked += 1
+        self.calls += 1
         assert self.go.wait(10)
         if self.failing:
             raise SightlineError(grpc.StatusCode.UNAVAILABLE, "DOWN", "down")
@@ -158,7 +158,7 @@ def test_sizes_are_learnt_once_and_nobody_waits_for_them() -> None:
     assert [service.sizes.of(ModelHint()) for _ in range(3)] == [None] * 3
     assert service.learn() == (320, 256)
     assert service.sizes.of(ModelHint("unknown")) is None
-    assert service.asked == 1
+    assert service.calls == 1
 
 
 def test_a_service_that_is_slow_to_say_is_not_asked_twice_at_once() -> None:
@@ -177,16 +177,16 @@ def test_what_could_not_be_learnt_is_tried_again_later() -> None:
     assert service.learn() is None
     service.failing = False
     service.now = 29.9
-    assert (service.learn(), service.asked) == (None, 1)
+    assert (service.learn(), service.calls) == (None, 1)
     service.now = 30.0
-    assert (service.learn(), service.asked) == ((320, 256), 2)
+    assert (service.learn(), service.calls) == ((320, 256), 2)
 
 
-def test_pictures_for_a_classifier_go_whole_and_it_is_not_asked_for_again() -> None:
+def test_images_for_a_classifier_go_whole_and_it_is_not_asked_for_again() -> None:
     service = Service(model(task=ModelTask.CLASSIFY))
     assert service.learn() is None
     service.now = 1000.0
-    assert (service.learn(), service.asked) == (None, 1)
+    assert (service.learn(), service.calls) == (None, 1)
 
 
 def test_a_new_default_among_the_known_ones_counts_from_its_first_answer() -> None:
@@ -197,10 +197,10 @@ def test_a_new_default_among_the_known_ones_counts_from_its_first_answer() -> No
     assert service.sizes.of(ModelHint()) == (320, 256)
     service.sizes.answered(ModelHint(), ModelHint("plates", "4"))
     assert service.sizes.of(ModelHint()) == (640, 640)
-    assert service.asked == 1
+    assert service.calls == 1
 
 
-def test_a_default_that_is_not_known_is_learnt_and_until_then_pictures_go_whole() -> None:
+def test_a_default_that_is_not_known_is_learnt_and_until_then_images_go_whole() -> None:
     service = Service(model())
     assert service.learn() == (320, 256)
     service.models = (model(version="4", size=(640, 640)),)
@@ -209,11 +209,11 @@ def test_a_default_that_is_not_known_is_learnt_and_until_then_pictures_go_whole(
     service.sizes.answered(ModelHint(), ModelHint("plates", "4"))
     assert service.sizes.of(ModelHint()) is None
     assert service.learn() == (640, 640)
-    assert service.asked == 2
+    assert service.calls == 2
 
 
 def learnt(fake: FakeInference) -> InferenceClient:
-    """A client that shrinks, and has learnt how much."""
+    """Return a client that downscales and knows the input sizes."""
     client = InferenceClient(fake.target, downscale=True, upload_above_bytes=None)
     deadline = time.monotonic() + 10
     while len(client.prepare([NOISE]).images[0]) > 200_000:
@@ -235,11 +235,11 @@ PLATES = inference_pb2.ModelInfo(
 
 @pytest.fixture
 def fake() -> Iterator[FakeInference]:
-    with serving(Reply(), models=[PLATES]) as made:
-        yield made
+    with serving(Reply(), models=[PLATES]) as service:
+        yield service
 
 
-def test_the_first_picture_goes_whole_and_the_next_ones_small(fake: FakeInference) -> None:
+def test_the_first_image_goes_whole_and_the_next_ones_small(fake: FakeInference) -> None:
     whole = jpeg(NOISE)
     client = InferenceClient(fake.target, downscale=True, upload_above_bytes=None)
     first = client.infer([whole])
@@ -263,7 +263,7 @@ def test_pixels_are_shrunk_too_and_what_that_saves_is_not_known(fake: FakeInfere
     assert answer.results[0].image_width == 1280
 
 
-def test_a_picture_that_would_not_become_smaller_is_left_as_it_is(fake: FakeInference) -> None:
+def test_a_image_that_would_not_become_smaller_is_left_as_it_is(fake: FakeInference) -> None:
     out = io.BytesIO()
     PIL.Image.fromarray(NOISE[:260, :330]).save(out, "JPEG", quality=5)
     with learnt(fake) as client:
