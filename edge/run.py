@@ -123,7 +123,7 @@ class NodeRun(Iterator[Outcome]):
 
     def _work(self) -> None:
         try:
-            while self._feed is not None and (item := self._feed.take()) is not None:
+            while self._feed is not None and (item := self._feed.next_frame()) is not None:
                 source, frame = item
                 self._put(self._outcome(source, frame))
         finally:

@@ -53,7 +53,7 @@ class Feed:
         for reader in self._readers:
             reader.start()
 
-    def take(self) -> tuple[FrameSource, Frame] | None:
+    def next_frame(self) -> tuple[FrameSource, Frame] | None:
         """Wait for the next frame, round-robin over the sources. None: there are no more frames."""
         with self._changed:
             self._changed.wait_for(
