@@ -78,7 +78,7 @@ def black(width: int = 96, height: int = 64) -> NDArray[np.uint8]:
     return np.zeros((height, width, 3), np.uint8)
 
 
-def test_objects_come_in_the_pictures_pixels_most_confident_first(kind: Any, model: Path) -> None:
+def test_objects_come_in_the_images_pixels_most_confident_first(kind: Any, model: Path) -> None:
     # The letterbox is grey, which lifts the first score: a picture that fills the input has none.
     assert kind(model, thresholds=Thresholds(iou=0.5)).detect(black()) == DetectorResult(
         EXPECTED, 96, 64, "tiny", kind(model).version
@@ -92,19 +92,19 @@ def test_objects_come_in_the_pictures_pixels_most_confident_first(kind: Any, mod
 def test_arrays_are_rgb(kind: Any, tmp_path: Path, rgb: tuple[int, int, int], name: str) -> None:
     colours = tmp_path / "colours.onnx"
     colour_model(colours)
-    (found,) = kind(colours).detect(np.full((64, 64, 3), rgb, np.uint8)).detections
-    assert found.class_name == name
+    (detection,) = kind(colours).detect(np.full((64, 64, 3), rgb, np.uint8)).detections
+    assert detection.class_name == name
 
 
 def test_thresholds_are_kept(kind: Any, model: Path) -> None:
-    def found(**options: Any) -> list[float]:
+    def confidences(**options: Any) -> list[float]:
         detector = kind(model, thresholds=Thresholds(**options))
         return [d.confidence for d in detector.detect(black()).detections]
 
-    assert found() == [0.75, 0.625, 0.5]
-    assert found(iou=0.5) == [0.75, 0.625]
-    assert found(confidence=0.7) == [0.75]
-    assert found(max_detections=2) == [0.75, 0.625]
+    assert confidences() == [0.75, 0.625, 0.5]
+    assert confidences(iou=0.5) == [0.75, 0.625]
+    assert confidences(confidence=0.7) == [0.75]
+    assert confidences(max_detections=2) == [0.75, 0.625]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_model_for_another_task_is_refused(kind: Any, tmp_path: Path) -> None:
         kind(path)
 
 
-def test_bad_pictures_are_the_pictures_fault(kind: Any, model: Path) -> None:
+def test_bad_images_are_the_images_fault(kind: Any, model: Path) -> None:
     detector = kind(model)
     for image, reason in [
         (b"no picture", "IMAGE_TYPE_UNSUPPORTED"),
@@ -269,9 +269,9 @@ def test_both_runtimes_see_the_same_objects(photo: Path) -> None:
     assert (ours.image_width, ours.image_height) == (theirs.image_width, theirs.image_height)
     assert len(ours.detections) >= 3
     assert [d.class_name for d in ours.detections] == [d.class_name for d in theirs.detections]
-    for one, other in zip(ours.detections, theirs.detections, strict=True):
-        assert overlap(one.box, other.box) > 0.95
-        assert one.confidence == pytest.approx(other.confidence, abs=0.01)
+    for mine, other in zip(ours.detections, theirs.detections, strict=True):
+        assert overlap(mine.box, other.box) > 0.95
+        assert mine.confidence == pytest.approx(other.confidence, abs=0.01)
 
 
 @real

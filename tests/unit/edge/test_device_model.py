@@ -1,4 +1,4 @@
-"""Which detector the settings make, and how it is given back."""
+"""Construction of the detector from settings, and its release."""
 
 import os
 import subprocess
@@ -20,8 +20,8 @@ from vision import ModelError
 BLACK = np.zeros((64, 96, 3), np.uint8)
 
 
-def settings_of(**given: Any) -> EdgeSettings:
-    return EdgeSettings(**given)
+def settings_of(**options: Any) -> EdgeSettings:
+    return EdgeSettings(**options)
 
 
 @pytest.fixture

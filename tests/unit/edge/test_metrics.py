@@ -1,4 +1,4 @@
-"""A node's statistics as Prometheus scrapes them, over HTTP, after real pictures."""
+"""A node's metrics over HTTP, as Prometheus scrapes them, after real images."""
 
 import urllib.request
 from pathlib import Path
@@ -9,16 +9,21 @@ from prometheus_client.parser import text_string_to_metric_families
 from edge.settings import EdgeSettings
 from servicekit.settings import SettingsError, load
 from tests.unit.edge.sources.monitors import save_pictures
-from tests.unit.edge.test_run import Device, node
+from tests.unit.edge.test_run import Device, running_node
 
 
 def scraped(address: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
         text = response.read().decode()
-    samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
+    samples = [
+        sample for family in text_string_to_metric_families(text) for sample in family.samples
+    ]
     return {
-        (one.name.removeprefix("sightline_edge_"), frozenset(one.labels.items())): one.value
-        for one in samples
+        (
+            sample.name.removeprefix("sightline_edge_"),
+            frozenset(sample.labels.items()),
+        ): sample.value
+        for sample in samples
     }
 
 
@@ -33,58 +38,58 @@ def test_what_the_node_did_is_scraped(tmp_path: Path) -> None:
         if isinstance(image, Path) and image.name == "a.jpg":
             raise RuntimeError("CUDA error 700")
 
-    with node(tmp_path, Device(fail)) as (made, _):
-        address = made.serve_metrics("127.0.0.1:0")
-        list(made.run(folder))
-        assert made.logger.flush(10, until="committed")
-        found = scraped(address)
-        (reason,) = made.stats().pictures.failed
+    with running_node(tmp_path, Device(fail)) as (node, _):
+        address = node.serve_metrics("127.0.0.1:0")
+        list(node.run(folder))
+        assert node.logger.flush(10, until="committed")
+        metrics = scraped(address)
+        (reason,) = node.stats().pictures.failed
     source = str(folder)
-    assert found["pictures_total", labels(by="device", reason="")] == 2
-    assert found["pictures_total", labels(by="nobody", reason=reason)] == 1
-    assert found["answer_seconds_count", labels(part="device")] == 2
-    assert found["answer_seconds_count", labels(part="total")] == 2
-    assert found["answer_seconds_count", labels(part="cloud")] == 0
-    assert found["log_logged_total", labels()] == 2
-    assert found["log_sent_total", labels()] == 2
-    assert found["log_resent_total", labels()] == 0
-    assert found["log_committed_total", labels()] == 2
-    assert found["log_backlog", labels()] == 0
-    assert found["cloud_bytes_total", labels()] == 0
-    assert found["breaker_state", labels(state="closed")] == 1
-    assert found["breaker_state", labels(state="open")] == 0
-    assert found["cloud_retries_total", labels()] == 0
-    assert found["source_frames_total", labels(source=source, to="by_device")] == 2
-    assert found["source_frames_total", labels(source=source, to="failed")] == 1
-    assert found["source_state", labels(source=source, state="ended")] == 1
-    assert found["source_waiting", labels(source=source)] == 0
+    assert metrics["pictures_total", labels(by="device", reason="")] == 2
+    assert metrics["pictures_total", labels(by="nobody", reason=reason)] == 1
+    assert metrics["answer_seconds_count", labels(part="device")] == 2
+    assert metrics["answer_seconds_count", labels(part="total")] == 2
+    assert metrics["answer_seconds_count", labels(part="cloud")] == 0
+    assert metrics["log_logged_total", labels()] == 2
+    assert metrics["log_sent_total", labels()] == 2
+    assert metrics["log_resent_total", labels()] == 0
+    assert metrics["log_committed_total", labels()] == 2
+    assert metrics["log_backlog", labels()] == 0
+    assert metrics["cloud_bytes_total", labels()] == 0
+    assert metrics["breaker_state", labels(state="closed")] == 1
+    assert metrics["breaker_state", labels(state="open")] == 0
+    assert metrics["cloud_retries_total", labels()] == 0
+    assert metrics["source_frames_total", labels(source=source, to="by_device")] == 2
+    assert metrics["source_frames_total", labels(source=source, to="failed")] == 1
+    assert metrics["source_state", labels(source=source, state="ended")] == 1
+    assert metrics["source_waiting", labels(source=source)] == 0
 
 
 def test_closing_the_node_frees_the_port(tmp_path: Path) -> None:
-    with node(tmp_path) as (made, _):
-        address = made.serve_metrics("127.0.0.1:0")
-    with node(tmp_path / "again") as (made, _):
-        assert made.serve_metrics(address) == address
+    with running_node(tmp_path) as (node, _):
+        address = node.serve_metrics("127.0.0.1:0")
+    with running_node(tmp_path / "again") as (node, _):
+        assert node.serve_metrics(address) == address
 
 
 def test_an_address_that_is_taken_is_an_error_with_the_settings_name(tmp_path: Path) -> None:
-    with node(tmp_path) as (made, _), node(tmp_path / "other") as (other, _):
-        address = made.serve_metrics("127.0.0.1:0")
+    with running_node(tmp_path) as (node, _), running_node(tmp_path / "other") as (other, _):
+        address = node.serve_metrics("127.0.0.1:0")
         with pytest.raises(SettingsError, match="metrics_listen: cannot listen on"):
             other.serve_metrics(address)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:99999", "127.0.0.1:x"])
 def test_an_address_that_is_none_is_told_by_the_settings_name(tmp_path: Path, address: str) -> None:
-    with node(tmp_path) as (made, _), pytest.raises(SettingsError, match="metrics_listen"):
-        made.serve_metrics(address)
+    with running_node(tmp_path) as (node, _), pytest.raises(SettingsError, match="metrics_listen"):
+        node.serve_metrics(address)
 
 
 def test_metrics_are_served_once(tmp_path: Path) -> None:
-    with node(tmp_path) as (made, _):
-        made.serve_metrics("127.0.0.1:0")
+    with running_node(tmp_path) as (node, _):
+        node.serve_metrics("127.0.0.1:0")
         with pytest.raises(ValueError, match="already served"):
-            made.serve_metrics("127.0.0.1:0")
+            node.serve_metrics("127.0.0.1:0")
 
 
 def test_an_address_must_be_one(monkeypatch: pytest.MonkeyPatch) -> None:

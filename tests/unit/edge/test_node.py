@@ -36,7 +36,7 @@ DENIED = Refuse(SightlineError(grpc.StatusCode.PERMISSION_DENIED, "NOT_YOURS", "
 
 
 class Device:
-    """A detector that finds one scratch, or fails on the picture `b"bad"`."""
+    """A detector that finds one scratch, or fails on the image `b"bad"`."""
 
     name = "tiny"
     version = "d1"
@@ -48,7 +48,7 @@ class Device:
 
 
 @contextmanager
-def node(
+def running_node(
     tmp_path: Path,
     *script: Step,
     detector: Detector | None = None,
@@ -59,23 +59,23 @@ def node(
     with FakeIngest() as ingest, serving(*script or [Reply()]) as inference:
         logger = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path / "spool")
         client = InferenceClient(inference.target)
-        with EdgeNode(detector, client, logger, policy, defect_classes=defect_classes) as made:
-            yield made, ingest
+        with EdgeNode(detector, client, logger, policy, defect_classes=defect_classes) as node:
+            yield node, ingest
 
 
-def logged(made: EdgeNode, ingest: FakeIngest) -> list[prediction_pb2.Prediction]:
-    """What has arrived in the store, in the order of logging."""
-    assert made.logger.flush(10, until="committed")
+def logged(node: EdgeNode, ingest: FakeIngest) -> list[prediction_pb2.Prediction]:
+    """Return the stored predictions in the order of logging."""
+    assert node.logger.flush(10, until="committed")
     stored = ingest.only()
     return [stored.predictions[sequence] for sequence in sorted(stored.predictions)]
 
 
-def _process(made: EdgeNode, *arguments: Any, **options: Any) -> Answer:
-    return made.process(*arguments, **options)
+def _process(node: EdgeNode, *arguments: Any, **options: Any) -> Answer:
+    return node.process(*arguments, **options)
 
 
-def _aprocess(made: EdgeNode, *arguments: Any, **options: Any) -> Answer:
-    return asyncio.run(made.aprocess(*arguments, **options))
+def _aprocess(node: EdgeNode, *arguments: Any, **options: Any) -> Answer:
+    return asyncio.run(node.aprocess(*arguments, **options))
 
 
 @pytest.fixture(params=[_process, _aprocess], ids=["threads", "asyncio"])
@@ -84,11 +84,11 @@ def process(request: pytest.FixtureRequest) -> Any:
 
 
 def test_an_answer_of_the_device_is_logged_as_it_was_given(process: Any, tmp_path: Path) -> None:
-    with node(tmp_path, detector=Device()) as (made, ingest):
+    with running_node(tmp_path, detector=Device()) as (node, ingest):
         answer = process(
-            made, b"good", "frame-1", 1_700_000_000.25, {"line": "3"}, traceparent=TRACE
+            node, b"good", "frame-1", 1_700_000_000.25, {"line": "3"}, traceparent=TRACE
         )
-        (entry,) = logged(made, ingest)
+        (entry,) = logged(node, ingest)
     assert answer.source is Source.DEVICE
     assert answer.detections == (SCRATCH,)
     assert (entry.image_id, entry.image_width, entry.image_height) == ("frame-1", 64, 48)
@@ -97,16 +97,16 @@ def test_an_answer_of_the_device_is_logged_as_it_was_given(process: Any, tmp_pat
     assert entry.cloud_reason == prediction_pb2.CLOUD_REASON_UNSPECIFIED
     assert entry.captured_at.ToNanoseconds() == 1_700_000_000_250_000_000
     assert 0 < entry.inference_time.ToNanoseconds() < 5e9
-    assert [found.class_name for found in entry.detections] == ["scratch"]
+    assert [detection.class_name for detection in entry.detections] == ["scratch"]
     assert dict(entry.labels) == {"line": "3"}
     assert entry.trace_id == "0af7651916cd43dd8448eb211c80319c"
     assert not entry.HasField("defect_detected")
 
 
 def test_an_answer_of_the_cloud_is_logged_with_its_reason(process: Any, tmp_path: Path) -> None:
-    with node(tmp_path, detector=Device()) as (made, ingest):
-        answer = process(made, b"bad", "frame-1")
-        (entry,) = logged(made, ingest)
+    with running_node(tmp_path, detector=Device()) as (node, ingest):
+        answer = process(node, b"bad", "frame-1")
+        (entry,) = logged(node, ingest)
     assert (answer.source, answer.cloud_reason) == (Source.CLOUD, CloudReason.DEVICE_FAILED)
     assert entry.source == prediction_pb2.PREDICTION_SOURCE_CLOUD
     assert entry.cloud_reason == prediction_pb2.CLOUD_REASON_DEVICE_FAILED
@@ -115,10 +115,10 @@ def test_an_answer_of_the_cloud_is_logged_with_its_reason(process: Any, tmp_path
 
 def test_without_a_name_and_a_time_there_are_a_uuid_and_now(process: Any, tmp_path: Path) -> None:
     began = time.time()
-    with node(tmp_path, detector=Device()) as (made, ingest):
+    with running_node(tmp_path, detector=Device()) as (node, ingest):
         for _ in range(2):
-            process(made, b"good")
-        first, second = logged(made, ingest)
+            process(node, b"good")
+        first, second = logged(node, ingest)
     assert uuid.UUID(first.image_id) != uuid.UUID(second.image_id)
     assert began <= first.captured_at.ToNanoseconds() / 1e9 <= time.time()
 
@@ -130,41 +130,41 @@ def test_without_a_name_and_a_time_there_are_a_uuid_and_now(process: Any, tmp_pa
 def test_the_verdict_follows_the_defect_classes(
     tmp_path: Path, defect_classes: tuple[str, ...], verdict: bool | None
 ) -> None:
-    with node(tmp_path, detector=Device(), defect_classes=defect_classes) as (made, ingest):
-        made.process(b"good")
-        (entry,) = logged(made, ingest)
+    with running_node(tmp_path, detector=Device(), defect_classes=defect_classes) as (node, ingest):
+        node.process(b"good")
+        (entry,) = logged(node, ingest)
     assert (entry.defect_detected if entry.HasField("defect_detected") else None) is verdict
 
 
 def test_a_failure_is_raised_and_counted_and_not_logged(process: Any, tmp_path: Path) -> None:
-    with node(tmp_path, DENIED, detector=Device()) as (made, ingest):
+    with running_node(tmp_path, DENIED, detector=Device()) as (node, ingest):
         with pytest.raises(SightlineError, match="NOT_YOURS"):
-            process(made, b"bad")
+            process(node, b"bad")
         with pytest.raises(SightlineError, match="traceparent"):
-            process(made, b"good", traceparent="nonsense")
-        process(made, b"good", "frame-3")
-        assert [entry.image_id for entry in logged(made, ingest)] == ["frame-3"]
-        pictures = made.stats().pictures
+            process(node, b"good", traceparent="nonsense")
+        process(node, b"good", "frame-3")
+        assert [entry.image_id for entry in logged(node, ingest)] == ["frame-3"]
+        pictures = node.stats().pictures
     assert pictures.failed == {"NOT_YOURS": 1, "INVALID_FIELD": 1}
     assert pictures.by_device == 1
 
 
 def test_a_failing_device_alone_is_counted_by_its_error(tmp_path: Path) -> None:
-    with node(tmp_path, detector=Device(), mode=Mode.DEVICE) as (made, _):
+    with running_node(tmp_path, detector=Device(), mode=Mode.DEVICE) as (node, _):
         with pytest.raises(DeviceError, match="CUDA error 700"):
-            made.process(b"bad")
-        assert made.stats().pictures.failed == {"DEVICE_FAILED": 1}
+            node.process(b"bad")
+        assert node.stats().pictures.failed == {"DEVICE_FAILED": 1}
 
 
 async def test_threads_and_tasks_use_one_node_at_once(tmp_path: Path) -> None:
-    with node(tmp_path, detector=Device()) as (made, ingest):
+    with running_node(tmp_path, detector=Device()) as (node, ingest):
         kinds = [b"good", b"bad"] * 20
         await asyncio.gather(
-            *(made.aprocess(kind, f"task-{n}") for n, kind in enumerate(kinds)),
-            *(asyncio.to_thread(made.process, kind, f"thread-{n}") for n, kind in enumerate(kinds)),
+            *(node.aprocess(kind, f"task-{n}") for n, kind in enumerate(kinds)),
+            *(asyncio.to_thread(node.process, kind, f"thread-{n}") for n, kind in enumerate(kinds)),
         )
-        entries = await asyncio.to_thread(logged, made, ingest)
-        stats = made.stats()
+        entries = await asyncio.to_thread(logged, node, ingest)
+        stats = node.stats()
     names = {f"{kind}-{n}" for kind in ("task", "thread") for n in range(40)}
     assert {entry.image_id for entry in entries} == names
     assert len(entries) == 80
@@ -179,7 +179,7 @@ async def test_threads_and_tasks_use_one_node_at_once(tmp_path: Path) -> None:
     assert stats.logger.logged == 80
 
 
-async def test_a_cancelled_picture_is_neither_logged_nor_a_failure(tmp_path: Path) -> None:
+async def test_a_cancelled_image_is_neither_logged_nor_a_failure(tmp_path: Path) -> None:
     slow = threading.Event()
 
     class Slow(Device):
@@ -187,14 +187,14 @@ async def test_a_cancelled_picture_is_neither_logged_nor_a_failure(tmp_path: Pat
             slow.wait(30)
             return super().detect(image)
 
-    with node(tmp_path, detector=Slow()) as (made, _):
-        task = asyncio.create_task(made.aprocess(b"good"))
+    with running_node(tmp_path, detector=Slow()) as (node, _):
+        task = asyncio.create_task(node.aprocess(b"good"))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         slow.set()
-        stats = made.stats()
+        stats = node.stats()
     assert (stats.pictures.by_device, stats.pictures.failed, stats.logger.logged) == (0, {}, 0)
 
 
@@ -216,25 +216,25 @@ def test_what_cannot_be_logged_is_refused_before_anybody_works_for_it(
             Counting.seen += 1
             return super().detect(image)
 
-    with node(tmp_path, detector=Counting()) as (made, _):
+    with running_node(tmp_path, detector=Counting()) as (node, _):
         with pytest.raises(ValueError, match=message):
-            process(made, b"good", **options)
+            process(node, b"good", **options)
         assert Counting.seen == 0
-        assert made.stats().pictures.failed == {"ValueError": 1}
+        assert node.stats().pictures.failed == {"ValueError": 1}
 
 
-def test_a_picture_in_hand_when_the_log_is_closed_fails_as_the_node_closed(
+def test_a_image_in_hand_when_the_log_is_closed_fails_as_the_node_closed(
     process: Any, tmp_path: Path
 ) -> None:
     class Closing(Device):
         def detect(self, image: Image) -> DetectorResult:
-            made.logger.close()
+            node.logger.close()
             return super().detect(image)
 
-    with node(tmp_path, detector=Closing()) as (made, _):
+    with running_node(tmp_path, detector=Closing()) as (node, _):
         with pytest.raises(CoordinatorClosedError):
-            process(made, b"good")
-        assert made.stats().pictures.failed == {"NODE_CLOSED": 1}
+            process(node, b"good")
+        assert node.stats().pictures.failed == {"NODE_CLOSED": 1}
 
 
 def test_closing_goes_on_after_a_part_that_cannot_be_closed(tmp_path: Path) -> None:
@@ -245,9 +245,9 @@ def test_closing_goes_on_after_a_part_that_cannot_be_closed(tmp_path: Path) -> N
     with FakeIngest() as ingest, serving(Reply()) as inference:
         logger = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path / "spool")
         client = InferenceClient(inference.target)
-        made = EdgeNode(Stuck(), client, logger, Policy())
+        node = EdgeNode(Stuck(), client, logger, Policy())
         with pytest.raises(RuntimeError, match="the driver is gone"):
-            made.close()
+            node.close()
         with pytest.raises(ClosedError):
             logger.log(Prediction("frame-1", "tiny"))
         with pytest.raises(SightlineError, match="CLIENT_CLOSED"):
@@ -267,8 +267,8 @@ async def test_a_log_that_waits_for_the_disk_does_not_hold_up_the_loop(tmp_path:
             return log(*args, **options)
 
         logger.log = noted  # type: ignore[method-assign] # of this one alone
-        async with EdgeNode(Device(), None, logger, Policy(mode=Mode.DEVICE)) as made:
-            await made.aprocess(b"good")
+        async with EdgeNode(Device(), None, logger, Policy(mode=Mode.DEVICE)) as node:
+            await node.aprocess(b"good")
     assert threads
     assert threads[0] != threading.main_thread().name
 
@@ -278,8 +278,8 @@ async def test_a_node_is_an_async_context_manager_and_closes_its_parts(tmp_path:
         logger = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path / "spool")
         client = InferenceClient(inference.target)
         policy = Policy(backoff=lambda n: 0.0)
-        async with EdgeNode(None, client, logger, policy) as made:
-            await made.aprocess(b"picture", "frame-1")
+        async with EdgeNode(None, client, logger, policy) as node:
+            await node.aprocess(b"picture", "frame-1")
         assert ingest.images() == ["frame-1"]
         with pytest.raises(Exception, match="closed"):
             logger.log(Prediction("frame-2", "tiny"))
@@ -289,7 +289,7 @@ async def test_a_node_is_an_async_context_manager_and_closes_its_parts(tmp_path:
 
 def test_a_node_made_of_settings(tmp_path: Path) -> None:
     model = save_detector(tmp_path / "tiny.onnx")
-    picture = b"no picture at all"
+    image = b"no picture at all"
     with FakeIngest() as ingest, serving(Reply()) as inference:
         options: dict[str, Any] = {
             "ingest_target": ingest.target,
@@ -305,18 +305,18 @@ def test_a_node_made_of_settings(tmp_path: Path) -> None:
             "cloud_model": "big",
             "defect_classes": ("mould",),
         }
-        with EdgeNode.from_settings(EdgeSettings(**options)) as made:
+        with EdgeNode.from_settings(EdgeSettings(**options)) as node:
             with pytest.raises(SightlineError, match="IMAGE_TYPE_UNSUPPORTED"):
-                made.process(picture)
-            answer = made.process(np.zeros((64, 96, 3), np.uint8), "frame-1")
-            (entry,) = logged(made, ingest)
-        with EdgeNode.from_settings(EdgeSettings(**options, mode="cloud")) as made:
-            assert made.process(picture).cloud_reason is CloudReason.REQUESTED
+                node.process(image)
+            answer = node.process(np.zeros((64, 96, 3), np.uint8), "frame-1")
+            (entry,) = logged(node, ingest)
+        with EdgeNode.from_settings(EdgeSettings(**options, mode="cloud")) as node:
+            assert node.process(image).cloud_reason is CloudReason.REQUESTED
     assert (answer.model_name, answer.model_version) == ("plates", "9")
-    assert [found.class_name for found in answer.detections] == ["mould"]
+    assert [detection.class_name for detection in answer.detections] == ["mould"]
     assert entry.defect_detected
     # Its labels were asked for, too.
-    (seen,) = (one for one in inference.seen if one.request.images)
+    (seen,) = (call for call in inference.seen if call.request.images)
     assert seen.request.model.name == "big"
     assert seen.request.parameters.confidence_threshold == pytest.approx(0.4)
     assert seen.metadata["authorization"] == "Bearer s3cret"
@@ -360,9 +360,9 @@ def test_settings_come_from_the_environment(
             "DEFECT_CLASSES": "scratch, pit",
         }.items():
             monkeypatch.setenv(f"SIGHTLINE_EDGE_{name}", value)
-        with EdgeNode.from_settings() as made:
-            made.process(b"picture")
-            (entry,) = logged(made, ingest)
+        with EdgeNode.from_settings() as node:
+            node.process(b"picture")
+            (entry,) = logged(node, ingest)
     assert entry.defect_detected
 
 

@@ -38,14 +38,14 @@ class Device:
 
 
 class Camera:
-    """A live source of `count` frames that then waits until no more are wanted."""
+    """A live source of `count` frames, which then waits for the stop signal."""
 
     name, live = "cam", True
 
     def __init__(self, count: int, after_first: threading.Event | None = None) -> None:
         self._count = count
         self._after_first = after_first
-        self.given = threading.Event()
+        self.delivered = threading.Event()
         self.ended = threading.Event()
 
     def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
@@ -54,31 +54,33 @@ class Camera:
             yield Frame(b"x", f"cam-{number}", 1_700_000_000.0 + number)
             if number == 0 and self._after_first:
                 self._after_first.wait(LONG)
-        self.given.set()
+        self.delivered.set()
         while not monitor.wait(LONG):
             pass
         self.ended.set()
 
 
 @contextmanager
-def node(tmp_path: Path, device: Device | None = None) -> Iterator[tuple[EdgeNode, FakeIngest]]:
+def running_node(
+    tmp_path: Path, device: Device | None = None
+) -> Iterator[tuple[EdgeNode, FakeIngest]]:
     with FakeIngest() as ingest:
         logger = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path / "spool")
-        with EdgeNode(device or Device(), None, logger, Policy(mode=Mode.DEVICE)) as made:
-            yield made, ingest
+        with EdgeNode(device or Device(), None, logger, Policy(mode=Mode.DEVICE)) as node:
+            yield node, ingest
 
 
 def test_every_frame_of_files_is_answered_and_logged_with_its_source(tmp_path: Path) -> None:
     folder = save_pictures(tmp_path / "pictures", "a.jpg", "b.jpg", "c.jpg")
     video = save_video(tmp_path / "line.mp4", frames=10)
-    with node(tmp_path) as (made, ingest):
-        outcomes = list(made.run(folder, str(video)))
-        assert made.logger.flush(LONG, until="committed")
+    with running_node(tmp_path) as (node, ingest):
+        outcomes = list(node.run(folder, str(video)))
+        assert node.logger.flush(LONG, until="committed")
         logged = ingest.only().predictions.values()
-        stats = made.stats()
+        stats = node.stats()
     names = ["a.jpg", "b.jpg", "c.jpg", *(f"line.mp4#{n:06d}" for n in range(10))]
-    assert sorted(one.frame.image_id for one in outcomes) == names
-    assert all(one.answer and one.answer.source is Source.DEVICE for one in outcomes)
+    assert sorted(outcome.frame.image_id for outcome in outcomes) == names
+    assert all(outcome.answer and outcome.answer.source is Source.DEVICE for outcome in outcomes)
     assert {entry.image_id: dict(entry.labels)["source"] for entry in logged} == {
         name: str(folder if name.endswith(".jpg") else video) for name in names
     }
@@ -89,18 +91,18 @@ def test_every_frame_of_files_is_answered_and_logged_with_its_source(tmp_path: P
 
 def test_one_worker_keeps_the_order(tmp_path: Path) -> None:
     video = save_video(tmp_path / "line.mp4", frames=30)
-    with node(tmp_path) as (made, _):
-        names = [one.frame.image_id for one in made.run(video, workers=1)]
+    with running_node(tmp_path) as (node, _):
+        names = [outcome.frame.image_id for outcome in node.run(video, workers=1)]
     assert names == [f"line.mp4#{n:06d}" for n in range(30)]
 
 
 def test_sampling_applies_to_words_and_counts_what_was_passed_over(tmp_path: Path) -> None:
     video = save_video(tmp_path / "line.mp4", frames=30, fps=10)
-    with node(tmp_path) as (made, _):
-        assert len(list(made.run(video, every=10))) == 3
-        assert made.stats().sources[str(video)].skipped == 27
-        assert len(list(made.run(video, every_seconds=1.0))) == 3
-        stats = made.stats().sources[str(video)]
+    with running_node(tmp_path) as (node, _):
+        assert len(list(node.run(video, every=10))) == 3
+        assert node.stats().sources[str(video)].skipped == 27
+        assert len(list(node.run(video, every_seconds=1.0))) == 3
+        stats = node.stats().sources[str(video)]
     assert (stats.read, stats.skipped, stats.by_device, stats.waiting) == (60, 54, 6, 0)
 
 
@@ -111,9 +113,9 @@ def test_a_frame_that_fails_is_an_outcome_with_its_error(tmp_path: Path) -> None
         if isinstance(image, Path) and image.name == "a.jpg":
             raise RuntimeError("CUDA error 700")
 
-    with node(tmp_path, Device(fail)) as (made, _):
-        first, second = sorted(made.run(folder), key=lambda one: one.frame.image_id)
-        stats = made.stats()
+    with running_node(tmp_path, Device(fail)) as (node, _):
+        first, second = sorted(node.run(folder), key=lambda outcome: outcome.frame.image_id)
+        stats = node.stats()
     assert first.answer is None
     assert "CUDA error 700" in str(first.error)
     assert second.error is None
@@ -124,11 +126,11 @@ def test_a_frame_that_fails_is_an_outcome_with_its_error(tmp_path: Path) -> None
 
 def test_leaving_the_loop_ends_the_reading_and_the_counts_add_up(tmp_path: Path) -> None:
     camera = Camera(100)
-    with node(tmp_path) as (made, _):
-        for _ in made.run(camera, queue_size=2):
+    with running_node(tmp_path) as (node, _):
+        for _ in node.run(camera, queue_size=2):
             break
         assert camera.ended.wait(LONG)
-        stats = made.stats()
+        stats = node.stats()
     counts = stats.sources["cam"]
     assert counts.state is SourceState.ENDED
     assert counts.waiting == 0
@@ -144,15 +146,15 @@ def test_a_slow_device_costs_a_camera_its_old_frames_only(tmp_path: Path) -> Non
         busy.set()
         go.wait(LONG)
 
-    with node(tmp_path, Device(work)) as (made, _):
-        outcomes = made.run(camera, workers=1, queue_size=3)
+    with running_node(tmp_path, Device(work)) as (node, _):
+        outcomes = node.run(camera, workers=1, queue_size=3)
         first = threading.Thread(target=next, args=(outcomes,))
         first.start()
-        assert camera.given.wait(LONG)
+        assert camera.delivered.wait(LONG)
         go.set()
         first.join(LONG)
         rest = [next(outcomes).frame.image_id for _ in range(3)]
-        counts = made.stats().sources["cam"]
+        counts = node.stats().sources["cam"]
         outcomes.close()  # type: ignore[attr-defined]
     assert rest == ["cam-97", "cam-98", "cam-99"]
     assert counts.dropped == 96
@@ -161,21 +163,21 @@ def test_a_slow_device_costs_a_camera_its_old_frames_only(tmp_path: Path) -> Non
 
 async def test_asyncio_iterates_over_the_same(tmp_path: Path) -> None:
     folder = save_pictures(tmp_path / "pictures", "a.jpg", "b.jpg", "c.jpg")
-    with node(tmp_path) as (made, _):
-        names = {one.frame.image_id async for one in made.arun(folder)}
+    with running_node(tmp_path) as (node, _):
+        names = {outcome.frame.image_id async for outcome in node.arun(folder)}
     assert names == {"a.jpg", "b.jpg", "c.jpg"}
 
 
 async def test_a_cancelled_task_ends_its_run(tmp_path: Path) -> None:
     camera = Camera(1)
 
-    async def follow(made: EdgeNode) -> None:
-        async for _ in made.arun(camera):
+    async def follow(node: EdgeNode) -> None:
+        async for _ in node.arun(camera):
             pass
 
-    with node(tmp_path) as (made, _):
-        task = asyncio.create_task(follow(made))
-        await asyncio.to_thread(camera.given.wait, LONG)
+    with running_node(tmp_path) as (node, _):
+        task = asyncio.create_task(follow(node))
+        await asyncio.to_thread(camera.delivered.wait, LONG)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -190,13 +192,13 @@ async def test_tasks_that_follow_quiet_cameras_leave_the_loops_threads_alone(
             super().__init__(0)
             self.name = f"cam-{number}"
 
-    async def follow(made: EdgeNode, camera: Camera) -> None:
-        async for _ in made.arun(camera):
+    async def follow(node: EdgeNode, camera: Camera) -> None:
+        async for _ in node.arun(camera):
             pass
 
     cameras = [Quiet(number) for number in range(40)]  # more than the loop's pool has threads
-    with node(tmp_path) as (made, _):
-        tasks = [asyncio.create_task(follow(made, camera)) for camera in cameras]
+    with running_node(tmp_path) as (node, _):
+        tasks = [asyncio.create_task(follow(node, camera)) for camera in cameras]
         await asyncio.sleep(0.1)
         assert await asyncio.wait_for(asyncio.to_thread(lambda: 42), LONG) == 42
         for task in tasks:
@@ -207,22 +209,22 @@ async def test_tasks_that_follow_quiet_cameras_leave_the_loops_threads_alone(
 
 
 def test_even_an_exit_while_answering_is_one_frames_failure(tmp_path: Path) -> None:
-    def leave(source: str, frame: Frame) -> Answer:
+    def exit_worker(source: str, frame: Frame) -> Answer:
         raise SystemExit(3)
 
     counts = SourceCounts()
     video = VideoFile(save_video(tmp_path / "line.mp4", frames=3))
-    run = NodeRun({video: counts}, leave, workers=1, queue_size=1)
+    run = NodeRun({video: counts}, exit_worker, workers=1, queue_size=1)
     errors = [outcome.error for outcome in run]
     assert [type(error) for error in errors] == [RuntimeError] * 3
     assert counts.stats().failed == 3
 
 
 def test_a_closed_node_runs_nothing(tmp_path: Path) -> None:
-    with node(tmp_path) as (made, _):
+    with running_node(tmp_path) as (node, _):
         pass
     with pytest.raises(CoordinatorClosedError):
-        made.run(Camera(1))
+        node.run(Camera(1))
 
 
 @pytest.mark.slow
@@ -230,21 +232,21 @@ def test_of_file_after_file_only_the_last_are_remembered(tmp_path: Path) -> None
     folder = tmp_path / "pictures"
     names = [f"{number:03d}.jpg" for number in range(300)]
     save_pictures(folder, *names)
-    with node(tmp_path) as (made, _):
+    with running_node(tmp_path) as (node, _):
         for name in names:
-            assert len(list(made.run(folder / name))) == 1
-        sources = made.stats().sources
+            assert len(list(node.run(folder / name))) == 1
+        sources = node.stats().sources
         with pytest.raises(ValueError, match="workers"):
-            made.run(Camera(1), workers=0)
-        assert "cam" not in made.stats().sources
+            node.run(Camera(1), workers=0)
+        assert "cam" not in node.stats().sources
     assert len(sources) == 256
     assert str(folder / names[-1]) in sources
 
 
 def test_closing_the_node_ends_its_runs(tmp_path: Path) -> None:
     camera = Camera(1)
-    with node(tmp_path) as (made, _):
-        outcomes = made.run(camera)
+    with running_node(tmp_path) as (node, _):
+        outcomes = node.run(camera)
         assert next(outcomes).answer is not None
     assert camera.ended.wait(LONG)
     assert list(outcomes) == []
@@ -265,9 +267,9 @@ def test_many_cameras_that_hang_hold_up_the_end_no_longer_than_one(tmp_path: Pat
             yield from ()
 
     cameras = [Hanging(number) for number in range(8)]
-    one = VideoFile(save_video(tmp_path / "line.mp4", frames=1))
-    with node(tmp_path) as (made, _):
-        outcomes = made.run(one, *cameras)
+    video = VideoFile(save_video(tmp_path / "line.mp4", frames=1))
+    with running_node(tmp_path) as (node, _):
+        outcomes = node.run(video, *cameras)
         next(outcomes)
         began = time.monotonic()
         outcomes.close()  # type: ignore[attr-defined]
@@ -277,10 +279,10 @@ def test_many_cameras_that_hang_hold_up_the_end_no_longer_than_one(tmp_path: Pat
 
 def test_a_run_that_is_never_begun_reads_nothing(tmp_path: Path) -> None:
     camera = Camera(1)
-    with node(tmp_path) as (made, _):
-        made.run(camera)
-        assert made.stats().sources["cam"].read == 0
-    assert not camera.given.is_set()
+    with running_node(tmp_path) as (node, _):
+        node.run(camera)
+        assert node.stats().sources["cam"].read == 0
+    assert not camera.delivered.is_set()
 
 
 @pytest.mark.parametrize(
@@ -295,16 +297,16 @@ def test_a_run_that_is_never_begun_reads_nothing(tmp_path: Path) -> None:
 def test_numbers_out_of_range_are_refused_at_once(
     tmp_path: Path, options: dict[str, int], message: str
 ) -> None:
-    with node(tmp_path) as (made, _), pytest.raises(ValueError, match=message):
-        made.run(Camera(1), **options)
+    with running_node(tmp_path) as (node, _), pytest.raises(ValueError, match=message):
+        node.run(Camera(1), **options)
 
 
 def test_sources_must_be_there_and_differ(tmp_path: Path) -> None:
     video = VideoFile(save_video(tmp_path / "line.mp4", frames=1))
-    with node(tmp_path) as (made, _):
+    with running_node(tmp_path) as (node, _):
         with pytest.raises(ValueError, match="sources must be at least one"):
-            made.run()
+            node.run()
         with pytest.raises(ValueError, match="have different names"):
-            made.run(video, str(tmp_path / "line.mp4"))
+            node.run(video, str(tmp_path / "line.mp4"))
         with pytest.raises(SightlineError, match="source must name at least one image"):
-            made.run(tmp_path / "missing.jpg")
+            node.run(tmp_path / "missing.jpg")

@@ -42,7 +42,7 @@ def test_what_says_nothing_of_the_cloud_counts_neither_way() -> None:
     assert breaker.state(1.0) is BreakerState.OPEN
 
 
-def test_it_half_opens_by_itself_and_lets_one_question_try() -> None:
+def test_it_half_opens_by_itself_and_lets_one_request_try() -> None:
     breaker = opened()
     assert breaker.acquire(9.999) is None
     assert breaker.state(10.0) is BreakerState.HALF_OPEN
@@ -77,10 +77,10 @@ def test_a_probe_that_was_dropped_makes_room_for_another() -> None:
 def test_late_verdicts_of_before_it_opened_count_no_more() -> None:
     breaker = Breaker(3, 10.0)
     early = [permit(breaker, 0.0) for _ in range(7)]
-    for one in early[:3]:
-        breaker.release(one, answered=False, now=1.0)
-    for one in early[3:6]:
-        breaker.release(one, answered=False, now=2.0)
+    for acquired in early[:3]:
+        breaker.release(acquired, answered=False, now=1.0)
+    for acquired in early[3:6]:
+        breaker.release(acquired, answered=False, now=2.0)
     breaker.release(early[6], answered=True, now=3.0)
     assert breaker.state(10.9) is BreakerState.OPEN
     assert breaker.state(11.0) is BreakerState.HALF_OPEN
@@ -93,7 +93,7 @@ def test_late_verdicts_of_before_it_opened_count_no_more() -> None:
         max_size=80,
     )
 )
-def test_whatever_happens_at_most_one_probe_is_out_and_open_means_no_question(
+def test_whatever_happens_at_most_one_probe_is_out_and_open_means_no_request(
     steps: list[tuple[float, bool, bool | None]],
 ) -> None:
     breaker, now, out = Breaker(2, 3.0), 0.0, list[Permit]()
@@ -101,15 +101,15 @@ def test_whatever_happens_at_most_one_probe_is_out_and_open_means_no_question(
         now += passes
         state = breaker.state(now)
         if asks:
-            if (one := breaker.acquire(now)) is not None:
+            if (acquired := breaker.acquire(now)) is not None:
                 assert state is not BreakerState.OPEN
-                assert one.probe is (state is BreakerState.HALF_OPEN)
-                out.append(one)
+                assert acquired.probe is (state is BreakerState.HALF_OPEN)
+                out.append(acquired)
             else:
                 assert state is not BreakerState.CLOSED
         elif out:
             breaker.release(out.pop(0), verdict, now)
-        probes = [one for one in out if one.probe]
+        probes = [acquired for acquired in out if acquired.probe]
         assert len(probes) <= 1
         if breaker.state(now) is BreakerState.HALF_OPEN and not probes:
             probe = permit(breaker, now)  # never stuck

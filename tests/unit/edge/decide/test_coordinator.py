@@ -1,4 +1,4 @@
-"""The coordinator's shells: real threads, a real loop, a real gRPC server that follows a script."""
+"""The coordinator with real threads, a real event loop and a scripted gRPC server."""
 
 import asyncio
 import copy
@@ -45,7 +45,7 @@ NOBODY = "127.0.0.1:1"
 
 
 class Scripted:
-    """A detector that does what it is told; `seen` are the pictures it was given."""
+    """A detector with a scripted result; `seen` has the images that it was called with."""
 
     name = "tiny"
     version = "d1"
@@ -60,7 +60,7 @@ class Scripted:
 
 
 class Hanging(Scripted):
-    """A detector that answers only once it is released."""
+    """A detector that blocks until it is released."""
 
     def __init__(self) -> None:
         self.released = threading.Event()
@@ -106,15 +106,15 @@ def hanging() -> Iterator[Hanging]:
     detector.released.set()
 
 
-def coordinator(
+def new_coordinator(
     detector: Scripted | None, target: str, chosen: Policy | None = None, **options: Any
 ) -> InferenceCoordinator:
     return InferenceCoordinator(detector, InferenceClient(target), chosen or policy(), **options)
 
 
 def test_the_device_answers_and_the_cloud_hears_nothing(ask: Any) -> None:
-    with serving(Reply()) as fake, coordinator(Scripted(), fake.target) as asked:
-        answer = ask(asked, b"picture")
+    with serving(Reply()) as fake, new_coordinator(Scripted(), fake.target) as coordinator:
+        answer = ask(coordinator, b"picture")
     assert (answer.source, answer.cloud_reason) == (Source.DEVICE, None)
     assert answer.detections == PIT.detections
     assert answer.device_milliseconds is not None
@@ -126,14 +126,14 @@ def test_the_device_fails_and_the_cloud_answers(ask: Any) -> None:
     broken = failing(RuntimeError("CUDA error 700"))
     with (
         serving(Reply(replayed=True)) as fake,
-        coordinator(
+        new_coordinator(
             broken,
             fake.target,
             model=ModelHint("plates"),
             parameters=InferParameters(confidence_threshold=0.5),
-        ) as asked,
+        ) as coordinator,
     ):
-        answer = ask(asked, b"picture", image_id="frame-1")
+        answer = ask(coordinator, b"picture", image_id="frame-1")
     assert (answer.source, answer.cloud_reason) == (Source.CLOUD, CloudReason.DEVICE_FAILED)
     assert answer.detections == (Detection(1, "scratch", 0.75, Box(1, 2, 30.5, 40)),)
     assert (answer.model_name, answer.model_version) == ("plates", "3")
@@ -149,9 +149,9 @@ def test_the_device_fails_and_the_cloud_answers(ask: Any) -> None:
 def test_a_hanging_device_leaves_the_cloud_its_reserve(ask: Any, hanging: Hanging) -> None:
     with (
         serving(Reply()) as fake,
-        coordinator(hanging, fake.target, policy(timeout=1.5, reserve=1.0)) as asked,
+        new_coordinator(hanging, fake.target, policy(timeout=1.5, reserve=1.0)) as coordinator,
     ):
-        answer = ask(asked, b"picture")
+        answer = ask(coordinator, b"picture")
         assert (answer.source, answer.cloud_reason) == (Source.CLOUD, CloudReason.DEVICE_TIMEOUT)
         assert answer.device_milliseconds is not None
         assert 350 < answer.device_milliseconds <= 500
@@ -162,15 +162,15 @@ def test_a_hanging_device_leaves_the_cloud_its_reserve(ask: Any, hanging: Hangin
     assert remaining < 1.3  # the budget's end, not a timeout of its own
 
 
-def test_a_device_that_hangs_for_ever_costs_the_next_pictures_time_but_not_their_answer(
+def test_a_device_that_hangs_for_ever_costs_the_next_images_time_but_not_their_answer(
     ask: Any, hanging: Hanging, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
         serving(Reply()) as fake,
-        coordinator(hanging, fake.target, policy(timeout=2.0, reserve=1.0)) as asked,
+        new_coordinator(hanging, fake.target, policy(timeout=2.0, reserve=1.0)) as coordinator,
     ):
         for _ in range(3):
-            answer = ask(asked, b"picture")
+            answer = ask(coordinator, b"picture")
             assert answer.cloud_reason is CloudReason.DEVICE_TIMEOUT
         hanging.released.set()
     # Pictures that nobody waits for any more are not run when the device comes back.
@@ -181,9 +181,9 @@ def test_a_device_that_hangs_for_ever_costs_the_next_pictures_time_but_not_their
 def test_unavailable_twice_then_an_answer_with_one_key(ask: Any) -> None:
     with (
         serving(UNAVAILABLE, UNAVAILABLE, Reply()) as fake,
-        coordinator(None, fake.target) as asked,
+        new_coordinator(None, fake.target) as coordinator,
     ):
-        answer = ask(asked, b"picture")
+        answer = ask(coordinator, b"picture")
     assert answer.cloud_reason is CloudReason.NO_DEVICE_MODEL
     assert [attempt.error for attempt in answer.attempts] == ["DRAINING", "DRAINING", ""]
     assert len(fake.seen) == 3
@@ -191,38 +191,38 @@ def test_unavailable_twice_then_an_answer_with_one_key(ask: Any) -> None:
     assert len({seen.request.SerializeToString() for seen in fake.seen}) == 1
 
 
-def test_two_questions_have_two_keys() -> None:
-    with serving(Reply()) as fake, coordinator(None, fake.target) as asked:
-        asked.ask(b"picture")
-        asked.ask(b"picture")
+def test_two_request_have_two_keys() -> None:
+    with serving(Reply()) as fake, new_coordinator(None, fake.target) as coordinator:
+        coordinator.ask(b"picture")
+        coordinator.ask(b"picture")
     assert len({seen.metadata["idempotency-key"] for seen in fake.seen}) == 2
 
 
 def test_the_servers_retry_delay_is_waited_for(ask: Any) -> None:
     full = SightlineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", "full", retry_after=0.3)
-    with serving(Refuse(full), Reply()) as fake, coordinator(None, fake.target) as asked:
-        answer = ask(asked, b"picture")
+    with serving(Refuse(full), Reply()) as fake, new_coordinator(None, fake.target) as coordinator:
+        answer = ask(coordinator, b"picture")
     first, second = answer.attempts
     assert second.began - (first.began + first.seconds) >= 0.3
 
 
 def test_a_retry_delay_beyond_the_budget_fails_at_once(ask: Any) -> None:
     full = SightlineError(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", "full", retry_after=60)
-    with serving(Refuse(full)) as fake, coordinator(None, fake.target) as asked:
+    with serving(Refuse(full)) as fake, new_coordinator(None, fake.target) as coordinator:
         began = time.monotonic()
         with pytest.raises(SightlineError, match="QUEUE_FULL"):
-            ask(asked, b"picture")
+            ask(coordinator, b"picture")
     assert time.monotonic() - began < 3.0
 
 
 def test_a_cloud_that_hangs_ends_with_the_budget(ask: Any) -> None:
     with (
         serving(Hang()) as fake,
-        coordinator(None, fake.target, policy(timeout=0.5, reserve=0.1)) as asked,
+        new_coordinator(None, fake.target, policy(timeout=0.5, reserve=0.1)) as coordinator,
     ):
         began = time.monotonic()
         with pytest.raises(SightlineError) as caught:
-            ask(asked, b"picture")
+            ask(coordinator, b"picture")
         took = time.monotonic() - began
         assert fake.left.wait(5)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -230,10 +230,10 @@ def test_a_cloud_that_hangs_ends_with_the_budget(ask: Any) -> None:
 
 
 def test_an_outage_is_retried_until_the_budget_ends(ask: Any) -> None:
-    with coordinator(None, NOBODY, policy(timeout=0.6, reserve=0.1)) as asked:
+    with new_coordinator(None, NOBODY, policy(timeout=0.6, reserve=0.1)) as coordinator:
         began = time.monotonic()
         with pytest.raises(SightlineError) as caught:
-            ask(asked, b"picture")
+            ask(coordinator, b"picture")
     assert time.monotonic() - began < 1.5
     assert caught.value.code in {
         grpc.StatusCode.UNAVAILABLE,
@@ -245,10 +245,10 @@ def test_an_outage_is_retried_until_the_budget_ends(ask: Any) -> None:
 def test_a_service_that_comes_back_answers_inside_the_budget() -> None:
     with serving(Reply()) as fake:
         target = fake.target
-    asked = coordinator(None, target, policy(timeout=8.0))
+    coordinator = new_coordinator(None, target, policy(timeout=8.0))
     answers: list[Answer] = []
-    thread = threading.Thread(target=lambda: answers.append(asked.ask(b"picture")))
-    with asked:
+    thread = threading.Thread(target=lambda: answers.append(coordinator.ask(b"picture")))
+    with coordinator:
         thread.start()
         time.sleep(0.5)  # the outage, during which the connection is refused
         with serving(Reply(), at=target):
@@ -257,15 +257,15 @@ def test_a_service_that_comes_back_answers_inside_the_budget() -> None:
     assert len(answer.attempts) > 1
 
 
-def test_an_invalid_question_is_not_retried_and_keeps_its_details(ask: Any) -> None:
+def test_an_invalid_request_is_not_retried_and_keeps_its_details(ask: Any) -> None:
     bad = invalid("images[0].data", "must be a picture", reason="IMAGE_CORRUPT")
     broken = RuntimeError("CUDA error 700")
     with (
         serving(Refuse(bad)) as fake,
-        coordinator(failing(broken), fake.target) as asked,
+        new_coordinator(failing(broken), fake.target) as coordinator,
         pytest.raises(SightlineError) as caught,
     ):
-        ask(asked, b"picture")
+        ask(coordinator, b"picture")
     assert caught.value.reason == "IMAGE_CORRUPT"
     assert caught.value.violations[0].field == "images[0].data"
     assert isinstance(caught.value, CloudError)
@@ -277,34 +277,34 @@ def test_an_invalid_question_is_not_retried_and_keeps_its_details(ask: Any) -> N
     assert len(fake.seen) == 1
 
 
-def test_a_single_pictures_error_is_raised() -> None:
+def test_a_single_images_error_is_raised() -> None:
     result = inference_pb2.ImageResult(
         error=inference_pb2.ImageError(code=3, reason="IMAGE_CORRUPT", message="cut off")
     )
     with (
         serving(Reply([result])) as fake,
-        coordinator(None, fake.target) as asked,
+        new_coordinator(None, fake.target) as coordinator,
         pytest.raises(SightlineError, match="IMAGE_CORRUPT"),
     ):
-        asked.ask(b"picture")
+        coordinator.ask(b"picture")
     assert len(fake.seen) == 1
 
 
 def test_a_closed_client_is_an_error_at_once(ask: Any) -> None:
     with serving(Reply()) as fake, InferenceClient(fake.target) as client:
-        asked = InferenceCoordinator(None, client, policy())
+        coordinator = InferenceCoordinator(None, client, policy())
         client.close()
         with pytest.raises(SightlineError, match="CLIENT_CLOSED"):
-            ask(asked, b"picture")
+            ask(coordinator, b"picture")
 
 
 def test_an_answer_without_a_result_is_an_error() -> None:
     with (
         serving(Reply([])) as fake,
-        coordinator(None, fake.target, policy(timeout=0.3, reserve=0.1)) as asked,
+        new_coordinator(None, fake.target, policy(timeout=0.3, reserve=0.1)) as coordinator,
         pytest.raises(SightlineError) as caught,
     ):
-        asked.ask(b"picture")
+        coordinator.ask(b"picture")
     assert "ANSWER_INCOMPLETE" in caught.value.__notes__[0]
 
 
@@ -314,17 +314,17 @@ def test_the_classes_of_a_classification_come_as_detections_without_box() -> Non
         image_height=4,
         classes=[inference_pb2.ClassScore(class_id=2, class_name="ok", probability=0.5)],
     )
-    with serving(Reply([classified])) as fake, coordinator(None, fake.target) as asked:
-        assert asked.ask(b"picture").detections == (Detection(2, "ok", 0.5),)
+    with serving(Reply([classified])) as fake, new_coordinator(None, fake.target) as coordinator:
+        assert coordinator.ask(b"picture").detections == (Detection(2, "ok", 0.5),)
 
 
 def test_mode_device_raises_the_original_error_with_its_story(ask: Any) -> None:
     cause = OSError("driver")
     broken = RuntimeError("CUDA error 700")
     broken.__cause__ = cause
-    asked = InferenceCoordinator(failing(broken), None, policy(Mode.DEVICE))
-    with asked, pytest.raises(DeviceError, match="RuntimeError: CUDA error 700") as caught:
-        ask(asked, b"picture")
+    coordinator = InferenceCoordinator(failing(broken), None, policy(Mode.DEVICE))
+    with coordinator, pytest.raises(DeviceError, match="RuntimeError: CUDA error 700") as caught:
+        ask(coordinator, b"picture")
     assert (caught.value.reason, caught.value.category) == ("DEVICE_FAILED", Category.SERVER)
     assert caught.value.__cause__ is broken
     assert broken.__cause__ is cause
@@ -334,61 +334,64 @@ def test_mode_device_raises_the_original_error_with_its_story(ask: Any) -> None:
 
 
 def test_mode_device_is_bounded_too(ask: Any, hanging: Hanging) -> None:
-    asked = InferenceCoordinator(hanging, None, policy(Mode.DEVICE, timeout=0.2, reserve=0.1))
+    coordinator = InferenceCoordinator(hanging, None, policy(Mode.DEVICE, timeout=0.2, reserve=0.1))
     began = time.monotonic()
     with pytest.raises(SightlineError, match="DEVICE_TIMEOUT"):
-        ask(asked, b"picture")
+        ask(coordinator, b"picture")
     assert time.monotonic() - began < 1.0
     hanging.released.set()
-    asked.close()
+    coordinator.close()
 
 
 def test_mode_cloud_leaves_the_device_alone(ask: Any) -> None:
     detector = Scripted()
-    with serving(Reply()) as fake, coordinator(detector, fake.target, policy(Mode.CLOUD)) as asked:
-        assert ask(asked, b"picture").cloud_reason is CloudReason.REQUESTED
+    with (
+        serving(Reply()) as fake,
+        new_coordinator(detector, fake.target, policy(Mode.CLOUD)) as coordinator,
+    ):
+        assert ask(coordinator, b"picture").cloud_reason is CloudReason.REQUESTED
     assert detector.seen == []
 
 
-def test_a_picture_that_the_device_refuses_is_not_sent(ask: Any) -> None:
+def test_a_image_that_the_device_refuses_is_not_sent(ask: Any) -> None:
     bad = failing(invalid("image", "must be a picture", reason="IMAGE_CORRUPT"))
     with (
         serving(Reply()) as fake,
-        coordinator(bad, fake.target) as asked,
+        new_coordinator(bad, fake.target) as coordinator,
         pytest.raises(SightlineError, match="IMAGE_CORRUPT"),
     ):
-        ask(asked, b"picture")
+        ask(coordinator, b"picture")
     assert fake.seen == []
 
 
-def test_a_picture_that_cannot_be_sent_is_refused(ask: Any, tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_sent_is_refused(ask: Any, tmp_path: Path) -> None:
     with (
         serving(Reply()) as fake,
-        coordinator(None, fake.target) as asked,
+        new_coordinator(None, fake.target) as coordinator,
         pytest.raises(SightlineError, match="IMAGE_FILE_UNREADABLE"),
     ):
-        ask(asked, tmp_path / "missing.jpg")
+        ask(coordinator, tmp_path / "missing.jpg")
     assert fake.seen == []
 
 
 @pytest.mark.parametrize("panic", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
 def test_not_even_an_exit_inside_the_model_ends_the_caller(ask: Any, panic: BaseException) -> None:
-    with serving(Reply()) as fake, coordinator(failing(panic), fake.target) as asked:
-        answers = [ask(asked, b"picture") for _ in range(2)]
+    with serving(Reply()) as fake, new_coordinator(failing(panic), fake.target) as coordinator:
+        answers = [ask(coordinator, b"picture") for _ in range(2)]
     assert [a.cloud_reason for a in answers] == [CloudReason.DEVICE_FAILED] * 2
 
 
 def test_nor_does_it_where_nobody_else_can_answer(ask: Any) -> None:
-    asked = InferenceCoordinator(failing(SystemExit(3)), None, policy(Mode.DEVICE))
-    with asked, pytest.raises(SightlineError, match="DEVICE_FAILED") as caught:
-        ask(asked, b"picture")
+    coordinator = InferenceCoordinator(failing(SystemExit(3)), None, policy(Mode.DEVICE))
+    with coordinator, pytest.raises(SightlineError, match="DEVICE_FAILED") as caught:
+        ask(coordinator, b"picture")
     assert isinstance(caught.value.__cause__, SystemExit)
 
 
 def test_pixels_are_encoded_once_for_all_tries(ask: Any, tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
-    with serving(UNAVAILABLE, Reply()) as fake, coordinator(None, fake.target) as asked:
-        ask(asked, pixels)
+    with serving(UNAVAILABLE, Reply()) as fake, new_coordinator(None, fake.target) as coordinator:
+        ask(coordinator, pixels)
     first, second = (seen.request.images[0] for seen in fake.seen)
     assert first == second
     with PIL.Image.open(io.BytesIO(first.data)) as sent:
@@ -397,15 +400,15 @@ def test_pixels_are_encoded_once_for_all_tries(ask: Any, tmp_path: Path) -> None
 
 def test_files_are_sent_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"whatever is in it")
-    with serving(Reply()) as fake, coordinator(None, fake.target) as asked:
-        asked.ask(tmp_path / "a.jpg")
-        asked.ask(str(tmp_path / "a.jpg"))
+    with serving(Reply()) as fake, new_coordinator(None, fake.target) as coordinator:
+        coordinator.ask(tmp_path / "a.jpg")
+        coordinator.ask(str(tmp_path / "a.jpg"))
     assert {seen.request.images[0].data for seen in fake.seen} == {b"whatever is in it"}
 
 
 async def test_a_cancelled_task_ends_what_is_under_way() -> None:
-    with serving(Hang()) as fake, coordinator(None, fake.target) as asked:
-        task = asyncio.create_task(asked.aask(b"picture"))
+    with serving(Hang()) as fake, new_coordinator(None, fake.target) as coordinator:
+        task = asyncio.create_task(coordinator.aask(b"picture"))
         await asyncio.to_thread(fake.called.wait, 5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -413,9 +416,9 @@ async def test_a_cancelled_task_ends_what_is_under_way() -> None:
         assert await asyncio.to_thread(fake.left.wait, 5)
 
 
-async def test_a_cancelled_task_takes_its_picture_back_from_the_device(hanging: Hanging) -> None:
-    with coordinator(hanging, NOBODY) as asked:
-        tasks = [asyncio.create_task(asked.aask(name)) for name in (b"first", b"second")]
+async def test_a_cancelled_task_takes_its_image_back_from_the_device(hanging: Hanging) -> None:
+    with new_coordinator(hanging, NOBODY) as coordinator:
+        tasks = [asyncio.create_task(coordinator.aask(name)) for name in (b"first", b"second")]
         while not hanging.seen:  # noqa: ASYNC110 - a list, not an event
             await asyncio.sleep(0.005)
         tasks[1].cancel()
@@ -431,9 +434,9 @@ def test_a_late_device_does_no_harm_to_a_loop_that_is_gone(
 ) -> None:
     with (
         serving(Reply()) as fake,
-        coordinator(hanging, fake.target, policy(timeout=1.4, reserve=1.0)) as asked,
+        new_coordinator(hanging, fake.target, policy(timeout=1.4, reserve=1.0)) as coordinator,
     ):
-        asyncio.run(asked.aask(b"picture"))
+        asyncio.run(coordinator.aask(b"picture"))
         hanging.released.set()
     assert caplog.records == []
 
@@ -446,10 +449,10 @@ async def test_threads_and_tasks_ask_one_coordinator_at_once() -> None:
             raise RuntimeError("CUDA error 700")
         return PIT
 
-    with serving(Reply()) as fake, coordinator(Scripted(sometimes), fake.target) as asked:
+    with serving(Reply()) as fake, new_coordinator(Scripted(sometimes), fake.target) as coordinator:
         answers = await asyncio.gather(
-            *(asked.aask(b"picture") for _ in range(30)),
-            *(asyncio.to_thread(asked.ask, b"picture") for _ in range(30)),
+            *(coordinator.aask(b"picture") for _ in range(30)),
+            *(asyncio.to_thread(coordinator.ask, b"picture") for _ in range(30)),
         )
     by_cloud = [answer for answer in answers if answer.source is Source.CLOUD]
     assert (len(answers), len(by_cloud), len(fake.seen)) == (60, 20, 20)
@@ -458,7 +461,7 @@ async def test_threads_and_tasks_ask_one_coordinator_at_once() -> None:
 
 def test_a_closed_coordinator_refuses_at_once(ask: Any) -> None:
     for detector, mode in ((Scripted(), Mode.DEVICE), (None, Mode.CLOUD)):
-        closed = coordinator(detector, NOBODY, policy(mode))
+        closed = new_coordinator(detector, NOBODY, policy(mode))
         closed.close()
         with pytest.raises(ClosedError):
             ask(closed, b"picture")
@@ -499,10 +502,10 @@ UNSURE = DetectorResult((Detection(0, "pit", 0.4, Box(0, 0, 4, 4)),), 64, 48, "t
 def test_an_unsure_device_asks_the_cloud(ask: Any) -> None:
     with (
         serving(Reply()) as fake,
-        coordinator(Scripted(lambda: UNSURE), fake.target, policy(Mode.CASCADE)) as asked,
+        new_coordinator(Scripted(lambda: UNSURE), fake.target, policy(Mode.CASCADE)) as coordinator,
     ):
-        answer = ask(asked, b"picture")
-        stats = asked.stats()
+        answer = ask(coordinator, b"picture")
+        stats = coordinator.stats()
     assert (answer.source, answer.cloud_reason) == (Source.CLOUD, CloudReason.DEVICE_UNSURE)
     assert (answer.cloud_bytes, answer.cloud_error) == (len(b"picture"), "")
     assert (stats.cascaded, stats.cascade_kept) == (1, 0)
@@ -510,9 +513,9 @@ def test_an_unsure_device_asks_the_cloud(ask: Any) -> None:
 
 def test_its_answer_is_kept_and_flagged_when_the_cloud_is_down(ask: Any) -> None:
     chosen = policy(Mode.CASCADE, timeout=1.0, reserve=0.2)
-    with coordinator(Scripted(lambda: UNSURE), NOBODY, chosen) as asked:
-        answer = ask(asked, b"picture")
-        stats = asked.stats()
+    with new_coordinator(Scripted(lambda: UNSURE), NOBODY, chosen) as coordinator:
+        answer = ask(coordinator, b"picture")
+        stats = coordinator.stats()
     assert (answer.source, answer.detections) == (Source.DEVICE, UNSURE.detections)
     assert answer.cloud_error
     assert answer.total_milliseconds < 1050
@@ -521,8 +524,8 @@ def test_its_answer_is_kept_and_flagged_when_the_cloud_is_down(ask: Any) -> None
 
 def test_a_callers_rule_says_when_the_cloud_is_asked(ask: Any) -> None:
     chosen = policy(Mode.CASCADE, cascade=Cascade(rule=lambda result: result.image_width == 64))
-    with serving(Reply()) as fake, coordinator(Scripted(), fake.target, chosen) as asked:
-        assert ask(asked, b"picture").cloud_reason is CloudReason.DEVICE_UNSURE
+    with serving(Reply()) as fake, new_coordinator(Scripted(), fake.target, chosen) as coordinator:
+        assert ask(coordinator, b"picture").cloud_reason is CloudReason.DEVICE_UNSURE
 
 
 def test_a_rule_that_raises_is_an_error_of_its_own(ask: Any) -> None:
@@ -533,10 +536,10 @@ def test_a_rule_that_raises_is_an_error_of_its_own(ask: Any) -> None:
 
     chosen = policy(Mode.CASCADE, cascade=Cascade(rule=rule))
     with (
-        coordinator(Scripted(), NOBODY, chosen) as asked,
+        new_coordinator(Scripted(), NOBODY, chosen) as coordinator,
         pytest.raises(CascadeRuleError, match="KeyError") as caught,
     ):
-        ask(asked, b"picture")
+        ask(coordinator, b"picture")
     assert caught.value.__cause__ is wrong
     assert [attempt.error for attempt in caught.value.attempts] == [""]
 
@@ -546,40 +549,40 @@ def test_a_device_later_than_its_p95_is_overtaken_by_the_cloud(ask: Any) -> None
     detector = Scripted()
     with (
         serving(Reply()) as fake,
-        coordinator(detector, fake.target, policy(Mode.HEDGED)) as asked,
+        new_coordinator(detector, fake.target, policy(Mode.HEDGED)) as coordinator,
     ):
         for _ in range(20):
-            assert ask(asked, b"picture").source is Source.DEVICE
-        assert asked.stats().device_p95_seconds is not None
+            assert ask(coordinator, b"picture").source is Source.DEVICE
+        assert coordinator.stats().device_p95_seconds is not None
         seen = len(fake.seen)
         detector.does = lambda: slow.wait(30) and PIT  # type: ignore[assignment,return-value]
-        answer = ask(asked, b"picture")
+        answer = ask(coordinator, b"picture")
         slow.set()
-        stats = asked.stats()
+        stats = coordinator.stats()
     assert (answer.source, answer.cloud_reason) == (Source.CLOUD, CloudReason.DEVICE_SLOW)
     assert answer.total_milliseconds < 4000
     assert len(fake.seen) == seen + 1
     assert stats.hedges >= stats.hedges_won >= 1
 
 
-def test_a_model_that_hangs_fails_the_next_pictures_at_once_until_it_returns(
+def test_a_model_that_hangs_fails_the_next_images_at_once_until_it_returns(
     ask: Any, hanging: Hanging
 ) -> None:
     chosen = policy(Mode.DEVICE, timeout=1.0, reserve=0.0)
-    asked = InferenceCoordinator(hanging, None, chosen)
-    with asked:
+    coordinator = InferenceCoordinator(hanging, None, chosen)
+    with coordinator:
         with pytest.raises(DeviceError, match="DEVICE_TIMEOUT"):
-            ask(asked, b"first")
-        while not asked.stats().device_hangs:  # the model began a moment after the request
+            ask(coordinator, b"first")
+        while not coordinator.stats().device_hangs:  # the model began a moment after the request
             time.sleep(0.005)
         began = time.monotonic()
         with pytest.raises(DeviceError, match="DEVICE_HUNG"):
-            ask(asked, b"second")
+            ask(coordinator, b"second")
         assert time.monotonic() - began < chosen.timeout  # it did not wait
         hanging.released.set()
-        while asked.stats().device_hangs:
+        while coordinator.stats().device_hangs:
             time.sleep(0.005)
-        assert ask(asked, b"third").source is Source.DEVICE
+        assert ask(coordinator, b"third").source is Source.DEVICE
     assert hanging.seen == [b"first", b"third"]
 
 
@@ -587,75 +590,75 @@ def test_the_breaker_opens_and_half_opens_and_closes(ask: Any) -> None:
     chosen = policy(Mode.CLOUD, breaker_failures=3, breaker_seconds=0.4, retry_tokens=1)
     with (
         serving(UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, Reply()) as fake,
-        coordinator(None, fake.target, chosen) as asked,
+        new_coordinator(None, fake.target, chosen) as coordinator,
     ):
         for _ in range(3):
-            assert asked.breaker is BreakerState.CLOSED
+            assert coordinator.breaker is BreakerState.CLOSED
             with pytest.raises(CloudError, match="DRAINING"):
-                ask(asked, b"picture")
-        assert asked.breaker is BreakerState.OPEN
+                ask(coordinator, b"picture")
+        assert coordinator.breaker is BreakerState.OPEN
         with pytest.raises(CloudError, match="CIRCUIT_OPEN") as caught:
-            ask(asked, b"picture")
+            ask(coordinator, b"picture")
         assert caught.value.attempts == ()
         assert caught.value.retryable
         assert 0 < (caught.value.retry_after or 0) <= 0.4
         assert len(fake.seen) == 3
-        while asked.breaker is BreakerState.OPEN:
+        while coordinator.breaker is BreakerState.OPEN:
             time.sleep(0.005)
-        assert asked.stats().breaker is BreakerState.HALF_OPEN
-        assert ask(asked, b"picture").source is Source.CLOUD
-        assert asked.breaker is BreakerState.CLOSED
-        assert asked.stats().breaker_opened == 1
+        assert coordinator.stats().breaker is BreakerState.HALF_OPEN
+        assert ask(coordinator, b"picture").source is Source.CLOUD
+        assert coordinator.breaker is BreakerState.CLOSED
+        assert coordinator.stats().breaker_opened == 1
 
 
 @pytest.mark.parametrize("code", ["PERMISSION_DENIED", "INVALID_ARGUMENT", "UNAUTHENTICATED"])
-def test_errors_of_the_question_do_not_open_it(code: str) -> None:
+def test_errors_of_the_request_do_not_open_it(code: str) -> None:
     refused = Refuse(SightlineError(grpc.StatusCode[code], "NO", "no"))
     chosen = policy(Mode.CLOUD, breaker_failures=1)
-    with serving(refused) as fake, coordinator(None, fake.target, chosen) as asked:
+    with serving(refused) as fake, new_coordinator(None, fake.target, chosen) as coordinator:
         for _ in range(3):
             with pytest.raises(CloudError, match="NO"):
-                asked.ask(b"picture")
-        assert asked.breaker is BreakerState.CLOSED
-        assert asked.stats().retry_tokens == 1000
+                coordinator.ask(b"picture")
+        assert coordinator.breaker is BreakerState.CLOSED
+        assert coordinator.stats().retry_tokens == 1000
 
 
 def test_a_server_that_is_late_opens_it() -> None:
     chosen = policy(Mode.CLOUD, timeout=0.2, reserve=0.1, breaker_failures=1)
-    with serving(Hang()) as fake, coordinator(None, fake.target, chosen) as asked:
+    with serving(Hang()) as fake, new_coordinator(None, fake.target, chosen) as coordinator:
         with pytest.raises(CloudError):
-            asked.ask(b"picture")
-        assert asked.breaker is BreakerState.OPEN
+            coordinator.ask(b"picture")
+        assert coordinator.breaker is BreakerState.OPEN
 
 
 async def test_a_cancelled_probe_makes_room_for_another() -> None:
     chosen = policy(Mode.CLOUD, breaker_failures=1, breaker_seconds=0.05, retry_tokens=1)
     with (
         serving(UNAVAILABLE, Hang(), Reply()) as fake,
-        coordinator(None, fake.target, chosen) as asked,
+        new_coordinator(None, fake.target, chosen) as coordinator,
     ):
         with pytest.raises(CloudError):
-            await asked.aask(b"picture")
-        while asked.breaker == BreakerState.OPEN:  # noqa: ASYNC110 - no event for it
+            await coordinator.aask(b"picture")
+        while coordinator.breaker == BreakerState.OPEN:  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0.005)
         fake.called.clear()
-        probe = asyncio.create_task(asked.aask(b"picture"))
+        probe = asyncio.create_task(coordinator.aask(b"picture"))
         await asyncio.to_thread(fake.called.wait, 5)
         probe.cancel()
         with pytest.raises(asyncio.CancelledError):
             await probe
-        assert (await asked.aask(b"picture")).source is Source.CLOUD
-        assert asked.stats().breaker == BreakerState.CLOSED
+        assert (await coordinator.aask(b"picture")).source is Source.CLOUD
+        assert coordinator.stats().breaker == BreakerState.CLOSED
 
 
 def test_without_tokens_a_dead_server_is_not_hammered() -> None:
     with serving(UNAVAILABLE) as fake:
         chosen = policy(Mode.CLOUD, timeout=1.0, reserve=0.1, retry_tokens=10)
-        with coordinator(None, fake.target, chosen) as asked:
+        with new_coordinator(None, fake.target, chosen) as coordinator:
             for _ in range(8):
                 with pytest.raises(CloudError):
-                    asked.ask(b"picture")
-            stats = asked.stats()
+                    coordinator.ask(b"picture")
+            stats = coordinator.stats()
     # Five failures use up half the tokens, of which four may be tried again; then one a request
     # until the breaker has seen five requests fail.
     assert len(fake.seen) <= 5 + 5
@@ -666,18 +669,22 @@ def test_without_tokens_a_dead_server_is_not_hammered() -> None:
 @pytest.mark.parametrize("mode", [Mode.CASCADE, Mode.HEDGED])
 def test_an_open_breaker_leaves_the_device_its_word(mode: Mode) -> None:
     chosen = policy(mode, timeout=0.5, reserve=0.1, breaker_failures=1, breaker_seconds=60)
-    with coordinator(Scripted(lambda: UNSURE), NOBODY, chosen) as asked:
-        broken = asked._backends.gate.acquire()
-        asked._backends.gate.release(broken, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
-        answer = asked.ask(b"picture")
+    with new_coordinator(Scripted(lambda: UNSURE), NOBODY, chosen) as coordinator:
+        broken = coordinator._backends.gate.acquire()
+        coordinator._backends.gate.release(
+            broken, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x")
+        )
+        answer = coordinator.ask(b"picture")
     assert answer.source is Source.DEVICE
     assert answer.cloud_error == ("CIRCUIT_OPEN" if mode is Mode.CASCADE else "")
 
 
 def test_errors_survive_copies_and_pickles() -> None:
-    asked = InferenceCoordinator(failing(RuntimeError("CUDA error 700")), None, policy(Mode.DEVICE))
-    with asked, pytest.raises(DeviceError) as caught:
-        asked.ask(b"picture")
+    coordinator = InferenceCoordinator(
+        failing(RuntimeError("CUDA error 700")), None, policy(Mode.DEVICE)
+    )
+    with coordinator, pytest.raises(DeviceError) as caught:
+        coordinator.ask(b"picture")
     for again in (copy.copy(caught.value), pickle.loads(pickle.dumps(caught.value))):
         assert type(again) is DeviceError
         assert str(again) == str(caught.value)
@@ -687,7 +694,7 @@ def test_errors_survive_copies_and_pickles() -> None:
 
 
 def test_a_closed_coordinators_error_is_both_of_its_kinds() -> None:
-    closed = coordinator(None, NOBODY, policy(Mode.CLOUD))
+    closed = new_coordinator(None, NOBODY, policy(Mode.CLOUD))
     closed.close()
     with pytest.raises(CoordinatorClosedError) as caught:
         closed.ask(b"picture")
@@ -695,7 +702,7 @@ def test_a_closed_coordinators_error_is_both_of_its_kinds() -> None:
     assert caught.value.reason == "NODE_CLOSED"
 
 
-def test_a_picture_is_not_encoded_for_a_cloud_that_is_left_alone(
+def test_a_image_is_not_encoded_for_a_cloud_that_is_left_alone(
     ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = InferenceClient(NOBODY)
@@ -708,16 +715,16 @@ def test_a_picture_is_not_encoded_for_a_cloud_that_is_left_alone(
 
     monkeypatch.setattr(client, "prepare", counted)
     chosen = policy(Mode.CLOUD, timeout=0.5, reserve=0.1, breaker_failures=1, breaker_seconds=60)
-    with InferenceCoordinator(None, client, chosen) as asked:
+    with InferenceCoordinator(None, client, chosen) as coordinator:
         for reason in ("UNAVAILABLE", "CIRCUIT_OPEN", "CIRCUIT_OPEN"):
             with pytest.raises(CloudError, match=reason):
-                ask(asked, b"picture")
+                ask(coordinator, b"picture")
     assert prepared == [1]
 
 
 @pytest.fixture
 def unanswering(tmp_path: Path) -> Iterator[Path]:
-    """A file that never gives its bytes, as one on a server that is gone."""
+    """A file whose reading blocks, like one on an unreachable file server."""
     path = tmp_path / "picture.jpg"
     os.mkfifo(path)
     yield path
@@ -725,14 +732,14 @@ def unanswering(tmp_path: Path) -> Iterator[Path]:
         os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
 
 
-def test_a_picture_that_cannot_be_read_in_time_ends_with_the_budget(
+def test_a_image_that_cannot_be_read_in_time_ends_with_the_budget(
     ask: Any, unanswering: Path
 ) -> None:
     chosen = policy(Mode.CLOUD, timeout=0.5, reserve=0.1)
-    with serving(Reply()) as fake, coordinator(None, fake.target, chosen) as asked:
+    with serving(Reply()) as fake, new_coordinator(None, fake.target, chosen) as coordinator:
         began = time.monotonic()
         with pytest.raises(CloudError, match="DEADLINE_EXCEEDED"):
-            ask(asked, unanswering)
+            ask(coordinator, unanswering)
         assert time.monotonic() - began < 1.5
     assert fake.seen == []
 
@@ -743,17 +750,17 @@ def test_a_hedge_that_takes_its_time_does_not_hold_up_the_device(
     detector = Scripted()
     with (
         serving(Reply()) as fake,
-        coordinator(detector, fake.target, policy(Mode.HEDGED)) as asked,
+        new_coordinator(detector, fake.target, policy(Mode.HEDGED)) as coordinator,
     ):
         for _ in range(20):
-            ask(asked, b"picture")
+            ask(coordinator, b"picture")
 
         def late() -> DetectorResult:
             time.sleep(0.3)
             return PIT
 
         detector.does = late
-        answer = ask(asked, unanswering)
+        answer = ask(coordinator, unanswering)
     assert (answer.source, answer.cloud_reason) == (Source.DEVICE, CloudReason.DEVICE_SLOW)
     assert 300 <= answer.total_milliseconds < 1500
     assert 0.3 <= answer.attempt.seconds < 1.5
@@ -762,112 +769,115 @@ def test_a_hedge_that_takes_its_time_does_not_hold_up_the_device(
 def test_hedges_that_the_device_wins_cost_no_tokens_and_one_that_is_late_does(ask: Any) -> None:
     detector = Scripted()
     chosen = policy(Mode.HEDGED, timeout=0.6, reserve=0.1, retry_tokens=30)
-    with serving(Hang()) as fake, coordinator(detector, fake.target, chosen) as asked:
+    with serving(Hang()) as fake, new_coordinator(detector, fake.target, chosen) as coordinator:
         for _ in range(20):
-            ask(asked, b"picture")
+            ask(coordinator, b"picture")
 
         def late() -> DetectorResult:
             time.sleep(0.1)
             return PIT
 
         detector.does = late
-        assert {ask(asked, b"picture").cloud_reason for _ in range(3)} <= {
+        assert {ask(coordinator, b"picture").cloud_reason for _ in range(3)} <= {
             CloudReason.DEVICE_SLOW,
             None,
         }
-        assert asked.stats().hedges >= 1
-        assert asked.stats().retry_tokens == 30
+        assert coordinator.stats().hedges >= 1
+        assert coordinator.stats().retry_tokens == 30
     chosen = policy(Mode.CLOUD, timeout=0.3, reserve=0.1, retry_tokens=30)
-    with serving(Hang()) as fake, coordinator(None, fake.target, chosen) as asked:
+    with serving(Hang()) as fake, new_coordinator(None, fake.target, chosen) as coordinator:
         with pytest.raises(CloudError):
-            ask(asked, b"picture")
-        assert asked.stats().retry_tokens == 29
+            ask(coordinator, b"picture")
+        assert coordinator.stats().retry_tokens == 29
 
 
 def test_a_hedge_that_is_refused_is_none(ask: Any) -> None:
     detector = Scripted()
     chosen = policy(Mode.HEDGED, timeout=2.0, reserve=0.1, breaker_failures=1, breaker_seconds=60)
-    with coordinator(detector, NOBODY, chosen) as asked:
+    with new_coordinator(detector, NOBODY, chosen) as coordinator:
         for _ in range(20):
-            ask(asked, b"picture")
-        permit = asked._backends.gate.acquire()
-        asked._backends.gate.release(permit, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x"))
+            ask(coordinator, b"picture")
+        permit = coordinator._backends.gate.acquire()
+        coordinator._backends.gate.release(
+            permit, SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x")
+        )
 
         def late() -> DetectorResult:
             time.sleep(0.2)
             return PIT
 
         detector.does = late
-        before = asked.stats().hedges
-        answer = ask(asked, b"picture")
-        assert asked.stats().hedges == before
+        before = coordinator.stats().hedges
+        answer = ask(coordinator, b"picture")
+        assert coordinator.stats().hedges == before
     assert (answer.source, answer.cloud_error) == (Source.DEVICE, "CIRCUIT_OPEN")
 
 
-async def test_retries_of_a_cancelled_question_count_too() -> None:
-    with serving(UNAVAILABLE, UNAVAILABLE, Hang()) as fake, coordinator(None, fake.target) as asked:
-        task = asyncio.create_task(asked.aask(b"picture"))
+async def test_retries_of_a_cancelled_request_count_too() -> None:
+    with (
+        serving(UNAVAILABLE, UNAVAILABLE, Hang()) as fake,
+        new_coordinator(None, fake.target) as coordinator,
+    ):
+        task = asyncio.create_task(coordinator.aask(b"picture"))
         while len(fake.seen) < 3:  # noqa: ASYNC110 - a list, not an event
             await asyncio.sleep(0.005)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert asked.stats().retries == 2
+        assert coordinator.stats().retries == 2
 
 
-def test_pictures_that_wait_when_it_closes_are_told_and_not_looked_at(hanging: Hanging) -> None:
-    asked = InferenceCoordinator(hanging, None, policy(Mode.DEVICE, timeout=20.0))
+def test_images_that_wait_when_it_closes_are_told_and_not_looked_at(hanging: Hanging) -> None:
+    coordinator = InferenceCoordinator(hanging, None, policy(Mode.DEVICE, timeout=20.0))
     errors: list[DeviceError] = []
 
     def ask() -> None:
         try:
-            asked.ask(b"second")
+            coordinator.ask(b"second")
         except DeviceError as error:
             errors.append(error)
 
-    first = threading.Thread(target=asked.ask, args=(b"first",))
+    first = threading.Thread(target=coordinator.ask, args=(b"first",))
     first.start()
     while not hanging.seen:
         time.sleep(0.005)
     second = threading.Thread(target=ask)
     second.start()
-    worker = asked._backends.worker
+    worker = coordinator._backends.worker
     assert worker is not None
     while worker._jobs.empty():
         time.sleep(0.005)
     threading.Timer(0.2, hanging.released.set).start()
-    asked.close()
+    coordinator.close()
     second.join(5)
     first.join(5)
     assert [error.reason for error in errors] == ["NODE_CLOSED"]
     assert hanging.seen == [b"first"]
 
 
-def test_whatever_goes_wrong_with_a_picture_is_an_error_and_not_the_clouds(ask: Any) -> None:
+def test_whatever_goes_wrong_with_a_image_is_an_error_and_not_the_clouds(ask: Any) -> None:
     class Odd(np.ndarray[Any, Any]):
         def __array_interface__(self) -> Any:  # type: ignore[override] # what encoders ask for
             raise MemoryError("no room")
 
     odd = np.zeros((48, 64, 3), np.uint8).view(Odd)
     chosen = policy(Mode.CLOUD, breaker_failures=1)
-    with serving(Reply()) as fake, coordinator(None, fake.target, chosen) as asked:
+    with serving(Reply()) as fake, new_coordinator(None, fake.target, chosen) as coordinator:
         with pytest.raises(CloudError, match="QUESTION_UNSENDABLE") as caught:
-            ask(asked, odd)
+            ask(coordinator, odd)
         assert not caught.value.retryable
-        assert asked.breaker is BreakerState.CLOSED
+        assert coordinator.breaker is BreakerState.CLOSED
     assert fake.seen == []
 
 
-def test_a_picture_that_is_ready_when_all_is_settled_is_not_sent(
-    ask: Any, unanswering: Path
-) -> None:
+def test_a_image_that_is_ready_when_all_is_settled_is_not_sent(ask: Any, unanswering: Path) -> None:
     detector = Scripted()
     with (
         serving(Reply()) as fake,
-        coordinator(detector, fake.target, policy(Mode.HEDGED, timeout=20.0)) as asked,
+        new_coordinator(detector, fake.target, policy(Mode.HEDGED, timeout=20.0)) as coordinator,
     ):
         for _ in range(20):
-            ask(asked, b"picture")
+            ask(coordinator, b"picture")
         before = len(fake.seen)
 
         def late() -> DetectorResult:
@@ -875,7 +885,7 @@ def test_a_picture_that_is_ready_when_all_is_settled_is_not_sent(
             return PIT
 
         detector.does = late
-        assert ask(asked, unanswering).source is Source.DEVICE
+        assert ask(coordinator, unanswering).source is Source.DEVICE
         named = [t for t in threading.enumerate() if t.name == "sightline-request"]
         unanswering.write_bytes(b"unwanted")
         for preparing in named:

@@ -1,4 +1,4 @@
-"""The coordinator's core as transcripts: what happened when, and what it does. No clock."""
+"""The coordinator's state machine as transcripts of observations and actions, without a clock."""
 
 import heapq
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ DEADLINE = SightlineError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"
 
 
 class Transcript:
-    """One coordination, told line by line; the clock is the first word of each line."""
+    """A transcript of one request; the time is the first word of each line."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ def test_without_a_model_on_the_device_the_cloud_is_asked_at_once() -> None:
     assert answer.cloud_reason is CloudReason.NO_DEVICE_MODEL
 
 
-def test_a_picture_that_the_device_refuses_is_not_sent_to_the_cloud() -> None:
+def test_a_image_that_the_device_refuses_is_not_sent_to_the_cloud() -> None:
     t = Transcript()
     t.begins(AskDevice(), WakeAt(6.75))
     assert t.fails(0.1, DeviceFailed(INVALID)).error is INVALID
@@ -389,7 +389,7 @@ def test_in_cascade_a_failing_device_falls_back_too() -> None:
     assert answer.cloud_reason is CloudReason.DEVICE_FAILED
 
 
-def test_a_rule_that_raises_fails_the_question_with_its_error() -> None:
+def test_a_rule_that_raises_fails_the_request_with_its_error() -> None:
     wrong = KeyError("no such class")
 
     def rule(result: DetectorResult) -> bool:
@@ -402,7 +402,7 @@ def test_a_rule_that_raises_fails_the_question_with_its_error() -> None:
     assert [attempt.error for attempt in fail.attempts] == [""]
 
 
-def found(*confidences: float) -> DetectorResult:
+def result_with(*confidences: float) -> DetectorResult:
     return DetectorResult(
         tuple(Detection(0, "x", confidence) for confidence in confidences), 1, 1, "m"
     )
@@ -428,7 +428,7 @@ def found(*confidences: float) -> DetectorResult:
 def test_the_band_the_flags_and_the_rule(
     cascade: Cascade, confidences: tuple[float, ...], unsure: bool
 ) -> None:
-    assert cascade.unsure(found(*confidences)) is unsure
+    assert cascade.unsure(result_with(*confidences)) is unsure
 
 
 @pytest.mark.parametrize(
@@ -547,7 +547,7 @@ def test_a_hedge_that_failed_once_and_was_then_slower_is_no_failure() -> None:
     assert t.core.cloud_verdict is None
 
 
-def test_a_picture_that_the_device_refuses_ends_its_hedge() -> None:
+def test_a_image_that_the_device_refuses_ends_its_hedge() -> None:
     t = Transcript(Mode.HEDGED, slow_after=0.3)
     t.begins(AskDevice(), WakeAt(0.3))
     t.at(0.3, Woke(), AskCloud(8.0), WakeAt(6.75))
@@ -603,7 +603,7 @@ def test_a_policy_out_of_bounds_is_refused(
 
 @dataclass(frozen=True)
 class Takes:
-    """Someone who needs `seconds` and then is observed."""
+    """The behaviour of the device or of one try at the cloud, observed after `seconds`."""
 
     seconds: float
     then: Observation
@@ -611,7 +611,7 @@ class Takes:
 
 @dataclass
 class World:
-    """Carries out a coordination on a clock that only events move.
+    """A simulation of one request on a clock that only events advance.
 
     Attributes:
         device: what the device does; None: it never answers.
@@ -660,16 +660,16 @@ class World:
     def drops_what_it_asked(self) -> bool:
         """Whether nothing is dropped that was not asked before."""
         return all(
-            len(self.asked(drop)) <= len(self.asked(ask))
+            len(self.times_of(drop)) <= len(self.times_of(ask))
             for drop, ask in ((DropDevice, AskDevice), (DropCloud, AskCloud))
         )
 
-    def asked(self, kind: type[Action]) -> list[float]:
+    def times_of(self, kind: type[Action]) -> list[float]:
         return [now for now, action in self.log if isinstance(action, kind)]
 
 
 def test_every_mode_device_outcome_budget_and_cloud_outcome() -> None:
-    """The whole table; what must come out follows from the rules, not from the code."""
+    """Check the table of modes and failures against the documented rules."""
     device: dict[str, Observation | None] = {
         "answers": DeviceAnswered(DEVICE_RESULT),
         "unsure": DeviceAnswered(UNSURE_RESULT),
@@ -812,37 +812,37 @@ def holds_in(world: World) -> None:
     ends = [isinstance(action, Finish | Fail) for _, action in world.log]
     assert sum(ends) == 1
     assert ends[-1]
-    if world.asked(DropDevice):
-        dropped = world.asked(DropDevice)[0]
-        hedged = any(asked < dropped for asked in world.asked(AskCloud))
+    if world.times_of(DropDevice):
+        dropped = world.times_of(DropDevice)[0]
+        hedged = any(time < dropped for time in world.times_of(AskCloud))
         left = policy.timeout - dropped
         if policy.mode is not Mode.DEVICE and not hedged:
             assert left >= policy.cloud_reserve - world.lateness
-    if world.asked(AskCloud):
-        assert policy.timeout - world.asked(AskCloud)[0] >= policy.cloud_reserve
-        assert world.asked(AskCloud)[-1] < policy.timeout
+    if world.times_of(AskCloud):
+        assert policy.timeout - world.times_of(AskCloud)[0] >= policy.cloud_reserve
+        assert world.times_of(AskCloud)[-1] < policy.timeout
     if policy.mode is Mode.DEVICE and world.has_device:
-        assert not world.asked(AskCloud)
+        assert not world.times_of(AskCloud)
     if policy.mode is Mode.CLOUD or not world.has_device:
-        assert not world.asked(AskDevice)
+        assert not world.times_of(AskDevice)
 
 
 @given(worlds())
 def test_the_attempts_tell_the_whole_story(world: World) -> None:
     _, end = world.run()
     attempts = end.answer.attempts if isinstance(end, Finish) else end.attempts
-    refused = sum(isinstance(one, CloudRefused) for one in world.observed)
-    assert len(attempts) == len(world.asked(AskDevice)) + len(world.asked(AskCloud)) - refused
+    refused = sum(isinstance(observation, CloudRefused) for observation in world.observed)
+    assert len(attempts) == len(world.times_of(AskDevice)) + len(world.times_of(AskCloud)) - refused
     assert all(attempt.seconds >= 0 for attempt in attempts)
     if isinstance(end, Finish):
         answer = end.answer
         assert answer.attempt.source is answer.source
         assert (answer.cloud_reason is None) or (
-            Source.CLOUD in {one.source for one in attempts} or answer.cloud_error
+            Source.CLOUD in {attempt.source for attempt in attempts} or answer.cloud_error
         )
         assert answer.source is Source.DEVICE or not answer.cloud_error
     else:
-        rule_or_kept = [one for one in attempts if not one.error]
+        rule_or_kept = [attempt for attempt in attempts if not attempt.error]
         assert rule_or_kept == []
     for source in Source:
         mine = [attempt for attempt in attempts if attempt.source is source]

@@ -1,4 +1,4 @@
-"""Labels of the device and the cloud that differ, with a real gRPC server that follows a script."""
+"""Labels that differ between device and cloud, with a scripted gRPC server."""
 
 import threading
 import time
@@ -32,7 +32,7 @@ DOWN = Refuse(SightlineError(grpc.StatusCode.UNIMPLEMENTED, "X", "an old server"
 
 
 class Coco:
-    """A detector of people, unsure of each."""
+    """A detector of people with a low confidence."""
 
     name = "coco"
     version = "d1"
@@ -53,7 +53,7 @@ def listed(*labels: str, version: str = "3") -> inference_pb2.ModelInfo:
     )
 
 
-def coordinator(
+def new_coordinator(
     service: FakeInference,
     mode: Mode,
     detector: Coco | None = None,
@@ -81,8 +81,8 @@ def test_item_23_cascade_keeps_the_device_s_answer_and_does_not_ask(
     reply: Reply, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(reply, models=[listed("scratch", "pit")]) as service:
-        with coordinator(service, Mode.CASCADE) as asked:
-            answers = [asked.ask(b"picture") for _ in range(3)]
+        with new_coordinator(service, Mode.CASCADE) as coordinator:
+            answers = [coordinator.ask(b"picture") for _ in range(3)]
         assert infers(service) == 0
     for answer in answers:
         assert (answer.source, answer.detections) == (Source.DEVICE, PERSON.detections)
@@ -95,9 +95,9 @@ def test_item_23_cascade_keeps_the_device_s_answer_and_does_not_ask(
 def test_item_23_an_old_server_s_classes_are_held_against_the_device_s_labels() -> None:
     old = listed()  # without labels
     with serving(Reply(), models=[old]) as service:
-        with coordinator(service, Mode.CASCADE) as asked:
+        with new_coordinator(service, Mode.CASCADE) as coordinator:
             for _ in range(3):
-                answer = asked.ask(b"picture")
+                answer = coordinator.ask(b"picture")
                 assert (answer.source, answer.cloud_error) == (Source.DEVICE, DIFFER)
                 assert answer.detections == PERSON.detections
         assert infers(service) == 1  # then it is known
@@ -108,17 +108,17 @@ def test_item_23_hedged_waits_for_the_device() -> None:
     detector = Coco()
     with (
         serving(Reply(), models=[listed("scratch")]) as service,
-        coordinator(service, Mode.HEDGED, detector) as asked,
+        new_coordinator(service, Mode.HEDGED, detector) as coordinator,
     ):
         for _ in range(25):  # until it is known how long the device takes
-            assert asked.ask(b"picture").source is Source.DEVICE
+            assert coordinator.ask(b"picture").source is Source.DEVICE
 
         def wait() -> DetectorResult:
             slow.wait(0.5)
             return PERSON
 
         detector.does = wait
-        answer = asked.ask(b"picture")
+        answer = coordinator.ask(b"picture")
         assert (answer.source, answer.cloud_error) == (Source.DEVICE, DIFFER)
         assert answer.cloud_reason is CloudReason.DEVICE_SLOW
 
@@ -130,10 +130,10 @@ def test_item_23_a_device_that_fails_is_not_replaced_by_another_model(mode: Mode
 
     with (
         serving(Reply(), models=[listed("scratch")]) as service,
-        coordinator(service, mode, Coco(does=fail)) as asked,
+        new_coordinator(service, mode, Coco(does=fail)) as coordinator,
         pytest.raises(CloudError) as caught,
     ):
-        asked.ask(b"picture")
+        coordinator.ask(b"picture")
     assert caught.value.reason == DIFFER
 
 
@@ -145,9 +145,9 @@ def test_item_23_auto_takes_the_cloud_s_answer_under_its_own_name(
 
     with (
         serving(Reply(), models=[listed("scratch")]) as service,
-        coordinator(service, Mode.AUTO, Coco(does=fail)) as asked,
+        new_coordinator(service, Mode.AUTO, Coco(does=fail)) as coordinator,
     ):
-        answer = asked.ask(b"picture")
+        answer = coordinator.ask(b"picture")
         assert (answer.source, answer.model_name) == (Source.CLOUD, "plates")
         until = time.monotonic() + 5  # the labels are learnt in a thread of their own
         while "its answers have its classes" not in caplog.text:
@@ -168,11 +168,11 @@ def test_item_23_the_cloud_s_answer_is_taken_where_labels_fit_or_are_mapped_or_a
 ) -> None:
     with (
         serving(Reply(), models=[listed("scratch", "pit")]) as service,
-        coordinator(service, Mode.CASCADE, Coco(labels), **options) as asked,
+        new_coordinator(service, Mode.CASCADE, Coco(labels), **options) as coordinator,
     ):
-        answer = asked.ask(b"picture")
+        answer = coordinator.ask(b"picture")
         assert (answer.source, answer.cloud_error) == (Source.CLOUD, "")
-        assert [found.class_name for found in answer.detections] == [name]
+        assert [detection.class_name for detection in answer.detections] == [name]
 
 
 def test_item_23_a_model_that_becomes_the_default_meanwhile_is_noticed() -> None:
@@ -181,12 +181,12 @@ def test_item_23_a_model_that_becomes_the_default_meanwhile_is_noticed() -> None
     with (
         # The first step is for the list of models.
         serving(Reply(), Reply(), Reply([dog]), models=[listed("scratch", "pit")]) as service,
-        coordinator(service, Mode.CASCADE, Coco(("scratch", "pit"))) as asked,
+        new_coordinator(service, Mode.CASCADE, Coco(("scratch", "pit"))) as coordinator,
     ):
-        assert asked.ask(b"picture").source is Source.CLOUD
-        answer = asked.ask(b"picture")
+        assert coordinator.ask(b"picture").source is Source.CLOUD
+        answer = coordinator.ask(b"picture")
         assert (answer.source, answer.cloud_error) == (Source.DEVICE, DIFFER)
-        assert asked.breaker.value == "closed"
+        assert coordinator.breaker.value == "closed"
 
 
 def test_item_23_labels_that_are_put_right_are_noticed_after_a_while() -> None:
@@ -224,7 +224,7 @@ def test_a_cloud_that_does_not_list_its_models_is_judged_by_its_answers() -> Non
 
 
 @pytest.mark.parametrize(
-    ("cloud", "renamed", "said"),
+    ("cloud", "renamed", "message"),
     [
         (("person", "car"), {}, ""),
         (("car",), {}, "only the device has 'person'"),
@@ -234,12 +234,14 @@ def test_a_cloud_that_does_not_list_its_models_is_judged_by_its_answers() -> Non
         (tuple("abcdefg"), {"a": "car"}, "only the cloud has 'b', 'c', 'd', 'e', 'f' and 1 more"),
     ],
 )
-def test_differences_are_named(cloud: tuple[str, ...], renamed: dict[str, str], said: str) -> None:
-    assert LabelRule(lambda: frozenset(COCO), renamed).difference(cloud) == said
+def test_differences_are_named(
+    cloud: tuple[str, ...], renamed: dict[str, str], message: str
+) -> None:
+    assert LabelRule(lambda: frozenset(COCO), renamed).difference(cloud) == message
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("car", "words like car=vehicle"),
         ("=vehicle", "words like car=vehicle"),
@@ -247,12 +249,12 @@ def test_differences_are_named(cloud: tuple[str, ...], renamed: dict[str, str], 
         ("car=vehicle,car=truck", "each class of the cloud once"),
     ],
 )
-def test_a_label_map_that_is_none_is_refused(words: str, said: str) -> None:
-    with pytest.raises(SettingsError, match=f"cloud_label_map: .*{said}"):
+def test_a_label_map_that_is_none_is_refused(words: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=f"cloud_label_map: .*{message}"):
         settings_with(cloud_label_map=words)
 
 
 def test_settings_reach_the_policy() -> None:
-    made = assemble.policy(settings_with(cloud_labels="any", cloud_label_map="a=b, c=d e"))
-    assert made.takes_other_labels
-    assert made.cloud_label_map == {"a": "b", "c": "d e"}
+    policy = assemble.policy(settings_with(cloud_labels="any", cloud_label_map="a=b, c=d e"))
+    assert policy.takes_other_labels
+    assert policy.cloud_label_map == {"a": "b", "c": "d e"}

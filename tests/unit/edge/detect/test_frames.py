@@ -1,4 +1,4 @@
-"""Pictures laid down in one place and taken up in another, with and without shared memory."""
+"""Transfer of images between processes, with and without shared memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,18 +11,18 @@ from edge.detect.frames import FrameReader, FrameWriter
 
 @pytest.fixture(params=[True, False], ids=["shared", "in-message"])
 def writer(request: pytest.FixtureRequest) -> Iterator[FrameWriter]:
-    made = FrameWriter(shared=request.param)
-    yield made
-    made.close()
+    writer = FrameWriter(shared=request.param)
+    yield writer
+    writer.close()
 
 
 def test_arrays_and_bytes_arrive_as_they_were(writer: FrameWriter) -> None:
     reader = FrameReader(writer.fd)
     for side in (1, 2000, 5):
         array = np.arange(side * side * 3, dtype=np.uint32).astype(np.uint8)
-        picture = array.reshape(side, side, 3)[:, ::-1]
-        assert np.array_equal(np.asarray(reader.get(writer.put(picture))), picture)
-        assert reader.get(writer.put(picture.tobytes())) == picture.tobytes()
+        image = array.reshape(side, side, 3)[:, ::-1]
+        assert np.array_equal(np.asarray(reader.get(writer.put(image))), image)
+        assert reader.get(writer.put(image.tobytes())) == image.tobytes()
     assert reader.get(writer.put(b"")) == b""
 
 
@@ -32,7 +32,7 @@ def test_a_path_does_not_depend_on_the_folder_one_is_in(writer: FrameWriter) -> 
     assert reader.get(writer.put(Path("/b.jpg"))) == "/b.jpg"
 
 
-def test_a_reader_that_keeps_a_picture_does_not_stop_the_memory_from_growing() -> None:
+def test_a_reader_that_keeps_a_image_does_not_stop_the_memory_from_growing() -> None:
     writer = FrameWriter()
     reader = FrameReader(writer.fd)
     kept = reader.get(writer.put(np.full((2, 2, 3), 7, np.uint8)))
@@ -42,7 +42,7 @@ def test_a_reader_that_keeps_a_picture_does_not_stop_the_memory_from_growing() -
     writer.close()
 
 
-def test_without_memory_a_picture_must_be_in_the_message() -> None:
+def test_without_memory_a_image_must_be_in_the_message() -> None:
     writer = FrameWriter()
     request = writer.put(b"picture")
     with pytest.raises(ValueError, match="there is no shared memory"):

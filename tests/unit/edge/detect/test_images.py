@@ -1,4 +1,4 @@
-"""Every form of a picture comes out as the same pixels, or is refused by name."""
+"""All forms of an image convert to the same pixels; invalid ones are errors that name the field."""
 
 import io
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_all_forms_have_the_same_pixels(tmp_path: Path) -> None:
             assert np.array_equal(pixels(image), RED_LEFT)
 
 
-def test_a_rotated_picture_is_turned_upright_in_every_form(tmp_path: Path) -> None:
+def test_a_rotated_image_is_turned_upright_in_every_form(tmp_path: Path) -> None:
     data = png(exif=ROTATED)
     upright = np.rot90(RED_LEFT, -1)
     assert np.array_equal(pixels(data), upright)
@@ -42,7 +42,7 @@ def test_a_rotated_picture_is_turned_upright_in_every_form(tmp_path: Path) -> No
     assert np.array_equal(pixels(sent), upright)
 
 
-def test_grey_and_transparent_pictures_of_pillow_become_rgb() -> None:
+def test_grey_and_transparent_images_of_pillow_become_rgb() -> None:
     grey = PIL.Image.new("L", (2, 2), 7)
     assert pixels(grey).tolist() == [[[7, 7, 7]] * 2] * 2
     assert pixels(PIL.Image.new("RGBA", (2, 2), (1, 2, 3, 0))).shape == (2, 2, 3)
@@ -65,7 +65,7 @@ def test_grey_and_transparent_pictures_of_pillow_become_rgb() -> None:
         (bytearray(b"mutable"), "INVALID_FIELD"),
     ],
 )
-def test_what_is_no_picture_is_refused(image: Any, reason: str) -> None:
+def test_what_is_no_image_is_refused(image: Any, reason: str) -> None:
     with pytest.raises(SightlineError) as caught:
         pixels(image, "images[2]")
     assert caught.value.reason == reason
@@ -88,7 +88,7 @@ def test_pixels_are_sent_as_jpeg_or_exactly_as_png() -> None:
     assert np.abs(pixels(jpeg).astype(int) - smooth).max() < 24
 
 
-def test_encoded_pictures_are_sent_as_they_are(tmp_path: Path) -> None:
+def test_encoded_images_are_sent_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(b"the service checks what it is")
     assert encoded(path) == encoded(str(path)) == path.read_bytes()

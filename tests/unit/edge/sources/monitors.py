@@ -1,4 +1,4 @@
-"""Whoever reads a source in these tests, and what it was events; videos and pictures to read."""
+"""A monitor that records events, and files for sources to read."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class RecordingMonitor:
-    """A monitor that wants no more once `enough` says so."""
+    """A `SourceMonitor` that records events and stops the reading once `enough` returns True."""
 
     def __init__(self, enough: Callable[[], bool] = lambda: False) -> None:
         self.enough = enough
@@ -34,7 +34,7 @@ class RecordingMonitor:
 
 
 def save_video(path: Path, frames: int = 50, fps: float = 10.0) -> Path:
-    """A video of frames 64 x 48 that are red at first and blue at last."""
+    """Save a video of 64 x 48 pixels whose colour changes from red to blue."""
     code: Any = cv2
     writer = code.VideoWriter(str(path), code.VideoWriter_fourcc(*"mp4v"), fps, (64, 48))
     for index in range(frames):

@@ -1,4 +1,4 @@
-"""Cameras over a real network connection: lost, frozen, back again."""
+"""Cameras over a real network connection: lost, frozen, reconnected."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.unit.edge.sources.monitors import RecordingMonitor
 
 
 def restored(network: NetworkCamera, due: bool) -> bool:
-    """Restores the camera once that is due; never wants an end."""
+    """Restore the camera when it is due; return False, so that the reading goes on."""
     if due:
         network.restore()
     return False
@@ -21,8 +21,8 @@ def restored(network: NetworkCamera, due: bool) -> bool:
 
 @pytest.fixture(params=[MjpegCamera, RtspCamera])
 def network(request: pytest.FixtureRequest) -> Iterator[NetworkCamera]:
-    with camera(request.param) as made:
-        yield made
+    with camera(request.param) as network:
+        yield network
 
 
 def test_a_camera_gives_frames_with_their_times_until_no_more_are_wanted(
@@ -61,11 +61,11 @@ def test_a_camera_that_was_cut_off_is_found_again(network: NetworkCamera) -> Non
 
 
 def test_waits_grow_until_a_frame_comes(network: NetworkCamera) -> None:
-    asked: list[int] = []
+    failure_counts: list[int] = []
     monitor = RecordingMonitor()
 
     def backoff(failures: int) -> float:
-        asked.append(failures)
+        failure_counts.append(failures)
         return 0.01
 
     stream = Camera(network.url, backoff=backoff).frames(monitor)
@@ -77,8 +77,8 @@ def test_waits_grow_until_a_frame_comes(network: NetworkCamera) -> None:
         before = network.connections
         while network.connections == before:
             next(stream)
-    assert asked[:3] == [1, 2, 3]
-    assert 1 in asked[3:]
+    assert failure_counts[:3] == [1, 2, 3]
+    assert 1 in failure_counts[3:]
 
 
 def test_a_camera_that_freezes_is_connected_anew(network: NetworkCamera) -> None:

@@ -1,4 +1,4 @@
-"""Frames of several sources at once: what waits, what is dropped, what ends."""
+"""Concurrent reading of several sources: queues, drops and ends."""
 
 import threading
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ LONG = 10.0
 
 
 class Numbers:
-    """A source that gives frames named 0, 1, 2, ... as fast as they are taken."""
+    """A source that yields frames named 0, 1, 2, ... without a pause."""
 
     def __init__(self, name: str, count: int, *, live: bool = False, fails: bool = False) -> None:
         self.name = name
         self.live = live
         self._count = count
         self._fails = fails
-        self.given = threading.Event()
+        self.delivered = threading.Event()
 
     def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
         monitor.found()
         for number in range(self._count):
             yield Frame(b"", f"{self.name}{number}")
-        self.given.set()
+        self.delivered.set()
         if self._fails:
             raise OSError("the disk is gone")
         if self.live:
@@ -40,10 +40,10 @@ def feed_of(*sources: Numbers, queue_size: int = 4) -> tuple[Feed, list[SourceCo
 
 
 def taken(feed: Feed) -> list[str]:
-    found = []
-    while (one := feed.take()) is not None:
-        found.append(one[1].image_id)
-    return found
+    names = []
+    while (item := feed.next_frame()) is not None:
+        names.append(item[1].image_id)
+    return names
 
 
 def test_no_frame_of_a_file_is_dropped_and_they_stay_in_order() -> None:
@@ -56,20 +56,20 @@ def test_no_frame_of_a_file_is_dropped_and_they_stay_in_order() -> None:
 def test_the_oldest_frames_of_a_camera_go_when_there_is_no_room() -> None:
     source = Numbers("cam", 100, live=True)
     feed, (counts,) = feed_of(source, queue_size=4)
-    assert source.given.wait(LONG)
-    first = [feed.take() for _ in range(4)]
-    assert [one[1].image_id for one in first if one] == ["cam96", "cam97", "cam98", "cam99"]
+    assert source.delivered.wait(LONG)
+    first = [feed.next_frame() for _ in range(4)]
+    assert [item[1].image_id for item in first if item] == ["cam96", "cam97", "cam98", "cam99"]
     stats = counts.stats()
     assert (stats.read, stats.dropped, stats.waiting) == (100, 96, 4)
     feed.close()
 
 
 def test_sources_take_turns() -> None:
-    one, two = Numbers("a", 4, live=True), Numbers("b", 4, live=True)
-    feed, _ = feed_of(one, two)
-    assert one.given.wait(LONG)
-    assert two.given.wait(LONG)
-    names = [found[1].image_id for found in (feed.take() for _ in range(8)) if found]
+    first, second = Numbers("a", 4, live=True), Numbers("b", 4, live=True)
+    feed, _ = feed_of(first, second)
+    assert first.delivered.wait(LONG)
+    assert second.delivered.wait(LONG)
+    names = [item[1].image_id for item in (feed.next_frame() for _ in range(8)) if item]
     assert names == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3"]
     feed.close()
 
@@ -87,24 +87,24 @@ def test_closing_ends_readers_and_counts_what_waited_as_dropped(live: bool) -> N
     source = Numbers("a", 10, live=live)
     feed, (counts,) = feed_of(source, queue_size=2)
     if live:
-        assert source.given.wait(LONG)
-    assert feed.take() is not None
+        assert source.delivered.wait(LONG)
+    assert feed.next_frame() is not None
     feed.close(timeout=LONG)
-    assert feed.take() is None
+    assert feed.next_frame() is None
     stats = counts.stats()
     assert stats.state is SourceState.ENDED
-    assert stats.waiting == 1  # the one that was taken is whoever's who took it
+    assert stats.waiting == 1  # the caller of next_frame still processes it
     assert stats.read == stats.dropped + 1
 
 
 def test_closing_wakes_whoever_waits_for_a_frame() -> None:
     feed, _ = feed_of(Numbers("a", 0, live=True))
-    found: list[object] = []
-    waiting = threading.Thread(target=lambda: found.append(feed.take()))
+    frames: list[object] = []
+    waiting = threading.Thread(target=lambda: frames.append(feed.next_frame()))
     waiting.start()
     feed.close(timeout=LONG)
     waiting.join(LONG)
-    assert found == [None]
+    assert frames == [None]
 
 
 def test_even_an_exit_in_a_source_ends_that_source_alone() -> None:
@@ -127,7 +127,7 @@ def test_what_a_source_raises_when_it_is_closed_is_no_failure() -> None:
             raise OSError("interrupted")
 
     feed, (counts,) = feed_of(Clumsy("a", 0, live=True))
-    assert feed.take() is not None
+    assert feed.next_frame() is not None
     feed.close(timeout=LONG)
     assert (counts.stats().state, counts.stats().last_error) == (SourceState.ENDED, "")
 

@@ -1,4 +1,4 @@
-"""Picture files and videos, and which word means which."""
+"""Image files and videos as sources, and the choice of a source by its path."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from servicekit.errors import SightlineError
 from tests.unit.edge.sources.monitors import RecordingMonitor, save_pictures, save_video
 
 
-def test_a_folder_gives_its_pictures_by_name(tmp_path: Path) -> None:
+def test_a_folder_gives_its_images_by_name(tmp_path: Path) -> None:
     save_pictures(tmp_path, "b.jpg", "a.png", "c.BMP")
     (tmp_path / "notes.txt").write_text("not a picture")
     frames = list(PictureFiles(tmp_path).frames(RecordingMonitor()))
@@ -25,7 +25,7 @@ def test_a_pattern_looks_into_folders_and_passes_them_over_themselves(tmp_path: 
     assert [frame.image_id for frame in frames] == ["one/a.jpg", "two.jpg/b.jpg"]
 
 
-def test_every_second_picture_is_taken_and_the_others_are_told(tmp_path: Path) -> None:
+def test_every_second_image_is_taken_and_the_others_are_told(tmp_path: Path) -> None:
     save_pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     monitor = RecordingMonitor()
     frames = list(PictureFiles(tmp_path, Sampling(every=2)).frames(monitor))
@@ -33,7 +33,7 @@ def test_every_second_picture_is_taken_and_the_others_are_told(tmp_path: Path) -
     assert monitor.events == ["found", "skipped"]
 
 
-def test_pictures_end_when_no_more_are_wanted(tmp_path: Path) -> None:
+def test_images_end_when_no_more_are_wanted(tmp_path: Path) -> None:
     save_pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     frames: list[Frame] = []
     for frame in PictureFiles(tmp_path).frames(RecordingMonitor(lambda: len(frames) == 2)):
@@ -42,13 +42,13 @@ def test_pictures_end_when_no_more_are_wanted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["nothing/*.jpg", "missing.jpg", "a\0b"])
-def test_no_picture_is_an_error_that_repeats_the_word(word: str) -> None:
+def test_no_image_is_an_error_that_repeats_the_word(word: str) -> None:
     with pytest.raises(SightlineError, match="source must name at least one image") as caught:
         open_source(word)
     assert caught.value.reason == "INVALID_FIELD"
 
 
-def test_pictures_have_no_times(tmp_path: Path) -> None:
+def test_images_have_no_times(tmp_path: Path) -> None:
     save_pictures(tmp_path, "a.jpg")
     with pytest.raises(SightlineError, match="every_seconds must not be given for image files"):
         PictureFiles(tmp_path, Sampling(every_seconds=1))

@@ -1,4 +1,4 @@
-"""Which frames are taken."""
+"""Sampling by number and by time."""
 
 import pytest
 from hypothesis import given
