@@ -12,7 +12,7 @@ from pathlib import Path
 
 from models.average_precision import Scene, average_precision
 from models.plates import CLASS_NAMES, Plate, camera
-from vision import OnnxDetector, SessionOptions
+from vision import OnnxYolo, SessionOptions
 
 MODEL = Path(__file__).parent / "repository" / "plates" / "1" / "model.onnx"
 
@@ -59,14 +59,14 @@ def evaluate(model: Path, plates: int) -> Measures:
     Raises:
         ModelError: the model cannot be used.
     """
-    detector = OnnxDetector.load(model, SessionOptions(intra_op_threads=1))
+    detector = OnnxYolo.load(model, SessionOptions(intra_op_threads=1))
     scenes = [_look(detector, plate) for plate in islice(camera(_HELD_OUT_CAMERA), plates)]
     ap50 = {name: average_precision(scenes, class_id) for class_id, name in enumerate(CLASS_NAMES)}
     mean = sum(ap50.values()) / len(ap50)
     return Measures(plates, round(mean, 4), {name: round(ap, 4) for name, ap in ap50.items()})
 
 
-def _look(detector: OnnxDetector, plate: Plate) -> Scene:
+def _look(detector: OnnxYolo, plate: Plate) -> Scene:
     found = detector.detect(plate.image, confidence=_CONFIDENCE, iou=_IOU)
     return Scene(plate.boxes, plate.class_ids, found.xyxy, found.class_id, found.confidence)
 

@@ -21,8 +21,8 @@ from vision.letterbox import Letterbox, letterbox_image
 from vision.metadata import ModelMetadata, parse_metadata
 from vision.network import OnnxNetwork
 from vision.onnx_classifier import OnnxClassifier
-from vision.onnx_model import OnnxDetector
 from vision.onnx_session import OnnxSession, TensorInfo
+from vision.onnx_yolo import OnnxYolo
 from vision.preprocess import Interpolation, Preprocess, preprocess_image
 from vision.session_options import SessionOptions
 from vision.yolo import (
@@ -46,9 +46,9 @@ __all__ = [
     "ModelError",
     "ModelMetadata",
     "OnnxClassifier",
-    "OnnxDetector",
     "OnnxNetwork",
     "OnnxSession",
+    "OnnxYolo",
     "OpenedImage",
     "Preprocess",
     "Scores",

@@ -6,7 +6,7 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from sightline.types.v1 import prediction_pb2
 
 from inference_service.models import model_spec
-from vision import Detections, OnnxDetector, SessionOptions, decode_image
+from vision import Detections, OnnxYolo, SessionOptions, decode_image
 from vision.session_options import CPU
 
 THREADS = 1
@@ -26,7 +26,7 @@ class Work:
 
     def __init__(self, model: Path, providers: tuple[str, ...] = (CPU,)) -> None:
         options = SessionOptions(providers=providers, intra_op_threads=THREADS)
-        self._detector = OnnxDetector.load(model, options)
+        self._detector = OnnxYolo.load(model, options)
         self._thresholds = model_spec.read(model.with_name("model.yaml")).thresholds
         self._detector.warm_up()
 

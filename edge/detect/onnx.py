@@ -81,13 +81,11 @@ class OnnxDetector:
         return DetectorResult(detections, width, height, self.name, self.version)
 
 
-def _network(
-    path: Path, options: vision.SessionOptions
-) -> vision.OnnxDetector | vision.OnnxClassifier:
+def _network(path: Path, options: vision.SessionOptions) -> vision.OnnxYolo | vision.OnnxClassifier:
     session = vision.OnnxSession.load(path, options)
     match vision.parse_metadata(session.metadata).task:
         case "detect" | None:
-            return vision.OnnxDetector(session)
+            return vision.OnnxYolo(session)
         case "classify":
             return vision.OnnxClassifier(session)
         case task:

@@ -22,7 +22,7 @@ from vision import (
     Letterbox,
     ModelError,
     OnnxClassifier,
-    OnnxDetector,
+    OnnxYolo,
     OpenedImage,
 )
 
@@ -36,7 +36,7 @@ class Model:
     name: str
     version: str
     spec: ModelSpec
-    network: OnnxDetector | OnnxClassifier
+    network: OnnxYolo | OnnxClassifier
     lane: Lane = field(default_factory=Lane)
     """How it is run, and how long that takes."""
 

@@ -16,8 +16,8 @@ from inference_service.serving.admission import Lane
 from vision import (
     ModelError,
     OnnxClassifier,
-    OnnxDetector,
     OnnxSession,
+    OnnxYolo,
     SessionOptions,
 )
 from vision.session_options import CPU
@@ -85,7 +85,7 @@ def load_files(name: str, version: str, onnx: Path, yaml: Path, runtime: Runtime
     return model
 
 
-def choose_lane(spec: ModelSpec, network: OnnxDetector | OnnxClassifier, runtime: Runtime) -> Lane:
+def choose_lane(spec: ModelSpec, network: OnnxYolo | OnnxClassifier, runtime: Runtime) -> Lane:
     """Return how a model is run: what its file allows, its owner says, and else the server."""
     on_cpu = network.provider == CPU
     most = spec.batching.max_size or runtime.max_batch_size or (1 if on_cpu else _GPU_BATCH)
@@ -102,8 +102,8 @@ def _with_task(spec: ModelSpec, session: OnnxSession) -> ModelSpec:
     return spec.model_copy(update={"task": "classify"})
 
 
-def _make_detector(session: OnnxSession, spec: ModelSpec) -> OnnxDetector:
-    return OnnxDetector(session, spec.labels)
+def _make_detector(session: OnnxSession, spec: ModelSpec) -> OnnxYolo:
+    return OnnxYolo(session, spec.labels)
 
 
 def _make_classifier(session: OnnxSession, spec: ModelSpec) -> OnnxClassifier:
@@ -111,13 +111,13 @@ def _make_classifier(session: OnnxSession, spec: ModelSpec) -> OnnxClassifier:
     return OnnxClassifier(session, spec.labels, preprocess=preprocess, scores=spec.scores)
 
 
-_NETWORKS: dict[str, Callable[[OnnxSession, ModelSpec], OnnxDetector | OnnxClassifier]] = {
+_NETWORKS: dict[str, Callable[[OnnxSession, ModelSpec], OnnxYolo | OnnxClassifier]] = {
     "detect": _make_detector,
     "classify": _make_classifier,
 }
 
 
-def _check_size(spec: ModelSpec, network: OnnxDetector | OnnxClassifier) -> None:
+def _check_size(spec: ModelSpec, network: OnnxYolo | OnnxClassifier) -> None:
     height, width = network.input_size
     if spec.input and (spec.input.width, spec.input.height) != (width, height):
         raise ModelSpecError(

@@ -22,7 +22,7 @@ from sightline.cli.processes import ServiceProcess
 from tests.compat.conftest import ROOT
 from tests.integration.inference.waiting_service import MODULE
 from tests.unit.inference_service.tiny_onnx import colour_model
-from vision import OnnxDetector, decode_image
+from vision import OnnxYolo, decode_image
 
 SCRIPT = Path(__file__).parent / "triton/client.py"
 PLATES = ROOT / "models/repository/plates"
@@ -115,7 +115,7 @@ def test_a_tensor_in_and_out_to_the_bit(said: Any, folder: Path) -> None:
 
 
 def test_pictures_in(said: Any, folder: Path) -> None:
-    detector = OnnxDetector.load(PLATES / "1/model.onnx")
+    detector = OnnxYolo.load(PLATES / "1/model.onnx")
     prepared, _ = detector.prepare(decode_image((folder / "part.jpg").read_bytes()))
     expected = np.concatenate([runtimes_own(prepared)] * 2)
     assert np.array_equal(np.load(folder / "of_pictures.npy"), expected)

@@ -31,7 +31,7 @@ from vision import (
     Interpolation,
     Layout,
     OnnxClassifier,
-    OnnxDetector,
+    OnnxYolo,
     Preprocess,
     Scores,
     decode_image,
@@ -104,7 +104,7 @@ def test_detectors_see_what_ultralytics_sees(
     batch_size: int | None,
     picture: str,
 ) -> None:
-    detector = OnnxDetector.load(folder / f"{name}.onnx")
+    detector = OnnxYolo.load(folder / f"{name}.onnx")
     theirs = reference[name][picture]
     ours = detector.detect(pictures[picture], confidence=theirs["threshold"])
     assert (detector.layout, detector.batch_size) == (layout, batch_size)
@@ -132,7 +132,7 @@ def compare(ours: Detections, theirs: dict[str, Any]) -> None:
 def test_rows_of_a_batch_are_as_if_alone(
     folder: Path, reference: dict[str, Any], pictures: dict[str, np.ndarray]
 ) -> None:
-    detector = OnnxDetector.load(folder / "yolov8n.onnx")
+    detector = OnnxYolo.load(folder / "yolov8n.onnx")
     prepared = [detector.prepare(pictures[name]) for name in PICTURES]
     outputs = detector.run(np.concatenate([batch for batch, _ in prepared]))
     for name, output, (_, box) in zip(PICTURES, outputs, prepared, strict=True):
@@ -194,7 +194,7 @@ def plates() -> list[np.ndarray]:
 def test_half_precision(folder: Path, reference: dict[str, Any], plates: list[np.ndarray]) -> None:
     half = convert_float_to_float16(onnx.load(PLATES))
     onnx.save(half, folder / "plates_fp16.onnx")
-    detector = OnnxDetector.load(folder / "plates_fp16.onnx")
+    detector = OnnxYolo.load(folder / "plates_fp16.onnx")
     assert {info.dtype for info in (*detector.session.inputs, *detector.session.outputs)} == {
         np.dtype(np.float16)
     }
@@ -206,7 +206,7 @@ def test_half_precision_of_an_export(
 ) -> None:
     half = convert_float_to_float16(onnx.load(folder / "yolo11n.onnx"))
     onnx.save(half, folder / "yolo11n_fp16.onnx")
-    single, half = (OnnxDetector.load(folder / f"yolo11n{end}.onnx") for end in ("", "_fp16"))
+    single, half = (OnnxYolo.load(folder / f"yolo11n{end}.onnx") for end in ("", "_fp16"))
     for picture in pictures.values():
         batch, _ = single.prepare(picture)
         expected, found = single.run(batch), half.run(batch)
@@ -220,7 +220,7 @@ def test_half_precision_of_an_export(
 def test_quantised_models(folder: Path, plates: list[np.ndarray], way: str) -> None:
     path = folder / f"plates_{way}.onnx"
     if way == "static":
-        rows = Rows([OnnxDetector.load(PLATES).prepare(picture)[0] for picture in plates])
+        rows = Rows([OnnxYolo.load(PLATES).prepare(picture)[0] for picture in plates])
         # Convolutions only: boxes and scores, which end in one tensor, cannot share a scale.
         options = {"op_types_to_quantize": ["Conv"], "quant_format": QuantFormat.QDQ}
         quantize_static(PLATES, path, rows, per_channel=True, **options)
@@ -228,7 +228,7 @@ def test_quantised_models(folder: Path, plates: list[np.ndarray], way: str) -> N
         quantize_dynamic(PLATES, path, weight_type=QuantType.QUInt8)
     operators = {node.op_type for node in onnx.load(path).graph.node}
     assert operators & {"QuantizeLinear", "ConvInteger"}
-    assert agreement(OnnxDetector.load(path), plates, confidence=0.15) >= 0.8
+    assert agreement(OnnxYolo.load(path), plates, confidence=0.15) >= 0.8
 
 
 class Rows(CalibrationDataReader):  # type: ignore[misc]  # has no types
@@ -240,9 +240,9 @@ class Rows(CalibrationDataReader):  # type: ignore[misc]  # has no types
         return None if batch is None else {"images": batch}
 
 
-def agreement(detector: OnnxDetector, images: list[np.ndarray], *, confidence: float) -> float:
+def agreement(detector: OnnxYolo, images: list[np.ndarray], *, confidence: float) -> float:
     """The share of the single-precision model's detections that the other makes, about as sure."""
-    single = OnnxDetector.load(PLATES)
+    single = OnnxYolo.load(PLATES)
     seen, same = 0, 0
     for image in images:
         expected, found = (each.detect(image, iou=0.45) for each in (single, detector))

@@ -24,7 +24,7 @@ from tests.integration.inference.waiting_service import HOLD
 from tests.unit.inference_service.open_inference.networks import network, rows
 from tests.unit.inference_service.open_inference.test_request import encoded, raw_encoded, tensor
 from tests.unit.inference_service.tiny_onnx import SIDE, colour_model, corrupt, picture
-from vision import OnnxDetector, decode_image
+from vision import OnnxYolo, decode_image
 
 RED, BLUE = picture(), picture((0, 0, 255), size=(256, 128), kind="JPEG")
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -150,7 +150,7 @@ def test_a_tensor_in_and_out_to_the_bit(asked: Protocol, repository: Path) -> No
 
 
 def test_pictures_are_letterboxed_as_those_of_infer(asked: Protocol, repository: Path) -> None:
-    detector = OnnxDetector.load(repository / "colours/1/model.onnx")
+    detector = OnnxYolo.load(repository / "colours/1/model.onnx")
     prepared = [detector.prepare(decode_image(data))[0] for data in (RED, BLUE)]
     expected = [runtimes_own(repository / "colours/1/model.onnx", each) for each in prepared]
     for make in (encoded, raw_encoded):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.inference.process import Client, client, names, started
-from vision import OnnxDetector, SessionOptions, decode_image
+from vision import OnnxYolo, SessionOptions, decode_image
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_what_is_in_the_photographs(served: Client, photographs: dict[str, bytes
 def test_the_answer_is_the_model_s_own(
     served: Client, photographs: dict[str, bytes], yolo: Path
 ) -> None:
-    own = OnnxDetector.load(yolo, SessionOptions(intra_op_threads=1))
+    own = OnnxYolo.load(yolo, SessionOptions(intra_op_threads=1))
     expected = own.detect(decode_image(photographs["bus"]))
     found = served.infer(photographs["bus"]).results[0].detections
     assert [each.class_id for each in found] == expected.class_id.tolist()

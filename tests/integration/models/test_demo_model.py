@@ -12,7 +12,7 @@ import yaml
 from models.average_precision import iou_matrix
 from models.evaluate import MODEL, evaluate
 from models.plates import CLASS_NAMES, Plate, camera
-from vision import Layout, OnnxDetector, SessionOptions, parse_metadata
+from vision import Layout, OnnxYolo, SessionOptions, parse_metadata
 
 MODEL_CARD = MODEL.with_name("model.yaml")
 # Neither a camera of the demo nor of the evaluation.
@@ -36,9 +36,9 @@ def card() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def detector() -> OnnxDetector:
+def detector() -> OnnxYolo:
     pytest.importorskip("onnxruntime", reason="the demo model runs in ONNX Runtime")
-    return OnnxDetector.load(MODEL, SessionOptions(intra_op_threads=1))
+    return OnnxYolo.load(MODEL, SessionOptions(intra_op_threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_it_finds_the_defects_of_plates_it_has_not_seen() -> None:
 
 
 def test_at_its_own_thresholds_it_tells_clean_plates_from_damaged_ones(
-    detector: OnnxDetector, card: dict[str, Any], plates: list[Plate]
+    detector: OnnxYolo, card: dict[str, Any], plates: list[Plate]
 ) -> None:
     verdicts = [
         (len(detector.detect(plate.image, **card["thresholds"])) > 0) == (len(plate.boxes) > 0)
@@ -117,7 +117,7 @@ def test_at_its_own_thresholds_it_tells_clean_plates_from_damaged_ones(
     assert np.mean(verdicts) >= 0.95
 
 
-def test_scores_and_boxes_are_in_range(detector: OnnxDetector, plates: list[Plate]) -> None:
+def test_scores_and_boxes_are_in_range(detector: OnnxYolo, plates: list[Plate]) -> None:
     assert detector.layout is Layout.YOLOV8
     assert detector.batch_size is None
     output = detector.run(detector.prepare(plates[0].image)[0])
@@ -127,14 +127,14 @@ def test_scores_and_boxes_are_in_range(detector: OnnxDetector, plates: list[Plat
     assert ((output[:, 4:] >= 0) & (output[:, 4:] <= 1)).all()
 
 
-def test_black_white_and_noise_are_survived(detector: OnnxDetector) -> None:
+def test_black_white_and_noise_are_survived(detector: OnnxYolo) -> None:
     noise = np.random.default_rng(0).random((1, 3, 320, 320), dtype=np.float32)
     for batch in (np.zeros_like(noise), np.ones_like(noise), noise):
         assert np.isfinite(detector.run(batch)).all()
 
 
 def test_a_batch_gives_what_its_pictures_give_alone(
-    detector: OnnxDetector, plates: list[Plate]
+    detector: OnnxYolo, plates: list[Plate]
 ) -> None:
     inputs = [detector.prepare(plate.image)[0] for plate in plates[:3]]
     together = detector.run(np.concatenate(inputs))
@@ -143,7 +143,7 @@ def test_a_batch_gives_what_its_pictures_give_alone(
 
 
 def test_ultralytics_loads_it_and_finds_the_same(
-    detector: OnnxDetector, plates: list[Plate], monkeypatch: pytest.MonkeyPatch
+    detector: OnnxYolo, plates: list[Plate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("YOLO_OFFLINE", "true")
     monkeypatch.setenv("YOLO_AUTOINSTALL", "false")

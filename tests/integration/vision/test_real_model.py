@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vision import Layout, OnnxDetector, decode_image
+from vision import Layout, OnnxYolo, decode_image
 
 MODEL = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
 PICTURES = ["bus.jpg", "zidane.jpg"]
@@ -42,8 +42,8 @@ def assets() -> Path:
 
 
 @pytest.fixture(scope="module")
-def detector() -> OnnxDetector:
-    return OnnxDetector.load(MODEL)
+def detector() -> OnnxYolo:
+    return OnnxYolo.load(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def overlap(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return shares
 
 
-def test_the_model_says_what_it_is(detector: OnnxDetector) -> None:
+def test_the_model_says_what_it_is(detector: OnnxYolo) -> None:
     assert detector.input_size == (640, 640)
     assert detector.layout is Layout.YOLOV8
     assert (len(detector.names), detector.names[5]) == (80, "bus")
@@ -81,7 +81,7 @@ def test_the_model_says_what_it_is(detector: OnnxDetector) -> None:
 
 @pytest.mark.parametrize("picture", PICTURES)
 def test_the_same_objects_as_ultralytics(
-    detector: OnnxDetector, reference: dict[str, list[np.ndarray]], picture: str
+    detector: OnnxYolo, reference: dict[str, list[np.ndarray]], picture: str
 ) -> None:
     boxes, confidence, classes = reference[picture]
     found = detector.detect(decode_image((assets() / picture).read_bytes()))

@@ -14,7 +14,7 @@ from inference_service.models.loader import Runtime, load_model
 from inference_service.models.model_spec import ModelSpec, Thresholds
 from servicekit.errors import SightlineError
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
-from vision import Detections, ModelError, OnnxDetector, open_image
+from vision import Detections, ModelError, OnnxYolo, open_image
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,13 @@ def test_the_model_s_own_thresholds_hold_unless_the_caller_says_otherwise(model:
 
 def test_every_parameter_reaches_the_decoder(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
-    decode = OnnxDetector.decode
+    decode = OnnxYolo.decode
 
     def spy(*arguments: Any, **named: Any) -> Any:
         calls.append(named)
         return decode(*arguments, **named)
 
-    monkeypatch.setattr(OnnxDetector, "decode", spy)
+    monkeypatch.setattr(OnnxYolo, "decode", spy)
     own = replace(
         model, spec=ModelSpec(thresholds=Thresholds(confidence=0.1, iou=0.2, max_detections=3))
     )

@@ -7,7 +7,7 @@ import pytest
 
 from inference_service.models.loader import Runtime, choose_lane
 from inference_service.models.model_spec import Batching, ModelSpec
-from vision import OnnxDetector
+from vision import OnnxYolo
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -19,7 +19,7 @@ def rows_and_wait(
     takes: int | None = None,
     provider: str = CPU,
 ) -> tuple[int, float]:
-    network = cast("OnnxDetector", SimpleNamespace(batch_size=takes, provider=provider))
+    network = cast("OnnxYolo", SimpleNamespace(batch_size=takes, provider=provider))
     spec = ModelSpec(batching=batching or Batching())
     lane = choose_lane(spec, network, runtime or Runtime())
     return lane.max_rows, lane.max_wait
@@ -50,7 +50,7 @@ def test_the_model_s_owner_comes_before_the_server_s() -> None:
 
 
 def test_a_device_gets_one_run_and_the_next_while_processors_all_get_theirs() -> None:
-    network = cast("OnnxDetector", SimpleNamespace(batch_size=None, provider=CUDA))
+    network = cast("OnnxYolo", SimpleNamespace(batch_size=None, provider=CUDA))
     assert choose_lane(ModelSpec(), network, Runtime()).instances == 2
-    network = cast("OnnxDetector", SimpleNamespace(batch_size=None, provider=CPU))
+    network = cast("OnnxYolo", SimpleNamespace(batch_size=None, provider=CPU))
     assert choose_lane(ModelSpec(), network, Runtime()).instances is None

@@ -81,8 +81,8 @@ def test_numbers_out_of_range_are_named(name: str, value: int) -> None:
 def test_a_session_leaves_the_threads_arithmetic_alone() -> None:
     program = """
 import sys
-from vision import OnnxDetector
-OnnxDetector.load(sys.argv[1]).warm_up()
+from vision import OnnxYolo
+OnnxYolo.load(sys.argv[1]).warm_up()
 print(5e-324 * float(len(sys.argv) - 1))
 """
     done = subprocess.run(

@@ -30,7 +30,7 @@ from vision.yolo import (
 _INPUT_BYTES = 3 * 4 + 2 * 3  # per pixel: the input, the scaled picture and its planes
 
 
-class OnnxDetector(OnnxNetwork):
+class OnnxYolo(OnnxNetwork):
     """A loaded detector. Every method is safe to call from several threads at once.
 
     Attributes:
@@ -63,7 +63,7 @@ class OnnxDetector(OnnxNetwork):
         options: SessionOptions = DEFAULT_OPTIONS,
         *,
         names: Mapping[int, str] | None = None,
-    ) -> "OnnxDetector":
+    ) -> "OnnxYolo":
         """Load a model file; for the arguments see `OnnxSession.load` and the constructor.
 
         Raises:

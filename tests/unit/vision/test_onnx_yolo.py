@@ -19,7 +19,7 @@ from tests.unit.vision.models import (
     save_detector,
     save_failing,
 )
-from vision import Layout, ModelError, OnnxDetector, SessionOptions
+from vision import Layout, ModelError, OnnxYolo, SessionOptions
 
 CUDA, TENSORRT, CPU = (f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "CPU"))
 
@@ -35,12 +35,12 @@ def path(tmp_path: Path) -> Path:
 
 def refusal(path: Path, *positional: object, **options: object) -> ModelError:
     with pytest.raises(ModelError) as caught:
-        OnnxDetector.load(path, *positional, **options)  # type: ignore[arg-type]
+        OnnxYolo.load(path, *positional, **options)  # type: ignore[arg-type]
     return caught.value
 
 
 def test_a_model_says_what_it_is(path: Path) -> None:
-    detector = OnnxDetector.load(save_detector(path))
+    detector = OnnxYolo.load(save_detector(path))
     assert dict(detector.names) == LABELS
     assert detector.input_size == (64, 96)
     assert detector.batch_size == 1
@@ -50,7 +50,7 @@ def test_a_model_says_what_it_is(path: Path) -> None:
 
 
 def test_objects_are_found_in_the_pixels_of_the_picture(path: Path) -> None:
-    detector = OnnxDetector.load(save_detector(path))
+    detector = OnnxYolo.load(save_detector(path))
     detector.warm_up()
     found = detector.detect(flat(204, height=128, width=192))  # twice the size of the input
     assert found.xyxy.tolist() == [[24, 24, 56, 56], [112, 72, 128, 88]]
@@ -59,7 +59,7 @@ def test_objects_are_found_in_the_pixels_of_the_picture(path: Path) -> None:
 
 
 def test_thresholds_reach_the_decoder(path: Path) -> None:
-    detector = OnnxDetector.load(save_detector(path))
+    detector = OnnxYolo.load(save_detector(path))
     assert len(detector.detect(flat(204), confidence=0.6)) == 1
     assert len(detector.detect(flat(204), max_detections=1)) == 1
     assert len(detector.detect(flat(0))) == 1
@@ -71,7 +71,7 @@ def test_thresholds_reach_the_decoder(path: Path) -> None:
 def test_an_end_to_end_model(path: Path, said: str) -> None:
     metadata = {**METADATA, "end2end": said}
     save_detector(path, output=END_TO_END, moved=(0, 4), metadata=metadata)
-    detector = OnnxDetector.load(path)
+    detector = OnnxYolo.load(path)
     assert detector.layout is Layout.END_TO_END
     found = detector.detect(flat(204))
     assert found.xyxy.tolist() == [[12, 12, 28, 28], [56, 36, 64, 44]]
@@ -80,7 +80,7 @@ def test_an_end_to_end_model(path: Path, said: str) -> None:
 
 
 def test_half_precision_models_take_and_give_single(path: Path) -> None:
-    detector = OnnxDetector.load(save_detector(path, dtype=np.float16))
+    detector = OnnxYolo.load(save_detector(path, dtype=np.float16))
     batch, _ = detector.prepare(flat(204))
     output = detector.run(batch)
     assert batch.dtype == np.float32
@@ -95,7 +95,7 @@ def test_half_precision_models_take_and_give_single(path: Path) -> None:
 def test_any_number_of_pictures_runs(
     path: Path, shape: tuple[int | str, ...], size: int | None
 ) -> None:
-    detector = OnnxDetector.load(save_detector(path, shape=shape))
+    detector = OnnxYolo.load(save_detector(path, shape=shape))
     assert detector.batch_size == size
     levels = [0, 51, 102, 153, 204]
     batch = np.concatenate([detector.prepare(flat(level))[0] for level in levels])
@@ -106,19 +106,19 @@ def test_any_number_of_pictures_runs(
 
 def test_a_model_of_open_shapes_takes_its_size_from_the_metadata(path: Path) -> None:
     save_detector(path, shape=("n", 3, "h", "w"), declare=False)
-    detector = OnnxDetector.load(path)
+    detector = OnnxYolo.load(path)
     assert detector.input_size == (64, 96)
     assert detector.layout is Layout.YOLOV8
 
 
 def test_a_fixed_shape_outweighs_the_metadata(path: Path) -> None:
     save_detector(path, metadata={**METADATA, "imgsz": "[640, 640]"})
-    assert OnnxDetector.load(path).input_size == (64, 96)
+    assert OnnxYolo.load(path).input_size == (64, 96)
 
 
 def test_given_names_outweigh_the_metadata(path: Path) -> None:
     save_detector(path, metadata={})
-    detector = OnnxDetector.load(path, names={0: "x", 1: "y"})
+    detector = OnnxYolo.load(path, names={0: "x", 1: "y"})
     assert dict(detector.names) == {0: "x", 1: "y"}
     assert "names" in refusal(path, names={1: "x", 2: "y"}).message
 
@@ -204,13 +204,13 @@ def test_a_missing_gpu_names_what_the_session_has(path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3, 64, 96), (1, 3, 96, 64), (3, 64, 96), (1, 1, 64, 96)])
 def test_a_batch_of_another_shape_is_the_callers_error(path: Path, shape: tuple[int, ...]) -> None:
-    detector = OnnxDetector.load(save_detector(path))
+    detector = OnnxYolo.load(save_detector(path))
     with pytest.raises(ValueError, match="batch must be"):
         detector.run(np.zeros(shape, dtype=np.float32))
 
 
 def test_a_run_that_fails_says_so_and_the_next_one_runs(path: Path) -> None:
-    detector = OnnxDetector.load(save_failing(path))
+    detector = OnnxYolo.load(save_failing(path))
     detector.warm_up()
     with pytest.raises(ModelError) as caught:
         detector.detect(flat(255))
@@ -222,7 +222,7 @@ def test_a_run_that_fails_says_so_and_the_next_one_runs(path: Path) -> None:
 def test_warm_up_runs_the_smallest_and_the_largest_batch(
     path: Path, rows: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    detector = OnnxDetector.load(save_detector(path, shape=("n", 3, 64, 96)))
+    detector = OnnxYolo.load(save_detector(path, shape=("n", 3, 64, 96)))
     run, seen = detector.session.run, []
 
     def counted(batch: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -237,13 +237,13 @@ def test_warm_up_runs_the_smallest_and_the_largest_batch(
 def test_an_output_of_nan_is_an_error(path: Path) -> None:
     broken = YOLOV8.copy()
     broken[0, 1] = np.nan
-    detector = OnnxDetector.load(save_detector(path, output=broken))
+    detector = OnnxYolo.load(save_detector(path, output=broken))
     with pytest.raises(ModelError, match="NaN"):
         detector.detect(flat(204))
 
 
 def test_threads_get_their_own_answers(path: Path) -> None:
-    detector = OnnxDetector.load(save_detector(path), SessionOptions(intra_op_threads=1))
+    detector = OnnxYolo.load(save_detector(path), SessionOptions(intra_op_threads=1))
     levels = [100 + n for n in range(64)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda level: detector.detect(flat(level), confidence=0.2), levels))
