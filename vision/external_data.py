@@ -28,7 +28,7 @@ _NO_TEXT = frozenset({"Cc", "Cf", "Zl", "Zp"})
 _BESIDE = "its weights must be in files in the model's own folder"
 
 
-def names_beside(path: Path, content: bytes) -> list[str]:
+def external_data_names(path: Path, content: bytes) -> list[str]:
     """Return the names of the files that a model's weights are in, in its own folder or below.
 
     Args:
@@ -45,7 +45,9 @@ def names_beside(path: Path, content: bytes) -> list[str]:
         raise _invalid(path, str(error)) from error
 
 
-def read_beside(path: Path, content: bytes, options: "onnxruntime.SessionOptions") -> list[bytes]:
+def load_external_data(
+    path: Path, content: bytes, options: "onnxruntime.SessionOptions"
+) -> list[bytes]:
     """Make ONNX Runtime take the weights beside a model from memory.
 
     Files that are not there are left to ONNX Runtime, which says so.
@@ -59,13 +61,13 @@ def read_beside(path: Path, content: bytes, options: "onnxruntime.SessionOptions
         What must be kept until the session is made.
 
     Raises:
-        ModelError: ``MODEL_FILE_INVALID``: as `names_beside`, or a file is reached by a link or is
+        ModelError: ``MODEL_FILE_INVALID``: as `external_data_names`, or a file is reached by a link or is
             no plain file.
         OSError: a file cannot be read.
     """
     held: dict[str, bytes] = {}
-    for name in names_beside(path, content):
-        found = read_one(path, name)
+    for name in external_data_names(path, content):
+        found = read_external_file(path, name)
         if found is not None:
             held[name] = found
     if held:
@@ -75,14 +77,14 @@ def read_beside(path: Path, content: bytes, options: "onnxruntime.SessionOptions
     return list(held.values())
 
 
-def check_beside(path: Path) -> None:
+def check_external_data(path: Path) -> None:
     """Check the files that a model names, without reading them, for a runtime that reads them.
 
     Raises:
-        ModelError: as `read_beside`; ``MODEL_FILE_MISSING``: it cannot be read.
+        ModelError: as `load_external_data`; ``MODEL_FILE_MISSING``: it cannot be read.
     """
     try:
-        for name in names_beside(path, read_plain(path)):
+        for name in external_data_names(path, read_regular_file(path)):
             handle = _open(path, name)
             if handle is not None:
                 os.close(handle)
@@ -90,8 +92,8 @@ def check_beside(path: Path) -> None:
         raise ModelError("MODEL_FILE_MISSING", f"cannot read {path}: {error}") from error
 
 
-def read_one(path: Path, name: str) -> bytes | None:
-    """Return the content of one of `names_beside`; None: it is not there.
+def read_external_file(path: Path, name: str) -> bytes | None:
+    """Return the content of one of `external_data_names`; None: it is not there.
 
     Raises:
         ModelError: ``MODEL_FILE_INVALID``: it is reached by a link, or is no plain file.
@@ -104,7 +106,7 @@ def read_one(path: Path, name: str) -> bytes | None:
         return file.read()
 
 
-def read_plain(path: Path) -> bytes:
+def read_regular_file(path: Path) -> bytes:
     """Return the content of a file that the operator has named, which may well be a link.
 
     Raises:

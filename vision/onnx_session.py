@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from servicekit.memory import is_to_blame
 from vision.errors import ModelError
-from vision.external_data import read_beside, read_plain
+from vision.external_data import load_external_data, read_regular_file
 from vision.pinned_outputs import PinnedOutputs
 from vision.session_options import (
     CUDA,
@@ -116,9 +116,9 @@ class OnnxSession:
                 ``MODEL_PROVIDER_UNAVAILABLE``.
         """
         try:
-            content = read_plain(path)
+            content = read_regular_file(path)
             chosen = runtime_options(options)
-            weights = read_beside(path, content, chosen)
+            weights = load_external_data(path, content, chosen)
         except OSError as error:
             raise ModelError("MODEL_FILE_MISSING", f"cannot read {path}: {error}") from error
         digest = hashlib.sha256(content).hexdigest()

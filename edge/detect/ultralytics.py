@@ -18,7 +18,7 @@ from edge.detect.images import pixels
 from edge.detect.results import classes_of, detections_of
 from edge.records import Detection
 from vision import ModelError
-from vision.external_data import check_beside
+from vision.external_data import check_external_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,7 +81,7 @@ class UltralyticsDetector:
         self._tracks = tracker is not None
         self._lock = threading.Lock()  # a predictor stores its current image, so is not reentrant
         if path.suffix == ".onnx":
-            check_beside(path)  # ultralytics passes the file to ONNX Runtime unchecked
+            check_external_data(path)  # ultralytics hands the file to ONNX Runtime as it is
         self._model = self._load(path)
 
     @property

@@ -10,7 +10,7 @@ from inference_service.models.check import Checked, check_files
 from inference_service.models.folders import Key, is_name, version_key
 from inference_service.models.loader import RepositoryError, Runtime
 from vision import ModelError
-from vision.external_data import names_beside, read_one, read_plain
+from vision.external_data import external_data_names, read_external_file, read_regular_file
 
 
 def install(
@@ -77,17 +77,17 @@ def _install(onnx: Path, yaml: Path, target: Path, runtime: Runtime) -> Checked:
 
 
 def _copy(onnx: Path, yaml: Path, folder: Path, runtime: Runtime) -> Checked:
-    network = read_plain(onnx)
+    network = read_regular_file(onnx)
     contents: dict[str, bytes | None] = {}
     try:
-        for name in names_beside(onnx, network):
+        for name in external_data_names(onnx, network):
             if "/" not in name:  # without the others the check of the copy fails
-                contents[name] = read_one(onnx, name)
+                contents[name] = read_external_file(onnx, name)
     except ModelError as error:
         raise RepositoryError(error.message) from error
     contents["model.onnx"] = network
     if yaml.is_file():
-        contents["model.yaml"] = read_plain(yaml)
+        contents["model.yaml"] = read_regular_file(yaml)
     for name, content in contents.items():
         if content is not None:
             _write(folder / name, content)

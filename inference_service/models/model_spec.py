@@ -42,7 +42,7 @@ from pydantic import (
 )
 
 from vision import Interpolation, Preprocess, Scores
-from vision.external_data import read_plain
+from vision.external_data import read_regular_file
 
 _OF_TASK = {
     "detect": ("thresholds",),
@@ -170,7 +170,7 @@ def read(path: Path) -> ModelSpec:
         ModelSpecError: the file cannot be read, is not YAML, or has a bad or unknown key.
     """
     try:
-        return _parse(path, read_plain(path))
+        return _parse(path, read_regular_file(path))
     except FileNotFoundError:
         return ModelSpec()
     except OSError as error:
@@ -191,7 +191,7 @@ def write_temperature(path: Path, value: float) -> None:
             is out of range.
     """
     try:
-        content = read_plain(path)
+        content = read_regular_file(path)
         before = _parse(path, content)
         text = content.decode()
         root = yaml.compose(text)
