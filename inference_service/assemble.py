@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 
 from inference_service.device import DeviceCheck
-from inference_service.idempotency.once import Once
+from inference_service.idempotency.single_flight import SingleFlight
 from inference_service.idempotency.sqlite_store import SqliteStore
 from inference_service.idempotency.store import StoreError
 from inference_service.models.loader import RepositoryError, Runtime, load_model
@@ -44,7 +44,7 @@ class Assembly:
 
     pipeline: Pipeline
     uploads: Uploads
-    once: Once
+    single_flight: SingleFlight
     workers: Workers
     device: DeviceCheck
     watch: Watch
@@ -74,7 +74,7 @@ class Assembly:
         await asyncio.to_thread(self.workers.close)
         await asyncio.to_thread(self.pipeline.close)
         await self.uploads.close()
-        await self.once.close()
+        await self.single_flight.close()
 
 
 def assemble(settings: InferenceSettings, registry: CollectorRegistry) -> Assembly:
@@ -88,13 +88,13 @@ def assemble(settings: InferenceSettings, registry: CollectorRegistry) -> Assemb
         StartError: a database or a folder cannot be used.
     """
     telemetry = Telemetry(registry)
-    once = Once(
+    single_flight = SingleFlight(
         _open_store(settings),
         settings.idempotency_ttl_seconds,
         lease_seconds=settings.idempotency_lease_seconds,
         on_event=telemetry.idempotency,
     )
-    telemetry.idempotency_table(lambda: once.size.rows, lambda: once.size.bytes)
+    telemetry.idempotency_table(lambda: single_flight.size.rows, lambda: single_flight.size.bytes)
     admission = Admission(settings.workers, settings.queue_size)
     telemetry.queue(lambda: admission.depth, lambda: admission.running)
     workers = Workers(admission, telemetry)
@@ -103,7 +103,7 @@ def assemble(settings: InferenceSettings, registry: CollectorRegistry) -> Assemb
     uploads = _open_uploads(settings, limits.image)
     pipeline = Pipeline(
         limits=limits,
-        once=once,
+        single_flight=single_flight,
         workers=workers,
         device=device,
         telemetry=telemetry,
@@ -118,7 +118,7 @@ def assemble(settings: InferenceSettings, registry: CollectorRegistry) -> Assemb
 
     repository = _repository(settings, publish, telemetry.load_failed)
     watch = Watch(repository, settings.repository_poll_seconds)
-    return Assembly(pipeline, uploads, once, workers, device, watch)
+    return Assembly(pipeline, uploads, single_flight, workers, device, watch)
 
 
 def _open_store(settings: InferenceSettings) -> SqliteStore:

@@ -23,7 +23,7 @@ from inference_service import answers, validate
 from inference_service.device import DeviceCheck
 from inference_service.domain import Content, Picture, Question, Refused, Seen, Timing
 from inference_service.idempotency import keys
-from inference_service.idempotency.once import Once, Reply
+from inference_service.idempotency.single_flight import Reply, SingleFlight
 from inference_service.models.engine import Model, PictureWork
 from inference_service.models.repository import Models
 from inference_service.serving import admission
@@ -67,7 +67,7 @@ class Pipeline:
 
     Args:
         limits: what one request may ask for.
-        once: answers calls with a key once.
+        single_flight: answers calls with a key once.
         workers: run the models.
         device: told of runs that failed.
         telemetry: counts and times.
@@ -81,7 +81,7 @@ class Pipeline:
         self,
         *,
         limits: Limits,
-        once: Once,
+        single_flight: SingleFlight,
         workers: Workers,
         device: DeviceCheck,
         telemetry: Telemetry,
@@ -96,7 +96,7 @@ class Pipeline:
         self._calls: set[asyncio.Task[Any]] = set()
         self.limits = limits
         self._fetch = fetch
-        self._once = once
+        self._single_flight = single_flight
         self._workers = workers
         self._device = device
         self.telemetry = telemetry
@@ -140,7 +140,7 @@ class Pipeline:
         note_stages(ran, admitted)
         return ran
 
-    async def once(
+    async def answer_with_key(
         self,
         call: Call,
         key: bytes,
@@ -149,9 +149,9 @@ class Pipeline:
         *,
         keep: bool = True,
     ) -> Reply:
-        """Answer a call with an idempotency key; for arguments and errors see `Once.answer`."""
+        """Answer a call with an idempotency key; for arguments and errors see `SingleFlight.answer`."""
         left = call.deadline - self.clock()
-        reply = await self._once.answer(key, fingerprint, left, answer, keep=keep)
+        reply = await self._single_flight.answer(key, fingerprint, left, answer, keep=keep)
         note_key(call.keys[0], replayed=reply.replayed)
         return reply
 
@@ -202,7 +202,7 @@ class Pipeline:
         if key is None:
             return Reply(await answer())
         bound_to = keys.fingerprint(question)
-        return await self.once(call, key, bound_to, answer, keep=not _may_pass(question))
+        return await self.answer_with_key(call, key, bound_to, answer, keep=not _may_pass(question))
 
     async def _validate(self, call: Call, request: inference_service_pb2.InferRequest) -> Question:
         reads = any(image.HasField("reference") for image in request.images)

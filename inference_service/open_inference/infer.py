@@ -52,7 +52,7 @@ class Inference:
 
         Raises:
             SightlineError: NOT_FOUND: the model; INVALID_ARGUMENT with the field; else as
-                `Pipeline.run` and, with a key, as `Once.answer`.
+                `Pipeline.run` and, with a key, as `SingleFlight.answer`.
         """
         requests.check_model("model_", request.model_name, request.model_version)
         model = self._pipeline.models.find(request.model_name, request.model_version)
@@ -84,7 +84,7 @@ class Inference:
             async def answer() -> bytes:
                 return (await self._answer(own, request, model, asked)).SerializeToString()
 
-            reply = await self._pipeline.once(own, key, bound_to, answer)
+            reply = await self._pipeline.answer_with_key(own, key, bound_to, answer)
             return parse(oip.ModelInferResponse.FromString, reply.payload), reply.replayed
 
     @asynccontextmanager

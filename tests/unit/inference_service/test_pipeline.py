@@ -16,7 +16,7 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
 from inference_service import validate
 from inference_service.device import DeviceCheck
-from inference_service.idempotency.once import Once
+from inference_service.idempotency.single_flight import SingleFlight
 from inference_service.idempotency.sqlite_store import SqliteStore
 from inference_service.models.engine import Model
 from inference_service.models.loader import Runtime, load_model
@@ -72,10 +72,10 @@ def device(model: Model) -> Device:
 async def pipeline(model: Model, device: Device) -> AsyncIterator[Pipeline]:
     telemetry = Telemetry(CollectorRegistry())
     workers = Workers(Admission(workers=1, queue_size=4), telemetry)
-    once = Once(SqliteStore(""), keep_seconds=60)
+    single_flight = SingleFlight(SqliteStore(""), keep_seconds=60)
     made = Pipeline(
         limits=Limits(),
-        once=once,
+        single_flight=single_flight,
         workers=workers,
         device=DeviceCheck(),
         telemetry=telemetry,
@@ -87,7 +87,7 @@ async def pipeline(model: Model, device: Device) -> AsyncIterator[Pipeline]:
     yield made
     device.go.set()
     workers.close()
-    await once.close()
+    await single_flight.close()
 
 
 async def ask(

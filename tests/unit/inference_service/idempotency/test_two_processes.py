@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from inference_service.idempotency.once import Once, Reply
+from inference_service.idempotency.single_flight import Reply, SingleFlight
 from inference_service.idempotency.sqlite_store import SqliteStore
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.idempotency.work import HeldStore, Work, ends_soon, until
@@ -25,7 +25,7 @@ class Process:
     def __init__(self, path: Path) -> None:
         self.events: Counter[str] = Counter()
         self.store = HeldStore(str(path))
-        self.once = Once(
+        self.single_flight = SingleFlight(
             self.store,
             1000.0,
             lease_seconds=LEASE,
@@ -33,7 +33,7 @@ class Process:
         )
 
     def begin(self, work: Work, seconds: float = 10.0) -> "asyncio.Task[Reply]":
-        return asyncio.ensure_future(self.once.answer(KEY, PRINT, seconds, work))
+        return asyncio.ensure_future(self.single_flight.answer(KEY, PRINT, seconds, work))
 
     def stop_dead(self) -> None:
         """From now on its store is not used, as if the process were stopped: nothing is renewed."""
@@ -45,14 +45,14 @@ async def one(tmp_path: Path) -> AsyncIterator[Process]:
     made = Process(tmp_path / "claims.sqlite")
     yield made
     made.store.let_go.set()
-    await made.once.close()
+    await made.single_flight.close()
 
 
 @pytest.fixture
 async def two(tmp_path: Path) -> AsyncIterator[Process]:
     made = Process(tmp_path / "claims.sqlite")
     yield made
-    await made.once.close()
+    await made.single_flight.close()
 
 
 @pytest.fixture
@@ -126,14 +126,16 @@ async def test_another_request_is_refused_at_once(one: Process, two: Process) ->
     work = Work(b"one", go=False)
     first = one.begin(work)
     await work.started.wait()
-    asked = two.once.answer(KEY, OTHER_PRINT, 10.0, Work(b"two"))
+    asked = two.single_flight.answer(KEY, OTHER_PRINT, 10.0, Work(b"two"))
     error = await refusal(asyncio.wait_for(asked, 2))
     assert error.reason == "IDEMPOTENCY_KEY_REUSED"
     assert two.events == {"mismatch": 1}
     # Nor does it wait with a twin that waits for the first.
     twin = two.begin(Work(b"two"))
-    await until(lambda: KEY in two.once._flights and two.once._flights[KEY].bound.is_set())
-    asked = two.once.answer(KEY, OTHER_PRINT, 10.0, Work(b"two"))
+    await until(
+        lambda: KEY in two.single_flight._flights and two.single_flight._flights[KEY].bound.is_set()
+    )
+    asked = two.single_flight.answer(KEY, OTHER_PRINT, 10.0, Work(b"two"))
     assert (await refusal(asyncio.wait_for(asked, 2))).reason == "IDEMPOTENCY_KEY_REUSED"
     work.go.set()
     assert await first == Reply(b"one", replayed=False)
@@ -167,12 +169,12 @@ class Lost:
         self.calls: list[asyncio.Task[Reply]] = []
 
     async def happen(self, *, keep: bool = True, twins: int = 0, heir_keeps: bool = True) -> None:
-        ask = self.one.once.answer(KEY, PRINT, 10.0, self.work, keep=keep)
+        ask = self.one.single_flight.answer(KEY, PRINT, 10.0, self.work, keep=keep)
         self.calls.append(asyncio.ensure_future(ask))
         await self.work.started.wait()
         self.calls += [self.one.begin(Work(b"unwanted")) for _ in range(twins)]
         self.one.stop_dead()
-        ask = self.two.once.answer(KEY, PRINT, 10.0, self.heir, keep=heir_keeps)
+        ask = self.two.single_flight.answer(KEY, PRINT, 10.0, self.heir, keep=heir_keeps)
         self.successor = asyncio.ensure_future(ask)
         await self.heir.started.wait()
         self.one.store.let_go.set()
@@ -285,7 +287,7 @@ async def test_item_18_a_lease_is_watched_before_anybody_wants_its_key(
 async def test_a_claim_that_was_lost_is_not_renewed(one: Process, two: Process) -> None:
     lost = Lost(one, two, b"one")
     await lost.happen()
-    await until(lambda: one.once._keeper._leases == {})
+    await until(lambda: one.single_flight._keeper._leases == {})
     lost.heir.go.set()
     await lost.successor
     await lost.calls[0]

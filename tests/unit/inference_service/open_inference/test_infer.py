@@ -19,7 +19,7 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from sightline.openinference.v2 import open_inference_pb2 as oip
 
 from inference_service.device import DeviceCheck
-from inference_service.idempotency.once import Once
+from inference_service.idempotency.single_flight import SingleFlight
 from inference_service.idempotency.sqlite_store import SqliteStore
 from inference_service.models.engine import Model
 from inference_service.models.repository import Models
@@ -79,10 +79,10 @@ def device(single: Model) -> Iterator[Device]:
 async def pipeline(device: Device, single: Model) -> AsyncIterator[Pipeline]:
     telemetry = Telemetry(CollectorRegistry())
     workers = Workers(Admission(workers=1, queue_size=4), telemetry)
-    once = Once(SqliteStore(""), keep_seconds=60)
+    single_flight = SingleFlight(SqliteStore(""), keep_seconds=60)
     made = Pipeline(
         limits=Limits(max_images=4),
-        once=once,
+        single_flight=single_flight,
         workers=workers,
         device=DeviceCheck(),
         telemetry=telemetry,
@@ -91,7 +91,7 @@ async def pipeline(device: Device, single: Model) -> AsyncIterator[Pipeline]:
     yield made
     device.go.set()
     await asyncio.to_thread(workers.close)
-    await once.close()
+    await single_flight.close()
 
 
 def on(device: Device, model: Model) -> Model:

@@ -145,8 +145,8 @@ class Once:
         while True:
             flight = self._flights.get(key)
             if flight is None:
-                return await self._begin(_Flight(key, fingerprint, deadline, keep), work)
-            reply = await self._join(flight, fingerprint, deadline)
+                return await self._start(_Flight(key, fingerprint, deadline, keep), work)
+            reply = await self._follow(flight, fingerprint, deadline)
             if reply is not None:
                 return reply
 
@@ -159,22 +159,22 @@ class Once:
             await asyncio.wait(tasks)
         await self._keeper.close()
 
-    async def _begin(self, flight: _Flight, work: Work) -> Reply:
-        flight.task = asyncio.create_task(self._fly(flight, work))
-        flight.task.add_done_callback(lambda _task: self._land(flight))
+    async def _start(self, flight: _Flight, work: Work) -> Reply:
+        flight.task = asyncio.create_task(self._lead(flight, work))
+        flight.task.add_done_callback(lambda _task: self._complete(flight))
         self._flights[flight.key] = flight
         await self._wait(flight, None)
         if flight.task.cancelled():
             raise _cancelled()
         return flight.task.result()
 
-    def _land(self, flight: _Flight) -> None:
+    def _complete(self, flight: _Flight) -> None:
         del self._flights[flight.key]
         flight.bound.set()  # or its key is free again: either way there is news
         if not flight.task.cancelled():
             flight.task.exception()  # seen: it may be that nobody waits for it any more
 
-    async def _join(self, flight: _Flight, fingerprint: bytes, deadline: float) -> Reply | None:
+    async def _follow(self, flight: _Flight, fingerprint: bytes, deadline: float) -> Reply | None:
         """Return the answer of another call's work; None: see anew who holds the key."""
         left = deadline - asyncio.get_running_loop().time()
         if flight.fingerprint != fingerprint:
@@ -211,18 +211,20 @@ class Once:
                 # on its way into the store is kept.
                 flight.task.cancel()
 
-    async def _fly(self, flight: _Flight, work: Work) -> Reply:
+    async def _lead(self, flight: _Flight, work: Work) -> Reply:
         owner = self._process + next(self._numbers).to_bytes(8)
-        held, waited = await self._await_twin(flight, lambda: self._try_claim(flight, owner))
+        held, waited = await self._wait_for_other_process(
+            flight, lambda: self._try_claim(flight, owner)
+        )
         if held is not None:
             return self._reply(flight, held, "join" if waited else "hit")
         flight.bound.set()
         try:
             return Reply(await self._work(flight, owner, work))
-        except _LostError as error:
+        except _ClaimLostError as error:
             self._on_event("lost_lease")
             logger.warning("an idempotency claim was lost before its call was answered")
-            return await self._reply_of_heir(flight, error)
+            return await self._reply_of_new_owner(flight, error)
 
     def _reply(self, flight: _Flight, held: Record, event: str) -> Reply:
         """Return the answer of who holds the key, or raise what it has raised."""
@@ -236,10 +238,12 @@ class Once:
             return Reply(held.outcome.payload, replayed=True)
         raise from_status(status_pb2.Status.FromString(held.outcome.payload))
 
-    async def _reply_of_heir(self, flight: _Flight, lost: "_LostError") -> Reply:
+    async def _reply_of_new_owner(self, flight: _Flight, lost: "_ClaimLostError") -> Reply:
         """Return the answer of who took a claim over: its caller may have that already."""
         try:
-            held, _ = await self._await_twin(flight, lambda: self._keeper.find(flight.key))
+            held, _ = await self._wait_for_other_process(
+                flight, lambda: self._keeper.find(flight.key)
+            )
         except StoreError as error:
             logger.exception("cannot read the outcome of a call")
             raise keys.store_down() from error
@@ -247,7 +251,7 @@ class Once:
             raise keys.twin_in_flight(_MAX_RETRY_SECONDS) from lost
         return self._reply(flight, held, "join")
 
-    async def _await_twin(
+    async def _wait_for_other_process(
         self, flight: _Flight, look: Callable[[], Awaitable[Record | None]]
     ) -> tuple[Record | None, bool]:
         """Look until no twin in another process is at work on the key.
@@ -283,7 +287,7 @@ class Once:
         """Return what the work makes.
 
         Raises:
-            _LostError: the claim is another's by now, so it is no answer.
+            _ClaimLostError: the claim is another's by now, so it is no answer.
             Exception: what the work raises.
         """
         try:
@@ -308,7 +312,7 @@ class Once:
         """End the claim; None: without an outcome.
 
         Raises:
-            _LostError: it is another's by now.
+            _ClaimLostError: it is another's by now.
             SightlineError: UNAVAILABLE; the store cannot say, and it may well be another's.
         """
         try:
@@ -324,10 +328,10 @@ class Once:
             logger.exception("cannot record the outcome of a call")
         else:
             if not ours:
-                raise _LostError
+                raise _ClaimLostError
 
 
-class _LostError(Exception):
+class _ClaimLostError(Exception):
     """The claim was taken over by another process."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import grpc
 import pytest
 
-from inference_service.idempotency.once import Once, Reply
+from inference_service.idempotency.single_flight import Reply, SingleFlight
 from inference_service.idempotency.store import Outcome
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.idempotency.work import HeldStore, Work, ends_soon, until
@@ -42,40 +42,46 @@ def events() -> "Counter[str]":
 
 
 @pytest.fixture
-async def once(store: HeldStore, clock: Clock, events: "Counter[str]") -> AsyncIterator[Once]:
-    made = Once(store, KEEP, clock, on_event=lambda event: events.update([event]))
+async def single_flight(
+    store: HeldStore, clock: Clock, events: "Counter[str]"
+) -> AsyncIterator[SingleFlight]:
+    made = SingleFlight(store, KEEP, clock, on_event=lambda event: events.update([event]))
     yield made
     store.let_go.set()
     await made.close()
 
 
 def ask(
-    once: Once,
+    single_flight: SingleFlight,
     work: Callable[[], Awaitable[bytes]],
     fingerprint: bytes = PRINT,
     seconds: float = 5.0,
 ) -> Awaitable[Reply]:
-    return once.answer(KEY, fingerprint, seconds, work)
+    return single_flight.answer(KEY, fingerprint, seconds, work)
 
 
 def begin(
-    once: Once, work: Callable[[], Awaitable[bytes]], seconds: float = 5.0
+    single_flight: SingleFlight, work: Callable[[], Awaitable[bytes]], seconds: float = 5.0
 ) -> "asyncio.Task[Reply]":
-    return asyncio.ensure_future(ask(once, work, seconds=seconds))
+    return asyncio.ensure_future(ask(single_flight, work, seconds=seconds))
 
 
-async def begun(once: Once, work: Work, seconds: float = 5.0) -> "asyncio.Task[Reply]":
+async def begun(
+    single_flight: SingleFlight, work: Work, seconds: float = 5.0
+) -> "asyncio.Task[Reply]":
     """A call whose work has started."""
-    call = begin(once, work, seconds)
+    call = begin(single_flight, work, seconds)
     await work.started.wait()
     return call
 
 
-async def joined(once: Once, work: Work, seconds: float = 5.0) -> "asyncio.Task[Reply]":
+async def joined(
+    single_flight: SingleFlight, work: Work, seconds: float = 5.0
+) -> "asyncio.Task[Reply]":
     """A call that waits for the work of another one."""
-    flight = once._flights[KEY]
+    flight = single_flight._flights[KEY]
     before = flight.waiting
-    call = begin(once, work, seconds)
+    call = begin(single_flight, work, seconds)
     await until(lambda: flight.waiting > before)
     return call
 
@@ -87,28 +93,32 @@ async def refusal(call: Awaitable[Reply]) -> SightlineError:
 
 
 async def test_the_second_call_gets_the_first_one_s_answer(
-    once: Once, events: "Counter[str]"
+    single_flight: SingleFlight, events: "Counter[str]"
 ) -> None:
     work = Work(b"one", b"two")
-    assert await ask(once, work) == Reply(b"one", replayed=False)
-    assert await ask(once, work) == Reply(b"one", replayed=True)
+    assert await ask(single_flight, work) == Reply(b"one", replayed=False)
+    assert await ask(single_flight, work) == Reply(b"one", replayed=True)
     assert work.runs == 1
     assert events == {"hit": 1}
 
 
-async def test_an_answer_is_forgotten_after_its_time(once: Once, clock: Clock) -> None:
+async def test_an_answer_is_forgotten_after_its_time(
+    single_flight: SingleFlight, clock: Clock
+) -> None:
     work = Work(b"one", b"two")
-    await ask(once, work)
+    await ask(single_flight, work)
     clock.now += KEEP - 0.001
-    assert (await ask(once, work)).replayed
+    assert (await ask(single_flight, work)).replayed
     clock.now += 0.001
-    assert await ask(once, work) == Reply(b"two", replayed=False)
+    assert await ask(single_flight, work) == Reply(b"two", replayed=False)
 
 
-async def test_a_key_is_bound_to_its_request(once: Once, events: "Counter[str]") -> None:
-    await ask(once, Work(b"one"))
+async def test_a_key_is_bound_to_its_request(
+    single_flight: SingleFlight, events: "Counter[str]"
+) -> None:
+    await ask(single_flight, Work(b"one"))
     other = Work(b"two")
-    error = await refusal(ask(once, other, OTHER_PRINT))
+    error = await refusal(ask(single_flight, other, OTHER_PRINT))
     assert error.code is grpc.StatusCode.FAILED_PRECONDITION
     assert error.reason == "IDEMPOTENCY_KEY_REUSED"
     assert other.runs == 0
@@ -116,25 +126,25 @@ async def test_a_key_is_bound_to_its_request(once: Once, events: "Counter[str]")
 
 
 async def test_a_key_in_flight_is_bound_too_and_refused_at_once(
-    once: Once, events: "Counter[str]"
+    single_flight: SingleFlight, events: "Counter[str]"
 ) -> None:
     work = Work(b"one", go=False)
-    first = await begun(once, work)
+    first = await begun(single_flight, work)
     with pytest.raises(SightlineError, match="used with another"):
-        await asyncio.wait_for(ask(once, Work(b"two"), OTHER_PRINT), 1)
+        await asyncio.wait_for(ask(single_flight, Work(b"two"), OTHER_PRINT), 1)
     assert events == {"mismatch": 1}
     work.go.set()
     assert (await first).payload == b"one"
 
 
 async def test_a_call_that_came_first_but_does_not_get_the_key_stands_in_nobody_s_way(
-    once: Once, store: HeldStore
+    single_flight: SingleFlight, store: HeldStore
 ) -> None:
-    await ask(once, Work(b"one"))
+    await ask(single_flight, Work(b"one"))
     store.hold()
-    wrong = asyncio.ensure_future(ask(once, Work(b"two"), OTHER_PRINT))
-    await until(lambda: KEY in once._flights)
-    right = begin(once, Work(b"three"))
+    wrong = asyncio.ensure_future(ask(single_flight, Work(b"two"), OTHER_PRINT))
+    await until(lambda: KEY in single_flight._flights)
+    right = begin(single_flight, Work(b"three"))
     assert not await ends_soon(right)
     store.let_go.set()
     assert (await refusal(wrong)).reason == "IDEMPOTENCY_KEY_REUSED"
@@ -142,20 +152,22 @@ async def test_a_call_that_came_first_but_does_not_get_the_key_stands_in_nobody_
 
 
 async def test_a_claim_that_takes_too_long_is_not_waited_for_by_another_request(
-    once: Once, store: HeldStore
+    single_flight: SingleFlight, store: HeldStore
 ) -> None:
     store.hold()
-    first = begin(once, Work(b"one"))
-    await until(lambda: KEY in once._flights)
-    error = await refusal(ask(once, Work(b"two"), OTHER_PRINT, seconds=0.05))
+    first = begin(single_flight, Work(b"one"))
+    await until(lambda: KEY in single_flight._flights)
+    error = await refusal(ask(single_flight, Work(b"two"), OTHER_PRINT, seconds=0.05))
     assert error.reason == "IDEMPOTENCY_TWIN_IN_FLIGHT"
     store.let_go.set()
     assert await first == Reply(b"one")
 
 
-async def test_twins_join(once: Once, events: "Counter[str]") -> None:
+async def test_twins_join(single_flight: SingleFlight, events: "Counter[str]") -> None:
     work = Work(b"one", b"two", go=False)
-    calls = [await begun(once, work)] + [await joined(once, work) for _ in range(4)]
+    calls = [await begun(single_flight, work)] + [
+        await joined(single_flight, work) for _ in range(4)
+    ]
     work.go.set()
     replies = await asyncio.gather(*calls)
     assert {reply.payload for reply in replies} == {b"one"}
@@ -181,39 +193,41 @@ OTHER_FAILURES = [
 
 
 @pytest.mark.parametrize("code", OTHER_FAILURES)
-async def test_failures_that_may_pass_are_not_kept(once: Once, code: grpc.StatusCode) -> None:
+async def test_failures_that_may_pass_are_not_kept(
+    single_flight: SingleFlight, code: grpc.StatusCode
+) -> None:
     work = Work(SightlineError(code, "X", "x"), b"two")
-    assert (await refusal(ask(once, work))).code is code
-    assert await ask(once, work) == Reply(b"two", replayed=False)
+    assert (await refusal(ask(single_flight, work))).code is code
+    assert await ask(single_flight, work) == Reply(b"two", replayed=False)
 
 
-async def test_unforeseen_failures_are_not_kept(once: Once) -> None:
+async def test_unforeseen_failures_are_not_kept(single_flight: SingleFlight) -> None:
     work = Work(ZeroDivisionError(), b"two")
     with pytest.raises(ZeroDivisionError):
-        await ask(once, work)
-    assert (await ask(once, work)).payload == b"two"
+        await ask(single_flight, work)
+    assert (await ask(single_flight, work)).payload == b"two"
 
 
 @pytest.mark.parametrize("end", [b"one", invalid("images", "are all bad")])
 async def test_what_is_not_to_be_kept_is_for_those_who_wait(
-    once: Once, end: bytes | SightlineError
+    single_flight: SingleFlight, end: bytes | SightlineError
 ) -> None:
     work = Work(end, b"two", go=False)
-    first = asyncio.ensure_future(once.answer(KEY, PRINT, 5.0, work, keep=False))
+    first = asyncio.ensure_future(single_flight.answer(KEY, PRINT, 5.0, work, keep=False))
     await work.started.wait()
-    calls = [first, await joined(once, work)]
+    calls = [first, await joined(single_flight, work)]
     work.go.set()
     ends = await asyncio.gather(*calls, return_exceptions=True)
     assert ends == ([Reply(b"one"), Reply(b"one", True)] if end == b"one" else [end, end])
-    assert await ask(once, work) == Reply(b"two", replayed=False)
+    assert await ask(single_flight, work) == Reply(b"two", replayed=False)
 
 
 async def test_mistakes_of_the_caller_are_kept_with_their_details(
-    once: Once, events: "Counter[str]"
+    single_flight: SingleFlight, events: "Counter[str]"
 ) -> None:
     work = Work(invalid("images[0].data", "is corrupt", reason="IMAGE_CORRUPT"), b"two")
-    first = await refusal(ask(once, work))
-    second = await refusal(ask(once, work))
+    first = await refusal(ask(single_flight, work))
+    second = await refusal(ask(single_flight, work))
     assert work.runs == 1
     for name in ("code", "reason", "message", "violations"):
         assert getattr(second, name) == getattr(first, name)
@@ -221,9 +235,15 @@ async def test_mistakes_of_the_caller_are_kept_with_their_details(
 
 
 @pytest.mark.parametrize("failure", [invalid("x", "is bad"), ZeroDivisionError()])
-async def test_twins_share_a_failure_that_is_theirs_as_well(once: Once, failure: Exception) -> None:
+async def test_twins_share_a_failure_that_is_theirs_as_well(
+    single_flight: SingleFlight, failure: Exception
+) -> None:
     work = Work(failure, b"two", go=False)
-    calls = [await begun(once, work), await joined(once, work), await joined(once, work)]
+    calls = [
+        await begun(single_flight, work),
+        await joined(single_flight, work),
+        await joined(single_flight, work),
+    ]
     work.go.set()
     assert await asyncio.gather(*calls, return_exceptions=True) == [failure] * 3
     assert work.runs == 1
@@ -231,11 +251,11 @@ async def test_twins_share_a_failure_that_is_theirs_as_well(once: Once, failure:
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED])
 async def test_twins_with_time_left_do_anew_what_ran_out_of_the_first_one_s_time(
-    once: Once, code: grpc.StatusCode
+    single_flight: SingleFlight, code: grpc.StatusCode
 ) -> None:
     work = Work(SightlineError(code, "X", "x"), b"two", go=False)
-    first, second = await begun(once, work), Work(b"mine", b"not again")
-    twins = [await joined(once, second) for _ in range(3)]
+    first, second = await begun(single_flight, work), Work(b"mine", b"not again")
+    twins = [await joined(single_flight, second) for _ in range(3)]
     work.go.set()
     assert (await refusal(first)).code is code
     replies = await asyncio.gather(*twins)
@@ -244,48 +264,58 @@ async def test_twins_with_time_left_do_anew_what_ran_out_of_the_first_one_s_time
     assert second.runs == 1
 
 
-async def test_work_that_cancels_itself_is_no_answer_for_its_twin(once: Once) -> None:
+async def test_work_that_cancels_itself_is_no_answer_for_its_twin(
+    single_flight: SingleFlight,
+) -> None:
     work = Work(asyncio.CancelledError(), go=False)
-    first, twin = await begun(once, work), await joined(once, Work(b"mine"))
+    first, twin = await begun(single_flight, work), await joined(single_flight, Work(b"mine"))
     work.go.set()
     assert (await refusal(first)).code is grpc.StatusCode.CANCELLED
     assert await twin == Reply(b"mine", replayed=False)
 
 
-async def test_a_caller_that_gives_up_leaves_its_work_to_its_twin(once: Once) -> None:
+async def test_a_caller_that_gives_up_leaves_its_work_to_its_twin(
+    single_flight: SingleFlight,
+) -> None:
     work = Work(b"one", b"two", go=False)
-    first, twin = await begun(once, work), await joined(once, work)
+    first, twin = await begun(single_flight, work), await joined(single_flight, work)
     first.cancel()
     assert await ends_soon(first)
     work.go.set()
     assert await asyncio.wait_for(twin, 5) == Reply(b"one", replayed=True)
     assert first.cancelled()
     assert (work.runs, work.cancelled) == (1, 0)
-    assert await ask(once, work) == Reply(b"one", replayed=True)
+    assert await ask(single_flight, work) == Reply(b"one", replayed=True)
 
 
-async def test_a_twin_that_gives_up_does_not_touch_the_first(once: Once) -> None:
+async def test_a_twin_that_gives_up_does_not_touch_the_first(single_flight: SingleFlight) -> None:
     work = Work(b"one", go=False)
-    first, twin = await begun(once, work), await joined(once, work)
+    first, twin = await begun(single_flight, work), await joined(single_flight, work)
     twin.cancel()
     assert await ends_soon(twin)
     work.go.set()
     assert await first == Reply(b"one", replayed=False)
-    assert once._flights == {}
+    assert single_flight._flights == {}
 
 
-async def test_work_that_nobody_waits_for_is_cancelled_and_its_key_is_free(once: Once) -> None:
+async def test_work_that_nobody_waits_for_is_cancelled_and_its_key_is_free(
+    single_flight: SingleFlight,
+) -> None:
     work = Work(b"one", go=False)
-    calls = [await begun(once, work), await joined(once, work)]
+    calls = [await begun(single_flight, work), await joined(single_flight, work)]
     for call in calls:
         assert work.cancelled == 0
         call.cancel()
         assert await ends_soon(call)
     await until(lambda: work.cancelled == 1)
-    assert await asyncio.wait_for(ask(once, Work(b"two")), 1) == Reply(b"two", replayed=False)
+    assert await asyncio.wait_for(ask(single_flight, Work(b"two")), 1) == Reply(
+        b"two", replayed=False
+    )
 
 
-async def test_work_that_is_being_cancelled_is_no_answer_for_who_joins_it(once: Once) -> None:
+async def test_work_that_is_being_cancelled_is_no_answer_for_who_joins_it(
+    single_flight: SingleFlight,
+) -> None:
     unwinding = asyncio.Event()
     started = asyncio.Event()
 
@@ -297,21 +327,23 @@ async def test_work_that_is_being_cancelled_is_no_answer_for_who_joins_it(once: 
             await unwinding.wait()
         return b"never"
 
-    first = begin(once, slow_to_notice)
+    first = begin(single_flight, slow_to_notice)
     await started.wait()
     first.cancel()
     assert await ends_soon(first)
-    second = begin(once, Work(b"two"))
+    second = begin(single_flight, Work(b"two"))
     assert not await ends_soon(second)  # its claim is not given up yet
     unwinding.set()
     assert await second == Reply(b"two", replayed=False)
 
 
-async def test_a_twin_waits_until_shortly_before_its_own_deadline(once: Once) -> None:
+async def test_a_twin_waits_until_shortly_before_its_own_deadline(
+    single_flight: SingleFlight,
+) -> None:
     work = Work(b"one", go=False)
-    first = await begun(once, work)
+    first = await begun(single_flight, work)
     before = asyncio.get_running_loop().time()
-    error = await refusal(ask(once, work, seconds=0.3))
+    error = await refusal(ask(single_flight, work, seconds=0.3))
     assert asyncio.get_running_loop().time() - before > 0.2
     assert error.code is grpc.StatusCode.ABORTED
     assert error.reason == "IDEMPOTENCY_TWIN_IN_FLIGHT"
@@ -320,7 +352,9 @@ async def test_a_twin_waits_until_shortly_before_its_own_deadline(once: Once) ->
     assert (await first).payload == b"one"
 
 
-async def test_work_runs_in_the_context_of_the_call_that_began_it(once: Once) -> None:
+async def test_work_runs_in_the_context_of_the_call_that_began_it(
+    single_flight: SingleFlight,
+) -> None:
     who = contextvars.ContextVar("who", default="nobody")
     going = asyncio.Event()
 
@@ -330,59 +364,63 @@ async def test_work_runs_in_the_context_of_the_call_that_began_it(once: Once) ->
 
     async def call(name: str) -> Reply:
         who.set(name)
-        return await ask(once, work)
+        return await ask(single_flight, work)
 
     first = asyncio.ensure_future(call("first"))
-    await until(lambda: KEY in once._flights)
+    await until(lambda: KEY in single_flight._flights)
     twin = asyncio.ensure_future(call("twin"))
-    await until(lambda: once._flights[KEY].waiting == 2)
+    await until(lambda: single_flight._flights[KEY].waiting == 2)
     going.set()
     assert (await first).payload == (await twin).payload == b"first"
 
 
 async def test_a_caller_that_gives_up_while_claiming_leaves_the_key_free(
-    once: Once, store: HeldStore
+    single_flight: SingleFlight, store: HeldStore
 ) -> None:
     store.hold()
-    first = begin(once, Work(b"one"))
-    await until(lambda: KEY in once._flights)
+    first = begin(single_flight, Work(b"one"))
+    await until(lambda: KEY in single_flight._flights)
     await asyncio.sleep(0)  # the claim is on its way to the store's thread
     first.cancel()
     store.let_go.set()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert await asyncio.wait_for(ask(once, Work(b"two")), 1) == Reply(b"two", replayed=False)
+    assert await asyncio.wait_for(ask(single_flight, Work(b"two")), 1) == Reply(
+        b"two", replayed=False
+    )
 
 
 async def test_a_caller_that_gives_up_while_its_answer_is_recorded_finds_it_later(
-    once: Once, store: HeldStore
+    single_flight: SingleFlight, store: HeldStore
 ) -> None:
     work = Work(b"one", b"two", go=False)
-    first = await begun(once, work)
+    first = await begun(single_flight, work)
     store.hold()
     work.go.set()
     assert not await ends_soon(first)  # the answer waits for the store's thread
     first.cancel()
     assert await ends_soon(first)
     store.let_go.set()
-    assert await ask(once, work) == Reply(b"one", replayed=True)
+    assert await ask(single_flight, work) == Reply(b"one", replayed=True)
 
 
-async def test_without_its_store_nothing_is_computed(once: Once, store: HeldStore) -> None:
-    await ask(once, Work(b"one"))
+async def test_without_its_store_nothing_is_computed(
+    single_flight: SingleFlight, store: HeldStore
+) -> None:
+    await ask(single_flight, Work(b"one"))
     store._database.execute("ALTER TABLE claims RENAME TO away")
     work = Work(b"one")
-    error = await refusal(once.answer(b"n" * 32, PRINT, 5.0, work))
+    error = await refusal(single_flight.answer(b"n" * 32, PRINT, 5.0, work))
     assert error.code is grpc.StatusCode.UNAVAILABLE
     assert error.reason == "IDEMPOTENCY_STORE_UNAVAILABLE"
     assert work.runs == 0
 
 
 async def test_an_answer_that_cannot_be_recorded_is_given_all_the_same(
-    once: Once, store: HeldStore, caplog: pytest.LogCaptureFixture
+    single_flight: SingleFlight, store: HeldStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     work = Work(b"one", go=False)
-    call = await begun(once, work)
+    call = await begun(single_flight, work)
     store._database.execute("DROP TABLE claims")
     work.go.set()
     assert await call == Reply(b"one", replayed=False)
@@ -392,47 +430,47 @@ async def test_an_answer_that_cannot_be_recorded_is_given_all_the_same(
 async def test_a_release_that_fails_is_logged(
     store: HeldStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    once = Once(store, KEEP)
+    single_flight = SingleFlight(store, KEEP)
     work = Work(ZeroDivisionError(), go=False)
-    call = await begun(once, work)
+    call = await begun(single_flight, work)
     store._database.execute("DROP TABLE claims")
     work.go.set()
     with pytest.raises(ZeroDivisionError):
         await call
-    await once.close()
+    await single_flight.close()
     assert "cannot release" in caplog.text
 
 
 async def test_closing_ends_work_and_waits_for_what_was_asked_for(
     store: HeldStore, clock: Clock
 ) -> None:
-    once = Once(store, KEEP, clock)
+    single_flight = SingleFlight(store, KEEP, clock)
     work = Work(b"one", go=False)
-    call = await begun(once, work)
+    call = await begun(single_flight, work)
     store.hold()
-    closing = asyncio.ensure_future(once.close())
+    closing = asyncio.ensure_future(single_flight.close())
     await until(lambda: work.cancelled == 1)
     assert not await ends_soon(closing)  # the key is yet to be released
     store.let_go.set()
     await closing
     assert (await refusal(call)).code is grpc.StatusCode.CANCELLED
-    error = await refusal(ask(once, work))
+    error = await refusal(ask(single_flight, work))
     assert error.reason == "IDEMPOTENCY_STORE_UNAVAILABLE"
 
 
-async def test_memory_does_not_grow_with_keys(once: Once) -> None:
+async def test_memory_does_not_grow_with_keys(single_flight: SingleFlight) -> None:
     for number in range(50):
-        await once.answer(number.to_bytes(32), PRINT, 5.0, Work(b"one"))
-    assert once._flights == {}
-    assert once._keeper._leases == {}
+        await single_flight.answer(number.to_bytes(32), PRINT, 5.0, Work(b"one"))
+    assert single_flight._flights == {}
+    assert single_flight._keeper._leases == {}
 
 
 async def test_an_outcome_of_another_process_is_replayed(
-    once: Once, store: HeldStore, events: "Counter[str]"
+    single_flight: SingleFlight, store: HeldStore, events: "Counter[str]"
 ) -> None:
-    await once.answer(b"o" * 32, PRINT, 5.0, Work(b"other"))
+    await single_flight.answer(b"o" * 32, PRINT, 5.0, Work(b"other"))
     now = store.time()
     store.claim(KEY, fingerprint=PRINT, owner=b"x", now=now, until=now + 9)
     store.settle(KEY, owner=b"x", outcome=Outcome(True, b"theirs"), until=now + 9)
-    assert await ask(once, Work(b"one")) == Reply(b"theirs", replayed=True)
+    assert await ask(single_flight, Work(b"one")) == Reply(b"theirs", replayed=True)
     assert events == {"hit": 1}
