@@ -23,7 +23,7 @@ from inference_service import answers, validate
 from inference_service.device import DeviceCheck
 from inference_service.domain import Content, Picture, Question, Refused, Seen, Timing
 from inference_service.idempotency import keys
-from inference_service.idempotency.single_flight import Reply, SingleFlight
+from inference_service.idempotency.single_flight import CallResponse, SingleFlight
 from inference_service.models.engine import Model, PictureWork
 from inference_service.models.repository import Models
 from inference_service.serving import admission
@@ -109,7 +109,7 @@ class Pipeline:
         """Whether the models are loaded and their device is not known to be dead."""
         return bool(self.models.all) and self._device.alive
 
-    async def infer(self, call: Call, request: inference_service_pb2.InferRequest) -> Reply:
+    async def infer(self, call: Call, request: inference_service_pb2.InferRequest) -> CallResponse:
         """Answer a request: the payload is a serialized `InferResponse`.
 
         Raises:
@@ -148,7 +148,7 @@ class Pipeline:
         answer: Callable[[], Awaitable[bytes]],
         *,
         keep: bool = True,
-    ) -> Reply:
+    ) -> CallResponse:
         """Answer a call with an idempotency key; for arguments and errors see `SingleFlight.answer`."""
         left = call.deadline - self.clock()
         reply = await self._single_flight.answer(key, fingerprint, left, answer, keep=keep)
@@ -186,7 +186,7 @@ class Pipeline:
         finally:
             self._calls.discard(task)
 
-    async def _infer(self, call: Call, request: inference_service_pb2.InferRequest) -> Reply:
+    async def _infer(self, call: Call, request: inference_service_pb2.InferRequest) -> CallResponse:
         question = await self._validate(call, request)
         key = keys.read_key(call.keys, caller=call.caller, method="Infer")
         checked = self.clock()
@@ -200,7 +200,7 @@ class Pipeline:
             return answers.response(results, model, timing).SerializeToString()
 
         if key is None:
-            return Reply(await answer())
+            return CallResponse(await answer())
         bound_to = keys.fingerprint(question)
         return await self.answer_with_key(call, key, bound_to, answer, keep=not _may_pass(question))
 

@@ -41,7 +41,7 @@ _OWN_TIME = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCEL
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class CallResponse:
     """An answer, and whether it was made for an earlier call."""
 
     payload: bytes
@@ -60,7 +60,7 @@ class _Flight:
     """Until when the call that began it can be told something, on the loop's clock."""
     keep: bool
     """Whether its outcome is kept."""
-    task: "asyncio.Task[Reply]" = field(init=False)
+    task: "asyncio.Task[CallResponse]" = field(init=False)
     bound: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the store has said that the key belongs to the fingerprint."""
     waiting: int = 0
@@ -116,7 +116,7 @@ class Once:
         work: Work,
         *,
         keep: bool = True,
-    ) -> Reply:
+    ) -> CallResponse:
         """Return the work's answer: made now, joined, or replayed.
 
         Work of a twin in this process is joined, one in another process is waited for. Should it
@@ -159,7 +159,7 @@ class Once:
             await asyncio.wait(tasks)
         await self._keeper.close()
 
-    async def _start(self, flight: _Flight, work: Work) -> Reply:
+    async def _start(self, flight: _Flight, work: Work) -> CallResponse:
         flight.task = asyncio.create_task(self._lead(flight, work))
         flight.task.add_done_callback(lambda _task: self._complete(flight))
         self._flights[flight.key] = flight
@@ -174,7 +174,9 @@ class Once:
         if not flight.task.cancelled():
             flight.task.exception()  # seen: it may be that nobody waits for it any more
 
-    async def _follow(self, flight: _Flight, fingerprint: bytes, deadline: float) -> Reply | None:
+    async def _follow(
+        self, flight: _Flight, fingerprint: bytes, deadline: float
+    ) -> CallResponse | None:
         """Return the answer of another call's work; None: see anew who holds the key."""
         left = deadline - asyncio.get_running_loop().time()
         if flight.fingerprint != fingerprint:
@@ -186,7 +188,7 @@ class Once:
         if _ended_for_its_own_time(flight.task):
             return None
         self._on_event("join")
-        return Reply(flight.task.result().payload, replayed=True)
+        return CallResponse(flight.task.result().payload, replayed=True)
 
     async def _mismatch(self, flight: _Flight, left: float) -> None:
         """Raise once it is sure that the key belongs to the other request."""
@@ -211,7 +213,7 @@ class Once:
                 # on its way into the store is kept.
                 flight.task.cancel()
 
-    async def _lead(self, flight: _Flight, work: Work) -> Reply:
+    async def _lead(self, flight: _Flight, work: Work) -> CallResponse:
         owner = self._process + next(self._numbers).to_bytes(8)
         held, waited = await self._wait_for_other_process(
             flight, lambda: self._try_claim(flight, owner)
@@ -220,13 +222,13 @@ class Once:
             return self._reply(flight, held, "join" if waited else "hit")
         flight.bound.set()
         try:
-            return Reply(await self._work(flight, owner, work))
+            return CallResponse(await self._work(flight, owner, work))
         except _ClaimLostError as error:
             self._on_event("lost_lease")
             logger.warning("an idempotency claim was lost before its call was answered")
             return await self._reply_of_new_owner(flight, error)
 
-    def _reply(self, flight: _Flight, held: Record, event: str) -> Reply:
+    def _reply(self, flight: _Flight, held: Record, event: str) -> CallResponse:
         """Return the answer of who holds the key, or raise what it has raised."""
         if held.fingerprint != flight.fingerprint:
             self._on_event("mismatch")
@@ -235,10 +237,10 @@ class Once:
             raise keys.twin_in_flight(_MAX_RETRY_SECONDS)
         self._on_event(event)
         if held.outcome.ok:
-            return Reply(held.outcome.payload, replayed=True)
+            return CallResponse(held.outcome.payload, replayed=True)
         raise from_status(status_pb2.Status.FromString(held.outcome.payload))
 
-    async def _reply_of_new_owner(self, flight: _Flight, lost: "_ClaimLostError") -> Reply:
+    async def _reply_of_new_owner(self, flight: _Flight, lost: "_ClaimLostError") -> CallResponse:
         """Return the answer of who took a claim over: its caller may have that already."""
         try:
             held, _ = await self._wait_for_other_process(
@@ -339,7 +341,7 @@ def _is_at_work(held: Record | None, fingerprint: bytes) -> TypeGuard[Record]:
     return held is not None and held.outcome is None and held.fingerprint == fingerprint
 
 
-def _ended_for_its_own_time(task: "asyncio.Task[Reply]") -> bool:
+def _ended_for_its_own_time(task: "asyncio.Task[CallResponse]") -> bool:
     """Whether work has failed in a way that says nothing about a call with more time."""
     if task.cancelled():
         return True

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import grpc
 import pytest
 
-from inference_service.idempotency.single_flight import Reply, SingleFlight
+from inference_service.idempotency.single_flight import CallResponse, SingleFlight
 from inference_service.idempotency.store import Outcome
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.idempotency.work import HeldStore, Work, ends_soon, until
@@ -56,19 +56,19 @@ def ask(
     work: Callable[[], Awaitable[bytes]],
     fingerprint: bytes = PRINT,
     seconds: float = 5.0,
-) -> Awaitable[Reply]:
+) -> Awaitable[CallResponse]:
     return single_flight.answer(KEY, fingerprint, seconds, work)
 
 
 def begin(
     single_flight: SingleFlight, work: Callable[[], Awaitable[bytes]], seconds: float = 5.0
-) -> "asyncio.Task[Reply]":
+) -> "asyncio.Task[CallResponse]":
     return asyncio.ensure_future(ask(single_flight, work, seconds=seconds))
 
 
 async def begun(
     single_flight: SingleFlight, work: Work, seconds: float = 5.0
-) -> "asyncio.Task[Reply]":
+) -> "asyncio.Task[CallResponse]":
     """A call whose work has started."""
     call = begin(single_flight, work, seconds)
     await work.started.wait()
@@ -77,7 +77,7 @@ async def begun(
 
 async def joined(
     single_flight: SingleFlight, work: Work, seconds: float = 5.0
-) -> "asyncio.Task[Reply]":
+) -> "asyncio.Task[CallResponse]":
     """A call that waits for the work of another one."""
     flight = single_flight._flights[KEY]
     before = flight.waiting
@@ -86,7 +86,7 @@ async def joined(
     return call
 
 
-async def refusal(call: Awaitable[Reply]) -> SightlineError:
+async def refusal(call: Awaitable[CallResponse]) -> SightlineError:
     with pytest.raises(SightlineError) as caught:
         await call
     return caught.value
@@ -96,8 +96,8 @@ async def test_the_second_call_gets_the_first_one_s_answer(
     single_flight: SingleFlight, events: "Counter[str]"
 ) -> None:
     work = Work(b"one", b"two")
-    assert await ask(single_flight, work) == Reply(b"one", replayed=False)
-    assert await ask(single_flight, work) == Reply(b"one", replayed=True)
+    assert await ask(single_flight, work) == CallResponse(b"one", replayed=False)
+    assert await ask(single_flight, work) == CallResponse(b"one", replayed=True)
     assert work.runs == 1
     assert events == {"hit": 1}
 
@@ -110,7 +110,7 @@ async def test_an_answer_is_forgotten_after_its_time(
     clock.now += KEEP - 0.001
     assert (await ask(single_flight, work)).replayed
     clock.now += 0.001
-    assert await ask(single_flight, work) == Reply(b"two", replayed=False)
+    assert await ask(single_flight, work) == CallResponse(b"two", replayed=False)
 
 
 async def test_a_key_is_bound_to_its_request(
@@ -148,7 +148,7 @@ async def test_a_call_that_came_first_but_does_not_get_the_key_stands_in_nobody_
     assert not await ends_soon(right)
     store.let_go.set()
     assert (await refusal(wrong)).reason == "IDEMPOTENCY_KEY_REUSED"
-    assert await right == Reply(b"one", replayed=True)
+    assert await right == CallResponse(b"one", replayed=True)
 
 
 async def test_a_claim_that_takes_too_long_is_not_waited_for_by_another_request(
@@ -160,7 +160,7 @@ async def test_a_claim_that_takes_too_long_is_not_waited_for_by_another_request(
     error = await refusal(ask(single_flight, Work(b"two"), OTHER_PRINT, seconds=0.05))
     assert error.reason == "IDEMPOTENCY_TWIN_IN_FLIGHT"
     store.let_go.set()
-    assert await first == Reply(b"one")
+    assert await first == CallResponse(b"one")
 
 
 async def test_twins_join(single_flight: SingleFlight, events: "Counter[str]") -> None:
@@ -198,7 +198,7 @@ async def test_failures_that_may_pass_are_not_kept(
 ) -> None:
     work = Work(SightlineError(code, "X", "x"), b"two")
     assert (await refusal(ask(single_flight, work))).code is code
-    assert await ask(single_flight, work) == Reply(b"two", replayed=False)
+    assert await ask(single_flight, work) == CallResponse(b"two", replayed=False)
 
 
 async def test_unforeseen_failures_are_not_kept(single_flight: SingleFlight) -> None:
@@ -218,8 +218,10 @@ async def test_what_is_not_to_be_kept_is_for_those_who_wait(
     calls = [first, await joined(single_flight, work)]
     work.go.set()
     ends = await asyncio.gather(*calls, return_exceptions=True)
-    assert ends == ([Reply(b"one"), Reply(b"one", True)] if end == b"one" else [end, end])
-    assert await ask(single_flight, work) == Reply(b"two", replayed=False)
+    assert ends == (
+        [CallResponse(b"one"), CallResponse(b"one", True)] if end == b"one" else [end, end]
+    )
+    assert await ask(single_flight, work) == CallResponse(b"two", replayed=False)
 
 
 async def test_mistakes_of_the_caller_are_kept_with_their_details(
@@ -271,7 +273,7 @@ async def test_work_that_cancels_itself_is_no_answer_for_its_twin(
     first, twin = await begun(single_flight, work), await joined(single_flight, Work(b"mine"))
     work.go.set()
     assert (await refusal(first)).code is grpc.StatusCode.CANCELLED
-    assert await twin == Reply(b"mine", replayed=False)
+    assert await twin == CallResponse(b"mine", replayed=False)
 
 
 async def test_a_caller_that_gives_up_leaves_its_work_to_its_twin(
@@ -282,10 +284,10 @@ async def test_a_caller_that_gives_up_leaves_its_work_to_its_twin(
     first.cancel()
     assert await ends_soon(first)
     work.go.set()
-    assert await asyncio.wait_for(twin, 5) == Reply(b"one", replayed=True)
+    assert await asyncio.wait_for(twin, 5) == CallResponse(b"one", replayed=True)
     assert first.cancelled()
     assert (work.runs, work.cancelled) == (1, 0)
-    assert await ask(single_flight, work) == Reply(b"one", replayed=True)
+    assert await ask(single_flight, work) == CallResponse(b"one", replayed=True)
 
 
 async def test_a_twin_that_gives_up_does_not_touch_the_first(single_flight: SingleFlight) -> None:
@@ -294,7 +296,7 @@ async def test_a_twin_that_gives_up_does_not_touch_the_first(single_flight: Sing
     twin.cancel()
     assert await ends_soon(twin)
     work.go.set()
-    assert await first == Reply(b"one", replayed=False)
+    assert await first == CallResponse(b"one", replayed=False)
     assert single_flight._flights == {}
 
 
@@ -308,7 +310,7 @@ async def test_work_that_nobody_waits_for_is_cancelled_and_its_key_is_free(
         call.cancel()
         assert await ends_soon(call)
     await until(lambda: work.cancelled == 1)
-    assert await asyncio.wait_for(ask(single_flight, Work(b"two")), 1) == Reply(
+    assert await asyncio.wait_for(ask(single_flight, Work(b"two")), 1) == CallResponse(
         b"two", replayed=False
     )
 
@@ -334,7 +336,7 @@ async def test_work_that_is_being_cancelled_is_no_answer_for_who_joins_it(
     second = begin(single_flight, Work(b"two"))
     assert not await ends_soon(second)  # its claim is not given up yet
     unwinding.set()
-    assert await second == Reply(b"two", replayed=False)
+    assert await second == CallResponse(b"two", replayed=False)
 
 
 async def test_a_twin_waits_until_shortly_before_its_own_deadline(
@@ -362,7 +364,7 @@ async def test_work_runs_in_the_context_of_the_call_that_began_it(
         await going.wait()
         return who.get().encode()
 
-    async def call(name: str) -> Reply:
+    async def call(name: str) -> CallResponse:
         who.set(name)
         return await ask(single_flight, work)
 
@@ -385,7 +387,7 @@ async def test_a_caller_that_gives_up_while_claiming_leaves_the_key_free(
     store.let_go.set()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert await asyncio.wait_for(ask(single_flight, Work(b"two")), 1) == Reply(
+    assert await asyncio.wait_for(ask(single_flight, Work(b"two")), 1) == CallResponse(
         b"two", replayed=False
     )
 
@@ -401,7 +403,7 @@ async def test_a_caller_that_gives_up_while_its_answer_is_recorded_finds_it_late
     first.cancel()
     assert await ends_soon(first)
     store.let_go.set()
-    assert await ask(single_flight, work) == Reply(b"one", replayed=True)
+    assert await ask(single_flight, work) == CallResponse(b"one", replayed=True)
 
 
 async def test_without_its_store_nothing_is_computed(
@@ -423,7 +425,7 @@ async def test_an_answer_that_cannot_be_recorded_is_given_all_the_same(
     call = await begun(single_flight, work)
     store._database.execute("DROP TABLE claims")
     work.go.set()
-    assert await call == Reply(b"one", replayed=False)
+    assert await call == CallResponse(b"one", replayed=False)
     assert "cannot record" in caplog.text
 
 
@@ -472,5 +474,5 @@ async def test_an_outcome_of_another_process_is_replayed(
     now = store.time()
     store.claim(KEY, fingerprint=PRINT, owner=b"x", now=now, until=now + 9)
     store.settle(KEY, owner=b"x", outcome=Outcome(True, b"theirs"), until=now + 9)
-    assert await ask(single_flight, Work(b"one")) == Reply(b"theirs", replayed=True)
+    assert await ask(single_flight, Work(b"one")) == CallResponse(b"theirs", replayed=True)
     assert events == {"hit": 1}

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from inference_service.idempotency.single_flight import Reply, SingleFlight
+from inference_service.idempotency.single_flight import CallResponse, SingleFlight
 from inference_service.idempotency.sqlite_store import SqliteStore
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.idempotency.work import HeldStore, Work, ends_soon, until
@@ -32,7 +32,7 @@ class Process:
             on_event=lambda event: self.events.update([event]),
         )
 
-    def begin(self, work: Work, seconds: float = 10.0) -> "asyncio.Task[Reply]":
+    def begin(self, work: Work, seconds: float = 10.0) -> "asyncio.Task[CallResponse]":
         return asyncio.ensure_future(self.single_flight.answer(KEY, PRINT, seconds, work))
 
     def stop_dead(self) -> None:
@@ -62,7 +62,7 @@ def third(one: Process, tmp_path: Path) -> Iterator[SqliteStore]:
         yield made
 
 
-async def refusal(call: Awaitable[Reply]) -> SightlineError:
+async def refusal(call: Awaitable[CallResponse]) -> SightlineError:
     with pytest.raises(SightlineError) as caught:
         await call
     return caught.value
@@ -76,8 +76,8 @@ async def test_a_twin_waits_for_the_answer_of_the_other(one: Process, two: Proce
     # It goes on for longer than a lease, which is renewed meanwhile.
     await asyncio.sleep(1.25 * LEASE)
     work.go.set()
-    assert await first == Reply(b"one", replayed=False)
-    assert await asyncio.gather(*twins) == [Reply(b"one", replayed=True)] * 3
+    assert await first == CallResponse(b"one", replayed=False)
+    assert await asyncio.gather(*twins) == [CallResponse(b"one", replayed=True)] * 3
     assert unwanted.runs == 0
     assert two.events == {"join": 3}
 
@@ -91,7 +91,7 @@ async def test_a_twin_takes_over_once_the_other_fails(one: Process, two: Process
     work.go.set()
     with pytest.raises(ZeroDivisionError):
         await first
-    assert await twin == Reply(b"two", replayed=False)
+    assert await twin == CallResponse(b"two", replayed=False)
 
 
 async def test_a_twin_is_told_shortly_before_its_deadline(one: Process, two: Process) -> None:
@@ -118,7 +118,7 @@ async def test_a_twin_that_joined_one_with_less_time_goes_on_waiting(
     hasty, patient = two.begin(Work(b"two"), seconds=0.3), two.begin(Work(b"three"))
     assert (await refusal(hasty)).reason == "IDEMPOTENCY_TWIN_IN_FLIGHT"
     work.go.set()
-    assert await patient == Reply(b"one", replayed=True)
+    assert await patient == CallResponse(b"one", replayed=True)
     await first
 
 
@@ -138,8 +138,8 @@ async def test_another_request_is_refused_at_once(one: Process, two: Process) ->
     asked = two.single_flight.answer(KEY, OTHER_PRINT, 10.0, Work(b"two"))
     assert (await refusal(asyncio.wait_for(asked, 2))).reason == "IDEMPOTENCY_KEY_REUSED"
     work.go.set()
-    assert await first == Reply(b"one", replayed=False)
-    assert await twin == Reply(b"one", replayed=True)
+    assert await first == CallResponse(b"one", replayed=False)
+    assert await twin == CallResponse(b"one", replayed=True)
 
 
 async def test_the_claim_of_one_that_died_is_taken_over_when_its_lease_ends(
@@ -150,14 +150,14 @@ async def test_the_claim_of_one_that_died_is_taken_over_when_its_lease_ends(
     await work.started.wait()
     one.stop_dead()
     before = asyncio.get_running_loop().time()
-    assert await two.begin(Work(b"two")) == Reply(b"two", replayed=False)
+    assert await two.begin(Work(b"two")) == CallResponse(b"two", replayed=False)
     assert asyncio.get_running_loop().time() - before < LEASE + 2.0
     # The zombie comes back: what it made is no answer, neither for its caller nor for others.
     one.store.let_go.set()
     work.go.set()
-    assert await zombie == Reply(b"two", replayed=True)
+    assert await zombie == CallResponse(b"two", replayed=True)
     assert one.events == {"lost_lease": 1, "join": 1}
-    assert await one.begin(Work(b"three")) == Reply(b"two", replayed=True)
+    assert await one.begin(Work(b"three")) == CallResponse(b"two", replayed=True)
 
 
 class Lost:
@@ -166,7 +166,7 @@ class Lost:
     def __init__(self, one: Process, two: Process, *ends: bytes | BaseException) -> None:
         self.one, self.two = one, two
         self.work, self.heir = Work(*ends, go=False), Work(b"two", go=False)
-        self.calls: list[asyncio.Task[Reply]] = []
+        self.calls: list[asyncio.Task[CallResponse]] = []
 
     async def happen(self, *, keep: bool = True, twins: int = 0, heir_keeps: bool = True) -> None:
         ask = self.one.single_flight.answer(KEY, PRINT, 10.0, self.work, keep=keep)
@@ -189,8 +189,8 @@ async def test_item_17_a_lost_lease_gives_all_its_callers_the_other_s_answer(
     for call in lost.calls:
         assert not await ends_soon(call)  # they wait for the other, which is still at work
     lost.heir.go.set()
-    assert await lost.successor == Reply(b"two", replayed=False)
-    assert await asyncio.gather(*lost.calls) == [Reply(b"two", replayed=True)] * 3
+    assert await lost.successor == CallResponse(b"two", replayed=False)
+    assert await asyncio.gather(*lost.calls) == [CallResponse(b"two", replayed=True)] * 3
     assert one.events["lost_lease"] == 1
 
 
@@ -209,8 +209,8 @@ async def test_item_17_whatever_a_lost_lease_ends_with_is_no_answer(
     lost = Lost(one, two, end)
     await lost.happen(keep=keep)
     lost.heir.go.set()
-    assert await lost.calls[0] == Reply(b"two", replayed=True)
-    assert await lost.successor == Reply(b"two", replayed=False)
+    assert await lost.calls[0] == CallResponse(b"two", replayed=True)
+    assert await lost.successor == CallResponse(b"two", replayed=False)
 
 
 async def test_item_17_a_failure_that_may_pass_stays_a_failure(one: Process, two: Process) -> None:
@@ -219,7 +219,7 @@ async def test_item_17_a_failure_that_may_pass_stays_a_failure(one: Process, two
     await lost.happen()
     assert await refusal(lost.calls[0]) is failure
     lost.heir.go.set()
-    assert await lost.successor == Reply(b"two", replayed=False)
+    assert await lost.successor == CallResponse(b"two", replayed=False)
 
 
 @pytest.mark.parametrize("heir_keeps", [True, False])
@@ -234,7 +234,7 @@ async def test_item_17_a_lost_lease_without_an_heir_s_answer_is_aborted(
     error = await refusal(lost.calls[0])
     assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "IDEMPOTENCY_TWIN_IN_FLIGHT")
     assert error.retry_after is not None
-    assert await one.begin(Work(b"three")) == Reply(b"three", replayed=False)
+    assert await one.begin(Work(b"three")) == CallResponse(b"three", replayed=False)
 
 
 async def test_item_17_without_the_store_a_lost_lease_is_no_answer(
@@ -259,7 +259,7 @@ async def test_item_17_an_answer_within_its_lease_needs_no_record(
     one.store._database.execute("PRAGMA busy_timeout = 1")
     with third.together():
         work.go.set()
-        assert await call == Reply(b"one", replayed=False)
+        assert await call == CallResponse(b"one", replayed=False)
 
 
 @pytest.mark.parametrize("owner_s", [-7200.0, 7200.0, 1e9])
@@ -270,7 +270,7 @@ async def test_item_18_a_lease_lasts_as_long_whatever_the_owner_s_clock_says(
     claimed = third.claim(KEY, fingerprint=PRINT, owner=b"dead", now=now, until=now + LEASE)
     assert claimed is None
     before = asyncio.get_running_loop().time()
-    assert await one.begin(Work(b"one")) == Reply(b"one", replayed=False)
+    assert await one.begin(Work(b"one")) == CallResponse(b"one", replayed=False)
     assert 0.9 * LEASE < asyncio.get_running_loop().time() - before < LEASE + 1.0
 
 
@@ -280,7 +280,7 @@ async def test_item_18_a_lease_is_watched_before_anybody_wants_its_key(
     third.claim(KEY, fingerprint=PRINT, owner=b"dead", now=0, until=9e9)
     await asyncio.sleep(1.5 * LEASE)
     before = asyncio.get_running_loop().time()
-    assert await one.begin(Work(b"one")) == Reply(b"one", replayed=False)
+    assert await one.begin(Work(b"one")) == CallResponse(b"one", replayed=False)
     assert asyncio.get_running_loop().time() - before < 0.5 * LEASE
 
 
