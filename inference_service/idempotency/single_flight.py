@@ -14,7 +14,7 @@ import grpc
 from google.rpc import status_pb2
 
 from inference_service.idempotency import keys
-from inference_service.idempotency.keeper import Keeper
+from inference_service.idempotency.claim_worker import ClaimWorker
 from inference_service.idempotency.store import (
     LeaseOverError,
     Outcome,
@@ -94,7 +94,7 @@ class Once:
         lease_seconds: float = DEFAULT_LEASE_SECONDS,
         on_event: Callable[[str], None] = lambda _event: None,
     ) -> None:
-        self._keeper = Keeper(
+        self._worker = ClaimWorker(
             store, keep_seconds=keep_seconds, lease_seconds=lease_seconds, clock=clock
         )
         self._on_event = on_event
@@ -106,7 +106,7 @@ class Once:
     @property
     def size(self) -> Size:
         """How much the store held some seconds ago."""
-        return self._keeper.size
+        return self._worker.size
 
     async def answer(
         self,
@@ -157,7 +157,7 @@ class Once:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        await self._keeper.close()
+        await self._worker.close()
 
     async def _start(self, flight: _Flight, work: Work) -> CallResponse:
         flight.task = asyncio.create_task(self._lead(flight, work))
@@ -244,7 +244,7 @@ class Once:
         """Return the answer of who took a claim over: its caller may have that already."""
         try:
             held, _ = await self._wait_for_other_process(
-                flight, lambda: self._keeper.find(flight.key)
+                flight, lambda: self._worker.find(flight.key)
             )
         except StoreError as error:
             logger.exception("cannot read the outcome of a call")
@@ -277,9 +277,9 @@ class Once:
 
     async def _try_claim(self, flight: _Flight, owner: bytes) -> Record | None:
         try:
-            return await self._keeper.claim(flight.key, fingerprint=flight.fingerprint, owner=owner)
+            return await self._worker.claim(flight.key, fingerprint=flight.fingerprint, owner=owner)
         except asyncio.CancelledError:
-            self._keeper.release(flight.key, owner=owner)  # the claim may be under way
+            self._worker.release(flight.key, owner=owner)  # the claim may be under way
             raise
         except StoreError as error:
             logger.exception("cannot claim an idempotency key")
@@ -297,7 +297,7 @@ class Once:
         except SightlineError as error:
             if error.retryable or error.code in _OWN_TIME:
                 # It is no answer: nobody has to know first whose the key is.
-                self._keeper.release(flight.key, owner=owner)
+                self._worker.release(flight.key, owner=owner)
                 raise
             # The other mistakes of callers, such as NOT_FOUND, hang on what the server has.
             keep = flight.keep and error.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -305,7 +305,7 @@ class Once:
             await self._end(flight, owner, failure if keep else None)
             raise
         except BaseException:
-            self._keeper.release(flight.key, owner=owner)
+            self._worker.release(flight.key, owner=owner)
             raise
         await self._end(flight, owner, Outcome(ok=True, payload=payload) if flight.keep else None)
         return payload
@@ -319,9 +319,9 @@ class Once:
         """
         try:
             if outcome is None:
-                ours = await self._keeper.free(flight.key, owner=owner)
+                ours = await self._worker.free(flight.key, owner=owner)
             else:
-                ours = await self._keeper.settle(flight.key, owner=owner, outcome=outcome)
+                ours = await self._worker.settle(flight.key, owner=owner, outcome=outcome)
         except LeaseOverError as error:
             logger.exception("cannot tell whose an idempotency key is")
             raise keys.store_down() from error

@@ -464,7 +464,7 @@ async def test_memory_does_not_grow_with_keys(single_flight: SingleFlight) -> No
     for number in range(50):
         await single_flight.answer(number.to_bytes(32), PRINT, 5.0, Work(b"one"))
     assert single_flight._flights == {}
-    assert single_flight._keeper._leases == {}
+    assert single_flight._worker._leases == {}
 
 
 async def test_an_outcome_of_another_process_is_replayed(

@@ -287,7 +287,7 @@ async def test_item_18_a_lease_is_watched_before_anybody_wants_its_key(
 async def test_a_claim_that_was_lost_is_not_renewed(one: Process, two: Process) -> None:
     lost = Lost(one, two, b"one")
     await lost.happen()
-    await until(lambda: one.single_flight._keeper._leases == {})
+    await until(lambda: one.single_flight._worker._leases == {})
     lost.heir.go.set()
     await lost.successor
     await lost.calls[0]

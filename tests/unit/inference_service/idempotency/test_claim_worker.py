@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from inference_service.idempotency.keeper import Keeper
+from inference_service.idempotency.claim_worker import ClaimWorker
 from inference_service.idempotency.store import Outcome, StoreError
 from tests.unit.inference_service.idempotency.work import HeldStore, ends_soon, until
 
@@ -20,25 +20,25 @@ def key(number: int) -> bytes:
 
 
 @asynccontextmanager
-async def keeping(store: HeldStore, *, lease: float = 5.0) -> AsyncIterator[Keeper]:
-    keeper = Keeper(store, keep_seconds=0.2, lease_seconds=lease)
-    yield keeper
+async def worker_on(store: HeldStore, *, lease: float = 5.0) -> AsyncIterator[ClaimWorker]:
+    worker = ClaimWorker(store, keep_seconds=0.2, lease_seconds=lease)
+    yield worker
     store.let_go.set()
-    await keeper.close()
+    await worker.close()
 
 
 async def test_what_waits_is_done_in_one_transaction_and_in_order() -> None:
     store = HeldStore()
-    async with keeping(store) as keeper:
+    async with worker_on(store) as worker:
         await until(lambda: store.transactions > 0)  # the first tidying is over
         store.hold()
-        first = keeper.claim(key(0), fingerprint=PRINT, owner=b"a")
+        first = worker.claim(key(0), fingerprint=PRINT, owner=b"a")
         assert not await ends_soon(first)
         done = store.transactions
-        claims = [keeper.claim(key(n), fingerprint=PRINT, owner=b"a") for n in range(1, 40)]
-        keeper.release(key(1), owner=b"a")
-        again = keeper.claim(key(1), fingerprint=PRINT, owner=b"b")
-        settled = keeper.settle(key(2), owner=b"a", outcome=ANSWER)
+        claims = [worker.claim(key(n), fingerprint=PRINT, owner=b"a") for n in range(1, 40)]
+        worker.release(key(1), owner=b"a")
+        again = worker.claim(key(1), fingerprint=PRINT, owner=b"b")
+        settled = worker.settle(key(2), owner=b"a", outcome=ANSWER)
         store.let_go.set()
         assert await asyncio.gather(first, *claims) == [None] * 40
         assert await again is None
@@ -48,15 +48,15 @@ async def test_what_waits_is_done_in_one_transaction_and_in_order() -> None:
 
 async def test_one_that_fails_does_not_fail_what_waits_with_it() -> None:
     store = HeldStore()
-    async with keeping(store) as keeper:
-        await until(lambda: keeper._tidy_at > 0)
+    async with worker_on(store) as worker:
+        await until(lambda: worker._tidy_at > 0)
         pages = store._database.execute("PRAGMA page_count").fetchone()[0]
-        await keeper.claim(key(0), fingerprint=PRINT, owner=b"a")
+        await worker.claim(key(0), fingerprint=PRINT, owner=b"a")
         store._database.execute(f"PRAGMA max_page_count = {pages + 10}")
         store.hold()
-        first = keeper.claim(key(1), fingerprint=PRINT, owner=b"a")
-        big = keeper.settle(key(0), owner=b"a", outcome=Outcome(True, bytes(1_000_000)))
-        second = keeper.claim(key(2), fingerprint=PRINT, owner=b"a")
+        first = worker.claim(key(1), fingerprint=PRINT, owner=b"a")
+        big = worker.settle(key(0), owner=b"a", outcome=Outcome(True, bytes(1_000_000)))
+        second = worker.claim(key(2), fingerprint=PRINT, owner=b"a")
         assert not await ends_soon(first)
         store.let_go.set()
         assert await first is None
@@ -67,10 +67,10 @@ async def test_one_that_fails_does_not_fail_what_waits_with_it() -> None:
 
 async def test_time_is_up_for_what_is_kept_even_if_nothing_else_comes() -> None:
     store = HeldStore()
-    async with keeping(store) as keeper:
+    async with worker_on(store) as worker:
         for number in range(20):
-            await keeper.claim(key(number), fingerprint=PRINT, owner=b"a")
-            assert await keeper.settle(key(number), owner=b"a", outcome=ANSWER)
+            await worker.claim(key(number), fingerprint=PRINT, owner=b"a")
+            assert await worker.settle(key(number), owner=b"a", outcome=ANSWER)
         await until(lambda: store.size().rows == 0)
 
 
@@ -79,22 +79,22 @@ async def test_it_says_how_much_there_is() -> None:
     for number in range(3):
         now = time.time()
         store.claim(key(number), fingerprint=PRINT, owner=b"a", now=now, until=now + 100)
-    async with keeping(store) as keeper:
-        await until(lambda: keeper.size.rows == 3)
-        assert keeper.size.bytes > 0
+    async with worker_on(store) as worker:
+        await until(lambda: worker.size.rows == 3)
+        assert worker.size.bytes > 0
 
 
 async def test_leases_are_renewed_until_they_are_settled_or_released() -> None:
     store = HeldStore()
-    async with keeping(store, lease=1.0) as keeper:
+    async with worker_on(store, lease=1.0) as worker:
         for number in range(3):
-            await keeper.claim(key(number), fingerprint=PRINT, owner=str(number).encode())
+            await worker.claim(key(number), fingerprint=PRINT, owner=str(number).encode())
         await asyncio.sleep(1.3)  # longer than a lease
         for number in range(3):
-            assert await keeper.claim(key(number), fingerprint=PRINT, owner=b"x") is not None
-        keeper.release(key(0), owner=b"0")
-        assert await keeper.settle(key(1), owner=b"1", outcome=ANSWER)
-        assert await keeper.claim(key(0), fingerprint=PRINT, owner=b"x") is None
+            assert await worker.claim(key(number), fingerprint=PRINT, owner=b"x") is not None
+        worker.release(key(0), owner=b"0")
+        assert await worker.settle(key(1), owner=b"1", outcome=ANSWER)
+        assert await worker.claim(key(0), fingerprint=PRINT, owner=b"x") is None
 
 
 async def test_a_renewal_that_fails_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -108,10 +108,10 @@ async def test_a_renewal_that_fails_is_tried_again(caplog: pytest.LogCaptureFixt
             return super().renew(key, owner=owner, until=until)
 
     store = Flaky()
-    async with keeping(store, lease=1.0) as keeper:
-        await keeper.claim(key(0), fingerprint=PRINT, owner=b"a")
+    async with worker_on(store, lease=1.0) as worker:
+        await worker.claim(key(0), fingerprint=PRINT, owner=b"a")
         await until(lambda: store.renewals >= 5)  # one each quarter of a lease: it had run out
-        assert await keeper.claim(key(0), fingerprint=PRINT, owner=b"x") is not None
+        assert await worker.claim(key(0), fingerprint=PRINT, owner=b"x") is not None
     assert caplog.text.count("flaky") == 1
 
 
@@ -123,19 +123,19 @@ async def test_a_bug_in_a_store_is_an_error_and_not_the_end(
             raise ZeroDivisionError
 
     store = Buggy()
-    async with keeping(store) as keeper:
-        await keeper.claim(key(0), fingerprint=PRINT, owner=b"a")
+    async with worker_on(store) as worker:
+        await worker.claim(key(0), fingerprint=PRINT, owner=b"a")
         with pytest.raises(StoreError, match="ZeroDivisionError"):
-            await keeper.settle(key(0), owner=b"a", outcome=ANSWER)
+            await worker.settle(key(0), owner=b"a", outcome=ANSWER)
         assert "ZeroDivisionError" in caplog.text
-        assert await keeper.claim(key(1), fingerprint=PRINT, owner=b"a") is None
+        assert await worker.claim(key(1), fingerprint=PRINT, owner=b"a") is None
 
 
 async def test_a_caller_that_left_is_no_trouble() -> None:
     store = HeldStore()
-    async with keeping(store) as keeper:
+    async with worker_on(store) as worker:
         store.hold()
-        left = keeper.claim(key(0), fingerprint=PRINT, owner=b"a")
+        left = worker.claim(key(0), fingerprint=PRINT, owner=b"a")
         left.cancel()
         store.let_go.set()
-        assert await keeper.claim(key(1), fingerprint=PRINT, owner=b"a") is None
+        assert await worker.claim(key(1), fingerprint=PRINT, owner=b"a") is None

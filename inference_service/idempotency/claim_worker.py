@@ -36,7 +36,7 @@ _ABANDONED_LEASES = 12  # after so many a claim that nobody took over is forgott
 
 
 @dataclass(slots=True, eq=False)
-class _Job(Generic[T]):
+class _ClaimJob(Generic[T]):
     """One use of the store."""
 
     use: Callable[[Store], T]
@@ -58,7 +58,7 @@ class _Lease:
     """Nobody can have taken it over before. Both on the keeper's clock."""
 
 
-class Keeper:
+class ClaimWorker:
     """Uses a store in a thread of its own, in the order of the calls.
 
     So a claim sees every release that was asked for before it. Uses that wait for the thread go
@@ -89,7 +89,7 @@ class Keeper:
         self._keep = keep_seconds
         self._lease = lease_seconds
         self._clock = clock
-        self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_ClaimJob[Any] | None] = SimpleQueue()
         self._leases: dict[bytes, _Lease] = {}  # by owner
         self._watch = LeaseWatch(lease_seconds)
         self._offset: float | None = None  # from the clock to the store's; None: not known yet
@@ -157,7 +157,7 @@ class Keeper:
     def release(self, key: bytes, *, owner: bytes) -> None:
         """As `Store.release`, without waiting; a failure is logged, and the lease runs out."""
         self._jobs.put(
-            _Job(lambda store: store.release(key, owner=owner), _nothing, None, ends=owner)
+            _ClaimJob(lambda store: store.release(key, owner=owner), _nothing, None, ends=owner)
         )
 
     async def close(self) -> None:
@@ -172,7 +172,7 @@ class Keeper:
         if self._closed:
             raise StoreError("the idempotency store is closed")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_Job(use, then, future, ends))
+        self._jobs.put(_ClaimJob(use, then, future, ends))
         return future
 
     def _run(self) -> None:
@@ -187,9 +187,9 @@ class Keeper:
             self._store.time(self._store_time())
         self._store.close()
 
-    def _take(self) -> tuple[list[_Job[Any]], bool]:
+    def _take(self) -> tuple[list[_ClaimJob[Any]], bool]:
         """Return what waits, after a wait until the next chore; and whether it is the last."""
-        jobs: list[_Job[Any]] = []
+        jobs: list[_ClaimJob[Any]] = []
         with contextlib.suppress(Empty):
             job = self._jobs.get(timeout=self._seconds_to_chore())
             while job is not None:
@@ -200,7 +200,7 @@ class Keeper:
             return jobs, True
         return jobs, False
 
-    def _finish(self, jobs: list[_Job[Any]]) -> None:
+    def _finish(self, jobs: list[_ClaimJob[Any]]) -> None:
         try:
             results = self._use_together([job.use for job in jobs])
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on
@@ -217,7 +217,7 @@ class Keeper:
                 logger.error("cannot release an idempotency key: %s", result)
         _deliver(jobs, results)
 
-    def _failure(self, job: _Job[Any], error: Exception) -> StoreError:
+    def _failure(self, job: _ClaimJob[Any], error: Exception) -> StoreError:
         lease = self._leases.get(job.ends)
         if not job.ends or (lease is not None and self._clock() < lease.sure_until):
             return _as_store_error(error)
@@ -309,7 +309,7 @@ def _as_store_error(error: Exception) -> StoreError:
     return StoreError(f"the idempotency store failed: {type(error).__name__}")
 
 
-def _deliver(jobs: list[_Job[Any]], results: list[Any]) -> None:
+def _deliver(jobs: list[_ClaimJob[Any]], results: list[Any]) -> None:
     """Wake those who wait, all with one call into their loop."""
     waited = [
         (job.future, result)
