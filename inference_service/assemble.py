@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from inference_service.device import DeviceCheck
 from inference_service.idempotency.single_flight import SingleFlight
 from inference_service.idempotency.sqlite_store import SqliteStore
-from inference_service.idempotency.store import StoreError
+from inference_service.idempotency.store import ClaimStoreError
 from inference_service.models.loader import RepositoryError, Runtime, load_model
 from inference_service.models.repository import Models, Repository
 from inference_service.models.watch import Watch
@@ -22,7 +22,7 @@ from inference_service.serving.pixel_room import PixelRoom
 from inference_service.serving.workers import Workers
 from inference_service.settings import InferenceSettings
 from inference_service.telemetry import Telemetry
-from inference_service.uploads.errors import StoreError as UploadError
+from inference_service.uploads.errors import UploadStoreError
 from inference_service.uploads.index import StoreLimits
 from inference_service.uploads.receive import Uploads
 from inference_service.uploads.reference import Signer
@@ -124,7 +124,7 @@ def assemble(settings: InferenceSettings, registry: CollectorRegistry) -> Assemb
 def _open_store(settings: InferenceSettings) -> SqliteStore:
     try:
         return SqliteStore(settings.idempotency_database, settings.idempotency_max_bytes)
-    except StoreError as error:
+    except ClaimStoreError as error:
         raise StartError(f"idempotency_database: {error}") from error
 
 
@@ -139,7 +139,7 @@ def _open_uploads(settings: InferenceSettings, image: ImageLimits) -> Uploads:
     try:
         store = UploadStore(settings.upload_dir, limits)
         key = secret.get_secret_value().encode() if secret else store.key()
-    except (SightlineError, UploadError) as error:
+    except (SightlineError, UploadStoreError) as error:
         raise StartError(f"upload_dir: {error}") from error
     return Uploads(store, Signer(key), image, settings.upload_ttl_seconds)
 

@@ -14,12 +14,12 @@ from typing import Any, Generic, TypeVar
 
 from inference_service.idempotency.lease_watch import LeaseWatch
 from inference_service.idempotency.store import (
+    ClaimOutcome,
+    ClaimStore,
+    ClaimStoreError,
     LeaseOverError,
-    Outcome,
     Record,
     Size,
-    Store,
-    StoreError,
 )
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _ABANDONED_LEASES = 12  # after so many a claim that nobody took over is forgott
 class _ClaimJob(Generic[T]):
     """One use of the store."""
 
-    use: Callable[[Store], T]
+    use: Callable[[ClaimStore], T]
     then: Callable[[T], object]
     """Told of the result once it is sure, in the thread."""
     future: "asyncio.Future[T] | None"
@@ -77,7 +77,7 @@ class ClaimWorker:
 
     def __init__(
         self,
-        store: Store,
+        store: ClaimStore,
         *,
         keep_seconds: float,
         lease_seconds: float,
@@ -103,13 +103,13 @@ class ClaimWorker:
     def claim(
         self, key: bytes, *, fingerprint: bytes, owner: bytes
     ) -> "asyncio.Future[Record | None]":
-        """As `Store.claim`, for the length of a lease, which is renewed from now on.
+        """As `ClaimStore.claim`, for the length of a lease, which is renewed from now on.
 
         The claim of another is taken over once this process has seen it unrenewed for a lease.
         """
         began = math.inf
 
-        def use(store: Store) -> Record | None:
+        def use(store: ClaimStore) -> Record | None:
             nonlocal began
             began = self._clock()
             now = self._store_time()
@@ -122,8 +122,8 @@ class ClaimWorker:
                 until=now + self._lease,
             )
             held = claim()
-            if held and not held.outcome and self._watch.is_over(key, held.mark, began):
-                return claim(over=held.mark)
+            if held and not held.outcome and self._watch.is_over(key, held.version, began):
+                return claim(over=held.version)
             return held
 
         def then(held: Record | None) -> None:
@@ -133,29 +133,29 @@ class ClaimWorker:
         return self._do(use, then)
 
     def find(self, key: bytes) -> "asyncio.Future[Record | None]":
-        """As `Store.find`."""
+        """As `ClaimStore.find`."""
         return self._do(lambda store: store.find(key, now=self._store_time()), _nothing)
 
-    def settle(self, key: bytes, *, owner: bytes, outcome: Outcome) -> "asyncio.Future[bool]":
-        """As `Store.settle`.
+    def settle(self, key: bytes, *, owner: bytes, outcome: ClaimOutcome) -> "asyncio.Future[bool]":
+        """As `ClaimStore.settle`.
 
         Raises:
             LeaseOverError: the store does not work, and another may have taken the claim over.
-            StoreError: the store does not work.
+            ClaimStoreError: the store does not work.
         """
 
-        def use(store: Store) -> bool:
+        def use(store: ClaimStore) -> bool:
             until = self._store_time() + self._keep
             return store.settle(key, owner=owner, outcome=outcome, until=until)
 
         return self._do(use, _nothing, ends=owner)
 
     def free(self, key: bytes, *, owner: bytes) -> "asyncio.Future[bool]":
-        """As `Store.release`; raises as `settle`."""
+        """As `ClaimStore.release`; raises as `settle`."""
         return self._do(lambda store: store.release(key, owner=owner), _nothing, ends=owner)
 
     def release(self, key: bytes, *, owner: bytes) -> None:
-        """As `Store.release`, without waiting; a failure is logged, and the lease runs out."""
+        """As `ClaimStore.release`, without waiting; a failure is logged, and the lease runs out."""
         self._jobs.put(
             _ClaimJob(lambda store: store.release(key, owner=owner), _nothing, None, ends=owner)
         )
@@ -167,10 +167,10 @@ class ClaimWorker:
         await asyncio.to_thread(self._thread.join)
 
     def _do(
-        self, use: Callable[[Store], T], then: Callable[[T], object], *, ends: bytes = b""
+        self, use: Callable[[ClaimStore], T], then: Callable[[T], object], *, ends: bytes = b""
     ) -> "asyncio.Future[T]":
         if self._closed:
-            raise StoreError("the idempotency store is closed")
+            raise ClaimStoreError("the idempotency store is closed")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._jobs.put(_ClaimJob(use, then, future, ends))
         return future
@@ -183,7 +183,7 @@ class ClaimWorker:
                 self._finish(jobs)
             if not last:
                 self._do_chores()
-        with contextlib.suppress(StoreError):  # outcomes are then kept for a little longer
+        with contextlib.suppress(ClaimStoreError):  # outcomes are then kept for a little longer
             self._store.time(self._store_time())
         self._store.close()
 
@@ -211,19 +211,19 @@ class ClaimWorker:
             results = [self._failure(jobs[0], error)]
         for job, result in zip(jobs, results, strict=True):
             self._leases.pop(job.ends, None)
-            if not isinstance(result, StoreError):
+            if not isinstance(result, ClaimStoreError):
                 job.then(result)
             elif job.future is None:
                 logger.error("cannot release an idempotency key: %s", result)
         _deliver(jobs, results)
 
-    def _failure(self, job: _ClaimJob[Any], error: Exception) -> StoreError:
+    def _failure(self, job: _ClaimJob[Any], error: Exception) -> ClaimStoreError:
         lease = self._leases.get(job.ends)
         if not job.ends or (lease is not None and self._clock() < lease.sure_until):
             return _as_store_error(error)
         return LeaseOverError(str(_as_store_error(error)))
 
-    def _use_together(self, uses: list[Callable[[Store], Any]]) -> list[Any]:
+    def _use_together(self, uses: list[Callable[[ClaimStore], Any]]) -> list[Any]:
         if len(uses) == 1:
             return [uses[0](self._store)]  # atomic as it is
         with self._store.together():
@@ -302,11 +302,11 @@ def _nothing(_result: object) -> None:
     """Do nothing with the result of a use."""
 
 
-def _as_store_error(error: Exception) -> StoreError:
-    if isinstance(error, StoreError):
+def _as_store_error(error: Exception) -> ClaimStoreError:
+    if isinstance(error, ClaimStoreError):
         return error
     logger.error("a use of the idempotency store failed", exc_info=error)
-    return StoreError(f"the idempotency store failed: {type(error).__name__}")
+    return ClaimStoreError(f"the idempotency store failed: {type(error).__name__}")
 
 
 def _deliver(jobs: list[_ClaimJob[Any]], results: list[Any]) -> None:
@@ -325,7 +325,7 @@ def _set_all(waited: "list[tuple[asyncio.Future[Any], Any]]") -> None:
     for future, result in waited:
         if future.done():  # its caller has given up
             continue
-        if isinstance(result, StoreError):
+        if isinstance(result, ClaimStoreError):
             future.set_exception(result)
         else:
             future.set_result(result)

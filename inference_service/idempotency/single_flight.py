@@ -16,12 +16,12 @@ from google.rpc import status_pb2
 from inference_service.idempotency import keys
 from inference_service.idempotency.claim_worker import ClaimWorker
 from inference_service.idempotency.store import (
+    ClaimOutcome,
+    ClaimStore,
+    ClaimStoreError,
     LeaseOverError,
-    Outcome,
     Record,
     Size,
-    Store,
-    StoreError,
 )
 from servicekit.errors import SightlineError, from_status, to_status
 
@@ -87,7 +87,7 @@ class Once:
 
     def __init__(
         self,
-        store: Store,
+        store: ClaimStore,
         keep_seconds: float,
         clock: Callable[[], float] = time.monotonic,
         *,
@@ -246,7 +246,7 @@ class Once:
             held, _ = await self._wait_for_other_process(
                 flight, lambda: self._worker.find(flight.key)
             )
-        except StoreError as error:
+        except ClaimStoreError as error:
             logger.exception("cannot read the outcome of a call")
             raise keys.store_down() from error
         if held is None:  # it failed, or what it made was not to be kept: a retry finds out
@@ -281,7 +281,7 @@ class Once:
         except asyncio.CancelledError:
             self._worker.release(flight.key, owner=owner)  # the claim may be under way
             raise
-        except StoreError as error:
+        except ClaimStoreError as error:
             logger.exception("cannot claim an idempotency key")
             raise keys.store_down() from error
 
@@ -301,16 +301,18 @@ class Once:
                 raise
             # The other mistakes of callers, such as NOT_FOUND, hang on what the server has.
             keep = flight.keep and error.code is grpc.StatusCode.INVALID_ARGUMENT
-            failure = Outcome(ok=False, payload=to_status(error).SerializeToString())
+            failure = ClaimOutcome(ok=False, payload=to_status(error).SerializeToString())
             await self._end(flight, owner, failure if keep else None)
             raise
         except BaseException:
             self._worker.release(flight.key, owner=owner)
             raise
-        await self._end(flight, owner, Outcome(ok=True, payload=payload) if flight.keep else None)
+        await self._end(
+            flight, owner, ClaimOutcome(ok=True, payload=payload) if flight.keep else None
+        )
         return payload
 
-    async def _end(self, flight: _Flight, owner: bytes, outcome: Outcome | None) -> None:
+    async def _end(self, flight: _Flight, owner: bytes, outcome: ClaimOutcome | None) -> None:
         """End the claim; None: without an outcome.
 
         Raises:
@@ -325,7 +327,7 @@ class Once:
         except LeaseOverError as error:
             logger.exception("cannot tell whose an idempotency key is")
             raise keys.store_down() from error
-        except StoreError:
+        except ClaimStoreError:
             # The answer is right all the same; a retry will compute it again.
             logger.exception("cannot record the outcome of a call")
         else:

@@ -8,7 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from inference_service.idempotency.store import Mark, Outcome, Record, Size, StoreError
+from inference_service.idempotency.store import (
+    ClaimOutcome,
+    ClaimStoreError,
+    ClaimVersion,
+    Record,
+    Size,
+)
 from servicekit.private_files import make_private
 
 logger = logging.getLogger(__name__)
@@ -78,7 +84,7 @@ DELETE FROM claims WHERE rowid IN
 
 
 class SqliteStore:
-    """A `Store` in a SQLite database. Threads may share it, one at a time.
+    """A `ClaimStore` in a SQLite database. Threads may share it, one at a time.
 
     A database that turns out to be damaged, or that was moved away or removed, is opened anew (or
     made, if it is gone), so that it suffices to put it right: the server need not be restarted.
@@ -89,7 +95,7 @@ class SqliteStore:
         max_bytes: beyond it the oldest outcomes are forgotten, > 0.
 
     Raises:
-        StoreError: the file cannot be opened, is no SQLite database, or is damaged.
+        ClaimStoreError: the file cannot be opened, is no SQLite database, or is damaged.
     """
 
     def __init__(self, path: str, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
@@ -101,7 +107,7 @@ class SqliteStore:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """As `Store.together`."""
+        """As `ClaimStore.together`."""
         with self._reporting():
             # IMMEDIATE: waits for another process's turn here, not in the middle.
             self._database.execute("BEGIN IMMEDIATE")
@@ -109,7 +115,7 @@ class SqliteStore:
                 yield
 
     def time(self, at_least: float = 0.0) -> float:
-        """As `Store.time`."""
+        """As `ClaimStore.time`."""
         with self._reporting():
             # All rows, else the statement would stay open and with it the lock.
             ((seconds,),) = self._database.execute(_TIME, {"at_least": at_least}).fetchall()
@@ -123,9 +129,9 @@ class SqliteStore:
         owner: bytes,
         now: float,
         until: float,
-        over: Mark | None = None,
+        over: ClaimVersion | None = None,
     ) -> Record | None:
-        """As `Store.claim`; a key that another holds is only read, which waits for nobody."""
+        """As `ClaimStore.claim`; a key that another holds is only read, which waits for nobody."""
         over_owner, over_until = over or (None, None)
         values = {
             "key": key,
@@ -147,24 +153,24 @@ class SqliteStore:
                 # Another process was quicker.
 
     def find(self, key: bytes, *, now: float) -> Record | None:
-        """As `Store.find`."""
+        """As `ClaimStore.find`."""
         with self._reporting():
             held = self._holder(key)
             return held if held is not None and _keeps_out(held, now, None) else None
 
-    def pending(self) -> list[tuple[bytes, Mark]]:
-        """As `Store.pending`."""
+    def pending(self) -> list[tuple[bytes, ClaimVersion]]:
+        """As `ClaimStore.pending`."""
         with self._reporting():
             return [(key, (owner, until)) for key, owner, until in self._database.execute(_PENDING)]
 
     def renew(self, key: bytes, *, owner: bytes, until: float) -> bool:
-        """As `Store.renew`."""
+        """As `ClaimStore.renew`."""
         values = {"key": key, "owner": owner, "until": until}
         with self._reporting():
             return self._database.execute(_RENEW, values).rowcount > 0
 
-    def settle(self, key: bytes, *, owner: bytes, outcome: Outcome, until: float) -> bool:
-        """As `Store.settle`."""
+    def settle(self, key: bytes, *, owner: bytes, outcome: ClaimOutcome, until: float) -> bool:
+        """As `ClaimStore.settle`."""
         values = {
             "key": key,
             "owner": owner,
@@ -176,12 +182,12 @@ class SqliteStore:
             return self._database.execute(_SETTLE, values).rowcount > 0
 
     def release(self, key: bytes, *, owner: bytes) -> bool:
-        """As `Store.release`."""
+        """As `ClaimStore.release`."""
         with self._reporting():
             return self._database.execute(_RELEASE, {"key": key, "owner": owner}).rowcount > 0
 
     def tidy(self, now: float, latest: float) -> bool:
-        """As `Store.tidy`; also finds out that the file was moved away."""
+        """As `ClaimStore.tidy`; also finds out that the file was moved away."""
         if self._identity() != self._file:
             logger.error("the idempotency database %s was moved away: opening it anew", self._path)
             self._broken = True
@@ -190,13 +196,13 @@ class SqliteStore:
         return self._give_back() or more
 
     def size(self) -> Size:
-        """As `Store.size`."""
+        """As `ClaimStore.size`."""
         with self._reporting():
             rows: int = self._database.execute("SELECT count(*) FROM claims").fetchone()[0]
             return Size(rows, self._used_bytes())
 
     def close(self) -> None:
-        """As `Store.close`."""
+        """As `ClaimStore.close`."""
         self._database.close()
 
     def _open(self) -> sqlite3.Connection:
@@ -282,7 +288,7 @@ class SqliteStore:
 def _check(database: sqlite3.Connection, name: str) -> None:
     found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
-        raise StoreError(
+        raise ClaimStoreError(
             f"the idempotency database {name} is damaged: move it away, and an empty one is made"
             f" ({found})"
         )
@@ -311,14 +317,16 @@ def _as_store_error(what: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreError(f"{what}: {error}") from error
+        raise ClaimStoreError(f"{what}: {error}") from error
 
 
-def _keeps_out(held: Record, now: float, over: Mark | None) -> bool:
+def _keeps_out(held: Record, now: float, over: ClaimVersion | None) -> bool:
     """Return True if a claim keeps others from the key."""
-    return held.mark != over if held.outcome is None else held.until > now
+    return held.version != over if held.outcome is None else held.until > now
 
 
 def _record(row: tuple[Any, ...]) -> Record:
     owner, fingerprint, until, ok, payload = row
-    return Record(fingerprint, until, None if ok is None else Outcome(bool(ok), payload), owner)
+    return Record(
+        fingerprint, until, None if ok is None else ClaimOutcome(bool(ok), payload), owner
+    )

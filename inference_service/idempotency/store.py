@@ -2,19 +2,19 @@
 
 A claim is *pending* while its owner works, and then *settled* with an outcome until its time is
 over; after that the key is free again. A pending claim whose owner no longer renews it may be taken
-over: `lease_watch` says when. Times are seconds on the store's own clock (`Store.time`).
+over: `lease_watch` says when. Times are seconds on the store's own clock (`ClaimStore.time`).
 """
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-Mark = tuple[bytes, float]
+ClaimVersion = tuple[bytes, float]
 """Owner and `until` of a pending claim: another one after each renewal."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ClaimOutcome:
     """How a call ended."""
 
     ok: bool
@@ -29,12 +29,12 @@ class Record:
     fingerprint: bytes
     until: float
     """When the outcome is forgotten (settled); changed by each renewal (pending)."""
-    outcome: Outcome | None
+    outcome: ClaimOutcome | None
     """None: pending."""
     owner: bytes = field(default=b"", compare=False)
 
     @property
-    def mark(self) -> Mark:
+    def version(self) -> ClaimVersion:
         """The parts of a pending claim that a renewal changes."""
         return self.owner, self.until
 
@@ -49,10 +49,10 @@ class Size:
     """Room that they take, without room that is free for others."""
 
 
-class Store(Protocol):
+class ClaimStore(Protocol):
     """Keeps claims. Every method is atomic, also against other processes on the same store.
 
-    Methods block (disk, network), may raise `StoreError`, and are called by one thread at a time.
+    Methods block (disk, network), may raise `ClaimStoreError`, and are called by one thread at a time.
     `tests.unit.inference_service.idempotency.conformance` is what every store must pass.
     """
 
@@ -78,11 +78,11 @@ class Store(Protocol):
         owner: bytes,
         now: float,
         until: float,
-        over: Mark | None = None,
+        over: ClaimVersion | None = None,
     ) -> Record | None:
         """Take the key for the owner if it is free, or its outcome's time was over by `now`.
 
-        A pending claim is taken over if its mark is `over`, that is, if nobody has renewed it since
+        A pending claim is taken over if its version is `over`, that is, if nobody has renewed it since
         it was found to have stood unrenewed for a lease.
 
         Returns:
@@ -92,17 +92,17 @@ class Store(Protocol):
     def find(self, key: bytes, *, now: float) -> Record | None:
         """Return who holds a key; None: nobody, or its outcome's time was over by `now`."""
 
-    def pending(self) -> list[tuple[bytes, Mark]]:
-        """Return the key and the mark of every pending claim."""
+    def pending(self) -> list[tuple[bytes, ClaimVersion]]:
+        """Return the key and the version of every pending claim."""
 
     def renew(self, key: bytes, *, owner: bytes, until: float) -> bool:
-        """Change the mark of the owner's claim, to a later `until`.
+        """Change the version of the owner's claim, to a later `until`.
 
         Returns:
             False: the claim is not the owner's or not pending; nothing was changed.
         """
 
-    def settle(self, key: bytes, *, owner: bytes, outcome: Outcome, until: float) -> bool:
+    def settle(self, key: bytes, *, owner: bytes, outcome: ClaimOutcome, until: float) -> bool:
         """Put the outcome in, to be kept until then, if the claim is still the owner's.
 
         Returns:
@@ -134,9 +134,9 @@ class Store(Protocol):
         """Close the store. The other methods must not be called afterwards."""
 
 
-class StoreError(Exception):
+class ClaimStoreError(Exception):
     """The store does not work: a full or broken disk, a database that is locked or away."""
 
 
-class LeaseOverError(StoreError):
+class LeaseOverError(ClaimStoreError):
     """The store does not work, and the claim has not been renewed for a lease."""

@@ -7,7 +7,7 @@ from servicekit.errors import FieldViolation, QuotaViolation, SightlineError
 _LEAST_RETRY_SECONDS = 1.0
 
 
-class StoreError(Exception):
+class UploadStoreError(Exception):
     """The store of uploads cannot be used: a folder, file or database that fails. One sentence."""
 
 

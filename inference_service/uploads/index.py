@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference_service.uploads.errors import StoreError, quota_exceeded, store_full
+from inference_service.uploads.errors import UploadStoreError, quota_exceeded, store_full
 from servicekit.private_files import make_private
 
 _BUSY_SECONDS = 5.0
@@ -99,7 +99,7 @@ class Index:
         path: the file; made if missing.
 
     Raises:
-        StoreError: it cannot be opened, or is no SQLite database.
+        UploadStoreError: it cannot be opened, or is no SQLite database.
     """
 
     def __init__(self, path: Path) -> None:
@@ -119,7 +119,7 @@ class Index:
         """Hold the write lock; what is written counts if the block ends without an exception.
 
         Raises:
-            StoreError: the database does not work.
+            UploadStoreError: the database does not work.
         """
         with self._lock, _reporting("the index of uploads does not work"):
             # IMMEDIATE: waits for another process's turn here, not in the middle.
@@ -238,4 +238,4 @@ def _reporting(what: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreError(f"{what}: {error}") from error
+        raise UploadStoreError(f"{what}: {error}") from error

@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from inference_service.domain import Content
 from inference_service.uploads import parts
-from inference_service.uploads.errors import StoreError, store_down
+from inference_service.uploads.errors import UploadStoreError, store_down
 from inference_service.uploads.parts import Header, Part
 from inference_service.uploads.reference import Claim, Signer
 from inference_service.uploads.store import Incoming, UploadStore
@@ -184,6 +184,6 @@ class Uploads:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except StoreError as error:
+    except UploadStoreError as error:
         logger.exception("uploads do not work")
         raise store_down() from error

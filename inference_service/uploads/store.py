@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
-from inference_service.uploads.errors import StoreError, reference_gone, store_full
+from inference_service.uploads.errors import UploadStoreError, reference_gone, store_full
 from inference_service.uploads.index import Arrival, Index, StoreLimits
 from inference_service.uploads.reference import KEY_BYTES, Claim
 from servicekit.errors import SightlineError
@@ -61,7 +61,7 @@ class UploadStore:
         limits: what may be stored.
 
     Raises:
-        StoreError: the folder cannot be used.
+        UploadStoreError: the folder cannot be used.
     """
 
     def __init__(self, folder: str, limits: StoreLimits) -> None:
@@ -79,7 +79,7 @@ class UploadStore:
         """Return the folder's own key, made at random by whichever process asks first.
 
         Raises:
-            StoreError: it cannot be read or written, or is not 32 bytes.
+            UploadStoreError: it cannot be read or written, or is not 32 bytes.
         """
         path = self._folder / _KEY
         with _reporting(f"{path} cannot be used"):
@@ -88,7 +88,7 @@ class UploadStore:
                     _write(path, secrets.token_bytes(KEY_BYTES))
             key = path.read_bytes()
         if len(key) != KEY_BYTES:
-            raise StoreError(f"{path} must hold {KEY_BYTES} bytes (has {len(key)})")
+            raise UploadStoreError(f"{path} must hold {KEY_BYTES} bytes (has {len(key)})")
         return key
 
     def begin(self, owner: str, name: str, sha256: bytes, size: int, now: float) -> Incoming:
@@ -103,7 +103,7 @@ class UploadStore:
 
         Raises:
             SightlineError: RESOURCE_EXHAUSTED: `UPLOAD_QUOTA_EXCEEDED`, `UPLOAD_STORE_FULL`.
-            StoreError: the store does not work.
+            UploadStoreError: the store does not work.
         """
         arrival = Arrival(f"{uuid.uuid4().hex}{_PART}", owner, name, sha256, size)
         path = self._folder / arrival.part
@@ -121,7 +121,7 @@ class UploadStore:
 
         Raises:
             SightlineError: RESOURCE_EXHAUSTED, `UPLOAD_STORE_FULL`: the disk is full.
-            StoreError: the disk does not work.
+            UploadStoreError: the disk does not work.
         """
         with incoming.lock, _reporting("an upload cannot be written"):
             incoming.digest.update(data)
@@ -133,7 +133,7 @@ class UploadStore:
         """Return what was written of an upload.
 
         Raises:
-            StoreError: the disk does not work.
+            UploadStoreError: the disk does not work.
         """
         with incoming.lock, _reporting("an upload cannot be read"):
             incoming.file.seek(0)
@@ -143,7 +143,7 @@ class UploadStore:
         """Keep a whole upload, whose size and hash were right, until then (Unix seconds).
 
         Raises:
-            StoreError: the store does not work; the upload is to be aborted.
+            UploadStoreError: the store does not work; the upload is to be aborted.
         """
         arrival = incoming.arrival
         with incoming.lock, _reporting("an upload cannot be stored"):
@@ -162,7 +162,7 @@ class UploadStore:
                 with incoming.file, self._index.writing():
                     self._index.release(incoming.arrival.part)
                     incoming.path.unlink(missing_ok=True)
-        except (SightlineError, StoreError):
+        except (SightlineError, UploadStoreError):
             logger.exception("left behind until the next clean-up")
 
     def read(self, claim: Claim) -> bytes:
@@ -170,7 +170,7 @@ class UploadStore:
 
         Raises:
             SightlineError: NOT_FOUND, `REFERENCE_GONE`: it is not there, or it is damaged.
-            StoreError: the disk does not work.
+            UploadStoreError: the disk does not work.
         """
         path = self._path(claim.sha256)
         with _reporting("an upload cannot be read"):
@@ -195,7 +195,7 @@ class UploadStore:
             How many uploads have expired.
 
         Raises:
-            StoreError: the store does not work.
+            UploadStoreError: the store does not work.
         """
         total = 0
         with _reporting("uploads cannot be cleaned up"):
@@ -253,7 +253,7 @@ def _reporting(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise store_full("the disk has no room", _DISK_RETRY_SECONDS) from error
-        raise StoreError(f"{what}: {error}") from error
+        raise UploadStoreError(f"{what}: {error}") from error
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -9,24 +9,24 @@ from contextlib import closing
 
 import pytest
 
-from inference_service.idempotency.store import Mark, Outcome, Record, Store
+from inference_service.idempotency.store import ClaimOutcome, ClaimStore, ClaimVersion, Record
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 PRINT = b"f" * 32
-ANSWER = Outcome(ok=True, payload=b"answer \x00\xff")
+ANSWER = ClaimOutcome(ok=True, payload=b"answer \x00\xff")
 
-Open = Callable[[], Store]
+Open = Callable[[], ClaimStore]
 """Opens the store once more; can be pickled if processes can share it."""
 
 
 def claim(
-    store: Store,
+    store: ClaimStore,
     owner: bytes,
     *,
     now: float = 0.0,
     until: float = 10.0,
     key: bytes = KEY,
-    over: Mark | None = None,
+    over: ClaimVersion | None = None,
 ) -> Record | None:
     return store.claim(key, fingerprint=PRINT, owner=owner, now=now, until=until, over=over)
 
@@ -35,7 +35,7 @@ def numbered(number: int) -> bytes:
     return number.to_bytes(32)
 
 
-class StoreConformance:
+class ClaimStoreConformance:
     """One process's view."""
 
     @pytest.fixture
@@ -44,25 +44,25 @@ class StoreConformance:
         raise NotImplementedError
 
     @pytest.fixture
-    def store(self, opening: Open) -> Iterator[Store]:
+    def store(self, opening: Open) -> Iterator[ClaimStore]:
         with closing(opening()) as made:
             yield made
 
-    def test_a_free_key_is_claimed_once(self, store: Store) -> None:
+    def test_a_free_key_is_claimed_once(self, store: ClaimStore) -> None:
         assert claim(store, b"a") is None
         assert claim(store, b"b", until=20) == Record(PRINT, 10.0, None)
 
-    def test_a_claim_may_be_made_again_by_its_owner(self, store: Store) -> None:
+    def test_a_claim_may_be_made_again_by_its_owner(self, store: ClaimStore) -> None:
         assert claim(store, b"a") is None
         assert claim(store, b"a") is None
         assert claim(store, b"b") == Record(PRINT, 10.0, None)
 
-    def test_a_settled_key_is_not_its_owner_s_either(self, store: Store) -> None:
+    def test_a_settled_key_is_not_its_owner_s_either(self, store: ClaimStore) -> None:
         claim(store, b"a")
         store.settle(KEY, owner=b"a", outcome=ANSWER, until=100)
         assert claim(store, b"a") == Record(PRINT, 100.0, ANSWER)
 
-    def test_keys_do_not_touch_each_other(self, store: Store) -> None:
+    def test_keys_do_not_touch_each_other(self, store: ClaimStore) -> None:
         assert claim(store, b"a") is None
         assert claim(store, b"a", key=OTHER) is None
         assert store.settle(KEY, owner=b"a", outcome=ANSWER, until=100)
@@ -70,27 +70,32 @@ class StoreConformance:
 
     @pytest.mark.parametrize(
         "outcome",
-        [ANSWER, Outcome(ok=False, payload=b""), Outcome(True, b""), Outcome(True, bytes(300_000))],
+        [
+            ANSWER,
+            ClaimOutcome(ok=False, payload=b""),
+            ClaimOutcome(True, b""),
+            ClaimOutcome(True, bytes(300_000)),
+        ],
         ids=["answer", "failure", "empty", "large"],
     )
-    def test_an_outcome_is_kept_to_the_byte(self, store: Store, outcome: Outcome) -> None:
+    def test_an_outcome_is_kept_to_the_byte(self, store: ClaimStore, outcome: ClaimOutcome) -> None:
         claim(store, b"a")
         assert store.settle(KEY, owner=b"a", outcome=outcome, until=100)
         assert claim(store, b"b", now=99.9) == Record(PRINT, 100.0, outcome)
 
-    def test_an_outcome_is_forgotten_when_its_time_is_over(self, store: Store) -> None:
+    def test_an_outcome_is_forgotten_when_its_time_is_over(self, store: ClaimStore) -> None:
         claim(store, b"a")
         store.settle(KEY, owner=b"a", outcome=ANSWER, until=100)
         assert claim(store, b"b", now=100.0, until=110) is None
         assert claim(store, b"c", now=100.0) == Record(PRINT, 110.0, None)
 
-    def test_no_time_of_day_ends_a_pending_claim(self, store: Store) -> None:
+    def test_no_time_of_day_ends_a_pending_claim(self, store: ClaimStore) -> None:
         claim(store, b"a", until=10)
         assert claim(store, b"b", now=1e12, until=2e12) == Record(PRINT, 10.0, None)
         tidy_all(store, now=1e12)
         assert claim(store, b"b", now=1e12, until=2e12) == Record(PRINT, 10.0, None)
 
-    def test_a_claim_is_taken_over_only_with_its_latest_mark(self, store: Store) -> None:
+    def test_a_claim_is_taken_over_only_with_its_latest_mark(self, store: ClaimStore) -> None:
         claim(store, b"a", until=10)
         before = store.pending()
         assert before == [(KEY, (b"a", 10.0))]
@@ -100,7 +105,7 @@ class StoreConformance:
         assert claim(store, b"b", over=(b"a", 10.5), until=20) is None
         assert store.pending() == [(KEY, (b"b", 20.0))]
 
-    def test_a_claim_that_was_taken_over_is_not_its_zombie_s(self, store: Store) -> None:
+    def test_a_claim_that_was_taken_over_is_not_its_zombie_s(self, store: ClaimStore) -> None:
         claim(store, b"zombie", until=10)
         assert claim(store, b"heir", over=(b"zombie", 10.0), until=20) is None
         assert not store.settle(KEY, owner=b"zombie", outcome=ANSWER, until=100)
@@ -109,31 +114,33 @@ class StoreConformance:
         assert claim(store, b"c", now=11.0) == Record(PRINT, 20.0, None)
         assert store.settle(KEY, owner=b"heir", outcome=ANSWER, until=100)
 
-    def test_a_late_owner_may_settle_if_nobody_took_over(self, store: Store) -> None:
+    def test_a_late_owner_may_settle_if_nobody_took_over(self, store: ClaimStore) -> None:
         claim(store, b"a", until=10)
         assert store.settle(KEY, owner=b"a", outcome=ANSWER, until=100)
 
-    def test_an_outcome_cannot_be_replaced(self, store: Store) -> None:
+    def test_an_outcome_cannot_be_replaced(self, store: ClaimStore) -> None:
         claim(store, b"a")
         store.settle(KEY, owner=b"a", outcome=ANSWER, until=100)
-        assert not store.settle(KEY, owner=b"a", outcome=Outcome(False, b"other"), until=200)
+        assert not store.settle(KEY, owner=b"a", outcome=ClaimOutcome(False, b"other"), until=200)
         assert not store.renew(KEY, owner=b"a", until=200)
         store.release(KEY, owner=b"a")
         assert claim(store, b"b") == Record(PRINT, 100.0, ANSWER)
 
-    def test_a_claim_that_never_was_can_be_neither_settled_nor_renewed(self, store: Store) -> None:
+    def test_a_claim_that_never_was_can_be_neither_settled_nor_renewed(
+        self, store: ClaimStore
+    ) -> None:
         assert not store.settle(KEY, owner=b"a", outcome=ANSWER, until=100)
         assert not store.renew(KEY, owner=b"a", until=100)
         assert claim(store, b"b") is None
 
-    def test_a_released_key_is_free(self, store: Store) -> None:
+    def test_a_released_key_is_free(self, store: ClaimStore) -> None:
         claim(store, b"a")
         assert not store.release(KEY, owner=b"b")
         assert claim(store, b"b") is not None
         assert store.release(KEY, owner=b"a")
         assert claim(store, b"b") is None
 
-    def test_who_holds_a_key_can_be_found(self, store: Store) -> None:
+    def test_who_holds_a_key_can_be_found(self, store: ClaimStore) -> None:
         assert store.find(KEY, now=0) is None
         claim(store, b"a", until=10)
         assert store.find(KEY, now=11) == Record(PRINT, 10.0, None)
@@ -142,27 +149,27 @@ class StoreConformance:
         assert store.find(KEY, now=100) is None
         assert store.pending() == []
 
-    def test_its_clock_never_goes_back_and_is_moved_by_nobody_else(self, store: Store) -> None:
+    def test_its_clock_never_goes_back_and_is_moved_by_nobody_else(self, store: ClaimStore) -> None:
         begun = store.time()
         assert store.time() == begun
         assert store.time(begun + 5) == begun + 5
         assert store.time(begun) == begun + 5
 
     def test_an_outcome_from_a_clock_that_was_ahead_is_not_kept_for_ever(
-        self, store: Store
+        self, store: ClaimStore
     ) -> None:
         claim(store, b"a")
         store.settle(KEY, owner=b"a", outcome=ANSWER, until=1e12)
         store.tidy(0.0, 100.0)
         assert claim(store, b"b", now=99) == Record(PRINT, 100.0, ANSWER)
 
-    def test_a_new_claim_brings_its_own_fingerprint(self, store: Store) -> None:
+    def test_a_new_claim_brings_its_own_fingerprint(self, store: ClaimStore) -> None:
         claim(store, b"a", until=10)
         over = (b"a", 10.0)
         store.claim(KEY, fingerprint=b"new", owner=b"b", now=11, until=20, over=over)
         assert claim(store, b"c", now=11) == Record(b"new", 20.0, None)
 
-    def test_what_is_done_together_is_done(self, store: Store) -> None:
+    def test_what_is_done_together_is_done(self, store: ClaimStore) -> None:
         with store.together():
             assert claim(store, b"a") is None
             assert claim(store, b"b", key=OTHER) is None
@@ -170,7 +177,7 @@ class StoreConformance:
         assert claim(store, b"c") == Record(PRINT, 100.0, ANSWER)
         assert claim(store, b"c", key=OTHER) == Record(PRINT, 10.0, None)
 
-    def test_what_is_done_together_is_undone_together(self, store: Store) -> None:
+    def test_what_is_done_together_is_undone_together(self, store: ClaimStore) -> None:
         def fail() -> None:
             with store.together():
                 claim(store, b"a")
@@ -180,7 +187,7 @@ class StoreConformance:
             fail()
         assert claim(store, b"b") is None
 
-    def test_tidying_forgets_what_is_over_and_nothing_else(self, store: Store) -> None:
+    def test_tidying_forgets_what_is_over_and_nothing_else(self, store: ClaimStore) -> None:
         for number in range(2000):
             claim(store, b"a", key=numbered(number), until=10)
             if number % 2:
@@ -194,11 +201,11 @@ class StoreConformance:
         assert claim(store, b"b", now=11.9) == Record(PRINT, 12.0, ANSWER)
         assert claim(store, b"b", now=11.9, key=OTHER) == Record(PRINT, 12.0, None)
 
-    def test_an_empty_store_needs_no_tidying(self, store: Store) -> None:
+    def test_an_empty_store_needs_no_tidying(self, store: ClaimStore) -> None:
         assert not store.tidy(0.0, 1e9)
         assert store.size().rows == 0
 
-    def test_threads_may_take_turns(self, store: Store) -> None:
+    def test_threads_may_take_turns(self, store: ClaimStore) -> None:
         turn = threading.Lock()
 
         def claim_all(owner: bytes) -> int:
@@ -212,7 +219,7 @@ class StoreConformance:
             assert sum(pool.map(claim_all, [b"a", b"b", b"c", b"d"])) == 50
 
 
-class SharedStoreConformance(StoreConformance):
+class SharedStoreConformance(ClaimStoreConformance):
     """What is to be the same for all processes on one store."""
 
     def test_each_sees_what_the_other_did(self, opening: Open) -> None:
@@ -252,7 +259,7 @@ class SharedStoreConformance(StoreConformance):
             for numbers, owner in won:
                 for number in numbers:
                     held = claim(store, b"x", key=numbered(number))
-                    assert held == Record(PRINT, 100.0, Outcome(True, owner))
+                    assert held == Record(PRINT, 100.0, ClaimOutcome(True, owner))
 
 
 def _race(opening: Open, line: threading.Barrier, keys: int) -> tuple[list[int], bytes]:
@@ -265,14 +272,14 @@ def _race(opening: Open, line: threading.Barrier, keys: int) -> tuple[list[int],
             key = numbered(number)
             if claim(store, owner, key=key) is None:
                 won.append(number)
-                assert store.settle(key, owner=owner, outcome=Outcome(True, owner), until=100)
+                assert store.settle(key, owner=owner, outcome=ClaimOutcome(True, owner), until=100)
             else:
                 assert not store.settle(key, owner=owner, outcome=ANSWER, until=100)
                 store.release(key, owner=owner)
     return won, owner
 
 
-def tidy_all(store: Store, now: float) -> None:
+def tidy_all(store: ClaimStore, now: float) -> None:
     """Tidies until there is nothing more to do."""
     for _ in range(1000):
         if not store.tidy(now, now + 1e9):

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from inference_service.idempotency.claim_worker import ClaimWorker
-from inference_service.idempotency.store import Outcome, StoreError
+from inference_service.idempotency.store import ClaimOutcome, ClaimStoreError
 from tests.unit.inference_service.idempotency.work import HeldStore, ends_soon, until
 
 PRINT = b"f" * 32
-ANSWER = Outcome(True, b"answer")
+ANSWER = ClaimOutcome(True, b"answer")
 
 
 def key(number: int) -> bytes:
@@ -55,12 +55,12 @@ async def test_one_that_fails_does_not_fail_what_waits_with_it() -> None:
         store._database.execute(f"PRAGMA max_page_count = {pages + 10}")
         store.hold()
         first = worker.claim(key(1), fingerprint=PRINT, owner=b"a")
-        big = worker.settle(key(0), owner=b"a", outcome=Outcome(True, bytes(1_000_000)))
+        big = worker.settle(key(0), owner=b"a", outcome=ClaimOutcome(True, bytes(1_000_000)))
         second = worker.claim(key(2), fingerprint=PRINT, owner=b"a")
         assert not await ends_soon(first)
         store.let_go.set()
         assert await first is None
-        with pytest.raises(StoreError, match="full"):
+        with pytest.raises(ClaimStoreError, match="full"):
             await big
         assert await second is None
 
@@ -104,7 +104,7 @@ async def test_a_renewal_that_fails_is_tried_again(caplog: pytest.LogCaptureFixt
         def renew(self, key: bytes, *, owner: bytes, until: float) -> bool:
             self.renewals += 1
             if self.renewals <= 2:
-                raise StoreError("flaky")
+                raise ClaimStoreError("flaky")
             return super().renew(key, owner=owner, until=until)
 
     store = Flaky()
@@ -125,7 +125,7 @@ async def test_a_bug_in_a_store_is_an_error_and_not_the_end(
     store = Buggy()
     async with worker_on(store) as worker:
         await worker.claim(key(0), fingerprint=PRINT, owner=b"a")
-        with pytest.raises(StoreError, match="ZeroDivisionError"):
+        with pytest.raises(ClaimStoreError, match="ZeroDivisionError"):
             await worker.settle(key(0), owner=b"a", outcome=ANSWER)
         assert "ZeroDivisionError" in caplog.text
         assert await worker.claim(key(1), fingerprint=PRINT, owner=b"a") is None

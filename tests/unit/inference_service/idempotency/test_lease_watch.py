@@ -11,9 +11,9 @@ def test_a_claim_is_over_once_it_was_seen_unchanged_for_a_lease() -> None:
 
 def test_a_renewal_or_another_owner_begins_a_new_lease() -> None:
     watch = LeaseWatch(5.0)
-    for mark in (ONE, TWO, (b"heir", 2.0)):
-        assert not watch.is_over(KEY, mark, 100.0)
-        assert watch.is_over(KEY, mark, 105.0)
+    for version in (ONE, TWO, (b"heir", 2.0)):
+        assert not watch.is_over(KEY, version, 100.0)
+        assert watch.is_over(KEY, version, 105.0)
 
 
 def test_keys_have_leases_of_their_own() -> None:

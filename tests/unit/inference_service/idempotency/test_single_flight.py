@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from inference_service.idempotency.single_flight import CallResponse, SingleFlight
-from inference_service.idempotency.store import Outcome
+from inference_service.idempotency.store import ClaimOutcome
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.idempotency.work import HeldStore, Work, ends_soon, until
 
@@ -473,6 +473,6 @@ async def test_an_outcome_of_another_process_is_replayed(
     await single_flight.answer(b"o" * 32, PRINT, 5.0, Work(b"other"))
     now = store.time()
     store.claim(KEY, fingerprint=PRINT, owner=b"x", now=now, until=now + 9)
-    store.settle(KEY, owner=b"x", outcome=Outcome(True, b"theirs"), until=now + 9)
+    store.settle(KEY, owner=b"x", outcome=ClaimOutcome(True, b"theirs"), until=now + 9)
     assert await ask(single_flight, Work(b"one")) == CallResponse(b"theirs", replayed=True)
     assert events == {"hit": 1}

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from inference_service.idempotency.sqlite_store import SqliteStore
-from inference_service.idempotency.store import Outcome, Record, StoreError
+from inference_service.idempotency.store import ClaimOutcome, ClaimStoreError, Record
 from tests.unit.inference_service.idempotency.conformance import (
     ANSWER,
     KEY,
     OTHER,
     PRINT,
+    ClaimStoreConformance,
     Open,
     SharedStoreConformance,
-    StoreConformance,
     claim,
     numbered,
     tidy_all,
@@ -37,7 +37,7 @@ class TestInAFile(SharedStoreConformance):
         return functools.partial(SqliteStore, str(path))
 
 
-class TestPrivate(StoreConformance):
+class TestPrivate(ClaimStoreConformance):
     @pytest.fixture
     def opening(self) -> Open:
         return functools.partial(SqliteStore, "")
@@ -48,7 +48,7 @@ def fill(store: SqliteStore, numbers: range, size: int, until: float = 100.0) ->
         for number in numbers:
             key = numbered(number)
             claim(store, b"a", key=key)
-            outcome = Outcome(True, os.urandom(size))
+            outcome = ClaimOutcome(True, os.urandom(size))
             store.settle(key, owner=b"a", outcome=outcome, until=until + number)
 
 
@@ -154,12 +154,12 @@ def test_a_held_key_is_read_while_another_process_writes(path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     path.write_bytes(b"no database, but long enough to be one " * 50)
-    with pytest.raises(StoreError, match=r"claims\.sqlite.*not a database"):
+    with pytest.raises(ClaimStoreError, match=r"claims\.sqlite.*not a database"):
         SqliteStore(str(path))
 
 
 def test_a_path_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="nowhere"):
+    with pytest.raises(ClaimStoreError, match="nowhere"):
         SqliteStore(str(tmp_path / "nowhere" / "claims.sqlite"))
 
 
@@ -174,7 +174,7 @@ def test_a_damaged_file_is_refused_at_the_start(path: Path) -> None:
     with closing(SqliteStore(str(path))) as store:
         fill(store, range(300), 1000)
     damage(path)
-    with pytest.raises(StoreError, match=r"claims\.sqlite .*(damaged|malformed)"):
+    with pytest.raises(ClaimStoreError, match=r"claims\.sqlite .*(damaged|malformed)"):
         SqliteStore(str(path))
 
 
@@ -206,9 +206,9 @@ def test_every_use_reports_a_database_that_broke_and_recovers_once_it_is_put_rig
             whole = path.read_bytes()
             damage(path)
             forget_pages(store)
-            with pytest.raises(StoreError):
+            with pytest.raises(ClaimStoreError):
                 use()
-            with pytest.raises(StoreError):  # and it is no better the next time
+            with pytest.raises(ClaimStoreError):  # and it is no better the next time
                 use()
             path.write_bytes(whole)
             use()
@@ -219,7 +219,7 @@ def test_every_use_reports_a_database_that_broke_and_recovers_once_it_is_put_rig
 def test_every_use_reports_a_missing_table(use: int) -> None:
     with closing(SqliteStore("")) as store:
         store._database.execute("DROP TABLE claims")
-        with pytest.raises(StoreError, match="no such table"):
+        with pytest.raises(ClaimStoreError, match="no such table"):
             uses(store)[use]()
 
 
@@ -239,8 +239,8 @@ def test_a_full_disk_is_reported_and_passes() -> None:
         claim(store, b"a")
         pages = store._database.execute("PRAGMA page_count").fetchone()[0]
         store._database.execute(f"PRAGMA max_page_count = {pages}")
-        big = Outcome(ok=True, payload=bytes(1_000_000))
-        with pytest.raises(StoreError, match="full"):
+        big = ClaimOutcome(ok=True, payload=bytes(1_000_000))
+        with pytest.raises(ClaimStoreError, match="full"):
             store.settle(KEY, owner=b"a", outcome=big, until=100)
         store._database.execute("PRAGMA max_page_count = 100000")
         assert store.settle(KEY, owner=b"a", outcome=big, until=100)
@@ -249,6 +249,6 @@ def test_a_full_disk_is_reported_and_passes() -> None:
 def test_a_lock_that_is_not_given_up_is_reported_and_passes(path: Path) -> None:
     with closing(SqliteStore(str(path))) as store, closing(SqliteStore(str(path))) as other:
         store._database.execute("PRAGMA busy_timeout = 1")
-        with other.together(), pytest.raises(StoreError, match="locked"):
+        with other.together(), pytest.raises(ClaimStoreError, match="locked"):
             claim(store, b"a")
         assert claim(store, b"a") is None

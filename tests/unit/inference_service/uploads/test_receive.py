@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from inference_service.uploads.errors import StoreError
+from inference_service.uploads.errors import UploadStoreError
 from inference_service.uploads.index import StoreLimits
 from inference_service.uploads.parts import Header, Part
 from inference_service.uploads.receive import Uploads
@@ -37,7 +37,7 @@ class Clock:
         return self.now
 
 
-class Store(UploadStore):
+class FailingUploadStore(UploadStore):
     """A real one, whose steps can be held up or fail."""
 
     def __init__(self, folder: str) -> None:
@@ -51,7 +51,7 @@ class Store(UploadStore):
         if name in self.hold:
             assert self.hold[name].wait(10)
         if name in self.failing:
-            raise StoreError("the disk is broken")
+            raise UploadStoreError("the disk is broken")
 
     def begin(self, *args: Any) -> Any:
         self._step("begin")
@@ -71,8 +71,8 @@ class Store(UploadStore):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "uploads"))
+def store(tmp_path: Path) -> FailingUploadStore:
+    return FailingUploadStore(str(tmp_path / "uploads"))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def uploads(store: Store, clock: Clock) -> AsyncIterator[Uploads]:
+async def uploads(store: FailingUploadStore, clock: Clock) -> AsyncIterator[Uploads]:
     made = Uploads(store, Signer(store.key()), ImageLimits(), keep_seconds=60, clock=clock)
     yield made
     for event in store.hold.values():
@@ -94,7 +94,7 @@ async def messages(parts: Sequence[Part]) -> AsyncIterator[Part]:
         yield part
 
 
-def left(store: Store) -> list[str]:
+def left(store: FailingUploadStore) -> list[str]:
     return [path.name for path in store._folder.glob("*.part")]
 
 
@@ -124,7 +124,9 @@ async def test_a_fetched_picture_needs_room(uploads: Uploads) -> None:
 
 
 @pytest.mark.parametrize("step", ["begin", "append", "finish"])
-async def test_who_gives_up_leaves_nothing(uploads: Uploads, store: Store, step: str) -> None:
+async def test_who_gives_up_leaves_nothing(
+    uploads: Uploads, store: FailingUploadStore, step: str
+) -> None:
     store.hold[step] = threading.Event()
     call = asyncio.create_task(uploads.receive(ANONYMOUS, messages(WHOLE)))
     await until(lambda: step in store.reached)
@@ -138,7 +140,7 @@ async def test_who_gives_up_leaves_nothing(uploads: Uploads, store: Store, step:
 
 
 @pytest.mark.parametrize("step", ["begin", "append", "finish"])
-async def test_a_store_that_fails(uploads: Uploads, store: Store, step: str) -> None:
+async def test_a_store_that_fails(uploads: Uploads, store: FailingUploadStore, step: str) -> None:
     store.failing.add(step)
     with pytest.raises(SightlineError) as caught:
         await uploads.receive(ANONYMOUS, messages(WHOLE))
@@ -147,7 +149,9 @@ async def test_a_store_that_fails(uploads: Uploads, store: Store, step: str) -> 
     assert not left(store)
 
 
-async def test_what_is_refused_leaves_its_room_at_once(uploads: Uploads, store: Store) -> None:
+async def test_what_is_refused_leaves_its_room_at_once(
+    uploads: Uploads, store: FailingUploadStore
+) -> None:
     bad: list[Part] = [Header(bytes(32), len(RED)), RED]
     for _ in range(5):
         with pytest.raises(SightlineError, match="IMAGE_HASH_MISMATCH"):
@@ -155,7 +159,9 @@ async def test_what_is_refused_leaves_its_room_at_once(uploads: Uploads, store: 
         assert not left(store)
 
 
-async def test_a_stream_that_breaks_leaves_nothing(uploads: Uploads, store: Store) -> None:
+async def test_a_stream_that_breaks_leaves_nothing(
+    uploads: Uploads, store: FailingUploadStore
+) -> None:
     async def breaking() -> AsyncIterator[Part]:
         for part in WHOLE[:3]:
             yield part
@@ -167,7 +173,7 @@ async def test_a_stream_that_breaks_leaves_nothing(uploads: Uploads, store: Stor
     assert not left(store)
 
 
-async def test_small_chunks_are_collected(uploads: Uploads, store: Store) -> None:
+async def test_small_chunks_are_collected(uploads: Uploads, store: FailingUploadStore) -> None:
     appended: list[int] = []
     append = store.append
 
@@ -182,7 +188,7 @@ async def test_small_chunks_are_collected(uploads: Uploads, store: Store) -> Non
 
 
 async def test_it_cleans_up_and_goes_on_when_that_fails(
-    uploads: Uploads, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    uploads: Uploads, store: FailingUploadStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference_service.uploads.receive._CLEAN_SECONDS", 0.01)
     await uploads.receive(ANONYMOUS, messages(WHOLE))

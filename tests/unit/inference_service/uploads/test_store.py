@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from inference_service.uploads.errors import StoreError
+from inference_service.uploads.errors import UploadStoreError
 from inference_service.uploads.index import StoreLimits
 from inference_service.uploads.reference import Claim
 from inference_service.uploads.store import Incoming, UploadStore
@@ -258,7 +258,7 @@ def test_the_key_is_made_once_by_whoever_is_first(tmp_path: Path) -> None:
 
 def test_a_key_that_is_none(store: UploadStore, folder: Path) -> None:
     (folder / "reference.key").write_bytes(b"short")
-    with pytest.raises(StoreError, match=r"reference.key must hold 32 bytes \(has 5\)"):
+    with pytest.raises(UploadStoreError, match=r"reference.key must hold 32 bytes \(has 5\)"):
         store.key()
 
 
@@ -283,7 +283,7 @@ def test_a_disk_that_is_full(store: UploadStore) -> None:
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "uploads.sqlite").write_bytes(b"no database" * 100)
-    with pytest.raises(StoreError, match="cannot open"):
+    with pytest.raises(UploadStoreError, match="cannot open"):
         UploadStore(str(tmp_path), LIMITS)
 
 
@@ -291,7 +291,7 @@ def test_a_database_that_is_locked_is_reported(store: UploadStore, folder: Path)
     store._index._database.execute("PRAGMA busy_timeout = 0")
     with closing(sqlite3.connect(folder / "uploads.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreError, match="locked"):
+        with pytest.raises(UploadStoreError, match="locked"):
             begin(store, content(1))
     begin(store, content(1))
 
