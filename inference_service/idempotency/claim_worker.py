@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MOST_TOGETHER = 64  # uses in one transaction
-_TIDY_SECONDS = 1.0
+_MAX_JOBS = 64  # uses in one transaction
+_PRUNE_SECONDS = 1.0
 _COMPLAINT_SECONDS = 10.0  # from a line in the log to the next one about the same
 _SIZE_SECONDS = 10.0  # counting the rows reads an index from end to end
 _TIME_SECONDS = 60.0  # each writes to the disk; what a crash loses, outcomes are kept longer
@@ -93,7 +93,7 @@ class ClaimWorker:
         self._leases: dict[bytes, _Lease] = {}  # by owner
         self._watch = LeaseWatch(lease_seconds)
         self._offset: float | None = None  # from the clock to the store's; None: not known yet
-        self._tidy_at = self._size_at = self._time_at = -math.inf
+        self._prune_at = self._size_at = self._time_at = -math.inf
         self._complain_at = -math.inf
         self._closed = False
         # A daemon: a process that ends without `close`, because it could not start, just ends.
@@ -194,7 +194,7 @@ class ClaimWorker:
             job = self._jobs.get(timeout=self._seconds_to_chore())
             while job is not None:
                 jobs.append(job)
-                if len(jobs) == _MOST_TOGETHER:
+                if len(jobs) == _MAX_JOBS:
                     return jobs, False
                 job = self._jobs.get_nowait()
             return jobs, True
@@ -202,7 +202,7 @@ class ClaimWorker:
 
     def _finish(self, jobs: list[_ClaimJob[Any]]) -> None:
         try:
-            results = self._use_together([job.use for job in jobs])
+            results = self._use_in_transaction([job.use for job in jobs])
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on
             if len(jobs) > 1:  # one may have failed for all of them
                 for job in jobs:
@@ -223,19 +223,19 @@ class ClaimWorker:
             return _as_store_error(error)
         return LeaseOverError(str(_as_store_error(error)))
 
-    def _use_together(self, uses: list[Callable[[ClaimStore], Any]]) -> list[Any]:
+    def _use_in_transaction(self, uses: list[Callable[[ClaimStore], Any]]) -> list[Any]:
         if len(uses) == 1:
             return [uses[0](self._store)]  # atomic as it is
-        with self._store.together():
+        with self._store.transaction():
             return [use(self._store) for use in uses]
 
     def _seconds_to_chore(self) -> float:
-        at = self._tidy_at
+        at = self._prune_at
         if self._leases:
             # The oldest is the first to be renewed: a renewed one goes to the end.
             at = min(at, next(iter(self._leases.values())).renew_at)
         # At most a second: the clock may be one that a test has set.
-        return min(max(at - self._clock(), 0.0), _TIDY_SECONDS)
+        return min(max(at - self._clock(), 0.0), _PRUNE_SECONDS)
 
     def _do_chores(self) -> None:
         now = self._clock()
@@ -244,11 +244,11 @@ class ClaimWorker:
             if now >= self._time_at:
                 self._time_at = now + _TIME_SECONDS
                 self._offset = self._store.time(self._store_time()) - now
-            if now >= self._tidy_at:
-                self._tidy_at = now + min(_TIDY_SECONDS, self._lease / 4)
+            if now >= self._prune_at:
+                self._prune_at = now + min(_PRUNE_SECONDS, self._lease / 4)
                 self._forget_abandoned(now)
-                if self._tidy():
-                    self._tidy_at = now  # but first what waits
+                if self._prune():
+                    self._prune_at = now  # but first what waits
             if now >= self._size_at:
                 self._size_at = now + _SIZE_SECONDS
                 self.size = self._store.size()
@@ -256,7 +256,7 @@ class ClaimWorker:
             if now >= self._complain_at:
                 self._complain_at = now + _COMPLAINT_SECONDS
                 why = _as_store_error(error)
-                logger.error("cannot tidy idempotency claims: %s", why)  # noqa: TRY400 - says it all
+                logger.error("cannot prune idempotency claims: %s", why)  # noqa: TRY400 - says it all
 
     def _renew(self, now: float) -> None:
         due = [(owner, lease) for owner, lease in self._leases.items() if lease.renew_at <= now]
@@ -266,7 +266,7 @@ class ClaimWorker:
         if not due:
             return
         until = self._store_time() + self._lease
-        with self._store.together():
+        with self._store.transaction():
             kept = [self._store.renew(at.key, owner=owner, until=until) for owner, at in due]
         for (owner, lease), is_ours in zip(due, kept, strict=True):
             if is_ours:
@@ -285,9 +285,9 @@ class ClaimWorker:
             self._offset = self._store.time() - self._clock()
         return self._clock() + self._offset
 
-    def _tidy(self) -> bool:
+    def _prune(self) -> bool:
         now = self._store_time()
-        return self._store.tidy(now, now + self._keep + _TIME_SLACK_SECONDS)
+        return self._store.prune(now, now + self._keep + _TIME_SLACK_SECONDS)
 
     def _forget_abandoned(self, now: float) -> None:
         """Note the claims of others, and frees those that nobody has wanted for long."""

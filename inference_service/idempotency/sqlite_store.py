@@ -106,8 +106,8 @@ class SqliteStore:
         self._broken = False
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """As `ClaimStore.together`."""
+    def transaction(self) -> Iterator[None]:
+        """As `ClaimStore.transaction`."""
         with self._reporting():
             # IMMEDIATE: waits for another process's turn here, not in the middle.
             self._database.execute("BEGIN IMMEDIATE")
@@ -186,12 +186,12 @@ class SqliteStore:
         with self._reporting():
             return self._database.execute(_RELEASE, {"key": key, "owner": owner}).rowcount > 0
 
-    def tidy(self, now: float, latest: float) -> bool:
-        """As `ClaimStore.tidy`; also finds out that the file was moved away."""
+    def prune(self, now: float, latest: float) -> bool:
+        """As `ClaimStore.prune`; also finds out that the file was moved away."""
         if self._identity() != self._file:
             logger.error("the idempotency database %s was moved away: opening it anew", self._path)
             self._broken = True
-        with self.together():
+        with self.transaction():
             more = self._forget(now, latest)
         return self._give_back() or more
 

@@ -56,7 +56,7 @@ class ClaimStore(Protocol):
     `tests.unit.inference_service.idempotency.conformance` is what every store must pass.
     """
 
-    def together(self) -> AbstractContextManager[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """Make what is done inside one transaction: all of it takes place, or nothing does.
 
         It may be committed without its caller learning of that, when a connection breaks. So all
@@ -116,7 +116,7 @@ class ClaimStore(Protocol):
             False: it is not; nothing was changed.
         """
 
-    def tidy(self, now: float, latest: float) -> bool:
+    def prune(self, now: float, latest: float) -> bool:
         """Do a bounded piece of cleaning, in some milliseconds.
 
         Forgets outcomes whose time was over by `now`, and the oldest ones while the store is larger

@@ -92,7 +92,7 @@ class ClaimStoreConformance:
     def test_no_time_of_day_ends_a_pending_claim(self, store: ClaimStore) -> None:
         claim(store, b"a", until=10)
         assert claim(store, b"b", now=1e12, until=2e12) == Record(PRINT, 10.0, None)
-        tidy_all(store, now=1e12)
+        prune_all(store, now=1e12)
         assert claim(store, b"b", now=1e12, until=2e12) == Record(PRINT, 10.0, None)
 
     def test_a_claim_is_taken_over_only_with_its_latest_mark(self, store: ClaimStore) -> None:
@@ -160,7 +160,7 @@ class ClaimStoreConformance:
     ) -> None:
         claim(store, b"a")
         store.settle(KEY, owner=b"a", outcome=ANSWER, until=1e12)
-        store.tidy(0.0, 100.0)
+        store.prune(0.0, 100.0)
         assert claim(store, b"b", now=99) == Record(PRINT, 100.0, ANSWER)
 
     def test_a_new_claim_brings_its_own_fingerprint(self, store: ClaimStore) -> None:
@@ -170,7 +170,7 @@ class ClaimStoreConformance:
         assert claim(store, b"c", now=11) == Record(b"new", 20.0, None)
 
     def test_what_is_done_together_is_done(self, store: ClaimStore) -> None:
-        with store.together():
+        with store.transaction():
             assert claim(store, b"a") is None
             assert claim(store, b"b", key=OTHER) is None
             assert store.settle(KEY, owner=b"a", outcome=ANSWER, until=100)
@@ -179,7 +179,7 @@ class ClaimStoreConformance:
 
     def test_what_is_done_together_is_undone_together(self, store: ClaimStore) -> None:
         def fail() -> None:
-            with store.together():
+            with store.transaction():
                 claim(store, b"a")
                 raise ZeroDivisionError
 
@@ -195,14 +195,14 @@ class ClaimStoreConformance:
         claim(store, b"a", until=10)
         store.settle(KEY, owner=b"a", outcome=ANSWER, until=12)
         claim(store, b"a", key=OTHER, until=12)
-        tidy_all(store, now=11)
+        prune_all(store, now=11)
         assert len(store.pending()) == 1001
         assert store.size().rows == 1002
         assert claim(store, b"b", now=11.9) == Record(PRINT, 12.0, ANSWER)
         assert claim(store, b"b", now=11.9, key=OTHER) == Record(PRINT, 12.0, None)
 
     def test_an_empty_store_needs_no_tidying(self, store: ClaimStore) -> None:
-        assert not store.tidy(0.0, 1e9)
+        assert not store.prune(0.0, 1e9)
         assert store.size().rows == 0
 
     def test_threads_may_take_turns(self, store: ClaimStore) -> None:
@@ -279,9 +279,9 @@ def _race(opening: Open, line: threading.Barrier, keys: int) -> tuple[list[int],
     return won, owner
 
 
-def tidy_all(store: ClaimStore, now: float) -> None:
+def prune_all(store: ClaimStore, now: float) -> None:
     """Tidies until there is nothing more to do."""
     for _ in range(1000):
-        if not store.tidy(now, now + 1e9):
+        if not store.prune(now, now + 1e9):
             return
     raise AssertionError("tidying never ends")

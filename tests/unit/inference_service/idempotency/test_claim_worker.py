@@ -49,7 +49,7 @@ async def test_what_waits_is_done_in_one_transaction_and_in_order() -> None:
 async def test_one_that_fails_does_not_fail_what_waits_with_it() -> None:
     store = HeldStore()
     async with worker_on(store) as worker:
-        await until(lambda: worker._tidy_at > 0)
+        await until(lambda: worker._prune_at > 0)
         pages = store._database.execute("PRAGMA page_count").fetchone()[0]
         await worker.claim(key(0), fingerprint=PRINT, owner=b"a")
         store._database.execute(f"PRAGMA max_page_count = {pages + 10}")

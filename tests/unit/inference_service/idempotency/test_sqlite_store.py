@@ -22,7 +22,7 @@ from tests.unit.inference_service.idempotency.conformance import (
     SharedStoreConformance,
     claim,
     numbered,
-    tidy_all,
+    prune_all,
 )
 
 
@@ -44,7 +44,7 @@ class TestPrivate(ClaimStoreConformance):
 
 
 def fill(store: SqliteStore, numbers: range, size: int, until: float = 100.0) -> None:
-    with store.together():
+    with store.transaction():
         for number in numbers:
             key = numbered(number)
             claim(store, b"a", key=key)
@@ -57,7 +57,7 @@ def test_beyond_its_bound_the_oldest_outcomes_go_and_never_a_pending_claim(path:
         claim(store, b"a", key=OTHER, until=10)
         for start in range(0, 3000, 500):
             fill(store, range(start, start + 500), 1000)
-            tidy_all(store, now=0)
+            prune_all(store, now=0)
             assert store.size().bytes <= 1_000_000
         assert claim(store, b"b", key=OTHER) == Record(PRINT, 10.0, None)
         kept = [n for n in range(3000) if claim(store, b"b", key=numbered(n)) is not None]
@@ -69,7 +69,7 @@ def test_a_bound_that_pending_claims_alone_pass_is_left_passed() -> None:
     with closing(SqliteStore("", max_bytes=1)) as store:
         for number in range(600):
             claim(store, b"a", key=numbered(number))
-        tidy_all(store, now=0)
+        prune_all(store, now=0)
         assert store.size().rows == 600
 
 
@@ -77,7 +77,7 @@ def test_room_is_given_back(path: Path) -> None:
     with closing(SqliteStore(str(path))) as store:
         fill(store, range(3000), 2000, until=10)
         assert path.stat().st_size > 6_000_000
-        tidy_all(store, now=1e9)
+        prune_all(store, now=1e9)
         assert store.size().rows == 0
         assert path.stat().st_size < 1_000_000
 
@@ -96,7 +96,7 @@ def test_an_older_database_gives_room_back_as_well(path: Path) -> None:
     with closing(SqliteStore(str(path))) as store:
         assert claim(store, b"b") == Record(PRINT, 1e9, ANSWER)
         fill(store, range(3000), 2000, until=10)
-        tidy_all(store, now=1e6)
+        prune_all(store, now=1e6)
         assert path.stat().st_size < 1_000_000
         assert claim(store, b"b") == Record(PRINT, 1e9, ANSWER)
 
@@ -147,7 +147,7 @@ def test_item_18_a_clock_that_is_set_moves_the_store_s_clock_by_nothing(
 def test_a_held_key_is_read_while_another_process_writes(path: Path) -> None:
     with closing(SqliteStore(str(path))) as one, closing(SqliteStore(str(path))) as two:
         claim(one, b"a")
-        with one.together():
+        with one.transaction():
             claim(one, b"a", key=OTHER)
             assert claim(two, b"b") == Record(PRINT, 10.0, None)
 
@@ -189,7 +189,7 @@ def uses(store: SqliteStore) -> list[Callable[[], object]]:
         lambda: store.settle(KEY, owner=b"a", outcome=ANSWER, until=1),
         lambda: store.release(KEY, owner=b"a"),
         lambda: store.renew(KEY, owner=b"a", until=1),
-        lambda: store.tidy(1.0, 1e9),
+        lambda: store.prune(1.0, 1e9),
         store.size,
         lambda: store.find(KEY, now=0),
         store.pending,
@@ -228,8 +228,8 @@ def test_a_file_that_was_moved_away_is_made_anew(path: Path) -> None:
         claim(one, b"a")
         for file in path.parent.iterdir():
             file.unlink()
-        one.tidy(0.0, 1e9)
-        two.tidy(0.0, 1e9)
+        one.prune(0.0, 1e9)
+        two.prune(0.0, 1e9)
         assert claim(one, b"b") is None
         assert claim(two, b"c") == Record(PRINT, 10.0, None)
 
@@ -249,6 +249,6 @@ def test_a_full_disk_is_reported_and_passes() -> None:
 def test_a_lock_that_is_not_given_up_is_reported_and_passes(path: Path) -> None:
     with closing(SqliteStore(str(path))) as store, closing(SqliteStore(str(path))) as other:
         store._database.execute("PRAGMA busy_timeout = 1")
-        with other.together(), pytest.raises(ClaimStoreError, match="locked"):
+        with other.transaction(), pytest.raises(ClaimStoreError, match="locked"):
             claim(store, b"a")
         assert claim(store, b"a") is None

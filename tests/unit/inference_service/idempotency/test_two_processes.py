@@ -244,7 +244,7 @@ async def test_item_17_without_the_store_a_lost_lease_is_no_answer(
     zombie = one.begin(work)
     await work.started.wait()
     one.store._database.execute("PRAGMA busy_timeout = 1")
-    with third.together():  # a transaction that lasts: nothing can be recorded, nor renewed
+    with third.transaction():  # a transaction that lasts: nothing can be recorded, nor renewed
         await asyncio.sleep(1.25 * LEASE)
         work.go.set()
         assert (await refusal(zombie)).reason == "IDEMPOTENCY_STORE_UNAVAILABLE"
@@ -257,7 +257,7 @@ async def test_item_17_an_answer_within_its_lease_needs_no_record(
     call = one.begin(work)
     await work.started.wait()
     one.store._database.execute("PRAGMA busy_timeout = 1")
-    with third.together():
+    with third.transaction():
         work.go.set()
         assert await call == CallResponse(b"one", replayed=False)
 

@@ -55,10 +55,10 @@ class HeldStore(SqliteStore):
             self.held.clear()
 
     @contextmanager
-    def together(self) -> Any:
+    def transaction(self) -> Any:
         self._pass()
         self.transactions += 1
-        with super().together():
+        with super().transaction():
             yield
 
     def claim(self, *arguments: Any, **named: Any) -> Any:
