@@ -149,7 +149,7 @@ class Pipeline:
         *,
         keep: bool = True,
     ) -> CallResponse:
-        """Answer a call with an idempotency key; for arguments and errors see `SingleFlight.answer`."""
+        """Answer a call with an idempotency key; see `SingleFlight.answer`."""
         left = call.deadline - self.clock()
         reply = await self._single_flight.answer(key, fingerprint, left, answer, keep=keep)
         note_key(call.keys[0], replayed=reply.replayed)

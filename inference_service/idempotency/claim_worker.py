@@ -55,7 +55,7 @@ class _Lease:
     key: bytes
     renew_at: float
     sure_until: float
-    """Nobody can have taken it over before. Both on the keeper's clock."""
+    """Nobody can have taken it over before. Both on the worker's clock."""
 
 
 class ClaimWorker:

@@ -66,7 +66,7 @@ class _Flight:
     waiting: int = 0
 
 
-class Once:
+class SingleFlight:
     """Runs work at most once at a time per key, and not again once it is settled.
 
     Work runs in a task of its own, in the context of the call that began it, and goes on while any
