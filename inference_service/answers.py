@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from sightline.types.v1 import prediction_pb2
 
-from inference_service.domain import Seen, Timing
+from inference_service.domain import ImagePrediction, Timing
 from inference_service.models.engine import Model
 from inference_service.models.repository import Models
 from inference_service.uploads.receive import Uploaded
@@ -15,8 +15,8 @@ from servicekit.errors import SightlineError
 from vision import Classes, Detections, OnnxClassifier
 
 
-def picture_result(
-    image_id: str, seen: Seen, names: Mapping[int, str]
+def image_result(
+    image_id: str, seen: ImagePrediction, names: Mapping[int, str]
 ) -> inference_pb2.ImageResult:
     """Return the answer for one picture."""
     result = inference_pb2.ImageResult(
@@ -29,7 +29,7 @@ def picture_result(
     return result
 
 
-def picture_error(image_id: str, error: SightlineError) -> inference_pb2.ImageResult:
+def image_error(image_id: str, error: SightlineError) -> inference_pb2.ImageResult:
     """Return why there is no answer for one picture."""
     return inference_pb2.ImageResult(
         image_id=image_id,

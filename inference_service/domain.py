@@ -21,7 +21,7 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class ImageContent:
     """An encoded picture, wherever it came from."""
 
     data: bytes
@@ -30,7 +30,7 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class CheckedImage:
     """One picture of a question that passed every check short of decoding it."""
 
     index: int
@@ -45,7 +45,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedImage:
     """One picture that gets no answer, though others of the request may."""
 
     index: int
@@ -58,7 +58,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class CheckedRequest:
     """A checked request."""
 
     model_name: str
@@ -66,12 +66,12 @@ class Question:
     model_version: str
     """As asked for; empty: the model's default version."""
     parameters: Parameters
-    pictures: tuple[Picture | Refused, ...]
-    """In the order of the request; at least one is a `Picture`, or a `Refused` one that is lost."""
+    pictures: tuple[CheckedImage | RefusedImage, ...]
+    """In the order of the request; at least one is a `CheckedImage`, or a `RefusedImage` one that is lost."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ImagePrediction:
     """What a model found in one picture."""
 
     width: int

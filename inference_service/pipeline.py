@@ -21,10 +21,17 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
 from inference_service import answers, validate
 from inference_service.device import DeviceCheck
-from inference_service.domain import Content, Picture, Question, Refused, Seen, Timing
+from inference_service.domain import (
+    CheckedImage,
+    CheckedRequest,
+    ImageContent,
+    ImagePrediction,
+    RefusedImage,
+    Timing,
+)
 from inference_service.idempotency import keys
 from inference_service.idempotency.single_flight import CallResponse, SingleFlight
-from inference_service.models.engine import Model, PictureWork
+from inference_service.models.engine import ImageWork, Model
 from inference_service.models.repository import Models
 from inference_service.serving import admission
 from inference_service.serving.admission import Share
@@ -86,7 +93,9 @@ class Pipeline:
         device: DeviceCheck,
         telemetry: Telemetry,
         clock: Callable[[], float] = time.monotonic,
-        fetch: Callable[[str, str], Content] = lambda _, reference: validate.know_none(reference),
+        fetch: Callable[[str, str], ImageContent] = lambda _, reference: validate.resolve_none(
+            reference
+        ),
         pixels: PixelRoom | None = None,
         weights: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
@@ -204,7 +213,9 @@ class Pipeline:
         bound_to = keys.fingerprint(question)
         return await self.answer_with_key(call, key, bound_to, answer, keep=not _may_pass(question))
 
-    async def _validate(self, call: Call, request: inference_service_pb2.InferRequest) -> Question:
+    async def _validate(
+        self, call: Call, request: inference_service_pb2.InferRequest
+    ) -> CheckedRequest:
         reads = any(image.HasField("reference") for image in request.images)
         if not reads and call.size <= INLINE_BYTES:
             return validate.check(request, self.limits)
@@ -213,19 +224,19 @@ class Pipeline:
         return await self.check(call, lambda: check(validate.check, request, self.limits, resolve))
 
     async def _look(
-        self, question: Question, model: Model, call: Call, checked: float
+        self, question: CheckedRequest, model: Model, call: Call, checked: float
     ) -> tuple[list[inference_pb2.ImageResult], Timing]:
         """Run the model on the good pictures, and put all results together."""
         hold = self.pixels.for_call()
         work = [
-            PictureWork(model, picture, question.parameters, hold)
+            ImageWork(model, picture, question.parameters, hold)
             for picture in question.pictures
-            if isinstance(picture, Picture)
+            if isinstance(picture, CheckedImage)
         ]
         ran = await self.run(call, model, work) if work else []
         return _merge(question, model, ran), self._timing(ran, call, checked)
 
-    def _timing(self, ran: Sequence[Ran[Seen]], call: Call, checked: float) -> Timing:
+    def _timing(self, ran: Sequence[Ran[ImagePrediction]], call: Call, checked: float) -> Timing:
         return Timing(
             validate=checked - call.arrived,
             queue=max(each.waited for each in ran),
@@ -243,28 +254,29 @@ class Pipeline:
             self.telemetry.stage(model.name, stage, seconds)
 
 
-def _may_pass(question: Question) -> bool:
+def _may_pass(question: CheckedRequest) -> bool:
     """Whether a picture was refused for what the server has now, such as an upload that is gone."""
     return any(
-        isinstance(picture, Refused) and picture.error.code is not grpc.StatusCode.INVALID_ARGUMENT
+        isinstance(picture, RefusedImage)
+        and picture.error.code is not grpc.StatusCode.INVALID_ARGUMENT
         for picture in question.pictures
     )
 
 
 def _merge(
-    question: Question, model: Model, ran: Sequence[Ran[Seen]]
+    question: CheckedRequest, model: Model, ran: Sequence[Ran[ImagePrediction]]
 ) -> list[inference_pb2.ImageResult]:
     """Return one result per picture of the request, in its order."""
     outcomes = iter(ran)
     errors: list[SightlineError | None] = []
     results = []
     for picture in question.pictures:
-        outcome = picture.error if isinstance(picture, Refused) else next(outcomes).result
+        outcome = picture.error if isinstance(picture, RefusedImage) else next(outcomes).result
         if isinstance(outcome, SightlineError):
             errors.append(outcome)
-            results.append(answers.picture_error(picture.image_id, outcome))
+            results.append(answers.image_error(picture.image_id, outcome))
         else:
             errors.append(None)
-            results.append(answers.picture_result(picture.image_id, outcome, model.network.names))
+            results.append(answers.image_result(picture.image_id, outcome, model.network.names))
     validate.refuse_if_all_bad(errors)
     return results

@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 import grpc
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
-from inference_service.domain import Content, Parameters, Picture, Question, Refused
+from inference_service.domain import (
+    CheckedImage,
+    CheckedRequest,
+    ImageContent,
+    Parameters,
+    RefusedImage,
+)
 from inference_service.uploads.errors import ReferenceLostError, reference_unknown
 from servicekit.errors import Category, FieldViolation, SightlineError, invalid
 from vision import ImageError, ImageLimits, OpenedImage, open_image
@@ -23,7 +29,7 @@ MAX_DETECTIONS = 10_000
 MAX_TOP_K = 1000
 _SHA256_BYTES = 32
 
-Resolve = Callable[[str], Content]
+Resolve = Callable[[str], ImageContent]
 """Returns the picture of a reference; raises SightlineError: of category VALIDATION if there is
 none, which refuses the picture; of another, which refuses the request."""
 
@@ -36,14 +42,14 @@ class Limits:
     image: ImageLimits = field(default_factory=ImageLimits)
 
 
-def know_none(_reference: str) -> Content:
+def resolve_none(_reference: str) -> ImageContent:
     """The `Resolve` of a server without uploads. Raises SightlineError `REFERENCE_UNKNOWN`."""
     raise reference_unknown()
 
 
 def check(
-    request: inference_service_pb2.InferRequest, limits: Limits, resolve: Resolve = know_none
-) -> Question:
+    request: inference_service_pb2.InferRequest, limits: Limits, resolve: Resolve = resolve_none
+) -> CheckedRequest:
     """Check a request.
 
     Args:
@@ -63,9 +69,9 @@ def check(
     pictures = tuple(
         _checked(image, index, limits.image, resolve) for index, image in enumerate(request.images)
     )
-    if not any(isinstance(picture, Refused) and picture.lost for picture in pictures):
-        refuse_if_all_bad([p.error if isinstance(p, Refused) else None for p in pictures])
-    return Question(request.model.name, request.model.version, parameters, pictures)
+    if not any(isinstance(picture, RefusedImage) and picture.lost for picture in pictures):
+        refuse_if_all_bad([p.error if isinstance(p, RefusedImage) else None for p in pictures])
+    return CheckedRequest(request.model.name, request.model.version, parameters, pictures)
 
 
 def refuse_if_all_bad(errors: Sequence[SightlineError | None]) -> None:
@@ -89,7 +95,7 @@ def refuse_if_all_bad(errors: Sequence[SightlineError | None]) -> None:
     raise SightlineError(code, reason, bad[0].message + more, violations=violations)
 
 
-def bad_picture(index: int, error: ImageError, field: str = "data") -> SightlineError:
+def bad_image(index: int, error: ImageError, field: str = "data") -> SightlineError:
     """Return the error for a picture whose content is refused.
 
     Args:
@@ -102,7 +108,7 @@ def bad_picture(index: int, error: ImageError, field: str = "data") -> Sightline
 
 def _checked(
     image: inference_pb2.Image, index: int, limits: ImageLimits, resolve: Resolve
-) -> Picture | Refused:
+) -> CheckedImage | RefusedImage:
     name = image.image_id
     if image.HasField("reference"):
         field, reference = "reference", image.reference
@@ -113,15 +119,15 @@ def _checked(
                 raise
             digest = _digest_of(reference, error)
             lost = isinstance(error, ReferenceLostError)
-            return Refused(index, name, digest, _within(f"images[{index}]", error), lost)
+            return RefusedImage(index, name, digest, _within(f"images[{index}]", error), lost)
     else:
         data = image.data  # each look at it is a copy
-        field, content = "data", Content(data, hashlib.sha256(data).digest())
+        field, content = "data", ImageContent(data, hashlib.sha256(data).digest())
     try:
         opened = _check_image(image, index, content, limits, field)
     except SightlineError as error:
-        return Refused(index, name, content.sha256, error)
-    return Picture(index, name, opened, content.sha256, field)
+        return RefusedImage(index, name, content.sha256, error)
+    return CheckedImage(index, name, opened, content.sha256, field)
 
 
 def _digest_of(reference: str, error: SightlineError) -> bytes:
@@ -141,7 +147,7 @@ def _within(path: str, error: SightlineError) -> SightlineError:
 
 
 def _check_image(
-    image: inference_pb2.Image, index: int, content: Content, limits: ImageLimits, field: str
+    image: inference_pb2.Image, index: int, content: ImageContent, limits: ImageLimits, field: str
 ) -> OpenedImage:
     digest = content.sha256
     path = f"images[{index}]"
@@ -154,7 +160,7 @@ def _check_image(
     try:
         return open_image(content.data, limits)
     except ImageError as error:
-        raise bad_picture(index, error, field) from error
+        raise bad_image(index, error, field) from error
 
 
 def _check_hint(hint: inference_pb2.ModelHint) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from inference_service.domain import Question
+from inference_service.domain import CheckedRequest
 from servicekit.errors import SightlineError, invalid
 
 METADATA_KEY = "idempotency-key"
@@ -42,7 +42,7 @@ def read_key(given: Sequence[str], *, caller: str, method: str) -> bytes | None:
     return _hash(caller, method, given[0].lower())
 
 
-def fingerprint(question: Question) -> bytes:
+def fingerprint(question: CheckedRequest) -> bytes:
     """Return what a key is bound to: SHA-256 of model, version, parameters and pictures.
 
     Model and version count as they were asked for, so that a retry of a request for the default

@@ -8,12 +8,12 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_service.domain import Parameters, Picture, Seen
+from inference_service.domain import CheckedImage, ImagePrediction, Parameters
 from inference_service.models.model_spec import ModelSpec
 from inference_service.serving.admission import Lane
 from inference_service.serving.pixel_room import Hold, hold_none
 from inference_service.serving.work import Outputs
-from inference_service.validate import bad_picture
+from inference_service.validate import bad_image
 from servicekit.errors import SightlineError, out_of_memory
 from vision import (
     Classes,
@@ -64,7 +64,7 @@ class Model:
         )
 
 
-def prepare_picture(
+def prepare_image(
     model: Model, opened: OpenedImage, hold: Hold
 ) -> tuple[NDArray[np.float32], Letterbox | None, tuple[int, int]]:
     """Decode a picture and make a network's input of it; its pixels are dropped at once.
@@ -91,11 +91,11 @@ def prepare_picture(
 
 
 @dataclass(slots=True)
-class PictureWork:
+class ImageWork:
     """One picture's way through a model; see `serving.work.Work`."""
 
     model: Model
-    picture: Picture
+    picture: CheckedImage
     parameters: Parameters
     """What the caller wants done differently from the model's own settings."""
     hold: Hold = hold_none
@@ -117,19 +117,19 @@ class PictureWork:
         """
         opened = self.picture.opened
         try:
-            made, self._box, self._size = prepare_picture(self.model, opened, self.hold)
+            made, self._box, self._size = prepare_image(self.model, opened, self.hold)
         except ImageError as error:
-            raise bad_picture(self.picture.index, error, self.picture.origin) from error
+            raise bad_image(self.picture.index, error, self.picture.origin) from error
         return made
 
-    def finish(self, outputs: Outputs) -> Seen:
+    def finish(self, outputs: Outputs) -> ImagePrediction:
         """Read the network's output for the picture, each `[1, ...]`.
 
         Raises:
             SightlineError: INTERNAL, `MODEL_OUTPUT_INVALID`: the model answers nonsense.
         """
         try:
-            return Seen(*self._size, self._read(outputs[0][0]))
+            return ImagePrediction(*self._size, self._read(outputs[0][0]))
         except ModelError as error:
             raise self.model.failed(error) from error
 

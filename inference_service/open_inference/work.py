@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from inference_service.models.engine import Model, prepare_picture
+from inference_service.models.engine import Model, prepare_image
 from inference_service.open_inference.request import Asked, Encoded, refused
 from inference_service.open_inference.tensors import Tensor, to_tensor
 from inference_service.serving.pixel_room import Hold, hold_none
@@ -67,7 +67,7 @@ class EncodedWork:
                 `TOO_MUCH_IN_FLIGHT`: there is no room for its pixels.
         """
         try:
-            return prepare_picture(self.model, self.picture.opened, self.hold)[0]
+            return prepare_image(self.model, self.picture.opened, self.hold)[0]
         except ImageError as error:
             raise refused(self.picture.field, error) from error
 

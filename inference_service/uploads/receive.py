@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from inference_service.domain import Content
+from inference_service.domain import ImageContent
 from inference_service.uploads import parts
 from inference_service.uploads.errors import UploadStoreError, store_down
 from inference_service.uploads.parts import Header, Part
@@ -96,7 +96,7 @@ class Uploads:
         claim = Claim(header.sha256, header.size, round(until, 3))
         return Uploaded(self._signer.sign(claim, caller.identity), claim)
 
-    def fetch(self, owner: str, reference: str) -> Content:
+    def fetch(self, owner: str, reference: str) -> ImageContent:
         """Return the picture of a reference. Blocks: not for the event loop's thread.
 
         Raises:
@@ -107,7 +107,7 @@ class Uploads:
         claim = self._signer.read(reference, owner, self._clock())
         in_flight.hold(claim.size)
         with _translated():
-            return Content(self._store.read(claim), claim.sha256)
+            return ImageContent(self._store.read(claim), claim.sha256)
 
     def start(self) -> None:
         """Begin to clean up every minute; to be called on the event loop's thread."""

@@ -24,7 +24,7 @@ from sightline.inference.v1 import inference_service_pb2
 from sightline.inference.v1.inference_pb2 import Image, InferParameters, ModelHint
 from sightline.openinference.v2 import open_inference_pb2 as oip
 
-from inference_service.domain import Picture
+from inference_service.domain import CheckedImage
 from inference_service.models.engine import Model
 from inference_service.open_inference import request as open_requests
 from inference_service.open_inference import work
@@ -276,7 +276,7 @@ class Reader:
     def _infer(self, messages: tuple[bytes, ...]) -> None:
         question = check(_parsed(inference_service_pb2.InferRequest, messages[0]), LIMITS)
         for picture in question.pictures:
-            if isinstance(picture, Picture):
+            if isinstance(picture, CheckedImage):
                 _decode(picture.opened)
 
     def _model_infer(self, messages: tuple[bytes, ...]) -> None:

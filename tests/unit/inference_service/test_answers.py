@@ -4,7 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inference_service import answers
-from inference_service.domain import Seen
+from inference_service.domain import ImagePrediction
 from servicekit.errors import invalid
 from vision import Classes, Detections
 
@@ -15,7 +15,7 @@ def test_detections_keep_their_order_and_their_names() -> None:
         np.array([0.9, 0.25], dtype=np.float32),
         np.array([1, 0]),
     )
-    result = answers.picture_result("a", Seen(640, 480, found), {0: "pit", 1: "scratch"})
+    result = answers.image_result("a", ImagePrediction(640, 480, found), {0: "pit", 1: "scratch"})
     assert (result.image_id, result.image_width, result.image_height) == ("a", 640, 480)
     assert [(d.class_id, d.class_name) for d in result.detections] == [(1, "scratch"), (0, "pit")]
     assert [d.confidence for d in result.detections] == pytest.approx([0.9, 0.25])
@@ -30,20 +30,22 @@ def test_nothing_found() -> None:
         np.empty(0, dtype=np.float32),
         np.empty(0, dtype=np.int64),
     )
-    result = answers.picture_result("a", Seen(1, 1, nothing), {})
+    result = answers.image_result("a", ImagePrediction(1, 1, nothing), {})
     assert len(result.detections) == 0
 
 
 def test_classes_keep_their_order_and_their_names() -> None:
     found = Classes(np.array([2, 0]), np.array([0.75, 0.125]))
-    result = answers.picture_result("a", Seen(4, 3, found), {0: "pit", 1: "stain", 2: "fine"})
+    result = answers.image_result(
+        "a", ImagePrediction(4, 3, found), {0: "pit", 1: "stain", 2: "fine"}
+    )
     scores = [(c.class_id, c.class_name, c.probability) for c in result.classes]
     assert scores == [(2, "fine", 0.75), (0, "pit", 0.125)]
     assert not result.detections
 
 
 def test_an_error_carries_code_reason_and_message() -> None:
-    result = answers.picture_error("a", invalid("images[0].data", "is bad", reason="IMAGE_EMPTY"))
+    result = answers.image_error("a", invalid("images[0].data", "is bad", reason="IMAGE_EMPTY"))
     assert result.image_id == "a"
     assert (result.error.code, result.error.reason) == (3, "IMAGE_EMPTY")
     assert result.error.message == "images[0].data is bad"

@@ -8,8 +8,8 @@ import grpc
 import numpy as np
 import pytest
 
-from inference_service.domain import Parameters, Picture, Seen
-from inference_service.models.engine import Model, PictureWork
+from inference_service.domain import CheckedImage, ImagePrediction, Parameters
+from inference_service.models.engine import ImageWork, Model
 from inference_service.models.loader import Runtime, load_model
 from inference_service.models.model_spec import ModelSpec, Thresholds
 from servicekit.errors import SightlineError
@@ -24,9 +24,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load_model(path, Runtime())
 
 
-def see(model: Model, data: bytes, parameters: Parameters | None = None) -> Seen:
-    shown = Picture(2, "a", open_image(data), b"")
-    work = PictureWork(model, shown, parameters or Parameters())
+def see(model: Model, data: bytes, parameters: Parameters | None = None) -> ImagePrediction:
+    shown = CheckedImage(2, "a", open_image(data), b"")
+    work = ImageWork(model, shown, parameters or Parameters())
     return work.finish(model.run(work.prepare()))
 
 

@@ -11,10 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
-from inference_service.domain import Content, Parameters, Picture, Question, Refused
+from inference_service.domain import (
+    CheckedImage,
+    CheckedRequest,
+    ImageContent,
+    Parameters,
+    RefusedImage,
+)
 from inference_service.idempotency.keys import fingerprint
 from inference_service.uploads.errors import reference_gone, store_down
-from inference_service.validate import Limits, check, know_none, refuse_if_all_bad
+from inference_service.validate import Limits, check, refuse_if_all_bad, resolve_none
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.tiny_onnx import bomb, picture
 from vision import ImageLimits, open_image
@@ -46,7 +52,10 @@ def test_a_good_request_becomes_a_question() -> None:
     question = check(ask(image(image_id="a"), image(), model=hint), LIMITS)
     digest = hashlib.sha256(RED).digest()
     opened = open_image(RED)  # does not count when pictures are compared
-    assert question.pictures == (Picture(0, "a", opened, digest), Picture(1, "", opened, digest))
+    assert question.pictures == (
+        CheckedImage(0, "a", opened, digest),
+        CheckedImage(1, "", opened, digest),
+    )
     assert (question.model_name, question.model_version) == ("plates", "2")
     assert question.parameters == Parameters(None, None, None, None)
 
@@ -54,7 +63,7 @@ def test_a_good_request_becomes_a_question() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_the_four_types_are_known_by_content(kind: str) -> None:
     question = check(ask(image(picture(kind=kind))), LIMITS)
-    assert isinstance(question.pictures[0], Picture)
+    assert isinstance(question.pictures[0], CheckedImage)
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -147,14 +156,14 @@ def test_a_picture_without_a_source_is_empty() -> None:
     assert refusal(ask(inference_pb2.Image(image_id="x"))).reason == "IMAGE_EMPTY"
 
 
-def stored(reference: str) -> Content:
+def stored(reference: str) -> ImageContent:
     """What references stand for here."""
     if reference == "down":
         raise store_down()
     if reference not in {"red", "bad"}:
         raise reference_gone(hashlib.sha256(RED).digest())
     data = RED if reference == "red" else b"no picture"
-    return Content(data, hashlib.sha256(data).digest())
+    return ImageContent(data, hashlib.sha256(data).digest())
 
 
 def test_a_reference_is_the_picture_that_it_stands_for() -> None:
@@ -165,9 +174,9 @@ def test_a_reference_is_the_picture_that_it_stands_for() -> None:
     assert fingerprint(by_reference) == fingerprint(by_value)
 
 
-def picture_of(question: Question) -> Picture:
+def picture_of(question: CheckedRequest) -> CheckedImage:
     (first,) = question.pictures
-    assert isinstance(first, Picture)
+    assert isinstance(first, CheckedImage)
     return first
 
 
@@ -185,7 +194,7 @@ def test_a_reference_to_nothing_is_refused_alone() -> None:
     gone = inference_pb2.Image(reference="gone", image_id="g")
     question = check(ask(image(), gone), LIMITS, stored)
     refused = question.pictures[1]
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, RefusedImage)
     assert refused.error.message.startswith("images[1].reference is good, but ")
     assert fields(refused.error) == ["images[1].reference"]
     # It is the same request as when its picture was there, or is sent again.
@@ -196,21 +205,21 @@ def test_a_reference_to_nothing_is_refused_alone() -> None:
 def test_what_is_lost_alone_is_left_to_the_answer_that_may_be_kept() -> None:
     question = check(ask(inference_pb2.Image(reference="gone")), LIMITS, stored)
     (refused,) = question.pictures
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, RefusedImage)
     assert refused.lost
     assert fingerprint(question) == fingerprint(check(ask(image()), LIMITS))
 
 
 def test_a_reference_of_nobody_s_is_another_request_than_any_picture() -> None:
     forged = inference_pb2.Image(reference="forged", image_id="g")
-    question = check(ask(image(), forged), LIMITS, know_none)
+    question = check(ask(image(), forged), LIMITS, resolve_none)
     again = check(ask(image(), image(image_id="g")), LIMITS)
     assert fingerprint(question) != fingerprint(again)
 
 
 def test_only_references_to_nothing_keep_their_code() -> None:
     with pytest.raises(SightlineError) as caught:
-        check(ask(*[inference_pb2.Image(reference="gone")] * 2), LIMITS, know_none)
+        check(ask(*[inference_pb2.Image(reference="gone")] * 2), LIMITS, resolve_none)
     assert caught.value.code is grpc.StatusCode.NOT_FOUND
     assert caught.value.reason == "REFERENCE_UNKNOWN"
     assert fields(caught.value) == ["images[0].reference", "images[1].reference"]
@@ -224,9 +233,9 @@ def test_a_store_that_is_down_is_no_picture_s_fault() -> None:
 
 def test_one_bad_picture_is_refused_alone() -> None:
     question = check(ask(image(), image(b"no picture", image_id="bad"), image()), LIMITS)
-    assert [type(each) for each in question.pictures] == [Picture, Refused, Picture]
+    assert [type(each) for each in question.pictures] == [CheckedImage, RefusedImage, CheckedImage]
     refused = question.pictures[1]
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, RefusedImage)
     assert (refused.index, refused.image_id) == (1, "bad")
     assert refused.error.reason == "IMAGE_TYPE_UNSUPPORTED"
     assert fields(refused.error) == ["images[1].data"]
@@ -254,4 +263,4 @@ def test_whatever_is_sent_is_checked_or_refused_with_its_field(data: bytes, star
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT  # noqa: PT017 - may or may not raise
         assert fields(error) == ["images[0].data"]  # noqa: PT017
     else:
-        assert isinstance(question.pictures[0], Picture)
+        assert isinstance(question.pictures[0], CheckedImage)

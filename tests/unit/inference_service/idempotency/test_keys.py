@@ -6,7 +6,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from inference_service.domain import Parameters, Picture, Question, Refused
+from inference_service.domain import CheckedImage, CheckedRequest, Parameters, RefusedImage
 from inference_service.idempotency.keys import fingerprint, read_key
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.tiny_onnx import picture
@@ -14,9 +14,9 @@ from vision import open_image
 
 KEY = "123e4567-e89b-42d3-a456-426614174000"
 OPENED = open_image(picture())
-A = Picture(0, "a", OPENED, b"\x01" * 32)
-B = Picture(1, "b", OPENED, b"\x02" * 32)
-QUESTION = Question("plates", "1", Parameters(), (A, B))
+A = CheckedImage(0, "a", OPENED, b"\x01" * 32)
+B = CheckedImage(1, "b", OPENED, b"\x02" * 32)
+QUESTION = CheckedRequest("plates", "1", Parameters(), (A, B))
 
 
 def key(text: str, caller: str = "c", method: str = "Infer") -> bytes | None:
@@ -89,11 +89,11 @@ def test_one_key_only() -> None:
         replace(QUESTION, pictures=(A, replace(B, image_id="c"))),
     ],
 )
-def test_every_part_of_a_request_is_in_its_fingerprint(other: Question) -> None:
+def test_every_part_of_a_request_is_in_its_fingerprint(other: CheckedRequest) -> None:
     assert fingerprint(other) != fingerprint(QUESTION)
 
 
 def test_the_same_request_has_the_same_fingerprint() -> None:
-    refused = Refused(1, "b", B.sha256, invalid("images[1].data", "is bad"))
+    refused = RefusedImage(1, "b", B.sha256, invalid("images[1].data", "is bad"))
     assert fingerprint(replace(QUESTION)) == fingerprint(QUESTION)
     assert fingerprint(replace(QUESTION, pictures=(A, refused))) == fingerprint(QUESTION)
