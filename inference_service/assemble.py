@@ -27,7 +27,7 @@ from inference_service.uploads.index import StoreLimits
 from inference_service.uploads.receive import Uploads
 from inference_service.uploads.reference import Signer
 from inference_service.uploads.store import UploadStore
-from inference_service.validate import Limits
+from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
 from servicekit.lifecycle import Readiness, StartError
 from vision import ImageLimits, SessionOptions
@@ -144,7 +144,7 @@ def _open_uploads(settings: InferenceSettings, image: ImageLimits) -> Uploads:
     return Uploads(store, Signer(key), image, settings.upload_ttl_seconds)
 
 
-def _limits(settings: InferenceSettings) -> Limits:
+def _limits(settings: InferenceSettings) -> RequestLimits:
     # The pixels of one picture must have room, or nobody could ever be answered for it.
     pixels = min(settings.max_image_pixels, settings.bytes_in_flight // BYTES_PER_PIXEL)
     if pixels < settings.max_image_pixels:
@@ -155,7 +155,7 @@ def _limits(settings: InferenceSettings) -> Limits:
             settings.max_image_pixels,
         )
     image = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=pixels)
-    return Limits(settings.max_images, image)
+    return RequestLimits(settings.max_images, image)
 
 
 def _repository(

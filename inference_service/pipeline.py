@@ -41,7 +41,7 @@ from inference_service.serving.work import Ran, Work
 from inference_service.serving.workers import Workers
 from inference_service.stage_report import note_key, note_model, note_stages
 from inference_service.telemetry import Telemetry
-from inference_service.validate import Limits
+from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class Pipeline:
     def __init__(
         self,
         *,
-        limits: Limits,
+        limits: RequestLimits,
         single_flight: SingleFlight,
         workers: Workers,
         device: DeviceCheck,

@@ -35,7 +35,7 @@ none, which refuses the picture; of another, which refuses the request."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """What one request may ask for."""
 
     max_images: int = 16
@@ -48,7 +48,9 @@ def resolve_none(_reference: str) -> ImageContent:
 
 
 def check(
-    request: inference_service_pb2.InferRequest, limits: Limits, resolve: Resolve = resolve_none
+    request: inference_service_pb2.InferRequest,
+    limits: RequestLimits,
+    resolve: Resolve = resolve_none,
 ) -> CheckedRequest:
     """Check a request.
 

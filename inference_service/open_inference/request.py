@@ -22,7 +22,7 @@ from inference_service.open_inference.tensors import (
     pack_fp32,
     split_bytes,
 )
-from inference_service.validate import MAX_MODEL_NAME_BYTES, Limits
+from inference_service.validate import MAX_MODEL_NAME_BYTES, RequestLimits
 from servicekit.errors import SightlineError, invalid
 from vision import ImageError, ImageLimits, OpenedImage, open_image
 
@@ -56,7 +56,7 @@ class Asked:
     """Seconds from the call's arrival that the caller leaves; infinite: it does not say."""
 
 
-def read(request: oip.ModelInferRequest, model: Model, limits: Limits) -> Asked:
+def read(request: oip.ModelInferRequest, model: Model, limits: RequestLimits) -> Asked:
     """Check a request for a model.
 
     Raises:
@@ -169,7 +169,10 @@ def _raw(
 
 
 def _array(
-    tensor: oip.ModelInferRequest.InferInputTensor, raw: bytes | None, model: Model, limits: Limits
+    tensor: oip.ModelInferRequest.InferInputTensor,
+    raw: bytes | None,
+    model: Model,
+    limits: RequestLimits,
 ) -> NDArray[Any]:
     (own,) = model.network.session.inputs
     _check_name(tensor, (own.name,))
@@ -189,7 +192,10 @@ def _array(
 
 
 def _pictures(
-    tensor: oip.ModelInferRequest.InferInputTensor, raw: bytes | None, model: Model, limits: Limits
+    tensor: oip.ModelInferRequest.InferInputTensor,
+    raw: bytes | None,
+    model: Model,
+    limits: RequestLimits,
 ) -> tuple[Encoded, ...]:
     _check_name(tensor, (model.network.session.inputs[0].name, PICTURES))
     if not 1 <= len(tensor.shape) <= 2 or list(tensor.shape[1:]) not in ([], [1]):
@@ -231,7 +237,7 @@ def _shown_shape(tensor: oip.ModelInferRequest.InferInputTensor) -> str:
     return str(list(shape)) if len(shape) <= _MOST_SHOWN else f"of {len(shape)} axes"
 
 
-def _check_rows(rows: int, limits: Limits) -> None:
+def _check_rows(rows: int, limits: RequestLimits) -> None:
     if not 1 <= rows <= limits.max_images:
         raise invalid("inputs[0].shape", f"must have 1 to {limits.max_images} rows, has {rows}")
 

@@ -30,7 +30,7 @@ from inference_service.open_inference import request as open_requests
 from inference_service.open_inference import work
 from inference_service.uploads import parts
 from inference_service.uploads.parts import Header, Part
-from inference_service.validate import Limits, check
+from inference_service.validate import RequestLimits, check
 from servicekit.errors import SightlineError
 from tests.faults.inference_pictures import damaged_picture, pictures
 from tests.unit.inference_service.open_inference.networks import SIDE, loaded, network
@@ -38,7 +38,7 @@ from tests.unit.ingest_service import wire
 from tests.unit.ingest_service.mutate import damaged, spoiled
 from vision import ImageError, ImageLimits, OpenedImage
 
-LIMITS = Limits(4, ImageLimits(max_bytes=200_000, max_pixels=1_000_000))
+LIMITS = RequestLimits(4, ImageLimits(max_bytes=200_000, max_pixels=1_000_000))
 """Those that the server of these campaigns is given."""
 SLOW_SECONDS = 5.0
 """Bound of one request; a busy machine needs a part of it."""

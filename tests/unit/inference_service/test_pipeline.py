@@ -25,7 +25,7 @@ from inference_service.pipeline import INLINE_BYTES, Call, Pipeline
 from inference_service.serving.admission import Admission, Lane
 from inference_service.serving.workers import Workers
 from inference_service.telemetry import Telemetry
-from inference_service.validate import Limits
+from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
 from vision import ModelError, OnnxSession
@@ -74,7 +74,7 @@ async def pipeline(model: Model, device: Device) -> AsyncIterator[Pipeline]:
     workers = Workers(Admission(workers=1, queue_size=4), telemetry)
     single_flight = SingleFlight(SqliteStore(""), keep_seconds=60)
     made = Pipeline(
-        limits=Limits(),
+        limits=RequestLimits(),
         single_flight=single_flight,
         workers=workers,
         device=DeviceCheck(),

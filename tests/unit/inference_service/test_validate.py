@@ -20,13 +20,13 @@ from inference_service.domain import (
 )
 from inference_service.idempotency.keys import fingerprint
 from inference_service.uploads.errors import reference_gone, store_down
-from inference_service.validate import Limits, check, refuse_if_all_bad, resolve_none
+from inference_service.validate import RequestLimits, check, refuse_if_all_bad, resolve_none
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.tiny_onnx import bomb, picture
 from vision import ImageLimits, open_image
 
 RED = picture()
-LIMITS = Limits()
+LIMITS = RequestLimits()
 
 
 def image(data: bytes = RED, **fields: Any) -> inference_pb2.Image:
@@ -37,7 +37,9 @@ def ask(*images: inference_pb2.Image, **fields: Any) -> inference_service_pb2.In
     return inference_service_pb2.InferRequest(images=images, **fields)
 
 
-def refusal(request: inference_service_pb2.InferRequest, limits: Limits = LIMITS) -> SightlineError:
+def refusal(
+    request: inference_service_pb2.InferRequest, limits: RequestLimits = LIMITS
+) -> SightlineError:
     with pytest.raises(SightlineError) as caught:
         check(request, limits)
     return caught.value
@@ -68,11 +70,11 @@ def test_the_four_types_are_known_by_content(kind: str) -> None:
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_number_of_pictures(count: int) -> None:
-    error = refusal(ask(*[image()] * count), Limits(max_images=2))
+    error = refusal(ask(*[image()] * count), RequestLimits(max_images=2))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert fields(error) == ["images"]
     assert "1 to 2" in error.message
-    assert check(ask(image(), image()), Limits(max_images=2))
+    assert check(ask(image(), image()), RequestLimits(max_images=2))
 
 
 PARAMETERS: list[tuple[str, list[float], list[float]]] = [
@@ -141,7 +143,7 @@ def test_sha256_has_32_bytes(size: int) -> None:
 def test_pictures_are_refused_by_their_content(
     data: bytes, limits: ImageLimits, reason: str
 ) -> None:
-    error = refusal(ask(image(data)), Limits(image=limits))
+    error = refusal(ask(image(data)), RequestLimits(image=limits))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert error.reason == reason
     assert fields(error) == ["images[0].data"]
@@ -149,7 +151,7 @@ def test_pictures_are_refused_by_their_content(
 
 def test_pictures_at_their_bounds_pass() -> None:
     limits = ImageLimits(max_bytes=len(RED), max_pixels=128 * 128)
-    assert check(ask(image()), Limits(image=limits))
+    assert check(ask(image()), RequestLimits(image=limits))
 
 
 def test_a_picture_without_a_source_is_empty() -> None:

@@ -30,7 +30,7 @@ from inference_service.serving.admission import Admission
 from inference_service.serving.estimates import Estimates
 from inference_service.serving.workers import Workers
 from inference_service.telemetry import Telemetry
-from inference_service.validate import Limits
+from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
 from tests.unit.inference_service.open_inference.networks import loaded, network, rows
 from tests.unit.inference_service.open_inference.test_request import encoded, tensor, typed
@@ -81,7 +81,7 @@ async def pipeline(device: Device, single: Model) -> AsyncIterator[Pipeline]:
     workers = Workers(Admission(workers=1, queue_size=4), telemetry)
     single_flight = SingleFlight(SqliteStore(""), keep_seconds=60)
     made = Pipeline(
-        limits=Limits(max_images=4),
+        limits=RequestLimits(max_images=4),
         single_flight=single_flight,
         workers=workers,
         device=DeviceCheck(),
@@ -201,7 +201,7 @@ async def test_a_large_request_is_read_beside_the_loop(inference: Inference) -> 
 async def test_the_limits_of_pictures_are_the_servers_own(
     inference: Inference, pipeline: Pipeline
 ) -> None:
-    pipeline.limits = Limits(image=ImageLimits(max_bytes=20 * 2**20))
+    pipeline.limits = RequestLimits(image=ImageLimits(max_bytes=20 * 2**20))
     large = picture(size=(2000, 2000), kind="BMP")
     assert len(large) > ImageLimits().max_bytes
     answer, _ = await inference.infer(call(), encoded(large))

@@ -19,13 +19,13 @@ from inference_service.open_inference.request import (
     fingerprint,
     read,
 )
-from inference_service.validate import Limits
+from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
 from tests.unit.inference_service.open_inference.networks import SIDE, loaded, network, rows
 from tests.unit.inference_service.tiny_onnx import bomb, picture
 from vision import ImageLimits, decode_image
 
-LIMITS = Limits(max_images=4, image=ImageLimits(max_bytes=100_000, max_pixels=1_000_000))
+LIMITS = RequestLimits(max_images=4, image=ImageLimits(max_bytes=100_000, max_pixels=1_000_000))
 RED, BLUE = picture(), picture((0, 0, 255), kind="JPEG")
 Input = oip.ModelInferRequest.InferInputTensor
 Output = oip.ModelInferRequest.InferRequestedOutputTensor
