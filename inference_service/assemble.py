@@ -15,7 +15,7 @@ from inference_service.idempotency.sqlite_store import SqliteStore
 from inference_service.idempotency.store import ClaimStoreError
 from inference_service.models.loader import RepositoryError, Runtime, load_model
 from inference_service.models.repository import Models, Repository
-from inference_service.models.watch import Watch
+from inference_service.models.watcher import RepositoryWatcher
 from inference_service.pipeline import Pipeline
 from inference_service.serving.admission import Admission
 from inference_service.serving.pixel_room import PixelRoom
@@ -47,7 +47,7 @@ class Assembly:
     single_flight: SingleFlight
     workers: Workers
     device: DeviceCheck
-    watch: Watch
+    watcher: RepositoryWatcher
 
     async def start(self, readiness: Readiness) -> None:
         """Load the models, and follow their repository from then on.
@@ -57,12 +57,12 @@ class Assembly:
         """
         self.device.on_death = lambda: readiness.set(False)
         try:
-            await asyncio.to_thread(self.watch.start)
+            await asyncio.to_thread(self.watcher.start)
         except RepositoryError as error:
             raise StartError(str(error)) from error
         self.uploads.start()
         if sys.platform != "win32":
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.watch.look_now)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.watcher.poll_now)
 
     async def drain(self, seconds: float) -> None:
         """Wait at most so many seconds for the calls that are under way."""
@@ -70,7 +70,7 @@ class Assembly:
 
     async def stop(self) -> None:
         """End every part, the one that feeds others first."""
-        await asyncio.to_thread(self.watch.close)
+        await asyncio.to_thread(self.watcher.close)
         await asyncio.to_thread(self.workers.close)
         await asyncio.to_thread(self.pipeline.close)
         await self.uploads.close()
@@ -117,8 +117,8 @@ def assemble(settings: InferenceSettings, registry: CollectorRegistry) -> Assemb
         pipeline.models = models
 
     repository = _repository(settings, publish, telemetry.load_failed)
-    watch = Watch(repository, settings.repository_poll_seconds)
-    return Assembly(pipeline, uploads, single_flight, workers, device, watch)
+    watcher = RepositoryWatcher(repository, settings.repository_poll_seconds)
+    return Assembly(pipeline, uploads, single_flight, workers, device, watcher)
 
 
 def _open_store(settings: InferenceSettings) -> SqliteStore:

@@ -28,7 +28,7 @@ _HINTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class ModelDescription:
     """What a model turned out to be."""
 
     task: str
@@ -64,7 +64,7 @@ def files(path: Path) -> tuple[Path, Path]:
     return onnx, onnx.with_name("model.yaml")
 
 
-def check_files(onnx: Path, yaml: Path, runtime: Runtime) -> Checked:
+def check_files(onnx: Path, yaml: Path, runtime: Runtime) -> ModelDescription:
     """Load a model from its files, and run it.
 
     Args:
@@ -84,7 +84,7 @@ def check_files(onnx: Path, yaml: Path, runtime: Runtime) -> Checked:
         raise RepositoryError(f"{what.rstrip('.')}. {_HINTS[error.reason]}") from error
 
 
-def describe(model: Model) -> Checked:
+def describe(model: Model) -> ModelDescription:
     """Run a loaded model on a grey picture, and return what it is.
 
     Raises:
@@ -93,7 +93,7 @@ def describe(model: Model) -> Checked:
     network, classifies = model.network, isinstance(model.network, OnnxClassifier)
     height, width = network.input_size
     seconds = _try_out(model)
-    return Checked(
+    return ModelDescription(
         task=model.spec.task,
         labels=tuple(network.names[class_id] for class_id in sorted(network.names)),
         input_width=width,

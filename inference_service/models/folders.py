@@ -16,7 +16,7 @@ from inference_service.models.loader import RepositoryError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
-class Key(NamedTuple):
+class ModelVersion(NamedTuple):
     """A version of a model."""
 
     name: str
@@ -41,7 +41,7 @@ def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((1, int(p), "") if p.isdecimal() else (0, 0, p) for p in parts)
 
 
-def scan(folder: Path, before: Mapping[Key, State]) -> dict[Key, State]:
+def scan(folder: Path, before: Mapping[ModelVersion, State]) -> dict[ModelVersion, State]:
     """Return every version and its state, by name and version, lowest first.
 
     Args:
@@ -51,7 +51,7 @@ def scan(folder: Path, before: Mapping[Key, State]) -> dict[Key, State]:
     Raises:
         RepositoryError: it is no folder, cannot be read, or holds no version of any model.
     """
-    found: dict[Key, State] = {}
+    found: dict[ModelVersion, State] = {}
     try:
         names = _folders(folder)
     except FileNotFoundError as error:
@@ -71,7 +71,7 @@ def scan(folder: Path, before: Mapping[Key, State]) -> dict[Key, State]:
         for version in sorted(versions, key=version_key):
             state = read_state(folder / name / version)
             if state is not None:
-                found[Key(name, version)] = state
+                found[ModelVersion(name, version)] = state
     if not found:
         raise RepositoryError(
             f"model_repository: {folder} holds no model (expected <name>/<version>/model.onnx)"

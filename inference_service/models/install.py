@@ -6,16 +6,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from inference_service.models.check import Checked, check_files
-from inference_service.models.folders import Key, is_name, version_key
+from inference_service.models.check import ModelDescription, check_files
+from inference_service.models.folders import ModelVersion, is_name, version_key
 from inference_service.models.loader import RepositoryError, Runtime
 from vision import ModelError
 from vision.external_data import external_data_names, read_external_file, read_regular_file
 
 
 def install(
-    onnx: Path, yaml: Path, repository: Path, key: Key, runtime: Runtime
-) -> tuple[Path, Checked]:
+    onnx: Path, yaml: Path, repository: Path, key: ModelVersion, runtime: Runtime
+) -> tuple[Path, ModelDescription]:
     """Copy a model to `<name>/<version>` in a repository, once the copy has been checked.
 
     The copy is made beside its place, where no server looks, and renamed: a server that follows the
@@ -41,7 +41,7 @@ def install(
         _check_name("--version", version)
         target = repository / key.name / version
         if target.exists():
-            raise RepositoryError(f"{Key(key.name, version)} is there already: {target}")
+            raise RepositoryError(f"{ModelVersion(key.name, version)} is there already: {target}")
         check_files(onnx, yaml, runtime)  # the copy is checked, too: this one has better names
         target.parent.mkdir(parents=True, exist_ok=True)
         return target, _install(onnx, yaml, target, runtime)
@@ -63,7 +63,7 @@ def next_version(folder: Path) -> str:
     return str(int(leading[0]) + 1 if leading else 1)
 
 
-def _install(onnx: Path, yaml: Path, target: Path, runtime: Runtime) -> Checked:
+def _install(onnx: Path, yaml: Path, target: Path, runtime: Runtime) -> ModelDescription:
     beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         checked = _copy(onnx, yaml, beside, runtime)
@@ -76,7 +76,7 @@ def _install(onnx: Path, yaml: Path, target: Path, runtime: Runtime) -> Checked:
     return checked
 
 
-def _copy(onnx: Path, yaml: Path, folder: Path, runtime: Runtime) -> Checked:
+def _copy(onnx: Path, yaml: Path, folder: Path, runtime: Runtime) -> ModelDescription:
     network = read_regular_file(onnx)
     contents: dict[str, bytes | None] = {}
     try:

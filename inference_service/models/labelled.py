@@ -1,4 +1,4 @@
-"""Labelled pictures for a calibration: where they are, what they show, and a model's logits."""
+"""LabelledImage pictures for a calibration: where they are, what they show, and a model's logits."""
 
 import csv
 import random
@@ -20,14 +20,14 @@ class LabelledError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledImage:
     """A picture and what it shows."""
 
     path: Path
     class_id: int
 
 
-def find(source: Path, names: Mapping[int, str]) -> list[Labelled]:
+def find(source: Path, names: Mapping[int, str]) -> list[LabelledImage]:
     """Return the pictures of a set.
 
     Args:
@@ -49,12 +49,12 @@ def find(source: Path, names: Mapping[int, str]) -> list[Labelled]:
         raise LabelledError(f"{source}: label {unknown[0]!r} is none of the model's, {_some(ids)}")
     if not pairs:
         raise LabelledError(f"{source} holds no pictures in folders that are called as labels")
-    return [Labelled(path, ids[label]) for path, label in pairs]
+    return [LabelledImage(path, ids[label]) for path, label in pairs]
 
 
 def split(
-    found: Sequence[Labelled], held_out: float, seed: int = 0
-) -> tuple[list[Labelled], list[Labelled]]:
+    found: Sequence[LabelledImage], held_out: float, seed: int = 0
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """Return those to fit to and those to judge by, the same ones each time.
 
     Args:
@@ -67,8 +67,8 @@ def split(
     """
     shuffled = sorted(found, key=lambda each: str(each.path))
     random.Random(seed).shuffle(shuffled)  # noqa: S311 - nobody guesses it to do harm
-    fit: list[Labelled] = []
-    judge: list[Labelled] = []
+    fit: list[LabelledImage] = []
+    judge: list[LabelledImage] = []
     for class_id in sorted({each.class_id for each in shuffled}):
         own = [each for each in shuffled if each.class_id == class_id]
         cut = round(len(own) * held_out)
@@ -83,7 +83,7 @@ def split(
 
 
 def outputs(
-    network: OnnxClassifier, pictures: Iterable[Labelled], limits: ImageLimits
+    network: OnnxClassifier, pictures: Iterable[LabelledImage], limits: ImageLimits
 ) -> tuple[Logits, Labels]:
     """Return a network's logits and the true classes, picture by picture.
 

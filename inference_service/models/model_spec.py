@@ -76,7 +76,7 @@ class InputSize(_Part):
     """Pixels."""
 
 
-class Thresholds(_Part):
+class ModelThresholds(_Part):
     """What a request that says nothing gets. The defaults are those of ultralytics."""
 
     confidence: float = Field(default=0.25, ge=0, le=1)
@@ -143,7 +143,7 @@ class ModelSpec(_Part):
     """Class id to label; None: as the metadata says."""
     input: InputSize | None = None
     """None: as the model says."""
-    thresholds: Thresholds = Thresholds()
+    thresholds: ModelThresholds = ModelThresholds()
     """Detect only."""
     preprocess: PreprocessSpec | None = None
     """Classify only; None: as the exporter says."""

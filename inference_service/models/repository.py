@@ -12,7 +12,7 @@ import grpc
 
 from inference_service.models.engine import Model
 from inference_service.models.folders import (
-    Key,
+    ModelVersion,
     State,
     empty_models,
     read_state,
@@ -109,10 +109,10 @@ class Repository:
         self._load = load
         self._publish = publish
         self._on_failure = on_failure
-        self._seen: dict[Key, State] = {}  # at the last look
-        self._tried: dict[Key, State] = {}  # loaded in this state, or found to be unusable
-        self._loaded: dict[Key, Model] = {}
-        self._said: dict[Key | None, str] = {}  # None: of the repository
+        self._seen: dict[ModelVersion, State] = {}  # at the last look
+        self._tried: dict[ModelVersion, State] = {}  # loaded in this state, or found to be unusable
+        self._loaded: dict[ModelVersion, Model] = {}
+        self._logged: dict[ModelVersion | None, str] = {}  # None: of the repository
 
     def start(self) -> None:
         """Load every version of every model, and publishes them; blocks while it does.
@@ -123,7 +123,7 @@ class Repository:
         """
         self._seen = scan(self._folder, {})
         self._default = self._choose_default(sorted({key.name for key in self._seen}))
-        failures: dict[Key, str] = {}
+        failures: dict[ModelVersion, str] = {}
         for key, state in self._seen.items():
             try:
                 self._try(key, state)
@@ -131,10 +131,10 @@ class Repository:
                 failures[key] = str(error)
                 self._note_failure(key, f"left out: {error}")
         self._require_loaded(failures)
-        self._say_empty_models()
+        self._log_empty_models()
         self._publish_loaded()
 
-    def look(self, *, settled: bool = False) -> None:
+    def poll(self, *, settled: bool = False) -> None:
         """Take in what has changed; blocks while it loads.
 
         Args:
@@ -144,17 +144,17 @@ class Repository:
         try:
             now = scan(self._folder, self._seen)
         except RepositoryError as error:  # such as a disk that is not mounted just now
-            self._say(None, f"{error}: the models that are loaded stay")
+            self._log_once(None, f"{error}: the models that are loaded stay")
             return
-        self._said = {key: text for key, text in self._said.items() if key and key not in now}
+        self._logged = {key: text for key, text in self._logged.items() if key and key not in now}
         before = now if settled else self._seen
         for key in changed(now, before, self._tried):
-            self._take_in(key, now[key])
+            self._load_changed(key, now[key])
         for key in gone(now, before, {*self._tried, *self._loaded}):
-            self._drop(key)
+            self._unload(key)
         self._seen = now
 
-    def _take_in(self, key: Key, state: State) -> None:
+    def _load_changed(self, key: ModelVersion, state: State) -> None:
         old = key in self._loaded
         try:
             self._try(key, state)
@@ -164,7 +164,7 @@ class Repository:
         else:
             self._publish_loaded()
 
-    def _try(self, key: Key, state: State) -> None:
+    def _try(self, key: ModelVersion, state: State) -> None:
         """Load a version beside what is there, and put it in place if it stayed what it was.
 
         Raises:
@@ -184,18 +184,18 @@ class Repository:
             raise RepositoryError(f"{key}: changed while it was loaded")
         self._loaded[key] = model
 
-    def _drop(self, key: Key) -> None:
+    def _unload(self, key: ModelVersion) -> None:
         if key in self._loaded:
-            if why := self._needed(key):
-                self._say(key, f"{key} is gone from {self._folder}, but stays loaded: {why}")
+            if why := self._reason_to_keep(key):
+                self._log_once(key, f"{key} is gone from {self._folder}, but stays loaded: {why}")
                 return
             del self._loaded[key]
             logger.warning("unloaded %s: it is gone from %s", key, self._folder)
             self._publish_loaded()
         self._tried.pop(key, None)
-        self._said.pop(key, None)
+        self._logged.pop(key, None)
 
-    def _needed(self, key: Key) -> str:
+    def _reason_to_keep(self, key: ModelVersion) -> str:
         """Return why a version that is gone must stay; empty: it need not."""
         if self._pinned.get(key.name) == key.version:
             return "default_versions names it"
@@ -216,43 +216,49 @@ class Repository:
                 f"default_model: must be given, since {self._folder} holds {', '.join(names)}"
             )
         for name, version in self._pinned.items():
-            if Key(name, version) not in self._seen:
-                raise RepositoryError(f"default_versions: {Key(name, version)} is not in {has}")
+            if ModelVersion(name, version) not in self._seen:
+                raise RepositoryError(
+                    f"default_versions: {ModelVersion(name, version)} is not in {has}"
+                )
         return self._default or names[0]
 
-    def _require_loaded(self, failures: Mapping[Key, str]) -> None:
+    def _require_loaded(self, failures: Mapping[ModelVersion, str]) -> None:
         """Refuse to answer as another model or version than the one that was asked for."""
-        for key in [Key(*pin) for pin in self._pinned.items()]:
+        for key in [ModelVersion(*pin) for pin in self._pinned.items()]:
             if key not in self._loaded:
                 raise RepositoryError(failures[key])
         if not any(key.name == self._default for key in self._loaded):
             raise RepositoryError([t for k, t in failures.items() if k.name == self._default][-1])
 
-    def _note_failure(self, key: Key, text: str) -> None:
+    def _note_failure(self, key: ModelVersion, text: str) -> None:
         logger.error(text)
         self._on_failure(key.name)
 
-    def _say(self, about: Key | None, text: str) -> None:
+    def _log_once(self, about: ModelVersion | None, text: str) -> None:
         """Log what is wrong, once for as long as it stays wrong."""
-        if self._said.get(about) != text:
-            self._said[about] = text
+        if self._logged.get(about) != text:
+            self._logged[about] = text
             logger.critical(text)
 
-    def _say_empty_models(self) -> None:
+    def _log_empty_models(self) -> None:
         for name in empty_models(self._folder):
             logger.error("left out: model %s: %s holds no version", name, self._folder / name)
 
 
 def changed(
-    now: Mapping[Key, State], before: Mapping[Key, State], tried: Mapping[Key, State]
-) -> list[Key]:
+    now: Mapping[ModelVersion, State],
+    before: Mapping[ModelVersion, State],
+    tried: Mapping[ModelVersion, State],
+) -> list[ModelVersion]:
     """Return the versions that are to be loaded: new or changed, and at rest. Pure."""
     return [
         key for key, state in now.items() if before.get(key) == state and tried.get(key) != state
     ]
 
 
-def gone(now: Container[Key], before: Container[Key], known: Iterable[Key]) -> list[Key]:
+def gone(
+    now: Container[ModelVersion], before: Container[ModelVersion], known: Iterable[ModelVersion]
+) -> list[ModelVersion]:
     """Return the versions that are to be unloaded: not there, and not there before. Pure."""
     return [key for key in known if key not in now and key not in before]
 

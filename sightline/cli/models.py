@@ -111,11 +111,11 @@ def add(
         raise CommandError(f"--spec: {spec} is no file")
     with _inference():
         from inference_service.models.check import files
-        from inference_service.models.folders import Key
+        from inference_service.models.folders import ModelVersion
         from inference_service.models.install import install
 
         onnx, beside = files(file)
-        key = Key(name, version)
+        key = ModelVersion(name, version)
         folder, checked = install(onnx, spec or beside, repository, key, _runtime(providers))
     made = {"name": name, "version": folder.name, "folder": str(folder)}
     _print_fields({**made, **checked.as_dict()}, as_json=as_json)

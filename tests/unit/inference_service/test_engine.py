@@ -11,7 +11,7 @@ import pytest
 from inference_service.domain import CheckedImage, ImagePrediction, Parameters
 from inference_service.models.engine import ImageWork, Model
 from inference_service.models.loader import Runtime, load_model
-from inference_service.models.model_spec import ModelSpec, Thresholds
+from inference_service.models.model_spec import ModelSpec, ModelThresholds
 from servicekit.errors import SightlineError
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
 from vision import Detections, ModelError, OnnxYolo, open_image
@@ -48,7 +48,7 @@ def test_a_picture_is_seen_in_its_own_pixels(model: Model) -> None:
 def test_the_model_s_own_thresholds_hold_unless_the_caller_says_otherwise(model: Model) -> None:
     half = picture((150, 0, 0))
     assert len(found(model, half)) == 1
-    strict = replace(model, spec=ModelSpec(thresholds=Thresholds(confidence=0.9)))
+    strict = replace(model, spec=ModelSpec(thresholds=ModelThresholds(confidence=0.9)))
     assert len(found(strict, half)) == 0
     assert len(found(strict, half, Parameters(confidence=0.5))) == 1
     assert len(found(strict, half, Parameters(confidence=0.0))) == 1
@@ -65,7 +65,7 @@ def test_every_parameter_reaches_the_decoder(model: Model, monkeypatch: pytest.M
 
     monkeypatch.setattr(OnnxYolo, "decode", spy)
     own = replace(
-        model, spec=ModelSpec(thresholds=Thresholds(confidence=0.1, iou=0.2, max_detections=3))
+        model, spec=ModelSpec(thresholds=ModelThresholds(confidence=0.1, iou=0.2, max_detections=3))
     )
     see(own, picture())
     see(own, picture(), Parameters(0.4, 0.5, 6))

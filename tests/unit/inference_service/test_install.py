@@ -7,7 +7,7 @@ import pytest
 from onnx import external_data_helper
 
 from inference_service.models.check import check_files, files
-from inference_service.models.folders import Key
+from inference_service.models.folders import ModelVersion
 from inference_service.models.install import install, next_version
 from inference_service.models.loader import RepositoryError, Runtime, load_model
 from tests.unit.inference_service.classifier_onnx import colour_classifier
@@ -19,7 +19,7 @@ RUNTIME = Runtime()
 
 def put(file: Path, repository: Path, name: str = "a", version: str = "") -> Path:
     onnx_file, yaml = files(file)
-    folder, _ = install(onnx_file, yaml, repository, Key(name, version), RUNTIME)
+    folder, _ = install(onnx_file, yaml, repository, ModelVersion(name, version), RUNTIME)
     return folder
 
 

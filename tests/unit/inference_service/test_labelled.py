@@ -1,4 +1,4 @@
-"""Labelled pictures: how they are found, split, and shown to a model."""
+"""LabelledImage pictures: how they are found, split, and shown to a model."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inference_service.models.calibrate import calibrate
-from inference_service.models.labelled import Labelled, LabelledError, find, outputs, split
+from inference_service.models.labelled import LabelledError, LabelledImage, find, outputs, split
 from inference_service.models.loader import RepositoryError, Runtime, load_model
 from inference_service.models.model_spec import ModelSpecError, read
 from tests.unit.inference_service.classifier_onnx import NAMES, colour_classifier
@@ -56,8 +56,8 @@ def test_folders_are_labels(tmp_path: Path) -> None:
 def test_a_csv_says_the_labels(tmp_path: Path, head: str) -> None:
     (tmp_path / "set.csv").write_text(f"{head}a.png,blue\n\nsub/b.png,red\n")
     assert find(tmp_path / "set.csv", NAMES) == [
-        Labelled(tmp_path / "a.png", 2),
-        Labelled(tmp_path / "sub" / "b.png", 0),
+        LabelledImage(tmp_path / "a.png", 2),
+        LabelledImage(tmp_path / "sub" / "b.png", 0),
     ]
 
 
@@ -75,7 +75,7 @@ def test_sets_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_each_label_is_split_and_always_the_same_way() -> None:
-    found = [Labelled(Path(f"{number}.png"), number % 3) for number in range(30)]
+    found = [LabelledImage(Path(f"{number}.png"), number % 3) for number in range(30)]
     fit, judge = split(found, 0.3)
     assert sorted(each.class_id for each in judge) == [0] * 3 + [1] * 3 + [2] * 3
     assert {*fit} | {*judge} == {*found}
@@ -86,7 +86,7 @@ def test_each_label_is_split_and_always_the_same_way() -> None:
 @pytest.mark.parametrize("held_out", [0.01, 0.99])
 def test_parts_that_would_be_empty(held_out: float) -> None:
     with pytest.raises(LabelledError, match="2 pictures are too few"):
-        split([Labelled(Path("a"), 0), Labelled(Path("b"), 0)], held_out)
+        split([LabelledImage(Path("a"), 0), LabelledImage(Path("b"), 0)], held_out)
 
 
 def test_the_logits_of_a_set(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_pictures_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     for name, says in (("bad.png", "bad.png: "), ("nowhere.png", "nowhere.png cannot be read")):
         with pytest.raises(LabelledError, match=says):
-            outputs(network, [Labelled(tmp_path / name, 0)], LIMITS)
+            outputs(network, [LabelledImage(tmp_path / name, 0)], LIMITS)
 
 
 def test_a_network_that_is_too_sure_is_told_so(tmp_path: Path, often_right: Path) -> None:

@@ -10,8 +10,8 @@ from inference_service.models.model_spec import (
     InputSize,
     ModelSpec,
     ModelSpecError,
+    ModelThresholds,
     PreprocessSpec,
-    Thresholds,
     check_defect_labels,
     read,
     write_temperature,
@@ -62,7 +62,7 @@ batching: {max_size: 8, max_wait_ms: 2}
         license="Apache-2.0",
         labels={0: "scratch", 1: "pit"},
         input=InputSize(width=320, height=256),
-        thresholds=Thresholds(confidence=0.4, iou=0.5, max_detections=50),
+        thresholds=ModelThresholds(confidence=0.4, iou=0.5, max_detections=50),
         defect_labels=("pit",),
         batching=Batching(max_size=8, max_wait_ms=2),
     )

@@ -62,9 +62,9 @@ class Followed:
         self.models = models
         self.published += 1
 
-    def look(self, times: int = 1) -> None:
+    def poll(self, times: int = 1) -> None:
         for _ in range(times):
-            self.repository.look()
+            self.repository.poll()
 
     @property
     def loaded(self) -> list[str]:
@@ -203,7 +203,7 @@ def test_an_error_that_nobody_expected_of_a_model_is_its_own(tmp_path: Path) -> 
 def test_nothing_is_loaded_again_as_long_as_nothing_changes(tmp_path: Path) -> None:
     served = Followed(repository(tmp_path, "a/1"))
     before = served.models
-    served.look(3)
+    served.poll(3)
     assert served.models is before
 
 
@@ -211,9 +211,9 @@ def test_a_new_version_is_taken_in_once_it_is_at_rest(tmp_path: Path) -> None:
     served = Followed(repository(tmp_path, "a/1"))
     old = served.models.find("a", "1")
     repository(tmp_path, "a/2", "b/1")
-    served.look()
+    served.poll()
     assert served.loaded == ["a/1"]
-    served.look()
+    served.poll()
     assert served.loaded == ["a/1", "a/2", "b/1"]
     assert served.models.find("", "").version == "2"
     assert served.models.find("a", "1") is old
@@ -227,9 +227,9 @@ def test_a_file_that_is_being_copied_is_left_alone(tmp_path: Path) -> None:
     with (tmp_path / "a" / "2" / "model.onnx").open("wb", buffering=0) as file:
         for at in range(0, len(whole), 64):
             file.write(whole[at : at + 64])
-            served.look()
+            served.poll()
     assert (served.loaded, served.failures) == (["a/1"], [])
-    served.look(2)
+    served.poll(2)
     assert served.loaded == ["a/1", "a/2"]
 
 
@@ -237,7 +237,7 @@ def test_what_is_known_to_be_complete_is_taken_in_at_once(tmp_path: Path) -> Non
     served = Followed(repository(tmp_path, "a/1"))
     repository(tmp_path, "a/2")
     shutil.rmtree(tmp_path / "a" / "1")
-    served.repository.look(settled=True)
+    served.repository.poll(settled=True)
     assert served.loaded == ["a/2"]
 
 
@@ -285,7 +285,7 @@ def test_a_changed_version_is_loaded_and_takes_the_old_one_s_place(
     served = Followed(repository(tmp_path, "a/1"))
     old = weakref.ref(served.models.find("a", "1").network.session)
     change(tmp_path / "a" / "1")
-    served.look(2)
+    served.poll(2)
     assert served.labels()[0].strip() == "x"
     gc.collect()
     assert old() is None
@@ -300,7 +300,7 @@ def test_links_that_point_elsewhere_are_followed(tmp_path: Path) -> None:
     served = Followed(tmp_path / "models")
     (tmp_path / "new").symlink_to(tmp_path / "store" / "2")
     (tmp_path / "new").rename(link)
-    served.look(2)
+    served.poll(2)
     assert served.labels() == ["x", "y", "z"]
 
 
@@ -311,13 +311,13 @@ def test_a_change_that_does_not_load_leaves_the_old_one_and_is_said_once(
     before = served.models
     broken(tmp_path, "a/1")
     broken(tmp_path, "a/2")
-    served.look(5)
+    served.poll(5)
     assert served.models is before
     assert served.failures == ["a", "a"]
     assert caplog.text.count("left out: model a version 1") == 1
     assert "the one that was loaded before stays" in caplog.text
     colour_model(tmp_path / "a" / "2" / "model.onnx")
-    served.look(2)
+    served.poll(2)
     assert served.loaded == ["a/1", "a/2"]
     assert served.failures == ["a", "a"]
 
@@ -333,9 +333,9 @@ def test_a_version_that_changes_while_it_is_loaded_is_loaded_again(tmp_path: Pat
 
     served = Followed(repository(tmp_path, "a/1"), load=slow)
     repository(tmp_path, "a/2")
-    served.look(2)
+    served.poll(2)
     assert served.loaded == ["a/1"]
-    served.look(2)
+    served.poll(2)
     assert served.labels() == ["x", "y", "z"]
 
 
@@ -354,7 +354,7 @@ def test_a_version_that_goes_while_it_is_loaded_is_gone(
     served = Followed(repository(tmp_path, "a/1", *["a/2"] * loaded_before), load=slow)
     goes.append(tmp_path / "a" / "2")
     repository(tmp_path, "a/2")
-    served.look(4)
+    served.poll(4)
     assert served.loaded == ["a/1"]
 
 
@@ -364,15 +364,15 @@ def test_a_version_that_is_gone_is_unloaded(tmp_path: Path) -> None:
     used = served.models.find("b", "1")
     shutil.rmtree(tmp_path / "a" / "2")
     shutil.rmtree(tmp_path / "b")
-    served.look()
+    served.poll()
     assert served.loaded == ["a/1", "a/2", "b/1"], "it may be on its way to another place"
-    served.look()
+    served.poll()
     assert served.loaded == ["a/1"]
     gc.collect()
     assert gone() is None
     used.network.warm_up()  # who still has it can still use it
     repository(tmp_path, "a/2")
-    served.look(2)
+    served.poll(2)
     assert served.loaded == ["a/1", "a/2"]
 
 
@@ -381,18 +381,18 @@ def test_the_default_model_s_last_version_stays(
 ) -> None:
     served = Followed(repository(tmp_path, "a/1", "b/1"), "a")
     shutil.rmtree(tmp_path / "a")
-    served.look(4)
+    served.poll(4)
     assert served.loaded == ["a/1", "b/1"]
     assert caplog.text.count("stays loaded: it is the default model's last version") == 1
     repository(tmp_path, "a/2")
-    served.look(2)
+    served.poll(2)
     assert served.loaded == ["a/2", "b/1"]
 
 
 def test_a_pinned_version_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     served = Followed(repository(tmp_path, "a/1", "a/2"), pinned={"a": "1"})
     shutil.rmtree(tmp_path / "a" / "1")
-    served.look(2)
+    served.poll(2)
     assert served.loaded == ["a/1", "a/2"]
     assert "stays loaded: default_versions names it" in caplog.text
 
@@ -407,13 +407,13 @@ def test_a_repository_that_is_away_takes_no_model_with_it(
     folder.rename(tmp_path / "away")
     if empty:
         folder.mkdir()
-    served.look(3)
+    served.poll(3)
     assert served.models is before
     assert caplog.text.count("the models that are loaded stay") == 1
     if empty:
         folder.rmdir()
     (tmp_path / "away").rename(folder)
-    served.look(3)
+    served.poll(3)
     assert served.models is before
 
 
@@ -430,7 +430,7 @@ def test_a_model_whose_folder_cannot_be_read_just_now_stays(
 
     monkeypatch.setattr(os, "scandir", stale)
     repository(tmp_path, "a/2")
-    served.look(3)
+    served.poll(3)
     assert served.loaded == ["a/1", "a/2", "b/1"]
 
 

@@ -8,7 +8,7 @@ from inference_service.models.repository import Repository
 logger = logging.getLogger(__name__)
 
 
-class Watch:
+class RepositoryWatcher:
     """Loads a repository and takes in what changes there, until it is closed.
 
     Args:
@@ -32,7 +32,7 @@ class Watch:
         self._repository.start()
         self._thread.start()
 
-    def look_now(self) -> None:
+    def poll_now(self) -> None:
         """Take in what is there as it is, without waiting whether it changes; does not block."""
         self._wake.set()
 
@@ -50,6 +50,6 @@ class Watch:
             if self._closing:
                 return
             try:
-                self._repository.look(settled=told)
+                self._repository.poll(settled=told)
             except Exception:  # the next look may do better, and the models that there are go on
                 logger.exception("cannot look at the model repository")
