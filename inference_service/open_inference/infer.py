@@ -14,7 +14,7 @@ from inference_service.idempotency import keys
 from inference_service.models.engine import Model
 from inference_service.open_inference import request as requests
 from inference_service.open_inference import work
-from inference_service.open_inference.request import Asked
+from inference_service.open_inference.request import CheckedInfer
 from inference_service.open_inference.statistics import Statistics
 from inference_service.open_inference.tensors import Tensor, datatype, stack
 from inference_service.pipeline import INLINE_BYTES, Call, Pipeline
@@ -71,18 +71,18 @@ class Inference:
     ) -> tuple[oip.ModelInferResponse, bool]:
         key = keys.read_key(call.keys, caller=call.caller, method="ModelInfer")
         large = call.size > INLINE_BYTES
-        asked = await self._aside(
+        checked = await self._check(
             call, lambda: requests.read(request, model, self._pipeline.limits), large=large
         )
-        deadline = min(call.deadline, call.arrived + asked.timeout)
+        deadline = min(call.deadline, call.arrived + checked.timeout)
         own = replace(call, deadline=deadline)
         async with self._until(deadline, call):
             if key is None:
-                return await self._answer(own, request, model, asked), False
-            bound_to = await self._aside(call, lambda: requests.fingerprint(request), large=large)
+                return await self._answer(own, request, model, checked), False
+            bound_to = await self._check(call, lambda: requests.fingerprint(request), large=large)
 
             async def answer() -> bytes:
-                return (await self._answer(own, request, model, asked)).SerializeToString()
+                return (await self._answer(own, request, model, checked)).SerializeToString()
 
             reply = await self._pipeline.answer_with_key(own, key, bound_to, answer)
             return parse(oip.ModelInferResponse.FromString, reply.payload), reply.replayed
@@ -107,20 +107,20 @@ class Inference:
                 " answer",
             ) from error
 
-    async def _aside(self, call: Call, check: Callable[[], T], *, large: bool) -> T:
+    async def _check(self, call: Call, check: Callable[[], T], *, large: bool) -> T:
         """Return what a check returns; that of a large request is made beside the loop."""
         return await self._pipeline.check(call, check) if large else check()
 
     async def _answer(
-        self, call: Call, request: oip.ModelInferRequest, model: Model, asked: Asked
+        self, call: Call, request: oip.ModelInferRequest, model: Model, checked: CheckedInfer
     ) -> oip.ModelInferResponse:
-        members = work.members(asked, model, self._pipeline.pixels.for_call())
+        members = work.members(checked, model, self._pipeline.pixels.for_call())
         ran = await self._pipeline.run(call, model, members)
-        outputs = [model.network.session.outputs[index] for index in asked.outputs]
+        outputs = [model.network.session.outputs[index] for index in checked.outputs]
         tensors = stack([output.name for output in outputs], _results(ran))
         seconds = self._pipeline.clock() - call.arrived
         self._pipeline.telemetry.total(model.name, seconds)
-        self._statistics.answered(model, ran, len(asked.given), seconds, self._wall_clock())
+        self._statistics.answered(model, ran, len(checked.input), seconds, self._wall_clock())
         return oip.ModelInferResponse(
             model_name=model.name,
             model_version=model.version,

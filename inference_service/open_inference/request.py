@@ -26,7 +26,7 @@ from inference_service.validate import MAX_MODEL_NAME_BYTES, RequestLimits
 from servicekit.errors import SightlineError, invalid
 from vision import ImageError, ImageLimits, OpenedImage, open_image
 
-PICTURES = "image"
+IMAGE_INPUT = "image"
 """Name that an input of encoded pictures may have beside the model's own."""
 _TYPED = {"FP32": "fp32_contents", BYTES: "bytes_contents"}
 _MICROSECONDS = re.compile("[0-9]{1,18}")
@@ -35,7 +35,7 @@ _SHARED_MEMORY = "shared_memory_region"
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedImage:
     """One encoded picture that passed every check short of decoding it."""
 
     field: str
@@ -45,10 +45,10 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CheckedInfer:
     """A checked request."""
 
-    given: NDArray[Any] | tuple[Encoded, ...]
+    input: NDArray[Any] | tuple[EncodedImage, ...]
     """The input `[N, 3, height, width]`, or the pictures to make it of."""
     outputs: tuple[int, ...]
     """Positions of the outputs that are wanted among the model's, in the order of the answer."""
@@ -56,7 +56,7 @@ class Asked:
     """Seconds from the call's arrival that the caller leaves; infinite: it does not say."""
 
 
-def read(request: oip.ModelInferRequest, model: Model, limits: RequestLimits) -> Asked:
+def read(request: oip.ModelInferRequest, model: Model, limits: RequestLimits) -> CheckedInfer:
     """Check a request for a model.
 
     Raises:
@@ -73,8 +73,8 @@ def read(request: oip.ModelInferRequest, model: Model, limits: RequestLimits) ->
     timeout = _timeout(request.parameters)
     raw = _raw(request, tensor)
     if tensor.datatype == BYTES:
-        return Asked(_pictures(tensor, raw, model, limits), outputs, timeout)
-    return Asked(_array(tensor, raw, model, limits), outputs, timeout)
+        return CheckedInfer(_images(tensor, raw, model, limits), outputs, timeout)
+    return CheckedInfer(_array(tensor, raw, model, limits), outputs, timeout)
 
 
 def fingerprint(request: oip.ModelInferRequest) -> bytes:
@@ -107,7 +107,7 @@ def check_model(prefix: str, name: str, version: str) -> None:
             raise invalid(f"{prefix}{field}", rule)
 
 
-def refused(field: str, error: ImageError) -> SightlineError:
+def bad_image(field: str, error: ImageError) -> SightlineError:
     """Return the error for a picture whose content is refused."""
     return invalid(field, f"is refused: {error.message}", reason=error.reason)
 
@@ -121,9 +121,9 @@ def _timeout(parameters: Mapping[str, oip.InferParameter]) -> float:
     """Return seconds; 0, as everywhere in Triton, say nothing."""
     if "timeout" not in parameters:
         return math.inf
-    given = parameters["timeout"]
-    choice = given.WhichOneof("parameter_choice")
-    text = str(getattr(given, choice)) if choice else ""
+    input = parameters["timeout"]
+    choice = input.WhichOneof("parameter_choice")
+    text = str(getattr(input, choice)) if choice else ""
     if not _MICROSECONDS.fullmatch(text):
         raise invalid(
             "parameters.timeout", f"must be microseconds, 0 (none) to 10^18 - 1, is {_shown(text)}"
@@ -132,11 +132,11 @@ def _timeout(parameters: Mapping[str, oip.InferParameter]) -> float:
 
 
 def _outputs(
-    asked: Sequence[oip.ModelInferRequest.InferRequestedOutputTensor], model: Model
+    checked: Sequence[oip.ModelInferRequest.InferRequestedOutputTensor], model: Model
 ) -> tuple[int, ...]:
     names = [output.name for output in model.network.session.outputs]
     wanted: list[int] = []
-    for index, output in enumerate(asked):
+    for index, output in enumerate(checked):
         field = f"outputs[{index}]"
         if output.name not in names:
             rule = f"must be an output of the model, {', '.join(names)}, is {_shown(output.name)}"
@@ -191,13 +191,13 @@ def _array(
     return from_raw(packed, tensor.shape, own.dtype, "inputs[0].contents.fp32_contents")
 
 
-def _pictures(
+def _images(
     tensor: oip.ModelInferRequest.InferInputTensor,
     raw: bytes | None,
     model: Model,
     limits: RequestLimits,
-) -> tuple[Encoded, ...]:
-    _check_name(tensor, (model.network.session.inputs[0].name, PICTURES))
+) -> tuple[EncodedImage, ...]:
+    _check_name(tensor, (model.network.session.inputs[0].name, IMAGE_INPUT))
     if not 1 <= len(tensor.shape) <= 2 or list(tensor.shape[1:]) not in ([], [1]):
         rule = f"must be [N] or [N, 1] for {BYTES}, is {_shown_shape(tensor)}"
         raise invalid("inputs[0].shape", rule)
@@ -211,15 +211,15 @@ def _pictures(
         field = "inputs[0].contents.bytes_contents"
         pictures = tensor.contents.bytes_contents
     return tuple(
-        _inspected(f"{field}[{index}]", data, limits.image) for index, data in enumerate(pictures)
+        _opened(f"{field}[{index}]", data, limits.image) for index, data in enumerate(pictures)
     )
 
 
-def _inspected(field: str, data: bytes, limits: ImageLimits) -> Encoded:
+def _opened(field: str, data: bytes, limits: ImageLimits) -> EncodedImage:
     try:
-        return Encoded(field, open_image(data, limits))
+        return EncodedImage(field, open_image(data, limits))
     except ImageError as error:
-        raise refused(field, error) from error
+        raise bad_image(field, error) from error
 
 
 def _check_name(tensor: oip.ModelInferRequest.InferInputTensor, names: Sequence[str]) -> None:

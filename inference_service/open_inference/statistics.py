@@ -23,7 +23,7 @@ class _Total:
 
 
 @dataclass(slots=True)
-class _OfModel:
+class _ModelCounts:
     last: float = 0.0
     rows: int = 0
     runs: float = 0.0
@@ -34,7 +34,7 @@ class Statistics:
     """Counts since the start, for each version of a model."""
 
     def __init__(self) -> None:
-        self._models: dict[tuple[str, str], _OfModel] = {}
+        self._models: dict[tuple[str, str], _ModelCounts] = {}
 
     def answered(
         self, model: Model, ran: Sequence[Ran[list[Tensor]]], rows: int, seconds: float, now: float
@@ -48,10 +48,10 @@ class Statistics:
             seconds: from its arrival to its answer.
             now: Unix seconds.
         """
-        of = self._of(model, now)
-        of.rows += rows
+        counts = self._counts(model, now)
+        counts.rows += rows
         # Of a run that several members share, each counts its part, in time as well.
-        of.runs += sum(1 / each.batch for each in ran)
+        counts.runs += sum(1 / each.batch for each in ran)
         for name, took in (
             ("success", seconds),
             ("queue", max(each.waited for each in ran)),
@@ -59,32 +59,32 @@ class Statistics:
             ("compute_infer", sum(each.infer / each.batch for each in ran)),
             ("compute_output", sum(each.post for each in ran)),
         ):
-            of.stages[name].add(took)
+            counts.stages[name].add(took)
 
     def failed(self, model: Model, seconds: float, now: float) -> None:
         """Take in a request that got an error, so many seconds after its arrival."""
-        self._of(model, now).stages["fail"].add(seconds)
+        self._counts(model, now).stages["fail"].add(seconds)
 
     def message(self, models: Iterable[Model]) -> oip.ModelStatisticsResponse:
         """Return the counts of these models."""
         return oip.ModelStatisticsResponse(model_stats=[self._message(model) for model in models])
 
-    def _of(self, model: Model, now: float) -> _OfModel:
-        of = self._models.setdefault((model.name, model.version), _OfModel())
-        of.last = now
-        return of
+    def _counts(self, model: Model, now: float) -> _ModelCounts:
+        counts = self._models.setdefault((model.name, model.version), _ModelCounts())
+        counts.last = now
+        return counts
 
     def _message(self, model: Model) -> oip.ModelStatistics:
-        of = self._models.get((model.name, model.version), _OfModel())
+        counts = self._models.get((model.name, model.version), _ModelCounts())
         stages = {
             name: oip.StatisticDuration(count=total.count, ns=round(total.seconds * 1e9))
-            for name, total in of.stages.items()
+            for name, total in counts.stages.items()
         }
         return oip.ModelStatistics(
             name=model.name,
             version=model.version,
-            last_inference=round(of.last * 1000),
-            inference_count=of.rows,
-            execution_count=round(of.runs),
+            last_inference=round(counts.last * 1000),
+            inference_count=counts.rows,
+            execution_count=round(counts.runs),
             inference_stats=oip.InferStatistics(**stages),
         )

@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from inference_service.models.engine import Model, prepare_image
-from inference_service.open_inference.request import Asked, Encoded, refused
+from inference_service.open_inference.request import CheckedInfer, EncodedImage, bad_image
 from inference_service.open_inference.tensors import Tensor, to_tensor
 from inference_service.serving.pixel_room import Hold, hold_none
 from inference_service.serving.work import Outputs, Work
@@ -46,7 +46,7 @@ class TensorWork:
 class EncodedWork:
     """One encoded picture."""
 
-    picture: Encoded
+    picture: EncodedImage
     outputs: Sequence[int]
     """Positions of the outputs that are wanted."""
     model: Model
@@ -69,25 +69,27 @@ class EncodedWork:
         try:
             return prepare_image(self.model, self.picture.opened, self.hold)[0]
         except ImageError as error:
-            raise refused(self.picture.field, error) from error
+            raise bad_image(self.picture.field, error) from error
 
     def finish(self, outputs: Outputs) -> list[Tensor]:
         """Return the outputs that are wanted, as they go over the wire."""
         return _wanted(outputs, self.outputs)
 
 
-def members(asked: Asked, model: Model, hold: Hold = hold_none) -> list[Work[list[Tensor]]]:
+def members(
+    checked: CheckedInfer, model: Model, hold: Hold = hold_none
+) -> list[Work[list[Tensor]]]:
     """Return the members that answer a request, in the order of its rows.
 
     Rows that fit into one run stay together: the answer is then what the model makes of just such
     an input. More of them are run as single pictures are.
     """
-    given, outputs = asked.given, asked.outputs
-    if isinstance(given, tuple):
-        return [EncodedWork(picture, outputs, model, hold) for picture in given]
-    if len(given) <= model.lane.max_rows:
-        return [TensorWork(given, outputs)]
-    return [TensorWork(given[at : at + 1], outputs) for at in range(len(given))]
+    input, outputs = checked.input, checked.outputs
+    if isinstance(input, tuple):
+        return [EncodedWork(picture, outputs, model, hold) for picture in input]
+    if len(input) <= model.lane.max_rows:
+        return [TensorWork(input, outputs)]
+    return [TensorWork(input[at : at + 1], outputs) for at in range(len(input))]
 
 
 def _wanted(outputs: Outputs, positions: Sequence[int]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from sightline.openinference.v2 import open_inference_pb2 as oip
 
 from inference_service.models.engine import Model
 from inference_service.open_inference.request import (
-    Asked,
+    CheckedInfer,
     check_model,
     fingerprint,
     read,
@@ -79,7 +79,7 @@ def raw_encoded(*pictures: bytes) -> oip.ModelInferRequest:
     return request
 
 
-def array(asked: Asked) -> Any:
+def array(asked: CheckedInfer) -> Any:
     assert isinstance(asked.given, np.ndarray)
     return asked.given
 
