@@ -120,7 +120,7 @@ class Inference:
         tensors = stack([output.name for output in outputs], _results(ran))
         seconds = self._pipeline.clock() - call.arrived
         self._pipeline.telemetry.total(model.name, seconds)
-        self._statistics.answered(model, ran, len(checked.input), seconds, self._wall_clock())
+        self._statistics.answered(model, ran, len(checked.inputs), seconds, self._wall_clock())
         return oip.ModelInferResponse(
             model_name=model.name,
             model_version=model.version,

@@ -48,7 +48,7 @@ class EncodedImage:
 class CheckedInfer:
     """A checked request."""
 
-    input: NDArray[Any] | tuple[EncodedImage, ...]
+    inputs: NDArray[Any] | tuple[EncodedImage, ...]
     """The input `[N, 3, height, width]`, or the pictures to make it of."""
     outputs: tuple[int, ...]
     """Positions of the outputs that are wanted among the model's, in the order of the answer."""
@@ -121,9 +121,9 @@ def _timeout(parameters: Mapping[str, oip.InferParameter]) -> float:
     """Return seconds; 0, as everywhere in Triton, say nothing."""
     if "timeout" not in parameters:
         return math.inf
-    input = parameters["timeout"]
-    choice = input.WhichOneof("parameter_choice")
-    text = str(getattr(input, choice)) if choice else ""
+    parameter = parameters["timeout"]
+    choice = parameter.WhichOneof("parameter_choice")
+    text = str(getattr(parameter, choice)) if choice else ""
     if not _MICROSECONDS.fullmatch(text):
         raise invalid(
             "parameters.timeout", f"must be microseconds, 0 (none) to 10^18 - 1, is {_shown(text)}"

@@ -84,12 +84,12 @@ def members(
     Rows that fit into one run stay together: the answer is then what the model makes of just such
     an input. More of them are run as single pictures are.
     """
-    input, outputs = checked.input, checked.outputs
-    if isinstance(input, tuple):
-        return [EncodedWork(picture, outputs, model, hold) for picture in input]
-    if len(input) <= model.lane.max_rows:
-        return [TensorWork(input, outputs)]
-    return [TensorWork(input[at : at + 1], outputs) for at in range(len(input))]
+    inputs, outputs = checked.inputs, checked.outputs
+    if isinstance(inputs, tuple):
+        return [EncodedWork(picture, outputs, model, hold) for picture in inputs]
+    if len(inputs) <= model.lane.max_rows:
+        return [TensorWork(inputs, outputs)]
+    return [TensorWork(inputs[at : at + 1], outputs) for at in range(len(inputs))]
 
 
 def _wanted(outputs: Outputs, positions: Sequence[int]) -> list[Tensor]:

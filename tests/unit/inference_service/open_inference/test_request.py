@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import inputs
 from hypothesis import strategies as st
 from sightline.openinference.v2 import open_inference_pb2 as oip
 
@@ -66,8 +66,8 @@ def typed(count: int = 1) -> oip.ModelInferRequest:
 def encoded(*pictures: bytes, name: str = "image") -> oip.ModelInferRequest:
     """A good request for pictures, one by one."""
     contents = Contents(bytes_contents=pictures)
-    given = Input(name=name, datatype="BYTES", shape=[len(pictures)], contents=contents)
-    return oip.ModelInferRequest(model_name="two", inputs=[given])
+    inputs = Input(name=name, datatype="BYTES", shape=[len(pictures)], contents=contents)
+    return oip.ModelInferRequest(model_name="two", inputs=[inputs])
 
 
 def raw_encoded(*pictures: bytes) -> oip.ModelInferRequest:
@@ -80,8 +80,8 @@ def raw_encoded(*pictures: bytes) -> oip.ModelInferRequest:
 
 
 def array(asked: CheckedInfer) -> Any:
-    assert isinstance(asked.given, np.ndarray)
-    return asked.given
+    assert isinstance(asked.inputs, np.ndarray)
+    return asked.inputs
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -117,10 +117,10 @@ def test_pictures(model: Model, name: str, shape: list[int]) -> None:
         request = make(RED, BLUE)
         request.inputs[0].name = name
         request.inputs[0].shape[:] = shape
-        given = read(request, model, LIMITS).given
-        assert isinstance(given, tuple)
-        assert [each.field for each in given] == [f"{field}[0]", f"{field}[1]"]
-        for each, data in zip(given, (RED, BLUE), strict=True):
+        inputs = read(request, model, LIMITS).inputs
+        assert isinstance(inputs, tuple)
+        assert [each.field for each in inputs] == [f"{field}[0]", f"{field}[1]"]
+        for each, data in zip(inputs, (RED, BLUE), strict=True):
             assert np.array_equal(each.opened.decode(), decode_image(data))
 
 
@@ -356,7 +356,7 @@ def outcome(message: bytes, model: Model) -> SightlineError | None:
     return None
 
 
-@given(st.sampled_from([tensor(), typed(), encoded(RED), raw_encoded(RED)]), st.data())
+@inputs(st.sampled_from([tensor(), typed(), encoded(RED), raw_encoded(RED)]), st.data())
 def test_whatever_comes_is_read_or_refused(
     model: Model, request_: oip.ModelInferRequest, data: st.DataObject
 ) -> None:
