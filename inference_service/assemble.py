@@ -16,7 +16,7 @@ from inference_service.idempotency.store import ClaimStoreError
 from inference_service.models.loader import RepositoryError, Runtime, load_model
 from inference_service.models.repository import Models, Repository
 from inference_service.models.watcher import RepositoryWatcher
-from inference_service.pipeline import Pipeline
+from inference_service.pipeline import InferencePipeline
 from inference_service.serving.admission import Admission
 from inference_service.serving.pixel_room import PixelRoom
 from inference_service.serving.workers import Workers
@@ -25,7 +25,7 @@ from inference_service.telemetry import Telemetry
 from inference_service.uploads.errors import UploadStoreError
 from inference_service.uploads.index import StoreLimits
 from inference_service.uploads.receive import Uploads
-from inference_service.uploads.reference import Signer
+from inference_service.uploads.reference import ReferenceSigner
 from inference_service.uploads.store import UploadStore
 from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
@@ -42,7 +42,7 @@ BYTES_PER_PIXEL = 3
 class Assembly:
     """The parts of one inference service, and how they start and end together."""
 
-    pipeline: Pipeline
+    pipeline: InferencePipeline
     uploads: Uploads
     single_flight: SingleFlight
     workers: Workers
@@ -101,7 +101,7 @@ def assemble(settings: InferenceSettings, registry: CollectorRegistry) -> Assemb
     device = DeviceCheck()
     limits = _limits(settings)
     uploads = _open_uploads(settings, limits.image)
-    pipeline = Pipeline(
+    pipeline = InferencePipeline(
         limits=limits,
         single_flight=single_flight,
         workers=workers,
@@ -141,7 +141,7 @@ def _open_uploads(settings: InferenceSettings, image: ImageLimits) -> Uploads:
         key = secret.get_secret_value().encode() if secret else store.key()
     except (SightlineError, UploadStoreError) as error:
         raise StartError(f"upload_dir: {error}") from error
-    return Uploads(store, Signer(key), image, settings.upload_ttl_seconds)
+    return Uploads(store, ReferenceSigner(key), image, settings.upload_ttl_seconds)
 
 
 def _limits(settings: InferenceSettings) -> RequestLimits:

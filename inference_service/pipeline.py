@@ -52,7 +52,7 @@ INLINE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CallMetadata:
     """What a call brings beside its message."""
 
     caller: str
@@ -69,7 +69,7 @@ class Call:
     """Of the workers and of what comes before them."""
 
 
-class Pipeline:
+class InferencePipeline:
     """The steps of a call, in their order.
 
     Args:
@@ -118,7 +118,9 @@ class Pipeline:
         """Whether the models are loaded and their device is not known to be dead."""
         return bool(self.models.all) and self._device.alive
 
-    async def infer(self, call: Call, request: inference_service_pb2.InferRequest) -> CallResponse:
+    async def infer(
+        self, call: CallMetadata, request: inference_service_pb2.InferRequest
+    ) -> CallResponse:
         """Answer a request: the payload is a serialized `InferResponse`.
 
         Raises:
@@ -127,7 +129,7 @@ class Pipeline:
         with self.in_flight():
             return await self._infer(call, request)
 
-    async def run(self, call: Call, model: Model, work: Sequence[Work[T]]) -> list[Ran[T]]:
+    async def run(self, call: CallMetadata, model: Model, work: Sequence[Work[T]]) -> list[Ran[T]]:
         """Admit a call's members and run them on a model.
 
         Raises:
@@ -151,7 +153,7 @@ class Pipeline:
 
     async def answer_with_key(
         self,
-        call: Call,
+        call: CallMetadata,
         key: bytes,
         fingerprint: bytes,
         answer: Callable[[], Awaitable[bytes]],
@@ -164,7 +166,7 @@ class Pipeline:
         note_key(call.keys[0], replayed=reply.replayed)
         return reply
 
-    async def check(self, call: Call, work: Callable[[], T]) -> T:
+    async def check(self, call: CallMetadata, work: Callable[[], T]) -> T:
         """Return what a check of a large request returns: beside the loop, callers in turn."""
         return await asyncio.wrap_future(self._checks.submit(call.share.flow, work))
 
@@ -195,7 +197,9 @@ class Pipeline:
         finally:
             self._calls.discard(task)
 
-    async def _infer(self, call: Call, request: inference_service_pb2.InferRequest) -> CallResponse:
+    async def _infer(
+        self, call: CallMetadata, request: inference_service_pb2.InferRequest
+    ) -> CallResponse:
         question = await self._validate(call, request)
         key = keys.read_key(call.keys, caller=call.caller, method="Infer")
         checked = self.clock()
@@ -214,7 +218,7 @@ class Pipeline:
         return await self.answer_with_key(call, key, bound_to, answer, keep=not _may_pass(question))
 
     async def _validate(
-        self, call: Call, request: inference_service_pb2.InferRequest
+        self, call: CallMetadata, request: inference_service_pb2.InferRequest
     ) -> CheckedRequest:
         reads = any(image.HasField("reference") for image in request.images)
         if not reads and call.size <= INLINE_BYTES:
@@ -224,7 +228,7 @@ class Pipeline:
         return await self.check(call, lambda: check(validate.check, request, self.limits, resolve))
 
     async def _look(
-        self, question: CheckedRequest, model: Model, call: Call, checked: float
+        self, question: CheckedRequest, model: Model, call: CallMetadata, checked: float
     ) -> tuple[list[inference_pb2.ImageResult], Timing]:
         """Run the model on the good pictures, and put all results together."""
         hold = self.pixels.for_call()
@@ -236,7 +240,9 @@ class Pipeline:
         ran = await self.run(call, model, work) if work else []
         return _merge(question, model, ran), self._timing(ran, call, checked)
 
-    def _timing(self, ran: Sequence[Ran[ImagePrediction]], call: Call, checked: float) -> Timing:
+    def _timing(
+        self, ran: Sequence[Ran[ImagePrediction]], call: CallMetadata, checked: float
+    ) -> Timing:
         return Timing(
             validate=checked - call.arrived,
             queue=max(each.waited for each in ran),

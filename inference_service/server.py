@@ -8,7 +8,7 @@ from sightline.inference.v1 import inference_service_pb2
 
 from inference_service import answers
 from inference_service.idempotency.keys import METADATA_KEY, REPLAYED_KEY
-from inference_service.pipeline import Call, Pipeline
+from inference_service.pipeline import CallMetadata, InferencePipeline
 from inference_service.serving.admission import Share
 from inference_service.uploads.parts import Header, Part
 from inference_service.uploads.receive import Uploads
@@ -23,7 +23,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class InferenceServer:
     """The service's handlers."""
 
-    def __init__(self, pipeline: Pipeline, uploads: Uploads) -> None:
+    def __init__(self, pipeline: InferencePipeline, uploads: Uploads) -> None:
         self._pipeline = pipeline
         self._uploads = uploads
 
@@ -56,7 +56,7 @@ class InferenceServer:
         return answers.model_list(self._pipeline.models)
 
 
-def service(pipeline: Pipeline, uploads: Uploads) -> Service:
+def service(pipeline: InferencePipeline, uploads: Uploads) -> Service:
     """Return the service, ready to be served."""
     handlers = InferenceServer(pipeline, uploads)
 
@@ -105,11 +105,11 @@ def _part(request: inference_service_pb2.UploadImageRequest) -> Part:
             return None
 
 
-def call_of(pipeline: Pipeline, context: _Context) -> Call:
+def call_of(pipeline: InferencePipeline, context: _Context) -> CallMetadata:
     """Return what a call brings beside its message; only in one of the service's handlers."""
     now, caller = pipeline.clock(), current_caller()
     keys = [str(value) for key, value in context.invocation_metadata() or () if key == METADATA_KEY]
-    return Call(
+    return CallMetadata(
         caller=caller.identity,
         keys=keys,
         arrived=now,

@@ -17,7 +17,7 @@ from inference_service.open_inference import work
 from inference_service.open_inference.request import CheckedInfer
 from inference_service.open_inference.statistics import Statistics
 from inference_service.open_inference.tensors import Tensor, datatype, stack
-from inference_service.pipeline import INLINE_BYTES, Call, Pipeline
+from inference_service.pipeline import INLINE_BYTES, CallMetadata, InferencePipeline
 from inference_service.serving.work import Ran
 from inference_service.stage_report import note_model
 from servicekit.errors import SightlineError
@@ -37,7 +37,7 @@ class Inference:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: InferencePipeline,
         statistics: Statistics,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -46,13 +46,13 @@ class Inference:
         self._wall_clock = wall_clock
 
     async def infer(
-        self, call: Call, request: oip.ModelInferRequest
+        self, call: CallMetadata, request: oip.ModelInferRequest
     ) -> tuple[oip.ModelInferResponse, bool]:
         """Return the answer, and whether an earlier call with the same key made it.
 
         Raises:
             SightlineError: NOT_FOUND: the model; INVALID_ARGUMENT with the field; else as
-                `Pipeline.run` and, with a key, as `SingleFlight.answer`.
+                `InferencePipeline.run` and, with a key, as `SingleFlight.answer`.
         """
         requests.check_model("model_", request.model_name, request.model_version)
         model = self._pipeline.models.find(request.model_name, request.model_version)
@@ -67,7 +67,7 @@ class Inference:
             raise
 
     async def _infer(
-        self, call: Call, request: oip.ModelInferRequest, model: Model
+        self, call: CallMetadata, request: oip.ModelInferRequest, model: Model
     ) -> tuple[oip.ModelInferResponse, bool]:
         key = keys.read_key(call.keys, caller=call.caller, method="ModelInfer")
         large = call.size > INLINE_BYTES
@@ -88,7 +88,7 @@ class Inference:
             return parse(oip.ModelInferResponse.FromString, reply.payload), reply.replayed
 
     @asynccontextmanager
-    async def _until(self, deadline: float, call: Call) -> AsyncIterator[None]:
+    async def _until(self, deadline: float, call: CallMetadata) -> AsyncIterator[None]:
         """End what is inside at a deadline that is earlier than the call's; gRPC ends the call."""
         if deadline >= call.deadline:
             yield
@@ -107,12 +107,16 @@ class Inference:
                 " answer",
             ) from error
 
-    async def _check(self, call: Call, check: Callable[[], T], *, large: bool) -> T:
+    async def _check(self, call: CallMetadata, check: Callable[[], T], *, large: bool) -> T:
         """Return what a check returns; that of a large request is made beside the loop."""
         return await self._pipeline.check(call, check) if large else check()
 
     async def _answer(
-        self, call: Call, request: oip.ModelInferRequest, model: Model, checked: CheckedInfer
+        self,
+        call: CallMetadata,
+        request: oip.ModelInferRequest,
+        model: Model,
+        checked: CheckedInfer,
     ) -> oip.ModelInferResponse:
         members = work.members(checked, model, self._pipeline.pixels.for_call())
         ran = await self._pipeline.run(call, model, members)

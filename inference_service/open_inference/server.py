@@ -12,7 +12,7 @@ from inference_service.open_inference import describe
 from inference_service.open_inference.infer import Inference
 from inference_service.open_inference.request import check_model
 from inference_service.open_inference.statistics import Statistics
-from inference_service.pipeline import Pipeline
+from inference_service.pipeline import InferencePipeline
 from inference_service.server import call_of
 from servicekit.auth.caller import Scope
 from servicekit.distribution import version
@@ -25,7 +25,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     """The protocol's handlers."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: InferencePipeline) -> None:
         self._pipeline = pipeline
         self._statistics = Statistics()
         self._inference = Inference(pipeline, self._statistics)
@@ -110,7 +110,7 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         return self._pipeline.models.find(name, version)
 
 
-def service(pipeline: Pipeline) -> Service:
+def service(pipeline: InferencePipeline) -> Service:
     """Return the service, ready to be served."""
     handlers = OpenInferenceServer(pipeline)
 

@@ -17,7 +17,7 @@ from inference_service.domain import ImageContent
 from inference_service.uploads import parts
 from inference_service.uploads.errors import UploadStoreError, store_down
 from inference_service.uploads.parts import Header, Part
-from inference_service.uploads.reference import Claim, Signer
+from inference_service.uploads.reference import Claim, ReferenceSigner
 from inference_service.uploads.store import Incoming, UploadStore
 from servicekit.auth.caller import Caller
 from servicekit.calls import in_flight
@@ -55,7 +55,7 @@ class Uploads:
     def __init__(
         self,
         store: UploadStore,
-        signer: Signer,
+        signer: ReferenceSigner,
         limits: ImageLimits,
         keep_seconds: float,
         clock: Callable[[], float] = time.time,

@@ -33,7 +33,7 @@ class Claim:
     """Unix seconds, whole milliseconds."""
 
 
-class Signer:
+class ReferenceSigner:
     """Makes references and tells its own from others.
 
     Args:

@@ -21,7 +21,7 @@ from inference_service.idempotency.sqlite_store import SqliteStore
 from inference_service.models.engine import Model
 from inference_service.models.loader import Runtime, load_model
 from inference_service.models.repository import Models
-from inference_service.pipeline import INLINE_BYTES, Call, Pipeline
+from inference_service.pipeline import INLINE_BYTES, CallMetadata, InferencePipeline
 from inference_service.serving.admission import Admission, Lane
 from inference_service.serving.workers import Workers
 from inference_service.telemetry import Telemetry
@@ -69,11 +69,11 @@ def device(model: Model) -> Device:
 
 
 @pytest.fixture
-async def pipeline(model: Model, device: Device) -> AsyncIterator[Pipeline]:
+async def pipeline(model: Model, device: Device) -> AsyncIterator[InferencePipeline]:
     telemetry = Telemetry(CollectorRegistry())
     workers = Workers(Admission(workers=1, queue_size=4), telemetry)
     single_flight = SingleFlight(SqliteStore(""), keep_seconds=60)
-    made = Pipeline(
+    made = InferencePipeline(
         limits=RequestLimits(),
         single_flight=single_flight,
         workers=workers,
@@ -91,10 +91,10 @@ async def pipeline(model: Model, device: Device) -> AsyncIterator[Pipeline]:
 
 
 async def ask(
-    pipeline: Pipeline, *pictures: bytes, key: str | None = None
+    pipeline: InferencePipeline, *pictures: bytes, key: str | None = None
 ) -> inference_service_pb2.InferResponse:
     now = time.monotonic()
-    call = Call("anonymous", [key] if key else [], now, now + 30)
+    call = CallMetadata("anonymous", [key] if key else [], now, now + 30)
     images = [inference_pb2.Image(data=data) for data in pictures]
     request = inference_service_pb2.InferRequest(images=images)
     reply = await pipeline.infer(call, request)
@@ -102,7 +102,7 @@ async def ask(
 
 
 async def test_large_requests_are_checked_beside_the_loop(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    pipeline: InferencePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []
 
@@ -115,11 +115,13 @@ async def test_large_requests_are_checked_beside_the_loop(
     request = inference_service_pb2.InferRequest(images=[inference_pb2.Image(data=RED)])
     for size in (INLINE_BYTES, INLINE_BYTES + 1):
         now = time.monotonic()
-        await pipeline.infer(Call("anonymous", [], now, now + 30, size), request)
+        await pipeline.infer(CallMetadata("anonymous", [], now, now + 30, size), request)
     assert [thread is threading.main_thread() for thread in threads] == [True, False]
 
 
-async def refusal(pipeline: Pipeline, *pictures: bytes, key: str | None = None) -> SightlineError:
+async def refusal(
+    pipeline: InferencePipeline, *pictures: bytes, key: str | None = None
+) -> SightlineError:
     with pytest.raises(SightlineError) as caught:
         await ask(pipeline, *pictures, key=key)
     return caught.value
@@ -131,7 +133,7 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_large_picture_is_checked_beside_the_loop(pipeline: Pipeline) -> None:
+async def test_a_large_picture_is_checked_beside_the_loop(pipeline: InferencePipeline) -> None:
     large = picture((0, 255, 0), size=(1000, 1000), kind="BMP")
     answer = await ask(pipeline, large)
     assert answer.results[0].detections[0].class_name == "green"
@@ -139,7 +141,7 @@ async def test_a_large_picture_is_checked_beside_the_loop(pipeline: Pipeline) ->
 
 
 async def test_a_run_that_fails_once_fails_its_call_only(
-    pipeline: Pipeline, device: Device
+    pipeline: InferencePipeline, device: Device
 ) -> None:
     key = str(uuid.uuid4())
     device.failing_runs = 1
@@ -149,7 +151,9 @@ async def test_a_run_that_fails_once_fails_its_call_only(
     assert pipeline.ready
 
 
-async def test_a_dead_device_is_not_asked_again(pipeline: Pipeline, device: Device) -> None:
+async def test_a_dead_device_is_not_asked_again(
+    pipeline: InferencePipeline, device: Device
+) -> None:
     assert pipeline.ready
     device.dead = True
     assert (await refusal(pipeline, RED)).code is grpc.StatusCode.INTERNAL
@@ -160,25 +164,27 @@ async def test_a_dead_device_is_not_asked_again(pipeline: Pipeline, device: Devi
     assert device.runs == runs
 
 
-async def test_a_server_without_models_is_not_ready(pipeline: Pipeline) -> None:
+async def test_a_server_without_models_is_not_ready(pipeline: InferencePipeline) -> None:
     pipeline.models = Models([], "")
     assert not pipeline.ready
 
 
-async def test_what_is_refused_costs_no_run(pipeline: Pipeline, device: Device) -> None:
+async def test_what_is_refused_costs_no_run(pipeline: InferencePipeline, device: Device) -> None:
     await refusal(pipeline, b"no picture")
     await refusal(pipeline, RED, key="no uuid")
     assert device.runs == 0
 
 
-async def test_a_replay_costs_no_run(pipeline: Pipeline, device: Device) -> None:
+async def test_a_replay_costs_no_run(pipeline: InferencePipeline, device: Device) -> None:
     key = str(uuid.uuid4())
     first = await ask(pipeline, RED, key=key)
     assert await ask(pipeline, RED, key=key) == first
     assert device.runs == 1
 
 
-async def test_draining_waits_for_the_calls_in_flight(pipeline: Pipeline, device: Device) -> None:
+async def test_draining_waits_for_the_calls_in_flight(
+    pipeline: InferencePipeline, device: Device
+) -> None:
     await pipeline.drain(30)  # nothing is in flight
     device.go.clear()
     call = asyncio.create_task(ask(pipeline, RED))
@@ -192,7 +198,7 @@ async def test_draining_waits_for_the_calls_in_flight(pipeline: Pipeline, device
 
 
 async def test_what_does_not_end_in_time_may_be_asked_elsewhere(
-    pipeline: Pipeline, device: Device
+    pipeline: InferencePipeline, device: Device
 ) -> None:
     device.go.clear()
     call = asyncio.create_task(refusal(pipeline, RED, RED))
@@ -203,7 +209,7 @@ async def test_what_does_not_end_in_time_may_be_asked_elsewhere(
 
 
 async def test_an_answer_that_is_kept_outlives_its_model_and_the_device(
-    pipeline: Pipeline, device: Device
+    pipeline: InferencePipeline, device: Device
 ) -> None:
     key = str(uuid.uuid4())
     first = await ask(pipeline, RED, key=key)
@@ -217,7 +223,9 @@ async def test_an_answer_that_is_kept_outlives_its_model_and_the_device(
     assert await ask(pipeline, RED, key=key) == first
 
 
-async def test_a_model_that_is_not_loaded_yet_does_not_use_up_the_key(pipeline: Pipeline) -> None:
+async def test_a_model_that_is_not_loaded_yet_does_not_use_up_the_key(
+    pipeline: InferencePipeline,
+) -> None:
     key = str(uuid.uuid4())
     loaded, pipeline.models = pipeline.models, Models([], "colours")
     assert (await refusal(pipeline, RED, key=key)).reason == "MODEL_NOT_FOUND"

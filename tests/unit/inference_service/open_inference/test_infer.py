@@ -25,7 +25,7 @@ from inference_service.models.engine import Model
 from inference_service.models.repository import Models
 from inference_service.open_inference.infer import Inference
 from inference_service.open_inference.statistics import Statistics
-from inference_service.pipeline import Call, Pipeline
+from inference_service.pipeline import CallMetadata, InferencePipeline
 from inference_service.serving.admission import Admission
 from inference_service.serving.estimates import Estimates
 from inference_service.serving.workers import Workers
@@ -76,11 +76,11 @@ def device(single: Model) -> Iterator[Device]:
 
 
 @pytest.fixture
-async def pipeline(device: Device, single: Model) -> AsyncIterator[Pipeline]:
+async def pipeline(device: Device, single: Model) -> AsyncIterator[InferencePipeline]:
     telemetry = Telemetry(CollectorRegistry())
     workers = Workers(Admission(workers=1, queue_size=4), telemetry)
     single_flight = SingleFlight(SqliteStore(""), keep_seconds=60)
-    made = Pipeline(
+    made = InferencePipeline(
         limits=RequestLimits(max_images=4),
         single_flight=single_flight,
         workers=workers,
@@ -107,13 +107,13 @@ def statistics() -> Statistics:
 
 
 @pytest.fixture
-def inference(pipeline: Pipeline, statistics: Statistics) -> Inference:
+def inference(pipeline: InferencePipeline, statistics: Statistics) -> Inference:
     return Inference(pipeline, statistics)
 
 
-def call(key: str | None = None, *, seconds: float = 30) -> Call:
+def call(key: str | None = None, *, seconds: float = 30) -> CallMetadata:
     now = time.monotonic()
-    return Call("anonymous", [key] if key else [], now, now + seconds)
+    return CallMetadata("anonymous", [key] if key else [], now, now + seconds)
 
 
 async def refusal(inference: Inference, request: oip.ModelInferRequest) -> SightlineError:
@@ -163,7 +163,7 @@ async def test_rows_of_a_model_that_is_run_singly_are_run_apart(
 
 
 async def test_rows_that_fit_into_one_run_are_run_together(
-    inference: Inference, pipeline: Pipeline, device: Device, path: Path
+    inference: Inference, pipeline: InferencePipeline, device: Device, path: Path
 ) -> None:
     pipeline.models = Models([on(device, loaded(path, max_rows=4))], "two")
     answer, _ = await inference.infer(call(), tensor(3))
@@ -199,7 +199,7 @@ async def test_a_large_request_is_read_beside_the_loop(inference: Inference) -> 
 
 
 async def test_the_limits_of_pictures_are_the_servers_own(
-    inference: Inference, pipeline: Pipeline
+    inference: Inference, pipeline: InferencePipeline
 ) -> None:
     pipeline.limits = RequestLimits(image=ImageLimits(max_bytes=20 * 2**20))
     large = picture(size=(2000, 2000), kind="BMP")
@@ -261,7 +261,9 @@ async def test_a_key_is_answered_once(
     assert (said.inference_count, said.inference_stats.fail.count) == (1, 1)
 
 
-async def test_a_key_of_infer_is_another_key(inference: Inference, pipeline: Pipeline) -> None:
+async def test_a_key_of_infer_is_another_key(
+    inference: Inference, pipeline: InferencePipeline
+) -> None:
     key = str(uuid.uuid4())
     images = [inference_pb2.Image(data=RED)]
     await pipeline.infer(call(key), inference_service_pb2.InferRequest(images=images))
@@ -283,7 +285,7 @@ async def test_a_queue_that_is_full_is_full_for_tensors_too(
 
 
 async def test_draining_waits_for_tensors_too(
-    inference: Inference, pipeline: Pipeline, device: Device
+    inference: Inference, pipeline: InferencePipeline, device: Device
 ) -> None:
     device.go.clear()
     running = asyncio.create_task(inference.infer(call(), tensor()))

@@ -15,7 +15,7 @@ from inference_service.uploads.errors import UploadStoreError
 from inference_service.uploads.index import StoreLimits
 from inference_service.uploads.parts import Header, Part
 from inference_service.uploads.receive import Uploads
-from inference_service.uploads.reference import Signer
+from inference_service.uploads.reference import ReferenceSigner
 from inference_service.uploads.store import UploadStore
 from servicekit.auth.caller import ANONYMOUS
 from servicekit.calls.in_flight import BytesInFlight
@@ -82,7 +82,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def uploads(store: FailingUploadStore, clock: Clock) -> AsyncIterator[Uploads]:
-    made = Uploads(store, Signer(store.key()), ImageLimits(), keep_seconds=60, clock=clock)
+    made = Uploads(store, ReferenceSigner(store.key()), ImageLimits(), keep_seconds=60, clock=clock)
     yield made
     for event in store.hold.values():
         event.set()

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_service.uploads.reference import Claim, Signer
+from inference_service.uploads.reference import Claim, ReferenceSigner
 from servicekit.errors import SightlineError
 
-SIGNER = Signer(b"k" * 32)
+SIGNER = ReferenceSigner(b"k" * 32)
 CLAIM = Claim(b"\xff" * 32, 137_000, 1_700_000_000.125)
 REFERENCE = SIGNER.sign(CLAIM, "api_key:gate-1")
 
@@ -76,9 +76,9 @@ def test_what_is_signed_can_be_read(sha256: bytes, size: int, expires_ms: int) -
 
 def test_another_key_signs_otherwise() -> None:
     with pytest.raises(SightlineError, match="REFERENCE_UNKNOWN"):
-        Signer(b"x" * 32).read(REFERENCE, "api_key:gate-1", 0.0)
+        ReferenceSigner(b"x" * 32).read(REFERENCE, "api_key:gate-1", 0.0)
 
 
 def test_a_short_key_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 32 bytes, is 31"):
-        Signer(b"k" * 31)
+        ReferenceSigner(b"k" * 31)
