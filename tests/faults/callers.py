@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
 from servicekit.errors import SightlineError, from_rpc_error
-from tests.integration.inference.process import Client
+from tests.integration.inference.process import InferenceStub
 from tests.unit.inference_service.tiny_onnx import picture
 
 PATIENCE = 15.0
@@ -70,7 +70,7 @@ class Callers:
         address = self.address(chance)
         if address is None:
             return False
-        client = Client(address)
+        client = InferenceStub(address)
         with client.channel:
             try:
                 answer = client.raw(

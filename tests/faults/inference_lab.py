@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.inference.process import Server, started
+from tests.integration.inference.process import InferenceProcess, started
 
 MEMORY_BYTES = 32 << 20
 """By which a server may grow after it has warmed up: its threads' heaps are never quite full."""
@@ -39,7 +39,7 @@ class Held:
 class Watched:
     """A server and its folder of temporary files."""
 
-    def __init__(self, server: Server, temporary: Path) -> None:
+    def __init__(self, server: InferenceProcess, temporary: Path) -> None:
         self.server = server
         self._temporary = temporary
         self._process = psutil.Process(server.process.pid)

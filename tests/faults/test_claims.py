@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.callers import PATIENCE, Callers
 from tests.faults.campaign import Campaign
-from tests.integration.inference.process import Server
+from tests.integration.inference.process import InferenceProcess
 from tests.unit.edge.samples import eventually
 from tests.unit.inference_service.tiny_onnx import colour_model
 
@@ -37,7 +37,7 @@ class Servers:
         self.chance = random.Random(seed)
         self.database = folder / "claims.sqlite"
         self._folder = folder
-        self._servers: list[Server | None] = [None] * number
+        self._servers: list[InferenceProcess | None] = [None] * number
         colour_model(folder / "models" / "colours" / "1" / "model.onnx", wait_seconds=RUN_SECONDS)
 
     def address(self, chance: random.Random) -> str | None:
@@ -47,7 +47,7 @@ class Servers:
 
     def start(self, slot: int) -> None:
         """Starts one and waits until it is ready."""
-        server = self._servers[slot] = Server(
+        server = self._servers[slot] = InferenceProcess(
             self._folder,
             *("--model-repository", str(self._folder / "models"), "--workers", "2"),
             *("--idempotency-database", str(self.database)),

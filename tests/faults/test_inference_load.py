@@ -15,7 +15,7 @@ from servicekit.errors import from_rpc_error
 from tests.faults.campaign import Campaign
 from tests.faults.inference_lab import Watched, watched
 from tests.faults.inference_load import Caller, Expected, Kept, call_for
-from tests.integration.inference.process import Client, ask, client
+from tests.integration.inference.process import InferenceStub, ask, client
 from tests.unit.inference_service.open_inference.networks import loaded, network
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
 
@@ -92,7 +92,7 @@ async def _operate(lab: Watched, folder: Path) -> int:
             return version - 1
 
 
-async def _replace(lab: Watched, one: Client, folder: Path, version: int) -> None:
+async def _replace(lab: Watched, one: InferenceStub, folder: Path, version: int) -> None:
     hot, made = folder / "models/hot", folder / f"new/{version + 1}"
     colour_model(made / "model.onnx", batches=True)
     made.rename(hot / str(version + 1))
@@ -103,7 +103,7 @@ async def _replace(lab: Watched, one: Client, folder: Path, version: int) -> Non
     await _until_listed(lab, one, version, there=False)
 
 
-async def _until_listed(lab: Watched, one: Client, version: int, *, there: bool) -> None:
+async def _until_listed(lab: Watched, one: InferenceStub, version: int, *, there: bool) -> None:
     lab.server.process.send_signal(signal.SIGHUP)
     end = time.monotonic() + 60
     while (str(version) in await asyncio.to_thread(_versions, one)) is not there:
@@ -111,7 +111,7 @@ async def _until_listed(lab: Watched, one: Client, version: int, *, there: bool)
         await asyncio.sleep(0.1)
 
 
-def _versions(one: Client) -> set[str]:
+def _versions(one: InferenceStub) -> set[str]:
     listed = one.stub.ListModels(inference_service_pb2.ListModelsRequest(), timeout=30)
     return {model.version for model in listed.models if model.name == "hot"}
 

@@ -22,7 +22,7 @@ from edge.decide.policy import Mode, Policy
 from edge.detect import Detector, DetectorResult, Image, OnnxDetector, UltralyticsDetector
 from edge.records import CloudReason, Detection, Source
 from servicekit.errors import SightlineError
-from tests.integration.inference.process import Server, started
+from tests.integration.inference.process import InferenceProcess, started
 from tests.unit.edge.overlap import overlap
 from tests.unit.inference_service.tiny_onnx import colour_model
 
@@ -42,7 +42,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def service(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[InferenceProcess]:
     with started(tmp_path_factory.mktemp("service"), *flags(repository)) as server:
         yield server
 
@@ -65,7 +67,7 @@ class Broken:
         raise RuntimeError("CUDA error 700")
 
 
-def test_models_are_listed(service: Server) -> None:
+def test_models_are_listed(service: InferenceProcess) -> None:
     with InferenceClient(service.address) as client:
         models = {model.name: model for model in client.list_models()}
     assert models["colours"].task is ModelTask.DETECT
@@ -73,7 +75,7 @@ def test_models_are_listed(service: Server) -> None:
     assert models["colours"].provider == "CPUExecutionProvider"
 
 
-async def test_both_clients_get_the_same_answer(service: Server) -> None:
+async def test_both_clients_get_the_same_answer(service: InferenceProcess) -> None:
     with InferenceClient(service.address) as client:
         one = client.infer([RED], image_ids=["frame-1"])
     async with AsyncInferenceClient(service.address) as other_client:
@@ -85,7 +87,7 @@ async def test_both_clients_get_the_same_answer(service: Server) -> None:
     assert one.timing.total >= one.timing.infer > 0
 
 
-def test_the_same_question_is_answered_once_and_replayed(service: Server) -> None:
+def test_the_same_question_is_answered_once_and_replayed(service: InferenceProcess) -> None:
     key = str(uuid.uuid4())
     with InferenceClient(service.address) as client:
         first = client.infer([RED], idempotency_key=key)
@@ -97,7 +99,7 @@ def test_the_same_question_is_answered_once_and_replayed(service: Server) -> Non
     assert caught.value.reason == "IDEMPOTENCY_KEY_REUSED"
 
 
-def test_what_is_no_picture_is_refused_with_its_field(service: Server) -> None:
+def test_what_is_no_picture_is_refused_with_its_field(service: InferenceProcess) -> None:
     with InferenceClient(service.address) as client, pytest.raises(SightlineError) as caught:
         client.infer([b"no picture"])
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -105,13 +107,13 @@ def test_what_is_no_picture_is_refused_with_its_field(service: Server) -> None:
     assert caught.value.violations[0].field.startswith("images[0]")
 
 
-def test_an_unknown_model_is_not_found(service: Server) -> None:
+def test_an_unknown_model_is_not_found(service: InferenceProcess) -> None:
     with InferenceClient(service.address) as client, pytest.raises(SightlineError) as caught:
         client.infer([RED], model=ModelHint("nobody"))
     assert caught.value.code is grpc.StatusCode.NOT_FOUND
 
 
-def test_parameters_reach_the_model(service: Server) -> None:
+def test_parameters_reach_the_model(service: InferenceProcess) -> None:
     with InferenceClient(service.address) as client:
         answer = client.infer([RED], parameters=InferParameters(confidence_threshold=1.0))
     assert answer.results[0].detections == ()
@@ -152,7 +154,7 @@ def on_device(request: pytest.FixtureRequest) -> Detector:
 @pytest.mark.parametrize("photo", ["bus.jpg", "zidane.jpg"])
 @pytest.mark.parametrize("form", ["path", "bytes", "array", "pillow"])
 def test_device_and_cloud_see_the_same_objects_in_a_photograph(
-    service: Server, on_device: Detector, photo: str, form: str
+    service: InferenceProcess, on_device: Detector, photo: str, form: str
 ) -> None:
     spec = find_spec("ultralytics")
     assert spec is not None

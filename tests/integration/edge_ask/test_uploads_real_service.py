@@ -19,7 +19,7 @@ from edge.cloud.call import InferCall
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferAnswer, ModelHint
 from servicekit.errors import SightlineError
-from tests.integration.inference.process import Server, started
+from tests.integration.inference.process import InferenceProcess, started
 from tests.unit.edge.overlap import overlap
 from tests.unit.inference_service.tiny_onnx import colour_model
 
@@ -53,12 +53,14 @@ def flags(repository: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def service(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[InferenceProcess]:
     with started(tmp_path_factory.mktemp("service"), *flags(repository)) as server:
         yield server
 
 
-def uploading(server: Server) -> InferenceClient:
+def uploading(server: InferenceProcess) -> InferenceClient:
     return InferenceClient(server.address, upload_above_bytes=100_000, timeout=20)
 
 
@@ -67,7 +69,7 @@ def names(answer: InferAnswer) -> list[list[str]]:
     return [[found.class_name for found in result.detections] for result in answer.results]
 
 
-def test_uploaded_or_inline_it_is_the_same_question(service: Server) -> None:
+def test_uploaded_or_inline_it_is_the_same_question(service: InferenceProcess) -> None:
     key = str(uuid.uuid4())
     with uploading(service) as client, InferenceClient(service.address) as inline:
         first = client.infer([RED, SMALL], image_ids=["a", "b"], idempotency_key=key)
@@ -78,14 +80,14 @@ def test_uploaded_or_inline_it_is_the_same_question(service: Server) -> None:
     assert first.bytes_sent == again.bytes_sent > len(RED)
 
 
-async def test_asyncio_uploads_as_threads_do(service: Server) -> None:
+async def test_asyncio_uploads_as_threads_do(service: InferenceProcess) -> None:
     async with AsyncInferenceClient(service.address, upload_above_bytes=100_000) as client:
         answer = await client.infer([GREEN])
     assert names(answer) == [["green"]]
     assert answer.bytes_sent == len(GREEN)
 
 
-def test_one_question_sent_twice_at_once_is_answered_once(service: Server) -> None:
+def test_one_question_sent_twice_at_once_is_answered_once(service: InferenceProcess) -> None:
     with uploading(service) as client:
         call = client.prepare([BLUE])
         first, second = (pending.result() for pending in [client.send(call), client.send(call)])
@@ -176,7 +178,7 @@ def test_an_upload_that_is_refused_names_the_picture(repository: Path, tmp_path:
 
 @pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS holds no yolov8n_int8.onnx")
 @pytest.mark.parametrize("name", ["bus.jpg", "zidane.jpg"])
-def test_shrinking_saves_bytes_and_changes_no_answer(service: Server, name: str) -> None:
+def test_shrinking_saves_bytes_and_changes_no_answer(service: InferenceProcess, name: str) -> None:
     photograph, size = twice_as_large(name)
     hint = ModelHint("yolov8n")
     with (

@@ -34,7 +34,7 @@ from edge.options import LogOptions
 from edge.run import Outcome
 from edge.sources import Frame, SourceMonitor
 from examples.demo.relay import CUT, SILENT, SOUND, Relay
-from tests.integration.inference.process import Server as Inference
+from tests.integration.inference.process import InferenceProcess as Inference
 from tests.integration.inference.process import started
 from tests.integration.ingest.process import Server as Ingest
 from tests.unit.inference_service.tiny_onnx import colour_model

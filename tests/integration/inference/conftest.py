@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.inference.process import Client, Server, client, started
+from tests.integration.inference.process import InferenceProcess, InferenceStub, client, started
 from tests.unit.inference_service.tiny_onnx import colour_model
 
 SLOW_SECONDS = 0.3  # of one run
@@ -29,7 +29,9 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def quick_server(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Iterator[Server]:
+def quick_server(
+    tmp_path_factory: pytest.TempPathFactory, colours: Path
+) -> Iterator[InferenceProcess]:
     """Serves the quick model; small limits."""
     flags = [
         *("--model-repository", str(colours), "--default-model", "colours"),
@@ -41,6 +43,6 @@ def quick_server(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Ite
 
 
 @pytest.fixture
-def quick(quick_server: Server) -> Iterator[Client]:
+def quick(quick_server: InferenceProcess) -> Iterator[InferenceStub]:
     with client(quick_server) as made:
         yield made

@@ -4,14 +4,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 
-from tests.integration.inference.process import Server
+from tests.integration.inference.process import InferenceProcess
 
 Figures = Mapping[str, float]
 """By metric with its labels, as they are printed: `name{label="value"}`."""
 _PATIENCE_SECONDS = 30.0
 
 
-def figures(server: Server) -> Figures:
+def figures(server: InferenceProcess) -> Figures:
     """Returns what the server says now."""
     with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
@@ -19,7 +19,7 @@ def figures(server: Server) -> Figures:
     return {name: float(value) for name, _, value in samples}
 
 
-def until(server: Server, condition: Callable[[Figures], bool]) -> Figures:
+def until(server: InferenceProcess, condition: Callable[[Figures], bool]) -> Figures:
     """Waits until the figures are so, and returns them."""
     end = time.monotonic() + _PATIENCE_SECONDS
     while not condition(found := figures(server)):

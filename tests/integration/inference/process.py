@@ -26,7 +26,7 @@ _START_SECONDS = 60
 _STOP_SECONDS = 30
 
 
-class Server:
+class InferenceProcess:
     """The process; `address` and, if there is one, `metrics_address` are known once it is ready.
 
     Args:
@@ -95,9 +95,9 @@ def _wrong_clock(folder: Path) -> Path:
 
 
 @contextmanager
-def started(folder: Path, *flags: str, clock_ahead: int = 0) -> Iterator[Server]:
+def started(folder: Path, *flags: str, clock_ahead: int = 0) -> Iterator[InferenceProcess]:
     """A server that is ready, and ended afterwards."""
-    server = Server(folder, *flags, clock_ahead=clock_ahead)
+    server = InferenceProcess(folder, *flags, clock_ahead=clock_ahead)
     try:
         server.wait_ready()
         yield server
@@ -105,7 +105,7 @@ def started(folder: Path, *flags: str, clock_ahead: int = 0) -> Iterator[Server]
         server.stop(signal.SIGKILL)
 
 
-class Client:
+class InferenceStub:
     """Calls a server as any client would."""
 
     def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
@@ -136,8 +136,10 @@ class Client:
 
 
 @contextmanager
-def client(server: Server, credentials: grpc.ChannelCredentials | None = None) -> Iterator[Client]:
-    made = Client(server.address, credentials)
+def client(
+    server: InferenceProcess, credentials: grpc.ChannelCredentials | None = None
+) -> Iterator[InferenceStub]:
+    made = InferenceStub(server.address, credentials)
     with made.channel:
         yield made
 

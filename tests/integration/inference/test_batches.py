@@ -13,9 +13,9 @@ from sightline.inference.v1 import inference_pb2
 from tests.integration.inference.conftest import SLOW_SECONDS
 from tests.integration.inference.figures import Figures, figures, grown, until
 from tests.integration.inference.process import (
-    Client,
+    InferenceProcess,
+    InferenceStub,
     InferFuture,
-    Server,
     ask,
     client,
     failures,
@@ -36,7 +36,7 @@ SLOW, SLOWEST = inference_pb2.ModelHint(name="slow"), inference_pb2.ModelHint(na
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceProcess]:
     folder = tmp_path_factory.mktemp("batches")
     colour_model(folder / "models/together/1/model.onnx", batches=True)
     colour_model(folder / "models/slow/1/model.onnx", wait_seconds=SLOW_SECONDS)
@@ -53,13 +53,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def asked(server: Server) -> Iterator[Client]:
+def asked(server: InferenceProcess) -> Iterator[InferenceStub]:
     with client(server) as one:
         yield one
 
 
 @contextmanager
-def busy(server: Server, asked: Client) -> Iterator[Figures]:
+def busy(server: InferenceProcess, asked: InferenceStub) -> Iterator[Figures]:
     """Keeps the only worker busy for a second or more; gives the figures before."""
     call = asked.stub.Infer.future(ask(PICTURES["red"], model=SLOWEST), timeout=60)
     before = until(server, lambda now: now["sightline_inference_running"] == 1)
@@ -67,12 +67,14 @@ def busy(server: Server, asked: Client) -> Iterator[Figures]:
     assert names(call.result().results[0]) == ["red"]
 
 
-def waiting(server: Server, count: int) -> None:
+def waiting(server: InferenceProcess, count: int) -> None:
     """Waits until so many pictures wait for the worker."""
     until(server, lambda now: now["sightline_inference_queue_depth"] == count)
 
 
-def calls(asked: Client, pictures: Sequence[bytes], timeout: float = 60) -> list[InferFuture]:
+def calls(
+    asked: InferenceStub, pictures: Sequence[bytes], timeout: float = 60
+) -> list[InferFuture]:
     return [asked.stub.Infer.future(ask(each), timeout=timeout) for each in pictures]
 
 
@@ -80,7 +82,9 @@ def answers(made: Sequence[InferFuture]) -> list[Sequence[str]]:
     return [names(call.result().results[0]) for call in made]
 
 
-def test_calls_share_runs_and_each_gets_its_own_answer(server: Server, asked: Client) -> None:
+def test_calls_share_runs_and_each_gets_its_own_answer(
+    server: InferenceProcess, asked: InferenceStub
+) -> None:
     wanted = ["red", "green", "blue", "green"] * (2 * MOST // 4)
     with busy(server, asked) as before:
         made = calls(asked, [PICTURES[name] for name in wanted])
@@ -91,7 +95,7 @@ def test_calls_share_runs_and_each_gets_its_own_answer(server: Server, asked: Cl
 
 
 def test_pictures_of_one_call_share_a_run_with_those_of_others(
-    server: Server, asked: Client
+    server: InferenceProcess, asked: InferenceStub
 ) -> None:
     with busy(server, asked) as before:
         several = asked.stub.Infer.future(ask(*PICTURES.values()), timeout=60)
@@ -103,7 +107,7 @@ def test_pictures_of_one_call_share_a_run_with_those_of_others(
     assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (1, 4)
 
 
-def test_a_corrupt_picture_fails_alone(server: Server, asked: Client) -> None:
+def test_a_corrupt_picture_fails_alone(server: InferenceProcess, asked: InferenceStub) -> None:
     with busy(server, asked) as before:
         good = calls(asked, [PICTURES["red"], PICTURES["green"]])
         bad = calls(asked, [corrupt()])
@@ -115,7 +119,9 @@ def test_a_corrupt_picture_fails_alone(server: Server, asked: Client) -> None:
     assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (1, 3)
 
 
-def test_a_cancelled_call_leaves_before_it_costs_anything(server: Server, asked: Client) -> None:
+def test_a_cancelled_call_leaves_before_it_costs_anything(
+    server: InferenceProcess, asked: InferenceStub
+) -> None:
     with busy(server, asked) as before:
         first, gone, last = calls(asked, list(PICTURES.values()))
         waiting(server, 3)
@@ -127,7 +133,9 @@ def test_a_cancelled_call_leaves_before_it_costs_anything(server: Server, asked:
     assert grown(before, after, CANCELLED) == 1
 
 
-def test_an_expired_call_leaves_before_it_costs_anything(server: Server, asked: Client) -> None:
+def test_an_expired_call_leaves_before_it_costs_anything(
+    server: InferenceProcess, asked: InferenceStub
+) -> None:
     with busy(server, asked) as before:
         good = calls(asked, [PICTURES["red"]])
         gone = calls(asked, [PICTURES["green"]], timeout=0.1)
@@ -145,7 +153,9 @@ def noting(order: list[str], name: str) -> Callable[[object], None]:
     return lambda _: order.append(name)
 
 
-def test_the_earlier_deadline_is_answered_first(server: Server, asked: Client) -> None:
+def test_the_earlier_deadline_is_answered_first(
+    server: InferenceProcess, asked: InferenceStub
+) -> None:
     order: list[str] = []
     with busy(server, asked):
         made = []
@@ -160,7 +170,7 @@ def test_the_earlier_deadline_is_answered_first(server: Server, asked: Client) -
     assert order == ["early", "between", "late"]
 
 
-def test_a_call_alone_waits_for_company_no_longer_than_it_is_told(asked: Client) -> None:
+def test_a_call_alone_waits_for_company_no_longer_than_it_is_told(asked: InferenceStub) -> None:
     asked.infer(PICTURES["red"])
     begun = time.perf_counter()
     timing = asked.infer(PICTURES["red"]).timing

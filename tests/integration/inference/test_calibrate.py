@@ -23,7 +23,7 @@ from sightline.inference.v1 import inference_pb2
 from sklearn.datasets import load_digits
 
 from inference_service.models.calibration import ece
-from tests.integration.inference.process import Client, client, started
+from tests.integration.inference.process import InferenceStub, client, started
 from vision import softmax
 
 SIGHTLINE = [sys.executable, "-c", "from sightline.cli.app import main; main()"]
@@ -52,7 +52,7 @@ class Digits:
         return _logits(self.network, pixels)
 
 
-class Network(torch.nn.Module):
+class DigitsNetwork(torch.nn.Module):
     """Four layers on the colours' mean: far more than so few pictures need."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ def _logits(network: torch.nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.f
 def _trained(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> torch.nn.Module:
     """Returns a network that knows its pictures by heart, with nothing to hold it back."""
     torch.manual_seed(0)
-    network = Network()
+    network = DigitsNetwork()
     images = torch.from_numpy(pixels.astype(np.float32) / 255).permute(0, 3, 1, 2)
     truth = torch.from_numpy(labels)
     optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
@@ -146,7 +146,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     return Digits(repository, folder / "calibration", network, held_out, unseen)
 
 
-def served(one: Client, digits: Digits) -> NDArray[np.float64]:
+def served(one: InferenceStub, digits: Digits) -> NDArray[np.float64]:
     """Returns what the service answers for the pictures that were held out."""
     rows = np.zeros((len(digits.held_out), 10))
     for at in range(0, len(rows), 16):
@@ -159,7 +159,7 @@ def served(one: Client, digits: Digits) -> NDArray[np.float64]:
     return rows
 
 
-def surest(one: Client, digits: Digits) -> float:
+def surest(one: InferenceStub, digits: Digits) -> float:
     """Returns the highest probability of one picture, and checks that no more is answered."""
     asked = inference_pb2.InferParameters(top_k=1)
     (result,) = one.infer(digits.held_out[0], parameters=asked).results

@@ -11,7 +11,7 @@ from sightline.inference.v1 import inference_service_pb2
 from sightline.openinference.v2 import open_inference_pb2, open_inference_pb2_grpc
 
 from tests.integration.auth.authority import Authority
-from tests.integration.inference.process import Server, ask, client, failure, started
+from tests.integration.inference.process import InferenceProcess, ask, client, failure, started
 from tests.unit.inference_service.tiny_onnx import picture
 
 RED = picture()
@@ -41,7 +41,9 @@ def test_each_caller_has_its_own_limit_and_its_own_keys(
 ) -> None:
     key = (("idempotency-key", str(uuid.uuid4())),)
 
-    def replayed(server: Server, credentials: grpc.ChannelCredentials) -> Callable[[], bool]:
+    def replayed(
+        server: InferenceProcess, credentials: grpc.ChannelCredentials
+    ) -> Callable[[], bool]:
         def call() -> bool:
             with client(server, credentials) as made:
                 _, done = made.stub.Infer.with_call(ask(RED), timeout=30, metadata=key)
@@ -98,7 +100,7 @@ def test_each_method_has_a_limit_of_its_own(tmp_path: Path, colours: Path) -> No
 
 def test_a_method_that_cannot_be_limited_is_refused(tmp_path: Path) -> None:
     for method in ("Infre", "ServerLive"):
-        server = Server(tmp_path, "--rate-limits", f"{method}=1/s")
+        server = InferenceProcess(tmp_path, "--rate-limits", f"{method}=1/s")
         try:
             assert server.process.wait(60) == 2
         finally:

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from tests.integration.inference.conftest import SLOW_SECONDS
-from tests.integration.inference.process import Client, ask, client, failures, names, started
+from tests.integration.inference.process import InferenceStub, ask, client, failures, names, started
 from tests.unit.inference_service.tiny_onnx import picture
 
 RED = picture()
@@ -16,7 +16,7 @@ SLACK = 0.25  # what a busy machine may add to a deadline of the client's own
 
 
 @pytest.fixture
-def made(tmp_path: Path, slow: Path) -> Iterator[Client]:
+def made(tmp_path: Path, slow: Path) -> Iterator[InferenceStub]:
     flags = [
         *("--model-repository", str(slow), "--workers", "1"),
         *("--queue-size", "4", "--max-images", "4"),
@@ -26,19 +26,19 @@ def made(tmp_path: Path, slow: Path) -> Iterator[Client]:
         yield one
 
 
-def timed(made: Client, timeout: float | None) -> tuple[grpc.StatusCode, str, float]:
+def timed(made: InferenceStub, timeout: float | None) -> tuple[grpc.StatusCode, str, float]:
     begun = time.perf_counter()
     error = made.refusal(RED, timeout=timeout)
     return error.code, error.reason, time.perf_counter() - begun
 
 
-def test_an_error_is_never_later_than_the_deadline(made: Client) -> None:
+def test_an_error_is_never_later_than_the_deadline(made: InferenceStub) -> None:
     code, _, took = timed(made, 0.05)
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert took < 0.05 + SLACK
 
 
-def test_while_the_model_runs_a_hopeless_deadline_is_refused_at_once(made: Client) -> None:
+def test_while_the_model_runs_a_hopeless_deadline_is_refused_at_once(made: InferenceStub) -> None:
     run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
     running = made.stub.Infer.future(ask(RED), timeout=60)
     waiting = made.stub.Infer.future(ask(RED), timeout=60)
@@ -51,7 +51,7 @@ def test_while_the_model_runs_a_hopeless_deadline_is_refused_at_once(made: Clien
         assert names(call.result().results[0]) == ["red"]
 
 
-def test_an_idle_server_tries_what_it_is_not_expected_to_do(made: Client) -> None:
+def test_an_idle_server_tries_what_it_is_not_expected_to_do(made: InferenceStub) -> None:
     """Item 5: what is known may be wrong, so it is no reason to refuse while nobody waits."""
     run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
     code, reason, took = timed(made, run / 2)
@@ -60,7 +60,7 @@ def test_an_idle_server_tries_what_it_is_not_expected_to_do(made: Client) -> Non
     assert took < run / 2 + SLACK
 
 
-def test_abandoned_calls_cost_nobody_anything(made: Client) -> None:
+def test_abandoned_calls_cost_nobody_anything(made: InferenceStub) -> None:
     run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
     request = ask(RED)
     abandoned = [made.stub.Infer.future(request, timeout=60) for _ in range(4)]
@@ -71,7 +71,7 @@ def test_abandoned_calls_cost_nobody_anything(made: Client) -> None:
     assert time.perf_counter() - begun < 3 * run + SLACK  # not 5: at most one had begun
 
 
-def test_a_full_queue_is_refused_with_the_time_to_come_back(made: Client) -> None:
+def test_a_full_queue_is_refused_with_the_time_to_come_back(made: InferenceStub) -> None:
     calls = [made.stub.Infer.future(ask(RED), timeout=60) for _ in range(12)]
     errors = failures(calls)
     assert len(errors) >= 12 - (1 + 4) - 3
@@ -94,7 +94,7 @@ def test_a_call_without_a_deadline_gets_the_server_s(tmp_path: Path, slow: Path)
         assert names(one.infer(RED, timeout=60).results[0]) == ["red"]
 
 
-def test_the_slow_model_takes_as_long_as_it_says_on_any_machine(made: Client) -> None:
+def test_the_slow_model_takes_as_long_as_it_says_on_any_machine(made: InferenceStub) -> None:
     """What the tests of this folder build on: a known time, and no hope for a slow machine."""
     run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
     assert run >= SLOW_SECONDS

@@ -24,7 +24,13 @@ from onnx import numpy_helper
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
 from servicekit.errors import SightlineError, from_rpc_error
-from tests.integration.inference.process import Client, Server, ask, client, started
+from tests.integration.inference.process import (
+    InferenceProcess,
+    InferenceStub,
+    ask,
+    client,
+    started,
+)
 from tests.integration.inference.waiting_service import HOLD
 from tests.unit.inference_service.failing_onnx import mortal_model
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
@@ -47,7 +53,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Server]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, repository: Path
+) -> Iterator[InferenceProcess]:
     """Serves a repository that the tests change; each has a model of its own."""
     flags = [
         *("--model-repository", str(repository), "--default-model", "steady"),
@@ -58,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterat
 
 
 @pytest.fixture
-def one(server: Server) -> Iterator[Client]:
+def one(server: InferenceProcess) -> Iterator[InferenceStub]:
     with client(server) as made:
         yield made
 
@@ -76,7 +84,7 @@ def sightline(*words: str) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(command, env=clean, capture_output=True, timeout=60)
 
 
-def label(one: Client, name: str, version: str = "") -> str:
+def label(one: InferenceStub, name: str, version: str = "") -> str:
     """Returns which generation of a model answers; empty: it is not there."""
     hint = inference_pb2.ModelHint(name=name, version=version)
     call = one.stub.Infer.future(ask(RED, model=hint), timeout=30)
@@ -97,7 +105,7 @@ class Calls:
 
 
 @contextmanager
-def calls(server: Server, name: str, version: str = "") -> Iterator[Calls]:
+def calls(server: InferenceProcess, name: str, version: str = "") -> Iterator[Calls]:
     """Calls a model from three threads for as long as it lasts."""
     made, over = Calls(), threading.Event()
     hint = inference_pb2.ModelHint(name=name, version=version)
@@ -123,7 +131,7 @@ def calls(server: Server, name: str, version: str = "") -> Iterator[Calls]:
     assert made.errors == []
 
 
-def added(repository: Path, one: Client, name: str) -> Path:
+def added(repository: Path, one: InferenceStub, name: str) -> Path:
     """Puts generation `a` of a model into the repository; returns its folder, once it is served."""
     made = repository / ".new" / name / "1"
     generation(made / "model.onnx", "a")
@@ -182,8 +190,8 @@ def by_removal_and_copy(folder: Path, label: str) -> None:
     ],
 )
 def test_a_model_is_replaced_under_its_callers(
-    server: Server,
-    one: Client,
+    server: InferenceProcess,
+    one: InferenceStub,
     repository: Path,
     replace: Callable[[Path, str], None],
 ) -> None:
@@ -198,7 +206,7 @@ def test_a_model_is_replaced_under_its_callers(
 
 
 def test_a_version_that_comes_is_the_default_and_one_that_goes_is_not_missed(
-    server: Server, one: Client, repository: Path, tmp_path: Path
+    server: InferenceProcess, one: InferenceStub, repository: Path, tmp_path: Path
 ) -> None:
     folder = added(repository, one, "versions")
     file = generation(tmp_path / "best.onnx", "b")
@@ -218,7 +226,7 @@ def test_a_version_that_comes_is_the_default_and_one_that_goes_is_not_missed(
 
 
 def test_without_the_default_model_s_folder_the_server_goes_on(
-    server: Server, repository: Path
+    server: InferenceProcess, repository: Path
 ) -> None:
     with calls(server, "") as made:
         (repository / "steady").rename(repository / ".steady")
@@ -230,7 +238,7 @@ def test_without_the_default_model_s_folder_the_server_goes_on(
 
 
 def test_a_version_that_is_loaded_can_go_meanwhile(
-    server: Server, one: Client, repository: Path
+    server: InferenceProcess, one: InferenceStub, repository: Path
 ) -> None:
     folder = added(repository, one, "going")
     with calls(server, "going") as made:
@@ -246,7 +254,7 @@ def test_a_version_that_is_loaded_can_go_meanwhile(
     assert label(one, "going", "2") == ""
 
 
-def failed_loads(server: Server, name: str) -> float:
+def failed_loads(server: InferenceProcess, name: str) -> float:
     with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as page:
         text = page.read().decode()
     counts = [
@@ -258,7 +266,7 @@ def failed_loads(server: Server, name: str) -> float:
 
 
 def test_what_cannot_be_loaded_changes_nothing_and_is_said_once(
-    server: Server, one: Client, repository: Path
+    server: InferenceProcess, one: InferenceStub, repository: Path
 ) -> None:
     folder = added(repository, one, "broken")
     with calls(server, "broken") as made:
@@ -281,7 +289,7 @@ def test_what_cannot_be_loaded_changes_nothing_and_is_said_once(
 
 
 def test_a_call_in_flight_ends_on_the_model_that_it_began_with(
-    server: Server, one: Client, repository: Path
+    server: InferenceProcess, one: InferenceStub, repository: Path
 ) -> None:
     version = repository / ".new" / "slow" / "1"
     generation(version / "model.onnx", "old", wait_seconds=1.5)
@@ -308,7 +316,7 @@ def heavy(path: Path, label: str) -> None:
 
 
 def test_models_that_were_replaced_leave_no_memory_behind(
-    server: Server, one: Client, repository: Path
+    server: InferenceProcess, one: InferenceStub, repository: Path
 ) -> None:
     folder = added(repository, one, "heavy")
     process = psutil.Process(server.process.pid)

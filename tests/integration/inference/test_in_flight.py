@@ -16,8 +16,8 @@ from servicekit.auth.key_file import KeyFile
 from servicekit.errors import from_rpc_error
 from tests.integration.inference.process import (
     SERVICE,
-    Client,
-    Server,
+    InferenceProcess,
+    InferenceStub,
     ask,
     client,
     names,
@@ -41,7 +41,7 @@ def flags(slow: Path) -> list[str]:
     ]
 
 
-def flood(server: Server) -> tuple[float, list[str]]:
+def flood(server: InferenceProcess) -> tuple[float, list[str]]:
     """Sends everything at once; returns how much memory that took, bytes, and the outcomes."""
     process = psutil.Process(server.process.pid)
     with client(server) as made:
@@ -56,7 +56,7 @@ def flood(server: Server) -> tuple[float, list[str]]:
         return most - before, [_outcome(call) for call in calls]
 
 
-def _healthy(made: Client) -> None:
+def _healthy(made: InferenceStub) -> None:
     begun = time.perf_counter()
     assert made.health() == "SERVING"
     assert time.perf_counter() - begun < 5

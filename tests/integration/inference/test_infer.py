@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
-from tests.integration.inference.process import Client, failure, names
+from tests.integration.inference.process import InferenceStub, failure, names
 from tests.unit.inference_service.tiny_onnx import bomb, corrupt, picture
 
 RED, BLUE = picture((255, 0, 0)), picture((0, 0, 255), size=(256, 128), kind="JPEG")
 
 
-def test_one_picture(quick: Client) -> None:
+def test_one_picture(quick: InferenceStub) -> None:
     digest = hashlib.sha256(BLUE).digest()
     answer = quick.infer(inference_pb2.Image(image_id="b", data=BLUE, sha256=digest))
     (result,) = answer.results
@@ -25,7 +25,7 @@ def test_one_picture(quick: Client) -> None:
     assert (answer.model_name, answer.model_version) == ("colours", "2")
 
 
-def test_every_stage_is_timed(quick: Client) -> None:
+def test_every_stage_is_timed(quick: InferenceStub) -> None:
     timing = quick.infer(RED, BLUE).timing
     stages = [timing.validate, timing.queue, timing.decode, timing.infer, timing.post]
     assert all(stage.ToNanoseconds() > 0 for stage in stages)
@@ -33,12 +33,12 @@ def test_every_stage_is_timed(quick: Client) -> None:
     assert timing.total.ToNanoseconds() > longest / 2  # two pictures side by side
 
 
-def test_answers_come_in_the_order_of_the_pictures(quick: Client) -> None:
+def test_answers_come_in_the_order_of_the_pictures(quick: InferenceStub) -> None:
     answer = quick.infer(BLUE, RED, BLUE)
     assert [names(result) for result in answer.results] == [["blue"], ["red"], ["blue"]]
 
 
-def test_a_caller_may_choose_model_version_and_thresholds(quick: Client) -> None:
+def test_a_caller_may_choose_model_version_and_thresholds(quick: InferenceStub) -> None:
     hint = inference_pb2.ModelHint(name="colours", version="1")
     assert quick.infer(RED, model=hint).model_version == "1"
     assert quick.infer(RED, model=inference_pb2.ModelHint(name="other")).model_name == "other"
@@ -48,7 +48,7 @@ def test_a_caller_may_choose_model_version_and_thresholds(quick: Client) -> None
         assert names(quick.infer(half, parameters=asked).results[0]) == expected
 
 
-def test_one_bad_picture_of_several_fails_alone(quick: Client) -> None:
+def test_one_bad_picture_of_several_fails_alone(quick: InferenceStub) -> None:
     torn = inference_pb2.Image(data=corrupt(), image_id="torn")
     first, second, third, fourth = quick.infer(RED, b"no picture", torn, BLUE).results
     assert (names(first), names(fourth)) == (["red"], ["blue"])
@@ -79,7 +79,7 @@ def test_one_bad_picture_of_several_fails_alone(quick: Client) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_picture_that_is_refused(
-    quick: Client, image: bytes | inference_pb2.Image, reason: str, field: str
+    quick: InferenceStub, image: bytes | inference_pb2.Image, reason: str, field: str
 ) -> None:
     error = quick.refusal(image)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -88,13 +88,13 @@ def test_a_picture_that_is_refused(
     assert not error.retryable
 
 
-def test_all_pictures_corrupt_is_a_failed_call(quick: Client) -> None:
+def test_all_pictures_corrupt_is_a_failed_call(quick: InferenceStub) -> None:
     error = quick.refusal(corrupt(), corrupt())
     assert error.reason == "IMAGE_CORRUPT"
     assert [v.field for v in error.violations] == ["images[0].data", "images[1].data"]
 
 
-def test_a_request_that_is_refused_whole(quick: Client) -> None:
+def test_a_request_that_is_refused_whole(quick: InferenceStub) -> None:
     assert [v.field for v in quick.refusal().violations] == ["images"]
     assert [v.field for v in quick.refusal(*[RED] * 5).violations] == ["images"]
     asked = inference_pb2.InferParameters(iou_threshold=2)
@@ -102,24 +102,24 @@ def test_a_request_that_is_refused_whole(quick: Client) -> None:
     assert [v.field for v in error.violations] == ["parameters.iou_threshold"]
 
 
-def test_unknown_models(quick: Client) -> None:
+def test_unknown_models(quick: InferenceStub) -> None:
     error = quick.refusal(RED, model=inference_pb2.ModelHint(name="nobody"))
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
     error = quick.refusal(RED, model=inference_pb2.ModelHint(version="7"))
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_VERSION_NOT_FOUND")
 
 
-def test_a_message_over_the_limit_is_refused_before_it_is_read(quick: Client) -> None:
+def test_a_message_over_the_limit_is_refused_before_it_is_read(quick: InferenceStub) -> None:
     assert quick.refusal(bytes(1_000_001)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_bytes_that_are_no_request_do_no_harm(quick: Client) -> None:
+def test_bytes_that_are_no_request_do_no_harm(quick: InferenceStub) -> None:
     error = failure(lambda: quick.raw(b"\xff\xff no request", timeout=10))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
     assert names(quick.infer(RED).results[0]) == ["red"]
 
 
-def test_list_models(quick: Client) -> None:
+def test_list_models(quick: InferenceStub) -> None:
     listed = quick.stub.ListModels(inference_service_pb2.ListModelsRequest(), timeout=10).models
     assert [(m.name, m.version) for m in listed] == [
         ("colours", "1"),
@@ -135,7 +135,7 @@ def test_list_models(quick: Client) -> None:
         assert model.provider == "CPUExecutionProvider"
 
 
-def test_a_picture_is_looked_at_upright(quick: Client) -> None:
+def test_a_picture_is_looked_at_upright(quick: InferenceStub) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side
     buffer = io.BytesIO()

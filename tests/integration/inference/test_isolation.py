@@ -23,7 +23,14 @@ from sightline.inference.v1 import inference_service_pb2
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
 from servicekit.errors import from_rpc_error
-from tests.integration.inference.process import SERVICE, Client, Server, ask, client, started
+from tests.integration.inference.process import (
+    SERVICE,
+    InferenceProcess,
+    InferenceStub,
+    ask,
+    client,
+    started,
+)
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
 
 MIB = 1024 * 1024
@@ -35,10 +42,10 @@ RED = ask(picture()).SerializeToString()
 
 
 @dataclass
-class Fleet:
+class DeviceFleet:
     """A server, and the secrets of its callers."""
 
-    server: Server
+    server: InferenceProcess
     secrets: dict[str, str]
 
     @asynccontextmanager
@@ -46,11 +53,11 @@ class Fleet:
         options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self.server.address, options=options) as channel:
             await channel.channel_ready()
-            yield Sender(channel, self.secrets[name])
+            yield RequestSender(channel, self.secrets[name])
 
 
 @dataclass
-class Sender:
+class RequestSender:
     """One caller, and what became of its calls."""
 
     channel: grpc.aio.Channel
@@ -82,7 +89,7 @@ class Sender:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceFleet]:
     folder = tmp_path_factory.mktemp("isolation")
     colour_model(folder / "models/busy/1/model.onnx", matmuls=RUN_MATMULS)
     names = ["good", *(f"flood-{number}" for number in range(4))]
@@ -93,7 +100,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         *("--api-keys-file", str(folder / "keys"), "--metrics-listen", "127.0.0.1:0"),
     ]
     with started(folder, *flags) as server:
-        yield Fleet(server, secrets)
+        yield DeviceFleet(server, secrets)
 
 
 SIXTEEN = ask(*[picture()] * 16).SerializeToString()
@@ -107,7 +114,9 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("shape", FLOODS)
-async def test_a_caller_below_its_share_is_in_time_beside_a_flood(fleet: Fleet, shape: str) -> None:
+async def test_a_caller_below_its_share_is_in_time_beside_a_flood(
+    fleet: DeviceFleet, shape: str
+) -> None:
     """Item 4."""
     request, seconds, at_once, callers = FLOODS[shape]
     async with fleet.caller("good") as good:
@@ -139,7 +148,9 @@ def ask_of(request: bytes) -> inference_service_pb2.InferRequest:
     return inference_service_pb2.InferRequest.FromString(request)
 
 
-async def _flood(fleet: Fleet, name: str, request: bytes, seconds: float, at_once: int) -> None:
+async def _flood(
+    fleet: DeviceFleet, name: str, request: bytes, seconds: float, at_once: int
+) -> None:
     async with fleet.caller(name) as sender:
         await sender.flood(request, seconds, at_once)
 
@@ -162,7 +173,7 @@ def test_small_pictures_are_answered_after_large_ones(tmp_path: Path, quick_mode
     assert outcomes.keys() <= {"OK", "DEADLINE_EXCEEDED"}, "none is refused for what is known"
 
 
-def _outcome(made: Client, timeout: float) -> str:
+def _outcome(made: InferenceStub, timeout: float) -> str:
     try:
         made.infer(picture(), timeout=timeout)
     except grpc.RpcError as error:
@@ -191,7 +202,7 @@ def test_the_pixels_of_a_request_are_not_held_together(tmp_path: Path, quick_mod
     assert most - before < 2 * bound
 
 
-def _most_memory(server: Server, one: Client, pictures: list[bytes]) -> int:
+def _most_memory(server: InferenceProcess, one: InferenceStub, pictures: list[bytes]) -> int:
     call = one.stub.Infer.future(ask(*pictures), timeout=300)
     most = 0
     while not call.done():
@@ -201,7 +212,7 @@ def _most_memory(server: Server, one: Client, pictures: list[bytes]) -> int:
     return most
 
 
-def _memory(server: Server) -> int:
+def _memory(server: InferenceProcess) -> int:
     return int(psutil.Process(server.process.pid).memory_info().rss)
 
 

@@ -12,7 +12,13 @@ import grpc
 import pytest
 
 from servicekit.errors import from_rpc_error
-from tests.integration.inference.process import Client, Server, ask, client, started
+from tests.integration.inference.process import (
+    InferenceProcess,
+    InferenceStub,
+    ask,
+    client,
+    started,
+)
 from tests.integration.inference.test_once_per_key import (
     LEASE_SECONDS,
     RED,
@@ -27,7 +33,9 @@ HOURS = 3600
 PICTURES = [RED] * 16  # work enough to be stopped at
 
 
-def stopped_at_work(server: Server, calls: "list[grpc.CallFuture[Any]]", database: Path) -> None:
+def stopped_at_work(
+    server: InferenceProcess, calls: "list[grpc.CallFuture[Any]]", database: Path
+) -> None:
     """Stop a server once it has claimed the key of these calls and works."""
     _wait_for_claim(database)
     os.kill(server.process.pid, signal.SIGSTOP)
@@ -111,7 +119,7 @@ def test_item_18_kept_answers_outlive_a_start_with_the_clock_days_ahead(
         assert send(made, ask(RED), other) == (second, True)
 
 
-def _stays_claimed(to: Client, request: bytes, metadata: Metadata) -> None:
+def _stays_claimed(to: InferenceStub, request: bytes, metadata: Metadata) -> None:
     """Check that a claim whose owner lives is not taken over for its owner's wrong clock."""
     with pytest.raises(grpc.RpcError) as caught:
         to.raw(request, timeout=0.3, metadata=metadata)

@@ -15,7 +15,14 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
 from servicekit.errors import from_rpc_error
-from tests.integration.inference.process import Client, Server, ask, client, failure, started
+from tests.integration.inference.process import (
+    InferenceProcess,
+    InferenceStub,
+    ask,
+    client,
+    failure,
+    started,
+)
 from tests.unit.inference_service.tiny_onnx import corrupt, picture
 
 RED, BLUE = picture((255, 0, 0)), picture((0, 0, 255))
@@ -28,13 +35,15 @@ def key(value: str | None = None) -> Metadata:
     return (("idempotency-key", value or str(uuid.uuid4())),)
 
 
-def send(to: Client, request: inference_service_pb2.InferRequest, metadata: Metadata) -> Sent:
+def send(
+    to: InferenceStub, request: inference_service_pb2.InferRequest, metadata: Metadata
+) -> Sent:
     """Returns the answer as it came over the wire, and whether it was marked as replayed."""
     answer, call = to.raw.with_call(request.SerializeToString(), timeout=30, metadata=metadata)
     return answer, ("idempotent-replayed", "true") in (call.trailing_metadata() or ())
 
 
-def test_a_replay_is_the_same_to_the_byte(quick: Client) -> None:
+def test_a_replay_is_the_same_to_the_byte(quick: InferenceStub) -> None:
     metadata, request = key(), ask(RED, BLUE)
     first, replayed = send(quick, request, metadata)
     assert not replayed
@@ -42,11 +51,11 @@ def test_a_replay_is_the_same_to_the_byte(quick: Client) -> None:
         assert send(quick, request, metadata) == (first, True)
 
 
-def test_without_a_key_every_call_is_its_own(quick: Client) -> None:
+def test_without_a_key_every_call_is_its_own(quick: InferenceStub) -> None:
     assert send(quick, ask(RED), ()) != send(quick, ask(RED), ())  # their timings differ
 
 
-def test_another_request_under_the_same_key(quick: Client) -> None:
+def test_another_request_under_the_same_key(quick: InferenceStub) -> None:
     metadata = key()
     send(quick, ask(RED), metadata)
     others = [
@@ -62,13 +71,13 @@ def test_another_request_under_the_same_key(quick: Client) -> None:
 
 
 @pytest.mark.parametrize("value", ["x", "c232ab00-9414-11ec-b3c8-9f6bdeced846"])
-def test_a_key_that_is_no_uuid4(quick: Client, value: str) -> None:
+def test_a_key_that_is_no_uuid4(quick: InferenceStub, value: str) -> None:
     error = failure(lambda: send(quick, ask(RED), key(value)))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert [v.field for v in error.violations] == ["idempotency-key"]
 
 
-def test_a_refused_request_does_not_use_up_its_key(quick: Client) -> None:
+def test_a_refused_request_does_not_use_up_its_key(quick: InferenceStub) -> None:
     metadata = key()
     assert failure(lambda: send(quick, ask(b"no picture"), metadata)).reason == (
         "IMAGE_TYPE_UNSUPPORTED"
@@ -76,7 +85,7 @@ def test_a_refused_request_does_not_use_up_its_key(quick: Client) -> None:
     assert send(quick, ask(RED), metadata)[1] is False
 
 
-def test_a_picture_that_cannot_be_decoded_fails_the_same_way_again(quick: Client) -> None:
+def test_a_picture_that_cannot_be_decoded_fails_the_same_way_again(quick: InferenceStub) -> None:
     metadata, request = key(), ask(corrupt())
     first = failure(lambda: send(quick, request, metadata))
     again = failure(lambda: send(quick, request, metadata))
@@ -84,7 +93,7 @@ def test_a_picture_that_cannot_be_decoded_fails_the_same_way_again(quick: Client
     assert again.reason == "IMAGE_CORRUPT"
 
 
-def test_an_answer_without_a_picture_that_may_come_yet_is_not_kept(quick: Client) -> None:
+def test_an_answer_without_a_picture_that_may_come_yet_is_not_kept(quick: InferenceStub) -> None:
     metadata, gone = key(), inference_pb2.Image(reference="of an upload that is not there")
     request = ask(RED, gone)
     first, replayed = send(quick, request, metadata)
@@ -95,13 +104,13 @@ def test_an_answer_without_a_picture_that_may_come_yet_is_not_kept(quick: Client
 
 
 @pytest.fixture(scope="module")
-def slow_server(tmp_path_factory: pytest.TempPathFactory, slow: Path) -> Iterator[Server]:
+def slow_server(tmp_path_factory: pytest.TempPathFactory, slow: Path) -> Iterator[InferenceProcess]:
     flags = ["--model-repository", str(slow), "--workers", "1"]
     with started(tmp_path_factory.mktemp("slow-server"), *flags) as server:
         yield server
 
 
-def test_twins_at_the_same_time_get_one_answer(slow_server: Server) -> None:
+def test_twins_at_the_same_time_get_one_answer(slow_server: InferenceProcess) -> None:
     metadata, request = key(), ask(RED).SerializeToString()
     with client(slow_server) as one, client(slow_server) as two:
         calls = [each.raw.future(request, timeout=60, metadata=metadata) for each in (one, two) * 4]
@@ -110,7 +119,7 @@ def test_twins_at_the_same_time_get_one_answer(slow_server: Server) -> None:
     assert sorted(marked) == [False] + [True] * 7
 
 
-def test_a_caller_that_gives_up_leaves_its_work_to_its_twin(slow_server: Server) -> None:
+def test_a_caller_that_gives_up_leaves_its_work_to_its_twin(slow_server: InferenceProcess) -> None:
     metadata, request = key(), ask(*[RED] * 4).SerializeToString()
     with client(slow_server) as one, client(slow_server) as two:
         first = one.raw.future(request, timeout=60, metadata=metadata)
@@ -125,7 +134,7 @@ def test_a_caller_that_gives_up_leaves_its_work_to_its_twin(slow_server: Server)
         assert send(two, ask(*[RED] * 4), metadata) == (answer, True)
 
 
-def test_a_deadline_that_passed_does_not_use_up_the_key(slow_server: Server) -> None:
+def test_a_deadline_that_passed_does_not_use_up_the_key(slow_server: InferenceProcess) -> None:
     metadata, request = key(), ask(RED)
     with client(slow_server) as made:
         with pytest.raises(grpc.RpcError) as caught:
@@ -245,7 +254,7 @@ def test_a_damaged_database_prevents_the_start(tmp_path: Path, colours: Path) ->
     whole = database.read_bytes()
     assert len(whole) > 3 * 4096
     database.write_bytes(whole[:4096] + bytes(len(whole) - 4096))
-    server = Server(tmp_path, *flags)
+    server = InferenceProcess(tmp_path, *flags)
     assert server.process.wait(60) == 1
     assert "idempotency_database: " in server.log.read_text()
     assert "move it away" in server.log.read_text()

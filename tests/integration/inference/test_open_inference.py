@@ -19,7 +19,13 @@ from sightline.openinference.v2 import open_inference_pb2_grpc
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
 from servicekit.errors import SightlineError
-from tests.integration.inference.process import Client, Server, client, failure, started
+from tests.integration.inference.process import (
+    InferenceProcess,
+    InferenceStub,
+    client,
+    failure,
+    started,
+)
 from tests.integration.inference.waiting_service import HOLD
 from tests.unit.inference_service.open_inference.networks import network, rows
 from tests.unit.inference_service.open_inference.test_request import encoded, raw_encoded, tensor
@@ -43,7 +49,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Server]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, repository: Path
+) -> Iterator[InferenceProcess]:
     flags = [
         *("--model-repository", str(repository), "--default-model", "colours"),
         *("--max-images", "4", "--max-image-bytes", "200000"),
@@ -55,7 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterat
 class Protocol:
     """Asks a server by the protocol."""
 
-    def __init__(self, one: Client) -> None:
+    def __init__(self, one: InferenceStub) -> None:
         self.stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(one.channel)
 
     def infer(self, request: oip.ModelInferRequest, **more: Any) -> oip.ModelInferResponse:
@@ -77,7 +85,7 @@ class Protocol:
 
 
 @pytest.fixture
-def asked(server: Server) -> Iterator[Protocol]:
+def asked(server: InferenceProcess) -> Iterator[Protocol]:
     with client(server) as one:
         yield Protocol(one)
 
@@ -209,7 +217,7 @@ def test_what_is_refused(
     assert [violation.field for violation in error.violations] == fields
 
 
-def test_bytes_that_are_no_request_do_no_harm(server: Server, asked: Protocol) -> None:
+def test_bytes_that_are_no_request_do_no_harm(server: InferenceProcess, asked: Protocol) -> None:
     with client(server) as one:
         raw = one.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer", None, None)
         error = failure(lambda: raw(b"\xff\xff no request", timeout=10))
@@ -282,9 +290,9 @@ def test_live_before_it_is_warm(tmp_path: Path) -> None:
     os.mkfifo(version / HOLD)  # loading waits until somebody writes
     address = f"unix:{tmp_path}/socket"  # known before the ready line
     flags = ["--model-repository", str(tmp_path / "models"), "--listen", address]
-    server = Server(tmp_path, *flags)
+    server = InferenceProcess(tmp_path, *flags)
     try:
-        one = Client(address)
+        one = InferenceStub(address)
         with one.channel:
             grpc.channel_ready_future(one.channel).result(60)
             asked = Protocol(one)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from servicekit.errors import from_rpc_error
 from tests.integration.inference.figures import Figures, figures, grown
-from tests.integration.inference.process import SERVICE, Server, ask, started
+from tests.integration.inference.process import SERVICE, InferenceProcess, ask, started
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
 
 RUN_SECONDS = 0.03  # a picture
@@ -38,7 +38,7 @@ Send = Callable[..., Awaitable[bytes]]
 
 
 @dataclass
-class Load:
+class SteadyLoad:
     """What became of calls."""
 
     answered: list[float] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Load:
 
 
 @asynccontextmanager
-async def sender(server: Server) -> AsyncIterator[Send]:
+async def sender(server: InferenceProcess) -> AsyncIterator[Send]:
     """Bytes in, bytes out: the client shares the machine with the server."""
     options = [("grpc.max_send_message_length", -1)]
     async with grpc.aio.insecure_channel(server.address, options=options) as channel:
@@ -67,9 +67,9 @@ async def sender(server: Server) -> AsyncIterator[Send]:
         yield channel.unary_unary(f"/{SERVICE}/Infer", None, None)
 
 
-async def closed(send: Send, clients: int, seconds: float) -> Load:
+async def closed(send: Send, clients: int, seconds: float) -> SteadyLoad:
     """So many clients, each with its next call as soon as it has its answer."""
-    load, end = Load(), time.perf_counter() + seconds
+    load, end = SteadyLoad(), time.perf_counter() + seconds
 
     async def one() -> None:
         while time.perf_counter() < end:
@@ -79,9 +79,9 @@ async def closed(send: Send, clients: int, seconds: float) -> Load:
     return load
 
 
-async def poisson(send: Send, rate: float, seconds: float) -> Load:
+async def poisson(send: Send, rate: float, seconds: float) -> SteadyLoad:
     """Calls that come at random, at a rate per second, whatever becomes of those before."""
-    load, chance = Load(), random.Random(1)
+    load, chance = SteadyLoad(), random.Random(1)
     loop = asyncio.get_running_loop()
     at, end = loop.time(), loop.time() + seconds
     async with asyncio.TaskGroup() as calls:
@@ -92,7 +92,7 @@ async def poisson(send: Send, rate: float, seconds: float) -> Load:
 
 
 @pytest.fixture
-def overloaded(tmp_path: Path) -> Iterator[Server]:
+def overloaded(tmp_path: Path) -> Iterator[InferenceProcess]:
     colour_model(tmp_path / "models/busy/1/model.onnx", wait_seconds=RUN_SECONDS)
     flags = [
         *("--model-repository", str(tmp_path / "models"), "--workers", str(WORKERS)),
@@ -102,7 +102,7 @@ def overloaded(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-async def test_twice_what_it_can_do(overloaded: Server) -> None:
+async def test_twice_what_it_can_do(overloaded: InferenceProcess) -> None:
     async with sender(overloaded) as send:
         await closed(send, 2 * WORKERS, 0.5)  # until it knows the model
         capacity = await _capacity(send)
@@ -144,7 +144,7 @@ def _late_share(before: Figures, after: Figures) -> float:
 
 
 @pytest.fixture
-def roomy(tmp_path: Path) -> Iterator[Server]:
+def roomy(tmp_path: Path) -> Iterator[InferenceProcess]:
     """Has the limits that a server has if it is told nothing."""
     colour_model(tmp_path / "models/colours/1/model.onnx")
     flags = [
@@ -163,7 +163,7 @@ def large(kind: str, megabytes: float, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-async def test_large_pictures_do_not_hold_up_the_event_loop(roomy: Server) -> None:
+async def test_large_pictures_do_not_hold_up_the_event_loop(roomy: InferenceProcess) -> None:
     png, jpeg = large("PNG", 9, compress_level=0), large("JPEG", 12, quality=95)
     sixteen = [large("PNG", 0.95, compress_level=0)] * 16
     torn, text = jpeg[: len(jpeg) // 2], b"\xff\xd8\xff" + bytes(5 * 2**20)
@@ -171,7 +171,7 @@ async def test_large_pictures_do_not_hold_up_the_event_loop(roomy: Server) -> No
     encoded = [request.SerializeToString() for request in requests]
     async with sender(roomy) as send:
         before = figures(roomy)
-        load, begun = Load(), time.perf_counter()
+        load, begun = SteadyLoad(), time.perf_counter()
         while time.perf_counter() - begun < LOAD_SECONDS:
             for each in encoded:
                 await load.ask(send, each, 60)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.inference.process import Client, client, names, started
+from tests.integration.inference.process import InferenceStub, client, names, started
 from vision import OnnxYolo, SessionOptions, decode_image
 
 
@@ -22,7 +22,7 @@ def yolo() -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(yolo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def served(yolo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceStub]:
     folder = tmp_path_factory.mktemp("photographs")
     version = folder / "models" / "yolov8n" / "1"
     version.mkdir(parents=True)
@@ -41,7 +41,7 @@ def photographs() -> dict[str, bytes]:
     return {name: (assets / f"{name}.jpg").read_bytes() for name in ("bus", "zidane")}
 
 
-def test_what_is_in_the_photographs(served: Client, photographs: dict[str, bytes]) -> None:
+def test_what_is_in_the_photographs(served: InferenceStub, photographs: dict[str, bytes]) -> None:
     bus, zidane = served.infer(photographs["bus"], photographs["zidane"]).results
     assert (bus.image_width, bus.image_height) == (810, 1080)
     assert (zidane.image_width, zidane.image_height) == (1280, 720)
@@ -54,7 +54,7 @@ def test_what_is_in_the_photographs(served: Client, photographs: dict[str, bytes
 
 
 def test_the_answer_is_the_model_s_own(
-    served: Client, photographs: dict[str, bytes], yolo: Path
+    served: InferenceStub, photographs: dict[str, bytes], yolo: Path
 ) -> None:
     own = OnnxYolo.load(yolo, SessionOptions(intra_op_threads=1))
     expected = own.detect(decode_image(photographs["bus"]))

@@ -14,9 +14,9 @@ import grpc
 import pytest
 
 from tests.integration.inference.process import (
-    Client,
+    InferenceProcess,
+    InferenceStub,
     InferFuture,
-    Server,
     ask,
     client,
     failures,
@@ -35,10 +35,10 @@ def test_not_serving_until_warm(tmp_path: Path) -> None:
     os.mkfifo(version / HOLD)  # loading waits until somebody writes
     address = f"unix:{tmp_path}/socket"  # known before the ready line
     flags = ["--model-repository", str(tmp_path / "models"), "--listen", address]
-    server = Server(tmp_path, *flags)
+    server = InferenceProcess(tmp_path, *flags)
     try:
         _until((tmp_path / "socket").exists)
-        one = Client(address)
+        one = InferenceStub(address)
         with one.channel:
             grpc.channel_ready_future(one.channel).result(30)
             assert one.health("") == "SERVING"
@@ -73,7 +73,7 @@ def test_sigterm_lets_a_running_call_finish(tmp_path: Path, slow: Path) -> None:
         assert codes == [0]
 
 
-def _until_in_flight(one: Client, call: InferFuture) -> None:
+def _until_in_flight(one: InferenceStub, call: InferFuture) -> None:
     """Waits until the call has arrived; it takes some hundred milliseconds to answer."""
     assert one.health() == "SERVING"  # came to the server after the call, over one connection
     assert not call.done()
@@ -113,7 +113,7 @@ def test_sigterm_with_nothing_to_do(tmp_path: Path, colours: Path) -> None:
 
 def exit_of(folder: Path, *flags: str) -> tuple[int, str]:
     """Returns the exit code and the last line on stderr of a process that does not start."""
-    server = Server(folder, *flags)
+    server = InferenceProcess(folder, *flags)
     try:
         code = server.process.wait(60)
     finally:

@@ -23,7 +23,14 @@ from sightline.inference.v1.inference_service_pb2 import (
 )
 
 from servicekit.errors import SightlineError, from_rpc_error
-from tests.integration.inference.process import SERVICE, Client, Server, ask, client, started
+from tests.integration.inference.process import (
+    SERVICE,
+    InferenceProcess,
+    InferenceStub,
+    ask,
+    client,
+    started,
+)
 from tests.unit.inference_service.tiny_onnx import picture
 from tests.unit.servicekit.otlp_collector import Collector, collecting
 
@@ -40,11 +47,11 @@ def bearer(name: str, scope: str = "infer") -> Metadata:
 
 
 @dataclass(frozen=True)
-class Watched:
+class ScrapedService:
     """A server, a client of it, and its collector."""
 
-    server: Server
-    client: Client
+    server: InferenceProcess
+    client: InferenceStub
     collector: Collector
 
     def infer(
@@ -85,7 +92,7 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Iterator[Watched]:
+def watched(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Iterator[ScrapedService]:
     flags = [
         *("--model-repository", str(colours), "--default-model", "colours"),
         *("--metrics-listen", "127.0.0.1:0", "--jwt-secret", SECRET, "--max-image-bytes", "200000"),
@@ -98,7 +105,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Iterator
             ) as server,
             client(server) as made,
         ):
-            yield Watched(server, made, collector)
+            yield ScrapedService(server, made, collector)
 
 
 def new_trace() -> tuple[str, Metadata]:
@@ -107,7 +114,7 @@ def new_trace() -> tuple[str, Metadata]:
     return trace_id, (("traceparent", f"00-{trace_id}-{PARENT}-01"),)
 
 
-def test_a_call_has_its_spans_and_its_line_in_the_callers_trace(watched: Watched) -> None:
+def test_a_call_has_its_spans_and_its_line_in_the_callers_trace(watched: ScrapedService) -> None:
     trace_id, metadata = new_trace()
     before = time.time()
     watched.infer(RED, RED, b"no picture", metadata=metadata)
@@ -144,7 +151,7 @@ def test_a_call_has_its_spans_and_its_line_in_the_callers_trace(watched: Watched
     assert {"queue_ms", "decode_ms", "post_ms", "peer"} <= line.keys()
 
 
-def test_a_replay_says_so_and_runs_nothing(watched: Watched) -> None:
+def test_a_replay_says_so_and_runs_nothing(watched: ScrapedService) -> None:
     key = str(uuid.uuid4())
     first, again = new_trace(), new_trace()
     for _, metadata in (first, again):
@@ -160,7 +167,7 @@ def test_a_replay_says_so_and_runs_nothing(watched: Watched) -> None:
     assert span.attributes["sightline.replayed"] is True
 
 
-def test_refusals_have_a_line_with_who_why_and_no_credential(watched: Watched) -> None:
+def test_refusals_have_a_line_with_who_why_and_no_credential(watched: ScrapedService) -> None:
     trace_id, metadata = new_trace()
     tokens = [(), bearer("gate-1", scope="log"), (("authorization", "Bearer hunter2"),)]
     for token in tokens:
@@ -179,7 +186,7 @@ def test_refusals_have_a_line_with_who_why_and_no_credential(watched: Watched) -
     assert "eyJ" not in text  # as every token begins
 
 
-def test_health_is_not_logged(watched: Watched) -> None:
+def test_health_is_not_logged(watched: ScrapedService) -> None:
     assert watched.client.health() == "SERVING"
     trace_id, metadata = new_trace()
     watched.infer(RED, metadata=metadata)
@@ -187,7 +194,7 @@ def test_health_is_not_logged(watched: Watched) -> None:
     assert "grpc.health" not in watched.server.log.read_text()
 
 
-def test_the_figures_are_exact(watched: Watched) -> None:
+def test_the_figures_are_exact(watched: ScrapedService) -> None:
     before = watched.scrape()
     key = (("idempotency-key", str(uuid.uuid4())),)
     for _ in range(3):
@@ -234,7 +241,7 @@ def test_the_figures_are_exact(watched: Watched) -> None:
     }
 
 
-def test_what_callers_send_makes_no_new_series(watched: Watched) -> None:
+def test_what_callers_send_makes_no_new_series(watched: ScrapedService) -> None:
     def names() -> set[tuple[str, frozenset[tuple[str, str]]]]:
         return {key for key in watched.scrape() if "python" not in key[0]}
 

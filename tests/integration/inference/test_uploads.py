@@ -19,8 +19,8 @@ from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
 from servicekit.errors import SightlineError
 from tests.integration.inference.process import (
-    Client,
-    Server,
+    InferenceProcess,
+    InferenceStub,
     ask,
     client,
     failure,
@@ -34,10 +34,10 @@ GREEN = picture((0, 255, 0), size=(300, 300), kind="BMP")  # 270 000 bytes
 Message = inference_service_pb2.UploadImageRequest
 
 
-class Caller:
+class UploadCaller:
     """A client with an API key of its own."""
 
-    def __init__(self, made: Client, key: str) -> None:
+    def __init__(self, made: InferenceStub, key: str) -> None:
         self._stub = made.stub
         self._metadata = (("authorization", f"Bearer {key}"),)
 
@@ -106,9 +106,11 @@ def flags(colours: Path, keys: dict[str, str]) -> list[str]:
 
 
 @contextmanager
-def callers(server: Server, keys: dict[str, str]) -> Iterator[tuple[Caller, Caller]]:
+def callers(
+    server: InferenceProcess, keys: dict[str, str]
+) -> Iterator[tuple[UploadCaller, UploadCaller]]:
     with client(server) as made:
-        yield Caller(made, keys["owner"]), Caller(made, keys["other"])
+        yield UploadCaller(made, keys["owner"]), UploadCaller(made, keys["other"])
 
 
 @pytest.fixture(scope="module")
@@ -117,19 +119,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared(flags: list[str], keys: dict[str, str], folder: Path) -> Iterator[tuple[Caller, Caller]]:
+def shared(
+    flags: list[str], keys: dict[str, str], folder: Path
+) -> Iterator[tuple[UploadCaller, UploadCaller]]:
     more = [*("--upload-dir", str(folder)), *("--upload-quota-bytes", "100000000")]
     with started(folder.parent, *flags, *more) as server, callers(server, keys) as both:
         yield both
 
 
 @pytest.fixture
-def owner(shared: tuple[Caller, Caller]) -> Caller:
+def owner(shared: tuple[UploadCaller, UploadCaller]) -> UploadCaller:
     return shared[0]
 
 
 @pytest.fixture
-def other(shared: tuple[Caller, Caller]) -> Caller:
+def other(shared: tuple[UploadCaller, UploadCaller]) -> UploadCaller:
     return shared[1]
 
 
@@ -150,7 +154,9 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
-def test_an_uploaded_picture_is_answered_as_if_it_were_sent(owner: Caller, folder: Path) -> None:
+def test_an_uploaded_picture_is_answered_as_if_it_were_sent(
+    owner: UploadCaller, folder: Path
+) -> None:
     begun = time.time()
     stored = owner.upload(GREEN, chunk=1000)
     digest = hashlib.sha256(GREEN)
@@ -166,7 +172,9 @@ def test_an_uploaded_picture_is_answered_as_if_it_were_sent(owner: Caller, folde
     assert names(owner.infer(right).results[0]) == ["green"]
 
 
-def test_the_same_content_is_stored_once(owner: Caller, other: Caller, folder: Path) -> None:
+def test_the_same_content_is_stored_once(
+    owner: UploadCaller, other: UploadCaller, folder: Path
+) -> None:
     before = files(folder) | {hashlib.sha256(RED).hexdigest()}
     first, second, third = owner.upload(RED), owner.upload(RED), other.upload(RED)
     assert files(folder) == before
@@ -175,7 +183,7 @@ def test_the_same_content_is_stored_once(owner: Caller, other: Caller, folder: P
     assert names(other.infer(by(third)).results[0]) == ["red"]
 
 
-def test_a_reference_works_for_its_owner_only(owner: Caller, other: Caller) -> None:
+def test_a_reference_works_for_its_owner_only(owner: UploadCaller, other: UploadCaller) -> None:
     stored = owner.upload(BLUE)
     forged = stored.reference[:-1] + ("A" if stored.reference[-1] != "A" else "B")
     told = [
@@ -189,7 +197,7 @@ def test_a_reference_works_for_its_owner_only(owner: Caller, other: Caller) -> N
     assert len({str(error) for error in told}) == 1
 
 
-def test_a_bad_reference_fails_alone(owner: Caller) -> None:
+def test_a_bad_reference_fails_alone(owner: UploadCaller) -> None:
     unknown = inference_pb2.Image(reference="unknown", image_id="u")
     first, second = owner.infer(BLUE, unknown).results
     assert names(first) == ["blue"]
@@ -201,7 +209,7 @@ def test_a_bad_reference_fails_alone(owner: Caller) -> None:
     assert [v.field for v in error.violations] == ["images[0].data", "images[1].reference"]
 
 
-def test_a_retry_may_switch_to_the_reference(owner: Caller) -> None:
+def test_a_retry_may_switch_to_the_reference(owner: UploadCaller) -> None:
     key = str(uuid.uuid4())
     first, replayed = owner.infer_with_call(GREEN, key=key)
     assert not replayed
@@ -210,7 +218,7 @@ def test_a_retry_may_switch_to_the_reference(owner: Caller) -> None:
     assert again == first
 
 
-def test_a_wrong_hash_beside_a_reference_is_refused(owner: Caller) -> None:
+def test_a_wrong_hash_beside_a_reference_is_refused(owner: UploadCaller) -> None:
     image = by(owner.upload(BLUE), sha256=bytes(32))
     error = failure(lambda: owner.infer(image))
     assert error.reason == "IMAGE_HASH_MISMATCH"
@@ -248,7 +256,7 @@ HTML = b"<html>" * 20
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_upload_that_is_refused(
-    owner: Caller, folder: Path, messages: list[Message], reason: str, field: str
+    owner: UploadCaller, folder: Path, messages: list[Message], reason: str, field: str
 ) -> None:
     before = files(folder)
     error = owner.refusal(*messages)
@@ -257,7 +265,7 @@ def test_an_upload_that_is_refused(
     assert files(folder) == before
 
 
-def test_a_cancelled_upload_leaves_nothing(owner: Caller, folder: Path) -> None:
+def test_a_cancelled_upload_leaves_nothing(owner: UploadCaller, folder: Path) -> None:
     before = files(folder)
     with hanging(owner, folder) as call:
         call.cancel()
@@ -266,7 +274,7 @@ def test_a_cancelled_upload_leaves_nothing(owner: Caller, folder: Path) -> None:
 
 
 @contextmanager
-def hanging(owner: Caller, folder: Path) -> Iterator[Any]:
+def hanging(owner: UploadCaller, folder: Path) -> Iterator[Any]:
     """An upload whose first half is on the disk, and whose second half does not come."""
     data = picture((1, 2, 3), size=(310, 310), kind="BMP")
     with closing_queue() as (messages, put):
@@ -342,7 +350,7 @@ def test_references_and_files_expire(
         until(lambda: not files(folder))  # the server does this by itself
 
 
-def test_an_answer_that_is_kept_outlives_its_picture(owner: Caller, folder: Path) -> None:
+def test_an_answer_that_is_kept_outlives_its_picture(owner: UploadCaller, folder: Path) -> None:
     data = picture((9, 255, 77))
     stored = owner.upload(data)
     key = str(uuid.uuid4())
@@ -355,7 +363,7 @@ def test_an_answer_that_is_kept_outlives_its_picture(owner: Caller, folder: Path
     assert [violation.field for violation in error.violations] == ["images[0].reference"]
 
 
-def test_a_picture_that_is_gone_or_damaged(owner: Caller, folder: Path) -> None:
+def test_a_picture_that_is_gone_or_damaged(owner: UploadCaller, folder: Path) -> None:
     data = picture((9, 9, 255))
     path = folder / hashlib.sha256(data).hexdigest()
     stored = owner.upload(data)
@@ -435,7 +443,7 @@ def test_without_a_folder_nothing_is_left(
 
 def test_a_folder_that_cannot_be_used(tmp_path: Path, flags: list[str]) -> None:
     (tmp_path / "file").touch()
-    server = Server(tmp_path, *flags, "--upload-dir", str(tmp_path / "file"))
+    server = InferenceProcess(tmp_path, *flags, "--upload-dir", str(tmp_path / "file"))
     try:
         assert server.process.wait(60) == 1
     finally:
@@ -443,7 +451,9 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, flags: list[str]) -> None:
     assert "upload_dir: " in server.log.read_text().splitlines()[-1]
 
 
-def test_only_the_owner_of_the_process_may_read_the_files(owner: Caller, folder: Path) -> None:
+def test_only_the_owner_of_the_process_may_read_the_files(
+    owner: UploadCaller, folder: Path
+) -> None:
     owner.upload(RED)
     for path in (folder / "reference.key", folder / hashlib.sha256(RED).hexdigest()):
         assert path.stat().st_mode & 0o777 == 0o600

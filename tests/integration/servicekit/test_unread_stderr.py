@@ -22,7 +22,7 @@ from tests.fakes.ingest import FakeIngest
 from tests.faults.disks import filled, limited, small_disk
 from tests.integration.auth.authority import Authority
 from tests.integration.cli.terminal import SIGHTLINE, environment
-from tests.integration.inference.process import Client, names
+from tests.integration.inference.process import InferenceStub, names
 from tests.unit.edge.sources.monitors import save_pictures
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
 from tests.unit.ingest_service.samples import header, predictions, request
@@ -191,7 +191,7 @@ def test_item_20_inference_starts_serves_and_ends(tmp_path: Path, both: bool) ->
     colour_model(tmp_path / "models" / "colours" / "1" / "model.onnx")
     flags = ["--model-repository", str(tmp_path / "models"), "--log-level", "debug"]
     with unread("inference_service", tmp_path, *flags, both=both) as service:
-        client = Client(service.address)
+        client = InferenceStub(service.address)
         with client.channel:
             grpc.channel_ready_future(client.channel).result(PATIENCE)
             for _ in range(50):

@@ -33,7 +33,7 @@ from vision import ModelError, OnnxSession
 RED = picture()
 
 
-class Device:
+class FragileSession:
     """A session on a device that can be made to wait, to fail, or to die."""
 
     def __init__(self, session: OnnxSession) -> None:
@@ -64,12 +64,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture
-def device(model: Model) -> Device:
-    return Device(model.network.session)
+def device(model: Model) -> FragileSession:
+    return FragileSession(model.network.session)
 
 
 @pytest.fixture
-async def pipeline(model: Model, device: Device) -> AsyncIterator[InferencePipeline]:
+async def pipeline(model: Model, device: FragileSession) -> AsyncIterator[InferencePipeline]:
     telemetry = Telemetry(CollectorRegistry())
     workers = Workers(Admission(workers=1, queue_size=4), telemetry)
     single_flight = SingleFlight(SqliteStore(""), keep_seconds=60)
@@ -141,7 +141,7 @@ async def test_a_large_picture_is_checked_beside_the_loop(pipeline: InferencePip
 
 
 async def test_a_run_that_fails_once_fails_its_call_only(
-    pipeline: InferencePipeline, device: Device
+    pipeline: InferencePipeline, device: FragileSession
 ) -> None:
     key = str(uuid.uuid4())
     device.failing_runs = 1
@@ -152,7 +152,7 @@ async def test_a_run_that_fails_once_fails_its_call_only(
 
 
 async def test_a_dead_device_is_not_asked_again(
-    pipeline: InferencePipeline, device: Device
+    pipeline: InferencePipeline, device: FragileSession
 ) -> None:
     assert pipeline.ready
     device.dead = True
@@ -169,13 +169,15 @@ async def test_a_server_without_models_is_not_ready(pipeline: InferencePipeline)
     assert not pipeline.ready
 
 
-async def test_what_is_refused_costs_no_run(pipeline: InferencePipeline, device: Device) -> None:
+async def test_what_is_refused_costs_no_run(
+    pipeline: InferencePipeline, device: FragileSession
+) -> None:
     await refusal(pipeline, b"no picture")
     await refusal(pipeline, RED, key="no uuid")
     assert device.runs == 0
 
 
-async def test_a_replay_costs_no_run(pipeline: InferencePipeline, device: Device) -> None:
+async def test_a_replay_costs_no_run(pipeline: InferencePipeline, device: FragileSession) -> None:
     key = str(uuid.uuid4())
     first = await ask(pipeline, RED, key=key)
     assert await ask(pipeline, RED, key=key) == first
@@ -183,7 +185,7 @@ async def test_a_replay_costs_no_run(pipeline: InferencePipeline, device: Device
 
 
 async def test_draining_waits_for_the_calls_in_flight(
-    pipeline: InferencePipeline, device: Device
+    pipeline: InferencePipeline, device: FragileSession
 ) -> None:
     await pipeline.drain(30)  # nothing is in flight
     device.go.clear()
@@ -198,7 +200,7 @@ async def test_draining_waits_for_the_calls_in_flight(
 
 
 async def test_what_does_not_end_in_time_may_be_asked_elsewhere(
-    pipeline: InferencePipeline, device: Device
+    pipeline: InferencePipeline, device: FragileSession
 ) -> None:
     device.go.clear()
     call = asyncio.create_task(refusal(pipeline, RED, RED))
@@ -209,7 +211,7 @@ async def test_what_does_not_end_in_time_may_be_asked_elsewhere(
 
 
 async def test_an_answer_that_is_kept_outlives_its_model_and_the_device(
-    pipeline: InferencePipeline, device: Device
+    pipeline: InferencePipeline, device: FragileSession
 ) -> None:
     key = str(uuid.uuid4())
     first = await ask(pipeline, RED, key=key)

@@ -11,14 +11,14 @@ import pytest
 from inference_service.idempotency.single_flight import CallResponse, SingleFlight
 from inference_service.idempotency.store import ClaimOutcome
 from servicekit.errors import SightlineError, invalid
-from tests.unit.inference_service.idempotency.work import HeldStore, Work, ends_soon, until
+from tests.unit.inference_service.idempotency.work import CountedWork, HeldStore, ends_soon, until
 
 KEY, PRINT, OTHER_PRINT = b"k" * 32, b"f" * 32, b"g" * 32
 KEEP = 1000.0
 LATE = SightlineError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "too late")
 
 
-class Clock:
+class StoreClock:
     def __init__(self) -> None:
         self.now = 1_000_000.0
 
@@ -27,8 +27,8 @@ class Clock:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> StoreClock:
+    return StoreClock()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def events() -> "Counter[str]":
 
 @pytest.fixture
 async def single_flight(
-    store: HeldStore, clock: Clock, events: "Counter[str]"
+    store: HeldStore, clock: StoreClock, events: "Counter[str]"
 ) -> AsyncIterator[SingleFlight]:
     made = SingleFlight(store, KEEP, clock, on_event=lambda event: events.update([event]))
     yield made
@@ -67,7 +67,7 @@ def begin(
 
 
 async def begun(
-    single_flight: SingleFlight, work: Work, seconds: float = 5.0
+    single_flight: SingleFlight, work: CountedWork, seconds: float = 5.0
 ) -> "asyncio.Task[CallResponse]":
     """A call whose work has started."""
     call = begin(single_flight, work, seconds)
@@ -76,7 +76,7 @@ async def begun(
 
 
 async def joined(
-    single_flight: SingleFlight, work: Work, seconds: float = 5.0
+    single_flight: SingleFlight, work: CountedWork, seconds: float = 5.0
 ) -> "asyncio.Task[CallResponse]":
     """A call that waits for the work of another one."""
     flight = single_flight._flights[KEY]
@@ -95,7 +95,7 @@ async def refusal(call: Awaitable[CallResponse]) -> SightlineError:
 async def test_the_second_call_gets_the_first_one_s_answer(
     single_flight: SingleFlight, events: "Counter[str]"
 ) -> None:
-    work = Work(b"one", b"two")
+    work = CountedWork(b"one", b"two")
     assert await ask(single_flight, work) == CallResponse(b"one", replayed=False)
     assert await ask(single_flight, work) == CallResponse(b"one", replayed=True)
     assert work.runs == 1
@@ -103,9 +103,9 @@ async def test_the_second_call_gets_the_first_one_s_answer(
 
 
 async def test_an_answer_is_forgotten_after_its_time(
-    single_flight: SingleFlight, clock: Clock
+    single_flight: SingleFlight, clock: StoreClock
 ) -> None:
-    work = Work(b"one", b"two")
+    work = CountedWork(b"one", b"two")
     await ask(single_flight, work)
     clock.now += KEEP - 0.001
     assert (await ask(single_flight, work)).replayed
@@ -116,8 +116,8 @@ async def test_an_answer_is_forgotten_after_its_time(
 async def test_a_key_is_bound_to_its_request(
     single_flight: SingleFlight, events: "Counter[str]"
 ) -> None:
-    await ask(single_flight, Work(b"one"))
-    other = Work(b"two")
+    await ask(single_flight, CountedWork(b"one"))
+    other = CountedWork(b"two")
     error = await refusal(ask(single_flight, other, OTHER_PRINT))
     assert error.code is grpc.StatusCode.FAILED_PRECONDITION
     assert error.reason == "IDEMPOTENCY_KEY_REUSED"
@@ -128,10 +128,10 @@ async def test_a_key_is_bound_to_its_request(
 async def test_a_key_in_flight_is_bound_too_and_refused_at_once(
     single_flight: SingleFlight, events: "Counter[str]"
 ) -> None:
-    work = Work(b"one", go=False)
+    work = CountedWork(b"one", go=False)
     first = await begun(single_flight, work)
     with pytest.raises(SightlineError, match="used with another"):
-        await asyncio.wait_for(ask(single_flight, Work(b"two"), OTHER_PRINT), 1)
+        await asyncio.wait_for(ask(single_flight, CountedWork(b"two"), OTHER_PRINT), 1)
     assert events == {"mismatch": 1}
     work.go.set()
     assert (await first).payload == b"one"
@@ -140,11 +140,11 @@ async def test_a_key_in_flight_is_bound_too_and_refused_at_once(
 async def test_a_call_that_came_first_but_does_not_get_the_key_stands_in_nobody_s_way(
     single_flight: SingleFlight, store: HeldStore
 ) -> None:
-    await ask(single_flight, Work(b"one"))
+    await ask(single_flight, CountedWork(b"one"))
     store.hold()
-    wrong = asyncio.ensure_future(ask(single_flight, Work(b"two"), OTHER_PRINT))
+    wrong = asyncio.ensure_future(ask(single_flight, CountedWork(b"two"), OTHER_PRINT))
     await until(lambda: KEY in single_flight._flights)
-    right = begin(single_flight, Work(b"three"))
+    right = begin(single_flight, CountedWork(b"three"))
     assert not await ends_soon(right)
     store.let_go.set()
     assert (await refusal(wrong)).reason == "IDEMPOTENCY_KEY_REUSED"
@@ -155,16 +155,16 @@ async def test_a_claim_that_takes_too_long_is_not_waited_for_by_another_request(
     single_flight: SingleFlight, store: HeldStore
 ) -> None:
     store.hold()
-    first = begin(single_flight, Work(b"one"))
+    first = begin(single_flight, CountedWork(b"one"))
     await until(lambda: KEY in single_flight._flights)
-    error = await refusal(ask(single_flight, Work(b"two"), OTHER_PRINT, seconds=0.05))
+    error = await refusal(ask(single_flight, CountedWork(b"two"), OTHER_PRINT, seconds=0.05))
     assert error.reason == "IDEMPOTENCY_TWIN_IN_FLIGHT"
     store.let_go.set()
     assert await first == CallResponse(b"one")
 
 
 async def test_twins_join(single_flight: SingleFlight, events: "Counter[str]") -> None:
-    work = Work(b"one", b"two", go=False)
+    work = CountedWork(b"one", b"two", go=False)
     calls = [await begun(single_flight, work)] + [
         await joined(single_flight, work) for _ in range(4)
     ]
@@ -196,13 +196,13 @@ OTHER_FAILURES = [
 async def test_failures_that_may_pass_are_not_kept(
     single_flight: SingleFlight, code: grpc.StatusCode
 ) -> None:
-    work = Work(SightlineError(code, "X", "x"), b"two")
+    work = CountedWork(SightlineError(code, "X", "x"), b"two")
     assert (await refusal(ask(single_flight, work))).code is code
     assert await ask(single_flight, work) == CallResponse(b"two", replayed=False)
 
 
 async def test_unforeseen_failures_are_not_kept(single_flight: SingleFlight) -> None:
-    work = Work(ZeroDivisionError(), b"two")
+    work = CountedWork(ZeroDivisionError(), b"two")
     with pytest.raises(ZeroDivisionError):
         await ask(single_flight, work)
     assert (await ask(single_flight, work)).payload == b"two"
@@ -212,7 +212,7 @@ async def test_unforeseen_failures_are_not_kept(single_flight: SingleFlight) -> 
 async def test_what_is_not_to_be_kept_is_for_those_who_wait(
     single_flight: SingleFlight, end: bytes | SightlineError
 ) -> None:
-    work = Work(end, b"two", go=False)
+    work = CountedWork(end, b"two", go=False)
     first = asyncio.ensure_future(single_flight.answer(KEY, PRINT, 5.0, work, keep=False))
     await work.started.wait()
     calls = [first, await joined(single_flight, work)]
@@ -227,7 +227,7 @@ async def test_what_is_not_to_be_kept_is_for_those_who_wait(
 async def test_mistakes_of_the_caller_are_kept_with_their_details(
     single_flight: SingleFlight, events: "Counter[str]"
 ) -> None:
-    work = Work(invalid("images[0].data", "is corrupt", reason="IMAGE_CORRUPT"), b"two")
+    work = CountedWork(invalid("images[0].data", "is corrupt", reason="IMAGE_CORRUPT"), b"two")
     first = await refusal(ask(single_flight, work))
     second = await refusal(ask(single_flight, work))
     assert work.runs == 1
@@ -240,7 +240,7 @@ async def test_mistakes_of_the_caller_are_kept_with_their_details(
 async def test_twins_share_a_failure_that_is_theirs_as_well(
     single_flight: SingleFlight, failure: Exception
 ) -> None:
-    work = Work(failure, b"two", go=False)
+    work = CountedWork(failure, b"two", go=False)
     calls = [
         await begun(single_flight, work),
         await joined(single_flight, work),
@@ -255,8 +255,8 @@ async def test_twins_share_a_failure_that_is_theirs_as_well(
 async def test_twins_with_time_left_do_anew_what_ran_out_of_the_first_one_s_time(
     single_flight: SingleFlight, code: grpc.StatusCode
 ) -> None:
-    work = Work(SightlineError(code, "X", "x"), b"two", go=False)
-    first, second = await begun(single_flight, work), Work(b"mine", b"not again")
+    work = CountedWork(SightlineError(code, "X", "x"), b"two", go=False)
+    first, second = await begun(single_flight, work), CountedWork(b"mine", b"not again")
     twins = [await joined(single_flight, second) for _ in range(3)]
     work.go.set()
     assert (await refusal(first)).code is code
@@ -269,8 +269,11 @@ async def test_twins_with_time_left_do_anew_what_ran_out_of_the_first_one_s_time
 async def test_work_that_cancels_itself_is_no_answer_for_its_twin(
     single_flight: SingleFlight,
 ) -> None:
-    work = Work(asyncio.CancelledError(), go=False)
-    first, twin = await begun(single_flight, work), await joined(single_flight, Work(b"mine"))
+    work = CountedWork(asyncio.CancelledError(), go=False)
+    first, twin = (
+        await begun(single_flight, work),
+        await joined(single_flight, CountedWork(b"mine")),
+    )
     work.go.set()
     assert (await refusal(first)).code is grpc.StatusCode.CANCELLED
     assert await twin == CallResponse(b"mine", replayed=False)
@@ -279,7 +282,7 @@ async def test_work_that_cancels_itself_is_no_answer_for_its_twin(
 async def test_a_caller_that_gives_up_leaves_its_work_to_its_twin(
     single_flight: SingleFlight,
 ) -> None:
-    work = Work(b"one", b"two", go=False)
+    work = CountedWork(b"one", b"two", go=False)
     first, twin = await begun(single_flight, work), await joined(single_flight, work)
     first.cancel()
     assert await ends_soon(first)
@@ -291,7 +294,7 @@ async def test_a_caller_that_gives_up_leaves_its_work_to_its_twin(
 
 
 async def test_a_twin_that_gives_up_does_not_touch_the_first(single_flight: SingleFlight) -> None:
-    work = Work(b"one", go=False)
+    work = CountedWork(b"one", go=False)
     first, twin = await begun(single_flight, work), await joined(single_flight, work)
     twin.cancel()
     assert await ends_soon(twin)
@@ -303,14 +306,14 @@ async def test_a_twin_that_gives_up_does_not_touch_the_first(single_flight: Sing
 async def test_work_that_nobody_waits_for_is_cancelled_and_its_key_is_free(
     single_flight: SingleFlight,
 ) -> None:
-    work = Work(b"one", go=False)
+    work = CountedWork(b"one", go=False)
     calls = [await begun(single_flight, work), await joined(single_flight, work)]
     for call in calls:
         assert work.cancelled == 0
         call.cancel()
         assert await ends_soon(call)
     await until(lambda: work.cancelled == 1)
-    assert await asyncio.wait_for(ask(single_flight, Work(b"two")), 1) == CallResponse(
+    assert await asyncio.wait_for(ask(single_flight, CountedWork(b"two")), 1) == CallResponse(
         b"two", replayed=False
     )
 
@@ -333,7 +336,7 @@ async def test_work_that_is_being_cancelled_is_no_answer_for_who_joins_it(
     await started.wait()
     first.cancel()
     assert await ends_soon(first)
-    second = begin(single_flight, Work(b"two"))
+    second = begin(single_flight, CountedWork(b"two"))
     assert not await ends_soon(second)  # its claim is not given up yet
     unwinding.set()
     assert await second == CallResponse(b"two", replayed=False)
@@ -342,7 +345,7 @@ async def test_work_that_is_being_cancelled_is_no_answer_for_who_joins_it(
 async def test_a_twin_waits_until_shortly_before_its_own_deadline(
     single_flight: SingleFlight,
 ) -> None:
-    work = Work(b"one", go=False)
+    work = CountedWork(b"one", go=False)
     first = await begun(single_flight, work)
     before = asyncio.get_running_loop().time()
     error = await refusal(ask(single_flight, work, seconds=0.3))
@@ -380,14 +383,14 @@ async def test_a_caller_that_gives_up_while_claiming_leaves_the_key_free(
     single_flight: SingleFlight, store: HeldStore
 ) -> None:
     store.hold()
-    first = begin(single_flight, Work(b"one"))
+    first = begin(single_flight, CountedWork(b"one"))
     await until(lambda: KEY in single_flight._flights)
     await asyncio.sleep(0)  # the claim is on its way to the store's thread
     first.cancel()
     store.let_go.set()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert await asyncio.wait_for(ask(single_flight, Work(b"two")), 1) == CallResponse(
+    assert await asyncio.wait_for(ask(single_flight, CountedWork(b"two")), 1) == CallResponse(
         b"two", replayed=False
     )
 
@@ -395,7 +398,7 @@ async def test_a_caller_that_gives_up_while_claiming_leaves_the_key_free(
 async def test_a_caller_that_gives_up_while_its_answer_is_recorded_finds_it_later(
     single_flight: SingleFlight, store: HeldStore
 ) -> None:
-    work = Work(b"one", b"two", go=False)
+    work = CountedWork(b"one", b"two", go=False)
     first = await begun(single_flight, work)
     store.hold()
     work.go.set()
@@ -409,9 +412,9 @@ async def test_a_caller_that_gives_up_while_its_answer_is_recorded_finds_it_late
 async def test_without_its_store_nothing_is_computed(
     single_flight: SingleFlight, store: HeldStore
 ) -> None:
-    await ask(single_flight, Work(b"one"))
+    await ask(single_flight, CountedWork(b"one"))
     store._database.execute("ALTER TABLE claims RENAME TO away")
-    work = Work(b"one")
+    work = CountedWork(b"one")
     error = await refusal(single_flight.answer(b"n" * 32, PRINT, 5.0, work))
     assert error.code is grpc.StatusCode.UNAVAILABLE
     assert error.reason == "IDEMPOTENCY_STORE_UNAVAILABLE"
@@ -421,7 +424,7 @@ async def test_without_its_store_nothing_is_computed(
 async def test_an_answer_that_cannot_be_recorded_is_given_all_the_same(
     single_flight: SingleFlight, store: HeldStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    work = Work(b"one", go=False)
+    work = CountedWork(b"one", go=False)
     call = await begun(single_flight, work)
     store._database.execute("DROP TABLE claims")
     work.go.set()
@@ -433,7 +436,7 @@ async def test_a_release_that_fails_is_logged(
     store: HeldStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     single_flight = SingleFlight(store, KEEP)
-    work = Work(ZeroDivisionError(), go=False)
+    work = CountedWork(ZeroDivisionError(), go=False)
     call = await begun(single_flight, work)
     store._database.execute("DROP TABLE claims")
     work.go.set()
@@ -444,10 +447,10 @@ async def test_a_release_that_fails_is_logged(
 
 
 async def test_closing_ends_work_and_waits_for_what_was_asked_for(
-    store: HeldStore, clock: Clock
+    store: HeldStore, clock: StoreClock
 ) -> None:
     single_flight = SingleFlight(store, KEEP, clock)
-    work = Work(b"one", go=False)
+    work = CountedWork(b"one", go=False)
     call = await begun(single_flight, work)
     store.hold()
     closing = asyncio.ensure_future(single_flight.close())
@@ -462,7 +465,7 @@ async def test_closing_ends_work_and_waits_for_what_was_asked_for(
 
 async def test_memory_does_not_grow_with_keys(single_flight: SingleFlight) -> None:
     for number in range(50):
-        await single_flight.answer(number.to_bytes(32), PRINT, 5.0, Work(b"one"))
+        await single_flight.answer(number.to_bytes(32), PRINT, 5.0, CountedWork(b"one"))
     assert single_flight._flights == {}
     assert single_flight._worker._leases == {}
 
@@ -470,9 +473,9 @@ async def test_memory_does_not_grow_with_keys(single_flight: SingleFlight) -> No
 async def test_an_outcome_of_another_process_is_replayed(
     single_flight: SingleFlight, store: HeldStore, events: "Counter[str]"
 ) -> None:
-    await single_flight.answer(b"o" * 32, PRINT, 5.0, Work(b"other"))
+    await single_flight.answer(b"o" * 32, PRINT, 5.0, CountedWork(b"other"))
     now = store.time()
     store.claim(KEY, fingerprint=PRINT, owner=b"x", now=now, until=now + 9)
     store.settle(KEY, owner=b"x", outcome=ClaimOutcome(True, b"theirs"), until=now + 9)
-    assert await ask(single_flight, Work(b"one")) == CallResponse(b"theirs", replayed=True)
+    assert await ask(single_flight, CountedWork(b"one")) == CallResponse(b"theirs", replayed=True)
     assert events == {"hit": 1}

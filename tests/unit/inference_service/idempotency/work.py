@@ -9,7 +9,7 @@ from typing import Any
 from inference_service.idempotency.sqlite_store import SqliteStore
 
 
-class Work:
+class CountedWork:
     """Counts its runs; each waits for `go` and then ends as `ends` says, the last one for good."""
 
     def __init__(self, *ends: bytes | BaseException, go: bool = True) -> None:

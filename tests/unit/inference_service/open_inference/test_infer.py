@@ -40,7 +40,7 @@ from vision import ImageLimits, OnnxSession, decode_image
 RED, BLUE = picture(), picture((0, 0, 255), size=(40, 20), kind="JPEG")
 
 
-class Device:
+class RecordedSession:
     """A session that notes its batches and can be held up."""
 
     def __init__(self, session: OnnxSession) -> None:
@@ -69,14 +69,14 @@ def single(path: Path) -> Model:
 
 
 @pytest.fixture
-def device(single: Model) -> Iterator[Device]:
-    made = Device(single.network.session)
+def device(single: Model) -> Iterator[RecordedSession]:
+    made = RecordedSession(single.network.session)
     yield made
     made.go.set()
 
 
 @pytest.fixture
-async def pipeline(device: Device, single: Model) -> AsyncIterator[InferencePipeline]:
+async def pipeline(device: RecordedSession, single: Model) -> AsyncIterator[InferencePipeline]:
     telemetry = Telemetry(CollectorRegistry())
     workers = Workers(Admission(workers=1, queue_size=4), telemetry)
     single_flight = SingleFlight(SqliteStore(""), keep_seconds=60)
@@ -94,7 +94,7 @@ async def pipeline(device: Device, single: Model) -> AsyncIterator[InferencePipe
     await single_flight.close()
 
 
-def on(device: Device, model: Model) -> Model:
+def on(device: RecordedSession, model: Model) -> Model:
     moved = copy.copy(model.network)
     moved.session = cast("OnnxSession", device)
     # A lane of its own: what one test makes slow must not be too slow for the next.
@@ -153,7 +153,7 @@ async def test_outputs_are_the_runtimes_own_to_the_bit(
 
 
 async def test_rows_of_a_model_that_is_run_singly_are_run_apart(
-    inference: Inference, device: Device, path: Path
+    inference: Inference, device: RecordedSession, path: Path
 ) -> None:
     answer, _ = await inference.infer(call(), tensor(4))
     assert device.batches == [1, 1, 1, 1]
@@ -163,7 +163,7 @@ async def test_rows_of_a_model_that_is_run_singly_are_run_apart(
 
 
 async def test_rows_that_fit_into_one_run_are_run_together(
-    inference: Inference, pipeline: InferencePipeline, device: Device, path: Path
+    inference: Inference, pipeline: InferencePipeline, device: RecordedSession, path: Path
 ) -> None:
     pipeline.models = Models([on(device, loaded(path, max_rows=4))], "two")
     answer, _ = await inference.infer(call(), tensor(3))
@@ -222,7 +222,7 @@ async def test_models_that_are_not_there(inference: Inference) -> None:
 
 
 async def test_a_timeout_that_is_shorter_than_the_deadline_is_kept(
-    inference: Inference, device: Device
+    inference: Inference, device: RecordedSession
 ) -> None:
     device.go.clear()
     request = tensor()
@@ -235,7 +235,7 @@ async def test_a_timeout_that_is_shorter_than_the_deadline_is_kept(
 
 
 async def test_a_timeout_that_is_longer_than_the_deadline_adds_nothing(
-    inference: Inference, device: Device
+    inference: Inference, device: RecordedSession
 ) -> None:
     request = tensor()
     request.parameters["timeout"].int64_param = 60_000_000
@@ -247,7 +247,7 @@ async def test_a_timeout_that_is_longer_than_the_deadline_adds_nothing(
 
 
 async def test_a_key_is_answered_once(
-    inference: Inference, device: Device, statistics: Statistics, single: Model
+    inference: Inference, device: RecordedSession, statistics: Statistics, single: Model
 ) -> None:
     key = str(uuid.uuid4())
     first, replayed = await inference.infer(call(key), tensor())
@@ -272,7 +272,7 @@ async def test_a_key_of_infer_is_another_key(
 
 
 async def test_a_queue_that_is_full_is_full_for_tensors_too(
-    inference: Inference, device: Device
+    inference: Inference, device: RecordedSession
 ) -> None:
     device.go.clear()
     running = asyncio.create_task(inference.infer(call(), tensor(4)))
@@ -285,7 +285,7 @@ async def test_a_queue_that_is_full_is_full_for_tensors_too(
 
 
 async def test_draining_waits_for_tensors_too(
-    inference: Inference, pipeline: InferencePipeline, device: Device
+    inference: Inference, pipeline: InferencePipeline, device: RecordedSession
 ) -> None:
     device.go.clear()
     running = asyncio.create_task(inference.infer(call(), tensor()))

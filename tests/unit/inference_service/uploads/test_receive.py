@@ -30,7 +30,7 @@ WHOLE: list[Part] = [HEADER, RED[:100_000], RED[100_000:450_000], RED[450_000:]]
 OWNER = ANONYMOUS.identity
 
 
-class Clock:
+class UploadClock:
     now = 1000.0
 
     def __call__(self) -> float:
@@ -76,12 +76,12 @@ def store(tmp_path: Path) -> FailingUploadStore:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> UploadClock:
+    return UploadClock()
 
 
 @pytest.fixture
-async def uploads(store: FailingUploadStore, clock: Clock) -> AsyncIterator[Uploads]:
+async def uploads(store: FailingUploadStore, clock: UploadClock) -> AsyncIterator[Uploads]:
     made = Uploads(store, ReferenceSigner(store.key()), ImageLimits(), keep_seconds=60, clock=clock)
     yield made
     for event in store.hold.values():
@@ -104,7 +104,7 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_what_was_received_can_be_fetched(uploads: Uploads, clock: Clock) -> None:
+async def test_what_was_received_can_be_fetched(uploads: Uploads, clock: UploadClock) -> None:
     uploaded = await uploads.receive(ANONYMOUS, messages(WHOLE))
     assert uploaded.claim.expires_at == 1060
     content = uploads.fetch(OWNER, uploaded.reference)
@@ -188,7 +188,7 @@ async def test_small_chunks_are_collected(uploads: Uploads, store: FailingUpload
 
 
 async def test_it_cleans_up_and_goes_on_when_that_fails(
-    uploads: Uploads, store: FailingUploadStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    uploads: Uploads, store: FailingUploadStore, clock: UploadClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference_service.uploads.receive._CLEAN_SECONDS", 0.01)
     await uploads.receive(ANONYMOUS, messages(WHOLE))

@@ -311,7 +311,7 @@ def test_a_part_is_locked_by_its_writer(store: UploadStore) -> None:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class Model(RuleBasedStateMachine):
+class UploadStoreMachine(RuleBasedStateMachine):
     """Whatever order uploads begin, end, expire and are lost in: the folder and the bounds hold."""
 
     @initialize()
@@ -377,7 +377,7 @@ class Model(RuleBasedStateMachine):
             self.store.close()
 
 
-TestModel = Model.TestCase
+TestModel = UploadStoreMachine.TestCase
 TestModel.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
