@@ -49,7 +49,7 @@ class DeviceFleet:
     secrets: dict[str, str]
 
     @asynccontextmanager
-    async def caller(self, name: str) -> AsyncIterator["Sender"]:
+    async def caller(self, name: str) -> AsyncIterator["RequestSender"]:
         options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(self.server.address, options=options) as channel:
             await channel.channel_ready()

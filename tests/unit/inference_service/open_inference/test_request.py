@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import inputs
+from hypothesis import given
 from hypothesis import strategies as st
 from sightline.openinference.v2 import open_inference_pb2 as oip
 
@@ -356,7 +356,7 @@ def outcome(message: bytes, model: Model) -> SightlineError | None:
     return None
 
 
-@inputs(st.sampled_from([tensor(), typed(), encoded(RED), raw_encoded(RED)]), st.data())
+@given(st.sampled_from([tensor(), typed(), encoded(RED), raw_encoded(RED)]), st.data())
 def test_whatever_comes_is_read_or_refused(
     model: Model, request_: oip.ModelInferRequest, data: st.DataObject
 ) -> None:
