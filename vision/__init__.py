@@ -1,8 +1,8 @@
-"""Pictures in, findings out: what the edge's ONNX detector and the inference service share.
+"""Image decoding, preprocessing and ONNX Runtime models, shared by the edge and the service.
 
-Boxes are everywhere ``(x1, y1, x2, y2)`` in pixels of the *upright* picture: the one that
-`decode_image` returns, after its EXIF orientation has been applied. Nothing here reads a clock or a
-socket; only the `load` of a model reads a file.
+Boxes are always ``(x1, y1, x2, y2)`` in pixels of the *upright* image: the one that `decode_image`
+returns, after its EXIF orientation has been applied. Nothing here reads a clock or a socket; only
+the `load` of a model reads a file.
 """
 
 from vision.classify import Classes, Scores, decode_classes, softmax, to_logits

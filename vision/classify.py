@@ -1,4 +1,4 @@
-"""From a classifier's output to its surest classes."""
+"""Decoding of a classifier's output into its most probable classes."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,17 +13,17 @@ _ROUNDING = 0.02  # how far from 1 the sum of half-precision or quantised probab
 
 
 class Scores(StrEnum):
-    """What a classifier puts out for each class."""
+    """The kind of score that a classifier outputs for each class."""
 
     LOGITS = "logits"
-    """Any real number; softmax makes probabilities of them."""
+    """Any real number; softmax turns them into probabilities."""
     PROBABILITIES = "probabilities"
-    """In 0..1, with a sum of 1: the network ends in its own softmax."""
+    """In 0..1, with a sum of 1: the network ends in a softmax."""
 
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """What one picture shows, surest first; of equals the lower id comes first.
+    """The classes of one image, most probable first; of equals the lower id comes first.
 
     Attributes:
         class_id: int64 ``[K]``.
@@ -38,25 +38,26 @@ class Classes:
 
 
 def to_logits(output: NDArray[Any], scores: Scores) -> NDArray[np.float64]:
-    """A classifier's output ``[..., classes]`` as logits of the same shape.
+    """Return a classifier's output ``[..., classes]`` as logits of the same shape.
 
-    The logits of probabilities are their logarithms, so that a temperature means the same for
-    both; the logarithm of 0 is minus infinity.
+    The logits of probabilities are their logarithms, so that a temperature has the same effect on
+    both kinds of score; the logarithm of 0 is minus infinity.
 
     Raises:
-        ModelError: ``MODEL_OUTPUT_INVALID``: NaN, infinity, or no probabilities where these are
-            what the model puts out.
+        ModelError: ``MODEL_OUTPUT_INVALID``: NaN, infinity, or values that are not probabilities
+            although the model declares probabilities.
     """
     values = np.asarray(output, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise ModelError("MODEL_OUTPUT_INVALID", "the model's output has NaN or infinity")
+        raise ModelError("MODEL_OUTPUT_INVALID", "the model's output contains NaN or infinity")
     if scores is Scores.LOGITS:
         return values
-    off = np.abs(values.sum(axis=-1) - 1).max(initial=0)
-    if off > _ROUNDING or values.min(initial=0) < 0:
+    deviation = np.abs(values.sum(axis=-1) - 1).max(initial=0)
+    if deviation > _ROUNDING or values.min(initial=0) < 0:
         raise ModelError(
             "MODEL_OUTPUT_INVALID",
-            "the model's output must be probabilities: in 0..1, with a sum of 1",
+            "the model's output must be probabilities, in 0..1 with a sum of 1, got a sum that is"
+            f" off by {deviation:.3g} and a lowest value of {values.min(initial=0):.3g}",
         )
     with np.errstate(divide="ignore"):
         logarithms: NDArray[np.float64] = np.log(values)
@@ -64,19 +65,19 @@ def to_logits(output: NDArray[Any], scores: Scores) -> NDArray[np.float64]:
 
 
 def softmax(logits: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Probabilities of logits ``[..., classes]``, in the same shape.
+    """Return the probabilities of logits ``[..., classes]``, in the same shape.
 
     Args:
         logits: finite or minus infinity, at least one of each row finite.
-        temperature: above 0; the logits are divided by it. Above 1 the probabilities move towards
-            each other, the order of the classes stays.
+        temperature: above 0; the logits are divided by it. A temperature above 1 makes the
+            probabilities more equal and keeps the order of the classes.
 
     Raises:
         ValueError: a temperature that is not above 0, or not finite.
     """
     if not 0 < temperature < np.inf:
-        raise ValueError(f"temperature must be above 0 and finite, is {temperature}")
-    # Less the highest first, so that the exponential does not overflow; minus infinity is right.
+        raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
+    # Subtract the highest, so that the exponential does not overflow. An underflow to 0 is right.
     with np.errstate(over="ignore"):
         powers = np.exp((logits - logits.max(axis=-1, keepdims=True)) / temperature)
     probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
@@ -86,22 +87,22 @@ def softmax(logits: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np
 def decode_classes(
     output: NDArray[Any], *, scores: Scores = Scores.LOGITS, temperature: float = 1.0, top_k: int
 ) -> Classes:
-    """Read one picture's output ``[classes]``.
+    """Decode the output ``[classes]`` of one image.
 
     Args:
         output: a score for each class.
-        scores: what the scores are.
+        scores: the kind of score.
         temperature: above 0; see `softmax`.
-        top_k: how many classes are wanted, at least 1; no more come back than there are.
+        top_k: number of classes to return, at least 1; fewer if the model has fewer.
 
     Raises:
         ModelError: ``MODEL_OUTPUT_INVALID``; see `to_logits`.
         ValueError: a parameter out of its range, which it names.
     """
     if top_k < 1:
-        raise ValueError(f"top_k must be at least 1, is {top_k}")
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
     logits = to_logits(output, scores)
     probabilities = softmax(logits, temperature)
-    # By logits: a low temperature makes equals of probabilities that are none.
+    # Sort by logits: a low temperature rounds different probabilities to the same value.
     order = np.argsort(-logits, kind="stable")[:top_k]
     return Classes(order.astype(np.int64), probabilities[order].astype(np.float32))

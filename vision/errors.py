@@ -1,14 +1,14 @@
-"""Errors of this package: plain exceptions with a reason that callers turn into their own."""
+"""Exceptions of this package: each has a reason, which callers translate into their own errors."""
 
 
 class ImageError(ValueError):
-    """A picture that is refused; the fault is the sender's and repeats for the same bytes.
+    """An invalid image. The same bytes always fail in the same way.
 
     Attributes:
         reason: one of ``IMAGE_EMPTY``, ``IMAGE_TOO_LARGE`` (bytes), ``IMAGE_TYPE_UNSUPPORTED``,
             ``IMAGE_DIMENSIONS_TOO_LARGE`` (pixels), ``IMAGE_TOO_COMPLEX`` (segments or scans that
-            would cost far more than its size) and ``IMAGE_CORRUPT``.
-        message: what is wrong, with the bound that was broken.
+            would take far more time than its size suggests) and ``IMAGE_CORRUPT``.
+        message: what is wrong, with the limit that was exceeded.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -18,14 +18,14 @@ class ImageError(ValueError):
 
 
 class ModelError(RuntimeError):
-    """A model that cannot be used, or a run of it that failed; no fault of the picture.
+    """A model that cannot be used, or a failed run that the image did not cause.
 
     Attributes:
         reason: one of ``MODEL_FILE_MISSING``, ``MODEL_FILE_INVALID``, ``MODEL_METADATA_INVALID``,
             ``MODEL_UNSUPPORTED`` (task, input or output this package cannot handle),
             ``MODEL_PROVIDER_UNAVAILABLE``, ``MODEL_RUN_FAILED`` and ``MODEL_OUTPUT_INVALID``
-            (NaN, infinity, scores above 1, a class that the model does not have).
-        message: what is wrong, naming the metadata key, tensor or provider.
+            (NaN, infinity, scores above 1, an unknown class).
+        message: what is wrong, with the metadata key, tensor or provider.
     """
 
     def __init__(self, reason: str, message: str) -> None:
