@@ -21,7 +21,7 @@ _PROG = "python -m inference_service"
 # for a fifth of their time.
 _SWITCH_SECONDS = 0.0001
 # glibc gives blocks above 32 MiB back to the system as soon as they are freed. Of Pillow's own, of
-# 16 MiB, it keeps a hundred MiB for each thread that has decoded a large picture.
+# 16 MiB, it keeps a hundred MiB for each thread that has decoded a large image.
 _PIXEL_BLOCK_BYTES = 64 * 1024 * 1024
 _STATUS_SECONDS = 0.2  # before the end of the grace: what is left is told so in time
 
@@ -51,7 +51,7 @@ async def _main() -> None:
     settings = load(InferenceSettings, sys.argv[1:], prog=_PROG)
     logs.configure(settings.log_level, settings.log_format, service="inference")
     # Pillow warns of damage that costs nothing. Python keeps each text that it has shown, for good,
-    # and the numbers in them are the sender's: it would grow with every bad picture.
+    # and the numbers in them are the sender's: it would grow with every bad image.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     sys.setswitchinterval(_SWITCH_SECONDS)
     pillow.set_block_size(_PIXEL_BLOCK_BYTES)

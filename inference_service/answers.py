@@ -18,7 +18,7 @@ from vision import Classes, Detections, OnnxClassifier
 def image_result(
     image_id: str, seen: ImagePrediction, names: Mapping[int, str]
 ) -> inference_pb2.ImageResult:
-    """Return the answer for one picture."""
+    """Return the answer for one image."""
     result = inference_pb2.ImageResult(
         image_id=image_id, image_width=seen.width, image_height=seen.height
     )
@@ -30,7 +30,7 @@ def image_result(
 
 
 def image_error(image_id: str, error: SightlineError) -> inference_pb2.ImageResult:
-    """Return why there is no answer for one picture."""
+    """Return why there is no answer for one image."""
     return inference_pb2.ImageResult(
         image_id=image_id,
         error=inference_pb2.ImageError(

@@ -35,7 +35,7 @@ from vision import ImageLimits, SessionOptions
 logger = logging.getLogger(__name__)
 
 BYTES_PER_PIXEL = 3
-"""Of a picture that is decoded."""
+"""Of an image that is decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +145,11 @@ def _open_uploads(settings: InferenceSettings, image: ImageLimits) -> Uploads:
 
 
 def _limits(settings: InferenceSettings) -> RequestLimits:
-    # The pixels of one picture must have room, or nobody could ever be answered for it.
+    # The pixels of one image must have room, or nobody could ever be answered for it.
     pixels = min(settings.max_image_pixels, settings.bytes_in_flight // BYTES_PER_PIXEL)
     if pixels < settings.max_image_pixels:
         logger.warning(
-            "max_bytes_in_flight has room for pictures of %d pixels: larger ones are refused,"
+            "max_bytes_in_flight has room for images of %d pixels: larger ones are refused,"
             " though max_image_pixels is %d",
             pixels,
             settings.max_image_pixels,

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class DeviceCheck:
-    """After a run that failed, runs the model on an empty picture; if that fails too, others.
+    """After a run that failed, runs the model on an empty image; if that fails too, others.
 
     A device that has failed for good (a GPU that fell off its bus, a poisoned CUDA context) fails
     every run of every model on it in this process, which is of use only once it is started anew. A
@@ -72,7 +72,7 @@ class DeviceCheck:
 
 
 def _first_that_runs(models: Sequence[Model]) -> tuple[Model | None, str]:
-    """Return the first model that runs on an empty picture, and what the first of all said."""
+    """Return the first model that runs on an empty image, and what the first of all said."""
     why = ""
     for model in models:
         try:

@@ -15,14 +15,14 @@ class Parameters:
     iou: float | None = None
     """Boxes of one class that overlap by more than this are one, in [0, 1]."""
     max_detections: int | None = None
-    """Detections per picture at most, 1 to 10 000."""
+    """Detections per image at most, 1 to 10 000."""
     top_k: int | None = None
-    """Classes per picture at most, 1 to 1000; without effect on detectors."""
+    """Classes per image at most, 1 to 1000; without effect on detectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageContent:
-    """An encoded picture, wherever it came from."""
+    """An encoded image, wherever it came from."""
 
     data: bytes
     sha256: bytes
@@ -31,7 +31,7 @@ class ImageContent:
 
 @dataclass(frozen=True, slots=True)
 class CheckedImage:
-    """One picture of a question that passed every check short of decoding it."""
+    """One image of a question that passed every check short of decoding it."""
 
     index: int
     """Position in the request, from 0."""
@@ -46,12 +46,12 @@ class CheckedImage:
 
 @dataclass(frozen=True, slots=True)
 class RefusedImage:
-    """One picture that gets no answer, though others of the request may."""
+    """One image that gets no answer, though others of the request may."""
 
     index: int
     image_id: str
     sha256: bytes
-    """Of the picture; of the reference's text, if that is none of the caller's."""
+    """Of the image; of the reference's text, if that is none of the caller's."""
     error: SightlineError
     lost: bool = False
     """Whether it was uploaded, but is not there any more: an answer for it may still be kept."""
@@ -66,16 +66,16 @@ class CheckedRequest:
     model_version: str
     """As asked for; empty: the model's default version."""
     parameters: Parameters
-    pictures: tuple[CheckedImage | RefusedImage, ...]
+    images: tuple[CheckedImage | RefusedImage, ...]
     """In the order of the request; at least one is a `CheckedImage`, or a `RefusedImage` one that is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePrediction:
-    """What a model found in one picture."""
+    """What a model found in one image."""
 
     width: int
-    """Of the upright picture, in pixels."""
+    """Of the upright image, in pixels."""
     height: int
     found: Detections | Classes
 
@@ -84,8 +84,8 @@ class ImagePrediction:
 class Timing:
     """Seconds that each stage took.
 
-    `queue` is the longest wait of any picture; `decode`, `infer` and `post` are summed over the
-    pictures, which are worked on side by side, so that their sum can exceed `total`.
+    `queue` is the longest wait of any image; `decode`, `infer` and `post` are summed over the
+    images, which are worked on side by side, so that their sum can exceed `total`.
     """
 
     validate: float

@@ -79,8 +79,8 @@ class InferencePipeline:
         device: told of runs that failed.
         telemetry: counts and times.
         clock: seconds; calls come with times on it.
-        fetch: returns the picture of a caller's reference; blocks; raises as `validate.Resolve`.
-        pixels: bounds the pictures that are decoded at a time.
+        fetch: returns the image of a caller's reference; blocks; raises as `validate.Resolve`.
+        pixels: bounds the images that are decoded at a time.
         weights: by name of the caller, where it is not 1: how much it gets beside others.
     """
 
@@ -200,22 +200,24 @@ class InferencePipeline:
     async def _infer(
         self, call: CallMetadata, request: inference_service_pb2.InferRequest
     ) -> CallResponse:
-        question = await self._validate(call, request)
+        checked_request = await self._validate(call, request)
         key = keys.read_key(call.keys, caller=call.caller, method="Infer")
         checked = self.clock()
 
         # What hangs on the server's state comes after the claim: an answer that is kept is replayed
         # even when its model is no longer loaded, or the device has died.
         async def answer() -> bytes:
-            model = self.models.find(question.model_name, question.model_version)
-            results, timing = await self._look(question, model, call, checked)
+            model = self.models.find(checked_request.model_name, checked_request.model_version)
+            results, timing = await self._look(checked_request, model, call, checked)
             self.telemetry.total(model.name, timing.total)
             return answers.response(results, model, timing).SerializeToString()
 
         if key is None:
             return CallResponse(await answer())
-        bound_to = keys.fingerprint(question)
-        return await self.answer_with_key(call, key, bound_to, answer, keep=not _may_pass(question))
+        bound_to = keys.fingerprint(checked_request)
+        return await self.answer_with_key(
+            call, key, bound_to, answer, keep=not _may_pass(checked_request)
+        )
 
     async def _validate(
         self, call: CallMetadata, request: inference_service_pb2.InferRequest
@@ -228,17 +230,17 @@ class InferencePipeline:
         return await self.check(call, lambda: check(validate.check, request, self.limits, resolve))
 
     async def _look(
-        self, question: CheckedRequest, model: Model, call: CallMetadata, checked: float
+        self, checked_request: CheckedRequest, model: Model, call: CallMetadata, checked: float
     ) -> tuple[list[inference_pb2.ImageResult], Timing]:
-        """Run the model on the good pictures, and put all results together."""
+        """Run the model on the good images, and put all results together."""
         hold = self.pixels.for_call()
         work = [
-            ImageWork(model, picture, question.parameters, hold)
-            for picture in question.pictures
-            if isinstance(picture, CheckedImage)
+            ImageWork(model, image, checked_request.parameters, hold)
+            for image in checked_request.images
+            if isinstance(image, CheckedImage)
         ]
         ran = await self.run(call, model, work) if work else []
-        return _merge(question, model, ran), self._timing(ran, call, checked)
+        return _merge(checked_request, model, ran), self._timing(ran, call, checked)
 
     def _timing(
         self, ran: Sequence[Ran[ImagePrediction]], call: CallMetadata, checked: float
@@ -260,29 +262,28 @@ class InferencePipeline:
             self.telemetry.stage(model.name, stage, seconds)
 
 
-def _may_pass(question: CheckedRequest) -> bool:
-    """Whether a picture was refused for what the server has now, such as an upload that is gone."""
+def _may_pass(checked_request: CheckedRequest) -> bool:
+    """Whether an image was refused for what the server has now, such as an upload that is gone."""
     return any(
-        isinstance(picture, RefusedImage)
-        and picture.error.code is not grpc.StatusCode.INVALID_ARGUMENT
-        for picture in question.pictures
+        isinstance(image, RefusedImage) and image.error.code is not grpc.StatusCode.INVALID_ARGUMENT
+        for image in checked_request.images
     )
 
 
 def _merge(
-    question: CheckedRequest, model: Model, ran: Sequence[Ran[ImagePrediction]]
+    checked_request: CheckedRequest, model: Model, ran: Sequence[Ran[ImagePrediction]]
 ) -> list[inference_pb2.ImageResult]:
-    """Return one result per picture of the request, in its order."""
+    """Return one result per image of the request, in its order."""
     outcomes = iter(ran)
     errors: list[SightlineError | None] = []
     results = []
-    for picture in question.pictures:
-        outcome = picture.error if isinstance(picture, RefusedImage) else next(outcomes).result
+    for image in checked_request.images:
+        outcome = image.error if isinstance(image, RefusedImage) else next(outcomes).result
         if isinstance(outcome, SightlineError):
             errors.append(outcome)
-            results.append(answers.image_error(picture.image_id, outcome))
+            results.append(answers.image_error(image.image_id, outcome))
         else:
             errors.append(None)
-            results.append(answers.image_result(picture.image_id, outcome, model.network.names))
+            results.append(answers.image_result(image.image_id, outcome, model.network.names))
     validate.refuse_if_all_bad(errors)
     return results

@@ -30,7 +30,7 @@ class InferenceServer:
     async def Infer(  # noqa: N802 - the contract's name
         self, request: inference_service_pb2.InferRequest, context: _Context
     ) -> bytes:
-        """Answer for one or more pictures: a serialized `InferResponse`, to the byte as kept."""
+        """Answer for one or more images: a serialized `InferResponse`, to the byte as kept."""
         reply = await self._pipeline.infer(call_of(self._pipeline, context), request)
         if reply.replayed:
             context.set_trailing_metadata([(REPLAYED_KEY, "true")])
@@ -41,7 +41,7 @@ class InferenceServer:
         request_iterator: AsyncIterator[inference_service_pb2.UploadImageRequest],
         context: _Context,
     ) -> inference_service_pb2.UploadImageResponse:
-        """Store a picture and give a reference to it."""
+        """Store an image and give a reference to it."""
         del context
         begun = self._pipeline.clock()
         uploaded = await self._uploads.receive(current_caller(), _parts(request_iterator))

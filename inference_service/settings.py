@@ -13,7 +13,7 @@ from servicekit.settings import Address, OptionalPath, OptionalSecret, Words
 
 _WEIGHT = re.compile(r".+=\d{1,4}(\.\d{1,6})?", re.ASCII | re.DOTALL)
 _MOST_WEIGHT = 1000
-_MESSAGE_MARGIN = 64 * 1024  # what a message holds beside its picture
+_MESSAGE_MARGIN = 64 * 1024  # what a message holds beside its image
 
 
 def _cpus() -> int:
@@ -64,7 +64,7 @@ class InferenceSettings(ServerSettings):
         default_factory=_cpus,
         ge=1,
         le=256,
-        description="pictures that are worked on at a time; not given: one per CPU",
+        description="images that are worked on at a time; not given: one per CPU",
     )
     intra_op_threads: int = Field(
         1, ge=1, le=256, description="CPU threads that one run of a model uses"
@@ -86,21 +86,20 @@ class InferenceSettings(ServerSettings):
         None,
         ge=1,
         le=1024,
-        description="pictures of one run at most, of models that take any number; 1: each alone;"
+        description="images of one run at most, of models that take any number; 1: each alone;"
         " not given: 8 on a GPU, 1 on CPUs",
     )
     batch_wait_seconds: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="how long a run that is not full waits for more pictures, s, if all can spare"
-        " it",
+        description="how long a run that is not full waits for more images, s, if all can spare it",
     )
     queue_size: int = Field(
         64,
         ge=1,
         le=100_000,
-        description="pictures that wait for a worker at most, shared between callers; one that had"
+        description="images that wait for a worker at most, shared between callers; one that had"
         " less than its share may add a request, up to twice as many in all",
     )
     caller_weights: Words = Field(
@@ -109,12 +108,12 @@ class InferenceSettings(ServerSettings):
         " what a caller of weight 1 gets of the workers when both want more than there is; above 0"
         " and up to 1000; not given for a caller: 1",
     )
-    max_images: int = Field(16, ge=1, le=1024, description="pictures of one request at most")
+    max_images: int = Field(16, ge=1, le=1024, description="images of one request at most")
     max_image_bytes: int = Field(
-        10 * 1024 * 1024, ge=1, le=2**31 - 1, description="largest encoded picture, bytes"
+        10 * 1024 * 1024, ge=1, le=2**31 - 1, description="largest encoded image, bytes"
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=1, le=2**31 - 1, description="largest picture, width times height, pixels"
+        50_000_000, ge=1, le=2**31 - 1, description="largest image, width times height, pixels"
     )
     idempotency_database: str = Field(
         "",
@@ -126,7 +125,7 @@ class InferenceSettings(ServerSettings):
     )
     upload_dir: str = Field(
         "",
-        description="folder of uploaded pictures, which several processes of one machine may share;"
+        description="folder of uploaded images, which several processes of one machine may share;"
         " empty: a temporary one that ends with the process",
     )
     upload_ttl_seconds: float = Field(

@@ -18,7 +18,7 @@ from servicekit.telemetry.histograms import Histograms
 logger = logging.getLogger(__name__)
 
 STAGES = ("upload", "queue", "decode", "infer", "post")
-"""Where the time of a request goes: the receipt of an uploaded picture, the wait for a worker,
+"""Where the time of a request goes: the receipt of an uploaded image, the wait for a worker,
 decoding and scaling, the run of the model, and reading its output."""
 _STAGES = frozenset(STAGES)
 EXPIRED = ("queue", "run", "cancelled")
@@ -54,7 +54,7 @@ class Telemetry:
         self._registry = registry
         self._stages = Histograms(
             "sightline_inference_stage_seconds",
-            "Time that one picture or tensor spent in one stage, s",
+            "Time that one image or tensor spent in one stage, s",
             ("model", "stage"),
             _SECONDS,
             registry,
@@ -83,7 +83,7 @@ class Telemetry:
         self._expired = _counters(
             registry,
             "sightline_inference_expired_total",
-            "Pictures and tensors that were admitted and got no answer in time",
+            "Images and tensors that were admitted and got no answer in time",
             "where",
             EXPIRED,
         )
@@ -102,7 +102,7 @@ class Telemetry:
         )
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
-        """Take in the time that one picture or tensor spent in one of `STAGES`, s.
+        """Take in the time that one image or tensor spent in one of `STAGES`, s.
 
         Args:
             model: its name; empty: the stage (an upload) is no model's.
@@ -129,7 +129,7 @@ class Telemetry:
         self._shed[reason].inc()
 
     def expired(self, where: str) -> None:
-        """Count a picture or tensor that was admitted and got no answer, by one of `EXPIRED`."""
+        """Count an image or tensor that was admitted and got no answer, by one of `EXPIRED`."""
         self._expired[where].inc()
 
     def idempotency(self, event: str) -> None:
@@ -145,8 +145,8 @@ class Telemetry:
 
         What is given to this method and the next two is called by the thread of each scrape.
         """
-        self._gauge("queue_depth", "Pictures and tensors that wait for a worker", depth)
-        self._gauge("running", "Pictures and tensors that are being worked on", running)
+        self._gauge("queue_depth", "Images and tensors that wait for a worker", depth)
+        self._gauge("running", "Images and tensors that are being worked on", running)
 
     def idempotency_table(self, rows: Callable[[], float], size: Callable[[], float]) -> None:
         """Say where the size of the idempotency store is known, in keys and in bytes."""

@@ -1,7 +1,7 @@
 """Requests in, checked questions out: size, type by content, dimensions before decoding, SHA-256.
 
-Pure: no clock, socket or file; what a reference stands for comes from a function. One bad picture
-is refused alone; a request with no good picture, or with a bad field outside its pictures, is
+Pure: no clock, socket or file; what a reference stands for comes from a function. One bad image
+is refused alone; a request with no good image, or with a bad field outside its images, is
 refused whole.
 """
 
@@ -30,8 +30,8 @@ MAX_TOP_K = 1000
 _SHA256_BYTES = 32
 
 Resolve = Callable[[str], ImageContent]
-"""Returns the picture of a reference; raises SightlineError: of category VALIDATION if there is
-none, which refuses the picture; of another, which refuses the request."""
+"""Returns the image of a reference; raises SightlineError: of category VALIDATION if there is
+none, which refuses the image; of another, which refuses the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +57,33 @@ def check(
     Args:
         request: as it came.
         limits: what it may ask for.
-        resolve: gives the pictures that are there by reference; may block.
+        resolve: gives the images that are there by reference; may block.
 
     Raises:
         SightlineError: INVALID_ARGUMENT with the fields that break a rule; what `resolve` raises,
-            if it is that for every picture and none of them was there before.
+            if it is that for every image and none of them was there before.
     """
     count = len(request.images)
     if not 1 <= count <= limits.max_images:
-        raise invalid("images", f"must be 1 to {limits.max_images} pictures, are {count}")
+        raise invalid("images", f"must be 1 to {limits.max_images} images, are {count}")
     parameters = _parameters(request.parameters)
     _check_hint(request.model)
-    pictures = tuple(
+    images = tuple(
         _checked(image, index, limits.image, resolve) for index, image in enumerate(request.images)
     )
-    if not any(isinstance(picture, RefusedImage) and picture.lost for picture in pictures):
-        refuse_if_all_bad([p.error if isinstance(p, RefusedImage) else None for p in pictures])
-    return CheckedRequest(request.model.name, request.model.version, parameters, pictures)
+    if not any(isinstance(image, RefusedImage) and image.lost for image in images):
+        refuse_if_all_bad([p.error if isinstance(p, RefusedImage) else None for p in images])
+    return CheckedRequest(request.model.name, request.model.version, parameters, images)
 
 
 def refuse_if_all_bad(errors: Sequence[SightlineError | None]) -> None:
-    """Raise one error for a request whose pictures are all bad.
+    """Raise one error for a request whose images are all bad.
 
     Args:
-        errors: what is wrong with each picture; None: nothing.
+        errors: what is wrong with each image; None: nothing.
 
     Raises:
-        SightlineError: with every picture's violations; code and reason are the pictures' own if
+        SightlineError: with every image's violations; code and reason are the images' own if
             they share them, else INVALID_ARGUMENT, `IMAGES_INVALID`.
     """
     bad = [error for error in errors if error is not None]
@@ -93,12 +93,12 @@ def refuse_if_all_bad(errors: Sequence[SightlineError | None]) -> None:
     mixed = (grpc.StatusCode.INVALID_ARGUMENT, "IMAGES_INVALID")
     code, reason = kinds.pop() if len(kinds) == 1 else mixed
     violations: list[FieldViolation] = [v for error in bad for v in error.violations]
-    more = f" (and {len(bad) - 1} more bad pictures)" if len(bad) > 1 else ""
+    more = f" (and {len(bad) - 1} more bad images)" if len(bad) > 1 else ""
     raise SightlineError(code, reason, bad[0].message + more, violations=violations)
 
 
 def bad_image(index: int, error: ImageError, field: str = "data") -> SightlineError:
-    """Return the error for a picture whose content is refused.
+    """Return the error for an image whose content is refused.
 
     Args:
         index: position in the request, from 0.

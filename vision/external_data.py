@@ -140,7 +140,9 @@ def _open(path: Path, name: str) -> int | None:
     except OSError as error:
         os.close(handle)
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):  # a link, or a socket
-            raise _invalid(path, f"{name!r} is a link or not a regular file: {_ALLOWED_PLACE}") from error
+            raise _invalid(
+                path, f"{name!r} is a link or not a regular file: {_ALLOWED_PLACE}"
+            ) from error
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)

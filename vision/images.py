@@ -1,11 +1,11 @@
-"""Check a picture by its content, then decode it; never the other way round.
+"""Check an image by its content, then decode it; never the other way round.
 
-What a sender declares about a picture is not asked for. The type comes from the first bytes, the
+What a sender declares about an image is not asked for. The type comes from the first bytes, the
 dimensions from the header, and both are held against `ImageLimits` before a pixel is decoded or
 memory for one is taken, so that a decompression bomb costs a header parse. Safe in threads.
 
 Pillow's process-wide limits play no part, since other libraries switch them off; only its
-``ImageFile.LOAD_TRUNCATED_IMAGES`` must stay off for truncated pictures to be refused.
+``ImageFile.LOAD_TRUNCATED_IMAGES`` must stay off for truncated images to be refused.
 """
 
 import hashlib
@@ -39,12 +39,12 @@ _MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "BMP": 
 
 _HEADER_READS = 2_000  # about 500 segments or chunks
 _BYTES_PER_CHUNK = 4_096  # PNG writers put 8 KiB and more into a chunk, and each is three reads
-_FULL_SCANS = 20  # scans allowed at the largest permitted size; smaller pictures may have more
+_FULL_SCANS = 20  # scans allowed at the largest permitted size; smaller images may have more
 
-# EXIF orientation (TIFF 6.0, tag 274) -> what turns the stored picture upright; 1 is upright.
+# EXIF orientation (TIFF 6.0, tag 274) -> what turns the stored image upright; 1 is upright.
 _ORIENTATION = 0x0112
 _SWAPPING = frozenset({5, 6, 7, 8})
-# Upright pixels -> a view of them that has the rows and columns of the stored picture.
+# Upright pixels -> a view of them that has the rows and columns of the stored image.
 _STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -61,10 +61,10 @@ _STRIP_PIXELS, _WHOLE_PIXELS = 2**18, 2**22
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What a picture may be at most.
+    """What an image may be at most.
 
     Attributes:
-        max_bytes: size of the encoded picture.
+        max_bytes: size of the encoded image.
         max_pixels: width times height. Decoding takes 7 bytes per pixel or more: see
             `OpenedImage.memory`.
         max_side: width or height, in pixels.
@@ -92,12 +92,12 @@ DEFAULT_LIMITS = ImageLimits()
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What the header of a picture says.
+    """What the header of an image says.
 
     Attributes:
         format: ``JPEG``, ``PNG``, ``WEBP`` or ``BMP``.
         mime: the same as a media type, e.g. ``image/jpeg``.
-        width: in pixels, as stored; the upright picture swaps the two where EXIF turns it.
+        width: in pixels, as stored; the upright image swaps the two where EXIF turns it.
         height: in pixels, as stored.
     """
 
@@ -108,14 +108,14 @@ class ImageInfo:
 
 
 def sha256(data: bytes) -> bytes:
-    """The SHA-256 of a picture's bytes, 32 bytes."""
+    """The SHA-256 of an image's bytes, 32 bytes."""
     return hashlib.sha256(data).digest()
 
 
 class OpenedImage:
-    """A picture whose header is read and within the limits. `open_image` makes it.
+    """An image whose header is read and within the limits. `open_image` makes it.
 
-    Reading the header costs a small picture a sixth of its decoding, so who checks first and
+    Reading the header costs a small image a sixth of its decoding, so who checks first and
     decodes later keeps this. For one thread at a time.
 
     Attributes:
@@ -139,7 +139,7 @@ class OpenedImage:
         return self.info.width * self.info.height * self._bytes_per_pixel
 
     def decode(self) -> NDArray[np.uint8]:
-        """As `decode_image`. Once: what Pillow holds of the picture is then let go.
+        """As `decode_image`. Once: what Pillow holds of the image is then let go.
 
         Raises:
             ImageError: the data is truncated or corrupt.
@@ -148,7 +148,7 @@ class OpenedImage:
         """
         image, self._image = self._image, None
         if image is None:
-            raise RuntimeError("a picture is decoded once")
+            raise RuntimeError("an image is decoded once")
         self._reader.reads_left = _HEADER_READS + 3 * (self._size // _BYTES_PER_CHUNK)
         with _refusing(self.info.format, self.memory):
             image.load()
@@ -156,7 +156,7 @@ class OpenedImage:
 
 
 def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage:
-    """Check a picture by its header, and leave it to be decoded later.
+    """Check an image by its header, and leave it to be decoded later.
 
     Raises:
         ImageError: empty, over a limit, of no accepted type, or with an unreadable header.
@@ -172,7 +172,7 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage
 
 
 def inspect_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
-    """Type and dimensions of a picture, within the limits, without decoding it.
+    """Type and dimensions of an image, within the limits, without decoding it.
 
     Raises:
         ImageError: as `open_image`.
@@ -181,11 +181,11 @@ def inspect_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInf
 
 
 def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
-    """Decode a picture that passes `open_image`, and turn it upright.
+    """Decode an image that passes `open_image`, and turn it upright.
 
     EXIF orientation is applied, so rows and columns of the result are the coordinate system of
     every box. Grey, palette and CMYK become RGB, 16-bit samples keep their upper 8 bits, alpha is
-    dropped (as OpenCV does), and of an animation the first picture counts.
+    dropped (as OpenCV does), and of an animation the first image counts.
 
     Returns:
         RGB ``[H, W, 3]``, possibly read-only.
@@ -198,10 +198,10 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[n
 
 def _sniff(data: bytes, limits: ImageLimits) -> str:
     if not data:
-        raise ImageError("IMAGE_EMPTY", "the picture has no bytes")
+        raise ImageError("IMAGE_EMPTY", "the image has no bytes")
     if len(data) > limits.max_bytes:
         raise ImageError(
-            "IMAGE_TOO_LARGE", f"the picture has {len(data)} bytes, at most {limits.max_bytes}"
+            "IMAGE_TOO_LARGE", f"the image has {len(data)} bytes, at most {limits.max_bytes}"
         )
     kind = _kind_by_signature(data)
     if kind not in limits.formats:
@@ -227,13 +227,13 @@ def _check_dimensions(image: Image.Image, limits: ImageLimits) -> None:
     if max(width, height) > limits.max_side or width * height > limits.max_pixels:
         raise ImageError(
             "IMAGE_DIMENSIONS_TOO_LARGE",
-            f"the picture is {width} x {height} pixels, "
+            f"the image is {width} x {height} pixels, "
             f"at most {limits.max_side} a side and {limits.max_pixels} in all",
         )
 
 
 def _check_work(kind: str, image: ImageFile, data: bytes, limits: ImageLimits) -> int:
-    """Return how often decoding goes over the picture."""
+    """Return how often decoding goes over the image."""
     scans = 1
     if kind == "JPEG":
         most = _FULL_SCANS * limits.max_pixels // (image.width * image.height)
@@ -249,8 +249,8 @@ def _check_work(kind: str, image: ImageFile, data: bytes, limits: ImageLimits) -
 def _bytes_per_pixel(kind: str, image: ImageFile) -> int:
     """Return what decoding holds at its peak: Pillow's pixels, the result, and what comes before.
 
-    libjpeg holds the coefficients of all of a progressive picture, 2 bytes each; libwebp two
-    pictures of an animation, and Pillow's plugin a third as bytes.
+    libjpeg holds the coefficients of all of a progressive image, 2 bytes each; libwebp two
+    images of an animation, and Pillow's plugin a third as bytes.
     """
     before = 0
     if kind == "JPEG" and image.info.get("progressive"):
@@ -266,7 +266,7 @@ def _bytes_per_pixel(kind: str, image: ImageFile) -> int:
 def _refusing(kind: str, size: int) -> Iterator[None]:
     """Turn whatever Pillow raises over bad data into `ImageError`.
 
-    A lack of memory is no fault of the picture: libjpeg's looks like a broken stream, and so does
+    A lack of memory is no fault of the image: libjpeg's looks like a broken stream, and so does
     that of others. `size` is what the work takes, bytes.
     """
     try:
@@ -304,7 +304,7 @@ def _orientation(image: Image.Image) -> int:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except MemoryError:
         raise
-    except Exception:  # as above; a damaged tag must not cost the picture
+    except Exception:  # as above; a damaged tag must not cost the image
         logger.debug("unreadable EXIF, taken as upright", exc_info=True)
         return 1
     return orientation if orientation in _STORED else 1

@@ -1,4 +1,4 @@
-"""Letterbox: scale a picture into the model's input without distorting it, and boxes back.
+"""Letterbox: scale an image into the model's input without distorting it, and boxes back.
 
 The result is, bit for bit, what ultralytics feeds a model through OpenCV: the geometry of its
 ``LetterBox`` and ``scale_boxes`` (scale to fit, grey 114 on both sides, an odd row or column of it
@@ -26,16 +26,16 @@ _BLOCK = 32  # rows done at a time, so that what lies between two steps stays in
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """How one picture lies in the model's input.
+    """How one image lies in the model's input.
 
     Attributes:
-        scale_x: input pixels per picture pixel across; differs from ``scale_y`` only by rounding
-            the scaled picture to whole pixels.
+        scale_x: input pixels per image pixel across; differs from ``scale_y`` only by rounding
+            the scaled image to whole pixels.
         scale_y: the same, downwards.
-        pad_x: grey columns left of the picture, in input pixels.
-        pad_y: grey rows above the picture, in input pixels.
-        width: of the upright picture, in pixels.
-        height: of the upright picture, in pixels.
+        pad_x: grey columns left of the image, in input pixels.
+        pad_y: grey rows above the image, in input pixels.
+        width: of the upright image, in pixels.
+        height: of the upright image, in pixels.
     """
 
     scale_x: float
@@ -46,7 +46,7 @@ class Letterbox:
     height: int
 
     def to_original(self, xyxy: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Boxes ``[N, 4]`` in input pixels to boxes in the picture's pixels, clipped to it."""
+        """Boxes ``[N, 4]`` in input pixels to boxes in the image's pixels, clipped to it."""
         gain = np.array([self.scale_x, self.scale_y] * 2)
         pad = np.array([self.pad_x, self.pad_y] * 2)
         bound = np.array([self.width, self.height] * 2)
@@ -57,17 +57,17 @@ class Letterbox:
 def letterbox_image(
     image: NDArray[np.uint8], size: tuple[int, int]
 ) -> tuple[NDArray[np.float32], Letterbox]:
-    """Fit a picture into a model's input.
+    """Fit an image into a model's input.
 
     Args:
         image: RGB ``[H, W, 3]``, H and W at least 1.
         size: height and width of the model's input, in pixels.
 
     Returns:
-        The input ``[1, 3, height, width]`` in 0..1, and how the picture lies in it.
+        The input ``[1, 3, height, width]`` in 0..1, and how the image lies in it.
 
     Raises:
-        ValueError: the picture is not ``[H, W, 3]`` uint8, or is empty.
+        ValueError: the image is not ``[H, W, 3]`` uint8, or is empty.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"image must be uint8 [H, W, 3], is {image.dtype} {list(image.shape)}")

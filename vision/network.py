@@ -14,7 +14,7 @@ from vision.onnx_session import OnnxSession
 
 
 class OnnxNetwork(ABC):
-    """A session whose input is a picture. Every method is safe in several threads at once.
+    """A session whose input is an image. Every method is safe in several threads at once.
 
     Attributes:
         session: for the model's tensors as they are.
@@ -51,13 +51,13 @@ class OnnxNetwork(ABC):
 
     @abstractmethod
     def prepare(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Letterbox | None]:
-        """One RGB picture ``[H, W, 3]`` to the input ``[1, 3, h, w]`` and how it lies in it."""
+        """One RGB image ``[H, W, 3]`` to the input ``[1, 3, h, w]`` and how it lies in it."""
 
     def warm_up(self, rows: int = 1) -> None:
-        """Prepare and run a black picture, so that the first caller does not pay for it.
+        """Prepare and run a black image, so that the first caller does not pay for it.
 
         Args:
-            rows: pictures of the largest run to come, at least 1. A GPU prepares for each number
+            rows: images of the largest run to come, at least 1. A GPU prepares for each number
                 of rows; TensorRT builds an engine for all that lie between 1 and this.
 
         Raises:
@@ -109,7 +109,7 @@ def choose_size(session: OnnxSession, asked: tuple[int, int] | None) -> tuple[in
 
     Raises:
         ModelError: ``MODEL_METADATA_INVALID``: the input takes any size and none is asked for;
-            ``MODEL_UNSUPPORTED``: the input is no picture.
+            ``MODEL_UNSUPPORTED``: the input is no image.
     """
     shape = session.inputs[0].shape
     match shape:

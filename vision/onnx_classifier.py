@@ -1,4 +1,4 @@
-"""A classifier in ONNX Runtime: the session, and how its pictures and its answers are made."""
+"""A classifier in ONNX Runtime: the session, and how its images and its answers are made."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ class OnnxClassifier(OnnxNetwork):
     """A loaded classifier. Every method is safe to call from several threads at once.
 
     Attributes:
-        preprocess: how pictures are made its input.
+        preprocess: how images are made its input.
         scores: what it puts out.
     """
 
@@ -41,13 +41,13 @@ class OnnxClassifier(OnnxNetwork):
         """Make a classifier of a session; `load` is the usual way.
 
         An export of ultralytics, which says ``task: classify`` in its metadata, is known to end in
-        a softmax and to take pictures as `Preprocess` has them by default (an input that is not
+        a softmax and to take images as `Preprocess` has them by default (an input that is not
         square: resized exactly).
 
         Args:
             session: of a classification model.
             names: labels to use in place of the metadata's; None to use those.
-            preprocess: how pictures are made its input; None for what is known of the export, or
+            preprocess: how images are made its input; None for what is known of the export, or
                 the defaults.
             scores: what it puts out; None for what is known of the export, or logits.
 
@@ -86,11 +86,11 @@ class OnnxClassifier(OnnxNetwork):
         return cls(session, names, preprocess=preprocess, scores=scores)
 
     def prepare(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], None]:
-        """One RGB picture ``[H, W, 3]`` to the input ``[1, 3, h, w]``; nothing lies anywhere."""
+        """One RGB image ``[H, W, 3]`` to the input ``[1, 3, h, w]``; nothing lies anywhere."""
         return preprocess_image(image, self.preprocess, self.input_size), None
 
     def prepare_bytes(self, width: int, height: int) -> int:
-        """Return the memory that `prepare` takes beside a picture of this size."""
+        """Return the memory that `prepare` takes beside an image of this size."""
         return preprocess_bytes(width, height, self.preprocess, self.input_size)
 
     def logits(self, output: NDArray[Any]) -> NDArray[np.float64]:
@@ -102,13 +102,13 @@ class OnnxClassifier(OnnxNetwork):
         return to_logits(output, self.scores)
 
     def decode(self, output: NDArray[Any], *, temperature: float = 1.0, top_k: int = 5) -> Classes:
-        """One picture's output ``[classes]`` to its surest classes; see `decode_classes`."""
+        """One image's output ``[classes]`` to its surest classes; see `decode_classes`."""
         return decode_classes(output, scores=self.scores, temperature=temperature, top_k=top_k)
 
     def classify(
         self, image: NDArray[np.uint8], *, temperature: float = 1.0, top_k: int = 5
     ) -> Classes:
-        """Name what one RGB picture ``[H, W, 3]`` shows: `prepare`, `run` and `decode`."""
+        """Name what one RGB image ``[H, W, 3]`` shows: `prepare`, `run` and `decode`."""
         batch, _ = self.prepare(image)
         (output,) = self.run(batch)
         return self.decode(output, temperature=temperature, top_k=top_k)

@@ -1,4 +1,4 @@
-"""A YOLO detector in ONNX Runtime: the session, and what its metadata says about its pictures."""
+"""A YOLO detector in ONNX Runtime: the session, and what its metadata says about its images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ from vision.yolo import (
     detect_layout,
 )
 
-_INPUT_BYTES = 3 * 4 + 2 * 3  # per pixel: the input, the scaled picture and its planes
+_INPUT_BYTES = 3 * 4 + 2 * 3  # per pixel: the input, the scaled image and its planes
 
 
 class OnnxYolo(OnnxNetwork):
@@ -72,11 +72,11 @@ class OnnxYolo(OnnxNetwork):
         return cls(OnnxSession.load(Path(path), options), names)
 
     def prepare(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Letterbox]:
-        """One RGB picture ``[H, W, 3]`` to the input ``[1, 3, h, w]`` and how it lies in it."""
+        """One RGB image ``[H, W, 3]`` to the input ``[1, 3, h, w]`` and how it lies in it."""
         return letterbox_image(image, self.input_size)
 
     def prepare_bytes(self, width: int, height: int) -> int:
-        """Return the memory that `prepare` takes beside the picture, whatever its size."""
+        """Return the memory that `prepare` takes beside the image, whatever its size."""
         del width, height
         rows, columns = self.input_size
         return _INPUT_BYTES * rows * columns
@@ -90,7 +90,7 @@ class OnnxYolo(OnnxNetwork):
         iou: float = 0.7,
         max_detections: int = 300,
     ) -> Detections:
-        """One picture's output ``[rows, columns]`` to detections in its pixels.
+        """One image's output ``[rows, columns]`` to detections in its pixels.
 
         `iou` has no effect on an end-to-end model. For the parameters and errors see
         `decode_yolov8` and `decode_end_to_end`.
@@ -116,7 +116,7 @@ class OnnxYolo(OnnxNetwork):
         iou: float = 0.7,
         max_detections: int = 300,
     ) -> Detections:
-        """Find objects in one RGB picture ``[H, W, 3]``: `prepare`, `run` and `decode`."""
+        """Find objects in one RGB image ``[H, W, 3]``: `prepare`, `run` and `decode`."""
         batch, box = self.prepare(image)
         (output,) = self.run(batch)
         return self.decode(

@@ -1,8 +1,8 @@
-"""What a classifier is shown of a picture: resized, cropped and normalised as it was trained.
+"""What a classifier is shown of an image: resized, cropped and normalised as it was trained.
 
 Bit for bit what torchvision's ``Resize``, ``CenterCrop``, ``ToTensor`` and ``Normalize`` make of a
-Pillow picture: the same resampling (Pillow's, which antialiases), the same rounding of sizes and
-offsets, single precision. Only pictures that the resize would blow up are cut first.
+Pillow image: the same resampling (Pillow's, which antialiases), the same rounding of sizes and
+offsets, single precision. Only images that the resize would blow up are cut first.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _FILTERS = {
 }
 _RESIZED_BYTES = 4 + 2 * 3  # per pixel: Pillow's, and two copies as bytes
 _INPUT_BYTES = 2 * 3 * 4  # per pixel
-_MOST_RESIZED = 2**24  # pixels of a resized picture that is made as a whole
+_MOST_RESIZED = 2**24  # pixels of a resized image that is made as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class Preprocess:
     """How a classifier's input is made.
 
     Attributes:
-        resize: of the whole picture, in pixels, at least 1: the shorter side, with the shape kept,
+        resize: of the whole image, in pixels, at least 1: the shorter side, with the shape kept,
             or exactly (height, width); None for the shorter side of the crop.
-        crop: height and width that are cut from the middle, in pixels; what the picture lacks is
+        crop: height and width that are cut from the middle, in pixels; what the image lacks is
             black. None for the model's input size.
         interpolation: of the resize.
         mean: of red, green and blue in 0..1; is subtracted.
@@ -53,7 +53,7 @@ class Preprocess:
 def preprocess_image(
     image: NDArray[np.uint8], how: Preprocess, size: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Make a classifier's input of a picture.
+    """Make a classifier's input of an image.
 
     Args:
         image: RGB ``[H, W, 3]``, H and W at least 1.
@@ -64,7 +64,7 @@ def preprocess_image(
         The input ``[1, 3, height, width]``.
 
     Raises:
-        ValueError: the picture is not ``[H, W, 3]`` uint8, or is empty; the crop is not the input.
+        ValueError: the image is not ``[H, W, 3]`` uint8, or is empty; the crop is not the input.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"image must be uint8 [H, W, 3], is {image.dtype} {list(image.shape)}")
@@ -81,9 +81,9 @@ def preprocess_image(
 
 
 def preprocess_bytes(width: int, height: int, how: Preprocess, size: tuple[int, int]) -> int:
-    """Return the memory that `preprocess_image` takes beside a picture of this size.
+    """Return the memory that `preprocess_image` takes beside an image of this size.
 
-    A long and narrow picture becomes larger before it is cropped.
+    A long and narrow image becomes larger before it is cropped.
     """
     rows, columns = _target((height, width), how.resize or min(how.crop or size))
     resized = min(rows * columns, _MOST_RESIZED)
@@ -124,14 +124,14 @@ def _resize(
     shown: tuple[int, int],
     filter_: Image.Resampling,
 ) -> NDArray[np.uint8]:
-    """The part `at`, of size `shown`, of the picture resized to `target`; all as rows, columns."""
+    """The part `at`, of size `shown`, of the image resized to `target`; all as rows, columns."""
     rows, columns = (slice(first, first + size) for first, size in zip(at, shown, strict=True))
     if image.shape[:2] == target:
         return image[rows, columns]
     pillow, (height, width) = Image.fromarray(image), target
     if height * width <= _MOST_RESIZED:
         return np.asarray(pillow.resize((width, height), filter_))[rows, columns]
-    # A picture of one line and 16 384 columns would become one of 3 GB. Only what is shown of it is
+    # An image of one line and 16 384 columns would become one of 3 GB. Only what is shown of it is
     # made, which may round a level differently. Across first, since Pillow rounds in between.
     across, down = pillow.width / width, pillow.height / height
     box = (columns.start * across, 0.0, columns.stop * across, float(pillow.height))

@@ -1,4 +1,4 @@
-"""From a YOLO model's output to boxes in the picture, for the two layouts that exporters write."""
+"""From a YOLO model's output to boxes in the image, for the two layouts that exporters write."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """Objects found in one picture, surest first.
+    """Objects found in one image, surest first.
 
     Attributes:
-        xyxy: float32 ``[N, 4]``, corners in pixels of the upright picture; every box lies inside it
+        xyxy: float32 ``[N, 4]``, corners in pixels of the upright image; every box lies inside it
             and has an area.
         confidence: float32 ``[N]``, above the threshold and at most 1.
         class_id: int64 ``[N]``.
@@ -78,14 +78,14 @@ def decode_yolov8(
     iou: float = 0.7,
     max_detections: int = 300,
 ) -> Detections:
-    """Read one picture's output in the YOLOv8 layout, with non-maximum suppression per class.
+    """Read one image's output in the YOLOv8 layout, with non-maximum suppression per class.
 
     The rules are those of ultralytics' ``non_max_suppression`` with its defaults: the best class
     of each anchor, greedy by confidence, boxes of different classes never suppress each other.
 
     Args:
         output: ``[4 + classes, anchors]``, boxes in input pixels, scores in 0..1.
-        box: how the picture lies in the input.
+        box: how the image lies in the input.
         confidence: detections must be above it, in 0..1.
         iou: a box that overlaps a surer one of its class by more is dropped, in 0..1.
         max_detections: at least 1.
@@ -104,7 +104,7 @@ def decode_yolov8(
     class_id = output[4:, candidates].argmax(axis=0)
     xyxy = _corners(output[:4, candidates].T)
     kept = _suppress(_apart(xyxy, class_id), iou, max_detections)
-    return _in_picture(box, xyxy[kept], best[candidates][kept], class_id[kept])
+    return _in_image(box, xyxy[kept], best[candidates][kept], class_id[kept])
 
 
 def decode_end_to_end(
@@ -115,11 +115,11 @@ def decode_end_to_end(
     confidence: float = 0.25,
     max_detections: int = 300,
 ) -> Detections:
-    """Read one picture's output in the end-to-end layout; suppression has happened in the model.
+    """Read one image's output in the end-to-end layout; suppression has happened in the model.
 
     Args:
         output: ``[detections, 6]``, rows x1, y1, x2, y2 in input pixels, confidence, class.
-        box: how the picture lies in the input.
+        box: how the image lies in the input.
         n_classes: classes of the model.
         confidence: detections must be above it, in 0..1.
         max_detections: at least 1.
@@ -137,7 +137,7 @@ def decode_end_to_end(
     class_id = rows[:, 5].astype(np.int64)
     if ((class_id != rows[:, 5]) | (class_id < 0) | (class_id >= n_classes)).any():
         raise _bad_output(f"a class is not a whole number in 0..{n_classes - 1}")
-    return _in_picture(box, rows[:, :4], rows[:, 4], class_id)
+    return _in_image(box, rows[:, :4], rows[:, 4], class_id)
 
 
 def _check_parameters(confidence: float, iou: float, max_detections: int) -> None:
@@ -194,13 +194,13 @@ def _suppress(boxes: NDArray[np.float64], iou: float, most: int) -> list[int]:
     return kept
 
 
-def _in_picture(
+def _in_image(
     box: Letterbox,
     xyxy: NDArray[np.float32],
     confidence: NDArray[np.float32],
     class_id: NDArray[np.int64],
 ) -> Detections:
-    """Map to the picture and leave out boxes that lie in the padding or are inside out."""
+    """Map to the image and leave out boxes that lie in the padding or are inside out."""
     original = box.to_original(xyxy)
     real = (original[:, 2:] > original[:, :2]).all(axis=1)
     return Detections(original[real], np.minimum(confidence[real], np.float32(1)), class_id[real])

@@ -42,18 +42,18 @@ def read_key(given: Sequence[str], *, caller: str, method: str) -> bytes | None:
     return _hash(caller, method, given[0].lower())
 
 
-def fingerprint(question: CheckedRequest) -> bytes:
-    """Return what a key is bound to: SHA-256 of model, version, parameters and pictures.
+def fingerprint(checked_request: CheckedRequest) -> bytes:
+    """Return what a key is bound to: SHA-256 of model, version, parameters and images.
 
     Model and version count as they were asked for, so that a retry of a request for the default
     model stays the same when the default changes.
     """
-    asked = question.parameters
+    asked = checked_request.parameters
     return _hash(
-        question.model_name,
-        question.model_version,
+        checked_request.model_name,
+        checked_request.model_version,
         [asked.confidence, asked.iou, asked.max_detections, asked.top_k],
-        [[picture.image_id, picture.sha256.hex()] for picture in question.pictures],
+        [[image.image_id, image.sha256.hex()] for image in checked_request.images],
     )
 
 
@@ -62,7 +62,7 @@ def key_reused() -> SightlineError:
     return SightlineError(
         grpc.StatusCode.FAILED_PRECONDITION,
         "IDEMPOTENCY_KEY_REUSED",
-        f"{METADATA_KEY} was used with another model, parameters or pictures: use a new key",
+        f"{METADATA_KEY} was used with another model, parameters or images: use a new key",
     )
 
 

@@ -1,1 +1,1 @@
-"""The models: where they lie, what they say about themselves, and how one looks at a picture."""
+"""The models: where they lie, what they say about themselves, and how one looks at an image."""

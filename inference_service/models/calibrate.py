@@ -1,4 +1,4 @@
-"""Fits the temperature of a classifier in a repository to labelled pictures."""
+"""Fits the temperature of a classifier in a repository to labelled images."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ class Calibration:
 
     model: Model
     fitted_to: int
-    """Pictures."""
+    """Images."""
     temperature: float
     before: Quality
-    """Of pictures that were held out, with the temperature that the model has."""
+    """Of images that were held out, with the temperature that the model has."""
     after: Quality
     """Of the same, with the one that was fitted."""
 
@@ -57,7 +57,7 @@ def calibrate(
         folder: of the model, `<name>/<version>`.
         images: the labelled set, as `labelled.find` reads it.
         held_out: share of each label to judge by, in (0, 1).
-        limits: of a picture.
+        limits: of an image.
         runtime: how the model is run.
 
     Raises:
@@ -85,11 +85,11 @@ def calibrate(
     )
 
 
-def _check_within(temperature: float, pictures: int) -> None:
+def _check_within(temperature: float, images: int) -> None:
     if temperature == TEMPERATURES[0]:
         raise LabelledError(
-            f"no temperature can be fitted: all of {pictures} pictures are classified right, so"
-            " that being surer would always pay; give more pictures, or harder ones"
+            f"no temperature can be fitted: all of {images} images are classified right, so"
+            " that being surer would always pay; give more images, or harder ones"
         )
     if temperature == TEMPERATURES[1]:
         raise LabelledError(

@@ -2,7 +2,7 @@
 
 The temperature T divides the logits before their softmax. It moves probabilities and never the
 order of classes, so accuracy stays. It is fitted by minimising the negative log-likelihood, and
-judged by the expected calibration error on pictures that the fit did not see: Guo, Pleiss, Sun and
+judged by the expected calibration error on images that the fit did not see: Guo, Pleiss, Sun and
 Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, sections 2 and 4.2. Pure.
 
 Everywhere: `logits` are float64 `[N, classes]`, N >= 1, finite or minus infinity; `labels` are
@@ -34,7 +34,7 @@ class Quality:
 
     pictures: int
     accuracy: float
-    """Share of pictures whose surest class is true, in [0, 1]; no temperature changes it."""
+    """Share of images whose surest class is true, in [0, 1]; no temperature changes it."""
     ece: float
     """Expected calibration error, in [0, 1]; 0 is best."""
     nll: float
@@ -61,9 +61,9 @@ def measure(logits: Logits, labels: Labels, temperature: float = 1.0) -> Quality
 def ece(probabilities: NDArray[np.float64], labels: Labels) -> float:
     """Return the expected calibration error of probabilities `[N, classes]`, in [0, 1].
 
-    Pictures are put into bins of equal width by the probability of their surest class. The error
+    Images are put into bins of equal width by the probability of their surest class. The error
     is the mean distance between that probability and the share that is right, over the bins by
-    their pictures: Naeini, Cooper and Hauskrecht, "Obtaining Well Calibrated Probabilities Using
+    their images: Naeini, Cooper and Hauskrecht, "Obtaining Well Calibrated Probabilities Using
     Bayesian Binning", AAAI 2015.
     """
     sure = probabilities.max(axis=1)
@@ -89,7 +89,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
     In 1 / T the likelihood is convex, so its slope has one zero at most. That is found by Newton's
     steps, and by halving wherever one would leave the interval that holds it. A bound comes back
-    where the slope has no zero, such as the lower one when every picture is classified right: then
+    where the slope has no zero, such as the lower one when every image is classified right: then
     being surer always pays.
 
     Raises:

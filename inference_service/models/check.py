@@ -47,7 +47,7 @@ class ModelDescription:
     """Of a classifier."""
     provider: str
     run_ms: float
-    """Of one picture, the median of a few runs, ms."""
+    """Of one image, the median of a few runs, ms."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the same for JSON."""
@@ -85,7 +85,7 @@ def check_files(onnx: Path, yaml: Path, runtime: Runtime) -> ModelDescription:
 
 
 def describe(model: Model) -> ModelDescription:
-    """Run a loaded model on a grey picture, and return what it is.
+    """Run a loaded model on a grey image, and return what it is.
 
     Raises:
         ModelError: it fails, or puts out nonsense.

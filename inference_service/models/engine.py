@@ -1,4 +1,4 @@
-"""One loaded model, and one picture's way through it: decode, run, read the output."""
+"""One loaded model, and one image's way through it: decode, run, read the output."""
 
 import logging
 from dataclasses import dataclass, field
@@ -67,15 +67,15 @@ class Model:
 def prepare_image(
     model: Model, opened: OpenedImage, hold: Hold
 ) -> tuple[NDArray[np.float32], Letterbox | None, tuple[int, int]]:
-    """Decode a picture and make a network's input of it; its pixels are dropped at once.
+    """Decode an image and make a network's input of it; its pixels are dropped at once.
 
     Args:
         model: by whose rules it is prepared.
-        opened: the picture, to be decoded once.
+        opened: the image, to be decoded once.
         hold: holds room for its pixels.
 
     Returns:
-        The input `[1, 3, h, w]`, how the picture lies in it, and the picture's width and height.
+        The input `[1, 3, h, w]`, how the image lies in it, and the image's width and height.
 
     Raises:
         ImageError: it cannot be decoded.
@@ -92,10 +92,10 @@ def prepare_image(
 
 @dataclass(slots=True)
 class ImageWork:
-    """One picture's way through a model; see `serving.work.Work`."""
+    """One image's way through a model; see `serving.work.Work`."""
 
     model: Model
-    picture: CheckedImage
+    image: CheckedImage
     parameters: Parameters
     """What the caller wants done differently from the model's own settings."""
     hold: Hold = hold_none
@@ -106,24 +106,24 @@ class ImageWork:
     @property
     def effort(self) -> int:
         """Pixels that are decoded."""
-        return self.picture.opened.effort
+        return self.image.opened.effort
 
     def prepare(self) -> NDArray[np.float32]:
-        """Decode the picture and make the network's input `[1, 3, h, w]` of it.
+        """Decode the image and make the network's input `[1, 3, h, w]` of it.
 
         Raises:
             SightlineError: INVALID_ARGUMENT: it cannot be decoded; RESOURCE_EXHAUSTED,
                 `TOO_MUCH_IN_FLIGHT`: there is no room for its pixels.
         """
-        opened = self.picture.opened
+        opened = self.image.opened
         try:
             made, self._box, self._size = prepare_image(self.model, opened, self.hold)
         except ImageError as error:
-            raise bad_image(self.picture.index, error, self.picture.origin) from error
+            raise bad_image(self.image.index, error, self.image.origin) from error
         return made
 
     def finish(self, outputs: Outputs) -> ImagePrediction:
-        """Read the network's output for the picture, each `[1, ...]`.
+        """Read the network's output for the image, each `[1, ...]`.
 
         Raises:
             SightlineError: INTERNAL, `MODEL_OUTPUT_INVALID`: the model answers nonsense.

@@ -1,4 +1,4 @@
-"""LabelledImage pictures for a calibration: where they are, what they show, and a model's logits."""
+"""LabelledImage images for a calibration: where they are, what they show, and a model's logits."""
 
 import csv
 import random
@@ -16,23 +16,23 @@ _MOST_SHOWN = 5
 
 
 class LabelledError(Exception):
-    """Pictures that cannot be used. The message is one sentence, which names a file or a label."""
+    """Images that cannot be used. The message is one sentence, which names a file or a label."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """A picture and what it shows."""
+    """An image and what it shows."""
 
     path: Path
     class_id: int
 
 
 def find(source: Path, names: Mapping[int, str]) -> list[LabelledImage]:
-    """Return the pictures of a set.
+    """Return the images of a set.
 
     Args:
-        source: a folder of folders that are called as the labels, with pictures in them at any
-            depth; or a CSV file with a picture (relative to the file) and a label in each line; a
+        source: a folder of folders that are called as the labels, with images in them at any
+            depth; or a CSV file with an image (relative to the file) and a label in each line; a
             first line of `file,label` is passed over.
         names: labels of the model, by class id.
 
@@ -48,7 +48,7 @@ def find(source: Path, names: Mapping[int, str]) -> list[LabelledImage]:
     if unknown:
         raise LabelledError(f"{source}: label {unknown[0]!r} is none of the model's, {_some(ids)}")
     if not pairs:
-        raise LabelledError(f"{source} holds no pictures in folders that are called as labels")
+        raise LabelledError(f"{source} holds no images in folders that are called as labels")
     return [LabelledImage(path, ids[label]) for path, label in pairs]
 
 
@@ -76,23 +76,23 @@ def split(
         fit += own[cut:]
     if not fit or not judge:
         raise LabelledError(
-            f"{len(found)} pictures are too few: some of a label are needed to fit the temperature,"
+            f"{len(found)} images are too few: some of a label are needed to fit the temperature,"
             " and others to judge it by"
         )
     return fit, judge
 
 
 def outputs(
-    network: OnnxClassifier, pictures: Iterable[LabelledImage], limits: ImageLimits
+    network: OnnxClassifier, images: Iterable[LabelledImage], limits: ImageLimits
 ) -> tuple[Logits, Labels]:
-    """Return a network's logits and the true classes, picture by picture.
+    """Return a network's logits and the true classes, image by image.
 
     Raises:
-        LabelledError: a picture cannot be used.
+        LabelledError: an image cannot be used.
         ModelError: the network fails, or puts out nonsense.
     """
     rows, labels = [], []
-    for each in pictures:
+    for each in images:
         try:
             pixels = decode_image(each.path.read_bytes(), limits)
         except ImageError as error:

@@ -68,7 +68,7 @@ class _Part(BaseModel):
 
 
 class InputSize(_Part):
-    """Size of the network's input, or of a picture on its way there."""
+    """Size of the network's input, or of an image on its way there."""
 
     width: int = Field(ge=1, le=_MOST_PIXELS)
     """Pixels."""
@@ -84,7 +84,7 @@ class ModelThresholds(_Part):
     iou: float = Field(default=0.7, ge=0, le=1)
     """Boxes of one class that overlap by more are one. Without effect on end-to-end models."""
     max_detections: int = Field(default=300, ge=1, le=10_000)
-    """Per picture."""
+    """Per image."""
 
 
 _TAGS = ("<side>", "<size>")  # of the union's members, in pydantic's errors only
@@ -98,7 +98,7 @@ _Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PreprocessSpec(_Part):
-    """How a classifier's input is made of a picture. The defaults leave the colours as they are."""
+    """How a classifier's input is made of an image. The defaults leave the colours as they are."""
 
     resize: _Resize | None = None
     """Pixels of the shorter side, or exactly this size; None: the crop's shorter side."""
@@ -152,7 +152,7 @@ class ModelSpec(_Part):
     temperature: float = Field(default=1.0, gt=0, le=100, allow_inf_nan=False)
     """Classify only: logits are divided by it before they become probabilities."""
     top_k: int = Field(default=5, ge=1, le=1000)
-    """Classify only: classes per picture of a request that does not say."""
+    """Classify only: classes per image of a request that does not say."""
     batching: Batching = Batching()
     defect_labels: tuple[str, ...] = Field(default=(), strict=False)
     """The labels that make a part a bad one; empty: the model gives no verdict."""

@@ -19,7 +19,7 @@ def metadata(model: Model, models: Models) -> oip.ModelMetadataResponse:
     """Return a model's versions and tensors.
 
     The batch axis is free in any case: a model of a fixed batch is run as often as needed. The
-    input's height and width are those that the model's pictures get, so that requests can share a
+    input's height and width are those that the model's images get, so that requests can share a
     run; every other free axis is -1.
     """
     session = model.network.session

@@ -1,7 +1,7 @@
 """`ModelInferRequest` in, checked input out. Pure.
 
 A model has one input, a tensor `[N, 3, height, width]`. It may be given as such, or as N encoded
-pictures, `BYTES [N]`, which the service decodes and prepares as it does those of `Infer`.
+images, `BYTES [N]`, which the service decodes and prepares as it does those of `Infer`.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from servicekit.errors import SightlineError, invalid
 from vision import ImageError, ImageLimits, OpenedImage, open_image
 
 IMAGE_INPUT = "image"
-"""Name that an input of encoded pictures may have beside the model's own."""
+"""Name that an input of encoded images may have beside the model's own."""
 _TYPED = {"FP32": "fp32_contents", BYTES: "bytes_contents"}
 _MICROSECONDS = re.compile("[0-9]{1,18}")
 _MOST_SHOWN = 64  # characters, or axes
@@ -36,7 +36,7 @@ _SHARED_MEMORY = "shared_memory_region"
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """One encoded picture that passed every check short of decoding it."""
+    """One encoded image that passed every check short of decoding it."""
 
     field: str
     """Path of the request's field that holds it."""
@@ -49,7 +49,7 @@ class CheckedInfer:
     """A checked request."""
 
     inputs: NDArray[Any] | tuple[EncodedImage, ...]
-    """The input `[N, 3, height, width]`, or the pictures to make it of."""
+    """The input `[N, 3, height, width]`, or the images to make it of."""
     outputs: tuple[int, ...]
     """Positions of the outputs that are wanted among the model's, in the order of the answer."""
     timeout: float
@@ -108,7 +108,7 @@ def check_model(prefix: str, name: str, version: str) -> None:
 
 
 def bad_image(field: str, error: ImageError) -> SightlineError:
-    """Return the error for a picture whose content is refused."""
+    """Return the error for an image whose content is refused."""
     return invalid(field, f"is refused: {error.message}", reason=error.reason)
 
 
@@ -177,7 +177,7 @@ def _array(
     (own,) = model.network.session.inputs
     _check_name(tensor, (own.name,))
     if tensor.datatype != datatype(own.dtype):
-        rule = f"must be {datatype(own.dtype)}, or {BYTES} for encoded pictures"
+        rule = f"must be {datatype(own.dtype)}, or {BYTES} for encoded images"
         raise invalid("inputs[0].datatype", f"{rule}, is {_shown(tensor.datatype)}")
     row = [3, *model.network.input_size]
     if len(tensor.shape) != 1 + len(row) or list(tensor.shape[1:]) != row:
@@ -205,13 +205,13 @@ def _images(
     _check_rows(rows, limits)
     field = "raw_input_contents[0]"
     if raw is not None:
-        pictures: Sequence[bytes] = split_bytes(raw, rows, field)
+        images: Sequence[bytes] = split_bytes(raw, rows, field)
     else:
         _check_typed(tensor, rows)
         field = "inputs[0].contents.bytes_contents"
-        pictures = tensor.contents.bytes_contents
+        images = tensor.contents.bytes_contents
     return tuple(
-        _opened(f"{field}[{index}]", data, limits.image) for index, data in enumerate(pictures)
+        _opened(f"{field}[{index}]", data, limits.image) for index, data in enumerate(images)
     )
 
 

@@ -99,7 +99,7 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(  # noqa: N802 - the contract's name
         self, request: oip.ModelInferRequest, context: _Context
     ) -> oip.ModelInferResponse:
-        """A model's outputs for tensors or encoded pictures."""
+        """A model's outputs for tensors or encoded images."""
         response, replayed = await self._inference.infer(call_of(self._pipeline, context), request)
         if replayed:
             context.set_trailing_metadata([(REPLAYED_KEY, "true")])

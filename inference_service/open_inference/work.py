@@ -44,9 +44,9 @@ class TensorWork:
 
 @dataclass(slots=True)
 class EncodedWork:
-    """One encoded picture."""
+    """One encoded image."""
 
-    picture: EncodedImage
+    image: EncodedImage
     outputs: Sequence[int]
     """Positions of the outputs that are wanted."""
     model: Model
@@ -57,19 +57,19 @@ class EncodedWork:
     @property
     def effort(self) -> int:
         """Pixels that are decoded."""
-        return self.picture.opened.effort
+        return self.image.opened.effort
 
     def prepare(self) -> NDArray[Any]:
-        """Decode the picture and make the network's input `[1, 3, height, width]` of it.
+        """Decode the image and make the network's input `[1, 3, height, width]` of it.
 
         Raises:
             SightlineError: INVALID_ARGUMENT: it cannot be decoded; RESOURCE_EXHAUSTED,
                 `TOO_MUCH_IN_FLIGHT`: there is no room for its pixels.
         """
         try:
-            return prepare_image(self.model, self.picture.opened, self.hold)[0]
+            return prepare_image(self.model, self.image.opened, self.hold)[0]
         except ImageError as error:
-            raise bad_image(self.picture.field, error) from error
+            raise bad_image(self.image.field, error) from error
 
     def finish(self, outputs: Outputs) -> list[Tensor]:
         """Return the outputs that are wanted, as they go over the wire."""
@@ -82,11 +82,11 @@ def members(
     """Return the members that answer a request, in the order of its rows.
 
     Rows that fit into one run stay together: the answer is then what the model makes of just such
-    an input. More of them are run as single pictures are.
+    an input. More of them are run as single images are.
     """
     inputs, outputs = checked.inputs, checked.outputs
     if isinstance(inputs, tuple):
-        return [EncodedWork(picture, outputs, model, hold) for picture in inputs]
+        return [EncodedWork(image, outputs, model, hold) for image in inputs]
     if len(inputs) <= model.lane.max_rows:
         return [TensorWork(inputs, outputs)]
     return [TensorWork(inputs[at : at + 1], outputs) for at in range(len(inputs))]

@@ -1,1 +1,1 @@
-"""Pictures that are sent once and asked about by reference: their store, quotas and references."""
+"""Images that are sent once and asked about by reference: their store, quotas and references."""

@@ -12,10 +12,10 @@ class UploadStoreError(Exception):
 
 
 class ReferenceLostError(SightlineError):
-    """A good reference of the caller's whose picture is not there any more.
+    """A good reference of the caller's whose image is not there any more.
 
     Attributes:
-        sha256: of the picture, 32 bytes: an answer that was given for it can still be found.
+        sha256: of the image, 32 bytes: an answer that was given for it can still be found.
     """
 
     def __init__(self, reason: str, rule: str, sha256: bytes) -> None:
@@ -25,19 +25,19 @@ class ReferenceLostError(SightlineError):
 
 def reference_unknown() -> SightlineError:
     """Return the error for a reference that is none of this caller's."""
-    rule = "must be what UploadImage gave this caller: upload the picture again"
+    rule = "must be what UploadImage gave this caller: upload the image again"
     return SightlineError(*_not_found("REFERENCE_UNKNOWN", rule), violations=_violations(rule))
 
 
 def reference_expired(sha256: bytes, ago: float) -> ReferenceLostError:
     """Return the error for a reference that was good until so many seconds ago."""
-    rule = f"expired {ago:.0f} s ago: upload the picture again"
+    rule = f"expired {ago:.0f} s ago: upload the image again"
     return ReferenceLostError("REFERENCE_EXPIRED", rule, sha256)
 
 
 def reference_gone(sha256: bytes) -> ReferenceLostError:
-    """Return the error for a good reference whose picture the store has lost."""
-    rule = "is good, but its picture is not stored any more: upload it again"
+    """Return the error for a good reference whose image the store has lost."""
+    rule = "is good, but its image is not stored any more: upload it again"
     return ReferenceLostError("REFERENCE_GONE", rule, sha256)
 
 
@@ -46,7 +46,7 @@ def quota_exceeded(caller: str, bound: str, retry_after: float) -> SightlineErro
 
     Args:
         caller: name of the caller.
-        bound: its quota, such as `1000 pictures`.
+        bound: its quota, such as `1000 images`.
         retry_after: seconds until enough of it has expired.
     """
     return SightlineError(
@@ -59,11 +59,11 @@ def quota_exceeded(caller: str, bound: str, retry_after: float) -> SightlineErro
 
 
 def store_full(why: str, retry_after: float) -> SightlineError:
-    """Return the error for a store that has no room for anybody's picture."""
+    """Return the error for a store that has no room for anybody's image."""
     return SightlineError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "UPLOAD_STORE_FULL",
-        f"the store of uploads is full ({why}): send the picture in Infer itself, or later",
+        f"the store of uploads is full ({why}): send the image in Infer itself, or later",
         quotas=[QuotaViolation("server", why)],
         retry_after=max(retry_after, _LEAST_RETRY_SECONDS),
     )
@@ -74,7 +74,7 @@ def store_down() -> SightlineError:
     return SightlineError(
         grpc.StatusCode.UNAVAILABLE,
         "UPLOAD_STORE_UNAVAILABLE",
-        "the store of uploads does not work at present: send the picture in Infer itself",
+        "the store of uploads does not work at present: send the image in Infer itself",
     )
 
 
@@ -83,5 +83,5 @@ def _not_found(reason: str, rule: str) -> tuple[grpc.StatusCode, str, str]:
 
 
 def _violations(rule: str) -> list[FieldViolation]:
-    # The rule is for whoever puts the picture's place in the request before it.
+    # The rule is for whoever puts the image's place in the request before it.
     return [FieldViolation("reference", rule)]

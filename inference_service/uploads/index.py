@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS incoming (
     part TEXT PRIMARY KEY,    -- its file
     owner TEXT NOT NULL,
     sha256 BLOB NOT NULL,
-    size INTEGER NOT NULL,    -- of the whole picture
+    size INTEGER NOT NULL,    -- of the whole image
     charged INTEGER NOT NULL  -- to the owner's quota: the size, or 0
 ) STRICT, WITHOUT ROWID;
 """
@@ -71,7 +71,7 @@ class StoreLimits:
     quota_bytes: int
     """Of one caller."""
     quota_count: int
-    """Pictures of one caller."""
+    """Images of one caller."""
     disk_reserve_bytes: int
     """Free disk space that is left alone."""
 
@@ -130,7 +130,7 @@ class Index:
     def reserve(self, arrival: Arrival, limits: StoreLimits, now: float) -> None:
         """Count an upload before its bytes come; only within `writing`.
 
-        A picture that the caller has already is not charged to its quota again, so that an upload
+        An image that the caller has already is not charged to its quota again, so that an upload
         whose answer was lost can be repeated.
 
         Raises:
@@ -213,10 +213,10 @@ class Index:
         excess_bytes = stored + coming + arrival.size - limits.quota_bytes
         if excess_count > 0:
             wait = _wait(own, 0, excess_count, now)
-            raise quota_exceeded(arrival.name, f"{limits.quota_count} pictures", wait)
+            raise quota_exceeded(arrival.name, f"{limits.quota_count} images", wait)
         if excess_bytes > 0:
             wait = _wait(own, excess_bytes, 0, now)
-            raise quota_exceeded(arrival.name, f"{limits.quota_bytes} bytes of pictures", wait)
+            raise quota_exceeded(arrival.name, f"{limits.quota_bytes} bytes of images", wait)
         return arrival.size
 
 

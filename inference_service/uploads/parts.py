@@ -27,7 +27,7 @@ def check_first(part: Part, max_bytes: int) -> Header:
 
     Args:
         part: the first message; None also if there is none.
-        max_bytes: largest picture that is taken.
+        max_bytes: largest image that is taken.
 
     Raises:
         SightlineError: INVALID_ARGUMENT: `UPLOAD_HEADER_MISSING`; `IMAGE_TOO_LARGE`, before a byte
@@ -91,5 +91,5 @@ def check_end(header: Header, received: int, sha256: bytes) -> None:
 
 
 def bad_content(error: ImageError) -> SightlineError:
-    """Return the error for bytes that arrived whole and are no picture that is accepted."""
+    """Return the error for bytes that arrived whole and are no image that is accepted."""
     return invalid("chunk", f"is refused: {error.message}", reason=error.reason)

@@ -1,4 +1,4 @@
-"""Takes uploads in, message by message, and gives pictures out by their references.
+"""Takes uploads in, message by message, and gives images out by their references.
 
 The event loop only looks at messages; what blocks happens in threads.
 """
@@ -47,7 +47,7 @@ class Uploads:
     Args:
         store: where they are; closed by `close`.
         signer: signs the references.
-        limits: what a picture may be.
+        limits: what an image may be.
         keep_seconds: how long a reference works.
         clock: Unix seconds, as every process on the store sees them.
     """
@@ -76,7 +76,7 @@ class Uploads:
             messages: as they come.
 
         Raises:
-            SightlineError: INVALID_ARGUMENT, as the functions of `parts` say and for a picture that
+            SightlineError: INVALID_ARGUMENT, as the functions of `parts` say and for an image that
                 `inspect_image` refuses; RESOURCE_EXHAUSTED: `UPLOAD_QUOTA_EXCEEDED`,
                 `UPLOAD_STORE_FULL`; UNAVAILABLE, `UPLOAD_STORE_UNAVAILABLE`.
         """
@@ -97,7 +97,7 @@ class Uploads:
         return Uploaded(self._signer.sign(claim, caller.identity), claim)
 
     def fetch(self, owner: str, reference: str) -> ImageContent:
-        """Return the picture of a reference. Blocks: not for the event loop's thread.
+        """Return the image of a reference. Blocks: not for the event loop's thread.
 
         Raises:
             SightlineError: NOT_FOUND: `REFERENCE_UNKNOWN`, `REFERENCE_EXPIRED`, `REFERENCE_GONE`;

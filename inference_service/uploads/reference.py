@@ -1,6 +1,6 @@
 """What a reference says, and how it is signed. Pure: key and time come in as arguments.
 
-A reference is URL-safe text of 108 characters: a version, when it expires, the picture's size and
+A reference is URL-safe text of 108 characters: a version, when it expires, the image's size and
 SHA-256, and an HMAC over these and the owner. The owner itself is not in it, so to whoever else
 brings it, it is as good as forged.
 """
@@ -46,7 +46,7 @@ class ReferenceSigner:
         self._key = key
 
     def sign(self, claim: Claim, owner: str) -> str:
-        """Return the reference that gives the owner, and nobody else, the picture."""
+        """Return the reference that gives the owner, and nobody else, the image."""
         body = _CLAIM.pack(_VERSION, round(claim.expires_at * 1000), claim.size, claim.sha256)
         return base64.urlsafe_b64encode(body + self._mac(body, owner)).decode()
 

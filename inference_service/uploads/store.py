@@ -1,10 +1,10 @@
-"""Uploaded pictures in a folder, each in a file that is named by its SHA-256.
+"""Uploaded images in a folder, each in a file that is named by its SHA-256.
 
 Bytes go to a file `*.part` first, which its writer locks, and which is renamed once hash and size
 were right; a reader opens it by its hash and reads it whole, so that removing it meanwhile does no
 harm. The same content is one file, whoever has uploaded it.
 
-Nothing is synced to the disk: a picture is kept for an hour, and its device still has it. After a
+Nothing is synced to the disk: an image is kept for an hour, and its device still has it. After a
 power cut a file may be short or gone; its hash is checked whenever it is read, the caller learns
 `REFERENCE_GONE` and uploads it again.
 """
@@ -166,7 +166,7 @@ class UploadStore:
             logger.exception("left behind until the next clean-up")
 
     def read(self, claim: Claim) -> bytes:
-        """Return the picture that a reference stands for, whose hash is right.
+        """Return the image that a reference stands for, whose hash is right.
 
         Raises:
             SightlineError: NOT_FOUND, `REFERENCE_GONE`: it is not there, or it is damaged.

@@ -275,7 +275,7 @@ class Reader:
 
     def _infer(self, messages: tuple[bytes, ...]) -> None:
         question = check(_parsed(inference_service_pb2.InferRequest, messages[0]), LIMITS)
-        for picture in question.pictures:
+        for picture in question.images:
             if isinstance(picture, CheckedImage):
                 _decode(picture.opened)
 

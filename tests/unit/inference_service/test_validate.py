@@ -54,7 +54,7 @@ def test_a_good_request_becomes_a_question() -> None:
     question = check(ask(image(image_id="a"), image(), model=hint), LIMITS)
     digest = hashlib.sha256(RED).digest()
     opened = open_image(RED)  # does not count when pictures are compared
-    assert question.pictures == (
+    assert question.images == (
         CheckedImage(0, "a", opened, digest),
         CheckedImage(1, "", opened, digest),
     )
@@ -65,7 +65,7 @@ def test_a_good_request_becomes_a_question() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_the_four_types_are_known_by_content(kind: str) -> None:
     question = check(ask(image(picture(kind=kind))), LIMITS)
-    assert isinstance(question.pictures[0], CheckedImage)
+    assert isinstance(question.images[0], CheckedImage)
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -172,12 +172,12 @@ def test_a_reference_is_the_picture_that_it_stands_for() -> None:
     there = inference_pb2.Image(reference="red", image_id="a")
     by_reference = check(ask(there), LIMITS, stored)
     by_value = check(ask(image(image_id="a")), LIMITS, stored)
-    assert by_reference.pictures == (replace(picture_of(by_value), origin="reference"),)
+    assert by_reference.images == (replace(picture_of(by_value), origin="reference"),)
     assert fingerprint(by_reference) == fingerprint(by_value)
 
 
 def picture_of(question: CheckedRequest) -> CheckedImage:
-    (first,) = question.pictures
+    (first,) = question.images
     assert isinstance(first, CheckedImage)
     return first
 
@@ -195,7 +195,7 @@ def test_what_a_reference_stands_for_is_checked_as_well() -> None:
 def test_a_reference_to_nothing_is_refused_alone() -> None:
     gone = inference_pb2.Image(reference="gone", image_id="g")
     question = check(ask(image(), gone), LIMITS, stored)
-    refused = question.pictures[1]
+    refused = question.images[1]
     assert isinstance(refused, RefusedImage)
     assert refused.error.message.startswith("images[1].reference is good, but ")
     assert fields(refused.error) == ["images[1].reference"]
@@ -206,7 +206,7 @@ def test_a_reference_to_nothing_is_refused_alone() -> None:
 
 def test_what_is_lost_alone_is_left_to_the_answer_that_may_be_kept() -> None:
     question = check(ask(inference_pb2.Image(reference="gone")), LIMITS, stored)
-    (refused,) = question.pictures
+    (refused,) = question.images
     assert isinstance(refused, RefusedImage)
     assert refused.lost
     assert fingerprint(question) == fingerprint(check(ask(image()), LIMITS))
@@ -235,8 +235,8 @@ def test_a_store_that_is_down_is_no_picture_s_fault() -> None:
 
 def test_one_bad_picture_is_refused_alone() -> None:
     question = check(ask(image(), image(b"no picture", image_id="bad"), image()), LIMITS)
-    assert [type(each) for each in question.pictures] == [CheckedImage, RefusedImage, CheckedImage]
-    refused = question.pictures[1]
+    assert [type(each) for each in question.images] == [CheckedImage, RefusedImage, CheckedImage]
+    refused = question.images[1]
     assert isinstance(refused, RefusedImage)
     assert (refused.index, refused.image_id) == (1, "bad")
     assert refused.error.reason == "IMAGE_TYPE_UNSUPPORTED"
@@ -265,4 +265,4 @@ def test_whatever_is_sent_is_checked_or_refused_with_its_field(data: bytes, star
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT  # noqa: PT017 - may or may not raise
         assert fields(error) == ["images[0].data"]  # noqa: PT017
     else:
-        assert isinstance(question.pictures[0], CheckedImage)
+        assert isinstance(question.images[0], CheckedImage)

@@ -83,10 +83,10 @@ def test_one_key_only() -> None:
         replace(QUESTION, parameters=Parameters(iou=0.5)),
         replace(QUESTION, parameters=Parameters(max_detections=5)),
         replace(QUESTION, parameters=Parameters(top_k=5)),
-        replace(QUESTION, pictures=(A,)),
-        replace(QUESTION, pictures=(B, A)),
-        replace(QUESTION, pictures=(A, replace(B, sha256=b"\x03" * 32))),
-        replace(QUESTION, pictures=(A, replace(B, image_id="c"))),
+        replace(QUESTION, images=(A,)),
+        replace(QUESTION, images=(B, A)),
+        replace(QUESTION, images=(A, replace(B, sha256=b"\x03" * 32))),
+        replace(QUESTION, images=(A, replace(B, image_id="c"))),
     ],
 )
 def test_every_part_of_a_request_is_in_its_fingerprint(other: CheckedRequest) -> None:
@@ -96,4 +96,4 @@ def test_every_part_of_a_request_is_in_its_fingerprint(other: CheckedRequest) ->
 def test_the_same_request_has_the_same_fingerprint() -> None:
     refused = RefusedImage(1, "b", B.sha256, invalid("images[1].data", "is bad"))
     assert fingerprint(replace(QUESTION)) == fingerprint(QUESTION)
-    assert fingerprint(replace(QUESTION, pictures=(A, refused))) == fingerprint(QUESTION)
+    assert fingerprint(replace(QUESTION, images=(A, refused))) == fingerprint(QUESTION)
