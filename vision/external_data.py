@@ -25,7 +25,7 @@ _MAX_NAME_BYTES = 1024
 # dereference: */_ORT_MEM_ADDR_/*
 _FORBIDDEN_CHARACTERS = frozenset('\\*?"<>|')
 _CONTROL_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp"})
-_ALLOWED_PLACE = "weights must be in regular files in the model's folder"
+_ALLOWED_PLACE = "weights must be in regular files in the model's own folder"
 
 
 def external_data_names(path: Path, content: bytes) -> list[str]:

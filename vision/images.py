@@ -1,11 +1,11 @@
-"""Check an image by its content, then decode it; never the other way round.
+"""Image validation and decoding. An image is always checked before it is decoded.
 
-What a sender declares about an image is not asked for. The type comes from the first bytes, the
-dimensions from the header, and both are held against `ImageLimits` before a pixel is decoded or
-memory for one is taken, so that a decompression bomb costs a header parse. Safe in threads.
+The sender's declarations are ignored. The type comes from the first bytes, the dimensions from the
+header, and both are checked against `ImageLimits` before any pixel is decoded or memory for pixels
+is allocated, so that a decompression bomb costs no more than parsing a header. Thread-safe.
 
-Pillow's process-wide limits play no part, since other libraries switch them off; only its
-``ImageFile.LOAD_TRUNCATED_IMAGES`` must stay off for truncated images to be refused.
+Pillow's process-wide limits are not used, since other libraries switch them off. Only its
+``ImageFile.LOAD_TRUNCATED_IMAGES`` must stay off, so that truncated images are refused.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ _OPENERS: dict[str, Callable[[CountedReader], ImageFile]] = {
 _MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "BMP": "image/bmp"}
 
 _HEADER_READS = 2_000  # about 500 segments or chunks
-_BYTES_PER_CHUNK = 4_096  # PNG writers put 8 KiB and more into a chunk, and each is three reads
-_FULL_SCANS = 20  # scans allowed at the largest permitted size; smaller images may have more
+_BYTES_PER_CHUNK = 4_096  # PNG chunks usually hold at least 8 KiB; each takes three reads
+_FULL_SCANS = 20  # scans allowed at the largest permitted size; more for smaller images
 
-# EXIF orientation (TIFF 6.0, tag 274) -> what turns the stored image upright; 1 is upright.
+# EXIF orientation (TIFF 6.0, tag 274); 1 is upright.
 _ORIENTATION = 0x0112
 _SWAPPING = frozenset({5, 6, 7, 8})
-# Upright pixels -> a view of them that has the rows and columns of the stored image.
+# Orientation -> view of the upright pixels with the rows and columns of the stored image.
 _STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -61,17 +61,17 @@ _STRIP_PIXELS, _WHOLE_PIXELS = 2**18, 2**22
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What an image may be at most.
+    """Limits on the size and the type of an image.
 
     Attributes:
         max_bytes: size of the encoded image.
-        max_pixels: width times height. Decoding takes 7 bytes per pixel or more: see
+        max_pixels: width times height. Decoding takes at least 7 bytes per pixel: see
             `OpenedImage.memory`.
         max_side: width or height, in pixels.
-        formats: accepted types, out of JPEG, PNG, WEBP and BMP.
+        formats: accepted types, a subset of JPEG, PNG, WEBP and BMP.
 
     Raises:
-        ValueError: a bound below 1, no format, or one that is not of the four.
+        ValueError: a limit below 1, no format, or an unknown format.
     """
 
     max_bytes: int = 10 * 1024 * 1024
@@ -82,9 +82,9 @@ class ImageLimits:
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "max_side"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.formats or not set(self.formats) <= _OPENERS.keys():
-            raise ValueError(f"formats must be some of {list(_OPENERS)}, are {list(self.formats)}")
+            raise ValueError(f"formats must be some of {list(_OPENERS)}, got {list(self.formats)}")
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -92,12 +92,12 @@ DEFAULT_LIMITS = ImageLimits()
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What the header of an image says.
+    """Type and dimensions of an image, from its header.
 
     Attributes:
         format: ``JPEG``, ``PNG``, ``WEBP`` or ``BMP``.
-        mime: the same as a media type, e.g. ``image/jpeg``.
-        width: in pixels, as stored; the upright image swaps the two where EXIF turns it.
+        mime: the media type, e.g. ``image/jpeg``.
+        width: in pixels, as stored; EXIF orientation may swap width and height.
         height: in pixels, as stored.
     """
 
@@ -108,19 +108,20 @@ class ImageInfo:
 
 
 def sha256(data: bytes) -> bytes:
-    """The SHA-256 of an image's bytes, 32 bytes."""
+    """Return the SHA-256 of an image's bytes, 32 bytes."""
     return hashlib.sha256(data).digest()
 
 
 class OpenedImage:
-    """An image whose header is read and within the limits. `open_image` makes it.
+    """An image whose header has been read and is within the limits. `open_image` returns it.
 
-    Reading the header costs a small image a sixth of its decoding, so who checks first and
-    decodes later keeps this. For one thread at a time.
+    Reading the header takes a sixth of the time of decoding a small image: keep this object between
+    the check and the decoding. Not thread-safe.
 
     Attributes:
         info: type and dimensions.
-        effort: pixels that decoding goes over: a progressive JPEG's once for each scan.
+        effort: number of pixels that decoding processes; those of a progressive JPEG count once
+            for each scan.
     """
 
     def __init__(
@@ -135,36 +136,36 @@ class OpenedImage:
 
     @property
     def memory(self) -> int:
-        """Bytes that decoding takes at its peak, with the pixels that it returns."""
+        """Peak memory of decoding in bytes, including the returned pixels."""
         return self.info.width * self.info.height * self._bytes_per_pixel
 
     def decode(self) -> NDArray[np.uint8]:
-        """As `decode_image`. Once: what Pillow holds of the image is then let go.
+        """Decode the image, once, and release Pillow's memory; see `decode_image`.
 
         Raises:
             ImageError: the data is truncated or corrupt.
-            MemoryError: there is no memory to decode it.
-            RuntimeError: it has been decoded before.
+            MemoryError: there is not enough memory to decode it.
+            RuntimeError: it has already been decoded.
         """
         image, self._image = self._image, None
         if image is None:
-            raise RuntimeError("an image is decoded once")
+            raise RuntimeError("the image has already been decoded: open it again")
         self._reader.reads_left = _HEADER_READS + 3 * (self._size // _BYTES_PER_CHUNK)
-        with _refusing(self.info.format, self.memory):
+        with _as_image_error(self.info.format, self.memory):
             image.load()
             return _upright_rgb(image)
 
 
 def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage:
-    """Check an image by its header, and leave it to be decoded later.
+    """Check an image by its header, and return it for decoding later.
 
     Raises:
-        ImageError: empty, over a limit, of no accepted type, or with an unreadable header.
+        ImageError: it is empty, exceeds a limit, has an unsupported type or an unreadable header.
     """
     kind = _sniff(data, limits)
     reader = CountedReader(data, _HEADER_READS)
-    # libwebp takes two canvases of 4 bytes per pixel at once, whose size is not known before.
-    with _refusing(kind, 8 * limits.max_pixels if kind == "WEBP" else len(data)):
+    # libwebp allocates two canvases of 4 bytes per pixel; their size is not known beforehand.
+    with _as_image_error(kind, 8 * limits.max_pixels if kind == "WEBP" else len(data)):
         image = _OPENERS[kind](reader)
     _check_dimensions(image, limits)
     scans = _check_work(kind, image, data, limits)
@@ -172,7 +173,7 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage
 
 
 def inspect_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
-    """Type and dimensions of an image, within the limits, without decoding it.
+    """Return type and dimensions of an image after checking the limits, without decoding it.
 
     Raises:
         ImageError: as `open_image`.
@@ -181,33 +182,34 @@ def inspect_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInf
 
 
 def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
-    """Decode an image that passes `open_image`, and turn it upright.
+    """Check an image as `open_image` does, decode it and turn it upright.
 
-    EXIF orientation is applied, so rows and columns of the result are the coordinate system of
-    every box. Grey, palette and CMYK become RGB, 16-bit samples keep their upper 8 bits, alpha is
-    dropped (as OpenCV does), and of an animation the first image counts.
+    EXIF orientation is applied: rows and columns of the result are the coordinate system of every
+    box. Grey, palette and CMYK become RGB, 16-bit samples keep their upper 8 bits, alpha is dropped
+    (as OpenCV does), and an animation is represented by its first frame.
 
     Returns:
         RGB ``[H, W, 3]``, possibly read-only.
 
     Raises:
-        ImageError: what `open_image` refuses, and data that is truncated or corrupt.
+        ImageError: `open_image` refuses it, or the data is truncated or corrupt.
     """
     return open_image(data, limits).decode()
 
 
 def _sniff(data: bytes, limits: ImageLimits) -> str:
     if not data:
-        raise ImageError("IMAGE_EMPTY", "the image has no bytes")
+        raise ImageError("IMAGE_EMPTY", "the image is empty: 0 bytes")
     if len(data) > limits.max_bytes:
         raise ImageError(
-            "IMAGE_TOO_LARGE", f"the image has {len(data)} bytes, at most {limits.max_bytes}"
+            "IMAGE_TOO_LARGE",
+            f"the image has {len(data)} bytes, allowed are at most {limits.max_bytes}",
         )
     kind = _kind_by_signature(data)
     if kind not in limits.formats:
         raise ImageError(
             "IMAGE_TYPE_UNSUPPORTED",
-            f"the content is {kind or 'no known type'}, accepted are {', '.join(limits.formats)}",
+            f"the content is {kind or 'of no known type'}, allowed are {', '.join(limits.formats)}",
         )
     return kind
 
@@ -228,70 +230,76 @@ def _check_dimensions(image: Image.Image, limits: ImageLimits) -> None:
         raise ImageError(
             "IMAGE_DIMENSIONS_TOO_LARGE",
             f"the image is {width} x {height} pixels, "
-            f"at most {limits.max_side} a side and {limits.max_pixels} in all",
+            f"allowed are at most {limits.max_side} per side and {limits.max_pixels} in total",
         )
 
 
 def _check_work(kind: str, image: ImageFile, data: bytes, limits: ImageLimits) -> int:
-    """Return how often decoding goes over the image."""
+    """Check the decoding work, and return the number of passes over the image."""
     scans = 1
     if kind == "JPEG":
-        most = _FULL_SCANS * limits.max_pixels // (image.width * image.height)
-        scans = count_jpeg_scans(data, most)
-        if scans > most:
-            raise ImageError("IMAGE_TOO_COMPLEX", f"the JPEG has more than {most} scans")
-    # Pillow expands these in Python, pixel by pixel: seconds for a large one.
+        max_scans = _FULL_SCANS * limits.max_pixels // (image.width * image.height)
+        scans = count_jpeg_scans(data, max_scans)
+        if scans > max_scans:
+            raise ImageError(
+                "IMAGE_TOO_COMPLEX", f"the JPEG has more than the allowed {max_scans} scans"
+            )
+    # Pillow expands run-length coding in Python, pixel by pixel: seconds for a large image.
     if kind == "BMP" and any(tile.codec_name == "bmp_rle" for tile in image.tile):
-        raise ImageError("IMAGE_TYPE_UNSUPPORTED", "the BMP is run-length coded")
+        raise ImageError(
+            "IMAGE_TYPE_UNSUPPORTED", "the BMP is run-length coded: save it uncompressed"
+        )
     return scans
 
 
 def _bytes_per_pixel(kind: str, image: ImageFile) -> int:
-    """Return what decoding holds at its peak: Pillow's pixels, the result, and what comes before.
+    """Return the peak memory of decoding: the codec's buffers, Pillow's pixels and the result.
 
-    libjpeg holds the coefficients of all of a progressive image, 2 bytes each; libwebp two
-    images of an animation, and Pillow's plugin a third as bytes.
+    libjpeg keeps all coefficients of a progressive image, 2 bytes each; libwebp keeps two frames of
+    an animation, and Pillow's plugin a third one as bytes.
     """
-    before = 0
+    codec = 0
     if kind == "JPEG" and image.info.get("progressive"):
-        before = 2 * len(image.getbands())
+        codec = 2 * len(image.getbands())
     elif kind == "WEBP":
-        before = 12
-    if image.width * image.height <= _WHOLE_PIXELS:  # one more for its mode, and two results
-        return 2 * _PILLOW_BYTES + max(before, 2 * _RGB_BYTES)
-    return _PILLOW_BYTES + max(before, _RGB_BYTES)
+        codec = 12
+    if image.width * image.height <= _WHOLE_PIXELS:  # a second copy for the mode, and two results
+        return 2 * _PILLOW_BYTES + max(codec, 2 * _RGB_BYTES)
+    return _PILLOW_BYTES + max(codec, _RGB_BYTES)
 
 
 @contextmanager
-def _refusing(kind: str, size: int) -> Iterator[None]:
-    """Turn whatever Pillow raises over bad data into `ImageError`.
+def _as_image_error(kind: str, size: int) -> Iterator[None]:
+    """Translate whatever Pillow raises for bad data into `ImageError`.
 
-    A lack of memory is no fault of the image: libjpeg's looks like a broken stream, and so does
-    that of others. `size` is what the work takes, bytes.
+    A lack of memory is not an error of the image, although libjpeg and others report it as a broken
+    stream. `size` is the memory that the work needs, in bytes.
     """
     try:
         yield
     except MemoryError:
         raise
     except TooManyReadsError:
-        raise ImageError("IMAGE_TOO_COMPLEX", f"the {kind} has too many segments") from None
+        raise ImageError(
+            "IMAGE_TOO_COMPLEX", f"the {kind} has too many segments or chunks"
+        ) from None
     except Image.DecompressionBombError as error:
         raise ImageError("IMAGE_DIMENSIONS_TOO_LARGE", str(error)) from error
-    except Exception as error:  # Pillow's parsers document no closed set
+    except Exception as error:  # Pillow documents no complete list of its exceptions
         if is_to_blame(error, size):
-            raise MemoryError(f"no memory to decode a {kind}") from error
-        raise ImageError("IMAGE_CORRUPT", f"the {kind} cannot be read: {error}") from error
+            raise MemoryError(f"not enough memory to decode a {kind}") from error
+        raise ImageError("IMAGE_CORRUPT", f"the {kind} is corrupt or truncated: {error}") from error
 
 
 def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels; large ones strip by strip, since each step at once takes as much again."""
-    turn = _orientation(image)
+    """Return the upright pixels; process large images in strips, which bounds the memory."""
+    orientation = _orientation(image)
     width, height = image.size
-    if width * height <= _WHOLE_PIXELS and turn == 1:
+    if width * height <= _WHOLE_PIXELS and orientation == 1:
         return np.asarray(_to_rgb(image))
-    swapped = turn in _SWAPPING
+    swapped = orientation in _SWAPPING
     pixels = np.empty((width, height, 3) if swapped else (height, width, 3), dtype=np.uint8)
-    stored = _STORED[turn](pixels)
+    stored = _STORED[orientation](pixels)
     rows = max(_STRIP_PIXELS // width, 1)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
@@ -304,8 +312,8 @@ def _orientation(image: Image.Image) -> int:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except MemoryError:
         raise
-    except Exception:  # as above; a damaged tag must not cost the image
-        logger.debug("unreadable EXIF, taken as upright", exc_info=True)
+    except Exception:  # as above; a damaged tag does not make the image unusable
+        logger.debug("unreadable EXIF: the image is treated as upright", exc_info=True)
         return 1
     return orientation if orientation in _STORED else 1
 
@@ -313,6 +321,6 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow would clip these at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P":  # by way of RGBA, or Pillow warns of the transparency that is dropped
+    if image.mode == "P":  # via RGBA, since Pillow warns about dropped transparency
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,15 +1,15 @@
-"""Letterbox: scale an image into the model's input without distorting it, and boxes back.
+"""Letterbox: scaling of an image into the model's input without distortion, and boxes back.
 
-The result is, bit for bit, what ultralytics feeds a model through OpenCV: the geometry of its
-``LetterBox`` and ``scale_boxes`` (scale to fit, grey 114 on both sides, an odd row or column of it
-below or right), and the arithmetic of ``cv2.resize`` with ``INTER_LINEAR`` on 8-bit pixels
+The result equals, bit for bit, what ultralytics feeds a model through OpenCV: the geometry of its
+``LetterBox`` and ``scale_boxes`` (scale to fit, grey 114 on both sides, an odd row or column of
+grey below or right), and the arithmetic of ``cv2.resize`` with ``INTER_LINEAR`` on 8-bit pixels
 (half-pixel centres, no antialiasing, weights in 1/2048, truncated twice and rounded once; OpenCV's
-``modules/imgproc/src/resize.cpp``). Bits matter because quantised models amplify them: on YOLOv8n
-int8 the ideal interpolation, off by less than one grey level, moves confidences by up to 0.04;
-Pillow's ``BILINEAR`` antialiases and is off by up to 80 levels.
+``modules/imgproc/src/resize.cpp``). Quantised models amplify small differences: on YOLOv8n int8 the
+ideal interpolation, which differs by less than one grey level, changes confidences by up to 0.04;
+Pillow's ``BILINEAR`` antialiases and differs by up to 80 levels.
 
-Where OpenCV is installed it does the work itself, in a quarter of the time and without the
-interpreter's lock; a device does without it.
+If OpenCV is installed, it does the resize, in a quarter of the time and without the interpreter
+lock. Devices need not install it.
 """
 
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 
 _GREY = np.float32(114) / np.float32(255)
 _ONE = 2048  # interpolation weights are multiples of 1/2048
-_BLOCK = 32  # rows done at a time, so that what lies between two steps stays in the cache
+_BLOCK = 32  # rows processed at a time, so that intermediate results stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """How one image lies in the model's input.
+    """Position and scale of one image in the model's input.
 
     Attributes:
-        scale_x: input pixels per image pixel across; differs from ``scale_y`` only by rounding
-            the scaled image to whole pixels.
-        scale_y: the same, downwards.
+        scale_x: input pixels per image pixel, horizontally; differs from ``scale_y`` only because
+            the scaled image is rounded to whole pixels.
+        scale_y: the same, vertically.
         pad_x: grey columns left of the image, in input pixels.
         pad_y: grey rows above the image, in input pixels.
         width: of the upright image, in pixels.
@@ -46,7 +46,7 @@ class Letterbox:
     height: int
 
     def to_original(self, xyxy: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Boxes ``[N, 4]`` in input pixels to boxes in the image's pixels, clipped to it."""
+        """Convert boxes ``[N, 4]`` from input pixels to image pixels, clipped to the image."""
         gain = np.array([self.scale_x, self.scale_y] * 2)
         pad = np.array([self.pad_x, self.pad_y] * 2)
         bound = np.array([self.width, self.height] * 2)
@@ -57,20 +57,20 @@ class Letterbox:
 def letterbox_image(
     image: NDArray[np.uint8], size: tuple[int, int]
 ) -> tuple[NDArray[np.float32], Letterbox]:
-    """Fit an image into a model's input.
+    """Scale an image into a model's input.
 
     Args:
         image: RGB ``[H, W, 3]``, H and W at least 1.
         size: height and width of the model's input, in pixels.
 
     Returns:
-        The input ``[1, 3, height, width]`` in 0..1, and how the image lies in it.
+        The input ``[1, 3, height, width]`` in 0..1, and the image's position in it.
 
     Raises:
         ValueError: the image is not ``[H, W, 3]`` uint8, or is empty.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"image must be uint8 [H, W, 3], is {image.dtype} {list(image.shape)}")
+        raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     box = _place(image.shape[1], image.shape[0], size)
     columns, rows = round(box.scale_x * box.width), round(box.scale_y * box.height)
     batch = np.empty((1, 3, *size), dtype=np.float32)
@@ -86,7 +86,7 @@ def letterbox_image(
 def _place(width: int, height: int, size: tuple[int, int]) -> Letterbox:
     scale = min(size[0] / height, size[1] / width)
     columns, rows = (max(round(side * scale), 1) for side in (width, height))
-    # The half pixel of an odd padding goes right and down: ultralytics' rounding.
+    # As in ultralytics, the extra pixel of an odd padding goes right and down.
     pad_x = round((size[1] - columns) / 2 - 0.1)
     pad_y = round((size[0] - rows) / 2 - 0.1)
     return Letterbox(columns / width, rows / height, pad_x, pad_y, width, height)
@@ -94,7 +94,7 @@ def _place(width: int, height: int, size: tuple[int, int]) -> Letterbox:
 
 @cache
 def _opencv() -> ModuleType | None:
-    """OpenCV's module, or None where it is not installed; the first call imports it."""
+    """Return OpenCV's module, or None if it is not installed; the first call imports it."""
     try:
         import cv2
     except ImportError:
@@ -106,7 +106,7 @@ def _fill(image: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     """Resize ``[H, W, 3]`` into the planes ``[3, rows, columns]`` of `out`, in 0..1."""
     _, rows, columns = out.shape
     cv2 = _opencv()
-    if image.shape[:2] != (rows, columns):  # cameras are often set to the model's size
+    if image.shape[:2] != (rows, columns):  # cameras are often configured to the model's size
         if cv2 is None:
             _resize(image, out)
             return
@@ -117,12 +117,12 @@ def _fill(image: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
 
 
 def _resize(image: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-    """As `_fill`, for sizes that differ and without OpenCV."""
+    """Resize an image of another size into `out` without OpenCV; see `_fill`."""
     _, rows, columns = out.shape
     upper, lower, down = _taps(image.shape[0], rows)
-    used, line_of = np.unique(np.concatenate([upper, lower]), return_inverse=True)
+    used, line_index = np.unique(np.concatenate([upper, lower]), return_inverse=True)
     narrow = _resize_lines(image, used, columns)
-    first, second = line_of[:rows], line_of[rows:]
+    first, second = line_index[:rows], line_index[rows:]
     for at in range(0, rows, _BLOCK):
         block = slice(at, at + _BLOCK)
         mixed = narrow[first[block]] * (_ONE - down[block, None])
@@ -141,7 +141,7 @@ def _resize_lines(
 ) -> NDArray[np.int16]:
     """Scale the lines in `used` to ``[N, 3 * columns]``, planes side by side, in 1/128 of a level.
 
-    Sums need 20 bits: single precision, the fastest here, holds them exactly.
+    The sums need 20 bits, which single precision, the fastest type here, represents exactly.
     """
     height, width, _ = image.shape
     left, right, across = _taps(width, columns)
@@ -163,7 +163,7 @@ def _resize_lines(
 
 
 def _taps(length: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
-    """For each target pixel its two neighbours in the source and the weight of the second."""
+    """Return for each target pixel its two source neighbours and the weight of the second."""
     centre = ((np.arange(target) + 0.5) * (1 / (target / length)) - 0.5).astype(np.float32)
     first = np.floor(centre)
     weight = np.rint((centre - first) * np.float32(_ONE)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""What an exporter wrote into an ONNX file about the model: ultralytics' keys, read safely."""
+"""Metadata that an exporter wrote into an ONNX file: ultralytics' keys, parsed safely."""
 
 import ast
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ from vision.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """The metadata this package uses; None where the file does not say.
+    """The metadata that this package uses; None for a key that is missing.
 
     Attributes:
-        names: class id to label, ids 0 to N - 1 without holes.
+        names: class id to label, ids 0 to N - 1 without gaps.
         input_size: height and width of the input in pixels (key ``imgsz``).
         stride: both sides of the input are multiples of it, in pixels.
         task: ``detect``, ``segment``, ``classify``, ...
         head: class of the last layer, e.g. ``Detect``; written since ultralytics 8.4.
-        end_to_end: whether the output needs no NMS (key ``end2end``, or ``nms`` in ``args``).
+        end_to_end: True if the output needs no NMS (key ``end2end``, or ``nms`` in ``args``).
     """
 
     names: Mapping[int, str] | None = None
@@ -30,10 +30,10 @@ class ModelMetadata:
 
 
 def parse_metadata(raw: Mapping[str, str]) -> ModelMetadata:
-    """Read the string map of an ONNX file; keys that are not used here are not looked at.
+    """Parse the string map of an ONNX file; ignore unknown keys.
 
     Raises:
-        ModelError: ``MODEL_METADATA_INVALID``, naming the key and what it must be.
+        ModelError: ``MODEL_METADATA_INVALID`` with the key and the allowed value.
     """
     return ModelMetadata(
         names=_names(raw),
@@ -46,10 +46,10 @@ def parse_metadata(raw: Mapping[str, str]) -> ModelMetadata:
 
 
 def check_names(names: object, key: str) -> Mapping[int, str]:
-    """Labels as a read-only map, ids 0 to N - 1.
+    """Return labels as a read-only map, ids 0 to N - 1.
 
     Raises:
-        ModelError: ``MODEL_METADATA_INVALID``: it is anything else; the message calls it `key`.
+        ModelError: ``MODEL_METADATA_INVALID``: it is anything else. The message refers to `key`.
     """
     expected = "a map of class ids, 0 to N - 1, to labels"
     if not isinstance(names, Mapping) or not names:
@@ -107,4 +107,4 @@ def _literal(raw: Mapping[str, str], key: str) -> object:
 def _invalid(key: str, value: object, expected: str) -> ModelError:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
-    return ModelError("MODEL_METADATA_INVALID", f"key {key!r} must be {expected}, is {shown}")
+    return ModelError("MODEL_METADATA_INVALID", f"key {key!r} must be {expected}, got {shown}")

@@ -1,4 +1,4 @@
-"""What every network in ONNX Runtime has, whatever it looks for."""
+"""Common base of the ONNX networks, detectors and classifiers, and checks of their metadata."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from vision.onnx_session import OnnxSession
 
 
 class OnnxNetwork(ABC):
-    """A session whose input is an image. Every method is safe in several threads at once.
+    """A network whose input is an image. Thread-safe.
 
     Attributes:
-        session: for the model's tensors as they are.
+        session: for access to the model's tensors.
         names: class id to label, ids 0 to N - 1.
         input_size: height and width of the input, in pixels.
     """
@@ -31,34 +31,34 @@ class OnnxNetwork(ABC):
 
     @property
     def batch_size(self) -> int | None:
-        """Rows of every run of the model, or None when it takes any number."""
+        """Rows of every run of the model; None if it accepts any number."""
         return self.session.batch_size
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Execution providers that the session has, first choice first."""
+        """Execution providers of the session, first choice first."""
         return self.session.providers
 
     @property
     def provider(self) -> str:
-        """The execution provider in use: the first that the session has."""
+        """The execution provider in use: the first one of the session."""
         return self.session.providers[0]
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the model file in hex; a version where none is given."""
+        """SHA-256 of the model file in hex; serves as the version if none is configured."""
         return self.session.sha256
 
     @abstractmethod
     def prepare(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Letterbox | None]:
-        """One RGB image ``[H, W, 3]`` to the input ``[1, 3, h, w]`` and how it lies in it."""
+        """Convert an RGB image ``[H, W, 3]`` to the input ``[1, 3, h, w]`` and its letterbox."""
 
     def warm_up(self, rows: int = 1) -> None:
-        """Prepare and run a black image, so that the first caller does not pay for it.
+        """Prepare and run a black image, so that the first request is not delayed.
 
         Args:
-            rows: images of the largest run to come, at least 1. A GPU prepares for each number
-                of rows; TensorRT builds an engine for all that lie between 1 and this.
+            rows: images in the largest run to expect, at least 1. A GPU prepares for each number of
+                rows; TensorRT builds an engine for all numbers between 1 and this one.
 
         Raises:
             ModelError: ``MODEL_RUN_FAILED``.
@@ -68,7 +68,7 @@ class OnnxNetwork(ABC):
             self.run(np.repeat(batch, size, axis=0))
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Run ``[N, 3, h, w]``, any N >= 1, to the first output ``[N, ...]``.
+        """Run a batch ``[N, 3, h, w]``, N >= 1, and return the first output ``[N, ...]``.
 
         Raises:
             ValueError: the batch does not have the shape of the input.
@@ -78,59 +78,62 @@ class OnnxNetwork(ABC):
 
 
 def choose_names(names: Mapping[int, str] | None, metadata: ModelMetadata) -> Mapping[int, str]:
-    """The given labels, or else the metadata's.
+    """Return the configured labels, or else those of the metadata.
 
     Raises:
-        ModelError: ``MODEL_METADATA_INVALID``: neither, or no map of ids 0 to N - 1.
+        ModelError: ``MODEL_METADATA_INVALID``: there are none, or they are not a map of the ids
+            0 to N - 1.
     """
     if names is not None:
         return check_names(names, "names")
     if metadata.names is None:
-        raise ModelError("MODEL_METADATA_INVALID", "key 'names' is missing and none were given")
+        raise ModelError(
+            "MODEL_METADATA_INVALID", "key 'names' is missing and no labels are configured"
+        )
     return metadata.names
 
 
 def check_task(metadata: ModelMetadata, task: str) -> None:
-    """Check that the metadata names no other task.
+    """Check that the metadata does not declare another task.
 
     Raises:
         ModelError: ``MODEL_UNSUPPORTED``.
     """
     if metadata.task not in (None, task):
-        raise ModelError("MODEL_UNSUPPORTED", f"key 'task' must be {task!r}, is {metadata.task!r}")
+        raise ModelError("MODEL_UNSUPPORTED", f"key 'task' must be {task!r}, got {metadata.task!r}")
 
 
-def choose_size(session: OnnxSession, asked: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width of the input: a fixed shape decides, since the session takes no other.
+def choose_size(session: OnnxSession, preferred: tuple[int, int] | None) -> tuple[int, int]:
+    """Return height and width of the input: those of a fixed shape, or else the preferred ones.
 
     Args:
         session: of the model.
-        asked: height and width, in pixels, of an input that takes any.
+        preferred: height and width in pixels, for an input that accepts any size.
 
     Raises:
-        ModelError: ``MODEL_METADATA_INVALID``: the input takes any size and none is asked for;
-            ``MODEL_UNSUPPORTED``: the input is no image.
+        ModelError: ``MODEL_METADATA_INVALID``: the input accepts any size and none is preferred;
+            ``MODEL_UNSUPPORTED``: the input is not an image.
     """
     shape = session.inputs[0].shape
     match shape:
         case (_, 3 | None, int(height), int(width)):
             return height, width
-        case (_, 3 | None, None, None) if asked is not None:
-            return asked
+        case (_, 3 | None, None, None) if preferred is not None:
+            return preferred
         case (_, 3 | None, None, None):
             raise ModelError(
                 "MODEL_METADATA_INVALID",
-                "the input takes any size: key 'imgsz', or a classifier's crop, must say which",
+                "the input accepts any size: set key 'imgsz', or the crop of a classifier",
             )
     raise ModelError(
-        "MODEL_UNSUPPORTED", f"the input must be [batch, 3, height, width], is {list(shape)}"
+        "MODEL_UNSUPPORTED", f"the input must be [batch, 3, height, width], got {list(shape)}"
     )
 
 
 def output_shape(session: OnnxSession, input_size: tuple[int, int]) -> list[int]:
-    """Shape of the first output; found by a run of one row where the file does not say.
+    """Return the shape of the first output, from a run of one row if the file does not declare it.
 
-    The first axis, the batch, is whatever it is.
+    The first axis, the batch, has no meaning.
 
     Raises:
         ModelError: ``MODEL_RUN_FAILED``.

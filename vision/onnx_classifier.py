@@ -1,4 +1,4 @@
-"""A classifier in ONNX Runtime: the session, and how its images and its answers are made."""
+"""Image classifiers in ONNX Runtime: session, preprocessing and decoding of the output."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +23,11 @@ from vision.session_options import DEFAULT_OPTIONS, SessionOptions
 
 
 class OnnxClassifier(OnnxNetwork):
-    """A loaded classifier. Every method is safe to call from several threads at once.
+    """A loaded classifier. Thread-safe.
 
     Attributes:
-        preprocess: how images are made its input.
-        scores: what it puts out.
+        preprocess: preprocessing of the images.
+        scores: the kind of score that it outputs.
     """
 
     def __init__(
@@ -38,22 +38,22 @@ class OnnxClassifier(OnnxNetwork):
         preprocess: Preprocess | None = None,
         scores: Scores | None = None,
     ) -> None:
-        """Make a classifier of a session; `load` is the usual way.
+        """Create a classifier from a session; `load` is the usual way.
 
-        An export of ultralytics, which says ``task: classify`` in its metadata, is known to end in
-        a softmax and to take images as `Preprocess` has them by default (an input that is not
-        square: resized exactly).
+        An export of ultralytics, with ``task: classify`` in its metadata, ends in a softmax and
+        expects the default `Preprocess` (or an exact resize if its input is not square).
 
         Args:
             session: of a classification model.
-            names: labels to use in place of the metadata's; None to use those.
-            preprocess: how images are made its input; None for what is known of the export, or
-                the defaults.
-            scores: what it puts out; None for what is known of the export, or logits.
+            names: labels that replace those of the metadata; None to use the metadata.
+            preprocess: preprocessing of the images; None for that of the known export, or the
+                defaults.
+            scores: the kind of score that it outputs; None for that of the known export, or
+                logits.
 
         Raises:
-            ModelError: ``MODEL_METADATA_INVALID`` or ``MODEL_UNSUPPORTED``, naming the key or the
-                tensor; ``MODEL_RUN_FAILED`` where the output's shape has to be found by a run.
+            ModelError: ``MODEL_METADATA_INVALID`` or ``MODEL_UNSUPPORTED``, with the key or the
+                tensor; ``MODEL_RUN_FAILED`` if the output's shape has to be determined by a run.
         """
         metadata = parse_metadata(session.metadata)
         chosen = choose_names(names, metadata)
@@ -61,9 +61,9 @@ class OnnxClassifier(OnnxNetwork):
         crop = preprocess.crop if preprocess else None
         size = choose_size(session, crop or metadata.input_size)
         super().__init__(session, chosen, size)
-        known = metadata.task == "classify"
-        self.preprocess = preprocess or (_ultralytics(size) if known else Preprocess())
-        self.scores = scores or (Scores.PROBABILITIES if known else Scores.LOGITS)
+        ultralytics = metadata.task == "classify"
+        self.preprocess = preprocess or (_ultralytics(size) if ultralytics else Preprocess())
+        self.scores = scores or (Scores.PROBABILITIES if ultralytics else Scores.LOGITS)
         _check_crop(self.preprocess, size)
         _check_output(output_shape(session, size), len(chosen))
 
@@ -86,15 +86,15 @@ class OnnxClassifier(OnnxNetwork):
         return cls(session, names, preprocess=preprocess, scores=scores)
 
     def prepare(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], None]:
-        """One RGB image ``[H, W, 3]`` to the input ``[1, 3, h, w]``; nothing lies anywhere."""
+        """Convert an RGB image ``[H, W, 3]`` to the input ``[1, 3, h, w]``; no letterbox."""
         return preprocess_image(image, self.preprocess, self.input_size), None
 
     def prepare_bytes(self, width: int, height: int) -> int:
-        """Return the memory that `prepare` takes beside an image of this size."""
+        """Return the bytes that `prepare` allocates in addition to an image of this size."""
         return preprocess_bytes(width, height, self.preprocess, self.input_size)
 
     def logits(self, output: NDArray[Any]) -> NDArray[np.float64]:
-        """Outputs ``[..., classes]`` as logits: what a temperature is fitted to; see `to_logits`.
+        """Return outputs ``[..., classes]`` as logits, to fit a temperature; see `to_logits`.
 
         Raises:
             ModelError: ``MODEL_OUTPUT_INVALID``.
@@ -102,13 +102,13 @@ class OnnxClassifier(OnnxNetwork):
         return to_logits(output, self.scores)
 
     def decode(self, output: NDArray[Any], *, temperature: float = 1.0, top_k: int = 5) -> Classes:
-        """One image's output ``[classes]`` to its surest classes; see `decode_classes`."""
+        """Decode the output ``[classes]`` of one image; see `decode_classes`."""
         return decode_classes(output, scores=self.scores, temperature=temperature, top_k=top_k)
 
     def classify(
         self, image: NDArray[np.uint8], *, temperature: float = 1.0, top_k: int = 5
     ) -> Classes:
-        """Name what one RGB image ``[H, W, 3]`` shows: `prepare`, `run` and `decode`."""
+        """Classify one RGB image ``[H, W, 3]``: `prepare`, `run` and `decode`."""
         batch, _ = self.prepare(image)
         (output,) = self.run(batch)
         return self.decode(output, temperature=temperature, top_k=top_k)
@@ -122,7 +122,7 @@ def _check_crop(preprocess: Preprocess, size: tuple[int, int]) -> None:
     if preprocess.crop not in (None, size):
         raise ModelError(
             "MODEL_UNSUPPORTED",
-            f"the crop must be the input's height and width {list(size)}, is "
+            f"the crop must be the input's height and width {list(size)}, got "
             f"{list(preprocess.crop or ())}",
         )
 
@@ -131,5 +131,6 @@ def _check_output(shape: list[int], classes: int) -> None:
     if shape[1:] != [classes]:
         raise ModelError(
             "MODEL_UNSUPPORTED",
-            f"the output is {shape}, not [batch, {classes}]: a score for each of {classes} labels",
+            f"the output must be [batch, {classes}], a score for each of {classes} labels,"
+            f" got {shape}",
         )

@@ -1,12 +1,12 @@
-"""The files that an ONNX file names: read off its wire format, wherever in the model they stand.
+"""External file names of an ONNX model, parsed from its wire format. Pure.
 
-A model is text of somebody else, so nothing is taken on trust: tensors are found in graphs within
-nodes, in functions, sparse tensors and training graphs, in any spelling that protobuf allows. Pure.
+Models may be untrusted, so no place is left out: tensors occur in nested graphs, functions, sparse
+tensors and training graphs, in any encoding that protobuf allows.
 """
 
 from collections.abc import Iterator
 
-# Which message the field of a message is; those on the way to a tensor, as in onnx.proto.
+# Message type of each field that leads to a tensor, from onnx.proto.
 MESSAGES = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
@@ -28,36 +28,36 @@ _ENTRY = "StringStringEntryProto"
 _KEY, _VALUE = 1, 2  # fields of an entry
 _NODE, _OPERATOR = "NodeProto", 4
 _LOCATION, _CONTEXT = b"location", b"EPContext"
-_WINDOW = 1024 * 1024  # bytes; a search keeps every other thread of the process waiting
+_WINDOW = 1024 * 1024  # bytes; a search holds the interpreter lock
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_TAG_MASK = 0xFFFF_FFFF  # protobuf drops the bits above
+_TAG_MASK = 0xFFFF_FFFF  # protobuf ignores higher bits
 
 
 def find_names(content: bytes) -> list[bytes]:
-    """Return the names of the files that an ONNX file says its weights are in, each once.
+    """Return the names of the external data files of an ONNX model, without duplicates.
 
     Raises:
-        ValueError: it is no ONNX file, or loads what an execution provider has compiled elsewhere.
+        ValueError: it is not an ONNX file, or loads code that an execution provider has compiled.
     """
     if not _mentions(content, _LOCATION) and not _mentions(content, _CONTEXT):
-        return []  # as most files, and read in no time
+        return []  # most files; the search is fast
     names: set[bytes] = set()
-    waiting = [("ModelProto", memoryview(content))]
-    while waiting:
-        kind, message = waiting.pop()
+    unparsed = [("ModelProto", memoryview(content))]
+    while unparsed:
+        kind, message = unparsed.pop()
         if kind == _ENTRY:
             names |= _location(message)
             continue
         for field, value in _fields(message):
             if kind == _NODE and field == _OPERATOR and value == _CONTEXT:
-                raise ValueError("it holds an EPContext node, which loads compiled code")
+                raise ValueError("it contains an EPContext node, which loads compiled code")
             if field in MESSAGES[kind]:
-                waiting.append((MESSAGES[kind][field], value))
+                unparsed.append((MESSAGES[kind][field], value))
     return sorted(names)
 
 
 def _location(entry: memoryview) -> set[bytes]:
-    # Of a field that stands there twice protobuf takes the last; whichever it is, it is here.
+    # If a field occurs twice, protobuf uses the last one; this returns all of them.
     fields = [(field, bytes(value)) for field, value in _fields(entry)]
     if (_KEY, _LOCATION) not in fields:
         return set()
@@ -65,7 +65,7 @@ def _location(entry: memoryview) -> set[bytes]:
 
 
 def _mentions(content: bytes, text: bytes) -> bool:
-    """Return True if a text is in the content; let other threads run between two windows."""
+    """Return True if the content contains a text; let other threads run between two windows."""
     overlap = len(text) - 1
     return any(
         content.find(text, at, at + _WINDOW + overlap) >= 0
@@ -74,10 +74,10 @@ def _mentions(content: bytes, text: bytes) -> bool:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield number and content of every field that is text, bytes or a message.
+    """Yield number and content of every length-delimited field: strings, bytes and messages.
 
     Raises:
-        ValueError: it is no protobuf message, or has groups, which ONNX does not know.
+        ValueError: it is not a protobuf message, or has groups, which ONNX does not use.
     """
     at = 0
     while at < len(message):
@@ -95,13 +95,13 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
             if at <= len(message):
                 yield field, message[at - length : at]
         else:
-            raise ValueError(f"it is no ONNX file: a field of wire type {wire}")
+            raise ValueError(f"it is not an ONNX file: found a field of wire type {wire}")
     if at > len(message):
-        raise ValueError("it is no ONNX file: a field goes beyond its end")
+        raise ValueError("it is not an ONNX file: a field extends beyond the end of its message")
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Return a number and where it ends."""
+    """Return a varint and the position after it."""
     number = shift = 0
     while at < len(message) and shift < 70:
         byte = message[at]
@@ -110,4 +110,4 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         shift += 7
         if byte < 0x80:
             return number, at
-    raise ValueError("it is no ONNX file: a number does not end")
+    raise ValueError("it is not an ONNX file: a varint is not terminated")

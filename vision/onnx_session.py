@@ -1,4 +1,4 @@
-"""One ONNX Runtime session: opened on the providers that were asked for or not at all."""
+"""ONNX Runtime sessions, opened with exactly the requested execution providers."""
 
 import hashlib
 import logging
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# ONNX Runtime's builds report to their maker unless told not to, before they are first imported.
+# ONNX Runtime's builds send telemetry unless this is set before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _NVIDIA = {CUDA, TENSORRT}
@@ -57,9 +57,9 @@ class TensorInfo:
     """An input or an output of a model.
 
     Attributes:
-        name: as in the file.
-        dtype: of its elements.
-        shape: None where an axis takes any size or the file does not say; the first is the batch.
+        name: name in the file.
+        dtype: type of the elements.
+        shape: sizes of the axes, the batch first; None for an axis of any or of unknown size.
     """
 
     name: str
@@ -68,27 +68,27 @@ class TensorInfo:
 
 
 class OnnxSession:
-    """A loaded model with one input of floating point. Safe in threads.
+    """A loaded model with one floating-point input. Thread-safe.
 
     Attributes:
         sha256: of the model file, in hex.
-        providers: execution providers that the session has, first choice first.
+        providers: execution providers of the session, first choice first.
         metadata: the string map that the exporter wrote.
         inputs: exactly one.
         outputs: at least one, in the order of `run`.
-        batch_size: rows of every run of the model, or None when it takes any number.
+        batch_size: rows of every run of the model; None if it accepts any number.
     """
 
     def __init__(self, session: "InferenceSession", sha256: str, device_id: int = 0) -> None:
-        """Take over a session; `load` is the usual way.
+        """Wrap an ONNX Runtime session; `load` is the usual way.
 
         Args:
             session: of a model with one input.
             sha256: of the model file, in hex.
-            device_id: number of the GPU, where it runs on one.
+            device_id: number of the GPU, if it runs on one.
 
         Raises:
-            ModelError: ``MODEL_UNSUPPORTED``: an input or output of another kind.
+            ModelError: ``MODEL_UNSUPPORTED``: an unsupported input or output.
         """
         self.inputs = (_only_input(session),)
         self.outputs = tuple(_describe(node) for node in session.get_outputs())
@@ -109,7 +109,7 @@ class OnnxSession:
 
         Args:
             path: an ``.onnx`` file.
-            options: how it is to be run.
+            options: of the session.
 
         Raises:
             ModelError: ``MODEL_FILE_MISSING``, ``MODEL_FILE_INVALID``, ``MODEL_UNSUPPORTED`` or
@@ -123,43 +123,43 @@ class OnnxSession:
             raise ModelError("MODEL_FILE_MISSING", f"cannot read {path}: {error}") from error
         digest = hashlib.sha256(content).hexdigest()
         session = _open(path, options, chosen)
-        del weights  # not before: ONNX Runtime has its own copy only now
+        del weights  # only now does ONNX Runtime have its own copy
         _check_providers(options.providers, session.get_providers())
         return cls(session, digest, options.device_id)
 
     def run(self, batch: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        """Run ``[N, ...]``, N at least 1, to every output ``[N, ...]`` in its own type.
+        """Run a batch ``[N, ...]``, N >= 1, and return every output ``[N, ...]`` in its own type.
 
         The batch is converted to the input's type. A model with a fixed batch size is run as often
-        as needed, the last time filled up.
+        as needed; the last batch is padded.
 
         Raises:
             ValueError: the batch does not have the shape of the input.
             ModelError: ``MODEL_RUN_FAILED``: the runtime or its device failed;
-                ``MODEL_UNSUPPORTED``: an output does not have a row for each of the batch.
-            MemoryError: there is no memory for it, on the host or on the device.
+                ``MODEL_UNSUPPORTED``: an output does not have one row per row of the batch.
+            MemoryError: there is not enough memory, on the host or on the device.
         """
         self._check_shape(batch)
         size = self.batch_size or len(batch)
         parts = [self._run(batch[at : at + size], size) for at in range(0, len(batch), size)]
         if len(parts) == 1:
             return parts[0]
-        return tuple(np.concatenate(of_output) for of_output in zip(*parts, strict=True))
+        return tuple(np.concatenate(output) for output in zip(*parts, strict=True))
 
     def _run(self, rows: NDArray[Any], size: int) -> tuple[NDArray[Any], ...]:
-        missing = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
-        full = np.pad(rows, missing) if len(rows) < size else rows
-        (taken,) = self.inputs
-        feed = {taken.name: np.ascontiguousarray(full, dtype=taken.dtype)}
+        padding = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+        padded = np.pad(rows, padding) if len(rows) < size else rows
+        (model_input,) = self.inputs
+        feed = {model_input.name: np.ascontiguousarray(padded, dtype=model_input.dtype)}
         try:
-            found = self._run_feed(feed)
-        except Exception as error:  # ONNX Runtime's errors share no base class but this
+            results = self._run_feed(feed)
+        except Exception as error:  # the only common base class of ONNX Runtime's errors
             if is_to_blame(error):
-                raise MemoryError(f"no memory for a run: {error}") from error
+                raise MemoryError(f"not enough memory for a run: {error}") from error
             raise ModelError("MODEL_RUN_FAILED", f"the model's run failed: {error}") from error
-        for output, values in zip(self.outputs, found, strict=True):
+        for output, values in zip(self.outputs, results, strict=True):
             _check_rows(output, values, size)
-        return tuple(values[: len(rows)] for values in found)
+        return tuple(values[: len(rows)] for values in results)
 
     def _check_shape(self, batch: NDArray[Any]) -> None:
         expected = self.inputs[0].shape
@@ -168,17 +168,17 @@ class OnnxSession:
             want not in (None, have)
             for want, have in zip(expected[1:], batch.shape[1:], strict=True)
         ):
-            raise ValueError(f"batch must be [N, *{list(expected[1:])}], is {list(batch.shape)}")
+            raise ValueError(f"batch must be [N, *{list(expected[1:])}], got {list(batch.shape)}")
 
 
 def _open(path: Path, options: SessionOptions, chosen: "RuntimeOptions") -> "InferenceSession":
-    import onnxruntime  # here, so that a device without it can still import this package
+    import onnxruntime  # late, so that this package can be imported without it
 
     _check_providers(options.providers, onnxruntime.get_available_providers())
     if _NVIDIA & set(options.providers):
-        onnxruntime.preload_dlls()  # CUDA and cuDNN from their Python packages, where installed
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from their Python packages, if installed
     try:
-        # Without the flag a provider that fails, now or in a later run, silently becomes the CPU.
+        # Without this flag, a failing provider is silently replaced by the CPU, now or in a run.
         return onnxruntime.InferenceSession(
             path,
             chosen,
@@ -186,39 +186,41 @@ def _open(path: Path, options: SessionOptions, chosen: "RuntimeOptions") -> "Inf
             provider_options=provider_options(options),
             enable_fallback=False,
         )
-    except Exception as error:  # ONNX Runtime's errors share no base class but this
+    except Exception as error:  # the only common base class of ONNX Runtime's errors
         raise _cannot_load(path, options.providers, error) from error
 
 
 def _cannot_load(path: Path, providers: Sequence[str], error: Exception) -> ModelError:
-    # Providers fail with the built-in types, files with ONNX Runtime's own.
+    # Provider failures raise built-in exceptions, file failures ONNX Runtime's own.
     if isinstance(error, RuntimeError | ValueError):
         text = f"providers {list(providers)} cannot run {path}: {error}"
         return ModelError("MODEL_PROVIDER_UNAVAILABLE", text)
-    return ModelError("MODEL_FILE_INVALID", f"{path} is no model that can be loaded: {error}")
+    return ModelError("MODEL_FILE_INVALID", f"{path} cannot be loaded as a model: {error}")
 
 
-def _check_providers(asked: Sequence[str], present: Sequence[str]) -> None:
-    if not asked or not set(asked) <= set(present):
+def _check_providers(requested: Sequence[str], available: Sequence[str]) -> None:
+    if not requested or not set(requested) <= set(available):
         raise ModelError(
             "MODEL_PROVIDER_UNAVAILABLE",
-            f"providers {list(asked)} were asked for, there are {list(present)}",
+            f"providers must be some of {list(available)}, got {list(requested)}",
         )
 
 
 def _only_input(session: "InferenceSession") -> TensorInfo:
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type not in _INPUTS:
-        found = ", ".join(f"{each.name}: {each.type}" for each in inputs)
+        types = ", ".join(f"{node.name}: {node.type}" for node in inputs)
         raise ModelError(
-            "MODEL_UNSUPPORTED", f"the model must have one input of {list(_INPUTS)}, has {found}"
+            "MODEL_UNSUPPORTED", f"the model must have one input of {list(_INPUTS)}, got {types}"
         )
     return _describe(inputs[0])
 
 
 def _describe(node: "NodeArg") -> TensorInfo:
     if node.type not in _DTYPES:
-        raise ModelError("MODEL_UNSUPPORTED", f"{node.name} is {node.type}: no tensor of numbers")
+        raise ModelError(
+            "MODEL_UNSUPPORTED", f"{node.name} must be a tensor of numbers, got {node.type}"
+        )
     shape = tuple(axis if isinstance(axis, int) else None for axis in node.shape)
     return TensorInfo(node.name, np.dtype(_DTYPES[node.type]), shape)
 
@@ -227,6 +229,6 @@ def _check_rows(output: TensorInfo, values: NDArray[Any], size: int) -> None:
     if values.ndim == 0 or len(values) != size:
         raise ModelError(
             "MODEL_UNSUPPORTED",
-            f"output {output.name} must have a row for each of {size} inputs, is "
+            f"output {output.name} must have one row for each of {size} inputs, got "
             f"{list(values.shape)}",
         )

@@ -1,4 +1,4 @@
-"""A YOLO detector in ONNX Runtime: the session, and what its metadata says about its images."""
+"""YOLO detectors in ONNX Runtime: session, letterbox and decoding of the output."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,26 +27,26 @@ from vision.yolo import (
     detect_layout,
 )
 
-_INPUT_BYTES = 3 * 4 + 2 * 3  # per pixel: the input, the scaled image and its planes
+_INPUT_BYTES = 3 * 4 + 2 * 3  # per pixel: input, scaled image, colour planes
 
 
 class OnnxYolo(OnnxNetwork):
-    """A loaded detector. Every method is safe to call from several threads at once.
+    """A loaded YOLO detector. Thread-safe.
 
     Attributes:
-        layout: how the output is read.
+        layout: the layout of the output.
     """
 
     def __init__(self, session: OnnxSession, names: Mapping[int, str] | None = None) -> None:
-        """Make a detector of a session; `load` is the usual way.
+        """Create a detector from a session; `load` is the usual way.
 
         Args:
             session: of a detection model.
-            names: labels to use in place of the metadata's; None to use those.
+            names: labels that replace those of the metadata; None to use the metadata.
 
         Raises:
-            ModelError: ``MODEL_METADATA_INVALID`` or ``MODEL_UNSUPPORTED``, naming the key or the
-                tensor; ``MODEL_RUN_FAILED`` where the output's shape has to be found by a run.
+            ModelError: ``MODEL_METADATA_INVALID`` or ``MODEL_UNSUPPORTED``, with the key or the
+                tensor; ``MODEL_RUN_FAILED`` if the output's shape has to be determined by a run.
         """
         metadata = parse_metadata(session.metadata)
         chosen = choose_names(names, metadata)
@@ -72,11 +72,11 @@ class OnnxYolo(OnnxNetwork):
         return cls(OnnxSession.load(Path(path), options), names)
 
     def prepare(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Letterbox]:
-        """One RGB image ``[H, W, 3]`` to the input ``[1, 3, h, w]`` and how it lies in it."""
+        """Convert an RGB image ``[H, W, 3]`` to the input ``[1, 3, h, w]`` and its letterbox."""
         return letterbox_image(image, self.input_size)
 
     def prepare_bytes(self, width: int, height: int) -> int:
-        """Return the memory that `prepare` takes beside the image, whatever its size."""
+        """Return the bytes that `prepare` allocates, which do not depend on the image's size."""
         del width, height
         rows, columns = self.input_size
         return _INPUT_BYTES * rows * columns
@@ -90,22 +90,22 @@ class OnnxYolo(OnnxNetwork):
         iou: float = 0.7,
         max_detections: int = 300,
     ) -> Detections:
-        """One image's output ``[rows, columns]`` to detections in its pixels.
+        """Decode one image's output ``[rows, columns]`` into detections in image pixels.
 
         `iou` has no effect on an end-to-end model. For the parameters and errors see
         `decode_yolov8` and `decode_end_to_end`.
         """
-        single = np.asarray(output, dtype=np.float32)
+        values = np.asarray(output, dtype=np.float32)
         if self.layout is Layout.END_TO_END:
             return decode_end_to_end(
-                single,
+                values,
                 box,
                 n_classes=len(self.names),
                 confidence=confidence,
                 max_detections=max_detections,
             )
         return decode_yolov8(
-            single, box, confidence=confidence, iou=iou, max_detections=max_detections
+            values, box, confidence=confidence, iou=iou, max_detections=max_detections
         )
 
     def detect(
@@ -116,7 +116,7 @@ class OnnxYolo(OnnxNetwork):
         iou: float = 0.7,
         max_detections: int = 300,
     ) -> Detections:
-        """Find objects in one RGB image ``[H, W, 3]``: `prepare`, `run` and `decode`."""
+        """Detect objects in one RGB image ``[H, W, 3]``: `prepare`, `run` and `decode`."""
         batch, box = self.prepare(image)
         (output,) = self.run(batch)
         return self.decode(
@@ -125,10 +125,10 @@ class OnnxYolo(OnnxNetwork):
 
 
 def _check_stride(size: tuple[int, int], session: OnnxSession, metadata: ModelMetadata) -> None:
-    """A fixed shape is right as it is; one from the metadata must be one that the layers divide."""
+    """Check that a size from the metadata is a multiple of the stride; a fixed shape always is."""
     free = session.inputs[0].shape[2:] == (None, None)
     if free and metadata.stride is not None and any(side % metadata.stride for side in size):
         raise ModelError(
             "MODEL_METADATA_INVALID",
-            f"key 'imgsz' must be multiples of the stride {metadata.stride}, is {list(size)}",
+            f"key 'imgsz' must be multiples of the stride {metadata.stride}, got {list(size)}",
         )

@@ -1,9 +1,9 @@
-"""Runs on a GPU whose outputs land in pinned host memory: one copy in place of two.
+"""GPU runs that write their outputs to pinned host memory: one copy instead of two.
 
-ONNX Runtime's documentation names this memory ``CudaPinned`` and the way there I/O binding. From
-Python the binding's public method offers no such device, so the one beneath it is used. Not
-measured: written without a GPU at hand; on a CPU the same calls give ordinary memory, and so are
-tested. Where they fail, the session is run as usual.
+ONNX Runtime's documentation calls this memory ``CudaPinned`` and reaches it by I/O binding. The
+binding's public Python method does not offer this device, so the method below it is used. Not
+measured: written without access to a GPU. On a CPU the same calls return ordinary memory, which the
+tests use. If a call fails, the session is run without pinned memory.
 """
 
 import logging
@@ -22,11 +22,11 @@ _NVIDIA = 0x10DE  # PCI's number of the vendor
 
 
 class PinnedOutputs:
-    """Runs a session with outputs in pinned memory. Safe in threads.
+    """A session runner with outputs in pinned memory. Thread-safe.
 
     Args:
         session: on the CUDA or the TensorRT provider.
-        outputs: names of the outputs that are wanted.
+        outputs: names of the requested outputs.
         device_id: number of the GPU, from 0.
     """
 
@@ -37,7 +37,7 @@ class PinnedOutputs:
         self._pinned = True
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        """Run arrays, contiguous and of the inputs' types, to the outputs; no copy is made of them.
+        """Run contiguous arrays of the inputs' types without copying them, and return the outputs.
 
         Raises:
             Exception: whatever ONNX Runtime raises.
@@ -45,12 +45,14 @@ class PinnedOutputs:
         if self._pinned:
             try:
                 return self._run_pinned(feed)
-            except Exception:  # ONNX Runtime's errors share no base class but this
-                # Either the binding cannot be used, or the device fails: the next line tells.
-                logger.warning("a run with pinned outputs failed: none from now on", exc_info=True)
+            except Exception:  # the only common base class of ONNX Runtime's errors
+                # Either the binding is unusable or the device fails: the run below decides.
+                logger.warning(
+                    "a run with pinned outputs failed: they are not used any more", exc_info=True
+                )
                 self._pinned = False
-        found: Sequence[NDArray[Any]] = self._session.run(self._outputs, feed)
-        return found
+        results: Sequence[NDArray[Any]] = self._session.run(self._outputs, feed)
+        return results
 
     def _run_pinned(self, feed: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
         from onnxruntime.capi.onnxruntime_pybind11_state import OrtDevice
@@ -60,7 +62,7 @@ class PinnedOutputs:
         for name, values in feed.items():
             binding.bind_cpu_input(name, values)
         for name in self._outputs:
-            # Not bind_output of the wrapper, which knows no memory but a device's own.
+            # The wrapper's own bind_output supports device memory only.
             binding._iobinding.bind_output(name, memory)  # noqa: SLF001
         self._session.run_with_iobinding(binding)
         return [value.numpy() for value in binding.get_outputs()]

@@ -1,4 +1,4 @@
-"""From a YOLO model's output to boxes in the image, for the two layouts that exporters write."""
+"""Decoding of a YOLO model's output into boxes, for the two layouts that exporters write."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from vision.errors import ModelError
 from vision.letterbox import Letterbox
 from vision.metadata import ModelMetadata
 
-_MOST_CANDIDATES = 30_000  # boxes that enter NMS, best first; as ultralytics' max_nms
-_ROUNDING = 1.01  # a quantised sigmoid may end a little above 1; a logit ends far above
+_MAX_CANDIDATES = 30_000  # boxes that enter NMS, best first; ultralytics' max_nms
+_ROUNDING = 1.01  # a quantised sigmoid may slightly exceed 1; a logit exceeds it by far
 
 
 class Layout(StrEnum):
-    """How a detector's output is laid out."""
+    """The layout of a detector's output."""
 
     YOLOV8 = "yolov8"
     """``[batch, 4 + classes, anchors]``, boxes as centre and size: YOLOv8, 9, 11, 12; needs NMS."""
@@ -27,11 +27,11 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """Objects found in one image, surest first.
+    """Objects detected in one image, most confident first.
 
     Attributes:
-        xyxy: float32 ``[N, 4]``, corners in pixels of the upright image; every box lies inside it
-            and has an area.
+        xyxy: float32 ``[N, 4]``, corners in pixels of the upright image; every box lies inside the
+            image and has a positive area.
         confidence: float32 ``[N]``, above the threshold and at most 1.
         class_id: int64 ``[N]``.
     """
@@ -47,10 +47,10 @@ class Detections:
 def detect_layout(
     output_shape: Sequence[int], n_classes: int, metadata: ModelMetadata | None = None
 ) -> Layout:
-    """Choose how to read an output of ``[batch, rows, columns]``.
+    """Return the layout of an output of ``[batch, rows, columns]``.
 
-    Six columns are end to end: no grid has so few anchors. Metadata only adds refusals: of a
-    model that calls itself end to end and is not, and of RT-DETR, whose six columns mean others.
+    Six columns mean end to end: no grid has so few anchors. Metadata can only refuse a model: one
+    that declares itself end to end and is not, and RT-DETR, whose six columns have another meaning.
 
     Raises:
         ModelError: ``MODEL_UNSUPPORTED``: the output is neither layout.
@@ -62,10 +62,10 @@ def detect_layout(
         return Layout.END_TO_END
     if len(output_shape) == 3 and output_shape[1] == 4 + n_classes and not metadata.end_to_end:
         return Layout.YOLOV8
-    said = ", and its metadata says end to end" if metadata.end_to_end else ""
+    declared = ", and its metadata declares end to end" if metadata.end_to_end else ""
     raise ModelError(
         "MODEL_UNSUPPORTED",
-        f"the output is {list(output_shape)}{said}: neither [batch, {4 + n_classes}, anchors] "
+        f"the output is {list(output_shape)}{declared}: neither [batch, {4 + n_classes}, anchors] "
         f"(4 + {n_classes} classes) nor [batch, detections, 6]",
     )
 
@@ -78,16 +78,17 @@ def decode_yolov8(
     iou: float = 0.7,
     max_detections: int = 300,
 ) -> Detections:
-    """Read one image's output in the YOLOv8 layout, with non-maximum suppression per class.
+    """Decode one image's output in the YOLOv8 layout, with non-maximum suppression per class.
 
     The rules are those of ultralytics' ``non_max_suppression`` with its defaults: the best class
     of each anchor, greedy by confidence, boxes of different classes never suppress each other.
 
     Args:
         output: ``[4 + classes, anchors]``, boxes in input pixels, scores in 0..1.
-        box: how the image lies in the input.
-        confidence: detections must be above it, in 0..1.
-        iou: a box that overlaps a surer one of its class by more is dropped, in 0..1.
+        box: position of the image in the input.
+        confidence: threshold in 0..1; detections must be above it.
+        iou: threshold in 0..1; a box that overlaps a more confident one of its class by more is
+            dropped.
         max_detections: at least 1.
 
     Raises:
@@ -99,11 +100,11 @@ def decode_yolov8(
     best = output[4:].max(axis=0)
     _check_scores(best)
     candidates = np.flatnonzero(best > confidence)
-    order = np.argsort(-best[candidates], kind="stable")[:_MOST_CANDIDATES]
+    order = np.argsort(-best[candidates], kind="stable")[:_MAX_CANDIDATES]
     candidates = candidates[order]
     class_id = output[4:, candidates].argmax(axis=0)
     xyxy = _corners(output[:4, candidates].T)
-    kept = _suppress(_apart(xyxy, class_id), iou, max_detections)
+    kept = _suppress(_separate_classes(xyxy, class_id), iou, max_detections)
     return _in_image(box, xyxy[kept], best[candidates][kept], class_id[kept])
 
 
@@ -115,13 +116,13 @@ def decode_end_to_end(
     confidence: float = 0.25,
     max_detections: int = 300,
 ) -> Detections:
-    """Read one image's output in the end-to-end layout; suppression has happened in the model.
+    """Decode one image's output in the end-to-end layout; the model does the suppression.
 
     Args:
         output: ``[detections, 6]``, rows x1, y1, x2, y2 in input pixels, confidence, class.
-        box: how the image lies in the input.
-        n_classes: classes of the model.
-        confidence: detections must be above it, in 0..1.
+        box: position of the image in the input.
+        n_classes: number of classes of the model.
+        confidence: threshold in 0..1; detections must be above it.
         max_detections: at least 1.
 
     Raises:
@@ -136,31 +137,31 @@ def decode_end_to_end(
     rows = rows[np.argsort(-rows[:, 4], kind="stable")[:max_detections]]
     class_id = rows[:, 5].astype(np.int64)
     if ((class_id != rows[:, 5]) | (class_id < 0) | (class_id >= n_classes)).any():
-        raise _bad_output(f"a class is not a whole number in 0..{n_classes - 1}")
+        raise _invalid_output(f"has a class that is not a whole number in 0..{n_classes - 1}")
     return _in_image(box, rows[:, :4], rows[:, 4], class_id)
 
 
 def _check_parameters(confidence: float, iou: float, max_detections: int) -> None:
     for name, value in (("confidence", confidence), ("iou", iou)):
         if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in 0..1, is {value}")
+            raise ValueError(f"{name} must be in 0..1, got {value}")
     if max_detections < 1:
-        raise ValueError(f"max_detections must be at least 1, is {max_detections}")
+        raise ValueError(f"max_detections must be at least 1, got {max_detections}")
 
 
 def _check_finite(output: NDArray[np.float32]) -> None:
     if not np.isfinite(output).all():
-        raise _bad_output("NaN or infinity")
+        raise _invalid_output("contains NaN or infinity")
 
 
 def _check_scores(scores: NDArray[np.float32]) -> None:
     highest = scores.max(initial=0)
     if highest > _ROUNDING:
-        raise _bad_output(f"a score of {highest:g}, scores must lie in 0..1")
+        raise _invalid_output(f"has a score of {highest:g}, allowed are 0..1")
 
 
-def _bad_output(what: str) -> ModelError:
-    return ModelError("MODEL_OUTPUT_INVALID", f"the model's output has {what}")
+def _invalid_output(what: str) -> ModelError:
+    return ModelError("MODEL_OUTPUT_INVALID", f"the model's output {what}")
 
 
 def _corners(cxcywh: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -168,29 +169,31 @@ def _corners(cxcywh: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([centre - half, centre + half], axis=1)
 
 
-def _apart(xyxy: NDArray[np.float32], class_id: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Move every class to a place of its own, so that one pass suppresses within classes only.
+def _separate_classes(
+    xyxy: NDArray[np.float32], class_id: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Shift the boxes of each class apart, so that one pass suppresses within classes only.
 
-    In double precision, because an offset of 80 classes would cost float32 a tenth of a pixel.
+    In double precision: with float32 the offset of 80 classes would cost a tenth of a pixel.
     """
     extent = float(np.ptp(xyxy)) + 1 if len(xyxy) else 0.0
     moved: NDArray[np.float64] = xyxy + class_id[:, None] * extent
     return moved
 
 
-def _suppress(boxes: NDArray[np.float64], iou: float, most: int) -> list[int]:
-    """Greedy non-maximum suppression over boxes ``[N, 4]``, surest first; returns the kept rows."""
+def _suppress(boxes: NDArray[np.float64], iou: float, limit: int) -> list[int]:
+    """Return the rows that greedy non-maximum suppression keeps of ``[N, 4]``, best first."""
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
     area = (x2 - x1) * (y2 - y1)
     kept: list[int] = []
-    left = np.arange(len(boxes))
-    while left.size and len(kept) < most:
-        best, left = left[0], left[1:]
+    remaining = np.arange(len(boxes))
+    while remaining.size and len(kept) < limit:
+        best, remaining = remaining[0], remaining[1:]
         kept.append(int(best))
-        across = np.minimum(x2[best], x2[left]) - np.maximum(x1[best], x1[left])
-        down = np.minimum(y2[best], y2[left]) - np.maximum(y1[best], y1[left])
+        across = np.minimum(x2[best], x2[remaining]) - np.maximum(x1[best], x1[remaining])
+        down = np.minimum(y2[best], y2[remaining]) - np.maximum(y1[best], y1[remaining])
         shared = across.clip(0) * down.clip(0)
-        left = left[shared <= iou * (area[best] + area[left] - shared)]
+        remaining = remaining[shared <= iou * (area[best] + area[remaining] - shared)]
     return kept
 
 
@@ -200,7 +203,9 @@ def _in_image(
     confidence: NDArray[np.float32],
     class_id: NDArray[np.int64],
 ) -> Detections:
-    """Map to the image and leave out boxes that lie in the padding or are inside out."""
+    """Return detections in image pixels, without boxes in the padding or with negative sides."""
     original = box.to_original(xyxy)
-    real = (original[:, 2:] > original[:, :2]).all(axis=1)
-    return Detections(original[real], np.minimum(confidence[real], np.float32(1)), class_id[real])
+    valid = (original[:, 2:] > original[:, :2]).all(axis=1)
+    return Detections(
+        original[valid], np.minimum(confidence[valid], np.float32(1)), class_id[valid]
+    )

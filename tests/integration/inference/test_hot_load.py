@@ -282,7 +282,7 @@ def test_what_cannot_be_loaded_changes_nothing_and_is_said_once(
     assert log.count("left out: model broken version 2: ") == 1
     done = sightline("ls", "--repository", str(repository))
     rows = {(row["name"], row["version"]): row["problem"] for row in json.loads(done.stdout)}
-    assert "is no model that can be loaded" in rows["broken", "1"]
+    assert "cannot be loaded as a model" in rows["broken", "1"]
     assert rows["steady", "1"] is None
     assert one.health() == "SERVING"
     assert failed_loads(server, "broken") == 2

@@ -54,7 +54,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"nowhere\.onnx.*Give an \.onnx file"):
         check_files(*files(tmp_path / "nowhere.onnx"), RUNTIME)
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(RepositoryError, match=r"text\.onnx is no model.*Export it again"):
+    with pytest.raises(RepositoryError, match=r"text\.onnx cannot be loaded.*Export it again"):
         check_files(*files(tmp_path / "text.onnx"), RUNTIME)
 
 
@@ -139,7 +139,7 @@ def test_what_is_there_is_never_written_over(tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_work_is_not_put_there(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_text("no model")
-    with pytest.raises(RepositoryError, match=r"bad\.onnx is no model"):
+    with pytest.raises(RepositoryError, match=r"bad\.onnx cannot be loaded"):
         put(tmp_path / "bad.onnx", tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
@@ -198,5 +198,5 @@ def test_item_8_weights_outside_of_the_model_s_folder_are_neither_read_nor_copie
 def test_item_8_a_yaml_that_never_ends_is_refused(tmp_path: Path) -> None:
     path = colour_model(tmp_path / "model.onnx")
     (tmp_path / "model.yaml").symlink_to("/dev/zero")
-    with pytest.raises(RepositoryError, match="no plain file"):
+    with pytest.raises(RepositoryError, match="not a regular file"):
         check_files(path, tmp_path / "model.yaml", RUNTIME)

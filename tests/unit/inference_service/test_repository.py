@@ -130,7 +130,7 @@ def test_a_pinned_version_must_be_there_and_work(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="default_versions: model a version 2 is not in"):
         Followed(tmp_path, pinned={"a": "2"})
     broken(tmp_path, "a/2")
-    with pytest.raises(RepositoryError, match=r"model a version 2: .*no model that can be loaded"):
+    with pytest.raises(RepositoryError, match=r"model a version 2: .*cannot be loaded as a model"):
         Followed(tmp_path, pinned={"a": "2"})
 
 

@@ -166,7 +166,7 @@ def test_item_8_a_link_is_refused(secret: Path, where: str) -> None:
         target = secret if where == "file" else secret.with_name("nothing")
         (folder / "weights.bin").symlink_to(target)
     (folder / "model.onnx").write_bytes(initializers(name).SerializeToString())
-    assert "is a link or no plain file" in refused(folder / "model.onnx")
+    assert "is a link or not a regular file" in refused(folder / "model.onnx")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
@@ -180,7 +180,7 @@ def test_item_8_what_is_no_plain_file_is_refused(tmp_path: Path, kind: str) -> N
         else:
             made.bind(str(weights))
         (tmp_path / "model.onnx").write_bytes(initializers("weights.bin").SerializeToString())
-        assert "no plain file" in refused(tmp_path / "model.onnx")
+        assert "not a regular file" in refused(tmp_path / "model.onnx")
 
 
 INFO = helper.make_tensor_value_info("c", TensorProto.FLOAT, [3])
@@ -304,7 +304,7 @@ def test_item_8_names_are_found_in_any_spelling(entry: bytes, names: list[bytes]
 @pytest.mark.parametrize("content", [b"location", b"\x0a\xfflocation", in_model(b"\x0blocation")])
 def test_bytes_that_are_no_model_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
-    assert "no ONNX file" in refused(tmp_path / "model.onnx")
+    assert "not an ONNX file" in refused(tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("before", range(-12, 13))
@@ -333,7 +333,7 @@ def test_item_8_a_model_that_is_no_plain_file_is_refused(tmp_path: Path, target:
         os.mkfifo(tmp_path / "model.onnx")
     else:
         (tmp_path / "model.onnx").symlink_to(target)
-    with pytest.raises(ModelError, match="no plain file"):
+    with pytest.raises(ModelError, match="not a regular file"):
         OnnxSession.load(tmp_path / "model.onnx")
 
 

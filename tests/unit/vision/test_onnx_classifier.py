@@ -124,10 +124,10 @@ def test_what_does_not_fit_the_model_is_refused(
 
 
 def test_a_detector_is_no_classifier(path: Path) -> None:
-    with pytest.raises(ModelError, match="'task' must be 'classify', is 'detect'"):
+    with pytest.raises(ModelError, match="'task' must be 'classify', got 'detect'"):
         OnnxClassifier.load(save_detector(path))
     metadata = {"names": repr(COLOURS)}
-    with pytest.raises(ModelError, match="not \\[batch, 3\\]"):
+    with pytest.raises(ModelError, match="must be \\[batch, 3\\]"):
         OnnxClassifier.load(save_detector(path, metadata=metadata))
 
 

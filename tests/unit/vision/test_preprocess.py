@@ -82,7 +82,7 @@ def test_a_line_does_not_become_gigabytes(
     shape: tuple[int, int], interpolation: Interpolation
 ) -> None:
     image, how = noise(*shape), Preprocess(40, (32, 36), interpolation)
-    with patch("vision.preprocess._MOST_RESIZED", 0):
+    with patch("vision.preprocess._MAX_RESIZED", 0):
         cut_first = preprocess_image(image, how, (32, 36))
     assert np.abs(cut_first - preprocess_image(image, how, (32, 36))).max() <= 1.01 / 255
     tracemalloc.start()
@@ -114,5 +114,5 @@ def test_what_is_no_rgb_picture_is_refused(image: np.ndarray) -> None:
 
 
 def test_a_crop_that_is_not_the_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"crop must be the input's \[64, 64\]"):
+    with pytest.raises(ValueError, match=r"crop must be the input's size \[64, 64\]"):
         preprocess_image(noise(8, 8), Preprocess(crop=(32, 32)), (64, 64))

@@ -102,7 +102,7 @@ def test_the_surest_are_kept() -> None:
 
 
 def test_only_the_surest_enter_suppression(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vision.yolo._MOST_CANDIDATES", 2)
+    monkeypatch.setattr("vision.yolo._MAX_CANDIDATES", 2)
     boxes = [[20.0 * n, 0, 20.0 * n + 9, 9] for n in range(4)]
     found = decode_yolov8(yolov8(boxes, [[0.4], [0.8], [0.6], [0.9]]), WHOLE)
     assert found.confidence == pytest.approx([0.9, 0.8])

@@ -58,10 +58,10 @@ def test_ls_says_what_can_be_served_and_what_cannot(repository: Path) -> None:
     assert rows["classes", "1"]["task"] == "classify"
     assert rows["colours", "1"]["labels"] == ["red", "green", "blue"]
     assert [row["problem"] is None for row in rows.values()] == [True, True, False]
-    assert "is no model that can be loaded" in rows["colours", "2"]["problem"]
+    assert "cannot be loaded as a model" in rows["colours", "2"]["problem"]
     table = run("ls", "--repository", repository)
     assert "64 x 64" in table
-    assert "is no model that can be loaded" in table
+    assert "cannot be loaded as a model" in table
 
 
 def test_the_repository_may_be_the_service_s(
@@ -86,7 +86,7 @@ def test_check_says_what_a_model_is(repository: Path) -> None:
 
 def test_check_says_what_is_wrong_and_what_helps(repository: Path) -> None:
     sentence = said("check", repository / "colours" / "2" / "model.onnx")
-    assert "is no model that can be loaded" in sentence
+    assert "cannot be loaded as a model" in sentence
     assert sentence.endswith("keep its external data, if any, beside it.")
     (repository / "colours" / "1" / "model.yaml").write_text("thresholds: {iou: 2}")
     assert "thresholds.iou: must be" in said("check", repository / "colours" / "1")
