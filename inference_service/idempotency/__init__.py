@@ -1,1 +1,1 @@
-"""A call with an idempotency key is answered once, however often and wherever it is retried."""
+"""Idempotency keys: a call with a key is executed once, also if it is retried on another server."""

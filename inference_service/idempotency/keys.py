@@ -1,4 +1,4 @@
-"""What an idempotency key is, what it is bound to, and the errors about it."""
+"""Idempotency keys: parsing, request fingerprints and errors."""
 
 import hashlib
 import json
@@ -13,47 +13,47 @@ from servicekit.errors import SightlineError, invalid
 METADATA_KEY = "idempotency-key"
 REPLAYED_KEY = "idempotent-replayed"
 TWIN_IN_FLIGHT = "IDEMPOTENCY_TWIN_IN_FLIGHT"
-"""Reason of the error for a call whose twin is still at work."""
+"""Error reason for a call while another call with its key is in progress."""
 _UUID_VERSION = 4
 
 
-def read_key(given: Sequence[str], *, caller: str, method: str) -> bytes | None:
+def read_key(values: Sequence[str], *, caller: str, method: str) -> bytes | None:
     """Return the key under which a call is claimed: a hash of caller, method and key.
 
     Args:
-        given: every value of metadata `idempotency-key`.
-        caller: who calls; another caller's key is another key.
+        values: every value of metadata `idempotency-key`.
+        caller: identity of the caller; equal keys of different callers are different keys.
         method: name of the RPC.
 
     Returns:
-        32 bytes; None: the call has no key.
+        32 bytes; None if the call has no key.
 
     Raises:
         SightlineError: INVALID_ARGUMENT, `IDEMPOTENCY_KEY_INVALID`: not one UUIDv4.
     """
-    if not given:
+    if not values:
         return None
-    if len(given) > 1:
-        rule = f"must be given once, was given {len(given)} times"
+    if len(values) > 1:
+        rule = f"must be given once, got {len(values)} values"
         raise invalid(METADATA_KEY, rule, reason="IDEMPOTENCY_KEY_INVALID")
-    if not _is_uuid4(given[0]):
+    if not _is_uuid4(values[0]):
         rule = "must be a UUIDv4 such as 123e4567-e89b-42d3-a456-426614174000"
         raise invalid(METADATA_KEY, rule, reason="IDEMPOTENCY_KEY_INVALID")
-    return _hash(caller, method, given[0].lower())
+    return _hash(caller, method, values[0].lower())
 
 
-def fingerprint(checked_request: CheckedRequest) -> bytes:
-    """Return what a key is bound to: SHA-256 of model, version, parameters and images.
+def fingerprint(request: CheckedRequest) -> bytes:
+    """Return the fingerprint of a request: SHA-256 of model, version, parameters and images.
 
-    Model and version count as they were asked for, so that a retry of a request for the default
-    model stays the same when the default changes.
+    Model and version are those of the request, so that a retry of a request for the default model
+    has the same fingerprint when the default changes.
     """
-    asked = checked_request.parameters
+    parameters = request.parameters
     return _hash(
-        checked_request.model_name,
-        checked_request.model_version,
-        [asked.confidence, asked.iou, asked.max_detections, asked.top_k],
-        [[image.image_id, image.sha256.hex()] for image in checked_request.images],
+        request.model_name,
+        request.model_version,
+        [parameters.confidence, parameters.iou, parameters.max_detections, parameters.top_k],
+        [[image.image_id, image.sha256.hex()] for image in request.images],
     )
 
 
@@ -62,16 +62,21 @@ def key_reused() -> SightlineError:
     return SightlineError(
         grpc.StatusCode.FAILED_PRECONDITION,
         "IDEMPOTENCY_KEY_REUSED",
-        f"{METADATA_KEY} was used with another model, parameters or images: use a new key",
+        f"{METADATA_KEY} was already used with another model, other parameters or other images: use"
+        " a new key",
     )
 
 
 def twin_in_flight(retry_after: float) -> SightlineError:
-    """Return the error for a call whose twin is still at work; seconds until a retry."""
+    """Return the error for a call while another call with its key is in progress.
+
+    Args:
+        retry_after: seconds until a retry.
+    """
     return SightlineError(
         grpc.StatusCode.ABORTED,
         TWIN_IN_FLIGHT,
-        f"a call with this {METADATA_KEY} is being answered: retry to get its answer",
+        f"a call with this {METADATA_KEY} is in progress: retry to get its response",
         retry_after=retry_after,
     )
 
@@ -81,7 +86,7 @@ def store_down() -> SightlineError:
     return SightlineError(
         grpc.StatusCode.UNAVAILABLE,
         "IDEMPOTENCY_STORE_UNAVAILABLE",
-        f"the store of {METADATA_KEY} values does not work at present",
+        f"the store of {METADATA_KEY} values does not work at present: retry later",
     )
 
 
@@ -90,7 +95,7 @@ def _is_uuid4(text: str) -> bool:
         parsed = uuid.UUID(text)
     except ValueError:
         return False
-    # Only the usual form: uuid.UUID also takes braces, "urn:uuid:" and no hyphens.
+    # Only the canonical form: uuid.UUID also accepts braces, "urn:uuid:" and missing hyphens.
     return parsed.version == _UUID_VERSION and str(parsed) == text.lower()
 
 

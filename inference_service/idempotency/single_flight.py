@@ -1,4 +1,4 @@
-"""Answers a call with an idempotency key once: claims, joins, replays, settles, lets go."""
+"""Single flight: a call with an idempotency key is executed once, others share its response."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ from inference_service.idempotency.store import (
     ClaimOutcome,
     ClaimStore,
     ClaimStoreError,
-    LeaseOverError,
+    LeaseExpiredError,
     Record,
     Size,
 )
@@ -28,61 +28,62 @@ from servicekit.errors import SightlineError, from_status, to_status
 logger = logging.getLogger(__name__)
 
 Work = Callable[[], Awaitable[bytes]]
-"""Makes the serialized response."""
+"""Function that returns the serialized response."""
 
 DEFAULT_LEASE_SECONDS = 5.0
 _MAX_RETRY_SECONDS = 0.5
-# A call that waits for its twin is told that it is in flight so long before its deadline, or a
-# tenth of its time: after the deadline it could not be told.
-_TELL_SECONDS, _TELL_SHARE = 0.05, 0.1
-# Between two looks at a claim of another process.
-_FIRST_PAUSE, _PAUSE_GROWTH, _LONGEST_PAUSE = 0.005, 1.6, 0.25
-_OWN_TIME = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+# A follower gets its error this long before its deadline, or after 90 % of its time, whichever is
+# later: after the deadline the error could not be delivered.
+_MARGIN_SECONDS, _MARGIN_SHARE = 0.05, 0.1
+# Back-off while polling the claim of another process.
+_FIRST_PAUSE, _PAUSE_GROWTH, _MAX_PAUSE = 0.005, 1.6, 0.25
+_CALLER_TIME = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 
 @dataclass(frozen=True, slots=True)
 class CallResponse:
-    """An answer, and whether it was made for an earlier call."""
+    """The response to a call."""
 
     payload: bytes
     """The serialized response."""
     replayed: bool = False
-    """True: by the work of an earlier call, which has ended or was joined."""
+    """True if it is the result of an earlier call, which has ended or was joined."""
 
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """Work under one key in this process, for the call that began it and those that joined."""
+    """Work under one key in this process, shared by its leader and its followers."""
 
     key: bytes
     fingerprint: bytes
     deadline: float
-    """Until when the call that began it can be told something, on the loop's clock."""
+    """Time until which the leader's caller can be answered, on the loop's clock."""
     keep: bool
-    """Whether its outcome is kept."""
+    """True if its outcome is stored."""
     task: "asyncio.Task[CallResponse]" = field(init=False)
     bound: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the store has said that the key belongs to the fingerprint."""
+    """Set once the store has bound the key to the fingerprint."""
     waiting: int = 0
 
 
 class SingleFlight:
-    """Runs work at most once at a time per key, and not again once it is settled.
+    """An executor that runs work once at a time per key, and replays its settled outcome.
 
-    Work runs in a task of its own, in the context of the call that began it, and goes on while any
-    call waits for it. What it makes is an answer only once the store has taken it from the claim's
-    owner: a process that was stopped for longer than a lease finds out here that another has taken
-    its claim over, and its callers get the other's answer. It must be used on one event loop.
+    The first call with a key is the leader, later ones are followers. Work runs in its own task, in
+    the context of the leader, and continues while any call waits for it. Its result becomes a
+    response only when the store has accepted it from the owner of the claim: a process that was
+    stopped for longer than a lease may have lost its claim to another process, and its callers then
+    get the other's response. Must be used on one event loop.
 
     Args:
-        store: keeps the claims; closed by `close`.
+        store: stores the claims; closed by `close`.
         keep_seconds: how long an outcome is replayed, > 0.
-        clock: seconds that never jump.
-        lease_seconds: how long the claim of a process that died keeps others out, > 0; the same in
+        clock: monotonic clock, s.
+        lease_seconds: how long the claim of a dead process excludes others, > 0; must be equal in
             every process on the store.
-        on_event: told of every call that is answered by earlier work that had ended (`hit`) or that
-            it joined (`join`), that is refused because its key belongs to another request
-            (`mismatch`), or whose claim was lost to another process (`lost_lease`).
+        on_event: callback for a call that gets the outcome of ended work (`hit`) or of work in
+            progress (`join`), whose key is bound to another request (`mismatch`), or whose claim
+            was lost to another process (`lost_lease`).
     """
 
     def __init__(
@@ -99,13 +100,14 @@ class SingleFlight:
         )
         self._on_event = on_event
         self._flights: dict[bytes, _Flight] = {}
-        # Owners are told apart, also those of one process: a zombie is not its own heir.
+        # Each claim has its own owner, also within one process: an expired claim must not be
+        # renewed or settled by its former owner.
         self._process = os.urandom(16)
         self._numbers = itertools.count()
 
     @property
     def size(self) -> Size:
-        """How much the store held some seconds ago."""
+        """Size of the store, measured in the last seconds."""
         return self._worker.size
 
     async def answer(
@@ -117,41 +119,41 @@ class SingleFlight:
         *,
         keep: bool = True,
     ) -> CallResponse:
-        """Return the work's answer: made now, joined, or replayed.
+        """Return the response of the work: new, of a call in progress, or of an earlier call.
 
-        Work of a twin in this process is joined, one in another process is waited for. Should it
-        end for its own caller's lack of time, this call does the work itself; any other failure is
-        this call's as well. If this call gives up, the work goes on for those that joined it.
+        Work in progress under the key, in this process or another, is joined. If it ends because
+        its own caller's time is over, this call does the work itself; any other failure is shared.
+        If this call is cancelled, the work continues for the calls that joined it.
 
-        Answers and INVALID_ARGUMENT are kept: the same request will get the same. Other failures
-        may pass, or hang on the server's state.
+        Responses and INVALID_ARGUMENT are stored: an equal request always gets the same. Other
+        failures may be transient, or depend on the server's state.
 
         Args:
             key: from `keys.read_key`.
             fingerprint: from `keys.fingerprint`.
             seconds_left: until the call's deadline.
             work: returns the serialized response.
-            keep: False: whatever comes of it hangs on the server's state, such as on an upload that
-                is gone, so it is for those who wait for it and not for later calls.
+            keep: False: the outcome depends on the server's state, e.g. on an upload that is gone;
+                it is shared with the waiting calls and not stored for later ones.
 
         Raises:
             SightlineError: FAILED_PRECONDITION, `IDEMPOTENCY_KEY_REUSED`; ABORTED,
-                `IDEMPOTENCY_TWIN_IN_FLIGHT`, shortly before the deadline if the twin is still at
-                work, or if the claim was lost to a twin that left no answer; UNAVAILABLE if the
-                store is; else what the work raises or has raised.
+                `IDEMPOTENCY_TWIN_IN_FLIGHT`, shortly before the deadline if the other call is in
+                progress, or if the claim was lost to a call that left no outcome; UNAVAILABLE if
+                the store fails; else the error of the work.
         """
-        tell_early = min(_TELL_SECONDS, max(seconds_left, 0.0) * _TELL_SHARE)
-        deadline = asyncio.get_running_loop().time() + seconds_left - tell_early
+        margin = min(_MARGIN_SECONDS, max(seconds_left, 0.0) * _MARGIN_SHARE)
+        deadline = asyncio.get_running_loop().time() + seconds_left - margin
         while True:
             flight = self._flights.get(key)
             if flight is None:
                 return await self._start(_Flight(key, fingerprint, deadline, keep), work)
-            reply = await self._follow(flight, fingerprint, deadline)
-            if reply is not None:
-                return reply
+            response = await self._follow(flight, fingerprint, deadline)
+            if response is not None:
+                return response
 
     async def close(self) -> None:
-        """End the work that is left, wait for what is to be recorded, and close the store."""
+        """Cancel the remaining work, wait until its end is recorded, and close the store."""
         tasks = [flight.task for flight in self._flights.values()]
         for task in tasks:
             task.cancel()
@@ -170,14 +172,14 @@ class SingleFlight:
 
     def _complete(self, flight: _Flight) -> None:
         del self._flights[flight.key]
-        flight.bound.set()  # or its key is free again: either way there is news
+        flight.bound.set()  # also if the key is free again: waiting calls must look again
         if not flight.task.cancelled():
-            flight.task.exception()  # seen: it may be that nobody waits for it any more
+            flight.task.exception()  # mark as retrieved: perhaps no call waits any more
 
     async def _follow(
         self, flight: _Flight, fingerprint: bytes, deadline: float
     ) -> CallResponse | None:
-        """Return the answer of another call's work; None: see anew who holds the key."""
+        """Return the response of the leader's work; None: the key must be looked up again."""
         left = deadline - asyncio.get_running_loop().time()
         if flight.fingerprint != fingerprint:
             await self._mismatch(flight, left)
@@ -185,15 +187,15 @@ class SingleFlight:
         await self._wait(flight, max(left, 0.0))
         if not flight.task.done():
             raise keys.twin_in_flight(_MAX_RETRY_SECONDS)
-        if _ended_for_its_own_time(flight.task):
+        if _ended_by_deadline(flight.task):
             return None
         self._on_event("join")
         return CallResponse(flight.task.result().payload, replayed=True)
 
     async def _mismatch(self, flight: _Flight, left: float) -> None:
-        """Raise once it is sure that the key belongs to the other request."""
+        """Raise once the store has confirmed that the key is bound to the other request."""
         if not flight.bound.is_set():
-            # The store may yet say that the key belongs to neither, or to this one.
+            # The store may still bind the key to neither request, or to this one.
             try:
                 await asyncio.wait_for(flight.bound.wait(), max(left, 0.0))
             except TimeoutError:
@@ -209,8 +211,8 @@ class SingleFlight:
         finally:
             flight.waiting -= 1
             if not flight.waiting:
-                # Who joins it all the same finds it cancelled, and begins anew. An answer that is
-                # on its way into the store is kept.
+                # A call that joins it nevertheless finds it cancelled, and starts again. An outcome
+                # that is being written to the store is still stored.
                 flight.task.cancel()
 
     async def _lead(self, flight: _Flight, work: Work) -> CallResponse:
@@ -229,7 +231,7 @@ class SingleFlight:
             return await self._reply_of_new_owner(flight, error)
 
     def _reply(self, flight: _Flight, held: Record, event: str) -> CallResponse:
-        """Return the answer of who holds the key, or raise what it has raised."""
+        """Return the stored response of the key's holder, or raise its stored error."""
         if held.fingerprint != flight.fingerprint:
             self._on_event("mismatch")
             raise keys.key_reused()
@@ -241,7 +243,7 @@ class SingleFlight:
         raise from_status(status_pb2.Status.FromString(held.outcome.payload))
 
     async def _reply_of_new_owner(self, flight: _Flight, lost: "_ClaimLostError") -> CallResponse:
-        """Return the answer of who took a claim over: its caller may have that already."""
+        """Return the response of the claim's new owner, which its caller may already have."""
         try:
             held, _ = await self._wait_for_other_process(
                 flight, lambda: self._worker.find(flight.key)
@@ -249,63 +251,63 @@ class SingleFlight:
         except ClaimStoreError as error:
             logger.exception("cannot read the outcome of a call")
             raise keys.store_down() from error
-        if held is None:  # it failed, or what it made was not to be kept: a retry finds out
+        if held is None:  # it failed, or its outcome is not stored: let the caller retry
             raise keys.twin_in_flight(_MAX_RETRY_SECONDS) from lost
         return self._reply(flight, held, "join")
 
     async def _wait_for_other_process(
-        self, flight: _Flight, look: Callable[[], Awaitable[Record | None]]
+        self, flight: _Flight, poll: Callable[[], Awaitable[Record | None]]
     ) -> tuple[Record | None, bool]:
-        """Look until no twin in another process is at work on the key.
+        """Poll until no other process is working on the key.
 
         Returns:
-            What `look` returned last: a twin that is at work only if there is no time left to wait
-            for it. And whether it has waited.
+            The last record: that of work in progress only if there is no time left to wait for
+            it. And True if the call has waited.
         """
         pause = _FIRST_PAUSE
         waited = False
         while True:
-            held = await look()
+            held = await poll()
             left = flight.deadline - asyncio.get_running_loop().time()
-            if not _is_at_work(held, flight.fingerprint) or left <= 0:
+            if not _is_in_progress(held, flight.fingerprint) or left <= 0:
                 return held, waited
             flight.bound.set()
-            jittered = pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+            jittered = pause * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
             await asyncio.sleep(min(jittered, left))
-            pause = min(pause * _PAUSE_GROWTH, _LONGEST_PAUSE)
+            pause = min(pause * _PAUSE_GROWTH, _MAX_PAUSE)
             waited = True
 
     async def _try_claim(self, flight: _Flight, owner: bytes) -> Record | None:
         try:
             return await self._worker.claim(flight.key, fingerprint=flight.fingerprint, owner=owner)
         except asyncio.CancelledError:
-            self._worker.release(flight.key, owner=owner)  # the claim may be under way
+            self._worker.release_later(flight.key, owner=owner)  # the claim may be in progress
             raise
         except ClaimStoreError as error:
             logger.exception("cannot claim an idempotency key")
             raise keys.store_down() from error
 
     async def _work(self, flight: _Flight, owner: bytes, work: Work) -> bytes:
-        """Return what the work makes.
+        """Return the result of the work, once the claim has been ended with it.
 
         Raises:
-            _ClaimLostError: the claim is another's by now, so it is no answer.
-            Exception: what the work raises.
+            _ClaimLostError: another process has taken the claim over; the result must not be used.
+            Exception: the error of the work.
         """
         try:
             payload = await work()
         except SightlineError as error:
-            if error.retryable or error.code in _OWN_TIME:
-                # It is no answer: nobody has to know first whose the key is.
-                self._worker.release(flight.key, owner=owner)
+            if error.retryable or error.code in _CALLER_TIME:
+                # A transient error needs no confirmation that the claim is still owned.
+                self._worker.release_later(flight.key, owner=owner)
                 raise
-            # The other mistakes of callers, such as NOT_FOUND, hang on what the server has.
+            # The other errors of callers, such as NOT_FOUND, depend on the server's state.
             keep = flight.keep and error.code is grpc.StatusCode.INVALID_ARGUMENT
             failure = ClaimOutcome(ok=False, payload=to_status(error).SerializeToString())
             await self._end(flight, owner, failure if keep else None)
             raise
         except BaseException:
-            self._worker.release(flight.key, owner=owner)
+            self._worker.release_later(flight.key, owner=owner)
             raise
         await self._end(
             flight, owner, ClaimOutcome(ok=True, payload=payload) if flight.keep else None
@@ -313,25 +315,25 @@ class SingleFlight:
         return payload
 
     async def _end(self, flight: _Flight, owner: bytes, outcome: ClaimOutcome | None) -> None:
-        """End the claim; None: without an outcome.
+        """Settle the claim, or release it if the outcome is None.
 
         Raises:
-            _ClaimLostError: it is another's by now.
-            SightlineError: UNAVAILABLE; the store cannot say, and it may well be another's.
+            _ClaimLostError: another process has taken it over.
+            SightlineError: UNAVAILABLE: the store failed, and it may have been taken over.
         """
         try:
             if outcome is None:
-                ours = await self._worker.free(flight.key, owner=owner)
+                owned = await self._worker.release(flight.key, owner=owner)
             else:
-                ours = await self._worker.settle(flight.key, owner=owner, outcome=outcome)
-        except LeaseOverError as error:
-            logger.exception("cannot tell whose an idempotency key is")
+                owned = await self._worker.settle(flight.key, owner=owner, outcome=outcome)
+        except LeaseExpiredError as error:
+            logger.exception("cannot verify the ownership of an idempotency key")
             raise keys.store_down() from error
         except ClaimStoreError:
-            # The answer is right all the same; a retry will compute it again.
+            # The response is correct; a retry will compute it again.
             logger.exception("cannot record the outcome of a call")
         else:
-            if not ours:
+            if not owned:
                 raise _ClaimLostError
 
 
@@ -339,17 +341,17 @@ class _ClaimLostError(Exception):
     """The claim was taken over by another process."""
 
 
-def _is_at_work(held: Record | None, fingerprint: bytes) -> TypeGuard[Record]:
+def _is_in_progress(held: Record | None, fingerprint: bytes) -> TypeGuard[Record]:
     return held is not None and held.outcome is None and held.fingerprint == fingerprint
 
 
-def _ended_for_its_own_time(task: "asyncio.Task[CallResponse]") -> bool:
-    """Whether work has failed in a way that says nothing about a call with more time."""
+def _ended_by_deadline(task: "asyncio.Task[CallResponse]") -> bool:
+    """Return True if work ended only because its own caller's time was over."""
     if task.cancelled():
         return True
     error = task.exception()
     return isinstance(error, SightlineError) and (
-        error.code in _OWN_TIME or error.reason == keys.TWIN_IN_FLIGHT
+        error.code in _CALLER_TIME or error.reason == keys.TWIN_IN_FLIGHT
     )
 
 

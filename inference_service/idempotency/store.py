@@ -1,8 +1,8 @@
-"""Where claims are kept: the interface of every store, for one process or many.
+"""The interface of claim stores, for one process or many.
 
-A claim is *pending* while its owner works, and then *settled* with an outcome until its time is
-over; after that the key is free again. A pending claim whose owner no longer renews it may be taken
-over: `lease_watch` says when. Times are seconds on the store's own clock (`ClaimStore.time`).
+A claim is *pending* while its owner works, and then *settled* with an outcome until that expires;
+after that the key is free again. A pending claim that its owner no longer renews may be taken over:
+see `lease_watch`. Times are seconds on the store's own clock (`ClaimStore.time`).
 """
 
 from contextlib import AbstractContextManager
@@ -10,64 +10,64 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 ClaimVersion = tuple[bytes, float]
-"""Owner and `until` of a pending claim: another one after each renewal."""
+"""Owner and `until` of a pending claim; every renewal changes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimOutcome:
-    """How a call ended."""
+    """The outcome of a call: its response or its error."""
 
     ok: bool
     payload: bytes
-    """The serialized response, or, if not `ok`, the serialized `google.rpc.Status`."""
+    """The serialized response, or the serialized `google.rpc.Status` if not `ok`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Who holds a key."""
+    """The holder of a key, and its outcome."""
 
     fingerprint: bytes
     until: float
-    """When the outcome is forgotten (settled); changed by each renewal (pending)."""
+    """Expiry of the outcome (settled); changed by each renewal (pending)."""
     outcome: ClaimOutcome | None
     """None: pending."""
     owner: bytes = field(default=b"", compare=False)
 
     @property
     def version(self) -> ClaimVersion:
-        """The parts of a pending claim that a renewal changes."""
+        """The version of a pending claim."""
         return self.owner, self.until
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much a store holds."""
+    """The size of a store."""
 
     rows: int
-    """Claims, pending and settled, those whose time is over and that are still there included."""
+    """Number of claims, pending and settled, including expired ones that are not yet deleted."""
     bytes: int
-    """Room that they take, without room that is free for others."""
+    """Bytes that they occupy, without free pages."""
 
 
 class ClaimStore(Protocol):
-    """Keeps claims. Every method is atomic, also against other processes on the same store.
+    """A store of claims. Every method is atomic, also against other processes on the same store.
 
-    Methods block (disk, network), may raise `ClaimStoreError`, and are called by one thread at a time.
-    `tests.unit.inference_service.idempotency.conformance` is what every store must pass.
+    Methods block (disk, network), may raise `ClaimStoreError`, and are called by one thread at a
+    time. Every store must pass `tests.unit.inference_service.idempotency.conformance`.
     """
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Make what is done inside one transaction: all of it takes place, or nothing does.
+        """Execute the operations of the block in one transaction: all of them or none.
 
-        It may be committed without its caller learning of that, when a connection breaks. So all
-        of it may be done again: `claim` by the owner finds the key its own.
+        If a connection breaks, a transaction may be committed although its caller gets an error.
+        All of it may then be repeated: a repeated `claim` finds the key already owned.
         """
 
     def time(self, at_least: float = 0.0) -> float:
-        """Move the store's clock to `at_least` if it is behind, and return its seconds.
+        """Advance the store's clock to `at_least` if it is behind, and return its time, s.
 
-        Only processes that use the store move it, by seconds that have passed while they ran: no
-        wall clock that is set, at the start or later, makes it jump.
+        Only processes that use the store advance it, by the time that has passed while they ran: it
+        does not follow changes of the wall clock.
         """
 
     def claim(
@@ -80,63 +80,63 @@ class ClaimStore(Protocol):
         until: float,
         over: ClaimVersion | None = None,
     ) -> Record | None:
-        """Take the key for the owner if it is free, or its outcome's time was over by `now`.
+        """Claim the key for the owner if it is free, or if its outcome has expired by `now`.
 
-        A pending claim is taken over if its version is `over`, that is, if nobody has renewed it since
-        it was found to have stood unrenewed for a lease.
+        A pending claim is taken over if its version is `over`: it has not been renewed since it was
+        found unrenewed for a lease.
 
         Returns:
-            None: the key is the owner's, perhaps since before. Else who holds it.
+            None if the owner holds the key, possibly since before; else the other holder's record.
         """
 
     def find(self, key: bytes, *, now: float) -> Record | None:
-        """Return who holds a key; None: nobody, or its outcome's time was over by `now`."""
+        """Return the record of a key; None if it is free or its outcome has expired by `now`."""
 
     def pending(self) -> list[tuple[bytes, ClaimVersion]]:
-        """Return the key and the version of every pending claim."""
+        """Return key and version of every pending claim."""
 
     def renew(self, key: bytes, *, owner: bytes, until: float) -> bool:
-        """Change the version of the owner's claim, to a later `until`.
+        """Renew the owner's claim, to a later `until`.
 
         Returns:
-            False: the claim is not the owner's or not pending; nothing was changed.
+            False if the claim belongs to another owner or is not pending; nothing is changed.
         """
 
     def settle(self, key: bytes, *, owner: bytes, outcome: ClaimOutcome, until: float) -> bool:
-        """Put the outcome in, to be kept until then, if the claim is still the owner's.
+        """Store the outcome until `until`, if the owner still holds the claim.
 
         Returns:
-            False: it is not, or it is settled; nothing was changed.
+            False if another owner holds it, or it is settled; nothing is changed.
         """
 
     def release(self, key: bytes, *, owner: bytes) -> bool:
-        """Free the key, if it is the owner's and pending.
+        """Free the key, if the owner holds it and it is pending.
 
         Returns:
-            False: it is not; nothing was changed.
+            False if not; nothing is changed.
         """
 
     def prune(self, now: float, latest: float) -> bool:
-        """Do a bounded piece of cleaning, in some milliseconds.
+        """Delete a bounded number of outcomes, in a few milliseconds.
 
-        Forgets outcomes whose time was over by `now`, and the oldest ones while the store is larger
-        than it may be, never a pending claim; gives free room back. An outcome that would be kept
-        beyond `latest`, such as one that was written by a clock that was wrong, is kept until then.
+        Delete outcomes that have expired by `now`, and the oldest ones while the store exceeds its
+        limit, never a pending claim; return free space to the system. An outcome that would expire
+        after `latest`, e.g. because of a wrong clock, expires at `latest`.
 
         Returns:
-            Whether there is more to do.
+            True if there is more to do.
         """
 
     def size(self) -> Size:
-        """Return how much it holds."""
+        """Return the size of the store."""
 
     def close(self) -> None:
         """Close the store. The other methods must not be called afterwards."""
 
 
 class ClaimStoreError(Exception):
-    """The store does not work: a full or broken disk, a database that is locked or away."""
+    """The store failed: a full or broken disk, a locked or unreachable database."""
 
 
-class LeaseOverError(ClaimStoreError):
-    """The store does not work, and the claim has not been renewed for a lease."""
+class LeaseExpiredError(ClaimStoreError):
+    """The store failed, and the claim has not been renewed for a lease."""

@@ -36,7 +36,7 @@ async def test_what_waits_is_done_in_one_transaction_and_in_order() -> None:
         assert not await ends_soon(first)
         done = store.transactions
         claims = [worker.claim(key(n), fingerprint=PRINT, owner=b"a") for n in range(1, 40)]
-        worker.release(key(1), owner=b"a")
+        worker.release_later(key(1), owner=b"a")
         again = worker.claim(key(1), fingerprint=PRINT, owner=b"b")
         settled = worker.settle(key(2), owner=b"a", outcome=ANSWER)
         store.let_go.set()
@@ -92,7 +92,7 @@ async def test_leases_are_renewed_until_they_are_settled_or_released() -> None:
         await asyncio.sleep(1.3)  # longer than a lease
         for number in range(3):
             assert await worker.claim(key(number), fingerprint=PRINT, owner=b"x") is not None
-        worker.release(key(0), owner=b"0")
+        worker.release_later(key(0), owner=b"0")
         assert await worker.settle(key(1), owner=b"1", outcome=ANSWER)
         assert await worker.claim(key(0), fingerprint=PRINT, owner=b"x") is None
 

@@ -66,7 +66,7 @@ def test_a_key_must_be_a_uuid4(text: str) -> None:
 
 
 def test_one_key_only() -> None:
-    with pytest.raises(SightlineError, match="given 2 times") as caught:
+    with pytest.raises(SightlineError, match="once, got 2 values") as caught:
         read_key([KEY, KEY], caller="c", method="Infer")
     assert caught.value.reason == "IDEMPOTENCY_KEY_INVALID"
 
