@@ -1,1 +1,1 @@
-"""Answers for devices that cannot."""
+"""The inference service, which runs models for devices that cannot answer themselves."""

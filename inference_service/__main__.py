@@ -1,4 +1,4 @@
-"""`python -m inference_service`: loads the models, warms them up, and serves."""
+"""`python -m inference_service`: the entry point of the inference service."""
 
 import sys
 import warnings
@@ -16,22 +16,22 @@ from servicekit.settings import load
 from servicekit.telemetry import logs
 
 _PROG = "python -m inference_service"
-# A worker needs Python's interpreter for moments between long calls that do without it, and waits
-# for it while the event loop works. At Python's own 5 ms two workers of a small model stood still
+# A worker needs the interpreter lock briefly between long calls that release it, and waits for it
+# while the event loop runs. With Python's default of 5 ms, two workers of a small model were idle
 # for a fifth of their time.
 _SWITCH_SECONDS = 0.0001
-# glibc gives blocks above 32 MiB back to the system as soon as they are freed. Of Pillow's own, of
-# 16 MiB, it keeps a hundred MiB for each thread that has decoded a large image.
+# glibc returns blocks above 32 MiB to the system as soon as they are freed. With Pillow's default
+# blocks of 16 MiB, it keeps 100 MiB for each thread that has decoded a large image.
 _PIXEL_BLOCK_BYTES = 64 * 1024 * 1024
-_STATUS_SECONDS = 0.2  # before the end of the grace: what is left is told so in time
+_STATUS_SECONDS = 0.2  # left at the end of the grace period to send the remaining callers an error
 
 
 async def serve(settings: InferenceSettings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        StartError: a model, the repository, a database or an address cannot be used.
-        SettingsError: a TLS file cannot be used.
+        StartError: a model, the repository, a database or an address is unusable.
+        SettingsError: a TLS file is unusable.
     """
     registry = CollectorRegistry()
     parts = assemble(settings, registry)
@@ -50,8 +50,8 @@ async def serve(settings: InferenceSettings) -> None:
 async def _main() -> None:
     settings = load(InferenceSettings, sys.argv[1:], prog=_PROG)
     logs.configure(settings.log_level, settings.log_format, service="inference")
-    # Pillow warns of damage that costs nothing. Python keeps each text that it has shown, for good,
-    # and the numbers in them are the sender's: it would grow with every bad image.
+    # Pillow warns about harmless damage. Python stores every distinct warning text permanently, and
+    # the texts contain numbers from the image: memory would grow with every bad image.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     sys.setswitchinterval(_SWITCH_SECONDS)
     pillow.set_block_size(_PIXEL_BLOCK_BYTES)

@@ -1,4 +1,4 @@
-"""What was seen, as the messages that say so."""
+"""Conversion of results into the messages of the contract."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,21 +16,21 @@ from vision import Classes, Detections, OnnxClassifier
 
 
 def image_result(
-    image_id: str, seen: ImagePrediction, names: Mapping[int, str]
+    image_id: str, prediction: ImagePrediction, names: Mapping[int, str]
 ) -> inference_pb2.ImageResult:
-    """Return the answer for one image."""
+    """Return the result for one image."""
     result = inference_pb2.ImageResult(
-        image_id=image_id, image_width=seen.width, image_height=seen.height
+        image_id=image_id, image_width=prediction.width, image_height=prediction.height
     )
-    if isinstance(seen.found, Classes):
-        result.classes.extend(_class_scores(seen.found, names))
+    if isinstance(prediction.result, Classes):
+        result.classes.extend(_class_scores(prediction.result, names))
     else:
-        result.detections.extend(_detections(seen.found, names))
+        result.detections.extend(_detections(prediction.result, names))
     return result
 
 
 def image_error(image_id: str, error: SightlineError) -> inference_pb2.ImageResult:
-    """Return why there is no answer for one image."""
+    """Return the result for one image that failed."""
     return inference_pb2.ImageResult(
         image_id=image_id,
         error=inference_pb2.ImageError(
@@ -42,7 +42,7 @@ def image_error(image_id: str, error: SightlineError) -> inference_pb2.ImageResu
 def response(
     results: Sequence[inference_pb2.ImageResult], model: Model, timing: Timing
 ) -> inference_service_pb2.InferResponse:
-    """Return the answer to a request."""
+    """Return the response to a request."""
     return inference_service_pb2.InferResponse(
         results=results,
         model_name=model.name,
@@ -59,14 +59,21 @@ def response(
 
 
 def model_list(models: Models) -> inference_service_pb2.ListModelsResponse:
-    """Return the models that are loaded, by name and version."""
+    """Return the loaded models, ordered by name and version."""
     return inference_service_pb2.ListModelsResponse(
         models=[_model_info(model, models) for model in models.all]
     )
 
 
-def _detections(found: Detections, names: Mapping[int, str]) -> Iterator[prediction_pb2.Detection]:
-    rows = zip(found.class_id.tolist(), found.confidence.tolist(), found.xyxy.tolist(), strict=True)
+def _detections(
+    detections: Detections, names: Mapping[int, str]
+) -> Iterator[prediction_pb2.Detection]:
+    rows = zip(
+        detections.class_id.tolist(),
+        detections.confidence.tolist(),
+        detections.xyxy.tolist(),
+        strict=True,
+    )
     for class_id, confidence, (x1, y1, x2, y2) in rows:
         yield prediction_pb2.Detection(
             class_id=class_id,
@@ -76,10 +83,11 @@ def _detections(found: Detections, names: Mapping[int, str]) -> Iterator[predict
         )
 
 
-def _class_scores(found: Classes, names: Mapping[int, str]) -> Iterator[inference_pb2.ClassScore]:
-    for class_id, share in zip(found.class_id.tolist(), found.probability.tolist(), strict=True):
+def _class_scores(classes: Classes, names: Mapping[int, str]) -> Iterator[inference_pb2.ClassScore]:
+    rows = zip(classes.class_id.tolist(), classes.probability.tolist(), strict=True)
+    for class_id, probability in rows:
         yield inference_pb2.ClassScore(
-            class_id=class_id, class_name=names.get(class_id, ""), probability=share
+            class_id=class_id, class_name=names.get(class_id, ""), probability=probability
         )
 
 
@@ -101,7 +109,7 @@ def _model_info(model: Model, models: Models) -> inference_pb2.ModelInfo:
 
 
 def uploaded(upload: Uploaded) -> inference_service_pb2.UploadImageResponse:
-    """Return the answer to an upload."""
+    """Return the response to an upload."""
     expires_at = Timestamp()
     expires_at.FromMilliseconds(round(upload.claim.expires_at * 1000))
     return inference_service_pb2.UploadImageResponse(

@@ -1,4 +1,4 @@
-"""The parts of the inference service, made from its settings and wired together."""
+"""Construction of the inference service from its settings."""
 
 import asyncio
 import logging
@@ -35,12 +35,12 @@ from vision import ImageLimits, SessionOptions
 logger = logging.getLogger(__name__)
 
 BYTES_PER_PIXEL = 3
-"""Of an image that is decoded."""
+"""Bytes per pixel of a decoded image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """The parts of one inference service, and how they start and end together."""
+    """The parts of one inference service, with their common start and end."""
 
     pipeline: InferencePipeline
     uploads: Uploads
@@ -50,10 +50,10 @@ class Assembly:
     watcher: RepositoryWatcher
 
     async def start(self, readiness: Readiness) -> None:
-        """Load the models, and follow their repository from then on.
+        """Load the models, and watch their repository from then on.
 
         Raises:
-            StartError: a model or the repository cannot be used.
+            StartError: a model or the repository is unusable.
         """
         self.device.on_death = lambda: readiness.set(False)
         try:
@@ -65,11 +65,11 @@ class Assembly:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.watcher.poll_now)
 
     async def drain(self, seconds: float) -> None:
-        """Wait at most so many seconds for the calls that are under way."""
+        """Wait for the calls in flight, for at most `seconds`."""
         await self.pipeline.drain(seconds)
 
     async def stop(self) -> None:
-        """End every part, the one that feeds others first."""
+        """Stop every part, producers before consumers."""
         await asyncio.to_thread(self.watcher.close)
         await asyncio.to_thread(self.workers.close)
         await asyncio.to_thread(self.pipeline.close)
@@ -78,14 +78,14 @@ class Assembly:
 
 
 def assemble(settings: InferenceSettings, registry: CollectorRegistry) -> Assembly:
-    """Return the service that the settings describe; it has loaded no model yet.
+    """Return the service that the settings describe, without models: `start` loads them.
 
     Args:
         settings: of the service.
-        registry: takes its metrics.
+        registry: receives its metrics.
 
     Raises:
-        StartError: a database or a folder cannot be used.
+        StartError: a database or a folder is unusable.
     """
     telemetry = Telemetry(registry)
     single_flight = SingleFlight(
@@ -145,12 +145,12 @@ def _open_uploads(settings: InferenceSettings, image: ImageLimits) -> Uploads:
 
 
 def _limits(settings: InferenceSettings) -> RequestLimits:
-    # The pixels of one image must have room, or nobody could ever be answered for it.
+    # The pixels of one image must fit into the memory budget, or it could never be answered.
     pixels = min(settings.max_image_pixels, settings.bytes_in_flight // BYTES_PER_PIXEL)
     if pixels < settings.max_image_pixels:
         logger.warning(
-            "max_bytes_in_flight has room for images of %d pixels: larger ones are refused,"
-            " though max_image_pixels is %d",
+            "max_bytes_in_flight allows images of up to %d pixels: larger ones are refused,"
+            " although max_image_pixels is %d",
             pixels,
             settings.max_image_pixels,
         )

@@ -1,4 +1,4 @@
-"""Notices a device that is dead, so that it stops being offered."""
+"""Detection of a dead device, so that the server stops accepting requests for it."""
 
 import asyncio
 import logging
@@ -14,15 +14,16 @@ logger = logging.getLogger(__name__)
 
 
 class DeviceCheck:
-    """After a run that failed, runs the model on an empty image; if that fails too, others.
+    """A check of the device that runs after a failed run of a model.
 
-    A device that has failed for good (a GPU that fell off its bus, a poisoned CUDA context) fails
-    every run of every model on it in this process, which is of use only once it is started anew. A
-    model that fails while another one runs on the same device is at fault itself: the others go on.
+    The check runs the model on an empty image, and if that fails, the other models on the same
+    device. A device that has failed permanently (a GPU that fell off its bus, a corrupt CUDA
+    context) fails every run of every model in this process until the process is restarted. If
+    another model still runs on the device, the failing model is at fault and the others continue.
 
     Attributes:
-        alive: False: the device was found dead, for good.
-        on_death: called once it is, such as to turn NOT_SERVING.
+        alive: False once the device has been found dead; it stays False.
+        on_death: called once when the device is found dead, e.g. to report NOT_SERVING.
     """
 
     def __init__(self) -> None:
@@ -34,19 +35,21 @@ class DeviceCheck:
         """Check that the device is not known to be dead.
 
         Raises:
-            SightlineError: UNAVAILABLE, `DEVICE_DEAD`: it is; another server may answer.
+            SightlineError: UNAVAILABLE, `DEVICE_DEAD`; another server may answer.
         """
         if not self.alive:
             raise SightlineError(
-                grpc.StatusCode.UNAVAILABLE, "DEVICE_DEAD", "the server's device has failed"
+                grpc.StatusCode.UNAVAILABLE,
+                "DEVICE_DEAD",
+                "the server's device has failed: try another server",
             )
 
     def suspect(self, model: Model, loaded: Sequence[Model] = ()) -> None:
-        """Start a check of a model's device, unless one is on its way or the device is dead.
+        """Start a check of a model's device, unless one is running or the device is dead.
 
         Args:
-            model: whose run failed.
-            loaded: all that are loaded; those on the same device bear witness.
+            model: the model whose run failed.
+            loaded: all loaded models; those on the same device are run for comparison.
         """
         if self.alive and (self._task is None or self._task.done()):
             provider = model.network.provider
@@ -54,33 +57,33 @@ class DeviceCheck:
             self._task = asyncio.create_task(self._check([model, *others]))
 
     async def _check(self, models: Sequence[Model]) -> None:
-        runs, why = await asyncio.to_thread(_first_that_runs, models)
+        working, reason = await asyncio.to_thread(_first_working, models)
         suspect = models[0]
-        if runs is suspect:
+        if working is suspect:
             return
-        if runs is not None:
+        if working is not None:
             logger.error(
-                "model %s version %s fails every run (%s), though its device is alive",
+                "model %s version %s fails every run (%s), although its device is alive",
                 suspect.name,
                 suspect.version,
-                why,
+                reason,
             )
             return
-        logger.critical("the device of model %s is dead (%s): NOT_SERVING", suspect.name, why)
+        logger.critical("the device of model %s is dead (%s): NOT_SERVING", suspect.name, reason)
         self.alive = False
         self.on_death()
 
 
-def _first_that_runs(models: Sequence[Model]) -> tuple[Model | None, str]:
-    """Return the first model that runs on an empty image, and what the first of all said."""
-    why = ""
+def _first_working(models: Sequence[Model]) -> tuple[Model | None, str]:
+    """Return the first model that runs on an empty image, and the first error message."""
+    reason = ""
     for model in models:
         try:
             model.network.warm_up()
         except ModelError as error:
-            why = why or error.message
-        except MemoryError:  # which says nothing of the device: it may have some later
-            return model, why
+            reason = reason or error.message
+        except MemoryError:  # no evidence against the device: memory may be free later
+            return model, reason
         else:
-            return model, why
-    return None, why
+            return model, reason
+    return None, reason

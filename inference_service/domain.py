@@ -1,4 +1,4 @@
-"""What the service talks about, free of protobuf: a checked question and what was seen."""
+"""Data of a request and of its results, independent of protobuf."""
 
 from dataclasses import dataclass, field
 
@@ -8,84 +8,84 @@ from vision import Classes, Detections, OpenedImage
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What the caller wants done differently; None: the model's own setting."""
+    """Parameters of a request; None: the model's own setting."""
 
     confidence: float | None = None
-    """Detections below this confidence are left out, in [0, 1]."""
+    """Detections must be above this confidence, in [0, 1]."""
     iou: float | None = None
-    """Boxes of one class that overlap by more than this are one, in [0, 1]."""
+    """Overlap above which boxes of one class are merged, in [0, 1]."""
     max_detections: int | None = None
-    """Detections per image at most, 1 to 10 000."""
+    """Maximum number of detections per image, 1 to 10 000."""
     top_k: int | None = None
-    """Classes per image at most, 1 to 1000; without effect on detectors."""
+    """Maximum number of classes per image, 1 to 1000; no effect on detectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageContent:
-    """An encoded image, wherever it came from."""
+    """An encoded image, from the request or from an upload."""
 
     data: bytes
     sha256: bytes
-    """Of the data, 32 bytes."""
+    """SHA-256 of the data, 32 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedImage:
-    """One image of a question that passed every check short of decoding it."""
+    """One image of a request that passed every check that precedes decoding."""
 
     index: int
     """Position in the request, from 0."""
     image_id: str
     opened: OpenedImage = field(compare=False)
-    """To be decoded once."""
+    """The opened image, which can be decoded once."""
     sha256: bytes
-    """Of its data, 32 bytes."""
+    """SHA-256 of its data, 32 bytes."""
     origin: str = "data"
-    """Where in `Image` it came from: `data` or `reference`."""
+    """Field of `Image` that it came from: `data` or `reference`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedImage:
-    """One image that gets no answer, though others of the request may."""
+    """One image that gets an error, although other images of the request may be answered."""
 
     index: int
     image_id: str
     sha256: bytes
-    """Of the image; of the reference's text, if that is none of the caller's."""
+    """SHA-256 of the image, or of the reference's text if the reference is unknown."""
     error: SightlineError
     lost: bool = False
-    """Whether it was uploaded, but is not there any more: an answer for it may still be kept."""
+    """True if it was uploaded but is no longer stored: its response may still be stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedRequest:
-    """A checked request."""
+    """A request that passed validation."""
 
     model_name: str
-    """As asked for; empty: the default model."""
+    """Requested model; empty: the default model."""
     model_version: str
-    """As asked for; empty: the model's default version."""
+    """Requested version; empty: the model's default version."""
     parameters: Parameters
     images: tuple[CheckedImage | RefusedImage, ...]
-    """In the order of the request; at least one is a `CheckedImage`, or a `RefusedImage` one that is lost."""
+    """Images in the order of the request; at least one is a `CheckedImage` or a lost one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePrediction:
-    """What a model found in one image."""
+    """The result of a model for one image."""
 
     width: int
-    """Of the upright image, in pixels."""
+    """Width of the upright image, in pixels."""
     height: int
-    found: Detections | Classes
+    result: Detections | Classes
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds that each stage took.
+    """Duration of each stage in seconds.
 
-    `queue` is the longest wait of any image; `decode`, `infer` and `post` are summed over the
-    images, which are worked on side by side, so that their sum can exceed `total`.
+    `queue` is the longest wait of any image. `decode`, `infer` and `post` are sums over the images;
+    since images are processed in parallel, the sums can exceed `total`.
     """
 
     validate: float

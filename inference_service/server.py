@@ -1,4 +1,4 @@
-"""`sightline.inference.v1.InferenceService`: messages in and out, nothing decided here."""
+"""`sightline.inference.v1.InferenceService`: the handlers of the gRPC service."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -21,7 +21,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class InferenceServer:
-    """The service's handlers."""
+    """Handlers that translate messages and call the pipeline and the uploads."""
 
     def __init__(self, pipeline: InferencePipeline, uploads: Uploads) -> None:
         self._pipeline = pipeline
@@ -30,39 +30,39 @@ class InferenceServer:
     async def Infer(  # noqa: N802 - the contract's name
         self, request: inference_service_pb2.InferRequest, context: _Context
     ) -> bytes:
-        """Answer for one or more images: a serialized `InferResponse`, to the byte as kept."""
-        reply = await self._pipeline.infer(call_of(self._pipeline, context), request)
-        if reply.replayed:
+        """Return the serialized `InferResponse` for one or more images, byte for byte as stored."""
+        response = await self._pipeline.infer(call_of(self._pipeline, context), request)
+        if response.replayed:
             context.set_trailing_metadata([(REPLAYED_KEY, "true")])
-        return reply.payload
+        return response.payload
 
     async def UploadImage(  # noqa: N802 - the contract's name
         self,
         request_iterator: AsyncIterator[inference_service_pb2.UploadImageRequest],
         context: _Context,
     ) -> inference_service_pb2.UploadImageResponse:
-        """Store an image and give a reference to it."""
+        """Store an image, and return a reference to it."""
         del context
-        begun = self._pipeline.clock()
+        started = self._pipeline.clock()
         uploaded = await self._uploads.receive(current_caller(), _parts(request_iterator))
-        self._pipeline.telemetry.stage("", "upload", self._pipeline.clock() - begun)
+        self._pipeline.telemetry.stage("", "upload", self._pipeline.clock() - started)
         return answers.uploaded(uploaded)
 
     async def ListModels(  # noqa: N802 - the contract's name
         self, request: inference_service_pb2.ListModelsRequest, context: _Context
     ) -> inference_service_pb2.ListModelsResponse:
-        """List the models that are loaded."""
+        """Return the loaded models."""
         del request, context
         return answers.model_list(self._pipeline.models)
 
 
 def service(pipeline: InferencePipeline, uploads: Uploads) -> Service:
-    """Return the service, ready to be served."""
+    """Return the service for `servicekit.lifecycle.serve`."""
     handlers = InferenceServer(pipeline, uploads)
 
     def register(server: grpc.aio.Server) -> None:
         rpcs = {
-            # The bytes of an answer go out as they are kept.
+            # The response is sent as the stored bytes.
             "Infer": grpc.unary_unary_rpc_method_handler(
                 handlers.Infer,
                 request_deserializer=inference_service_pb2.InferRequest.FromString,
@@ -90,7 +90,7 @@ async def _parts(
 ) -> AsyncIterator[Part]:
     async for request in requests:
         part = _part(request)
-        del request  # or it would be held while the next one is waited for
+        del request  # or its memory would be held while the next message is awaited
         yield part
         del part
 
@@ -106,7 +106,7 @@ def _part(request: inference_service_pb2.UploadImageRequest) -> Part:
 
 
 def call_of(pipeline: InferencePipeline, context: _Context) -> CallMetadata:
-    """Return what a call brings beside its message; only in one of the service's handlers."""
+    """Return the metadata of the call that a handler of the service is processing."""
     now, caller = pipeline.clock(), current_caller()
     keys = [str(value) for key, value in context.invocation_metadata() or () if key == METADATA_KEY]
     return CallMetadata(

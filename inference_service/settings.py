@@ -1,4 +1,4 @@
-"""What the inference service can be told."""
+"""Settings of the inference service."""
 
 import os
 import re
@@ -12,8 +12,8 @@ from servicekit.server_settings import ServerSettings, check_secret
 from servicekit.settings import Address, OptionalPath, OptionalSecret, Words
 
 _WEIGHT = re.compile(r".+=\d{1,4}(\.\d{1,6})?", re.ASCII | re.DOTALL)
-_MOST_WEIGHT = 1000
-_MESSAGE_MARGIN = 64 * 1024  # what a message holds beside its image
+_MAX_WEIGHT = 1000
+_MESSAGE_MARGIN = 64 * 1024  # what a message contains besides its image
 
 
 def _cpus() -> int:
@@ -21,7 +21,7 @@ def _cpus() -> int:
 
 
 class InferenceSettings(ServerSettings):
-    """Settings of the inference service."""
+    """Settings of the inference service, from flags, environment and file."""
 
     part: ClassVar[str] = "inference"
 
@@ -29,7 +29,7 @@ class InferenceSettings(ServerSettings):
         "127.0.0.1:50052",
         description="address to serve gRPC on: host:port, [IPv6]:port or unix:path; port 0: any",
     )
-    # gRPC copies a message on the event loop, some 2.4 ms per MB: other calls wait for that long.
+    # gRPC copies a message on the event loop, about 2.4 ms per MB, while other calls wait.
     max_message_bytes: int = Field(
         16 * 1024 * 1024,
         ge=1024,
@@ -40,54 +40,52 @@ class InferenceSettings(ServerSettings):
         Path("models/repository"), description="folder of <name>/<version>/model.onnx"
     )
     default_model: str = Field(
-        "", description="model of a request that names none; empty: the repository's only one"
+        "", description="model for requests that name none; empty: the only one of the repository"
     )
     default_versions: Words = Field(
         (),
-        description="versions of requests that name none, comma-separated, such as plates=2;"
-        " not given for a model: its highest that can be loaded",
+        description="versions for requests that name none, comma-separated, e.g. plates=2;"
+        " not given for a model: its highest version that can be loaded",
     )
     repository_poll_seconds: float = Field(
         5.0,
         ge=0,
         le=86_400,
-        description="time between two looks for changes in model_repository, s; what is new must"
-        " be the same at two looks; 0: only on SIGHUP",
+        description="interval at which model_repository is polled, s; a change is loaded once two"
+        " polls see the same state; 0: only on SIGHUP",
     )
     providers: Words = Field(
         ("CPUExecutionProvider",),
         min_length=1,
-        description="ONNX Runtime's execution providers, comma-separated, first choice first, such"
-        " as CUDAExecutionProvider,CPUExecutionProvider; one that is missing prevents the start",
+        description="ONNX Runtime's execution providers, comma-separated, first choice first, e.g."
+        " CUDAExecutionProvider,CPUExecutionProvider; a missing one prevents the start",
     )
     workers: int = Field(
         default_factory=_cpus,
         ge=1,
         le=256,
-        description="images that are worked on at a time; not given: one per CPU",
+        description="number of images processed in parallel; not given: one per CPU",
     )
-    intra_op_threads: int = Field(
-        1, ge=1, le=256, description="CPU threads that one run of a model uses"
-    )
-    device_id: int = Field(0, ge=0, le=255, description="number of the GPU that models run on")
+    intra_op_threads: int = Field(1, ge=1, le=256, description="CPU threads of one run of a model")
+    device_id: int = Field(0, ge=0, le=255, description="number of the GPU that runs the models")
     gpu_memory_bytes: int | None = Field(
         None,
         ge=1,
         le=1 << 50,
-        description="memory of the GPU that each model may take, bytes; not given: what it needs",
+        description="limit on the GPU memory of each model, bytes; not given: no limit",
     )
     engine_cache: OptionalPath = Field(
-        None, description="folder where TensorRT keeps the engines that it builds; empty: none"
+        None, description="folder where TensorRT stores the engines that it builds; empty: none"
     )
     tensorrt_fp16: bool = Field(
-        False, description="whether TensorRT may compute in half precision, which changes results"
+        False, description="allow TensorRT to compute in half precision, which changes results"
     )
     max_batch_size: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="images of one run at most, of models that take any number; 1: each alone;"
-        " not given: 8 on a GPU, 1 on CPUs",
+        description="largest number of images in one run, for models that accept any number; 1: no"
+        " batches; not given: 8 on a GPU, 1 on CPUs",
     )
     batch_wait_seconds: float = Field(
         0.0,
@@ -99,16 +97,17 @@ class InferenceSettings(ServerSettings):
         64,
         ge=1,
         le=100_000,
-        description="images that wait for a worker at most, shared between callers; one that had"
-        " less than its share may add a request, up to twice as many in all",
+        description="largest number of images that wait for a worker, shared between callers; a"
+        " caller that had less than its share may add a request, up to twice as many in total",
     )
     caller_weights: Words = Field(
         (),
-        description="weights of callers by their names, comma-separated, such as gate-1=2: twice"
-        " what a caller of weight 1 gets of the workers when both want more than there is; above 0"
-        " and up to 1000; not given for a caller: 1",
+        description="weights of callers by name, comma-separated, e.g. gate-1=2: under load, twice"
+        " the worker time of a caller of weight 1; above 0, at most 1000; not given: 1",
     )
-    max_images: int = Field(16, ge=1, le=1024, description="images of one request at most")
+    max_images: int = Field(
+        16, ge=1, le=1024, description="largest number of images in one request"
+    )
     max_image_bytes: int = Field(
         10 * 1024 * 1024, ge=1, le=2**31 - 1, description="largest encoded image, bytes"
     )
@@ -117,51 +116,53 @@ class InferenceSettings(ServerSettings):
     )
     idempotency_database: str = Field(
         "",
-        description="SQLite file that keeps answers for their retries; empty: a temporary file that"
-        " ends with the process",
+        description="SQLite file that stores responses for retries; empty: a temporary file that is"
+        " removed when the process ends",
     )
     idempotency_ttl_seconds: float = Field(
-        86_400.0, gt=0, le=31_536_000, description="how long answers are kept for their retries, s"
+        86_400.0, gt=0, le=31_536_000, description="how long responses are stored for retries, s"
     )
     upload_dir: str = Field(
         "",
         description="folder of uploaded images, which several processes of one machine may share;"
-        " empty: a temporary one that ends with the process",
+        " empty: a temporary one that is removed when the process ends",
     )
     upload_ttl_seconds: float = Field(
-        3600.0, ge=1, le=31_536_000, description="how long the reference to an upload works, s"
+        3600.0, ge=1, le=31_536_000, description="how long the reference to an upload is valid, s"
     )
     upload_max_bytes: int = Field(
-        1 << 30, ge=1, le=1 << 50, description="bytes of uploads of all callers together"
+        1 << 30, ge=1, le=1 << 50, description="limit on the uploads of all callers together, bytes"
     )
     upload_quota_bytes: int = Field(
-        256 << 20, ge=1, le=1 << 50, description="bytes of uploads of one caller"
+        256 << 20, ge=1, le=1 << 50, description="limit on the uploads of one caller, bytes"
     )
-    upload_quota_count: int = Field(1000, ge=1, le=1_000_000, description="uploads of one caller")
+    upload_quota_count: int = Field(
+        1000, ge=1, le=1_000_000, description="largest number of uploads of one caller"
+    )
     upload_disk_reserve_bytes: int = Field(
         256 << 20,
         ge=0,
         le=1 << 50,
-        description="free disk space at which no more uploads are taken, bytes",
+        description="free disk space below which uploads are refused, bytes",
     )
     upload_secret: Annotated[OptionalSecret, AfterValidator(check_secret)] = Field(
         None,
         description="secret that signs the references to uploads, at least 32 bytes; not given: a"
-        " random one that is kept in upload_dir",
+        " random one that is stored in upload_dir",
     )
     idempotency_lease_seconds: float = Field(
         5.0,
         ge=1,
         le=300,
-        description="how long a retry waits for an answer that a killed process was making, s;"
-        " renewed while work goes on; the same for all services on one database",
+        description="lease of a call in progress, s: a retry waits as long for a process that was"
+        " killed; renewed while work goes on; must be equal for all services on one database",
     )
     idempotency_max_bytes: int = Field(
         256 * 1024 * 1024,
         ge=1024 * 1024,
         le=2**40,
-        description="largest content of idempotency_database, bytes: beyond it the oldest answers"
-        " are forgotten",
+        description="limit on the content of idempotency_database, bytes; beyond it the oldest"
+        " responses are deleted",
     )
 
     @field_validator("default_versions")
@@ -180,32 +181,32 @@ class InferenceSettings(ServerSettings):
         for word, name in zip(words, names, strict=True):
             if not is_name(name) or names.count(name) > 1 or not _WEIGHT.fullmatch(word):
                 raise ValueError(f"must be name=weight, each name once (got {word!r})")
-            if not 0 < float(word.rpartition("=")[2]) <= _MOST_WEIGHT:
-                raise ValueError(f"must be above 0 and up to {_MOST_WEIGHT} (got {word!r})")
+            if not 0 < float(word.rpartition("=")[2]) <= _MAX_WEIGHT:
+                raise ValueError(f"must be above 0 and up to {_MAX_WEIGHT} (got {word!r})")
         return words
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight by caller, as `caller_weights` says."""
+        """Weight by caller name, from `caller_weights`."""
         pairs = (word.rpartition("=") for word in self.caller_weights)
         return {name: float(weight) for name, _, weight in pairs}
 
     @property
     def pinned(self) -> dict[str, str]:
-        """Version by model, as `default_versions` says."""
+        """Version by model name, from `default_versions`."""
         return dict(pin.split("=", 1) for pin in self.default_versions)
 
     @model_validator(mode="after")
-    def _room_for_one_request(self) -> Self:
+    def _check_one_request_fits(self) -> Self:
         if self.queue_size < self.max_images:
             raise ValueError(
                 f"queue_size: must be at least max_images, {self.max_images}"
                 f" (got {self.queue_size})"
             )
-        least = self.max_image_bytes + _MESSAGE_MARGIN
-        if self.max_message_bytes < least:
+        minimum = self.max_image_bytes + _MESSAGE_MARGIN
+        if self.max_message_bytes < minimum:
             raise ValueError(
-                f"max_message_bytes: must be at least max_image_bytes and 64 KiB, {least}"
+                f"max_message_bytes: must be at least max_image_bytes plus 64 KiB, {minimum}"
                 f" (got {self.max_message_bytes})"
             )
         for name in ("upload_max_bytes", "upload_quota_bytes"):

@@ -1,4 +1,4 @@
-"""Tells the log line and the span of a call which model it ran, and what each stage took."""
+"""Model and stage durations of a call, for its log line and its span."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -9,51 +9,51 @@ from servicekit.errors import SightlineError
 from servicekit.telemetry import call_notes, tracing
 
 _Interval: TypeAlias = tuple[float, float]
-"""Begin and end on the pipeline's clock, s."""
+"""Start and end on the pipeline's clock, s."""
 
 
 def note_model(model: Model) -> None:
-    """Note which model the call asks for."""
+    """Add the requested model to the call's log line."""
     call_notes.note(model=model.name, version=model.version)
 
 
 def note_key(key: str, *, replayed: bool) -> None:
-    """Note how the idempotency key of the call begins, and whether its answer was there before.
+    """Add the start of the idempotency key, and whether the response was replayed.
 
-    The beginning is enough to find the other calls of the same key.
+    The first 8 characters are enough to find the other calls with the same key.
     """
     call_notes.note(idempotency_key=key[:8], replayed=replayed)
 
 
 def note_stages(ran: Sequence[Ran[Any]], admitted: float) -> None:
-    """Note what the stages of a call took, and give each a span if the call is traced.
+    """Add the stage durations to the call's log line, and a span per stage if it is traced.
 
-    `queue_ms` is the longest wait of a member, `batch` the largest run that one was part of. The
-    other stages are summed over the members, which are worked on side by side. The span of a stage
-    is from when the first member came into it till the last one left it.
+    `queue_ms` is the longest wait of a member, `batch` the largest run with one of the members. The
+    other stages are sums over the members, which are processed in parallel. The span of a stage
+    starts when the first member enters it and ends when the last one leaves it.
 
     Args:
         ran: the members, at least one.
-        admitted: when they were admitted, on `time.monotonic`, s.
+        admitted: time of their admission, on `time.monotonic`, s.
     """
-    batch = max(each.batch for each in ran)
+    batch = max(member.batch for member in ran)
     call_notes.note(
         members=len(ran),
         batch=batch,
-        queue_ms=_ms(max(each.waited for each in ran)),
-        decode_ms=_ms(sum(each.decode for each in ran)),
-        infer_ms=_ms(sum(each.infer for each in ran)),
-        post_ms=_ms(sum(each.post for each in ran)),
+        queue_ms=_ms(max(member.waited for member in ran)),
+        decode_ms=_ms(sum(member.decode for member in ran)),
+        infer_ms=_ms(sum(member.infer for member in ran)),
+        post_ms=_ms(sum(member.post for member in ran)),
     )
     if not tracing.traced():
         return
     stages: dict[str, list[_Interval]] = {}
-    for each in ran:
-        for name, interval in _intervals(each, admitted):
+    for member in ran:
+        for name, interval in _intervals(member, admitted):
             stages.setdefault(name, []).append(interval)
     for name, intervals in stages.items():
-        begun, ended = min(b for b, _ in intervals), max(e for _, e in intervals)
-        tracing.stage(name, begun, ended, members=len(intervals), batch=batch)
+        started, ended = min(s for s, _ in intervals), max(e for _, e in intervals)
+        tracing.stage(name, started, ended, members=len(intervals), batch=batch)
 
 
 def _intervals(ran: Ran[Any], admitted: float) -> list[tuple[str, _Interval]]:

@@ -1,7 +1,7 @@
-"""What the inference service counts and times for Prometheus.
+"""Prometheus metrics of the inference service.
 
-Labels are bounded: models are named by the repository and never by a request, and every other
-label has the few values that are listed here. `servicekit.telemetry.metrics` counts calls.
+The number of label values is bounded: model names come from the repository and never from a
+request, and the other labels have the values below. `servicekit.telemetry.metrics` counts calls.
 """
 
 import logging
@@ -18,14 +18,14 @@ from servicekit.telemetry.histograms import Histograms
 logger = logging.getLogger(__name__)
 
 STAGES = ("upload", "queue", "decode", "infer", "post")
-"""Where the time of a request goes: the receipt of an uploaded image, the wait for a worker,
-decoding and scaling, the run of the model, and reading its output."""
+"""Stages of a request: the receipt of an uploaded image, the wait for a worker, decoding and
+scaling, the run of the model, and decoding of its output."""
 _STAGES = frozenset(STAGES)
 EXPIRED = ("queue", "run", "cancelled")
-"""Where an admitted member was when its deadline passed; or its caller gave up."""
+"""Stage of an admitted member when its deadline passed; or its caller cancelled."""
 IDEMPOTENCY = ("hit", "join", "mismatch", "lost_lease")
-"""A kept answer was replayed; a twin in flight was waited for; a key came with another request; an
-answer was too late for its lease, and somebody else may answer as well."""
+"""A stored response was replayed; a call joined another one in flight; a key was used with another
+request; a response came after its lease had expired, so another process may answer as well."""
 _SECONDS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0),
@@ -33,21 +33,21 @@ _SECONDS = (
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 Infos = Callable[[], Iterable[tuple[str, str, str]]]
-"""Tells the name, the version and the provider of every model that is loaded."""
+"""Function that returns name, version and provider of every loaded model."""
 
 
 class Telemetry:
-    """The figures of one server; safe in several threads.
+    """The metrics of one server. Thread-safe.
 
-    Histograms can be added up over servers and their quantiles taken afterwards. Metrics, all with
-    the prefix `sightline_inference_`:
+    Histograms can be added over servers before quantiles are computed. Metrics, with the prefix
+    `sightline_inference_`:
 
     - `stage_seconds{model,stage}`, `request_seconds{model}`, `batch_rows{model}`: histograms;
     - `shed_total{reason}`, `expired_total{where}`, `idempotency_total{event}`,
       `model_load_failures_total{model}`: counters;
     - `queue_depth`, `running`, `idempotency_rows`, `idempotency_bytes`,
-      `model_info{model,version,provider}`: gauges that are read when they are scraped, once the
-      service has said where.
+      `model_info{model,version,provider}`: gauges that are read at each scrape, once the service
+      has registered their functions.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -102,59 +102,59 @@ class Telemetry:
         )
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
-        """Take in the time that one image or tensor spent in one of `STAGES`, s.
+        """Record the time that one image or tensor spent in a stage, s.
 
         Args:
-            model: its name; empty: the stage (an upload) is no model's.
+            model: name of the model; empty for the stage `upload`.
             stage: one of `STAGES`.
             seconds: >= 0.
 
         Raises:
-            ValueError: there is no such stage.
+            ValueError: the stage is unknown.
         """
         if stage not in _STAGES:
             raise ValueError(f"stage must be one of {', '.join(STAGES)} (got {stage!r})")
         self._stages.of(model, stage).observe(seconds)
 
     def total(self, model: str, seconds: float) -> None:
-        """Take in the time from the arrival of a request to its answer, s."""
+        """Record the time from the arrival of a request to its response, s."""
         self._totals.of(model).observe(seconds)
 
     def batch(self, model: str, rows: int) -> None:
-        """Take in a run of so many rows, >= 1."""
+        """Record a run of `rows` rows, >= 1."""
         self._rows.of(model).observe(rows)
 
     def shed(self, reason: str) -> None:
-        """Count a request that was refused for one of `admission.REASONS`."""
+        """Count a refused request by its reason, one of `admission.REASONS`."""
         self._shed[reason].inc()
 
     def expired(self, where: str) -> None:
-        """Count an image or tensor that was admitted and got no answer, by one of `EXPIRED`."""
+        """Count an admitted image or tensor that was not answered, by one of `EXPIRED`."""
         self._expired[where].inc()
 
     def idempotency(self, event: str) -> None:
-        """Count what a key did, one of `IDEMPOTENCY`."""
+        """Count an event of an idempotency key, one of `IDEMPOTENCY`."""
         self._idempotency[event].inc()
 
     def load_failed(self, model: str) -> None:
-        """Count a version of a model that could not be loaded."""
+        """Count a model version that could not be loaded."""
         self._load_failures.labels(model).inc()
 
     def queue(self, depth: Callable[[], int], running: Callable[[], int]) -> None:
-        """Say where the members are known that wait, and those that are run.
+        """Register the functions that return the number of waiting and of running members.
 
-        What is given to this method and the next two is called by the thread of each scrape.
+        The functions of this method and the next two are called by the scraping thread.
         """
         self._gauge("queue_depth", "Images and tensors that wait for a worker", depth)
         self._gauge("running", "Images and tensors that are being worked on", running)
 
     def idempotency_table(self, rows: Callable[[], float], size: Callable[[], float]) -> None:
-        """Say where the size of the idempotency store is known, in keys and in bytes."""
+        """Register the functions that return the idempotency store's size, in keys and in bytes."""
         self._gauge("idempotency_rows", "Idempotency keys that are kept", rows)
         self._gauge("idempotency_bytes", "Size of the store of idempotency keys, bytes", size)
 
     def models(self, infos: Infos) -> None:
-        """Say where the loaded models are known."""
+        """Register the function that returns the loaded models."""
         self._registry.register(_ModelInfo(infos))
 
     def _gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
@@ -163,13 +163,13 @@ class Telemetry:
 
 
 class _ModelInfo(Collector):
-    """One sample of 1 per loaded version, so that those that are unloaded disappear."""
+    """A collector with one sample of 1 per loaded version; unloaded versions disappear."""
 
     def __init__(self, infos: Infos) -> None:
         self._infos = infos
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the metric as it is now."""
+        """Yield the current metric."""
         family = GaugeMetricFamily(
             "sightline_inference_model_info",
             "Loaded versions of models, and the execution provider that runs each",
@@ -186,16 +186,16 @@ class _ModelInfo(Collector):
 def _counters(
     registry: CollectorRegistry, name: str, text: str, label: str, values: Iterable[str]
 ) -> dict[str, Counter]:
-    """Return a counter per value of its label; each is there from the start, as 0.
+    """Return a counter for each value of its label, each starting at 0.
 
-    A counter that only appears with its first event has no increase that an alert could see.
+    If a counter appeared with its first event only, an alert could not see that increase.
     """
     counter = Counter(name, text, (label,), registry=registry)
     return {value: counter.labels(value) for value in values}
 
 
 def _never_failing(name: str, read: Callable[[], float]) -> Callable[[], float]:
-    """Return the function with NaN for its failures: one figure must not cost all the others."""
+    """Return the function with NaN for its failures: they must not break the whole scrape."""
 
     def value() -> float:
         try:

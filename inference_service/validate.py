@@ -1,8 +1,7 @@
-"""Requests in, checked questions out: size, type by content, dimensions before decoding, SHA-256.
+"""Validation of requests: sizes, image type by content, dimensions before decoding, SHA-256.
 
-Pure: no clock, socket or file; what a reference stands for comes from a function. One bad image
-is refused alone; a request with no good image, or with a bad field outside its images, is
-refused whole.
+Pure: no clock, socket or file; references are resolved by a function. A bad image is refused on its
+own. A request without a good image, or with a bad field outside its images, is refused as a whole.
 """
 
 import hashlib
@@ -30,20 +29,20 @@ MAX_TOP_K = 1000
 _SHA256_BYTES = 32
 
 Resolve = Callable[[str], ImageContent]
-"""Returns the image of a reference; raises SightlineError: of category VALIDATION if there is
-none, which refuses the image; of another, which refuses the request."""
+"""Function that returns the image of a reference. It raises SightlineError: with category
+VALIDATION to refuse the image, with another category to refuse the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one request may ask for."""
+    """Limits on one request."""
 
     max_images: int = 16
     image: ImageLimits = field(default_factory=ImageLimits)
 
 
 def resolve_none(_reference: str) -> ImageContent:
-    """The `Resolve` of a server without uploads. Raises SightlineError `REFERENCE_UNKNOWN`."""
+    """Raise `REFERENCE_UNKNOWN` for every reference: the `Resolve` of a server without uploads."""
     raise reference_unknown()
 
 
@@ -55,36 +54,39 @@ def check(
     """Check a request.
 
     Args:
-        request: as it came.
-        limits: what it may ask for.
-        resolve: gives the images that are there by reference; may block.
+        request: the request as received.
+        limits: limits on the request.
+        resolve: returns the image of a reference; may block.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT with the fields that break a rule; what `resolve` raises,
-            if it is that for every image and none of them was there before.
+        SightlineError: INVALID_ARGUMENT with the invalid fields; or the errors of `resolve`, if
+            every image failed and none of them was uploaded before.
     """
     count = len(request.images)
     if not 1 <= count <= limits.max_images:
-        raise invalid("images", f"must be 1 to {limits.max_images} images, are {count}")
+        raise invalid("images", f"must be 1 to {limits.max_images} images, got {count}")
     parameters = _parameters(request.parameters)
     _check_hint(request.model)
     images = tuple(
-        _checked(image, index, limits.image, resolve) for index, image in enumerate(request.images)
+        _check_entry(image, index, limits.image, resolve)
+        for index, image in enumerate(request.images)
     )
     if not any(isinstance(image, RefusedImage) and image.lost for image in images):
-        refuse_if_all_bad([p.error if isinstance(p, RefusedImage) else None for p in images])
+        refuse_if_all_bad(
+            [image.error if isinstance(image, RefusedImage) else None for image in images]
+        )
     return CheckedRequest(request.model.name, request.model.version, parameters, images)
 
 
 def refuse_if_all_bad(errors: Sequence[SightlineError | None]) -> None:
-    """Raise one error for a request whose images are all bad.
+    """Raise one error if all images of a request are bad.
 
     Args:
-        errors: what is wrong with each image; None: nothing.
+        errors: the error of each image; None: the image is good.
 
     Raises:
-        SightlineError: with every image's violations; code and reason are the images' own if
-            they share them, else INVALID_ARGUMENT, `IMAGES_INVALID`.
+        SightlineError: with the violations of all images; code and reason are those of the images
+            if they agree, else INVALID_ARGUMENT, `IMAGES_INVALID`.
     """
     bad = [error for error in errors if error is not None]
     if len(bad) < len(errors):
@@ -98,20 +100,20 @@ def refuse_if_all_bad(errors: Sequence[SightlineError | None]) -> None:
 
 
 def bad_image(index: int, error: ImageError, field: str = "data") -> SightlineError:
-    """Return the error for an image whose content is refused.
+    """Return the error for an image with invalid content.
 
     Args:
         index: position in the request, from 0.
-        error: what is wrong with it.
-        field: where it came from, `data` or `reference`.
+        error: the reason.
+        field: field that it came from, `data` or `reference`.
     """
     return invalid(f"images[{index}].{field}", f"is refused: {error.message}", reason=error.reason)
 
 
-def _checked(
+def _check_entry(
     image: inference_pb2.Image, index: int, limits: ImageLimits, resolve: Resolve
 ) -> CheckedImage | RefusedImage:
-    name = image.image_id
+    image_id = image.image_id
     if image.HasField("reference"):
         field, reference = "reference", image.reference
         try:
@@ -121,15 +123,17 @@ def _checked(
                 raise
             digest = _digest_of(reference, error)
             lost = isinstance(error, ReferenceLostError)
-            return RefusedImage(index, name, digest, _within(f"images[{index}]", error), lost)
+            return RefusedImage(
+                index, image_id, digest, _prefix_fields(f"images[{index}]", error), lost
+            )
     else:
-        data = image.data  # each look at it is a copy
+        data = image.data  # each access copies it
         field, content = "data", ImageContent(data, hashlib.sha256(data).digest())
     try:
         opened = _check_image(image, index, content, limits, field)
     except SightlineError as error:
-        return RefusedImage(index, name, content.sha256, error)
-    return CheckedImage(index, name, opened, content.sha256, field)
+        return RefusedImage(index, image_id, content.sha256, error)
+    return CheckedImage(index, image_id, opened, content.sha256, field)
 
 
 def _digest_of(reference: str, error: SightlineError) -> bytes:
@@ -138,8 +142,8 @@ def _digest_of(reference: str, error: SightlineError) -> bytes:
     return hashlib.sha256(reference.encode()).digest()
 
 
-def _within(path: str, error: SightlineError) -> SightlineError:
-    """Return the error with its fields placed in the request."""
+def _prefix_fields(path: str, error: SightlineError) -> SightlineError:
+    """Return the error with `path` in front of its fields."""
     return SightlineError(
         error.code,
         error.reason,
@@ -155,7 +159,7 @@ def _check_image(
     path = f"images[{index}]"
     _check_length(f"{path}.image_id", image.image_id, MAX_IMAGE_ID_BYTES)
     if len(image.sha256) not in {0, _SHA256_BYTES}:
-        raise invalid(f"{path}.sha256", f"must be 32 bytes or empty, is {len(image.sha256)} bytes")
+        raise invalid(f"{path}.sha256", f"must be 32 bytes or empty, got {len(image.sha256)} bytes")
     if image.sha256 and image.sha256 != digest:
         rule = f"must be the SHA-256 of the data, which is {digest.hex()}"
         raise invalid(f"{path}.sha256", rule, reason="IMAGE_HASH_MISMATCH")
@@ -170,34 +174,34 @@ def _check_hint(hint: inference_pb2.ModelHint) -> None:
     _check_length("model.version", hint.version, MAX_MODEL_NAME_BYTES)
 
 
-def _check_length(path: str, text: str, most: int) -> None:
+def _check_length(path: str, text: str, limit: int) -> None:
     size = len(text.encode())
-    if size > most:
-        raise invalid(path, f"must be at most {most} bytes, is {size} bytes")
+    if size > limit:
+        raise invalid(path, f"must be at most {limit} bytes, got {size} bytes")
 
 
-def _parameters(given: inference_pb2.InferParameters) -> Parameters:
+def _parameters(message: inference_pb2.InferParameters) -> Parameters:
     return Parameters(
-        confidence=_optional_share(given, "confidence_threshold"),
-        iou=_optional_share(given, "iou_threshold"),
-        max_detections=_optional_count(given, "max_detections", MAX_DETECTIONS),
-        top_k=_optional_count(given, "top_k", MAX_TOP_K),
+        confidence=_optional_share(message, "confidence_threshold"),
+        iou=_optional_share(message, "iou_threshold"),
+        max_detections=_optional_count(message, "max_detections", MAX_DETECTIONS),
+        top_k=_optional_count(message, "top_k", MAX_TOP_K),
     )
 
 
-def _optional_share(given: inference_pb2.InferParameters, name: str) -> float | None:
-    value: float | None = getattr(given, name) if name in _present(given) else None
-    if value is not None and not 0 <= value <= 1:  # NaN fails this, too
-        raise invalid(f"parameters.{name}", f"must be in [0, 1], is {value:g}")
+def _optional_share(message: inference_pb2.InferParameters, name: str) -> float | None:
+    value: float | None = getattr(message, name) if name in _present(message) else None
+    if value is not None and not 0 <= value <= 1:  # NaN is refused, too
+        raise invalid(f"parameters.{name}", f"must be in [0, 1], got {value:g}")
     return value
 
 
-def _optional_count(given: inference_pb2.InferParameters, name: str, most: int) -> int | None:
-    value: int | None = getattr(given, name) if name in _present(given) else None
-    if value is not None and not 1 <= value <= most:
-        raise invalid(f"parameters.{name}", f"must be 1 to {most}, is {value}")
+def _optional_count(message: inference_pb2.InferParameters, name: str, limit: int) -> int | None:
+    value: int | None = getattr(message, name) if name in _present(message) else None
+    if value is not None and not 1 <= value <= limit:
+        raise invalid(f"parameters.{name}", f"must be 1 to {limit}, got {value}")
     return value
 
 
-def _present(given: inference_pb2.InferParameters) -> set[str]:
-    return {descriptor.name for descriptor, _ in given.ListFields()}
+def _present(message: inference_pb2.InferParameters) -> set[str]:
+    return {descriptor.name for descriptor, _ in message.ListFields()}

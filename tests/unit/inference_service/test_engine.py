@@ -31,7 +31,7 @@ def see(model: Model, data: bytes, parameters: Parameters | None = None) -> Imag
 
 
 def found(model: Model, data: bytes, parameters: Parameters | None = None) -> Detections:
-    detections = see(model, data, parameters).found
+    detections = see(model, data, parameters).result
     assert isinstance(detections, Detections)
     return detections
 

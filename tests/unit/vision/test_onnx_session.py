@@ -90,7 +90,9 @@ def test_an_output_without_a_row_for_each_input_is_an_error(path: Path) -> None:
 
 def test_an_output_that_is_no_numbers_is_refused(path: Path) -> None:
     text = helper.make_node("Cast", ["x"], ["text"], to=TensorProto.STRING)
-    with pytest.raises(ModelError, match=r"text must be .* numbers, got tensor\(string\)") as caught:
+    with pytest.raises(
+        ModelError, match=r"text must be .* numbers, got tensor\(string\)"
+    ) as caught:
         load(path, [text], [("text", TensorProto.STRING, ["rows", 2])])
     assert caught.value.reason == "MODEL_UNSUPPORTED"
 
