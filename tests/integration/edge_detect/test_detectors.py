@@ -33,7 +33,7 @@ from edge.records import Box, Detection
 from servicekit.errors import SightlineError
 from tests.unit.edge.overlap import overlap
 from tests.unit.inference_service.tiny_onnx import colour_model
-from tests.unit.vision.models import save_detector
+from tests.unit.vision.models import TWO_OBJECTS, save_detector
 from vision import ModelError
 
 MODELS = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
@@ -43,10 +43,6 @@ real = pytest.mark.skipif(
 )
 
 # Anchors of two plates that overlap by 0.6 and a mould; 96 x 64 pixels, as the model's input.
-KNOWN = np.array(
-    [[20, 24, 60], [20, 20, 40], [16, 16, 8], [16, 16, 8], [0.75, 0.5, 0], [0, 0, 0.625]],
-    dtype=np.float32,
-)
 EXPECTED = (
     Detection(0, "plate", 0.75, Box(12, 12, 28, 28)),
     Detection(1, "mould", 0.625, Box(56, 36, 64, 44)),
@@ -71,7 +67,7 @@ def kind(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_detector(tmp_path_factory.mktemp("models") / "tiny.onnx", output=KNOWN)
+    return save_detector(tmp_path_factory.mktemp("models") / "tiny.onnx", output=TWO_OBJECTS)
 
 
 def black(width: int = 96, height: int = 64) -> NDArray[np.uint8]:

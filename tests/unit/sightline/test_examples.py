@@ -9,15 +9,14 @@ import pytest
 
 import sightline
 from tests.unit.edge.sources.monitors import save_video
-from tests.unit.edge.test_detectors import KNOWN
-from tests.unit.vision.models import save_detector
+from tests.unit.vision.models import TWO_OBJECTS, save_detector
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a photograph and a video, which the examples call by their names."""
     folder = tmp_path_factory.mktemp("files")
-    save_detector(folder / "model.onnx", output=KNOWN)
+    save_detector(folder / "model.onnx", output=TWO_OBJECTS)
     cv2.imwrite(str(folder / "photo.jpg"), np.zeros((64, 96, 3), np.uint8))
     save_video(folder / "gate.mp4", frames=10)
     return folder

@@ -20,6 +20,12 @@ METADATA = {
 YOLOV8 = np.array([[20, 60], [20, 40], [16, 8], [16, 8], [0, 0], [0, 0.5]], dtype=np.float32)
 END_TO_END = np.array([[12, 12, 28, 28, 0, 0], [56, 36, 64, 44, 0.5, 1]], dtype=np.float32)
 
+TWO_OBJECTS = np.array(
+    [[20, 24, 60], [20, 20, 40], [16, 16, 8], [16, 16, 8], [0.75, 0.5, 0], [0, 0, 0.625]],
+    dtype=np.float32,
+)
+"""Output `[6, 3]` of a detector: two objects of two classes, and one below any threshold."""
+
 
 def save_detector(
     path: Path,
