@@ -36,6 +36,15 @@ def test_log_call() -> None:
     assert all(value > 0 for value in found.values())
 
 
+def test_encode() -> None:
+    found = run("encode", "--records", "50", "--rounds", "2")
+    assert found.pop("runtime") == "upb"
+    kinds = ("us", "upb_us", "ratio_to_upb")
+    cases = ("0", "3", "30", "30_arrays")
+    assert set(found) == {f"{kind}_{case}" for kind in kinds for case in cases}
+    assert all(value > 0 for value in found.values())
+
+
 def test_edge_cost() -> None:
     found = run("edge_cost", "--predictions", "2000", "--rounds", "1", "--backlog", "3000")
     assert (found["predictions"], found["backlog"]) == (2000, 3000)
