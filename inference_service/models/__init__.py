@@ -1,1 +1,1 @@
-"""The models: where they lie, what they say about themselves, and how one looks at an image."""
+"""Models: the repository, `model.yaml`, loading, running and calibration."""

@@ -1,4 +1,4 @@
-"""Fits the temperature of a classifier in a repository to labelled images."""
+"""Calibration of a classifier in a repository: fits its temperature to labelled images."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,19 +13,19 @@ from vision import ImageLimits, OnnxClassifier
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What came of a fit."""
+    """The result of a calibration."""
 
     model: Model
     fitted_to: int
-    """Images."""
+    """Number of images."""
     temperature: float
     before: Quality
-    """Of images that were held out, with the temperature that the model has."""
+    """Quality on the held-out images with the model's current temperature."""
     after: Quality
-    """Of the same, with the one that was fitted."""
+    """Quality on the same images with the fitted temperature."""
 
     def as_dict(self) -> dict[str, object]:
-        """Return the same for JSON."""
+        """Return the result for JSON."""
         return {
             "name": self.model.name,
             "version": self.model.version,
@@ -35,7 +35,7 @@ class Calibration:
         }
 
     def write(self, folder: Path) -> None:
-        """Put the temperature into the `model.yaml` in the model's folder.
+        """Write the temperature to the `model.yaml` in the model's folder.
 
         Raises:
             ModelSpecError: the file cannot be written.
@@ -44,41 +44,43 @@ class Calibration:
         if not path.exists():
             path.write_text("task: classify\n")
         elif "task" not in read(path).model_fields_set:
-            raise ModelSpecError(f"{path}: must say `task: classify` before it has a temperature")
+            raise ModelSpecError(
+                f"{path}: has no task: add `task: classify` before the temperature"
+            )
         write_temperature(path, self.temperature)
 
 
 def calibrate(
     folder: Path, images: Path, held_out: float, limits: ImageLimits, runtime: Runtime
 ) -> Calibration:
-    """Fit the temperature to one part of a labelled set, and judges it by the other.
+    """Fit the temperature to one part of a labelled set, and measure it on the other.
 
     Args:
         folder: of the model, `<name>/<version>`.
         images: the labelled set, as `labelled.find` reads it.
-        held_out: share of each label to judge by, in (0, 1).
-        limits: of an image.
+        held_out: fraction of the images of each label to measure with, in (0, 1).
+        limits: limits on an image.
         runtime: how the model is run.
 
     Raises:
-        RepositoryError: the model cannot be used.
-        LabelledError: it is no classifier, the set cannot be used, or no temperature fits it.
+        RepositoryError: the model is unusable.
+        LabelledError: it is not a classifier, the set is unusable, or no temperature fits.
         ModelError: the model fails.
     """
     model = load_model(folder, runtime)
     network = model.network
     if not isinstance(network, OnnxClassifier):
         raise LabelledError(
-            f"model {model.name} version {model.version} is no classifier: a temperature is for"
-            " task classify"
+            f"model {model.name} version {model.version} is not a classifier: only models with task"
+            " classify have a temperature"
         )
-    fit, judge = split(find(images, network.names), held_out)
-    temperature = fit_temperature(*outputs(network, fit, limits))
-    _check_within(temperature, len(fit))
-    logits, labels = outputs(network, judge, limits)
+    fit_images, test_images = split(find(images, network.names), held_out)
+    temperature = fit_temperature(*outputs(network, fit_images, limits))
+    _check_within(temperature, len(fit_images))
+    logits, labels = outputs(network, test_images, limits)
     return Calibration(
         model=model,
-        fitted_to=len(fit),
+        fitted_to=len(fit_images),
         temperature=temperature,
         before=measure(logits, labels, model.spec.temperature),
         after=measure(logits, labels, temperature),
@@ -88,11 +90,11 @@ def calibrate(
 def _check_within(temperature: float, images: int) -> None:
     if temperature == TEMPERATURES[0]:
         raise LabelledError(
-            f"no temperature can be fitted: all of {images} images are classified right, so"
-            " that being surer would always pay; give more images, or harder ones"
+            f"no temperature can be fitted: all {images} images are classified correctly, so"
+            " that a lower temperature is always better; add more or harder images"
         )
     if temperature == TEMPERATURES[1]:
         raise LabelledError(
-            "no temperature can be fitted: the model's answers have nothing to do with the labels;"
-            " are these right?"
+            "no temperature can be fitted: the model's answers do not depend on the labels; check"
+            " the labels"
         )

@@ -1,4 +1,4 @@
-"""Tries a model out before it serves: loads it, runs it, and says what it is or what is wrong."""
+"""Trial of a model before it is served: load it, run it, and describe it or its errors."""
 
 import statistics
 import time
@@ -14,48 +14,48 @@ from vision import ModelError, OnnxClassifier
 
 _RUNS = 5
 _HINTS = {
-    "MODEL_FILE_MISSING": "Give an .onnx file, or a folder that holds a model.onnx.",
+    "MODEL_FILE_MISSING": "Give an .onnx file, or a folder with a model.onnx.",
     "MODEL_FILE_INVALID": "Export it again, and keep its external data, if any, beside it.",
-    "MODEL_METADATA_INVALID": "Say it in model.yaml, such as `labels: [scratch, pit, stain]`.",
+    "MODEL_METADATA_INVALID": "Add it to model.yaml, such as `labels: [scratch, pit, stain]`.",
     "MODEL_UNSUPPORTED": "Is `task` in model.yaml right? Detectors are YOLO exports, classifiers"
-    " put out one score for each label.",
-    "MODEL_PROVIDER_UNAVAILABLE": "Install the onnxruntime package that has it, or choose another"
-    " with --providers.",
+    " output one score for each label.",
+    "MODEL_PROVIDER_UNAVAILABLE": "Install the onnxruntime package that includes it, or choose"
+    " another with --providers.",
     "MODEL_RUN_FAILED": "The network loads but does not run: export it again, with an input of"
     " [batch, 3, height, width].",
-    "MODEL_OUTPUT_INVALID": "Is `output` in model.yaml right? Weights may also have gone bad.",
+    "MODEL_OUTPUT_INVALID": "Is `output` in model.yaml right? The weights may also be corrupt.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """What a model turned out to be."""
+    """The properties of a model, found by loading and running it."""
 
     task: str
     """`detect` or `classify`."""
     labels: tuple[str, ...]
-    """By class id."""
+    """Labels by class id."""
     input_width: int
-    """Pixels."""
+    """Width in pixels."""
     input_height: int
-    """Pixels."""
+    """Height in pixels."""
     batch: int | None
-    """Rows of every run; None: any number."""
+    """Rows of every run; None if it accepts any number."""
     output: str
-    """How it is read: the layout of a detector, the scores of a classifier."""
+    """The layout of a detector's output, or the kind of a classifier's scores."""
     temperature: float | None
-    """Of a classifier."""
+    """Temperature of a classifier."""
     provider: str
     run_ms: float
-    """Of one image, the median of a few runs, ms."""
+    """Duration of a run of one image, median of a few runs, ms."""
 
     def as_dict(self) -> dict[str, object]:
-        """Return the same for JSON."""
+        """Return the properties for JSON."""
         return asdict(self)
 
 
 def files(path: Path) -> tuple[Path, Path]:
-    """Return a model's network and `model.yaml`, which may be missing, given the first's folder.
+    """Return the paths of a model's network and of its `model.yaml`, which may not exist.
 
     Args:
         path: a folder with a `model.onnx`, or an `.onnx` file of any name.
@@ -65,30 +65,30 @@ def files(path: Path) -> tuple[Path, Path]:
 
 
 def check_files(onnx: Path, yaml: Path, runtime: Runtime) -> ModelDescription:
-    """Load a model from its files, and run it.
+    """Load a model from its files, run it, and return its properties.
 
     Args:
         onnx: the network.
-        yaml: what its owner says; may be missing.
-        runtime: how it is to be run.
+        yaml: its `model.yaml`; may be missing.
+        runtime: how it is run.
 
     Raises:
-        RepositoryError: it cannot be used; a second sentence says what may help.
+        RepositoryError: it is unusable; the message includes advice.
     """
     try:
         return describe(load_files(onnx.stem, "", onnx, yaml, runtime))
     except ModelSpecError as error:
         raise RepositoryError(str(error)) from error
     except ModelError as error:
-        what = error.message if str(onnx) in error.message else f"{onnx}: {error.message}"
-        raise RepositoryError(f"{what.rstrip('.')}. {_HINTS[error.reason]}") from error
+        problem = error.message if str(onnx) in error.message else f"{onnx}: {error.message}"
+        raise RepositoryError(f"{problem.rstrip('.')}. {_HINTS[error.reason]}") from error
 
 
 def describe(model: Model) -> ModelDescription:
-    """Run a loaded model on a grey image, and return what it is.
+    """Run a loaded model on a grey image, and return its properties.
 
     Raises:
-        ModelError: it fails, or puts out nonsense.
+        ModelError: it fails, or its output is invalid.
     """
     network, classifies = model.network, isinstance(model.network, OnnxClassifier)
     height, width = network.input_size
@@ -107,7 +107,7 @@ def describe(model: Model) -> ModelDescription:
 
 
 def _try_out(model: Model) -> float:
-    """Return the seconds of a run."""
+    """Run a model several times, and return the median duration, s."""
     network = model.network
     height, width = network.input_size
     grey = np.full((height, width, 3), 114, dtype=np.uint8)
@@ -118,7 +118,7 @@ def _try_out(model: Model) -> float:
     batch, _ = network.prepare(grey)
     times = []
     for _ in range(_RUNS):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         network.run(batch)
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - started)
     return statistics.median(times)

@@ -1,4 +1,4 @@
-"""One loaded model, and one image's way through it: decode, run, read the output."""
+"""A loaded model, and the processing of one image with it: decode, run, decode the output."""
 
 import logging
 from dataclasses import dataclass, field
@@ -31,17 +31,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A version of a model that is loaded and warm."""
+    """A loaded and warmed-up version of a model."""
 
     name: str
     version: str
     spec: ModelSpec
     network: OnnxYolo | OnnxClassifier
     lane: Lane = field(default_factory=Lane)
-    """How it is run, and how long that takes."""
+    """Batching parameters and measured run times."""
 
     def run(self, batch: NDArray[Any]) -> Outputs:
-        """Run `[N, ...]` to every output `[N, ...]`; blocks; safe in several threads at once.
+        """Run a batch `[N, ...]`, and return every output `[N, ...]`; blocks; thread-safe.
 
         Raises:
             SightlineError: INTERNAL, `MODEL_RUN_FAILED`: the runtime or its device failed;
@@ -52,11 +52,11 @@ class Model:
         except ModelError as error:
             raise self.failed(error) from error
         except MemoryError as error:
-            logger.warning("no memory for a run of model %s: %s", self.name, error)
+            logger.warning("not enough memory for a run of model %s: %s", self.name, error)
             raise out_of_memory() from error
 
     def failed(self, error: ModelError) -> SightlineError:
-        """Return what the caller is told of a model that failed."""
+        """Return the caller's error for a failure of the model."""
         return SightlineError(
             grpc.StatusCode.INTERNAL,
             error.reason,
@@ -67,37 +67,37 @@ class Model:
 def prepare_image(
     model: Model, opened: OpenedImage, hold: Hold
 ) -> tuple[NDArray[np.float32], Letterbox | None, tuple[int, int]]:
-    """Decode an image and make a network's input of it; its pixels are dropped at once.
+    """Decode an image and convert it to a model's input; release its pixels immediately.
 
     Args:
-        model: by whose rules it is prepared.
-        opened: the image, to be decoded once.
-        hold: holds room for its pixels.
+        model: determines the preprocessing.
+        opened: the image, which can be decoded once.
+        hold: reserves memory for its pixels.
 
     Returns:
-        The input `[1, 3, h, w]`, how the image lies in it, and the image's width and height.
+        The input `[1, 3, h, w]`, the image's letterbox, and the image's width and height.
 
     Raises:
         ImageError: it cannot be decoded.
-        SightlineError: RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: there is no room for its pixels.
+        SightlineError: RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: no memory for its pixels.
     """
     width, height = opened.info.width, opened.info.height
     with hold(opened.memory + model.network.prepare_bytes(width, height)):
         pixels = opened.decode()
-        made, box = model.network.prepare(pixels)
+        model_input, box = model.network.prepare(pixels)
         size = pixels.shape[1], pixels.shape[0]
-        del pixels  # before the room is given to the next one
-    return made, box, size
+        del pixels  # before the reservation ends
+    return model_input, box, size
 
 
 @dataclass(slots=True)
 class ImageWork:
-    """One image's way through a model; see `serving.work.Work`."""
+    """The processing of one image by a model; see `serving.work.Work`."""
 
     model: Model
     image: CheckedImage
     parameters: Parameters
-    """What the caller wants done differently from the model's own settings."""
+    """Parameters of the request, which override the model's settings."""
     hold: Hold = hold_none
     rows: int = 1
     _size: tuple[int, int] = (0, 0)
@@ -105,47 +105,49 @@ class ImageWork:
 
     @property
     def effort(self) -> int:
-        """Pixels that are decoded."""
+        """Number of pixels to decode."""
         return self.image.opened.effort
 
     def prepare(self) -> NDArray[np.float32]:
-        """Decode the image and make the network's input `[1, 3, h, w]` of it.
+        """Decode the image and return the network's input `[1, 3, h, w]`.
 
         Raises:
             SightlineError: INVALID_ARGUMENT: it cannot be decoded; RESOURCE_EXHAUSTED,
-                `TOO_MUCH_IN_FLIGHT`: there is no room for its pixels.
+                `TOO_MUCH_IN_FLIGHT`: no memory for its pixels.
         """
         opened = self.image.opened
         try:
-            made, self._box, self._size = prepare_image(self.model, opened, self.hold)
+            model_input, self._box, self._size = prepare_image(self.model, opened, self.hold)
         except ImageError as error:
             raise bad_image(self.image.index, error, self.image.origin) from error
-        return made
+        return model_input
 
     def finish(self, outputs: Outputs) -> ImagePrediction:
-        """Read the network's output for the image, each `[1, ...]`.
+        """Decode the network's outputs for the image, each `[1, ...]`.
 
         Raises:
-            SightlineError: INTERNAL, `MODEL_OUTPUT_INVALID`: the model answers nonsense.
+            SightlineError: INTERNAL, `MODEL_OUTPUT_INVALID`: the output is invalid.
         """
         try:
-            return ImagePrediction(*self._size, self._read(outputs[0][0]))
+            return ImagePrediction(*self._size, self._decode(outputs[0][0]))
         except ModelError as error:
             raise self.model.failed(error) from error
 
-    def _read(self, output: NDArray[Any]) -> Detections | Classes:
-        network, spec, asked = self.model.network, self.model.spec, self.parameters
+    def _decode(self, output: NDArray[Any]) -> Detections | Classes:
+        network, spec, parameters = self.model.network, self.model.spec, self.parameters
         if isinstance(network, OnnxClassifier):
             return network.decode(
-                output, temperature=spec.temperature, top_k=asked.top_k or spec.top_k
+                output, temperature=spec.temperature, top_k=parameters.top_k or spec.top_k
             )
         if self._box is None:
-            raise RuntimeError("finish comes after prepare")
-        own = spec.thresholds
+            raise RuntimeError("finish was called before prepare")
+        thresholds = spec.thresholds
         return network.decode(
             output,
             self._box,
-            confidence=own.confidence if asked.confidence is None else asked.confidence,
-            iou=own.iou if asked.iou is None else asked.iou,
-            max_detections=asked.max_detections or own.max_detections,
+            confidence=thresholds.confidence
+            if parameters.confidence is None
+            else parameters.confidence,
+            iou=thresholds.iou if parameters.iou is None else parameters.iou,
+            max_detections=parameters.max_detections or thresholds.max_detections,
         )

@@ -1,7 +1,7 @@
-"""What lies in a model repository, `<name>/<version>/{model.onnx, model.yaml}`, and in what state.
+"""Scan of a model repository, `<name>/<version>/{model.onnx, model.yaml}`, and its state.
 
-A state is told from names, sizes, times and inodes alone, so that a look costs no reading. What was
-copied into place, moved there, or is reached by a link that points elsewhere now, all look new.
+A state consists of names, sizes, times and inodes, so that polling reads no file. Files that were
+copied or moved into place, and links that point elsewhere, change the state.
 """
 
 import os
@@ -17,7 +17,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
 class ModelVersion(NamedTuple):
-    """A version of a model."""
+    """Name and version of a model."""
 
     name: str
     version: str
@@ -27,31 +27,31 @@ class ModelVersion(NamedTuple):
 
 
 State = tuple[tuple[object, ...], ...]
-"""Of a version's folder; equal if nothing in it has changed."""
+"""State of a version's folder; equal if nothing in it has changed."""
 
 
 def is_name(text: str) -> bool:
-    """Whether a model or a version may be called so; other folders are passed over."""
+    """Return True for a valid name of a model or version; other folders are ignored."""
     return _NAME.fullmatch(text) is not None
 
 
 def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
-    """Return what versions are sorted by: numbers in them count as numbers."""
+    """Return the sort key of a version: numbers in it are compared as numbers."""
     parts = re.findall(r"\d+|\D+", version)
     return tuple((1, int(p), "") if p.isdecimal() else (0, 0, p) for p in parts)
 
 
 def scan(folder: Path, before: Mapping[ModelVersion, State]) -> dict[ModelVersion, State]:
-    """Return every version and its state, by name and version, lowest first.
+    """Return every version with its state, ordered by name and version.
 
     Args:
         folder: the repository.
-        before: the last result; holds for a model whose own folder cannot be read just now.
+        before: the previous result, which is used for models whose folder cannot be read now.
 
     Raises:
-        RepositoryError: it is no folder, cannot be read, or holds no version of any model.
+        RepositoryError: it is not a folder, cannot be read, or contains no version of any model.
     """
-    found: dict[ModelVersion, State] = {}
+    states: dict[ModelVersion, State] = {}
     try:
         names = _folders(folder)
     except FileNotFoundError as error:
@@ -63,24 +63,24 @@ def scan(folder: Path, before: Mapping[ModelVersion, State]) -> dict[ModelVersio
     for name in names:
         try:
             versions = _folders(folder / name)
-        except FileNotFoundError:  # it went since the line above
+        except FileNotFoundError:  # it was removed in between
             continue
         except OSError:
-            found |= {key: state for key, state in before.items() if key.name == name}
+            states |= {key: state for key, state in before.items() if key.name == name}
             continue
         for version in sorted(versions, key=version_key):
             state = read_state(folder / name / version)
             if state is not None:
-                found[ModelVersion(name, version)] = state
-    if not found:
+                states[ModelVersion(name, version)] = state
+    if not states:
         raise RepositoryError(
-            f"model_repository: {folder} holds no model (expected <name>/<version>/model.onnx)"
+            f"model_repository: {folder} contains no model (expected <name>/<version>/model.onnx)"
         )
-    return found
+    return states
 
 
 def empty_models(folder: Path) -> list[str]:
-    """Return the names of models in a repository that have no version, or none that can be read.
+    """Return the names of models in a repository that have no readable version.
 
     Raises:
         OSError: the repository cannot be read.
@@ -89,26 +89,28 @@ def empty_models(folder: Path) -> list[str]:
 
 
 def read_state(folder: Path) -> State | None:
-    """Return the state of a version's folder; None: there is no such folder."""
+    """Return the state of a version's folder; None if it does not exist."""
     try:
         with os.scandir(folder) as entries:
-            found = [_of_file(entry) for entry in entries if not entry.name.startswith(".")]
+            states = [_file_state(entry) for entry in entries if not entry.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        return (("cannot be read", error.errno),)  # loading it will say the same, and be logged
-    return tuple(sorted(found, key=lambda one: str(one[0])))
+        return (
+            ("cannot be read", error.errno),
+        )  # loading it will fail with this error, which is logged
+    return tuple(sorted(states, key=lambda state: str(state[0])))
 
 
-def _of_file(entry: os.DirEntry[str]) -> tuple[object, ...]:
+def _file_state(entry: os.DirEntry[str]) -> tuple[object, ...]:
     try:
-        found = entry.stat()
+        status = entry.stat()
     except OSError as error:
         return entry.name, error.errno
-    if not stat.S_ISREG(found.st_mode):
-        return entry.name, found.st_mode
-    # The time of the last change of the inode is there for tools that keep the other one as it was.
-    return entry.name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    if not stat.S_ISREG(status.st_mode):
+        return entry.name, status.st_mode
+    # The change time of the inode detects copies by tools that preserve the modification time.
+    return entry.name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _readable_folders(folder: Path) -> list[str]:
@@ -122,7 +124,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return True  # what it is cannot be told now: better than to take it for gone
+        return True  # unknown now: better than treating it as removed
 
 
 def _folders(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Puts a model into a repository: checked first, whole or not at all, never over another."""
+"""Installation of a model into a repository: checked, atomic, and never over another version."""
 
 import os
 import re
@@ -16,24 +16,24 @@ from vision.external_data import external_data_names, read_external_file, read_r
 def install(
     onnx: Path, yaml: Path, repository: Path, key: ModelVersion, runtime: Runtime
 ) -> tuple[Path, ModelDescription]:
-    """Copy a model to `<name>/<version>` in a repository, once the copy has been checked.
+    """Copy a model to `<name>/<version>` in a repository, after a check of the copy.
 
-    The copy is made beside its place, where no server looks, and renamed: a server that follows the
-    repository sees all of it or nothing.
+    The copy is written to a hidden folder and renamed: a server that polls the repository sees the
+    whole model or nothing.
 
     Args:
-        onnx: the network; the files that its weights are in go with it, if they lie beside it.
+        onnx: the network; external data in the same folder is copied with it.
         yaml: becomes `model.yaml`; may be missing.
-        repository: is made if it is not there.
+        repository: created if it does not exist.
         key: name and version; an empty version: the next number.
         runtime: how it is run for the check.
 
     Returns:
-        Its folder, and what it is.
+        Its folder and its properties.
 
     Raises:
-        RepositoryError: a bad name, a version that is there, a file that cannot be read or written,
-            or a model that cannot be used.
+        RepositoryError: an invalid name, an existing version, a file that cannot be read or
+            written, or an unusable model.
     """
     _check_name("--name", key.name)
     try:
@@ -41,8 +41,10 @@ def install(
         _check_name("--version", version)
         target = repository / key.name / version
         if target.exists():
-            raise RepositoryError(f"{ModelVersion(key.name, version)} is there already: {target}")
-        check_files(onnx, yaml, runtime)  # the copy is checked, too: this one has better names
+            raise RepositoryError(f"{ModelVersion(key.name, version)} already exists: {target}")
+        check_files(
+            onnx, yaml, runtime
+        )  # the copy is checked, too; here errors have the original names
         target.parent.mkdir(parents=True, exist_ok=True)
         return target, _install(onnx, yaml, target, runtime)
     except OSError as error:
@@ -50,13 +52,13 @@ def install(
 
 
 def next_version(folder: Path) -> str:
-    """Return the version after the highest in a model's folder, a number; 1: there is none.
+    """Return the number after the highest version in a model's folder; 1 if there is none.
 
     Raises:
-        OSError: it is there but cannot be read.
+        OSError: the folder exists but cannot be read.
     """
     try:
-        versions = [each.name for each in folder.iterdir() if each.is_dir() and is_name(each.name)]
+        versions = [path.name for path in folder.iterdir() if path.is_dir() and is_name(path.name)]
     except FileNotFoundError:
         return "1"
     leading = re.match(r"\d+", max(versions, key=version_key, default=""))
@@ -64,16 +66,16 @@ def next_version(folder: Path) -> str:
 
 
 def _install(onnx: Path, yaml: Path, target: Path, runtime: Runtime) -> ModelDescription:
-    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        checked = _copy(onnx, yaml, beside, runtime)
-        beside.chmod(0o755)  # the server may well be another user
-        beside.rename(target)
+        description = _copy(onnx, yaml, staging, runtime)
+        staging.chmod(0o755)  # the server may run as another user
+        staging.rename(target)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise
     _sync(target.parent)
-    return checked
+    return description
 
 
 def _copy(onnx: Path, yaml: Path, folder: Path, runtime: Runtime) -> ModelDescription:
@@ -81,7 +83,7 @@ def _copy(onnx: Path, yaml: Path, folder: Path, runtime: Runtime) -> ModelDescri
     contents: dict[str, bytes | None] = {}
     try:
         for name in external_data_names(onnx, network):
-            if "/" not in name:  # without the others the check of the copy fails
+            if "/" not in name:  # without a file in a subfolder, the check of the copy fails
                 contents[name] = read_external_file(onnx, name)
     except ModelError as error:
         raise RepositoryError(error.message) from error
@@ -98,7 +100,8 @@ def _copy(onnx: Path, yaml: Path, folder: Path, runtime: Runtime) -> ModelDescri
 def _check_name(option: str, name: str) -> None:
     if not is_name(name):
         raise RepositoryError(
-            f"{option}: must be 1 to 128 letters, digits and ._+-, the first no sign (got {name!r})"
+            f"{option}: must be 1 to 128 letters, digits and ._+-, starting with a letter or digit"
+            f" (got {name!r})"
         )
 
 

@@ -1,4 +1,4 @@
-"""LabelledImage images for a calibration: where they are, what they show, and a model's logits."""
+"""Labelled images for a calibration: reading and splitting a set, and a model's logits."""
 
 import csv
 import random
@@ -12,32 +12,32 @@ from inference_service.models.calibration import Labels, Logits
 from vision import ImageError, ImageLimits, OnnxClassifier, decode_image
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-_MOST_SHOWN = 5
+_MAX_SHOWN = 5
 
 
 class LabelledError(Exception):
-    """Images that cannot be used. The message is one sentence, which names a file or a label."""
+    """An unusable set of labelled images. The message is one sentence with a file or a label."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """An image and what it shows."""
+    """An image and its true class."""
 
     path: Path
     class_id: int
 
 
 def find(source: Path, names: Mapping[int, str]) -> list[LabelledImage]:
-    """Return the images of a set.
+    """Read a labelled set.
 
     Args:
-        source: a folder of folders that are called as the labels, with images in them at any
-            depth; or a CSV file with an image (relative to the file) and a label in each line; a
-            first line of `file,label` is passed over.
+        source: a folder with a subfolder per label, which contains images at any depth; or a CSV
+            file with the path of an image (relative to the file) and a label in each line; a first
+            line `file,label` is skipped.
         names: labels of the model, by class id.
 
     Raises:
-        LabelledError: there are none, or a label is none of the model's.
+        LabelledError: there are no images, or the model does not have a label.
     """
     try:
         pairs = list(_in_csv(source) if source.is_file() else _in_folders(source))
@@ -46,67 +46,69 @@ def find(source: Path, names: Mapping[int, str]) -> list[LabelledImage]:
     ids = {label: class_id for class_id, label in names.items()}
     unknown = sorted({label for _, label in pairs} - ids.keys())
     if unknown:
-        raise LabelledError(f"{source}: label {unknown[0]!r} is none of the model's, {_some(ids)}")
+        raise LabelledError(
+            f"{source}: label {unknown[0]!r} is not a label of the model: {_some(ids)}"
+        )
     if not pairs:
-        raise LabelledError(f"{source} holds no images in folders that are called as labels")
+        raise LabelledError(f"{source} contains no images in folders named by labels")
     return [LabelledImage(path, ids[label]) for path, label in pairs]
 
 
 def split(
-    found: Sequence[LabelledImage], held_out: float, seed: int = 0
+    images: Sequence[LabelledImage], held_out: float, seed: int = 0
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
-    """Return those to fit to and those to judge by, the same ones each time.
+    """Split a set into images to fit and images to measure with; deterministic.
 
     Args:
-        found: all.
-        held_out: share of each label to judge by, in (0, 1).
-        seed: of the choice.
+        images: the set.
+        held_out: fraction of the images of each label to measure with, in (0, 1).
+        seed: seed of the random choice.
 
     Raises:
         LabelledError: one of the parts would be empty.
     """
-    shuffled = sorted(found, key=lambda each: str(each.path))
-    random.Random(seed).shuffle(shuffled)  # noqa: S311 - nobody guesses it to do harm
+    shuffled = sorted(images, key=lambda image: str(image.path))
+    random.Random(seed).shuffle(shuffled)  # noqa: S311 - not a secret
     fit: list[LabelledImage] = []
-    judge: list[LabelledImage] = []
-    for class_id in sorted({each.class_id for each in shuffled}):
-        own = [each for each in shuffled if each.class_id == class_id]
-        cut = round(len(own) * held_out)
-        judge += own[:cut]
-        fit += own[cut:]
-    if not fit or not judge:
+    test: list[LabelledImage] = []
+    for class_id in sorted({image.class_id for image in shuffled}):
+        of_class = [image for image in shuffled if image.class_id == class_id]
+        cut = round(len(of_class) * held_out)
+        test += of_class[:cut]
+        fit += of_class[cut:]
+    if not fit or not test:
         raise LabelledError(
-            f"{len(found)} images are too few: some of a label are needed to fit the temperature,"
-            " and others to judge it by"
+            f"{len(images)} images are too few: both the fit and the measurement of the temperature"
+            " need images of a label"
         )
-    return fit, judge
+    return fit, test
 
 
 def outputs(
     network: OnnxClassifier, images: Iterable[LabelledImage], limits: ImageLimits
 ) -> tuple[Logits, Labels]:
-    """Return a network's logits and the true classes, image by image.
+    """Return a network's logits and the true classes of all images.
 
     Raises:
-        LabelledError: an image cannot be used.
-        ModelError: the network fails, or puts out nonsense.
+        LabelledError: an image is unusable.
+        ModelError: the network fails, or its output is invalid.
     """
     rows, labels = [], []
-    for each in images:
+    for image in images:
         try:
-            pixels = decode_image(each.path.read_bytes(), limits)
+            pixels = decode_image(image.path.read_bytes(), limits)
         except ImageError as error:
-            raise LabelledError(f"{each.path}: {error}") from error
+            raise LabelledError(f"{image.path}: {error}") from error
         except OSError as error:
-            raise LabelledError(f"{each.path} cannot be read: {error.strerror}") from error
+            raise LabelledError(f"{image.path} cannot be read: {error.strerror}") from error
         batch, _ = network.prepare(pixels)
         rows.append(network.logits(network.run(batch)[0]))
-        labels.append(each.class_id)
+        labels.append(image.class_id)
     return np.array(rows), np.array(labels, dtype=np.int64)
 
 
 def _in_folders(source: Path) -> Iterable[tuple[Path, str]]:
-    for folder in sorted(each for each in source.iterdir() if each.is_dir()):
+    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in _SUFFIXES:
                 yield path, folder.name
@@ -124,5 +126,5 @@ def _in_csv(source: Path) -> Iterable[tuple[Path, str]]:
 
 def _some(labels: Iterable[str]) -> str:
     known = list(labels)
-    more = ", ..." if len(known) > _MOST_SHOWN else ""
-    return ", ".join(known[:_MOST_SHOWN]) + more
+    more = ", ..." if len(known) > _MAX_SHOWN else ""
+    return ", ".join(known[:_MAX_SHOWN]) + more

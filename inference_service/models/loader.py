@@ -1,4 +1,4 @@
-"""Loads one version of a model from its folder: the network, how it is run, and a warm-up."""
+"""Loading of a model version from its folder: network, `model.yaml`, lane and warm-up."""
 
 import logging
 from collections.abc import Callable
@@ -25,30 +25,30 @@ from vision.session_options import CPU
 logger = logging.getLogger(__name__)
 
 _GPU_BATCH = 8
-_GPU_INSTANCES = 2  # one runs, the next is prepared; more only share the device
+_GPU_INSTANCES = 2  # one runs while the next is prepared; more would only share the device
 
 
 class RepositoryError(Exception):
-    """A model or a repository that cannot be used. One sentence, which names the folder."""
+    """An unusable model or repository. The message is one sentence with the folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """How models are run, where their `model.yaml` does not say otherwise."""
+    """Defaults for running models, which their `model.yaml` may override."""
 
     session: SessionOptions = field(default_factory=SessionOptions)
     max_batch_size: int | None = None
-    """Rows of one run at most, >= 1, of models that take any number; None: 8 on a GPU, and 1 on
-    CPUs, which gain nothing by batches but keep the first waiting for the last."""
+    """Maximum rows of one run, >= 1, for models that accept any number; None: 8 on a GPU, and 1 on
+    CPUs, where batches are not faster and only delay the first image."""
     batch_wait: float = 0.0
-    """Seconds that a batch that is not full waits for more, >= 0."""
+    """Time that an incomplete batch waits for more rows, s, >= 0."""
 
 
 def load_model(path: Path, runtime: Runtime) -> Model:
-    """Load and warms up the model in the folder `<name>/<version>`; blocks.
+    """Load and warm up the model in the folder `<name>/<version>`; blocks.
 
     Raises:
-        RepositoryError: the model or its `model.yaml` cannot be used.
+        RepositoryError: the model or its `model.yaml` is unusable.
     """
     try:
         return load_files(
@@ -59,22 +59,21 @@ def load_model(path: Path, runtime: Runtime) -> Model:
 
 
 def load_files(name: str, version: str, onnx: Path, yaml: Path, runtime: Runtime) -> Model:
-    """Load and warms up a model from its files; blocks.
+    """Load and warm up a model from its files; blocks.
 
     Args:
-        name: of the model that is made.
-        version: of the same.
+        name: name of the model.
+        version: version of the model.
         onnx: the network.
-        yaml: what its owner says; may be missing.
+        yaml: its `model.yaml`; may be missing.
         runtime: how it is run.
 
     Raises:
-        ModelError: the network cannot be used.
-        ModelSpecError: the same of the other file.
+        ModelError: the network is unusable.
+        ModelSpecError: the `model.yaml` is unusable.
     """
-    said = read(yaml)
     session = OnnxSession.load(onnx, runtime.session)
-    spec = _with_task(said, session)
+    spec = _with_task(read(yaml), session)
     network = _NETWORKS[spec.task](session, spec)
     check_defect_labels(spec, network.names)
     _check_size(spec, network)
@@ -86,17 +85,17 @@ def load_files(name: str, version: str, onnx: Path, yaml: Path, runtime: Runtime
 
 
 def choose_lane(spec: ModelSpec, network: OnnxYolo | OnnxClassifier, runtime: Runtime) -> Lane:
-    """Return how a model is run: what its file allows, its owner says, and else the server."""
+    """Return the lane of a model, from its file, its `model.yaml` and the server's defaults."""
     on_cpu = network.provider == CPU
-    most = spec.batching.max_size or runtime.max_batch_size or (1 if on_cpu else _GPU_BATCH)
-    rows = network.batch_size or most
-    asked_wait = spec.batching.max_wait_ms
-    wait = runtime.batch_wait if asked_wait is None else asked_wait / 1000
+    max_rows = spec.batching.max_size or runtime.max_batch_size or (1 if on_cpu else _GPU_BATCH)
+    rows = network.batch_size or max_rows
+    wait_ms = spec.batching.max_wait_ms
+    wait = runtime.batch_wait if wait_ms is None else wait_ms / 1000
     return Lane(rows, wait if rows > 1 else 0.0, None if on_cpu else _GPU_INSTANCES)
 
 
 def _with_task(spec: ModelSpec, session: OnnxSession) -> ModelSpec:
-    """Return the spec with the task that the exporter names, if the owner names none."""
+    """Return the spec with the exporter's task, if `model.yaml` does not set one."""
     if "task" in spec.model_fields_set or session.metadata.get("task") != "classify":
         return spec
     return spec.model_copy(update={"task": "classify"})
@@ -121,7 +120,7 @@ def _check_size(spec: ModelSpec, network: OnnxYolo | OnnxClassifier) -> None:
     height, width = network.input_size
     if spec.input and (spec.input.width, spec.input.height) != (width, height):
         raise ModelSpecError(
-            f"model.yaml: input: must be the model's {width} x {height} pixels "
+            f"model.yaml: input: must be the model's size, {width} x {height} pixels "
             f"(got {spec.input.width} x {spec.input.height})"
         )
 

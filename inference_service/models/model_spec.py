@@ -1,24 +1,24 @@
-"""`model.yaml`: what its owner says about a model. What it leaves out, the ONNX metadata says.
+"""`model.yaml`: the owner's description of a model. The ONNX metadata supplies missing keys.
 
     task: detect                  # or classify
     description: scratches, pits and stains on metal plates
     license: Apache-2.0
     labels: [scratch, pit, stain] # or a map of class id to label; default: the metadata's
     input: {width: 320, height: 320}  # checked against the model; default: the model's
-    defect_labels: [scratch, pit, stain]  # the labels that make a part a bad one
+    defect_labels: [scratch, pit, stain]  # labels that mark a part as defective
     batching: {max_size: 8, max_wait_ms: 2}  # default: the server's settings
 
     thresholds: {confidence: 0.25, iou: 0.7, max_detections: 300}  # detect only
 
-    preprocess:                   # classify only, as the three that follow
+    preprocess:                   # classify only, as the three keys below
       resize: 256                 # the shorter side; or {width: 256, height: 256}: exactly
       crop: 224                   # or {width: 224, height: 224}; default: the model's input
       interpolation: bilinear     # or bicubic; both antialias
       mean: [0.485, 0.456, 0.406]
       std: [0.229, 0.224, 0.225]
-    output: logits                # or probabilities; default: as the exporter says, else logits
+    output: logits                # or probabilities; default: the exporter's, else logits
     temperature: 1.5              # `sightline models calibrate` finds it
-    top_k: 5                      # classes of a request that does not say
+    top_k: 5                      # default for requests
 
 Every key is optional, and so is the file.
 """
@@ -48,11 +48,11 @@ _OF_TASK = {
     "detect": ("thresholds",),
     "classify": ("preprocess", "output", "temperature", "top_k"),
 }
-_MOST_PIXELS = 16_384  # of a side
+_MAX_SIDE = 16_384  # pixels
 
 
 class ModelSpecError(Exception):
-    """A `model.yaml` that cannot be used. The message names the file and the key."""
+    """An unusable `model.yaml`. The message contains the file and the key."""
 
 
 def _numbered(labels: object) -> object:
@@ -68,51 +68,51 @@ class _Part(BaseModel):
 
 
 class InputSize(_Part):
-    """Size of the network's input, or of an image on its way there."""
+    """Size of the network's input, or of an image during preprocessing."""
 
-    width: int = Field(ge=1, le=_MOST_PIXELS)
+    width: int = Field(ge=1, le=_MAX_SIDE)
     """Pixels."""
-    height: int = Field(ge=1, le=_MOST_PIXELS)
+    height: int = Field(ge=1, le=_MAX_SIDE)
     """Pixels."""
 
 
 class ModelThresholds(_Part):
-    """What a request that says nothing gets. The defaults are those of ultralytics."""
+    """Default thresholds of requests. Their own defaults are those of ultralytics."""
 
     confidence: float = Field(default=0.25, ge=0, le=1)
-    """Detections below it are left out."""
+    """Detections must be above it."""
     iou: float = Field(default=0.7, ge=0, le=1)
-    """Boxes of one class that overlap by more are one. Without effect on end-to-end models."""
+    """Overlap above which boxes of one class are merged. No effect on end-to-end models."""
     max_detections: int = Field(default=300, ge=1, le=10_000)
-    """Per image."""
+    """Maximum number per image."""
 
 
 _TAGS = ("<side>", "<size>")  # of the union's members, in pydantic's errors only
-_Side = Annotated[int, Field(ge=1, le=_MOST_PIXELS), Tag(_TAGS[0])]
+_Side = Annotated[int, Field(ge=1, le=_MAX_SIDE), Tag(_TAGS[0])]
 _Resize = Annotated[
     _Side | Annotated[InputSize, Tag(_TAGS[1])],
-    Discriminator(lambda said: _TAGS[isinstance(said, dict | InputSize)]),
+    Discriminator(lambda value: _TAGS[isinstance(value, dict | InputSize)]),
 ]
 _Level = Annotated[float, Field(allow_inf_nan=False)]
 _Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PreprocessSpec(_Part):
-    """How a classifier's input is made of an image. The defaults leave the colours as they are."""
+    """Parameters of a classifier's preprocessing. The defaults do not change the colours."""
 
     resize: _Resize | None = None
-    """Pixels of the shorter side, or exactly this size; None: the crop's shorter side."""
+    """Length of the shorter side in pixels, or an exact size; None: the crop's shorter side."""
     crop: Annotated[InputSize, BeforeValidator(_square)] | None = None
-    """Cut from the middle; None: the size of the network's input."""
+    """Size of the centre crop; None: the size of the network's input."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Both with antialiasing, as Pillow does it."""
+    """Filter of the resize; both antialias, as in Pillow."""
     mean: tuple[_Level, _Level, _Level] = Field(default=(0.0, 0.0, 0.0), strict=False)
-    """Of red, green and blue in 0..1; is subtracted."""
+    """Mean of red, green and blue in 0..1, which is subtracted."""
     std: tuple[_Spread, _Spread, _Spread] = Field(default=(1.0, 1.0, 1.0), strict=False)
-    """Of the same, above 0; is divided by."""
+    """Standard deviation of the same, above 0, by which they are divided."""
 
     def to_vision(self) -> Preprocess:
-        """Return the same for `vision`."""
+        """Return the parameters for `vision`."""
         resize, crop = self.resize, self.crop
         return Preprocess(
             resize=(resize.height, resize.width) if isinstance(resize, InputSize) else resize,
@@ -124,12 +124,12 @@ class PreprocessSpec(_Part):
 
 
 class Batching(_Part):
-    """How requests share runs of the model. Without effect on models that take one row."""
+    """Batching of requests. No effect on models that accept one row only."""
 
     max_size: int | None = Field(default=None, ge=1, le=1024)
-    """Rows of one run at most; 1: no batches; None: the server's setting."""
+    """Maximum rows of one run; 1: no batches; None: the server's setting."""
     max_wait_ms: float | None = Field(default=None, ge=0, le=1000, allow_inf_nan=False)
-    """How long the first of a batch waits for others at most, ms; None: the server's setting."""
+    """Maximum wait of the first row of a batch, ms; None: the server's setting."""
 
 
 class ModelSpec(_Part):
@@ -138,36 +138,36 @@ class ModelSpec(_Part):
     task: Literal["detect", "classify"] = "detect"
     description: str = ""
     license: str = ""
-    """SPDX identifier; empty: not said."""
+    """SPDX identifier; empty: not declared."""
     labels: Annotated[dict[int, str], BeforeValidator(_numbered)] | None = None
-    """Class id to label; None: as the metadata says."""
+    """Class id to label; None: those of the metadata."""
     input: InputSize | None = None
-    """None: as the model says."""
+    """Size of the input; None: the model's."""
     thresholds: ModelThresholds = ModelThresholds()
     """Detect only."""
     preprocess: PreprocessSpec | None = None
-    """Classify only; None: as the exporter says."""
+    """Classify only; None: the exporter's."""
     output: Literal["logits", "probabilities"] | None = None
-    """Classify only: what the network puts out; None: as the exporter says, else logits."""
+    """Classify only: the kind of score; None: the exporter's, else logits."""
     temperature: float = Field(default=1.0, gt=0, le=100, allow_inf_nan=False)
     """Classify only: logits are divided by it before they become probabilities."""
     top_k: int = Field(default=5, ge=1, le=1000)
-    """Classify only: classes per image of a request that does not say."""
+    """Classify only: default number of classes per image."""
     batching: Batching = Batching()
     defect_labels: tuple[str, ...] = Field(default=(), strict=False)
-    """The labels that make a part a bad one; empty: the model gives no verdict."""
+    """Labels that mark a part as defective; empty: the model gives no verdict."""
 
     @property
     def scores(self) -> Scores | None:
-        """What a classifier puts out; None: as the exporter says, else logits."""
+        """Kind of a classifier's scores; None: the exporter's, else logits."""
         return Scores(self.output) if self.output else None
 
 
 def read(path: Path) -> ModelSpec:
-    """Read a `model.yaml`; a file that is missing or empty says nothing.
+    """Read a `model.yaml`; return the defaults if it is missing or empty.
 
     Raises:
-        ModelSpecError: the file cannot be read, is not YAML, or has a bad or unknown key.
+        ModelSpecError: the file cannot be read, is not YAML, or has an invalid or unknown key.
     """
     try:
         return _parse(path, read_regular_file(path))
@@ -178,17 +178,17 @@ def read(path: Path) -> ModelSpec:
 
 
 def write_temperature(path: Path, value: float) -> None:
-    """Set the temperature in a `model.yaml` and leaves every other character as it is.
+    """Set the temperature in a `model.yaml`, and leave every other character unchanged.
 
-    The file is replaced as a whole: a reader sees the old one or the new one.
+    The file is replaced atomically: a reader sees the old content or the new one.
 
     Args:
         path: of a classifier's `model.yaml`.
-        value: above 0 and at most 100; is written with six decimals at most.
+        value: above 0 and at most 100; written with at most six decimals.
 
     Raises:
-        ModelSpecError: the file cannot be read or written or is none of a classifier, or the value
-            is out of range.
+        ModelSpecError: the file cannot be read or written or is not that of a classifier, or the
+            value is out of range.
     """
     try:
         content = read_regular_file(path)
@@ -200,7 +200,9 @@ def write_temperature(path: Path, value: float) -> None:
         changed = _with_temperature(text, root, _decimal(value)).encode()
         after = _parse(path, changed)
         if after != before.model_copy(update={"temperature": after.temperature}):
-            raise ModelSpecError(f"{path}: cannot be changed: add `temperature: {value:.6f}` to it")
+            raise ModelSpecError(
+                f"{path}: cannot be changed: add `temperature: {value:.6f}` yourself"
+            )
         _replace(path, changed)
     except OSError as error:
         raise ModelSpecError(f"{path}: cannot be changed: {error.strerror}") from error
@@ -212,25 +214,25 @@ def check_defect_labels(spec: ModelSpec, names: Mapping[int, str]) -> None:
     """Check that the defect labels are labels of the model.
 
     Raises:
-        ModelSpecError: one is not.
+        ModelSpecError: a label is unknown.
     """
     unknown = [label for label in spec.defect_labels if label not in names.values()]
     if unknown:
         raise ModelSpecError(
-            f"defect_labels: must be labels of the model, {unknown[0]!r} is none of "
-            f"{', '.join(names.values())}"
+            f"defect_labels: must be labels of the model, {', '.join(names.values())}"
+            f" (got {unknown[0]!r})"
         )
 
 
 def _parse(path: Path, content: bytes) -> ModelSpec:
     try:
-        said = yaml.safe_load(content)
+        document = yaml.safe_load(content)
     except yaml.YAMLError as error:
         raise ModelSpecError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(said, Mapping | None):
+    if not isinstance(document, Mapping | None):
         raise ModelSpecError(f"{path}: must be a map of keys to values")
     try:
-        spec = ModelSpec.model_validate(said or {})
+        spec = ModelSpec.model_validate(document or {})
     except ValidationError as error:
         raise ModelSpecError(f"{path}: {_sentences(error)}") from error
     _check_task(path, spec)
@@ -245,19 +247,19 @@ def _check_task(path: Path, spec: ModelSpec) -> None:
 
 
 def _misplaced(path: Path, key: str, task: str, spec: ModelSpec) -> str:
-    return f"{path}: {key}: is for task {task} only (the task is {spec.task})"
+    return f"{path}: {key}: is allowed for task {task} only (the task is {spec.task})"
 
 
 def _decimal(value: float) -> str:
-    """Return a number as YAML reads one: it takes 1e-06 for text."""
+    """Return a number in YAML without exponent, since YAML reads 1e-06 as text."""
     text = f"{value:.6f}".rstrip("0")
     return f"{text}0" if text.endswith(".") else text
 
 
 def _with_temperature(text: str, root: yaml.MappingNode, value: str) -> str:
-    for key, said in reversed(root.value):
+    for key, node in reversed(root.value):
         if key.value == "temperature":
-            return f"{text[: said.start_mark.index]}{value}{text[said.end_mark.index :]}"
+            return f"{text[: node.start_mark.index]}{value}{text[node.end_mark.index :]}"
     if root.flow_style:
         at = root.end_mark.index - 1
         return f"{text[:at]}, temperature: {value}{text[at:]}"
@@ -282,11 +284,11 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _sentences(error: ValidationError) -> str:
     problems = []
-    for one in error.errors(include_url=False):
-        key = ".".join(str(part) for part in one["loc"] if part not in _TAGS)
-        if one["type"] == "extra_forbidden":
-            problems.append(f"{key}: is no key of model.yaml")
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"] if part not in _TAGS)
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"{key}: is not a key of model.yaml")
         else:
-            rule = one["msg"].replace("Input should be", "must be")
-            problems.append(f"{key}: {rule} (got {one['input']!r})")
+            rule = problem["msg"].replace("Input should be", "must be")
+            problems.append(f"{key}: {rule} (got {problem['input']!r})")
     return "; ".join(problems)

@@ -1,7 +1,7 @@
-"""The models that are served, and the repository that they come from and that may change meanwhile.
+"""The served models, and the model repository, which may change while the service runs.
 
-Versions are ordered as people order them: 2 before 10, 1.9 before 1.10. The highest that can be
-loaded is a model's default version, unless a setting pins another.
+Versions are ordered with numbers compared as numbers: 2 before 10, 1.9 before 1.10. The highest
+version that can be loaded is a model's default version, unless a setting pins another one.
 """
 
 import logging
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 class Models:
-    """The models that are served at one moment. It never changes: what is new is a new one.
+    """An immutable snapshot of the served models.
 
     Args:
         models: in any order.
-        default: name of the model that a request gets that names none.
-        pinned: version by model that a request gets that names none; else the highest.
+        default: name of the model for requests that name none.
+        pinned: version by model name, for requests that name no version; else the highest.
     """
 
     def __init__(
@@ -70,27 +70,26 @@ class Models:
         raise _not_found("MODEL_VERSION_NOT_FOUND", text)
 
     def is_default_version(self, model: Model) -> bool:
-        """Whether a request for this model that names no version gets this one."""
+        """Return True if requests for this model without a version get this version."""
         return self._defaults.get(model.name) is model
 
 
 class Repository:
-    """What is loaded from a repository, and what it takes to follow the repository's changes.
+    """The loaded models of a repository, updated by polling it.
 
-    A version that cannot be loaded is logged, once for each of its states, and takes no other one
-    down. What was loaded stays in use until there is something better: while its replacement is
-    loaded beside it, and when that cannot be loaded. A session ends with the last call that uses
-    it.
+    A version that cannot be loaded is logged, once for each of its states, and does not affect
+    others. A loaded model stays in use while its replacement is loaded, and if that fails. Its
+    session ends with the last call that uses it.
 
-    Not for several threads at once.
+    Not thread-safe.
 
     Args:
         folder: the repository.
         default: the default model; empty: the repository's only one when it is started.
         pinned: default version by model.
-        load: loads one version from its folder, such as `loader.load_model`.
-        publish: gets the models, at the start and after each change.
-        on_failure: gets the name of a model that could not be loaded.
+        load: function that loads one version from its folder, such as `loader.load_model`.
+        publish: callback for the models, at the start and after each change.
+        on_failure: callback for the name of a model that could not be loaded.
     """
 
     def __init__(
@@ -109,17 +108,19 @@ class Repository:
         self._load = load
         self._publish = publish
         self._on_failure = on_failure
-        self._seen: dict[ModelVersion, State] = {}  # at the last look
-        self._tried: dict[ModelVersion, State] = {}  # loaded in this state, or found to be unusable
+        self._seen: dict[ModelVersion, State] = {}  # at the last poll
+        self._tried: dict[
+            ModelVersion, State
+        ] = {}  # state in which it was loaded or found to be unusable
         self._loaded: dict[ModelVersion, Model] = {}
-        self._logged: dict[ModelVersion | None, str] = {}  # None: of the repository
+        self._logged: dict[ModelVersion | None, str] = {}  # None: about the repository
 
     def start(self) -> None:
-        """Load every version of every model, and publishes them; blocks while it does.
+        """Load every version of every model, and publish them; blocks.
 
         Raises:
-            RepositoryError: no folder, no model, no default model or none that can be loaded, or a
-                pinned version that cannot be.
+            RepositoryError: there is no folder, no model, no usable default model, or a pinned
+                version cannot be loaded.
         """
         self._seen = scan(self._folder, {})
         self._default = self._choose_default(sorted({key.name for key in self._seen}))
@@ -129,22 +130,23 @@ class Repository:
                 self._try(key, state)
             except RepositoryError as error:
                 failures[key] = str(error)
-                self._note_failure(key, f"left out: {error}")
+                self._note_failure(key, f"not loaded: {error}")
         self._require_loaded(failures)
         self._log_empty_models()
         self._publish_loaded()
 
     def poll(self, *, settled: bool = False) -> None:
-        """Take in what has changed; blocks while it loads.
+        """Load and unload changed versions; blocks while loading.
 
         Args:
-            settled: whether everything there is known to be complete. Else only what is as it was
-                at the last look is taken in, so that a file is not loaded while it is copied.
+            settled: True if all files are known to be complete. Otherwise a version is loaded only
+                if its state equals that of the last poll, so that no file is loaded while it is
+                being copied.
         """
         try:
             now = scan(self._folder, self._seen)
-        except RepositoryError as error:  # such as a disk that is not mounted just now
-            self._log_once(None, f"{error}: the models that are loaded stay")
+        except RepositoryError as error:  # such as a disk that is not mounted
+            self._log_once(None, f"{error}: the loaded models stay in use")
             return
         self._logged = {key: text for key, text in self._logged.items() if key and key not in now}
         before = now if settled else self._seen
@@ -159,13 +161,13 @@ class Repository:
         try:
             self._try(key, state)
         except RepositoryError as error:
-            kept = ": the one that was loaded before stays" if old else ""
-            self._note_failure(key, f"left out: {error}{kept}")
+            stays = ": the version that was loaded before stays in use" if old else ""
+            self._note_failure(key, f"not loaded: {error}{stays}")
         else:
             self._publish_loaded()
 
     def _try(self, key: ModelVersion, state: State) -> None:
-        """Load a version beside what is there, and put it in place if it stayed what it was.
+        """Load a version, and replace the loaded one unless its files changed meanwhile.
 
         Raises:
             RepositoryError: it cannot be loaded.
@@ -176,30 +178,32 @@ class Repository:
             model = self._load(folder)
         except RepositoryError:
             raise
-        except Exception as error:  # whatever one model does, the others go on
+        except Exception as error:  # a failure of one model must not affect the others
             logger.debug("loading failed", exc_info=True)
             raise RepositoryError(f"{key}: {type(error).__name__}: {error}") from error
         if read_state(folder) != state:
-            del self._tried[key]  # half of one and half of another, maybe: try again
-            raise RepositoryError(f"{key}: changed while it was loaded")
+            del self._tried[key]  # perhaps a mixture of two states: load it again
+            raise RepositoryError(f"{key}: changed while it was being loaded")
         self._loaded[key] = model
 
     def _unload(self, key: ModelVersion) -> None:
         if key in self._loaded:
-            if why := self._reason_to_keep(key):
-                self._log_once(key, f"{key} is gone from {self._folder}, but stays loaded: {why}")
+            if reason := self._reason_to_keep(key):
+                self._log_once(
+                    key, f"{key} was removed from {self._folder}, but stays loaded: {reason}"
+                )
                 return
             del self._loaded[key]
-            logger.warning("unloaded %s: it is gone from %s", key, self._folder)
+            logger.warning("unloaded %s: it was removed from %s", key, self._folder)
             self._publish_loaded()
         self._tried.pop(key, None)
         self._logged.pop(key, None)
 
     def _reason_to_keep(self, key: ModelVersion) -> str:
-        """Return why a version that is gone must stay; empty: it need not."""
+        """Return the reason for keeping a removed version; empty if there is none."""
         if self._pinned.get(key.name) == key.version:
-            return "default_versions names it"
-        others = [each for each in self._loaded if each.name == key.name and each != key]
+            return "default_versions pins it"
+        others = [other for other in self._loaded if other.name == key.name and other != key]
         if key.name == self._default and not others:
             return "it is the default model's last version"
         return ""
@@ -208,22 +212,22 @@ class Repository:
         self._publish(Models([*self._loaded.values()], self._default, self._pinned))
 
     def _choose_default(self, names: Sequence[str]) -> str:
-        has = f"{self._folder}, which holds {', '.join(names)}"
+        contents = f"{self._folder}, which contains {', '.join(names)}"
         if self._default and self._default not in names:
-            raise RepositoryError(f"default_model: {self._default!r} is not in {has}")
+            raise RepositoryError(f"default_model: {self._default!r} is not in {contents}")
         if not self._default and len(names) > 1:
             raise RepositoryError(
-                f"default_model: must be given, since {self._folder} holds {', '.join(names)}"
+                f"default_model: must be set, since {self._folder} contains {', '.join(names)}"
             )
         for name, version in self._pinned.items():
             if ModelVersion(name, version) not in self._seen:
                 raise RepositoryError(
-                    f"default_versions: {ModelVersion(name, version)} is not in {has}"
+                    f"default_versions: {ModelVersion(name, version)} is not in {contents}"
                 )
         return self._default or names[0]
 
     def _require_loaded(self, failures: Mapping[ModelVersion, str]) -> None:
-        """Refuse to answer as another model or version than the one that was asked for."""
+        """Raise if the default model or a pinned version could not be loaded."""
         for key in [ModelVersion(*pin) for pin in self._pinned.items()]:
             if key not in self._loaded:
                 raise RepositoryError(failures[key])
@@ -235,14 +239,14 @@ class Repository:
         self._on_failure(key.name)
 
     def _log_once(self, about: ModelVersion | None, text: str) -> None:
-        """Log what is wrong, once for as long as it stays wrong."""
+        """Log a problem once for as long as it does not change."""
         if self._logged.get(about) != text:
             self._logged[about] = text
             logger.critical(text)
 
     def _log_empty_models(self) -> None:
         for name in empty_models(self._folder):
-            logger.error("left out: model %s: %s holds no version", name, self._folder / name)
+            logger.error("not loaded: model %s: %s contains no version", name, self._folder / name)
 
 
 def changed(
@@ -250,7 +254,7 @@ def changed(
     before: Mapping[ModelVersion, State],
     tried: Mapping[ModelVersion, State],
 ) -> list[ModelVersion]:
-    """Return the versions that are to be loaded: new or changed, and at rest. Pure."""
+    """Return the versions to load: new or changed, and equal in two polls. Pure."""
     return [
         key for key, state in now.items() if before.get(key) == state and tried.get(key) != state
     ]
@@ -259,7 +263,7 @@ def changed(
 def gone(
     now: Container[ModelVersion], before: Container[ModelVersion], known: Iterable[ModelVersion]
 ) -> list[ModelVersion]:
-    """Return the versions that are to be unloaded: not there, and not there before. Pure."""
+    """Return the versions to unload: missing in two polls. Pure."""
     return [key for key in known if key not in now and key not in before]
 
 

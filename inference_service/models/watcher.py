@@ -1,4 +1,4 @@
-"""Follows a model repository, in a thread of its own."""
+"""A thread that polls the model repository."""
 
 import logging
 import threading
@@ -9,11 +9,11 @@ logger = logging.getLogger(__name__)
 
 
 class RepositoryWatcher:
-    """Loads a repository and takes in what changes there, until it is closed.
+    """A thread that loads a repository and polls it for changes until it is closed.
 
     Args:
-        repository: is used by nobody else.
-        seconds: between two looks, >= 0; 0: it looks only when it is told to.
+        repository: used by this thread only.
+        seconds: polling interval, >= 0; 0: poll only on `poll_now`.
     """
 
     def __init__(self, repository: Repository, seconds: float) -> None:
@@ -24,20 +24,20 @@ class RepositoryWatcher:
         self._thread = threading.Thread(target=self._run, name="models")
 
     def start(self) -> None:
-        """Load what is there, which blocks, and follows it from then on.
+        """Load the repository, which blocks, and start polling it.
 
         Raises:
-            RepositoryError: as `Repository.start`.
+            RepositoryError: see `Repository.start`.
         """
         self._repository.start()
         self._thread.start()
 
     def poll_now(self) -> None:
-        """Take in what is there as it is, without waiting whether it changes; does not block."""
+        """Poll immediately, and load changes without waiting for a second poll; does not block."""
         self._wake.set()
 
     def close(self) -> None:
-        """End the thread, if there is one; blocks while a model is being loaded."""
+        """End the thread if it was started; blocks while a model is being loaded."""
         self._closing = True
         self._wake.set()
         if self._thread.ident is not None:
@@ -45,11 +45,11 @@ class RepositoryWatcher:
 
     def _run(self) -> None:
         while True:
-            told = self._wake.wait(self._seconds or None)
+            requested = self._wake.wait(self._seconds or None)
             self._wake.clear()
             if self._closing:
                 return
             try:
-                self._repository.poll(settled=told)
-            except Exception:  # the next look may do better, and the models that there are go on
-                logger.exception("cannot look at the model repository")
+                self._repository.poll(settled=requested)
+            except Exception:  # the next poll may succeed; the loaded models stay in use
+                logger.exception("cannot poll the model repository")

@@ -278,8 +278,8 @@ def test_what_cannot_be_loaded_changes_nothing_and_is_said_once(
         until(lambda: len(made.labels) > before + 20)
     assert set(made.labels) == {"a"}
     log = server.log.read_text()
-    assert log.count("left out: model broken version 1: ") == 1
-    assert log.count("left out: model broken version 2: ") == 1
+    assert log.count("not loaded: model broken version 1: ") == 1
+    assert log.count("not loaded: model broken version 2: ") == 1
     done = sightline("ls", "--repository", str(repository))
     rows = {(row["name"], row["version"]): row["problem"] for row in json.loads(done.stdout)}
     assert "cannot be loaded as a model" in rows["broken", "1"]

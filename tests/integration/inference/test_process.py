@@ -176,7 +176,7 @@ def test_another_broken_model_does_not_keep_the_server_down(tmp_path: Path) -> N
     flags = ["--model-repository", str(tmp_path / "models"), "--default-model", "good"]
     with started(tmp_path, *flags) as server, client(server) as one:
         assert names(one.infer(RED).results[0]) == ["red"]
-        assert "left out: model bad version 1" in server.log.read_text()
+        assert "not loaded: model bad version 1" in server.log.read_text()
 
 
 def test_callers_over_their_limit(tmp_path: Path, colours: Path) -> None:

@@ -132,7 +132,7 @@ def test_what_is_there_is_never_written_over(tmp_path: Path) -> None:
     file, repository = colour_model(tmp_path / "best.onnx"), tmp_path / "models"
     put(file, repository, version="1")
     before = (repository / "a" / "1" / "model.onnx").stat()
-    with pytest.raises(RepositoryError, match="model a version 1 is there already"):
+    with pytest.raises(RepositoryError, match="model a version 1 already exists"):
         put(file, repository, version="1")
     assert (repository / "a" / "1" / "model.onnx").stat() == before
 

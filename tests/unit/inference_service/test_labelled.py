@@ -64,13 +64,13 @@ def test_a_csv_says_the_labels(tmp_path: Path, head: str) -> None:
 def test_sets_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(LabelledError, match="cannot be read"):
         find(tmp_path / "nowhere", NAMES)
-    with pytest.raises(LabelledError, match="holds no pictures"):
+    with pytest.raises(LabelledError, match="contains no images"):
         find(tmp_path, NAMES)
     (tmp_path / "set.csv").write_text("a.png,red\nb.png")
     with pytest.raises(LabelledError, match="line 2: must be file,label"):
         find(tmp_path / "set.csv", NAMES)
     pictures(tmp_path, "red", "pink", 1)
-    with pytest.raises(LabelledError, match="label 'pink' is none of the model's, red, green"):
+    with pytest.raises(LabelledError, match="label 'pink' is not a label of the model: red, green"):
         find(tmp_path, NAMES)
 
 
@@ -85,7 +85,7 @@ def test_each_label_is_split_and_always_the_same_way() -> None:
 
 @pytest.mark.parametrize("held_out", [0.01, 0.99])
 def test_parts_that_would_be_empty(held_out: float) -> None:
-    with pytest.raises(LabelledError, match="2 pictures are too few"):
+    with pytest.raises(LabelledError, match="2 images are too few"):
         split([LabelledImage(Path("a"), 0), LabelledImage(Path("b"), 0)], held_out)
 
 
@@ -137,7 +137,7 @@ def test_a_yaml_is_made_where_there_is_none(tmp_path: Path, often_right: Path) -
 def test_a_yaml_that_does_not_name_the_task(tmp_path: Path, often_right: Path) -> None:
     folder = in_repository(tmp_path, "license: MIT", task="classify", probabilities=True)
     result = calibrate(folder, often_right, 0.5, LIMITS, Runtime())
-    with pytest.raises(ModelSpecError, match="must say `task: classify`"):
+    with pytest.raises(ModelSpecError, match="add `task: classify`"):
         result.write(folder)
 
 
@@ -145,17 +145,17 @@ def test_sets_to_which_nothing_can_be_fitted(tmp_path: Path) -> None:
     folder = in_repository(tmp_path)
     for label in NAMES.values():
         pictures(tmp_path / "right", label, label, 4)
-    with pytest.raises(LabelledError, match="all of 6 pictures are classified right"):
+    with pytest.raises(LabelledError, match="all 6 images are classified correctly"):
         calibrate(folder, tmp_path / "right", 0.5, LIMITS, Runtime())
     for label, shown in (("red", "green"), ("green", "blue"), ("blue", "red")):
         pictures(tmp_path / "wrong", shown, label, 4)
-    with pytest.raises(LabelledError, match="nothing to do with the labels"):
+    with pytest.raises(LabelledError, match="do not depend on the labels"):
         calibrate(folder, tmp_path / "wrong", 0.5, LIMITS, Runtime())
 
 
 def test_models_that_have_no_temperature(tmp_path: Path, often_right: Path) -> None:
     colour_model(tmp_path / "detector" / "1" / "model.onnx")
-    with pytest.raises(LabelledError, match="model detector version 1 is no classifier"):
+    with pytest.raises(LabelledError, match="model detector version 1 is not a classifier"):
         calibrate(tmp_path / "detector" / "1", often_right, 0.5, LIMITS, Runtime())
     with pytest.raises(RepositoryError):
         calibrate(tmp_path / "nowhere" / "1", often_right, 0.5, LIMITS, Runtime())

@@ -119,8 +119,8 @@ def test_a_threshold_of_zero_may_be_written_without_a_point(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("treshold: 1", "treshold: is no key"),
-        ("thresholds: {conf: 0.5}", r"thresholds\.conf: is no key"),
+        ("treshold: 1", "treshold: is not a key"),
+        ("thresholds: {conf: 0.5}", r"thresholds\.conf: is not a key"),
         ("thresholds: {confidence: 1.1}", r"thresholds\.confidence: .*1.*got 1\.1"),
         ("thresholds: {confidence: high}", r"thresholds\.confidence: .*'high'"),
         ("thresholds: {iou: -0.1}", r"thresholds\.iou: "),
@@ -128,18 +128,18 @@ def test_a_threshold_of_zero_may_be_written_without_a_point(tmp_path: Path) -> N
         ("thresholds: {max_detections: 0}", r"thresholds\.max_detections: "),
         ("thresholds: {max_detections: 10001}", r"thresholds\.max_detections: "),
         ("task: segment", "task: must be 'detect' or 'classify'.*'segment'"),
-        ("preprocess: {}", "preprocess: is for task classify only"),
-        ("output: logits", "output: is for task classify only"),
-        ("temperature: 1", "temperature: is for task classify only"),
-        ("task: detect\ntop_k: 5", "top_k: is for task classify only"),
-        ("task: classify\nthresholds: {}", "thresholds: is for task detect only"),
+        ("preprocess: {}", "preprocess: is allowed for task classify only"),
+        ("output: logits", "output: is allowed for task classify only"),
+        ("temperature: 1", "temperature: is allowed for task classify only"),
+        ("task: detect\ntop_k: 5", "top_k: is allowed for task classify only"),
+        ("task: classify\nthresholds: {}", "thresholds: is allowed for task detect only"),
         ("task: classify\ntemperature: 0", "temperature: must be greater than 0"),
         ("task: classify\ntemperature: 100.1", "temperature: must be less than or equal to 100"),
         ("task: classify\ntemperature: .nan", "temperature: "),
         ("task: classify\ntop_k: 0", "top_k: "),
         ("task: classify\ntop_k: 1001", "top_k: "),
         ("task: classify\noutput: scores", "output: must be 'logits' or 'probabilities'"),
-        ("task: classify\npreprocess: {size: 5}", r"preprocess\.size: is no key"),
+        ("task: classify\npreprocess: {size: 5}", r"preprocess\.size: is not a key"),
         ("task: classify\npreprocess: {resize: 0}", r"preprocess\.resize: must be .* 1 \(got 0\)$"),
         ("task: classify\npreprocess: {resize: 16385}", r"preprocess\.resize: "),
         ("task: classify\npreprocess: {resize: true}", r"preprocess\.resize: must be a valid int"),
@@ -183,7 +183,7 @@ def test_defect_labels_are_labels() -> None:
     names = {0: "scratch", 1: "pit"}
     check_defect_labels(ModelSpec(), names)
     check_defect_labels(ModelSpec(defect_labels=("pit",)), names)
-    with pytest.raises(ModelSpecError, match=r"defect_labels: .*'dent' is none of scratch, pit"):
+    with pytest.raises(ModelSpecError, match=r"defect_labels: .*scratch, pit .got 'dent'"):
         check_defect_labels(ModelSpec(defect_labels=("pit", "dent")), names)
 
 
@@ -242,8 +242,8 @@ def test_the_file_keeps_its_mode(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "value", "says"),
     [
-        ("task: detect", 2, "temperature: is for task classify only"),
-        ("", 2, "temperature: is for task classify only"),
+        ("task: detect", 2, "temperature: is allowed for task classify only"),
+        ("", 2, "temperature: is allowed for task classify only"),
         (CLASSIFIER, 0, "temperature: must be greater than 0"),
         (CLASSIFIER, 1e-7, "temperature: must be greater than 0"),
         (CLASSIFIER, 100.5, "temperature: must be less than or equal to 100"),

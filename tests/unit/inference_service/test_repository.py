@@ -105,14 +105,14 @@ def test_unknown_names_and_versions(tmp_path: Path) -> None:
 
 def test_a_default_must_be_chosen_among_several(tmp_path: Path) -> None:
     repository(tmp_path, "a/1", "b/1")
-    with pytest.raises(RepositoryError, match=r"default_model: must be given.*holds a, b"):
+    with pytest.raises(RepositoryError, match=r"default_model: must be set.*contains a, b"):
         Followed(tmp_path)
     assert Followed(tmp_path, "b").models.find("", "").name == "b"
 
 
 def test_a_default_must_be_there(tmp_path: Path) -> None:
     repository(tmp_path, "a/1")
-    with pytest.raises(RepositoryError, match=r"default_model: 'x' is not in .* holds a"):
+    with pytest.raises(RepositoryError, match=r"default_model: 'x' is not in .* contains a"):
         Followed(tmp_path, "x")
 
 
@@ -137,7 +137,7 @@ def test_a_pinned_version_must_be_there_and_work(tmp_path: Path) -> None:
 def test_no_folder_and_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"model_repository: .*nowhere is not a folder"):
         Followed(tmp_path / "nowhere")
-    with pytest.raises(RepositoryError, match=r"model_repository: .* holds no model"):
+    with pytest.raises(RepositoryError, match=r"model_repository: .* contains no model"):
         Followed(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(RepositoryError, match=r"model_repository: .*file is not a folder"):
@@ -158,8 +158,8 @@ def test_a_model_without_versions_does_not_take_others_down(
     (tmp_path / "b").mkdir()
     (tmp_path / "c").symlink_to("c")  # leads nowhere, for ever
     assert Followed(tmp_path, "a").loaded == ["a/1"]
-    assert "left out: model b: " in caplog.text
-    assert "left out: model c: " in caplog.text
+    assert "not loaded: model b: " in caplog.text
+    assert "not loaded: model c: " in caplog.text
 
 
 def test_a_broken_model_does_not_take_others_down(
@@ -174,7 +174,7 @@ def test_a_broken_model_does_not_take_others_down(
     assert served.models.find("b", "").version == "1"
     assert served.failures == ["a", "b", "c"]
     for each in ("a version 2", "b version 2", "c version 1"):
-        assert f"left out: model {each}: " in caplog.text
+        assert f"not loaded: model {each}: " in caplog.text
 
 
 def test_a_default_model_of_which_no_version_works_is_an_error(tmp_path: Path) -> None:
@@ -314,8 +314,8 @@ def test_a_change_that_does_not_load_leaves_the_old_one_and_is_said_once(
     served.poll(5)
     assert served.models is before
     assert served.failures == ["a", "a"]
-    assert caplog.text.count("left out: model a version 1") == 1
-    assert "the one that was loaded before stays" in caplog.text
+    assert caplog.text.count("not loaded: model a version 1") == 1
+    assert "the version that was loaded before stays in use" in caplog.text
     colour_model(tmp_path / "a" / "2" / "model.onnx")
     served.poll(2)
     assert served.loaded == ["a/1", "a/2"]
@@ -394,7 +394,7 @@ def test_a_pinned_version_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture
     shutil.rmtree(tmp_path / "a" / "1")
     served.poll(2)
     assert served.loaded == ["a/1", "a/2"]
-    assert "stays loaded: default_versions names it" in caplog.text
+    assert "stays loaded: default_versions pins it" in caplog.text
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -409,7 +409,7 @@ def test_a_repository_that_is_away_takes_no_model_with_it(
         folder.mkdir()
     served.poll(3)
     assert served.models is before
-    assert caplog.text.count("the models that are loaded stay") == 1
+    assert caplog.text.count("the loaded models stay in use") == 1
     if empty:
         folder.rmdir()
     (tmp_path / "away").rename(folder)
@@ -465,7 +465,7 @@ def test_labels_that_nobody_gives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("typo: 1", r"model\.yaml: typo: is no key"),
+        ("typo: 1", r"model\.yaml: typo: is not a key"),
         ("labels: [only, two]", r"4 \+ 2 classes"),
         ("labels: {0: a, 1: b, 7: c}", "names"),
         ("defect_labels: [dent]", "defect_labels: .*'dent'"),

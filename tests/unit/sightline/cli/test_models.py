@@ -72,7 +72,7 @@ def test_the_repository_may_be_the_service_s(
 
 
 def test_ls_of_nothing(tmp_path: Path) -> None:
-    assert "holds no model" in said("ls", "--repository", tmp_path)
+    assert "contains no model" in said("ls", "--repository", tmp_path)
     assert "is not a folder" in said("ls", "--repository", tmp_path / "nowhere")
 
 
@@ -102,7 +102,7 @@ def test_add_says_where_it_is(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("labels: [x, y, z]")
     flags = ["--name", "new", "--repository", repository, "--spec", tmp_path / "other.yaml"]
     assert read("add", file, *flags)["labels"] == ["x", "y", "z"]
-    assert "is there already" in said("add", file, *flags, "--version", "2")
+    assert "already exists" in said("add", file, *flags, "--version", "2")
     assert "--spec: " in said("add", file, *flags[:-1], tmp_path / "nowhere.yaml")
     assert "--name: must be" in said("add", file, "--name", "a b", "--repository", repository)
 
@@ -137,9 +137,9 @@ def test_calibrate_refuses_what_it_cannot_do(repository: Path, often_right: Path
     def refused(model: str, *more: object) -> str:
         return said("calibrate", model, "--images", often_right, "--repository", repository, *more)
 
-    assert "holds no model 'nobody'" in refused("nobody")
+    assert "contains no model 'nobody'" in refused("nobody")
     assert "has no version '7' (it has 1)" in refused("classes/7")
-    assert "is no classifier" in refused("colours/1")
+    assert "is not a classifier" in refused("colours/1")
     for share in (0, 1, -0.5):
         assert "--held-out: must be between 0 and 1" in refused("classes", "--held-out", share)
     (often_right / "pink").mkdir()
