@@ -1,1 +1,1 @@
-"""Images that are sent once and asked about by reference: their store, quotas and references."""
+"""Uploads: images that are sent once and used by reference; store, quotas and references."""

@@ -1,21 +1,21 @@
-"""What can be wrong with an upload or with a reference: each its own reason and field."""
+"""Errors of uploads and references, each with a reason and a field."""
 
 import grpc
 
 from servicekit.errors import FieldViolation, QuotaViolation, SightlineError
 
-_LEAST_RETRY_SECONDS = 1.0
+_MIN_RETRY_SECONDS = 1.0
 
 
 class UploadStoreError(Exception):
-    """The store of uploads cannot be used: a folder, file or database that fails. One sentence."""
+    """The upload store failed: a folder, file or database. The message is one sentence."""
 
 
 class ReferenceLostError(SightlineError):
-    """A good reference of the caller's whose image is not there any more.
+    """A valid reference of the caller to an image that is no longer stored.
 
     Attributes:
-        sha256: of the image, 32 bytes: an answer that was given for it can still be found.
+        sha256: SHA-256 of the image, 32 bytes, by which an earlier response can still be found.
     """
 
     def __init__(self, reason: str, rule: str, sha256: bytes) -> None:
@@ -24,57 +24,57 @@ class ReferenceLostError(SightlineError):
 
 
 def reference_unknown() -> SightlineError:
-    """Return the error for a reference that is none of this caller's."""
-    rule = "must be what UploadImage gave this caller: upload the image again"
+    """Return the error for a reference that this caller did not get."""
+    rule = "must be one that UploadImage returned to this caller: upload the image again"
     return SightlineError(*_not_found("REFERENCE_UNKNOWN", rule), violations=_violations(rule))
 
 
 def reference_expired(sha256: bytes, ago: float) -> ReferenceLostError:
-    """Return the error for a reference that was good until so many seconds ago."""
+    """Return the error for a reference that expired `ago` seconds ago."""
     rule = f"expired {ago:.0f} s ago: upload the image again"
     return ReferenceLostError("REFERENCE_EXPIRED", rule, sha256)
 
 
 def reference_gone(sha256: bytes) -> ReferenceLostError:
-    """Return the error for a good reference whose image the store has lost."""
-    rule = "is good, but its image is not stored any more: upload it again"
+    """Return the error for a valid reference to an image that the store has lost."""
+    rule = "is valid, but its image is no longer stored: upload it again"
     return ReferenceLostError("REFERENCE_GONE", rule, sha256)
 
 
 def quota_exceeded(caller: str, bound: str, retry_after: float) -> SightlineError:
-    """Return the error for a caller that has as much stored as it may.
+    """Return the error for a caller whose quota is used up.
 
     Args:
         caller: name of the caller.
-        bound: its quota, such as `1000 images`.
+        bound: its quota, e.g. `1000 images`.
         retry_after: seconds until enough of it has expired.
     """
     return SightlineError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "UPLOAD_QUOTA_EXCEEDED",
-        f"caller {caller} may have {bound} uploaded that have not expired",
+        f"caller {caller} may store {bound}: wait until an upload expires",
         quotas=[QuotaViolation(f"caller:{caller}", f"{bound} uploaded")],
-        retry_after=max(retry_after, _LEAST_RETRY_SECONDS),
+        retry_after=max(retry_after, _MIN_RETRY_SECONDS),
     )
 
 
-def store_full(why: str, retry_after: float) -> SightlineError:
-    """Return the error for a store that has no room for anybody's image."""
+def store_full(limit: str, retry_after: float) -> SightlineError:
+    """Return the error for a full store; `limit` says which limit was reached."""
     return SightlineError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "UPLOAD_STORE_FULL",
-        f"the store of uploads is full ({why}): send the image in Infer itself, or later",
-        quotas=[QuotaViolation("server", why)],
-        retry_after=max(retry_after, _LEAST_RETRY_SECONDS),
+        f"the upload store is full ({limit}): send the image in Infer itself, or retry later",
+        quotas=[QuotaViolation("server", limit)],
+        retry_after=max(retry_after, _MIN_RETRY_SECONDS),
     )
 
 
 def store_down() -> SightlineError:
-    """Return the error for a store that does not work at present."""
+    """Return the error for a failed store."""
     return SightlineError(
         grpc.StatusCode.UNAVAILABLE,
         "UPLOAD_STORE_UNAVAILABLE",
-        "the store of uploads does not work at present: send the image in Infer itself",
+        "the upload store does not work at present: send the image in Infer itself",
     )
 
 
@@ -83,5 +83,5 @@ def _not_found(reason: str, rule: str) -> tuple[grpc.StatusCode, str, str]:
 
 
 def _violations(rule: str) -> list[FieldViolation]:
-    # The rule is for whoever puts the image's place in the request before it.
+    # Without a path: `validate` adds that of the image in the request.
     return [FieldViolation("reference", rule)]

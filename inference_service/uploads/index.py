@@ -1,7 +1,7 @@
-"""Who has uploaded what until when, in a SQLite database that several processes may share.
+"""Index of the uploads by owner, with expiry, in a SQLite database that processes may share.
 
-The files of the store are moved and removed while the database's write lock is held: what the
-index says and what the folder holds can differ only where a process was killed in between.
+The files of the store are moved and removed while the database's write lock is held. Index and
+folder can therefore differ only if a process was killed in between.
 """
 
 import sqlite3
@@ -57,85 +57,85 @@ ON CONFLICT DO UPDATE SET until = max(until, excluded.until)
 _SHORTEN = "UPDATE uploads SET until = :latest WHERE until > :latest"
 _EXPIRE = """
 DELETE FROM uploads WHERE (owner, sha256) IN
-    (SELECT owner, sha256 FROM uploads WHERE until <= :now ORDER BY until LIMIT :most)
+    (SELECT owner, sha256 FROM uploads WHERE until <= :now ORDER BY until LIMIT :limit)
 RETURNING sha256
 """
 
 
 @dataclass(frozen=True, slots=True)
 class StoreLimits:
-    """What may be stored."""
+    """Limits on the stored uploads."""
 
     max_bytes: int
-    """Of all callers together."""
+    """Bytes of all callers together."""
     quota_bytes: int
-    """Of one caller."""
+    """Bytes of one caller."""
     quota_count: int
-    """Images of one caller."""
+    """Number of images of one caller."""
     disk_reserve_bytes: int
-    """Free disk space that is left alone."""
+    """Free disk space that uploads must leave, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An upload that has begun."""
+    """An upload in progress."""
 
     part: str
-    """Name of the file that its bytes go to."""
+    """Name of the file that its bytes are written to."""
     owner: str
-    """Who uploads it, as `Caller.identity`."""
+    """Identity of the uploader, from `Caller.identity`."""
     name: str
-    """Who that is in messages."""
+    """Name of the uploader in messages."""
     sha256: bytes
-    """As declared."""
+    """Declared SHA-256."""
     size: int
-    """Bytes, as declared."""
+    """Declared size in bytes."""
 
 
 class Index:
-    """The database. Threads may share it; `writing` lets in one at a time.
+    """The database of uploads. Threads may share it; `writing` admits one at a time.
 
     Args:
-        path: the file; made if missing.
+        path: the file; created if missing.
 
     Raises:
-        UploadStoreError: it cannot be opened, or is no SQLite database.
+        UploadStoreError: it cannot be opened, or is not a SQLite database.
     """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
-        with _reporting(f"cannot open {path}"):
+        with _as_store_error(f"cannot open {path}"):
             make_private(path)
             self._database = sqlite3.connect(
                 path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
             self._database.execute("PRAGMA journal_mode = WAL")
-            # A power cut may lose the last uploads: their references are then unknown or gone.
+            # A power failure may lose the last uploads: their references are then unknown or gone.
             self._database.execute("PRAGMA synchronous = NORMAL")
             self._database.executescript(_SCHEMA)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the write lock; what is written counts if the block ends without an exception.
+        """Hold the write lock, and commit if the block ends without an exception.
 
         Raises:
-            UploadStoreError: the database does not work.
+            UploadStoreError: the database failed.
         """
-        with self._lock, _reporting("the index of uploads does not work"):
-            # IMMEDIATE: waits for another process's turn here, not in the middle.
+        with self._lock, _as_store_error("the index of uploads does not work"):
+            # IMMEDIATE: wait for another process here and not within the transaction.
             self._database.execute("BEGIN IMMEDIATE")
             with self._database:
                 yield
 
     def reserve(self, arrival: Arrival, limits: StoreLimits, now: float) -> None:
-        """Count an upload before its bytes come; only within `writing`.
+        """Reserve space for an upload before its bytes arrive; only within `writing`.
 
-        An image that the caller has already is not charged to its quota again, so that an upload
-        whose answer was lost can be repeated.
+        An image that the caller has already uploaded is not charged to its quota again, so that an
+        upload whose response was lost can be repeated.
 
         Raises:
             SightlineError: RESOURCE_EXHAUSTED: `UPLOAD_QUOTA_EXCEEDED` or `UPLOAD_STORE_FULL`,
-                with the seconds until enough has expired.
+                with the seconds until enough space has expired.
         """
         values = {
             "part": arrival.part,
@@ -149,11 +149,11 @@ class Index:
         excess = total + arrival.size - limits.max_bytes
         if excess > 0:
             wait = _wait(self._database.execute(_STORED), excess, 0, now)
-            raise store_full(f"{limits.max_bytes} bytes in all", wait)
+            raise store_full(f"{limits.max_bytes} bytes in total", wait)
         self._database.execute(_RESERVE, values | {"charged": charged})
 
     def put(self, arrival: Arrival, until: float) -> None:
-        """Say that an upload is complete, and kept until then; only within `writing`."""
+        """Record a complete upload, which expires at `until`; only within `writing`."""
         self._database.execute(
             _PUT,
             {
@@ -166,43 +166,44 @@ class Index:
         self.release(arrival.part)
 
     def release(self, part: str) -> None:
-        """Forget an upload that came to nothing; only within `writing`."""
+        """Release the reservation of an unfinished upload; only within `writing`."""
         self._database.execute(_RELEASE, {"part": part})
 
     def shorten(self, latest: float) -> None:
-        """Keep no upload beyond a time; only within `writing`.
+        """Limit the expiry of all uploads to `latest`; only within `writing`.
 
-        One that came while the clock was ahead would take its owner's quota until then.
+        An upload that was stored while the clock was ahead would otherwise use its owner's quota
+        for too long.
         """
         self._database.execute(_SHORTEN, {"latest": latest})
 
-    def expire(self, now: float, most: int) -> tuple[int, list[bytes]]:
-        """Forget uploads whose time is over, some at a time; only within `writing`.
+    def expire(self, now: float, limit: int) -> tuple[int, list[bytes]]:
+        """Delete up to `limit` expired uploads; only within `writing`.
 
         Returns:
-            How many, and those contents among them that nobody has any more.
+            Their number, and the SHA-256 of those contents that no other upload uses.
         """
-        gone = self._database.execute(_EXPIRE, {"now": now, "most": most}).fetchall()
-        return len(gone), [sha256 for (sha256,) in set(gone) if not self.holds(sha256)]
+        expired = self._database.execute(_EXPIRE, {"now": now, "limit": limit}).fetchall()
+        return len(expired), [sha256 for (sha256,) in set(expired) if not self.holds(sha256)]
 
     def holds(self, sha256: bytes) -> bool:
-        """Return whether anybody has uploaded this content; only within `writing`."""
-        found = self._database.execute("SELECT 1 FROM uploads WHERE sha256 = ?", [sha256])
-        return found.fetchone() is not None
+        """Return True if any caller has uploaded this content; only within `writing`."""
+        rows = self._database.execute("SELECT 1 FROM uploads WHERE sha256 = ?", [sha256])
+        return rows.fetchone() is not None
 
     def parts(self) -> set[str]:
-        """Return the uploads that have begun; only within `writing`."""
+        """Return the file names of uploads in progress; only within `writing`."""
         return {part for (part,) in self._database.execute("SELECT part FROM incoming")}
 
     def close(self) -> None:
-        """Close the database once nobody writes."""
+        """Wait for a writer and close the database."""
         with self._lock:
             self._database.close()
 
     def _charge(
         self, arrival: Arrival, values: dict[str, object], limits: StoreLimits, now: float
     ) -> int:
-        """Return what the upload costs its owner's quota, bytes."""
+        """Return the bytes that the upload uses of its owner's quota."""
         own = self._database.execute(_OWN, values).fetchall()
         has = self._database.execute(_HAS, values).fetchone()
         coming, count, twins = self._database.execute(_OWN_INCOMING, values).fetchone()
@@ -221,12 +222,12 @@ class Index:
 
 
 def _wait(rows: Iterable[tuple[float, int]], size: int, count: int, now: float) -> float:
-    """Return the seconds until so much of what is stored, by its end, has expired.
+    """Return the seconds until `size` bytes and `count` uploads of the rows have expired.
 
-    0: it will not be enough, since uploads under way take the room; they may end soon.
+    0 if all rows are not enough, because uploads in progress use the space; they may end soon.
     """
-    for until, each in rows:
-        size -= each
+    for until, row_size in rows:
+        size -= row_size
         count -= 1
         if size <= 0 and count <= 0:
             return max(until - now, 0.0)
@@ -234,7 +235,7 @@ def _wait(rows: Iterable[tuple[float, int]], size: int, count: int, now: float) 
 
 
 @contextmanager
-def _reporting(what: str) -> Iterator[None]:
+def _as_store_error(what: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:

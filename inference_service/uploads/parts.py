@@ -1,4 +1,4 @@
-"""The messages of one upload, each held against its rule. Pure."""
+"""Validation of the messages of one upload. Pure."""
 
 from dataclasses import dataclass
 
@@ -11,36 +11,36 @@ _SHA256_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an upload says that it will be."""
+    """The declaration at the start of an upload."""
 
     sha256: bytes
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
 Part = Header | bytes | None
-"""One message: its header or its chunk; None: it carries neither."""
+"""One message: a header or a chunk; None if it contains neither."""
 
 
 def check_first(part: Part, max_bytes: int) -> Header:
     """Return the header of an upload.
 
     Args:
-        part: the first message; None also if there is none.
-        max_bytes: largest image that is taken.
+        part: the first message; None also if there is no message.
+        max_bytes: size of the largest accepted image.
 
     Raises:
-        SightlineError: INVALID_ARGUMENT: `UPLOAD_HEADER_MISSING`; `IMAGE_TOO_LARGE`, before a byte
-            of it was sent; `INVALID_FIELD`.
+        SightlineError: INVALID_ARGUMENT: `UPLOAD_HEADER_MISSING`; `IMAGE_TOO_LARGE`, before any
+            chunk is sent; `INVALID_FIELD`.
     """
     if not isinstance(part, Header):
         raise invalid("header", "must be the first message", reason="UPLOAD_HEADER_MISSING")
     if len(part.sha256) != _SHA256_BYTES:
-        raise invalid("header.sha256", f"must be 32 bytes, is {len(part.sha256)} bytes")
+        raise invalid("header.sha256", f"must be 32 bytes, got {len(part.sha256)} bytes")
     if part.size < 1:
-        raise invalid("header.size_bytes", f"must be at least 1, is {part.size}")
+        raise invalid("header.size_bytes", f"must be at least 1, got {part.size}")
     if part.size > max_bytes:
-        rule = f"must be at most {max_bytes}, is {part.size}"
+        rule = f"must be at most {max_bytes}, got {part.size}"
         raise invalid("header.size_bytes", rule, reason="IMAGE_TOO_LARGE")
     return part
 
@@ -50,8 +50,8 @@ def check_next(part: Part, header: Header, received: int) -> bytes:
 
     Args:
         part: the message.
-        header: of the upload.
-        received: bytes before this message.
+        header: header of the upload.
+        received: number of bytes before this message.
 
     Raises:
         SightlineError: INVALID_ARGUMENT: `UPLOAD_HEADER_REPEATED`, `UPLOAD_CHUNK_MISSING`,
@@ -65,9 +65,9 @@ def check_next(part: Part, header: Header, received: int) -> bytes:
         rule = "must be in every message after the first"
         raise invalid("chunk", rule, reason="UPLOAD_CHUNK_MISSING")
     if not part:
-        raise invalid("chunk", "must be at least 1 byte, is empty", reason="UPLOAD_CHUNK_EMPTY")
+        raise invalid("chunk", "must be at least 1 byte, got 0 bytes", reason="UPLOAD_CHUNK_EMPTY")
     if len(part) > MAX_CHUNK_BYTES:
-        rule = f"must be at most {MAX_CHUNK_BYTES} bytes, is {len(part)} bytes"
+        rule = f"must be at most {MAX_CHUNK_BYTES} bytes, got {len(part)} bytes"
         raise invalid("chunk", rule, reason="UPLOAD_CHUNK_TOO_LARGE")
     if received + len(part) > header.size:
         rule = f"must end at the {header.size} bytes that header.size_bytes declares"
@@ -76,14 +76,14 @@ def check_next(part: Part, header: Header, received: int) -> bytes:
 
 
 def check_end(header: Header, received: int, sha256: bytes) -> None:
-    """Check what has come once the caller has sent everything.
+    """Check size and hash once all chunks have arrived.
 
     Raises:
         SightlineError: INVALID_ARGUMENT: `UPLOAD_INCOMPLETE`: fewer bytes than declared;
             `IMAGE_HASH_MISMATCH`.
     """
     if received < header.size:
-        rule = f"must be the bytes sent, which are {received} and not {header.size}"
+        rule = f"must be the number of bytes sent, {received}, got {header.size}"
         raise invalid("header.size_bytes", rule, reason="UPLOAD_INCOMPLETE")
     if sha256 != header.sha256:
         rule = f"must be the SHA-256 of the chunks, which is {sha256.hex()}"
@@ -91,5 +91,5 @@ def check_end(header: Header, received: int, sha256: bytes) -> None:
 
 
 def bad_content(error: ImageError) -> SightlineError:
-    """Return the error for bytes that arrived whole and are no image that is accepted."""
+    """Return the error for complete bytes that are not an accepted image."""
     return invalid("chunk", f"is refused: {error.message}", reason=error.reason)

@@ -1,6 +1,6 @@
-"""Takes uploads in, message by message, and gives images out by their references.
+"""Receipt of uploads, message by message, and access to their images by reference.
 
-The event loop only looks at messages; what blocks happens in threads.
+The event loop only checks messages; blocking work is done in threads.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _THREADS = 4
 WRITTEN_AT_ONCE = 256 * 1024
-"""Bytes that are collected before a thread writes them: smaller chunks would cost one each."""
+"""Number of bytes that are collected for one write; a write per small chunk would be slow."""
 _CLEAN_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """An upload that is stored."""
+    """A stored upload and its reference."""
 
     reference: str
     claim: Claim
@@ -45,11 +45,11 @@ class Uploads:
     """The uploads of one process.
 
     Args:
-        store: where they are; closed by `close`.
+        store: stores the images; closed by `close`.
         signer: signs the references.
-        limits: what an image may be.
-        keep_seconds: how long a reference works.
-        clock: Unix seconds, as every process on the store sees them.
+        limits: limits on an image.
+        keep_seconds: how long a reference is valid.
+        clock: Unix seconds, the same in every process on the store.
     """
 
     def __init__(
@@ -69,52 +69,54 @@ class Uploads:
         self._cleaning: asyncio.Task[None] | None = None
 
     async def receive(self, caller: Caller, messages: AsyncIterator[Part]) -> Uploaded:
-        """Take in one upload; whatever goes wrong, nothing of it is left.
+        """Receive one upload; if it fails, nothing of it remains.
 
         Args:
-            caller: who uploads; the reference will work for nobody else.
-            messages: as they come.
+            caller: the uploader, who alone can use the reference.
+            messages: the messages of the upload.
 
         Raises:
-            SightlineError: INVALID_ARGUMENT, as the functions of `parts` say and for an image that
+            SightlineError: INVALID_ARGUMENT, see the functions of `parts`, and for an image that
                 `inspect_image` refuses; RESOURCE_EXHAUSTED: `UPLOAD_QUOTA_EXCEEDED`,
                 `UPLOAD_STORE_FULL`; UNAVAILABLE, `UPLOAD_STORE_UNAVAILABLE`.
         """
         header = parts.check_first(await anext(messages, None), self._limits.max_bytes)
-        with _translated():
+        with _as_status():
             incoming = await self._begin(caller, header)
             try:
-                await self._take(incoming, header, messages)
+                await self._receive_chunks(incoming, header, messages)
                 until = self._clock() + self._keep
-                await self._do(self._store.finish, incoming, until)
+                await self._in_thread(self._store.finish, incoming, until)
             except Exception:
-                await self._do(self._store.abort, incoming)  # a retry finds its room free again
+                await self._in_thread(
+                    self._store.abort, incoming
+                )  # so that a retry finds its space released
                 raise
             except BaseException:
-                self._threads.submit(self._store.abort, incoming)  # after what is under way
+                self._threads.submit(self._store.abort, incoming)  # after the work in progress
                 raise
         claim = Claim(header.sha256, header.size, round(until, 3))
         return Uploaded(self._signer.sign(claim, caller.identity), claim)
 
     def fetch(self, owner: str, reference: str) -> ImageContent:
-        """Return the image of a reference. Blocks: not for the event loop's thread.
+        """Return the image of a reference. Blocks: do not call it on the event loop.
 
         Raises:
             SightlineError: NOT_FOUND: `REFERENCE_UNKNOWN`, `REFERENCE_EXPIRED`, `REFERENCE_GONE`;
-                RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: there is no room for it in memory;
+                RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: no memory for it;
                 UNAVAILABLE, `UPLOAD_STORE_UNAVAILABLE`.
         """
         claim = self._signer.read(reference, owner, self._clock())
         in_flight.hold(claim.size)
-        with _translated():
+        with _as_status():
             return ImageContent(self._store.read(claim), claim.sha256)
 
     def start(self) -> None:
-        """Begin to clean up every minute; to be called on the event loop's thread."""
-        self._cleaning = asyncio.get_running_loop().create_task(self._clean_for_ever())
+        """Start the periodic clean-up; call on the event loop's thread."""
+        self._cleaning = asyncio.get_running_loop().create_task(self._clean_periodically())
 
     async def close(self) -> None:
-        """Wait for the threads' last work and close the store."""
+        """Wait for the threads and close the store."""
         if self._cleaning is not None:
             self._cleaning.cancel()
             await asyncio.gather(self._cleaning, return_exceptions=True)
@@ -122,7 +124,7 @@ class Uploads:
         await asyncio.to_thread(self._store.close)
 
     async def _begin(self, caller: Caller, header: Header) -> Incoming:
-        begun = self._threads.submit(
+        starting = self._threads.submit(
             self._store.begin,
             caller.identity,
             caller.name,
@@ -131,32 +133,32 @@ class Uploads:
             self._clock(),
         )
         try:
-            return await asyncio.wrap_future(begun)
+            return await asyncio.wrap_future(starting)
         except asyncio.CancelledError:
-            begun.add_done_callback(self._abandon)  # it may be under way
+            starting.add_done_callback(self._abandon)  # it may be in progress
             raise
 
-    def _abandon(self, begun: "Future[Incoming]") -> None:
-        if not begun.cancelled() and begun.exception() is None:
-            self._store.abort(begun.result())
+    def _abandon(self, starting: "Future[Incoming]") -> None:
+        if not starting.cancelled() and starting.exception() is None:
+            self._store.abort(starting.result())
 
-    async def _take(
+    async def _receive_chunks(
         self, incoming: Incoming, header: Header, messages: AsyncIterator[Part]
     ) -> None:
-        """Write the chunks and check them, and what they make together."""
-        received, waiting = 0, bytearray()
+        """Check and write the chunks, and check the complete image."""
+        received, buffer = 0, bytearray()
         async for message in messages:
             chunk = parts.check_next(message, header, received)
             received += len(chunk)
-            waiting += chunk
-            del message, chunk  # or they would be held while the next message is waited for
-            if len(waiting) >= WRITTEN_AT_ONCE:
-                await self._do(self._store.append, incoming, bytes(waiting))
-                waiting.clear()
-        await self._do(self._check, incoming, header, received, bytes(waiting))
+            buffer += chunk
+            del message, chunk  # or their memory would be held while the next message is awaited
+            if len(buffer) >= WRITTEN_AT_ONCE:
+                await self._in_thread(self._store.append, incoming, bytes(buffer))
+                buffer.clear()
+        await self._in_thread(self._check, incoming, header, received, bytes(buffer))
 
     def _check(self, incoming: Incoming, header: Header, received: int, rest: bytes) -> None:
-        """Write the rest and check the whole."""
+        """Write the rest and check the complete image."""
         self._store.append(incoming, rest)
         parts.check_end(header, received, incoming.digest.digest())
         try:
@@ -164,26 +166,26 @@ class Uploads:
         except ImageError as error:
             raise parts.bad_content(error) from error
 
-    async def _do(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         submitted = self._threads.submit(functools.partial(work, *args, **kwargs))
         return await asyncio.wrap_future(submitted)
 
-    async def _clean_for_ever(self) -> None:
+    async def _clean_periodically(self) -> None:
         while True:
             await asyncio.sleep(min(_CLEAN_SECONDS, self._keep))
             try:
                 now = self._clock()
                 latest = now + self._keep + _CLEAN_SECONDS
-                if expired := await self._do(self._store.clean, now, latest):
+                if expired := await self._in_thread(self._store.clean, now, latest):
                     logger.info("%d uploads have expired", expired)
-            except Exception:  # the next time it may work
+            except Exception:  # the next clean-up may succeed
                 logger.exception("cannot clean up uploads")
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _as_status() -> Iterator[None]:
     try:
         yield
     except UploadStoreError as error:
-        logger.exception("uploads do not work")
+        logger.exception("the upload store failed")
         raise store_down() from error

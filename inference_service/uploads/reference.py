@@ -1,8 +1,8 @@
-"""What a reference says, and how it is signed. Pure: key and time come in as arguments.
+"""Format and signature of references to uploads. Pure: key and time are arguments.
 
-A reference is URL-safe text of 108 characters: a version, when it expires, the image's size and
-SHA-256, and an HMAC over these and the owner. The owner itself is not in it, so to whoever else
-brings it, it is as good as forged.
+A reference is URL-safe text of 108 characters: version, expiry, the image's size and SHA-256, and
+an HMAC over these and the owner. It does not contain the owner: for any other caller its signature
+is invalid.
 """
 
 import base64
@@ -14,53 +14,55 @@ from dataclasses import dataclass
 from inference_service.uploads.errors import reference_expired, reference_unknown
 
 KEY_BYTES = 32
-"""Of a key that is made here."""
+"""Length of a generated key."""
 _VERSION = 1
 _CLAIM = struct.Struct(">BQQ32s")  # version, expiry in ms since 1970, size, SHA-256
 _TEXT_LENGTH = 108  # of (49 + 32) bytes in base64, without padding
-_PURPOSE = b"sightline upload reference\0"  # the secret may sign other things elsewhere
+_PURPOSE = (
+    b"sightline upload reference\0"  # separates these signatures from other uses of the secret
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a reference stands for."""
+    """The signed content of a reference."""
 
     sha256: bytes
-    """32 bytes."""
+    """SHA-256 of the image, 32 bytes."""
     size: int
-    """Bytes, >= 1."""
+    """Size of the image in bytes, >= 1."""
     expires_at: float
-    """Unix seconds, whole milliseconds."""
+    """Expiry in Unix seconds, whole milliseconds."""
 
 
 class ReferenceSigner:
-    """Makes references and tells its own from others.
+    """A signer and verifier of references.
 
     Args:
-        key: at least 32 bytes; the same in every process that is to honour the references.
+        key: at least 32 bytes; the same in every process that accepts the references.
     """
 
     def __init__(self, key: bytes) -> None:
         if len(key) < KEY_BYTES:
-            raise ValueError(f"key must be at least {KEY_BYTES} bytes, is {len(key)}")
+            raise ValueError(f"key must be at least {KEY_BYTES} bytes, got {len(key)}")
         self._key = key
 
     def sign(self, claim: Claim, owner: str) -> str:
-        """Return the reference that gives the owner, and nobody else, the image."""
+        """Return a reference that is valid for the owner only."""
         body = _CLAIM.pack(_VERSION, round(claim.expires_at * 1000), claim.size, claim.sha256)
         return base64.urlsafe_b64encode(body + self._mac(body, owner)).decode()
 
     def read(self, reference: str, owner: str, now: float) -> Claim:
-        """Return what a reference stands for.
+        """Verify a reference and return its content.
 
         Args:
-            reference: as a caller has sent it.
-            owner: who the caller is.
+            reference: the reference that the caller sent.
+            owner: identity of the caller.
             now: Unix seconds.
 
         Raises:
-            SightlineError: NOT_FOUND: `REFERENCE_UNKNOWN`, whether it is no reference, forged or
-                another caller's; `REFERENCE_EXPIRED`.
+            SightlineError: NOT_FOUND: `REFERENCE_UNKNOWN`: malformed, forged, or another caller's;
+                `REFERENCE_EXPIRED`.
         """
         body, mac = _split(reference)
         if not hmac.compare_digest(mac, self._mac(body, owner)):
@@ -80,9 +82,9 @@ def _split(reference: str) -> tuple[bytes, bytes]:
         raise reference_unknown()
     try:
         raw = base64.urlsafe_b64decode(reference)
-    except ValueError:  # also what is not ASCII
+    except ValueError:  # including non-ASCII text
         raise reference_unknown() from None
-    # The decoder also takes other spellings of the same bytes.
+    # The decoder also accepts other encodings of the same bytes.
     if base64.urlsafe_b64encode(raw).decode() != reference or raw[0] != _VERSION:
         raise reference_unknown()
     return raw[: _CLAIM.size], raw[_CLAIM.size :]

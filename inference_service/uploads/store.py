@@ -1,12 +1,12 @@
-"""Uploaded images in a folder, each in a file that is named by its SHA-256.
+"""The upload store: a folder of images, each in a file that is named by its SHA-256.
 
-Bytes go to a file `*.part` first, which its writer locks, and which is renamed once hash and size
-were right; a reader opens it by its hash and reads it whole, so that removing it meanwhile does no
-harm. The same content is one file, whoever has uploaded it.
+Bytes are first written to a file `*.part`, which its writer locks, and which is renamed once hash
+and size have been verified. A reader opens the file by its hash and reads all of it, so that it may
+be removed meanwhile. Equal content is stored in one file for all callers.
 
-Nothing is synced to the disk: an image is kept for an hour, and its device still has it. After a
-power cut a file may be short or gone; its hash is checked whenever it is read, the caller learns
-`REFERENCE_GONE` and uploads it again.
+Nothing is synced to the disk: an image is stored for an hour, and its device still has it. After a
+power failure a file may be truncated or missing. The hash is verified at every read; the caller
+gets `REFERENCE_GONE` and uploads the image again.
 """
 
 import errno
@@ -36,15 +36,15 @@ logger = logging.getLogger(__name__)
 _INDEX = "uploads.sqlite"
 _KEY = "reference.key"
 _PART = ".part"
-_CLEARED_AT_ONCE = 256  # files removed while the index is locked
+_CLEARED_AT_ONCE = 256  # number of files removed while the index is locked
 _DISK_RETRY_SECONDS = 60.0
 _SHA256_HEX = 64
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(slots=True, eq=False)
 class Incoming:
-    """An upload under way; one thread at a time may use it."""
+    """An upload in progress; one thread at a time may use it."""
 
     arrival: Arrival
     path: Path
@@ -54,19 +54,19 @@ class Incoming:
 
 
 class UploadStore:
-    """The folder. Its methods block; threads and processes may share it.
+    """The folder of uploads. Its methods block; threads and processes may share it.
 
     Args:
-        folder: made if missing; empty: a temporary one, which ends with the store.
-        limits: what may be stored.
+        folder: created if missing; empty: a temporary one, which is removed with the store.
+        limits: limits on the stored uploads.
 
     Raises:
-        UploadStoreError: the folder cannot be used.
+        UploadStoreError: the folder is unusable.
     """
 
     def __init__(self, folder: str, limits: StoreLimits) -> None:
         self._limits = limits
-        with _reporting("the folder of uploads cannot be used"):
+        with _as_store_error("the folder of uploads is unusable"):
             self._temporary = (
                 None if folder else tempfile.TemporaryDirectory(prefix="sightline-uploads-")
             )
@@ -76,40 +76,40 @@ class UploadStore:
             self.sweep()
 
     def key(self) -> bytes:
-        """Return the folder's own key, made at random by whichever process asks first.
+        """Return the folder's key, a random one that the first process creates.
 
         Raises:
-            UploadStoreError: it cannot be read or written, or is not 32 bytes.
+            UploadStoreError: it cannot be read or written, or is not 32 bytes long.
         """
         path = self._folder / _KEY
-        with _reporting(f"{path} cannot be used"):
-            with self._index.writing():  # one process makes it, the others find it
+        with _as_store_error(f"{path} is unusable"):
+            with self._index.writing():  # one process creates it, the others read it
                 if not path.exists():
                     _write(path, secrets.token_bytes(KEY_BYTES))
             key = path.read_bytes()
         if len(key) != KEY_BYTES:
-            raise UploadStoreError(f"{path} must hold {KEY_BYTES} bytes (has {len(key)})")
+            raise UploadStoreError(f"{path} must contain {KEY_BYTES} bytes (got {len(key)})")
         return key
 
     def begin(self, owner: str, name: str, sha256: bytes, size: int, now: float) -> Incoming:
-        """Make room for an upload.
+        """Reserve space for an upload and open its file.
 
         Args:
-            owner: who uploads, as `Caller.identity`.
-            name: who that is in messages.
-            sha256: as declared.
-            size: as declared, bytes.
+            owner: identity of the uploader, from `Caller.identity`.
+            name: name of the uploader in messages.
+            sha256: declared SHA-256.
+            size: declared size in bytes.
             now: Unix seconds.
 
         Raises:
             SightlineError: RESOURCE_EXHAUSTED: `UPLOAD_QUOTA_EXCEEDED`, `UPLOAD_STORE_FULL`.
-            UploadStoreError: the store does not work.
+            UploadStoreError: the store failed.
         """
         arrival = Arrival(f"{uuid.uuid4().hex}{_PART}", owner, name, sha256, size)
         path = self._folder / arrival.part
-        with _reporting("an upload cannot be begun"):
+        with _as_store_error("an upload cannot be started"):
             self._check_disk(size)
-            # Under the index's lock, or a sweep could take the file for a leftover.
+            # Under the index's lock, or `sweep` could remove the file as a leftover.
             with self._index.writing():
                 self._clear(now)
                 self._index.reserve(arrival, self._limits, now)
@@ -121,59 +121,59 @@ class UploadStore:
 
         Raises:
             SightlineError: RESOURCE_EXHAUSTED, `UPLOAD_STORE_FULL`: the disk is full.
-            UploadStoreError: the disk does not work.
+            UploadStoreError: the disk failed.
         """
-        with incoming.lock, _reporting("an upload cannot be written"):
+        with incoming.lock, _as_store_error("an upload cannot be written"):
             incoming.digest.update(data)
-            left = memoryview(data)
-            while left:  # a disk that is nearly full takes a piece of it
-                left = left[incoming.file.write(left) :]
+            unwritten = memoryview(data)
+            while unwritten:  # a nearly full disk may accept only a part
+                unwritten = unwritten[incoming.file.write(unwritten) :]
 
     def content(self, incoming: Incoming) -> bytes:
-        """Return what was written of an upload.
+        """Return the bytes written so far.
 
         Raises:
-            UploadStoreError: the disk does not work.
+            UploadStoreError: the disk failed.
         """
-        with incoming.lock, _reporting("an upload cannot be read"):
+        with incoming.lock, _as_store_error("an upload cannot be read"):
             incoming.file.seek(0)
             return incoming.file.read()
 
     def finish(self, incoming: Incoming, until: float) -> None:
-        """Keep a whole upload, whose size and hash were right, until then (Unix seconds).
+        """Store a complete, verified upload until `until`, in Unix seconds.
 
         Raises:
-            UploadStoreError: the store does not work; the upload is to be aborted.
+            UploadStoreError: the store failed; the upload must be aborted.
         """
         arrival = incoming.arrival
-        with incoming.lock, _reporting("an upload cannot be stored"):
+        with incoming.lock, _as_store_error("an upload cannot be stored"):
             with self._index.writing():
                 self._index.put(arrival, until)
                 incoming.path.replace(self._path(arrival.sha256))
             incoming.file.close()
 
     def abort(self, incoming: Incoming) -> None:
-        """Remove what came of an upload; does nothing after `finish`. Raises nothing."""
+        """Remove an unfinished upload; no effect after `finish`. Never raises."""
         try:
-            with incoming.lock, _reporting("an upload cannot be removed"):
+            with incoming.lock, _as_store_error("an upload cannot be removed"):
                 if incoming.file.closed:
                     return
-                # The file is closed whatever happens: the next sweep can then take it away.
+                # The file is closed in any case, so that the next `sweep` can remove it.
                 with incoming.file, self._index.writing():
                     self._index.release(incoming.arrival.part)
                     incoming.path.unlink(missing_ok=True)
         except (SightlineError, UploadStoreError):
-            logger.exception("left behind until the next clean-up")
+            logger.exception("an upload could not be removed: it stays until the next clean-up")
 
     def read(self, claim: Claim) -> bytes:
-        """Return the image that a reference stands for, whose hash is right.
+        """Return the image of a reference after verifying its hash.
 
         Raises:
-            SightlineError: NOT_FOUND, `REFERENCE_GONE`: it is not there, or it is damaged.
-            UploadStoreError: the disk does not work.
+            SightlineError: NOT_FOUND, `REFERENCE_GONE`: it is missing or damaged.
+            UploadStoreError: the disk failed.
         """
         path = self._path(claim.sha256)
-        with _reporting("an upload cannot be read"):
+        with _as_store_error("an upload cannot be read"):
             try:
                 with path.open("rb") as file:
                     data = file.read(claim.size + 1)
@@ -185,20 +185,20 @@ class UploadStore:
         return data
 
     def clean(self, now: float, latest: float = math.inf) -> int:
-        """Remove what has expired, and what killed processes left behind.
+        """Remove expired uploads, and leftovers of killed processes.
 
         Args:
             now: Unix seconds.
-            latest: until when an upload is kept at most, Unix seconds.
+            latest: latest permitted expiry of an upload, Unix seconds.
 
         Returns:
-            How many uploads have expired.
+            The number of expired uploads.
 
         Raises:
-            UploadStoreError: the store does not work.
+            UploadStoreError: the store failed.
         """
         total = 0
-        with _reporting("uploads cannot be cleaned up"):
+        with _as_store_error("uploads cannot be cleaned up"):
             with self._index.writing():
                 self._index.shorten(latest)
             while True:
@@ -211,8 +211,8 @@ class UploadStore:
         return total
 
     def sweep(self) -> None:
-        """Remove what killed processes left behind: parts that nobody writes, unknown files."""
-        with _reporting("uploads cannot be cleaned up"), self._index.writing():
+        """Remove leftovers of killed processes: unlocked parts and unknown files."""
+        with _as_store_error("uploads cannot be cleaned up"), self._index.writing():
             parts = self._index.parts()
             for entry in os.scandir(self._folder):
                 if entry.name.endswith(_PART):
@@ -225,7 +225,7 @@ class UploadStore:
                 self._index.release(part)
 
     def close(self) -> None:
-        """Close the store; a temporary folder is removed."""
+        """Close the store, and remove a temporary folder."""
         self._index.close()
         if self._temporary is not None:
             self._temporary.cleanup()
@@ -234,7 +234,7 @@ class UploadStore:
         return self._folder / sha256.hex()
 
     def _clear(self, now: float) -> int:
-        """Remove some of what has expired; only within `writing`; return how many uploads."""
+        """Remove some expired uploads and return their number; only within `writing`."""
         count, contents = self._index.expire(now, _CLEARED_AT_ONCE)
         for sha256 in contents:
             self._path(sha256).unlink(missing_ok=True)
@@ -243,25 +243,25 @@ class UploadStore:
     def _check_disk(self, size: int) -> None:
         reserve = self._limits.disk_reserve_bytes
         if shutil.disk_usage(self._folder).free - size < reserve:
-            raise store_full(f"{reserve} bytes of the disk are left free", _DISK_RETRY_SECONDS)
+            raise store_full(f"{reserve} bytes of the disk must stay free", _DISK_RETRY_SECONDS)
 
 
 @contextmanager
-def _reporting(what: str) -> Iterator[None]:
+def _as_store_error(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise store_full("the disk has no room", _DISK_RETRY_SECONDS) from error
+        if error.errno in _DISK_FULL:
+            raise store_full("the disk is full", _DISK_RETRY_SECONDS) from error
         raise UploadStoreError(f"{what}: {error}") from error
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read: whole, or not at all."""
-    part = path.with_suffix(_PART)  # a sweep would remove what is left of it
+    """Write a file atomically, readable by its owner only."""
+    part = path.with_suffix(_PART)  # `sweep` removes a leftover
     with _locked_file(part) as file:
         file.write(content)
-        os.fsync(file.fileno())  # whatever it has signed would be worth nothing without it
+        os.fsync(file.fileno())  # losing the key would invalidate all references
         part.replace(path)
 
 
@@ -277,7 +277,7 @@ def _locked_file(path: Path) -> FileIO:
 
 
 def _remove_unless_locked(path: Path) -> bool:
-    """Remove a part whose writer is gone; return whether it is."""
+    """Remove a part whose writer is gone; return False if the writer still runs."""
     try:
         file = path.open("rb")
     except FileNotFoundError:

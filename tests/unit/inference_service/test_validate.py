@@ -197,7 +197,7 @@ def test_a_reference_to_nothing_is_refused_alone() -> None:
     question = check(ask(image(), gone), LIMITS, stored)
     refused = question.images[1]
     assert isinstance(refused, RefusedImage)
-    assert refused.error.message.startswith("images[1].reference is good, but ")
+    assert refused.error.message.startswith("images[1].reference is valid, but ")
     assert fields(refused.error) == ["images[1].reference"]
     # It is the same request as when its picture was there, or is sent again.
     again = check(ask(image(), image(image_id="g")), LIMITS, stored)

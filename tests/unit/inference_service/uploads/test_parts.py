@@ -19,7 +19,7 @@ HEADER = Header(bytes(32), 2 * MAX_CHUNK_BYTES)
 def test_a_header_at_its_bounds() -> None:
     for size in (1, 1000):
         assert check_first(Header(bytes(32), size), 1000).size == size
-    with pytest.raises(SightlineError, match=r"header\.size_bytes must be at most 1000, is 1001"):
+    with pytest.raises(SightlineError, match=r"header\.size_bytes must be at most 1000, got 1001"):
         check_first(Header(bytes(32), 1001), 1000)
 
 
@@ -40,7 +40,7 @@ def test_an_end() -> None:
     data = b"four"
     header = Header(hashlib.sha256(data).digest(), 4)
     check_end(header, 4, header.sha256)
-    with pytest.raises(SightlineError, match="which are 3 and not 4"):
+    with pytest.raises(SightlineError, match="bytes sent, 3, got 4"):
         check_end(header, 3, bytes(32))
     with pytest.raises(SightlineError, match=f"which is {'00' * 32}"):
         check_end(header, 4, bytes(32))

@@ -80,5 +80,5 @@ def test_another_key_signs_otherwise() -> None:
 
 
 def test_a_short_key_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 32 bytes, is 31"):
+    with pytest.raises(ValueError, match="at least 32 bytes, got 31"):
         ReferenceSigner(b"k" * 31)

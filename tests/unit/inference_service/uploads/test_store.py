@@ -108,7 +108,7 @@ def test_a_quota_of_bytes(store: UploadStore) -> None:
     put(store, content(200, "y"), now=100.0)
     error = refused(store, content(1), now=200.0)
     assert error.reason == "UPLOAD_QUOTA_EXCEEDED"
-    assert error.quotas[0].description == "500 bytes of pictures uploaded"
+    assert error.quotas[0].description == "500 bytes of images uploaded"
     assert error.retry_after == HOUR - 200  # the first expires
     assert refused(store, content(400), now=200.0).retry_after == HOUR - 100  # both have to
     put(store, content(300), now=HOUR)
@@ -119,7 +119,7 @@ def test_a_quota_of_pictures(store: UploadStore) -> None:
     for number in range(3):
         put(store, content(1, str(number)), now=float(number))
     error = refused(store, content(1), now=10.0)
-    assert error.quotas[0].description == "3 pictures uploaded"
+    assert error.quotas[0].description == "3 images uploaded"
     assert error.retry_after == HOUR - 10
     put(store, content(1), "b", now=10.0)
 
@@ -150,7 +150,7 @@ def test_the_store_is_full(store: UploadStore) -> None:
     put(store, content(500, "y"), "b", now=50.0)
     error = refused(store, content(1), "c", now=60.0)
     assert error.reason == "UPLOAD_STORE_FULL"
-    assert "1000 bytes in all" in error.message
+    assert "1000 bytes in total" in error.message
     assert error.retry_after == HOUR - 60
 
 
@@ -258,7 +258,7 @@ def test_the_key_is_made_once_by_whoever_is_first(tmp_path: Path) -> None:
 
 def test_a_key_that_is_none(store: UploadStore, folder: Path) -> None:
     (folder / "reference.key").write_bytes(b"short")
-    with pytest.raises(UploadStoreError, match=r"reference.key must hold 32 bytes \(has 5\)"):
+    with pytest.raises(UploadStoreError, match=r"reference.key must contain 32 bytes \(got 5\)"):
         store.key()
 
 
