@@ -1,4 +1,4 @@
-"""What the protocol says about the server and its models. Pure."""
+"""Metadata and configuration messages about the server and its models. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,55 +12,55 @@ from inference_service.open_inference.tensors import datatype
 from vision import TensorInfo
 
 EXTENSIONS = ("model_configuration", "statistics")
-"""Triton's names of what is served beside the standard."""
+"""Triton's names of the supported extensions of the standard."""
 
 
 def metadata(model: Model, models: Models) -> oip.ModelMetadataResponse:
-    """Return a model's versions and tensors.
+    """Return the versions and tensors of a model.
 
-    The batch axis is free in any case: a model of a fixed batch is run as often as needed. The
-    input's height and width are those that the model's images get, so that requests can share a
-    run; every other free axis is -1.
+    The batch axis is always free: a model with a fixed batch size is run as often as needed. Height
+    and width of the input are those of the model's preprocessing, so that requests can share a run.
+    Every other free axis is -1.
     """
     session = model.network.session
     return oip.ModelMetadataResponse(
         name=model.name,
-        versions=[each.version for each in models.all if each.name == model.name],
-        platform="onnx_onnxv1",  # the standard's name for it; ModelConfig has Triton's
-        inputs=[_tensor(each, _input_dims(model)) for each in session.inputs],
-        outputs=[_tensor(each, _dims(each)) for each in session.outputs],
+        versions=[other.version for other in models.all if other.name == model.name],
+        platform="onnx_onnxv1",  # the standard's name; ModelConfig uses Triton's
+        inputs=[_tensor(info, _input_dims(model)) for info in session.inputs],
+        outputs=[_tensor(info, _dims(info)) for info in session.outputs],
     )
 
 
 def config(model: Model, max_rows: int) -> oip.ModelConfig:
-    """Return a model's configuration as Triton's clients read it.
+    """Return a model's configuration for Triton's clients.
 
     Args:
-        model: which.
-        max_rows: of one request.
+        model: the model.
+        max_rows: maximum rows of one request.
     """
     session, lane = model.network.session, model.lane
-    made = oip.ModelConfig(
+    configuration = oip.ModelConfig(
         name=model.name,
         platform="onnxruntime_onnx",
         backend="onnxruntime",
         max_batch_size=max_rows,
         input=[
             oip.ModelInput(
-                name=each.name, data_type=_data_type(each.dtype), dims=_input_dims(model)
+                name=info.name, data_type=_data_type(info.dtype), dims=_input_dims(model)
             )
-            for each in session.inputs
+            for info in session.inputs
         ],
         output=[
-            oip.ModelOutput(name=each.name, data_type=_data_type(each.dtype), dims=_dims(each))
-            for each in session.outputs
+            oip.ModelOutput(name=info.name, data_type=_data_type(info.dtype), dims=_dims(info))
+            for info in session.outputs
         ],
         model_transaction_policy=oip.ModelTransactionPolicy(decoupled=False),
     )
     if lane.max_rows > 1:
-        made.dynamic_batching.preferred_batch_size.append(lane.max_rows)
-        made.dynamic_batching.max_queue_delay_microseconds = round(lane.max_wait * 1e6)
-    return made
+        configuration.dynamic_batching.preferred_batch_size.append(lane.max_rows)
+        configuration.dynamic_batching.max_queue_delay_microseconds = round(lane.max_wait * 1e6)
+    return configuration
 
 
 def _tensor(info: TensorInfo, dims: Sequence[int]) -> oip.ModelMetadataResponse.TensorMetadata:

@@ -1,4 +1,4 @@
-"""One `ModelInfer` from its arrival to its answer, step by step, as `pipeline` does `Infer`."""
+"""The steps of a `ModelInfer` call, corresponding to `pipeline` for `Infer`."""
 
 import asyncio
 import time
@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 
 class Inference:
-    """Answers requests for tensors.
+    """Handler of `ModelInfer` requests.
 
     Args:
-        pipeline: finds models, knows keys, and admits and runs the members of a request.
-        statistics: counts what was answered.
+        pipeline: finds models, handles idempotency keys, and admits and runs members.
+        statistics: counts responses.
         wall_clock: Unix seconds.
     """
 
@@ -48,11 +48,11 @@ class Inference:
     async def infer(
         self, call: CallMetadata, request: oip.ModelInferRequest
     ) -> tuple[oip.ModelInferResponse, bool]:
-        """Return the answer, and whether an earlier call with the same key made it.
+        """Return the response, and True if an earlier call with the same key produced it.
 
         Raises:
-            SightlineError: NOT_FOUND: the model; INVALID_ARGUMENT with the field; else as
-                `InferencePipeline.run` and, with a key, as `SingleFlight.answer`.
+            SightlineError: NOT_FOUND: unknown model; INVALID_ARGUMENT with the field; else see
+                `InferencePipeline.run` and, with a key, `SingleFlight.answer`.
         """
         requests.check_model("model_", request.model_name, request.model_version)
         model = self._pipeline.models.find(request.model_name, request.model_version)
@@ -84,12 +84,12 @@ class Inference:
             async def answer() -> bytes:
                 return (await self._answer(own, request, model, checked)).SerializeToString()
 
-            reply = await self._pipeline.answer_with_key(own, key, bound_to, answer)
-            return parse(oip.ModelInferResponse.FromString, reply.payload), reply.replayed
+            response = await self._pipeline.answer_with_key(own, key, bound_to, answer)
+            return parse(oip.ModelInferResponse.FromString, response.payload), response.replayed
 
     @asynccontextmanager
     async def _until(self, deadline: float, call: CallMetadata) -> AsyncIterator[None]:
-        """End what is inside at a deadline that is earlier than the call's; gRPC ends the call."""
+        """Cancel the block at a deadline that is earlier than the call's, which gRPC enforces."""
         if deadline >= call.deadline:
             yield
             return
@@ -103,12 +103,12 @@ class Inference:
             raise SightlineError(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 "DEADLINE_EXCEEDED",
-                f"parameters.timeout, {deadline - call.arrived:g} s, passed before the model could"
-                " answer",
+                f"parameters.timeout, {deadline - call.arrived:g} s, expired before the model"
+                " answered",
             ) from error
 
     async def _check(self, call: CallMetadata, check: Callable[[], T], *, large: bool) -> T:
-        """Return what a check returns; that of a large request is made beside the loop."""
+        """Run a check and return its result; that of a large request runs in a thread."""
         return await self._pipeline.check(call, check) if large else check()
 
     async def _answer(
@@ -140,10 +140,10 @@ class Inference:
 
 
 def _results(ran: Sequence[Ran[list[Tensor]]]) -> list[list[Tensor]]:
-    """Return every member's tensors; all of a request fails with the first that is bad."""
+    """Return the tensors of every member; raise the error of the first failed one."""
     results = []
-    for each in ran:
-        if isinstance(each.result, SightlineError):
-            raise each.result
-        results.append(each.result)
+    for member in ran:
+        if isinstance(member.result, SightlineError):
+            raise member.result
+        results.append(member.result)
     return results

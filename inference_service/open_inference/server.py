@@ -1,4 +1,4 @@
-"""The protocol's handlers: messages in and out, nothing decided here."""
+"""The gRPC handlers of the Open Inference Protocol."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """The protocol's handlers."""
+    """Handlers that translate messages and call the pipeline."""
 
     def __init__(self, pipeline: InferencePipeline) -> None:
         self._pipeline = pipeline
@@ -33,21 +33,21 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ServerLive(  # noqa: N802 - the contract's name
         self, request: oip.ServerLiveRequest, context: _Context
     ) -> oip.ServerLiveResponse:
-        """Always true: the process answers."""
+        """Return true: the process is alive."""
         del request, context
         return oip.ServerLiveResponse(live=True)
 
     async def ServerReady(  # noqa: N802 - the contract's name
         self, request: oip.ServerReadyRequest, context: _Context
     ) -> oip.ServerReadyResponse:
-        """True once the models are loaded and warm, unless their device has died since."""
+        """Return true once the models are loaded and warm, unless their device has died."""
         del request, context
         return oip.ServerReadyResponse(ready=self._pipeline.ready)
 
     async def ModelReady(  # noqa: N802 - the contract's name
         self, request: oip.ModelReadyRequest, context: _Context
     ) -> oip.ModelReadyResponse:
-        """False for a model that is not loaded."""
+        """Return true if the model is loaded and the server is ready."""
         del context
         try:
             self._find(request.name, request.version)
@@ -60,7 +60,7 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ServerMetadata(  # noqa: N802 - the contract's name
         self, request: oip.ServerMetadataRequest, context: _Context
     ) -> oip.ServerMetadataResponse:
-        """The server's name, version and extensions."""
+        """Return the server's name, version and extensions."""
         del request, context
         return oip.ServerMetadataResponse(
             name="sightline", version=version(), extensions=describe.EXTENSIONS
@@ -69,7 +69,7 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelMetadata(  # noqa: N802 - the contract's name
         self, request: oip.ModelMetadataRequest, context: _Context
     ) -> oip.ModelMetadataResponse:
-        """A model's versions and tensors; NOT_FOUND if it is not loaded."""
+        """Return a model's versions and tensors; NOT_FOUND if it is not loaded."""
         del context
         model = self._find(request.name, request.version)
         return describe.metadata(model, self._pipeline.models)
@@ -77,7 +77,7 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelConfig(  # noqa: N802 - the contract's name
         self, request: oip.ModelConfigRequest, context: _Context
     ) -> oip.ModelConfigResponse:
-        """A model's configuration; NOT_FOUND if it is not loaded."""
+        """Return a model's configuration; NOT_FOUND if it is not loaded."""
         del context
         model = self._find(request.name, request.version)
         config = describe.config(model, self._pipeline.limits.max_images)
@@ -86,7 +86,7 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStatistics(  # noqa: N802 - the contract's name
         self, request: oip.ModelStatisticsRequest, context: _Context
     ) -> oip.ModelStatisticsResponse:
-        """Count of one version, of a model's versions, or of all models."""
+        """Return the counts of one version, of a model's versions, or of all models."""
         del context
         models = self._pipeline.models.all
         if request.name:
@@ -99,7 +99,7 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(  # noqa: N802 - the contract's name
         self, request: oip.ModelInferRequest, context: _Context
     ) -> oip.ModelInferResponse:
-        """A model's outputs for tensors or encoded images."""
+        """Return a model's outputs for tensors or encoded images."""
         response, replayed = await self._inference.infer(call_of(self._pipeline, context), request)
         if replayed:
             context.set_trailing_metadata([(REPLAYED_KEY, "true")])
@@ -111,7 +111,7 @@ class OpenInferenceServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 def service(pipeline: InferencePipeline) -> Service:
-    """Return the service, ready to be served."""
+    """Return the service for `servicekit.lifecycle.serve`."""
     handlers = OpenInferenceServer(pipeline)
 
     def register(server: grpc.aio.Server) -> None:
@@ -128,6 +128,6 @@ def service(pipeline: InferencePipeline) -> Service:
         ),
         Scope.INFER,
     )
-    # The protocol's health checks, which know no credentials.
+    # The protocol's health checks carry no credentials.
     access |= {"ServerLive": None, "ServerReady": None}
     return Service("inference.GRPCInferenceService", register, access, large=("ModelInfer",))

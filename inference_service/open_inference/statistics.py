@@ -1,4 +1,4 @@
-"""What the models did in ModelInfer, in Triton's terms. Pure: the time comes in."""
+"""Statistics of `ModelInfer` per model, in Triton's terms. Pure: the time is an argument."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class _ModelCounts:
 
 
 class Statistics:
-    """Counts since the start, for each version of a model."""
+    """Counts and durations since the start, per model version."""
 
     def __init__(self) -> None:
         self._models: dict[tuple[str, str], _ModelCounts] = {}
@@ -39,30 +39,30 @@ class Statistics:
     def answered(
         self, model: Model, ran: Sequence[Ran[list[Tensor]]], rows: int, seconds: float, now: float
     ) -> None:
-        """Take in a request that was answered.
+        """Count an answered request.
 
         Args:
-            model: that answered it.
-            ran: its members.
-            rows: of its input.
-            seconds: from its arrival to its answer.
+            model: the model.
+            ran: the members of the request.
+            rows: rows of its input.
+            seconds: time from its arrival to its response.
             now: Unix seconds.
         """
         counts = self._counts(model, now)
         counts.rows += rows
-        # Of a run that several members share, each counts its part, in time as well.
-        counts.runs += sum(1 / each.batch for each in ran)
-        for name, took in (
+        # Each member counts its share of a run and of the run's duration.
+        counts.runs += sum(1 / member.batch for member in ran)
+        for name, duration in (
             ("success", seconds),
-            ("queue", max(each.waited for each in ran)),
-            ("compute_input", sum(each.decode for each in ran)),
-            ("compute_infer", sum(each.infer / each.batch for each in ran)),
-            ("compute_output", sum(each.post for each in ran)),
+            ("queue", max(member.waited for member in ran)),
+            ("compute_input", sum(member.decode for member in ran)),
+            ("compute_infer", sum(member.infer / member.batch for member in ran)),
+            ("compute_output", sum(member.post for member in ran)),
         ):
-            counts.stages[name].add(took)
+            counts.stages[name].add(duration)
 
     def failed(self, model: Model, seconds: float, now: float) -> None:
-        """Take in a request that got an error, so many seconds after its arrival."""
+        """Count a failed request, `seconds` after its arrival."""
         self._counts(model, now).stages["fail"].add(seconds)
 
     def message(self, models: Iterable[Model]) -> oip.ModelStatisticsResponse:

@@ -1,4 +1,4 @@
-"""The members of a run that a checked request makes; see `serving.work.Work`."""
+"""The members of a `ModelInfer` request; see `serving.work.Work`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,55 +16,55 @@ from vision import ImageError
 
 @dataclass(slots=True)
 class TensorWork:
-    """Rows that the caller has prepared."""
+    """A member with rows that the caller has preprocessed."""
 
     array: NDArray[Any]
-    """`[rows, 3, height, width]`."""
+    """Input `[rows, 3, height, width]`."""
     outputs: Sequence[int]
-    """Positions of the outputs that are wanted."""
+    """Indices of the requested outputs."""
 
     @property
     def rows(self) -> int:
-        """Rows of input that it makes, >= 1."""
+        """Number of rows of the input, >= 1."""
         return len(self.array)
 
     @property
     def effort(self) -> int:
-        """Pixels that are decoded: none."""
+        """Number of pixels to decode: none."""
         return 0
 
     def prepare(self) -> NDArray[Any]:
-        """Return the rows as they came."""
+        """Return the caller's rows."""
         return self.array
 
     def finish(self, outputs: Outputs) -> list[Tensor]:
-        """Return the outputs that are wanted, as they go over the wire."""
-        return _wanted(outputs, self.outputs)
+        """Return the requested outputs in the wire format."""
+        return _select(outputs, self.outputs)
 
 
 @dataclass(slots=True)
 class EncodedWork:
-    """One encoded image."""
+    """A member with one encoded image."""
 
     image: EncodedImage
     outputs: Sequence[int]
-    """Positions of the outputs that are wanted."""
+    """Indices of the requested outputs."""
     model: Model
-    """By whose rules it is prepared."""
+    """Model that determines the preprocessing."""
     hold: Hold = hold_none
     rows: int = 1
 
     @property
     def effort(self) -> int:
-        """Pixels that are decoded."""
+        """Number of pixels to decode."""
         return self.image.opened.effort
 
     def prepare(self) -> NDArray[Any]:
-        """Decode the image and make the network's input `[1, 3, height, width]` of it.
+        """Decode the image and return the network's input `[1, 3, height, width]`.
 
         Raises:
             SightlineError: INVALID_ARGUMENT: it cannot be decoded; RESOURCE_EXHAUSTED,
-                `TOO_MUCH_IN_FLIGHT`: there is no room for its pixels.
+                `TOO_MUCH_IN_FLIGHT`: no memory for its pixels.
         """
         try:
             return prepare_image(self.model, self.image.opened, self.hold)[0]
@@ -72,17 +72,17 @@ class EncodedWork:
             raise bad_image(self.image.field, error) from error
 
     def finish(self, outputs: Outputs) -> list[Tensor]:
-        """Return the outputs that are wanted, as they go over the wire."""
-        return _wanted(outputs, self.outputs)
+        """Return the requested outputs in the wire format."""
+        return _select(outputs, self.outputs)
 
 
 def members(
     checked: CheckedInfer, model: Model, hold: Hold = hold_none
 ) -> list[Work[list[Tensor]]]:
-    """Return the members that answer a request, in the order of its rows.
+    """Return the members of a request, in the order of its rows.
 
-    Rows that fit into one run stay together: the answer is then what the model makes of just such
-    an input. More of them are run as single images are.
+    Rows that fit into one run are one member: the response is then the model's output for exactly
+    that input. Otherwise each row is a member, like an image.
     """
     inputs, outputs = checked.inputs, checked.outputs
     if isinstance(inputs, tuple):
@@ -92,5 +92,5 @@ def members(
     return [TensorWork(inputs[at : at + 1], outputs) for at in range(len(inputs))]
 
 
-def _wanted(outputs: Outputs, positions: Sequence[int]) -> list[Tensor]:
+def _select(outputs: Outputs, positions: Sequence[int]) -> list[Tensor]:
     return [to_tensor(outputs[position]) for position in positions]

@@ -167,41 +167,41 @@ def shape(*axes: int) -> Change:
 @pytest.mark.parametrize(
     ("change", "field", "rule"),
     [
-        (lambda r: r.ClearField("inputs"), "inputs", "1 tensor, are 0"),
-        (lambda r: r.inputs.add(), "inputs", "1 tensor, are 2"),
+        (lambda r: r.ClearField("inputs"), "inputs", "1 tensor, got 0"),
+        (lambda r: r.inputs.add(), "inputs", "1 tensor, got 2"),
         (lambda r: setattr(r.inputs[0], "name", "image"), "inputs[0].name", "must be images"),
         (
             lambda r: setattr(r.inputs[0], "datatype", "FP16"),
             "inputs[0].datatype",
             "FP32, or BYTES",
         ),
-        (lambda r: setattr(r.inputs[0], "datatype", ""), "inputs[0].datatype", "is ''"),
-        (shape(), "inputs[0].shape", r"must be \[N, 3, 16, 16\], is \[\]"),
-        (shape(3, SIDE, SIDE), "inputs[0].shape", "is .3, 16, 16."),
+        (lambda r: setattr(r.inputs[0], "datatype", ""), "inputs[0].datatype", "got ''"),
+        (shape(), "inputs[0].shape", r"must be \[N, 3, 16, 16\], got \[\]"),
+        (shape(3, SIDE, SIDE), "inputs[0].shape", "got .3, 16, 16."),
         (shape(1, 3, SIDE, SIDE, 1), "inputs[0].shape", "N, 3"),
         (shape(1, 3, SIDE, 2 * SIDE), "inputs[0].shape", "N, 3"),
         (shape(1, SIDE, SIDE, 3), "inputs[0].shape", "N, 3"),
-        (shape(0, 3, SIDE, SIDE), "inputs[0].shape", "1 to 4 rows, has 0"),
-        (shape(-1, 3, SIDE, SIDE), "inputs[0].shape", "has -1"),
-        (shape(5, 3, SIDE, SIDE), "inputs[0].shape", "has 5"),
+        (shape(0, 3, SIDE, SIDE), "inputs[0].shape", "1 to 4 rows, got 0"),
+        (shape(-1, 3, SIDE, SIDE), "inputs[0].shape", "got -1"),
+        (shape(5, 3, SIDE, SIDE), "inputs[0].shape", "got 5"),
         (shape(2, 3, SIDE, SIDE), "raw_input_contents[0]", "must be 6144 bytes"),
         (lambda r: r.ClearField("raw_input_contents"), "inputs[0].contents", "must be given"),
-        (lambda r: r.raw_input_contents.append(b""), "raw_input_contents", "must be 1.* are 2"),
+        (lambda r: r.raw_input_contents.append(b""), "raw_input_contents", "must be 1.* got 2"),
         (
             lambda r: r.inputs[0].contents.fp32_contents.append(1),
             "raw_input_contents",
             "must be empty",
         ),
-        (lambda r: r.outputs.add(name="boxes"), "outputs[0].name", "scores, best, is 'boxes'"),
+        (lambda r: r.outputs.add(name="boxes"), "outputs[0].name", "scores, best, got 'boxes'"),
         (
             lambda r: r.outputs.extend([Output(name="best")] * 2),
             "outputs[1].name",
-            "must be asked for once",
+            "must be requested once",
         ),
         (
             lambda r: r.parameters["timeout"].MergeFrom(Parameter(int64_param=-1)),
             "parameters.timeout",
-            "is '-1'",
+            "got '-1'",
         ),
         (
             lambda r: r.parameters["timeout"].MergeFrom(Parameter(string_param="1 s")),
@@ -211,27 +211,27 @@ def shape(*axes: int) -> Change:
         (
             lambda r: r.parameters["timeout"].MergeFrom(Parameter(bool_param=True)),
             "parameters.timeout",
-            "is 'True'",
+            "got 'True'",
         ),
         (
             lambda r: r.parameters["timeout"].MergeFrom(Parameter()),
             "parameters.timeout",
-            "is ''",
+            "got ''",
         ),
         (
             lambda r: r.parameters["sequence_id"].MergeFrom(Parameter(int64_param=7)),
             "parameters.sequence_id",
-            "keep no state",
+            "have no state",
         ),
         (
             lambda r: r.inputs[0].parameters["shared_memory_region"].MergeFrom(Parameter()),
             "inputs[0].parameters.shared_memory_region",
-            "come in the request",
+            "in the request",
         ),
         (
             lambda r: r.outputs.add(name="best").parameters["shared_memory_region"].Clear(),
             "outputs[0].parameters.shared_memory_region",
-            "go in the answer",
+            "in the response",
         ),
         (
             lambda r: r.outputs.add(name="best").parameters["classification"].Clear(),
@@ -273,19 +273,19 @@ def test_typed_numbers_that_are_refused(
 def test_there_are_no_typed_numbers_of_half_precision(half: Model) -> None:
     request = typed()
     request.inputs[0].datatype = "FP16"
-    refusal(request, half, "inputs[0].contents", "comes in raw_input_contents")
+    refusal(request, half, "inputs[0].contents", "send it in raw_input_contents")
 
 
 @pytest.mark.parametrize(
     ("change", "field", "rule"),
     [
-        (lambda r: setattr(r.inputs[0], "name", "x"), "inputs[0].name", "images or image, is 'x'"),
+        (lambda r: setattr(r.inputs[0], "name", "x"), "inputs[0].name", "images or image, got 'x'"),
         (shape(), "inputs[0].shape", r"must be \[N\] or \[N, 1\] for BYTES"),
         (shape(1, 2), "inputs[0].shape", "for BYTES"),
         (shape(1, 1, 1), "inputs[0].shape", "for BYTES"),
-        (shape(0), "inputs[0].shape", "has 0"),
-        (shape(5), "inputs[0].shape", "has 5"),
-        (shape(1), "inputs[0].contents.bytes_contents", "must be 1 elements for .1., are 2"),
+        (shape(0), "inputs[0].shape", "got 0"),
+        (shape(5), "inputs[0].shape", "got 5"),
+        (shape(1), "inputs[0].contents.bytes_contents", "must be 1 elements for .1., got 2"),
         (
             lambda r: r.inputs[0].contents.fp32_contents.append(1),
             "inputs[0].contents.fp32_contents",
@@ -331,7 +331,7 @@ def test_what_is_refused_is_not_said_back_at_length(model: Model) -> None:
     assert len(refusal(request, model, "inputs[0].datatype", "x").message) < 150
     request = tensor()
     request.inputs[0].shape[:] = [1] * 1000
-    refusal(request, model, "inputs[0].shape", "is of 1000 axes")
+    refusal(request, model, "inputs[0].shape", "got 1000 axes")
 
 
 def test_names_of_models() -> None:

@@ -74,7 +74,7 @@ def test_strings_come_out_as_they_went_in(elements: list[bytes]) -> None:
         (joined(b"abc")[:-1], "ends within element 0"),
         (joined(b"abc"), "ends within element 1"),
         (joined(b"abc") + b"\xff\xff\xff\xff", "ends within element 1"),
-        (joined(b"abc", b"") + b"x", "has 1 bytes more"),
+        (joined(b"abc", b"") + b"x", "got 1 more bytes"),
     ],
 )
 def test_strings_that_end_early_or_late(raw: bytes, rule: str) -> None:
