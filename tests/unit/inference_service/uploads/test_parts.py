@@ -25,7 +25,7 @@ def test_a_header_at_its_bounds() -> None:
 
 @pytest.mark.parametrize("size", [31, 33])
 def test_a_hash_that_is_none(size: int) -> None:
-    with pytest.raises(SightlineError, match=f"must be 32 bytes, is {size} bytes"):
+    with pytest.raises(SightlineError, match=f"must be 32 bytes, got {size} bytes"):
         check_first(Header(bytes(size), 1), 1000)
 
 

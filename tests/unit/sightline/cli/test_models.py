@@ -137,7 +137,7 @@ def test_calibrate_refuses_what_it_cannot_do(repository: Path, often_right: Path
     def refused(model: str, *more: object) -> str:
         return said("calibrate", model, "--images", often_right, "--repository", repository, *more)
 
-    assert "contains no model 'nobody'" in refused("nobody")
+    assert "holds no model 'nobody'" in refused("nobody")
     assert "has no version '7' (it has 1)" in refused("classes/7")
     assert "is not a classifier" in refused("colours/1")
     for share in (0, 1, -0.5):
