@@ -89,7 +89,7 @@ def _learn_statistics(network: Any, batch: Any) -> None:
 
 @torch.no_grad()
 def _spread(network: Any, batch: Any) -> dict[str, list[float]]:
-    """Gives random weights the statistics of trained ones: dozens of objects, of many classes.
+    """Give random weights the statistics of trained ones: dozens of objects, of many classes.
 
     Fresh last layers see the same everywhere, so they are scaled.
 

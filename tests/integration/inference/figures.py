@@ -1,4 +1,4 @@
-"""What a server says of itself on its metrics address."""
+"""Figures of a server from its metrics address."""
 
 import time
 import urllib.request

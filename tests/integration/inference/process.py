@@ -85,13 +85,13 @@ def _wrong_clock(folder: Path) -> Path:
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("a wrong clock needs Linux and a C compiler")
-    made, source = folder / "wrong_clock.so", Path(__file__).with_name("wrong_clock.c")
-    if not made.exists():
+    created, source = folder / "wrong_clock.so", Path(__file__).with_name("wrong_clock.c")
+    if not created.exists():
         subprocess.run(
-            [compiler, "-shared", "-fPIC", "-O2", "-o", str(made), str(source), "-ldl"],
+            [compiler, "-shared", "-fPIC", "-O2", "-o", str(created), str(source), "-ldl"],
             check=True,
         )
-    return made
+    return created
 
 
 @contextmanager
@@ -139,9 +139,9 @@ class InferenceStub:
 def client(
     server: InferenceProcess, credentials: grpc.ChannelCredentials | None = None
 ) -> Iterator[InferenceStub]:
-    made = InferenceStub(server.address, credentials)
-    with made.channel:
-        yield made
+    created = InferenceStub(server.address, credentials)
+    with created.channel:
+        yield created
 
 
 def failure(call: Any) -> SightlineError:

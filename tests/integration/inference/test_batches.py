@@ -53,15 +53,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceProces
 
 
 @pytest.fixture
-def asked(server: InferenceProcess) -> Iterator[InferenceStub]:
+def caller(server: InferenceProcess) -> Iterator[InferenceStub]:
     with client(server) as one:
         yield one
 
 
 @contextmanager
-def busy(server: InferenceProcess, asked: InferenceStub) -> Iterator[Figures]:
+def busy(server: InferenceProcess, caller: InferenceStub) -> Iterator[Figures]:
     """Keeps the only worker busy for a second or more; gives the figures before."""
-    call = asked.stub.Infer.future(ask(PICTURES["red"], model=SLOWEST), timeout=60)
+    call = caller.stub.Infer.future(ask(PICTURES["red"], model=SLOWEST), timeout=60)
     before = until(server, lambda now: now["sightline_inference_running"] == 1)
     yield before
     assert names(call.result().results[0]) == ["red"]
@@ -73,33 +73,33 @@ def waiting(server: InferenceProcess, count: int) -> None:
 
 
 def calls(
-    asked: InferenceStub, pictures: Sequence[bytes], timeout: float = 60
+    caller: InferenceStub, pictures: Sequence[bytes], timeout: float = 60
 ) -> list[InferFuture]:
-    return [asked.stub.Infer.future(ask(each), timeout=timeout) for each in pictures]
+    return [caller.stub.Infer.future(ask(image), timeout=timeout) for image in pictures]
 
 
-def answers(made: Sequence[InferFuture]) -> list[Sequence[str]]:
-    return [names(call.result().results[0]) for call in made]
+def answers(futures: Sequence[InferFuture]) -> list[Sequence[str]]:
+    return [names(call.result().results[0]) for call in futures]
 
 
 def test_calls_share_runs_and_each_gets_its_own_answer(
-    server: InferenceProcess, asked: InferenceStub
+    server: InferenceProcess, caller: InferenceStub
 ) -> None:
     wanted = ["red", "green", "blue", "green"] * (2 * MOST // 4)
-    with busy(server, asked) as before:
-        made = calls(asked, [PICTURES[name] for name in wanted])
+    with busy(server, caller) as before:
+        futures = calls(caller, [PICTURES[name] for name in wanted])
         waiting(server, len(wanted))
-    assert answers(made) == [[name] for name in wanted]
+    assert answers(futures) == [[name] for name in wanted]
     after = figures(server)
     assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (2, 2 * MOST)
 
 
 def test_pictures_of_one_call_share_a_run_with_those_of_others(
-    server: InferenceProcess, asked: InferenceStub
+    server: InferenceProcess, caller: InferenceStub
 ) -> None:
-    with busy(server, asked) as before:
-        several = asked.stub.Infer.future(ask(*PICTURES.values()), timeout=60)
-        single = calls(asked, [PICTURES["blue"]])
+    with busy(server, caller) as before:
+        several = caller.stub.Infer.future(ask(*PICTURES.values()), timeout=60)
+        single = calls(caller, [PICTURES["blue"]])
         waiting(server, 4)
     assert [names(result) for result in several.result().results] == [[name] for name in PICTURES]
     assert answers(single) == [["blue"]]
@@ -107,11 +107,11 @@ def test_pictures_of_one_call_share_a_run_with_those_of_others(
     assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (1, 4)
 
 
-def test_a_corrupt_picture_fails_alone(server: InferenceProcess, asked: InferenceStub) -> None:
-    with busy(server, asked) as before:
-        good = calls(asked, [PICTURES["red"], PICTURES["green"]])
-        bad = calls(asked, [corrupt()])
-        more = calls(asked, [PICTURES["blue"]])
+def test_a_corrupt_picture_fails_alone(server: InferenceProcess, caller: InferenceStub) -> None:
+    with busy(server, caller) as before:
+        good = calls(caller, [PICTURES["red"], PICTURES["green"]])
+        bad = calls(caller, [corrupt()])
+        more = calls(caller, [PICTURES["blue"]])
         waiting(server, 4)
     assert [error.reason for error in failures(bad)] == ["IMAGE_CORRUPT"]
     assert answers([*good, *more]) == [["red"], ["green"], ["blue"]]
@@ -120,10 +120,10 @@ def test_a_corrupt_picture_fails_alone(server: InferenceProcess, asked: Inferenc
 
 
 def test_a_cancelled_call_leaves_before_it_costs_anything(
-    server: InferenceProcess, asked: InferenceStub
+    server: InferenceProcess, caller: InferenceStub
 ) -> None:
-    with busy(server, asked) as before:
-        first, gone, last = calls(asked, list(PICTURES.values()))
+    with busy(server, caller) as before:
+        first, gone, last = calls(caller, list(PICTURES.values()))
         waiting(server, 3)
         gone.cancel()  # type: ignore[no-untyped-call]
         waiting(server, 2)
@@ -134,11 +134,11 @@ def test_a_cancelled_call_leaves_before_it_costs_anything(
 
 
 def test_an_expired_call_leaves_before_it_costs_anything(
-    server: InferenceProcess, asked: InferenceStub
+    server: InferenceProcess, caller: InferenceStub
 ) -> None:
-    with busy(server, asked) as before:
-        good = calls(asked, [PICTURES["red"]])
-        gone = calls(asked, [PICTURES["green"]], timeout=0.1)
+    with busy(server, caller) as before:
+        good = calls(caller, [PICTURES["red"]])
+        gone = calls(caller, [PICTURES["green"]], timeout=0.1)
         assert [error.code.name for error in failures(gone)] in (
             ["DEADLINE_EXCEEDED"],
             ["RESOURCE_EXHAUSTED"],  # the run's end was known to be too late
@@ -154,26 +154,26 @@ def noting(order: list[str], name: str) -> Callable[[object], None]:
 
 
 def test_the_earlier_deadline_is_answered_first(
-    server: InferenceProcess, asked: InferenceStub
+    server: InferenceProcess, caller: InferenceStub
 ) -> None:
     order: list[str] = []
-    with busy(server, asked):
-        made = []
+    with busy(server, caller):
+        futures = []
         for name, timeout in (("late", 60), ("early", 20), ("between", 40)):
             request = ask(PICTURES["red"], model=SLOW)
-            call = asked.stub.Infer.future(request, timeout=timeout)
+            call = caller.stub.Infer.future(request, timeout=timeout)
             call.add_done_callback(noting(order, name))
-            made.append(call)
-            waiting(server, len(made))
-    assert answers(made) == [["red"]] * 3
+            futures.append(call)
+            waiting(server, len(futures))
+    assert answers(futures) == [["red"]] * 3
     until(server, lambda _: len(order) == 3)  # callbacks may come after the answers
     assert order == ["early", "between", "late"]
 
 
-def test_a_call_alone_waits_for_company_no_longer_than_it_is_told(asked: InferenceStub) -> None:
-    asked.infer(PICTURES["red"])
+def test_a_call_alone_waits_for_company_no_longer_than_it_is_told(caller: InferenceStub) -> None:
+    caller.infer(PICTURES["red"])
     begun = time.perf_counter()
-    timing = asked.infer(PICTURES["red"]).timing
+    timing = caller.infer(PICTURES["red"]).timing
     took = time.perf_counter() - begun
     assert WAIT_SECONDS * 0.9 < timing.queue.ToTimedelta().total_seconds() < WAIT_SECONDS + SLACK
     assert took < WAIT_SECONDS + SLACK

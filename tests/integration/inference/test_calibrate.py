@@ -146,11 +146,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     return Digits(repository, folder / "calibration", network, held_out, unseen)
 
 
-def served(one: InferenceStub, digits: Digits) -> NDArray[np.float64]:
+def served(stub: InferenceStub, digits: Digits) -> NDArray[np.float64]:
     """Returns what the service answers for the pictures that were held out."""
     rows = np.zeros((len(digits.held_out), 10))
     for at in range(0, len(rows), 16):
-        answer = one.infer(*digits.held_out[at : at + 16])
+        answer = stub.infer(*digits.held_out[at : at + 16])
         for row, result in zip(rows[at : at + 16], answer.results, strict=True):
             assert len(result.classes) == 10
             for each in result.classes:
@@ -159,10 +159,10 @@ def served(one: InferenceStub, digits: Digits) -> NDArray[np.float64]:
     return rows
 
 
-def surest(one: InferenceStub, digits: Digits) -> float:
+def surest(stub: InferenceStub, digits: Digits) -> float:
     """Returns the highest probability of one picture, and checks that no more is answered."""
-    asked = inference_pb2.InferParameters(top_k=1)
-    (result,) = one.infer(digits.held_out[0], parameters=asked).results
+    limited = inference_pb2.InferParameters(top_k=1)
+    (result,) = stub.infer(digits.held_out[0], parameters=limited).results
     (only,) = result.classes
     return only.probability
 
@@ -170,17 +170,17 @@ def surest(one: InferenceStub, digits: Digits) -> float:
 def test_a_calibrated_network_is_as_sure_as_it_is_right(digits: Digits, tmp_path: Path) -> None:
     repository = ["--repository", str(digits.repository)]
     flags = ["--model-repository", str(digits.repository), "--repository-poll-seconds", "0.1"]
-    with started(tmp_path, *flags) as server, client(server) as one:
-        raw = served(one, digits)
+    with started(tmp_path, *flags) as server, client(server) as stub:
+        raw = served(stub, digits)
         np.testing.assert_allclose(raw, softmax(digits.logits()), atol=1e-5)
-        before = surest(one, digits)
+        before = surest(stub, digits)
         said = sightline(
             "calibrate", "digits", "--images", str(digits.calibration), *repository, "--write"
         )
         end = time.monotonic() + 60
-        while surest(one, digits) == before:  # until the service has taken it in
+        while surest(stub, digits) == before:  # until the service has taken it in
             assert time.monotonic() < end
-        calibrated = served(one, digits)
+        calibrated = served(stub, digits)
 
     assert said["written"]
     assert said["fitted_to"] + said["after"]["pictures"] == CALIBRATED

@@ -45,8 +45,8 @@ def test_each_caller_has_its_own_limit_and_its_own_keys(
         server: InferenceProcess, credentials: grpc.ChannelCredentials
     ) -> Callable[[], bool]:
         def call() -> bool:
-            with client(server, credentials) as made:
-                _, done = made.stub.Infer.with_call(ask(RED), timeout=30, metadata=key)
+            with client(server, credentials) as caller:
+                _, done = caller.stub.Infer.with_call(ask(RED), timeout=30, metadata=key)
                 return ("idempotent-replayed", "true") in (done.trailing_metadata() or ())
 
         return call
@@ -58,8 +58,8 @@ def test_each_caller_has_its_own_limit_and_its_own_keys(
             call = replayed(server, trust)
             assert call() is False  # under the same key as the other gate's
             assert call() is True
-            with client(server, trust) as made:
-                error = made.refusal(RED)
+            with client(server, trust) as caller:
+                error = caller.refusal(RED)
                 assert error.reason == "RATE_LIMITED"
                 assert error.quotas[0].subject == f"caller:{name}"
 
@@ -68,8 +68,8 @@ def test_without_a_certificate_nobody_gets_in(
     tmp_path: Path, authority: Authority, flags: list[str]
 ) -> None:
     trust = grpc.ssl_channel_credentials(authority.pem)
-    with started(tmp_path, *flags) as server, client(server, trust) as made:
-        assert made.refusal(RED).code is grpc.StatusCode.UNAVAILABLE
+    with started(tmp_path, *flags) as server, client(server, trust) as caller:
+        assert caller.refusal(RED).code is grpc.StatusCode.UNAVAILABLE
 
 
 def test_each_method_has_a_limit_of_its_own(tmp_path: Path, colours: Path) -> None:
@@ -78,22 +78,22 @@ def test_each_method_has_a_limit_of_its_own(tmp_path: Path, colours: Path) -> No
         *("--rate-limits", "Infer=0.01/s:2,UploadImage=0.01/s"),
     ]
     upload = [inference_service_pb2.UploadImageRequest(chunk=b"x")] * 3
-    with started(tmp_path, *flags) as server, client(server) as made:
+    with started(tmp_path, *flags) as server, client(server) as caller:
         for _ in range(2):
-            made.infer(RED)
-        error = made.refusal(RED)
+            caller.infer(RED)
+        error = caller.refusal(RED)
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
         assert error.quotas[0].subject == "caller:anonymous"
         assert error.quotas[0].description == "0.01 calls of Infer per second, 2 at once"
         assert error.retry_after == pytest.approx(100, abs=5)
-        stub, health = made.stub, open_inference_pb2_grpc.GRPCInferenceServiceStub(made.channel)
+        stub, health = caller.stub, open_inference_pb2_grpc.GRPCInferenceServiceStub(caller.channel)
         # The messages of an upload are one call.
         sent = failure(lambda: stub.UploadImage(iter(upload), timeout=10))
         assert sent.reason == "UPLOAD_HEADER_MISSING"
         sent = failure(lambda: stub.UploadImage(iter(upload), timeout=10))
         assert sent.reason == "RATE_LIMITED"
         for _ in range(20):
-            assert made.health() == "SERVING"
+            assert caller.health() == "SERVING"
             assert health.ServerLive(open_inference_pb2.ServerLiveRequest(), timeout=10).live
             stub.ListModels(inference_service_pb2.ListModelsRequest(), timeout=10)
 

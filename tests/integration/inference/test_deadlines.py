@@ -16,7 +16,7 @@ SLACK = 0.25  # what a busy machine may add to a deadline of the client's own
 
 
 @pytest.fixture
-def made(tmp_path: Path, slow: Path) -> Iterator[InferenceStub]:
+def caller(tmp_path: Path, slow: Path) -> Iterator[InferenceStub]:
     flags = [
         *("--model-repository", str(slow), "--workers", "1"),
         *("--queue-size", "4", "--max-images", "4"),
@@ -26,23 +26,23 @@ def made(tmp_path: Path, slow: Path) -> Iterator[InferenceStub]:
         yield one
 
 
-def timed(made: InferenceStub, timeout: float | None) -> tuple[grpc.StatusCode, str, float]:
+def timed(caller: InferenceStub, timeout: float | None) -> tuple[grpc.StatusCode, str, float]:
     begun = time.perf_counter()
-    error = made.refusal(RED, timeout=timeout)
+    error = caller.refusal(RED, timeout=timeout)
     return error.code, error.reason, time.perf_counter() - begun
 
 
-def test_an_error_is_never_later_than_the_deadline(made: InferenceStub) -> None:
-    code, _, took = timed(made, 0.05)
+def test_an_error_is_never_later_than_the_deadline(caller: InferenceStub) -> None:
+    code, _, took = timed(caller, 0.05)
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert took < 0.05 + SLACK
 
 
-def test_while_the_model_runs_a_hopeless_deadline_is_refused_at_once(made: InferenceStub) -> None:
-    run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
-    running = made.stub.Infer.future(ask(RED), timeout=60)
-    waiting = made.stub.Infer.future(ask(RED), timeout=60)
-    error = made.refusal(RED, timeout=run / 2)
+def test_while_the_model_runs_a_hopeless_deadline_is_refused_at_once(caller: InferenceStub) -> None:
+    run = caller.infer(RED).timing.infer.ToTimedelta().total_seconds()
+    running = caller.stub.Infer.future(ask(RED), timeout=60)
+    waiting = caller.stub.Infer.future(ask(RED), timeout=60)
+    error = caller.refusal(RED, timeout=run / 2)
     assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert error.reason == "DEADLINE_TOO_SHORT"
     assert error.retryable
@@ -51,28 +51,28 @@ def test_while_the_model_runs_a_hopeless_deadline_is_refused_at_once(made: Infer
         assert names(call.result().results[0]) == ["red"]
 
 
-def test_an_idle_server_tries_what_it_is_not_expected_to_do(made: InferenceStub) -> None:
+def test_an_idle_server_tries_what_it_is_not_expected_to_do(caller: InferenceStub) -> None:
     """Item 5: what is known may be wrong, so it is no reason to refuse while nobody waits."""
-    run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
-    code, reason, took = timed(made, run / 2)
+    run = caller.infer(RED).timing.infer.ToTimedelta().total_seconds()
+    code, reason, took = timed(caller, run / 2)
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED  # it was tried, and took too long
     assert reason in {"DEADLINE_EXCEEDED", ""}
     assert took < run / 2 + SLACK
 
 
-def test_abandoned_calls_cost_nobody_anything(made: InferenceStub) -> None:
-    run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
+def test_abandoned_calls_cost_nobody_anything(caller: InferenceStub) -> None:
+    run = caller.infer(RED).timing.infer.ToTimedelta().total_seconds()
     request = ask(RED)
-    abandoned = [made.stub.Infer.future(request, timeout=60) for _ in range(4)]
+    abandoned = [caller.stub.Infer.future(request, timeout=60) for _ in range(4)]
     for call in abandoned:
         call.cancel()  # type: ignore[no-untyped-call]
     begun = time.perf_counter()
-    assert names(made.infer(RED).results[0]) == ["red"]
+    assert names(caller.infer(RED).results[0]) == ["red"]
     assert time.perf_counter() - begun < 3 * run + SLACK  # not 5: at most one had begun
 
 
-def test_a_full_queue_is_refused_with_the_time_to_come_back(made: InferenceStub) -> None:
-    calls = [made.stub.Infer.future(ask(RED), timeout=60) for _ in range(12)]
+def test_a_full_queue_is_refused_with_the_time_to_come_back(caller: InferenceStub) -> None:
+    calls = [caller.stub.Infer.future(ask(RED), timeout=60) for _ in range(12)]
     errors = failures(calls)
     assert len(errors) >= 12 - (1 + 4) - 3
     for error in errors:
@@ -81,7 +81,7 @@ def test_a_full_queue_is_refused_with_the_time_to_come_back(made: InferenceStub)
         assert error.retry_after is not None
         assert error.retry_after > 0
     assert len(errors) < 12
-    assert names(made.infer(RED).results[0]) == ["red"]
+    assert names(caller.infer(RED).results[0]) == ["red"]
 
 
 def test_a_call_without_a_deadline_gets_the_server_s(tmp_path: Path, slow: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_call_without_a_deadline_gets_the_server_s(tmp_path: Path, slow: Path)
         assert names(one.infer(RED, timeout=60).results[0]) == ["red"]
 
 
-def test_the_slow_model_takes_as_long_as_it_says_on_any_machine(made: InferenceStub) -> None:
-    """What the tests of this folder build on: a known time, and no hope for a slow machine."""
-    run = made.infer(RED).timing.infer.ToTimedelta().total_seconds()
+def test_the_slow_model_takes_as_long_as_it_says_on_any_machine(caller: InferenceStub) -> None:
+    """Check the basis of the tests of this folder: the run time is known on any machine."""
+    run = caller.infer(RED).timing.infer.ToTimedelta().total_seconds()
     assert run >= SLOW_SECONDS

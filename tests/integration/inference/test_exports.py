@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the makers' code sees; the models are in the folder after this."""
+    """Return the detections of the makers' code; the models are in the folder after this."""
     home = tmp_path_factory.mktemp("makers")
     offline = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": str(home)}
     done = subprocess.run(

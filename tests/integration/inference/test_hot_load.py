@@ -61,14 +61,14 @@ def server(
         *("--model-repository", str(repository), "--default-model", "steady"),
         *("--repository-poll-seconds", POLL, "--metrics-listen", "127.0.0.1:0"),
     ]
-    with started(tmp_path_factory.mktemp("server"), *flags) as made:
-        yield made
+    with started(tmp_path_factory.mktemp("server"), *flags) as running:
+        yield running
 
 
 @pytest.fixture
 def one(server: InferenceProcess) -> Iterator[InferenceStub]:
-    with client(server) as made:
-        yield made
+    with client(server) as connected:
+        yield connected
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -97,7 +97,7 @@ def label(one: InferenceStub, name: str, version: str = "") -> str:
 
 
 class Calls:
-    """What callers who never pause were answered."""
+    """Answers to callers that send requests without a pause."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -107,7 +107,7 @@ class Calls:
 @contextmanager
 def calls(server: InferenceProcess, name: str, version: str = "") -> Iterator[Calls]:
     """Calls a model from three threads for as long as it lasts."""
-    made, over = Calls(), threading.Event()
+    results, over = Calls(), threading.Event()
     hint = inference_pb2.ModelHint(name=name, version=version)
 
     def call() -> None:
@@ -116,26 +116,26 @@ def calls(server: InferenceProcess, name: str, version: str = "") -> Iterator[Ca
                 try:
                     answer = own.infer(RED, model=hint)
                 except grpc.RpcError as error:
-                    made.errors.append(from_rpc_error(error))
+                    results.errors.append(from_rpc_error(error))
                 else:
-                    made.labels.append(answer.results[0].detections[0].class_name)
+                    results.labels.append(answer.results[0].detections[0].class_name)
 
     with ThreadPoolExecutor(3) as pool:
         callers = [pool.submit(call) for _ in range(3)]
         try:
-            yield made
+            yield results
         finally:
             over.set()
         for caller in callers:
             caller.result()
-    assert made.errors == []
+    assert results.errors == []
 
 
 def added(repository: Path, one: InferenceStub, name: str) -> Path:
     """Puts generation `a` of a model into the repository; returns its folder, once it is served."""
-    made = repository / ".new" / name / "1"
-    generation(made / "model.onnx", "a")
-    made.parent.rename(repository / name)
+    staged = repository / ".new" / name / "1"
+    generation(staged / "model.onnx", "a")
+    staged.parent.rename(repository / name)
     until(lambda: label(one, name) == "a")
     return repository / name / "1"
 
@@ -197,12 +197,12 @@ def test_a_model_is_replaced_under_its_callers(
 ) -> None:
     name = replace.__name__
     folder = added(repository, one, name)
-    with calls(server, name) as made:
+    with calls(server, name) as results:
         for each in ("b", "c", "d"):
-            until(lambda: len(made.labels) > 10)
+            until(lambda: len(results.labels) > 10)
             replace(folder, each)
-            until(lambda label=each: made.labels[-1] == label)  # type: ignore[misc]
-    assert list(dict.fromkeys(made.labels)) == ["a", "b", "c", "d"]
+            until(lambda label=each: results.labels[-1] == label)  # type: ignore[misc]
+    assert list(dict.fromkeys(results.labels)) == ["a", "b", "c", "d"]
 
 
 def test_a_version_that_comes_is_the_default_and_one_that_goes_is_not_missed(
@@ -211,37 +211,37 @@ def test_a_version_that_comes_is_the_default_and_one_that_goes_is_not_missed(
     folder = added(repository, one, "versions")
     file = generation(tmp_path / "best.onnx", "b")
     words = ["add", str(file), "--name", "versions", "--repository", str(repository)]
-    with calls(server, "versions") as made, calls(server, "versions", "1") as pinned:
+    with calls(server, "versions") as results, calls(server, "versions", "1") as pinned:
         done = sightline(*words)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["version"] == "2"
-        until(lambda: made.labels[-1] == "b")
+        until(lambda: results.labels[-1] == "b")
         assert label(one, "versions", "1") == "a"
-    assert list(dict.fromkeys(made.labels)) == ["a", "b"]
+    assert list(dict.fromkeys(results.labels)) == ["a", "b"]
     assert set(pinned.labels) == {"a"}
-    with calls(server, "versions") as made:
+    with calls(server, "versions") as results:
         shutil.rmtree(folder)
         until(lambda: label(one, "versions", "1") == "")
-    assert set(made.labels) == {"b"}
+    assert set(results.labels) == {"b"}
 
 
 def test_without_the_default_model_s_folder_the_server_goes_on(
     server: InferenceProcess, repository: Path
 ) -> None:
-    with calls(server, "") as made:
+    with calls(server, "") as results:
         (repository / "steady").rename(repository / ".steady")
         until(lambda: "model steady version 1 is gone" in server.log.read_text())
-        before = len(made.labels)
-        until(lambda: len(made.labels) > before + 20)
+        before = len(results.labels)
+        until(lambda: len(results.labels) > before + 20)
         (repository / ".steady").rename(repository / "steady")
-    assert set(made.labels) == {"steady"}
+    assert set(results.labels) == {"steady"}
 
 
 def test_a_version_that_is_loaded_can_go_meanwhile(
     server: InferenceProcess, one: InferenceStub, repository: Path
 ) -> None:
     folder = added(repository, one, "going")
-    with calls(server, "going") as made:
+    with calls(server, "going") as results:
         version = folder.with_name("2")
         generation(version / "model.onnx", "b")
         os.mkfifo(version / HOLD)  # loading waits until somebody writes
@@ -249,8 +249,8 @@ def test_a_version_that_is_loaded_can_go_meanwhile(
             shutil.rmtree(version)
             pipe.write("go on")
         generation(folder.with_name("3") / "model.onnx", "c")
-        until(lambda: made.labels[-1] == "c")
-    assert "b" not in made.labels
+        until(lambda: results.labels[-1] == "c")
+    assert "b" not in results.labels
     assert label(one, "going", "2") == ""
 
 
@@ -269,14 +269,14 @@ def test_what_cannot_be_loaded_changes_nothing_and_is_said_once(
     server: InferenceProcess, one: InferenceStub, repository: Path
 ) -> None:
     folder = added(repository, one, "broken")
-    with calls(server, "broken") as made:
+    with calls(server, "broken") as results:
         (folder / "model.onnx").write_bytes(b"no model")
         folder.with_name("2").mkdir()
         (folder.with_name("2") / "model.onnx").write_bytes(b"no model")
         until(lambda: failed_loads(server, "broken") == 2)
-        before = len(made.labels)
-        until(lambda: len(made.labels) > before + 20)
-    assert set(made.labels) == {"a"}
+        before = len(results.labels)
+        until(lambda: len(results.labels) > before + 20)
+    assert set(results.labels) == {"a"}
     log = server.log.read_text()
     assert log.count("not loaded: model broken version 1: ") == 1
     assert log.count("not loaded: model broken version 2: ") == 1

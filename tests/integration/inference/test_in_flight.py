@@ -44,21 +44,21 @@ def flags(slow: Path) -> list[str]:
 def flood(server: InferenceProcess) -> tuple[float, list[str]]:
     """Sends everything at once; returns how much memory that took, bytes, and the outcomes."""
     process = psutil.Process(server.process.pid)
-    with client(server) as made:
-        assert names(made.infer(LARGE).results[0]) == ["red"]
-        before = most = process.memory_info().rss
+    with client(server) as caller:
+        assert names(caller.infer(LARGE).results[0]) == ["red"]
+        before = peak = process.memory_info().rss
         data = ask(LARGE).SerializeToString()
-        calls = [made.raw.future(data, timeout=5) for _ in range(CALLS)]
+        calls = [caller.raw.future(data, timeout=5) for _ in range(CALLS)]
         with client(server) as beside:
             while not all(call.done() for call in calls):
-                most = max(most, process.memory_info().rss)
+                peak = max(peak, process.memory_info().rss)
                 _healthy(beside)
-        return most - before, [_outcome(call) for call in calls]
+        return peak - before, [_outcome(call) for call in calls]
 
 
-def _healthy(made: InferenceStub) -> None:
+def _healthy(caller: InferenceStub) -> None:
     begun = time.perf_counter()
-    assert made.health() == "SERVING"
+    assert caller.health() == "SERVING"
     assert time.perf_counter() - begun < 5
 
 
@@ -84,7 +84,7 @@ def test_without_the_bound_the_flood_is_held(tmp_path: Path, flags: list[str]) -
 
 def test_pictures_by_reference_count_as_well(tmp_path: Path, flags: list[str]) -> None:
     room = ["--max-bytes-in-flight", str(8 * MIB)]
-    with started(tmp_path, *flags, *room) as server, client(server) as made:
+    with started(tmp_path, *flags, *room) as server, client(server) as caller:
         digest = hashlib.sha256(LARGE).digest()
         header = inference_service_pb2.UploadHeader(sha256=digest, size_bytes=len(LARGE))
         parts = [inference_service_pb2.UploadImageRequest(header=header)]
@@ -92,11 +92,11 @@ def test_pictures_by_reference_count_as_well(tmp_path: Path, flags: list[str]) -
             inference_service_pb2.UploadImageRequest(chunk=LARGE[at : at + MIB])
             for at in range(0, len(LARGE), MIB)
         ]
-        reference = made.stub.UploadImage(iter(parts), timeout=30).image.reference
+        reference = caller.stub.UploadImage(iter(parts), timeout=30).image.reference
         image = inference_pb2.Image(reference=reference)
         for _ in range(3):  # what a call has held is free again after it
-            assert names(made.infer(image).results[0]) == ["red"]
-        error = made.refusal(image, image)
+            assert names(caller.infer(image).results[0]) == ["red"]
+        error = caller.refusal(image, image)
         assert (error.code, error.reason) == (
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "TOO_MUCH_IN_FLIGHT",
@@ -107,9 +107,9 @@ def test_pictures_by_reference_count_as_well(tmp_path: Path, flags: list[str]) -
 def test_a_caller_without_credentials_is_not_even_read(tmp_path: Path, flags: list[str]) -> None:
     KeyFile(tmp_path / "keys").create("gate-1", devices=["*"], scopes=[Scope.INFER])
     keys = ["--api-keys-file", str(tmp_path / "keys")]
-    with started(tmp_path, *flags, *keys) as server, client(server) as made:
+    with started(tmp_path, *flags, *keys) as server, client(server) as caller:
         requests = never()
-        call = made.channel.stream_unary(f"/{SERVICE}/Infer", None, None).future(requests)
+        call = caller.channel.stream_unary(f"/{SERVICE}/Infer", None, None).future(requests)
         with pytest.raises(grpc.RpcError) as caught:
             call.result(10)
         assert from_rpc_error(caught.value).reason == "CREDENTIAL_MISSING"

@@ -44,8 +44,8 @@ def test_a_caller_may_choose_model_version_and_thresholds(quick: InferenceStub) 
     assert quick.infer(RED, model=inference_pb2.ModelHint(name="other")).model_name == "other"
     half = picture((140, 0, 0))
     for threshold, expected in ((0.4, ["red"]), (0.6, [])):
-        asked = inference_pb2.InferParameters(confidence_threshold=threshold)
-        assert names(quick.infer(half, parameters=asked).results[0]) == expected
+        message = inference_pb2.InferParameters(confidence_threshold=threshold)
+        assert names(quick.infer(half, parameters=message).results[0]) == expected
 
 
 def test_one_bad_picture_of_several_fails_alone(quick: InferenceStub) -> None:
@@ -97,8 +97,8 @@ def test_all_pictures_corrupt_is_a_failed_call(quick: InferenceStub) -> None:
 def test_a_request_that_is_refused_whole(quick: InferenceStub) -> None:
     assert [v.field for v in quick.refusal().violations] == ["images"]
     assert [v.field for v in quick.refusal(*[RED] * 5).violations] == ["images"]
-    asked = inference_pb2.InferParameters(iou_threshold=2)
-    error = quick.refusal(RED, parameters=asked)
+    message = inference_pb2.InferParameters(iou_threshold=2)
+    error = quick.refusal(RED, parameters=message)
     assert [v.field for v in error.violations] == ["parameters.iou_threshold"]
 
 

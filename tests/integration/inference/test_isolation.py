@@ -1,4 +1,4 @@
-"""What one caller's floods do to another, over real sockets.
+"""Effects of one caller's floods on another, over real sockets.
 
 How much the well-behaved caller asks for goes by how long the model takes on this machine now.
 """
@@ -124,9 +124,9 @@ async def test_a_caller_below_its_share_is_in_time_beside_a_flood(
             await good.ask(RED, 30)
         run = min(good.seconds)
         good.reasons.clear()
-        async with fleet.caller("flood-0") as other:
-            await other.ask(request, 60)  # what has begun is not interrupted
-        deadline = max(DEADLINE_SECONDS, 4 * max(other.seconds) / len(ask_of(request).images))
+        async with fleet.caller("flood-0") as second:
+            await second.ask(request, 60)  # what has begun is not interrupted
+        deadline = max(DEADLINE_SECONDS, 4 * max(second.seconds) / len(ask_of(request).images))
         floods = [
             asyncio.create_task(_flood(fleet, f"flood-{number}", request, seconds, at_once))
             for number in range(callers)
@@ -165,10 +165,10 @@ def test_small_pictures_are_answered_after_large_ones(tmp_path: Path, quick_mode
     """Item 5: on an idle server, with 0.3 s, after 20 large pictures of another caller."""
     large = picture(size=(5000, 4000))
     flags = ["--model-repository", str(quick_model), "--workers", "1"]
-    with started(tmp_path, *flags) as server, client(server) as one, client(server) as other:
+    with started(tmp_path, *flags) as server, client(server) as first, client(server) as second:
         for _ in range(20):
-            one.infer(large, timeout=60)
-        outcomes = Counter(_outcome(other, 0.3) for _ in range(20))
+            first.infer(large, timeout=60)
+        outcomes = Counter(_outcome(second, 0.3) for _ in range(20))
     assert outcomes["OK"] >= 16, outcomes  # a busy machine may be slow at times
     assert outcomes.keys() <= {"OK", "DEADLINE_EXCEEDED"}, "none is refused for what is known"
 
@@ -195,21 +195,21 @@ def test_the_pixels_of_a_request_are_not_held_together(tmp_path: Path, quick_mod
         *("--model-repository", str(quick_model), "--workers", "2"),
         *("--max-bytes-in-flight", str(bound)),
     ]
-    with started(tmp_path, *flags) as server, client(server) as one:
-        one.infer(picture())
+    with started(tmp_path, *flags) as server, client(server) as first:
+        first.infer(picture())
         before = _memory(server)
-        most = _most_memory(server, one, [data] * 16)
-    assert most - before < 2 * bound
+        peak = _most_memory(server, first, [data] * 16)
+    assert peak - before < 2 * bound
 
 
-def _most_memory(server: InferenceProcess, one: InferenceStub, pictures: list[bytes]) -> int:
-    call = one.stub.Infer.future(ask(*pictures), timeout=300)
-    most = 0
+def _most_memory(server: InferenceProcess, first: InferenceStub, pictures: list[bytes]) -> int:
+    call = first.stub.Infer.future(ask(*pictures), timeout=300)
+    peak = 0
     while not call.done():
-        most = max(most, _memory(server))
+        peak = max(peak, _memory(server))
         time.sleep(0.005)
     assert len(call.result().results) == len(pictures)
-    return most
+    return peak
 
 
 def _memory(server: InferenceProcess) -> int:
@@ -224,11 +224,11 @@ def test_a_picture_that_never_has_room_is_refused_for_its_size(
         *("--max-message-bytes", str(2 * MIB), "--max-image-bytes", str(MIB)),
         *("--max-bytes-in-flight", str(2 * MIB)),
     ]
-    with started(tmp_path, *flags) as server, client(server) as one:
-        error = one.refusal(flat_png(1000, 1000))
+    with started(tmp_path, *flags) as server, client(server) as first:
+        error = first.refusal(flat_png(1000, 1000))
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT
         assert error.reason == "IMAGE_DIMENSIONS_TOO_LARGE"
         assert f"{2 * MIB // 3} in all" in error.message
         assert "max_bytes_in_flight" in server.log.read_text()
         for size in itertools.repeat((700, 700), 3):
-            assert one.infer(flat_png(*size)).results
+            assert first.infer(flat_png(*size)).results

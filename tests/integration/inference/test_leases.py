@@ -57,21 +57,21 @@ def test_item_17_a_stopped_server_gives_its_callers_the_answer_of_the_other(
     flags = shared(tmp_path, slow)
     metadata, request = key(), ask(*PICTURES).SerializeToString()
     with (
-        started(tmp_path, *flags) as one,
-        started(tmp_path, *flags) as two,
-        client(one) as here,
-        client(two) as there,
+        started(tmp_path, *flags) as first_server,
+        started(tmp_path, *flags) as second_server,
+        client(first_server) as here,
+        client(second_server) as there,
     ):
         first = here.raw.future(request, timeout=120, metadata=metadata)
         _wait_for_claim(tmp_path / "claims.sqlite")
         twin = here.raw.future(request, timeout=120, metadata=metadata)
-        stopped_at_work(one, [first, twin], tmp_path / "claims.sqlite")
+        stopped_at_work(first_server, [first, twin], tmp_path / "claims.sqlite")
         retry = there.raw.future(request, timeout=120, metadata=metadata)
         if when == "during":
             _wait_for_another_owner(tmp_path / "claims.sqlite")
         else:
             retry.result()
-        os.kill(one.process.pid, signal.SIGCONT)
+        os.kill(first_server.process.pid, signal.SIGCONT)
         assert told(first) == told(twin) == retry.result()
         assert ("idempotent-replayed", "true") not in (retry.trailing_metadata() or ())
         assert send(here, ask(*PICTURES), metadata) == (retry.result(), True)
@@ -106,17 +106,17 @@ def test_item_18_kept_answers_outlive_a_start_with_the_clock_days_ahead(
 ) -> None:
     flags = shared(tmp_path, colours, "--default-model", "colours")
     metadata = key()
-    with started(tmp_path, *flags) as server, client(server) as made:
-        first, _ = send(made, ask(RED), metadata)
+    with started(tmp_path, *flags) as server, client(server) as stub:
+        first, _ = send(stub, ask(RED), metadata)
         server.stop()
-    with started(tmp_path, *flags, clock_ahead=60 * 24 * HOURS) as server, client(server) as made:
-        assert send(made, ask(RED), metadata) == (first, True)
+    with started(tmp_path, *flags, clock_ahead=60 * 24 * HOURS) as server, client(server) as stub:
+        assert send(stub, ask(RED), metadata) == (first, True)
         other = key()
-        second, _ = send(made, ask(RED), other)
+        second, _ = send(stub, ask(RED), other)
         server.stop()
-    with started(tmp_path, *flags) as server, client(server) as made:
-        assert send(made, ask(RED), metadata) == (first, True)
-        assert send(made, ask(RED), other) == (second, True)
+    with started(tmp_path, *flags) as server, client(server) as stub:
+        assert send(stub, ask(RED), metadata) == (first, True)
+        assert send(stub, ask(RED), other) == (second, True)
 
 
 def _stays_claimed(to: InferenceStub, request: bytes, metadata: Metadata) -> None:

@@ -112,8 +112,11 @@ def slow_server(tmp_path_factory: pytest.TempPathFactory, slow: Path) -> Iterato
 
 def test_twins_at_the_same_time_get_one_answer(slow_server: InferenceProcess) -> None:
     metadata, request = key(), ask(RED).SerializeToString()
-    with client(slow_server) as one, client(slow_server) as two:
-        calls = [each.raw.future(request, timeout=60, metadata=metadata) for each in (one, two) * 4]
+    with client(slow_server) as caller, client(slow_server) as other_caller:
+        calls = [
+            each.raw.future(request, timeout=60, metadata=metadata)
+            for each in (caller, other_caller) * 4
+        ]
         assert len({call.result() for call in calls}) == 1
         marked = [("idempotent-replayed", "true") in call.trailing_metadata() for call in calls]
     assert sorted(marked) == [False] + [True] * 7
@@ -121,27 +124,27 @@ def test_twins_at_the_same_time_get_one_answer(slow_server: InferenceProcess) ->
 
 def test_a_caller_that_gives_up_leaves_its_work_to_its_twin(slow_server: InferenceProcess) -> None:
     metadata, request = key(), ask(*[RED] * 4).SerializeToString()
-    with client(slow_server) as one, client(slow_server) as two:
-        first = one.raw.future(request, timeout=60, metadata=metadata)
-        assert one.health() == "SERVING"  # the call went before, over the same connection
-        second = two.raw.future(request, timeout=60, metadata=metadata)
-        assert two.health() == "SERVING"
+    with client(slow_server) as caller, client(slow_server) as other_caller:
+        first = caller.raw.future(request, timeout=60, metadata=metadata)
+        assert caller.health() == "SERVING"  # the call went before, over the same connection
+        second = other_caller.raw.future(request, timeout=60, metadata=metadata)
+        assert other_caller.health() == "SERVING"
         assert not first.done()
         first.cancel()  # type: ignore[no-untyped-call]
         answer = second.result()
         # It is the work of the first call, which has begun it.
         assert ("idempotent-replayed", "true") in second.trailing_metadata()
-        assert send(two, ask(*[RED] * 4), metadata) == (answer, True)
+        assert send(other_caller, ask(*[RED] * 4), metadata) == (answer, True)
 
 
 def test_a_deadline_that_passed_does_not_use_up_the_key(slow_server: InferenceProcess) -> None:
     metadata, request = key(), ask(RED)
-    with client(slow_server) as made:
+    with client(slow_server) as created:
         with pytest.raises(grpc.RpcError) as caught:
-            made.raw(request.SerializeToString(), timeout=0.05, metadata=metadata)
+            created.raw(request.SerializeToString(), timeout=0.05, metadata=metadata)
         assert from_rpc_error(caught.value).code is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert send(made, request, metadata)[1] is False
-        assert send(made, request, metadata)[1] is True
+        assert send(created, request, metadata)[1] is False
+        assert send(created, request, metadata)[1] is True
 
 
 def test_answers_in_a_file_outlive_the_process(tmp_path: Path, colours: Path) -> None:
@@ -150,11 +153,11 @@ def test_answers_in_a_file_outlive_the_process(tmp_path: Path, colours: Path) ->
         *("--idempotency-database", str(tmp_path / "claims.sqlite")),
     ]
     metadata = key()
-    with started(tmp_path, *flags) as server, client(server) as made:
-        first = send(made, ask(RED), metadata)
+    with started(tmp_path, *flags) as server, client(server) as created:
+        first = send(created, ask(RED), metadata)
         server.stop(signal.SIGKILL)
-    with started(tmp_path, *flags) as server, client(server) as made:
-        assert send(made, ask(RED), metadata) == (first[0], True)
+    with started(tmp_path, *flags) as server, client(server) as created:
+        assert send(created, ask(RED), metadata) == (first[0], True)
 
 
 def shared(tmp_path: Path, repository: Path, *more: str) -> list[str]:
@@ -170,13 +173,13 @@ def shared(tmp_path: Path, repository: Path, *more: str) -> list[str]:
 def test_a_server_killed_at_work_leaves_a_claim_that_runs_out(tmp_path: Path, slow: Path) -> None:
     flags = shared(tmp_path, slow)
     metadata, request = key(), ask(*[RED] * 10)  # enough work to be killed at it
-    with started(tmp_path, *flags) as server, client(server) as made:
-        call = made.raw.future(request.SerializeToString(), timeout=60, metadata=metadata)
+    with started(tmp_path, *flags) as server, client(server) as created:
+        call = created.raw.future(request.SerializeToString(), timeout=60, metadata=metadata)
         _wait_for_claim(tmp_path / "claims.sqlite")
         server.stop(signal.SIGKILL)
         assert call.exception() is not None
-    with started(tmp_path, *flags) as server, client(server) as made:
-        _, replayed = send(made, request, metadata)
+    with started(tmp_path, *flags) as server, client(server) as created:
+        _, replayed = send(created, request, metadata)
         assert not replayed
 
 
@@ -187,10 +190,10 @@ def test_twins_at_two_servers_get_one_answer_even_when_it_takes_longer_than_a_le
     metadata, pictures = key(), [RED] * 24
     request = ask(*pictures).SerializeToString()
     with (
-        started(tmp_path, *flags) as one,
-        started(tmp_path, *flags) as two,
-        client(one) as here,
-        client(two) as there,
+        started(tmp_path, *flags) as caller,
+        started(tmp_path, *flags) as other_caller,
+        client(caller) as here,
+        client(other_caller) as there,
     ):
         begun = time.monotonic()
         first = here.raw.future(request, timeout=60, metadata=metadata)
@@ -211,7 +214,7 @@ def test_another_caller_never_sees_a_record_nor_an_error_that_betrays_it(
     tmp_path: Path, colours: Path
 ) -> None:
     keys = KeyFile(tmp_path / "keys.db")
-    one, two = (
+    caller, other_caller = (
         (("authorization", f"Bearer {keys.create(n, devices=['*'], scopes=[Scope.INFER])[0]}"),)
         for n in ("one", "two")
     )
@@ -220,25 +223,25 @@ def test_another_caller_never_sees_a_record_nor_an_error_that_betrays_it(
         *("--api-keys-file", str(tmp_path / "keys.db")),
     ]
     metadata = key()
-    with started(tmp_path, *flags) as server, client(server) as made:
-        first, _ = send(made, ask(RED), metadata + one)
-        theirs, replayed = send(made, ask(RED), metadata + two)
+    with started(tmp_path, *flags) as server, client(server) as created:
+        first, _ = send(created, ask(RED), metadata + caller)
+        theirs, replayed = send(created, ask(RED), metadata + other_caller)
         assert not replayed
         assert theirs != first  # its timings are its own
-        assert send(made, ask(RED), metadata + one) == (first, True)
-        assert send(made, ask(RED), metadata + two) == (theirs, True)
+        assert send(created, ask(RED), metadata + caller) == (first, True)
+        assert send(created, ask(RED), metadata + other_caller) == (theirs, True)
         # Under a key of the first one that is new to the second, nothing tells that it is known.
         metadata = key()
-        send(made, ask(RED), metadata + one)
-        assert send(made, ask(BLUE), metadata + two)[1] is False
+        send(created, ask(RED), metadata + caller)
+        assert send(created, ask(BLUE), metadata + other_caller)[1] is False
 
 
 def test_answers_are_cleaned_up_while_nothing_else_happens(tmp_path: Path, colours: Path) -> None:
     flags = shared(tmp_path, colours, "--default-model", "colours")
     with started(tmp_path, *flags, "--idempotency-ttl-seconds", "0.5") as server:
-        with client(server) as made:
+        with client(server) as created:
             for _ in range(20):
-                send(made, ask(RED), key())
+                send(created, ask(RED), key())
         with closing(sqlite3.connect(tmp_path / "claims.sqlite")) as reader:
             count = "SELECT count(*) FROM claims"
             _until(lambda: reader.execute(count).fetchone() == (0,), "nothing was cleaned up")
@@ -247,9 +250,9 @@ def test_answers_are_cleaned_up_while_nothing_else_happens(tmp_path: Path, colou
 def test_a_damaged_database_prevents_the_start(tmp_path: Path, colours: Path) -> None:
     flags = shared(tmp_path, colours, "--default-model", "colours")
     database = tmp_path / "claims.sqlite"
-    with started(tmp_path, *flags) as server, client(server) as made:
+    with started(tmp_path, *flags) as server, client(server) as created:
         for _ in range(20):
-            send(made, ask(RED), key())
+            send(created, ask(RED), key())
         server.stop()
     whole = database.read_bytes()
     assert len(whole) > 3 * 4096
@@ -260,29 +263,29 @@ def test_a_damaged_database_prevents_the_start(tmp_path: Path, colours: Path) ->
     assert "move it away" in server.log.read_text()
     server.stop()
     database.unlink()
-    with started(tmp_path, *flags) as server, client(server) as made:
-        assert send(made, ask(RED), key())[1] is False
+    with started(tmp_path, *flags) as server, client(server) as created:
+        assert send(created, ask(RED), key())[1] is False
 
 
 def test_a_database_that_breaks_costs_calls_with_a_key_only_and_may_be_put_right(
     tmp_path: Path, colours: Path
 ) -> None:
     flags = shared(tmp_path, colours, "--default-model", "colours")
-    with started(tmp_path, *flags) as server, client(server) as made:
-        send(made, ask(RED), key())
+    with started(tmp_path, *flags) as server, client(server) as created:
+        send(created, ask(RED), key())
         with closing(sqlite3.connect(tmp_path / "claims.sqlite")) as other:
             other.execute("DROP TABLE claims")
             other.execute("CREATE VIEW claims AS SELECT 1 AS key")
-            error = failure(lambda: send(made, ask(RED), key()))
+            error = failure(lambda: send(created, ask(RED), key()))
             assert error.code is grpc.StatusCode.UNAVAILABLE
             assert error.reason == "IDEMPOTENCY_STORE_UNAVAILABLE"
             assert error.retryable
-            assert send(made, ask(RED), ())[0]
+            assert send(created, ask(RED), ())[0]
             other.execute("DROP VIEW claims")
         metadata = key()
-        first, replayed = send(made, ask(RED), metadata)
+        first, replayed = send(created, ask(RED), metadata)
         assert not replayed
-        assert send(made, ask(RED), metadata) == (first, True)
+        assert send(created, ask(RED), metadata) == (first, True)
 
 
 def _until(condition: Callable[[], bool], otherwise: str) -> None:

@@ -56,15 +56,15 @@ def server(
         *("--model-repository", str(repository), "--default-model", "colours"),
         *("--max-images", "4", "--max-image-bytes", "200000"),
     ]
-    with started(tmp_path_factory.mktemp("open"), *flags) as one:
-        yield one
+    with started(tmp_path_factory.mktemp("open"), *flags) as service:
+        yield service
 
 
 class Protocol:
     """Asks a server by the protocol."""
 
-    def __init__(self, one: InferenceStub) -> None:
-        self.stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(one.channel)
+    def __init__(self, service: InferenceStub) -> None:
+        self.stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(service.channel)
 
     def infer(self, request: oip.ModelInferRequest, **more: Any) -> oip.ModelInferResponse:
         answer: oip.ModelInferResponse = self.stub.ModelInfer(request, **{"timeout": 30, **more})
@@ -85,9 +85,9 @@ class Protocol:
 
 
 @pytest.fixture
-def asked(server: InferenceProcess) -> Iterator[Protocol]:
-    with client(server) as one:
-        yield Protocol(one)
+def protocol(server: InferenceProcess) -> Iterator[Protocol]:
+    with client(server) as service:
+        yield Protocol(service)
 
 
 def of_colours(*shape: int, version: str = "") -> oip.ModelInferRequest:
@@ -106,21 +106,21 @@ def runtimes_own(path: Path, batch: Any) -> Any:
     return session.run(None, {"images": batch})[0]
 
 
-def test_health_and_metadata(asked: Protocol) -> None:
-    assert asked.live()
-    assert asked.ready()
-    said = asked.stub.ServerMetadata(oip.ServerMetadataRequest(), timeout=10)
-    assert (said.name, list(said.extensions)) == (
+def test_health_and_metadata(protocol: Protocol) -> None:
+    assert protocol.live()
+    assert protocol.ready()
+    reply = protocol.stub.ServerMetadata(oip.ServerMetadataRequest(), timeout=10)
+    assert (reply.name, list(reply.extensions)) == (
         "sightline",
         ["model_configuration", "statistics"],
     )
-    assert asked.model_ready("colours", "1")
-    assert not asked.model_ready("colours", "9")
-    assert not asked.model_ready("nobody")
-    metadata = asked.stub.ModelMetadata(oip.ModelMetadataRequest(name="colours"), timeout=10)
+    assert protocol.model_ready("colours", "1")
+    assert not protocol.model_ready("colours", "9")
+    assert not protocol.model_ready("nobody")
+    metadata = protocol.stub.ModelMetadata(oip.ModelMetadataRequest(name="colours"), timeout=10)
     assert (metadata.name, list(metadata.versions)) == ("colours", ["1", "2"])
     assert list(metadata.inputs[0].shape) == [-1, 3, SIDE, SIDE]
-    config = asked.stub.ModelConfig(oip.ModelConfigRequest(name="two"), timeout=10).config
+    config = protocol.stub.ModelConfig(oip.ModelConfigRequest(name="two"), timeout=10).config
     assert (config.max_batch_size, list(config.input[0].dims)) == (4, [3, 16, 16])
     assert config.dynamic_batching.max_queue_delay_microseconds == 1000
 
@@ -132,44 +132,44 @@ def test_health_and_metadata(asked: Protocol) -> None:
         lambda stub, **model: stub.ModelConfig(oip.ModelConfigRequest(**model)),
     ],
 )
-def test_models_that_are_not_there(asked: Protocol, ask: Callable[..., Any]) -> None:
+def test_models_that_are_not_there(protocol: Protocol, ask: Callable[..., Any]) -> None:
     for model in ({"name": "x"}, {"name": "colours", "version": "9"}):
-        error = failure(lambda model=model: ask(asked.stub, **model))
+        error = failure(lambda model=model: ask(protocol.stub, **model))
         assert error.code is grpc.StatusCode.NOT_FOUND
-    assert [v.field for v in failure(lambda: ask(asked.stub)).violations] == ["name"]
+    assert [v.field for v in failure(lambda: ask(protocol.stub)).violations] == ["name"]
 
 
-def test_a_model_has_to_be_named(asked: Protocol) -> None:
-    error = failure(lambda: asked.model_ready(""))
+def test_a_model_has_to_be_named(protocol: Protocol) -> None:
+    error = failure(lambda: protocol.model_ready(""))
     assert [violation.field for violation in error.violations] == ["name"]
-    error = asked.refusal(oip.ModelInferRequest())
+    error = protocol.refusal(oip.ModelInferRequest())
     assert [violation.field for violation in error.violations] == ["model_name"]
 
 
-def test_a_tensor_in_and_out_to_the_bit(asked: Protocol, repository: Path) -> None:
+def test_a_tensor_in_and_out_to_the_bit(protocol: Protocol, repository: Path) -> None:
     for count in (1, 3):
         request = tensor(count)
         request.id = f"of {count}"
-        answer = asked.infer(request)
+        answer = protocol.infer(request)
         assert (answer.model_name, answer.model_version) == ("two", "1")
         assert answer.id == f"of {count}"
         expected = runtimes_own(repository / "two/1/model.onnx", rows(count))
         assert np.array_equal(first_output(answer), expected)
 
 
-def test_pictures_are_letterboxed_as_those_of_infer(asked: Protocol, repository: Path) -> None:
+def test_pictures_are_letterboxed_as_those_of_infer(protocol: Protocol, repository: Path) -> None:
     detector = OnnxYolo.load(repository / "colours/1/model.onnx")
     prepared = [detector.prepare(decode_image(data))[0] for data in (RED, BLUE)]
     expected = [runtimes_own(repository / "colours/1/model.onnx", each) for each in prepared]
     for make in (encoded, raw_encoded):
         request = make(RED, BLUE)
         request.model_name = "colours"
-        assert np.array_equal(first_output(asked.infer(request)), np.concatenate(expected))
+        assert np.array_equal(first_output(protocol.infer(request)), np.concatenate(expected))
 
 
-def test_a_version_can_be_chosen(asked: Protocol) -> None:
-    assert asked.infer(of_colours()).model_version == "2"
-    assert asked.infer(of_colours(version="1")).model_version == "1"
+def test_a_version_can_be_chosen(protocol: Protocol) -> None:
+    assert protocol.infer(of_colours()).model_version == "2"
+    assert protocol.infer(of_colours(version="1")).model_version == "1"
 
 
 @pytest.mark.parametrize(
@@ -206,46 +206,48 @@ def test_a_version_can_be_chosen(asked: Protocol) -> None:
     ids=["model", "version", "shape", "rows", "bytes", "corrupt", "large"],
 )
 def test_what_is_refused(
-    asked: Protocol,
+    protocol: Protocol,
     request_: oip.ModelInferRequest,
     code: grpc.StatusCode,
     reason: str,
     fields: list[str],
 ) -> None:
-    error = asked.refusal(request_)
+    error = protocol.refusal(request_)
     assert (error.code, error.reason) == (code, reason)
     assert [violation.field for violation in error.violations] == fields
 
 
-def test_bytes_that_are_no_request_do_no_harm(server: InferenceProcess, asked: Protocol) -> None:
-    with client(server) as one:
-        raw = one.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer", None, None)
+def test_bytes_that_are_no_request_do_no_harm(server: InferenceProcess, protocol: Protocol) -> None:
+    with client(server) as service:
+        raw = service.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer", None, None)
         error = failure(lambda: raw(b"\xff\xff no request", timeout=10))
     assert (error.code, error.reason) == (INVALID, "MALFORMED_MESSAGE")
-    assert asked.infer(of_colours()).outputs[0].shape == [1, 7, 1]
+    assert protocol.infer(of_colours()).outputs[0].shape == [1, 7, 1]
 
 
-def test_a_key_is_answered_once(asked: Protocol) -> None:
+def test_a_key_is_answered_once(protocol: Protocol) -> None:
     metadata = (("idempotency-key", str(uuid.uuid4())),)
-    first, done = asked.stub.ModelInfer.with_call(tensor(), timeout=30, metadata=metadata)
+    first, done = protocol.stub.ModelInfer.with_call(tensor(), timeout=30, metadata=metadata)
     assert ("idempotent-replayed", "true") not in (done.trailing_metadata() or ())
-    again, done = asked.stub.ModelInfer.with_call(tensor(), timeout=30, metadata=metadata)
+    again, done = protocol.stub.ModelInfer.with_call(tensor(), timeout=30, metadata=metadata)
     assert ("idempotent-replayed", "true") in (done.trailing_metadata() or ())
     assert again.SerializeToString() == first.SerializeToString()
-    assert asked.refusal(tensor(2), metadata=metadata).reason == "IDEMPOTENCY_KEY_REUSED"
+    assert protocol.refusal(tensor(2), metadata=metadata).reason == "IDEMPOTENCY_KEY_REUSED"
 
 
-def test_callers_share_runs_and_each_gets_its_own_rows(asked: Protocol, repository: Path) -> None:
+def test_callers_share_runs_and_each_gets_its_own_rows(
+    protocol: Protocol, repository: Path
+) -> None:
     def of_two() -> oip.ModelStatistics:
         request = oip.ModelStatisticsRequest(name="two")
-        (said,) = asked.stub.ModelStatistics(request, timeout=10).model_stats
-        return said
+        (reply,) = protocol.stub.ModelStatistics(request, timeout=10).model_stats
+        return reply
 
     before = of_two()
     expected = {n: runtimes_own(repository / "two/1/model.onnx", rows(n)) for n in (1, 2, 3, 4)}
     counts = [1, 2, 3, 4] * 10
     with ThreadPoolExecutor(16) as callers:
-        answers = list(callers.map(lambda count: asked.infer(tensor(count)), counts))
+        answers = list(callers.map(lambda count: protocol.infer(tensor(count)), counts))
     for count, answer in zip(counts, answers, strict=True):
         # Of another batch the last bit may differ: its sums are made in another order.
         assert np.allclose(first_output(answer), expected[count], rtol=1e-6)
@@ -255,16 +257,16 @@ def test_callers_share_runs_and_each_gets_its_own_rows(asked: Protocol, reposito
     assert after.last_inference >= before.last_inference
 
 
-def test_statistics_of_everything_and_of_one(asked: Protocol) -> None:
-    def said(**which: str) -> list[tuple[str, str]]:
-        request = oip.ModelStatisticsRequest(**which)
-        stats = asked.stub.ModelStatistics(request, timeout=10).model_stats
+def test_statistics_of_everything_and_of_one(protocol: Protocol) -> None:
+    def reply(**names: str) -> list[tuple[str, str]]:
+        request = oip.ModelStatisticsRequest(**names)
+        stats = protocol.stub.ModelStatistics(request, timeout=10).model_stats
         return [(each.name, each.version) for each in stats]
 
-    assert said() == [("colours", "1"), ("colours", "2"), ("two", "1")]
-    assert said(name="colours") == [("colours", "1"), ("colours", "2")]
-    assert said(name="colours", version="2") == [("colours", "2")]
-    error = failure(lambda: said(name="colours", version="9"))
+    assert reply() == [("colours", "1"), ("colours", "2"), ("two", "1")]
+    assert reply(name="colours") == [("colours", "1"), ("colours", "2")]
+    assert reply(name="colours", version="2") == [("colours", "2")]
+    error = failure(lambda: reply(name="colours", version="9"))
     assert error.code is grpc.StatusCode.NOT_FOUND
 
 
@@ -272,14 +274,14 @@ def test_a_timeout_and_a_deadline_are_kept(tmp_path: Path, slow: Path) -> None:
     flags = ["--model-repository", str(slow), "--workers", "1"]
     request = of_colours()
     request.model_name = "slow"
-    with started(tmp_path, *flags) as server, client(server) as one:
-        asked = Protocol(one)
-        error = asked.refusal(request, timeout=0.02)
+    with started(tmp_path, *flags) as server, client(server) as service:
+        protocol = Protocol(service)
+        error = protocol.refusal(request, timeout=0.02)
         assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        asked.infer(request)
+        protocol.infer(request)
         request.parameters["timeout"].int64_param = 20_000
         begun = time.perf_counter()
-        error = asked.refusal(request)
+        error = protocol.refusal(request)
         assert time.perf_counter() - begun < 10  # and not the call's 30 s
         assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
@@ -292,18 +294,18 @@ def test_live_before_it_is_warm(tmp_path: Path) -> None:
     flags = ["--model-repository", str(tmp_path / "models"), "--listen", address]
     server = InferenceProcess(tmp_path, *flags)
     try:
-        one = InferenceStub(address)
-        with one.channel:
-            grpc.channel_ready_future(one.channel).result(60)
-            asked = Protocol(one)
-            assert asked.live()
-            assert not asked.ready()
-            assert failure(lambda: asked.model_ready("colours")).reason == "NOT_READY"
-            assert asked.refusal(of_colours()).reason == "NOT_READY"
+        service = InferenceStub(address)
+        with service.channel:
+            grpc.channel_ready_future(service.channel).result(60)
+            protocol = Protocol(service)
+            assert protocol.live()
+            assert not protocol.ready()
+            assert failure(lambda: protocol.model_ready("colours")).reason == "NOT_READY"
+            assert protocol.refusal(of_colours()).reason == "NOT_READY"
             (version / HOLD).write_text("go on")
             server.wait_ready()
-            assert asked.ready()
-            assert asked.model_ready("colours")
+            assert protocol.ready()
+            assert protocol.model_ready("colours")
     finally:
         server.stop(signal.SIGKILL)
 
@@ -316,11 +318,11 @@ def test_only_health_is_open_to_everyone(tmp_path: Path, repository: Path) -> No
         *("--model-repository", str(repository), "--default-model", "colours"),
         *("--api-keys-file", str(tmp_path / "keys.db")),
     ]
-    with started(tmp_path, *flags) as server, client(server) as one:
-        asked = Protocol(one)
-        assert asked.live()
-        assert asked.ready()
-        stub = asked.stub
+    with started(tmp_path, *flags) as server, client(server) as service:
+        protocol = Protocol(service)
+        assert protocol.live()
+        assert protocol.ready()
+        stub = protocol.stub
         for call in (
             lambda: stub.ModelInfer(of_colours()),
             lambda: stub.ModelReady(oip.ModelReadyRequest(name="colours")),
@@ -330,6 +332,6 @@ def test_only_health_is_open_to_everyone(tmp_path: Path, repository: Path) -> No
             lambda: stub.ModelStatistics(oip.ModelStatisticsRequest()),
         ):
             assert failure(call).reason == "CREDENTIAL_MISSING"
-        assert asked.infer(of_colours(), metadata=[("authorization", f"Bearer {key}")]).outputs
-        denied = asked.refusal(of_colours(), metadata=[("authorization", f"Bearer {logger}")])
+        assert protocol.infer(of_colours(), metadata=[("authorization", f"Bearer {key}")]).outputs
+        denied = protocol.refusal(of_colours(), metadata=[("authorization", f"Bearer {logger}")])
         assert denied.code is grpc.StatusCode.PERMISSION_DENIED

@@ -39,7 +39,7 @@ Send = Callable[..., Awaitable[bytes]]
 
 @dataclass
 class SteadyLoad:
-    """What became of calls."""
+    """Outcomes of calls."""
 
     answered: list[float] = field(default_factory=list)
     """Seconds from the call to its answer."""
@@ -115,15 +115,15 @@ async def test_twice_what_it_can_do(overloaded: InferenceProcess) -> None:
         # What else the machine does changes meanwhile.
         capacity = min(capacity, await _capacity(send))
     goodput = len(load.answered) / LOAD_SECONDS / capacity
-    told = f"{capacity:.0f}/s, goodput {goodput:.2f} of it, {load.reasons}, {recovery:.3f} s"
-    assert goodput >= 0.75, told
-    assert max(load.answered) <= DEADLINE_SECONDS + SLACK, told
+    summary = f"{capacity:.0f}/s, goodput {goodput:.2f} of it, {load.reasons}, {recovery:.3f} s"
+    assert goodput >= 0.75, summary
+    assert max(load.answered) <= DEADLINE_SECONDS + SLACK, summary
     assert load.reasons.keys() <= REFUSED
     assert _share(load.refused, at_most=0.1) > 0.6, "most refusals must come at once"
     # What is run is for somebody.
     wasted = grown(before, after, 'sightline_inference_expired_total{where="run"}')
-    assert wasted < 0.25 * len(load.answered), told
-    assert recovery < 5 * WORKERS / capacity + SLACK, told
+    assert wasted < 0.25 * len(load.answered), summary
+    assert recovery < 5 * WORKERS / capacity + SLACK, summary
 
 
 async def _capacity(send: Send) -> float:

@@ -38,18 +38,18 @@ def test_not_serving_until_warm(tmp_path: Path) -> None:
     server = InferenceProcess(tmp_path, *flags)
     try:
         _until((tmp_path / "socket").exists)
-        one = InferenceStub(address)
-        with one.channel:
-            grpc.channel_ready_future(one.channel).result(30)
-            assert one.health("") == "SERVING"
-            assert one.health() == "NOT_SERVING"
-            error = one.refusal(RED)
+        caller = InferenceStub(address)
+        with caller.channel:
+            grpc.channel_ready_future(caller.channel).result(30)
+            assert caller.health("") == "SERVING"
+            assert caller.health() == "NOT_SERVING"
+            error = caller.refusal(RED)
             assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "NOT_READY")
             (version / HOLD).write_text("go on")
             server.wait_ready()
-            assert one.health() == "SERVING"
-            assert one.health("inference.GRPCInferenceService") == "SERVING"
-            assert names(one.infer(RED).results[0]) == ["red"]
+            assert caller.health() == "SERVING"
+            assert caller.health("inference.GRPCInferenceService") == "SERVING"
+            assert names(caller.infer(RED).results[0]) == ["red"]
     finally:
         server.stop(signal.SIGKILL)
 
@@ -62,9 +62,9 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 def test_sigterm_lets_a_running_call_finish(tmp_path: Path, slow: Path) -> None:
-    with started(tmp_path, "--model-repository", str(slow)) as server, client(server) as one:
-        call = one.stub.Infer.future(ask(RED), timeout=60)
-        _until_in_flight(one, call)
+    with started(tmp_path, "--model-repository", str(slow)) as server, client(server) as caller:
+        call = caller.stub.Infer.future(ask(RED), timeout=60)
+        _until_in_flight(caller, call)
         codes: list[int] = []
         stopping = threading.Thread(target=lambda: codes.append(server.stop()))
         stopping.start()
@@ -73,9 +73,9 @@ def test_sigterm_lets_a_running_call_finish(tmp_path: Path, slow: Path) -> None:
         assert codes == [0]
 
 
-def _until_in_flight(one: InferenceStub, call: InferFuture) -> None:
+def _until_in_flight(caller: InferenceStub, call: InferFuture) -> None:
     """Waits until the call has arrived; it takes some hundred milliseconds to answer."""
-    assert one.health() == "SERVING"  # came to the server after the call, over one connection
+    assert caller.health() == "SERVING"  # came to the server after the call, over one connection
     assert not call.done()
 
 
@@ -85,8 +85,8 @@ def test_what_does_not_finish_in_the_grace_may_be_asked_again(tmp_path: Path, sl
         *("--idempotency-database", str(tmp_path / "claims.sqlite")),
     ]
     keys = [(("idempotency-key", str(uuid.uuid4())),) for _ in range(8)]
-    with started(tmp_path, *flags) as server, client(server) as one:
-        calls = [one.stub.Infer.future(ask(RED), timeout=60, metadata=key) for key in keys]
+    with started(tmp_path, *flags) as server, client(server) as caller:
+        calls = [caller.stub.Infer.future(ask(RED), timeout=60, metadata=key) for key in keys]
         _until(lambda: _claims(tmp_path, "TRUE") == len(calls))
         assert server.stop() == 0
         errors = failures(calls)
@@ -97,9 +97,9 @@ def test_what_does_not_finish_in_the_grace_may_be_asked_again(tmp_path: Path, sl
     assert _claims(tmp_path, "ok IS NULL") == 0
 
 
-def _claims(folder: Path, which: str) -> int:
+def _claims(folder: Path, clause: str) -> int:
     with closing(sqlite3.connect(folder / "claims.sqlite")) as reader:
-        count: int = reader.execute(f"SELECT count(*) FROM claims WHERE {which}").fetchone()[0]
+        count: int = reader.execute(f"SELECT count(*) FROM claims WHERE {clause}").fetchone()[0]
         return count
 
 
@@ -174,8 +174,8 @@ def test_another_broken_model_does_not_keep_the_server_down(tmp_path: Path) -> N
     colour_model(tmp_path / "models" / "good" / "1" / "model.onnx")
     (tmp_path / "models" / "bad" / "1").mkdir(parents=True)
     flags = ["--model-repository", str(tmp_path / "models"), "--default-model", "good"]
-    with started(tmp_path, *flags) as server, client(server) as one:
-        assert names(one.infer(RED).results[0]) == ["red"]
+    with started(tmp_path, *flags) as server, client(server) as caller:
+        assert names(caller.infer(RED).results[0]) == ["red"]
         assert "not loaded: model bad version 1" in server.log.read_text()
 
 
@@ -184,10 +184,10 @@ def test_callers_over_their_limit(tmp_path: Path, colours: Path) -> None:
         *("--model-repository", str(colours), "--default-model", "colours"),
         *("--rate-limit-per-second", "0.01", "--rate-limit-burst", "2"),
     ]
-    with started(tmp_path, *flags) as server, client(server) as one:
-        one.infer(RED)
-        one.infer(RED)
-        error = one.refusal(RED)
+    with started(tmp_path, *flags) as server, client(server) as caller:
+        caller.infer(RED)
+        caller.infer(RED)
+        error = caller.refusal(RED)
         assert (error.code, error.reason) == (
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "RATE_LIMITED",
@@ -195,4 +195,4 @@ def test_callers_over_their_limit(tmp_path: Path, colours: Path) -> None:
         assert error.retry_after is not None
         assert 0 < error.retry_after <= 100
         assert error.quotas[0].subject == "caller:anonymous"
-        assert one.health() == "SERVING"
+        assert caller.health() == "SERVING"

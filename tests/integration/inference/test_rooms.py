@@ -47,17 +47,17 @@ def test_1_rooms_calls_without_a_message_shut_nobody_out(
     methods = (INFER, UPLOAD, MODELS, OPEN + "ModelInfer", OPEN + "ServerReady")
     with (
         started(tmp_path, *flags) as server,
-        client(server) as made,
+        client(server) as caller,
         hostile(server.address) as flood,
     ):
         for method in methods:
             flood.begin(method, 64, connections=connections)
         end, answered = time.monotonic() + 3, 0
         while time.monotonic() < end:
-            assert names(made.infer(RED, timeout=DEADLINE).results[0]) == ["red"]
+            assert names(caller.infer(RED, timeout=DEADLINE).results[0]) == ["red"]
             models = inference_service_pb2.ListModelsRequest()
-            assert made.stub.ListModels(models, timeout=DEADLINE).models
-            assert made.health() == "SERVING"
+            assert caller.stub.ListModels(models, timeout=DEADLINE).models
+            assert caller.health() == "SERVING"
             answered += 1
         assert answered > 3
 
@@ -85,22 +85,22 @@ def test_2_streams_most_of_large_messages_stay_within_the_bound(
     timeout = ["--receive-timeout-seconds", "3"]
     with (
         started(tmp_path, *flags, *timeout) as server,
-        client(server) as made,
+        client(server) as caller,
         hostile(server.address) as flood,
     ):
         for _ in range(20):
-            made.infer(RED)
+            caller.infer(RED)
         process = psutil.Process(server.process.pid)
-        before = most = process.memory_info().rss
+        before = peak = process.memory_info().rss
         beginning = most_of(LARGEST - 1024)
         streams = flood.begin(UPLOAD, 100, beginning, connections=2)
         for method in (INFER, MODELS, OPEN + "ModelInfer"):
             streams += flood.begin(method, 30, beginning)
         end = time.monotonic() + 5
         while time.monotonic() < end:
-            assert names(made.infer(RED, timeout=DEADLINE).results[0]) == ["red"]
-            most = max(most, process.memory_info().rss)
-        assert most - before <= 2 * BOUND
+            assert names(caller.infer(RED, timeout=DEADLINE).results[0]) == ["red"]
+            peak = max(peak, process.memory_info().rss)
+        assert peak - before <= 2 * BOUND
         end = time.monotonic() + 30
         while not all(stream.ended for stream in streams):
             assert time.monotonic() < end
@@ -121,16 +121,16 @@ def test_2_streams_an_upload_that_stalls_is_ended_and_can_be_tried_again(
 
     with (
         started(tmp_path, *flags, "--receive-timeout-seconds", "1") as server,
-        client(server) as made,
+        client(server) as caller,
     ):
-        error = failure(lambda: made.stub.UploadImage(stalls(), timeout=30))
+        error = failure(lambda: caller.stub.UploadImage(stalls(), timeout=30))
         ended.set()
         assert (error.code, error.reason) == (
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "MESSAGE_STALLED",
         )
         assert error.retry_after
-        assert made.stub.UploadImage(iter(parts), timeout=30).image.reference
+        assert caller.stub.UploadImage(iter(parts), timeout=30).image.reference
 
 
 def test_2_streams_of_one_connection_are_capped(tmp_path: Path, flags: list[str]) -> None:
@@ -144,8 +144,8 @@ def test_2_streams_of_one_connection_are_capped(tmp_path: Path, flags: list[str]
 
 def test_many_calls_of_one_connection_are_all_answered(tmp_path: Path, flags: list[str]) -> None:
     """A gateway's: more than there is room for large messages, and than one may send at once."""
-    with started(tmp_path, *flags, "--queue-size", "1000") as server, client(server) as made:
-        calls = [made.stub.Infer.future(_ask(), timeout=30) for _ in range(300)]
+    with started(tmp_path, *flags, "--queue-size", "1000") as server, client(server) as caller:
+        calls = [caller.stub.Infer.future(_ask(), timeout=30) for _ in range(300)]
         assert {names(call.result().results[0])[0] for call in calls} == {"red"}
 
 

@@ -1,4 +1,4 @@
-"""What operators see of the calls of a real server: metrics, log lines and spans."""
+"""Metrics, log lines and spans of the calls of a real server."""
 
 import hashlib
 import json
@@ -103,9 +103,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Iterator
             started(
                 tmp_path_factory.mktemp("watched"), *flags, "--otlp-endpoint", collector.endpoint
             ) as server,
-            client(server) as made,
+            client(server) as created,
         ):
-            yield ScrapedService(server, made, collector)
+            yield ScrapedService(server, created, collector)
 
 
 def new_trace() -> tuple[str, Metadata]:

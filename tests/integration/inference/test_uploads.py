@@ -37,8 +37,8 @@ Message = inference_service_pb2.UploadImageRequest
 class UploadCaller:
     """A client with an API key of its own."""
 
-    def __init__(self, made: InferenceStub, key: str) -> None:
-        self._stub = made.stub
+    def __init__(self, created: InferenceStub, key: str) -> None:
+        self._stub = created.stub
         self._metadata = (("authorization", f"Bearer {key}"),)
 
     def send(
@@ -70,8 +70,8 @@ class UploadCaller:
 def header(data: bytes, size: int | None = None, sha256: bytes | None = None) -> Message:
     digest = hashlib.sha256(data).digest() if sha256 is None else sha256
     declared = len(data) if size is None else size
-    made = inference_service_pb2.UploadHeader(sha256=digest, size_bytes=declared)
-    return Message(header=made)
+    created = inference_service_pb2.UploadHeader(sha256=digest, size_bytes=declared)
+    return Message(header=created)
 
 
 def upload(data: bytes, chunk: int = 100_000) -> Iterator[Message]:
@@ -88,11 +88,11 @@ def by(reference: inference_pb2.ImageReference, **fields: Any) -> inference_pb2.
 def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """API keys by the caller's name, and the file that holds them."""
     path = tmp_path_factory.mktemp("keys") / "keys.sqlite"
-    made = {
+    created = {
         name: KeyFile(path).create(name, devices=["*"], scopes=[Scope.INFER])[0]
         for name in ("owner", "other")
     }
-    return {**made, "file": str(path)}
+    return {**created, "file": str(path)}
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,8 @@ def flags(colours: Path, keys: dict[str, str]) -> list[str]:
 def callers(
     server: InferenceProcess, keys: dict[str, str]
 ) -> Iterator[tuple[UploadCaller, UploadCaller]]:
-    with client(server) as made:
-        yield UploadCaller(made, keys["owner"]), UploadCaller(made, keys["other"])
+    with client(server) as created:
+        yield UploadCaller(created, keys["owner"]), UploadCaller(created, keys["other"])
 
 
 @pytest.fixture(scope="module")

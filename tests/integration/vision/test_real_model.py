@@ -60,8 +60,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.nda
         check=True,
         timeout=100,
     )
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {Path(path).name: [np.array(part) for part in parts] for path, parts in found.items()}
+    detections = json.loads(done.stdout.splitlines()[-1])
+    return {
+        Path(path).name: [np.array(part) for part in parts] for path, parts in detections.items()
+    }
 
 
 def overlap(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -84,8 +86,8 @@ def test_the_same_objects_as_ultralytics(
     detector: OnnxYolo, reference: dict[str, list[np.ndarray]], picture: str
 ) -> None:
     boxes, confidence, classes = reference[picture]
-    found = detector.detect(decode_image((assets() / picture).read_bytes()))
+    detections = detector.detect(decode_image((assets() / picture).read_bytes()))
     assert len(classes) >= 3
-    assert found.class_id.tolist() == classes.tolist()
-    assert overlap(found.xyxy, boxes).min() >= 0.99
-    assert found.confidence == pytest.approx(confidence, abs=0.005)
+    assert detections.class_id.tolist() == classes.tolist()
+    assert overlap(detections.xyxy, boxes).min() >= 0.99
+    assert detections.confidence == pytest.approx(confidence, abs=0.005)

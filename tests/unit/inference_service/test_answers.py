@@ -10,12 +10,14 @@ from vision import Classes, Detections
 
 
 def test_detections_keep_their_order_and_their_names() -> None:
-    found = Detections(
+    prediction = Detections(
         np.array([[1, 2, 3, 4], [5, 6, 7, 8]], dtype=np.float32),
         np.array([0.9, 0.25], dtype=np.float32),
         np.array([1, 0]),
     )
-    result = answers.image_result("a", ImagePrediction(640, 480, found), {0: "pit", 1: "scratch"})
+    result = answers.image_result(
+        "a", ImagePrediction(640, 480, prediction), {0: "pit", 1: "scratch"}
+    )
     assert (result.image_id, result.image_width, result.image_height) == ("a", 640, 480)
     assert [(d.class_id, d.class_name) for d in result.detections] == [(1, "scratch"), (0, "pit")]
     assert [d.confidence for d in result.detections] == pytest.approx([0.9, 0.25])
@@ -35,9 +37,9 @@ def test_nothing_found() -> None:
 
 
 def test_classes_keep_their_order_and_their_names() -> None:
-    found = Classes(np.array([2, 0]), np.array([0.75, 0.125]))
+    prediction = Classes(np.array([2, 0]), np.array([0.75, 0.125]))
     result = answers.image_result(
-        "a", ImagePrediction(4, 3, found), {0: "pit", 1: "stain", 2: "fine"}
+        "a", ImagePrediction(4, 3, prediction), {0: "pit", 1: "stain", 2: "fine"}
     )
     scores = [(c.class_id, c.class_name, c.probability) for c in result.classes]
     assert scores == [(2, "fine", 0.75), (0, "pit", 0.125)]

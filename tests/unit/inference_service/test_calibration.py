@@ -1,4 +1,4 @@
-"""What calibration is measured and improved by, on numbers that are known or made to measure."""
+"""Calibration error and temperature fit, on known and on generated numbers."""
 
 import math
 
@@ -41,30 +41,30 @@ def calibrated(pictures: int, *, temperature: float = 1.0) -> tuple[Logits, Labe
 
 
 @given(sets())
-def test_a_fitted_temperature_is_never_worse_than_none(made: tuple[Logits, Labels]) -> None:
-    logits, labels = made
+def test_a_fitted_temperature_is_never_worse_than_none(generated: tuple[Logits, Labels]) -> None:
+    logits, labels = generated
     fitted = fit_temperature(logits, labels)
     assert TEMPERATURES[0] <= fitted <= TEMPERATURES[1]
     assert nll(logits, labels, fitted) <= nll(logits, labels) + 1e-9
 
 
 @given(sets(), st.floats(0.02, 50))
-def test_no_other_temperature_is_better(made: tuple[Logits, Labels], other: float) -> None:
-    logits, labels = made
+def test_no_other_temperature_is_better(generated: tuple[Logits, Labels], other: float) -> None:
+    logits, labels = generated
     fitted = fit_temperature(logits, labels)
     assert nll(logits, labels, fitted) <= nll(logits, labels, other) + 1e-6
 
 
 @given(sets(), st.floats(0.02, 50))
 def test_what_is_measured_stays_in_its_range(
-    made: tuple[Logits, Labels], temperature: float
+    generated: tuple[Logits, Labels], temperature: float
 ) -> None:
-    before, after = measure(*made), measure(*made, temperature)
+    before, after = measure(*generated), measure(*generated, temperature)
     assert 0 <= after.ece <= 1
     assert after.nll >= 0
     assert math.isfinite(after.nll)
     assert before.accuracy == after.accuracy
-    assert after.nll == pytest.approx(nll(*made, temperature))
+    assert after.nll == pytest.approx(nll(*generated, temperature))
 
 
 def test_a_temperature_does_not_change_which_class_is_the_surest() -> None:

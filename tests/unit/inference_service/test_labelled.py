@@ -48,8 +48,8 @@ def test_folders_are_labels(tmp_path: Path) -> None:
     pictures(tmp_path / "blue", "red", "deeper", 1)
     (tmp_path / "red" / "notes.txt").write_text("no picture")
     (tmp_path / "at-the-top.png").write_bytes(b"has no label")
-    found = [(each.path.name, each.class_id) for each in find(tmp_path, NAMES)]
-    assert found == [("red-0.png", 2), ("red-0.png", 0)]
+    images = [(image.path.name, image.class_id) for image in find(tmp_path, NAMES)]
+    assert images == [("red-0.png", 2), ("red-0.png", 0)]
 
 
 @pytest.mark.parametrize("head", ["", "file,label\n"])
@@ -75,12 +75,12 @@ def test_sets_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_each_label_is_split_and_always_the_same_way() -> None:
-    found = [LabelledImage(Path(f"{number}.png"), number % 3) for number in range(30)]
-    fit, judge = split(found, 0.3)
-    assert sorted(each.class_id for each in judge) == [0] * 3 + [1] * 3 + [2] * 3
-    assert {*fit} | {*judge} == {*found}
-    assert not {*fit} & {*judge}
-    assert split(found[::-1], 0.3) == (fit, judge)
+    images = [LabelledImage(Path(f"{number}.png"), number % 3) for number in range(30)]
+    fit, test = split(images, 0.3)
+    assert sorted(image.class_id for image in test) == [0] * 3 + [1] * 3 + [2] * 3
+    assert {*fit} | {*test} == {*images}
+    assert not {*fit} & {*test}
+    assert split(images[::-1], 0.3) == (fit, test)
 
 
 @pytest.mark.parametrize("held_out", [0.01, 0.99])

@@ -1,4 +1,4 @@
-"""How a model is run, from what its file allows, its owner says and the server's settings say."""
+"""The lane of a model, from its file, its `model.yaml` and the server's settings."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -27,9 +27,9 @@ def rows_and_wait(
 
 @pytest.mark.parametrize("provider", [CPU, CUDA])
 def test_a_model_that_takes_one_row_is_run_singly_whatever_anybody_says(provider: str) -> None:
-    asked = Runtime(max_batch_size=8, batch_wait=0.5)
+    defaults = Runtime(max_batch_size=8, batch_wait=0.5)
     batching = Batching(max_size=4, max_wait_ms=9)
-    assert rows_and_wait(asked, batching, takes=1, provider=provider) == (1, 0.0)
+    assert rows_and_wait(defaults, batching, takes=1, provider=provider) == (1, 0.0)
 
 
 def test_a_model_of_a_fixed_batch_gets_just_that() -> None:
@@ -44,9 +44,9 @@ def test_batches_are_for_accelerators_unless_somebody_says_so() -> None:
 
 
 def test_the_model_s_owner_comes_before_the_server_s() -> None:
-    asked = Runtime(max_batch_size=3, batch_wait=0.5)
-    assert rows_and_wait(asked, Batching(max_size=6, max_wait_ms=20)) == (6, 0.02)
-    assert rows_and_wait(asked, Batching(max_wait_ms=0)) == (3, 0.0)
+    defaults = Runtime(max_batch_size=3, batch_wait=0.5)
+    assert rows_and_wait(defaults, Batching(max_size=6, max_wait_ms=20)) == (6, 0.02)
+    assert rows_and_wait(defaults, Batching(max_wait_ms=0)) == (3, 0.0)
 
 
 def test_a_device_gets_one_run_and_the_next_while_processors_all_get_theirs() -> None:

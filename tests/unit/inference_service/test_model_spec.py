@@ -1,4 +1,4 @@
-"""What a model.yaml may say, how it is refused, and how a temperature gets into it."""
+"""`model.yaml`: allowed keys, errors, and the writing of a temperature."""
 
 import stat
 from pathlib import Path
@@ -92,20 +92,20 @@ def test_every_key_of_a_classifier(tmp_path: Path) -> None:
 
 
 def test_a_classifier_that_says_nothing(tmp_path: Path) -> None:
-    said = spec(tmp_path, "task: classify\npreprocess: {}")
-    assert (said.scores, said.temperature, said.top_k) == (None, 1, 5)
-    assert said.batching == Batching(max_size=None, max_wait_ms=None)
-    assert said.preprocess is not None
-    assert said.preprocess.to_vision() == Preprocess()
+    parsed = spec(tmp_path, "task: classify\npreprocess: {}")
+    assert (parsed.scores, parsed.temperature, parsed.top_k) == (None, 1, 5)
+    assert parsed.batching == Batching(max_size=None, max_wait_ms=None)
+    assert parsed.preprocess is not None
+    assert parsed.preprocess.to_vision() == Preprocess()
 
 
 def test_sizes_are_height_and_width_for_the_network(tmp_path: Path) -> None:
     text = (
         "task: classify\npreprocess: {resize: {width: 9, height: 5}, crop: {width: 7, height: 3}}"
     )
-    said = spec(tmp_path, text)
-    assert said.preprocess is not None
-    assert said.preprocess.to_vision() == Preprocess(resize=(5, 9), crop=(3, 7))
+    parsed = spec(tmp_path, text)
+    assert parsed.preprocess is not None
+    assert parsed.preprocess.to_vision() == Preprocess(resize=(5, 9), crop=(3, 7))
 
 
 def test_labels_may_be_a_map(tmp_path: Path) -> None:

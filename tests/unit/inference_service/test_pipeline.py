@@ -73,7 +73,7 @@ async def pipeline(model: Model, device: FragileSession) -> AsyncIterator[Infere
     telemetry = Telemetry(CollectorRegistry())
     workers = Workers(Admission(workers=1, queue_size=4), telemetry)
     single_flight = SingleFlight(SqliteStore(""), keep_seconds=60)
-    made = InferencePipeline(
+    service = InferencePipeline(
         limits=RequestLimits(),
         single_flight=single_flight,
         workers=workers,
@@ -83,8 +83,8 @@ async def pipeline(model: Model, device: FragileSession) -> AsyncIterator[Infere
     network = copy.copy(model.network)
     network.session = cast("OnnxSession", device)
     # A lane of its own: what one test makes slow must not be too slow for the next.
-    made.models = Models([replace(model, network=network, lane=Lane())], "colours")
-    yield made
+    service.models = Models([replace(model, network=network, lane=Lane())], "colours")
+    yield service
     device.go.set()
     workers.close()
     await single_flight.close()
@@ -106,9 +106,9 @@ async def test_large_requests_are_checked_beside_the_loop(
 ) -> None:
     threads: list[threading.Thread] = []
 
-    def noting(*given: Any) -> Any:
+    def noting(*arguments: Any) -> Any:
         threads.append(threading.current_thread())
-        return check(*given)
+        return check(*arguments)
 
     check = validate.check
     monkeypatch.setattr(validate, "check", noting)

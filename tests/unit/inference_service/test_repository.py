@@ -1,4 +1,4 @@
-"""What is loaded from a repository, at the start and when it changes; real ONNX files."""
+"""Loading of a repository, at the start and when it changes; real ONNX files."""
 
 import gc
 import os
@@ -490,6 +490,6 @@ def test_a_model_for_another_task_is_refused(tmp_path: Path) -> None:
 
 def test_a_provider_that_is_missing_is_refused(tmp_path: Path) -> None:
     path = repository(tmp_path, "a/1") / "a" / "1"
-    asked = SessionOptions(("NoSuchExecutionProvider", "CPUExecutionProvider"), 1)
+    options = SessionOptions(("NoSuchExecutionProvider", "CPUExecutionProvider"), 1)
     with pytest.raises(RepositoryError, match="NoSuchExecutionProvider"):
-        load_model(path, Runtime(asked))
+        load_model(path, Runtime(options))

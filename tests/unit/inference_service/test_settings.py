@@ -20,23 +20,23 @@ def settings(*argv: str) -> InferenceSettings:
 
 
 def test_defaults_serve_a_laptop() -> None:
-    made = settings()
-    assert made.listen == "127.0.0.1:50052"
-    assert made.providers == ("CPUExecutionProvider",)
-    assert made.max_image_bytes == 10 * 1024 * 1024
-    assert made.max_image_pixels == 50_000_000
-    assert made.max_images == 16
-    assert made.idempotency_ttl_seconds == 24 * 3600
-    assert made.rate_limit_per_second == 0
-    assert made.upload_ttl_seconds == 3600
-    assert made.bytes_in_flight == 1 << 29
-    assert made.workers >= 1
+    loaded = settings()
+    assert loaded.listen == "127.0.0.1:50052"
+    assert loaded.providers == ("CPUExecutionProvider",)
+    assert loaded.max_image_bytes == 10 * 1024 * 1024
+    assert loaded.max_image_pixels == 50_000_000
+    assert loaded.max_images == 16
+    assert loaded.idempotency_ttl_seconds == 24 * 3600
+    assert loaded.rate_limit_per_second == 0
+    assert loaded.upload_ttl_seconds == 3600
+    assert loaded.bytes_in_flight == 1 << 29
+    assert loaded.workers >= 1
 
 
 def test_versions_are_pinned() -> None:
     assert settings().pinned == {}
-    made = settings("--default-versions", "plates=2, parts=2026-01-02=b")
-    assert made.pinned == {"plates": "2", "parts": "2026-01-02=b"}
+    loaded = settings("--default-versions", "plates=2, parts=2026-01-02=b")
+    assert loaded.pinned == {"plates": "2", "parts": "2026-01-02=b"}
 
 
 @pytest.mark.parametrize("pins", ["plates", "=1", "plates=", "a=1,a=2"])
@@ -46,10 +46,10 @@ def test_pins_that_are_none(pins: str) -> None:
 
 
 def test_providers_are_comma_separated_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = "CUDAExecutionProvider, CPUExecutionProvider"
+    provider_list = "CUDAExecutionProvider, CPUExecutionProvider"
     expected = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    assert settings("--providers", asked).providers == expected
-    monkeypatch.setenv("SIGHTLINE_INFERENCE_PROVIDERS", asked)
+    assert settings("--providers", provider_list).providers == expected
+    monkeypatch.setenv("SIGHTLINE_INFERENCE_PROVIDERS", provider_list)
     assert settings().providers == expected
 
 
@@ -94,8 +94,8 @@ def test_a_bad_value_is_refused_by_name(argv: list[str], field: str) -> None:
 
 
 def test_weights_are_by_name_which_may_hold_any_character() -> None:
-    made = settings("--caller-weights", "gate-1=2,a=b=0.5")
-    assert made.weights == {"gate-1": 2.0, "a=b": 0.5}
+    loaded = settings("--caller-weights", "gate-1=2,a=b=0.5")
+    assert loaded.weights == {"gate-1": 2.0, "a=b": 0.5}
     assert settings().weights == {}
 
 

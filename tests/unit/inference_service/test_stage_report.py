@@ -18,11 +18,11 @@ class Stages:
     """A span that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.told: dict[str, tuple[float, float, dict[str, Fact]]] = {}
+        self.reported: dict[str, tuple[float, float, dict[str, Fact]]] = {}
 
     def stage(self, name: str, begun: float, ended: float, facts: dict[str, Fact]) -> None:
-        assert name not in self.told
-        self.told[name] = (begun, ended, facts)
+        assert name not in self.reported
+        self.reported[name] = (begun, ended, facts)
 
 
 def ran(result: Any = "seen", **times: float) -> Ran[Any]:
@@ -48,7 +48,7 @@ async def test_stages_of_several_members_are_told_together() -> None:
         "infer_ms": 4000.0,
         "post_ms": 750.0,
     }
-    assert span.told == {
+    assert span.reported == {
         "queue": (100.0, 101.5, {"members": 3, "batch": 4}),
         "decode": (100.5, 102.5, {"members": 3, "batch": 4}),
         "infer": (101.75, 104.25, {"members": 2, "batch": 4}),

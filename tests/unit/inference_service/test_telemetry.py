@@ -63,12 +63,12 @@ def test_events_are_counted_from_nought(
     label: str,
     values: list[str],
 ) -> None:
-    assert {value(registry, metric, **{label: each}) for each in values} == {0.0}
-    for times, each in enumerate(values):
+    assert {value(registry, metric, **{label: label_value}) for label_value in values} == {0.0}
+    for times, label_value in enumerate(values):
         for _ in range(times):
-            getattr(telemetry, method)(each)
-    found = [value(registry, metric, **{label: each}) for each in values]
-    assert found == list(map(float, range(len(values))))
+            getattr(telemetry, method)(label_value)
+    samples = [value(registry, metric, **{label: label_value}) for label_value in values]
+    assert samples == list(map(float, range(len(values))))
     with pytest.raises(KeyError):
         getattr(telemetry, method)("whatever a caller sends")
 

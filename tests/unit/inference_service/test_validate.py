@@ -87,18 +87,18 @@ PARAMETERS: list[tuple[str, list[float], list[float]]] = [
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, good, _ in PARAMETERS for v in good])
 def test_parameters_within_their_bounds(name: str, value: float) -> None:
-    given = inference_pb2.InferParameters(**{name: value})  # type: ignore[arg-type]
-    parameters = check(ask(image(), parameters=given), LIMITS).parameters
-    asked = [parameters.confidence, parameters.iou, parameters.max_detections, parameters.top_k]
+    parameters_message = inference_pb2.InferParameters(**{name: value})  # type: ignore[arg-type]
+    parameters = check(ask(image(), parameters=parameters_message), LIMITS).parameters
+    values = [parameters.confidence, parameters.iou, parameters.max_detections, parameters.top_k]
     at = [row[0] for row in PARAMETERS].index(name)
-    assert asked[at] == value
-    assert asked[:at] + asked[at + 1 :] == [None] * 3
+    assert values[at] == value
+    assert values[:at] + values[at + 1 :] == [None] * 3
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, _, bad in PARAMETERS for v in bad])
 def test_parameters_beyond_their_bounds(name: str, value: float) -> None:
-    given = inference_pb2.InferParameters(**{name: value})  # type: ignore[arg-type]
-    error = refusal(ask(image(), parameters=given))
+    parameters_message = inference_pb2.InferParameters(**{name: value})  # type: ignore[arg-type]
+    error = refusal(ask(image(), parameters=parameters_message))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert fields(error) == [f"parameters.{name}"]
 
@@ -159,7 +159,7 @@ def test_a_picture_without_a_source_is_empty() -> None:
 
 
 def stored(reference: str) -> ImageContent:
-    """What references stand for here."""
+    """Return a resolver of the references in these tests."""
     if reference == "down":
         raise store_down()
     if reference not in {"red", "bad"}:

@@ -46,12 +46,12 @@ def test_a_temperature_means_the_same_for_probabilities(
 
 
 def test_the_surest_come_first_and_of_equals_the_lower_id() -> None:
-    found = decode_classes(np.array([0.0, 3.0, 3.0, 5.0, 3.0], dtype=np.float32), top_k=4)
-    assert found.class_id.tolist() == [3, 1, 2, 4]
-    assert found.probability[1] == found.probability[3]
-    assert found.class_id.dtype == np.int64
-    assert found.probability.dtype == np.float32
-    assert len(found) == 4
+    classes = decode_classes(np.array([0.0, 3.0, 3.0, 5.0, 3.0], dtype=np.float32), top_k=4)
+    assert classes.class_id.tolist() == [3, 1, 2, 4]
+    assert classes.probability[1] == classes.probability[3]
+    assert classes.class_id.dtype == np.int64
+    assert classes.probability.dtype == np.float32
+    assert len(classes) == 4
 
 
 def test_a_high_temperature_does_not_change_who_comes_first() -> None:
@@ -60,21 +60,21 @@ def test_a_high_temperature_does_not_change_who_comes_first() -> None:
 
 
 def test_no_more_classes_than_there_are() -> None:
-    found = decode_classes(np.zeros(3), top_k=1000)
-    assert found.class_id.tolist() == [0, 1, 2]
-    assert found.probability == pytest.approx([1 / 3] * 3)
+    classes = decode_classes(np.zeros(3), top_k=1000)
+    assert classes.class_id.tolist() == [0, 1, 2]
+    assert classes.probability == pytest.approx([1 / 3] * 3)
 
 
 def test_half_precision_scores() -> None:
-    found = decode_classes(np.array([60000, 0, 100], dtype=np.float16), top_k=2)
-    assert (found.class_id.tolist(), found.probability.tolist()) == ([0, 2], [1, 0])
+    classes = decode_classes(np.array([60000, 0, 100], dtype=np.float16), top_k=2)
+    assert (classes.class_id.tolist(), classes.probability.tolist()) == ([0, 2], [1, 0])
 
 
 def test_probabilities_are_taken_as_they_are() -> None:
     output = np.array([0.25, 0.0, 0.75], dtype=np.float32)
-    found = decode_classes(output, scores=Scores.PROBABILITIES, top_k=3)
-    assert found.class_id.tolist() == [2, 0, 1]
-    assert found.probability == pytest.approx([0.75, 0.25, 0])
+    classes = decode_classes(output, scores=Scores.PROBABILITIES, top_k=3)
+    assert classes.class_id.tolist() == [2, 0, 1]
+    assert classes.probability == pytest.approx([0.75, 0.25, 0])
 
 
 @pytest.mark.parametrize("scores", list(Scores))

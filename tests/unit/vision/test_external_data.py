@@ -44,8 +44,8 @@ def model(path: Path, *weights: str, side: int = SIDE) -> Path:
         [helper.make_tensor_value_info(last, TensorProto.FLOAT, shape)],
         tensors,
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    onnx.save(made, path)
+    created = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(created, path)
     return path
 
 
@@ -121,9 +121,9 @@ def refused(path: Path) -> str:
 def secret(tmp_path: Path) -> Path:
     """A file beside the model's folder, with weights that would be good."""
     (tmp_path / "model").mkdir()
-    made = tmp_path / "secret.bin"
-    made.write_bytes(np.ones((1, SIDE, SIDE), dtype=np.float32).tobytes())
-    return made
+    created = tmp_path / "secret.bin"
+    created.write_bytes(np.ones((1, SIDE, SIDE), dtype=np.float32).tobytes())
+    return created
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def secret(tmp_path: Path) -> Path:
 def test_item_8_a_name_that_leaves_the_folder_is_refused(secret: Path, name: str) -> None:
     path = secret.parent / "model" / "model.onnx"
     (path.parent / "below").mkdir()
-    made = initializers(str(secret) if name == "ABSOLUTE" else name)
-    path.write_bytes(made.SerializeToString())
+    created = initializers(str(secret) if name == "ABSOLUTE" else name)
+    path.write_bytes(created.SerializeToString())
     assert "in the model's own folder" in refused(path)
 
 
@@ -172,13 +172,13 @@ def test_item_8_a_link_is_refused(secret: Path, where: str) -> None:
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
 def test_item_8_what_is_no_plain_file_is_refused(tmp_path: Path, kind: str) -> None:
     weights = tmp_path / "weights.bin"
-    with socket.socket(socket.AF_UNIX) as made:
+    with socket.socket(socket.AF_UNIX) as created:
         if kind == "pipe":
             os.mkfifo(weights)
         elif kind == "folder":
             weights.mkdir()
         else:
-            made.bind(str(weights))
+            created.bind(str(weights))
         (tmp_path / "model.onnx").write_bytes(initializers("weights.bin").SerializeToString())
         assert "not a regular file" in refused(tmp_path / "model.onnx")
 
@@ -210,19 +210,19 @@ def within_nodes(tensor: TensorProto) -> dict[str, onnx.NodeProto]:
 
 def within_models(tensor: TensorProto) -> dict[str, onnx.ModelProto]:
     """Return models that hold a tensor outside of their nodes, each in its own way."""
-    made = {
+    created = {
         how: adds(plain_weights())
         for how in ("sparse", "indices", "function", "default of a function", "training")
     }
-    made["sparse"].graph.sparse_initializer.add().values.CopyFrom(tensor)
-    made["indices"].graph.sparse_initializer.add().indices.CopyFrom(tensor)
+    created["sparse"].graph.sparse_initializer.add().values.CopyFrom(tensor)
+    created["indices"].graph.sparse_initializer.add().indices.CopyFrom(tensor)
     constant = helper.make_node("Constant", [], ["c"], value=tensor)
-    made["function"].functions.append(helper.make_function("d", "F", [], ["c"], [constant], []))
+    created["function"].functions.append(helper.make_function("d", "F", [], ["c"], [constant], []))
     function = helper.make_function("d", "F", [], ["c"], [], [])
     function.attribute_proto.add(name="a", type=4).t.CopyFrom(tensor)
-    made["default of a function"].functions.append(function)
-    made["training"].training_info.add().algorithm.initializer.append(tensor)
-    return made
+    created["default of a function"].functions.append(function)
+    created["training"].training_info.add().algorithm.initializer.append(tensor)
+    return created
 
 
 OUTSIDE = outside(numpy_helper.from_array(np.ones(3, dtype=np.float32), "t"), "../secret.bin")
@@ -243,20 +243,20 @@ def test_every_message_on_the_way_to_a_tensor_is_known() -> None:
     known = {kind: dict(fields) for kind, fields in MESSAGES.items()}
     waiting, seen = [onnx.ModelProto.DESCRIPTOR], set()
     reach = {"StringStringEntryProto"}
-    found: dict[str, dict[int, str]] = {}
+    messages: dict[str, dict[int, str]] = {}
     while waiting:
         message = waiting.pop()
         if message.name in seen:
             continue
         seen.add(message.name)
         inner = [field for field in message.fields if field.message_type is not None]
-        found[message.name] = {field.number: field.message_type.name for field in inner}
+        messages[message.name] = {field.number: field.message_type.name for field in inner}
         waiting += [field.message_type for field in inner]
     reach = {"TensorProto"}
-    while more := {k for k, v in found.items() if reach & set(v.values())} - reach:
+    while more := {k for k, v in messages.items() if reach & set(v.values())} - reach:
         reach |= more
     for kind in reach - {"TensorProto"}:
-        assert known[kind] == {n: k for n, k in found[kind].items() if k in reach}, kind
+        assert known[kind] == {n: k for n, k in messages[kind].items() if k in reach}, kind
     assert known["TensorProto"] == {13: "StringStringEntryProto"}
     assert onnx.TensorProto.DESCRIPTOR.fields_by_name["external_data"].number == 13
 
@@ -267,11 +267,11 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def varint(number: int, width: int = 0) -> bytes:
-    made = b""
-    while number > 127 or len(made) + 1 < width:
-        made += bytes([number & 127 | 128])
+    created = b""
+    while number > 127 or len(created) + 1 < width:
+        created += bytes([number & 127 | 128])
         number >>= 7
-    return made + bytes([number])
+    return created + bytes([number])
 
 
 def in_model(entry: bytes) -> bytes:

@@ -52,7 +52,7 @@ LOSSLESS: dict[str, dict[str, object]] = {"PNG": {}, "BMP": {}, "WEBP": {"lossle
 
 
 def refusal(data: bytes, limits: ImageLimits | None = None) -> ImageError:
-    """What `decode_image` says; `inspect_image` must not accept more than a header shows."""
+    """Return the error of `decode_image`; `inspect_image` must refuse what a header shows."""
     with pytest.raises(ImageError) as caught:
         decode_image(data, limits or ImageLimits())
     return caught.value
@@ -60,8 +60,8 @@ def refusal(data: bytes, limits: ImageLimits | None = None) -> ImageError:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_type_and_dimensions_come_from_the_content(kind: str) -> None:
-    found = inspect_image(encode(pattern(48, 32), kind))
-    assert found == ImageInfo(kind, f"image/{kind.lower()}", 48, 32)
+    info = inspect_image(encode(pattern(48, 32), kind))
+    assert info == ImageInfo(kind, f"image/{kind.lower()}", 48, 32)
 
 
 @pytest.mark.parametrize(("kind", "options"), LOSSLESS.items())
@@ -333,8 +333,8 @@ def test_threads_decode_the_same() -> None:
     sources = [encode(pattern(200 + n, 150), kind) for n, kind in enumerate(KINDS * 8)]
     alone = [decode_image(data) for data in sources]
     with ThreadPoolExecutor(8) as pool:
-        for one, other in zip(alone, pool.map(decode_image, sources), strict=True):
-            assert np.array_equal(one, other)
+        for sequential, parallel in zip(alone, pool.map(decode_image, sources), strict=True):
+            assert np.array_equal(sequential, parallel)
 
 
 @pytest.mark.parametrize(

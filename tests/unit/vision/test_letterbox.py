@@ -39,7 +39,7 @@ def opencv_letterbox(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def without_opencv(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """What a device makes of a picture that has no OpenCV."""
+    """Return the letterbox of a device without OpenCV."""
     with patch("vision.letterbox._opencv", lambda: None):
         return letterbox_image(image, size)[0]
 
@@ -124,9 +124,9 @@ def test_odd_padding_goes_right_and_down() -> None:
 def test_boxes_are_clipped_to_the_picture() -> None:
     box = Letterbox(scale_x=0.5, scale_y=0.5, pad_x=10, pad_y=0, width=100, height=50)
     boxes = np.array([[0, -5, 500, 500], [10, 0, 60, 25]], dtype=np.float32)
-    found = box.to_original(boxes)
-    assert found.tolist() == [[0, 0, 100, 50], [0, 0, 100, 50]]
-    assert found.dtype == np.float32
+    restored = box.to_original(boxes)
+    assert restored.tolist() == [[0, 0, 100, 50], [0, 0, 100, 50]]
+    assert restored.dtype == np.float32
     assert box.to_original(np.zeros((0, 4))).shape == (0, 4)
 
 

@@ -1,4 +1,4 @@
-"""What exporters write, and what no exporter should have written."""
+"""Metadata of exporters, valid and invalid."""
 
 import pytest
 

@@ -51,10 +51,10 @@ def test_an_export_of_ultralytics_says_all_there_is_to_say(path: Path) -> None:
     assert classifier.scores is Scores.PROBABILITIES
     assert classifier.preprocess == Preprocess(resize=(32, 48))  # not square: resized exactly
     classifier.warm_up()
-    found = classifier.classify(colour(0, 255, 0))
+    classes = classifier.classify(colour(0, 255, 0))
     powers = np.exp([1, 0, 0])
-    assert found.class_id.tolist() == [1, 0, 2]
-    assert found.probability == pytest.approx(powers / powers.sum(), abs=1e-4)
+    assert classes.class_id.tolist() == [1, 0, 2]
+    assert classes.probability == pytest.approx(powers / powers.sum(), abs=1e-4)
 
 
 def test_a_model_that_says_nothing_puts_out_logits(path: Path) -> None:
@@ -66,10 +66,10 @@ def test_a_model_that_says_nothing_puts_out_logits(path: Path) -> None:
     assert nothing is None
     (logits,) = classifier.logits(classifier.run(batch))
     assert logits == pytest.approx([-5, 5, (128 / 255 - 0.5) / 0.1], abs=1e-4)
-    found = classifier.classify(colour(0, 255, 128), temperature=5, top_k=2)
+    classes = classifier.classify(colour(0, 255, 128), temperature=5, top_k=2)
     powers = np.exp(logits / 5)
-    assert found.class_id.tolist() == [1, 2]
-    assert found.probability == pytest.approx(np.sort(powers / powers.sum())[:0:-1], abs=1e-6)
+    assert classes.class_id.tolist() == [1, 2]
+    assert classes.probability == pytest.approx(np.sort(powers / powers.sum())[:0:-1], abs=1e-6)
 
 
 def test_what_is_given_outweighs_the_metadata(path: Path) -> None:

@@ -73,9 +73,9 @@ def test_tensors_are_described(path: Path) -> None:
 def test_every_output_comes_in_its_own_type(path: Path, rows: int | str) -> None:
     session = several(path, rows)
     batch = np.arange(10, dtype=np.float64).reshape(5, 2)
-    found = session.run(batch)
-    assert [values.dtype for values in found] == [info.dtype for info in session.outputs]
-    for values in found:
+    results = session.run(batch)
+    assert [values.dtype for values in results] == [info.dtype for info in session.outputs]
+    for values in results:
         assert values.shape == (5, 2)
         assert np.array_equal(values, (batch * 2).astype(values.dtype))
 
@@ -117,9 +117,9 @@ def test_pinned_outputs_are_the_outputs(path: Path) -> None:
     batch = np.arange(6, dtype=np.float32).reshape(3, 2)
     first = bound.run({"x": batch})
     second = bound.run({"x": batch + 1})  # must not write over what the first run gave
-    for found, expected in zip(first, session.run(batch), strict=True):
-        assert found.dtype == expected.dtype
-        assert np.array_equal(found, expected)
+    for results, expected in zip(first, session.run(batch), strict=True):
+        assert results.dtype == expected.dtype
+        assert np.array_equal(results, expected)
     assert np.array_equal(second[0], (batch + 1) * 2)
     assert bound._pinned
 
@@ -133,8 +133,8 @@ def test_where_the_binding_fails_the_session_runs_as_usual(
     monkeypatch.setattr(plain, "io_binding", lambda: object())  # as of another ONNX Runtime
     batch = np.arange(6, dtype=np.float32).reshape(3, 2)
     for _ in range(2):
-        for found, expected in zip(bound.run({"x": batch}), session.run(batch), strict=True):
-            assert np.array_equal(found, expected)
+        for results, expected in zip(bound.run({"x": batch}), session.run(batch), strict=True):
+            assert np.array_equal(results, expected)
     assert caplog.text.count("pinned outputs failed") == 1
     with pytest.raises(ValueError, match="missing"):  # what is wrong with the run itself is raised
         bound.run({"y": batch})

@@ -52,10 +52,10 @@ def test_a_model_says_what_it_is(path: Path) -> None:
 def test_objects_are_found_in_the_pixels_of_the_picture(path: Path) -> None:
     detector = OnnxYolo.load(save_detector(path))
     detector.warm_up()
-    found = detector.detect(flat(204, height=128, width=192))  # twice the size of the input
-    assert found.xyxy.tolist() == [[24, 24, 56, 56], [112, 72, 128, 88]]
-    assert found.confidence == pytest.approx([0.8, 0.5], abs=1e-4)
-    assert [detector.names[number] for number in found.class_id] == ["plate", "mould"]
+    detections = detector.detect(flat(204, height=128, width=192))  # twice the size of the input
+    assert detections.xyxy.tolist() == [[24, 24, 56, 56], [112, 72, 128, 88]]
+    assert detections.confidence == pytest.approx([0.8, 0.5], abs=1e-4)
+    assert [detector.names[number] for number in detections.class_id] == ["plate", "mould"]
 
 
 def test_thresholds_reach_the_decoder(path: Path) -> None:
@@ -68,15 +68,15 @@ def test_thresholds_reach_the_decoder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", ["True", "False"])
-def test_an_end_to_end_model(path: Path, said: str) -> None:
-    metadata = {**METADATA, "end2end": said}
+def test_an_end_to_end_model(path: Path, end_to_end: str) -> None:
+    metadata = {**METADATA, "end2end": end_to_end}
     save_detector(path, output=END_TO_END, moved=(0, 4), metadata=metadata)
     detector = OnnxYolo.load(path)
     assert detector.layout is Layout.END_TO_END
-    found = detector.detect(flat(204))
-    assert found.xyxy.tolist() == [[12, 12, 28, 28], [56, 36, 64, 44]]
-    assert found.confidence == pytest.approx([0.8, 0.5], abs=1e-4)
-    assert found.class_id.tolist() == [0, 1]
+    detections = detector.detect(flat(204))
+    assert detections.xyxy.tolist() == [[12, 12, 28, 28], [56, 36, 64, 44]]
+    assert detections.confidence == pytest.approx([0.8, 0.5], abs=1e-4)
+    assert detections.class_id.tolist() == [0, 1]
 
 
 def test_half_precision_models_take_and_give_single(path: Path) -> None:
@@ -182,15 +182,18 @@ def test_a_provider_that_does_not_exist_is_refused(path: Path, providers: list[s
 
 @pytest.mark.parametrize("asked", [[CUDA, CPU], [TENSORRT, CUDA, CPU], [TENSORRT]])
 def test_a_gpu_that_is_not_there_is_refused_not_replaced(
-    path: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
+    path: Path, gpu_providers: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_detector(path)
-    if asked[0] in onnxruntime.InferenceSession(path, providers=asked).get_providers():
+    if (
+        gpu_providers[0]
+        in onnxruntime.InferenceSession(path, providers=gpu_providers).get_providers()
+    ):
         pytest.skip("this machine has the GPU whose absence is tested")
     capsys.readouterr()
-    error = refusal(path, SessionOptions(tuple(asked)))
+    error = refusal(path, SessionOptions(tuple(gpu_providers)))
     assert error.reason == "MODEL_PROVIDER_UNAVAILABLE"
-    assert str(asked) in error.message
+    assert str(gpu_providers) in error.message
     assert "Falling back" not in capsys.readouterr().out  # ONNX Runtime's own word for it
 
 
@@ -245,9 +248,11 @@ def test_threads_get_their_own_answers(path: Path) -> None:
     detector = OnnxYolo.load(save_detector(path), SessionOptions(intra_op_threads=1))
     levels = [100 + n for n in range(64)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda level: detector.detect(flat(level), confidence=0.2), levels))
-    for level, each in zip(levels, found, strict=True):
-        assert sorted(each.confidence) == pytest.approx(sorted([level / 255, 0.5]), abs=1e-4)
+        detections = list(
+            pool.map(lambda level: detector.detect(flat(level), confidence=0.2), levels)
+        )
+    for level, result in zip(levels, detections, strict=True):
+        assert sorted(result.confidence) == pytest.approx(sorted([level / 255, 0.5]), abs=1e-4)
 
 
 def test_the_package_imports_without_onnx_runtime() -> None:
@@ -256,7 +261,7 @@ def test_the_package_imports_without_onnx_runtime() -> None:
 
 
 def test_onnx_runtime_does_not_report_to_its_maker(tmp_path: Path) -> None:
-    """What it keeps in the temporary folder when it does is not there."""
+    """Check that its telemetry files do not appear in the temporary folder."""
     code = "import vision, onnxruntime; onnxruntime.SessionOptions()"
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     environment["TMPDIR"] = str(tmp_path)

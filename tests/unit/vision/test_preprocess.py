@@ -22,14 +22,14 @@ def noise(height: int, width: int) -> np.ndarray:
     )
 
 
-def torchvisions(image: np.ndarray, how: Preprocess, size: tuple[int, int]) -> Any:
+def torchvisions(image: np.ndarray, preprocess: Preprocess, size: tuple[int, int]) -> Any:
     transforms = pytest.importorskip("torchvision.transforms")
-    mode = transforms.InterpolationMode(how.interpolation.value)
+    mode = transforms.InterpolationMode(preprocess.interpolation.value)
     steps = [
-        transforms.Resize(how.resize or min(size), interpolation=mode),
+        transforms.Resize(preprocess.resize or min(size), interpolation=mode),
         transforms.CenterCrop(size),
         transforms.ToTensor(),
-        transforms.Normalize(how.mean, how.std),
+        transforms.Normalize(preprocess.mean, preprocess.std),
     ]
     return transforms.Compose(steps)(Image.fromarray(image)).numpy()[None]
 
@@ -50,12 +50,12 @@ def test_inputs_are_torchvisions(
     resize: int | tuple[int, int] | None,
     interpolation: Interpolation,
 ) -> None:
-    how = Preprocess(resize=resize, interpolation=interpolation, mean=MEAN, std=STD)
+    preprocess = Preprocess(resize=resize, interpolation=interpolation, mean=MEAN, std=STD)
     image = noise(height, width)
-    found = preprocess_image(image, how, size)
-    assert found.dtype == np.float32
-    assert found.shape == (1, 3, *size)
-    assert np.array_equal(found, torchvisions(image, how, size))
+    result = preprocess_image(image, preprocess, size)
+    assert result.dtype == np.float32
+    assert result.shape == (1, 3, *size)
+    assert np.array_equal(result, torchvisions(image, preprocess, size))
 
 
 @pytest.mark.slow
@@ -70,10 +70,12 @@ def test_inputs_are_torchvisions(
     ],
 )
 def test_inputs_of_real_sizes_are_torchvisions(
-    shape: tuple[int, int], how: Preprocess, size: tuple[int, int]
+    shape: tuple[int, int], preprocess: Preprocess, size: tuple[int, int]
 ) -> None:
     image = noise(*shape)
-    assert np.array_equal(preprocess_image(image, how, size), torchvisions(image, how, size))
+    assert np.array_equal(
+        preprocess_image(image, preprocess, size), torchvisions(image, preprocess, size)
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 16384), (16384, 3), (7, 5000)])
@@ -81,10 +83,10 @@ def test_inputs_of_real_sizes_are_torchvisions(
 def test_a_line_does_not_become_gigabytes(
     shape: tuple[int, int], interpolation: Interpolation
 ) -> None:
-    image, how = noise(*shape), Preprocess(40, (32, 36), interpolation)
+    image, preprocess = noise(*shape), Preprocess(40, (32, 36), interpolation)
     with patch("vision.preprocess._MAX_RESIZED", 0):
-        cut_first = preprocess_image(image, how, (32, 36))
-    assert np.abs(cut_first - preprocess_image(image, how, (32, 36))).max() <= 1.01 / 255
+        cut_first = preprocess_image(image, preprocess, (32, 36))
+    assert np.abs(cut_first - preprocess_image(image, preprocess, (32, 36))).max() <= 1.01 / 255
     tracemalloc.start()
     preprocess_image(image, Preprocess(256), (224, 224))
     peak = tracemalloc.get_traced_memory()[1]

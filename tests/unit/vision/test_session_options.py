@@ -1,4 +1,4 @@
-"""What ONNX Runtime is told, and what it is not."""
+"""Translation of session options, and the options that are left at their defaults."""
 
 import subprocess
 import sys
@@ -20,11 +20,11 @@ PLATES = ROOT / "models" / "repository" / "plates" / "1" / "model.onnx"
 
 
 def test_runs_are_sequential_and_nobody_spins() -> None:
-    made = runtime_options(SessionOptions(intra_op_threads=3))
-    assert (made.intra_op_num_threads, made.inter_op_num_threads) == (3, 1)
-    assert made.execution_mode.name == "ORT_SEQUENTIAL"
-    assert made.graph_optimization_level.name == "ORT_ENABLE_ALL"
-    assert made.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    translated = runtime_options(SessionOptions(intra_op_threads=3))
+    assert (translated.intra_op_num_threads, translated.inter_op_num_threads) == (3, 1)
+    assert translated.execution_mode.name == "ORT_SEQUENTIAL"
+    assert translated.graph_optimization_level.name == "ORT_ENABLE_ALL"
+    assert translated.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert runtime_options(SessionOptions()).intra_op_num_threads == 0  # ONNX Runtime's choice
 
 

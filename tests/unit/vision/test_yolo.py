@@ -27,11 +27,11 @@ def yolov8(boxes: Sequence[Sequence[float]], scores: Sequence[Sequence[float]]) 
     return np.concatenate([centre, corners[:, 2:] - corners[:, :2], each], axis=1).T
 
 
-def overlap(one: np.ndarray, other: np.ndarray) -> float:
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    down = min(one[3], other[3]) - max(one[1], other[1])
+def overlap(first: np.ndarray, other: np.ndarray) -> float:
+    across = min(first[2], other[2]) - max(first[0], other[0])
+    down = min(first[3], other[3]) - max(first[1], other[1])
     shared = max(across, 0) * max(down, 0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, other)]
     return float(shared / (sum(areas) - shared))
 
 
@@ -48,21 +48,21 @@ def suppressed(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: 
 def test_boxes_are_mapped_to_the_picture() -> None:
     box = Letterbox(scale_x=0.5, scale_y=0.5, pad_x=0, pad_y=140, width=1280, height=720)
     output = yolov8([[100, 240, 200, 290]], [[0.1, 0.9, 0.3]])
-    found = decode_yolov8(output, box)
-    assert found.xyxy.tolist() == [[200, 200, 400, 300]]
-    assert found.class_id.tolist() == [1]
-    assert found.confidence == pytest.approx([0.9])
-    assert found.xyxy.dtype == np.float32
-    assert found.confidence.dtype == np.float32
-    assert found.class_id.dtype == np.int64
-    assert len(found) == 1
+    detections = decode_yolov8(output, box)
+    assert detections.xyxy.tolist() == [[200, 200, 400, 300]]
+    assert detections.class_id.tolist() == [1]
+    assert detections.confidence == pytest.approx([0.9])
+    assert detections.xyxy.dtype == np.float32
+    assert detections.confidence.dtype == np.float32
+    assert detections.class_id.dtype == np.int64
+    assert len(detections) == 1
 
 
 def test_same_class_is_suppressed_and_another_class_is_not() -> None:
     boxes = [[0, 0, 100, 100], [5, 0, 105, 100], [5, 0, 105, 100], [300, 0, 400, 100]]
-    found = decode_yolov8(yolov8(boxes, [[0.8, 0], [0.9, 0], [0, 0.7], [0.6, 0]]), WHOLE)
-    assert found.confidence == pytest.approx([0.9, 0.7, 0.6])
-    assert found.class_id.tolist() == [0, 1, 0]
+    detections = decode_yolov8(yolov8(boxes, [[0.8, 0], [0.9, 0], [0, 0.7], [0.6, 0]]), WHOLE)
+    assert detections.confidence == pytest.approx([0.9, 0.7, 0.6])
+    assert detections.class_id.tolist() == [0, 1, 0]
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.45, 0.7, 0.95]))
@@ -74,9 +74,9 @@ def test_suppression_is_the_definition(seed: int, iou: float) -> None:
     scores = rng.permutation(np.linspace(0.3, 0.9, 40)).astype(np.float32)
     table = np.zeros((40, 3), dtype=np.float32)
     table[np.arange(40), classes] = scores
-    found = decode_yolov8(yolov8(boxes.tolist(), table.tolist()), WHOLE, iou=iou)
+    detections = decode_yolov8(yolov8(boxes.tolist(), table.tolist()), WHOLE, iou=iou)
     expected = suppressed(boxes, scores, classes, iou)
-    assert sorted(found.confidence.tolist()) == sorted(scores[list(expected)].tolist())
+    assert sorted(detections.confidence.tolist()) == sorted(scores[list(expected)].tolist())
 
 
 def test_distant_classes_do_not_touch_for_want_of_precision() -> None:
@@ -85,8 +85,8 @@ def test_distant_classes_do_not_touch_for_want_of_precision() -> None:
     boxes += [[300, 0, 400, 100], [300, 0, 370.1, 100]]
     scores = np.zeros((4, 10_000), dtype=np.float32)
     scores[:, -1] = [0.9, 0.8, 0.7, 0.6]
-    found = decode_yolov8(yolov8(boxes, scores.tolist()), WHOLE)
-    assert found.confidence == pytest.approx([0.9, 0.8, 0.7])
+    detections = decode_yolov8(yolov8(boxes, scores.tolist()), WHOLE)
+    assert detections.confidence == pytest.approx([0.9, 0.8, 0.7])
 
 
 def test_confidence_must_be_above_the_threshold() -> None:
@@ -97,20 +97,20 @@ def test_confidence_must_be_above_the_threshold() -> None:
 def test_the_surest_are_kept() -> None:
     boxes = [[20.0 * n, 0, 20.0 * n + 9, 9] for n in range(10)]
     scores = [[0.3 + 0.05 * n] for n in range(10)]
-    found = decode_yolov8(yolov8(boxes, scores), WHOLE, max_detections=3)
-    assert found.confidence == pytest.approx([0.75, 0.7, 0.65])
+    detections = decode_yolov8(yolov8(boxes, scores), WHOLE, max_detections=3)
+    assert detections.confidence == pytest.approx([0.75, 0.7, 0.65])
 
 
 def test_only_the_surest_enter_suppression(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vision.yolo._MAX_CANDIDATES", 2)
     boxes = [[20.0 * n, 0, 20.0 * n + 9, 9] for n in range(4)]
-    found = decode_yolov8(yolov8(boxes, [[0.4], [0.8], [0.6], [0.9]]), WHOLE)
-    assert found.confidence == pytest.approx([0.9, 0.8])
+    detections = decode_yolov8(yolov8(boxes, [[0.4], [0.8], [0.6], [0.9]]), WHOLE)
+    assert detections.confidence == pytest.approx([0.9, 0.8])
 
 
 def test_no_candidates_are_no_detections() -> None:
-    found = decode_yolov8(np.zeros((84, 8400), dtype=np.float32), WHOLE)
-    assert (found.xyxy.shape, len(found)) == ((0, 4), 0)
+    detections = decode_yolov8(np.zeros((84, 8400), dtype=np.float32), WHOLE)
+    assert (detections.xyxy.shape, len(detections)) == ((0, 4), 0)
     rows = np.zeros((300, 6), dtype=np.float32)
     assert len(decode_end_to_end(rows, WHOLE, n_classes=80, confidence=0)) == 0
 
@@ -118,8 +118,8 @@ def test_no_candidates_are_no_detections() -> None:
 def test_boxes_in_the_padding_or_inside_out_are_left_out() -> None:
     box = Letterbox(scale_x=1, scale_y=1, pad_x=0, pad_y=100, width=640, height=440)
     boxes = [[0, 0, 50, 90], [90, 200, 80, 210], [10, 120, 20, 130]]
-    found = decode_yolov8(yolov8(boxes, [[0.9], [0.9], [0.8]]), box)
-    assert found.xyxy.tolist() == [[10, 20, 20, 30]]
+    detections = decode_yolov8(yolov8(boxes, [[0.9], [0.9], [0.8]]), box)
+    assert detections.xyxy.tolist() == [[10, 20, 20, 30]]
 
 
 def test_end_to_end_rows_are_taken_as_they_are() -> None:
@@ -133,10 +133,10 @@ def test_end_to_end_rows_are_taken_as_they_are() -> None:
         ],
         dtype=np.float32,
     )
-    found = decode_end_to_end(rows, box, n_classes=3)
-    assert found.xyxy.tolist() == [[200, 200, 400, 300]] * 2
-    assert found.confidence == pytest.approx([0.9, 0.5])
-    assert found.class_id.tolist() == [2, 2]
+    detections = decode_end_to_end(rows, box, n_classes=3)
+    assert detections.xyxy.tolist() == [[200, 200, 400, 300]] * 2
+    assert detections.confidence == pytest.approx([0.9, 0.5])
+    assert detections.class_id.tolist() == [2, 2]
     assert len(decode_end_to_end(rows, box, n_classes=3, max_detections=1)) == 1
 
 

@@ -1,4 +1,4 @@
-"""What every store of claims must do; a test class for each store inherits this and opens it."""
+"""Conformance tests of claim stores; a test class for each store inherits them and opens it."""
 
 import multiprocessing
 import os
@@ -40,13 +40,13 @@ class ClaimStoreConformance:
 
     @pytest.fixture
     def opening(self) -> Open:
-        """How the store is opened; an empty one for each test."""
+        """Return the function that opens the store, an empty one for each test."""
         raise NotImplementedError
 
     @pytest.fixture
     def store(self, opening: Open) -> Iterator[ClaimStore]:
-        with closing(opening()) as made:
-            yield made
+        with closing(opening()) as opened:
+            yield opened
 
     def test_a_free_key_is_claimed_once(self, store: ClaimStore) -> None:
         assert claim(store, b"a") is None
@@ -220,20 +220,20 @@ class ClaimStoreConformance:
 
 
 class SharedStoreConformance(ClaimStoreConformance):
-    """What is to be the same for all processes on one store."""
+    """Conformance tests for several processes on one store."""
 
     def test_each_sees_what_the_other_did(self, opening: Open) -> None:
-        with closing(opening()) as one, closing(opening()) as two:
-            assert claim(one, b"a") is None
-            assert claim(two, b"b") == Record(PRINT, 10.0, None)
-            assert not two.settle(KEY, owner=b"b", outcome=ANSWER, until=100)
-            assert one.settle(KEY, owner=b"a", outcome=ANSWER, until=100)
-            assert claim(two, b"b") == Record(PRINT, 100.0, ANSWER)
+        with closing(opening()) as first_store, closing(opening()) as second_store:
+            assert claim(first_store, b"a") is None
+            assert claim(second_store, b"b") == Record(PRINT, 10.0, None)
+            assert not second_store.settle(KEY, owner=b"b", outcome=ANSWER, until=100)
+            assert first_store.settle(KEY, owner=b"a", outcome=ANSWER, until=100)
+            assert claim(second_store, b"b") == Record(PRINT, 100.0, ANSWER)
 
     def test_all_have_one_clock(self, opening: Open) -> None:
-        with closing(opening()) as one, closing(opening()) as two:
-            begun = one.time()
-            assert two.time(begun + 7) == one.time() == begun + 7
+        with closing(opening()) as first_store, closing(opening()) as second_store:
+            begun = first_store.time()
+            assert second_store.time(begun + 7) == first_store.time() == begun + 7
 
     def test_outcomes_outlive_who_wrote_them(self, opening: Open) -> None:
         with closing(opening()) as first:

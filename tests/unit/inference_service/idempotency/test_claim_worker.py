@@ -1,4 +1,4 @@
-"""The thread that uses the store: together, in order, renewing, tidying; and what it survives."""
+"""The claim worker: batches, order, renewals, pruning, and failures that it survives."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ async def worker_on(store: HeldStore, *, lease: float = 5.0) -> AsyncIterator[Cl
 async def test_what_waits_is_done_in_one_transaction_and_in_order() -> None:
     store = HeldStore()
     async with worker_on(store) as worker:
-        await until(lambda: store.transactions > 0)  # the first tidying is over
+        await until(lambda: store.transactions > 0)  # the first pruning is over
         store.hold()
         first = worker.claim(key(0), fingerprint=PRINT, owner=b"a")
         assert not await ends_soon(first)

@@ -1,4 +1,4 @@
-"""What a key is and what it is bound to."""
+"""Idempotency keys and request fingerprints."""
 
 import uuid
 from dataclasses import replace
@@ -31,7 +31,7 @@ def test_a_key_belongs_to_caller_and_method() -> None:
     keys = [key(KEY), key(KEY, caller="d"), key(KEY, method="Other"), key(str(uuid.uuid4()))]
     assert len(set(keys)) == 4
     assert key(KEY) == keys[0]
-    assert all(each is not None and len(each) == 32 for each in keys)
+    assert all(changed is not None and len(changed) == 32 for changed in keys)
 
 
 def test_parts_of_a_key_do_not_run_into_each_other() -> None:

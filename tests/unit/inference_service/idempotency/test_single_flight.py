@@ -1,4 +1,4 @@
-"""Calls with a key: answered once, joined, replayed, let go. On a real store."""
+"""Calls with a key: executed once, joined, replayed, released. On a real store."""
 
 import asyncio
 import contextvars
@@ -45,10 +45,10 @@ def events() -> "Counter[str]":
 async def single_flight(
     store: HeldStore, clock: StoreClock, events: "Counter[str]"
 ) -> AsyncIterator[SingleFlight]:
-    made = SingleFlight(store, KEEP, clock, on_event=lambda event: events.update([event]))
-    yield made
+    created = SingleFlight(store, KEEP, clock, on_event=lambda event: events.update([event]))
+    yield created
     store.let_go.set()
-    await made.close()
+    await created.close()
 
 
 def ask(

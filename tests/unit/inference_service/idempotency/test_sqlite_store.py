@@ -145,11 +145,11 @@ def test_item_18_a_clock_that_is_set_moves_the_store_s_clock_by_nothing(
 
 
 def test_a_held_key_is_read_while_another_process_writes(path: Path) -> None:
-    with closing(SqliteStore(str(path))) as one, closing(SqliteStore(str(path))) as two:
-        claim(one, b"a")
-        with one.transaction():
-            claim(one, b"a", key=OTHER)
-            assert claim(two, b"b") == Record(PRINT, 10.0, None)
+    with closing(SqliteStore(str(path))) as first, closing(SqliteStore(str(path))) as second:
+        claim(first, b"a")
+        with first.transaction():
+            claim(first, b"a", key=OTHER)
+            assert claim(second, b"b") == Record(PRINT, 10.0, None)
 
 
 def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
@@ -224,14 +224,14 @@ def test_every_use_reports_a_missing_table(use: int) -> None:
 
 
 def test_a_file_that_was_moved_away_is_made_anew(path: Path) -> None:
-    with closing(SqliteStore(str(path))) as one, closing(SqliteStore(str(path))) as two:
-        claim(one, b"a")
+    with closing(SqliteStore(str(path))) as first, closing(SqliteStore(str(path))) as second:
+        claim(first, b"a")
         for file in path.parent.iterdir():
             file.unlink()
-        one.prune(0.0, 1e9)
-        two.prune(0.0, 1e9)
-        assert claim(one, b"b") is None
-        assert claim(two, b"c") == Record(PRINT, 10.0, None)
+        first.prune(0.0, 1e9)
+        second.prune(0.0, 1e9)
+        assert claim(first, b"b") is None
+        assert claim(second, b"c") == Record(PRINT, 10.0, None)
 
 
 def test_a_full_disk_is_reported_and_passes() -> None:

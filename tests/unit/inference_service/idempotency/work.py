@@ -10,7 +10,7 @@ from inference_service.idempotency.sqlite_store import SqliteStore
 
 
 class CountedWork:
-    """Counts its runs; each waits for `go` and then ends as `ends` says, the last one for good."""
+    """Work that counts its runs; each waits for `go` and ends as `ends` says, the last for good."""
 
     def __init__(self, *ends: bytes | BaseException, go: bool = True) -> None:
         self.ends = list(ends)
@@ -86,6 +86,6 @@ async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 async def ends_soon(call: "Awaitable[Any]") -> bool:
-    """Whether a task ends within some time; for what must not happen yet."""
+    """Return True if a task ends within a short time; for what must not happen yet."""
     done, _ = await asyncio.wait({asyncio.ensure_future(call)}, timeout=0.05)
     return bool(done)

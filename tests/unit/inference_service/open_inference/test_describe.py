@@ -1,4 +1,4 @@
-"""What clients are told about a model."""
+"""Metadata and configuration of a model."""
 
 from pathlib import Path
 
@@ -13,10 +13,14 @@ Tensor = oip.ModelMetadataResponse.TensorMetadata
 
 def test_metadata(tmp_path: Path) -> None:
     model = loaded(network(tmp_path / "model.onnx"))
-    said = describe.metadata(model, Models([model], "two"))
-    assert (said.name, list(said.versions), said.platform) == ("two", ["1"], "onnx_onnxv1")
-    assert list(said.inputs) == [Tensor(name="images", datatype="FP32", shape=[-1, 3, 16, 16])]
-    assert list(said.outputs) == [
+    described = describe.metadata(model, Models([model], "two"))
+    assert (described.name, list(described.versions), described.platform) == (
+        "two",
+        ["1"],
+        "onnx_onnxv1",
+    )
+    assert list(described.inputs) == [Tensor(name="images", datatype="FP32", shape=[-1, 3, 16, 16])]
+    assert list(described.outputs) == [
         Tensor(name="scores", datatype="FP32", shape=[-1, 5]),
         Tensor(name="best", datatype="INT64", shape=[-1, 1]),
     ]
@@ -24,8 +28,8 @@ def test_metadata(tmp_path: Path) -> None:
 
 def test_a_model_of_a_fixed_batch_takes_any_number_of_rows(tmp_path: Path) -> None:
     model = loaded(network(tmp_path / "model.onnx", batch=1, half=True))
-    said = describe.metadata(model, Models([model], "two"))
-    assert list(said.inputs) == [Tensor(name="images", datatype="FP16", shape=[-1, 3, 16, 16])]
+    described = describe.metadata(model, Models([model], "two"))
+    assert list(described.inputs) == [Tensor(name="images", datatype="FP16", shape=[-1, 3, 16, 16])]
 
 
 def test_the_configuration_of_a_model_that_is_run_singly(tmp_path: Path) -> None:

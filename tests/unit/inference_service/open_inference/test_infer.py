@@ -70,9 +70,9 @@ def single(path: Path) -> Model:
 
 @pytest.fixture
 def device(single: Model) -> Iterator[RecordedSession]:
-    made = RecordedSession(single.network.session)
-    yield made
-    made.go.set()
+    created = RecordedSession(single.network.session)
+    yield created
+    created.go.set()
 
 
 @pytest.fixture
@@ -80,15 +80,15 @@ async def pipeline(device: RecordedSession, single: Model) -> AsyncIterator[Infe
     telemetry = Telemetry(CollectorRegistry())
     workers = Workers(Admission(workers=1, queue_size=4), telemetry)
     single_flight = SingleFlight(SqliteStore(""), keep_seconds=60)
-    made = InferencePipeline(
+    created = InferencePipeline(
         limits=RequestLimits(max_images=4),
         single_flight=single_flight,
         workers=workers,
         device=DeviceCheck(),
         telemetry=telemetry,
     )
-    made.models = Models([on(device, single)], "two")
-    yield made
+    created.models = Models([on(device, single)], "two")
+    yield created
     device.go.set()
     await asyncio.to_thread(workers.close)
     await single_flight.close()
@@ -123,7 +123,7 @@ async def refusal(inference: Inference, request: oip.ModelInferRequest) -> Sight
 
 
 def runtimes_own(path: Path, batch: Any) -> list[Any]:
-    """What ONNX Runtime answers."""
+    """Return the outputs of ONNX Runtime itself."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return list(session.run(["scores", "best"], {"images": batch}))
 
@@ -147,9 +147,9 @@ async def test_outputs_are_the_runtimes_own_to_the_bit(
     assert (answer.model_name, answer.model_version, answer.id) == ("two", "1", "seven")
     assert [output.name for output in answer.outputs] == ["scores", "best"]
     assert not replayed
-    for found, expected in zip(arrays(answer), runtimes_own(path, rows(1)), strict=True):
-        assert found.dtype == expected.dtype
-        assert np.array_equal(found, expected)
+    for actual, expected in zip(arrays(answer), runtimes_own(path, rows(1)), strict=True):
+        assert actual.dtype == expected.dtype
+        assert np.array_equal(actual, expected)
 
 
 async def test_rows_of_a_model_that_is_run_singly_are_run_apart(
@@ -157,9 +157,9 @@ async def test_rows_of_a_model_that_is_run_singly_are_run_apart(
 ) -> None:
     answer, _ = await inference.infer(call(), tensor(4))
     assert device.batches == [1, 1, 1, 1]
-    each = [runtimes_own(path, row[np.newaxis]) for row in rows(4)]
-    for found, expected in zip(arrays(answer), zip(*each, strict=True), strict=True):
-        assert np.array_equal(found, np.concatenate(expected))
+    outputs_per_row = [runtimes_own(path, row[np.newaxis]) for row in rows(4)]
+    for actual, expected in zip(arrays(answer), zip(*outputs_per_row, strict=True), strict=True):
+        assert np.array_equal(actual, np.concatenate(expected))
 
 
 async def test_rows_that_fit_into_one_run_are_run_together(
@@ -168,8 +168,8 @@ async def test_rows_that_fit_into_one_run_are_run_together(
     pipeline.models = Models([on(device, loaded(path, max_rows=4))], "two")
     answer, _ = await inference.infer(call(), tensor(3))
     assert device.batches == [3]
-    for found, expected in zip(arrays(answer), runtimes_own(path, rows(3)), strict=True):
-        assert np.array_equal(found, expected)
+    for actual, expected in zip(arrays(answer), runtimes_own(path, rows(3)), strict=True):
+        assert np.array_equal(actual, expected)
 
 
 async def test_pictures_are_prepared_by_the_models_own_rules(
@@ -178,10 +178,12 @@ async def test_pictures_are_prepared_by_the_models_own_rules(
     request = encoded(RED, BLUE)
     request.outputs.add(name="scores")
     answer, _ = await inference.infer(call(), request)
-    (found,) = arrays(answer)
-    prepared = [single.network.prepare(decode_image(each))[0] for each in (RED, BLUE)]
-    expected = [runtimes_own(path, each)[0] for each in prepared]
-    assert np.array_equal(found, np.concatenate(expected))
+    (actual,) = arrays(answer)
+    prepared = [
+        single.network.prepare(decode_image(outputs_per_row))[0] for outputs_per_row in (RED, BLUE)
+    ]
+    expected = [runtimes_own(path, outputs_per_row)[0] for outputs_per_row in prepared]
+    assert np.array_equal(actual, np.concatenate(expected))
 
 
 async def test_one_picture_that_cannot_be_decoded_fails_the_request(inference: Inference) -> None:
@@ -257,8 +259,8 @@ async def test_a_key_is_answered_once(
     with pytest.raises(SightlineError) as caught:
         await inference.infer(call(key), tensor(2))
     assert caught.value.reason == "IDEMPOTENCY_KEY_REUSED"
-    (said,) = statistics.message([single]).model_stats
-    assert (said.inference_count, said.inference_stats.fail.count) == (1, 1)
+    (counts,) = statistics.message([single]).model_stats
+    assert (counts.inference_count, counts.inference_stats.fail.count) == (1, 1)
 
 
 async def test_a_key_of_infer_is_another_key(
@@ -303,9 +305,9 @@ async def test_what_was_done_is_counted(
     begun = time.time()
     await inference.infer(call(), tensor(2))
     await refusal(inference, tensor(0))
-    (said,) = statistics.message([single]).model_stats
-    assert (said.inference_count, said.execution_count) == (2, 2)
-    assert said.last_inference >= int(begun * 1000)
-    stats = said.inference_stats
+    (counts,) = statistics.message([single]).model_stats
+    assert (counts.inference_count, counts.execution_count) == (2, 2)
+    assert counts.last_inference >= int(begun * 1000)
+    stats = counts.inference_stats
     assert (stats.success.count, stats.fail.count) == (1, 1)
     assert stats.success.ns >= stats.compute_infer.ns > 0

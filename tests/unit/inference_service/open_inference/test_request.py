@@ -79,19 +79,19 @@ def raw_encoded(*pictures: bytes) -> oip.ModelInferRequest:
     return request
 
 
-def array(asked: CheckedInfer) -> Any:
-    assert isinstance(asked.inputs, np.ndarray)
-    return asked.inputs
+def array(checked: CheckedInfer) -> Any:
+    assert isinstance(checked.inputs, np.ndarray)
+    return checked.inputs
 
 
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("make", [tensor, typed])
 def test_a_tensor(model: Model, make: Callable[[int], oip.ModelInferRequest], count: int) -> None:
-    asked = read(make(count), model, LIMITS)
-    assert array(asked).dtype == np.float32
-    assert np.array_equal(array(asked), rows(count))
-    assert asked.outputs == (0, 1)
-    assert asked.timeout == math.inf
+    checked = read(make(count), model, LIMITS)
+    assert array(checked).dtype == np.float32
+    assert np.array_equal(array(checked), rows(count))
+    assert checked.outputs == (0, 1)
+    assert checked.timeout == math.inf
 
 
 def test_a_tensor_of_half_precision(half: Model) -> None:

@@ -1,4 +1,4 @@
-"""What is counted of requests, as perf_analyzer reads it."""
+"""Statistics of requests, as perf_analyzer reads them."""
 
 from dataclasses import replace
 
@@ -24,19 +24,23 @@ def ran(batch: int = 1) -> Ran[list[Tensor]]:
 
 
 def test_a_model_that_did_nothing(model: Model) -> None:
-    (said,) = Statistics().message([model]).model_stats
-    assert (said.name, said.version) == ("two", "1")
-    assert (said.last_inference, said.inference_count, said.execution_count) == (0, 0, 0)
-    assert said.inference_stats.success == oip.StatisticDuration(count=0, ns=0)
+    (message,) = Statistics().message([model]).model_stats
+    assert (message.name, message.version) == ("two", "1")
+    assert (message.last_inference, message.inference_count, message.execution_count) == (0, 0, 0)
+    assert message.inference_stats.success == oip.StatisticDuration(count=0, ns=0)
 
 
 def test_requests_are_counted_with_their_stages(model: Model) -> None:
     statistics = Statistics()
     statistics.answered(model, [ran(), ran()], rows=2, seconds=20.0, now=100.0)
     statistics.failed(model, seconds=0.5, now=101.25)
-    (said,) = statistics.message([model]).model_stats
-    assert (said.last_inference, said.inference_count, said.execution_count) == (101_250, 2, 2)
-    stats = said.inference_stats
+    (message,) = statistics.message([model]).model_stats
+    assert (message.last_inference, message.inference_count, message.execution_count) == (
+        101_250,
+        2,
+        2,
+    )
+    stats = message.inference_stats
     assert stats.success == oip.StatisticDuration(count=1, ns=20 * SECOND)
     assert stats.fail == oip.StatisticDuration(count=1, ns=SECOND // 2)
     assert stats.queue == oip.StatisticDuration(count=1, ns=1 * SECOND)
@@ -49,9 +53,9 @@ def test_a_run_that_requests_share_is_one_run(model: Model) -> None:
     statistics = Statistics()
     for _ in range(3):
         statistics.answered(model, [ran(batch=3)], rows=1, seconds=9.0, now=1.0)
-    (said,) = statistics.message([model]).model_stats
-    assert (said.inference_count, said.execution_count) == (3, 1)
-    assert said.inference_stats.compute_infer == oip.StatisticDuration(count=3, ns=4 * SECOND)
+    (message,) = statistics.message([model]).model_stats
+    assert (message.inference_count, message.execution_count) == (3, 1)
+    assert message.inference_stats.compute_infer == oip.StatisticDuration(count=3, ns=4 * SECOND)
 
 
 def test_versions_are_counted_apart(model: Model) -> None:

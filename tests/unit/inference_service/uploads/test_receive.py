@@ -82,11 +82,13 @@ def clock() -> UploadClock:
 
 @pytest.fixture
 async def uploads(store: FailingUploadStore, clock: UploadClock) -> AsyncIterator[Uploads]:
-    made = Uploads(store, ReferenceSigner(store.key()), ImageLimits(), keep_seconds=60, clock=clock)
-    yield made
+    created = Uploads(
+        store, ReferenceSigner(store.key()), ImageLimits(), keep_seconds=60, clock=clock
+    )
+    yield created
     for event in store.hold.values():
         event.set()
-    await made.close()
+    await created.close()
 
 
 async def messages(parts: Sequence[Part]) -> AsyncIterator[Part]:

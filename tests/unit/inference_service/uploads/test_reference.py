@@ -38,7 +38,7 @@ def test_its_owner_gets_what_was_signed_until_it_expires() -> None:
 
 
 def test_to_others_it_is_as_good_as_forged_even_after_its_time() -> None:
-    told = [
+    refusals = [
         refusal(REFERENCE, owner="jwt:gate-1"),
         refusal(REFERENCE, owner="api_key:gate-2", now=2e9),
         refusal("", now=2e9),
@@ -52,8 +52,8 @@ def test_to_others_it_is_as_good_as_forged_even_after_its_time() -> None:
         refusal(REFERENCE[:-1] + "\n"),
         refusal(REFERENCE.replace("_", "/")),
     ]
-    assert {error.reason for error in told} == {"REFERENCE_UNKNOWN"}
-    assert len({error.message for error in told}) == 1
+    assert {error.reason for error in refusals} == {"REFERENCE_UNKNOWN"}
+    assert len({error.message for error in refusals}) == 1
 
 
 @given(st.integers(0, 80), st.integers(1, 255))

@@ -33,9 +33,9 @@ HOUR = 3600.0
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[UploadStore]:
-    made = UploadStore(str(tmp_path / "uploads"), LIMITS)
-    yield made
-    made.close()
+    created = UploadStore(str(tmp_path / "uploads"), LIMITS)
+    yield created
+    created.close()
 
 
 @pytest.fixture
@@ -332,9 +332,9 @@ class UploadStoreMachine(RuleBasedStateMachine):
             assert error.retry_after  # noqa: PT017
 
     @precondition(lambda self: self.running)
-    @rule(which=st.integers(0, 100), good=st.booleans())
-    def end(self, which: int, good: bool) -> None:
-        incoming, data = self.running.pop(which % len(self.running))
+    @rule(index=st.integers(0, 100), good=st.booleans())
+    def end(self, index: int, good: bool) -> None:
+        incoming, data = self.running.pop(index % len(self.running))
         if good:
             self.store.append(incoming, data)
             self.store.finish(incoming, self.now + HOUR)
@@ -343,9 +343,9 @@ class UploadStoreMachine(RuleBasedStateMachine):
             self.store.abort(incoming)
 
     @precondition(lambda self: self.running)
-    @rule(which=st.integers(0, 100))
-    def kill(self, which: int) -> None:
-        incoming, _ = self.running.pop(which % len(self.running))
+    @rule(index=st.integers(0, 100))
+    def kill(self, index: int) -> None:
+        incoming, _ = self.running.pop(index % len(self.running))
         incoming.file.close()
 
     @rule(seconds=st.sampled_from([1.0, HOUR / 2, HOUR]))
