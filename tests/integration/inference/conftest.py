@@ -13,7 +13,7 @@ SLOW_SECONDS = 0.3  # of one run
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with two versions of a quick model, and one of another."""
+    """Return a repository with two versions of a quick model, and one of another."""
     folder = tmp_path_factory.mktemp("colours")
     for name in ("colours/1", "colours/2", "other/1"):
         colour_model(folder / name / "model.onnx")
@@ -22,7 +22,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a slow model, for a service that is `WAITING`."""
+    """Return a repository with a slow model, for a service that is `WAITING`."""
     folder = tmp_path_factory.mktemp("slow")
     colour_model(folder / "slow" / "1" / "model.onnx", wait_seconds=SLOW_SECONDS)
     return folder
@@ -32,7 +32,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick_server(
     tmp_path_factory: pytest.TempPathFactory, colours: Path
 ) -> Iterator[InferenceProcess]:
-    """Serves the quick model; small limits."""
+    """Serve the quick model; small limits."""
     flags = [
         *("--model-repository", str(colours), "--default-model", "colours"),
         *("--max-images", "4", "--max-image-bytes", "200000", "--max-image-pixels", "1000000"),

@@ -49,7 +49,7 @@ TORCHVISION = {
 
 
 def export_all(folder: Path, pictures: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Exports each model and looks at each picture with it."""
+    """Export each model and look at each picture with it."""
     batch = _batch(pictures)
     found = {}
     for architecture, exports in DETECTORS.items():
@@ -158,7 +158,7 @@ def _classify(path: Path, pictures: Sequence[str]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _torchvision(name: str, path: Path, pictures: Sequence[str]) -> dict[str, Any]:
-    """Uses the transform that torchvision has for the weights, not the weights."""
+    """Use the transform that torchvision has for the weights, not the weights."""
     make, weights, last = TORCHVISION[name]
     torch.manual_seed(0)
     model, transform = make(weights=None), weights.transforms()

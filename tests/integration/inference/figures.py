@@ -12,7 +12,7 @@ _PATIENCE_SECONDS = 30.0
 
 
 def figures(server: InferenceProcess) -> Figures:
-    """Returns what the server says now."""
+    """Return what the server says now."""
     with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
@@ -20,7 +20,7 @@ def figures(server: InferenceProcess) -> Figures:
 
 
 def until(server: InferenceProcess, condition: Callable[[Figures], bool]) -> Figures:
-    """Waits until the figures are so, and returns them."""
+    """Wait until the figures are so, and return them."""
     end = time.monotonic() + _PATIENCE_SECONDS
     while not condition(found := figures(server)):
         assert time.monotonic() < end, {n: v for n, v in found.items() if "_bucket" not in n}
@@ -29,5 +29,5 @@ def until(server: InferenceProcess, condition: Callable[[Figures], bool]) -> Fig
 
 
 def grown(before: Figures, after: Figures, name: str) -> float:
-    """Returns by how much one figure has grown; one that is not there is 0."""
+    """Return by how much one figure has grown; one that is not there is 0."""
     return after.get(name, 0.0) - before.get(name, 0.0)

@@ -53,7 +53,7 @@ class InferenceProcess:
         self.metrics_address: str | None = None
 
     def wait_ready(self) -> None:
-        """Waits for the ready line.
+        """Wait for the ready line.
 
         Raises:
             AssertionError: the process ended before it, or says nothing for a minute.
@@ -68,7 +68,7 @@ class InferenceProcess:
         self.metrics_address = ready["metrics_address"]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Signals the process and returns its exit code."""
+        """Signal the process and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -81,7 +81,7 @@ class InferenceProcess:
 
 
 def _wrong_clock(folder: Path) -> Path:
-    """Returns a library that sets a process's wall clock; skips the test without a compiler."""
+    """Return a library that sets a process's wall clock; skip the test without a compiler."""
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("a wrong clock needs Linux and a C compiler")
@@ -96,7 +96,7 @@ def _wrong_clock(folder: Path) -> Path:
 
 @contextmanager
 def started(folder: Path, *flags: str, clock_ahead: int = 0) -> Iterator[InferenceProcess]:
-    """A server that is ready, and ended afterwards."""
+    """Yield a server that is ready, and ended afterwards."""
     server = InferenceProcess(folder, *flags, clock_ahead=clock_ahead)
     try:
         server.wait_ready()
@@ -125,7 +125,7 @@ class InferenceStub:
     def refusal(
         self, *images: bytes | inference_pb2.Image, timeout: float | None = 30, **fields: Any
     ) -> SightlineError:
-        """Returns the error that the call fails with."""
+        """Return the error that the call fails with."""
         return failure(lambda: self.infer(*images, timeout=timeout, **fields))
 
     def health(self, service: str = SERVICE) -> str:
@@ -145,7 +145,7 @@ def client(
 
 
 def failure(call: Any) -> SightlineError:
-    """Returns the error that a call fails with."""
+    """Return the error that a call fails with."""
     try:
         answer = call()
     except grpc.RpcError as error:
@@ -154,13 +154,13 @@ def failure(call: Any) -> SightlineError:
 
 
 def failures(calls: Sequence[InferFuture]) -> list[SightlineError]:
-    """Waits for the calls and returns the errors of those that failed."""
+    """Wait for the calls and return the errors of those that failed."""
     errors = [call.exception() for call in calls]
     return [from_rpc_error(error) for error in errors if isinstance(error, grpc.RpcError)]
 
 
 def ask(*images: bytes | inference_pb2.Image, **fields: Any) -> inference_service_pb2.InferRequest:
-    """A request for pictures."""
+    """Return a request for pictures."""
     return inference_service_pb2.InferRequest(
         images=[inference_pb2.Image(data=i) if isinstance(i, bytes) else i for i in images],
         **fields,

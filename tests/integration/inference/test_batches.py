@@ -60,7 +60,7 @@ def caller(server: InferenceProcess) -> Iterator[InferenceStub]:
 
 @contextmanager
 def busy(server: InferenceProcess, caller: InferenceStub) -> Iterator[Figures]:
-    """Keeps the only worker busy for a second or more; gives the figures before."""
+    """Keep the only worker busy for a second or more; yield the figures before."""
     call = caller.stub.Infer.future(ask(PICTURES["red"], model=SLOWEST), timeout=60)
     before = until(server, lambda now: now["sightline_inference_running"] == 1)
     yield before
@@ -68,7 +68,7 @@ def busy(server: InferenceProcess, caller: InferenceStub) -> Iterator[Figures]:
 
 
 def waiting(server: InferenceProcess, count: int) -> None:
-    """Waits until so many pictures wait for the worker."""
+    """Wait until so many pictures wait for the worker."""
     until(server, lambda now: now["sightline_inference_queue_depth"] == count)
 
 

@@ -81,7 +81,7 @@ def _logits(network: torch.nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.f
 
 
 def _trained(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> torch.nn.Module:
-    """Returns a network that knows its pictures by heart, with nothing to hold it back."""
+    """Return a network that knows its pictures by heart, with nothing to hold it back."""
     torch.manual_seed(0)
     network = DigitsNetwork()
     images = torch.from_numpy(pixels.astype(np.float32) / 255).permute(0, 3, 1, 2)
@@ -147,7 +147,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
 
 
 def served(stub: InferenceStub, digits: Digits) -> NDArray[np.float64]:
-    """Returns what the service answers for the pictures that were held out."""
+    """Return what the service answers for the pictures that were held out."""
     rows = np.zeros((len(digits.held_out), 10))
     for at in range(0, len(rows), 16):
         answer = stub.infer(*digits.held_out[at : at + 16])
@@ -160,7 +160,7 @@ def served(stub: InferenceStub, digits: Digits) -> NDArray[np.float64]:
 
 
 def surest(stub: InferenceStub, digits: Digits) -> float:
-    """Returns the highest probability of one picture, and checks that no more is answered."""
+    """Return the highest probability of one picture, and check that no more is answered."""
     limited = inference_pb2.InferParameters(top_k=1)
     (result,) = stub.infer(digits.held_out[0], parameters=limited).results
     (only,) = result.classes

@@ -115,7 +115,7 @@ def test_detectors_see_what_ultralytics_sees(
 
 
 def compare(ours: Detections, theirs: dict[str, Any]) -> None:
-    """The same objects in the same order; those that are as sure as others in any order."""
+    """Return the same objects in the same order; those that are as sure as others in any order."""
     xyxy = np.array(theirs["xyxy"])
     real = (xyxy[:, 2:] > xyxy[:, :2]).all(axis=1)  # we leave out boxes without an area
     expected = np.column_stack([theirs["confidence"], theirs["class_id"], xyxy])[real]
@@ -186,7 +186,7 @@ def test_torchvisions_classifiers(
 
 @pytest.fixture(scope="session")
 def plates() -> list[np.ndarray]:
-    """Pictures that the committed model was not trained on, with a defect each."""
+    """Return pictures that the committed model was not trained on, with a defect each."""
     shown = [plate for plate in islice(camera(HELD_OUT_CAMERA), 40) if len(plate.boxes)]
     return [plate.image for plate in shown[:12]]
 
@@ -241,7 +241,7 @@ class Rows(CalibrationDataReader):  # type: ignore[misc]  # has no types
 
 
 def agreement(detector: OnnxYolo, images: list[np.ndarray], *, confidence: float) -> float:
-    """The share of the single-precision model's detections that the other makes, about as sure."""
+    """Return the share of the single-precision detections that the other model makes, too."""
     single = OnnxYolo.load(PLATES)
     seen, same = 0, 0
     for image in images:

@@ -41,7 +41,7 @@ SIGHTLINE = [sys.executable, "-c", "from sightline.cli.app import main; main()"]
 
 
 def generation(path: Path, label: str, **options: Any) -> Path:
-    """Writes a model that can be told by its label for red."""
+    """Write a model that can be told by its label for red."""
     return colour_model(path, names={0: label, 1: "green", 2: "blue"}, **options)
 
 
@@ -56,7 +56,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(
     tmp_path_factory: pytest.TempPathFactory, repository: Path
 ) -> Iterator[InferenceProcess]:
-    """Serves a repository that the tests change; each has a model of its own."""
+    """Serve a repository that the tests change; each has a model of its own."""
     flags = [
         *("--model-repository", str(repository), "--default-model", "steady"),
         *("--repository-poll-seconds", POLL, "--metrics-listen", "127.0.0.1:0"),
@@ -85,7 +85,7 @@ def sightline(*words: str) -> "subprocess.CompletedProcess[bytes]":
 
 
 def label(one: InferenceStub, name: str, version: str = "") -> str:
-    """Returns which generation of a model answers; empty: it is not there."""
+    """Return which generation of a model answers; empty: it is not there."""
     hint = inference_pb2.ModelHint(name=name, version=version)
     call = one.stub.Infer.future(ask(RED, model=hint), timeout=30)
     error = call.exception()
@@ -106,7 +106,7 @@ class Calls:
 
 @contextmanager
 def calls(server: InferenceProcess, name: str, version: str = "") -> Iterator[Calls]:
-    """Calls a model from three threads for as long as it lasts."""
+    """Call a model from three threads until the block ends."""
     results, over = Calls(), threading.Event()
     hint = inference_pb2.ModelHint(name=name, version=version)
 
@@ -132,7 +132,7 @@ def calls(server: InferenceProcess, name: str, version: str = "") -> Iterator[Ca
 
 
 def added(repository: Path, one: InferenceStub, name: str) -> Path:
-    """Puts generation `a` of a model into the repository; returns its folder, once it is served."""
+    """Put generation `a` of a model into the repository; return its folder, once it is served."""
     staged = repository / ".new" / name / "1"
     generation(staged / "model.onnx", "a")
     staged.parent.rename(repository / name)
@@ -307,7 +307,7 @@ def test_a_call_in_flight_ends_on_the_model_that_it_began_with(
 
 
 def heavy(path: Path, label: str) -> None:
-    """Writes a model with 4 MB of weights of its own."""
+    """Write a model with 4 MB of weights of its own."""
     model = onnx.load(generation(path.with_name(".heavy.onnx"), label, matmuls=1))
     (eye,) = (each for each in model.graph.initializer if each.name == "eye")
     eye.CopyFrom(numpy_helper.from_array(np.eye(1024, dtype=np.float32), "eye"))
@@ -322,7 +322,7 @@ def test_models_that_were_replaced_leave_no_memory_behind(
     process = psutil.Process(server.process.pid)
 
     def swap(times: int) -> int:
-        """Returns the resident bytes after so many swaps."""
+        """Return the resident bytes after so many swaps."""
         for number in range(times):
             new = f"{times}-{number}"
             heavy(folder / "model.onnx", new)

@@ -42,7 +42,7 @@ def flags(slow: Path) -> list[str]:
 
 
 def flood(server: InferenceProcess) -> tuple[float, list[str]]:
-    """Sends everything at once; returns how much memory that took, bytes, and the outcomes."""
+    """Send everything at once; return how much memory that took, bytes, and the outcomes."""
     process = psutil.Process(server.process.pid)
     with client(server) as caller:
         assert names(caller.infer(LARGE).results[0]) == ["red"]
@@ -116,6 +116,6 @@ def test_a_caller_without_credentials_is_not_even_read(tmp_path: Path, flags: li
 
 
 def never() -> Iterator[bytes]:
-    """A request that does not come."""
+    """Yield a request that does not come."""
     threading.Event().wait(30)
     yield b""

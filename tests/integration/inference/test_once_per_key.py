@@ -38,7 +38,7 @@ def key(value: str | None = None) -> Metadata:
 def send(
     to: InferenceStub, request: inference_service_pb2.InferRequest, metadata: Metadata
 ) -> Sent:
-    """Returns the answer as it came over the wire, and whether it was marked as replayed."""
+    """Return the answer as it came over the wire, and True if it was marked as replayed."""
     answer, call = to.raw.with_call(request.SerializeToString(), timeout=30, metadata=metadata)
     return answer, ("idempotent-replayed", "true") in (call.trailing_metadata() or ())
 
@@ -161,7 +161,7 @@ def test_answers_in_a_file_outlive_the_process(tmp_path: Path, colours: Path) ->
 
 
 def shared(tmp_path: Path, repository: Path, *more: str) -> list[str]:
-    """Flags of a server on a database that others use as well."""
+    """Return the flags of a server on a shared database."""
     return [
         *("--model-repository", str(repository), "--workers", "1"),
         *("--idempotency-database", str(tmp_path / "claims.sqlite")),

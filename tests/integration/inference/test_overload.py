@@ -60,7 +60,7 @@ class SteadyLoad:
 
 @asynccontextmanager
 async def sender(server: InferenceProcess) -> AsyncIterator[Send]:
-    """Bytes in, bytes out: the client shares the machine with the server."""
+    """Yield a method that sends and receives bytes: client and server share the machine."""
     options = [("grpc.max_send_message_length", -1)]
     async with grpc.aio.insecure_channel(server.address, options=options) as channel:
         await channel.channel_ready()
@@ -80,7 +80,7 @@ async def closed(send: Send, clients: int, seconds: float) -> SteadyLoad:
 
 
 async def poisson(send: Send, rate: float, seconds: float) -> SteadyLoad:
-    """Calls that come at random, at a rate per second, whatever becomes of those before."""
+    """Send calls at random times, at a rate per second, without waiting for earlier ones."""
     load, chance = SteadyLoad(), random.Random(1)
     loop = asyncio.get_running_loop()
     at, end = loop.time(), loop.time() + seconds
@@ -127,7 +127,7 @@ async def test_twice_what_it_can_do(overloaded: InferenceProcess) -> None:
 
 
 async def _capacity(send: Send) -> float:
-    """Returns calls per second that it can answer."""
+    """Return calls per second that it can answer."""
     measured = await closed(send, 2 * WORKERS, MEASURED_SECONDS)
     assert not measured.reasons
     return len(measured.answered) / MEASURED_SECONDS
@@ -138,14 +138,14 @@ def _share(seconds: list[float], *, at_most: float) -> float:
 
 
 def _late_share(before: Figures, after: Figures) -> float:
-    """Returns the share of the event loop's timers that were later than 50 ms."""
+    """Return the share of the event loop's timers that were later than 50 ms."""
     count = grown(before, after, f"{LAG}_count")
     return 1 - grown(before, after, f'{LAG}_bucket{{le="0.05"}}') / count
 
 
 @pytest.fixture
 def roomy(tmp_path: Path) -> Iterator[InferenceProcess]:
-    """Has the limits that a server has if it is told nothing."""
+    """Serve with the default limits."""
     colour_model(tmp_path / "models/colours/1/model.onnx")
     flags = [
         *("--model-repository", str(tmp_path / "models"), "--metrics-listen", "127.0.0.1:0"),
@@ -155,7 +155,7 @@ def roomy(tmp_path: Path) -> Iterator[InferenceProcess]:
 
 
 def large(kind: str, megabytes: float, **options: object) -> bytes:
-    """Returns a picture of noise of about so many megabytes."""
+    """Return a picture of noise of about so many megabytes."""
     side = int((megabytes * 2**20 / 3) ** 0.5)
     noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
     buffer = io.BytesIO()

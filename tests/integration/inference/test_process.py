@@ -74,7 +74,7 @@ def test_sigterm_lets_a_running_call_finish(tmp_path: Path, slow: Path) -> None:
 
 
 def _until_in_flight(caller: InferenceStub, call: InferFuture) -> None:
-    """Waits until the call has arrived; it takes some hundred milliseconds to answer."""
+    """Wait until the call has arrived; it takes some hundred milliseconds to answer."""
     assert caller.health() == "SERVING"  # came to the server after the call, over one connection
     assert not call.done()
 
@@ -112,7 +112,7 @@ def test_sigterm_with_nothing_to_do(tmp_path: Path, colours: Path) -> None:
 
 
 def exit_of(folder: Path, *flags: str) -> tuple[int, str]:
-    """Returns the exit code and the last line on stderr of a process that does not start."""
+    """Return the exit code and the last line on stderr of a process that does not start."""
     server = InferenceProcess(folder, *flags)
     try:
         code = server.process.wait(60)

@@ -57,7 +57,7 @@ class ScrapedService:
     def infer(
         self, *images: bytes, metadata: Metadata = (), **fields: Any
     ) -> InferResponse | SightlineError:
-        """Returns the answer to a caller with a good token, or the error."""
+        """Return the answer to a caller with a good token, or the error."""
         request = ask(*images, **fields)
         try:
             return self.client.stub.Infer(
@@ -67,7 +67,7 @@ class ScrapedService:
             return from_rpc_error(error)
 
     def lines(self, trace_id: str, count: int = 1) -> list[dict[str, Any]]:
-        """Returns the lines about the calls of a trace, once there are so many."""
+        """Return the lines about the calls of a trace, once there are so many."""
         end = time.monotonic() + 20
         while True:
             whole = self.server.log.read_text().rpartition("\n")[0].splitlines()
@@ -80,7 +80,7 @@ class ScrapedService:
             time.sleep(0.01)
 
     def scrape(self) -> Samples:
-        """Returns the figures by name and labels."""
+        """Return the figures by name and labels."""
         url = f"http://{self.server.metrics_address}/metrics"
         with urllib.request.urlopen(url, timeout=10) as response:
             text = response.read().decode()
@@ -109,7 +109,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Iterator
 
 
 def new_trace() -> tuple[str, Metadata]:
-    """Returns a trace id, and the metadata of a call in that trace."""
+    """Return a trace id, and the metadata of a call in that trace."""
     trace_id = uuid.uuid4().hex
     return trace_id, (("traceparent", f"00-{trace_id}-{PARENT}-01"),)
 

@@ -60,7 +60,7 @@ class UploadCaller:
     def infer_with_call(
         self, *images: bytes | inference_pb2.Image, key: str | None = None, **fields: Any
     ) -> tuple[inference_service_pb2.InferResponse, bool]:
-        """Returns the answer, and whether it is a replay."""
+        """Return the answer, and True if it is a replay."""
         metadata = (*self._metadata, *((("idempotency-key", key),) if key else ()))
         request = ask(*images, **fields)
         answer, call = self._stub.Infer.with_call(request, timeout=30, metadata=metadata)
@@ -138,7 +138,7 @@ def other(shared: tuple[UploadCaller, UploadCaller]) -> UploadCaller:
 
 
 def files(folder: Path) -> set[str]:
-    """Names of the files that hold pictures or parts of them."""
+    """Return the names of the files that hold pictures or parts of them."""
     own = {"reference.key"}
     return {
         path.name
@@ -275,7 +275,7 @@ def test_a_cancelled_upload_leaves_nothing(owner: UploadCaller, folder: Path) ->
 
 @contextmanager
 def hanging(owner: UploadCaller, folder: Path) -> Iterator[Any]:
-    """An upload whose first half is on the disk, and whose second half does not come."""
+    """Yield an upload whose first half is on the disk, and whose second half does not come."""
     data = picture((1, 2, 3), size=(310, 310), kind="BMP")
     with closing_queue() as (messages, put):
         put(header(data))
@@ -288,7 +288,7 @@ def hanging(owner: UploadCaller, folder: Path) -> Iterator[Any]:
 
 @contextmanager
 def closing_queue() -> Iterator[tuple[Iterator[Message], Callable[[Message], None]]]:
-    """Messages that come when they are put, and end with the block."""
+    """Yield a queue of messages that ends with the block."""
     waiting: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     try:
         yield iter(waiting.get, None), waiting.put

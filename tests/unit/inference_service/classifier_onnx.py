@@ -17,7 +17,7 @@ def colour_classifier(
     task: str | None = None,
     probabilities: bool = False,
 ) -> Path:
-    """Writes the model; it takes any number of pictures.
+    """Write the model; it takes any number of pictures.
 
     Args:
         path: of the `.onnx` file; its folder is made.

@@ -15,7 +15,7 @@ _NAMES = {0: "red", 1: "green", 2: "blue"}
 
 
 def mortal_model(path: Path, runs: int) -> Path:
-    """Writes a detector that sees nothing in its first runs, and fails in all that follow.
+    """Write a detector that sees nothing in its first runs, and fails in all that follow.
 
     ONNX Runtime keeps no state for a model but that of its random numbers, so the model draws one
     in each run, and looks beyond the end of a table where it is high. The seed is one with which
@@ -30,7 +30,7 @@ def mortal_model(path: Path, runs: int) -> Path:
 
 
 def choosy_model(path: Path) -> Path:
-    """Writes a detector that sees nothing, and fails on every picture that is not black."""
+    """Write a detector that sees nothing, and fails on every picture that is not black."""
     return _write(path, [helper.make_node("ReduceMax", ["images"], ["drawn"], keepdims=0)])
 
 
@@ -69,7 +69,7 @@ def _save(path: Path, graph: onnx.GraphProto, metadata: dict[str, str]) -> None:
 
 
 def _seed(runs: int) -> float:
-    """Returns a seed whose first numbers are low, and the following ones high."""
+    """Return a seed whose first numbers are low, and the following ones high."""
     for seed in range(1, 1_000_000):
         drawn = _drawn(float(seed), runs + FAILS_FOR)
         if (drawn[:runs] < 0.5).all() and (drawn[runs:] >= 0.5).all():

@@ -24,7 +24,7 @@ FINITE = st.floats(-50, 50, width=32)
 
 @st.composite
 def sets(draw: st.DrawFn) -> tuple[Logits, Labels]:
-    """Logits of a few pictures, and any classes as true ones."""
+    """Generate logits of a few pictures, and any classes as true ones."""
     rows, classes = draw(st.integers(1, 20)), draw(st.integers(1, 6))
     logits = draw(npst.arrays(np.float64, (rows, classes), elements=FINITE))
     labels = draw(npst.arrays(np.int64, rows, elements=st.integers(0, classes - 1)))
@@ -32,7 +32,7 @@ def sets(draw: st.DrawFn) -> tuple[Logits, Labels]:
 
 
 def calibrated(pictures: int, *, temperature: float = 1.0) -> tuple[Logits, Labels]:
-    """Logits whose probabilities are true, times a temperature."""
+    """Return logits whose probabilities are true, times a temperature."""
     random = np.random.default_rng(4)
     logits = random.normal(0, 2, (pictures, 10))
     chances = softmax(logits).cumsum(axis=1)

@@ -26,7 +26,7 @@ def loaded(path: Path) -> Model:
 
 
 def dying(folder: Path, name: str = "dying") -> Model:
-    """A model whose next run is its last."""
+    """Return a model whose next run is its last."""
     return loaded(mortal_model(folder / name / "1" / "model.onnx", WARM_UP + 1))
 
 
@@ -38,7 +38,7 @@ def dead(folder: Path, name: str = "dead") -> Model:
 
 
 def fails(model: Model, level: float) -> str | None:
-    """Returns the reason why a run on a grey picture fails."""
+    """Return the reason why a run on a grey picture fails."""
     try:
         model.run(np.full((1, 3, SIDE, SIDE), level, dtype=np.float32))
     except SightlineError as error:

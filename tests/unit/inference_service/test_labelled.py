@@ -18,7 +18,7 @@ LIMITS = ImageLimits()
 
 
 def pictures(folder: Path, shown: str, label: str, count: int) -> None:
-    """Writes pictures of a colour that are said to be of another."""
+    """Write pictures of a colour that are said to be of another."""
     (folder / label).mkdir(parents=True, exist_ok=True)
     for number in range(count):
         path = folder / label / f"{shown}-{number}.png"
@@ -27,7 +27,7 @@ def pictures(folder: Path, shown: str, label: str, count: int) -> None:
 
 @pytest.fixture
 def often_right(tmp_path: Path) -> Path:
-    """A set in which a fifth of the labels is wrong."""
+    """Return a set in which a fifth of the labels is wrong."""
     folder = tmp_path / "pictures"
     for label, other in (("red", "green"), ("green", "blue"), ("blue", "red")):
         pictures(folder, label, label, 16)

@@ -188,7 +188,7 @@ def test_defect_labels_are_labels() -> None:
 
 
 def temperature_of(tmp_path: Path, text: str, value: float) -> str:
-    """The file after a temperature has been set in it."""
+    """Return the file after a temperature has been set in it."""
     path = tmp_path / "model.yaml"
     path.write_bytes(text.encode())
     before = read(path)

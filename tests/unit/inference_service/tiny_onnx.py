@@ -27,7 +27,7 @@ def colour_model(
     task: str = "detect",
     batches: bool = False,
 ) -> Path:
-    """Writes a model that sees one box, whose class is the picture's strongest colour.
+    """Write a model that sees one box, whose class is the picture's strongest colour.
 
     Its score is the mean of that colour, in [0, 1].
 
@@ -77,7 +77,7 @@ def colour_model(
 
 
 def _per_picture(box: str) -> Sequence[onnx.NodeProto]:
-    """The nodes that repeat the box for every picture."""
+    """Return the nodes that repeat the box for every picture."""
     return [
         helper.make_node("ReduceMax", ["scores"], ["highest"], axes=[1], keepdims=1),
         helper.make_node("Mul", ["highest", "zero"], ["none"]),
@@ -107,14 +107,14 @@ def picture(
     size: tuple[int, int] = (128, 128),
     kind: str = "PNG",
 ) -> bytes:
-    """Returns an encoded picture of one colour."""
+    """Return an encoded picture of one colour."""
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, kind)
     return buffer.getvalue()
 
 
 def bomb(width: int = 60_000, height: int = 60_000) -> bytes:
-    """Returns a small PNG whose header promises more pixels than it is wise to decode."""
+    """Return a small PNG whose header promises more pixels than it is wise to decode."""
     data = bytearray(picture())
     data[16:24] = width.to_bytes(4) + height.to_bytes(4)
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
@@ -122,7 +122,7 @@ def bomb(width: int = 60_000, height: int = 60_000) -> bytes:
 
 
 def corrupt() -> bytes:
-    """Returns a JPEG whose header is right and whose data ends early."""
+    """Return a JPEG whose header is right and whose data ends early."""
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG")

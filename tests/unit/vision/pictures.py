@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def pattern(width: int = 48, height: int = 32) -> Image.Image:
-    """A picture that no turn or flip maps to itself, smooth enough for JPEG."""
+    """Return a picture that no turn or flip maps to itself, smooth enough for JPEG."""
     across = np.linspace(0, 255, width)[None, :].repeat(height, axis=0)
     down = np.linspace(0, 255, height)[:, None].repeat(width, axis=1)
     corner = np.zeros((height, width))
@@ -29,19 +29,19 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def chunk(name: bytes, data: bytes = b"") -> bytes:
-    """A PNG chunk."""
+    """Return a PNG chunk."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG whose header claims these dimensions, with no pixels that could be decoded."""
+    """Return a PNG whose header claims these dimensions, with no pixels that could be decoded."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", b"not deflate") + chunk(b"IEND")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
 def jpeg_claiming(width: int, height: int) -> bytes:
-    """A JPEG whose header claims these dimensions, cut off where its first scan begins."""
+    """Return a JPEG whose header claims these dimensions, cut off where its first scan begins."""
     data = encode(pattern(16, 16), "JPEG")
     frame = data.index(b"\xff\xc0")
     sized = data[: frame + 5] + struct.pack(">HH", height, width) + data[frame + 9 :]
@@ -49,7 +49,7 @@ def jpeg_claiming(width: int, height: int) -> bytes:
 
 
 def webp_claiming(width: int, height: int) -> bytes:
-    """A WebP animation that claims this canvas and holds one small frame."""
+    """Return a WebP animation that claims this canvas and holds one small frame."""
     frame = encode(pattern(16, 16), "WEBP")[12:]
     sides = (15).to_bytes(3, "little") * 2
     canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
@@ -63,7 +63,7 @@ def riff(name: bytes, data: bytes) -> bytes:
 
 
 def bmp_claiming(width: int, height: int, *, bits: int = 24, compression: int = 0) -> bytes:
-    """A BMP that claims these dimensions, with a palette if it needs one and no pixels."""
+    """Return a BMP that claims these dimensions, with a palette if it needs one and no pixels."""
     palette = bytes(range(256)) * 4 if bits == 8 else b""
     start = 54 + len(palette)
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, 0, 0, 0, 0, 0)
@@ -71,7 +71,7 @@ def bmp_claiming(width: int, height: int, *, bits: int = 24, compression: int = 
 
 
 def many_scans(scans: int, **options: object) -> bytes:
-    """A progressive JPEG with its last scan repeated until there are so many."""
+    """Return a progressive JPEG with its last scan repeated until there are so many."""
     data = encode(pattern(), "JPEG", progressive=True, **options)
     last = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + last * (scans - data.count(b"\xff\xda")) + data[-2:]

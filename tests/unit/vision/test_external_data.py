@@ -28,7 +28,7 @@ print(session.run(np.zeros((1, 1024, 1024), dtype=np.float32))[0].min())
 
 
 def model(path: Path, *weights: str, side: int = SIDE) -> Path:
-    """Writes a model that adds 1 for each of its weights, which are in files of these names."""
+    """Write a model that adds 1 for each of its weights, which are in files of these names."""
     nodes, tensors, last = [], [], "x"
     for number, name in enumerate(weights):
         tensor = numpy_helper.from_array(np.ones((1, side, side), dtype=np.float32), f"w{number}")
@@ -119,7 +119,7 @@ def refused(path: Path) -> str:
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
-    """A file beside the model's folder, with weights that would be good."""
+    """Return a file beside the model's folder, with weights that would be good."""
     (tmp_path / "model").mkdir()
     created = tmp_path / "secret.bin"
     created.write_bytes(np.ones((1, SIDE, SIDE), dtype=np.float32).tobytes())

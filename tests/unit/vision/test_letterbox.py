@@ -23,7 +23,7 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def opencv_letterbox(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The published rules, written down with OpenCV's own resize and border."""
+    """Return the published rules, written down with OpenCV's own resize and border."""
     cv2 = pytest.importorskip("cv2")
     height, width = image.shape[:2]
     scale = min(size[0] / height, size[1] / width)

@@ -24,7 +24,7 @@ KINDS = {
 
 
 def several(path: Path, rows: int | str = "rows") -> OnnxSession:
-    """A model with outputs of many types, all of them twice the input."""
+    """Return a model with outputs of many types, all of them twice the input."""
     nodes = [
         helper.make_node("Add", ["x", "x"], ["doubled"]),
         *(

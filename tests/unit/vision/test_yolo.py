@@ -21,7 +21,7 @@ WHOLE = Letterbox(scale_x=1, scale_y=1, pad_x=0, pad_y=0, width=640, height=640)
 
 
 def yolov8(boxes: Sequence[Sequence[float]], scores: Sequence[Sequence[float]]) -> np.ndarray:
-    """An output of boxes given by their corners, and the scores of each box."""
+    """Return an output of boxes given by their corners, and the scores of each box."""
     corners, each = np.array(boxes, dtype=np.float32), np.array(scores, dtype=np.float32)
     centre = (corners[:, :2] + corners[:, 2:]) / 2
     return np.concatenate([centre, corners[:, 2:] - corners[:, :2], each], axis=1).T

@@ -263,7 +263,7 @@ class SharedStoreConformance(ClaimStoreConformance):
 
 
 def _race(opening: Open, line: threading.Barrier, keys: int) -> tuple[list[int], bytes]:
-    """Claims and settles what it can; returns which it got, and as whom. Runs in a process."""
+    """Claim and settle what it can; return which it got, and as whom. Runs in a process."""
     owner = os.urandom(16)
     won = []
     line.wait(60)  # opening a new store is part of the race
@@ -280,7 +280,7 @@ def _race(opening: Open, line: threading.Barrier, keys: int) -> tuple[list[int],
 
 
 def prune_all(store: ClaimStore, now: float) -> None:
-    """Tidies until there is nothing more to do."""
+    """Prune until there is nothing more to do."""
     for _ in range(1000):
         if not store.prune(now, now + 1e9):
             return

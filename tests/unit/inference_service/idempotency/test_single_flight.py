@@ -69,7 +69,7 @@ def begin(
 async def begun(
     single_flight: SingleFlight, work: CountedWork, seconds: float = 5.0
 ) -> "asyncio.Task[CallResponse]":
-    """A call whose work has started."""
+    """Return a call whose work has started."""
     call = begin(single_flight, work, seconds)
     await work.started.wait()
     return call
@@ -78,7 +78,7 @@ async def begun(
 async def joined(
     single_flight: SingleFlight, work: CountedWork, seconds: float = 5.0
 ) -> "asyncio.Task[CallResponse]":
-    """A call that waits for the work of another one."""
+    """Return a call that waits for the work of another one."""
     flight = single_flight._flights[KEY]
     before = flight.waiting
     call = begin(single_flight, work, seconds)

@@ -164,7 +164,7 @@ def test_a_path_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 
 
 def damage(path: Path) -> None:
-    """Overwrites everything but the first page of a database."""
+    """Overwrite everything but the first page of a database."""
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(os.urandom(path.stat().st_size - 4096))
@@ -179,7 +179,7 @@ def test_a_damaged_file_is_refused_at_the_start(path: Path) -> None:
 
 
 def forget_pages(store: SqliteStore) -> None:
-    """Has the connection look at the file again."""
+    """Make the connection look at the file again."""
     store._database.execute("PRAGMA shrink_memory")
 
 

@@ -45,7 +45,7 @@ class HeldStore(SqliteStore):
         self.transactions = 0
 
     def hold(self) -> None:
-        """Holds up the next use, until `let_go` is set."""
+        """Hold up the next use, until `let_go` is set."""
         self.let_go.clear()
         self.held.set()
 
@@ -79,7 +79,7 @@ class HeldStore(SqliteStore):
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Waits until the condition holds."""
+    """Wait until the condition holds."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - often another thread's
             await asyncio.sleep(0.002)

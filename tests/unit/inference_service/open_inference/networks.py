@@ -17,7 +17,7 @@ CLASSES = 5
 
 
 def network(path: Path, *, batch: int | None = None, half: bool = False) -> Path:
-    """Writes a classifier: `images` [N, 3, 16, 16] to `scores` [N, 5] and `best` int64 [N, 1].
+    """Write a classifier: `images` [N, 3, 16, 16] to `scores` [N, 5] and `best` int64 [N, 1].
 
     Args:
         path: of the `.onnx` file; its folder is made.
@@ -58,7 +58,7 @@ def network(path: Path, *, batch: int | None = None, half: bool = False) -> Path
 
 
 def loaded(path: Path, max_rows: int = 1, max_wait: float = 0.0) -> Model:
-    """The model `two`, version 1, of such a file."""
+    """Return the model `two`, version 1, of such a file."""
     lane = Lane(max_rows=max_rows, max_wait=max_wait)
     return Model("two", "1", ModelSpec(task="classify"), OnnxClassifier.load(path), lane)
 

@@ -46,7 +46,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def tensor(count: int = 1) -> oip.ModelInferRequest:
-    """A good request for rows as raw FP32."""
+    """Return a good request for rows as raw FP32."""
     shape = [count, 3, SIDE, SIDE]
     return oip.ModelInferRequest(
         model_name="two",
@@ -56,7 +56,7 @@ def tensor(count: int = 1) -> oip.ModelInferRequest:
 
 
 def typed(count: int = 1) -> oip.ModelInferRequest:
-    """The same as numbers one by one."""
+    """Return the same as numbers one by one."""
     request = tensor(count)
     del request.raw_input_contents[:]
     request.inputs[0].contents.fp32_contents.extend(rows(count).ravel())
@@ -64,14 +64,14 @@ def typed(count: int = 1) -> oip.ModelInferRequest:
 
 
 def encoded(*pictures: bytes, name: str = "image") -> oip.ModelInferRequest:
-    """A good request for pictures, one by one."""
+    """Return a good request for pictures, one by one."""
     contents = Contents(bytes_contents=pictures)
     inputs = Input(name=name, datatype="BYTES", shape=[len(pictures)], contents=contents)
     return oip.ModelInferRequest(model_name="two", inputs=[inputs])
 
 
 def raw_encoded(*pictures: bytes) -> oip.ModelInferRequest:
-    """The same as one string of bytes."""
+    """Return the same as one string of bytes."""
     request = encoded(*pictures)
     request.inputs[0].ClearField("contents")
     raw = b"".join(len(each).to_bytes(4, "little") + each for each in pictures)
