@@ -139,6 +139,37 @@ def test_totals_are_those_of_the_rows(
     store.close()
 
 
+class Counting:
+    """A cursor that counts the statements which it runs."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        self.count = 0
+        self._cursor = cursor
+
+    def execute(self, query: str, *values: object) -> duckdb.DuckDBPyConnection:
+        self.count += 1
+        return self._cursor.execute(query, *values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+
+def test_the_totals_of_a_block_take_two_statements(path: Path) -> None:
+    """Each is planned anew, and there is a block for each 25 000 predictions."""
+    with contextlib.closing(DuckDBStore(path)) as store:
+        commit(store, message(*varied(1, 40)), now=Clock())
+        sum_up(store)
+        kept = "SELECT kind, name, total, defects, detections FROM totals ORDER BY ALL"
+        before = rows(store, kept)
+        assert {kind for kind, *_ in before} == set(totals.KINDS)
+        with contextlib.closing(store._cursor()) as cursor:
+            cursor.execute("DELETE FROM totals")
+            counting: Any = Counting(cursor)
+            totals.add_blocks(counting, 0, 2**52)
+        assert rows(store, kept) == before
+        assert counting.count == 2
+
+
 def test_everything_that_expires_leaves_no_total(path: Path) -> None:
     with contextlib.closing(DuckDBStore(path)) as store:
         clock = Clock()
