@@ -24,6 +24,11 @@ from servicekit.calls.room_bounds import Bounds
 from servicekit.errors import QuotaViolation, SightlineError
 
 T = TypeVar("T")
+TURN_BYTES = 64 * 1024
+"""What one stream may read in its turn, while others wait for room: to wait costs several times as
+much as to read a small message."""
+TURN_SECONDS = 0.1
+"""How long a turn lasts, s."""
 _TICK_SECONDS = 0.05
 """Interval between two checks for calls that are late, s."""
 _TRIM_SECONDS = 0.5
@@ -47,7 +52,8 @@ class BytesInFlight:
         self._ticking: asyncio.TimerHandle | None = None
         self._trimming: asyncio.TimerHandle | None = None
         self._ticked = 0.0  # on the loop's clock
-        self._time = 0.0
+        self.time = 0.0
+        """Seconds during which this process ran, while anything was received or waited for."""
 
     @property
     def held(self) -> int:
@@ -90,7 +96,7 @@ class BytesInFlight:
             SightlineError: RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: there was none for long, or
                 too many wait already.
         """
-        waiter = _Waiter(flow, self._time, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(flow, self.time, asyncio.get_running_loop().create_future())
         with self._lock:
             loser = self._share.wait(flow, waiter)
         if loser is waiter:
@@ -121,7 +127,7 @@ class BytesInFlight:
 
     def receiving(self, room: "Room") -> None:
         """Take note that a message is to fill this room from now on."""
-        room.since = self._time
+        room.since = self.time
         self._receiving[room] = None
         if self._ticking is None:
             self._tick_on()
@@ -151,7 +157,7 @@ class BytesInFlight:
 
     def stalled(self, room: "Room") -> SightlineError:
         """Return the error for a call whose message did not come."""
-        seconds = self._time - room.since
+        seconds = self.time - room.since
         bound = f"{self.bounds.receive_seconds:g} s for a message to arrive"
         return _exhausted(
             "MESSAGE_STALLED",
@@ -191,9 +197,9 @@ class BytesInFlight:
         """
         self._ticking = None
         passed = asyncio.get_running_loop().time() - self._ticked
-        self._time += min(passed, 2 * _TICK_SECONDS)
-        self._evict(self._time)
-        for waiter in self._waited(self._time - self.bounds.patience_seconds):
+        self.time += min(passed, 2 * _TICK_SECONDS)
+        self._evict(self.time)
+        for waiter in self._waited(self.time - self.bounds.patience_seconds):
             self._refuse(waiter)
         if self._receiving or self._waiting:
             self._tick_on()
@@ -261,6 +267,9 @@ class Room:
         """Since when the message that is awaited has had its room, on the clock of its pool."""
         self._pool = pool
         self._message = 0  # bytes of the last message, or the room for the one that is awaited
+        self._ahead = 0  # the room for the next message, where it is kept
+        self._turn_left = 0
+        self._turn_began = 0.0
         self._more = 0  # what the handler has counted besides
         self._open = False
         self._lock = threading.Lock()
@@ -291,8 +300,20 @@ class Room:
         loop = asyncio.get_running_loop()
         loop.call_later(_ANSWER_SECONDS, self._pool.give, self.flow, self.held)
 
-    async def receive(self, read: Callable[[], Awaitable[T]], size: Callable[[T], int]) -> T:
+    async def receive(
+        self,
+        read: Callable[[], Awaitable[T]],
+        size: Callable[[T], int],
+        *,
+        reads_on: bool = False,
+    ) -> T:
         """Return what `read` gives, and keep no more than its size, instead of the last message's.
+
+        Args:
+            read: reads a message.
+            size: returns the bytes of a message.
+            reads_on: whether more messages follow. While others wait, the room is then kept for
+                the next one until its turn is over, see `TURN_BYTES`.
 
         Raises:
             SightlineError: RESOURCE_EXHAUSTED: `TOO_MUCH_IN_FLIGHT`, there was no room;
@@ -300,9 +321,11 @@ class Room:
         """
         pool = self._pool
         self._drop(self._message)
-        if not pool.take(self.flow, pool.need):
-            await pool.wait(self.flow)
-        self._message = pool.need
+        if not self._ahead:
+            if not pool.take(self.flow, pool.need):
+                await pool.wait(self.flow)
+            self._begin_turn()
+        self._message, self._ahead = pool.need, 0
         self._reader = asyncio.current_task()
         pool.receiving(self)
         try:
@@ -313,14 +336,17 @@ class Room:
             pool.received(self)
         length = size(message)
         pool.trust(self.flow)
-        self._drop(pool.need - length - pool.bounds.message_cost)
+        if reads_on and length and self._may_go_on(length + pool.bounds.message_cost):
+            self._message, self._ahead = length + pool.bounds.message_cost, pool.need
+        else:
+            self._drop(pool.need - length - pool.bounds.message_cost)
         self._check(length)
         return message
 
     @property
     def held(self) -> int:
-        """Bytes of the last message, and of what else the call holds."""
-        return self._message + self._more
+        """Bytes of the last message, of the room for the next one, and of what else it holds."""
+        return self._message + self._ahead + self._more
 
     def hold(self, size: int) -> None:
         """As the function `hold`."""
@@ -347,6 +373,20 @@ class Room:
         self._given_up = True
         if self._reader is not None:
             self._reader.cancel()
+
+    def _begin_turn(self) -> None:
+        self._turn_left, self._turn_began = TURN_BYTES, self._pool.time
+
+    def _may_go_on(self, size: int) -> bool:
+        """Take room for a message besides the room that it came into, if the turn goes on."""
+        pool = self._pool
+        self._turn_left -= size
+        return (
+            pool.waiting > 0
+            and self._turn_left > 0
+            and pool.time < self._turn_began + TURN_SECONDS
+            and pool.take(self.flow, size)
+        )
 
     def _why_cancelled(self) -> BaseException:
         """Return what to raise for a cancelled read: the call may have been cancelled, too."""

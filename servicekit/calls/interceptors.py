@@ -359,7 +359,7 @@ def _receiving_all(rooms: BytesInFlight, function: _Handler) -> _Handler:
 
     async def received(room: Room, context: Context) -> AsyncIterator[bytes]:
         while True:
-            request = await room.receive(context.read, _size)
+            request = await room.receive(context.read, _size, reads_on=True)
             if request is _EOF:
                 return
             yield request

@@ -111,6 +111,60 @@ async def test_who_finds_no_room_gets_it_in_turn_flow_by_flow() -> None:
     assert pool.held == 0
 
 
+async def read_on(pool: BytesInFlight, name: str, count: int, order: list[str]) -> None:
+    """Reads so many messages of 10 bytes as a handler of a stream does that passes them on."""
+    async with pool.room(name) as room:
+        for _ in range(count):
+            await room.receive(lambda: give(bytes(10)), len, reads_on=True)
+            order.append(name)
+            keep_message().give()
+        await room.receive(lambda: give(b""), len, reads_on=True)
+        assert room.held == 0, "nothing is kept of a stream that has ended"
+
+
+async def test_streams_take_turns_of_several_messages_while_others_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(in_flight, "TURN_BYTES", 40)
+    monkeypatch.setattr(in_flight, "TURN_SECONDS", 60)
+    assert await order_of_two(pool_of(150, 100, 5), 6) == "aaaabbbbaabb"
+
+
+async def order_of_two(pool: BytesInFlight, count: int) -> str:
+    """Lets two streams wait for room, and returns whose messages are read in which order."""
+    order, done = list[str](), asyncio.Event()
+    holding = asyncio.create_task(hold_all(pool, done))
+    await until(lambda: pool.held == 100)
+    streams = [asyncio.create_task(read_on(pool, name, count, order)) for name in "ab"]
+    await until(lambda: pool.waiting == 2)
+    done.set()
+    await asyncio.gather(holding, *streams)
+    assert pool.held == 0
+    return "".join(order)
+
+
+async def test_a_turn_is_over_when_it_has_lasted_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "TURN_SECONDS", 0.02)
+    pool, order = BytesInFlight(Bounds(150, 100, patience_seconds=30)), list[str]()
+
+    async def slow() -> bytes:
+        await asyncio.sleep(0.05)
+        return b"x"
+
+    async with pool.room("slow") as room:
+        reading = asyncio.create_task(room.receive(slow, len, reads_on=True))
+        await until(lambda: pool.held == 100)
+        other = asyncio.create_task(read_on(pool, "b", 1, order))
+        await reading
+        await asyncio.wait_for(other, 1)
+    assert order == ["b"]
+
+
+async def test_a_turn_takes_no_more_than_there_is_room_for() -> None:
+    # Beside the only room there is none for a message, so each is followed by the other's.
+    assert await order_of_two(pool_of(100, 100, 5), 3) == "ababab"
+
+
 async def test_nobody_waits_for_ever() -> None:
     pool, done = pool_of(100, 100), asyncio.Event()
     holding = asyncio.create_task(hold_all(pool, done))
