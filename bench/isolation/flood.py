@@ -26,7 +26,12 @@ _BOTH: dict[str, Flood] = {
 }
 FLOODS: dict[str, dict[str, Flood]] = {
     INGEST: {**_BOTH, "large_messages": grpc_floods.large_messages},
-    INFERENCE: {**_BOTH, "large_pictures": grpc_floods.large_pictures},
+    INFERENCE: {
+        **_BOTH,
+        "large_pictures": grpc_floods.large_pictures,
+        "long_runs": grpc_floods.long_runs,
+        "many_batches": grpc_floods.many_batches,
+    },
 }
 """The floods of each service by their names."""
 

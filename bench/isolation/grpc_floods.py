@@ -17,7 +17,7 @@ LARGE_CALLS = 16
 """Calls at a time of a flood of large messages."""
 _PAUSE_SECONDS = 0.02
 """After a call that was refused."""
-_LARGE_SECONDS, _LONG_SECONDS = 30.0, 300.0
+_LARGE_SECONDS, _LONG_SECONDS, _SHORT_SECONDS = 30.0, 300.0, 1.0
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
 Call = Callable[[grpc.aio.Channel, float], Awaitable[object]]
 
@@ -26,6 +26,18 @@ async def large_pictures(aim: Target) -> int:
     """Ask for requests of as many, and as large, pictures as one may hold."""
     request = target.infer_request(target.large_picture(), 16)
     return await _keep_calling(aim, LARGE_CALLS, _LARGE_SECONDS, _infer(aim, request))
+
+
+async def long_runs(aim: Target) -> int:
+    """Ask for pictures each of which takes longer than the other caller's whole deadline."""
+    request = target.infer_request(target.slow_picture(), 16)
+    return await _keep_calling(aim, LARGE_CALLS, _LARGE_SECONDS, _infer(aim, request))
+
+
+async def many_batches(aim: Target) -> int:
+    """Keep many calls of many pictures under way that have as little time as the other caller's."""
+    request = target.infer_request(target.small_picture(), 16)
+    return await _keep_calling(aim, CALLS, _SHORT_SECONDS, _infer(aim, request))
 
 
 async def large_messages(aim: Target) -> int:

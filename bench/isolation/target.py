@@ -65,6 +65,13 @@ def large_picture() -> bytes:
     return buffer.getvalue()
 
 
+def slow_picture() -> bytes:
+    """Return a progressive JPEG of as many pixels, which takes seconds to decode."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (_SIDE, _SIDE), (90, 140, 60)).save(buffer, format="JPEG", progressive=True)
+    return buffer.getvalue()
+
+
 def infer_request(picture: bytes, count: int = 1) -> bytes:
     """Return the request for so many of a picture."""
     images = [inference_pb2.Image(data=picture)] * count
