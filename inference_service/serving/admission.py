@@ -7,7 +7,7 @@ become late by it, since a caller that has had less goes first: they lose their 
 are told so. What can no longer be in time gives up its place before it costs anything.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +15,13 @@ import grpc
 
 from inference_service.serving.fair_queue import FairQueue
 from inference_service.serving.places import Places
-from inference_service.serving.schedule import Slots, needed_seconds, request_seconds
+from inference_service.serving.schedule import (
+    Passing,
+    Run,
+    Slots,
+    needed_seconds,
+    request_seconds,
+)
 from inference_service.serving.tickets import Lane, Share, Ticket
 from servicekit.errors import SightlineError
 
@@ -24,6 +30,7 @@ __all__ = ["REASONS", "Admission", "Lane", "Share", "Taken", "Ticket", "crowded_
 REASONS = frozenset({"DEADLINE_TOO_SHORT", "QUEUE_FULL", "QUEUE_TOO_SLOW"})
 """Why `Admission.offer` refuses, and why members lose their places."""
 _LEAST_RETRY_SECONDS = 0.05
+_OVERDUE_TIMES, _OVERDUE_SECONDS = 2.0, 0.05  # of a run that is not what it was expected to be
 _ROUNDING = 1e-6  # s, of sums of times; who is promised an answer must not lose it to one
 
 
@@ -44,11 +51,11 @@ class Admission:
     """The queue before the workers."""
 
     workers: int
-    """Runs at a time over all models, >= 1."""
+    """Runs at a time over all models, >= 1; beside a long one a short one may begin as well."""
     queue_size: int
     """Rows that wait at most, >= 1."""
     _queue: FairQueue = field(default_factory=FairQueue)
-    _ends: dict[Ticket, float] = field(default_factory=dict)  # of runs, by their first member
+    _under_way: dict[Ticket, Run] = field(default_factory=dict)  # by their first member
     _runs: Counter[Lane] = field(default_factory=Counter)
 
     @property
@@ -58,8 +65,8 @@ class Admission:
 
     @property
     def running(self) -> int:
-        """Runs that are under way."""
-        return len(self._ends)
+        """Runs that are under way: up to `workers`, and one short one beside each long one."""
+        return len(self._under_way)
 
     def offer(self, tickets: Sequence[Ticket], now: float) -> tuple[Ticket, ...]:
         """Put a request's members into the queue, all or none.
@@ -77,10 +84,23 @@ class Admission:
                 `QUEUE_FULL`; `QUEUE_TOO_SLOW`: it or somebody of the same caller who waits would
                 be late.
         """
+        gone = self.check(tickets, now)
+        lost = tuple(ticket for ticket in gone if self._queue.remove(ticket))
+        self._queue.put(tickets)
+        return lost
+
+    def check(self, tickets: Sequence[Ticket], now: float) -> set[Ticket]:
+        """Return those that would lose their places by a request; see `offer` for the rest.
+
+        It changes nothing of the queue, so that a request can be refused before its pictures are
+        looked at.
+        """
         first = tickets[0]
         left = first.deadline - now
         if left <= 0:
             raise _passed(left)
+        self._expect_more(now)
+        self._queue.ahead = self._ahead(now)
         needed = needed_seconds(tickets, self.workers, now)
         tried = left <= needed  # what is known may be wrong, or old
         if tried and not self._is_idle(first.lane):
@@ -92,9 +112,7 @@ class Admission:
         except SightlineError:
             self._queue.remember(first)
             raise
-        lost = tuple(ticket for ticket in gone if self._queue.remove(ticket))
-        self._queue.put(tickets)
-        return lost
+        return gone
 
     def take(self, now: float) -> Taken:
         """Take what a free worker should run next out of the queue.
@@ -103,7 +121,7 @@ class Admission:
             A batch, if a worker is free and something is to run now; and what was found to be late.
         """
         if self.running >= self.workers:
-            return Taken()
+            return self._take_passing(now)
         if (only := self._next_single(now)) is not None:
             self._start([only], now)
             return Taken((only,))
@@ -119,14 +137,13 @@ class Admission:
                 late.append(ticket)
                 continue
             seen.add(lane)
-            if lane.instances is not None and self._runs[lane] >= lane.instances:
+            if self._is_full(lane):
                 continue
             batch, ready_at = self._gather(ticket, now)
             if ready_at <= now:
                 break
             batch, wake_at = [], ready_at if wake_at is None else min(wake_at, ready_at)
-        for ticket in late:
-            self._queue.remove(ticket)
+        self._remove(late)
         if batch:
             self._start(batch, now)
             wake_at = None
@@ -139,20 +156,17 @@ class Admission:
             batch: as it was given.
             seconds: that it took of the worker; callers are charged with it. None: not known.
         """
-        del self._ends[batch[0]]
+        del self._under_way[batch[0]]
         lane = batch[0].lane
         self._runs[lane] -= 1
         if not self._runs[lane]:
             del self._runs[lane]  # or models that are gone would be kept
         if seconds is not None:
-            rows = sum(ticket.rows for ticket in batch)
-            for ticket in batch:
-                self._queue.correct(ticket, seconds * ticket.rows / rows)
+            self._charge(batch, seconds)
 
     def drained(self, now: float) -> float:
         """Return the expected seconds until all that runs and waits is done."""
-        rest = sum(max(end - now, 0.0) for end in self._ends.values())
-        return (rest + sum(ticket.cost for ticket in self._queue)) / self.workers
+        return (self._rest(now) + sum(ticket.cost for ticket in self._queue)) / self.workers
 
     def withdraw(self, ticket: Ticket) -> bool:
         """Take a member that nobody waits for out of the queue; False: it is not in it."""
@@ -163,8 +177,60 @@ class Admission:
         first = self._queue.next()
         if first is None or first.rows < first.lane.max_rows or _is_late(first, now):
             return None
-        most = first.lane.instances
-        return first if most is None or self._runs[first.lane] < most else None
+        return None if self._is_full(first.lane) else first
+
+    def _take_passing(self, now: float) -> Taken:
+        """Take a short run that begins beside long ones, although every worker is busy.
+
+        In the order of turns, one member of each flow may be passed, which it is as if it had
+        begun: so nobody gets more than its share by passing.
+        """
+        if self.running >= 2 * self.workers:
+            return Taken()
+        self._expect_more(now)
+        passing = Passing(self._under_way.values(), now)
+        if not passing.longest or not self._queue:
+            return Taken()
+        late: list[Ticket] = []
+        wake_at: float | None = None
+        passed: set[str] = set()
+        for _, ticket in self._queue.order():
+            if _is_late(ticket, now):
+                late.append(ticket)
+                continue
+            if ticket.share.flow in passed:
+                break
+            passed.add(ticket.share.flow)
+            if not passing.is_short(ticket) or self._is_full(ticket.lane):
+                continue
+            if passing.must_pass(ticket):
+                self._remove(late)
+                self._start([ticket], now)
+                return Taken((ticket,), tuple(late))
+            look_at = passing.look_again_at(ticket)
+            wake_at = look_at if wake_at is None else min(wake_at, look_at)
+        self._remove(late)
+        return Taken(late=tuple(late), wake_at=wake_at)
+
+    def _remove(self, late: Sequence[Ticket]) -> None:
+        for ticket in late:
+            self._queue.remove(ticket)
+
+    def _is_full(self, lane: Lane) -> bool:
+        """Return whether a lane has no instance left for another run."""
+        return lane.instances is not None and self._runs[lane] >= lane.instances
+
+    def _rest(self, now: float) -> float:
+        """Return the seconds that all that runs is expected to take yet."""
+        return sum(run.rest(now) for run in self._under_way.values())
+
+    def _ahead(self, now: float) -> float:
+        """Return the most that a caller is charged for runs that are not over, by its weight."""
+        ahead: defaultdict[str, float] = defaultdict(float)
+        for run in self._under_way.values():
+            share = run.batch[0].share  # of a batch, all counts as its first member's
+            ahead[share.flow] += run.rest(now) / share.weight
+        return max(ahead.values(), default=0.0)
 
     def _is_idle(self, lane: Lane) -> bool:
         """Return whether a run costs nobody anything and renews what is known of the lane."""
@@ -172,7 +238,7 @@ class Admission:
         return free and all(ticket.lane is not lane for ticket in self._queue)
 
     def _slots(self, now: float) -> Slots:
-        return Slots(self.workers, [(run.lane, end - now) for run, end in self._ends.items()])
+        return Slots(self.workers, self._under_way.values(), now)
 
     def _make_room(self, tickets: Sequence[Ticket], now: float) -> set[Ticket]:
         """Return those that must give up their places for a request's rows to find some.
@@ -222,7 +288,7 @@ class Admission:
 
     def _has_plenty(self, tickets: Sequence[Ticket], needed: float, now: float) -> bool:
         """Return whether a request and all that wait are in time in whatever order."""
-        rest = sum(max(end - now, 0.0) for end in self._ends.values())
+        rest = self._rest(now)
         work = sum(ticket.cost for ticket in tickets)
         slack = self._queue.slack(now, rest + work)
         return slack >= 0 and tickets[0].deadline - now - needed > rest + self._queue.backlog
@@ -239,7 +305,7 @@ class Admission:
         for _, ticket in self._queue.order(tickets, gone):
             if ticket in late or _is_late(ticket, now):
                 continue
-            begin = slots.next_begin(ticket.lane)
+            begin = slots.next_begin(ticket)
             slack = ticket.deadline - now - begin - ticket.alone
             if ticket.request is tickets:
                 begins.append(begin)
@@ -254,7 +320,7 @@ class Admission:
                 # Who is expected to be late by less than a run of its own may still be in time.
                 elif slack + shift * spread >= -ticket.alone:
                     raise _overload("QUEUE_TOO_SLOW", "others that wait would become late", -slack)
-            slots.run(ticket.lane, ticket.cost)
+            slots.run(ticket)
         return late
 
     def _gather(self, head: Ticket, now: float) -> tuple[list[Ticket], float]:
@@ -287,7 +353,28 @@ class Admission:
             ticket.begun = True
         self._queue.begin(batch)
         self._runs[lane] += 1
-        self._ends[batch[0]] = now + lane.estimates.mean(rows, now, effort)
+        seconds = lane.estimates.mean(rows, now, effort)
+        self._under_way[batch[0]] = Run(lane, now, seconds, batch)
+        self._charge(batch, seconds)  # it may be known better than when they came
+
+    def _charge(self, batch: Sequence[Ticket], seconds: float) -> None:
+        """Charge callers with what their run takes, in place of what it was expected to take."""
+        rows = sum(ticket.rows for ticket in batch)
+        for ticket in batch:
+            own = seconds * ticket.rows / rows
+            self._queue.correct(ticket, own)
+            ticket.cost = own
+
+    def _expect_more(self, now: float) -> None:
+        """Expect more of runs that have taken twice as long as expected, and charge for it.
+
+        What is known may be wrong: while such a run goes on, it is its caller's all the same.
+        """
+        for run in self._under_way.values():
+            elapsed = now - run.begun
+            if elapsed >= max(_OVERDUE_TIMES * run.seconds, _OVERDUE_SECONDS):
+                run.seconds = _OVERDUE_TIMES * elapsed
+                self._charge(run.batch, run.seconds)
 
 
 def crowded_out(retry_after: float) -> SightlineError:

@@ -63,6 +63,11 @@ class FairQueue:
         self._idle: OrderedDict[str, float] = OrderedDict()  # tags of the others, oldest first
         self._now = 0.0  # virtual
         self._usual = _LEAST_SECONDS  # charge of a member, lately
+        self.ahead = 0.0
+        """Virtual time that flows are charged for runs that are not over; of the flow with most.
+
+        Without it, a flow that wants little would have no more turns than one that has long runs.
+        """
 
     @property
     def rows(self) -> int:
@@ -245,14 +250,15 @@ class FairQueue:
         """Return the virtual time of a flow that has had nothing to do.
 
         A flow that took less than its share goes ahead of those that take all of theirs, by a few
-        members; time in which it did not want anything is no more credit than that. A flow that is
-        not known goes behind them once: who comes with another identity or connection each time
-        must not be ahead of those who stay.
+        members, or by as much as these are charged for runs that are not over; time in which it did
+        not want anything is no more credit than that. A flow that is not known goes behind them
+        once: who comes with another identity or connection each time must not be ahead of those
+        who stay.
         """
         known = self._idle.get(ticket.share.flow)
         if known is None:
             return self._now + self._usual
-        return max(known, self._now - _CREDIT * self._usual)
+        return max(known, self._now - max(_CREDIT * self._usual, self.ahead))
 
     def _rest(self, name: str, flow: _Flow) -> None:
         """Remember the virtual time of a flow that has nothing left."""

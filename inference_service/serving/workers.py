@@ -87,7 +87,8 @@ class Workers:
         self._given_up = False
         self._timer: asyncio.TimerHandle | None = None
         self._batches: set[asyncio.Task[None]] = set()
-        self._pool = ThreadPoolExecutor(admission.workers, thread_name_prefix="model")
+        threads = 2 * admission.workers  # beside each long run there may be a short one
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="model")
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
 
     async def run(

@@ -1,7 +1,8 @@
 """Callers of all kinds before simulated workers, on a clock of their own: who is answered in time.
 
 The admission is the real one. Runs take what the test says, so a flood of half a minute is over in
-a moment, and the same seed gives the same outcome.
+a moment, and the same seed gives the same outcome. There is a processor for each worker; runs that
+are more than that share them.
 """
 
 import heapq
@@ -64,6 +65,15 @@ class Outcome:
         return self.in_time / self.asked if self.asked else 1.0
 
 
+@dataclass(eq=False)
+class Run:
+    """A run that is under way."""
+
+    left: float
+    """Seconds of a processor."""
+    end: Callable[[], None]
+
+
 class World:
     """Workers and callers.
 
@@ -91,12 +101,17 @@ class World:
         self.admission = Admission(workers=workers, queue_size=queue_size)
         self.busy = 0.0
         """Worker seconds of all runs."""
+        self.idle = 0.0
+        """Worker seconds in which a worker was free although something waited."""
         self.workers = workers
         self._noise = noise
         self._chance = random.Random(seed)
         self._seconds = {Lane(max_rows): run_seconds[name] for name in run_seconds}
         self._lanes = dict(zip(run_seconds, self._seconds, strict=True))
         self._requests: dict[Ticket, Request] = {}
+        self._runs: dict[Run, None] = {}
+        self._ran_until = 0.0
+        self._plan = 0  # number of the latest change of what runs
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
 
@@ -148,6 +163,7 @@ class World:
         tickets = [Ticket(due, lane, 1, share, kind.pixels) for _ in range(kind.pictures)]
         request = Request(kind, tickets, len(tickets))
         self.outcomes[kind.name].asked += 1
+        self._run_on()
         try:
             gone = self.admission.offer(tickets, self.now)
         except SightlineError as error:
@@ -188,17 +204,51 @@ class World:
         run = usual * self._chance.uniform(1 - self._noise, 1 + self._noise)
         decode = effort * DECODE_SECONDS
         self.busy += run + decode
+        begun = self.now
 
         def end() -> None:
-            lane.estimates.learn(len(batch), run, self.now)
+            took = self.now - begun
+            lane.estimates.learn(len(batch), took * run / (run + decode), self.now)
             if effort:
-                lane.estimates.learn_decoding(effort, decode, self.now)
-            self.admission.done(batch, run + decode)
+                lane.estimates.learn_decoding(effort, took * decode / (run + decode), self.now)
+            self.admission.done(batch, took)
             for ticket in batch:
                 self._answer(ticket, (run + decode) / len(batch))
             self._start()
 
-        self._at(self.now + run + decode, end)
+        self._run_on()
+        self._runs[Run(run + decode, end)] = None
+        self._plan_next_end()
+
+    def _run_on(self) -> None:
+        """Let what runs have had its part of the processors until now."""
+        had = (self.now - self._ran_until) * self._speed
+        for run in self._runs:
+            run.left -= had
+        if self.admission.depth:
+            free = max(self.workers - len(self._runs), 0)
+            self.idle += free * (self.now - self._ran_until)
+        self._ran_until = self.now
+
+    def _plan_next_end(self) -> None:
+        self._plan += 1
+        if not self._runs:
+            return
+        plan, first = self._plan, min(self._runs, key=lambda run: run.left)
+
+        def happen() -> None:
+            if plan != self._plan:
+                return  # something else has begun or ended before
+            self._run_on()
+            del self._runs[first]
+            self._plan_next_end()
+            first.end()
+
+        self._at(self.now + first.left / self._speed, happen)
+
+    @property
+    def _speed(self) -> float:
+        return min(self.workers / max(len(self._runs), 1), 1.0)
 
     def _answer(self, ticket: Ticket, seconds: float) -> None:
         if self.now > ticket.deadline:

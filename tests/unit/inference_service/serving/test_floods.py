@@ -125,6 +125,29 @@ def test_large_pictures_of_one_caller_do_not_make_another_one_s_late() -> None:
     assert world.outcomes["good"].ratio >= SHARE
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_runs_that_outlast_a_deadline_make_no_short_run_late(seed: int) -> None:
+    """A run cannot be interrupted, so short ones of another caller pass long ones."""
+    chance = random.Random(seed)
+    run, workers, pictures = 0.02, chance.choice((1, 2, 4)), chance.choice((1, 16))
+    long = chance.uniform(1.0, 4.0)
+    good = Kind("good", 0.2 * workers / run, deadline=chance.uniform(0.3, 0.9) * long, paced=True)
+    flood = Kind(
+        "flood",
+        2 * workers / long / pictures,
+        deadline=1e6,
+        pictures=pictures,
+        pixels=int(long / DECODE_SECONDS),
+    )
+    world = World({"model": run}, workers=workers, seed=seed)
+    world.warm_up()
+    world.run([good, flood], 20 * long)
+    assert world.outcomes["good"].ratio >= SHARE, f"{good}, {flood}: {world.outcomes}"
+    assert world.idle == 0, "no worker is kept free for short runs"
+    useful = sum(each.worker_seconds for each in world.outcomes.values())
+    assert useful >= GOODPUT * world.busy, world.outcomes
+
+
 @pytest.mark.slow
 def test_callers_that_all_want_more_get_the_same() -> None:
     world = World({"model": 0.025})
