@@ -1,4 +1,4 @@
-"""Item 14: a power failure leaves holes in what was not confirmed; the store starts anyway."""
+"""Item 14: a power failure leaves holes in unconfirmed commits; the store starts anyway."""
 
 import random
 from pathlib import Path
@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def interrupted(path: Path, folder: Path, rows: int) -> tuple[Path, int]:
-    """Return the files after a last COMMIT that was not synced, and how much of the log was."""
+    """Return the files after a last COMMIT that was not synced, and the synced bytes of the log."""
     with opened(path) as store:
         log(store, 1, 10)
         checkpoint(store)
@@ -50,18 +50,18 @@ def test_14_a_hole_in_the_unconfirmed_tail_is_set_aside(
         if has_record:
             record_path.write_bytes(record)
         with opened(left) as store:
-            found = sequences(store)
-            assert found in (list(range(1, 301)), list(range(1, 301 + rows)))
+            stored = sequences(store)
+            assert stored in (list(range(1, 301)), list(range(1, 301 + rows)))
             aside = list(left.parent.glob("*.wal.tail-*"))
-            if len(found) > 300 or len(damaged) == confirmed:
+            if len(stored) > 300 or len(damaged) == confirmed:
                 assert not aside
             else:
                 assert [file.read_bytes() for file in aside] == [damaged[confirmed:]]
-            log(store, found[-1] + 1, found[-1] + 5)
+            log(store, stored[-1] + 1, stored[-1] + 5)
 
 
 def test_14_duckdb_alone_does_not_start_with_a_hole(path: Path, tmp_path: Path) -> None:
-    """Or this mends what is not broken."""
+    """Otherwise sound logs would be cut."""
     left, confirmed = interrupted(path, tmp_path / "left", 2000)
     whole = bytearray(log_path(left).read_bytes())
     page = (confirmed // PAGE + 1) * PAGE

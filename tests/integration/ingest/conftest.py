@@ -10,7 +10,7 @@ Start = Callable[..., Server]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a server with these flags; it is ended after the test."""
+    """Return a function that starts a server with these flags; it is killed after the test."""
     started: list[Server] = []
 
     def make(*flags: str) -> Server:

@@ -1,4 +1,4 @@
-"""A real `python -m ingest_service` on a loopback port of the kernel's choice, and raw clients."""
+"""A real `python -m ingest_service` process on a free loopback port, with its clients."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from ingest_service.store.protocol import SpoolKey
 from servicekit.errors import SightlineError, from_rpc_error
 
 PATIENCE = 30.0
-"""How long a test waits for what must happen, s."""
+"""Maximum time that a test waits for an expected event, s."""
 
 _WRONG_CLOCK = """
 from datetime import UTC, datetime, timedelta
@@ -32,14 +32,14 @@ service.main()
 
 
 class Server:
-    """The process. Each start is on the same database."""
+    """The process of an ingest service. Each start uses the same database."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
         self.folder = folder
         self.database = folder / "test.duckdb"
         self.log = folder / "stderr.log"
         self.days_ahead = 0
-        """How wrong the wall clock of the processes is that are started from now on."""
+        """Days by which the wall clock of later processes is ahead."""
         self._flags = flags
         self._process: subprocess.Popen[str] | None = None
         self._channel: grpc.Channel | None = None
@@ -47,7 +47,7 @@ class Server:
         self.metrics_address = ""
 
     def start(self) -> None:
-        """Starts the process and waits until it is ready."""
+        """Start the process and waits until it is ready."""
         self._process = self.spawn()
         line = self._read_line(self._process)
         assert line, f"exit code {self._process.poll()}: {self.log.read_text()}"
@@ -57,7 +57,7 @@ class Server:
         self.metrics_address = ready.get("metrics_address", "")
 
     def spawn(self) -> subprocess.Popen[str]:
-        """Starts a process on the database without waiting for it."""
+        """Start a process on the database without waiting for it."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
         with self.log.open("a") as log:
             return subprocess.Popen(
@@ -79,18 +79,18 @@ class Server:
         return ["-c", _WRONG_CLOCK.format(days=self.days_ahead)]
 
     def signal(self, number: int) -> None:
-        """Sends a signal."""
+        """Send a signal."""
         assert self._process is not None
         self._process.send_signal(number)
 
     @property
     def pid(self) -> int:
-        """Of the process that runs."""
+        """PID of the running process."""
         assert self._process is not None
         return self._process.pid
 
     def wait(self) -> int:
-        """Waits for the end of the process and returns its exit code."""
+        """Wait for the end of the process, and return its exit code."""
         process, self._process = self._process, None
         assert process is not None
         try:
@@ -105,20 +105,20 @@ class Server:
                 self._channel = None
 
     def stop(self) -> None:
-        """Ends the process with SIGTERM, if it runs."""
+        """End the process with SIGTERM, if it runs."""
         if self._process is not None:
             self.signal(signal.SIGTERM)
             assert self.wait() == 0, self.log.read_text()
 
     def kill(self) -> None:
-        """Ends the process with SIGKILL, if it runs."""
+        """End the process with SIGKILL, if it runs."""
         if self._process is not None:
             self.signal(signal.SIGKILL)
             self.wait()
 
     @property
     def stub(self) -> IngestServiceStub:
-        """A client of the process that runs now."""
+        """A client of the running process."""
         if self._channel is None:
             self._channel = grpc.insecure_channel(self.address)
         return IngestServiceStub(self._channel)
@@ -126,11 +126,11 @@ class Server:
     def log_messages(
         self, *requests: messages.PredictionLogRequest
     ) -> messages.PredictionLogResponse:
-        """Sends one stream."""
+        """Send one stream."""
         return self.stub.PredictionLog(iter(requests), timeout=PATIENCE)
 
     def log_bytes(self, payloads: Iterator[bytes]) -> messages.PredictionLogResponse:
-        """Sends one stream of raw bytes, on a connection of its own."""
+        """Send one stream of raw bytes, on a connection of its own."""
         with grpc.insecure_channel(self.address) as channel:
             call: Callable[..., messages.PredictionLogResponse] = channel.stream_unary(
                 "/sightline.ingest.v1.IngestService/PredictionLog",
@@ -140,32 +140,32 @@ class Server:
             return call(payloads, timeout=PATIENCE)
 
     def watermark(self, of: SpoolKey) -> int:
-        """Asks for the committed position of a spool, on a connection of its own."""
-        return self.ask_watermark(of).committed_through
+        """Return the committed position of a spool, over a connection of its own."""
+        return self.get_watermark(of).committed_through
 
-    def ask_watermark(self, of: SpoolKey) -> messages.GetWatermarkResponse:
-        """Asks what is committed of a spool, on a connection of its own."""
+    def get_watermark(self, of: SpoolKey) -> messages.GetWatermarkResponse:
+        """Return the response about a spool's watermark, over a connection of its own."""
         request = messages.GetWatermarkRequest(device_id=of.device_id, spool_id=of.spool_id)
         with grpc.insecure_channel(self.address) as channel:
             return IngestServiceStub(channel).GetWatermark(request, timeout=PATIENCE)
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Returns the rows of a query on the file; only while no process runs."""
+        """Return the rows of a query on the file; no process may be running."""
         assert self._process is None
         with duckdb.connect(self.database, read_only=True) as connection:
             rows: list[tuple[Any, ...]] = connection.execute(sql).fetchall()
             return rows
 
     def assert_exactly_once(self, sent: dict[SpoolKey, int]) -> None:
-        """Holds the file against the last sequence that was sent of each spool."""
+        """Assert that the file has every sequence of each spool up to the last one sent, once."""
         sequences = self.query(
             "SELECT device_id, spool_id, count(*), count(DISTINCT sequence), max(sequence)"
             " FROM (SELECT device_id, spool_id, sequence FROM predictions UNION ALL"
             " SELECT device_id, spool_id, sequence FROM rejected_predictions)"
             " GROUP BY device_id, spool_id"
         )
-        found = {SpoolKey(device, spool): tuple(counts) for device, spool, *counts in sequences}
-        assert found == {spool: (last, last, last) for spool, last in sent.items()}
+        counts = {SpoolKey(device, spool): tuple(counts) for device, spool, *counts in sequences}
+        assert counts == {spool: (last, last, last) for spool, last in sent.items()}
         ledger = self.query("SELECT balanced, count(*) FROM ledger GROUP BY balanced")
         assert ledger == [(True, len(sent))]
 
@@ -177,7 +177,7 @@ class Server:
 
 @contextlib.contextmanager
 def refused() -> Iterator[list[SightlineError]]:
-    """The call in the block must fail; the list then holds its error."""
+    """Assert that the call in the block fails; the list then contains its error."""
     errors: list[SightlineError] = []
     with pytest.raises(grpc.RpcError) as caught:
         yield errors

@@ -1,4 +1,4 @@
-"""Item 10: a backup of a service that runs, and its way back."""
+"""Item 10: backups of a running service, and their restoration."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ from tests.unit.ingest_service.samples import SPOOL, gap, header, predictions, r
 
 
 def sightline(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command."""
+    """Run the command."""
     plain = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
     return subprocess.run(
         [sys.executable, "-c", "from sightline.cli.app import main; main()", *words],
@@ -38,8 +38,8 @@ def sightline(*words: str, **environment: str) -> subprocess.CompletedProcess[st
 def back_up(server: Server, to: Path) -> dict[str, int]:
     done = sightline("backup", "--to", str(to), "--target", server.address)
     assert done.returncode == 0, done.stderr
-    said: dict[str, int] = json.loads(done.stdout)
-    return said
+    summary: dict[str, int] = json.loads(done.stdout)
+    return summary
 
 
 def ask(database: Path, sql: str) -> list[tuple[object, ...]]:
@@ -49,7 +49,7 @@ def ask(database: Path, sql: str) -> list[tuple[object, ...]]:
 
 
 class Streaming:
-    """Streams predictions of its own spool, one stream after another, until it is stopped."""
+    """Log predictions of one spool, one stream after another, until stopped."""
 
     def __init__(self, server: Server, of: SpoolKey) -> None:
         self.committed = 0
@@ -78,7 +78,7 @@ def test_10_a_backup_is_whole_and_of_one_moment_while_devices_log(
     devices = [Streaming(server, spool(number)) for number in (2, 3)]
     assert eventually(lambda: all(device.committed for device in devices))
     before = [device.committed for device in devices]
-    said = back_up(server, tmp_path / "backup.duckdb")
+    summary = back_up(server, tmp_path / "backup.duckdb")
     at_end = [device.committed for device in devices]
     assert eventually(lambda: all(d.committed > n for d, n in zip(devices, at_end, strict=True)))
     for device in devices:
@@ -87,14 +87,14 @@ def test_10_a_backup_is_whole_and_of_one_moment_while_devices_log(
     assert not copied.with_name("backup.duckdb.wal").exists()
     assert copied.stat().st_mode & 0o777 == 0o600
     ((count,),) = ask(copied, "SELECT count(*) FROM predictions")
-    assert count == said["predictions"]
-    assert said["bytes"] == copied.stat().st_size
+    assert count == summary["predictions"]
+    assert summary["bytes"] == copied.stat().st_size
     ledger = ask(copied, "SELECT committed_through, balanced FROM ledger ORDER BY device_id")
     assert ledger[0] == (210, True)
-    for (through, balanced), least, most in zip(ledger[1:], before, at_end, strict=True):
+    for (through, balanced), low, high in zip(ledger[1:], before, at_end, strict=True):
         assert balanced
         assert isinstance(through, int)
-        assert least <= through <= most + 50
+        assert low <= through <= high + 50
     assert {file.name for file in server.folder.glob("test.duckdb*")} == {
         "test.duckdb",
         "test.duckdb.wal",
@@ -103,7 +103,7 @@ def test_10_a_backup_is_whole_and_of_one_moment_while_devices_log(
 
 
 def test_10_a_copy_of_a_running_database_is_empty(server: Server, tmp_path: Path) -> None:
-    """Or there would be no need for a backup."""
+    """A backup is most needed then."""
     server.log_messages(request(*predictions(1, 200), head=header()))
     (tmp_path / "copy.duckdb").write_bytes(server.database.read_bytes())
     tables = "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'predictions'"
@@ -144,10 +144,10 @@ def test_10_an_empty_database_that_meets_nodes_says_so_loudly(server: Server) ->
         server.log_messages(request(gap(1, 1000, reason=8), head=header(of)))
     with pytest.raises(grpc.RpcError, match="sequence 1 is missing"):
         server.log_messages(request(*predictions(500, 510), head=header(spool(9))))
-    said = [line for line in server.log.read_text().splitlines() if "ahead" in line]
-    assert len(said) == 1, "once, and then once a minute"
-    assert "which was empty at the start" in said[0]
-    assert "put the right one back" in said[0].replace("the\n", "the ")
+    summary = [line for line in server.log.read_text().splitlines() if "ahead" in line]
+    assert len(summary) == 1, "once, and then once a minute"
+    assert "which was empty at the start" in summary[0]
+    assert "put the right one back" in summary[0].replace("the\n", "the ")
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_10_restore_overwrites_nothing(stopped: Server, tmp_path: Path) -> None:
 
 
 def test_10_restore_is_refused_while_a_service_runs(server: Server, tmp_path: Path) -> None:
-    """Also on a service whose file was deleted under it."""
+    """This includes a service whose file was deleted."""
     server.log_messages(request(*predictions(1, 10), head=header()))
     back_up(server, tmp_path / "backup.duckdb")
     server.database.unlink()
@@ -244,28 +244,28 @@ def test_10_what_a_killed_service_left_is_deleted_and_no_backup_of_somebody(
 
 
 def test_10_only_administrators_may_take_a_backup(start: Start, tmp_path: Path) -> None:
-    keys = str(tmp_path / "keys.db")
-    made = {}
+    key_file = str(tmp_path / "keys.db")
+    keys = {}
     for name, words in {
         "reader": ["--device", "*", "--scope", "read", "--scope", "log"],
         "admin": ["--device", "*", "--scope", "admin"],
         "line": ["--device", "line-*", "--scope", "admin"],
     }.items():
-        done = sightline("keys", "create", name, "--file", keys, *words)
+        done = sightline("keys", "create", name, "--file", key_file, *words)
         assert done.returncode == 0, done.stderr
-        made[name] = done.stdout.strip()
-    server = start("--api-keys-file", keys)
+        keys[name] = done.stdout.strip()
+    server = start("--api-keys-file", key_file)
     for name, expected in {"reader": 1, "line": 1, "admin": 0}.items():
         to = str(tmp_path / f"{name}.duckdb")
         done = sightline(
-            *("backup", "--to", to, "--target", server.address), SIGHTLINE_EDGE_API_KEY=made[name]
+            *("backup", "--to", to, "--target", server.address), SIGHTLINE_EDGE_API_KEY=keys[name]
         )
         assert done.returncode == expected, (name, done.stderr)
         assert Path(to).exists() == (expected == 0)
 
 
 def test_10_a_folder_that_was_moved_away_can_still_be_saved(start: Start, tmp_path: Path) -> None:
-    """As the service's own log advises then."""
+    """The service's log recommends this."""
     server = start()
     server.log_messages(request(*predictions(1, 10), head=header()))
     folder = server.folder
@@ -284,7 +284,7 @@ def test_10_a_folder_that_was_moved_away_can_still_be_saved(start: Start, tmp_pa
 
 
 def test_10_a_backup_does_not_hold_up_the_end_of_the_service(server: Server) -> None:
-    """It is given up at once, and its caller told why; the grace is for what ends in it."""
+    """It is cancelled at once with an error, because it would outlast the grace period."""
     for first in range(1, 20_000, 5000):
         server.log_messages(request(*predictions(first, first + 4999), head=header()))
     call = server.stub.Backup(messages.BackupRequest(), timeout=PATIENCE)

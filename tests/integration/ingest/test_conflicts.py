@@ -1,4 +1,4 @@
-"""Item 13: a sequence that is used again for another prediction, through the real service."""
+"""Item 13: a sequence that is reused for another prediction, with a real service."""
 
 import urllib.request
 
@@ -49,7 +49,7 @@ def test_item_13_a_logger_that_restarts_at_1_is_refused_after_a_restart_too(
 
 
 def test_item_13_nor_is_one_whose_first_stream_was_a_header_alone(server: Server) -> None:
-    """The header makes a row for the spool before there is a first prediction."""
+    """The header creates the row of the spool before the first prediction."""
     server.log_messages(request(head=header()))
     server.log_messages(request(*predictions(1, 9), head=header()))
     server.kill()
@@ -62,7 +62,7 @@ def test_item_12_the_watermark_tells_the_generations(server: Server) -> None:
     server.log_messages(request(*predictions(1, 2), head=header()))
     server.log_messages(request(*predictions(3, 5), head=header(generation=ONE)))
     server.log_messages(request(*predictions(6, 6), head=header(generation=TWO)))
-    answer = server.ask_watermark(SPOOL)
+    answer = server.get_watermark(SPOOL)
     assert [(run.id, run.after_sequence) for run in answer.generations] == [
         ("", 0),
         (ONE, 2),
@@ -72,4 +72,4 @@ def test_item_12_the_watermark_tells_the_generations(server: Server) -> None:
 
 def test_item_12_a_generation_is_a_uuid(shared_server: Server) -> None:
     error = refused(shared_server, prediction(1), generation="first")
-    assert [one.field for one in error.violations] == ["header.generation"]
+    assert [violation.field for violation in error.violations] == ["header.generation"]

@@ -1,4 +1,4 @@
-"""Retention and export of a service that runs, and the commands for one that is stopped."""
+"""Retention and export of a running service, and the commands for a stopped one."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ from tests.unit.ingest_service.store_conformance import commit
 
 
 def eventually(check: Callable[[], bool]) -> None:
-    """Waits until what must happen has happened."""
+    """Wait until a condition holds, or fail."""
     end = time.monotonic() + PATIENCE
     while not check():
         assert time.monotonic() < end
@@ -36,7 +36,7 @@ def eventually(check: Callable[[], bool]) -> None:
 
 
 def log_days_ago(database: Path, days: float) -> None:
-    """Commits eight predictions, a rejected one and a gap as a server did days ago."""
+    """Commit eight predictions, a rejected one and a gap, with times of some days ago."""
     store = DuckDBStore(database)
     received = datetime.now(UTC) - timedelta(days=days)
     captured = timestamp(received)
@@ -82,7 +82,7 @@ def test_item_15_a_service_whose_clock_is_60_days_ahead_deletes_nothing(
     server.stop()
     server.days_ahead = 60
     server.start()
-    # The new commits have a time that is wrong, and must not vouch for it.
+    # The new commits have a wrong time, and must not confirm it.
     server.log_messages(request(*predictions(6, 9), head=header()))
     eventually(lambda: "--retain-confirm-until" in server.log.read_text())
     server.stop()
@@ -108,7 +108,7 @@ def test_item_16_a_service_whose_clock_is_behind_rejects_nothing_that_is_good(
     sent = [prediction(sequence, captured_at=timestamp(now)) for sequence in range(1, 6)]
     answer = server.log_messages(request(*sent, head=header(device_time=timestamp(now))))
     assert (answer.accepted, answer.rejected) == (5, 0)
-    # A device that does not say what its clock shows: the rows come back by the command.
+    # The device did not send its clock: the command readmits the rows.
     answer = server.log_messages(request(*sent, head=header(spool(2))))
     assert (answer.accepted, answer.rejected) == (0, 5)
     server.stop()

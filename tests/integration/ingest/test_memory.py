@@ -1,4 +1,4 @@
-"""Item 19 of issue 11: a service without memory tells devices to send again."""
+"""Item 19 of issue 11: a service without memory makes devices resend."""
 
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 

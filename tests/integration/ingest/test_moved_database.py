@@ -1,4 +1,4 @@
-"""Item 11: the database is deleted or replaced under a service that runs."""
+"""Item 11: the database of a running service is deleted or replaced."""
 
 import shutil
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from tests.unit.ingest_service.samples import SPOOL, header, predictions, reques
 
 def is_serving(server: Server) -> bool:
     with grpc.insecure_channel(server.address) as channel:
-        asked = health_pb2.HealthCheckRequest(service="sightline.ingest.v1.IngestService")
+        request = health_pb2.HealthCheckRequest(service="sightline.ingest.v1.IngestService")
         stub = health_pb2_grpc.HealthStub(channel)
         check = stub.Check  # type: ignore[attr-defined] # published types leave it out
-        answer = check(asked, timeout=PATIENCE)
+        answer = check(request, timeout=PATIENCE)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 

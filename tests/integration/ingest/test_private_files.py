@@ -1,4 +1,4 @@
-"""Modes of the files that services and nodes make, under a umask that forbids nothing."""
+"""Modes of the files that services and nodes create, with an empty umask."""
 
 import json
 import os
@@ -85,8 +85,8 @@ def test_item_8_sqlite_databases_and_their_logs_are_private(tmp_path: Path) -> N
         closing(Index(tmp_path / "uploads" / "u.db")),
         closing(SpoolFile(tmp_path / "spool" / "s.db", "gate-1")),
     ):
-        found = modes(tmp_path)
-    files = {name: mode for name, mode in found.items() if "/" in name}
+        all_modes = modes(tmp_path)
+    files = {name: mode for name, mode in all_modes.items() if "/" in name}
     assert {"claims/c.db-wal", "claims/c.db-shm", "uploads/u.db-wal"} < files.keys()
     assert set(files.values()) == {"600"}
 

@@ -1,4 +1,4 @@
-"""The life of the process: start, crash, drain, and what it refuses to start on."""
+"""Start, crash, drain and refused starts of the process."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def test_it_is_live_and_ready(server: Server) -> None:
 
 
 def test_a_killed_server_has_what_it_confirmed_and_each_prediction_once(server: Server) -> None:
-    """Devices log for their lives; the server is killed again and again and comes back."""
+    """Devices keep logging while the server is killed and restarted repeatedly."""
     spools = [spool(number) for number in range(1, 5)]
     last, kills, chance = 2000, 4, random.Random(11)
     confirmed = dict.fromkeys(spools, 0)
@@ -51,14 +51,14 @@ def test_a_killed_server_has_what_it_confirmed_and_each_prediction_once(server: 
         running = [devices.submit(device, of) for of in spools]
         for kill in range(kills):
             part = kill * last * len(spools) / (kills + 1)
-            while sum(confirmed.values()) < part and not any(one.done() for one in running):
+            while sum(confirmed.values()) < part and not any(task.done() for task in running):
                 time.sleep(0.001)
             time.sleep(chance.uniform(0, 0.02))
             assert sum(confirmed.values()) < last * len(spools), "killed too late to mean anything"
             server.kill()
             server.start()
-        for one in running:
-            one.result()
+        for task in running:
+            task.result()
     server.stop()
     server.assert_exactly_once(dict.fromkeys(spools, last))
 
@@ -116,7 +116,7 @@ def _check(channel: grpc.Channel, service: str) -> int:
 
 
 def wait_until_refused(server: Server) -> None:
-    """Waits until the server lets no new call in."""
+    """Wait until the server refuses new calls."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with grpc.insecure_channel(server.address) as channel:
@@ -129,7 +129,7 @@ def wait_until_refused(server: Server) -> None:
 
 
 def outcome(process: subprocess.Popen[str], server: Server) -> tuple[int, str]:
-    """Returns the exit code of a process that cannot start, and what it said."""
+    """Return the exit code and the output of a process that cannot start."""
     try:
         assert process.wait(PATIENCE) is not None
         assert process.stdout is not None
@@ -141,10 +141,10 @@ def outcome(process: subprocess.Popen[str], server: Server) -> tuple[int, str]:
 
 
 def test_a_second_process_on_the_same_file_is_refused(server: Server) -> None:
-    code, said = outcome(server.spawn(), server)
+    code, output = outcome(server.spawn(), server)
     assert code == 1
-    assert "another process has it open" in said
-    assert str(server.database) in said
+    assert "another process has it open" in output
+    assert str(server.database) in output
     server.log_messages(request(*predictions(1, 3), head=header()))
     server.stop()
     server.assert_exactly_once({SPOOL: 3})
@@ -153,18 +153,18 @@ def test_a_second_process_on_the_same_file_is_refused(server: Server) -> None:
 def test_a_database_that_cannot_be_made_is_refused_in_one_sentence(tmp_path: Path) -> None:
     server = Server(tmp_path)
     server.database = tmp_path / "no" / "such" / "folder.duckdb"
-    code, said = outcome(server.spawn(), server)
+    code, output = outcome(server.spawn(), server)
     assert code == 1
-    assert "database" in said
-    assert "Traceback" not in said
+    assert "database" in output
+    assert "Traceback" not in output
 
 
 def test_a_bad_setting_is_refused_by_name(tmp_path: Path) -> None:
     server = Server(tmp_path, "--group-wait-ms", "21")
-    code, said = outcome(server.spawn(), server)
+    code, output = outcome(server.spawn(), server)
     assert code == 2
-    assert "group_wait_ms" in said
-    assert "20" in said
+    assert "group_wait_ms" in output
+    assert "20" in output
 
 
 def test_log_lines_are_json(server: Server) -> None:

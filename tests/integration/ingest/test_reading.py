@@ -81,8 +81,8 @@ def test_statistics_of_what_was_logged(server: Server) -> None:
         rejected=1,
         gap_sequences=6,
     )
-    which = ingest_pb2.PredictionFilter(device_ids=["gate-2"], class_names=["pit"])
-    narrow = server.stub.GetStats(messages.GetStatsRequest(filter=which), timeout=PATIENCE)
+    filter_ = ingest_pb2.PredictionFilter(device_ids=["gate-2"], class_names=["pit"])
+    narrow = server.stub.GetStats(messages.GetStatsRequest(filter=filter_), timeout=PATIENCE)
     assert (narrow.total_predictions, narrow.rejected, narrow.gap_sequences) == (1, 0, 0)
     assert not narrow.HasField("inference_time")
 
@@ -96,19 +96,19 @@ def test_an_empty_store_has_empty_answers(server: Server) -> None:
 def test_pages_hold_each_prediction_once_while_more_are_logged(server: Server) -> None:
     for number in (1, 2):
         server.log_messages(request(*predictions(1, 50), head=header(spool(number))))
-    found: list[tuple[str, int]] = []
+    sequences: list[tuple[str, int]] = []
     token = ""
     while True:
         page = listed(server, page_size=9, page_token=token)
-        found += [(one.device_id, one.prediction.sequence) for one in page.predictions]
+        sequences += [(stored.device_id, stored.prediction.sequence) for stored in page.predictions]
         token = page.next_page_token
         if not token:
             break
-        last = len(found)
+        last = len(sequences)
         server.log_messages(request(prediction(50 + last // 9), head=header(spool(1))))
     expected = [(f"gate-{number}", sequence) for number in (1, 2) for sequence in range(1, 51)]
-    assert sorted(found) == sorted(expected)
-    assert found[:50] == [("gate-2", sequence) for sequence in range(50, 0, -1)]
+    assert sorted(sequences) == sorted(expected)
+    assert sequences[:50] == [("gate-2", sequence) for sequence in range(50, 0, -1)]
 
 
 def test_a_page_that_ends_the_list_says_so(server: Server) -> None:
@@ -122,18 +122,18 @@ def test_a_page_is_cut_before_it_is_too_large_to_send(start: Start) -> None:
     server = start("--max-message-bytes", "100000")
     large = [detection(class_name="c" * 200)] * 100
     sent = [prediction(sequence, detections=large) for sequence in range(1, 21)]
-    for one in sent:
-        server.log_messages(request(one, head=header()))
-    found: list[int] = []
+    for stored in sent:
+        server.log_messages(request(stored, head=header()))
+    sequences: list[int] = []
     token = ""
     while True:
         page = listed(server, page_size=1000, page_token=token)
         assert 1 <= len(page.predictions) < 20
-        found += [one.prediction.sequence for one in page.predictions]
+        sequences += [stored.prediction.sequence for stored in page.predictions]
         token = page.next_page_token
         if not token:
             break
-    assert found == list(range(20, 0, -1))
+    assert sequences == list(range(20, 0, -1))
 
 
 def test_a_box_and_a_verdict_come_back_as_sent(server: Server) -> None:
@@ -175,8 +175,8 @@ def test_a_token_is_refused_with_another_filter(server: Server) -> None:
 def test_text_in_a_filter_is_never_sql(server: Server) -> None:
     server.log_messages(request(prediction(1), head=header()))
     for text in ("' OR true --", "'); DROP TABLE predictions; --", "$size", "{where}"):
-        which = ingest_pb2.PredictionFilter(
+        filter_ = ingest_pb2.PredictionFilter(
             device_ids=[text], model_names=[text], class_names=[text]
         )
-        assert not listed(server, filter=which).predictions
+        assert not listed(server, filter=filter_).predictions
     assert len(listed(server).predictions) == 1

@@ -1,4 +1,4 @@
-"""One caller that floods the service, and another that must not notice (items 1 and 2)."""
+"""A caller that floods the service must not affect another one (items 1 and 2)."""
 
 import itertools
 import threading
@@ -32,7 +32,7 @@ DEADLINE = 2.0
 
 
 class Device:
-    """A well-behaved device: each turn asks for its watermark and logs, within the deadline."""
+    """A well-behaved device, which gets its watermark and logs within the deadline in each turn."""
 
     def __init__(self, server: Server, number: int) -> None:
         self.spool = spool(number)
@@ -42,10 +42,10 @@ class Device:
     def turn(self) -> None:
         """Raise grpc.RpcError if the service does not answer in time."""
         stub = self._server.stub
-        asked = messages.GetWatermarkRequest(
+        query = messages.GetWatermarkRequest(
             device_id=self.spool.device_id, spool_id=self.spool.spool_id
         )
-        assert stub.GetWatermark(asked, timeout=DEADLINE).committed_through == self.logged
+        assert stub.GetWatermark(query, timeout=DEADLINE).committed_through == self.logged
         sent = request(*predictions(self.logged + 1, self.logged + 3), head=header(self.spool))
         self.logged += 3
         answer = stub.PredictionLog(iter([sent]), timeout=DEADLINE)
@@ -53,12 +53,12 @@ class Device:
 
 
 def turns(device: Device, seconds: float) -> int:
-    """Return how many turns the device made in so many seconds."""
-    end, made = time.monotonic() + seconds, 0
+    """Return the number of turns of the device in this time."""
+    end, count = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         device.turn()
-        made += 1
-    return made
+        count += 1
+    return count
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
@@ -71,9 +71,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None
 @pytest.mark.parametrize("connections", [1, 4])
 def test_1_rooms_calls_without_a_message_shut_nobody_out(server: Server, connections: int) -> None:
     device = Device(server, 1)
-    with hostile(server.address) as made:
+    with hostile(server.address) as attack:
         for method in (LOG, WATERMARK, STATS, "/grpc.health.v1.Health/Check"):
-            made.begin(method, 64, connections=connections)
+            attack.begin(method, 64, connections=connections)
         assert turns(device, 3) > 3
     server.stop()
     server.assert_exactly_once({device.spool: device.logged})
@@ -87,9 +87,9 @@ def test_1_rooms_a_call_counts_for_its_caller_s_limit_when_it_begins(
         *("--api-keys-file", str(tmp_path / "keys")),
         *("--rate-limit-per-second", "1", "--rate-limit-burst", "1"),
     )
-    with hostile(server.address) as made:
-        first = made.begin(WATERMARK, 1, metadata=bearer(key))
-        second = made.begin(WATERMARK, 3, metadata=bearer(key))
+    with hostile(server.address) as attack:
+        first = attack.begin(WATERMARK, 1, metadata=bearer(key))
+        second = attack.begin(WATERMARK, 3, metadata=bearer(key))
         wait_until(lambda: all(stream.ended for stream in second), 3)
         assert {stream.status for stream in second} == {str(resource_exhausted())}
         assert not first[0].ended
@@ -105,15 +105,15 @@ def test_2_streams_most_of_large_messages_stay_within_the_bound(start: Start) ->
     device = Device(server, 1)
     turns(device, 1)  # what the first commits take for good is no flood's
     process = psutil.Process(server.pid)
-    before = most = process.memory_info().rss
-    with hostile(server.address) as made:
-        streams = made.begin(LOG, 150, most_of(LARGE), connections=3)
-        streams += made.begin(WATERMARK, 50, most_of(LARGE))
+    before = peak = process.memory_info().rss
+    with hostile(server.address) as attack:
+        streams = attack.begin(LOG, 150, most_of(LARGE), connections=3)
+        streams += attack.begin(WATERMARK, 50, most_of(LARGE))
         end = time.monotonic() + 5
         while time.monotonic() < end:
             device.turn()
-            most = max(most, process.memory_info().rss)
-        assert most - before <= 2 * BOUND
+            peak = max(peak, process.memory_info().rss)
+        assert peak - before <= 2 * BOUND
         wait_until(lambda: all(stream.ended for stream in streams))
     server.stop()
     server.assert_exactly_once({device.spool: device.logged})
@@ -139,19 +139,19 @@ def test_2_streams_an_idle_stream_ends_and_says_what_is_committed(start: Start) 
 
 
 def test_2_streams_that_idle_make_room_for_those_that_do_not(start: Start) -> None:
-    """More open streams of one device's connection than there is room for messages."""
+    """One device's connection has more open streams than the reserved memory allows messages."""
     server = start()
-    with hostile(server.address) as made:
-        made.begin(LOG, 100)
+    with hostile(server.address) as attack:
+        attack.begin(LOG, 100)
         device = Device(server, 1)
         assert turns(device, 3) > 3
 
 
 def test_2_streams_of_one_connection_are_capped(start: Start) -> None:
     server = start("--max-concurrent-streams", "7")
-    with hostile(server.address) as made:
-        made.begin(WATERMARK, 1)
-        assert made.settings()[Setting.MAX_CONCURRENT_STREAMS] == 7
+    with hostile(server.address) as attack:
+        attack.begin(WATERMARK, 1)
+        assert attack.settings()[Setting.MAX_CONCURRENT_STREAMS] == 7
 
 
 def test_2_streams_of_one_caller_are_capped(start: Start, tmp_path: Path) -> None:
@@ -160,10 +160,10 @@ def test_2_streams_of_one_caller_are_capped(start: Start, tmp_path: Path) -> Non
     server = start(
         *("--api-keys-file", str(tmp_path / "keys"), "--max-streams-per-caller", "4"),
     )
-    with hostile(server.address) as made:
-        kept = made.begin(LOG, 4, metadata=bearer(first), connections=2)
-        over = made.begin(LOG, 2, metadata=bearer(first), connections=2)
-        others = made.begin(LOG, 2, metadata=bearer(second))
+    with hostile(server.address) as attack:
+        kept = attack.begin(LOG, 4, metadata=bearer(first), connections=2)
+        over = attack.begin(LOG, 2, metadata=bearer(first), connections=2)
+        others = attack.begin(LOG, 2, metadata=bearer(second))
         wait_until(lambda: all(stream.ended for stream in over), 3)
         assert {stream.status for stream in over} == {str(resource_exhausted())}
         assert not any(stream.ended for stream in itertools.chain(kept, others))
@@ -187,9 +187,9 @@ def test_many_devices_at_once_wait_and_lose_nothing(server: Server) -> None:
 
 
 def test_a_request_that_only_asks_is_small(server: Server) -> None:
-    asked = messages.GetWatermarkRequest(device_id="x" * 300_000, spool_id=spool(1).spool_id)
+    request = messages.GetWatermarkRequest(device_id="x" * 300_000, spool_id=spool(1).spool_id)
     with refused() as errors:
-        server.stub.GetWatermark(asked, timeout=PATIENCE)
+        server.stub.GetWatermark(request, timeout=PATIENCE)
     assert (errors[0].code, errors[0].reason) == (
         grpc.StatusCode.INVALID_ARGUMENT,
         "MESSAGE_TOO_LARGE",

@@ -1,4 +1,4 @@
-"""Damaged messages: valid ones whose bytes, or fields, are changed, cut, doubled or moved."""
+"""Generators of damaged messages, whose bytes or fields are changed, cut, doubled or moved."""
 
 import random
 import struct
@@ -21,7 +21,7 @@ from tests.unit.ingest_service.samples import (
 
 
 def rich_message() -> bytes:
-    """A small message with every field of the contract."""
+    """Return a small message with every field of the contract."""
     full = prediction(
         1,
         image_width=640,
@@ -43,7 +43,7 @@ def rich_message() -> bytes:
 
 
 def mutated(seed: int, count: int) -> Iterator[bytes]:
-    """Yields `count` damaged messages; the same ones for the same seed."""
+    """Yield `count` damaged messages; the same ones for the same seed."""
     chance = random.Random(seed)
     original = rich_message()
     for _ in range(count):
@@ -51,7 +51,7 @@ def mutated(seed: int, count: int) -> Iterator[bytes]:
 
 
 def damaged(original: bytes, chance: random.Random) -> bytes:
-    """Returns a message with damaged bytes."""
+    """Return a message with damaged bytes."""
     data = bytearray(original)
     for _ in range(chance.choice((1, 1, 1, 2, 5))):
         _damage(data, chance)
@@ -79,10 +79,7 @@ def _damage(data: bytearray, chance: random.Random) -> None:
 
 
 def hostile(seed: int, count: int) -> Iterator[bytes]:
-    """Yields `count` messages that are wrong in their fields, some in their bytes as well.
-
-    The same ones for the same seed.
-    """
+    """Yield `count` messages with wrong fields, some with damaged bytes; the same for a seed."""
     chance = random.Random(seed)
     original = wire.read(rich_message(), PredictionLogRequest.DESCRIPTOR)
     for _ in range(count):
@@ -90,7 +87,7 @@ def hostile(seed: int, count: int) -> Iterator[bytes]:
 
 
 def spoiled(original: Sequence[wire.Field], chance: random.Random) -> bytes:
-    """Returns a message that is wrong in its fields, and now and then in its bytes as well."""
+    """Return a message with wrong fields, and sometimes with damaged bytes as well."""
     fields = list(original)
     for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
         _spoil(fields, chance)
@@ -107,8 +104,8 @@ _NUMBERS = (
     *(2**64 - 62_135_596_800, 2**64 - 62_135_596_801, 2**64 - 10**9, 2**64 - 2**31),
 )
 _FLOATS = (
-    *(struct.pack("<f", one) for one in (0.0, -0.0, 1.0, 1.0000001, -1e-45, 1e-45, -1.0)),
-    *(struct.pack("<f", one) for one in (65_536.0, 3.4e38, -3.4e38)),
+    *(struct.pack("<f", value) for value in (0.0, -0.0, 1.0, 1.0000001, -1e-45, 1e-45, -1.0)),
+    *(struct.pack("<f", value) for value in (65_536.0, 3.4e38, -3.4e38)),
     *(b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff", b"\x00\x00\xc0\x7f"),
     *(b"\x01\x00\x80\x7f", b"\xff\xff\xff\xff"),
 )
@@ -125,14 +122,14 @@ _FOREIGN = (15, 16, 99, 2047, 18_999, 19_000, 2**29 - 1)
 
 
 def _spoil(fields: list[wire.Field], chance: random.Random) -> None:
-    """Makes one thing wrong."""
+    """Damage one field."""
     if not fields:
         return
     elsewhere = _place(fields, chance)[0]
     holder, at = _place(fields, chance)
     match chance.randrange(16):
         case 0 | 1 | 2 | 3 | 4:
-            _give_value(holder[at], chance)
+            _set_value(holder[at], chance)
         case 5 | 6 | 7 | 8 | 9 | 10:
             _rearrange(fields, holder, at, chance)
         case 11:
@@ -145,7 +142,7 @@ def _spoil(fields: list[wire.Field], chance: random.Random) -> None:
 def _rearrange(
     fields: list[wire.Field], holder: list[wire.Field], at: int, chance: random.Random
 ) -> None:
-    """Deletes, repeats, moves or adds a field."""
+    """Delete, repeat, move or add a field."""
     match chance.randrange(6):
         case 0:
             del holder[at]
@@ -153,55 +150,55 @@ def _rearrange(
             holder.insert(at, holder[at].copy())
         case 2:  # again, with another value
             again = holder[at].copy()
-            _give_value(again, chance)
+            _set_value(again, chance)
             holder.insert(chance.randrange(len(holder) + 1), again)
         case 3:  # where it does not belong
-            one = holder[at].frozen()
-            _place(fields, chance)[0].append(one)
+            field = holder[at].frozen()
+            _place(fields, chance)[0].append(field)
         case 4:
             chance.shuffle(holder)
         case _:
             holder.insert(at, _foreign(chance))
 
 
-def _misspell(one: wire.Field, chance: random.Random) -> None:
-    """Makes the bytes around a field's value wrong, or other than any library writes them."""
+def _misspell(field: wire.Field, chance: random.Random) -> None:
+    """Make the bytes around a field's value invalid, or unlike those of any library."""
     match chance.randrange(4):
         case 0:
-            one.padding = chance.choice((1, 2, 4, 7, 9, 12))
+            field.padding = chance.choice((1, 2, 4, 7, 9, 12))
         case 1:
-            one.lie = chance.choice((-2, -1, 1, 2, 100, 2**31, 2**32, -(2**32)))
+            field.lie = chance.choice((-2, -1, 1, 2, 100, 2**31, 2**32, -(2**32)))
         case 2:  # another wire type than the contract's
-            one.wire = chance.randrange(8)
+            field.wire = chance.randrange(8)
         case _:
-            one.number = chance.choice((0, *range(1, 15), *_FOREIGN, 2**29, 2**32 + one.number))
+            field.number = chance.choice((0, *range(1, 15), *_FOREIGN, 2**29, 2**32 + field.number))
 
 
 def _place(fields: list[wire.Field], chance: random.Random) -> tuple[list[wire.Field], int]:
-    """Returns a place at some depth, as a list of fields that may be changed and an index in it."""
+    """Return a random position at any depth: a list of fields to change and an index in it."""
     while True:
         at = chance.randrange(len(fields))
-        one = fields[at] = fields[at].copy()
-        if not isinstance(one.value, list) or not one.value or chance.random() < 0.05:
+        field = fields[at] = fields[at].copy()
+        if not isinstance(field.value, list) or not field.value or chance.random() < 0.05:
             return fields, at
-        fields = one.value
+        fields = field.value
 
 
-def _give_value(one: wire.Field, chance: random.Random) -> None:
-    """Gives a field a value of its own kind that is at a bound, or beyond one."""
-    match one.kind:
+def _set_value(field: wire.Field, chance: random.Random) -> None:
+    """Set a value of the field's kind that is at a bound or beyond it."""
+    match field.kind:
         case "varint":
-            one.value = chance.choice((*_NUMBERS, chance.getrandbits(64)))
+            field.value = chance.choice((*_NUMBERS, chance.getrandbits(64)))
         case "float":
-            one.value = chance.choice((*_FLOATS, chance.randbytes(4)))
+            field.value = chance.choice((*_FLOATS, chance.randbytes(4)))
         case "text":
-            one.value = chance.choice((*_TEXTS, chance.randbytes(chance.randrange(8))))
+            field.value = chance.choice((*_TEXTS, chance.randbytes(chance.randrange(8))))
         case _:
-            one.value = []
+            field.value = []
 
 
 def _foreign(chance: random.Random) -> wire.Field:
-    """Returns a field that the contract does not have."""
+    """Return a field that the contract does not have."""
     number = chance.choice((*_FOREIGN, chance.randrange(1, 20)))
     match chance.randrange(7):
         case 0:
@@ -216,7 +213,9 @@ def _foreign(chance: random.Random) -> wire.Field:
             return wire.Field(number, wire.GROUP, [wire.Field(3, wire.VARINT, 7)])
         case 5:
             depth = chance.choice((3, 60, 101, 200))
-            opening, end = (wire.varint(number << 3 | one) for one in (wire.GROUP, wire.END_GROUP))
+            opening, end = (
+                wire.varint(number << 3 | kind) for kind in (wire.GROUP, wire.END_GROUP)
+            )
             return wire.Field(number, wire.GROUP, opening * depth + end * depth)
         case _:  # without its end, or with that of another
             return wire.Field(number, wire.GROUP, [], end=chance.choice((0, number + 1)))

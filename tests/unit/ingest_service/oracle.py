@@ -1,7 +1,7 @@
-"""The contents of messages as columns: as protobuf's own parser reads them, and as Arrow has them.
+"""The contents of messages as Python columns, from protobuf messages and from Arrow arrays.
 
-Two messages read alike where their columns are equal. Not-a-numbers are equal to each other, zeros
-of different signs are not.
+Two results are the same if their columns are equal. Not-a-numbers are equal to each other, zeros of
+different signs are not.
 """
 
 import itertools
@@ -31,12 +31,12 @@ _EDGES = ("x_min", "y_min", "x_max", "y_max")
 
 
 def by_protobuf(messages: Iterable[PredictionLogRequest]) -> Columns:
-    """Returns the predictions and gaps of the messages."""
+    """Return the predictions and gaps of the messages."""
     read = list(messages)
-    predictions = [one for message in read for one in message.predictions]
-    gaps = [one for message in read for one in message.gaps]
+    predictions = [item for message in read for item in message.predictions]
+    gaps = [item for message in read for item in message.gaps]
     return {
-        **{name: [getattr(one, name) for one in predictions] for name in _PLAIN},
+        **{name: [getattr(item, name) for item in predictions] for name in _PLAIN},
         "captured_at": [
             _us(p.captured_at) if p.HasField("captured_at") else None for p in predictions
         ],
@@ -46,8 +46,8 @@ def by_protobuf(messages: Iterable[PredictionLogRequest]) -> Columns:
         "defect_detected": [
             p.defect_detected if p.HasField("defect_detected") else None for p in predictions
         ],
-        "labels": [sorted(one.labels.items()) for one in predictions],
-        "detections": [list(map(_detection, one.detections)) for one in predictions],
+        "labels": [sorted(item.labels.items()) for item in predictions],
+        "detections": [list(map(_detection, item.detections)) for item in predictions],
         "gaps": [
             (
                 gap.first_sequence,
@@ -61,7 +61,7 @@ def by_protobuf(messages: Iterable[PredictionLogRequest]) -> Columns:
 
 
 def by_arrow(predictions: pa.StructArray, gaps: pa.StructArray) -> Columns:
-    """Returns the predictions and gaps that were decoded."""
+    """Return the predictions and gaps that were decoded."""
     labels, detections = predictions.field("labels"), predictions.field("detections")
     pairs = list(zip(labels.keys.to_pylist(), labels.items.to_pylist(), strict=True))
     declared = gaps.field("declared_at").view(pa.int64())
@@ -72,7 +72,7 @@ def by_arrow(predictions: pa.StructArray, gaps: pa.StructArray) -> Columns:
         "inference_time": predictions.field("inference_time").view(pa.int64()).to_pylist(),
         "labels": list(map(sorted, _lists(labels.offsets, pairs))),
         "detections": list(_lists(detections.offsets, _detections(detections.values))),
-        "gaps": list(zip(*(one.to_pylist() for one in (*columns, declared)), strict=True)),
+        "gaps": list(zip(*(item.to_pylist() for item in (*columns, declared)), strict=True)),
     }
 
 
@@ -96,10 +96,10 @@ def _detections(of: pa.StructArray) -> list[tuple[Any, ...]]:
     )
 
 
-def _detection(one: Detection) -> tuple[Any, ...]:
-    box = tuple(_bit(getattr(one.box, name)) for name in _EDGES) if one.HasField("box") else None
-    track = one.track_id if one.HasField("track_id") else None
-    return one.class_id, one.class_name, _bit(one.confidence), track, box
+def _detection(item: Detection) -> tuple[Any, ...]:
+    box = tuple(_bit(getattr(item.box, name)) for name in _EDGES) if item.HasField("box") else None
+    track = item.track_id if item.HasField("track_id") else None
+    return item.class_id, item.class_name, _bit(item.confidence), track, box
 
 
 def _bits(floats: pa.Array) -> list[Any]:
@@ -107,7 +107,7 @@ def _bits(floats: pa.Array) -> list[Any]:
 
 
 def _bit(value: float | None) -> float | str | None:
-    """Returns what is equal for not-a-numbers, and differs for zeros of different signs."""
+    """Return a value that is equal for not-a-numbers, and differs for zeros of different signs."""
     if value:
         return "nan" if math.isnan(value) else value
     return value if value is None or math.copysign(1.0, value) > 0 else "-0.0"

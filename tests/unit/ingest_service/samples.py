@@ -1,4 +1,4 @@
-"""Valid messages to start from; a test breaks the one thing it is about."""
+"""Builders of valid messages, of which a test breaks one property."""
 
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -91,7 +91,7 @@ def message(
     payload: bytes | None = None,
     generation: str = "",
 ) -> Message:
-    """A message as the server hands it to the committer."""
+    """Return a message as the server passes it to the committer."""
     body = request(*parts, head=header(of) if first else None).SerializeToString()
-    said = opening(of, generation=generation)
-    return Message(stream, said, body if payload is None else payload, first)
+    stream_opening = opening(of, generation=generation)
+    return Message(stream, stream_opening, body if payload is None else payload, first)

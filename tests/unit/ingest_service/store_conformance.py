@@ -1,4 +1,4 @@
-"""What every store must do: a store's test class inherits these tests and says how to open it."""
+"""Conformance tests of a store; the test class of an implementation inherits them."""
 
 import contextlib
 import math
@@ -49,8 +49,8 @@ from tests.unit.ingest_service.samples import (
 ODD_TEXT = "é \N{SNOWMAN} ' \" \\ ; -- \0 \n %s $1"
 
 
-class Clock:
-    """A server clock that a test moves."""
+class MovableClock:
+    """A server clock that a test sets."""
 
     def __init__(self) -> None:
         self.time = NOW
@@ -63,7 +63,7 @@ class Clock:
 
 
 class BeforeCommit:
-    """A store on which something happens when all is written and nothing committed."""
+    """A wrapper of a store that calls a function before each COMMIT."""
 
     def __init__(self, store: PredictionStore, action: Callable[[], None]) -> None:
         self._store = store
@@ -94,7 +94,7 @@ class BeforeCommit:
 def commit(
     store: PredictionStore, *messages: Message, now: Callable[[], datetime] = lambda: NOW
 ) -> None:
-    """Commits a group none of whose messages may fail."""
+    """Commit a group, and assert that no message fails."""
     for outcome in outcomes_of(GroupWriter(store, now), messages):
         assert outcome.error is None
 
@@ -103,30 +103,30 @@ def outcomes_of(writer: GroupWriter, messages: Sequence[Message]) -> Sequence[Ou
     return writer.commit(writer.prepare(messages))
 
 
-def everything(store: PredictionStore, which: Filter | None = None) -> list[StoredPrediction]:
-    return page(store, 10_000, which=which)
+def everything(store: PredictionStore, filter_: Filter | None = None) -> list[StoredPrediction]:
+    return page(store, 10_000, filter_=filter_)
 
 
 def page(
-    store: PredictionStore, size: int, after: Position | None = None, which: Filter | None = None
+    store: PredictionStore, size: int, after: Position | None = None, filter_: Filter | None = None
 ) -> list[StoredPrediction]:
     reader = store.reader()
     try:
-        return reader.page(which or Filter(), size, after)
+        return reader.page(filter_ or Filter(), size, after)
     finally:
         reader.close()
 
 
-def stats(store: PredictionStore, which: Filter | None = None) -> Stats:
+def stats(store: PredictionStore, filter_: Filter | None = None) -> Stats:
     reader = store.reader()
     try:
-        return reader.stats(which or Filter())
+        return reader.stats(filter_ or Filter())
     finally:
         reader.close()
 
 
 def update_rollups(store: PredictionStore) -> None:
-    """Has the store put sums to all that is committed, whatever its age."""
+    """Update the rollups for everything that is committed, whatever its age."""
     store.maintenance().update_rollups(NOW, everything=True)
 
 
@@ -139,7 +139,7 @@ def watermark(store: PredictionStore, of: SpoolKey = SPOOL) -> int:
 
 
 def varied(seed: int, count: int) -> list[Prediction]:
-    """Predictions that differ in everything that a filter looks at."""
+    """Return predictions that differ in every field of a filter."""
     chance = random.Random(seed)
     return [
         prediction(
@@ -161,25 +161,25 @@ def varied(seed: int, count: int) -> list[Prediction]:
     ]
 
 
-def matches(which: Filter, device: str, p: Prediction) -> bool:
-    """The filter in plain Python, to hold the SQL against."""
-    found = [
+def matches(filter_: Filter, device: str, p: Prediction) -> bool:
+    """Return True if a prediction matches: the filter in Python, to compare with the SQL."""
+    results = [
         d
         for d in p.detections
-        if (not which.class_names or d.class_name in which.class_names)
-        and (which.min_confidence is None or d.confidence >= which.min_confidence)
+        if (not filter_.class_names or d.class_name in filter_.class_names)
+        and (filter_.min_confidence is None or d.confidence >= filter_.min_confidence)
     ]
     captured = p.captured_at.ToDatetime(tzinfo=UTC)
     verdict = p.defect_detected if p.HasField("defect_detected") else None
     source = {1: "device", 2: "cloud"}[p.source]
     return (
-        (not which.device_ids or device in which.device_ids)
-        and (not which.model_names or p.model_name in which.model_names)
-        and (which.defect_detected is None or verdict == which.defect_detected)
-        and which.source in (None, source)
-        and (which.start_time is None or captured >= which.start_time)
-        and (which.end_time is None or captured < which.end_time)
-        and (bool(found) or (not which.class_names and which.min_confidence is None))
+        (not filter_.device_ids or device in filter_.device_ids)
+        and (not filter_.model_names or p.model_name in filter_.model_names)
+        and (filter_.defect_detected is None or verdict == filter_.defect_detected)
+        and filter_.source in (None, source)
+        and (filter_.start_time is None or captured >= filter_.start_time)
+        and (filter_.end_time is None or captured < filter_.end_time)
+        and (bool(results) or (not filter_.class_names and filter_.min_confidence is None))
     )
 
 
@@ -207,11 +207,11 @@ FILTERS = [
 
 
 class PredictionStoreConformance:
-    """Inherit, and override `open_store` and `query`."""
+    """The conformance tests. A subclass overrides `open_store` and `query`."""
 
     @pytest.fixture
     def open_store(self) -> Callable[[], PredictionStore]:
-        """Opens the test's store: each call opens the same one, after the last was closed."""
+        """Return a function that opens the test's store; each call reopens the same store."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -221,7 +221,7 @@ class PredictionStoreConformance:
         opened.close()
 
     def query(self, store: PredictionStore, sql: str) -> list[tuple[Any, ...]]:
-        """Returns the rows of a query on the store's tables."""
+        """Return the rows of a query on the store's tables."""
         raise NotImplementedError
 
     def assert_balanced(self, store: PredictionStore) -> None:
@@ -359,8 +359,11 @@ class PredictionStoreConformance:
     def test_a_transaction_reads_the_watermarks_that_it_moves(self, store: PredictionStore) -> None:
         commit(store, message(*predictions(1, 3)))
         with store.transaction() as transaction:
-            found = transaction.watermarks([SPOOL, spool(2)])
-            assert {one: mark.through for one, mark in found.items()} == {SPOOL: 3, spool(2): 0}
+            watermarks = transaction.watermarks([SPOOL, spool(2)])
+            assert {key: watermark.through for key, watermark in watermarks.items()} == {
+                SPOOL: 3,
+                spool(2): 0,
+            }
             assert transaction.watermarks([]) == {}
 
     def test_item_13_what_resends_are_compared_with_is_kept(
@@ -420,11 +423,11 @@ class PredictionStoreConformance:
     # -- Reading
 
     def logged(self, store: PredictionStore, *, sums: bool = False) -> list[tuple[str, Prediction]]:
-        """Stores varied predictions of three devices; returns them with their devices.
+        """Store varied predictions of three devices; return them with their devices.
 
-        With sums: of all but the last commits, in several blocks, some of them merged.
+        With `sums`, all but the last commits have rollups, in several blocks, some of them merged.
         """
-        clock, logged = Clock(), []
+        clock, logged = MovableClock(), []
         for number in (1, 2, 3):
             sent = varied(number, 40)
             for start in range(0, 40, 16):
@@ -432,7 +435,7 @@ class PredictionStoreConformance:
                     update_rollups(store)
                 commit(store, message(*sent[start : start + 16], of=spool(number)), now=clock)
                 clock.tick()
-            logged += [(spool(number).device_id, one) for one in sent]
+            logged += [(spool(number).device_id, p) for p in sent]
         commit(store, message(prediction(41, model_name=""), gap(42, 50), of=spool(2)))
         return logged
 
@@ -442,18 +445,20 @@ class PredictionStoreConformance:
         self, store: PredictionStore, sums: bool
     ) -> None:
         logged = self.logged(store, sums=sums)
-        for which in FILTERS:
-            expected = {(name, one.sequence) for name, one in logged if matches(which, name, one)}
-            found = [(p.position.device_id, p.position.sequence) for p in everything(store, which)]
-            assert set(found) == expected, which
-            assert len(found) == len(expected), which
+        for filter_ in FILTERS:
+            expected = {(name, p.sequence) for name, p in logged if matches(filter_, name, p)}
+            results = [
+                (p.position.device_id, p.position.sequence) for p in everything(store, filter_)
+            ]
+            assert set(results) == expected, filter_
+            assert len(results) == len(expected), filter_
 
     @pytest.mark.parametrize("sums", [False, True])
     def test_statistics_are_those_of_plain_python(self, store: PredictionStore, sums: bool) -> None:
         logged = self.logged(store, sums=sums)
-        for which in FILTERS:
-            chosen = [(name, one) for name, one in logged if matches(which, name, one)]
-            assert_counts(stats(store, which), which, chosen)
+        for filter_ in FILTERS:
+            chosen = [(name, p) for name, p in logged if matches(filter_, name, p)]
+            assert_counts(stats(store, filter_), filter_, chosen)
 
     def test_counts_come_most_first(self, store: PredictionStore) -> None:
         self.logged(store)
@@ -477,18 +482,18 @@ class PredictionStoreConformance:
         self, store: PredictionStore, sums: bool
     ) -> None:
         logged = self.logged(store, sums=sums)
-        found: list[Position] = []
+        results: list[Position] = []
         after = None
-        while positions := [one.position for one in page(store, 7, after)]:
-            found += positions
+        while positions := [p.position for p in page(store, 7, after)]:
+            results += positions
             after = positions[-1]
-        assert found == sorted(found, reverse=True)
-        assert len(found) == len(set(found)) == len(logged)
+        assert results == sorted(results, reverse=True)
+        assert len(results) == len(set(results)) == len(logged)
 
     def test_what_is_committed_meanwhile_does_not_move_the_pages(
         self, store: PredictionStore
     ) -> None:
-        clock = Clock()
+        clock = MovableClock()
         commit(store, message(*predictions(1, 10)), now=clock)
         first = page(store, 4)
         clock.tick()
@@ -499,7 +504,7 @@ class PredictionStoreConformance:
             now=clock,
         )
         second = page(store, 20, first[-1].position)
-        sequences = [one.position.sequence for one in (*first, *second)]
+        sequences = [p.position.sequence for p in (*first, *second)]
         assert sequences == list(range(10, 0, -1))
 
     @pytest.mark.slow
@@ -511,28 +516,28 @@ class PredictionStoreConformance:
         store = open_store()
         number = chance.randrange(10**9)  # a device that no other example has
         of = SpoolKey(f"gate-2-{number}", str(uuid.UUID(int=number)))
-        sent = [one for seed in range(12) for one in scattered(chance, seed * 20 + 1, 20)]
+        sent = [p for seed in range(12) for p in scattered(chance, seed * 20 + 1, 20)]
         for start in range(0, len(sent), 20):
             commit(store, message(*sent[start : start + 20], of=of), now=lambda: NOW)
             if chance.random() < 0.8:
                 update_rollups(store)
         for _ in range(10):
-            which = replace(any_filter(chance), device_ids=(of.device_id,))
-            chosen = [(of.device_id, one) for one in sent if matches(which, of.device_id, one)]
-            assert_counts(stats(store, which), which, chosen)
+            filter_ = replace(any_filter(chance), device_ids=(of.device_id,))
+            chosen = [(of.device_id, p) for p in sent if matches(filter_, of.device_id, p)]
+            assert_counts(stats(store, filter_), filter_, chosen)
         store.close()
 
-    # -- Keeping
+    # -- Maintenance
 
     @pytest.mark.slow
     def test_sums_are_merged_and_tell_the_same(
         self, open_store: Callable[[], PredictionStore]
     ) -> None:
-        store, clock, logged = open_store(), Clock(), []
+        store, clock, logged = open_store(), MovableClock(), []
         for number in range(1, 31):
             sent = varied(number, 20)
             commit(store, message(*sent, of=spool(number)), now=clock)
-            logged += [(spool(number).device_id, one) for one in sent]
+            logged += [(spool(number).device_id, p) for p in sent]
             clock.tick()
             update_rollups(store)
         commit(store, message(prediction(21, model_name=""), gap(22, 30), of=spool(2)))
@@ -541,9 +546,9 @@ class PredictionStoreConformance:
         )
         assert 1 < blocks < 10
         assert predictions_ == 30 * 20
-        for which in FILTERS:
-            chosen = [(name, one) for name, one in logged if matches(which, name, one)]
-            assert_counts(stats(store, which), which, chosen)
+        for filter_ in FILTERS:
+            chosen = [(name, p) for name, p in logged if matches(filter_, name, p)]
+            assert_counts(stats(store, filter_), filter_, chosen)
         store.close()
 
     def test_commits_have_times_of_their_own_though_the_clock_goes_back(
@@ -560,7 +565,7 @@ class PredictionStoreConformance:
         store.close()
         store = open_store()
         commit(store, message(prediction(4)), now=lambda: NOW - timedelta(hours=9))
-        received = [one.position.received_us for one in everything(store)]
+        received = [p.position.received_us for p in everything(store)]
         assert received == sorted(set(received), reverse=True)
         assert stats(store).total_predictions == 4
         store.close()
@@ -568,7 +573,7 @@ class PredictionStoreConformance:
     def test_what_is_old_is_deleted_and_the_books_stay_balanced(
         self, store: PredictionStore
     ) -> None:
-        clock = Clock()
+        clock = MovableClock()
         for number in (1, 2, 3):
             start = 10 * number
             commit(
@@ -627,16 +632,16 @@ class PredictionStoreConformance:
 
 
 def scattered(chance: random.Random, first: int, count: int) -> list[Prediction]:
-    """Varied predictions of these sequences, captured over some hours."""
+    """Return varied predictions of these sequences, captured over some hours."""
     sent = varied(chance.randrange(10**9), count)
-    for sequence, one in enumerate(sent, first):
-        one.sequence = sequence
-        one.captured_at.CopyFrom(timestamp(NOW - timedelta(minutes=chance.randrange(300))))
+    for sequence, p in enumerate(sent, first):
+        p.sequence = sequence
+        p.captured_at.CopyFrom(timestamp(NOW - timedelta(minutes=chance.randrange(300))))
     return sent
 
 
 def any_filter(chance: random.Random) -> Filter:
-    """A filter of random conditions."""
+    """Return a filter with random conditions."""
     start, end = sorted(NOW - timedelta(minutes=chance.randrange(-10, 310)) for _ in range(2))
     return Filter(
         model_names=chance.choice(((), ("plates",), ("plates", "other"))),
@@ -650,44 +655,42 @@ def any_filter(chance: random.Random) -> Filter:
 
 
 def exported(folder: Path) -> list[dict[str, Any]]:
-    """Returns the rows of every Parquet file in a folder."""
+    """Return the rows of every Parquet file in a folder."""
     return [
         row for path in folder.rglob("*.parquet") for row in pq.ParquetFile(path).read().to_pylist()
     ]
 
 
-def assert_counts(got: Stats, which: Filter, chosen: Sequence[tuple[str, Prediction]]) -> None:
-    """Holds statistics against the predictions that they should be about."""
-    alone = [one for _, one in chosen]
-    assert got.total_predictions == len(chosen), which
-    assert got.defects_detected == sum(one.defect_detected for one in alone), which
-    assert got.total_detections == sum(len(one.detections) for one in alone), which
-    assert sorted(got.by_device) == tally([device for device, _ in chosen], alone), which
-    assert sorted(got.by_model) == tally([one.model_name for one in alone], alone), which
-    sources = [("device", "cloud")[one.source - 1] for one in alone]
-    assert sorted(got.by_source) == tally(sources, alone), which
-    classes = [d.class_name for one in alone for d in one.detections]
-    assert sorted(got.by_class) == sorted((n, classes.count(n), 0) for n in set(classes)), which
-    captured = [one.captured_at.ToMicroseconds() for one in alone]
-    assert got.first_captured_us == min(captured, default=None), which
-    assert got.last_captured_us == max(captured, default=None), which
-    times = [
-        one.inference_time.ToNanoseconds() / 1e9 for one in alone if one.HasField("inference_time")
-    ]
+def assert_counts(got: Stats, filter_: Filter, chosen: Sequence[tuple[str, Prediction]]) -> None:
+    """Assert that the statistics are those of the chosen predictions."""
+    alone = [p for _, p in chosen]
+    assert got.total_predictions == len(chosen), filter_
+    assert got.defects_detected == sum(p.defect_detected for p in alone), filter_
+    assert got.total_detections == sum(len(p.detections) for p in alone), filter_
+    assert sorted(got.by_device) == tally([device for device, _ in chosen], alone), filter_
+    assert sorted(got.by_model) == tally([p.model_name for p in alone], alone), filter_
+    sources = [("device", "cloud")[p.source - 1] for p in alone]
+    assert sorted(got.by_source) == tally(sources, alone), filter_
+    classes = [d.class_name for p in alone for d in p.detections]
+    assert sorted(got.by_class) == sorted((n, classes.count(n), 0) for n in set(classes)), filter_
+    captured = [p.captured_at.ToMicroseconds() for p in alone]
+    assert got.first_captured_us == min(captured, default=None), filter_
+    assert got.last_captured_us == max(captured, default=None), filter_
+    times = [p.inference_time.ToNanoseconds() / 1e9 for p in alone if p.HasField("inference_time")]
     if times:
         expected = tuple(np.quantile(times, [0.5, 0.95, 0.99]))
-        assert got.inference_seconds == pytest.approx(expected, rel=0.01), which
+        assert got.inference_seconds == pytest.approx(expected, rel=0.01), filter_
     else:
-        assert got.inference_seconds is None, which
-    if which.device_ids and which.device_ids[0].startswith("gate-2-"):
+        assert got.inference_seconds is None, filter_
+    if filter_.device_ids and filter_.device_ids[0].startswith("gate-2-"):
         return
-    about_gate_2 = not which.device_ids or "gate-2" in which.device_ids
-    assert (got.rejected, got.gap_sequences) == ((1, 9) if about_gate_2 else (0, 0)), which
+    about_gate_2 = not filter_.device_ids or "gate-2" in filter_.device_ids
+    assert (got.rejected, got.gap_sequences) == ((1, 9) if about_gate_2 else (0, 0)), filter_
 
 
 def tally(keys: Sequence[str], alone: Sequence[Prediction]) -> list[tuple[str, int, int]]:
     pairs = list(zip(keys, alone, strict=True))
     return sorted(
-        (key, keys.count(key), sum(one.defect_detected for name, one in pairs if name == key))
+        (key, keys.count(key), sum(p.defect_detected for name, p in pairs if name == key))
         for key in set(keys)
     )

@@ -1,4 +1,4 @@
-"""Stores for tests, and what people and power failures do to their files."""
+"""Stores for tests, and functions that copy and damage their files."""
 
 import contextlib
 import shutil
@@ -19,7 +19,7 @@ from tests.unit.ingest_service.store_conformance import commit, everything
 
 @contextlib.contextmanager
 def opened(path: Path, *, trust: bool = False) -> Iterator[DuckDBStore]:
-    """Opens a store, and closes it afterwards."""
+    """Open a store, and close it afterwards."""
     store = DuckDBStore(path, trust=trust)
     try:
         yield store
@@ -28,18 +28,18 @@ def opened(path: Path, *, trust: bool = False) -> Iterator[DuckDBStore]:
 
 
 def log(store: DuckDBStore, first: int, last: int, of: SpoolKey = SPOOL) -> None:
-    """Commits predictions of these sequences."""
+    """Commit predictions of these sequences."""
     commit(store, message(*predictions(first, last), of=of))
 
 
 def checkpoint(store: DuckDBStore) -> None:
-    """Moves the log into the database."""
+    """Move the log into the database."""
     with contextlib.closing(store._cursor()) as cursor:
         cursor.execute("CHECKPOINT")
 
 
 def leave(path: Path, folder: Path) -> Path:
-    """Copies the files of a store that is open: what a process that is killed leaves behind."""
+    """Copy the files of an open store, as a killed process would leave them."""
     folder.mkdir()
     for file in path.parent.glob(f"{path.name}*"):
         shutil.copy(file, folder)
@@ -47,12 +47,12 @@ def leave(path: Path, folder: Path) -> Path:
 
 
 def sequences(store: DuckDBStore) -> list[int]:
-    """Returns the sequences that are stored, lowest first."""
+    """Return the stored sequences, lowest first."""
     return sorted(stored.position.sequence for stored in everything(store))
 
 
 def make_of_old_format(path: Path, rows: int) -> None:
-    """Makes a store as DuckDB makes files by default, whose logs do not say what they belong to."""
+    """Create a store in DuckDB's default format, whose logs do not name their database."""
     new = path.with_name("new.duckdb")
     with opened(new) as store:
         log(store, 1, rows)
@@ -66,14 +66,14 @@ def make_of_old_format(path: Path, rows: int) -> None:
 
 
 def version(path: Path) -> int:
-    """Returns the version of a database's format."""
+    """Return the version of a database's format."""
     header = parse_database(path.read_bytes()[:HEADER_BYTES])
     assert header is not None
     return header.version
 
 
 def ask(path: Path, sql: str) -> list[tuple[Any, ...]]:
-    """Asks a database that nobody has open."""
+    """Return the rows of a query on a closed database."""
     with duckdb.connect(str(path), read_only=True) as connection:
         rows: list[tuple[Any, ...]] = connection.execute(sql).fetchall()
         return rows

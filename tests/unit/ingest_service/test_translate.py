@@ -17,7 +17,7 @@ def test_an_empty_filter_matches_all() -> None:
 
 
 def test_every_condition_is_taken_over() -> None:
-    given = PredictionFilter(
+    message = PredictionFilter(
         device_ids=["d"] * 1000,
         model_names=["m"] * 1000,
         class_names=["c"] * 1000,
@@ -27,7 +27,7 @@ def test_every_condition_is_taken_over() -> None:
         start_time=timestamp(NOW),
         end_time=timestamp(NOW),
     )
-    assert filter_from_proto(given) == Filter(
+    assert filter_from_proto(message) == Filter(
         ("d",) * 1000, ("m",) * 1000, ("c",) * 1000, False, "cloud", 1.0, NOW, NOW
     )
 

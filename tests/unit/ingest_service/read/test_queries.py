@@ -19,15 +19,15 @@ ENDLESS = "SELECT count(*) FROM range(100000000) a, range(100000000) b WHERE a.r
 @pytest.fixture
 async def queries_of(tmp_path: Path) -> AsyncIterator[Callable[[int, int], Queries]]:
     store = DuckDBStore(tmp_path / "test.duckdb")
-    made: list[Queries] = []
+    created: list[Queries] = []
 
     def make(threads: int, queue: int) -> Queries:
-        made.append(Queries(store, threads=threads, queue=queue))
-        return made[-1]
+        created.append(Queries(store, threads=threads, queue=queue))
+        return created[-1]
 
     async with asyncio.timeout(PATIENCE):
         yield make
-    for queries in made:
+    for queries in created:
         queries.close()
     store.close()
 

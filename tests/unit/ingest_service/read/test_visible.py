@@ -11,16 +11,16 @@ def caller(*patterns: str) -> Caller:
     return Caller("c", Proof.API_KEY, Devices.parse(patterns), ALL_SCOPES)
 
 
-def refusal(which: Filter, who: Caller) -> SightlineError:
+def refusal(filter_: Filter, caller_: Caller) -> SightlineError:
     with pytest.raises(SightlineError) as caught:
-        visible(which, who)
+        visible(filter_, caller_)
     return caught.value
 
 
 @pytest.mark.parametrize("who", [ANONYMOUS, caller("*"), caller("a", "*")])
-def test_who_may_see_everything_does(who: Caller) -> None:
-    for which in (Filter(), Filter(device_ids=("a", "b"), source="cloud")):
-        assert visible(which, who) is which
+def test_who_may_see_everything_does(caller_: Caller) -> None:
+    for filter_ in (Filter(), Filter(device_ids=("a", "b"), source="cloud")):
+        assert visible(filter_, caller_) is filter_
 
 
 def test_an_empty_filter_means_the_callers_own_devices() -> None:
@@ -36,8 +36,8 @@ def test_another_device_is_refused_even_beside_an_own_one() -> None:
 
 
 def test_devices_of_a_prefix_must_be_named() -> None:
-    which = Filter(device_ids=("line-1", "a"))
-    assert visible(which, caller("line-*", "a")) is which
+    filter_ = Filter(device_ids=("line-1", "a"))
+    assert visible(filter_, caller("line-*", "a")) is filter_
     error = refusal(Filter(), caller("line-*", "a"))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert error.reason == "DEVICE_FILTER_REQUIRED"

@@ -1,4 +1,4 @@
-"""Item 16 of issue 11: capture times are held against the device's clock too."""
+"""Item 16 of issue 11: capture times are checked by the device's clock, too."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,13 +25,13 @@ LOST = datetime(1970, 1, 1, 0, 5, tzinfo=UTC)
 def reasons(
     *captured: datetime, now: datetime = NOW, steady: float | None = 100.0, **opened: Any
 ) -> list[str | None]:
-    """The rule that each prediction breaks when it comes on a stream opened like this."""
+    """Return the rule that each prediction breaks on a stream with this opening."""
     opened = {"opened_at": now, "opened_steady": 100.0, **opened}
     parts = [prediction(n, captured_at=timestamp(at)) for n, at in enumerate(captured, start=1)]
     payload = request(*parts, head=header()).SerializeToString()
-    found = prepare([Message(0, opening(**opened), payload, True)], DECODER, now, steady)
+    group = prepare([Message(0, opening(**opened), payload, True)], DECODER, now, steady)
     return [
-        found.violations[row].reason if row in found.violations else None
+        group.violations[row].reason if row in group.violations else None
         for row in range(len(captured))
     ]
 
@@ -59,7 +59,7 @@ def test_beyond_every_clock_is_the_future() -> None:
 
 
 def test_a_device_whose_clock_is_behind_may_have_times_of_a_right_one() -> None:
-    """Such as those of a camera with a clock of its own."""
+    """For example times from a camera with its own clock."""
     assert reasons(NOW, device_time=NOW - timedelta(days=400)) == [None]
 
 
@@ -74,7 +74,7 @@ def test_the_device_s_clock_goes_on_while_its_stream_is_open() -> None:
 def test_a_wall_clock_that_jumps_while_a_stream_is_open_changes_nothing() -> None:
     jumped = NOW - timedelta(days=9)
     assert reasons(NOW, now=jumped, opened_at=NOW, device_time=NOW) == [None]
-    # Also where only the wall clocks say what has passed: never less than nothing.
+    # Also if the elapsed time comes from the wall clocks: it is never negative.
     assert reasons(NOW, now=jumped, opened_at=NOW, device_time=NOW, steady=None) == [None]
 
 

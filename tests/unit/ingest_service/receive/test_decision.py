@@ -25,17 +25,17 @@ def run(
 ) -> tuple[Changes, tuple[Outcome, ...]]:
     group = prepare(messages, decoder, NOW)
     through = watermarks or {}
-    return decide(group, {one: committed(through.get(one, 0)) for one in group.spools})
+    return decide(group, {key: committed(through.get(key, 0)) for key in group.spools})
 
 
 def committed(through: int) -> Watermark:
-    """What was committed by a client that named no generation, before digests were kept."""
+    """Return the watermark of a client without generations, from before digests were kept."""
     return Watermark(through, generations=(Generation("", 0),) if through else ())
 
 
 def sequences(changes: Changes) -> list[int]:
-    found: list[int] = changes.predictions.column("sequence").to_pylist()
-    return found
+    numbers: list[int] = changes.predictions.column("sequence").to_pylist()
+    return numbers
 
 
 def test_what_is_new_is_written_and_counted(decoder: Decoder) -> None:
@@ -70,7 +70,7 @@ def test_rejected_predictions_hold_their_place_and_nothing_else_of_it(decoder: D
 
 
 def test_only_so_many_rejected_predictions_of_a_group_are_written_out(decoder: Decoder) -> None:
-    """To write one out takes a hundred times as long as to take one in."""
+    """Converting a prediction to JSON takes a hundred times as long as accepting it."""
     half = MAX_JSON_ORIGINALS // 2 + 1
     changes, _ = run(
         decoder,
@@ -79,9 +79,9 @@ def test_only_so_many_rejected_predictions_of_a_group_are_written_out(decoder: D
             *(prediction(n, model_name="") for n in range(half + 1, 2 * half + 1)), first=False
         ),
     )
-    said = [set(json.loads(row["original"])) for row in changes.rejected.to_pylist()]
-    assert len(said) == 2 * half
-    assert [keys == {"wire_base64"} for keys in said] == [
+    originals = [set(json.loads(row["original"])) for row in changes.rejected.to_pylist()]
+    assert len(originals) == 2 * half
+    assert [keys == {"wire_base64"} for keys in originals] == [
         n >= MAX_JSON_ORIGINALS for n in range(2 * half)
     ]
 

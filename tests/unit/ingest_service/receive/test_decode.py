@@ -15,17 +15,17 @@ from tests.unit.ingest_service.samples import (
 
 LENGTH_NEAR_2_TO_THE_64 = b"\xf9" + b"\xff" * 8 + b"\x01"
 NESTED = b"\x7b\x08\x01" * 1_000_000
-"""Groups in groups, a million deep, of a field that the contract does not have."""
+"""Nested groups, a million deep, of a field that the contract does not have."""
 
 
 def repeat_label(key: str, *values: str) -> bytes:
-    """A prediction whose bytes give one label several times, which protobuf's classes never do."""
+    """Return a prediction with one label several times, which protobuf's classes never write."""
     parts = [Prediction(labels={key: value}).SerializeToString() for value in values]
     return prediction(1).SerializeToString() + b"".join(parts)
 
 
 def entry(message: bytes) -> bytes:
-    """These bytes of a Prediction as an entry of `predictions`."""
+    """Return the bytes of a Prediction as an entry of `predictions`."""
     size, varint = len(message), bytearray()
     while size > 127:
         varint.append(size & 127 | 128)
@@ -54,9 +54,9 @@ def test_a_row_is_a_message(decoder: Decoder) -> None:
         b"\x12\x04\x12\x02\xff\xfe",
         b"\x0b",
         b"\x12\xff\xff\xff\xff\x0f",
-        b"\x12" + LENGTH_NEAR_2_TO_THE_64,  # on which ptars panics
+        b"\x12" + LENGTH_NEAR_2_TO_THE_64,  # ptars panics on it
         b"\x12\x0d\x5a\x0b\x12" + LENGTH_NEAR_2_TO_THE_64,
-        NESTED,  # on which ptars overflows the stack, and the process is gone
+        NESTED,  # ptars overflows the stack, which ends the process
         b"\x12\x00" * (LIMITS["predictions"] + 1),
         b"\x1a\x00" * (LIMITS["gaps"] + 1),
     ],

@@ -12,7 +12,7 @@ from tests.unit.ingest_service.samples import NOW, message, predictions
 
 
 class Noting(DuckDBStore):
-    """A store that notes what is done to it."""
+    """A store that records the calls of its methods."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -33,7 +33,7 @@ class Noting(DuckDBStore):
 
 
 def test_the_next_group_may_be_decoded_when_only_the_commit_is_left(tmp_path: Path) -> None:
-    """Before, the insert would wait for the interpreter, which decoding holds for long."""
+    """Earlier, the insert would wait for the interpreter's lock while messages are decoded."""
     store = Noting(tmp_path / "x.duckdb")
     writer = GroupWriter(store, lambda: NOW)
     group = writer.prepare([message(*predictions(1, 3))])

@@ -41,26 +41,26 @@ def test_a_header_that_breaks_a_rule_is_refused_by_field(fields: dict[str, Any],
 
 @pytest.mark.parametrize("size", [1, 256])
 def test_a_header_at_its_bounds_passes(size: int) -> None:
-    given = header(SPOOL._replace(device_id="d" * size), client="c" * size)
-    opened = parse_header(request(head=given).SerializeToString(), NOW)
+    head = header(SPOOL._replace(device_id="d" * size), client="c" * size)
+    opened = parse_header(request(head=head).SerializeToString(), NOW)
     assert opened.spool.device_id == "d" * size
     assert opened.client == "c" * size
     assert opened.clock_offset_seconds is None
 
 
 def test_the_clock_offset_is_server_minus_device() -> None:
-    given = header(
+    head = header(
         device_time=timestamp(NOW - timedelta(seconds=90)),
         device_monotonic=Duration(seconds=12, nanos=500_000_000),
     )
-    opened = parse_header(request(head=given).SerializeToString(), NOW)
+    opened = parse_header(request(head=head).SerializeToString(), NOW)
     assert opened.clock_offset_seconds == 90
     assert opened.device_monotonic == timedelta(seconds=12.5)
 
 
 def test_a_device_without_a_set_clock_is_welcome() -> None:
-    given = header(device_time=Timestamp())
-    opened = parse_header(request(head=given).SerializeToString(), NOW)
+    head = header(device_time=Timestamp())
+    opened = parse_header(request(head=head).SerializeToString(), NOW)
     assert opened.device_time == datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -1,4 +1,4 @@
-"""Item 16 of issue 11: what a wrong server clock rejected becomes accepted, each once."""
+"""Item 16 of issue 11: predictions that a wrong server clock rejected are accepted, each once."""
 
 import contextlib
 import json
@@ -61,7 +61,7 @@ def full(sequence: int, **fields: Any) -> Any:
 
 @pytest.fixture
 def rejected(path: Path) -> Path:
-    """A store whose server was five days behind: sequences 1 to 6, of which 4 breaks a rule."""
+    """Create a store whose server was five days behind; of sequences 1 to 6, 4 breaks a rule."""
     with contextlib.closing(DuckDBStore(path)) as store:
         parts = [full(1), full(2), full(3), full(4, model_name=""), full(5), full(6)]
         commit(store, message(*parts), now=lambda: BEHIND)
@@ -84,8 +84,10 @@ def test_item_16_readmit_puts_each_back_once_and_whole(rejected: Path, tmp_path:
     assert run(*flags)["readmitted"] == 5
     assert run(*flags) == {"readmitted": 0, "kept": {}, "dry_run": False}
     with contextlib.closing(DuckDBStore(rejected)) as store:
-        found = {one.position.sequence: stored_to_proto(one) for one in everything(store)}
-        assert {n: one.prediction for n, one in found.items()} == {
+        rejected_rows = {
+            stored.position.sequence: stored_to_proto(stored) for stored in everything(store)
+        }
+        assert {n: stored.prediction for n, stored in rejected_rows.items()} == {
             n: full(n) for n in (1, 2, 3, 5, 6)
         }
         with contextlib.closing(store._cursor()) as cursor:
@@ -93,11 +95,11 @@ def test_item_16_readmit_puts_each_back_once_and_whole(rejected: Path, tmp_path:
             assert cursor.execute(ledger).fetchall() == [(5, 1, 6, True)]
         before = stats(store)
         update_rollups(store)
-        # Quantiles come from buckets now.
+        # Quantiles are now computed from buckets.
         assert replace(stats(store), inference_seconds=before.inference_seconds) == before
         assert before.total_predictions == 5
         assert store.maintenance().export(tmp_path / "out", NOW) > 0
-        # The device sends it all again: duplicates, none of them stored twice.
+        # The device resends everything: no duplicate is stored twice.
         commit(store, message(*map(full, range(1, 7))))
         assert stats(store, Filter(device_ids=(SPOOL.device_id,))).total_predictions == 5
 
@@ -126,8 +128,8 @@ def test_a_transaction_that_fails_moves_nothing(
     monkeypatch.setattr(transaction_module, "delete_rejected", fail)
     with contextlib.closing(DuckDBStore(rejected)) as store:
         with store.transaction() as transaction:
-            found = transaction.rejected(RejectedFilter(), None)
-        batch = recheck(found, PtarsDecoder(), NOW)
+            rejected_rows = transaction.rejected(RejectedFilter(), None)
+        batch = recheck(rejected_rows, PtarsDecoder(), NOW)
         with pytest.raises(RuntimeError, match="power"), store.transaction() as transaction:
             transaction.readmit(batch.predictions, NOW)
         assert (stats(store).rejected, stats(store).total_predictions) == (6, 0)
@@ -145,17 +147,17 @@ def test_batches_go_on_where_the_last_ended(path: Path, monkeypatch: pytest.Monk
         last: Rejected | None = None
         while True:
             with store.transaction() as transaction:
-                found = transaction.rejected(RejectedFilter(), last)
-            if not found:
+                rejected_rows = transaction.rejected(RejectedFilter(), last)
+            if not rejected_rows:
                 break
-            assert len(found) <= 2
-            seen += [(one.device_id, one.sequence) for one in found]
-            last = found[-1]
+            assert len(rejected_rows) <= 2
+            seen += [(stored.device_id, stored.sequence) for stored in rejected_rows]
+            last = rejected_rows[-1]
         assert sorted(seen) == [(f"gate-{n}", s) for n in (1, 2, 3) for s in (1, 2, 3)]
 
 
 def judged(captured: datetime, device_time: datetime | None, now: datetime = NOW) -> list[str]:
-    """Why a rejected prediction stays rejected; empty: it is readmitted."""
+    """Return why a rejected prediction stays rejected; empty: it is readmitted."""
     original = next(
         rows.originals(
             request(prediction(1, captured_at=timestamp(captured))).SerializeToString(), [0], 1
@@ -163,15 +165,15 @@ def judged(captured: datetime, device_time: datetime | None, now: datetime = NOW
     )
     us = round(BEHIND.timestamp() * 1e6)
     device = None if device_time is None else round(device_time.timestamp() * 1e6)
-    found = Rejected(us, *SPOOL, 1, original, us, device, "")
-    return list(recheck([found], PtarsDecoder(), now).kept)
+    rejected_rows = Rejected(us, *SPOOL, 1, original, us, device, "")
+    return list(recheck([rejected_rows], PtarsDecoder(), now).kept)
 
 
 def test_the_device_s_clock_decides_where_it_is_known() -> None:
     far = NOW + timedelta(days=400)
     assert judged(NOW, NOW) == []
     assert judged(far, far) == []
-    # Beyond its own clock then: that it is in the past by now makes it no better.
+    # Ahead of the device's clock at that time, although it is in the past by now.
     assert judged(NOW, BEHIND) == ["CAPTURED_AT_IN_FUTURE"]
     assert judged(NOW, None) == []
     assert judged(far, None) == ["CAPTURED_AT_IN_FUTURE"]
@@ -186,16 +188,22 @@ def test_every_form_of_an_original_is_read(path: Path) -> None:
         assert "image_id" in forms[0]
         assert "wire_base64" in forms[1]
         assert "message_base64" in forms[2]
-        found = [Rejected(1, *SPOOL, n, form, 1, None, "") for n, form in enumerate(forms, start=1)]
+        rejected_rows = [
+            Rejected(1, *SPOOL, n, form, 1, None, "") for n, form in enumerate(forms, start=1)
+        ]
         bad = ("{}", '{"wire_base64": "?"}', '{"message_base64": "", "prediction": 7}', "[]", "1")
-        found += [Rejected(1, *SPOOL, n, form, 1, None, "") for n, form in enumerate(bad, start=9)]
-        batch = recheck(found, PtarsDecoder(), NOW)
+        rejected_rows += [
+            Rejected(1, *SPOOL, n, form, 1, None, "") for n, form in enumerate(bad, start=9)
+        ]
+        batch = recheck(rejected_rows, PtarsDecoder(), NOW)
         assert batch.predictions.column("sequence").to_pylist() == [1, 2, 3]
         assert batch.kept == {UNREADABLE: 5}
         with store.transaction() as transaction:
             transaction.write_predictions(batch.predictions, NOW)
-        stored = {one.position.sequence: stored_to_proto(one) for one in everything(store)}
-        assert [stored[n].prediction for n in (1, 2, 3)] == [full(1), full(2), full(3)]
+        stored_by_sequence = {
+            stored.position.sequence: stored_to_proto(stored) for stored in everything(store)
+        }
+        assert [stored_by_sequence[n].prediction for n in (1, 2, 3)] == [full(1), full(2), full(3)]
 
 
 def test_the_offset_of_the_stream_comes_along(path: Path) -> None:

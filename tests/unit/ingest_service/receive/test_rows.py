@@ -33,12 +33,14 @@ def test_what_json_cannot_say_is_kept_as_its_bytes(time: Timestamp) -> None:
     assert Prediction.FromString(kept) == unsayable
 
 
-def test_beyond_a_count_originals_are_kept_as_their_bytes() -> None:
-    given = [prediction(n, image_id="bad") for n in (1, 2, 3)]
-    said = [json.loads(one) for one in originals(request(*given).SerializeToString(), [0, 1, 2], 1)]
-    assert said[0]["image_id"] == "bad"
-    kept = [Prediction.FromString(base64.b64decode(one["wire_base64"])) for one in said[1:]]
-    assert kept == given[1:]
+def test_beyond_a_count_kept_jsonare_kept_as_their_bytes() -> None:
+    sent = [prediction(n, image_id="bad") for n in (1, 2, 3)]
+    kept_json = [
+        json.loads(row) for row in originals(request(*sent).SerializeToString(), [0, 1, 2], 1)
+    ]
+    assert kept_json[0]["image_id"] == "bad"
+    kept = [Prediction.FromString(base64.b64decode(row["wire_base64"])) for row in kept_json[1:]]
+    assert kept == sent[1:]
 
 
 def test_what_protobuf_itself_refuses_is_kept_as_the_whole_message() -> None:

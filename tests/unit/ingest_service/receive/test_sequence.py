@@ -40,8 +40,8 @@ def claims_of(*messages: Claim) -> Claims:
 
 
 @dataclass
-class Books:
-    """What has landed of one spool, and what came of it."""
+class SequenceLog:
+    """The rows, gaps and outcomes of one spool."""
 
     watermark: int = 0
     rows: list[int] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Books:
     holes: list[int] = field(default_factory=list)
 
     def take(self, *messages: Claim, streams: Sequence[int] | None = None) -> Placement:
-        """Commits a group of messages of one spool, each a stream of its own if not told."""
+        """Commit a group of messages of one spool, each on a stream of its own by default."""
         claims = claims_of(*messages)
         positions = {SPOOL: self.watermark}
         placement = place(
@@ -87,61 +87,61 @@ class Books:
 def test_what_continues_an_empty_spool_is_new(
     claim: Claim, watermark: int, rows: list[int], gaps: list[tuple[int, int]]
 ) -> None:
-    books = Books()
-    books.take(claim)
-    assert (books.watermark, books.rows, books.gaps) == (watermark, rows, gaps)
-    assert not books.holes
+    log = SequenceLog()
+    log.take(claim)
+    assert (log.watermark, log.rows, log.gaps) == (watermark, rows, gaps)
+    assert not log.holes
 
 
 def test_what_was_committed_is_a_duplicate() -> None:
-    books = Books(watermark=5)
-    books.take(([4, 5], []))
-    assert (books.watermark, books.rows, books.duplicates, books.holes) == (5, [], 2, [])
+    log = SequenceLog(watermark=5)
+    log.take(([4, 5], []))
+    assert (log.watermark, log.rows, log.duplicates, log.holes) == (5, [], 2, [])
 
 
 def test_an_overlap_with_the_watermark_is_cut() -> None:
-    books = Books(watermark=5)
-    books.take(([4, 5, 6, 7], []), ([], [(3, 9)]))
-    assert (books.rows, books.gaps, books.duplicates) == ([6, 7], [(8, 9)], 2)
-    assert books.watermark == 9
+    log = SequenceLog(watermark=5)
+    log.take(([4, 5, 6, 7], []), ([], [(3, 9)]))
+    assert (log.rows, log.gaps, log.duplicates) == ([6, 7], [(8, 9)], 2)
+    assert log.watermark == 9
 
 
 def test_a_gap_that_was_committed_is_not_recorded_again() -> None:
-    books = Books()
-    books.take(([], [(1, LARGEST)]))
-    books.take(([], [(1, LARGEST)]), ([], [(7, 8)]))
-    assert books.gaps == [(1, LARGEST)]
+    log = SequenceLog()
+    log.take(([], [(1, LARGEST)]))
+    log.take(([], [(1, LARGEST)]), ([], [(7, 8)]))
+    assert log.gaps == [(1, LARGEST)]
 
 
 def test_a_hole_before_the_message_names_the_sequence_that_is_expected() -> None:
-    books = Books(watermark=5)
-    books.take(([8, 9], []))
-    assert (books.watermark, books.rows, books.holes) == (5, [], [6])
+    log = SequenceLog(watermark=5)
+    log.take(([8, 9], []))
+    assert (log.watermark, log.rows, log.holes) == (5, [], [6])
 
 
 def test_what_comes_before_a_hole_in_a_message_lands() -> None:
-    books = Books(watermark=3)
-    books.take(([3, 4, 5, 7], [(8, 9)]))
-    assert (books.watermark, books.rows, books.gaps, books.holes) == (5, [4, 5], [], [6])
-    assert books.duplicates == 1
+    log = SequenceLog(watermark=3)
+    log.take(([3, 4, 5, 7], [(8, 9)]))
+    assert (log.watermark, log.rows, log.gaps, log.holes) == (5, [4, 5], [], [6])
+    assert log.duplicates == 1
 
 
 def test_a_hole_at_or_below_the_watermark_hides_nothing() -> None:
-    books = Books(watermark=10)
-    books.take(([2, 9, 11], []))
-    assert (books.rows, books.duplicates, books.holes, books.watermark) == ([11], 2, [], 11)
+    log = SequenceLog(watermark=10)
+    log.take(([2, 9, 11], []))
+    assert (log.rows, log.duplicates, log.holes, log.watermark) == ([11], 2, [], 11)
 
 
 def test_a_stream_ends_at_its_hole_and_others_go_on() -> None:
-    books = Books()
-    books.take(([2], []), ([1], []), ([1, 2], []), streams=[0, 0, 1])
-    assert (books.rows, books.holes, books.watermark) == ([1, 2], [1], 2)
+    log = SequenceLog()
+    log.take(([2], []), ([1], []), ([1, 2], []), streams=[0, 0, 1])
+    assert (log.rows, log.holes, log.watermark) == ([1, 2], [1], 2)
 
 
 def test_two_streams_of_one_spool_are_taken_in_order() -> None:
-    books = Books()
-    books.take(([1, 2], []), ([1, 2, 3], []), ([3, 4], []))
-    assert (books.rows, books.duplicates, books.watermark) == ([1, 2, 3, 4], 3, 4)
+    log = SequenceLog()
+    log.take(([1, 2], []), ([1, 2, 3], []), ([3, 4], []))
+    assert (log.rows, log.duplicates, log.watermark) == ([1, 2, 3, 4], 3, 4)
 
 
 def test_spools_do_not_touch_each_other() -> None:
@@ -152,11 +152,11 @@ def test_spools_do_not_touch_each_other() -> None:
 
 
 def test_the_largest_sequence_ends_a_spool_cleanly() -> None:
-    books = Books(watermark=LARGEST - 2)
-    books.take(([LARGEST - 1, LARGEST], []))
-    books.take(([LARGEST], [(LARGEST - 1, LARGEST - 1)]))
-    assert (books.rows, books.gaps) == ([LARGEST - 1, LARGEST], [])
-    assert (books.duplicates, books.holes) == (1, [])
+    log = SequenceLog(watermark=LARGEST - 2)
+    log.take(([LARGEST - 1, LARGEST], []))
+    log.take(([LARGEST], [(LARGEST - 1, LARGEST - 1)]))
+    assert (log.rows, log.gaps) == ([LARGEST - 1, LARGEST], [])
+    assert (log.duplicates, log.holes) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -177,20 +177,20 @@ def test_the_largest_sequence_ends_a_spool_cleanly() -> None:
 )
 def test_sequences_out_of_order_are_refused_by_field(claim: Claim, path: str) -> None:
     good: Claim = ([1], [(2, 3)])
-    found = find_disorder(claims_of(good, claim, good))
-    assert {message: disorder.field for message, disorder in found.items()} == {1: path}
-    books = Books()
-    books.take(claim, ([1], []), streams=[0, 0])
-    assert not books.landed(), "nothing of it, nor of its stream after it, may land"
-    assert (books.watermark, books.duplicates) == (0, 0)
+    disorders = find_disorder(claims_of(good, claim, good))
+    assert {message: disorder.field for message, disorder in disorders.items()} == {1: path}
+    log = SequenceLog()
+    log.take(claim, ([1], []), streams=[0, 0])
+    assert not log.landed(), "nothing of it, nor of its stream after it, may land"
+    assert (log.watermark, log.duplicates) == (0, 0)
 
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[int | tuple[int, int]], list[list[tuple[int, int]]]]:
-    """A spool as predictions (a sequence) and gaps (a pair), and the groups in which it is sent.
+    """Draw a spool of predictions (a sequence) and gaps (a pair), and the groups to send.
 
-    A group is a list of messages, each a slice of the spool that begins at or before what was sent
-    before it: a node resends from any earlier point, as often as it likes.
+    A group is a list of messages. Each is a slice of the spool that begins at or before the end of
+    the previous one, because a node may resend from any earlier point.
     """
     parts: list[int | tuple[int, int]] = []
     sequence = 1
@@ -219,7 +219,7 @@ def test_each_sequence_lands_once_however_it_is_resent(
     history: tuple[list[int | tuple[int, int]], list[list[tuple[int, int]]]],
 ) -> None:
     parts, groups = history
-    books = Books()
+    log = SequenceLog()
     sent = 0
     for group in groups:
         messages: list[Claim] = []
@@ -228,22 +228,22 @@ def test_each_sequence_lands_once_however_it_is_resent(
             alone = [part for part in slice_ if isinstance(part, int)]
             messages.append((alone, [part for part in slice_ if not isinstance(part, int)]))
             sent += len(alone)
-        books.take(*messages)
+        log.take(*messages)
     last = parts[-1] if isinstance(parts[-1], int) else parts[-1][1]
-    assert books.watermark == last
-    assert books.landed() == list(range(1, last + 1))
-    assert books.rows == [part for part in parts if isinstance(part, int)]
-    assert len(books.rows) + books.duplicates == sent
-    assert not books.holes
+    assert log.watermark == last
+    assert log.landed() == list(range(1, last + 1))
+    assert log.rows == [part for part in parts if isinstance(part, int)]
+    assert len(log.rows) + log.duplicates == sent
+    assert not log.holes
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 12), max_size=6, unique=True).map(sorted), max_size=8))
 def test_whatever_is_sent_lands_at_most_once_and_without_holes(sent: list[list[int]]) -> None:
-    books = Books()
+    log = SequenceLog()
     for sequences in sent:
-        before = books.watermark
-        books.take((sequences, []))
-        assert books.watermark >= before
-        assert all(hole <= books.watermark + 1 for hole in books.holes)
-    assert books.rows == list(range(1, books.watermark + 1))
+        before = log.watermark
+        log.take((sequences, []))
+        assert log.watermark >= before
+        assert all(hole <= log.watermark + 1 for hole in log.holes)
+    assert log.rows == list(range(1, log.watermark + 1))

@@ -1,4 +1,4 @@
-"""Item 15 of issue 11: no wall clock alone deletes what is stored."""
+"""Item 15 of issue 11: a wrong wall clock alone never deletes predictions."""
 
 import contextlib
 import logging
@@ -98,7 +98,7 @@ def test_a_clock_that_was_behind_needs_no_confirmation_when_it_is_right_again() 
 def test_no_clock_deletes_more_than_uptime_and_slack_allow(
     steps: list[tuple[int, int, bool]],
 ) -> None:
-    """Whatever the clock says: trusted <= start + time up + a day + a day for each day up."""
+    """For every clock: trusted <= start + time up + a day + a day for each day up."""
     state, boot, up, total = record(), 1, BOOT.seconds, 0
     for wall, passed, reboots in steps:
         boot, up = (boot + 1, 0.0) if reboots else (boot, up + passed)
@@ -110,9 +110,9 @@ def test_no_clock_deletes_more_than_uptime_and_slack_allow(
 
 
 def test_the_uptime_is_that_of_the_kernel() -> None:
-    one, two = read_uptime(), read_uptime()
-    assert one.boot == two.boot != ""
-    assert 0 <= two.seconds - one.seconds < 60
+    first, second = read_uptime(), read_uptime()
+    assert first.boot == second.boot != ""
+    assert 0 <= second.seconds - first.seconds < 60
 
 
 # -- In a store
@@ -123,19 +123,19 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "test.duckdb"
 
 
-class Kept:
-    """A store that is kept with a wall clock of the test's choice."""
+class MaintainedStore:
+    """A store whose housekeeping uses a wall clock of the test's choice."""
 
     def __init__(self, store: DuckDBStore, now: Callable[[], datetime], **duties: object) -> None:
         self.housekeeping = Housekeeping(store, Duties(retain_days=30, **duties), now)  # type: ignore[arg-type]
         self.store = store
 
     def expire(self) -> int:
-        """Runs the duty as the thread does, and returns what is left."""
+        """Run the task like the thread, and return the number of stored predictions."""
         self.housekeeping._expire()
         return stats(self.store).total_predictions
 
-    def __enter__(self) -> "Kept":
+    def __enter__(self) -> "MaintainedStore":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -144,7 +144,7 @@ class Kept:
 
 @pytest.fixture(autouse=True)
 def _seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves expiry to the tests: the thread's own would hide who deleted what."""
+    """Disable the thread's own expiry, so that only the test expires predictions."""
     monkeypatch.setattr(housekeeping_module.Housekeeping, "_run", lambda _: None)
 
 
@@ -155,10 +155,10 @@ def fill(store: DuckDBStore, received: datetime) -> None:
 
 
 def restarted(path: Path, received: datetime) -> DuckDBStore:
-    """A store with a row that was kept in time, as its next start finds it."""
+    """Create a store with one row whose clock record is current."""
     store = DuckDBStore(path)
     fill(store, received)
-    with Kept(store, lambda: received) as kept:
+    with MaintainedStore(store, lambda: received) as kept:
         assert kept.expire() == 1
     store.close()
     return DuckDBStore(path)
@@ -171,9 +171,9 @@ def test_item_15_one_start_with_the_clock_60_days_ahead_deletes_nothing(
     store = restarted(path, real)
     with (
         caplog.at_level(logging.ERROR, "ingest_service.store.housekeeping"),
-        Kept(store, lambda: real + DAYS_AHEAD) as kept,
+        MaintainedStore(store, lambda: real + DAYS_AHEAD) as kept,
     ):
-        # The first commit carries the wrong time, and must not vouch for it.
+        # The first commit has the wrong time, and must not confirm it.
         commit(store, message(prediction(1), of=spool(2)), now=lambda: real + DAYS_AHEAD)
         store.maintenance().update_rollups(real + DAYS_AHEAD, everything=True)
         assert kept.expire() == 2
@@ -181,7 +181,7 @@ def test_item_15_one_start_with_the_clock_60_days_ahead_deletes_nothing(
     (line,) = [record.getMessage() for record in caplog.records]
     assert "would delete 1 predictions" in line
     assert f"--retain-confirm-until {(real + timedelta(days=61)).date()}" in line
-    with Kept(store, lambda: real) as kept:
+    with MaintainedStore(store, lambda: real) as kept:
         assert kept.expire() == 2
         assert kept.housekeeping.held_seconds == 0
     store.close()
@@ -191,7 +191,7 @@ def test_item_15_a_jump_while_the_service_runs_deletes_nothing(path: Path) -> No
     real, ahead = datetime.now(UTC), [timedelta()]
     store = DuckDBStore(path)
     fill(store, real)
-    with Kept(store, lambda: real + ahead[0]) as kept:
+    with MaintainedStore(store, lambda: real + ahead[0]) as kept:
         assert kept.expire() == 1
         ahead[0] = DAYS_AHEAD
         assert kept.expire() == 1
@@ -203,13 +203,13 @@ def test_item_15_a_store_that_was_off_for_60_days_waits_for_an_operator(
 ) -> None:
     real = datetime.now(UTC)
     store = restarted(path, real - DAYS_AHEAD)
-    # The machine was off as well: it says nothing about how long.
+    # The machine was off, too: it does not know for how long.
     monkeypatch.setattr(housekeeping_module, "read_uptime", lambda: Uptime("another", 60.0))
-    with Kept(store, lambda: real) as kept:
+    with MaintainedStore(store, lambda: real) as kept:
         assert kept.expire() == 1
-    with Kept(store, lambda: real, confirmed_until=real + timedelta(days=1)) as kept:
+    with MaintainedStore(store, lambda: real, confirmed_until=real + timedelta(days=1)) as kept:
         assert kept.expire() == 0
-    with Kept(store, lambda: real) as kept:  # the confirmation is kept
+    with MaintainedStore(store, lambda: real) as kept:  # the confirmation is kept
         assert kept.housekeeping.held_seconds == 0
     store.close()
 
@@ -218,7 +218,7 @@ def test_item_15_a_file_that_was_never_kept_goes_by_its_last_commit(path: Path) 
     real = datetime.now(UTC)
     with contextlib.closing(DuckDBStore(path)) as store:
         fill(store, real)
-        with Kept(store, lambda: real + DAYS_AHEAD) as kept:
+        with MaintainedStore(store, lambda: real + DAYS_AHEAD) as kept:
             assert kept.expire() == 1
 
 
@@ -226,7 +226,7 @@ def test_rejected_rows_are_kept_as_well(path: Path) -> None:
     real = datetime.now(UTC)
     with contextlib.closing(DuckDBStore(path)) as store:
         commit(store, message(prediction(1, model_name="")), now=lambda: real)
-        with Kept(store, lambda: real + DAYS_AHEAD) as kept:
+        with MaintainedStore(store, lambda: real + DAYS_AHEAD) as kept:
             kept.expire()
         assert stats(store).rejected == 1
 
@@ -248,7 +248,7 @@ def test_a_warning_each_hour_while_received_at_is_ahead(caplog: pytest.LogCaptur
 def test_rows_get_sums_while_the_clock_is_behind_them(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else exports would stand still for as long as the clock was ahead before."""
+    """Otherwise exports would stop for as long as the clock was ahead before."""
     steady = [0.0]
     monkeypatch.setattr("ingest_service.store.duckdb.maintenance.time.monotonic", lambda: steady[0])
     with contextlib.closing(DuckDBStore(path)) as store:

@@ -23,15 +23,15 @@ Watched = Callable[[float], tuple[WatchedStore, "queue.Queue[bool]"]]
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[Watched]:
-    """Makes a store that probes so soon, and what it says of itself."""
+    """Return a factory of stores with a probe interval, and the queue of their reports."""
     stores: list[WatchedStore] = []
 
     def make(probe_seconds: float) -> tuple[WatchedStore, "queue.Queue[bool]"]:
         store = WatchedStore(DuckDBStore(tmp_path / "test.duckdb"), probe_seconds)
-        said: queue.Queue[bool] = queue.Queue()
-        store.on_change = said.put
+        changes: queue.Queue[bool] = queue.Queue()
+        store.on_change = changes.put
         stores.append(store)
-        return store, said
+        return store, changes
 
     yield make
     for store in stores:
@@ -53,56 +53,56 @@ def fail(store: PredictionStore, times: int) -> None:
 def test_a_store_that_cannot_be_written_says_so_until_it_can(
     watched: Watched, tmp_path: Path
 ) -> None:
-    store, said = watched(NEVER)
+    store, changes = watched(NEVER)
     commit(store, message(*predictions(1, 5)))
     with full_disk(tmp_path):
         fail(store, STREAK - 1)
-        assert said.empty()
+        assert changes.empty()
         fail(store, 3)
-        assert said.get_nowait() is False
-    assert said.empty()
+        assert changes.get_nowait() is False
+    assert changes.empty()
     commit(store, message(*predictions(6, 10)))
-    assert said.get_nowait() is True
+    assert changes.get_nowait() is True
 
 
 def test_a_single_failure_is_forgotten(watched: Watched, tmp_path: Path) -> None:
-    store, said = watched(NEVER)
+    store, changes = watched(NEVER)
     commit(store, message(*predictions(1, 5)))
     for last in range(6, 10):
         with full_disk(tmp_path):
             fail(store, STREAK - 1)
         commit(store, message(*predictions(last, last)))
-    assert said.empty()
+    assert changes.empty()
 
 
 def test_a_store_that_nobody_writes_to_is_probed(watched: Watched, tmp_path: Path) -> None:
-    store, said = watched(SOON)
+    store, changes = watched(SOON)
     commit(store, message(*predictions(1, 5)))
     with full_disk(tmp_path):
         fail(store, 1)
-        assert said.get(timeout=PATIENCE) is False
+        assert changes.get(timeout=PATIENCE) is False
         with pytest.raises(queue.Empty):
-            said.get(timeout=5 * SOON)
-    assert said.get(timeout=PATIENCE) is True
+            changes.get(timeout=5 * SOON)
+    assert changes.get(timeout=PATIENCE) is True
 
 
 def test_a_little_room_does_not_make_it_ready(watched: Watched, tmp_path: Path) -> None:
-    store, said = watched(SOON)
+    store, changes = watched(SOON)
     commit(store, message(*predictions(1, 5)))
     with no_file_beyond((tmp_path / "test.duckdb.wal").stat().st_size + 1000):
         fail(store, 1)
-        assert said.get(timeout=PATIENCE) is False
+        assert changes.get(timeout=PATIENCE) is False
         with pytest.raises(queue.Empty):
-            said.get(timeout=5 * SOON)
-    assert said.get(timeout=PATIENCE) is True
+            changes.get(timeout=5 * SOON)
+    assert changes.get(timeout=PATIENCE) is True
 
 
 def test_what_is_wrong_with_the_messages_is_no_fault_of_the_store(watched: Watched) -> None:
-    store, said = watched(NEVER)
+    store, changes = watched(NEVER)
     for _ in range(STREAK):
         with suppress(SightlineError), store.transaction():
             raise SightlineError(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE", "no")
-    assert said.empty()
+    assert changes.empty()
 
 
 def test_a_store_that_is_closed_is_not_probed(watched: Watched, tmp_path: Path) -> None:
@@ -111,4 +111,4 @@ def test_a_store_that_is_closed_is_not_probed(watched: Watched, tmp_path: Path) 
     with full_disk(tmp_path):
         fail(store, 1)
     store.close()
-    assert not [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]

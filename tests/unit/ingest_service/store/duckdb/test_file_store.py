@@ -40,7 +40,7 @@ class TestDuckDBStore(PredictionStoreConformance):
 
 @contextlib.contextmanager
 def no_file_beyond(size: int) -> Iterator[None]:
-    """The disk is full: no file of this process may grow beyond `size` bytes."""
+    """Simulate a full disk: no file of this process may grow beyond `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -92,7 +92,7 @@ def test_no_byte_of_a_file_keeps_it_from_saying_what_is_wrong(path: Path) -> Non
 
 
 def test_a_disk_that_is_full_at_a_checkpoint_is_outlived(path: Path) -> None:
-    """DuckDB then declares the whole database unusable, although the COMMIT is durable."""
+    """DuckDB then declares the database unusable, although the COMMIT is durable."""
     store = DuckDBStore(path)
     commit(store, message(*predictions(1, 5)))
     with contextlib.closing(store._cursor()) as cursor:
@@ -107,7 +107,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_outlived(path: Path) -> None:
     assert caught.value.code.name == "UNAVAILABLE"
     assert isinstance(caught.value.__cause__, duckdb.FatalException), "not the fault that is meant"
     through = watermark(store)
-    assert [one.position.sequence for one in everything(store)] == list(range(through, 0, -1))
+    assert [stored.position.sequence for stored in everything(store)] == list(range(through, 0, -1))
     commit(store, message(*predictions(1, through + 3)))
     assert watermark(store) == through + 3
     store.close()

@@ -26,7 +26,7 @@ from tests.unit.ingest_service.samples import (
     timestamp,
 )
 from tests.unit.ingest_service.store_conformance import (
-    Clock,
+    MovableClock,
     commit,
     everything,
     stats,
@@ -42,13 +42,13 @@ def path(tmp_path: Path) -> Path:
 
 def rows(store: DuckDBStore, sql: str) -> list[tuple[object, ...]]:
     with contextlib.closing(store._cursor()) as cursor:
-        found: list[tuple[object, ...]] = cursor.execute(sql).fetchall()
-        return found
+        rows: list[tuple[object, ...]] = cursor.execute(sql).fetchall()
+        return rows
 
 
 @pytest.mark.slow
 def test_sums_and_deletions_run_beside_commits_and_queries(path: Path) -> None:
-    store, clock, done = DuckDBStore(path), Clock(), threading.Event()
+    store, clock, done = DuckDBStore(path), MovableClock(), threading.Event()
     failures: list[BaseException] = []
     kept: list[int] = []
 

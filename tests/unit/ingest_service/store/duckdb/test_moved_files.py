@@ -26,11 +26,11 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(path: Path) -> DuckDBStore:
     path.parent.mkdir()
-    made = DuckDBStore(path)
-    log(made, 1, 5)
-    checkpoint(made)
-    log(made, 6, 10)
-    return made
+    store = DuckDBStore(path)
+    log(store, 1, 5)
+    checkpoint(store)
+    log(store, 6, 10)
+    return store
 
 
 def delete(path: Path) -> None:
@@ -74,7 +74,7 @@ def test_11_nothing_is_committed_or_read_once_the_database_is_not_there(
 ) -> None:
     harm(path)
     refused(lambda: log(store, 11, 15))
-    refused(lambda: watermark(store))  # or a node would delete what it takes for committed
+    refused(lambda: watermark(store))  # or a node would delete its only copy
     refused(store.probe)
     refused(store.check)
     refused(store.close)
@@ -125,9 +125,9 @@ def put_an_old_one(log_file: Path) -> None:
 def test_11_what_a_log_held_that_is_gone_is_kept(
     store: DuckDBStore, path: Path, tmp_path: Path, harm: Callable[[Path], None], is_new: bool
 ) -> None:
-    """It is still in memory: a checkpoint writes it to the database before anything is confirmed.
+    """A checkpoint writes its content, which is still in memory, before a commit is acknowledged.
 
-    DuckDB opens the log when it first writes to it: one from an earlier life may go before.
+    DuckDB opens the log at its first write, so a log of an earlier process may vanish before.
     """
     if not is_new:
         left = leave(path, tmp_path / "left")
@@ -162,22 +162,22 @@ def test_11_readiness_follows_within_a_second_though_nobody_writes(
     store: DuckDBStore, path: Path
 ) -> None:
     watched = WatchedStore(store, probe_seconds=0.05)
-    said: list[bool] = []
-    watched.on_change = said.append
+    changes: list[bool] = []
+    watched.on_change = changes.append
     path.rename(path.with_name("elsewhere"))
-    assert eventually(lambda: said == [False], 5)
+    assert eventually(lambda: changes == [False], 5)
     path.with_name("elsewhere").rename(path)
-    assert eventually(lambda: said == [False, True], 5)
+    assert eventually(lambda: changes == [False, True], 5)
     watched.close()
 
 
 def test_11_one_failed_commit_is_enough(store: DuckDBStore, path: Path) -> None:
     watched = WatchedStore(store, probe_seconds=3600)
-    said: list[bool] = []
-    watched.on_change = said.append
+    changes: list[bool] = []
+    watched.on_change = changes.append
     path.unlink()
     refused(lambda: commit(watched, message(*predictions(11, 15))))
-    assert said == [False]
+    assert changes == [False]
     refused(watched.close)
 
 
@@ -195,7 +195,7 @@ def test_11_what_is_open_can_still_be_saved(store: DuckDBStore, path: Path, tmp_
 def test_10_a_backup_that_fails_is_no_failure_of_the_store(
     store: DuckDBStore, tmp_path: Path, error: type[duckdb.Error]
 ) -> None:
-    """A full disk on which the copy is made says nothing about the database that is served."""
+    """A full disk for the copy is no failure of the database."""
     served = store._root
 
     def fill_the_disk(_done: int, _of: int) -> None:

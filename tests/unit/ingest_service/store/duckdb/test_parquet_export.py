@@ -51,7 +51,7 @@ def test_any_device_has_a_folder_of_its_own(device: str) -> None:
     assert len(name.encode()) < 255
     assert "/" not in name
     assert unquote(name, errors="strict")
-    assert len({folder_name(each) for each in ODD_DEVICES}) == len(ODD_DEVICES)
+    assert len({folder_name(device) for device in ODD_DEVICES}) == len(ODD_DEVICES)
 
 
 def test_devices_with_odd_names_are_exported(tmp_path: Path) -> None:
@@ -66,10 +66,10 @@ def test_devices_with_odd_names_are_exported(tmp_path: Path) -> None:
     rows = exported(tmp_path / "out")
     assert sorted(row["device_id"] for row in rows) == sorted(names * 2)
     assert not (tmp_path / "out" / UNFINISHED).exists()
-    found = duckdb.sql(
+    days = duckdb.sql(
         f"SELECT DISTINCT day::VARCHAR, count(*) FROM '{tmp_path}/out/*/*/*.parquet' GROUP BY ALL"
     ).fetchall()
-    assert found == [("2026-11-22", 2 * len(names))]
+    assert days == [("2026-11-22", 2 * len(names))]
 
 
 def test_every_folder_that_is_made_is_durable_before_its_rows_may_be_deleted(
@@ -84,7 +84,7 @@ def test_every_folder_that_is_made_is_durable_before_its_rows_may_be_deleted(
     assert store.maintenance().export(folder, NOW) == 1
     store.close()
     (file,) = folder.rglob("*.parquet")
-    above = [each for each in file.parents if each.is_relative_to(tmp_path)]
+    above = [folder for folder in file.parents if folder.is_relative_to(tmp_path)]
     assert not set(above) - set(synced), "a power cut would lose what is marked as exported"
 
 

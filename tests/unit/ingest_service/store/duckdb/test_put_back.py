@@ -1,4 +1,4 @@
-"""Item 9: a database, or its log, that somebody put back is noticed and refused."""
+"""Item 9: an older database or log that was put in the place of the current one is refused."""
 
 import re
 import shutil
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def bytes_of(path: Path) -> dict[str, bytes]:
-    """What is in the files of a store, the mark left out."""
+    """Return the contents of a store's files, except the commit record."""
     return {
         file.name: file.read_bytes()
         for file in path.parent.glob(f"{path.name}*")
@@ -40,7 +40,7 @@ def bytes_of(path: Path) -> dict[str, bytes]:
 
 
 def refused(path: Path, why: str) -> None:
-    """Fails unless the store is refused, and its files are left as they were."""
+    """Assert that the store is refused, and that its files are unchanged."""
     before = bytes_of(path)
     with pytest.raises(StoreOpenError, match=why) as caught:
         DuckDBStore(path)
@@ -49,7 +49,7 @@ def refused(path: Path, why: str) -> None:
 
 
 def two_moments(path: Path) -> tuple[Path, Path]:
-    """Returns what a killed service left early, and what one left later, after checkpoints."""
+    """Return the files of a service that was killed early, and of one killed after checkpoints."""
     with opened(path) as store:
         log(store, 1, 10)
         checkpoint(store)
@@ -72,7 +72,7 @@ def test_09_an_older_database_beside_a_newer_log_is_refused(path: Path) -> None:
 
 
 def test_09_duckdb_itself_refuses_a_log_of_another_checkpoint(path: Path) -> None:
-    """Without our own look, which is first because it can say what to do."""
+    """DuckDB's own check, without ours, which comes first because its message says what to do."""
     early, late = two_moments(path)
     shutil.copy(early, late)
     with pytest.raises(duckdb.IOException, match="checkpoint iteration"):
@@ -203,7 +203,7 @@ def test_09_a_migration_that_is_cut_short_is_begun_again(
     make_of_old_format(path, 50)
 
     def die(*_: object) -> None:
-        raise KeyboardInterrupt  # as good as a power failure: nothing tidies up after it
+        raise KeyboardInterrupt  # like a power failure: no cleanup follows
 
     with monkeypatch.context() as patched:
         patched.setattr(duckdb_open, step, die)
@@ -236,11 +236,11 @@ def test_09_every_refusal_is_one_sentence_that_says_what_to_do(path: Path) -> No
 
 @pytest.fixture
 def link(path: Path, tmp_path: Path) -> Path:
-    """A name that leads to the database at `path`, in a folder of its own."""
-    made = tmp_path / "etc" / "sightline.duckdb"
-    made.parent.mkdir()
-    made.symlink_to(path)
-    return made
+    """Create a link to the database at `path`, in a folder of its own."""
+    link = tmp_path / "etc" / "sightline.duckdb"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    return link
 
 
 def test_09_a_database_behind_a_link_is_held_against_its_log(path: Path, link: Path) -> None:
@@ -259,7 +259,7 @@ def test_09_a_database_behind_a_link_is_held_against_its_log(path: Path, link: P
 
 
 def test_09_a_migration_leaves_a_link_a_link(path: Path, link: Path) -> None:
-    """The database stays on the disk that it was put on."""
+    """The database stays on the disk to which the link leads."""
     make_of_old_format(path, 50)
     with opened(link) as store:
         assert sequences(store) == list(range(1, 51))

@@ -21,7 +21,7 @@ SPANS = st.lists(st.tuples(st.integers(1, BLOCK_US), st.integers(1, MERGED_BLOCK
 
 
 def blocks_of(*spans: tuple[int, int]) -> list[Block]:
-    """Neighbours of these lengths (us) and sizes."""
+    """Return neighbouring blocks of these lengths (us) and sizes."""
     blocks, after = [], 0
     for length, predictions in spans:
         blocks.append(Block(after, after + length, predictions))
@@ -30,7 +30,7 @@ def blocks_of(*spans: tuple[int, int]) -> list[Block]:
 
 
 def merged(blocks: Sequence[Block]) -> list[Block]:
-    """The blocks after every merge that is worth it."""
+    """Return the blocks after every merge that is worth it."""
     left = list(blocks)
     while run := mergeable(left):
         at = left.index(run[0])
@@ -77,9 +77,9 @@ def test_a_quantile_of_buckets_is_within_a_percent(times: list[float], fraction:
 
 
 @given(st.lists(st.booleans(), max_size=100), st.integers(2, 8))
-def test_joined_ranges_cover_what_they_join(chosen: list[bool], most: int) -> None:
+def test_joined_ranges_cover_what_they_join(chosen: list[bool], limit: int) -> None:
     blocks = [(at, at + 1) for at, wanted in enumerate(chosen) if wanted]
-    ranges = join_ranges(blocks, most)
+    ranges = join_ranges(blocks, limit)
     assert all(any(a <= after and through <= b for a, b in ranges) for after, through in blocks)
     assert all(a[1] < b[0] for a, b in itertools.pairwise(ranges))
 

@@ -1,4 +1,4 @@
-"""Item 22 of issue 11: a commit costs the same however many spools there ever were."""
+"""Item 22 of issue 11: the cost of a commit is independent of the number of spools."""
 
 import contextlib
 import random
@@ -32,15 +32,18 @@ def path(tmp_path: Path) -> Path:
 
 
 def fill(path: Path, count: int) -> None:
-    """Makes a store with the rows of so many spools."""
-    with contextlib.closing(DuckDBStore(path)) as store, contextlib.closing(store._cursor()) as one:
-        one.execute(
+    """Create a store with the rows of `count` spools."""
+    with (
+        contextlib.closing(DuckDBStore(path)) as store,
+        contextlib.closing(store._cursor()) as cursor,
+    ):
+        cursor.execute(
             "INSERT INTO watermarks"
             " (device_id, spool_id, committed_through, duplicates, updated_at)"
             f" SELECT 'd' || i % 100, uuid()::VARCHAR, 1, 0, now() FROM range({count}) AS t(i)"
         )
-        # Their one prediction is deleted since: the books must balance when the store is opened.
-        one.execute("INSERT INTO expired SELECT device_id, spool_id, 1, 0 FROM watermarks")
+        # Their only prediction was deleted: the books must balance when the store is opened.
+        cursor.execute("INSERT INTO expired SELECT device_id, spool_id, 1, 0 FROM watermarks")
 
 
 def commit_seconds(store: DuckDBStore, of: SpoolKey, sequence: int) -> float:
@@ -62,7 +65,7 @@ def test_item_22_a_commit_does_not_grow_with_the_number_of_spools(tmp_path: Path
         contextlib.closing(DuckDBStore(few)) as small,
         contextlib.closing(DuckDBStore(many)) as large,
     ):
-        for store in (small, large):  # loads what there is
+        for store in (small, large):  # load the index
             commit_seconds(store, spool(1), 1)
         for sequence in range(2, 32):
             for name, store in (("small", small), ("large", large)):
@@ -93,8 +96,8 @@ def test_positions_are_right_wherever_their_rows_are(path: Path) -> None:
             store = DuckDBStore(path)
     assert {of: watermark(store, of) for of in spools} == expected
     with contextlib.closing(store._cursor()) as cursor:
-        found = cursor.execute("SELECT count(*), count(DISTINCT spool_id) FROM watermarks")
-        assert found.fetchall() == [(3 * FAR + 12, 3 * FAR + 12)]
+        counts = cursor.execute("SELECT count(*), count(DISTINCT spool_id) FROM watermarks")
+        assert counts.fetchall() == [(3 * FAR + 12, 3 * FAR + 12)]
     store.close()
 
 
@@ -150,7 +153,7 @@ def test_ranges_cover_the_rows_and_stay_few(rows: Sequence[int]) -> None:
     ranges = join_rows(rows)
     assert len(ranges) <= MAX_RANGES
     assert all(any(first <= row <= last for first, last in ranges) for row in rows)
-    assert {row for each in ranges for row in each} <= set(rows)
+    assert {row for part in ranges for row in part} <= set(rows)
 
 
 def test_rows_that_are_near_are_one_range() -> None:

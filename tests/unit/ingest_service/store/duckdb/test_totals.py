@@ -16,7 +16,13 @@ from ingest_service.store.duckdb import totals
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.protocol import Filter
 from tests.unit.ingest_service.samples import message, spool
-from tests.unit.ingest_service.store_conformance import Clock, commit, stats, update_rollups, varied
+from tests.unit.ingest_service.store_conformance import (
+    MovableClock,
+    commit,
+    stats,
+    update_rollups,
+    varied,
+)
 
 _HOSTILE = """
 import contextlib, json, sys, time
@@ -116,7 +122,7 @@ def test_totals_are_those_of_the_rows(
 ) -> None:
     """Through commits, new blocks, merged ones, retention, restarts and adding up."""
     monkeypatch.setattr(totals, "APPENDED", appended)
-    store, clock = DuckDBStore(path), Clock()
+    store, clock = DuckDBStore(path), MovableClock()
     for number in range(1, 21):
         commit(store, message(*varied(number, 30), of=spool(number)), now=clock)
         if number % 2:
@@ -172,7 +178,7 @@ def test_the_totals_of_a_block_take_two_statements(path: Path) -> None:
 
 def test_everything_that_expires_leaves_no_total(path: Path) -> None:
     with contextlib.closing(DuckDBStore(path)) as store:
-        clock = Clock()
+        clock = MovableClock()
         commit(store, message(*varied(1, 30)), now=clock)
         update_rollups(store)
         store.maintenance().expire(clock.time + timedelta(days=1), exported_only=False)
@@ -183,7 +189,7 @@ def test_everything_that_expires_leaves_no_total(path: Path) -> None:
 
 def test_a_file_of_version_2_gets_its_totals(path: Path) -> None:
     with contextlib.closing(DuckDBStore(path)) as store:
-        clock = Clock()
+        clock = MovableClock()
         for number in (1, 2, 3):
             commit(store, message(*varied(number, 40), of=spool(number)), now=clock)
             clock.tick()
@@ -217,7 +223,7 @@ def test_a_file_of_version_2_gets_its_totals(path: Path) -> None:
 
 def test_filters_and_totals_agree(path: Path) -> None:
     with contextlib.closing(DuckDBStore(path)) as store:
-        clock = Clock()
+        clock = MovableClock()
         for number in (1, 2):
             commit(store, message(*varied(number, 40), of=spool(number)), now=clock)
             clock.tick()
