@@ -20,7 +20,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Limit: TypeAlias = "int | NDArray[np.int64]"
 
 
-class Window(NamedTuple):
+class CaptureWindow(NamedTuple):
     """A window of plausible capture times, us since 1970, both limits inclusive.
 
     Each limit is one number for all predictions, or an array with a number for each prediction.
@@ -30,12 +30,12 @@ class Window(NamedTuple):
     latest: Limit
 
 
-def by_server(now: datetime) -> Window:
+def by_server(now: datetime) -> CaptureWindow:
     """Return the window by the server's clock, for devices that do not send their clock."""
-    return Window(to_us(EARLIEST_CAPTURE), to_us(now) + _us(FUTURE_ALLOWANCE))
+    return CaptureWindow(to_us(EARLIEST_CAPTURE), to_us(now) + _us(FUTURE_ALLOWANCE))
 
 
-def by_device(device_time: datetime, elapsed: timedelta) -> Window:
+def by_device(device_time: datetime, elapsed: timedelta) -> CaptureWindow:
     """Return the window by the device's clock.
 
     A device whose clock is before 2000 has lost its time, usually to 1970. The times of its
@@ -46,10 +46,10 @@ def by_device(device_time: datetime, elapsed: timedelta) -> Window:
         elapsed: time since then, >= 0.
     """
     earliest = _EPOCH if device_time < EARLIEST_CAPTURE else EARLIEST_CAPTURE
-    return Window(to_us(earliest), to_us(device_time) + _us(elapsed) + _us(FUTURE_ALLOWANCE))
+    return CaptureWindow(to_us(earliest), to_us(device_time) + _us(elapsed) + _us(FUTURE_ALLOWANCE))
 
 
-def of_stream(opening: Opening, now: datetime, steady: float | None) -> Window:
+def of_stream(opening: Opening, now: datetime, steady: float | None) -> CaptureWindow:
     """Return the window for the predictions of a stream: times that are plausible by either clock.
 
     Args:
@@ -65,10 +65,10 @@ def of_stream(opening: Opening, now: datetime, steady: float | None) -> Window:
     else:
         elapsed = timedelta(seconds=steady - opening.opened_steady)
     device = by_device(opening.device_time, max(elapsed, timedelta()))
-    return Window(device.earliest, max(server.latest, device.latest))
+    return CaptureWindow(device.earliest, max(server.latest, device.latest))
 
 
-def for_each(windows: Sequence[Window], owner: NDArray[np.int64]) -> Window:
+def for_each(windows: Sequence[CaptureWindow], owner: NDArray[np.int64]) -> CaptureWindow:
     """Return the window of each prediction.
 
     Args:
@@ -76,7 +76,7 @@ def for_each(windows: Sequence[Window], owner: NDArray[np.int64]) -> Window:
         owner: the index of the message of each prediction.
     """
     bounds = np.array(windows, dtype=np.int64).reshape(-1, 2)
-    return Window(bounds[owner, 0], bounds[owner, 1])
+    return CaptureWindow(bounds[owner, 0], bounds[owner, 1])
 
 
 def to_us(time: datetime) -> int:

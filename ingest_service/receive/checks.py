@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ingest_service.receive.capture_window import EARLIEST_CAPTURE, Window, to_us
+from ingest_service.receive.capture_window import EARLIEST_CAPTURE, CaptureWindow, to_us
 
 MAX_IMAGE_ID_BYTES = 512
 MAX_NAME_BYTES = 256
@@ -55,7 +55,7 @@ class _Broken(NamedTuple):
     """Per row (of the predictions, the detections or the labels): True if it breaks the rule."""
 
 
-def find_violations(predictions: pa.StructArray, window: Window) -> dict[int, Violation]:
+def find_violations(predictions: pa.StructArray, window: CaptureWindow) -> dict[int, Violation]:
     """Return the first broken rule of each row that breaks one.
 
     Args:
@@ -90,7 +90,7 @@ def _add_first(
         violations.setdefault(int(row), Violation(path, rule.reason))
 
 
-def _row_rules(rows: pa.StructArray, window: Window) -> Iterator[_Broken]:
+def _row_rules(rows: pa.StructArray, window: CaptureWindow) -> Iterator[_Broken]:
     yield from _text_rules(rows)
     for side in ("image_width", "image_height"):
         yield _Broken(side, f"{side.upper()}_OUT_OF_RANGE", _outside(rows, side, 0, MAX_IMAGE_SIDE))
@@ -122,7 +122,7 @@ def _text_rules(rows: pa.StructArray) -> Iterator[_Broken]:
         yield _Broken("trace_id", "TRACE_ID_MALFORMED", ~good)
 
 
-def _time_rules(rows: pa.StructArray, window: Window) -> Iterator[_Broken]:
+def _time_rules(rows: pa.StructArray, window: CaptureWindow) -> Iterator[_Broken]:
     captured = rows.field("captured_at")
     yield _Broken("captured_at", "CAPTURED_AT_REQUIRED", _absent(captured))
     times = _filled(captured)

@@ -91,7 +91,7 @@ def _checked(
     return ReadmissionBatch(table, last, kept)
 
 
-def _window(rejected: Rejected, now: datetime) -> capture_window.Window:
+def _window(rejected: Rejected, now: datetime) -> capture_window.CaptureWindow:
     opening = rejected.opening
     if opening.device_time is None:
         return capture_window.by_server(now)

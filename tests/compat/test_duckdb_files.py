@@ -17,7 +17,7 @@ import pytest
 
 from tests.compat import next_duckdb
 from tests.compat.conftest import ROOT
-from tests.integration.ingest.process import Server
+from tests.integration.ingest.process import IngestProcess
 from tests.unit.ingest_service.samples import header, predictions, request
 
 OLDEST, NEXT = "1.4.4", "2.0.1"
@@ -34,7 +34,7 @@ def other(version: str) -> Path:
 
 
 @contextmanager
-def running(server: Server, version: str = "") -> Iterator[Server]:
+def running(server: IngestProcess, version: str = "") -> Iterator[IngestProcess]:
     """Runs a service on another DuckDB; empty: on ours."""
     with pytest.MonkeyPatch.context() as patch:
         if version:
@@ -46,7 +46,7 @@ def running(server: Server, version: str = "") -> Iterator[Server]:
         server.kill()
 
 
-def log(server: Server, first: int, last: int) -> None:
+def log(server: IngestProcess, first: int, last: int) -> None:
     answer = server.log_messages(request(*predictions(first, last), head=header()))
     assert answer.committed_through == last
 
@@ -72,7 +72,7 @@ def read(database: Path, version: str) -> str:
 def test_item_24_other_duckdbs_read_what_a_stopped_service_has_stored(
     tmp_path: Path, version: str
 ) -> None:
-    server = Server(tmp_path)
+    server = IngestProcess(tmp_path)
     with running(server):
         log(server, 1, 3)
         server.stop()
@@ -80,7 +80,7 @@ def test_item_24_other_duckdbs_read_what_a_stopped_service_has_stored(
 
 
 def test_item_24_the_next_duckdb_takes_a_file_up_and_ours_takes_it_back(tmp_path: Path) -> None:
-    server = Server(tmp_path)
+    server = IngestProcess(tmp_path)
     with running(server):
         log(server, 1, 3)  # killed: its log is left for the next
     with running(server, NEXT):
@@ -95,7 +95,7 @@ def test_item_24_the_next_duckdb_takes_a_file_up_and_ours_takes_it_back(tmp_path
 def test_item_24_a_file_that_the_next_duckdb_has_made_is_refused_in_a_sentence(
     tmp_path: Path,
 ) -> None:
-    server = Server(tmp_path)
+    server = IngestProcess(tmp_path)
     made = "import sys, duckdb; duckdb.connect(sys.argv[1]).execute('CREATE TABLE t (i INTEGER)')"
     subprocess.run(
         [sys.executable, "-c", made, str(server.database)],

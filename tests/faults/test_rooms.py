@@ -20,7 +20,7 @@ from sightline.ingest.v1 import ingest_service_pb2
 from tests.fakes.hostile import hostile, most_of
 from tests.faults.campaign import Campaign
 from tests.integration.inference import process as inference
-from tests.integration.ingest.process import Server
+from tests.integration.ingest.process import IngestProcess
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
 from tests.unit.ingest_service.samples import header, predictions, request, spool
 
@@ -90,7 +90,7 @@ def beside(pid: int, turn: Callable[[], None], trouble: Callable[[], None]) -> B
 def test_2_streams_stalls_halves_and_resets_beside_a_device(
     tmp_path: Path, report: Callable[[Campaign], None], runs: int
 ) -> None:
-    server = Server(tmp_path, "--receive-timeout-seconds", "2", "--log-level", "warning")
+    server = IngestProcess(tmp_path, "--receive-timeout-seconds", "2", "--log-level", "warning")
     server.start()
     of, logged = spool(1), 0
 

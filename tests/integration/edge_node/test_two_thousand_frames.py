@@ -36,7 +36,7 @@ from edge.sources import Frame, SourceMonitor
 from examples.demo.relay import CUT, SILENT, SOUND, Relay
 from tests.integration.inference.process import InferenceProcess as Inference
 from tests.integration.inference.process import started
-from tests.integration.ingest.process import Server as Ingest
+from tests.integration.ingest.process import IngestProcess
 from tests.unit.inference_service.tiny_onnx import colour_model
 
 FRAMES = 2_000
@@ -158,7 +158,7 @@ def _kill(server: Inference) -> None:
 def test_two_thousand_frames_through_every_trouble(tmp_path: Path) -> None:
     model = colour_model(tmp_path / "models" / "colours" / "1" / "model.onnx")
     detector = OneInTen(model)
-    ingest = Ingest(tmp_path)
+    ingest = IngestProcess(tmp_path)
     ingest.start()
     cloud_folder = tmp_path / "cloud"
     cloud_folder.mkdir()

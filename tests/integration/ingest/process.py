@@ -31,7 +31,7 @@ service.main()
 """
 
 
-class Server:
+class IngestProcess:
     """The process of an ingest service. Each start uses the same database."""
 
     def __init__(self, folder: Path, *flags: str) -> None:

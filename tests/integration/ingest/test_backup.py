@@ -17,7 +17,7 @@ from sightline.ingest.v1 import ingest_service_pb2 as messages
 from ingest_service.store.protocol import SpoolKey
 from servicekit.errors import from_rpc_error
 from tests.integration.ingest.conftest import Start
-from tests.integration.ingest.process import PATIENCE, Server
+from tests.integration.ingest.process import PATIENCE, IngestProcess
 from tests.unit.edge.samples import eventually
 from tests.unit.ingest_service.samples import SPOOL, gap, header, predictions, request, spool
 
@@ -35,7 +35,7 @@ def sightline(*words: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-def back_up(server: Server, to: Path) -> dict[str, int]:
+def back_up(server: IngestProcess, to: Path) -> dict[str, int]:
     done = sightline("backup", "--to", str(to), "--target", server.address)
     assert done.returncode == 0, done.stderr
     summary: dict[str, int] = json.loads(done.stdout)
@@ -51,7 +51,7 @@ def ask(database: Path, sql: str) -> list[tuple[object, ...]]:
 class Streaming:
     """Log predictions of one spool, one stream after another, until stopped."""
 
-    def __init__(self, server: Server, of: SpoolKey) -> None:
+    def __init__(self, server: IngestProcess, of: SpoolKey) -> None:
         self.committed = 0
         self._server, self._of = server, of
         self._stop = threading.Event()
@@ -72,7 +72,7 @@ class Streaming:
 
 
 def test_10_a_backup_is_whole_and_of_one_moment_while_devices_log(
-    server: Server, tmp_path: Path
+    server: IngestProcess, tmp_path: Path
 ) -> None:
     server.log_messages(request(*predictions(1, 200), gap(201, 210), head=header()))
     devices = [Streaming(server, spool(number)) for number in (2, 3)]
@@ -102,7 +102,7 @@ def test_10_a_backup_is_whole_and_of_one_moment_while_devices_log(
     }
 
 
-def test_10_a_copy_of_a_running_database_is_empty(server: Server, tmp_path: Path) -> None:
+def test_10_a_copy_of_a_running_database_is_empty(server: IngestProcess, tmp_path: Path) -> None:
     """A backup is most needed then."""
     server.log_messages(request(*predictions(1, 200), head=header()))
     (tmp_path / "copy.duckdb").write_bytes(server.database.read_bytes())
@@ -111,7 +111,7 @@ def test_10_a_copy_of_a_running_database_is_empty(server: Server, tmp_path: Path
 
 
 def test_10_a_backup_is_restored_and_nodes_that_are_ahead_are_noticed(
-    server: Server, start: Start, tmp_path: Path
+    server: IngestProcess, start: Start, tmp_path: Path
 ) -> None:
     server.log_messages(request(*predictions(1, 100), head=header()))
     back_up(server, tmp_path / "backup.duckdb")
@@ -137,7 +137,7 @@ def test_10_a_backup_is_restored_and_nodes_that_are_ahead_are_noticed(
     assert again.query("SELECT accepted, gap_sequences, balanced FROM ledger") == [(110, 50, True)]
 
 
-def test_10_an_empty_database_that_meets_nodes_says_so_loudly(server: Server) -> None:
+def test_10_an_empty_database_that_meets_nodes_says_so_loudly(server: IngestProcess) -> None:
     for number in range(1, 6):
         of = spool(number)
         assert server.watermark(of) == 0
@@ -151,27 +151,27 @@ def test_10_an_empty_database_that_meets_nodes_says_so_loudly(server: Server) ->
 
 
 @pytest.fixture
-def stopped(server: Server, tmp_path: Path) -> Server:
+def stopped(server: IngestProcess, tmp_path: Path) -> IngestProcess:
     server.log_messages(request(*predictions(1, 10), head=header()))
     back_up(server, tmp_path / "backup.duckdb")
     server.stop()
     return server
 
 
-def restore_fails(server: Server, backup: Path, why: str) -> None:
+def restore_fails(server: IngestProcess, backup: Path, why: str) -> None:
     done = sightline("restore", str(backup), "--to", str(server.database))
     assert done.returncode == 1
     assert why in done.stderr.replace("\n", " ")
     assert not done.stdout
 
 
-def test_10_restore_overwrites_nothing(stopped: Server, tmp_path: Path) -> None:
+def test_10_restore_overwrites_nothing(stopped: IngestProcess, tmp_path: Path) -> None:
     before = stopped.database.read_bytes()
     restore_fails(stopped, tmp_path / "backup.duckdb", "is never overwritten")
     assert stopped.database.read_bytes() == before
 
 
-def test_10_restore_is_refused_while_a_service_runs(server: Server, tmp_path: Path) -> None:
+def test_10_restore_is_refused_while_a_service_runs(server: IngestProcess, tmp_path: Path) -> None:
     """This includes a service whose file was deleted."""
     server.log_messages(request(*predictions(1, 10), head=header()))
     back_up(server, tmp_path / "backup.duckdb")
@@ -182,7 +182,7 @@ def test_10_restore_is_refused_while_a_service_runs(server: Server, tmp_path: Pa
 
 
 @pytest.mark.parametrize("harm", ["flipped", "short", "text", "missing", "with a log"])
-def test_10_restore_verifies_the_backup(stopped: Server, tmp_path: Path, harm: str) -> None:
+def test_10_restore_verifies_the_backup(stopped: IngestProcess, tmp_path: Path, harm: str) -> None:
     backup, whole = tmp_path / "backup.duckdb", (tmp_path / "backup.duckdb").read_bytes()
     stopped.database.unlink()
     if harm == "flipped":
@@ -201,7 +201,7 @@ def test_10_restore_verifies_the_backup(stopped: Server, tmp_path: Path, harm: s
     assert not stopped.database.with_name("test.duckdb.restored").exists()
 
 
-def test_10_backup_overwrites_nothing(server: Server, tmp_path: Path) -> None:
+def test_10_backup_overwrites_nothing(server: IngestProcess, tmp_path: Path) -> None:
     (tmp_path / "backup.duckdb").write_text("precious")
     to = str(tmp_path / "backup.duckdb")
     done = sightline("backup", "--to", to, "--target", server.address)
@@ -210,7 +210,7 @@ def test_10_backup_overwrites_nothing(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "backup.duckdb").read_text() == "precious"
 
 
-def test_10_a_backup_that_nobody_waits_for_leaves_nothing(server: Server) -> None:
+def test_10_a_backup_that_nobody_waits_for_leaves_nothing(server: IngestProcess) -> None:
     server.log_messages(request(*predictions(1, 5000), head=header()))
     reasons: set[str] = set()
     for _ in range(3):
@@ -232,7 +232,7 @@ def test_10_a_backup_that_nobody_waits_for_leaves_nothing(server: Server) -> Non
 
 
 def test_10_what_a_killed_service_left_is_deleted_and_no_backup_of_somebody(
-    server: Server, start: Start, tmp_path: Path
+    server: IngestProcess, start: Start, tmp_path: Path
 ) -> None:
     server.log_messages(request(*predictions(1, 10), head=header()))
     back_up(server, tmp_path / "test.duckdb.backup-1")
@@ -283,7 +283,7 @@ def test_10_a_folder_that_was_moved_away_can_still_be_saved(start: Start, tmp_pa
         folder.with_name("moved").rename(folder)
 
 
-def test_10_a_backup_does_not_hold_up_the_end_of_the_service(server: Server) -> None:
+def test_10_a_backup_does_not_hold_up_the_end_of_the_service(server: IngestProcess) -> None:
     """It is cancelled at once with an error, because it would outlast the grace period."""
     for first in range(1, 20_000, 5000):
         server.log_messages(request(*predictions(first, first + 4999), head=header()))
@@ -297,7 +297,9 @@ def test_10_a_backup_does_not_hold_up_the_end_of_the_service(server: Server) -> 
     assert not list(server.folder.glob(".*"))
 
 
-def test_10_a_partial_file_that_was_left_is_in_nobody_s_way(server: Server, tmp_path: Path) -> None:
+def test_10_a_partial_file_that_was_left_is_in_nobody_s_way(
+    server: IngestProcess, tmp_path: Path
+) -> None:
     """In a container each command has the same PID."""
     server.log_messages(request(*predictions(1, 10), head=header()))
     (tmp_path / f".backup.duckdb.partial-{os.getpid()}").write_bytes(b"half of it")

@@ -7,13 +7,13 @@ import pytest
 
 from servicekit.errors import SightlineError, from_rpc_error
 from tests.integration.ingest.conftest import Start
-from tests.integration.ingest.process import Server
+from tests.integration.ingest.process import IngestProcess
 from tests.unit.ingest_service.samples import SPOOL, header, prediction, predictions, request
 
 ONE, TWO = (f"{number:08x}-0000-4000-8000-000000000000" for number in (1, 2))
 
 
-def refused(server: Server, *parts: object, generation: str = "") -> SightlineError:
+def refused(server: IngestProcess, *parts: object, generation: str = "") -> SightlineError:
     with pytest.raises(grpc.RpcError) as caught:
         server.log_messages(request(*parts, head=header(generation=generation)))  # type: ignore[arg-type]
     return from_rpc_error(caught.value)
@@ -36,7 +36,7 @@ def test_item_13_a_reused_sequence_is_refused_and_counted(start: Start) -> None:
 
 
 def test_item_13_a_logger_that_restarts_at_1_is_refused_after_a_restart_too(
-    server: Server,
+    server: IngestProcess,
 ) -> None:
     server.log_messages(request(*predictions(1, 9), head=header()))
     server.kill()
@@ -48,7 +48,7 @@ def test_item_13_a_logger_that_restarts_at_1_is_refused_after_a_restart_too(
     assert rows == [(9, 9)]
 
 
-def test_item_13_nor_is_one_whose_first_stream_was_a_header_alone(server: Server) -> None:
+def test_item_13_nor_is_one_whose_first_stream_was_a_header_alone(server: IngestProcess) -> None:
     """The header creates the row of the spool before the first prediction."""
     server.log_messages(request(head=header()))
     server.log_messages(request(*predictions(1, 9), head=header()))
@@ -58,7 +58,7 @@ def test_item_13_nor_is_one_whose_first_stream_was_a_header_alone(server: Server
     assert (error.reason, error.metadata["sequence"]) == ("SEQUENCE_CONFLICT", "1")
 
 
-def test_item_12_the_watermark_tells_the_generations(server: Server) -> None:
+def test_item_12_the_watermark_tells_the_generations(server: IngestProcess) -> None:
     server.log_messages(request(*predictions(1, 2), head=header()))
     server.log_messages(request(*predictions(3, 5), head=header(generation=ONE)))
     server.log_messages(request(*predictions(6, 6), head=header(generation=TWO)))
@@ -70,6 +70,6 @@ def test_item_12_the_watermark_tells_the_generations(server: Server) -> None:
     ]
 
 
-def test_item_12_a_generation_is_a_uuid(shared_server: Server) -> None:
+def test_item_12_a_generation_is_a_uuid(shared_server: IngestProcess) -> None:
     error = refused(shared_server, prediction(1), generation="first")
     assert [violation.field for violation in error.violations] == ["header.generation"]

@@ -16,7 +16,7 @@ from sightline.types.v1.prediction_pb2 import Prediction
 
 from ingest_service.store.protocol import SpoolKey
 from tests.integration.ingest.conftest import Start
-from tests.integration.ingest.process import PATIENCE, Server, refused
+from tests.integration.ingest.process import PATIENCE, IngestProcess, refused
 from tests.unit.ingest_service.samples import (
     SPOOL,
     detection,
@@ -40,14 +40,14 @@ def batches(of: SpoolKey, last: int, size: int, *, first: int = 1) -> Iterator[b
         head = None
 
 
-def wait_for_watermark(server: Server, of: SpoolKey, position: int) -> None:
+def wait_for_watermark(server: IngestProcess, of: SpoolKey, position: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while server.watermark(of) < position:
         assert time.monotonic() < deadline, f"{position} is never committed"
         time.sleep(0.01)
 
 
-def test_a_stream_is_committed_and_counted(server: Server) -> None:
+def test_a_stream_is_committed_and_counted(server: IngestProcess) -> None:
     answer = server.log_messages(
         request(*predictions(1, 3), head=header()),
         request(),
@@ -65,12 +65,12 @@ def test_a_stream_is_committed_and_counted(server: Server) -> None:
     assert server.query("SELECT balanced FROM ledger") == [(True,)]
 
 
-def test_a_stream_of_nothing_but_its_header_tells_the_position(server: Server) -> None:
+def test_a_stream_of_nothing_but_its_header_tells_the_position(server: IngestProcess) -> None:
     server.log_messages(request(*predictions(1, 3), head=header()))
     assert server.log_messages(request(head=header())).committed_through == 3
 
 
-def test_what_comes_again_is_a_duplicate_and_success(server: Server) -> None:
+def test_what_comes_again_is_a_duplicate_and_success(server: IngestProcess) -> None:
     sent = request(*predictions(1, 5), gap(6, 6), head=header())
     server.log_messages(sent)
     assert server.log_messages(sent) == messages.PredictionLogResponse(
@@ -85,7 +85,7 @@ def test_what_comes_again_is_a_duplicate_and_success(server: Server) -> None:
     ]
 
 
-def test_a_hole_is_refused_with_the_sequence_that_is_expected(server: Server) -> None:
+def test_a_hole_is_refused_with_the_sequence_that_is_expected(server: IngestProcess) -> None:
     with refused() as errors:
         server.log_messages(
             request(*predictions(1, 3), head=header()),
@@ -99,7 +99,7 @@ def test_a_hole_is_refused_with_the_sequence_that_is_expected(server: Server) ->
     assert server.log_messages(request(*predictions(5, 7), head=header())).accepted == 3
 
 
-def test_an_open_stream_learns_of_its_hole_at_once(server: Server) -> None:
+def test_an_open_stream_learns_of_its_hole_at_once(server: IngestProcess) -> None:
     ended = threading.Event()
 
     def half_open() -> Iterator[messages.PredictionLogRequest]:
@@ -112,7 +112,7 @@ def test_an_open_stream_learns_of_its_hole_at_once(server: Server) -> None:
     assert errors[0].reason == "SEQUENCE_HOLE"
 
 
-def test_rejected_predictions_are_kept_and_told(server: Server) -> None:
+def test_rejected_predictions_are_kept_and_told(server: IngestProcess) -> None:
     answer = server.log_messages(
         request(
             prediction(1),
@@ -134,7 +134,7 @@ def test_rejected_predictions_are_kept_and_told(server: Server) -> None:
     ) == [(2, "detections[1].confidence", "NaN"), (3, "captured_at", None)]
 
 
-def test_rejections_beyond_a_thousand_are_counted_and_kept(server: Server) -> None:
+def test_rejections_beyond_a_thousand_are_counted_and_kept(server: IngestProcess) -> None:
     bad = [prediction(sequence, model_name="") for sequence in range(1, 1202)]
     answer = server.log_messages(request(*bad, head=header()))
     assert (answer.rejected, len(answer.rejections)) == (1201, 1000)
@@ -142,7 +142,7 @@ def test_rejections_beyond_a_thousand_are_counted_and_kept(server: Server) -> No
     assert server.query("SELECT count(*) FROM rejected_predictions") == [(1201,)]
 
 
-def test_the_clocks_of_a_stream_are_stored(server: Server) -> None:
+def test_the_clocks_of_a_stream_are_stored(server: IngestProcess) -> None:
     wrong = timestamp(datetime.now(UTC) - timedelta(hours=2))
     server.log_messages(request(prediction(1), head=header(device_time=wrong, client="test/1")))
     server.stop()
@@ -167,7 +167,7 @@ def test_the_clocks_of_a_stream_are_stored(server: Server) -> None:
     ],
 )
 def test_a_stream_that_breaks_a_rule_is_refused_by_field(
-    shared_server: Server, sent: list[messages.PredictionLogRequest], field: str
+    shared_server: IngestProcess, sent: list[messages.PredictionLogRequest], field: str
 ) -> None:
     with refused() as errors:
         shared_server.log_messages(*sent)
@@ -185,7 +185,7 @@ def test_a_stream_that_breaks_a_rule_is_refused_by_field(
     ],
 )
 def test_a_position_is_asked_for_by_a_valid_name(
-    shared_server: Server, ask: dict[str, str], field: str
+    shared_server: IngestProcess, ask: dict[str, str], field: str
 ) -> None:
     with refused() as errors:
         shared_server.stub.GetWatermark(messages.GetWatermarkRequest(**ask), timeout=PATIENCE)
@@ -215,7 +215,7 @@ def test_a_message_that_is_too_large_is_refused_and_what_came_before_it_stays(
     ],
 )
 def test_a_malformed_message_ends_its_stream_and_harms_no_other(
-    server: Server, damaged: bytes
+    server: IngestProcess, damaged: bytes
 ) -> None:
     others = [spool(number) for number in range(1, 5)]
     stop = threading.Event()
@@ -248,7 +248,7 @@ def test_a_malformed_message_ends_its_stream_and_harms_no_other(
     server.assert_exactly_once({SPOOL: 15, **sent})
 
 
-def test_eight_devices_log_at_once(server: Server) -> None:
+def test_eight_devices_log_at_once(server: IngestProcess) -> None:
     spools = [spool(number) for number in range(1, 9)]
     with ThreadPoolExecutor(len(spools)) as devices:
         answers = list(devices.map(lambda of: server.log_bytes(batches(of, 1000, 32)), spools))
@@ -257,7 +257,7 @@ def test_eight_devices_log_at_once(server: Server) -> None:
     server.assert_exactly_once(dict.fromkeys(spools, 1000))
 
 
-def test_two_connections_of_one_spool_store_each_prediction_once(server: Server) -> None:
+def test_two_connections_of_one_spool_store_each_prediction_once(server: IngestProcess) -> None:
     """For example a node that reconnects while its old stream is still open."""
     with ThreadPoolExecutor(4) as connections:
         answers = list(
@@ -278,7 +278,7 @@ def test_more_than_what_may_be_in_flight_arrives(start: Start) -> None:
     server.assert_exactly_once(dict.fromkeys(spools, 60))
 
 
-def test_a_client_that_vanishes_leaves_everything_in_order(server: Server) -> None:
+def test_a_client_that_vanishes_leaves_everything_in_order(server: IngestProcess) -> None:
     for attempt in range(5):
         vanish = threading.Event()
         first = server.watermark(SPOOL) + 1
@@ -301,7 +301,7 @@ def test_a_client_that_vanishes_leaves_everything_in_order(server: Server) -> No
     server.assert_exactly_once({SPOOL: last + 500})
 
 
-def test_a_deadline_ends_a_stream_and_what_was_committed_stays(server: Server) -> None:
+def test_a_deadline_ends_a_stream_and_what_was_committed_stays(server: IngestProcess) -> None:
     ended = threading.Event()
 
     def slow() -> Iterator[messages.PredictionLogRequest]:

@@ -2,7 +2,7 @@
 
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 
-from tests.integration.ingest.process import Server, refused
+from tests.integration.ingest.process import IngestProcess, refused
 from tests.unit.ingest_service.samples import SPOOL, header, predictions, request
 from tests.unit.servicekit.scarce import headroom
 
@@ -12,7 +12,7 @@ TINY = b"\x12\x00" * 1_500_000
 
 
 def test_item_19_a_header_that_cannot_be_parsed_for_want_of_memory_is_to_be_sent_again(
-    server: Server,
+    server: IngestProcess,
 ) -> None:
     good = request(*predictions(1, 3), head=header())
     server.log_messages(good)

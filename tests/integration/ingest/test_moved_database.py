@@ -9,13 +9,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from servicekit.errors import from_rpc_error
-from tests.integration.ingest.process import PATIENCE, Server
+from tests.integration.ingest.process import PATIENCE, IngestProcess
 from tests.integration.ingest.test_backup import ask, back_up
 from tests.unit.edge.samples import eventually
 from tests.unit.ingest_service.samples import SPOOL, header, predictions, request
 
 
-def is_serving(server: Server) -> bool:
+def is_serving(server: IngestProcess) -> bool:
     with grpc.insecure_channel(server.address) as channel:
         request = health_pb2.HealthCheckRequest(service="sightline.ingest.v1.IngestService")
         stub = health_pb2_grpc.HealthStub(channel)
@@ -39,7 +39,7 @@ def rename(database: Path) -> None:
 
 @pytest.mark.parametrize("harm", [delete, replace, rename])
 def test_11_a_service_that_has_lost_its_database_acknowledges_nothing(
-    server: Server, tmp_path: Path, harm: Callable[[Path], None]
+    server: IngestProcess, tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     server.log_messages(request(*predictions(1, 100), head=header()))
     harm(server.database)
@@ -60,7 +60,7 @@ def test_11_a_service_that_has_lost_its_database_acknowledges_nothing(
     assert server.wait() == 1, "a service that has lost its file must not say that all is well"
 
 
-def test_11_it_shows_though_nobody_writes(server: Server) -> None:
+def test_11_it_shows_though_nobody_writes(server: IngestProcess) -> None:
     assert is_serving(server)
     server.database.rename(server.database.with_name("elsewhere"))
     assert eventually(lambda: not is_serving(server))

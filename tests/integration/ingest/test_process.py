@@ -17,18 +17,20 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 
 from ingest_service.store.protocol import SpoolKey
-from tests.integration.ingest.process import PATIENCE, Server, refused
+from tests.integration.ingest.process import PATIENCE, IngestProcess, refused
 from tests.integration.ingest.test_logging import batches, wait_for_watermark
 from tests.unit.ingest_service.samples import SPOOL, header, predictions, request, spool
 
 
-def test_it_is_live_and_ready(server: Server) -> None:
+def test_it_is_live_and_ready(server: IngestProcess) -> None:
     with grpc.insecure_channel(server.address) as channel:
         for name in ("", "sightline.ingest.v1.IngestService"):
             assert _check(channel, name) == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_killed_server_has_what_it_confirmed_and_each_prediction_once(server: Server) -> None:
+def test_a_killed_server_has_what_it_confirmed_and_each_prediction_once(
+    server: IngestProcess,
+) -> None:
     """Devices keep logging while the server is killed and restarted repeatedly."""
     spools = [spool(number) for number in range(1, 5)]
     last, kills, chance = 2000, 4, random.Random(11)
@@ -63,7 +65,7 @@ def test_a_killed_server_has_what_it_confirmed_and_each_prediction_once(server: 
     server.assert_exactly_once(dict.fromkeys(spools, last))
 
 
-def test_sigterm_lets_streams_finish_and_exits_0(server: Server) -> None:
+def test_sigterm_lets_streams_finish_and_exits_0(server: IngestProcess) -> None:
     sent, finish = threading.Event(), threading.Event()
 
     def open_stream() -> Iterator[messages.PredictionLogRequest]:
@@ -86,7 +88,7 @@ def test_sigterm_lets_streams_finish_and_exits_0(server: Server) -> None:
 
 
 def test_sigterm_cuts_a_stream_that_does_not_end_once_all_it_sent_is_committed(
-    server: Server,
+    server: IngestProcess,
 ) -> None:
     end = threading.Event()
 
@@ -115,7 +117,7 @@ def _check(channel: grpc.Channel, service: str) -> int:
     return int(answer.status)
 
 
-def wait_until_refused(server: Server) -> None:
+def wait_until_refused(server: IngestProcess) -> None:
     """Wait until the server refuses new calls."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -128,7 +130,7 @@ def wait_until_refused(server: Server) -> None:
     raise AssertionError("still serving")
 
 
-def outcome(process: subprocess.Popen[str], server: Server) -> tuple[int, str]:
+def outcome(process: subprocess.Popen[str], server: IngestProcess) -> tuple[int, str]:
     """Return the exit code and the output of a process that cannot start."""
     try:
         assert process.wait(PATIENCE) is not None
@@ -140,7 +142,7 @@ def outcome(process: subprocess.Popen[str], server: Server) -> tuple[int, str]:
     return process.returncode, server.log.read_text()
 
 
-def test_a_second_process_on_the_same_file_is_refused(server: Server) -> None:
+def test_a_second_process_on_the_same_file_is_refused(server: IngestProcess) -> None:
     code, output = outcome(server.spawn(), server)
     assert code == 1
     assert "another process has it open" in output
@@ -151,7 +153,7 @@ def test_a_second_process_on_the_same_file_is_refused(server: Server) -> None:
 
 
 def test_a_database_that_cannot_be_made_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    server = Server(tmp_path)
+    server = IngestProcess(tmp_path)
     server.database = tmp_path / "no" / "such" / "folder.duckdb"
     code, output = outcome(server.spawn(), server)
     assert code == 1
@@ -160,20 +162,22 @@ def test_a_database_that_cannot_be_made_is_refused_in_one_sentence(tmp_path: Pat
 
 
 def test_a_bad_setting_is_refused_by_name(tmp_path: Path) -> None:
-    server = Server(tmp_path, "--group-wait-ms", "21")
+    server = IngestProcess(tmp_path, "--group-wait-ms", "21")
     code, output = outcome(server.spawn(), server)
     assert code == 2
     assert "group_wait_ms" in output
     assert "20" in output
 
 
-def test_log_lines_are_json(server: Server) -> None:
+def test_log_lines_are_json(server: IngestProcess) -> None:
     server.stop()
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     assert {line["service"] for line in lines} == {"ingest"}
 
 
-def test_the_file_can_be_read_by_anyone_with_duckdb_when_it_is_closed(server: Server) -> None:
+def test_the_file_can_be_read_by_anyone_with_duckdb_when_it_is_closed(
+    server: IngestProcess,
+) -> None:
     server.log_messages(request(*predictions(1, 3), head=header()))
     server.stop()
     with duckdb.connect(server.database, read_only=True) as connection:

@@ -10,7 +10,7 @@ from sightline.ingest.v1 import ingest_service_pb2 as messages
 from sightline.types.v1.prediction_pb2 import BoundingBox, PredictionSource
 
 from tests.integration.ingest.conftest import Start
-from tests.integration.ingest.process import PATIENCE, Server, refused
+from tests.integration.ingest.process import PATIENCE, IngestProcess, refused
 from tests.unit.ingest_service.samples import (
     NOW,
     detection,
@@ -24,14 +24,14 @@ from tests.unit.ingest_service.samples import (
 )
 
 
-def listed(server: Server, **ask: object) -> messages.ListPredictionsResponse:
+def listed(server: IngestProcess, **ask: object) -> messages.ListPredictionsResponse:
     return server.stub.ListPredictions(
         messages.ListPredictionsRequest(**ask),  # type: ignore[arg-type]
         timeout=PATIENCE,
     )
 
 
-def test_statistics_of_what_was_logged(server: Server) -> None:
+def test_statistics_of_what_was_logged(server: IngestProcess) -> None:
     before = timestamp(NOW - timedelta(days=400))
     after = timestamp(NOW - timedelta(days=300))
     quantile = Duration(seconds=1)
@@ -87,13 +87,13 @@ def test_statistics_of_what_was_logged(server: Server) -> None:
     assert not narrow.HasField("inference_time")
 
 
-def test_an_empty_store_has_empty_answers(server: Server) -> None:
+def test_an_empty_store_has_empty_answers(server: IngestProcess) -> None:
     got = server.stub.GetStats(messages.GetStatsRequest(), timeout=PATIENCE)
     assert got == messages.GetStatsResponse()
     assert listed(server) == messages.ListPredictionsResponse()
 
 
-def test_pages_hold_each_prediction_once_while_more_are_logged(server: Server) -> None:
+def test_pages_hold_each_prediction_once_while_more_are_logged(server: IngestProcess) -> None:
     for number in (1, 2):
         server.log_messages(request(*predictions(1, 50), head=header(spool(number))))
     sequences: list[tuple[str, int]] = []
@@ -111,7 +111,7 @@ def test_pages_hold_each_prediction_once_while_more_are_logged(server: Server) -
     assert sequences[:50] == [("gate-2", sequence) for sequence in range(50, 0, -1)]
 
 
-def test_a_page_that_ends_the_list_says_so(server: Server) -> None:
+def test_a_page_that_ends_the_list_says_so(server: IngestProcess) -> None:
     server.log_messages(request(*predictions(1, 20), head=header()))
     assert listed(server, page_size=20).next_page_token == ""
     assert listed(server, page_size=19).next_page_token != ""
@@ -136,7 +136,7 @@ def test_a_page_is_cut_before_it_is_too_large_to_send(start: Start) -> None:
     assert sequences == list(range(20, 0, -1))
 
 
-def test_a_box_and_a_verdict_come_back_as_sent(server: Server) -> None:
+def test_a_box_and_a_verdict_come_back_as_sent(server: IngestProcess) -> None:
     box = BoundingBox(x_min=0.1, y_min=0.2, x_max=0.3, y_max=0.4)
     sent = prediction(1, defect_detected=False, detections=[detection(box=box, track_id=0)])
     server.log_messages(request(sent, head=header(device_time=timestamp(NOW))))
@@ -156,7 +156,7 @@ def test_a_box_and_a_verdict_come_back_as_sent(server: Server) -> None:
     ],
 )
 def test_what_cannot_be_asked_is_refused_by_field(
-    shared_server: Server, ask: dict[str, object], field: str
+    shared_server: IngestProcess, ask: dict[str, object], field: str
 ) -> None:
     with refused() as errors:
         listed(shared_server, **ask)
@@ -164,7 +164,7 @@ def test_what_cannot_be_asked_is_refused_by_field(
     assert [violation.field for violation in errors[0].violations] == [field]
 
 
-def test_a_token_is_refused_with_another_filter(server: Server) -> None:
+def test_a_token_is_refused_with_another_filter(server: IngestProcess) -> None:
     server.log_messages(request(*predictions(1, 5), head=header()))
     token = listed(server, page_size=2).next_page_token
     with refused() as errors:
@@ -172,7 +172,7 @@ def test_a_token_is_refused_with_another_filter(server: Server) -> None:
     assert errors[0].reason == "INVALID_PAGE_TOKEN"
 
 
-def test_text_in_a_filter_is_never_sql(server: Server) -> None:
+def test_text_in_a_filter_is_never_sql(server: IngestProcess) -> None:
     server.log_messages(request(prediction(1), head=header()))
     for text in ("' OR true --", "'); DROP TABLE predictions; --", "$size", "{where}"):
         filter_ = ingest_pb2.PredictionFilter(

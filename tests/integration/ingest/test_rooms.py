@@ -17,7 +17,7 @@ from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
 from tests.fakes.hostile import hostile, most_of
 from tests.integration.ingest.conftest import Start
-from tests.integration.ingest.process import PATIENCE, Server, refused
+from tests.integration.ingest.process import PATIENCE, IngestProcess, refused
 from tests.unit.ingest_service.samples import header, predictions, request, spool
 
 SERVICE = "/sightline.ingest.v1.IngestService/"
@@ -31,10 +31,10 @@ DEADLINE = 2.0
 """How long each call of the well-behaved caller may take, s."""
 
 
-class Device:
+class SteadyDevice:
     """A well-behaved device, which gets its watermark and logs within the deadline in each turn."""
 
-    def __init__(self, server: Server, number: int) -> None:
+    def __init__(self, server: IngestProcess, number: int) -> None:
         self.spool = spool(number)
         self.logged = 0
         self._server = server
@@ -52,7 +52,7 @@ class Device:
         assert answer.committed_through == self.logged
 
 
-def turns(device: Device, seconds: float) -> int:
+def turns(device: SteadyDevice, seconds: float) -> int:
     """Return the number of turns of the device in this time."""
     end, count = time.monotonic() + seconds, 0
     while time.monotonic() < end:
@@ -69,8 +69,10 @@ def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None
 
 
 @pytest.mark.parametrize("connections", [1, 4])
-def test_1_rooms_calls_without_a_message_shut_nobody_out(server: Server, connections: int) -> None:
-    device = Device(server, 1)
+def test_1_rooms_calls_without_a_message_shut_nobody_out(
+    server: IngestProcess, connections: int
+) -> None:
+    device = SteadyDevice(server, 1)
     with hostile(server.address) as attack:
         for method in (LOG, WATERMARK, STATS, "/grpc.health.v1.Health/Check"):
             attack.begin(method, 64, connections=connections)
@@ -102,7 +104,7 @@ def resource_exhausted() -> int:
 
 def test_2_streams_most_of_large_messages_stay_within_the_bound(start: Start) -> None:
     server = start("--receive-timeout-seconds", "3")
-    device = Device(server, 1)
+    device = SteadyDevice(server, 1)
     turns(device, 1)  # what the first commits take for good is no flood's
     process = psutil.Process(server.pid)
     before = peak = process.memory_info().rss
@@ -143,7 +145,7 @@ def test_2_streams_that_idle_make_room_for_those_that_do_not(start: Start) -> No
     server = start()
     with hostile(server.address) as attack:
         attack.begin(LOG, 100)
-        device = Device(server, 1)
+        device = SteadyDevice(server, 1)
         assert turns(device, 3) > 3
 
 
@@ -169,7 +171,7 @@ def test_2_streams_of_one_caller_are_capped(start: Start, tmp_path: Path) -> Non
         assert not any(stream.ended for stream in itertools.chain(kept, others))
 
 
-def test_many_devices_at_once_wait_and_lose_nothing(server: Server) -> None:
+def test_many_devices_at_once_wait_and_lose_nothing(server: IngestProcess) -> None:
     spools = [spool(number) for number in range(1, 201)]
     channels = [grpc.insecure_channel(server.address) for _ in range(4)]
     calls = []
@@ -186,7 +188,7 @@ def test_many_devices_at_once_wait_and_lose_nothing(server: Server) -> None:
     server.assert_exactly_once(dict.fromkeys(spools, 20))
 
 
-def test_a_request_that_only_asks_is_small(server: Server) -> None:
+def test_a_request_that_only_asks_is_small(server: IngestProcess) -> None:
     request = messages.GetWatermarkRequest(device_id="x" * 300_000, spool_id=spool(1).spool_id)
     with refused() as errors:
         server.stub.GetWatermark(request, timeout=PATIENCE)
