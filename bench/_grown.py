@@ -15,7 +15,7 @@ from ingest_service.receive.decision import decide
 from ingest_service.receive.group import Message, prepare
 from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.store.duckdb.file_store import DuckDBStore
-from ingest_service.store.protocol import Changes, Filter, Opening, SpoolKey, Watermark
+from ingest_service.store.protocol import Changes, Filter, SpoolKey, StreamOpening, Watermark
 
 GROUP = 16_384
 """Predictions in one transaction: about what the service takes at full speed."""
@@ -45,7 +45,7 @@ def grow(path: Path, rows: int) -> None:
 def _template(device: str, sent: Sequence[bytes]) -> Changes:
     """Return what the service would write for one group of messages of a device."""
     spool = SpoolKey(device, "00000000-0000-0000-0000-000000000000")
-    opening = Opening(spool, datetime.now(UTC), None, None, "bench")
+    opening = StreamOpening(spool, datetime.now(UTC), None, None, "bench")
     messages = [Message(0, opening, each, first=False) for each in sent]
     return decide(prepare(messages, PtarsDecoder(), datetime.now(UTC)), {spool: Watermark()})[0]
 

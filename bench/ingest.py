@@ -30,7 +30,7 @@ from ingest_service.receive.decision import decide
 from ingest_service.receive.group import Message, prepare
 from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.store.duckdb.file_store import DuckDBStore
-from ingest_service.store.protocol import Changes, Opening, SpoolKey, Watermark
+from ingest_service.store.protocol import Changes, SpoolKey, StreamOpening, Watermark
 from sightline.cli.processes import ServiceProcess
 
 DEVICES = 8
@@ -120,7 +120,7 @@ async def send(target: str, streams: Sequence[Sequence[bytes]], seconds: float) 
 def arrow_changes(messages: Sequence[bytes]) -> Changes:
     """Return what the service would write for one group of messages."""
     spool = SpoolKey("bench", str(uuid.uuid4()))
-    opening = Opening(spool, datetime.now(UTC), None, None, "bench")
+    opening = StreamOpening(spool, datetime.now(UTC), None, None, "bench")
     group = [Message(0, opening, payload, first=False) for payload in messages]
     return decide(prepare(group, PtarsDecoder(), datetime.now(UTC)), {spool: Watermark()})[0]
 

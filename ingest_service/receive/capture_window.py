@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest_service.store.protocol import Opening
+from ingest_service.store.protocol import StreamOpening
 
 EARLIEST_CAPTURE = datetime(2000, 1, 1, tzinfo=UTC)
 FUTURE_ALLOWANCE = timedelta(days=1)
@@ -49,7 +49,7 @@ def by_device(device_time: datetime, elapsed: timedelta) -> CaptureWindow:
     return CaptureWindow(to_us(earliest), to_us(device_time) + _us(elapsed) + _us(FUTURE_ALLOWANCE))
 
 
-def of_stream(opening: Opening, now: datetime, steady: float | None) -> CaptureWindow:
+def of_stream(opening: StreamOpening, now: datetime, steady: float | None) -> CaptureWindow:
     """Return the window for the predictions of a stream: times that are plausible by either clock.
 
     Args:

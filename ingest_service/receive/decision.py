@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ingest_service.receive import rows, sequence
 from ingest_service.receive.conflicts import Conflict, ConflictDetector
-from ingest_service.receive.group import Outcome, Prepared, Rejection
+from ingest_service.receive.group import MessageOutcome, Prepared, Rejection
 from ingest_service.receive.sequence import Claims, Placement
 from ingest_service.store.protocol import Changes, SpoolKey, Watermark
 from servicekit.errors import SightlineError
@@ -30,7 +30,7 @@ The others are stored as bytes, so that a faulty device does not delay other dev
 
 def decide(
     group: Prepared, watermarks: Mapping[SpoolKey, Watermark]
-) -> tuple[Changes, tuple[Outcome, ...]]:
+) -> tuple[Changes, tuple[MessageOutcome, ...]]:
     """Return the changes of a group, and the outcome of each message once they are committed.
 
     Args:
@@ -140,7 +140,7 @@ def _rejected_rows(group: Prepared, bad: Sequence[int]) -> Iterator[rows.Rejecte
             )
 
 
-def _outcomes(group: Prepared, decision: _Decision) -> tuple[Outcome, ...]:
+def _outcomes(group: Prepared, decision: _Decision) -> tuple[MessageOutcome, ...]:
     claims = group.claims
     accepted = _per_message(decision.good, claims)
     rejections: dict[int, list[Rejection]] = {}
@@ -152,7 +152,7 @@ def _outcomes(group: Prepared, decision: _Decision) -> tuple[Outcome, ...]:
         length = gap.last_sequence - gap.first_sequence + 1
         gap_sequences[message] = gap_sequences.get(message, 0) + length
     return tuple(
-        Outcome(
+        MessageOutcome(
             int(decision.placement.high[message]),
             int(accepted[message]),
             int(decision.duplicates[message]),

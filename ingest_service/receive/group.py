@@ -16,7 +16,7 @@ from ingest_service.receive import capture_window, sequence
 from ingest_service.receive.checks import Violation, find_violations
 from ingest_service.receive.decode import Decoder
 from ingest_service.receive.sequence import Claims
-from ingest_service.store.protocol import Opening, SpoolKey
+from ingest_service.store.protocol import SpoolKey, StreamOpening
 from servicekit.errors import SightlineError, invalid
 
 _FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
@@ -28,7 +28,7 @@ class Message(NamedTuple):
 
     stream: int
     """Number of the stream, unique in the process."""
-    opening: Opening
+    opening: StreamOpening
     payload: bytes
     first: bool
     """True for the first message of the stream."""
@@ -43,7 +43,7 @@ class Rejection(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class MessageOutcome:
     """The outcome of one message."""
 
     committed_through: int = 0

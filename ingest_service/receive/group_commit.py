@@ -20,8 +20,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import grpc
 
 from ingest_service.receive.fair_waiting import FairWaiting
-from ingest_service.receive.group import Message, Outcome, Rejection
-from ingest_service.store.protocol import Opening
+from ingest_service.receive.group import Message, MessageOutcome, Rejection
+from ingest_service.store.protocol import StreamOpening
 from servicekit.auth.caller import current_caller
 from servicekit.calls.in_flight import Lease
 from servicekit.errors import SightlineError, out_of_memory
@@ -49,7 +49,7 @@ class Totals:
     gap_sequences: int = 0
     rejections: list[Rejection] = field(default_factory=list)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: MessageOutcome) -> None:
         """Add one message."""
         self.committed_through = max(self.committed_through, outcome.committed_through)
         self.accepted += outcome.accepted
@@ -62,7 +62,9 @@ class Totals:
 class LogStream:
     """One stream of messages. Made by `GroupCommitter.open`."""
 
-    def __init__(self, number: int, opening: Opening, committer: "GroupCommitter[Any]") -> None:
+    def __init__(
+        self, number: int, opening: StreamOpening, committer: "GroupCommitter[Any]"
+    ) -> None:
         self.number = number
         self.opening = opening
         self.flow = current_caller().flow
@@ -93,7 +95,7 @@ class LogStream:
             raise self._error
         return self._totals
 
-    def settle(self, outcome: Outcome) -> None:
+    def settle(self, outcome: MessageOutcome) -> None:
         """Take note of what became of the next message."""
         self._settled += 1
         self._totals.add(outcome)
@@ -136,7 +138,7 @@ class GroupCommitter(Generic[P]):
     def __init__(
         self,
         prepare: Callable[[Sequence[Message]], P],
-        commit: Callable[[P, Collection[int], Callable[[], object]], Sequence[Outcome]],
+        commit: Callable[[P, Collection[int], Callable[[], object]], Sequence[MessageOutcome]],
         *,
         group_bytes: int,
         group_wait: float,
@@ -155,7 +157,7 @@ class GroupCommitter(Generic[P]):
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._running = asyncio.ensure_future(self._run())
 
-    def open(self, opening: Opening) -> LogStream:
+    def open(self, opening: StreamOpening) -> LogStream:
         """Return a new stream."""
         return LogStream(next(self._numbers), opening, self)
 
@@ -215,14 +217,14 @@ class GroupCommitter(Generic[P]):
         on_commit = functools.partial(loop.call_soon_threadsafe, at_commit.set)
         # The group before may have ended streams while this one was prepared.
         ended = {index for index, sent in enumerate(group) if sent.stream.failed}
-        outcomes: Sequence[Outcome] | SightlineError = ()
+        outcomes: Sequence[MessageOutcome] | SightlineError = ()
         if isinstance(prepared, SightlineError):
             outcomes = prepared
         elif len(ended) < len(group):
             outcomes = await self._on(self._writer, self._commit, prepared, ended, on_commit)
         at_commit.set()
         if isinstance(outcomes, SightlineError):
-            outcomes = [Outcome(error=outcomes)] * len(group)
+            outcomes = [MessageOutcome(error=outcomes)] * len(group)
         for index, sent in enumerate(group):
             if index not in ended:
                 sent.stream.settle(outcomes[index])

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ingest_service.receive.decision import CONFLICT, decide
 from ingest_service.receive.decode import Decoder
-from ingest_service.receive.group import Message, Outcome, Prepared, prepare
+from ingest_service.receive.group import Message, MessageOutcome, Prepared, prepare
 from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.store.protocol import PredictionStore
 from servicekit.errors import SightlineError
@@ -37,7 +37,9 @@ class GroupWriter:
         store: PredictionStore,
         now: Callable[[], datetime],
         steady: Callable[[], float] = time.monotonic,
-        on_committed: Callable[[pa.Table, Sequence[Outcome]], object] = lambda _gaps, _all: None,
+        on_committed: Callable[[pa.Table, Sequence[MessageOutcome]], object] = lambda _gaps, _all: (
+            None
+        ),
         on_conflict: Callable[[str], object] = lambda _: None,
         decoder: Decoder | None = None,
     ) -> None:
@@ -61,7 +63,7 @@ class GroupWriter:
         group: Prepared,
         left_out: Collection[int] = (),
         on_commit: Callable[[], object] = lambda: None,
-    ) -> Sequence[Outcome]:
+    ) -> Sequence[MessageOutcome]:
         """Commit a group, and return the outcome of each message when it is durable.
 
         Args:

@@ -9,7 +9,7 @@ from sightline.ingest.v1.ingest_pb2 import LogHeader
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 
 from ingest_service.receive.decode import malformed_error
-from ingest_service.store.protocol import Opening, SpoolKey
+from ingest_service.store.protocol import SpoolKey, StreamOpening
 from servicekit.errors import invalid
 from servicekit.parsing import parse
 
@@ -22,7 +22,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 def parse_header(
     payload: bytes, opened_at: datetime, opened_steady: float | None = None
-) -> Opening:
+) -> StreamOpening:
     """Return the opening of a stream, from the header in its first message.
 
     Args:
@@ -48,7 +48,7 @@ def parse_header(
         raise invalid(
             "header.generation", "must be a UUID of 36 characters in lower case, or empty"
         )
-    return Opening(
+    return StreamOpening(
         parse_spool(header.device_id, header.spool_id, prefix="header."),
         opened_at,
         _device_time(header),

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from prometheus_client import CollectorRegistry, Counter
 
-from ingest_service.receive.group import Outcome
+from ingest_service.receive.group import MessageOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class NodesAhead:
         self._released = self._refused = 0
         self._logged = -_LOG_SECONDS
 
-    def committed(self, gaps: pa.Table, outcomes: Sequence[Outcome]) -> None:
+    def committed(self, gaps: pa.Table, outcomes: Sequence[MessageOutcome]) -> None:
         """Count the sequences of a committed group. Not thread-safe."""
         released = _released(gaps) if gaps.num_rows else 0
         refused = sum(map(_begins, outcomes))
@@ -81,7 +81,7 @@ def _released(gaps: pa.Table) -> int:
     return sum(last - first + 1 for first, last in pairs)
 
 
-def _begins(outcome: Outcome) -> bool:
+def _begins(outcome: MessageOutcome) -> bool:
     """Return True if a message was refused because sequence 1 of its spool is missing."""
     error = outcome.error
     return error is not None and error.metadata.get("expected_sequence") == "1"

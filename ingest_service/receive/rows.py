@@ -24,8 +24,8 @@ from ingest_service.store.protocol import (
     REJECTED,
     STREAMS,
     WATERMARKS,
-    Opening,
     SpoolKey,
+    StreamOpening,
     Watermark,
 )
 from servicekit.parsing import parse
@@ -81,7 +81,7 @@ class RejectedRow(NamedTuple):
 
 
 def prediction_table(
-    predictions: pa.StructArray, opening: NDArray[np.int64], openings: Sequence[Opening]
+    predictions: pa.StructArray, opening: NDArray[np.int64], openings: Sequence[StreamOpening]
 ) -> pa.Table:
     """Return the rows of the table `predictions`, without `received_at`.
 
@@ -139,7 +139,7 @@ def gap_table(gaps: Iterable[GapRow]) -> pa.Table:
     )
 
 
-def stream_table(openings: Iterable[Opening]) -> pa.Table:
+def stream_table(openings: Iterable[StreamOpening]) -> pa.Table:
     """Return the rows of the table `streams`."""
     return pa.Table.from_pylist(
         [

@@ -189,7 +189,7 @@ class StoredPrediction:
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class StreamOpening:
     """The opening of a stream: its spool, its client, and the clocks at that time."""
 
     spool: SpoolKey

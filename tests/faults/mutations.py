@@ -22,7 +22,7 @@ from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 
 from ingest_service.receive.decision import decide
 from ingest_service.receive.decode import Decoder
-from ingest_service.receive.group import Message, Outcome, Prepared, prepare
+from ingest_service.receive.group import Message, MessageOutcome, Prepared, prepare
 from ingest_service.receive.group_writer import GroupWriter
 from ingest_service.receive.headers import parse_header
 from ingest_service.store.duckdb.file_store import DuckDBStore
@@ -178,7 +178,7 @@ class Checker:
         self._count(outcomes, good)
         self._compare(prepared, good)
 
-    def _count(self, outcomes: Sequence[Outcome], good: Mapping[int, int]) -> None:
+    def _count(self, outcomes: Sequence[MessageOutcome], good: Mapping[int, int]) -> None:
         self.tally.neighbours += len(good)
         for at, one in enumerate(outcomes):
             if at in good:
@@ -281,14 +281,14 @@ def _header_error(payload: bytes) -> str | None:
 
 def _check_outcomes(
     group: Sequence[Message],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[MessageOutcome],
     good: Mapping[int, int],
     low: Sequence[int] | None = None,
 ) -> None:
     """Fails unless all reasons are documented, the books add up and good messages are whole."""
     for at, (one, payload) in enumerate(zip(outcomes, group, strict=True)):
         if at in good:
-            assert one == Outcome(committed_through=good[at], accepted=good[at])
+            assert one == MessageOutcome(committed_through=good[at], accepted=good[at])
             continue
         why = payload.payload.hex()
         assert {rejection.reason for rejection in one.rejections} <= REJECTED, why

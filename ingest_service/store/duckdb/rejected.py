@@ -8,7 +8,7 @@ from typing import NamedTuple
 import duckdb
 import pyarrow as pa
 
-from ingest_service.store.protocol import Opening, SpoolKey
+from ingest_service.store.protocol import SpoolKey, StreamOpening
 from ingest_service.store.retention_clock import to_time
 
 REASONS = ("CAPTURED_AT_IN_FUTURE", "CAPTURED_AT_TOO_EARLY")
@@ -75,9 +75,9 @@ class Rejected(NamedTuple):
     client: str
 
     @property
-    def opening(self) -> Opening:
+    def opening(self) -> StreamOpening:
         """The opening of its stream, as far as it is known."""
-        return Opening(
+        return StreamOpening(
             SpoolKey(self.device_id, self.spool_id),
             to_time(self.received_us if self.opened_us is None else self.opened_us),
             None if self.device_us is None else to_time(self.device_us),

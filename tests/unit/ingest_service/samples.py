@@ -13,7 +13,7 @@ from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message
 from ingest_service.receive.protobuf_decoder import ProtobufDecoder
 from ingest_service.receive.ptars_decoder import PtarsDecoder
-from ingest_service.store.protocol import Opening, SpoolKey
+from ingest_service.store.protocol import SpoolKey, StreamOpening
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 SPOOL = SpoolKey("gate-1", "0b0e7bd6-5f6b-4a44-9d0f-2f8f6b0c9d01")
@@ -73,14 +73,14 @@ def predictions(first: int, last: int) -> list[Prediction]:
     return [prediction(sequence) for sequence in range(first, last + 1)]
 
 
-def opening(of: SpoolKey = SPOOL, **fields: Any) -> Opening:
+def opening(of: SpoolKey = SPOOL, **fields: Any) -> StreamOpening:
     base: dict[str, Any] = {
         "opened_at": NOW,
         "device_time": None,
         "device_monotonic": None,
         "client": "",
     }
-    return Opening(of, **{**base, **fields})
+    return StreamOpening(of, **{**base, **fields})
 
 
 def message(

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sightline.types.v1.prediction_pb2 import Prediction
 
-from ingest_service.receive.group import Message, Outcome
+from ingest_service.receive.group import Message, MessageOutcome
 from ingest_service.receive.group_writer import GroupWriter
 from ingest_service.store.protocol import (
     Filter,
@@ -99,7 +99,7 @@ def commit(
         assert outcome.error is None
 
 
-def outcomes_of(writer: GroupWriter, messages: Sequence[Message]) -> Sequence[Outcome]:
+def outcomes_of(writer: GroupWriter, messages: Sequence[Message]) -> Sequence[MessageOutcome]:
     return writer.commit(writer.prepare(messages))
 
 

@@ -12,7 +12,7 @@ from sightline.types.v1.prediction_pb2 import Prediction
 
 from ingest_service.receive.conflicts import MAX_GENERATIONS
 from ingest_service.receive.decision import decide
-from ingest_service.receive.group import Message, Outcome, prepare
+from ingest_service.receive.group import Message, MessageOutcome, prepare
 from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.store.duckdb.reader import read_watermark
 from ingest_service.store.protocol import Generation, Watermark
@@ -37,7 +37,7 @@ class SpoolModel:
     watermark: Watermark = field(default_factory=Watermark)
     images: list[str] = field(default_factory=list)
 
-    def take(self, *messages: Message) -> list[Outcome]:
+    def take(self, *messages: Message) -> list[MessageOutcome]:
         """Commit a group."""
         changes, outcomes = decide(prepare(messages, DECODER, NOW), {SPOOL: self.watermark})
         self.images += changes.predictions.column("image_id").to_pylist()

@@ -6,7 +6,7 @@ import pytest
 
 from ingest_service.receive.decision import MAX_JSON_ORIGINALS, decide
 from ingest_service.receive.decode import Decoder
-from ingest_service.receive.group import Message, Outcome, Rejection, prepare
+from ingest_service.receive.group import Message, MessageOutcome, Rejection, prepare
 from ingest_service.store.protocol import Changes, Generation, SpoolKey, Watermark
 from tests.unit.ingest_service.samples import (
     NOW,
@@ -22,7 +22,7 @@ from tests.unit.ingest_service.samples import (
 
 def run(
     decoder: Decoder, *messages: Message, watermarks: dict[SpoolKey, int] | None = None
-) -> tuple[Changes, tuple[Outcome, ...]]:
+) -> tuple[Changes, tuple[MessageOutcome, ...]]:
     group = prepare(messages, decoder, NOW)
     through = watermarks or {}
     return decide(group, {key: committed(through.get(key, 0)) for key in group.spools})
@@ -40,7 +40,7 @@ def sequences(changes: Changes) -> list[int]:
 
 def test_what_is_new_is_written_and_counted(decoder: Decoder) -> None:
     changes, outcomes = run(decoder, message(*predictions(1, 3), gap(4, 6)))
-    assert outcomes == (Outcome(6, accepted=3, gap_sequences=3),)
+    assert outcomes == (MessageOutcome(6, accepted=3, gap_sequences=3),)
     assert sequences(changes) == [1, 2, 3]
     (row,) = changes.watermarks.to_pylist()
     assert (row["committed_through"], row["duplicates"]) == (6, 0)
@@ -88,7 +88,7 @@ def test_only_so_many_rejected_predictions_of_a_group_are_written_out(decoder: D
 
 def test_a_rejected_prediction_that_comes_again_is_a_duplicate(decoder: Decoder) -> None:
     changes, outcomes = run(decoder, message(prediction(1, model_name="")), watermarks={SPOOL: 1})
-    assert outcomes == (Outcome(1, duplicates=1),)
+    assert outcomes == (MessageOutcome(1, duplicates=1),)
     assert changes.rejected.num_rows == 0
 
 
@@ -118,8 +118,8 @@ def test_a_hole_ends_its_stream_with_the_sequence_that_is_expected(decoder: Deco
     assert (error.code.name, error.reason) == ("FAILED_PRECONDITION", "SEQUENCE_HOLE")
     assert error.metadata == {"expected_sequence": "3"}
     assert outcomes[0].committed_through == 2
-    assert outcomes[1] == Outcome(), "what follows a hole counts for nothing"
-    assert outcomes[2] == Outcome(1, accepted=1)
+    assert outcomes[1] == MessageOutcome(), "what follows a hole counts for nothing"
+    assert outcomes[2] == MessageOutcome(1, accepted=1)
     assert sequences(changes) == [1, 2, 1]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from ingest_service.receive.group import Message, Outcome, Rejection
+from ingest_service.receive.group import Message, MessageOutcome, Rejection
 from ingest_service.receive.group_commit import MAX_REJECTIONS, MESSAGE_COST, GroupCommitter
 from servicekit.calls.in_flight import BytesInFlight, Lease
 from servicekit.calls.room_bounds import Bounds
@@ -29,7 +29,7 @@ class Writer:
         self.may_go = threading.Event()
         self.may_go.set()
         self.began = threading.Semaphore(0)
-        self.outcome: Callable[[Message], Outcome] = lambda _: Outcome(accepted=1)
+        self.outcome: Callable[[Message], MessageOutcome] = lambda _: MessageOutcome(accepted=1)
         self.error: BaseException | None = None
         self.threads: set[int] = set()
         self.prepared = threading.Semaphore(0)
@@ -45,7 +45,7 @@ class Writer:
         messages: Sequence[Message],
         left_out: Collection[int],
         on_commit: Callable[[], object],
-    ) -> Sequence[Outcome]:
+    ) -> Sequence[MessageOutcome]:
         on_commit()
         self.threads.add(threading.get_ident())
         self.groups.append([m.payload for at, m in enumerate(messages) if at not in left_out])
@@ -141,7 +141,7 @@ async def test_no_group_is_prepared_while_a_commit_needs_the_interpreter(
 
     def deciding(
         messages: Sequence[Message], left_out: Collection[int], on_commit: Callable[[], object]
-    ) -> Sequence[Outcome]:
+    ) -> Sequence[MessageOutcome]:
         assert needs_it.wait(PATIENCE)
         return commit(messages, left_out, on_commit)
 
@@ -224,9 +224,9 @@ async def test_messages_tell_their_stream_and_which_is_its_first(
 ) -> None:
     seen: list[tuple[int, bool]] = []
 
-    def note(message: Message) -> Outcome:
+    def note(message: Message) -> MessageOutcome:
         seen.append((message.stream, message.first))
-        return Outcome()
+        return MessageOutcome()
 
     writer.outcome = note
     committer = committer_of()
@@ -242,7 +242,7 @@ async def test_totals_add_up_and_list_the_first_rejections(
     committer_of: Open, writer: Writer
 ) -> None:
     many = tuple(Rejection(n, "f", "R") for n in range(MAX_REJECTIONS - 1))
-    writer.outcome = lambda _: Outcome(7, 3, 2, many, 5)
+    writer.outcome = lambda _: MessageOutcome(7, 3, 2, many, 5)
     stream = committer_of().open(opening())
     stream.send(b"", Lease())
     stream.send(b"", Lease())
@@ -257,7 +257,9 @@ def failing(reason: str) -> SightlineError:
 
 
 async def test_a_failed_message_ends_its_stream_alone(committer_of: Open, writer: Writer) -> None:
-    writer.outcome = lambda m: Outcome(error=failing("HOLE") if m.payload == b"bad" else None)
+    writer.outcome = lambda m: MessageOutcome(
+        error=failing("HOLE") if m.payload == b"bad" else None
+    )
     committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
     bad.send(b"fine", Lease())
@@ -273,7 +275,9 @@ async def test_a_failed_message_ends_its_stream_alone(committer_of: Open, writer
 async def test_what_a_failed_stream_sent_later_is_dropped(
     committer_of: Open, writer: Writer
 ) -> None:
-    writer.outcome = lambda m: Outcome(error=failing("HOLE") if m.payload == b"bad" else None)
+    writer.outcome = lambda m: MessageOutcome(
+        error=failing("HOLE") if m.payload == b"bad" else None
+    )
     committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
     writer.may_go.clear()
@@ -293,7 +297,9 @@ async def test_what_a_failed_stream_sent_later_is_dropped(
 async def test_what_was_prepared_before_its_stream_failed_is_left_out(
     committer_of: Open, writer: Writer
 ) -> None:
-    writer.outcome = lambda m: Outcome(error=failing("HOLE") if m.payload == b"bad" else None)
+    writer.outcome = lambda m: MessageOutcome(
+        error=failing("HOLE") if m.payload == b"bad" else None
+    )
     committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
     writer.may_go.clear()
