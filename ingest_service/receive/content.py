@@ -1,16 +1,16 @@
-"""Digests of predictions, from the bytes as they came, without a Python object for each.
+"""Digests of predictions, computed from the received bytes without Python objects.
 
-A digest is kept for few predictions: the first of a spool and the last that is committed. It does
-not depend on the order of a prediction's fields: a client that writes the same prediction anew may
-write its labels in another order (Go does), and that is no other content.
+Digests are kept for two predictions of a spool: the first and the last committed one. A digest does
+not depend on the order of a prediction's fields: a client that serializes the same prediction again
+may write its labels in another order (Go does), which is the same content.
 """
 
 from hashlib import blake2b
 
 DIGEST_BYTES = 16
 MAX_FIELDS = 10_240
-"""A prediction of more has no digest. One that breaks no rule has fewer: 10 000 detections, 64
-labels and a dozen others. It bounds how long a message can hold up the commits of others."""
+"""Maximum number of fields of a prediction with a digest. A valid prediction has fewer: 10 000
+detections, 64 labels and a dozen others. The limit bounds the time for one message."""
 _PREDICTIONS = 2
 """Number of the field `PredictionLogRequest.predictions`."""
 _ENTRY = _PREDICTIONS << 3 | 2
@@ -22,12 +22,12 @@ def digest_in(payload: bytes, index: int) -> bytes | None:
     """Return the digest of a prediction of a message.
 
     Args:
-        payload: a `PredictionLogRequest` that was read without an error.
-        index: of the prediction in the message, from 0.
+        payload: a `PredictionLogRequest` that was decoded without an error.
+        index: index of the prediction in the message, from 0.
 
     Returns:
-        `DIGEST_BYTES` bytes. None: the bytes are not what a protobuf library writes, or it has more
-        than `MAX_FIELDS` fields.
+        `DIGEST_BYTES` bytes. None: no protobuf library writes such bytes, or the prediction has
+        more than `MAX_FIELDS` fields.
     """
     try:
         prediction = _find(payload, index)
@@ -40,9 +40,9 @@ def digest(prediction: bytes) -> bytes | None:
     """Return the digest of a serialized `Prediction`; None: it has too many fields.
 
     Raises:
-        IndexError: it is cut short.
+        IndexError: it is truncated.
     """
-    # Each field says where it ends, so that no two lists of fields join to the same bytes.
+    # Each field contains its length, so no two lists of fields join to the same bytes.
     fields = _fields(prediction)
     if len(fields) > MAX_FIELDS:
         return None
@@ -50,7 +50,7 @@ def digest(prediction: bytes) -> bytes | None:
 
 
 def _find(payload: bytes, index: int) -> bytes | None:
-    """Return the bytes of a prediction; written out, for it passes all that are before it."""
+    """Return the bytes of a prediction. Inlined, because it skips all predictions before it."""
     at, size = 0, len(payload)
     while at < size:
         tag = payload[at]
@@ -77,9 +77,9 @@ def _find(payload: bytes, index: int) -> bytes | None:
 
 
 def _fields(message: bytes) -> list[bytes]:
-    """Return each field of a message, its tag included; written out, as `_find`.
+    """Return each field of a message with its tag. Inlined like `_find`.
 
-    It stops after `MAX_FIELDS` and one.
+    It stops after `MAX_FIELDS` + 1 fields.
     """
     fields: list[bytes] = []
     at, size = 0, len(message)
@@ -88,7 +88,7 @@ def _fields(message: bytes) -> list[bytes]:
         at += 1
         if tag > 127:
             tag, at = _varint(message, start)
-        if tag & 7 == _LENGTH_DELIMITED and message[at] < 128:  # as most fields are
+        if tag & 7 == _LENGTH_DELIMITED and message[at] < 128:  # like most fields
             at += 1 + message[at]
         else:
             at = _skip(message, at, tag)
@@ -97,7 +97,7 @@ def _fields(message: bytes) -> list[bytes]:
 
 
 def _skip(message: bytes, at: int, tag: int) -> int:
-    """Return where the value ends whose tag ends at `at`."""
+    """Return the end of the value whose tag ends at `at`."""
     kind = tag & 7
     if kind == 0:
         return _varint(message, at)[1]
@@ -107,7 +107,7 @@ def _skip(message: bytes, at: int, tag: int) -> int:
     if kind in _FIXED:
         return at + _FIXED[kind]
     if kind != _GROUP:
-        raise IndexError("no such kind of field")
+        raise IndexError("unknown wire type")
     depth = 1  # without recursion: groups may nest as deep as a message is long
     while depth:
         inner, at = _varint(message, at)

@@ -1,7 +1,7 @@
-"""Queue of messages before a commit, fair between callers: deficit round robin. Pure.
+"""A fair queue of messages before their commit: deficit round robin between callers. Pure.
 
-A caller that sends as much as it can keeps megabytes waiting. First come, first served, a small
-message of another would wait until all of them are committed.
+A caller that sends as much as it can keeps megabytes waiting. In a first-in, first-out queue, a
+small message of another caller would wait until all of them are committed.
 """
 
 from collections import OrderedDict, deque
@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 QUANTUM_BYTES = 64 * 1024
-"""What each flow may add to a group in its turn."""
+"""Bytes that each flow may add to a group per turn."""
 
 
 @dataclass(slots=True)
@@ -20,13 +20,13 @@ class _Flow(Generic[T]):
 
 
 class FairWaiting(Generic[T]):
-    """Messages that wait, each flow's in the order of their arrival."""
+    """A queue of messages, in the order of arrival within each flow."""
 
     def __init__(self) -> None:
         self.bytes = 0
-        """Of all that wait."""
+        """Size of all waiting messages, bytes."""
         self._flows: OrderedDict[str, _Flow[T]] = OrderedDict()
-        """Those with something that waits, the next to be served first."""
+        """Flows with waiting messages, in the order of their turns."""
 
     def __bool__(self) -> bool:
         return bool(self._flows)
@@ -35,17 +35,17 @@ class FairWaiting(Generic[T]):
         """Add a message.
 
         Args:
-            flow: whose it is.
-            size: bytes, >= 0.
-            message: anything.
+            flow: the caller that sent it.
+            size: its size, bytes, >= 0.
+            message: the message.
         """
         self._flows.setdefault(flow, _Flow()).waiting.append((size, message))
         self.bytes += size
 
-    def take(self, most: int) -> list[T]:
-        """Return at least one message if any waits, and no further one from `most` bytes on."""
+    def take(self, limit: int) -> list[T]:
+        """Remove and return messages: at least one if any waits, then up to `limit` bytes."""
         taken: list[T] = []
-        end = self.bytes - most
+        end = self.bytes - limit
         while self._flows and (not taken or self.bytes > end):
             name, flow = next(iter(self._flows.items()))
             flow.credit += QUANTUM_BYTES

@@ -1,11 +1,12 @@
-"""Collects messages of all streams and commits what waits as one group.
+"""Group commit: the messages of all streams are committed in groups.
 
-One thread decodes a group while another commits the one before it; meanwhile the next gathers. A
-group closes when it holds enough bytes or its first message has waited long enough. Where more
-waits than a group holds, callers take turns. What is
-received and not yet committed is bounded over all streams: each message brings a lease on its
-bytes, which ends here, and beyond the bound no stream is read, so that gRPC's flow control reaches
-the devices. Everything else here runs on one event loop.
+One thread decodes a group while another thread commits the group before it, and messages of the
+next group arrive. A group closes when it has enough bytes, or when its first message has waited
+long enough. If more messages wait than fit into a group, callers take turns.
+
+The received and uncommitted bytes of all streams are bounded: each message has a lease on its
+bytes, which ends after the commit. Beyond the bound no stream is read, so that gRPC's flow control
+stops the devices. Everything except decoding and committing runs on one event loop.
 """
 
 import asyncio
@@ -29,10 +30,10 @@ from servicekit.errors import SightlineError, out_of_memory
 logger = logging.getLogger(__name__)
 
 MAX_REJECTIONS = 1000
-"""Rejections that an answer lists; the rest are counted."""
+"""Maximum number of rejections listed in a response; further ones are only counted."""
 MESSAGE_COST = 512
-"""Bytes that a message counts for besides its own: what Python and the group keep for it. Without
-it, a flood of empty messages would fit into any bound while the disk stands still."""
+"""Bytes of Python objects per message, which count in addition to its own bytes. Without them, a
+flood of empty messages would fit into any bound while the disk does not respond."""
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Totals:
-    """What became of a stream so far."""
+    """The totals of a stream so far."""
 
     committed_through: int = 0
     accepted: int = 0
@@ -50,7 +51,7 @@ class Totals:
     rejections: list[Rejection] = field(default_factory=list)
 
     def add(self, outcome: MessageOutcome) -> None:
-        """Add one message."""
+        """Add the outcome of one message."""
         self.committed_through = max(self.committed_through, outcome.committed_through)
         self.accepted += outcome.accepted
         self.duplicates += outcome.duplicates
@@ -60,7 +61,7 @@ class Totals:
 
 
 class LogStream:
-    """One stream of messages. Made by `GroupCommitter.open`."""
+    """One stream of messages. Created by `GroupCommitter.open`."""
 
     def __init__(
         self, number: int, opening: StreamOpening, committer: "GroupCommitter[Any]"
@@ -78,15 +79,15 @@ class LogStream:
         self._moved = asyncio.Event()
 
     def send(self, payload: bytes, lease: Lease) -> None:
-        """Hand over the next message, with the bytes that it counts for until it is committed."""
+        """Queue the next message, with the lease on its bytes until it is committed."""
         self._committer.put(self, payload, lease, first=self._sent == 0)
         self._sent += 1
 
     async def finish(self) -> Totals:
-        """Return what became of the stream, once every message of it is committed.
+        """Wait until every message is committed, and return the totals of the stream.
 
         Raises:
-            SightlineError: a message failed; what was sent before it is committed.
+            SightlineError: a message failed; the messages before it are committed.
         """
         while self._error is None and self._settled < self._sent:
             self._moved.clear()
@@ -96,7 +97,7 @@ class LogStream:
         return self._totals
 
     def settle(self, outcome: MessageOutcome) -> None:
-        """Take note of what became of the next message."""
+        """Record the outcome of the next message."""
         self._settled += 1
         self._totals.add(outcome)
         if outcome.error is not None and self._error is None:
@@ -107,7 +108,7 @@ class LogStream:
 
     @property
     def failed(self) -> bool:
-        """Whether a message has failed: those after it count for nothing."""
+        """True if a message has failed; later messages are ignored."""
         return self._error is not None
 
 
@@ -120,19 +121,19 @@ class _Sent(NamedTuple):
 
 
 class GroupCommitter(Generic[P]):
-    """Commits the messages of all streams in groups.
+    """A queue of the messages of all streams, which are committed in groups.
 
     Args:
-        prepare: does what can be done before the groups before it are committed; called on a
-            thread of its own, one group at a time.
-        commit: commits what `prepare` returned, leaving out the messages of these indexes; called
-            on another thread, one group at a time, in the order of the groups. Calls its third
-            argument when only COMMIT is left, which needs no interpreter. Returns one outcome a
-            message, in their order. Raises SightlineError if nothing of the group is committed.
-        group_bytes: a group takes no further message beyond this size, bytes.
-        group_wait: how long the first message of a group waits for others, s.
-
-    `group_bytes` counts `MESSAGE_COST` bytes for each message besides its own.
+        prepare: does the work that does not depend on earlier groups; called on a thread of its
+            own, one group at a time.
+        commit: commits a result of `prepare` without the messages of these indexes; called on
+            another thread, one group at a time, in the order of the groups. It calls its third
+            argument when only COMMIT is left, which does not need the interpreter's lock. It
+            returns one outcome per message, in order. It raises SightlineError if nothing of the
+            group is committed.
+        group_bytes: size from which a group accepts no further message, bytes, including
+            `MESSAGE_COST` bytes per message.
+        group_wait: time that the first message of a group waits for others, s.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class GroupCommitter(Generic[P]):
         return LogStream(next(self._numbers), opening, self)
 
     def put(self, stream: LogStream, payload: bytes, lease: Lease, *, first: bool) -> None:
-        """Take the next message of a stream.
+        """Queue the next message of a stream.
 
         Raises:
             SightlineError: UNAVAILABLE; the committer is closing.
@@ -179,7 +180,7 @@ class GroupCommitter(Generic[P]):
             self._full.set()
 
     async def close(self) -> None:
-        """Commit what waits and end the writer; messages that come later are refused."""
+        """Commit the queued messages and end the threads; later messages are refused."""
         self._closing = True
         self._arrived.set()
         self._full.set()
@@ -193,15 +194,15 @@ class GroupCommitter(Generic[P]):
             group = self._take()
             if not group:
                 continue
-            messages = [each.message for each in group]
+            messages = [sent.message for sent in group]
             prepared = await self._on(self._preparer, self._prepare, messages)
-            # Only then the next group is taken: it has gathered for as long as this one.
+            # The next group is closed only after this: it has gathered for as long as this one.
             if committing is not None:
                 await committing
             at_commit = asyncio.Event()
             committing = asyncio.ensure_future(self._settle(group, prepared, at_commit))
-            # Decoding keeps the interpreter's lock for long. Until then the writer needs it, also
-            # for its insert, which reads Arrow's columns through Python.
+            # Decoding holds the interpreter's lock for long. Until COMMIT, the writer needs it:
+            # its insert reads Arrow's columns through Python.
             await at_commit.wait()
         if committing is not None:
             await committing
@@ -212,10 +213,10 @@ class GroupCommitter(Generic[P]):
         prepared: P | SightlineError,
         at_commit: asyncio.Event,
     ) -> None:
-        """Commit a group and tells its streams."""
+        """Commit a group, and pass the outcomes to its streams."""
         loop = asyncio.get_running_loop()
         on_commit = functools.partial(loop.call_soon_threadsafe, at_commit.set)
-        # The group before may have ended streams while this one was prepared.
+        # The group before may have failed some streams while this one was prepared.
         ended = {index for index, sent in enumerate(group) if sent.stream.failed}
         outcomes: Sequence[MessageOutcome] | SightlineError = ()
         if isinstance(prepared, SightlineError):
@@ -233,7 +234,7 @@ class GroupCommitter(Generic[P]):
     async def _on(
         self, executor: ThreadPoolExecutor, work: Callable[..., T], *arguments: object
     ) -> T | SightlineError:
-        """Return what the work returns or, whatever it raises, an error for its streams."""
+        """Run the work on a thread; return its result, or an error if it raises anything."""
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
         except SightlineError as error:
@@ -241,14 +242,14 @@ class GroupCommitter(Generic[P]):
         except asyncio.CancelledError:
             raise
         except MemoryError:
-            logger.exception("no memory for a group of messages")
+            logger.exception("not enough memory for a group of messages")
             return out_of_memory()
-        except BaseException:  # a panic in native code is no Exception, and must not end the writer
+        except BaseException:  # a panic in native code is not an Exception
             logger.exception("a group of messages failed")
             return _internal_error()
 
     async def _gathered(self) -> bool:
-        """Wait until a group is to be committed; return False if none will ever be."""
+        """Wait until a group is complete; return False if the committer is closed and empty."""
         while not self._waiting:
             if self._closing:
                 return False
@@ -262,7 +263,7 @@ class GroupCommitter(Generic[P]):
         return True
 
     def _take(self) -> list["_Sent"]:
-        """Return the next group: as many messages as fit its size, of streams that go on."""
+        """Return the next group, without messages of failed streams."""
         group: list[_Sent] = []
         for sent in self._waiting.take(self._group_bytes):
             if sent.stream.failed:
@@ -275,12 +276,12 @@ class GroupCommitter(Generic[P]):
 
 
 def _size(payload: bytes) -> int:
-    """Return what a message counts for in the bounds, bytes."""
+    """Return the size of a message in the bounds, bytes."""
     return len(payload) + MESSAGE_COST
 
 
 def draining_error() -> SightlineError:
-    """Return the error for a stream that is cut because the server ends."""
+    """Return the error for a stream that is cut because the server is stopping."""
     return SightlineError(
         grpc.StatusCode.UNAVAILABLE, "DRAINING", "the server is shutting down", retry_after=1.0
     )
@@ -290,5 +291,5 @@ def _internal_error() -> SightlineError:
     return SightlineError(
         grpc.StatusCode.INTERNAL,
         "INTERNAL",
-        "the messages could not be committed; the server's log says why",
+        "the messages could not be committed; the server's log has the cause",
     )

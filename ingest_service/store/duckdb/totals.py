@@ -1,14 +1,15 @@
-"""Sums over all blocks by one kind of key at a time, for statistics without a filter.
+"""Totals: sums over all blocks by each kind of key, for statistics without a filter.
 
-`rollups` has a row for each hour, device, model, source and verdict of a block: a single device
-with many models and hours makes as many rows there as it sends predictions. Here a key has one row,
-and a few more until they are added up. As in a log-structured merge, rows are only appended: those
-of a new block, and with a minus sign those of a block that retention deletes. When the appended
-ones are as many as the others, all are added up.
+`rollups` has a row for each hour, device, model, source and verdict of a block: a device with many
+models and hours creates as many rows there as it sends predictions. The table `totals` has one row
+per key, and a few more until they are compacted. As in a log-structured merge tree, rows are only
+appended: those of a new block, and with a minus sign those of a block that retention deletes. When
+there are as many appended rows as others, all are compacted.
 """
 
 from collections.abc import Iterator
 
+<<<<<<< HEAD
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,8 +20,12 @@ _LISTS = (("class_name", "classes", "detections"), ("bucket", "times", "predicti
 KINDS = (*_KEYS, *(kind for kind, _, _ in _LISTS))
 """Kinds of keys: columns of predictions, the classes of detections, and buckets of times."""
 _COUNTS = ("total", "defects", "detections")
+=======
+KINDS = ("device_id", "model_name", "source", "class_name", "bucket")
+"""Kinds of keys: columns of predictions, classes of detections, and buckets of times."""
+>>>>>>> 06ac589 (ingest: plain words in group commit, fair waiting, digests and totals)
 APPENDED = 20_000
-"""Appended rows that are left alone, at most, or as many as there are of the others."""
+"""Appended rows before a compaction; also at least as many as there are other rows."""
 
 _BLOCKS = """
     SELECT device_id, model_name, source, defect_detected, predictions, detections, classes, times
@@ -39,26 +44,33 @@ _ADD_UP = """
 
 
 def add_blocks(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
-    """Add the sums of blocks, which are in `rollups`, in the transaction that is open.
+    """Add the rollups of blocks to the totals, in the open transaction.
 
     Args:
         cursor: the connection.
         after: the blocks begin after this time, us since 1970.
-        through: the end of the last of them.
+        through: the end of the last block, us since 1970.
     """
     _append(cursor, 1, after, through)
 
 
 def subtract_blocks(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
-    """Take the sums of blocks away, which are still in `rollups`, in the transaction that is open.
+    """Subtract the rollups of blocks, which are not yet deleted, in the open transaction.
 
-    Arguments as those of `add_blocks`.
+    Args:
+        cursor: the connection.
+        after: the blocks begin after this time, us since 1970.
+        through: the end of the last block, us since 1970.
     """
     _append(cursor, -1, after, through)
 
 
 def add_up(cursor: duckdb.DuckDBPyConnection) -> bool:
-    """Make each key one row, in the transaction that is open; return False: they are few enough."""
+    """Compact the totals to one row per key, in the open transaction.
+
+    Returns:
+        False: there are too few appended rows, and nothing was done.
+    """
     ((appended, others, run),) = cursor.execute(_APPENDED).fetchall()
     if appended <= max(APPENDED, others):
         return False
@@ -81,6 +93,7 @@ def _append(cursor: duckdb.DuckDBPyConnection, sign: int, after: int, through: i
     cursor.unregister("sums")
 
 
+<<<<<<< HEAD
 def _sums(rows: pa.Table, sign: int) -> Iterator[pa.Table]:
     """Return a table of sums for each kind of key."""
     predictions, zero = rows.column("predictions"), pa.scalar(0, pa.int64())
@@ -108,3 +121,13 @@ def _grouped(kind: str, names: pa.ChunkedArray, sign: int, *counts: pa.ChunkedAr
             },
         }
     )
+=======
+def _sums() -> list[str]:
+    """Return a query for each kind; DuckDB 1.5 hangs if one query unnests two lists."""
+    lists = (
+        {"kind": "class_name", "name": "class_name", "count": "detections", "column": "classes"},
+        {"kind": "bucket", "name": "bucket", "count": "predictions", "column": "times"},
+    )
+    keys = [_OF_KEY.format(key=key, where="{where}") for key in KINDS[:3]]
+    return [*keys, *(_OF_LIST.format(where="{where}", **columns) for columns in lists)]
+>>>>>>> 06ac589 (ingest: plain words in group commit, fair waiting, digests and totals)

@@ -1,4 +1,4 @@
-"""Item 13: the digest of a prediction as it came."""
+"""Item 13: digests of predictions, computed from their received bytes."""
 
 import time
 
@@ -22,10 +22,10 @@ def varint(number: int) -> bytes:
 def test_each_prediction_of_a_message_has_a_digest_of_its_own() -> None:
     parts = [prediction(n, labels=LABELS if n % 3 == 0 else {}) for n in range(1, 300)]
     payload = request(*parts, gap(300, 400), head=header()).SerializeToString()
-    found = [digest_in(payload, index) for index in range(len(parts))]
-    assert found == [digest(part.SerializeToString()) for part in parts]
-    assert len(set(found)) == len(parts)
-    assert {len(one) for one in found if one is not None} == {DIGEST_BYTES}
+    digests = [digest_in(payload, index) for index in range(len(parts))]
+    assert digests == [digest(part.SerializeToString()) for part in parts]
+    assert len(set(digests)) == len(parts)
+    assert {len(value) for value in digests if value is not None} == {DIGEST_BYTES}
     assert digest_in(payload, len(parts)) is None
 
 
@@ -48,12 +48,14 @@ def test_the_order_of_fields_makes_no_difference() -> None:
     ],
 )
 def test_other_fields_are_passed_over(between: bytes) -> None:
-    one = prediction().SerializeToString()
-    entry = b"\x92\x00" + varint(len(one)) + one  # a tag that is longer than it must be
-    payload = between + entry + between + b"\x12" + varint(len(one)) + one
+    serialized = prediction().SerializeToString()
+    entry = (
+        b"\x92\x00" + varint(len(serialized)) + serialized
+    )  # a tag that is longer than it must be
+    payload = between + entry + between + b"\x12" + varint(len(serialized)) + serialized
     if between != b"":
         assert len(PredictionLogRequest.FromString(between).predictions) == 0
-    assert digest_in(payload, 0) == digest_in(payload, 1) == digest(one)
+    assert digest_in(payload, 0) == digest_in(payload, 1) == digest(serialized)
 
 
 @pytest.mark.parametrize("damaged", [b"\x12", b"\x12\x05\x0a", b"\x17", b"\x12\x02\x0a", b"\x80"])
@@ -62,9 +64,9 @@ def test_what_no_library_writes_has_no_digest(damaged: bytes) -> None:
 
 
 def test_a_prediction_of_very_many_fields_holds_up_nobody() -> None:
-    """4 MiB of unknown fields of two bytes each took seconds of the committing thread."""
-    most = prediction(detections=[detection()] * 10_000, labels=LABELS).SerializeToString()
-    assert digest(most) is not None, "all that the rules allow has a digest"
+    """A message with 4 MiB of unknown 2-byte fields took the committing thread seconds."""
+    largest = prediction(detections=[detection()] * 10_000, labels=LABELS).SerializeToString()
+    assert digest(largest) is not None, "all that the rules allow has a digest"
     began = time.process_time()
     assert digest(prediction().SerializeToString() + b"\x78\x01" * (2 << 20)) is None
     assert time.process_time() - began < 0.5

@@ -1,4 +1,4 @@
-"""A caller's messages wait behind its own, not behind all of another's."""
+"""The messages of a caller do not wait behind all messages of another caller."""
 
 import pytest
 

@@ -18,11 +18,11 @@ PATIENCE = 5.0
 
 
 class PanicError(BaseException):
-    """What native code raises when it panics is no Exception."""
+    """A panic of native code, which is not an Exception."""
 
 
-class Writer:
-    """A commit that a test holds, watches and makes fail; runs on threads of the committer."""
+class HeldWriter:
+    """A commit that a test can delay, observe and fail. It runs on threads of the committer."""
 
     def __init__(self) -> None:
         self.groups: list[list[bytes]] = []
@@ -63,31 +63,31 @@ class Writer:
 
 
 @pytest.fixture
-def writer() -> Writer:
-    return Writer()
+def writer() -> HeldWriter:
+    return HeldWriter()
 
 
 Open = Callable[..., GroupCommitter[Sequence[Message]]]
 
 
 @pytest.fixture
-async def committer_of(writer: Writer) -> AsyncIterator[Open]:
-    made: list[GroupCommitter[Sequence[Message]]] = []
+async def committer_of(writer: HeldWriter) -> AsyncIterator[Open]:
+    committers: list[GroupCommitter[Sequence[Message]]] = []
 
     def make(**limits: Any) -> GroupCommitter[Sequence[Message]]:
         base = {"group_bytes": 10_000, "group_wait": 0.001}
-        made.append(GroupCommitter(writer.prepare, writer.commit, **{**base, **limits}))
-        return made[-1]
+        committers.append(GroupCommitter(writer.prepare, writer.commit, **{**base, **limits}))
+        return committers[-1]
 
     async with asyncio.timeout(PATIENCE * 2):
         yield make
         writer.may_go.set()
-        for committer in made:
+        for committer in committers:
             await committer.close()
 
 
 async def test_a_stream_is_answered_when_all_of_it_is_committed(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     stream = committer_of().open(opening())
     writer.may_go.clear()
@@ -101,7 +101,7 @@ async def test_a_stream_is_answered_when_all_of_it_is_committed(
 
 
 async def test_what_waits_during_a_commit_is_the_next_group(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     committer = committer_of()
     streams = [committer.open(opening()) for _ in range(3)]
@@ -119,7 +119,7 @@ async def test_what_waits_during_a_commit_is_the_next_group(
 
 
 async def test_the_next_group_is_prepared_during_a_commit(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     stream = committer_of().open(opening())
     writer.may_go.clear()
@@ -134,7 +134,7 @@ async def test_the_next_group_is_prepared_during_a_commit(
 
 
 async def test_no_group_is_prepared_while_a_commit_needs_the_interpreter(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     needs_it = threading.Event()
     commit = writer.commit
@@ -158,7 +158,7 @@ async def test_no_group_is_prepared_while_a_commit_needs_the_interpreter(
 
 
 async def test_a_group_that_cannot_be_prepared_fails_and_the_next_goes_on(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
@@ -170,20 +170,20 @@ async def test_a_group_that_cannot_be_prepared_fails_and_the_next_goes_on(
 
 
 async def test_a_group_waits_for_company_and_no_longer_than_told(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     committer = committer_of(group_wait=0.05)
-    one, two = committer.open(opening()), committer.open(opening())
+    first, second = committer.open(opening()), committer.open(opening())
     begun = asyncio.get_running_loop().time()
-    one.send(b"one", Lease())
+    first.send(b"one", Lease())
     await asyncio.sleep(0)
-    two.send(b"two", Lease())
+    second.send(b"two", Lease())
     await writer.has_begun()
     assert asyncio.get_running_loop().time() - begun >= 0.045
     assert writer.groups == [[b"one", b"two"]]
 
 
-async def test_a_full_group_does_not_wait(committer_of: Open, writer: Writer) -> None:
+async def test_a_full_group_does_not_wait(committer_of: Open, writer: HeldWriter) -> None:
     committer = committer_of(group_bytes=10 + MESSAGE_COST, group_wait=1000)
     stream = committer.open(opening())
     stream.send(b"x" * 10, Lease())
@@ -191,7 +191,7 @@ async def test_a_full_group_does_not_wait(committer_of: Open, writer: Writer) ->
     assert writer.groups == [[b"x" * 10]]
 
 
-async def test_a_group_is_bounded_in_bytes(committer_of: Open, writer: Writer) -> None:
+async def test_a_group_is_bounded_in_bytes(committer_of: Open, writer: HeldWriter) -> None:
     committer = committer_of(group_bytes=2 * (4 + MESSAGE_COST) + 1)
     stream = committer.open(opening())
     writer.may_go.clear()
@@ -204,7 +204,7 @@ async def test_a_group_is_bounded_in_bytes(committer_of: Open, writer: Writer) -
     assert writer.groups == [[b"x"], [b"four"] * 3, [b"four"] * 2]
 
 
-async def test_bytes_count_until_they_are_committed(committer_of: Open, writer: Writer) -> None:
+async def test_bytes_count_until_they_are_committed(committer_of: Open, writer: HeldWriter) -> None:
     committer, rooms = committer_of(), BytesInFlight(Bounds(10_000, 100))
     stream = committer.open(opening())
     writer.may_go.clear()
@@ -220,7 +220,7 @@ async def test_bytes_count_until_they_are_committed(committer_of: Open, writer: 
 
 
 async def test_messages_tell_their_stream_and_which_is_its_first(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     seen: list[tuple[int, bool]] = []
 
@@ -230,16 +230,16 @@ async def test_messages_tell_their_stream_and_which_is_its_first(
 
     writer.outcome = note
     committer = committer_of()
-    one, two = committer.open(opening()), committer.open(opening())
-    for stream in (one, two, one):
+    first, second = committer.open(opening()), committer.open(opening())
+    for stream in (first, second, first):
         stream.send(b"", Lease())
         await stream.finish()
-    assert seen == [(one.number, True), (two.number, True), (one.number, False)]
-    assert one.number != two.number
+    assert seen == [(first.number, True), (second.number, True), (first.number, False)]
+    assert first.number != second.number
 
 
 async def test_totals_add_up_and_list_the_first_rejections(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     many = tuple(Rejection(n, "f", "R") for n in range(MAX_REJECTIONS - 1))
     writer.outcome = lambda _: MessageOutcome(7, 3, 2, many, 5)
@@ -256,7 +256,9 @@ def failing(reason: str) -> SightlineError:
     return SightlineError(grpc.StatusCode.FAILED_PRECONDITION, reason, "no")
 
 
-async def test_a_failed_message_ends_its_stream_alone(committer_of: Open, writer: Writer) -> None:
+async def test_a_failed_message_ends_its_stream_alone(
+    committer_of: Open, writer: HeldWriter
+) -> None:
     writer.outcome = lambda m: MessageOutcome(
         error=failing("HOLE") if m.payload == b"bad" else None
     )
@@ -273,7 +275,7 @@ async def test_a_failed_message_ends_its_stream_alone(committer_of: Open, writer
 
 
 async def test_what_a_failed_stream_sent_later_is_dropped(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     writer.outcome = lambda m: MessageOutcome(
         error=failing("HOLE") if m.payload == b"bad" else None
@@ -295,7 +297,7 @@ async def test_what_a_failed_stream_sent_later_is_dropped(
 
 
 async def test_what_was_prepared_before_its_stream_failed_is_left_out(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     writer.outcome = lambda m: MessageOutcome(
         error=failing("HOLE") if m.payload == b"bad" else None
@@ -327,7 +329,7 @@ async def test_what_was_prepared_before_its_stream_failed_is_left_out(
     ],
 )
 async def test_a_group_that_fails_fails_its_members_and_the_next_goes_on(
-    committer_of: Open, writer: Writer, error: BaseException, reason: str
+    committer_of: Open, writer: HeldWriter, error: BaseException, reason: str
 ) -> None:
     committer = committer_of()
     writer.error = error
@@ -346,7 +348,7 @@ async def test_a_group_that_fails_fails_its_members_and_the_next_goes_on(
 
 
 async def test_closing_commits_what_waits_and_refuses_what_comes(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     committer = committer_of(group_wait=1000)
     stream = committer.open(opening())
@@ -359,7 +361,7 @@ async def test_closing_commits_what_waits_and_refuses_what_comes(
 
 
 async def test_a_stream_that_is_given_up_leaves_its_messages_to_be_committed(
-    committer_of: Open, writer: Writer
+    committer_of: Open, writer: HeldWriter
 ) -> None:
     committer = committer_of()
     gone, stays = committer.open(opening()), committer.open(opening())

@@ -1,4 +1,4 @@
-"""Item 22 of issue 11: statistics without a filter read each key once, whatever a device sends."""
+"""Item 22 of issue 11: statistics without a filter read one row per key, whatever is sent."""
 
 import contextlib
 import json
@@ -67,38 +67,38 @@ def path(tmp_path: Path) -> Path:
 
 def rows(store: DuckDBStore, sql: str) -> list[tuple[Any, ...]]:
     with contextlib.closing(store._cursor()) as cursor:
-        found: list[tuple[Any, ...]] = cursor.execute(sql).fetchall()
-        return found
+        result: list[tuple[Any, ...]] = cursor.execute(sql).fetchall()
+        return result
 
 
 def counted(store: DuckDBStore, query: str) -> list[tuple[Any, ...]]:
-    """The keys of a query with their counts, as statistics list them."""
+    """Return the keys of a query with their counts, in the order of statistics."""
     return sorted(rows(store, f"{query} GROUP BY 1"), key=lambda row: (-row[1], row[0]))
 
 
 def assert_as_the_rows_say(store: DuckDBStore) -> None:
-    """Holds statistics without a filter against the rows, by SQL of the test's own."""
-    found = stats(store)
+    """Compare statistics without a filter with the rows, by independent SQL."""
+    result = stats(store)
     counts = "count(*), count(*) FILTER (defect_detected) FROM predictions"
     for column, listed in (
-        ("device_id", found.by_device),
-        ("model_name", found.by_model),
-        ("source", found.by_source),
+        ("device_id", result.by_device),
+        ("model_name", result.by_model),
+        ("source", result.by_source),
     ):
-        assert [tuple(one) for one in listed] == counted(store, f"SELECT {column}, {counts}")
+        assert [tuple(count) for count in listed] == counted(store, f"SELECT {column}, {counts}")
     detections = "(SELECT unnest(detections) AS d FROM predictions)"
     by_class = counted(store, f"SELECT d.class_name, count(*) FROM {detections}")
-    assert [(one.key, one.total) for one in found.by_class] == by_class
+    assert [(count.key, count.total) for count in result.by_class] == by_class
     captured = "epoch_us(min(captured_at)), epoch_us(max(captured_at))"
     assert rows(store, f"SELECT {counts.replace('FROM', f', {captured} FROM')}") == [
         (
-            found.total_predictions,
-            found.defects_detected,
-            found.first_captured_us,
-            found.last_captured_us,
+            result.total_predictions,
+            result.defects_detected,
+            result.first_captured_us,
+            result.last_captured_us,
         )
     ]
-    assert found.total_detections == sum(one.total for one in found.by_class)
+    assert result.total_detections == sum(count.total for count in result.by_class)
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_item_22_one_device_with_many_keys_slows_no_statistics_down(tmp_path: Pa
 def test_totals_are_those_of_the_rows(
     path: Path, monkeypatch: pytest.MonkeyPatch, appended: int
 ) -> None:
-    """Through commits, new blocks, merged ones, retention, restarts and adding up."""
+    """This holds after commits, new and merged blocks, retention, restarts and compaction."""
     monkeypatch.setattr(totals, "APPENDED", appended)
     store, clock = DuckDBStore(path), MovableClock()
     for number in range(1, 21):
@@ -136,12 +136,12 @@ def test_totals_are_those_of_the_rows(
             store = DuckDBStore(path)
         assert_as_the_rows_say(store)
     assert stats(store).total_predictions < 600, "retention has deleted some"
-    (most,) = rows(
+    (largest,) = rows(
         store, "SELECT max(n) FROM (SELECT count(*) AS n FROM totals GROUP BY kind, name)"
     )
     if appended == 0:
         assert rows(store, "SELECT count(*) FROM totals WHERE total = 0 AND run > 0") == [(0,)]
-        assert most[0] < 20
+        assert largest[0] < 20
     store.close()
 
 
@@ -182,9 +182,9 @@ def test_everything_that_expires_leaves_no_total(path: Path) -> None:
         commit(store, message(*varied(1, 30)), now=clock)
         update_rollups(store)
         store.maintenance().expire(clock.time + timedelta(days=1), exported_only=False)
-        found = stats(store)
-        assert (found.total_predictions, found.by_model, found.by_class) == (0, [], [])
-        assert (found.inference_seconds, found.first_captured_us) == (None, None)
+        result = stats(store)
+        assert (result.total_predictions, result.by_model, result.by_class) == (0, [], [])
+        assert (result.inference_seconds, result.first_captured_us) == (None, None)
 
 
 def test_a_file_of_version_2_gets_its_totals(path: Path) -> None:
