@@ -149,7 +149,7 @@ def _refuse_mismatch(
 
 
 def _connect_repaired(path: Path, confirmed: int | None, trust: bool) -> duckdb.DuckDBPyConnection:
-    """Move what a power failure has left unreadable out of the log, and connect."""
+    """Connect, after moving bytes that a power failure made unreadable out of the log."""
     _set_tails_aside(path, confirmed, trust, verify=False)
     if log_path(path).exists():  # a killed process may have written it without a sync
         sync_file(log_path(path))

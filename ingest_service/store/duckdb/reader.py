@@ -85,7 +85,7 @@ class DuckDBReader:
         self._begun = False
 
     def watermark(self, spool: SpoolKey) -> Watermark:
-        """Return what is committed of a spool."""
+        """Return the watermark of a spool."""
         with self._translated():
             rows = self._rows(
                 f"SELECT {WATERMARK} FROM watermarks"

@@ -1,15 +1,15 @@
 -- Version 1. All times are UTC; lengths of time are in seconds; sizes and boxes are in pixels.
 
 -- One row per prediction that kept every rule. (device_id, spool_id, sequence) is unique because
--- the watermark lets each sequence in once: there is no index to say so, and none to pay for.
+-- the watermark accepts each sequence once: an index would only add cost.
 CREATE TABLE predictions (
     device_id VARCHAR NOT NULL,
     spool_id VARCHAR NOT NULL,
     sequence BIGINT NOT NULL,
-    -- When the server committed it, by the server's clock.
+    -- Commit time by the server's clock.
     received_at TIMESTAMPTZ NOT NULL,
     -- By the device's clock, uncorrected: captured_at + to_seconds(clock_offset_seconds) is the
-    -- same moment by the server's clock. The offset is NULL where the device did not send a clock.
+    -- same moment by the server's clock. The offset is NULL if the device did not send its clock.
     captured_at TIMESTAMPTZ NOT NULL,
     clock_offset_seconds DOUBLE,
     image_id VARCHAR NOT NULL,
@@ -21,7 +21,7 @@ CREATE TABLE predictions (
     model_version VARCHAR NOT NULL,
     -- 'device' or 'cloud'.
     source VARCHAR NOT NULL,
-    -- NULL: the cloud was not asked.
+    -- NULL: the cloud was not used.
     cloud_reason VARCHAR,
     -- NULL: not measured.
     inference_seconds DOUBLE,
@@ -47,7 +47,7 @@ CREATE TABLE rejected_predictions (
     received_at TIMESTAMPTZ NOT NULL,
     field VARCHAR NOT NULL,
     reason VARCHAR NOT NULL,
-    -- The prediction in protobuf's JSON; what that cannot say, as the bytes that came, in base64.
+    -- The prediction as protobuf's JSON; if that cannot represent it, its received bytes in base64.
     original JSON NOT NULL
 );
 
@@ -59,7 +59,7 @@ CREATE TABLE gaps (
     last_sequence BIGINT NOT NULL,
     received_at TIMESTAMPTZ NOT NULL,
     reason VARCHAR NOT NULL,
-    -- By the device's clock. NULL: it did not say.
+    -- By the device's clock. NULL: not sent.
     declared_at TIMESTAMPTZ
 );
 
@@ -72,7 +72,7 @@ CREATE TABLE streams (
     device_monotonic_seconds DOUBLE,
     -- opened_at - device_time.
     clock_offset_seconds DOUBLE,
-    -- '': not said.
+    -- '': not sent.
     client VARCHAR NOT NULL
 );
 
@@ -81,12 +81,12 @@ CREATE TABLE watermarks (
     device_id VARCHAR NOT NULL,
     spool_id VARCHAR NOT NULL,
     committed_through BIGINT NOT NULL,
-    -- Predictions that came again and were not stored again.
+    -- Predictions that were sent again and not stored again.
     duplicates BIGINT NOT NULL,
     updated_at TIMESTAMPTZ NOT NULL
 );
 
--- The books of each spool: every committed sequence is a row, a rejection or in a gap.
+-- The ledger of each spool: every committed sequence is a row, a rejection or in a gap.
 CREATE VIEW ledger AS
 SELECT
     device_id,

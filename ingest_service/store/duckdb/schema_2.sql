@@ -1,17 +1,17 @@
--- Version 2. Sums over the rows, so that statistics need not read them all; retention; exports.
+-- Version 2: rollups, so that statistics need not read all rows; retention; exports.
 
--- From here on, each commit's received_at is later than that of the commit before. A block is the
--- run of commits with after < received_at <= through; blocks follow one another without a hole and
--- never overlap. What is newer than the last block is in no block yet.
+-- From this version on, received_at increases strictly with each commit. A block is the run of
+-- commits with after < received_at <= through. Blocks have no holes between them and never overlap.
+-- Rows newer than the last block are in no block yet.
 CREATE TABLE blocks (
     after TIMESTAMPTZ NOT NULL,
     through TIMESTAMPTZ NOT NULL,
     predictions BIGINT NOT NULL
 );
 
--- The sums of each block, one row per hour, device, model, source and verdict that is in it.
+-- The rollups of each block: one row per hour, device, model, source and verdict in it.
 CREATE TABLE rollups (
-    -- Of the block.
+    -- The end of the block.
     through TIMESTAMPTZ NOT NULL,
     captured_hour TIMESTAMPTZ NOT NULL,
     device_id VARCHAR NOT NULL,
@@ -25,11 +25,11 @@ CREATE TABLE rollups (
     -- Detections by class.
     classes STRUCT(class_name VARCHAR, detections BIGINT)[] NOT NULL,
     -- Predictions by inference time: bucket b holds times from 1.02^b to 1.02^(b + 1) s, and bucket
-    -- -32768 those that are 0. Predictions without a time are in none.
+    -- -32768 those that are 0. Predictions without a time are in no bucket.
     times STRUCT(bucket SMALLINT, predictions BIGINT)[] NOT NULL
 );
 
--- What retention has deleted of each spool. Watermarks and gaps stay for ever.
+-- Numbers of rows that retention has deleted, per spool. Watermarks and gaps are never deleted.
 CREATE TABLE expired (
     device_id VARCHAR NOT NULL,
     spool_id VARCHAR NOT NULL,
@@ -42,22 +42,22 @@ CREATE TABLE exports (
     after TIMESTAMPTZ NOT NULL,
     through TIMESTAMPTZ NOT NULL,
     begun_at TIMESTAMPTZ NOT NULL,
-    -- NULL: not all files are in their place yet. The same run is then written again.
+    -- NULL: not all files are in place yet; the same run is then written again.
     finished_at TIMESTAMPTZ
 );
 
--- The books of each spool: every committed sequence is or was a row, a rejection or in a gap.
+-- The ledger of each spool: every committed sequence is or was a row, a rejection or in a gap.
 CREATE OR REPLACE VIEW ledger AS
 SELECT
     device_id,
     spool_id,
-    -- Also those that retention has deleted since.
+    -- Including those that retention has deleted.
     sum(accepted)::BIGINT AS accepted,
     sum(rejected)::BIGINT AS rejected,
     sum(gap_sequences) AS gap_sequences,
     sum(committed_through)::BIGINT AS committed_through,
     sum(duplicates)::BIGINT AS duplicates,
-    -- Of accepted and rejected, those that retention has deleted.
+    -- The number of accepted and rejected predictions that retention has deleted.
     sum(expired)::BIGINT AS expired,
     sum(accepted) + sum(rejected) + sum(gap_sequences) = sum(committed_through) AS balanced
 FROM (

@@ -93,7 +93,7 @@ class DuckDBTransaction:
         self.first_added = 0
 
     def watermarks(self, spools: Collection[SpoolKey]) -> dict[SpoolKey, Watermark]:
-        """Return what is committed of each spool."""
+        """Return the watermark of each spool."""
         positions = {spool: self._known.get(spool, Watermark()) for spool in spools}
         positions.update(self._find([spool for spool in positions if spool not in self._known]))
         self._read.update(positions)

@@ -64,9 +64,8 @@ def record_mismatch(state: FileState, record: CommitRecord | None) -> str | None
         record: the commit record of the service; None: there is none.
     """
     database = state.database
-    if record is None or (
-        state.exists and database is None
-    ):  # DuckDB reports what kind of file it is
+    # If the file is no database, DuckDB reports what it is.
+    if record is None or (state.exists and database is None):
         return None
     if database is None:
         return (
