@@ -194,7 +194,7 @@ class IngestServer:
             raise SightlineError(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "MESSAGE_TOO_LARGE",
-                f"the message must be at most {self._max_message_bytes} bytes (got {len(payload)})",
+                f"the message must be at most {self._max_message_bytes} bytes, got {len(payload)}",
             )
 
 

@@ -42,8 +42,8 @@ def parse_header(
     if not message.HasField("header"):
         raise invalid("header", "must be given in the first message of a stream")
     header = message.header
-    if len(header.client.encode()) > MAX_CLIENT_BYTES:
-        raise invalid("header.client", f"must be at most {MAX_CLIENT_BYTES} bytes")
+    if (size := len(header.client.encode())) > MAX_CLIENT_BYTES:
+        raise invalid("header.client", f"must be at most {MAX_CLIENT_BYTES} bytes, got {size}")
     if header.generation and not _UUID.fullmatch(header.generation):
         raise invalid(
             "header.generation", "must be a UUID of 36 characters in lower case, or empty"
@@ -66,8 +66,9 @@ def parse_spool(device_id: str, spool_id: str, *, prefix: str = "") -> SpoolKey:
         SightlineError: INVALID_ARGUMENT; an id breaks a rule of `LogHeader`. The error names the
             field with `prefix` before it.
     """
-    if not 1 <= len(device_id.encode()) <= MAX_DEVICE_ID_BYTES:
-        raise invalid(f"{prefix}device_id", f"must be 1 to {MAX_DEVICE_ID_BYTES} bytes")
+    if not 1 <= (size := len(device_id.encode())) <= MAX_DEVICE_ID_BYTES:
+        rule = f"must be 1 to {MAX_DEVICE_ID_BYTES} bytes, got {size}"
+        raise invalid(f"{prefix}device_id", rule)
     if not _UUID.fullmatch(spool_id):
         raise invalid(f"{prefix}spool_id", "must be a UUID of 36 characters in lower case")
     return SpoolKey(device_id, spool_id)
