@@ -9,7 +9,6 @@ there are as many appended rows as others, all are compacted.
 
 from collections.abc import Iterator
 
-<<<<<<< HEAD
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,10 +19,6 @@ _LISTS = (("class_name", "classes", "detections"), ("bucket", "times", "predicti
 KINDS = (*_KEYS, *(kind for kind, _, _ in _LISTS))
 """Kinds of keys: columns of predictions, the classes of detections, and buckets of times."""
 _COUNTS = ("total", "defects", "detections")
-=======
-KINDS = ("device_id", "model_name", "source", "class_name", "bucket")
-"""Kinds of keys: columns of predictions, classes of detections, and buckets of times."""
->>>>>>> 06ac589 (ingest: plain words in group commit, fair waiting, digests and totals)
 APPENDED = 20_000
 """Appended rows before a compaction; also at least as many as there are other rows."""
 
@@ -93,7 +88,6 @@ def _append(cursor: duckdb.DuckDBPyConnection, sign: int, after: int, through: i
     cursor.unregister("sums")
 
 
-<<<<<<< HEAD
 def _sums(rows: pa.Table, sign: int) -> Iterator[pa.Table]:
     """Return a table of sums for each kind of key."""
     predictions, zero = rows.column("predictions"), pa.scalar(0, pa.int64())
@@ -121,13 +115,3 @@ def _grouped(kind: str, names: pa.ChunkedArray, sign: int, *counts: pa.ChunkedAr
             },
         }
     )
-=======
-def _sums() -> list[str]:
-    """Return a query for each kind; DuckDB 1.5 hangs if one query unnests two lists."""
-    lists = (
-        {"kind": "class_name", "name": "class_name", "count": "detections", "column": "classes"},
-        {"kind": "bucket", "name": "bucket", "count": "predictions", "column": "times"},
-    )
-    keys = [_OF_KEY.format(key=key, where="{where}") for key in KINDS[:3]]
-    return [*keys, *(_OF_LIST.format(where="{where}", **columns) for columns in lists)]
->>>>>>> 06ac589 (ingest: plain words in group commit, fair waiting, digests and totals)

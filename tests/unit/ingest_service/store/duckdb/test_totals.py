@@ -163,7 +163,7 @@ class Counting:
 def test_the_totals_of_a_block_take_two_statements(path: Path) -> None:
     """Each is planned anew, and there is a block for each 25 000 predictions."""
     with contextlib.closing(DuckDBStore(path)) as store:
-        commit(store, message(*varied(1, 40)), now=Clock())
+        commit(store, message(*varied(1, 40)), now=MovableClock())
         update_rollups(store)
         kept = "SELECT kind, name, total, defects, detections FROM totals ORDER BY ALL"
         before = rows(store, kept)
