@@ -45,7 +45,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 _Name = Annotated[str, Field(min_length=1, max_length=512)]
 
 
-class Detection(BaseModel):
+class DetectionModel(BaseModel):
     """One object in a picture."""
 
     class_name: Annotated[str, Field(max_length=256)]
@@ -53,7 +53,7 @@ class Detection(BaseModel):
     bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 
 
-class Prediction(BaseModel):
+class PredictionModel(BaseModel):
     """What a model said about one picture."""
 
     image_id: _Name
@@ -62,14 +62,14 @@ class Prediction(BaseModel):
     model_version: str
     inference_time_ms: Annotated[FiniteFloat, Field(ge=0)]
     defect_detected: bool
-    detections: list[Detection]
+    detections: list[DetectionModel]
 
 
 class Batch(BaseModel):
     """What one device sends at once."""
 
     edge_device_id: _Name
-    predictions: Annotated[list[Prediction], Field(max_length=10_000)]
+    predictions: Annotated[list[PredictionModel], Field(max_length=10_000)]
 
 
 class Accepted(BaseModel):
@@ -78,7 +78,7 @@ class Accepted(BaseModel):
     accepted: int
 
 
-_DETECTIONS = TypeAdapter(list[Detection])
+_DETECTIONS = TypeAdapter(list[DetectionModel])
 
 
 def make_app(database: Path, address: str) -> FastAPI:

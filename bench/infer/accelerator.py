@@ -15,8 +15,8 @@ from bench.infer import parts, servers
 from bench.infer.figures import Closed, median_ratio, milliseconds
 from bench.infer.load import closed_loop
 from bench.infer.parts import Options, Row
-from bench.infer.servers import Case, Server
-from bench.infer.work import Work
+from bench.infer.servers import BenchmarkServer, Case
+from bench.infer.work import InferenceWork
 from vision import ModelError
 from vision.session_options import CPU, CUDA
 
@@ -49,7 +49,7 @@ def row(folder: Path, picture: bytes | None, probe: Path, options: Options) -> R
 def unusable(providers: Sequence[str], model: Path) -> str | None:
     """Return why a model cannot be run by these providers; None: it can."""
     try:
-        Work(model, tuple(providers))
+        InferenceWork(model, tuple(providers))
     except ModelError as error:
         return f"{providers[0]} cannot be used: {' '.join(error.message.split())}"
     return None
@@ -88,7 +88,7 @@ def measure(cases: dict[int, Case], providers: Sequence[str], options: Options) 
         servers.ours(cases[BATCH], *flags) as batched,
         servers.ours(cases[1], *flags) as single,
     ):
-        work = Work(cases[BATCH].model, tuple(providers))
+        work = InferenceWork(cases[BATCH].model, tuple(providers))
         taken = uvloop.run(parts.one_by_one(work, cases[BATCH], [batched], options.calls))
         loops = parts.rounds(
             {
@@ -110,5 +110,5 @@ def measure(cases: dict[int, Case], providers: Sequence[str], options: Options) 
     }
 
 
-def _loop(server: Server, seconds: float) -> Callable[[], Closed]:
+def _loop(server: BenchmarkServer, seconds: float) -> Callable[[], Closed]:
     return lambda: uvloop.run(closed_loop(server.connect, CALLERS, seconds))

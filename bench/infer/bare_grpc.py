@@ -15,14 +15,14 @@ import grpc
 import uvloop
 from sightline.inference.v1 import inference_service_pb2
 
-from bench.infer.work import Work, response
+from bench.infer.work import InferenceWork, response
 
 SERVICE = "sightline.inference.v1.InferenceService"
 MESSAGE_BYTES = 32 * 1024 * 1024
 WORKERS = 2
 
 
-def handlers(work: Work) -> "grpc.GenericRpcHandler[Any, Any]":
+def handlers(work: InferenceWork) -> "grpc.GenericRpcHandler[Any, Any]":
     """Return `Infer`, which answers for the first picture of a request."""
     pool = ThreadPoolExecutor(WORKERS)
 
@@ -43,7 +43,7 @@ def handlers(work: Work) -> "grpc.GenericRpcHandler[Any, Any]":
 async def serve(model: Path) -> None:
     """Serve on a free port of this machine until the process is ended."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", MESSAGE_BYTES)])
-    server.add_generic_rpc_handlers([handlers(Work(model))])
+    server.add_generic_rpc_handlers([handlers(InferenceWork(model))])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(json.dumps({"ready": True, "address": f"127.0.0.1:{port}"}), flush=True)

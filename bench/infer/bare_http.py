@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import Body, FastAPI
 from pydantic import BaseModel
 
-from bench.infer.work import Work
+from bench.infer.work import InferenceWork
 
 
 class Found(BaseModel):
@@ -29,7 +29,7 @@ class Found(BaseModel):
     bbox: list[float]
 
 
-def make_app(work: Work, address: str) -> FastAPI:
+def make_app(work: InferenceWork, address: str) -> FastAPI:
     """Return the service.
 
     Args:
@@ -60,7 +60,7 @@ def main() -> None:
     """Serve on a free port of this machine until SIGTERM."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", type=Path, required=True)
-    work = Work(arguments.parse_args().model)
+    work = InferenceWork(arguments.parse_args().model)
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         config = uvicorn.Config(

@@ -26,7 +26,7 @@ _OPTIONS = [
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CallAnswer:
     """How a call ended."""
 
     code: str
@@ -34,14 +34,14 @@ class Answer:
     payload: bytes = b""
 
 
-class Caller(Protocol):
+class CallerFunction(Protocol):
     """Asks for one answer."""
 
-    async def __call__(self, seconds: float) -> Answer:
+    async def __call__(self, seconds: float) -> CallAnswer:
         """Ask and wait so many seconds at most."""
 
 
-Connect = Callable[[], AbstractAsyncContextManager[Caller]]
+Connect = Callable[[], AbstractAsyncContextManager[CallerFunction]]
 """Makes a caller with a connection of its own."""
 
 
@@ -59,7 +59,7 @@ def no_metadata() -> Metadata:
 @asynccontextmanager
 async def grpc_caller(
     address: str, message: bytes, metadata: Callable[[], Metadata] = no_metadata
-) -> AsyncIterator[Caller]:
+) -> AsyncIterator[CallerFunction]:
     """A caller of `Infer`.
 
     Args:
@@ -70,18 +70,18 @@ async def grpc_caller(
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
         infer = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
 
-        async def call(seconds: float) -> Answer:
+        async def call(seconds: float) -> CallAnswer:
             try:
                 payload = await infer(message, timeout=seconds, metadata=metadata())
             except grpc.aio.AioRpcError as error:
-                return Answer(error.code().name)
-            return Answer(OK, payload)
+                return CallAnswer(error.code().name)
+            return CallAnswer(OK, payload)
 
         yield call
 
 
 @asynccontextmanager
-async def http_caller(address: str, picture: bytes) -> AsyncIterator[Caller]:
+async def http_caller(address: str, picture: bytes) -> AsyncIterator[CallerFunction]:
     """A caller of the HTTP endpoint; it closes the connection of a call that took too long.
 
     Args:
@@ -94,17 +94,17 @@ async def http_caller(address: str, picture: bytes) -> AsyncIterator[Caller]:
         f"http://{address}", headers=headers, connector=connector
     ) as session:
 
-        async def call(seconds: float) -> Answer:
+        async def call(seconds: float) -> CallAnswer:
             limit = aiohttp.ClientTimeout(total=seconds)
             try:
                 async with session.post("/infer", data=picture, timeout=limit) as answer:
                     payload = await answer.read()
                     code = OK if answer.status == 200 else f"HTTP_{answer.status}"
-                    return Answer(code, payload)
+                    return CallAnswer(code, payload)
             except TimeoutError:
-                return Answer("DEADLINE_EXCEEDED")
+                return CallAnswer("DEADLINE_EXCEEDED")
             except aiohttp.ClientError:
-                return Answer("UNAVAILABLE")
+                return CallAnswer("UNAVAILABLE")
 
         yield call
 

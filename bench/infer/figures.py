@@ -24,7 +24,7 @@ class Call:
         return self.ended - self.sent
 
 
-class Window:
+class MeasurementWindow:
     """The time of a closed loop that counts: it begins when every caller was answered once.
 
     Args:

@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.infer.clients import Caller, Connect
-from bench.infer.figures import OK, Call, Closed, Window, closed
+from bench.infer.clients import CallerFunction, Connect
+from bench.infer.figures import OK, Call, Closed, MeasurementWindow, closed
 
 PATIENCE = 60.0
 """Deadline of a call that is to be answered in any case, seconds."""
@@ -26,7 +26,7 @@ class Turn(NamedTuple):
     payload: bytes
 
 
-async def timed(caller: Caller, seconds: float) -> Call:
+async def timed(caller: CallerFunction, seconds: float) -> Call:
     """Return one call as the caller saw it."""
     sent = time.perf_counter()
     answer = await caller(seconds)
@@ -39,10 +39,10 @@ async def closed_loop(connect: Connect, callers: int, seconds: float) -> Closed:
     Raises:
         RuntimeError: a call was not answered.
     """
-    window = Window(callers, seconds)
+    window = MeasurementWindow(callers, seconds)
     calls: list[Call] = []
 
-    async def keep_calling(number: int, caller: Caller) -> None:
+    async def keep_calling(number: int, caller: CallerFunction) -> None:
         while not window.over(time.perf_counter()):
             calls.append(await timed(caller, PATIENCE))
             window.answered(number, calls[-1].ended)
@@ -75,7 +75,7 @@ def arrivals(per_s: float, seconds: float, seed: int) -> Iterator[float]:
 
 
 async def open_loop(
-    callers: Sequence[Caller], times: Iterator[float], seconds: float, deadline: float
+    callers: Sequence[CallerFunction], times: Iterator[float], seconds: float, deadline: float
 ) -> Open:
     """Send calls at given times and return when none of them is waited for any more.
 
@@ -96,7 +96,7 @@ async def open_loop(
     return Open([task.result() for task in tasks], began, began + seconds, behind)
 
 
-async def probes(caller: Caller, deadline: float, limit: float) -> AsyncIterator[Call]:
+async def probes(caller: CallerFunction, deadline: float, limit: float) -> AsyncIterator[Call]:
     """Yield one call after the other until `limit` seconds are over."""
     end = time.perf_counter() + limit
     while time.perf_counter() < end:

@@ -35,8 +35,8 @@ from bench.infer.load import (
     probes,
     timed,
 )
-from bench.infer.servers import Case, Server
-from bench.infer.work import Work
+from bench.infer.servers import BenchmarkServer, Case
+from bench.infer.work import InferenceWork
 
 Row = dict[str, object]
 
@@ -68,7 +68,7 @@ class Options:
 
 
 @contextlib.contextmanager
-def all_servers(case: Case) -> Iterator[list[Server]]:
+def all_servers(case: Case) -> Iterator[list[BenchmarkServer]]:
     """Run the service and the two that people would write instead.
 
     Raises:
@@ -84,13 +84,13 @@ def all_servers(case: Case) -> Iterator[list[Server]]:
         yield every
 
 
-async def check_answers(case: Case, every: Sequence[Server]) -> None:
+async def check_answers(case: Case, every: Sequence[BenchmarkServer]) -> None:
     """Check that each server finds what is found in-process.
 
     Raises:
         RuntimeError: one does not, and would not do the same work.
     """
-    expected = Work(case.model)(case.picture).class_id.tolist()
+    expected = InferenceWork(case.model)(case.picture).class_id.tolist()
     for server in every:
         async with server.connect() as caller:
             answer = await caller(PATIENCE)
@@ -103,7 +103,7 @@ def added(case: Case, folder: Path, options: Options) -> Iterator[Row]:
     """Yield what the servers add to the work at concurrency 1, and what a replay takes."""
     del folder
     with all_servers(case) as every:
-        turns = one_by_one(Work(case.model), case, every, options.calls)
+        turns = one_by_one(InferenceWork(case.model), case, every, options.calls)
         taken = uvloop.run(turns)
         replays = uvloop.run(_replays(case, every[0], options.replays))
     outside = [turn.seconds - clients.seconds_of_work(turn.payload) for turn in taken[servers.OURS]]
@@ -133,7 +133,7 @@ def prefix(name: str) -> str:
 
 
 async def one_by_one(
-    work: Work, case: Case, every: Sequence[Server], calls: int
+    work: InferenceWork, case: Case, every: Sequence[BenchmarkServer], calls: int
 ) -> dict[str, list[Turn]]:
     """Return each server's calls, and the work in-process, turn by turn."""
 
@@ -149,7 +149,7 @@ async def one_by_one(
         return await alternate(turns, calls, SEED)
 
 
-def _asking(caller: clients.Caller) -> Callable[[], Awaitable[bytes]]:
+def _asking(caller: clients.CallerFunction) -> Callable[[], Awaitable[bytes]]:
     async def ask() -> bytes:
         if (answer := await caller(PATIENCE)).code != OK:
             raise RuntimeError(f"a call was not answered: {answer.code}")
@@ -158,7 +158,7 @@ def _asking(caller: clients.Caller) -> Callable[[], Awaitable[bytes]]:
     return ask
 
 
-async def _replays(case: Case, server: Server, count: int) -> list[float]:
+async def _replays(case: Case, server: BenchmarkServer, count: int) -> list[float]:
     """Return the seconds of calls with a key that was answered before.
 
     Raises:
@@ -202,9 +202,9 @@ def closed(case: Case, folder: Path, options: Options) -> Iterator[Row]:
 
 
 def _loops(
-    every: Sequence[Server], callers: int, seconds: float
+    every: Sequence[BenchmarkServer], callers: int, seconds: float
 ) -> dict[str, Callable[[], Closed]]:
-    def loop(server: Server) -> Closed:
+    def loop(server: BenchmarkServer) -> Closed:
         used = server.cpu_seconds
         found = uvloop.run(closed_loop(server.connect, callers, seconds))
         return with_cpu(found, server.cpu_seconds - used)
@@ -245,7 +245,7 @@ def overload(case: Case, folder: Path, options: Options) -> Iterator[Row]:
             yield _overload_row(server, options)
 
 
-def _overload_row(server: Server, options: Options) -> Row:
+def _overload_row(server: BenchmarkServer, options: Options) -> Row:
     usual = uvloop.run(_unloaded(server, options.calls))
     capacity = uvloop.run(closed_loop(server.connect, max(CONCURRENCIES), options.seconds)).per_s
     load, after, before = uvloop.run(_overload(server, capacity, usual * _USUAL, options))
@@ -284,14 +284,14 @@ def unheard_answers(sent: int, received: int) -> int:
     return sent - received
 
 
-async def _unloaded(server: Server, calls: int) -> float:
+async def _unloaded(server: BenchmarkServer, calls: int) -> float:
     async with server.connect() as caller:
         await timed(caller, PATIENCE)
         return statistics.median([(await timed(caller, PATIENCE)).latency for _ in range(calls)])
 
 
 async def _overload(
-    server: Server, capacity: float, usual: float, options: Options
+    server: BenchmarkServer, capacity: float, usual: float, options: Options
 ) -> tuple[Open, list[Call], int]:
     """Return the load, the probes after it, and how many calls were answered before.
 

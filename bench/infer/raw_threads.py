@@ -12,16 +12,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.infer.figures import OK, Call, Closed, Window, closed, with_cpu
-from bench.infer.work import Work
+from bench.infer.figures import OK, Call, Closed, MeasurementWindow, closed, with_cpu
+from bench.infer.work import InferenceWork
 
 THREADS = 2
 
 
-def work_for(work: Work, picture: bytes, seconds: float) -> Closed:
+def work_for(work: InferenceWork, picture: bytes, seconds: float) -> Closed:
     """Return the figures of two threads that take picture after picture."""
     calls: list[Call] = []
-    window, used = Window(THREADS, seconds), time.process_time()
+    window, used = MeasurementWindow(THREADS, seconds), time.process_time()
 
     def take(caller: int) -> None:
         try:
@@ -38,12 +38,12 @@ def work_for(work: Work, picture: bytes, seconds: float) -> Closed:
 
 
 def main() -> None:
-    """Work as often as it is told to."""
+    """Run the work in one thread until the window ends."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", type=Path, required=True)
     arguments.add_argument("--picture", type=Path, required=True)
     options = arguments.parse_args()
-    work, picture = Work(options.model), options.picture.read_bytes()
+    work, picture = InferenceWork(options.model), options.picture.read_bytes()
     print(json.dumps({"ready": True, "address": ""}), flush=True)
     for line in sys.stdin:
         found = work_for(work, picture, float(line))

@@ -45,7 +45,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class BenchmarkServer:
     """One server, up in a process of its own."""
 
     name: str
@@ -108,7 +108,7 @@ def resident_mib(pid: int) -> float:
 @contextmanager
 def ours(
     case: Case, *flags: str, metadata: Callable[[], clients.Metadata] = clients.no_metadata
-) -> Iterator[Server]:
+) -> Iterator[BenchmarkServer]:
     """Run the inference service as it is, with further flags."""
     every = [
         *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--log-level", "warning"),
@@ -119,13 +119,13 @@ def ours(
         message = clients.request(case.picture)
         connect = functools.partial(clients.grpc_caller, running.address, message, metadata)
         metrics = str(running.ready["metrics_address"])
-        yield Server(
+        yield BenchmarkServer(
             OURS, running.pid, running.address, connect, clients.classes_in_response, metrics
         )
 
 
 @contextmanager
-def ours_with_everything_on(case: Case, folder: Path) -> Iterator[Server]:
+def ours_with_everything_on(case: Case, folder: Path) -> Iterator[BenchmarkServer]:
     """Run it with API keys, limits, an idempotency key for each call, and metrics.
 
     Args:
@@ -149,20 +149,22 @@ def ours_with_everything_on(case: Case, folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def bare_grpc(case: Case) -> Iterator[Server]:
+def bare_grpc(case: Case) -> Iterator[BenchmarkServer]:
     """Run the bare grpc.aio server."""
     with ServiceProcess("bench.infer.bare_grpc", ["--model", str(case.model)]) as running:
         message = clients.request(case.picture)
         connect = functools.partial(clients.grpc_caller, running.address, message)
-        yield Server(GRPC, running.pid, running.address, connect, clients.classes_in_response)
+        yield BenchmarkServer(
+            GRPC, running.pid, running.address, connect, clients.classes_in_response
+        )
 
 
 @contextmanager
-def bare_http(case: Case) -> Iterator[Server]:
+def bare_http(case: Case) -> Iterator[BenchmarkServer]:
     """Run the FastAPI endpoint."""
     with ServiceProcess("bench.infer.bare_http", ["--model", str(case.model)]) as running:
         connect = functools.partial(clients.http_caller, running.address, case.picture)
-        yield Server(HTTP, running.pid, running.address, connect, clients.classes_in_json)
+        yield BenchmarkServer(HTTP, running.pid, running.address, connect, clients.classes_in_json)
 
 
 class RawThreads:

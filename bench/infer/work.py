@@ -13,7 +13,7 @@ THREADS = 1
 """CPU threads of one run of the model, in every server: two runs at a time fill two cores."""
 
 
-class Work:
+class InferenceWork:
     """A loaded detector with the thresholds of its `model.yaml`. Safe in threads.
 
     Args:
@@ -49,7 +49,7 @@ class Work:
         ]
 
 
-def response(work: Work, picture: bytes) -> inference_service_pb2.InferResponse:
+def response(work: InferenceWork, picture: bytes) -> inference_service_pb2.InferResponse:
     """Return what is in a picture as the message that says so."""
     detections = [
         prediction_pb2.Detection(

@@ -48,7 +48,7 @@ CANCEL = 0x8
 """The error code of a client that does not want the answer any more."""
 
 
-class Frame(NamedTuple):
+class Http2Frame(NamedTuple):
     """One frame."""
 
     kind: int
@@ -64,7 +64,7 @@ class Frame(NamedTuple):
         )
 
 
-def parse(buffer: bytes) -> tuple[list[Frame], bytes]:
+def parse(buffer: bytes) -> tuple[list[Http2Frame], bytes]:
     """Return the whole frames of a buffer, and the bytes behind them."""
     found, at = [], 0
     while len(buffer) - at >= _HEAD.size:
@@ -72,7 +72,9 @@ def parse(buffer: bytes) -> tuple[list[Frame], bytes]:
         end = at + _HEAD.size + (high << 16 | low)
         if end > len(buffer):
             break
-        found.append(Frame(kind, flags, stream & LARGEST_WINDOW, buffer[at + _HEAD.size : end]))
+        found.append(
+            Http2Frame(kind, flags, stream & LARGEST_WINDOW, buffer[at + _HEAD.size : end])
+        )
         at = end
     return found, buffer[at:]
 
@@ -80,7 +82,7 @@ def parse(buffer: bytes) -> tuple[list[Frame], bytes]:
 def settings(values: Mapping[Setting, int]) -> bytes:
     """Return a SETTINGS frame."""
     payload = b"".join(struct.pack(">HI", name, value) for name, value in values.items())
-    return bytes(Frame(Kind.SETTINGS, 0, 0, payload))
+    return bytes(Http2Frame(Kind.SETTINGS, 0, 0, payload))
 
 
 def settings_of(payload: bytes) -> dict[int, int]:
@@ -90,22 +92,22 @@ def settings_of(payload: bytes) -> dict[int, int]:
 
 def window_update(stream: int, size: int) -> bytes:
     """Return a WINDOW_UPDATE frame: so many bytes more may come."""
-    return bytes(Frame(Kind.WINDOW_UPDATE, 0, stream, struct.pack(">I", size)))
+    return bytes(Http2Frame(Kind.WINDOW_UPDATE, 0, stream, struct.pack(">I", size)))
 
 
 def reset(stream: int, code: int = CANCEL) -> bytes:
     """Return a RST_STREAM frame."""
-    return bytes(Frame(Kind.RST_STREAM, 0, stream, struct.pack(">I", code)))
+    return bytes(Http2Frame(Kind.RST_STREAM, 0, stream, struct.pack(">I", code)))
 
 
 def headers(stream: int, block: bytes, *, end: bool = False) -> bytes:
     """Return a HEADERS frame with a whole block."""
-    return bytes(Frame(Kind.HEADERS, END_HEADERS | (END_STREAM if end else 0), stream, block))
+    return bytes(Http2Frame(Kind.HEADERS, END_HEADERS | (END_STREAM if end else 0), stream, block))
 
 
 def data(stream: int, payload: bytes, *, end: bool = False) -> bytes:
     """Return a DATA frame."""
-    return bytes(Frame(Kind.DATA, END_STREAM if end else 0, stream, payload))
+    return bytes(Http2Frame(Kind.DATA, END_STREAM if end else 0, stream, payload))
 
 
 def message_head(size: int) -> bytes:

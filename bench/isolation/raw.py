@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Self
 
 from bench.isolation import frames
-from bench.isolation.frames import Frame, Kind, Setting
+from bench.isolation.frames import Http2Frame, Kind, Setting
 
 _READ_BYTES = 1 << 16
 _FRAME_BYTES = 16_384
@@ -205,12 +205,12 @@ class Connection:
                 stream.end()
             self._moved.set()
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Http2Frame) -> None:
         match frame.kind:
             case Kind.SETTINGS if not frame.flags & frames.ACK:
                 self._take_settings(frames.settings_of(frame.payload))
             case Kind.PING if not frame.flags & frames.ACK:
-                self.write(bytes(Frame(Kind.PING, frames.ACK, 0, frame.payload)))
+                self.write(bytes(Http2Frame(Kind.PING, frames.ACK, 0, frame.payload)))
             case Kind.WINDOW_UPDATE:
                 self._widen(frame.stream, int.from_bytes(frame.payload, "big"))
             case Kind.GOAWAY:
@@ -224,7 +224,7 @@ class Connection:
         after = self.peer_settings.get(Setting.INITIAL_WINDOW_SIZE, frames.DEFAULT_WINDOW)
         for stream in self.streams.values():
             stream.window += after - before
-        self.write(bytes(Frame(Kind.SETTINGS, frames.ACK, 0, b"")))
+        self.write(bytes(Http2Frame(Kind.SETTINGS, frames.ACK, 0, b"")))
         self._settled.set()
         self._moved.set()
 
@@ -235,7 +235,7 @@ class Connection:
             stream.window += size
         self._moved.set()
 
-    def _take_end(self, frame: Frame) -> None:
+    def _take_end(self, frame: Http2Frame) -> None:
         is_reset = frame.kind == Kind.RST_STREAM
         if not is_reset and not frame.flags & frames.END_STREAM:
             return

@@ -30,7 +30,7 @@ _NOTES = Console(stderr=True)
 
 
 @dataclass
-class Run:
+class DemoRun:
     """What the node did."""
 
     logged: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ def main() -> None:
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
     script = Script(options.frames, kill_ingest=options.kill_ingest)
-    run = Run()
+    run = DemoRun()
     with World(options.folder) as world:
         detector = make_detector()
         with make_node(world, detector, options.folder) as node:
@@ -74,7 +74,7 @@ def _play(
     world: World,
     node: EdgeNode,
     detector: FailingDetector,
-    run: Run,
+    run: DemoRun,
     *,
     fps: float,
     seed: int,
@@ -103,7 +103,7 @@ def _show(progress: Progress, task: TaskID, node: EdgeNode) -> None:
     )
 
 
-def _report(script: Script, run: Run, found: Audit, database: Path) -> None:
+def _report(script: Script, run: DemoRun, found: Audit, database: Path) -> None:
     if run.stats is None:
         raise AssertionError("the node has not run")
     pictures, logger = run.stats.pictures, run.stats.logger

@@ -12,7 +12,7 @@ from bench.infer.__main__ import USUAL, wanted
 from bench.infer.figures import (
     OK,
     Call,
-    Window,
+    MeasurementWindow,
     closed,
     goodput,
     median_ratio,
@@ -78,7 +78,7 @@ def test_cpu_time_is_that_of_all_calls_also_of_those_outside_the_time() -> None:
 
 
 def test_the_time_that_counts_begins_when_all_were_answered() -> None:
-    window = Window(3, seconds=5)
+    window = MeasurementWindow(3, seconds=5)
     for caller, now in ((0, 1.0), (0, 2.0), (2, 3.0)):
         window.answered(caller, now)
         assert not window.over(1e9)

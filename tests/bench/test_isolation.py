@@ -12,7 +12,7 @@ import pytest
 from bench.infer.figures import OK, Call
 from bench.isolation import figures, frames
 from bench.isolation.flood import FLOODS
-from bench.isolation.frames import Frame, Kind
+from bench.isolation.frames import Http2Frame, Kind
 
 ROOT = Path(__file__).parents[2]
 ANSWERED = [Call(0.0, 0.1, OK), Call(0.0, 0.2, OK), Call(0.0, 0.3, OK)]
@@ -60,9 +60,9 @@ def test_memory_counts_beyond_the_idle_process() -> None:
 
 def test_frames_are_read_as_they_are_written() -> None:
     written = [
-        Frame(Kind.HEADERS, frames.END_HEADERS, 1, frames.block("/a.B/C", timeout="5S")),
-        Frame(Kind.DATA, frames.END_STREAM, 1, frames.message_head(0)),
-        Frame(Kind.RST_STREAM, 0, 3, b"\0\0\0\x08"),
+        Http2Frame(Kind.HEADERS, frames.END_HEADERS, 1, frames.block("/a.B/C", timeout="5S")),
+        Http2Frame(Kind.DATA, frames.END_STREAM, 1, frames.message_head(0)),
+        Http2Frame(Kind.RST_STREAM, 0, 3, b"\0\0\0\x08"),
     ]
     encoded = b"".join(map(bytes, written))
     for cut in range(len(encoded)):
