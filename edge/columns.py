@@ -1,7 +1,8 @@
-"""Arrays of other libraries as columns of our own, without importing any of them.
+"""Conversion of other libraries' arrays to `array` columns, without importing any library.
 
-Arrays are told by what they can do: numpy's and the standard library's have a buffer, torch's can
-`detach`, and everything else is a sequence.
+Arrays are recognised by their methods: those of numpy and of the standard library have a buffer,
+torch's have `detach`, and everything else counts as a sequence. numpy is not used, even where it is
+installed: the code without it is needed anyway, and for few detections it is as fast.
 """
 
 from array import array
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 from edge.fields import text
 
 Array: TypeAlias = Any
-"""Numbers in rows: numpy's or torch's array, an `array`, or a sequence. No type is all of these."""
+"""An array of numpy or torch, an `array` or a sequence. No common type describes all of these."""
 FLOAT32, INT32, INT64 = "f", "i", "q"  # type codes of `array`
 _Column = TypeVar("_Column", bound=Sequence[object])
 
@@ -22,30 +23,30 @@ def floats(name: str, value: Array, width: int) -> "array[float]":
     """Return a copy as 32-bit floats, `width` in each row.
 
     Raises:
-        ValueError: it has another shape, or holds NaN or what is no number.
+        ValueError: the array has another shape, or contains NaN or a value that is not a number.
     """
     flat = _flat(name, value, width)
     try:
-        found = _copied(FLOAT32, flat)
+        column = _copied(FLOAT32, flat)
     except (TypeError, OverflowError) as error:
         raise ValueError(f"{name} must be numbers ({error})") from error
-    # A sum is quick and keeps every NaN; infinities may also make one.
-    if isnan(sum(found)) and any(map(isnan, found)):
-        raise ValueError(f"{name} must not hold NaN")
-    return found
+    # A sum is fast and propagates NaN. Infinities may also yield NaN, so look at each value then.
+    if isnan(sum(column)) and any(map(isnan, column)):
+        raise ValueError(f"{name} must not contain NaN")
+    return column
 
 
 def integers(name: str, value: Array, code: str) -> "array[int]":
-    """Return a copy as whole numbers.
+    """Return a copy as integers.
 
     Raises:
-        ValueError: it is no `[n]`, or holds what is no whole number of that size.
+        ValueError: the shape is not `[n]`, or a value is not an integer of that size.
     """
     flat = _flat(name, value, 1)
     try:
         try:
             return _copied(code, flat)
-        except TypeError:  # ultralytics has its classes and tracks as floats
+        except TypeError:  # ultralytics stores classes and tracks as floats
             return _whole(code, flat.tolist() if hasattr(flat, "tolist") else flat)
     except (TypeError, ValueError, OverflowError) as error:
         bits = 8 * array(code).itemsize
@@ -53,15 +54,15 @@ def integers(name: str, value: Array, code: str) -> "array[int]":
 
 
 def _whole(code: str, numbers: Sequence[Array]) -> "array[int]":
-    found = array(code, map(int, numbers))
-    if found.tolist() != list(numbers):
-        fraction = next(one for one in numbers if one != int(one))
+    column = array(code, map(int, numbers))
+    if column.tolist() != list(numbers):
+        fraction = next(number for number in numbers if number != int(number))
         raise ValueError(f"got {fraction!r}")
-    return found
+    return column
 
 
 def _flat(name: str, value: Array, width: int) -> Array:
-    """Return numbers as one row, on the host, perhaps still in their owner's memory."""
+    """Return the numbers as one row in host memory, possibly without a copy."""
     if hasattr(value, "detach"):
         value = _from_torch(value)
     shape = getattr(value, "shape", None)
@@ -78,7 +79,7 @@ def _from_torch(tensor: Array) -> Array:
     tensor = tensor.detach().cpu()
     try:
         return tensor.numpy()
-    except (TypeError, RuntimeError):  # bfloat16, which numpy lacks, or there is no numpy
+    except (TypeError, RuntimeError):  # bfloat16, which numpy lacks, or numpy is not installed
         return tensor
 
 
@@ -97,37 +98,37 @@ def _flat_list(name: str, value: Array, width: int) -> list[Any]:
 
 
 def _copied(code: str, flat: Array) -> "array[Any]":
-    """Return a copy, without a Python object per number where the type is right already."""
+    """Return a copy, without a Python object per number if the type is already right."""
     try:
         view = memoryview(flat)
     except TypeError:
         view = None
     if view is None or view.format != code:
         return array(code, flat.tolist() if hasattr(flat, "tolist") else flat)
-    found = array(code)
-    found.frombytes(view.tobytes())
-    return found
+    column = array(code)
+    column.frombytes(view.tobytes())
+    return column
 
 
 def texts(values: Array) -> tuple[str, ...]:
-    """Return a copy of the labels of each.
+    """Return a copy of the labels.
 
     Raises:
-        ValueError: one is no text.
+        ValueError: a label is not text.
     """
-    found = tuple(values.tolist() if hasattr(values, "tolist") else values)
-    for index, one in enumerate(found):
-        text(f"class_name[{index}]", one)
-    return found
+    column = tuple(values.tolist() if hasattr(values, "tolist") else values)
+    for index, label in enumerate(column):
+        text(f"class_name[{index}]", label)
+    return column
 
 
 def labels(
     names: Mapping[int, str] | Sequence[str] | None, class_ids: "array[int]"
 ) -> tuple[str, ...]:
-    """Return the label of each class, or empty ones where there are no names.
+    """Return the label of each class, or empty labels without `names`.
 
     Raises:
-        ValueError: a class has no name, or it is no text.
+        ValueError: a class has no label, or the label is not text.
     """
     if names is None:
         return ("",) * len(class_ids)
@@ -147,11 +148,11 @@ def _label(names: Mapping[int, str] | Sequence[str], class_id: int) -> str:
 
 
 def of_length(count: int, name: str, column: _Column) -> _Column:
-    """Return the column.
+    """Return the column after checking its length.
 
     Raises:
-        ValueError: it has another length.
+        ValueError: the length is not `count`.
     """
     if len(column) != count:
-        raise ValueError(f"{name} must have one value a box: {count} (got {len(column)})")
+        raise ValueError(f"{name} must have one value per box, {count} (got {len(column)})")
     return column

@@ -80,7 +80,7 @@ class RecordBuffer:
             self.add(prediction, timeout)
             return
         self._inbox.append((prediction, _now()))
-        if not self._inbox_limit:  # closed meanwhile: nobody may drain it
+        if not self._inbox_limit:  # closed meanwhile, so it may not be drained
             self._finish_put(prediction)
 
     def add(self, prediction: Prediction, timeout: float | None = None) -> int:
