@@ -23,9 +23,9 @@ def test_an_api_key_may_stay_on_this_machine() -> None:
 
 def test_a_credential_does_not_leave_this_machine_in_plain_text(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("k")
-    for given in ({"api_key": "k"}, {"api_key_file": tmp_path / "key"}):
+    for arguments in ({"api_key": "k"}, {"api_key_file": tmp_path / "key"}):
         with pytest.raises(ValueError, match="api_key must not be sent in plain text to"):
-            Endpoint("10.0.0.1:1", **given)
+            Endpoint("10.0.0.1:1", **arguments)
     assert Endpoint("10.0.0.1:1").metadata == ()
     assert Endpoint("10.0.0.1:1", grpc.ssl_channel_credentials(), "k").metadata
 
@@ -60,7 +60,7 @@ def test_a_file_that_holds_no_credential_is_no_credential(
 
 
 def test_a_node_has_one_credential(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="api_key_file: must not be given with api_key"):
+    with pytest.raises(ValidationError, match="api_key_file: must not be arguments with api_key"):
         EdgeSettings.model_validate({"api_key": "k", "api_key_file": tmp_path / "key"})
 
 

@@ -26,23 +26,23 @@ INT32 = st.integers(-(2**31), 2**31 - 1)
 def rows(draw: st.DrawFn) -> tuple[Detection, ...]:
     """Detections that are all tracked or all not, as columns have it."""
     track = draw(st.sampled_from([st.none(), INT64]))
-    one = st.builds(Detection, INT32, NAME, FLOAT, BOXES, track)
-    return tuple(draw(st.lists(one, max_size=6)))
+    item = st.builds(Detection, INT32, NAME, FLOAT, BOXES, track)
+    return tuple(draw(st.lists(item, max_size=6)))
 
 
-def xyxy(found: tuple[Detection, ...]) -> list[list[float]]:
-    boxes = (detection.box for detection in found)
+def xyxy(detections: tuple[Detection, ...]) -> list[list[float]]:
+    boxes = (detection.box for detection in detections)
     return [[box.x_min, box.y_min, box.x_max, box.y_max] for box in boxes if box is not None]
 
 
-def columns(found: tuple[Detection, ...], kind: Callable[[list[Any]], Any]) -> DetectionArrays:
-    tracked = bool(found) and found[0].track_id is not None
+def columns(detections: tuple[Detection, ...], kind: Callable[[list[Any]], Any]) -> DetectionArrays:
+    tracked = bool(detections) and detections[0].track_id is not None
     return DetectionArrays(
-        kind(xyxy(found)),
-        kind([one.confidence for one in found]),
-        [one.class_id for one in found],
-        track_id=[one.track_id for one in found] if tracked else None,
-        class_name=[one.class_name for one in found],
+        kind(xyxy(detections)),
+        kind([item.confidence for item in detections]),
+        [item.class_id for item in detections],
+        track_id=[item.track_id for item in detections] if tracked else None,
+        class_name=[item.class_name for item in detections],
     )
 
 
@@ -60,12 +60,12 @@ def tensor64(values: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("kind", [list, float32, float64, tensor64])
-@given(found=rows())
+@given(detections=rows())
 def test_on_the_wire_columns_equal_objects(
-    kind: Callable[[list[Any]], Any], found: tuple[Detection, ...]
+    kind: Callable[[list[Any]], Any], detections: tuple[Detection, ...]
 ) -> None:
-    by_object = Prediction("i", "m", detections=found)
-    by_column = Prediction("i", "m", detections=columns(found, kind))
+    by_object = Prediction("i", "m", detections=detections)
+    by_column = Prediction("i", "m", detections=columns(detections, kind))
     assert prediction_body(by_column, 1.0) == prediction_body(by_object, 1.0)
     assert by_column.size == by_object.size
 
@@ -95,7 +95,7 @@ def tuples(values: list[Any]) -> Any:
     [list, tuples, float16, float32, float64, bfloat16, tensor64, big_endian, every_other],
 )
 def test_every_kind_of_array(kind: Callable[[list[Any]], Any]) -> None:
-    found = DetectionArrays(
+    detections = DetectionArrays(
         kind([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.5]]),
         kind([0.5, 0.25]),
         kind([2, 0]),
@@ -106,17 +106,17 @@ def test_every_kind_of_array(kind: Callable[[list[Any]], Any]) -> None:
         Detection(2, "bus", 0.5, Box(1.0, 2.0, 3.0, 4.0), 7),
         Detection(0, "cat", 0.25, Box(5.0, 6.0, 7.0, 8.5), 9),
     )
-    assert found == expected
-    assert tuple(found) == expected
-    assert (found[-1], found[:1], len(found)) == (expected[1], expected[:1], 2)
-    assert Prediction("i", "m", detections=found) == Prediction("i", "m", detections=expected)
+    assert detections == expected
+    assert tuple(detections) == expected
+    assert (detections[-1], detections[:1], len(detections)) == (expected[1], expected[:1], 2)
+    assert Prediction("i", "m", detections=detections) == Prediction("i", "m", detections=expected)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "uint64"])
 def test_every_kind_of_whole_number(dtype: str) -> None:
     ids = numpy.asarray([3, 0], dtype)
-    found = DetectionArrays([[0, 0, 1, 1]] * 2, [1, 0], ids, track_id=ids)
-    assert [(one.class_id, one.track_id, one.class_name) for one in found] == [
+    detections = DetectionArrays([[0, 0, 1, 1]] * 2, [1, 0], ids, track_id=ids)
+    assert [(item.class_id, item.track_id, item.class_name) for item in detections] == [
         (3, 3, ""),
         (0, 0, ""),
     ]
@@ -136,9 +136,9 @@ def test_names_by_mapping_and_by_row() -> None:
 
 @pytest.mark.parametrize("nothing", [[], numpy.zeros((0, 4)), numpy.zeros(0), torch.zeros(0, 4)])
 def test_nothing_found(nothing: Any) -> None:
-    found = DetectionArrays(nothing, [], numpy.zeros(0), names={})
-    assert (len(found), tuple(found)) == (0, ())
-    prediction = Prediction("i", "m", detections=found)
+    detections = DetectionArrays(nothing, [], numpy.zeros(0), names={})
+    assert (len(detections), tuple(detections)) == (0, ())
+    prediction = Prediction("i", "m", detections=detections)
     assert prediction_body(prediction, 1.0) == prediction_body(Prediction("i", "m"), 1.0)
 
 
@@ -146,9 +146,9 @@ def test_nothing_found(nothing: Any) -> None:
 def test_later_changes_of_the_arrays_do_not_matter(kind: Callable[[list[Any]], Any]) -> None:
     boxes, scores, ids = kind([[1.0, 2, 3, 4]]), kind([0.5]), kind([1])
     names = {1: "cat"}
-    found = DetectionArrays(boxes, scores, ids, track_id=ids, names=names)
+    detections = DetectionArrays(boxes, scores, ids, track_id=ids, names=names)
     boxes[:], scores[:], ids[:], names[1] = 9, 9, 9, "dog"
-    assert tuple(found) == (Detection(1, "cat", 0.5, Box(1.0, 2.0, 3.0, 4.0), 1),)
+    assert tuple(detections) == (Detection(1, "cat", 0.5, Box(1.0, 2.0, 3.0, 4.0), 1),)
 
 
 BOX, HALF = [[0.0, 0.0, 1.0, 1.0]], [0.5]
@@ -169,22 +169,22 @@ BOX, HALF = [[0.0, 0.0, 1.0, 1.0]], [0.5]
         ({"confidence": numpy.float32(0.5)}, r"confidence must have the shape \[n\] \(got \[\]\)"),
         ({"confidence": numpy.zeros((1, 1))}, r"confidence must have the shape \[n\]"),
         ({"confidence": [math.nan]}, "confidence must not contain NaN"),
-        ({"confidence": [0.5, 0.5]}, r"confidence must have one value per box, 1 \(got 2\)"),
+        ({"confidence": [0.5, 0.5]}, r"confidence must have item value per box, 1 \(got 2\)"),
         ({"confidence": None}, "confidence must be an array"),
-        ({"class_id": [0, 0]}, r"class_id must have one value per box, 1 \(got 2\)"),
+        ({"class_id": [0, 0]}, r"class_id must have item value per box, 1 \(got 2\)"),
         ({"class_id": [0.5]}, r"class_id must be whole numbers of 32 bits \(got 0.5\)"),
         ({"class_id": [math.nan]}, "class_id must be whole numbers of 32 bits"),
         ({"class_id": [math.inf]}, "class_id must be whole numbers of 32 bits"),
         ({"class_id": ["0"]}, "class_id must be whole numbers of 32 bits"),
         ({"class_id": numpy.array([2**31])}, "class_id must be whole numbers of 32 bits"),
         ({"track_id": [2**63]}, "track_id must be whole numbers of 64 bits"),
-        ({"track_id": []}, r"track_id must have one value per box, 1 \(got 0\)"),
+        ({"track_id": []}, r"track_id must have item value per box, 1 \(got 0\)"),
         ({"names": {7: "cat"}}, "names must have a label for class_id 0"),
         ({"names": ["cat"], "class_id": [-1]}, "names must have a label for class_id -1"),
         ({"names": {0: b"cat"}}, r"names\[0\] must be text"),
-        ({"class_name": []}, r"class_name must have one value per box, 1 \(got 0\)"),
+        ({"class_name": []}, r"class_name must have item value per box, 1 \(got 0\)"),
         ({"class_name": ["\ud800"]}, r"class_name\[0\] must be text without lone surrogates"),
-        ({"class_name": ["cat"], "names": ["cat"]}, "class_name must not be given together"),
+        ({"class_name": ["cat"], "names": ["cat"]}, "class_name must be None if names are passed"),
     ],
 )
 def test_bad_arrays_are_refused_by_name(arguments: dict[str, Any], message: str) -> None:
@@ -193,6 +193,6 @@ def test_bad_arrays_are_refused_by_name(arguments: dict[str, Any], message: str)
 
 
 def test_what_the_server_will_reject_is_accepted() -> None:
-    found = DetectionArrays([[math.inf, -5.0, 1e300, 0.0]], [-math.inf], [-1])
-    assert found[0].box == Box(math.inf, -5.0, math.inf, 0.0)
-    assert (found[0].confidence, found[0].class_id) == (-math.inf, -1)
+    detections = DetectionArrays([[math.inf, -5.0, 1e300, 0.0]], [-math.inf], [-1])
+    assert detections[0].box == Box(math.inf, -5.0, math.inf, 0.0)
+    assert (detections[0].confidence, detections[0].class_id) == (-math.inf, -1)

@@ -34,15 +34,15 @@ def picture() -> Any:
 def test_boxes(results: Any) -> None:
     rows = torch.tensor([[1.0, 2, 3, 4, 0.5, 1], [5.0, 6, 7, 8, 0.75, 0]])
     speed = {"preprocess": 1.0, "inference": 10.0, "postprocess": 0.5}
-    found = results(picture(), "in/bus.jpg", NAMES, boxes=rows, speed=speed)
-    assert is_ultralytics(found)
-    prediction = from_ultralytics(found, model_name="yolov8n", model_version="8.4")
+    result = results(picture(), "in/bus.jpg", NAMES, boxes=rows, speed=speed)
+    assert is_ultralytics(result)
+    prediction = from_ultralytics(result, model_name="yolov8n", model_version="8.4")
     assert prediction.image_id == "bus.jpg"
     assert (prediction.model_name, prediction.model_version) == ("yolov8n", "8.4")
     assert (prediction.image_width, prediction.image_height) == (640, 480)
     assert prediction.inference_seconds == pytest.approx(0.0115)
     assert isinstance(prediction.detections, DetectionArrays)
-    assert prediction.detections == detections_of(found)
+    assert prediction.detections == detections_of(result)
     assert prediction.detections == (
         Detection(0, "cat", 0.75, Box(5.0, 6.0, 7.0, 8.0)),
         Detection(1, "dog", 0.5, Box(1.0, 2.0, 3.0, 4.0)),
@@ -53,21 +53,21 @@ def test_boxes(results: Any) -> None:
 def test_tracks(results: Any, kind: str) -> None:
     rows = torch.tensor([[1.0, 2, 3, 4, 17, 0.25, 1], [1.0, 2, 3, 4, 5, 0.5, 1]])
     rows = {"torch": rows, "numpy": rows.numpy(), "half": rows.half()}[kind]
-    found = from_ultralytics(
+    result = from_ultralytics(
         results(picture(), "v.mp4", NAMES, boxes=rows), image_id="v.mp4#9"
     ).detections
-    assert isinstance(found, DetectionArrays)
-    assert [(one.confidence, one.track_id) for one in found] == [(0.5, 5), (0.25, 17)]
+    assert isinstance(result, DetectionArrays)
+    assert [(item.confidence, item.track_id) for item in result] == [(0.5, 5), (0.25, 17)]
 
 
 def test_what_is_not_tracked_has_no_track(results: Any) -> None:
-    found = results(picture(), "a.jpg", NAMES, boxes=torch.tensor([[1.0, 2, 3, 4, 0.5, 1]]))
-    assert from_ultralytics(found).detections[0].track_id is None
+    result = results(picture(), "a.jpg", NAMES, boxes=torch.tensor([[1.0, 2, 3, 4, 0.5, 1]]))
+    assert from_ultralytics(result).detections[0].track_id is None
 
 
 def test_results_with_nan_do_not_end_the_loop(results: Any) -> None:
-    found = results(picture(), "a.jpg", NAMES, boxes=torch.tensor([[math.nan, 2, 3, 4, 0.5, 1]]))
-    (detection,) = from_ultralytics(found).detections
+    result = results(picture(), "a.jpg", NAMES, boxes=torch.tensor([[math.nan, 2, 3, 4, 0.5, 1]]))
+    (detection,) = from_ultralytics(result).detections
     assert detection.box is not None
     assert math.isnan(detection.box.x_min)
 
@@ -80,8 +80,8 @@ def test_results_that_change_later_do_not_change_what_is_logged(results: Any) ->
 
 
 def test_classes(results: Any) -> None:
-    found = results(picture(), "a.jpg", NAMES, probs=torch.tensor([0.25, 0.75]))
-    assert from_ultralytics(found).detections == (
+    result = results(picture(), "a.jpg", NAMES, probs=torch.tensor([0.25, 0.75]))
+    assert from_ultralytics(result).detections == (
         Detection(1, "dog", 0.75),
         Detection(0, "cat", 0.25),
     )
@@ -90,21 +90,21 @@ def test_classes(results: Any) -> None:
 def test_as_many_classes_as_are_asked_for(results: Any) -> None:
     shares = torch.tensor([0.1, 0.2, 0.05, 0.3, 0.04, 0.25, 0.06])
     names = {number: str(number) for number in range(7)}
-    found = results(picture(), "a.jpg", names, probs=shares)
-    assert [one.class_id for one in classes_of(found)] == [3, 5, 1, 0, 6]
-    assert [one.class_id for one in classes_of(found, 2)] == [3, 5]
-    assert len(classes_of(found, 100)) == 7
-    assert from_ultralytics(found).detections == classes_of(found)
+    result = results(picture(), "a.jpg", names, probs=shares)
+    assert [item.class_id for item in classes_of(result)] == [3, 5, 1, 0, 6]
+    assert [item.class_id for item in classes_of(result, 2)] == [3, 5]
+    assert len(classes_of(result, 100)) == 7
+    assert from_ultralytics(result).detections == classes_of(result)
 
 
 def test_what_does_not_classify_has_no_classes(results: Any) -> None:
-    found = results(picture(), "a.jpg", NAMES, boxes=torch.zeros((0, 6)))
-    assert classes_of(found) == ()
+    result = results(picture(), "a.jpg", NAMES, boxes=torch.zeros((0, 6)))
+    assert classes_of(result) == ()
 
 
 def test_labels_are_taken_over(results: Any) -> None:
-    found = results(picture(), "a.jpg", NAMES, boxes=torch.zeros((0, 6)))
-    assert from_ultralytics(found, labels={"line": "3"}).labels == {"line": "3"}
+    result = results(picture(), "a.jpg", NAMES, boxes=torch.zeros((0, 6)))
+    assert from_ultralytics(result, labels={"line": "3"}).labels == {"line": "3"}
 
 
 def test_nothing_found_and_nothing_measured(results: Any) -> None:
@@ -114,9 +114,9 @@ def test_nothing_found_and_nothing_measured(results: Any) -> None:
 
 
 def test_results_can_be_logged_as_they_are(results: Any, tmp_path: Path) -> None:
-    found = results(picture(), "a.jpg", NAMES, boxes=torch.tensor([[1.0, 2, 3, 4, 0.5, 1]]))
+    result = results(picture(), "a.jpg", NAMES, boxes=torch.tensor([[1.0, 2, 3, 4, 0.5, 1]]))
     with PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path) as log:
-        log(found, wait="spooled", timeout=20)
+        log(result, wait="spooled", timeout=20)
         assert log.stats().spooled == 1
 
 
@@ -178,7 +178,7 @@ TWO = (
 
 
 @pytest.mark.parametrize(
-    "found",
+    "result",
     [
         TWO,
         list(TWO),
@@ -190,8 +190,8 @@ TWO = (
     ],
     ids=["tuple", "list", "prediction", "result", "arrays"],
 )
-def test_to_supervision_and_back(found: Any) -> None:
-    theirs = to_supervision(found)
+def test_to_supervision_and_back(result: Any) -> None:
+    theirs = to_supervision(result)
     assert isinstance(theirs, supervision.Detections)
     assert theirs.xyxy.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert theirs.confidence.tolist() == [0.5, 0.25]

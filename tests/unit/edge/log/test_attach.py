@@ -54,15 +54,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def said(prediction: dict[str, Any]) -> tuple[Any, list[Any]]:
-    found = [(one["class_name"], one.get("track_id")) for one in prediction["detections"]]
-    return prediction["image_id"], found
+def report(prediction: dict[str, Any]) -> tuple[Any, list[Any]]:
+    detections = [(item["class_name"], item.get("track_id")) for item in prediction["detections"]]
+    return prediction["image_id"], detections
 
 
 def of(results: Any) -> tuple[str, list[Any]]:
-    """What the program itself sees, most confident first, as is logged."""
+    """Return the results that the program receives, most confident first, as they are logged."""
     boxes = results.boxes
-    ids = [None] * len(boxes) if boxes.id is None else [str(int(one)) for one in boxes.id]
+    ids = [None] * len(boxes) if boxes.id is None else [str(int(item)) for item in boxes.id]
     rows = sorted(zip(boxes.conf.tolist(), boxes.cls.tolist(), ids, strict=True), reverse=True)
     return Path(results.path).name, [(results.names[int(cls)], track) for _, cls, track in rows]
 
@@ -75,14 +75,14 @@ def test_each_result_is_logged_as_the_program_gets_it(
     log.attach(model, line="3")
     results = list(getattr(model, what)(photos, stream=stream, verbose=False))
     predictions = logged()
-    assert [said(one) for one in predictions] == [of(one) for one in results]
-    assert [one["image_id"] for one in predictions] == ["bus.jpg", "zidane.jpg"]
-    tracked = [track for one in predictions for _, track in said(one)[1]]
+    assert [report(item) for item in predictions] == [of(item) for item in results]
+    assert [item["image_id"] for item in predictions] == ["bus.jpg", "zidane.jpg"]
+    tracked = [track for item in predictions for _, track in report(item)[1]]
     assert len(tracked) >= 6
     assert (None not in tracked) is (what == "track")
-    assert {one["labels"]["line"] for one in predictions} == {"3"}
-    assert {one["model_name"] for one in predictions} == {"yolov8n_int8"}
-    assert all("inference_time" in one for one in predictions)
+    assert {item["labels"]["line"] for item in predictions} == {"3"}
+    assert {item["model_name"] for item in predictions} == {"yolov8n_int8"}
+    assert all("inference_time" in item for item in predictions)
 
 
 def test_a_stream_that_is_left_early_has_logged_what_it_gave(
@@ -92,7 +92,7 @@ def test_a_stream_that_is_left_early_has_logged_what_it_gave(
     stream = model.track(photos, stream=True, verbose=False)
     first = next(stream)
     stream.close()
-    assert [said(one) for one in logged()] == [of(first)]
+    assert [report(item) for item in logged()] == [of(first)]
 
 
 def test_a_loop_may_log_the_results_of_a_stream_itself(
@@ -102,7 +102,7 @@ def test_a_loop_may_log_the_results_of_a_stream_itself(
     for results in model.track(photos, stream=True, verbose=False):
         log(results)
         expected.append(of(results))
-    assert [said(one) for one in logged()] == expected
+    assert [report(item) for item in logged()] == expected
 
 
 def test_a_model_that_has_already_predicted_can_be_attached_and_detached(

@@ -115,18 +115,18 @@ def test_every_gap_reason_has_its_number(reason: GapReason) -> None:
 def test_what_no_32_bit_float_holds_becomes_infinite(number: float) -> None:
     detection = Detection(1, "car", number, Box(number, 1.0, 2.0, number))
     body = encode.prediction_body(Prediction("i", "m", detections=(detection,)), 0.0)
-    found = prediction_pb2.Prediction.FromString(body).detections[0]
+    messages = prediction_pb2.Prediction.FromString(body).detections[0]
     infinite = math.copysign(math.inf, number)
-    assert (found.confidence, found.box.x_min, found.box.y_max) == (infinite,) * 3
-    assert (found.box.y_min, found.box.x_max) == (1.0, 2.0)
+    assert (messages.confidence, messages.box.x_min, messages.box.y_max) == (infinite,) * 3
+    assert (messages.box.y_min, messages.box.x_max) == (1.0, 2.0)
 
 
 def test_the_largest_32_bit_float_stays() -> None:
     largest = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
     detection = Detection(1, "car", largest, Box(1e39, 0.0, 0.0, largest))
     body = encode.prediction_body(Prediction("i", "m", detections=(detection,)), 0.0)
-    found = prediction_pb2.Prediction.FromString(body).detections[0]
-    assert (found.confidence, found.box.y_max) == (largest, largest)
+    messages = prediction_pb2.Prediction.FromString(body).detections[0]
+    assert (messages.confidence, messages.box.y_max) == (largest, largest)
 
 
 @given(st.integers(-(2**63), 2**63 - 1))
@@ -144,23 +144,24 @@ def test_messages_hold_every_entry_once_in_order(
 ) -> None:
     fields = [encode.prediction_body(Prediction(body.hex() or "-", "m"), 0.0) for body in bodies]
     device = ingest_pb2.LogHeader(device_id=header.hex())
-    entries = [wire.prediction_entry(one) for one in fields]
+    entries = [wire.prediction_entry(item) for item in fields]
     written = wire.messages(device.SerializeToString(), entries, batch_size)
     messages = list(map(ingest_service_pb2.PredictionLogRequest.FromString, written))
 
     assert messages[0].header == device
     assert not any(message.HasField("header") for message in messages[1:])
     assert all(len(message.predictions) <= batch_size for message in messages)
-    found = [one.image_id for message in messages for one in message.predictions]
-    assert found == [body.hex() or "-" for body in bodies]
+    names = [item.image_id for message in messages for item in message.predictions]
+    assert names == [body.hex() or "-" for body in bodies]
 
 
 def test_a_message_stays_below_the_bound() -> None:
     big = wire.prediction_entry(b"\x12" + wire.varint(1_500_000) + b"i" * 1_500_000)
     written = wire.messages(b"", [big] * 5, 32)
-    assert [len(one) <= wire.MAX_MESSAGE for one in written] == [True] * 3
+    assert [len(item) <= wire.MAX_MESSAGE for item in written] == [True] * 3
     counts = [
-        len(ingest_service_pb2.PredictionLogRequest.FromString(one).predictions) for one in written
+        len(ingest_service_pb2.PredictionLogRequest.FromString(item).predictions)
+        for item in written
     ]
     assert counts == [2, 2, 1]
 
@@ -171,11 +172,11 @@ def test_a_message_stays_below_the_bound_that_was_asked_for() -> None:
         for size in (1, 3000)
     )
     written = wire.messages(b"", [small] * 100 + [big] + [small] * 2, 1000, 1024)
-    found = list(map(ingest_service_pb2.PredictionLogRequest.FromString, written))
-    assert [len(one) > 1024 for one in written].count(True) == 1
-    assert sum(len(one.predictions) for one in found) == 103
-    assert max(len(one.predictions) for one in found) > 10
-    (alone,) = (one for one in found if len(one.predictions[0].image_id) == 3000)
+    messages = list(map(ingest_service_pb2.PredictionLogRequest.FromString, written))
+    assert [len(item) > 1024 for item in written].count(True) == 1
+    assert sum(len(item.predictions) for item in messages) == 103
+    assert max(len(item.predictions) for item in messages) > 10
+    (alone,) = (item for item in messages if len(item.predictions[0].image_id) == 3000)
     assert len(alone.predictions) == 1
 
 

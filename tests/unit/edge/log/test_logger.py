@@ -56,7 +56,7 @@ def test_from_log_to_store(tmp_path: Path, ingest: FakeIngest) -> None:
     ingest.only().check()
     assert ingest.images() == [f"i{number}" for number in range(100)]
     stored = ingest.only().predictions[1]
-    assert [found.class_name for found in stored.detections] == ["person", "bus"]
+    assert [detection.class_name for detection in stored.detections] == ["person", "bus"]
     assert abs(stored.captured_at.ToSeconds() - time.time()) < 60
 
 
@@ -166,7 +166,7 @@ def test_deadlines_are_kept_while_the_disk_fails(
 
 @contextmanager
 def blocked_disk(folder: Path) -> Iterator[None]:
-    """Lets every write to the spool hang, as a disk does that answers no more."""
+    """Make every write to the spool hang, like a disk that stops answering."""
     with closing(sqlite3.connect(folder / "spool.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -188,10 +188,10 @@ def test_deadlines_are_kept_while_the_disk_hangs(tmp_path: Path, ingest: FakeIng
 
 
 def test_deadlines_are_kept_while_the_writer_is_busy(tmp_path: Path) -> None:
-    found = tuple(prediction().detections) * 500
+    detections = tuple(prediction().detections) * 500
     with logger(tmp_path, on_full="block") as log:
         for number in range(200):
-            log(Prediction(f"i{number}", "m", detections=found))
+            log(Prediction(f"i{number}", "m", detections=detections))
         begun = time.monotonic()
         spooled = log.flush(0.0)
         assert time.monotonic() - begun < 0.5
@@ -306,7 +306,7 @@ def test_several_loops_and_threads_share_a_logger(tmp_path: Path, ingest: FakeIn
         assert log.flush(20, until="committed")
     ingest.only().check()
     for number in range(4):
-        own = [one for one in ingest.images() if one.startswith(f"loop{number}/")]
+        own = [name for name in ingest.images() if name.startswith(f"loop{number}/")]
         assert own == [f"loop{number}/{count}" for count in range(50)]
 
 
@@ -589,20 +589,20 @@ def test_logging_is_quiet_when_all_is_well(
 ) -> None:
     with caplog.at_level(logging.INFO), logger(tmp_path, ingest.target) as log:
         log.log(prediction(), wait="committed", timeout=20)
-    assert [one.message for one in caplog.records if one.name.startswith("edge")] == []
+    assert [record.message for record in caplog.records if record.name.startswith("edge")] == []
 
 
 def test_who_waits_for_the_server_does_not_wait_for_a_closed_logger(tmp_path: Path) -> None:
-    log, said = logger(tmp_path), list[object]()
+    log, outcomes = logger(tmp_path), list[object]()
 
     def flush() -> None:
-        said.append(log.flush(until="committed"))
+        outcomes.append(log.flush(until="committed"))
 
     def wait() -> None:
         try:
             log.log(prediction(), wait="committed")
         except ClosedError as error:
-            said.append(str(error))
+            outcomes.append(str(error))
 
     threads = [threading.Thread(target=body, daemon=True) for body in (wait, flush)]
     threads[0].start()
@@ -612,7 +612,7 @@ def test_who_waits_for_the_server_does_not_wait_for_a_closed_logger(tmp_path: Pa
     assert log.close()
     for thread in threads:
         thread.join(20)
-    assert sorted(map(str, said)) == [
+    assert sorted(map(str, outcomes)) == [
         "False",
         "the logger was closed before the prediction was committed",
     ]

@@ -196,8 +196,8 @@ def test_a_big_one_takes_the_lock_and_its_turn() -> None:
     queue = small_buffer("drop_oldest", 100, 50 * 2 * size)
     queue.put(image(0))
     queue.drain()
-    for one in (image(1), Prediction("b" * size, "m"), image(2), image(3)):
-        queue.put(one)
+    for item in (image(1), Prediction("b" * size, "m"), image(2), image(3)):
+        queue.put(item)
     assert seen(queue.drain()) == ["1", "b" * size, "2", "3"]
 
 
@@ -311,9 +311,9 @@ def test_threads_lose_nothing() -> None:
         return len(drained) == 2000
 
     assert eventually(all_taken)
-    found = [str(name) for name in seen(drained)]
+    names = [str(name) for name in seen(drained)]
     for number in range(4):
-        own = [name for name in found if name.startswith(f"{number}/")]
+        own = [name for name in names if name.startswith(f"{number}/")]
         assert own == [f"{number}/{count}" for count in range(500)]
 
 

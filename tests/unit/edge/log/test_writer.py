@@ -59,13 +59,13 @@ class Rig(NamedTuple):
 
 @contextmanager
 def writing(
-    folder: Path, on_full: OnFull = "block", most: int = 1000, patience_seconds: float = 60.0
+    folder: Path, on_full: OnFull = "block", limit: int = 1000, patience_seconds: float = 60.0
 ) -> Iterator[Rig]:
     progress = Progress()
     disk = Disk(folder, progress)
     writer: Writer
     buffer = RecordBuffer(
-        on_full, most, 1 << 30, on_first=lambda: writer.wake(), on_half=lambda: writer.hurry()
+        on_full, limit, 1 << 30, on_first=lambda: writer.wake(), on_half=lambda: writer.hurry()
     )
     writer = Writer(buffer, lambda: disk.spool, progress, patience_seconds)
     thread = threading.Thread(target=writer.run, daemon=True)
@@ -125,7 +125,7 @@ def test_stopping_spools_what_waits(tmp_path: Path) -> None:
 
 
 def test_drops_take_their_sequences(tmp_path: Path) -> None:
-    with writing(tmp_path, "drop_newest", most=2) as rig:
+    with writing(tmp_path, "drop_newest", limit=2) as rig:
         rig.disk.failing = sqlite3.OperationalError("disk I/O error")
         rig.buffer.put(Prediction("0", "m"))
         assert eventually(lambda: rig.disk.attempts > 0)
@@ -158,11 +158,11 @@ def test_a_disk_that_recovers_in_time_costs_nothing(
         assert rig.disk.names() == ["1"]
         assert rig.progress.dropped == {}
         assert rig.progress.spool_error is None
-    assert [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_disk_that_does_not_recover_costs_predictions_but_not_the_node(tmp_path: Path) -> None:
-    with writing(tmp_path, most=10, patience_seconds=0.3) as rig:
+    with writing(tmp_path, limit=10, patience_seconds=0.3) as rig:
         rig.buffer.put(Prediction("first", "m"))
         assert spooled(rig.progress, 1)
         rig.disk.failing = sqlite3.OperationalError("database or disk is full")

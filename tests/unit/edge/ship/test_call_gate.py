@@ -42,12 +42,12 @@ def caller() -> Iterator[Caller]:
         end.wait(30)
 
     with FakeIngest(on_message=hang) as ingest, Endpoint(ingest.target).channel() as channel:
-        found = Caller(channel)
-        found.thread.start()
+        caller = Caller(channel)
+        caller.thread.start()
         assert begun.wait(20)
-        yield found
+        yield caller
         end.set()
-        found.thread.join(20)
+        caller.thread.join(20)
 
 
 def test_closing_interrupts_the_call_and_every_later_one(caller: Caller) -> None:
@@ -83,7 +83,11 @@ def test_releasing_what_is_not_held_does_nothing() -> None:
 
 def calls() -> list[object]:
     """Calls that are not destroyed yet, asked of the garbage collector; it must be off."""
-    return [one for one in gc.get_objects() if type(one).__name__ == "_MultiThreadedRendezvous"]
+    return [
+        object_
+        for object_ in gc.get_objects()
+        if type(object_).__name__ == "_MultiThreadedRendezvous"
+    ]
 
 
 @pytest.mark.slow
@@ -100,6 +104,6 @@ def test_no_call_is_left_over_for_a_forked_process_to_destroy(end: str) -> None:
                 gate.close()
             with pytest.raises(SightlineError):
                 gate.run(lambda: log.future(iter([b""]), timeout=30))
-            assert [one for one in calls() if one not in others] == []
+            assert [call for call in calls() if call not in others] == []
     finally:
         gc.enable()

@@ -153,7 +153,7 @@ def test_a_spool_that_the_server_is_ahead_of_is_a_copy() -> None:
 
 
 def test_what_a_copy_of_the_spool_has_sent_is_committed() -> None:
-    """It sends what it has in common with this one, and goes on under a name of its own."""
+    """The copy sends the common entries and continues under its own spool_id."""
     play = Play(acknowledged=3, last=9, sent=5)
     play.asks().watermark(7).then(Acknowledge(7))
     play.sends(7, 12).answer(12).then(Acknowledge(12))

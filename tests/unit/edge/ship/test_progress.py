@@ -13,17 +13,17 @@ def lost(first: int, last: int) -> Lost:
 
 
 def test_waiting_ends_when_it_is_so() -> None:
-    progress, found = Progress(), list[bool]()
+    progress, results = Progress(), list[bool]()
     waiting = threading.Thread(
-        target=lambda: found.append(progress.wait(lambda: progress.spooled >= 2, 20))
+        target=lambda: results.append(progress.wait(lambda: progress.spooled >= 2, 20))
     )
     waiting.start()
     for number in (1, 2):
-        assert found == []
+        assert results == []
         with progress.update():
             progress.spooled = number
     waiting.join(20)
-    assert found == [True]
+    assert results == [True]
 
 
 def test_waiting_ends_when_time_is_up() -> None:
@@ -39,16 +39,16 @@ def test_what_was_lost_before_anyone_asked() -> None:
 
 
 def test_what_is_lost_while_one_waits() -> None:
-    progress, found = Progress(), list[GapReason | None]()
+    progress, results = Progress(), list[GapReason | None]()
     waiting = threading.Thread(
-        target=lambda: found.append(progress.wait_for_outcome(4, lambda: False, 20))
+        target=lambda: results.append(progress.wait_for_outcome(4, lambda: False, 20))
     )
     waiting.start()
     assert eventually(lambda: 4 in progress._awaited)
     progress.lost(lost(5, 9))
     progress.lost(lost(1, 4))
     waiting.join(20)
-    assert found == [GapReason.SPOOL_AGE]
+    assert results == [GapReason.SPOOL_AGE]
     assert progress._awaited == {}
 
 

@@ -87,9 +87,9 @@ def ingest() -> Iterator[FakeIngest]:
 
 @pytest.fixture
 def node(tmp_path: Path, ingest: FakeIngest) -> Iterator[Node]:
-    found = Node(tmp_path, ingest.target)
-    yield found
-    found.spool.close()
+    node = Node(tmp_path, ingest.target)
+    yield node
+    node.spool.close()
 
 
 def images(count: int) -> list[str]:
@@ -201,8 +201,8 @@ def test_bad_records_do_not_block_the_rest(node: Node, ingest: FakeIngest) -> No
     ingest.only().check()
     assert ingest.images() == [image for image in images(60) if image not in bad]
     unreadable = GapReason.UNREADABLE
-    found = [gap for gap in ingest.only().gaps if gap[2] == unreadable]
-    assert sorted(n for first, last, _ in found for n in range(first, last + 1)) == [5, 21, 22, 60]
+    gaps = [gap for gap in ingest.only().gaps if gap[2] == unreadable]
+    assert sorted(n for first, last, _ in gaps for n in range(first, last + 1)) == [5, 21, 22, 60]
     assert node.progress.dropped == {"unreadable": 4}
 
 
@@ -295,8 +295,8 @@ def test_a_spool_that_was_put_back_from_an_older_copy_loses_nothing_new(
         assert node.is_empty()
     renewed = ingest.spools["gate-1", node.spool.identity.spool_id]
     renewed.check()
-    found = [renewed.predictions[sequence].image_id for sequence in sorted(renewed.predictions)]
-    assert found == [f"i{number}" for number in range(4, 11)]
+    names = [renewed.predictions[sequence].image_id for sequence in sorted(renewed.predictions)]
+    assert names == [f"i{number}" for number in range(4, 11)]
     assert "move to a new spool_id" in caplog.text
 
 
@@ -424,7 +424,7 @@ def test_a_spool_that_was_put_back_while_the_disk_was_full(
         assert node.is_empty()
     assert disk.has_failed
     assert len(ingest.spools) == 2
-    assert [one for one in ingest.images() if "other" not in one] == images(10)
+    assert [name for name in ingest.images() if "other" not in name] == images(10)
 
 
 def test_retries_are_spread_over_a_time_that_grows_to_a_bound() -> None:
@@ -437,8 +437,8 @@ def test_retries_are_spread_over_a_time_that_grows_to_a_bound() -> None:
         waits = [shipper._seconds_to_wait(state) for _ in range(400)]
         longest.append(max(waits))
         assert min(waits) < max(waits) / 10
-    for found, bound in zip(longest, (0.2, 0.8, 6.4, 15, 15), strict=True):
-        assert bound * 0.9 < found <= bound
+    for wait, bound in zip(longest, (0.2, 0.8, 6.4, 15, 15), strict=True):
+        assert bound * 0.9 < wait <= bound
 
 
 def test_stopping_interrupts_a_server_that_hangs(node: Node, ingest: FakeIngest) -> None:
@@ -469,7 +469,7 @@ def test_the_api_key_goes_with_every_call(tmp_path: Path, ingest: FakeIngest) ->
     )
     shipper.run(until_empty=True)
     spool.close()
-    assert [one["authorization"] for one in ingest.metadata] == ["Bearer sesame"]
+    assert [metadata["authorization"] for metadata in ingest.metadata] == ["Bearer sesame"]
 
 
 @pytest.mark.parametrize(
@@ -477,9 +477,9 @@ def test_the_api_key_goes_with_every_call(tmp_path: Path, ingest: FakeIngest) ->
 )
 def test_a_refused_credential_is_tried_again_slowly(code: grpc.StatusCode) -> None:
     state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-    for error, least in ((SightlineError(code, "REFUSED", "no"), 5.0), (UNAVAILABLE, 0.0)):
+    for error, minimum in ((SightlineError(code, "REFUSED", "no"), 5.0), (UNAVAILABLE, 0.0)):
         state.set_exception((type(error), error, None))
-        assert least <= shipper._seconds_to_wait(state) <= least + 0.4
+        assert minimum <= shipper._seconds_to_wait(state) <= minimum + 0.4
 
 
 def test_a_server_that_asks_for_centuries_does_not_get_them(

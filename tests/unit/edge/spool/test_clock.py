@@ -30,8 +30,8 @@ JUMPS = {
 
 @pytest.fixture
 def ingest() -> Iterator[FakeIngest]:
-    with FakeIngest() as found:
-        yield found
+    with FakeIngest() as server:
+        yield server
 
 
 @pytest.mark.parametrize("jumps", JUMPS.values(), ids=JUMPS)
@@ -39,41 +39,41 @@ def ingest() -> Iterator[FakeIngest]:
 def test_nothing_ages_by_a_jump_and_everything_by_the_time_that_passes(
     tmp_path: Path, jumps: list[float], reopened: bool
 ) -> None:
-    one = opened(tmp_path, A_DAY)
-    clocks = one.clocks
+    rig = opened(tmp_path, A_DAY)
+    clocks = rig.clocks
     for jump in jumps:
-        one.spool.append([body()])
+        rig.spool.append([body()])
         clocks.wall_time += jump
         if reopened:
-            one = again(one, tmp_path)
-        one.spool.maintain()
+            rig = again(rig, tmp_path)
+        rig.spool.maintain()
         clocks.pass_by(60)
-    assert one.lost == []
+    assert rig.lost == []
     clocks.pass_by(86_390 - 60 * len(jumps))
-    one.spool.append([body()])
-    one.spool.maintain()
-    assert one.lost == []
+    rig.spool.append([body()])
+    rig.spool.maintain()
+    assert rig.lost == []
     clocks.pass_by(200)
-    one.spool.maintain()
+    rig.spool.maintain()
     count = len(jumps)
-    assert sum(lost.count for lost in one.lost) == count
-    assert sequences(one) == [(1, count, "SPOOL_AGE"), count + 1]
-    one.spool.close()
+    assert sum(lost.count for lost in rig.lost) == count
+    assert sequences(rig) == [(1, count, "SPOOL_AGE"), count + 1]
+    rig.spool.close()
 
 
-def again(one: Opened, folder: Path, limits: SpoolLimits = A_DAY) -> Opened:
-    one.spool.close()
-    return opened(folder, limits, one.clocks)
+def again(rig: Opened, folder: Path, limits: SpoolLimits = A_DAY) -> Opened:
+    rig.spool.close()
+    return opened(folder, limits, rig.clocks)
 
 
 def test_age_counts_while_no_process_runs_as_long_as_the_machine_does(tmp_path: Path) -> None:
-    one = opened(tmp_path, A_DAY)
-    one.spool.append([body()])
-    one.clocks.pass_by(90_000)
-    one = again(one, tmp_path)
-    one.spool.maintain()
-    assert [lost.reason for lost in one.lost] == [GapReason.SPOOL_AGE]
-    one.spool.close()
+    rig = opened(tmp_path, A_DAY)
+    rig.spool.append([body()])
+    rig.clocks.pass_by(90_000)
+    rig = again(rig, tmp_path)
+    rig.spool.maintain()
+    assert [lost.reason for lost in rig.lost] == [GapReason.SPOOL_AGE]
+    rig.spool.close()
 
 
 @pytest.mark.parametrize("wall", [0.0, 1_700_000_000.0 + 10 * YEAR])
@@ -81,49 +81,49 @@ def test_time_while_the_machine_is_off_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wall: float
 ) -> None:
     """No clock of a device can be trusted to say how long that was."""
-    one = opened(tmp_path, A_DAY)
-    one.spool.append([body()])
-    one.clocks.pass_by(80_000)
-    one.spool.append([body()])
-    one.spool.close()
+    rig = opened(tmp_path, A_DAY)
+    rig.spool.append([body()])
+    rig.clocks.pass_by(80_000)
+    rig.spool.append([body()])
+    rig.spool.close()
     monkeypatch.setattr(superblocks, "_BOOT_ID", tmp_path / "boot_id")
     (tmp_path / "boot_id").write_text("another boot")
     clocks = Clocks(wall)
     clocks.steady_time = 1e6
-    one = opened(tmp_path, A_DAY, clocks)
-    one.spool.maintain()
-    assert one.lost == []
-    one.clocks.pass_by(7_000)
-    one.spool.maintain()
-    assert sequences(one) == [(1, 1, "SPOOL_AGE"), 2]
-    one.spool.close()
+    rig = opened(tmp_path, A_DAY, clocks)
+    rig.spool.maintain()
+    assert rig.lost == []
+    rig.clocks.pass_by(7_000)
+    rig.spool.maintain()
+    assert sequences(rig) == [(1, 1, "SPOOL_AGE"), 2]
+    rig.spool.close()
 
 
 @pytest.mark.parametrize("wall", [0.0, 1000.0, -5 * YEAR])
 def test_a_clock_that_was_never_set_still_ages(tmp_path: Path, wall: float) -> None:
-    one = opened(tmp_path, A_DAY, Clocks(wall))
-    one.spool.append([body()])
-    one = again(one, tmp_path)
-    one.clocks.wall_time = 1_700_000_000.0
-    one.spool.maintain()
-    assert one.lost == []
-    one.clocks.pass_by(90_000)
-    one.spool.maintain()
-    assert sequences(one) == [(1, 1, "SPOOL_AGE")]
-    one.spool.close()
+    rig = opened(tmp_path, A_DAY, Clocks(wall))
+    rig.spool.append([body()])
+    rig = again(rig, tmp_path)
+    rig.clocks.wall_time = 1_700_000_000.0
+    rig.spool.maintain()
+    assert rig.lost == []
+    rig.clocks.pass_by(90_000)
+    rig.spool.maintain()
+    assert sequences(rig) == [(1, 1, "SPOOL_AGE")]
+    rig.spool.close()
 
 
 def test_a_time_that_is_not_what_was_written_ages_no_other(tmp_path: Path) -> None:
-    one = opened(tmp_path, A_DAY)
-    one.spool.append([body(), body(), body()])
-    one.spool.close()
+    rig = opened(tmp_path, A_DAY)
+    rig.spool.append([body(), body(), body()])
+    rig.spool.close()
     with sqlite3.connect(tmp_path / "spool.db") as db:
         db.execute("UPDATE predictions SET spooled_at = 1e18 WHERE sequence = 3")
     db.close()
-    one = opened(tmp_path, A_DAY, one.clocks)
-    one.spool.maintain()
-    assert sequences(one) == [1, 2, 3]
-    one.spool.close()
+    rig = opened(tmp_path, A_DAY, rig.clocks)
+    rig.spool.maintain()
+    assert sequences(rig) == [1, 2, 3]
+    rig.spool.close()
 
 
 class Moved:

@@ -46,7 +46,7 @@ def opened(folder: Path, lost: list[Lost] | None = None) -> Iterator[Spool]:
 
 @dataclass
 class Server:
-    """What a server keeps, by spool; it believes its watermarks and nothing else."""
+    """A model of the server that stores predictions by spool and relies only on its watermarks."""
 
     watermarks: Counter[str] = field(default_factory=Counter)
     stored: list[bytes] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Server:
             self._store(identity.spool_id, entry)
 
     def drain(self, folder: Path) -> None:
-        with opened(folder):  # which may make fork_directories
+        with opened(folder):  # which may make fork directories
             pass
         for fork in [folder, *fork_directories(folder)]:
             with opened(fork) as spool:
@@ -96,7 +96,7 @@ class Server:
 
     def check(self, spooled: list[bytes]) -> int:
         """Checks that nothing is there twice or undeclared; returns how many are missing."""
-        assert not [one for one, count in Counter(self.stored).items() if count > 1]
+        assert not [name for name, count in Counter(self.stored).items() if count > 1]
         missing = set(spooled) - set(self.stored)
         assert len(missing) <= self.declared.total()
         assert set(self.stored) <= set(spooled)
@@ -247,8 +247,8 @@ def test_a_log_that_ends_too_early_is_noticed(
         assert server.watermarks[spool.identity.spool_id] == 21
     assert "the superblock records" in caplog.text
     assert server.stored[-1] == body("new")
-    (one,) = lost
-    assert (one.last, one.reason) == (0, GapReason.SPOOL_DAMAGED)
+    (run,) = lost
+    assert (run.last, run.reason) == (0, GapReason.SPOOL_DAMAGED)
 
 
 def test_what_comes_after_a_damaged_frame_of_the_log_is_salvaged(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_a_last_row_that_cannot_be_read_keeps_no_spool_from_opening(tmp_path: Pa
     with opened(tmp_path, lost) as spool:
         rows = spool.read(spool.identity.spool_id, 0, 1 << 20, 1 << 30)
     assert [row.sequence for row in rows if isinstance(row, Row)] == list(range(1, 300))
-    assert [one.count for one in lost] == [1]
+    assert [run.count for run in lost] == [1]
 
 
 def test_without_any_identity_nothing_is_sent_and_all_is_declared(
@@ -394,7 +394,7 @@ class Stop:
 
 
 def test_a_failed_change_is_not_salvaged_and_logged_again(tmp_path: Path) -> None:
-    """What was rolled back is still in the log's bytes; its owner will log it once more."""
+    """Rolled-back rows remain in the bytes of the log; their owner will log them once more."""
     with opened(tmp_path) as spool:
         spool.append([body("a")])
         spool._file._db.execute("PRAGMA cache_size = 5")  # so that it is written before the end
@@ -448,7 +448,7 @@ def test_set_aside_files_are_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "left"),
+    ("max_bytes", "remaining"),
     [
         (1 << 30, ["damaged-1", "damaged-4", "salvaged-7", "salvaged-8"]),
         (3000, ["damaged-1", "damaged-4", "salvaged-8"]),
@@ -457,15 +457,15 @@ def test_set_aside_files_are_bounded(tmp_path: Path) -> None:
     ],
 )
 def test_what_was_salvaged_goes_first_then_the_oldest(
-    tmp_path: Path, most: int, left: list[str]
+    tmp_path: Path, max_bytes: int, remaining: list[str]
 ) -> None:
     for number in range(1, 9):
         kind = "damaged" if number in (1, 4) else "salvaged"
         (tmp_path / f"spool.{kind}-{number}.db").write_bytes(bytes(900))
         (tmp_path / f"spool.{kind}-{number}.db-wal").write_bytes(bytes(100))
-    prune(tmp_path, most)
-    assert names(set_aside_files(tmp_path)) == [f"spool.{one}.db" for one in left]
-    assert len(list(tmp_path.iterdir())) == 2 * len(left)
+    prune(tmp_path, max_bytes)
+    assert names(set_aside_files(tmp_path)) == [f"spool.{name}.db" for name in remaining]
+    assert len(list(tmp_path.iterdir())) == 2 * len(remaining)
 
 
 def test_what_is_known_is_noted_when_a_spool_is_opened(tmp_path: Path) -> None:
@@ -490,7 +490,7 @@ def test_a_prediction_one_waits_for_is_reported_lost(tmp_path: Path, ordinal: in
         with db(tmp_path).open("r+b") as file:
             file.write(data.replace(start, bytes(40)))
         spool._recover(RuntimeError("as if"))
-    assert [(one.first, one.last, one.count) for one in lost] == [(ordinal, ordinal, 1)]
+    assert [(run.first, run.last, run.count) for run in lost] == [(ordinal, ordinal, 1)]
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def fill(file: SpoolFile, *entries: str | Dropped, spooled_at: float = 100.0) ->
 
 
 def name(entry: Entry) -> str:
-    """What an entry is, for comparisons: `3:image` or `4-6 SPOOL_AGE`."""
+    """Return an entry in short form for comparisons: `3:image` or `4-6 SPOOL_AGE`."""
     if isinstance(entry, Gap):
         return f"{entry.first}-{entry.last} {entry.reason.name}"
     prediction = prediction_pb2.Prediction.FromString(entry.prediction)
@@ -173,19 +173,19 @@ def test_what_is_too_old_and_what_is_too_much(tmp_path: Path) -> None:
     fill(file, "e", spooled_at=0.0)
     assert [file.expired(cutoff) for cutoff in (100.0, 150.0, 201.0)] == [0, 2, 4]
     size = len(body("a")) + 2
-    assert [file.oldest(most) for most in (1, size, size + 1, 1000)] == [1, 1, 2, 5]
+    assert [file.oldest(size_limit) for size_limit in (1, size, size + 1, 1000)] == [1, 1, 2, 5]
 
 
 def test_space_goes_back_to_the_disk(tmp_path: Path) -> None:
     file = opened(tmp_path)
     with file.transaction():
         file.append([body("x" * 500)] * 4000, 0.0, 0.0)
-    in_use, taken = file.pages()
-    assert in_use == taken > 2_000_000
+    in_use, allocated = file.pages()
+    assert in_use == allocated > 2_000_000
     with file.transaction():
         file.acknowledge(4000)
     assert file.pages()[0] < 100_000
-    assert file.pages()[1] == taken
+    assert file.pages()[1] == allocated
     file.shrink(10_000)
     file.close()
     assert (tmp_path / "spool.db").stat().st_size < 100_000
@@ -207,7 +207,7 @@ STEPS = st.lists(
 
 @dataclass
 class Model:
-    """What is pending, by sequence: a body, or why there is none."""
+    """Return the pending entries by sequence: a body, or the reason of a gap."""
 
     pending: dict[int, bytes | GapReason] = field(default_factory=dict)
     acknowledged: int = 0
@@ -276,17 +276,17 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[
 
 
 def _as_model(file: SpoolFile, after: int) -> dict[int, bytes | GapReason]:
-    found: dict[int, bytes | GapReason] = {}
+    pending: dict[int, bytes | GapReason] = {}
     entries, missing = file.read(after, *ALL)
     assert missing == []
     for entry in entries:
         if isinstance(entry, Row):
             own = prediction_pb2.Prediction(sequence=entry.sequence).SerializeToString()
             assert entry.prediction.startswith(own)
-            found[entry.sequence] = entry.prediction.removeprefix(own)
+            pending[entry.sequence] = entry.prediction.removeprefix(own)
         else:
-            found |= dict.fromkeys(range(entry.first, entry.last + 1), entry.reason)
-    return found
+            pending |= dict.fromkeys(range(entry.first, entry.last + 1), entry.reason)
+    return pending
 
 
 def row(sequence: int) -> Row:
@@ -317,9 +317,9 @@ def test_rows_and_gaps_are_one_run(
     expected: list[int | tuple[int, int]],
     missing: list[tuple[int, int]],
 ) -> None:
-    entries, found = merge(after, through, [row(n) for n in rows], [gap(*run) for run in gaps])
+    entries, runs = merge(after, through, [row(n) for n in rows], [gap(*run) for run in gaps])
     assert [(e.first, e.last) if isinstance(e, Gap) else e.sequence for e in entries] == expected
-    assert found == missing
+    assert runs == missing
 
 
 def crc32(text: str) -> int:
@@ -483,5 +483,5 @@ def test_a_superblock_that_is_not_what_was_written_is_none(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("first", [1, 100, 127, 128, 129, 16_383, 16_384, (1 << 40) + 5])
 def test_sequence_fields_are_those_of_the_contract(first: int) -> None:
-    found = list(islice(sequence_fields(first), 300))
-    assert found == [sequence_field(first + number) for number in range(300)]
+    fields = list(islice(sequence_fields(first), 300))
+    assert fields == [sequence_field(first + number) for number in range(300)]

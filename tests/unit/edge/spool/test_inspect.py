@@ -1,4 +1,4 @@
-"""What is said of a spool while a process writes to it."""
+"""Inspection of a spool while a process writes to it."""
 
 import threading
 from pathlib import Path
@@ -8,12 +8,12 @@ from tests.unit.edge.spool.test_spool import body, opened
 
 
 def test_a_spool_that_changes_all_the_time_is_sound(tmp_path: Path) -> None:
-    one, stopping = opened(tmp_path), threading.Event()
+    rig, stopping = opened(tmp_path), threading.Event()
 
     def change() -> None:
         while not stopping.is_set():
-            one.spool.append([body()] * 3)
-            one.spool.acknowledge(one.id, one.spool.identity.last - 2)
+            rig.spool.append([body()] * 3)
+            rig.spool.acknowledge(rig.id, rig.spool.identity.last - 2)
 
     thread = threading.Thread(target=change)
     thread.start()
@@ -26,4 +26,4 @@ def test_a_spool_that_changes_all_the_time_is_sound(tmp_path: Path) -> None:
     finally:
         stopping.set()
         thread.join()
-        one.spool.close()
+        rig.spool.close()

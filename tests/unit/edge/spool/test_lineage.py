@@ -30,8 +30,8 @@ ROOT = "root"
 
 def test_a_sequence_belongs_to_the_opening_that_gave_it_out() -> None:
     lineage = (SpoolOpening("a", 2), SpoolOpening("b", 4))
-    found = [opening_at(lineage, sequence) for sequence in (1, 2, 3, 4, 5, 100)]
-    assert found == [("", 2), ("", 2), ("a", 4), ("a", 4), ("b", None), ("b", None)]
+    openings = [opening_at(lineage, sequence) for sequence in (1, 2, 3, 4, 5, 100)]
+    assert openings == [("", 2), ("", 2), ("a", 4), ("a", 4), ("b", None), ("b", None)]
     assert opening_at((), 7) == ("", None)
 
 
@@ -97,7 +97,9 @@ def test_a_spool_that_moves_keeps_its_openings() -> None:
     assert shifted(lineage, 20, "?") == (SpoolOpening("c", 0),)
     assert shifted((SpoolOpening("b", 4),), 2, "?") == (SpoolOpening("?", 0), SpoolOpening("b", 2))
     assert shifted((), 2, "?") == (SpoolOpening("?", 0),)
-    ids = {derived_id(str(uuid.UUID(int=1)), shifted(one, 2, "?"), 2) for one in ((A,), (A, B))}
+    ids = {
+        derived_id(str(uuid.UUID(int=1)), shifted(lineage, 2, "?"), 2) for lineage in ((A,), (A, B))
+    }
     assert len(ids) == 1, "copies of the same predictions move to the same spool"
 
 
@@ -125,7 +127,7 @@ def test_what_a_store_that_was_put_back_has_lost_to_a_copy_is_declared() -> None
 
 @dataclass
 class Spooled:
-    """What a node has: predictions by place, where its openings begin, and how far it is sent."""
+    """The state of a node: predictions by position, starts of its openings, and last sent."""
 
     spool_id: str
     rows: list[int] = field(default_factory=list)
@@ -150,7 +152,7 @@ class Committed:
             return opening_at(tuple(self.lineage), at)[0] == generation
         assert at == len(self.rows) + 1, "a hole"
         if not self.lineage or self.lineage[-1].generation != generation:
-            if generation in [one.generation for one in self.lineage]:
+            if generation in [opening.generation for opening in self.lineage]:
                 return False
             self.lineage.append(SpoolOpening(generation, at - 1))
         self.rows.append(row)
@@ -168,12 +170,12 @@ class Model:
         self.backup: Spooled | None = None
         self.cores: list[ShipCore] = []
         self.own: list[str] = ["", ""]
-        for which in (0, 1):
-            self.cores.append(self.core(which))
+        for side in (0, 1):
+            self.cores.append(self.core(side))
 
-    def core(self, which: int) -> ShipCore:
-        node = self.nodes[which]
-        self.own[which] = ""
+    def core(self, side: int) -> ShipCore:
+        node = self.nodes[side]
+        self.own[side] = ""
         return ShipCore(
             acknowledged=node.acknowledged,
             sent_through=len(node.rows),
@@ -181,18 +183,18 @@ class Model:
             stream_size=1,
         )
 
-    def log(self, which: int) -> None:
-        node, name = self.nodes[which], next(self.names)
-        if not self.own[which]:
-            self.own[which] = f"g{name}"
+    def log(self, side: int) -> None:
+        node, name = self.nodes[side], next(self.names)
+        if not self.own[side]:
+            self.own[side] = f"g{name}"
             last, acknowledged = len(node.rows), node.acknowledged
-            node.lineage = begun(node.lineage, self.own[which], last, acknowledged)
+            node.lineage = begun(node.lineage, self.own[side], last, acknowledged)
         node.rows.append(name)
         node.required.add(name)
 
-    def step(self, which: int) -> None:
+    def step(self, side: int) -> None:
         """One call of the shipper: a question, or a prediction."""
-        node, core = self.nodes[which], self.cores[which]
+        node, core = self.nodes[side], self.cores[side]
         if len(node.rows) <= core.position:
             return
         there = self.server.setdefault(node.spool_id, Committed())
@@ -201,19 +203,19 @@ class Model:
             agreed = agreement(
                 node.lineage, node.spool_id, len(node.rows), there.lineage, len(there.rows)
             )
-            self.act(which, core.watermark_received(len(there.rows), agreed))
+            self.act(side, core.watermark_received(len(there.rows), agreed))
             return
         assert isinstance(step, Send)
         at, sent = step.after + 1, Sent(step.after + 1, 1)
         core.sending(sent)
         generation, _ = opening_at(node.lineage, at)
         if there.takes(at, node.rows[at - 1], generation):
-            self.act(which, core.stream_answered(len(there.rows), sent))
+            self.act(side, core.stream_answered(len(there.rows), sent))
         else:
-            self.act(which, core.call_failed(conflict(at), sent))
+            self.act(side, core.call_failed(conflict(at), sent))
 
-    def act(self, which: int, actions: Sequence[Action]) -> None:
-        node = self.nodes[which]
+    def act(self, side: int, actions: Sequence[Action]) -> None:
+        node = self.nodes[side]
         for action in actions:
             assert not isinstance(action, Rewind)
             if isinstance(action, Acknowledge):
@@ -225,32 +227,32 @@ class Model:
                 new = uuid.uuid4()
                 if action.is_derived and rows:
                     new = derived_id(node.spool_id, lineage, shift)
-                self.nodes[which] = Spooled(str(new), rows, lineage, 0, node.required)
-                own = self.own[which]
-                self.cores[which] = self.core(which)
-                self.own[which] = own if lineage and lineage[-1].generation == own else ""
+                self.nodes[side] = Spooled(str(new), rows, lineage, 0, node.required)
+                own = self.own[side]
+                self.cores[side] = self.core(side)
+                self.own[side] = own if lineage and lineage[-1].generation == own else ""
 
     def do(self, what: str) -> None:
-        kind, which = what[:-1], int(what[-1])
+        kind, side = what[:-1], int(what[-1])
         if kind == "log":
-            self.log(which)
+            self.log(side)
         elif kind == "step":
-            self.step(which)
+            self.step(side)
         elif kind == "open":
-            self.cores[which] = self.core(which)
+            self.cores[side] = self.core(side)
         elif kind == "save":
-            self.backup = self.nodes[which].copy()
+            self.backup = self.nodes[side].copy()
         elif self.backup is not None:
-            self.nodes[which] = self.backup.copy()
-            self.cores[which] = self.core(which)
+            self.nodes[side] = self.backup.copy()
+            self.cores[side] = self.core(side)
 
     def finish(self) -> None:
         for _ in range(2):
-            for which in (0, 1):
+            for side in (0, 1):
                 for _ in range(60):
-                    self.step(which)
-                assert self.nodes[which].acknowledged == len(self.nodes[which].rows), "stuck"
-        stored = [row for one in self.server.values() for row in one.rows]
+                    self.step(side)
+                assert self.nodes[side].acknowledged == len(self.nodes[side].rows), "stuck"
+        stored = [row for spool in self.server.values() for row in spool.rows]
         assert len(stored) == len(set(stored)), "stored twice"
         assert self.nodes[0].required | self.nodes[1].required <= set(stored), "lost"
 
@@ -260,7 +262,7 @@ PREFIXES = (
     "log0 save0 put1 log0 log1",  # twins
     "log0 step0 step0 log0 save0 log0 open0 log0 step0 put1",
 )
-MOVES = tuple(f"{kind}{which}" for kind in ("log", "step", "open", "save", "put") for which in "01")
+MOVES = tuple(f"{kind}{side}" for kind in ("log", "step", "open", "save", "put") for side in "01")
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)

@@ -39,21 +39,21 @@ def test_another_path_to_the_same_folder_is_refused(
 def test_a_forked_process_is_refused_and_takes_no_lock_along(tmp_path: Path) -> None:
     spool = opened(tmp_path)
     context = multiprocessing.get_context("fork")
-    said, stay = context.Queue(), context.Event()
+    messages, stay = context.Queue(), context.Event()
 
     def child() -> None:
         try:
             opened(tmp_path)
         except SightlineError as error:
-            said.put(error.reason)
+            messages.put(error.reason)
         spool.release_in_child()
-        said.put("forgotten")
+        messages.put("forgotten")
         stay.wait(30)
 
     process = context.Process(target=child)
     process.start()
-    assert said.get(timeout=20) == "SPOOL_LOCKED"
-    assert said.get(timeout=20) == "forgotten"
+    assert messages.get(timeout=20) == "SPOOL_LOCKED"
+    assert messages.get(timeout=20) == "forgotten"
     spool.append([b"x"])
     spool.close()
     opened(tmp_path).close()  # though the child is still there

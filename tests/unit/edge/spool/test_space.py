@@ -24,45 +24,45 @@ FEW_BYTES = 10 << 20
 
 @pytest.fixture
 def ingest() -> Iterator[FakeIngest]:
-    with FakeIngest() as found:
-        yield found
+    with FakeIngest() as server:
+        yield server
 
 
 def on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def drain(one: Opened, *, flowing: bool) -> None:
+def drain(rig: Opened, *, flowing: bool) -> None:
     """Does what shipper and writer do, second by second."""
     position = 0
-    while position < one.spool.identity.last - 100:
-        position = one.spool.read(one.id, position, 8192, 4 << 20)[-1].sequence
-        one.spool.acknowledge(one.id, position)
+    while position < rig.spool.identity.last - 100:
+        position = rig.spool.read(rig.id, position, 8192, 4 << 20)[-1].sequence
+        rig.spool.acknowledge(rig.id, position)
         if flowing:
-            one.spool.append([body()] * 10)
-        one.spool.maintain()
+            rig.spool.append([body()] * 10)
+        rig.spool.maintain()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flowing", [False, True])
 def test_a_backlog_that_has_drained_leaves_its_space(tmp_path: Path, flowing: bool) -> None:
-    one = opened(tmp_path)
+    rig = opened(tmp_path)
     for _ in range(100):
-        one.spool.append([body("x" * 10_000)] * 100)
+        rig.spool.append([body("x" * 10_000)] * 100)
     assert on_disk(tmp_path) > 100 << 20
-    most = on_disk(tmp_path)
-    drain(one, flowing=flowing)
+    peak = on_disk(tmp_path)
+    drain(rig, flowing=flowing)
     for _ in range(5):
         if flowing:
-            one.spool.append([body()] * 10)
-        one.spool.maintain()
+            rig.spool.append([body()] * 10)
+        rig.spool.maintain()
     assert on_disk(tmp_path) < FEW_BYTES
-    assert most < 120 << 20
-    one.spool.close()
+    assert peak < 120 << 20
+    rig.spool.close()
     assert on_disk(tmp_path) < FEW_BYTES
-    one = opened(tmp_path)
-    assert all(isinstance(n, int) for n in sequences(one, one.spool.identity.acknowledged))
-    one.spool.close()
+    rig = opened(tmp_path)
+    assert all(isinstance(n, int) for n in sequences(rig, rig.spool.identity.acknowledged))
+    rig.spool.close()
 
 
 def test_a_full_disk_costs_predictions_which_are_declared(
@@ -142,13 +142,13 @@ def test_a_process_that_may_not_write_any_more_goes_on(tmp_path: Path, limit: in
     failed, logged, dropped, slowest = json.loads(done.stdout)
     assert failed
     assert slowest < 1.0
-    one = opened(tmp_path)
-    entries = one.spool.read(one.id, 0, 1 << 20, 1 << 30)
-    one.spool.close()
+    rig = opened(tmp_path)
+    entries = rig.spool.read(rig.id, 0, 1 << 20, 1 << 30)
+    rig.spool.close()
     rows = sum(isinstance(entry, Row) for entry in entries)
-    assert rows + sum(dropped.values()) == logged == one.spool.identity.last == 3002
-    assert one.lost == []
-    assert one.spool.damaged == 0
+    assert rows + sum(dropped.values()) == logged == rig.spool.identity.last == 3002
+    assert rig.lost == []
+    assert rig.spool.damaged == 0
 
 
 def test_at_the_reserve_no_more_is_given_up_than_comes(
@@ -157,16 +157,16 @@ def test_at_the_reserve_no_more_is_given_up_than_comes(
     """Space that is given back there goes to others, and would have to be evicted for again."""
     monkeypatch.setattr(caps, "_SPARE_BYTES", 64 << 10)
     monkeypatch.setattr(caps, "_SHRINK_PAGES", 64)
-    one = opened(tmp_path, SpoolLimits(1 << 40, 0.0, 1 << 60))  # no disk has so much to spare
+    rig = opened(tmp_path, SpoolLimits(1 << 40, 0.0, 1 << 60))  # no disk has so much to spare
     monkeypatch.setattr(caps, "_SMALLEST_CAP", 8 << 20)
     for _ in range(80):
-        one.spool.append([body("x" * 10_000)] * 10)
+        rig.spool.append([body("x" * 10_000)] * 10)
     monkeypatch.setattr(caps, "_SMALLEST_CAP", 1 << 20)
-    kept = one.spool.identity.pending - sum(lost.count for lost in one.lost)
+    kept = rig.spool.identity.pending - sum(lost.count for lost in rig.lost)
     assert kept > 700
     for _ in range(100):
-        one.spool.append([body("x" * 10_000)])
-        one.spool.maintain()
-    left = one.spool.identity.pending - sum(lost.count for lost in one.lost)
-    assert left > kept * 0.9
-    one.spool.close()
+        rig.spool.append([body("x" * 10_000)])
+        rig.spool.maintain()
+    remaining = rig.spool.identity.pending - sum(lost.count for lost in rig.lost)
+    assert remaining > kept * 0.9
+    rig.spool.close()

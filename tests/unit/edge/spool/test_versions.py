@@ -32,28 +32,28 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def images(one: Opened, after: int) -> list[str]:
+def images(rig: Opened, after: int) -> list[str]:
     return [
         prediction_pb2.Prediction.FromString(entry.prediction).image_id
-        for entry in one.spool.read(one.id, after, 100, 1 << 20)
+        for entry in rig.spool.read(rig.id, after, 100, 1 << 20)
         if isinstance(entry, Row)
     ]
 
 
 def test_a_file_of_version_1_goes_on(folder: Path) -> None:
-    one = opened(folder)
-    assert one.spool.identity.acknowledged == 2
-    assert sequences(one, 2) == EXPECTED
-    assert images(one, 2) == [f"part-{n}.jpg" for n in (3, 4, 5, 8, 10)]
-    one.spool.append([body("new")])
-    one.spool.close()
+    rig = opened(folder)
+    assert rig.spool.identity.acknowledged == 2
+    assert sequences(rig, 2) == EXPECTED
+    assert images(rig, 2) == [f"part-{n}.jpg" for n in (3, 4, 5, 8, 10)]
+    rig.spool.append([body("new")])
+    rig.spool.close()
     assert verify(folder / "spool.db").is_sound
-    one = opened(folder)
-    assert sequences(one, 2) == [*EXPECTED, 11]
-    one.spool.acknowledge(one.id, 4)
-    one.spool.renew(one.id)
-    assert images(one, 0) == [f"part-{n}.jpg" for n in (5, 8, 10)] + ["new"]
-    one.spool.close()
+    rig = opened(folder)
+    assert sequences(rig, 2) == [*EXPECTED, 11]
+    rig.spool.acknowledge(rig.id, 4)
+    rig.spool.renew(rig.id)
+    assert images(rig, 0) == [f"part-{n}.jpg" for n in (5, 8, 10)] + ["new"]
+    rig.spool.close()
 
 
 def test_a_damaged_row_of_version_1_is_noticed(folder: Path) -> None:
@@ -61,17 +61,17 @@ def test_a_damaged_row_of_version_1_is_noticed(folder: Path) -> None:
         db.execute("UPDATE predictions SET prediction = x'08' WHERE sequence = 4")
         db.execute("UPDATE predictions SET checksum = checksum + 1 WHERE sequence = 8")
     db.close()
-    one = opened(folder)
-    assert sequences(one, 2)[1] == (4, 4, "SPOOL_DAMAGED")
-    assert sequences(one, 7)[0] == (8, 8, "SPOOL_DAMAGED")
-    one.spool.close()
+    rig = opened(folder)
+    assert sequences(rig, 2)[1] == (4, 4, "SPOOL_DAMAGED")
+    assert sequences(rig, 7)[0] == (8, 8, "SPOOL_DAMAGED")
+    rig.spool.close()
 
 
 def test_a_damaged_file_of_version_1_is_salvaged(folder: Path) -> None:
-    one = opened(folder)
-    one.spool._recover(RuntimeError("as if"))
-    assert sequences(one, 2) == EXPECTED
-    one.spool.close()
+    rig = opened(folder)
+    rig.spool._recover(RuntimeError("as if"))
+    assert sequences(rig, 2) == EXPECTED
+    rig.spool.close()
 
 
 def test_a_note_of_a_later_version_keeps_even_a_damaged_file_untouched(tmp_path: Path) -> None:
@@ -98,6 +98,6 @@ def test_what_is_set_aside_of_version_1_is_readable(folder: Path) -> None:
     spool = Spool(folder, "gate-1", opened.__defaults__[0], lambda _: None)  # type: ignore[index]
     spool.close()
     (fork,) = (folder / "forks").iterdir()
-    one = opened(fork)
-    assert [entry for entry in sequences(one, 2) if isinstance(entry, int)] == [3, 4, 5, 8, 10]
-    one.spool.close()
+    rig = opened(fork)
+    assert [entry for entry in sequences(rig, 2) if isinstance(entry, int)] == [3, 4, 5, 8, 10]
+    rig.spool.close()

@@ -36,7 +36,7 @@ def log(spool: Spool, *names: str) -> None:
 
 
 def pending(folder: Path) -> list[tuple[str, int]]:
-    """What is in a spool: its spool_id and sequences."""
+    """Return the contents of a spool: its spool_id and sequences."""
     with opened(folder) as spool:
         identity = spool.identity
         entries = spool.read(identity.spool_id, identity.acknowledged, 100, 1 << 20)
