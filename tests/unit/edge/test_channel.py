@@ -60,7 +60,7 @@ def test_a_file_that_holds_no_credential_is_no_credential(
 
 
 def test_a_node_has_one_credential(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="api_key_file: must not be arguments with api_key"):
+    with pytest.raises(ValidationError, match="api_key_file: must not be given with api_key"):
         EdgeSettings.model_validate({"api_key": "k", "api_key_file": tmp_path / "key"})
 
 
