@@ -185,11 +185,11 @@ class Admission:
         In the order of turns, one member of each flow may be passed, which it is as if it had
         begun: so nobody gets more than its share by passing.
         """
-        if self.running >= 2 * self.workers:
+        if self.running >= 2 * self.workers or not self._queue:
             return Taken()
         self._expect_more(now)
         passing = Passing(self._under_way.values(), now)
-        if not passing.longest or not self._queue:
+        if not passing.longest:
             return Taken()
         late: list[Ticket] = []
         wake_at: float | None = None
@@ -355,7 +355,8 @@ class Admission:
         self._runs[lane] += 1
         seconds = lane.estimates.mean(rows, now, effort)
         self._under_way[batch[0]] = Run(lane, now, seconds, batch)
-        self._charge(batch, seconds)  # it may be known better than when they came
+        if seconds:  # it may be known better than when they came
+            self._charge(batch, seconds)
 
     def _charge(self, batch: Sequence[Ticket], seconds: float) -> None:
         """Charge callers with what their run takes, in place of what it was expected to take."""

@@ -280,4 +280,4 @@ def _merged(waiting: Sequence[Ticket], more: Sequence[Ticket]) -> Sequence[Ticke
 
 
 def _charge(ticket: Ticket) -> float:
-    return max(ticket.cost, _LEAST_SECONDS)
+    return ticket.cost or _LEAST_SECONDS

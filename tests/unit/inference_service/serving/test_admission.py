@@ -469,6 +469,21 @@ def test_who_had_its_share_does_not_pass() -> None:
     assert 15 <= len(passed) <= 45, "as much as a run of the other caller, about"
 
 
+def test_who_is_charged_twice_for_a_run_pays_once() -> None:
+    """For what it is expected to take, and in place of that for what it takes."""
+    admission = Admission(workers=1, queue_size=8)
+    on = lane(0.0005)
+    for number in range(20):
+        first, second = ([Ticket(100.0, on, share=Share(name))] for name in ("one", "other"))
+        admission.offer(first, number)
+        admission.offer(second, number)
+        for _ in range(2):
+            admission.done(taken(admission, number), 0.0005)
+    one, other = admission._queue._idle.values()
+    assert one == pytest.approx(other, abs=0.0011)
+    assert one == pytest.approx(20 * 0.0005, abs=0.0021)
+
+
 def test_a_check_puts_nothing_into_the_queue() -> None:
     admission = Admission(workers=1, queue_size=4)
     tickets = [Ticket(10.0, lane(0.1)) for _ in range(4)]
