@@ -29,13 +29,14 @@ from inference_service.domain import (
     RefusedImage,
     Timing,
 )
+from inference_service.fair_threads import FairThreads
 from inference_service.idempotency import keys
 from inference_service.idempotency.single_flight import CallResponse, SingleFlight
 from inference_service.models.engine import ImageWork, Model
 from inference_service.models.repository import Models
 from inference_service.serving import admission
 from inference_service.serving.admission import Share
-from inference_service.serving.fair_threads import FairThreads
+from inference_service.serving.loop_turns import LoopTurns
 from inference_service.serving.pixel_room import PixelRoom
 from inference_service.serving.work import Ran, Work
 from inference_service.serving.workers import Workers
@@ -47,6 +48,7 @@ from servicekit.errors import SightlineError
 T = TypeVar("T")
 _MOST_PIXEL_BYTES = 1 << 29
 _CHECK_THREADS = (os.cpu_count() or 1) + 1  # one may wait for the disk
+_FEW_IMAGES = 4  # of a request that goes on at once: its check takes half a millisecond
 INLINE_BYTES = 1024 * 1024
 """Larger requests are checked in a thread: the loop has other calls."""
 
@@ -112,6 +114,7 @@ class InferencePipeline:
         self.weights = weights
         self.pixels = pixels or PixelRoom(_MOST_PIXEL_BYTES)
         self._checks = FairThreads(_CHECK_THREADS, "check")
+        self._turns = LoopTurns()
 
     @property
     def ready(self) -> bool:
@@ -129,6 +132,30 @@ class InferencePipeline:
         with self.in_flight():
             return await self._infer(call, request)
 
+    async def enter(
+        self, call: CallMetadata, images: int, model_name: str, model_version: str
+    ) -> None:
+        """Let a call with many images wait for its turn, and refuse it if the queue would.
+
+        Checking its images costs the event loop more than anything else that a refused call does.
+        A call with an idempotency key is not refused here: it may have an answer already.
+
+        Raises:
+            SightlineError: RESOURCE_EXHAUSTED or DEADLINE_EXCEEDED, as `Admission.offer`.
+        """
+        if images <= _FEW_IMAGES:
+            return
+        await self._turns.wait(call.share.flow)
+        if call.keys or images > self.limits.max_images:
+            return
+        try:
+            model = self.models.find(model_name, model_version)
+        except SightlineError:
+            return  # errors of the images are reported first
+        note_model(model)
+        with self._counting_shed():
+            self._workers.check(images, model, call.deadline, call.share)
+
     async def run(self, call: CallMetadata, model: Model, work: Sequence[Work[T]]) -> list[Ran[T]]:
         """Admit a call's members and run them on a model.
 
@@ -139,11 +166,10 @@ class InferencePipeline:
         note_model(model)
         admitted = self.clock()
         try:
-            ran = await self._workers.run(work, model, call.deadline, call.share)
+            with self._counting_shed():
+                ran = await self._workers.run(work, model, call.deadline, call.share)
         except SightlineError as error:
-            if error.reason in admission.REASONS:
-                self.telemetry.shed(error.reason)
-            elif error.reason == "MODEL_RUN_FAILED":
+            if error.reason == "MODEL_RUN_FAILED":
                 self._device.suspect(model, self.models.all)
             raise
         for each in ran:
@@ -162,7 +188,9 @@ class InferencePipeline:
     ) -> CallResponse:
         """Answer a call with an idempotency key; see `SingleFlight.answer`."""
         left = call.deadline - self.clock()
-        reply = await self._single_flight.answer(key, fingerprint, left, answer, keep=keep)
+        reply = await self._single_flight.answer(
+            key, fingerprint, left, answer, keep=keep, flow=call.share.flow
+        )
         note_key(call.keys[0], replayed=reply.replayed)
         return reply
 
@@ -197,9 +225,19 @@ class InferencePipeline:
         finally:
             self._calls.discard(task)
 
+    @contextmanager
+    def _counting_shed(self) -> Iterator[None]:
+        try:
+            yield
+        except SightlineError as error:
+            if error.reason in admission.REASONS:
+                self.telemetry.shed(error.reason)
+            raise
+
     async def _infer(
         self, call: CallMetadata, request: inference_service_pb2.InferRequest
     ) -> CallResponse:
+        await self.enter(call, len(request.images), request.model.name, request.model.version)
         checked_request = await self._validate(call, request)
         key = keys.read_key(call.keys, caller=call.caller, method="Infer")
         checked = self.clock()
@@ -233,7 +271,7 @@ class InferencePipeline:
         self, checked_request: CheckedRequest, model: Model, call: CallMetadata, checked: float
     ) -> tuple[list[inference_pb2.ImageResult], Timing]:
         """Run the model on the good images, and put all results together."""
-        hold = self.pixels.for_call()
+        hold = self.pixels.for_call(call.share.flow)
         work = [
             ImageWork(model, image, checked_request.parameters, hold)
             for image in checked_request.images

@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
+from inference_service.fair_threads import RoundRobin
 from inference_service.idempotency.lease_watch import LeaseWatch
 from inference_service.idempotency.store import (
     ClaimOutcome,
@@ -59,13 +59,13 @@ class _Lease:
 
 
 class ClaimWorker:
-    """A thread that executes operations on a claim store in the order of the calls.
+    """A thread that executes operations on a claim store: callers in turn, each in its own order.
 
-    A claim therefore sees every earlier release. Operations that wait for the thread share a
+    A claim therefore sees every earlier release of its caller. Operations that wait share a
     transaction: the transaction, and waking the event loop, dominate the cost of an operation.
     Claims are renewed until they are settled or released, for as long as this process lives.
 
-    Its methods must be called on one event loop.
+    Its methods must be called on one event loop. They take the key of the caller as `flow`.
 
     Args:
         store: closed by `close`.
@@ -89,7 +89,8 @@ class ClaimWorker:
         self._keep = keep_seconds
         self._lease = lease_seconds
         self._clock = clock
-        self._jobs: SimpleQueue[_ClaimJob[Any] | None] = SimpleQueue()
+        self._jobs: RoundRobin[_ClaimJob[Any]] = RoundRobin()
+        self._changed = threading.Condition()  # of `_jobs` and `_closed`
         self._leases: dict[bytes, _Lease] = {}  # by owner
         self._watch = LeaseWatch(lease_seconds)
         self._offset: float | None = None  # of the store's clock; None: not known yet
@@ -101,7 +102,7 @@ class ClaimWorker:
         self._thread.start()
 
     def claim(
-        self, key: bytes, *, fingerprint: bytes, owner: bytes
+        self, key: bytes, *, fingerprint: bytes, owner: bytes, flow: str = ""
     ) -> "asyncio.Future[Record | None]":
         """Claim a key and renew the lease from now on; returns like `ClaimStore.claim`.
 
@@ -130,13 +131,15 @@ class ClaimWorker:
             if held is None:
                 self._leases[owner] = self._new_lease(key, started)
 
-        return self._submit(operation, then)
+        return self._submit(flow, operation, then)
 
-    def find(self, key: bytes) -> "asyncio.Future[Record | None]":
+    def find(self, key: bytes, *, flow: str = "") -> "asyncio.Future[Record | None]":
         """Return the record of a key; None if nobody holds it."""
-        return self._submit(lambda store: store.find(key, now=self._store_time()), _ignore)
+        return self._submit(flow, lambda store: store.find(key, now=self._store_time()), _ignore)
 
-    def settle(self, key: bytes, *, owner: bytes, outcome: ClaimOutcome) -> "asyncio.Future[bool]":
+    def settle(
+        self, key: bytes, *, owner: bytes, outcome: ClaimOutcome, flow: str = ""
+    ) -> "asyncio.Future[bool]":
         """Settle a claim with its outcome; False if the owner has lost it.
 
         Raises:
@@ -148,26 +151,29 @@ class ClaimWorker:
             until = self._store_time() + self._keep
             return store.settle(key, owner=owner, outcome=outcome, until=until)
 
-        return self._submit(operation, _ignore, ends=owner)
+        return self._submit(flow, operation, _ignore, ends=owner)
 
-    def release(self, key: bytes, *, owner: bytes) -> "asyncio.Future[bool]":
+    def release(self, key: bytes, *, owner: bytes, flow: str = "") -> "asyncio.Future[bool]":
         """Release a claim; False if the owner has lost it. Raises like `settle`."""
-        return self._submit(lambda store: store.release(key, owner=owner), _ignore, ends=owner)
-
-    def release_later(self, key: bytes, *, owner: bytes) -> None:
-        """Release a claim without waiting; a failure is logged, and the lease expires."""
-        self._jobs.put(
-            _ClaimJob(lambda store: store.release(key, owner=owner), _ignore, None, ends=owner)
+        return self._submit(
+            flow, lambda store: store.release(key, owner=owner), _ignore, ends=owner
         )
+
+    def release_later(self, key: bytes, *, owner: bytes, flow: str = "") -> None:
+        """Release a claim without waiting; a failure is logged, and the lease expires."""
+        job = _ClaimJob(lambda store: store.release(key, owner=owner), _ignore, None, ends=owner)
+        self._put(flow, job)
 
     async def close(self) -> None:
         """Finish the submitted jobs and close the store."""
-        self._closed = True
-        self._jobs.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         await asyncio.to_thread(self._thread.join)
 
     def _submit(
         self,
+        flow: str,
         operation: Callable[[ClaimStore], T],
         then: Callable[[T], object],
         *,
@@ -176,8 +182,13 @@ class ClaimWorker:
         if self._closed:
             raise ClaimStoreError("the idempotency store is closed")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_ClaimJob(operation, then, future, ends))
+        self._put(flow, _ClaimJob(operation, then, future, ends))
         return future
+
+    def _put(self, flow: str, job: _ClaimJob[Any]) -> None:
+        with self._changed:
+            self._jobs.put(flow, job)
+            self._changed.notify()
 
     def _run(self) -> None:
         closing = False
@@ -193,16 +204,11 @@ class ClaimWorker:
 
     def _next_jobs(self) -> tuple[list[_ClaimJob[Any]], bool]:
         """Wait for jobs or until maintenance is due; return the jobs, and True if closing."""
-        jobs: list[_ClaimJob[Any]] = []
-        with contextlib.suppress(Empty):
-            job = self._jobs.get(timeout=self._seconds_to_maintenance())
-            while job is not None:
-                jobs.append(job)
-                if len(jobs) == _MAX_JOBS:
-                    return jobs, False
-                job = self._jobs.get_nowait()
-            return jobs, True
-        return jobs, False
+        seconds = self._seconds_to_maintenance()
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed, timeout=seconds)
+            jobs = [self._jobs.take() for _ in range(min(len(self._jobs), _MAX_JOBS))]
+            return jobs, self._closed and not self._jobs
 
     def _execute(self, jobs: list[_ClaimJob[Any]]) -> None:
         try:

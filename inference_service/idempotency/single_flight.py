@@ -60,6 +60,8 @@ class _Flight:
     """Time until which the leader's caller can be answered, on the loop's clock."""
     keep: bool
     """True if its outcome is stored."""
+    flow: str
+    """Key of the caller that leads it."""
     task: "asyncio.Task[CallResponse]" = field(init=False)
     bound: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the store has bound the key to the fingerprint."""
@@ -118,6 +120,7 @@ class SingleFlight:
         work: Work,
         *,
         keep: bool = True,
+        flow: str = "",
     ) -> CallResponse:
         """Return the response of the work: new, of a call in progress, or of an earlier call.
 
@@ -135,6 +138,7 @@ class SingleFlight:
             work: returns the serialized response.
             keep: False: the outcome depends on the server's state, e.g. on an upload that is gone;
                 it is shared with the waiting calls and not stored for later ones.
+            flow: key of the caller; callers use the store in turn.
 
         Raises:
             SightlineError: FAILED_PRECONDITION, `IDEMPOTENCY_KEY_REUSED`; ABORTED,
@@ -147,7 +151,7 @@ class SingleFlight:
         while True:
             flight = self._flights.get(key)
             if flight is None:
-                return await self._start(_Flight(key, fingerprint, deadline, keep), work)
+                return await self._start(_Flight(key, fingerprint, deadline, keep, flow), work)
             response = await self._follow(flight, fingerprint, deadline)
             if response is not None:
                 return response
@@ -246,7 +250,7 @@ class SingleFlight:
         """Return the response of the claim's new owner, which its caller may already have."""
         try:
             held, _ = await self._wait_for_other_process(
-                flight, lambda: self._worker.find(flight.key)
+                flight, lambda: self._worker.find(flight.key, flow=flight.flow)
             )
         except ClaimStoreError as error:
             logger.exception("cannot read the outcome of a call")
@@ -279,9 +283,12 @@ class SingleFlight:
 
     async def _try_claim(self, flight: _Flight, owner: bytes) -> Record | None:
         try:
-            return await self._worker.claim(flight.key, fingerprint=flight.fingerprint, owner=owner)
+            return await self._worker.claim(
+                flight.key, fingerprint=flight.fingerprint, owner=owner, flow=flight.flow
+            )
         except asyncio.CancelledError:
-            self._worker.release_later(flight.key, owner=owner)  # the claim may be in progress
+            # The claim may be in progress.
+            self._worker.release_later(flight.key, owner=owner, flow=flight.flow)
             raise
         except ClaimStoreError as error:
             logger.exception("cannot claim an idempotency key")
@@ -299,7 +306,7 @@ class SingleFlight:
         except SightlineError as error:
             if error.retryable or error.code in _CALLER_TIME:
                 # A transient error needs no confirmation that the claim is still owned.
-                self._worker.release_later(flight.key, owner=owner)
+                self._worker.release_later(flight.key, owner=owner, flow=flight.flow)
                 raise
             # The other errors of callers, such as NOT_FOUND, depend on the server's state.
             keep = flight.keep and error.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -307,7 +314,7 @@ class SingleFlight:
             await self._end(flight, owner, failure if keep else None)
             raise
         except BaseException:
-            self._worker.release_later(flight.key, owner=owner)
+            self._worker.release_later(flight.key, owner=owner, flow=flight.flow)
             raise
         await self._end(
             flight, owner, ClaimOutcome(ok=True, payload=payload) if flight.keep else None
@@ -323,9 +330,11 @@ class SingleFlight:
         """
         try:
             if outcome is None:
-                owned = await self._worker.release(flight.key, owner=owner)
+                owned = await self._worker.release(flight.key, owner=owner, flow=flight.flow)
             else:
-                owned = await self._worker.settle(flight.key, owner=owner, outcome=outcome)
+                owned = await self._worker.settle(
+                    flight.key, owner=owner, outcome=outcome, flow=flight.flow
+                )
         except LeaseExpiredError as error:
             logger.exception("cannot verify the ownership of an idempotency key")
             raise keys.store_down() from error

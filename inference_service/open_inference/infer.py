@@ -69,6 +69,7 @@ class Inference:
     async def _infer(
         self, call: CallMetadata, request: oip.ModelInferRequest, model: Model
     ) -> tuple[oip.ModelInferResponse, bool]:
+        await self._pipeline.enter(call, _images(request), model.name, model.version)
         key = keys.read_key(call.keys, caller=call.caller, method="ModelInfer")
         large = call.size > INLINE_BYTES
         checked = await self._check(
@@ -118,7 +119,7 @@ class Inference:
         model: Model,
         checked: CheckedInfer,
     ) -> oip.ModelInferResponse:
-        members = work.members(checked, model, self._pipeline.pixels.for_call())
+        members = work.members(checked, model, self._pipeline.pixels.for_call(call.share.flow))
         ran = await self._pipeline.run(call, model, members)
         outputs = [model.network.session.outputs[index] for index in checked.outputs]
         tensors = stack([output.name for output in outputs], _results(ran))
@@ -137,6 +138,12 @@ class Inference:
             ],
             raw_output_contents=[tensor.data for tensor in tensors],
         )
+
+
+def _images(request: oip.ModelInferRequest) -> int:
+    """Return the number of encoded images that a request declares; 0 for rows of tensors."""
+    shapes = [tensor.shape for tensor in request.inputs if tensor.datatype == "BYTES"]
+    return max((shape[0] for shape in shapes if shape), default=0)
 
 
 def _results(ran: Sequence[Ran[list[Tensor]]]) -> list[list[Tensor]]:

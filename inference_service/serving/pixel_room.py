@@ -2,13 +2,13 @@
 
 A file of 140 kB may hold 50 million pixels. So a picture is decoded when its turn comes, its pixels
 count together with the requests in flight for as long as they exist, and one that finds no room
-waits in its worker for those before it.
+waits in its worker for those before it. The next one is of the caller whose pictures hold least.
 """
 
 import functools
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -50,19 +50,24 @@ class PixelRoom:
         self._patience = patience
         self._held = self._held_small = 0
         self._changed = threading.Condition()
-        self._turns: deque[object] = deque()  # a large picture is not passed by small ones for ever
+        self._held_by: Counter[str] = Counter()  # bytes by caller, without small pictures
+        self._waiting: dict[object, str] = {}  # whose each is, by turn; the oldest first
 
     @property
     def held(self) -> int:
         """Bytes of pixels, now."""
         return self._held + self._held_small
 
-    def for_call(self) -> Hold:
-        """Return what holds room for the pictures of the call that is being handled."""
-        return functools.partial(self._holding, in_flight.counter())
+    def for_call(self, flow: str = "") -> Hold:
+        """Return what holds room for the pictures of the call that is being handled.
+
+        Args:
+            flow: key of its caller.
+        """
+        return functools.partial(self._holding, flow, in_flight.counter())
 
     @contextmanager
-    def _holding(self, requests: Callable[[], int], size: int) -> Iterator[None]:
+    def _holding(self, flow: str, requests: Callable[[], int], size: int) -> Iterator[None]:
         if self._take_small(size):
             try:
                 yield
@@ -70,12 +75,15 @@ class PixelRoom:
                 with self._changed:
                     self._held_small -= size
             return
-        self._take(requests, size)
+        self._take(flow, requests, size)
         try:
             yield
         finally:
             with self._changed:
                 self._held -= size
+                self._held_by[flow] -= size
+                if not self._held_by[flow]:
+                    del self._held_by[flow]
                 self._changed.notify_all()
 
     def _take_small(self, size: int) -> bool:
@@ -86,21 +94,29 @@ class PixelRoom:
             self._held_small += size
             return True
 
-    def _take(self, requests: Callable[[], int], size: int) -> None:
+    def _take(self, flow: str, requests: Callable[[], int], size: int) -> None:
         """Raise SightlineError RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`, for want of room."""
         turn = object()
         until = time.monotonic() + self._patience
         with self._changed:
-            self._turns.append(turn)
+            self._waiting[turn] = flow
             try:
-                while self._turns[0] is not turn or not self._fits(requests, size):
+                while self._next() is not turn or not self._fits(requests, size):
                     if time.monotonic() >= until:
                         raise self._too_much(size)
                     self._changed.wait(_LOOK_SECONDS)
                 self._held += size
+                self._held_by[flow] += size
             finally:
-                self._turns.remove(turn)
+                del self._waiting[turn]
                 self._changed.notify_all()
+
+    def _next(self) -> object:
+        """Return whose turn it is: a caller's pictures are passed only while others of it are held.
+
+        So large ones wait for none that come later for ever.
+        """
+        return min(self._waiting, key=lambda turn: self._held_by[self._waiting[turn]])
 
     def _fits(self, requests: Callable[[], int], size: int) -> bool:
         return not self._held or requests() + self.held + size <= self._most

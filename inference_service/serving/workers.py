@@ -8,6 +8,7 @@ together. Results are handed out on the event loop's thread.
 """
 
 import asyncio
+import functools
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from inference_service.fair_threads import FairThreads
 from inference_service.serving.admission import Admission, Share, Taken, Ticket, crowded_out
 from inference_service.serving.work import Listener, Outputs, Ran, Runner, Work
 from servicekit.errors import Category, SightlineError, without_frames
@@ -89,7 +91,19 @@ class Workers:
         self._batches: set[asyncio.Task[None]] = set()
         threads = 2 * admission.workers  # beside each long run there may be a short one
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="model")
-        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self._decoders = FairThreads(os.cpu_count() or 1, "decode")
+
+    def check(self, count: int, runner: Runner, deadline: float, share: Share) -> None:
+        """Refuse a request of so many pictures, of which nothing is known yet, as `run` would.
+
+        Raises:
+            SightlineError: as `Admission.offer`: even if there were nothing to be decoded.
+        """
+        now = self._clock()
+        due = _due(deadline, now)
+        tickets = [Ticket(due, runner.lane, 1, share) for _ in range(count)]
+        with self._lock:
+            self._admission.check(tickets, now)
 
     async def run(
         self,
@@ -146,8 +160,8 @@ class Workers:
 
     def close(self) -> None:
         """Wait for what is running and end the threads."""
-        for pool in (self._pool, self._decoders):
-            pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._decoders.close()
 
     def _withdraw(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
@@ -254,11 +268,11 @@ class Workers:
 
     async def _prepare_all(self, batch: Sequence[_Member]) -> list[_Prepared]:
         """Return those that are wanted once every input is made; settles the others."""
-        loop = asyncio.get_running_loop()
-        inputs = await asyncio.gather(
-            *(loop.run_in_executor(self._decoders, self._prepare, each) for each in batch),
-            return_exceptions=True,
-        )
+        jobs = [
+            self._decoders.submit(each.ticket.share.flow, functools.partial(self._prepare, each))
+            for each in batch
+        ]
+        inputs = await asyncio.gather(*map(asyncio.wrap_future, jobs), return_exceptions=True)
         ready: list[_Prepared] = []
         for member, made in zip(batch, inputs, strict=True):
             if isinstance(made, BaseException):

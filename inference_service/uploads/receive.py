@@ -1,19 +1,20 @@
 """Receipt of uploads, message by message, and access to their images by reference.
 
-The event loop only checks messages; blocking work is done in threads.
+The event loop only checks messages; threads do the blocking work, for callers in turn.
 """
 
 import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from inference_service.domain import ImageContent
+from inference_service.fair_threads import FairThreads
 from inference_service.uploads import parts
 from inference_service.uploads.errors import UploadStoreError, store_down
 from inference_service.uploads.parts import Header, Part
@@ -25,12 +26,13 @@ from vision import ImageError, ImageLimits, inspect_image
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 T = TypeVar("T")
+_InThread = Callable[[Callable[[], object]], Awaitable[object]]
 _THREADS = 4
 WRITTEN_AT_ONCE = 256 * 1024
 """Number of bytes that are collected for one write; a write per small chunk would be slow."""
 _CLEAN_SECONDS = 60.0
+_OWN_FLOW = ""  # of work for no caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Uploads:
         self._limits = limits
         self._keep = keep_seconds
         self._clock = clock
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="upload")
+        self._threads = FairThreads(_THREADS, "upload")
         self._cleaning: asyncio.Task[None] | None = None
 
     async def receive(self, caller: Caller, messages: AsyncIterator[Part]) -> Uploaded:
@@ -83,17 +85,18 @@ class Uploads:
         header = parts.check_first(await anext(messages, None), self._limits.max_bytes)
         with _as_status():
             incoming = await self._begin(caller, header)
+            in_thread = functools.partial(self._in_thread, caller.flow)
             try:
-                await self._receive_chunks(incoming, header, messages)
+                await self._receive_chunks(in_thread, incoming, header, messages)
                 until = self._clock() + self._keep
-                await self._in_thread(self._store.finish, incoming, until)
+                await in_thread(lambda: self._store.finish(incoming, until))
             except Exception:
-                await self._in_thread(
-                    self._store.abort, incoming
-                )  # so that a retry finds its space released
+                # So that a retry finds its space released.
+                await in_thread(lambda: self._store.abort(incoming))
                 raise
             except BaseException:
-                self._threads.submit(self._store.abort, incoming)  # after the work in progress
+                # After the work in progress.
+                self._threads.submit(caller.flow, lambda: self._store.abort(incoming))
                 raise
         claim = Claim(header.sha256, header.size, round(until, 3))
         return Uploaded(self._signer.sign(claim, caller.identity), claim)
@@ -120,11 +123,11 @@ class Uploads:
         if self._cleaning is not None:
             self._cleaning.cancel()
             await asyncio.gather(self._cleaning, return_exceptions=True)
-        await asyncio.to_thread(self._threads.shutdown, wait=True)
+        await asyncio.to_thread(self._threads.close)
         await asyncio.to_thread(self._store.close)
 
     async def _begin(self, caller: Caller, header: Header) -> Incoming:
-        starting = self._threads.submit(
+        begin = functools.partial(
             self._store.begin,
             caller.identity,
             caller.name,
@@ -132,6 +135,7 @@ class Uploads:
             header.size,
             self._clock(),
         )
+        starting = self._threads.submit(caller.flow, begin)
         try:
             return await asyncio.wrap_future(starting)
         except asyncio.CancelledError:
@@ -143,7 +147,11 @@ class Uploads:
             self._store.abort(starting.result())
 
     async def _receive_chunks(
-        self, incoming: Incoming, header: Header, messages: AsyncIterator[Part]
+        self,
+        in_thread: _InThread,
+        incoming: Incoming,
+        header: Header,
+        messages: AsyncIterator[Part],
     ) -> None:
         """Check and write the chunks, and check the complete image."""
         received, buffer = 0, bytearray()
@@ -153,9 +161,9 @@ class Uploads:
             buffer += chunk
             del message, chunk  # or their memory would be held while the next message is awaited
             if len(buffer) >= WRITTEN_AT_ONCE:
-                await self._in_thread(self._store.append, incoming, bytes(buffer))
+                await in_thread(functools.partial(self._store.append, incoming, bytes(buffer)))
                 buffer.clear()
-        await self._in_thread(self._check, incoming, header, received, bytes(buffer))
+        await in_thread(lambda: self._check(incoming, header, received, bytes(buffer)))
 
     def _check(self, incoming: Incoming, header: Header, received: int, rest: bytes) -> None:
         """Write the rest and check the complete image."""
@@ -166,9 +174,8 @@ class Uploads:
         except ImageError as error:
             raise parts.bad_content(error) from error
 
-    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        submitted = self._threads.submit(functools.partial(work, *args, **kwargs))
-        return await asyncio.wrap_future(submitted)
+    async def _in_thread(self, flow: str, work: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self._threads.submit(flow, work))
 
     async def _clean_periodically(self) -> None:
         while True:
@@ -176,7 +183,8 @@ class Uploads:
             try:
                 now = self._clock()
                 latest = now + self._keep + _CLEAN_SECONDS
-                if expired := await self._in_thread(self._store.clean, now, latest):
+                clean = functools.partial(self._store.clean, now, latest)
+                if expired := await self._in_thread(_OWN_FLOW, clean):
                     logger.info("%d uploads have expired", expired)
             except Exception:  # the next clean-up may succeed
                 logger.exception("cannot clean up uploads")

@@ -109,6 +109,7 @@ FLOODS = {
     "many callers": (RED, 600.0, 25, 4),
     "short deadlines": (RED, 0.3, 60, 1),
     "many pictures": (SIXTEEN, 60.0, 16, 1),
+    "many batches": (SIXTEEN, 1.0, 128, 1),
     "large pictures": (ask(picture(size=(4000, 3000))).SerializeToString(), 60.0, 30, 1),
 }
 
@@ -142,6 +143,36 @@ async def test_a_caller_below_its_share_is_in_time_beside_a_flood(
             flood.cancel()
         await asyncio.gather(*floods, return_exceptions=True)
     assert good.reasons["OK"] >= SHARE * CALLS, good.reasons
+
+
+async def test_runs_that_outlast_a_deadline_make_no_short_run_late(fleet: DeviceFleet) -> None:
+    """Item 4: a run that has begun is not interrupted, and a short one passes it."""
+    one, sixteen = (ask(*[slow_jpeg()] * count).SerializeToString() for count in (1, 16))
+    async with fleet.caller("good") as good:
+        for _ in range(4):
+            await good.ask(RED, 30)
+        run = min(good.seconds)
+        good.reasons.clear()
+        async with fleet.caller("flood-0") as other:
+            await other.ask(one, 60)
+        (long,) = other.seconds
+        deadline = 0.8 * long
+        assert deadline > 8 * run, "the flood's runs are long beside the other caller's"
+        flood = asyncio.create_task(_flood(fleet, "flood-0", sixteen, 60.0, 8))
+        await asyncio.sleep(1.0)
+        for _ in range(CALLS):
+            await good.ask(RED, deadline)
+            await asyncio.sleep(run)
+        flood.cancel()
+        await asyncio.gather(flood, return_exceptions=True)
+    assert good.reasons["OK"] >= SHARE * CALLS, good.reasons
+
+
+def slow_jpeg() -> bytes:
+    """Return a picture of 49 million pixels that is decoded in ten scans."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (7000, 7000), (200, 10, 10)).save(buffer, "JPEG", progressive=True)
+    return buffer.getvalue()
 
 
 def ask_of(request: bytes) -> inference_service_pb2.InferRequest:

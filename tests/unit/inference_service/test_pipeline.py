@@ -119,6 +119,32 @@ async def test_large_requests_are_checked_beside_the_loop(
     assert [thread is threading.main_thread() for thread in threads] == [True, False]
 
 
+async def test_many_images_are_refused_before_they_are_checked(
+    pipeline: InferencePipeline, device: FragileSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is busy, and its queue has four places."""
+    checked: list[int] = []
+
+    def noting(request: inference_service_pb2.InferRequest, *given: Any) -> Any:
+        checked.append(len(request.images))
+        return check(request, *given)
+
+    check = validate.check
+    monkeypatch.setattr(validate, "check", noting)
+    device.go.clear()
+    running = asyncio.create_task(ask(pipeline, RED))
+    await until(lambda: device.runs)
+    assert (await refusal(pipeline, *[RED] * 5)).reason == "QUEUE_FULL"
+    assert checked == [1]
+    # A key may have an answer already, and errors of the request are reported first.
+    error = await refusal(pipeline, *[RED] * 5, key=str(uuid.uuid4()))
+    assert error.reason == "QUEUE_FULL"
+    assert (await refusal(pipeline, *[RED] * 17)).code is grpc.StatusCode.INVALID_ARGUMENT
+    assert checked == [1, 5, 17]
+    device.go.set()
+    await running
+
+
 async def refusal(
     pipeline: InferencePipeline, *pictures: bytes, key: str | None = None
 ) -> SightlineError:

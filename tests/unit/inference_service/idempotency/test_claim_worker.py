@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,30 @@ async def test_what_waits_is_done_in_one_transaction_and_in_order() -> None:
         assert await again is None
         assert await settled
         assert store.transactions == done + 1
+
+
+async def test_callers_get_the_store_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, order = HeldStore(), list[bytes]()
+    claim = store.claim
+
+    def noting(key: bytes, **given: Any) -> Any:
+        order.append(key)
+        return claim(key, **given)
+
+    monkeypatch.setattr(store, "claim", noting)
+    async with worker_on(store) as worker:
+        await until(lambda: store.transactions > 0)
+        store.hold()
+        first = worker.claim(key(0), fingerprint=PRINT, owner=b"a", flow="flood")
+        assert not await ends_soon(first)
+        flood = [
+            worker.claim(key(n), fingerprint=PRINT, owner=b"a", flow="flood") for n in range(1, 200)
+        ]
+        good = worker.claim(key(1000), fingerprint=PRINT, owner=b"b", flow="good")
+        store.let_go.set()
+        await asyncio.gather(first, *flood, good)
+    assert order.index(key(1000)) <= 2
+    assert [each for each in order if each != key(1000)] == [key(n) for n in range(200)]
 
 
 async def test_one_that_fails_does_not_fail_what_waits_with_it() -> None:

@@ -1,12 +1,15 @@
 """The worker threads, with a model that takes four rows at a time."""
 
 import asyncio
+import os
 import threading
 import time
+from typing import Any
 
 import pytest
 
-from inference_service.serving.admission import Lane
+from inference_service.serving.admission import Admission, Lane, Share
+from inference_service.serving.work import Ran
 from inference_service.serving.workers import Workers
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.serving.doubler import (
@@ -136,3 +139,27 @@ async def test_and_no_longer_than_it_is_told_to(workers: Workers) -> None:
     model = Doubler(Lane(max_rows=2, max_wait=0.02))
     (ran,) = await workers.run([Number(1)], model, soon())
     assert 0.02 <= ran.waited < 5
+
+
+async def test_pictures_of_callers_are_prepared_in_turn(heard: Heard, model: Doubler) -> None:
+    workers = Workers(Admission(workers=2, queue_size=64), heard)
+    threads = os.cpu_count() or 1
+    go, order = threading.Semaphore(0), list[str]()
+
+    def prepare(name: str) -> None:
+        order.append(name)
+        assert go.acquire(timeout=10)
+
+    def batch(name: str, count: int) -> "asyncio.Task[list[Ran[Any]]]":
+        work = [Number(n, on_prepare=lambda: prepare(name)) for n in range(count)]
+        return asyncio.create_task(workers.run(work, model, soon(), Share(name)))
+
+    model.lane = Lane(max_rows=3 * threads)
+    flood = batch("flood", 3 * threads)
+    await until(lambda: len(order) == threads)
+    good = batch("good", 2)
+    await until(lambda: workers._admission.running == 2)
+    go.release(5 * threads)
+    await asyncio.gather(flood, good)
+    assert "good" in order[threads : threads + 2]
+    workers.close()

@@ -103,9 +103,29 @@ def test_large_pictures_are_not_passed_for_ever() -> None:
             threads.append(threading.Thread(target=hold, args=(size,)))
             threads[-1].start()
             end = time.monotonic() + 10
-            while len(room._turns) < len(threads):
+            while len(room._waiting) < len(threads):
                 assert time.monotonic() < end
                 time.sleep(0.001)
     for thread in threads:
         thread.join(10)
     assert order == [1500, 500]
+
+
+def test_a_caller_that_holds_nothing_passes_one_that_holds_some() -> None:
+    room = PixelRoom(MOST)
+    with room.for_call("flood")(1000):
+        waiting = threading.Thread(target=_hold, args=(room, "flood", 1000))
+        waiting.start()
+        end = time.monotonic() + 10
+        while not room._waiting:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        with room.for_call("good")(500):
+            assert room.held == 1500
+    waiting.join(10)
+    assert room.held == 0
+
+
+def _hold(room: PixelRoom, flow: str, size: int) -> None:
+    with room.for_call(flow)(size):
+        pass

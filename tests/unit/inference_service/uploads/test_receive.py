@@ -5,6 +5,7 @@ import hashlib
 import math
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,29 @@ async def test_a_fetched_picture_needs_room(uploads: Uploads) -> None:
         uploads.fetch(OWNER, uploaded.reference)
         with pytest.raises(SightlineError, match="TOO_MUCH_IN_FLIGHT"):
             await asyncio.to_thread(uploads.fetch, OWNER, uploaded.reference)
+
+
+async def test_callers_are_served_in_turn(
+    uploads: Uploads, store: FailingUploadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    begin = store.begin
+
+    def noting(owner: str, *given: Any) -> Any:
+        order.append(owner)
+        return begin(owner, *given)
+
+    monkeypatch.setattr(store, "begin", noting)
+    store.hold["begin"] = threading.Event()
+    flood, good = (replace(ANONYMOUS, name=name) for name in ("flood", "good"))
+    calls = [asyncio.create_task(uploads.receive(flood, messages(WHOLE))) for _ in range(40)]
+    await until(lambda: len(order) == 4)  # all threads are at it
+    await asyncio.sleep(0)
+    calls.append(asyncio.create_task(uploads.receive(good, messages(WHOLE))))
+    await asyncio.sleep(0)
+    store.hold.pop("begin").set()
+    await asyncio.gather(*calls, return_exceptions=True)  # some are over the quota
+    assert order.index(good.identity) <= 4 + 4
 
 
 @pytest.mark.parametrize("step", ["begin", "append", "finish"])

@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError, Future
 
 import pytest
 
-from inference_service.serving.fair_threads import FairThreads
+from inference_service.fair_threads import FairThreads
 
 
 @pytest.fixture
