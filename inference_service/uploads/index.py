@@ -33,11 +33,11 @@ CREATE TABLE IF NOT EXISTS incoming (
     charged INTEGER NOT NULL  -- to the owner's quota: the size, or 0
 ) STRICT, WITHOUT ROWID;
 """
-_OWN = """
+_OTHERS = """
 SELECT until, size FROM uploads WHERE owner = :owner AND until > :now AND sha256 <> :sha256
 ORDER BY until
 """
-_HAS = "SELECT size FROM uploads WHERE owner = :owner AND sha256 = :sha256 AND until > :now"
+_STORED_SIZE = "SELECT size FROM uploads WHERE owner = :owner AND sha256 = :sha256 AND until > :now"
 _OWN_INCOMING = """
 SELECT coalesce(sum(charged), 0), count(*) FILTER (WHERE charged > 0),
     count(*) FILTER (WHERE sha256 = :sha256)
@@ -204,19 +204,21 @@ class Index:
         self, arrival: Arrival, values: dict[str, object], limits: StoreLimits, now: float
     ) -> int:
         """Return the bytes that the upload uses of its owner's quota."""
-        own = self._database.execute(_OWN, values).fetchall()
-        has = self._database.execute(_HAS, values).fetchone()
-        coming, count, twins = self._database.execute(_OWN_INCOMING, values).fetchone()
-        if has and not twins:
+        others = self._database.execute(_OTHERS, values).fetchall()
+        stored_row = self._database.execute(_STORED_SIZE, values).fetchone()
+        incoming_bytes, incoming_count, duplicates = self._database.execute(
+            _OWN_INCOMING, values
+        ).fetchone()
+        if stored_row and not duplicates:
             return 0
-        stored = sum(size for _, size in own) + (has[0] if has else 0)
-        excess_count = len(own) + bool(has) + count + 1 - limits.quota_count
-        excess_bytes = stored + coming + arrival.size - limits.quota_bytes
+        stored = sum(size for _, size in others) + (stored_row[0] if stored_row else 0)
+        excess_count = len(others) + bool(stored_row) + incoming_count + 1 - limits.quota_count
+        excess_bytes = stored + incoming_bytes + arrival.size - limits.quota_bytes
         if excess_count > 0:
-            wait = _wait(own, 0, excess_count, now)
+            wait = _wait(others, 0, excess_count, now)
             raise quota_exceeded(arrival.name, f"{limits.quota_count} images", wait)
         if excess_bytes > 0:
-            wait = _wait(own, excess_bytes, 0, now)
+            wait = _wait(others, excess_bytes, 0, now)
             raise quota_exceeded(arrival.name, f"{limits.quota_bytes} bytes of images", wait)
         return arrival.size
 
