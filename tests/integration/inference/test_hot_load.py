@@ -230,7 +230,7 @@ def test_without_the_default_model_s_folder_the_server_goes_on(
 ) -> None:
     with calls(server, "") as results:
         (repository / "steady").rename(repository / ".steady")
-        until(lambda: "model steady version 1 is gone" in server.log.read_text())
+        until(lambda: "model steady version 1 was removed" in server.log.read_text())
         before = len(results.labels)
         until(lambda: len(results.labels) > before + 20)
         (repository / ".steady").rename(repository / "steady")

@@ -386,7 +386,7 @@ def test_quotas_are_each_caller_s_own(
         assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert error.reason == "UPLOAD_QUOTA_EXCEEDED"
         assert error.quotas[0].subject == "caller:owner"
-        assert error.quotas[0].description == "2 pictures uploaded"
+        assert error.quotas[0].description == "2 images uploaded"
         assert error.retry_after is not None
         assert 580 < error.retry_after <= 600
         owner.upload(RED)  # a retry of what is there
