@@ -18,7 +18,7 @@ from inference_service.models.repository import Models, Repository
 from inference_service.models.watcher import RepositoryWatcher
 from inference_service.pipeline import InferencePipeline
 from inference_service.serving.admission import Admission
-from inference_service.serving.pixel_room import PixelRoom
+from inference_service.serving.pixel_budget import PixelBudget
 from inference_service.serving.workers import Workers
 from inference_service.settings import InferenceSettings
 from inference_service.telemetry import Telemetry
@@ -108,7 +108,7 @@ def assemble(settings: InferenceSettings, registry: CollectorRegistry) -> Assemb
         device=device,
         telemetry=telemetry,
         fetch=uploads.fetch,
-        pixels=PixelRoom(settings.bytes_in_flight),
+        pixels=PixelBudget(settings.bytes_in_flight),
         weights=settings.weights,
     )
     telemetry.models(lambda: [(m.name, m.version, m.network.provider) for m in pipeline.models.all])

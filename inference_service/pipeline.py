@@ -37,7 +37,7 @@ from inference_service.models.repository import Models
 from inference_service.serving import admission
 from inference_service.serving.admission import Share
 from inference_service.serving.loop_turns import LoopTurns
-from inference_service.serving.pixel_room import PixelRoom
+from inference_service.serving.pixel_budget import PixelBudget
 from inference_service.serving.work import Ran, Work
 from inference_service.serving.workers import Workers
 from inference_service.stage_report import note_key, note_model, note_stages
@@ -98,7 +98,7 @@ class InferencePipeline:
         fetch: Callable[[str, str], ImageContent] = lambda _, reference: validate.resolve_none(
             reference
         ),
-        pixels: PixelRoom | None = None,
+        pixels: PixelBudget | None = None,
         weights: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.models = Models([], "")
@@ -112,7 +112,7 @@ class InferencePipeline:
         self._device = device
         self.telemetry = telemetry
         self.weights = weights
-        self.pixels = pixels or PixelRoom(_MOST_PIXEL_BYTES)
+        self.pixels = pixels or PixelBudget(_MOST_PIXEL_BYTES)
         self._checks = FairThreads(_CHECK_THREADS, "check")
         self._turns = LoopTurns()
 
@@ -271,9 +271,9 @@ class InferencePipeline:
         self, checked_request: CheckedRequest, model: Model, call: CallMetadata, checked: float
     ) -> tuple[list[inference_pb2.ImageResult], Timing]:
         """Run the model on the good images, and put all results together."""
-        hold = self.pixels.for_call(call.share.flow)
+        reserve = self.pixels.for_call(call.share.flow)
         work = [
-            ImageWork(model, image, checked_request.parameters, hold)
+            ImageWork(model, image, checked_request.parameters, reserve)
             for image in checked_request.images
             if isinstance(image, CheckedImage)
         ]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from inference_service.domain import CheckedImage, ImagePrediction, Parameters
 from inference_service.models.model_spec import ModelSpec
 from inference_service.serving.admission import Lane
-from inference_service.serving.pixel_room import Hold, hold_none
+from inference_service.serving.pixel_budget import Reserve, reserve_none
 from inference_service.serving.work import Outputs
 from inference_service.validate import bad_image
 from servicekit.errors import SightlineError, out_of_memory
@@ -65,14 +65,14 @@ class Model:
 
 
 def prepare_image(
-    model: Model, opened: OpenedImage, hold: Hold
+    model: Model, opened: OpenedImage, reserve: Reserve
 ) -> tuple[NDArray[np.float32], Letterbox | None, tuple[int, int]]:
     """Decode an image and convert it to a model's input; release its pixels immediately.
 
     Args:
         model: determines the preprocessing.
         opened: the image, which can be decoded once.
-        hold: reserves memory for its pixels.
+        reserve: reserves memory for its pixels.
 
     Returns:
         The input `[1, 3, h, w]`, the image's letterbox, and the image's width and height.
@@ -82,7 +82,7 @@ def prepare_image(
         SightlineError: RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: no memory for its pixels.
     """
     width, height = opened.info.width, opened.info.height
-    with hold(opened.memory + model.network.prepare_bytes(width, height)):
+    with reserve(opened.memory + model.network.prepare_bytes(width, height)):
         pixels = opened.decode()
         model_input, box = model.network.prepare(pixels)
         size = pixels.shape[1], pixels.shape[0]
@@ -98,7 +98,7 @@ class ImageWork:
     image: CheckedImage
     parameters: Parameters
     """Parameters of the request, which override the model's settings."""
-    hold: Hold = hold_none
+    reserve: Reserve = reserve_none
     rows: int = 1
     _size: tuple[int, int] = (0, 0)
     _box: Letterbox | None = None
@@ -117,7 +117,7 @@ class ImageWork:
         """
         opened = self.image.opened
         try:
-            model_input, self._box, self._size = prepare_image(self.model, opened, self.hold)
+            model_input, self._box, self._size = prepare_image(self.model, opened, self.reserve)
         except ImageError as error:
             raise bad_image(self.image.index, error, self.image.origin) from error
         return model_input

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from inference_service.models.engine import Model, prepare_image
 from inference_service.open_inference.request import CheckedInfer, EncodedImage, bad_image
 from inference_service.open_inference.tensors import Tensor, to_tensor
-from inference_service.serving.pixel_room import Hold, hold_none
+from inference_service.serving.pixel_budget import Reserve, reserve_none
 from inference_service.serving.work import Outputs, Work
 from vision import ImageError
 
@@ -51,7 +51,7 @@ class EncodedWork:
     """Indices of the requested outputs."""
     model: Model
     """Model that determines the preprocessing."""
-    hold: Hold = hold_none
+    reserve: Reserve = reserve_none
     rows: int = 1
 
     @property
@@ -67,7 +67,7 @@ class EncodedWork:
                 `TOO_MUCH_IN_FLIGHT`: no memory for its pixels.
         """
         try:
-            return prepare_image(self.model, self.image.opened, self.hold)[0]
+            return prepare_image(self.model, self.image.opened, self.reserve)[0]
         except ImageError as error:
             raise bad_image(self.image.field, error) from error
 
@@ -77,7 +77,7 @@ class EncodedWork:
 
 
 def members(
-    checked: CheckedInfer, model: Model, hold: Hold = hold_none
+    checked: CheckedInfer, model: Model, reserve: Reserve = reserve_none
 ) -> list[Work[list[Tensor]]]:
     """Return the members of a request, in the order of its rows.
 
@@ -86,7 +86,7 @@ def members(
     """
     inputs, outputs = checked.inputs, checked.outputs
     if isinstance(inputs, tuple):
-        return [EncodedWork(image, outputs, model, hold) for image in inputs]
+        return [EncodedWork(image, outputs, model, reserve) for image in inputs]
     if len(inputs) <= model.lane.max_rows:
         return [TensorWork(inputs, outputs)]
     return [TensorWork(inputs[at : at + 1], outputs) for at in range(len(inputs))]

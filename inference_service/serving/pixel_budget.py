@@ -24,77 +24,77 @@ _SMALL_SHARE, _SMALL_ROOM_SHARE = 1 / 16, 1 / 8  # of the room
 _LOOK_SECONDS = 0.02  # between two looks at the requests in flight, of which nobody tells
 _MIB = 1024 * 1024
 
-Hold = Callable[[int], AbstractContextManager[None]]
-"""Hold so many bytes within a block."""
+Reserve = Callable[[int], AbstractContextManager[None]]
+"""Reserve so many bytes within a block."""
 
 
-def hold_none(_size: int) -> AbstractContextManager[None]:
-    """Count nothing: the `Hold` of work that is part of no call."""
+def reserve_none(_size: int) -> AbstractContextManager[None]:
+    """Count nothing: the `Reserve` of work that is part of no call."""
     return nullcontext()
 
 
-class PixelRoom:
+class PixelBudget:
     """The room for decoded pictures; safe in several threads.
 
     One picture is decoded whatever there is, or a server full of requests would never get on. So
-    the pixels take up to `most` bytes, or as much as one picture does. An eighth of that is kept
+    the pixels take up to `limit` bytes, or as much as one picture does. An eighth of that is kept
     for small pictures, which so do not wait for large ones.
 
     Args:
-        most: bytes of requests and pixels at a time.
+        limit: bytes of requests and pixels at a time.
         patience: seconds that a picture waits at most.
     """
 
-    def __init__(self, most: int, patience: float = PATIENCE_SECONDS) -> None:
-        self._most = most
+    def __init__(self, limit: int, patience: float = PATIENCE_SECONDS) -> None:
+        self._limit = limit
         self._patience = patience
-        self._held = self._held_small = 0
+        self._reserved = self._reserved_small = 0
         self._changed = threading.Condition()
-        self._held_by: Counter[str] = Counter()  # bytes by caller, without small pictures
+        self._reserved_by: Counter[str] = Counter()  # bytes by caller, without small pictures
         self._waiting: dict[object, str] = {}  # whose each is, by turn; the oldest first
 
     @property
-    def held(self) -> int:
+    def reserved(self) -> int:
         """Bytes of pixels, now."""
-        return self._held + self._held_small
+        return self._reserved + self._reserved_small
 
-    def for_call(self, flow: str = "") -> Hold:
+    def for_call(self, flow: str = "") -> Reserve:
         """Return what holds room for the pictures of the call that is being handled.
 
         Args:
             flow: key of its caller.
         """
-        return functools.partial(self._holding, flow, in_flight.counter())
+        return functools.partial(self._reservation, flow, in_flight.counter())
 
     @contextmanager
-    def _holding(self, flow: str, requests: Callable[[], int], size: int) -> Iterator[None]:
-        if self._take_small(size):
+    def _reservation(self, flow: str, requests: Callable[[], int], size: int) -> Iterator[None]:
+        if self._reserve_small(size):
             try:
                 yield
             finally:
                 with self._changed:
-                    self._held_small -= size
+                    self._reserved_small -= size
             return
-        self._take(flow, requests, size)
+        self._reserve(flow, requests, size)
         try:
             yield
         finally:
             with self._changed:
-                self._held -= size
-                self._held_by[flow] -= size
-                if not self._held_by[flow]:
-                    del self._held_by[flow]
+                self._reserved -= size
+                self._reserved_by[flow] -= size
+                if not self._reserved_by[flow]:
+                    del self._reserved_by[flow]
                 self._changed.notify_all()
 
-    def _take_small(self, size: int) -> bool:
+    def _reserve_small(self, size: int) -> bool:
         with self._changed:
-            fits = self._held_small + size <= self._most * _SMALL_ROOM_SHARE
-            if size > self._most * _SMALL_SHARE or not fits:
+            fits = self._reserved_small + size <= self._limit * _SMALL_ROOM_SHARE
+            if size > self._limit * _SMALL_SHARE or not fits:
                 return False
-            self._held_small += size
+            self._reserved_small += size
             return True
 
-    def _take(self, flow: str, requests: Callable[[], int], size: int) -> None:
+    def _reserve(self, flow: str, requests: Callable[[], int], size: int) -> None:
         """Raise SightlineError RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`, for want of room."""
         turn = object()
         until = time.monotonic() + self._patience
@@ -105,8 +105,8 @@ class PixelRoom:
                     if time.monotonic() >= until:
                         raise self._too_much(size)
                     self._changed.wait(_LOOK_SECONDS)
-                self._held += size
-                self._held_by[flow] += size
+                self._reserved += size
+                self._reserved_by[flow] += size
             finally:
                 del self._waiting[turn]
                 self._changed.notify_all()
@@ -116,13 +116,13 @@ class PixelRoom:
 
         So large ones wait for none that come later for ever.
         """
-        return min(self._waiting, key=lambda turn: self._held_by[self._waiting[turn]])
+        return min(self._waiting, key=lambda turn: self._reserved_by[self._waiting[turn]])
 
     def _fits(self, requests: Callable[[], int], size: int) -> bool:
-        return not self._held or requests() + self.held + size <= self._most
+        return not self._reserved or requests() + self.reserved + size <= self._limit
 
     def _too_much(self, size: int) -> SightlineError:
-        bound = f"{self._most} bytes of requests and pixels in flight"
+        bound = f"{self._limit} bytes of requests and pixels in flight"
         return SightlineError(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "TOO_MUCH_IN_FLIGHT",
