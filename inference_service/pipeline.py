@@ -38,7 +38,7 @@ from inference_service.serving import admission
 from inference_service.serving.admission import Share
 from inference_service.serving.loop_turns import LoopTurns
 from inference_service.serving.pixel_budget import PixelBudget
-from inference_service.serving.work import Ran, Work
+from inference_service.serving.work import MemberResult, MemberWork
 from inference_service.serving.workers import Workers
 from inference_service.stage_report import note_key, note_model, note_stages
 from inference_service.telemetry import Telemetry
@@ -156,7 +156,9 @@ class InferencePipeline:
         with self._counting_shed():
             self._workers.check(images, model, call.deadline, call.share)
 
-    async def run(self, call: CallMetadata, model: Model, work: Sequence[Work[T]]) -> list[Ran[T]]:
+    async def run(
+        self, call: CallMetadata, model: Model, work: Sequence[MemberWork[T]]
+    ) -> list[MemberResult[T]]:
         """Admit a call's members and run them on a model.
 
         Raises:
@@ -281,7 +283,7 @@ class InferencePipeline:
         return _merge(checked_request, model, ran), self._timing(ran, call, checked)
 
     def _timing(
-        self, ran: Sequence[Ran[ImagePrediction]], call: CallMetadata, checked: float
+        self, ran: Sequence[MemberResult[ImagePrediction]], call: CallMetadata, checked: float
     ) -> Timing:
         return Timing(
             validate=checked - call.arrived,
@@ -292,7 +294,7 @@ class InferencePipeline:
             total=self.clock() - call.arrived,
         )
 
-    def _note(self, model: Model, ran: Ran[Any]) -> None:
+    def _note(self, model: Model, ran: MemberResult[Any]) -> None:
         stages = [("queue", ran.waited), ("decode", ran.decode)]
         if not isinstance(ran.result, SightlineError):
             stages += [("infer", ran.infer), ("post", ran.post)]
@@ -309,7 +311,7 @@ def _may_pass(checked_request: CheckedRequest) -> bool:
 
 
 def _merge(
-    checked_request: CheckedRequest, model: Model, ran: Sequence[Ran[ImagePrediction]]
+    checked_request: CheckedRequest, model: Model, ran: Sequence[MemberResult[ImagePrediction]]
 ) -> list[inference_pb2.ImageResult]:
     """Return one result per image of the request, in its order."""
     outcomes = iter(ran)

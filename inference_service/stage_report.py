@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from inference_service.models.engine import Model
-from inference_service.serving.work import Ran
+from inference_service.serving.work import MemberResult
 from servicekit.errors import SightlineError
 from servicekit.telemetry import call_notes, tracing
 
@@ -25,7 +25,7 @@ def note_key(key: str, *, replayed: bool) -> None:
     call_notes.note(idempotency_key=key[:8], replayed=replayed)
 
 
-def note_stages(ran: Sequence[Ran[Any]], admitted: float) -> None:
+def note_stages(ran: Sequence[MemberResult[Any]], admitted: float) -> None:
     """Add the stage durations to the call's log line, and a span per stage if it is traced.
 
     `queue_ms` is the longest wait of a member, `batch` the largest run with one of the members. The
@@ -56,7 +56,7 @@ def note_stages(ran: Sequence[Ran[Any]], admitted: float) -> None:
         tracing.stage(name, started, ended, members=len(intervals), batch=batch)
 
 
-def _intervals(ran: Ran[Any], admitted: float) -> list[tuple[str, _Interval]]:
+def _intervals(ran: MemberResult[Any], admitted: float) -> list[tuple[str, _Interval]]:
     started = admitted + ran.waited
     intervals = [
         ("queue", (admitted, started)),

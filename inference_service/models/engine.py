@@ -92,7 +92,7 @@ def prepare_image(
 
 @dataclass(slots=True)
 class ImageWork:
-    """The processing of one image by a model; see `serving.work.Work`."""
+    """The processing of one image by a model; see `serving.work.MemberWork`."""
 
     model: Model
     image: CheckedImage

@@ -18,7 +18,7 @@ from inference_service.open_inference.request import CheckedInfer
 from inference_service.open_inference.statistics import Statistics
 from inference_service.open_inference.tensors import Tensor, datatype, stack
 from inference_service.pipeline import INLINE_BYTES, CallMetadata, InferencePipeline
-from inference_service.serving.work import Ran
+from inference_service.serving.work import MemberResult
 from inference_service.stage_report import note_model
 from servicekit.errors import SightlineError
 from servicekit.parsing import parse
@@ -146,7 +146,7 @@ def _images(request: oip.ModelInferRequest) -> int:
     return max((shape[0] for shape in shapes if shape), default=0)
 
 
-def _results(ran: Sequence[Ran[list[Tensor]]]) -> list[list[Tensor]]:
+def _results(ran: Sequence[MemberResult[list[Tensor]]]) -> list[list[Tensor]]:
     """Return the tensors of every member; raise the error of the first failed one."""
     results = []
     for member in ran:

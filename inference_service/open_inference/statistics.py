@@ -7,7 +7,7 @@ from sightline.openinference.v2 import open_inference_pb2 as oip
 
 from inference_service.models.engine import Model
 from inference_service.open_inference.tensors import Tensor
-from inference_service.serving.work import Ran
+from inference_service.serving.work import MemberResult
 
 _STAGES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
@@ -37,7 +37,12 @@ class Statistics:
         self._models: dict[tuple[str, str], _ModelCounts] = {}
 
     def answered(
-        self, model: Model, ran: Sequence[Ran[list[Tensor]]], rows: int, seconds: float, now: float
+        self,
+        model: Model,
+        ran: Sequence[MemberResult[list[Tensor]]],
+        rows: int,
+        seconds: float,
+        now: float,
     ) -> None:
         """Count an answered request.
 

@@ -1,4 +1,4 @@
-"""The members of a `ModelInfer` request; see `serving.work.Work`."""
+"""The members of a `ModelInfer` request; see `serving.work.MemberWork`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from inference_service.models.engine import Model, prepare_image
 from inference_service.open_inference.request import CheckedInfer, EncodedImage, bad_image
 from inference_service.open_inference.tensors import Tensor, to_tensor
 from inference_service.serving.pixel_budget import Reserve, reserve_none
-from inference_service.serving.work import Outputs, Work
+from inference_service.serving.work import MemberWork, Outputs
 from vision import ImageError
 
 
@@ -78,7 +78,7 @@ class EncodedWork:
 
 def members(
     checked: CheckedInfer, model: Model, reserve: Reserve = reserve_none
-) -> list[Work[list[Tensor]]]:
+) -> list[MemberWork[list[Tensor]]]:
     """Return the members of a request, in the order of its rows.
 
     Rows that fit into one run are one member: the response is then the model's output for exactly

@@ -16,8 +16,8 @@ import grpc
 from inference_service.serving.fair_queue import FairQueue
 from inference_service.serving.places import Places
 from inference_service.serving.schedule import (
+    ActiveRun,
     Passing,
-    Run,
     Slots,
     needed_seconds,
     request_seconds,
@@ -25,7 +25,7 @@ from inference_service.serving.schedule import (
 from inference_service.serving.tickets import Lane, Share, Ticket
 from servicekit.errors import SightlineError
 
-__all__ = ["REASONS", "Admission", "Lane", "Share", "Taken", "Ticket", "crowded_out"]
+__all__ = ["REASONS", "Admission", "Dispatch", "Lane", "Share", "Ticket", "displaced"]
 
 REASONS = frozenset({"DEADLINE_TOO_SHORT", "QUEUE_FULL", "QUEUE_TOO_SLOW"})
 """Why `Admission.offer` refuses, and why members lose their places."""
@@ -35,7 +35,7 @@ _ROUNDING = 1e-6  # s, of sums of times; who is promised an answer must not lose
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Dispatch:
     """What a free worker is to do."""
 
     batch: tuple[Ticket, ...] = ()
@@ -55,7 +55,7 @@ class Admission:
     queue_size: int
     """Rows that wait at most, >= 1."""
     _queue: FairQueue = field(default_factory=FairQueue)
-    _under_way: dict[Ticket, Run] = field(default_factory=dict)  # by their first member
+    _under_way: dict[Ticket, ActiveRun] = field(default_factory=dict)  # by their first member
     _runs: Counter[Lane] = field(default_factory=Counter)
 
     @property
@@ -76,7 +76,7 @@ class Admission:
             now: seconds on any clock that does not go back.
 
         Returns:
-            Members of other callers that have lost their places by it; see `crowded_out`.
+            Members of other callers that have lost their places by it; see `displaced`.
 
         Raises:
             SightlineError: DEADLINE_EXCEEDED: it is over. RESOURCE_EXHAUSTED with the seconds after
@@ -107,14 +107,14 @@ class Admission:
             raise _too_short(left, needed, self.drained(now))
         _prepare(tickets, now, tried=tried)
         try:
-            gone = self._make_room(tickets, now)
+            gone = self._free_places(tickets, now)
             gone |= self._plan(tickets, gone, needed, now) if not tried else set()
         except SightlineError:
             self._queue.remember(first)
             raise
         return gone
 
-    def take(self, now: float) -> Taken:
+    def take(self, now: float) -> Dispatch:
         """Take what a free worker should run next out of the queue.
 
         Returns:
@@ -124,7 +124,7 @@ class Admission:
             return self._take_passing(now)
         if (only := self._next_single(now)) is not None:
             self._start([only], now)
-            return Taken((only,))
+            return Dispatch((only,))
         late: list[Ticket] = []
         batch: list[Ticket] = []
         seen: set[Lane] = set()
@@ -147,7 +147,7 @@ class Admission:
         if batch:
             self._start(batch, now)
             wake_at = None
-        return Taken(tuple(batch), tuple(late), wake_at)
+        return Dispatch(tuple(batch), tuple(late), wake_at)
 
     def done(self, batch: Sequence[Ticket], seconds: float | None = None) -> None:
         """Free the worker of a batch that `take` gave.
@@ -179,18 +179,18 @@ class Admission:
             return None
         return None if self._is_full(first.lane) else first
 
-    def _take_passing(self, now: float) -> Taken:
+    def _take_passing(self, now: float) -> Dispatch:
         """Take a short run that begins beside long ones, although every worker is busy.
 
         In the order of turns, one member of each flow may be passed, which it is as if it had
         begun: so nobody gets more than its share by passing.
         """
         if self.running >= 2 * self.workers or not self._queue:
-            return Taken()
+            return Dispatch()
         self._expect_more(now)
         passing = Passing(self._under_way.values(), now)
         if not passing.longest:
-            return Taken()
+            return Dispatch()
         late: list[Ticket] = []
         wake_at: float | None = None
         passed: set[str] = set()
@@ -206,11 +206,11 @@ class Admission:
             if passing.must_pass(ticket):
                 self._remove(late)
                 self._start([ticket], now)
-                return Taken((ticket,), tuple(late))
+                return Dispatch((ticket,), tuple(late))
             look_at = passing.look_again_at(ticket)
             wake_at = look_at if wake_at is None else min(wake_at, look_at)
         self._remove(late)
-        return Taken(late=tuple(late), wake_at=wake_at)
+        return Dispatch(late=tuple(late), wake_at=wake_at)
 
     def _remove(self, late: Sequence[Ticket]) -> None:
         for ticket in late:
@@ -240,7 +240,7 @@ class Admission:
     def _slots(self, now: float) -> Slots:
         return Slots(self.workers, self._under_way.values(), now)
 
-    def _make_room(self, tickets: Sequence[Ticket], now: float) -> set[Ticket]:
+    def _free_places(self, tickets: Sequence[Ticket], now: float) -> set[Ticket]:
         """Return those that must give up their places for a request's rows to find some.
 
         These are whole requests, none of them begun, whose turn comes later, or of flows that hold
@@ -354,7 +354,7 @@ class Admission:
         self._queue.begin(batch)
         self._runs[lane] += 1
         seconds = lane.estimates.mean(rows, now, effort)
-        self._under_way[batch[0]] = Run(lane, now, seconds, batch)
+        self._under_way[batch[0]] = ActiveRun(lane, now, seconds, batch)
         if seconds:  # it may be known better than when they came
             self._charge(batch, seconds)
 
@@ -378,7 +378,7 @@ class Admission:
                 self._charge(run.batch, run.seconds)
 
 
-def crowded_out(retry_after: float) -> SightlineError:
+def displaced(retry_after: float) -> SightlineError:
     """Return the error for members that have lost their places before their deadline."""
     why = "others came first, and too little of the deadline is left"
     return _overload("QUEUE_TOO_SLOW", why, retry_after)

@@ -24,9 +24,9 @@ class Estimates:
 
     def __init__(self) -> None:
         # Rows never cost less together than fewer of them did, nor more than each on its own.
-        self._runs = _Classes(scale_down=False)
+        self._runs = _SizeClasses(scale_down=False)
         # Twice the pixels take twice the time, about, and half of them half of it.
-        self._decodes = _Classes(scale_down=True)
+        self._decodes = _SizeClasses(scale_down=True)
 
     def learn(self, rows: int, seconds: float, now: float) -> None:
         """Take in a run that ended now.
@@ -74,7 +74,7 @@ class Estimates:
         return mean, p95
 
 
-class _Classes:
+class _SizeClasses:
     """What is known by size, in classes of 1, 2, 3 to 4, 5 to 8, and so on.
 
     A class of which nothing is known is told from its neighbour.

@@ -31,7 +31,7 @@ _deadline = operator.attrgetter("deadline")
 
 
 @dataclass(slots=True)
-class _Flow:
+class _CallerQueue:
     weight: float
     tag: float
     """Virtual time at which its next member starts."""
@@ -59,7 +59,7 @@ class FairQueue:
     """Tickets that wait, by flow."""
 
     def __init__(self) -> None:
-        self._flows: dict[str, _Flow] = {}  # with tickets that wait
+        self._flows: dict[str, _CallerQueue] = {}  # with tickets that wait
         self._idle: OrderedDict[str, float] = OrderedDict()  # tags of the others, oldest first
         self._now = 0.0  # virtual
         self._usual = _LEAST_SECONDS  # charge of a member, lately
@@ -100,7 +100,7 @@ class FairQueue:
         share = tickets[0].share
         flow = self._flows.get(share.flow)
         if flow is None:
-            flow = self._flows[share.flow] = _Flow(share.weight, self._first_tag(tickets[0]))
+            flow = self._flows[share.flow] = _CallerQueue(share.weight, self._first_tag(tickets[0]))
             self._idle.pop(share.flow, None)
         at = bisect.bisect_right(flow.waiting, tickets[0].deadline, key=_deadline)
         flow.waiting[at:at] = tickets
@@ -159,7 +159,7 @@ class FairQueue:
 
     def next(self) -> Ticket | None:
         """Return the first in `order`; None: nothing waits."""
-        first: _Flow | None = None
+        first: _CallerQueue | None = None
         for flow in self._flows.values():
             if (
                 first is None
@@ -260,7 +260,7 @@ class FairQueue:
             return self._now + self._usual
         return max(known, self._now - max(_CREDIT * self._usual, self.ahead))
 
-    def _rest(self, name: str, flow: _Flow) -> None:
+    def _rest(self, name: str, flow: _CallerQueue) -> None:
         """Remember the virtual time of a flow that has nothing left."""
         if flow.waiting:
             return

@@ -16,7 +16,7 @@ _LEAST_PATIENCE = 0.01  # s, between two looks at a member that may have to pass
 
 
 @dataclass(slots=True)
-class Run:
+class ActiveRun:
     """A run that is under way."""
 
     lane: Lane
@@ -54,7 +54,7 @@ class Passing:
         now: seconds on any clock that does not go back.
     """
 
-    def __init__(self, runs: Collection[Run], now: float) -> None:
+    def __init__(self, runs: Collection[ActiveRun], now: float) -> None:
         lengths = sorted(run.length(now) for run in runs)
         # More than half of the runs are long ones.
         self.longest = _short_beside(lengths[(len(lengths) - 1) // 2])
@@ -84,7 +84,7 @@ class Slots:
         now: seconds on any clock that does not go back.
     """
 
-    def __init__(self, workers: int, runs: Collection[Run], now: float) -> None:
+    def __init__(self, workers: int, runs: Collection[ActiveRun], now: float) -> None:
         self._workers = workers
         self._now = now
         self._runs = [(run.lane, run.rest(now)) for run in runs]

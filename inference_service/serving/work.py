@@ -15,7 +15,7 @@ Outputs = Sequence[NDArray[Any]]
 """One array per output of a model, each `[rows, ...]`."""
 
 
-class Work(Protocol[T_co]):
+class MemberWork(Protocol[T_co]):
     """One member of a run. Its methods block and are called in worker threads."""
 
     @property
@@ -67,7 +67,7 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ran(Generic[T]):
+class MemberResult(Generic[T]):
     """What came of one member, and the seconds that its stages took."""
 
     result: T | SightlineError

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.fair_threads import FairThreads
-from inference_service.serving.admission import Admission, Share, Taken, Ticket, crowded_out
-from inference_service.serving.work import Listener, Outputs, Ran, Runner, Work
+from inference_service.serving.admission import Admission, Dispatch, Share, Ticket, displaced
+from inference_service.serving.work import Listener, MemberResult, MemberWork, Outputs, Runner
 from servicekit.errors import Category, SightlineError, without_frames
 
 T = TypeVar("T")
@@ -32,10 +32,10 @@ T = TypeVar("T")
 @dataclass(slots=True, eq=False)
 class _Member:
     ticket: Ticket
-    work: Work[Any]
+    work: MemberWork[Any]
     runner: Runner
-    future: "asyncio.Future[Ran[Any]]"
-    request: "Sequence[asyncio.Future[Ran[Any]]]"
+    future: "asyncio.Future[MemberResult[Any]]"
+    request: "Sequence[asyncio.Future[MemberResult[Any]]]"
     """The futures of all members of its request."""
     started: float = 0.0
     decode: float = 0.0
@@ -107,11 +107,11 @@ class Workers:
 
     async def run(
         self,
-        work: Sequence[Work[T]],
+        work: Sequence[MemberWork[T]],
         runner: Runner,
         deadline: float,
         share: Share = Share(),  # noqa: B008 - it never changes
-    ) -> list[Ran[T]]:
+    ) -> list[MemberResult[T]]:
         """Run a request's members and return their results in order.
 
         A member whose own input is bad fails alone. If one fails otherwise, or the caller is
@@ -135,7 +135,7 @@ class Workers:
         due = _due(deadline, self._clock())
         tickets = [Ticket(due, runner.lane, each.rows, share, each.effort) for each in work]
         loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Ran[T]]] = [loop.create_future() for _ in work]
+        futures: list[asyncio.Future[MemberResult[T]]] = [loop.create_future() for _ in work]
         with self._lock:  # from when it is in the queue, a worker may take it
             now = self._clock()
             gone = self._admission.offer(tickets, now)
@@ -185,14 +185,14 @@ class Workers:
         while True:
             now = self._clock()
             with self._lock:
-                taken = self._admission.take(now)
-            self._expire_all(taken)
-            if not taken.batch:
+                dispatch = self._admission.take(now)
+            self._expire_all(dispatch)
+            if not dispatch.batch:
                 break
-            self._start([self._members[ticket] for ticket in taken.batch])
-        if taken.wake_at is not None:
+            self._start([self._members[ticket] for ticket in dispatch.batch])
+        if dispatch.wake_at is not None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(taken.wake_at - now, 0.0), self._start_what_fits)
+            self._timer = loop.call_later(max(dispatch.wake_at - now, 0.0), self._start_what_fits)
 
     def _start(self, batch: Sequence[_Member]) -> None:
         loop, now = asyncio.get_running_loop(), self._clock()
@@ -209,48 +209,53 @@ class Workers:
         """Run a member that runs alone, and whatever is then to be run alone, in a worker."""
         while member is not None:
             outcome = self._run_alone(member)
-            taken = self._take_next(member, outcome)
-            following = self._begin_single(taken)
+            dispatch = self._take_next(member, outcome)
+            following = self._begin_single(dispatch)
             try:
-                loop.call_soon_threadsafe(self._finish_alone, member, outcome, taken)
+                loop.call_soon_threadsafe(self._finish_alone, member, outcome, dispatch)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
             member = following
 
-    def _run_alone(self, member: _Member) -> "Ran[Any] | BaseException":
+    def _run_alone(self, member: _Member) -> "MemberResult[Any] | BaseException":
         try:
             return self._infer([(member, self._prepare(member))])[0]
         except BaseException as error:  # noqa: BLE001 - it is the member's, and goes to its caller
             return error
 
-    def _take_next(self, member: _Member, outcome: "Ran[Any] | BaseException") -> Taken | None:
+    def _take_next(
+        self, member: _Member, outcome: "MemberResult[Any] | BaseException"
+    ) -> Dispatch | None:
         """Free the worker and take what it is to do next; None: that is up to the event loop."""
         # What fails may take others along, which the event loop must withdraw first.
-        if not isinstance(outcome, Ran):
+        if not isinstance(outcome, MemberResult):
             return None
         with self._lock:
             self._learn([member], [outcome])
             self._admission.done([member.ticket], self._clock() - member.started)
             return self._admission.take(self._clock())
 
-    def _begin_single(self, taken: Taken | None) -> _Member | None:
-        if taken is None or len(taken.batch) != 1:
+    def _begin_single(self, dispatch: Dispatch | None) -> _Member | None:
+        if dispatch is None or len(dispatch.batch) != 1:
             return None
-        member = self._members[taken.batch[0]]
+        member = self._members[dispatch.batch[0]]
         member.started = self._clock()
         return member
 
     def _finish_alone(
-        self, member: _Member, outcome: "Ran[Any] | BaseException", taken: Taken | None
+        self,
+        member: _Member,
+        outcome: "MemberResult[Any] | BaseException",
+        dispatch: Dispatch | None,
     ) -> None:
         self._settle([member], [outcome])
-        if taken is None:
+        if dispatch is None:
             self._free([member])
             return
         del self._members[member.ticket]
-        self._expire_all(taken)
-        if len(taken.batch) > 1:
-            self._start([self._members[ticket] for ticket in taken.batch])
+        self._expire_all(dispatch)
+        if len(dispatch.batch) > 1:
+            self._start([self._members[ticket] for ticket in dispatch.batch])
         self._start_what_fits()
 
     async def _run_batch(self, batch: Sequence[_Member]) -> None:
@@ -295,7 +300,7 @@ class Workers:
         if not member.wanted(self._clock()):
             raise _UnwantedError
 
-    def _infer(self, ready: Sequence[_Prepared]) -> "list[Ran[Any] | Exception]":
+    def _infer(self, ready: Sequence[_Prepared]) -> "list[MemberResult[Any] | Exception]":
         """Run members together, and each alone should that fail: one may be what fails it."""
         begun = time.perf_counter()
         try:
@@ -303,7 +308,7 @@ class Workers:
         except (SightlineError, MemoryError) as error:
             return [error] if len(ready) == 1 else [self._infer([each])[0] for each in ready]
         infer = time.perf_counter() - begun
-        results: list[Ran[Any] | Exception] = []
+        results: list[MemberResult[Any] | Exception] = []
         at = 0
         for member, made in ready:
             own = [output[at : at + len(made)] for output in outputs]
@@ -312,10 +317,10 @@ class Workers:
         return results
 
     def _learn(
-        self, members: Sequence[_Member], outcomes: "Sequence[Ran[Any] | BaseException]"
+        self, members: Sequence[_Member], outcomes: "Sequence[MemberResult[Any] | BaseException]"
     ) -> None:
         """Learn from members that were run together; under the lock."""
-        if any(isinstance(outcome, Ran) for outcome in outcomes):
+        if any(isinstance(outcome, MemberResult) for outcome in outcomes):
             estimates, now = members[0].ticket.lane.estimates, self._clock()
             for member in members:
                 if member.ticket.effort:
@@ -325,22 +330,26 @@ class Workers:
             estimates.learn(_rows(members), max(run, 0.0), now)
 
     def _settle(
-        self, members: Sequence[_Member], outcomes: "Sequence[Ran[Any] | BaseException]"
+        self, members: Sequence[_Member], outcomes: "Sequence[MemberResult[Any] | BaseException]"
     ) -> None:
         """Hand out what came of members that were run together."""
-        if any(isinstance(outcome, Ran) for outcome in outcomes):
+        if any(isinstance(outcome, MemberResult) for outcome in outcomes):
             self._listener.batch(members[0].runner.name, _rows(members))
         now = self._clock()
         for member, outcome in zip(members, outcomes, strict=True):
             self._answer(member, outcome, now)
 
-    def _answer(self, member: _Member, outcome: "Ran[Any] | BaseException", now: float) -> None:
+    def _answer(
+        self, member: _Member, outcome: "MemberResult[Any] | BaseException", now: float
+    ) -> None:
         if isinstance(outcome, _UnwantedError) or not member.wanted(now):
             self._expire(member)
-        elif isinstance(outcome, Ran):
+        elif isinstance(outcome, MemberResult):
             member.future.set_result(outcome)
         elif isinstance(outcome, SightlineError) and outcome.category is Category.VALIDATION:
-            member.future.set_result(Ran(without_frames(outcome), member.waited, member.decode))
+            member.future.set_result(
+                MemberResult(without_frames(outcome), member.waited, member.decode)
+            )
         else:
             _fail(member, outcome)
 
@@ -350,10 +359,10 @@ class Workers:
             self._listener.expired(member.place)
             now = self._clock()
             over = member.started or now >= member.ticket.deadline
-            _fail(member, _late() if over else crowded_out(retry_after))
+            _fail(member, _late() if over else displaced(retry_after))
 
-    def _expire_all(self, taken: Taken) -> None:
-        for ticket in taken.late:
+    def _expire_all(self, dispatch: Dispatch) -> None:
+        for ticket in dispatch.late:
             self._expire(self._members.pop(ticket))
 
     def _free(self, batch: Sequence[_Member]) -> None:
@@ -380,14 +389,14 @@ def _joined(inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 def _finish(
     member: _Member, own: Outputs, infer: float, batch: int, clock: Callable[[], float]
-) -> Ran[Any] | Exception:
+) -> MemberResult[Any] | Exception:
     begun = time.perf_counter()
     try:
         result = member.work.finish(own)
     except Exception as error:  # noqa: BLE001 - it is the member's, and goes to its caller
         return error
     post = time.perf_counter() - begun
-    return Ran(result, member.waited, member.decode, infer, post, batch, clock())
+    return MemberResult(result, member.waited, member.decode, infer, post, batch, clock())
 
 
 def _fail(member: _Member, error: BaseException) -> None:

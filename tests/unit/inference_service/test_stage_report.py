@@ -5,7 +5,7 @@ import grpc
 import pytest
 
 from inference_service.models.engine import Model
-from inference_service.serving.work import Ran
+from inference_service.serving.work import MemberResult
 from inference_service.stage_report import note_key, note_model, note_stages
 from servicekit.errors import SightlineError
 from servicekit.telemetry import call_notes, tracing
@@ -25,8 +25,8 @@ class Stages:
         self.reported[name] = (begun, ended, facts)
 
 
-def ran(result: Any = "seen", **times: float) -> Ran[Any]:
-    return Ran(result, **times)  # type: ignore[arg-type] # batch is a whole number among them
+def ran(result: Any = "seen", **times: float) -> MemberResult[Any]:
+    return MemberResult(result, **times)  # type: ignore[arg-type] # batch is a whole number among them
 
 
 async def test_stages_of_several_members_are_told_together() -> None:

@@ -8,7 +8,7 @@ from sightline.openinference.v2 import open_inference_pb2 as oip
 from inference_service.models.engine import Model
 from inference_service.open_inference.statistics import Statistics
 from inference_service.open_inference.tensors import Tensor
-from inference_service.serving.work import Ran
+from inference_service.serving.work import MemberResult
 from tests.unit.inference_service.open_inference.networks import loaded, network
 
 SECOND = 10**9
@@ -19,8 +19,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return loaded(network(tmp_path_factory.mktemp("two") / "model.onnx"))
 
 
-def ran(batch: int = 1) -> Ran[list[Tensor]]:
-    return Ran([], waited=1.0, decode=2.0, infer=4.0, post=8.0, batch=batch)
+def ran(batch: int = 1) -> MemberResult[list[Tensor]]:
+    return MemberResult([], waited=1.0, decode=2.0, infer=4.0, post=8.0, batch=batch)
 
 
 def test_a_model_that_did_nothing(model: Model) -> None:

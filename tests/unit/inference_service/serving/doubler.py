@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_service.serving.admission import Lane
-from inference_service.serving.work import Ran
+from inference_service.serving.work import MemberResult
 from inference_service.serving.workers import Workers
 from servicekit.errors import SightlineError
 
@@ -98,11 +98,11 @@ def soon(seconds: float = 30.0) -> float:
     return time.monotonic() + seconds
 
 
-def results(ran: Sequence[Ran[Any]]) -> list[Any]:
+def results(ran: Sequence[MemberResult[Any]]) -> list[Any]:
     return [each.result for each in ran]
 
 
-async def busy(workers: Workers, model: Doubler) -> "asyncio.Task[list[Ran[Any]]]":
+async def busy(workers: Workers, model: Doubler) -> "asyncio.Task[list[MemberResult[Any]]]":
     """Returns a call that holds the only worker until `model.go` is set."""
     model.hold()
     call = asyncio.create_task(workers.run([Number(0)], model, soon()))

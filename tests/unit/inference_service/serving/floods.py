@@ -19,7 +19,7 @@ DECODE_SECONDS = 1e-8  # per pixel
 
 
 @dataclass(frozen=True)
-class Kind:
+class FloodKind:
     """What a caller asks for, again and again."""
 
     name: str
@@ -43,15 +43,15 @@ class Kind:
 
 
 @dataclass(eq=False)
-class Request:
-    kind: Kind
+class FloodRequest:
+    kind: FloodKind
     tickets: list[Ticket]
     left: int = 0
     lost: bool = False
 
 
 @dataclass
-class Outcome:
+class FloodOutcome:
     """What became of the requests of one kind."""
 
     asked: int = 0
@@ -66,7 +66,7 @@ class Outcome:
 
 
 @dataclass(eq=False)
-class Run:
+class FloodRun:
     """A run that is under way."""
 
     left: float
@@ -74,7 +74,7 @@ class Run:
     end: Callable[[], None]
 
 
-class World:
+class FloodWorld:
     """Workers and callers.
 
     Args:
@@ -97,7 +97,7 @@ class World:
         noise: float = 0.1,
     ) -> None:
         self.now = 0.0
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, FloodOutcome] = {}
         self.admission = Admission(workers=workers, queue_size=queue_size)
         self.busy = 0.0
         """Worker seconds of all runs."""
@@ -108,8 +108,8 @@ class World:
         self._chance = random.Random(seed)
         self._seconds = {Lane(max_rows): run_seconds[name] for name in run_seconds}
         self._lanes = dict(zip(run_seconds, self._seconds, strict=True))
-        self._requests: dict[Ticket, Request] = {}
-        self._runs: dict[Run, None] = {}
+        self._requests: dict[Ticket, FloodRequest] = {}
+        self._runs: dict[FloodRun, None] = {}
         self._ran_until = 0.0
         self._plan = 0  # number of the latest change of what runs
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -121,10 +121,10 @@ class World:
             for _ in range(5):
                 lane.estimates.learn(1, seconds, 0.0)
 
-    def run(self, kinds: list[Kind], seconds: float) -> None:
+    def run(self, kinds: list[FloodKind], seconds: float) -> None:
         """Let the callers come for so many seconds, and see what becomes of them."""
         for kind in kinds:
-            self.outcomes.setdefault(kind.name, Outcome())
+            self.outcomes.setdefault(kind.name, FloodOutcome())
             self._arrive(kind, self._times(kind, seconds), itertools.count())
         while self._events:
             self.now, _, happen = heapq.heappop(self._events)
@@ -132,7 +132,7 @@ class World:
         assert not self._requests, "everybody is told what became of it"
         assert self.admission.depth == self.admission.running == 0
 
-    def _times(self, kind: Kind, seconds: float) -> Iterator[float]:
+    def _times(self, kind: FloodKind, seconds: float) -> Iterator[float]:
         rate, at = kind.rate / kind.burst, 0.0
         while True:
             paced = self._chance.uniform(0.5, 1.5) / rate
@@ -144,7 +144,7 @@ class World:
     def _at(self, when: float, happen: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._numbers), happen))
 
-    def _arrive(self, kind: Kind, times: Iterator[float], numbers: Iterator[int]) -> None:
+    def _arrive(self, kind: FloodKind, times: Iterator[float], numbers: Iterator[int]) -> None:
         at = next(times, None)
         if at is None:
             return
@@ -156,12 +156,12 @@ class World:
 
         self._at(at, happen)
 
-    def _ask(self, kind: Kind, number: int) -> None:
+    def _ask(self, kind: FloodKind, number: int) -> None:
         who = number if kind.identities is None else number % kind.identities
         share = Share(f"{kind.name}-{who}", kind.weight)
         lane, due = self._lanes[kind.lane], self.now + kind.deadline
         tickets = [Ticket(due, lane, 1, share, kind.pixels) for _ in range(kind.pictures)]
-        request = Request(kind, tickets, len(tickets))
+        request = FloodRequest(kind, tickets, len(tickets))
         self.outcomes[kind.name].asked += 1
         self._run_on()
         try:
@@ -176,7 +176,7 @@ class World:
             self._at(self.now + kind.patience, lambda: self._give_up(request))
         self._start()
 
-    def _give_up(self, request: Request) -> None:
+    def _give_up(self, request: FloodRequest) -> None:
         for ticket in request.tickets:
             if self.admission.withdraw(ticket):
                 self._lose(ticket, "gave up")
@@ -217,7 +217,7 @@ class World:
             self._start()
 
         self._run_on()
-        self._runs[Run(run + decode, end)] = None
+        self._runs[FloodRun(run + decode, end)] = None
         self._plan_next_end()
 
     def _run_on(self) -> None:

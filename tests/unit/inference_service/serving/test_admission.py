@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_service.serving.admission import Admission, Lane, Share, Taken, Ticket
+from inference_service.serving.admission import Admission, Dispatch, Lane, Share, Ticket
 from servicekit.errors import SightlineError
 
 
@@ -58,7 +58,7 @@ def test_the_earliest_deadline_is_taken_first_as_workers_are_free() -> None:
     c, b, a = (offer(admission, deadline=100.0 - n)[0] for n in range(3))
     assert taken(admission, 1.0) == [a]
     assert taken(admission, 1.0) == [b]
-    assert admission.take(1.0) == Taken()
+    assert admission.take(1.0) == Dispatch()
     admission.done([b])
     assert taken(admission, 2.0) == [c]
 
@@ -225,9 +225,9 @@ def test_what_is_larger_than_a_batch_is_one_of_its_own() -> None:
 def test_a_batch_that_is_not_full_waits_for_more_but_not_for_long() -> None:
     admission, on = Admission(workers=1, queue_size=8), lane(max_rows=3, max_wait=0.5)
     first = offer(admission, deadline=9, on=on, now=1.0)
-    assert admission.take(1.0) == Taken(wake_at=1.5)
+    assert admission.take(1.0) == Dispatch(wake_at=1.5)
     second = offer(admission, deadline=9, on=on, now=1.2)
-    assert admission.take(1.2) == Taken(wake_at=1.5)
+    assert admission.take(1.2) == Dispatch(wake_at=1.5)
     assert taken(admission, 1.5) == [*first, *second]
     admission.done([*first, *second])
     offer(admission, deadline=9, on=on, count=3, now=2.0)
@@ -308,7 +308,7 @@ def test_what_can_no_longer_be_in_time_costs_nothing() -> None:
     (hopeless,) = offer(admission, deadline=12, on=lane(1.5))
     (fine,) = offer(admission, deadline=100, on=lane(1.5))
     admission.done(running)
-    assert admission.take(11) == Taken((fine,), (late, hopeless))
+    assert admission.take(11) == Dispatch((fine,), (late, hopeless))
 
 
 def test_what_is_withdrawn_is_not_run() -> None:
@@ -420,13 +420,13 @@ def test_a_short_run_that_would_be_late_begins_beside_a_long_one() -> None:
     admission = Admission(workers=1, queue_size=8)
     running = long_run(admission)
     short = short_run(admission, deadline=1.0)
-    assert admission.take(0.0) == Taken((short,))
+    assert admission.take(0.0) == Dispatch((short,))
     assert admission.running == 2
     # One at a time beside each long one.
     following = short_run(admission, deadline=1.0)
-    assert admission.take(0.0) == Taken()
+    assert admission.take(0.0) == Dispatch()
     admission.done([short], 0.1)
-    assert admission.take(0.1) == Taken((following,))
+    assert admission.take(0.1) == Dispatch((following,))
     admission.done([following], 0.1)
     admission.done(running, 2.0)
 
@@ -439,14 +439,14 @@ def test_a_short_run_waits_where_it_can() -> None:
     assert not taken_now.batch
     assert taken_now.wake_at == pytest.approx(4.95)  # half of what it can spare
     admission.done(running, 2.0)
-    assert admission.take(2.0) == Taken((patient,))
+    assert admission.take(2.0) == Dispatch((patient,))
 
 
 def test_a_run_that_is_not_much_shorter_waits() -> None:
     admission = Admission(workers=1, queue_size=8)
     long_run(admission)
     short_run(admission, deadline=3.0, seconds=0.51)
-    assert admission.take(0.0) == Taken()
+    assert admission.take(0.0) == Dispatch()
     error = refusal(admission, deadline=2.0, on=lane(0.51))
     assert error.reason == "QUEUE_TOO_SLOW"
 
@@ -461,7 +461,7 @@ def test_who_had_its_share_does_not_pass() -> None:
     def pass_on() -> None:
         for _ in range(100):
             passed.append(short_run(admission, deadline=0.9))
-            assert admission.take(0.0) == Taken((passed[-1],))
+            assert admission.take(0.0) == Dispatch((passed[-1],))
             admission.done(passed[-1:], 0.1)
 
     with pytest.raises(SightlineError, match="QUEUE_TOO_SLOW"):
@@ -501,4 +501,4 @@ def test_a_run_of_which_nothing_was_known_is_long_once_it_has_taken_long() -> No
     assert taken(admission, 0.0) == unknown
     short = [Ticket(2.0, lane(0.1, now=1.0), share=Share("good"))]
     admission.offer(short, 1.0)
-    assert admission.take(1.0) == Taken(tuple(short))
+    assert admission.take(1.0) == Dispatch(tuple(short))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from inference_service.serving.admission import Admission, Lane, Share
-from inference_service.serving.work import Ran
+from inference_service.serving.work import MemberResult
 from inference_service.serving.workers import Workers
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.serving.doubler import (
@@ -150,7 +150,7 @@ async def test_pictures_of_callers_are_prepared_in_turn(heard: Heard, model: Dou
         order.append(name)
         assert go.acquire(timeout=10)
 
-    def batch(name: str, count: int) -> "asyncio.Task[list[Ran[Any]]]":
+    def batch(name: str, count: int) -> "asyncio.Task[list[MemberResult[Any]]]":
         work = [Number(n, on_prepare=lambda: prepare(name)) for n in range(count)]
         return asyncio.create_task(workers.run(work, model, soon(), Share(name)))
 

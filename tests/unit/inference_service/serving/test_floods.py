@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.unit.inference_service.serving.floods import DECODE_SECONDS, Kind, World
+from tests.unit.inference_service.serving.floods import DECODE_SECONDS, FloodKind, FloodWorld
 
 SHARE = 0.95  # of the calls of a caller below its share that must be in time
 GOODPUT = 0.9  # of what the workers can do
@@ -21,9 +21,9 @@ CALLS = 60
 class Flood:
     """A well-behaved caller and others beside it."""
 
-    world: World
-    good: Kind
-    others: list[Kind]
+    world: FloodWorld
+    good: FloodKind
+    others: list[FloodKind]
     seconds: float
     overloaded: bool
 
@@ -37,7 +37,7 @@ def flood(seed: int) -> Flood:
     chance = random.Random(seed)
     run = chance.choice((0.01, 0.025, 0.1))
     workers = chance.choice((1, 2, 4))
-    world = World(
+    world = FloodWorld(
         {"model": run, "other": run * chance.choice((0.5, 3.0))},
         workers=workers,
         max_rows=chance.choice((1, 1, 4)),
@@ -52,7 +52,7 @@ def flood(seed: int) -> Flood:
         others.append(_other(chance, number, identities, run, workers))
     longest = max(3 * run, *(run + kind.pixels * DECODE_SECONDS for kind in others))
     pictures = chance.choice((1, 1, 1, 2, 4))
-    good = Kind(
+    good = FloodKind(
         "good",
         rate=0.5 * workers / run / (callers + 1) / pictures,
         deadline=chance.uniform(3, 10) * longest * (1 + pictures / workers),
@@ -65,10 +65,12 @@ def flood(seed: int) -> Flood:
     return Flood(world, good, others, CALLS / good.rate, overloaded)
 
 
-def _other(chance: random.Random, number: int, identities: int, run: float, workers: int) -> Kind:
+def _other(
+    chance: random.Random, number: int, identities: int, run: float, workers: int
+) -> FloodKind:
     pictures = chance.choice((1, 1, 16))
     burst = chance.choice((1, 1, 10))
-    return Kind(
+    return FloodKind(
         f"flood{number}",
         rate=chance.choice((0.5, 2, 4)) * workers / run / pictures,
         deadline=run * chance.choice((3, 20, 2000)) * (8 if pictures > 1 else 1),
@@ -101,27 +103,27 @@ def test_a_caller_below_its_share_is_in_time_under_any_flood(seed: int) -> None:
 
 
 def test_calls_with_long_deadlines_do_not_delay_others() -> None:
-    world = World({"model": 0.025})
+    world = FloodWorld({"model": 0.025})
     world.warm_up()
-    world.run([Kind("good", 20, 0.3), Kind("patient", 800, 3600)], 20)
+    world.run([FloodKind("good", 20, 0.3), FloodKind("patient", 800, 3600)], 20)
     assert world.outcomes["good"].ratio >= SHARE
     assert world.busy >= GOODPUT * 2 * 20
 
 
 @pytest.mark.slow
 def test_a_caller_with_a_new_identity_for_each_call_shuts_nobody_out() -> None:
-    world = World({"model": 0.025})
+    world = FloodWorld({"model": 0.025})
     world.warm_up()
-    world.run([Kind("good", 0.6, 1.0), Kind("many", 400, 60, identities=None)], 120)
+    world.run([FloodKind("good", 0.6, 1.0), FloodKind("many", 400, 60, identities=None)], 120)
     assert world.outcomes["good"].ratio >= 0.9  # its first call is one of a stranger, too
 
 
 def test_large_pictures_of_one_caller_do_not_make_another_one_s_late() -> None:
     """Item 5, under load: what a picture costs is known by its size."""
-    world = World({"model": 0.025})
+    world = FloodWorld({"model": 0.025})
     world.warm_up()
-    large = Kind("large", 20, 10, pixels=40_000_000)
-    world.run([Kind("good", 20, 1.0), large], 30)
+    large = FloodKind("large", 20, 10, pixels=40_000_000)
+    world.run([FloodKind("good", 20, 1.0), large], 30)
     assert world.outcomes["good"].ratio >= SHARE
 
 
@@ -131,15 +133,17 @@ def test_runs_that_outlast_a_deadline_make_no_short_run_late(seed: int) -> None:
     chance = random.Random(seed)
     run, workers, pictures = 0.02, chance.choice((1, 2, 4)), chance.choice((1, 16))
     long = chance.uniform(1.0, 4.0)
-    good = Kind("good", 0.2 * workers / run, deadline=chance.uniform(0.3, 0.9) * long, paced=True)
-    flood = Kind(
+    good = FloodKind(
+        "good", 0.2 * workers / run, deadline=chance.uniform(0.3, 0.9) * long, paced=True
+    )
+    flood = FloodKind(
         "flood",
         2 * workers / long / pictures,
         deadline=1e6,
         pictures=pictures,
         pixels=int(long / DECODE_SECONDS),
     )
-    world = World({"model": run}, workers=workers, seed=seed)
+    world = FloodWorld({"model": run}, workers=workers, seed=seed)
     world.warm_up()
     world.run([good, flood], 20 * long)
     assert world.outcomes["good"].ratio >= SHARE, f"{good}, {flood}: {world.outcomes}"
@@ -150,12 +154,12 @@ def test_runs_that_outlast_a_deadline_make_no_short_run_late(seed: int) -> None:
 
 @pytest.mark.slow
 def test_callers_that_all_want_more_get_the_same() -> None:
-    world = World({"model": 0.025})
+    world = FloodWorld({"model": 0.025})
     world.warm_up()
     kinds = [
-        Kind("few", 100, 2.0),
-        Kind("many", 400, 60.0),
-        Kind("bundles", 20, 60.0, pictures=16),
+        FloodKind("few", 100, 2.0),
+        FloodKind("many", 400, 60.0),
+        FloodKind("bundles", 20, 60.0, pictures=16),
     ]
     world.run(kinds, 60)
     shares = [each.worker_seconds for each in world.outcomes.values()]
@@ -163,18 +167,18 @@ def test_callers_that_all_want_more_get_the_same() -> None:
 
 
 def test_a_weight_of_three_is_three_times_as_much() -> None:
-    world = World({"model": 0.025})
+    world = FloodWorld({"model": 0.025})
     world.warm_up()
-    world.run([Kind("light", 200, 5.0), Kind("heavy", 200, 5.0, weight=3.0)], 60)
+    world.run([FloodKind("light", 200, 5.0), FloodKind("heavy", 200, 5.0, weight=3.0)], 60)
     light, heavy = (world.outcomes[name].worker_seconds for name in ("light", "heavy"))
     assert heavy == pytest.approx(3 * light, rel=0.15)
 
 
 @pytest.mark.slow
 def test_what_one_caller_leaves_is_the_other_s() -> None:
-    world = World({"model": 0.025})
+    world = FloodWorld({"model": 0.025})
     world.warm_up()
-    world.run([Kind("little", 8, 5.0), Kind("flood", 400, 5.0)], 60)
+    world.run([FloodKind("little", 8, 5.0), FloodKind("flood", 400, 5.0)], 60)
     assert world.outcomes["little"].ratio >= SHARE
     assert world.busy >= 0.97 * 2 * 60  # work conserving
 
@@ -183,10 +187,10 @@ def test_what_one_caller_leaves_is_the_other_s() -> None:
 def test_who_is_admitted_is_in_time_or_told_at_once(seed: int) -> None:
     """Runs take what they are known to, so next to nothing is found late when its turn comes."""
     chance = random.Random(seed)
-    world = World({"model": 0.05}, workers=1, seed=seed, noise=0.0)
+    world = FloodWorld({"model": 0.05}, workers=1, seed=seed, noise=0.0)
     world.warm_up()
     kinds = [
-        Kind(
+        FloodKind(
             f"caller{number}",
             rate=chance.choice((2, 10, 40)),
             deadline=chance.choice((0.2, 0.5, 1.0, 5.0)),
