@@ -51,9 +51,9 @@ ORDER: Mapping[str, tuple[str, ...]] = {
         *("translate", "server", "__init__", "__main__"),
     ),
     "inference_service": (
-        *("domain", "settings", "serving", "telemetry", "idempotency", "uploads", "validate"),
-        *("models", "answers", "device", "stage_report", "pipeline", "server", "open_inference"),
-        *("assemble", "__init__", "__main__"),
+        *("domain", "settings", "fair_threads", "serving", "telemetry", "idempotency"),
+        *("uploads", "validate", "models", "answers", "device", "stage_report", "pipeline"),
+        *("server", "open_inference", "assemble", "__init__", "__main__"),
     ),
     "sightline": ("cli", "__init__", "__main__"),
 }
