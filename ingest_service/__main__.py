@@ -86,10 +86,10 @@ def _bounds(settings: IngestSettings) -> Bounds:
     committing = min(settings.max_inflight_bytes, settings.max_bytes_in_flight or 1 << 50)
     return replace(
         bounds_of(settings, STREAM_WINDOW),
-        # Three quarters more are for messages that are being received, including read requests, but
-        # at least four of the largest. With less, a small bound would make the server read streams
-        # one by one, each after everything is committed.
-        most=max(committing * 7 // 4, committing + 4 * (largest + MESSAGE_COST)),
+        # As much again is for messages that are being received, including read requests, but at
+        # least four of the largest. With a smaller bound the server would read streams one by one,
+        # each after everything is committed, and eight busy devices would wait for each other.
+        most=max(2 * committing, committing + 4 * (largest + MESSAGE_COST)),
         waiting=committing // 2,
         largest=largest,
         message_cost=MESSAGE_COST,
