@@ -259,7 +259,7 @@ def test_a_picture_that_never_has_room_is_refused_for_its_size(
         error = first.refusal(flat_png(1000, 1000))
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT
         assert error.reason == "IMAGE_DIMENSIONS_TOO_LARGE"
-        assert f"{2 * MIB // 3} in all" in error.message
+        assert f"{2 * MIB // 3} in total" in error.message
         assert "max_bytes_in_flight" in server.log.read_text()
         for size in itertools.repeat((700, 700), 3):
             assert first.infer(flat_png(*size)).results
