@@ -144,4 +144,4 @@ def test_calibrate_refuses_what_it_cannot_do(repository: Path, often_right: Path
         assert "--held-out: must be between 0 and 1" in refused("classes", "--held-out", share)
     (often_right / "pink").mkdir()
     (often_right / "pink" / "a.png").write_bytes(picture())
-    assert "label 'pink' is none of the model's" in refused("classes")
+    assert "label 'pink' is not a label of the model" in refused("classes")
