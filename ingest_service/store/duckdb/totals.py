@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 _KEYS = ("device_id", "model_name", "source")
 _LISTS = (("class_name", "classes", "detections"), ("bucket", "times", "predictions"))
-"""Kinds of keys that `rollups` has in lists: the kind, the column, and what it counts."""
+"""Kinds of keys that are lists in `rollups`: the kind, its column, and the counted number."""
 KINDS = (*_KEYS, *(kind for kind, _, _ in _LISTS))
-"""Kinds of keys: columns of predictions, the classes of detections, and buckets of times."""
+"""Kinds of keys: columns of predictions, classes of detections, and buckets of times."""
 _COUNTS = ("total", "defects", "detections")
 APPENDED = 20_000
 """Appended rows before a compaction; also at least as many as there are other rows."""
@@ -75,9 +75,9 @@ def add_up(cursor: duckdb.DuckDBPyConnection) -> bool:
 
 
 def _append(cursor: duckdb.DuckDBPyConnection, sign: int, after: int, through: int) -> None:
-    """Append the sums of blocks by each kind of key, times `sign`.
+    """Append the sums of blocks for each kind of key, multiplied by `sign`.
 
-    They are made here and not by SQL: a statement for each kind takes twice as long.
+    They are computed here and not by SQL: a statement for each kind takes twice as long.
     """
     rows = cursor.execute(_BLOCKS, {"after": after, "through": through}).to_arrow_table()
     sums = pa.concat_tables(_sums(rows, sign))
@@ -100,17 +100,17 @@ def _sums(rows: pa.Table, sign: int) -> Iterator[pa.Table]:
 
 
 def _grouped(kind: str, names: pa.ChunkedArray, sign: int, *counts: pa.ChunkedArray) -> pa.Table:
-    """Return the sums of the counts by name, as rows of `totals`; 0 for counts not given."""
-    given = dict(zip(_COUNTS, counts, strict=False))
-    grouped = pa.table({"name": names, **given}).group_by("name", use_threads=False)
-    sums = grouped.aggregate([(count, "sum") for count in given])
+    """Return the sums of the counts by name, as rows of `totals`; missing counts are 0."""
+    columns = dict(zip(_COUNTS, counts, strict=False))
+    grouped = pa.table({"name": names, **columns}).group_by("name", use_threads=False)
+    sums = grouped.aggregate([(count, "sum") for count in columns])
     zeros = pa.repeat(pa.scalar(0, pa.int64()), sums.num_rows)
     return pa.table(
         {
             "kind": pa.repeat(kind, sums.num_rows),
             "name": sums.column("name").cast(pa.string()),
             **{
-                count: pc.multiply(sums.column(f"{count}_sum"), sign) if count in given else zeros
+                count: pc.multiply(sums.column(f"{count}_sum"), sign) if count in columns else zeros
                 for count in _COUNTS
             },
         }
