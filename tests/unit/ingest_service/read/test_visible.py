@@ -17,7 +17,7 @@ def refusal(filter_: Filter, caller_: Caller) -> SightlineError:
     return caught.value
 
 
-@pytest.mark.parametrize("who", [ANONYMOUS, caller("*"), caller("a", "*")])
+@pytest.mark.parametrize("caller_", [ANONYMOUS, caller("*"), caller("a", "*")])
 def test_who_may_see_everything_does(caller_: Caller) -> None:
     for filter_ in (Filter(), Filter(device_ids=("a", "b"), source="cloud")):
         assert visible(filter_, caller_) is filter_

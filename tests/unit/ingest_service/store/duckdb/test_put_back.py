@@ -175,7 +175,10 @@ def test_09_books_that_do_not_balance_are_refused(
         log(store, 1, 5, of=spool(8))
     with duckdb.connect(str(path)) as somebody:
         change(somebody)
-    refused(path, rf"books do not balance: spool {spool(7).spool_id} of device gate-7 .*restore")
+    refused(
+        path,
+        rf"books do not balance: the rows of spool {spool(7).spool_id} of device gate-7 .*restore",
+    )
     with opened(path, trust=True) as store:
         store.check()
 
