@@ -1,7 +1,7 @@
-"""Threads that serve callers in turn, for work that comes before the queue of the workers.
+"""A thread pool that serves callers in turn, for work before the queue of the workers.
 
-An executor of the standard library serves in order of arrival: whoever brings a hundred large
-requests at once keeps everybody else waiting for all of them.
+An executor of the standard library serves in order of arrival: a caller that sends a hundred large
+requests at once delays all others until they are done.
 """
 
 import threading
@@ -15,33 +15,33 @@ _Job = tuple["Future[Any]", Callable[[], Any]]
 
 
 class RoundRobin(Generic[T]):
-    """Items of many flows, one of each flow in turn; of one flow in the order of their arrival."""
+    """A queue that takes one item of each flow in turn; items of a flow in order of arrival."""
 
     def __init__(self) -> None:
-        self._flows: OrderedDict[str, deque[T]] = OrderedDict()  # the next one first
+        self._flows: OrderedDict[str, deque[T]] = OrderedDict()  # next flow first
 
     def __len__(self) -> int:
         return sum(map(len, self._flows.values()))
 
     def put(self, flow: str, item: T) -> None:
-        """Put an item behind those of its flow."""
+        """Add an item behind those of its flow."""
         self._flows.setdefault(flow, deque()).append(item)
 
     def take(self) -> T:
-        """Take the next item out; there must be one."""
+        """Remove and return the next item; there must be one."""
         flow, items = self._flows.popitem(last=False)
         item = items.popleft()
         if items:
-            self._flows[flow] = items  # goes behind the others
+            self._flows[flow] = items  # the flow moves to the end
         return item
 
 
 class FairThreads:
-    """A pool of threads that takes work of one caller after the other.
+    """A thread pool that takes work of callers in turn.
 
     Args:
-        count: threads, >= 1; each is started when it is first needed.
-        name: what the threads' names begin with.
+        count: number of threads, >= 1; each is started when it is first needed.
+        name: prefix of the threads' names.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -54,19 +54,19 @@ class FairThreads:
         self._changed = threading.Condition()
 
     def submit(self, flow: str, work: Callable[[], T]) -> "Future[T]":
-        """Have work done, and return the future of its result.
+        """Submit work, and return the future of its result.
 
         Args:
-            flow: key of the caller whose work it is.
-            work: blocks. It does not see the context variables of the caller of this method.
+            flow: key of the caller.
+            work: may block. It does not see the context variables of this method's caller.
 
         Raises:
-            RuntimeError: `close` was called.
+            RuntimeError: the pool is closed.
         """
         future: Future[T] = Future()
         with self._changed:
             if self._closed:
-                raise RuntimeError("the threads have ended")
+                raise RuntimeError("the thread pool is closed")
             self._waiting.put(flow, (future, work))
             if len(self._waiting) > self._idle and len(self._threads) < self._count:
                 self._start()
@@ -74,7 +74,7 @@ class FairThreads:
         return future
 
     def close(self) -> None:
-        """Wait for all that was submitted, and end the threads."""
+        """Wait for all submitted work, and end the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -90,10 +90,10 @@ class FairThreads:
     def _run(self) -> None:
         while (job := self._next()) is not None:
             _do(*job)
-            del job  # or its arguments would be kept until the next one comes
+            del job  # or its arguments would stay in memory until the next job
 
     def _next(self) -> _Job | None:
-        """Wait for work; None: there will be no more."""
+        """Wait for the next job; None if the pool is closed."""
         with self._changed:
             self._idle += 1
             try:
@@ -108,7 +108,7 @@ def _do(future: "Future[T]", work: Callable[[], T]) -> None:
         return
     try:
         result = work()
-    except BaseException as error:  # noqa: BLE001 - it goes to who waits
+    except BaseException as error:  # noqa: BLE001 - it is raised in the waiting caller
         future.set_exception(error)
     else:
         future.set_result(result)

@@ -1,8 +1,8 @@
-"""One call from its arrival to its answer, step by step.
+"""The pipeline of an `Infer` call, from its arrival to its response.
 
-validate -> claim the idempotency key -> admit -> batch -> run -> record -> answer
+validate -> claim the idempotency key -> admit -> batch -> run -> record -> respond
 
-Who is calling and how often it may is settled before, by `servicekit.calls.interceptors`.
+Authentication and rate limits come before it, in `servicekit.calls.interceptors`.
 """
 
 import asyncio
@@ -46,44 +46,44 @@ from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
 
 T = TypeVar("T")
-_MOST_PIXEL_BYTES = 1 << 29
-_CHECK_THREADS = (os.cpu_count() or 1) + 1  # one may wait for the disk
-_FEW_IMAGES = 4  # of a request that goes on at once: its check takes half a millisecond
+_DEFAULT_PIXEL_BYTES = 1 << 29
+_CHECK_THREADS = (os.cpu_count() or 1) + 1  # one thread may wait for the disk
+_FEW_IMAGES = 4  # checking them takes half a millisecond of the event loop
 INLINE_BYTES = 1024 * 1024
-"""Larger requests are checked in a thread: the loop has other calls."""
+"""Size above which requests are checked in a thread, since the loop serves other calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallMetadata:
-    """What a call brings beside its message."""
+    """Call metadata: caller, idempotency keys, arrival time, deadline, size and share."""
 
     caller: str
-    """Who calls, as `servicekit.auth.caller.Caller.identity` tells callers apart."""
+    """Identity of the caller, from `servicekit.auth.caller.Caller.identity`."""
     keys: Sequence[str]
-    """Every value of metadata `idempotency-key`."""
+    """Values of metadata `idempotency-key`."""
     arrived: float
-    """Seconds on the pipeline's clock."""
+    """Arrival on the pipeline's clock, s."""
     deadline: float
-    """Seconds on the pipeline's clock."""
+    """Deadline on the pipeline's clock, s."""
     size: int = 0
-    """Of the message, bytes. The message itself would be serialized again to tell it."""
+    """Size of the message in bytes. Computing it from the message would serialize it again."""
     share: Share = field(default_factory=Share)
-    """Of the workers and of what comes before them."""
+    """Share of the workers and of the threads before them."""
 
 
 class InferencePipeline:
-    """The steps of a call, in their order.
+    """The pipeline that answers `Infer` calls and runs the members of other calls.
 
     Args:
-        limits: what one request may ask for.
-        single_flight: answers calls with a key once.
-        workers: run the models.
-        device: told of runs that failed.
-        telemetry: counts and times.
-        clock: seconds; calls come with times on it.
-        fetch: returns the image of a caller's reference; blocks; raises as `validate.Resolve`.
-        pixels: bounds the images that are decoded at a time.
-        weights: by name of the caller, where it is not 1: how much it gets beside others.
+        limits: limits on one request.
+        single_flight: executes calls with an idempotency key once.
+        workers: runs the models.
+        device: checks the device after failed runs.
+        telemetry: metrics.
+        clock: monotonic clock of the calls' times, s.
+        fetch: returns the image of a caller's reference; blocks; raises like `validate.Resolve`.
+        pixels: memory budget of decoded images.
+        weights: weight by caller name; 1 for the others.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class InferencePipeline:
         weights: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.models = Models([], "")
-        """What is served; empty until the models are loaded."""
+        """The served models; empty until they are loaded."""
         self.clock = clock
         self._calls: set[asyncio.Task[Any]] = set()
         self.limits = limits
@@ -112,22 +112,22 @@ class InferencePipeline:
         self._device = device
         self.telemetry = telemetry
         self.weights = weights
-        self.pixels = pixels or PixelBudget(_MOST_PIXEL_BYTES)
+        self.pixels = pixels or PixelBudget(_DEFAULT_PIXEL_BYTES)
         self._checks = FairThreads(_CHECK_THREADS, "check")
         self._turns = LoopTurns()
 
     @property
     def ready(self) -> bool:
-        """Whether the models are loaded and their device is not known to be dead."""
+        """True if the models are loaded and their device is not known to be dead."""
         return bool(self.models.all) and self._device.alive
 
     async def infer(
         self, call: CallMetadata, request: inference_service_pb2.InferRequest
     ) -> CallResponse:
-        """Answer a request: the payload is a serialized `InferResponse`.
+        """Answer a request; the payload is a serialized `InferResponse`.
 
         Raises:
-            SightlineError: a step refused it; each step's documentation says how.
+            SightlineError: the error of the step that refused it.
         """
         with self.in_flight():
             return await self._infer(call, request)
@@ -135,13 +135,13 @@ class InferencePipeline:
     async def enter(
         self, call: CallMetadata, images: int, model_name: str, model_version: str
     ) -> None:
-        """Let a call with many images wait for its turn, and refuse it if the queue would.
+        """Wait for the turn of a call with many images, and refuse it if the queue would.
 
-        Checking its images costs the event loop more than anything else that a refused call does.
-        A call with an idempotency key is not refused here: it may have an answer already.
+        Checking its images is the most expensive part of a refused call for the event loop. A call
+        with an idempotency key is not refused here, since its response may be stored.
 
         Raises:
-            SightlineError: RESOURCE_EXHAUSTED or DEADLINE_EXCEEDED, as `Admission.offer`.
+            SightlineError: RESOURCE_EXHAUSTED or DEADLINE_EXCEEDED, see `Admission.offer`.
         """
         if images <= _FEW_IMAGES:
             return
@@ -162,7 +162,7 @@ class InferencePipeline:
         """Admit a call's members and run them on a model.
 
         Raises:
-            SightlineError: UNAVAILABLE, `DEVICE_DEAD`; else as `Workers.run`.
+            SightlineError: UNAVAILABLE, `DEVICE_DEAD`; else see `Workers.run`.
         """
         self._device.require()
         note_model(model)
@@ -174,8 +174,8 @@ class InferencePipeline:
             if error.reason == "MODEL_RUN_FAILED":
                 self._device.suspect(model, self.models.all)
             raise
-        for each in ran:
-            self._note(model, each)
+        for member in ran:
+            self._record(model, member)
         note_stages(ran, admitted)
         return ran
 
@@ -197,22 +197,22 @@ class InferencePipeline:
         return reply
 
     async def check(self, call: CallMetadata, work: Callable[[], T]) -> T:
-        """Return what a check of a large request returns: beside the loop, callers in turn."""
+        """Run a check of a large request in a thread, callers in turn, and return its result."""
         return await asyncio.wrap_future(self._checks.submit(call.share.flow, work))
 
     def close(self) -> None:
-        """End the threads that check requests; waits for what they are at."""
+        """Wait for the threads that check requests, and end them."""
         self._checks.close()
 
     async def drain(self, seconds: float) -> None:
-        """Wait for the calls in flight, at most so long; what is left then fails: UNAVAILABLE.
+        """Wait for the calls in flight, at most `seconds`; the others then fail with UNAVAILABLE.
 
-        Were that left to gRPC, which cancels at the end of the grace, some callers would get
-        CANCELLED, which does not tell them to try elsewhere.
+        gRPC would cancel them at the end of the grace period, and some callers would get CANCELLED
+        instead of a retryable error.
         """
         if self._calls:
-            _, left = await asyncio.wait(self._calls, timeout=seconds)
-            if left:
+            _, unfinished = await asyncio.wait(self._calls, timeout=seconds)
+            if unfinished:
                 self._workers.give_up()
 
     @contextmanager
@@ -220,7 +220,7 @@ class InferencePipeline:
         """Count the current task among the calls that `drain` waits for."""
         task = asyncio.current_task()
         if task is None:
-            raise RuntimeError("a call must be answered in a task")
+            raise RuntimeError("a call must be processed in a task")
         self._calls.add(task)
         try:
             yield
@@ -244,11 +244,11 @@ class InferencePipeline:
         key = keys.read_key(call.keys, caller=call.caller, method="Infer")
         checked = self.clock()
 
-        # What hangs on the server's state comes after the claim: an answer that is kept is replayed
-        # even when its model is no longer loaded, or the device has died.
+        # Steps that depend on the server's state come after the claim: a stored response is
+        # replayed even if its model is no longer loaded, or the device has died.
         async def answer() -> bytes:
             model = self.models.find(checked_request.model_name, checked_request.model_version)
-            results, timing = await self._look(checked_request, model, call, checked)
+            results, timing = await self._run_model(checked_request, model, call, checked)
             self.telemetry.total(model.name, timing.total)
             return answers.response(results, model, timing).SerializeToString()
 
@@ -256,7 +256,7 @@ class InferencePipeline:
             return CallResponse(await answer())
         bound_to = keys.fingerprint(checked_request)
         return await self.answer_with_key(
-            call, key, bound_to, answer, keep=not _may_pass(checked_request)
+            call, key, bound_to, answer, keep=not _may_change(checked_request)
         )
 
     async def _validate(
@@ -266,13 +266,13 @@ class InferencePipeline:
         if not reads and call.size <= INLINE_BYTES:
             return validate.check(request, self.limits)
         resolve = functools.partial(self._fetch, call.caller)
-        check = contextvars.copy_context().run  # references are counted as what the call holds
+        check = contextvars.copy_context().run  # uploads count as memory of the call
         return await self.check(call, lambda: check(validate.check, request, self.limits, resolve))
 
-    async def _look(
+    async def _run_model(
         self, checked_request: CheckedRequest, model: Model, call: CallMetadata, checked: float
     ) -> tuple[list[inference_pb2.ImageResult], Timing]:
-        """Run the model on the good images, and put all results together."""
+        """Run the model on the good images, and return the results of all images."""
         reserve = self.pixels.for_call(call.share.flow)
         work = [
             ImageWork(model, image, checked_request.parameters, reserve)
@@ -287,14 +287,14 @@ class InferencePipeline:
     ) -> Timing:
         return Timing(
             validate=checked - call.arrived,
-            queue=max(each.waited for each in ran),
-            decode=sum(each.decode for each in ran),
-            infer=sum(each.infer for each in ran),
-            post=sum(each.post for each in ran),
+            queue=max(member.waited for member in ran),
+            decode=sum(member.decode for member in ran),
+            infer=sum(member.infer for member in ran),
+            post=sum(member.post for member in ran),
             total=self.clock() - call.arrived,
         )
 
-    def _note(self, model: Model, ran: MemberResult[Any]) -> None:
+    def _record(self, model: Model, ran: MemberResult[Any]) -> None:
         stages = [("queue", ran.waited), ("decode", ran.decode)]
         if not isinstance(ran.result, SightlineError):
             stages += [("infer", ran.infer), ("post", ran.post)]
@@ -302,8 +302,8 @@ class InferencePipeline:
             self.telemetry.stage(model.name, stage, seconds)
 
 
-def _may_pass(checked_request: CheckedRequest) -> bool:
-    """Whether an image was refused for what the server has now, such as an upload that is gone."""
+def _may_change(checked_request: CheckedRequest) -> bool:
+    """Return True if an image was refused because of the server's state, e.g. a lost upload."""
     return any(
         isinstance(image, RefusedImage) and image.error.code is not grpc.StatusCode.INVALID_ARGUMENT
         for image in checked_request.images

@@ -1,1 +1,1 @@
-"""Who gets on a model, when, with whom, and the threads that do it."""
+"""Scheduling of requests: admission, fair queueing, batching and the worker threads."""

@@ -1,14 +1,14 @@
-"""The order in which callers get their turns: weighted fair queueing over callers. Pure.
+"""Weighted fair queueing over callers. Pure.
 
-Each caller is a flow. A flow is served by its virtual time, which grows with the worker seconds
-that it takes, divided by its weight; the flow that is furthest behind goes first. So whatever one
-flow brings, in number or in size, another one waits for a turn and not for all that came before it.
+Each caller is a flow. Flows are served by their virtual time, which grows with the worker seconds
+that they use, divided by their weight; the flow with the lowest virtual time goes first. However
+many or large the requests of one flow are, another flow waits for one turn, not for all of them.
 Within a flow the earliest deadline goes first.
 
-The server's virtual time is that of WF2Q+ (Bennett and Zhang, 1997): it grows with the work that is
-begun, divided by the weights of those who wait, and stays within their virtual times. With
-start-time fair queueing it would stand still for as long as new flows keep coming, and callers that
-come once, with an identity or a connection for each call, would shut out those who stay.
+The server's virtual time is that of WF2Q+ (Bennett and Zhang, 1997): it grows with the started
+work, divided by the weights of the waiting flows, and stays within their virtual times. With
+start-time fair queueing it would stop while new flows keep arriving, and callers that use a new
+identity or connection for each call would starve the others.
 """
 
 import bisect
@@ -22,71 +22,73 @@ from dataclasses import dataclass, field
 
 from inference_service.serving.tickets import Ticket
 
-_LEAST_SECONDS = 1e-3  # charged for a member of which nothing is known
-_MOST_IDLE = 16_384  # flows without work whose virtual time is remembered
-_CREDIT = 4  # members by which a flow that wanted nothing may come earlier
-_USUAL_SHARE = 0.02  # that one member has in what is usual
-_BURST = 8  # members by which a flow may have had more than its share at times
+_MIN_CHARGE = 1e-3  # s, for a member without an estimate
+_MAX_IDLE = 16_384  # idle flows whose virtual time is remembered
+_CREDIT = 4  # members that an idle flow may get ahead of its turn
+_USUAL_SHARE = 0.02  # weight of one member in the moving average of charges
+_BURST = 8  # members by which a modest flow may temporarily exceed its share
 _deadline = operator.attrgetter("deadline")
 
 
 @dataclass(slots=True)
 class _CallerQueue:
+    """The waiting members of one flow."""
+
     weight: float
     tag: float
-    """Virtual time at which its next member starts."""
+    """Virtual start time of its next member."""
     waiting: list[Ticket] = field(default_factory=list)  # by deadline
     rows: int = 0
-    """Of those that wait."""
+    """Waiting rows."""
     backlog: float = 0.0
-    """Seconds that those that wait will be charged with."""
+    """Charge of the waiting members, s."""
     longest: float = 0.0
-    """Seconds of the longest run of one of them, or of one that waited before."""
+    """Longest estimated run of a present or past member, s."""
 
     def add(self, ticket: Ticket, sign: int) -> None:
-        """Count a member that comes (1) or leaves (-1)."""
+        """Count a member that is added (1) or removed (-1)."""
         self.rows += sign * ticket.rows
         self.longest = max(self.longest, ticket.alone)
         self.backlog += sign * _charge(ticket)
 
     @property
     def last_turn(self) -> float:
-        """Virtual time at which its last member starts."""
+        """Virtual start time of its last member."""
         return self.tag + (self.backlog - _charge(self.waiting[-1])) / self.weight
 
 
 class FairQueue:
-    """Tickets that wait, by flow."""
+    """The waiting tickets of all flows."""
 
     def __init__(self) -> None:
-        self._flows: dict[str, _CallerQueue] = {}  # with tickets that wait
-        self._idle: OrderedDict[str, float] = OrderedDict()  # tags of the others, oldest first
-        self._now = 0.0  # virtual
-        self._usual = _LEAST_SECONDS  # charge of a member, lately
+        self._flows: dict[str, _CallerQueue] = {}  # with waiting tickets
+        self._idle: OrderedDict[str, float] = OrderedDict()  # tags of idle flows, oldest first
+        self._now = 0.0  # virtual time of the server
+        self._usual = _MIN_CHARGE  # moving average of the charge of a member
         self.ahead = 0.0
-        """Virtual time that flows are charged for runs that are not over; of the flow with most.
+        """Highest virtual time that a flow is charged for unfinished runs.
 
-        Without it, a flow that wants little would have no more turns than one that has long runs.
+        Without it, a flow with few short runs would get no more turns than one with long runs.
         """
 
     @property
     def rows(self) -> int:
-        """Rows that wait."""
+        """Number of waiting rows."""
         return sum(flow.rows for flow in self._flows.values())
 
     @property
     def flows(self) -> int:
-        """Flows that wait."""
+        """Number of waiting flows."""
         return len(self._flows)
 
     @property
     def backlog(self) -> float:
-        """Seconds of a worker that all that waits is charged with."""
+        """Charge of all waiting members, s."""
         return sum(flow.backlog for flow in self._flows.values())
 
     @property
     def weights(self) -> float:
-        """Sum of the weights of the flows that wait."""
+        """Sum of the weights of the waiting flows."""
         return sum(flow.weight for flow in self._flows.values())
 
     def __bool__(self) -> bool:
@@ -96,7 +98,7 @@ class FairQueue:
         return itertools.chain.from_iterable(flow.waiting for flow in self._flows.values())
 
     def put(self, tickets: Sequence[Ticket]) -> None:
-        """Put a request's members, which share flow and deadline, into the queue."""
+        """Add the members of a request, which share flow and deadline."""
         share = tickets[0].share
         flow = self._flows.get(share.flow)
         if flow is None:
@@ -108,7 +110,7 @@ class FairQueue:
             flow.add(ticket, 1)
 
     def remove(self, ticket: Ticket) -> bool:
-        """Take a member out of the queue; False: it is not in it."""
+        """Remove a member; False if it is not in the queue."""
         flow = self._flows.get(ticket.share.flow)
         if flow is None:
             return False
@@ -125,11 +127,11 @@ class FairQueue:
     def order(
         self, more: Sequence[Ticket] = (), gone: Collection[Ticket] = ()
     ) -> Iterator[tuple[float, Ticket]]:
-        """Yield the members in the order of their turns, each with the virtual time of it.
+        """Yield the members in the order of their turns, with the virtual time of each.
 
         Args:
-            more: a request's members that are to be imagined among those that wait.
-            gone: members that are to be imagined away.
+            more: members of a request to include as if they were waiting.
+            gone: members to leave out.
         """
         heads: list[tuple[float, float, int, int, float, Sequence[Ticket]]] = []
         waiting: Sequence[Ticket]
@@ -158,7 +160,7 @@ class FairQueue:
                 heapq.heapreplace(heads, (tag, due, number, at, weight, waiting))
 
     def next(self) -> Ticket | None:
-        """Return the first in `order`; None: nothing waits."""
+        """Return the first member of `order`; None if the queue is empty."""
         first: _CallerQueue | None = None
         for flow in self._flows.values():
             if (
@@ -170,20 +172,20 @@ class FairQueue:
         return first.waiting[0] if first else None
 
     def slack(self, now: float, more: float) -> float:
-        """Return the least time that anybody has to spare if all run one by one, s.
+        """Return the lowest slack of any member if all run one after the other, s.
 
         Args:
-            now: as everywhere.
-            more: seconds of a worker that come before all that wait.
+            now: current time, s.
+            more: worker seconds that precede all waiting members.
         """
-        least = math.inf
+        lowest = math.inf
         for flow in self._flows.values():
             more += flow.backlog
-            least = min(least, flow.waiting[0].deadline - now - flow.longest)
-        return least - more
+            lowest = min(lowest, flow.waiting[0].deadline - now - flow.longest)
+        return lowest - more
 
     def begin(self, batch: Sequence[Ticket]) -> None:
-        """Take members that are about to be run out of the queue, and charge their flows."""
+        """Remove members that are about to run, and charge their flows."""
         self._now += sum(map(_charge, batch)) / self.weights
         for ticket in batch:
             self._usual += _USUAL_SHARE * (_charge(ticket) - self._usual)
@@ -193,9 +195,9 @@ class FairQueue:
             self._keep_up(flow.tag)
 
     def is_modest(self, ticket: Ticket) -> bool:
-        """Return whether a member's flow has had no more than its share, and nothing waits for it.
+        """Return True if a member's flow has no waiting member and has had at most its share.
 
-        A caller that keeps below its share on average may be ahead by a few members at times.
+        A caller that stays below its share on average may temporarily exceed it by a few members.
         """
         if ticket.share.flow in self._flows:
             return False
@@ -203,7 +205,7 @@ class FairQueue:
         return ahead <= _BURST * self._usual
 
     def may_gain(self, tickets: Sequence[Ticket]) -> bool:
-        """Return whether other flows may hold places that a request deserves more; see `Places`."""
+        """Return True if a request may take over places of other flows; see `Places`."""
         share, rows = tickets[0].share, sum(ticket.rows for ticket in tickets)
         own = self._flows.get(share.flow)
         if own is None:
@@ -219,13 +221,13 @@ class FairQueue:
         )
 
     def remember(self, ticket: Ticket) -> None:
-        """Remember the flow of a member that is refused: the next time, it is not new."""
+        """Remember the flow of a refused member, so that it is not new the next time."""
         name = ticket.share.flow
         if name not in self._flows:
             self._keep_idle(name, self._first_tag(ticket))
 
     def correct(self, ticket: Ticket, seconds: float) -> None:
-        """Charge a member's flow with what it took, in place of what it was expected to take."""
+        """Charge a member's flow for its actual duration instead of the estimate."""
         share, more = ticket.share, (seconds - _charge(ticket)) / ticket.share.weight
         if share.flow in self._flows:
             self._flows[share.flow].tag += more
@@ -234,11 +236,11 @@ class FairQueue:
             self._keep_up(self._idle[share.flow])
 
     def _keep_up(self, tag: float) -> None:
-        """Keep the server's virtual time within those of the flows that wait.
+        """Keep the server's virtual time within those of the waiting flows.
 
         Args:
-            tag: virtual time of a flow that was served. If none waits, it has taken nothing from
-                anybody, and must not owe it to those who come.
+            tag: virtual time of the served flow. If no flow waits, it has taken nothing from
+                others, and new flows must not overtake it for that.
         """
         if self._flows:
             tags = [flow.tag for flow in self._flows.values()]
@@ -247,13 +249,12 @@ class FairQueue:
             self._now = max(self._now, tag)
 
     def _first_tag(self, ticket: Ticket) -> float:
-        """Return the virtual time of a flow that has had nothing to do.
+        """Return the virtual time at which an idle flow starts again.
 
-        A flow that took less than its share goes ahead of those that take all of theirs, by a few
-        members, or by as much as these are charged for runs that are not over; time in which it did
-        not want anything is no more credit than that. A flow that is not known goes behind them
-        once: who comes with another identity or connection each time must not be ahead of those
-        who stay.
+        A flow that used less than its share goes ahead of the others by a few members, or by their
+        charge for unfinished runs, which is its maximum credit for idle time. An unknown flow
+        starts behind the others: callers that use a new identity or connection each time must not
+        overtake the others.
         """
         known = self._idle.get(ticket.share.flow)
         if known is None:
@@ -261,7 +262,7 @@ class FairQueue:
         return max(known, self._now - max(_CREDIT * self._usual, self.ahead))
 
     def _rest(self, name: str, flow: _CallerQueue) -> None:
-        """Remember the virtual time of a flow that has nothing left."""
+        """Remember the virtual time of a flow that has become idle."""
         if flow.waiting:
             return
         del self._flows[name]
@@ -270,7 +271,7 @@ class FairQueue:
     def _keep_idle(self, name: str, tag: float) -> None:
         self._idle[name] = tag
         self._idle.move_to_end(name)
-        if len(self._idle) > _MOST_IDLE:
+        if len(self._idle) > _MAX_IDLE:
             self._idle.popitem(last=False)
 
 
@@ -280,4 +281,4 @@ def _merged(waiting: Sequence[Ticket], more: Sequence[Ticket]) -> Sequence[Ticke
 
 
 def _charge(ticket: Ticket) -> float:
-    return ticket.cost or _LEAST_SECONDS
+    return ticket.cost or _MIN_CHARGE

@@ -1,8 +1,9 @@
-"""How many bytes of decoded pictures there are at a time, so that small files cannot take memory.
+"""Memory budget of decoded images, which bounds the memory that small files can use.
 
-A file of 140 kB may hold 50 million pixels. So a picture is decoded when its turn comes, its pixels
-count together with the requests in flight for as long as they exist, and one that finds no room
-waits in its worker for those before it. The next one is of the caller whose pictures hold least.
+A file of 140 kB may contain 50 million pixels. An image is therefore decoded when its turn comes;
+its pixels count together with the requests in flight while they exist, and an image that does not
+fit into the budget waits in its worker for earlier ones. The next image is that of the caller with
+the lowest reservation.
 """
 
 import functools
@@ -18,31 +19,31 @@ from servicekit.calls import in_flight
 from servicekit.errors import QuotaViolation, SightlineError
 
 PATIENCE_SECONDS = 10.0
-"""How long a picture waits for room at most, s: for the pictures before it to be decoded."""
+"""Maximum wait of an image for its reservation, s."""
 _RETRY_SECONDS = 1.0
-_SMALL_SHARE, _SMALL_ROOM_SHARE = 1 / 16, 1 / 8  # of the room
-_LOOK_SECONDS = 0.02  # between two looks at the requests in flight, of which nobody tells
+_SMALL_SHARE, _SMALL_BUDGET_SHARE = 1 / 16, 1 / 8  # of the budget
+_POLL_SECONDS = 0.02  # of the requests in flight, which send no notification
 _MIB = 1024 * 1024
 
 Reserve = Callable[[int], AbstractContextManager[None]]
-"""Reserve so many bytes within a block."""
+"""Function that reserves bytes for the duration of a block."""
 
 
 def reserve_none(_size: int) -> AbstractContextManager[None]:
-    """Count nothing: the `Reserve` of work that is part of no call."""
+    """Reserve nothing: the `Reserve` of work outside of a call."""
     return nullcontext()
 
 
 class PixelBudget:
-    """The room for decoded pictures; safe in several threads.
+    """The memory budget of decoded images. Thread-safe.
 
-    One picture is decoded whatever there is, or a server full of requests would never get on. So
-    the pixels take up to `limit` bytes, or as much as one picture does. An eighth of that is kept
-    for small pictures, which so do not wait for large ones.
+    One image may always be decoded, or a server full of requests would never make progress. The
+    pixels therefore use up to `limit` bytes, or as much as one image. An eighth of the budget is
+    reserved for small images, which do not wait for large ones.
 
     Args:
-        limit: bytes of requests and pixels at a time.
-        patience: seconds that a picture waits at most.
+        limit: maximum bytes of requests and pixels.
+        patience: maximum wait of an image, s.
     """
 
     def __init__(self, limit: int, patience: float = PATIENCE_SECONDS) -> None:
@@ -50,16 +51,16 @@ class PixelBudget:
         self._patience = patience
         self._reserved = self._reserved_small = 0
         self._changed = threading.Condition()
-        self._reserved_by: Counter[str] = Counter()  # bytes by caller, without small pictures
-        self._waiting: dict[object, str] = {}  # whose each is, by turn; the oldest first
+        self._reserved_by: Counter[str] = Counter()  # bytes by caller, without small images
+        self._waiting: dict[object, str] = {}  # caller by turn, oldest first
 
     @property
     def reserved(self) -> int:
-        """Bytes of pixels, now."""
+        """Reserved bytes."""
         return self._reserved + self._reserved_small
 
     def for_call(self, flow: str = "") -> Reserve:
-        """Return what holds room for the pictures of the call that is being handled.
+        """Return the function that reserves memory for images of the current call.
 
         Args:
             flow: key of its caller.
@@ -88,14 +89,14 @@ class PixelBudget:
 
     def _reserve_small(self, size: int) -> bool:
         with self._changed:
-            fits = self._reserved_small + size <= self._limit * _SMALL_ROOM_SHARE
+            fits = self._reserved_small + size <= self._limit * _SMALL_BUDGET_SHARE
             if size > self._limit * _SMALL_SHARE or not fits:
                 return False
             self._reserved_small += size
             return True
 
     def _reserve(self, flow: str, requests: Callable[[], int], size: int) -> None:
-        """Raise SightlineError RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`, for want of room."""
+        """Reserve memory, or raise RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`, after the patience."""
         turn = object()
         until = time.monotonic() + self._patience
         with self._changed:
@@ -104,7 +105,7 @@ class PixelBudget:
                 while self._next() is not turn or not self._fits(requests, size):
                     if time.monotonic() >= until:
                         raise self._too_much(size)
-                    self._changed.wait(_LOOK_SECONDS)
+                    self._changed.wait(_POLL_SECONDS)
                 self._reserved += size
                 self._reserved_by[flow] += size
             finally:
@@ -112,9 +113,9 @@ class PixelBudget:
                 self._changed.notify_all()
 
     def _next(self) -> object:
-        """Return whose turn it is: a caller's pictures are passed only while others of it are held.
+        """Return the turn of the caller with the lowest reservation.
 
-        So large ones wait for none that come later for ever.
+        An image is overtaken only while its caller has a higher reservation, never forever.
         """
         return min(self._waiting, key=lambda turn: self._reserved_by[self._waiting[turn]])
 
@@ -126,8 +127,8 @@ class PixelBudget:
         return SightlineError(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "TOO_MUCH_IN_FLIGHT",
-            f"the server has no room for the {size // _MIB} MiB that a picture takes while it is"
-            f" decoded: it takes {bound}",
+            f"the server has no memory for the {size // _MIB} MiB that decoding an image takes: the"
+            f" limit is {bound}",
             quotas=[QuotaViolation("server", bound)],
             retry_after=_RETRY_SECONDS,
         )

@@ -9,20 +9,20 @@ from inference_service.serving.tickets import Ticket
 
 @dataclass(slots=True)
 class _Request:
-    """The members of a request that wait."""
+    """The waiting members of a request."""
 
     turn: float
-    """Virtual time of the first one's turn."""
+    """Virtual time of its first member's turn."""
     members: list[Ticket] = field(default_factory=list)
 
 
 class Places:
-    """The places of a queue that has none left for a request.
+    """The places of a full queue, for a new request.
 
     Args:
-        turns: all that wait and the request's own members, in the order of their turns, each with
-            the virtual time of its turn.
-        newcomer: the request's members.
+        turns: all waiting members and those of the new request, in the order of their turns, each
+            with the virtual time of its turn.
+        newcomer: the members of the new request.
     """
 
     def __init__(self, turns: Iterable[tuple[float, Ticket]], newcomer: Sequence[Ticket]) -> None:
@@ -37,16 +37,17 @@ class Places:
                 self._rows[ticket.share.flow] += ticket.rows
 
     def latest_first(self) -> Iterator[list[Ticket]]:
-        """Yield the members of other flows' requests of which nothing has begun."""
+        """Yield the members of other flows' requests that have not started, last turn first."""
         for request in reversed(self._requests.values()):
             first = request.members[0]
             if first.share.flow != self._share.flow and not any(t.begun for t in first.request):
                 yield request.members
 
     def may_replace(self, members: Sequence[Ticket]) -> bool:
-        """Return whether the newcomer deserves the places of a request's members more.
+        """Return True if the newcomer may take over the places of a request.
 
-        Its turn comes earlier, or its flow holds fewer places, by weight, even afterwards.
+        It may if its turn comes earlier, or if its flow holds fewer places by weight, including the
+        new ones.
         """
         if self._turn(members) > self._turn(self._newcomer):
             return True
@@ -56,7 +57,7 @@ class Places:
         return own / self._share.weight <= theirs
 
     def give_up(self, members: Sequence[Ticket]) -> int:
-        """Return how many rows become free."""
+        """Release the places of a request, and return the number of free rows."""
         rows = _rows(members)
         self._rows[members[0].share.flow] -= rows
         return rows

@@ -1,4 +1,4 @@
-"""What the workers are given to do, what they say of it, and who is told."""
+"""Interfaces of the workers: work, models, listeners and results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from servicekit.errors import SightlineError
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Outputs = Sequence[NDArray[Any]]
-"""One array per output of a model, each `[rows, ...]`."""
+"""Arrays of all outputs of a model, each `[rows, ...]`."""
 
 
 class MemberWork(Protocol[T_co]):
@@ -20,36 +20,36 @@ class MemberWork(Protocol[T_co]):
 
     @property
     def rows(self) -> int:
-        """Rows of input that it makes, >= 1."""
+        """Number of rows of its input, >= 1."""
 
     @property
     def effort(self) -> int:
-        """Pixels that `prepare` decodes, as `OpenedImage.effort`; 0: it decodes nothing."""
+        """Number of pixels that `prepare` decodes, from `OpenedImage.effort`; 0 if none."""
 
     def prepare(self) -> NDArray[Any]:
         """Return the input `[rows, ...]`.
 
         Raises:
-            SightlineError: of category VALIDATION: the member's own input is bad; it fails alone.
+            SightlineError: with category VALIDATION if the member's input is bad; only it fails.
         """
 
     def finish(self, outputs: Outputs) -> T_co:
-        """Return what the member's own rows of every output mean."""
+        """Return the result from the member's rows of every output."""
 
 
 class Runner(Protocol):
-    """A loaded model, as the workers see it."""
+    """The interface of a loaded model for the workers."""
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """Name of the model."""
 
     @property
     def lane(self) -> Lane:
-        """How it is run."""
+        """Lane of the model."""
 
     def run(self, batch: NDArray[Any]) -> Outputs:
-        """Run an input `[rows, ...]`; blocks; safe in several threads at once.
+        """Run an input `[rows, ...]`; blocks; thread-safe.
 
         Raises:
             SightlineError: INTERNAL: the model or its device failed.
@@ -57,28 +57,28 @@ class Runner(Protocol):
 
 
 class Listener(Protocol):
-    """Is told what happens, on the event loop's thread."""
+    """Callbacks for events, called on the event loop's thread."""
 
     def batch(self, model: str, rows: int) -> None:
-        """A run of so many rows has ended well."""
+        """Handle a successful run of `rows` rows."""
 
     def expired(self, where: str) -> None:
-        """A member got no answer in time: in the `queue`, in its `run`, or was `cancelled`."""
+        """Handle a member without a response in time: in the `queue`, the `run`, or `cancelled`."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemberResult(Generic[T]):
-    """What came of one member, and the seconds that its stages took."""
+    """The result of one member, and the durations of its stages in seconds."""
 
     result: T | SightlineError
-    """What it found, or what was wrong with its own input."""
+    """Result, or the error of its own input."""
     waited: float
-    """In the queue."""
+    """Time in the queue."""
     decode: float = 0.0
     infer: float = 0.0
-    """The whole run of its batch."""
+    """Duration of the run of its batch."""
     post: float = 0.0
     batch: int = 1
-    """Members of the run."""
+    """Number of members of the run."""
     ended: float = field(default=0.0, compare=False)
-    """When all of it was done, on the workers' clock; 0: its input was bad."""
+    """Time of completion on the workers' clock; 0 if its input was bad."""

@@ -1,10 +1,10 @@
-"""The worker threads: takes admitted members as `Admission` decides, and runs them.
+"""The worker threads, which run admitted members in the order that `Admission` decides.
 
-A member that runs alone goes through one thread from its picture to its answer, and the thread then
-takes the next one itself: the event loop has other calls to see to, and a worker that waited for it
-would stand still meanwhile. Of a batch, every input is prepared in a thread of its own, beside the
-run of the batch before it; those whose callers gave up meanwhile leave, and what remains is run
-together. Results are handed out on the event loop's thread.
+A member that runs alone is processed by one thread from its image to its response, and the thread
+then takes the next member itself: a worker that waited for the event loop would be idle meanwhile.
+The inputs of a batch are prepared in separate threads during the run of the previous batch. Members
+whose callers have cancelled meanwhile are removed, and the others are run in one batch. Results are
+delivered on the event loop's thread.
 """
 
 import asyncio
@@ -36,43 +36,43 @@ class _Member:
     runner: Runner
     future: "asyncio.Future[MemberResult[Any]]"
     request: "Sequence[asyncio.Future[MemberResult[Any]]]"
-    """The futures of all members of its request."""
+    """Futures of all members of its request."""
     started: float = 0.0
     decode: float = 0.0
 
     def wanted(self, now: float) -> bool:
-        """Whether anybody still waits for the result."""
+        """Return True if a caller is still waiting for the result."""
         return not self.future.done() and now < self.ticket.deadline
 
     @property
     def waited(self) -> float:
-        """Seconds in the queue."""
+        """Time in the queue, s."""
         return self.started - self.ticket.arrived
 
     @property
     def place(self) -> str:
-        """Where it is."""
+        """Stage of the member: `run` or `queue`."""
         return "run" if self.started else "queue"
 
 
-# What an answer needs to its caller where both cores are busy, and at most so much of the deadline.
+# Time to send a response while all cores are busy, and its maximum share of the deadline.
 _SENDING_SECONDS, _SENDING_SHARE = 0.01, 0.05
 
 
 class _UnwantedError(Exception):
-    """Nobody waits for the result any more."""
+    """No caller waits for the result any more."""
 
 
 _Prepared = tuple[_Member, NDArray[Any]]
 
 
 class Workers:
-    """Threads behind an `Admission`.
+    """The worker threads behind an `Admission`.
 
     Args:
-        admission: decides what runs; its `workers` is the number of runs at a time.
-        listener: is told of runs, and of members that were not answered.
-        clock: seconds; deadlines are on it.
+        admission: decides what runs; its `workers` is the number of concurrent runs.
+        listener: callbacks for runs and for members without a response.
+        clock: monotonic clock of the deadlines, s.
     """
 
     def __init__(
@@ -84,20 +84,20 @@ class Workers:
         self._admission = admission
         self._listener = listener
         self._clock = clock
-        self._lock = threading.Lock()  # of `_admission` and of what it looks at
-        self._members: dict[Ticket, _Member] = {}  # changed by the event loop's thread only
-        self._given_up = False
+        self._lock = threading.Lock()  # guards `_admission` and the data that it reads
+        self._members: dict[Ticket, _Member] = {}  # changed on the event loop's thread only
+        self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         self._batches: set[asyncio.Task[None]] = set()
-        threads = 2 * admission.workers  # beside each long run there may be a short one
+        threads = 2 * admission.workers  # a short run may start beside each long one
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="model")
         self._decoders = FairThreads(os.cpu_count() or 1, "decode")
 
     def check(self, count: int, runner: Runner, deadline: float, share: Share) -> None:
-        """Refuse a request of so many pictures, of which nothing is known yet, as `run` would.
+        """Refuse a request of `count` images early, if `run` would refuse it without decoding.
 
         Raises:
-            SightlineError: as `Admission.offer`: even if there were nothing to be decoded.
+            SightlineError: see `Admission.offer`.
         """
         now = self._clock()
         due = _due(deadline, now)
@@ -110,56 +110,56 @@ class Workers:
         work: Sequence[MemberWork[T]],
         runner: Runner,
         deadline: float,
-        share: Share = Share(),  # noqa: B008 - it never changes
+        share: Share = Share(),  # noqa: B008 - immutable
     ) -> list[MemberResult[T]]:
         """Run a request's members and return their results in order.
 
-        A member whose own input is bad fails alone. If one fails otherwise, or the caller is
-        cancelled, those that wait are not started.
+        A member with bad input fails alone. If a member fails otherwise, or the caller cancels, the
+        waiting members are not started.
 
         Args:
             work: at least one member; all with the same number of rows.
-            runner: the model that they are for.
-            deadline: seconds on the clock.
-            share: whose work it is.
+            runner: the model.
+            deadline: time on the clock, s.
+            share: caller of the work.
 
         Raises:
-            SightlineError: as `Admission.offer`; RESOURCE_EXHAUSTED, `QUEUE_TOO_SLOW`, if a caller
+            SightlineError: see `Admission.offer`; RESOURCE_EXHAUSTED, `QUEUE_TOO_SLOW`, if a caller
                 that has had less took its place, or its turn came too late; DEADLINE_EXCEEDED if
-                the deadline has passed; UNAVAILABLE, `SHUTTING_DOWN`, if it could not be done
-                before the server's end.
-            Exception: what the first member that failed, through no fault of its input, has raised.
+                the deadline has passed; UNAVAILABLE, `SHUTTING_DOWN`, if the server stopped before
+                it was done.
+            Exception: the error of the first member that failed for another reason than its input.
         """
-        if self._given_up:
+        if self._stopped:
             raise _shutting_down()
         due = _due(deadline, self._clock())
-        tickets = [Ticket(due, runner.lane, each.rows, share, each.effort) for each in work]
+        tickets = [Ticket(due, runner.lane, member.rows, share, member.effort) for member in work]
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[MemberResult[T]]] = [loop.create_future() for _ in work]
-        with self._lock:  # from when it is in the queue, a worker may take it
+        with self._lock:  # a worker may take a member as soon as it is queued
             now = self._clock()
             gone = self._admission.offer(tickets, now)
             drained = self._admission.drained(now) if gone else 0.0
-            for ticket, each, future in zip(tickets, work, futures, strict=True):
-                self._members[ticket] = _Member(ticket, each, runner, future, futures)
+            for ticket, member, future in zip(tickets, work, futures, strict=True):
+                self._members[ticket] = _Member(ticket, member, runner, future, futures)
         for ticket in gone:
             self._expire(self._members.pop(ticket), drained)
         self._start_what_fits()
         try:
-            if len(futures) == 1:  # as most are, and `gather` is not free
+            if len(futures) == 1:  # the usual case, without the cost of `gather`
                 return [await futures[0]]
             return await asyncio.gather(*futures)
         finally:
             self._withdraw(tickets)
 
     def give_up(self) -> None:
-        """Fail what is not done, and whatever is brought from now on, with UNAVAILABLE."""
-        self._given_up = True
+        """Fail all unfinished and all further requests with UNAVAILABLE."""
+        self._stopped = True
         for member in self._members.values():
             _fail(member, _shutting_down())
 
     def close(self) -> None:
-        """Wait for what is running and end the threads."""
+        """Wait for the runs in progress, and end the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._decoders.close()
 
@@ -202,32 +202,32 @@ class Workers:
             self._pool.submit(self._run_singly, batch[0], loop)
             return
         task = loop.create_task(self._run_batch(batch))
-        self._batches.add(task)  # or it could be collected while it runs
+        self._batches.add(task)  # a reference, so that it is not garbage-collected
         task.add_done_callback(self._batches.discard)
 
     def _run_singly(self, member: _Member | None, loop: asyncio.AbstractEventLoop) -> None:
-        """Run a member that runs alone, and whatever is then to be run alone, in a worker."""
+        """Run a single member in a worker, and then the next single members."""
         while member is not None:
             outcome = self._run_alone(member)
             dispatch = self._take_next(member, outcome)
             following = self._begin_single(dispatch)
             try:
                 loop.call_soon_threadsafe(self._finish_alone, member, outcome, dispatch)
-            except RuntimeError:  # the loop is closed: nobody waits any more
+            except RuntimeError:  # the loop is closed: no caller waits any more
                 return
             member = following
 
     def _run_alone(self, member: _Member) -> "MemberResult[Any] | BaseException":
         try:
             return self._infer([(member, self._prepare(member))])[0]
-        except BaseException as error:  # noqa: BLE001 - it is the member's, and goes to its caller
+        except BaseException as error:  # noqa: BLE001 - it is raised in the member's caller
             return error
 
     def _take_next(
         self, member: _Member, outcome: "MemberResult[Any] | BaseException"
     ) -> Dispatch | None:
-        """Free the worker and take what it is to do next; None: that is up to the event loop."""
-        # What fails may take others along, which the event loop must withdraw first.
+        """Release the worker and return its next work; None if the event loop must decide."""
+        # A failure may cancel other members, which the event loop must withdraw first.
         if not isinstance(outcome, MemberResult):
             return None
         with self._lock:
@@ -272,54 +272,56 @@ class Workers:
             self._free(batch)
 
     async def _prepare_all(self, batch: Sequence[_Member]) -> list[_Prepared]:
-        """Return those that are wanted once every input is made; settles the others."""
+        """Prepare all inputs; return the members that are still wanted, and settle the others."""
         jobs = [
-            self._decoders.submit(each.ticket.share.flow, functools.partial(self._prepare, each))
-            for each in batch
+            self._decoders.submit(
+                member.ticket.share.flow, functools.partial(self._prepare, member)
+            )
+            for member in batch
         ]
         inputs = await asyncio.gather(*map(asyncio.wrap_future, jobs), return_exceptions=True)
         ready: list[_Prepared] = []
-        for member, made in zip(batch, inputs, strict=True):
-            if isinstance(made, BaseException):
-                self._settle([member], [made])
+        for member, rows in zip(batch, inputs, strict=True):
+            if isinstance(rows, BaseException):
+                self._settle([member], [rows])
             elif member.wanted(self._clock()):
-                ready.append((member, made))
+                ready.append((member, rows))
             else:
                 self._expire(member)
         return ready
 
     def _prepare(self, member: _Member) -> NDArray[Any]:
         self._require(member)
-        begun = time.perf_counter()
-        made = member.work.prepare()
-        member.decode = time.perf_counter() - begun
+        started = time.perf_counter()
+        rows = member.work.prepare()
+        member.decode = time.perf_counter() - started
         self._require(member)
-        return made
+        return rows
 
     def _require(self, member: _Member) -> None:
         if not member.wanted(self._clock()):
             raise _UnwantedError
 
     def _infer(self, ready: Sequence[_Prepared]) -> "list[MemberResult[Any] | Exception]":
-        """Run members together, and each alone should that fail: one may be what fails it."""
-        begun = time.perf_counter()
+        """Run members in one batch; if it fails, run each alone, since one may be the cause."""
+        started = time.perf_counter()
         try:
-            outputs = ready[0][0].runner.run(_joined([made for _, made in ready]))
+            outputs = ready[0][0].runner.run(_joined([rows for _, rows in ready]))
         except (SightlineError, MemoryError) as error:
-            return [error] if len(ready) == 1 else [self._infer([each])[0] for each in ready]
-        infer = time.perf_counter() - begun
+            return [error] if len(ready) == 1 else [self._infer([single])[0] for single in ready]
+        infer = time.perf_counter() - started
         results: list[MemberResult[Any] | Exception] = []
         at = 0
-        for member, made in ready:
-            own = [output[at : at + len(made)] for output in outputs]
-            at += len(made)
+        for member, rows in ready:
+            own = [output[at : at + len(rows)] for output in outputs]
+            at += len(rows)
             results.append(_finish(member, own, infer, len(ready), self._clock))
         return results
 
     def _learn(
         self, members: Sequence[_Member], outcomes: "Sequence[MemberResult[Any] | BaseException]"
     ) -> None:
-        """Learn from members that were run together; under the lock."""
+        """Update the estimates from the members of a run; call with the lock held."""
         if any(isinstance(outcome, MemberResult) for outcome in outcomes):
             estimates, now = members[0].ticket.lane.estimates, self._clock()
             for member in members:
@@ -332,7 +334,7 @@ class Workers:
     def _settle(
         self, members: Sequence[_Member], outcomes: "Sequence[MemberResult[Any] | BaseException]"
     ) -> None:
-        """Hand out what came of members that were run together."""
+        """Deliver the results of the members of a run."""
         if any(isinstance(outcome, MemberResult) for outcome in outcomes):
             self._listener.batch(members[0].runner.name, _rows(members))
         now = self._clock()
@@ -354,7 +356,7 @@ class Workers:
             _fail(member, outcome)
 
     def _expire(self, member: _Member, retry_after: float = 0.0) -> None:
-        """Fail a member that is not in time, or has lost its place in the queue."""
+        """Fail a member that is late or has lost its place in the queue."""
         if not member.future.done():
             self._listener.expired(member.place)
             now = self._clock()
@@ -375,7 +377,7 @@ class Workers:
 
 
 def _due(deadline: float, now: float) -> float:
-    """Return when an answer must be out to reach its caller by the deadline."""
+    """Return the time at which a response must be sent to arrive by the deadline."""
     return deadline - min(_SENDING_SECONDS, max(deadline - now, 0.0) * _SENDING_SHARE)
 
 
@@ -390,19 +392,19 @@ def _joined(inputs: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def _finish(
     member: _Member, own: Outputs, infer: float, batch: int, clock: Callable[[], float]
 ) -> MemberResult[Any] | Exception:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     try:
         result = member.work.finish(own)
-    except Exception as error:  # noqa: BLE001 - it is the member's, and goes to its caller
+    except Exception as error:  # noqa: BLE001 - it is raised in the member's caller
         return error
-    post = time.perf_counter() - begun
+    post = time.perf_counter() - started
     return MemberResult(result, member.waited, member.decode, infer, post, batch, clock())
 
 
 def _fail(member: _Member, error: BaseException) -> None:
     if not member.future.done():
         member.future.set_exception(error)
-        for other in member.request:  # at once: a worker may be about to take them
+        for other in member.request:  # immediately: a worker may be about to take them
             other.cancel()
 
 
@@ -410,11 +412,13 @@ def _late() -> SightlineError:
     return SightlineError(
         grpc.StatusCode.DEADLINE_EXCEEDED,
         "DEADLINE_EXCEEDED",
-        "the deadline passed before the model could answer",
+        "the deadline passed before the model answered",
     )
 
 
 def _shutting_down() -> SightlineError:
     return SightlineError(
-        grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the server is shutting down: try another"
+        grpc.StatusCode.UNAVAILABLE,
+        "SHUTTING_DOWN",
+        "the server is shutting down: try another server",
     )

@@ -185,7 +185,7 @@ def test_who_is_promised_an_answer_is_not_made_late_by_who_is_in_more_of_a_hurry
     offer(admission, deadline=2.7, on=on)
     error = refusal(admission, deadline=2.4, on=on)
     assert error.reason == "QUEUE_TOO_SLOW"
-    assert "others" in error.message
+    assert "other requests" in error.message
     assert error.retry_after == pytest.approx(0.3)  # 2.5 has 1.5 s to spare, 2.7 only 0.7
     assert offer(admission, deadline=4.0, on=on)
 
@@ -273,7 +273,7 @@ def test_nothing_is_kept_of_models_that_are_gone() -> None:
     offer(admission, deadline=9)
     admission.done(taken(admission, 0.0))
     assert not admission._runs
-    assert not admission._under_way
+    assert not admission._active
 
 
 def test_a_free_worker_means_no_wait() -> None:
