@@ -44,5 +44,5 @@ def quick_server(
 
 @pytest.fixture
 def quick(quick_server: InferenceProcess) -> Iterator[InferenceStub]:
-    with client(quick_server) as made:
-        yield made
+    with client(quick_server) as connected:
+        yield connected

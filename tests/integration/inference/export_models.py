@@ -51,20 +51,20 @@ TORCHVISION = {
 def export_all(folder: Path, pictures: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Export each model and look at each picture with it."""
     batch = _batch(pictures)
-    found = {}
+    results = {}
     for architecture, exports in DETECTORS.items():
         model = _fresh(architecture)
         confidences = _spread(model.model, batch)
         for name, options in exports.items():
             path = _export(model, folder / f"{name}.onnx", **options)
             of_head = confidences["one2one" if options.get("nms") is False else "one2many"]
-            found[name] = _detect(path, dict(zip(pictures, of_head, strict=True)))
+            results[name] = _detect(path, dict(zip(pictures, of_head, strict=True)))
     model = _fresh(CLASSIFIER)
     _spread_classes(model.model, batch)
-    found[CLASSIFIER] = _classify(_export(model, folder / f"{CLASSIFIER}.onnx"), pictures)
+    results[CLASSIFIER] = _classify(_export(model, folder / f"{CLASSIFIER}.onnx"), pictures)
     for name in TORCHVISION:
-        found[name] = _torchvision(name, folder / f"{name}.onnx", pictures)
-    return found
+        results[name] = _torchvision(name, folder / f"{name}.onnx", pictures)
+    return results
 
 
 def _batch(pictures: Sequence[str]) -> Any:
@@ -118,8 +118,8 @@ def _scale(layers: Any, scores: Any) -> list[float]:
     for layer in layers:
         layer[-1].weight *= factor
         layer[-1].bias -= surest.mean()
-    found: list[float] = (surest - surest.mean()).sigmoid().tolist()
-    return found
+    results: list[float] = (surest - surest.mean()).sigmoid().tolist()
+    return results
 
 
 @torch.no_grad()
@@ -129,23 +129,23 @@ def _spread_classes(network: Any, batch: Any) -> None:
 
 
 def _export(model: Any, path: Path, **options: bool) -> Path:
-    made = model.export(format="onnx", imgsz=SIZE, simplify=False, verbose=False, **options)
-    return Path(made).rename(path)
+    exported = model.export(format="onnx", imgsz=SIZE, simplify=False, verbose=False, **options)
+    return Path(exported).rename(path)
 
 
 def _detect(path: Path, confidences: dict[str, float]) -> dict[str, Any]:
     model = YOLO(path, task="detect")
-    found = {}
+    results = {}
     for picture, confidence in confidences.items():
         (result,) = model.predict(picture, imgsz=SIZE, conf=confidence, rect=False, verbose=False)
         boxes = result.boxes
-        found[Path(picture).name] = {
+        results[Path(picture).name] = {
             "threshold": confidence,
             "xyxy": boxes.xyxy.tolist(),
             "confidence": boxes.conf.tolist(),
             "class_id": boxes.cls.int().tolist(),
         }
-    return found
+    return results
 
 
 def _classify(path: Path, pictures: Sequence[str]) -> dict[str, Any]:

@@ -22,10 +22,10 @@ def figures(server: InferenceProcess) -> Figures:
 def until(server: InferenceProcess, condition: Callable[[Figures], bool]) -> Figures:
     """Wait until the figures are so, and return them."""
     end = time.monotonic() + _PATIENCE_SECONDS
-    while not condition(found := figures(server)):
-        assert time.monotonic() < end, {n: v for n, v in found.items() if "_bucket" not in n}
+    while not condition(current := figures(server)):
+        assert time.monotonic() < end, {n: v for n, v in current.items() if "_bucket" not in n}
         time.sleep(0.005)
-    return found
+    return current
 
 
 def grown(before: Figures, after: Figures, name: str) -> float:

@@ -47,15 +47,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceProces
         *("--workers", "1", "--metrics-listen", "127.0.0.1:0"),
         *("--max-batch-size", str(MOST), "--batch-wait-seconds", str(WAIT_SECONDS)),
     ]
-    with started(folder, *flags) as one:
-        figures(one)  # the first time takes longer
-        yield one
+    with started(folder, *flags) as connected:
+        figures(connected)  # the first time takes longer
+        yield connected
 
 
 @pytest.fixture
 def caller(server: InferenceProcess) -> Iterator[InferenceStub]:
-    with client(server) as one:
-        yield one
+    with client(server) as connected:
+        yield connected
 
 
 @contextmanager

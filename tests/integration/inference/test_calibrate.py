@@ -76,8 +76,8 @@ class DigitsNetwork(torch.nn.Module):
 def _logits(network: torch.nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     images = torch.from_numpy(pixels.astype(np.float32) / 255).permute(0, 3, 1, 2)
     with torch.no_grad():
-        made: NDArray[np.float64] = network(images).double().numpy()
-    return made
+        created: NDArray[np.float64] = network(images).double().numpy()
+    return created
 
 
 def _trained(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> torch.nn.Module:
@@ -138,10 +138,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     held_out = [_png(each) for each in pixels[TRAINED + CALIBRATED :]]
     file, spec = str(folder / "digits.onnx"), str(folder / "digits.yaml")
     repository = folder / "models"
-    made = sightline(
+    created = sightline(
         *("add", file, "--name", "digits", "--spec", spec, "--repository", str(repository))
     )
-    assert (made["task"], made["version"], made["output"]) == ("classify", "1", "logits")
+    assert (created["task"], created["version"], created["output"]) == ("classify", "1", "logits")
     unseen = labels[TRAINED + CALIBRATED :]
     return Digits(repository, folder / "calibration", network, held_out, unseen)
 
@@ -174,7 +174,7 @@ def test_a_calibrated_network_is_as_sure_as_it_is_right(digits: Digits, tmp_path
         raw = served(stub, digits)
         np.testing.assert_allclose(raw, softmax(digits.logits()), atol=1e-5)
         before = surest(stub, digits)
-        said = sightline(
+        printed = sightline(
             "calibrate", "digits", "--images", str(digits.calibration), *repository, "--write"
         )
         end = time.monotonic() + 60
@@ -182,15 +182,17 @@ def test_a_calibrated_network_is_as_sure_as_it_is_right(digits: Digits, tmp_path
             assert time.monotonic() < end
         calibrated = served(stub, digits)
 
-    assert said["written"]
-    assert said["fitted_to"] + said["after"]["pictures"] == CALIBRATED
-    assert said["before"]["temperature"] == 1
-    assert said["after"]["temperature"] > 1
-    assert said["after"]["ece"] <= said["before"]["ece"] / 2, "of pictures that were not fitted to"
-    assert said["after"]["nll"] < said["before"]["nll"]
-    assert said["after"]["accuracy"] == said["before"]["accuracy"]
+    assert printed["written"]
+    assert printed["fitted_to"] + printed["after"]["pictures"] == CALIBRATED
+    assert printed["before"]["temperature"] == 1
+    assert printed["after"]["temperature"] > 1
+    assert printed["after"]["ece"] <= printed["before"]["ece"] / 2, (
+        "of pictures that were not fitted to"
+    )
+    assert printed["after"]["nll"] < printed["before"]["nll"]
+    assert printed["after"]["accuracy"] == printed["before"]["accuracy"]
 
-    expected = softmax(digits.logits(), said["after"]["temperature"])
+    expected = softmax(digits.logits(), printed["after"]["temperature"])
     np.testing.assert_allclose(calibrated, expected, atol=1e-5)
     assert (calibrated.argmax(axis=1) == raw.argmax(axis=1)).all()
     assert ece(calibrated, digits.labels) <= ece(raw, digits.labels) / 2

@@ -21,9 +21,9 @@ def caller(tmp_path: Path, slow: Path) -> Iterator[InferenceStub]:
         *("--model-repository", str(slow), "--workers", "1"),
         *("--queue-size", "4", "--max-images", "4"),
     ]
-    with started(tmp_path, *flags) as server, client(server) as one:
-        grpc.channel_ready_future(one.channel).result(10)
-        yield one
+    with started(tmp_path, *flags) as server, client(server) as connected:
+        grpc.channel_ready_future(connected.channel).result(10)
+        yield connected
 
 
 def timed(caller: InferenceStub, timeout: float | None) -> tuple[grpc.StatusCode, str, float]:
@@ -86,12 +86,12 @@ def test_a_full_queue_is_refused_with_the_time_to_come_back(caller: InferenceStu
 
 def test_a_call_without_a_deadline_gets_the_server_s(tmp_path: Path, slow: Path) -> None:
     flags = ["--model-repository", str(slow), "--default-deadline-seconds", "0.05"]
-    with started(tmp_path, *flags) as server, client(server) as one:
-        code, reason, took = timed(one, None)
+    with started(tmp_path, *flags) as server, client(server) as connected:
+        code, reason, took = timed(connected, None)
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert reason == "DEADLINE_EXCEEDED"
         assert took < 0.05 + SLACK
-        assert names(one.infer(RED, timeout=60).results[0]) == ["red"]
+        assert names(connected.infer(RED, timeout=60).results[0]) == ["red"]
 
 
 def test_the_slow_model_takes_as_long_as_it_says_on_any_machine(caller: InferenceStub) -> None:

@@ -79,8 +79,8 @@ def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    detections: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return detections
 
 
 @pytest.mark.parametrize("picture", PICTURES)
@@ -119,14 +119,14 @@ def compare(ours: Detections, theirs: dict[str, Any]) -> None:
     xyxy = np.array(theirs["xyxy"])
     real = (xyxy[:, 2:] > xyxy[:, :2]).all(axis=1)  # we leave out boxes without an area
     expected = np.column_stack([theirs["confidence"], theirs["class_id"], xyxy])[real]
-    found = np.column_stack([ours.confidence, ours.class_id, ours.xyxy])
-    assert len(found) == len(expected)
-    assert found[:, 0] == pytest.approx(expected[:, 0], abs=1e-5)
+    detections = np.column_stack([ours.confidence, ours.class_id, ours.xyxy])
+    assert len(detections) == len(expected)
+    assert detections[:, 0] == pytest.approx(expected[:, 0], abs=1e-5)
     keys = [
         np.lexsort([*rows[:, 2:].round().T, rows[:, 1], -rows[:, 0].round(4)])
-        for rows in (found, expected)
+        for rows in (detections, expected)
     ]
-    assert found[keys[0]] == pytest.approx(expected[keys[1]], abs=0.02)
+    assert detections[keys[0]] == pytest.approx(expected[keys[1]], abs=0.02)
 
 
 def test_rows_of_a_batch_are_as_if_alone(
@@ -146,11 +146,11 @@ def test_an_ultralytics_classifier_needs_no_word_on_its_pictures(
 ) -> None:
     classifier = OnnxClassifier.load(folder / "yolov8n-cls.onnx")
     expected = np.array(reference["yolov8n-cls"][picture])
-    found = classifier.classify(pictures[picture], top_k=1000)
+    detections = classifier.classify(pictures[picture], top_k=1000)
     assert classifier.scores is Scores.PROBABILITIES
     assert expected.max() > 5 * expected.mean()
-    assert found.probability == pytest.approx(expected[found.class_id], abs=1e-5)
-    assert found.class_id[:5].tolist() == np.argsort(-expected)[:5].tolist()
+    assert detections.probability == pytest.approx(expected[detections.class_id], abs=1e-5)
+    assert detections.class_id[:5].tolist() == np.argsort(-expected)[:5].tolist()
 
 
 @pytest.mark.parametrize("picture", PICTURES)
@@ -174,14 +174,16 @@ def test_torchvisions_classifiers(
 ) -> None:
     classifier = OnnxClassifier.load(folder / f"{name}.onnx", names=LABELS, preprocess=preprocess)
     expected = np.array(reference[name][picture])
-    found = classifier.classify(pictures[picture], top_k=1000)
+    detections = classifier.classify(pictures[picture], top_k=1000)
     assert (classifier.scores, classifier.batch_size) == (Scores.LOGITS, None)
     assert expected.max() > 5 * expected.mean()
-    assert found.probability == pytest.approx(expected[found.class_id], rel=1e-3, abs=1e-6)
-    assert found.class_id[:5].tolist() == np.argsort(-expected)[:5].tolist()
+    assert detections.probability == pytest.approx(
+        expected[detections.class_id], rel=1e-3, abs=1e-6
+    )
+    assert detections.class_id[:5].tolist() == np.argsort(-expected)[:5].tolist()
     warmer = classifier.classify(pictures[picture], temperature=2, top_k=5)
-    assert warmer.class_id.tolist() == found.class_id[:5].tolist()
-    assert warmer.probability[0] < found.probability[0]
+    assert warmer.class_id.tolist() == detections.class_id[:5].tolist()
+    assert warmer.probability[0] < detections.probability[0]
 
 
 @pytest.fixture(scope="session")
@@ -209,8 +211,10 @@ def test_half_precision_of_an_export(
     single, half = (OnnxYolo.load(folder / f"yolo11n{end}.onnx") for end in ("", "_fp16"))
     for picture in pictures.values():
         batch, _ = single.prepare(picture)
-        expected, found = single.run(batch), half.run(batch)
-        off = np.abs(found - expected)[0]  # random weights amplify roundings more than trained ones
+        expected, detections = single.run(batch), half.run(batch)
+        off = np.abs(detections - expected)[
+            0
+        ]  # random weights amplify roundings more than trained ones
         assert off[4:].max() < 0.15
         assert off[4:].mean() < 0.005
         assert off[:4].mean() < 2  # pixels
@@ -245,7 +249,7 @@ def agreement(detector: OnnxYolo, images: list[np.ndarray], *, confidence: float
     single = OnnxYolo.load(PLATES)
     seen, same = 0, 0
     for image in images:
-        expected, found = (each.detect(image, iou=0.45) for each in (single, detector))
+        expected, detections = (each.detect(image, iou=0.45) for each in (single, detector))
         seen += len(expected)
         same += sum(
             any(
@@ -253,7 +257,7 @@ def agreement(detector: OnnxYolo, images: list[np.ndarray], *, confidence: float
                 and abs(sure - as_sure) <= confidence
                 and np.abs(xyxy - elsewhere).max() <= 4
                 for other, as_sure, elsewhere in zip(
-                    found.class_id, found.confidence, found.xyxy, strict=True
+                    detections.class_id, detections.confidence, detections.xyxy, strict=True
                 )
             )
             for class_id, sure, xyxy in zip(

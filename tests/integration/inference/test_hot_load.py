@@ -66,7 +66,7 @@ def server(
 
 
 @pytest.fixture
-def one(server: InferenceProcess) -> Iterator[InferenceStub]:
+def service(server: InferenceProcess) -> Iterator[InferenceStub]:
     with client(server) as connected:
         yield connected
 
@@ -84,10 +84,10 @@ def sightline(*words: str) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(command, env=clean, capture_output=True, timeout=60)
 
 
-def label(one: InferenceStub, name: str, version: str = "") -> str:
+def label(service: InferenceStub, name: str, version: str = "") -> str:
     """Return which generation of a model answers; empty: it is not there."""
     hint = inference_pb2.ModelHint(name=name, version=version)
-    call = one.stub.Infer.future(ask(RED, model=hint), timeout=30)
+    call = service.stub.Infer.future(ask(RED, model=hint), timeout=30)
     error = call.exception()
     if error is None:
         return call.result().results[0].detections[0].class_name
@@ -131,12 +131,12 @@ def calls(server: InferenceProcess, name: str, version: str = "") -> Iterator[Ca
     assert results.errors == []
 
 
-def added(repository: Path, one: InferenceStub, name: str) -> Path:
+def added(repository: Path, service: InferenceStub, name: str) -> Path:
     """Put generation `a` of a model into the repository; return its folder, once it is served."""
     staged = repository / ".new" / name / "1"
     generation(staged / "model.onnx", "a")
     staged.parent.rename(repository / name)
-    until(lambda: label(one, name) == "a")
+    until(lambda: label(service, name) == "a")
     return repository / name / "1"
 
 
@@ -191,12 +191,12 @@ def by_removal_and_copy(folder: Path, label: str) -> None:
 )
 def test_a_model_is_replaced_under_its_callers(
     server: InferenceProcess,
-    one: InferenceStub,
+    service: InferenceStub,
     repository: Path,
     replace: Callable[[Path, str], None],
 ) -> None:
     name = replace.__name__
-    folder = added(repository, one, name)
+    folder = added(repository, service, name)
     with calls(server, name) as results:
         for each in ("b", "c", "d"):
             until(lambda: len(results.labels) > 10)
@@ -206,9 +206,9 @@ def test_a_model_is_replaced_under_its_callers(
 
 
 def test_a_version_that_comes_is_the_default_and_one_that_goes_is_not_missed(
-    server: InferenceProcess, one: InferenceStub, repository: Path, tmp_path: Path
+    server: InferenceProcess, service: InferenceStub, repository: Path, tmp_path: Path
 ) -> None:
-    folder = added(repository, one, "versions")
+    folder = added(repository, service, "versions")
     file = generation(tmp_path / "best.onnx", "b")
     words = ["add", str(file), "--name", "versions", "--repository", str(repository)]
     with calls(server, "versions") as results, calls(server, "versions", "1") as pinned:
@@ -216,12 +216,12 @@ def test_a_version_that_comes_is_the_default_and_one_that_goes_is_not_missed(
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["version"] == "2"
         until(lambda: results.labels[-1] == "b")
-        assert label(one, "versions", "1") == "a"
+        assert label(service, "versions", "1") == "a"
     assert list(dict.fromkeys(results.labels)) == ["a", "b"]
     assert set(pinned.labels) == {"a"}
     with calls(server, "versions") as results:
         shutil.rmtree(folder)
-        until(lambda: label(one, "versions", "1") == "")
+        until(lambda: label(service, "versions", "1") == "")
     assert set(results.labels) == {"b"}
 
 
@@ -238,9 +238,9 @@ def test_without_the_default_model_s_folder_the_server_goes_on(
 
 
 def test_a_version_that_is_loaded_can_go_meanwhile(
-    server: InferenceProcess, one: InferenceStub, repository: Path
+    server: InferenceProcess, service: InferenceStub, repository: Path
 ) -> None:
-    folder = added(repository, one, "going")
+    folder = added(repository, service, "going")
     with calls(server, "going") as results:
         version = folder.with_name("2")
         generation(version / "model.onnx", "b")
@@ -251,7 +251,7 @@ def test_a_version_that_is_loaded_can_go_meanwhile(
         generation(folder.with_name("3") / "model.onnx", "c")
         until(lambda: results.labels[-1] == "c")
     assert "b" not in results.labels
-    assert label(one, "going", "2") == ""
+    assert label(service, "going", "2") == ""
 
 
 def failed_loads(server: InferenceProcess, name: str) -> float:
@@ -266,9 +266,9 @@ def failed_loads(server: InferenceProcess, name: str) -> float:
 
 
 def test_what_cannot_be_loaded_changes_nothing_and_is_said_once(
-    server: InferenceProcess, one: InferenceStub, repository: Path
+    server: InferenceProcess, service: InferenceStub, repository: Path
 ) -> None:
-    folder = added(repository, one, "broken")
+    folder = added(repository, service, "broken")
     with calls(server, "broken") as results:
         (folder / "model.onnx").write_bytes(b"no model")
         folder.with_name("2").mkdir()
@@ -284,26 +284,26 @@ def test_what_cannot_be_loaded_changes_nothing_and_is_said_once(
     rows = {(row["name"], row["version"]): row["problem"] for row in json.loads(done.stdout)}
     assert "cannot be loaded as a model" in rows["broken", "1"]
     assert rows["steady", "1"] is None
-    assert one.health() == "SERVING"
+    assert service.health() == "SERVING"
     assert failed_loads(server, "broken") == 2
 
 
 def test_a_call_in_flight_ends_on_the_model_that_it_began_with(
-    server: InferenceProcess, one: InferenceStub, repository: Path
+    server: InferenceProcess, service: InferenceStub, repository: Path
 ) -> None:
     version = repository / ".new" / "slow" / "1"
     generation(version / "model.onnx", "old", wait_seconds=1.5)
     version.parent.rename(repository / "slow")
-    until(lambda: label(one, "slow") == "old")
+    until(lambda: label(service, "slow") == "old")
     request = ask(RED, model=inference_pb2.ModelHint(name="slow"))
-    running = [one.stub.Infer.future(request, timeout=60) for _ in range(4)]
-    assert one.health() == "SERVING"  # came to the server after them, over one connection
+    running = [service.stub.Infer.future(request, timeout=60) for _ in range(4)]
+    assert service.health() == "SERVING"  # came to the server after them, over one connection
     by_rename_of_the_file(repository / "slow" / "1", "new")
     until(lambda: server.log.read_text().count("loaded model slow version 1") == 2)
     assert not all(call.done() for call in running)
     answers = [call.result().results[0].detections[0].class_name for call in running]
     assert set(answers) == {"old"}
-    until(lambda: label(one, "slow") == "new")
+    until(lambda: label(service, "slow") == "new")
 
 
 def heavy(path: Path, label: str) -> None:
@@ -316,9 +316,9 @@ def heavy(path: Path, label: str) -> None:
 
 
 def test_models_that_were_replaced_leave_no_memory_behind(
-    server: InferenceProcess, one: InferenceStub, repository: Path
+    server: InferenceProcess, service: InferenceStub, repository: Path
 ) -> None:
-    folder = added(repository, one, "heavy")
+    folder = added(repository, service, "heavy")
     process = psutil.Process(server.process.pid)
 
     def swap(times: int) -> int:
@@ -326,7 +326,7 @@ def test_models_that_were_replaced_leave_no_memory_behind(
         for number in range(times):
             new = f"{times}-{number}"
             heavy(folder / "model.onnx", new)
-            until(lambda new=new: label(one, "heavy") == new)  # type: ignore[misc]
+            until(lambda new=new: label(service, "heavy") == new)  # type: ignore[misc]
         resident: int = process.memory_info().rss
         return resident
 
@@ -340,12 +340,12 @@ def test_sighup_takes_in_what_is_there(tmp_path: Path) -> None:
     models = tmp_path / "models"
     generation(models / "a" / "1" / "model.onnx", "first")
     flags = ["--model-repository", str(models), "--repository-poll-seconds", "0"]
-    with started(tmp_path, *flags) as server, client(server) as one:
+    with started(tmp_path, *flags) as server, client(server) as service:
         generation(models / "a" / "2" / "model.onnx", "second")
-        assert label(one, "a") == "first"
+        assert label(service, "a") == "first"
         server.process.send_signal(signal.SIGHUP)
-        until(lambda: label(one, "a") == "second")
-        listed = one.stub.ListModels(inference_service_pb2.ListModelsRequest(), timeout=10)
+        until(lambda: label(service, "a") == "second")
+        listed = service.stub.ListModels(inference_service_pb2.ListModelsRequest(), timeout=10)
         assert [(m.version, m.default_version) for m in listed.models] == [
             ("1", False),
             ("2", True),
@@ -358,8 +358,8 @@ def test_a_version_is_pinned(tmp_path: Path) -> None:
     generation(models / "a" / "1" / "model.onnx", "first")
     generation(models / "a" / "2" / "model.onnx", "second")
     flags = ["--model-repository", str(models), "--default-versions", "a=1"]
-    with started(tmp_path, *flags) as server, client(server) as one:
-        assert (label(one, ""), label(one, "a", "2")) == ("first", "second")
+    with started(tmp_path, *flags) as server, client(server) as service:
+        assert (label(service, ""), label(service, "a", "2")) == ("first", "second")
         done = sightline("ls", "--address", server.address)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
@@ -371,17 +371,17 @@ def test_a_version_is_pinned(tmp_path: Path) -> None:
 def test_a_device_that_dies_turns_the_server_not_serving_for_good(tmp_path: Path) -> None:
     models = tmp_path / "models"
     mortal_model(models / "mortal" / "1" / "model.onnx", runs=2)  # warm-up, and one call
-    with started(tmp_path, "--model-repository", str(models)) as server, client(server) as one:
-        one.infer(RED)
-        assert one.health() == "SERVING"
-        assert one.refusal(RED).reason == "MODEL_RUN_FAILED"
-        until(lambda: one.health() == "NOT_SERVING")
-        error = one.refusal(RED)
+    with started(tmp_path, "--model-repository", str(models)) as server, client(server) as service:
+        service.infer(RED)
+        assert service.health() == "SERVING"
+        assert service.refusal(RED).reason == "MODEL_RUN_FAILED"
+        until(lambda: service.health() == "NOT_SERVING")
+        error = service.refusal(RED)
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DEVICE_DEAD")
         # A new model does not bring it back: only a new process does.
         generation(models / "mortal" / "2" / "model.onnx", "new")
         server.process.send_signal(signal.SIGHUP)
         until(lambda: "loaded model mortal version 2" in server.log.read_text())
-        assert one.refusal(RED).reason == "DEVICE_DEAD"
-        assert one.health() == "NOT_SERVING"
+        assert service.refusal(RED).reason == "DEVICE_DEAD"
+        assert service.health() == "NOT_SERVING"
         assert server.stop() == 0

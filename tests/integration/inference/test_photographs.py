@@ -28,8 +28,8 @@ def served(yolo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inf
     version.mkdir(parents=True)
     (version / "model.onnx").symlink_to(yolo)
     flags = ["--model-repository", str(folder / "models")]
-    with started(folder, *flags) as server, client(server) as made:
-        yield made
+    with started(folder, *flags) as server, client(server) as connected:
+        yield connected
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def test_the_answer_is_the_model_s_own(
 ) -> None:
     own = OnnxYolo.load(yolo, SessionOptions(intra_op_threads=1))
     expected = own.detect(decode_image(photographs["bus"]))
-    found = served.infer(photographs["bus"]).results[0].detections
-    assert [each.class_id for each in found] == expected.class_id.tolist()
-    assert [each.confidence for each in found] == pytest.approx(expected.confidence.tolist())
-    boxes = [[b.x_min, b.y_min, b.x_max, b.y_max] for b in (each.box for each in found)]
+    detections = served.infer(photographs["bus"]).results[0].detections
+    assert [each.class_id for each in detections] == expected.class_id.tolist()
+    assert [each.confidence for each in detections] == pytest.approx(expected.confidence.tolist())
+    boxes = [[b.x_min, b.y_min, b.x_max, b.y_max] for b in (each.box for each in detections)]
     for box, want in zip(boxes, expected.xyxy.tolist(), strict=True):
         assert box == pytest.approx(want)
-    assert all(each.class_name == own.names[each.class_id] for each in found)
-    assert not any(each.HasField("track_id") for each in found)
+    assert all(each.class_name == own.names[each.class_id] for each in detections)
+    assert not any(each.HasField("track_id") for each in detections)

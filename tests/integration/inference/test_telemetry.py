@@ -72,10 +72,10 @@ class ScrapedService:
         while True:
             whole = self.server.log.read_text().rpartition("\n")[0].splitlines()
             lines = [json.loads(line) for line in whole]
-            found = [x for x in lines if x["event"] == "call" and x.get("trace_id") == trace_id]
-            if len(found) >= count:
-                assert len(found) == count
-                return found
+            samples = [x for x in lines if x["event"] == "call" and x.get("trace_id") == trace_id]
+            if len(samples) >= count:
+                assert len(samples) == count
+                return samples
             assert time.monotonic() < end, whole[-10:]
             time.sleep(0.01)
 
@@ -245,8 +245,8 @@ def test_what_callers_send_makes_no_new_series(watched: ScrapedService) -> None:
     def names() -> set[tuple[str, frozenset[tuple[str, str]]]]:
         return {key for key in watched.scrape() if "python" not in key[0]}
 
-    def send(which: Sequence[int]) -> None:
-        for i in which:
+    def send(select: Sequence[int]) -> None:
+        for i in select:
             watched.infer(RED, model=ModelHint(name=f"model-{i}", version=f"{i}"))
             watched.client.stub.Infer(ask(RED), timeout=30, metadata=bearer(f"caller-{i}"))
 

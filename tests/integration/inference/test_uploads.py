@@ -186,15 +186,15 @@ def test_the_same_content_is_stored_once(
 def test_a_reference_works_for_its_owner_only(owner: UploadCaller, other: UploadCaller) -> None:
     stored = owner.upload(BLUE)
     forged = stored.reference[:-1] + ("A" if stored.reference[-1] != "A" else "B")
-    told = [
+    refusals = [
         failure(lambda: caller.infer(inference_pb2.Image(reference=text)))  # noqa: B023
         for caller, text in ((other, stored.reference), (owner, forged), (owner, "what?"))
     ]
-    for error in told:
+    for error in refusals:
         assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "REFERENCE_UNKNOWN")
         assert [violation.field for violation in error.violations] == ["images[0].reference"]
         assert not error.retryable
-    assert len({str(error) for error in told}) == 1
+    assert len({str(error) for error in refusals}) == 1
 
 
 def test_a_bad_reference_fails_alone(owner: UploadCaller) -> None:

@@ -28,9 +28,9 @@ def _make_runs_wait() -> None:
     run = InferenceSession.run
 
     def waiting_run(session: InferenceSession, *arguments: Any, **keywords: Any) -> Any:
-        found = run(session, *arguments, **keywords)
+        outputs = run(session, *arguments, **keywords)
         time.sleep(float(session.get_modelmeta().custom_metadata_map.get(WAIT_SECONDS, 0.0)))
-        return found
+        return outputs
 
     InferenceSession.run = waiting_run
 

@@ -11,9 +11,9 @@ from inference_service.fair_threads import FairThreads
 
 @pytest.fixture
 def single() -> Iterator[FairThreads]:
-    made = FairThreads(1, "test")
-    yield made
-    made.close()
+    created = FairThreads(1, "test")
+    yield created
+    created.close()
 
 
 def test_callers_are_served_in_turn_and_each_in_its_own_order(single: FairThreads) -> None:

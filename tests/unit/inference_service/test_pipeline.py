@@ -125,9 +125,9 @@ async def test_many_images_are_refused_before_they_are_checked(
     """The model is busy, and its queue has four places."""
     checked: list[int] = []
 
-    def noting(request: inference_service_pb2.InferRequest, *given: Any) -> Any:
+    def noting(request: inference_service_pb2.InferRequest, *arguments: Any) -> Any:
         checked.append(len(request.images))
-        return check(request, *given)
+        return check(request, *arguments)
 
     check = validate.check
     monkeypatch.setattr(validate, "check", noting)

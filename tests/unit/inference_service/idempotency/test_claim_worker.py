@@ -51,9 +51,9 @@ async def test_callers_get_the_store_in_turn(monkeypatch: pytest.MonkeyPatch) ->
     store, order = HeldStore(), list[bytes]()
     claim = store.claim
 
-    def noting(key: bytes, **given: Any) -> Any:
+    def noting(key: bytes, **arguments: Any) -> Any:
         order.append(key)
-        return claim(key, **given)
+        return claim(key, **arguments)
 
     monkeypatch.setattr(store, "claim", noting)
     async with worker_on(store) as worker:

@@ -16,11 +16,11 @@ def heard() -> Heard:
 
 @pytest.fixture
 async def workers(heard: Heard) -> AsyncIterator[Workers]:
-    made = Workers(Admission(workers=1, queue_size=4), heard)
-    yield made
-    made.close()
-    assert made._members == {}
-    assert made._admission.depth == made._admission.running == 0
+    created = Workers(Admission(workers=1, queue_size=4), heard)
+    yield created
+    created.close()
+    assert created._members == {}
+    assert created._admission.depth == created._admission.running == 0
 
 
 @pytest.fixture

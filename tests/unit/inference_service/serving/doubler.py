@@ -1,4 +1,4 @@
-"""A model and work for it that a test can hold up, and who is told what becomes of it."""
+"""A model and work for it that a test can delay, and a listener that records events."""
 
 import asyncio
 import threading
@@ -74,7 +74,7 @@ class Number:
 
 
 class Heard:
-    """What a listener was told."""
+    """A listener that records its events."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -103,7 +103,7 @@ def results(ran: Sequence[MemberResult[Any]]) -> list[Any]:
 
 
 async def busy(workers: Workers, model: Doubler) -> "asyncio.Task[list[MemberResult[Any]]]":
-    """Returns a call that holds the only worker until `model.go` is set."""
+    """Return a call that holds the only worker until `model.go` is set."""
     model.hold()
     call = asyncio.create_task(workers.run([Number(0)], model, soon()))
     await until(model.began.is_set)

@@ -1,4 +1,4 @@
-"""Callers of all kinds before simulated workers, on a clock of their own: who is answered in time.
+"""Simulated callers of all kinds and workers, on a clock of their own.
 
 The admission is the real one. Runs take what the test says, so a flood of half a minute is over in
 a moment, and the same seed gives the same outcome. There is a processor for each worker; runs that
@@ -20,7 +20,7 @@ DECODE_SECONDS = 1e-8  # per pixel
 
 @dataclass(frozen=True)
 class FloodKind:
-    """What a caller asks for, again and again."""
+    """The requests that a caller sends repeatedly."""
 
     name: str
     rate: float
@@ -52,7 +52,7 @@ class FloodRequest:
 
 @dataclass
 class FloodOutcome:
-    """What became of the requests of one kind."""
+    """Outcomes of the requests of one kind."""
 
     asked: int = 0
     in_time: int = 0
@@ -67,7 +67,7 @@ class FloodOutcome:
 
 @dataclass(eq=False)
 class FloodRun:
-    """A run that is under way."""
+    """A run in progress."""
 
     left: float
     """Seconds of a processor."""

@@ -1,4 +1,4 @@
-"""Who gets a place and who does not, on a clock that the test moves."""
+"""Admission and refusal of requests, on a clock that the test moves."""
 
 import contextlib
 import heapq
@@ -21,11 +21,11 @@ def lane(
     max_wait: float = 0.0,
     instances: int | None = None,
 ) -> Lane:
-    """A lane of a model that has taken so long for one row, of late and again and again."""
-    made = Lane(max_rows, max_wait, instances)
-    for one in seconds:
-        made.estimates.learn(1, one, now)
-    return made
+    """Return a lane whose recent runs of one row took these seconds."""
+    created = Lane(max_rows, max_wait, instances)
+    for duration in seconds:
+        created.estimates.learn(1, duration, now)
+    return created
 
 
 def offer(
@@ -102,7 +102,7 @@ def test_a_request_is_admitted_whole_or_not_at_all() -> None:
 
 
 def busy_with(on: Lane, workers: int = 1) -> Admission:
-    """An admission with a free worker more, and one run of the lane."""
+    """Return an admission with one run of the lane and one free worker."""
     admission = Admission(workers=workers + 1, queue_size=8)
     offer(admission, deadline=1000, on=on)
     admission.take(0.0)
@@ -403,16 +403,16 @@ def test_who_is_admitted_is_in_time_if_runs_take_what_they_are_known_to(
 
 def long_run(admission: Admission, seconds: float = 2.0) -> list[Ticket]:
     """Return the run of another caller that has taken a worker."""
-    (ticket,) = made = [Ticket(100.0, lane(seconds), share=Share("flood"))]
-    admission.offer(made, 0.0)
+    (ticket,) = created = [Ticket(100.0, lane(seconds), share=Share("flood"))]
+    admission.offer(created, 0.0)
     assert taken(admission, 0.0) == [ticket]
-    return made
+    return created
 
 
 def short_run(admission: Admission, deadline: float, seconds: float = 0.1) -> Ticket:
     """Return what a caller has asked for that has a short run, at 0 s."""
-    (ticket,) = made = [Ticket(deadline, lane(seconds), share=Share("good"))]
-    admission.offer(made, 0.0)
+    (ticket,) = created = [Ticket(deadline, lane(seconds), share=Share("good"))]
+    admission.offer(created, 0.0)
     return ticket
 
 
@@ -479,9 +479,9 @@ def test_who_is_charged_twice_for_a_run_pays_once() -> None:
         admission.offer(second, number)
         for _ in range(2):
             admission.done(taken(admission, number), 0.0005)
-    one, other = admission._queue._idle.values()
-    assert one == pytest.approx(other, abs=0.0011)
-    assert one == pytest.approx(20 * 0.0005, abs=0.0021)
+    duration, other = admission._queue._idle.values()
+    assert duration == pytest.approx(other, abs=0.0011)
+    assert duration == pytest.approx(20 * 0.0005, abs=0.0021)
 
 
 def test_a_check_puts_nothing_into_the_queue() -> None:

@@ -1,4 +1,4 @@
-"""What is learned from runs, on a clock that the test moves."""
+"""Estimates learned from runs, on a clock that the test moves."""
 
 import pytest
 from hypothesis import given
@@ -9,8 +9,8 @@ from inference_service.serving.estimates import Estimates
 
 def known(*seconds: float, rows: int = 1, now: float = 0.0) -> Estimates:
     estimates = Estimates()
-    for one in seconds:
-        estimates.learn(rows, one, now)
+    for duration in seconds:
+        estimates.learn(rows, duration, now)
     return estimates
 
 

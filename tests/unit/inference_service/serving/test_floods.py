@@ -92,14 +92,14 @@ SEEDS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_caller_below_its_share_is_in_time_under_any_flood(seed: int) -> None:
-    made = flood(seed)
-    made.world.run([made.good, *made.others], made.seconds)
-    told = f"{made.good}, {made.others}: {made.world.outcomes}"
-    assert made.world.outcomes["good"].ratio >= SHARE, told
-    if made.overloaded:
-        assert made.world.busy >= GOODPUT * made.world.workers * made.seconds, told
-        useful = sum(each.worker_seconds for each in made.world.outcomes.values())
-        assert useful >= GOODPUT * made.world.busy, told
+    result = flood(seed)
+    result.world.run([result.good, *result.others], result.seconds)
+    summary = f"{result.good}, {result.others}: {result.world.outcomes}"
+    assert result.world.outcomes["good"].ratio >= SHARE, summary
+    if result.overloaded:
+        assert result.world.busy >= GOODPUT * result.world.workers * result.seconds, summary
+        useful = sum(each.worker_seconds for each in result.world.outcomes.values())
+        assert useful >= GOODPUT * result.world.busy, summary
 
 
 def test_calls_with_long_deadlines_do_not_delay_others() -> None:

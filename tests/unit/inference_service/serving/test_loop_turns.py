@@ -1,4 +1,4 @@
-"""Turns of calls that cost the event loop much."""
+"""Turns of calls that are expensive for the event loop."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -62,19 +62,19 @@ async def test_runs_teach_the_estimates(workers: Workers, model: Doubler) -> Non
 
 async def test_at_most_so_many_at_a_time(heard: Heard, model: Doubler) -> None:
     workers = Workers(Admission(workers=2, queue_size=8), heard)
-    now, most, lock = 0, 0, threading.Lock()
+    now, peak, lock = 0, 0, threading.Lock()
 
     def work() -> None:
-        nonlocal now, most
+        nonlocal now, peak
         with lock:
             now += 1
-            most = max(most, now)
+            peak = max(peak, now)
         time.sleep(0.01)
         with lock:
             now -= 1
 
     await workers.run([Number(1, on_prepare=work) for _ in range(8)], model, soon())
-    assert most == 2
+    assert peak == 2
     workers.close()
 
 

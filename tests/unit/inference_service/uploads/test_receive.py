@@ -132,9 +132,9 @@ async def test_callers_are_served_in_turn(
     order: list[str] = []
     begin = store.begin
 
-    def noting(owner: str, *given: Any) -> Any:
+    def noting(owner: str, *arguments: Any) -> Any:
         order.append(owner)
-        return begin(owner, *given)
+        return begin(owner, *arguments)
 
     monkeypatch.setattr(store, "begin", noting)
     store.hold["begin"] = threading.Event()
