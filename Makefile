@@ -18,7 +18,7 @@ PROTO := $(shell find proto -name '*.proto')
 CONSTRAINTS := constraints.txt
 TEST_EXTRAS := ingest,inference,ultralytics,video,metrics
 PACKAGES := edge ingest_service inference_service servicekit vision sightline
-SOURCES := $(PACKAGES) models examples bench tests proto
+SOURCES := $(PACKAGES) models examples bench tests proto docs
 
 # Generators and tools come from the virtual environment, so that buf finds its plugins.
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/$(TOOLS)/bin:$(PATH)
@@ -46,7 +46,7 @@ $(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(TEST_EXTRAS)]' --group test
+	$(BIN)/python -m pip install --quiet --editable '.[$(TEST_EXTRAS)]' --group test --group docs
 # ultralytics asks for opencv-python, which wants X and OpenGL libraries that a bare machine lacks.
 # The headless build brings the same module without them.
 	$(BIN)/python -m pip uninstall --quiet --yes opencv-python
@@ -119,7 +119,7 @@ next: $(VENV)/.test ## The store's tests on the newest DuckDB, beyond the bound 
 .PHONY: lint
 # The contract is compared with the last release, or else with its first commit: what a caller was
 # promised once is kept, however many commits ago.
-lint: $(VENV)/.test ## ruff, mypy --strict, buf lint, buf breaking, stubs current
+lint: $(VENV)/.test ## ruff, mypy --strict, buf lint, buf breaking, stubs current, docs
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
@@ -130,6 +130,12 @@ lint: $(VENV)/.test ## ruff, mypy --strict, buf lint, buf breaking, stubs curren
 	$(MAKE) --no-print-directory generate
 	@git diff --exit-code -- generated && test -z "$$(git ls-files --others --exclude-standard generated)" \
 	  || { echo "generated/ is not current: run make generate and commit"; exit 1; }
+	$(MAKE) --no-print-directory docs
+
+.PHONY: docs
+docs: $(VENV)/.test ## The documentation as a site, in build/site
+# --quiet would hide warnings from --strict. The theme warns of a MkDocs 2 that is not used here.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 .PHONY: generate
 generate: $(VENV)/.test ## Stubs from proto/ into generated/
@@ -152,7 +158,7 @@ soak: $(VENV)/.test compat ## Long campaigns
 constraints: ## Pin what is newest now
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	@PIP_CONSTRAINT= build/constraints/bin/pip install --quiet --upgrade pip
-	@PIP_CONSTRAINT= build/constraints/bin/pip install --quiet '.[$(TEST_EXTRAS)]' --group test hatchling editables
+	@PIP_CONSTRAINT= build/constraints/bin/pip install --quiet '.[$(TEST_EXTRAS)]' --group test --group docs hatchling editables
 	@{ echo "# What CI and make install, exactly. Written by make constraints."; \
 	   build/constraints/bin/pip freeze --exclude sightline-vision; } > $(CONSTRAINTS)
 

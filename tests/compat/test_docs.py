@@ -1,6 +1,5 @@
 """The commands that the documentation asks people to copy are run as they stand."""
 
-import re
 import subprocess
 from pathlib import Path
 
@@ -8,30 +7,30 @@ import pytest
 
 from models.plates import make_plate, to_jpeg
 from sightline.cli.processes import ServiceProcess
-from tests.compat.conftest import ROOT
 from tests.default_ports import moved
+from tests.pages import blocks
 
-PAGES = ("ingest", "inference")
-
-
-def commands(page: str) -> list[str]:
-    """Returns the grpcurl blocks of a page, as they are printed."""
-    text = (ROOT / "docs" / f"{page}.md").read_text()
-    return [
-        block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "grpcurl" in block
-    ]
+PAGES = {"ingest": "how-to/call-ingest.md", "inference": "how-to/call-inference.md"}
 
 
-@pytest.mark.parametrize("page", PAGES)
+def commands(service: str) -> list[str]:
+    """Returns the grpcurl blocks of a service's page, as they are printed."""
+    started, *rest = blocks(PAGES[service])
+    assert started.startswith(f"sightline serve {service} ")
+    assert all("grpcurl" in block for block in rest)
+    return rest
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_every_grpcurl_command_works(
-    page: str, grpcurl: str, request: pytest.FixtureRequest, tmp_path: Path
+    name: str, grpcurl: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    service: ServiceProcess = request.getfixturevalue(page)
+    service: ServiceProcess = request.getfixturevalue(name)
     (tmp_path / "part.jpg").write_bytes(to_jpeg(make_plate(3).image))
-    found = commands(page)
+    found = commands(name)
     assert len(found) >= 5
     for command in found:
-        here = moved(command, **{page: service.address})
+        here = moved(command, **{name: service.address})
         done = subprocess.run(
             ["bash", "-c", here],
             cwd=tmp_path,

@@ -1,4 +1,8 @@
-"""What docs/edge.md asks people to type is run as it stands, and its table says what there is."""
+"""What the pages about a node ask people to type is run as it stands.
+
+docs: tutorials/camera.md, how-to/python.md, how-to/troubleshoot.md. The tables of
+explanation/fallback.md and reference/errors.md say what there is.
+"""
 
 import json
 import os
@@ -13,32 +17,29 @@ from pathlib import Path
 
 import pytest
 from grpc import StatusCode
-from pydantic_core import PydanticUndefined
 
 from edge.decide.policy import Mode
 from edge.errors import EdgeError
-from edge.settings import EdgeSettings
 from servicekit.errors import SightlineError
 from tests.compat.conftest import ROOT
 from tests.default_ports import moved
 from tests.fakes.cameras import NetworkCamera, RtspCamera, camera
 from tests.integration.cli.terminal import environment
+from tests.pages import blocks, section
 from tests.unit.edge.sources.monitors import save_pictures, save_video
 
-PAGE = (ROOT / "docs/edge.md").read_text()
+CAMERA_PAGE = "tutorials/camera.md"
+PROGRAMS = blocks("how-to/python.md", "python")
+ERRORS = section("reference/errors.md", "Edge node")
 YOLO = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
 SIGHTLINE = f"{sys.executable} -c 'from sightline.cli.app import main; main()'"
 CAMERA = "rtsp://camera/stream"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-
-
-def command(start: str) -> str:
+def command(start: str, *, as_printed: bool = False) -> str:
     """The one command that starts so, as this interpreter runs it."""
-    (found,) = [block.strip() for block in blocks("sh") if block.startswith(start)]
-    return found.replace("sightline", SIGHTLINE, 1)
+    (found,) = [block.strip() for block in blocks(CAMERA_PAGE) if block.startswith(start)]
+    return f"{found}\n" if as_printed else found.replace("sightline", SIGHTLINE, 1)
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,14 @@ def network() -> Iterator[NetworkCamera]:
         yield made
 
 
-def test_every_command_of_the_page_is_tested() -> None:
-    starts = {block.split()[1] for block in blocks("sh")}
+def test_every_command_of_the_pages_is_tested() -> None:
+    starts = {block.split()[1] for block in blocks(CAMERA_PAGE)}
     assert starts == {"up", "log", "stats", "spool", "doctor"}
-    assert len(blocks("sh")) == 7
-    assert len(blocks("python")) == 5
+    assert len(blocks(CAMERA_PAGE)) == 7
+    assert blocks("how-to/troubleshoot.md") == [command("sightline doctor", as_printed=True)]
+    assert len(PROGRAMS) == 5
+    # The loop stands on the tutorial's page as well.
+    assert blocks(CAMERA_PAGE, "python") == PROGRAMS[:1]
 
 
 @pytest.mark.parametrize(("source", "pictures"), [("pictures/", 3), ("clip.mp4", 6)])
@@ -163,14 +167,14 @@ def printed(desk: Desk, program: str) -> list[str]:
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_node_programs_run(desk: Desk, number: int) -> None:
-    lines = printed(desk, blocks("python")[number])
+    lines = printed(desk, PROGRAMS[number])
     assert len(lines) == number
     assert all("device" in line for line in lines)
 
 
 def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
     targets = [desk.env[f"SIGHTLINE_EDGE_{name}_TARGET"] for name in ("INGEST", "INFERENCE")]
-    program = moved(blocks("python")[3], ingest=targets[0], inference=targets[1])
+    program = moved(PROGRAMS[4], ingest=targets[0], inference=targets[1])
     device = 'device_id="gate-1"'
     assert device in program
     program = program.replace(device, f'device_id="own", spool_dir="{desk.folder / "own"}"')
@@ -178,31 +182,31 @@ def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
 
 
 def test_an_error_tells_its_reason_and_its_tries(desk: Desk) -> None:
-    said, attempt = printed(desk, blocks("python")[4])
+    said, attempt = printed(desk, PROGRAMS[3])
     assert said == "IMAGE_FILE_UNREADABLE validation False"
     assert attempt.startswith("device at 0.0")
     assert "IMAGE_FILE_UNREADABLE after" in attempt
 
 
 def test_every_mode_is_in_the_table() -> None:
-    (section,) = re.findall(r"^## Who answers\n(.*?)^##", PAGE, re.MULTILINE | re.DOTALL)
-    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == ["mode", *Mode]
+    table = section("explanation/fallback.md", "Who answers")
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == ["mode", *Mode]
 
 
 def test_every_category_is_in_the_table_with_its_retryability() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| (yes|no) \|", PAGE, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \| (yes|no) \|", ERRORS, re.MULTILINE))
     errors = [SightlineError(code, "X", "x") for code in StatusCode if code is not StatusCode.OK]
     assert rows == {error.category: "yes" if error.retryable else "no" for error in errors}
 
 
 def test_every_error_of_the_family_is_in_the_table() -> None:
-    rows = re.findall(r"^\| `(\w+Error)` \|", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+Error)` \|", ERRORS, re.MULTILINE)
     assert sorted(rows) == sorted(one.__name__ for one in EdgeError.__subclasses__())
 
 
 @pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS has no yolov8n_int8.onnx")
 def test_the_loop_runs(desk: Desk) -> None:
-    program = moved(blocks("python")[0], ingest=desk.env["SIGHTLINE_EDGE_INGEST_TARGET"])
+    program = moved(PROGRAMS[0], ingest=desk.env["SIGHTLINE_EDGE_INGEST_TARGET"])
     for meant, here in (
         ("yolov8n.pt", str(YOLO)),
         (CAMERA, "clip.mp4"),
@@ -218,24 +222,10 @@ def test_the_loop_runs(desk: Desk) -> None:
         assert time.monotonic() < deadline
 
 
-def test_the_table_has_every_setting_with_its_default() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|[^|]*\|$", PAGE, re.MULTILINE)
-    settings = {name: default.strip() for name, _, default in rows}
-    fields = EdgeSettings.model_fields
-    assert set(settings) == set(fields)
-    for name, said in settings.items():
-        if name == "device_id":
-            continue
-        default = fields[name].default
-        assert default is not PydanticUndefined
-        assert said == _shown(default), name
-
-
-def _shown(default: object) -> str:
-    if default is None or default in ("", ()):
-        return ""
-    if isinstance(default, bool):
-        return f"`{str(default).lower()}`"
-    if isinstance(default, tuple):
-        return f"`{','.join(default)}`"
-    return f"`{default}`"
+def test_the_codes_of_each_category_are_in_the_table() -> None:
+    table = section("reference/errors.md", "What an error carries")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
+    codes = [code for code in StatusCode if code is not StatusCode.OK]
+    assert {code.name: rows[SightlineError(code, "X", "x").category] for code in codes} == {
+        code.name: row for row in rows.values() for code in codes if code.name in row.split(", ")
+    }

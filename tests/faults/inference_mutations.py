@@ -1,6 +1,7 @@
 """Damaged pictures and requests on their way into the inference service.
 
-What becomes of each is held against docs/inference.md, which says why a request can be refused.
+What becomes of each is held against docs/reference/errors.md, which says why a request can be
+refused.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from inference_service.uploads.parts import Header, Part
 from inference_service.validate import RequestLimits, check
 from servicekit.errors import SightlineError
 from tests.faults.inference_pictures import damaged_picture, pictures
+from tests.pages import section
 from tests.unit.inference_service.open_inference.networks import SIDE, loaded, network
 from tests.unit.ingest_service import wire
 from tests.unit.ingest_service.mutate import damaged, spoiled
@@ -42,7 +44,6 @@ LIMITS = RequestLimits(4, ImageLimits(max_bytes=200_000, max_pixels=1_000_000))
 """Those that the server of these campaigns is given."""
 SLOW_SECONDS = 5.0
 """Bound of one request; a busy machine needs a part of it."""
-_PAGE = Path(__file__).parents[2] / "docs/inference.md"
 
 
 @dataclass
@@ -70,8 +71,8 @@ class Tally:
 
 @cache
 def documented() -> frozenset[str]:
-    """Returns the reasons in the tables of docs/inference.md."""
-    rows = re.findall(r"^\|.*$", _PAGE.read_text(), re.MULTILINE)
+    """Returns the reasons in the tables of docs/reference/errors.md about inference."""
+    rows = re.findall(r"^\|.*$", section("reference/errors.md", "Inference service"), re.MULTILINE)
     return frozenset(reason for row in rows for reason in re.findall(r"`([A-Z][A-Z0-9_]+)`", row))
 
 

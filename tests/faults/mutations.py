@@ -1,7 +1,8 @@
 """Damaged messages on their way through the ingest service, beside good ones.
 
-What becomes of each is held against protobuf's own parser and against docs/ingest.md, which says
-why a message is refused, why a prediction is rejected, and where the service reads otherwise.
+What becomes of each is held against protobuf's own parser and against docs/reference/errors.md,
+which says why a message is refused, why a prediction is rejected, and where the service reads
+otherwise.
 """
 
 import itertools
@@ -28,6 +29,7 @@ from ingest_service.receive.headers import parse_header
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.protocol import Generation, Watermark
 from servicekit.errors import SightlineError
+from tests.pages import section
 from tests.unit.ingest_service import oracle, wire
 from tests.unit.ingest_service.mutate import hostile, mutated
 from tests.unit.ingest_service.samples import DECODERS, NOW, message, predictions, spool
@@ -37,7 +39,6 @@ GROUP = 100
 _GOOD = 20  # messages of a group that nothing is wrong with
 _STORED = 20  # one group of so many goes into a database
 _SLOW_SECONDS = 20.0
-_PAGE = Path(__file__).parents[2] / "docs/ingest.md"
 
 
 @dataclass
@@ -73,9 +74,8 @@ class Tally:
 
 
 def documented(title: str) -> set[str]:
-    """Returns the reasons in the table under a title of docs/ingest.md."""
-    _, _, rest = _PAGE.read_text().partition(f"### {title}\n")
-    rows = re.findall(r"^\| (`[^|]+) \|", rest.partition("\n#")[0], re.MULTILINE)
+    """Returns the reasons in the table under a title of docs/reference/errors.md."""
+    rows = re.findall(r"^\| (`[^|]+) \|", section("reference/errors.md", title), re.MULTILINE)
     return {reason for row in rows for reason in re.findall(r"`([A-Z0-9_]+)`", row)}
 
 

@@ -1,17 +1,148 @@
-"""The documentation points at files that exist."""
+"""The documentation: links lead somewhere, lines are short, the reference has all there is."""
 
 import re
 from pathlib import Path
 
 import pytest
+import typer.main
+
+import sightline
+from docs.generate import pages
+from edge.settings import EdgeSettings
+from inference_service.settings import InferenceSettings
+from ingest_service.settings import IngestSettings
+from models.plates import make_plate
+from sightline.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "models/README.md"]
+GENERATED = pages()
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
+WIDTH = 100
+TESTED = {
+    "how-to/backup.md": "tests/compat/test_operator_docs.py",
+    "how-to/call-inference.md": "tests/compat/test_docs.py",
+    "how-to/call-ingest.md": "tests/compat/test_docs.py",
+    "how-to/clocks.md": "tests/compat/test_operator_docs.py",
+    "how-to/export.md": "tests/compat/test_operator_docs.py",
+    "how-to/models.md": "tests/compat/test_operator_docs.py",
+    "how-to/monitor.md": "tests/compat/test_operator_docs.py",
+    "how-to/python.md": "tests/compat/test_edge_docs.py",
+    "how-to/query.md": "tests/compat/test_operator_docs.py",
+    "how-to/retention.md": "tests/compat/test_operator_docs.py",
+    "how-to/secure.md": "tests/integration/auth/test_docs.py",
+    "how-to/spool.md": "tests/integration/spool/test_commands.py",
+    "how-to/troubleshoot.md": "tests/compat/test_edge_docs.py",
+    "tutorials/camera.md": "tests/compat/test_edge_docs.py",
+    "tutorials/fallback.md": "tests/compat/test_tutorials.py",
+    "tutorials/laptop.md": "tests/compat/test_tutorials.py",
+}
+"""Where the commands and programs of each page are run."""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
-    local = [link for link in links if "://" not in link]
-    missing = [link for link in local if not (page.parent / link).exists()]
-    assert missing == []
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", _prose(page.read_text()))
+    local = [(page.parent / link).resolve() for link in links if "://" not in link]
+    made = {ROOT / "docs" / path for path in GENERATED}
+    assert [path for path in local if not path.exists() and path not in made] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_lines_are_short_where_no_table_or_link_prevents_it(page: Path) -> None:
+    long = [
+        line
+        for line in page.read_text().splitlines()
+        if len(line) > WIDTH and not line.startswith("|") and "](" not in line
+    ]
+    assert long == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_nothing_installs_the_package_of_somebody_else(page: Path) -> None:
+    """On the public index `sightline` is another project's."""
+    assert not re.search(r"pip install .*\bsightline(?!-vision)\b", page.read_text())
+
+
+def test_every_page_with_commands_has_a_test_that_runs_them() -> None:
+    with_commands = {
+        str(page.relative_to(ROOT / "docs"))
+        for page in ROOT.glob("docs/**/*.md")
+        if re.search(r"^```(sh|python)$", page.read_text(), re.MULTILINE)
+    }
+    assert with_commands == set(TESTED)
+    for page, test in TESTED.items():
+        assert page in (ROOT / test).read_text(), f"{test} does not name {page}"
+
+
+@pytest.mark.parametrize("part", [EdgeSettings, IngestSettings, InferenceSettings])
+def test_the_reference_has_every_setting(part: type) -> None:
+    page = GENERATED["reference/settings.md"]
+    fields = part.model_fields  # type: ignore[attr-defined]
+    assert [field for field in fields if f"| `{field}` |" not in page] == []
+
+
+def test_a_setting_has_its_default_and_its_bounds() -> None:
+    page = GENERATED["reference/settings.md"]
+    (row,) = [line for line in page.splitlines() if line.startswith("| `cloud_reserve_seconds` |")]
+    assert "| `1.0` |" in row
+    assert "At least 0, at most 3 600." in row
+
+
+def test_the_reference_has_every_command_and_option() -> None:
+    page = GENERATED["reference/commands.md"]
+
+    def check(group: object, path: str) -> None:
+        for child, command in group.commands.items():  # type: ignore[attr-defined]
+            heading = f"# {path} {child}\n"
+            assert heading in page
+            if hasattr(command, "commands"):
+                check(command, f"{path} {child}")
+            else:
+                own = page.partition(heading)[2].partition("\n#")[0]
+                flags = [opt for one in command.params for opt in one.opts if opt[:2] == "--"]
+                assert [flag for flag in flags if flag != "--help" and flag not in own] == []
+
+    check(typer.main.get_command(app), "sightline")
+
+
+def test_the_reference_has_every_rpc_message_and_field_with_its_comment() -> None:
+    page = GENERATED["reference/rpcs.md"]
+    for proto in ROOT.glob("proto/**/*.proto"):
+        code = re.sub(r"//.*", "", proto.read_text())
+        for kind, one in re.findall(r"\b(rpc|message|enum|service) (\w+)", code):
+            assert re.search(rf"^#+ (\w+\.)?{one}\b", page, re.MULTILINE), f"{kind} {one}"
+        for field in re.findall(r"(\w+) = \d+;", code):
+            assert f"| `{field}` |" in page, field
+    assert "| `confidence` | 3 | `float` | The model's confidence in [0, 1]. |" in page
+    assert "stream of [PredictionLogRequest](#sightline.ingest.v1.PredictionLogRequest)" in page
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = GENERATED["reference/python.md"]
+    named = re.findall(r"^::: sightline\.(\w+)$", page, re.MULTILINE)
+    assert sorted(named) == sorted(sightline.__all__)
+
+
+def test_links_within_a_generated_page_lead_to_its_headings() -> None:
+    page = GENERATED["reference/rpcs.md"]
+    anchors = set(re.findall(r"\{#([\w.]+)\}", page))
+    assert set(re.findall(r"\]\(#([\w.]+)\)", page)) <= anchors
+
+
+def test_the_sample_pictures_are_those_that_we_draw() -> None:
+    np = pytest.importorskip("numpy")
+    image = pytest.importorskip("PIL.Image")
+    found = sorted((ROOT / "examples/pictures").iterdir())
+    assert [path.name for path in found] == [f"plate-{seed}.jpg" for seed in range(1, 7)]
+    for seed, path in enumerate(found, 1):
+        drawn = make_plate(seed).image.astype(int)
+        with image.open(path) as picture:
+            assert np.abs(np.asarray(picture).astype(int) - drawn).mean() < 5
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The commands of docs/security.md, run as they stand, one after the other."""
+"""The commands of docs/how-to/secure.md, run as they stand, one after the other."""
 
 import json
 import os
@@ -14,10 +14,11 @@ import pytest
 from models.plates import make_plate, to_jpeg
 from tests.default_ports import NOBODY, moved
 from tests.integration.auth.services import stored
+from tests.pages import blocks, section, text
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "security.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+PAGE = text("reference/errors.md")
+BLOCKS = blocks("how-to/secure.md")
 
 
 class Shell:
@@ -119,7 +120,7 @@ def test_every_reason_is_on_the_page() -> None:
 
 
 def test_a_reason_of_the_page_is_a_reason_of_the_code() -> None:
-    table = PAGE.split("## What is refused")[1]
+    table = section("reference/errors.md", "Credentials and limits")
     code = "".join(
         path.read_text()
         for part in ("servicekit", "ingest_service", "edge")

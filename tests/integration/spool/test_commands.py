@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from edge.options import LogOptions
 from edge.spool.directories import fork_directories
 from sightline.cli.app import app
 from tests.integration.edge_log.ingest import serving
+from tests.pages import blocks
 
 ROOT = Path(__file__).parents[3]
 SIGHTLINE = [sys.executable, "-c", "from sightline.cli.app import main; main()"]
@@ -316,8 +316,7 @@ def test_help_has_an_example_and_json(command: str) -> None:
 
 
 def commands() -> list[str]:
-    page = (ROOT / "docs/spool.md").read_text()
-    return [one.strip() for one in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
+    return [block.strip() for block in blocks("how-to/spool.md")]
 
 
 @pytest.mark.parametrize("command", commands())

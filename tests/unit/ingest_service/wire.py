@@ -79,7 +79,7 @@ def write(fields: list[Field]) -> bytes:
 def oddities(data: bytes, of: Descriptor) -> set[str]:
     """Return the kinds of oddities in the bytes that no protobuf library writes.
 
-    They include all kinds that docs/ingest.md lists as differences of the decoders.
+    They include all kinds that docs/reference/errors.md lists as differences of the decoders.
     """
     odd: set[str] = set()
     # Both decoders refuse bytes that end early, and text that is not UTF-8.

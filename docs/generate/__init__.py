@@ -1,0 +1,16 @@
+"""Pages of the reference that are made from the code when the site is built.
+
+`pages` returns them all. They are not in the repository, so they cannot differ from the code.
+"""
+
+from docs.generate import commands, contract, public_names, settings
+
+
+def pages() -> dict[str, str]:
+    """Return the Markdown of each generated page, by its path below docs/."""
+    return {
+        "reference/settings.md": settings.page(),
+        "reference/commands.md": commands.page(),
+        "reference/rpcs.md": contract.page(),
+        "reference/python.md": public_names.page(),
+    }

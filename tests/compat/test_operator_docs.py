@@ -1,0 +1,237 @@
+"""What the pages for operators ask people to type is run as it stands.
+
+docs: how-to/backup.md, how-to/query.md, how-to/export.md, how-to/retention.md, how-to/clocks.md,
+how-to/monitor.md, how-to/models.md and reference/metrics.md.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from edge.metrics import NodeMetrics
+from sightline import (
+    Box,
+    Detection,
+    EdgeNode,
+    InferenceClient,
+    Policy,
+    Prediction,
+    PredictionLogger,
+)
+from sightline.cli.processes import ServiceProcess
+from tests.compat.conftest import ROOT
+from tests.default_ports import NOBODY
+from tests.pages import blocks, text
+
+PAGES = ("backup", "query", "export", "retention", "clocks", "monitor", "models")
+METRICS = "reference/metrics.md"
+
+
+class Desk:
+    """A folder with a model, and `sightline` on the path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        program = folder / "bin/sightline"
+        program.parent.mkdir()
+        program.write_text(f"#!{sys.executable}\nfrom sightline.cli.app import main\nmain()\n")
+        program.chmod(0o755)
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
+        self.env = {
+            **clean,
+            "PATH": f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'generated'}",
+            "SIGHTLINE_INGEST_LISTEN": "127.0.0.1:0",
+            "SIGHTLINE_EDGE_INGEST_TARGET": NOBODY,
+            "SIGHTLINE_EDGE_INFERENCE_TARGET": NOBODY,
+        }
+
+    def type(self, block: str) -> str:
+        """Types a block to its end, and returns what is on stdout."""
+        done = subprocess.run(
+            ["bash", "-euc", block],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    @contextmanager
+    def serving(self, block: str) -> Iterator[dict[str, str]]:
+        """Types a block that serves; yields the line that says it is ready."""
+        with subprocess.Popen(
+            ["bash", "-euc", f"exec {block.strip()}"],
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as service:
+            assert service.stdout
+            ready = json.loads(service.stdout.readline())
+            self.env["SIGHTLINE_EDGE_INGEST_TARGET"] = ready["address"]
+            yield ready
+            service.terminate()
+            assert service.wait(30) == 0
+
+    def logger(self, ingest: str) -> PredictionLogger:
+        """Returns the logger of a device of this folder."""
+        return PredictionLogger(ingest, device_id="gate-1", spool_dir=self.folder / "spool")
+
+    def database(self) -> Path:
+        """Makes `sightline.duckdb` with ten predictions, one of which breaks a rule."""
+        database = self.folder / "sightline.duckdb"
+        flags = ["--listen", "127.0.0.1:0", "--database", str(database)]
+        found = Detection(1, "pit", 0.95, Box(1, 2, 3, 4))
+        with (
+            ServiceProcess("ingest_service", flags) as service,
+            self.logger(service.address) as log,
+        ):
+            for number in range(10):
+                confident = Detection(1, "pit", 2.0, None) if number == 9 else found
+                log(Prediction(f"part-{number}", "plates", detections=(confident,)))
+            assert log.flush(20, until="committed")
+        return database
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_every_page_with_commands_is_tested_here() -> None:
+    counts = {page: len(blocks(f"how-to/{page}.md")) for page in PAGES}
+    assert counts == dict(zip(PAGES, (2, 1, 1, 1, 1, 1, 2), strict=True))
+
+
+def test_a_backup_is_taken_queried_and_put_back(desk: Desk) -> None:
+    backup, restore = blocks("how-to/backup.md")
+    (query,) = blocks("how-to/query.md")
+    database = desk.database()
+    assert query.startswith(backup.strip())
+    with desk.serving(f"sightline serve ingest --database {database}"):
+        assert re.search(r"gate-1\W+9\b", desk.type(query))
+    for file in desk.folder.glob("sightline.duckdb*"):
+        file.unlink()
+    assert json.loads(desk.type(restore))["predictions"] == 9
+    with duckdb.connect(str(database), read_only=True) as connection:
+        assert connection.sql("SELECT count(*) FROM predictions").fetchone() == (9,)
+
+
+def test_every_query_of_the_pages_runs(desk: Desk) -> None:
+    queries = blocks("how-to/query.md", "sql") + blocks("reference/schema.md", "sql")
+    assert len(queries) >= 7
+    with duckdb.connect(str(desk.database()), read_only=True) as connection:
+        rows = [connection.sql(query).to_arrow_table().to_pylist() for query in queries]
+    assert len(rows[0]) == 9  # a row for each object that was found
+    broken = {"reason": "CONFIDENCE_OUT_OF_RANGE", "field": "detections[0].confidence"}
+    assert rows[3] == [{**broken, "predictions": 1}]
+    assert rows[-1] == []  # the books balance
+
+
+def test_an_export_is_read(desk: Desk) -> None:
+    (export,) = blocks("how-to/export.md")
+    (query,) = blocks("how-to/export.md", "sql")
+    desk.database()
+    desk.type(export)
+    there = query.replace("DIR", str(desk.folder / "DIR"))
+    ((_, device, count),) = duckdb.sql(there).fetchall()
+    assert (device, count) == ("gate-1", 9)
+
+
+def test_what_a_wrong_clock_did_is_corrected(desk: Desk) -> None:
+    (readmit,) = blocks("how-to/clocks.md")
+    (retain,) = blocks("how-to/retention.md")
+    desk.database()
+    assert json.loads(desk.type(readmit))["readmitted"] == 0
+    with desk.serving(retain):
+        assert json.loads(desk.type("sightline stats --json"))["total_predictions"] == 9
+
+
+def test_a_model_is_checked_added_listed_and_calibrated(desk: Desk) -> None:
+    add, calibrate = blocks("how-to/models.md")
+    model = desk.folder / "best.onnx"
+    shutil.copy(ROOT / "models/repository/plates/1/model.onnx", model)
+    (desk.folder / "models/repository").mkdir(parents=True)
+    assert "parts" in desk.type(add)
+    shutil.rmtree(desk.folder / "models/repository/parts")
+    folder = desk.folder / "models/repository/parts/1"
+    folder.mkdir(parents=True)
+    _classifier(folder)
+    _labelled(desk.folder / "labelled")
+    assert "temperature" in desk.type(calibrate)
+    assert "temperature" in (folder / "model.yaml").read_text()
+
+
+def _classifier(folder: Path) -> None:
+    """Writes a network that is far too sure whether a picture is bright."""
+    side = 8
+    weights = np.array([[-40, 40], [-40, 40], [-40, 40]], np.float32)
+    constants = [
+        numpy_helper.from_array(weights, "w"),
+        numpy_helper.from_array(np.array([60, -60], np.float32), "b"),
+    ]
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w", "b"], ["scores"]),
+    ]
+    shapes = [("images", [1, 3, side, side]), ("scores", [1, 2])]
+    images, scores = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes
+    )
+    graph = helper.make_graph(nodes, "bright", [images], [scores], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    (folder / "model.yaml").write_text("task: classify\nlabels: [dark, bright]\ntop_k: 2\n")
+
+
+def _labelled(folder: Path) -> None:
+    """Writes pictures of both kinds, some of them on the other's side."""
+    random = np.random.default_rng(0)
+    for label, middle in (("dark", 110), ("bright", 145)):
+        (folder / label).mkdir(parents=True)
+        for number, level in enumerate(random.normal(middle, 30, 60).clip(0, 255)):
+            Image.new("RGB", (8, 8), (int(level),) * 3).save(folder / label / f"{number}.png")
+
+
+def _metrics(address: str) -> set[str]:
+    """The names of ours that a process serves, as Prometheus knows them."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    names = {line.split()[2] for line in lines if line.startswith("# TYPE sightline_")}
+    return {name for name in names if not name.endswith("_created")}
+
+
+def test_every_metric_is_on_the_page_and_every_one_of_the_page_is_served(desk: Desk) -> None:
+    (serve,) = blocks("how-to/monitor.md")
+    assert ":9464" in serve
+    with desk.serving(serve.replace(":9464", ":0")) as ready:
+        served = _metrics(ready["metrics_address"])
+    flags = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+    repository = ["--model-repository", str(ROOT / "models/repository")]
+    with ServiceProcess("inference_service", [*flags, *repository]) as service:
+        served |= _metrics(str(service.ready["metrics_address"]))
+    with (
+        EdgeNode(None, InferenceClient(NOBODY), desk.logger(NOBODY), Policy()) as node,
+        closing(NodeMetrics("127.0.0.1:0", node.stats)) as metrics,
+    ):
+        served |= _metrics(metrics.address)
+    documented = set(re.findall(r"`(sightline_\w+)`", text(METRICS)))
+    assert documented == served
