@@ -62,6 +62,14 @@ def test_lines_are_short_where_no_table_or_link_prevents_it(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_figures_are_in_tables(page: Path) -> None:
+    paragraphs = _prose(page.read_text()).split("\n\n")
+    figures = {part: re.findall(r"(?<![\w-])\d[\d.,]*", part) for part in paragraphs}
+    full = [part for part, found in figures.items() if len(found) >= 20 and part[0] != "|"]
+    assert full == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_nothing_installs_the_package_of_somebody_else(page: Path) -> None:
     """On the public index `sightline` is another project's."""
     assert not re.search(r"pip install .*\bsightline(?!-vision)\b", page.read_text())

@@ -1,0 +1,122 @@
+"""What docs/how-to/logger.md tells those who write a logger of their own."""
+
+import queue
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from sightline.ingest.v1 import ingest_service_pb2 as messages
+
+from tests.integration.ingest.conftest import Start
+from tests.integration.ingest.process import PATIENCE, Server, refused
+from tests.pages import section
+from tests.unit.ingest_service.samples import SPOOL, header, prediction, predictions, request
+
+PAGE = "how-to/logger.md"
+
+
+class Stream:
+    """A stream that stays open between its messages."""
+
+    def __init__(self, server: Server, pool: ThreadPoolExecutor) -> None:
+        self._messages: queue.Queue[messages.PredictionLogRequest | None] = queue.Queue()
+        self._answer: Future[messages.PredictionLogResponse] = pool.submit(
+            lambda: server.stub.PredictionLog(self._sent(), timeout=PATIENCE)
+        )
+
+    def _sent(self) -> Iterator[messages.PredictionLogRequest]:
+        while (message := self._messages.get()) is not None:
+            yield message
+
+    def send(self, message: messages.PredictionLogRequest) -> None:
+        self._messages.put(message)
+
+    def close(self) -> messages.PredictionLogResponse:
+        """Half-closes, and returns the answer."""
+        self._messages.put(None)
+        return self._answer.result(PATIENCE)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as made:
+        yield made
+
+
+def committed(server: Server, through: int) -> None:
+    for _ in range(1000):
+        if server.watermark(SPOOL) == through:
+            return
+    pytest.fail(f"never committed through {through}")
+
+
+def test_two_streams_of_a_spool_store_nothing_twice(
+    server: Server, pool: ThreadPoolExecutor
+) -> None:
+    one = Stream(server, pool)
+    one.send(request(*predictions(1, 5), head=header()))
+    committed(server, 5)
+    other = server.log_messages(request(*predictions(1, 8), head=header()))
+    assert (other.accepted, other.duplicates, other.committed_through) == (3, 5, 8)
+    one.send(request(*predictions(6, 10)))
+    answer = one.close()
+    assert (answer.accepted, answer.duplicates, answer.committed_through) == (7, 3, 10)
+    server.stop()
+    server.assert_exactly_once({SPOOL: 10})
+
+
+def test_the_stream_that_is_ahead_ends_with_a_hole(
+    server: Server, pool: ThreadPoolExecutor
+) -> None:
+    one = Stream(server, pool)
+    one.send(request(*predictions(1, 5), head=header()))
+    committed(server, 5)
+    with refused() as errors:
+        server.log_messages(request(*predictions(7, 9), head=header()))
+    assert (errors[0].reason, errors[0].metadata["expected_sequence"]) == ("SEQUENCE_HOLE", "6")
+    one.send(request(*predictions(6, 9)))
+    assert one.close().committed_through == 9
+
+
+def test_a_silent_stream_ends_and_says_what_is_committed(
+    start: Start, pool: ThreadPoolExecutor
+) -> None:
+    server = start("--receive-timeout-seconds", "1")
+    silent = Stream(server, pool)
+    silent.send(request(*predictions(1, 5), head=header()))
+    with refused() as errors:
+        silent._answer.result(PATIENCE)
+    silent._messages.put(None)
+    assert errors[0].reason == "MESSAGE_STALLED"
+    assert errors[0].metadata["committed_through"] == "5"
+    assert server.log_messages(request(*predictions(6, 9), head=header())).committed_through == 9
+
+
+def test_a_stream_without_a_deadline_gets_the_default_one(start: Start) -> None:
+    server = start("--default-deadline-seconds", "1")
+
+    def slow() -> Iterator[messages.PredictionLogRequest]:
+        yield request(*predictions(1, 5), head=header())
+        committed(server, 5)
+        for first in range(6, 1_000_000):
+            yield request(*predictions(first, first))
+
+    with refused() as errors:
+        server.stub.PredictionLog(slow())
+    assert errors[0].code.name == "DEADLINE_EXCEEDED"
+
+
+def test_what_the_page_calls_final_is_not_retryable_and_the_rest_is(server: Server) -> None:
+    table = section(PAGE, "Which codes are final")
+    server.log_messages(request(*predictions(1, 5), head=header()))
+    sent = {
+        "SEQUENCE_HOLE": request(*predictions(9, 9), head=header()),
+        "SEQUENCE_CONFLICT": request(prediction(1, image_id="another"), head=header()),
+        "INVALID_FIELD": request(*reversed(predictions(6, 7)), head=header()),
+    }
+    for reason, message in sent.items():
+        assert f"`{reason}`" in table
+        with refused() as errors:
+            server.log_messages(message)
+        assert errors[0].reason == reason
+        assert not errors[0].retryable
