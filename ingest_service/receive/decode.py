@@ -1,7 +1,7 @@
 """The interface of a decoder, which turns the bytes of messages into Arrow columns.
 
 There are two implementations, `PtarsDecoder` and `ProtobufDecoder`. They refuse the same messages
-and return the same columns, except for the bytes listed in docs/ingest.md.
+and return the same columns, except for the bytes listed in docs/reference/errors.md.
 """
 
 from collections.abc import Sequence

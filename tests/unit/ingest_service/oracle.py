@@ -17,9 +17,9 @@ from sightline.types.v1.prediction_pb2 import Detection
 
 Columns = dict[str, list[Any]]
 PTARS_READS = {"long tag", "long length", "another end", "deep group"}
-"""Kinds of bytes that ptars reads and protobuf refuses, as docs/ingest.md says."""
+"""Kinds of bytes that ptars reads and protobuf refuses, as docs/reference/errors.md says."""
 PROTOBUF_READS = {"number 0"}
-"""Kinds of bytes that protobuf reads and ptars refuses, as docs/ingest.md says."""
+"""Kinds of bytes that protobuf reads and ptars refuses, as docs/reference/errors.md says."""
 MERGED = {"captured_at", "inference_time", "detections", "gaps"}
 """Columns in which protobuf merges a repeated message, while ptars keeps the last one."""
 _LARGEST = 2**63 - 1

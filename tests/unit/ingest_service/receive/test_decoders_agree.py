@@ -1,6 +1,6 @@
 """Both decoders refuse the same bytes, and return the same columns for all others.
 
-The only exceptions are kinds of bytes that docs/ingest.md lists.
+The only exceptions are kinds of bytes that docs/reference/errors.md lists.
 """
 
 import random
