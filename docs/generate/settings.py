@@ -46,36 +46,35 @@ def page() -> str:
     ]
     parts = [
         INTRO,
-        *_section("Edge node", "edge", "", EdgeSettings, list(EdgeSettings.model_fields)),
+        *section("Edge node", "edge", "", EdgeSettings, list(EdgeSettings.model_fields)),
     ]
     both = "Both services have these settings, each under its own variable."
-    parts += _section("Both services", "<part>", both, ServerSettings, shared)
+    parts += section("Both services", "<part>", both, ServerSettings, shared)
     for title, cls in (("Ingest service", own[0]), ("Inference service", own[1])):
         names = [name for name in cls.model_fields if name not in shared]
-        parts += _section(title, cls.part, "", cls, names)
+        parts += section(title, cls.part, "", cls, names)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _section(
+def section(
     title: str, part: str, text: str, cls: type[Settings], names: list[str]
 ) -> Iterator[str]:
+    """Yield the section of some settings: in two groups where some of them are basic."""
     yield f"## {title}"
     yield text
     yield f"Variables: `SIGHTLINE_{part.upper()}_<NAME>`. Table in `sightline.toml`: `[{part}]`."
-    fields = {name: cls.model_fields[name] for name in names}
-    advanced = {name: field for name, field in fields.items() if is_advanced(field)}
-    first = {name: field for name, field in fields.items() if name not in advanced}
-    for heading, group in ((f"{title}: first settings", first), (f"{title}: advanced", advanced)):
-        if group:
-            yield f"### {heading}" if advanced else ""
-            rows = [_row(name, field) for name, field in group.items()]
-            yield table(("setting", "default", "what it sets"), rows)
+    basic = [name for name in names if is_basic(cls.model_fields[name])]
+    groups = [("first settings", basic), ("advanced", [n for n in names if n not in basic])]
+    for heading, group in groups if basic else [("", names)]:
+        yield f"### {title}: {heading}" if heading else ""
+        rows = [_row(name, cls.model_fields[name]) for name in group]
+        yield table(("setting", "default", "what it sets"), rows)
 
 
-def is_advanced(field: FieldInfo) -> bool:
-    """Return True if a setting belongs to the group that few users change."""
+def is_basic(field: FieldInfo) -> bool:
+    """Return True if a setting belongs to the short first group of `--help` and of this page."""
     extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("advanced"))
+    return isinstance(extra, dict) and extra.get("basic") is True
 
 
 def _row(name: str, field: FieldInfo) -> tuple[str, str, str]:

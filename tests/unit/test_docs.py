@@ -2,16 +2,19 @@
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import typer.main
+from pydantic import Field
 
 import sightline
-from docs.generate import pages
+from docs.generate import pages, settings
 from edge.settings import EdgeSettings
 from inference_service.settings import InferenceSettings
 from ingest_service.settings import IngestSettings
 from models.plates import make_plate
+from servicekit.settings import Settings
 from sightline.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +101,22 @@ def test_a_setting_has_its_default_and_its_bounds() -> None:
     (row,) = [line for line in page.splitlines() if line.startswith("| `cloud_reserve_seconds` |")]
     assert "| `1.0` |" in row
     assert "At least 0, at most 3 600." in row
+
+
+class _Grouped(Settings):
+    part: ClassVar[str] = "edge"
+
+    target: str = Field("here", description="address", json_schema_extra={"basic": True})
+    patience: float = Field(1.5, gt=0, description="time to wait, s")
+
+
+def test_settings_are_shown_in_a_first_and_an_advanced_group() -> None:
+    page = "\n".join(settings.section("Part", "edge", "", _Grouped, ["target", "patience"]))
+    _, first, advanced = page.split("### ")
+    assert first.startswith("Part: first settings\n")
+    assert "| `target` | `here` | address. |" in first
+    assert advanced.startswith("Part: advanced\n")
+    assert "| `patience` | `1.5` | time to wait, s. Above 0. |" in advanced
 
 
 def test_the_reference_has_every_command_and_option() -> None:
