@@ -172,6 +172,17 @@ def test_the_node_programs_run(desk: Desk, number: int) -> None:
     assert all("device" in line for line in lines)
 
 
+def test_the_program_of_the_readme_runs(desk: Desk) -> None:
+    (program,) = blocks("../README.md", "python")
+    assert len(program.splitlines()) <= 10
+    for meant, here in (("part-0001.jpg", "pictures/part-0001.jpg"), (CAMERA, "clip.mp4")):
+        assert meant in program
+        program = program.replace(meant, here)
+    first, *rest = printed(desk, program)
+    assert first == "device None"
+    assert len(rest) >= 6  # the frames of the clip
+
+
 def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
     targets = [desk.env[f"SIGHTLINE_EDGE_{name}_TARGET"] for name in ("INGEST", "INFERENCE")]
     program = moved(PROGRAMS[4], ingest=targets[0], inference=targets[1])

@@ -38,8 +38,8 @@ AT_ONCE = 32
 OPEN_SERVICE = "inference.GRPCInferenceService"
 HANG_SECONDS = 30.0
 _SHARED = [
-    f"servicekit/{name}.py"
-    for name in ("gate", "in_flight", "interceptors", "limits", "vision/images")
+    *(f"servicekit/calls/{name}.py" for name in ("gate", "in_flight", "interceptors", "limits")),
+    "vision/images.py",
 ]
 _NOBODY_GETS = {
     *("MODEL_FILE_INVALID", "MODEL_FILE_MISSING", "MODEL_METADATA_INVALID", "MODEL_UNSUPPORTED"),
