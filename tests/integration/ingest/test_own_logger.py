@@ -8,7 +8,7 @@ import pytest
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 
 from tests.integration.ingest.conftest import Start
-from tests.integration.ingest.process import PATIENCE, Server, refused
+from tests.integration.ingest.process import PATIENCE, IngestProcess, refused
 from tests.pages import section
 from tests.unit.ingest_service.samples import SPOOL, header, prediction, predictions, request
 
@@ -18,7 +18,7 @@ PAGE = "how-to/logger.md"
 class Stream:
     """A stream that stays open between its messages."""
 
-    def __init__(self, server: Server, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, server: IngestProcess, pool: ThreadPoolExecutor) -> None:
         self._messages: queue.Queue[messages.PredictionLogRequest | None] = queue.Queue()
         self._answer: Future[messages.PredictionLogResponse] = pool.submit(
             lambda: server.stub.PredictionLog(self._sent(), timeout=PATIENCE)
@@ -43,7 +43,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield made
 
 
-def committed(server: Server, through: int) -> None:
+def committed(server: IngestProcess, through: int) -> None:
     for _ in range(1000):
         if server.watermark(SPOOL) == through:
             return
@@ -51,7 +51,7 @@ def committed(server: Server, through: int) -> None:
 
 
 def test_two_streams_of_a_spool_store_nothing_twice(
-    server: Server, pool: ThreadPoolExecutor
+    server: IngestProcess, pool: ThreadPoolExecutor
 ) -> None:
     one = Stream(server, pool)
     one.send(request(*predictions(1, 5), head=header()))
@@ -66,7 +66,7 @@ def test_two_streams_of_a_spool_store_nothing_twice(
 
 
 def test_the_stream_that_is_ahead_ends_with_a_hole(
-    server: Server, pool: ThreadPoolExecutor
+    server: IngestProcess, pool: ThreadPoolExecutor
 ) -> None:
     one = Stream(server, pool)
     one.send(request(*predictions(1, 5), head=header()))
@@ -106,7 +106,7 @@ def test_a_stream_without_a_deadline_gets_the_default_one(start: Start) -> None:
     assert errors[0].code.name == "DEADLINE_EXCEEDED"
 
 
-def test_what_the_page_calls_final_is_not_retryable_and_the_rest_is(server: Server) -> None:
+def test_what_the_page_calls_final_is_not_retryable_and_the_rest_is(server: IngestProcess) -> None:
     table = section(PAGE, "Which codes are final")
     server.log_messages(request(*predictions(1, 5), head=header()))
     sent = {
