@@ -109,8 +109,19 @@ check: $(VENV)/.test ## What one runs while thinking: style, types and unit test
 	wait $$types && exit $$tests
 
 .PHONY: test
+# Two processes run the tests, except for those that measure time or memory: these run afterwards,
+# one by one. With PYTEST_ARGS everything runs in one process, in order.
 test: $(VENV)/.test compat ## Every test; PYTEST_ARGS="-k name" picks
+ifeq ($(PYTEST_ARGS),)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not soak and not alone"
+	$(BIN)/python -m pytest -m "alone and not soak"
+else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
+
+.PHONY: coverage
+coverage: $(VENV)/.test ## Lines that the unit tests run, in percent of each package
+	$(BIN)/python -m pytest tests/unit -q -n 2 --dist loadfile -m "not soak and not slow" $(addprefix --cov=,$(PACKAGES)) --cov-report=term:skip-covered
 
 .PHONY: next
 next: $(VENV)/.test ## The store's tests on the newest DuckDB, beyond the bound in pyproject.toml

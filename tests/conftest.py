@@ -1,7 +1,11 @@
-"""What holds for every test."""
+"""Settings of every test, and the table of fault campaigns at the end of a run."""
 
+import pytest
 from hypothesis import settings
+from rich.console import Console
+from rich.table import Table
 
+from tests.faults.campaign import Campaign
 from tests.signals import start_children_with_defaults
 
 # How long an example takes says how busy the machine is; pytest-timeout ends what hangs.
@@ -9,3 +13,25 @@ settings.register_profile("sightline", deadline=None)
 settings.load_profile("sightline")
 
 start_children_with_defaults()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the campaigns in `tests/faults` did, in whichever process they ran."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    campaigns = [
+        Campaign(**value)
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for key, value in report.user_properties
+        if key == "campaign"
+    ]
+    if not campaigns:
+        return
+    table = Table("campaign", "runs", "lost", "doubled", "undeclared", "note", title="Faults")
+    for campaign in campaigns:
+        counts = (campaign.runs, campaign.lost, campaign.doubled, campaign.undeclared)
+        table.add_row(campaign.name, *map(str, counts), campaign.note)
+    console = Console(width=120)
+    with console.capture() as text:
+        console.print(table)
+    terminalreporter.write(text.get())

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import pytest
-
 
 @dataclass(frozen=True)
 class Campaign:
@@ -26,6 +24,3 @@ class Campaign:
     def clean(self) -> bool:
         """Whether the log kept its word."""
         return not (self.lost or self.doubled or self.undeclared)
-
-
-REPORTED = pytest.StashKey[list[Campaign]]()
