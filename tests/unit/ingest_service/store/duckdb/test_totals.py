@@ -145,7 +145,7 @@ def test_totals_are_those_of_the_rows(
     store.close()
 
 
-class Counting:
+class CountingCursor:
     """A cursor that counts the statements which it runs."""
 
     def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
@@ -170,7 +170,7 @@ def test_the_totals_of_a_block_take_two_statements(path: Path) -> None:
         assert {kind for kind, *_ in before} == set(totals.KINDS)
         with contextlib.closing(store._cursor()) as cursor:
             cursor.execute("DELETE FROM totals")
-            counting: Any = Counting(cursor)
+            counting: Any = CountingCursor(cursor)
             totals.add_blocks(counting, 0, 2**52)
         assert rows(store, kept) == before
         assert counting.count == 2
