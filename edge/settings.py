@@ -23,6 +23,7 @@ from edge.options import (
     StreamSize,
 )
 from servicekit.settings import (
+    BASIC,
     Address,
     ClientTlsSettings,
     OptionalPath,
@@ -53,17 +54,21 @@ class EdgeSettings(ClientTlsSettings):
 
     # Logging: memory -> spool -> ingest service. Defaults and bounds are those of `LogOptions`.
     ingest_target: Address = Field(
-        "127.0.0.1:50051", description="address of the ingest service: host:port or unix:path"
+        "127.0.0.1:50051",
+        description="address of the ingest service: host:port or unix:path",
+        json_schema_extra=BASIC,
     )
     device_id: str = Field(
         default_factory=socket.gethostname,
         min_length=1,
         max_length=256,
         description="name of this device, unique in the fleet; default: the host's name",
+        json_schema_extra=BASIC,
     )
     spool_dir: OptionalPath = Field(
         None,
         description="folder of the spool; default: sightline/<device_id> in the state folder",
+        json_schema_extra=BASIC,
     )
     api_key: SecretStr | None = Field(
         None, description="API key or JWT for both services; default: none"
@@ -72,6 +77,7 @@ class EdgeSettings(ClientTlsSettings):
         None,
         description="file with the API key or JWT, instead of api_key; it is read for every call,"
         " so it can be replaced at any time",
+        json_schema_extra=BASIC,
     )
     on_full: OnFull = Field("drop_oldest", description="what log() does when memory is full")
     memory_predictions: MemoryPredictions = Field(
@@ -128,16 +134,19 @@ class EdgeSettings(ClientTlsSettings):
         description="mode of inference: auto (the device, the cloud if it fails), device, cloud,"
         " cascade (also the cloud if the device is unsure) or hedged (also the cloud if the device"
         " is slow)",
+        json_schema_extra=BASIC,
     )
     inference_target: Address = Field(
         default="127.0.0.1:50052",
         description="address of the inference service: host:port or unix:path",
+        json_schema_extra=BASIC,
     )
     timeout_seconds: float = Field(
         default=8.0,
         gt=0,
         le=3600,
         description="time budget of one image, for the device and the cloud together, s",
+        json_schema_extra=BASIC,
     )
     cloud_reserve_seconds: float = Field(
         default=1.0,
@@ -194,6 +203,7 @@ class EdgeSettings(ClientTlsSettings):
     device_model: OptionalPath = Field(
         default=None,
         description="model file on the device; default: none, the cloud answers",
+        json_schema_extra=BASIC,
     )
     device_model_name: str = Field(
         default="",
@@ -206,7 +216,7 @@ class EdgeSettings(ClientTlsSettings):
         description="version of device_model in the log; empty: derived from its SHA-256",
     )
     detector: Literal["onnx", "ultralytics"] = Field(
-        default="onnx", description="runtime of device_model"
+        default="onnx", description="runtime of device_model", json_schema_extra=BASIC
     )
     device_tracker: Literal["", "bytetrack", "botsort"] = Field(
         default="",
@@ -261,6 +271,7 @@ class EdgeSettings(ClientTlsSettings):
         ge=0,
         le=1,
         description="minimum confidence of a detection; default: that of each model",
+        json_schema_extra=BASIC,
     )
     iou_threshold: float | None = Field(
         default=None,
@@ -278,6 +289,7 @@ class EdgeSettings(ClientTlsSettings):
     defect_classes: Words = Field(
         default=(),
         description="classes that are defects, comma-separated; empty: log no defect_detected",
+        json_schema_extra=BASIC,
     )
 
     metrics_listen: OptionalTcpAddress = Field(

@@ -11,11 +11,12 @@ from inference_service.assemble import assemble
 from inference_service.settings import InferenceSettings
 from inference_service.uploads.receive import WRITTEN_AT_ONCE
 from servicekit import lifecycle
+from servicekit.about import program
 from servicekit.calls.rooms import bounds_of
 from servicekit.settings import load
 from servicekit.telemetry import logs
 
-_PROG = "python -m inference_service"
+_PROG = program("python -m inference_service")
 # A worker needs the interpreter lock briefly between long calls that release it, and waits for it
 # while the event loop runs. With Python's default of 5 ms, two workers of a small model were idle
 # for a fifth of their time.

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from servicekit.auth.caller import is_name
 from servicekit.server_settings import ServerSettings, check_secret
-from servicekit.settings import Address, OptionalPath, OptionalSecret, Words
+from servicekit.settings import BASIC, Address, OptionalPath, OptionalSecret, Words
 
 _WEIGHT = re.compile(r".+=\d{1,4}(\.\d{1,6})?", re.ASCII | re.DOTALL)
 _MAX_WEIGHT = 1000
@@ -28,6 +28,7 @@ class InferenceSettings(ServerSettings):
     listen: Address = Field(
         "127.0.0.1:50052",
         description="address to serve gRPC on: host:port, [IPv6]:port or unix:path; port 0: any",
+        json_schema_extra=BASIC,
     )
     # gRPC copies a message on the event loop, about 2.4 ms per MB, while other calls wait.
     max_message_bytes: int = Field(
@@ -37,10 +38,14 @@ class InferenceSettings(ServerSettings):
         description="largest message in either direction, bytes; more than max_image_bytes",
     )
     model_repository: Path = Field(
-        Path("models/repository"), description="folder of <name>/<version>/model.onnx"
+        Path("models/repository"),
+        description="folder of <name>/<version>/model.onnx",
+        json_schema_extra=BASIC,
     )
     default_model: str = Field(
-        "", description="model for requests that name none; empty: the only one of the repository"
+        "",
+        description="model for requests that name none; empty: the only one of the repository",
+        json_schema_extra=BASIC,
     )
     default_versions: Words = Field(
         (),
@@ -52,19 +57,21 @@ class InferenceSettings(ServerSettings):
         ge=0,
         le=86_400,
         description="interval at which model_repository is polled, s; a change is loaded once two"
-        " polls see the same state; 0: only on SIGHUP",
+        " polls see the same state; 0: only on SIGHUP, of a service without a terminal",
     )
     providers: Words = Field(
         ("CPUExecutionProvider",),
         min_length=1,
         description="ONNX Runtime's execution providers, comma-separated, first choice first, e.g."
         " CUDAExecutionProvider,CPUExecutionProvider; a missing one prevents the start",
+        json_schema_extra=BASIC,
     )
     workers: int = Field(
         default_factory=_cpus,
         ge=1,
         le=256,
         description="number of images processed in parallel; not given: one per CPU",
+        json_schema_extra=BASIC,
     )
     intra_op_threads: int = Field(1, ge=1, le=256, description="CPU threads of one run of a model")
     device_id: int = Field(0, ge=0, le=255, description="number of the GPU that runs the models")

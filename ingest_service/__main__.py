@@ -23,6 +23,7 @@ from ingest_service.store.duckdb.opening import StoreOpenError
 from ingest_service.store.housekeeping import Duties, Housekeeping
 from ingest_service.store.watched import WatchedStore
 from servicekit import free_memory
+from servicekit.about import program
 from servicekit.calls.room_bounds import Bounds
 from servicekit.calls.rooms import bounds_of
 from servicekit.errors import SightlineError
@@ -31,7 +32,7 @@ from servicekit.private_files import keep_private
 from servicekit.settings import load
 from servicekit.telemetry import logs
 
-PROG = "python -m ingest_service"
+PROG = program("python -m ingest_service")
 STREAM_GRACE_SECONDS = 2.0
 """Time after SIGTERM for open streams to end by themselves before they are cut, s."""
 SWITCH_SECONDS = 0.001

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from servicekit.server_settings import ServerSettings
-from servicekit.settings import Address
+from servicekit.settings import BASIC, Address
 
 
 class IngestSettings(ServerSettings):
@@ -18,10 +18,12 @@ class IngestSettings(ServerSettings):
     listen: Address = Field(
         "127.0.0.1:50051",
         description="address to serve gRPC on: host:port, [IPv6]:port or unix:path; port 0: any",
+        json_schema_extra=BASIC,
     )
     database: Path = Field(
         Path("sightline.duckdb"),
         description="DuckDB file, created if it is missing; its folder must exist",
+        json_schema_extra=BASIC,
     )
     trust_database: bool = Field(
         False,
@@ -69,6 +71,7 @@ class IngestSettings(ServerSettings):
         le=36_500,
         description="days after which a prediction is deleted, by the time the server received it;"
         " 0: never",
+        json_schema_extra=BASIC,
     )
     retain_confirm_until: datetime | None = Field(
         None,
@@ -80,6 +83,7 @@ class IngestSettings(ServerSettings):
         None,
         description="folder for exports of predictions to Parquet files by day and device; none: no"
         " export. Nothing is deleted before it is exported",
+        json_schema_extra=BASIC,
     )
     export_every_minutes: float = Field(
         60.0, ge=0.01, le=1440, description="time between two exports, minutes"

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 from servicekit.addresses import stays_here
 from servicekit.quotas import parse_method_limits
 from servicekit.settings import (
+    BASIC,
     Address,
     OptionalPath,
     OptionalSecret,
@@ -72,9 +73,12 @@ class ServerSettings(Settings):
     listen: Address = Field(
         default="127.0.0.1:0",
         description="address to serve gRPC on: host:port, [IPv6]:port or unix:path; port 0: any",
+        json_schema_extra=BASIC,
     )
     metrics_listen: OptionalTcpAddress = Field(
-        default="", description="address of Prometheus metrics over HTTP, host:port; empty: off"
+        default="",
+        description="address of Prometheus metrics over HTTP, host:port; empty: off",
+        json_schema_extra=BASIC,
     )
     grace_seconds: float = Field(
         default=10.0,
@@ -128,7 +132,9 @@ class ServerSettings(Settings):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
-    ] = Field(default="info", description="least severe level that is logged")
+    ] = Field(
+        default="info", description="least severe level that is logged", json_schema_extra=BASIC
+    )
     log_format: Literal["console", "json"] | None = Field(
         default=None, description="format of log lines; not given: console on a terminal, else json"
     )
@@ -150,8 +156,11 @@ class ServerSettings(Settings):
     tls_cert_file: OptionalPath = Field(
         default=None,
         description="PEM certificate chain of this server; with tls_key_file: serve TLS",
+        json_schema_extra=BASIC,
     )
-    tls_key_file: OptionalPath = Field(default=None, description="PEM private key of tls_cert_file")
+    tls_key_file: OptionalPath = Field(
+        default=None, description="PEM private key of tls_cert_file", json_schema_extra=BASIC
+    )
     tls_client_ca_file: OptionalPath = Field(
         default=None,
         description="PEM certificates that must have signed every client's (mutual TLS)",
@@ -165,6 +174,7 @@ class ServerSettings(Settings):
     api_keys_file: OptionalPath = Field(
         default=None,
         description="SQLite file of API keys, as `sightline keys create` makes it",
+        json_schema_extra=BASIC,
     )
     jwt_secret: Annotated[OptionalSecret, AfterValidator(check_secret)] = Field(
         default=None, description="secret that signs JWTs of HS256, at least 32 bytes"

@@ -10,25 +10,27 @@ Strongest first:
    variable, in upper or lower case; its text, stripped, is the value
 5. the default
 
-Unknown flags and unknown TOML keys are refused. Unknown environment variables are not: Kubernetes
-puts `SIGHTLINE_INGEST_PORT` and the like into every pod beside a service `sightline-ingest`.
+Unknown flags, unknown TOML keys and unknown `SIGHTLINE_<PART>_*` variables are refused, with the
+nearest right name. The variables that Kubernetes injects are excepted (`servicekit.variables`).
 """
 
 import argparse
 import difflib
 import os
 import re
+import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, NoReturn, Self, TypeVar
 
 import pydantic_settings
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    JsonValue,
     SecretStr,
     ValidationError,
     model_validator,
@@ -36,7 +38,6 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
-    CliSettingsSource,
     EnvSettingsSource,
     InitSettingsSource,
     NoDecode,
@@ -45,8 +46,15 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from servicekit.distribution import version
+from servicekit.variables import names_of_kubernetes
+
 PARTS = ("edge", "inference", "ingest")
 """Tables that a `sightline.toml` may have: one file can serve every part."""
+
+BASIC: Final[dict[str, JsonValue]] = {"basic": True}
+"""`json_schema_extra` of a setting that `--help` and the reference show in the first group. All the
+others are in the group "Advanced"."""
 
 S = TypeVar("S", bound="Settings")
 
@@ -110,11 +118,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_show_env_vars=True,
     )
     part: ClassVar[str]
 
@@ -142,7 +145,9 @@ class ClientTlsSettings(Settings):
     """How a client trusts the server and shows who it is."""
 
     tls_ca_file: OptionalPath = Field(
-        default=None, description="PEM certificates that sign the server's; not given: no TLS"
+        default=None,
+        description="PEM certificates that sign the server's; not given: no TLS",
+        json_schema_extra=BASIC,
     )
     tls_cert_file: OptionalPath = Field(
         default=None, description="PEM certificate chain of this client (mutual TLS)"
@@ -165,30 +170,29 @@ def check_pair(cert: Path | None, key: Path | None) -> None:
         raise ValueError("tls_cert_file: must be given with tls_key_file")
 
 
+def is_basic(cls: type[Settings], name: str) -> bool:
+    """Return True if a setting belongs to the short first group of `--help`, not to "Advanced"."""
+    extra = cls.model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and extra.get("basic") is True
+
+
 def load(cls: type[S], argv: Sequence[str] | None, *, prog: str) -> S:
     """Return the settings from every source.
 
     Args:
-        cls: which settings.
+        cls: the settings class.
         argv: the flags, without the program's name; None: none are read (use as a library).
         prog: the program's name in --help, such as `python -m ingest_service`.
 
     Raises:
-        SettingsError: a value, a file, a flag or a key that cannot be used.
-        SystemExit: --help was asked for, and has been printed.
+        SettingsError: a value, a file, a flag, a variable or a key that cannot be used.
+        SystemExit: --help or --version was given, and has been printed.
     """
-    parser = _Parser(prog=prog, description=(cls.__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help=f"TOML file, table [{cls.part}] (default: ./sightline.toml if it exists)"
-        " (env: SIGHTLINE_CONFIG)",
-    )
-    flags: CliSettingsSource[Any] = CliSettingsSource(cls, root_parser=parser)
-    parsed = parser.parse_args(list(argv or ()))
-    flags(parsed_args=parsed)
-    origins = [_Origin(flags, _flag), *_ambient(cls, parsed.config)]
+    flags, config = _parse(cls, argv or (), prog)
+    source = EnvSettingsSource(cls)
+    # Flags have the syntax of variables: lists with commas, JSON for what is nested.
+    source.env_vars = {f"{cls.model_config['env_prefix']}{n}".lower(): v for n, v in flags.items()}
+    origins = [_Origin(source, _flag), *_ambient(cls, config)]
     sources = tuple(origin.source for origin in origins)
     try:
         # pydantic-settings' own argument, which its constructor's types leave out.
@@ -207,9 +211,67 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message} (see {self.prog} --help)")
 
 
+def _parse(
+    cls: type[Settings], argv: Sequence[str], prog: str
+) -> tuple[dict[str, str], Path | None]:
+    """Return the text of each setting that a flag gives, and the file of --config."""
+    parser = _Parser(prog=prog, allow_abbrev=False, add_help=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--config", type=Path)
+    for name, field in cls.model_fields.items():
+        if field.annotation is bool:
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(_flag(name), dest=name, action=action, default=argparse.SUPPRESS)
+        else:
+            parser.add_argument(_flag(name), dest=name, action="append", default=argparse.SUPPRESS)
+    parsed, unknown = parser.parse_known_args(list(argv))
+    values = vars(parsed)
+    config = values.pop("config")
+    if values.pop("help"):
+        # Typer and Rich take a tenth of a second to import, which a service does not need.
+        from servicekit.help import print_help
+
+        basic = [name for name in cls.model_fields if is_basic(cls, name)]
+        print_help(cls, cls.part, basic, prog)
+        raise SystemExit(0)
+    if values.pop("version"):
+        sys.stdout.write(f"sightline {version()}\n")
+        raise SystemExit(0)
+    if unknown:
+        raise SettingsError(f"{_unknown_flag(unknown[0], parser)} (see {prog} --help)")
+    return {name: _text(cls, name, value) for name, value in values.items()}, config
+
+
+def _unknown_flag(word: str, parser: argparse.ArgumentParser) -> str:
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}: settings are given as --name value"
+    flag = word.partition("=")[0]
+    known = [text for action in parser._actions for text in action.option_strings]  # noqa: SLF001
+    return f"no such flag: {flag}{did_you_mean(flag, known)}"
+
+
+def _text(cls: type[Settings], name: str, value: bool | list[str]) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    is_list = any(isinstance(one, NoDecode) or one is NoDecode for one in _metadata(cls, name))
+    return ",".join(value) if is_list else value[-1]
+
+
+def _metadata(cls: type[Settings], name: str) -> list[Any]:
+    return cls.model_fields[name].metadata
+
+
+def did_you_mean(name: str, known: Iterable[str], limit: int = 1) -> str:
+    """Return `, did you mean NAME?` with the nearest known names; empty: none is near."""
+    near = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.7)
+    return f", did you mean {' or '.join(near)}?" if near else ""
+
+
 def _ambient(cls: type[Settings], config: Path | None) -> list[_Origin]:
     """Return the sources that need no flags, strongest first."""
     prefix = f"SIGHTLINE_{cls.part.upper()}_"
+    _refuse_unknown_variables(cls, prefix)
     path = config or _default_config()
     table = _table(path, cls.part) if path else {}
     secrets = _secrets_dir()
@@ -221,6 +283,21 @@ def _ambient(cls: type[Settings], config: Path | None) -> list[_Origin]:
             lambda field: f"{prefix}{field.upper()} in {secrets}",
         ),
     ]
+
+
+def _refuse_unknown_variables(cls: type[Settings], prefix: str) -> None:
+    """Raise SettingsError: a variable of this part is no setting, as after a typing mistake."""
+    known = {prefix + name.upper() for name in cls.model_fields}
+    candidates = {n: v for n, v in os.environ.items() if n.upper().startswith(prefix)}
+    injected = names_of_kubernetes(candidates)
+    unknown = sorted(n for n in candidates if n.upper() not in known and n not in injected)
+    if unknown:
+        raise SettingsError(
+            "; ".join(
+                f"{name} is not a setting{did_you_mean(name.upper(), known) or ': unset it'}"
+                for name in unknown
+            )
+        )
 
 
 def _default_config() -> Path | None:
@@ -270,8 +347,7 @@ def _sentence(cls: type[Settings], error: ErrorDetails, origins: Sequence[_Origi
         prefix = cls.model_config["env_prefix"]
         return f"{field}: must be given ({_flag(field)} or {prefix}{field.upper()})"
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field, cls.model_fields, n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(field, cls.model_fields)
         return f"{field}: is not a setting{hint} (from {place})"
     got = "" if _is_secret(cls, field) else f"got {error['input']!r}; "
     return f"{'.'.join(map(str, error['loc']))}: {rule} ({got}from {place})"

@@ -3,4 +3,4 @@
 from sightline.cli.app import main
 
 if __name__ == "__main__":
-    main()
+    main("python -m sightline")

@@ -1,50 +1,49 @@
-"""Environment variables that look like settings and are none. Pure."""
+"""Environment variables that look like settings of a node and are none. Pure.
 
-import difflib
-import re
-from collections.abc import Iterable
+A node refuses an unknown `SIGHTLINE_EDGE_*` itself (`servicekit.settings`). This finds names that
+no program reads, such as `SIGHTLINE_EGDE_API_KEY`.
+"""
+
+from collections.abc import Mapping
 
 from edge.doctor.finding import Finding, ok, warning
 from edge.settings import EdgeSettings
+from servicekit.settings import PARTS, did_you_mean
+from servicekit.variables import names_of_kubernetes
 
 _PREFIX = "SIGHTLINE_"
 _OTHERS = {"SIGHTLINE_CONFIG", "SIGHTLINE_SECRETS_DIR", "SIGHTLINE_API_KEYS_FILE"}
-# The services' settings, and what tests and installations are told, are others' to know.
-_FOREIGN = ("SIGHTLINE_INGEST_", "SIGHTLINE_INFERENCE_", "SIGHTLINE_TEST_", "SIGHTLINE_REQUIRE_")
-# Kubernetes puts such a set into every pod beside a service that is called sightline-something.
-_OF_KUBERNETES = re.compile(
-    r"SIGHTLINE_\w*?(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_(TCP|UDP)\w*)?)"
+# Each program checks the variables of its own part when it reads its settings; tests and
+# installations read the others.
+_CHECKED_ELSEWHERE = (
+    *(f"SIGHTLINE_{part.upper()}_" for part in PARTS),
+    "SIGHTLINE_TEST_",
+    "SIGHTLINE_REQUIRE_",
 )
 
 
-def check_names(environment: Iterable[str]) -> list[Finding]:
-    """Return what is wrong with the names of environment variables.
+def check_names(environment: Mapping[str, str]) -> list[Finding]:
+    """Return a finding for each name of an environment variable that nothing reads.
 
     Args:
-        environment: their names.
+        environment: variables by name.
     """
-    known = {f"SIGHTLINE_EDGE_{field.upper()}" for field in EdgeSettings.model_fields} | _OTHERS
-    wrong = [
+    injected = names_of_kubernetes(environment)
+    unknown = [
         name
         for name in sorted(environment)
         if name.upper().startswith(_PREFIX)
-        and name.upper() not in known  # case does not matter to pydantic-settings
-        and not _is_foreign(name.upper())
+        and name.upper() not in _OTHERS  # case does not matter to pydantic-settings
+        and not name.upper().startswith(_CHECKED_ELSEWHERE)
+        and name not in injected
     ]
-    if not wrong:
+    if not unknown:
         return [ok("settings names", "every SIGHTLINE_ variable that concerns a node is known")]
-    return [_unknown(name, known) for name in wrong]
+    return [_unknown(name) for name in unknown]
 
 
-def _is_foreign(name: str) -> bool:
-    return name.startswith(_FOREIGN) or _OF_KUBERNETES.fullmatch(name) is not None
-
-
-def _unknown(name: str, known: Iterable[str]) -> Finding:
-    near = difflib.get_close_matches(name.upper(), known, n=2, cutoff=0.8)
-    action = (
-        f"Did you mean {' or '.join(near)}?"
-        if near
-        else "Remove it, or see `python -m edge --help`."
-    )
-    return warning("settings names", f"{name} is set and no setting", action)
+def _unknown(name: str) -> Finding:
+    known = {f"SIGHTLINE_EDGE_{field.upper()}" for field in EdgeSettings.model_fields} | _OTHERS
+    near = did_you_mean(name.upper(), known, limit=2)
+    action = f"Rename it{near}" if near else "Remove it, or see `sightline log --help`."
+    return warning("settings names", f"{name} is set, and nothing reads it", action)

@@ -4,6 +4,8 @@ Data goes to stdout, everything else to stderr; `--json` is for programs. An err
 meet is one sentence and a hint on stderr, with exit code 1 (2 for a bad flag or setting).
 """
 
+from collections.abc import Callable
+
 import typer
 
 from edge.commands import infer, log
@@ -11,31 +13,41 @@ from edge.commands import spool as spool
 from edge.commands.doctor import doctor
 from servicekit import terminal
 from servicekit.distribution import stranger
+from servicekit.help import Command, program
 from sightline.cli import backup, export, keys, models, read, readmit, serve
 
-app = typer.Typer(
-    help="The wire between edge cameras and the cloud: log predictions, ask for them.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+_SERVICES = "Services"
+_DEVICE = "On the device"
+_DATA = "What is logged"
+_KEYS = "Models and keys"
+
+app = program("The wire between edge cameras and the cloud: log predictions, ask for them.")
+app.add_typer(serve.app, name="serve", rich_help_panel=_SERVICES)
+_COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
+    ("up", serve.up, _SERVICES),
+    ("health", read.health, _SERVICES),
+    ("doctor", doctor, _SERVICES),
+    ("log", log.log, _DEVICE),
+    ("infer", infer.infer, _DEVICE),
+    ("stats", read.stats, _DATA),
+    ("export", export.export, _DATA),
+    ("readmit", readmit.readmit, _DATA),
+    ("backup", backup.backup, _DATA),
+    ("restore", backup.restore, _DATA),
 )
-app.add_typer(serve.app, name="serve")
-app.add_typer(keys.app, name="keys")
-app.add_typer(models.app, name="models")
-app.command("up")(serve.up)
-app.command("log")(log.log)
-app.command("infer")(infer.infer)
-app.command("doctor")(doctor)
-app.add_typer(spool.app, name="spool")
-app.command("stats")(read.stats)
-app.command("export")(export.export)
-app.command("readmit")(readmit.readmit)
-app.command("backup")(backup.backup)
-app.command("restore")(backup.restore)
-app.command("health")(read.health)
+for _name, _function, _panel in _COMMANDS:
+    app.command(_name, cls=Command, rich_help_panel=_panel)(_function)
+app.add_typer(spool.app, name="spool", rich_help_panel=_DEVICE)
+app.add_typer(models.app, name="models", rich_help_panel=_KEYS)
+app.add_typer(keys.app, name="keys", rich_help_panel=_KEYS)
 
 
-def main() -> None:
-    """Run the command line and end the process with its exit code."""
+def main(prog: str = "sightline") -> None:
+    """Run the command line and end the process with its exit code.
+
+    Args:
+        prog: the program's name in --help and errors.
+    """
     if message := stranger():
         typer.echo(f"warning: {message}", err=True)
-    terminal.run(app, prog="sightline")
+    terminal.run(lambda: app(prog_name=prog), prog=prog)

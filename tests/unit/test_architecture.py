@@ -37,7 +37,16 @@ ORDER: Mapping[str, tuple[str, ...]] = {
             "memory",
             "pace",
         ),
-        *("private_files", "quotas", "settings", "parsing", "health", "server_settings"),
+        *(
+            "help",
+            "variables",
+            "private_files",
+            "quotas",
+            "settings",
+            "parsing",
+            "health",
+            "server_settings",
+        ),
         *("terminal", "tls", "auth", "telemetry", "calls", "lifecycle", "__init__"),
     ),
     "edge": (

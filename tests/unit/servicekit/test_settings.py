@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
+from servicekit.about import version
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import ClientTlsSettings, SettingsError, Words, load
 
@@ -143,14 +144,64 @@ def test_every_bad_value_is_named_at_once() -> None:
     assert "max_message_bytes: must be a valid integer" in both
 
 
-def test_unknown_flags_and_abbreviations_are_refused() -> None:
-    for flag in ("--grace-second", "--grace", "--no-such-flag"):
-        assert flag in refusal(flag, "1")
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--grace-second", ", did you mean --grace-seconds?"),
+        ("--grace", ""),
+        ("--no-such-flag", ""),
+        ("--no-compct", ", did you mean --no-compact?"),
+        ("--grace_seconds=1", ", did you mean --grace-seconds?"),
+    ],
+)
+def test_unknown_flags_and_abbreviations_are_refused(flag: str, meant: str) -> None:
+    name = flag.partition("=")[0]
+    assert refusal(flag) == f"no such flag: {name}{meant} (see test --help)"
 
 
-def test_unknown_variables_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIGHTLINE_INGEST_PORT", "tcp://10.0.0.1:50051")
+def test_words_that_are_no_flags_are_refused() -> None:
+    assert "unexpected argument 'now': settings are given as --name value" in refusal("now")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SIGHTLINE_INGEST_PORT", "tcp://10.0.0.1:50051"),
+        ("SIGHTLINE_INGEST_SERVICE_HOST", "10.0.0.1"),
+        ("SIGHTLINE_INGEST_SERVICE_PORT", "50051"),
+        ("SIGHTLINE_INGEST_SERVICE_PORT_GRPC", "50051"),
+        ("SIGHTLINE_INGEST_PORT_50051_TCP", "tcp://10.0.0.1:50051"),
+        ("SIGHTLINE_INGEST_PORT_50051_TCP_ADDR", "10.0.0.1"),
+        ("SIGHTLINE_INGEST_HEADLESS_SERVICE_HOST", "10.0.0.1"),
+        ("SIGHTLINE_INFERENCE_NONSENSE", "of another part"),
+        ("SIGHTLINE_OTHER", "of no part"),
+    ],
+)
+def test_variables_that_are_not_of_this_part_are_left_alone(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
     assert loaded().grace_seconds == 10
+    assert IngestSettings().grace_seconds == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("SIGHTLINE_INGEST_GRACE_SECOND", ", did you mean SIGHTLINE_INGEST_GRACE_SECONDS?"),
+        ("sightline_ingest_lable", ", did you mean SIGHTLINE_INGEST_LABELS?"),
+        ("SIGHTLINE_INGEST_QQQQQQQQQQQQQQQQQQQQQQ", ": unset it"),
+        # A person's: Kubernetes gives it a URL.
+        ("SIGHTLINE_INGEST_PORT", ""),
+    ],
+)
+def test_an_unknown_variable_of_this_part_is_refused(
+    name: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "50051")
+    assert refusal().startswith(f"{name} is not a setting{complaint}")
+    with pytest.raises(SettingsError, match="is not a setting"):
+        IngestSettings()
 
 
 def test_a_value_that_must_be_given_is_asked_for() -> None:
@@ -237,14 +288,35 @@ def test_half_of_tls_is_refused() -> None:
     assert loaded("--tls-cert-file", "").tls_cert_file is None
 
 
-def test_help_shows_meaning_default_and_variable(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_basic_settings_first(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         loaded("--help")
     assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "how long running calls may take to finish on SIGTERM, s (default: 10.0)" in text
-    assert "SIGHTLINE_INGEST_GRACE_SECONDS" in text
-    assert "SIGHTLINE_CONFIG" in text
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    basic, advanced = text.split("Advanced")
+    assert "Usage: test [OPTIONS]" in basic
+    assert "--listen" in basic
+    assert "--config" in basic
+    assert "SIGHTLINE_INGEST_LISTEN=" in basic
+    assert "--grace-seconds" not in basic
+    assert "How long running calls may take to finish on SIGTERM, s. [default: 10.0]" in advanced
+    assert "[one of: console, json]" in advanced
+    assert "A switch; --no-compact: no." in advanced
+
+
+def test_every_setting_is_in_one_of_the_two_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        loaded("--help")
+    text = capsys.readouterr().out
+    for name in IngestSettings.model_fields:
+        assert text.count(f"│ --{name.replace('_', '-')} ") == 1, name
+
+
+def test_the_version_is_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        loaded("--version")
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"sightline {version()}\n"
 
 
 def test_words_are_separated_by_commas(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,240 @@
+"""`--help` of every command and service in one style, and settings as options of a command.
+
+A command's docstring is its help: one line that says what it does, an example, then the details.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origin
+
+import typer
+import typer.main
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
+
+from servicekit.distribution import version
+
+if TYPE_CHECKING:
+    from typer._click.core import Context  # what Typer's own classes declare
+
+ADVANCED = "Advanced"
+"""Title of the second group of options."""
+CONNECTION = "Connection"
+"""Title of the group of options that say which service is asked, and how long."""
+OUTPUT = "Output"
+"""Title of the group of options that say what is printed."""
+
+_NO = "no_"  # begins the name of the parameter that turns a switch off
+_TYPES: dict[object, str] = {
+    int: "<int>",
+    float: "<float>",
+    str: "<str>",
+    Path: "<path>",
+    SecretStr: "<secret>",
+}
+
+
+class Command(TyperCommand):
+    """A command whose help names the program that was typed."""
+
+    def get_help(self, ctx: "Context") -> str:
+        """Print the help of the command, and return its plain text."""
+        self.help = with_program(self.help or "", ctx)
+        return super().get_help(ctx)
+
+
+class Group(TyperGroup):
+    """A group of commands whose help names the program that was typed."""
+
+    def get_help(self, ctx: "Context") -> str:
+        """Print the help of the group, and return its plain text."""
+        self.help = with_program(self.help or "", ctx)
+        return super().get_help(ctx)
+
+
+def with_program(text: str, context: "Context") -> str:
+    """Return a help text with the program's own name for `sightline`, where it has the command."""
+    root = context.find_root()
+    commands = getattr(root.command, "commands", ())
+    return re.sub(
+        r"\bsightline (?=([\w-]+))",
+        lambda match: f"{root.info_name} " if match[1] in commands else match[0],
+        text,
+    )
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end the program: the callback of `--version`."""
+    if wanted:
+        typer.echo(f"sightline {version()}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", help="Print the version and exit.", callback=print_version, is_eager=True
+    ),
+]
+"""Annotation of the option `--version`."""
+
+
+def program(text: str) -> typer.Typer:
+    """Return the application of a program: groups and commands in one style, with `--version`.
+
+    Args:
+        text: what the program is, in one line.
+    """
+    app = typer.Typer(cls=Group, help=text, no_args_is_help=True, pretty_exceptions_enable=False)
+
+    @app.callback(help=text)
+    def root(version: Version = False) -> None:
+        del version
+
+    return app
+
+
+def with_settings(
+    cls: type[BaseSettings], without: Collection[str]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that gives a command each setting as an option of the group "Advanced".
+
+    The command gets the texts of those that are given as the keyword argument `advanced`, by name.
+
+    Args:
+        cls: the settings class.
+        without: settings that the command has options for.
+    """
+    names = [name for name in cls.model_fields if name not in without]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function, eval_str=True)
+        parameters = [one for one in own.parameters.values() if one.name != "advanced"]
+        parameters += [one for name in names for one in _parameters(cls, name, ADVANCED)]
+
+        def command(**options: object) -> None:
+            advanced = {}
+            for name in names:
+                value = options.pop(name)
+                if options.pop(_NO + name, None):
+                    value = False
+                if value is not None:
+                    advanced[name] = str(value).lower() if isinstance(value, bool) else value
+            function(**options, advanced=advanced)
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        _sign(command, parameters)
+        return command
+
+    return decorate
+
+
+def print_help(cls: type[BaseSettings], part: str, basic: Collection[str], prog: str) -> None:
+    """Print the help of a service: its settings, the basic ones first.
+
+    Args:
+        cls: the settings class.
+        part: the service's table in the TOML file, such as `ingest`.
+        basic: settings of the first group; all others are in the group "Advanced".
+        prog: the program's name, such as `sightline serve ingest`.
+    """
+    config = Annotated[
+        Path | None,
+        typer.Option(
+            help=f"TOML file, table {escape(f'[{part}]')}; not given: the variable"
+            " SIGHTLINE_CONFIG, or ./sightline.toml if it exists."
+        ),
+    ]
+    advanced = [name for name in cls.model_fields if name not in basic]
+    parameters = [
+        *(one for name in basic for one in _parameters(cls, name, None)),
+        _parameter("config", config, None),
+        _parameter("version", Version, False),
+        *(one for name in advanced for one in _parameters(cls, name, ADVANCED)),
+    ]
+
+    def command(**_: object) -> None: ...
+
+    _sign(command, parameters)
+    text = inspect.cleandoc(cls.__doc__ or "").replace(f"sightline serve {part}", prog)
+    prefix = cls.model_config.get("env_prefix", "")
+    text += f"\n\nEach flag is also a variable: {prefix}LISTEN=127.0.0.1:0 is --listen 127.0.0.1:0."
+    app = typer.Typer(add_completion=False)
+    app.command(cls=Command, help=text)(command)
+    typer.main.get_command(app).main(["--help"], prog_name=prog, standalone_mode=False)
+
+
+def _sign(function: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> None:
+    """Give a function the parameters that Typer reads."""
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {one.name: one.annotation for one in parameters}
+
+
+def _parameter(name: str, annotation: object, default: object) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _parameters(
+    cls: type[BaseSettings], name: str, panel: str | None
+) -> Iterator[inspect.Parameter]:
+    """Yield the parameter of a setting; of a switch a second one, hidden, that turns it off."""
+    field = cls.model_fields[name]
+    flag = "--" + name.replace("_", "-")
+    text = escape(_capital(field.description or ""))
+    if field.annotation is not bool:
+        option = typer.Option(
+            flag,
+            metavar=_type_name(field.annotation),
+            help=f"{text}.{_choices(field.annotation)}{_default(field)}",
+            rich_help_panel=panel,
+        )
+        yield _parameter(name, Annotated[str | None, option], None)
+        return
+    off = f"--no-{flag.removeprefix('--')}"
+    on = typer.Option(flag, help=f"{text}; {off}: no.{_default(field)}", rich_help_panel=panel)
+    yield _parameter(name, Annotated[bool | None, on], None)
+    hidden = typer.Option(off, hidden=True)
+    yield _parameter(_NO + name, Annotated[bool | None, hidden], None)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _note(name: str, value: str) -> str:
+    return f"[dim]{escape(f'[{name}: {value}]')}[/dim]"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if field.default_factory is not None or field.is_required() or value is None:
+        return ""
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " " + _note("default", text) if text else ""
+
+
+def _type_name(annotation: object) -> str:
+    """Return how `--help` names the type of a value, such as `<int>` or `<choice>`."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return _type_name(next(one for one in get_args(annotation) if one is not NoneType))
+    if get_origin(annotation) is Literal:
+        return "<choice>"
+    if get_origin(annotation) is tuple:
+        return "<list>"
+    return _TYPES.get(annotation, "<text>")
+
+
+def _choices(annotation: object) -> str:
+    """Return the words that a value may be; empty: any."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return _choices(get_args(annotation)[0])
+    if get_origin(annotation) is not Literal:
+        return ""
+    return " " + _note("one of", ", ".join(filter(None, get_args(annotation))))
