@@ -29,7 +29,7 @@ from inference_service.uploads.reference import ReferenceSigner
 from inference_service.uploads.store import UploadStore
 from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
-from servicekit.lifecycle import Readiness, StartError
+from servicekit.lifecycle import Readiness, StartError, ends_with_terminal
 from vision import ImageLimits, SessionOptions
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Assembly:
         except RepositoryError as error:
             raise StartError(str(error)) from error
         self.uploads.start()
-        if sys.platform != "win32":
+        if sys.platform != "win32" and not ends_with_terminal():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.watcher.poll_now)
 
     async def drain(self, seconds: float) -> None:

@@ -257,24 +257,44 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
+def ends_with_terminal() -> bool:
+    """Return True if SIGHUP ends this process: it has a terminal, which sends it when it closes.
+
+    A service without a terminal, as systemd, cron and containers start it, may use SIGHUP to
+    reload. So may one that `nohup` protects.
+    """
+    if sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _signals() -> Iterator[asyncio.Event]:
-    """Set the event at the first SIGTERM or SIGINT; the second one ends the process."""
+    """Set the event at the first SIGTERM, SIGINT or, from a terminal, SIGHUP.
+
+    The second SIGTERM or SIGINT ends the process at once.
+    """
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
+    numbers = [*_SIGNALS, *([signal.SIGHUP] if ends_with_terminal() else [])]
 
     def first() -> None:
         signalled.set()
+        # Not SIGHUP: a terminal that closes and its shell each send one.
         for number in _SIGNALS:
             # The default action, and not a handler of ours: it works on a loop that is stuck.
             signal.signal(number, signal.SIG_DFL)
 
-    for number in _SIGNALS:
+    for number in numbers:
         loop.add_signal_handler(number, first)
     try:
         yield signalled
     finally:
-        for number in _SIGNALS:
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 

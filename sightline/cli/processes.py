@@ -24,7 +24,10 @@ class ServiceProcess:
         module: `ingest_service` or `inference_service`.
         arguments: flags, as a person would type them.
         env: the whole environment of the process. None: that of this one.
-        stderr: where its log goes. None: to this process's stderr.
+        stderr: the file its log goes to. None: this process's stderr.
+        own_group: run it in a process group of its own, so that Ctrl-C and the end of the terminal
+            reach this process only, which then stops it. With both, the second signal would end
+            the service before it has drained.
         ready_timeout: seconds until it must be ready.
 
     Raises:
@@ -39,6 +42,7 @@ class ServiceProcess:
         *,
         env: Mapping[str, str] | None = None,
         stderr: IO[str] | None = None,
+        own_group: bool = False,
         ready_timeout: float = 60.0,
     ) -> None:
         self.module = module
@@ -49,6 +53,7 @@ class ServiceProcess:
             stderr=stderr,
             env=None if env is None else dict(env),
             text=True,
+            process_group=0 if own_group else None,
         )
         try:
             self.ready = self._wait_until_ready(ready_timeout)

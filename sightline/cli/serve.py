@@ -1,4 +1,4 @@
-"""`sightline serve ...` and `sightline up`: the services, as processes of their own."""
+"""`sightline serve` and `sightline up`: the services, as processes of their own."""
 
 import importlib.util
 import json
@@ -7,44 +7,46 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from servicekit.about import PROGRAM_VARIABLE
 from servicekit.distribution import install_hint
+from servicekit.help import CONNECTION, OUTPUT, Command, Group
 from servicekit.telemetry import background_stderr
 from servicekit.terminal import CommandError
 from sightline.cli.processes import ServiceProcess, is_taken
 
-app = typer.Typer(help="Run one service in the foreground.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Run one service in the foreground.", no_args_is_help=True)
 
-# What a service cannot start without, and a plain install does not bring.
+# Packages that a service cannot start without and that a plain install does not bring.
 _NEEDS = {
     "ingest_service": ("ingest", ("duckdb", "ptars", "pyarrow", "structlog")),
     "inference_service": ("inference", ("numpy", "onnxruntime", "PIL", "yaml", "structlog")),
 }
-# Every flag goes to the service, --help too: its settings are documented in one place.
+# Every flag goes to the service, --help and --version too: its settings are documented once.
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-@app.command("ingest", context_settings=_PASS_ON, add_help_option=False)
+@app.command("ingest", cls=Command, context_settings=_PASS_ON, add_help_option=False)
 def ingest(context: typer.Context) -> None:
-    """Take predictions into DuckDB. Flags: `sightline serve ingest --help`.
+    """Store predictions in DuckDB; `sightline serve ingest --help` lists the settings.
 
     Example: sightline serve ingest --database sightline.duckdb
     """
-    _become("ingest_service", context.args)
+    _become("ingest_service", context)
 
 
-@app.command("inference", context_settings=_PASS_ON, add_help_option=False)
+@app.command("inference", cls=Command, context_settings=_PASS_ON, add_help_option=False)
 def inference(context: typer.Context) -> None:
-    """Answer for devices that cannot. Flags: `sightline serve inference --help`.
+    """Answer for devices that cannot; `sightline serve inference --help` lists the settings.
 
     Example: sightline serve inference --model-repository models/repository
     """
-    _become("inference_service", context.args)
+    _become("inference_service", context)
 
 
 def up(
@@ -55,26 +57,37 @@ def up(
         Path, typer.Option(help="Folder of the database; made if it is not there.")
     ] = Path("sightline-data"),
     ingest_listen: Annotated[
-        str, typer.Option(help="Where to serve ingest, host:port; port 0: any.")
+        str,
+        typer.Option(
+            help="Address of the ingest service, host:port; port 0: any.",
+            rich_help_panel=CONNECTION,
+        ),
     ] = "127.0.0.1:50051",
     inference_listen: Annotated[
-        str, typer.Option(help="Where to serve inference, host:port; port 0: any.")
+        str,
+        typer.Option(
+            help="Address of the inference service, host:port; port 0: any.",
+            rich_help_panel=CONNECTION,
+        ),
     ] = "127.0.0.1:50052",
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines even on a terminal.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="JSON lines even on a terminal.", rich_help_panel=OUTPUT),
+    ] = False,
 ) -> None:
     """Run both services, for a laptop, until Ctrl-C.
 
-    Says on stderr where each is and what to do next; on stdout, unless that is a terminal, one
-    JSON line per service when it is ready. If one ends, so does the other.
-
     Example: sightline up --model-repository models/repository
+
+    The addresses and the next commands are printed on stderr. On stdout, unless it is a terminal,
+    each service is one JSON line when it is ready. If one service ends, the other is stopped.
     """
     background_stderr.install()
     for module in _NEEDS:
         _check_installed(module)
     _check_up(model_repository, data, [ingest_listen, inference_listen])
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _stop_signals():
         signal.signal(number, lambda *_: stop.set())
     database = data / "sightline.duckdb"
     flags = {
@@ -88,20 +101,31 @@ def up(
         running = []
         for module, arguments in flags.items():
             typer.echo(f"starting {module} ...", err=True)
-            running.append(services.enter_context(ServiceProcess(module, arguments)))
+            running.append(
+                services.enter_context(ServiceProcess(module, arguments, own_group=True))
+            )
         if as_json or not sys.stdout.isatty():
             for service in running:
                 typer.echo(json.dumps(service.ready))
-        _say_ready([service.address for service in running], database, model_repository)
+        _print_ready([service.address for service in running], database, model_repository)
         _wait(running, stop)
-        typer.echo("stopping both ...", err=True)
+        with suppress(OSError):  # the terminal is closed
+            typer.echo("stopping both ...", err=True)
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """Return the signals that end both services: the terminal's hang-up too, but for `nohup`."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
 
 
 def _check_up(model_repository: Path, data: Path, listen: Sequence[str]) -> None:
-    """Say before anything starts what would keep it from starting."""
+    """Raise CommandError before anything starts, for what would keep it from starting."""
     if not model_repository.is_dir():
         raise CommandError(
-            f"--model-repository: {model_repository} is no folder: "
+            f"--model-repository: {model_repository} is not a folder: "
             "`sightline models add MODEL.onnx --name NAME --repository FOLDER` makes one"
         )
     try:
@@ -118,15 +142,15 @@ def _check_up(model_repository: Path, data: Path, listen: Sequence[str]) -> None
             )
 
 
-def _say_ready(addresses: Sequence[str], database: Path, repository: Path) -> None:
-    log_to, ask = addresses
+def _print_ready(addresses: Sequence[str], database: Path, repository: Path) -> None:
+    ingest_address, inference_address = addresses
     lines = [
-        f"ingest     ready at {log_to}, database {database}",
-        f"inference  ready at {ask}, models of {repository}",
+        f"ingest     ready at {ingest_address}, database {database}",
+        f"inference  ready at {inference_address}, models of {repository}",
         "Next, in another terminal:",
-        f"  sightline infer PICTURE.jpg --target {ask}",
-        f"  sightline log PICTURES/ --ingest {log_to} --inference {ask}",
-        f"  sightline stats --target {log_to}",
+        f"  sightline infer IMAGE.jpg --target {inference_address}",
+        f"  sightline log IMAGES/ --ingest {ingest_address} --inference {inference_address}",
+        f"  sightline stats --target {ingest_address}",
         "Ctrl-C ends both.",
     ]
     typer.echo("\n".join(lines), err=True)
@@ -138,14 +162,15 @@ def _wait(running: list[ServiceProcess], stop: threading.Event) -> None:
         for service in running:
             if (code := service.process.poll()) is not None:
                 raise CommandError(
-                    f"{service.module} ended with exit code {code}: its log, above, says why"
+                    f"{service.module} ended with exit code {code}: its log above says why"
                 )
 
 
-def _become(module: str, arguments: list[str]) -> None:
+def _become(module: str, context: typer.Context) -> None:
+    """Replace this process by the service, so that signals and the exit code are its own."""
     _check_installed(module)
-    # The same process, so that signals and the exit code are the service's own.
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
+    os.environ[PROGRAM_VARIABLE] = context.command_path
+    os.execv(sys.executable, [sys.executable, "-m", module, *context.args])  # noqa: S606
 
 
 def _check_installed(module: str) -> None:

@@ -48,6 +48,7 @@ class InferenceProcess:
                 stderr=log,
                 cwd=folder,
                 env=environment,
+                start_new_session=True,  # without a terminal SIGHUP reloads
             )
         self.address = ""
         self.metrics_address: str | None = None

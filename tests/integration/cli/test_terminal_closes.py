@@ -1,0 +1,118 @@
+"""A terminal that is closed ends the services that it started; one without a terminal reloads."""
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from tests.integration.cli.terminal import REPOSITORY, SIGHTLINE, environment
+
+
+@contextmanager
+def in_terminal(*words: object) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """Start a command with a terminal of its own; yield it and the terminal's other end."""
+    ours, theirs = pty.openpty()
+
+    def adopt() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        list(map(str, words)),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(),
+        preexec_fn=adopt,
+    )
+    os.close(theirs)
+    try:
+        yield process, ours
+    finally:
+        for child in _children(process.pid):
+            child.kill()
+        process.kill()
+        process.wait()
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def read_until(terminal: int, word: str) -> str:
+    """Return what a terminal shows up to a word."""
+    text, ends_at = "", time.monotonic() + 60
+    while word not in text:
+        assert time.monotonic() < ends_at, text
+        if select.select([terminal], [], [], 1.0)[0]:
+            text += os.read(terminal, 4096).decode(errors="replace")
+    return text
+
+
+def test_closing_the_terminal_of_up_ends_both_services(tmp_path: Path) -> None:
+    up = [*SIGHTLINE, "up", "--data", tmp_path / "data", "--model-repository", REPOSITORY]
+    listen = ["--ingest-listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0"]
+    with in_terminal(*up, *listen) as (process, terminal):
+        read_until(terminal, "Ctrl-C ends both")
+        services = _children(process.pid)
+        assert len(services) == 2
+        os.close(terminal)
+        assert process.wait(30) == 0
+        _, alive = psutil.wait_procs(services, timeout=1)
+        assert alive == []
+
+
+def test_ctrl_c_lets_both_services_drain(tmp_path: Path) -> None:
+    up = [*SIGHTLINE, "up", "--data", tmp_path / "data", "--model-repository", REPOSITORY]
+    listen = ["--ingest-listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0"]
+    with in_terminal(*up, *listen) as (process, terminal):
+        read_until(terminal, "Ctrl-C ends both")
+        os.write(terminal, b"\x03")
+        text = read_until(terminal, "stopping both") + _rest(terminal)
+        assert process.wait(30) == 0
+    assert text.count("drained") == 2
+
+
+def test_closing_the_terminal_of_a_service_ends_it(tmp_path: Path) -> None:
+    serve = [*SIGHTLINE, "serve", "inference", "--model-repository", REPOSITORY]
+    with in_terminal(*serve, "--listen", "127.0.0.1:0") as (process, terminal):
+        read_until(terminal, '"event": "ready"')
+        os.close(terminal)
+        assert process.wait(30) == 0
+
+
+def test_nohup_keeps_a_service(tmp_path: Path) -> None:
+    code = "import signal, os, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    code += "; os.execv(sys.executable, [sys.executable, '-m', 'ingest_service', *sys.argv[1:]])"
+    flags = ["--database", tmp_path / "a.duckdb", "--listen", "127.0.0.1:0"]
+    with in_terminal(sys.executable, "-c", code, *flags) as (process, terminal):
+        read_until(terminal, '"event": "ready"')
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def _rest(terminal: int) -> str:
+    """Return what a terminal shows until its program has ended."""
+    text = ""
+    try:
+        while part := os.read(terminal, 4096):
+            text += part.decode(errors="replace")
+    except OSError:  # the other end is closed
+        pass
+    return text
