@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from weakref import WeakSet
@@ -208,6 +209,7 @@ class EdgeNode:
         *sources: FrameSource | Path | str,
         every: int = 1,
         every_seconds: float | None = None,
+        labels: Mapping[str, str] | None = None,
         workers: int = WORKERS,
         queue_size: int = QUEUE_SIZE,
     ) -> Iterator[Outcome]:
@@ -223,30 +225,33 @@ class EdgeNode:
             every: process every n-th frame of sources that are not `FrameSource` objects, >= 1.
             every_seconds: process a frame every so many seconds instead, > 0; None: `every`
                 applies.
+            labels: further labels of every prediction; None: none.
             workers: number of frames that are processed concurrently, 1 to 1024. 1 keeps the frames
                 of a source in order, which a tracker needs.
             queue_size: maximum number of queued frames per source, 1 to 1024.
 
         Raises:
             CoordinatorClosedError: the node is closed.
-            ValueError: an argument is out of range, or two sources have the same name.
+            ValueError: an argument is out of range, two sources have the same name, or the labels
+                cannot be logged.
             SightlineError: INVALID_ARGUMENT: the files of a source do not exist.
             ModuleNotFoundError: a source needs OpenCV, which is not installed (extra `video`).
         """
         sampling = Sampling(every, every_seconds)
-        return _closing(self._run(sources, sampling, workers, queue_size))
+        return _closing(self._run(sources, sampling, labels, workers, queue_size))
 
     async def arun(
         self,
         *sources: FrameSource | Path | str,
         every: int = 1,
         every_seconds: float | None = None,
+        labels: Mapping[str, str] | None = None,
         workers: int = WORKERS,
         queue_size: int = QUEUE_SIZE,
     ) -> AsyncIterator[Outcome]:
         """Yield the outcome of each frame of the sources; see `run`."""
         sampling = Sampling(every, every_seconds)
-        run = self._run(sources, sampling, workers, queue_size)
+        run = self._run(sources, sampling, labels, workers, queue_size)
         loop = asyncio.get_running_loop()
         # Own threads: waiting for a camera would occupy a thread of the loop's shared executor.
         threads = ThreadPoolExecutor(2, "sightline-arun")
@@ -349,6 +354,7 @@ class EdgeNode:
         self,
         sources: tuple[FrameSource | Path | str, ...],
         sampling: Sampling,
+        labels: Mapping[str, str] | None,
         workers: int,
         queue_size: int,
     ) -> NodeRun:
@@ -364,7 +370,8 @@ class EdgeNode:
             raise ValueError(f"{rule}, got {names}")
         with self._runs_lock:
             counts = {source: self._sources.get(source.name) or SourceCounts() for source in opened}
-            run = NodeRun(counts, self._process_frame, workers=workers, queue_size=queue_size)
+            answer = partial(self._process_frame, _entry("run", None, labels, "").labels)
+            run = NodeRun(counts, answer, workers=workers, queue_size=queue_size)
             self._runs.add(run)
             self._sources.update({source.name: count for source, count in counts.items()})
             ended = [n for n, c in self._sources.items() if c.stats().state is SourceState.ENDED]
@@ -372,8 +379,9 @@ class EdgeNode:
                 del self._sources[name]
         return run
 
-    def _process_frame(self, source: str, frame: Frame) -> Answer:
-        return self.process(frame.image, frame.image_id, frame.captured_at, {"source": source})
+    def _process_frame(self, labels: Mapping[str, str], source: str, frame: Frame) -> Answer:
+        labels = {**labels, "source": source}
+        return self.process(frame.image, frame.image_id, frame.captured_at, labels)
 
     def _log(self, entry: _Entry, answer: Answer) -> None:
         prediction = Prediction(

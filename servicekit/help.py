@@ -59,7 +59,8 @@ class Group(TyperGroup):
 
 
 def with_program(text: str, context: "Context") -> str:
-    """Return a help text with the program's own name for `sightline`, where it has the command."""
+    """Return a help text with one line per paragraph and the program's own name for `sightline`."""
+    text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(text))
     root = context.find_root()
     commands = getattr(root.command, "commands", ())
     return re.sub(

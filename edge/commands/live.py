@@ -1,4 +1,4 @@
-"""What a run of `sightline log` shows while it goes on: one line that moves, or lines now and then.
+"""The progress of `sightline log` on stderr: one line that is redrawn, or a line now and then.
 
 A terminal gets one line that is redrawn; a file or a journal gets a plain line every few seconds.
 """
@@ -21,23 +21,27 @@ _LINE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """A run at one moment."""
+    """The counts of a run at one moment."""
 
     by_device: int
     by_cloud: int
     failed: int
     dropped: int
-    """Frames of cameras that nobody had time for."""
-    lost: int
-    """Cameras that are gone and being looked for."""
+    """Frames of cameras that were dropped because answering took too long."""
+    lost: tuple[str, ...]
+    """Names of the cameras that are lost and being reconnected."""
     committed: int
     """Predictions that the ingest service has, those of earlier runs included."""
     waiting: int
     """Predictions that are logged and not committed yet, those of earlier runs included."""
+    done: int = 0
+    """Frames of all sources that need no more work: answered, failed, skipped or dropped."""
+    length: int | None = None
+    """Frames of all sources together; None: not known."""
 
     @property
     def pictures(self) -> int:
-        """All of them, answered or not."""
+        """Images so far, answered or failed."""
         return self.by_device + self.by_cloud + self.failed
 
     @property
@@ -46,46 +50,61 @@ class Glance:
         answered = self.by_device + self.by_cloud
         return self.by_cloud / answered if answered else 0.0
 
-    def line(self, fps: float) -> str:
-        """Return it as a line for people.
+    def line(self, fps: float, frames_per_second: float = 0.0) -> str:
+        """Return the line that a person sees.
 
         Args:
-            fps: pictures a second.
+            fps: images answered per second.
+            frames_per_second: frames done per second, for the time left; 0: not known.
         """
         return (
-            f"{self.pictures:,} pictures, {fps:.1f} fps; {self.committed:,} committed, "
+            self._progress(frames_per_second)
+            + f"{self.pictures:,} images, {fps:.1f} fps; {self.committed:,} committed, "
             f"{self.waiting:,} spooled; fallback {self.fallback_rate:.1%}; {self.failed:,} failed"
             + (f"; {self.dropped:,} dropped" if self.dropped else "")
-            + (f"; cameras lost: {self.lost}" if self.lost else "")
+            + (f"; camera lost: {', '.join(self.lost)}" if self.lost else "")
         )
+
+    def _progress(self, frames_per_second: float) -> str:
+        """Return percent and time left; empty: the length is not known."""
+        if not self.length:
+            return ""
+        done = min(self.done, self.length)
+        text = f"{done / self.length:.0%}"
+        if frames_per_second > 0 and done < self.length:
+            minutes, seconds = divmod(round((self.length - done) / frames_per_second), 60)
+            hours, minutes = divmod(minutes, 60)
+            clock = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+            text += f", {clock} left"
+        return f"{text}; "
 
 
 class Rate:
-    """Pictures a second over the last five. Pure: the time comes in."""
+    """A rate per second over the last five seconds. Pure: the time is an argument."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
+        self._points: deque[tuple[float, int]] = deque()
 
     def at(self, now: float, count: int) -> float:
         """Return the rate.
 
         Args:
             now: seconds of a clock that never goes back; not before that of the last call.
-            count: pictures so far.
+            count: the number so far.
         """
-        self._seen.append((now, count))
-        while len(self._seen) > 2 and self._seen[1][0] <= now - _WINDOW_SECONDS:
-            self._seen.popleft()
-        began, first = self._seen[0]
+        self._points.append((now, count))
+        while len(self._points) > 2 and self._points[1][0] <= now - _WINDOW_SECONDS:
+            self._points.popleft()
+        began, first = self._points[0]
         return (count - first) / (now - began) if now > began else 0.0
 
 
 class Display:
-    """Shows a run on a console until it is left. Use it as a context manager.
+    """A context manager that shows the progress of a run on a console.
 
     Args:
-        console: where; on stderr.
-        look: returns the run as it is now; called from a thread.
+        console: a console on stderr.
+        look: returns the counts of the run as they are now; called from a thread.
         clock: seconds, never going back.
         every: seconds between two lines where the console is no terminal, > 0.
     """
@@ -102,12 +121,15 @@ class Display:
         self._clock = clock
         self._every = every
         self._rate = Rate()
+        self._frame_rate = Rate()
         self._ended = threading.Event()
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        self._rate.at(self._clock(), 0)
+        now = self._clock()
+        self._rate.at(now, 0)
+        self._frame_rate.at(now, 0)
         if self._console.is_terminal:
             spinner = Spinner("dots")
             self._live = Live(
@@ -135,7 +157,7 @@ class Display:
             self._thread.join()
 
     def say(self, text: str) -> None:
-        """Print a line of its own; from any thread."""
+        """Print a line of its own. May be called from any thread."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _redrawn(self, spinner: Spinner) -> Spinner:
@@ -143,8 +165,9 @@ class Display:
         return spinner
 
     def _line(self) -> str:
-        seen = self._look()
-        return seen.line(self._rate.at(self._clock(), seen.pictures))
+        seen, now = self._look(), self._clock()
+        frame_rate = self._frame_rate.at(now, seen.done)
+        return seen.line(self._rate.at(now, seen.pictures), frame_rate)
 
     def _print_lines(self) -> None:
         while not self._ended.wait(self._every):

@@ -1,128 +1,223 @@
-"""The command `log`: pictures in, answers into the log."""
+"""The command `log`: images in, predictions into the log."""
 
-import json
+import asyncio
 import logging
-import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edge.commands.live import Display, Glance
-from edge.commands.options import notes, settings_with
+from edge.commands.live import Display
+from edge.commands.options import InferenceTarget, IngestTarget, notes, settings_with
+from edge.commands.sources import PLACEHOLDER, device_ids, open_sources
+from edge.commands.summary import glance, print_summary
 from edge.errors import DeviceError
 from edge.node import WORKERS, EdgeNode
 from edge.run import Outcome
 from edge.settings import EdgeSettings
 from edge.sources.counts import SourceState
 from edge.sources.frame import FrameSource
-from edge.sources.opening import open_source
-from edge.sources.sampling import Sampling
-from edge.tally import NodeStats
+from edge.spool.directories import default_spool_dir
 from servicekit.distribution import install_hint
 from servicekit.errors import SightlineError
+from servicekit.help import OUTPUT, with_settings
 from servicekit.telemetry import background_stderr
 from servicekit.telemetry.failures_once import FailuresOnce
 from servicekit.terminal import CommandError, sentence
 
+_LABELS = 63  # a prediction may have 64, and one is `source`
+_LABEL_BYTES = 1024
 
+
+@with_settings(EdgeSettings, without=("detector", "mode", "device_id"))
 def log(
     sources: Annotated[
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="A picture, a folder of pictures, a pattern such as 'a/*.jpg', a video file, a"
+            help="An image, a folder of images, a pattern such as 'a/*.jpg', a video file, a"
             " camera's number, or its URL (rtsp://...).",
             show_default=False,
         ),
     ],
+    *,
+    advanced: Mapping[str, str],
     model: Annotated[
-        Path | None, typer.Option(help="Model file on this device. None: the cloud answers.")
+        Path | None,
+        typer.Option(help="Model file on this device. Not given: the cloud answers."),
     ] = None,
-    detector: Annotated[str | None, typer.Option(help="onnx or ultralytics.")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="Runtime of the model: onnx or ultralytics.")
+    ] = None,
     mode: Annotated[
         str | None, typer.Option(help="Who answers: auto, device, cloud, cascade or hedged.")
     ] = None,
-    every: Annotated[int, typer.Option(help="Take every n-th picture only.", min=1)] = 1,
+    device_id: Annotated[
+        str | None,
+        typer.Option(
+            help="This device's name. With {source} in it each source is a device of its own, with"
+            " its own model and spool: gate-{source}."
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Label of every prediction, such as line=4; may be given more than once.",
+        ),
+    ] = None,
+    every: Annotated[int, typer.Option(help="Take every n-th image only.", min=1)] = 1,
     every_seconds: Annotated[
         float | None,
-        typer.Option(help="Take one picture every so many seconds; not of picture files."),
+        typer.Option(help="Take one image every so many seconds; not of image files."),
     ] = None,
-    device_id: Annotated[str | None, typer.Option(help="This device's name.")] = None,
-    ingest: Annotated[str | None, typer.Option(help="Ingest service, host:port.")] = None,
-    inference: Annotated[str | None, typer.Option(help="Inference service, host:port.")] = None,
     wait: Annotated[
         float, typer.Option(help="Seconds to wait at the end for the log to be committed.", min=0)
     ] = 10.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+    ingest: IngestTarget = None,
+    inference: InferenceTarget = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="One JSON object at the end.", rich_help_panel=OUTPUT),
+    ] = False,
 ) -> None:
-    """Detect in pictures, videos and cameras, log what is found, with the cloud as fallback.
+    """Detect objects in images, videos and cameras, and log the results.
 
-    Cameras are reconnected when they are lost, and their oldest frames dropped when there is no
-    time for them; no frame of a file is. Ctrl-C ends it, with the same summary. What is not
-    committed at the end stays in the spool and is sent the next time. Exit code 1: a source could
-    not be read, or, unless Ctrl-C ended it, a picture had no answer or the log is not committed.
-
-    Example: sightline log pictures/ --model model.onnx --device-id gate-1
+    Example: sightline log images/ --model model.onnx --device-id gate-1
 
     Example: sightline log rtsp://camera/stream --model model.onnx --every-seconds 0.5
+
+    The cloud answers where the device cannot. A lost camera is reconnected, and its oldest frames
+    are dropped when answering takes too long; no frame of a file is dropped. Ctrl-C ends the run
+    with the same summary. Predictions that are not committed at the end stay in the spool, and the
+    next run sends them.
+
+    Exit code 1: a source could not be read, or, unless Ctrl-C ended the run, an image got no answer
+    or the log is not committed.
     """
     _never_wait_for_readers()
-    settings = settings_with(
-        device_model=model,
-        detector=detector,
-        mode=mode,
-        device_id=device_id,
-        ingest_target=ingest,
-        inference_target=inference,
-    )
-    opened = _opened(sources, every, every_seconds)
-    with _node(settings) as node:
-        # A tracker needs the frames in order; else one is answered while another is fetched.
-        workers = 1 if settings.device_tracker else WORKERS
-        outcomes = _started(node, opened, workers)
+    named = {
+        "device_model": model,
+        "detector": detector,
+        "mode": mode,
+        "device_id": device_id,
+        "ingest_target": ingest,
+        "inference_target": inference,
+    }
+    options: dict[str, str | Path] = {
+        **advanced,
+        **{name: value for name, value in named.items() if value is not None},
+    }
+    settings = settings_with(**options)
+    labels = _labels(label or ())
+    opened = open_sources(sources, every, every_seconds)
+    with ExitStack() as nodes:
+        runs = [
+            _Run(nodes.enter_context(_node(one)), its, one)
+            for one, its in _devices(settings, opened, options)
+        ]
         interrupted = False
         with _interruptible():
-            with Display(notes(), lambda: _glance(node.stats()), time.monotonic) as on:
+            with Display(
+                notes(), lambda: glance([run.node.stats() for run in runs], opened), time.monotonic
+            ) as display:
                 try:
-                    for outcome in outcomes:
-                        _report(outcome, on)
+                    asyncio.run(_run_all(runs, labels, display))
                 except KeyboardInterrupt:
                     interrupted = True
-            committed = _flushed(node, wait)
-            stats = node.stats()
-    _sum_up(stats, as_json=as_json)
-    unread = [name for name, one in stats.sources.items() if one.state is SourceState.FAILED]
-    if unread or (not interrupted and (not committed or stats.pictures.failed)):
+            committed = _flush(runs, wait)
+            stats = {run.settings.device_id: run.node.stats() for run in runs}
+    print_summary(
+        stats, opened, ingest, as_json=as_json, per_source=PLACEHOLDER in settings.device_id
+    )
+    all_sources = [source for one in stats.values() for source in one.sources.values()]
+    unread = any(source.state is SourceState.FAILED for source in all_sources)
+    failed = any(one.pictures.failed for one in stats.values())
+    if unread or (not interrupted and (not committed or failed)):
         raise typer.Exit(1)
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A node, the sources that it reads, and its settings."""
+
+    node: EdgeNode
+    sources: Sequence[FrameSource]
+    settings: EdgeSettings
+
+
+def _labels(words: Sequence[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not name or not separator:
+            raise CommandError(f"--label: must be NAME=VALUE, such as line=4 (got {word!r})")
+        if name == "source":
+            raise CommandError("--label: source is the name of each image's source already")
+        if max(len(name.encode()), len(value.encode())) > _LABEL_BYTES:
+            raise CommandError(
+                f"--label: name and value must be at most {_LABEL_BYTES} bytes each, which the"
+                f" ingest service enforces (got {len(word.encode())} bytes)"
+            )
+        labels[name] = value
+    if len(labels) > _LABELS:
+        raise CommandError(f"--label: at most {_LABELS} may be given (got {len(labels)})")
+    return labels
+
+
+def _devices(
+    settings: EdgeSettings, sources: Sequence[FrameSource], options: Mapping[str, str | Path]
+) -> Iterator[tuple[EdgeSettings, Sequence[FrameSource]]]:
+    """Yield the settings of each device of the run, and its sources.
+
+    Args:
+        settings: of the node; `{source}` in their device id makes each source a device.
+        sources: all of the run.
+        options: settings that flags gave.
+    """
+    if PLACEHOLDER not in settings.device_id:
+        yield settings, sources
+        return
+    if settings.metrics_listen and not settings.metrics_listen.endswith(":0"):
+        raise CommandError(
+            f"metrics_listen: must be empty or have port 0 where each source is a device"
+            f" (got {settings.metrics_listen})"
+        )
+    ids = device_ids(settings.device_id, sources)
+    for device_id, source in zip(ids, sources, strict=True):
+        folder = default_spool_dir(device_id)
+        if settings.spool_dir is not None:
+            folder = settings.spool_dir / folder.name
+        own = {**options, "device_id": device_id, "spool_dir": folder}
+        yield settings_with(**own), [source]
+
+
+async def _run_all(runs: Sequence[_Run], labels: Mapping[str, str], display: Display) -> None:
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for run in runs:
+                tasks.create_task(_run_one(run, labels, display))
+    except* ValueError as errors:  # a label that cannot be logged
+        raise CommandError(str(errors.exceptions[0])) from errors
+
+
+async def _run_one(run: _Run, labels: Mapping[str, str], display: Display) -> None:
+    # A tracker needs the frames in order; otherwise one is answered while another is fetched.
+    workers = 1 if run.settings.device_tracker else WORKERS
+    async for outcome in run.node.arun(*run.sources, labels=labels, workers=workers):
+        _report(outcome, display)
+
+
 def _never_wait_for_readers() -> None:
-    """Keep who does not read stderr from stopping the node: its threads write there as well."""
+    """Keep a stderr that nobody reads from blocking the node, whose threads write to it as well."""
     stream = background_stderr.install()
     if not logging.getLogger().handlers:
         logging.getLogger().addHandler(FailuresOnce(stream))
-
-
-def _opened(sources: Sequence[str], every: int, every_seconds: float | None) -> list[FrameSource]:
-    # What OpenCV and FFmpeg print would only be in the way: a source's errors are told by us. Both
-    # read these when they are loaded.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    try:
-        sampling = Sampling(every, every_seconds)
-        return [open_source(word, sampling) for word in dict.fromkeys(sources)]
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    except ModuleNotFoundError as error:
-        raise CommandError(
-            f"videos and cameras need {error.name}: {install_hint('video')}"
-        ) from error
 
 
 def _node(settings: EdgeSettings) -> EdgeNode:
@@ -135,68 +230,34 @@ def _node(settings: EdgeSettings) -> EdgeNode:
         raise CommandError(f"{error} (`sightline doctor` checks them all)") from error
 
 
-def _started(node: EdgeNode, sources: list[FrameSource], workers: int) -> Iterator[Outcome]:
-    try:
-        return node.run(*sources, workers=workers)
-    except ValueError as error:  # two sources of one name
-        raise CommandError(str(error)) from error
-
-
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Make SIGTERM, which services are stopped by, what Ctrl-C is."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Make SIGTERM, which ends services, do what Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _report(outcome: Outcome, on: Display) -> None:
-    """Say why a picture has no answer."""
+def _report(outcome: Outcome, display: Display) -> None:
+    """Print why an image has no answer."""
     if outcome.error is not None:
         image, error = outcome.frame.image, outcome.error
-        shown = image if isinstance(image, Path) else outcome.frame.image_id
+        name = image if isinstance(image, Path) else outcome.frame.image_id
         # A hint about the service would mislead where the device's model is at fault.
-        said = str(error)
+        text = str(error)
         if isinstance(error, SightlineError) and not isinstance(error, DeviceError):
-            said = sentence(error)
-        on.say(f"{shown}: {said or type(error).__name__}")
+            text = sentence(error)
+        display.say(f"{name}: {text or type(error).__name__}")
 
 
-def _flushed(node: EdgeNode, wait: float) -> bool:
-    """Return whether all of the log was committed in time; Ctrl-C ends the wait."""
+def _flush(runs: Sequence[_Run], wait: float) -> bool:
+    """Return True if all of the log was committed within `wait` seconds; Ctrl-C ends the wait."""
+    ends_at = time.monotonic() + wait
     with suppress(KeyboardInterrupt):
-        return node.logger.flush(wait, until="committed")
+        return all(
+            run.node.logger.flush(max(ends_at - time.monotonic(), 0.0), until="committed")
+            for run in runs
+        )
     return False
-
-
-def _glance(stats: NodeStats) -> Glance:
-    pictures, logger = stats.pictures, stats.logger
-    return Glance(
-        by_device=pictures.by_device,
-        by_cloud=sum(pictures.by_cloud.values()),
-        failed=sum(pictures.failed.values()),
-        dropped=sum(source.dropped for source in stats.sources.values()),
-        lost=sum(source.state is SourceState.LOST for source in stats.sources.values()),
-        committed=logger.committed,
-        waiting=logger.backlog + logger.in_memory,
-    )
-
-
-def _sum_up(stats: NodeStats, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(asdict(stats)))
-        return
-    seen = _glance(stats)
-    dropped = f", {seen.dropped} dropped for want of time" if seen.dropped else ""
-    typer.echo(
-        f"{seen.pictures} pictures: {seen.by_device} answered by the device, "
-        f"{seen.by_cloud} by the cloud ({seen.fallback_rate:.1%}), {seen.failed} failed{dropped}; "
-        f"{stats.logger.spooled} spooled, {stats.logger.backlog} of them not yet committed"
-    )
-    for name, source in stats.sources.items():
-        if source.last_error:
-            typer.echo(
-                f"{name}: {source.state}, {source.reconnects} times lost: {source.last_error}"
-            )

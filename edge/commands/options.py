@@ -1,11 +1,24 @@
-"""What the commands have in common: settings with flags over them, and a console for notes."""
+"""Options that several commands have, settings with flags over them, and a console for notes."""
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from edge.settings import EdgeSettings
+from servicekit.help import CONNECTION, OUTPUT
 from servicekit.settings import load
+
+IngestTarget = Annotated[
+    str | None, typer.Option(help="Ingest service, host:port.", rich_help_panel=CONNECTION)
+]
+InferenceTarget = Annotated[
+    str | None, typer.Option(help="Inference service, host:port.", rich_help_panel=CONNECTION)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON, for programs.", rich_help_panel=OUTPUT)
+]
 
 
 def notes() -> Console:
@@ -22,6 +35,12 @@ def settings_with(**options: str | float | Path | None) -> EdgeSettings:
     Raises:
         SettingsError: a value cannot be used.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    return load(EdgeSettings, flags, prog="sightline")
+    values = {name: value for name, value in options.items() if value is not None}
+    return load(EdgeSettings, [_flag(*item) for item in values.items()], prog="sightline")
+
+
+def _flag(name: str, value: str | float | Path) -> str:
+    flag = name.replace("_", "-")
+    if EdgeSettings.model_fields[name].annotation is bool:
+        return f"--{flag}" if value == "true" else f"--no-{flag}"
+    return f"--{flag}={value}"

@@ -43,6 +43,12 @@ class Capture:
         """The time of the frame since the start of the video, s."""
         return float(self._capture.get(self._cv2.CAP_PROP_POS_MSEC)) / 1e3
 
+    @property
+    def length(self) -> int | None:
+        """Number of frames, as the video's container says; None: it does not say."""
+        frames = float(self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT))
+        return int(frames) if frames >= 1 else None
+
     def pixels(self) -> "NDArray[np.uint8]":
         """Return the current frame, RGB uint8 `[H, W, 3]`.
 

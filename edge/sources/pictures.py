@@ -48,6 +48,7 @@ class PictureFiles:
         self.name = str(place)
         self._paths = _paths(place)
         self._root = _root(place)
+        self.length: int | None = len(self._paths)
 
     def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
         """Yield a frame for each file; its id is its path relative to the folder or pattern."""

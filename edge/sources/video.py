@@ -45,6 +45,7 @@ class VideoFile:
         if not Path(path).is_file():
             raise invalid("source", f"must be a video file (got {str(path)!r})")
         self.name = str(path)
+        self.length: int | None = None
         self._path = Path(path)
         self._sampling = sampling or Sampling()
 
@@ -56,6 +57,7 @@ class VideoFile:
         """
         sampler = Sampler(self._sampling)
         with closing(Capture(self.name)) as capture:
+            self.length = capture.length
             monitor.found()
             index = -1
             while not monitor.wait(0) and capture.grab():

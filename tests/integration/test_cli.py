@@ -194,8 +194,9 @@ def test_log_shows_how_far_it_is_and_sums_up(laptop: Laptop, pictures: Path) -> 
     model = REPOSITORY / "plates/1/model.onnx"
     done = sightline("log", pictures / "*.jpg", "--every", 2, "--model", model, env=laptop.env)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("2 pictures: 2 answered by the device, 0 by the cloud (0.0%)")
-    assert "0 of them not yet committed" in done.stdout
+    assert done.stdout.startswith("2 images: 2 answered by the device, 0 by the cloud, 0 failed")
+    assert "2 predictions logged, all committed" in done.stdout
+    assert "Next: sightline stats --device laptop" in done.stdout
     assert "\x1b" not in done.stderr
 
 

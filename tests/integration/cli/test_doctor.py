@@ -217,10 +217,10 @@ def test_a_setting_that_cannot_be_used(setting: str, value: str, words: str) -> 
 
 def test_a_slip_in_a_variables_name(plain: Services) -> None:
     done = doctor(**plain.settings(device="gate-1"))
-    assert done.exit_code == 0
-    found = finding(done, "settings names")
-    assert found["level"] == "warning"
-    assert "SIGHTLINE_EDGE_DEVICE_ID" in found["action"]
+    assert done.exit_code == 1
+    found = finding(done, "settings")
+    assert found["level"] == "failed"
+    assert "did you mean SIGHTLINE_EDGE_DEVICE_ID?" in found["message"]
 
 
 def test_a_good_key(keyed: Keyed, tmp_path: Path) -> None:

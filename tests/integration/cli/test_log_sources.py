@@ -1,6 +1,7 @@
 """`sightline log` over videos and cameras: what it says, what it counts, how it ends."""
 
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -16,7 +17,14 @@ from edge.spool.identity import DamagedError
 from edge.spool.inspect import details
 from tests.fakes.cameras import NetworkCamera, camera
 from tests.fakes.ingest import FakeIngest
-from tests.integration.cli.terminal import REPOSITORY, SIGHTLINE, environment, sightline
+from tests.integration.cli.terminal import (
+    REPOSITORY,
+    SIGHTLINE,
+    environment,
+    in_terminal,
+    read_until,
+    sightline,
+)
 from tests.unit.edge.sources.monitors import save_pictures, save_video
 
 MODEL = REPOSITORY / "plates/1/model.onnx"
@@ -127,7 +135,7 @@ def test_an_unreachable_camera_is_told_in_one_line_and_nothing_else_is(
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "cameras lost: 1" in line
+    assert "camera lost: rtsp://127.0.0.1:1/x" in line
     assert "rtsp://127.0.0.1:1/x: ended" in out
     assert "OpenCV cannot open it" in out
     for text in (line, out, err):
@@ -143,7 +151,8 @@ def test_a_video_that_cannot_be_read_fails_the_run_but_not_its_neighbour(
     (tmp_path / "clip.mp4").write_bytes(b"nonsense")
     done = sightline("log", folder, tmp_path / "clip.mp4", env=settings(ingest, tmp_path))
     assert done.returncode == 1
-    assert "1 answered by the device" in done.stdout
+    assert "1 image: 1 answered by the device, 0 by the cloud, 0 failed" in done.stdout
+    assert "1 prediction logged, all committed" in done.stdout
     assert f"{tmp_path / 'clip.mp4'}: failed" in done.stdout
     assert "Traceback" not in done.stderr
 
@@ -211,14 +220,102 @@ def _until(happened: Any) -> None:
         time.sleep(0.02)
 
 
-def test_two_sources_that_cannot_be_told_apart_are_one_sentence(
-    ingest: FakeIngest, tmp_path: Path
+def test_the_same_source_twice_is_two_sources(ingest: FakeIngest, tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg")
+    done = sightline("log", folder, folder, "--json", env=settings(ingest, tmp_path))
+    assert done.returncode == 0, done.stderr
+    stats = json.loads(done.stdout)
+    assert adds_up(stats)
+    assert {name: one["by_device"] for name, one in stats["sources"].items()} == {
+        str(folder): 1,
+        f"{folder} (2)": 1,
+    }
+    assert ingest.images() == ["a.jpg", "a.jpg"]
+
+
+def test_labels_and_any_setting_are_flags(ingest: FakeIngest, tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg")
+    env = environment()
+    flags = ["--label", "line=4", "--label", "shift=early=1", "--device-id", "gate-1"]
+    flags += ["--ingest-target", ingest.target, "--device-model", str(MODEL), "--mode", "device"]
+    flags += ["--spool-dir", str(tmp_path / "spool"), "--no-cascade-any", "--batch-size", "7"]
+    done = sightline("log", folder, *flags, env=env)
+    assert done.returncode == 0, done.stderr
+    (prediction,) = ingest.only().predictions.values()
+    assert dict(prediction.labels) == {"line": "4", "shift": "early=1", "source": str(folder)}
+    assert (tmp_path / "spool" / "spool.db").is_file()
+    assert "Next: sightline stats --device gate-1" in done.stdout
+    done = sightline("log", folder, *flags, "--batch-size", "0", env=env)
+    assert done.returncode == 2
+    assert "batch_size: must be greater than or equal to 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("label", "sentence"),
+    [
+        ("line", "--label: must be NAME=VALUE, such as line=4 (got 'line')"),
+        ("source=x", "--label: source is the name of each image's source already"),
+        ("line=" + "x" * 1025, "must be at most 1024 bytes each"),
+    ],
+)
+def test_labels_that_cannot_be_logged(
+    ingest: FakeIngest, tmp_path: Path, label: str, sentence: str
 ) -> None:
-    urls = [f"rtsp://127.0.0.1:1/live?token={number}" for number in range(2)]
-    done = sightline("log", *urls, env=settings(ingest, tmp_path))
-    assert done.returncode != 0
-    assert "have different names" in " ".join(done.stderr.split())
+    folder = save_pictures(tmp_path / "pictures", "a.jpg")
+    done = sightline("log", folder, "--label", label, env=settings(ingest, tmp_path))
+    assert done.returncode == 1
+    assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+    assert ingest.images() == []
+
+
+def test_each_source_may_be_a_device_of_its_own(ingest: FakeIngest, tmp_path: Path) -> None:
+    north = save_pictures(tmp_path / "north", "a.jpg", "b.jpg")
+    south = save_pictures(tmp_path / "south", "c.jpg")
+    flags = ["--device-id", "gate-{source}", "--json"]
+    done = sightline("log", north, south, *flags, env=settings(ingest, tmp_path))
+    assert done.returncode == 0, done.stderr
+    devices = json.loads(done.stdout)["devices"]
+    assert {name: one["pictures"]["by_device"] for name, one in devices.items()} == {
+        "gate-north": 2,
+        "gate-south": 1,
+    }
+    assert all(adds_up(one) for one in devices.values())
+    assert sorted(ingest.images()) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert {path.parent.name for path in (tmp_path / "spool").glob("*/spool.db")} == set(devices)
+
+
+def test_ctrl_c_ends_every_device_of_a_run(
+    ingest: FakeIngest, network: NetworkCamera, tmp_path: Path
+) -> None:
+    flags = ["--device-id", "gate-{source}"]
+    with subprocess.Popen(
+        [*SIGHTLINE, "log", network.url, "rtsp://127.0.0.1:1/x", *flags],
+        env=settings(ingest, tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        _until(lambda: len(ingest.images()) >= 3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert "all committed" in out
+    assert "--device gate-127.0.0.1-1-x" in out
+
+
+def test_progress_of_a_folder_is_shown_on_a_terminal(ingest: FakeIngest, tmp_path: Path) -> None:
+    names = [f"{number:03}.jpg" for number in range(60)]
+    folder = save_pictures(tmp_path / "pictures", *names)
+    words = [*SIGHTLINE, "log", str(folder), "--device-id", "gate-1"]
+    env = settings(ingest, tmp_path)
+    with in_terminal(*words, env=env) as (process, terminal):
+        text = read_until(terminal, "Next: ")
+        assert process.wait(60) == 0
+    assert re.search(r"\d+%(, \d+:\d\d left)?; [\d,]+ images, ", text)
+    assert "60 images: 60 answered by the device, 0 by the cloud, 0 failed" in text
+    assert "60 predictions logged, all committed" in text
 
 
 def test_sigterm_while_the_log_is_waited_for_sums_up_too(tmp_path: Path) -> None:
@@ -240,6 +337,20 @@ def test_sigterm_while_the_log_is_waited_for_sums_up_too(tmp_path: Path) -> None
     stats = json.loads(out)
     assert stats["pictures"]["by_device"] == 1
     assert stats["logger"]["backlog"] == 1
+
+
+def test_what_is_not_committed_is_counted_with_what_to_do_next(tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg", "b.jpg")
+    with FakeIngest() as gone:
+        pass
+    flags = ["--wait", "0.1", "--ingest", gone.target]
+    done = sightline("log", folder, *flags, env=settings(gone, tmp_path))
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "2 images: 2 answered by the device, 0 by the cloud, 0 failed",
+        "2 predictions logged, 2 not committed yet: kept in the spool, sent by the next run",
+        f"Next: sightline doctor --ingest {gone.target}",
+    ]
 
 
 def test_what_is_not_committed_fails_the_run_and_is_sent_by_the_next(

@@ -62,6 +62,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         ("nonsense", 2, "No such command 'nonsense'"),
         ("infer", 2, "Missing argument"),
         ("infer a.jpg --nonsense", 2, "No such option: --nonsense"),
+        ("infer a.jpg --modle x", 2, "No such option: --modle (Possible options: --model)"),
+        ("inferr a.jpg", 2, "No such command 'inferr'. Did you mean 'infer'?"),
         ("infer a.jpg --timeout soon", 2, "should be a valid number"),
         ("infer a.jpg --timeout -1", 2, "timeout_seconds: must be greater than 0"),
         ("infer a.jpg --confidence 2", 2, "confidence_threshold: must be less than or equal to 1"),
@@ -71,8 +73,10 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         ("infer {folder}/pictures/plate.jpg --save {folder}/broken.onnx", 1, "must be a folder"),
         ("stats", 1, "`sightline doctor` tells"),
         ("stats --target nonsense", 2, "ingest_target: must be host:port"),
-        ("log no/such/folder", 1, "source must name at least one image"),
-        ("log {folder}/empty", 1, "source must name at least one image"),
+        ("log no/such/folder", 1, "There is no folder no/such/folder"),
+        ("log pictures/", 1, "There is no folder pictures/"),
+        ("log {folder}/empty", 1, "/empty has no image in it"),
+        ("log {folder}/pictures --spool-by 1", 2, "(Possible options: --spool-bytes"),
         ("log {folder}/pictures --model no-such.onnx", 1, "`sightline doctor` checks"),
         ("log {folder}/pictures --model {folder}/broken.onnx", 1, "`sightline doctor` checks"),
         ("log {folder}/pictures --detector nonsense", 2, "detector: must be"),
@@ -90,7 +94,9 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         ("models ls --address 127.0.0.1:1", 1, "`sightline doctor` tells"),
         ("export --to {folder}/out --database {folder}/none.duckdb", 1, "is no file"),
         ("serve ingest --listen nonsense", 2, "listen: must be host:port"),
-        ("serve inference --no-such-flag", 2, "--no-such-flag"),
+        ("serve inference --no-such-flag", 2, "no such flag: --no-such-flag"),
+        ("serve ingest --databse x", 2, "no such flag: --databse, did you mean --database?"),
+        ("serve ingest --databse x", 2, "(see sightline serve ingest --help)"),
         ("up --model-repository no/such/folder", 1, "`sightline models add"),
         ("up --ingest-listen {taken}", 1, "choose another port"),
         ("up --inference-listen {taken} --ingest-listen 127.0.0.1:0", 1, "choose another port"),
@@ -119,6 +125,25 @@ def test_a_mistake_is_a_sentence_and_a_hint(
     assert sentence in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "meant"),
+    [
+        ("log {folder}/pictures", "SIGHTLINE_EDGE_DEVICE", "SIGHTLINE_EDGE_DEVICE_ID"),
+        ("stats", "SIGHTLINE_EDGE_INGEST_TARGT", "SIGHTLINE_EDGE_INGEST_TARGET"),
+        ("serve ingest", "SIGHTLINE_INGEST_DATABSE", "SIGHTLINE_INGEST_DATABASE"),
+        ("serve inference", "SIGHTLINE_INFERENCE_WORKER", "SIGHTLINE_INFERENCE_WORKERS"),
+    ],
+)
+def test_a_mistyped_variable_is_named_with_the_nearest_right_one(
+    words: str, name: str, meant: str, folder: Path, tmp_path: Path
+) -> None:
+    env = {**environment(spool_dir=tmp_path / "spool"), name: "1"}
+    done = sightline(*words.format(folder=folder).split(), env=env)
+    assert done.returncode == 2
+    assert f"{name} is not a setting, did you mean {meant}?" in done.stderr
+    assert done.stdout == ""
 
 
 def test_health_and_doctor_say_who_does_not_answer(tmp_path: Path) -> None:

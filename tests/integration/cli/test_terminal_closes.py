@@ -1,65 +1,20 @@
 """A terminal that is closed ends the services that it started; one without a terminal reloads."""
 
-import fcntl
 import os
-import pty
-import select
 import signal
-import subprocess
 import sys
-import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-from tests.integration.cli.terminal import REPOSITORY, SIGHTLINE, environment
-
-
-@contextmanager
-def in_terminal(*words: object) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
-    """Start a command with a terminal of its own; yield it and the terminal's other end."""
-    ours, theirs = pty.openpty()
-
-    def adopt() -> None:
-        os.setsid()
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    process = subprocess.Popen(
-        list(map(str, words)),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment(),
-        preexec_fn=adopt,
-    )
-    os.close(theirs)
-    try:
-        yield process, ours
-    finally:
-        for child in _children(process.pid):
-            child.kill()
-        process.kill()
-        process.wait()
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def read_until(terminal: int, word: str) -> str:
-    """Return what a terminal shows up to a word."""
-    text, ends_at = "", time.monotonic() + 60
-    while word not in text:
-        assert time.monotonic() < ends_at, text
-        if select.select([terminal], [], [], 1.0)[0]:
-            text += os.read(terminal, 4096).decode(errors="replace")
-    return text
+from tests.integration.cli.terminal import (
+    REPOSITORY,
+    SIGHTLINE,
+    children,
+    in_terminal,
+    read_until,
+)
 
 
 def test_closing_the_terminal_of_up_ends_both_services(tmp_path: Path) -> None:
@@ -67,7 +22,7 @@ def test_closing_the_terminal_of_up_ends_both_services(tmp_path: Path) -> None:
     listen = ["--ingest-listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0"]
     with in_terminal(*up, *listen) as (process, terminal):
         read_until(terminal, "Ctrl-C ends both")
-        services = _children(process.pid)
+        services = children(process.pid)
         assert len(services) == 2
         os.close(terminal)
         assert process.wait(30) == 0

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from edge.commands.live import Display
-from edge.commands.log import _glance, _report
+from edge.commands.log import _report
+from edge.commands.summary import glance
 from edge.decide.policy import Mode, Policy
 from edge.detect.base import DetectorResult, Image
 from sightline import EdgeNode, PredictionLogger
@@ -27,9 +28,11 @@ def test_whatever_the_model_raises_is_this_pictures_failure(tmp_path: Path) -> N
     policy = Policy(mode=Mode.DEVICE, backoff=lambda _: 0.0)
     said = io.StringIO()
     with EdgeNode(Broken(), None, logger, policy) as node:
-        with Display(Console(file=said), lambda: _glance(node.stats()), time.monotonic) as display:
+        with Display(
+            Console(file=said), lambda: glance([node.stats()], []), time.monotonic
+        ) as display:
             for outcome in node.run(folder):
                 _report(outcome, display)
-        assert _glance(node.stats()).failed == 1
+        assert glance([node.stats()], []).failed == 1
     raised = "the device's model raised RuntimeError: the model [at layer 3] ran out of memory"
     assert f"part-1.jpg: {raised}" in said.getvalue()

@@ -1,0 +1,133 @@
+"""The sources that a person names for `log`: opened, told apart, and with a device id each."""
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from edge.sources.frame import Frame, FrameSource, SourceMonitor
+from edge.sources.opening import open_source
+from edge.sources.pictures import SUFFIXES
+from edge.sources.sampling import Sampling
+from servicekit.distribution import install_hint
+from servicekit.terminal import CommandError
+
+PLACEHOLDER = "{source}"
+"""Part of a device id that stands for the source's name."""
+
+
+class NamedSource:
+    """A source under another name, so that the same source twice is two.
+
+    Args:
+        source: gives the frames.
+        name: its name in statistics and labels.
+    """
+
+    def __init__(self, source: FrameSource, name: str) -> None:
+        self._source = source
+        self.name = name
+        self.live = source.live
+
+    @property
+    def length(self) -> int | None:
+        """Number of its frames; None: not known."""
+        return length_of(self._source)
+
+    def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
+        """Yield the frames of the source."""
+        return self._source.frames(monitor)
+
+
+def open_sources(
+    words: Sequence[str], every: int, every_seconds: float | None
+) -> list[FrameSource]:
+    """Return the sources that a person named; a name that comes twice gets a number.
+
+    Args:
+        words: files, folders, patterns, and numbers or URLs of cameras.
+        every: take every n-th frame, >= 1.
+        every_seconds: take one frame every so many seconds, > 0; None: `every` holds.
+
+    Raises:
+        CommandError: there is no such source, or OpenCV is needed and not installed.
+    """
+    # OpenCV and FFmpeg read these when they are loaded. They would print each error of a source
+    # that this command reports itself.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    sources: list[FrameSource] = []
+    times: Counter[str] = Counter()
+    try:
+        sampling = Sampling(every, every_seconds)
+        for word in words:
+            _check_exists(word)
+            source = open_source(word, sampling)
+            times[source.name] += 1
+            count = times[source.name]
+            sources.append(NamedSource(source, f"{source.name} ({count})") if count > 1 else source)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"videos and cameras need {error.name}: {install_hint('video')}"
+        ) from error
+    return sources
+
+
+def length_of(source: FrameSource) -> int | None:
+    """Return how many frames a source has; None: not known, as of a camera."""
+    length = getattr(source, "length", None)
+    return length if isinstance(length, int) else None
+
+
+def device_ids(template: str, sources: Sequence[FrameSource]) -> list[str]:
+    """Return a device id for each source, each different.
+
+    Args:
+        template: a device id with `{source}` in it.
+        sources: each one's name, without folders, suffix and scheme, takes the placeholder's place.
+    """
+    times: Counter[str] = Counter()
+    ids = []
+    for source in sources:
+        name = short_name(source.name)
+        times[name] += 1
+        unique = f"{name}-{times[name]}" if times[name] > 1 else name
+        ids.append(template.replace(PLACEHOLDER, unique))
+    return ids
+
+
+def short_name(name: str) -> str:
+    """Return a source's name as a part of a device id: letters, digits, `_`, `.` and `-`."""
+    name = re.sub(r" \(\d+\)$", "", name)
+    if "://" not in name:
+        path = Path(name).resolve()
+        while glob.has_magic(path.name):
+            path = path.parent
+        name = path.stem if path.is_file() else path.name
+    return re.sub(r"[^\w.]+", "-", name.partition("://")[2] or name).strip("-.") or "source"
+
+
+def _check_exists(word: str) -> None:
+    """Raise CommandError with what is missing, where a word can only mean files."""
+    path = Path(word)
+    if "://" in word or word.startswith("/dev/video") or (word.isdigit() and not path.exists()):
+        return
+    kinds = ", ".join(sorted(SUFFIXES))
+    if path.is_dir():
+        if not any(one.suffix.lower() in SUFFIXES for one in path.iterdir()):
+            raise CommandError(
+                f"The folder {word} has no image in it ({kinds}). Folders in it are not read:"
+                f" '{path}/**/*.jpg' is a pattern that does"
+            )
+    elif path.exists():
+        return
+    elif glob.has_magic(word):
+        if not any(Path(name).is_file() for name in glob.iglob(word, recursive=True)):  # noqa: PTH207
+            raise CommandError(f"No file matches {word}")
+    else:
+        kind = "file" if path.suffix and not word.endswith("/") else "folder"
+        raise CommandError(f"There is no {kind} {word}")
