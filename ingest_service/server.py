@@ -124,7 +124,10 @@ class IngestServer:
     ) -> messages.GetStatsResponse:
         """Return statistics of the stored predictions."""
         wanted = visible(filter_from_proto(request.filter), current_caller())
-        return stats_response(await self._queries.run(lambda reader: reader.stats(wanted)))
+        details = request.details
+        return stats_response(
+            await self._queries.run(lambda reader: reader.stats(wanted, details=details))
+        )
 
     async def list_predictions(
         self, request: messages.ListPredictionsRequest, _context: _Context

@@ -14,7 +14,14 @@ from ingest_service.backup import BackupSummary, CopyProgress
 from ingest_service.receive.checks import CLOUD_REASONS, SOURCES
 from ingest_service.receive.group_commit import Totals
 from ingest_service.receive.headers import parse_time
-from ingest_service.store.protocol import Count, Filter, Stats, StoredPrediction, Watermark
+from ingest_service.store.protocol import (
+    Count,
+    Filter,
+    JudgedCount,
+    Stats,
+    StoredPrediction,
+    Watermark,
+)
 from servicekit.errors import invalid
 
 MAX_FILTER_VALUES = 1000
@@ -95,16 +102,21 @@ def watermark_response(watermark: Watermark) -> ingest_service_pb2.GetWatermarkR
 
 def stats_response(stats: Stats) -> ingest_service_pb2.GetStatsResponse:
     """Return statistics as a response."""
+    details = stats.details
+    verdicts = details.verdicts if details else {}
     response = ingest_service_pb2.GetStatsResponse(
         total_predictions=stats.total_predictions,
         defects_detected=stats.defects_detected,
         total_detections=stats.total_detections,
-        by_device=_counts(stats.by_device),
-        by_model=_counts(stats.by_model),
-        by_source=_counts(stats.by_source),
+        by_device=_counts(stats.by_device, verdicts.get("device_id")),
+        by_model=_counts(stats.by_model, verdicts.get("model_name")),
+        by_source=_counts(stats.by_source, verdicts.get("source")),
         by_class=_counts(stats.by_class),
         rejected=stats.rejected,
         gap_sequences=stats.gap_sequences,
+        with_verdict=details.with_verdict if details else None,
+        by_cloud_reason=_judged(details.by_cloud_reason) if details else (),
+        by_source_label=_judged(details.by_source_label) if details else (),
     )
     if stats.inference_seconds is not None:
         p50, p95, p99 = map(_duration, stats.inference_seconds)
@@ -115,8 +127,30 @@ def stats_response(stats: Stats) -> ingest_service_pb2.GetStatsResponse:
     return response
 
 
-def _counts(counts: Iterable[Count]) -> list[ingest_pb2.CountByKey]:
-    return [ingest_pb2.CountByKey(key=c.key, count=c.total, defects=c.defects) for c in counts]
+def _counts(
+    counts: Iterable[Count], verdicts: Mapping[str, int] | None = None
+) -> list[ingest_pb2.CountByKey]:
+    return [
+        ingest_pb2.CountByKey(
+            key=count.key,
+            count=count.total,
+            defects=count.defects,
+            with_verdict=None if verdicts is None else verdicts.get(count.key, 0),
+        )
+        for count in counts
+    ]
+
+
+def _judged(counts: Iterable[JudgedCount]) -> list[ingest_pb2.CountByKey]:
+    return [
+        ingest_pb2.CountByKey(
+            key=count.key,
+            count=count.total,
+            defects=count.defects,
+            with_verdict=count.with_verdict,
+        )
+        for count in counts
+    ]
 
 
 def stored_to_proto(stored: StoredPrediction) -> ingest_pb2.StoredPrediction:

@@ -201,7 +201,7 @@ def _parameters(
     off = f"--no-{flag.removeprefix('--')}"
     on = typer.Option(flag, help=f"{text}; {off}: no.{_default(field)}", rich_help_panel=panel)
     yield _parameter(name, Annotated[bool | None, on], None)
-    hidden = typer.Option(off, hidden=True)
+    hidden = typer.Option(off, help=f"Turn {flag} off.", hidden=True)
     yield _parameter(_NO + name, Annotated[bool | None, hidden], None)
 
 

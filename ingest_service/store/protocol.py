@@ -138,6 +138,29 @@ class Count(NamedTuple):
     defects: int
 
 
+class JudgedCount(NamedTuple):
+    """How many predictions fall under one value of a key, and how many of them have a verdict."""
+
+    key: str
+    total: int
+    defects: int
+    with_verdict: int
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """Counts that are read from the rows, of the predictions that match a filter."""
+
+    with_verdict: int
+    """Predictions with a verdict, defect or not."""
+    verdicts: Mapping[str, Mapping[str, int]]
+    """The same by `device_id`, `model_name` and `source`, and by its values."""
+    by_cloud_reason: Sequence[JudgedCount]
+    """Predictions of the cloud."""
+    by_source_label: Sequence[JudgedCount]
+    """Predictions with a label `source`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
     """Statistics of the predictions that match a filter."""
@@ -156,6 +179,8 @@ class Stats:
     last_captured_us: int | None
     rejected: int
     gap_sequences: int
+    details: Details | None = None
+    """None: not asked for."""
 
 
 class Position(NamedTuple):
@@ -246,8 +271,13 @@ class Reader(Protocol):
         """Return the watermark of a spool."""
         ...
 
-    def stats(self, filter_: Filter) -> Stats:
-        """Return statistics, all of one snapshot."""
+    def stats(self, filter_: Filter, *, details: bool = False) -> Stats:
+        """Return statistics, all of one snapshot.
+
+        Args:
+            filter_: the predictions to count.
+            details: also count what no rollup has, by reading every row that matches.
+        """
         ...
 
     def page(self, filter_: Filter, size: int, after: Position | None) -> list[StoredPrediction]:

@@ -1,6 +1,7 @@
 """The `sightline` command as a person uses it: processes, exit codes, two streams."""
 
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -183,11 +184,42 @@ def test_log_lands_in_stats(laptop: Laptop, pictures: Path) -> None:
     assert done.returncode == 0, done.stderr
     stats = json.loads(done.stdout)
     assert stats["total_predictions"] == 3
-    assert stats["by_device"] == [{"key": "laptop", "count": 3, "defects": 0}]
+    assert stats["by_device"] == [{"key": "laptop", "count": 3, "defects": 0, "with_verdict": 0}]
     assert stats["by_source"][0]["key"] == "device"
-    table = sightline("stats", "--device", "laptop", env=laptop.env)
-    assert table.returncode == 0
-    assert "laptop" in table.stdout
+    assert stats["with_verdict"] == 0
+    assert stats["by_source_label"][0]["key"] == str(pictures)
+
+
+def test_stats_fit_80_columns_and_say_what_they_count(
+    laptop: Laptop, pictures: Path, tmp_path: Path
+) -> None:
+    model = REPOSITORY / "plates/1/model.onnx"
+    judging = {
+        **laptop.env,
+        "COLUMNS": "80",
+        "SIGHTLINE_EDGE_DEVICE_ID": "judge-" + "x" * 200,
+        "SIGHTLINE_EDGE_SPOOL_DIR": str(tmp_path / "spool"),
+        "SIGHTLINE_EDGE_DEFECT_CLASSES": "scratch,pit,stain",
+    }
+    assert sightline("log", pictures, "--model", model, env=judging).returncode == 0
+    (tmp_path / "cloudy").mkdir()
+    (tmp_path / "cloudy" / "plate.jpg").write_bytes((pictures / "plate-0.jpg").read_bytes())
+    asking = {**judging, "SIGHTLINE_EDGE_DEVICE_ID": "asker"}
+    asking["SIGHTLINE_EDGE_SPOOL_DIR"] = str(tmp_path / "asker")
+    del asking["SIGHTLINE_EDGE_DEFECT_CLASSES"]
+    assert sightline("log", tmp_path / "cloudy", env=asking).returncode == 0
+    judged = sightline("stats", "--device", judging["SIGHTLINE_EDGE_DEVICE_ID"], env=judging)
+    asked = sightline("stats", "--device", "asker", env=judging)
+    for done in (judged, asked):
+        assert done.returncode == 0, done.stderr
+        assert max(map(len, done.stdout.splitlines())) <= 80
+        for title in ("answered by", "source (label)", "predictions", "first captured"):
+            assert title in done.stdout
+    assert re.search(r"predictions with a defect +│ \d of 3 with a verdict", judged.stdout)
+    assert "why the cloud answered" not in judged.stdout
+    assert "- (no prediction has a verdict)" in asked.stdout
+    assert re.search(r"asker +│ +1 │ +- │", asked.stdout)
+    assert "why the cloud answered" in asked.stdout
 
 
 def test_log_shows_how_far_it_is_and_sums_up(laptop: Laptop, pictures: Path) -> None:

@@ -5,12 +5,14 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import duckdb
 
 from ingest_service.store.duckdb.filters import where, where_sums
 from ingest_service.store.duckdb.stats import read_stats, within
+from ingest_service.store.duckdb.stats_details import read_details
 from ingest_service.store.protocol import (
     Filter,
     Generation,
@@ -94,11 +96,12 @@ class DuckDBReader:
             )
         return read_watermark(*rows[0]) if rows else Watermark()
 
-    def stats(self, filter_: Filter) -> Stats:
+    def stats(self, filter_: Filter, *, details: bool = False) -> Stats:
         """Return statistics, all of one snapshot."""
         with self._translated():
             self._begin()
-            return read_stats(self._rows, filter_)
+            stats = read_stats(self._rows, filter_)
+            return replace(stats, details=read_details(self._rows, filter_)) if details else stats
 
     def page(self, filter_: Filter, size: int, after: Position | None) -> list[StoredPrediction]:
         """Return at most `size` predictions, newest commit first."""

@@ -4,6 +4,7 @@ import contextlib
 import math
 import random
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sightline.types.v1.prediction_pb2 import Prediction
+from sightline.types.v1.prediction_pb2 import CloudReason, Prediction
 
 from ingest_service.receive.group import Message, MessageOutcome
 from ingest_service.receive.group_writer import GroupWriter
@@ -459,6 +460,43 @@ class PredictionStoreConformance:
         for filter_ in FILTERS:
             chosen = [(name, p) for name, p in logged if matches(filter_, name, p)]
             assert_counts(stats(store, filter_), filter_, chosen)
+
+    @pytest.mark.parametrize("sums", [False, True])
+    def test_details_are_those_of_plain_python(self, store: PredictionStore, sums: bool) -> None:
+        sent = varied(3, 60)
+        for one in sent:
+            if one.source == 2:  # the cloud
+                one.cloud_reason = CloudReason.ValueType(1 + one.sequence % 3)
+            if one.sequence % 5:
+                one.labels["source"] = ("north", "south")[one.sequence % 2]
+        commit(store, message(*sent, of=spool(1)))
+        if sums:
+            update_rollups(store)
+        device = spool(1).device_id
+        for which in FILTERS:
+            chosen = [one for one in sent if matches(which, device, one)]
+            with contextlib.closing(store.reader()) as reader:
+                assert reader.stats(which).details is None
+                got = reader.stats(which, details=True).details
+            assert got is not None
+            judged = [one for one in chosen if one.HasField("defect_detected")]
+            assert got.with_verdict == len(judged)
+            models = {one.model_name for one in chosen}
+            assert got.verdicts["model_name"] == {
+                name: sum(one.model_name == name for one in judged) for name in models
+            }
+            reasons = {1: "requested", 2: "device_failed", 3: "device_timeout"}
+            by_reason = Counter(reasons[one.cloud_reason] for one in chosen if one.cloud_reason)
+            assert {c.key: c.total for c in got.by_cloud_reason} == by_reason
+            labels = [(one.labels["source"], one) for one in chosen if "source" in one.labels]
+            assert {c.key: (c.total, c.defects, c.with_verdict) for c in got.by_source_label} == {
+                label: (
+                    sum(of == label for of, _ in labels),
+                    sum(of == label and one.defect_detected for of, one in labels),
+                    sum(of == label and one.HasField("defect_detected") for of, one in labels),
+                )
+                for label in {of for of, _ in labels}
+            }
 
     def test_counts_come_most_first(self, store: PredictionStore) -> None:
         self.logged(store)

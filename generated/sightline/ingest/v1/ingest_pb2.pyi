@@ -358,24 +358,30 @@ class CountByKey(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     DEFECTS_FIELD_NUMBER: _builtins.int
+    WITH_VERDICT_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """The value: a device id, a model name, a class name or a source."""
+    """The value: a device id, a model name, a class name, a source, a cloud reason or a label."""
     count: _builtins.int
     """Number of predictions with it (for classes: detections)."""
     defects: _builtins.int
     """Number of those predictions with defect_detected = true. For classes: 0."""
+    with_verdict: _builtins.int
+    """Of those predictions, how many with a verdict, defect or not. Absent: not counted."""
     def __init__(
         self,
         *,
         key: _builtins.str = ...,
         count: _builtins.int = ...,
         defects: _builtins.int = ...,
+        with_verdict: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_with_verdict", b"_with_verdict", "with_verdict", b"with_verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "defects", b"defects", "key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_with_verdict", b"_with_verdict", "count", b"count", "defects", b"defects", "key", b"key", "with_verdict", b"with_verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__with_verdict: _TypeAlias = _typing.Literal["with_verdict"]  # noqa: Y015
+    _WhichOneofArgType__with_verdict: _TypeAlias = _typing.Literal["_with_verdict", b"_with_verdict"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__with_verdict) -> _WhichOneofReturnType__with_verdict | None: ...
 
 Global___CountByKey: _TypeAlias = CountByKey  # noqa: Y015
 

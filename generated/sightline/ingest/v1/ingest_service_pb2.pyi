@@ -176,6 +176,11 @@ class GetStatsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FILTER_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
+    details: _builtins.bool
+    """Also count verdicts, cloud reasons and the label `source`. The server reads every prediction
+    that matches for it, where the other counts mostly come from sums that it keeps.
+    """
     @_builtins.property
     def filter(self) -> _ingest_pb2.PredictionFilter:
         """The predictions to count."""
@@ -184,10 +189,11 @@ class GetStatsRequest(_message.Message):
         self,
         *,
         filter: _ingest_pb2.PredictionFilter | None = ...,
+        details: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "filter", b"filter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,6 +217,9 @@ class GetStatsResponse(_message.Message):
     LAST_CAPTURED_AT_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
     GAP_SEQUENCES_FIELD_NUMBER: _builtins.int
+    WITH_VERDICT_FIELD_NUMBER: _builtins.int
+    BY_CLOUD_REASON_FIELD_NUMBER: _builtins.int
+    BY_SOURCE_LABEL_FIELD_NUMBER: _builtins.int
     total_predictions: _builtins.int
     """Number of predictions."""
     defects_detected: _builtins.int
@@ -221,6 +230,8 @@ class GetStatsResponse(_message.Message):
     """Rejected predictions of the filter's devices, independent of the rest of the filter."""
     gap_sequences: _builtins.int
     """Sequences declared as gaps by the filter's devices, independent of the rest of the filter."""
+    with_verdict: _builtins.int
+    """Predictions with a verdict, defect or not. Absent: not asked for, or a server that is older."""
     @_builtins.property
     def by_device(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.CountByKey]:
         """Predictions by device, largest first, at most 1000."""
@@ -249,6 +260,16 @@ class GetStatsResponse(_message.Message):
     def last_captured_at(self) -> _timestamp_pb2.Timestamp:
         """Last capture time among them. Absent: no prediction matches."""
 
+    @_builtins.property
+    def by_cloud_reason(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.CountByKey]:
+        """With `details`: predictions of the cloud by the reason why it was asked, most first."""
+
+    @_builtins.property
+    def by_source_label(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.CountByKey]:
+        """With `details`: predictions by their label `source`, most first, at most 1000; those without
+        the label are left out.
+        """
+
     def __init__(
         self,
         *,
@@ -264,12 +285,17 @@ class GetStatsResponse(_message.Message):
         last_captured_at: _timestamp_pb2.Timestamp | None = ...,
         rejected: _builtins.int = ...,
         gap_sequences: _builtins.int = ...,
+        with_verdict: _builtins.int | None = ...,
+        by_cloud_reason: _abc.Iterable[_ingest_pb2.CountByKey] | None = ...,
+        by_source_label: _abc.Iterable[_ingest_pb2.CountByKey] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["first_captured_at", b"first_captured_at", "inference_time", b"inference_time", "last_captured_at", b"last_captured_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_with_verdict", b"_with_verdict", "first_captured_at", b"first_captured_at", "inference_time", b"inference_time", "last_captured_at", b"last_captured_at", "with_verdict", b"with_verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_class", b"by_class", "by_device", b"by_device", "by_model", b"by_model", "by_source", b"by_source", "defects_detected", b"defects_detected", "first_captured_at", b"first_captured_at", "gap_sequences", b"gap_sequences", "inference_time", b"inference_time", "last_captured_at", b"last_captured_at", "rejected", b"rejected", "total_detections", b"total_detections", "total_predictions", b"total_predictions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_with_verdict", b"_with_verdict", "by_class", b"by_class", "by_cloud_reason", b"by_cloud_reason", "by_device", b"by_device", "by_model", b"by_model", "by_source", b"by_source", "by_source_label", b"by_source_label", "defects_detected", b"defects_detected", "first_captured_at", b"first_captured_at", "gap_sequences", b"gap_sequences", "inference_time", b"inference_time", "last_captured_at", b"last_captured_at", "rejected", b"rejected", "total_detections", b"total_detections", "total_predictions", b"total_predictions", "with_verdict", b"with_verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__with_verdict: _TypeAlias = _typing.Literal["with_verdict"]  # noqa: Y015
+    _WhichOneofArgType__with_verdict: _TypeAlias = _typing.Literal["_with_verdict", b"_with_verdict"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__with_verdict) -> _WhichOneofReturnType__with_verdict | None: ...
 
 Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
 
