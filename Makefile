@@ -42,15 +42,17 @@ $(BIN)/python:
 
 # Two sets in one environment: the demo stays small (no torch), the tests have everything.
 $(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[ingest,inference]'
+	@echo "Setting up $(VENV) for the demo: a few minutes, this once"
+	$(BIN)/python -m pip install --editable '.[ingest,inference]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(TEST_EXTRAS)]' --group test --group docs
+	@echo "Setting up $(VENV) with everything, torch included: several minutes, this once"
+	$(BIN)/python -m pip install --editable '.[$(TEST_EXTRAS)]' --group test --group docs
 # ultralytics asks for opencv-python, which wants X and OpenGL libraries that a bare machine lacks.
 # The headless build brings the same module without them.
 	$(BIN)/python -m pip uninstall --quiet --yes opencv-python
-	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps opencv-python-headless
+	$(BIN)/python -m pip install --force-reinstall --no-deps opencv-python-headless
 	@touch $@ $(VENV)/.demo
 
 $(GRPCURL):

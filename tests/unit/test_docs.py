@@ -173,3 +173,9 @@ def test_the_sample_pictures_are_those_that_we_draw() -> None:
 
 def _prose(text: str) -> str:
     return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_performance_says_in_words_what_is_not_measured() -> None:
+    text = (ROOT / "docs/performance.md").read_text()
+    assert "not measured" in text
+    assert not re.findall(r"cannot open|No such file|Traceback|[A-Z]\w+Error", text)
