@@ -21,7 +21,10 @@ def _cpus() -> int:
 
 
 class InferenceSettings(ServerSettings):
-    """Settings of the inference service, from flags, environment and file."""
+    """Settings of the inference service, from flags, environment and file.
+
+    Example: sightline serve inference --model-repository models/repository
+    """
 
     part: ClassVar[str] = "inference"
 

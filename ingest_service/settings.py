@@ -11,7 +11,10 @@ from servicekit.settings import BASIC, Address
 
 
 class IngestSettings(ServerSettings):
-    """The ingest service, which commits predictions of edge devices to a DuckDB file."""
+    """The ingest service, which commits predictions of edge devices to a DuckDB file.
+
+    Example: sightline serve ingest --database sightline.duckdb
+    """
 
     part: ClassVar[str] = "ingest"
 

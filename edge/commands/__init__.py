@@ -1,1 +1,1 @@
-"""The commands of an edge node at a terminal: `log` and `infer`."""
+"""The commands of an edge node at a terminal: `log`, `infer`, `spool` and `doctor`."""

@@ -1,4 +1,4 @@
-"""The command `doctor`: every check in turn, and what to do about each finding."""
+"""The command `doctor`: runs every check and prints what to do about each finding."""
 
 import json
 import os
@@ -12,13 +12,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from edge.commands.options import settings_with
+from edge.commands.options import InferenceTarget, IngestTarget, Json, settings_with
 from edge.decide.labels import labels_of
 from edge.doctor import disk, model, services
 from edge.doctor.finding import Finding, Level, failed, ok
 from edge.doctor.names import check_names
 from edge.doctor.packages import packages
 from edge.settings import EdgeSettings
+from servicekit.help import CONNECTION
 from servicekit.settings import SettingsError
 
 Check = Callable[[EdgeSettings], Iterable[Finding]]
@@ -26,31 +27,37 @@ _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "bold red"}
 
 
 def doctor(
-    ingest: Annotated[str | None, typer.Option(help="Ingest service, host:port.")] = None,
-    inference: Annotated[str | None, typer.Option(help="Inference service, host:port.")] = None,
+    ingest: IngestTarget = None,
+    inference: InferenceTarget = None,
     timeout: Annotated[
-        float, typer.Option(help="Seconds to wait for each answer.", min=0.1, max=600)
+        float,
+        typer.Option(
+            help="Seconds to wait for each answer.",
+            min=0.1,
+            max=600,
+            rich_help_panel=CONNECTION,
+        ),
     ] = 5.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Look for what is wrong with this device, its services and their settings.
-
-    Each finding says what to do about it; exit code 1: something failed. Nothing is changed.
+    """Check this device, its services and their settings.
 
     Example: sightline doctor --ingest ingest.example:50051
+
+    Each finding says what to do about it. Nothing is changed. Exit code 1: a check failed.
     """
     counts: Counter[Level] = Counter()
-    shown = []
+    printed = []
     console = Console(highlight=False, soft_wrap=True)
     for finding in findings(timeout, ingest_target=ingest, inference_target=inference):
         counts[finding.level] += 1
         if as_json:
-            shown.append(asdict(finding))
+            printed.append(asdict(finding))
         else:
             _print(console, finding)
     if as_json:
         totals = {str(level): counts[level] for level in Level}
-        typer.echo(json.dumps({**totals, "findings": shown}))
+        typer.echo(json.dumps({**totals, "findings": printed}))
     else:
         console.print(", ".join(f"{counts[level]} {level}" for level in Level))
     if counts[Level.FAILED]:
@@ -58,28 +65,28 @@ def doctor(
 
 
 def findings(timeout: float, **options: str | None) -> Iterator[Finding]:
-    """Return what every check finds, as it is found.
+    """Yield the findings of every check.
 
     Args:
-        timeout: seconds for each question to a service.
+        timeout: seconds for each request to a service.
         options: settings by name, over everything else; None: not given.
     """
     try:
         settings = settings_with(**options)
     except SettingsError as error:
-        yield failed("settings", str(error), "Correct it; nothing else can be checked before.")
+        yield failed("settings", str(error), "Correct it: the other checks need the settings.")
         yield from check_names(os.environ)
         return
     yield ok("settings", f"device {settings.device_id}, mode {settings.mode}")
     yield from check_names(os.environ)
     yield from packages()
-    known: list[frozenset[str]] = []  # the labels of the device's model, once it is loaded
+    known: list[frozenset[str]] = []  # labels of the device's model, once it is loaded
     checks: list[Check] = [
         disk.spool,
-        lambda given: [disk.disk(given)],
-        lambda given: model.model(given, lambda detector: known.append(labels_of(detector))),
+        lambda settings: [disk.disk(settings)],
+        lambda settings: model.model(settings, lambda it: known.append(labels_of(it))),
         partial(services.ingest, timeout=timeout),
-        lambda given: services.inference(given, timeout, *known),
+        lambda settings: services.inference(settings, timeout, *known),
     ]
     for check in checks:
         try:

@@ -1,4 +1,4 @@
-"""Draws what was found on a copy of the picture. Pillow and numpy are imported when it is done."""
+"""Boxes and labels of an answer, drawn on copies of the images. Imports Pillow when it draws."""
 
 import colorsys
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ _MARGIN = 2  # pixels around a label's text
 
 
 class Copies:
-    """Writes pictures with boxes and labels on them into a folder.
+    """A folder of images with boxes and labels on them.
 
-    A copy has the name of its original; where that is taken by an original or by another copy of
-    this run, it gets a number. Originals are never written to.
+    A copy has the name of its original. It gets a number where an original or another copy of this
+    run has that name. Originals are never written to.
 
     Args:
-        folder: made if it is not there.
-        originals: every picture of the run.
+        folder: created if it does not exist.
+        originals: every image of the run.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path, originals: Sequence[Path]) -> None:
@@ -40,18 +40,18 @@ class Copies:
         self._written: set[Path] = set()
 
     def save(self, original: Path, answer: ImageAnswer) -> Path:
-        """Write one copy, upright as the boxes are, and return where.
+        """Write one copy, upright as the boxes are, and return its path.
 
         Raises:
-            SightlineError: INVALID_ARGUMENT: the picture cannot be read.
+            SightlineError: INVALID_ARGUMENT: the image cannot be read.
             OSError: the copy cannot be written.
         """
         import PIL.Image
 
-        picture = PIL.Image.fromarray(pixels(original))
-        draw(picture, answer)
+        image = PIL.Image.fromarray(pixels(original))
+        draw(image, answer)
         path = self._free_name(original)
-        picture.save(path, quality=95, subsampling=0)
+        image.save(path, quality=95, subsampling=0)
         self._written.add(path)
         return path
 
@@ -64,44 +64,48 @@ class Copies:
         return path
 
     def _is_original(self, path: Path) -> bool:
-        return path.exists() and any(one.exists() and path.samefile(one) for one in self._originals)
+        return path.exists() and any(
+            original.exists() and path.samefile(original) for original in self._originals
+        )
 
 
 def colour_of(class_id: int) -> Colour:
-    """Return a class's colour: the same in every picture, and unlike that of its neighbours."""
+    """Return the colour of a class: the same in every image, and unlike its neighbours'."""
     hue = class_id * _GOLDEN_RATIO % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw(picture: "PIL.Image.Image", answer: ImageAnswer) -> None:
-    """Draw the boxes of a detection, or the classes of a classification, onto a picture."""
+def draw(image: "PIL.Image.Image", answer: ImageAnswer) -> None:
+    """Draw the boxes of a detection, or the classes of a classification, onto an image."""
     from PIL import ImageDraw, ImageFont
 
-    canvas = ImageDraw.Draw(picture)
-    shorter = min(picture.size)
+    canvas = ImageDraw.Draw(image)
+    shorter = min(image.size)
     font = ImageFont.load_default(max(10, shorter // 40))
     width = max(2, shorter // 250)
-    for found in reversed(answer.detections):  # the surest on top
-        if found.box is not None:
-            box = found.box
+    for detection in reversed(answer.detections):  # the most confident on top
+        if detection.box is not None:
+            box = detection.box
             corners = (box.x_min, box.y_min, box.x_max, box.y_max)
-            canvas.rectangle(corners, outline=colour_of(found.class_id), width=width)
-    for found in reversed(answer.detections):
-        if found.box is not None:
-            text = f"{label_of(found.class_id, found.class_name)} {found.confidence:.2f}"
-            at = (found.box.x_min, found.box.y_min)
-            _write(canvas, at, text, colour_of(found.class_id), font, picture.size, above=True)
+            canvas.rectangle(corners, outline=colour_of(detection.class_id), width=width)
+    for detection in reversed(answer.detections):
+        if detection.box is not None:
+            text = (
+                f"{label_of(detection.class_id, detection.class_name)} {detection.confidence:.2f}"
+            )
+            at = (detection.box.x_min, detection.box.y_min)
+            _write(canvas, at, text, colour_of(detection.class_id), font, image.size, above=True)
     top = 0.0
     for score in answer.classes:
         text = f"{label_of(score.class_id, score.class_name)} {score.probability:.2f}"
         top = _write(
-            canvas, (0, top), text, colour_of(score.class_id), font, picture.size, above=False
+            canvas, (0, top), text, colour_of(score.class_id), font, image.size, above=False
         )
 
 
 def label_of(class_id: int, class_name: str) -> str:
-    """Return the class's name; its number where the model has no labels."""
+    """Return the name of a class; its number where the model has no labels."""
     return class_name or f"class {class_id}"
 
 
@@ -115,16 +119,16 @@ def _write(
     *,
     above: bool,
 ) -> float:
-    """Write a label on its class's colour, inside a picture of this size.
+    """Write a label on the colour of its class, inside an image of this size.
 
     Returns:
-        Where it ends below.
+        The lower edge of the label, pixels.
     """
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     width, height = right - left + 2 * _MARGIN, bottom - top + 2 * _MARGIN
-    room = size[0] - width, size[1] - height
-    x = max(0.0, min(at[0], room[0]))
-    y = max(0.0, min(at[1] - (height if above else 0.0), room[1]))
+    right_most, lowest = size[0] - width, size[1] - height
+    x = max(0.0, min(at[0], right_most))
+    y = max(0.0, min(at[1] - (height if above else 0.0), lowest))
     canvas.rectangle((x, y, x + width, y + height), fill=colour)
     ink = (0, 0, 0) if _is_light(colour) else (255, 255, 255)
     canvas.text((x + _MARGIN - left, y + _MARGIN - top), text, fill=ink, font=font)

@@ -1,4 +1,4 @@
-"""The command `infer`: pictures to the inference service, answers to the terminal."""
+"""The command `infer`: sends images to the inference service and prints the answers."""
 
 import json
 from dataclasses import asdict, astuple
@@ -13,47 +13,56 @@ from rich.table import Table
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import ImageAnswer, InferAnswer, InferParameters, ModelHint
 from edge.commands.draw import Copies, label_of
-from edge.commands.options import notes, settings_with
+from edge.commands.options import InferenceTarget, notes, settings_with
 from edge.endpoints import inference_endpoint
 from edge.settings import EdgeSettings
 from servicekit.distribution import install_hint
 from servicekit.errors import Category, SightlineError
+from servicekit.help import CONNECTION, OUTPUT
 from servicekit.terminal import CommandError, sentence
 
-_ENDS_IT = (Category.NETWORK, Category.AUTH)  # the next picture would fare no better
+_ENDS_RUN = (Category.NETWORK, Category.AUTH)  # the next image would fail the same way
 
 
 def infer(
-    images: Annotated[list[Path], typer.Argument(help="Pictures.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
     model: Annotated[
         str | None,
-        typer.Option(help="Name of the model. Not given: the settings', or the default."),
+        typer.Option(help="Name of the model. Not given: the setting cloud_model, or the default."),
     ] = None,
     version: Annotated[
-        str | None, typer.Option(help="Version of the model. Not given: as with --model.")
+        str | None, typer.Option(help="Version of the model. Not given: as for --model.")
     ] = None,
     confidence: Annotated[
-        float | None, typer.Option(help="Leave out detections below it, 0 to 1.")
+        float | None, typer.Option(help="Leave out detections below this confidence, 0 to 1.")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Classes per picture at most, 1 to 1000 (classification).")
+        int | None, typer.Option(help="Most classes per image, 1 to 1000 (classification).")
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Folder for copies of the pictures with boxes and labels on them."),
+        typer.Option(
+            help="Folder for copies of the images with boxes and labels.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="Inference service, host:port.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for each picture.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per picture.")] = False,
+    target: InferenceTarget = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for each image.", rich_help_panel=CONNECTION)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON line per image.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
-    """Ask the inference service about pictures; exit code 1: one had no answer.
+    """Ask the inference service about images.
 
     Example: sightline infer part-1.jpg part-2.jpg --save boxes/
+
+    Exit code 1: an image got no answer.
     """
     settings = settings_with(
         inference_target=target,
         timeout_seconds=timeout,
-        # The reserve has no meaning here, and must not forbid a short timeout.
+        # The reserve has no effect here, and must not forbid a short timeout.
         cloud_reserve_seconds=None if timeout is None else min(1.0, timeout / 2),
         cloud_model=model,
         cloud_model_version=version,
@@ -67,7 +76,7 @@ def infer(
                 answer = _ask(client, path, settings, top_k)
                 saved = copies.save(path, answer.results[0]) if copies else None
             except SightlineError as error:
-                if error.category in _ENDS_IT:
+                if error.category in _ENDS_RUN:
                     raise
                 _show_error(path, error, as_json=as_json)
                 failed += 1
@@ -82,7 +91,7 @@ def infer(
 def _ask(
     client: InferenceClient, path: Path, settings: EdgeSettings, top_k: int | None
 ) -> InferAnswer:
-    """Return the answer for one picture. Raises SightlineError: there is none."""
+    """Return the answer for one image. Raises SightlineError: there is none."""
     answer = client.infer(
         [path],
         image_ids=[path.name],
@@ -101,7 +110,7 @@ def _ask(
 
 def _copies(folder: Path, images: list[Path]) -> Copies:
     try:
-        import PIL.ImageDraw  # noqa: F401 - before anybody waits for an answer
+        import PIL.ImageDraw  # noqa: F401 - an error before the first request
 
         return Copies(folder, images)
     except ImportError as error:
@@ -113,12 +122,12 @@ def _copies(folder: Path, images: list[Path]) -> Copies:
 def _show_error(path: Path, error: SightlineError, *, as_json: bool) -> None:
     notes().print(f"{path}: {sentence(error)}", markup=False, highlight=False, soft_wrap=True)
     if as_json:
-        said = {"reason": error.reason, "category": error.category, "message": error.message}
-        typer.echo(json.dumps({"image_id": path.name, "error": said}))
+        plain = {"reason": error.reason, "category": error.category, "message": error.message}
+        typer.echo(json.dumps({"image_id": path.name, "error": plain}))
 
 
 def _show(answer: InferAnswer, saved: Path | None, *, as_json: bool) -> None:
-    """Print the answer for one picture."""
+    """Print the answer for one image."""
     (image,) = answer.results
     if as_json:
         model = {"model_name": answer.model_name, "model_version": answer.model_version}
@@ -134,11 +143,11 @@ def _show(answer: InferAnswer, saved: Path | None, *, as_json: bool) -> None:
 
 def _detections(image: ImageAnswer, title: str) -> Table:
     table = Table("class", "confidence", "x_min", "y_min", "x_max", "y_max", title=escape(title))
-    for found in image.detections:
-        corners = astuple(found.box) if found.box else ()
+    for detection in image.detections:
+        corners = astuple(detection.box) if detection.box else ()
         table.add_row(
-            escape(label_of(found.class_id, found.class_name)),
-            f"{found.confidence:.3f}",
+            escape(label_of(detection.class_id, detection.class_name)),
+            f"{detection.confidence:.3f}",
             *(f"{edge:.1f}" for edge in corners),
         )
     return table

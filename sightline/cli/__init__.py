@@ -1,1 +1,1 @@
-"""The `sightline` command: one front door to the three parts."""
+"""The `sightline` command line, which leads to the three parts."""

@@ -1,4 +1,4 @@
-"""`sightline export`: what a stopped ingest service has stored, as Parquet files."""
+"""`sightline export`: the predictions of a stopped ingest service as Parquet files."""
 
 import contextlib
 import json
@@ -15,14 +15,17 @@ from servicekit.terminal import CommandError
 
 
 def export(
-    to: Annotated[Path, typer.Option(help="Folder of the files; made if it is not there.")],
+    to: Annotated[Path, typer.Option(help="Folder of the files; created if it does not exist.")],
     database: Annotated[
         Path, typer.Option(help="DuckDB file of an ingest service that is stopped.")
     ] = Path("sightline.duckdb"),
 ) -> None:
-    """Export what never was exported, by day and device. Example: sightline export --to out.
+    """Export the predictions that were never exported, by day and device.
 
-    A running service holds the file: it exports by itself with `--export-dir`.
+    Example: sightline export --to out
+
+    The service must be stopped, because it locks the file. A running service exports by itself
+    with the setting export_dir.
     """
     # DuckDB comes with the `ingest` extra, and takes a while to load.
     try:
@@ -31,7 +34,7 @@ def export(
     except ImportError as error:
         raise CommandError(f"{error}: {install_hint('ingest')}") from error
     if not database.is_file():
-        raise CommandError(f"--database: {database} is no file")
+        raise CommandError(f"--database: there is no file {database}")
     keep_private()
     try:
         with contextlib.closing(DuckDBStore(database)) as store:
@@ -41,5 +44,5 @@ def export(
     except StoreOpenError as error:
         raise CommandError(str(error)) from error
     except (SightlineError, OSError) as error:
-        raise CommandError(f"the export failed, and can be repeated: {error}") from error
+        raise CommandError(f"the export failed and can be repeated: {error}") from error
     typer.echo(json.dumps({"files": files, "folder": str(to)}))

@@ -1,4 +1,4 @@
-"""`sightline keys`: API keys of callers, made, listed, replaced and revoked in a servers' file."""
+"""`sightline keys`: creates, lists, rotates and revokes API keys in the file of the servers."""
 
 import json
 import re
@@ -11,13 +11,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from edge.commands.options import Json
 from servicekit.auth.api_keys import ApiKey
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile, KeyFileError
+from servicekit.help import Command, Group
 from servicekit.terminal import CommandError
 
 app = typer.Typer(
-    help="API keys: servers with --api-keys-file take them within a second, without a restart.",
+    cls=Group,
+    help="API keys. Servers with --api-keys-file use them within a second, without a restart.",
     no_args_is_help=True,
 )
 
@@ -26,32 +29,35 @@ File = Annotated[
     typer.Option(
         "--file",
         envvar="SIGHTLINE_API_KEYS_FILE",
-        help="The services' --api-keys-file; made with the first key.",
+        help="The services' --api-keys-file; created with the first key.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
 
 _FILE = Path("sightline-keys.db")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
-@app.command("create")
+@app.command("create", cls=Command)
 def create(
-    name: Annotated[str, typer.Argument(help="Who will use it, such as the device's name.")],
+    name: Annotated[str, typer.Argument(help="Name of its caller, such as the device's.")],
     file: File = _FILE,
     device: Annotated[
         list[str] | None,
-        typer.Option(help="Device it may log and read as, exact or prefix*; default: its name."),
+        typer.Option(help="Device it may log and read as, exact or prefix*; default: NAME."),
     ] = None,
     scope: Annotated[
-        list[Scope] | None, typer.Option(help="What it may do; default: log and infer.")
+        list[Scope] | None,
+        typer.Option(help="Permission; may be given more than once; default: log and infer."),
     ] = None,
     expires: Annotated[
-        str | None, typer.Option(help="When it ends: 30m, 12h, 90d; default: never.")
+        str | None, typer.Option(help="Lifetime: 30m, 12h, 90d; default: no end.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key and print it, this once. Example: sightline keys create gate-1."""
+    """Create a key and print it. It is never shown again.
+
+    Example: sightline keys create gate-1
+    """
     try:
         text, key = KeyFile(file).create(
             name,
@@ -64,23 +70,23 @@ def create(
     _show_once(text, key, as_json=as_json)
 
 
-@app.command("rotate")
+@app.command("rotate", cls=Command)
 def rotate(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The old key's id.")],
     file: File = _FILE,
     old_ends_in: Annotated[
-        str, typer.Option(help="How long the old key still works: 30m, 12h, 90d.")
+        str, typer.Option(help="Time that the old key still works: 30m, 12h, 90d.")
     ] = "1d",
     expires: Annotated[
-        str | None, typer.Option(help="When the new key ends: 30m, 12h, 90d; default: never.")
+        str | None, typer.Option(help="Lifetime of the new key: 30m, 12h, 90d; default: no end.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Replace a key by one that may the same, and print it, this once.
-
-    The old key works until the device has had time to get the new one.
+    """Replace a key by one with the same permissions and print it. It is never shown again.
 
     Example: sightline keys rotate 0123456789ab --old-ends-in 12h
+
+    The old key goes on working for a while, so that the device has time to get the new one.
     """
     ends_at = _end(old_ends_in, "--old-ends-in")
     try:
@@ -90,29 +96,35 @@ def rotate(
     _show_once(text, key, as_json=as_json)
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_(file: File = _FILE, as_json: Json = False) -> None:
-    """List the keys, without their secrets. Example: sightline keys list --json."""
+    """List the keys, without their secrets.
+
+    Example: sightline keys list --json
+    """
     try:
-        found = KeyFile(file).all()
+        keys = KeyFile(file).all()
     except KeyFileError as error:
         raise CommandError(str(error)) from error
     if as_json:
-        typer.echo(json.dumps([_public(key) for key in found]))
+        typer.echo(json.dumps([_public(key) for key in keys]))
     else:
-        _print(found)
+        _print(keys)
 
 
-@app.command("revoke")
+@app.command("revoke", cls=Command)
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")], file: File = _FILE
 ) -> None:
-    """End a key for good. Example: sightline keys revoke 0123456789ab."""
+    """Revoke a key for good.
+
+    Example: sightline keys revoke 0123456789ab
+    """
     try:
         changed = KeyFile(file).revoke(key_id)
     except KeyFileError as error:
         raise CommandError(str(error)) from error
-    typer.echo(f"{key_id} is revoked" if changed else f"{key_id} was revoked before", err=True)
+    typer.echo(f"{key_id} is revoked" if changed else f"{key_id} was revoked already", err=True)
 
 
 def _show_once(text: str, key: ApiKey, *, as_json: bool) -> None:
@@ -120,7 +132,7 @@ def _show_once(text: str, key: ApiKey, *, as_json: bool) -> None:
         typer.echo(json.dumps({"key": text, **_public(key)}))
         return
     typer.echo(text)
-    hint = f"Keep it: it is shown this once. `sightline keys revoke {key.id}` ends it."
+    hint = f"Keep it: it is never shown again. `sightline keys revoke {key.id}` revokes it."
     typer.echo(hint, err=True)
 
 
@@ -129,7 +141,7 @@ def _end(period: str, option: str = ...) -> datetime: ...
 @overload
 def _end(period: None, option: str = ...) -> None: ...
 def _end(period: str | None, option: str = "--expires") -> datetime | None:
-    """Return when a key that is made now ends. Raises CommandError: it is no period."""
+    """Return the end of a key that is created now. Raises CommandError: it is not a period."""
     if period is None:
         return None
     parts = re.fullmatch(r"([1-9]\d{0,5})([mhd])", period)

@@ -1,4 +1,4 @@
-"""`sightline models`: what a repository or a service has, and models on their way there."""
+"""`sightline models`: lists, checks, adds and calibrates models of the inference service."""
 
 import json
 import os
@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from edge.commands.options import settings_with
+from edge.commands.options import Json, settings_with
 from edge.endpoints import inference_endpoint
 from servicekit.distribution import install_hint
+from servicekit.help import CONNECTION, Command, Group
 from servicekit.terminal import CommandError
 from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from inference_service.models.loader import Runtime
 
 app = typer.Typer(
+    cls=Group,
     help="Models: list and check them, add one to a repository, calibrate a classifier.",
     no_args_is_help=True,
 )
@@ -39,26 +41,33 @@ Providers = Annotated[
         help="ONNX Runtime's execution providers, comma-separated, first choice first.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
 
 _REPOSITORY = Path("models/repository")
 _CPU = "CPUExecutionProvider"
-_MOST_PIXELS = 200_000_000  # of a picture to calibrate by
+_MAX_PIXELS = 200_000_000  # of an image to calibrate with
 
 
-@app.command("ls")
+@app.command("ls", cls=Command)
 def ls(
     repository: Repository = _REPOSITORY,
     address: Annotated[
-        str | None, typer.Option(help="Ask this inference service, host:port, instead.")
+        str | None,
+        typer.Option(
+            help="Ask this inference service, host:port, instead.", rich_help_panel=CONNECTION
+        ),
     ] = None,
     providers: Providers = _CPU,
     as_json: Json = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0.001)] = 10.0,
+    timeout: Annotated[
+        float,
+        typer.Option(help="Seconds to wait for it.", min=0.001, rich_help_panel=CONNECTION),
+    ] = 10.0,
 ) -> None:
-    """List models. Example: sightline models ls --address localhost:50052.
+    """List the models of a repository or a service.
 
-    Those of a repository are loaded one by one, to tell which ones a service could serve.
+    Example: sightline models ls --address localhost:50052
+
+    Models of a repository are loaded one by one, to find out which ones a service could serve.
     """
     if address is not None:
         rows = _served(address, timeout)
@@ -71,7 +80,7 @@ def ls(
         _print_models(rows)
 
 
-@app.command("check")
+@app.command("check", cls=Command)
 def check(
     path: Annotated[
         Path, typer.Argument(help="An .onnx file, or a folder with model.onnx and model.yaml.")
@@ -79,7 +88,10 @@ def check(
     providers: Providers = _CPU,
     as_json: Json = False,
 ) -> None:
-    """Load a model, run it, and say what it is. Example: sightline models check best.onnx."""
+    """Load a model, run it, and print its properties.
+
+    Example: sightline models check best.onnx
+    """
     with _inference():
         from inference_service.models.check import check_files, files
 
@@ -87,13 +99,13 @@ def check(
     _print_fields(checked.as_dict(), as_json=as_json)
 
 
-@app.command("add")
+@app.command("add", cls=Command)
 def add(
     file: Annotated[
         Path, typer.Argument(help="An .onnx file, or a folder with model.onnx and model.yaml.")
     ],
     name: Annotated[str, typer.Option(help="The model's name.")],
-    version: Annotated[str, typer.Option(help="Its version. Empty: the next number.")] = "",
+    version: Annotated[str, typer.Option(help="Its version. Default: the next number.")] = "",
     spec: Annotated[
         Path | None, typer.Option(help="Its model.yaml. Default: the one beside the file, if any.")
     ] = None,
@@ -105,10 +117,10 @@ def add(
 
     Example: sightline models add best.onnx --name plates
 
-    A service that runs on the repository takes it in within seconds, without a restart.
+    A service that runs on the repository serves it within seconds, without a restart.
     """
     if spec is not None and not spec.is_file():
-        raise CommandError(f"--spec: {spec} is no file")
+        raise CommandError(f"--spec: there is no file {spec}")
     with _inference():
         from inference_service.models.check import files
         from inference_service.models.folders import ModelVersion
@@ -117,22 +129,22 @@ def add(
         onnx, beside = files(file)
         key = ModelVersion(name, version)
         folder, checked = install(onnx, spec or beside, repository, key, _runtime(providers))
-    made = {"name": name, "version": folder.name, "folder": str(folder)}
-    _print_fields({**made, **checked.as_dict()}, as_json=as_json)
+    added = {"name": name, "version": folder.name, "folder": str(folder)}
+    _print_fields({**added, **checked.as_dict()}, as_json=as_json)
 
 
-@app.command("calibrate")
+@app.command("calibrate", cls=Command)
 def calibrate(
     model: Annotated[
         str, typer.Argument(metavar="NAME[/VERSION]", help="No version: the highest.")
     ],
     images: Annotated[
         Path,
-        typer.Option(help="Folder with a folder of pictures per label, or CSV of file,label."),
+        typer.Option(help="Folder with a folder of images per label, or CSV of file,label."),
     ],
     repository: Repository = _REPOSITORY,
     held_out: Annotated[
-        float, typer.Option(help="Share of each label to judge by, between 0 and 1.")
+        float, typer.Option(help="Share of each label to evaluate on, between 0 and 1.")
     ] = 0.5,
     write: Annotated[
         bool, typer.Option("--write", help="Put the temperature into the model's model.yaml.")
@@ -140,7 +152,7 @@ def calibrate(
     providers: Providers = _CPU,
     as_json: Json = False,
 ) -> None:
-    """Fit a classifier's temperature, and say what it does for pictures it was not fitted to.
+    """Fit a classifier's temperature, and evaluate it on images that it was not fitted to.
 
     Example: sightline models calibrate parts --images labelled --write
     """
@@ -151,7 +163,7 @@ def calibrate(
         from vision import ImageLimits
 
         folder = _find(model, repository)
-        limits = ImageLimits(max_bytes=2**31 - 1, max_pixels=_MOST_PIXELS)
+        limits = ImageLimits(max_bytes=2**31 - 1, max_pixels=_MAX_PIXELS)
         result = calibration.calibrate(folder, images, held_out, limits, _runtime(providers))
         if write:
             result.write(folder)
@@ -160,7 +172,7 @@ def calibrate(
 
 @contextmanager
 def _inference() -> Iterator[None]:
-    """Turn what the inference service's own code says into what a person at a terminal reads."""
+    """Turn errors of the inference service's code into one sentence."""
     # ONNX Runtime and NumPy come with the `inference` extra, and take a while to load.
     try:
         from inference_service.models.labelled import LabelledError
@@ -195,12 +207,12 @@ def _find(model: str, repository: Path) -> Path:
     versions = [key for key in _versions(repository) if key[0] == name]
     if not versions:
         raise CommandError(f"{repository} holds no model {name!r}: see sightline models ls")
-    wanted = (name, version or versions[-1][1])
-    if wanted not in versions:
+    key = (name, version or versions[-1][1])
+    if key not in versions:
         raise CommandError(
             f"model {name} has no version {version!r} (it has {', '.join(v for _, v in versions)})"
         )
-    return repository / wanted[0] / wanted[1]
+    return repository / key[0] / key[1]
 
 
 def _try_out(key: tuple[str, str], repository: Path, providers: str) -> dict[str, Any]:
@@ -273,9 +285,9 @@ def _print_fields(fields: Mapping[str, Any], *, as_json: bool) -> None:
         return
     table = Table(show_header=False)
     for name, value in fields.items():
-        shown = ", ".join(value) if isinstance(value, tuple) else value
+        text = ", ".join(value) if isinstance(value, tuple) else value
         if value is not None:
-            table.add_row(name.replace("_", " "), str(shown))
+            table.add_row(name.replace("_", " "), str(text))
     Console().print(table)
 
 
@@ -283,16 +295,16 @@ def _print_calibration(result: Mapping[str, Any], *, written: bool, as_json: boo
     if as_json:
         typer.echo(json.dumps({**result, "written": written}))
         return
-    table = Table("held-out pictures", "before", "after")
+    table = Table("held-out images", "before", "after")
     before, after = result["before"], result["after"]
     table.add_row("temperature", f"{before['temperature']:g}", f"{after['temperature']:.4f}")
     for name in ("ece", "nll", "accuracy"):
         table.add_row(name.upper() if len(name) == 3 else name, *_figures(before, after, name))
     Console().print(table)
-    parts = f"fitted to {result['fitted_to']} pictures, judged by {after['pictures']}"
-    tail = "written to model.yaml" if written else "not written: --write does"
+    parts = f"fitted to {result['fitted_to']} images, evaluated on {after['pictures']}"
+    tail = "written to model.yaml" if written else "not written: --write writes it"
     typer.echo(f"{parts}; {tail}", err=True)
 
 
 def _figures(before: Mapping[str, float], after: Mapping[str, float], name: str) -> list[str]:
-    return [f"{each[name]:.4f}" for each in (before, after)]
+    return [f"{figures[name]:.4f}" for figures in (before, after)]

@@ -1,4 +1,4 @@
-"""A service as a process of its own: started, waited for until it is ready, stopped."""
+"""A service as a process of its own, which is started, awaited until ready, and stopped."""
 
 import errno
 import json
@@ -79,7 +79,7 @@ class ServiceProcess:
         return self.process.pid
 
     def stop(self, timeout: float = 30.0) -> int:
-        """Send SIGTERM and wait for the service to drain; kills it after `timeout` seconds.
+        """Send SIGTERM and wait for the service to drain; kill it after `timeout` seconds.
 
         Returns:
             Its exit code; negative: the signal that ended it.
@@ -91,7 +91,7 @@ class ServiceProcess:
             return self.kill()
 
     def kill(self) -> int:
-        """Send SIGKILL and reaps the process. Returns its exit code."""
+        """Send SIGKILL, reap the process and return its exit code."""
         self.process.kill()
         return self.process.wait()
 
@@ -116,26 +116,27 @@ class ServiceProcess:
 
 
 def is_taken(address: str) -> bool:
-    """Return whether something listens at an address already.
+    """Return True if something listens at an address already.
 
     Args:
-        address: host:port; what is none, or names no host of this machine, is not taken.
+        address: host:port; an address of another form, or of another machine, is not taken.
     """
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or address.startswith("unix:"):
         return False
     try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except (OSError, OverflowError):
         return False
-    return any(_is_bound(family, place) for family, _, _, _, place in found)
+    return any(_is_bound(family, address) for family, _, _, _, address in addresses)
 
 
-def _is_bound(family: socket.AddressFamily, place: tuple[object, ...]) -> bool:
-    with socket.socket(family, socket.SOCK_STREAM) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # but for one that listens
+def _is_bound(family: socket.AddressFamily, address: tuple[object, ...]) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # Ports of closed connections are free; a port that is listened on is not.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind(place)
+            probe.bind(address)
         except OSError as error:
             return error.errno == errno.EADDRINUSE
     return False

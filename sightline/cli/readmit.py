@@ -1,4 +1,4 @@
-"""`sightline readmit`: rejected predictions that keep every rule now become accepted ones."""
+"""`sightline readmit`: accepts rejected predictions that keep every rule now."""
 
 import contextlib
 import json
@@ -25,25 +25,28 @@ def readmit(
     reason: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only what broke this rule; may be given more than once. Default: those that a"
-            " wrong clock can break, CAPTURED_AT_IN_FUTURE and CAPTURED_AT_TOO_EARLY."
+            help="Only predictions that broke this rule; may be given more than once. Default: the"
+            " rules that a wrong clock breaks, CAPTURED_AT_IN_FUTURE and CAPTURED_AT_TOO_EARLY."
         ),
     ] = None,
     device: Annotated[
         list[str] | None, typer.Option(help="Only this device; may be given more than once.")
     ] = None,
     since: Annotated[
-        datetime | None, typer.Option(help="Only what was rejected at or after this time, UTC.")
+        datetime | None, typer.Option(help="Only predictions rejected at or after this time, UTC.")
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(help="Only what was rejected before this time, UTC.")
+        datetime | None, typer.Option(help="Only predictions rejected before this time, UTC.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only count, and change nothing.")] = False,
 ) -> None:
-    """Accept rejected predictions that keep every rule now. Example: sightline readmit --dry-run.
+    """Accept rejected predictions that keep every rule now.
 
-    For rows that a server with a wrong clock rejected. Each moves once, with a new `received_at`;
-    what still breaks a rule stays. A running service holds the file: stop it first.
+    Example: sightline readmit --dry-run
+
+    For predictions that a server with a wrong clock rejected. Each moves once, with a new
+    `received_at`; those that still break a rule stay. Stop the service first, because it locks the
+    file.
     """
     # DuckDB comes with the `ingest` extra, and takes a while to load.
     try:
@@ -53,22 +56,22 @@ def readmit(
     except ImportError as error:
         raise CommandError(f"{error}: {install_hint('ingest')}") from error
     if not database.is_file():
-        raise CommandError(f"--database: {database} is no file")
-    which = RejectedFilter(tuple(reason or REASONS), tuple(device or ()), _utc(since), _utc(until))
+        raise CommandError(f"--database: there is no file {database}")
+    chosen = RejectedFilter(tuple(reason or REASONS), tuple(device or ()), _utc(since), _utc(until))
     try:
         with contextlib.closing(DuckDBStore(database)) as store:
-            count, kept = _move_all(store, which, dry_run=dry_run)
+            count, kept = _move_all(store, chosen, dry_run=dry_run)
     except StoreOpenError as error:
         raise CommandError(str(error)) from error
     except SightlineError as error:
-        raise CommandError(f"stopped halfway, and can be repeated: {error}") from error
+        raise CommandError(f"the command stopped halfway and can be repeated: {error}") from error
     typer.echo(json.dumps({"readmitted": count, "kept": dict(kept), "dry_run": dry_run}))
 
 
 def _move_all(
-    store: "DuckDBStore", which: "RejectedFilter", *, dry_run: bool
+    store: "DuckDBStore", chosen: "RejectedFilter", *, dry_run: bool
 ) -> tuple[int, Counter[str]]:
-    """Return how many were readmitted, and how many were not, by why."""
+    """Return the number of readmitted predictions, and of those kept, by reason."""
     from ingest_service.receive.ptars_decoder import PtarsDecoder
     from ingest_service.receive.readmission import recheck
     from ingest_service.store.duckdb.rejected import Rejected
@@ -79,10 +82,10 @@ def _move_all(
     while True:
         now = datetime.now(UTC)
         with store.transaction() as transaction:
-            found = transaction.rejected(which, after)
-            if not found:
+            rejected = transaction.rejected(chosen, after)
+            if not rejected:
                 return count, kept
-            batch = recheck(found, decoder, now)
+            batch = recheck(rejected, decoder, now)
             if batch.predictions.num_rows and not dry_run:
                 transaction.readmit(batch.predictions, now)
         count += batch.predictions.num_rows
@@ -91,5 +94,5 @@ def _move_all(
 
 
 def _utc(time: datetime | None) -> datetime | None:
-    """Return a time that was given without a zone as UTC."""
+    """Return the time with the zone UTC where it has none."""
     return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time

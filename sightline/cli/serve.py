@@ -54,7 +54,7 @@ def up(
         Path, typer.Option(help="Folder of models: <name>/<version>/model.onnx.")
     ] = Path("models/repository"),
     data: Annotated[
-        Path, typer.Option(help="Folder of the database; made if it is not there.")
+        Path, typer.Option(help="Folder of the database; created if it does not exist.")
     ] = Path("sightline-data"),
     ingest_listen: Annotated[
         str,
@@ -126,13 +126,13 @@ def _check_up(model_repository: Path, data: Path, listen: Sequence[str]) -> None
     if not model_repository.is_dir():
         raise CommandError(
             f"--model-repository: {model_repository} is not a folder: "
-            "`sightline models add MODEL.onnx --name NAME --repository FOLDER` makes one"
+            "`sightline models add MODEL.onnx --name NAME --repository FOLDER` creates one"
         )
     try:
         data.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(
-            f"--data: {data} cannot be made ({error.strerror}): choose another folder"
+            f"--data: {data} cannot be created ({error.strerror}): choose another folder"
         ) from error
     for flag, address in zip(("--ingest-listen", "--inference-listen"), listen, strict=True):
         if is_taken(address):

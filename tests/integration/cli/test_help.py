@@ -1,5 +1,7 @@
 """What `--help` says of every command, and what a shell completes."""
 
+import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ import pytest
 import typer.main
 
 from edge.__main__ import app as edge_app
+from edge.settings import EdgeSettings
+from servicekit.distribution import version
 from sightline.cli.app import app
 from tests.integration.cli.terminal import ROOT, environment, sightline
 
@@ -35,9 +39,76 @@ def test_every_command_is_there() -> None:
 
 
 @pytest.mark.parametrize("name", SIGHTLINE, ids=" ".join)
-def test_help_has_an_example_of_the_command_itself(name: tuple[str, ...]) -> None:
-    text = " ".join((SIGHTLINE[name].help or "").split())
-    assert f"Example: sightline {' '.join(name)}" in text
+def test_help_is_a_line_then_an_example_of_the_command_itself(name: tuple[str, ...]) -> None:
+    first, second, *_ = inspect.cleandoc(SIGHTLINE[name].help or "").split("\n\n")
+    assert "Example" not in first
+    assert second.startswith(f"Example: sightline {' '.join(name)}")
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["log", "--help"], ["spool", "--help"], ["spool", "repair", "--help"]]
+)
+def test_help_names_the_program_that_was_typed(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edge", *words],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"Usage: python -m edge {' '.join(words[:-1])}".rstrip() in done.stdout
+    assert "Example: sightline" not in done.stdout
+    if words[-2:] in (["log", "--help"], ["repair", "--help"]):
+        assert f"Example: python -m edge {words[0]}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        ["-m", "sightline"],
+        ["-m", "edge"],
+        ["-m", "ingest_service"],
+        ["-m", "inference_service"],
+        ["-m", "sightline", "serve", "ingest"],
+        ["-m", "sightline", "serve", "inference"],
+    ],
+    ids=" ".join,
+)
+def test_every_program_has_its_version(program: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *program, "--version"],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, f"sightline {version()}\n"), done.stderr
+
+
+@pytest.mark.parametrize("service", ["ingest", "inference"])
+def test_a_service_shows_a_short_first_group_and_an_advanced_one(service: str) -> None:
+    done = sightline("serve", service, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"Usage: sightline serve {service} [OPTIONS]" in done.stdout
+    assert f"Example: sightline serve {service}" in done.stdout
+    basic, advanced = done.stdout.split("Advanced")
+    assert "--listen" in basic
+    assert "--max-message-bytes" in advanced
+    assert basic.count(" --") < 16 < advanced.count("│ --")
+
+
+def test_every_setting_of_a_node_is_a_flag_of_log() -> None:
+    done = sightline("log", "--help", env={**environment(), "COLUMNS": "200"})
+    flags = set(re.findall(r"--[a-z-]+", done.stdout))
+    settings = {f"--{name.replace('_', '-')}" for name in EdgeSettings.model_fields}
+    assert settings <= flags
+    basic, advanced = done.stdout.split("Advanced")
+    assert "--label" in basic
+    assert "--breaker-seconds" in advanced
+    assert "--breaker-seconds" not in basic
 
 
 @pytest.mark.parametrize("name", SIGHTLINE, ids=" ".join)
