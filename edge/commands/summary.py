@@ -1,4 +1,4 @@
-"""What a run of `log` shows while it goes on, and its summary in plain counts at the end."""
+"""The counts that a run of `log` shows, and its summary at the end."""
 
 import json
 import shlex

@@ -1,1 +1,1 @@
-"""`sightline doctor`: small checks of a node and its services, each with what to do about it."""
+"""The checks of `sightline doctor`: small checks of a node and its services."""

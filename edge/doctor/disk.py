@@ -1,4 +1,4 @@
-"""Checks of the spool and of the disk it lies on. Nothing is changed."""
+"""Checks of the spool and its disk, which change nothing."""
 
 import shutil
 import sqlite3
@@ -33,31 +33,33 @@ def spool(settings: EdgeSettings) -> Iterator[Finding]:
 
 
 def disk(settings: EdgeSettings) -> Finding:
-    """Check the room for the spool."""
+    """Check the free space for the spool."""
     folder = _existing(settings.spool_dir or default_spool_dir(settings.device_id))
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        return failed("disk", f"{folder} cannot be looked at: {error}", "Check spool_dir.")
+        return failed(
+            "disk", f"the free space at {folder} is not known: {error}", "Check spool_dir."
+        )
     reserve, cap = settings.disk_reserve_bytes, settings.spool_bytes
-    said = f"{_size(free)} are free at {folder}"
+    space = f"{_size(free)} are free at {folder}"
     if free <= reserve:
         return failed(
             "disk",
-            f"{said}, no more than the reserve of {_size(reserve)}: the spool gives up its oldest",
-            "Free some room, move spool_dir, or lower disk_reserve_bytes.",
+            f"{space}, no more than the reserve of {_size(reserve)}: the spool drops its oldest",
+            "Free disk space, move spool_dir, or lower disk_reserve_bytes.",
         )
     if free - reserve < cap:
         return warning(
             "disk",
-            f"{said}: too little for a spool of {_size(cap)} and a reserve of {_size(reserve)}",
-            "Free some room, or lower spool_bytes to what there is.",
+            f"{space}: too little for a spool of {_size(cap)} and a reserve of {_size(reserve)}",
+            "Free disk space, or lower spool_bytes to what there is.",
         )
-    return ok("disk", f"{said}, enough for a spool of {_size(cap)}")
+    return ok("disk", f"{space}, enough for a spool of {_size(cap)}")
 
 
 def _writable(folder: Path) -> Finding:
-    """Try it: permissions alone do not tell of read-only and full disks."""
+    """Write a temporary file: permissions do not show read-only and full disks."""
     place = _existing(folder)
     try:
         with tempfile.TemporaryFile(dir=place) as file:
@@ -68,72 +70,72 @@ def _writable(folder: Path) -> Finding:
             f"{folder} cannot be written to: {error.strerror or error}",
             "Give this user the folder, or set SIGHTLINE_EDGE_SPOOL_DIR to one that it may use.",
         )
-    made = "can be written to" if place == folder else "can be made"
-    return ok("spool folder", f"{folder} {made}")
+    state = "can be written to" if place == folder else "can be created"
+    return ok("spool folder", f"{folder} {state}")
 
 
 def _one_spool(file: Path, settings: EdgeSettings) -> Iterator[Finding]:
-    found = inspect.summary(file)
-    if found.device_id and found.device_id != settings.device_id:
+    summary = inspect.summary(file)
+    if summary.device_id and summary.device_id != settings.device_id:
         yield failed(
             "spool",
-            f"{found.path} is a spool of {found.device_id}, not of {settings.device_id}",
+            f"{summary.path} is a spool of {summary.device_id}, not of {settings.device_id}",
             "Set device_id back, or give this device a spool_dir of its own.",
         )
         return
-    yield _sound(file, found)
-    if found.set_aside:
+    yield _sound(file, summary)
+    if summary.set_aside:
         yield warning(
             "spool set aside",
-            f"{found.path} has damaged files: {', '.join(found.set_aside)}",
-            f"Salvage each: `sightline spool repair {found.path}/{found.set_aside[0]}`.",
+            f"{summary.path} has damaged files: {', '.join(summary.set_aside)}",
+            f"Salvage each: `sightline spool repair {summary.path}/{summary.set_aside[0]}`.",
         )
-    if found.problem is None:
-        yield _backlog(found, settings)
+    if summary.problem is None:
+        yield _backlog(summary, settings)
 
 
-def _sound(file: Path, found: SpoolSummary) -> Finding:
-    faults = [found.problem] if found.problem else []
-    if not faults and found.bytes > _READ_WHOLE_BYTES:
-        said = f"{found.path} opens; {_size(found.bytes)} take long to read whole"
-        return ok("spool", f"{said}: `sightline spool verify` does")
+def _sound(file: Path, summary: SpoolSummary) -> Finding:
+    faults = [summary.problem] if summary.problem else []
+    if not faults and summary.bytes > _READ_WHOLE_BYTES:
+        text = f"{summary.path} opens; {_size(summary.bytes)} take long to read whole"
+        return ok("spool", f"{text}: `sightline spool verify` does it")
     if not faults:
         verdict = inspect.verify(file)
         faults += verdict.faults
         faults += [f"sequences {first} to {last} are gone" for first, last in verdict.damaged]
     if faults:
-        place = found.path if file.name == FILE_NAME else str(file)
+        place = summary.path if file.name == FILE_NAME else str(file)
         return failed(
             "spool",
             f"{place} is damaged: {'; '.join(faults)}",
             f"Start the node, which salvages it, or run `sightline spool repair {place}`.",
         )
-    user = f", in use by process {found.in_use_by}" if found.in_use_by else ""
-    return ok("spool", f"{found.path} is sound{user}")
+    user = f", in use by process {summary.in_use_by}" if summary.in_use_by else ""
+    return ok("spool", f"{summary.path} is sound{user}")
 
 
-def _backlog(found: SpoolSummary, settings: EdgeSettings) -> Finding:
-    check, age = "spool backlog", found.oldest_age_seconds or 0.0
-    said = f"{found.pending:,} predictions wait in {_size(found.bytes)}"
-    if found.pending and age > _OLD_SECONDS:
+def _backlog(summary: SpoolSummary, settings: EdgeSettings) -> Finding:
+    check, age = "spool backlog", summary.oldest_age_seconds or 0.0
+    backlog = f"{summary.pending:,} predictions wait in {_size(summary.bytes)}"
+    if summary.pending and age > _OLD_SECONDS:
         return warning(
             check,
-            f"{said}, the oldest for {age / 3600:.1f} h",
-            "Start the node where none runs; if one does, see the findings on the ingest service.",
+            f"{backlog}, the oldest for {age / 3600:.1f} h",
+            "Start the node. If it runs, see the findings on the ingest service.",
         )
-    if found.bytes > _NEARLY_FULL * settings.spool_bytes:
+    if summary.bytes > _NEARLY_FULL * settings.spool_bytes:
         return warning(
             check,
-            f"{said}: nearly the {_size(settings.spool_bytes)} at which the oldest are given up",
+            f"{backlog}: nearly the {_size(settings.spool_bytes)} at which the oldest are dropped",
             "Raise spool_bytes, or let the node reach the ingest service.",
         )
-    return ok(check, said)
+    return ok(check, backlog)
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that is there."""
+    """Return the folder, or the nearest parent that exists."""
     folder = folder.absolute()
-    return next((one for one in (folder, *folder.parents) if _is_there(one)), folder)
+    return next((path for path in (folder, *folder.parents) if _is_there(path)), folder)
 
 
 def _is_there(path: Path) -> bool:

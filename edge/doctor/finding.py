@@ -1,30 +1,30 @@
-"""What one check has found."""
+"""The finding of one check, and its levels."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How a check has ended."""
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warning"
-    """It works, and will not for long or not well."""
+    """It works, but not well, or not for long."""
     FAILED = "failed"
-    """A node does not work like this."""
+    """A node does not work in this state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check has found, for people and for programs."""
+    """The finding of one check, for people and for programs."""
 
     check: str
-    """What was looked at, such as `ingest tls`: stable, for programs."""
+    """Name of the check, such as `ingest tls`: stable, for programs."""
     level: Level
     message: str
     """One sentence."""
     action: str = ""
-    """What to do about it. Empty: nothing."""
+    """The remedy. Empty: none is needed."""
 
 
 def ok(check: str, message: str) -> Finding:

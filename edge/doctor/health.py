@@ -1,4 +1,4 @@
-"""One health check: is the service ready, how far is it, what does its clock say?"""
+"""One health check of a service: its status, round trip, clock and version."""
 
 import time
 from collections.abc import Callable
@@ -19,31 +19,31 @@ _Answer = tuple[health_pb2.HealthCheckResponse, grpc.Call]
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
-    """What a health check was answered."""
+class HealthReport:
+    """The answer to a health check."""
 
     status: str
-    """As the protocol names it: `SERVING`, `NOT_SERVING`, ..."""
+    """`SERVING`, `NOT_SERVING`, ..., as the health protocol names it."""
     seconds: float
-    """From the question to the answer."""
+    """From the request to the answer."""
     clock_offset: float | None
-    """Server's clock minus this one in seconds, known to half of `seconds`. None: not said."""
+    """Server's clock minus this one in seconds, exact to half of `seconds`. None: not known."""
     version: str | None
-    """Of the server. None: not said."""
+    """Of the server. None: not known."""
 
     @property
     def is_serving(self) -> bool:
-        """Whether the service is ready."""
+        """True if the service is ready."""
         return self.status == "SERVING"
 
 
 def ask(
-    asked: Endpoint, service: str, timeout: float, wall_clock: Callable[[], float] = time.time
-) -> Health:
-    """Ask a service for its health, twice: the second time on a connection that stands.
+    server: Endpoint, service: str, timeout: float, wall_clock: Callable[[], float] = time.time
+) -> HealthReport:
+    """Ask a service for its health, twice: the second time on an open connection.
 
     Args:
-        asked: the server.
+        server: the address and credentials.
         service: its full name.
         timeout: seconds for both.
         wall_clock: this machine's, in Unix seconds.
@@ -53,7 +53,7 @@ def ask(
     """
     ends_at = time.monotonic() + timeout
     request = health_pb2.HealthCheckRequest(service=service)
-    with asked.channel() as channel:
+    with server.channel() as channel:
         # The published types of HealthStub leave its methods out.
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
@@ -61,28 +61,28 @@ def ask(
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         try:
-            check(request, timeout=timeout, metadata=asked.metadata)
+            check(request, timeout=timeout, metadata=server.metadata)
             left, began, clock = ends_at - time.monotonic(), time.monotonic(), wall_clock()
-            answered = check.with_call(request, timeout=left, metadata=asked.metadata)
+            answered = check.with_call(request, timeout=left, metadata=server.metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         seconds = time.monotonic() - began
     response, call = cast("_Answer", answered)
-    said = dict(call.trailing_metadata() or ())
-    return Health(
+    metadata = dict(call.trailing_metadata() or ())
+    return HealthReport(
         health_pb2.HealthCheckResponse.ServingStatus.Name(response.status),
         seconds,
-        _offset(said.get(TIME_KEY), clock + seconds / 2),
-        _text(said.get(VERSION_KEY)),
+        _offset(metadata.get(TIME_KEY), clock + seconds / 2),
+        _text(metadata.get(VERSION_KEY)),
     )
 
 
-def _offset(said: str | bytes | None, clock: float) -> float | None:
+def _offset(time_text: str | bytes | None, clock: float) -> float | None:
     try:
-        return datetime.fromisoformat(_text(said) or "").timestamp() - clock
+        return datetime.fromisoformat(_text(time_text) or "").timestamp() - clock
     except ValueError:
         return None
 
 
-def _text(said: str | bytes | None) -> str | None:
-    return said.decode("ascii", "replace") if isinstance(said, bytes) else said
+def _text(value: str | bytes | None) -> str | None:
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else value

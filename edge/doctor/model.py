@@ -1,4 +1,4 @@
-"""Checks the device's model: does it load, does it run, on what, and how fast?"""
+"""Checks of the device's model: that it loads and runs, on which provider and how fast."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from edge.doctor.finding import Finding, failed, ok, warning
 from edge.settings import EdgeSettings
 from servicekit.distribution import install_hint
 
-_SIDE = 640  # of the picture that is tried, pixels
+_SIDE = 640  # of the test image, pixels
 
 
 def model(
@@ -20,7 +20,7 @@ def model(
 
     Args:
         settings: of the node.
-        note: gets the detector, once it is loaded.
+        note: called with the detector once it is loaded.
     """
     if settings.device_model is None or settings.mode == "cloud":
         why = "mode cloud" if settings.mode == "cloud" else "no device_model is set"
@@ -38,7 +38,7 @@ def model(
         )
         return
     except Exception as error:  # noqa: BLE001 - ultralytics raises what it likes on a broken file
-        yield failed("model", _said(error), _what_to_do(settings))
+        yield failed("model", _message(error), _what_to_do(settings))
         return
     if detector is None:
         return
@@ -60,16 +60,16 @@ def _run(detector: Detector, settings: EdgeSettings) -> Finding:
         detector.detect(gradient)
         seconds = time.monotonic() - began
     except Exception as error:  # noqa: BLE001 - whatever the model raises
-        return failed("model run", f"a run fails: {_said(error)}", _what_to_do(settings))
+        return failed("model run", f"a run fails: {_message(error)}", _what_to_do(settings))
     share = assemble.policy(settings).device_share
-    said = f"one picture takes {seconds * 1000:.1f} ms on {_where(detector)}"
+    text = f"one image takes {seconds * 1000:.1f} ms on {_where(detector)}"
     if seconds >= share:
         return warning(
             "model run",
-            f"{said}, longer than the {share:.1f} s that timeout_seconds leaves the device",
-            "Take a smaller model or a faster provider, or raise timeout_seconds.",
+            f"{text}, longer than the {share:.1f} s that timeout_seconds leaves the device",
+            "Use a smaller model or a faster provider, or raise timeout_seconds.",
         )
-    return ok("model run", said)
+    return ok("model run", text)
 
 
 def _where(detector: Detector) -> str:
@@ -79,9 +79,9 @@ def _where(detector: Detector) -> str:
 def _what_to_do(settings: EdgeSettings) -> str:
     return (
         f"Check that {settings.device_model} is a whole model file for detector "
-        f"{settings.detector}, and device_providers: `sightline models check` says more."
+        f"{settings.detector}, and device_providers: `sightline models check` prints more."
     )
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return " ".join((str(error) or type(error).__name__).split())

@@ -1,4 +1,4 @@
-"""Why a service cannot be reached: names, ports, TLS. gRPC says UNAVAILABLE to all of it."""
+"""Causes of an unreachable service: names, ports, TLS. gRPC reports UNAVAILABLE for all of them."""
 
 import socket
 import ssl
@@ -13,15 +13,15 @@ _SOON_DAYS = 14
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """What is in the way, and what to do about it."""
+class ConnectionFault:
+    """The cause of a failed connection, and the remedy."""
 
     message: str
     action: str
 
 
-def unreachable(target: str, timeout: float) -> Trouble | None:
-    """Say why nothing can be connected to at a target; None: something can.
+def unreachable(target: str, timeout: float) -> ConnectionFault | None:
+    """Return the reason why no connection to a target is possible; None: one is.
 
     Args:
         target: host:port or unix:path.
@@ -30,21 +30,21 @@ def unreachable(target: str, timeout: float) -> Trouble | None:
     try:
         _connect(target, timeout).close()
     except socket.gaierror as error:
-        return Trouble(
+        return ConnectionFault(
             f"the host of {target} is not known: {error.strerror}",
             "Check the name and this machine's DNS, or give an IP address.",
         )
     except TimeoutError:
-        return Trouble(
-            f"{target} does not react within {timeout:g} s",
+        return ConnectionFault(
+            f"{target} does not answer within {timeout:g} s",
             "Check the address, and firewalls and routes on the way.",
         )
     except (ConnectionRefusedError, FileNotFoundError):
-        return Trouble(
+        return ConnectionFault(
             f"nothing listens at {target}", "Start the service there, or correct the address."
         )
     except OSError as error:
-        return Trouble(
+        return ConnectionFault(
             f"{target} cannot be reached: {error.strerror or error}",
             "Check the address and this machine's network.",
         )
@@ -52,10 +52,10 @@ def unreachable(target: str, timeout: float) -> Trouble | None:
 
 
 def shake_hands(target: str, settings: ClientTlsSettings, timeout: float) -> datetime | None:
-    """Speak TLS with a server as the settings say, and wait for its first bytes.
+    """Make a TLS connection with these settings, and wait for the server's first bytes.
 
     Returns:
-        When the server's certificate ends; None: it does not say.
+        The end of the server's certificate; None: not known.
 
     Raises:
         ssl.SSLError: one side refuses the other.
@@ -80,7 +80,7 @@ def shake_hands(target: str, settings: ClientTlsSettings, timeout: float) -> dat
 
 
 def speaks_tls(target: str, timeout: float) -> bool:
-    """Say whether a server answers a TLS handshake, whoever signed its certificate."""
+    """Return True if a server answers a TLS handshake, whoever signed its certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -91,52 +91,60 @@ def speaks_tls(target: str, timeout: float) -> bool:
         return False
 
 
-def refused(error: OSError, settings: ClientTlsSettings) -> Trouble:
-    """Say what a failed handshake means."""
+def refused(error: OSError, settings: ClientTlsSettings) -> ConnectionFault:
+    """Return the cause of a failed handshake."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _mistrusted(error, settings)
     show = "Give tls_cert_file and tls_key_file, signed by the server's --tls-client-ca-file."
     if not isinstance(error, ssl.SSLError):
-        which = "another certificate" if settings.tls_cert_file else "a certificate of its clients"
-        return Trouble(f"the server hangs up in the handshake: it may demand {which}", show)
+        demanded = (
+            "another certificate" if settings.tls_cert_file else "a certificate of its clients"
+        )
+        return ConnectionFault(
+            f"the server hangs up in the handshake: it may demand {demanded}", show
+        )
     reason = error.reason or str(error)
     if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
-        return Trouble(
+        return ConnectionFault(
             "the server does not speak TLS",
             "Give it --tls-cert-file and --tls-key-file, or do not set tls_ca_file here.",
         )
     if "ALERT" in reason:
         alert = reason.split("ALERT_", 1)[-1].replace("_", " ").lower()
-        return Trouble(f"the server refuses this device's certificate: {alert}", show)
-    return Trouble(f"the TLS handshake failed: {reason}", "Compare the TLS settings of both.")
+        return ConnectionFault(f"the server refuses this device's certificate: {alert}", show)
+    return ConnectionFault(
+        f"the TLS handshake failed: {reason}", "Compare the TLS settings of both."
+    )
 
 
 def ends_soon(end: datetime, now: datetime) -> bool:
-    """Say whether a certificate that ends then should be renewed by now."""
+    """Return True if a certificate with this end should be renewed now."""
     return (end - now).days < _SOON_DAYS
 
 
-def _mistrusted(error: ssl.SSLCertVerificationError, settings: ClientTlsSettings) -> Trouble:
-    what = error.verify_message
-    if "expired" in what or "not yet valid" in what:
+def _mistrusted(
+    error: ssl.SSLCertVerificationError, settings: ClientTlsSettings
+) -> ConnectionFault:
+    reason = error.verify_message
+    if "expired" in reason or "not yet valid" in reason:
         action = "Renew the server's certificate; if it is good, set this machine's clock."
-    elif "mismatch" in what:
+    elif "mismatch" in reason:
         action = "Dial a name that is in the certificate, or make one for this name or address."
     else:
         action = f"Put the certificate that signed the server's into {settings.tls_ca_file}."
-    return Trouble(f"the server's certificate is not trusted: {what}", action)
+    return ConnectionFault(f"the server's certificate is not trusted: {reason}", action)
 
 
 def _connect(target: str, timeout: float) -> socket.socket:
     if target.startswith("unix:"):
-        made = socket.socket(socket.AF_UNIX)
-        made.settimeout(timeout)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout)
         try:
-            made.connect(target.removeprefix("unix:").removeprefix("//"))
+            connection.connect(target.removeprefix("unix:").removeprefix("//"))
         except OSError:
-            made.close()
+            connection.close()
             raise
-        return made
+        return connection
     return socket.create_connection(_host_and_port(target), timeout)
 
 
@@ -146,5 +154,5 @@ def _host_and_port(target: str) -> tuple[str, int]:
 
 
 def _end_of(certificate: Mapping[str, Any]) -> datetime | None:
-    said = certificate.get("notAfter")
-    return datetime.fromtimestamp(ssl.cert_time_to_seconds(said), UTC) if said else None
+    end = certificate.get("notAfter")
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(end), UTC) if end else None

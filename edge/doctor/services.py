@@ -1,4 +1,4 @@
-"""Checks of the two services: reachable, trusted, ready, let in, in step."""
+"""Checks of the two services: connection, certificate, status, clock, credential, models."""
 
 import ssl
 import uuid
@@ -22,12 +22,12 @@ from servicekit.distribution import version
 from servicekit.errors import Category, SightlineError, from_rpc_error
 
 _CLOCK_WARNING_SECONDS = 2.0
-_CLOCK_FAILED_SECONDS = 86_400.0  # a picture from further ahead is rejected by the ingest service
+_CLOCK_FAILED_SECONDS = 86_400.0  # an image from further ahead is rejected by the ingest service
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A service that is looked at."""
+class CheckedService:
+    """A service that is checked."""
 
     name: str
     """`ingest` or `inference`."""
@@ -35,7 +35,7 @@ class Asked:
     endpoint: Endpoint
     settings: EdgeSettings
     timeout: float
-    """Seconds for each question."""
+    """Seconds for each request."""
     device_labels: frozenset[str] = frozenset()
     """Of the device's model; empty: not known."""
 
@@ -44,11 +44,11 @@ def ingest(settings: EdgeSettings, timeout: float) -> Iterator[Finding]:
     """Check the ingest service.
 
     Raises:
-        servicekit.settings.SettingsError, ValueError: it cannot be dialled with these settings.
+        servicekit.settings.SettingsError, ValueError: the settings do not make a valid connection.
     """
     endpoint = ingest_endpoint(settings)
-    asked = Asked("ingest", health.INGEST, endpoint, settings, timeout)
-    yield from _service(asked, _may_log)
+    service = CheckedService("ingest", health.INGEST, endpoint, settings, timeout)
+    yield from _service(service, _may_log)
 
 
 def inference(
@@ -56,46 +56,50 @@ def inference(
 ) -> Iterator[Finding]:
     """Check the inference service, if the mode asks it; see `ingest`."""
     if settings.mode == "device":
-        yield ok("inference", "mode device: the inference service is not asked")
+        yield ok("inference", "mode device: the inference service is not used")
         return
     endpoint = inference_endpoint(settings)
-    asked = Asked("inference", health.INFERENCE, endpoint, settings, timeout, device_labels)
-    yield from _service(asked, _may_infer)
+    service = CheckedService(
+        "inference", health.INFERENCE, endpoint, settings, timeout, device_labels
+    )
+    yield from _service(service, _may_infer)
 
 
-def _service(asked: Asked, may: Callable[[Asked], Iterator[Finding]]) -> Iterator[Finding]:
-    if asked.settings.tls_ca_file is not None:
-        tls = _tls(asked)
+def _service(
+    service: CheckedService, may: Callable[[CheckedService], Iterator[Finding]]
+) -> Iterator[Finding]:
+    if service.settings.tls_ca_file is not None:
+        tls = _tls(service)
         yield tls
     try:
-        found = health.ask(asked.endpoint, asked.full_name, asked.timeout)
+        report = health.ask(service.endpoint, service.full_name, service.timeout)
     except SightlineError as error:
-        yield _not_reached(asked, error)
+        yield _not_reached(service, error)
         return
-    where = f"{asked.endpoint.target} answers in {found.seconds * 1000:.1f} ms"
-    if found.is_serving:
-        yield ok(asked.name, f"{where} and is ready")
+    where = f"{service.endpoint.target} answers in {report.seconds * 1000:.1f} ms"
+    if report.is_serving:
+        yield ok(service.name, f"{where} and is ready")
     else:
         yield failed(
-            asked.name,
-            f"{where}, but is {found.status}",
-            "Wait until it has warmed up; if it stays so, its log says why.",
+            service.name,
+            f"{where}, but is {report.status}",
+            "Wait until it has warmed up. If it stays so, see its log.",
         )
-    yield _clock(asked.name, found)
-    yield _version(asked.name, found.version)
-    if found.is_serving:
-        yield from may(asked)
+    yield _clock(service.name, report)
+    yield _version(service.name, report.version)
+    if report.is_serving:
+        yield from may(service)
 
 
-def _tls(asked: Asked) -> Finding:
-    check = f"{asked.name} tls"
+def _tls(service: CheckedService) -> Finding:
+    check = f"{service.name} tls"
     try:
-        end = reach.shake_hands(asked.endpoint.target, asked.settings, asked.timeout)
+        end = reach.shake_hands(service.endpoint.target, service.settings, service.timeout)
     except OSError as error:
         no_way = None
         if not isinstance(error, ssl.SSLError):
-            no_way = reach.unreachable(asked.endpoint.target, asked.timeout)
-        trouble = no_way or reach.refused(error, asked.settings)
+            no_way = reach.unreachable(service.endpoint.target, service.timeout)
+        trouble = no_way or reach.refused(error, service.settings)
         return failed(check, trouble.message, trouble.action)
     if end is None:
         return ok(check, "the server's certificate is trusted")
@@ -105,120 +109,120 @@ def _tls(asked: Asked) -> Finding:
     return ok(check, f"the server's certificate is trusted until {day}")
 
 
-def _not_reached(asked: Asked, error: SightlineError) -> Finding:
-    """Say why a health check failed, which gRPC itself does in its own words at most."""
-    target = asked.endpoint.target
+def _not_reached(service: CheckedService, error: SightlineError) -> Finding:
+    """Return the reason why a health check failed, in more detail than gRPC reports."""
+    target = service.endpoint.target
     if error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
         return failed(
-            asked.name,
-            f"{target} is a gRPC server without {asked.full_name}",
-            f"Set {asked.name}_target to the {asked.name} service; is it the other's address?",
+            service.name,
+            f"{target} is a gRPC server without {service.full_name}",
+            f"Set {service.name}_target to the {service.name} service: this may be the other one.",
         )
-    if trouble := reach.unreachable(target, asked.timeout):
-        return failed(asked.name, trouble.message, trouble.action)
-    if asked.settings.tls_ca_file is None and reach.speaks_tls(target, asked.timeout):
+    if trouble := reach.unreachable(target, service.timeout):
+        return failed(service.name, trouble.message, trouble.action)
+    if service.settings.tls_ca_file is None and reach.speaks_tls(target, service.timeout):
         return failed(
-            asked.name,
+            service.name,
             f"{target} speaks TLS, and no tls_ca_file is set",
             "Set SIGHTLINE_EDGE_TLS_CA_FILE to the certificate that signed the server's.",
         )
     return failed(
-        asked.name,
+        service.name,
         f"{target} can be connected to, but does not answer as gRPC: {error}",
-        "Check that the port is the service's and no proxy is between.",
+        "Check that the port is the service's and that no proxy is in between.",
     )
 
 
-def _clock(name: str, found: health.Health) -> Finding:
-    check, offset = f"{name} clock", found.clock_offset
+def _clock(name: str, report: health.HealthReport) -> Finding:
+    check, offset = f"{name} clock", report.clock_offset
     if offset is None:
         return warning(
-            check, "the server does not tell its time: not checked", "Update the service."
+            check, "the server does not send its time: not checked", "Update the service."
         )
-    known_to = found.seconds / 2
-    said = f"{abs(offset):.1f} s {'behind' if offset > 0 else 'ahead of'} the server's"
+    known_to = report.seconds / 2
+    text = f"{abs(offset):.1f} s {'behind' if offset > 0 else 'ahead of'} the server's"
     if abs(offset) - known_to >= _CLOCK_FAILED_SECONDS:
         action = "Set the clock, and keep it set: chrony or systemd-timesyncd."
-        return failed(check, f"this device's clock is {said}", action)
+        return failed(check, f"this device's clock is {text}", action)
     if abs(offset) - known_to >= _CLOCK_WARNING_SECONDS:
         action = "Keep it in step: chrony or systemd-timesyncd."
-        return warning(check, f"this device's clock is {said}", action)
+        return warning(check, f"this device's clock is {text}", action)
     return ok(check, f"the clocks are within {max(abs(offset), known_to) * 1000:.0f} ms")
 
 
 def _version(name: str, server: str | None) -> Finding:
     check, own = f"{name} version", version()
     if server is None:
-        return warning(check, "the server does not tell its version", "Update the service.")
+        return warning(check, "the server does not send its version", "Update the service.")
     if server.split(".")[:2] != own.split(".")[:2]:
-        text = f"the server runs Sightline {server}, this device {own}"
-        return warning(check, text, "Bring both to one version; the server first.")
+        mismatch = f"the server runs Sightline {server}, this device {own}"
+        return warning(check, mismatch, "Update both to one version, the server first.")
     return ok(check, f"the server runs Sightline {server}, this device {own}")
 
 
-def _may_log(asked: Asked) -> Iterator[Finding]:
-    device = asked.settings.device_id
-    with asked.endpoint.channel() as channel:
+def _may_log(service: CheckedService) -> Iterator[Finding]:
+    device = service.settings.device_id
+    with service.endpoint.channel() as channel:
         stub = ingest_service_pb2_grpc.IngestServiceStub(channel)
-        # A spool that nobody has: its watermark is 0, and asking for it changes nothing.
+        # A spool that does not exist: its watermark is 0, and the request changes nothing.
         spool = ingest_service_pb2.GetWatermarkRequest(device_id=device, spool_id=str(uuid.uuid4()))
-        metadata = asked.endpoint.metadata
+        metadata = service.endpoint.metadata
         try:
-            stub.GetWatermark(spool, timeout=asked.timeout, metadata=metadata)
+            stub.GetWatermark(spool, timeout=service.timeout, metadata=metadata)
         except grpc.RpcError as error:
-            yield _refused(asked, from_rpc_error(error), f"--device {device} --scope log")
+            yield _refused(service, from_rpc_error(error), f"--device {device} --scope log")
             return
         newest = ingest_service_pb2.ListPredictionsRequest(
             page_size=1, filter=ingest_pb2.PredictionFilter(device_ids=[device])
         )
         try:
-            stub.ListPredictions(newest, timeout=asked.timeout, metadata=metadata)
+            stub.ListPredictions(newest, timeout=service.timeout, metadata=metadata)
             reads = "and read"
         except grpc.RpcError:
             reads = "and not read, which a node need not"
-    yield ok("ingest credential", f"{_shown(asked)}: may log as {device} {reads}")
+    yield ok("ingest credential", f"{_shown(service)}: may log as {device} {reads}")
 
 
-def _may_infer(asked: Asked) -> Iterator[Finding]:
+def _may_infer(service: CheckedService) -> Iterator[Finding]:
     try:
-        with InferenceClient(asked.endpoint, timeout=asked.timeout) as client:
+        with InferenceClient(service.endpoint, timeout=service.timeout) as client:
             models = client.list_models()
     except SightlineError as error:
-        yield _refused(asked, error, "--scope infer")
+        yield _refused(service, error, "--scope infer")
         return
-    yield ok("inference credential", f"{_shown(asked)}: may ask")
-    yield _models(asked.settings, models)
-    if asked.device_labels:
-        yield from _labels(asked, models)
+    yield ok("inference credential", f"{_shown(service)}: may infer")
+    yield _models(service.settings, models)
+    if service.device_labels:
+        yield from _labels(service, models)
 
 
-def _shown(asked: Asked) -> str:
-    return "the credential is accepted" if asked.endpoint.metadata else "no credential is needed"
+def _shown(service: CheckedService) -> str:
+    return "the credential is accepted" if service.endpoint.metadata else "no credential is needed"
 
 
-def _refused(asked: Asked, error: SightlineError, flags: str) -> Finding:
-    check = f"{asked.name} credential"
+def _refused(service: CheckedService, error: SightlineError, flags: str) -> Finding:
+    check = f"{service.name} credential"
     if error.category is not Category.AUTH:
-        return failed(check, f"the service did not answer: {error}", "Its log says more.")
-    make = f"sightline keys create {asked.settings.device_id} {flags}"
+        return failed(check, f"the service did not answer: {error}", "See its log.")
+    create = f"sightline keys create {service.settings.device_id} {flags}"
     if error.reason == "CREDENTIAL_MISSING":
-        action = f"Make one (`{make}`) and set SIGHTLINE_EDGE_API_KEY_FILE to its file."
+        action = f"Create one (`{create}`) and set SIGHTLINE_EDGE_API_KEY_FILE to its file."
     elif error.code is grpc.StatusCode.PERMISSION_DENIED:
-        action = f"Make a key that may (`{make}`), or correct device_id."
+        action = f"Create a key with the permission (`{create}`), or correct device_id."
     else:
-        action = f"Put a good one into its place: `{make}`, on the server's file of keys."
+        action = f"Replace it by a valid one: `{create}`, with the server's file of keys."
     return failed(check, f"refused: {error}", action)
 
 
-def _labels(asked: Asked, models: tuple[ModelInfo, ...]) -> Iterator[Finding]:
-    """Hold the labels of the model that would answer against the device's."""
-    settings, check = asked.settings, "inference labels"
+def _labels(service: CheckedService, models: tuple[ModelInfo, ...]) -> Iterator[Finding]:
+    """Compare the labels of the model that would answer with the device's."""
+    settings, check = service.settings, "inference labels"
     hint = ModelHint(settings.cloud_model, settings.cloud_model_version)
     model = answering(models, hint)
     if model is None:
         return
-    (labels,) = (one.labels for one in models if ModelHint(one.name, one.version) == model)
-    rule = LabelRule(lambda: asked.device_labels, settings.label_map)
+    (labels,) = (info.labels for info in models if ModelHint(info.name, info.version) == model)
+    rule = LabelRule(lambda: service.device_labels, settings.label_map)
     difference = rule.difference(labels)
     if not difference:
         yield ok(check, "the cloud's model has the device's labels")
@@ -238,15 +242,15 @@ def _labels(asked: Asked, models: tuple[ModelInfo, ...]) -> Iterator[Finding]:
 def _models(settings: EdgeSettings, models: tuple[ModelInfo, ...]) -> Finding:
     check, name, number = "inference model", settings.cloud_model, settings.cloud_model_version
     fitting = [
-        one
-        for one in models
-        if (one.name == name or (not name and one.default_model))
-        and (one.version == number or (not number and one.default_version))
+        info
+        for info in models
+        if (info.name == name or (not name and info.default_model))
+        and (info.version == number or (not number and info.default_version))
     ]
     if fitting:
-        found = fitting[0]
-        return ok(check, f"{found.name} {found.version} on {found.provider}")
-    has = ", ".join(f"{one.name} {one.version}" for one in models) or "none"
+        info = fitting[0]
+        return ok(check, f"{info.name} {info.version} on {info.provider}")
+    has = ", ".join(f"{info.name} {info.version}" for info in models) or "none"
     wanted = f"{name or 'a default model'} {number}".rstrip()
     return failed(
         check,

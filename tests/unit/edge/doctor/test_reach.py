@@ -58,7 +58,7 @@ def test_a_host_that_does_not_react() -> None:
             one.connect_ex(made.getsockname())
         trouble = unreachable(f"127.0.0.1:{made.getsockname()[1]}", 0.3)
     assert trouble is not None
-    assert "does not react within 0.3 s" in trouble.message
+    assert "does not answer within 0.3 s" in trouble.message
     assert "firewall" in trouble.action
 
 
