@@ -1,1 +1,1 @@
-"""What both servers need and neither is about."""
+"""The parts that both servers share: settings, credentials, calls, telemetry, lifecycle."""

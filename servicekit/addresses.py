@@ -1,11 +1,11 @@
-"""Whether what is sent to an address can leave this machine."""
+"""Tests of addresses: those from which data cannot leave this machine."""
 
 import ipaddress
 from urllib.parse import unquote
 
 
 def stays_here(address: str) -> bool:
-    """Return whether an address is a unix socket or on the loopback interface.
+    """Return True if an address is a unix socket or on the loopback interface.
 
     Args:
         address: a target that gRPC dials or an address that it listens on, such as
@@ -21,7 +21,7 @@ def stays_here(address: str) -> bool:
 
 
 def is_local_peer(peer: str) -> bool:
-    """Return whether the other end of a connection is on this machine.
+    """Return True if the other end of a connection is on this machine.
 
     Args:
         peer: as gRPC writes it, such as `ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711` or `unix:`.

@@ -1,4 +1,4 @@
-"""Makes changes to files outlive a power failure, and gives files names without overwriting."""
+"""Changes to files that survive a power failure, and renames that never overwrite."""
 
 import os
 from contextlib import suppress
@@ -18,25 +18,25 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def take_name(made: Path, name: Path) -> None:
-    """Give a file that is whole and synced its name, which nothing may have; durably.
+def take_name(source: Path, name: Path) -> None:
+    """Rename a complete and synced file durably, without overwriting anything.
 
     Args:
-        made: in the same folder.
-        name: what it is to be called.
+        source: the file, in the folder of `name`.
+        name: its new path, which must not exist.
 
     Raises:
-        FileExistsError: something has that name; nothing is changed.
+        FileExistsError: `name` exists; nothing is changed.
         OSError: the disk failed.
     """
     try:
-        os.link(made, name)  # unlike a rename, it overwrites nothing
+        os.link(source, name)  # unlike a rename, it overwrites nothing
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
         if name.exists():
-            raise FileExistsError(f"{name} is there already") from None
-        made.rename(name)
+            raise FileExistsError(f"{name} exists already") from None
+        source.rename(name)
     with suppress(FileNotFoundError):
-        made.unlink()
+        source.unlink()
     sync_file(name.parent)

@@ -1,7 +1,7 @@
-"""One error type, its canonical codes, and its way over the wire and back.
+"""`SightlineError`, its canonical codes, and its conversion to and from a gRPC status.
 
 Every error that Sightline raises on purpose is a `SightlineError`. A server sends it as a
-`google.rpc.Status` with `ErrorInfo` (domain `sightline.dev`) and, where they say more,
+`google.rpc.Status` with `ErrorInfo` (domain `sightline.dev`) and, where they apply,
 `BadRequest`, `RetryInfo` and `QuotaFailure`; a client turns a failed call back into one. The
 details are those of Google's API design guide (AIP-193).
 """
@@ -23,7 +23,7 @@ _MAX_STATUS_BYTES = 4096
 """gRPC drops a call's status if its trailers pass 8 KiB: the message (three times its size when it
 is percent-encoded) and the details (base64: four thirds) have to stay below that together."""
 _FRAME_BYTES = 6
-"""Most that a message costs beside itself as an element of a repeated field."""
+"""Maximum overhead of a message as an element of a repeated field, bytes."""
 _OUT_OF_MEMORY_SECONDS = 1.0
 _PUSHBACK = "grpc-retry-pushback-ms"
 _MAX_PUSHBACK_MS = 2**31 - 1
@@ -32,7 +32,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Category(StrEnum):
-    """What kind of thing went wrong, for whoever decides what to do about it."""
+    """The kind of an error, for code that decides how to handle it."""
 
     NETWORK = "network"
     AUTH = "auth"
@@ -46,7 +46,7 @@ _CATEGORIES: Mapping[grpc.StatusCode, Category] = {
     grpc.StatusCode.UNAUTHENTICATED: Category.AUTH,
     grpc.StatusCode.PERMISSION_DENIED: Category.AUTH,
     grpc.StatusCode.DEADLINE_EXCEEDED: Category.TIMEOUT,
-    # The caller gave up: the same to it as being out of time.
+    # The caller gave up, which it handles like a timeout.
     grpc.StatusCode.CANCELLED: Category.TIMEOUT,
     grpc.StatusCode.INTERNAL: Category.SERVER,
     grpc.StatusCode.UNKNOWN: Category.SERVER,
@@ -61,7 +61,7 @@ _CATEGORIES: Mapping[grpc.StatusCode, Category] = {
     grpc.StatusCode.UNIMPLEMENTED: Category.VALIDATION,
 }
 _MAX_RETRY_AFTER = 315_576_000_000.0
-"""Ten thousand years: what google.protobuf.Duration can hold, s."""
+"""Ten thousand years: the maximum of google.protobuf.Duration, s."""
 _RETRYABLE = frozenset({Category.NETWORK, Category.SERVER})
 _BY_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -81,9 +81,9 @@ class QuotaViolation:
     """One quota that is used up."""
 
     subject: str
-    """Whose quota, such as `caller:gate-1`."""
+    """Owner of the quota, such as `caller:gate-1`."""
     description: str
-    """Which quota, with its bound."""
+    """The quota, with its bound."""
 
 
 class SightlineError(Exception):
@@ -98,7 +98,7 @@ class SightlineError(Exception):
         retry_after: seconds to wait before a retry, >= 0 (a negative one becomes 0); None: the
             server does not say.
         metadata: further facts for programs, such as `expected_sequence`.
-        do_not_retry: whether the server asked not to be called again for this
+        do_not_retry: True if the server forbids a retry
             (`grpc-retry-pushback-ms` that is no number >= 0, gRPC's proposal A6).
 
     Example:
@@ -124,7 +124,7 @@ class SightlineError(Exception):
         do_not_retry: bool = False,
     ) -> None:
         if code is grpc.StatusCode.OK:
-            raise ValueError("code must not be OK: that is no error")
+            raise ValueError("code must not be OK, which is not an error")
         super().__init__(message)
         self.code = code
         self.reason = reason
@@ -139,7 +139,7 @@ class SightlineError(Exception):
         return f"{self.message} [{self.code.name}, {self.reason}]"
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copy and pickles; an exception's own way makes it of the message alone."""
+        """Return what copy and pickle need: by default an exception is rebuilt from its message."""
         return _restored, (type(self), self.args, self.__dict__.copy())
 
     @property
@@ -149,7 +149,7 @@ class SightlineError(Exception):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same call may succeed later."""
+        """True if the same call may succeed later."""
         return self.category in _RETRYABLE
 
 
@@ -178,7 +178,7 @@ def invalid(field: str, description: str, *, reason: str = "INVALID_FIELD") -> S
 
 
 def out_of_memory() -> SightlineError:
-    """Return the error for a call that the server has no memory for now."""
+    """Return the error for a call for which the server has no memory now."""
     return SightlineError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "OUT_OF_MEMORY",
@@ -190,8 +190,8 @@ def out_of_memory() -> SightlineError:
 def without_frames(error: SightlineError) -> SightlineError:
     """Return the error itself without its traceback, its cause and its context.
 
-    For an error that is kept: frames refer to the call and the call to its error, and in such a
-    circle a request and its pictures stay in memory until a full garbage collection.
+    For an error that is kept: its frames refer to the call and the call refers to the error. Such a
+    cycle keeps a request and its images in memory until a full garbage collection.
     """
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
@@ -200,8 +200,8 @@ def without_frames(error: SightlineError) -> SightlineError:
 def to_status(error: SightlineError) -> status_pb2.Status:
     """Return the error as the `google.rpc.Status` that goes over the wire.
 
-    It fits into gRPC's trailers: a long message is cut, and fields and quotas that find no room
-    are left out, counted in ErrorInfo's metadata under `details_left_out`.
+    It fits into gRPC's trailers: a long message is cut, and fields and quotas that do not fit
+    are left out and counted in ErrorInfo's metadata under `details_left_out`.
     """
     message = _clip(error.message)
     info = error_details_pb2.ErrorInfo(
@@ -232,7 +232,7 @@ def to_status(error: SightlineError) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> SightlineError:
-    """Return the error that a `google.rpc.Status` describes, whoever sent it.
+    """Return the error that a `google.rpc.Status` describes.
 
     Details that are unknown or damaged are left out.
     """
@@ -263,7 +263,7 @@ def from_status(status: status_pb2.Status) -> SightlineError:
 
 
 def from_rpc_error(error: grpc.RpcError) -> SightlineError:
-    """Return what a failed call means, whichever of gRPC's error classes reports it.
+    """Return the error of a failed call, for each of gRPC's error classes.
 
     A server that is not Sightline's, or a proxy, sends no details: the reason is then the code's
     name.
@@ -280,26 +280,26 @@ def from_rpc_error(error: grpc.RpcError) -> SightlineError:
     return _pushed_back(from_status(status) if status is not None else plain, error)
 
 
-def _pushed_back(meant: SightlineError, error: grpc.RpcError) -> SightlineError:
-    """Take in what the server asks of retries: milliseconds, or none at all (gRPC's A6)."""
+def _pushed_back(result: SightlineError, error: grpc.RpcError) -> SightlineError:
+    """Apply the server's retry push-back: a time in milliseconds, or no retry (gRPC's A6)."""
     trailing: Iterable[tuple[str, str | bytes]]
     trailing = getattr(error, "trailing_metadata", lambda: ())() or ()
-    asked = dict(trailing).get(_PUSHBACK)
-    if asked is None:
-        return meant
+    pushback = dict(trailing).get(_PUSHBACK)
+    if pushback is None:
+        return result
     try:
-        milliseconds = int(asked)
+        milliseconds = int(pushback)
     except ValueError:
         milliseconds = -1  # as A6 says
     if not 0 <= milliseconds <= _MAX_PUSHBACK_MS:
-        meant.do_not_retry = True
-    elif meant.retry_after is None:
-        meant.retry_after = milliseconds / 1e3
-    return meant
+        result.do_not_retry = True
+    elif result.retry_after is None:
+        result.retry_after = milliseconds / 1e3
+    return result
 
 
 def _clip(text: str) -> str:
-    """Return the text as UTF-8 can hold it, cut to the bytes that a status has room for."""
+    """Return the text as UTF-8 can hold it, cut to the bytes that fit into a status."""
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= _MAX_MESSAGE_BYTES:
         return encoded.decode()

@@ -1,20 +1,21 @@
-"""Memory that was freed and that the C library keeps: have it kept less, and given back."""
+"""Controls of glibc's malloc: fewer arenas, and freed memory returned to the system."""
 
 import contextlib
 import ctypes
 
 _M_ARENA_MAX = -8
 """glibc's name for the number of arenas, from its malloc.h."""
-_FEW = 2
+_ARENAS = 2
 
 
 def keep_few_arenas() -> None:
-    """Have glibc's malloc use two arenas; to be called before there are threads.
+    """Make glibc's malloc use two arenas. Call this before threads are started.
 
-    It makes one for each thread, up to eight a core, and keeps what was freed for each of them: a
-    flood that moves from thread to thread would take several times what is held at a time.
+    By default there is an arena for each thread, up to eight per core, and each keeps its freed
+    memory. A flood that moves from thread to thread would then take several times the memory that
+    is in use.
     """
-    _call("mallopt", _M_ARENA_MAX, _FEW)
+    _call("mallopt", _M_ARENA_MAX, _ARENAS)
 
 
 def trim() -> None:
@@ -23,6 +24,6 @@ def trim() -> None:
 
 
 def _call(name: str, *arguments: int) -> None:
-    """Call a function of the C library, where it has it: glibc alone does."""
+    """Call a function of the C library if it exists, which is so in glibc only."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         getattr(ctypes.CDLL(None), name)(*arguments)

@@ -1,8 +1,8 @@
 """`grpc.health.v1.Health`: `""` is liveness, a service's full name its readiness.
 
-Not grpcio-health-checking's servicer: its `Watch` holds a lock while it writes, so one stuck
-watcher would hold up every change of status, and it never ends, so each watcher would hold up a
-drain for the whole grace. The messages and the generated base class are that package's.
+It replaces grpcio-health-checking's servicer, whose `Watch` holds a lock while it writes, so that
+one stuck watcher blocks every change of status, and never ends, so that each watcher delays a drain
+by the whole grace period. The messages and the generated base class are that package's.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """Health of one server. Its methods belong to the event loop's thread.
+    """The health service of one server. Call its methods in the event loop's thread.
 
-    A service is SERVING while the server is open, not closing and has not been told otherwise.
+    A service is SERVING while the server is open, not closing and set ready.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -33,28 +33,28 @@ class Health(health_pb2_grpc.HealthServicer):
 
     @property
     def opened(self) -> bool:
-        """Whether warm-up is over: calls of the services are let in."""
+        """True once warm-up is over, when calls of the services are admitted."""
         return self._open
 
     def open(self) -> None:
-        """Warm-up is over."""
+        """Report that warm-up is over."""
         self._open = True
         self._wake()
 
     def set_ready(self, ready: bool) -> None:
-        """The services can (True) or cannot (False) do their work for now."""
+        """Report whether the services can do their work now."""
         self._ready = ready
         self._wake()
 
     def close(self) -> None:
-        """Draining: NOT_SERVING for good; watchers are told so and their calls end."""
+        """Report NOT_SERVING from now on, and end the calls of all watchers."""
         self._closing = True
         self._wake()
 
     async def Check(  # noqa: N802 - the contract's name
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> health_pb2.HealthCheckResponse:
-        """Answer one service's status; NOT_FOUND for a service that is not served here.
+        """Return the status of one service; NOT_FOUND for a service that is not served here.
 
         The trailing metadata (`servicekit.about`) has the server's time and version.
         """

@@ -1,4 +1,4 @@
-"""The life of a server: bind, warm up, say ready, serve, drain on a signal, flush, end."""
+"""The lifecycle of a server: bind, warm up, report ready, serve, drain on a signal, stop."""
 
 import asyncio
 import contextlib
@@ -47,28 +47,28 @@ logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SERVER_OPTIONS: dict[str, int | str] = {
-    # Two servers on one port would split its calls between them: refuse the second.
+    # Two servers on one port would share its calls: the second must fail to bind.
     "grpc.so_reuseport": 0,
     # Devices behind a NAT ping to keep an idle connection; gRPC's default of one ping in five
     # minutes would end theirs with "too many pings".
     "grpc.http2.min_ping_interval_without_data_ms": 10_000,
     "grpc.keepalive_permit_without_calls": 1,
-    # A device that lost power closes no socket: find out in minutes, not in gRPC's two hours.
+    # A device that lost power closes no socket: detect it in minutes instead of gRPC's two hours.
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
-    # Who connects and then says nothing, or stops in the middle of TLS, is cut off; gRPC waits for
-    # two minutes.
+    # Close connections that send nothing, or that stop in the middle of TLS; gRPC waits for two
+    # minutes.
     "grpc.server_handshake_timeout_ms": 10_000,
-    # Calls that wait to be taken up, of one method. From 1000 on gRPC would cancel any of them by
-    # chance, whoever sent it: a flood of a few connections, and a fleet that reconnects, is that
-    # many. Above the first number it does so rarely, above the second always.
+    # Calls of one method that wait to be handed over. By default gRPC cancels random ones from 1000
+    # on, which a flood of a few connections or a fleet that reconnects reaches. Above the first
+    # number it does so rarely, above the second always.
     "grpc.server.max_pending_requests": 16_384,
     "grpc.server.max_pending_requests_hard_limit": 20_480,
 }
 _FLUSH_SECONDS = 2.0
-"""How much of the grace the last spans may take to get to a collector that does not answer."""
+"""Maximum time for the last spans to reach the collector, s."""
 _UNWIND_SECONDS = 5.0
-"""How long a cancelled handler may take to notice, before what it uses is closed."""
+"""Maximum time for cancelled handlers to end before their resources are closed, s."""
 
 
 def add_methods(
@@ -76,19 +76,18 @@ def add_methods(
     service: str,
     handlers: "dict[str, grpc.RpcMethodHandler[Any, Any]]",
 ) -> None:
-    """Add a service's methods, each with a queue of its own for calls that wait to be taken up.
+    """Add a service's methods, each with a queue of its own for waiting calls.
 
-    Calls of methods that gRPC does not know beforehand share one queue, with those of methods that
-    do not exist: a flood of these would hold up all of them. The server takes from one queue after
-    the other.
+    Calls of methods that are not registered share one queue with those of unknown methods, whose
+    flood would delay all of them. The server serves the queues in turn.
 
     Args:
-        server: has not been started.
+        server: a server that is not started.
         service: full name.
         handlers: by the method's short name.
     """
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    # The published types leave it out.
+    # The published types lack it.
     server.add_registered_method_handlers(service, handlers)  # type: ignore[attr-defined]
 
 
@@ -105,15 +104,15 @@ class Service:
     register: Callable[[grpc.aio.Server], None]
     """Adds the service's handlers to a server; they must be coroutine functions."""
     access: Mapping[str, Scope | None] = field(default_factory=dict)
-    """Methods and the scope that each needs; None: open to everyone, and during warm-up as well.
-    Another needs a credential."""
+    """Required scopes by method; None: open to everyone, even during warm-up. A method that is not
+    listed needs a credential."""
     large: Collection[str] = ()
-    """Methods whose requests may be as large as `max_message_bytes`. Those of the others are small,
-    and never wait behind large ones."""
+    """Methods whose requests may be as large as `max_message_bytes`. Requests of the others are
+    small, and never wait behind large ones."""
 
 
 class Readiness:
-    """Whether the services can do their work now; `set` may be called from any thread."""
+    """The readiness of the services; `set` may be called from any thread."""
 
     def __init__(self, health: Health) -> None:
         self._loop = asyncio.get_running_loop()
@@ -124,7 +123,7 @@ class Readiness:
 
         It never shows SERVING before `start` has returned, nor once draining has begun.
         """
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody can ask any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there are no more checks
             self._loop.call_soon_threadsafe(self._health.set_ready, ready)
 
 
@@ -140,27 +139,27 @@ async def serve(
     options: Sequence[tuple[str, int | str]] = (),
     bounds: Bounds | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drains and return; a second signal ends the process.
+    """Serve until SIGTERM or SIGINT, then drain and return. A second signal ends the process.
 
     The socket is bound first, so that liveness (`""`) answers while `start` warms up; until it
-    returns, the services are NOT_SERVING and their calls fail with UNAVAILABLE, `NOT_READY`, but
-    for the methods that are open to everyone. Then one JSON line on stdout says `ready` with the
-    address that was bound.
+    returns, the services are NOT_SERVING and their calls fail with UNAVAILABLE, `NOT_READY`, except
+    for methods that are open to everyone. Then one JSON line on stdout reports `ready` with the
+    bound address.
 
-    On a signal the services turn NOT_SERVING, no new call is let in, running calls get
+    On a signal the services turn NOT_SERVING, no new call is admitted, running calls get
     `settings.grace_seconds` and are then cancelled, and `stop` is awaited, however long it takes.
 
     Args:
-        settings: addresses, limits, TLS, who may call, logs, spans.
-        services: what is served, beside health and reflection.
-        name: the process in the ready line, such as `ingest`.
-        start: warm-up; may keep the `Readiness` to turn the services NOT_SERVING later.
-        stop: flush and close; is called once, even if `start` failed, was cut short or never ran.
-        registry: where the calls are counted; also what `metrics_listen` serves.
-        drain: asked, beside the running calls, to bring them to an end soon, and cancelled with
-            them at the end of the grace; None: they end by themselves.
-        options: channel options, stronger than the defaults.
-        bounds: how much of the requests is held at a time; None: what the settings say.
+        settings: addresses, limits, TLS, credentials, logs, spans.
+        services: the services, besides health and reflection.
+        name: name of the process in the ready line, such as `ingest`.
+        start: warms up; may keep the `Readiness` to turn the services NOT_SERVING later.
+        stop: flushes and closes; called once, even if `start` failed, was cancelled or never ran.
+        registry: gets the metrics of calls; `metrics_listen` serves it.
+        drain: called to end the running calls soon, and cancelled with them at the end of the
+            grace period; None: they end by themselves.
+        options: channel options, which override the defaults.
+        bounds: memory limits of requests; None: those of the settings.
 
     Raises:
         StartError: an address cannot be bound, or `start` failed.
@@ -168,7 +167,7 @@ async def serve(
     """
     health = Health([service.full_name for service in services])
     access = {f"/{s.full_name}/{m}": scope for s in services for m, scope in s.access.items()}
-    # What is open to everyone asks about the server itself, which can be told from the start.
+    # Methods that are open to everyone are about the server itself, and work from the start.
     open_to_all = [method for method, scope in access.items() if scope is None]
     gate = Gate(health, open_to_all)
     tarpit = Tarpit(time.monotonic, open_to_all)
@@ -193,7 +192,7 @@ async def serve(
                 try:
                     if await _warm_up(start, Readiness(health), signalled):
                         health.open()
-                        _say_ready(name, address, metrics_address)
+                        _report_ready(name, address, metrics_address)
                         async with _lag_measured(metrics_address, registry):
                             await signalled.wait()
                 finally:
@@ -208,11 +207,11 @@ async def serve(
 
 
 def _spans(settings: ServerSettings, name: str) -> "Spans | None":
-    """Return what makes spans; None: they are off."""
+    """Return the guard that makes spans; None: they are off."""
     if not settings.otlp_endpoint:
         return None
     from servicekit.telemetry.spans import (
-        Spans,  # a second to import, and memory that most do not need
+        Spans,  # a second to import, and memory that most servers do not need
     )
 
     return Spans(settings.otlp_endpoint, settings.otlp_sample_ratio, name)
@@ -221,16 +220,16 @@ def _spans(settings: ServerSettings, name: str) -> "Spans | None":
 def _lag_measured(
     metrics_address: str | None, registry: CollectorRegistry
 ) -> contextlib.AbstractAsyncContextManager[None]:
-    """Measure the event loop where somebody can ask for the figures."""
+    """Measure the event loop if metrics are served."""
     return loop_lag_measured(registry) if metrics_address else contextlib.nullcontext()
 
 
 def run(main: Callable[[], Awaitable[None]], *, prog: str) -> int:
     """Run a process's main coroutine and return its exit code.
 
-    0: it returned; 1: it could not start; 2: a setting cannot be used; 130: it was interrupted
-    before it served. What went wrong goes to stderr as one sentence. From here on nothing that the
-    process writes there makes it wait.
+    0: it returned; 1: it could not start; 2: invalid setting; 130: it was interrupted before it
+    served. An error goes to stderr as one sentence. From here on, writing to stderr never blocks
+    the process.
     """
     background_stderr.install()
 
@@ -243,13 +242,13 @@ def run(main: Callable[[], Awaitable[None]], *, prog: str) -> int:
     except (SettingsError, StartError) as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 2 if isinstance(error, SettingsError) else 1
-    except KeyboardInterrupt:  # before `serve` took the signals over
+    except KeyboardInterrupt:  # before `serve` handles the signals
         return 128 + signal.SIGINT
     return 0
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return uvloop's, which turns a message over in less time, where there is one."""
+    """Return uvloop's event loop, which costs less time per message, where it exists."""
     if sys.platform == "win32":
         return asyncio.new_event_loop()
     import uvloop
@@ -286,7 +285,7 @@ def _signals() -> Iterator[asyncio.Event]:
         signalled.set()
         # Not SIGHUP: a terminal that closes and its shell each send one.
         for number in _SIGNALS:
-            # The default action, and not a handler of ours: it works on a loop that is stuck.
+            # The default action instead of a handler: it works even if the loop is stuck.
             signal.signal(number, signal.SIG_DFL)
 
     for number in numbers:
@@ -316,9 +315,9 @@ def _build(
         **rooms.channel_options(bounds),
         "grpc.max_send_message_length": settings.max_message_bytes,
         "grpc.max_concurrent_streams": settings.max_concurrent_streams,
-        # Calls that were reset, and are not through here, count against the connection: as many
-        # again, since those that have been answered count as well until gRPC has let go of them,
-        # and the next calls of a busy client must not be refused for them.
+        # Calls that were reset and have not ended here count against the connection. The limit is
+        # as high again, because answered calls count until gRPC has released them, and must not
+        # make it refuse the next calls of a busy client.
         "grpc.http.overload_protection": 1,
         "grpc.http2.max_deallocating_streams": settings.max_concurrent_streams,
         "grpc.max_allowed_incoming_connections": settings.max_connections,
@@ -338,7 +337,7 @@ def _build(
 
 
 def _bind(server: grpc.aio.Server, settings: ServerSettings) -> str:
-    """Return the address that was bound, with its real port."""
+    """Return the bound address, with its real port."""
     credentials = server_credentials(settings)
     try:
         if credentials is None:
@@ -355,7 +354,7 @@ def _bind(server: grpc.aio.Server, settings: ServerSettings) -> str:
 
 @contextlib.contextmanager
 def _metrics(settings: ServerSettings, registry: CollectorRegistry) -> Iterator[str | None]:
-    """Serve metrics over HTTP; yields the address that was bound, None if they are off."""
+    """Serve metrics over HTTP; yield the bound address, None if they are off."""
     if not settings.metrics_listen:
         yield None
         return
@@ -374,7 +373,7 @@ def _metrics(settings: ServerSettings, registry: CollectorRegistry) -> Iterator[
 async def _warm_up(
     start: Callable[[Readiness], Awaitable[None]], readiness: Readiness, signalled: asyncio.Event
 ) -> bool:
-    """Return whether `start` is through: False if a signal came first."""
+    """Return True if `start` has ended, False if a signal came first."""
     warming = asyncio.ensure_future(start(readiness))
     waiting = asyncio.ensure_future(signalled.wait())
     try:
@@ -394,7 +393,7 @@ async def _warm_up(
     return True
 
 
-def _say_ready(name: str, address: str, metrics_address: str | None) -> None:
+def _report_ready(name: str, address: str, metrics_address: str | None) -> None:
     line = {
         "event": "ready",
         "service": name,
@@ -402,16 +401,16 @@ def _say_ready(name: str, address: str, metrics_address: str | None) -> None:
         "metrics_address": metrics_address,
         "pid": os.getpid(),
     }
-    # Whoever started the service may read neither of its streams, which may be one pipe.
+    # The parent process may read neither of the streams, which may be one pipe.
     write = partial(_print, sys.stdout, json.dumps(line) + "\n")
     threading.Thread(target=write, name="ready", daemon=True).start()
 
 
 def _print(stdout: TextIO | None, text: str) -> None:
-    """Write the text, through the descriptor where there is one: see `Descriptor`."""
+    """Write the text, to the descriptor if there is one; see `Descriptor`."""
     if stdout is None:
         return
-    with contextlib.suppress(OSError, ValueError):  # nobody reads it
+    with contextlib.suppress(OSError, ValueError):  # it has no reader
         try:
             out: Writable = Descriptor(stdout.fileno())
         except (OSError, ValueError):  # a stream in memory
@@ -426,9 +425,10 @@ async def _drain(
     drain: Callable[[], Awaitable[None]] | None,
     grace: float,
 ) -> float:
-    """Let running calls end within the grace, s, and return when no handler runs any more.
+    """Let running calls end within the grace period, and return when no handler runs any more.
 
-    Returns how much of the grace is left, s, >= 0.
+    Returns:
+        The rest of the grace period, s, >= 0.
     """
     logger.info("draining for at most %g s", grace)
     clock = asyncio.get_running_loop().time

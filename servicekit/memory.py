@@ -1,8 +1,8 @@
-"""Tells a lack of memory from bad input.
+"""Tests that tell a lack of memory from bad input.
 
-Libraries hide a failed allocation behind the error that they raise for bad input: protobuf behind
-DecodeError, libjpeg behind "broken data stream". A caller that is told that its input is bad drops
-it, so each such error is looked at twice: by its text, and by whether there is memory now.
+Libraries report a failed allocation as bad input: protobuf as DecodeError, libjpeg as "broken data
+stream". A caller drops input that is reported as bad, so each such error is checked twice: by its
+text, and by an attempt to allocate memory.
 """
 
 import mmap
@@ -17,7 +17,7 @@ _TEXT = re.compile(
 
 
 def is_lacking(size: int) -> bool:
-    """Return True if so many bytes cannot be had now. Touches none of them: it takes some us."""
+    """Return True if `size` bytes cannot be allocated now. Takes some us: no byte is touched."""
     try:
         mmap.mmap(-1, size + _MARGIN).close()
     except (OSError, MemoryError, ValueError, OverflowError):
@@ -30,16 +30,16 @@ def is_to_blame(error: BaseException, size: int = 0) -> bool:
 
     Args:
         error: of a library.
-        size: what its work takes, bytes.
+        size: memory that the work takes, bytes.
     """
     return isinstance(error, MemoryError) or bool(_TEXT.search(str(error))) or is_lacking(size)
 
 
 def require(size: int) -> None:
-    """Check that so many bytes can be had, for work that would end the process otherwise.
+    """Check that `size` bytes can be allocated, before work that would end the process otherwise.
 
     Raises:
-        MemoryError: they cannot.
+        MemoryError: they cannot be allocated.
     """
     if is_lacking(size):
-        raise MemoryError(f"{size} bytes cannot be had")
+        raise MemoryError(f"{size} bytes cannot be allocated")

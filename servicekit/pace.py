@@ -1,8 +1,8 @@
-"""Rate of costly calls that each peer may keep up: a token bucket each. Pure."""
+"""A rate limit of costly calls for each peer: a token bucket each. Pure."""
 
 from collections import OrderedDict
 
-_MOST_PEERS = 10_000  # the least recent is forgotten beyond this, which pays its debt
+_MAX_PEERS = 10_000  # beyond this the least recent is forgotten, and its debt with it
 
 
 class Pace:
@@ -11,7 +11,7 @@ class Pace:
     Args:
         per_second: tokens that each peer gets, above 0.
         burst: tokens that it has after a rest.
-        longest: how long anything waits at most, s.
+        longest: maximum delay, s.
     """
 
     def __init__(self, per_second: float, burst: int, longest: float) -> None:
@@ -19,18 +19,18 @@ class Pace:
         self._burst_seconds = burst / per_second
         self._longest = longest
         self._full_at: OrderedDict[str, float] = OrderedDict()
-        """When each peer's bucket will be full again."""
+        """Time at which each peer's bucket will be full again."""
 
     def delay(self, peer: str, now: float) -> float:
         """Take a token and return how long the peer has to wait for it, s, 0 or more.
 
         Args:
-            peer: what tells peers apart, such as the address of the other end.
+            peer: key of the peer, such as the address of the other end.
             now: seconds on any clock that does not go back.
         """
         full_at = max(self._full_at.get(peer, now), now) + 1 / self._per_second
         self._full_at[peer] = min(full_at, now + self._burst_seconds + self._longest)
         self._full_at.move_to_end(peer)
-        if len(self._full_at) > _MOST_PEERS:
+        if len(self._full_at) > _MAX_PEERS:
             self._full_at.popitem(last=False)
         return min(max(full_at - now - self._burst_seconds, 0.0), self._longest)

@@ -1,4 +1,4 @@
-"""Parses messages, and keeps those that are bad apart from a lack of memory."""
+"""Parsing of messages that tells malformed ones from a lack of memory."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,19 +9,19 @@ from servicekit.memory import is_to_blame
 
 T = TypeVar("T")
 _PARSED = 8
-"""Bytes that a parsed message takes for each of its own, about."""
+"""Approximate bytes of memory per byte of a parsed message."""
 
 
 def parse(deserialize: Callable[[bytes], T], data: bytes) -> T:
-    """Return a message as protobuf reads it.
+    """Return a parsed message.
 
     Args:
         deserialize: such as `FromString` of a message.
         data: the message.
 
     Raises:
-        DecodeError: it cannot be read.
-        MemoryError: there is no memory to read it.
+        DecodeError: the message is malformed.
+        MemoryError: there is no memory to parse it.
     """
     try:
         return deserialize(data)

@@ -8,20 +8,20 @@ _before: int | None = None  # the umask that the process was started with
 
 
 def make_private(path: str | Path) -> None:
-    """Make an empty file of mode 600 where there is none; one that is there keeps its mode.
+    """Create an empty file of mode 600; a file that exists keeps its mode.
 
-    For SQLite, which takes an empty file for a new database, and gives its log the same mode. A
-    file that cannot be made is left to SQLite, which says so.
+    For SQLite, which treats an empty file as a new database and gives its log the same mode. If the
+    file cannot be created, SQLite reports it.
     """
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
 
 def keep_private() -> None:
-    """Let this process make private files only, until it ends; for a service at its start.
+    """Make every new file of this process private; a service calls this when it starts.
 
-    DuckDB makes its log anew after every checkpoint, and refuses an empty file: there is no other
-    way to give these files a mode from their first byte on.
+    DuckDB creates its log again after every checkpoint, and refuses an empty file. There is no
+    other way to give these files a mode from their first byte on.
     """
     global _before
     before = os.umask(0o077)
@@ -30,16 +30,16 @@ def keep_private() -> None:
 
 
 def share(path: Path) -> None:
-    """Give a file or a folder that was just made the mode that it would have by itself."""
+    """Give a new file or folder the mode that it would have without `keep_private`."""
     if _before is not None:
         path.chmod((0o777 if not path.is_file() else 0o666) & ~_before)
 
 
 def make_shared_folder(path: Path) -> None:
-    """Make a folder, and those above it, with the modes that they would have by themselves.
+    """Create a folder and its parents with the modes that they would have without `keep_private`.
 
     Raises:
-        OSError: one cannot be made.
+        OSError: a folder cannot be created.
     """
     if path.is_dir():
         return

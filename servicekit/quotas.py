@@ -1,4 +1,4 @@
-"""Quotas of callers, as settings state them. `servicekit.calls.limits` keeps callers to them."""
+"""Quotas of callers, as settings state them. `servicekit.calls.limits` enforces them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,23 +14,23 @@ _METHOD_LIMIT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a bucket holds and how fast it fills."""
+    """The size and the rate of a token bucket."""
 
     per_second: float
     """Above 0."""
     burst: float
-    """What may be taken at once after a rest, above 0."""
+    """Number that may be used at once after a pause, above 0."""
     unit: Literal["messages", "bytes", "calls"]
-    """What is counted."""
+    """The unit that is counted."""
     method: str = ""
     """Full name, `/package.Service/Method`, of the only method that is counted; empty: all are."""
 
     def __str__(self) -> str:
-        what = f"{self.unit} of {self.method.rpartition('/')[2]}" if self.method else self.unit
-        return f"{self.per_second:g} {what} per second, {self.burst:g} at once"
+        counted = f"{self.unit} of {self.method.rpartition('/')[2]}" if self.method else self.unit
+        return f"{self.per_second:g} {counted} per second, {self.burst:g} at once"
 
     def counts(self, method: str) -> bool:
-        """Return whether calls of this full method are this quota's business."""
+        """Return True if the quota counts calls of this full method."""
         return self.method in {"", method}
 
 

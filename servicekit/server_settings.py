@@ -1,4 +1,4 @@
-"""Settings that every gRPC server has: addresses, limits, TLS, and who may call."""
+"""Settings of every gRPC server: addresses, limits, TLS and credentials."""
 
 from typing import Annotated, Literal, Self
 from urllib.parse import SplitResult, urlsplit
@@ -19,14 +19,14 @@ from servicekit.settings import (
 )
 
 MIN_SECRET_BYTES = 32
-"""RFC 7518, section 3.2: a key of HS256 is at least as long as its hash."""
+"""Minimum length of a key of HS256 (RFC 7518, section 3.2)."""
 
 
 _CALLS_RECEIVED_AT_ONCE = 32
 
 
 def _check_method_limits(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the words if each limits a method; whether there is one, the server knows."""
+    """Return the words if each is a method limit; the server checks the methods' names."""
     parse_method_limits(words)
     return words
 
@@ -39,7 +39,7 @@ def check_secret(secret: SecretStr | None) -> SecretStr | None:
 
 
 def _check_jwks(place: str) -> str:
-    """Return the path or URL if what it says can be trusted on its way here."""
+    """Return the path or URL if its content cannot be changed on the network."""
     if "://" not in place:
         return place
     url = urlsplit(place)
@@ -57,7 +57,7 @@ def _port(url: SplitResult) -> int | None:
 
 
 def _check_otlp(endpoint: str) -> str:
-    """Return the endpoint if OTLP over gRPC can be spoken to it."""
+    """Return the endpoint if it is an address for OTLP over gRPC."""
     if not endpoint:
         return endpoint
     url = urlsplit(endpoint)
@@ -68,7 +68,7 @@ def _check_otlp(endpoint: str) -> str:
 
 
 class ServerSettings(Settings):
-    """What every gRPC server of Sightline can be told."""
+    """The settings of every gRPC server of Sightline."""
 
     listen: Address = Field(
         default="127.0.0.1:0",
@@ -84,74 +84,72 @@ class ServerSettings(Settings):
         default=10.0,
         ge=0,
         le=600,
-        description="how long running calls may take to finish on SIGTERM, s",
+        description="time for running calls to finish after SIGTERM, s",
     )
     default_deadline_seconds: float = Field(
-        default=30.0, gt=0, le=86_400, description="deadline of a call that brings none, s"
+        default=30.0, gt=0, le=86_400, description="deadline of a call that has none, s"
     )
     max_message_bytes: int = Field(
         default=4 * 1024 * 1024,
         ge=1024,
         le=2**31 - 1,
-        description="largest message in either direction, bytes",
+        description="maximum size of a message in either direction, bytes",
     )
     max_bytes_in_flight: int | None = Field(
         default=None,
         ge=1024,
         le=1 << 50,
-        description="bytes of requests that are received or worked on at a time, at least"
-        " max_message_bytes; not given: 32 times max_message_bytes",
+        description="maximum size of the requests in flight together, at least max_message_bytes,"
+        " bytes; default: 32 times max_message_bytes",
     )
     receive_timeout_seconds: float = Field(
         default=10.0,
         ge=1,
         le=3600,
-        description="how long a message may take to arrive once the server waits for it, s: a call"
-        " or stream whose next message does not come is ended; while others wait for room, those"
-        " that hold most of it are ended after 1 s",
+        description="time for a message to arrive once the server waits for it, s; a call or stream"
+        " without it is ended. While others wait for memory, the callers that use most of it are"
+        " ended after 1 s",
     )
     max_concurrent_streams: int = Field(
         default=128,
         ge=1,
         le=2**31 - 1,
-        description="calls and streams of one connection at a time; its client holds back others",
+        description="maximum number of calls of one connection; its client queues others",
     )
     max_streams_per_caller: int = Field(
         default=4096,
         ge=1,
         le=2**31 - 1,
-        description="calls and streams of one caller at a time, over all of its connections;"
+        description="maximum number of calls and streams of one caller, over all its connections;"
         " without credentials each connection is a caller",
     )
     max_connections: int = Field(
         default=8192,
         ge=1,
         le=2**31 - 1,
-        description="connections at a time, over all callers; a further one is closed at once",
+        description="maximum number of connections of all callers; further ones are closed",
     )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
-    ] = Field(
-        default="info", description="least severe level that is logged", json_schema_extra=BASIC
-    )
+    ] = Field(default="info", description="minimum level that is logged", json_schema_extra=BASIC)
     log_format: Literal["console", "json"] | None = Field(
-        default=None, description="format of log lines; not given: console on a terminal, else json"
+        default=None, description="format of log lines; default: console on a terminal, else json"
     )
     access_log: bool = Field(
-        default=True, description="whether a line is logged of each call that ended, at level info"
+        default=True, description="log a line for each call when it ends, at level info"
     )
     otlp_endpoint: Annotated[str, AfterValidator(_check_otlp)] = Field(
         default="",
-        description="OpenTelemetry collector that gets spans by OTLP over gRPC, http://host:port or"
+        description="OpenTelemetry collector for spans by OTLP over gRPC, http://host:port or"
         " https://host:port; empty: none",
     )
     otlp_sample_ratio: float = Field(
         default=1.0,
         ge=0,
         le=1,
-        description="share of the calls without a trace of their caller's that get a span; a trace"
-        " is recorded where its caller's is",
+        description="share of the calls without a caller's trace that get a span; a caller's trace"
+        " is recorded if the caller records it",
     )
     tls_cert_file: OptionalPath = Field(
         default=None,
@@ -163,17 +161,17 @@ class ServerSettings(Settings):
     )
     tls_client_ca_file: OptionalPath = Field(
         default=None,
-        description="PEM certificates that must have signed every client's (mutual TLS)",
+        description="PEM certificates of the CA of all clients (mutual TLS)",
     )
 
     tls_client_is_device: bool = Field(
         default=True,
-        description="whether a client's certificate names the one device that it may speak for;"
-        " false: it may speak for every device, as a gateway does",
+        description="true: a client's certificate names the only device that it may log as;"
+        " false: it may log as every device, as a gateway does",
     )
     api_keys_file: OptionalPath = Field(
         default=None,
-        description="SQLite file of API keys, as `sightline keys create` makes it",
+        description="SQLite file of API keys, written by `sightline keys create`",
         json_schema_extra=BASIC,
     )
     jwt_secret: Annotated[OptionalSecret, AfterValidator(check_secret)] = Field(
@@ -185,49 +183,49 @@ class ServerSettings(Settings):
     )
     jwt_audience: str = Field(
         default="",
-        description="what the claim aud of every JWT must hold; needed with jwt_jwks",
+        description="required value in the claim aud of every JWT; needed with jwt_jwks",
     )
     jwt_issuer: str = Field(
-        default="", description="what the claim iss of every JWT must be; empty: it is not checked"
+        default="", description="required claim iss of every JWT; empty: not checked"
     )
     jwt_leeway_seconds: float = Field(
-        default=30.0, ge=0, le=600, description="how far clocks of JWT issuers may be off, s"
+        default=30.0, ge=0, le=600, description="allowed clock difference of JWT issuers, s"
     )
     jwt_devices_claim: str = Field(
         default="devices",
         min_length=1,
-        description="claim of a JWT that lists the devices it may speak for, exact or prefix*",
+        description="claim of a JWT that lists its devices, exact or prefix*",
     )
     rate_limit_per_second: float = Field(
         default=0.0,
         ge=0,
         le=1e9,
-        description="calls per second that each caller may keep up, and messages of its streams;"
+        description="rate limit of each caller, calls and messages of streams per second;"
         " 0: no limit",
     )
     rate_limit_burst: int = Field(
         default=20,
         ge=1,
         le=10**9,
-        description="calls and messages that a caller may send at once after a rest",
+        description="calls and messages that a caller may send at once after a pause",
     )
     rate_limit_bytes_per_second: float = Field(
         default=0.0,
         ge=0,
         le=1e12,
-        description="bytes per second that each caller may keep up, as many at once after a rest,"
-        " and always one message; 0: no limit",
+        description="rate limit of each caller, bytes per second, and the same number at once after"
+        " a pause; one message always passes; 0: no limit",
     )
 
     rate_limits: Annotated[Words, AfterValidator(_check_method_limits)] = Field(
         default=(),
-        description="calls per second of single methods that each caller may keep up, and, after a"
-        " colon, may make at once after a rest, such as Infer=20/s:40,UploadImage=5/s",
+        description="rate limits of methods for each caller, calls per second, and after a colon"
+        " the number at once after a pause, such as Infer=20/s:40,UploadImage=5/s",
     )
 
     @property
     def bytes_in_flight(self) -> int:
-        """`max_bytes_in_flight`, or what it is if it is not given."""
+        """`max_bytes_in_flight`, or its default."""
         return self.max_bytes_in_flight or _CALLS_RECEIVED_AT_ONCE * self.max_message_bytes
 
     @model_validator(mode="after")
@@ -248,12 +246,12 @@ class ServerSettings(Settings):
 
     @model_validator(mode="after")
     def _credentials_stay_secret(self) -> Self:
-        given = (
+        credentials = (
             ("api_keys_file", self.api_keys_file),
             ("jwt_secret", self.jwt_secret),
             ("jwt_jwks", self.jwt_jwks),
         )
-        for name, value in given:
+        for name, value in credentials:
             if value and not self.tls_cert_file and not stays_here(self.listen):
                 raise ValueError(
                     f"tls_cert_file: must be given with {name}, or credentials would be sent to"
@@ -261,6 +259,6 @@ class ServerSettings(Settings):
                 )
         if self.jwt_jwks and not self.jwt_audience:
             raise ValueError(
-                "jwt_audience: must be given with jwt_jwks, or tokens for others would be good here"
+                "jwt_audience: must be given with jwt_jwks, or any service's tokens are valid"
             )
         return self

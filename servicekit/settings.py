@@ -50,7 +50,7 @@ from servicekit.distribution import version
 from servicekit.variables import names_of_kubernetes
 
 PARTS = ("edge", "inference", "ingest")
-"""Tables that a `sightline.toml` may have: one file can serve every part."""
+"""Tables of a `sightline.toml`: one file can configure every part."""
 
 BASIC: Final[dict[str, JsonValue]] = {"basic": True}
 """`json_schema_extra` of a setting that `--help` and the reference show in the first group. All the
@@ -60,11 +60,11 @@ S = TypeVar("S", bound="Settings")
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used. The message names it, its rule and where it came from."""
+    """An invalid setting. The message names the setting, its rule and its source."""
 
 
 def _check_address(address: str) -> str:
-    """Return the address if a gRPC server can listen on it or a client dial it."""
+    """Return the address if a gRPC server can listen on it or a client connect to it."""
     if re.fullmatch(r"unix:.+", address):
         return address
     match = re.fullmatch(r"(?:\[[0-9A-Za-z:.%]+\]|[^\s:/\[\]]+):(\d{1,5})", address)
@@ -103,7 +103,7 @@ OptionalTcpAddress = Annotated[str, AfterValidator(_check_optional_tcp_address)]
 
 @dataclass(frozen=True)
 class _Origin:
-    """A source of values and how to call the place that a field's value has in it."""
+    """A source of values, and the description of a field's place in it."""
 
     source: PydanticBaseSettingsSource
     describe: Callable[[str], str]
@@ -142,7 +142,7 @@ class Settings(BaseSettings):
 
 
 class ClientTlsSettings(Settings):
-    """How a client trusts the server and shows who it is."""
+    """TLS settings of a client."""
 
     tls_ca_file: OptionalPath = Field(
         default=None,
@@ -198,9 +198,9 @@ def load(cls: type[S], argv: Sequence[str] | None, *, prog: str) -> S:
         # pydantic-settings' own argument, which its constructor's types leave out.
         return cls(_build_sources=(sources, {}))  # type: ignore[call-arg]
     except ValidationError as error:
-        # Not chained: pydantic's own text repeats the values, and some of them are secrets.
+        # Not chained: pydantic's text contains the values, and some of them are secrets.
         raise SettingsError(
-            "; ".join(_sentence(cls, one, origins) for one in error.errors(include_url=False))
+            "; ".join(_sentence(cls, item, origins) for item in error.errors(include_url=False))
         ) from None
     except pydantic_settings.SettingsError as error:
         raise SettingsError(str(error)) from None
@@ -254,7 +254,7 @@ def _unknown_flag(word: str, parser: argparse.ArgumentParser) -> str:
 def _text(cls: type[Settings], name: str, value: bool | list[str]) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    is_list = any(isinstance(one, NoDecode) or one is NoDecode for one in _metadata(cls, name))
+    is_list = any(isinstance(item, NoDecode) or item is NoDecode for item in _metadata(cls, name))
     return ",".join(value) if is_list else value[-1]
 
 
@@ -339,7 +339,7 @@ def _flag(field: str) -> str:
 def _sentence(cls: type[Settings], error: ErrorDetails, origins: Sequence[_Origin]) -> str:
     """Return one validation error as: field: rule (got value; from place)."""
     rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if not error["loc"]:  # a rule about several fields, which names them itself
+    if not error["loc"]:  # a rule for several fields, which names them
         return rule
     field = str(error["loc"][0])
     place = next((o.describe(field) for o in origins if field in o.source()), "its default")

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of an error: one sentence and a hint, no traceback."""
+"""Errors for a person at a terminal: one sentence and a hint, no traceback."""
 
 import sys
 from collections.abc import Callable
@@ -10,19 +10,19 @@ from servicekit.errors import Category, SightlineError, from_rpc_error
 from servicekit.settings import SettingsError
 
 _HINTS = {
-    Category.NETWORK: "Is the service running there? `sightline doctor` tells.",
+    Category.NETWORK: "Is the service running there? `sightline doctor` finds out.",
     Category.AUTH: "Check the API key or token (SIGHTLINE_EDGE_API_KEY, ..._FILE) and TLS files.",
-    Category.TIMEOUT: "Give it more time with --timeout, or look at the service's load.",
-    Category.SERVER: "The service's log says more.",
+    Category.TIMEOUT: "Raise --timeout, or check the load of the service.",
+    Category.SERVER: "See the log of the service.",
     Category.VALIDATION: "",
 }
 _HINTS_BY_REASON = {
-    "MODEL_NOT_FOUND": "`sightline models ls --address HOST:PORT` lists what it has.",
-    "MODEL_VERSION_NOT_FOUND": "`sightline models ls --address HOST:PORT` lists what it has.",
-    "IMAGE_FILE_UNREADABLE": "Check the path, and who may read it.",
-    "IMAGE_TYPE_UNSUPPORTED": "Give it a JPEG, PNG, WebP or BMP.",
-    "IMAGE_CORRUPT": "Take it anew, or convert it.",
-    "SPOOL_LOCKED": "Stop the other one, or set SIGHTLINE_EDGE_SPOOL_DIR to another folder.",
+    "MODEL_NOT_FOUND": "`sightline models ls --address HOST:PORT` lists its models.",
+    "MODEL_VERSION_NOT_FOUND": "`sightline models ls --address HOST:PORT` lists its models.",
+    "IMAGE_FILE_UNREADABLE": "Check the path and its permissions.",
+    "IMAGE_TYPE_UNSUPPORTED": "Use a JPEG, PNG, WebP or BMP.",
+    "IMAGE_CORRUPT": "Use another copy of the image, or convert it.",
+    "SPOOL_LOCKED": "Stop the other process, or set SIGHTLINE_EDGE_SPOOL_DIR to another folder.",
 }
 
 
@@ -38,7 +38,7 @@ def run(command: Callable[[], object], *, prog: str) -> NoReturn:
 
     Args:
         command: the command line, such as a typer application.
-        prog: the program's name, in front of every sentence.
+        prog: name of the program, in front of every sentence.
     """
     try:
         command()
@@ -56,14 +56,14 @@ def run(command: Callable[[], object], *, prog: str) -> NoReturn:
 
 
 def sentence(error: SightlineError) -> str:
-    """Return an error as a person reads it: what is wrong, and a hint where there is one."""
+    """Return the message of an error for a person, with a hint if there is one."""
     hint = _HINTS_BY_REASON.get(error.reason, _HINTS[error.category])
     return f"{error} {hint}".rstrip()
 
 
 def _of_the_system(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or error} (check that it is there, and who may use it)"
+    return f"{place}{error.strerror or error} (check that it exists, and its permissions)"
 
 
 def _fail(prog: str, sentence: str, code: int) -> NoReturn:

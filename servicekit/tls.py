@@ -1,7 +1,7 @@
 """gRPC credentials from PEM files that settings name.
 
-gRPC itself says no more of a file that it cannot use than that the port cannot be bound, so each is
-tried with `ssl` first.
+gRPC reports an unusable file only as a port that cannot be bound, so each file is checked with
+`ssl` first.
 """
 
 import ssl
@@ -14,7 +14,7 @@ from servicekit.settings import ClientTlsSettings, SettingsError
 
 
 def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    """Return what a server shows and demands; None: it serves without TLS.
+    """Return the credentials of a server; None: it serves without TLS.
 
     With `tls_client_ca_file` every client must show a certificate that one of those signed.
 
@@ -32,7 +32,7 @@ def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | Non
 
 
 def channel_credentials(settings: ClientTlsSettings) -> grpc.ChannelCredentials | None:
-    """Return what a client trusts and shows; None: it dials without TLS.
+    """Return the credentials of a client; None: it connects without TLS.
 
     Raises:
         SettingsError: a file cannot be read or used; the message names the setting.
@@ -54,7 +54,7 @@ def _key_and_chain(key_file: Path, cert_file: Path) -> tuple[bytes, bytes]:
     chain = _read("tls_cert_file", cert_file, "CERTIFICATE")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # An encrypted key would make it ask for the password on the terminal.
+        # Without a password, OpenSSL would prompt for that of an encrypted key on the terminal.
         context.load_cert_chain(cert_file, key_file, password="")
     except ssl.SSLError as error:
         raise SettingsError(
@@ -71,7 +71,7 @@ def _authorities(setting: str, path: Path) -> bytes:
         context.load_verify_locations(path)
     except ssl.SSLError as error:
         raise SettingsError(
-            f"{setting}: {path} must hold certificates ({error.reason or error})"
+            f"{setting}: {path} must contain certificates ({error.reason or error})"
         ) from error
     return pem
 
@@ -82,5 +82,5 @@ def _read(setting: str, path: Path, kind: str) -> bytes:
     except OSError as error:
         raise SettingsError(f"{setting}: {path} cannot be read: {error.strerror}") from error
     if f"{kind}-----".encode() not in pem:
-        raise SettingsError(f"{setting}: {path} must be a PEM file that holds a {kind}")
+        raise SettingsError(f"{setting}: {path} must be a PEM file with a {kind}")
     return pem

@@ -1,1 +1,1 @@
-"""Who is calling, and what it may do: API keys, JWTs, and the certificates of mutual TLS."""
+"""Authentication and authorization of callers: API keys, JWTs, and mutual TLS."""

@@ -1,8 +1,8 @@
-"""API keys: what they look like, what is kept of them, and whether one is good. Pure.
+"""API keys: their format, their stored form, and their verification. Pure.
 
-A key is `slk_<id>_<secret>`: a prefix by which scanners find leaked ones, a public id, and 256
-random bits. Only the SHA-256 of the secret is kept. No slow hash: those exist because passwords can
-be guessed, and 2**256 secrets cannot, however quick each guess is; and every call pays for it.
+A key is `slk_<id>_<secret>`: a prefix by which scanners find leaked keys, a public id, and 256
+random bits. Only the SHA-256 of the secret is stored. A slow hash is not needed: it protects
+passwords, which can be guessed, while 256 random bits cannot; and every call would pay for it.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ _KEY = re.compile(r"slk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is kept of a key."""
+    """The stored form of a key."""
 
     id: str
-    """12 hexadecimal digits; no secret."""
+    """12 hexadecimal digits; not secret."""
     secret_hash: bytes
     """SHA-256 of the secret."""
     name: str
-    """The caller's; several keys may have the same, so that one can replace another."""
+    """Name of the caller; several keys may have the same, so that one can replace another."""
     devices: tuple[str, ...]
-    """As `Devices.parse` takes them."""
+    """Patterns for `Devices.parse`."""
     scopes: tuple[Scope, ...]
     created_at: datetime
     expires_at: datetime | None = None
@@ -38,17 +38,17 @@ class ApiKey:
 
 
 def generate() -> tuple[str, str, bytes]:
-    """Return a new key as it is shown once, its id, and the hash of its secret."""
+    """Return a new key in full, its id, and the hash of its secret."""
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     return f"{PREFIX}{key_id}_{secret}", key_id, _hash(secret)
 
 
 def check(text: str, keys: Mapping[str, ApiKey], now: datetime) -> Caller:
-    """Return who a key belongs to.
+    """Return the caller that a key belongs to.
 
     Args:
         text: the key as the caller sent it.
-        keys: what is kept, by id.
+        keys: the stored keys by id.
         now: UTC.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A caller, what it may do, and where handlers find it. Pure but for the context variable."""
+"""The caller of a call and its permissions, in a context variable that handlers read."""
 
 from collections.abc import Iterable
 from contextvars import ContextVar
@@ -15,7 +15,7 @@ MAX_NAME_BYTES = 256
 
 
 class Proof(StrEnum):
-    """How a caller showed who it is."""
+    """The kind of credential that authenticated a caller."""
 
     ANONYMOUS = "anonymous"
     API_KEY = "api_key"
@@ -24,21 +24,21 @@ class Proof(StrEnum):
 
 
 class Scope(StrEnum):
-    """What a caller may do."""
+    """A permission of a caller."""
 
     LOG = "log"
-    """Log predictions, and ask how far they are committed."""
+    """Log predictions, and read the committed position."""
     READ = "read"
     """Read what is logged."""
     INFER = "infer"
-    """Ask the inference service."""
+    """Send images to the inference service."""
     ADMIN = "admin"
-    """Copy the whole database. It is given by name alone."""
+    """Copy the whole database. It is granted only by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """Which devices a caller may speak for and read about."""
+    """The devices that a caller may log and read as."""
 
     names: frozenset[str] = frozenset()
     prefixes: tuple[str, ...] = ()
@@ -73,18 +73,18 @@ class Devices:
 
     @property
     def everything(self) -> bool:
-        """Whether these are all devices that there can be."""
+        """True if every device is included."""
         return "" in self.prefixes
 
 
 ALL_DEVICES = Devices(prefixes=("",))
 ALL_SCOPES = frozenset(Scope) - {Scope.ADMIN}
-"""What may be had without asking for it by name."""
+"""The scopes that are granted by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is calling, as it has proved."""
+    """An authenticated caller."""
 
     name: str
     proof: Proof
@@ -95,15 +95,15 @@ class Caller:
 
     @property
     def identity(self) -> str:
-        """What tells callers apart: the same name, proved in two ways, is two callers."""
+        """Key of the caller: the same name with two kinds of credentials is two callers."""
         return f"{self.proof}:{self.name}"
 
     @property
     def flow(self) -> str:
         """Key by which resources are shared fairly between callers.
 
-        The identity, or the connection where callers need no credential: nothing else tells them
-        apart there, and one that floods must not take the share of everyone.
+        The identity, or the connection where callers need no credential: nothing else distinguishes
+        callers there, and one that floods must not take the share of everyone.
         """
         return f"{self.identity}@{self.connection}" if self.connection else self.identity
 
@@ -138,13 +138,13 @@ class Caller:
 
 
 ANONYMOUS = Caller("anonymous", Proof.ANONYMOUS, ALL_DEVICES, ALL_SCOPES)
-"""Everyone, where no credentials are configured."""
+"""The caller of every call where no credentials are configured."""
 
 
 def anonymous(connection: str) -> Caller:
     """Return a caller without a credential, at the other end of this connection.
 
-    On this machine it is an administrator as well: it could read the server's files.
+    On this machine it also has the scope `admin`: it could read the server's files anyway.
     """
     scopes = frozenset(Scope) if is_local_peer(connection) else ALL_SCOPES
     return replace(ANONYMOUS, connection=connection, scopes=scopes)
@@ -154,28 +154,28 @@ _current: ContextVar[Caller] = ContextVar("sightline_caller", default=ANONYMOUS)
 
 
 def is_name(name: str) -> bool:
-    """Return whether a caller may be called so."""
+    """Return True if this is a valid name of a caller."""
     try:
         return 1 <= len(name.encode()) <= MAX_NAME_BYTES
-    except UnicodeEncodeError:  # half characters: JSON can hold them, and so can an argument
+    except UnicodeEncodeError:  # a lone surrogate, which JSON and arguments can contain
         return False
 
 
 def current_caller() -> Caller:
-    """Return who makes the call that is being handled."""
+    """Return the caller of the call that is being handled."""
     return _current.get()
 
 
 def known_caller() -> Caller | None:
-    """Return who makes the call that is being handled; None: nobody has found out."""
+    """Return the caller of the call that is being handled; None: it is not authenticated yet."""
     return _current.get(None)
 
 
 def set_caller(caller: Caller) -> None:
-    """Say who makes the call; each call is a task of its own, so it ends with it."""
+    """Set the caller of this call. Each call is a task, so the value ends with it."""
     _current.set(caller)
 
 
 def unauthenticated(reason: str, message: str) -> SightlineError:
-    """Return the error for a call that did not show who makes it."""
+    """Return the error for a call without valid credentials."""
     return SightlineError(grpc.StatusCode.UNAUTHENTICATED, reason, message)

@@ -1,4 +1,4 @@
-"""The certificate that mutual TLS has verified: whose it is. Pure."""
+"""The owner of a certificate that mutual TLS has verified. Pure."""
 
 import re
 import unicodedata
@@ -32,16 +32,16 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//)?[^/].*")
 
 
 class NamelessError(ValueError):
-    """A certificate that names nobody. The message says what it must have."""
+    """A certificate without a valid name. The message states the rule."""
 
 
 def certified(auth_context: Mapping[str, Iterable[bytes]], *, is_device: bool) -> Caller:
-    """Return who the client's certificate names, as `name_in` reads it.
+    """Return the caller that the client's certificate names, by the rules of `name_in`.
 
-    The caller may do everything, as a device only for the device of its name.
+    The caller gets all default scopes; a device gets them only for the device of its name.
 
     Args:
-        auth_context: what gRPC knows of the peer. Only the certificate itself is read: gRPC cuts a
+        auth_context: gRPC's data about the peer. Only the certificate itself is read: gRPC cuts a
             common name at a NUL byte, so a part of it would pass for the whole.
         is_device: whether the name is a device's; else it may speak for every device.
 
@@ -61,9 +61,9 @@ def certified(auth_context: Mapping[str, Iterable[bytes]], *, is_device: bool) -
 def name_in(pem: bytes) -> str:
     """Return the name of a certificate's owner.
 
-    That is the first DNS name; without any, the first common name; without either, the URI, of
-    which there must be one alone (as in SPIFFE). The first kind that is there decides: a malformed
-    name is refused and not passed over, so that no two readers find different owners.
+    The name is the first DNS name; if there is none, the first common name; if there is neither,
+    the URI, of which there must be exactly one (as in SPIFFE). The first kind that exists decides:
+    a malformed name is refused and not skipped, so that two readers never find different owners.
 
     Raises:
         NamelessError: it cannot be read, has none of these names, several URIs, or a malformed one.
@@ -83,8 +83,8 @@ def name_in(pem: bytes) -> str:
         return _well_formed("common name", common[0])
     if len(uris) == 1:
         return _uri(uris[0])
-    found = f"it has {len(uris)} URIs" if uris else "it has none"
-    raise NamelessError(f"the certificate must have a DNS name, a common name or one URI ({found})")
+    count = f"it has {len(uris)} URIs" if uris else "it has none"
+    raise NamelessError(f"the certificate must have a DNS name, a common name or one URI ({count})")
 
 
 def _alternatives(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
@@ -114,8 +114,8 @@ def _well_formed(kind: str, name: str) -> str:
     """Return the name.
 
     Raises:
-        NamelessError: it is empty, too long, padded with blanks, or has characters that are no
-            text: a reader that ends at one of them would see another owner.
+        NamelessError: it is empty, too long, padded with blanks, or has control
+            characters: a reader that stops at one of them would see another owner.
     """
     plain = name == name.strip() and not any(unicodedata.category(c) in _NO_TEXT for c in name)
     if not plain or not is_name(name):

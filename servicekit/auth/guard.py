@@ -1,4 +1,4 @@
-"""Guard that lets in only who has shown who it is, and may do what it asks for."""
+"""The guard that authenticates callers and checks their scopes."""
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -23,23 +23,23 @@ from servicekit.settings import SettingsError
 T = TypeVar("T")
 _Context = grpc.aio.ServicerContext[Any, Any]
 Access = Mapping[str, Scope | None]
-"""Full methods and the scope that each needs; None: open to everyone. A method that is not among
-them needs a credential and no scope."""
+"""Full methods and their required scopes; None: open to everyone. A method that is not listed
+needs a credential and no scope."""
 _MAY_END = (Proof.API_KEY, Proof.JWT)
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Authenticator:
-    """Finds out who is calling, in the ways that are configured; in none: everyone is anonymous.
+    """The configured ways of authentication; without any, every caller is anonymous.
 
-    A bearer credential comes before a certificate: a gateway's certificate may carry the token of a
-    device behind it. One that is not good is refused, whatever the certificate.
+    A bearer credential takes precedence over a certificate: a gateway may send the token of a
+    device behind it. An invalid bearer credential is refused, whatever the certificate is.
 
     Attributes:
         keys: API keys; None: they are not configured.
         tokens: JWTs; None: they are not configured.
-        certificates: whether mutual TLS is configured.
+        certificates: True if mutual TLS is configured.
         certificate_is_device: see `certified`.
     """
 
@@ -50,30 +50,30 @@ class Authenticator:
 
     @classmethod
     def from_settings(cls, settings: ServerSettings) -> Self:
-        """Return what the settings ask for; say so in the log if they ask for nothing.
+        """Return the ways that the settings configure; log a message if there are none.
 
         Raises:
             SettingsError: a file cannot be used.
         """
-        made = cls(
+        authenticator = cls(
             _key_reader(settings.api_keys_file),
             _token_verifier(settings),
             settings.tls_client_ca_file is not None,
             settings.tls_client_is_device,
         )
-        if made == cls(certificate_is_device=settings.tls_client_is_device):
+        if authenticator == cls(certificate_is_device=settings.tls_client_is_device):
             logger.log(
                 logging.INFO if stays_here(settings.listen) else logging.WARNING,
                 "no credentials are configured: whoever reaches %s may do everything",
                 settings.listen,
             )
-        return made
+        return authenticator
 
     async def authenticate(self, context: _Context) -> Caller:
-        """Return who makes the call.
+        """Return the caller of a call.
 
         Raises:
-            SightlineError: UNAUTHENTICATED; UNAVAILABLE: nobody can tell now.
+            SightlineError: UNAUTHENTICATED; UNAVAILABLE: the credential cannot be verified now.
         """
         takes_bearer = self.keys is not None or self.tokens is not None
         if takes_bearer and (credential := _bearer(context.invocation_metadata() or ())):
@@ -94,18 +94,18 @@ class Authenticator:
         elif self.tokens is not None:
             return await self.tokens.authenticate(credential)
         raise unauthenticated(
-            "CREDENTIAL_KIND_NOT_ACCEPTED", "this server takes no such credential"
+            "CREDENTIAL_KIND_NOT_ACCEPTED", "this server does not accept credentials of this kind"
         )
 
 
 class RequireCaller:
-    """Guard that refuses calls without a good credential, or without the scope they need.
+    """Guard that refuses calls without valid credentials or without the required scope.
 
-    A call that lasts is ended within seconds when its credential is revoked or expires.
+    A running call is ended within seconds when its credential is revoked or expires.
 
     Args:
-        authenticator: finds out who is calling.
-        access: which scope each method needs.
+        authenticator: authenticates the caller.
+        access: the required scope of each method.
     """
 
     def __init__(self, authenticator: Authenticator, access: Access) -> None:
@@ -133,14 +133,14 @@ def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
     """Return the credential; None: there is no `authorization`.
 
     Raises:
-        SightlineError: UNAUTHENTICATED; there are several, or it is none of `Bearer`.
+        SightlineError: UNAUTHENTICATED; there are several, or its scheme is not `Bearer`.
     """
-    given = [value for key, value in metadata if key == "authorization"]
-    if not given:
+    values = [value for key, value in metadata if key == "authorization"]
+    if not values:
         return None
-    # Some clients, perf_analyzer among them, send the blank after the colon as well.
-    scheme, _, credential = str(given[0]).strip().partition(" ")
-    if len(given) > 1 or scheme.lower() != "bearer" or not credential.strip():
+    # Some clients, such as perf_analyzer, send the blank after the colon as part of the value.
+    scheme, _, credential = str(values[0]).strip().partition(" ")
+    if len(values) > 1 or scheme.lower() != "bearer" or not credential.strip():
         raise unauthenticated(
             "CREDENTIAL_MALFORMED", "metadata `authorization` must be one `Bearer <API key or JWT>`"
         )

@@ -16,25 +16,25 @@ from servicekit.errors import SightlineError
 logger = logging.getLogger(__name__)
 
 FRESH_SECONDS = 300.0
-"""Age at which keys from a URL are fetched again, beside the calls that use them."""
+"""Age at which keys from a URL are fetched again in the background, s."""
 STALE_SECONDS = 3600.0
-"""Age at which they are not used any more."""
+"""Age at which they are no longer used, s."""
 COOLDOWN_SECONDS = 10.0
-"""Time between two fetches, whatever callers send."""
+"""Minimum time between two fetches, s."""
 FETCH_TIMEOUT_SECONDS = 5.0
 FILE_CHECK_SECONDS = 0.5
 _NO_JWKS = (ValueError, TypeError, AttributeError, RecursionError)
-"""What reading something else may raise, beside PyJWT's own errors."""
+"""Errors of parsing other data, besides PyJWT's own."""
 
 
 class KeySource(Protocol):
-    """Where keys come from."""
+    """A source of public keys."""
 
     async def find(self, key_id: str | None, algorithm: str) -> jwt.PyJWK | None:
         """Return the key; None: there is none.
 
         Args:
-            key_id: the token's `kid`; None: it has none, and the set must have one key to try.
+            key_id: the token's `kid`; None: it has none, and the set must have exactly one key.
             algorithm: the token's.
 
         Raises:
@@ -46,14 +46,14 @@ class KeySource(Protocol):
 class JwksFile:
     """Keys from a file, which is read again when it has changed.
 
-    A file that cannot be read any more leaves the keys that were last read, and a line in the log.
+    If the file cannot be read any more, the last keys stay in use and an error is logged.
 
     Args:
         path: the file.
         clock: seconds.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or is no JWKS.
+        OSError, ValueError: the file cannot be read, or is not a JWKS.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -79,14 +79,14 @@ class JwksFile:
             self._seen = signature
             self._keys = _parse(self._path.read_bytes())
         except (OSError, ValueError) as error:
-            logger.error("JWKS: %s: %s; the last keys stay in force", self._path, error)  # noqa: TRY400 - its text says it all
+            logger.error("JWKS: %s: %s; the last keys stay in use", self._path, error)  # noqa: TRY400 - its text says it all
 
 
 class JwksUrl:
     """Keys from a URL, fetched off the event loop. Belongs to one loop.
 
-    They are fetched when they are first needed, when they are old, and when a token names a key
-    that is not among them; one fetch at a time serves everyone who waits.
+    They are fetched when they are first needed, when they are old, and when a token names an
+    unknown key. There is one fetch at a time, which serves all waiting calls.
 
     Args:
         url: http or https; redirects are not followed.
@@ -101,8 +101,7 @@ class JwksUrl:
         cooldown: float = COOLDOWN_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        # What it caches and when it fetches again is decided here: it would hold up a thread per
-        # call while the URL is down.
+        # Caching is done here: PyJWKClient would block a thread per call while the URL is down.
         client = jwt.PyJWKClient(url, cache_jwk_set=False, timeout=FETCH_TIMEOUT_SECONDS)
         self._fetch_keys: Callable[[], jwt.PyJWKSet] = client.get_jwk_set
         self._url = url
@@ -137,12 +136,12 @@ class JwksUrl:
     async def _refresh(self) -> None:
         self._start_refresh()
         if self._fetching is not None:
-            # Not `await`: a caller that goes away must not take the fetch from the others, and a
-            # URL whose answer trickles in must not hold up every call.
+            # Not `await`: a cancelled call must not cancel the fetch of the others, and a slow
+            # response must not delay every call.
             await asyncio.wait([self._fetching], timeout=FETCH_TIMEOUT_SECONDS)
 
     def _start_refresh(self) -> None:
-        """Start a fetch unless one is under way or was a moment ago."""
+        """Start a fetch unless one is running or has just run."""
         now = self._clock()
         if self._fetching is None and now - self._tried >= self._cooldown:
             self._tried = now
@@ -169,20 +168,20 @@ class JwksUrl:
 
 
 def _match(keys: Iterable[jwt.PyJWK], key_id: str | None, algorithm: str) -> jwt.PyJWK | None:
-    found = [
+    matching = [
         key
         for key in keys
         if key.algorithm_name == algorithm
         and key.public_key_use in (None, "sig")
         and key_id in (None, key.key_id)
     ]
-    # Without a `kid`, only a set of one key says which one is meant.
-    return found[0] if found and (key_id is not None or len(found) == 1) else None
+    # Without a `kid`, the key is known only if the set has a single one.
+    return matching[0] if matching and (key_id is not None or len(matching) == 1) else None
 
 
 def _signature(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _parse(text: bytes) -> jwt.PyJWKSet:

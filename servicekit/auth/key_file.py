@@ -1,4 +1,4 @@
-"""The SQLite file that API keys are kept in: written by a command, read by servers."""
+"""The SQLite file of API keys, which a command writes and servers read."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from servicekit.auth.caller import MAX_NAME_BYTES, Devices, Scope, is_name
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.5
-"""How old what a server knows of the file may be, s."""
+"""Maximum age of a server's copy of the keys, s."""
 _VERSION = 1
 _SCHEMA = """
     CREATE TABLE api_keys (
@@ -38,14 +38,14 @@ _SELECT = """
 
 
 class KeyFileError(Exception):
-    """The file, or what it is asked to keep, cannot be used. One sentence for people."""
+    """The file or a value cannot be used. The message is one sentence for people."""
 
 
 class KeyFile:
-    """Keeps keys. Every method opens the file anew, so a server may read it meanwhile.
+    """The file of keys. Every method opens it again, so a server may read it meanwhile.
 
     Args:
-        path: made, readable for its owner only, with the first key.
+        path: created with the first key, readable only for its owner.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,10 +59,10 @@ class KeyFile:
         scopes: Sequence[Scope],
         expires_at: datetime | None = None,
     ) -> tuple[str, ApiKey]:
-        """Make a key; return it as it is shown this once, and what is kept of it.
+        """Create a key; return it in full, and its stored form.
 
         Args:
-            name: who will use it, 1 to 256 bytes.
+            name: the caller that will use it, 1 to 256 bytes.
             devices: exact names, or `prefix*`.
             scopes: at least one.
             expires_at: UTC; None: never.
@@ -82,7 +82,7 @@ class KeyFile:
             return _read(connection)
 
     def revoke(self, key_id: str) -> bool:
-        """End a key; return whether it was in use. Revoking again changes nothing.
+        """Revoke a key and return True if it was valid. Revoking again changes nothing.
 
         Raises:
             KeyFileError: there is no such key, or the file cannot be written.
@@ -99,15 +99,15 @@ class KeyFile:
     def rotate(
         self, key_id: str, *, old_ends_at: datetime, expires_at: datetime | None = None
     ) -> tuple[str, ApiKey]:
-        """Make a key that may what another may, and lets that one end; both or neither.
+        """Create a key with the permissions of another, and end that one, in one transaction.
 
         Args:
             key_id: of the old key.
-            old_ends_at: when the old key ends, UTC; it ends sooner if it was to.
-            expires_at: when the new key ends, UTC; None: never.
+            old_ends_at: end of the old key, UTC; an earlier end stays.
+            expires_at: end of the new key, UTC; None: never.
 
         Returns:
-            The new key as it is shown this once, and what is kept of it.
+            The new key in full, and its stored form.
 
         Raises:
             KeyFileError: there is no such key, it has ended, or the file cannot be written.
@@ -117,7 +117,9 @@ class KeyFile:
             if old is None:
                 raise KeyFileError(f"{self._path} has no key {key_id}")
             if old.revoked_at or (old.expires_at and old.expires_at <= _now()):
-                raise KeyFileError(f"key {key_id} has ended: `sightline keys create` makes another")
+                raise KeyFileError(
+                    f"key {key_id} has ended: `sightline keys create` creates another"
+                )
             text, key = _made(old.name, old.devices, old.scopes, expires_at)
             connection.execute(_INSERT, _row(key))
             end = min(old_ends_at, old.expires_at or old_ends_at)
@@ -142,10 +144,10 @@ class KeyFile:
 
 
 class KeyReader:
-    """What a server knows of the file, at most `CHECK_SECONDS` old.
+    """A server's copy of the keys, at most `CHECK_SECONDS` old.
 
-    A file that cannot be read any more leaves the server with what it last knew, and says so in the
-    log: a disk that fails must not lock a fleet out.
+    If the file cannot be read any more, the last copy stays in use and an error is logged: a
+    failing disk must not lock a fleet out.
 
     Args:
         path: the file.
@@ -182,17 +184,17 @@ class KeyReader:
         except KeyFileError as error:
             if self._complaint != str(error):
                 self._complaint = str(error)
-                logger.error("API keys: %s; what was last read stays in force", error)  # noqa: TRY400 - its text says it all
+                logger.error("API keys: %s; the keys that were read last stay in use", error)  # noqa: TRY400 - its text says it all
 
     def _refresh(self) -> None:
-        """Read the file if it is another or has been written to: two cheap questions, mostly."""
-        found = self._path.stat()
-        if self._connection is None or self._seen is None or self._seen[:2] != _inode(found):
+        """Read the file if it was replaced or written to; the check is cheap."""
+        status = self._path.stat()
+        if self._connection is None or self._seen is None or self._seen[:2] != _inode(status):
             self._reopen()
         if self._connection is None:
             return
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        seen = (*_inode(found), version)
+        seen = (*_inode(status), version)
         if seen != self._seen:
             self._keys = {key.id: key for key in _read(self._connection)}
             self._seen = seen
@@ -201,12 +203,12 @@ class KeyReader:
         connection, self._connection, self._seen = self._connection, None, None
         if connection is not None:
             connection.close()
-        # The event loop hardly waits for a writer: the next look is soon.
+        # A short timeout, because the event loop waits for a writer; the next check is soon.
         self._connection = _connect(self._path, "ro", timeout=0.05)
 
 
 def _connect(path: Path, mode: str, *, timeout: float = 5.0) -> sqlite3.Connection:
-    path.stat()  # raises FileNotFoundError, where SQLite would say no more than that it failed
+    path.stat()  # raises FileNotFoundError, which SQLite does not report as such
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     return sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)
 
@@ -218,7 +220,7 @@ def _translated(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         if not path.parent.exists():
             raise KeyFileError(f"{path}: its folder does not exist") from error
-        raise KeyFileError(f"{path} does not exist: `sightline keys create` makes it") from error
+        raise KeyFileError(f"{path} does not exist: `sightline keys create` creates it") from error
     except (OSError, sqlite3.Error, ValueError) as error:
         raise KeyFileError(f"{path} cannot be used as a file of API keys: {error}") from error
 
@@ -232,8 +234,8 @@ def _made(
     )
 
 
-def _inode(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

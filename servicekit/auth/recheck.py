@@ -1,4 +1,4 @@
-"""Ends what runs for long on a credential that has ended meanwhile."""
+"""The end of long calls whose credential has ended meanwhile."""
 
 import asyncio
 import contextlib
@@ -17,11 +17,10 @@ logger = logging.getLogger(__name__)
 async def rechecked(
     check: Callable[[], Awaitable[object]], seconds: float = RECHECK_SECONDS
 ) -> AsyncIterator[None]:
-    """Run the block until `check`, which is asked every so many seconds, refuses it.
+    """Run the block until `check`, which is called every `seconds`, refuses the credential.
 
-    The block is then cancelled. A check that fails otherwise than with UNAUTHENTICATED changes
-    nothing: nobody can tell then, and it is asked again. A block that is quicker than the first
-    check costs next to nothing.
+    The block is then cancelled. Any other failure of the check than UNAUTHENTICATED is ignored, and
+    the check is repeated. A block that ends before the first check costs almost nothing.
 
     Raises:
         SightlineError: UNAUTHENTICATED, as the check raised it.

@@ -1,4 +1,4 @@
-"""JSON Web Tokens: whether one is good, and who it speaks for."""
+"""Verification of JSON Web Tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,19 +32,19 @@ _REFUSALS: tuple[tuple[type[jwt.PyJWTError], str, str], ...] = (
     (jwt.InvalidSignatureError, "TOKEN_SIGNATURE_WRONG", "the token's signature is wrong"),
     (InvalidSubjectError, "TOKEN_CLAIM_INVALID", "the claim sub must be a text"),
 )
-"""What each of PyJWT's errors is called here; the first that fits counts."""
+"""Reason and message of each of PyJWT's errors; the first match counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenVerifier:
-    """Verifies tokens.
+    """A verifier of tokens.
 
     Attributes:
         secret: for HS256; None: such tokens are refused.
         keys: for RS256 and ES256; None: such tokens are refused.
         audience: one of the token's `aud` must be this; None: it must have none.
         issuer: the token's `iss` must be this; None: it may be any.
-        leeway: how far clocks may be apart, s.
+        leeway: allowed difference of clocks, s.
         devices_claim: the claim that lists devices, as `Devices.parse` takes them.
     """
 
@@ -56,11 +56,11 @@ class TokenVerifier:
     devices_claim: str = "devices"
 
     async def authenticate(self, token: str) -> Caller:
-        """Return who a token speaks for.
+        """Return the caller of a token.
 
         Raises:
-            SightlineError: UNAUTHENTICATED, the token is not good; UNAVAILABLE,
-                `JWKS_UNAVAILABLE`, nobody can tell now.
+            SightlineError: UNAUTHENTICATED, the token is invalid; UNAVAILABLE,
+                `JWKS_UNAVAILABLE`, the keys cannot be fetched now.
         """
         try:
             header = jwt.get_unverified_header(token)
@@ -80,10 +80,10 @@ class TokenVerifier:
         return self._caller(claims)
 
     async def _key(self, header: Mapping[str, Any]) -> tuple[str, jwt.PyJWK | bytes]:
-        """Return the key that the header asks for, and the one algorithm that it is for.
+        """Return the key that the header names, and the only algorithm allowed for it.
 
-        Which algorithm goes with which key is decided by what is configured: a token cannot have a
-        public key taken for a secret.
+        The configuration decides which algorithm belongs to which key, so a token cannot make the
+        server use a public key as a secret.
         """
         algorithm = header.get("alg")
         if algorithm == _SHARED and self.secret is not None:

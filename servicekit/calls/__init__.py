@@ -1,1 +1,1 @@
-"""What stands around each call: its deadline, its limits, the memory that it takes, its status."""
+"""The layers around each call: deadline, rate limits, memory limits, status."""

@@ -11,14 +11,14 @@ from servicekit.errors import SightlineError
 
 T = TypeVar("T")
 _Context = grpc.aio.ServicerContext[Any, Any]
-_given: ContextVar[float] = ContextVar("sightline_deadline")
-"""The deadline that the server gave this call, on the loop's clock, s."""
+_deadline: ContextVar[float] = ContextVar("sightline_deadline")
+"""Default deadline of this call, on the loop's clock, s."""
 
 
 class DefaultDeadline:
-    """Guard that ends a call which brought no deadline after `seconds`.
+    """Guard that ends a call without a deadline after `seconds`.
 
-    gRPC itself ends a call that brought one: the handler is cancelled.
+    gRPC itself ends a call that has one, by cancelling the handler.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -27,10 +27,10 @@ class DefaultDeadline:
     async def __call__(
         self, _method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
     ) -> T:
-        """Raise SightlineError DEADLINE_EXCEEDED when the time that the server gave is over."""
+        """Raise SightlineError DEADLINE_EXCEEDED when the default deadline is over."""
         if context.time_remaining() is not None:
             return await proceed()
-        _given.set(asyncio.get_running_loop().time() + self._seconds)
+        _deadline.set(asyncio.get_running_loop().time() + self._seconds)
         limit = asyncio.timeout(self._seconds)
         try:
             async with limit:
@@ -41,17 +41,17 @@ class DefaultDeadline:
             raise SightlineError(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 "DEADLINE_EXCEEDED",
-                f"the call brought no deadline and ran past the server's, {self._seconds:g} s",
+                f"the call has no deadline and took longer than the default of {self._seconds:g} s",
             ) from error
 
 
 def remaining(context: _Context) -> float:
-    """Return how long the call may still take, s, >= 0.
+    """Return the time left until the deadline, s, >= 0.
 
-    Only in a handler that is called through `servicekit.calls.interceptors`, which gives every
-    call a deadline.
+    Works only in a handler that is called through `servicekit.calls.interceptors`, which gives
+    every call a deadline.
     """
     left = context.time_remaining()
     if left is None:
-        left = _given.get() - asyncio.get_running_loop().time()
+        left = _deadline.get() - asyncio.get_running_loop().time()
     return max(left, 0.0)

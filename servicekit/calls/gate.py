@@ -1,4 +1,4 @@
-"""Guard that lets calls in while the server is warm, and knows when the last one is out."""
+"""The guard that admits calls while the server is ready, and counts the running ones."""
 
 import asyncio
 import time
@@ -12,20 +12,20 @@ from servicekit.health import Health
 
 T = TypeVar("T")
 _QUIET_SECONDS = 0.02
-"""Without a call, after which all are taken to have been handed over."""
+"""Time without a call after which all calls count as handed over, s."""
 _CLOSE_SECONDS = 0.5
-"""Within which closing ends, even if calls keep coming."""
+"""Maximum time that closing takes, even if calls keep coming, s."""
 
 
 class Gate:
-    """Refuses calls until `health` is open and counts those inside.
+    """Guard that refuses calls until `health` is open, and counts the running calls.
 
-    gRPC's own `Server.stop` returns when it has cancelled the calls that outlived the grace, before
-    their handlers have noticed; what they use must not be closed until they are through.
+    gRPC's `Server.stop` returns when it has cancelled the calls that outlived the grace period,
+    before their handlers have ended. Resources that they use must stay open until they have.
 
     Args:
-        health: knows whether warm-up is over.
-        always_open: full methods that are let in even before, such as a protocol's own liveness.
+        health: is open once warm-up is over.
+        always_open: full methods that are admitted before that, such as liveness checks.
     """
 
     def __init__(self, health: Health, always_open: Collection[str] = ()) -> None:
@@ -65,10 +65,10 @@ class Gate:
                 self._empty.set()
 
     async def close(self) -> None:
-        """Refuse calls from now on, and return once all that have arrived are refused.
+        """Refuse calls from now on, and return once all calls that have arrived are refused.
 
-        gRPC hands calls over one by one, and `Server.stop` cancels those that are still to be: the
-        callers would get CANCELLED, which does not tell them to try elsewhere.
+        gRPC hands calls over one by one, and `Server.stop` cancels those that are not handed over
+        yet. Their callers would get CANCELLED, which does not make them try elsewhere.
         """
         self._closed = True
         end = time.monotonic() + _CLOSE_SECONDS

@@ -1,9 +1,9 @@
-"""The one gRPC interceptor of a server, and the guards that it puts around each call.
+"""The gRPC interceptor of a server, and the guards that it puts around each call.
 
-A guard is a coroutine function around one call: it awaits `proceed()` once and returns what that
-gave. It sees the call begin and how it ends, for all four kinds of RPC alike, and never its
-requests; those are counted between the guards and the handler. Guards are put around a handler
-once, not once a call, so a call costs a dictionary look-up and the guards themselves.
+A guard is a coroutine function around one call: it awaits `proceed()` once and returns its result.
+It sees the beginning and the end of a call, in the same way for all four kinds of RPC, and never
+its requests; those are counted between the guards and the handler. A handler is wrapped once, not
+per call, so a call costs a dictionary look-up and the guards themselves.
 
 Where requests in flight are bounded, every message is read inside the guards, when there is room
 for it. To gRPC, a method with one request is then served as one with a stream of them: gRPC would
@@ -43,17 +43,17 @@ from servicekit.telemetry.tracing import join_trace
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Guard = Callable[[str, Context, Callable[[], Awaitable[Any]]], Awaitable[Any]]
-"""Takes the full method, `/package.Service/Method`, the call's context, and `proceed`."""
+"""Arguments: the full method (`/package.Service/Method`), the call's context, and `proceed`."""
 _RpcMethod: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for type checkers only
 _Message = Any
-"""A request, an iterator of requests, a response or None: passed on and never looked at."""
+"""A request, an iterator of requests, a response or None; its content is not used here."""
 _Handler = Callable[[_Message, Context], Awaitable[_Message]]
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the published types leave it out
 
 
 OnMessage = Callable[[str, int, bool], None]
-"""Told of every message that comes: its method, its size in bytes, and whether it is the first of
-its call; may raise to end the call."""
+"""Callback for each received message, with its method, its size in bytes, and True for the first
+message of a call. It may raise an error to end the call."""
 RoomFor = Callable[[str], BytesInFlight | None]
 """Returns where the messages of a full method find room; None: they are not bounded."""
 
@@ -72,13 +72,13 @@ def server_interceptor(
 
     Args:
         services: full names; calls of others (health, reflection) only get room and the tarpit.
-        access: which scope each method needs; those open to everyone are not limited.
-        settings: the default deadline, who may call, and how much.
-        gate: whether calls are let in.
-        registry: where calls are counted.
+        access: required scope of each method; methods that are open to everyone are not limited.
+        settings: the default deadline, credentials and rate limits.
+        gate: admits calls.
+        registry: gets the metrics of calls.
         rooms: where messages find room.
-        trace: what makes the caller's trace known; `Spans` where spans are exported.
-        tarpit: what answers calls late that bring nothing; None: one of its own.
+        trace: guard that joins the caller's trace; `Spans` where spans are exported.
+        tarpit: guard that delays the answers of useless calls; None: a new one.
 
     Raises:
         SettingsError: a file of credentials cannot be used, or `rate_limits` names a method that
@@ -128,7 +128,7 @@ def server_interceptor(
 
 
 def _method_limits(words: Sequence[str], access: Access) -> list[Quota]:
-    """Return the quotas for all methods of the names that `rate_limits` gives."""
+    """Return the quotas of all methods with a name in `rate_limits`."""
     quotas = []
     for name, quota in parse_method_limits(words).items():
         methods = [m for m, scope in access.items() if m.endswith(f"/{name}") and scope is not None]
@@ -274,13 +274,13 @@ def _parsing(handler: _RpcMethod, function: _Handler) -> _Handler:
 
     async def parse_one(request: bytes, context: Context) -> _Message:
         message = read(request)
-        del request  # or the call would hold its pictures twice
+        del request  # or the call would keep its images in memory twice
         return await function(message, context)
 
     async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[_Message]:
         async for data in requests:
             message = read(data)
-            del data  # nothing keeps what the handler drops while it waits for the next
+            del data  # the handler's reference is the only one while it waits for the next
             yield message
             del message
 
@@ -301,7 +301,7 @@ def _serializing(handler: _RpcMethod, function: _Handler) -> _Handler:
 
     async def serialized(request: _Message, context: Context) -> _Message:
         response = await function(request, context)
-        if response is None:  # the handler has set a code instead, and gRPC sends no message
+        if response is None:  # the handler has set a code, and gRPC sends no message
             return None
         data = response if serialize is None else serialize(response)
         call_notes.add("response_bytes", len(data))
@@ -318,7 +318,7 @@ def _counting(
     async def count_one(request: bytes, context: Context) -> _Message:
         on_message(len(request), True)
         handling = function(request, context)
-        del request  # for `parse_one` to let go of
+        del request  # so that `parse_one` holds the only reference
         return await handling
 
     async def counted(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -345,10 +345,10 @@ def _receiving(rooms: BytesInFlight, function: _Handler) -> _Handler:
                 raise SightlineError(
                     grpc.StatusCode.INVALID_ARGUMENT,
                     "REQUEST_MISSING",
-                    "the request did not come, or is larger than max_message_bytes",
+                    "the request did not arrive, or is larger than max_message_bytes",
                 )
             handling = function(request, context)
-            del request  # for `parse_one` to let go of
+            del request  # so that `parse_one` holds the only reference
             return await handling
 
     return receive

@@ -1,7 +1,7 @@
-"""How much each caller may send: calls, messages and bytes per second, no limit by default.
+"""Rate limits per caller: calls, messages and bytes per second. By default there are none.
 
-Token buckets of our own and no library: a moving window keeps an entry for every byte, and a window
-of either kind refuses for ever what is larger than itself.
+These are token buckets of our own: libraries use windows, and a moving window keeps an entry for
+every byte, and any window refuses for ever what is larger than itself.
 """
 
 from collections import OrderedDict
@@ -14,26 +14,26 @@ from servicekit.auth.caller import Caller
 from servicekit.errors import QuotaViolation, SightlineError
 from servicekit.quotas import Quota
 
-_MAX_CALLERS = 10_000  # the least recent is forgotten beyond this, which gives it full buckets
+_MAX_CALLERS = 10_000  # beyond this the least recent is forgotten, and gets full buckets
 
 _A_CALL: Mapping[str, float] = {"calls": 1, "messages": 1}
-"""What a call costs when it begins: itself and its first message, but for the bytes."""
+"""Cost of a call when it begins: itself and its first message, without the bytes."""
 
 
 @dataclass(slots=True)
 class _Buckets:
-    """A caller's, in the order of the quotas."""
+    """The buckets of a caller, in the order of the quotas."""
 
     tokens: list[float]
     filled_at: float
 
 
 class CallerLimits:
-    """Token buckets, one per caller and quota. Pure: the time comes in as an argument.
+    """Token buckets, one per caller and quota. Pure: the time is an argument.
 
-    A bucket is full at first. A message passes if every bucket holds what it costs, and then takes
-    it. What costs more than a whole bucket passes when the bucket is full, and leaves a debt: no
-    message is too large to pass ever.
+    A bucket is full at first. A message passes if every bucket contains its cost, which is then
+    removed. A message that costs more than a whole bucket passes when the bucket is full and leaves
+    a debt, so that every message can pass at some time.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class CallerLimits:
         bytes_per_second: float,
         methods: Sequence[Quota] = (),
     ) -> None:
-        """0 messages or bytes per second: no limit on them; `methods`: further quotas."""
+        """Create full buckets; 0 per second: no limit; `methods`: further quotas."""
         quotas = (
             Quota(messages_per_second, messages_burst, "messages"),
             Quota(bytes_per_second, bytes_per_second, "bytes"),
@@ -54,17 +54,17 @@ class CallerLimits:
 
     @property
     def off(self) -> bool:
-        """Whether nothing is limited."""
+        """True if there are no limits."""
         return not self._quotas
 
     def charge_call(self, caller: Caller, now: float, method: str = "") -> None:
-        """Charge a caller for a call that begins, and for its first message but the bytes.
+        """Charge a caller for a call that begins and its first message, without the bytes.
 
-        A call counts from then on, whether its message comes or not. Who is in debt, for a message
-        that was larger than a bucket, is refused before the next one is read.
+        A call counts from then on, whether its message arrives or not. A caller in debt, because of
+        a message larger than a bucket, is refused before its next message is read.
 
         Args:
-            caller: who makes it.
+            caller: the caller.
             now: seconds on any clock that does not go back.
             method: full name of the method.
 
@@ -77,18 +77,18 @@ class CallerLimits:
     def charge_message(
         self, caller: Caller, size: int, now: float, method: str = "", *, first: bool = True
     ) -> None:
-        """Charge a caller for a message that has come.
+        """Charge a caller for a message that has arrived.
 
         Args:
-            caller: who sent it.
+            caller: the sender.
             size: bytes, >= 0.
             now: as in `charge_call`.
             method: as in `charge_call`.
-            first: whether it is the first of its call, and counted with that.
+            first: True if it is the first message of its call, which is counted with the call.
 
         Raises:
-            SightlineError: as `charge_call`; what the call has cost is given back with the first
-                message, or waiting as long as told would not be enough.
+            SightlineError: as `charge_call`. With the first message, the cost of the call is
+                returned, because waiting for `retry_after` would not be enough otherwise.
         """
         if not first:
             self._charge(caller, now, method, {"bytes": size, "messages": 1})
@@ -101,11 +101,11 @@ class CallerLimits:
             buckets.tokens = [t + cost for t, cost in zip(buckets.tokens, costs, strict=True)]
             raise
 
-    def _costs(self, method: str, given: Mapping[str, float]) -> list[float]:
-        return [given.get(q.unit, 0) if q.counts(method) else 0 for q in self._quotas]
+    def _costs(self, method: str, units: Mapping[str, float]) -> list[float]:
+        return [units.get(q.unit, 0) if q.counts(method) else 0 for q in self._quotas]
 
-    def _charge(self, caller: Caller, now: float, method: str, given: Mapping[str, float]) -> None:
-        costs = self._costs(method, given)
+    def _charge(self, caller: Caller, now: float, method: str, units: Mapping[str, float]) -> None:
+        costs = self._costs(method, units)
         buckets = self._filled(caller.identity, now)
         waits = [
             _wait(quota, cost, tokens)
@@ -131,9 +131,9 @@ class CallerLimits:
 
 
 def _wait(quota: Quota, cost: float, tokens: float) -> float:
-    """Return how long until the bucket holds what this costs, s."""
+    """Return the time until the bucket contains this cost, s."""
     wait = (min(cost, quota.burst) - tokens) / quota.per_second
-    # Who has waited as long as it was told must not fail by a rounding error.
+    # A caller that has waited for `retry_after` must not fail by a rounding error.
     return wait if wait > 1e-6 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Guard that turns what a handler raises into the status that its caller gets."""
+"""The guard that turns a handler's error into the status for its caller."""
 
 import asyncio
 import logging
@@ -19,13 +19,12 @@ logger = logging.getLogger(__name__)
 async def report_errors(
     method: str, context: grpc.aio.ServicerContext[Any, Any], proceed: Callable[[], Awaitable[T]]
 ) -> T:
-    """Send a SightlineError with its details, and anything unforeseen as INTERNAL.
+    """Send a SightlineError with its details, and any other error as INTERNAL.
 
     A lack of memory is RESOURCE_EXHAUSTED: the same call may succeed later.
 
-    The text of an unforeseen error stays in the log, under an id that the caller is given: it may
-    hold what is none of the caller's business. An abort of the handler's own and a cancelled call
-    pass as they are.
+    The text of an unexpected error is only logged, under an id that the caller gets: it may contain
+    data that the caller must not see. An abort by the handler and a cancelled call pass unchanged.
     """
     try:
         return await proceed()
@@ -45,19 +44,19 @@ async def report_errors(
             f"internal error; the server's log has it under {error_id}",
             metadata={"error_id": error_id},
         )
-    # Only here, where what went wrong is no longer being handled: it would become the context of
-    # the abort, which gRPC keeps with the call.
+    # Outside the `except` block: inside, the error would become the context of the abort, which
+    # gRPC keeps with the call.
     return await _abort(context, without_frames(problem))
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SightlineError) -> NoReturn:
     note(reason=error.reason)
     status = rpc_status.to_status(to_status(error))
-    # What the handler has set before stays: an abort replaces the trailing metadata.
+    # An abort replaces the trailing metadata, so that of the handler is sent again.
     trailing = (*context.trailing_metadata(), *status.trailing_metadata)
     try:
         await context.abort(status.code, status.details, trailing)
     except grpc.aio.InternalError:
-        # The call has ended meanwhile, mostly by its deadline: nobody is there to be told, and gRPC
-        # would log it as an error of the server.
+        # The call has ended meanwhile, mostly by its deadline. gRPC would log this as an error of
+        # the server.
         raise asyncio.CancelledError from None

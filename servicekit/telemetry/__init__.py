@@ -1,1 +1,1 @@
-"""What a process tells about itself: log lines, metrics, spans. Nothing here makes a call wait."""
+"""Log lines, metrics and spans of a process. Nothing here blocks a call."""

@@ -1,9 +1,8 @@
-"""One log line per call, once it has ended.
+"""The access log: one line per call, written when the call has ended.
 
-Its fields: `method`, `code`, `reason` of a failure, `caller`, `peer`, `duration_ms`, and whatever
-was noted about the call (`servicekit.telemetry.call_notes`), such as `request_bytes`. The
-`trace_id` and `span_id` of the call are in it as in all of its lines. It is of logger `access`,
-level info.
+Its fields are `method`, `code`, `reason` of a failure, `caller`, `peer`, `duration_ms`, and the
+notes of the call (`servicekit.telemetry.call_notes`), such as `request_bytes`. It has the
+`trace_id` and `span_id` of the call, as all of its lines. Its logger is `access`, its level info.
 """
 
 import json
@@ -29,14 +28,14 @@ _to_json = json.JSONEncoder(default=repr).encode
 
 
 class JsonLines:
-    """Makes JSON of the fields, and writes it in the background.
+    """A writer of JSON lines in the background.
 
-    The lines look as those of `servicekit.telemetry.logs` and take a tenth of the time: they come
-    with every call.
+    The lines have the format of `servicekit.telemetry.logs` and cost a tenth of the time, because
+    every call writes one.
 
     Args:
-        stream: what is written to.
-        service: the process in every line.
+        stream: the stream that gets the lines.
+        service: name of the process in every line.
     """
 
     def __init__(self, stream: Writable, service: str) -> None:
@@ -47,12 +46,12 @@ class JsonLines:
         self._second = (0, "")
 
     def put(self, fields: Mapping[str, Fact]) -> None:
-        """Take the fields of one call in; at least one."""
+        """Queue a line with the fields of one call, at least one."""
         head = f'{{"timestamp": "{self._timestamp(time.time_ns())}", {self._tail}, '
         self._lines.put(head + _to_json({**get_contextvars(), **fields})[1:])
 
     def close(self) -> None:
-        """Write what is left and end; stderr's own lines go on."""
+        """Write the remaining lines and end; a shared queue of stderr stays open."""
         if not self._is_shared:
             self._lines.close()
 
@@ -67,7 +66,7 @@ _json_lines: JsonLines | None = None
 
 
 def write_json(lines: JsonLines | None) -> None:
-    """Say where lines go from now on; None: to `logging`, as any other."""
+    """Set the writer of the lines from now on; None: they go to `logging`."""
     global _json_lines  # one log per process, as the root logger is
     if _json_lines is not None:
         _json_lines.close()

@@ -1,8 +1,7 @@
-"""Writes text to a stream by a thread of its own, many lines at a time.
+"""A queue of text and the thread that writes it to a stream, many lines at a time.
 
-Everything that a process says goes this way (`servicekit.telemetry.background_stderr`): a reader
-of the log that stops reading would otherwise stop the server, and lines about calls would cost a
-system call each.
+All output of a process goes this way (`servicekit.telemetry.background_stderr`): otherwise a reader
+that stops reading the log would stop the server, and each line would cost a system call.
 """
 
 import atexit
@@ -14,39 +13,39 @@ from typing import Protocol
 logger = logging.getLogger(__name__)
 
 _MAX_WAITING = 20_000
-"""Lines that wait at most, some 10 MB; what comes then is dropped, and counted."""
+"""Maximum number of queued lines, about 10 MB; further ones are dropped and counted."""
 _GATHER_SECONDS = 0.05
-"""How long the first of some lines waits for others."""
+"""Time that a line waits for others to be written with, s."""
 _CLOSE_SECONDS = 1.0
-"""How long the last lines may take when the process ends."""
+"""Maximum time for the last lines when the process ends, s."""
 
 
 class Writable(Protocol):
-    """What text is written to."""
+    """A stream that text is written to."""
 
     def write(self, text: str, /) -> object:
-        """Write text, or wait until it can."""
+        """Write text, and block until it is written."""
 
     def flush(self) -> object:
-        """Keep nothing back."""
+        """Write what is buffered."""
 
 
 class BackgroundLines:
-    """A queue of lines and the thread that writes them; safe in several threads.
+    """A thread-safe queue of lines and the thread that writes them.
 
-    A crash or SIGKILL loses the lines of the last moments. An ordinary end of the process does not.
+    A crash or SIGKILL loses the lines of the last 50 ms. A normal exit of the process does not.
 
     Args:
-        stream: what is written to; it is flushed, but never closed.
-        max_waiting: lines that wait at most.
+        stream: the stream; it is flushed, but never closed.
+        max_waiting: maximum number of queued lines.
     """
 
     def __init__(self, stream: Writable, max_waiting: int = _MAX_WAITING) -> None:
         self._stream = stream
         self._max_waiting = max_waiting
         self._lines: deque[str] = deque()
-        self._dropped = 0  # since the start; written where lines come in
-        self._told = 0  # how many of them the log knows of; written by the thread
+        self._dropped = 0  # since the start; written by the callers of `write`
+        self._reported = 0  # how many of them were reported in the log; written by the thread
         self._some = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
@@ -54,11 +53,11 @@ class BackgroundLines:
         atexit.register(self.close)
 
     def put(self, line: str) -> None:
-        """Queue a line, given without its end; never block."""
+        """Queue a line, without its line end. Never block."""
         self.write(f"{line}\n")
 
     def write(self, text: str) -> None:
-        """Queue text as it is; never block."""
+        """Queue text unchanged. Never block."""
         if len(self._lines) >= self._max_waiting:
             self._dropped += 1
             return
@@ -67,7 +66,7 @@ class BackgroundLines:
             self._some.set()
 
     def close(self) -> None:
-        """Write what is left, if that takes no longer than a second, and end the thread."""
+        """Write the remaining lines, for at most 1 s, and end the thread."""
         atexit.unregister(self.close)
         self._closing.set()
         self._some.set()
@@ -77,7 +76,7 @@ class BackgroundLines:
         while not self._closing.is_set():
             self._some.wait()
             self._closing.wait(_GATHER_SECONDS)
-            self._some.clear()  # before lines are taken: one that comes meanwhile sets it again
+            self._some.clear()  # before the lines are read: a new line sets it again
             self._write()
 
     def _write(self) -> None:
@@ -85,10 +84,10 @@ class BackgroundLines:
         try:
             self._stream.write("".join(lines))
             self._stream.flush()
-        except (OSError, ValueError):  # it is closed, or nobody reads it: nowhere to say so
+        except (OSError, ValueError):  # it is closed, or has no reader: this cannot be reported
             self._closing.set()
-        if dropped := self._dropped - self._told:
-            self._told += dropped
+        if dropped := self._dropped - self._reported:
+            self._reported += dropped
             logger.warning(
                 "dropped %d lines of the log: they come faster than they are read", dropped
             )

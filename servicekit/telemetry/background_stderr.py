@@ -1,9 +1,8 @@
-"""A stderr that never makes its process wait: for the log, for tracebacks and for native code.
+"""A stderr that never blocks its process: for the log, tracebacks and native code.
 
-A pipe whose reader has stopped reading is full after 64 KiB, and the next write waits for ever: in
-the thread that commits, while the event loop waits for a lock of that thread's. Native code writes
-to descriptor 2 by itself: gRPC does so for each handshake that fails, which any stranger can bring
-about.
+A pipe whose reader has stopped reading is full after 64 KiB, and the next write blocks for ever,
+for example in the thread that commits while the event loop waits for its lock. Native code writes
+to descriptor 2 itself: gRPC does so for each failed handshake, which anyone can cause.
 """
 
 import contextlib
@@ -18,23 +17,23 @@ from typing import TextIO, cast
 from servicekit.telemetry.background_lines import BackgroundLines
 
 _STDERR = 2
-_NEVER_WAITS = {stat.S_IFREG, stat.S_IFBLK}
+_NEVER_BLOCKS = {stat.S_IFREG, stat.S_IFBLK}
 _PIPE_BYTES = 64 * 1024
 
 
 class BackgroundStderr(io.TextIOBase):
-    """A text stream whose writes never wait; what it cannot take is dropped and counted.
+    """A text stream whose writes never block; text that does not fit is dropped and counted.
 
     Attributes:
-        lines: the queue behind it, for who has whole lines.
+        lines: its queue, for callers that write whole lines.
     """
 
     def __init__(self, lines: BackgroundLines, descriptor: int) -> None:
         """Write to a queue of lines.
 
         Args:
-            lines: what takes the text.
-            descriptor: where the text ends up, for who asks what that is.
+            lines: the queue.
+            descriptor: the descriptor that the text is written to, for `isatty`.
         """
         self.lines = lines
         self._descriptor = descriptor
@@ -46,11 +45,11 @@ class BackgroundStderr(io.TextIOBase):
 
     @property
     def errors(self) -> str:  # type: ignore[override]
-        """What becomes of characters that UTF-8 does not have."""
+        """The handling of characters that UTF-8 cannot encode."""
         return "backslashreplace"
 
     def write(self, text: str) -> int:
-        """Take text in and return its length."""
+        """Queue text and return its length."""
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, is {type(text).__name__}")
         if text:
@@ -62,7 +61,7 @@ class BackgroundStderr(io.TextIOBase):
         return True
 
     def isatty(self) -> bool:
-        """Return whether a person reads it."""
+        """Return True if it is a terminal."""
         return os.isatty(self._descriptor)
 
     def fileno(self) -> int:
@@ -71,10 +70,10 @@ class BackgroundStderr(io.TextIOBase):
 
 
 class Descriptor:
-    """A writer of text to a descriptor that waits as long as it takes, without a lock.
+    """A blocking writer of text to a descriptor, without a lock.
 
-    A thread that still waits when the process ends would keep the lock of one of Python's own
-    streams, which Python takes for a fatal error.
+    A thread that is still blocked when the process ends would keep the lock of a Python stream,
+    which is a fatal error for Python.
     """
 
     def __init__(self, number: int) -> None:
@@ -87,56 +86,56 @@ class Descriptor:
         while data:
             try:
                 data = data[os.write(self._number, data) :]
-            except BlockingIOError:  # whoever started us does not want to wait, either
+            except BlockingIOError:  # the parent process has made it non-blocking
                 ready = select.poll()
                 ready.register(self._number, select.POLLOUT)
                 ready.poll()
 
     def flush(self) -> None:
-        """Do nothing: nothing is kept back."""
+        """Do nothing: there is no buffer."""
 
 
 def install() -> TextIO:
-    """Make stderr one that never waits, and return it; once more changes nothing.
+    """Replace stderr by one that never blocks, and return it. A second call changes nothing.
 
-    From then on `sys.stderr` takes whatever Python code writes, and descriptor 2 does not wait for
-    native code: what finds the pipe full is dropped. A file stays as it is. Where stderr is closed,
-    what is written is lost, and not written into whatever is opened next.
+    From then on `sys.stderr` queues the text of Python code, and descriptor 2 does not block native
+    code: text for a full pipe is dropped. A file stays as it is. If stderr is closed, text is lost
+    instead of being written into the next file that is opened.
     """
     if sys.stderr is None:
         _put_in_place(os.open(os.devnull, os.O_WRONLY))
         sys.stderr = os.fdopen(_STDERR, "w", closefd=False)
-    found = sys.stderr
-    if isinstance(found, BackgroundStderr) or not _may_wait(found):
-        return found
+    stream = sys.stderr
+    if isinstance(stream, BackgroundStderr) or not _may_block(stream):
+        return stream
     with contextlib.suppress(OSError, ValueError):
-        found.flush()
+        stream.flush()
     kept = os.dup(_STDERR)
     lines = BackgroundLines(Descriptor(kept))
     with contextlib.suppress(OSError):
-        _make_native_code_not_wait(lines)
+        _make_native_code_nonblocking(lines)
     sys.stderr = cast("TextIO", BackgroundStderr(lines, kept))
     return sys.stderr
 
 
-def _may_wait(stream: TextIO | None) -> bool:
+def _may_block(stream: TextIO | None) -> bool:
     try:
         return (
             stream is not None
             and stream.fileno() == _STDERR
-            and stat.S_IFMT(os.fstat(_STDERR).st_mode) not in _NEVER_WAITS
+            and stat.S_IFMT(os.fstat(_STDERR).st_mode) not in _NEVER_BLOCKS
         )
     except (OSError, ValueError):  # it is closed, or a stream in memory
         return False
 
 
-def _make_native_code_not_wait(lines: BackgroundLines) -> None:
-    """Put something that does not wait into the place of descriptor 2.
+def _make_native_code_nonblocking(lines: BackgroundLines) -> None:
+    """Replace descriptor 2 by one that does not block.
 
-    To open the pipe or terminal anew gives a description of our own: whether that waits is nobody
-    else's affair, while the one that we were given is shared with those who gave it. Where that is
-    not possible (a socket, or a pipe of another user) native code gets a pipe of our own, which a
-    thread reads: what a crash says last may then be lost.
+    Opening the pipe or terminal again gives an open file description of our own: the inherited one
+    is shared with other processes, and O_NONBLOCK would affect them. Where that is not possible (a
+    socket, or a pipe of another user), native code gets a pipe of our own, which a thread reads;
+    the last output of a crash may then be lost.
     """
     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
@@ -154,7 +153,7 @@ def _put_in_place(own: int) -> None:
 
 
 def _pumped(lines: BackgroundLines) -> int:
-    """Return the writing end, which does not wait, of a pipe that is read into lines."""
+    """Return the non-blocking write end of a pipe that a thread reads into lines."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     threading.Thread(target=_pump, args=(reading, lines), name="stderr", daemon=True).start()

@@ -1,4 +1,4 @@
-"""How a call ended, for those that count, log and trace it from outside."""
+"""The result of a call, for guards that count, log and trace it."""
 
 import asyncio
 from typing import Any
@@ -13,11 +13,11 @@ _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def code_of(context: _Context, error: BaseException | None = None) -> str:
-    """Return the name of the code that the caller gets, such as `NOT_FOUND`.
+    """Return the name of the status code that the caller gets, such as `NOT_FOUND`.
 
     Args:
-        context: the call's.
-        error: what its handler raised; None: it returned.
+        context: of the call.
+        error: the exception of the handler; None: it returned.
     """
     if isinstance(error, asyncio.CancelledError):
         return _why_cancelled(context)
@@ -30,16 +30,16 @@ def code_of(context: _Context, error: BaseException | None = None) -> str:
 
 
 def caller_class() -> str:
-    """Return how this call's caller showed who it is.
+    """Return the kind of credential of this call's caller.
 
-    `anonymous`, `api_key`, `jwt` or `mtls`; `none`: it did not, or was not asked to.
+    `anonymous`, `api_key`, `jwt` or `mtls`; `none`: the caller is not authenticated.
     """
     caller = known_caller()
     return "none" if caller is None else caller.proof.value
 
 
 def peer_of(context: _Context) -> str:
-    """Return where a call comes from: host:port, [IPv6]:port or `unix:`."""
+    """Return the address of a call's other end: host:port, [IPv6]:port or `unix:`."""
     peer = str(context.peer())
     scheme, _, address = peer.partition(":")
     return unquote(address) if scheme in {"ipv4", "ipv6"} else peer

@@ -1,7 +1,7 @@
-"""What is worth telling about the call that is being handled: for its log line and its span.
+"""Notes about the call that is being handled, for its log line and its span.
 
-Whoever handles a call adds facts with `note`; who watches it from outside reads them once it has
-ended. Facts are for operators: never a credential, never what a picture shows.
+Handlers add facts with `note`; guards read them when the call has ended. Facts are for operators:
+they never contain a credential or the content of an image.
 """
 
 from contextvars import ContextVar
@@ -13,9 +13,9 @@ _notes: ContextVar[dict[str, Fact]] = ContextVar("sightline_call_notes")
 
 
 def begin() -> dict[str, Fact]:
-    """Return the notes of this call, which fill while it is handled.
+    """Return the notes of this call, a dictionary that fills while the call is handled.
 
-    Each call is a task of its own, and tasks that it starts write into the same notes.
+    Each call is a task, and the tasks that it starts write into the same notes.
     """
     notes = _notes.get(None)
     if notes is None:
@@ -25,7 +25,7 @@ def begin() -> dict[str, Fact]:
 
 
 def note(**facts: Fact) -> None:
-    """Add facts about this call, or replaces them; does nothing where nobody wants to know.
+    """Add or replace facts about this call. Do nothing where no guard reads them.
 
     Args:
         facts: by name, with their unit: `queue_ms`, `request_bytes`.
@@ -36,7 +36,7 @@ def note(**facts: Fact) -> None:
 
 
 def add(name: str, amount: int) -> None:
-    """Add to a number among the facts of this call, which begins at 0."""
+    """Add to a numeric fact of this call, which starts at 0."""
     notes = _notes.get(None)
     if notes is not None:
         notes[name] = int(notes.get(name, 0)) + amount

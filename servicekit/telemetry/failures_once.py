@@ -1,4 +1,4 @@
-"""A handler for the log that tells a failure once, however often it repeats."""
+"""A log handler that writes a repeated failure once."""
 
 import atexit
 import logging
@@ -9,39 +9,39 @@ from servicekit.telemetry.repeats import Repeats
 
 
 class FailuresOnce(logging.StreamHandler[TextIO]):
-    """A handler that writes a failure that repeats once, and later how often it came again.
+    """A handler that writes a repeated failure once, and later the number of repetitions.
 
-    Two records of level warning and above are the same if their texts are equal; the traceback is
-    no part of the text. If the texts differ, as with an id in an error, each line is written and
-    the traceback is not repeated. A minute after a failure was written, it is written again.
+    Two records of level warning or above are equal if their texts are equal; the traceback is not
+    part of the text. If the texts differ, for example by an id, each line is written, without the
+    traceback of the first. A failure is written again one minute after it was written.
     """
 
     def __init__(self, stream: TextIO) -> None:
         """Write to a stream."""
         super().__init__(stream)
         self._repeats = Repeats()
-        atexit.register(self.close)  # before the stream, if that was made before
+        atexit.register(self.close)  # runs before the stream is closed, if the stream is older
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, unless it is a repetition, and the counts that are due."""
+        """Write a record unless it is a repetition, and the counts that are due."""
         try:
             now = time.monotonic()
-            self._tell(now)
-            told = self._told(record, now)
+            self._write_counts(now)
+            written = self._deduplicated(record, now)
         except Exception:  # noqa: BLE001 - such as a text that does not fit its arguments
             self.handleError(record)
         else:
-            if told is not None:
-                super().emit(told)
+            if written is not None:
+                super().emit(written)
 
     def close(self) -> None:
-        """Write the counts of what has not come again since."""
+        """Write the remaining counts."""
         atexit.unregister(self.close)
-        self._tell(float("inf"))
+        self._write_counts(float("inf"))
         super().close()
 
-    def _told(self, record: logging.LogRecord, now: float) -> logging.LogRecord | None:
-        """Return what is written of a record; None: nothing."""
+    def _deduplicated(self, record: logging.LogRecord, now: float) -> logging.LogRecord | None:
+        """Return the record to write; None: it is a repetition."""
         if record.levelno < logging.WARNING:
             return record
         if record.exc_info:
@@ -51,7 +51,7 @@ class FailuresOnce(logging.StreamHandler[TextIO]):
         same = (record.name, record.levelno, record.getMessage())
         return record if self._repeats.is_new(same, now) else None
 
-    def _tell(self, now: float) -> None:
+    def _write_counts(self, now: float) -> None:
         for key, again in self._repeats.over(now):
             match key:
                 case (str(name), int(level), str(text)):
@@ -59,8 +59,8 @@ class FailuresOnce(logging.StreamHandler[TextIO]):
 
 
 def _repeated(name: str, level: int, text: str, again: int) -> logging.LogRecord:
-    said = f"{text} ({again} times more)"
-    record = logging.LogRecord(name, level, "", 0, said, (), None)
+    message = f"{text} ({again} times more)"
+    record = logging.LogRecord(name, level, "", 0, message, (), None)
     record.fields = {"repeated": again}
     return record
 

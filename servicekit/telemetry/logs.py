@@ -1,7 +1,7 @@
 """Log lines of a process: structlog's formatter over stdlib logging, on stderr.
 
-Lines about calls, as JSON, look the same but are written by `servicekit.telemetry.access_log`.
-Neither waits for a reader (`servicekit.telemetry.background_stderr`).
+JSON lines of calls have the same format, but `servicekit.telemetry.access_log` writes them. Neither
+blocks on a reader (`servicekit.telemetry.background_stderr`).
 """
 
 import logging
@@ -21,18 +21,18 @@ def configure(
     *,
     service: str,
 ) -> None:
-    """Make the root logger write to stderr; called once, by a process's `__main__`.
+    """Make the root logger write to stderr. A process's `__main__` calls this once.
 
-    A JSON line has `timestamp` (ISO 8601, UTC), `level`, `logger`, `event`, `service`, whatever is
-    bound for the call (`trace_id`) and, for an exception, `exception`. So do the lines of libraries
-    that know only stdlib logging. The same warning or error again, within a minute, is only
-    counted; see `FailuresOnce`.
+    A JSON line has `timestamp` (ISO 8601, UTC), `level`, `logger`, `event`, `service`, the values
+    bound for the call (`trace_id`) and, for an exception, `exception`. Lines of
+    libraries that use stdlib logging have them, too. A warning or error that is repeated within a
+    minute is only counted; see `FailuresOnce`.
 
     Args:
-        level: least severe level that is written: debug, info, warning or error.
+        level: minimum level that is written: debug, info, warning or error.
         log_format: `console` for people, `json` for machines; None: console if stderr is a
             terminal, else json.
-        service: the process in every line, such as `ingest`.
+        service: name of the process in every line, such as `ingest`.
     """
     console = sys.stderr.isatty() if log_format is None else log_format == "console"
     handler = FailuresOnce(sys.stderr)

@@ -1,4 +1,4 @@
-"""Measures how late the event loop is: what holds it up holds up every call."""
+"""The lag of the event loop, which delays every call."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 @contextlib.asynccontextmanager
 async def loop_lag_measured(registry: CollectorRegistry) -> AsyncIterator[None]:
-    """Measures, until the context ends, by how much a timer of 10 ms is late, again and again.
+    """Measure the delay of a timer of 10 ms repeatedly, until the context ends.
 
     Metric: `sightline_event_loop_lag_seconds`, a histogram.
     """

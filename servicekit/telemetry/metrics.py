@@ -1,4 +1,4 @@
-"""Counts and times every call for Prometheus."""
+"""Metrics of calls for Prometheus."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,7 +19,7 @@ _BY_METHOD = ("service", "method")
 
 
 class _Series:
-    """The figures of one method; written by the event loop's thread only."""
+    """The values of one method; only the event loop's thread writes them."""
 
     __slots__ = ("labels", "running", "seconds", "totals")
 
@@ -36,10 +36,10 @@ class CallMetrics(Collector):
 
     Metrics: `sightline_grpc_requests_total{service,method,code,caller}`,
     `sightline_grpc_request_seconds{service,method}`,
-    `sightline_grpc_requests_in_flight{service,method}`. `caller` is a class, see `caller_class`:
-    names of callers would be labels without bound.
+    `sightline_grpc_requests_in_flight{service,method}`. `caller` is the kind of credential, see
+    `caller_class`: the number of callers' names is not bounded.
 
-    The figures are plain numbers that are put together when they are scraped: prometheus_client's
+    The values are plain numbers, and become metrics when they are scraped: prometheus_client's
     counters and gauges would cost a call several times as much.
     """
 
@@ -57,7 +57,7 @@ class CallMetrics(Collector):
     async def __call__(
         self, method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
     ) -> T:
-        """Count and times one call."""
+        """Count and time one call."""
         series = self._series.get(method) or self._add(method)
         begun = time.perf_counter()
         series.running += 1
@@ -75,7 +75,7 @@ class CallMetrics(Collector):
         return response
 
     def describe(self) -> Iterator[Metric]:
-        """Yield the metrics without their values, so that a registry refuses a second of each."""
+        """Yield the metrics without values, so that a registry detects duplicate names."""
         yield from _families()
 
     def collect(self) -> Iterator[Metric]:

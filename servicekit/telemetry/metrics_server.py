@@ -1,8 +1,8 @@
-"""Serves Prometheus metrics over HTTP/1.1: one thread, whoever connects and however slowly.
+"""A server of Prometheus metrics over HTTP/1.1 with a single thread.
 
-Not prometheus_client's server, which gives each connection a thread for as long as it likes. A
-connection here is closed after its one answer, or when it takes too long; its request is bounded in
-bytes; and beyond a number of connections the busiest address loses its oldest.
+prometheus_client's server gives each connection a thread without a time limit. Here a connection is
+closed after one answer or a timeout, the size of a request is limited, and if there are too many
+connections, the address with most of them loses its oldest.
 """
 
 import asyncio
@@ -22,18 +22,19 @@ from servicekit.pace import Pace
 
 logger = logging.getLogger(__name__)
 
-MOST_CONNECTIONS = 64
+MAX_CONNECTIONS = 64
 REQUEST_SECONDS = 5.0
-"""How long a request may take to come."""
+"""Maximum time for a request to arrive, s."""
 ANSWER_SECONDS = 10.0
-"""How long a client may take to read the answer."""
-MOST_REQUEST_BYTES = 8192
-_TAKEN_AT_A_TIME = 32
-"""Connections: fewer than may be open, so that a new one is read before others make it leave."""
+"""Maximum time for a client to read the answer, s."""
+MAX_REQUEST_BYTES = 8192
+_ACCEPTED_AT_A_TIME = 32
+"""Connections accepted at once: fewer than may be open, so that a new one is read before others
+replace it."""
 _BACKLOG = 1024
-"""Connections that wait to be taken; beyond it a client tries again after a second."""
+"""Connections that wait to be accepted; further clients retry after a second."""
 _PER_SECOND, _BURST, _LONGEST_SECONDS = 10.0, 20, 5.0
-"""Pages for one address: each costs the process some milliseconds of its interpreter."""
+"""Rate limit of pages for one address: each page costs some milliseconds of the interpreter."""
 _END = b"\r\n\r\n"
 
 
@@ -42,7 +43,7 @@ class MetricsServer:
 
     Args:
         listen: host:port or [IPv6]:port; port 0: any free one, see `address`.
-        registry: what is served.
+        registry: the metrics.
 
     Raises:
         OSError: the address cannot be bound.
@@ -75,20 +76,20 @@ class MetricsServer:
 
 
 class _Connections:
-    """Everybody who is connected; belongs to one event loop."""
+    """The open connections, of one event loop."""
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self._app = app
         self._pace = Pace(_PER_SECOND, _BURST, _LONGEST_SECONDS)
         self._open: dict[asyncio.Task[None], str] = {}
         """The address of each, the oldest first."""
-        self._asked: set[asyncio.Task[None]] = set()
-        """Those whose request has come."""
+        self._requested: set[asyncio.Task[None]] = set()
+        """Connections whose request has arrived."""
 
     async def serve(self, listening: socket.socket, end: asyncio.Event) -> None:
         """Answer until the end."""
         server = await asyncio.start_server(
-            self._connected, sock=listening, limit=MOST_REQUEST_BYTES, backlog=_TAKEN_AT_A_TIME
+            self._connected, sock=listening, limit=MAX_REQUEST_BYTES, backlog=_ACCEPTED_AT_A_TIME
         )
         listening.listen(_BACKLOG)
         await end.wait()
@@ -100,11 +101,11 @@ class _Connections:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         peer = writer.get_extra_info("peername")
-        if task is None or not peer:  # it has gone again
+        if task is None or not peer:  # it is closed already
             writer.transport.abort()
             return
         self._open[task] = str(peer[0])
-        self._make_room()
+        self._close_one_too_many()
         try:
             await self._answer(task, reader, writer)
         except (OSError, TimeoutError, asyncio.CancelledError):
@@ -114,13 +115,13 @@ class _Connections:
         finally:
             writer.transport.abort()
             del self._open[task]
-            self._asked.discard(task)
+            self._requested.discard(task)
 
-    def _make_room(self) -> None:
-        if len(self._open) > MOST_CONNECTIONS:
-            leaving = to_leave(self._open, self._asked)
-            self._open[leaving] = self._open.pop(leaving)  # it has been told, and leaves soon
-            leaving.cancel()
+    def _close_one_too_many(self) -> None:
+        if len(self._open) > MAX_CONNECTIONS:
+            task = to_close(self._open, self._requested)
+            self._open[task] = self._open.pop(task)  # it is cancelled, and ends soon
+            task.cancel()
 
     async def _answer(
         self,
@@ -135,7 +136,7 @@ class _Connections:
                 return
             except asyncio.LimitOverrunError:
                 request = b""
-        self._asked.add(task)
+        self._requested.add(task)
         await asyncio.sleep(self._pace.delay(self._open[task], time.monotonic()))
         writer.write(response(self._app, request))
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -144,28 +145,28 @@ class _Connections:
             await writer.wait_closed()
 
 
-def to_leave(
-    connections: "dict[asyncio.Task[None], str]", asked: "set[asyncio.Task[None]]"
+def to_close(
+    connections: "dict[asyncio.Task[None], str]", requested: "set[asyncio.Task[None]]"
 ) -> "asyncio.Task[None]":
-    """Return which connection is closed for a new one.
+    """Return the connection to close for a new one.
 
-    The oldest of the address that has most, and of these one whose request has not come.
+    It is the oldest of the address with most connections, preferably one without a request.
 
     Args:
         connections: the address of each, the oldest first; not empty.
-        asked: those whose request has come.
+        requested: those whose request has arrived.
     """
     ((busiest, _),) = Counter(connections.values()).most_common(1)
     of_busiest = [task for task, address in connections.items() if address == busiest]
-    return next((task for task in of_busiest if task not in asked), of_busiest[0])
+    return next((task for task in of_busiest if task not in requested), of_busiest[0])
 
 
 def response(app: Callable[..., Any], request: bytes) -> bytes:
-    """Return the whole answer to a request.
+    """Return the complete answer to a request.
 
     Args:
-        app: answers it, by WSGI.
-        request: its line and its headers; without them: 400.
+        app: the WSGI application that answers it.
+        request: request line and headers; malformed: 400.
     """
     environ = parse(request)
     if environ is None:
@@ -176,12 +177,12 @@ def response(app: Callable[..., Any], request: bytes) -> bytes:
     except Exception:
         logger.exception("metrics cannot be collected")
         error = http.HTTPStatus.INTERNAL_SERVER_ERROR
-        return _encoded(f"{error.value} {error.phrase}", [], b"the log says why\n")
+        return _encoded(f"{error.value} {error.phrase}", [], b"see the log\n")
     return _encoded(*begun[0], body)
 
 
 def parse(request: bytes) -> dict[str, str] | None:
-    """Return what WSGI wants to know of a request's line and headers; None: it is not HTTP/1."""
+    """Return the WSGI environment of a request; None: it is not HTTP/1."""
     line, *headers = request.decode("latin-1").split("\r\n")
     words = line.split(" ")
     if len(words) != 3 or not words[2].startswith("HTTP/1."):
@@ -202,13 +203,15 @@ def _encoded(status: str, headers: list[tuple[str, str]], body: bytes) -> bytes:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; raises OSError, or OverflowError: no such port."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, place = found[0]
+    """Return a listening socket. Raise OSError, or OverflowError for an invalid port."""
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = addresses[0]
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((place[0], port, *place[2:]))  # getaddrinfo cuts a port that is too large
+        listening.bind(
+            (address[0], port, *address[2:])
+        )  # getaddrinfo cuts a port that is too large
         listening.listen(_BACKLOG)
     except BaseException:
         listening.close()

@@ -1,56 +1,58 @@
-"""Decides which failures are told in full, when the same one comes again and again.
+"""Deduplication of failures in the log. Pure: the time is an argument.
 
-Pure: the time comes in. A disk that is full fails each commit, and a traceback for each would hide
-what else goes on, and fill the disk again as soon as there is room.
+A full disk fails each commit. A traceback for each would hide other messages, and would fill the
+disk again as soon as there is space.
 """
 
 from collections.abc import Hashable
 from dataclasses import dataclass
 
 WINDOW_SECONDS = 60.0
-"""How long a failure that was told is only counted when it comes again."""
-_MOST = 256
-"""Different failures that are remembered; what is more is told each time."""
+"""Time for which a failure is only counted after it was reported, s."""
+_MAX_FAILURES = 256
+"""Maximum number of different failures; further ones are reported each time."""
 
 
 @dataclass(slots=True)
-class _Told:
+class _Reported:
     since: float
     again: int = 0
 
 
 class Repeats:
-    """The failures of the last minute, and how often each came again."""
+    """The failures of the last minute, with their repetitions."""
 
     def __init__(self, window: float = WINDOW_SECONDS) -> None:
-        """Remember nothing yet.
+        """Start without failures.
 
         Args:
-            window: seconds, > 0, for which a failure that was told is only counted.
+            window: seconds, > 0, for which a reported failure is only counted.
         """
         self._window = window
-        self._told: dict[Hashable, _Told] = {}
+        self._reported: dict[Hashable, _Reported] = {}
 
     def is_new(self, key: Hashable, now: float) -> bool:
-        """Return True if a failure is to be told, and count it otherwise.
+        """Return True if a failure must be reported; otherwise count it.
 
         Args:
-            key: what makes it the same failure.
+            key: identity of the failure.
             now: seconds of a clock that never goes back.
         """
-        told = self._told.get(key)
-        if told is None or now - told.since >= self._window:
-            if len(self._told) < _MOST or told is not None:
-                self._told[key] = _Told(now)
+        reported = self._reported.get(key)
+        if reported is None or now - reported.since >= self._window:
+            if len(self._reported) < _MAX_FAILURES or reported is not None:
+                self._reported[key] = _Reported(now)
             return True
-        told.again += 1
+        reported.again += 1
         return False
 
     def over(self, now: float) -> list[tuple[Hashable, int]]:
-        """Return the failures whose time is over, with how often they came again (> 0).
+        """Return the failures whose window is over, with their number of repetitions (> 0).
 
-        They are forgotten, so that the next one is told in full.
+        They are removed, so that the next one is reported in full.
         """
-        over = [key for key, told in self._told.items() if now - told.since >= self._window]
-        counts = [(key, self._told.pop(key).again) for key in over]
+        over = [
+            key for key, reported in self._reported.items() if now - reported.since >= self._window
+        ]
+        counts = [(key, self._reported.pop(key).again) for key in over]
         return [(key, again) for key, again in counts if again]

@@ -1,7 +1,7 @@
 """Spans of calls and of their stages, exported by OTLP over gRPC.
 
-Imported only where an endpoint is configured. Spans go into a bounded queue, and a thread sends
-them in batches: a collector that is slow or away costs spans, and no call any time.
+It is imported only if an endpoint is configured. Spans go into a bounded queue, and a thread sends
+them in batches: a slow or unreachable collector loses spans, and never delays a call.
 """
 
 import threading
@@ -43,24 +43,23 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _SERVER_FAULTS = frozenset(
     ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 )
-"""Codes that make a server's span an error; the others are the caller's own, says OpenTelemetry."""
+"""Codes that make a server's span an error, as OpenTelemetry's conventions say."""
 _CANCEL_SECONDS = 1.0
-"""How long an export that is cut short may take to notice."""
+"""Maximum time for a cancelled export to end, s."""
 
 
 class Spans:
-    """Guard that makes a span of each call, a child of its caller's.
+    """Guard that makes a span for each call, as a child of the caller's.
 
-    The call's log lines have its `trace_id` and `span_id`, whether it is sampled or not. What
-    handlers `note` becomes attributes `sightline.<name>`.
+    The log lines of the call have its `trace_id` and `span_id`, sampled or not. Notes of handlers
+    become attributes `sightline.<name>`.
 
     Args:
-        endpoint: of the collector, http://host:port or https://host:port. What OpenTelemetry's
-            environment variables say of headers, certificates, timeouts and the size of batches
-            holds.
-        sample_ratio: share of the traces that begin here which is recorded, in [0, 1]; others are
-            recorded if the caller did.
-        service: the process, such as `ingest`.
+        endpoint: of the collector, http://host:port or https://host:port. OpenTelemetry's
+            environment variables set headers, certificates, timeouts and the size of batches.
+        sample_ratio: recorded share of the traces that begin here, in [0, 1]; other traces are
+            recorded if the caller records them.
+        service: name of the process, such as `ingest`.
     """
 
     def __init__(self, endpoint: str, sample_ratio: float, service: str) -> None:
@@ -73,7 +72,7 @@ class Spans:
             resource=Resource.create(
                 {SERVICE_NAME: f"sightline-{service}", SERVICE_VERSION: version()}
             ),
-            shutdown_on_exit=False,  # `close` does, within its time
+            shutdown_on_exit=False,  # `close` does it, within its time
         )
         provider.add_span_processor(self._processor)
         self._tracer = provider.get_tracer("sightline")
@@ -81,7 +80,7 @@ class Spans:
     async def __call__(
         self, method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
     ) -> T:
-        """Make a span of one call."""
+        """Make a span for one call."""
         span = self._begin(method, context)
         notes = call_notes.begin()
         code = ""
@@ -96,8 +95,8 @@ class Spans:
         return response
 
     def close(self, seconds: float) -> None:
-        """Send what is left, for so long at most, and end; blocks meanwhile."""
-        # The processor's own limit is half a minute, and cannot be told otherwise.
+        """Send the remaining spans, for at most `seconds`, and end. Blocks meanwhile."""
+        # The processor's own limit is 30 s, and cannot be changed.
         closing = threading.Thread(target=self._processor.shutdown, daemon=True)
         closing.start()
         closing.join(seconds)
@@ -114,7 +113,7 @@ class Spans:
             {"rpc.system.name": "grpc", "rpc.method": method[1:], **_peer(context)},
         )
         own = span.get_span_context()
-        # Each call is a task of its own: what is bound here ends with it.
+        # Each call is a task: values that are bound here end with it.
         bind_contextvars(
             trace_id=format_trace_id(own.trace_id), span_id=format_span_id(own.span_id)
         )
@@ -124,7 +123,7 @@ class Spans:
 
 
 class _CallSpan:
-    """The span of a call, as `servicekit.telemetry.tracing` wants it."""
+    """The span of a call, for `servicekit.telemetry.tracing`."""
 
     def __init__(self, tracer: Tracer, span: OtelSpan) -> None:
         self._tracer = tracer
@@ -158,7 +157,7 @@ def _remote(parent: Parent, context: _Context) -> OtelSpan:
 
 
 def _peer(context: _Context) -> dict[str, str | int]:
-    """Return the attributes that say where a call comes from."""
+    """Return the attributes for the other end of a call."""
     host, _, port = peer_of(context).rpartition(":")
     if not port.isdecimal():  # a unix socket has no address on this side
         return {"network.transport": "unix"}

@@ -1,7 +1,7 @@
-"""W3C trace context: the caller's trace in every log line of the call, and in its span.
+"""W3C trace context: the caller's trace in every log line of a call and in its span.
 
-Spans as such are made in `servicekit.telemetry.spans`, which needs OpenTelemetry and is imported
-only where they are exported. What handlers say of their stages (`stage`) costs nothing elsewhere.
+`servicekit.telemetry.spans` makes the spans. It needs OpenTelemetry and is imported only if spans
+are exported; otherwise `stage` costs nothing.
 """
 
 import re
@@ -43,7 +43,7 @@ _span: ContextVar[Span | None] = ContextVar("sightline_span", default=None)
 
 
 def parse(traceparent: str) -> Parent | None:
-    """Return what a `traceparent` says; None if it is malformed.
+    """Return the parent of a `traceparent`; None if it is malformed.
 
     The rules are those of W3C Trace Context, level 1, section 3.2: version `ff` and ids of zeros
     are invalid; version 00 has nothing after its flags, later ones may.
@@ -63,7 +63,7 @@ def trace_id(traceparent: str) -> str | None:
 
 
 def parent_of(context: _Context) -> Parent | None:
-    """Return the caller's span; None: the call brought none that is well-formed."""
+    """Return the caller's span; None: the call has no well-formed `traceparent`."""
     for key, value in context.invocation_metadata() or ():
         if key == "traceparent" and isinstance(value, str) and (parent := parse(value)):
             return parent
@@ -73,29 +73,29 @@ def parent_of(context: _Context) -> Parent | None:
 async def join_trace(_method: str, context: _Context, proceed: Callable[[], Awaitable[T]]) -> T:
     """Guard that puts the caller's `trace_id` into the log lines of the call."""
     if parent := parent_of(context):
-        # Each call is a task of its own: what is bound here ends with it.
+        # Each call is a task: values that are bound here end with it.
         bind_contextvars(trace_id=parent.trace_id)
     return await proceed()
 
 
 def set_span(span: Span) -> None:
-    """Say which span the call has; it ends with the call's task."""
+    """Set the span of this call, until the call's task ends."""
     _span.set(span)
 
 
 def traced() -> bool:
-    """Return whether somebody wants to know of this call's stages."""
+    """Return True if the stages of this call are recorded."""
     return _span.get() is not None
 
 
 def stage(name: str, begun: float, ended: float, **facts: Fact) -> None:
-    """Tell the span of this call about a stage; does nothing where the call is not traced.
+    """Add a stage to the span of this call. Do nothing if the call is not traced.
 
     Args:
         name: such as `infer`.
         begun: on `time.monotonic`, s.
         ended: on `time.monotonic`, s; not before it has begun.
-        facts: more about it.
+        facts: attributes of the stage.
     """
     span = _span.get()
     if span is not None:

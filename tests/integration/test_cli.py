@@ -138,7 +138,7 @@ def test_infer_goes_on_after_a_bad_picture(laptop: Laptop, pictures: Path, tmp_p
     assert missing["error"]["reason"] == "IMAGE_FILE_UNREADABLE"
     assert good["image_id"] == "plate-0.jpg"
     assert "error" not in good
-    assert "IMAGE_TYPE_UNSUPPORTED] Give it a JPEG" in done.stderr
+    assert "IMAGE_TYPE_UNSUPPORTED] Use a JPEG" in done.stderr
 
 
 def test_infer_saves_copies_with_boxes(laptop: Laptop, pictures: Path, tmp_path: Path) -> None:

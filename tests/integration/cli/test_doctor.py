@@ -170,7 +170,7 @@ def test_a_node_that_never_asks_the_cloud_needs_none(plain: Services, tmp_path: 
     nowhere = {"inference_target": "127.0.0.1:1", "mode": "device", "device_model": model}
     done = doctor(**plain.settings(**nowhere))
     assert done.exit_code == 0
-    assert "not asked" in finding(done, "inference")["message"]
+    assert "not used" in finding(done, "inference")["message"]
 
 
 def test_item_23_labels_that_differ(plain: Services, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_good_key(keyed: Keyed, tmp_path: Path) -> None:
     done = doctor(**keyed.services.settings(api_key_file=tmp_path / "key"))
     assert done.exit_code == 0
     assert "may log as gate-1 and not read" in finding(done, "ingest credential")["message"]
-    assert "accepted: may ask" in finding(done, "inference credential")["message"]
+    assert "accepted: may infer" in finding(done, "inference credential")["message"]
     done = doctor(**keyed.services.settings(api_key=keyed.keys["everything"]))
     assert "may log as gate-1 and read" in finding(done, "ingest credential")["message"]
 

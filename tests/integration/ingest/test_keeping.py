@@ -150,5 +150,5 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from sightline.cli.app import main; main()", "export"]
     command += ["--database", str(tmp_path / "no.duckdb"), "--to", str(tmp_path / "out")]
     refused = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert (refused.returncode, "is no file" in refused.stderr) == (1, True)
+    assert (refused.returncode, "there is no file" in refused.stderr) == (1, True)
     assert list(tmp_path.iterdir()) == []

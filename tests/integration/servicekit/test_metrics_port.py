@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from servicekit.telemetry import metrics_server
-from servicekit.telemetry.metrics_server import MOST_CONNECTIONS, MOST_REQUEST_BYTES, MetricsServer
+from servicekit.telemetry.metrics_server import MAX_CONNECTIONS, MAX_REQUEST_BYTES, MetricsServer
 from tests.integration.servicekit.test_lifecycle import started
 
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -73,7 +73,7 @@ async def test_slow_connections_cost_a_service_no_threads_and_no_memory() -> Non
             assert "sightline_grpc_requests" in page
             assert running.num_threads() <= threads + 2  # gRPC's own come and go
             assert running.memory_info().rss - rss < 8 << 20
-            assert len(running.net_connections("tcp")) < MOST_CONNECTIONS + 40
+            assert len(running.net_connections("tcp")) < MAX_CONNECTIONS + 40
 
 
 @pytest.mark.parametrize("source", [FLOOD_ADDRESS, "127.0.0.1"])
@@ -121,14 +121,14 @@ async def test_an_answer_that_is_not_read_is_given_up(monkeypatch: pytest.Monkey
 
 
 async def test_a_request_without_end_is_refused(served: MetricsServer) -> None:
-    sent = REQUEST[:-2] + b"X: " + b"x" * 2 * MOST_REQUEST_BYTES
+    sent = REQUEST[:-2] + b"X: " + b"x" * 2 * MAX_REQUEST_BYTES
     async with slow(served.address, 1, sent) as (reader,):
         async with asyncio.timeout(5):
             assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_pages_without_end_are_paced_by_address(served: MetricsServer) -> None:
-    async with slow(served.address, MOST_CONNECTIONS - 4, REQUEST) as readers:
+    async with slow(served.address, MAX_CONNECTIONS - 4, REQUEST) as readers:
         began = time.monotonic()
         await asyncio.to_thread(scraped, served.address)
         assert time.monotonic() - began < 1

@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
-from servicekit.about import version
+from servicekit.distribution import version
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import ClientTlsSettings, SettingsError, Words, load
 
@@ -299,7 +299,7 @@ def test_help_shows_the_basic_settings_first(capsys: pytest.CaptureFixture[str])
     assert "--config" in basic
     assert "SIGHTLINE_INGEST_LISTEN=" in basic
     assert "--grace-seconds" not in basic
-    assert "How long running calls may take to finish on SIGTERM, s. [default: 10.0]" in advanced
+    assert "Time for running calls to finish after SIGTERM, s. [default: 10.0]" in advanced
     assert "[one of: console, json]" in advanced
     assert "A switch; --no-compact: no." in advanced
 

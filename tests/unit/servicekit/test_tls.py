@@ -168,9 +168,9 @@ def test_files_that_do_not_fit_or_hold_rubbish_are_refused(
             SettingsError, match=r"^tls_cert_file, tls_key_file: .* its unencrypted"
         ):
             server_credentials(Server(tls_cert_file=cert_file, tls_key_file=key_file))
-    with pytest.raises(SettingsError, match=r"^tls_client_ca_file: .* must hold certificates"):
+    with pytest.raises(SettingsError, match=r"^tls_client_ca_file: .* must contain certificates"):
         server_credentials(Server(tls_cert_file=cert, tls_key_file=key, tls_client_ca_file=rubbish))
-    with pytest.raises(SettingsError, match=r"^tls_ca_file: .* must hold certificates"):
+    with pytest.raises(SettingsError, match=r"^tls_ca_file: .* must contain certificates"):
         channel_credentials(Client(tls_ca_file=rubbish))
 
 
@@ -181,8 +181,8 @@ def test_a_file_that_cannot_be_used_names_its_setting(tmp_path: Path, server: Is
     for given, complaint in (
         (Server(tls_cert_file=missing, tls_key_file=key), "tls_cert_file: .* No such file"),
         (Server(tls_cert_file=cert, tls_key_file=missing), "tls_key_file: .* No such file"),
-        (Server(tls_cert_file=empty, tls_key_file=key), "tls_cert_file: .* holds a CERTIFICATE"),
-        (Server(tls_cert_file=cert, tls_key_file=cert), "tls_key_file: .* holds a PRIVATE KEY"),
+        (Server(tls_cert_file=empty, tls_key_file=key), "tls_cert_file: .* with a CERTIFICATE"),
+        (Server(tls_cert_file=cert, tls_key_file=cert), "tls_key_file: .* with a PRIVATE KEY"),
         (
             Server(tls_cert_file=cert, tls_key_file=key, tls_client_ca_file=missing),
             "tls_client_ca_file: .* No such file",

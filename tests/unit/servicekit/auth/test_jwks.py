@@ -191,7 +191,7 @@ async def test_a_file_that_breaks_leaves_the_last_keys(
         break_it()
         clock.now += FILE_CHECK_SECONDS
         assert await knows(source, A)
-        assert "the last keys stay in force" in caplog.text
+        assert "the last keys stay in use" in caplog.text
         caplog.clear()
     path.write_text(jwks(B))
     clock.now += FILE_CHECK_SECONDS

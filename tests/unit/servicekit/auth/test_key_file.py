@@ -137,7 +137,9 @@ def test_a_file_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
         lambda path: KeyFile(path).all(),
         lambda path: KeyFile(path).revoke("0"),
     ):
-        with pytest.raises(KeyFileError, match="does not exist: `sightline keys create` makes it"):
+        with pytest.raises(
+            KeyFileError, match="does not exist: `sightline keys create` creates it"
+        ):
             use(tmp_path / "keys.db")
     with pytest.raises(KeyFileError, match="its folder does not exist"):
         make(KeyFile(tmp_path / "nowhere" / "keys.db"))
@@ -184,7 +186,7 @@ def test_a_reader_keeps_what_it_knows_when_the_file_is_gone(
         clock.pass_by()
         assert set(reader.current()) == {made}
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert "what was last read stays in force" in caplog.text
+    assert "the keys that were read last stay in use" in caplog.text
     other = make(file, "gate-2")
     clock.pass_by()
     assert set(reader.current()) == {other}

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, make_wsgi_app
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from servicekit.telemetry.metrics_server import parse, response, to_leave
+from servicekit.telemetry.metrics_server import parse, response, to_close
 
 
 def app() -> Any:
@@ -73,8 +73,8 @@ def test_a_collector_that_fails_is_an_error_of_the_server() -> None:
 
 def test_the_busiest_address_loses_its_oldest_that_has_not_asked() -> None:
     connections: Any = {"a": "x", "b": "y", "c": "y", "d": "y", "e": "x"}
-    assert to_leave(connections, set()) == "b"  # type: ignore[comparison-overlap]
+    assert to_close(connections, set()) == "b"  # type: ignore[comparison-overlap]
     asked: Any = {"b"}
-    assert to_leave(connections, asked) == "c"  # type: ignore[comparison-overlap]
+    assert to_close(connections, asked) == "c"  # type: ignore[comparison-overlap]
     everybody: Any = set(connections)
-    assert to_leave(connections, everybody) == "b"  # type: ignore[comparison-overlap]
+    assert to_close(connections, everybody) == "b"  # type: ignore[comparison-overlap]

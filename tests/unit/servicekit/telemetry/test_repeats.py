@@ -1,4 +1,4 @@
-from servicekit.telemetry.repeats import _MOST, Repeats
+from servicekit.telemetry.repeats import _MAX_FAILURES, Repeats
 
 
 def test_a_failure_is_new_once_in_a_window_and_then_counted() -> None:
@@ -20,8 +20,8 @@ def test_what_did_not_come_again_is_not_told_again() -> None:
 
 def test_what_is_remembered_is_bounded() -> None:
     repeats = Repeats(60.0)
-    for number in range(10 * _MOST):
+    for number in range(10 * _MAX_FAILURES):
         assert repeats.is_new(number, 0.0)
-    assert len(repeats._told) == _MOST
+    assert len(repeats._reported) == _MAX_FAILURES
     assert repeats.is_new("more than is remembered", 0.0)
     assert repeats.is_new("more than is remembered", 0.0)
