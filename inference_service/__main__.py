@@ -12,7 +12,7 @@ from inference_service.settings import InferenceSettings
 from inference_service.uploads.receive import WRITTEN_AT_ONCE
 from servicekit import lifecycle
 from servicekit.about import program
-from servicekit.calls.rooms import bounds_of
+from servicekit.calls.budgets import bounds_of
 from servicekit.settings import load
 from servicekit.telemetry import logs
 

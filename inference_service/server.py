@@ -13,7 +13,7 @@ from inference_service.serving.admission import Share
 from inference_service.uploads.parts import Header, Part
 from inference_service.uploads.receive import Uploads
 from servicekit.auth.caller import Scope, current_caller
-from servicekit.calls import deadline, in_flight
+from servicekit.calls import deadline, memory_budget
 from servicekit.lifecycle import Service, add_methods
 
 SERVICE_NAME = "sightline.inference.v1.InferenceService"
@@ -114,6 +114,6 @@ def call_of(pipeline: InferencePipeline, context: _Context) -> CallMetadata:
         keys=keys,
         arrived=now,
         deadline=now + deadline.remaining(context),
-        size=in_flight.held(),
+        size=memory_budget.held(),
         share=Share(caller.flow, pipeline.weights.get(caller.name, 1.0)),
     )

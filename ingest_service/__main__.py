@@ -24,8 +24,8 @@ from ingest_service.store.housekeeping import Duties, Housekeeping
 from ingest_service.store.watched import WatchedStore
 from servicekit import free_memory
 from servicekit.about import program
-from servicekit.calls.room_bounds import Bounds
-from servicekit.calls.rooms import bounds_of
+from servicekit.calls.budget_bounds import BudgetBounds
+from servicekit.calls.budgets import bounds_of
 from servicekit.errors import SightlineError
 from servicekit.lifecycle import Readiness, StartError, run, serve
 from servicekit.private_files import keep_private
@@ -80,7 +80,7 @@ def _clock_gauges(
     ).set_function(lambda: store.seconds_ahead(_now()))
 
 
-def _bounds(settings: IngestSettings) -> Bounds:
+def _bounds(settings: IngestSettings) -> BudgetBounds:
     """Return the bounds of the messages in memory, from their arrival to their commit."""
     # Read a message that is too large, to answer with a better error than gRPC's own.
     largest = min(2 * settings.max_message_bytes, 2**31 - 1)
@@ -90,7 +90,7 @@ def _bounds(settings: IngestSettings) -> Bounds:
         # As much again is for messages that are being received, including read requests, but at
         # least four of the largest. With a smaller bound the server would read streams one by one,
         # each after everything is committed, and eight busy devices would wait for each other.
-        most=max(2 * committing, committing + 4 * (largest + MESSAGE_COST)),
+        limit=max(2 * committing, committing + 4 * (largest + MESSAGE_COST)),
         waiting=committing // 2,
         largest=largest,
         message_cost=MESSAGE_COST,

@@ -27,7 +27,7 @@ from ingest_service.translate import (
     watermark_response,
 )
 from servicekit.auth.caller import Scope, current_caller
-from servicekit.calls.in_flight import keep_message
+from servicekit.calls.memory_budget import keep_message
 from servicekit.errors import SightlineError, invalid
 from servicekit.lifecycle import Service, add_methods
 

@@ -213,9 +213,9 @@ def to_status(error: SightlineError) -> status_pb2.Status:
             "retryable": str(error.retryable).lower(),
         },
     )
-    room = _MAX_STATUS_BYTES - len(message.encode()) - info.ByteSize()
-    fields, room = _fitting(map(_field_violation, error.violations), room)
-    quotas, room = _fitting(map(_quota_violation, error.quotas), room)
+    free_bytes = _MAX_STATUS_BYTES - len(message.encode()) - info.ByteSize()
+    fields, free_bytes = _fitting(map(_field_violation, error.violations), free_bytes)
+    quotas, free_bytes = _fitting(map(_quota_violation, error.quotas), free_bytes)
     left_out = len(error.violations) + len(error.quotas) - len(fields) - len(quotas)
     if left_out:
         info.metadata["details_left_out"] = str(left_out)
@@ -318,15 +318,15 @@ def _quota_violation(violation: QuotaViolation) -> error_details_pb2.QuotaFailur
     )
 
 
-def _fitting(messages: Iterable[M], room: int) -> tuple[list[M], int]:
-    """Return the first messages that fit into `room` bytes, and the room that is left."""
+def _fitting(messages: Iterable[M], free_bytes: int) -> tuple[list[M], int]:
+    """Return the first messages that fit into `free_bytes`, and the bytes that are left."""
     fitting: list[M] = []
     for message in messages:
-        room -= message.ByteSize() + _FRAME_BYTES
-        if room < 0:
+        free_bytes -= message.ByteSize() + _FRAME_BYTES
+        if free_bytes < 0:
             break
         fitting.append(message)
-    return fitting, room
+    return fitting, free_bytes
 
 
 def _waitable(seconds: float) -> float:

@@ -23,10 +23,10 @@ from prometheus_client import CollectorRegistry
 
 from servicekit.auth.caller import Scope
 from servicekit.auth.guard import Access
-from servicekit.calls import rooms
+from servicekit.calls import budgets
+from servicekit.calls.budget_bounds import BudgetBounds
 from servicekit.calls.gate import Gate
 from servicekit.calls.interceptors import Guard, server_interceptor
-from servicekit.calls.room_bounds import Bounds
 from servicekit.calls.tarpit import Tarpit
 from servicekit.health import Health
 from servicekit.private_files import share
@@ -137,7 +137,7 @@ async def serve(
     registry: CollectorRegistry,
     drain: Callable[[], Awaitable[None]] | None = None,
     options: Sequence[tuple[str, int | str]] = (),
-    bounds: Bounds | None = None,
+    bounds: BudgetBounds | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. A second signal ends the process.
 
@@ -182,7 +182,7 @@ async def serve(
                 gate,
                 registry,
                 options,
-                bounds or rooms.bounds_of(settings),
+                bounds or budgets.bounds_of(settings),
                 spans or join_trace,
                 tarpit,
             )
@@ -305,14 +305,14 @@ def _build(
     gate: Gate,
     registry: CollectorRegistry,
     options: Sequence[tuple[str, int | str]],
-    bounds: Bounds,
+    bounds: BudgetBounds,
     trace: Guard,
     tarpit: Tarpit,
 ) -> grpc.aio.Server:
     names = [service.full_name for service in services]
     all_options = {
         **_SERVER_OPTIONS,
-        **rooms.channel_options(bounds),
+        **budgets.channel_options(bounds),
         "grpc.max_send_message_length": settings.max_message_bytes,
         "grpc.max_concurrent_streams": settings.max_concurrent_streams,
         # Calls that were reset and have not ended here count against the connection. The limit is
@@ -324,9 +324,9 @@ def _build(
         **dict(options),
     }
     large = {f"/{service.full_name}/{method}" for service in services for method in service.large}
-    room_for = rooms.Rooms(bounds, large).of
+    budget_for = budgets.MemoryBudgets(bounds, large).of
     interceptor = server_interceptor(
-        names, access, settings, gate, registry, room_for, trace, tarpit
+        names, access, settings, gate, registry, budget_for, trace, tarpit
     )
     server = grpc.aio.server(interceptors=[interceptor], options=list(all_options.items()))
     for service in services:

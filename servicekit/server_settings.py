@@ -229,7 +229,7 @@ class ServerSettings(Settings):
         return self.max_bytes_in_flight or _CALLS_RECEIVED_AT_ONCE * self.max_message_bytes
 
     @model_validator(mode="after")
-    def _room_for_a_message(self) -> Self:
+    def _fits_one_message(self) -> Self:
         if self.bytes_in_flight < self.max_message_bytes:
             raise ValueError(
                 f"max_bytes_in_flight: must be at least max_message_bytes, {self.max_message_bytes}"

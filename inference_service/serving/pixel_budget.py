@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import grpc
 
-from servicekit.calls import in_flight
+from servicekit.calls import memory_budget
 from servicekit.errors import QuotaViolation, SightlineError
 
 PATIENCE_SECONDS = 10.0
@@ -65,7 +65,7 @@ class PixelBudget:
         Args:
             flow: key of its caller.
         """
-        return functools.partial(self._reservation, flow, in_flight.counter())
+        return functools.partial(self._reservation, flow, memory_budget.counter())
 
     @contextmanager
     def _reservation(self, flow: str, requests: Callable[[], int], size: int) -> Iterator[None]:

@@ -21,7 +21,7 @@ from inference_service.uploads.parts import Header, Part
 from inference_service.uploads.reference import Claim, ReferenceSigner
 from inference_service.uploads.store import Incoming, UploadStore
 from servicekit.auth.caller import Caller
-from servicekit.calls import in_flight
+from servicekit.calls import memory_budget
 from vision import ImageError, ImageLimits, inspect_image
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Uploads:
                 UNAVAILABLE, `UPLOAD_STORE_UNAVAILABLE`.
         """
         claim = self._signer.read(reference, owner, self._clock())
-        in_flight.hold(claim.size)
+        memory_budget.reserve(claim.size)
         with _as_status():
             return ImageContent(self._store.read(claim), claim.sha256)
 

@@ -4,7 +4,7 @@ One thread decodes a group while another thread commits the group before it, and
 next group arrive. A group closes when it has enough bytes, or when its first message has waited
 long enough. If more messages wait than fit into a group, callers take turns.
 
-The received and uncommitted bytes of all streams are bounded: each message has a lease on its
+The received and uncommitted bytes of all streams are bounded: each message has a reservation of its
 bytes, which ends after the commit. Beyond the bound no stream is read, so that gRPC's flow control
 stops the devices. Everything except decoding and committing runs on one event loop.
 """
@@ -24,7 +24,7 @@ from ingest_service.receive.fair_waiting import FairWaiting
 from ingest_service.receive.group import Message, MessageOutcome, Rejection
 from ingest_service.store.protocol import StreamOpening
 from servicekit.auth.caller import current_caller
-from servicekit.calls.in_flight import Lease
+from servicekit.calls.memory_budget import MessageReservation
 from servicekit.errors import SightlineError, out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -78,9 +78,9 @@ class LogStream:
         self._error: SightlineError | None = None
         self._moved = asyncio.Event()
 
-    def send(self, payload: bytes, lease: Lease) -> None:
-        """Queue the next message, with the lease on its bytes until it is committed."""
-        self._committer.put(self, payload, lease, first=self._sent == 0)
+    def send(self, payload: bytes, reservation: MessageReservation) -> None:
+        """Queue the next message, with the reservation of its bytes until it is committed."""
+        self._committer.put(self, payload, reservation, first=self._sent == 0)
         self._sent += 1
 
     async def finish(self) -> Totals:
@@ -117,7 +117,7 @@ class _Sent(NamedTuple):
 
     stream: LogStream
     message: Message
-    lease: Lease
+    reservation: MessageReservation
 
 
 class GroupCommitter(Generic[P]):
@@ -162,19 +162,21 @@ class GroupCommitter(Generic[P]):
         """Return a new stream."""
         return LogStream(next(self._numbers), opening, self)
 
-    def put(self, stream: LogStream, payload: bytes, lease: Lease, *, first: bool) -> None:
+    def put(
+        self, stream: LogStream, payload: bytes, reservation: MessageReservation, *, first: bool
+    ) -> None:
         """Queue the next message of a stream.
 
         Raises:
             SightlineError: UNAVAILABLE; the committer is closing.
         """
         if self._closing:
-            lease.give()
+            reservation.release()
             raise draining_error()
         if not self._waiting:
             self._oldest = asyncio.get_running_loop().time()
         message = Message(stream.number, stream.opening, payload, first)
-        self._waiting.put(stream.flow, _size(payload), _Sent(stream, message, lease))
+        self._waiting.put(stream.flow, _size(payload), _Sent(stream, message, reservation))
         self._arrived.set()
         if self._waiting.bytes >= self._group_bytes:
             self._full.set()
@@ -229,7 +231,7 @@ class GroupCommitter(Generic[P]):
         for index, sent in enumerate(group):
             if index not in ended:
                 sent.stream.settle(outcomes[index])
-            sent.lease.give()
+            sent.reservation.release()
 
     async def _on(
         self, executor: ThreadPoolExecutor, work: Callable[..., T], *arguments: object
@@ -267,7 +269,7 @@ class GroupCommitter(Generic[P]):
         group: list[_Sent] = []
         for sent in self._waiting.take(self._group_bytes):
             if sent.stream.failed:
-                sent.lease.give()
+                sent.reservation.release()
             else:
                 group.append(sent)
         if self._waiting.bytes < self._group_bytes and not self._closing:

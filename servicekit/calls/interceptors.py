@@ -5,10 +5,9 @@ It sees the beginning and the end of a call, in the same way for all four kinds 
 its requests; those are counted between the guards and the handler. A handler is wrapped once, not
 per call, so a call costs a dictionary look-up and the guards themselves.
 
-Where requests in flight are bounded, every message is read inside the guards, when there is room
-for it. To gRPC, a method with one request is then served as one with a stream of them: gRPC would
-read the request first and ask afterwards, and so hold the largest messages of whoever cares to send
-them.
+Where the memory of requests is limited, every message is read inside the guards, once memory for it
+is reserved. For gRPC, a method with one request is then registered as one with a stream: otherwise
+gRPC would read the request before any guard runs, and hold large messages of any sender.
 """
 
 import contextlib
@@ -27,8 +26,8 @@ from servicekit.auth.caller import current_caller, known_caller
 from servicekit.auth.guard import Access, Authenticator, RequireCaller
 from servicekit.calls.deadline import DefaultDeadline
 from servicekit.calls.gate import Gate
-from servicekit.calls.in_flight import BytesInFlight, Room
 from servicekit.calls.limits import CallerLimits
+from servicekit.calls.memory_budget import MemoryBudget, Reservation
 from servicekit.calls.status import report_errors
 from servicekit.calls.tarpit import Tarpit
 from servicekit.errors import SightlineError
@@ -54,8 +53,8 @@ _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # the published types leave it
 OnMessage = Callable[[str, int, bool], None]
 """Callback for each received message, with its method, its size in bytes, and True for the first
 message of a call. It may raise an error to end the call."""
-RoomFor = Callable[[str], BytesInFlight | None]
-"""Returns where the messages of a full method find room; None: they are not bounded."""
+BudgetFor = Callable[[str], MemoryBudget | None]
+"""Returns the memory budget of a full method; None: it has none."""
 
 
 def server_interceptor(
@@ -64,19 +63,19 @@ def server_interceptor(
     settings: ServerSettings,
     gate: Gate,
     registry: CollectorRegistry,
-    rooms: RoomFor,
+    budgets: BudgetFor,
     trace: Guard = join_trace,
     tarpit: Tarpit | None = None,
 ) -> "GuardInterceptor":
     """Return the interceptor with every guard that a Sightline server has, outermost first.
 
     Args:
-        services: full names; calls of others (health, reflection) only get room and the tarpit.
+        services: full names; calls of others (health, reflection) only get memory and the tarpit.
         access: required scope of each method; methods that are open to everyone are not limited.
         settings: the default deadline, credentials and rate limits.
         gate: admits calls.
         registry: gets the metrics of calls.
-        rooms: where messages find room.
+        budgets: the memory budgets of methods.
         trace: guard that joins the caller's trace; `Spans` where spans are exported.
         tarpit: guard that delays the answers of useless calls; None: a new one.
 
@@ -121,7 +120,7 @@ def server_interceptor(
         services,
         guards,
         charge_message,
-        rooms,
+        budgets,
         [report_errors, tarpit.of_all],
         tarpit.unknown_method(),
     )
@@ -144,14 +143,14 @@ def _method_limits(words: Sequence[str], access: Access) -> list[Quota]:
 class GuardInterceptor(
     grpc.aio.ServerInterceptor  # type: ignore[type-arg] # generic for type checkers only
 ):
-    """Puts guards around every call of the given services, and finds room for those of all."""
+    """Puts guards around calls of the given services, and reserves memory for all calls."""
 
     def __init__(
         self,
         services: Sequence[str],
         guards: Sequence[Guard],
         on_message: OnMessage | None = None,
-        rooms: RoomFor | None = None,
+        budgets: BudgetFor | None = None,
         of_others: Sequence[Guard] = (),
         unknown: "_RpcMethod | None" = None,
     ) -> None:
@@ -162,7 +161,7 @@ class GuardInterceptor(
         self._prefixes = tuple(f"/{service}/" for service in services)
         self._guards = tuple(guards)
         self._on_message = on_message
-        self._rooms = rooms
+        self._budgets = budgets
         self._of_others = tuple(of_others)
         self._unknown = unknown
         self._guarded: dict[str, tuple[_RpcMethod, _RpcMethod]] = {}
@@ -184,12 +183,12 @@ class GuardInterceptor(
         return known[1]
 
     def _guard(self, handler: _RpcMethod, method: str) -> _RpcMethod:
-        room = None if self._rooms is None else self._rooms(method)
+        budget = None if self._budgets is None else self._budgets(method)
         if method.startswith(self._prefixes):
-            return _guard_handler(handler, method, self._guards, self._on_message, room)
-        if room is None and not self._of_others:
+            return _guard_handler(handler, method, self._guards, self._on_message, budget)
+        if budget is None and not self._of_others:
             return handler
-        return _guard_handler(handler, method, self._of_others or [report_errors], None, room)
+        return _guard_handler(handler, method, self._of_others or [report_errors], None, budget)
 
 
 def _guard_handler(
@@ -197,15 +196,15 @@ def _guard_handler(
     method: str,
     guards: Sequence[Guard],
     on_message: OnMessage | None,
-    room: BytesInFlight | None,
+    budget: MemoryBudget | None,
 ) -> _RpcMethod:
     function, make = _function_of(handler)
     guarded = _parsing(handler, _serializing(handler, _as_coroutine(function, method)))
     if on_message is not None:
         guarded = _counting(handler, functools.partial(on_message, method), guarded)
-    if room is not None:
+    if budget is not None:
         receiving = _receiving_all if handler.request_streaming else _receiving
-        guarded, make = receiving(room, guarded), _STREAMING.get(make, make)
+        guarded, make = receiving(budget, guarded), _STREAMING.get(make, make)
     for guard in reversed(guards):
         guarded = _around(guard, method, guarded)
     rebuilt: _RpcMethod = make(
@@ -335,12 +334,12 @@ def _counting(
     return count_all if handler.request_streaming else count_one
 
 
-def _receiving(rooms: BytesInFlight, function: _Handler) -> _Handler:
-    """Return the function with its one request read when there is room for it."""
+def _receiving(budget: MemoryBudget, function: _Handler) -> _Handler:
+    """Return the function with its request read once memory is reserved."""
 
     async def receive(_requests: AsyncIterator[bytes], context: Context) -> _Message:
-        async with rooms.room(_flow(context)) as room:
-            request = await room.receive(context.read, _size)
+        async with budget.reservation(_flow(context)) as reservation:
+            request = await reservation.receive(context.read, _size)
             if request is _EOF:
                 raise SightlineError(
                     grpc.StatusCode.INVALID_ARGUMENT,
@@ -354,26 +353,26 @@ def _receiving(rooms: BytesInFlight, function: _Handler) -> _Handler:
     return receive
 
 
-def _receiving_all(rooms: BytesInFlight, function: _Handler) -> _Handler:
-    """Return the function with each request of its stream read when there is room for it."""
+def _receiving_all(budget: MemoryBudget, function: _Handler) -> _Handler:
+    """Return the function with each request read once memory is reserved."""
 
-    async def received(room: Room, context: Context) -> AsyncIterator[bytes]:
+    async def received(reservation: Reservation, context: Context) -> AsyncIterator[bytes]:
         while True:
-            request = await room.receive(context.read, _size, reads_on=True)
+            request = await reservation.receive(context.read, _size, reads_on=True)
             if request is _EOF:
                 return
             yield request
             del request  # or it would be held while the next one is waited for
 
     async def receive_all(_requests: AsyncIterator[bytes], context: Context) -> _Message:
-        async with rooms.room(_flow(context)) as room:
-            return await function(received(room, context), context)
+        async with budget.reservation(_flow(context)) as reservation:
+            return await function(received(reservation, context), context)
 
     return receive_all
 
 
 def _flow(context: Context) -> str:
-    """Return the key by which this call shares room: its caller's, or its connection."""
+    """Return the key by which this call shares memory: its caller's, or its connection."""
     caller = known_caller()
     return str(context.peer()) if caller is None else caller.flow
 

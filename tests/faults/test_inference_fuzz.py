@@ -38,7 +38,7 @@ AT_ONCE = 32
 OPEN_SERVICE = "inference.GRPCInferenceService"
 HANG_SECONDS = 30.0
 _SHARED = [
-    *(f"servicekit/calls/{name}.py" for name in ("gate", "in_flight", "interceptors", "limits")),
+    *(f"servicekit/calls/{n}.py" for n in ("gate", "memory_budget", "interceptors", "limits")),
     "vision/images.py",
 ]
 _NOBODY_GETS = {

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from inference_service.serving.pixel_budget import PixelBudget
-from servicekit.calls import in_flight
+from servicekit.calls import memory_budget
 from servicekit.errors import SightlineError
 
 LIMIT = 1600
@@ -81,7 +81,7 @@ def test_who_finds_no_room_for_long_may_try_again() -> None:
 
 def test_requests_in_flight_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [1000]
-    monkeypatch.setattr(in_flight, "counter", lambda: lambda: requests[0])
+    monkeypatch.setattr(memory_budget, "counter", lambda: lambda: requests[0])
     budget = PixelBudget(LIMIT)
     with budget.for_call()(300), reserving(budget, 400) as second:
         assert not second.wait(0.1)

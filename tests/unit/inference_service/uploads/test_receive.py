@@ -19,8 +19,8 @@ from inference_service.uploads.receive import Uploads
 from inference_service.uploads.reference import ReferenceSigner
 from inference_service.uploads.store import UploadStore
 from servicekit.auth.caller import ANONYMOUS
-from servicekit.calls.in_flight import BytesInFlight
-from servicekit.calls.room_bounds import Bounds
+from servicekit.calls.budget_bounds import BudgetBounds
+from servicekit.calls.memory_budget import MemoryBudget
 from servicekit.errors import SightlineError
 from tests.unit.inference_service.tiny_onnx import picture
 from vision import ImageLimits
@@ -120,7 +120,7 @@ async def test_what_was_received_can_be_fetched(uploads: Uploads, clock: UploadC
 
 async def test_a_fetched_picture_needs_room(uploads: Uploads) -> None:
     uploaded = await uploads.receive(ANONYMOUS, messages(WHOLE))
-    async with BytesInFlight(Bounds(len(RED) + 10, 10)).room("flow"):
+    async with MemoryBudget(BudgetBounds(len(RED) + 10, 10)).reservation("flow"):
         uploads.fetch(OWNER, uploaded.reference)
         with pytest.raises(SightlineError, match="TOO_MUCH_IN_FLIGHT"):
             await asyncio.to_thread(uploads.fetch, OWNER, uploaded.reference)

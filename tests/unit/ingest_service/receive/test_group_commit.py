@@ -8,8 +8,8 @@ import pytest
 
 from ingest_service.receive.group import Message, MessageOutcome, Rejection
 from ingest_service.receive.group_commit import MAX_REJECTIONS, MESSAGE_COST, GroupCommitter
-from servicekit.calls.in_flight import BytesInFlight, Lease
-from servicekit.calls.room_bounds import Bounds
+from servicekit.calls.budget_bounds import BudgetBounds
+from servicekit.calls.memory_budget import MemoryBudget, MessageReservation
 from servicekit.errors import SightlineError
 from tests.unit.ingest_service.samples import opening
 
@@ -91,8 +91,8 @@ async def test_a_stream_is_answered_when_all_of_it_is_committed(
 ) -> None:
     stream = committer_of().open(opening())
     writer.may_go.clear()
-    stream.send(b"one", Lease())
-    stream.send(b"two", Lease())
+    stream.send(b"one", MessageReservation())
+    stream.send(b"two", MessageReservation())
     answer = asyncio.create_task(stream.finish())
     await writer.has_begun()
     assert not answer.done()
@@ -106,10 +106,10 @@ async def test_what_waits_during_a_commit_is_the_next_group(
     committer = committer_of()
     streams = [committer.open(opening()) for _ in range(3)]
     writer.may_go.clear()
-    streams[0].send(b"first", Lease())
+    streams[0].send(b"first", MessageReservation())
     await writer.has_begun()
     for stream in streams:
-        stream.send(b"later", Lease())
+        stream.send(b"later", MessageReservation())
     writer.may_go.set()
     for stream in streams:
         await stream.finish()
@@ -124,10 +124,10 @@ async def test_the_next_group_is_prepared_during_a_commit(
     stream = committer_of().open(opening())
     writer.may_go.clear()
     for payload in (b"first", b"second"):
-        stream.send(payload, Lease())
+        stream.send(payload, MessageReservation())
         await writer.has_prepared()
     assert writer.groups == [[b"first"]], "the second waits for its commit"
-    stream.send(b"third", Lease())
+    stream.send(b"third", MessageReservation())
     writer.may_go.set()
     await stream.finish()
     assert writer.groups == [[b"first"], [b"second"], [b"third"]]
@@ -148,9 +148,9 @@ async def test_no_group_is_prepared_while_a_commit_needs_the_interpreter(
     writer.commit = deciding  # type: ignore[method-assign] # the committer takes it from here
     stream = committer_of().open(opening())
     for payload in (b"first", b"second"):
-        stream.send(payload, Lease())
+        stream.send(payload, MessageReservation())
     await writer.has_prepared()
-    stream.send(b"third", Lease())
+    stream.send(b"third", MessageReservation())
     assert not await asyncio.to_thread(writer.prepared.acquire, timeout=0.05)
     needs_it.set()
     await stream.finish()
@@ -162,10 +162,10 @@ async def test_a_group_that_cannot_be_prepared_fails_and_the_next_goes_on(
 ) -> None:
     committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
-    bad.send(b"poison", Lease())
+    bad.send(b"poison", MessageReservation())
     with pytest.raises(SightlineError, match="INTERNAL"):
         await bad.finish()
-    good.send(b"fine", Lease())
+    good.send(b"fine", MessageReservation())
     assert (await good.finish()).accepted == 1
 
 
@@ -175,9 +175,9 @@ async def test_a_group_waits_for_company_and_no_longer_than_told(
     committer = committer_of(group_wait=0.05)
     first, second = committer.open(opening()), committer.open(opening())
     begun = asyncio.get_running_loop().time()
-    first.send(b"one", Lease())
+    first.send(b"one", MessageReservation())
     await asyncio.sleep(0)
-    second.send(b"two", Lease())
+    second.send(b"two", MessageReservation())
     await writer.has_begun()
     assert asyncio.get_running_loop().time() - begun >= 0.045
     assert writer.groups == [[b"one", b"two"]]
@@ -186,7 +186,7 @@ async def test_a_group_waits_for_company_and_no_longer_than_told(
 async def test_a_full_group_does_not_wait(committer_of: Open, writer: HeldWriter) -> None:
     committer = committer_of(group_bytes=10 + MESSAGE_COST, group_wait=1000)
     stream = committer.open(opening())
-    stream.send(b"x" * 10, Lease())
+    stream.send(b"x" * 10, MessageReservation())
     await stream.finish()
     assert writer.groups == [[b"x" * 10]]
 
@@ -195,28 +195,28 @@ async def test_a_group_is_bounded_in_bytes(committer_of: Open, writer: HeldWrite
     committer = committer_of(group_bytes=2 * (4 + MESSAGE_COST) + 1)
     stream = committer.open(opening())
     writer.may_go.clear()
-    stream.send(b"x", Lease())
+    stream.send(b"x", MessageReservation())
     await writer.has_begun()
     for _ in range(5):
-        stream.send(b"four", Lease())
+        stream.send(b"four", MessageReservation())
     writer.may_go.set()
     await stream.finish()
     assert writer.groups == [[b"x"], [b"four"] * 3, [b"four"] * 2]
 
 
 async def test_bytes_count_until_they_are_committed(committer_of: Open, writer: HeldWriter) -> None:
-    committer, rooms = committer_of(), BytesInFlight(Bounds(10_000, 100))
+    committer, budget = committer_of(), MemoryBudget(BudgetBounds(10_000, 100))
     stream = committer.open(opening())
     writer.may_go.clear()
     for size in (10, 20):
-        assert rooms.take("flow", size)
-        stream.send(b"x" * size, Lease(rooms, "flow", size))
+        assert budget.reserve("flow", size)
+        stream.send(b"x" * size, MessageReservation(budget, "flow", size))
     await writer.has_begun()
-    assert rooms.held == 30
+    assert budget.held == 30
     writer.may_go.set()
     await stream.finish()
     await committer.close()
-    assert rooms.held == 0
+    assert budget.held == 0
 
 
 async def test_messages_tell_their_stream_and_which_is_its_first(
@@ -232,7 +232,7 @@ async def test_messages_tell_their_stream_and_which_is_its_first(
     committer = committer_of()
     first, second = committer.open(opening()), committer.open(opening())
     for stream in (first, second, first):
-        stream.send(b"", Lease())
+        stream.send(b"", MessageReservation())
         await stream.finish()
     assert seen == [(first.number, True), (second.number, True), (first.number, False)]
     assert first.number != second.number
@@ -244,8 +244,8 @@ async def test_totals_add_up_and_list_the_first_rejections(
     many = tuple(Rejection(n, "f", "R") for n in range(MAX_REJECTIONS - 1))
     writer.outcome = lambda _: MessageOutcome(7, 3, 2, many, 5)
     stream = committer_of().open(opening())
-    stream.send(b"", Lease())
-    stream.send(b"", Lease())
+    stream.send(b"", MessageReservation())
+    stream.send(b"", MessageReservation())
     totals = await stream.finish()
     assert (totals.committed_through, totals.accepted, totals.duplicates) == (7, 6, 4)
     assert (totals.rejected, totals.gap_sequences) == (2 * len(many), 10)
@@ -264,9 +264,9 @@ async def test_a_failed_message_ends_its_stream_alone(
     )
     committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
-    bad.send(b"fine", Lease())
-    bad.send(b"bad", Lease())
-    good.send(b"fine", Lease())
+    bad.send(b"fine", MessageReservation())
+    bad.send(b"bad", MessageReservation())
+    good.send(b"fine", MessageReservation())
     await bad.ended
     with pytest.raises(SightlineError, match="HOLE"):
         await bad.finish()
@@ -283,16 +283,16 @@ async def test_what_a_failed_stream_sent_later_is_dropped(
     committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
     writer.may_go.clear()
-    bad.send(b"bad", Lease())
+    bad.send(b"bad", MessageReservation())
     await writer.has_begun()
-    rooms = BytesInFlight(Bounds(100, 10))
-    assert rooms.take("flow", 5)
-    bad.send(b"later", Lease(rooms, "flow", 5))
+    budget = MemoryBudget(BudgetBounds(100, 10))
+    assert budget.reserve("flow", 5)
+    bad.send(b"later", MessageReservation(budget, "flow", 5))
     writer.may_go.set()
     await bad.ended
-    good.send(b"fifteen bytes !", Lease())
+    good.send(b"fifteen bytes !", MessageReservation())
     await good.finish()
-    assert rooms.held == 0, "the dropped bytes are given back"
+    assert budget.held == 0, "the dropped bytes are given back"
     assert [b"later"] not in writer.groups
 
 
@@ -305,10 +305,10 @@ async def test_what_was_prepared_before_its_stream_failed_is_left_out(
     committer = committer_of()
     bad, good = committer.open(opening()), committer.open(opening())
     writer.may_go.clear()
-    bad.send(b"bad", Lease())
+    bad.send(b"bad", MessageReservation())
     await writer.has_prepared()
     for stream in (bad, good):
-        stream.send(b"later", Lease())
+        stream.send(b"later", MessageReservation())
     await writer.has_prepared()
     writer.may_go.set()
     await good.finish()
@@ -335,7 +335,7 @@ async def test_a_group_that_fails_fails_its_members_and_the_next_goes_on(
     writer.error = error
     streams = [committer.open(opening()) for _ in range(2)]
     for stream in streams:
-        stream.send(b"half!", Lease())
+        stream.send(b"half!", MessageReservation())
     for stream in streams:
         with pytest.raises(SightlineError) as caught:
             await stream.finish()
@@ -343,7 +343,7 @@ async def test_a_group_that_fails_fails_its_members_and_the_next_goes_on(
         assert "bug" not in caught.value.message
     writer.error = None
     after = committer.open(opening())
-    after.send(b"0123456789", Lease())
+    after.send(b"0123456789", MessageReservation())
     assert (await after.finish()).accepted == 1
 
 
@@ -352,11 +352,11 @@ async def test_closing_commits_what_waits_and_refuses_what_comes(
 ) -> None:
     committer = committer_of(group_wait=1000)
     stream = committer.open(opening())
-    stream.send(b"waiting", Lease())
+    stream.send(b"waiting", MessageReservation())
     await committer.close()
     assert (await stream.finish()).accepted == 1
     with pytest.raises(SightlineError) as caught:
-        stream.send(b"late", Lease())
+        stream.send(b"late", MessageReservation())
     assert (caught.value.code.name, caught.value.reason) == ("UNAVAILABLE", "DRAINING")
 
 
@@ -366,11 +366,11 @@ async def test_a_stream_that_is_given_up_leaves_its_messages_to_be_committed(
     committer = committer_of()
     gone, stays = committer.open(opening()), committer.open(opening())
     writer.may_go.clear()
-    gone.send(b"12345678", Lease())
+    gone.send(b"12345678", MessageReservation())
     waiting = asyncio.create_task(gone.finish())
     await writer.has_begun()
     waiting.cancel()
     writer.may_go.set()
-    stays.send(b"12345678", Lease())
+    stays.send(b"12345678", MessageReservation())
     assert (await stays.finish()).accepted == 1
     assert writer.groups == [[b"12345678"], [b"12345678"]]

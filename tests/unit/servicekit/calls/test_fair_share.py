@@ -10,7 +10,7 @@ from servicekit.calls.fair_share import FairShare
 def fill(share: FairShare[str], flow: str, size: int) -> int:
     """Takes rooms of this size until there is none; returns how many."""
     taken = 0
-    while share.take(flow, size):
+    while share.reserve(flow, size):
         taken += 1
     return taken
 
@@ -30,7 +30,7 @@ def test_flows_that_take_all_they_can_get_the_same_in_the_end(flows: int) -> Non
     for _ in range(1000):  # each gives one back, and then takes what it can
         for name in names:
             if share.held_by(name):
-                share.give(name, 1)
+                share.release(name, 1)
         for name in names:
             fill(share, name, 1)
     held = [share.held_by(name) for name in names]
@@ -42,26 +42,26 @@ def test_flows_that_take_all_they_can_get_the_same_in_the_end(flows: int) -> Non
 def test_who_holds_nothing_gets_the_last_room() -> None:
     share = FairShare[str](40, 10)
     assert fill(share, "a", 10) == 3
-    assert not share.take("a", 10)
-    assert share.take("b", 10)
-    assert not share.take("c", 10)
+    assert not share.reserve("a", 10)
+    assert share.reserve("b", 10)
+    assert not share.reserve("c", 10)
 
 
 def test_one_room_is_for_anyone() -> None:
     share = FairShare[str](10, 1)
-    assert share.take("a", 10)
-    share.give("a", 10)
-    assert share.take("b", 10)
+    assert share.reserve("a", 10)
+    share.release("a", 10)
+    assert share.reserve("b", 10)
 
 
 def test_flows_take_turns() -> None:
     share = FairShare[str](10, 100)
-    assert share.take("z", 10)
+    assert share.reserve("z", 10)
     for waiter in ("a1", "a2", "a3", "b1", "c1", "c2"):
-        assert share.wait(waiter[0], waiter) is None
+        assert share.enqueue(waiter[0], waiter) is None
     served, last = [], "z"
     while share.waiting:
-        share.give(last[0], 10)
+        share.release(last[0], 10)
         found = share.next(10)
         assert found is not None
         assert share.next(10) is None
@@ -73,10 +73,10 @@ def test_flows_take_turns() -> None:
 def test_a_flow_that_holds_too_much_is_passed_over() -> None:
     share = FairShare[str](40, 100)
     fill(share, "a", 10)
-    assert share.take("c", 10)
-    share.wait("a", "a1")
-    share.wait("b", "b1")
-    share.give("c", 10)
+    assert share.reserve("c", 10)
+    share.enqueue("a", "a1")
+    share.enqueue("b", "b1")
+    share.release("c", 10)
     assert share.next(10) == "b1"
     assert share.next(10) is None
 
@@ -84,38 +84,38 @@ def test_a_flow_that_holds_too_much_is_passed_over() -> None:
 def test_the_longest_line_loses_its_last_for_want_of_places() -> None:
     share = FairShare[str](10, 4)
     for waiter in ("a1", "a2", "a3", "b1"):
-        assert share.wait(waiter[0], waiter) is None
-    assert share.wait("a", "a4") == "a4"
-    assert share.wait("c", "c1") == "a3"
-    assert share.wait("b", "b2") == "b2", "of equals it loses that comes last"
+        assert share.enqueue(waiter[0], waiter) is None
+    assert share.enqueue("a", "a4") == "a4"
+    assert share.enqueue("c", "c1") == "a3"
+    assert share.enqueue("b", "b2") == "b2", "of equals it loses that comes last"
     assert share.waiting == 4
 
 
 def test_a_suspect_loses_its_place_first() -> None:
     share = FairShare[str](10, 3)
     for waiter in ("a1", "a2", "b1"):
-        assert share.wait(waiter[0], waiter) is None
+        assert share.enqueue(waiter[0], waiter) is None
     share.suspect("b")
-    assert share.wait("c", "c1") == "b1"
-    assert share.wait("b", "b2") == "b2"
+    assert share.enqueue("c", "c1") == "b1"
+    assert share.enqueue("b", "b2") == "b2"
 
 
 def test_who_leaves_is_forgotten() -> None:
     share = FairShare[str](10, 1)
-    assert share.wait("a", "a1") is None
-    assert share.wait("b", "b1") == "b1"
-    share.leave("a", "a1")
-    share.leave("a", "a1")
+    assert share.enqueue("a", "a1") is None
+    assert share.enqueue("b", "b1") == "b1"
+    share.remove("a", "a1")
+    share.remove("a", "a1")
     assert share.waiting == 0
     assert share.next(10) is None
-    assert share.wait("b", "b1") is None
+    assert share.enqueue("b", "b1") is None
 
 
 def test_a_flow_that_sent_nothing_waits_behind_the_others_until_it_does() -> None:
     share = FairShare[str](10, 100)
-    assert share.take("z", 10)
+    assert share.reserve("z", 10)
     for waiter in ("a1", "a2", "b1", "c1"):
-        assert share.wait(waiter[0], waiter) is None
+        assert share.enqueue(waiter[0], waiter) is None
     share.suspect("a")
     share.suspect("b")
     served, last = [], "z"
@@ -130,31 +130,31 @@ def test_a_flow_that_sent_nothing_waits_behind_the_others_until_it_does() -> Non
 
 
 def served_after(share: FairShare[str], flow: str) -> str | None:
-    share.give(flow, 10)
+    share.release(flow, 10)
     return share.next(10)
 
 
 def test_all_that_sent_nothing_hold_half_together() -> None:
     share = FairShare[str](100, 10)
-    assert share.take("a", 10)
+    assert share.reserve("a", 10)
     for flow in "abc":
         share.suspect(flow)
     assert fill(share, "b", 10) == 4
-    assert not share.take("c", 10)
+    assert not share.reserve("c", 10)
     assert fill(share, "d", 10) == 4
-    share.give("b", 40)
+    share.release("b", 40)
     share.trust("a")
     assert fill(share, "c", 10) == 4
-    share.give("c", 40)
-    share.give("a", 10)
-    share.give("d", 40)
+    share.release("c", 40)
+    share.release("a", 10)
+    share.release("d", 40)
     assert share.held == share._suspected == 0
 
 
 def test_one_room_is_for_a_flow_that_sent_nothing_too() -> None:
     share = FairShare[str](10, 1)
     share.suspect("a")
-    assert share.take("a", 10)
+    assert share.reserve("a", 10)
 
 
 def test_suspects_are_bounded() -> None:
@@ -169,7 +169,7 @@ def test_the_flow_that_holds_most_loses_its_oldest_room() -> None:
     share = FairShare[str](100, 10)
     for flow, rooms in (("a", 4), ("b", 2)):
         for _ in range(rooms):
-            assert share.take(flow, 10)
+            assert share.reserve(flow, 10)
     stalled = [("b", "b1"), ("a", "a1"), ("a", "a2"), ("a", "a3"), ("a", "a4"), ("b", "b2")]
     assert share.victims(10, ["c"], stalled) == ["a1"]
     assert share.victims(10, ["c", "c"], stalled) == ["a1", "a2"]
@@ -178,17 +178,17 @@ def test_the_flow_that_holds_most_loses_its_oldest_room() -> None:
 
 def test_a_slow_sender_within_its_share_loses_nothing_to_a_flood() -> None:
     share = FairShare[str](100, 10)
-    assert share.take("slow", 10)
+    assert share.reserve("slow", 10)
     for _ in range(5):
-        assert share.take("flood", 10)
+        assert share.reserve("flood", 10)
     assert share.victims(10, ["flood"] * 5, [("slow", "s")]) == []
     assert share.victims(10, ["flood"], [("slow", "s"), ("flood", "f")]) == ["f"]
 
 
 def test_a_slow_sender_loses_nothing_to_suspects_which_could_not_take_it() -> None:
     share = FairShare[str](100, 10)
-    assert share.take("slow", 10)
-    assert share.take("other", 10)
+    assert share.reserve("slow", 10)
+    assert share.reserve("other", 10)
     share.suspect("flood")
     assert share.victims(10, ["flood"] * 5, [("slow", "s"), ("other", "o")]) == []
     share.suspect("other")
@@ -205,11 +205,11 @@ def test_nothing_stalled_is_nothing_to_lose() -> None:
 def test_the_books_balance(steps: list[tuple[str, int, bool]]) -> None:
     share, held = FairShare[str](100, 5), dict.fromkeys("abc", 0)
     for flow, size, takes in steps:
-        if takes and share.take(flow, size):
+        if takes and share.reserve(flow, size):
             held[flow] += size
         elif not takes:
             size = min(size, held[flow])
-            share.give(flow, size)
+            share.release(flow, size)
             held[flow] -= size
         assert share.held == sum(held.values()) <= 100
         assert {name: share.held_by(name) for name in held} == held

@@ -14,10 +14,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from servicekit.auth.caller import ALL_DEVICES, ALL_SCOPES, Caller, Proof, set_caller
+from servicekit.calls.budget_bounds import BudgetBounds
+from servicekit.calls.budgets import MemoryBudgets
 from servicekit.calls.gate import Gate
 from servicekit.calls.interceptors import GuardInterceptor, server_interceptor
-from servicekit.calls.room_bounds import Bounds
-from servicekit.calls.rooms import Rooms
 from servicekit.calls.status import report_errors
 from servicekit.errors import SightlineError
 from servicekit.health import Health
@@ -227,6 +227,6 @@ async def test_people_get_the_same_fields(
 def test_it_can_be_turned_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
     monkeypatch.chdir(tmp_path)
     health = Health([ECHO])
-    settings, rooms = EchoSettings(access_log=on), Rooms(Bounds(100, 10), ())
+    settings, rooms = EchoSettings(access_log=on), MemoryBudgets(BudgetBounds(100, 10), ())
     made = server_interceptor([ECHO], {}, settings, Gate(health), CollectorRegistry(), rooms.of)
     assert (log_access in made._guards) is on

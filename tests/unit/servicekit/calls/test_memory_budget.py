@@ -1,4 +1,4 @@
-"""The room for requests: who gets in, who waits, who is ended, and that all is given back."""
+"""The memory budget of requests: reservations, waits, evictions, and complete releases."""
 
 import asyncio
 import time
@@ -8,11 +8,17 @@ from typing import Any
 import grpc
 import pytest
 
-from servicekit.calls import in_flight
-from servicekit.calls.in_flight import BytesInFlight, Lease, Room, hold, keep_message
-from servicekit.calls.interceptors import GuardInterceptor, RoomFor
-from servicekit.calls.room_bounds import Bounds
-from servicekit.calls.rooms import SMALL_BYTES, Rooms
+from servicekit.calls import memory_budget
+from servicekit.calls.budget_bounds import BudgetBounds
+from servicekit.calls.budgets import SMALL_BYTES, MemoryBudgets
+from servicekit.calls.interceptors import BudgetFor, GuardInterceptor
+from servicekit.calls.memory_budget import (
+    MemoryBudget,
+    MessageReservation,
+    Reservation,
+    keep_message,
+    reserve,
+)
 from servicekit.calls.status import report_errors
 from servicekit.errors import SightlineError, from_rpc_error
 from tests.unit.servicekit.echo import ECHO, KINDS, Context, call, serving, until
@@ -20,31 +26,31 @@ from tests.unit.servicekit.echo import ECHO, KINDS, Context, call, serving, unti
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "_TICK_SECONDS", 0.005)
+    monkeypatch.setattr(memory_budget, "_TICK_SECONDS", 0.005)
 
 
-def pool_of(most: int, largest: int, patience: float = 0.05, **bounds: float) -> BytesInFlight:
+def pool_of(most: int, largest: int, patience: float = 0.05, **bounds: float) -> MemoryBudget:
     given: dict[str, Any] = {"patience_seconds": patience, **bounds}
-    return BytesInFlight(Bounds(most, largest, stalled_seconds=0, stuck_seconds=0, **given))
+    return MemoryBudget(BudgetBounds(most, largest, stalled_seconds=0, stuck_seconds=0, **given))
 
 
 async def give(request: bytes) -> bytes:
     return request
 
 
-async def receive(room: Room, request: bytes = b"") -> bytes:
-    return await room.receive(lambda: give(request), len)
+async def receive(reservation: Reservation, request: bytes = b"") -> bytes:
+    return await reservation.receive(lambda: give(request), len)
 
 
-async def stall(pool: BytesInFlight, flow: str = "slow") -> None:
-    async with pool.room(flow) as room:
-        await room.receive(asyncio.Event().wait, lambda _: 0)
+async def stall(pool: MemoryBudget, flow: str = "slow") -> None:
+    async with pool.reservation(flow) as reservation:
+        await reservation.receive(asyncio.Event().wait, lambda _: 0)
 
 
-async def hold_all(pool: BytesInFlight, done: asyncio.Event, flow: str = "big") -> None:
+async def hold_all(pool: MemoryBudget, done: asyncio.Event, flow: str = "big") -> None:
     """Holds a whole message until the event."""
-    async with pool.room(flow) as room:
-        await receive(room, bytes(pool.bounds.largest))
+    async with pool.reservation(flow) as reservation:
+        await receive(reservation, bytes(pool.bounds.largest))
         await done.wait()
 
 
@@ -63,31 +69,31 @@ async def test_a_message_takes_the_most_until_it_is_there() -> None:
         await come.wait()
         return b"seven.."
 
-    async with pool.room("a") as room:
+    async with pool.reservation("a") as reservation:
         assert pool.held == 0
-        reading = asyncio.create_task(room.receive(read, len))
+        reading = asyncio.create_task(reservation.receive(read, len))
         await until(lambda: pool.held == 40)
         come.set()
         assert await reading == b"seven.."
-        assert pool.held == room.held == 7
-        hold(30)
+        assert pool.held == reservation.held == 7
+        reserve(30)
         assert pool.held == 37
-        await receive(room, b"four")
+        await receive(reservation, b"four")
         assert pool.held == 34, "the message before is dropped, what is held besides is not"
     assert pool.held == 0
 
 
 async def test_a_message_that_is_passed_on_counts_until_it_is_given_back() -> None:
     pool = pool_of(100, 40, message_cost=5)
-    async with pool.room("a") as room:
-        await receive(room, b"seven..")
+    async with pool.reservation("a") as reservation:
+        await receive(reservation, b"seven..")
         lease = keep_message()
         assert pool.held == 12
-        await receive(room, b"four")
+        await receive(reservation, b"four")
         assert pool.held == 12 + 9
     assert pool.held == 12
-    lease.give()
-    lease.give()
+    lease.release()
+    lease.release()
     assert pool.held == 0
 
 
@@ -97,8 +103,8 @@ async def test_who_finds_no_room_gets_it_in_turn_flow_by_flow() -> None:
     await until(lambda: pool.held == 40)
 
     async def wait(name: str) -> None:
-        async with pool.room(name[0]) as room:
-            await receive(room, bytes(40))
+        async with pool.reservation(name[0]) as reservation:
+            await receive(reservation, bytes(40))
             order.append(name)
 
     calls = []
@@ -111,27 +117,27 @@ async def test_who_finds_no_room_gets_it_in_turn_flow_by_flow() -> None:
     assert pool.held == 0
 
 
-async def read_on(pool: BytesInFlight, name: str, count: int, order: list[str]) -> None:
+async def read_on(pool: MemoryBudget, name: str, count: int, order: list[str]) -> None:
     """Reads so many messages of 10 bytes as a handler of a stream does that passes them on."""
-    async with pool.room(name) as room:
+    async with pool.reservation(name) as reservation:
         for _ in range(count):
-            await room.receive(lambda: give(bytes(10)), len, reads_on=True)
+            await reservation.receive(lambda: give(bytes(10)), len, reads_on=True)
             order.append(name)
-            keep_message().give()
-        await room.receive(lambda: give(b""), len, reads_on=True)
-        assert room.held == 0, "nothing is kept of a stream that has ended"
+            keep_message().release()
+        await reservation.receive(lambda: give(b""), len, reads_on=True)
+        assert reservation.held == 0, "nothing is kept of a stream that has ended"
 
 
 async def test_streams_take_turns_of_several_messages_while_others_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(in_flight, "TURN_BYTES", 40)
-    monkeypatch.setattr(in_flight, "TURN_SECONDS", 60)
+    monkeypatch.setattr(memory_budget, "TURN_BYTES", 40)
+    monkeypatch.setattr(memory_budget, "TURN_SECONDS", 60)
     assert await order_of_two(pool_of(150, 100, 5), 6) == "aaaabbbbaabb"
 
 
-async def order_of_two(pool: BytesInFlight, count: int) -> str:
-    """Lets two streams wait for room, and returns whose messages are read in which order."""
+async def order_of_two(pool: MemoryBudget, count: int) -> str:
+    """Lets two streams wait for reservation, and returns whose messages are read in which order."""
     order, done = list[str](), asyncio.Event()
     holding = asyncio.create_task(hold_all(pool, done))
     await until(lambda: pool.held == 100)
@@ -144,15 +150,15 @@ async def order_of_two(pool: BytesInFlight, count: int) -> str:
 
 
 async def test_a_turn_is_over_when_it_has_lasted_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "TURN_SECONDS", 0.02)
-    pool, order = BytesInFlight(Bounds(150, 100, patience_seconds=30)), list[str]()
+    monkeypatch.setattr(memory_budget, "TURN_SECONDS", 0.02)
+    pool, order = MemoryBudget(BudgetBounds(150, 100, patience_seconds=30)), list[str]()
 
     async def slow() -> bytes:
         await asyncio.sleep(0.05)
         return b"x"
 
-    async with pool.room("slow") as room:
-        reading = asyncio.create_task(room.receive(slow, len, reads_on=True))
+    async with pool.reservation("slow") as reservation:
+        reading = asyncio.create_task(reservation.receive(slow, len, reads_on=True))
         await until(lambda: pool.held == 100)
         other = asyncio.create_task(read_on(pool, "b", 1, order))
         await reading
@@ -161,7 +167,7 @@ async def test_a_turn_is_over_when_it_has_lasted_long(monkeypatch: pytest.Monkey
 
 
 async def test_a_turn_takes_no_more_than_there_is_room_for() -> None:
-    # Beside the only room there is none for a message, so each is followed by the other's.
+    # Beside the only reservation there is none for a message, so each is followed by the other's.
     assert await order_of_two(pool_of(100, 100, 5), 3) == "ababab"
 
 
@@ -169,9 +175,9 @@ async def test_nobody_waits_for_ever() -> None:
     pool, done = pool_of(100, 100), asyncio.Event()
     holding = asyncio.create_task(hold_all(pool, done))
     await until(lambda: pool.held == 100)
-    async with pool.room("a") as room:
+    async with pool.reservation("a") as reservation:
         with pytest.raises(SightlineError) as caught:
-            await receive(room)
+            await receive(reservation)
     check_refused(caught.value)
     assert pool.waiting == 0
     done.set()
@@ -183,8 +189,8 @@ async def test_1_rooms_a_sender_that_stalls_makes_room_while_others_wait() -> No
     pool = pool_of(100, 100, 5)
     slow = asyncio.create_task(stall(pool))
     await until(lambda: pool.held == 100)
-    async with pool.room("a") as room:
-        assert await receive(room, b"x") == b"x"
+    async with pool.reservation("a") as reservation:
+        assert await receive(reservation, b"x") == b"x"
     with pytest.raises(SightlineError) as caught:
         await slow
     check_refused(caught.value, "MESSAGE_STALLED")
@@ -208,8 +214,8 @@ async def test_a_pause_of_this_process_is_no_fault_of_the_sender_s() -> None:
         await come.wait()
         return b"x"
 
-    async with pool.room("a") as room:
-        reading = asyncio.create_task(room.receive(read, len))
+    async with pool.reservation("a") as reservation:
+        reading = asyncio.create_task(reservation.receive(read, len))
         await until(lambda: pool.held == 50)
         time.sleep(0.5)  # noqa: ASYNC251 - as SIGSTOP would
         for _ in range(3):  # timers that are due come before what has arrived
@@ -222,9 +228,9 @@ async def test_1_rooms_a_newcomer_finds_room_beside_a_flow_that_stalls_as_often_
     pool = pool_of(100, 10, 5)
     flood = [asyncio.create_task(stall(pool, "flood")) for _ in range(50)]
     await until(lambda: pool.waiting > 0)
-    async with pool.room("a") as room:
+    async with pool.reservation("a") as reservation:
         async with asyncio.timeout(1):
-            await receive(room, b"x")
+            await receive(reservation, b"x")
         assert pool.held > 50, "the flood holds what a suspect may"
     for each in flood:
         each.cancel()
@@ -236,13 +242,13 @@ async def test_a_sender_within_the_time_harms_nobody_while_there_is_room() -> No
     pool, come = pool_of(100, 50), asyncio.Event()
 
     async def slow() -> None:
-        async with pool.room("slow") as room:
-            await room.receive(come.wait, lambda _: 1)
+        async with pool.reservation("slow") as reservation:
+            await reservation.receive(come.wait, lambda _: 1)
 
     call = asyncio.create_task(slow())
     await asyncio.sleep(0.1)
-    async with pool.room("a") as room:
-        await receive(room)
+    async with pool.reservation("a") as reservation:
+        await receive(reservation)
         come.set()
         await call
 
@@ -253,8 +259,8 @@ async def test_one_flow_cannot_take_every_place_to_wait() -> None:
     await until(lambda: pool.held == 100)
 
     async def wait(flow: str) -> None:
-        async with pool.room(flow) as room:
-            await receive(room)
+        async with pool.reservation(flow) as reservation:
+            await receive(reservation)
 
     flood = [asyncio.create_task(wait("flood")) for _ in range(17)]
     await until(flood[16].done)
@@ -291,16 +297,16 @@ async def test_who_gives_up_takes_nothing_with_it(granted: bool) -> None:
 
 async def test_a_call_that_is_cancelled_while_it_is_given_up_stays_cancelled() -> None:
     pool = pool_of(100, 100)
-    rooms: list[Room] = []
+    budgets: list[Reservation] = []
 
     async def run() -> None:
-        async with pool.room("a") as room:
-            rooms.append(room)
-            await room.receive(asyncio.Event().wait, lambda _: 0)
+        async with pool.reservation("a") as reservation:
+            budgets.append(reservation)
+            await reservation.receive(asyncio.Event().wait, lambda _: 0)
 
     call = asyncio.create_task(run())
     await until(lambda: pool.held == 100)
-    rooms[0].give_up()
+    budgets[0].give_up()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -309,40 +315,40 @@ async def test_a_call_that_is_cancelled_while_it_is_given_up_stays_cancelled() -
 
 async def test_2_streams_are_capped_by_flow() -> None:
     pool = pool_of(100, 10, streams=2)
-    async with pool.room("a"), pool.room("a"), pool.room("b"):
+    async with pool.reservation("a"), pool.reservation("a"), pool.reservation("b"):
         with pytest.raises(SightlineError) as caught:
-            await pool.room("a").__aenter__()
+            await pool.reservation("a").__aenter__()
         check_refused(caught.value, "TOO_MANY_STREAMS")
-    async with pool.room("a"), pool.room("a"):
+    async with pool.reservation("a"), pool.reservation("a"):
         pass
 
 
 async def test_more_than_there_is_room_for_cannot_be_held() -> None:
     pool = pool_of(100, 40)
-    async with pool.room("a") as room:
-        await receive(room, bytes(40))
-        hold(40)
+    async with pool.reservation("a") as reservation:
+        await receive(reservation, bytes(40))
+        reserve(40)
         with pytest.raises(SightlineError) as caught:
-            hold(20)
+            reserve(20)
         check_refused(caught.value)
     assert pool.held == 0
 
 
 async def test_what_is_held_counts_to_the_flow() -> None:
     pool = pool_of(100, 10)
-    async with pool.room("a"):
-        hold(70)
+    async with pool.reservation("a"):
+        reserve(70)
         with pytest.raises(SightlineError):
-            hold(20)
-    async with pool.room("a"), pool.room("b"):
-        hold(20)
+            reserve(20)
+    async with pool.reservation("a"), pool.reservation("b"):
+        reserve(20)
 
 
 async def test_what_a_thread_holds_after_the_call_is_not_counted() -> None:
     pool = pool_of(100, 40)
-    async with pool.room("a") as room:
+    async with pool.reservation("a") as reservation:
         pass
-    await asyncio.to_thread(room.hold, 30)
+    await asyncio.to_thread(reservation.reserve, 30)
     assert pool.held == 0
 
 
@@ -350,38 +356,38 @@ async def test_a_timeout_of_the_reader_s_own_stays_what_it_is() -> None:
     async def read() -> bytes:
         raise TimeoutError
 
-    async with pool_of(100, 40).room("a") as room:
+    async with pool_of(100, 40).reservation("a") as reservation:
         with pytest.raises(TimeoutError):
-            await room.receive(read, len)
+            await reservation.receive(read, len)
 
 
 async def test_a_message_larger_than_is_accepted_is_refused() -> None:
-    async with pool_of(100, 40, accepted=3).room("a") as room:
-        await receive(room, b"123")
+    async with pool_of(100, 40, accepted=3).reservation("a") as reservation:
+        await receive(reservation, b"123")
         with pytest.raises(SightlineError) as caught:
-            await receive(room, b"1234")
+            await receive(reservation, b"1234")
     assert caught.value.reason == "MESSAGE_TOO_LARGE"
     assert "at most 3 bytes (got 4)" in caught.value.message
 
 
 def test_without_a_room_nothing_is_counted() -> None:
-    hold(1 << 60)
-    keep_message().give()
-    Lease().give()
+    reserve(1 << 60)
+    keep_message().release()
+    MessageReservation().release()
 
 
 def test_there_must_be_room_for_one() -> None:
-    with pytest.raises(ValueError, match="most must be at least largest, 10"):
-        Bounds(9, 10)
-    with pytest.raises(ValueError, match="most must be at least largest, 10"):
-        Bounds(10, 10, message_cost=1)
+    with pytest.raises(ValueError, match="limit must be at least largest, 10"):
+        BudgetBounds(9, 10)
+    with pytest.raises(ValueError, match="limit must be at least largest, 10"):
+        BudgetBounds(10, 10, message_cost=1)
 
 
 async def nothing(_context: Context) -> None:
     pass
 
 
-def guarded(pool: BytesInFlight) -> GuardInterceptor:
+def guarded(pool: MemoryBudget) -> GuardInterceptor:
     return GuardInterceptor([ECHO], [report_errors], None, lambda _: pool)
 
 
@@ -469,17 +475,19 @@ async def test_2_streams_nothing_keeps_a_message_while_the_next_is_waited_for() 
 LARGE, SMALL = f"/{ECHO}/UnaryUnary", f"/{ECHO}/UnaryStream"
 
 
-def two_pools() -> Rooms:
-    return Rooms(Bounds(16 * 1024 * 1024, 1024 * 1024, patience_seconds=0.05), [LARGE])
+def two_pools() -> MemoryBudgets:
+    return MemoryBudgets(
+        BudgetBounds(16 * 1024 * 1024, 1024 * 1024, patience_seconds=0.05), [LARGE]
+    )
 
 
 async def test_1_rooms_what_only_asks_never_waits_behind_uploads() -> None:
-    rooms = two_pools()
-    room_for: RoomFor = rooms.of
-    interceptor = GuardInterceptor([ECHO], [report_errors], None, room_for)
-    pool = rooms.for_large
+    budgets = two_pools()
+    budget_for: BudgetFor = budgets.of
+    interceptor = GuardInterceptor([ECHO], [report_errors], None, budget_for)
+    pool = budgets.for_large
     for flow in ("a", "b", "c", "d", "e", "f", "g", "h"):  # as full as it can be
-        while pool.take(flow, pool.need):
+        while pool.reserve(flow, pool.largest_bytes):
             pass
     async with (
         serving(nothing, [interceptor]) as address,
@@ -497,8 +505,8 @@ async def test_1_rooms_what_only_asks_never_waits_behind_uploads() -> None:
 
 
 async def test_1_rooms_health_and_reflection_are_bounded_as_well() -> None:
-    rooms = Rooms(Bounds(1000, 100, receive_seconds=0.05), ())
-    interceptor = GuardInterceptor(["another.Service"], [], None, rooms.of)
+    budgets = MemoryBudgets(BudgetBounds(1000, 100, receive_seconds=0.05), ())
+    interceptor = GuardInterceptor(["another.Service"], [], None, budgets.of)
     async with (
         serving(nothing, [interceptor]) as address,
         grpc.aio.insecure_channel(address) as channel,
@@ -516,10 +524,10 @@ async def test_1_rooms_health_and_reflection_are_bounded_as_well() -> None:
 def test_what_only_asks_has_four_rooms_if_they_fit(
     most: int, largest: int, large: int, small: int
 ) -> None:
-    rooms = Rooms(Bounds(most, largest), ["/x/Y"])
-    assert rooms.of("/x/Y") is rooms.for_large
-    assert rooms.of("/x/Z") is rooms.for_small
-    assert (rooms.for_large.bounds.most, rooms.for_small.bounds.most) == (large, small)
+    budgets = MemoryBudgets(BudgetBounds(most, largest), ["/x/Y"])
+    assert budgets.of("/x/Y") is budgets.for_large
+    assert budgets.of("/x/Z") is budgets.for_small
+    assert (budgets.for_large.bounds.limit, budgets.for_small.bounds.limit) == (large, small)
 
 
 async def test_a_request_that_does_not_come() -> None:
@@ -537,8 +545,8 @@ async def test_a_request_that_does_not_come() -> None:
 async def test_what_all_calls_hold_is_told_to_other_threads() -> None:
     """Item 3: decoded pictures count together with the requests."""
     pool = pool_of(1000, 100)
-    assert in_flight.counter()() == 0
-    async with pool.room("one"):
-        count = in_flight.counter()
-        in_flight.hold(300)
+    assert memory_budget.counter()() == 0
+    async with pool.reservation("one"):
+        count = memory_budget.counter()
+        memory_budget.reserve(300)
         assert await asyncio.to_thread(count) == pool.held == 300
