@@ -31,12 +31,12 @@ def install_hint(extra: str) -> str:
 def stranger() -> str | None:
     """Return a warning if somebody else's package `sightline` is installed; None if it is not."""
     try:
-        found = metadata.metadata(_STRANGER)
+        package = metadata.metadata(_STRANGER)
     except metadata.PackageNotFoundError:
         return None
-    if found["Summary"].startswith(_OURS):  # a checkout that was installed under its first name
+    if package["Summary"].startswith(_OURS):  # a checkout that was installed under its first name
         return None
     return (
-        f"the package sightline {found['Version']}, which is installed here, is not ours and has "
+        f"the package sightline {package['Version']}, which is installed here, is not ours and has "
         f"the same folder: pip uninstall sightline, then install {DISTRIBUTION} again"
     )

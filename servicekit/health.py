@@ -18,7 +18,7 @@ _Status = health_pb2.HealthCheckResponse
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class HealthService(health_pb2_grpc.HealthServicer):
     """The health service of one server. Call its methods in the event loop's thread.
 
     A service is SERVING while the server is open, not closing and set ready.

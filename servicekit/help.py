@@ -116,8 +116,8 @@ def with_settings(
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(function, eval_str=True)
-        parameters = [one for one in own.parameters.values() if one.name != "advanced"]
-        parameters += [one for name in names for one in _parameters(cls, name, ADVANCED)]
+        parameters = [p for p in own.parameters.values() if p.name != "advanced"]
+        parameters += [p for name in names for p in _parameters(cls, name, ADVANCED)]
 
         def command(**options: object) -> None:
             advanced = {}
@@ -154,10 +154,10 @@ def print_help(cls: type[BaseSettings], part: str, basic: Collection[str], prog:
     ]
     advanced = [name for name in cls.model_fields if name not in basic]
     parameters = [
-        *(one for name in basic for one in _parameters(cls, name, None)),
+        *(p for name in basic for p in _parameters(cls, name, None)),
         _parameter("config", config, None),
         _parameter("version", Version, False),
-        *(one for name in advanced for one in _parameters(cls, name, ADVANCED)),
+        *(p for name in advanced for p in _parameters(cls, name, ADVANCED)),
     ]
 
     def command(**_: object) -> None: ...
@@ -174,7 +174,7 @@ def print_help(cls: type[BaseSettings], part: str, basic: Collection[str], prog:
 def _sign(function: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> None:
     """Give a function the parameters that Typer reads."""
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    function.__annotations__ = {one.name: one.annotation for one in parameters}
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
 
 
 def _parameter(name: str, annotation: object, default: object) -> inspect.Parameter:
@@ -224,7 +224,7 @@ def _default(field: FieldInfo) -> str:
 def _type_name(annotation: object) -> str:
     """Return how `--help` names the type of a value, such as `<int>` or `<choice>`."""
     if get_origin(annotation) in (Union, UnionType, Annotated):
-        return _type_name(next(one for one in get_args(annotation) if one is not NoneType))
+        return _type_name(next(a for a in get_args(annotation) if a is not NoneType))
     if get_origin(annotation) is Literal:
         return "<choice>"
     if get_origin(annotation) is tuple:

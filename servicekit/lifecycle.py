@@ -28,7 +28,7 @@ from servicekit.calls.budget_bounds import BudgetBounds
 from servicekit.calls.gate import Gate
 from servicekit.calls.interceptors import Guard, server_interceptor
 from servicekit.calls.tarpit import Tarpit
-from servicekit.health import Health
+from servicekit.health import HealthService
 from servicekit.private_files import share
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
@@ -114,7 +114,7 @@ class Service:
 class Readiness:
     """The readiness of the services; `set` may be called from any thread."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: HealthService) -> None:
         self._loop = asyncio.get_running_loop()
         self._health = health
 
@@ -165,7 +165,7 @@ async def serve(
         StartError: an address cannot be bound, or `start` failed.
         SettingsError: a file that a setting names cannot be used.
     """
-    health = Health([service.full_name for service in services])
+    health = HealthService([service.full_name for service in services])
     access = {f"/{s.full_name}/{m}": scope for s in services for m, scope in s.access.items()}
     # Methods that are open to everyone are about the server itself, and work from the start.
     open_to_all = [method for method, scope in access.items() if scope is None]
@@ -301,7 +301,7 @@ def _build(
     settings: ServerSettings,
     services: Sequence[Service],
     access: Access,
-    health: Health,
+    health: HealthService,
     gate: Gate,
     registry: CollectorRegistry,
     options: Sequence[tuple[str, int | str]],

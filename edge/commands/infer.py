@@ -166,6 +166,6 @@ def _plain(image: ImageAnswer) -> dict[str, object]:
         "image_id": image.image_id,
         "image_width": image.image_width,
         "image_height": image.image_height,
-        "detections": [asdict(found) for found in image.detections],
-        "classes": [asdict(found) for found in image.classes],
+        "detections": [asdict(result) for result in image.detections],
+        "classes": [asdict(result) for result in image.classes],
     }

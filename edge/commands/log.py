@@ -118,8 +118,8 @@ def log(
     opened = open_sources(sources, every, every_seconds)
     with ExitStack() as nodes:
         runs = [
-            _Run(nodes.enter_context(_node(one)), its, one)
-            for one, its in _devices(settings, opened, options)
+            _Run(nodes.enter_context(_node(device)), its_sources, device)
+            for device, its_sources in _devices(settings, opened, options)
         ]
         interrupted = False
         with _interruptible():
@@ -135,9 +135,9 @@ def log(
     print_summary(
         stats, opened, ingest, as_json=as_json, per_source=PLACEHOLDER in settings.device_id
     )
-    all_sources = [source for one in stats.values() for source in one.sources.values()]
+    all_sources = [source for node in stats.values() for source in node.sources.values()]
     unread = any(source.state is SourceState.FAILED for source in all_sources)
-    failed = any(one.pictures.failed for one in stats.values())
+    failed = any(node.pictures.failed for node in stats.values())
     if unread or (not interrupted and (not committed or failed)):
         raise typer.Exit(1)
 

@@ -118,7 +118,7 @@ def _check_exists(word: str) -> None:
         return
     kinds = ", ".join(sorted(SUFFIXES))
     if path.is_dir():
-        if not any(one.suffix.lower() in SUFFIXES for one in path.iterdir()):
+        if not any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
             raise CommandError(
                 f"The folder {word} has no image in it ({kinds}). Folders in it are not read:"
                 f" '{path}/**/*.jpg' is a pattern that does"

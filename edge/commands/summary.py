@@ -23,16 +23,16 @@ def glance(stats: Sequence[NodeStats], sources: Sequence[FrameSource]) -> Glance
     """
     lengths = [length_of(source) for source in sources]
     known = [length for length in lengths if length is not None]
-    of_sources = {name: one for each in stats for name, one in each.sources.items()}
+    of_sources = {name: source for node in stats for name, source in node.sources.items()}
     return Glance(
-        by_device=sum(one.pictures.by_device for one in stats),
-        by_cloud=sum(sum(one.pictures.by_cloud.values()) for one in stats),
-        failed=sum(sum(one.pictures.failed.values()) for one in stats),
-        dropped=sum(one.dropped for one in of_sources.values()),
-        lost=tuple(n for n, one in of_sources.items() if one.state is SourceState.LOST),
-        committed=sum(one.logger.committed for one in stats),
-        waiting=sum(one.logger.backlog + one.logger.in_memory for one in stats),
-        done=sum(one.read - one.waiting for one in of_sources.values()),
+        by_device=sum(node.pictures.by_device for node in stats),
+        by_cloud=sum(sum(node.pictures.by_cloud.values()) for node in stats),
+        failed=sum(sum(node.pictures.failed.values()) for node in stats),
+        dropped=sum(source.dropped for source in of_sources.values()),
+        lost=tuple(n for n, source in of_sources.items() if source.state is SourceState.LOST),
+        committed=sum(node.logger.committed for node in stats),
+        waiting=sum(node.logger.backlog + node.logger.in_memory for node in stats),
+        done=sum(source.read - source.waiting for source in of_sources.values()),
         length=sum(known) if len(known) == len(lengths) else None,
     )
 
@@ -55,7 +55,7 @@ def print_summary(
         per_source: each source has a device id of its own.
     """
     if as_json:
-        plain = {device: asdict(one) for device, one in stats.items()}
+        plain = {device: asdict(node) for device, node in stats.items()}
         typer.echo(json.dumps({"devices": plain} if per_source else next(iter(plain.values()))))
         return
     nodes = list(stats.values())
@@ -65,8 +65,8 @@ def print_summary(
         f"{seen.by_cloud:,} by the cloud, {seen.failed:,} failed"
         + (f", {seen.dropped:,} dropped because answering took too long" if seen.dropped else "")
     )
-    logged = sum(one.logger.logged for one in nodes)
-    gone = sum(sum(one.logger.dropped.values()) for one in nodes)
+    logged = sum(node.logger.logged for node in nodes)
+    gone = sum(sum(node.logger.dropped.values()) for node in nodes)
     typer.echo(
         f"{_count(logged, 'prediction')} logged, "
         + (f"{gone:,} dropped for lack of space, " if gone else "")
@@ -78,8 +78,8 @@ def print_summary(
             else "the others committed"
         )
     )
-    for one in nodes:
-        for name, source in one.sources.items():
+    for node in nodes:
+        for name, source in node.sources.items():
             if source.last_error:
                 times = f", lost {_count(source.reconnects, 'time')}" if source.reconnects else ""
                 typer.echo(f"{name}: {source.state}{times}: {source.last_error}")
@@ -89,7 +89,7 @@ def print_summary(
 def _next(devices: Sequence[str], target: str | None, *, waiting: bool) -> str:
     if waiting:
         return "sightline doctor" + (f" --ingest {target}" if target else "")
-    words = ["sightline", "stats", *(word for one in devices for word in ("--device", one))]
+    words = ["sightline", "stats", *(word for device in devices for word in ("--device", device))]
     return shlex.join([*words, *(["--target", target] if target else [])])
 
 

@@ -148,7 +148,7 @@ class JudgedCount(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Details:
+class StatsDetails:
     """Counts that are read from the rows, of the predictions that match a filter."""
 
     with_verdict: int
@@ -179,7 +179,7 @@ class Stats:
     last_captured_us: int | None
     rejected: int
     gap_sequences: int
-    details: Details | None = None
+    details: StatsDetails | None = None
     """None: not asked for."""
 
 

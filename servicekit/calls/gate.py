@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import grpc
 
 from servicekit.errors import SightlineError
-from servicekit.health import Health
+from servicekit.health import HealthService
 
 T = TypeVar("T")
 _QUIET_SECONDS = 0.02
@@ -28,7 +28,7 @@ class Gate:
         always_open: full methods that are admitted before that, such as liveness checks.
     """
 
-    def __init__(self, health: Health, always_open: Collection[str] = ()) -> None:
+    def __init__(self, health: HealthService, always_open: Collection[str] = ()) -> None:
         self._health = health
         self._always_open = frozenset(always_open)
         self._closed = False

@@ -5,7 +5,7 @@ They read every row that matches, and so are counted only where a request wants 
 
 from ingest_service.store.duckdb.filters import where
 from ingest_service.store.duckdb.unfiltered_stats import MAX_KEYS, RunQuery
-from ingest_service.store.protocol import Details, Filter, JudgedCount
+from ingest_service.store.protocol import Filter, JudgedCount, StatsDetails
 
 _KEYS = {
     "device_id": "device_id",
@@ -21,7 +21,7 @@ _COUNTED = """
 """
 
 
-def read_details(run: RunQuery, filter_: Filter) -> Details:
+def read_details(run: RunQuery, filter_: Filter) -> StatsDetails:
     """Return the detailed counts of what matches; all queries must see one moment."""
     condition, values = where(filter_)
     counts: dict[str, list[JudgedCount]] = {kind: [] for kind in _KEYS}
@@ -35,7 +35,7 @@ def read_details(run: RunQuery, filter_: Filter) -> Details:
         kind: {count.key: count.with_verdict for count in counts[kind]}
         for kind in ("device_id", "model_name", "source")
     }
-    return Details(
+    return StatsDetails(
         with_verdict=sum(verdicts["source"].values()),
         verdicts=verdicts,
         by_cloud_reason=counts["cloud_reason"][:MAX_KEYS],

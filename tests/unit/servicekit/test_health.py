@@ -7,7 +7,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from servicekit.health import Health
+from servicekit.health import HealthService
 
 EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 NAME = "test.v1.Echo"
@@ -18,7 +18,7 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 @contextlib.asynccontextmanager
 async def served(
-    health: Health,
+    health: HealthService,
 ) -> AsyncIterator[tuple[Any, grpc.aio.Server]]:
     server = grpc.aio.server()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -35,7 +35,7 @@ async def check(stub: Any, service: str) -> int:
 
 
 async def test_live_from_the_start_and_ready_while_open() -> None:
-    health = Health([NAME])
+    health = HealthService([NAME])
     async with served(health) as (stub, _):
         assert (await check(stub, ""), await check(stub, NAME)) == (SERVING, NOT_SERVING)
         health.open()
@@ -50,7 +50,7 @@ async def test_live_from_the_start_and_ready_while_open() -> None:
 
 
 async def test_what_warm_up_says_holds_after_it() -> None:
-    health = Health([NAME])
+    health = HealthService([NAME])
     async with served(health) as (stub, _):
         health.set_ready(True)
         assert await check(stub, NAME) == NOT_SERVING
@@ -60,14 +60,14 @@ async def test_what_warm_up_says_holds_after_it() -> None:
 
 
 async def test_a_service_that_is_not_served_is_not_found() -> None:
-    async with served(Health([NAME])) as (stub, _):
+    async with served(HealthService([NAME])) as (stub, _):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await check(stub, "other.Service")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_a_watcher_sees_each_change_and_then_the_end() -> None:
-    health = Health([NAME])
+    health = HealthService([NAME])
     async with served(health) as (stub, server):
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=NAME))
         seen = [(await watch.read()).status]
@@ -83,7 +83,7 @@ async def test_a_watcher_sees_each_change_and_then_the_end() -> None:
 
 
 async def test_a_watcher_of_an_unknown_service_waits_for_it() -> None:
-    health = Health([NAME])
+    health = HealthService([NAME])
     async with served(health) as (stub, _):
         watch = stub.Watch(health_pb2.HealthCheckRequest(service="other.Service"))
         assert (await watch.read()).status == SERVICE_UNKNOWN
@@ -96,7 +96,7 @@ async def test_watchers_of_a_service_do_not_wait_for_each_other() -> None:
         async def write(self, _message: object) -> None:
             await asyncio.Event().wait()
 
-    health = Health([NAME])
+    health = HealthService([NAME])
     async with served(health) as (stub, _):
         request = health_pb2.HealthCheckRequest(service=NAME)
         stuck = asyncio.ensure_future(health.Watch(request, Stuck()))  # type: ignore[arg-type]

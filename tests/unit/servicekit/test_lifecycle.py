@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from servicekit.health import Health
+from servicekit.health import HealthService
 from servicekit.lifecycle import Readiness, Service, StartError, run, serve
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
@@ -114,7 +114,7 @@ async def test_what_start_sets_is_what_ready_means(capsys: pytest.CaptureFixture
 
 def test_readiness_outlives_its_server() -> None:
     async def make() -> Readiness:
-        return Readiness(Health([ECHO]))
+        return Readiness(HealthService([ECHO]))
 
     readiness = asyncio.run(make())
     readiness.set(False)  # as a worker thread may, when the loop is gone already

@@ -8,7 +8,7 @@ import pytest
 
 from servicekit.calls.gate import Gate
 from servicekit.errors import SightlineError
-from servicekit.health import Health
+from servicekit.health import HealthService
 
 LIVE, INFER = "/test.v1.Echo/Live", "/test.v1.Echo/Infer"
 
@@ -22,7 +22,7 @@ async def call(gate: Gate, method: str) -> str:
 
 
 async def test_only_what_is_always_open_passes_before_the_server_is_warm() -> None:
-    health = Health(["test.v1.Echo"])
+    health = HealthService(["test.v1.Echo"])
     gate = Gate(health, [LIVE])
     assert await call(gate, LIVE) == "answered"
     with pytest.raises(SightlineError) as caught:
@@ -33,7 +33,7 @@ async def test_only_what_is_always_open_passes_before_the_server_is_warm() -> No
 
 
 async def test_what_is_always_open_is_waited_for_as_any_call() -> None:
-    gate = Gate(Health(["test.v1.Echo"]), [LIVE])
+    gate = Gate(HealthService(["test.v1.Echo"]), [LIVE])
     inside = []
 
     async def look() -> None:
@@ -45,7 +45,7 @@ async def test_what_is_always_open_is_waited_for_as_any_call() -> None:
 
 
 async def test_calls_that_have_arrived_are_refused_until_none_comes_any_more() -> None:
-    health = Health(["test.v1.Echo"])
+    health = HealthService(["test.v1.Echo"])
     health.open()
     gate, reasons = Gate(health, [LIVE]), []
 
@@ -64,7 +64,7 @@ async def test_calls_that_have_arrived_are_refused_until_none_comes_any_more() -
 
 
 async def test_closing_ends_though_calls_keep_coming() -> None:
-    gate = Gate(Health(["test.v1.Echo"]))
+    gate = Gate(HealthService(["test.v1.Echo"]))
     closing = asyncio.create_task(gate.close())
     while not closing.done():
         await asyncio.sleep(0.001)

@@ -20,7 +20,7 @@ from servicekit.calls.gate import Gate
 from servicekit.calls.interceptors import GuardInterceptor, server_interceptor
 from servicekit.calls.status import report_errors
 from servicekit.errors import SightlineError
-from servicekit.health import Health
+from servicekit.health import HealthService
 from servicekit.server_settings import ServerSettings
 from servicekit.telemetry import access_log, call_notes, logs
 from servicekit.telemetry.access_log import JsonLines, log_access
@@ -226,7 +226,7 @@ async def test_people_get_the_same_fields(
 @pytest.mark.parametrize("on", [True, False])
 def test_it_can_be_turned_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
     monkeypatch.chdir(tmp_path)
-    health = Health([ECHO])
+    health = HealthService([ECHO])
     settings, rooms = EchoSettings(access_log=on), MemoryBudgets(BudgetBounds(100, 10), ())
     made = server_interceptor([ECHO], {}, settings, Gate(health), CollectorRegistry(), rooms.of)
     assert (log_access in made._guards) is on
