@@ -210,7 +210,7 @@ def _capital(text: str) -> str:
 
 
 def _note(name: str, value: str) -> str:
-    return f"[dim]{escape(f'[{name}: {value}]')}[/dim]"
+    return escape(f"({name}: {value})")
 
 
 def _default(field: FieldInfo) -> str:

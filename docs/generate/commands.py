@@ -37,7 +37,11 @@ def _group(group: TyperGroup, path: str, level: int) -> Iterator[str]:
 
 def _command(command: TyperCommand, path: str) -> Iterator[str]:
     arguments = [one for one in command.params if isinstance(one, TyperArgument)]
-    options = [one for one in command.params if isinstance(one, TyperOption) and one.name != "help"]
+    options = [
+        one
+        for one in command.params
+        if isinstance(one, TyperOption) and one.name != "help" and not one.hidden
+    ]
     usage = [path, *(["[OPTIONS]"] if options else []), *map(_argument, arguments)]
     yield f"```text\n{' '.join(usage)}\n```"
     if path.startswith("sightline serve "):
@@ -62,4 +66,4 @@ def _argument(argument: TyperArgument) -> str:
 
 def _escaped(text: str) -> str:
     """Return a help text without what Markdown or a terminal would take as its own."""
-    return text.replace("\b", "").replace("<", "&lt;")
+    return text.replace("\b", "").replace("\\[", "[").replace("<", "&lt;")

@@ -28,8 +28,8 @@ of them that is there counts:
 4. a file in the folder `SIGHTLINE_SECRETS_DIR` that is called like the variable, in upper or lower
    case; its text is the value
 
-Lists are separated by commas in flags, variables and files, and are lists in TOML. An unknown flag
-or an unknown line of the TOML file is refused.
+Lists are separated by commas in flags, variables and files, and are lists in TOML. An unknown flag,
+an unknown variable of the part or an unknown line of the TOML file is refused.
 """
 
 _BOUNDS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}

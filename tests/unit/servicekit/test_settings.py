@@ -299,8 +299,8 @@ def test_help_shows_the_basic_settings_first(capsys: pytest.CaptureFixture[str])
     assert "--config" in basic
     assert "SIGHTLINE_INGEST_LISTEN=" in basic
     assert "--grace-seconds" not in basic
-    assert "Time for running calls to finish after SIGTERM, s. [default: 10.0]" in advanced
-    assert "[one of: console, json]" in advanced
+    assert "Time for running calls to finish after SIGTERM, s. (default: 10.0)" in advanced
+    assert "(one of: console, json)" in advanced
     assert "A switch; --no-compact: no." in advanced
 
 
