@@ -139,7 +139,7 @@ class Count(NamedTuple):
 
 
 class JudgedCount(NamedTuple):
-    """How many predictions fall under one value of a key, and how many of them have a verdict."""
+    """Counts of the predictions under one value of a key: in total, defects, with a verdict."""
 
     key: str
     total: int

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -295,7 +296,7 @@ def test_a_run_that_is_never_begun_reads_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_out_of_range_are_refused_at_once(
-    tmp_path: Path, options: dict[str, int], message: str
+    tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with running_node(tmp_path) as (node, _), pytest.raises(ValueError, match=message):
         node.run(Camera(1), **options)
