@@ -25,7 +25,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Returns an environment with these settings of a node, and no others.
+    """Return an environment with these settings of a node, and no others.
 
     Without a target nothing is reached: at the default ports another service may be.
     """
@@ -36,7 +36,7 @@ def environment(**settings: object) -> dict[str, str]:
 
 
 def sightline(*words: object, env: Mapping[str, str] | None = None) -> Done:
-    """Runs a command line to its end.
+    """Run a command line to its end.
 
     Args:
         words: after `sightline`.
@@ -54,7 +54,7 @@ def sightline(*words: object, env: Mapping[str, str] | None = None) -> Done:
 
 
 def lines(output: str) -> list[Any]:
-    """Returns JSON lines."""
+    """Return JSON lines."""
     return [json.loads(line) for line in output.splitlines()]
 
 

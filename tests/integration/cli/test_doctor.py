@@ -89,7 +89,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
 
 
 def levels(done: Result) -> dict[str, str]:
-    """Returns each check's worst level."""
+    """Return each check's worst level."""
     found: dict[str, str] = {}
     order = ["ok", "warning", "failed"]
     for one in json.loads(done.stdout)["findings"]:
@@ -105,7 +105,7 @@ def finding(done: Result, check: str) -> dict[str, Any]:
 
 
 def doctor(**settings: object) -> Result:
-    """Runs it in this process, which saves a second."""
+    """Run it in this process, which saves a second."""
     mine = {name: None for name in os.environ if name.startswith("SIGHTLINE_")}
     named = {f"SIGHTLINE_EDGE_{name.upper()}": str(value) for name, value in settings.items()}
     done = CliRunner().invoke(app, ["doctor", "--json"], env={**mine, **named})

@@ -1,4 +1,4 @@
-"""What `--help` says of every command, and what a shell completes."""
+"""The help of every command, and the completion of a shell."""
 
 import inspect
 import re

@@ -55,7 +55,7 @@ def settings(ingest: FakeIngest, folder: Path, **more: object) -> dict[str, str]
 
 
 def adds_up(stats: dict[str, Any]) -> bool:
-    """Whether every frame that was read has one fate, and every answer is logged."""
+    """Return True if every frame has one fate, and every answer is logged."""
     frames = all(
         one["read"] == sum(one[part] for part in PARTS) for one in stats["sources"].values()
     )

@@ -20,7 +20,7 @@ DETECTOR = REPOSITORY / "plates/1/model.onnx"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, what is none, and a port at which something listens."""
+    """A folder with images, and with files that are not images."""
     made = tmp_path_factory.mktemp("mistakes")
     (made / "pictures").mkdir()
     (made / "pictures" / "plate.jpg").write_bytes(to_jpeg(make_plate(0).image))
@@ -43,7 +43,7 @@ Here = Callable[[list[str], dict[str, str]], tuple[int, str, str]]
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
-    """Runs a command line in this process, which saves a second; returns how it ended."""
+    """Run a command line in this process, which saves a second; return how it ended."""
 
     def run(words: list[str], settings: dict[str, str]) -> tuple[int, str, str]:
         monkeypatch.setattr(os, "environ", environment(**settings))

@@ -1,4 +1,4 @@
-"""What a connection can cost others before anybody knows whose it is (issue 11, item 6).
+"""The cost of a connection for others before it is authenticated (issue 11, item 6).
 
 Real servers in processes of their own, and a raw HTTP/2 client that does what no library would.
 """
@@ -34,7 +34,7 @@ PLACES = 64
 
 @contextlib.asynccontextmanager
 async def served(*flags: str) -> AsyncIterator[tuple[Process, str]]:
-    """Runs the echo service; yields it and its address."""
+    """Run the echo service; yield it and its address."""
     places = ("--max-concurrent-streams", str(PLACES))
     async with started(*places, "--no-access-log", *flags) as process:
         ready = await process.ready()
@@ -42,7 +42,7 @@ async def served(*flags: str) -> AsyncIterator[tuple[Process, str]]:
 
 
 def flood(connection: Connection, block: bytes, count: int) -> list[Stream]:
-    """Begins calls with an empty request each."""
+    """Begin calls with an empty request each."""
     streams = []
     for _ in range(count):
         streams.append(connection.open(block))
@@ -51,13 +51,13 @@ def flood(connection: Connection, block: bytes, count: int) -> list[Stream]:
 
 
 def reset_flood(connection: Connection, block: bytes, count: int) -> None:
-    """Begins calls and resets each at once."""
+    """Begin calls and resets each at once."""
     for _ in range(count):
         connection.reset(connection.open(block))
 
 
 async def answered(address: str) -> float:
-    """Returns how long a well-behaved caller waits for its answer, s."""
+    """Return how long a well-behaved caller waits for its answer, s."""
     async with grpc.aio.insecure_channel(address) as channel:
         await channel.channel_ready()
         began = time.monotonic()
@@ -66,7 +66,7 @@ async def answered(address: str) -> float:
 
 
 async def is_full(connection: Connection) -> bool:
-    """Returns whether gRPC refuses most further calls of the connection by itself."""
+    """Return True if gRPC itself refuses most further calls of the connection."""
     await asyncio.sleep(0.2)  # what is not answered late has ended
     # As many again may be on their way out.
     probes = [connection.open(STREAMING) for _ in range(2 * PLACES)]

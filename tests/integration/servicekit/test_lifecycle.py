@@ -35,13 +35,13 @@ class Process:
         self._process = process
 
     async def line(self) -> str:
-        """Returns its next line on stdout, without the newline; empty at the end."""
+        """Return its next line on stdout, without the newline; empty at the end."""
         assert self._process.stdout is not None
         async with asyncio.timeout(20):
             return (await self._process.stdout.readline()).decode().rstrip("\n")
 
     async def ready(self) -> dict[str, Any]:
-        """Returns what it says once it is ready."""
+        """Return what it says once it is ready."""
         assert await self.line() == "starting"
         line = json.loads(await self.line())
         assert line["event"] == "ready"
@@ -51,7 +51,7 @@ class Process:
         self._process.send_signal(number)
 
     async def end(self) -> tuple[int, list[str], str]:
-        """Returns exit code, the lines left on stdout, and stderr."""
+        """Return exit code, the lines left on stdout, and stderr."""
         async with asyncio.timeout(20):
             out, err = await self._process.communicate()
         assert self._process.returncode is not None
@@ -145,7 +145,7 @@ async def test_a_signal_lets_running_calls_finish(number: signal.Signals) -> Non
 
 
 async def until_running(address: str) -> None:
-    """Gives what was sent before on another connection the time to arrive: a whole call."""
+    """Wait for a whole call, so that earlier data of another connection has arrived."""
     async with grpc.aio.insecure_channel(address) as channel:
         for _ in range(5):
             await call(channel, "UnaryUnary", (b"x",))

@@ -30,7 +30,7 @@ def scraped(address: str) -> str:
 async def slow(
     address: str, count: int, sent: bytes, source: str = FLOOD_ADDRESS
 ) -> AsyncIterator[list[asyncio.StreamReader]]:
-    """Keeps connections that have sent the beginning of a request."""
+    """Keep connections that have sent the beginning of a request."""
     host, port = address.rsplit(":", 1)
     opened = []
     for _ in range(count):

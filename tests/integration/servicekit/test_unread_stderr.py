@@ -32,14 +32,14 @@ SPOOL = SpoolKey("gate-1", "0b3f8f5c-38a4-4d8e-9a0c-5e6f3c3c8d11")
 
 
 def full_pipe() -> tuple[int, int]:
-    """Returns both ends of a pipe that takes no further byte."""
+    """Return both ends of a pipe that takes no further byte."""
     reading, writing = os.pipe()
     _fill(writing)
     return reading, writing
 
 
 def full_socket() -> tuple[int, int]:
-    """Returns both ends of a socket that takes no further byte, as a journal's may be."""
+    """Return both ends of a socket that takes no further byte, as a journal's may be."""
     reading, writing = (one.detach() for one in socket.socketpair())
     _fill(writing)
     return reading, writing
@@ -65,12 +65,12 @@ class Service:
         self._reading = reading
 
     def stop(self) -> int:
-        """Ends it with SIGTERM and returns its exit code."""
+        """End it with SIGTERM and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
     def said(self) -> str:
-        """Returns what it had to say; reads until it has ended."""
+        """Return its output until it has ended."""
         parts = []
         while part := os.read(self._reading, 1 << 16):
             parts.append(part)
@@ -85,7 +85,7 @@ def unread(
     stuck: Callable[[], tuple[int, int]] = full_pipe,
     both: bool = False,
 ) -> Iterator[Service]:
-    """Runs a service with a full stderr; `both`: stdout is the same pipe."""
+    """Run a service with a full stderr; `both`: stdout is the same pipe."""
     reading, writing = stuck()
     address = f"unix:{folder}/socket" if both else "127.0.0.1:0"
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
@@ -111,7 +111,7 @@ def unread(
 
 
 def log(address: str, first: int, last: int) -> PredictionLogResponse:
-    """Logs predictions, on a connection of its own."""
+    """Log predictions, on a connection of its own."""
     with grpc.insecure_channel(address) as channel:
         stub = ingest_service_pb2_grpc.IngestServiceStub(channel)
         sent = request(*predictions(first, last), head=header(SPOOL))
@@ -119,7 +119,7 @@ def log(address: str, first: int, last: int) -> PredictionLogResponse:
 
 
 def until_committed(address: str, first: int, last: int) -> PredictionLogResponse:
-    """Logs until it works, which must be soon."""
+    """Log until it works, which must be soon."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -129,7 +129,7 @@ def until_committed(address: str, first: int, last: int) -> PredictionLogRespons
 
 
 def failures(address: str, count: int, last: int) -> None:
-    """Has so many commits fail."""
+    """Make a number of commits fail."""
     for _ in range(count):
         with pytest.raises(grpc.RpcError) as caught:
             log(address, 1, last)

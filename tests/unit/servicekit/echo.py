@@ -18,7 +18,7 @@ Act = Callable[[Context], Awaitable[None]]
 
 
 def parse(data: bytes) -> bytes:
-    """Takes any bytes for a message but `MALFORMED`."""
+    """Return the bytes as a message, except `MALFORMED`."""
     if data == MALFORMED:
         raise DecodeError("no message")
     return data
@@ -68,7 +68,7 @@ class Echo:
 
 @contextlib.asynccontextmanager
 async def serving(act: Act, interceptors: Sequence[Any]) -> AsyncIterator[str]:
-    """Serves `Echo` on a free port of the loopback; yields its address."""
+    """Serve `Echo` on a free port of the loopback; yield its address."""
     server = grpc.aio.server(interceptors=interceptors)
     Echo(act).register(server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -82,7 +82,7 @@ async def serving(act: Act, interceptors: Sequence[Any]) -> AsyncIterator[str]:
 async def call(
     channel: grpc.aio.Channel, kind: str, requests: Sequence[bytes] = (b"a",), **options: Any
 ) -> list[bytes]:
-    """Returns the responses of one call of `Echo`; raises AioRpcError."""
+    """Return the responses of one call of `Echo`; raise AioRpcError."""
     method = f"/{ECHO}/{kind}"
     match kind:
         case "UnaryUnary":
@@ -101,7 +101,7 @@ async def call(
 
 
 def call_sync(channel: grpc.Channel, kind: str, requests: Sequence[bytes] = (b"a",)) -> list[bytes]:
-    """Returns the responses of one call of `Echo`; raises grpc.RpcError."""
+    """Return the responses of one call of `Echo`; raise grpc.RpcError."""
     method = f"/{ECHO}/{kind}"
     match kind:
         case "UnaryUnary":
@@ -115,7 +115,7 @@ def call_sync(channel: grpc.Channel, kind: str, requests: Sequence[bytes] = (b"a
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Returns once the condition holds; raises TimeoutError after 5 s."""
+    """Return once the condition holds; raise TimeoutError after 5 s."""
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 - what changes it has no event to wait for
             await asyncio.sleep(0.01)

@@ -34,7 +34,7 @@ class Received:
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps what it gets; holds every export while `go` is not set."""
+    """Keep what it gets; holds every export while `go` is not set."""
 
     def __init__(self) -> None:
         self.spans: list[Received] = []
@@ -57,14 +57,14 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def wait_for(
         self, condition: Callable[[Sequence[Received]], bool], seconds: float = 20
     ) -> None:
-        """Returns once the condition holds of the spans that came; raises AssertionError."""
+        """Return once the condition holds of the spans that came; raise AssertionError."""
         end = time.monotonic() + seconds
         while not condition(tuple(self.spans)):
             assert time.monotonic() < end, self.spans
             time.sleep(0.01)
 
     def of(self, trace_id: str) -> dict[str, Received]:
-        """Returns the spans of a trace by their names."""
+        """Return the spans of a trace by their names."""
         return {span.name: span for span in tuple(self.spans) if span.trace_id == trace_id}
 
 

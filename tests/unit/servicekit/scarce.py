@@ -41,7 +41,7 @@ _AT_ONCE = {
 
 
 def outcomes(setup: str, extras: Sequence[int]) -> list[str]:
-    """Returns what became of the work with so many bytes more each time: done, or an error's name.
+    """Return the results of the work with more memory each time: done, or an error's name.
 
     Args:
         setup: Python that defines `prepare() -> before` and `work(before)`.
@@ -62,7 +62,7 @@ def outcomes(setup: str, extras: Sequence[int]) -> list[str]:
 
 
 def headroom(pid: int, extra: int | None) -> None:
-    """Bounds the address space of a process to what it has and so many bytes; None: no bound."""
+    """Limit the address space of a process to its current size plus some bytes; None: no limit."""
     import resource
 
     size = resource.RLIM_INFINITY

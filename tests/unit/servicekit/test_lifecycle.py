@@ -1,4 +1,4 @@
-"""What needs no process of its own; the rest is in tests/integration/servicekit."""
+"""Tests without a process of their own; the rest is in tests/integration/servicekit."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ class Settings(ServerSettings):
 
 
 async def nothing(*_arguments: object) -> None:
-    """Serves as any hook."""
+    """Serve as any hook."""
 
 
 class Log:

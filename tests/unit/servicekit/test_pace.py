@@ -1,4 +1,4 @@
-"""How long a peer waits that goes too fast."""
+"""The delay of a peer that is too fast."""
 
 import pytest
 

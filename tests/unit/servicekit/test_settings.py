@@ -38,7 +38,7 @@ class EdgeSettings(ClientTlsSettings):
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Works in an empty directory and without SIGHTLINE_* variables."""
+    """Run in an empty directory and without SIGHTLINE_* variables."""
     import os
 
     for name in list(os.environ):

@@ -38,7 +38,7 @@ class Issued:
 
 
 def issue(folder: Path, name: str, issuer: Issued | None = None) -> Issued:
-    """Returns a certificate for 127.0.0.1; without an issuer, a self-signed authority."""
+    """Return a certificate for 127.0.0.1; without an issuer, a self-signed authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -82,7 +82,7 @@ def server(tmp_path: Path, authority: Issued) -> Issued:
 @contextlib.asynccontextmanager
 async def secure(settings: ServerSettings) -> AsyncIterator[str]:
     async def nothing(_context: Context) -> None:
-        """Echoes, no more."""
+        """Echo the request."""
 
     credentials = server_credentials(settings)
     assert credentials is not None

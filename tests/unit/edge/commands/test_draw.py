@@ -29,7 +29,7 @@ def answer(*found: Detection, size: tuple[int, int] = (400, 300)) -> ImageAnswer
 
 
 def coloured(path: Path, class_id: int) -> tuple[int, int, int, int] | None:
-    """Returns the box around what has a class's colour; JPEG changes colours a little."""
+    """Return the box around the pixels of a class's colour; JPEG changes colours a little."""
     array = np.asarray(Image.open(path).convert("RGB")).astype(int)
     close = np.abs(array - colour_of(class_id)).max(axis=2) < 25
     if not close.any():

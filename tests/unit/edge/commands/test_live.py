@@ -1,4 +1,4 @@
-"""What a run shows on a terminal, and what in a journal."""
+"""The progress of a run on a terminal and in a journal."""
 
 import io
 import itertools

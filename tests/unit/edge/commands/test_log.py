@@ -1,4 +1,4 @@
-"""What one picture's failure is to a command that has more of them."""
+"""The failure of one image in a run of several."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""How the words that a person types become sources, and sources device ids."""
+"""Sources made from the words that a person types, and their device ids."""
 
 from pathlib import Path
 

@@ -39,7 +39,7 @@ def found(folder: Path, **more: Any) -> dict[str, Finding]:
 
 
 def overwrite_schema(folder: Path) -> None:
-    """Writes the log into the file, and makes its table unreadable."""
+    """Write the log into the file, and makes its table unreadable."""
     for path in (folder / "spool.db", folder / "spool.db-wal"):
         data = path.read_bytes() if path.exists() else b""
         path.write_bytes(data.replace(b"CREATE TABLE predictions", b"CREATE TABLE predicti*ns"))

@@ -1,4 +1,4 @@
-"""What a health check tells of a server's clock and version, and what of one that says nothing."""
+"""A server's clock and version in a health check, and a server that sends neither."""
 
 import time
 from collections.abc import Iterator

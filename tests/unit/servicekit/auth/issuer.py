@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Issuer:
-    """Serves a JWKS; counts who asks, and can hang or fail."""
+    """Serve a JWKS; counts who asks, and can hang or fail."""
 
     def __init__(self, body: str) -> None:
         self.body = body
@@ -25,7 +25,7 @@ class Issuer:
                 self.wfile.write(issuer.body.encode())
 
             def log_message(self, *args: object) -> None:
-                """Says nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Who gets in: the guard around a real service of all four kinds."""
+"""The guard around a real service with all four kinds of RPC."""
 
 import logging
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ async def callers(
     access: Access | None = None,
     kind: str = "UnaryUnary",
 ) -> list[Caller]:
-    """Makes one call and returns who the handler saw; raises SightlineError."""
+    """Make one call and return who the handler saw; raise SightlineError."""
     seen: list[Caller] = []
 
     async def act(_context: Context) -> None:

@@ -1,4 +1,4 @@
-"""Who gets bytes, who waits, who is next, and who has to give room back."""
+"""Fair sharing: reservations, queues, turns and victims."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from servicekit.calls.fair_share import FairShare
 
 
 def fill(share: FairShare[str], flow: str, size: int) -> int:
-    """Takes rooms of this size until there is none; returns how many."""
+    """Reserve blocks of this size until there is no more memory, and return their number."""
     taken = 0
     while share.reserve(flow, size):
         taken += 1

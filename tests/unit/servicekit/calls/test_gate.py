@@ -1,4 +1,4 @@
-"""What the gate lets in before the server is warm."""
+"""Calls that the gate admits before the server is ready."""
 
 import asyncio
 import contextlib

@@ -20,7 +20,7 @@ EXPECTED = {
 
 
 async def nothing(_context: Context) -> None:
-    """Does what most calls of these tests have to do."""
+    """Answer as most calls of these tests expect."""
 
 
 def noting(notes: list[str], name: str) -> Guard:

@@ -19,7 +19,7 @@ A, B = caller("a"), caller("b")
 
 
 def charge(limits: CallerLimits, who: Caller, size: int, now: float, method: str = "") -> None:
-    """Charges for a call with one message, when it begins and when its message is there."""
+    """Charge for a call with one message, when it begins and when its message is there."""
     limits.charge_call(who, now, method)
     limits.charge_message(who, size, now, method)
 
@@ -119,7 +119,7 @@ def test_who_waits_as_told_passes(
 
 
 def passed(limits: CallerLimits, size: int, now: float) -> float:
-    """Returns when a call has passed that waits as told: for its beginning, then for its bytes."""
+    """Return the time after which a call passes that waits for `retry_after`."""
     for _ in range(2):
         try:
             charge(limits, A, size, now)

@@ -48,7 +48,7 @@ async def stall(pool: MemoryBudget, flow: str = "slow") -> None:
 
 
 async def hold_all(pool: MemoryBudget, done: asyncio.Event, flow: str = "big") -> None:
-    """Holds a whole message until the event."""
+    """Hold a whole message until the event is set."""
     async with pool.reservation(flow) as reservation:
         await receive(reservation, bytes(pool.bounds.largest))
         await done.wait()
@@ -118,7 +118,7 @@ async def test_who_finds_no_room_gets_it_in_turn_flow_by_flow() -> None:
 
 
 async def read_on(pool: MemoryBudget, name: str, count: int, order: list[str]) -> None:
-    """Reads so many messages of 10 bytes as a handler of a stream does that passes them on."""
+    """Read messages of 10 bytes, as a stream's handler does that passes them on."""
     async with pool.reservation(name) as reservation:
         for _ in range(count):
             await reservation.receive(lambda: give(bytes(10)), len, reads_on=True)
@@ -137,7 +137,7 @@ async def test_streams_take_turns_of_several_messages_while_others_wait(
 
 
 async def order_of_two(pool: MemoryBudget, count: int) -> str:
-    """Lets two streams wait for reservation, and returns whose messages are read in which order."""
+    """Make two streams wait for memory, and return the order of their messages."""
     order, done = list[str](), asyncio.Event()
     holding = asyncio.create_task(hold_all(pool, done))
     await until(lambda: pool.held == 100)

@@ -1,4 +1,4 @@
-"""How late a flooding connection is answered; what it costs others is an integration test."""
+"""The delay of a flooding connection; its cost for others is an integration test."""
 
 import asyncio
 import gc
@@ -23,7 +23,7 @@ from servicekit.telemetry import call_notes
 
 
 class FakeContext:
-    """Where a call comes from, and the time that it has left."""
+    """A context with the peer of a call and the time left."""
 
     def __init__(self, left: float) -> None:
         self.left = left
@@ -55,7 +55,7 @@ async def works_then_is_cancelled() -> None:
 
 
 async def held(tarpit: Tarpit, proceed: Any, burst: int = BURST) -> bool:
-    """Returns whether one more call than a burst waits."""
+    """Return True if one more call than a burst waits."""
     for _ in range(burst):
         with pytest.raises((SightlineError, asyncio.CancelledError)):
             await asyncio.create_task(tarpit("/a.B/C", CONTEXT, proceed))

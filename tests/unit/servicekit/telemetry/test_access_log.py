@@ -47,7 +47,7 @@ class Log:
         return [json.loads(line) for line in self.stream.getvalue().splitlines()]
 
     async def one(self) -> dict[str, Any]:
-        """Returns the one line, once it is there."""
+        """Return the one line, once it is there."""
         await until(lambda: len(self.lines) == 1)
         return self.lines[0]
 

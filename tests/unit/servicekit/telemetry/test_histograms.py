@@ -14,7 +14,7 @@ BOUNDS = (0.5, 1.0, 2.5, 10)
 
 
 def samples(registry: CollectorRegistry) -> set[tuple[str, frozenset[tuple[str, str]], float]]:
-    """Returns what is scraped, but for when the series began, which only the reference says."""
+    """Return the scraped text, without the start times that only the reference has."""
 
     def plain(sample: Sample) -> tuple[str, frozenset[tuple[str, str]], float]:
         return sample.name, frozenset(sample.labels.items()), sample.value

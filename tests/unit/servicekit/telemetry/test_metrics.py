@@ -37,7 +37,7 @@ def sample(registry: CollectorRegistry, name: str) -> float | None:
 
 
 async def outcome(act: Act, code: str, limit: float | None = None) -> float | None:
-    """Returns how often the code was counted for one call that does `act`."""
+    """Return how often the code was counted for one call that does `act`."""
     registry = CollectorRegistry()
     async with measured(act, registry) as channel:
         with contextlib.suppress(grpc.aio.AioRpcError):

@@ -1,4 +1,4 @@
-"""What the metrics server answers to which request. Its sockets are an integration test."""
+"""The answers of the metrics server. Its sockets are an integration test."""
 
 import gzip
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def app() -> Any:
 
 
 def ask(request: str, answering: Any = None) -> tuple[str, bytes]:
-    """Returns the head and the body of the answer."""
+    """Return the head and the body of the answer."""
     answer = response(answering or app(), request.encode("latin-1"))
     head, _, body = answer.partition(b"\r\n\r\n")
     assert f"Content-Length: {len(body)}" in head.decode()

@@ -33,7 +33,7 @@ def collector() -> Iterator[Collector]:
 
 @contextlib.asynccontextmanager
 async def traced(act: Act, spans: Spans) -> AsyncIterator[grpc.aio.Channel]:
-    """Serves calls that have spans; sends what is left of them at the end."""
+    """Serve calls that have spans; send what is left of them at the end."""
     async with (
         serving(act, [GuardInterceptor([ECHO], [spans, report_errors])]) as address,
         grpc.aio.insecure_channel(address) as channel,
@@ -43,7 +43,7 @@ async def traced(act: Act, spans: Spans) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def nothing(_context: Context) -> None:
-    """Does what most calls of these tests have to do."""
+    """Answer as most calls of these tests expect."""
 
 
 async def test_a_span_is_the_child_of_the_callers(collector: Collector) -> None:

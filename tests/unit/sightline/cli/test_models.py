@@ -34,7 +34,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def run(*words: object) -> str:
-    """Returns what a command prints to stdout; raises what it ends with."""
+    """Return what a command prints to stdout; raise what it ends with."""
     result = CliRunner().invoke(app, ["models", *map(str, words)])
     if result.exception:
         raise result.exception
@@ -42,7 +42,7 @@ def run(*words: object) -> str:
 
 
 def said(*words: object) -> str:
-    """Returns the sentence that a command ends with."""
+    """Return the sentence that a command ends with."""
     with pytest.raises(CommandError) as caught:
         run(*words)
     return str(caught.value)
@@ -109,7 +109,7 @@ def test_add_says_where_it_is(repository: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def often_right(tmp_path: Path) -> Path:
-    """Pictures of which a fifth is labelled wrong."""
+    """A folder of images of which a fifth is labelled wrong."""
     folder, colours = tmp_path / "set", {"red": (255, 0, 0), "blue": (0, 0, 255)}
     for label, other in (("red", "blue"), ("blue", "red")):
         (folder / label).mkdir(parents=True)
