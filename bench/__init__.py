@@ -1,1 +1,1 @@
-"""Programs that measure. Each prints one JSON line per result; a figure is a ratio of one run."""
+"""Benchmark programs. Each prints one JSON line per result; a figure is a ratio of one run."""

@@ -1,4 +1,4 @@
-"""Runs every program of this folder, one after the other: `python -m bench`."""
+"""Run every benchmark of this folder, one after the other: `python -m bench`."""
 
 import pkgutil
 import runpy

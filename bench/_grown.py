@@ -1,4 +1,4 @@
-"""Databases of many rows, grown through the store's own path."""
+"""Databases of many rows, filled through the store's own write path."""
 
 import contextlib
 import time
@@ -18,13 +18,13 @@ from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.protocol import Changes, Filter, SpoolKey, StreamOpening, Watermark
 
 GROUP = 16_384
-"""Predictions in one transaction: about what the service takes at full speed."""
+"""Predictions in one transaction: about what the service commits at full speed."""
 _BATCH = 256
 _SUM_UP_SECONDS = 0.25
 
 
 def grow(path: Path, rows: int) -> None:
-    """Add predictions with three detections each until a database has this many, with sums."""
+    """Add predictions with three detections each, rollups included, until there are this many."""
     chance = np.random.default_rng(1)
     sent = payloads(1, GROUP, _BATCH)
     templates = [_template(f"bench-{number}", sent) for number in range(DEVICES)]

@@ -1,6 +1,6 @@
 """The service that Sightline replaces: batches of predictions by HTTP into SQLite.
 
-Made as its makers would make it today: FastAPI with pydantic models, uvicorn with uvloop and
+Written as it would be today: FastAPI with pydantic models, uvicorn with uvloop and
 httptools, one table with the indexes that its queries want, WAL with `synchronous = NORMAL`, as
 people do (a power failure may cost the last commits; FULL is slower). A batch is one POST, one
 `executemany` and one COMMIT, and the answer comes after it. One process: SQLite has one writer.
@@ -46,7 +46,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=512)]
 
 
 class DetectionModel(BaseModel):
-    """One object in a picture."""
+    """One object in an image."""
 
     class_name: Annotated[str, Field(max_length=256)]
     confidence: Annotated[float, Field(ge=0, le=1)]
@@ -54,7 +54,7 @@ class DetectionModel(BaseModel):
 
 
 class PredictionModel(BaseModel):
-    """What a model said about one picture."""
+    """The output of a model for one image."""
 
     image_id: _Name
     timestamp: Annotated[FiniteFloat, Field(gt=0)]
@@ -66,14 +66,14 @@ class PredictionModel(BaseModel):
 
 
 class Batch(BaseModel):
-    """What one device sends at once."""
+    """The predictions that one device sends in one request."""
 
     edge_device_id: _Name
     predictions: Annotated[list[PredictionModel], Field(max_length=10_000)]
 
 
 class Accepted(BaseModel):
-    """How many predictions are committed."""
+    """The number of committed predictions."""
 
     accepted: int
 

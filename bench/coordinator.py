@@ -1,18 +1,18 @@
-"""What a node adds to its device's model, and what the cloud behind it brings: one JSON line.
+"""Benchmark of the coordinator: the latency that it adds and the effect of the cloud fallback.
 
-`python -m bench.coordinator`: both services run as processes on this machine, with the demo model
-on either side.
+`python -m bench.coordinator` prints one JSON line. Both services run as processes on this machine,
+with the demo model on either side.
 
-- `added_p50_ms`, `added_p99_ms`: percentiles of `EdgeNode.process`, logging and all, less those of
-  the detector alone, on the same pictures; who goes first alternates. Medians of five rounds: one
+- `added_p50_ms`, `added_p99_ms`: percentiles of `EdgeNode.process` with logging, minus those of
+  the detector alone, on the same images; the order alternates. Medians of five rounds: one
   round differs from the next by 0.2 ms at p50 and 1 ms at p99 on a machine that others share.
 - `hedged_p99_ms`, `auto_p99_ms`: a device that takes half a second longer for 3 runs in 100, with
-  the cloud asked beside it, and without. Both modes take turns, picture by picture.
-- `cascade_bytes_ratio`: bytes of pictures that go to the cloud in mode `cascade`, of those in mode
-  `cloud`. `cascade_agreement`: share of pictures for which it answers as the cloud does, and
-  `device_agreement` the same for the device alone, which sees each picture at a quarter of its
-  width and height as a small model would. Two answers agree when each box of one has one in the
-  other, of its class and with an overlap (IoU) of at least 0.5.
+  a hedged request to the cloud, and without. Both modes alternate, image by image.
+- `cascade_bytes_ratio`: bytes of images sent to the cloud in mode `cascade`, over those in mode
+  `cloud`. `cascade_agreement`: share of images for which it answers as the cloud does, and
+  `device_agreement` the same for the device alone, which sees each image at a quarter of its
+  width and height as a small model would. Two answers agree when each box of one has a box in the
+  other, of the same class and with an overlap (IoU) of at least 0.5.
 """
 
 import argparse
@@ -53,7 +53,7 @@ from sightline.cli.processes import ServiceProcess
 MODELS = Path(__file__).parents[1] / "models" / "repository"
 MODEL = MODELS / "plates" / "1" / "model.onnx"
 TAIL_SHARE = 0.03
-"""Below 5 %, so that the device's 95th percentile is that of a quick run."""
+"""Below 5 %, so that the device's 95th percentile is that of a fast run."""
 TAIL_SECONDS = 0.5
 SHRUNK = 4
 ROUNDS = 5
@@ -61,7 +61,7 @@ BUDGET = 8.0
 
 
 class SlowTail:
-    """A detector some of whose runs take longer, as under a thermal limit or another process."""
+    """A detector some of whose runs take longer, as under a thermal limit or CPU load."""
 
     def __init__(self, detector: Detector, seed: int) -> None:
         self._detector = detector
@@ -69,21 +69,21 @@ class SlowTail:
         self.name, self.version = detector.name, detector.version
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find what the model finds, in time or late."""
+        """Return the model's detections, sometimes late."""
         if self._chance.random() < TAIL_SHARE:
             time.sleep(TAIL_SECONDS)
         return self._detector.detect(image)
 
 
 class ShortSighted:
-    """A detector that sees each picture at a fraction of its size."""
+    """A detector that sees each image at a fraction of its size."""
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
         self.name, self.version = detector.name, detector.version
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find what the model finds in the small picture, in pixels of the large one."""
+        """Return the detections of the small image, in pixels of the large one."""
         whole = pixels(image)
         height, width, _ = whole.shape
         size = (width // SHRUNK, height // SHRUNK)
@@ -95,7 +95,7 @@ class ShortSighted:
 
 @dataclass(frozen=True)
 class Services:
-    """Where both services listen."""
+    """The addresses of both services."""
 
     ingest: str
     inference: str
@@ -103,7 +103,7 @@ class Services:
 
 @contextmanager
 def services(folder: Path) -> Iterator[Services]:
-    """Both services, as processes on free loopback ports."""
+    """Run both services as processes on free loopback ports."""
     quiet = ["--listen", "127.0.0.1:0", "--log-level", "warning"]
     with ExitStack() as stack:
         database = ["--database", str(folder / "bench.duckdb")]
@@ -114,7 +114,7 @@ def services(folder: Path) -> Iterator[Services]:
 
 
 def added(where: Services, folder: Path, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
-    """Return what the node adds to the detector alone: medians of the rounds."""
+    """Return the latency that the node adds to the detector: medians of the rounds."""
     detector = OnnxDetector(MODEL)
     logger = PredictionLogger(where.ingest, device_id="bench", spool_dir=folder / "spool")
     with EdgeNode(detector, InferenceClient(where.inference), logger, Policy()) as node:
@@ -149,7 +149,7 @@ def _round(
 
 
 def hedged(where: Services, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
-    """Return how late the answers are with a hedge and without."""
+    """Return the latency of the answers with a hedge and without."""
     detector = OnnxDetector(MODEL)
     times: dict[Mode, list[float]] = {Mode.HEDGED: [], Mode.AUTO: []}
     with ExitStack() as stack:
@@ -162,7 +162,7 @@ def hedged(where: Services, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, 
             )
             for mode in times
         }
-        for picture in pictures[:40]:  # the hedge learns what is late
+        for picture in pictures[:40]:  # the hedge learns the usual latency
             for coordinator in asked.values():
                 coordinator.ask(picture)
         for picture in pictures:
@@ -180,7 +180,7 @@ def hedged(where: Services, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, 
 
 
 def cascade(where: Services, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
-    """Return what a cascade sends, and how often it answers as the cloud does."""
+    """Return the bytes that a cascade sends, and how often it agrees with the cloud."""
     detector = ShortSighted(OnnxDetector(MODEL))
     encoded = [to_jpeg(picture) for picture in pictures]
     sent: dict[Mode, int] = {}
@@ -233,7 +233,7 @@ def _enlarged(found: Detection) -> Detection:
 
 
 def main() -> None:
-    """Run the three parts and prints their figures."""
+    """Run the three parts and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pictures", type=int, default=1000, help="for each part")
     count = parser.parse_args().pictures

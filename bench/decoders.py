@@ -24,7 +24,7 @@ BATCH = 256
 
 
 def decode(name: str, messages: Sequence[bytes]) -> float:
-    """Return the predictions per second that a decoder decodes, of one group."""
+    """Return the predictions per second that a decoder decodes in one group."""
     began = time.perf_counter()
     decoded = DECODERS[name].decode(messages)
     elapsed = time.perf_counter() - began

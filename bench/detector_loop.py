@@ -1,13 +1,13 @@
-"""What logging takes from a detector's frame rate: `python -m bench.detector_loop`.
+"""The cost of logging for a detector's frame rate: `python -m bench.detector_loop`.
 
-YOLOv8n in ultralytics looks at ultralytics' bus.jpg again and again and logs what it finds as it is
-(`log(results)`), with the ingest service up in a process of its own, with nobody there, and not at
-all. Short rounds of the three alternate; a ratio is that of one round, and the figures are medians.
-`cpu_ratio` is the same for the CPU time of the whole process, and `log_p50_us` what the call itself
-takes: on a busy machine the ratios say little.
+YOLOv8n in ultralytics detects on ultralytics' bus.jpg again and again and logs its results
+(`log(results)`): with the ingest service in its own process, with no service, and without logging.
+Short rounds of the three alternate; a ratio is that of one round, and the figures are medians.
+`cpu_ratio` is the same for the CPU time of the whole process, and `log_p50_us` is the duration of
+the call itself. On a busy machine the ratios say little.
 Each part of a round begins with frames that are not timed, so that the work of the logger's threads
-falls into it as it would in a long run. The model is yolov8n_int8.onnx in the folder that
-SIGHTLINE_TEST_MODELS names; without it there is nothing to measure.
+is included as it would be in a long run. The model is yolov8n_int8.onnx in the folder that
+SIGHTLINE_TEST_MODELS names; without it nothing is measured.
 """
 
 import argparse
@@ -35,11 +35,11 @@ WARM_UP = 3
 """Frames at the beginning of each part that are not timed."""
 
 Frame = Callable[[], Any]
-"""Looks at the picture and returns ultralytics' `Results`."""
+"""Runs the model on the image and returns ultralytics' `Results`."""
 
 
 def detector(folder: Path) -> Frame:
-    """Return a detector of one picture."""
+    """Return a detector for one image."""
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     from ultralytics import YOLO
@@ -56,7 +56,7 @@ def detector(folder: Path) -> Frame:
 
 
 class Cost(NamedTuple):
-    """What a frame costs, in seconds: of time, of CPU in all threads, and of time in the call."""
+    """The cost of a frame in seconds: wall time, CPU time of all threads, and time in the call."""
 
     wall: float
     cpu: float
@@ -64,7 +64,7 @@ class Cost(NamedTuple):
 
 
 def cost(look: Frame, log: Callable[[Any], object], frames: int) -> Cost:
-    """Return what a frame costs in a loop that hands over what it sees."""
+    """Return the cost of a frame in a loop that logs each result."""
     for _ in range(WARM_UP):
         log(look())
     calls = []
@@ -109,7 +109,7 @@ def measure(look: Frame, folder: Path, rounds: int, frames: int) -> dict[str, ob
 
 
 def ratio(without: list[Cost], logging: list[Cost], part: int) -> float:
-    """Return the median of the rounds' ratios of one part of the costs; 1: logging is free."""
+    """Return the median ratio of one part of the costs over the rounds; 1 means no cost."""
     pairs = zip(without, logging, strict=True)
     return round(statistics.median(one[part] / other[part] for one, other in pairs), 4)
 
@@ -120,7 +120,7 @@ def call_us(costs: list[Cost]) -> float:
 
 
 def main() -> None:
-    """Print one JSON line, or say on stderr why there is none."""
+    """Print one JSON line, or the reason for its absence on stderr."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rounds", type=int, default=15)
     arguments.add_argument("--frames", type=int, default=20, help="in each part of a round")
@@ -129,7 +129,7 @@ def main() -> None:
     if not models or importlib.util.find_spec("ultralytics") is None:
         print("detector_loop needs ultralytics and SIGHTLINE_TEST_MODELS", file=sys.stderr)
         return
-    with redirect_stdout(sys.stderr):  # ultralytics says there what it loads
+    with redirect_stdout(sys.stderr):  # ultralytics prints there what it loads
         look = detector(Path(models))
         look()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""What logging costs a device, from `log()` to committed: `python -m bench.edge_cost`.
+"""The cost of logging on a device, from `log()` to committed: `python -m bench.edge_cost`.
 
-The edge node and the ingest service are processes of their own. CPU is the node's alone, by
+The edge node and the ingest service run in separate processes. CPU is the node's alone, by
 `getrusage`, while it logs bursts of a hundred predictions with three detections each, a hundred
-times a second; to make the records is not in it. With gzip, the same again, and the bytes on the
-wire come from a relay. Memory is the node's resident set while a backlog builds up with the service
-away, and then drains into it.
+times a second, without the making of the records. With gzip the same is measured again. The bytes
+on the wire are counted by a relay. Memory is the node's resident set while a backlog builds up with
+the service down, and while it then drains.
 """
 
 import argparse
@@ -44,13 +44,13 @@ def cpu_seconds() -> float:
 
 
 def pictures() -> list[Prediction]:
-    """Return records that differ as those of a camera do: gzip must not find them too easy."""
+    """Return records that differ as a camera's do, so that gzip does not compress them too well."""
     chance = random.Random(1)
     return [prediction(number, chance.uniform(0, 900)) for number in range(1000)]
 
 
 def node_cpu(target: str, folder: str, count: int, compression: Compression) -> dict[str, float]:
-    """Log at a steady rate; return CPU microseconds and wall seconds of it."""
+    """Log at a steady rate and return the CPU microseconds and wall seconds used."""
     records = pictures()
     options = LogOptions(compression=compression)
     with PredictionLogger(target, device_id="bench", spool_dir=folder, options=options) as log:
@@ -68,7 +68,7 @@ def node_cpu(target: str, folder: str, count: int, compression: Compression) -> 
 
 
 def node_backlog(target: str, folder: str, count: int) -> None:
-    """Fill the spool while nobody answers, say so, and say when somebody has it all."""
+    """Fill the spool without a server, print DONE, and again when a server has committed all."""
     records = pictures()
     log = PredictionLogger(target, device_id="bench", spool_dir=folder, on_full="block")
     with log:
@@ -102,10 +102,10 @@ def node(arguments: Sequence[object]) -> Iterator["subprocess.Popen[str]"]:
 
 
 def line_of(process: "subprocess.Popen[str]") -> str:
-    """Return the next line that a node says.
+    """Return the next line that a node prints.
 
     Raises:
-        RuntimeError: it ended instead.
+        RuntimeError: the node ended instead.
     """
     out: IO[str] | None = process.stdout
     line = out.readline() if out else ""
@@ -115,7 +115,7 @@ def line_of(process: "subprocess.Popen[str]") -> str:
 
 
 class CountingRelay:
-    """Passes bytes on to a service and counts those that go there."""
+    """A relay to a service that counts the bytes sent to it."""
 
     def __init__(self, target: str) -> None:
         self.sent = 0
@@ -123,7 +123,7 @@ class CountingRelay:
 
     @contextmanager
     def running(self) -> Iterator[str]:
-        """Yield the relay's own address."""
+        """Run the relay and yield its address."""
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
@@ -150,7 +150,7 @@ class CountingRelay:
 
 
 def cpu_us(folder: Path, count: int, compression: Compression) -> tuple[float, float]:
-    """Return CPU microseconds and wall seconds of one prediction."""
+    """Return CPU microseconds and wall seconds per prediction."""
     with (
         service(folder) as running,
         node(["cpu", running.address, folder / str(uuid.uuid4()), count, compression]) as process,
@@ -160,7 +160,7 @@ def cpu_us(folder: Path, count: int, compression: Compression) -> tuple[float, f
 
 
 def wire_bytes(folder: Path, count: int, compression: Compression) -> float:
-    """Return the bytes that a prediction takes on the wire."""
+    """Return the bytes per prediction on the wire."""
     with service(folder) as running:
         relay = CountingRelay(running.address)
         with (
@@ -172,12 +172,12 @@ def wire_bytes(folder: Path, count: int, compression: Compression) -> float:
 
 
 def resident_mib(process: psutil.Process) -> float:
-    """Return the memory that a process has now."""
+    """Return the resident memory of a process in MiB."""
     return float(process.memory_info().rss / MIB)
 
 
 def most_resident(process: "subprocess.Popen[str]") -> float:
-    """Return the most memory that a node has had when it says its next line."""
+    """Return the peak memory of a node until it prints its next line, in MiB."""
     watched, most, done = psutil.Process(process.pid), 0.0, threading.Event()
     lines: list[str] = []
 
@@ -194,9 +194,9 @@ def most_resident(process: "subprocess.Popen[str]") -> float:
 
 
 def backlog(folder: Path, count: int) -> dict[str, float]:
-    """Return what a backlog does to the node's memory, in MiB."""
+    """Return the node's memory before, during and after a backlog, in MiB."""
     with service(folder) as running:
-        address = running.address  # where nobody listens from now on, for a while
+        address = running.address  # nothing listens there while the backlog builds up
     with node(["backlog", address, folder / "backlog", count]) as process:
         building = most_resident(process)
         built = resident_mib(psutil.Process(process.pid))

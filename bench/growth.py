@@ -1,7 +1,7 @@
-"""Whether a large database takes predictions as fast as a small one: `python -m bench.growth`.
+"""Commit rates of a large database and a small one: `python -m bench.growth`.
 
-Two databases are grown through the store's own path, in this process; then eight devices send to a
-service on the one and on the other in turn, end to end as in `bench.ingest`.
+Two databases are filled through the store's own path in this process. Then eight devices send to a
+service on each in turn, end to end as in `bench.ingest`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How fast a FastAPI and SQLite service commits, which Sightline replaces.
+"""Commit rate of the FastAPI and SQLite service that Sightline replaces.
 
 `python -m bench.http_sqlite`: eight devices post batches of predictions with three detections each,
 each over a connection that stays open, to the service of `bench._http_service` in a process of its
@@ -22,7 +22,7 @@ from sightline.cli.processes import ServiceProcess
 
 DEVICES = 8
 _BODIES = 64
-"""Different batches of a device; then they come again: the service does not know."""
+"""Different batches of a device. They repeat, which makes no difference to the service."""
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def service(folder: Path) -> Iterator[str]:
     """Run the service in a process of its own.
 
     Args:
-        folder: for its database.
+        folder: folder for its database.
 
     Yields:
         Its address, host:port.
@@ -57,9 +57,9 @@ async def post(address: str, batch: int, seconds: float) -> float:
     """Return committed predictions per second, over all devices.
 
     Args:
-        address: of the service, host:port.
+        address: the service's address, host:port.
         batch: predictions in a request.
-        seconds: no request is begun later than this.
+        seconds: duration after which no request is started.
 
     Raises:
         aiohttp.ClientError: a request failed.

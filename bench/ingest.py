@@ -1,7 +1,7 @@
-"""How fast predictions are committed end to end, against DuckDB alone: `python -m bench.ingest`.
+"""End-to-end commit rate, beside that of DuckDB alone: `python -m bench.ingest`.
 
 Eight devices stream predictions with three detections each into an ingest service in a process of
-its own; a prediction counts when the answer says it is committed. The ceiling is the same Arrow
+its own; a prediction counts when its commit is acknowledged. The ceiling is the same Arrow
 table inserted into the same schema in this process, through the service's own store, in groups of
 4 MiB. The other baseline is the HTTP service of `bench.http_sqlite`, whose devices post the same
 batches. Rounds of the three alternate; the figures are medians.
@@ -89,11 +89,11 @@ async def send(target: str, streams: Sequence[Sequence[bytes]], seconds: float) 
     """Return committed predictions per second, over every device's streams.
 
     Args:
-        target: the service.
+        target: the service's address.
         streams: the messages of one stream after the other, at least one, the same for every
-            device. Each sends them into a spool of its own, and begins a new spool with the first
-            of them whenever it has sent the last: no machine is too fast for them.
-        seconds: no stream is begun later than this.
+            device. Each device sends them into its own spool, and starts a new spool with the first
+            message after it has sent the last, so that no machine runs out of messages.
+        seconds: duration after which no stream is started.
     """
     began = time.perf_counter()
 
@@ -126,7 +126,7 @@ def arrow_changes(messages: Sequence[bytes]) -> Changes:
 
 
 def insert(folder: Path, changes: Changes, seconds: float) -> float:
-    """Return predictions per second that this process inserts and commits by itself."""
+    """Return the predictions per second that this process inserts and commits by itself."""
     store = DuckDBStore(folder / f"{uuid.uuid4()}.duckdb")
     with contextlib.closing(store):
         began, count = time.perf_counter(), 0

@@ -1,8 +1,8 @@
-"""What `log()` costs its caller, at 1 kHz with the server away: `python -m bench.log_call`.
+"""Latency of `log()` at 1 kHz with the server down: `python -m bench.log_call`.
 
 Beside it, in the same run and on the same predictions, `on_emit` of OpenTelemetry's
-BatchLogRecordProcessor, whose exporter finds no collector either. Who goes first alternates, for
-the second finds the processor's caches warm. What it costs to make a record is not in it: that is
+BatchLogRecordProcessor, whose exporter finds no collector either. The order alternates, because
+the second finds the CPU's caches warm. The cost of making a record is measured separately, as
 `record_us`, and `otel_record_us` likewise.
 """
 
@@ -35,7 +35,7 @@ RESOURCE = Resource({"device_id": "bench"})
 
 
 def prediction(number: int, at: float = 0.0) -> Prediction:
-    """Return a record with three detections, `at` pixels away from where they usually are."""
+    """Return a record with three detections, shifted by `at` pixels."""
     found = tuple(
         Detection(index, name, 0.9 - at / 1000, Box(at, 20 + at, 300 + at, 40.25 * at))
         for index, name in enumerate(("person", "bus", "car"))
@@ -46,7 +46,7 @@ def prediction(number: int, at: float = 0.0) -> Prediction:
 
 
 def log_record(one: Prediction) -> ReadWriteLogRecord:
-    """Return the same as OpenTelemetry's SDK hands it to a processor."""
+    """Return the same record in the form that OpenTelemetry's SDK hands to a processor."""
     record = LogRecord(
         timestamp=time.time_ns(),
         severity_number=SeverityNumber.INFO,
@@ -62,10 +62,10 @@ def log_record(one: Prediction) -> ReadWriteLogRecord:
 
 
 class NoCollector(LogRecordExporter):
-    """An exporter that is refused. It gives up at once, which is the least it can cost."""
+    """An exporter whose connection is refused. It gives up at once, the cheapest case."""
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:  # noqa: ARG002 (the interface has it)
-        """Try to connect."""
+        """Try to connect, and fail."""
         try:
             socket.create_connection(NOBODY, timeout=1).close()
         except OSError:
@@ -73,11 +73,11 @@ class NoCollector(LogRecordExporter):
         return LogRecordExportResult.SUCCESS
 
     def force_flush(self, timeout_millis: int = 0) -> bool:  # noqa: ARG002 (the interface has it)
-        """Has nothing to flush."""
+        """Do nothing: nothing is buffered."""
         return True
 
     def shutdown(self) -> None:
-        """Has nothing to close."""
+        """Do nothing: nothing is open."""
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def otel() -> Iterator[Callable[[ReadWriteLogRecord], None]]:
 
 
 def microseconds(work: Callable[[], object]) -> float:
-    """Return how long the work took."""
+    """Return the duration of the work."""
     began = time.perf_counter_ns()
     work()
     return (time.perf_counter_ns() - began) / 1000
@@ -100,7 +100,7 @@ def microseconds(work: Callable[[], object]) -> float:
 def measure(
     calls: int, log: PredictionLogger, emit: Callable[[ReadWriteLogRecord], None]
 ) -> dict[str, list[float]]:
-    """Return what each call took, in microseconds, one of each in every millisecond."""
+    """Return the durations of the calls in microseconds; each function runs once per millisecond."""
     taken: dict[str, list[float]] = {"": [], "otel_": [], "record": [], "otel_record": []}
     began = time.perf_counter()
     for number in range(calls):
@@ -122,7 +122,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=float, default=20.0)
     options = arguments.parse_args()
-    logging.getLogger("edge").setLevel(logging.ERROR)  # that nobody answers is what is measured
+    logging.getLogger("edge").setLevel(logging.ERROR)  # the server is down on purpose
     calls = int(options.seconds * 1000)
     with tempfile.TemporaryDirectory() as folder, otel() as emit:
         target = ":".join(map(str, NOBODY))

@@ -1,7 +1,7 @@
-"""How soon statistics and pages are answered while predictions stream in: `python -m bench.reads`.
+"""Latency of statistics and pages while predictions stream in: `python -m bench.reads`.
 
-A database grows to ten million rows; then eight devices send as fast as the service takes it, and
-one client asks for statistics and for pages in turn.
+A database grows to ten million rows; then eight devices send as fast as the service accepts, and
+one client requests statistics and pages in turn.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def ask_page(stub: IngestServiceStub, which: Filter, token: str = "") -> Callabl
 
 
 def questions(stub: IngestServiceStub) -> dict[str, Callable[[], Message]]:
-    """Return what is asked in turn, by name."""
+    """Return the read calls by name."""
     later = stub.ListPredictions(ingest_service_pb2.ListPredictionsRequest()).next_page_token
     return {
         "stats_all": ask_stats(stub, Filter()),
@@ -60,7 +60,7 @@ def questions(stub: IngestServiceStub) -> dict[str, Callable[[], Message]]:
 def measure(
     address: str, streams: Sequence[Sequence[bytes]], seconds: float
 ) -> tuple[float, dict[str, list[float]]]:
-    """Return predictions per second, and how long each question took, s, by name."""
+    """Return predictions per second, and the durations of each read call in seconds, by name."""
     rates: list[float] = []
     sender = threading.Thread(
         target=lambda: rates.append(uvloop.run(send(address, streams, seconds)))
@@ -69,7 +69,7 @@ def measure(
     with grpc.insecure_channel(address) as channel:
         asked = questions(IngestServiceStub(channel))
         sender.start()
-        time.sleep(1.0)  # until the service is at full speed
+        time.sleep(1.0)  # let the service reach full speed
         asking = True
         while asking:
             asking = sender.is_alive()
@@ -82,7 +82,7 @@ def measure(
 
 
 def p95_ms(times: Sequence[float]) -> float:
-    """Return the 95th percentile in ms."""
+    """Return the 95th percentile in milliseconds."""
     return round(1000 * statistics.quantiles(times, n=20, method="inclusive")[-1], 1)
 
 

@@ -1,1 +1,1 @@
-"""What `Infer` costs beside the same work in-process: see `__main__`."""
+"""Benchmark of `Infer` beside the same work in-process: see `__main__`."""

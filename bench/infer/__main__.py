@@ -1,30 +1,30 @@
-"""What `Infer` costs beside the same work in-process: `python -m bench.infer`.
+"""Benchmark of `Infer` beside the same work in-process: `python -m bench.infer`.
 
 Cases: YOLOv8n int8 on ultralytics' bus.jpg, where SIGHTLINE_TEST_MODELS names a folder with the
-model, and the demo model on one of its plates. The work is to decode the picture, to scale it, to
+model, and the demo model on one of its plates. The work is to decode the image, to scale it, to
 run the model on one thread, and to read the boxes from its output. Servers, each in a process of
 its own: the service; `bare_grpc`, a grpc.aio server that does the work in two threads and nothing
-else; `fastapi`, an endpoint as people write it; `raw_threads`, two threads that share a session and
-serve nobody. The callers are in this process, and share the machine with what they measure. Figures
+else; `fastapi`, a usual FastAPI endpoint; `raw_threads`, two threads that share a session without
+a server. The callers run in this process and share the machine with the servers. Figures
 without a prefix are the service's; those of several rounds are medians, a ratio is that of one
 round, and all servers take turns within a round.
 
-`added`, one caller: `added_p50_ms` is the median of its calls less the median of the same work in
+`added`, one caller: `added_p50_ms` is the median of its calls minus the median of the same work in
 this process, turn by turn. `outside_work_p50_ms`, which hardly depends on how steady the machine
-is: the median of the calls less the decode, infer and post that each answer tells of itself.
+is: the median of the calls minus the decode, infer and post times that each answer reports.
 `replay_p50_ms`: the median of calls whose key was answered before.
 
 `closed`, 4 and 16 callers that call again when they are answered, each on its own connection:
 `per_s` counts answers in a time that begins when every caller was answered once; a call across an
-edge counts by its part. `throughput_ratio_N` is that to the raw threads' pictures per second, and
-`throughput_ratio` the lower of the two. `p99_ms`: of a call's time. `cpu_ms`: CPU time of the
+edge counts by its part. `throughput_ratio_N` is that to the raw threads' images per second, and
+`throughput_ratio` the lower of the two. `p99_ms`: of a call's duration. `cpu_ms`: CPU time of the
 server's process per call. `rss_mib`: resident memory of the process after the loops.
 
 `overload`: calls arrive by a Poisson process, at twice the answers per second that the same server
 gave to 16 callers just before (`capacity_per_s`), with deadlines of a second.
 `goodput_ratio_2x`: answers that came within their deadline while the load lasted, per second and in
 capacities. `late_answers`: those that came after their deadline by the caller's clock and, of the
-service, those that it sent (by its own metrics) and nobody received in time. `drain_s`: from when
+service, those that it sent (by its own metrics) and no caller got in time. `drain_s`: from when
 the load ended until no caller waited for an answer any more. `recovery_s`: from then until a call
 was sent, of calls one at a time, that took at most 1.5 times the median of calls without load;
 null: none did. `sent_late_ms`: how late the latest call was sent, for lack of a CPU.
@@ -34,7 +34,7 @@ for each call and metrics (no access log), and `light_ratio` to the bare grpc.ai
 
 `cuda`: YOLOv8n as ultralytics' architecture file has it, untrained, with any batch size, on the
 CUDA provider: `added_p50_ms` as above, and `batching_gain`, the throughput of batches of up to 16
-pictures in those of one. Where there is no CUDA, the row says why it was not measured.
+images over that of single images. Where there is no CUDA, the row has the reason.
 """
 
 import argparse
@@ -59,8 +59,8 @@ PARTS: dict[str, Callable[[Case, Path, Options], Iterator[Row]]] = {
     "light": parts.light,
 }
 USUAL = {"yolov8n": ("added", "closed", "overload"), "plates": ("added", "closed", "light")}
-"""What is measured of a case unless one part was asked for: to overload the demo model is to
-measure the caller, and the light load is about what is not the model."""
+"""Default parts of each case. Overloading the demo model would measure the caller, and the light
+load is about everything but the model."""
 QUICK = Options(
     calls=3,
     replays=5,
@@ -73,7 +73,7 @@ QUICK = Options(
 
 
 def bus() -> bytes | None:
-    """Return ultralytics' picture of a bus, None without ultralytics."""
+    """Return ultralytics' image of a bus, None without ultralytics."""
     package = importlib.util.find_spec("ultralytics")
     if not package or not package.origin:
         return None
@@ -81,7 +81,7 @@ def bus() -> bytes | None:
 
 
 def yolov8n(folder: Path) -> Case | str:
-    """Return the case of YOLOv8n, or why there is none."""
+    """Return the case of YOLOv8n, or the reason for its absence."""
     models, picture = os.environ.get("SIGHTLINE_TEST_MODELS"), bus()
     if not models or not (Path(models) / "yolov8n_int8.onnx").exists():
         return "SIGHTLINE_TEST_MODELS names no folder with yolov8n_int8.onnx"
@@ -103,7 +103,7 @@ CASES: dict[str, Callable[[Path], Case | str]] = {"yolov8n": yolov8n, "plates": 
 
 
 def wanted(case: str | None, only: str | None) -> Iterator[tuple[str, str]]:
-    """Yield case and part of what is to be measured.
+    """Yield each case and part to measure.
 
     Args:
         case: the only case; None: each.
@@ -112,7 +112,7 @@ def wanted(case: str | None, only: str | None) -> Iterator[tuple[str, str]]:
     for name, usual in USUAL.items():
         if case in (None, name):
             chosen = usual if only is None else (only,)
-            # A part that was asked for by name runs where it is usual, or where it was asked for.
+            # A part selected by name runs in its usual cases, or in the selected case.
             yield from ((name, part) for part in chosen if case or part in usual)
     if (only is None and case is None) or only == "cuda":
         yield "cuda", "cuda"
@@ -131,7 +131,7 @@ def rows(case: str, part: str, folder: Path, options: Options) -> Iterator[Row]:
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
-    """Return how long to measure."""
+    """Return the durations of the measurements."""
     if arguments.quick:
         return QUICK
     return Options(

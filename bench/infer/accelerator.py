@@ -1,4 +1,4 @@
-"""The same on an accelerator: what the service adds there, and what its batches gain."""
+"""Part `cuda`: the latency that the service adds on an accelerator, and the gain of batches."""
 
 import contextlib
 import os
@@ -22,19 +22,19 @@ from vision.session_options import CPU, CUDA
 
 BATCH = 16
 CALLERS = 2 * BATCH
-"""So that a batch can fill up while another runs."""
+"""Enough for one batch to fill up while another runs."""
 UNBATCHED, BATCHED = "batch_1", f"batch_{BATCH}"
 _BATCH_WAIT_MS = 2
 
 
 def row(folder: Path, picture: bytes | None, probe: Path, options: Options) -> Row:
-    """Return the figures on CUDA, or why there are none.
+    """Return the figures on CUDA, or the reason for their absence.
 
     Args:
-        folder: for models.
-        picture: of a bus. None: there is none.
+        folder: folder for models.
+        picture: image of a bus; None without ultralytics.
         probe: a small model to try CUDA with.
-        options: how long to measure.
+        options: durations of the measurements.
     """
     providers = (CUDA, CPU)
     why = "ultralytics, which has the model, is not installed" if picture is None else None
@@ -47,7 +47,7 @@ def row(folder: Path, picture: bytes | None, probe: Path, options: Options) -> R
 
 
 def unusable(providers: Sequence[str], model: Path) -> str | None:
-    """Return why a model cannot be run by these providers; None: it can."""
+    """Return the reason why these providers cannot run a model; None if they can."""
     try:
         InferenceWork(model, tuple(providers))
     except ModelError as error:
@@ -56,19 +56,19 @@ def unusable(providers: Sequence[str], model: Path) -> str | None:
 
 
 def export_yolov8n(folder: Path) -> Path:
-    """Return YOLOv8n from ultralytics' architecture file: untrained, any number of pictures."""
+    """Return YOLOv8n from ultralytics' architecture file: untrained, any batch size."""
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     from ultralytics import YOLO
 
-    # ultralytics says there what it does, and writes where it is.
+    # ultralytics prints its progress to stdout and writes into the working directory.
     with redirect_stdout(sys.stderr), contextlib.chdir(folder):
         exported = YOLO("yolov8n.yaml", task="detect").export(format="onnx", dynamic=True)
         return Path(exported).absolute()
 
 
 def repositories(folder: Path, model: Path, picture: bytes) -> dict[int, Case]:
-    """Return the case of a model by how many pictures its runs may take at most."""
+    """Return the case of a model by maximum batch size."""
     cases = {}
     for size in (1, BATCH):
         name = f"batch{size}"
@@ -82,7 +82,7 @@ def repositories(folder: Path, model: Path, picture: bytes) -> dict[int, Case]:
 
 
 def measure(cases: dict[int, Case], providers: Sequence[str], options: Options) -> Row:
-    """Return what the service adds to one call, and what batches gain with many callers."""
+    """Return the latency added to one call, and the gain of batches with many callers."""
     flags = ["--providers", ",".join(providers), "--queue-size", str(4 * CALLERS)]
     with (
         servers.ours(cases[BATCH], *flags) as batched,

@@ -1,7 +1,7 @@
 """A bare grpc.aio server that answers `Infer`: `python -m bench.infer.bare_grpc --model FILE`.
 
 The same messages and the same work, in a pool of two threads, and nothing else: no callers, no
-limits, no checks, no keys, no deadlines but what gRPC does by itself, no metrics.
+limits, no checks, no keys, no metrics, and no deadlines beyond gRPC's own.
 """
 
 import argparse
@@ -23,7 +23,7 @@ WORKERS = 2
 
 
 def handlers(work: InferenceWork) -> "grpc.GenericRpcHandler[Any, Any]":
-    """Return `Infer`, which answers for the first picture of a request."""
+    """Return `Infer`, which answers for the first image of a request."""
     pool = ThreadPoolExecutor(WORKERS)
 
     async def infer(

@@ -1,6 +1,6 @@
 """A FastAPI endpoint around ONNX Runtime: `python -m bench.infer.bare_http --model FILE`.
 
-As people write it: the picture is the body of a POST, the handler is a plain function, which
+A usual endpoint: the image is the body of a POST, the handler is a plain function, which
 FastAPI runs in its pool of 40 threads, and pydantic models make the JSON. The same work as the
 service's, uvicorn with uvloop and httptools, one process.
 """
@@ -21,7 +21,7 @@ from bench.infer.work import InferenceWork
 
 
 class Found(BaseModel):
-    """One object in a picture."""
+    """One object in an image."""
 
     class_id: int
     class_name: str
@@ -33,7 +33,7 @@ def make_app(work: InferenceWork, address: str) -> FastAPI:
     """Return the service.
 
     Args:
-        work: what it does.
+        work: inference to run for each request.
         address: printed when it is ready.
     """
 

@@ -1,7 +1,7 @@
 """Callers of the servers that are measured, as light as they can be: bytes in, bytes out.
 
-The caller shares two cores with what it measures, so a request is serialised once and an answer is
-not read. Each caller has a connection of its own, as cameras have.
+The caller shares two cores with the servers, so a request is serialised once and an answer is
+not parsed. Each caller has its own connection, as cameras have.
 """
 
 import json
@@ -20,14 +20,14 @@ METHOD = "/sightline.inference.v1.InferenceService/Infer"
 Metadata = Sequence[tuple[str, str]]
 
 _OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),  # or channels to one address would share a connection
+    ("grpc.use_local_subchannel_pool", 1),  # otherwise channels to one address share a connection
     ("grpc.max_send_message_length", -1),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class CallAnswer:
-    """How a call ended."""
+    """Status and payload of an ended call."""
 
     code: str
     """`OK`, the name of a gRPC status, or `HTTP_<status>`."""
@@ -35,24 +35,24 @@ class CallAnswer:
 
 
 class CallerFunction(Protocol):
-    """Asks for one answer."""
+    """A function that sends one request and awaits its answer."""
 
     async def __call__(self, seconds: float) -> CallAnswer:
-        """Ask and wait so many seconds at most."""
+        """Send the request and wait at most this many seconds."""
 
 
 Connect = Callable[[], AbstractAsyncContextManager[CallerFunction]]
-"""Makes a caller with a connection of its own."""
+"""Makes a caller with its own connection."""
 
 
 def request(picture: bytes) -> bytes:
-    """Return the request for a picture as it goes over the wire."""
+    """Return the serialised request for an image."""
     images = [inference_pb2.Image(data=picture)]
     return inference_service_pb2.InferRequest(images=images).SerializeToString()
 
 
 def no_metadata() -> Metadata:
-    """Return what a call brings that nobody asked to bring anything."""
+    """Return empty call metadata."""
     return ()
 
 
@@ -60,12 +60,12 @@ def no_metadata() -> Metadata:
 async def grpc_caller(
     address: str, message: bytes, metadata: Callable[[], Metadata] = no_metadata
 ) -> AsyncIterator[CallerFunction]:
-    """A caller of `Infer`.
+    """Yield a caller of `Infer`.
 
     Args:
-        address: of the server, host:port.
+        address: the server's address, host:port.
         message: the serialised request.
-        metadata: asked for every call.
+        metadata: called for the metadata of each call.
     """
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
         infer = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
@@ -82,11 +82,11 @@ async def grpc_caller(
 
 @asynccontextmanager
 async def http_caller(address: str, picture: bytes) -> AsyncIterator[CallerFunction]:
-    """A caller of the HTTP endpoint; it closes the connection of a call that took too long.
+    """Yield a caller of the HTTP endpoint that closes the connection of a call that took too long.
 
     Args:
-        address: of the server, host:port.
-        picture: encoded.
+        address: the server's address, host:port.
+        picture: the encoded image.
     """
     headers = {"content-type": "application/octet-stream"}
     connector = aiohttp.TCPConnector(limit=0)
@@ -110,13 +110,13 @@ async def http_caller(address: str, picture: bytes) -> AsyncIterator[CallerFunct
 
 
 def classes_in_response(payload: bytes) -> list[int]:
-    """Return the class of each object in an `InferResponse` for one picture."""
+    """Return the class of each object in an `InferResponse` for one image."""
     (result,) = inference_service_pb2.InferResponse.FromString(payload).results
     return [found.class_id for found in result.detections]
 
 
 def seconds_of_work(payload: bytes) -> float:
-    """Return the seconds of decode, infer and post that an `InferResponse` tells of itself."""
+    """Return the sum of the decode, infer and post seconds that an `InferResponse` reports."""
     timing = inference_service_pb2.InferResponse.FromString(payload).timing
     stages = (timing.decode, timing.infer, timing.post)
     return sum(stage.ToNanoseconds() for stage in stages) / 1e9

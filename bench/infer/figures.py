@@ -20,7 +20,7 @@ class Call:
 
     @property
     def latency(self) -> float:
-        """Seconds from sending to the end."""
+        """The seconds from sending to the end."""
         return self.ended - self.sent
 
 
@@ -28,8 +28,8 @@ class MeasurementWindow:
     """The time of a closed loop that counts: it begins when every caller was answered once.
 
     Args:
-        callers: how many there are, numbered from 0.
-        seconds: how long it is.
+        callers: number of callers, which are numbered from 0.
+        seconds: length of the window.
     """
 
     def __init__(self, callers: int, seconds: float) -> None:
@@ -38,49 +38,49 @@ class MeasurementWindow:
         self._silent = set(range(callers))
 
     def answered(self, caller: int, now: float) -> None:
-        """Take in that a caller was answered, or will not be any more."""
+        """Count a caller as answered, or as one that will not be answered any more."""
         self._silent.discard(caller)
         if not self._silent:
             self.began = min(self.began, now)
 
     def over(self, now: float) -> bool:
-        """Return whether it has ended."""
+        """Return True if the window has ended."""
         return now >= self.began + self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A closed loop: callers that each send the next call when the last one is answered."""
+    """Figures of a closed loop: each caller sends its next call when the last one is answered."""
 
     per_s: float
     p99_ms: float
     calls: int
-    """All that were made, also those before and after the time that counts."""
+    """All calls, including those before and after the window."""
     cpu_ms: float = 0.0
     """CPU time of the server's process per call, in all its threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goodput:
-    """What an open loop got."""
+    """Figures of an open loop."""
 
     good_per_s: float
-    """Answers that came within their deadline and before the last call was sent, per second."""
+    """Answers within their deadline and before the last call was sent, per second."""
     late: int
-    """Answers that came after their deadline."""
+    """Answers after their deadline."""
     p99_ms: float | None
-    """Of the answers in time. None: there were none."""
+    """Latency of the answers in time; None if there were none."""
     codes: dict[str, int]
-    """Calls by how they ended."""
+    """Number of calls by status."""
 
 
 def milliseconds(seconds: float) -> float:
-    """Return milliseconds with three digits behind the point."""
+    """Return milliseconds rounded to three decimal places."""
     return round(seconds * 1000, 3)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the least value that `share` of the values do not exceed (nearest rank).
+    """Return the smallest value that `share` of the values do not exceed (nearest rank).
 
     Args:
         values: at least one.
@@ -97,18 +97,18 @@ def percentile(values: Sequence[float], share: float) -> float:
 def closed(calls: Iterable[Call], began: float, seconds: float) -> Closed:
     """Return the figures of a closed loop whose every call was answered.
 
-    A call that lies across an edge of the time counts by the part of its own time that is inside:
-    whole calls would make the rate depend on how the calls happen to lie. The 99th percentile is of
-    all that lie inside, wholly or in part.
+    A call that crosses an edge of the window counts by the share of its duration that is inside:
+    counting whole calls would make the rate depend on chance. The 99th percentile is that of all
+    calls that lie inside, wholly or in part.
 
     Args:
-        calls: all that were made, those before and after the time as well.
-        began: when the time began that counts, in the midst of the loop.
-        seconds: how long it was.
+        calls: all calls, including those before and after the window.
+        began: start of the window, some time after the start of the loop.
+        seconds: length of the window.
 
     Raises:
-        ValueError: no call lies in it.
-        RuntimeError: one was not answered, so that the rate would be none of answers.
+        ValueError: no call lies in the window.
+        RuntimeError: a call was not answered, so the rate would not be one of answers.
     """
     every, end = list(calls), began + seconds
     if refused := Counter(call.code for call in every if call.code != OK):
@@ -120,18 +120,18 @@ def closed(calls: Iterable[Call], began: float, seconds: float) -> Closed:
 
 
 def with_cpu(found: Closed, seconds: float) -> Closed:
-    """Return the figures of a closed loop with the CPU time that all its calls took."""
+    """Return the figures of a closed loop with the CPU time per call added."""
     return replace(found, cpu_ms=milliseconds(seconds / found.calls))
 
 
 def goodput(calls: Iterable[Call], deadline: float, began: float, seconds: float) -> Goodput:
-    """Return what an open loop got, strictly: what was answered after its end does not count.
+    """Return the figures of an open loop; answers after its end do not count.
 
     Args:
-        calls: all that were sent.
-        deadline: of each call, seconds from when it was sent.
-        began: when the loop began.
-        seconds: how long calls were sent.
+        calls: all calls that were sent.
+        deadline: deadline of each call, seconds after it was sent.
+        began: start of the loop.
+        seconds: duration for which calls were sent.
     """
     every = list(calls)
     answered = [call for call in every if call.code == OK]
@@ -147,15 +147,15 @@ def goodput(calls: Iterable[Call], deadline: float, began: float, seconds: float
 
 
 def recovered_after(probes: Iterable[Call], began: float, usual: float) -> float | None:
-    """Return the seconds from `began` until a call was sent that took what calls usually take.
+    """Return the seconds from `began` until a call was sent that took at most `usual`.
 
     Args:
-        probes: calls one after the other.
-        began: when the load ended.
-        usual: seconds that a call may take.
+        probes: sequential calls.
+        began: end of the load.
+        usual: maximum duration of a call, seconds.
 
     Returns:
-        None: no call was so.
+        None if no call was that fast.
     """
     for probe in probes:
         if probe.code == OK and probe.latency <= usual:
@@ -164,7 +164,7 @@ def recovered_after(probes: Iterable[Call], began: float, usual: float) -> float
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the median of the ratios of rounds, in each of which both were measured.
+    """Return the median of the ratios of rounds that each measured both values.
 
     Raises:
         ValueError: the rounds differ in number, or there are none.

@@ -1,4 +1,4 @@
-"""Loads: callers that wait for one another's turn, arrivals that wait for nobody, and probes."""
+"""Loads for the servers: closed loops, open loops (Poisson arrivals), and probes."""
 
 import asyncio
 import itertools
@@ -13,21 +13,21 @@ from bench.infer.clients import CallerFunction, Connect
 from bench.infer.figures import OK, Call, Closed, MeasurementWindow, closed
 
 PATIENCE = 60.0
-"""Deadline of a call that is to be answered in any case, seconds."""
+"""Deadline of a call that must be answered, seconds."""
 CONNECTIONS = 16
-"""Over which the arrivals of an open loop are spread."""
-_PROBE_PAUSE = 0.01  # after a probe that was refused: it must not become a load of its own
+"""Number of connections over which the arrivals of an open loop are spread."""
+_PROBE_PAUSE = 0.01  # after a refused probe, so that the probes do not become a load
 
 
 class Turn(NamedTuple):
-    """What one turn took, in seconds, and what it gave."""
+    """Duration of one turn in seconds, and its result."""
 
     seconds: float
     payload: bytes
 
 
 async def timed(caller: CallerFunction, seconds: float) -> Call:
-    """Return one call as the caller saw it."""
+    """Make one call and return it as its caller saw it."""
     sent = time.perf_counter()
     answer = await caller(seconds)
     return Call(sent, time.perf_counter(), answer.code)
@@ -55,18 +55,18 @@ async def closed_loop(connect: Connect, callers: int, seconds: float) -> Closed:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """An open loop as its callers saw it, times in seconds."""
+    """Calls of an open loop as their callers saw them, times in seconds."""
 
     calls: list[Call]
     began: float
     ended: float
-    """When the last call was sent or would have been."""
+    """Time at which the last call was or would have been sent."""
     behind: float
-    """By how much the latest of the calls was sent late: what the caller's machine lacked."""
+    """Largest delay with which a call was sent, for lack of a CPU on the caller's machine."""
 
 
 def arrivals(per_s: float, seconds: float, seed: int) -> Iterator[float]:
-    """Yield when calls arrive that know nothing of one another (Poisson), seconds from 0."""
+    """Yield the arrival times of independent calls (Poisson), seconds from 0."""
     chance = random.Random(seed)
     at = chance.expovariate(per_s)
     while at < seconds:
@@ -77,13 +77,13 @@ def arrivals(per_s: float, seconds: float, seed: int) -> Iterator[float]:
 async def open_loop(
     callers: Sequence[CallerFunction], times: Iterator[float], seconds: float, deadline: float
 ) -> Open:
-    """Send calls at given times and return when none of them is waited for any more.
+    """Send calls at the given times and return when all of them have ended.
 
     Args:
-        callers: take turns.
-        times: when to send, ascending, seconds from the beginning.
-        seconds: how long it takes, at least the last of the times.
-        deadline: of each call, seconds.
+        callers: the callers, which take turns.
+        times: times to send at, ascending, seconds from the beginning.
+        seconds: duration of the loop, at least the last of the times.
+        deadline: deadline of each call, seconds.
     """
     behind, began = 0.0, time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -97,7 +97,7 @@ async def open_loop(
 
 
 async def probes(caller: CallerFunction, deadline: float, limit: float) -> AsyncIterator[Call]:
-    """Yield one call after the other until `limit` seconds are over."""
+    """Make sequential calls until `limit` seconds are over."""
     end = time.perf_counter() + limit
     while time.perf_counter() < end:
         found = await timed(caller, deadline)
@@ -109,7 +109,7 @@ async def probes(caller: CallerFunction, deadline: float, limit: float) -> Async
 async def alternate(
     turns: dict[str, Callable[[], Awaitable[bytes]]], rounds: int, seed: int
 ) -> dict[str, list[Turn]]:
-    """Return the turns of each in rounds of all of them, each time in another order."""
+    """Return the turns of each function, in rounds that run all of them in varying order."""
     chance = random.Random(seed)
     taken: dict[str, list[Turn]] = {name: [] for name in turns}
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""What is measured of one case: each function returns rows of figures."""
+"""Parts of the benchmark for one case; each part is a function that yields rows of figures."""
 
 import contextlib
 import functools
@@ -44,35 +44,35 @@ SEED = 4
 IN_PROCESS = "in_process"
 CONCURRENCIES = (4, 16)
 OVERLOAD = 2.0
-"""Calls sent per call that the server can answer."""
+"""Offered load as a multiple of the server's capacity."""
 _WARM_UP = 3
-_USUAL = 1.5  # times the unloaded median: what calls usually take
+_USUAL = 1.5  # times the unloaded median: upper bound of a usual call
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How long to measure."""
+    """Durations and deadlines of the measurements."""
 
     calls: int
-    """Calls one after the other of each server."""
+    """Sequential calls to each server."""
     replays: int
     rounds: int
-    """In which the closed loops alternate."""
+    """Rounds in which the closed loops alternate."""
     seconds: float
-    """Of a closed loop."""
+    """Duration of a closed loop."""
     overload_seconds: float
     deadline: float
-    """Of a call in an open loop, seconds."""
+    """Deadline of a call in an open loop, seconds."""
     recovery_seconds: float
-    """After which a server that has not recovered is left alone."""
+    """Maximum time to wait for a server's recovery."""
 
 
 @contextlib.contextmanager
 def all_servers(case: Case) -> Iterator[list[BenchmarkServer]]:
-    """Run the service and the two that people would write instead.
+    """Run the service and the two usual alternatives.
 
     Raises:
-        RuntimeError: they do not find the same.
+        RuntimeError: they find different objects.
     """
     with (
         servers.ours(case) as ours,
@@ -85,10 +85,10 @@ def all_servers(case: Case) -> Iterator[list[BenchmarkServer]]:
 
 
 async def check_answers(case: Case, every: Sequence[BenchmarkServer]) -> None:
-    """Check that each server finds what is found in-process.
+    """Check that each server finds the same objects as the in-process work.
 
     Raises:
-        RuntimeError: one does not, and would not do the same work.
+        RuntimeError: a server does not, so it does not do the same work.
     """
     expected = InferenceWork(case.model)(case.picture).class_id.tolist()
     for server in every:
@@ -100,7 +100,7 @@ async def check_answers(case: Case, every: Sequence[BenchmarkServer]) -> None:
 
 
 def added(case: Case, folder: Path, options: Options) -> Iterator[Row]:
-    """Yield what the servers add to the work at concurrency 1, and what a replay takes."""
+    """Yield the latency that the servers add at concurrency 1, and that of a replay."""
     del folder
     with all_servers(case) as every:
         turns = one_by_one(InferenceWork(case.model), case, every, options.calls)
@@ -123,12 +123,12 @@ def added(case: Case, folder: Path, options: Options) -> Iterator[Row]:
 
 
 def median_seconds(turns: Sequence[Turn]) -> float:
-    """Return the median of what turns took."""
+    """Return the median duration of the turns."""
     return statistics.median(turn.seconds for turn in turns)
 
 
 def prefix(name: str) -> str:
-    """Return what a server's figures begin with; the service's own begin with nothing."""
+    """Return the prefix of a server's figures; the service's own have none."""
     return "" if name == servers.OURS else f"{name}_"
 
 
@@ -159,10 +159,10 @@ def _asking(caller: clients.CallerFunction) -> Callable[[], Awaitable[bytes]]:
 
 
 async def _replays(case: Case, server: BenchmarkServer, count: int) -> list[float]:
-    """Return the seconds of calls with a key that was answered before.
+    """Return the durations of calls with a key that was answered before, seconds.
 
     Raises:
-        RuntimeError: an answer was not the first one, byte for byte, and so no replay.
+        RuntimeError: an answer differs from the first one, so it is no replay.
     """
     key = [("idempotency-key", str(uuid.uuid4()))]
     message = clients.request(case.picture)
@@ -213,7 +213,7 @@ def _loops(
 
 
 def rounds(loops: dict[str, Callable[[], Closed]], count: int) -> dict[str, list[Closed]]:
-    """Return what came of loops that take turns, each round in another order."""
+    """Return the results of loops that take turns in varying order."""
     chance = random.Random(SEED)
     taken: dict[str, list[Closed]] = {name: [] for name in loops}
     for _ in range(count):
@@ -238,7 +238,7 @@ def _ratios(taken: dict[str, list[Closed]], base: str) -> dict[str, float]:
 
 
 def overload(case: Case, folder: Path, options: Options) -> Iterator[Row]:
-    """Yield for each server what is left of its capacity when twice as much is asked of it."""
+    """Yield each server's goodput at twice its capacity."""
     del folder
     with all_servers(case) as every:
         for server in every:
@@ -274,10 +274,10 @@ def _overload_row(server: BenchmarkServer, options: Options) -> Row:
 
 
 def unheard_answers(sent: int, received: int) -> int:
-    """Return how many answers the server sent that no caller received in time.
+    """Return the number of answers that the server sent and no caller received in time.
 
     Raises:
-        RuntimeError: fewer were sent than received: the server does not count what it sends.
+        RuntimeError: fewer were sent than received, so the server's count is wrong.
     """
     if sent < received:
         raise RuntimeError(f"the server counts {sent} answers, but {received} were received")
@@ -293,9 +293,9 @@ async def _unloaded(server: BenchmarkServer, calls: int) -> float:
 async def _overload(
     server: BenchmarkServer, capacity: float, usual: float, options: Options
 ) -> tuple[Open, list[Call], int]:
-    """Return the load, the probes after it, and how many calls were answered before.
+    """Return the load, the probes after it, and the number of calls answered before.
 
-    The last of the probes took no longer than usual, unless none did.
+    The last probe is the first that took no longer than usual, if any did.
     """
     times = arrivals(OVERLOAD * capacity, options.overload_seconds, SEED)
     async with contextlib.AsyncExitStack() as stack:
@@ -313,7 +313,7 @@ async def _overload(
 
 
 def light(case: Case, folder: Path, options: Options) -> Iterator[Row]:
-    """Yield what the service keeps of a bare server's throughput with everything on."""
+    """Yield the service's throughput with all features on, beside that of a bare server."""
     callers = max(CONCURRENCIES)
     with (
         servers.ours_with_everything_on(case, folder) as ours,

@@ -1,7 +1,7 @@
-"""Two threads that share a session and work, for nobody: `python -m bench.infer.raw_threads`.
+"""Two threads that share a session, without a server: `python -m bench.infer.raw_threads`.
 
-It reads a number of seconds from stdin, works for that long, prints what came of it as JSON, and
-reads on.
+The program reads a number of seconds from stdin, works for that long, prints the figures as JSON,
+and repeats.
 """
 
 import argparse
@@ -19,7 +19,7 @@ THREADS = 2
 
 
 def work_for(work: InferenceWork, picture: bytes, seconds: float) -> Closed:
-    """Return the figures of two threads that take picture after picture."""
+    """Return the figures of two threads that run the work again and again."""
     calls: list[Call] = []
     window, used = MeasurementWindow(THREADS, seconds), time.process_time()
 

@@ -1,4 +1,4 @@
-"""The processes that are measured, and how to call them."""
+"""The server processes that are measured, and their callers."""
 
 import functools
 import json
@@ -25,15 +25,15 @@ from sightline.cli.processes import ServiceProcess
 
 OURS, GRPC, HTTP, RAW = "sightline", "bare_grpc", "fastapi", "raw_threads"
 _MIB = 1 << 20
-_PLENTY = 10**9  # a limit that is counted against and never reached
+_PLENTY = 10**9  # a limit that is checked and never reached
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the servers are asked to do."""
+    """A benchmark case: the model and the image that all servers get."""
 
     name: str
-    """Of the model."""
+    """Name of the model."""
     repository: Path
     picture: bytes
 
@@ -46,37 +46,37 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkServer:
-    """One server, up in a process of its own."""
+    """A running server in its own process."""
 
     name: str
     pid: int
     address: str
     connect: Connect
     classes: Callable[[bytes], list[int]]
-    """Reads an answer: the class of each object."""
+    """Returns the class of each object in an answer."""
     metrics_address: str | None = None
 
     @property
     def rss_mib(self) -> float:
-        """Resident memory of the process."""
+        """The resident memory of the process, MiB."""
         return resident_mib(self.pid)
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time of the process so far, in user space and in the kernel."""
+        """The CPU time of the process so far, in user space and in the kernel."""
         times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
 
     @property
     def counts(self) -> bool:
-        """Whether it counts its own answers."""
+        """True if the server counts its own answers."""
         return self.metrics_address is not None
 
     def answered(self) -> int:
-        """Return how many calls of `Infer` the server has answered, by its own metrics.
+        """Return the number of `Infer` calls that the server has answered, by its own metrics.
 
         Raises:
-            RuntimeError: it has no such metric.
+            RuntimeError: the server has no such metric.
         """
         url = f"http://{self.metrics_address}/metrics"
         with urllib.request.urlopen(url, timeout=10) as page:
@@ -84,7 +84,7 @@ class BenchmarkServer:
 
 
 def answered_calls(page: str) -> int:
-    """Return how many calls of `Infer` ended with OK, by a page of Prometheus metrics.
+    """Return the number of `Infer` calls that ended with OK, by a page of Prometheus metrics.
 
     Raises:
         RuntimeError: the page does not count calls.
@@ -101,7 +101,7 @@ def answered_calls(page: str) -> int:
 
 
 def resident_mib(pid: int) -> float:
-    """Return the memory that a process has now."""
+    """Return the resident memory of a process in MiB."""
     return round(psutil.Process(pid).memory_info().rss / _MIB, 1)
 
 
@@ -109,7 +109,7 @@ def resident_mib(pid: int) -> float:
 def ours(
     case: Case, *flags: str, metadata: Callable[[], clients.Metadata] = clients.no_metadata
 ) -> Iterator[BenchmarkServer]:
-    """Run the inference service as it is, with further flags."""
+    """Run the inference service, with extra flags."""
     every = [
         *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--log-level", "warning"),
         *("--model-repository", str(case.repository), "--default-model", case.name),
@@ -126,11 +126,11 @@ def ours(
 
 @contextmanager
 def ours_with_everything_on(case: Case, folder: Path) -> Iterator[BenchmarkServer]:
-    """Run it with API keys, limits, an idempotency key for each call, and metrics.
+    """Run the service with API keys, limits, an idempotency key for each call, and metrics.
 
     Args:
-        case: what it is asked to do.
-        folder: for its files.
+        case: the model and the image.
+        folder: folder for its files.
     """
     keys = folder / f"{uuid.uuid4()}.keys"
     text, _ = KeyFile(keys).create("bench", devices=["*"], scopes=[Scope.INFER])
@@ -168,7 +168,7 @@ def bare_http(case: Case) -> Iterator[BenchmarkServer]:
 
 
 class RawThreads:
-    """Two threads that share a session, in a process of their own that works when told to."""
+    """Two threads that share a session, in their own process, which works on demand."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
@@ -176,11 +176,11 @@ class RawThreads:
 
     @property
     def rss_mib(self) -> float:
-        """Resident memory of the process."""
+        """The resident memory of the process, MiB."""
         return resident_mib(self._process.pid)
 
     def work(self, seconds: float) -> Closed:
-        """Return what came of working for so long.
+        """Work for this many seconds and return the figures.
 
         Raises:
             RuntimeError: the process ended instead.
@@ -200,7 +200,7 @@ class RawThreads:
 
 @contextmanager
 def raw_threads(case: Case, folder: Path) -> Iterator[RawThreads]:
-    """Run the two threads; they wait for work."""
+    """Start the process of the two threads, which waits for work."""
     picture = folder / f"{uuid.uuid4()}.picture"
     picture.write_bytes(case.picture)
     flags = ["--model", str(case.model), "--picture", str(picture)]

@@ -1,4 +1,4 @@
-"""The work itself: from an encoded picture to what is in it, as the service does it."""
+"""The measured work: from an encoded image to its detections, as the service does it."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class InferenceWork:
         self._detector.warm_up()
 
     def __call__(self, picture: bytes) -> Detections:
-        """Return what is in an encoded picture."""
+        """Return the detections in an encoded image."""
         return self._detector.detect(
             decode_image(picture),
             confidence=self._thresholds.confidence,
@@ -40,7 +40,7 @@ class InferenceWork:
         )
 
     def rows(self, picture: bytes) -> list[tuple[int, str, float, list[float]]]:
-        """Return class id, label, confidence and corners of what is in a picture."""
+        """Return class id, label, confidence and corners of each object in an image."""
         found = self(picture)
         names = self._detector.names
         columns = found.class_id.tolist(), found.confidence.tolist(), found.xyxy.tolist()
@@ -50,7 +50,7 @@ class InferenceWork:
 
 
 def response(work: InferenceWork, picture: bytes) -> inference_service_pb2.InferResponse:
-    """Return what is in a picture as the message that says so."""
+    """Return the detections in an image as an `InferResponse`."""
     detections = [
         prediction_pb2.Detection(
             class_id=number,

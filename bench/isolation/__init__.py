@@ -1,1 +1,1 @@
-"""Isolation bench: one caller beside the flood of another: `python -m bench.isolation`."""
+"""Isolation benchmark: one caller beside the flood of another: `python -m bench.isolation`."""

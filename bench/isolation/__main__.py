@@ -1,4 +1,4 @@
-"""Whether a well-behaved caller is answered beside a flood of another: `python -m bench.isolation`.
+"""Latency of a well-behaved caller beside a flood of another: `python -m bench.isolation`.
 
 Each service runs as a real process with API keys. A caller makes a few small calls a second, alone
 and then while a flood with another key runs from another process. One JSON line for each service
@@ -6,7 +6,7 @@ and flood:
 
 - `in_time_ratio`: share of the caller's calls answered within a second; `in_time_ratio_alone`.
 - `p99_ms`, `p99_ms_alone`: latency; a call that failed took its whole deadline.
-- `peak_rss_mib`, `memory_ratio`: what the process took beyond its idle size, over the bound that
+- `peak_rss_mib`, `memory_ratio`: memory of the process beyond its idle size, over the bound that
   its settings state: `max_bytes_in_flight` of inference, `max_inflight_bytes` of ingest. A flood
   that is stored may take what DuckDB keeps until its next checkpoint as well, as any load does.
 """
@@ -38,7 +38,7 @@ from sightline.cli.processes import ServiceProcess
 _MIB = 1 << 20
 _SAMPLE_SECONDS = 0.01
 _FLOOD_LEADS_SECONDS = 1.0
-"""How long a flood runs before the caller's calls count."""
+"""Duration of a flood before the caller's calls count."""
 _START_SECONDS = 30.0
 _CHECKPOINT_MIB = 128
 """`checkpoint_threshold` of the ingest service's store."""
@@ -49,7 +49,7 @@ REPOSITORY = Path(__file__).parents[2] / "models" / "repository"
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A service that runs, and the files with the keys of its callers."""
+    """A running service, and the files with the keys of its callers."""
 
     service: str
     running: ServiceProcess
@@ -58,12 +58,12 @@ class Server:
 
     @property
     def rss_mib(self) -> float:
-        """Resident memory now."""
+        """The resident memory now, MiB."""
         return float(psutil.Process(self.running.pid).memory_info().rss / _MIB)
 
 
 def bound_mib(service: str, flood: str) -> float:
-    """Return the bytes that the service says it holds for its callers, at most, MiB."""
+    """Return the memory that the service may hold for its callers by its settings, MiB."""
     if service == INGEST:
         held = load(IngestSettings, [], prog="bench").max_inflight_bytes / _MIB
         return held + (_CHECKPOINT_MIB if flood in _STORED else 0)
@@ -78,7 +78,7 @@ def _flags(service: str, folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def served(service: str, folder: Path) -> Iterator[Server]:
-    """Run a service with a key for the caller and one for the flood."""
+    """Run a service with one key for the caller and one for the flood."""
     keys = KeyFile(folder / "keys.db")
     scopes = [Scope.LOG, Scope.READ, Scope.INFER]
     key, _ = keys.create("well-behaved", devices=["*"], scopes=scopes)
@@ -96,7 +96,7 @@ def served(service: str, folder: Path) -> Iterator[Server]:
 
 @contextlib.asynccontextmanager
 async def flooded(server: Server, flood: str, seconds: float) -> AsyncIterator[None]:
-    """Flood the server from another process within the block, for so many seconds at most."""
+    """Flood the server from another process within the block, for at most this many seconds."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.isolation.flood", server.service, flood),
         *(server.running.address, str(server.flood_key_file), "--seconds", str(seconds)),
@@ -106,7 +106,7 @@ async def flooded(server: Server, flood: str, seconds: float) -> AsyncIterator[N
     try:
         assert process.stdout is not None
         async with asyncio.timeout(_START_SECONDS):
-            await process.stdout.readline()  # it has begun
+            await process.stdout.readline()  # the flood has begun
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -7,7 +7,7 @@ from bench.infer.figures import OK, Call
 
 
 def in_time_ratio(calls: Sequence[Call]) -> float:
-    """Return the share of the calls that were answered; their deadline says in what time."""
+    """Return the share of the calls that were answered within their deadline."""
     return round(sum(call.code == OK for call in calls) / len(calls), 3)
 
 
@@ -18,10 +18,10 @@ def p99_ms(calls: Sequence[Call], deadline: float) -> float:
 
 
 def codes(calls: Sequence[Call]) -> dict[str, int]:
-    """Return how many calls ended with which code."""
+    """Return the number of calls by status code."""
     return dict(Counter(call.code for call in calls))
 
 
 def memory_ratio(idle_mib: float, peak_mib: float, bound_mib: float) -> float:
-    """Return what the process took beyond its idle size, over the stated bound."""
+    """Return the memory beyond the idle size, divided by the stated bound."""
     return round(max(peak_mib - idle_mib, 0.0) / bound_mib, 3)

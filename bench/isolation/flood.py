@@ -1,7 +1,7 @@
-"""One flood, in a process of its own: `python -m bench.isolation.flood`.
+"""One flood in its own process: `python -m bench.isolation.flood`.
 
-It runs with the lowest priority, because in earnest it comes from another machine: what is measured
-is what the server does with it, and not who gets this machine's cores.
+It runs with the lowest priority, because a real flood comes from another machine: the benchmark
+measures the server's response, and not the competition for this machine's cores.
 """
 
 import argparse
@@ -37,7 +37,7 @@ FLOODS: dict[str, dict[str, Flood]] = {
 
 
 def main() -> None:
-    """Flood for so many seconds and print how many calls that were."""
+    """Flood for this many seconds and print the number of calls."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("service", choices=SERVICES)
     arguments.add_argument("flood")

@@ -1,6 +1,6 @@
-"""The HTTP/2 frames that a raw client sends and reads (RFC 9113). Pure: bytes in, bytes out.
+"""HTTP/2 frames of a raw client (RFC 9113). Pure: bytes in, bytes out.
 
-Written by hand and not with a library's state machine, which refuses what a hostile client does:
+Written by hand, because a library's state machine refuses what a hostile client does:
 more streams than the server allows, half a message, a reset right behind the headers.
 """
 
@@ -13,14 +13,14 @@ import hpack
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DEFAULT_WINDOW = 65_535
-"""Bytes that a peer takes before it has said anything."""
+"""Initial flow-control window of a peer, bytes."""
 LARGEST_WINDOW = 2**31 - 1
 _HEAD = struct.Struct(">BHBBI")
 _MESSAGE_HEAD = struct.Struct(">BI")
 
 
 class Kind(IntEnum):
-    """Type of an HTTP/2 frame."""
+    """The type of an HTTP/2 frame."""
 
     DATA = 0
     HEADERS = 1
@@ -33,7 +33,7 @@ class Kind(IntEnum):
 
 
 class Setting(IntEnum):
-    """Names of settings."""
+    """The identifier of an HTTP/2 setting."""
 
     HEADER_TABLE_SIZE = 1
     MAX_CONCURRENT_STREAMS = 3
@@ -45,7 +45,7 @@ END_STREAM = 0x1
 ACK = 0x1
 END_HEADERS = 0x4
 CANCEL = 0x8
-"""The error code of a client that does not want the answer any more."""
+"""Error code of a client that does not want the answer any more."""
 
 
 class Http2Frame(NamedTuple):
@@ -54,7 +54,7 @@ class Http2Frame(NamedTuple):
     kind: int
     flags: int
     stream: int
-    """0: the connection."""
+    """0 means the connection."""
     payload: bytes
 
     def __bytes__(self) -> bytes:
@@ -65,7 +65,7 @@ class Http2Frame(NamedTuple):
 
 
 def parse(buffer: bytes) -> tuple[list[Http2Frame], bytes]:
-    """Return the whole frames of a buffer, and the bytes behind them."""
+    """Return the complete frames of a buffer, and the bytes after them."""
     found, at = [], 0
     while len(buffer) - at >= _HEAD.size:
         high, low, kind, flags, stream = _HEAD.unpack_from(buffer, at)
@@ -91,7 +91,7 @@ def settings_of(payload: bytes) -> dict[int, int]:
 
 
 def window_update(stream: int, size: int) -> bytes:
-    """Return a WINDOW_UPDATE frame: so many bytes more may come."""
+    """Return a WINDOW_UPDATE frame, which permits this many more bytes."""
     return bytes(Http2Frame(Kind.WINDOW_UPDATE, 0, stream, struct.pack(">I", size)))
 
 
@@ -101,7 +101,7 @@ def reset(stream: int, code: int = CANCEL) -> bytes:
 
 
 def headers(stream: int, block: bytes, *, end: bool = False) -> bytes:
-    """Return a HEADERS frame with a whole block."""
+    """Return a HEADERS frame with a complete block."""
     return bytes(Http2Frame(Kind.HEADERS, END_HEADERS | (END_STREAM if end else 0), stream, block))
 
 
@@ -116,12 +116,12 @@ def message_head(size: int) -> bytes:
 
 
 def block(method: str, metadata: Sequence[tuple[str, str]] = (), timeout: str = "") -> bytes:
-    """Return the header block of a gRPC call, which depends on no block before it.
+    """Return the header block of a gRPC call, independent of earlier blocks.
 
     Args:
-        method: its path, `/package.Service/Method`.
+        method: path of the call, `/package.Service/Method`.
         metadata: further headers, such as `authorization`.
-        timeout: `grpc-timeout`, such as `5S`; empty: none.
+        timeout: `grpc-timeout`, such as `5S`; empty for none.
     """
     every = [
         (":method", "POST"),
@@ -133,11 +133,11 @@ def block(method: str, metadata: Sequence[tuple[str, str]] = (), timeout: str = 
         *([("grpc-timeout", timeout)] if timeout else ()),
         *metadata,
     ]
-    # Never indexed, so that a block can be sent again on any connection.
+    # Never indexed, so that any connection can send the same block again.
     return hpack.Encoder().encode([(name, value, True) for name, value in every])
 
 
 def fields(encoded: bytes) -> dict[str, str]:
-    """Return the fields of a block whose sender keeps no table."""
+    """Return the fields of a block whose sender uses no dynamic table."""
     found: Iterable[tuple[bytes, bytes]] = hpack.Decoder().decode(encoded, raw=True)
     return {bytes(name).decode(): bytes(value).decode("latin-1") for name, value in found}

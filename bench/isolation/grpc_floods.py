@@ -1,4 +1,4 @@
-"""Floods of an ordinary gRPC client that asks for much, and for long."""
+"""Floods of an ordinary gRPC client with large or slow requests."""
 
 import asyncio
 import contextlib
@@ -12,43 +12,43 @@ from bench.isolation import raw, target
 from bench.isolation.target import INGEST, STREAMING, UNARY, Target
 
 CALLS = 128
-"""Calls at a time of a flood that waits long."""
+"""Concurrent calls of a flood whose calls wait long."""
 LARGE_CALLS = 16
-"""Calls at a time of a flood of large messages."""
+"""Concurrent calls of a flood of large messages."""
 _PAUSE_SECONDS = 0.02
-"""After a call that was refused."""
+"""Pause after a refused call."""
 _LARGE_SECONDS, _LONG_SECONDS, _SHORT_SECONDS = 30.0, 300.0, 1.0
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
 Call = Callable[[grpc.aio.Channel, float], Awaitable[object]]
 
 
 async def large_pictures(aim: Target) -> int:
-    """Ask for requests of as many, and as large, pictures as one may hold."""
+    """Send requests with as many and as large images as are allowed."""
     request = target.infer_request(target.large_picture(), 16)
     return await _keep_calling(aim, LARGE_CALLS, _LARGE_SECONDS, _infer(aim, request))
 
 
 async def long_runs(aim: Target) -> int:
-    """Ask for pictures each of which takes longer than the other caller's whole deadline."""
+    """Send images that each take longer than the other caller's whole deadline."""
     request = target.infer_request(target.slow_picture(), 16)
     return await _keep_calling(aim, LARGE_CALLS, _LARGE_SECONDS, _infer(aim, request))
 
 
 async def many_batches(aim: Target) -> int:
-    """Keep many calls of many pictures under way that have as little time as the other caller's."""
+    """Keep many calls with many images in flight, with the other caller's short deadline."""
     request = target.infer_request(target.small_picture(), 16)
     return await _keep_calling(aim, CALLS, _SHORT_SECONDS, _infer(aim, request))
 
 
 async def large_messages(aim: Target) -> int:
-    """Log messages that are as large as they may be."""
+    """Log messages of the maximum size."""
     return await _keep_calling(
         aim, LARGE_CALLS, _LARGE_SECONDS, _log(aim, [target.large_message()])
     )
 
 
 async def long_deadlines(aim: Target) -> int:
-    """Keep many calls waiting that have all the time in the world."""
+    """Keep many calls with long deadlines waiting."""
     if aim.service == INGEST:
         call = _log(aim, payloads(1, 512, 256))
     else:
@@ -79,7 +79,7 @@ def _log(aim: Target, messages: Sequence[bytes]) -> Call:
 
 
 async def _keep_calling(aim: Target, callers: int, seconds: float, call: Call) -> int:
-    """Return how many calls were answered or refused until the time was up."""
+    """Return the number of calls answered or refused until the end of the flood."""
     ended = 0
 
     async def keep(channel: grpc.aio.Channel) -> None:

@@ -1,7 +1,7 @@
-"""A raw HTTP/2 client that a gRPC server cannot tell from any other until it misbehaves.
+"""A raw HTTP/2 client that looks like any gRPC client until it misbehaves.
 
-It keeps to flow control, because the server ends the connection of whoever does not, and to
-nothing else: what is sent, and when, is for the caller to say.
+It obeys flow control, because the server ends the connection of a client that does not, and
+nothing else: the caller decides what is sent, and when.
 """
 
 import asyncio
@@ -14,63 +14,63 @@ from bench.isolation.frames import Http2Frame, Kind, Setting
 
 _READ_BYTES = 1 << 16
 _FRAME_BYTES = 16_384
-"""The largest frame that every peer takes."""
+"""Size of the largest frame that every peer accepts."""
 
 
 class ConnectionEndedError(Exception):
-    """The server ended the connection. The message says how."""
+    """The server ended the connection; the message has the reason."""
 
 
 class Stream:
-    """One call, from its headers to its end."""
+    """A call, from its headers to its end."""
 
     def __init__(self, number: int, window: int) -> None:
         self.number = number
         self.window = window
-        """Bytes that may still be sent."""
+        """Bytes that may still be sent (flow-control window)."""
         self.sent = 0
-        """Bytes of DATA."""
+        """Received bytes of DATA."""
         self.reset_code: int | None = None
-        """The server's RST_STREAM; None: there was none."""
+        """Error code of the server's RST_STREAM; None if there was none."""
         self.trailers: dict[str, str] = {}
         self._ended = asyncio.Event()
 
     @property
     def ended(self) -> bool:
-        """Return True if the server has ended it."""
+        """Return True if the server has ended the stream."""
         return self._ended.is_set()
 
     @property
     def status(self) -> str | None:
-        """Return the `grpc-status` that it ended with; None: it has not ended, or without one."""
+        """Return the `grpc-status`; None if the stream has not ended, or has ended without one."""
         return self.trailers.get("grpc-status")
 
     async def wait(self) -> Self:
-        """Wait until the server has ended it."""
+        """Wait until the server has ended the stream."""
         await self._ended.wait()
         return self
 
     def end(self) -> None:
-        """Take in that the server has ended it."""
+        """Mark the stream as ended by the server."""
         self._ended.set()
 
 
 class Connection:
-    """One connection to a server; made by `connect`.
+    """A connection to a server; made by `connect`.
 
     Args:
-        reader: what the server sends.
-        writer: what is sent to it.
+        reader: stream of bytes from the server.
+        writer: stream of bytes to the server.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.streams: dict[int, Stream] = {}
-        """Those that have not ended."""
+        """Streams that have not ended, by number."""
         self.ended_streams = 0
-        """Return the number of streams that the server has ended, kept or not."""
+        """Number of streams that the server has ended."""
         self.peer_settings: dict[int, int] = {}
         self.goaway: int | None = None
-        """The error code of the server's GOAWAY; None: there was none."""
+        """Error code of the server's GOAWAY; None if there was none."""
         self.window = frames.DEFAULT_WINDOW
         self._reader = reader
         self._writer = writer
@@ -80,9 +80,9 @@ class Connection:
         self._settled = asyncio.Event()
 
     async def begin(self) -> None:
-        """Send preface and settings, and wait for those of the server."""
+        """Send preface and settings, and wait for the server's settings."""
         mine = {
-            Setting.HEADER_TABLE_SIZE: 0,  # every block can be read, or left, by itself
+            Setting.HEADER_TABLE_SIZE: 0,  # no dynamic table: every block can be read by itself
             Setting.INITIAL_WINDOW_SIZE: frames.LARGEST_WINDOW,
         }
         self._writer.write(frames.PREFACE + frames.settings(mine))
@@ -110,10 +110,10 @@ class Connection:
         return number
 
     def open(self, block: bytes, *, end: bool = False) -> Stream:
-        """Begin a stream with its headers; `end`: no message follows.
+        """Begin a stream with its headers; with `end`, no message follows.
 
         Raises:
-            ConnectionEndedError: there is no connection any more.
+            ConnectionEndedError: the connection has ended.
         """
         self._check()
         initial = self.peer_settings.get(Setting.INITIAL_WINDOW_SIZE, frames.DEFAULT_WINDOW)
@@ -123,10 +123,10 @@ class Connection:
         return stream
 
     async def send(self, stream: Stream, payload: bytes, *, end: bool = False) -> None:
-        """Send all bytes as the server's windows let them go; stops where the stream has ended.
+        """Send all bytes as the server's windows permit; stop if the stream has ended.
 
         Raises:
-            ConnectionEndedError: there is no connection any more.
+            ConnectionEndedError: the connection has ended.
         """
         left = memoryview(payload)
         while left and not stream.ended:
@@ -141,7 +141,7 @@ class Connection:
             await self.drain()
 
     def reset(self, stream: Stream) -> None:
-        """End a stream from this side."""
+        """Reset a stream from this side."""
         self.streams.pop(stream.number, None)
         stream.end()
         self.write(frames.reset(stream.number))
@@ -151,10 +151,10 @@ class Connection:
         self._writer.write(encoded)
 
     async def drain(self) -> None:
-        """Wait until the server has taken most of what was written.
+        """Wait until the write buffer has drained.
 
         Raises:
-            ConnectionEndedError: there is no connection any more.
+            ConnectionEndedError: the connection has ended.
         """
         self._check()
         try:

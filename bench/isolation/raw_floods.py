@@ -1,4 +1,4 @@
-"""Floods of a raw HTTP/2 client, which sends what no gRPC library would."""
+"""Floods of a raw HTTP/2 client that no gRPC library would send."""
 
 import asyncio
 import contextlib
@@ -11,16 +11,16 @@ from bench.isolation.target import STREAMING, UNARY, Target
 
 CONNECTIONS = 4
 STREAMS = 152
-"""Calls that are kept begun, over all connections."""
+"""Calls that are kept open, over all connections."""
 MAX_PER_SECOND = 20_000
-"""Calls that are begun, at most, over all connections."""
+"""Maximum number of calls that are begun, over all connections."""
 _PAUSE_SECONDS = 0.05
 _BURST = 50
 _NOWHERE = "/sightline.nowhere.v1.NoService/NoMethod"
 
 
 async def headers_only(target: Target) -> int:
-    """Begin calls and never send a message; one that the server ends is begun anew."""
+    """Begin calls and never send a message; replace each call that the server ends."""
     return await _on_connections(target, lambda one: _keep_begun(target, one, b""))
 
 
@@ -32,7 +32,7 @@ async def half_messages(target: Target) -> int:
 
 
 async def unknown_methods(target: Target) -> int:
-    """Call methods that do not exist, as fast as the server takes them."""
+    """Call methods that do not exist, as fast as the server accepts them."""
     block = frames.block(_NOWHERE)
     return await _on_connections(
         target, lambda one: _storm(one, lambda number: frames.headers(number, block, end=True))
@@ -51,7 +51,7 @@ async def rapid_reset(target: Target) -> int:
 
 
 async def _on_connections(target: Target, flood: Callable[[Connection], Awaitable[None]]) -> int:
-    """Return how many calls were begun until the time was up."""
+    """Return the number of calls begun until the end of the flood."""
     counts = [0] * CONNECTIONS
 
     async def keep(number: int) -> None:
@@ -71,7 +71,7 @@ async def _on_connections(target: Target, flood: Callable[[Connection], Awaitabl
 
 
 async def _keep_begun(target: Target, connection: Connection, payload: bytes) -> None:
-    """Keep calls begun, each with the same bytes of a message, until the connection ends."""
+    """Keep calls open, each with the same bytes of a message, until the connection ends."""
     blocks = [target.block(methods[target.service]) for methods in (UNARY, STREAMING)]
 
     async def keep(number: int) -> None:
@@ -87,7 +87,7 @@ async def _keep_begun(target: Target, connection: Connection, payload: bytes) ->
 
 
 async def _storm(connection: Connection, call: Callable[[int], bytes]) -> None:
-    """Begin calls in bursts, as fast as they are taken and no faster than the bound."""
+    """Begin calls in bursts, as fast as the server accepts them, up to the maximum."""
     began, share = time.monotonic(), MAX_PER_SECOND / CONNECTIONS
     while True:
         connection.write(b"".join(call(connection.number()) for _ in range(_BURST)))

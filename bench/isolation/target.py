@@ -20,15 +20,15 @@ _INFERENCE = "/sightline.inference.v1.InferenceService"
 UNARY = {INGEST: f"{_INGEST}/GetWatermark", INFERENCE: f"{_INFERENCE}/Infer"}
 STREAMING = {INGEST: f"{_INGEST}/PredictionLog", INFERENCE: f"{_INFERENCE}/UploadImage"}
 LARGEST_MESSAGE = {INGEST: 4 << 20, INFERENCE: 16 << 20}
-"""Bytes, by the services' defaults."""
+"""The services' default limits of a message, bytes."""
 _MARGIN = 4096
 _SIDE = 7000
-"""Of a large picture, pixels: 49 million of the 50 that are allowed."""
+"""Side of a large image in pixels: 49 million pixels of the 50 million that are allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Target of a flood: address, credential and end."""
+    """The target of a flood: address, credential and end."""
 
     service: str
     """`ingest` or `inference`."""
@@ -36,11 +36,11 @@ class Target:
     key: str
     """API key of the flood."""
     end: float
-    """On `time.monotonic`'s clock."""
+    """End of the flood on `time.monotonic`'s clock."""
 
     @property
     def left(self) -> float:
-        """Seconds until the flood ends, >= 0."""
+        """The seconds until the flood ends, at least 0."""
         return max(self.end - time.monotonic(), 0.0)
 
     def block(self, method: str) -> bytes:
@@ -49,38 +49,38 @@ class Target:
 
     @property
     def almost_too_large(self) -> int:
-        """Bytes of a message that the service would just take."""
+        """Return the size of the largest message that the service accepts, bytes."""
         return LARGEST_MESSAGE[self.service] - _MARGIN
 
 
 def small_picture() -> bytes:
-    """Return the picture of one plate as JPEG."""
+    """Return the image of one plate as JPEG."""
     return to_jpeg(make_plate(3).image)
 
 
 def large_picture() -> bytes:
-    """Return a picture that takes a thousand times more memory than room in a message, as PNG."""
+    """Return a PNG whose pixels take a thousand times more memory than its bytes."""
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((_SIDE, _SIDE, 3), np.uint8)).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def slow_picture() -> bytes:
-    """Return a progressive JPEG of as many pixels, which takes seconds to decode."""
+    """Return a progressive JPEG of the same size, which takes seconds to decode."""
     buffer = io.BytesIO()
     Image.new("RGB", (_SIDE, _SIDE), (90, 140, 60)).save(buffer, format="JPEG", progressive=True)
     return buffer.getvalue()
 
 
 def infer_request(picture: bytes, count: int = 1) -> bytes:
-    """Return the request for so many of a picture."""
+    """Return the request with this many copies of an image."""
     images = [inference_pb2.Image(data=picture)] * count
     return inference_service_pb2.InferRequest(images=images).SerializeToString()
 
 
 @functools.cache
 def large_message() -> bytes:
-    """Return predictions from sequence 1 on that just fit one message."""
+    """Return as many predictions, from sequence 1 on, as fit one message."""
     (one,) = payloads(1, 1000, 1000)
     count = int(1000 * (LARGEST_MESSAGE[INGEST] - _MARGIN) / len(one) * 0.98)
     (message,) = payloads(1, count, count)

@@ -1,4 +1,4 @@
-"""The caller that must not notice the flood: a few small calls a second, with a deadline each."""
+"""The caller that must not notice the flood: a few small calls per second, each with a deadline."""
 
 import asyncio
 import time
@@ -22,14 +22,14 @@ Ask = Callable[[], Awaitable[object]]
 
 @asynccontextmanager
 async def caller(service: str, address: str, key: str) -> AsyncIterator[Ask]:
-    """Yield what makes one call on a connection of its own."""
+    """Yield a function that makes one call, on its own connection."""
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
         make = _logging if service == INGEST else _inferring
         yield make(channel, key)
 
 
 async def calls(ask: Ask, seconds: float) -> list[Call]:
-    """Return calls at a steady rate, each sent whether or not those before are answered."""
+    """Make calls at a steady rate, without waiting for earlier answers."""
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         tasks = []
@@ -45,7 +45,7 @@ async def _timed(ask: Ask) -> Call:
         await ask()
     except grpc.aio.AioRpcError as error:
         code = error.code().name
-    except asyncio.CancelledError:  # what gRPC raises where nothing of the deadline is left
+    except asyncio.CancelledError:  # gRPC raises this when the deadline has passed
         code = "CANCELLED"
     return Call(sent, time.perf_counter(), code)
 
@@ -61,7 +61,7 @@ def _inferring(channel: grpc.aio.Channel, key: str) -> Ask:
 
 
 def _logging(channel: grpc.aio.Channel, key: str) -> Ask:
-    """Return a device's turn: it asks where to resume, logs, and waits for the commit."""
+    """Return a device's turn: get the watermark, log, and wait for the commit."""
     messages = payloads(1, 8, 8)
     watermark = channel.unary_unary(UNARY[INGEST], None, None)
     log = channel.stream_unary(STREAMING[INGEST], None, None)
