@@ -46,7 +46,7 @@ def _template(device: str, sent: Sequence[bytes]) -> Changes:
     """Return what the service would write for one group of messages of a device."""
     spool = SpoolKey(device, "00000000-0000-0000-0000-000000000000")
     opening = StreamOpening(spool, datetime.now(UTC), None, None, "bench")
-    messages = [Message(0, opening, each, first=False) for each in sent]
+    messages = [Message(0, opening, payload, first=False) for payload in sent]
     return decide(prepare(messages, PtarsDecoder(), datetime.now(UTC)), {spool: Watermark()})[0]
 
 

@@ -116,16 +116,16 @@ def make_app(database: Path, address: str) -> FastAPI:
 
 
 def _rows(batch: Batch) -> Iterator[tuple[str | float | bool, ...]]:
-    for one in batch.predictions:
+    for prediction in batch.predictions:
         yield (
             batch.edge_device_id,
-            one.image_id,
-            one.timestamp,
-            one.model_name,
-            one.model_version,
-            one.inference_time_ms,
-            one.defect_detected,
-            _DETECTIONS.dump_json(one.detections).decode(),
+            prediction.image_id,
+            prediction.timestamp,
+            prediction.model_name,
+            prediction.model_version,
+            prediction.inference_time_ms,
+            prediction.defect_detected,
+            _DETECTIONS.dump_json(prediction.detections).decode(),
         )
 
 

@@ -88,9 +88,9 @@ class ShortSighted:
         height, width, _ = whole.shape
         size = (width // SHRUNK, height // SHRUNK)
         small: NDArray[np.uint8] = np.asarray(PIL.Image.fromarray(whole).resize(size))
-        found = self._detector.detect(small)
-        detections = tuple(map(_enlarged, found.detections))
-        return replace(found, detections=detections, image_width=width, image_height=height)
+        result = self._detector.detect(small)
+        detections = tuple(map(_enlarged, result.detections))
+        return replace(result, detections=detections, image_width=width, image_height=height)
 
 
 @dataclass(frozen=True)
@@ -113,32 +113,32 @@ def services(folder: Path) -> Iterator[Services]:
         yield Services(ingest.address, inference.address)
 
 
-def added(where: Services, folder: Path, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
+def added(where: Services, folder: Path, images: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
     """Return the latency that the node adds to the detector: medians of the rounds."""
     detector = OnnxDetector(MODEL)
     logger = PredictionLogger(where.ingest, device_id="bench", spool_dir=folder / "spool")
     with EdgeNode(detector, InferenceClient(where.inference), logger, Policy()) as node:
-        for picture in pictures[:50]:  # warm
-            detector.detect(picture)
-            node.process(picture)
-        rounds = [_round(detector.detect, node.process, pictures) for _ in range(ROUNDS)]
+        for image in images[:50]:  # warm
+            detector.detect(image)
+            node.process(image)
+        rounds = [_round(detector.detect, node.process, images) for _ in range(ROUNDS)]
         if not logger.flush(60, until="committed"):
             raise RuntimeError("the log was not committed in a minute")
-    medians = {name: round(median(one[name] for one in rounds), 3) for name in rounds[0]}
-    return {"pictures": len(pictures), "rounds": ROUNDS, **medians}
+    medians = {name: round(median(figures[name] for figures in rounds), 3) for name in rounds[0]}
+    return {"pictures": len(images), "rounds": ROUNDS, **medians}
 
 
 def _round(
     alone: Callable[[NDArray[np.uint8]], object],
     inside: Callable[[NDArray[np.uint8]], object],
-    pictures: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
 ) -> dict[str, float]:
     turns: list[tuple[Callable[[NDArray[np.uint8]], object], list[float]]]
     turns = [(alone, []), (inside, [])]
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         for call, seconds in turns if number % 2 else reversed(turns):
             began = time.perf_counter()
-            call(picture)
+            call(image)
             seconds.append(time.perf_counter() - began)
     figures: dict[str, float] = {}
     for name, share in (("p50", 0.5), ("p99", 0.99)):
@@ -148,13 +148,13 @@ def _round(
     return figures
 
 
-def hedged(where: Services, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
+def hedged(where: Services, images: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
     """Return the latency of the answers with a hedge and without."""
     detector = OnnxDetector(MODEL)
     times: dict[Mode, list[float]] = {Mode.HEDGED: [], Mode.AUTO: []}
     with ExitStack() as stack:
         client = stack.enter_context(InferenceClient(where.inference))
-        asked = {
+        coordinators = {
             mode: stack.enter_context(
                 InferenceCoordinator(
                     SlowTail(detector, seed=7), client, Policy(mode=mode, timeout=BUDGET)
@@ -162,59 +162,61 @@ def hedged(where: Services, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, 
             )
             for mode in times
         }
-        for picture in pictures[:40]:  # the hedge learns the usual latency
-            for coordinator in asked.values():
-                coordinator.ask(picture)
-        for picture in pictures:
-            for mode, coordinator in asked.items():
+        for image in images[:40]:  # the hedge learns the usual latency
+            for coordinator in coordinators.values():
+                coordinator.ask(image)
+        for image in images:
+            for mode, coordinator in coordinators.items():
                 began = time.perf_counter()
-                coordinator.ask(picture)
+                coordinator.ask(image)
                 times[mode].append(time.perf_counter() - began)
-        stats = asked[Mode.HEDGED].stats()
+        stats = coordinators[Mode.HEDGED].stats()
     return {
         "hedged_p99_ms": milliseconds(percentile(times[Mode.HEDGED], 0.99)),
         "auto_p99_ms": milliseconds(percentile(times[Mode.AUTO], 0.99)),
-        "hedge_share": round(stats.hedges / (len(pictures) + 40), 4),
+        "hedge_share": round(stats.hedges / (len(images) + 40), 4),
         "tail_share": TAIL_SHARE,
     }
 
 
-def cascade(where: Services, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
+def cascade(where: Services, images: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
     """Return the bytes that a cascade sends, and how often it agrees with the cloud."""
     detector = ShortSighted(OnnxDetector(MODEL))
-    encoded = [to_jpeg(picture) for picture in pictures]
+    encoded = [to_jpeg(image) for image in images]
     sent: dict[Mode, int] = {}
-    found: dict[Mode, list[Sequence[Detection]]] = {}
+    detections: dict[Mode, list[Sequence[Detection]]] = {}
     with InferenceClient(where.inference) as client:
         for mode in (Mode.CLOUD, Mode.DEVICE, Mode.CASCADE):
             policy = Policy(mode=mode, timeout=BUDGET, cascade=Cascade(any=True, empty=True))
             with InferenceCoordinator(detector, client, policy) as coordinator:
-                answers = [coordinator.ask(picture) for picture in encoded]
+                answers = [coordinator.ask(image) for image in encoded]
             sent[mode] = sum(answer.cloud_bytes for answer in answers)
-            found[mode] = [answer.detections for answer in answers]
+            detections[mode] = [answer.detections for answer in answers]
     return {
         "cascade_bytes_ratio": round(sent[Mode.CASCADE] / sent[Mode.CLOUD], 3),
-        "cascade_agreement": _agreement(found[Mode.CASCADE], found[Mode.CLOUD]),
-        "device_agreement": _agreement(found[Mode.DEVICE], found[Mode.CLOUD]),
+        "cascade_agreement": _agreement(detections[Mode.CASCADE], detections[Mode.CLOUD]),
+        "device_agreement": _agreement(detections[Mode.DEVICE], detections[Mode.CLOUD]),
     }
 
 
-def _agreement(one: Sequence[Sequence[Detection]], other: Sequence[Sequence[Detection]]) -> float:
-    agreeing = sum(_agree(*pair) for pair in zip(one, other, strict=True))
-    return round(agreeing / len(one), 3)
+def _agreement(
+    first: Sequence[Sequence[Detection]], second: Sequence[Sequence[Detection]]
+) -> float:
+    agreeing = sum(_agree(*pair) for pair in zip(first, second, strict=True))
+    return round(agreeing / len(first), 3)
 
 
-def _agree(one: Sequence[Detection], other: Sequence[Detection]) -> bool:
-    return len(one) == len(other) and all(
-        any(mine.class_id == theirs.class_id and _iou(mine, theirs) >= 0.5 for theirs in other)
-        for mine in one
+def _agree(first: Sequence[Detection], second: Sequence[Detection]) -> bool:
+    return len(first) == len(second) and all(
+        any(mine.class_id == theirs.class_id and _iou(mine, theirs) >= 0.5 for theirs in second)
+        for mine in first
     )
 
 
-def _iou(one: Detection, other: Detection) -> float:
-    if one.box is None or other.box is None:
+def _iou(first: Detection, second: Detection) -> float:
+    if first.box is None or second.box is None:
         return 0.0
-    a, b = one.box, other.box
+    a, b = first.box, second.box
     width = min(a.x_max, b.x_max) - max(a.x_min, b.x_min)
     height = min(a.y_max, b.y_max) - max(a.y_min, b.y_min)
     shared = max(width, 0.0) * max(height, 0.0)
@@ -222,14 +224,19 @@ def _iou(one: Detection, other: Detection) -> float:
     return shared / (areas - shared) if shared else 0.0
 
 
-def _enlarged(found: Detection) -> Detection:
-    if found.box is None:
-        return found
+def _enlarged(detection: Detection) -> Detection:
+    if detection.box is None:
+        return detection
     x_min, y_min, x_max, y_max = (
         SHRUNK * edge
-        for edge in (found.box.x_min, found.box.y_min, found.box.x_max, found.box.y_max)
+        for edge in (
+            detection.box.x_min,
+            detection.box.y_min,
+            detection.box.x_max,
+            detection.box.y_max,
+        )
     )
-    return replace(found, box=Box(x_min, y_min, x_max, y_max))
+    return replace(detection, box=Box(x_min, y_min, x_max, y_max))
 
 
 def main() -> None:
@@ -237,13 +244,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pictures", type=int, default=1000, help="for each part")
     count = parser.parse_args().pictures
-    pictures = [make_plate(seed).image for seed in range(min(count, 300))]
-    repeated = [pictures[index % len(pictures)] for index in range(count)]
+    images = [make_plate(seed).image for seed in range(min(count, 300))]
+    repeated = [images[index % len(images)] for index in range(count)]
     with tempfile.TemporaryDirectory() as name, services(Path(name)) as where:
         figures = {
             **added(where, Path(name), repeated),
             **hedged(where, repeated),
-            **cascade(where, pictures),
+            **cascade(where, images),
         }
     print(json.dumps({"bench": "coordinator", **figures}))
 

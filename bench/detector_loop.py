@@ -45,11 +45,11 @@ def detector(folder: Path) -> Frame:
     from ultralytics import YOLO
     from ultralytics.utils import ASSETS
 
-    picture = np.ascontiguousarray(np.asarray(Image.open(ASSETS / "bus.jpg"))[..., ::-1])
+    image = np.ascontiguousarray(np.asarray(Image.open(ASSETS / "bus.jpg"))[..., ::-1])
     model = YOLO(folder / "yolov8n_int8.onnx", task="detect")
 
     def look() -> Any:  # noqa: ANN401 (ultralytics is not imported for its types here)
-        (results,) = model.predict(picture, verbose=False, device="cpu")
+        (results,) = model.predict(image, verbose=False, device="cpu")
         return results
 
     return look
@@ -101,7 +101,7 @@ def measure(look: Frame, folder: Path, rounds: int, frames: int) -> dict[str, ob
         "model": "yolov8n_int8",
         "rounds": rounds,
         "frames": frames,
-        "fps": round(1 / statistics.median(one.wall for one in costs["off"]), 2),
+        "fps": round(1 / statistics.median(cost.wall for cost in costs["off"]), 2),
         **{f"fps_ratio_{name}": ratio(costs["off"], costs[name], 0) for name in ("up", "away")},
         **{f"cpu_ratio_{name}": ratio(costs["off"], costs[name], 1) for name in ("up", "away")},
         **{f"log_p50_us_{name}": call_us(costs[name]) for name in ("up", "away")},
@@ -111,12 +111,12 @@ def measure(look: Frame, folder: Path, rounds: int, frames: int) -> dict[str, ob
 def ratio(without: list[Cost], logging: list[Cost], part: int) -> float:
     """Return the median ratio of one part of the costs over the rounds; 1 means no cost."""
     pairs = zip(without, logging, strict=True)
-    return round(statistics.median(one[part] / other[part] for one, other in pairs), 4)
+    return round(statistics.median(first[part] / second[part] for first, second in pairs), 4)
 
 
 def call_us(costs: list[Cost]) -> float:
     """Return the median time of `log(results)`, in microseconds."""
-    return round(statistics.median(one.call for one in costs) * 1e6, 1)
+    return round(statistics.median(cost.call for cost in costs) * 1e6, 1)
 
 
 def main() -> None:

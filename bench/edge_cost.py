@@ -43,7 +43,7 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def pictures() -> list[Prediction]:
+def varied_records() -> list[Prediction]:
     """Return records that differ as a camera's do, so that gzip does not compress them too well."""
     chance = random.Random(1)
     return [prediction(number, chance.uniform(0, 900)) for number in range(1000)]
@@ -51,7 +51,7 @@ def pictures() -> list[Prediction]:
 
 def node_cpu(target: str, folder: str, count: int, compression: Compression) -> dict[str, float]:
     """Log at a steady rate and return the CPU microseconds and wall seconds used."""
-    records = pictures()
+    records = varied_records()
     options = LogOptions(compression=compression)
     with PredictionLogger(target, device_id="bench", spool_dir=folder, options=options) as log:
         log.log(records[0], wait="committed", timeout=60)  # connected, everything imported
@@ -61,15 +61,15 @@ def node_cpu(target: str, folder: str, count: int, compression: Compression) -> 
                 log(records[(burst * BURST + number) % len(records)])
             time.sleep(max(0.0, began + (burst + 1) * PAUSE_SECONDS - time.perf_counter()))
         committed = log.flush(600, until="committed")
-        used, took = cpu_seconds() - used, time.perf_counter() - began
+        used, elapsed = cpu_seconds() - used, time.perf_counter() - began
         if not committed or log.stats().dropped:
             raise RuntimeError(f"not everything was committed: {log.stats()}")
-    return {"cpu_us": used * 1e6, "seconds": took}
+    return {"cpu_us": used * 1e6, "seconds": elapsed}
 
 
 def node_backlog(target: str, folder: str, count: int) -> None:
     """Fill the spool without a server, print DONE, and again when a server has committed all."""
-    records = pictures()
+    records = varied_records()
     log = PredictionLogger(target, device_id="bench", spool_dir=folder, on_full="block")
     with log:
         for record in itertools.islice(itertools.cycle(records), count):
@@ -155,8 +155,8 @@ def cpu_us(folder: Path, count: int, compression: Compression) -> tuple[float, f
         service(folder) as running,
         node(["cpu", running.address, folder / str(uuid.uuid4()), count, compression]) as process,
     ):
-        found = json.loads(line_of(process))
-    return found["cpu_us"] / count, found["seconds"] / count
+        figures = json.loads(line_of(process))
+    return figures["cpu_us"] / count, figures["seconds"] / count
 
 
 def wire_bytes(folder: Path, count: int, compression: Compression) -> float:
@@ -176,9 +176,9 @@ def resident_mib(process: psutil.Process) -> float:
     return float(process.memory_info().rss / MIB)
 
 
-def most_resident(process: "subprocess.Popen[str]") -> float:
+def peak_resident(process: "subprocess.Popen[str]") -> float:
     """Return the peak memory of a node until it prints its next line, in MiB."""
-    watched, most, done = psutil.Process(process.pid), 0.0, threading.Event()
+    watched, peak, done = psutil.Process(process.pid), 0.0, threading.Event()
     lines: list[str] = []
 
     def listen() -> None:
@@ -187,10 +187,10 @@ def most_resident(process: "subprocess.Popen[str]") -> float:
 
     threading.Thread(target=listen, daemon=True).start()
     while not done.wait(0.05):
-        most = max(most, resident_mib(watched))
+        peak = max(peak, resident_mib(watched))
     if lines != [DONE]:
         raise RuntimeError(f"the node ended with exit code {process.wait()}")
-    return max(most, resident_mib(watched))
+    return max(peak, resident_mib(watched))
 
 
 def backlog(folder: Path, count: int) -> dict[str, float]:
@@ -198,17 +198,17 @@ def backlog(folder: Path, count: int) -> dict[str, float]:
     with service(folder) as running:
         address = running.address  # nothing listens there while the backlog builds up
     with node(["backlog", address, folder / "backlog", count]) as process:
-        building = most_resident(process)
+        building = peak_resident(process)
         built = resident_mib(psutil.Process(process.pid))
         with service(folder, address):
             began = time.perf_counter()
-            draining = most_resident(process)
-            took = time.perf_counter() - began
+            draining = peak_resident(process)
+            elapsed = time.perf_counter() - began
     return {
         "rss_build_peak_mib": round(building, 1),
         "rss_before_drain_mib": round(built, 1),
         "rss_growth_mib": round(max(0.0, draining - built), 1),
-        "drained_per_s": round(count / took),
+        "drained_per_s": round(count / elapsed),
     }
 
 
@@ -222,7 +222,9 @@ def measure(folder: Path, predictions: int, rounds: int, waiting: int) -> dict[s
     return {
         "bench": "edge_cost",
         "predictions": predictions,
-        "predictions_per_s": round(1 / statistics.median(one[0][1] for one in taken)),
+        "predictions_per_s": round(
+            1 / statistics.median(round_figures[0][1] for round_figures in taken)
+        ),
         "cpu_us_per_prediction": round(plain, 1),
         "gzip_cpu_us_per_prediction": round(zipped, 1),
         "wire_bytes_per_prediction": round(plain_bytes, 1),
@@ -237,7 +239,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--predictions", type=int, default=100_000, help="in one measurement")
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--backlog", type=int, default=1_000_000, help="predictions that wait")
+    arguments.add_argument(
+        "--backlog", type=int, default=1_000_000, help="predictions in the backlog"
+    )
     arguments.add_argument("--node", nargs="+", help=argparse.SUPPRESS)
     options = arguments.parse_args()
     match options.node:

@@ -34,7 +34,9 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--streams", type=int, default=60, help="prepared per device")
-    arguments.add_argument("--folder", type=Path, help="of databases to be used, grown and kept")
+    arguments.add_argument(
+        "--folder", type=Path, help="folder of the databases to use, grow and keep"
+    )
     options = arguments.parse_args()
     streams = [payloads(1 + at * STREAM, STREAM, BATCH) for at in range(options.streams)]
     with tempfile.TemporaryDirectory() as name:
@@ -48,14 +50,14 @@ def main() -> None:
             lambda: rate(small, streams, options.seconds),
             lambda: rate(large, streams, options.seconds),
         )
-    one, many = (f"{rows / 1e6:g}m" for rows in (options.small_rows, options.rows))
+    small_label, large_label = (f"{rows / 1e6:g}m" for rows in (options.small_rows, options.rows))
     line = {
         "bench": "growth",
         "devices": DEVICES,
         "batch_size": BATCH,
-        f"rate_{one}_per_s": round(of_small),
-        f"rate_{many}_per_s": round(of_large),
-        f"ratio_{many}_to_{one}": round(of_large / of_small, 3),
+        f"rate_{small_label}_per_s": round(of_small),
+        f"rate_{large_label}_per_s": round(of_large),
+        f"ratio_{large_label}_to_{small_label}": round(of_large / of_small, 3),
         "bytes_per_row": round(size / options.rows, 1),
     }
     print(json.dumps(line))

@@ -117,8 +117,8 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     options = arguments.parse_args()
     for batch in (32, 256):
-        found = {"bench": "http_sqlite", "devices": DEVICES, "batch_size": batch}
-        print(json.dumps({**found, "http_sqlite_per_s": round(rate(batch, options.seconds))}))
+        line = {"bench": "http_sqlite", "devices": DEVICES, "batch_size": batch}
+        print(json.dumps({**line, "http_sqlite_per_s": round(rate(batch, options.seconds))}))
 
 
 if __name__ == "__main__":

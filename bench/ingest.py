@@ -42,9 +42,9 @@ METHOD = "/sightline.ingest.v1.IngestService/PredictionLog"
 
 def predictions(first: int, count: int) -> list[prediction_pb2.Prediction]:
     """Return predictions with ascending sequences and three detections each."""
-    found = []
+    results = []
     for sequence in range(first, first + count):
-        one = prediction_pb2.Prediction(
+        prediction = prediction_pb2.Prediction(
             sequence=sequence,
             image_id=f"frame-{sequence:09d}",
             image_width=1920,
@@ -54,17 +54,17 @@ def predictions(first: int, count: int) -> list[prediction_pb2.Prediction]:
             source=prediction_pb2.PREDICTION_SOURCE_DEVICE,
             defect_detected=sequence % 10 == 0,
         )
-        one.captured_at.GetCurrentTime()
-        one.inference_time.FromMilliseconds(12)
+        prediction.captured_at.GetCurrentTime()
+        prediction.inference_time.FromMilliseconds(12)
         for index, name in enumerate(("person", "bus", "car")):
-            one.detections.add(
+            prediction.detections.add(
                 class_id=index,
                 class_name=name,
                 confidence=0.9 - index / 10,
                 box={"x_min": 10, "y_min": 20, "x_max": 300.5, "y_max": 400.25},
             )
-        found.append(one)
-    return found
+        results.append(prediction)
+    return results
 
 
 def payloads(first: int, count: int, batch: int) -> list[bytes]:

@@ -36,26 +36,26 @@ RESOURCE = Resource({"device_id": "bench"})
 
 def prediction(number: int, at: float = 0.0) -> Prediction:
     """Return a record with three detections, shifted by `at` pixels."""
-    found = tuple(
+    detections = tuple(
         Detection(index, name, 0.9 - at / 1000, Box(at, 20 + at, 300 + at, 40.25 * at))
         for index, name in enumerate(("person", "bus", "car"))
     )
     return Prediction(
-        f"frame-{number:09d}", "yolov8n", image_width=1920, image_height=1080, detections=found
+        f"frame-{number:09d}", "yolov8n", image_width=1920, image_height=1080, detections=detections
     )
 
 
-def log_record(one: Prediction) -> ReadWriteLogRecord:
+def log_record(prediction: Prediction) -> ReadWriteLogRecord:
     """Return the same record in the form that OpenTelemetry's SDK hands to a processor."""
     record = LogRecord(
         timestamp=time.time_ns(),
         severity_number=SeverityNumber.INFO,
-        body=one.image_id,
+        body=prediction.image_id,
         attributes={
-            "model_name": one.model_name,
-            "image_width": one.image_width,
-            "image_height": one.image_height,
-            "detections": [asdict(found) for found in one.detections],
+            "model_name": prediction.model_name,
+            "image_width": prediction.image_width,
+            "image_height": prediction.image_height,
+            "detections": [asdict(detection) for detection in prediction.detections],
         },
     )
     return ReadWriteLogRecord(log_record=record, resource=RESOURCE)
@@ -100,7 +100,7 @@ def microseconds(work: Callable[[], object]) -> float:
 def measure(
     calls: int, log: PredictionLogger, emit: Callable[[ReadWriteLogRecord], None]
 ) -> dict[str, list[float]]:
-    """Return the durations of the calls in microseconds; each function runs once per millisecond."""
+    """Return the durations of the calls in microseconds; one of each per millisecond."""
     taken: dict[str, list[float]] = {"": [], "otel_": [], "record": [], "otel_record": []}
     began = time.perf_counter()
     for number in range(calls):

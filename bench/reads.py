@@ -34,25 +34,25 @@ PAGES = {
 }
 
 
-def ask_stats(stub: IngestServiceStub, which: Filter) -> Callable[[], Message]:
+def ask_stats(stub: IngestServiceStub, selection: Filter) -> Callable[[], Message]:
     """Return a call for statistics."""
-    return lambda: stub.GetStats(ingest_service_pb2.GetStatsRequest(filter=which))
+    return lambda: stub.GetStats(ingest_service_pb2.GetStatsRequest(filter=selection))
 
 
-def ask_page(stub: IngestServiceStub, which: Filter, token: str = "") -> Callable[[], Message]:
+def ask_page(stub: IngestServiceStub, selection: Filter, token: str = "") -> Callable[[], Message]:
     """Return a call for a page of 100."""
     return lambda: stub.ListPredictions(
-        ingest_service_pb2.ListPredictionsRequest(filter=which, page_token=token)
+        ingest_service_pb2.ListPredictionsRequest(filter=selection, page_token=token)
     )
 
 
-def questions(stub: IngestServiceStub) -> dict[str, Callable[[], Message]]:
+def read_calls(stub: IngestServiceStub) -> dict[str, Callable[[], Message]]:
     """Return the read calls by name."""
     later = stub.ListPredictions(ingest_service_pb2.ListPredictionsRequest()).next_page_token
     return {
         "stats_all": ask_stats(stub, Filter()),
         "stats_device": ask_stats(stub, Filter(device_ids=["bench-3"])),
-        **{f"list_{name}": ask_page(stub, which) for name, which in PAGES.items()},
+        **{f"list_{name}": ask_page(stub, selection) for name, selection in PAGES.items()},
         "list_later": ask_page(stub, Filter(), later),
     }
 
@@ -67,13 +67,13 @@ def measure(
     )
     taken: dict[str, list[float]] = {}
     with grpc.insecure_channel(address) as channel:
-        asked = questions(IngestServiceStub(channel))
+        calls = read_calls(IngestServiceStub(channel))
         sender.start()
         time.sleep(1.0)  # let the service reach full speed
         asking = True
         while asking:
             asking = sender.is_alive()
-            for name, ask in asked.items():
+            for name, ask in calls.items():
                 began = time.perf_counter()
                 ask()
                 taken.setdefault(name, []).append(time.perf_counter() - began)
@@ -92,7 +92,7 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=10_000_000)
     arguments.add_argument("--seconds", type=float, default=30.0, help="of full ingest")
     arguments.add_argument("--streams", type=int, default=100, help="prepared per device")
-    arguments.add_argument("--database", type=Path, help="an existing one, to be used and kept")
+    arguments.add_argument("--database", type=Path, help="existing database to use and keep")
     options = arguments.parse_args()
     streams = [payloads(1 + at * STREAM, STREAM, BATCH) for at in range(options.streams)]
     with tempfile.TemporaryDirectory() as name:

@@ -82,15 +82,15 @@ def bus() -> bytes | None:
 
 def yolov8n(folder: Path) -> Case | str:
     """Return the case of YOLOv8n, or the reason for its absence."""
-    models, picture = os.environ.get("SIGHTLINE_TEST_MODELS"), bus()
+    models, image = os.environ.get("SIGHTLINE_TEST_MODELS"), bus()
     if not models or not (Path(models) / "yolov8n_int8.onnx").exists():
-        return "SIGHTLINE_TEST_MODELS names no folder with yolov8n_int8.onnx"
-    if picture is None:
-        return "ultralytics, which has the picture, is not installed"
+        return "SIGHTLINE_TEST_MODELS must name a folder with yolov8n_int8.onnx"
+    if image is None:
+        return "ultralytics, which has the image, is not installed"
     version = folder / "yolov8n" / "1"
     version.mkdir(parents=True)
     shutil.copy(Path(models) / "yolov8n_int8.onnx", version / "model.onnx")
-    return Case("yolov8n", folder, picture)
+    return Case("yolov8n", folder, image)
 
 
 def plates(folder: Path) -> Case:
@@ -102,7 +102,7 @@ def plates(folder: Path) -> Case:
 CASES: dict[str, Callable[[Path], Case | str]] = {"yolov8n": yolov8n, "plates": plates}
 
 
-def wanted(case: str | None, only: str | None) -> Iterator[tuple[str, str]]:
+def selected(case: str | None, only: str | None) -> Iterator[tuple[str, str]]:
     """Yield each case and part to measure.
 
     Args:
@@ -123,11 +123,11 @@ def rows(case: str, part: str, folder: Path, options: Options) -> Iterator[Row]:
     if part == "cuda":
         yield accelerator.row(folder, bus(), plates(folder).model, options)
         return
-    found = CASES[case](folder)
-    if isinstance(found, str):
-        yield {"part": part, "measured": False, "why": found}
+    measured_case = CASES[case](folder)
+    if isinstance(measured_case, str):
+        yield {"part": part, "measured": False, "why": measured_case}
     else:
-        yield from PARTS[part](found, folder, options)
+        yield from PARTS[part](measured_case, folder, options)
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
@@ -155,12 +155,14 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3, help="of the closed loops")
     arguments.add_argument("--seconds", type=float, default=10.0, help="of a closed loop")
     arguments.add_argument("--overload-seconds", type=float, default=20.0)
-    arguments.add_argument("--quick", action="store_true", help="as short as can be, to try it")
+    arguments.add_argument(
+        "--quick", action="store_true", help="shortest run, to try the benchmark"
+    )
     arguments.add_argument("--case", choices=CASES)
     arguments.add_argument("--only", choices=[*PARTS, "cuda"], help="one part")
     chosen = arguments.parse_args()
     options = options_of(chosen)
-    for case, part in wanted(chosen.case, chosen.only):
+    for case, part in selected(chosen.case, chosen.only):
         with tempfile.TemporaryDirectory() as folder:
             for row in rows(case, part, Path(folder), options):
                 print(json.dumps({"bench": "infer", "case": case, **row}), flush=True)

@@ -27,23 +27,23 @@ UNBATCHED, BATCHED = "batch_1", f"batch_{BATCH}"
 _BATCH_WAIT_MS = 2
 
 
-def row(folder: Path, picture: bytes | None, probe: Path, options: Options) -> Row:
+def row(folder: Path, image: bytes | None, probe: Path, options: Options) -> Row:
     """Return the figures on CUDA, or the reason for their absence.
 
     Args:
         folder: folder for models.
-        picture: image of a bus; None without ultralytics.
+        image: image of a bus; None without ultralytics.
         probe: a small model to try CUDA with.
         options: durations of the measurements.
     """
     providers = (CUDA, CPU)
-    why = "ultralytics, which has the model, is not installed" if picture is None else None
+    why = "ultralytics, which has the model, is not installed" if image is None else None
     why = why or unusable(providers, probe)
-    if picture is None or why:
+    if image is None or why:
         return {"part": "cuda", "measured": False, "why": why}
     model = export_yolov8n(folder)
-    found = measure(repositories(folder, model, picture), providers, options)
-    return {"part": "cuda", "measured": True, **found}
+    figures = measure(repositories(folder, model, image), providers, options)
+    return {"part": "cuda", "measured": True, **figures}
 
 
 def unusable(providers: Sequence[str], model: Path) -> str | None:
@@ -67,7 +67,7 @@ def export_yolov8n(folder: Path) -> Path:
         return Path(exported).absolute()
 
 
-def repositories(folder: Path, model: Path, picture: bytes) -> dict[int, Case]:
+def repositories(folder: Path, model: Path, image: bytes) -> dict[int, Case]:
     """Return the case of a model by maximum batch size."""
     cases = {}
     for size in (1, BATCH):
@@ -75,9 +75,9 @@ def repositories(folder: Path, model: Path, picture: bytes) -> dict[int, Case]:
         version = folder / f"repository{size}" / name / "1"
         version.mkdir(parents=True)
         shutil.copy(model, version / "model.onnx")
-        said = f"batching: {{max_size: {size}, max_wait_ms: {_BATCH_WAIT_MS}}}\n"
-        (version / "model.yaml").write_text(said)
-        cases[size] = Case(name, version.parents[1], picture)
+        description = f"batching: {{max_size: {size}, max_wait_ms: {_BATCH_WAIT_MS}}}\n"
+        (version / "model.yaml").write_text(description)
+        cases[size] = Case(name, version.parents[1], image)
     return cases
 
 
@@ -97,7 +97,7 @@ def measure(cases: dict[int, Case], providers: Sequence[str], options: Options) 
             },
             options.rounds,
         )
-    rates = {name: [one.per_s for one in own] for name, own in loops.items()}
+    rates = {name: [figures.per_s for figures in own] for name, own in loops.items()}
     alone = parts.median_seconds(taken[parts.IN_PROCESS])
     return {
         "provider": providers[0],

@@ -46,11 +46,11 @@ def make_app(work: InferenceWork, address: str) -> FastAPI:
 
     @app.post("/infer")
     def infer(
-        picture: Annotated[bytes, Body(media_type="application/octet-stream")],
+        image: Annotated[bytes, Body(media_type="application/octet-stream")],
     ) -> list[Found]:
         return [
             Found(class_id=number, class_name=name, confidence=sure, bbox=box)
-            for number, name, sure, box in work.rows(picture)
+            for number, name, sure, box in work.rows(image)
         ]
 
     return app

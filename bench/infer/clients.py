@@ -45,9 +45,9 @@ Connect = Callable[[], AbstractAsyncContextManager[CallerFunction]]
 """Makes a caller with its own connection."""
 
 
-def request(picture: bytes) -> bytes:
+def request(image: bytes) -> bytes:
     """Return the serialised request for an image."""
-    images = [inference_pb2.Image(data=picture)]
+    images = [inference_pb2.Image(data=image)]
     return inference_service_pb2.InferRequest(images=images).SerializeToString()
 
 
@@ -81,12 +81,12 @@ async def grpc_caller(
 
 
 @asynccontextmanager
-async def http_caller(address: str, picture: bytes) -> AsyncIterator[CallerFunction]:
+async def http_caller(address: str, image: bytes) -> AsyncIterator[CallerFunction]:
     """Yield a caller of the HTTP endpoint that closes the connection of a call that took too long.
 
     Args:
         address: the server's address, host:port.
-        picture: the encoded image.
+        image: the encoded image.
     """
     headers = {"content-type": "application/octet-stream"}
     connector = aiohttp.TCPConnector(limit=0)
@@ -97,7 +97,7 @@ async def http_caller(address: str, picture: bytes) -> AsyncIterator[CallerFunct
         async def call(seconds: float) -> CallAnswer:
             limit = aiohttp.ClientTimeout(total=seconds)
             try:
-                async with session.post("/infer", data=picture, timeout=limit) as answer:
+                async with session.post("/infer", data=image, timeout=limit) as answer:
                     payload = await answer.read()
                     code = OK if answer.status == 200 else f"HTTP_{answer.status}"
                     return CallAnswer(code, payload)
@@ -112,7 +112,7 @@ async def http_caller(address: str, picture: bytes) -> AsyncIterator[CallerFunct
 def classes_in_response(payload: bytes) -> list[int]:
     """Return the class of each object in an `InferResponse` for one image."""
     (result,) = inference_service_pb2.InferResponse.FromString(payload).results
-    return [found.class_id for found in result.detections]
+    return [detection.class_id for detection in result.detections]
 
 
 def seconds_of_work(payload: bytes) -> float:
@@ -124,4 +124,4 @@ def seconds_of_work(payload: bytes) -> float:
 
 def classes_in_json(payload: bytes) -> list[int]:
     """Return the class of each object in an answer of the HTTP endpoint."""
-    return [found["class_id"] for found in json.loads(payload)]
+    return [detection["class_id"] for detection in json.loads(payload)]

@@ -90,7 +90,7 @@ def percentile(values: Sequence[float], share: float) -> float:
         ValueError: there are no values.
     """
     if not values:
-        raise ValueError("values: must be at least one")
+        raise ValueError("values must not be empty")
     return sorted(values)[max(math.ceil(share * len(values)), 1) - 1]
 
 
@@ -115,13 +115,13 @@ def closed(calls: Iterable[Call], began: float, seconds: float) -> Closed:
         raise RuntimeError(f"calls of a closed loop were not answered: {dict(refused)}")
     inside = [call for call in every if call.sent < end and call.ended > began]
     slowest = milliseconds(percentile([call.latency for call in inside], 0.99))
-    parts = ((min(one.ended, end) - max(one.sent, began)) / one.latency for one in inside)
+    parts = ((min(call.ended, end) - max(call.sent, began)) / call.latency for call in inside)
     return Closed(per_s=sum(parts) / seconds, p99_ms=slowest, calls=len(every))
 
 
-def with_cpu(found: Closed, seconds: float) -> Closed:
+def with_cpu(figures: Closed, seconds: float) -> Closed:
     """Return the figures of a closed loop with the CPU time per call added."""
-    return replace(found, cpu_ms=milliseconds(seconds / found.calls))
+    return replace(figures, cpu_ms=milliseconds(seconds / figures.calls))
 
 
 def goodput(calls: Iterable[Call], deadline: float, began: float, seconds: float) -> Goodput:
@@ -170,5 +170,5 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
         ValueError: the rounds differ in number, or there are none.
     """
     if not ours:
-        raise ValueError("ours: must be at least one round")
-    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+        raise ValueError("ours must hold at least one round")
+    return statistics.median(own / base for own, base in zip(ours, theirs, strict=True))

@@ -100,9 +100,9 @@ async def probes(caller: CallerFunction, deadline: float, limit: float) -> Async
     """Make sequential calls until `limit` seconds are over."""
     end = time.perf_counter() + limit
     while time.perf_counter() < end:
-        found = await timed(caller, deadline)
-        yield found
-        if found.code != OK:
+        call = await timed(caller, deadline)
+        yield call
+        if call.code != OK:
             await asyncio.sleep(_PROBE_PAUSE)
 
 

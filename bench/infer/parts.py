@@ -90,13 +90,13 @@ async def check_answers(case: Case, every: Sequence[BenchmarkServer]) -> None:
     Raises:
         RuntimeError: a server does not, so it does not do the same work.
     """
-    expected = InferenceWork(case.model)(case.picture).class_id.tolist()
+    expected = InferenceWork(case.model)(case.image).class_id.tolist()
     for server in every:
         async with server.connect() as caller:
             answer = await caller(PATIENCE)
-        if answer.code != OK or (found := server.classes(answer.payload)) != expected:
-            said = answer.code if answer.code != OK else f"classes {found}"
-            raise RuntimeError(f"{server.name} answers {said} and not classes {expected}")
+        if answer.code != OK or (classes := server.classes(answer.payload)) != expected:
+            answered = answer.code if answer.code != OK else f"classes {classes}"
+            raise RuntimeError(f"{server.name} answers {answered} and not classes {expected}")
 
 
 def added(case: Case, folder: Path, options: Options) -> Iterator[Row]:
@@ -138,7 +138,7 @@ async def one_by_one(
     """Return each server's calls, and the work in-process, turn by turn."""
 
     async def in_process() -> bytes:
-        work(case.picture)
+        work(case.image)
         return b""
 
     async with contextlib.AsyncExitStack() as stack:
@@ -165,7 +165,7 @@ async def _replays(case: Case, server: BenchmarkServer, count: int) -> list[floa
         RuntimeError: an answer differs from the first one, so it is no replay.
     """
     key = [("idempotency-key", str(uuid.uuid4()))]
-    message = clients.request(case.picture)
+    message = clients.request(case.image)
     seconds = []
     async with clients.grpc_caller(server.address, message, lambda: key) as caller:
         first = await caller(PATIENCE)
@@ -195,7 +195,9 @@ def closed(case: Case, folder: Path, options: Options) -> Iterator[Row]:
             }
         for server in every:
             before = prefix(server.name)
-            row[f"{before}throughput_ratio"] = min(one[server.name] for one in ratios)
+            row[f"{before}throughput_ratio"] = min(
+                round_ratios[server.name] for round_ratios in ratios
+            )
             row[f"{before}rss_mib"] = server.rss_mib
         row[f"{prefix(servers.RAW)}rss_mib"] = raw.rss_mib
     yield row
@@ -206,8 +208,8 @@ def _loops(
 ) -> dict[str, Callable[[], Closed]]:
     def loop(server: BenchmarkServer) -> Closed:
         used = server.cpu_seconds
-        found = uvloop.run(closed_loop(server.connect, callers, seconds))
-        return with_cpu(found, server.cpu_seconds - used)
+        figures = uvloop.run(closed_loop(server.connect, callers, seconds))
+        return with_cpu(figures, server.cpu_seconds - used)
 
     return {server.name: functools.partial(loop, server) for server in every}
 
@@ -225,14 +227,14 @@ def rounds(loops: dict[str, Callable[[], Closed]], count: int) -> dict[str, list
 def _figures(taken: dict[str, list[Closed]]) -> Row:
     row: Row = {}
     for name, own in taken.items():
-        row[f"{prefix(name)}per_s"] = round(statistics.median(one.per_s for one in own), 2)
-        row[f"{prefix(name)}p99_ms"] = statistics.median(one.p99_ms for one in own)
-        row[f"{prefix(name)}cpu_ms"] = statistics.median(one.cpu_ms for one in own)
+        row[f"{prefix(name)}per_s"] = round(statistics.median(figures.per_s for figures in own), 2)
+        row[f"{prefix(name)}p99_ms"] = statistics.median(figures.p99_ms for figures in own)
+        row[f"{prefix(name)}cpu_ms"] = statistics.median(figures.cpu_ms for figures in own)
     return row
 
 
 def _ratios(taken: dict[str, list[Closed]], base: str) -> dict[str, float]:
-    rates = {name: [one.per_s for one in own] for name, own in taken.items()}
+    rates = {name: [figures.per_s for figures in own] for name, own in taken.items()}
     bases = rates.pop(base)
     return {name: round(median_ratio(own, bases), 3) for name, own in rates.items()}
 
@@ -249,7 +251,7 @@ def _overload_row(server: BenchmarkServer, options: Options) -> Row:
     usual = uvloop.run(_unloaded(server, options.calls))
     capacity = uvloop.run(closed_loop(server.connect, max(CONCURRENCIES), options.seconds)).per_s
     load, after, before = uvloop.run(_overload(server, capacity, usual * _USUAL, options))
-    found = goodput(load.calls, options.deadline, load.began, options.overload_seconds)
+    load_figures = goodput(load.calls, options.deadline, load.began, options.overload_seconds)
     received = sum(call.code == OK for call in [*load.calls, *after])
     unheard = unheard_answers(server.answered() - before, received) if server.counts else 0
     settled = max(call.ended for call in load.calls)
@@ -261,11 +263,11 @@ def _overload_row(server: BenchmarkServer, options: Options) -> Row:
         "deadline_ms": milliseconds(options.deadline),
         "capacity_per_s": round(capacity, 2),
         "offered_per_s": round(len(load.calls) / options.overload_seconds, 2),
-        "goodput_per_s": round(found.good_per_s, 2),
-        "goodput_ratio_2x": round(found.good_per_s / capacity, 3),
-        "late_answers": found.late + unheard,
-        "codes": found.codes,
-        "p99_ms": found.p99_ms,
+        "goodput_per_s": round(load_figures.good_per_s, 2),
+        "goodput_ratio_2x": round(load_figures.good_per_s / capacity, 3),
+        "late_answers": load_figures.late + unheard,
+        "codes": load_figures.codes,
+        "p99_ms": load_figures.p99_ms,
         "unloaded_p50_ms": milliseconds(usual),
         "drain_s": round(max(settled - load.ended, 0.0), 3),
         "recovery_s": None if recovery is None else round(recovery, 3),

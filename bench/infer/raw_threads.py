@@ -18,7 +18,7 @@ from bench.infer.work import InferenceWork
 THREADS = 2
 
 
-def work_for(work: InferenceWork, picture: bytes, seconds: float) -> Closed:
+def work_for(work: InferenceWork, image: bytes, seconds: float) -> Closed:
     """Return the figures of two threads that run the work again and again."""
     calls: list[Call] = []
     window, used = MeasurementWindow(THREADS, seconds), time.process_time()
@@ -26,7 +26,7 @@ def work_for(work: InferenceWork, picture: bytes, seconds: float) -> Closed:
     def take(caller: int) -> None:
         try:
             while not window.over(began := time.perf_counter()):
-                work(picture)
+                work(image)
                 calls.append(Call(began, time.perf_counter(), OK))
                 window.answered(caller, time.perf_counter())
         finally:
@@ -43,11 +43,11 @@ def main() -> None:
     arguments.add_argument("--model", type=Path, required=True)
     arguments.add_argument("--picture", type=Path, required=True)
     options = arguments.parse_args()
-    work, picture = InferenceWork(options.model), options.picture.read_bytes()
+    work, image = InferenceWork(options.model), options.picture.read_bytes()
     print(json.dumps({"ready": True, "address": ""}), flush=True)
     for line in sys.stdin:
-        found = work_for(work, picture, float(line))
-        print(json.dumps(dataclasses.asdict(found)), flush=True)
+        figures = work_for(work, image, float(line))
+        print(json.dumps(dataclasses.asdict(figures)), flush=True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Case:
     name: str
     """Name of the model."""
     repository: Path
-    picture: bytes
+    image: bytes
 
     @property
     def model(self) -> Path:
@@ -116,7 +116,7 @@ def ours(
         *("--intra-op-threads", str(THREADS), *flags),
     ]
     with ServiceProcess("inference_service", every) as running:
-        message = clients.request(case.picture)
+        message = clients.request(case.image)
         connect = functools.partial(clients.grpc_caller, running.address, message, metadata)
         metrics = str(running.ready["metrics_address"])
         yield BenchmarkServer(
@@ -152,7 +152,7 @@ def ours_with_everything_on(case: Case, folder: Path) -> Iterator[BenchmarkServe
 def bare_grpc(case: Case) -> Iterator[BenchmarkServer]:
     """Run the bare grpc.aio server."""
     with ServiceProcess("bench.infer.bare_grpc", ["--model", str(case.model)]) as running:
-        message = clients.request(case.picture)
+        message = clients.request(case.image)
         connect = functools.partial(clients.grpc_caller, running.address, message)
         yield BenchmarkServer(
             GRPC, running.pid, running.address, connect, clients.classes_in_response
@@ -163,7 +163,7 @@ def bare_grpc(case: Case) -> Iterator[BenchmarkServer]:
 def bare_http(case: Case) -> Iterator[BenchmarkServer]:
     """Run the FastAPI endpoint."""
     with ServiceProcess("bench.infer.bare_http", ["--model", str(case.model)]) as running:
-        connect = functools.partial(clients.http_caller, running.address, case.picture)
+        connect = functools.partial(clients.http_caller, running.address, case.image)
         yield BenchmarkServer(HTTP, running.pid, running.address, connect, clients.classes_in_json)
 
 
@@ -194,16 +194,16 @@ class RawThreads:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the raw threads ended with exit code {self._process.wait()}")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        figures: dict[str, Any] = json.loads(line)
+        return figures
 
 
 @contextmanager
 def raw_threads(case: Case, folder: Path) -> Iterator[RawThreads]:
     """Start the process of the two threads, which waits for work."""
-    picture = folder / f"{uuid.uuid4()}.picture"
-    picture.write_bytes(case.picture)
-    flags = ["--model", str(case.model), "--picture", str(picture)]
+    image = folder / f"{uuid.uuid4()}.picture"
+    image.write_bytes(case.image)
+    flags = ["--model", str(case.model), "--picture", str(image)]
     with _program("bench.infer.raw_threads", flags) as process:
         yield RawThreads(process)
 

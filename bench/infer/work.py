@@ -30,26 +30,30 @@ class InferenceWork:
         self._thresholds = model_spec.read(model.with_name("model.yaml")).thresholds
         self._detector.warm_up()
 
-    def __call__(self, picture: bytes) -> Detections:
+    def __call__(self, image: bytes) -> Detections:
         """Return the detections in an encoded image."""
         return self._detector.detect(
-            decode_image(picture),
+            decode_image(image),
             confidence=self._thresholds.confidence,
             iou=self._thresholds.iou,
             max_detections=self._thresholds.max_detections,
         )
 
-    def rows(self, picture: bytes) -> list[tuple[int, str, float, list[float]]]:
+    def rows(self, image: bytes) -> list[tuple[int, str, float, list[float]]]:
         """Return class id, label, confidence and corners of each object in an image."""
-        found = self(picture)
+        detections = self(image)
         names = self._detector.names
-        columns = found.class_id.tolist(), found.confidence.tolist(), found.xyxy.tolist()
+        columns = (
+            detections.class_id.tolist(),
+            detections.confidence.tolist(),
+            detections.xyxy.tolist(),
+        )
         return [
             (number, names[number], sure, box) for number, sure, box in zip(*columns, strict=True)
         ]
 
 
-def response(work: InferenceWork, picture: bytes) -> inference_service_pb2.InferResponse:
+def response(work: InferenceWork, image: bytes) -> inference_service_pb2.InferResponse:
     """Return the detections in an image as an `InferResponse`."""
     detections = [
         prediction_pb2.Detection(
@@ -58,7 +62,7 @@ def response(work: InferenceWork, picture: bytes) -> inference_service_pb2.Infer
             confidence=sure,
             box=prediction_pb2.BoundingBox(x_min=box[0], y_min=box[1], x_max=box[2], y_max=box[3]),
         )
-        for number, name, sure, box in work.rows(picture)
+        for number, name, sure, box in work.rows(image)
     ]
     return inference_service_pb2.InferResponse(
         results=[inference_pb2.ImageResult(detections=detections)]

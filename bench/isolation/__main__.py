@@ -65,8 +65,8 @@ class Server:
 def bound_mib(service: str, flood: str) -> float:
     """Return the memory that the service may hold for its callers by its settings, MiB."""
     if service == INGEST:
-        held = load(IngestSettings, [], prog="bench").max_inflight_bytes / _MIB
-        return held + (_CHECKPOINT_MIB if flood in _STORED else 0)
+        bound = load(IngestSettings, [], prog="bench").max_inflight_bytes / _MIB
+        return bound + (_CHECKPOINT_MIB if flood in _STORED else 0)
     return load(InferenceSettings, [], prog="bench").bytes_in_flight / _MIB
 
 
@@ -185,8 +185,8 @@ def main() -> None:
         for flood in FLOODS[service]:
             if options.flood in (None, flood):
                 with tempfile.TemporaryDirectory() as name, served(service, Path(name)) as server:
-                    found = asyncio.run(measure(server, flood, options.seconds))
-                print(json.dumps(found), flush=True)
+                    line = asyncio.run(measure(server, flood, options.seconds))
+                print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

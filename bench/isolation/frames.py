@@ -66,17 +66,17 @@ class Http2Frame(NamedTuple):
 
 def parse(buffer: bytes) -> tuple[list[Http2Frame], bytes]:
     """Return the complete frames of a buffer, and the bytes after them."""
-    found, at = [], 0
+    parsed, at = [], 0
     while len(buffer) - at >= _HEAD.size:
         high, low, kind, flags, stream = _HEAD.unpack_from(buffer, at)
         end = at + _HEAD.size + (high << 16 | low)
         if end > len(buffer):
             break
-        found.append(
+        parsed.append(
             Http2Frame(kind, flags, stream & LARGEST_WINDOW, buffer[at + _HEAD.size : end])
         )
         at = end
-    return found, buffer[at:]
+    return parsed, buffer[at:]
 
 
 def settings(values: Mapping[Setting, int]) -> bytes:
@@ -139,5 +139,5 @@ def block(method: str, metadata: Sequence[tuple[str, str]] = (), timeout: str = 
 
 def fields(encoded: bytes) -> dict[str, str]:
     """Return the fields of a block whose sender uses no dynamic table."""
-    found: Iterable[tuple[bytes, bytes]] = hpack.Decoder().decode(encoded, raw=True)
-    return {bytes(name).decode(): bytes(value).decode("latin-1") for name, value in found}
+    pairs: Iterable[tuple[bytes, bytes]] = hpack.Decoder().decode(encoded, raw=True)
+    return {bytes(name).decode(): bytes(value).decode("latin-1") for name, value in pairs}

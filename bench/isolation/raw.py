@@ -128,16 +128,16 @@ class Connection:
         Raises:
             ConnectionEndedError: the connection has ended.
         """
-        left = memoryview(payload)
-        while left and not stream.ended:
-            size = min(len(left), stream.window, self.window, _FRAME_BYTES)
+        remaining = memoryview(payload)
+        while remaining and not stream.ended:
+            size = min(len(remaining), stream.window, self.window, _FRAME_BYTES)
             if size <= 0:
                 await self._wait_for_window(stream)
                 continue
-            last = end and size == len(left)
+            last = end and size == len(remaining)
             self._sent(stream, size)
-            self.write(frames.data(stream.number, bytes(left[:size]), end=last))
-            left = left[size:]
+            self.write(frames.data(stream.number, bytes(remaining[:size]), end=last))
+            remaining = remaining[size:]
             await self.drain()
 
     def reset(self, stream: Stream) -> None:
@@ -195,8 +195,8 @@ class Connection:
         rest = b""
         try:
             while received := await self._reader.read(_READ_BYTES):
-                found, rest = frames.parse(rest + received)
-                for frame in found:
+                parsed, rest = frames.parse(rest + received)
+                for frame in parsed:
                     self._take(frame)
         except OSError:
             pass

@@ -21,21 +21,26 @@ _NOWHERE = "/sightline.nowhere.v1.NoService/NoMethod"
 
 async def headers_only(target: Target) -> int:
     """Begin calls and never send a message; replace each call that the server ends."""
-    return await _on_connections(target, lambda one: _keep_begun(target, one, b""))
+    return await _on_connections(target, lambda connection: _keep_begun(target, connection, b""))
 
 
 async def half_messages(target: Target) -> int:
     """Send most of one large message on each stream, and stop."""
     size = target.almost_too_large
-    most = frames.message_head(size) + bytes(size * 9 // 10)
-    return await _on_connections(target, lambda one: _keep_begun(target, one, most))
+    partial = frames.message_head(size) + bytes(size * 9 // 10)
+    return await _on_connections(
+        target, lambda connection: _keep_begun(target, connection, partial)
+    )
 
 
 async def unknown_methods(target: Target) -> int:
     """Call methods that do not exist, as fast as the server accepts them."""
     block = frames.block(_NOWHERE)
     return await _on_connections(
-        target, lambda one: _storm(one, lambda number: frames.headers(number, block, end=True))
+        target,
+        lambda connection: _storm(
+            connection, lambda number: frames.headers(number, block, end=True)
+        ),
     )
 
 
@@ -44,8 +49,8 @@ async def rapid_reset(target: Target) -> int:
     block = target.block(UNARY[target.service])
     return await _on_connections(
         target,
-        lambda one: _storm(
-            one, lambda number: frames.headers(number, block) + frames.reset(number)
+        lambda connection: _storm(
+            connection, lambda number: frames.headers(number, block) + frames.reset(number)
         ),
     )
 

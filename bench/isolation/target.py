@@ -72,16 +72,16 @@ def slow_picture() -> bytes:
     return buffer.getvalue()
 
 
-def infer_request(picture: bytes, count: int = 1) -> bytes:
+def infer_request(image: bytes, count: int = 1) -> bytes:
     """Return the request with this many copies of an image."""
-    images = [inference_pb2.Image(data=picture)] * count
+    images = [inference_pb2.Image(data=image)] * count
     return inference_service_pb2.InferRequest(images=images).SerializeToString()
 
 
 @functools.cache
 def large_message() -> bytes:
     """Return as many predictions, from sequence 1 on, as fit one message."""
-    (one,) = payloads(1, 1000, 1000)
-    count = int(1000 * (LARGEST_MESSAGE[INGEST] - _MARGIN) / len(one) * 0.98)
+    (message,) = payloads(1, 1000, 1000)
+    count = int(1000 * (LARGEST_MESSAGE[INGEST] - _MARGIN) / len(message) * 0.98)
     (message,) = payloads(1, count, count)
     return message
