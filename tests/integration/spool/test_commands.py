@@ -287,7 +287,7 @@ def test_a_file_that_has_lost_its_identity_is_repaired_by_its_name(folder: Path)
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["ls", "no/such/folder"], "folder must be an existing folder"),
+        (["ls", "no/such/folder"], "There is no folder no/such/folder"),
         (["verify", "no/such/file.db"], "path must be a folder with a spool.db"),
         (["export", "{empty}"], "path must be a folder with a spool.db"),
         (["repair", "{garbage}", "--json"], "give --device-id and --spool-id"),
@@ -309,7 +309,8 @@ def test_an_error_is_a_sentence_and_no_traceback(
 
 @pytest.mark.parametrize("command", ["ls", "show", "verify", "export", "repair"])
 def test_help_has_an_example_and_json(command: str) -> None:
-    done = CliRunner().invoke(app, ["spool", command, "--help"], env={"COLUMNS": "200"})
+    words, env = ["spool", command, "--help"], {"COLUMNS": "200"}
+    done = CliRunner().invoke(app, words, env=env, prog_name="sightline")
     said = " ".join(done.stdout.split())
     assert f"Example: sightline spool {command}" in said
     assert "--json" in said
