@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Annotated
 
+import grpc
 import typer
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
@@ -54,17 +55,37 @@ def stats(
     A dash in place of a count of defects: no prediction has a verdict (setting defect_classes).
     """
     service = ingest_endpoint(settings_with(ingest_target=target))
-    request = ingest_service_pb2.GetStatsRequest(
-        filter=ingest_pb2.PredictionFilter(device_ids=device or (), model_names=model or ()),
-        details=True,
-    )
-    with service.channel() as channel:
-        stub = ingest_service_pb2_grpc.IngestServiceStub(channel)
-        answer = stub.GetStats(request, timeout=timeout, metadata=service.metadata)
+    filter_ = ingest_pb2.PredictionFilter(device_ids=device or (), model_names=model or ())
+    answer = _get_stats(service, filter_, timeout)
     if as_json:
         typer.echo(json.dumps(_as_dict(answer)))
     else:
         _print_stats(answer)
+
+
+def _get_stats(
+    service: Endpoint, filter_: ingest_pb2.PredictionFilter, timeout: float
+) -> ingest_service_pb2.GetStatsResponse:
+    """Return the statistics, with details if the service counts them in time.
+
+    The service reads every prediction for the details, and keeps sums for the rest.
+    """
+    request = ingest_service_pb2.GetStatsRequest(filter=filter_)
+    with service.channel() as channel:
+        stub = ingest_service_pb2_grpc.IngestServiceStub(channel)
+        answer = stub.GetStats(request, timeout=timeout, metadata=service.metadata)
+        request.details = True
+        try:
+            return stub.GetStats(request, timeout=timeout, metadata=service.metadata)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+    typer.echo(
+        f"verdicts, cloud reasons and source labels were not counted within {timeout:g} s:"
+        " raise --timeout",
+        err=True,
+    )
+    return answer
 
 
 def health(
