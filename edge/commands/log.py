@@ -127,7 +127,7 @@ def log(
                 notes(), lambda: glance([run.node.stats() for run in runs], opened), time.monotonic
             ) as display:
                 try:
-                    asyncio.run(_run_all(runs, labels, display))
+                    _answer_all(runs, labels, display)
                 except KeyboardInterrupt:
                     interrupted = True
             committed = _flush(runs, wait)
@@ -150,6 +150,11 @@ class _Run:
     sources: Sequence[FrameSource]
     settings: EdgeSettings
 
+    @property
+    def workers(self) -> int:
+        """Frames that are answered at once: one for a tracker, which needs them in order."""
+        return 1 if self.settings.device_tracker else WORKERS
+
 
 def _labels(words: Sequence[str]) -> dict[str, str]:
     labels: dict[str, str] = {}
@@ -159,10 +164,11 @@ def _labels(words: Sequence[str]) -> dict[str, str]:
             raise CommandError(f"--label: must be NAME=VALUE, such as line=4 (got {word!r})")
         if name == "source":
             raise CommandError("--label: source is the name of each image's source already")
-        if max(len(name.encode()), len(value.encode())) > _LABEL_BYTES:
+        size = max(len(text.encode("utf-8", "surrogateescape")) for text in (name, value))
+        if size > _LABEL_BYTES or not word.isprintable():
             raise CommandError(
-                f"--label: name and value must be at most {_LABEL_BYTES} bytes each, which the"
-                f" ingest service enforces (got {len(word.encode())} bytes)"
+                f"--label: name and value must be printable text of at most {_LABEL_BYTES} bytes"
+                f" each (got {word!r})"
             )
         labels[name] = value
     if len(labels) > _LABELS:
@@ -197,20 +203,26 @@ def _devices(
         yield settings_with(**own), [source]
 
 
-async def _run_all(runs: Sequence[_Run], labels: Mapping[str, str], display: Display) -> None:
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for run in runs:
-                tasks.create_task(_run_one(run, labels, display))
-    except* ValueError as errors:  # a label that cannot be logged
-        raise CommandError(str(errors.exceptions[0])) from errors
-
-
-async def _run_one(run: _Run, labels: Mapping[str, str], display: Display) -> None:
-    # A tracker needs the frames in order; otherwise one is answered while another is fetched.
-    workers = 1 if run.settings.device_tracker else WORKERS
-    async for outcome in run.node.arun(*run.sources, labels=labels, workers=workers):
+def _answer_all(runs: Sequence[_Run], labels: Mapping[str, str], display: Display) -> None:
+    """Answer every frame of every run, and report those without an answer."""
+    if len(runs) > 1:
+        asyncio.run(_answer_together(runs, labels, display))
+        return
+    (run,) = runs  # without the event loop, which costs 0.2 ms per frame
+    for outcome in run.node.run(*run.sources, labels=labels, workers=run.workers):
         _report(outcome, display)
+
+
+async def _answer_together(
+    runs: Sequence[_Run], labels: Mapping[str, str], display: Display
+) -> None:
+    async def answer(run: _Run) -> None:
+        async for outcome in run.node.arun(*run.sources, labels=labels, workers=run.workers):
+            _report(outcome, display)
+
+    async with asyncio.TaskGroup() as tasks:
+        for run in runs:
+            tasks.create_task(answer(run))
 
 
 def _never_wait_for_readers() -> None:
@@ -233,7 +245,7 @@ def _node(settings: EdgeSettings) -> EdgeNode:
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Make SIGTERM, which ends services, do what Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -255,7 +255,8 @@ def test_labels_and_any_setting_are_flags(ingest: FakeIngest, tmp_path: Path) ->
     [
         ("line", "--label: must be NAME=VALUE, such as line=4 (got 'line')"),
         ("source=x", "--label: source is the name of each image's source already"),
-        ("line=" + "x" * 1025, "must be at most 1024 bytes each"),
+        ("line=" + "x" * 1025, "must be printable text of at most 1024 bytes each"),
+        (b"line=\xff".decode("utf-8", "surrogateescape"), "must be printable text"),
     ],
 )
 def test_labels_that_cannot_be_logged(
@@ -285,8 +286,9 @@ def test_each_source_may_be_a_device_of_its_own(ingest: FakeIngest, tmp_path: Pa
     assert {path.parent.name for path in (tmp_path / "spool").glob("*/spool.db")} == set(devices)
 
 
-def test_ctrl_c_ends_every_device_of_a_run(
-    ingest: FakeIngest, network: NetworkCamera, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_every_device_of_a_run(
+    ingest: FakeIngest, network: NetworkCamera, tmp_path: Path, number: signal.Signals
 ) -> None:
     flags = ["--device-id", "gate-{source}"]
     with subprocess.Popen(
@@ -297,7 +299,7 @@ def test_ctrl_c_ends_every_device_of_a_run(
         text=True,
     ) as process:
         _until(lambda: len(ingest.images()) >= 3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "Traceback" not in err
