@@ -1,1 +1,1 @@
-"""Tested examples of Sightline's use."""
+"""Tested examples of programs that use Sightline."""

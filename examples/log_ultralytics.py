@@ -1,6 +1,6 @@
-"""Logs what an ultralytics model finds.
+"""Log the detections of an ultralytics model.
 
-`python examples/log_ultralytics.py [MODEL [SOURCE [TARGET]]]`: SOURCE is a picture, a folder, a
+`python examples/log_ultralytics.py [MODEL [SOURCE [TARGET]]]`: SOURCE is an image, a folder, a
 video or a camera's number; TARGET is the ingest service.
 """
 

@@ -1,7 +1,7 @@
-"""Average precision of detections, as in the PASCAL VOC challenge from 2010 on.
+"""Average precision of detections by the PASCAL VOC rules from 2010 on.
 
 Everingham, Van Gool, Williams, Winn and Zisserman, "The PASCAL Visual Object Classes (VOC)
-Challenge", IJCV 2010, and its development kit of that year: detections are taken by falling
+Challenge", IJCV 2010, and its development kit of that year: detections are sorted by falling
 confidence, each may claim the box it overlaps most unless that one is taken, and precision is made
 to fall monotonically before the area under it is summed.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What one picture holds and what a detector found in it, of any class.
+    """Ground truth and detections of one image, of any class.
 
     Attributes:
         true_boxes: float ``[N, 4]``, x_min, y_min, x_max, y_max in pixels.
@@ -36,9 +36,9 @@ def average_precision(scenes: Sequence[Scene], class_id: int, iou: float = 0.5) 
     """Return the average precision of one class.
 
     Args:
-        scenes: all pictures, those without that class too.
-        class_id: of the class to measure.
-        iou: the overlap from which on a detection has found a box, in 0..1.
+        scenes: all images, including those without that class.
+        class_id: id of the class to measure.
+        iou: minimum overlap of a detection and the box that it matches, in 0..1.
 
     Returns:
         A number in 0..1; NaN if no scene holds that class.
@@ -58,7 +58,7 @@ def average_precision(scenes: Sequence[Scene], class_id: int, iou: float = 0.5) 
 
 
 def iou_matrix(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Intersection over union of boxes ``[N, 4]`` with boxes ``[M, 4]``: ``[N, M]``."""
+    """Return the intersection over union of boxes ``[N, 4]`` with boxes ``[M, 4]``: ``[N, M]``."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(axis=2, dtype=np.float64)
@@ -72,21 +72,21 @@ def iou_matrix(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.f
 def _matches(
     boxes: NDArray[np.floating], truth: NDArray[np.floating], iou: float
 ) -> NDArray[np.bool_]:
-    """Which detections of a picture, surest first, find a box that none before them found."""
+    """Return which detections, by falling confidence, match a box that no earlier one matched."""
     hits = np.zeros(len(boxes), dtype=bool)
     if len(truth) == 0:
         return hits
-    found: set[int] = set()
+    matched: set[int] = set()
     for row, overlaps in enumerate(iou_matrix(boxes, truth)):
         best = int(overlaps.argmax())
-        hits[row] = overlaps[best] >= iou and best not in found
+        hits[row] = overlaps[best] >= iou and best not in matched
         if hits[row]:
-            found.add(best)
+            matched.add(best)
     return hits
 
 
 def _area_under_precision(hits: NDArray[np.bool_], total: int) -> float:
-    """Area under precision over recall; precision is the best to be had at a recall or beyond."""
+    """Return the area under precision over recall; precision is the best at a recall or beyond."""
     correct = np.cumsum(hits)
     precision = correct / np.arange(1, len(hits) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]

@@ -1,4 +1,4 @@
-"""Painters of the three defects: patches of relative brightness that multiply the bare metal."""
+"""Functions that paint the three defects as patches of relative brightness."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-# float32 [height, width, 3], cropped to what can be seen; 1 leaves the metal as it is.
+# float32 [height, width, 3], cropped to the visible part; 1 leaves the metal as it is.
 Patch = NDArray[np.float32]
 
 # A pixel is part of the defect from this change of brightness on: six grey levels of 150.
@@ -18,9 +18,9 @@ _SEGMENTS = 24
 
 
 def scratch(rng: np.random.Generator, scale: float) -> Patch:
-    """A thin, slightly bowed line: a bright burr with a dark groove beside it, or the groove alone.
+    """Paint a thin, slightly bowed line: a bright burr beside a dark groove, or the groove alone.
 
-    It runs 14 to 76 degrees off the brushing: along it nobody could tell the two apart.
+    It runs 14 to 76 degrees off the brushing: along it the two could not be told apart.
     """
     length = rng.uniform(38, 125) * scale
     width = rng.uniform(1.2, 2.6) * max(scale, 0.5)
@@ -36,7 +36,7 @@ def scratch(rng: np.random.Generator, scale: float) -> Patch:
 
 
 def pit(rng: np.random.Generator, scale: float) -> Patch:
-    """A small dark hole, not quite round, whose rim shines on the side that the light hits."""
+    """Paint a small dark hole, not quite round, whose rim shines on the side of the light."""
     radius = rng.uniform(3.5, 9.0) * scale
     rho, theta = _polar_grid(radius * 1.7, stretch=1.0, turn=0.0)
     edge = rho / (radius * _wobble(rng, theta, amount=0.12))
@@ -48,7 +48,7 @@ def pit(rng: np.random.Generator, scale: float) -> Patch:
 
 
 def stain(rng: np.random.Generator, scale: float) -> Patch:
-    """A broad, faint, brownish or bluish blot of uneven outline, darker along its dried edge."""
+    """Paint a broad, faint, brownish or bluish blot of uneven outline, darker along its edge."""
     radius = rng.uniform(14, 36) * scale
     stretch = rng.uniform(0.6, 1.0)
     rho, theta = _polar_grid(radius * 1.5, stretch, turn=rng.uniform(0, np.pi))
@@ -64,7 +64,7 @@ PAINTERS: tuple[Callable[[np.random.Generator, float], Patch], ...] = (scratch, 
 
 
 def _bowed_line(length: float, angle: float, bow: float) -> NDArray[np.float64]:
-    """Points ``[_SEGMENTS + 1, 2]`` of a parabola; length and bow in pixels, angle in radians."""
+    """Return points ``[_SEGMENTS + 1, 2]`` of a parabola; lengths in pixels, angle in radians."""
     along = np.linspace(-0.5, 0.5, _SEGMENTS + 1)
     across = bow * (1 - 4 * along**2)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -92,7 +92,7 @@ def _stroke(
 def _polar_grid(
     reach: float, stretch: float, turn: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Radius (pixels) and angle (radians) over a square grid; stretch squeezes one axis."""
+    """Return radius (pixels) and angle (radians) over a square grid; stretch squeezes one axis."""
     line = np.arange(-np.ceil(reach), np.ceil(reach) + 1)
     u = np.cos(turn) * line[None, :] + np.sin(turn) * line[:, None]
     v = (np.cos(turn) * line[:, None] - np.sin(turn) * line[None, :]) / stretch
@@ -102,7 +102,7 @@ def _polar_grid(
 def _wobble(
     rng: np.random.Generator, theta: NDArray[np.float64], amount: float
 ) -> NDArray[np.float64]:
-    """Relative radius of an outline that is not round: three waves around the circle."""
+    """Return the relative radius of an uneven outline: three waves around the circle."""
     radius = np.ones_like(theta)
     for waves in (2, 3, 4):
         height, phase = rng.uniform(0, amount) / (waves - 1), rng.uniform(0, 2 * np.pi)
@@ -116,7 +116,7 @@ def _ramp(value: NDArray[np.float64], over: float) -> NDArray[np.float64]:
 
 
 def _crop(factor: NDArray[np.float64]) -> Patch:
-    """Cut a patch down to the rows and columns in which the defect can be seen."""
-    seen = np.abs(factor - 1).max(axis=2) >= VISIBLE
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    """Crop a patch to the rows and columns in which the defect is visible."""
+    visible = np.abs(factor - 1).max(axis=2) >= VISIBLE
+    rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
     return factor[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)

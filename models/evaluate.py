@@ -1,4 +1,4 @@
-"""Measure the committed demo model on plates that it was not trained on; needs no torch.
+"""Evaluation of the committed demo model on held-out plates; needs no torch.
 
 ``python -m models.evaluate`` prints one JSON line: the average precision of every class at an IoU
 of 0.5, and their mean, mAP50.
@@ -17,17 +17,17 @@ from vision import OnnxYolo, SessionOptions
 MODEL = Path(__file__).parent / "repository" / "plates" / "1" / "model.onnx"
 
 _HELD_OUT_CAMERA = 500
-# Low, so that the curve of precision over recall is whole.
+# Low, so that the curve of precision over recall is complete.
 _CONFIDENCE = 0.001
 _IOU = 0.45
 
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """How good a model is.
+    """The accuracy of a model.
 
     Attributes:
-        plates: how many it was measured on.
+        plates: number of plates.
         map50: mean of ap50, in 0..1.
         ap50: average precision at an IoU of 0.5 by class name, in 0..1; NaN for a class not shown.
     """
@@ -41,7 +41,7 @@ def main() -> None:
     """Print the measures of the model as one JSON object."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", type=Path, default=MODEL)
-    arguments.add_argument("--plates", type=int, default=500, help="how many plates, at least 1")
+    arguments.add_argument("--plates", type=int, default=500, help="number of plates, at least 1")
     parsed = arguments.parse_args()
     print(json.dumps(asdict(evaluate(parsed.model, parsed.plates))))
 
@@ -51,7 +51,7 @@ def evaluate(model: Path, plates: int) -> Measures:
 
     Args:
         model: an ONNX file with CLASS_NAMES as its classes.
-        plates: how many to run, at least 1.
+        plates: number of plates to run, at least 1.
 
     Returns:
         The measures over those plates.
@@ -67,8 +67,10 @@ def evaluate(model: Path, plates: int) -> Measures:
 
 
 def _look(detector: OnnxYolo, plate: Plate) -> Scene:
-    found = detector.detect(plate.image, confidence=_CONFIDENCE, iou=_IOU)
-    return Scene(plate.boxes, plate.class_ids, found.xyxy, found.class_id, found.confidence)
+    detections = detector.detect(plate.image, confidence=_CONFIDENCE, iou=_IOU)
+    return Scene(
+        plate.boxes, plate.class_ids, detections.xyxy, detections.class_id, detections.confidence
+    )
 
 
 if __name__ == "__main__":

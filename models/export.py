@@ -1,4 +1,4 @@
-"""Write a trained detector as ONNX, with the metadata of YOLO exporters, and its model.yaml."""
+"""Export of a trained detector to ONNX with the metadata of YOLO exporters, and its model.yaml."""
 
 import warnings
 from pathlib import Path
@@ -58,7 +58,7 @@ def metadata() -> dict[str, str]:
         "batch": "1",
         "imgsz": str([INPUT_HEIGHT, INPUT_WIDTH]),
         "names": str(dict(enumerate(CLASS_NAMES))),
-        # dynamic speaks of height and width; any batch is taken all the same.
+        # dynamic is about height and width; any batch size is accepted all the same.
         "args": str({"batch": 1, "dynamic": False, "nms": False}),
         "channels": "3",
         "end2end": "False",
@@ -66,7 +66,7 @@ def metadata() -> dict[str, str]:
 
 
 def description() -> dict[str, object]:
-    """Return what model.yaml says."""
+    """Return the contents of model.yaml."""
     return {
         "task": "detect",
         "description": _DESCRIPTION,
@@ -79,9 +79,9 @@ def description() -> dict[str, object]:
 
 
 def _state_output_shape(output: onnx.ValueInfoProto, model: PlateDetector) -> None:
-    """Give the sizes that tracing left open, and take the name off the batch.
+    """Set the sizes that tracing left open, and remove the name of the batch dimension.
 
-    ultralytics reads a name there as "takes any height and width" and then feeds 640 x 640.
+    ultralytics takes a name there to mean any height and width, and then feeds 640 x 640.
     """
     batch, rows, columns = output.type.tensor_type.shape.dim
     batch.Clear()

@@ -1,8 +1,8 @@
 """A tiny anchor-free detector: a convolutional pyramid, read out on one grid of 8 x 8 pixel cells.
 
-Each cell says how likely a defect of each class has its centre there, and where its box lies:
+Each cell outputs the probability that a defect of each class has its centre there, and its box:
 centre offset and size, as in CenterNet (Zhou, Wang and Krähenbühl, "Objects as Points", 2019).
-Coarser levels see the whole of a long scratch and hand that down (Lin et al., "Feature Pyramid
+Coarser levels cover the whole of a long scratch and pass that down (Lin et al., "Feature Pyramid
 Networks for Object Detection", 2017).
 """
 
@@ -22,7 +22,7 @@ BOX_CHANNELS = 4
 
 _WIDTHS = (24, 40, 56, 80)
 _NECK = 48
-# At first one cell in a hundred claims a defect, which keeps the first steps calm (Lin et al.,
+# At first one cell in a hundred predicts a defect, which keeps the first steps stable (Lin et al.,
 # "Focal Loss for Dense Object Detection", 2017).
 _PRIOR = 0.01
 # A size of exp(1.5) cells, 36 pixels, is where regression starts.
@@ -38,7 +38,7 @@ def _conv(inputs: int, outputs: int, *, stride: int = 1, size: int = 3) -> nn.Se
 
 
 class _Block(nn.Module):
-    """A residual block: depthwise 5 x 5, which sees far at little cost, then pointwise."""
+    """A residual block: depthwise 5 x 5, a wide view at little cost, then pointwise."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -46,21 +46,21 @@ class _Block(nn.Module):
         self.pointwise = _conv(channels, channels, size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen: Tensor = self.pointwise(self.depthwise(x))
-        return x + seen
+        features: Tensor = self.pointwise(self.depthwise(x))
+        return x + features
 
 
 class PlateDetector(nn.Module):
-    """Finds defects on plates.
+    """A detector of defects on plates.
 
     Input: float32 [batch, 3, height, width], RGB in 0 to 1.
     Output: float32 [batch, 4 + classes, cells], the layout of YOLOv8 detectors: centre x, centre y,
     width and height in pixels of the input, then one score in 0 to 1 per class.
 
     Args:
-        classes: how many, at least 1.
-        height: of the input in pixels, a multiple of STRIDE.
-        width: of the input in pixels, a multiple of STRIDE.
+        classes: number of classes, at least 1.
+        height: height of the input in pixels, a multiple of STRIDE.
+        width: width of the input in pixels, a multiple of STRIDE.
     """
 
     centres: Tensor
@@ -70,7 +70,7 @@ class PlateDetector(nn.Module):
         self.outputs = BOX_CHANNELS + classes
         self.register_buffer("centres", cell_centres(height // CELL, width // CELL))
         stem, fine, middle, coarse = _WIDTHS
-        # One wide step down to a quarter: full resolution is where most of the time would go.
+        # One wide step down to a quarter: full resolution would take most of the time.
         self.stem = _conv(3, stem, stride=4, size=7)
         self.fine = nn.Sequential(_conv(stem, fine, stride=2), _Block(fine))
         self.middle = nn.Sequential(_conv(fine, middle, stride=2), _Block(middle))
@@ -98,10 +98,10 @@ class PlateDetector(nn.Module):
         """
         fine = self.fine(self.stem(images))
         middle = self.middle(fine)
-        seen = self.sides[2](self.coarse(middle))
-        seen = self.merges[0](self.sides[1](middle) + _twice(seen))
-        seen = self.merges[1](self.sides[0](fine) + _twice(seen))
-        cells = self.readout(self.tower(seen)).reshape(-1, self.outputs, self.centres.shape[1])
+        features = self.sides[2](self.coarse(middle))
+        features = self.merges[0](self.sides[1](middle) + _twice(features))
+        features = self.merges[1](self.sides[0](fine) + _twice(features))
+        cells = self.readout(self.tower(features)).reshape(-1, self.outputs, self.centres.shape[1])
         middles = self.centres + cells[:, :2]
         # The clamp keeps exp finite; exp(4.5) cells are 720 pixels.
         sizes = cells[:, 2:BOX_CHANNELS].clamp(-4.0, 4.5).exp()
@@ -114,7 +114,7 @@ class PlateDetector(nn.Module):
 
 
 def cell_centres(rows: int, columns: int) -> Tensor:
-    """Centres x, y of a grid's cells, row by row, in cells: float32 ``[2, rows * columns]``."""
+    """Return the x, y centres of a grid in cells, row by row: float32 ``[2, rows * columns]``."""
     y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
     return torch.stack((x.flatten(), y.flatten()))
 

@@ -1,4 +1,4 @@
-"""Seeded pictures of brushed-metal plates with known defects: training data, and the demo's camera.
+"""Seeded images of brushed-metal plates with known defects: training data, and the demo's camera.
 
 Only numpy and Pillow are used, so that the demo runs without torch or OpenCV.
 """
@@ -29,7 +29,7 @@ _PLACING_ATTEMPTS = 30
 
 @dataclass(frozen=True, slots=True)
 class Plate:
-    """One picture with its ground truth.
+    """One image with its ground truth.
 
     Attributes:
         image: uint8 ``[height, width, 3]``, RGB.
@@ -91,31 +91,31 @@ def make_plate(seed: int, *, width: int = 320, height: int = 240) -> Plate:
 def camera(seed: int, *, width: int = 320, height: int = 240) -> Iterator[Plate]:
     """Yield plates without end: the frames of a camera over a production line.
 
-    The first frame is the plate of seed (seed + 1) * FRAMES_PER_CAMERA. Two cameras share none
-    before one has given that many, and none shows one below that: those are for training.
+    The first frame is the plate of seed (seed + 1) * FRAMES_PER_CAMERA. Two cameras share no plate
+    before one has yielded that many, and no camera shows a seed below that: those are for training.
 
     Raises:
-        ValueError: as make_plate, when the first plate is asked for.
+        ValueError: an argument is out of make_plate's range; raised with the first plate.
     """
     for frame in itertools.count((seed + 1) * FRAMES_PER_CAMERA):
         yield make_plate(frame, width=width, height=height)
 
 
 def to_jpeg(image: NDArray[np.uint8], quality: int = 90) -> bytes:
-    """Encode an RGB picture, uint8 ``[height, width, 3]``, as JPEG of this quality, 1 to 95."""
+    """Encode an RGB image, uint8 ``[height, width, 3]``, as JPEG of this quality, 1 to 95."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
 
 
 def to_uint8(canvas: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Round a canvas of grey levels, nominally 0 to 255, to a picture of uint8."""
+    """Round a canvas of grey levels, nominally 0 to 255, to an image of uint8."""
     rounded = canvas + np.float32(0.5)
     return np.clip(rounded, 0, 255, out=rounded).astype(np.uint8)
 
 
 def surface(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float32]:
-    """Bare metal, brushed, unevenly lit and seen by a noisy sensor.
+    """Return bare brushed metal, unevenly lit, with sensor noise.
 
     Returns:
         float32 ``[height, width, 3]`` in grey levels, nominally 0 to 255.
@@ -132,7 +132,7 @@ def surface(rng: np.random.Generator, width: int, height: int) -> NDArray[np.flo
 
 
 def _brushing(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float32]:
-    """Fine parallel streaks, horizontal or vertical: noise stretched along one axis."""
+    """Return fine parallel streaks, horizontal or vertical: noise stretched along one axis."""
     upright = bool(rng.random() < 0.3)
     rows, length = (width, height) if upright else (height, width)
     strength = rng.uniform(2.0, 6.0)
@@ -145,7 +145,7 @@ def _brushing(rng: np.random.Generator, width: int, height: int) -> NDArray[np.f
 
 
 def _light(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float32]:
-    """Relative brightness around 1: a gradient in one direction and one soft highlight."""
+    """Return relative brightness around 1: a gradient in one direction and one soft highlight."""
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     slope_x, slope_y = rng.uniform(-0.16, 0.16, 2).astype(np.float32)
@@ -158,7 +158,7 @@ def _light(rng: np.random.Generator, width: int, height: int) -> NDArray[np.floa
 
 
 def _place_marks(rng: np.random.Generator, width: int, height: int) -> list[_Mark]:
-    """Draw how many defects there are, and a free place for each."""
+    """Draw the number of defects, and a free place for each."""
     scale = min(width / _REFERENCE_SIZE[0], height / _REFERENCE_SIZE[1])
     marks: list[_Mark] = []
     for _ in range(int(rng.choice(len(_COUNT_ODDS), p=_COUNT_ODDS))):
@@ -173,7 +173,7 @@ def _place_marks(rng: np.random.Generator, width: int, height: int) -> list[_Mar
 def _free_place(
     rng: np.random.Generator, patch: Patch, taken: list[Box], size: tuple[int, int]
 ) -> tuple[int, int] | None:
-    """Left and top at which the patch touches no other; None when none was found."""
+    """Return left and top at which the patch touches no other; None if none was found."""
     rows, columns = patch.shape[:2]
     for _ in range(_PLACING_ATTEMPTS):
         left = int(rng.integers(size[0] - columns + 1))
@@ -185,5 +185,5 @@ def _free_place(
 
 
 def _touches(a: Box, b: Box) -> bool:
-    """Whether less than _GAP pixels lie between two boxes."""
+    """Return True if less than _GAP pixels lie between two boxes."""
     return a[0] < b[2] + _GAP and b[0] < a[2] + _GAP and a[1] < b[3] + _GAP and b[1] < a[3] + _GAP

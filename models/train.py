@@ -1,4 +1,4 @@
-"""Train the demo model on synthetic plates and write it into the model repository.
+"""Training of the demo model on synthetic plates, into the model repository.
 
 ``python -m models.train`` takes about ten minutes on two CPU cores and needs torch and onnx. The
 seed is fixed: the same versions on the same machine give the same file.
@@ -68,7 +68,7 @@ def train() -> PlateDetector:
 
 
 def _training_set(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Letterboxed plates, ``[PLATES, 3, height, width]``, and truth as detection_loss takes it."""
+    """Return letterboxed plates, ``[PLATES, 3, height, width]``, and truth for detection_loss."""
     images = torch.empty((PLATES, 3, INPUT_HEIGHT, INPUT_WIDTH), dtype=torch.uint8)
     truth = torch.full((PLATES, SLOTS, 5), -1.0)
     seeds = rng.choice(FRAMES_PER_CAMERA, PLATES, replace=False)
@@ -83,13 +83,13 @@ def _training_set(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _to_input(boxes: NDArray[np.float32], box: Letterbox) -> NDArray[np.float32]:
-    """Boxes [N, 4] in the picture's pixels to pixels of the model's input."""
+    """Convert boxes [N, 4] from the image's pixels to pixels of the model's input."""
     gain = np.array([box.scale_x, box.scale_y] * 2, dtype=np.float32)
     return boxes * gain + np.array([box.pad_x, box.pad_y] * 2, dtype=np.float32)
 
 
 def _compressed(rng: np.random.Generator, plate: Plate) -> NDArray[np.uint8]:
-    """The picture as a camera may send it: every other one through JPEG."""
+    """Return the image as a camera may send it: every other one through JPEG."""
     if rng.random() < 0.5:
         return plate.image
     jpeg = to_jpeg(plate.image, quality=int(rng.integers(70, 96)))
@@ -97,7 +97,7 @@ def _compressed(rng: np.random.Generator, plate: Plate) -> NDArray[np.uint8]:
 
 
 def _batches(images: Tensor, truth: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches without end, mirrored and relit at random: pictures in 0..1 and truth."""
+    """Yield endless shuffled batches, mirrored and relit at random: images in 0..1 and truth."""
     while True:
         for rows in torch.split(torch.randperm(len(images)), BATCH):
             batch = images[rows].float() / 255
@@ -110,7 +110,7 @@ def _batches(images: Tensor, truth: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def mirrored(truth: Tensor, axis: int) -> Tensor:
-    """Return truth after its pictures were flipped along this axis: 2, rows, or 3, columns."""
+    """Return truth for images flipped along this axis: 2 for rows, 3 for columns."""
     low, high, size = (2, 4, INPUT_HEIGHT) if axis == 2 else (1, 3, INPUT_WIDTH)
     turned = truth.clone()
     turned[:, :, low] = size - truth[:, :, high]

@@ -90,7 +90,7 @@ def percentile(values: Sequence[float], share: float) -> float:
         ValueError: there are no values.
     """
     if not values:
-        raise ValueError("values must not be empty")
+        raise ValueError("values must hold at least one value")
     return sorted(values)[max(math.ceil(share * len(values)), 1) - 1]
 
 

@@ -1,8 +1,8 @@
 """The whole of Sightline on one machine: `make demo`.
 
-Two services as processes, an edge node over a seeded camera, a network that goes down and comes
+Two service processes, an edge node with a seeded camera, a network that goes down and comes
 back, a model that fails now and then. At the end SQL on the database says what became of every
-prediction. Progress goes to stderr; stdout gets a table and, last, one JSON object.
+prediction. Progress goes to stderr; stdout gets a table and then one JSON object.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _NOTES = Console(stderr=True)
 
 @dataclass
 class DemoRun:
-    """What the node did."""
+    """The record of one run of the node."""
 
     logged: list[str] = field(default_factory=list)
     """Image ids, in order."""
@@ -40,18 +40,25 @@ class DemoRun:
 
 
 def main() -> None:
-    """Run the demo; exits 1 unless every logged prediction is in the database once."""
+    """Run the demo; exit with 1 unless every logged prediction is in the database once."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
-    parser.add_argument("--frames", type=int, default=240, help="pictures to take, at least 12")
-    parser.add_argument("--fps", type=float, default=8.0, help="pictures a second")
-    parser.add_argument("--seed", type=int, default=1, help="of the camera")
-    parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="made anew")
+    parser.add_argument("--frames", type=int, default=240, help="number of images, at least 12")
+    parser.add_argument("--fps", type=float, default=8.0, help="images per second")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the camera")
     parser.add_argument(
-        "--kill-ingest", action="store_true", help="SIGKILL the ingest service, start it again"
+        "--folder",
+        type=Path,
+        default=Path("build/demo"),
+        help="output folder, replaced if it exists",
+    )
+    parser.add_argument(
+        "--kill-ingest", action="store_true", help="kill the ingest service and restart it"
     )
     options = parser.parse_args()
     if options.frames < 12 or options.fps <= 0:
-        parser.error("--frames must be at least 12, and --fps above 0")
+        parser.error(
+            f"--frames must be at least 12, --fps above 0: got {options.frames}, {options.fps}"
+        )
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
     script = Script(options.frames, kill_ingest=options.kill_ingest)
@@ -63,10 +70,10 @@ def main() -> None:
             _NOTES.print("waiting until everything logged is committed ...")
             node.logger.flush(FLUSH_SECONDS, until="committed")
             run.stats = node.stats()
-    found = audit(world.database, run.logged)
-    _report(script, run, found, world.database)
-    exact = found.committed == len(run.logged) and not found.lost and not found.duplicates
-    sys.exit(0 if exact and found.balanced else 1)
+    counts = audit(world.database, run.logged)
+    _report(script, run, counts, world.database)
+    exact = counts.committed == len(run.logged) and not counts.lost and not counts.duplicates
+    sys.exit(0 if exact and counts.balanced else 1)
 
 
 def _play(
@@ -79,7 +86,7 @@ def _play(
     fps: float,
     seed: int,
 ) -> None:
-    """Take the pictures, one every 1/fps seconds, and has each answered and logged."""
+    """Take one image every 1/fps seconds, and have each answered and logged."""
     began = time.monotonic()
     with Progress(console=_NOTES) as progress:
         task = progress.add_task("frames", total=script.frames)
@@ -103,20 +110,20 @@ def _show(progress: Progress, task: TaskID, node: EdgeNode) -> None:
     )
 
 
-def _report(script: Script, run: DemoRun, found: Audit, database: Path) -> None:
+def _report(script: Script, run: DemoRun, counts: Audit, database: Path) -> None:
     if run.stats is None:
         raise AssertionError("the node has not run")
     pictures, logger = run.stats.pictures, run.stats.logger
     table = Table("what", "how many", title="Sightline demo")
     table.add_row("frames", str(script.frames))
-    for name, count in found.by_class.items():
+    for name, count in counts.by_class.items():
         table.add_row(f"detections: {name}", str(count))
     table.add_row("answered by the device", str(run.by_source[Source.DEVICE]))
     table.add_row("answered by the cloud", str(run.by_source[Source.CLOUD]))
     table.add_row("spooled", str(logger.spooled))
-    table.add_row("committed", str(found.committed))
-    table.add_row("lost", str(found.lost))
-    table.add_row("duplicates", str(found.duplicates))
+    table.add_row("committed", str(counts.committed))
+    table.add_row("lost", str(counts.lost))
+    table.add_row("duplicates", str(counts.duplicates))
     table.add_row("answer p50", f"{pictures.total_milliseconds.p50:.1f} ms")
     table.add_row("answer p95", f"{pictures.total_milliseconds.p95:.1f} ms")
     Console().print(table)
@@ -125,11 +132,11 @@ def _report(script: Script, run: DemoRun, found: Audit, database: Path) -> None:
             {
                 "frames": script.frames,
                 "logged": len(run.logged),
-                "committed": found.committed,
-                "lost": found.lost,
-                "duplicates": found.duplicates,
-                "from_device": found.from_device,
-                "from_cloud": found.from_cloud,
+                "committed": counts.committed,
+                "lost": counts.lost,
+                "duplicates": counts.duplicates,
+                "from_device": counts.from_device,
+                "from_cloud": counts.from_cloud,
                 "p50_ms": round(pictures.total_milliseconds.p50 or 0.0, 2),
                 "p95_ms": round(pictures.total_milliseconds.p95 or 0.0, 2),
                 "database": str(database),

@@ -1,4 +1,4 @@
-"""What the database says became of the logged predictions, in SQL on the file itself."""
+"""Audit of the demo: logged predictions beside the database, by SQL on the file itself."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import duckdb
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The log, counted after the services have ended."""
+    """Counts of the log after the services have ended."""
 
     committed: int
-    """Predictions in the database, of those that were logged; each counted once."""
+    """Logged predictions that are in the database, each counted once."""
     lost: int
-    """Predictions that were logged and are not in the database."""
+    """Logged predictions that are not in the database."""
     duplicates: int
     """Rows beyond the first of a prediction."""
     from_device: int
@@ -24,7 +24,7 @@ class Audit:
     by_class: dict[str, int]
     """Detections by class name."""
     balanced: bool
-    """Whether accepted + rejected + gaps = committed position, for every device and spool."""
+    """True if accepted + rejected + gaps = committed position for every device and spool."""
 
 
 def audit(database: Path, logged: Collection[str]) -> Audit:
@@ -46,11 +46,11 @@ def audit(database: Path, logged: Collection[str]) -> Audit:
             "GROUP BY 1 ORDER BY 1"
         ).fetchall()
         balanced = connection.execute("SELECT bool_and(balanced) FROM ledger").fetchone()
-    found = set(ids)
+    stored = set(ids)
     return Audit(
-        committed=len(found & set(logged)),
-        lost=len(set(logged) - found),
-        duplicates=len(ids) - len(found),
+        committed=len(stored & set(logged)),
+        lost=len(set(logged) - stored),
+        duplicates=len(ids) - len(stored),
         from_device=sources.get("device", 0),
         from_cloud=sources.get("cloud", 0),
         by_class=dict(classes),

@@ -11,10 +11,10 @@ DEVICE = "demo-camera"
 
 
 class FailingDetector:
-    """A detector that raises when it is told to, as a model on a hot device does.
+    """A detector that raises on demand, as a model on a hot device does.
 
     Args:
-        detector: answers the rest of the time.
+        detector: detector that answers the rest of the time.
     """
 
     def __init__(self, detector: OnnxDetector) -> None:
@@ -32,10 +32,10 @@ class FailingDetector:
         return self._detector.version
 
     def detect(self, image: Image) -> DetectorResult:
-        """Find objects in one picture.
+        """Find objects in one image.
 
         Raises:
-            RuntimeError: it is told to fail.
+            RuntimeError: `fails` is set.
         """
         if self.fails:
             raise RuntimeError("the model ran out of memory")
@@ -54,7 +54,7 @@ def make_node(world: World, detector: FailingDetector, folder: Path) -> EdgeNode
     Args:
         world: the services.
         detector: the model on the device.
-        folder: where the spool is put.
+        folder: parent folder of the spool.
     """
     return EdgeNode(
         detector,

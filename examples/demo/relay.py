@@ -1,4 +1,4 @@
-"""A TCP relay in front of a service: the network that can be made slow, cut, or go silent."""
+"""A TCP relay in front of a service, which stands for a slow, cut or silent network."""
 
 import asyncio
 import math
@@ -19,23 +19,23 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Network:
-    """What a network does with connections and with what passes."""
+    """The behaviour of a network towards connections and data."""
 
     delay: float = 0.0
-    """Seconds that each piece of at most 64 KiB takes."""
+    """Seconds of delay for each piece of at most 64 KiB."""
     jitter: float = 0.0
-    """Seconds that it may take on top, by chance."""
+    """Maximum of the random delay on top, in seconds."""
     bytes_per_second: float = math.inf
-    """In each direction of each connection."""
+    """Limit for each direction of each connection."""
     is_cut: bool = False
     """Open connections are reset, and so are new ones."""
     is_silent: bool = False
-    """New connections are taken, and everything is swallowed. What is open stays silent for good,
-    as behind a router that has forgotten it."""
+    """New connections are accepted, and all data is dropped. Open connections stay silent for good,
+    as behind a router that has lost its state."""
     ends_requests: bool = False
-    """The way to the service is at its end (half-closed); the way back is open."""
+    """The direction to the service is half-closed; the direction back is open."""
     ends_answers: bool = False
-    """The way back is at its end; the way to the service is open."""
+    """The direction back is half-closed; the direction to the service is open."""
 
 
 SOUND = Network()
@@ -44,12 +44,12 @@ SILENT = Network(is_silent=True)
 
 
 class Relay:
-    """Passes bytes between a loopback port of its own and a target, as its network lets it.
+    """A relay between its own loopback port and a target, with the behaviour of a `Network`.
 
     Use it as a context manager.
 
     Args:
-        target: where to pass bytes on to, as host:port or unix:path.
+        target: address to forward bytes to, host:port or unix:path.
     """
 
     def __init__(self, target: str) -> None:
@@ -77,12 +77,12 @@ class Relay:
         self._loop.close()
 
     def become(self, network: Network) -> None:
-        """Go on as another network, with the connections that are open, too."""
+        """Change the network's behaviour, for open connections too."""
         self._call(self._become(network))
 
     @contextmanager
     def being(self, network: Network) -> Iterator[None]:
-        """Is another network for a while, then a sound one."""
+        """Change the network's behaviour within the block, and restore a sound one."""
         self.become(network)
         try:
             yield
@@ -90,7 +90,7 @@ class Relay:
             self.become(SOUND)
 
     def retarget(self, target: str) -> None:
-        """Pass new connections on to another target, where a service came back."""
+        """Forward new connections to another target, where a restarted service listens."""
         self._target = target
 
     def _call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
@@ -128,7 +128,7 @@ class Relay:
                 await asyncio.sleep(_seconds(self._network, len(data)))
                 await way.send(data)
             way.end()
-        except OSError:  # reset by us or by either end: the other direction ends with it
+        except OSError:  # reset by this relay or by either end: the other direction ends too
             _reset(way.writer)
 
 
@@ -141,27 +141,27 @@ class _Way:
         self.reader = reader
         self.writer = writer
         self._leads_to_service = leads_to_service
-        self._swallows = False
+        self._drops = False
 
     def meet(self, network: Network) -> None:
-        """Take note of what the network does from now on."""
+        """Apply the network's behaviour to this direction."""
         if network.is_cut:
             _reset(self.writer)
         if network.is_silent:
-            self._swallows = True
+            self._drops = True
         if network.ends_requests if self._leads_to_service else network.ends_answers:
             self.end()
-            self._swallows = True
+            self._drops = True
 
     async def send(self, data: bytes) -> None:
-        """Pass a piece on, or swallows it."""
-        if not self._swallows:
+        """Forward a piece, or drop it."""
+        if not self._drops:
             self.writer.write(data)
             await self.writer.drain()
 
     def end(self) -> None:
-        """Say that nothing more will come this way."""
-        if not self._swallows:
+        """Half-close this direction."""
+        if not self._drops:
             with suppress(OSError):
                 self.writer.write_eof()
 
@@ -181,11 +181,11 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 def _piece(network: Network) -> int:
-    """Return how many bytes to pass on at once."""
+    """Return the number of bytes to forward at once."""
     return int(max(1, min(_CHUNK, network.bytes_per_second / 20)))
 
 
 def _seconds(network: Network, size: int) -> float:
-    """Return how long a piece takes."""
+    """Return the delay of a piece in seconds."""
     by_chance = random.uniform(0.0, network.jitter)
     return network.delay + by_chance + size / network.bytes_per_second

@@ -1,11 +1,11 @@
-"""What happens at which frame of the demo."""
+"""Events of the demo by frame."""
 
 from dataclasses import dataclass
 from enum import Enum
 
 
 class Event(Enum):
-    """Something that happens to the world before a frame is taken."""
+    """An event that happens before a frame is taken."""
 
     CUT = "the network goes down"
     RESTORE = "the network is back"
@@ -15,27 +15,27 @@ class Event(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The plot: an outage from a third to half of the frames, a failing device outside it.
+    """The schedule: an outage from a third to half of the frames, and a failing device outside it.
 
     Args:
-        frames: how many there are, at least 12.
-        kill_ingest: whether the ingest service dies at a quarter and comes back later.
+        frames: number of frames, at least 12.
+        kill_ingest: True to kill the ingest service at a quarter and restart it later.
     """
 
     frames: int
     kill_ingest: bool = False
 
     def before(self, frame: int) -> list[Event]:
-        """Return what happens before this frame, counted from 0."""
-        plot = {
+        """Return the events before this frame, counted from 0."""
+        schedule = {
             self.frames // 3: [Event.CUT],
             self.frames // 2: [Event.RESTORE],
         }
         if self.kill_ingest:
-            plot.setdefault(self.frames // 4, []).append(Event.KILL_INGEST)
-            plot.setdefault(self.frames * 2 // 3, []).append(Event.RESTART_INGEST)
-        return plot.get(frame, [])
+            schedule.setdefault(self.frames // 4, []).append(Event.KILL_INGEST)
+            schedule.setdefault(self.frames * 2 // 3, []).append(Event.RESTART_INGEST)
+        return schedule.get(frame, [])
 
     def device_fails(self, frame: int) -> bool:
-        """Whether the device's model fails at this frame: every tenth, while there is a network."""
+        """Return True if the device's model fails at this frame: every tenth outside the outage."""
         return frame % 10 == 5 and not self.frames // 3 <= frame < self.frames // 2

@@ -1,4 +1,4 @@
-"""The two services and the network between them and the edge node, as real processes."""
+"""The two services as real processes, and the network between them and the edge node."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +16,7 @@ class World:
     """Both services on free loopback ports, each behind a relay. Use it as a context manager.
 
     Args:
-        folder: where the database and the services' logs are put.
+        folder: folder of the database and the services' logs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +45,7 @@ class World:
         self._stack.close()
 
     def happen(self, event: Event) -> None:
-        """Make an event of the script come true."""
+        """Carry out an event of the script."""
         match event:
             case Event.CUT:
                 self.ingest_relay.become(CUT)

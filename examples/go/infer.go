@@ -45,22 +45,22 @@ func runInfer(ctx context.Context, arguments []string) error {
 	return ask(ctx, client, filepath.Base(flags.Arg(0)), *model, picture)
 }
 
-// ask sends one picture and prints the answer as JSON.
+// ask sends one image and prints the answer as JSON.
 func ask(
 	ctx context.Context,
 	client inferencev1.InferenceServiceClient,
 	name, model string,
 	picture []byte,
 ) error {
-	// One key for one question: however often gRPC tries, the model runs once, and all tries get
-	// its answer. The next picture needs a new key.
+	// One key for one request: however often gRPC retries, the model runs once, and all tries get
+	// its answer. The next image needs a new key.
 	ctx = metadata.AppendToOutgoingContext(ctx, "idempotency-key", uuid.NewString())
 	sum := sha256.Sum256(picture)
 	request := &inferencev1.InferRequest{
 		Images: []*inferencev1.Image{{
 			ImageId: name,
 			Source:  &inferencev1.Image_Data{Data: picture},
-			Sha256:  sum[:], // a picture that was damaged on its way is refused
+			Sha256:  sum[:], // an image that was damaged on its way is refused
 		}},
 	}
 	if model != "" {
@@ -71,7 +71,7 @@ func ask(
 		ctx,
 		request,
 		grpc.Trailer(&trailer),
-		// gRPC repeats only what it has kept, by default 256 KiB: less than many a picture.
+		// gRPC retries only calls that fit its buffer, by default 256 KiB: less than many images.
 		grpc.MaxRetryRPCBufferSize(len(picture)+64<<10),
 	)
 	if err != nil {

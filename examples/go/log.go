@@ -23,7 +23,7 @@ import (
 // A message may hold 10 000 predictions and 4 MiB; from some tens on, larger ones gain little.
 const batchSize = 32
 
-// Its monotonic reading is what `device_monotonic` counts from.
+// `device_monotonic` counts from its monotonic reading.
 var started = time.Now()
 
 func runLog(ctx context.Context, arguments []string) error {
@@ -45,7 +45,7 @@ func runLog(ctx context.Context, arguments []string) error {
 	defer cancel()
 
 	client := ingestv1.NewIngestServiceClient(connection)
-	// What is committed already is not sent again. The same prediction again would be a duplicate,
+	// Predictions that are committed already are not sent again. The same prediction again would be a duplicate,
 	// which is success; another one under its sequence is refused (SEQUENCE_CONFLICT).
 	mark, err := client.GetWatermark(ctx, &ingestv1.GetWatermarkRequest{DeviceId: *device, SpoolId: *spool})
 	if err != nil {
@@ -120,7 +120,7 @@ func spooled(first, last int64) []*typesv1.Prediction {
 				ClassId:    1,
 				ClassName:  "pit",
 				Confidence: 0.91,
-				// Pixels of the upright picture, from its top left corner.
+				// Pixels of the upright image, from its top left corner.
 				Box: &typesv1.BoundingBox{XMin: 10, YMin: 20, XMax: 30.5, YMax: 40},
 			}},
 			DefectDetected: proto.Bool(true),

@@ -1,4 +1,4 @@
-// A camera in Go: it logs predictions, and asks the cloud for answers.
+// A camera in Go: it logs predictions and sends images to the cloud for inference.
 //
 //	buf generate
 //	go run . log   -device gate-1
@@ -22,8 +22,8 @@ import (
 )
 
 // gRPC itself waits for a service that is away and tries again, until the deadline of the call.
-// Every call of Sightline may be repeated: a logged prediction has its sequence, a question its
-// idempotency key. ABORTED says that an earlier try is being answered still.
+// Every call of Sightline may be repeated: a logged prediction has its sequence, a request its
+// idempotency key. ABORTED means that an earlier try is still being answered.
 const serviceConfig = `{"methodConfig": [{
 	"name": [{}],
 	"waitForReady": true,
@@ -55,7 +55,7 @@ func run(ctx context.Context, arguments []string) error {
 	return fmt.Errorf("usage: camera log|infer [flags]; -help lists them")
 }
 
-// connection holds what every command can be told about the service.
+// connection holds the options that every command has for the service.
 type connection struct {
 	target, caFile, keyFile string
 	timeout                 time.Duration
@@ -69,7 +69,7 @@ func (c *connection) register(flags *flag.FlagSet, target string, timeout time.D
 }
 
 func (c *connection) open() (*grpc.ClientConn, error) {
-	// These refuse to talk to another machine, so that no key goes there in plain text.
+	// These credentials refuse to talk to another machine, so that no key goes there in plain text.
 	transport := local.NewCredentials()
 	if c.caFile != "" {
 		var err error

@@ -1,4 +1,4 @@
-// A camera in Node: it logs predictions, and asks the cloud for answers.
+// A camera in Node: it logs predictions and sends images to the cloud for inference.
 //
 //   npm ci && buf generate
 //   node camera.js log   --device gate-1
@@ -21,7 +21,7 @@ const OPTIONS = {
   timeout: { type: "string" }, // seconds for the whole, retries included
   "ca-file": { type: "string" }, // authorities to trust (PEM); none: plain text, this machine only
   "api-key-file": { type: "string" }, // holds the API key or JWT; none: none is sent
-  model: { type: "string", default: "" }, // infer: who should answer; empty: the service's default
+  model: { type: "string", default: "" }, // infer: name of the model; empty: the service's default
   device: { type: "string", default: "gate-node" }, // log: name of this device, unique in the fleet
   spool: { type: "string" }, // log: UUID of the spool; run again with it to go on
   count: { type: "string", default: "100" }, // log: predictions that the spool holds
@@ -30,7 +30,7 @@ const OPTIONS = {
 function open(target, options) {
   const caFile = options["ca-file"];
   if (!caFile && !/^(127\.[\d.]+|localhost|\[::1\]):\d+$/.test(target)) {
-    // No key, and no picture, goes to another machine in plain text.
+    // No key and no image goes to another machine in plain text.
     throw new Error(`${target} is another machine: give --ca-file`);
   }
   return createGrpcTransport({
@@ -51,14 +51,14 @@ function authenticate(keyFile) {
 }
 
 // A deadline for all tries, and waits that grow and differ, so that a fleet does not come back as
-// one. Every call of Sightline may be repeated: a logged prediction has its sequence, a question
-// its idempotency key. Aborted is what a connection that broke reports here.
+// one. Every call of Sightline may be repeated: a logged prediction has its sequence, a request
+// its idempotency key. A broken connection is reported as Aborted here.
 function retrying(seconds) {
   const end = Date.now() + seconds * 1000;
   return async (call) => {
     for (let wait = 200; ; wait = Math.min(2 * wait, 2000)) {
       try {
-        // The service sees the deadline, too, and refuses at once what it could not do in time.
+        // The service sees the deadline, too, and refuses at once a call that it could not answer in time.
         return await call({ timeoutMs: Math.max(1, end - Date.now()) });
       } catch (error) {
         const { code } = ConnectError.from(error);

@@ -1,4 +1,4 @@
-// Asks the inference service what is in a picture.
+// Sends an image to the inference service and returns its answer.
 import { createHash, randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { basename } from "node:path";
@@ -16,13 +16,13 @@ export async function infer(transport, retry, { model }, [path, ...more]) {
       {
         imageId: basename(path),
         source: { case: "data", value: data },
-        sha256: createHash("sha256").update(data).digest(), // damaged on its way: it is refused
+        sha256: createHash("sha256").update(data).digest(), // an image that was damaged on its way is refused
       },
     ],
     model: model ? { name: model } : undefined,
   };
-  // One key for one question: however often it is tried, the model runs once, and all tries get
-  // its answer. The next picture needs a new key.
+  // One key for one request: however often it is retried, the model runs once, and all tries get
+  // its answer. The next image needs a new key.
   const headers = { "idempotency-key": randomUUID() };
   const client = createClient(InferenceService, transport);
   let replayed = false;

@@ -13,7 +13,7 @@ export async function log(transport, retry, { device: deviceId, spool, count }) 
   const client = createClient(IngestService, transport);
   const spoolId = spool ?? randomUUID();
   const answer = await retry(async (options) => {
-    // What is committed already, by an earlier run or an earlier try, is not sent again. The same
+    // Predictions that an earlier run or try has committed are not sent again. The same
     // prediction again would be a duplicate, which is success; another one under its sequence is
     // refused (SEQUENCE_CONFLICT).
     const { committedThrough } = await client.getWatermark({ deviceId, spoolId }, options);
@@ -65,7 +65,7 @@ function spooled(first, last) {
           classId: 1,
           className: "pit",
           confidence: 0.91,
-          // Pixels of the upright picture, from its top left corner.
+          // Pixels of the upright image, from its top left corner.
           box: { xMin: 10, yMin: 20, xMax: 30.5, yMax: 40 },
         },
       ],

@@ -23,37 +23,37 @@ def run(module: str, *flags: str) -> dict[str, Any]:
     )
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
-    found: dict[str, Any] = json.loads(line)
-    assert found.pop("bench") == module
-    return found
+    figures: dict[str, Any] = json.loads(line)
+    assert figures.pop("bench") == module
+    return figures
 
 
 def test_log_call() -> None:
-    found = run("log_call", "--seconds", "0.5")
-    assert found.pop("spooled") == found.pop("calls") == 500
+    figures = run("log_call", "--seconds", "0.5")
+    assert figures.pop("spooled") == figures.pop("calls") == 500
     shares = [f"{who}{share}_us" for who in ("", "otel_") for share in ("p50", "p99", "p999")]
-    assert set(found) == {*shares, "ratio_to_otel_p50", "record_us", "otel_record_us"}
-    assert all(value > 0 for value in found.values())
+    assert set(figures) == {*shares, "ratio_to_otel_p50", "record_us", "otel_record_us"}
+    assert all(value > 0 for value in figures.values())
 
 
 def test_encode() -> None:
-    found = run("encode", "--records", "50", "--rounds", "2")
-    assert found.pop("runtime") == "upb"
+    figures = run("encode", "--records", "50", "--rounds", "2")
+    assert figures.pop("runtime") == "upb"
     kinds = ("us", "upb_us", "ratio_to_upb")
     cases = ("0", "3", "30", "30_arrays")
-    assert set(found) == {f"{kind}_{case}" for kind in kinds for case in cases}
-    assert all(value > 0 for value in found.values())
+    assert set(figures) == {f"{kind}_{case}" for kind in kinds for case in cases}
+    assert all(value > 0 for value in figures.values())
 
 
 def test_edge_cost() -> None:
-    found = run("edge_cost", "--predictions", "2000", "--rounds", "1", "--backlog", "3000")
-    assert (found["predictions"], found["backlog"]) == (2000, 3000)
-    assert 0 < found["cpu_us_per_prediction"] < 1000
-    assert 0 < found["gzip_cpu_us_per_prediction"] < 1000
-    assert 100 < found["wire_bytes_per_prediction"] < 500
-    assert found["gzip_bytes_ratio"] < 0.6  # or nothing was compressed
-    assert found["rss_growth_mib"] >= 0
-    assert found["rss_build_peak_mib"] >= found["rss_before_drain_mib"] - 1 > 0
+    figures = run("edge_cost", "--predictions", "2000", "--rounds", "1", "--backlog", "3000")
+    assert (figures["predictions"], figures["backlog"]) == (2000, 3000)
+    assert 0 < figures["cpu_us_per_prediction"] < 1000
+    assert 0 < figures["gzip_cpu_us_per_prediction"] < 1000
+    assert 100 < figures["wire_bytes_per_prediction"] < 500
+    assert figures["gzip_bytes_ratio"] < 0.6  # or nothing was compressed
+    assert figures["rss_growth_mib"] >= 0
+    assert figures["rss_build_peak_mib"] >= figures["rss_before_drain_mib"] - 1 > 0
 
 
 def test_detector_loop() -> None:
@@ -61,21 +61,21 @@ def test_detector_loop() -> None:
     folder = os.environ.get("SIGHTLINE_TEST_MODELS")
     if not folder or not (Path(folder) / "yolov8n_int8.onnx").exists():
         pytest.skip("SIGHTLINE_TEST_MODELS names no folder with yolov8n_int8.onnx")
-    found = run("detector_loop", "--rounds", "1", "--frames", "1")
-    assert (found["rounds"], found["frames"]) == (1, 1)
-    figures = [
+    figures = run("detector_loop", "--rounds", "1", "--frames", "1")
+    assert (figures["rounds"], figures["frames"]) == (1, 1)
+    names = [
         f"{kind}_{case}"
         for kind in ("fps_ratio", "cpu_ratio", "log_p50_us")
         for case in ("up", "away")
     ]
-    for name in ("fps", *figures):
-        assert found[name] > 0
+    for name in ("fps", *names):
+        assert figures[name] > 0
 
 
 def test_coordinator() -> None:
-    found = run("coordinator", "--pictures", "60")
-    assert found["pictures"] == 60
-    assert {"added_p50_ms", "added_p99_ms", "hedged_p99_ms", "auto_p99_ms"} < set(found)
-    assert 0 < found["cascade_bytes_ratio"] < 1
-    assert 0 <= found["device_agreement"] <= 1
-    assert found["device_agreement"] <= found["cascade_agreement"] <= 1
+    figures = run("coordinator", "--pictures", "60")
+    assert figures["pictures"] == 60
+    assert {"added_p50_ms", "added_p99_ms", "hedged_p99_ms", "auto_p99_ms"} < set(figures)
+    assert 0 < figures["cascade_bytes_ratio"] < 1
+    assert 0 <= figures["device_agreement"] <= 1
+    assert figures["device_agreement"] <= figures["cascade_agreement"] <= 1

@@ -14,8 +14,8 @@ from bench import http_sqlite
 
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
-    with http_sqlite.service(tmp_path) as found:
-        yield found
+    with http_sqlite.service(tmp_path) as address:
+        yield address
 
 
 def post(address: str, body: bytes) -> dict[str, int]:
@@ -23,23 +23,23 @@ def post(address: str, body: bytes) -> dict[str, int]:
         f"http://{address}/log", body, {"content-type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
-        found: dict[str, int] = json.load(answer)
-        return found
+        counts: dict[str, int] = json.load(answer)
+        return counts
 
 
 def stored(address: str) -> dict[str, int]:
     with urllib.request.urlopen(f"http://{address}/stats", timeout=30) as answer:
-        found: dict[str, int] = json.load(answer)
-        return found
+        counts: dict[str, int] = json.load(answer)
+        return counts
 
 
 def test_every_prediction_that_the_rate_counts_is_stored(address: str) -> None:
     rate = asyncio.run(http_sqlite.post(address, 32, 0.5))
-    found = stored(address)
-    assert len(found) == http_sqlite.DEVICES
+    counts = stored(address)
+    assert len(counts) == http_sqlite.DEVICES
     # The last requests end after the half second.
-    assert rate * 0.5 <= sum(found.values()) <= rate * 10
-    assert all(count % 32 == 0 for count in found.values())
+    assert rate * 0.5 <= sum(counts.values()) <= rate * 10
+    assert all(count % 32 == 0 for count in counts.values())
 
 
 def test_a_batch_is_answered_when_it_is_stored(address: str) -> None:

@@ -78,13 +78,13 @@ def test_without_the_model_the_row_says_so() -> None:
 
 
 def test_batches_are_measured_on_whatever_runs_them(tmp_path: Path) -> None:
-    picture = to_jpeg(make_plate(3).image)
+    image = to_jpeg(make_plate(3).image)
     model = REPOSITORY / "plates" / "1" / "model.onnx"
-    cases = accelerator.repositories(tmp_path, model, picture)
-    found = accelerator.measure(cases, (CPU,), QUICK)
-    assert found["provider"] == CPU
-    assert isinstance(found["batching_gain"], float)
-    assert found["batching_gain"] > 0
+    cases = accelerator.repositories(tmp_path, model, image)
+    figures = accelerator.measure(cases, (CPU,), QUICK)
+    assert figures["provider"] == CPU
+    assert isinstance(figures["batching_gain"], float)
+    assert figures["batching_gain"] > 0
 
 
 def test_a_provider_that_cannot_be_used_is_not_measured(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_a_provider_that_cannot_be_used_is_not_measured(tmp_path: Path) -> None:
 
 
 def test_servers_that_do_other_work_are_not_compared() -> None:
-    plate = next(found for found in map(make_plate, range(100)) if len(found.class_ids) > 1)
+    plate = next(plate for plate in map(make_plate, range(100)) if len(plate.class_ids) > 1)
     case = Case("plates", REPOSITORY, to_jpeg(plate.image))
-    blank = dataclasses.replace(case, picture=to_jpeg(plate.image * 0))
+    blank = dataclasses.replace(case, image=to_jpeg(plate.image * 0))
     with servers.bare_grpc(case) as server:
         asyncio.run(parts.check_answers(case, [server]))
         with pytest.raises(RuntimeError, match="bare_grpc answers classes"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.infer.__main__ import USUAL, wanted
+from bench.infer.__main__ import USUAL, selected
 from bench.infer.figures import (
     OK,
     Call,
@@ -34,8 +34,8 @@ def one_after_the_other(count: int, seconds: float, first: float = 0.0) -> list[
 
 
 def test_a_call_across_an_edge_counts_by_its_part() -> None:
-    found = closed([ok(0, 2), ok(2, 4), ok(4, 8)], began=1, seconds=5)
-    assert found.per_s == pytest.approx((0.5 + 1 + 0.5) / 5)
+    figures = closed([ok(0, 2), ok(2, 4), ok(4, 8)], began=1, seconds=5)
+    assert figures.per_s == pytest.approx((0.5 + 1 + 0.5) / 5)
 
 
 @given(first=st.floats(-1, 0), seconds=st.floats(0.01, 0.9))
@@ -73,8 +73,8 @@ def test_a_closed_loop_without_calls_has_no_figures() -> None:
 
 
 def test_cpu_time_is_that_of_all_calls_also_of_those_outside_the_time() -> None:
-    found = closed([ok(0, 1), ok(1, 2), ok(2, 3), ok(3, 4)], began=1, seconds=2)
-    assert with_cpu(found, seconds=2.0).cpu_ms == 500.0
+    figures = closed([ok(0, 1), ok(1, 2), ok(2, 3), ok(3, 4)], began=1, seconds=2)
+    assert with_cpu(figures, seconds=2.0).cpu_ms == 500.0
 
 
 def test_the_time_that_counts_begins_when_all_were_answered() -> None:
@@ -96,15 +96,15 @@ def test_only_answers_in_time_and_during_the_load_are_good() -> None:
         ok(11.8, 12.1),  # when the load was over
         Call(10, 10.1, "RESOURCE_EXHAUSTED"),
     ]
-    found = goodput(calls, deadline=1, began=10, seconds=2)
-    assert (found.good_per_s, found.late) == (1.0, 1)
-    assert found.codes == {"OK": 4, "RESOURCE_EXHAUSTED": 1}
-    assert found.p99_ms == 1000.0
+    figures = goodput(calls, deadline=1, began=10, seconds=2)
+    assert (figures.good_per_s, figures.late) == (1.0, 1)
+    assert figures.codes == {"OK": 4, "RESOURCE_EXHAUSTED": 1}
+    assert figures.p99_ms == 1000.0
 
 
 def test_goodput_of_nothing_is_nothing() -> None:
-    found = goodput([Call(0, 1, "DEADLINE_EXCEEDED")], deadline=1, began=0, seconds=2)
-    assert (found.good_per_s, found.late, found.p99_ms) == (0, 0, None)
+    figures = goodput([Call(0, 1, "DEADLINE_EXCEEDED")], deadline=1, began=0, seconds=2)
+    assert (figures.good_per_s, figures.late, figures.p99_ms) == (0, 0, None)
 
 
 def test_recovered_is_when_the_first_call_of_usual_length_was_sent() -> None:
@@ -168,8 +168,8 @@ def test_answers_that_nobody_received_are_those_the_server_sent_besides() -> Non
 
 def test_what_is_measured() -> None:
     every = [(case, part) for case, parts in USUAL.items() for part in parts]
-    assert list(wanted(None, None)) == [*every, ("cuda", "cuda")]
-    assert list(wanted("plates", None)) == [("plates", part) for part in USUAL["plates"]]
-    assert list(wanted(None, "light")) == [("plates", "light")]
-    assert list(wanted("plates", "overload")) == [("plates", "overload")]
-    assert list(wanted(None, "cuda")) == [("cuda", "cuda")]
+    assert list(selected(None, None)) == [*every, ("cuda", "cuda")]
+    assert list(selected("plates", None)) == [("plates", part) for part in USUAL["plates"]]
+    assert list(selected(None, "light")) == [("plates", "light")]
+    assert list(selected("plates", "overload")) == [("plates", "overload")]
+    assert list(selected(None, "cuda")) == [("cuda", "cuda")]

@@ -72,7 +72,7 @@ def test_frames_are_read_as_they_are_written() -> None:
 
 
 def test_a_block_depends_on_no_block_before_it() -> None:
-    found = frames.fields(frames.block("/a.B/C", [("authorization", "Bearer x")], "5S"))
-    assert found[":path"] == "/a.B/C"
-    assert found["grpc-timeout"] == "5S"
-    assert found["authorization"] == "Bearer x"
+    headers = frames.fields(frames.block("/a.B/C", [("authorization", "Bearer x")], "5S"))
+    assert headers[":path"] == "/a.B/C"
+    assert headers["grpc-timeout"] == "5S"
+    assert headers["authorization"] == "Bearer x"

@@ -13,15 +13,15 @@ SMALL = ("--seconds", "1", "--streams", "6")
 
 def test_growth() -> None:
     rows = ("--rows", "100000", "--small-rows", "50000", "--rounds", "1")
-    found = run("growth", *rows, *SMALL)
-    assert {"rate_0.05m_per_s", "rate_0.1m_per_s", "ratio_0.1m_to_0.05m"} < set(found)
-    assert all(value > 0 for value in found.values())
+    line = run("growth", *rows, *SMALL)
+    assert {"rate_0.05m_per_s", "rate_0.1m_per_s", "ratio_0.1m_to_0.05m"} < set(line)
+    assert all(value > 0 for value in line.values())
 
 
 def test_reads() -> None:
-    found = run("reads", "--rows", "100000", *SMALL)
-    assert {"stats_p95_ms", "list_p95_ms", "predictions_per_s"} < set(found)
-    assert all(value > 0 for value in found.values())
+    line = run("reads", "--rows", "100000", *SMALL)
+    assert {"stats_p95_ms", "list_p95_ms", "predictions_per_s"} < set(line)
+    assert all(value > 0 for value in line.values())
 
 
 def test_a_machine_that_is_too_fast_for_what_was_prepared_goes_on(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_pictures_of_a_folder_are_answered_by_device_or_cloud_and_logged(tmp_pat
     lines = ran.stdout.splitlines()
     assert [line.split(" (")[0] for line in lines[:2]] == ["a.jpg: mould", "b.jpg: red"]
     assert ["(cloud" in line for line in lines[:3]] == [False, True, False]
-    assert lines[3:] == ["all in the store"]
+    assert lines[3:] == ["all committed"]
     assert "c.jpg: image must be an image" in ran.stderr
     with duckdb.connect(str(database), read_only=True) as connection:
         rows = connection.execute(
