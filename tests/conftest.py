@@ -8,7 +8,7 @@ from rich.table import Table
 from tests.faults.campaign import Campaign
 from tests.signals import start_children_with_defaults
 
-# How long an example takes says how busy the machine is; pytest-timeout ends what hangs.
+# The duration of an example depends on the load of the machine; pytest-timeout ends hung tests.
 settings.register_profile("sightline", deadline=None)
 settings.load_profile("sightline")
 

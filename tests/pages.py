@@ -1,4 +1,4 @@
-"""Pages of the documentation, and the blocks that they ask people to copy."""
+"""Pages of the documentation, and their blocks for copying."""
 
 import re
 from pathlib import Path
@@ -17,14 +17,14 @@ def blocks(page: str, language: str = "sh") -> list[str]:
 
 
 def section(page: str, title: str) -> str:
-    """Return what stands under a title, up to the next one of its level or above.
+    """Return the text under a title, up to the next title of its level or above.
 
     Raises:
         AssertionError: the page has no such title, or has it twice.
     """
-    found = re.findall(
+    sections = re.findall(
         rf"^(#+) {re.escape(title)}\n(.*?)(?=^#{{1,2}} |\Z)", text(page), re.DOTALL | re.MULTILINE
     )
-    assert len(found) == 1, f"{page} has {len(found)} sections {title!r}"
-    (level, body) = found[0]
+    assert len(sections) == 1, f"{page} has {len(sections)} sections {title!r}"
+    (level, body) = sections[0]
     return re.split(rf"^#{{1,{len(level)}}} ", body, maxsplit=1, flags=re.MULTILINE)[0]

@@ -1,4 +1,4 @@
-"""Which signals the processes that tests start can be ended with, whatever started the tests."""
+"""Signal handling of the processes that tests start, independent of the tests' own parent."""
 
 import signal
 from types import FrameType
@@ -17,7 +17,7 @@ def start_children_with_defaults() -> list[int]:
     """
     ignored: list[int] = [
         number
-        # Those that Linux keeps for its threads (32 and 33) are not among them: glibc lets nobody
+        # Linux keeps 32 and 33 for its threads, and they are not among these: glibc lets no program
         # change them, and some sandboxes start processes with one of them ignored.
         for number in sorted(signal.valid_signals())
         if number not in _OF_PYTHON and signal.getsignal(number) is signal.SIG_IGN

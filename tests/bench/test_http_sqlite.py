@@ -1,4 +1,4 @@
-"""The service that the benchmarks compare with commits what it says it does."""
+"""Tests that the baseline HTTP service commits the predictions that it acknowledges."""
 
 import asyncio
 import json

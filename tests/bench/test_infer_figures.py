@@ -1,4 +1,4 @@
-"""The figures of `bench.infer` are what its docstring says they are."""
+"""Tests of the figures of `bench.infer` against their definitions."""
 
 import random
 from collections.abc import Sequence

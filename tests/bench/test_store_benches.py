@@ -25,7 +25,7 @@ def test_reads() -> None:
 
 
 def test_a_machine_that_is_too_fast_for_what_was_prepared_goes_on(tmp_path: Path) -> None:
-    """Eight predictions a device are prepared, which no machine needs a second for."""
+    """Prepare eight predictions per device, which every machine sends in less than a second."""
     with service(tmp_path) as running:
         uvloop.run(send(running.address, [payloads(1, 8, 8)], 1.0))
     (database,) = tmp_path.glob("*.duckdb")

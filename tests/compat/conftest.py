@@ -1,4 +1,4 @@
-"""Clients that are not Python's, and both services for them to talk to."""
+"""Fixtures: clients in other languages, and both services."""
 
 import os
 import shutil
@@ -13,14 +13,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def require(program: str | Path, how: str) -> str:
-    """Returns the program's path; without it the test is skipped, or fails where CI insists."""
-    found = shutil.which(program)
-    if found is None:
+    """Return the program's path; skip the test if it is missing, or fail where CI requires it."""
+    path = shutil.which(program)
+    if path is None:
         message = f"{Path(program).name} is not here: {how}"
         if os.environ.get("SIGHTLINE_REQUIRE_COMPAT"):
             pytest.fail(message)
         pytest.skip(message)
-    return found
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def node() -> str:
 
 @pytest.fixture(scope="session")
 def tritonclient() -> str:
-    """The interpreter that has it."""
+    """Return the interpreter that has tritonclient."""
     # Touched last, so it stands for a whole install.
     installed = (ROOT / ".tools/tritonclient/.installed").is_file()
     program = ROOT / ".tools/tritonclient/bin/python"
@@ -48,11 +48,11 @@ def tritonclient() -> str:
 
 @pytest.fixture(scope="session")
 def perf_analyzer() -> str:
-    found = shutil.which(ROOT / ".tools/tritonclient/bin/perf_analyzer")
-    if found is None:
-        # Even where CI insists: there are builds for some systems only.
+    path = shutil.which(ROOT / ".tools/tritonclient/bin/perf_analyzer")
+    if path is None:
+        # Skipped even where CI requires the clients: there are builds for some systems only.
         pytest.skip("perf_analyzer is not here: `make compat` installs it where glibc is 2.38")
-    return found
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""Runs the store's tests on the newest DuckDB, pre-releases included: `make next`.
+"""Run the store's tests on the newest DuckDB, pre-releases included: `make next`.
 
-It goes into a folder of its own, in front of the environment's packages. Where there is none beyond
-the bound in pyproject.toml, or the registry does not answer soon, that is said, and nothing fails.
+It is installed into its own folder, before the environment's packages. If there is none beyond
+the bound in pyproject.toml, or the registry does not answer soon, the program says so and exits 0.
 """
 
 import os
@@ -24,20 +24,20 @@ TEST_SECONDS = 110.0
 
 
 def bound() -> Requirement:
-    """Returns what pyproject.toml asks for."""
+    """Return the DuckDB requirement of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [Requirement(one) for one in project["optional-dependencies"]["ingest"]]
-    (found,) = (one for one in wanted if one.name == "duckdb")
-    return found
+    requirements = [Requirement(text) for text in project["optional-dependencies"]["ingest"]]
+    (requirement,) = (item for item in requirements if item.name == "duckdb")
+    return requirement
 
 
 def install(folder: Path, seconds: float, command: tuple[str, ...] = ()) -> str | None:
-    """Returns the newest version, which is in the folder then; None: none came in time.
+    """Install the newest version into the folder and return it; None if none arrived in time.
 
     Args:
-        folder: where it goes, alone.
-        seconds: how long that may take.
-        command: what installs it, without the folder; empty: pip.
+        folder: empty target folder.
+        seconds: time limit.
+        command: install command without the folder; empty for pip.
     """
     pip = (
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--pre", "--upgrade"),
@@ -52,15 +52,15 @@ def install(folder: Path, seconds: float, command: tuple[str, ...] = ()) -> str 
         )
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
         return None
-    (found,) = metadata.distributions(name="duckdb", path=[str(folder)])
-    return found.version
+    (distribution,) = metadata.distributions(name="duckdb", path=[str(folder)])
+    return distribution.version
 
 
-def verdict(version: str | None, wanted: Requirement) -> str | None:
-    """Returns why nothing is to be tried; None: something is."""
+def verdict(version: str | None, requirement: Requirement) -> str | None:
+    """Return the reason why there is nothing to test; None if there is something."""
     if version is None:
         return "make next: not tried, because the registry did not bring DuckDB in time"
-    if wanted.specifier.contains(version, prereleases=True):
+    if requirement.specifier.contains(version, prereleases=True):
         return f"make next: nothing to try, {version} is the newest DuckDB and within the bound"
     if Version(version) < Version(metadata.version("duckdb")):
         return f"make next: nothing to try, {version} is older than ours"
@@ -68,7 +68,7 @@ def verdict(version: str | None, wanted: Requirement) -> str | None:
 
 
 def run_tests(folder: Path, seconds: float) -> int:
-    """Returns pytest's exit code; 124: it was not through in time."""
+    """Run the tests and return pytest's exit code; 124 if they took too long."""
     tests = [f"tests/unit/ingest_service/store/duckdb/{name}.py" for name in STORE_TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
@@ -83,7 +83,7 @@ def run_tests(folder: Path, seconds: float) -> int:
 
 
 def main() -> int:
-    """Says what came of it; returns 1 if the tests fail on a DuckDB beyond the bound."""
+    """Print the result; return 1 if the tests fail on a DuckDB beyond the bound."""
     version = install(FOLDER, INSTALL_SECONDS)
     if why := verdict(version, bound()):
         print(why)  # noqa: T201

@@ -1,4 +1,4 @@
-"""The commands that the documentation asks people to copy are run as they stand."""
+"""Tests that run the commands of the documentation as they are printed."""
 
 import subprocess
 from pathlib import Path
@@ -14,7 +14,7 @@ PAGES = {"ingest": "how-to/call-ingest.md", "inference": "how-to/call-inference.
 
 
 def commands(service: str) -> list[str]:
-    """Returns the grpcurl blocks of a service's page, as they are printed."""
+    """Return the grpcurl blocks of a service's page."""
     started, *rest = blocks(PAGES[service])
     assert started.startswith(f"sightline serve {service} ")
     assert all("grpcurl" in block for block in rest)
@@ -27,9 +27,9 @@ def test_every_grpcurl_command_works(
 ) -> None:
     service: ServiceProcess = request.getfixturevalue(name)
     (tmp_path / "part.jpg").write_bytes(to_jpeg(make_plate(3).image))
-    found = commands(name)
-    assert len(found) >= 5
-    for command in found:
+    page_commands = commands(name)
+    assert len(page_commands) >= 5
+    for command in page_commands:
         here = moved(command, **{name: service.address})
         done = subprocess.run(
             ["bash", "-c", here],
@@ -45,7 +45,7 @@ def test_every_grpcurl_command_works(
 def test_logging_twice_doubles_nothing(
     grpcurl: str, ingest: ServiceProcess, tmp_path: Path
 ) -> None:
-    (command,) = [one for one in commands("ingest") if "PredictionLog\n" in one]
+    (command,) = [command for command in commands("ingest") if "PredictionLog\n" in command]
     command = moved(command, ingest=ingest.address).replace("gate-1", "gate-twice")
     answers = [
         subprocess.run(

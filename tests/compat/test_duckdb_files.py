@@ -1,4 +1,4 @@
-"""Item 24: which DuckDB, and which Sightline, reads which file; each pair is tried.
+"""Item 24: tests of each pair of DuckDB version and file, and of Sightline version and file.
 
 The other DuckDBs are in folders of their own (`make compat`), which come before the environment's.
 """
@@ -27,7 +27,7 @@ READ = f"import sys, duckdb; print(*duckdb.connect(sys.argv[1]).execute('{QUERY}
 
 
 def other(version: str) -> Path:
-    """Returns the folder of a DuckDB; without it the test is skipped."""
+    """Return the folder of a DuckDB version; skip the test if it is missing."""
     folder = ROOT / "build/duckdb" / version
     if not (folder / ".installed").exists():  # touched last
         pytest.skip(f"DuckDB {version} is not here: `make compat` installs it")
@@ -36,7 +36,7 @@ def other(version: str) -> Path:
 
 @contextmanager
 def running(server: IngestProcess, version: str = "") -> Iterator[IngestProcess]:
-    """Runs a service on another DuckDB; empty: on ours."""
+    """Run a service on another DuckDB; empty for the environment's own."""
     with pytest.MonkeyPatch.context() as patch:
         if version:
             patch.setenv("PYTHONPATH", str(other(version)))
@@ -53,7 +53,7 @@ def log(server: IngestProcess, first: int, last: int) -> None:
 
 
 def read(database: Path, version: str) -> str:
-    """Returns what a DuckDB finds in a copy, log included: rows, different ones, the balance."""
+    """Read a copy, log included, with a DuckDB: return rows, distinct rows and the balance."""
     copy = database.with_name(f"copy-{version}.duckdb")
     shutil.copy(database, copy)
     if (log := database.with_name(f"{database.name}.wal")).exists():
@@ -97,9 +97,9 @@ def test_item_24_a_file_that_the_next_duckdb_has_made_is_refused_in_a_sentence(
     tmp_path: Path,
 ) -> None:
     server = IngestProcess(tmp_path)
-    made = "import sys, duckdb; duckdb.connect(sys.argv[1]).execute('CREATE TABLE t (i INTEGER)')"
+    script = "import sys, duckdb; duckdb.connect(sys.argv[1]).execute('CREATE TABLE t (i INTEGER)')"
     subprocess.run(
-        [sys.executable, "-c", made, str(server.database)],
+        [sys.executable, "-c", script, str(server.database)],
         env={**os.environ, "PYTHONPATH": str(other(NEXT))},
         timeout=60,
         check=True,
@@ -116,17 +116,17 @@ def test_item_24_a_file_that_the_next_duckdb_has_made_is_refused_in_a_sentence(
 
 
 def test_item_24_duckdb_has_an_upper_bound_that_ours_is_within() -> None:
-    wanted = next_duckdb.bound()
-    assert wanted.specifier.contains(metadata.version("duckdb"))
-    assert not wanted.specifier.contains(NEXT)
-    assert not wanted.specifier.contains("1.6.0")
+    bound = next_duckdb.bound()
+    assert bound.specifier.contains(metadata.version("duckdb"))
+    assert not bound.specifier.contains(NEXT)
+    assert not bound.specifier.contains("1.6.0")
 
 
 def test_item_24_the_docs_name_the_bound_and_what_was_tried() -> None:
     page = text("how-to/upgrade.md")
-    (low, high) = sorted(one.version for one in next_duckdb.bound().specifier)
-    for said in (f"{low} or newer, below {high}", OLDEST, NEXT):
-        assert said in page
+    (low, high) = sorted(specifier.version for specifier in next_duckdb.bound().specifier)
+    for version in (f"{low} or newer, below {high}", OLDEST, NEXT):
+        assert version in page
 
 
 def test_make_next_gives_up_on_a_registry_that_does_not_answer(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_make_next_gives_up_on_a_registry_that_does_not_answer(tmp_path: Path) -
 
 
 def test_make_next_tries_only_what_is_beyond_the_bound() -> None:
-    wanted = next_duckdb.bound()
-    assert "within the bound" in (next_duckdb.verdict("1.5.99", wanted) or "")
-    assert "older" in (next_duckdb.verdict("1.4.4", wanted) or "")
+    bound = next_duckdb.bound()
+    assert "within the bound" in (next_duckdb.verdict("1.5.99", bound) or "")
+    assert "older" in (next_duckdb.verdict("1.4.4", bound) or "")
     for version in ("1.6.0.dev1", "1.6.0", NEXT):
-        assert next_duckdb.verdict(version, wanted) is None
+        assert next_duckdb.verdict(version, bound) is None

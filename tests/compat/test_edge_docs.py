@@ -1,7 +1,7 @@
-"""What the pages about a node ask people to type is run as it stands.
+"""Tests that run the commands of the pages about a node as they are printed.
 
 docs: tutorials/camera.md, how-to/python.md, how-to/troubleshoot.md. The tables of
-explanation/fallback.md and reference/errors.md say what there is.
+explanation/fallback.md and reference/errors.md are complete.
 """
 
 import json
@@ -37,14 +37,14 @@ CAMERA = "rtsp://camera/stream"
 
 
 def command(start: str, *, as_printed: bool = False) -> str:
-    """The one command that starts so, as this interpreter runs it."""
-    (found,) = [block.strip() for block in blocks(CAMERA_PAGE) if block.startswith(start)]
-    return f"{found}\n" if as_printed else found.replace("sightline", SIGHTLINE, 1)
+    """Return the one command with this start, for this interpreter."""
+    (block,) = [block.strip() for block in blocks(CAMERA_PAGE) if block.startswith(start)]
+    return f"{block}\n" if as_printed else block.replace("sightline", SIGHTLINE, 1)
 
 
 @dataclass(frozen=True)
 class Desk:
-    """Where a reader sits: a folder with pictures, both services running, and an environment."""
+    """A reader's workplace: a folder with pictures, both services running, and an environment."""
 
     folder: Path
     env: dict[str, str]
@@ -67,7 +67,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     (folder / "models").symlink_to(ROOT / "models")
     save_pictures(folder / "pictures", "part-0001.jpg", "part-0002.jpg", "part-0003.jpg")
     save_video(folder / "clip.mp4", frames=30, fps=10)
-    # The page's own way to start both, but for ports that may be taken.
+    # As on the page, except for the ports, which may be taken.
     ports = " --ingest-listen 127.0.0.1:0 --inference-listen 127.0.0.1:0"
     with subprocess.Popen(
         ["bash", "-c", f"exec {command('sightline up')}{ports}"],
@@ -78,7 +78,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     ) as up:
         assert up.stdout is not None
         ready = [json.loads(up.stdout.readline()) for _ in range(2)]
-        addresses = {one["service"]: one["address"] for one in ready}
+        addresses = {service["service"]: service["address"] for service in ready}
         env = environment(
             ingest_target=addresses["ingest"],
             inference_target=addresses["inference"],
@@ -95,8 +95,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 @pytest.fixture
 def network() -> Iterator[NetworkCamera]:
-    with camera(RtspCamera) as made:
-        yield made
+    with camera(RtspCamera) as network:
+        yield network
 
 
 def test_every_command_of_the_pages_is_tested() -> None:
@@ -156,7 +156,7 @@ def test_what_was_logged_is_seen_and_nothing_is_wrong(desk: Desk) -> None:
 
 
 def printed(desk: Desk, program: str) -> list[str]:
-    """What a program of the page prints, with the plates' model on the device."""
+    """Return the output of a program of the page, with the plates' model on the device."""
     (desk.folder / "program.py").write_text(program)
     model = ROOT / "models/repository/plates/1/model.onnx"
     env = {**desk.env, "SIGHTLINE_EDGE_DEVICE_MODEL": str(model)}
@@ -193,8 +193,8 @@ def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
 
 
 def test_an_error_tells_its_reason_and_its_tries(desk: Desk) -> None:
-    said, attempt = printed(desk, PROGRAMS[3])
-    assert said == "IMAGE_FILE_UNREADABLE validation False"
+    output, attempt = printed(desk, PROGRAMS[3])
+    assert output == "IMAGE_FILE_UNREADABLE validation False"
     assert attempt.startswith("device at 0.0")
     assert "IMAGE_FILE_UNREADABLE after" in attempt
 
@@ -212,7 +212,7 @@ def test_every_category_is_in_the_table_with_its_retryability() -> None:
 
 def test_every_error_of_the_family_is_in_the_table() -> None:
     rows = re.findall(r"^\| `(\w+Error)` \|", ERRORS, re.MULTILINE)
-    assert sorted(rows) == sorted(one.__name__ for one in EdgeError.__subclasses__())
+    assert sorted(rows) == sorted(error.__name__ for error in EdgeError.__subclasses__())
 
 
 @pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS has no yolov8n_int8.onnx")

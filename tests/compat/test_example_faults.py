@@ -1,4 +1,4 @@
-"""The examples in Go and Node where answers are lost, or the service is somebody else's."""
+"""Tests of the examples in Go and Node: lost answers, and a server that is not Sightline's."""
 
 import json
 import threading
@@ -24,14 +24,14 @@ _SERVICE = "sightline.inference.v1.InferenceService"
 
 
 class Breaking:
-    """Passes `Infer` on to a service; the first answer is lost with the connection.
+    """A relay of `Infer` that loses the first answer together with the connection.
 
     Args:
-        target: of the service.
+        target: address of the service.
 
     Attributes:
-        replayed: for each call, whether the service gave an answer that it had kept.
-        relay: the network between the camera and this.
+        replayed: for each call, True if the service replayed a stored answer.
+        relay: the network between the camera and this relay.
     """
 
     def __init__(self, target: str) -> None:
@@ -69,21 +69,21 @@ class Breaking:
 
 @contextmanager
 def breaking(target: str) -> Iterator[Breaking]:
-    made = Breaking(target)
+    breaking = Breaking(target)
     try:
-        with made.relay:
-            yield made
+        with breaking.relay:
+            yield breaking
     finally:
-        made.close()
+        breaking.close()
 
 
 def test_a_retry_after_a_lost_connection_is_replayed(
     camera: list[str], inference: ServiceProcess, tmp_path: Path
 ) -> None:
-    picture = tmp_path / "part.jpg"
-    picture.write_bytes(to_jpeg(make_plate(2).image))
+    image = tmp_path / "part.jpg"
+    image.write_bytes(to_jpeg(make_plate(2).image))
     with breaking(inference.address) as between:
-        done = run(camera, "infer", "--target", between.relay.address, picture)
+        done = run(camera, "infer", "--target", between.relay.address, image)
     assert done.returncode == 0, done.stderr
     assert between.replayed == [False, True]
     assert "(a replay of the answer to an earlier try)" in done.stderr

@@ -1,4 +1,4 @@
-"""The examples in Go and Node, built from proto/ as a user would, against real services."""
+"""Tests of the examples in Go and Node, built from proto/ as by a user, against real services."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ Done = subprocess.CompletedProcess[str]
 
 @pytest.fixture(params=["go", "node"])
 def camera(request: pytest.FixtureRequest) -> list[str]:
-    """How the example is started."""
+    """Return the command that starts the example."""
     if request.param == "go":
         return [require(EXAMPLES / "go/bin/camera", _HOW.format("Go"))]
     node = require("node", "install Node.js 20 or newer")
@@ -93,13 +93,13 @@ def test_a_picture_is_answered_for_who_has_a_key(
     (result,) = answer["results"]
     assert result["imageId"] == "part.jpg"
     assert result["detections"]
-    assert all(0 < found["confidence"] <= 1 for found in result["detections"])
+    assert all(0 < detection["confidence"] <= 1 for detection in result["detections"])
     assert refused.returncode == 1
     assert "must bring metadata" in refused.stderr
 
 
 class AwayAtFirst:
-    """Is unavailable for the first try, and notes what each brings."""
+    """A service that is unavailable for the first try, and records every try."""
 
     def __init__(self) -> None:
         self.tries: list[tuple[dict[str, str | bytes], float, inference_pb2.Image]] = []
@@ -145,6 +145,6 @@ def test_a_retry_has_the_key_of_the_first_try(
     keys = {metadata["idempotency-key"] for metadata, _, _ in service.tries}
     assert len(service.tries) == 2
     assert [uuid.UUID(str(key)).version for key in keys] == [4]
-    for _, left, image in service.tries:
-        assert 0 < left <= 8
+    for _, remaining, image in service.tries:
+        assert 0 < remaining <= 8
         assert image.sha256 == sha256(picture.read_bytes()).digest()

@@ -1,4 +1,4 @@
-"""A Node program with @grpc/grpc-js streams predictions into PredictionLog."""
+"""Test of a Node program with @grpc/grpc-js that streams predictions into PredictionLog."""
 
 import json
 import subprocess

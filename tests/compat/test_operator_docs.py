@@ -1,4 +1,4 @@
-"""What the pages for operators ask people to type is run as it stands.
+"""Tests that run the commands of the pages for operators as they are printed.
 
 docs: how-to/backup.md, how-to/query.md, how-to/export.md, how-to/retention.md, how-to/clocks.md,
 how-to/monitor.md, how-to/models.md and reference/metrics.md.
@@ -61,7 +61,7 @@ class Desk:
         }
 
     def type(self, block: str) -> str:
-        """Types a block to its end, and returns what is on stdout."""
+        """Run a block to its end, and return its stdout."""
         done = subprocess.run(
             ["bash", "-euc", block],
             cwd=self.folder,
@@ -75,7 +75,7 @@ class Desk:
 
     @contextmanager
     def serving(self, block: str) -> Iterator[dict[str, str]]:
-        """Types a block that serves; yields the line that says it is ready."""
+        """Run a block that serves, and yield its line about readiness."""
         with subprocess.Popen(
             ["bash", "-euc", f"exec {block.strip()}"],
             cwd=self.folder,
@@ -91,20 +91,20 @@ class Desk:
             assert service.wait(30) == 0
 
     def logger(self, ingest: str) -> PredictionLogger:
-        """Returns the logger of a device of this folder."""
+        """Return the logger of a device of this folder."""
         return PredictionLogger(ingest, device_id="gate-1", spool_dir=self.folder / "spool")
 
     def database(self) -> Path:
-        """Makes `sightline.duckdb` with ten predictions, one of which breaks a rule."""
+        """Make `sightline.duckdb` with ten predictions, one of which breaks a rule."""
         database = self.folder / "sightline.duckdb"
         flags = ["--listen", "127.0.0.1:0", "--database", str(database)]
-        found = Detection(1, "pit", 0.95, Box(1, 2, 3, 4))
+        detection = Detection(1, "pit", 0.95, Box(1, 2, 3, 4))
         with (
             ServiceProcess("ingest_service", flags) as service,
             self.logger(service.address) as log,
         ):
             for number in range(10):
-                confident = Detection(1, "pit", 2.0, None) if number == 9 else found
+                confident = Detection(1, "pit", 2.0, None) if number == 9 else detection
                 log(Prediction(f"part-{number}", "plates", detections=(confident,)))
             assert log.flush(20, until="committed")
         return database
@@ -139,10 +139,10 @@ def test_every_query_of_the_pages_runs(desk: Desk) -> None:
     assert len(queries) >= 7
     with duckdb.connect(str(desk.database()), read_only=True) as connection:
         rows = [connection.sql(query).to_arrow_table().to_pylist() for query in queries]
-    assert len(rows[0]) == 9  # a row for each object that was found
+    assert len(rows[0]) == 9  # a row for each detection
     broken = {"reason": "CONFIDENCE_OUT_OF_RANGE", "field": "detections[0].confidence"}
     assert rows[3] == [{**broken, "predictions": 1}]
-    assert rows[-1] == []  # the books balance
+    assert rows[-1] == []  # the ledger balances
 
 
 def test_an_export_is_read(desk: Desk) -> None:
@@ -180,7 +180,7 @@ def test_a_model_is_checked_added_listed_and_calibrated(desk: Desk) -> None:
 
 
 def _classifier(folder: Path) -> None:
-    """Writes a network that is far too sure whether a picture is bright."""
+    """Write an overconfident classifier of bright and dark images."""
     side = 8
     weights = np.array([[-40, 40], [-40, 40], [-40, 40]], np.float32)
     constants = [
@@ -203,7 +203,7 @@ def _classifier(folder: Path) -> None:
 
 
 def _labelled(folder: Path) -> None:
-    """Writes pictures of both kinds, some of them on the other's side."""
+    """Write images of both classes, some of them with the wrong brightness."""
     random = np.random.default_rng(0)
     for label, middle in (("dark", 110), ("bright", 145)):
         (folder / label).mkdir(parents=True)
@@ -212,7 +212,7 @@ def _labelled(folder: Path) -> None:
 
 
 def _metrics(address: str) -> set[str]:
-    """The names of ours that a process serves, as Prometheus knows them."""
+    """Return the names of Sightline's metrics that a process serves."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
         lines = page.read().decode().splitlines()
     names = {line.split()[2] for line in lines if line.startswith("# TYPE sightline_")}

@@ -1,4 +1,4 @@
-"""Stock clients that know nothing of Sightline but what its servers' reflection tells them."""
+"""Tests of generic gRPC clients that use the servers' reflection only."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ from sightline.cli.processes import ServiceProcess
 from tests.compat.conftest import require
 
 Call = Callable[..., str]
-"""Runs the client on a target with `list`, `describe NAME` or a method; `data` is the request."""
+"""Runs the client on a target with `list`, `describe NAME` or a method; `data` is its request."""
 
 
 def run(command: list[str], data: str | None = None) -> str:

@@ -1,6 +1,6 @@
-"""The real tritonclient, and perf_analyzer, ask the inference service.
+"""Tests of the inference service with the real tritonclient and perf_analyzer.
 
-They run in processes of their own: their messages register the names that ours do.
+They run in their own processes, because their messages register the same names as ours.
 """
 
 import csv
@@ -30,7 +30,7 @@ PLATES = ROOT / "models/repository/plates"
 
 @dataclass(frozen=True)
 class Served:
-    """A server that knows one key."""
+    """A server that accepts one API key."""
 
     service: ServiceProcess
     key: str
@@ -53,15 +53,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("triton")
+    folder = tmp_path_factory.mktemp("triton")
     values = np.random.default_rng(0).random((1, 3, 320, 320), dtype=np.float32)
-    np.save(made / "tensor.npy", values)
-    (made / "part.jpg").write_bytes(to_jpeg(make_plate(3).image))
-    return made
+    np.save(folder / "tensor.npy", values)
+    (folder / "part.jpg").write_bytes(to_jpeg(make_plate(3).image))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def said(tritonclient: str, served: Served, folder: Path) -> Any:
+def report(tritonclient: str, served: Served, folder: Path) -> Any:
     command = [tritonclient, str(SCRIPT), served.service.address, str(folder), served.key]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ def said(tritonclient: str, served: Served, folder: Path) -> Any:
 
 
 def runtimes_own(batch: Any) -> Any:
-    """What ONNX Runtime answers, with the options that the service has."""
+    """Return ONNX Runtime's own answer, with the service's options."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     path = PLATES / "1/model.onnx"
@@ -77,8 +77,8 @@ def runtimes_own(batch: Any) -> Any:
     return session.run(None, {"images": batch})[0]
 
 
-def test_health(said: Any) -> None:
-    assert said["health"] == {
+def test_health(report: Any) -> None:
+    assert report["health"] == {
         "live": True,
         "ready": True,
         "model": True,
@@ -87,8 +87,8 @@ def test_health(said: Any) -> None:
     }
 
 
-def test_descriptions(said: Any) -> None:
-    described = said["descriptions"]
+def test_descriptions(report: Any) -> None:
+    described = report["descriptions"]
     assert described["server"]["name"] == "sightline"
     assert described["server"]["extensions"] == ["model_configuration", "statistics"]
     metadata = described["metadata"]
@@ -106,15 +106,15 @@ def test_descriptions(said: Any) -> None:
     assert config["output"][0]["data_type"] == "TYPE_FP32"
 
 
-def test_a_tensor_in_and_out_to_the_bit(said: Any, folder: Path) -> None:
+def test_a_tensor_in_and_out_to_the_bit(report: Any, folder: Path) -> None:
     expected = runtimes_own(np.load(folder / "tensor.npy"))
     assert np.array_equal(np.load(folder / "of_tensor.npy"), expected)
-    assert said["answers"] == {"model": ["plates", "1", "seven"], "compressed": True}
-    assert said["loop"]["equal"] == 8
-    assert said["loop"]["counted"] >= 8
+    assert report["answers"] == {"model": ["plates", "1", "seven"], "compressed": True}
+    assert report["loop"]["equal"] == 8
+    assert report["loop"]["counted"] >= 8
 
 
-def test_pictures_in(said: Any, folder: Path) -> None:
+def test_pictures_in(report: Any, folder: Path) -> None:
     detector = OnnxYolo.load(PLATES / "1/model.onnx")
     prepared, _ = detector.prepare(decode_image((folder / "part.jpg").read_bytes()))
     expected = np.concatenate([runtimes_own(prepared)] * 2)
@@ -140,9 +140,9 @@ def test_pictures_in(said: Any, folder: Path) -> None:
         ("bad_key", "UNAUTHENTICATED", ""),
     ],
 )
-def test_errors(said: Any, case: str, code: str, message: str) -> None:
-    found, text = said["refusals"][case]
-    assert found == f"StatusCode.{code}"
+def test_errors(report: Any, case: str, code: str, message: str) -> None:
+    status, text = report["refusals"][case]
+    assert status == f"StatusCode.{code}"
     assert message in text
 
 

@@ -1,4 +1,4 @@
-"""The tutorials, typed as they are printed by somebody who has just got a checkout.
+"""Tests of the tutorials, run as they are printed in a fresh checkout.
 
 docs: tutorials/laptop.md and tutorials/fallback.md.
 """
@@ -27,7 +27,7 @@ SIX = "6 answered by the device"
 
 
 def checkout(folder: Path) -> Path:
-    """Copies what git has in it, changes included."""
+    """Copy the files of the repository, uncommitted changes included."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -43,7 +43,7 @@ def checkout(folder: Path) -> Path:
 
 
 class Reader:
-    """Somebody in a checkout, with a terminal for commands and one for the services."""
+    """A reader with a checkout, a terminal for commands and one for the services."""
 
     def __init__(self, folder: Path, path: str) -> None:
         self.folder = folder
@@ -57,14 +57,14 @@ class Reader:
             "PATH": path,
             "COLUMNS": "100",
             "SIGHTLINE_EDGE_SPOOL_DIR": str(folder / "spool"),
-            # Whoever is at the default ports must not be met.
+            # Services at the default ports must not be reached.
             "SIGHTLINE_EDGE_INGEST_TARGET": NOBODY,
             "SIGHTLINE_EDGE_INFERENCE_TARGET": NOBODY,
         }
         self._up: subprocess.Popen[str] | None = None
 
     def type(self, block: str, code: int = 0, **env: str) -> str:
-        """Types a block, and returns what both streams show."""
+        """Run a block, and return the output of both streams."""
         done = subprocess.run(
             ["bash", "-c", f"set -e\n{block}"],
             cwd=self.folder,
@@ -78,7 +78,7 @@ class Reader:
         return done.stdout
 
     def start(self, block: str) -> None:
-        """Types `sightline up`, but for ports that may be taken."""
+        """Run `sightline up` on free ports."""
         listen = "--ingest-listen 127.0.0.1:0 --inference-listen 127.0.0.1:0"
         self._up = subprocess.Popen(
             ["bash", "-c", f"exec {block.strip()} {listen}"],
@@ -93,7 +93,7 @@ class Reader:
             self.env[f"SIGHTLINE_EDGE_{ready['service'].upper()}_TARGET"] = ready["address"]
 
     def ctrl_c(self) -> None:
-        """Ends the services."""
+        """End the services with Ctrl-C."""
         if self._up is not None:
             self._up.send_signal(signal.SIGINT)
             self._up.wait(40)
@@ -104,36 +104,38 @@ class Reader:
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
-    """Somebody whose environment is this test's."""
+    """Yield a reader with the environment of this test."""
     program = tmp_path / "bin" / "sightline"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\nfrom sightline.cli.app import main\nmain()\n")
     program.chmod(0o755)
     (tmp_path / "python").symlink_to(sys.executable)
-    made = Reader(tmp_path, f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}")
-    made.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'generated'}"
+    reader = Reader(
+        tmp_path, f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
+    reader.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'generated'}"
     for name in ("models", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
-    yield made
-    made.ctrl_c()
+    yield reader
+    reader.ctrl_c()
 
 
 def stats(reader: Reader, flags: str = "") -> dict[str, dict[str, int]]:
-    """What `sightline stats` counts: predictions by device, model, source and class."""
-    found = json.loads(reader.type(f"sightline stats {flags} --json"))
+    """Return the counts of `sightline stats`: predictions by device, model, source and class."""
+    stats = json.loads(reader.type(f"sightline stats {flags} --json"))
     return {
         key: {row["key"]: row["count"] for row in rows}
-        for key, rows in found.items()
+        for key, rows in stats.items()
         if key.startswith("by_")
     }
 
 
 @pytest.mark.timeout(300)
 def test_the_first_ten_minutes_of_a_stranger(tmp_path: Path) -> None:
-    """Installs, logs our pictures and some of one's own, pulls the plug, and asks the database."""
+    """Install, log the sample images and one's own, cut the network, and query the database."""
     install, up, log, see, own, see_own, unplugged, spools, again, ask = blocks(LAPTOP)
     reader = Reader(checkout(tmp_path), os.environ["PATH"])
-    # What pip would fetch is here already, and not what is tried.
+    # The packages that pip would fetch are installed already; fetching them is not the test.
     there = f"import site; site.addsitedir({site.getsitepackages()[0]!r})"
     make, activate, pip = install.strip().splitlines()
     reader.type(make)
@@ -158,8 +160,8 @@ def test_the_first_ten_minutes_of_a_stranger(tmp_path: Path) -> None:
             assert re.search(r"predictions\W+6\b", reader.type(see_own))
         reader.ctrl_c()
         nobody = {f"SIGHTLINE_EDGE_{name}_TARGET": NOBODY for name in ("INGEST", "INFERENCE")}
-        said = reader.type(unplugged, code=1, **nobody)
-        assert re.search(r"6 (of them )?not (yet )?committed", said)
+        output = reader.type(unplugged, code=1, **nobody)
+        assert re.search(r"6 (of them )?not (yet )?committed", output)
         assert re.search(r"laptop\W+6\b", reader.type(spools))
         reader.start(up)
         assert re.search(r"laptop\W+0\b", reader.type(again))

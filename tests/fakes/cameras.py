@@ -1,4 +1,4 @@
-"""Network cameras, by HTTP and by RTSP, that can be cut off and come back."""
+"""Fake network cameras (HTTP and RTSP) whose network can be cut and restored."""
 
 import io
 import socket
@@ -29,7 +29,7 @@ a=control:track1\r
 
 
 class NetworkCamera:
-    """Sends every client the same picture, a little redder each time, until it is cut off."""
+    """A camera that sends all clients one image, a little redder each time, until it is cut."""
 
     scheme = ""
 
@@ -46,7 +46,7 @@ class NetworkCamera:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """Drops every client, and refuses new ones until `restore`."""
+        """Drop every client, and refuse new ones until `restore`."""
         with self._lock:
             self._down = True
             for client in self._clients:
@@ -60,7 +60,7 @@ class NetworkCamera:
             self._frozen.clear()
 
     def freeze(self) -> None:
-        """Leaves the clients connected, and sends them nothing more until `restore`."""
+        """Keep the clients connected, and send them nothing until `restore`."""
         self._frozen.set()
 
     def close(self) -> None:
@@ -69,11 +69,11 @@ class NetworkCamera:
         self._listener.close()
 
     def serve(self, client: socket.socket) -> None:
-        """Speaks to one client until that or the camera is gone."""
+        """Serve one client until it or the camera is gone."""
         raise NotImplementedError
 
     def pictures(self) -> Iterator[bytes]:
-        """JPEGs at the camera's pace, until it is closed."""
+        """Yield JPEGs at the camera's rate until it is closed."""
         level = 0
         while not self._ended.wait(self._pause):
             if not self._frozen.is_set():
@@ -128,7 +128,7 @@ class RtspCamera(NetworkCamera):
                 client.sendall(b"$\0" + len(packet).to_bytes(2, "big") + packet)
 
     def _answer(self, client: socket.socket, lines: IO[bytes]) -> str:
-        """Answers one request, and returns its method; empty: the client is gone."""
+        """Answer one request and return its method; empty if the client is gone."""
         request = lines.readline().decode().split()
         headers = {}
         while (line := lines.readline().decode().strip()) != "":
@@ -137,13 +137,13 @@ class RtspCamera(NetworkCamera):
         if not request:
             return ""
         method = request[0]
-        said = {
+        reply = {
             "OPTIONS": "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n",
             "DESCRIBE": f"Content-Type: application/sdp\r\nContent-Length: {len(_SDP)}\r\n",
             "SETUP": "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n",
         }.get(method, "Session: 1\r\n")
         body = _SDP if method == "DESCRIBE" else ""
-        client.sendall(f"RTSP/1.0 200 OK\r\nCSeq: {headers['cseq']}\r\n{said}\r\n{body}".encode())
+        client.sendall(f"RTSP/1.0 200 OK\r\nCSeq: {headers['cseq']}\r\n{reply}\r\n{body}".encode())
         return method
 
 
@@ -155,7 +155,7 @@ def _jpeg(level: int) -> bytes:
 
 
 def _rtp(number: int, timestamp: int, jpeg: bytes) -> bytes:
-    """One picture as one packet: its tables and its scan, without the headers they imply."""
+    """Return one image as one packet: its tables and its scan, without the implied headers."""
     tables, at = b"", 2
     while jpeg[at : at + 2] != b"\xff\xda":  # up to the scan
         length = int.from_bytes(jpeg[at + 2 : at + 4], "big")
@@ -173,8 +173,8 @@ def _rtp(number: int, timestamp: int, jpeg: bytes) -> bytes:
 def camera(
     kind: type[NetworkCamera] = MjpegCamera, frames_per_second: float = 50.0
 ) -> Iterator[NetworkCamera]:
-    made = kind(frames_per_second)
+    fake = kind(frames_per_second)
     try:
-        yield made
+        yield fake
     finally:
-        made.close()
+        fake.close()

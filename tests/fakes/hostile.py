@@ -1,4 +1,4 @@
-"""Calls that send nothing, or most of one message, and stop: a raw client on a loop of its own."""
+"""A raw client whose calls send nothing, or most of one message, and stop."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ class Hostile:
         metadata: Sequence[tuple[str, str]] = (),
         connections: int = 1,
     ) -> list[Stream]:
-        """Begin calls of a full method on new connections, each of which sends these bytes."""
+        """Begin calls of a method on new connections; each call sends these bytes and stops."""
         beginning = self._begin(method, count, payload, metadata, connections)
         return asyncio.run_coroutine_threadsafe(beginning, self._loop).result(30)
 
@@ -59,12 +59,12 @@ class Hostile:
         metadata: Sequence[tuple[str, str]],
         connections: int,
     ) -> list[Stream]:
-        block, made = frames.block(method, metadata), list[Connection]()
+        block, opened = frames.block(method, metadata), list[Connection]()
         for _ in range(connections):
-            made.append(await self._connect())
+            opened.append(await self._connect())
         streams = []
         for number in range(count):
-            connection = made[number % connections]
+            connection = opened[number % connections]
             stream = connection.open(block)
             streams.append(stream)
             self._sending.append(asyncio.ensure_future(_send(connection, stream, payload)))
@@ -99,12 +99,12 @@ async def _send(connection: Connection, stream: Stream, payload: bytes) -> None:
 @contextlib.contextmanager
 def hostile(address: str) -> Iterator[Hostile]:
     """Yield a client of the server at this address, without TLS."""
-    made = Hostile(address)
-    made.start()
+    client = Hostile(address)
+    client.start()
     try:
-        yield made
+        yield client
     finally:
-        made.close()
+        client.close()
 
 
 def most_of(size: int, share: float = 0.9) -> bytes:

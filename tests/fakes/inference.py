@@ -1,4 +1,4 @@
-"""An inference service on a real socket that does what its script says, one step per call."""
+"""A fake inference service on a real socket that follows a script, one step per call."""
 
 import hashlib
 import threading
@@ -37,26 +37,26 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Forget:
-    """Do not know the references in the question any more."""
+    """Report the references in the request as unknown."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Do as told, but only after so many seconds (UploadImage)."""
+    """Carry out a step after a delay in seconds (UploadImage)."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class PushBack:
-    """Fail as UNAVAILABLE, and say in gRPC's own way when to come back."""
+    """Fail with UNAVAILABLE and gRPC's push-back metadata, which says when to retry."""
 
     milliseconds: str
 
 
 @dataclass(frozen=True)
 class Hang:
-    """Answer nothing until the caller has gone."""
+    """Send no answer until the caller has gone."""
 
 
 Step = Reply | Refuse | Forget | Wait | PushBack | Hang
@@ -64,7 +64,7 @@ Step = Reply | Refuse | Forget | Wait | PushBack | Hang
 
 @dataclass(frozen=True)
 class Seen:
-    """One call as the service saw it."""
+    """A call as the service received it."""
 
     request: inference_service_pb2.InferRequest
     metadata: dict[str, str | bytes]
@@ -73,24 +73,24 @@ class Seen:
 
 @dataclass
 class FakeInference(inference_service_pb2_grpc.InferenceServiceServicer):
-    """The service; `seen` grows with every call of Infer."""
+    """A fake inference service; `seen` holds the calls of Infer."""
 
     script: Sequence[Step]
     upload_script: Sequence[Step] = ()
-    """What UploadImage does at each call, the last step for ever; empty: it is not there."""
+    """Steps of UploadImage, one per call, the last repeated; empty if the method does not exist."""
     uploads: list[bytes] = field(default_factory=list)
-    """What was uploaded whole, by `ref-0`, `ref-1`, ..."""
+    """Completed uploads by reference: `ref-0`, `ref-1`, ..."""
     upload_calls: int = 0
     models: Sequence[inference_pb2.ModelInfo] = ()
-    """What ListModels says; empty: one that is nobody's default."""
+    """Answer of ListModels; empty for one model that is not the default."""
     model_version: str = "3"
-    """Who answers."""
+    """Model that answers."""
     seen: list[Seen] = field(default_factory=list)
     target: str = ""
     called: threading.Event = field(default_factory=threading.Event)
     """Set once Infer has been called."""
     left: threading.Event = field(default_factory=threading.Event)
-    """Set once a caller has left a call that hung."""
+    """Set when a caller has cancelled a call that hung."""
 
     def Infer(  # noqa: N802 - the name in the proto
         self, request: inference_service_pb2.InferRequest, context: grpc.ServicerContext
@@ -189,15 +189,15 @@ def _response(
 
 
 def scratch(image_id: str = "") -> inference_pb2.ImageResult:
-    """One picture of 64 x 48 pixels with one scratch, exact in float32."""
-    found = prediction_pb2.Detection(
+    """Return the result of an image of 64 x 48 pixels with one scratch, exact in float32."""
+    detection = prediction_pb2.Detection(
         class_id=1,
         class_name="scratch",
         confidence=0.75,
         box=prediction_pb2.BoundingBox(x_min=1, y_min=2, x_max=30.5, y_max=40),
     )
     return inference_pb2.ImageResult(
-        image_id=image_id, image_width=64, image_height=48, detections=[found]
+        image_id=image_id, image_width=64, image_height=48, detections=[detection]
     )
 
 
@@ -208,7 +208,7 @@ def serving(
     uploads: Sequence[Step] = (),
     models: Sequence[inference_pb2.ModelInfo] = (),
 ) -> Iterator[FakeInference]:
-    """Serves the script on a free port of the loopback; the last step is repeated."""
+    """Serve the script on a free loopback port; the last step is repeated."""
     fake = FakeInference(script, uploads, models=models)
     server = grpc.server(ThreadPoolExecutor(8))
     inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(fake, server)

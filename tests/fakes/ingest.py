@@ -1,4 +1,4 @@
-"""An ingest service on a real socket, with its store in a dict and faults on demand."""
+"""A fake ingest service on a real socket, with its store in a dict and faults on demand."""
 
 import threading
 from collections import deque
@@ -26,23 +26,27 @@ Request = ingest_service_pb2.PredictionLogRequest
 
 @dataclass
 class Stored:
-    """What the store has of one spool."""
+    """The stored state of one spool."""
 
     committed_through: int = 0
     predictions: dict[int, prediction_pb2.Prediction] = field(default_factory=dict)
     gaps: list[tuple[int, int, int]] = field(default_factory=list)
-    """First and last sequence, reason."""
+    """First and last sequence, and reason."""
     generations: list[tuple[str, int]] = field(default_factory=list)
-    """Runs: their generation, and the sequence that they begin after."""
+    """Runs: their generation, and the sequence after which they begin."""
 
     def conflict(self, request: Request, generation: str) -> int | None:
-        """What a message claims that belongs to others: in a plain way, sequence by sequence."""
-        claims = {one for first, last, _ in _in_order(request) for one in range(first, last + 1)}
+        """Return a sequence of the message that another generation or prediction holds, if any."""
+        claims = {
+            prediction
+            for first, last, _ in _in_order(request)
+            for prediction in range(first, last + 1)
+        }
         for sequence in sorted(claims):
             owner = self.owner(sequence)
             if generation and owner and owner != generation:
                 return sequence
-        used = [one for one, _ in self.generations[:-1]]
+        used = [prediction for prediction, _ in self.generations[:-1]]
         current = self.generations[-1][0] if self.generations else ""
         if (
             generation in used
@@ -50,20 +54,25 @@ class Stored:
             and max(claims, default=0) > (self.committed_through)
         ):
             return self.committed_through + 1
-        for one in request.predictions:
-            known = self.predictions.get(one.sequence)
-            if one.sequence in (1, self.committed_through) and known not in (None, one):
-                return one.sequence
+        for prediction in request.predictions:
+            known = self.predictions.get(prediction.sequence)
+            if prediction.sequence in (1, self.committed_through) and known not in (
+                None,
+                prediction,
+            ):
+                return prediction.sequence
         return None
 
     def owner(self, sequence: int) -> str:
-        """In which opening a committed sequence was spooled; empty: not known, or not committed."""
+        """Return the generation of a committed sequence; empty if unknown or not committed."""
         if sequence > self.committed_through:
             return ""
-        return next((one for one, after in self.generations[::-1] if after < sequence), "")
+        return next(
+            (prediction for prediction, after in self.generations[::-1] if after < sequence), ""
+        )
 
     def check(self) -> None:
-        """Fails unless every sequence up to the watermark is there exactly once."""
+        """Fail unless every sequence up to the watermark is stored exactly once."""
         covered = sorted(self.predictions)
         for first, last, _ in self.gaps:
             covered += range(first, last + 1)
@@ -72,16 +81,16 @@ class Stored:
 
 @dataclass
 class FakeIngest:
-    """The service. Faults are used up one by one, in order.
+    """A fake ingest service. Each fault applies once, in order.
 
     Attributes:
         before: errors that end a stream before anything of it is committed.
         after: errors that end a stream after all of it is committed: the answer is lost.
         watermark_errors: errors that GetWatermark answers with.
-        unreadable: says which predictions make their message malformed.
+        unreadable: returns True for predictions that make their message malformed.
         on_message: called with every message before it is committed.
         max_bytes: gRPC's limit for a message; None: gRPC's own.
-        keeps_generations: whether it is of this version; an older one compares nothing.
+        keeps_generations: False for an older service, which compares nothing.
     """
 
     before: deque[SightlineError] = field(default_factory=deque)
@@ -107,7 +116,7 @@ class FakeIngest:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Serves, on the port of the last time."""
+        """Start the server, on the same port as before."""
         options: list[tuple[str, int]] = [("grpc.so_reuseport", 0)]
         if self.max_bytes is not None:
             options.append(("grpc.max_receive_message_length", self.max_bytes))
@@ -130,7 +139,7 @@ class FakeIngest:
         self._server.start()
 
     def stop(self) -> None:
-        """Goes away, in the middle of whatever it does."""
+        """Stop the server at once, with calls in flight."""
         if self._server is not None:
             self._server.stop(None).wait()
 
@@ -147,12 +156,12 @@ class FakeIngest:
         self.stop()
 
     def only(self) -> Stored:
-        """The one spool that has sent anything."""
+        """The only spool that has sent anything."""
         assert len(self.spools) == 1, self.spools.keys()
         return next(iter(self.spools.values()))
 
     def images(self) -> list[str]:
-        """The image ids of everything stored, in the order of spools and sequences."""
+        """The image ids of all stored predictions, by spool and sequence."""
         return [
             stored.predictions[sequence].image_id
             for stored in self.spools.values()
@@ -244,13 +253,14 @@ class FakeIngest:
             return ingest_service_pb2.GetWatermarkResponse(
                 committed_through=stored.committed_through,
                 generations=[
-                    ingest_pb2.Generation(id=one, after_sequence=after) for one, after in runs
+                    ingest_pb2.Generation(id=prediction, after_sequence=after)
+                    for prediction, after in runs
                 ],
             )
 
 
 def conflict(sequence: int) -> SightlineError:
-    """The error for a stream that claims what was committed with another content."""
+    """Return the error for a stream with other content than was committed."""
     return SightlineError(
         grpc.StatusCode.FAILED_PRECONDITION,
         "SEQUENCE_CONFLICT",
@@ -260,7 +270,7 @@ def conflict(sequence: int) -> SightlineError:
 
 
 def hole(expected: int) -> SightlineError:
-    """The error for a stream that leaves a sequence out."""
+    """Return the error for a stream that leaves a sequence out."""
     return SightlineError(
         grpc.StatusCode.FAILED_PRECONDITION,
         "SEQUENCE_HOLE",

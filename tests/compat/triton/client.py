@@ -1,9 +1,9 @@
-"""What users of tritonclient do, for an interpreter that has it; prints one JSON object.
+"""Typical calls of tritonclient, for an interpreter that has it; prints one JSON object.
 
     python client.py ADDRESS FOLDER KEY
 
 FOLDER holds `tensor.npy` and `part.jpg`; the answers to them are written there. The server has the
-models `plates` and `slow`, and takes the API key KEY.
+models `plates` and `slow`, and accepts the API key KEY.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from tritonclient.utils import InferenceServerException
 
 
 def tensor(values: Any, datatype: str, name: str = "images") -> Any:
-    made = triton.InferInput(name, list(values.shape), datatype)
-    made.set_data_from_numpy(values)
-    return made
+    tensor_input = triton.InferInput(name, list(values.shape), datatype)
+    tensor_input.set_data_from_numpy(values)
+    return tensor_input
 
 
 def refusal(call: Callable[[], object]) -> list[str]:
-    """Returns the code and the message of the error that a call fails with."""
+    """Return the code and the message of the error that a call fails with."""
     try:
         call()
     except InferenceServerException as error:
@@ -111,17 +111,17 @@ def refusals(client: Any, folder: Path, headers: dict[str, str]) -> dict[str, li
 
 
 async def in_an_event_loop(address: str, folder: Path, headers: dict[str, str]) -> dict[str, int]:
-    """Returns how many of the calls at once got the answer of the call alone."""
+    """Return the number of concurrent calls whose answer equals that of a single call."""
     values = np.load(folder / "tensor.npy")
     async with triton_aio.InferenceServerClient(address) as client:
         results = await asyncio.gather(
             *(client.infer("plates", [tensor(values, "FP32")], headers=headers) for _ in range(8))
         )
-        said = await client.get_inference_statistics("plates", headers=headers, as_json=True)
+        statistics = await client.get_inference_statistics("plates", headers=headers, as_json=True)
     expected = np.load(folder / "of_tensor.npy")
     return {
-        "equal": sum(np.array_equal(each.as_numpy("output0"), expected) for each in results),
-        "counted": int(said["model_stats"][0]["inference_count"]),
+        "equal": sum(np.array_equal(result.as_numpy("output0"), expected) for result in results),
+        "counted": int(statistics["model_stats"][0]["inference_count"]),
     }
 
 
