@@ -38,15 +38,13 @@ class Stored:
     def conflict(self, request: Request, generation: str) -> int | None:
         """Return a sequence of the message that another generation or prediction holds, if any."""
         claims = {
-            prediction
-            for first, last, _ in _in_order(request)
-            for prediction in range(first, last + 1)
+            sequence for first, last, _ in _in_order(request) for sequence in range(first, last + 1)
         }
         for sequence in sorted(claims):
             owner = self.owner(sequence)
             if generation and owner and owner != generation:
                 return sequence
-        used = [prediction for prediction, _ in self.generations[:-1]]
+        used = [name for name, _ in self.generations[:-1]]
         current = self.generations[-1][0] if self.generations else ""
         if (
             generation in used
@@ -56,10 +54,9 @@ class Stored:
             return self.committed_through + 1
         for prediction in request.predictions:
             known = self.predictions.get(prediction.sequence)
-            if prediction.sequence in (1, self.committed_through) and known not in (
-                None,
-                prediction,
-            ):
+            if prediction.sequence not in (1, self.committed_through):
+                continue
+            if known not in (None, prediction):
                 return prediction.sequence
         return None
 
@@ -67,9 +64,7 @@ class Stored:
         """Return the generation of a committed sequence; empty if unknown or not committed."""
         if sequence > self.committed_through:
             return ""
-        return next(
-            (prediction for prediction, after in self.generations[::-1] if after < sequence), ""
-        )
+        return next((name for name, after in self.generations[::-1] if after < sequence), "")
 
     def check(self) -> None:
         """Fail unless every sequence up to the watermark is stored exactly once."""
@@ -253,8 +248,7 @@ class FakeIngest:
             return ingest_service_pb2.GetWatermarkResponse(
                 committed_through=stored.committed_through,
                 generations=[
-                    ingest_pb2.Generation(id=prediction, after_sequence=after)
-                    for prediction, after in runs
+                    ingest_pb2.Generation(id=name, after_sequence=after) for name, after in runs
                 ],
             )
 

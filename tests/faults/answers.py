@@ -1,4 +1,4 @@
-"""A gRPC relay that loses answers: a stream is committed, and the device never hears of it."""
+"""A gRPC relay that loses answers: a stream is committed, and its acknowledgement is lost."""
 
 import threading
 import time
@@ -19,15 +19,15 @@ Stream = Sequence[bytes]
 
 
 class Answers:
-    """Passes calls on to an ingest service, and does to each stream what `fault` says.
+    """A relay of calls to an ingest service that applies `fault` to each stream.
 
     Args:
-        target: of the service.
+        target: address of the service.
 
     Attributes:
         fault: called with the relay and the messages of a stream; returns the answer, or raises
             `grpc.RpcError` or `LostError`.
-        target: where nodes find the relay.
+        target: address of the relay, for nodes.
     """
 
     def __init__(self, target: str) -> None:
@@ -59,15 +59,15 @@ class Answers:
         self._channel.close()
 
     def pass_on(self, stream: Stream) -> bytes:
-        """Passes the whole stream on, and its answer back."""
+        """Forward the whole stream, and return its answer."""
         answer: bytes = self._log(iter(stream), timeout=_SECONDS)
         return answer
 
     def commit(self, stream: Stream) -> "CallFuture[bytes]":
-        """Passes the stream on without its end, so that all is committed and nothing is answered.
+        """Forward the stream without its end, so that all is committed and nothing is answered.
 
         Returns:
-            The call, which is open still. It may have failed before all was committed.
+            The call, which is still open. It may have failed before all was committed.
         """
         over = threading.Event()
 
@@ -105,7 +105,7 @@ class Answers:
 
 
 class LostError(Exception):
-    """The connection broke: nothing more comes from it."""
+    """The connection is broken."""
 
 
 def _fail(context: grpc.ServicerContext, error: Any) -> NoReturn:
@@ -114,7 +114,7 @@ def _fail(context: grpc.ServicerContext, error: Any) -> NoReturn:
 
 
 def _last(stream: Stream) -> int:
-    """Returns the last sequence of a stream; 0: it has none."""
+    """Return the last sequence of a stream; 0 if it has none."""
     last = 0
     for message in stream:
         request = ingest_service_pb2.PredictionLogRequest.FromString(message)

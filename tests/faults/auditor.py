@@ -1,4 +1,4 @@
-"""The auditor: holds the ledgers of the nodes against the server's database, in SQL on the file."""
+"""The auditor, which compares the nodes' ledgers with the server's database, by SQL on the file."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from tests.faults.ledger import Life
 
-# Image ids that were refused are in the JSON of the original.
+# The image ids of rejected predictions are in the JSON of the original.
 _STORED = """
 CREATE TEMP TABLE stored AS
 SELECT device_id, spool_id, sequence, image_id FROM predictions
@@ -25,7 +25,7 @@ _STRANGE = """
 SELECT count(*) FROM stored LEFT JOIN lives ON name = split_part(image_id, '/', 1)
 WHERE coalesce(split_part(image_id, '/', 2)::BIGINT >= logs, true)
 """
-# Every claim to sequences, with how far those before it in the same spool reach.
+# Every range of sequences, with the last sequence of all ranges before it in the same spool.
 _CLAIMS = """
 CREATE TEMP TABLE claims AS
 SELECT *, max(last) OVER (
@@ -47,47 +47,47 @@ _CLAIMED_TWICE = (
 
 @dataclass(frozen=True)
 class Audit:
-    """What the store has of what was logged."""
+    """The auditor's counts of logged and stored predictions."""
 
     stored: int
     """Predictions in the store, rejected ones included."""
     spooled: int
-    """Predictions that the nodes knew to be spooled."""
+    """Predictions that were spooled by the nodes' ledgers."""
     missing: int
-    """Of them, those that are not in the store."""
+    """Spooled predictions that are not in the store."""
     gap_sequences: int
     """Sequences that were declared as gaps."""
     doubled: int
     """Predictions beyond the first with the same image id."""
     claimed_twice: int
-    """Sequences that more than one row, rejection or gap claims."""
+    """Sequences that belong to more than one row, rejection or gap."""
     undeclared: int
-    """Sequences up to the watermark that nothing claims."""
+    """Sequences up to the watermark that belong to no row, rejection or gap."""
     strange: int
-    """Predictions in the store that nobody logged."""
+    """Predictions in the store that no node logged."""
     balanced: bool
-    """What the store's own ledger says."""
+    """True if the store's own ledger balances."""
     spools: int
-    """Spools (by device and id) that the store knows."""
+    """Number of spools (by device and id) in the store."""
 
     @property
     def lost(self) -> int:
-        """Predictions that were spooled, are not in the store, and that no gap accounts for."""
+        """The number of spooled predictions that are neither in the store nor in a gap."""
         return max(0, self.missing - self.gap_sequences)
 
     def check(self) -> None:
-        """Fails unless the store agrees with itself, and has nothing that nobody logged."""
+        """Fail unless the store is consistent, and has no prediction that no node logged."""
         assert self.balanced, self
         assert not self.claimed_twice, self
         assert not self.strange, self
 
 
 def audit(database: Path, lives: Iterable[Life]) -> Audit:
-    """Compares the store with what the nodes have written down.
+    """Compare the store with the nodes' ledgers.
 
     Args:
         database: the DuckDB file; no process may have it open.
-        lives: of all nodes that logged to it, whichever device they were.
+        lives: lives of all nodes that logged to it, of any device.
     """
     rows = list(lives)
     said = pa.table(

@@ -1,4 +1,4 @@
-"""Callers that ask under idempotency keys until they are answered, and what they were told."""
+"""Callers that retry requests under idempotency keys until they are answered, and their answers."""
 
 import random
 import threading
@@ -17,16 +17,16 @@ from tests.integration.inference.process import InferenceStub
 from tests.unit.inference_service.tiny_onnx import picture
 
 PATIENCE = 15.0
-"""How long an answer may take at a server that is not killed, beyond the lease of one that was, s;
-most of it is for a machine that does other things as well."""
+"""Maximum seconds until an answer of a running server, beyond the lease of a killed one;
+generous, for a machine under other load."""
 _PICTURES = [picture((200, 0, 0)), picture((0, 200, 0)), picture((0, 0, 200))]
 _AWAY = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN", "NOT_READY"})
-"""Reasons of a call whose server was killed, or is not there yet."""
+"""Error reasons of a call whose server was killed, or has not started yet."""
 
 
 @dataclass(eq=False)
 class Question:
-    """A request under a key of its own, and every answer that it ever got."""
+    """A request with its own idempotency key, and all of its answers."""
 
     key: str
     request: inference_service_pb2.InferRequest
@@ -34,31 +34,31 @@ class Question:
 
     @property
     def has_half_an_answer(self) -> bool:
-        """Whether an answer is not one to the request."""
+        """Return True if an answer does not fit the request."""
         return not all(_answers(answer, self.request) for answer in self.answers)
 
 
 @dataclass(eq=False)
 class Callers:
-    """Several callers at once, in threads; any may ask again what another has asked.
+    """Concurrent callers in threads; each may repeat a request of another.
 
     Args:
-        address: returns a server's address; None: none is there.
-        lease: of the servers' claims, seconds.
+        address: returns a server's address, or None if no server is up.
+        lease: lease of the servers' claims, seconds.
     """
 
     address: Callable[[random.Random], str | None]
     lease: float
     questions: list[Question] = field(default_factory=list)
     refusals: "Counter[str]" = field(default_factory=Counter)
-    """Reasons of failures that a killed server does not explain."""
+    """Error reasons that a killed server does not explain."""
     answered: int = 0
-    """How many answers there were, replays included."""
+    """Number of answers, replays included."""
     over: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep_asking(self, seed: int) -> None:
-        """Asks until `over`: something new, or what was asked before."""
+        """Send requests until `over`: new ones, and repeated ones."""
         chance = random.Random(seed)
         while not self.over.is_set():
             question = self._some_question(chance)
@@ -66,7 +66,7 @@ class Callers:
                 time.sleep(0.02)
 
     def ask(self, question: Question, chance: random.Random) -> bool:
-        """Asks once; returns whether it was answered, or refused for no good reason."""
+        """Send a request once; return True if it was answered, or failed for no good reason."""
         address = self.address(chance)
         if address is None:
             return False
@@ -95,7 +95,7 @@ class Callers:
     def _some_question(self, chance: random.Random) -> Question:
         with self._lock:
             if self.questions and chance.random() < 0.4:
-                # Rather one of the last ones, which may still be in flight.
+                # Prefer a recent request, which may still be in flight.
                 return chance.choice([*self.questions[-8:], chance.choice(self.questions)])
             images = [
                 inference_pb2.Image(data=chance.choice(_PICTURES))

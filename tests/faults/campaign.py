@@ -1,4 +1,4 @@
-"""What a campaign of faults did to the log, for the table at the end of a run."""
+"""The results of fault campaigns, for the table at the end of a run."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ class Campaign:
     name: str
     """The fault, such as `SIGKILL of the node`."""
     runs: int
-    """How often the fault was tried."""
+    """Number of times the fault was tried."""
     lost: int
-    """Predictions that were spooled and are not in the store."""
+    """Spooled predictions that are not in the store."""
     doubled: int
     """Predictions that are in the store more than once."""
     undeclared: int
-    """Sequences that are neither a row nor rejected nor in a gap."""
+    """Sequences that belong to no row, rejection or gap."""
     note: str = ""
-    """What else is worth a line, such as how many predictions there were."""
+    """Remark, such as the number of predictions."""
 
     @property
     def clean(self) -> bool:
-        """Whether the log kept its word."""
+        """True if nothing was lost, doubled or undeclared."""
         return not (self.lost or self.doubled or self.undeclared)

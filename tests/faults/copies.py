@@ -1,7 +1,7 @@
-"""Spools that are put back and cloned, in one thread: real spools and shippers, a model server.
+"""Restored and cloned spools, in one thread: real spools and shippers, and a fake server.
 
-Every prediction has an image id of its own, so that what is in the store can be held against what
-is in the folders that are left, whatever spool_id and sequence it travelled under.
+Every prediction has its own image id, so that the store can be compared with the remaining
+folders, whatever spool_id and sequence a prediction was sent under.
 """
 
 import shutil
@@ -34,54 +34,54 @@ How = Literal["over the files", "anew", "without the mark", "without the folders
 
 @dataclass(frozen=True)
 class Backup:
-    """What was in a folder, and which predictions had been spooled there."""
+    """The contents of a folder, and the predictions that had been spooled there."""
 
     files: dict[str, bytes]
     images: frozenset[str]
     below: frozenset[str]
-    """Of them, those that waited in the folders below."""
+    """Spooled predictions that waited in the fork directories."""
 
 
 @dataclass
 class Folder:
-    """The spool of a node, with its shipper; the node may be killed and started again."""
+    """The spool of a node, with its shipper; the node can be killed and restarted."""
 
     path: Path
     line: Line
     stream_size: int
     names: dict[str, set[tuple[str, int]]]
-    """Under which spool_ids and sequences each prediction of the fleet was pending."""
+    """Spool_ids and sequences under which each prediction of the fleet was pending."""
     images: set[str] = field(default_factory=set)
-    """What was spooled here, and in what was put back here before."""
+    """Predictions spooled here, and in backups that were restored here."""
 
     def start(self) -> None:
-        """Opens the spool."""
+        """Open the spool and start the node."""
         self.spool = Spool(self.path, DEVICE, LIMITS, lambda _: None)
         self.shipper = self._shipper(self.spool)
 
     def log(self, images: list[str]) -> None:
-        """Spools predictions."""
+        """Spool predictions."""
         self.spool.append([prediction_body(Prediction(one, "m"), 1.0) for one in images])
         self.images |= set(images)
         self._note_names()
 
     def ship(self) -> None:
-        """Does what the thread of the shipper would do next, fork directories included."""
+        """Take the next step of the shipper's thread, fork directories included."""
         _round(self.spool, self.shipper)
         self._note_names()
 
     def kill(self) -> None:
-        """Ends the node, and leaves on the disk what SIGKILL leaves."""
+        """End the node, leaving the disk as SIGKILL does."""
         files = self._files()
         self.close()
         self._write(files)
 
     def close(self) -> None:
-        """Ends the node."""
+        """End the node."""
         self.spool.close()
 
     def restart(self, *, killed: bool) -> None:
-        """Ends the node, by SIGKILL or not, and starts it again."""
+        """End the node, by SIGKILL or not, and restart it."""
         if killed:
             self.kill()
         else:
@@ -89,7 +89,7 @@ class Folder:
         self.start()
 
     def back_up(self) -> Backup:
-        """Copies what is on the disk now."""
+        """Copy the current contents of the disk."""
         below: set[str] = set()
         for fork in fork_directories(self.path):
             with closing(Spool(fork, DEVICE, LIMITS, lambda _: None)) as spool:
@@ -97,7 +97,7 @@ class Folder:
         return Backup(self._files(), frozenset(self.images), frozenset(below))
 
     def put_back(self, backup: Backup, how: How) -> None:
-        """Ends the node, replaces what is in its folder, and starts it again."""
+        """End the node, replace the contents of its folder, and restart it."""
         self.close()
         if how == "anew":
             shutil.rmtree(self.path)
@@ -119,11 +119,11 @@ class Folder:
         )
         self.images = set(backup.images)
         if how == "without the folders below":
-            self.images -= backup.below  # nobody has them: they are not put back
+            self.images -= backup.below  # not in the backup: they are not restored
         self.start()
 
     def drain(self) -> None:
-        """Ships all that is left, fork directories included."""
+        """Ship everything that remains, fork directories included."""
         for fork in fork_directories(self.path):
             spool = Spool(fork, DEVICE, LIMITS, lambda _: None)
             shipper = self._shipper(spool)
@@ -167,7 +167,7 @@ class Folder:
 
 
 class Fleet:
-    """Folders that may be copies of one another, and their server."""
+    """Folders that can be copies of one another, and their server."""
 
     def __init__(self, folder: Path, stream_size: int, *, keeps_generations: bool = True) -> None:
         self.folder = folder
@@ -180,12 +180,12 @@ class Fleet:
         self._folder().start()
 
     def images(self, count: int) -> list[str]:
-        """Returns names of new predictions."""
+        """Return image ids for new predictions."""
         self.count += count
         return [f"i{number}" for number in range(self.count - count + 1, self.count + 1)]
 
     def clone(self, backup: Backup) -> Folder:
-        """Starts another node on a copy."""
+        """Start another node on a copy of the folder."""
         made = self._folder()
         made._write(backup.files)
         made.images = set(backup.images)
@@ -193,16 +193,16 @@ class Fleet:
         return made
 
     def drain(self) -> None:
-        """Ships all that is left while nothing fails."""
+        """Ship everything that remains, without faults."""
         self.line.calm()
         for faults in (self.server.before, self.server.after, self.server.watermark_errors):
             faults.clear()
-        for _ in range(2):  # what the second has shipped may be news to the first
+        for _ in range(2):  # the first may learn from what the second has shipped
             for folder in self.folders:
                 folder.drain()
 
     def check(self) -> None:
-        """Fails unless what is left of what was spooled is in the store, once."""
+        """Fail unless every spooled prediction that remains is in the store exactly once."""
         stored = Counter(self.server.images())
         doubled = [one for one, count in stored.items() if count > 1]
         assert not doubled, f"stored twice: {doubled}"
@@ -214,7 +214,7 @@ class Fleet:
 
     @property
     def released(self) -> int:
-        """Sequences that the server's store had lost, and that were declared."""
+        """The number of declared sequences that the server's store had lost."""
         return sum(
             last - first + 1
             for one in self.server.spools.values()
@@ -223,7 +223,7 @@ class Fleet:
         )
 
     def _is_declared(self, image: str) -> bool:
-        """Whether a copy has declared that it is gone, for one whose file had lost its end."""
+        """Return True if a copy declared a prediction lost because its file had lost its end."""
         return any(
             first <= sequence <= last
             for spool_id, sequence in self.names[image]
@@ -243,7 +243,7 @@ class Fleet:
 
 
 def _pending(spool: Spool) -> list[tuple[str, int]]:
-    """Returns the image ids and sequences of the predictions that wait in a spool."""
+    """Return image ids and sequences of the predictions pending in a spool."""
     identity = spool.identity
     return [
         (prediction_pb2.Prediction.FromString(entry.prediction).image_id, entry.sequence)
@@ -256,7 +256,7 @@ def _round(spool: Spool, shipper: Shipper) -> None:
     identity = spool.identity
     is_same = identity.spool_id == shipper._spool_id
     if identity.last <= (shipper._core.position if is_same else identity.acknowledged):
-        return  # the thread would wait
+        return  # the thread would wait here
     with suppress(SightlineError):
         shipper._round()
 

@@ -1,4 +1,4 @@
-"""Disks that are full for a while, for a process that writes to one folder."""
+"""Disks that are full for a time, for a process that writes to one folder."""
 
 import os
 import resource
@@ -13,7 +13,7 @@ _CHUNK = 4096
 
 @contextmanager
 def small_disk(folder: Path, mebibytes: int) -> Iterator[bool]:
-    """Mounts a small tmpfs on a folder; False: that is not allowed here."""
+    """Mount a small tmpfs on a folder; return False if that is not permitted."""
     options = ["-t", "tmpfs", "-o", f"size={mebibytes}m"]
     mounting = ["mount", *options, "tmpfs", str(folder)]
     if subprocess.run(mounting, check=False, capture_output=True).returncode:
@@ -22,17 +22,17 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[bool]:
     try:
         yield True
     finally:
-        # Lazily: whoever still has a file open there ends by itself.
+        # Lazily, because a process may still have a file open there.
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextmanager
 def filled(folder: Path, spare: int) -> Iterator[None]:
-    """Fills the disk that a folder is the root of.
+    """Fill the disk whose root is a folder, within the block.
 
     Args:
-        folder: where a `small_disk` is.
-        spare: bytes that are left.
+        folder: mount point of a `small_disk`.
+        spare: bytes left free.
     """
     balloon = folder / _BALLOON
     try:
@@ -45,12 +45,12 @@ def filled(folder: Path, spare: int) -> Iterator[None]:
 
 @contextmanager
 def limited(pid: int, folder: Path, spare: int) -> Iterator[None]:
-    """Lets no file of a process grow: its writes fail as on a disk that is full.
+    """Prevent the files of a process from growing: writes fail as on a full disk.
 
     Args:
-        pid: of the process.
-        folder: its files: the largest may grow by `spare` bytes.
-        spare: see above.
+        pid: id of the process.
+        folder: folder of its files; the largest may grow by `spare` bytes.
+        spare: bytes by which the largest file may grow.
     """
     size = max(path.stat().st_size for path in folder.iterdir() if path.is_file())
     before, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)

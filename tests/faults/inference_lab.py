@@ -1,4 +1,4 @@
-"""A real inference server that is watched: what it holds, and what it leaves behind."""
+"""A real inference server whose memory, threads and temporary files are watched."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,25 +11,25 @@ import pytest
 from tests.integration.inference.process import InferenceProcess, started
 
 MEMORY_BYTES = 32 << 20
-"""By which a server may grow after it has warmed up: its threads' heaps are never quite full."""
-_THREADS = 8  # pools fill up one by one, and gRPC's own come and go
+"""Permitted growth after warm-up, bytes: the heaps of the threads are never quite full."""
+_THREADS = 8  # pools fill up one by one, and gRPC's own threads come and go
 _SHA256_HEX = 64
 _DESCRIPTORS = 4  # of threads that read or write at the moment of looking
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a process holds at a moment."""
+    """The resources of a process at one moment."""
 
     memory: int
-    """Resident bytes."""
+    """Resident memory, bytes."""
     descriptors: int
     threads: int
     files: frozenset[str]
-    """Names in its folder of temporary files."""
+    """Names of its temporary files."""
 
     def assert_no_more_than(self, before: "Held") -> None:
-        """Fails if the process has grown since."""
+        """Fail if the process has grown since an earlier moment."""
         assert self.memory < before.memory + MEMORY_BYTES, (before, self)
         assert self.descriptors <= before.descriptors + _DESCRIPTORS, (before, self)
         assert self.threads <= before.threads + _THREADS, (before, self)
@@ -45,7 +45,7 @@ class Watched:
         self._process = psutil.Process(server.process.pid)
 
     def held(self) -> Held:
-        """Returns what the server holds now."""
+        """Return the server's current resources."""
         with self._process.oneshot():
             return Held(
                 self._process.memory_info().rss,
@@ -55,7 +55,7 @@ class Watched:
             )
 
     def stop(self) -> None:
-        """Ends the server, and fails if it does not drain or leaves anything behind."""
+        """End the server, and fail if it does not drain or leaves files behind."""
         assert self.server.stop() == 0
         assert not (left := self._left()), left
         log = self.server.log.read_text()
@@ -71,20 +71,20 @@ class Watched:
 
 
 def _may_stay(path: Path) -> bool:
-    """Whether a file is no leftover: a whole upload that has its time, and a database's journal.
+    """Return True for a file that may remain: a completed upload or a database's journal.
 
-    ONNX Runtime writes `.ses` wherever it is loaded, and leaves it there.
+    ONNX Runtime writes `.ses` into its working directory, and leaves it there.
     """
     return len(path.name) == _SHA256_HEX or path.suffix == ".sqlite-journal" or path.name == ".ses"
 
 
 @contextmanager
 def watched(folder: Path, patch: pytest.MonkeyPatch, *flags: str) -> Iterator[Watched]:
-    """A server that is ready, ended afterwards, and has a folder of its own for temporary files."""
+    """Run a server with its own folder for temporary files, and end it afterwards."""
     temporary = folder / "temporary"
     temporary.mkdir()
     patch.setenv("TMPDIR", str(temporary))
-    # Else glibc learns to keep up to 64 MiB of freed memory in each of its arenas, and a leak could
+    # Otherwise glibc adapts to keep up to 64 MiB of freed memory in each arena, and a leak could
     # hide in that.
     patch.setenv("MALLOC_MMAP_THRESHOLD_", str(1 << 20))
     with started(folder, *flags) as server:

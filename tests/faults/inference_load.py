@@ -1,4 +1,4 @@
-"""Callers of all kinds at once, who know what each of their calls must be answered."""
+"""Concurrent callers of all kinds, with the expected answer of each call."""
 
 import asyncio
 import hashlib
@@ -33,31 +33,31 @@ PICTURES = {
     for name, colour in COLOURS.items()
 }
 LOST_SECONDS = 60.0
-"""A call that takes longer counts as lost."""
+"""Seconds after which a call counts as lost."""
 _LATE = {"DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT", "QUEUE_TOO_SLOW", "CANCELLED"}
-"""CANCELLED: gRPC's own, where the server's timer ends a call before the client's does."""
+"""CANCELLED is gRPC's own status if the server's timer ends a call before the client's does."""
 _Infer: TypeAlias = "grpc.aio.UnaryUnaryCall[bytes, bytes]"
 
 
 @dataclass
 class Kept:
-    """What all callers together have seen."""
+    """The observations of all callers together."""
 
     calls: Counter[str] = field(default_factory=Counter)
-    """By kind."""
+    """Number of calls by kind."""
     errors: Counter[str] = field(default_factory=Counter)
-    """By reason; each one was asked for."""
+    """Expected refusals by reason."""
     doubled: int = 0
-    """Keys with two answers that differ."""
+    """Keys with two different answers."""
     slowest: float = 0.0
     """Seconds."""
 
 
 class Expected:
-    """What the models answer, from the same files in this process.
+    """The expected answers, from the same models in this process.
 
     Args:
-        two: the classifier.
+        two: path of the classifier.
     """
 
     def __init__(self, two: Model) -> None:
@@ -72,13 +72,13 @@ class Expected:
 
 
 class Caller:
-    """One client: one call after the other, of a kind at random, on a channel of its own.
+    """A client that makes sequential calls of random kinds, on its own channel.
 
     Args:
-        address: of the server.
-        expected: what the models answer.
-        kept: where it notes what it has seen.
-        seed: of all that is random.
+        address: address of the server.
+        expected: the expected answers.
+        kept: the shared observations.
+        seed: seed of all random choices.
     """
 
     def __init__(self, address: str, expected: Expected, kept: Kept, seed: int) -> None:
@@ -113,14 +113,14 @@ class Caller:
         self._kinds, self._weights = list(weights), list(weights.values())
 
     async def close(self) -> None:
-        """Closes the channel."""
+        """Close the channel."""
         await self._channel.close(None)
 
     async def call(self) -> None:
-        """Makes one call, or a few that belong together.
+        """Make one call, or a few that belong together.
 
         Raises:
-            AssertionError: the server answered otherwise than it must.
+            AssertionError: the server's answer is wrong.
         """
         (kind,) = self._chance.choices(self._kinds, self._weights)
         begun = time.perf_counter()
@@ -137,7 +137,7 @@ class Caller:
         self._raw = self._channel.unary_unary(f"/{SERVICE}/Infer", None, None)
 
     def _any(self) -> tuple[str, bytes]:
-        """Returns a colour and a picture of it."""
+        """Return a random colour and an image of it."""
         name = self._chance.choice(list(COLOURS))
         return name, self._chance.choice(PICTURES[name])
 
@@ -150,7 +150,7 @@ class Caller:
         return answer
 
     async def _refusal(self, call: Awaitable[object], *reasons: str) -> SightlineError:
-        """Returns the error that a call must get."""
+        """Return the error that a call must get."""
         try:
             answer = await call
         except grpc.aio.AioRpcError as failed:
@@ -177,7 +177,7 @@ class Caller:
         assert (answer.model_name, names(answer.results[0])) == ("other", [name])
 
     async def _hot_model(self) -> None:
-        """Its versions come and go; one of them always answers."""
+        """Call the model whose versions come and go; one of them always answers."""
         name, data = self._any()
         answer = await self._infer(data, model="hot")
         assert (answer.model_name, names(answer.results[0])) == ("hot", [name])
@@ -297,7 +297,7 @@ class Caller:
         self._connect()
 
     async def _keyed(self, request: bytes, key: str) -> tuple[bytes, bool]:
-        """Returns the answer to a call with a key, and whether it says that it is a replay."""
+        """Return the answer to a call with a key, and True if it is marked as a replay."""
         metadata = (("idempotency-key", key),)
         call: _Infer = self._raw(request, timeout=LOST_SECONDS, metadata=metadata)
         answer = await call
@@ -312,12 +312,12 @@ class Caller:
 
 
 def _unlike_others(data: bytes, number: int) -> bytes:
-    """Returns the picture with bytes after its end, which no decoder minds."""
+    """Return the image with unique bytes after its end, which decoders ignore."""
     return data + number.to_bytes(16)
 
 
 def parts(data: bytes) -> Iterator[inference_service_pb2.UploadImageRequest]:
-    """Yields the messages of an upload."""
+    """Yield the messages of an upload."""
     message = inference_service_pb2.UploadImageRequest
     digest = hashlib.sha256(data).digest()
     header = inference_service_pb2.UploadHeader(sha256=digest, size_bytes=len(data))
@@ -328,7 +328,7 @@ def parts(data: bytes) -> Iterator[inference_service_pb2.UploadImageRequest]:
 
 
 async def call_for(callers: Sequence[Caller], count: int) -> None:
-    """Lets all callers make so many calls together."""
+    """Run all callers until they have made this many calls together."""
     left = count
 
     async def go(caller: Caller) -> None:

@@ -1,7 +1,7 @@
-"""Damaged pictures and requests on their way into the inference service.
+"""Damaged images and requests to the inference service.
 
-What becomes of each is held against docs/reference/errors.md, which says why a request can be
-refused.
+The result of each is checked against docs/reference/errors.md, which has the reasons of a
+refusal.
 """
 
 import hashlib
@@ -41,27 +41,27 @@ from tests.unit.ingest_service.mutate import damaged, spoiled
 from vision import ImageError, ImageLimits, OpenedImage
 
 LIMITS = RequestLimits(4, ImageLimits(max_bytes=200_000, max_pixels=1_000_000))
-"""Those that the server of these campaigns is given."""
+"""Request limits of the campaigns' server."""
 SLOW_SECONDS = 5.0
-"""Bound of one request; a busy machine needs a part of it."""
+"""Maximum seconds of one request, generous for a busy machine."""
 
 
 @dataclass
 class Tally:
-    """What became of the damaged requests."""
+    """The results of the damaged requests."""
 
     requests: int = 0
     answered: int = 0
-    """That were read in spite of the damage."""
+    """Requests that were read in spite of the damage."""
     refused: Counter[str] = field(default_factory=Counter)
-    """By reason."""
+    """Refused requests by reason."""
     slowest: float = 0.0
     """Seconds."""
     grown: int = 0
-    """Bytes by which the process has grown in the second half."""
+    """Growth of the process in the second half, bytes."""
 
     def add(self, other: "Tally") -> None:
-        """Adds what another process has found."""
+        """Add the results of another process."""
         self.requests += other.requests
         self.answered += other.answered
         self.refused.update(other.refused)
@@ -71,14 +71,14 @@ class Tally:
 
 @cache
 def documented() -> frozenset[str]:
-    """Returns the reasons in the tables of docs/reference/errors.md about inference."""
+    """Return the reasons in the tables of docs/reference/errors.md about inference."""
     rows = re.findall(r"^\|.*$", section("reference/errors.md", "Inference service"), re.MULTILINE)
     return frozenset(reason for row in rows for reason in re.findall(r"`([A-Z][A-Z0-9_]+)`", row))
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """One damaged request."""
+    """A damaged request."""
 
     method: str
     """`Infer`, `ModelInfer` or `UploadImage`."""
@@ -86,9 +86,9 @@ class Damaged:
 
 
 def damaged_requests(seed: int, count: int) -> Iterator[Damaged]:
-    """Yields so many damaged requests; the same ones for the same seed.
+    """Yield this many damaged requests, the same ones for the same seed.
 
-    Two of three are whole but for their picture; of the others, fields or bytes are damaged.
+    In two of three only the image is damaged; in the others, fields or bytes are.
     """
     chance, originals = random.Random(seed), pictures()
     whole = _whole_requests(originals)
@@ -134,7 +134,7 @@ _Whole = tuple[str, tuple[bytes, ...], tuple[list[wire.Field], ...]]
 
 
 def _whole_requests(originals: Sequence[bytes]) -> list[_Whole]:
-    """Returns good requests, with every field of the contract that a caller may fill."""
+    """Return valid requests that set every field that a caller may set."""
     small = min(originals, key=len)
     rich = _asking(small, small)
     rich.images[0].image_id, rich.images[0].sha256 = "gate-1", hashlib.sha256(small).digest()
@@ -204,17 +204,17 @@ def _rearrange(messages: list[bytes], chance: random.Random) -> None:
 
 
 def run(seed: int, count: int, folder: Path) -> Tally:
-    """Takes damaged requests through the service's own reading, without a socket.
+    """Read damaged requests with the service's own code, without a socket.
 
     Args:
-        seed: of all that is random.
-        count: how many.
-        folder: for a model.
+        seed: seed of all random choices.
+        count: number of requests.
+        folder: folder for a model.
 
     Raises:
-        AssertionError: something is not as it is documented.
+        AssertionError: a result is not as documented.
     """
-    warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF
+    warnings.simplefilter("ignore")  # Pillow's warnings about damaged EXIF
     reader = Reader(loaded(network(folder / f"{seed}/two/1/model.onnx"), max_rows=4))
     tally, requests, before = Tally(), damaged_requests(seed, count), 0
     for part in range(2):
@@ -243,10 +243,10 @@ def _read_one(reader: "Reader", one: Damaged, tally: Tally) -> None:
 
 
 def assert_documented(code: str, reason: str, one: Damaged) -> None:
-    """Fails unless this is an answer that bad input may get."""
+    """Fail unless this is a documented error for bad input."""
     allowed = {"INVALID_ARGUMENT", "NOT_FOUND"}
     if one.method == "ModelInfer" and b"timeout" in one.messages[0]:
-        allowed |= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}  # damage may leave it too little
+        allowed |= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}  # damage may leave too little time
     assert reason in documented(), (code, reason, one.method, _hex(one))
     assert code in allowed, (code, reason, one.method, _hex(one))
 
@@ -256,10 +256,10 @@ def _hex(one: Damaged) -> list[str]:
 
 
 class Reader:
-    """Reads requests as the service does, up to the network's input.
+    """A reader that parses and checks requests as the service does, up to the network's input.
 
     Args:
-        model: for requests of the Open Inference Protocol.
+        model: model for requests of the Open Inference Protocol.
     """
 
     def __init__(self, model: Model) -> None:
@@ -271,7 +271,7 @@ class Reader:
         }
 
     def read(self, one: Damaged) -> None:
-        """Raises SightlineError: the request is refused."""
+        """Read a request; raises SightlineError if it is refused."""
         self._read[one.method](one.messages)
 
     def _infer(self, messages: tuple[bytes, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Small pictures of every kind that is accepted, and what can be done to their bytes."""
+"""Small images of every accepted format, and ways to damage their bytes."""
 
 import io
 import random
@@ -18,7 +18,7 @@ _ORIENTATION = 0x0112
 
 
 def pictures() -> list[bytes]:
-    """Returns one encoded picture of each kind, some hundred bytes to some thousand."""
+    """Return one encoded image of each format, from hundreds to thousands of bytes."""
     plain = pattern(48, 32)
     turned = Image.Exif()
     turned[_ORIENTATION] = 6
@@ -45,19 +45,19 @@ def pictures() -> list[bytes]:
 
 
 def damaged_pictures(seed: int, count: int) -> Iterator[bytes]:
-    """Yields so many damaged pictures; the same ones for the same seed."""
+    """Yield this many damaged images, the same ones for the same seed."""
     chance, originals = random.Random(seed), pictures()
     return (damaged_picture(originals, chance) for _ in range(count))
 
 
 def damaged_picture(originals: Sequence[bytes], chance: random.Random) -> bytes:
-    """Returns one of the pictures, damaged in one to five ways."""
+    """Return one of the images, damaged in one to five ways."""
     data = bytearray(chance.choice(originals))
     for _ in range(chance.choice((1, 1, 1, 2, 2, 5))):
         if data:
             chance.choice(_DAMAGES)(data, originals, chance)
     if chance.random() < 0.5:
-        _mend_checksums(data)  # or most damage to a PNG would be found by its checksums alone
+        _mend_checksums(data)  # otherwise the checksums would reveal most damage to a PNG
     return bytes(data)
 
 
@@ -98,7 +98,7 @@ def _splice(data: bytearray, others: Sequence[bytes], chance: random.Random) -> 
 
 
 def _repeat_segment(data: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
-    """Doubles what is between two markers of a JPEG, or two chunks of the others."""
+    """Repeat the data between two markers of a JPEG, or two chunks of another format."""
     starts = [at for at in range(len(data) - 1) if _begins_segment(data, at)]
     if len(starts) < 2:
         return
@@ -114,7 +114,7 @@ def _begins_segment(data: bytearray, at: int) -> bool:
 
 
 def _claim_size(data: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
-    """Writes another width or height where the header has them."""
+    """Overwrite the width or height in the header."""
     side = chance.choice((*_SIDES, chance.getrandbits(16)))
     half = chance.randrange(2)
     if data[:4] == b"\x89PNG":
@@ -138,7 +138,7 @@ def _damage_exif(data: bytearray, _others: Sequence[bytes], chance: random.Rando
 
 
 def _write_number(data: bytearray, _others: Sequence[bytes], chance: random.Random) -> None:
-    """Writes a number at a bound over what is there, as lengths and counts are written."""
+    """Overwrite bytes with a boundary number, encoded like a length or count."""
     at = chance.randrange(len(data))
     number = chance.choice((0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF))
     written = struct.pack(chance.choice("<>") + "I", number)[: chance.choice((2, 4))]
@@ -166,7 +166,7 @@ def _span(data: bytearray, chance: random.Random) -> tuple[int, int]:
 
 
 def _mend_checksums(data: bytearray) -> None:
-    """Makes the checksums of a PNG's chunks right, as far as its lengths are."""
+    """Correct the checksums of a PNG's chunks, as far as its lengths are right."""
     at = _PNG_FIRST
     while data[:4] == b"\x89PNG" and at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4])
@@ -177,7 +177,7 @@ def _mend_checksums(data: bytearray) -> None:
 
 
 def plain(colour: tuple[int, int, int], kind: str = "PNG") -> bytes:
-    """Returns a picture of one colour."""
+    """Return an image of one colour."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), colour).save(buffer, kind)
     return buffer.getvalue()

@@ -1,8 +1,8 @@
-"""A node and a server in one thread: a test decides what happens next, and what fails.
+"""A node and a server in one thread, under a test's control of each step and fault.
 
-Memory, writer, spool (a real file) and shipper are the real ones, without their threads; the server
-is the model of the tests, without its socket. A crash leaves on the disk what a killed process
-leaves there, at any of the points between two changes.
+Buffer, writer, spool (a real file) and shipper are the real ones, without their threads; the server
+is the fake of the tests, without its socket. A crash leaves on the disk what a killed process
+leaves, at any of the points between two changes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,21 +33,21 @@ DEVICE = "gate-1"
 
 
 class CrashError(BaseException):
-    """The node is killed here. No `except Exception` survives it."""
+    """The node is killed here; `except Exception` does not catch it."""
 
 
 @dataclass
 class Crashes:
-    """Where the node is killed: after so many points have passed."""
+    """The crash point of a node: it is killed after a number of points."""
 
     folder: Path
     left: int | None = None
-    """Points until then; None: it lives on."""
+    """Points until the crash; None for no crash."""
     disk: dict[str, bytes] | None = None
-    """What was on the disk when it was killed."""
+    """Contents of the disk at the crash."""
 
     def point(self) -> None:
-        """Is passed wherever a process could be killed with something half done."""
+        """Mark a point at which a process could be killed with work half done."""
         if self.left is None:
             return
         self.left -= 1
@@ -56,12 +56,12 @@ class Crashes:
             raise CrashError
 
     def kill(self) -> None:
-        """Keeps what is on the disk now."""
+        """Save the current contents of the disk."""
         self.left = None
         self.disk = {one.name: one.read_bytes() for one in self.folder.iterdir() if one.is_file()}
 
     def put_back(self) -> None:
-        """Makes the disk what it was, in the same files."""
+        """Restore the contents of the disk, in the same files."""
         assert self.disk is not None
         for one in self.folder.iterdir():
             if one.is_file() and one.name not in self.disk:
@@ -71,7 +71,7 @@ class Crashes:
         self.disk = None
 
     def watch(self, file: SpoolFile) -> None:
-        """Puts a point on each side of every COMMIT of a file."""
+        """Add a point on each side of every COMMIT of a file."""
         transaction = file.transaction
 
         @contextmanager
@@ -85,7 +85,7 @@ class Crashes:
 
 
 class FailedCallError(grpc.RpcError):
-    """What a call fails with."""
+    """The error of a failed call."""
 
     def __init__(self, error: SightlineError) -> None:
         super().__init__(error)
@@ -102,7 +102,7 @@ class FailedCallError(grpc.RpcError):
 
 
 class _Context:
-    """What the server sees of a call."""
+    """The server's context of a call."""
 
     def invocation_metadata(self) -> tuple[()]:
         return ()
@@ -114,7 +114,7 @@ class _Context:
 
 
 class _Call:
-    """A call that is over."""
+    """A finished call."""
 
     def __init__(self, handler: Callable[[Any, Any], Any], request: Any) -> None:
         self._answer, self._error = None, None
@@ -134,14 +134,14 @@ class _Call:
 
 @dataclass
 class Line:
-    """The channel to the server, which may be cut.
+    """The channel to the server, which can be cut.
 
     Attributes:
-        down: so many of the next calls do not arrive.
-        cut_after: the next stream breaks after so many messages, which are committed.
-        limited_after: likewise, and the server says that it is its limit.
-        meanwhile: what others do while the next stream is on its way.
-        asked: what others do between the next question for a watermark and what follows from it.
+        down: number of next calls that do not arrive.
+        cut_after: number of committed messages after which the next stream breaks.
+        limited_after: likewise, with the server's error about its limit.
+        meanwhile: actions of others while the next stream is in flight.
+        asked: actions of others between the next GetWatermark and its use.
     """
 
     server: FakeIngest
@@ -162,7 +162,7 @@ class Line:
         pass
 
     def calm(self) -> None:
-        """Ends every fault."""
+        """End every fault."""
         self.down, self.cut_after, self.limited_after = 0, None, None
         self.meanwhile.clear()
         self.asked.clear()
@@ -216,7 +216,7 @@ class _Method:
 def _limit(message: bytes, first: bytes, server: FakeIngest) -> SightlineError:
     header = ingest_service_pb2.PredictionLogRequest.FromString(first).header
     stored = server.spools.get((header.device_id, header.spool_id), Stored())
-    # A stream that is refused at its beginning hears nothing of what is committed.
+    # A stream that is refused at its beginning gets no committed position.
     metadata = {} if message is first else {"committed_through": str(stored.committed_through)}
     return SightlineError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -236,11 +236,11 @@ class Clocks:
 
 
 class Ledger:
-    """What the spool has promised, sequence by sequence, learned from its callers' side.
+    """The spool's promises by sequence, recorded on its callers' side.
 
     Attributes:
-        given: the predictions that were given a sequence.
-        why: the sequences that will never be sent, and the reason.
+        given: predictions by their sequence.
+        why: sequences that will never be sent, and the reason.
     """
 
     def __init__(self) -> None:
@@ -249,10 +249,10 @@ class Ledger:
         self.spooled_at: dict[int, float] = {}
         self.last = 0
         self.half_done: Sequence[bytes | Dropped] | None = None
-        """What an append was to keep that was not heard of again."""
+        """Entries of an append that a crash interrupted."""
 
     def append(self, entries: Sequence[bytes | Dropped], steady: float) -> None:
-        """Notes what was kept."""
+        """Record appended entries."""
         for entry in entries:
             for _ in range(entry.count if isinstance(entry, Dropped) else 1):
                 self.last += 1
@@ -263,14 +263,14 @@ class Ledger:
                     self.given[self.last] = entry
 
     def lose(self, first: int, last: int, reason: GapReason) -> None:
-        """Notes what was given up."""
+        """Record a lost range."""
         for sequence in range(first, last + 1):
             if sequence not in self.why or reason is GapReason.RELEASED:
                 self.why[sequence] = reason
 
 
 class WatchedSpool(Spool):
-    """A spool that writes down what it promises, and is held to it."""
+    """A spool that records its promises in the ledger and checks them."""
 
     def __init__(self, folder: Path, limits: SpoolLimits, progress: Progress, lab: "Lab") -> None:
         self._lab = lab
@@ -330,7 +330,7 @@ class WatchedSpool(Spool):
 
 @dataclass
 class Node:
-    """The parts of a logger in a process."""
+    """The parts of a logger in one process."""
 
     buffer: RecordBuffer
     progress: Progress
@@ -341,7 +341,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the node is set up."""
+    """The options of the node."""
 
     max_bytes: int
     max_age: float
@@ -368,16 +368,16 @@ class Lab:
 
     @property
     def stored(self) -> Stored:
-        """What the server has of the spool."""
+        """The server's state of the spool."""
         return self.server.spools.get((DEVICE, self.node.spool.identity.spool_id), Stored())
 
     @property
     def watermark(self) -> int:
-        """Up to where the server has everything."""
+        """The last sequence up to which the server has everything."""
         return self.stored.committed_through
 
     def crash(self) -> None:
-        """Kills the node, if it is not dead already, and starts it again."""
+        """Kill the node, unless it is dead already, and restart it."""
         if self.crashes.disk is None:
             self.crashes.kill()
         spool = self.node.spool
@@ -389,18 +389,18 @@ class Lab:
         self._learn()
 
     def restart(self) -> None:
-        """Closes the node and starts it again."""
+        """Close the node and restart it."""
         self.crashes.left = None
         self.node.writer._turn()
         self.node.spool.close()
         self.node = self._start()
 
     def roll_back(self, spools: dict[tuple[str, str], Stored]) -> None:
-        """Gives the server back a store of before."""
+        """Restore an earlier store of the server."""
         self.server.spools = deepcopy(spools)
 
     def check_loss(self, lost: Lost) -> None:
-        """Fails unless there was a reason to give this up."""
+        """Fail unless there was a reason to lose this range."""
         identity = self.node.spool.identity
         if lost.reason is GapReason.UNREADABLE:
             assert lost.first == lost.last
@@ -419,7 +419,7 @@ class Lab:
         buffer = RecordBuffer(plan.on_full, 8, 1 << 24, lambda: None, lambda: None)
         writer = Writer(buffer, lambda: spool, progress)
         writer.open()
-        writer._wait = lambda: None  # type: ignore[method-assign] # nobody else runs
+        writer._wait = lambda: None  # type: ignore[method-assign] # no other thread runs
         writer._maintained_at = float("inf")
         self.crashes.watch(spool._file)
         shipper = Shipper(
@@ -434,7 +434,7 @@ class Lab:
         return Node(buffer, progress, spool, writer, shipper)
 
     def _learn(self) -> None:
-        """Takes over what a killed process had done without saying so."""
+        """Update the ledger with what a killed process had done."""
         ledger, identity = self.ledger, self.node.spool.identity
         half_done, ledger.half_done = ledger.half_done, None
         if identity.last != ledger.last:
@@ -446,7 +446,7 @@ class Lab:
                 ledger.lose(entry.first, entry.last, entry.reason)
 
     def entries(self) -> Sequence[Row | Gap]:
-        """What waits in the spool; fails unless that is without a hole."""
+        """Return the pending entries of the spool; fail if there is a hole."""
         file = self.node.spool._file
         entries, missing = file.read(file.identity.acknowledged, 1 << 20, 1 << 40)
         assert missing == []

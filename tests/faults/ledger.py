@@ -1,4 +1,4 @@
-"""What a node writes down about what it logs, so that it can be held against the store."""
+"""Ledgers in which nodes record what they log, for comparison with the store."""
 
 import os
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 class Ledger:
-    """The ledger of one life of a node; what is in it survives SIGKILL of the process.
+    """The ledger of one life of a node; its contents survive SIGKILL of the process.
 
     The predictions of a life are numbered from 0, and `image_id` names them.
 
     Args:
-        folder: of the ledgers of a campaign.
-        name: of this life, unique in the campaign, without a slash.
+        folder: folder of a campaign's ledgers.
+        name: name of this life, unique in the campaign, without a slash.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -21,37 +21,37 @@ class Ledger:
         self._file = os.open(folder / f"{name}.ledger", flags, 0o600)
 
     def image_id(self, number: int) -> str:
-        """Returns the image id of a prediction."""
+        """Return the image id of a prediction."""
         return f"{self._name}/{number}"
 
     def will_log(self, count: int) -> None:
-        """Says, before it does, that the node will have logged so many in all."""
+        """Record, in advance, the total number of predictions that the node will have logged."""
         os.write(self._file, b"logs %d\n" % count)
 
     def has_spooled(self, count: int) -> None:
-        """Says that the first so many are spooled for certain."""
+        """Record that this many predictions, from the first on, are spooled."""
         os.write(self._file, b"spooled %d\n" % count)
 
     def has_ended(self) -> None:
-        """Says that the node has ended by itself, as it should."""
+        """Record that the node has ended by itself, as expected."""
         os.write(self._file, b"ended 1\n")
 
 
 @dataclass(frozen=True)
 class Life:
-    """What the ledger of one life says."""
+    """The contents of the ledger of one life."""
 
     name: str
     logs: int
-    """Predictions that may have been logged: those from 0 to before this number."""
+    """Number of predictions that may have been logged, from 0 on."""
     spooled: int
-    """Of them, those that were spooled for certain."""
+    """Number of them that were certainly spooled."""
     ended: bool
-    """Whether the node ended by itself."""
+    """True if the node ended by itself."""
 
 
 def read_lives(folder: Path) -> list[Life]:
-    """Returns what every ledger in a folder says."""
+    """Return the contents of every ledger in a folder."""
     return [_read(path) for path in sorted(folder.glob("*.ledger"))]
 
 

@@ -1,4 +1,4 @@
-"""More lives of a node: see `tests.faults.nodes`."""
+"""Further lives of a node, beside those of `tests.faults.nodes`."""
 
 import time
 
@@ -6,15 +6,15 @@ from tests.faults.ledger import Ledger
 from tests.faults.nodes import Spec, close, sample, wait_until_flushed
 
 STOP = "stop"
-"""File in the folder of the ledgers that tells a node to end."""
+"""Name of the file in the folder of the ledgers that makes a node end."""
 LONGEST_LOG = 1.0
-"""Of one `log()`, s: one that waited for the network or the disk would take ten times as long."""
+"""Maximum of one `log()`, s: waiting for the network or the disk would take ten times as long."""
 LONGEST_RECOVERY = 55.0
-"""From the end of the last fault until everything is committed, s."""
+"""Maximum from the end of the last fault until everything is committed, s."""
 
 
 def log_until_told(spec: Spec) -> None:
-    """The life of a node that logs until a file says stop; no `log()` may ever take long."""
+    """Log until the stop file appears; fail if a `log()` takes long."""
     ledger = Ledger(spec.ledgers, spec.name)
     log = spec.logger()
     number, slowest = 0, 0.0

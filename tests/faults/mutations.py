@@ -1,7 +1,7 @@
-"""Damaged messages on their way through the ingest service, beside good ones.
+"""Damaged messages to the ingest service, beside good ones.
 
-What becomes of each is held against protobuf's own parser and against docs/reference/errors.md,
-which says why a message is refused, why a prediction is rejected, and where the service reads
+The result of each is checked against protobuf's own parser and against docs/reference/errors.md,
+which has the reasons of refusals and rejections, and the cases in which the service reads
 otherwise.
 """
 
@@ -36,36 +36,36 @@ from tests.unit.ingest_service.samples import DECODERS, NOW, message, prediction
 from tests.unit.ingest_service.store_conformance import outcomes_of
 
 GROUP = 100
-_GOOD = 20  # messages of a group that nothing is wrong with
-_STORED = 20  # one group of so many goes into a database
+_GOOD = 20  # good messages of a group
+_STORED = 20  # one in this many groups goes into a database
 _SLOW_SECONDS = 20.0
 
 
 @dataclass
 class Tally:
-    """What became of the messages."""
+    """The results of the messages."""
 
     messages: int = 0
-    """Damaged ones."""
+    """Damaged messages."""
     refused: Counter[str] = field(default_factory=Counter)
-    """Messages, by reason."""
+    """Refused messages by reason."""
     rejected: Counter[str] = field(default_factory=Counter)
-    """Predictions, by reason."""
+    """Rejected predictions by reason."""
     accepted: int = 0
-    """Predictions of damaged messages that were taken as they are."""
+    """Accepted predictions of damaged messages."""
     compared: int = 0
-    """Damaged messages that protobuf reads, too."""
+    """Damaged messages that protobuf also reads."""
     odd: Counter[str] = field(default_factory=Counter)
     """Messages that the service and protobuf read differently, by the kind of difference."""
     neighbours: int = 0
-    """Messages that nothing was wrong with."""
+    """Good messages."""
     stored: int = 0
-    """Messages of both kinds that went into a database."""
+    """Messages of both kinds that were stored in a database."""
     grown: int = 0
-    """Bytes by which the process has grown in the second half."""
+    """Growth of the process in the second half, bytes."""
 
     def add(self, other: "Tally") -> None:
-        """Adds what another process has found."""
+        """Add the results of another process."""
         for name in ("messages", "accepted", "compared", "neighbours", "stored"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("refused", "rejected", "odd"):
@@ -74,7 +74,7 @@ class Tally:
 
 
 def documented(title: str) -> set[str]:
-    """Returns the reasons in the table under a title of docs/reference/errors.md."""
+    """Return the reasons in a table of docs/reference/errors.md, by its title."""
     rows = re.findall(r"^\| (`[^|]+) \|", section("reference/errors.md", title), re.MULTILINE)
     return {reason for row in rows for reason in re.findall(r"`([A-Z0-9_]+)`", row)}
 
@@ -84,16 +84,16 @@ REJECTED = documented("Why a prediction is rejected")
 
 
 def run(seed: int, count: int, folder: Path, decoder: str) -> Tally:
-    """Sends damaged messages through the service, in groups, and checks what becomes of them.
+    """Process damaged messages in groups with the service's code, and check the results.
 
     Args:
-        seed: of all that is random.
-        count: how many damaged messages.
-        folder: for a database.
-        decoder: which of `DECODERS` decodes them.
+        seed: seed of all random choices.
+        count: number of damaged messages.
+        folder: folder for a database.
+        decoder: name of the decoder in `DECODERS`.
 
     Raises:
-        AssertionError: something is not as it is documented.
+        AssertionError: a result is not as documented.
     """
     checker, chance = Checker(DECODERS[decoder]), random.Random(seed)
     damaged = _damaged(seed, count)
@@ -122,22 +122,22 @@ def run(seed: int, count: int, folder: Path, decoder: str) -> Tally:
 def mixed(
     payloads: Sequence[bytes], start: int, chance: random.Random
 ) -> tuple[list[Message], dict[int, int]]:
-    """Returns a group of damaged messages and good ones, each of a stream and a spool of its own.
+    """Return a group of damaged and good messages, each with its own stream and spool.
 
     Args:
-        payloads: the damaged ones.
+        payloads: the damaged messages.
         start: number of the first spool.
-        chance: where the order comes from.
+        chance: source of the random order.
 
     Returns:
-        The messages, and how many predictions each good one has, by its place.
+        The messages, and the number of predictions of each good message by its index.
     """
     parts: list[bytes | int] = [*payloads, *(chance.randint(1, 3) for _ in range(_GOOD))]
     chance.shuffle(parts)
     group, good = [], {}
     for at, part in enumerate(parts):
         if isinstance(part, bytes):
-            # Now and then as a later message, which must have no header.
+            # Sometimes as a later message, which must have no header.
             first = chance.random() < 0.9
             group.append(message(payload=part, of=spool(start + at), stream=at, first=first))
         else:
@@ -147,7 +147,7 @@ def mixed(
 
 
 class Checker:
-    """Checks groups, one after the other."""
+    """A checker of groups of messages."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.tally = Tally()
@@ -156,12 +156,12 @@ class Checker:
     def check(
         self, group: Sequence[Message], good: Mapping[int, int], chance: random.Random
     ) -> None:
-        """Fails unless every message of the group becomes what is documented.
+        """Fail unless the result of every message of the group is as documented.
 
         Args:
             group: the messages.
-            good: how many predictions each good one has, by its place.
-            chance: where the watermarks of the damaged ones come from.
+            good: number of predictions of each good message, by its index.
+            chance: source of the random watermarks of the damaged messages.
         """
         prepared = prepare(group, self._decoder, NOW)
         watermarks = {
@@ -190,7 +190,7 @@ class Checker:
                 self.tally.refused[one.error.reason] += 1
 
     def _compare(self, prepared: Prepared, good: Mapping[int, int]) -> None:
-        """Fails unless the messages that are read say what protobuf says that they say."""
+        """Fail unless the read messages have the values that protobuf reads."""
         both, whose = [], []
         for at, one in enumerate(prepared.messages):
             malformed = _is_malformed(prepared.refused.get(at))
@@ -225,7 +225,7 @@ class Checker:
     def _note_other_values(
         self, payload: bytes, found: oracle.Columns, expected: oracle.Columns
     ) -> None:
-        """Fails unless the values that differ may do so."""
+        """Fail unless the values that differ are documented to differ."""
         differing = {name for name in expected if expected[name] != found[name]}
         odd = wire.oddities(payload, PredictionLogRequest.DESCRIPTOR)
         if "labels" in differing and "foreign field in a label" in odd:
@@ -243,7 +243,7 @@ class Checker:
         self.tally.odd["refused" if malformed else "read all the same"] += 1
 
     def _read(self, prepared: Prepared, which: Sequence[int]) -> oracle.Columns:
-        """Returns what the service has read of these messages."""
+        """Return the values that the service has read from these messages."""
         wanted = np.zeros(prepared.claims.messages, dtype=np.bool_)
         wanted[list(which)] = True
         return oracle.by_arrow(
@@ -253,7 +253,7 @@ class Checker:
 
 
 def _damaged(seed: int, count: int) -> Iterator[bytes]:
-    """Yields three messages with damaged fields for each with damaged bytes."""
+    """Yield three messages with damaged fields for each with damaged bytes."""
     fields, raw = hostile(seed, count), mutated(seed, count)
     return (next(raw if at % 4 == 3 else fields) for at in range(count))
 
@@ -263,7 +263,7 @@ def _is_malformed(error: SightlineError | None) -> bool:
 
 
 def _by_protobuf(payload: bytes) -> PredictionLogRequest | None:
-    """Returns what protobuf reads; None: it refuses. A header must be refused for a reason, too."""
+    """Return protobuf's reading, or None if it refuses; check the reason of a refused header."""
     assert _header_error(payload) in {None, *REFUSED}, payload.hex()
     try:
         return PredictionLogRequest.FromString(payload)
@@ -285,7 +285,7 @@ def _check_outcomes(
     good: Mapping[int, int],
     low: Sequence[int] | None = None,
 ) -> None:
-    """Fails unless all reasons are documented, the books add up and good messages are whole."""
+    """Fail unless all reasons are documented, the counts add up and good messages are complete."""
     for at, (one, payload) in enumerate(zip(outcomes, group, strict=True)):
         if at in good:
             assert one == MessageOutcome(committed_through=good[at], accepted=good[at])
@@ -302,7 +302,7 @@ def _check_outcomes(
 
 
 def _check_books(database: Path) -> None:
-    """Fails unless the database holds what its ledger says, and every good message whole."""
+    """Fail unless the database agrees with its ledger and has every good message complete."""
     with duckdb.connect(str(database), read_only=True) as connection:
         balances = connection.execute("SELECT DISTINCT balanced FROM ledger").fetchall()
         original = connection.execute(

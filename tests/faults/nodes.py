@@ -1,4 +1,4 @@
-"""Nodes as processes of their own, which can be killed at any moment.
+"""Nodes in their own processes, which can be killed at any moment.
 
 A node is forked, for each of its lives, from a server that has imported everything once: importing
 would be most of a short life. It is a process like any other, and SIGKILL ends it.
@@ -24,7 +24,7 @@ from tests.unit.edge.samples import eventually
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["pytest", "tests.faults.nodes"])
-# The exit code of a process can be read once, and every start reads that of all that have ended.
+# The exit code of a process can be read once, and every start reads those of all ended processes.
 _STARTING_OR_ENDING = threading.Lock()
 _ALIVE = "alive.lock"
 _SMALL_AND_QUICK = LogOptions(batch_timeout_seconds=0.02, stream_size=100, disk_reserve_bytes=0)
@@ -32,24 +32,24 @@ _SMALL_AND_QUICK = LogOptions(batch_timeout_seconds=0.02, stream_size=100, disk_
 
 @dataclass(frozen=True)
 class Spec:
-    """What a node is to do."""
+    """The instructions for a node."""
 
     target: str
     spool: Path
-    """Folder of its spool."""
+    """Name of the folder of its spool."""
     ledgers: Path
-    """Folder of its ledger, and of what it says on stderr."""
+    """Folder of its ledger and of its stderr."""
     name: str
-    """Of this life, unique in the campaign."""
+    """Name of this life, unique in the campaign."""
     device_id: str = "gate-1"
     predictions: int | None = None
-    """How many to log before it closes. None: it logs until it is killed."""
+    """Number of predictions to log before it closes; None to log until it is killed."""
     pause: float = 0.0
-    """Seconds between bursts of up to 40."""
+    """Seconds between bursts of up to 40 predictions."""
     options: LogOptions = field(default=_SMALL_AND_QUICK)
 
     def logger(self) -> PredictionLogger:
-        """Returns a logger that drops nothing."""
+        """Return a logger that drops nothing."""
         return PredictionLogger(
             self.target,
             device_id=self.device_id,
@@ -60,7 +60,7 @@ class Spec:
 
 
 def keep_logging(spec: Spec) -> None:
-    """The life of a node: logs bursts, and notes what is spooled."""
+    """Log bursts, and record what is spooled."""
     ledger = Ledger(spec.ledgers, spec.name)
     log = spec.logger()
     log_bursts(log, ledger, spec.predictions, spec.pause)
@@ -69,7 +69,7 @@ def keep_logging(spec: Spec) -> None:
 
 
 def log_and_close(spec: Spec) -> None:
-    """The life of a node that closes at once, with what it has logged still in memory."""
+    """Log, and close at once with the predictions still in memory."""
     ledger = Ledger(spec.ledgers, spec.name)
     log = spec.logger()
     count = spec.predictions or 0
@@ -82,9 +82,9 @@ def log_and_close(spec: Spec) -> None:
 
 
 def fork_and_log(spec: Spec) -> None:
-    """The life of a node that forks all the time; children log a little, and some kill themselves.
+    """Log and fork repeatedly; the children log a little, and some kill themselves.
 
-    What is killed right after a fork may be the parent or the child.
+    The process that is killed right after a fork can be the parent or the child.
     """
     ledger = Ledger(spec.ledgers, spec.name)
     log = spec.logger()
@@ -96,11 +96,11 @@ def fork_and_log(spec: Spec) -> None:
             try:
                 _live_as_child(log, Ledger(spec.ledgers, f"{spec.name}-{child}"), fate)
             finally:
-                os._exit(1)  # an assertion has failed: what it leaves is audited all the same
+                os._exit(1)  # an assertion has failed: its spool is audited all the same
 
 
 def _live_as_child(log: PredictionLogger, ledger: Ledger, fate: float | None) -> None:
-    """Never returns. `fate`: after how many seconds it kills itself."""
+    """Log as a forked child and exit. `fate`: seconds after which the child kills itself."""
     if fate is not None:
         threading.Timer(fate, os.kill, (os.getpid(), signal.SIGKILL)).start()
     log_bursts(log, ledger, 100 if fate is None else None)
@@ -112,7 +112,7 @@ def _live_as_child(log: PredictionLogger, ledger: Ledger, fate: float | None) ->
 def log_bursts(
     log: PredictionLogger, ledger: Ledger, predictions: int | None, pause: float = 0.0
 ) -> None:
-    """Logs so many predictions, or for ever, in bursts of chance sizes."""
+    """Log this many predictions, or without end, in bursts of random sizes."""
     number = 0
     while predictions is None or number < predictions:
         end = number + random.randint(1, 40)
@@ -130,10 +130,10 @@ def log_bursts(
 def wait_until_flushed(
     log: PredictionLogger, seconds: float = 60.0, until: Milestone = "spooled"
 ) -> None:
-    """Waits until everything is spooled, or committed; what was dropped makes one flush say False.
+    """Wait until everything is spooled, or committed. A drop makes one flush return False.
 
     Raises:
-        AssertionError: it was not in time.
+        AssertionError: the flush took too long.
     """
     deadline = time.monotonic() + seconds
     while not log.flush(max(0.0, deadline - time.monotonic()), until=until):
@@ -142,23 +142,23 @@ def wait_until_flushed(
 
 
 def close(log: PredictionLogger) -> None:
-    """Closes a logger, and fails unless all of it is spooled, or was dropped."""
+    """Close a logger, and fail unless all of it is spooled, or was dropped."""
     if not log.close(60):
-        wait_until_flushed(log, 1.0)  # at once: nothing is left to wait for
+        wait_until_flushed(log, 1.0)  # at once: nothing to wait for
 
 
 def sample(image_id: str) -> Prediction:
-    """Returns a prediction with a detection in it."""
+    """Return a prediction with a detection in it."""
     found = Detection(len(image_id), "thing", 0.5, Box(0.0, 1.0, 2.0, 3.0))
     return Prediction(image_id, "m", detections=(found,))
 
 
 class Node:
-    """One life of a node.
+    """A life of a node.
 
     Args:
-        spec: what it is to do.
-        life: how it does so: called in the new process.
+        spec: its instructions.
+        life: function that the new process runs.
     """
 
     def __init__(self, spec: Spec, life: Callable[[Spec], None] = keep_logging) -> None:
@@ -170,25 +170,25 @@ class Node:
 
     @property
     def pid(self) -> int:
-        """Of its process."""
+        """The id of its process."""
         assert self._process.pid is not None
         return self._process.pid
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended yet."""
+        """Return True if the process has not ended."""
         with _STARTING_OR_ENDING:
             return self._process.is_alive()
 
     def kill(self) -> None:
-        """Sends SIGKILL, and waits for its end; it must not have failed before."""
+        """Send SIGKILL and wait for the end; fail if the node had failed before."""
         with _STARTING_OR_ENDING:
             self._process.kill()
             self._process.join()
         assert self._process.exitcode in (-signal.SIGKILL, 0), self._log.read_text()
 
     def wait_until_it_logs(self, seconds: float = 60.0) -> None:
-        """Waits until it is about to log, or has ended."""
+        """Wait until the node is about to log, or has ended."""
 
         def logs() -> bool:
             return self._ledger.exists() and self._ledger.stat().st_size > 0
@@ -196,14 +196,14 @@ class Node:
         assert eventually(lambda: logs() or not self.is_alive, seconds), self._log.read_text()
 
     def wait(self, seconds: float = 60.0) -> None:
-        """Waits until it has ended by itself, without an error."""
+        """Wait until the node has ended by itself, without an error."""
         assert eventually(lambda: not self.is_alive, seconds)
         assert self._process.exitcode == 0, self._log.read_text()
 
 
 @contextmanager
 def running(spec: Spec, life: Callable[[Spec], None] = keep_logging) -> Iterator[Node]:
-    """A node that is killed at the end."""
+    """Run a node that is killed at the end of the block."""
     node = Node(spec, life)
     try:
         yield node
@@ -212,10 +212,10 @@ def running(spec: Spec, life: Callable[[Spec], None] = keep_logging) -> Iterator
 
 
 def drain(spec: Spec, seconds: float = 120.0) -> int:
-    """Opens the spool once more, and waits until all of it, forks included, is committed.
+    """Open the spool again, and wait until all of it, forks included, is committed.
 
     Returns:
-        How many damaged files were found.
+        The number of damaged files found.
     """
     with (spec.ledgers / _ALIVE).open("w") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)  # until the last forked child is gone
@@ -233,5 +233,5 @@ def _live(life: Callable[[Spec], None], spec: Spec, log: Path) -> None:
     os.dup2(stderr, 2)
     random.seed(spec.name)
     with (spec.ledgers / _ALIVE).open("w") as alive:
-        fcntl.flock(alive, fcntl.LOCK_SH)  # held by this process and all that it forks
+        fcntl.flock(alive, fcntl.LOCK_SH)  # held by this process and its forks
         life(spec)

@@ -1,4 +1,4 @@
-"""Power failures: what a process wrote and did not sync comes to the disk page by page, or not."""
+"""Simulated power failures: unsynced pages reach the disk or not, page by page."""
 
 import random
 import shutil
@@ -10,11 +10,11 @@ LOGS = (".wal", ".wal.checkpoint")
 
 
 class Disk:
-    """A disk of which is known what it has confirmed to a process.
+    """A disk that records which writes it has confirmed to a process.
 
     Args:
-        folder: where the library and its records go; it exists.
-        delay: how long a sync of a log may take, s: a kill then falls into one more often.
+        folder: existing folder for the library and its records.
+        delay: maximum delay of a sync of a log, s, so that a kill interrupts one more often.
     """
 
     def __init__(self, folder: Path, delay: float = 0.03) -> None:
@@ -31,12 +31,12 @@ class Disk:
         }
 
     def fail(self, database: Path, chance: random.Random) -> int:
-        """Does to the files of a killed server what a power failure would have done.
+        """Change the files of a killed server as a power failure would.
 
         The database itself is left alone: DuckDB syncs it before it depends on it.
 
         Returns:
-            How many bytes had not been confirmed.
+            The number of bytes that had not been confirmed.
         """
         lost = 0
         for end in LOGS:
@@ -52,7 +52,7 @@ class Disk:
         return lost
 
     def confirmed(self, log: Path) -> int:
-        """Returns how many bytes of a log were confirmed."""
+        """Return the number of confirmed bytes of a log."""
         said = self._of(log, ".size")
         return min(int(said.read_text()), log.stat().st_size) if said.exists() else 0
 
@@ -61,9 +61,9 @@ class Disk:
 
 
 def lose_pages(whole: bytes, confirmed: int, chance: random.Random) -> bytes:
-    """Returns what is left of a file of which only the first bytes were synced.
+    """Return the contents of a file after a power failure, with only the first bytes synced.
 
-    Each page behind them came to the disk or did not, and so did the new size of the file.
+    Each later page reached the disk or did not, and so did the new size of the file.
     """
     size = chance.choice([len(whole), len(whole), chance.randrange(confirmed, len(whole) + 1)])
     left = bytearray(whole[:size])

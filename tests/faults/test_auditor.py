@@ -1,4 +1,4 @@
-"""The auditor notices what it is there for."""
+"""Tests that the auditor detects each kind of error."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ WATERMARK = """
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
-    """A store that agrees with the lives: a/0 to a/2, a gap, b/0, b/1, and b/2 rejected."""
+    """Return a store that agrees with the lives: a/0 to a/2, a gap, b/0, b/1, and b/2 rejected."""
     path = tmp_path / "log.duckdb"
     DuckDBStore(path).close()
     with duckdb.connect(str(path)) as connection:

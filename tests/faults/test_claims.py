@@ -1,4 +1,4 @@
-"""Inference servers are killed again and again: every key gets one answer, whole and in time."""
+"""Tests that kill inference servers repeatedly: every key gets one answer, complete and in time."""
 
 import random
 import sqlite3
@@ -16,21 +16,21 @@ from tests.integration.inference.process import InferenceProcess
 from tests.unit.edge.samples import eventually
 from tests.unit.inference_service.tiny_onnx import colour_model
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 LEASE = 1.0
 CALLERS = 4
-RUN_SECONDS = 0.03  # a picture: claims are pending for long enough to be seen
+RUN_SECONDS = 0.03  # per image: claims are pending long enough to be observed
 
 
 class Servers:
-    """Server processes on one database, each killed and started again.
+    """Server processes on one database, each killed and restarted.
 
     Args:
-        folder: of the database and everything else.
-        number: how many there are at once.
-        seed: of its chance.
+        folder: folder of the database and all other files.
+        number: number of concurrent servers.
+        seed: seed of its random choices.
     """
 
     def __init__(self, folder: Path, number: int, seed: int) -> None:
@@ -41,12 +41,12 @@ class Servers:
         colour_model(folder / "models" / "colours" / "1" / "model.onnx", wait_seconds=RUN_SECONDS)
 
     def address(self, chance: random.Random) -> str | None:
-        """Returns the address of one that is ready, if any is."""
+        """Return the address of a server that is ready, if any is."""
         ready = [server.address for server in self._servers if server and server.address]
         return chance.choice(ready) if ready else None
 
     def start(self, slot: int) -> None:
-        """Starts one and waits until it is ready."""
+        """Start a server and wait until it is ready."""
         server = self._servers[slot] = InferenceProcess(
             self._folder,
             *("--model-repository", str(self._folder / "models"), "--workers", "2"),
@@ -56,7 +56,7 @@ class Servers:
         server.wait_ready()
 
     def kill(self, slot: int) -> None:
-        """Kills one at once, if it runs."""
+        """Kill a server at once, if it runs."""
         server = self._servers[slot]
         if server is not None:
             server.process.kill()
@@ -64,7 +64,7 @@ class Servers:
             server.stop()
 
     def pending(self) -> int:
-        """Returns how many claims are pending, those of servers that died before left out."""
+        """Return the number of pending claims, without those of servers that died earlier."""
         mine = """
             SELECT count(*) FROM claims
             WHERE ok IS NULL AND until > (SELECT seconds FROM clock) + ?
@@ -73,7 +73,7 @@ class Servers:
             return int(reader.execute(mine, [LEASE / 2]).fetchone()[0])
 
     def kill_at_some_point(self, slot: int, callers: Callers) -> bool:
-        """Kills one, more often than not at work; returns whether there was work."""
+        """Kill a server, usually while it works; return True if there was work."""
         if self.chance.random() < 0.8:
             enough = callers.answered + self.chance.randint(0, 10)
             eventually(lambda: callers.answered >= enough and self.pending() > 0, PATIENCE)
@@ -84,7 +84,7 @@ class Servers:
         return self.pending() > 0
 
     def damaged(self) -> bool:
-        """Whether the database is, or holds half a record."""
+        """Return True if the database is damaged or holds an incomplete record."""
         half = "SELECT count(*) FROM claims WHERE (ok IS NULL) != (payload IS NULL)"
         with closing(sqlite3.connect(self.database)) as reader:
             whole = reader.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -93,7 +93,7 @@ class Servers:
 
 @contextmanager
 def asking(servers: Servers, seed: int) -> Iterator[Callers]:
-    """Callers that ask meanwhile, until the end."""
+    """Run callers until the end of the block."""
     callers = Callers(servers.address, LEASE)
     with ThreadPoolExecutor(CALLERS) as pool:
         asked = [pool.submit(callers.keep_asking, seed + number) for number in range(CALLERS)]
@@ -106,7 +106,7 @@ def asking(servers: Servers, seed: int) -> Iterator[Callers]:
 
 
 def verdict(name: str, runs: int, servers: Servers, callers: Callers, at_work: int) -> Campaign:
-    """Asks everything once more, and counts what is not as it should be."""
+    """Repeat every request, and count the wrong answers."""
     for question in callers.questions:
         assert callers.ask(question, servers.chance)
     asked = len(callers.questions)
@@ -129,7 +129,7 @@ def verdict(name: str, runs: int, servers: Servers, callers: Callers, at_work: i
 
 @pytest.mark.parametrize("runs", [8, pytest.param(500, marks=SOAK)])
 def test_one_server(tmp_path: Path, report: Report, runs: int) -> None:
-    """It is killed, and started again on the same database."""
+    """Kill a server repeatedly, and restart it on the same database."""
     servers, at_work = Servers(tmp_path, 1, seed=7), 0
     try:
         with asking(servers, 70) as callers:
@@ -145,7 +145,7 @@ def test_one_server(tmp_path: Path, report: Report, runs: int) -> None:
 
 @pytest.mark.parametrize("runs", [4, pytest.param(200, marks=SOAK)])
 def test_two_servers_on_one_database(tmp_path: Path, report: Report, runs: int) -> None:
-    """While one is away the other goes on, and takes over what was claimed."""
+    """Check that the other server goes on, and takes over the claims of the killed one."""
     servers, at_work = Servers(tmp_path, 2, seed=8), 0
     try:
         servers.start(0)

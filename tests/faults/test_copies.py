@@ -1,4 +1,4 @@
-"""Item 12: spools that are put back, started offline, cloned and shipped at once, in any order."""
+"""Item 12: tests of spools restored, started offline, cloned and shipped at once, in any order."""
 
 import shutil
 import tempfile
@@ -34,7 +34,7 @@ numbers = st.integers(0, 1 << 20)
 
 
 class Copies(RuleBasedStateMachine):
-    """Nodes that may be copies of one another, and a server."""
+    """A state machine of nodes that can be copies of one another, and a server."""
 
     seen: ClassVar[Counter[str]] = Counter()
 
@@ -42,7 +42,7 @@ class Copies(RuleBasedStateMachine):
     def begin(self, stream_size: int, is_cloned_machine: bool) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
         self.location_of = superblocks.location_of
-        if is_cloned_machine:  # with its disk: nothing on it tells the two apart
+        if is_cloned_machine:  # with its disk, so that nothing on it distinguishes the two
             superblocks.location_of = lambda path: FileLocation(7, 7, "machine")
         self.fleet = Fleet(self.folder, stream_size)
         self.backups: list[Backup] = []
@@ -81,7 +81,7 @@ class Copies(RuleBasedStateMachine):
         self.fleet.server.after.clear()
 
     def ship_meanwhile(self, node: Folder, twin: Folder) -> None:
-        """Ships from another folder while a stream of a first one is on its way."""
+        """Ship from another folder while a stream of the first one is in flight."""
         streams = self.fleet.server.streams
         before = len(streams)
         is_same = node.spool.identity.spool_id == twin.spool.identity.spool_id
@@ -91,7 +91,7 @@ class Copies(RuleBasedStateMachine):
 
     @rule(which=numbers, counts=st.tuples(numbers, numbers), after=st.sampled_from(["ask", "send"]))
     def ship_at_one_moment(self, which: int, counts: tuple[int, int], after: str) -> None:
-        """Two copies go on from one place, and the one ships between two calls of the other."""
+        """Log in two copies from the same state, and ship one between two calls of the other."""
         node, line = self.node(which), self.fleet.line
         if len(self.fleet.folders) < 4:
             twin = self.fleet.clone(node.back_up())
@@ -102,7 +102,7 @@ class Copies(RuleBasedStateMachine):
             one.log(self.fleet.images(1 + count % 5))
         once: list[Callable[[], None]] = [partial(self.ship_meanwhile, node, twin)]
         if after == "ask":
-            node.restart(killed=True)  # so that it asks
+            node.restart(killed=True)  # so that it calls GetWatermark
             line.asked = once
         else:
             line.meanwhile = once

@@ -1,4 +1,4 @@
-"""Bytes of the spool are flipped, zeroed or cut off between two lives of a node."""
+"""Tests that flip, zero or cut off bytes of the spool between two lives of a node."""
 
 import random
 import time
@@ -14,7 +14,7 @@ from tests.faults.nodes import Node, drain, keep_logging
 from tests.faults.world import World, campaign, several
 from tests.unit.edge.samples import eventually
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 PAGE = 4096
@@ -22,11 +22,11 @@ FILES = ["spool.db", "spool.db-wal", "spool.db-shm", "spool.mark"]
 NEW = 60
 """Predictions that are logged after the damage."""
 PATIENCE = 300.0
-"""How long a life may take on a machine that has other things to do, s."""
+"""Maximum duration of a life on a machine under other load, s."""
 
 
 def damage(path: Path, chance: random.Random) -> str:
-    """Does something to a file; returns what."""
+    """Damage a file and return the kind of damage."""
     data = bytearray(path.read_bytes())
     size = len(data)
     start = chance.randrange(size)
@@ -51,7 +51,7 @@ def damage(path: Path, chance: random.Random) -> str:
 
 
 def leave_something(made: World, number: int) -> None:
-    """Has a node leave a spool with something in it, committed or not, closed or not."""
+    """Let a node leave a spool with predictions, committed or not, closed or not."""
     chance = made.chance
     lives = chance.choice([["away"], ["away"], ["there"], ["there", "away"]])
     for server in lives:
@@ -68,14 +68,14 @@ def leave_something(made: World, number: int) -> None:
 
 
 def damage_one(spool: Path, chance: random.Random) -> str:
-    """Damages one of the files of a spool."""
+    """Damage a file of a spool."""
     there = [spool / name for name in FILES if (spool / name).exists()]
     sized = [path for path in there if path.stat().st_size]
     return damage(chance.choice(sized), chance) if sized else "nothing there yet"
 
 
 def live_on(made: World, number: int) -> None:
-    """Lets a node go on with a damaged spool, and has all of it committed."""
+    """Run a node on a damaged spool until all of it is committed."""
     away = {"target": f"unix:{made.folder}/nowhere"} if made.chance.random() < 0.5 else {}
     spec = made.spec(f"new{number}", f"spool{number}", predictions=NEW, **away)
     Node(spec, keep_logging).wait(PATIENCE)
@@ -83,7 +83,7 @@ def live_on(made: World, number: int) -> None:
 
 
 def damage_spools(made: World, runs: int) -> Audit:
-    """Damages one spool after the other between two lives of its node."""
+    """Damage spools, each between two lives of its node."""
     made.ingest.start()
     done = []
     for number in range(runs):
@@ -92,13 +92,13 @@ def damage_spools(made: World, runs: int) -> Audit:
         (made.folder / "damage.log").write_text("\n".join(done))
         live_on(made, number)
     spools = [f"spool{number}" for number in range(runs)]
-    found = made.finish(spools, are_damaged=True)  # where nothing was, it is found later or never
+    found = made.finish(spools, are_damaged=True)  # damage of unused bytes is found later or never
     check_new(made)
     return found
 
 
 def check_new(made: World) -> None:
-    """What was logged after the damage is all there: nothing took its place."""
+    """Check that all predictions logged after the damage are stored: none was replaced."""
     counted = dict(
         made.ingest.query(
             "SELECT split_part(image_id, '/', 1), count(*) FROM predictions GROUP BY 1"

@@ -1,4 +1,4 @@
-"""Bytes of the server's database, or of its write-ahead log, are flipped, zeroed or cut off."""
+"""Tests that flip, zero or cut off bytes of the server's database or its write-ahead log."""
 
 import shutil
 from collections.abc import Callable
@@ -14,18 +14,18 @@ from tests.faults.nodes import Node
 from tests.faults.test_damage import damage
 from tests.faults.world import WORLDS, World, campaign, several
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
 def log_some(made: World, name: str) -> None:
-    """Has a node log, and the server commit it."""
+    """Run a node and wait until the server has committed its log."""
     Node(made.spec(name, predictions=made.chance.choice([20, 200, 500]))).wait()
 
 
 def copy_store(source: Path, target: Path) -> None:
-    """Copies the files of a store over those that are there."""
+    """Copy the files of a store over the existing ones."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     for path in source.glob("log.duckdb*"):
@@ -33,7 +33,7 @@ def copy_store(source: Path, target: Path) -> None:
 
 
 def starts(made: World) -> bool:
-    """Starts the server; False: it has refused, in one sentence."""
+    """Start the server; return False if it refuses, with one sentence."""
     log = made.ingest.database.with_name("ingest.log")
     log.write_text("")
     try:
@@ -50,7 +50,7 @@ def starts(made: World) -> bool:
 
 
 def can_be_read(database: Path) -> bool:
-    """Reads every value: DuckDB checks a block when it is read."""
+    """Read every value: DuckDB checks a block when it is read."""
     with duckdb.connect(str(database), read_only=True) as connection:
         for table in ("predictions", "gaps", "watermarks", "streams"):
             try:
@@ -61,13 +61,13 @@ def can_be_read(database: Path) -> bool:
 
 
 def damage_store(made: World, runs: int, outcomes: list[str]) -> Audit:
-    """Damages the store again and again; what cannot be used is put back from a copy."""
+    """Damage the store repeatedly; restore a copy when it cannot be used."""
     database = made.ingest.database
     store, copy = database.parent, made.folder / "copy"
     for number in range(runs):
         made.ingest.start()
         log_some(made, f"before{number}")
-        if made.chance.random() < 0.5:  # else all of it is in the log
+        if made.chance.random() < 0.5:  # otherwise all of it is in the log
             made.ingest.stop()
             made.ingest.start()
             log_some(made, f"again{number}")
@@ -88,7 +88,7 @@ def damage_store(made: World, runs: int, outcomes: list[str]) -> Audit:
 
 @pytest.mark.parametrize("runs", [WORLDS, pytest.param(200, marks=SOAK)])
 def test_a_damaged_store(tmp_path: Path, report: Report, runs: int) -> None:
-    """It is refused, or what it has lost is declared by the devices; it is never simply empty."""
+    """Check that the store is refused, or that the devices declare what it lost."""
     outcomes: list[str] = []
     audits = several(lambda made, n: damage_store(made, n, outcomes), tmp_path, runs)
     assert "refused" in outcomes

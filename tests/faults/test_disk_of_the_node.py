@@ -1,4 +1,4 @@
-"""The node's disk is full, again and again, while it logs: what is not kept is declared."""
+"""Tests with a node's disk that is repeatedly full: predictions that are not kept are declared."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,16 +16,16 @@ from tests.faults.lives import LONGEST_RECOVERY, STOP, log_until_told
 from tests.faults.nodes import Node
 from tests.faults.world import WORLDS, World, campaign, several
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 PATIENCE = 5.0
-"""How long the writer keeps trying before it gives up what waits, s."""
+"""Seconds for which the writer retries before it drops the waiting entries."""
 
 
 @contextmanager
 def full_disk(made: World, node: Node, spool: Path, *, is_mounted: bool) -> Iterator[None]:
-    """Keeps the node from writing more than a little."""
+    """Limit the node's writes to a few bytes, within the block."""
     spare = made.chance.choice([0, 0, 100, 5_000, 50_000])
     with ExitStack() as stack:
         if is_mounted:
@@ -36,7 +36,7 @@ def full_disk(made: World, node: Node, spool: Path, *, is_mounted: bool) -> Iter
 
 
 def fill(made: World, runs: int, *, mounts: bool) -> Audit:
-    """Fills the disk so often, with the server there or away."""
+    """Fill the disk this many times, with the server up or down."""
     spec = made.spec("node", pause=0.01)
     reserve = made.chance.choice([0, 2 << 20])
     options = replace(spec.options, disk_reserve_bytes=reserve, spool_bytes=1 << 20)
@@ -62,7 +62,7 @@ def fill(made: World, runs: int, *, mounts: bool) -> Audit:
 
 @pytest.mark.parametrize("runs", [WORLDS, pytest.param(80, marks=SOAK)])
 def test_the_disk_of_the_node(tmp_path: Path, report: Report, runs: int) -> None:
-    """A small tmpfs, where one may be mounted, and files that may not grow."""
+    """Fill a small tmpfs, if one can be mounted, and limit the size of files."""
     mounts = [True, False] * (WORLDS // 2)
     audits = several(lambda made, n: fill(made, n, mounts=mounts.pop()), tmp_path, runs)
     assert sum(one.gap_sequences for one in audits) > 0

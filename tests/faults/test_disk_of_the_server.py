@@ -1,4 +1,4 @@
-"""The server's disk is full, again and again, while a node streams."""
+"""Tests with a server's disk that is repeatedly full while a node streams."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,16 +17,16 @@ from tests.faults.nodes import running
 from tests.faults.world import WORLDS, World, campaign, several
 from tests.unit.edge.samples import eventually
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 SERVICE = "sightline.ingest.v1.IngestService"
 PATIENCE = 60.0
-"""How long readiness may take to change, s: a node may wait 15 s for its next try."""
+"""Maximum time until readiness changes, s: a node may wait 15 s for its next try."""
 
 
 def is_serving(made: World) -> bool:
-    """Says whether the server is ready."""
+    """Return True if the server is ready."""
     with grpc.insecure_channel(made.ingest.target) as channel:
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         check = channel.unary_unary(
@@ -39,7 +39,7 @@ def is_serving(made: World) -> bool:
 
 @contextmanager
 def full_disk(made: World, folder: Path, *, is_mounted: bool) -> Iterator[None]:
-    """Keeps the server from writing more than a little."""
+    """Limit the server's writes to a few bytes, within the block."""
     spare = made.chance.choice([0, 0, 100, 5_000, 50_000])
     with ExitStack() as stack:
         if is_mounted:
@@ -50,7 +50,7 @@ def full_disk(made: World, folder: Path, *, is_mounted: bool) -> Iterator[None]:
 
 
 def start_on_a_full_disk(made: World) -> None:
-    """Kills the server and starts it where it may not be able to."""
+    """Kill the server and start it on a full disk, where the start may fail."""
     made.ingest.kill()
     with suppress(CommandError):
         made.ingest.start()
@@ -59,7 +59,7 @@ def start_on_a_full_disk(made: World) -> None:
 
 
 def fill(made: World, runs: int, *, mounts: bool) -> Audit:
-    """Fills the disk so often; the server must say so, and go on by itself when there is room."""
+    """Fill the disk this many times; the server must report it, and recover by itself."""
     folder = made.ingest.database.parent
     with ExitStack() as stack:
         is_mounted = mounts and stack.enter_context(small_disk(folder, 64))
@@ -79,7 +79,7 @@ def fill(made: World, runs: int, *, mounts: bool) -> Audit:
 
 @pytest.mark.parametrize("runs", [WORLDS, pytest.param(80, marks=SOAK)])
 def test_the_disk_of_the_server(tmp_path: Path, report: Report, runs: int) -> None:
-    """A small tmpfs, where one may be mounted, and files that may not grow."""
+    """Fill a small tmpfs, if one can be mounted, and limit the size of files."""
     mounts = [True, False] * (WORLDS // 2)
     audits = several(lambda made, n: fill(made, n, mounts=mounts.pop()), tmp_path, runs)
     assert sum(one.gap_sequences for one in audits) == 0

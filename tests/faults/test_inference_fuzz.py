@@ -1,4 +1,4 @@
-"""Damaged pictures and requests get an answer or the error that is documented, and harm nobody."""
+"""Tests that damaged images and requests get an answer or a documented error."""
 
 import multiprocessing
 import re
@@ -45,7 +45,7 @@ _NOBODY_GETS = {
     *("MODEL_FILE_INVALID", "MODEL_FILE_MISSING", "MODEL_METADATA_INVALID", "MODEL_UNSUPPORTED"),
     *("MODEL_PROVIDER_UNAVAILABLE", "WORK_CANCELLED"),
 }
-"""Of models that are not loaded, and of calls whose caller has gone."""
+"""Reasons of models that are not loaded, and of calls whose caller has gone."""
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_is_read_in_process(
     tmp_path: Path, report: Callable[[Campaign], None], count: int
 ) -> None:
     found, size = Tally(), -(-count // SLICES)
-    # Processes of their own: what ends one, or hangs in it, must not end this one.
+    # Separate processes, so that a crash or hang in one does not end this one.
     with ProcessPoolExecutor(SLICES, mp_context=multiprocessing.get_context("spawn")) as pool:
         slices = pool.map(
             inference_mutations.run,
@@ -127,7 +127,7 @@ def _note(found: Tally) -> str:
 
 
 def _send(lab: Watched, requests: Iterable[Damaged], found: Tally) -> None:
-    """Sends requests, some at a time, and checks what comes back."""
+    """Send requests, some at a time, and check the answers."""
     with client(lab.server) as one:
         callers = {
             "Infer": one.raw,
@@ -142,7 +142,7 @@ def _send(lab: Watched, requests: Iterable[Damaged], found: Tally) -> None:
 
 
 class _Call:
-    """One request that is on its way."""
+    """A request in flight."""
 
     def __init__(self, caller: Any, one: Damaged) -> None:
         self._one = one
@@ -153,7 +153,7 @@ class _Call:
         self._future.add_done_callback(self._note_end)
 
     def check(self, found: Tally) -> None:
-        """Fails unless what came back is right; adds it."""
+        """Fail unless the answer is right; add it to the tally."""
         try:
             answer = self._future.result()
         except grpc.RpcError as failed:

@@ -1,4 +1,4 @@
-"""Two hours' worth of mixed calls, as fast as they go: every answer right, nothing grows."""
+"""Tests with two hours' worth of mixed calls at full speed: every answer right, nothing grows."""
 
 import asyncio
 import shutil
@@ -24,7 +24,7 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 CALLERS = 8
 GRACE_SECONDS = 10.0
 TWO_HOURS = 2 * 60 * 60 * 20
-"""Calls at 20 per second."""
+"""Number of calls: two hours at 20 per second."""
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def _repository(folder: Path) -> Path:
 
 
 async def _operate(lab: Watched, folder: Path) -> int:
-    """Puts one version of `hot` after the other in place of the one before, until cancelled.
+    """Replace each version of `hot` by the next one, until cancelled.
 
     Returns:
-        How many.
+        The number of replacements.
     """
     version = 1
     with client(lab.server) as one:
@@ -98,7 +98,7 @@ async def _replace(lab: Watched, one: InferenceStub, folder: Path, version: int)
     made.rename(hot / str(version + 1))
     await _until_listed(lab, one, version + 1, there=True)
     old = folder / f"old-{version}"
-    (hot / str(version)).rename(old)  # at once, or half of it could be looked at
+    (hot / str(version)).rename(old)  # atomically, or the server could read half of it
     shutil.rmtree(old)
     await _until_listed(lab, one, version, there=False)
 
@@ -122,11 +122,11 @@ async def _end(operator: "asyncio.Task[int]") -> int:
 
 
 def _drain_under_load(lab: Watched) -> None:
-    """Ends the server while calls are under way: each is answered or may be asked again."""
+    """End the server while calls are in flight: each is answered or may be retried."""
     with client(lab.server) as one:
         request = ask(*[picture()] * 4)
         calls = [one.stub.Infer.future(request, timeout=60) for _ in range(4 * CALLERS)]
-        calls[0].result()  # some are through, others are not
+        calls[0].result()  # some have ended, others have not
         begun = time.monotonic()
         assert lab.server.stop() == 0
         assert time.monotonic() - begun < GRACE_SECONDS + 5

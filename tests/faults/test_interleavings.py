@@ -1,8 +1,8 @@
-"""Log, commit, crash, evict, lose an answer, restore a server: in any order, nothing goes missing.
+"""Tests that log, commit, crash, evict, lose answers and restore the server, in any order.
 
-A state machine drives the real memory, writer, spool and shipper against a model of the server.
+A state machine drives the real buffer, writer, spool and shipper against a fake server.
 After every step the spool must hold exactly what it has promised, and the server only what was
-spooled, once; at the end everything arrives, or is in a gap for the right reason.
+spooled, once; at the end everything is stored, or is in a gap for the right reason.
 """
 
 import shutil
@@ -35,7 +35,7 @@ from tests.fakes.ingest import Stored
 from tests.faults.campaign import Campaign
 from tests.faults.lab import CrashError, Lab, Plan
 
-PATIENT = pytest.mark.timeout(600)  # to make a failure short takes minutes
+PATIENT = pytest.mark.timeout(600)  # shrinking a failure takes minutes
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 MEMORY = Path("/dev/shm")
 ERRORS = {
@@ -46,12 +46,12 @@ ERRORS = {
     "UNAUTHENTICATED": (grpc.StatusCode.UNAUTHENTICATED, None),
 }
 ALWAYS = {"stored", "crashes", "restores"}
-"""What happens in any campaign, however short."""
+"""Events that happen in every campaign."""
 AT_LENGTH = {*ALWAYS, "crashes halfway", "spool_bytes", "spool_age"}
-"""What happens in a long one."""
+"""Events that happen in a long campaign."""
 errors = st.sampled_from(sorted(ERRORS))
 JUMPS = [0.0, 0.0, -1e9, -3600.0, 3600.0, 1e9]
-"""Seconds by which somebody sets the wall clock."""
+"""Seconds by which the wall clock is set."""
 Trouble = tuple[str, str | int]
 troubles: st.SearchStrategy[Trouble] = st.one_of(
     st.just(("", "")),
@@ -68,10 +68,10 @@ def error(name: str) -> SightlineError:
 
 
 class Interleavings(RuleBasedStateMachine):
-    """One node, one server."""
+    """A state machine of one node and one server."""
 
     seen: ClassVar[Counter[str]] = Counter()
-    """What happened in all runs."""
+    """Events of all runs."""
 
     @initialize(
         max_bytes=st.sampled_from([1 << 30, 60_000, 90_000]),
@@ -100,7 +100,7 @@ class Interleavings(RuleBasedStateMachine):
             self.lab.node.spool.close()
             shutil.rmtree(self.folder)
 
-    # What the node does.
+    # Actions of the node.
 
     @rule(count=st.integers(1, 12), size=st.sampled_from([10, 800]), poison=rarely)
     def log(self, count: int, size: int, poison: bool) -> None:
@@ -131,7 +131,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(trouble=troubles, writes=st.booleans(), maintains=rarely)
     def ship(self, trouble: Trouble, writes: bool, maintains: bool) -> None:
-        """One stream, on the way of which something goes wrong, while the writer is busy."""
+        """Ship one stream with a fault on the way, while the writer is busy."""
         kind, detail = trouble
         if kind in {"down", "cut_after", "limited_after"}:
             setattr(self.lab.line, kind, detail)
@@ -141,7 +141,7 @@ class Interleavings(RuleBasedStateMachine):
         self.lab.line.meanwhile = [writer._turn] * writes + [writer._maintain] * maintains
         self.alive(lambda: self.shipping(self.lab.node.shipper._round))
 
-    # What happens to the node.
+    # Faults of the node.
 
     @rule(reboots=st.booleans())
     def crash(self, reboots: bool) -> None:
@@ -160,7 +160,7 @@ class Interleavings(RuleBasedStateMachine):
         self.lab.line.meanwhile.clear()
         self.lab.restart()
 
-    # What happens to the server.
+    # Faults of the server.
 
     @rule()
     def back_up(self) -> None:
@@ -168,14 +168,14 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def restore(self, data: st.DataObject) -> None:
-        """The server's store is replaced by an older one, or by an empty one."""
+        """Replace the server's store by an older one, or by an empty one."""
         which = data.draw(st.integers(-1, len(self.backups) - 1))
         self.lab.roll_back(self.backups[which] if which >= 0 else {})
         del self.backups[which + 1 :]
         self.is_regressed = True
         self.seen["restores"] += 1
 
-    # What must hold.
+    # Invariants.
 
     @invariant()
     def the_spool_keeps_its_books(self) -> None:
@@ -214,7 +214,7 @@ class Interleavings(RuleBasedStateMachine):
             for sequence in range(first, last + 1):
                 assert ledger.why[sequence] == reason
 
-    # How that is done.
+    # Helpers.
 
     def pass_by(self, seconds: float) -> None:
         self.lab.clocks.wall += seconds
@@ -238,7 +238,7 @@ class Interleavings(RuleBasedStateMachine):
             self.die()
 
     def shipping(self, action: Callable[[], object]) -> None:
-        """Does what the shipper's thread would do now; it would wait after an error."""
+        """Take the next step of the shipper's thread, without its wait after an error."""
         node = self.lab.node
         if node.spool.identity.last <= node.shipper._core.position:
             return
@@ -252,7 +252,7 @@ class Interleavings(RuleBasedStateMachine):
         assert all(seconds >= 0.0 for seconds in self.lab.waits), "it comes back too early"
 
     def drain(self) -> None:
-        """Ships all that is left while nothing fails."""
+        """Ship everything that remains, without faults."""
         lab = self.lab
         lab.crashes.left = None
         lab.line.calm()
@@ -264,13 +264,13 @@ class Interleavings(RuleBasedStateMachine):
             patience -= 1
             assert patience, "it does not come to an end"
             if not lab.node.spool.identity.pending:
-                # The server lost what was confirmed: it is noticed with the next prediction.
+                # The server lost confirmed predictions, which the node notices with the next one.
                 self.log(1, 10, poison=False)
                 lab.node.writer._turn()
             self.shipping(lab.node.shipper._round)
 
     def check_the_end(self) -> None:
-        """Everything that was promised is stored, or in a gap."""
+        """Check that everything that was promised is stored or in a gap."""
         self.the_spool_keeps_its_books()
         self.the_server_has_only_what_was_spooled_and_that_once()
         stored, ledger = self.lab.stored, self.lab.ledger
@@ -287,7 +287,7 @@ class Interleavings(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def boots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the machine says of reboots ends with the test."""
+    """Restore the machine's boot id after the test."""
     monkeypatch.setattr(superblocks, "_BOOT_ID", superblocks._BOOT_ID)
 
 

@@ -1,4 +1,4 @@
-"""Nodes and servers are killed again and again: every spooled prediction is stored, once."""
+"""Tests that kill nodes and servers repeatedly: every spooled prediction is stored exactly once."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tests.faults.campaign import Campaign
 from tests.faults.nodes import Node, Spec, fork_and_log, keep_logging, log_and_close, running
 from tests.faults.world import World, campaign, several
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
@@ -19,7 +19,7 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 def kill_nodes(
     made: World, runs: int, longest: float, lives: tuple[Callable[[Spec], None], ...]
 ) -> Audit:
-    """Kills one node after the other, all on one spool."""
+    """Kill nodes one by one, all on one spool."""
     made.ingest.start()
     for number in range(runs):
         life = made.chance.choice(lives)
@@ -36,17 +36,17 @@ def _how_many(made: World, life: Callable[[Spec], None]) -> int | None:
 
 
 def kill_servers(made: World, runs: int, at_work: list[World]) -> Audit:
-    """Kills one server after the other, all on one database, while a node logs.
+    """Kill servers one by one, all on one database, while a node logs.
 
     Args:
-        made: where.
-        runs: how many servers.
-        at_work: gets the world once for each server that was seen to commit before.
+        made: the world.
+        runs: number of servers.
+        at_work: gets an entry for each server that had committed before its end.
     """
     with running(made.spec("node", pause=0.04)):
         for _ in range(runs):
             if made.start_or_die():
-                # A node that has found the server away so often takes its time to come back.
+                # A node that has failed to reach the server this often backs off for long.
                 if made.chance.random() < 0.5 and made.wait_for_commit(30.0):
                     at_work.append(made)
                 time.sleep(made.chance.uniform(0.0, 0.3))
@@ -55,7 +55,7 @@ def kill_servers(made: World, runs: int, at_work: list[World]) -> Audit:
 
 
 def kill_both(made: World, runs: int) -> Audit:
-    """Kills node and server within milliseconds of each other."""
+    """Kill node and server within milliseconds of each other."""
     for number in range(runs):
         made.ingest.start()
         node = Node(made.spec(f"life{number}", pause=0.01))

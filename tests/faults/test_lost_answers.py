@@ -1,4 +1,4 @@
-"""Streams that are committed, whole or in part, and whose answers never arrive."""
+"""Tests of streams that are committed, in whole or in part, and whose answers never arrive."""
 
 import threading
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from tests.faults.nodes import running
 from tests.faults.world import World, campaign, world
 from tests.unit.edge.samples import eventually
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
 @dataclass
 class Loser:
-    """Loses answers, some of them with a part of the stream; passes half of the streams on."""
+    """A fault that loses answers, some with part of the stream, and forwards half of the streams."""
 
     made: World
     runs: int
@@ -46,7 +46,7 @@ class Loser:
 
 @dataclass
 class Killer:
-    """Kills the server when a stream is committed, before it is answered."""
+    """A fault that kills the server after it commits a stream and before it answers."""
 
     made: World
     died: threading.Event = field(default_factory=threading.Event)

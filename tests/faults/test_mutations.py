@@ -1,4 +1,4 @@
-"""Damaged messages get the answer that is documented, and harm nobody else."""
+"""Tests that damaged messages get the documented answer, and harm no other message."""
 
 import multiprocessing
 import os
@@ -16,9 +16,9 @@ from tests.faults.mutations import REJECTED, Tally
 PATIENT = pytest.mark.timeout(600)
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 SLICES = min(os.cpu_count() or 1, 8)
-"""Processes; each must be long enough to tell growth from what it takes to warm up."""
+"""Number of processes; each must run long enough to tell growth from warm-up."""
 NEED_MANY = {"TOO_MANY_DETECTIONS", "TOO_MANY_LABELS"}
-"""No damage to a small message makes these."""
+"""Reasons that no damage to a small message causes."""
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_damaged_messages(
 ) -> None:
     found = Tally()
     size = -(-count // SLICES)
-    # Processes of their own: what ends one, or hangs in it, must not end this one.
+    # Separate processes, so that a crash or hang in one does not end this one.
     with ProcessPoolExecutor(SLICES, mp_context=multiprocessing.get_context("spawn")) as pool:
         for tally in pool.map(
             mutations.run,

@@ -1,4 +1,4 @@
-"""The network delays, throttles, cuts, half-closes and goes silent, while nodes log."""
+"""Tests of a network that delays, throttles, cuts, half-closes and goes silent while nodes log."""
 
 import random
 import time
@@ -14,13 +14,13 @@ from tests.faults.lives import LONGEST_RECOVERY, STOP, log_until_told
 from tests.faults.nodes import Node
 from tests.faults.world import WORLDS, World, campaign, several
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
 def some_network(chance: random.Random) -> Network:
-    """Returns a network that has one fault, or several, but is not silent."""
+    """Return a network with one or several faults, but not a silent one."""
     slow = Network(delay=chance.uniform(0.0, 0.1), jitter=chance.uniform(0.0, 0.2))
     narrow = Network(bytes_per_second=chance.uniform(2_000, 50_000))
     both = Network(slow.delay, slow.jitter, narrow.bytes_per_second)
@@ -29,7 +29,7 @@ def some_network(chance: random.Random) -> Network:
 
 
 def go_through(made: World, faults: int, last: Network) -> float:
-    """Has a node log through one fault after the other; returns how many seconds it then needs."""
+    """Run a node through a series of faults; return the seconds that it then needs to recover."""
     made.ingest.start()
     with Relay(made.ingest.target) as relay:
         node = Node(made.spec("node", target=relay.address, pause=0.02), log_until_told)
@@ -47,7 +47,7 @@ def go_through(made: World, faults: int, last: Network) -> float:
         return time.monotonic() - healed
 
 
-# It takes half a minute to hear that a connection has gone silent, in all worlds at once.
+# A silent connection is detected after half a minute, in all worlds at once.
 @pytest.mark.parametrize("runs", [16, pytest.param(200, marks=SOAK)])
 def test_the_network(tmp_path: Path, report: Report, runs: int) -> None:
     recoveries: list[float] = []

@@ -1,4 +1,4 @@
-"""Item 14: the power fails while the server commits; it starts, with all that it confirmed."""
+"""Item 14: power failures during commits; the server restarts with all that it confirmed."""
 
 import time
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from tests.faults.nodes import running
 from tests.faults.power import Disk
 from tests.faults.world import WORLDS, World, campaign, several
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
 def cut_power(made: World, runs: int, unconfirmed: list[int], aside: list[Path]) -> Audit:
-    """Kills the server so often while a node logs, and loses what it had not synced."""
+    """Kill the server this many times while a node logs, and lose its unsynced writes."""
     disk = Disk(made.folder)
     made.ingest.environment = disk.environment
     with running(made.spec("node", pause=0.02)):

@@ -1,4 +1,4 @@
-"""Item 9: files of the server's store are put back, each from another moment, or are missing."""
+"""Item 9: tests that restore files of the server's store from various moments, or remove them."""
 
 import shutil
 import time
@@ -13,19 +13,19 @@ from tests.faults.nodes import running
 from tests.faults.test_damaged_store import starts
 from tests.faults.world import WORLDS, World, campaign, several
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 KEPT = 6
 
 
 def put_back(made: World, runs: int, outcomes: list[str]) -> Audit:
-    """Stops or kills the server so often, and puts files of other moments in their places."""
+    """Stop or kills the server so often, and puts files of other moments in their places."""
     store, moments = made.ingest.database.parent, made.folder / "moments"
     moments.mkdir()
     for number in range(runs):
         made.ingest.start()
-        # A node that has found the server away takes its time to come back: each is a new one.
+        # A node that has failed to reach the server backs off, so each node is a new one.
         with running(made.spec(f"life{number}", pause=0.03)):
             made.wait_for_commit()
             time.sleep(made.chance.uniform(0.0, 0.2))
@@ -45,14 +45,14 @@ def put_back(made: World, runs: int, outcomes: list[str]) -> Audit:
 
 
 def keep(store: Path, moment: Path) -> None:
-    """Copies the files of a store as they are."""
+    """Save the files of a store as they are."""
     moment.mkdir()
     for path in store.glob("log.duckdb*"):
         shutil.copy(path, moment)
 
 
 def bring(moment: Path, store: Path) -> None:
-    """Puts all files of a moment back, and removes others."""
+    """Restore all files of a moment, and remove others."""
     for path in store.glob("log.duckdb*"):
         path.unlink()
     for path in moment.iterdir():
@@ -60,12 +60,12 @@ def bring(moment: Path, store: Path) -> None:
 
 
 def mix(made: World, store: Path, moments: Path) -> None:
-    """Puts the database, its log or the mark back as it was, or removes it; the rest stays."""
+    """Restore or remove the database, its log or the commit record; keep the rest."""
     parts = ["log.duckdb", "log.duckdb.wal", "log.duckdb.mark"]
     chosen = made.chance.sample(parts, made.chance.choice([1, 1, 1, 2, 3]))
     moment = made.chance.choice(sorted(moments.iterdir()))
     for name in chosen:
-        if made.chance.random() < 0.3:  # each of a moment of its own
+        if made.chance.random() < 0.3:  # each from another moment
             moment = made.chance.choice(sorted(moments.iterdir()))
         (store / name).unlink(missing_ok=True)
         if (moment / name).exists():
@@ -74,7 +74,7 @@ def mix(made: World, store: Path, moments: Path) -> None:
 
 @pytest.mark.parametrize("runs", [4 * WORLDS, pytest.param(240, marks=SOAK)])
 def test_09_files_of_the_store_that_are_put_back(tmp_path: Path, report: Report, runs: int) -> None:
-    """It refuses them, or the nodes declare what is missing: never does it hide a loss."""
+    """Check that the server refuses the files, or that the nodes declare what is missing."""
     outcomes: list[str] = []
     audits = several(lambda made, n: put_back(made, n, outcomes), tmp_path, runs)
     assert outcomes.count("refused") > 0

@@ -1,4 +1,4 @@
-"""Item 12: real nodes whose spool folder is put back from a backup, or cloned with its machine."""
+"""Item 12: tests of real nodes whose spool folder is restored from a backup, or cloned."""
 
 import random
 import shutil
@@ -16,7 +16,7 @@ from tests.faults.campaign import Campaign
 from tests.faults.nodes import Node, drain
 from tests.faults.world import WORLDS, World, campaign, several
 
-pytestmark = pytest.mark.timeout(900)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(900)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 OFFLINE = "unix:/nowhere/at/all"
@@ -24,7 +24,7 @@ WAYS = ("over the files", "over the files of a killed node", "anew", "without th
 
 
 def copy(folder: Path) -> dict[str, bytes]:
-    """What is in a folder, as `cp` would keep it."""
+    """Return the files of a folder, as `cp` would copy them."""
     return {
         one.relative_to(folder).as_posix(): one.read_bytes()
         for one in folder.rglob("*")
@@ -33,7 +33,7 @@ def copy(folder: Path) -> dict[str, bytes]:
 
 
 def put_back(folder: Path, files: dict[str, bytes], *, keep_mark: bool = False) -> None:
-    """Writes into the files that are there, which keep their inodes, and removes the others."""
+    """Write into the existing files, which keep their inodes, and remove the others."""
     for one in [*folder.rglob("*")]:
         stays = keep_mark and one.name == MARK
         if one.is_file() and one.relative_to(folder).as_posix() not in files and not stays:
@@ -46,7 +46,7 @@ def put_back(folder: Path, files: dict[str, bytes], *, keep_mark: bool = False) 
 
 
 def clone(folder: Path, target: Path) -> None:
-    """Copies a folder as the image of a whole machine would: nothing in it tells that it is one."""
+    """Copy a folder as in a disk image of the machine, so that nothing shows that it is a copy."""
     shutil.copytree(folder, target)
     superblock_file = SuperblockFile(target)
     superblock = superblock_file.read()
@@ -56,7 +56,7 @@ def clone(folder: Path, target: Path) -> None:
 
 
 def live(made: World, spool: str, name: str, *, offline: bool, killed: bool = True) -> None:
-    """One life of a node on a spool."""
+    """Run one life of a node on a spool."""
     more = {"target": OFFLINE} if offline else {}
     spec = made.spec(f"{spool}-{name}", spool, predictions=None if killed else 40, **more)
     node = Node(spec)
@@ -69,7 +69,7 @@ def live(made: World, spool: str, name: str, *, offline: bool, killed: bool = Tr
 
 
 def lose_the_time_between(made: World, number: int) -> list[str]:
-    """Backs a spool up while much is pending, goes on, and puts the backup back."""
+    """Back up a spool with much pending, go on, and restore the backup."""
     chance, spool = made.chance, f"spool{number}"
     way = WAYS[number % len(WAYS)]
     folder = made.folder / spool
@@ -79,7 +79,7 @@ def lose_the_time_between(made: World, number: int) -> list[str]:
     if way == "twins":
         return go_on_twice(made, spool)
     live(made, spool, "between", offline=False, killed=chance.random() < 0.5)
-    drain(made.spec("drain", spool))  # nothing is overwritten that is not committed
+    drain(made.spec("drain", spool))  # everything that is overwritten is committed
     if way == "over the files of a killed node":
         node = Node(made.spec(f"{spool}-idle", spool, predictions=0))
         node.kill()
@@ -89,7 +89,7 @@ def lose_the_time_between(made: World, number: int) -> list[str]:
     for life in range(chance.randint(0, 3)):
         live(made, spool, f"offline{life}", offline=True)
     live(made, spool, "after", offline=False)
-    if chance.random() < 0.3:  # and once more: what is committed by now must not come again
+    if chance.random() < 0.3:  # and once more: committed predictions must not be stored again
         drain(made.spec("drain", spool))
         put_back(folder, files)
         live(made, spool, "again", offline=chance.random() < 0.5)
@@ -97,7 +97,7 @@ def lose_the_time_between(made: World, number: int) -> list[str]:
 
 
 def go_on_twice(made: World, spool: str) -> list[str]:
-    """Has two machines go on with one spool, at once or one after the other."""
+    """Run two machines on copies of one spool, at once or one after the other."""
     twin = f"{spool}twin"
     clone(made.folder / spool, made.folder / twin)
     both = [spool, twin]
@@ -126,7 +126,7 @@ def go_on_twice(made: World, spool: str) -> list[str]:
 
 @pytest.mark.parametrize("runs", [8, pytest.param(200, marks=SOAK)])
 def test_item_12_spools_that_are_put_back(tmp_path: Path, report: Report, runs: int) -> None:
-    """Nothing that was spooled is lost or stored twice, whatever the folder was put back to."""
+    """Check that no spooled prediction is lost or stored twice, whatever is restored."""
 
     def fault(made: World, count: int) -> object:
         made.ingest.start()
@@ -134,7 +134,7 @@ def test_item_12_spools_that_are_put_back(tmp_path: Path, report: Report, runs: 
         spools: list[str] = []
         for number in range(first, first + count):
             spools += lose_the_time_between(made, number)
-        # The end of the log may be "gone" for the mark, where that was not put back.
+        # The superblock, if it was not restored, may show the end of the log as lost.
         found = made.finish([*spools, *spools], are_damaged=True)
         assert found.doubled == 0, found
         assert found.missing <= found.gap_sequences, found

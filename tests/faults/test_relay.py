@@ -1,4 +1,4 @@
-"""The relay does to a connection what its network is said to do."""
+"""Tests that the relay treats connections as its network requires."""
 
 import socket
 import threading
@@ -15,7 +15,7 @@ MOMENT = 0.2
 
 
 class Echo:
-    """A service that sends back what it gets, and then says that this was all."""
+    """A service that echoes its input, and then half-closes the connection."""
 
     def __init__(self) -> None:
         self.server = socket.create_server(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""The server's database is put back from an older copy, or replaced by an empty one."""
+"""Tests that restore the server's database from an older copy, or replace it by an empty one."""
 
 import shutil
 import time
@@ -11,25 +11,25 @@ from tests.faults.campaign import Campaign
 from tests.faults.nodes import Node
 from tests.faults.world import World, campaign, world
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
 def copy_store(made: World) -> None:
-    """Ends the server, and copies its database."""
+    """End the server, and copy its database."""
     made.ingest.stop()
     shutil.copy(made.ingest.database, made.folder / "copy.duckdb")
 
 
 def restore_store(made: World) -> None:
-    """Kills the server, and puts its database back as it was when it was copied."""
+    """Kill the server, and restore the copy of its database."""
     remove_store(made)
     shutil.copy(made.folder / "copy.duckdb", made.ingest.database)
 
 
 def remove_store(made: World) -> None:
-    """Kills the server, and removes its database."""
+    """Kill the server, and remove its database."""
     made.ingest.kill()
     for file in made.ingest.database.parent.glob(f"{made.ingest.database.name}*"):
         file.unlink()
@@ -40,10 +40,10 @@ FAULTS = [copy_store, restore_store, restore_store, remove_store]
 
 @pytest.mark.parametrize("runs", [4, pytest.param(120, marks=SOAK)])
 def test_what_the_store_has_lost_is_declared(tmp_path: Path, report: Report, runs: int) -> None:
-    """The device has deleted it, so it cannot come again; but the store must say that it was."""
+    """Check that predictions that the device has deleted are declared lost in the store."""
     with world(tmp_path / "world", 3) as made:
         for number in range(runs):
-            # Every other node is killed: what it knew to be committed is in its spool's file.
+            # Every other node is killed: its committed position is in its spool's file.
             predictions = None if number % 2 else 500
             made.ingest.start()
             node = Node(made.spec(f"life{number}", predictions=predictions, pause=0.01))

@@ -1,7 +1,7 @@
-"""Calls that stall, stop in the middle of a message, or are reset, beside a caller that behaves.
+"""Tests of calls that stall, stop within a message, or are reset, beside a well-behaved caller.
 
-Item 2 of what one caller can do to another: memory stays within twice the bound, the caller is
-answered, and what it was told is committed is in the store once.
+Item 2 of the isolation of callers: memory stays within twice the bound, the caller is
+answered, and every prediction acknowledged as committed is stored exactly once.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ RUNS = [4, pytest.param(200, marks=SOAK)]
 SEED = 20
 MIB = 1 << 20
 DEADLINE = 30.0
-"""How long each call of the caller may take, s, on a machine that does other things as well;
-`bench.isolation` measures how long they do take."""
+"""Maximum duration of each call of the caller on a machine under other load, s;
+`bench.isolation` measures the actual durations."""
 INGEST = "/sightline.ingest.v1.IngestService/"
 INFERENCE = f"/{inference.SERVICE}/"
 LARGEST = 8 * MIB
-"""Of both services: what gRPC takes of one message, bytes."""
+"""Largest message that gRPC accepts at both services, bytes."""
 BOUND = 64 * MIB
 
 
 def flood(address: str, methods: list[str], runs: int, chance: random.Random) -> None:
-    """Make trouble of a random kind, so many times."""
+    """Start bad calls of a random kind, this many times."""
     for _ in range(runs):
         with hostile(address) as made:
             for _ in range(chance.randint(1, 3)):
@@ -58,10 +58,10 @@ def flood(address: str, methods: list[str], runs: int, chance: random.Random) ->
 
 
 class Beside(NamedTuple):
-    """What was seen beside the trouble."""
+    """The measurements beside the bad calls."""
 
     grown: int
-    """Bytes by which the process grew at most."""
+    """Maximum growth of the process, bytes."""
     slowest: float
     """The longest turn, s."""
 
@@ -70,8 +70,8 @@ class Beside(NamedTuple):
 
 
 def beside(pid: int, turn: Callable[[], None], trouble: Callable[[], None]) -> Beside:
-    """Take turns while there is trouble."""
-    for _ in range(50):  # what the first calls take for good
+    """Make the caller's turns while bad calls go on."""
+    for _ in range(50):  # memory that the first calls allocate for good
         turn()
     process, slowest = psutil.Process(pid), 0.0
     before = most = process.memory_info().rss

@@ -1,4 +1,4 @@
-"""A server whose disk does not keep up slows its clients, and does not grow."""
+"""Tests that a server with a slow disk slows its clients down, and does not grow."""
 
 import os
 import shutil
@@ -25,14 +25,14 @@ MESSAGES = 400
 BATCH = 100
 INFLIGHT = 4 << 20
 ON_THEIR_WAY = 4 * (8 << 20)
-"""Room for messages that are being received: four of the largest that are read, bytes."""
+"""Memory for messages in reception: four of the largest messages, bytes."""
 WINDOW = 512 << 10
-"""What gRPC itself may hold of one connection, in both processes together, bytes."""
+"""Maximum that gRPC itself buffers of one connection, in both processes together, bytes."""
 
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """While this file is there, the server's disk does not answer."""
+    """Return the file whose presence blocks the server's disk."""
     return tmp_path / "gate"
 
 
@@ -53,7 +53,7 @@ def server(tmp_path: Path, gate: Path) -> Iterator[ServiceProcess]:
 
 
 class Device:
-    """Streams predictions with much text in them, and counts what gRPC has taken from it."""
+    """A device that streams large predictions, and counts the messages that gRPC accepts."""
 
     def __init__(self, of: SpoolKey, payloads: Sequence[bytes]) -> None:
         self.spool = of
@@ -78,7 +78,7 @@ class Device:
 
 
 def messages() -> list[bytes]:
-    """What each device logs."""
+    """Return the messages that each device logs."""
     every = [
         prediction(number, labels={"note": "x" * 250}) for number in range(1, MESSAGES * BATCH + 1)
     ]
@@ -102,7 +102,7 @@ def test_a_slow_disk_slows_the_clients_and_does_not_grow_the_server(
             stalled = _until_they_stall(devices)
             grown = process.memory_info().rss - before
             with grpc.insecure_channel(server.address) as channel:
-                check = HealthStub(channel).Check  # type: ignore[attr-defined] # published types leave it out
+                check = HealthStub(channel).Check  # type: ignore[attr-defined] # missing from the published types
                 health = check(HealthCheckRequest(), timeout=20)
         finally:
             gate.unlink()
@@ -116,7 +116,7 @@ def test_a_slow_disk_slows_the_clients_and_does_not_grow_the_server(
 
 
 def _until_they_stall(devices: list[Device]) -> int:
-    """Waits until gRPC takes nothing more from any device; returns what it took, bytes."""
+    """Wait until gRPC accepts no more from any device; return the accepted bytes."""
     seen = [0, -1]
 
     def still() -> bool:

@@ -1,4 +1,4 @@
-"""Two nodes go by the same device id, and two machines have the same spool."""
+"""Tests of two nodes with the same device id, and of two machines with the same spool."""
 
 import shutil
 import time
@@ -13,14 +13,14 @@ from tests.faults.campaign import Campaign
 from tests.faults.nodes import Node, running
 from tests.faults.world import World, campaign, world
 
-pytestmark = pytest.mark.timeout(600)  # for a machine that does other things as well
+pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
 Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
 @pytest.mark.parametrize("runs", [6, pytest.param(300, marks=SOAK)])
 def test_two_nodes_with_one_device_id(tmp_path: Path, report: Report, runs: int) -> None:
-    """What they log is told apart by their spools."""
+    """Check that the predictions of two nodes are kept apart by their spools."""
     spools = ("left", "right")
     with world(tmp_path / "world", 4) as made:
         made.ingest.start()
@@ -28,11 +28,11 @@ def test_two_nodes_with_one_device_id(tmp_path: Path, report: Report, runs: int)
             with ExitStack() as both:
                 for spool in spools:
                     node = both.enter_context(running(made.spec(f"{spool}{number}", spool)))
-                    if number % 2 == 0:  # or a busy machine could kill each before it logs
+                    if number % 2 == 0:  # or a busy machine kills each before it logs
                         node.wait_until_it_logs()
                 time.sleep(made.chance.uniform(0.0, 0.5))
         found = made.finish(spools)
-        # One that is opened too often before the server is reached goes on as another.
+        # A spool that is opened too often before it reaches the server goes on as another.
         assert found.spools == 2 or (found.spools > 2 and runs > MAX_OPENINGS)
         assert found.gap_sequences == 0
         report(campaign("two nodes have one device id", runs, [found]))
@@ -40,7 +40,7 @@ def test_two_nodes_with_one_device_id(tmp_path: Path, report: Report, runs: int)
 
 @pytest.mark.parametrize("runs", [2, pytest.param(200, marks=SOAK)])
 def test_a_spool_that_is_copied(tmp_path: Path, report: Report, runs: int) -> None:
-    """What was in it is stored once, and so is what each of the two logs afterwards."""
+    """Check that the copied predictions and those logged afterwards are stored exactly once."""
     with world(tmp_path / "world", 5) as made:
         made.ingest.start()
         spools = [spool for number in range(runs) for spool in copy_and_go_on(made, number)]
@@ -51,7 +51,7 @@ def test_a_spool_that_is_copied(tmp_path: Path, report: Report, runs: int) -> No
 
 
 def copy_and_go_on(made: World, number: int) -> tuple[str, str]:
-    """Has a node leave something in a spool, and two go on with it at the same time."""
+    """Let a node leave predictions in a spool, and two nodes go on with copies at the same time."""
     left, right = f"left{number}", f"right{number}"
     with running(made.spec(f"both{number}", left)) as node:
         node.wait_until_it_logs()
@@ -59,7 +59,7 @@ def copy_and_go_on(made: World, number: int) -> tuple[str, str]:
     shutil.copytree(made.folder / left, made.folder / right)
     for life in range(2):
         # Both start at once, and each is killed at a moment of its own, in the first life once it
-        # logs: on a busy machine it may never come so far otherwise.
+        # logs: on a busy machine it might not get that far otherwise.
         nodes = [Node(made.spec(f"{spool}-{life}", spool)) for spool in (left, right)]
         made.chance.shuffle(nodes)
         for node in nodes:

@@ -1,4 +1,4 @@
-"""Item 14: a power failure leaves holes in unconfirmed commits; the store starts anyway."""
+"""Item 14: tests that the store starts after a power failure with holes in unconfirmed commits."""
 
 import random
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_14_a_hole_in_the_unconfirmed_tail_is_set_aside(
 
 
 def test_14_duckdb_alone_does_not_start_with_a_hole(path: Path, tmp_path: Path) -> None:
-    """Otherwise sound logs would be cut."""
+    """Check the premise: if DuckDB started by itself, cutting its log would be wrong."""
     left, confirmed = interrupted(path, tmp_path / "left", 2000)
     whole = bytearray(log_path(left).read_bytes())
     page = (confirmed // PAGE + 1) * PAGE
@@ -91,7 +91,7 @@ def test_14_damage_of_what_was_confirmed_is_refused(
 
 
 def test_14_the_last_commit_that_was_noted_is_never_set_aside(path: Path, tmp_path: Path) -> None:
-    """Only the commit record shows that the last transaction of the log was confirmed."""
+    """Check that the commit record protects the last confirmed transaction of the log."""
     with opened(path) as store:
         log(store, 1, 300)
         confirmed = log_path(path).stat().st_size
@@ -109,7 +109,7 @@ def test_14_the_last_commit_that_was_noted_is_never_set_aside(path: Path, tmp_pa
 
 
 def test_14_wrong_bytes_are_no_missing_ones(path: Path, tmp_path: Path) -> None:
-    """Without a commit record, a flipped bit may be damage of a confirmed transaction."""
+    """Check that, without a commit record, wrong bytes are treated as damage of a commit."""
     left, confirmed = interrupted(path, tmp_path / "left", 500)
     commit_record_path(left).unlink()
     whole = bytearray(log_path(left).read_bytes())

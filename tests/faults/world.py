@@ -1,4 +1,4 @@
-"""A server and the nodes that log to it, until the auditor comes."""
+"""A server and the nodes that log to it, for the auditor to check at the end."""
 
 import random
 import tempfile
@@ -21,16 +21,16 @@ WORLDS = 4
 
 
 class World:
-    """One server on a socket of its own, and nodes.
+    """A server on its own socket, and nodes.
 
     Args:
-        folder: made; of everything in this world.
-        sockets: folder with a path short enough for a socket in it.
-        seed: of its chance.
+        folder: folder of all files; it is created.
+        sockets: folder with a path short enough for a socket.
+        seed: seed of its random choices.
 
     Attributes:
-        ingest: the server; it is not started.
-        chance: where every random choice comes from.
+        ingest: the server, not started yet.
+        chance: source of all random choices.
     """
 
     def __init__(self, folder: Path, sockets: str, seed: int) -> None:
@@ -41,12 +41,12 @@ class World:
         self.ingest = Ingest(folder / "ingest", f"unix:{sockets}/ingest")
 
     def spec(self, name: str, spool: str = "spool", **more: Any) -> Spec:
-        """Returns what a node of this world is to do."""
+        """Return the instructions for a node of this world."""
         target = more.pop("target", self.ingest.target)
         return Spec(target, self.folder / spool, self.folder, name, **more)
 
     def start_or_die(self) -> bool:
-        """Starts the server, and now and then kills it while it starts; False: it did."""
+        """Start the server, and sometimes kill it during the start; return False if killed."""
         if self.chance.random() < 0.3:
             with suppress(CommandError):
                 self.ingest.start(patience=self.chance.uniform(0.05, 1.0))
@@ -56,16 +56,16 @@ class World:
         return True
 
     def wait_for_commit(self, seconds: float = 5.0) -> bool:
-        """Waits until the server writes to its database; False: it did not."""
+        """Wait until the server writes to its database; return False if it does not."""
         before = self._written()
         return eventually(lambda: self._written() != before, seconds)
 
     def finish(self, spools: Iterable[str] = ("spool",), *, are_damaged: bool = False) -> Audit:
-        """Has everything that is left in the spools committed, and calls the auditor.
+        """Wait until the rest of the spools is committed, and run the auditor.
 
         Args:
-            spools: their folders.
-            are_damaged: whether damage may still be found in them.
+            spools: folders of the spools.
+            are_damaged: True if damage may still be found in them.
         """
         if not self.ingest.is_running:
             self.ingest.start()
@@ -86,7 +86,7 @@ class World:
 
 @contextmanager
 def world(folder: Path, seed: int) -> Iterator[World]:
-    """A world whose server is ended afterwards."""
+    """Yield a world, and end its server afterwards."""
     with tempfile.TemporaryDirectory() as sockets:
         made = World(folder, sockets, seed)
         try:
@@ -96,7 +96,7 @@ def world(folder: Path, seed: int) -> Iterator[World]:
 
 
 def several(fault: Fault, folder: Path, runs: int) -> list[Audit]:
-    """Runs a fault in worlds of their own at once: most of the time each waits."""
+    """Run a fault in several worlds at once, because each waits most of the time."""
 
     def run(seed: int) -> Audit:
         with world(folder / f"world{seed}", seed) as made:
@@ -107,13 +107,13 @@ def several(fault: Fault, folder: Path, runs: int) -> list[Audit]:
 
 
 def campaign(name: str, runs: int, audits: Iterable[Audit], note: str = "") -> Campaign:
-    """Returns the verdict over several worlds.
+    """Return the verdict over several worlds.
 
     Args:
-        name: the fault.
-        runs: how often it was tried.
-        audits: of each world.
-        note: what else is worth a line.
+        name: name of the fault.
+        runs: number of tries.
+        audits: audit of each world.
+        note: remark for the table.
     """
     found = list(audits)
     stored, gaps = sum(one.stored for one in found), sum(one.gap_sequences for one in found)
