@@ -21,7 +21,7 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 @dataclass
 class Loser:
-    """A fault that loses answers, some with part of the stream, and forwards half of the streams."""
+    """A fault that loses answers, some midway, and forwards half of the streams."""
 
     made: World
     runs: int
