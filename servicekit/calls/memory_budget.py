@@ -48,6 +48,7 @@ class MemoryBudget:
         self._lock = threading.Lock()  # of `_share`
         self._waiting: dict[_WaitingCall, None] = {}  # the oldest first
         self._receiving: dict[Reservation, None] = {}  # the oldest first
+        self._turns: dict[Reservation, None] = {}  # with memory for a message that is not read yet
         self._calls: dict[str, int] = {}
         self._ticking: asyncio.TimerHandle | None = None
         self._trimming: asyncio.TimerHandle | None = None
@@ -136,6 +137,15 @@ class MemoryBudget:
         """Note that the read for this reservation has ended."""
         self._receiving.pop(reservation, None)
 
+    def keep_turn(self, reservation: "Reservation") -> None:
+        """Note that this reservation has memory for a next message; its turn is limited."""
+        self._turns[reservation] = None
+        self._tick_on()
+
+    def forget_turn(self, reservation: "Reservation") -> None:
+        """Note that the next message is being read, or that the turn or the call is over."""
+        self._turns.pop(reservation, None)
+
     def trust(self, flow: str) -> None:
         """Note that a message of this flow has arrived."""
         with self._lock:
@@ -190,7 +200,7 @@ class MemoryBudget:
             self._ticking = loop.call_later(_TICK_SECONDS, self._tick)
 
     def _tick(self) -> None:
-        """End late calls, and continue while there are calls that may be late.
+        """End late calls and turns, and continue while there are any that may be late.
 
         Time during which this process did not run does not count: the sender is not late, and its
         message may have arrived.
@@ -198,10 +208,12 @@ class MemoryBudget:
         self._ticking = None
         passed = asyncio.get_running_loop().time() - self._ticked
         self.time += min(passed, 2 * _TICK_SECONDS)
+        for reservation in [turn for turn in self._turns if turn.turn_is_over(self.time)]:
+            reservation.end_turn()
         self._evict(self.time)
         for waiter in self._waited(self.time - self.bounds.patience_seconds):
             self._refuse(waiter)
-        if self._receiving or self._waiting:
+        if self._receiving or self._waiting or self._turns:
             self._tick_on()
 
     def _trim(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -296,6 +308,7 @@ class Reservation:
     ) -> None:
         with self._lock:
             self._open = False
+        self._pool.forget_turn(self)
         self._pool.end(self.flow)
         if error is None:
             self._pool.release(self.flow, self.held)
@@ -318,7 +331,7 @@ class Reservation:
             read: reads a message.
             size: returns the size of a message, bytes.
             reads_on: True if more messages follow. While others wait, the memory for the next one
-                then stays reserved until the turn is over, see `TURN_BYTES`.
+                then stays reserved until the turn is over, see `TURN_BYTES` and `TURN_SECONDS`.
 
         Raises:
             SightlineError: RESOURCE_EXHAUSTED: `TOO_MUCH_IN_FLIGHT`, the budget is used up;
@@ -331,6 +344,7 @@ class Reservation:
             if not pool.reserve(self.flow, pool.largest_bytes):
                 await pool.wait(self.flow)
             self._begin_turn()
+        pool.forget_turn(self)
         self._message, self._ahead = pool.largest_bytes, 0
         self._reader = asyncio.current_task()
         pool.receiving(self)
@@ -344,6 +358,7 @@ class Reservation:
         pool.trust(self.flow)
         if reads_on and length and self._may_go_on(length + pool.bounds.message_cost):
             self._message, self._ahead = length + pool.bounds.message_cost, pool.largest_bytes
+            pool.keep_turn(self)
         else:
             self._drop(pool.largest_bytes - length - pool.bounds.message_cost)
         self._check(length)
@@ -381,6 +396,16 @@ class Reservation:
         if self._reader is not None:
             self._reader.cancel()
 
+    def turn_is_over(self, now: float) -> bool:
+        """Return True if the turn has lasted `TURN_SECONDS`, on the clock of the budget."""
+        return now >= self._turn_began + TURN_SECONDS
+
+    def end_turn(self) -> None:
+        """Release the memory for the next message: the handler is busy with the last one."""
+        self._pool.forget_turn(self)
+        size, self._ahead = self._ahead, 0
+        self._pool.release(self.flow, size)
+
     def _begin_turn(self) -> None:
         self._turn_left, self._turn_began = TURN_BYTES, self._pool.time
 
@@ -391,7 +416,7 @@ class Reservation:
         return (
             pool.waiting > 0
             and self._turn_left > 0
-            and pool.time < self._turn_began + TURN_SECONDS
+            and not self.turn_is_over(pool.time)
             and pool.reserve(self.flow, size)
         )
 

@@ -166,6 +166,35 @@ async def test_a_turn_is_over_when_it_has_lasted_long(monkeypatch: pytest.Monkey
     assert order == ["b"]
 
 
+async def test_a_turn_is_over_while_its_handler_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for the next message must not stay reserved while a handler writes the last one."""
+    monkeypatch.setattr(memory_budget, "TURN_SECONDS", 0.02)
+    pool, order = MemoryBudget(BudgetBounds(150, 100)), list[str]()
+    done, written = asyncio.Event(), asyncio.Event()
+    holding = asyncio.create_task(hold_all(pool, done))
+    await until(lambda: pool.held == 100)
+    busy = asyncio.create_task(handle_slowly(pool, written))
+    await until(lambda: pool.waiting == 1)
+    other = asyncio.create_task(read_on(pool, "b", 1, order))
+    await until(lambda: pool.waiting == 2)
+    done.set()
+    await asyncio.wait_for(asyncio.gather(holding, other), 1)
+    assert order == ["b"]
+    assert not busy.done()
+    assert pool.held == 10, "the message that is being written stays reserved"
+    written.set()
+    assert await busy == b"next"
+    assert pool.held == 0
+
+
+async def handle_slowly(pool: MemoryBudget, written: asyncio.Event) -> bytes:
+    """Read a message of 10 bytes, write it until the event is set, and read the next one."""
+    async with pool.reservation("busy") as reservation:
+        await reservation.receive(lambda: give(bytes(10)), len, reads_on=True)
+        await written.wait()
+        return await reservation.receive(lambda: give(b"next"), len, reads_on=True)
+
+
 async def test_a_turn_takes_no_more_than_there_is_room_for() -> None:
     # Beside the only reservation there is none for a message, so each is followed by the other's.
     assert await order_of_two(pool_of(100, 100, 5), 3) == "ababab"
