@@ -7,11 +7,20 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import IO, Self
 
 from servicekit.terminal import CommandError
+
+_POLL_SECONDS = 0.1
+"""Time between two looks at `stop` while a service starts, s."""
+
+
+class StartCancelledError(Exception):
+    """The wait for a service that starts was cancelled; its process has ended."""
 
 
 class ServiceProcess:
@@ -29,8 +38,10 @@ class ServiceProcess:
             reach this process only, which then stops it. With both, the second signal would end
             the service before it has drained.
         ready_timeout: seconds until it must be ready.
+        stop: cancels the start when it is set, such as by Ctrl-C.
 
     Raises:
+        StartCancelledError: `stop` was set before it was ready.
         CommandError: it ended, or was not ready in time; the exit code is in the message, the
             reason in its log.
     """
@@ -44,6 +55,7 @@ class ServiceProcess:
         stderr: IO[str] | None = None,
         own_group: bool = False,
         ready_timeout: float = 60.0,
+        stop: threading.Event | None = None,
     ) -> None:
         self.module = module
         self.process = subprocess.Popen(
@@ -56,7 +68,7 @@ class ServiceProcess:
             process_group=0 if own_group else None,
         )
         try:
-            self.ready = self._wait_until_ready(ready_timeout)
+            self.ready = self._wait_until_ready(ready_timeout, stop or threading.Event())
         except BaseException:
             self.kill()
             raise
@@ -95,14 +107,18 @@ class ServiceProcess:
         self.process.kill()
         return self.process.wait()
 
-    def _wait_until_ready(self, timeout: float) -> dict[str, object]:
+    def _wait_until_ready(self, timeout: float, stop: threading.Event) -> dict[str, object]:
         lines: queue.Queue[str] = queue.Queue()
         # The thread also empties the pipe afterwards, so that the service never blocks on it.
         threading.Thread(target=self._read, args=(lines,), daemon=True).start()
-        try:
-            line = lines.get(timeout=timeout)
-        except queue.Empty:
-            raise CommandError(f"{self.module} was not ready after {timeout:g} s") from None
+        line, until = None, time.monotonic() + timeout
+        while line is None:
+            if stop.is_set():
+                raise StartCancelledError
+            if time.monotonic() >= until:
+                raise CommandError(f"{self.module} was not ready after {timeout:g} s")
+            with suppress(queue.Empty):
+                line = lines.get(timeout=min(_POLL_SECONDS, timeout))
         if not line:
             code = self.process.wait()
             raise CommandError(f"{self.module} ended with exit code {code}: its log says why")

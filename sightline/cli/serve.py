@@ -18,7 +18,7 @@ from servicekit.distribution import install_hint
 from servicekit.help import CONNECTION, OUTPUT, Command, Group
 from servicekit.telemetry import background_stderr
 from servicekit.terminal import CommandError
-from sightline.cli.processes import ServiceProcess, is_taken
+from sightline.cli.processes import ServiceProcess, StartCancelledError, is_taken
 
 app = typer.Typer(cls=Group, help="Run one service in the foreground.", no_args_is_help=True)
 
@@ -97,12 +97,12 @@ def up(
             *("--model-repository", str(model_repository)),
         ],
     }
-    with ExitStack() as services:
+    with suppress(StartCancelledError), ExitStack() as services:
         running = []
         for module, arguments in flags.items():
             typer.echo(f"starting {module} ...", err=True)
             running.append(
-                services.enter_context(ServiceProcess(module, arguments, own_group=True))
+                services.enter_context(ServiceProcess(module, arguments, own_group=True, stop=stop))
             )
         if as_json or not sys.stdout.isatty():
             for service in running:

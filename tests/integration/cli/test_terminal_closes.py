@@ -41,6 +41,20 @@ def test_ctrl_c_lets_both_services_drain(tmp_path: Path) -> None:
     assert text.count("drained") == 2
 
 
+def test_ctrl_c_while_up_starts_ends_it_at_once(tmp_path: Path) -> None:
+    up = [*SIGHTLINE, "up", "--data", tmp_path / "data", "--model-repository", REPOSITORY]
+    listen = ["--ingest-listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0"]
+    with in_terminal(*up, *listen) as (process, terminal):
+        read_until(terminal, "starting ingest_service")
+        services = children(process.pid)
+        os.write(terminal, b"\x03")
+        text = _rest(terminal)
+        assert process.wait(30) == 0
+        assert "ready" not in text
+        _, alive = psutil.wait_procs(services, timeout=1)
+        assert alive == []
+
+
 def test_closing_the_terminal_of_a_service_ends_it(tmp_path: Path) -> None:
     serve = [*SIGHTLINE, "serve", "inference", "--model-repository", REPOSITORY]
     with in_terminal(*serve, "--listen", "127.0.0.1:0") as (process, terminal):
