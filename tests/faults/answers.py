@@ -118,6 +118,6 @@ def _last(stream: Stream) -> int:
     last = 0
     for message in stream:
         request = ingest_service_pb2.PredictionLogRequest.FromString(message)
-        last = max(last, *(one.sequence for one in request.predictions), last)
+        last = max(last, *(prediction.sequence for prediction in request.predictions), last)
         last = max(last, *(gap.last_sequence for gap in request.gaps), last)
     return last

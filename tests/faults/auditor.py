@@ -90,7 +90,7 @@ def audit(database: Path, lives: Iterable[Life]) -> Audit:
         lives: lives of all nodes that logged to it, of any device.
     """
     rows = list(lives)
-    said = pa.table(
+    table = pa.table(
         {
             "name": pa.array([life.name for life in rows], pa.string()),
             "logs": pa.array([life.logs for life in rows], pa.int64()),
@@ -104,7 +104,7 @@ def audit(database: Path, lives: Iterable[Life]) -> Audit:
             assert row is not None
             return int(row[0] or 0)
 
-        connection.register("lives", said)
+        connection.register("lives", table)
         connection.execute(_STORED)
         connection.execute(_CLAIMS)
         return Audit(

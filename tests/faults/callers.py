@@ -25,7 +25,7 @@ _AWAY = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN", "NOT_READY"})
 
 
 @dataclass(eq=False)
-class Question:
+class KeyedRequest:
     """A request with its own idempotency key, and all of its answers."""
 
     key: str
@@ -49,7 +49,7 @@ class Callers:
 
     address: Callable[[random.Random], str | None]
     lease: float
-    questions: list[Question] = field(default_factory=list)
+    requests: list[KeyedRequest] = field(default_factory=list)
     refusals: "Counter[str]" = field(default_factory=Counter)
     """Error reasons that a killed server does not explain."""
     answered: int = 0
@@ -61,11 +61,11 @@ class Callers:
         """Send requests until `over`: new ones, and repeated ones."""
         chance = random.Random(seed)
         while not self.over.is_set():
-            question = self._some_question(chance)
-            while not self.over.is_set() and not self.ask(question, chance):
+            keyed = self._some_request(chance)
+            while not self.over.is_set() and not self.ask(keyed, chance):
                 time.sleep(0.02)
 
-    def ask(self, question: Question, chance: random.Random) -> bool:
+    def ask(self, keyed: KeyedRequest, chance: random.Random) -> bool:
         """Send a request once; return True if it was answered, or failed for no good reason."""
         address = self.address(chance)
         if address is None:
@@ -74,14 +74,14 @@ class Callers:
         with client.channel:
             try:
                 answer = client.raw(
-                    question.request.SerializeToString(),
+                    keyed.request.SerializeToString(),
                     timeout=self.lease + PATIENCE,
-                    metadata=(("idempotency-key", question.key),),
+                    metadata=(("idempotency-key", keyed.key),),
                 )
             except grpc.RpcError as error:
                 return self._is_refused(from_rpc_error(error))
         with self._lock:
-            question.answers.add(answer)
+            keyed.answers.add(answer)
             self.answered += 1
         return True
 
@@ -92,19 +92,19 @@ class Callers:
             self.refusals[error.reason] += 1
         return True
 
-    def _some_question(self, chance: random.Random) -> Question:
+    def _some_request(self, chance: random.Random) -> KeyedRequest:
         with self._lock:
-            if self.questions and chance.random() < 0.4:
+            if self.requests and chance.random() < 0.4:
                 # Prefer a recent request, which may still be in flight.
-                return chance.choice([*self.questions[-8:], chance.choice(self.questions)])
+                return chance.choice([*self.requests[-8:], chance.choice(self.requests)])
             images = [
                 inference_pb2.Image(data=chance.choice(_PICTURES))
                 for _ in range(chance.randint(1, 3))
             ]
             request = inference_service_pb2.InferRequest(images=images)
-            question = Question(str(uuid.uuid4()), request)
-            self.questions.append(question)
-            return question
+            keyed = KeyedRequest(str(uuid.uuid4()), request)
+            self.requests.append(keyed)
+            return keyed
 
 
 def _answers(answer: bytes, request: inference_service_pb2.InferRequest) -> bool:

@@ -61,7 +61,7 @@ class Folder:
 
     def log(self, images: list[str]) -> None:
         """Spool predictions."""
-        self.spool.append([prediction_body(Prediction(one, "m"), 1.0) for one in images])
+        self.spool.append([prediction_body(Prediction(image, "m"), 1.0) for image in images])
         self.images |= set(images)
         self._note_names()
 
@@ -138,7 +138,9 @@ class Folder:
             self.names.setdefault(image, set()).add((spool.identity.spool_id, sequence))
 
     def _all(self) -> list[Path]:
-        return [one for one in self.path.rglob("*") if one.is_file() and one.name != "spool.lock"]
+        return [
+            file for file in self.path.rglob("*") if file.is_file() and file.name != "spool.lock"
+        ]
 
     def _files(self) -> dict[str, bytes]:
         return {
@@ -186,11 +188,11 @@ class Fleet:
 
     def clone(self, backup: Backup) -> Folder:
         """Start another node on a copy of the folder."""
-        made = self._folder()
-        made._write(backup.files)
-        made.images = set(backup.images)
-        made.start()
-        return made
+        folder = self._folder()
+        folder._write(backup.files)
+        folder.images = set(backup.images)
+        folder.start()
+        return folder
 
     def drain(self) -> None:
         """Ship everything that remains, without faults."""
@@ -204,12 +206,12 @@ class Fleet:
     def check(self) -> None:
         """Fail unless every spooled prediction that remains is in the store exactly once."""
         stored = Counter(self.server.images())
-        doubled = [one for one, count in stored.items() if count > 1]
+        doubled = [image for image, count in stored.items() if count > 1]
         assert not doubled, f"stored twice: {doubled}"
-        for one in self.server.spools.values():
-            one.check()
+        for spool in self.server.spools.values():
+            spool.check()
         required = set[str]().union(*(folder.images for folder in self.folders))
-        lost = {one for one in required - stored.keys() if not self._is_declared(one)}
+        lost = {image for image in required - stored.keys() if not self._is_declared(image)}
         assert len(lost) <= self.released, f"lost: {sorted(lost)}"
 
     @property
@@ -217,8 +219,8 @@ class Fleet:
         """The number of declared sequences that the server's store had lost."""
         return sum(
             last - first + 1
-            for one in self.server.spools.values()
-            for first, last, reason in one.gaps
+            for spool in self.server.spools.values()
+            for first, last, reason in spool.gaps
             if reason == GapReason.RELEASED
         )
 
@@ -237,9 +239,9 @@ class Fleet:
     def _folder(self) -> Folder:
         path = self.folder / f"node{len(self.folders)}"
         path.mkdir()
-        made = Folder(path, self.line, self.stream_size, self.names)
-        self.folders.append(made)
-        return made
+        folder = Folder(path, self.line, self.stream_size, self.names)
+        self.folders.append(folder)
+        return folder
 
 
 def _pending(spool: Spool) -> list[tuple[str, int]]:

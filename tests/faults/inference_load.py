@@ -77,14 +77,14 @@ class Caller:
     Args:
         address: address of the server.
         expected: the expected answers.
-        kept: the shared observations.
+        observed: the shared observations.
         seed: seed of all random choices.
     """
 
-    def __init__(self, address: str, expected: Expected, kept: Kept, seed: int) -> None:
+    def __init__(self, address: str, expected: Expected, observed: Kept, seed: int) -> None:
         self._address = address
         self._expected = expected
-        self._kept = kept
+        self._observed = observed
         self._chance = random.Random(seed)
         self._connect()
         weights: dict[Callable[[], Awaitable[None]], int] = {
@@ -95,7 +95,7 @@ class Caller:
             self._class_of_picture: 6,
             self._with_key: 8,
             self._twins: 4,
-            self._key_of_another_question: 2,
+            self._key_of_another_request: 2,
             self._cancelled: 6,
             self._out_of_time: 6,
             self._bad_picture: 4,
@@ -125,8 +125,8 @@ class Caller:
         (kind,) = self._chance.choices(self._kinds, self._weights)
         begun = time.perf_counter()
         await kind()
-        self._kept.slowest = max(self._kept.slowest, time.perf_counter() - begun)
-        self._kept.calls[kind.__name__.strip("_").replace("_", " ")] += 1
+        self._observed.slowest = max(self._observed.slowest, time.perf_counter() - begun)
+        self._observed.calls[kind.__name__.strip("_").replace("_", " ")] += 1
 
     def _connect(self) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -156,20 +156,20 @@ class Caller:
         except grpc.aio.AioRpcError as failed:
             error = from_rpc_error(failed)
             assert error.reason in reasons, error
-            self._kept.errors[error.reason] += 1
+            self._observed.errors[error.reason] += 1
             return error
         raise AssertionError(f"must fail with {reasons}, was answered {answer}")
 
     async def _one_picture(self) -> None:
         name, data = self._any()
         answer = await self._infer(data)
-        assert [names(each) for each in answer.results] == [[name]]
+        assert [names(result) for result in answer.results] == [[name]]
         assert answer.model_name == "colours"
 
     async def _several_pictures(self) -> None:
-        asked = [self._any() for _ in range(self._chance.randint(2, 4))]
-        answer = await self._infer(*(data for _, data in asked))
-        assert [names(each) for each in answer.results] == [[name] for name, _ in asked]
+        images = [self._any() for _ in range(self._chance.randint(2, 4))]
+        answer = await self._infer(*(data for _, data in images))
+        assert [names(each) for each in answer.results] == [[name] for name, _ in images]
 
     async def _another_model(self) -> None:
         name, data = self._any()
@@ -205,7 +205,7 @@ class Caller:
         assert sum(not replayed for _, replayed in twins) == 1, "one is the first, and only one"
         self._compare(*(answer for answer, _ in twins))
 
-    async def _key_of_another_question(self) -> None:
+    async def _key_of_another_request(self) -> None:
         key = str(uuid.UUID(int=self._bits(), version=4))
         await self._keyed(ask(PICTURES["red"][0]).SerializeToString(), key)
         other = self._keyed(ask(PICTURES["blue"][0]).SerializeToString(), key)
@@ -218,7 +218,7 @@ class Caller:
         try:
             await call
         except asyncio.CancelledError:
-            self._kept.errors["cancelled"] += 1
+            self._observed.errors["cancelled"] += 1
 
     async def _out_of_time(self) -> None:
         name, data = self._any()
@@ -228,7 +228,7 @@ class Caller:
         except grpc.aio.AioRpcError as failed:
             error = from_rpc_error(failed)
             assert error.reason in _LATE, error
-            self._kept.errors["out of time"] += 1
+            self._observed.errors["out of time"] += 1
         else:
             assert names(answer.results[0]) == [name]
 
@@ -305,7 +305,7 @@ class Caller:
         return answer, trailers.get("idempotent-replayed") == "true"
 
     def _compare(self, *answers: bytes) -> None:
-        self._kept.doubled += len(set(answers)) - 1
+        self._observed.doubled += len(set(answers)) - 1
 
     def _bits(self) -> int:
         return self._chance.getrandbits(128)

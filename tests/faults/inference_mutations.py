@@ -110,13 +110,13 @@ def _with_picture(data: bytes, chance: random.Random) -> Damaged:
 
 
 def _asking(*data: bytes) -> inference_service_pb2.InferRequest:
-    return inference_service_pb2.InferRequest(images=[Image(data=each) for each in data])
+    return inference_service_pb2.InferRequest(images=[Image(data=message) for message in data])
 
 
 def _encoded(*data: bytes) -> oip.ModelInferRequest:
     request = oip.ModelInferRequest(model_name="two", id="1")
-    given = request.inputs.add(name="image", datatype="BYTES", shape=[len(data)])
-    given.contents.bytes_contents.extend(data)
+    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[len(data)])
+    tensor.contents.bytes_contents.extend(data)
     return request
 
 
@@ -150,8 +150,8 @@ def _whole_requests(originals: Sequence[bytes]) -> list[_Whole]:
     raw.outputs.add(name="scores")
     raw.raw_input_contents.append(np.full((2, 3, SIDE, SIDE), 0.5, "<f4").tobytes())
     typed = oip.ModelInferRequest(model_name="two")
-    given = typed.inputs.add(name="images", datatype="FP32", shape=[1, 3, SIDE, SIDE])
-    given.contents.fp32_contents.extend([0.25] * (3 * SIDE * SIDE))
+    tensor = typed.inputs.add(name="images", datatype="FP32", shape=[1, 3, SIDE, SIDE])
+    tensor.contents.fp32_contents.extend([0.25] * (3 * SIDE * SIDE))
     uploaded = tuple(_upload(small, 3))
     return [
         _whole("Infer", rich),
@@ -162,8 +162,8 @@ def _whole_requests(originals: Sequence[bytes]) -> list[_Whole]:
             "UploadImage",
             uploaded,
             tuple(
-                wire.read(each, inference_service_pb2.UploadImageRequest.DESCRIPTOR)
-                for each in uploaded
+                wire.read(message, inference_service_pb2.UploadImageRequest.DESCRIPTOR)
+                for message in uploaded
             ),
         ),
     ]
@@ -220,39 +220,39 @@ def run(seed: int, count: int, folder: Path) -> Tally:
     for part in range(2):
         if part:
             before = psutil.Process().memory_info().rss
-        for one in islice(requests, count // 2 + part * (count % 2)):
-            _read_one(reader, one, tally)
+        for request in islice(requests, count // 2 + part * (count % 2)):
+            _read_one(reader, request, tally)
     tally.grown = psutil.Process().memory_info().rss - before
     return tally
 
 
-def _read_one(reader: "Reader", one: Damaged, tally: Tally) -> None:
+def _read_one(reader: "Reader", damaged: Damaged, tally: Tally) -> None:
     begun = time.perf_counter()
     try:
-        reader.read(one)
+        reader.read(damaged)
         tally.answered += 1
     except SightlineError as error:
-        assert_documented(error.code.name, error.reason, one)
+        assert_documented(error.code.name, error.reason, damaged)
         tally.refused[error.reason] += 1
     except Exception as error:
-        raise AssertionError(f"{one.method} {_hex(one)}") from error
-    took = time.perf_counter() - begun
-    assert took < SLOW_SECONDS, _hex(one)
-    tally.slowest = max(tally.slowest, took)
+        raise AssertionError(f"{damaged.method} {_hex(damaged)}") from error
+    seconds = time.perf_counter() - begun
+    assert seconds < SLOW_SECONDS, _hex(damaged)
+    tally.slowest = max(tally.slowest, seconds)
     tally.requests += 1
 
 
-def assert_documented(code: str, reason: str, one: Damaged) -> None:
+def assert_documented(code: str, reason: str, damaged: Damaged) -> None:
     """Fail unless this is a documented error for bad input."""
     allowed = {"INVALID_ARGUMENT", "NOT_FOUND"}
-    if one.method == "ModelInfer" and b"timeout" in one.messages[0]:
+    if damaged.method == "ModelInfer" and b"timeout" in damaged.messages[0]:
         allowed |= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}  # damage may leave too little time
-    assert reason in documented(), (code, reason, one.method, _hex(one))
-    assert code in allowed, (code, reason, one.method, _hex(one))
+    assert reason in documented(), (code, reason, damaged.method, _hex(damaged))
+    assert code in allowed, (code, reason, damaged.method, _hex(damaged))
 
 
-def _hex(one: Damaged) -> list[str]:
-    return [message.hex() for message in one.messages]
+def _hex(damaged: Damaged) -> list[str]:
+    return [message.hex() for message in damaged.messages]
 
 
 class Reader:
@@ -270,29 +270,31 @@ class Reader:
             "UploadImage": self._upload,
         }
 
-    def read(self, one: Damaged) -> None:
+    def read(self, damaged: Damaged) -> None:
         """Read a request; raises SightlineError if it is refused."""
-        self._read[one.method](one.messages)
+        self._read[damaged.method](damaged.messages)
 
     def _infer(self, messages: tuple[bytes, ...]) -> None:
-        question = check(_parsed(inference_service_pb2.InferRequest, messages[0]), LIMITS)
-        for picture in question.images:
-            if isinstance(picture, CheckedImage):
-                _decode(picture.opened)
+        checked = check(_parsed(inference_service_pb2.InferRequest, messages[0]), LIMITS)
+        for image in checked.images:
+            if isinstance(image, CheckedImage):
+                _decode(image.opened)
 
     def _model_infer(self, messages: tuple[bytes, ...]) -> None:
-        asked = open_requests.read(_parsed(oip.ModelInferRequest, messages[0]), self._model, LIMITS)
-        for member in work.members(asked, self._model):
+        infer_request = open_requests.read(
+            _parsed(oip.ModelInferRequest, messages[0]), self._model, LIMITS
+        )
+        for member in work.members(infer_request, self._model):
             made = member.prepare()
             assert made.shape == (member.rows, 3, SIDE, SIDE)
 
     def _upload(self, messages: tuple[bytes, ...]) -> None:
         make = inference_service_pb2.UploadImageRequest
-        first, *rest = (_part(_parsed(make, each)) for each in messages or (b"",))
+        first, *rest = (_part(_parsed(make, message)) for message in messages or (b"",))
         header = parts.check_first(first, LIMITS.image.max_bytes)
         content = bytearray()
-        for each in rest:
-            content += parts.check_next(each, header, len(content))
+        for message in rest:
+            content += parts.check_next(message, header, len(content))
         parts.check_end(header, len(content), hashlib.sha256(content).digest())
 
 
@@ -308,10 +310,10 @@ def _malformed() -> SightlineError:
 
 
 def _part(message: inference_service_pb2.UploadImageRequest) -> Part:
-    which = message.WhichOneof("part")
-    if which == "header":
+    part = message.WhichOneof("part")
+    if part == "header":
         return Header(message.header.sha256, message.header.size_bytes)
-    return message.chunk if which else None
+    return message.chunk if part else None
 
 
 def _decode(opened: OpenedImage) -> None:

@@ -58,14 +58,16 @@ class Crashes:
     def kill(self) -> None:
         """Save the current contents of the disk."""
         self.left = None
-        self.disk = {one.name: one.read_bytes() for one in self.folder.iterdir() if one.is_file()}
+        self.disk = {
+            file.name: file.read_bytes() for file in self.folder.iterdir() if file.is_file()
+        }
 
     def put_back(self) -> None:
         """Restore the contents of the disk, in the same files."""
         assert self.disk is not None
-        for one in self.folder.iterdir():
-            if one.is_file() and one.name not in self.disk:
-                one.unlink()
+        for file in self.folder.iterdir():
+            if file.is_file() and file.name not in self.disk:
+                file.unlink()
         for name, data in self.disk.items():
             (self.folder / name).write_bytes(data)
         self.disk = None
@@ -141,7 +143,7 @@ class Line:
         cut_after: number of committed messages after which the next stream breaks.
         limited_after: likewise, with the server's error about its limit.
         meanwhile: actions of others while the next stream is in flight.
-        asked: actions of others between the next GetWatermark and its use.
+        after_watermark: actions of others between the next GetWatermark and its use.
     """
 
     server: FakeIngest
@@ -150,7 +152,7 @@ class Line:
     cut_after: int | None = None
     limited_after: int | None = None
     meanwhile: list[Callable[[], None]] = field(default_factory=list)
-    asked: list[Callable[[], None]] = field(default_factory=list)
+    after_watermark: list[Callable[[], None]] = field(default_factory=list)
 
     def stream_unary(self, *_: object, **__: object) -> "_Method":
         return _Method(self._log)
@@ -165,14 +167,14 @@ class Line:
         """End every fault."""
         self.down, self.cut_after, self.limited_after = 0, None, None
         self.meanwhile.clear()
-        self.asked.clear()
+        self.after_watermark.clear()
 
     def _ask(self, request: ingest_service_pb2.GetWatermarkRequest, context: Any) -> Any:
         self._arrive()
         answer = self.server._watermark(request, context)
-        asked, self.asked = self.asked, []
-        for one in asked:
-            one()
+        after_watermark, self.after_watermark = self.after_watermark, []
+        for action in after_watermark:
+            action()
         return answer
 
     def _log(self, messages: Iterator[bytes], context: Any) -> Any:
@@ -239,12 +241,12 @@ class Ledger:
     """The spool's promises by sequence, recorded on its callers' side.
 
     Attributes:
-        given: predictions by their sequence.
+        predictions: predictions by their sequence.
         why: sequences that will never be sent, and the reason.
     """
 
     def __init__(self) -> None:
-        self.given: dict[int, bytes] = {}
+        self.predictions: dict[int, bytes] = {}
         self.why: dict[int, GapReason] = {}
         self.spooled_at: dict[int, float] = {}
         self.last = 0
@@ -260,7 +262,7 @@ class Ledger:
                 if isinstance(entry, Dropped):
                     self.why[self.last] = entry.reason
                 else:
-                    self.given[self.last] = entry
+                    self.predictions[self.last] = entry
 
     def lose(self, first: int, last: int, reason: GapReason) -> None:
         """Record a lost range."""
@@ -361,7 +363,7 @@ class Lab:
         self.ledger = Ledger()
         self.losses: list[Lost] = []
         self.crashes = Crashes(self.folder)
-        self.server = FakeIngest(unreadable=lambda one: one.image_id.startswith("poison"))
+        self.server = FakeIngest(unreadable=lambda action: action.image_id.startswith("poison"))
         self.line = Line(self.server, self.crashes)
         self.waits: list[float] = []
         self.node = self._start()
@@ -404,7 +406,7 @@ class Lab:
         identity = self.node.spool.identity
         if lost.reason is GapReason.UNREADABLE:
             assert lost.first == lost.last
-            assert b"poison" in self.ledger.given[lost.first]
+            assert b"poison" in self.ledger.predictions[lost.first]
             return
         assert lost.first == identity.acknowledged + 1, "not the oldest"
         if lost.reason is GapReason.SPOOL_AGE:

@@ -56,8 +56,8 @@ def read_lives(folder: Path) -> list[Life]:
 
 
 def _read(path: Path) -> Life:
-    said = {"logs": 0, "spooled": 0, "ended": 0}
+    counts = {"logs": 0, "spooled": 0, "ended": 0}
     for line in path.read_text().split("\n")[:-1]:  # the last line may be cut off
         word, _, number = line.partition(" ")
-        said[word] = int(number)
-    return Life(path.stem, said["logs"], said["spooled"], bool(said["ended"]))
+        counts[word] = int(number)
+    return Life(path.stem, counts["logs"], counts["spooled"], bool(counts["ended"]))

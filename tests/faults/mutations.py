@@ -112,7 +112,7 @@ def run(seed: int, count: int, folder: Path, decoder: str) -> Tally:
         if number % _STORED == 0:
             _check_outcomes(group, outcomes_of(writer, group), good)
             checker.tally.stored += len(group)
-        assert time.perf_counter() - began < _SLOW_SECONDS, [one.hex() for one in payloads]
+        assert time.perf_counter() - began < _SLOW_SECONDS, [payload.hex() for payload in payloads]
     checker.tally.grown = psutil.Process().memory_info().rss - before
     store.close()
     _check_books(folder / f"{seed}.duckdb")
@@ -165,68 +165,68 @@ class Checker:
         """
         prepared = prepare(group, self._decoder, NOW)
         watermarks = {
-            one.opening.spool: 0 if at in good else chance.choice((0, 0, 0, 1, 2, 3, 4, 2**62))
-            for at, one in enumerate(group)
+            received.opening.spool: 0 if at in good else chance.choice((0, 0, 0, 1, 2, 3, 4, 2**62))
+            for at, received in enumerate(group)
         }
         committed = {
             spool: Watermark(through, generations=(Generation("", 0),) if through else ())
             for spool, through in watermarks.items()
         }
         changes, outcomes = decide(prepared, committed)
-        _check_outcomes(group, outcomes, good, [watermarks[one] for one in prepared.spools])
-        assert changes.predictions.num_rows == sum(one.accepted for one in outcomes)
+        _check_outcomes(group, outcomes, good, [watermarks[key] for key in prepared.spools])
+        assert changes.predictions.num_rows == sum(outcome.accepted for outcome in outcomes)
         self._count(outcomes, good)
         self._compare(prepared, good)
 
     def _count(self, outcomes: Sequence[MessageOutcome], good: Mapping[int, int]) -> None:
         self.tally.neighbours += len(good)
-        for at, one in enumerate(outcomes):
+        for at, outcome in enumerate(outcomes):
             if at in good:
                 continue
             self.tally.messages += 1
-            self.tally.accepted += one.accepted
-            self.tally.rejected.update(rejection.reason for rejection in one.rejections)
-            if one.error is not None:
-                self.tally.refused[one.error.reason] += 1
+            self.tally.accepted += outcome.accepted
+            self.tally.rejected.update(rejection.reason for rejection in outcome.rejections)
+            if outcome.error is not None:
+                self.tally.refused[outcome.error.reason] += 1
 
     def _compare(self, prepared: Prepared, good: Mapping[int, int]) -> None:
         """Fail unless the read messages have the values that protobuf reads."""
         both, whose = [], []
-        for at, one in enumerate(prepared.messages):
+        for at, received in enumerate(prepared.messages):
             malformed = _is_malformed(prepared.refused.get(at))
-            read = _by_protobuf(one.payload)
+            read = _by_protobuf(received.payload)
             if read is not None and not malformed:
                 self.tally.compared += at not in good
                 both.append(read)
                 whose.append(at)
             elif read is not None or not malformed:
-                self._note_difference(one.payload, malformed=malformed)
+                self._note_difference(received.payload, malformed=malformed)
         expected = oracle.by_protobuf(both)
-        found = self._read(prepared, whose)
-        if found != expected:
-            self._compare_each(prepared, whose, both, found)
+        values = self._read(prepared, whose)
+        if values != expected:
+            self._compare_each(prepared, whose, both, values)
 
     def _compare_each(
         self,
         prepared: Prepared,
         whose: Sequence[int],
         both: Sequence[PredictionLogRequest],
-        found: oracle.Columns,
+        values: oracle.Columns,
     ) -> None:
         row = gap = 0
         for at, read in zip(whose, both, strict=True):
             rows = slice(row, row := row + len(read.predictions))
             gaps = slice(gap, gap := gap + len(read.gaps))
             expected = oracle.by_protobuf([read])
-            own = {name: found[name][gaps if name == "gaps" else rows] for name in found}
+            own = {name: values[name][gaps if name == "gaps" else rows] for name in values}
             if own != expected:
                 self._note_other_values(prepared.messages[at].payload, own, expected)
 
     def _note_other_values(
-        self, payload: bytes, found: oracle.Columns, expected: oracle.Columns
+        self, payload: bytes, values: oracle.Columns, expected: oracle.Columns
     ) -> None:
         """Fail unless the values that differ are documented to differ."""
-        differing = {name for name in expected if expected[name] != found[name]}
+        differing = {name for name in expected if expected[name] != values[name]}
         odd = wire.oddities(payload, PredictionLogRequest.DESCRIPTOR)
         if "labels" in differing and "foreign field in a label" in odd:
             differing -= {"labels"}
@@ -234,7 +234,7 @@ class Checker:
         if differing & oracle.MERGED and "message twice" in odd:
             differing -= oracle.MERGED
             self.tally.odd["last one counts"] += 1
-        assert not differing, (payload.hex(), {n: (expected[n], found[n]) for n in differing})
+        assert not differing, (payload.hex(), {n: (expected[n], values[n]) for n in differing})
 
     def _note_difference(self, payload: bytes, *, malformed: bool) -> None:
         odd = wire.oddities(payload, PredictionLogRequest.DESCRIPTOR)
@@ -242,13 +242,13 @@ class Checker:
         assert odd & expected, (payload.hex(), odd)
         self.tally.odd["refused" if malformed else "read all the same"] += 1
 
-    def _read(self, prepared: Prepared, which: Sequence[int]) -> oracle.Columns:
+    def _read(self, prepared: Prepared, selected: Sequence[int]) -> oracle.Columns:
         """Return the values that the service has read from these messages."""
-        wanted = np.zeros(prepared.claims.messages, dtype=np.bool_)
-        wanted[list(which)] = True
+        mask = np.zeros(prepared.claims.messages, dtype=np.bool_)
+        mask[list(selected)] = True
         return oracle.by_arrow(
-            prepared.predictions.filter(pa.array(wanted[prepared.claims.message])),
-            prepared.gaps.filter(pa.array(wanted[prepared.claims.gap_message])),
+            prepared.predictions.filter(pa.array(mask[prepared.claims.message])),
+            prepared.gaps.filter(pa.array(mask[prepared.claims.gap_message])),
         )
 
 
@@ -286,19 +286,19 @@ def _check_outcomes(
     low: Sequence[int] | None = None,
 ) -> None:
     """Fail unless all reasons are documented, the counts add up and good messages are complete."""
-    for at, (one, payload) in enumerate(zip(outcomes, group, strict=True)):
+    for at, (outcome, payload) in enumerate(zip(outcomes, group, strict=True)):
         if at in good:
-            assert one == MessageOutcome(committed_through=good[at], accepted=good[at])
+            assert outcome == MessageOutcome(committed_through=good[at], accepted=good[at])
             continue
         why = payload.payload.hex()
-        assert {rejection.reason for rejection in one.rejections} <= REJECTED, why
-        new = one.accepted + len(one.rejections) + one.gap_sequences
-        if one.error is not None:
-            assert one.error.reason in REFUSED, why
-        if one.error is not None and one.error.reason != "SEQUENCE_HOLE":
+        assert {rejection.reason for rejection in outcome.rejections} <= REJECTED, why
+        new = outcome.accepted + len(outcome.rejections) + outcome.gap_sequences
+        if outcome.error is not None:
+            assert outcome.error.reason in REFUSED, why
+        if outcome.error is not None and outcome.error.reason != "SEQUENCE_HOLE":
             assert new == 0, why
         else:
-            assert one.committed_through - (low[at] if low else 0) == new, why
+            assert outcome.committed_through - (low[at] if low else 0) == new, why
 
 
 def _check_books(database: Path) -> None:

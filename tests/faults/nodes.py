@@ -118,8 +118,8 @@ def log_bursts(
         end = number + random.randint(1, 40)
         end = end if predictions is None else min(end, predictions)
         ledger.will_log(end)
-        for one in range(number, end):
-            log(sample(ledger.image_id(one)))
+        for index in range(number, end):
+            log(sample(ledger.image_id(index)))
         wait_until_flushed(log)
         ledger.has_spooled(end)
         number = end
@@ -149,8 +149,8 @@ def close(log: PredictionLogger) -> None:
 
 def sample(image_id: str) -> Prediction:
     """Return a prediction with a detection in it."""
-    found = Detection(len(image_id), "thing", 0.5, Box(0.0, 1.0, 2.0, 3.0))
-    return Prediction(image_id, "m", detections=(found,))
+    detection = Detection(len(image_id), "thing", 0.5, Box(0.0, 1.0, 2.0, 3.0))
+    return Prediction(image_id, "m", detections=(detection,))
 
 
 class Node:

@@ -53,8 +53,8 @@ class Disk:
 
     def confirmed(self, log: Path) -> int:
         """Return the number of confirmed bytes of a log."""
-        said = self._of(log, ".size")
-        return min(int(said.read_text()), log.stat().st_size) if said.exists() else 0
+        size_file = self._of(log, ".size")
+        return min(int(size_file.read_text()), log.stat().st_size) if size_file.exists() else 0
 
     def _of(self, path: Path, end: str) -> Path:
         return self._record / f"{path.stat().st_ino}{end}"

@@ -52,9 +52,9 @@ def spoiled(database: Path, *statements: str) -> Audit:
 
 
 def test_a_sound_store(database: Path) -> None:
-    found = audit(database, LIVES)
-    found.check()
-    assert found == Audit(
+    counts = audit(database, LIVES)
+    counts.check()
+    assert counts == Audit(
         stored=6,
         spooled=6,
         missing=0,
@@ -69,46 +69,46 @@ def test_a_sound_store(database: Path) -> None:
 
 
 def test_what_is_missing_and_in_no_gap_is_lost(database: Path) -> None:
-    found = spoiled(database, "DELETE FROM predictions WHERE sequence IN (1, 2)")
-    assert (found.missing, found.lost, found.undeclared, found.balanced) == (2, 1, 2, False)
-    found = spoiled(database, "DELETE FROM gaps")
-    assert (found.missing, found.lost, found.undeclared) == (2, 2, 3)
+    counts = spoiled(database, "DELETE FROM predictions WHERE sequence IN (1, 2)")
+    assert (counts.missing, counts.lost, counts.undeclared, counts.balanced) == (2, 1, 2, False)
+    counts = spoiled(database, "DELETE FROM gaps")
+    assert (counts.missing, counts.lost, counts.undeclared) == (2, 2, 3)
 
 
 def test_a_rejected_one_without_an_image_id_hides_nothing(database: Path) -> None:
-    found = spoiled(database, "UPDATE rejected_predictions SET original = '{}'")
-    assert (found.missing, found.strange) == (1, 1)
-    found = spoiled(database, "DELETE FROM predictions WHERE sequence IN (1, 2)")
-    assert (found.missing, found.lost) == (3, 2)
+    counts = spoiled(database, "UPDATE rejected_predictions SET original = '{}'")
+    assert (counts.missing, counts.strange) == (1, 1)
+    counts = spoiled(database, "DELETE FROM predictions WHERE sequence IN (1, 2)")
+    assert (counts.missing, counts.lost) == (3, 2)
 
 
 def test_what_is_missing_in_the_middle_is_undeclared(database: Path) -> None:
-    found = spoiled(database, "DELETE FROM rejected_predictions")
-    assert (found.lost, found.undeclared) == (0, 1)
+    counts = spoiled(database, "DELETE FROM rejected_predictions")
+    assert (counts.lost, counts.undeclared) == (0, 1)
 
 
 def test_twins(database: Path) -> None:
     again = "INSERT INTO predictions SELECT * FROM predictions WHERE sequence = 2"
-    found = spoiled(database, again)
-    assert (found.doubled, found.claimed_twice, found.balanced) == (1, 1, False)
+    counts = spoiled(database, again)
+    assert (counts.doubled, counts.claimed_twice, counts.balanced) == (1, 1, False)
 
 
 def test_a_twin_in_another_spool(database: Path) -> None:
     again = "INSERT INTO predictions SELECT * REPLACE ('t' AS spool_id, 1 AS sequence)"
-    found = spoiled(database, f"{again} FROM predictions WHERE sequence = 2")
-    assert (found.doubled, found.claimed_twice) == (1, 0)
+    counts = spoiled(database, f"{again} FROM predictions WHERE sequence = 2")
+    assert (counts.doubled, counts.claimed_twice) == (1, 0)
 
 
 def test_a_gap_over_what_is_stored(database: Path) -> None:
-    found = spoiled(database, "UPDATE gaps SET first_sequence = 2")
-    assert (found.doubled, found.claimed_twice) == (0, 2)
+    counts = spoiled(database, "UPDATE gaps SET first_sequence = 2")
+    assert (counts.doubled, counts.claimed_twice) == (0, 2)
 
 
 def test_what_nobody_logged_is_strange(database: Path) -> None:
-    found = spoiled(database, "UPDATE predictions SET image_id = 'a/4' WHERE image_id = 'b/0'")
-    assert (found.strange, found.missing) == (1, 1)
+    counts = spoiled(database, "UPDATE predictions SET image_id = 'a/4' WHERE image_id = 'b/0'")
+    assert (counts.strange, counts.missing) == (1, 1)
     with pytest.raises(AssertionError):
-        found.check()
+        counts.check()
 
 
 def test_a_ledger_whose_last_line_is_cut_off(tmp_path: Path) -> None:

@@ -96,31 +96,31 @@ def asking(servers: Servers, seed: int) -> Iterator[Callers]:
     """Run callers until the end of the block."""
     callers = Callers(servers.address, LEASE)
     with ThreadPoolExecutor(CALLERS) as pool:
-        asked = [pool.submit(callers.keep_asking, seed + number) for number in range(CALLERS)]
+        futures = [pool.submit(callers.keep_asking, seed + number) for number in range(CALLERS)]
         try:
             yield callers
         finally:
             callers.over.set()
-    for each in asked:
-        each.result()
+    for future in futures:
+        future.result()
 
 
 def verdict(name: str, runs: int, servers: Servers, callers: Callers, at_work: int) -> Campaign:
     """Repeat every request, and count the wrong answers."""
-    for question in callers.questions:
-        assert callers.ask(question, servers.chance)
-    asked = len(callers.questions)
-    assert asked > runs
+    for keyed in callers.requests:
+        assert callers.ask(keyed, servers.chance)
+    keys = len(callers.requests)
+    assert keys > runs
     assert at_work >= runs // 4, "too few were doing anything when they were killed"
-    doubled = sum(len(question.answers) > 1 for question in callers.questions)
-    half = sum(question.has_half_an_answer for question in callers.questions)
-    note = f"{asked} keys, {at_work} kills left claims"
+    doubled = sum(len(keyed.answers) > 1 for keyed in callers.requests)
+    half = sum(keyed.has_half_an_answer for keyed in callers.requests)
+    note = f"{keys} keys, {at_work} kills left claims"
     if callers.refusals:
         note += f", refused: {dict(callers.refusals)}"
     return Campaign(
         name,
         runs,
-        lost=callers.refusals.total() + sum(not q.answers for q in callers.questions),
+        lost=callers.refusals.total() + sum(not keyed.answers for keyed in callers.requests),
         doubled=doubled,
         undeclared=half + servers.damaged(),
         note=note,
@@ -137,10 +137,10 @@ def test_one_server(tmp_path: Path, report: Report, runs: int) -> None:
                 servers.start(0)
                 at_work += servers.kill_at_some_point(0, callers)
             servers.start(0)
-        found = verdict("SIGKILL of an inference server", runs, servers, callers, at_work)
+        campaign = verdict("SIGKILL of an inference server", runs, servers, callers, at_work)
     finally:
         servers.kill(0)
-    report(found)
+    report(campaign)
 
 
 @pytest.mark.parametrize("runs", [4, pytest.param(200, marks=SOAK)])
@@ -154,8 +154,8 @@ def test_two_servers_on_one_database(tmp_path: Path, report: Report, runs: int) 
                 servers.start(1 - number % 2)
                 at_work += servers.kill_at_some_point(number % 2, callers)
         name = "SIGKILL of one of two inference servers"
-        found = verdict(name, runs, servers, callers, at_work)
+        campaign = verdict(name, runs, servers, callers, at_work)
     finally:
         for slot in range(2):
             servers.kill(slot)
-    report(found)
+    report(campaign)

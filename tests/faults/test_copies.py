@@ -61,13 +61,13 @@ class Copies(RuleBasedStateMachine):
             self.fleet.close()
             shutil.rmtree(self.folder)
 
-    @rule(which=numbers, count=st.integers(1, 6))
-    def log(self, which: int, count: int) -> None:
-        self.node(which).log(self.fleet.images(count))
+    @rule(index=numbers, count=st.integers(1, 6))
+    def log(self, index: int, count: int) -> None:
+        self.node(index).log(self.fleet.images(count))
 
-    @rule(which=numbers, trouble=st.sampled_from(["", "", "", "down", "lost", "cut", "twin"]))
-    def ship(self, which: int, trouble: str) -> None:
-        node, line = self.node(which), self.fleet.line
+    @rule(index=numbers, trouble=st.sampled_from(["", "", "", "down", "lost", "cut", "twin"]))
+    def ship(self, index: int, trouble: str) -> None:
+        node, line = self.node(index), self.fleet.line
         if trouble == "down":
             line.down = 1
         elif trouble == "lost":
@@ -75,7 +75,7 @@ class Copies(RuleBasedStateMachine):
         elif trouble == "cut":
             line.cut_after = 1
         elif trouble == "twin" and len(self.fleet.folders) > 1:
-            line.meanwhile = [partial(self.ship_meanwhile, node, self.node(which + 1))]
+            line.meanwhile = [partial(self.ship_meanwhile, node, self.node(index + 1))]
         node.ship()
         line.calm()
         self.fleet.server.after.clear()
@@ -89,38 +89,38 @@ class Copies(RuleBasedStateMachine):
         if is_same and any(streams[before:]):
             self.seen["copies ship at one moment"] += 1
 
-    @rule(which=numbers, counts=st.tuples(numbers, numbers), after=st.sampled_from(["ask", "send"]))
-    def ship_at_one_moment(self, which: int, counts: tuple[int, int], after: str) -> None:
+    @rule(index=numbers, counts=st.tuples(numbers, numbers), after=st.sampled_from(["ask", "send"]))
+    def ship_at_one_moment(self, index: int, counts: tuple[int, int], after: str) -> None:
         """Log in two copies from the same state, and ship one between two calls of the other."""
-        node, line = self.node(which), self.fleet.line
+        node, line = self.node(index), self.fleet.line
         if len(self.fleet.folders) < 4:
             twin = self.fleet.clone(node.back_up())
             self.seen["clones"] += 1
         else:
-            twin = self.node(which + 1)
-        for one, count in zip((node, twin), counts, strict=True):
-            one.log(self.fleet.images(1 + count % 5))
+            twin = self.node(index + 1)
+        for folder, count in zip((node, twin), counts, strict=True):
+            folder.log(self.fleet.images(1 + count % 5))
         once: list[Callable[[], None]] = [partial(self.ship_meanwhile, node, twin)]
         if after == "ask":
             node.restart(killed=True)  # so that it calls GetWatermark
-            line.asked = once
+            line.after_watermark = once
         else:
             line.meanwhile = once
         node.ship()
         line.calm()
 
-    @rule(which=numbers, killed=st.booleans())
-    def restart(self, which: int, killed: bool) -> None:
-        self.node(which).restart(killed=killed)
+    @rule(index=numbers, killed=st.booleans())
+    def restart(self, index: int, killed: bool) -> None:
+        self.node(index).restart(killed=killed)
 
-    @rule(which=numbers)
-    def back_up(self, which: int) -> None:
-        self.backups.append(self.node(which).back_up())
+    @rule(index=numbers)
+    def back_up(self, index: int) -> None:
+        self.backups.append(self.node(index).back_up())
 
     @precondition(lambda self: self.backups)
-    @rule(which=numbers, backup=numbers, how=st.sampled_from(WAYS))
-    def put_back(self, which: int, backup: int, how: How) -> None:
-        self.node(which).put_back(self.backups[backup % len(self.backups)], how)
+    @rule(index=numbers, backup=numbers, how=st.sampled_from(WAYS))
+    def put_back(self, index: int, backup: int, how: How) -> None:
+        self.node(index).put_back(self.backups[backup % len(self.backups)], how)
         self.seen["put back"] += 1
 
     @precondition(lambda self: self.backups and len(self.fleet.folders) < 4)
@@ -129,8 +129,8 @@ class Copies(RuleBasedStateMachine):
         self.fleet.clone(self.backups[backup % len(self.backups)])
         self.seen["clones"] += 1
 
-    def node(self, which: int) -> Folder:
-        return self.fleet.folders[which % len(self.fleet.folders)]
+    def node(self, index: int) -> Folder:
+        return self.fleet.folders[index % len(self.fleet.folders)]
 
 
 @pytest.mark.timeout(600)
@@ -151,7 +151,7 @@ def test_item_12_copies_of_spools(
         ),
     )
     seen = Copies.seen
-    wanted = {"put back", "clones", "stored", "conflicts", "copies ship at one moment"}
-    assert wanted <= (+seen).keys()
+    expected = {"put back", "clones", "stored", "conflicts", "copies ship at one moment"}
+    assert expected <= (+seen).keys()
     note = ", ".join(f"{count} {what}" for what, count in sorted(seen.items()) if what != "runs")
     report(Campaign("spools are put back and cloned (model)", seen["runs"], 0, 0, 0, note))

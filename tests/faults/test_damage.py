@@ -50,14 +50,14 @@ def damage(path: Path, chance: random.Random) -> str:
     return f"{kind} of {path.name} at {start} of {size}"
 
 
-def leave_something(made: World, number: int) -> None:
+def leave_something(world: World, number: int) -> None:
     """Let a node leave a spool with predictions, committed or not, closed or not."""
-    chance = made.chance
+    chance = world.chance
     lives = chance.choice([["away"], ["away"], ["there"], ["there", "away"]])
     for server in lives:
-        more = {} if server == "there" else {"target": f"unix:{made.folder}/nowhere"}
+        more = {} if server == "there" else {"target": f"unix:{world.folder}/nowhere"}
         count = chance.choice([20, 200, 200, 2000])
-        spec = made.spec(f"old{number}-{server}", f"spool{number}", predictions=count, **more)
+        spec = world.spec(f"old{number}-{server}", f"spool{number}", predictions=count, **more)
         node = Node(spec, keep_logging)
         if chance.random() < 0.7:
             assert eventually((spec.spool / FILES[0]).exists)
@@ -74,37 +74,38 @@ def damage_one(spool: Path, chance: random.Random) -> str:
     return damage(chance.choice(sized), chance) if sized else "nothing there yet"
 
 
-def live_on(made: World, number: int) -> None:
+def live_on(world: World, number: int) -> None:
     """Run a node on a damaged spool until all of it is committed."""
-    away = {"target": f"unix:{made.folder}/nowhere"} if made.chance.random() < 0.5 else {}
-    spec = made.spec(f"new{number}", f"spool{number}", predictions=NEW, **away)
+    away = {"target": f"unix:{world.folder}/nowhere"} if world.chance.random() < 0.5 else {}
+    spec = world.spec(f"new{number}", f"spool{number}", predictions=NEW, **away)
     Node(spec, keep_logging).wait(PATIENCE)
-    drain(made.spec("drain", spec.spool.name), PATIENCE)
+    drain(world.spec("drain", spec.spool.name), PATIENCE)
 
 
-def damage_spools(made: World, runs: int) -> Audit:
+def damage_spools(world: World, runs: int) -> Audit:
     """Damage spools, each between two lives of its node."""
-    made.ingest.start()
+    world.ingest.start()
     done = []
     for number in range(runs):
-        leave_something(made, number)
-        done.append(damage_one(made.folder / f"spool{number}", made.chance))
-        (made.folder / "damage.log").write_text("\n".join(done))
-        live_on(made, number)
+        leave_something(world, number)
+        done.append(damage_one(world.folder / f"spool{number}", world.chance))
+        (world.folder / "damage.log").write_text("\n".join(done))
+        live_on(world, number)
     spools = [f"spool{number}" for number in range(runs)]
-    found = made.finish(spools, are_damaged=True)  # damage of unused bytes is found later or never
-    check_new(made)
-    return found
+    # Damage of unused bytes is found later or never.
+    counts = world.finish(spools, are_damaged=True)
+    check_new(world)
+    return counts
 
 
-def check_new(made: World) -> None:
+def check_new(world: World) -> None:
     """Check that all predictions logged after the damage are stored: none was replaced."""
     counted = dict(
-        made.ingest.query(
+        world.ingest.query(
             "SELECT split_part(image_id, '/', 1), count(*) FROM predictions GROUP BY 1"
         )
     )
-    for life in read_lives(made.folder):
+    for life in read_lives(world.folder):
         if life.name.startswith("new"):
             assert counted[life.name] == life.logs == NEW, life
 
@@ -112,5 +113,5 @@ def check_new(made: World) -> None:
 @pytest.mark.parametrize("runs", [16, pytest.param(400, marks=SOAK)])
 def test_a_damaged_spool(tmp_path: Path, report: Report, runs: int) -> None:
     audits = several(damage_spools, tmp_path, runs)
-    missing = sum(one.missing for one in audits)
+    missing = sum(audit.missing for audit in audits)
     report(campaign("bytes of the spool are damaged", runs, audits, f"{missing} could not be read"))

@@ -19,9 +19,9 @@ Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
-def log_some(made: World, name: str) -> None:
+def log_some(world: World, name: str) -> None:
     """Run a node and wait until the server has committed its log."""
-    Node(made.spec(name, predictions=made.chance.choice([20, 200, 500]))).wait()
+    Node(world.spec(name, predictions=world.chance.choice([20, 200, 500]))).wait()
 
 
 def copy_store(source: Path, target: Path) -> None:
@@ -32,20 +32,20 @@ def copy_store(source: Path, target: Path) -> None:
         shutil.copy(path, target)
 
 
-def starts(made: World) -> bool:
+def starts(world: World) -> bool:
     """Start the server; return False if it refuses, with one sentence."""
-    log = made.ingest.database.with_name("ingest.log")
+    log = world.ingest.database.with_name("ingest.log")
     log.write_text("")
     try:
-        made.ingest.start()
+        world.ingest.start()
     except CommandError as error:
         refusal = str(error)
     else:
         return True
-    said = log.read_text().splitlines()
-    assert "ended with exit code 1:" in refusal, said
-    assert len(said) == 1, said
-    assert said[0].startswith("python -m ingest_service: database: "), said
+    lines = log.read_text().splitlines()
+    assert "ended with exit code 1:" in refusal, lines
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("python -m ingest_service: database: "), lines
     return False
 
 
@@ -60,37 +60,37 @@ def can_be_read(database: Path) -> bool:
     return True
 
 
-def damage_store(made: World, runs: int, outcomes: list[str]) -> Audit:
+def damage_store(world: World, runs: int, outcomes: list[str]) -> Audit:
     """Damage the store repeatedly; restore a copy when it cannot be used."""
-    database = made.ingest.database
-    store, copy = database.parent, made.folder / "copy"
+    database = world.ingest.database
+    store, copy = database.parent, world.folder / "copy"
     for number in range(runs):
-        made.ingest.start()
-        log_some(made, f"before{number}")
-        if made.chance.random() < 0.5:  # otherwise all of it is in the log
-            made.ingest.stop()
-            made.ingest.start()
-            log_some(made, f"again{number}")
-        made.ingest.kill()
+        world.ingest.start()
+        log_some(world, f"before{number}")
+        if world.chance.random() < 0.5:  # otherwise all of it is in the log
+            world.ingest.stop()
+            world.ingest.start()
+            log_some(world, f"again{number}")
+        world.ingest.kill()
         copy_store(store, copy)
-        damage(made.chance.choice(list(store.glob("log.duckdb*"))), made.chance)
+        damage(world.chance.choice(list(store.glob("log.duckdb*"))), world.chance)
         outcome = "refused"
-        if starts(made):
-            log_some(made, f"after{number}")
-            made.ingest.stop()
+        if starts(world):
+            log_some(world, f"after{number}")
+            world.ingest.stop()
             outcome = "taken" if can_be_read(database) else "found when read"
         if outcome != "taken":
             for path in copy.iterdir():
                 shutil.copy(path, store)
         outcomes.append(outcome)
-    return made.finish()
+    return world.finish()
 
 
 @pytest.mark.parametrize("runs", [WORLDS, pytest.param(200, marks=SOAK)])
 def test_a_damaged_store(tmp_path: Path, report: Report, runs: int) -> None:
     """Check that the store is refused, or that the devices declare what it lost."""
     outcomes: list[str] = []
-    audits = several(lambda made, n: damage_store(made, n, outcomes), tmp_path, runs)
+    audits = several(lambda world, n: damage_store(world, n, outcomes), tmp_path, runs)
     assert "refused" in outcomes
     note = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in sorted(set(outcomes)))
     report(campaign("bytes of the server's database are damaged", runs, audits, note))

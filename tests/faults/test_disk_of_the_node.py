@@ -24,9 +24,9 @@ PATIENCE = 5.0
 
 
 @contextmanager
-def full_disk(made: World, node: Node, spool: Path, *, is_mounted: bool) -> Iterator[None]:
+def full_disk(world: World, node: Node, spool: Path, *, is_mounted: bool) -> Iterator[None]:
     """Limit the node's writes to a few bytes, within the block."""
-    spare = made.chance.choice([0, 0, 100, 5_000, 50_000])
+    spare = world.chance.choice([0, 0, 100, 5_000, 50_000])
     with ExitStack() as stack:
         if is_mounted:
             stack.enter_context(filled(spool, spare))
@@ -35,10 +35,10 @@ def full_disk(made: World, node: Node, spool: Path, *, is_mounted: bool) -> Iter
         yield
 
 
-def fill(made: World, runs: int, *, mounts: bool) -> Audit:
+def fill(world: World, runs: int, *, mounts: bool) -> Audit:
     """Fill the disk this many times, with the server up or down."""
-    spec = made.spec("node", pause=0.01)
-    reserve = made.chance.choice([0, 2 << 20])
+    spec = world.spec("node", pause=0.01)
+    reserve = world.chance.choice([0, 2 << 20])
     options = replace(spec.options, disk_reserve_bytes=reserve, spool_bytes=1 << 20)
     spec = replace(spec, options=options)
     spec.spool.mkdir()
@@ -46,24 +46,26 @@ def fill(made: World, runs: int, *, mounts: bool) -> Audit:
         is_mounted = mounts and stack.enter_context(small_disk(spec.spool, 8))
         node = Node(spec, log_until_told)
         for number in range(runs):
-            if made.chance.random() < 0.5 or number == runs - 1:
-                made.ingest.start()
-            time.sleep(made.chance.uniform(0.3, 1.0))
-            with full_disk(made, node, spec.spool, is_mounted=is_mounted):
-                time.sleep(PATIENCE + 1 if number % 3 == 0 else made.chance.uniform(0.0, 3.0))
+            if world.chance.random() < 0.5 or number == runs - 1:
+                world.ingest.start()
+            time.sleep(world.chance.uniform(0.3, 1.0))
+            with full_disk(world, node, spec.spool, is_mounted=is_mounted):
+                time.sleep(PATIENCE + 1 if number % 3 == 0 else world.chance.uniform(0.0, 3.0))
             if number < runs - 1:
-                made.ingest.stop()
-        (made.folder / STOP).touch()
+                world.ingest.stop()
+        (world.folder / STOP).touch()
         node.wait(LONGEST_RECOVERY + 15)
-        found = made.finish()
-    assert found.stored + found.gap_sequences == sum(one.logs for one in read_lives(made.folder))
-    return found
+        counts = world.finish()
+    assert counts.stored + counts.gap_sequences == sum(
+        life.logs for life in read_lives(world.folder)
+    )
+    return counts
 
 
 @pytest.mark.parametrize("runs", [WORLDS, pytest.param(80, marks=SOAK)])
 def test_the_disk_of_the_node(tmp_path: Path, report: Report, runs: int) -> None:
     """Fill a small tmpfs, if one can be mounted, and limit the size of files."""
     mounts = [True, False] * (WORLDS // 2)
-    audits = several(lambda made, n: fill(made, n, mounts=mounts.pop()), tmp_path, runs)
-    assert sum(one.gap_sequences for one in audits) > 0
+    audits = several(lambda world, n: fill(world, n, mounts=mounts.pop()), tmp_path, runs)
+    assert sum(audit.gap_sequences for audit in audits) > 0
     report(campaign("full disk of the node", runs, audits))

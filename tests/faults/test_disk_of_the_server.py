@@ -25,9 +25,9 @@ PATIENCE = 60.0
 """Maximum time until readiness changes, s: a node may wait 15 s for its next try."""
 
 
-def is_serving(made: World) -> bool:
+def is_serving(world: World) -> bool:
     """Return True if the server is ready."""
-    with grpc.insecure_channel(made.ingest.target) as channel:
+    with grpc.insecure_channel(world.ingest.target) as channel:
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
@@ -38,49 +38,49 @@ def is_serving(made: World) -> bool:
 
 
 @contextmanager
-def full_disk(made: World, folder: Path, *, is_mounted: bool) -> Iterator[None]:
+def full_disk(world: World, folder: Path, *, is_mounted: bool) -> Iterator[None]:
     """Limit the server's writes to a few bytes, within the block."""
-    spare = made.chance.choice([0, 0, 100, 5_000, 50_000])
+    spare = world.chance.choice([0, 0, 100, 5_000, 50_000])
     with ExitStack() as stack:
         if is_mounted:
             stack.enter_context(filled(folder, spare))
         else:
-            stack.enter_context(limited(made.ingest.pid, folder, spare))
+            stack.enter_context(limited(world.ingest.pid, folder, spare))
         yield
 
 
-def start_on_a_full_disk(made: World) -> None:
+def start_on_a_full_disk(world: World) -> None:
     """Kill the server and start it on a full disk, where the start may fail."""
-    made.ingest.kill()
+    world.ingest.kill()
     with suppress(CommandError):
-        made.ingest.start()
-        time.sleep(made.chance.uniform(0.0, 1.0))
-    made.ingest.kill()
+        world.ingest.start()
+        time.sleep(world.chance.uniform(0.0, 1.0))
+    world.ingest.kill()
 
 
-def fill(made: World, runs: int, *, mounts: bool) -> Audit:
+def fill(world: World, runs: int, *, mounts: bool) -> Audit:
     """Fill the disk this many times; the server must report it, and recover by itself."""
-    folder = made.ingest.database.parent
+    folder = world.ingest.database.parent
     with ExitStack() as stack:
         is_mounted = mounts and stack.enter_context(small_disk(folder, 64))
-        made.ingest.start()
-        with running(made.spec("node", pause=0.02)):
+        world.ingest.start()
+        with running(world.spec("node", pause=0.02)):
             for number in range(runs):
-                made.wait_for_commit()
-                with full_disk(made, folder, is_mounted=is_mounted):
-                    assert eventually(lambda: not is_serving(made), PATIENCE)
+                world.wait_for_commit()
+                with full_disk(world, folder, is_mounted=is_mounted):
+                    assert eventually(lambda: not is_serving(world), PATIENCE)
                     if is_mounted and number % 5 == 4:
-                        start_on_a_full_disk(made)
-                if not made.ingest.is_running:
-                    made.ingest.start()
-                assert eventually(lambda: is_serving(made), PATIENCE)
-        return made.finish()
+                        start_on_a_full_disk(world)
+                if not world.ingest.is_running:
+                    world.ingest.start()
+                assert eventually(lambda: is_serving(world), PATIENCE)
+        return world.finish()
 
 
 @pytest.mark.parametrize("runs", [WORLDS, pytest.param(80, marks=SOAK)])
 def test_the_disk_of_the_server(tmp_path: Path, report: Report, runs: int) -> None:
     """Fill a small tmpfs, if one can be mounted, and limit the size of files."""
     mounts = [True, False] * (WORLDS // 2)
-    audits = several(lambda made, n: fill(made, n, mounts=mounts.pop()), tmp_path, runs)
-    assert sum(one.gap_sequences for one in audits) == 0
+    audits = several(lambda world, n: fill(world, n, mounts=mounts.pop()), tmp_path, runs)
+    assert sum(audit.gap_sequences for audit in audits) == 0
     report(campaign("full disk of the server", runs, audits))

@@ -54,7 +54,7 @@ _NOBODY_GETS = {
 def test_what_is_read_in_process(
     tmp_path: Path, report: Callable[[Campaign], None], count: int
 ) -> None:
-    found, size = Tally(), -(-count // SLICES)
+    total, size = Tally(), -(-count // SLICES)
     # Separate processes, so that a crash or hang in one does not end this one.
     with ProcessPoolExecutor(SLICES, mp_context=multiprocessing.get_context("spawn")) as pool:
         slices = pool.map(
@@ -65,11 +65,11 @@ def test_what_is_read_in_process(
             timeout=count / 100 + 60,
         )
         for tally in slices:
-            found.add(tally)
-    assert found.requests == size * SLICES >= count
-    assert found.grown < MEMORY_BYTES
-    assert 0.1 < found.answered / found.requests < 0.9, "the requests must be of both kinds"
-    report(Campaign("damaged requests, read", found.requests, 0, 0, 0, _note(found)))
+            total.add(tally)
+    assert total.requests == size * SLICES >= count
+    assert total.grown < MEMORY_BYTES
+    assert 0.1 < total.answered / total.requests < 0.9, "the requests must be of both kinds"
+    report(Campaign("damaged requests, read", total.requests, 0, 0, 0, _note(total)))
 
 
 @pytest.mark.parametrize(
@@ -90,20 +90,20 @@ def test_what_is_sent_over_the_wire(
         *("--queue-size", "1000", "--max-batch-size", "4"),
         *("--upload-ttl-seconds", "1", "--upload-quota-count", "1000000"),
     ]
-    found = Tally()
+    tally = Tally()
     with watched(tmp_path, monkeypatch, *flags) as lab:
         requests = damaged_requests(7, count)
-        _send(lab, (next(requests) for _ in range(count // 3)), found)
+        _send(lab, (next(requests) for _ in range(count // 3)), tally)
         before = lab.held()
-        _send(lab, requests, found)
+        _send(lab, requests, tally)
         after = lab.held()
-        with client(lab.server) as one:
-            assert names(one.infer(picture()).results[0]) == ["red"]
+        with client(lab.server) as stub:
+            assert names(stub.infer(picture()).results[0]) == ["red"]
         after.assert_no_more_than(before)
         lab.stop()
-    assert found.requests == count
-    found.grown = max(after.memory - before.memory, 0)
-    report(Campaign("damaged requests, sent", found.requests, 0, 0, 0, _note(found)))
+    assert tally.requests == count
+    tally.grown = max(after.memory - before.memory, 0)
+    report(Campaign("damaged requests, sent", tally.requests, 0, 0, 0, _note(tally)))
 
 
 def test_the_documentation_names_every_reason() -> None:
@@ -118,77 +118,79 @@ def test_the_documentation_names_every_reason() -> None:
     assert {"IMAGE_CORRUPT", "QUEUE_FULL", "SHUTTING_DOWN", "REFERENCE_GONE"} <= written
 
 
-def _note(found: Tally) -> str:
-    refused = ", ".join(f"{count} {reason}" for reason, count in found.refused.most_common(3))
+def _note(tally: Tally) -> str:
+    refused = ", ".join(f"{count} {reason}" for reason, count in tally.refused.most_common(3))
     return (
-        f"{found.answered} answered; {found.refused.total()} refused ({refused}, ...);"
-        f" slowest {found.slowest:.2f} s; {found.grown / 2**20:.0f} MiB grown"
+        f"{tally.answered} answered; {tally.refused.total()} refused ({refused}, ...);"
+        f" slowest {tally.slowest:.2f} s; {tally.grown / 2**20:.0f} MiB grown"
     )
 
 
-def _send(lab: Watched, requests: Iterable[Damaged], found: Tally) -> None:
+def _send(lab: Watched, requests: Iterable[Damaged], tally: Tally) -> None:
     """Send requests, some at a time, and check the answers."""
-    with client(lab.server) as one:
+    with client(lab.server) as stub:
         callers = {
-            "Infer": one.raw,
-            "ModelInfer": one.channel.unary_unary(f"/{OPEN_SERVICE}/ModelInfer", None, None),
-            "UploadImage": one.channel.stream_unary(f"/{SERVICE}/UploadImage", None, None),
+            "Infer": stub.raw,
+            "ModelInfer": stub.channel.unary_unary(f"/{OPEN_SERVICE}/ModelInfer", None, None),
+            "UploadImage": stub.channel.stream_unary(f"/{SERVICE}/UploadImage", None, None),
         }
         waiting = iter(requests)
         while some := list(islice(waiting, AT_ONCE)):
-            calls = [_Call(callers[each.method], each) for each in some]
+            calls = [_Call(callers[damaged.method], damaged) for damaged in some]
             for call in calls:
-                call.check(found)
+                call.check(tally)
 
 
 class _Call:
     """A request in flight."""
 
-    def __init__(self, caller: Any, one: Damaged) -> None:
-        self._one = one
+    def __init__(self, caller: Any, damaged: Damaged) -> None:
+        self._one = damaged
         self._ended = 0.0
         self._begun = time.perf_counter()
-        given = iter(one.messages) if one.method == "UploadImage" else one.messages[0]
-        self._future = caller.future(given, timeout=HANG_SECONDS)
+        messages = (
+            iter(damaged.messages) if damaged.method == "UploadImage" else damaged.messages[0]
+        )
+        self._future = caller.future(messages, timeout=HANG_SECONDS)
         self._future.add_done_callback(self._note_end)
 
-    def check(self, found: Tally) -> None:
+    def check(self, tally: Tally) -> None:
         """Fail unless the answer is right; add it to the tally."""
         try:
             answer = self._future.result()
         except grpc.RpcError as failed:
             error = from_rpc_error(failed)
             assert_documented(error.code.name, error.reason, self._one)
-            found.refused[error.reason] += 1
+            tally.refused[error.reason] += 1
         else:
             _ANSWERS[self._one.method](self._one, answer)
-            found.answered += 1
-        found.requests += 1
-        found.slowest = max(found.slowest, (self._ended or time.perf_counter()) - self._begun)
+            tally.answered += 1
+        tally.requests += 1
+        tally.slowest = max(tally.slowest, (self._ended or time.perf_counter()) - self._begun)
 
     def _note_end(self, _future: object) -> None:
         self._ended = time.perf_counter()
 
 
-def _check_infer(one: Damaged, data: bytes) -> None:
-    asked = inference_service_pb2.InferRequest.FromString(one.messages[0])
+def _check_infer(damaged: Damaged, data: bytes) -> None:
+    request = inference_service_pb2.InferRequest.FromString(damaged.messages[0])
     answer = inference_service_pb2.InferResponse.FromString(data)
-    assert len(answer.results) == len(asked.images)
+    assert len(answer.results) == len(request.images)
     reasons = Counter(each.error.reason for each in answer.results if each.HasField("error"))
     assert reasons.keys() <= documented(), reasons
     assert reasons.total() < len(answer.results), "a call without one good picture must fail"
 
 
-def _check_model_infer(one: Damaged, data: bytes) -> None:
-    asked = oip.ModelInferRequest.FromString(one.messages[0])
+def _check_model_infer(damaged: Damaged, data: bytes) -> None:
+    request = oip.ModelInferRequest.FromString(damaged.messages[0])
     answer = oip.ModelInferResponse.FromString(data)
-    assert answer.id == asked.id
+    assert answer.id == request.id
     assert len(answer.raw_output_contents) == len(answer.outputs) >= 1
 
 
-def _check_upload(one: Damaged, data: bytes) -> None:
+def _check_upload(damaged: Damaged, data: bytes) -> None:
     answer = inference_service_pb2.UploadImageResponse.FromString(data)
-    header = inference_service_pb2.UploadImageRequest.FromString(one.messages[0]).header
+    header = inference_service_pb2.UploadImageRequest.FromString(damaged.messages[0]).header
     assert (answer.image.sha256, answer.image.size_bytes) == (header.sha256, header.size_bytes)
 
 

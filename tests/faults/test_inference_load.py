@@ -83,36 +83,36 @@ async def _operate(lab: Watched, folder: Path) -> int:
         The number of replacements.
     """
     version = 1
-    with client(lab.server) as one:
+    with client(lab.server) as stub:
         try:
             while True:
-                await _replace(lab, one, folder, version)
+                await _replace(lab, stub, folder, version)
                 version += 1
         except asyncio.CancelledError:
             return version - 1
 
 
-async def _replace(lab: Watched, one: InferenceStub, folder: Path, version: int) -> None:
-    hot, made = folder / "models/hot", folder / f"new/{version + 1}"
-    colour_model(made / "model.onnx", batches=True)
-    made.rename(hot / str(version + 1))
-    await _until_listed(lab, one, version + 1, there=True)
+async def _replace(lab: Watched, stub: InferenceStub, folder: Path, version: int) -> None:
+    hot, new = folder / "models/hot", folder / f"new/{version + 1}"
+    colour_model(new / "model.onnx", batches=True)
+    new.rename(hot / str(version + 1))
+    await _until_listed(lab, stub, version + 1, there=True)
     old = folder / f"old-{version}"
     (hot / str(version)).rename(old)  # atomically, or the server could read half of it
     shutil.rmtree(old)
-    await _until_listed(lab, one, version, there=False)
+    await _until_listed(lab, stub, version, there=False)
 
 
-async def _until_listed(lab: Watched, one: InferenceStub, version: int, *, there: bool) -> None:
+async def _until_listed(lab: Watched, stub: InferenceStub, version: int, *, there: bool) -> None:
     lab.server.process.send_signal(signal.SIGHUP)
     end = time.monotonic() + 60
-    while (str(version) in await asyncio.to_thread(_versions, one)) is not there:
+    while (str(version) in await asyncio.to_thread(_versions, stub)) is not there:
         assert time.monotonic() < end, (version, there)
         await asyncio.sleep(0.1)
 
 
-def _versions(one: InferenceStub) -> set[str]:
-    listed = one.stub.ListModels(inference_service_pb2.ListModelsRequest(), timeout=30)
+def _versions(stub: InferenceStub) -> set[str]:
+    listed = stub.stub.ListModels(inference_service_pb2.ListModelsRequest(), timeout=30)
     return {model.version for model in listed.models if model.name == "hot"}
 
 
@@ -123,9 +123,9 @@ async def _end(operator: "asyncio.Task[int]") -> int:
 
 def _drain_under_load(lab: Watched) -> None:
     """End the server while calls are in flight: each is answered or may be retried."""
-    with client(lab.server) as one:
+    with client(lab.server) as stub:
         request = ask(*[picture()] * 4)
-        calls = [one.stub.Infer.future(request, timeout=60) for _ in range(4 * CALLERS)]
+        calls = [stub.stub.Infer.future(request, timeout=60) for _ in range(4 * CALLERS)]
         calls[0].result()  # some have ended, others have not
         begun = time.monotonic()
         assert lab.server.stop() == 0

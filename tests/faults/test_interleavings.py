@@ -169,9 +169,9 @@ class Interleavings(RuleBasedStateMachine):
     @rule(data=st.data())
     def restore(self, data: st.DataObject) -> None:
         """Replace the server's store by an older one, or by an empty one."""
-        which = data.draw(st.integers(-1, len(self.backups) - 1))
-        self.lab.roll_back(self.backups[which] if which >= 0 else {})
-        del self.backups[which + 1 :]
+        index = data.draw(st.integers(-1, len(self.backups) - 1))
+        self.lab.roll_back(self.backups[index] if index >= 0 else {})
+        del self.backups[index + 1 :]
         self.is_regressed = True
         self.seen["restores"] += 1
 
@@ -193,7 +193,7 @@ class Interleavings(RuleBasedStateMachine):
                     assert ledger.why[sequence] is entry.reason
             else:
                 assert entry.sequence not in ledger.why, "it was said to be lost"
-                assert entry.prediction.endswith(ledger.given[entry.sequence])
+                assert entry.prediction.endswith(ledger.predictions[entry.sequence])
             position = entry.sequence
         assert position == identity.last
 
@@ -208,8 +208,10 @@ class Interleavings(RuleBasedStateMachine):
         stored, ledger = self.lab.stored, self.lab.ledger
         assert len(self.lab.server.spools) <= 1
         stored.check()
-        for sequence, one in stored.predictions.items():
-            assert one.SerializeToString(deterministic=True).endswith(ledger.given[sequence])
+        for sequence, prediction in stored.predictions.items():
+            assert prediction.SerializeToString(deterministic=True).endswith(
+                ledger.predictions[sequence]
+            )
         for first, last, reason in stored.gaps:
             for sequence in range(first, last + 1):
                 assert ledger.why[sequence] == reason
@@ -245,10 +247,10 @@ class Interleavings(RuleBasedStateMachine):
         try:
             action()
         except SightlineError as failure:
-            least = failure.retry_after or 0.0
+            minimum = failure.retry_after or 0.0
             state = tenacity.RetryCallState(None, None, (), {})  # type: ignore[arg-type] # unused
             state.set_exception((type(failure), failure, None))
-            self.lab.waits.append(_seconds_to_wait(state) - least)
+            self.lab.waits.append(_seconds_to_wait(state) - minimum)
         assert all(seconds >= 0.0 for seconds in self.lab.waits), "it comes back too early"
 
     def drain(self) -> None:

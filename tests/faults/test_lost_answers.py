@@ -11,7 +11,7 @@ import pytest
 from tests.faults.answers import Answers, LostError, Stream
 from tests.faults.campaign import Campaign
 from tests.faults.nodes import running
-from tests.faults.world import World, campaign, world
+from tests.faults.world import World, campaign, running_world
 from tests.unit.edge.samples import eventually
 
 pytestmark = pytest.mark.timeout(600)  # generous, for a machine under other load
@@ -21,16 +21,16 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 @dataclass
 class Loser:
-    """A fault that loses answers, some midway, and forwards half of the streams."""
+    """A fault that loses answers, some with part of the stream, and forwards half of all."""
 
-    made: World
+    world: World
     runs: int
     lost: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, relay: Answers, stream: Stream) -> bytes:
         with self.lock:
-            fault = self.made.chance.choice(["none", "none", "none", "answer", "part", "end"])
+            fault = self.world.chance.choice(["none", "none", "none", "answer", "part", "end"])
             if self.lost == self.runs or fault == "none":
                 return relay.pass_on(stream)
             self.lost += 1
@@ -40,7 +40,7 @@ class Loser:
                 cancel: Callable[[], object] = relay.commit(stream).cancel
                 cancel()
             else:
-                relay.pass_on(stream[: self.made.chance.randint(1, len(stream))])
+                relay.pass_on(stream[: self.world.chance.randint(1, len(stream))])
             raise LostError
 
 
@@ -48,7 +48,7 @@ class Loser:
 class Killer:
     """A fault that kills the server after it commits a stream and before it answers."""
 
-    made: World
+    world: World
     died: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, relay: Answers, stream: Stream) -> bytes:
@@ -56,36 +56,36 @@ class Killer:
             return relay.pass_on(stream)
         call = relay.commit(stream)
         assert not call.done()
-        self.made.ingest.kill()
+        self.world.ingest.kill()
         self.died.set()
         raise LostError
 
 
 @pytest.mark.parametrize("runs", [12, pytest.param(2000, marks=SOAK)])
 def test_answers_are_lost(tmp_path: Path, report: Report, runs: int) -> None:
-    with world(tmp_path / "world", 1) as made:
-        made.ingest.start()
-        loser = Loser(made, runs)
-        with Answers(made.ingest.target) as relay:
+    with running_world(tmp_path / "world", 1) as world:
+        world.ingest.start()
+        loser = Loser(world, runs)
+        with Answers(world.ingest.target) as relay:
             relay.fault = loser
-            with running(made.spec("node", target=relay.target, pause=0.02)) as node:
+            with running(world.spec("node", target=relay.target, pause=0.02)) as node:
                 assert eventually(lambda: loser.lost == runs or not node.is_alive, 60 + runs)
-        found = made.finish()
-        assert found.gap_sequences == 0
-        report(campaign("answers are lost", runs, [found]))
+        counts = world.finish()
+        assert counts.gap_sequences == 0
+        report(campaign("answers are lost", runs, [counts]))
 
 
 @pytest.mark.parametrize("runs", [2, pytest.param(100, marks=SOAK)])
 def test_the_server_commits_and_dies(tmp_path: Path, report: Report, runs: int) -> None:
     with ExitStack() as stack:
-        made = stack.enter_context(world(tmp_path / "world", 2))
-        made.ingest.start()
-        relay = stack.enter_context(Answers(made.ingest.target))
-        with running(made.spec("node", target=relay.target, pause=0.02)):
+        world = stack.enter_context(running_world(tmp_path / "world", 2))
+        world.ingest.start()
+        relay = stack.enter_context(Answers(world.ingest.target))
+        with running(world.spec("node", target=relay.target, pause=0.02)):
             for _ in range(runs):
-                relay.fault = killer = Killer(made)
+                relay.fault = killer = Killer(world)
                 assert killer.died.wait(60)
-                made.ingest.start()
-        found = made.finish()
-        assert found.gap_sequences == 0
-        report(campaign("the server commits and dies unanswered", runs, [found]))
+                world.ingest.start()
+        counts = world.finish()
+        assert counts.gap_sequences == 0
+        report(campaign("the server commits and dies unanswered", runs, [counts]))

@@ -33,7 +33,7 @@ NEED_MANY = {"TOO_MANY_DETECTIONS", "TOO_MANY_LABELS"}
 def test_damaged_messages(
     tmp_path: Path, report: Callable[[Campaign], None], decoder: str, count: int
 ) -> None:
-    found = Tally()
+    total = Tally()
     size = -(-count // SLICES)
     # Separate processes, so that a crash or hang in one does not end this one.
     with ProcessPoolExecutor(SLICES, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -42,22 +42,22 @@ def test_damaged_messages(
             *(range(SLICES), repeat(size), repeat(tmp_path), repeat(decoder)),
             timeout=count / 100 + 60,
         ):
-            found.add(tally)
-    assert found.messages == size * SLICES >= count
-    assert found.grown < 32 << 20
-    assert found.refused.total() + found.accepted > count * 0.7
-    assert 0.3 < found.compared / count < 0.9, "the messages must be of both kinds"
+            total.add(tally)
+    assert total.messages == size * SLICES >= count
+    assert total.grown < 32 << 20
+    assert total.refused.total() + total.accepted > count * 0.7
+    assert 0.3 < total.compared / count < 0.9, "the messages must be of both kinds"
     if count >= 1_000_000:
-        assert set(found.rejected) == REJECTED - NEED_MANY
+        assert set(total.rejected) == REJECTED - NEED_MANY
         kinds = {"refused", "read all the same", "label kept", "last one counts"}
-        assert found.odd.keys() == (kinds if decoder == "ptars" else set())
-    assert decoder == "ptars" or not found.odd
-    refused, rejected = found.refused.total(), found.rejected.total()
+        assert total.odd.keys() == (kinds if decoder == "ptars" else set())
+    assert decoder == "ptars" or not total.odd
+    refused, rejected = total.refused.total(), total.rejected.total()
     note = (
-        f"{refused} refused; of the others' predictions {rejected} rejected, {found.accepted} kept;"
-        f" {found.compared} held against protobuf; {found.grown / 2**20:.0f} MiB grown"
+        f"{refused} refused; of the others' predictions {rejected} rejected, {total.accepted} kept;"
+        f" {total.compared} held against protobuf; {total.grown / 2**20:.0f} MiB grown"
     )
-    report(Campaign(f"damaged messages, {decoder}", found.messages, 0, 0, 0, note))
+    report(Campaign(f"damaged messages, {decoder}", total.messages, 0, 0, 0, note))
 
 
 def test_the_documentation_names_every_reason() -> None:

@@ -28,20 +28,20 @@ def some_network(chance: random.Random) -> Network:
     return chance.choice([slow, narrow, both, half, half, CUT, CUT])
 
 
-def go_through(made: World, faults: int, last: Network) -> float:
+def go_through(world: World, faults: int, last: Network) -> float:
     """Run a node through a series of faults; return the seconds that it then needs to recover."""
-    made.ingest.start()
-    with Relay(made.ingest.target) as relay:
-        node = Node(made.spec("node", target=relay.address, pause=0.02), log_until_told)
+    world.ingest.start()
+    with Relay(world.ingest.target) as relay:
+        node = Node(world.spec("node", target=relay.address, pause=0.02), log_until_told)
         for number in range(1, faults):
-            with relay.being(SILENT if number % 7 == 0 else some_network(made.chance)):
-                time.sleep(made.chance.uniform(0.05, 1.0))
-            if made.chance.random() < 0.5:
-                made.wait_for_commit(30.0)
-        made.wait_for_commit(30.0)
+            with relay.being(SILENT if number % 7 == 0 else some_network(world.chance)):
+                time.sleep(world.chance.uniform(0.05, 1.0))
+            if world.chance.random() < 0.5:
+                world.wait_for_commit(30.0)
+        world.wait_for_commit(30.0)
         with relay.being(last):
             time.sleep(0.5)
-            (made.folder / STOP).touch()
+            (world.folder / STOP).touch()
         healed = time.monotonic()
         node.wait(LONGEST_RECOVERY + 15)
         return time.monotonic() - healed
@@ -53,11 +53,11 @@ def test_the_network(tmp_path: Path, report: Report, runs: int) -> None:
     recoveries: list[float] = []
     lasts = [SILENT] * WORLDS if runs > 16 else [SILENT, CUT, CUT, CUT]
 
-    def fault(made: World, faults: int) -> Audit:
-        recoveries.append(go_through(made, faults, lasts.pop()))
-        return made.finish()
+    def fault(world: World, faults: int) -> Audit:
+        recoveries.append(go_through(world, faults, lasts.pop()))
+        return world.finish()
 
     audits = several(fault, tmp_path, runs)
-    assert sum(one.gap_sequences for one in audits) == 0
+    assert sum(audit.gap_sequences for audit in audits) == 0
     note = f"{max(recoveries):.0f} s from the last fault to all committed, at most"
     report(campaign("the network is slow, cut, half-closed, silent", runs, audits, note))

@@ -17,20 +17,20 @@ Report = Callable[[Campaign], None]
 SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
-def cut_power(made: World, runs: int, unconfirmed: list[int], aside: list[Path]) -> Audit:
+def cut_power(world: World, runs: int, unconfirmed: list[int], aside: list[Path]) -> Audit:
     """Kill the server this many times while a node logs, and lose its unsynced writes."""
-    disk = Disk(made.folder)
-    made.ingest.environment = disk.environment
-    with running(made.spec("node", pause=0.02)):
+    disk = Disk(world.folder)
+    world.ingest.environment = disk.environment
+    with running(world.spec("node", pause=0.02)):
         for _ in range(runs):
-            made.ingest.start()  # must not refuse
-            made.wait_for_commit(20.0)
-            time.sleep(made.chance.uniform(0.0, 0.1))
-            made.ingest.kill()
-            unconfirmed.append(disk.fail(made.ingest.database, made.chance))
-    made.ingest.environment = {}
-    audit = made.finish()
-    aside += made.ingest.database.parent.glob("*.wal.tail-*")
+            world.ingest.start()  # must not refuse
+            world.wait_for_commit(20.0)
+            time.sleep(world.chance.uniform(0.0, 0.1))
+            world.ingest.kill()
+            unconfirmed.append(disk.fail(world.ingest.database, world.chance))
+    world.ingest.environment = {}
+    audit = world.finish()
+    aside += world.ingest.database.parent.glob("*.wal.tail-*")
     return audit
 
 
@@ -38,8 +38,8 @@ def cut_power(made: World, runs: int, unconfirmed: list[int], aside: list[Path])
 def test_14_power_failures_of_the_server(tmp_path: Path, report: Report, runs: int) -> None:
     unconfirmed: list[int] = []
     aside: list[Path] = []
-    audits = several(lambda made, n: cut_power(made, n, unconfirmed, aside), tmp_path, runs)
-    assert sum(one.gap_sequences for one in audits) == 0, "what was confirmed was lost"
+    audits = several(lambda world, n: cut_power(world, n, unconfirmed, aside), tmp_path, runs)
+    assert sum(audit.gap_sequences for audit in audits) == 0, "what was confirmed was lost"
     hit = sum(1 for size in unconfirmed if size)
     assert hit > 0 or runs < 100, "or nothing was tried; a few runs may all miss a commit"
     note = f"{hit} within a commit, {len(aside)} ends of the log set aside"

@@ -19,29 +19,29 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(7200)]
 KEPT = 6
 
 
-def put_back(made: World, runs: int, outcomes: list[str]) -> Audit:
-    """Stop or kills the server so often, and puts files of other moments in their places."""
-    store, moments = made.ingest.database.parent, made.folder / "moments"
+def put_back(world: World, runs: int, outcomes: list[str]) -> Audit:
+    """Stop or kill the server this many times, and put files of other moments in place."""
+    store, moments = world.ingest.database.parent, world.folder / "moments"
     moments.mkdir()
     for number in range(runs):
-        made.ingest.start()
+        world.ingest.start()
         # A node that has failed to reach the server backs off, so each node is a new one.
-        with running(made.spec(f"life{number}", pause=0.03)):
-            made.wait_for_commit()
-            time.sleep(made.chance.uniform(0.0, 0.2))
-            made.ingest.kill() if made.chance.random() < 0.7 else made.ingest.stop()
+        with running(world.spec(f"life{number}", pause=0.03)):
+            world.wait_for_commit()
+            time.sleep(world.chance.uniform(0.0, 0.2))
+            world.ingest.kill() if world.chance.random() < 0.7 else world.ingest.stop()
         keep(store, moments / str(number))
         shutil.rmtree(moments / str(number - KEPT), ignore_errors=True)
-        mix(made, store, moments)
-        if starts(made):
+        mix(world, store, moments)
+        if starts(world):
             outcomes.append("taken")
-            with running(made.spec(f"again{number}", pause=0.03)):
-                made.wait_for_commit()
-            made.ingest.kill()
+            with running(world.spec(f"again{number}", pause=0.03)):
+                world.wait_for_commit()
+            world.ingest.kill()
         else:
             outcomes.append("refused")
             bring(moments / str(number), store)
-    return made.finish()
+    return world.finish()
 
 
 def keep(store: Path, moment: Path) -> None:
@@ -59,14 +59,14 @@ def bring(moment: Path, store: Path) -> None:
         shutil.copy(path, store)
 
 
-def mix(made: World, store: Path, moments: Path) -> None:
+def mix(world: World, store: Path, moments: Path) -> None:
     """Restore or remove the database, its log or the commit record; keep the rest."""
     parts = ["log.duckdb", "log.duckdb.wal", "log.duckdb.mark"]
-    chosen = made.chance.sample(parts, made.chance.choice([1, 1, 1, 2, 3]))
-    moment = made.chance.choice(sorted(moments.iterdir()))
+    chosen = world.chance.sample(parts, world.chance.choice([1, 1, 1, 2, 3]))
+    moment = world.chance.choice(sorted(moments.iterdir()))
     for name in chosen:
-        if made.chance.random() < 0.3:  # each from another moment
-            moment = made.chance.choice(sorted(moments.iterdir()))
+        if world.chance.random() < 0.3:  # each from another moment
+            moment = world.chance.choice(sorted(moments.iterdir()))
         (store / name).unlink(missing_ok=True)
         if (moment / name).exists():
             shutil.copy(moment / name, store)
@@ -76,7 +76,7 @@ def mix(made: World, store: Path, moments: Path) -> None:
 def test_09_files_of_the_store_that_are_put_back(tmp_path: Path, report: Report, runs: int) -> None:
     """Check that the server refuses the files, or that the nodes declare what is missing."""
     outcomes: list[str] = []
-    audits = several(lambda made, n: put_back(made, n, outcomes), tmp_path, runs)
+    audits = several(lambda world, n: put_back(world, n, outcomes), tmp_path, runs)
     assert outcomes.count("refused") > 0
     assert outcomes.count("taken") > 0
     note = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in sorted(set(outcomes)))

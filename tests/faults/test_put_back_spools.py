@@ -26,18 +26,18 @@ WAYS = ("over the files", "over the files of a killed node", "anew", "without th
 def copy(folder: Path) -> dict[str, bytes]:
     """Return the files of a folder, as `cp` would copy them."""
     return {
-        one.relative_to(folder).as_posix(): one.read_bytes()
-        for one in folder.rglob("*")
-        if one.is_file() and not one.name.endswith((".lock", "-shm"))
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and not file.name.endswith((".lock", "-shm"))
     }
 
 
 def put_back(folder: Path, files: dict[str, bytes], *, keep_mark: bool = False) -> None:
     """Write into the existing files, which keep their inodes, and remove the others."""
-    for one in [*folder.rglob("*")]:
-        stays = keep_mark and one.name == MARK
-        if one.is_file() and one.relative_to(folder).as_posix() not in files and not stays:
-            one.unlink()
+    for file in [*folder.rglob("*")]:
+        stays = keep_mark and file.name == MARK
+        if file.is_file() and file.relative_to(folder).as_posix() not in files and not stays:
+            file.unlink()
     for name, data in files.items():
         if keep_mark and name == MARK:
             continue
@@ -55,63 +55,63 @@ def clone(folder: Path, target: Path) -> None:
     superblock_file.close()
 
 
-def live(made: World, spool: str, name: str, *, offline: bool, killed: bool = True) -> None:
+def live(world: World, spool: str, name: str, *, offline: bool, killed: bool = True) -> None:
     """Run one life of a node on a spool."""
     more = {"target": OFFLINE} if offline else {}
-    spec = made.spec(f"{spool}-{name}", spool, predictions=None if killed else 40, **more)
+    spec = world.spec(f"{spool}-{name}", spool, predictions=None if killed else 40, **more)
     node = Node(spec)
     if not killed:
         node.wait()
         return
     node.wait_until_it_logs()
-    time.sleep(made.chance.uniform(0.0, 0.3))
+    time.sleep(world.chance.uniform(0.0, 0.3))
     node.kill()
 
 
-def lose_the_time_between(made: World, number: int) -> list[str]:
+def lose_the_time_between(world: World, number: int) -> list[str]:
     """Back up a spool with much pending, go on, and restore the backup."""
-    chance, spool = made.chance, f"spool{number}"
+    chance, spool = world.chance, f"spool{number}"
     way = WAYS[number % len(WAYS)]
-    folder = made.folder / spool
+    folder = world.folder / spool
     for life in range(chance.randint(1, 2)):
-        live(made, spool, f"before{life}", offline=True)
+        live(world, spool, f"before{life}", offline=True)
     files = copy(folder)
     if way == "twins":
-        return go_on_twice(made, spool)
-    live(made, spool, "between", offline=False, killed=chance.random() < 0.5)
-    drain(made.spec("drain", spool))  # everything that is overwritten is committed
+        return go_on_twice(world, spool)
+    live(world, spool, "between", offline=False, killed=chance.random() < 0.5)
+    drain(world.spec("drain", spool))  # everything that is overwritten is committed
     if way == "over the files of a killed node":
-        node = Node(made.spec(f"{spool}-idle", spool, predictions=0))
+        node = Node(world.spec(f"{spool}-idle", spool, predictions=0))
         node.kill()
     if way == "anew":
         shutil.rmtree(folder)
     put_back(folder, files, keep_mark=way == "without the mark")
     for life in range(chance.randint(0, 3)):
-        live(made, spool, f"offline{life}", offline=True)
-    live(made, spool, "after", offline=False)
+        live(world, spool, f"offline{life}", offline=True)
+    live(world, spool, "after", offline=False)
     if chance.random() < 0.3:  # and once more: committed predictions must not be stored again
-        drain(made.spec("drain", spool))
+        drain(world.spec("drain", spool))
         put_back(folder, files)
-        live(made, spool, "again", offline=chance.random() < 0.5)
+        live(world, spool, "again", offline=chance.random() < 0.5)
     return [spool]
 
 
-def go_on_twice(made: World, spool: str) -> list[str]:
+def go_on_twice(world: World, spool: str) -> list[str]:
     """Run two machines on copies of one spool, at once or one after the other."""
     twin = f"{spool}twin"
-    clone(made.folder / spool, made.folder / twin)
+    clone(world.folder / spool, world.folder / twin)
     both = [spool, twin]
-    made.chance.shuffle(both)
-    if made.chance.random() < 0.5:
+    world.chance.shuffle(both)
+    if world.chance.random() < 0.5:
         for life in range(2):
-            for one in both:
-                live(made, one, f"turn{life}", offline=made.chance.random() < 0.4)
+            for spool in both:
+                live(world, spool, f"turn{life}", offline=world.chance.random() < 0.4)
         return both
-    chances = [random.Random(made.chance.random()) for _ in both]
+    chances = [random.Random(world.chance.random()) for _ in both]
 
-    def run(one: str, chance: random.Random) -> None:
+    def run(spool: str, chance: random.Random) -> None:
         for life in range(2):
-            node = Node(made.spec(f"{one}-turn{life}", one))
+            node = Node(world.spec(f"{spool}-turn{life}", spool))
             node.wait_until_it_logs()
             time.sleep(chance.uniform(0.0, 0.3))
             node.kill()
@@ -128,17 +128,17 @@ def go_on_twice(made: World, spool: str) -> list[str]:
 def test_item_12_spools_that_are_put_back(tmp_path: Path, report: Report, runs: int) -> None:
     """Check that no spooled prediction is lost or stored twice, whatever is restored."""
 
-    def fault(made: World, count: int) -> object:
-        made.ingest.start()
-        first = made.chance.randrange(len(WAYS))
+    def fault(world: World, count: int) -> object:
+        world.ingest.start()
+        first = world.chance.randrange(len(WAYS))
         spools: list[str] = []
         for number in range(first, first + count):
-            spools += lose_the_time_between(made, number)
+            spools += lose_the_time_between(world, number)
         # The superblock, if it was not restored, may show the end of the log as lost.
-        found = made.finish([*spools, *spools], are_damaged=True)
-        assert found.doubled == 0, found
-        assert found.missing <= found.gap_sequences, found
-        return found
+        counts = world.finish([*spools, *spools], are_damaged=True)
+        assert counts.doubled == 0, counts
+        assert counts.missing <= counts.gap_sequences, counts
+        return counts
 
     audits = several(fault, tmp_path, runs)  # type: ignore[arg-type]
     report(campaign("a spool is put back or cloned", runs // WORLDS * WORLDS, audits))

@@ -42,11 +42,11 @@ BOUND = 64 * MIB
 def flood(address: str, methods: list[str], runs: int, chance: random.Random) -> None:
     """Start bad calls of a random kind, this many times."""
     for _ in range(runs):
-        with hostile(address) as made:
+        with hostile(address) as client:
             for _ in range(chance.randint(1, 3)):
                 size = chance.choice([1_000, MIB, LARGEST - 1024, LARGEST - 1024])
                 beginning = most_of(size, chance.choice([0.0, 0.01, 0.5, 0.99, 1.0]))
-                streams = made.begin(
+                streams = client.begin(
                     chance.choice(methods),
                     chance.randint(1, 80),
                     chance.choice([b"", beginning, beginning]),
@@ -54,7 +54,7 @@ def flood(address: str, methods: list[str], runs: int, chance: random.Random) ->
                 )
                 time.sleep(chance.uniform(0.0, 1.2))
                 if chance.random() < 0.5:
-                    made.reset(streams)
+                    client.reset(streams)
 
 
 class Beside(NamedTuple):
@@ -74,16 +74,16 @@ def beside(pid: int, turn: Callable[[], None], trouble: Callable[[], None]) -> B
     for _ in range(50):  # memory that the first calls allocate for good
         turn()
     process, slowest = psutil.Process(pid), 0.0
-    before = most = process.memory_info().rss
+    before = peak = process.memory_info().rss
     with ThreadPoolExecutor(1) as other:
         making = other.submit(trouble)
         while not making.done():
             began = time.monotonic()
             turn()
             slowest = max(slowest, time.monotonic() - began)
-            most = max(most, process.memory_info().rss)
+            peak = max(peak, process.memory_info().rss)
         making.result()
-    return Beside(most - before, slowest)
+    return Beside(peak - before, slowest)
 
 
 @pytest.mark.parametrize("runs", RUNS)
@@ -96,8 +96,10 @@ def test_2_streams_stalls_halves_and_resets_beside_a_device(
 
     def turn() -> None:
         nonlocal logged
-        asked = ingest_service_pb2.GetWatermarkRequest(device_id=of.device_id, spool_id=of.spool_id)
-        assert server.stub.GetWatermark(asked, timeout=DEADLINE).committed_through == logged
+        watermark = ingest_service_pb2.GetWatermarkRequest(
+            device_id=of.device_id, spool_id=of.spool_id
+        )
+        assert server.stub.GetWatermark(watermark, timeout=DEADLINE).committed_through == logged
         sent = request(*predictions(logged + 1, logged + 2), head=header(of))
         logged += 2
         answer = server.stub.PredictionLog(iter([sent]), timeout=DEADLINE)
@@ -138,13 +140,13 @@ def test_2_streams_stalls_halves_and_resets_beside_a_caller(
         inference_service_pb2.UploadImageRequest(chunk=red),
     ]
     answered = 0
-    with inference.started(tmp_path, *flags) as server, inference.client(server) as made:
+    with inference.started(tmp_path, *flags) as server, inference.client(server) as client:
 
         def turn() -> None:
             nonlocal answered
-            kept = made.stub.UploadImage(iter(parts), timeout=DEADLINE).image.reference
+            kept = client.stub.UploadImage(iter(parts), timeout=DEADLINE).image.reference
             for image in (red, inference_pb2.Image(reference=kept)):
-                answer = made.infer(image, timeout=DEADLINE)
+                answer = client.infer(image, timeout=DEADLINE)
                 assert inference.names(answer.results[0]) == ["red"]
                 answered += 1
 

@@ -73,9 +73,9 @@ class World:
             found_damaged = drain(self.spec("drain", spool))
             assert are_damaged or not found_damaged
         self.ingest.stop()
-        found = audit(self.ingest.database, read_lives(self.folder))
-        found.check()
-        return found
+        counts = audit(self.ingest.database, read_lives(self.folder))
+        counts.check()
+        return counts
 
     def _written(self) -> list[tuple[int, int]]:
         files = sorted(self.ingest.database.parent.glob(f"{self.ingest.database.name}*"))
@@ -85,22 +85,22 @@ class World:
 
 
 @contextmanager
-def world(folder: Path, seed: int) -> Iterator[World]:
+def running_world(folder: Path, seed: int) -> Iterator[World]:
     """Yield a world, and end its server afterwards."""
     with tempfile.TemporaryDirectory() as sockets:
-        made = World(folder, sockets, seed)
+        world = World(folder, sockets, seed)
         try:
-            yield made
+            yield world
         finally:
-            made.ingest.kill()
+            world.ingest.kill()
 
 
 def several(fault: Fault, folder: Path, runs: int) -> list[Audit]:
     """Run a fault in several worlds at once, because each waits most of the time."""
 
     def run(seed: int) -> Audit:
-        with world(folder / f"world{seed}", seed) as made:
-            return fault(made, runs // WORLDS)
+        with running_world(folder / f"world{seed}", seed) as world:
+            return fault(world, runs // WORLDS)
 
     with ThreadPoolExecutor(WORLDS) as pool:
         return list(pool.map(run, range(WORLDS)))
@@ -115,13 +115,16 @@ def campaign(name: str, runs: int, audits: Iterable[Audit], note: str = "") -> C
         audits: audit of each world.
         note: remark for the table.
     """
-    found = list(audits)
-    stored, gaps = sum(one.stored for one in found), sum(one.gap_sequences for one in found)
+    results = list(audits)
+    stored, gaps = (
+        sum(result.stored for result in results),
+        sum(result.gap_sequences for result in results),
+    )
     return Campaign(
         name,
         runs,
-        lost=sum(one.lost for one in found),
-        doubled=sum(one.doubled for one in found),
-        undeclared=sum(one.undeclared for one in found),
+        lost=sum(result.lost for result in results),
+        doubled=sum(result.doubled for result in results),
+        undeclared=sum(result.undeclared for result in results),
         note=f"{stored} predictions stored, {gaps} in gaps" + (f"; {note}" if note else ""),
     )
