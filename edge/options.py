@@ -56,7 +56,7 @@ class LogOptions:
     batch_bytes: BatchBytes = 1 << 20
     """Bytes of one message at most, 1 KiB to 4 MiB; a larger prediction is sent alone."""
     batch_timeout_seconds: BatchTimeoutSeconds = 1.0
-    """How long a spooled prediction waits for a full batch at most, 0 to 60 s."""
+    """Maximum time that a spooled prediction waits for a full batch, 0 to 60 s."""
     stream_size: StreamSize = 24_576
     """Predictions in one stream, which is answered once they are committed, >= 1."""
     compression: Compression = "none"

@@ -16,7 +16,7 @@ start_children_with_defaults()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the campaigns in `tests/faults` did, in whichever process they ran."""
+    """Print a table of the results of the campaigns in `tests/faults`, from all processes."""
     reports = [report for group in terminalreporter.stats.values() for report in group]
     campaigns = [
         Campaign(**value)

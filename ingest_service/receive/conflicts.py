@@ -28,7 +28,7 @@ class Conflict(NamedTuple):
 
     sequence: int
     kind: Literal["generation", "content"]
-    """How the conflict was detected."""
+    """The kind of comparison that detected the conflict."""
 
 
 class _Content(NamedTuple):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SLACK_US = 24 * 3600 * 10**6
-"""How far the clock may move beyond the uptime before an operator must confirm it, us."""
+"""Maximum jump of the clock beyond the uptime without an operator's confirmation, us."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PROC = Path("/proc")
 _PROCESS = uuid.uuid4().hex
@@ -49,7 +49,7 @@ class ClockReading(NamedTuple):
     trusted_us: int
     """The time that retention uses, us since 1970."""
     jump_us: int
-    """How far the wall clock is ahead of the trusted time, us; 0: it is trusted."""
+    """The time by which the wall clock is ahead of the trusted time, us; 0 if it is trusted."""
 
 
 def judge(

@@ -84,7 +84,7 @@ def wait_for(happened: Callable[[], bool]) -> None:
 
 
 def is_used(spool: Path) -> bool:
-    """Says whether something was logged into it."""
+    """Return True if a prediction was logged into the spool."""
     try:
         found = inspect.details(spool, 0)
     except (OSError, sqlite3.Error, DamagedError):  # it is being made

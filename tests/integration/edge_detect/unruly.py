@@ -75,7 +75,7 @@ def summing() -> "Summing":
 
 
 class Summing:
-    """Says an array's height, width and sum."""
+    """A detector that returns an array's height, width and sum."""
 
     name = "summing"
     version = ""

@@ -30,7 +30,7 @@ class Ingest:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started and not stopped since."""
+        """True if the service was started and not stopped since."""
         return self._process is not None
 
     @property

@@ -124,7 +124,7 @@ def test_a_spool_that_was_put_back_loses_nothing_new(
 
 
 def test_a_bare_header_is_a_stream(ingest: Ingest) -> None:
-    """What the shipper sends to find out whether the fault is with a prediction."""
+    """Send a stream as the shipper does to find out if a prediction causes an error."""
     header = ingest_pb2.LogHeader(
         device_id="gate-1", spool_id="0190a0de-0000-7000-8000-000000000001"
     )

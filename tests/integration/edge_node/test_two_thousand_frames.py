@@ -86,7 +86,7 @@ class Belt:
 
 
 class Troubles:
-    """What happens to the cloud and to the network, by the number of the frame."""
+    """Faults of the cloud and of the network, by the number of the frame."""
 
     def __init__(self, folder: Path, models: Path, to_cloud: Relay, to_ingest: Relay) -> None:
         self._flags = ("--model-repository", str(models))

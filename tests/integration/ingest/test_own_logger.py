@@ -1,4 +1,4 @@
-"""What docs/how-to/logger.md tells those who write a logger of their own."""
+"""Tests of the statements in docs/how-to/logger.md about writing one's own logger."""
 
 import queue
 from collections.abc import Iterator

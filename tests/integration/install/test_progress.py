@@ -1,4 +1,4 @@
-"""What `make` shows while it sets an environment up."""
+"""Tests of the progress that `make` shows while it sets up an environment."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""How well boxes agree."""
+"""Overlap of boxes."""
 
 from edge.records import Box
 

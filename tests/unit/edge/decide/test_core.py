@@ -658,7 +658,7 @@ class World:
             actions = core.observe(happened, now)
 
     def drops_what_it_asked(self) -> bool:
-        """Whether nothing is dropped that was not asked before."""
+        """Return True if every dropped call was started before."""
         return all(
             len(self.times_of(drop)) <= len(self.times_of(ask))
             for drop, ask in ((DropDevice, AskDevice), (DropCloud, AskCloud))
