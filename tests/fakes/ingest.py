@@ -151,12 +151,12 @@ class FakeIngest:
         self.stop()
 
     def only(self) -> Stored:
-        """The only spool that has sent anything."""
+        """Return the only spool that has sent anything."""
         assert len(self.spools) == 1, self.spools.keys()
         return next(iter(self.spools.values()))
 
     def images(self) -> list[str]:
-        """The image ids of all stored predictions, by spool and sequence."""
+        """Return the image ids of all stored predictions, by spool and sequence."""
         return [
             stored.predictions[sequence].image_id
             for stored in self.spools.values()

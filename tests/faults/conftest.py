@@ -1,4 +1,4 @@
-"""Campaigns of faults are reported in one table at the end of the run: see `tests/conftest.py`."""
+"""Fixture that reports a fault campaign; `tests/conftest.py` prints the table of all of them."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from tests.faults.campaign import Campaign
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[Campaign], None]:
-    """Put a campaign into the table, and fail the test unless it is clean."""
+    """Return a function that adds a campaign to the table and fails the test unless it is clean."""
 
     def put(campaign: Campaign) -> None:
         request.node.user_properties.append(("campaign", asdict(campaign)))

@@ -144,9 +144,9 @@ class Folder:
 
     def _files(self) -> dict[str, bytes]:
         return {
-            one.relative_to(self.path).as_posix(): one.read_bytes()
-            for one in self._all()
-            if not one.name.endswith("-shm")
+            file.relative_to(self.path).as_posix(): file.read_bytes()
+            for file in self._all()
+            if not file.name.endswith("-shm")
         }
 
     def _write(self, files: dict[str, bytes]) -> None:

@@ -67,8 +67,8 @@ class Expected:
         self.classes = {name: self._class(two, data[0]) for name, data in PICTURES.items()}
 
     def _class(self, two: Model, data: bytes) -> int:
-        made, _ = two.network.prepare(decode_image(data))
-        return int(two.run(made)[0][0].argmax())
+        tensor, _ = two.network.prepare(decode_image(data))
+        return int(two.run(tensor)[0][0].argmax())
 
 
 class Caller:
@@ -169,7 +169,7 @@ class Caller:
     async def _several_pictures(self) -> None:
         images = [self._any() for _ in range(self._chance.randint(2, 4))]
         answer = await self._infer(*(data for _, data in images))
-        assert [names(each) for each in answer.results] == [[name] for name, _ in images]
+        assert [names(result) for result in answer.results] == [[name] for name, _ in images]
 
     async def _another_model(self) -> None:
         name, data = self._any()
@@ -283,7 +283,7 @@ class Caller:
     async def _list_models(self) -> None:
         request = inference_service_pb2.ListModelsRequest()
         listed = await self._stub.ListModels(request, timeout=LOST_SECONDS)
-        assert {each.name for each in listed.models} == {"colours", "other", "two", "hot"}
+        assert {model.name for model in listed.models} == {"colours", "other", "two", "hot"}
 
     async def _health(self) -> None:
         watch = self._health_stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))

@@ -182,14 +182,14 @@ def _damaged_message(
     fields: tuple[list[wire.Field], ...],
     chance: random.Random,
 ) -> Damaged:
-    made, at = list(messages), chance.randrange(len(messages))
+    spoiled_messages, at = list(messages), chance.randrange(len(messages))
     if chance.random() < 0.5:
-        made[at] = spoiled(fields[at], chance)
+        spoiled_messages[at] = spoiled(fields[at], chance)
     else:
-        made[at] = damaged(messages[at], chance)
+        spoiled_messages[at] = damaged(messages[at], chance)
     if method == "UploadImage" and chance.random() < 0.3:
-        _rearrange(made, chance)
-    return Damaged(method, tuple(made))
+        _rearrange(spoiled_messages, chance)
+    return Damaged(method, tuple(spoiled_messages))
 
 
 def _rearrange(messages: list[bytes], chance: random.Random) -> None:
@@ -285,8 +285,8 @@ class Reader:
             _parsed(oip.ModelInferRequest, messages[0]), self._model, LIMITS
         )
         for member in work.members(infer_request, self._model):
-            made = member.prepare()
-            assert made.shape == (member.rows, 3, SIDE, SIDE)
+            tensor = member.prepare()
+            assert tensor.shape == (member.rows, 3, SIDE, SIDE)
 
     def _upload(self, messages: tuple[bytes, ...]) -> None:
         make = inference_service_pb2.UploadImageRequest

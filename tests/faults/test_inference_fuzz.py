@@ -108,7 +108,7 @@ def test_what_is_sent_over_the_wire(
 
 def test_the_documentation_names_every_reason() -> None:
     root = Path(inference_mutations.__file__).parents[2]
-    sources = [*root.glob("inference_service/**/*.py"), *(root / each for each in _SHARED)]
+    sources = [*root.glob("inference_service/**/*.py"), *(root / name for name in _SHARED)]
     written = {
         reason
         for path in sources
@@ -176,7 +176,7 @@ def _check_infer(damaged: Damaged, data: bytes) -> None:
     request = inference_service_pb2.InferRequest.FromString(damaged.messages[0])
     answer = inference_service_pb2.InferResponse.FromString(data)
     assert len(answer.results) == len(request.images)
-    reasons = Counter(each.error.reason for each in answer.results if each.HasField("error"))
+    reasons = Counter(result.error.reason for result in answer.results if result.HasField("error"))
     assert reasons.keys() <= documented(), reasons
     assert reasons.total() < len(answer.results), "a call without one good picture must fail"
 
