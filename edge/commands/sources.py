@@ -3,7 +3,6 @@
 import glob
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -59,15 +58,14 @@ def open_sources(
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     sources: list[FrameSource] = []
-    times: Counter[str] = Counter()
+    taken: set[str] = set()
     try:
         sampling = Sampling(every, every_seconds)
         for word in words:
             _check_exists(word)
             source = open_source(word, sampling)
-            times[source.name] += 1
-            count = times[source.name]
-            sources.append(NamedSource(source, f"{source.name} ({count})") if count > 1 else source)
+            name = _unique(source.name, "{} ({})", taken)
+            sources.append(source if name == source.name else NamedSource(source, name))
     except ValueError as error:
         raise CommandError(str(error)) from error
     except ModuleNotFoundError as error:
@@ -90,14 +88,9 @@ def device_ids(template: str, sources: Sequence[FrameSource]) -> list[str]:
         template: a device id with `{source}` in it.
         sources: each one's name, without folders, suffix and scheme, takes the placeholder's place.
     """
-    times: Counter[str] = Counter()
-    ids = []
-    for source in sources:
-        name = short_name(source.name)
-        times[name] += 1
-        unique = f"{name}-{times[name]}" if times[name] > 1 else name
-        ids.append(template.replace(PLACEHOLDER, unique))
-    return ids
+    taken: set[str] = set()
+    names = [_unique(short_name(source.name), "{}-{}", taken) for source in sources]
+    return [template.replace(PLACEHOLDER, name) for name in names]
 
 
 def short_name(name: str) -> str:
@@ -109,6 +102,16 @@ def short_name(name: str) -> str:
             path = path.parent
         name = path.stem if path.is_file() else path.name
     return re.sub(r"[^\w.]+", "-", name.partition("://")[2] or name).strip("-.") or "source"
+
+
+def _unique(name: str, numbered: str, taken: set[str]) -> str:
+    """Return the name, with a number if it is taken, and add the result to the taken names."""
+    unique, number = name, 1
+    while unique in taken:
+        number += 1
+        unique = numbered.format(name, number)
+    taken.add(unique)
+    return unique
 
 
 def _check_exists(word: str) -> None:

@@ -84,3 +84,18 @@ def test_each_source_gets_a_device_id_of_its_own(tmp_path: Path) -> None:
         "gate-line-4-2",
         "gate-10.0.0.7-live",
     ]
+
+
+def test_a_name_that_looks_numbered_is_not_given_twice(tmp_path: Path) -> None:
+    words = [save_pictures(tmp_path / name, "a.jpg") for name in ("b/a", "c/a", "a-2")]
+    sources = open_sources(list(map(str, words)), 1, None)
+    assert device_ids("gate-{source}", sources) == ["gate-a", "gate-a-2", "gate-a-2-2"]
+
+
+def test_a_folder_that_is_named_like_the_second_of_another_is_a_source_of_its_own(
+    tmp_path: Path,
+) -> None:
+    words = [save_pictures(tmp_path / name, "a.jpg") for name in ("a", "a (2)")]
+    sources = open_sources([str(words[0]), *map(str, words)], 1, None)
+    names = [source.name for source in sources]
+    assert names == [str(words[0]), f"{words[0]} (2)", f"{words[1]} (2)"]
