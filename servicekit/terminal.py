@@ -50,6 +50,8 @@ def run(command: Callable[[], object], *, prog: str) -> NoReturn:
         _fail(prog, sentence(error), 1)
     except grpc.RpcError as error:
         _fail(prog, sentence(from_rpc_error(error)), 1)
+    except UnicodeEncodeError as error:
+        _fail(prog, _not_utf8(error), 1)
     except OSError as error:
         _fail(prog, _of_the_system(error), 1)
     sys.exit(0)
@@ -64,6 +66,11 @@ def sentence(error: SightlineError) -> str:
 def _of_the_system(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error} (check that it exists, and its permissions)"
+
+
+def _not_utf8(error: UnicodeEncodeError) -> str:
+    found = error.object[error.start : error.end]
+    return f"an argument or the name of a file must be UTF-8 (got {found!r} in it)"
 
 
 def _fail(prog: str, sentence: str, code: int) -> NoReturn:
