@@ -376,7 +376,7 @@ def test_a_factory_must_be_known_in_another_process() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True
     )
-    assert "factory must be a function of a module" in ran.stdout
+    assert "factory must be in an importable module, but is defined in __main__" in ran.stdout
     with pytest.raises(ValueError, match="factory must be a function of a module"):
         ProcessDetector(lambda: Unruly())
 

@@ -11,6 +11,8 @@ from tests.integration.inference.conftest import SLOW_SECONDS
 from tests.integration.inference.process import InferenceStub, ask, client, failures, names, started
 from tests.unit.inference_service.tiny_onnx import picture
 
+pytestmark = pytest.mark.alone
+
 RED = picture()
 SLACK = 0.25  # what a busy machine may add to a deadline of the client's own
 

@@ -33,6 +33,8 @@ from tests.integration.inference.process import (
 )
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
 
+pytestmark = pytest.mark.alone
+
 MIB = 1024 * 1024
 RUN_MATMULS = 6  # some 20 to 60 ms a picture
 CALLS = 40

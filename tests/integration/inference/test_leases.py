@@ -29,6 +29,8 @@ from tests.integration.inference.test_once_per_key import (
     shared,
 )
 
+pytestmark = pytest.mark.alone
+
 HOURS = 3600
 PICTURES = [RED] * 16  # work enough to be stopped at
 

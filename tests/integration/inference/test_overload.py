@@ -25,6 +25,8 @@ from tests.integration.inference.figures import Figures, figures, grown
 from tests.integration.inference.process import SERVICE, InferenceProcess, ask, started
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
 
+pytestmark = pytest.mark.alone
+
 RUN_SECONDS = 0.03  # a picture
 WORKERS = 2
 DEADLINE_SECONDS = 0.5

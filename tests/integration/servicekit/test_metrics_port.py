@@ -16,6 +16,8 @@ from servicekit.telemetry import metrics_server
 from servicekit.telemetry.metrics_server import MAX_CONNECTIONS, MAX_REQUEST_BYTES, MetricsServer
 from tests.integration.servicekit.test_lifecycle import started
 
+pytestmark = pytest.mark.alone
+
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 LORIS = 500
 FLOOD_ADDRESS = "127.0.0.2"

@@ -67,7 +67,7 @@ def test_thresholds_reach_the_decoder(path: Path) -> None:
         detector.detect(flat(0), iou=7)
 
 
-@pytest.mark.parametrize("said", ["True", "False"])
+@pytest.mark.parametrize("end_to_end", ["True", "False"])
 def test_an_end_to_end_model(path: Path, end_to_end: str) -> None:
     metadata = {**METADATA, "end2end": end_to_end}
     save_detector(path, output=END_TO_END, moved=(0, 4), metadata=metadata)
@@ -180,7 +180,7 @@ def test_a_provider_that_does_not_exist_is_refused(path: Path, providers: list[s
     assert f"must be some of {available}, got {providers}" in error.message
 
 
-@pytest.mark.parametrize("asked", [[CUDA, CPU], [TENSORRT, CUDA, CPU], [TENSORRT]])
+@pytest.mark.parametrize("gpu_providers", [[CUDA, CPU], [TENSORRT, CUDA, CPU], [TENSORRT]])
 def test_a_gpu_that_is_not_there_is_refused_not_replaced(
     path: Path, gpu_providers: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,7 +61,7 @@ def test_inputs_are_torchvisions(
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1080, 810), (720, 1280), (256, 256), (100, 2000)])
 @pytest.mark.parametrize(
-    ("how", "size"),
+    ("preprocess", "size"),
     [
         (Preprocess(232, (224, 224), Interpolation.BILINEAR, MEAN, STD), (224, 224)),
         (Preprocess(384, (380, 380), Interpolation.BICUBIC, MEAN, STD), (380, 380)),
