@@ -17,8 +17,9 @@ from edge.channel import Endpoint
 from edge.commands.options import InferenceTarget, IngestTarget, Json, settings_with
 from edge.doctor.health import INFERENCE, INGEST, ask
 from edge.endpoints import inference_endpoint, ingest_endpoint
-from servicekit.errors import SightlineError
+from servicekit.errors import SightlineError, from_rpc_error
 from servicekit.help import CONNECTION
+from servicekit.terminal import sentence
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_pb2_grpc
 
 Timeout = Annotated[
@@ -78,13 +79,15 @@ def _get_stats(
         try:
             return stub.GetStats(request, timeout=timeout, metadata=service.metadata)
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            refused = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            if not refused and error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise
-    typer.echo(
-        f"verdicts, cloud reasons and source labels were not counted within {timeout:g} s:"
-        " raise --timeout",
-        err=True,
-    )
+            reason = (
+                f"were not counted: {sentence(from_rpc_error(error))}"
+                if refused
+                else f"were not counted within {timeout:g} s: raise --timeout"
+            )
+    typer.echo(f"verdicts, cloud reasons and source labels {reason}", err=True)
     return answer
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -12,6 +13,7 @@ from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_p
 from typer.testing import CliRunner
 
 from sightline.cli.app import app
+from sightline.cli.processes import ServiceProcess
 
 
 class Counting(ingest_service_pb2_grpc.IngestServiceServicer):
@@ -51,6 +53,18 @@ def test_counts_come_without_details_that_take_too_long() -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["total_predictions"] == 3
     assert "not counted within 1 s: raise --timeout" in done.stderr
+
+
+def test_counts_come_where_a_rate_limit_refuses_the_details(tmp_path: Path) -> None:
+    """They are a second call, which a limit of one call at once does not allow."""
+    flags = ["--listen", "127.0.0.1:0", "--database", str(tmp_path / "a.duckdb")]
+    limit = ["--rate-limits", "GetStats=0.01/s:1"]
+    with ServiceProcess("ingest_service", [*flags, *limit]) as service:
+        done = CliRunner().invoke(app, ["stats", "--target", service.address, "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["total_predictions"] == 0
+    assert "were not counted: " in done.stderr
+    assert "RATE_LIMITED" in done.stderr
 
 
 @pytest.mark.parametrize("columns", ["80", "60"])
