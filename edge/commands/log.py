@@ -164,16 +164,23 @@ def _labels(words: Sequence[str]) -> dict[str, str]:
             raise CommandError(f"--label: must be NAME=VALUE, such as line=4 (got {word!r})")
         if name == "source":
             raise CommandError("--label: source is the name of each image's source already")
-        size = max(len(text.encode("utf-8", "surrogateescape")) for text in (name, value))
-        if size > _LABEL_BYTES or not word.isprintable():
+        if not all(_fits_label(text) for text in (name, value)):
             raise CommandError(
-                f"--label: name and value must be printable text of at most {_LABEL_BYTES} bytes"
-                f" each (got {word!r})"
+                f"--label: name and value must be UTF-8 text of at most {_LABEL_BYTES} bytes each"
+                f" (got {word!r})"
             )
         labels[name] = value
     if len(labels) > _LABELS:
         raise CommandError(f"--label: at most {_LABELS} may be given (got {len(labels)})")
     return labels
+
+
+def _fits_label(text: str) -> bool:
+    """Return True if the ingest service takes this text as the name or the value of a label."""
+    try:
+        return len(text.encode()) <= _LABEL_BYTES
+    except UnicodeEncodeError:  # bytes of an argument that are not UTF-8
+        return False
 
 
 def _devices(

@@ -29,6 +29,9 @@ from tests.unit.edge.sources.monitors import save_pictures, save_video
 
 MODEL = REPOSITORY / "plates/1/model.onnx"
 PARTS = ("skipped", "dropped", "by_device", "by_cloud", "failed", "waiting")
+# Text with characters that `str.isprintable` refuses: a zero-width non-joiner, a no-break space.
+PERSIAN = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+NO_BREAK = "Halle\u00a07"
 
 
 @pytest.fixture
@@ -237,12 +240,19 @@ def test_labels_and_any_setting_are_flags(ingest: FakeIngest, tmp_path: Path) ->
     folder = save_pictures(tmp_path / "pictures", "a.jpg")
     env = environment()
     flags = ["--label", "line=4", "--label", "shift=early=1", "--device-id", "gate-1"]
+    flags += ["--label", f"site={PERSIAN}", "--label", f"hall={NO_BREAK}"]
     flags += ["--ingest-target", ingest.target, "--device-model", str(MODEL), "--mode", "device"]
     flags += ["--spool-dir", str(tmp_path / "spool"), "--no-cascade-any", "--batch-size", "7"]
     done = sightline("log", folder, *flags, env=env)
     assert done.returncode == 0, done.stderr
     (prediction,) = ingest.only().predictions.values()
-    assert dict(prediction.labels) == {"line": "4", "shift": "early=1", "source": str(folder)}
+    assert dict(prediction.labels) == {
+        "line": "4",
+        "shift": "early=1",
+        "source": str(folder),
+        "site": PERSIAN,
+        "hall": NO_BREAK,
+    }
     assert (tmp_path / "spool" / "spool.db").is_file()
     assert "Next: sightline stats --device gate-1" in done.stdout
     done = sightline("log", folder, *flags, "--batch-size", "0", env=env)
@@ -255,8 +265,8 @@ def test_labels_and_any_setting_are_flags(ingest: FakeIngest, tmp_path: Path) ->
     [
         ("line", "--label: must be NAME=VALUE, such as line=4 (got 'line')"),
         ("source=x", "--label: source is the name of each image's source already"),
-        ("line=" + "x" * 1025, "must be printable text of at most 1024 bytes each"),
-        (b"line=\xff".decode("utf-8", "surrogateescape"), "must be printable text"),
+        ("line=" + "x" * 1025, "must be UTF-8 text of at most 1024 bytes each"),
+        (b"line=\xff".decode("utf-8", "surrogateescape"), "must be UTF-8 text"),
     ],
 )
 def test_labels_that_cannot_be_logged(

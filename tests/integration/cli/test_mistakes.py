@@ -74,7 +74,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         ("stats", 1, "`sightline doctor` finds out"),
         ("stats --target nonsense", 2, "ingest_target: must be host:port"),
         ("stats --device \udcff", 1, "an argument or the name of a file must be UTF-8"),
-        ("log {folder}/pictures --label line=\udcff", 1, "must be printable text"),
+        ("log {folder}/pictures --label line=\udcff", 1, "must be UTF-8 text"),
         ("log no/such/folder", 1, "There is no folder no/such/folder"),
         ("log pictures/", 1, "There is no folder pictures/"),
         ("log {folder}/empty", 1, "/empty has no image in it"),
