@@ -246,7 +246,10 @@ def _node(settings: EdgeSettings) -> EdgeNode:
         extra = "metrics" if error.name == "prometheus_client" else settings.detector
         raise CommandError(f"this needs {error.name}: {install_hint(extra)}") from error
     except (OSError, ValueError, RuntimeError) as error:  # a spool, a setting, a model
-        raise CommandError(f"{error} (`sightline doctor` checks them all)") from error
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror and not error.filename:
+            text = error.strerror
+        raise CommandError(f"{text} (`sightline doctor` checks them all)") from error
 
 
 @contextmanager

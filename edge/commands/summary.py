@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -9,9 +10,21 @@ import typer
 
 from edge.commands.live import Glance
 from edge.commands.sources import length_of
+from edge.log.stats import LoggerStats
 from edge.sources.counts import SourceState
 from edge.sources.frame import FrameSource
 from edge.tally import NodeStats
+
+_REASONS = {
+    "dropped_oldest": "memory was full",
+    "dropped_newest": "memory was full",
+    "spool_bytes": "the spool was full",
+    "spool_age": "they were too old",
+    "disk_reserve": "the disk was full",
+    "spool_damaged": "the spool was damaged",
+    "spool_write_failed": "the spool could not be written",
+}
+"""Reasons for dropped predictions in words, by the name of the `GapReason`."""
 
 
 def glance(stats: Sequence[NodeStats], sources: Sequence[FrameSource]) -> Glance:
@@ -31,7 +44,7 @@ def glance(stats: Sequence[NodeStats], sources: Sequence[FrameSource]) -> Glance
         dropped=sum(source.dropped for source in of_sources.values()),
         lost=tuple(n for n, source in of_sources.items() if source.state is SourceState.LOST),
         committed=sum(node.logger.committed for node in stats),
-        waiting=sum(node.logger.backlog + node.logger.in_memory for node in stats),
+        waiting=sum(_waiting(node.logger) for node in stats),
         done=sum(source.read - source.waiting for source in of_sources.values()),
         length=sum(known) if len(known) == len(lengths) else None,
     )
@@ -65,25 +78,52 @@ def print_summary(
         f"{seen.by_cloud:,} by the cloud, {seen.failed:,} failed"
         + (f", {seen.dropped:,} dropped because answering took too long" if seen.dropped else "")
     )
-    logged = sum(node.logger.logged for node in nodes)
-    gone = sum(sum(node.logger.dropped.values()) for node in nodes)
-    typer.echo(
-        f"{_count(logged, 'prediction')} logged, "
-        + (f"{gone:,} dropped for lack of space, " if gone else "")
-        + (
-            f"{seen.waiting:,} not committed yet: kept in the spool, sent by the next run"
-            if seen.waiting
-            else "all committed"
-            if not gone
-            else "the others committed"
-        )
-    )
+    typer.echo(_fate([node.logger for node in nodes]))
+    for device, node in stats.items():
+        if node.logger.last_error and (node.logger.dropped or _waiting(node.logger)):
+            typer.echo(f"Last error of the log of {device}: {node.logger.last_error}")
     for node in nodes:
         for name, source in node.sources.items():
             if source.last_error:
                 times = f", lost {_count(source.reconnects, 'time')}" if source.reconnects else ""
                 typer.echo(f"{name}: {source.state}{times}: {source.last_error}")
     typer.echo(f"Next: {_next(list(stats), target, waiting=bool(seen.waiting))}")
+
+
+def _waiting(logger: LoggerStats) -> int:
+    """Return how many predictions are neither committed nor dropped."""
+    return logger.backlog + _unspooled(logger)
+
+
+def _unspooled(logger: LoggerStats) -> int:
+    """Return how many predictions are not on the disk: in memory, or in a write that is retried."""
+    lost = sum(logger.dropped.values())
+    return max(logger.in_memory, logger.logged - logger.spooled - lost)
+
+
+def _fate(loggers: Sequence[LoggerStats]) -> str:
+    """Return what became of the predictions of a run."""
+    logged = sum(logger.logged for logger in loggers)
+    dropped: Counter[str] = Counter()
+    for logger in loggers:
+        dropped.update(logger.dropped)
+    backlog, unspooled = sum(one.backlog for one in loggers), sum(map(_unspooled, loggers))
+    parts = [f"{_count(logged, 'prediction')} logged"]
+    parts += [f"{count:,} dropped ({_reason(reason)})" for reason, count in dropped.items()]
+    if backlog:
+        parts.append(f"{backlog:,} not committed yet: kept in the spool, sent by the next run")
+    if unspooled:
+        parts.append(f"{unspooled:,} not written to the spool")
+    if not backlog and not unspooled and logged:
+        committed = any(logger.committed for logger in loggers)
+        others = "the others committed" if committed else "none committed"
+        parts.append(others if dropped else "all committed")
+    return ", ".join(parts)
+
+
+def _reason(name: str) -> str:
+    """Return why predictions were dropped."""
+    return _REASONS.get(name, name.replace("_", " "))
 
 
 def _next(devices: Sequence[str], target: str | None, *, waiting: bool) -> str:

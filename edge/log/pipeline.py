@@ -1,5 +1,6 @@
 """The parts of one logger in one process: buffer, writer, spool and shipper."""
 
+import errno
 import logging
 import math
 import os
@@ -20,10 +21,17 @@ from edge.log.writer import Writer
 from edge.options import LogOptions, OnFull
 from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
+from edge.spool.directories import holds_spool
 from edge.spool.entries import GapReason
 from edge.spool.spool import Spool
 
 logger = logging.getLogger(__name__)
+
+# Errors of a folder that can hold a spool, and does once space, memory or the network is back.
+_PASSING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+    *(errno.EINTR, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +98,22 @@ class LogPipeline:
     def open(self) -> None:
         """Open the spool and start the threads, also those for orphaned spools.
 
-        A full or read-only disk does not prevent the start.
+        A full disk does not prevent the start, nor does a disk that has become read-only since it
+        got its spool.
 
         Raises:
             SightlineError: see `edge.spool.spool.Spool`.
-            OSError: this process may not write to the folder.
+            OSError: the folder holds no spool and can never hold one, or this process may not write
+                to it.
         """
         try:
             self._writer.open()
-        except (PermissionError, FileExistsError, NotADirectoryError):
-            raise
         except (OSError, sqlite3.Error) as error:
+            if isinstance(error, OSError) and self._is_unusable(error):
+                raise OSError(
+                    error.errno,
+                    f"the spool folder {self._directory} cannot be used: {error.strerror}",
+                ) from error
             logger.warning("spool: opening failed, trying again: %s", error)
         self._start_writer()
 
@@ -234,6 +247,12 @@ class LogPipeline:
                 spool_id=spool.identity.spool_id if spool else "",
                 last_error=progress.spool_error or progress.ship_error,
             )
+
+    def _is_unusable(self, error: OSError) -> bool:
+        """Return True if the folder will not become usable without a person."""
+        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError):
+            return True
+        return error.errno not in _PASSING and not holds_spool(self._directory)
 
     def _is_over(self, ordinal: int) -> bool:
         return self.progress.is_ended or self.progress.committed >= ordinal

@@ -25,6 +25,12 @@ def new_fork_directory(directory: Path) -> Path:
     return forks / str(uuid.uuid4())
 
 
+def holds_spool(directory: Path) -> bool:
+    """Return True if a folder has held a spool, whether or not it can be read."""
+    files = (FILE_NAME, superblocks.FILE_NAME)
+    return any(os.path.exists(directory / name) for name in files)  # noqa: PTH110 - never raises
+
+
 def fork_directories(directory: Path) -> list[Path]:
     """Return the fork directories that contain a spool, in use or not."""
     forks = directory / _FORKS

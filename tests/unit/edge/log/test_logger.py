@@ -387,6 +387,32 @@ def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
         logger(tmp_path / "file")
 
 
+def test_a_folder_that_can_never_be_made() -> None:
+    with pytest.raises(FileNotFoundError, match="the spool folder /proc/no/spool cannot be used"):
+        logger(Path("/proc/no/spool"))
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_read_only_disk_is_refused_unless_it_holds_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    if used:
+        logger(tmp_path / "spool").close(20)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", fail)
+        if not used:
+            with pytest.raises(OSError, match="cannot be used: Read-only file system"):
+                logger(tmp_path / "spool")
+            return
+        log = logger(tmp_path / "spool")
+    log.log(prediction())
+    assert log.close(20)
+
+
 def test_a_disk_that_fails_at_the_start_does_not_keep_the_node_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,7 +421,7 @@ def test_a_disk_that_fails_at_the_start_does_not_keep_the_node_from_starting(
     def fail(*arguments: Any, **more: Any) -> None:
         calls.append(1)
         if len(calls) <= 2:
-            raise OSError(errno.EROFS, "Read-only file system")
+            raise OSError(errno.ENOSPC, "No space left on device")
         mkdir(*arguments, **more)
 
     monkeypatch.setattr(Path, "mkdir", fail)
