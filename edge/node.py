@@ -18,8 +18,10 @@ from edge.cloud.client import InferenceClient
 from edge.cloud.messages import trace_id_of
 from edge.cloud.types import InferParameters, ModelHint
 from edge.decide.answer import Answer
+from edge.decide.class_names import TAKE_OTHERS, unknown_classes
 from edge.decide.coordinator import InferenceCoordinator
-from edge.decide.policy import Policy
+from edge.decide.labels import labels_of
+from edge.decide.policy import Mode, Policy
 from edge.detect.base import Detector, Image, close_detector
 from edge.device_model import load_detector
 from edge.errors import ClosedError, CoordinatorClosedError
@@ -72,7 +74,9 @@ class EdgeNode:
             for an image with such a detection, else as False; empty: it is not logged.
 
     Raises:
-        ValueError: the mode needs a detector or a client, and there is none.
+        ValueError: the mode needs a detector or a client, and there is none; or the detector's
+            labels lack a class of `defect_classes` or `policy.cloud_label_map`, unless the policy
+            takes other labels.
 
     Example:
         >>> from sightline import DetectorResult, EdgeNode, Mode, Policy, PredictionLogger
@@ -98,6 +102,10 @@ class EdgeNode:
         parameters: InferParameters | None = None,
         defect_classes: Collection[str] = (),
     ) -> None:
+        if detector is not None and policy.mode is not Mode.CLOUD and not policy.takes_other_labels:
+            unknown = unknown_classes(labels_of(detector), defect_classes, policy.cloud_label_map)
+            if unknown:
+                raise ValueError(f"{unknown}; {TAKE_OTHERS}")
         self._coordinator = InferenceCoordinator(
             detector, client, policy, model=model, parameters=parameters
         )
@@ -122,6 +130,7 @@ class EdgeNode:
 
         Raises:
             servicekit.settings.SettingsError: a setting cannot be used.
+            ValueError: a class in the settings is none of the device's model.
             vision.ModelError: the device's model cannot be used.
             ModuleNotFoundError: a setting needs a package that is not installed.
         """

@@ -253,7 +253,7 @@ class EdgeSettings(ClientTlsSettings):
     cloud_label_map: Words = Field(
         default=(),
         description="classes of the cloud to rename to classes of the device, as cloud=device,"
-        " comma-separated",
+        " comma-separated; the device's model must have them, unless cloud_labels is any",
     )
     upload_above_bytes: int = Field(
         default=UPLOAD_ABOVE_BYTES,
@@ -288,7 +288,8 @@ class EdgeSettings(ClientTlsSettings):
     )
     defect_classes: Words = Field(
         default=(),
-        description="classes that are defects, comma-separated; empty: log no defect_detected",
+        description="classes that are defects, comma-separated; the device's model must have them,"
+        " unless cloud_labels is any; empty: log no defect_detected",
         json_schema_extra=BASIC,
     )
 

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from edge import assemble
+from edge.decide.class_names import TAKE_OTHERS, unknown_classes
+from edge.decide.labels import labels_of
 from edge.detect.base import Detector, close_detector
 from edge.device_model import load_detector
 from edge.doctor.finding import Finding, failed, ok, warning
@@ -46,9 +48,22 @@ def model(
     try:
         note(detector)
         yield ok("model", f"{detector.name} {detector.version} loads in {seconds:.1f} s")
+        yield from _classes(detector, settings)
         yield _run(detector, settings)
     finally:
         close_detector(detector)
+
+
+def _classes(detector: Detector, settings: EdgeSettings) -> Iterator[Finding]:
+    """Check the class names in the settings, if there are any."""
+    labels, renamed = labels_of(detector), settings.label_map
+    if not labels or not (settings.defect_classes or renamed) or settings.cloud_labels == "any":
+        return
+    if unknown := unknown_classes(labels, settings.defect_classes, renamed):
+        action = f"Correct the name; {TAKE_OTHERS}."
+        yield failed("model classes", unknown, action)
+    else:
+        yield ok("model classes", "the model has every class that the settings name")
 
 
 def _run(detector: Detector, settings: EdgeSettings) -> Finding:

@@ -12,6 +12,7 @@ from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_p
 from edge.channel import Endpoint
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import ModelHint, ModelInfo
+from edge.decide.class_names import unknown_renamed
 from edge.decide.cloud_labels import answering
 from edge.decide.labels import LabelRule
 from edge.doctor import health, reach
@@ -192,6 +193,7 @@ def _may_infer(service: CheckedService) -> Iterator[Finding]:
         return
     yield ok("inference credential", f"{_shown(service)}: may infer")
     yield _models(service.settings, models)
+    yield from _renamed(service.settings, models)
     if service.device_labels:
         yield from _labels(service, models)
 
@@ -214,14 +216,34 @@ def _refused(service: CheckedService, error: SightlineError, flags: str) -> Find
     return failed(check, f"refused: {error}", action)
 
 
-def _labels(service: CheckedService, models: tuple[ModelInfo, ...]) -> Iterator[Finding]:
-    """Compare the labels of the model that would answer with the device's."""
-    settings, check = service.settings, "inference labels"
+def _answering_labels(
+    settings: EdgeSettings, models: tuple[ModelInfo, ...]
+) -> tuple[str, ...] | None:
+    """Return the labels of the model that would answer; None: it is not known."""
     hint = ModelHint(settings.cloud_model, settings.cloud_model_version)
     model = answering(models, hint)
     if model is None:
-        return
+        return None
     (labels,) = (info.labels for info in models if ModelHint(info.name, info.version) == model)
+    return labels
+
+
+def _renamed(settings: EdgeSettings, models: tuple[ModelInfo, ...]) -> Iterator[Finding]:
+    """Check that the cloud's model has the classes that cloud_label_map renames."""
+    labels = _answering_labels(settings, models)
+    if labels and settings.label_map:
+        if unknown := unknown_renamed(labels, settings.label_map):
+            yield failed("inference classes", unknown, "Correct the name before the =.")
+        else:
+            yield ok("inference classes", "the cloud's model has every class of cloud_label_map")
+
+
+def _labels(service: CheckedService, models: tuple[ModelInfo, ...]) -> Iterator[Finding]:
+    """Compare the labels of the model that would answer with the device's."""
+    settings, check = service.settings, "inference labels"
+    labels = _answering_labels(settings, models)
+    if labels is None:
+        return
     rule = LabelRule(lambda: service.device_labels, settings.label_map)
     difference = rule.difference(labels)
     if not difference:

@@ -185,6 +185,9 @@ def test_item_23_labels_that_differ(plain: Services, tmp_path: Path) -> None:
     assert "In mode auto the cloud's answer has its own classes" in auto["message"]
     mapped = {**given, "cloud_label_map": "red=person,green=car,blue=dog"}
     assert finding(doctor(**mapped), "inference labels")["level"] == "ok"
+    renamed = finding(doctor(**{**given, "cloud_label_map": "redd=person"}), "inference classes")
+    assert renamed["level"] == "failed"
+    assert "the cloud's model has no class 'redd', did you mean red?" in renamed["message"]
     allowed = finding(doctor(**{**given, "cloud_labels": "any"}), "inference labels")
     assert allowed["level"] == "ok"
     assert "as cloud_labels allows" in allowed["message"]

@@ -1,6 +1,7 @@
 """An edge node with a real logger, a real ingest server and a real inference server."""
 
 import asyncio
+import re
 import socket
 import threading
 import time
@@ -134,6 +135,48 @@ def test_the_verdict_follows_the_defect_classes(
         node.process(b"good")
         (entry,) = logged(node, ingest)
     assert (entry.defect_detected if entry.HasField("defect_detected") else None) is verdict
+
+
+class Labelled(Device):
+    labels = ("scratch", "pit")
+
+
+@pytest.mark.parametrize(
+    ("defects", "renamed", "said"),
+    [
+        (
+            ("scratch", "pitt"),
+            {},
+            "defect_classes: the device's model has no class 'pitt', did you mean pit",
+        ),
+        (
+            (),
+            {"hole": "piit"},
+            "cloud_label_map: the device's model has no class 'piit', did you mean pit",
+        ),
+        (
+            ("mould",),
+            {},
+            "defect_classes: the device's model has no class 'mould' (it has pit, scratch)",
+        ),
+    ],
+)
+def test_a_class_that_the_devices_model_lacks_is_refused(
+    tmp_path: Path, defects: tuple[str, ...], renamed: dict[str, str], said: str
+) -> None:
+    logger = PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path / "spool")
+
+    def node(mode: Mode, *, takes_other_labels: bool = False) -> EdgeNode:
+        policy = Policy(
+            mode=mode, takes_other_labels=takes_other_labels, cloud_label_map=dict(renamed)
+        )
+        client = InferenceClient("127.0.0.1:1")
+        return EdgeNode(Labelled(), client, logger, policy, defect_classes=defects)
+
+    with pytest.raises(ValueError, match=re.escape(said)):
+        node(Mode.AUTO)
+    node(Mode.AUTO, takes_other_labels=True).close()
+    node(Mode.CLOUD).close()
 
 
 def test_a_failure_is_raised_and_counted_and_not_logged(process: Any, tmp_path: Path) -> None:

@@ -24,6 +24,16 @@ def test_a_good_model_says_how_fast_it_is_and_on_what(tmp_path: Path) -> None:
     assert " ms on CPUExecutionProvider" in findings["model run"].message
 
 
+def test_classes_that_the_model_lacks(tmp_path: Path) -> None:
+    path = colour_model(tmp_path / "colours.onnx")
+    finding = found(path, defect_classes="red,gren")["model classes"]
+    assert finding.level is Level.FAILED
+    assert "has no class 'gren', did you mean green?" in finding.message
+    assert found(path, cloud_label_map="x=bleu")["model classes"].level is Level.FAILED
+    assert found(path, defect_classes="red,green")["model classes"].level is Level.OK
+    assert "model classes" not in found(path, defect_classes="gren", cloud_labels="any")
+
+
 def test_no_model_is_no_fault() -> None:
     (finding,) = found(None).values()
     assert finding.level is Level.OK
