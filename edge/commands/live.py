@@ -38,6 +38,15 @@ class Glance:
     """Frames of all sources that need no more work: answered, failed, skipped or dropped."""
     length: int | None = None
     """Frames of all sources together; None: not known."""
+    stopped: int = 0
+    """Frames that were read and not answered when the reading was stopped; `done` has them."""
+
+    @property
+    def unanswered(self) -> int:
+        """Frames that the end of the reading left: read ones, and unread ones if it is known."""
+        if self.length is None:
+            return self.stopped
+        return max(self.length - self.done, 0) + self.stopped
 
     @property
     def pictures(self) -> int:

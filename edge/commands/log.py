@@ -133,7 +133,12 @@ def log(
             committed = _flush(runs, wait)
             stats = {run.settings.device_id: run.node.stats() for run in runs}
     print_summary(
-        stats, opened, ingest, as_json=as_json, per_source=PLACEHOLDER in settings.device_id
+        stats,
+        opened,
+        ingest,
+        as_json=as_json,
+        per_source=PLACEHOLDER in settings.device_id,
+        interrupted=interrupted,
     )
     all_sources = [source for node in stats.values() for source in node.sources.values()]
     unread = any(source.state is SourceState.FAILED for source in all_sources)

@@ -41,11 +41,12 @@ def glance(stats: Sequence[NodeStats], sources: Sequence[FrameSource]) -> Glance
         by_device=sum(node.pictures.by_device for node in stats),
         by_cloud=sum(sum(node.pictures.by_cloud.values()) for node in stats),
         failed=sum(sum(node.pictures.failed.values()) for node in stats),
-        dropped=sum(source.dropped for source in of_sources.values()),
+        dropped=sum(source.dropped - source.stopped for source in of_sources.values()),
         lost=tuple(n for n, source in of_sources.items() if source.state is SourceState.LOST),
         committed=sum(node.logger.committed for node in stats),
         waiting=sum(_waiting(node.logger) for node in stats),
         done=sum(source.read - source.waiting for source in of_sources.values()),
+        stopped=sum(source.stopped for source in of_sources.values()),
         length=sum(known) if len(known) == len(lengths) else None,
     )
 
@@ -57,6 +58,7 @@ def print_summary(
     *,
     as_json: bool,
     per_source: bool,
+    interrupted: bool,
 ) -> None:
     """Print what became of a run: counts, sources with an error, and the command to type next.
 
@@ -66,6 +68,7 @@ def print_summary(
         target: the ingest service, where a flag named it.
         as_json: print one JSON object instead.
         per_source: each source has a device id of its own.
+        interrupted: Ctrl-C or SIGTERM ended the reading.
     """
     if as_json:
         plain = {device: asdict(node) for device, node in stats.items()}
@@ -77,6 +80,11 @@ def print_summary(
         f"{_count(seen.pictures, 'image')}: {seen.by_device:,} answered by the device, "
         f"{seen.by_cloud:,} by the cloud, {seen.failed:,} failed"
         + (f", {seen.dropped:,} dropped because answering took too long" if seen.dropped else "")
+        + (
+            f", {seen.unanswered:,} not answered because the run was interrupted"
+            if interrupted and seen.unanswered
+            else ""
+        )
     )
     typer.echo(_fate([node.logger for node in nodes]))
     for device, node in stats.items():

@@ -58,6 +58,8 @@ class SourceStats:
     """Number of times the source was lost after it had been connected."""
     last_error: str
     """The latest reason why it was lost or failed; empty: there was none."""
+    stopped: int = 0
+    """Those of `dropped` that were read and not answered when the reading was stopped."""
 
 
 class SourceCounts:
@@ -69,6 +71,7 @@ class SourceCounts:
         self._read = 0
         self._state = SourceState.STARTING
         self._reconnects = 0
+        self._stopped = 0
         self._last_error = ""
 
     def read(self) -> None:
@@ -80,6 +83,12 @@ class SourceCounts:
         """Count the outcome of a frame that was read."""
         with self._lock:
             self._outcomes[outcome] += 1
+
+    def stop(self) -> None:
+        """Count a frame that is dropped because the reading was stopped."""
+        with self._lock:
+            self._outcomes[FrameOutcome.DROPPED] += 1
+            self._stopped += 1
 
     def set_state(self, state: SourceState, error: str = "") -> None:
         """Set the source's state, and the error that led to it."""
@@ -98,5 +107,6 @@ class SourceCounts:
                 waiting=self._read - sum(outcomes.values()),
                 reconnects=self._reconnects,
                 last_error=self._last_error,
+                stopped=self._stopped,
                 **outcomes,
             )

@@ -83,7 +83,7 @@ class Feed:
                     queue.counts.set_state(SourceState.ENDED)
                 while queue.waiting:
                     queue.waiting.popleft()
-                    queue.counts.count_outcome(FrameOutcome.DROPPED)
+                    queue.counts.stop()
             self._changed.notify_all()
         for reader in self._readers:
             reader.join(max(deadline - time.monotonic(), 0.0))
@@ -126,7 +126,7 @@ class Feed:
                     lambda: self._closed or len(queue.waiting) < self._queue_size
                 )
             if self._closed:
-                queue.counts.count_outcome(FrameOutcome.DROPPED)
+                queue.counts.stop()
                 return False
             queue.waiting.append(frame)
             self._changed.notify_all()

@@ -1,6 +1,7 @@
 """What the summary of a run says about its predictions."""
 
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ import pytest
 from edge.commands.summary import print_summary
 from edge.decide.policy import Mode, Policy
 from edge.detect.base import DetectorResult, Image
+from edge.sources.frame import FrameSource
+from edge.sources.pictures import PictureFiles
 from edge.spool.spool import Spool
+from edge.tally import NodeStats
 from sightline import EdgeNode, PredictionLogger
 from tests.fakes.ingest import FakeIngest
 from tests.unit.edge.samples import eventually
@@ -26,6 +30,17 @@ def fail(*_: object) -> None:
     raise sqlite3.OperationalError("database or disk is full")
 
 
+def summarise(stats: NodeStats, *sources: FrameSource, interrupted: bool = False) -> None:
+    print_summary(
+        {"gate-1": stats},
+        sources,
+        None,
+        as_json=False,
+        per_source=False,
+        interrupted=interrupted,
+    )
+
+
 def node_with(logger: PredictionLogger) -> EdgeNode:
     return EdgeNode(Blank(), None, logger, Policy(mode=Mode.DEVICE))
 
@@ -41,7 +56,7 @@ def test_a_total_loss_is_no_commit_and_has_its_reason(
         list(node.run(folder))
         assert eventually(lambda: logger.stats().dropped == {"spool_write_failed": 2})
         stats = node.stats()
-    print_summary({"gate-1": stats}, [], None, as_json=False, per_source=False)
+    summarise(stats)
     lines = capsys.readouterr().out.splitlines()
     assert (
         lines[1]
@@ -62,9 +77,34 @@ def test_what_a_failing_disk_has_not_taken_yet_is_not_committed(
                 list(node.run(folder))
                 assert eventually(lambda: logger.stats().last_error is not None)
                 stats = node.stats()
-            print_summary({"gate-1": stats}, [], None, as_json=False, per_source=False)
+            summarise(stats)
             assert logger.flush(20, until="committed")
-            print_summary({"gate-1": node.stats()}, [], None, as_json=False, per_source=False)
+            summarise(node.stats())
     before, after = [line for line in capsys.readouterr().out.splitlines() if "logged" in line]
     assert before == "1 prediction logged, 1 not written to the spool"
     assert after == "1 prediction logged, all committed"
+
+
+class Slow(Blank):
+    def detect(self, image: Image) -> DetectorResult:
+        time.sleep(0.05)
+        return super().detect(image)
+
+
+def test_files_that_an_interruption_leaves_are_not_dropped_for_slowness(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_pictures(tmp_path / "pictures", *(f"{number:02}.jpg" for number in range(40)))
+    logger = PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path / "spool")
+    source = PictureFiles(folder)
+    with EdgeNode(Slow(), None, logger, Policy(mode=Mode.DEVICE)) as node:
+        for _ in node.run(source):
+            break
+        assert eventually(lambda: node.stats().sources[str(folder)].waiting == 0)
+        stats = node.stats()
+    summarise(stats, source, interrupted=True)
+    line = capsys.readouterr().out.splitlines()[0]
+    answered = stats.pictures.by_device
+    assert stats.sources[str(folder)].stopped > 0
+    assert line.endswith(f"{40 - answered} not answered because the run was interrupted")
+    assert "took too long" not in line
