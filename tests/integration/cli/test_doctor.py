@@ -340,3 +340,9 @@ def test_services_on_unix_sockets(tmp_path: Path) -> None:
         )
         assert finding(done, "ingest")["level"] == "ok"
     assert "nothing listens" in finding(doctor(ingest_target=f"unix:{path}"), "ingest")["message"]
+
+
+def test_a_name_that_is_no_setting_is_not_also_called_known() -> None:
+    done = doctor(device="gate-1")
+    assert "SIGHTLINE_EDGE_DEVICE is not a setting" in finding(done, "settings")["message"]
+    assert set(levels(done)) == {"settings"}
