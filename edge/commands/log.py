@@ -14,7 +14,7 @@ import typer
 
 from edge.commands.live import Display
 from edge.commands.options import InferenceTarget, IngestTarget, notes, settings_with
-from edge.commands.sources import PLACEHOLDER, device_ids, open_sources
+from edge.commands.sources import PLACEHOLDER, check_placeholders, device_ids, open_sources
 from edge.commands.summary import glance, print_summary
 from edge.errors import DeviceError
 from edge.node import WORKERS, EdgeNode
@@ -114,6 +114,7 @@ def log(
         **{name: value for name, value in named.items() if value is not None},
     }
     settings = settings_with(**options)
+    check_placeholders(settings.device_id)
     labels = _labels(label or ())
     opened = open_sources(sources, every, every_seconds)
     with ExitStack() as nodes:

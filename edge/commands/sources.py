@@ -11,6 +11,7 @@ from edge.sources.opening import open_source
 from edge.sources.pictures import SUFFIXES
 from edge.sources.sampling import Sampling
 from servicekit.distribution import install_hint
+from servicekit.settings import did_you_mean
 from servicekit.terminal import CommandError
 
 PLACEHOLDER = "{source}"
@@ -79,6 +80,16 @@ def length_of(source: FrameSource) -> int | None:
     """Return how many frames a source has; None: not known, as of a camera."""
     length = getattr(source, "length", None)
     return length if isinstance(length, int) else None
+
+
+def check_placeholders(device_id: str) -> None:
+    """Raise CommandError if a device id has braces that are not those of `{source}`."""
+    rest = device_id.replace(PLACEHOLDER, "")
+    if "{" in rest or "}" in rest:
+        found = re.search(r"\{[^{}]*\}?|[^{}]*\}", rest)
+        wrong = found[0] if found else rest
+        hint = did_you_mean(wrong, [PLACEHOLDER]) or f": {PLACEHOLDER} is the only one"
+        raise CommandError(f"device_id: {wrong} is no placeholder{hint} (got {device_id!r})")
 
 
 def device_ids(template: str, sources: Sequence[FrameSource]) -> list[str]:

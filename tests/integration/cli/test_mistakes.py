@@ -82,6 +82,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         ("log {folder}/pictures --model no-such.onnx", 1, "`sightline doctor` checks"),
         ("log {folder}/pictures --model {folder}/broken.onnx", 1, "`sightline doctor` checks"),
         ("log {folder}/pictures --spool-dir /proc/no/spool", 1, "No such file or directory"),
+        ("log {folder}/pictures --device-id gate-{{surce}}", 1, "did you mean {source}?"),
         ("log {folder}/pictures --detector nonsense", 2, "detector: must be"),
         ("log {folder}/pictures --mode nonsense", 2, "mode: must be"),
         ("log {folder}/pictures --mode device", 2, "device_model: must be given"),

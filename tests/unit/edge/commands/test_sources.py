@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from edge.commands.sources import device_ids, length_of, open_sources, short_name
+from edge.commands.sources import (
+    check_placeholders,
+    device_ids,
+    length_of,
+    open_sources,
+    short_name,
+)
 from edge.sources.camera import Camera
 from servicekit.terminal import CommandError
 from tests.unit.edge.sources.monitors import RecordingMonitor, save_pictures, save_video
@@ -21,6 +27,26 @@ def test_the_same_source_twice_is_two(tmp_path: Path) -> None:
     ids = [[frame.image_id for frame in one.frames(RecordingMonitor())] for one in (first, second)]
     assert ids == [["a.jpg", "b.jpg"]] * 2
     assert length_of(first) == length_of(second) == 2
+
+
+@pytest.mark.parametrize(
+    ("device_id", "said"),
+    [
+        ("gate-{surce}", r"\{surce\} is no placeholder, did you mean \{source\}\?"),
+        ("gate-{source}-{n}", r"\{n\} is no placeholder: \{source\} is the only one"),
+        ("gate-{source", r"\{source is no placeholder, did you mean \{source\}\?"),
+        ("gate-source}", r"gate-source\} is no placeholder"),
+        ("gate-{}", r"\{\} is no placeholder"),
+    ],
+)
+def test_placeholders_that_are_none(device_id: str, said: str) -> None:
+    with pytest.raises(CommandError, match=said):
+        check_placeholders(device_id)
+
+
+def test_the_placeholder_may_stand_anywhere() -> None:
+    for device_id in ("gate-1", "gate-{source}", "{source}", "{source}-{source}"):
+        check_placeholders(device_id)
 
 
 def test_cameras_that_differ_in_their_secrets_only_are_two() -> None:
