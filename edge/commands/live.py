@@ -30,6 +30,8 @@ class Glance:
     """Frames of cameras that were dropped because answering took too long."""
     lost: tuple[str, ...]
     """Names of the cameras that are lost and being reconnected."""
+    unreachable: tuple[str, ...]
+    """Names of the cameras that were never connected, and are tried again."""
     committed: int
     """Predictions that the ingest service has, those of earlier runs included."""
     waiting: int
@@ -72,6 +74,7 @@ class Glance:
             f"{self.waiting:,} spooled; fallback {self.fallback_rate:.1%}; {self.failed:,} failed"
             + (f"; {self.dropped:,} dropped" if self.dropped else "")
             + (f"; camera lost: {', '.join(self.lost)}" if self.lost else "")
+            + (f"; camera not reachable: {', '.join(self.unreachable)}" if self.unreachable else "")
         )
 
     def _progress(self, frames_per_second: float) -> str:

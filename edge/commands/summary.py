@@ -11,7 +11,7 @@ import typer
 from edge.commands.live import Glance
 from edge.commands.sources import length_of
 from edge.log.stats import LoggerStats
-from edge.sources.counts import SourceState
+from edge.sources.counts import SourceState, SourceStats
 from edge.sources.frame import FrameSource
 from edge.tally import NodeStats
 
@@ -37,12 +37,14 @@ def glance(stats: Sequence[NodeStats], sources: Sequence[FrameSource]) -> Glance
     lengths = [length_of(source) for source in sources]
     known = [length for length in lengths if length is not None]
     of_sources = {name: source for node in stats for name, source in node.sources.items()}
+    lost = {n: source for n, source in of_sources.items() if source.state is SourceState.LOST}
     return Glance(
         by_device=sum(node.pictures.by_device for node in stats),
         by_cloud=sum(sum(node.pictures.by_cloud.values()) for node in stats),
         failed=sum(sum(node.pictures.failed.values()) for node in stats),
         dropped=sum(source.dropped - source.stopped for source in of_sources.values()),
-        lost=tuple(n for n, source in of_sources.items() if source.state is SourceState.LOST),
+        lost=tuple(name for name, source in lost.items() if not source.is_unreachable),
+        unreachable=tuple(name for name, source in lost.items() if source.is_unreachable),
         committed=sum(node.logger.committed for node in stats),
         waiting=sum(_waiting(node.logger) for node in stats),
         done=sum(source.read - source.waiting for source in of_sources.values()),
@@ -94,8 +96,15 @@ def print_summary(
         for name, source in node.sources.items():
             if source.last_error:
                 times = f", lost {_count(source.reconnects, 'time')}" if source.reconnects else ""
-                typer.echo(f"{name}: {source.state}{times}: {source.last_error}")
-    typer.echo(f"Next: {_next(list(stats), target, waiting=bool(seen.waiting))}")
+                typer.echo(f"{name}: {_state(source)}{times}: {source.last_error}")
+    typer.echo(f"Next: {_next(stats, target)}")
+
+
+def _state(source: SourceStats) -> str:
+    """Return the state of a source in words."""
+    if source.is_unreachable and source.state is not SourceState.FAILED:
+        return "not reachable"
+    return str(source.state)
 
 
 def _waiting(logger: LoggerStats) -> int:
@@ -134,11 +143,23 @@ def _reason(name: str) -> str:
     return _REASONS.get(name, name.replace("_", " "))
 
 
-def _next(devices: Sequence[str], target: str | None, *, waiting: bool) -> str:
-    if waiting:
+def _next(stats: Mapping[str, NodeStats], target: str | None) -> str:
+    """Return the command to type next: `doctor` after a fault, else `stats`."""
+    if any(_is_at_fault(node) for node in stats.values()):
         return "sightline doctor" + (f" --ingest {target}" if target else "")
-    words = ["sightline", "stats", *(word for device in devices for word in ("--device", device))]
+    words = ["sightline", "stats", *(word for device in stats for word in ("--device", device))]
     return shlex.join([*words, *(["--target", target] if target else [])])
+
+
+def _is_at_fault(node: NodeStats) -> bool:
+    """Return True if nothing was logged or committed, or a camera was never reached."""
+    logger = node.logger
+    return bool(
+        _waiting(logger)
+        or not logger.logged
+        or (logger.dropped and not logger.committed)
+        or any(source.is_unreachable for source in node.sources.values())
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -61,6 +61,11 @@ class SourceStats:
     stopped: int = 0
     """Those of `dropped` that were read and not answered when the reading was stopped."""
 
+    @property
+    def is_unreachable(self) -> bool:
+        """True if it was never connected, in spite of at least one try."""
+        return bool(self.last_error) and not self.read and not self.reconnects
+
 
 class SourceCounts:
     """Counters of one source. Thread-safe."""

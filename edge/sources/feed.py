@@ -101,7 +101,8 @@ class Feed:
         """Read one source to its end; the body of its thread."""
         end, error = SourceState.ENDED, ""
         try:
-            for frame in queue.source.frames(_FeedMonitor(self, queue.counts)):
+            monitor = _FeedMonitor(self, queue.counts, queue.source.name)
+            for frame in queue.source.frames(monitor):
                 queue.counts.read()
                 if not self._put(queue, frame):
                     break
@@ -143,9 +144,10 @@ class Feed:
 class _FeedMonitor:
     """The `SourceMonitor` that a feed passes to one of its sources."""
 
-    def __init__(self, feed: Feed, counts: SourceCounts) -> None:
+    def __init__(self, feed: Feed, counts: SourceCounts, name: str) -> None:
         self._feed = feed
         self._counts = counts
+        self._name = name
 
     def wait(self, seconds: float) -> bool:
         return self._feed.wait_closed(seconds)
@@ -155,7 +157,11 @@ class _FeedMonitor:
         self._counts.count_outcome(FrameOutcome.SKIPPED)
 
     def lost(self, error: str) -> None:
+        is_news = self._counts.stats().state is not SourceState.LOST
         self._counts.set_state(SourceState.LOST, error)
+        if is_news:  # not for every try to reconnect
+            how = "not reachable" if self._counts.stats().is_unreachable else "lost"
+            logger.warning("source %s is %s, trying again: %s", self._name, how, error)
 
     def found(self) -> None:
         self._counts.set_state(SourceState.READING)

@@ -138,9 +138,10 @@ def test_an_unreachable_camera_is_told_in_one_line_and_nothing_else_is(
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "camera lost: rtsp://127.0.0.1:1/x" in line
-    assert "rtsp://127.0.0.1:1/x: ended" in out
-    assert "OpenCV cannot open it" in out
+    assert "source rtsp://127.0.0.1:1/x is not reachable, trying again: " in line
+    assert "OpenCV cannot open it" in line
+    assert "rtsp://127.0.0.1:1/x: not reachable: OpenCV cannot open it" in out
+    assert "Next: sightline doctor" in out
     for text in (line, out, err):
         assert "secret" not in text
         assert "VIDEOIO" not in text
@@ -314,7 +315,7 @@ def test_a_signal_ends_every_device_of_a_run(
     assert process.returncode == 0, err
     assert "Traceback" not in err
     assert "all committed" in out
-    assert "--device gate-127.0.0.1-1-x" in out
+    assert "Next: sightline doctor" in out
 
 
 def test_progress_of_a_folder_is_shown_on_a_terminal(ingest: FakeIngest, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def glance(**more: Any) -> Glance:
         "failed": 1,
         "dropped": 0,
         "lost": (),
+        "unreachable": (),
         "committed": 5,
         "waiting": 3,
     }
@@ -33,6 +34,8 @@ def test_a_line_says_all_of_it() -> None:
 def test_a_line_says_what_cameras_cost_where_they_do() -> None:
     line = glance(dropped=1200, lost=("rtsp://gate/1", "camera-0")).line(1.0)
     assert line.endswith("; 1,200 dropped; camera lost: rtsp://gate/1, camera-0")
+    line = glance(unreachable=("rtsp://gate/2",)).line(1.0)
+    assert line.endswith("; camera not reachable: rtsp://gate/2")
 
 
 @pytest.mark.parametrize(

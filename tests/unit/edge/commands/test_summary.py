@@ -63,6 +63,7 @@ def test_a_total_loss_is_no_commit_and_has_its_reason(
         == "2 predictions logged, 2 dropped (the spool could not be written), none committed"
     )
     assert lines[2] == "Last error of the log of gate-1: database or disk is full"
+    assert lines[3] == "Next: sightline doctor"
 
 
 def test_what_a_failing_disk_has_not_taken_yet_is_not_committed(
@@ -80,9 +81,15 @@ def test_what_a_failing_disk_has_not_taken_yet_is_not_committed(
             summarise(stats)
             assert logger.flush(20, until="committed")
             summarise(node.stats())
-    before, after = [line for line in capsys.readouterr().out.splitlines() if "logged" in line]
+    lines = capsys.readouterr().out.splitlines()
+    before, after = [line for line in lines if "logged" in line]
+    next_before, next_after = [line for line in lines if line.startswith("Next: ")]
     assert before == "1 prediction logged, 1 not written to the spool"
     assert after == "1 prediction logged, all committed"
+    assert (next_before, next_after) == (
+        "Next: sightline doctor",
+        "Next: sightline stats --device gate-1",
+    )
 
 
 class Slow(Blank):
@@ -108,3 +115,22 @@ def test_files_that_an_interruption_leaves_are_not_dropped_for_slowness(
     assert stats.sources[str(folder)].stopped > 0
     assert line.endswith(f"{40 - answered} not answered because the run was interrupted")
     assert "took too long" not in line
+
+
+class Broken(Blank):
+    def detect(self, image: Image) -> DetectorResult:
+        raise RuntimeError("CUDA error 700")
+
+
+def test_nothing_logged_leads_to_the_doctor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg")
+    logger = PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path / "spool")
+    with EdgeNode(Broken(), None, logger, Policy(mode=Mode.DEVICE)) as node:
+        list(node.run(folder))
+        summarise(node.stats())
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "0 predictions logged",
+        "Next: sightline doctor",
+    ]
