@@ -3,30 +3,46 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from edge.commands.options import InferenceTarget, IngestTarget, Json, settings_with
+from edge.commands.options import (
+    DetectorName,
+    DeviceModel,
+    InferenceTarget,
+    IngestTarget,
+    Json,
+    ModeName,
+    settings_with,
+)
 from edge.decide.labels import labels_of
 from edge.doctor import disk, model, services
 from edge.doctor.finding import Finding, Level, failed, ok
 from edge.doctor.names import check_names
 from edge.doctor.packages import packages
 from edge.settings import EdgeSettings
-from servicekit.help import CONNECTION
+from servicekit.help import CONNECTION, with_settings
 from servicekit.settings import SettingsError
 
 Check = Callable[[EdgeSettings], Iterable[Finding]]
 _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "bold red"}
 
 
+@with_settings(EdgeSettings, without=("detector", "mode", "device_id"))
 def doctor(
+    *,
+    advanced: Mapping[str, str],
+    model: DeviceModel = None,
+    detector: DetectorName = None,
+    mode: ModeName = None,
+    device_id: Annotated[str | None, typer.Option(help="This device's name.")] = None,
     ingest: IngestTarget = None,
     inference: InferenceTarget = None,
     timeout: Annotated[
@@ -44,12 +60,23 @@ def doctor(
 
     Example: sightline doctor --ingest ingest.example:50051
 
-    Each finding says what to do about it. Nothing is changed. Exit code 1: a check failed.
+    The options are those of `sightline log`: give the same, to check the same device. Each finding
+    says what to do about it. Nothing is changed. Exit code 1: a check failed.
     """
     counts: Counter[Level] = Counter()
     printed = []
     console = Console(highlight=False, soft_wrap=True)
-    for finding in findings(timeout, ingest_target=ingest, inference_target=inference):
+    named = {
+        "device_model": model,
+        "detector": detector,
+        "mode": mode,
+        "device_id": device_id,
+        "ingest_target": ingest,
+        "inference_target": inference,
+    }
+    options: dict[str, str | Path | None] = {**advanced}
+    options.update((name, value) for name, value in named.items() if value is not None)
+    for finding in findings(timeout, **options):
         counts[finding.level] += 1
         if as_json:
             printed.append(asdict(finding))
@@ -64,7 +91,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def findings(timeout: float, **options: str | None) -> Iterator[Finding]:
+def findings(timeout: float, **options: str | Path | None) -> Iterator[Finding]:
     """Yield the findings of every check.
 
     Args:

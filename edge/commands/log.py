@@ -13,7 +13,15 @@ from typing import Annotated
 import typer
 
 from edge.commands.live import Display
-from edge.commands.options import InferenceTarget, IngestTarget, notes, settings_with
+from edge.commands.options import (
+    DetectorName,
+    DeviceModel,
+    InferenceTarget,
+    IngestTarget,
+    ModeName,
+    notes,
+    settings_with,
+)
 from edge.commands.sources import PLACEHOLDER, check_placeholders, device_ids, open_sources
 from edge.commands.summary import glance, print_summary
 from edge.errors import DeviceError
@@ -47,16 +55,9 @@ def log(
     ],
     *,
     advanced: Mapping[str, str],
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Model file on this device. Not given: the cloud answers."),
-    ] = None,
-    detector: Annotated[
-        str | None, typer.Option(help="Runtime of the model: onnx or ultralytics.")
-    ] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="Who answers: auto, device, cloud, cascade or hedged.")
-    ] = None,
+    model: DeviceModel = None,
+    detector: DetectorName = None,
+    mode: ModeName = None,
     device_id: Annotated[
         str | None,
         typer.Option(
@@ -119,8 +120,8 @@ def log(
     opened = open_sources(sources, every, every_seconds)
     with ExitStack() as nodes:
         runs = [
-            _Run(nodes.enter_context(_node(device)), its_sources, device)
-            for device, its_sources in _devices(settings, opened, options)
+            _Run(nodes.enter_context(_node(device)), its_sources, device, flags)
+            for device, its_sources, flags in _devices(settings, opened, options)
         ]
         interrupted = False
         with _interruptible():
@@ -136,7 +137,7 @@ def log(
     print_summary(
         stats,
         opened,
-        ingest,
+        {run.settings.device_id: run.options for run in runs},
         as_json=as_json,
         per_source=PLACEHOLDER in settings.device_id,
         interrupted=interrupted,
@@ -150,11 +151,12 @@ def log(
 
 @dataclass(frozen=True)
 class _Run:
-    """A node, the sources that it reads, and its settings."""
+    """A node, the sources that it reads, its settings, and those that flags gave."""
 
     node: EdgeNode
     sources: Sequence[FrameSource]
     settings: EdgeSettings
+    options: Mapping[str, str | Path]
 
     @property
     def workers(self) -> int:
@@ -191,8 +193,8 @@ def _fits_label(text: str) -> bool:
 
 def _devices(
     settings: EdgeSettings, sources: Sequence[FrameSource], options: Mapping[str, str | Path]
-) -> Iterator[tuple[EdgeSettings, Sequence[FrameSource]]]:
-    """Yield the settings of each device of the run, and its sources.
+) -> Iterator[tuple[EdgeSettings, Sequence[FrameSource], Mapping[str, str | Path]]]:
+    """Yield the settings of each device of the run, its sources, and its settings of flags.
 
     Args:
         settings: of the node; `{source}` in their device id makes each source a device.
@@ -200,7 +202,7 @@ def _devices(
         options: settings that flags gave.
     """
     if PLACEHOLDER not in settings.device_id:
-        yield settings, sources
+        yield settings, sources, options
         return
     if settings.metrics_listen and not settings.metrics_listen.endswith(":0"):
         raise CommandError(
@@ -213,7 +215,7 @@ def _devices(
         if settings.spool_dir is not None:
             folder = settings.spool_dir / folder.name
         own = {**options, "device_id": device_id, "spool_dir": folder}
-        yield settings_with(**own), [source]
+        yield settings_with(**own), [source], own
 
 
 def _answer_all(runs: Sequence[_Run], labels: Mapping[str, str], display: Display) -> None:

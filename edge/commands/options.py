@@ -1,5 +1,6 @@
 """Options that several commands have, settings with flags over them, and a console for notes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +11,25 @@ from edge.settings import EdgeSettings
 from servicekit.help import CONNECTION, OUTPUT
 from servicekit.settings import load
 
+_SHORT_FLAGS = {
+    "device_model": "model",
+    "ingest_target": "ingest",
+    "inference_target": "inference",
+}
 IngestTarget = Annotated[
     str | None, typer.Option(help="Ingest service, host:port.", rich_help_panel=CONNECTION)
 ]
 InferenceTarget = Annotated[
     str | None, typer.Option(help="Inference service, host:port.", rich_help_panel=CONNECTION)
+]
+DeviceModel = Annotated[
+    Path | None, typer.Option(help="Model file on this device. Not given: the cloud answers.")
+]
+DetectorName = Annotated[
+    str | None, typer.Option(help="Runtime of the model: onnx or ultralytics.")
+]
+ModeName = Annotated[
+    str | None, typer.Option(help="Who answers: auto, device, cloud, cascade or hedged.")
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON, for programs.", rich_help_panel=OUTPUT)
@@ -24,6 +39,22 @@ Json = Annotated[
 def notes() -> Console:
     """Return a console on stderr: stdout is for data."""
     return Console(stderr=True)
+
+
+def flags_of(options: Mapping[str, str | Path]) -> list[str]:
+    """Return the flags of `log` and `doctor` that give these settings; secrets are left out.
+
+    Args:
+        options: settings by name, as texts.
+    """
+    words = []
+    for name, value in options.items():
+        flag = _SHORT_FLAGS.get(name, name.replace("_", "-"))
+        if EdgeSettings.model_fields[name].annotation is bool:
+            words.append(f"--{flag}" if value == "true" else f"--no-{flag}")
+        elif name != "api_key":
+            words += [f"--{flag}", str(value)]
+    return words
 
 
 def settings_with(**options: str | float | Path | None) -> EdgeSettings:

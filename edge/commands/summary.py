@@ -5,10 +5,12 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import typer
 
 from edge.commands.live import Glance
+from edge.commands.options import flags_of
 from edge.commands.sources import length_of
 from edge.log.stats import LoggerStats
 from edge.sources.counts import SourceState, SourceStats
@@ -56,7 +58,7 @@ def glance(stats: Sequence[NodeStats], sources: Sequence[FrameSource]) -> Glance
 def print_summary(
     stats: Mapping[str, NodeStats],
     sources: Sequence[FrameSource],
-    target: str | None,
+    options: Mapping[str, Mapping[str, str | Path]],
     *,
     as_json: bool,
     per_source: bool,
@@ -67,7 +69,7 @@ def print_summary(
     Args:
         stats: of each node, by device id.
         sources: all of the run.
-        target: the ingest service, where a flag named it.
+        options: settings that flags gave, by device id.
         as_json: print one JSON object instead.
         per_source: each source has a device id of its own.
         interrupted: Ctrl-C or SIGTERM ended the reading.
@@ -97,7 +99,7 @@ def print_summary(
             if source.last_error:
                 times = f", lost {_count(source.reconnects, 'time')}" if source.reconnects else ""
                 typer.echo(f"{name}: {_state(source)}{times}: {source.last_error}")
-    typer.echo(f"Next: {_next(stats, target)}")
+    typer.echo(f"Next: {_next(stats, options)}")
 
 
 def _state(source: SourceStats) -> str:
@@ -143,12 +145,14 @@ def _reason(name: str) -> str:
     return _REASONS.get(name, name.replace("_", " "))
 
 
-def _next(stats: Mapping[str, NodeStats], target: str | None) -> str:
-    """Return the command to type next: `doctor` after a fault, else `stats`."""
-    if any(_is_at_fault(node) for node in stats.values()):
-        return "sightline doctor" + (f" --ingest {target}" if target else "")
+def _next(stats: Mapping[str, NodeStats], options: Mapping[str, Mapping[str, str | Path]]) -> str:
+    """Return the command to type next: `doctor` for the first device at fault, else `stats`."""
+    for device, node in stats.items():
+        if _is_at_fault(node):
+            return shlex.join(["sightline", "doctor", *flags_of(options[device])])
     words = ["sightline", "stats", *(word for device in stats for word in ("--device", device))]
-    return shlex.join([*words, *(["--target", target] if target else [])])
+    target = next(iter(options.values())).get("ingest_target")
+    return shlex.join([*words, *(["--target", str(target)] if target else [])])
 
 
 def _is_at_fault(node: NodeStats) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -366,6 +367,25 @@ def test_what_is_not_committed_is_counted_with_what_to_do_next(tmp_path: Path) -
         "2 predictions logged, 2 not committed yet: kept in the spool, sent by the next run",
         f"Next: sightline doctor --ingest {gone.target}",
     ]
+
+
+@pytest.mark.parametrize("device_id", ["laptop", "gate-{source}"])
+def test_the_next_command_checks_the_device_of_the_run(tmp_path: Path, device_id: str) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg", "b.jpg")
+    flags = ["--device-id", device_id, "--model", MODEL, "--spool-dir", tmp_path / "my spool"]
+    flags += ["--no-cascade-any", "--ingest", "127.0.0.1:1", "--api-key", "s3cret", "--wait", "0.1"]
+    done = sightline("log", folder, *flags, env=environment())
+    assert done.returncode == 1
+    program, *words = shlex.split(done.stdout.splitlines()[-1].removeprefix("Next: "))
+    assert program == "sightline"
+    assert "s3cret" not in done.stdout
+    found = json.loads(sightline(*words, "--json", env=environment()).stdout)["findings"]
+    messages = {one["check"]: one["message"] for one in found}
+    name = "laptop" if device_id == "laptop" else "gate-pictures"
+    assert messages["settings"] == f"device {name}, mode auto"
+    assert messages["model"].startswith("model ")
+    assert messages["spool backlog"].startswith("2 predictions wait")
+    assert messages["ingest"] == "nothing listens at 127.0.0.1:1"
 
 
 def test_what_is_not_committed_fails_the_run_and_is_sent_by_the_next(

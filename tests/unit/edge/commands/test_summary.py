@@ -34,7 +34,7 @@ def summarise(stats: NodeStats, *sources: FrameSource, interrupted: bool = False
     print_summary(
         {"gate-1": stats},
         sources,
-        None,
+        {"gate-1": {}},
         as_json=False,
         per_source=False,
         interrupted=interrupted,
