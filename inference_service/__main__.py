@@ -13,7 +13,7 @@ from inference_service.uploads.receive import WRITTEN_AT_ONCE
 from servicekit import lifecycle
 from servicekit.about import program
 from servicekit.calls.budgets import bounds_of
-from servicekit.settings import load
+from servicekit.settings import load, warn_of_mistyped_variables
 from servicekit.telemetry import logs
 
 _PROG = program("python -m inference_service")
@@ -51,6 +51,7 @@ async def serve(settings: InferenceSettings) -> None:
 async def _main() -> None:
     settings = load(InferenceSettings, sys.argv[1:], prog=_PROG)
     logs.configure(settings.log_level, settings.log_format, service="inference")
+    warn_of_mistyped_variables(InferenceSettings)
     # Pillow warns about harmless damage. Python stores every distinct warning text permanently, and
     # the texts contain numbers from the image: memory would grow with every bad image.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -29,7 +29,7 @@ from servicekit.calls.budgets import bounds_of
 from servicekit.errors import SightlineError
 from servicekit.lifecycle import Readiness, StartError, run, serve
 from servicekit.private_files import keep_private
-from servicekit.settings import load
+from servicekit.settings import load, warn_of_mistyped_variables
 from servicekit.telemetry import logs
 
 PROG = program("python -m ingest_service")
@@ -102,6 +102,7 @@ def _bounds(settings: IngestSettings) -> BudgetBounds:
 async def _main(argv: Sequence[str]) -> None:
     settings = load(IngestSettings, argv, prog=PROG)
     logs.configure(settings.log_level, settings.log_format, service="ingest")
+    warn_of_mistyped_variables(IngestSettings)
     keep_private()
     opened, registry = _open(settings), CollectorRegistry()
     store = WatchedStore(opened)

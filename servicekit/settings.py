@@ -16,11 +16,12 @@ nearest right name. The variables that Kubernetes injects are excepted (`service
 
 import argparse
 import difflib
+import logging
 import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, NoReturn, Self, TypeVar
@@ -49,8 +50,20 @@ from pydantic_settings import (
 from servicekit.distribution import version
 from servicekit.variables import names_of_kubernetes
 
+logger = logging.getLogger(__name__)
+
 PARTS = ("edge", "inference", "ingest")
 """Tables of a `sightline.toml`: one file can configure every part."""
+
+SHARED = {"SIGHTLINE_CONFIG", "SIGHTLINE_SECRETS_DIR", "SIGHTLINE_API_KEYS_FILE"}
+"""Variables of no part."""
+_PREFIX = "SIGHTLINE_"
+# Each part refuses unknown variables of its own; tests and installations read the others.
+_READ_ELSEWHERE = (
+    *(f"{_PREFIX}{part.upper()}_" for part in PARTS),
+    "SIGHTLINE_TEST_",
+    "SIGHTLINE_REQUIRE_",
+)
 
 BASIC: Final[dict[str, JsonValue]] = {"basic": True}
 """`json_schema_extra` of a setting that `--help` and the reference show in the first group. All the
@@ -266,6 +279,48 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 1) -> str:
     """Return `, did you mean NAME?` with the nearest known names; empty: none is near."""
     near = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.7)
     return f", did you mean {' or '.join(near)}?" if near else ""
+
+
+def unread_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return the names of `SIGHTLINE_` variables that no part reads or refuses, sorted.
+
+    Args:
+        environment: variables by name.
+    """
+    injected = names_of_kubernetes(environment)
+    return [
+        name
+        for name in sorted(environment)
+        if name.upper().startswith(_PREFIX)
+        and name.upper() not in SHARED  # case does not matter to pydantic-settings
+        and not name.upper().startswith(_READ_ELSEWHERE)
+        and name not in injected
+    ]
+
+
+def mistyped_variables(cls: type[Settings], environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each unread variable whose prefix is nearly that of a settings class.
+
+    Args:
+        cls: the settings class.
+        environment: variables by name.
+    """
+    known = [f"{_PREFIX}{cls.part.upper()}_{name.upper()}" for name in cls.model_fields]
+    parts = [part.upper() for part in PARTS]
+    return [
+        f"the variable {name} is set, and nothing reads it{did_you_mean(name.upper(), known)}"
+        for name in unread_variables(environment)
+        if difflib.get_close_matches(name.upper().split("_")[1], parts, n=1) == [cls.part.upper()]
+    ]
+
+
+def warn_of_mistyped_variables(cls: type[Settings]) -> None:
+    """Log a warning for each of `mistyped_variables` in the environment of this process.
+
+    An error would break users who have other `SIGHTLINE_` variables.
+    """
+    for sentence in mistyped_variables(cls, os.environ):
+        logger.warning("settings: %s", sentence)
 
 
 def _ambient(cls: type[Settings], config: Path | None) -> list[_Origin]:

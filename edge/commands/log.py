@@ -34,6 +34,7 @@ from edge.spool.directories import default_spool_dir
 from servicekit.distribution import install_hint
 from servicekit.errors import SightlineError
 from servicekit.help import OUTPUT, with_settings
+from servicekit.settings import warn_of_mistyped_variables
 from servicekit.telemetry import background_stderr
 from servicekit.telemetry.failures_once import FailuresOnce
 from servicekit.terminal import CommandError, sentence
@@ -115,6 +116,7 @@ def log(
         **{name: value for name, value in named.items() if value is not None},
     }
     settings = settings_with(**options)
+    warn_of_mistyped_variables(EdgeSettings)
     check_placeholders(settings.device_id)
     labels = _labels(label or ())
     opened = open_sources(sources, every, every_seconds)

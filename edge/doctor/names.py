@@ -8,18 +8,7 @@ from collections.abc import Mapping
 
 from edge.doctor.finding import Finding, ok, warning
 from edge.settings import EdgeSettings
-from servicekit.settings import PARTS, did_you_mean
-from servicekit.variables import names_of_kubernetes
-
-_PREFIX = "SIGHTLINE_"
-_OTHERS = {"SIGHTLINE_CONFIG", "SIGHTLINE_SECRETS_DIR", "SIGHTLINE_API_KEYS_FILE"}
-# Each program checks the variables of its own part when it reads its settings; tests and
-# installations read the others.
-_CHECKED_ELSEWHERE = (
-    *(f"SIGHTLINE_{part.upper()}_" for part in PARTS),
-    "SIGHTLINE_TEST_",
-    "SIGHTLINE_REQUIRE_",
-)
+from servicekit.settings import SHARED, did_you_mean, unread_variables
 
 
 def check_names(environment: Mapping[str, str]) -> list[Finding]:
@@ -28,22 +17,14 @@ def check_names(environment: Mapping[str, str]) -> list[Finding]:
     Args:
         environment: variables by name.
     """
-    injected = names_of_kubernetes(environment)
-    unknown = [
-        name
-        for name in sorted(environment)
-        if name.upper().startswith(_PREFIX)
-        and name.upper() not in _OTHERS  # case does not matter to pydantic-settings
-        and not name.upper().startswith(_CHECKED_ELSEWHERE)
-        and name not in injected
-    ]
+    unknown = unread_variables(environment)
     if not unknown:
         return [ok("settings names", "every SIGHTLINE_ variable that concerns a node is known")]
     return [_unknown(name) for name in unknown]
 
 
 def _unknown(name: str) -> Finding:
-    known = {f"SIGHTLINE_EDGE_{field.upper()}" for field in EdgeSettings.model_fields} | _OTHERS
+    known = {f"SIGHTLINE_EDGE_{field.upper()}" for field in EdgeSettings.model_fields} | SHARED
     near = did_you_mean(name.upper(), known, limit=2)
     action = f"Rename it{near}" if near else "Remove it, or see `sightline log --help`."
     return warning("settings names", f"{name} is set, and nothing reads it", action)

@@ -13,7 +13,9 @@ import pytest
 
 from models.plates import make_plate, to_jpeg
 from sightline.cli.app import main
+from sightline.cli.processes import ServiceProcess
 from tests.integration.cli.terminal import REPOSITORY, ROOT, SIGHTLINE, environment, sightline
+from tests.unit.inference_service.tiny_onnx import colour_model
 
 DETECTOR = REPOSITORY / "plates/1/model.onnx"
 
@@ -148,6 +150,37 @@ def test_a_mistyped_variable_is_named_with_the_nearest_right_one(
     assert done.returncode == 2
     assert f"{name} is not a setting, did you mean {meant}?" in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "meant"),
+    [
+        ("ingest_service", "SIGHTLINE_INGESTION_GRACE_SECONDS", "SIGHTLINE_INGEST_GRACE_SECONDS"),
+        ("inference_service", "SIGHTLINE_INFERENC_WORKERS", "SIGHTLINE_INFERENCE_WORKERS"),
+    ],
+)
+def test_a_mistyped_prefix_is_a_warning_of_the_service(
+    module: str, name: str, meant: str, tmp_path: Path
+) -> None:
+    colour_model(tmp_path / "models" / "colours" / "1" / "model.onnx")
+    flags = {
+        "ingest_service": ["--database", str(tmp_path / "log.duckdb")],
+        "inference_service": ["--model-repository", str(tmp_path / "models")],
+    }
+    log = tmp_path / "stderr.log"
+    with (
+        log.open("w") as stderr,
+        ServiceProcess(
+            module,
+            ["--listen", "127.0.0.1:0", *flags[module]],
+            env={**environment(), name: "1"},
+            stderr=stderr,
+        ),
+    ):
+        pass
+    assert f"the variable {name} is set, and nothing reads it, did you mean {meant}?" in (
+        log.read_text()
+    )
 
 
 def test_health_and_doctor_say_who_does_not_answer(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, ValidationError
 
 from servicekit.distribution import version
 from servicekit.server_settings import ServerSettings
-from servicekit.settings import ClientTlsSettings, SettingsError, Words, load
+from servicekit.settings import ClientTlsSettings, SettingsError, Words, load, mistyped_variables
 
 
 class IngestSettings(ServerSettings):
@@ -342,3 +342,33 @@ def test_settings_need_no_server_packages() -> None:
         "import servicekit.settings, servicekit.tls, servicekit.errors, servicekit.calls.deadline\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("SIGHTLINE_INGESTION_LISTEN", ", did you mean SIGHTLINE_INGEST_LISTEN?"),
+        ("sightline_ingst_listen", ", did you mean SIGHTLINE_INGEST_LISTEN?"),
+        ("SIGHTLINE_INGESTER_OPERATOR_HOME_PAGE", ""),
+    ],
+)
+def test_a_prefix_that_is_nearly_this_parts_is_named(name: str, said: str) -> None:
+    (sentence,) = mistyped_variables(IngestSettings, {name: "1", "HOME": "/"})
+    assert sentence == f"the variable {name} is set, and nothing reads it{said}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIGHTLINE_INGEST_LISTEN",
+        "SIGHTLINE_CONFIG",
+        "SIGHTLINE_API_KEYS_FILE",
+        "SIGHTLINE_TEST_MODELS",
+        "SIGHTLINE_INFERENC_LISTEN",  # the other service's log names it
+        "SIGHTLINE_OPERATOR",
+        "SIGHTLINE_INGESTION_SERVICE_HOST",  # Kubernetes
+        "PATH",
+    ],
+)
+def test_other_variables_are_left_alone(name: str) -> None:
+    assert mistyped_variables(IngestSettings, {name: "1"}) == []
