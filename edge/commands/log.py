@@ -22,7 +22,13 @@ from edge.commands.options import (
     notes,
     settings_with,
 )
-from edge.commands.sources import PLACEHOLDER, check_placeholders, device_ids, open_sources
+from edge.commands.sources import (
+    PLACEHOLDER,
+    check_placeholders,
+    device_ids,
+    open_sources,
+    skipped_of,
+)
 from edge.commands.summary import glance, print_summary
 from edge.errors import DeviceError
 from edge.node import WORKERS, EdgeNode
@@ -120,6 +126,8 @@ def log(
     check_placeholders(settings.device_id)
     labels = _labels(label or ())
     opened = open_sources(sources, every, every_seconds)
+    for skipped in skipped_of(sources):
+        notes().print(skipped, markup=False, highlight=False, soft_wrap=True)
     with ExitStack() as nodes:
         runs = [
             _Run(nodes.enter_context(_node(device)), its_sources, device, flags)

@@ -17,6 +17,8 @@ from servicekit.terminal import CommandError
 PLACEHOLDER = "{source}"
 """Part of a device id that stands for the source's name."""
 
+_KINDS = 5  # suffixes that are named
+
 
 class NamedSource:
     """A source under another name, so that the same source twice is two.
@@ -74,6 +76,45 @@ def open_sources(
             f"videos and cameras need {error.name}: {install_hint('video')}"
         ) from error
     return sources
+
+
+def skipped_of(words: Sequence[str]) -> list[str]:
+    """Return a sentence for each folder that has files or folders which are not read.
+
+    Args:
+        words: sources that a person named; those that are no folders are passed over.
+    """
+    sentences = []
+    for word in dict.fromkeys(words):
+        if "://" in word or not Path(word).is_dir():
+            continue
+        entries = list(Path(word).iterdir())
+        folders = sum(entry.is_dir() for entry in entries)
+        others = [
+            entry
+            for entry in entries
+            if not entry.is_dir()
+            and entry.suffix.lower() not in SUFFIXES
+            and not entry.name.startswith(".")
+        ]
+        kinds = sorted({entry.suffix.lower() or "no suffix" for entry in others})
+        parts = []
+        if others:
+            shown = ", ".join(kinds[:_KINDS]) + (", ..." if len(kinds) > _KINDS else "")
+            parts.append(f"{_count(len(others), 'file')} that {_are(others)} no image ({shown})")
+        if folders:
+            parts.append(f"{_count(folders, 'folder')} ('{Path(word)}/**/*.jpg' reads them too)")
+        if parts:
+            sentences.append(f"{word}: skipped {' and '.join(parts)}")
+    return sentences
+
+
+def _are(things: Sequence[object]) -> str:
+    return "is" if len(things) == 1 else "are"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def length_of(source: FrameSource) -> int | None:

@@ -10,6 +10,7 @@ from edge.commands.sources import (
     length_of,
     open_sources,
     short_name,
+    skipped_of,
 )
 from edge.sources.camera import Camera
 from servicekit.terminal import CommandError
@@ -47,6 +48,22 @@ def test_placeholders_that_are_none(device_id: str, said: str) -> None:
 def test_the_placeholder_may_stand_anywhere() -> None:
     for device_id in ("gate-1", "gate-{source}", "{source}", "{source}-{source}"):
         check_placeholders(device_id)
+
+
+def test_what_a_folder_has_and_is_not_read_is_named_once(tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / "images", "a.jpg")
+    words = [str(folder), str(folder), "rtsp://127.0.0.1:1/live", str(folder / "a.jpg")]
+    assert skipped_of(words) == []
+    (folder / ".hidden").touch()
+    (folder / "b.tif").touch()
+    assert skipped_of(words) == [f"{folder}: skipped 1 file that is no image (.tif)"]
+    (folder / "notes").touch()
+    (folder / "more").mkdir()
+    (sentence,) = skipped_of(words)
+    assert sentence == (
+        f"{folder}: skipped 2 files that are no image (.tif, no suffix) and 1 folder"
+        f" ('{folder}/**/*.jpg' reads them too)"
+    )
 
 
 def test_cameras_that_differ_in_their_secrets_only_are_two() -> None:
