@@ -1,5 +1,6 @@
 """The connection of a device to a service: TLS, credential and keepalive options."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,24 @@ class Endpoint:
         if self.api_key_file is not None:
             credential = _read(self.api_key_file)
         return (("authorization", f"Bearer {credential}"),) if credential else ()
+
+    def explain(self, error: SightlineError, service: str, setting: str) -> SightlineError:
+        """Return the error of a call; if the server lacks the method, say which service it is not.
+
+        Args:
+            error: the error.
+            service: `ingest` or `inference`.
+            setting: the setting or flag that names the service.
+        """
+        # A server of Sightline that refuses a known method has a reason of its own.
+        if error.code is not grpc.StatusCode.UNIMPLEMENTED or error.reason != error.code.name:
+            return error
+        explained = copy.copy(error)
+        explained.message = (
+            f"{self.target} answers, but is not the {service} service, or one that is too old:"
+            f" set {setting} to the {service} service"
+        )
+        return explained
 
     def channel(self, options: Sequence[tuple[str, object]] = ()) -> grpc.Channel:
         """Return a new channel for use from threads, which connects on the first call.

@@ -202,7 +202,7 @@ class InferenceClient:
                 metadata=self._endpoint.metadata,
             )
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise self._transport.explain(from_rpc_error(error)) from error
         except ValueError as error:
             raise closed() from error
         return parse_models(response)

@@ -146,7 +146,7 @@ class PendingAnswer:
         except SightlineError as error:
             lost = _lost_in_error(error, references)
             if not lost:
-                raise
+                raise self._transport.explain(error) from None
             if error.reason not in _LOST:
                 self._call.stop_uploads()
         else:

@@ -61,6 +61,10 @@ class InferenceTransport:
         self._no_uploads_until = self._clock() + seconds
         return True
 
+    def explain(self, error: SightlineError) -> SightlineError:
+        """Return the error of a request, in words that name a wrong address."""
+        return self._endpoint.explain(error, "inference", "inference_target")
+
     def upload(
         self, call: InferCall, index: int, timeout: float
     ) -> "grpc.Future[inference_service_pb2.UploadImageResponse]":

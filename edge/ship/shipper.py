@@ -214,8 +214,7 @@ class Shipper:
                 )
             )
         except SightlineError as error:
-            self._count_failure()
-            return self._core.call_failed(error, None)
+            return self._core.call_failed(self._count_failure(error), None)
         return self._core.watermark_received(response.committed_through, self._agreed(response))
 
     def _agreed(self, response: ingest_service_pb2.GetWatermarkResponse) -> Agreement | None:
@@ -257,8 +256,7 @@ class Shipper:
                 )
             )
         except SightlineError as error:
-            self._count_failure()
-            return self._core.call_failed(error, sent)
+            return self._core.call_failed(self._count_failure(error), sent)
         self._note_rejections(response)
         # Duplicates within one generation are the same predictions, whichever copy sent them.
         unproven = 0 if response.generation else response.duplicates
@@ -324,9 +322,11 @@ class Shipper:
             self._progress.sent += len(entries)
             self._progress.resent += resent
 
-    def _count_failure(self) -> None:
+    def _count_failure(self, error: SightlineError) -> SightlineError:
+        """Count a failed call, and return its error in words that name a wrong address."""
         with self._progress.update():
             self._progress.failed_calls += 1
+        return self._endpoint.explain(error, "ingest", "ingest_target (--ingest)")
 
     def _header(self, sequence: int) -> bytes:
         """Return the header of a stream that begins with a sequence."""

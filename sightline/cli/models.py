@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import grpc
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,7 @@ from rich.table import Table
 from edge.commands.options import Json, settings_with
 from edge.endpoints import inference_endpoint
 from servicekit.distribution import install_hint
+from servicekit.errors import from_rpc_error
 from servicekit.help import CONNECTION, Command, Group
 from servicekit.terminal import CommandError
 from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
@@ -233,7 +235,10 @@ def _served(address: str, timeout: float) -> list[dict[str, Any]]:
     with service.channel() as channel:
         stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
         request = inference_service_pb2.ListModelsRequest()
-        answer = stub.ListModels(request, timeout=timeout, metadata=service.metadata)
+        try:
+            answer = stub.ListModels(request, timeout=timeout, metadata=service.metadata)
+        except grpc.RpcError as error:
+            raise service.explain(from_rpc_error(error), "inference", "--address") from error
     return [
         {
             "name": model.name,

@@ -74,7 +74,10 @@ def _get_stats(
     request = ingest_service_pb2.GetStatsRequest(filter=filter_)
     with service.channel() as channel:
         stub = ingest_service_pb2_grpc.IngestServiceStub(channel)
-        answer = stub.GetStats(request, timeout=timeout, metadata=service.metadata)
+        try:
+            answer = stub.GetStats(request, timeout=timeout, metadata=service.metadata)
+        except grpc.RpcError as error:
+            raise service.explain(from_rpc_error(error), "ingest", "--target") from error
         request.details = True
         try:
             return stub.GetStats(request, timeout=timeout, metadata=service.metadata)

@@ -20,6 +20,7 @@ from sightline.cli.processes import ServiceProcess
 from tests.integration.auth.authority import Authority
 from tests.integration.auth.services import ingest, serving
 from tests.integration.cli.terminal import environment, sightline
+from tests.unit.edge.sources.monitors import save_pictures
 from tests.unit.inference_service.tiny_onnx import colour_model
 
 
@@ -346,3 +347,39 @@ def test_a_name_that_is_no_setting_is_not_also_called_known() -> None:
     done = doctor(device="gate-1")
     assert "SIGHTLINE_EDGE_DEVICE is not a setting" in finding(done, "settings")["message"]
     assert set(levels(done)) == {"settings"}
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong", "right"),
+    [
+        (["stats", "--target", "{inference}"], "ingest", "--target"),
+        (["backup", "--to", "{folder}/b.db", "--target", "{inference}"], "ingest", "--target"),
+        (["models", "ls", "--address", "{ingest}"], "inference", "--address"),
+        (["infer", "{image}", "--target", "{ingest}"], "inference", "inference_target"),
+    ],
+)
+def test_swapped_addresses_are_named(
+    plain: Services, tmp_path: Path, words: list[str], wrong: str, right: str
+) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg")
+    places = {"ingest": plain.ingest.address, "inference": plain.inference.address}
+    given = [word.format(**places, folder=tmp_path, image=folder / "a.jpg") for word in words]
+    done = sightline(*given, env=environment(spool_dir=tmp_path / "spool"))
+    assert done.returncode == 1
+    answering = places["inference" if wrong == "ingest" else "ingest"]
+    assert f"{answering} answers, but is not the {wrong} service" in done.stderr
+    assert f"set {right} to the {wrong} service" in done.stderr
+
+
+def test_a_log_sent_to_the_inference_service_has_that_as_its_last_error(
+    plain: Services, tmp_path: Path
+) -> None:
+    folder = save_pictures(tmp_path / "pictures", "a.jpg")
+    model = colour_model(tmp_path / "colours.onnx")
+    flags = ["--ingest", plain.inference.address, "--model", model, "--wait", "5"]
+    env = environment(spool_dir=tmp_path / "spool", device_id="gate-1")
+    done = sightline("log", folder, *flags, env=env)
+    assert done.returncode == 1
+    (line,) = [one for one in done.stdout.splitlines() if one.startswith("Last error")]
+    assert f"{plain.inference.address} answers, but is not the ingest service" in line
+    assert "set ingest_target (--ingest) to the ingest service" in line
