@@ -1,7 +1,10 @@
 """Conversion between other libraries' results and records, without importing them early."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 _FINAL = "on_predict_batch_end"
 """Event after that of the trackers (`on_predict_postprocess_end`); times are known by then."""
+
+_UNNAMED = re.compile(r"image\d+\.jpg")
+"""Path that ultralytics makes up for an array or a tensor."""
 
 
 class HasDetections(Protocol):
@@ -44,7 +50,9 @@ def from_ultralytics(
     Args:
         results: the results of one image. The five best classes of a classifier become detections
             without a box. Masks, keypoints and rotated boxes are ignored.
-        image_id: name of the image. None: the name of its file (for a video, that of the video).
+        image_id: name of the image. None: the name of its file. All frames of a video have the
+            video's name then, so name them, as in `f"clip.mp4#{number:06d}"`, or use
+            `PredictionLogger.attach`, which does.
         model_name: name of the model, which the results do not contain.
         model_version: version of the model. Empty: not known.
         labels: see `Prediction.labels`.
@@ -75,7 +83,9 @@ def from_ultralytics(
     )
 
 
-def attach(model: "Model", callback: "Callable[[Results], object]") -> Callable[[], None]:
+def attach(
+    model: "Model", callback: "Callable[[Results, str | None], object]"
+) -> Callable[[], None]:
     """Call a function with the `Results` of each image that a model predicts or tracks.
 
     The call comes after a tracker has set its ids and before `predict` or `track` returns the
@@ -83,7 +93,10 @@ def attach(model: "Model", callback: "Callable[[Results], object]") -> Callable[
 
     Args:
         model: an ultralytics model, such as `YOLO`.
-        callback: the function. An exception that it raises ends the prediction.
+        callback: the function. It also gets a name for the image where `Results.path` is the same
+            for every image, and otherwise None: `clip.mp4#000013` for a frame of a video, counted
+            from 0 among the frames that the model gets in this run; the source and the time for a
+            camera, a screen, an array or a tensor. An exception that it raises ends the prediction.
 
     Returns:
         A function that detaches the callback; it may be called repeatedly.
@@ -94,10 +107,13 @@ def attach(model: "Model", callback: "Callable[[Results], object]") -> Callable[
     listeners = getattr(model, "callbacks", None)
     if not isinstance(listeners, Mapping) or not hasattr(model, "add_callback"):
         raise TypeError(f"model must be an ultralytics model (got {type(model).__name__})")
+    frames: Counter[str] = Counter()
 
     def on_batch_end(predictor: "BasePredictor") -> None:
+        if predictor.seen <= len(predictor.results):  # the first batch of a run
+            frames.clear()
         for results in predictor.results:
-            callback(results)
+            callback(results, _frame_name(predictor, results.path, frames))
 
     def detach() -> None:
         if on_batch_end in listeners[_FINAL]:
@@ -105,6 +121,18 @@ def attach(model: "Model", callback: "Callable[[Results], object]") -> Callable[
 
     model.add_callback(_FINAL, on_batch_end)
     return detach
+
+
+def _frame_name(predictor: "BasePredictor", path: str, frames: Counter[str]) -> str | None:
+    mode = predictor.dataset.mode
+    if mode == "video":
+        number = frames[path]
+        frames[path] += 1
+        return f"{Path(path).name}#{number:06d}"
+    kind = predictor.source_type
+    if mode == "stream" or ((kind.from_img or kind.tensor) and _UNNAMED.fullmatch(path)):
+        return f"{Path(path).name}@{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+    return None
 
 
 def name_of(model: "Model") -> str:

@@ -135,7 +135,8 @@ class PredictionLogger:
 
         Args:
             prediction: a record, whose detections may be `DetectionArrays`, or ultralytics'
-                `Results` of one image. Convert supervision's `Detections` with
+                `Results` of one image, which name neither the model nor the frame of a video: see
+                `attach`, or `sightline.from_ultralytics`. Convert supervision's `Detections` with
                 `sightline.from_supervision`.
             wait: return only when the prediction is on the disk (`spooled`) or in the server's
                 store (`committed`). None: return at once. In an asyncio loop, use `aflush` instead.
@@ -174,7 +175,9 @@ class PredictionLogger:
         """Log every `predict` and `track` of the model until the returned function is called.
 
         No other line of the program needs to change. An image is logged when its result is
-        complete, just before the program receives it; this includes streams.
+        complete, just before the program receives it; this includes streams. Its name is that of
+        its file. A frame of a video is `clip.mp4#000013`, counted from 0 in each run. An image of
+        a camera, or one passed as an array, has the UTC time in its name.
 
         Args:
             model: an ultralytics model, such as `YOLO("yolov8n.pt")`.
@@ -192,10 +195,14 @@ class PredictionLogger:
         name = adapters.name_of(model) if model_name is None else model_name
         Prediction("-", name, model_version=model_version, labels=labels)  # validates the arguments
 
-        def log_results(results: "Results") -> None:
+        def log_results(results: "Results", image_id: str | None) -> None:
             self.log(
                 adapters.from_ultralytics(
-                    results, model_name=name, model_version=model_version, labels=labels
+                    results,
+                    image_id=image_id,
+                    model_name=name,
+                    model_version=model_version,
+                    labels=labels,
                 )
             )
 

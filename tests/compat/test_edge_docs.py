@@ -15,8 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 from grpc import StatusCode
+from sightline.ingest.v1 import ingest_service_pb2 as messages
+from sightline.ingest.v1.ingest_pb2 import PredictionFilter
+from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 
 from edge.decide.policy import Mode
 from edge.errors import EdgeError
@@ -104,7 +108,7 @@ def test_every_command_of_the_pages_is_tested() -> None:
     assert starts == {"up", "log", "stats", "spool", "doctor"}
     assert len(blocks(CAMERA_PAGE)) == 7
     assert blocks("how-to/troubleshoot.md") == [command("sightline doctor", as_printed=True)]
-    assert len(PROGRAMS) == 5
+    assert len(PROGRAMS) == 6
     # The loop stands on the tutorial's page as well.
     assert blocks(CAMERA_PAGE, "python") == PROGRAMS[:1]
 
@@ -165,10 +169,10 @@ def printed(desk: Desk, program: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_the_node_programs_run(desk: Desk, number: int) -> None:
+@pytest.mark.parametrize(("number", "answers"), [(2, 1), (3, 2)])
+def test_the_node_programs_run(desk: Desk, number: int, answers: int) -> None:
     lines = printed(desk, PROGRAMS[number])
-    assert len(lines) == number
+    assert len(lines) == answers
     assert all("device" in line for line in lines)
 
 
@@ -185,7 +189,7 @@ def test_the_program_of_the_readme_runs(desk: Desk) -> None:
 
 def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
     targets = [desk.env[f"SIGHTLINE_EDGE_{name}_TARGET"] for name in ("INGEST", "INFERENCE")]
-    program = moved(PROGRAMS[4], ingest=targets[0], inference=targets[1])
+    program = moved(PROGRAMS[5], ingest=targets[0], inference=targets[1])
     device = 'device_id="gate-1"'
     assert device in program
     program = program.replace(device, f'device_id="own", spool_dir="{desk.folder / "own"}"')
@@ -193,7 +197,7 @@ def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
 
 
 def test_an_error_tells_its_reason_and_its_tries(desk: Desk) -> None:
-    output, attempt = printed(desk, PROGRAMS[3])
+    output, attempt = printed(desk, PROGRAMS[4])
     assert output == "IMAGE_FILE_UNREADABLE validation False"
     assert attempt.startswith("device at 0.0")
     assert "IMAGE_FILE_UNREADABLE after" in attempt
@@ -215,22 +219,34 @@ def test_every_error_of_the_family_is_in_the_table() -> None:
     assert sorted(rows) == sorted(error.__name__ for error in EdgeError.__subclasses__())
 
 
+def logged(desk: Desk, device: str) -> list[tuple[str, str]]:
+    """Return the image and the model of each prediction of a device, once there are 30."""
+    request = messages.ListPredictionsRequest(filter=PredictionFilter(device_ids=[device]))
+    deadline = time.monotonic() + 30
+    with grpc.insecure_channel(desk.env["SIGHTLINE_EDGE_INGEST_TARGET"]) as channel:
+        stub = IngestServiceStub(channel)
+        while len(rows := stub.ListPredictions(request, timeout=20).predictions) < 30:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    return sorted((row.prediction.image_id, row.prediction.model_name) for row in rows)
+
+
 @pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS has no yolov8n_int8.onnx")
-def test_the_loop_runs(desk: Desk) -> None:
-    program = moved(PROGRAMS[0], ingest=desk.env["SIGHTLINE_EDGE_INGEST_TARGET"])
+@pytest.mark.parametrize(("number", "model"), [(0, "yolov8n_int8"), (1, "yolov8n")])
+def test_the_loops_name_every_frame_and_the_model(desk: Desk, number: int, model: str) -> None:
+    program = moved(PROGRAMS[number], ingest=desk.env["SIGHTLINE_EDGE_INGEST_TARGET"])
+    device = f"loop-{number}"
     for meant, here in (
         ("yolov8n.pt", str(YOLO)),
-        (CAMERA, "clip.mp4"),
-        ('device_id="gate-1"', f'device_id="loop", spool_dir="{desk.folder / "loop"}"'),
+        ("clip.mp4" if number else CAMERA, "clip.mp4"),
+        ('device_id="gate-1"', f'device_id="{device}", spool_dir="{desk.folder / device}"'),
     ):
         assert meant in program
         program = program.replace(meant, here)
     (desk.folder / "loop.py").write_text(program)
     done = desk.run(f"{sys.executable} loop.py")
     assert done.returncode == 0, done.stderr
-    deadline = time.monotonic() + 30
-    while "loop" not in desk.run(f"{SIGHTLINE} stats --device loop --json").stdout:
-        assert time.monotonic() < deadline
+    assert logged(desk, device) == [(f"clip.mp4#{frame:06d}", model) for frame in range(30)]
 
 
 def test_the_codes_of_each_category_are_in_the_table() -> None:

@@ -1,6 +1,7 @@
 """Logging what a real YOLO predicts and tracks, with one line of its program changed."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,16 +9,19 @@ from typing import Any
 
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
 
+import numpy as np
 import pytest
 
 from edge.log.logger import PredictionLogger
 from edge.spool.export import Exporter
 from edge.spool.inspect import file_at
+from tests.unit.edge.sources.monitors import save_video
 
 MODEL = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
 pytestmark = pytest.mark.skipif(
     not MODEL.is_file(), reason="SIGHTLINE_TEST_MODELS holds no yolov8n_int8.onnx"
 )
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 Logged = list[dict[str, Any]]
 
 
@@ -83,6 +87,46 @@ def test_each_result_is_logged_as_the_program_gets_it(
     assert {item["labels"]["line"] for item in predictions} == {"3"}
     assert {item["model_name"] for item in predictions} == {"yolov8n_int8"}
     assert all("inference_time" in item for item in predictions)
+
+
+def test_frames_of_a_video_have_names_of_their_own_in_each_run(
+    model: Any, log: PredictionLogger, logged: Any, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "image0.jpg").symlink_to(photos / "bus.jpg")
+    save_video(folder / "clip.mp4", frames=3)
+    log.attach(model)
+    for _ in range(2):
+        model.predict(folder, batch=2, imgsz=64, verbose=False)
+    frames = [f"clip.mp4#{number:06d}" for number in range(3)]
+    assert [item["image_id"] for item in logged()] == ["image0.jpg", *frames] * 2
+
+
+def test_frames_of_a_stream_have_the_time_in_their_names(
+    model: Any, log: PredictionLogger, logged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_video(tmp_path / "clip.mp4", frames=5)
+    (tmp_path / "cameras.streams").write_text("clip.mp4\n")
+    log.attach(model)
+    for _ in range(2):
+        results = list(model.predict("cameras.streams", stream=True, imgsz=64, verbose=False))
+        assert results
+    names = [item["image_id"] for item in logged()]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(rf"clip\.mp4@{TIME}", name) for name in names)
+
+
+def test_arrays_have_the_time_in_their_names(
+    model: Any, log: PredictionLogger, logged: Any
+) -> None:
+    log.attach(model)
+    for _ in range(3):
+        model.predict(np.zeros((48, 64, 3), np.uint8), imgsz=64, verbose=False)
+    names = [item["image_id"] for item in logged()]
+    assert len(set(names)) == 3
+    assert all(re.fullmatch(rf"image0\.jpg@{TIME}", name) for name in names)
 
 
 def test_a_stream_that_is_left_early_has_logged_what_it_gave(
