@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def test_every_command_of_the_pages_is_tested() -> None:
     assert starts == {"up", "log", "stats", "spool", "doctor"}
     assert len(blocks(CAMERA_PAGE)) == 7
     assert blocks("how-to/troubleshoot.md") == [command("sightline doctor", as_printed=True)]
-    assert len(PROGRAMS) == 6
+    assert len(PROGRAMS) == 8
     # The loop stands on the tutorial's page as well.
     assert blocks(CAMERA_PAGE, "python") == PROGRAMS[:1]
 
@@ -169,7 +169,7 @@ def printed(desk: Desk, program: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize(("number", "answers"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize(("number", "answers"), [(4, 1), (5, 2)])
 def test_the_node_programs_run(desk: Desk, number: int, answers: int) -> None:
     lines = printed(desk, PROGRAMS[number])
     assert len(lines) == answers
@@ -189,7 +189,7 @@ def test_the_program_of_the_readme_runs(desk: Desk) -> None:
 
 def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
     targets = [desk.env[f"SIGHTLINE_EDGE_{name}_TARGET"] for name in ("INGEST", "INFERENCE")]
-    program = moved(PROGRAMS[5], ingest=targets[0], inference=targets[1])
+    program = moved(PROGRAMS[7], ingest=targets[0], inference=targets[1])
     device = 'device_id="gate-1"'
     assert device in program
     program = program.replace(device, f'device_id="own", spool_dir="{desk.folder / "own"}"')
@@ -197,7 +197,7 @@ def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
 
 
 def test_an_error_tells_its_reason_and_its_tries(desk: Desk) -> None:
-    output, attempt = printed(desk, PROGRAMS[4])
+    output, attempt = printed(desk, PROGRAMS[6])
     assert output == "IMAGE_FILE_UNREADABLE validation False"
     assert attempt.startswith("device at 0.0")
     assert "IMAGE_FILE_UNREADABLE after" in attempt
@@ -219,34 +219,46 @@ def test_every_error_of_the_family_is_in_the_table() -> None:
     assert sorted(rows) == sorted(error.__name__ for error in EdgeError.__subclasses__())
 
 
-def logged(desk: Desk, device: str) -> list[tuple[str, str]]:
-    """Return the image and the model of each prediction of a device, once there are 30."""
+def logged(desk: Desk, device: str, count: int) -> list[tuple[str, str]]:
+    """Return the image and the model of each prediction of a device, once there are so many."""
     request = messages.ListPredictionsRequest(filter=PredictionFilter(device_ids=[device]))
     deadline = time.monotonic() + 30
     with grpc.insecure_channel(desk.env["SIGHTLINE_EDGE_INGEST_TARGET"]) as channel:
         stub = IngestServiceStub(channel)
-        while len(rows := stub.ListPredictions(request, timeout=20).predictions) < 30:
+        while len(rows := stub.ListPredictions(request, timeout=20).predictions) < count:
             assert time.monotonic() < deadline
             time.sleep(0.1)
     return sorted((row.prediction.image_id, row.prediction.model_name) for row in rows)
 
 
-@pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS has no yolov8n_int8.onnx")
-@pytest.mark.parametrize(("number", "model"), [(0, "yolov8n_int8"), (1, "yolov8n")])
-def test_the_loops_name_every_frame_and_the_model(desk: Desk, number: int, model: str) -> None:
-    program = moved(PROGRAMS[number], ingest=desk.env["SIGHTLINE_EDGE_INGEST_TARGET"])
-    device = f"loop-{number}"
-    for meant, here in (
-        ("yolov8n.pt", str(YOLO)),
-        ("clip.mp4" if number else CAMERA, "clip.mp4"),
-        ('device_id="gate-1"', f'device_id="{device}", spool_dir="{desk.folder / device}"'),
-    ):
+def run_loop(desk: Desk, program: str, device: str, names: Mapping[str, str]) -> None:
+    """Run a program of the page as this device, with files that are here."""
+    program = moved(program, ingest=desk.env["SIGHTLINE_EDGE_INGEST_TARGET"])
+    own = {'device_id="gate-1"': f'device_id="{device}", spool_dir="{desk.folder / device}"'}
+    for meant, here in {**names, **own}.items():
         assert meant in program
         program = program.replace(meant, here)
     (desk.folder / "loop.py").write_text(program)
     done = desk.run(f"{sys.executable} loop.py")
     assert done.returncode == 0, done.stderr
-    assert logged(desk, device) == [(f"clip.mp4#{frame:06d}", model) for frame in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("number", "images"), [(2, ["part-0000", "part-0001", "part-0002"]), (3, ["part-0004"])]
+)
+def test_other_results_are_logged(desk: Desk, number: int, images: list[str]) -> None:
+    device = f"other-{number}"
+    run_loop(desk, PROGRAMS[number], device, {})
+    assert logged(desk, device, len(images)) == [(image, "parts") for image in images]
+
+
+@pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS has no yolov8n_int8.onnx")
+@pytest.mark.parametrize(("number", "model"), [(0, "yolov8n_int8"), (1, "yolov8n")])
+def test_the_loops_name_every_frame_and_the_model(desk: Desk, number: int, model: str) -> None:
+    device = f"loop-{number}"
+    names = {"yolov8n.pt": str(YOLO)} | ({} if number else {CAMERA: "clip.mp4"})
+    run_loop(desk, PROGRAMS[number], device, names)
+    assert logged(desk, device, 30) == [(f"clip.mp4#{frame:06d}", model) for frame in range(30)]
 
 
 def test_the_codes_of_each_category_are_in_the_table() -> None:
