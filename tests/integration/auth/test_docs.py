@@ -21,6 +21,14 @@ PAGE = text("reference/errors.md")
 BLOCKS = blocks("how-to/secure.md")
 
 
+def test_the_device_of_the_page_has_logged_in_no_tutorial() -> None:
+    """Its spool would know the tutorials' database, and declare gaps to that of this page."""
+    own = set(re.findall(r"--device-id (\S+)", text("how-to/secure.md")))
+    tutorials = [text(f"tutorials/{page}.md") for page in ("camera", "fallback", "laptop")]
+    assert own == {"dock-1"}
+    assert not own & set(re.findall(r"""[\w-]+""", "".join(tutorials)))
+
+
 class Shell:
     """A folder with pictures and a model, and `sightline` on the path."""
 
@@ -97,13 +105,13 @@ def test_every_command_works(shell: Shell) -> None:
     assert shutil.which("openssl"), "the commands need openssl"
     said = [shell.run(block) for block in BLOCKS]
     assert sum("sightline serve" in block for block in BLOCKS) == 3
-    assert any("gate-1" in one and "line-4-*" in one for one in said)  # keys list
+    assert any("dock-1" in one and "line-4-*" in one for one in said)  # keys list
     keys = json.loads(shell.run("sightline keys list --json"))
     status = {key["name"]: key["status"] for key in keys}
-    assert status == {"gate-1": "active", "line-4": "active", "dashboard": "revoked"}
+    assert status == {"dock-1": "active", "line-4": "active", "dashboard": "revoked"}
     shell.stop()
     # A picture by key, one by token, one by certificate.
-    assert stored(shell.folder, "sightline.duckdb") == {"gate-1": (3, 3)}
+    assert stored(shell.folder, "sightline.duckdb") == {"dock-1": (3, 3)}
 
 
 def test_every_reason_is_on_the_page() -> None:
