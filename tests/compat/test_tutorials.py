@@ -23,6 +23,7 @@ from tests.pages import blocks
 YOLO = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
 LAPTOP = "tutorials/laptop.md"
 FALLBACK = "tutorials/fallback.md"
+OWN = "--device laptop --model yolov8n"
 SIX = "6 answered by the device"
 
 
@@ -133,7 +134,7 @@ def stats(reader: Reader, flags: str = "") -> dict[str, dict[str, int]]:
 @pytest.mark.timeout(300)
 def test_the_first_ten_minutes_of_a_stranger(tmp_path: Path) -> None:
     """Install, log the sample images and one's own, cut the network, and query the database."""
-    install, up, log, see, own, see_own, unplugged, spools, again, ask = blocks(LAPTOP)
+    install, up, log, see, defects, own, see_own, unplugged, spools, again, ask = blocks(LAPTOP)
     reader = Reader(checkout(tmp_path), os.environ["PATH"])
     # The packages that pip would fetch are installed already; fetching them is not the test.
     there = f"import site; site.addsitedir({site.getsitepackages()[0]!r})"
@@ -152,12 +153,17 @@ def test_the_first_ten_minutes_of_a_stranger(tmp_path: Path) -> None:
         counted = stats(reader)
         assert counted["by_device"] == {"laptop": 6}
         assert set(counted["by_class"]) == {"scratch", "pit", "stain"}
+        assert re.search(r"predictions with a defect\W+- \(", reader.type(see))
+        assert re.search(r"predictions with a defect\W+[1-6] of 6 with", reader.type(defects))
         with_own = YOLO.is_file()
         if with_own:  # his own photographs, and his own model
             shutil.copytree(ROOT / "examples/pictures", tmp_path / "my-photographs")
             shutil.copy(YOLO, tmp_path / "yolov8n.onnx")
             assert SIX in reader.type(own)
             assert re.search(r"predictions\W+6\b", reader.type(see_own))
+            models = {flags: set(stats(reader, flags)["by_model"]) for flags in ("", OWN)}
+            assert models == {"": {"model", "yolov8n"}, OWN: {"yolov8n"}}
+            assert see_own.strip() == f"sightline stats {OWN}"
         reader.ctrl_c()
         nobody = {f"SIGHTLINE_EDGE_{name}_TARGET": NOBODY for name in ("INGEST", "INFERENCE")}
         output = reader.type(unplugged, code=1, **nobody)
@@ -167,7 +173,7 @@ def test_the_first_ten_minutes_of_a_stranger(tmp_path: Path) -> None:
         assert re.search(r"laptop\W+0\b", reader.type(again))
         reader.ctrl_c()
         rows = re.findall(r"plate-\d\.jpg\W+(\w+)\W+(\d+)", reader.type(ask))
-        expected = [("model", "3")] * 6 + [("yolov8n", "1")] * 6 * with_own
+        expected = [("model", "4")] * 6 + [("yolov8n", "1")] * 6 * with_own
         assert sorted(rows) == expected
     finally:
         reader.ctrl_c()
@@ -187,6 +193,7 @@ def test_the_cloud_answers_where_the_device_does_not(reader: Reader) -> None:
     lines = reader.type(program).splitlines()
     assert [line.split()[1] for line in lines] == ["device", "cloud"] * 3
     assert all("device_failed" in line.lower() for line in lines[1::2])
+    assert "export" not in unsure, "a later command of the reader would use the band as well"
     reader.env["SIGHTLINE_EDGE_SPOOL_DIR"] = str(reader.folder / "gate-4")
     reader.type(unsure)
     assert re.search(r"predictions\W+18\b", reader.type(who))
