@@ -145,6 +145,20 @@ def test_every_query_of_the_pages_runs(desk: Desk) -> None:
     assert rows[-1] == []  # the ledger balances
 
 
+def test_a_device_without_verdicts_has_no_count_of_defects() -> None:
+    (query,) = [query for query in blocks("how-to/query.md", "sql") if " AS defects" in query]
+    with duckdb.connect() as connection:
+        connection.sql("CREATE TABLE predictions (device_id TEXT, defect_detected BOOLEAN)")
+        connection.sql("ALTER TABLE predictions ADD COLUMN captured_at TIMESTAMP DEFAULT now()")
+        connection.sql(
+            "INSERT INTO predictions (device_id, defect_detected) VALUES ('none', NULL),"
+            " ('good', false), ('bad', true), ('bad', true), ('bad', NULL)"
+        )
+        rows = connection.sql(query).fetchall()
+    counted = {device: (pictures, defects) for device, _, pictures, defects in rows}
+    assert counted == {"none": (1, None), "good": (1, 0), "bad": (3, 2)}
+
+
 def test_an_export_is_read(desk: Desk) -> None:
     (export,) = blocks("how-to/export.md")
     (query,) = blocks("how-to/export.md", "sql")
