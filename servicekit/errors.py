@@ -149,7 +149,7 @@ class SightlineError(Exception):
 
     @property
     def retryable(self) -> bool:
-        """True if the same call may succeed later."""
+        """True if the same call, unchanged, may succeed later."""
         return self.category in _RETRYABLE
 
 

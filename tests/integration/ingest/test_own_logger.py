@@ -1,18 +1,22 @@
 """Tests of the statements in docs/how-to/logger.md about writing one's own logger."""
 
 import queue
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 
 import pytest
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 
+from ingest_service.store.protocol import SpoolKey
 from tests.integration.ingest.conftest import Start
 from tests.integration.ingest.process import PATIENCE, IngestProcess, refused
-from tests.pages import section
+from tests.pages import section, text
 from tests.unit.ingest_service.samples import SPOOL, header, prediction, predictions, request
 
 PAGE = "how-to/logger.md"
+ID = SPOOL.spool_id
 
 
 class Stream:
@@ -106,8 +110,9 @@ def test_a_stream_without_a_deadline_gets_the_default_one(start: Start) -> None:
     assert errors[0].code.name == "DEADLINE_EXCEEDED"
 
 
-def test_what_the_page_calls_final_is_not_retryable_and_the_rest_is(server: IngestProcess) -> None:
+def test_the_page_calls_no_error_harmless_that_is_not_retryable(server: IngestProcess) -> None:
     table = section(PAGE, "Which codes are final")
+    rows = re.findall(r"^\| (.*?) \| (.*?) \|", table, re.MULTILINE)
     server.log_messages(request(*predictions(1, 5), head=header()))
     sent = {
         "SEQUENCE_HOLE": request(*predictions(9, 9), head=header()),
@@ -115,8 +120,25 @@ def test_what_the_page_calls_final_is_not_retryable_and_the_rest_is(server: Inge
         "INVALID_FIELD": request(*reversed(predictions(6, 7)), head=header()),
     }
     for reason, message in sent.items():
-        assert f"`{reason}`" in table
+        (final,) = [answer for codes, answer in rows if f"`{reason}`" in codes]
         with refused() as errors:
             server.log_messages(message)
         assert errors[0].reason == reason
         assert not errors[0].retryable
+        assert final.startswith("for this ")
+
+
+def test_the_stubs_of_the_page_can_be_imported() -> None:
+    (names,) = re.findall(r"`from\s+sightline\.ingest\.v1\s+import\s+([^`]*)`", text(PAGE))
+    for name in names.split(", "):
+        assert import_module(f"sightline.ingest.v1.{name.strip()}")
+
+
+@pytest.mark.parametrize("wrong", [ID.upper(), ID.replace("-", ""), f"{{{ID}}}"])
+def test_a_spool_id_is_36_characters_in_lower_case(server: IngestProcess, wrong: str) -> None:
+    with refused() as errors:
+        server.log_messages(
+            request(*predictions(1, 1), head=header(SpoolKey(SPOOL.device_id, wrong)))
+        )
+    assert [item.field for item in errors[0].violations] == ["header.spool_id"]
+    assert "lower case\n   with its hyphens, 36 characters" in text(PAGE)
