@@ -20,8 +20,10 @@ _LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)#\s]+)(#[^)]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made from the code."""
+    """Put the pages that are made from the code in the place of their notes in the checkout."""
     for path, text in pages().items():
+        if (note := files.get_file_from_path(path)) is not None:
+            files.remove(note)
         files.append(File.generated(config, path, content=text))
     return files
 

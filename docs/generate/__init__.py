@@ -1,6 +1,7 @@
 """Pages of the reference that are made from the code when the site is built.
 
-`pages` returns them all. They are not in the repository, so they cannot differ from the code.
+`pages` returns them all. They are not in the repository, so they cannot differ from the code. A
+note at the same path says so to a reader of the checkout, whose links lead there.
 """
 
 from docs.generate import commands, contract, public_names, settings
