@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from servicekit.auth.caller import Scope
-from servicekit.auth.guard import Access
+from servicekit.auth.guard import Access, report_open_access
 from servicekit.calls import budgets
 from servicekit.calls.budget_bounds import BudgetBounds
 from servicekit.calls.gate import Gate
@@ -187,6 +187,7 @@ async def serve(
                 tarpit,
             )
             address = _bind(server, settings)
+            report_open_access(settings, address)
             with _metrics(settings, registry) as metrics_address:
                 await server.start()
                 try:

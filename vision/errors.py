@@ -1,5 +1,7 @@
 """Exceptions of this package: each has a reason, which callers translate into their own errors."""
 
+from pathlib import Path
+
 
 class ImageError(ValueError):
     """An invalid image. The same bytes always fail in the same way.
@@ -32,3 +34,14 @@ class ModelError(RuntimeError):
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+
+def unreadable(path: Path, error: OSError) -> ModelError:
+    """Return the error for a model file, or a file with its weights, that cannot be read."""
+    cause = error.strerror or str(error)
+    if error.filename not in (None, str(path), path):
+        cause = f"{error.filename}: {cause}"
+    return ModelError(
+        "MODEL_FILE_MISSING",
+        f"the model {path} cannot be read: {cause} (check the path and its permissions)",
+    )

@@ -14,7 +14,7 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vision.errors import ModelError
+from vision.errors import ModelError, unreadable
 from vision.onnx_names import find_names
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def check_external_data(path: Path) -> None:
             if handle is not None:
                 os.close(handle)
     except OSError as error:
-        raise ModelError("MODEL_FILE_MISSING", f"cannot read {path}: {error}") from error
+        raise unreadable(path, error) from error
 
 
 def read_external_file(path: Path, name: str) -> bytes | None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servicekit.memory import is_to_blame
-from vision.errors import ModelError
+from vision.errors import ModelError, unreadable
 from vision.external_data import load_external_data, read_regular_file
 from vision.pinned_outputs import PinnedOutputs
 from vision.session_options import (
@@ -120,7 +120,7 @@ class OnnxSession:
             chosen = runtime_options(options)
             weights = load_external_data(path, content, chosen)
         except OSError as error:
-            raise ModelError("MODEL_FILE_MISSING", f"cannot read {path}: {error}") from error
+            raise unreadable(path, error) from error
         digest = hashlib.sha256(content).hexdigest()
         session = _open(path, options, chosen)
         del weights  # only now does ONNX Runtime have its own copy

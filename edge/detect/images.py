@@ -40,7 +40,7 @@ def pixels(image: Image, field: str = "image") -> "NDArray[np.uint8]":
     try:
         return decode_image(_read(image, field))
     except ImageError as error:
-        raise invalid(field, f"must be an image: {error}", reason=error.reason) from error
+        raise invalid(field, f"is refused: {error.message}", reason=error.reason) from error
 
 
 def encoded(image: Image, *, array_format: ArrayFormat = "jpeg", field: str = "image") -> bytes:
@@ -69,8 +69,11 @@ def _read(image: bytes | str | Path, field: str) -> bytes:
     try:
         return Path(image).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise invalid(
-            field, f"must be a file that can be read: {error}", reason="IMAGE_FILE_UNREADABLE"
+            field,
+            f"must be a file that can be read, got {str(image)!r}: {cause}",
+            reason="IMAGE_FILE_UNREADABLE",
         ) from error
 
 

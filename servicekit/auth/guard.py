@@ -50,24 +50,17 @@ class Authenticator:
 
     @classmethod
     def from_settings(cls, settings: ServerSettings) -> Self:
-        """Return the ways that the settings configure; log a message if there are none.
+        """Return the ways that the settings configure.
 
         Raises:
             SettingsError: a file cannot be used.
         """
-        authenticator = cls(
+        return cls(
             _key_reader(settings.api_keys_file),
             _token_verifier(settings),
             settings.tls_client_ca_file is not None,
             settings.tls_client_is_device,
         )
-        if authenticator == cls(certificate_is_device=settings.tls_client_is_device):
-            logger.log(
-                logging.INFO if stays_here(settings.listen) else logging.WARNING,
-                "no credentials are configured: whoever reaches %s may do everything",
-                settings.listen,
-            )
-        return authenticator
 
     async def authenticate(self, context: _Context) -> Caller:
         """Return the caller of a call.
@@ -83,7 +76,8 @@ class Authenticator:
         if takes_bearer:
             raise unauthenticated(
                 "CREDENTIAL_MISSING",
-                "the call must bring metadata `authorization: Bearer ...` with an API key or a JWT",
+                "the call has no credential: send an API key or a JWT in the metadata "
+                "`authorization: Bearer ...` (on a device: the setting api_key_file)",
             )
         return anonymous(context.peer())
 
@@ -96,6 +90,28 @@ class Authenticator:
         raise unauthenticated(
             "CREDENTIAL_KIND_NOT_ACCEPTED", "this server does not accept credentials of this kind"
         )
+
+
+def report_open_access(settings: ServerSettings, address: str) -> None:
+    """Log a message if no credentials are configured.
+
+    Args:
+        settings: the settings of the server.
+        address: the bound address, with its real port.
+    """
+    if (
+        settings.api_keys_file
+        or settings.jwt_secret
+        or settings.jwt_jwks
+        or settings.tls_client_ca_file
+    ):
+        return
+    logger.log(
+        logging.INFO if stays_here(settings.listen) else logging.WARNING,
+        "no credentials are configured: whoever reaches %s may do everything; to require them, set "
+        "api_keys_file, jwt_secret, jwt_jwks or tls_client_ca_file",
+        address,
+    )
 
 
 class RequireCaller:

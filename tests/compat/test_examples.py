@@ -95,7 +95,7 @@ def test_a_picture_is_answered_for_who_has_a_key(
     assert result["detections"]
     assert all(0 < detection["confidence"] <= 1 for detection in result["detections"])
     assert refused.returncode == 1
-    assert "must bring metadata" in refused.stderr
+    assert "the call has no credential" in refused.stderr
 
 
 class AwayAtFirst:

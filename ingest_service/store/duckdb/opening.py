@@ -128,9 +128,11 @@ def _open_record_file(path: Path) -> CommitRecordFile:
             f"database: {path} cannot be opened: another process has it open (PID {error})"
         ) from error
     except OSError as error:
-        raise StoreOpenError(
-            f"database: {path} cannot be opened: {commit_record_path(path)}: {error.strerror}"
-        ) from error
+        mark = commit_record_path(path)
+        cause = f"{mark}: {error.strerror}"
+        if not mark.parent.is_dir():
+            cause = f"{mark.parent} is no folder: create it, or choose another path"
+        raise StoreOpenError(f"database: {path} cannot be opened: {cause}") from error
 
 
 def _refuse_mismatch(

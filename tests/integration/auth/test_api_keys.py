@@ -154,6 +154,7 @@ def test_without_keys_everyone_may_do_everything_and_the_log_says_so(tmp_path: P
         assert client.stats() == {"any": 1}
     log = (tmp_path / "stderr.log").read_text()
     assert log.count("no credentials are configured") == 1
+    assert f"whoever reaches {service.address} may do everything" in log
 
 
 def test_a_stream_ends_when_its_key_is_revoked(tmp_path: Path, keys: KeyFile, key: MakeKey) -> None:

@@ -412,7 +412,7 @@ def test_a_picture_without_an_answer_fails_the_run_and_is_named(
     (folder / "c.tif").write_bytes(b"no picture")
     done = sightline("log", folder, "--json", env=settings(ingest, tmp_path))
     assert done.returncode == 1
-    assert f"{folder / 'b.jpg'}: image must be an image" in done.stderr
+    assert f"{folder / 'b.jpg'}: image is refused: the " in done.stderr
     assert f"{folder}: skipped 1 file that is no image (.tif)" in done.stderr
     stats = json.loads(done.stdout)
     assert adds_up(stats)

@@ -52,7 +52,7 @@ def test_pictures_of_a_folder_are_answered_by_device_or_cloud_and_logged(tmp_pat
     assert [line.split(" (")[0] for line in lines[:2]] == ["a.jpg: mould", "b.jpg: red"]
     assert ["(cloud" in line for line in lines[:3]] == [False, True, False]
     assert lines[3:] == ["all committed"]
-    assert "c.jpg: image must be an image" in ran.stderr
+    assert "c.jpg: image is refused: the " in ran.stderr
     with duckdb.connect(str(database), read_only=True) as connection:
         rows = connection.execute(
             "SELECT image_id, model_name, source, cloud_reason FROM predictions ORDER BY sequence"

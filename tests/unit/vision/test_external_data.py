@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from vision import ModelError, OnnxSession
+from vision.errors import unreadable
 from vision.onnx_names import MESSAGES, find_names
 
 SIDE = 64
@@ -342,3 +343,9 @@ def test_a_model_may_be_reached_by_links_that_its_operator_made(tmp_path: Path) 
     model(tmp_path / "v7" / "model.onnx", "weights.bin")
     (tmp_path / "current").symlink_to("v7")
     OnnxSession.load(tmp_path / "current" / "model.onnx")
+
+
+def test_the_file_that_cannot_be_read_is_named_with_its_model() -> None:
+    error = unreadable(Path("a.onnx"), PermissionError(13, "Permission denied", "weights.bin"))
+    assert error.reason == "MODEL_FILE_MISSING"
+    assert error.message.startswith("the model a.onnx cannot be read: weights.bin: Permission de")

@@ -80,7 +80,7 @@ def test_a_turned_image_is_shrunk_upright() -> None:
 
 
 def test_what_is_no_image_is_refused_by_name() -> None:
-    with pytest.raises(SightlineError, match=r"images\[0\] must be an image"):
+    with pytest.raises(SightlineError, match=r"images\[0\] is refused"):
         downscaled(b"nonsense", (320, 320), "images[0]")
 
 

@@ -95,6 +95,19 @@ def test_encoded_images_are_sent_as_they_are(tmp_path: Path) -> None:
     assert encoded(b"bytes") == b"bytes"
 
 
+def test_a_refusal_says_what_was_found() -> None:
+    for image, message in (
+        (b"", "image is refused: the image is empty: 0 bytes"),
+        (
+            "no/such.png",
+            "image must be a file that can be read, got 'no/such.png': No such file or directory",
+        ),
+    ):
+        with pytest.raises(SightlineError) as caught:
+            pixels(image)
+        assert caught.value.message == message
+
+
 def test_nothing_is_not_sent(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     for image in (b"", tmp_path / "empty.jpg"):

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from servicekit.auth.caller import Caller, Proof, Scope, current_caller
-from servicekit.auth.guard import Access, Authenticator, RequireCaller
+from servicekit.auth.guard import Access, Authenticator, RequireCaller, report_open_access
 from servicekit.auth.key_file import KeyFile
 from servicekit.calls.interceptors import GuardInterceptor
 from servicekit.calls.status import report_errors
@@ -97,6 +97,7 @@ async def test_a_token_is_as_good_as_a_key(settings: Settings) -> None:
 async def test_without_a_credential_nobody_gets_in(settings: Settings) -> None:
     error = await refusal(settings)
     assert (error.code, error.reason) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING")
+    assert error.message.startswith("the call has no credential: send an API key or a JWT")
 
 
 @pytest.mark.parametrize(
@@ -136,9 +137,12 @@ async def test_where_nothing_is_configured_everyone_gets_in_and_the_log_says_so(
     (seen,) = await callers(Settings(), bearer("whatever"), {UNARY: Scope.READ})
     assert seen.proof is Proof.ANONYMOUS
     assert seen.connection.startswith("ipv4:127.0.0.1:")
-    Authenticator.from_settings(Settings(listen="0.0.0.0:1"))
+    report_open_access(Settings(listen="127.0.0.1:0"), "127.0.0.1:50051")
+    report_open_access(Settings(listen="0.0.0.0:0"), "0.0.0.0:50052")
+    report_open_access(Settings(jwt_secret=SecretStr("s" * 32)), "127.0.0.1:50053")
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
-    assert "whoever reaches 0.0.0.0:1 may do everything" in caplog.text
+    assert "whoever reaches 127.0.0.1:50051 may do everything" in caplog.text
+    assert "whoever reaches 0.0.0.0:50052 may do everything" in caplog.text
 
 
 @pytest.mark.parametrize(

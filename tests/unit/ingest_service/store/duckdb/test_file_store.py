@@ -141,8 +141,13 @@ def test_a_file_that_another_process_has_open_is_refused(path: Path) -> None:
 @pytest.mark.parametrize("where", ["no/such/folder/test.duckdb", "file/test.duckdb"])
 def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreOpenError, match="cannot be opened"):
-        DuckDBStore(tmp_path / where)
+    path = tmp_path / where
+    with pytest.raises(StoreOpenError) as caught:
+        DuckDBStore(path)
+    assert str(caught.value) == (
+        f"database: {path} cannot be opened: {path.parent} is no folder: create it, or choose "
+        "another path"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
