@@ -1,7 +1,8 @@
 """Sightline's public names: `from sightline import PredictionLogger, EdgeNode, InferenceClient`.
 
-A name is imported when it is first used, so that a device loads only what it needs. The stubs of
-the contract are in `sightline.ingest.v1`, `sightline.inference.v1` and `sightline.types.v1`.
+A name is imported when it is first used, so that a device loads only what it needs. `__version__`
+is the version that is installed. The stubs of the contract are in `sightline.ingest.v1`,
+`sightline.inference.v1` and `sightline.types.v1`.
 """
 
 from importlib import import_module
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from edge.sources import Camera, Frame, FrameSource, PictureFiles, Sampling, VideoFile
     from edge.tally import NodeStats
     from servicekit.errors import SightlineError
+
+    __version__: str
 
 # In a checkout the stubs are in `generated/`; an installed wheel has them in this folder.
 __path__ = extend_path(__path__, __name__)
@@ -157,6 +160,10 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from servicekit.distribution import version
+
+        return version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_MODULES[name]), name)

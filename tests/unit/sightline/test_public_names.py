@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -18,6 +19,10 @@ def test_public_names_can_be_imported() -> None:
     assert set(dir(sightline)) == set(sightline.__all__)
     with pytest.raises(AttributeError, match="Elephant"):
         _ = sightline.Elephant
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert sightline.__version__ == metadata.version("sightline-vision")
 
 
 def test_the_stubs_are_in_the_same_package() -> None:
