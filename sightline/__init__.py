@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edge.cloud.aio_client import AsyncInferenceClient
     from edge.cloud.client import InferenceClient
-    from edge.cloud.types import InferAnswer, InferParameters, ModelHint
+    from edge.cloud.types import (
+        ImageAnswer,
+        InferAnswer,
+        InferParameters,
+        ModelHint,
+        StageSeconds,
+    )
     from edge.decide.answer import Answer
     from edge.decide.cloud_health import BreakerState
     from edge.decide.coordinator import InferenceCoordinator
@@ -77,6 +83,7 @@ __all__ = [
     "EdgeSettings",
     "Frame",
     "FrameSource",
+    "ImageAnswer",
     "InferAnswer",
     "InferParameters",
     "InferenceClient",
@@ -96,6 +103,7 @@ __all__ = [
     "Sampling",
     "SightlineError",
     "Source",
+    "StageSeconds",
     "Thresholds",
     "UltralyticsDetector",
     "VideoFile",
@@ -127,12 +135,14 @@ _MODULES = {
     "DetectorResult": "edge.detect",
     "EdgeNode": "edge.node",
     "EdgeSettings": "edge.settings",
+    "ImageAnswer": "edge.cloud.types",
     "InferAnswer": "edge.cloud.types",
     "InferParameters": "edge.cloud.types",
     "InferenceClient": "edge.cloud.client",
     "InferenceCoordinator": "edge.decide.coordinator",
     "Mode": "edge.decide.policy",
     "ModelHint": "edge.cloud.types",
+    "StageSeconds": "edge.cloud.types",
     "NodeStats": "edge.tally",
     "OnnxDetector": "edge.detect",
     "Policy": "edge.decide.policy",

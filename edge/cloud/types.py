@@ -68,7 +68,14 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class ImageAnswer:
-    """The answer for one image."""
+    """The answer for one image.
+
+    Example:
+        >>> from sightline import Detection, ImageAnswer
+        >>> image = ImageAnswer("photo", 640, 480, (Detection(0, "part", 0.9),))
+        >>> image.detections[0].class_name if image.error is None else image.error.reason
+        'part'
+    """
 
     image_id: str
     """Name of the image, as in the request. Empty: it has none."""
@@ -86,7 +93,16 @@ class ImageAnswer:
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
-    """Durations of the stages on the server in seconds; 0: not reported."""
+    """Durations of the stages on the server in seconds; 0: not reported.
+
+    Example:
+        >>> from sightline import StageSeconds
+        >>> timing = StageSeconds(
+        ...     validate=0.0, queue=0.001, decode=0.002, infer=0.012, post=0.001, total=0.016
+        ... )
+        >>> f"{timing.infer / timing.total:.0%} of the time in the model"
+        '75% of the time in the model'
+    """
 
     validate: float
     queue: float
@@ -101,8 +117,7 @@ class InferAnswer:
     """The answers for the images of one call, in their order.
 
     Example:
-        >>> from edge.cloud.types import ImageAnswer, StageSeconds
-        >>> from sightline import Detection, InferAnswer
+        >>> from sightline import Detection, ImageAnswer, InferAnswer, StageSeconds
         >>> answer = InferAnswer(  # as `InferenceClient.infer` returns it
         ...     results=(ImageAnswer("photo", 640, 480, (Detection(0, "part", 0.9),)),),
         ...     model_name="parts",
