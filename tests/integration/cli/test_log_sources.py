@@ -320,7 +320,7 @@ def test_a_signal_ends_every_device_of_a_run(
 
 
 def test_progress_of_a_folder_is_shown_on_a_terminal(ingest: FakeIngest, tmp_path: Path) -> None:
-    names = [f"{number:03}.jpg" for number in range(60)]
+    names = [f"{number:04}.jpg" for number in range(1500)]  # more than one redraw of the line
     folder = save_pictures(tmp_path / "pictures", *names)
     words = [*SIGHTLINE, "log", str(folder), "--device-id", "gate-1"]
     env = settings(ingest, tmp_path)
@@ -328,8 +328,8 @@ def test_progress_of_a_folder_is_shown_on_a_terminal(ingest: FakeIngest, tmp_pat
         text = read_until(terminal, "Next: ")
         assert process.wait(60) == 0
     assert re.search(r"\d+%(, \d+:\d\d left)?; [\d,]+ images, ", text)
-    assert "60 images: 60 answered by the device, 0 by the cloud, 0 failed" in text
-    assert "60 predictions logged, all committed" in text
+    assert "1,500 images: 1,500 answered by the device, 0 by the cloud, 0 failed" in text
+    assert "1,500 predictions logged, all committed" in text
 
 
 def test_sigterm_while_the_log_is_waited_for_sums_up_too(tmp_path: Path) -> None:

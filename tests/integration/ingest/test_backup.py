@@ -124,7 +124,7 @@ def test_10_a_backup_is_restored_and_nodes_that_are_ahead_are_noticed(
     done = sightline("restore", str(tmp_path / "backup.duckdb"), "--to", str(server.database))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["predictions"] == 100
-    assert "the log of the database that was here is now" in done.stderr
+    assert "the write-ahead log of the former database is now" in done.stderr
     assert not log.exists()
     again = start("--metrics-listen", "127.0.0.1:0")
     assert again.watermark(SPOOL) == 100
@@ -206,7 +206,7 @@ def test_10_backup_overwrites_nothing(server: IngestProcess, tmp_path: Path) -> 
     to = str(tmp_path / "backup.duckdb")
     done = sightline("backup", "--to", to, "--target", server.address)
     assert done.returncode == 1
-    assert "is there already" in done.stderr
+    assert "exists already" in done.stderr
     assert (tmp_path / "backup.duckdb").read_text() == "precious"
 
 
@@ -320,4 +320,4 @@ def test_10_a_partial_file_that_was_left_is_in_nobody_s_way(
 def test_10_a_backup_into_a_folder_that_is_not_there(tmp_path: Path) -> None:
     done = sightline("backup", "--to", str(tmp_path / "none" / "backup.duckdb"))
     assert done.returncode == 1
-    assert "make the folder" in done.stderr.replace("\n", " ")
+    assert "create it first" in done.stderr.replace("\n", " ")
