@@ -103,11 +103,12 @@ compat:
 	-@$(MAKE) --no-print-directory $(OTHER_DUCKDBS)
 
 .PHONY: check
-check: $(VENV)/.test ## What one runs while thinking: style, types and unit tests, in a minute or so
+# Four processes, since unit tests wait more than they compute.
+check: $(VENV)/.test ## What one runs while thinking: style, types and unit tests
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
 	@$(BIN)/mypy $(SOURCES) & types=$$!; \
-	$(BIN)/python -m pytest tests/unit -q -n 2 --dist loadfile -m "not soak and not slow" $(PYTEST_ARGS); tests=$$?; \
+	$(BIN)/python -m pytest tests/unit -q -n 4 --dist loadfile -m "not soak and not slow" $(PYTEST_ARGS); tests=$$?; \
 	wait $$types && exit $$tests
 
 .PHONY: test

@@ -84,6 +84,7 @@ def test_a_channel_survives_an_outage() -> None:
             assert call(b"", timeout=20, wait_for_ready=True) == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [3, pytest.param(45, marks=pytest.mark.soak)])
 def test_a_channel_never_waits_long_for_its_next_try(seconds: float) -> None:
     """gRPC's own default waits a second after the first try, and two minutes in the end."""

@@ -253,6 +253,7 @@ def test_closing_the_node_ends_its_runs(tmp_path: Path) -> None:
     assert list(outcomes) == []
 
 
+@pytest.mark.slow
 def test_many_cameras_that_hang_hold_up_the_end_no_longer_than_one(tmp_path: Path) -> None:
     release = threading.Event()
 

@@ -162,6 +162,7 @@ def test_a_hanging_device_leaves_the_cloud_its_reserve(ask: Any, hanging: Hangin
     assert remaining < 1.3  # the budget's end, not a timeout of its own
 
 
+@pytest.mark.slow
 def test_a_device_that_hangs_for_ever_costs_the_next_images_time_but_not_their_answer(
     ask: Any, hanging: Hanging, caplog: pytest.LogCaptureFixture
 ) -> None:

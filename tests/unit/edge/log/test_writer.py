@@ -161,6 +161,7 @@ def test_a_disk_that_recovers_in_time_costs_nothing(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+@pytest.mark.slow
 def test_a_disk_that_does_not_recover_costs_predictions_but_not_the_node(tmp_path: Path) -> None:
     with writing(tmp_path, limit=10, patience_seconds=0.3) as rig:
         rig.buffer.put(Prediction("first", "m"))

@@ -216,6 +216,7 @@ def test_a_message_that_is_malformed_only_once_costs_nothing(
     assert ingest.images() == images(20)
 
 
+@pytest.mark.slow
 def test_a_prediction_over_the_servers_limit_does_not_block_the_rest(tmp_path: Path) -> None:
     with FakeIngest(max_bytes=20_000) as ingest:
         node = Node(tmp_path, ingest.target)
@@ -300,6 +301,7 @@ def test_a_spool_that_was_put_back_from_an_older_copy_loses_nothing_new(
     assert "move to a new spool_id" in caplog.text
 
 
+@pytest.mark.slow
 def test_predictions_wait_for_company(tmp_path: Path, ingest: FakeIngest) -> None:
     node = Node(tmp_path, ingest.target, batch_timeout_seconds=2.0)
     with node.shipping():

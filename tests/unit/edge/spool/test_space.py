@@ -65,6 +65,7 @@ def test_a_backlog_that_has_drained_leaves_its_space(tmp_path: Path, flowing: bo
     rig.spool.close()
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_predictions_which_are_declared(
     tmp_path: Path, ingest: FakeIngest
 ) -> None:

@@ -15,6 +15,8 @@ from inference_service.idempotency.sqlite_store import SqliteStore
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.idempotency.work import CountedWork, HeldStore, ends_soon, until
 
+pytestmark = pytest.mark.slow  # leases of seconds end in it
+
 KEY, PRINT, OTHER_PRINT = b"k" * 32, b"f" * 32, b"g" * 32
 LEASE = 2.0  # renewed four times as often, whatever else the machine does
 

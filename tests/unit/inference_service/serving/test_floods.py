@@ -166,6 +166,7 @@ def test_callers_that_all_want_more_get_the_same() -> None:
     assert min(shares) >= 0.8 * max(shares), world.outcomes
 
 
+@pytest.mark.slow
 def test_a_weight_of_three_is_three_times_as_much() -> None:
     world = FloodWorld({"model": 0.025})
     world.warm_up()

@@ -168,6 +168,7 @@ async def test_credentials_for_the_collector_come_from_the_environment(
     assert collector.metadata["x-api-key"] == "open sesame"
 
 
+@pytest.mark.slow
 async def test_a_collector_that_is_away_costs_calls_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
