@@ -1,7 +1,6 @@
 """The command line of the edge part: `python -m edge --help`."""
 
-from edge.commands import infer, log
-from edge.commands import spool as spool
+from edge.commands import infer, log, spool
 from edge.commands.doctor import doctor
 from servicekit import terminal
 from servicekit.help import Command, program

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _FINAL = "on_predict_batch_end"
 """Event after that of the trackers (`on_predict_postprocess_end`); times are known by then."""
 
+_URL = re.compile(r"([A-Za-z][\w+.-]*?)(?:___|://)")
+"""Start of a URL. ultralytics writes `_` for `:` and `/`, so its credentials cannot be cut out."""
 _UNNAMED = re.compile(r"image\d+\.jpg")
 """Path that ultralytics makes up for an array or a tensor."""
 
@@ -72,7 +74,7 @@ def from_ultralytics(
     height, width = results.orig_shape
     stage_ms = [part for part in (results.speed or {}).values() if part is not None]
     return Prediction(
-        image_id or Path(results.path).name,
+        image_id or _source_name(results.path),
         model_name,
         model_version=model_version,
         image_width=width,
@@ -131,8 +133,17 @@ def _frame_name(predictor: "BasePredictor", path: str, frames: Counter[str]) -> 
         return f"{Path(path).name}#{number:06d}"
     kind = predictor.source_type
     if mode == "stream" or ((kind.from_img or kind.tensor) and _UNNAMED.fullmatch(path)):
-        return f"{Path(path).name}@{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+        name = _source_name(path)
+        if mode == "stream" and name != Path(path).name:
+            name += f" {predictor.dataset.sources.index(path)}"
+        return f"{name}@{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
     return None
+
+
+def _source_name(path: str) -> str:
+    """Return the name of a file; of a URL only its scheme, because it may contain credentials."""
+    url = _URL.match(path)
+    return f"{url[1]} stream" if url else Path(path).name
 
 
 def name_of(model: "Model") -> str:

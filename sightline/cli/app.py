@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from edge.commands import infer, log
-from edge.commands import spool as spool
+from edge.commands import infer, log, spool
 from edge.commands.doctor import doctor
 from servicekit import terminal
 from servicekit.distribution import stranger

@@ -39,7 +39,7 @@ TESTED = {
     "tutorials/fallback.md": "tests/compat/test_tutorials.py",
     "tutorials/laptop.md": "tests/compat/test_tutorials.py",
 }
-"""Where the commands and programs of each page are run."""
+"""Test files that run the commands and programs of each page."""
 
 
 def name(page: Path) -> str:

@@ -1,4 +1,4 @@
-"""What the summary of a run says about its predictions."""
+"""The counts of predictions in the summary of a run."""
 
 import sqlite3
 import time

@@ -31,6 +31,14 @@ def picture() -> Any:
     return numpy.zeros((480, 640, 3), numpy.uint8)
 
 
+@pytest.mark.parametrize(
+    "path", ["rtsp___user_secret_10.0.0.7_live", "rtsp://user:secret@10.0.0.7/live?token=secret"]
+)
+def test_the_credentials_of_a_stream_stay_out_of_the_image_id(results: Any, path: str) -> None:
+    prediction = from_ultralytics(results(picture(), path, NAMES), model_name="yolov8n")
+    assert prediction.image_id == "rtsp stream"
+
+
 def test_boxes(results: Any) -> None:
     rows = torch.tensor([[1.0, 2, 3, 4, 0.5, 1], [5.0, 6, 7, 8, 0.75, 0]])
     speed = {"preprocess": 1.0, "inference": 10.0, "postprocess": 0.5}

@@ -9,9 +9,13 @@ from typing import Any
 
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
 
+from collections import Counter
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from edge.log import adapters
 from edge.log.logger import PredictionLogger
 from edge.spool.export import Exporter
 from edge.spool.inspect import file_at
@@ -193,3 +197,11 @@ def _fresh_callbacks() -> list[Any]:
 
     callbacks: list[Any] = YOLO(MODEL, task="detect").callbacks["on_predict_batch_end"]
     return callbacks
+
+
+def test_cameras_are_told_apart_without_their_credentials() -> None:
+    paths = ["rtsp___user_secret_10.0.0.7_live", "rtsp___user_secret_10.0.0.8_live"]
+    dataset = SimpleNamespace(mode="stream", sources=paths)
+    predictor: Any = SimpleNamespace(dataset=dataset, source_type=None)
+    names = [str(adapters._frame_name(predictor, path, Counter())) for path in paths]
+    assert [name.split("@")[0] for name in names] == ["rtsp stream 0", "rtsp stream 1"]
