@@ -4,7 +4,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.spool.caps import SpoolLimits
 from edge.spool.directories import FILE_NAME
 from edge.spool.file import SpoolFile
 from edge.spool.identity import DamagedError, EmptyError, Identity, are_branches
@@ -17,27 +16,15 @@ from edge.spool.superblock import Superblock
 
 @dataclass(frozen=True, slots=True)
 class Opener:
-    """An opener for the spool of one folder, which this process holds.
+    """An opener for the spool of one folder, which this process holds."""
 
-    Args:
-        directory: the folder.
-        device_id: the device that the spool belongs to.
-        limits: limits that a salvaged file must meet.
-    """
-
-    directory: Path
-    device_id: str
-    limits: SpoolLimits
+    recovery: Recovery
+    """The recovery for the same folder."""
 
     @property
     def path(self) -> Path:
         """The spool file."""
-        return self.directory / FILE_NAME
-
-    @property
-    def recovery(self) -> Recovery:
-        """The recovery for the same folder."""
-        return Recovery(self.directory, self.device_id, self.limits)
+        return self.recovery.path
 
     def open(self, superblock: Superblock | None, now: float) -> Opened:
         """Open the file. Create it if it is missing, salvage it if it is damaged.
@@ -58,7 +45,7 @@ class Opener:
             identity = self._check(recorded)
             if identity is not None:
                 part_from_original(self.path, superblock, identity)
-            return Opened(SpoolFile(self.path, self.device_id))
+            return Opened(SpoolFile(self.path, self.recovery.device_id))
         except SUSPICIOUS as error:
             if not is_damage(error):
                 raise
@@ -71,7 +58,7 @@ class Opener:
             DamagedError: the file is not as it was left. SQLite may raise errors of its own.
         """
         log = self.path.with_name(f"{FILE_NAME}-wal")
-        own = recorded if recorded and recorded.device_id == self.device_id else None
+        own = recorded if recorded and recorded.device_id == self.recovery.device_id else None
         try:
             reader = SpoolReader(self.path)
         except EmptyError:

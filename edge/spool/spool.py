@@ -29,6 +29,7 @@ from edge.spool.opened import Opened
 from edge.spool.opening import Opener
 from edge.spool.reader import SUSPICIOUS, is_damage
 from edge.spool.recovery import aside
+from edge.spool.recovery.recover import Recovery
 from edge.spool.superblock import Superblock, SuperblockFile
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Spool:
         self._limits = limits
         self._on_lost = on_lost
         self._wall = wall
-        self._opener = Opener(directory, device_id, limits)
+        self._opener = Opener(Recovery(directory, device_id, limits))
         self._lock = threading.Lock()
         self._damage: Exception | None = None
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
