@@ -22,7 +22,7 @@ from inference_service.models.engine import Model
 from inference_service.models.loader import Runtime, load_model
 from inference_service.models.repository import Models
 from inference_service.pipeline import INLINE_BYTES, CallMetadata, InferencePipeline
-from inference_service.serving.admission import Admission, Lane
+from inference_service.serving.admission import Admission, Lane, Share
 from inference_service.serving.workers import Workers
 from inference_service.telemetry import Telemetry
 from inference_service.validate import RequestLimits
@@ -143,6 +143,26 @@ async def test_many_images_are_refused_before_they_are_checked(
     assert checked == [1, 5, 17]
     device.go.set()
     await running
+
+
+async def test_calls_with_many_images_enter_in_turn_and_others_at_once(
+    pipeline: InferencePipeline,
+) -> None:
+    order: list[str] = []
+    now = time.monotonic()
+    metadata = CallMetadata("anonymous", (), now, now + 30)
+
+    async def enter(name: str, images: int) -> None:
+        call = replace(metadata, share=Share(name.partition(" ")[0]))
+        await pipeline.enter(call, images, "", "")
+        order.append(name)
+
+    flood = [asyncio.create_task(enter(f"flood {number}", 17)) for number in range(20)]
+    others = [asyncio.create_task(enter("good", 17)), asyncio.create_task(enter("small", 1))]
+    async with asyncio.timeout(10):
+        await asyncio.gather(*flood, *others)
+    assert order.index("small") <= 1
+    assert order.index("good") <= 4
 
 
 async def refusal(
