@@ -36,6 +36,29 @@ def floats(name: str, value: Array, width: int) -> "array[float]":
     return column
 
 
+def points(name: str, value: Array, count: int) -> tuple["array[float]", tuple[int, int]]:
+    """Return a copy of points `[count, k, 2]` or `[count, k, 3]`, and k and the last size.
+
+    Raises:
+        ValueError: the array has another shape, or contains NaN or a value that is not a number.
+    """
+    if hasattr(value, "detach"):
+        value = _from_torch(value)
+    shape = getattr(value, "shape", None)
+    if shape is None:
+        rows = [[list(point) for point in row] for row in value]
+        sizes = {(len(row), len(point)) for row in rows for point in row}
+        if len(sizes) > 1:
+            raise ValueError(f"{name} must have as many points in each row, and numbers in each")
+        shape = (len(rows), *(sizes.pop() if sizes else (0, 2)))
+        value = list(chain.from_iterable(chain.from_iterable(rows)))
+    else:
+        value = value.reshape(-1)
+    if len(shape) != 3 or shape[0] != count or shape[2] not in (2, 3):
+        raise ValueError(f"{name} must have the shape [{count}, k, 2 or 3] (got {list(shape)})")
+    return floats(name, value, 1), (int(shape[1]), int(shape[2]))
+
+
 def integers(name: str, value: Array, code: str) -> "array[int]":
     """Return a copy as integers.
 

@@ -1,12 +1,13 @@
 """Detections in one image, as single objects or as arrays."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import overload
 
 from edge import columns
 from edge.columns import Array
 from edge.fields import INT32, INT64, integer, number, text, wrong
+from edge.geometry import Keypoint, Mask, RotatedBox, keypoints_of, masks_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,13 @@ class Detection:
     """The object's box. None: the task has no boxes (classification)."""
     track_id: int | None = None
     """Identity across frames, assigned by a tracker (signed 64-bit integer). None: not tracked."""
+    rotated_box: RotatedBox | None = field(default=None, kw_only=True)
+    """The object's position and orientation (task obb). None: the task has no orientation."""
+    keypoints: Sequence[Keypoint] = field(default=(), kw_only=True)
+    """The object's points in the order of the model's skeleton (task pose), at most 1000. Stored as
+    a tuple."""
+    mask: Mask | None = field(default=None, kw_only=True)
+    """The object's pixels (task segment). None: the task has no masks, or they were turned off."""
 
     def __post_init__(self) -> None:
         text("class_name", self.class_name)
@@ -67,6 +75,12 @@ class Detection:
             raise wrong("box", "a Box or None", self.box)
         if self.track_id is not None:
             object.__setattr__(self, "track_id", integer("track_id", self.track_id, INT64))
+        if self.rotated_box is not None and not isinstance(self.rotated_box, RotatedBox):
+            raise wrong("rotated_box", "a RotatedBox or None", self.rotated_box)
+        if self.keypoints != ():
+            object.__setattr__(self, "keypoints", keypoints_of(self.keypoints))
+        if self.mask is not None and not isinstance(self.mask, Mask):
+            raise wrong("mask", "a Mask or None", self.mask)
 
 
 class DetectionArrays(Sequence[Detection]):
@@ -83,6 +97,11 @@ class DetectionArrays(Sequence[Detection]):
         track_id: `[n]`, signed 64-bit integers. None: not tracked.
         names: the model's labels by class_id, as ultralytics' `model.names` or a list.
         class_name: `[n]`, the label of each row, instead of `names`.
+        rotated_boxes: `[n, 5]` as center_x, center_y, width, height, angle; see `RotatedBox`. None:
+            the task has no orientation.
+        keypoints: `[n, k, 3]` as x, y, confidence, or `[n, k, 2]` without confidence; see
+            `Keypoint`. None: the task has no keypoints.
+        masks: `[n]`, a `Mask` or None for each row. None: no masks.
 
     Raises:
         ValueError: an argument has a wrong shape or length, contains NaN or an invalid number, or
@@ -102,7 +121,17 @@ class DetectionArrays(Sequence[Detection]):
         ('scratch', 0.75)
     """
 
-    __slots__ = ("boxes", "class_ids", "class_names", "confidences", "track_ids")
+    __slots__ = (
+        "boxes",
+        "class_ids",
+        "class_names",
+        "confidences",
+        "keypoint_shape",
+        "keypoints",
+        "masks",
+        "rotated_boxes",
+        "track_ids",
+    )
 
     def __init__(
         self,
@@ -113,6 +142,9 @@ class DetectionArrays(Sequence[Detection]):
         track_id: Array = None,
         names: Mapping[int, str] | Sequence[str] | None = None,
         class_name: Iterable[str] | None = None,
+        rotated_boxes: Array = None,
+        keypoints: Array = None,
+        masks: Iterable[Mask | None] | None = None,
     ) -> None:
         self.boxes = columns.floats("xyxy", xyxy, 4)
         count = len(self.boxes) // 4
@@ -133,6 +165,17 @@ class DetectionArrays(Sequence[Detection]):
             self.class_names = columns.of_length(count, "class_name", columns.texts(class_name))
         else:
             raise ValueError("class_name must be None if names are passed (got both)")
+        self.rotated_boxes = None
+        if rotated_boxes is not None:
+            rows = columns.floats("rotated_boxes", rotated_boxes, 5)
+            columns.of_length(count, "rotated_boxes", range(len(rows) // 5))
+            self.rotated_boxes = rows
+        self.keypoints, self.keypoint_shape = None, (0, 0)
+        if keypoints is not None:
+            self.keypoints, self.keypoint_shape = columns.points("keypoints", keypoints, count)
+        self.masks = None
+        if masks is not None:
+            self.masks = columns.of_length(count, "masks", masks_of(masks))
 
     def __len__(self) -> int:
         return len(self.class_ids)
@@ -152,6 +195,24 @@ class DetectionArrays(Sequence[Detection]):
             self.confidences[row],
             Box(*self.boxes[4 * row : 4 * row + 4]),
             None if tracks is None else tracks[row],
+            rotated_box=self._rotated_box(row),
+            keypoints=self._keypoints(row),
+            mask=None if self.masks is None else self.masks[row],
+        )
+
+    def _rotated_box(self, row: int) -> RotatedBox | None:
+        if self.rotated_boxes is None:
+            return None
+        return RotatedBox(*self.rotated_boxes[5 * row : 5 * row + 5])
+
+    def _keypoints(self, row: int) -> tuple[Keypoint, ...]:
+        if self.keypoints is None:
+            return ()
+        points, width = self.keypoint_shape
+        at = row * points * width
+        return tuple(
+            Keypoint(*self.keypoints[start : start + width])
+            for start in range(at, at + points * width, width)
         )
 
     def __iter__(self) -> Iterator[Detection]:

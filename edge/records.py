@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from edge.detections import Box, Detection, DetectionArrays
 from edge.fields import INT32, choice, integer, number, text, wrong
+from edge.geometry import Keypoint, Mask, RotatedBox
 
 __all__ = [
     "MAX_SIZE",
@@ -19,7 +20,10 @@ __all__ = [
     "CloudReason",
     "Detection",
     "DetectionArrays",
+    "Keypoint",
+    "Mask",
     "Prediction",
+    "RotatedBox",
     "Source",
 ]
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         DeviceError,
         EdgeError,
     )
+    from edge.geometry import Keypoint, Mask, RotatedBox
     from edge.log.adapters import from_supervision, from_ultralytics, to_supervision
     from edge.log.logger import PredictionLogger
     from edge.log.stats import LoggerStats
@@ -88,8 +89,10 @@ __all__ = [
     "InferParameters",
     "InferenceClient",
     "InferenceCoordinator",
+    "Keypoint",
     "LogOptions",
     "LoggerStats",
+    "Mask",
     "Mode",
     "ModelHint",
     "NodeStats",
@@ -100,6 +103,7 @@ __all__ = [
     "Prediction",
     "PredictionLogger",
     "ProcessDetector",
+    "RotatedBox",
     "Sampling",
     "SightlineError",
     "Source",
@@ -119,10 +123,13 @@ _MODULES = {
     "CloudReason": "edge.records",
     "Detection": "edge.records",
     "DetectionArrays": "edge.records",
+    "Keypoint": "edge.records",
     "LogOptions": "edge.options",
     "LoggerStats": "edge.log.stats",
+    "Mask": "edge.records",
     "Prediction": "edge.records",
     "PredictionLogger": "edge.log.logger",
+    "RotatedBox": "edge.records",
     "Source": "edge.records",
     "from_supervision": "edge.log.adapters",
     "from_ultralytics": "edge.log.adapters",

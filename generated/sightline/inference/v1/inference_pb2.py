@@ -27,31 +27,35 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sightline.types.v1 import prediction_pb2 as sightline_dot_types_dot_v1_dot_prediction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sightline/inference/v1/inference.proto\x12\x16sightline.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#sightline/types/v1/prediction.proto\"z\n\x05Image\x12\x19\n\x08image_id\x18\x01 \x01(\tR\x07imageId\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00R\x04\x64\x61ta\x12\x1e\n\treference\x18\x03 \x01(\tH\x00R\treference\x12\x16\n\x06sha256\x18\x04 \x01(\x0cR\x06sha256B\x08\n\x06source\"9\n\tModelHint\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\"\x81\x02\n\x0fInferParameters\x12\x36\n\x14\x63onfidence_threshold\x18\x01 \x01(\x02H\x00R\x13\x63onfidenceThreshold\x88\x01\x01\x12(\n\riou_threshold\x18\x02 \x01(\x02H\x01R\x0ciouThreshold\x88\x01\x01\x12*\n\x0emax_detections\x18\x03 \x01(\x05H\x02R\rmaxDetections\x88\x01\x01\x12\x18\n\x05top_k\x18\x04 \x01(\x05H\x03R\x04topK\x88\x01\x01\x42\x17\n\x15_confidence_thresholdB\x10\n\x0e_iou_thresholdB\x11\n\x0f_max_detectionsB\x08\n\x06_top_k\"h\n\nClassScore\x12\x19\n\x08\x63lass_id\x18\x01 \x01(\x05R\x07\x63lassId\x12\x1d\n\nclass_name\x18\x02 \x01(\tR\tclassName\x12 \n\x0bprobability\x18\x03 \x01(\x02R\x0bprobability\"R\n\nImageError\x12\x12\n\x04\x63ode\x18\x01 \x01(\x05R\x04\x63ode\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\"\xa3\x02\n\x0bImageResult\x12\x19\n\x08image_id\x18\x01 \x01(\tR\x07imageId\x12\x1f\n\x0bimage_width\x18\x02 \x01(\x05R\nimageWidth\x12!\n\x0cimage_height\x18\x03 \x01(\x05R\x0bimageHeight\x12=\n\ndetections\x18\x04 \x03(\x0b\x32\x1d.sightline.types.v1.DetectionR\ndetections\x12<\n\x07\x63lasses\x18\x05 \x03(\x0b\x32\".sightline.inference.v1.ClassScoreR\x07\x63lasses\x12\x38\n\x05\x65rror\x18\x06 \x01(\x0b\x32\".sightline.inference.v1.ImageErrorR\x05\x65rror\"\xb9\x02\n\x0bStageTiming\x12\x35\n\x08validate\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08validate\x12/\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05queue\x12\x31\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06\x64\x65\x63ode\x12/\n\x05infer\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05infer\x12-\n\x04post\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x04post\x12/\n\x05total\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05total\"\xa0\x01\n\x0eImageReference\x12\x1c\n\treference\x18\x01 \x01(\tR\treference\x12\x16\n\x06sha256\x18\x02 \x01(\x0cR\x06sha256\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x39\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\"\xb6\x02\n\tModelInfo\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x35\n\x04task\x18\x03 \x01(\x0e\x32!.sightline.inference.v1.ModelTaskR\x04task\x12\x16\n\x06labels\x18\x04 \x03(\tR\x06labels\x12\x1f\n\x0binput_width\x18\x05 \x01(\x05R\ninputWidth\x12!\n\x0cinput_height\x18\x06 \x01(\x05R\x0binputHeight\x12\x1a\n\x08provider\x18\x07 \x01(\tR\x08provider\x12\'\n\x0f\x64\x65\x66\x61ult_version\x18\x08 \x01(\x08R\x0e\x64\x65\x66\x61ultVersion\x12#\n\rdefault_model\x18\t \x01(\x08R\x0c\x64\x65\x66\x61ultModel*W\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_TASK_DETECT\x10\x01\x12\x17\n\x13MODEL_TASK_CLASSIFY\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&sightline/inference/v1/inference.proto\x12\x16sightline.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#sightline/types/v1/prediction.proto\"z\n\x05Image\x12\x19\n\x08image_id\x18\x01 \x01(\tR\x07imageId\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00R\x04\x64\x61ta\x12\x1e\n\treference\x18\x03 \x01(\tH\x00R\treference\x12\x16\n\x06sha256\x18\x04 \x01(\x0cR\x06sha256B\x08\n\x06source\"9\n\tModelHint\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\"\xa3\x03\n\x0fInferParameters\x12\x36\n\x14\x63onfidence_threshold\x18\x01 \x01(\x02H\x00R\x13\x63onfidenceThreshold\x88\x01\x01\x12(\n\riou_threshold\x18\x02 \x01(\x02H\x01R\x0ciouThreshold\x88\x01\x01\x12*\n\x0emax_detections\x18\x03 \x01(\x05H\x02R\rmaxDetections\x88\x01\x01\x12\x18\n\x05top_k\x18\x04 \x01(\x05H\x03R\x04topK\x88\x01\x01\x12H\n\x0bmask_format\x18\x05 \x01(\x0e\x32\".sightline.inference.v1.MaskFormatH\x04R\nmaskFormat\x88\x01\x01\x12\x30\n\x11polygon_tolerance\x18\x06 \x01(\x02H\x05R\x10polygonTolerance\x88\x01\x01\x42\x17\n\x15_confidence_thresholdB\x10\n\x0e_iou_thresholdB\x11\n\x0f_max_detectionsB\x08\n\x06_top_kB\x0e\n\x0c_mask_formatB\x14\n\x12_polygon_tolerance\"R\n\x06\x43lient\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x1a\n\x08platform\x18\x03 \x01(\tR\x08platform\"h\n\nClassScore\x12\x19\n\x08\x63lass_id\x18\x01 \x01(\x05R\x07\x63lassId\x12\x1d\n\nclass_name\x18\x02 \x01(\tR\tclassName\x12 \n\x0bprobability\x18\x03 \x01(\x02R\x0bprobability\"R\n\nImageError\x12\x12\n\x04\x63ode\x18\x01 \x01(\x05R\x04\x63ode\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\"\xa3\x02\n\x0bImageResult\x12\x19\n\x08image_id\x18\x01 \x01(\tR\x07imageId\x12\x1f\n\x0bimage_width\x18\x02 \x01(\x05R\nimageWidth\x12!\n\x0cimage_height\x18\x03 \x01(\x05R\x0bimageHeight\x12=\n\ndetections\x18\x04 \x03(\x0b\x32\x1d.sightline.types.v1.DetectionR\ndetections\x12<\n\x07\x63lasses\x18\x05 \x03(\x0b\x32\".sightline.inference.v1.ClassScoreR\x07\x63lasses\x12\x38\n\x05\x65rror\x18\x06 \x01(\x0b\x32\".sightline.inference.v1.ImageErrorR\x05\x65rror\"\xb9\x02\n\x0bStageTiming\x12\x35\n\x08validate\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08validate\x12/\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05queue\x12\x31\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06\x64\x65\x63ode\x12/\n\x05infer\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05infer\x12-\n\x04post\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x04post\x12/\n\x05total\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05total\"\xa0\x01\n\x0eImageReference\x12\x1c\n\treference\x18\x01 \x01(\tR\treference\x12\x16\n\x06sha256\x18\x02 \x01(\x0cR\x06sha256\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x39\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\"\xdd\x02\n\tModelInfo\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x35\n\x04task\x18\x03 \x01(\x0e\x32!.sightline.inference.v1.ModelTaskR\x04task\x12\x16\n\x06labels\x18\x04 \x03(\tR\x06labels\x12\x1f\n\x0binput_width\x18\x05 \x01(\x05R\ninputWidth\x12!\n\x0cinput_height\x18\x06 \x01(\x05R\x0binputHeight\x12\x1a\n\x08provider\x18\x07 \x01(\tR\x08provider\x12\'\n\x0f\x64\x65\x66\x61ult_version\x18\x08 \x01(\x08R\x0e\x64\x65\x66\x61ultVersion\x12#\n\rdefault_model\x18\t \x01(\x08R\x0c\x64\x65\x66\x61ultModel\x12%\n\x0ekeypoint_names\x18\n \x03(\tR\rkeypointNames*l\n\nMaskFormat\x12\x1b\n\x17MASK_FORMAT_UNSPECIFIED\x10\x00\x12\x13\n\x0fMASK_FORMAT_OFF\x10\x01\x12\x17\n\x13MASK_FORMAT_POLYGON\x10\x02\x12\x13\n\x0fMASK_FORMAT_RLE\x10\x03*\x98\x01\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_TASK_DETECT\x10\x01\x12\x17\n\x13MODEL_TASK_CLASSIFY\x10\x02\x12\x16\n\x12MODEL_TASK_SEGMENT\x10\x03\x12\x13\n\x0fMODEL_TASK_POSE\x10\x04\x12\x12\n\x0eMODEL_TASK_OBB\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sightline.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELTASK']._serialized_start=1887
-  _globals['_MODELTASK']._serialized_end=1974
+  _globals['_MASKFORMAT']._serialized_start=2172
+  _globals['_MASKFORMAT']._serialized_end=2280
+  _globals['_MODELTASK']._serialized_start=2283
+  _globals['_MODELTASK']._serialized_end=2435
   _globals['_IMAGE']._serialized_start=168
   _globals['_IMAGE']._serialized_end=290
   _globals['_MODELHINT']._serialized_start=292
   _globals['_MODELHINT']._serialized_end=349
   _globals['_INFERPARAMETERS']._serialized_start=352
-  _globals['_INFERPARAMETERS']._serialized_end=609
-  _globals['_CLASSSCORE']._serialized_start=611
-  _globals['_CLASSSCORE']._serialized_end=715
-  _globals['_IMAGEERROR']._serialized_start=717
-  _globals['_IMAGEERROR']._serialized_end=799
-  _globals['_IMAGERESULT']._serialized_start=802
-  _globals['_IMAGERESULT']._serialized_end=1093
-  _globals['_STAGETIMING']._serialized_start=1096
-  _globals['_STAGETIMING']._serialized_end=1409
-  _globals['_IMAGEREFERENCE']._serialized_start=1412
-  _globals['_IMAGEREFERENCE']._serialized_end=1572
-  _globals['_MODELINFO']._serialized_start=1575
-  _globals['_MODELINFO']._serialized_end=1885
+  _globals['_INFERPARAMETERS']._serialized_end=771
+  _globals['_CLIENT']._serialized_start=773
+  _globals['_CLIENT']._serialized_end=855
+  _globals['_CLASSSCORE']._serialized_start=857
+  _globals['_CLASSSCORE']._serialized_end=961
+  _globals['_IMAGEERROR']._serialized_start=963
+  _globals['_IMAGEERROR']._serialized_end=1045
+  _globals['_IMAGERESULT']._serialized_start=1048
+  _globals['_IMAGERESULT']._serialized_end=1339
+  _globals['_STAGETIMING']._serialized_start=1342
+  _globals['_STAGETIMING']._serialized_end=1655
+  _globals['_IMAGEREFERENCE']._serialized_start=1658
+  _globals['_IMAGEREFERENCE']._serialized_end=1818
+  _globals['_MODELINFO']._serialized_start=1821
+  _globals['_MODELINFO']._serialized_end=2170
 # @@protoc_insertion_point(module_scope)

@@ -22,6 +22,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _MaskFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MaskFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MASK_FORMAT_UNSPECIFIED: _MaskFormat.ValueType  # 0
+    """Unspecified: polygons."""
+    MASK_FORMAT_OFF: _MaskFormat.ValueType  # 1
+    """No masks: boxes only."""
+    MASK_FORMAT_POLYGON: _MaskFormat.ValueType  # 2
+    """Polygons, which is usually the smallest form."""
+    MASK_FORMAT_RLE: _MaskFormat.ValueType  # 3
+    """COCO's compressed run-length encoding, which is exact."""
+
+class MaskFormat(_MaskFormat, metaclass=_MaskFormatEnumTypeWrapper):
+    """The form of a mask in a result."""
+
+MASK_FORMAT_UNSPECIFIED: MaskFormat.ValueType  # 0
+"""Unspecified: polygons."""
+MASK_FORMAT_OFF: MaskFormat.ValueType  # 1
+"""No masks: boxes only."""
+MASK_FORMAT_POLYGON: MaskFormat.ValueType  # 2
+"""Polygons, which is usually the smallest form."""
+MASK_FORMAT_RLE: MaskFormat.ValueType  # 3
+"""COCO's compressed run-length encoding, which is exact."""
+Global___MaskFormat: _TypeAlias = MaskFormat  # noqa: Y015
+
 class _ModelTask:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -34,6 +62,12 @@ class _ModelTaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelTask.V
     """Boxes with classes."""
     MODEL_TASK_CLASSIFY: _ModelTask.ValueType  # 2
     """Classes of the whole image, with calibrated probabilities."""
+    MODEL_TASK_SEGMENT: _ModelTask.ValueType  # 3
+    """Boxes with classes and masks."""
+    MODEL_TASK_POSE: _ModelTask.ValueType  # 4
+    """Boxes with classes and keypoints."""
+    MODEL_TASK_OBB: _ModelTask.ValueType  # 5
+    """Rotated boxes with classes."""
 
 class ModelTask(_ModelTask, metaclass=_ModelTaskEnumTypeWrapper):
     """The task of a model."""
@@ -44,6 +78,12 @@ MODEL_TASK_DETECT: ModelTask.ValueType  # 1
 """Boxes with classes."""
 MODEL_TASK_CLASSIFY: ModelTask.ValueType  # 2
 """Classes of the whole image, with calibrated probabilities."""
+MODEL_TASK_SEGMENT: ModelTask.ValueType  # 3
+"""Boxes with classes and masks."""
+MODEL_TASK_POSE: ModelTask.ValueType  # 4
+"""Boxes with classes and keypoints."""
+MODEL_TASK_OBB: ModelTask.ValueType  # 5
+"""Rotated boxes with classes."""
 Global___ModelTask: _TypeAlias = ModelTask  # noqa: Y015
 
 @_typing.final
@@ -120,6 +160,8 @@ class InferParameters(_message.Message):
     IOU_THRESHOLD_FIELD_NUMBER: _builtins.int
     MAX_DETECTIONS_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    MASK_FORMAT_FIELD_NUMBER: _builtins.int
+    POLYGON_TOLERANCE_FIELD_NUMBER: _builtins.int
     confidence_threshold: _builtins.float
     """Minimum confidence of returned detections, in [0, 1]."""
     iou_threshold: _builtins.float
@@ -130,6 +172,12 @@ class InferParameters(_message.Message):
     """Maximum number of detections per image, 1 to 10 000."""
     top_k: _builtins.int
     """Maximum number of classes per image (classification), 1 to 1000."""
+    mask_format: Global___MaskFormat.ValueType
+    """Form of the masks (task segment). Absent or MASK_FORMAT_UNSPECIFIED: polygons."""
+    polygon_tolerance: _builtins.float
+    """Largest distance in pixels between a polygon and the outline of the mask, 0 to 100. Only with
+    polygons.
+    """
     def __init__(
         self,
         *,
@@ -137,17 +185,23 @@ class InferParameters(_message.Message):
         iou_threshold: _builtins.float | None = ...,
         max_detections: _builtins.int | None = ...,
         top_k: _builtins.int | None = ...,
+        mask_format: Global___MaskFormat.ValueType | None = ...,
+        polygon_tolerance: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence_threshold", b"_confidence_threshold", "_iou_threshold", b"_iou_threshold", "_max_detections", b"_max_detections", "_top_k", b"_top_k", "confidence_threshold", b"confidence_threshold", "iou_threshold", b"iou_threshold", "max_detections", b"max_detections", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence_threshold", b"_confidence_threshold", "_iou_threshold", b"_iou_threshold", "_mask_format", b"_mask_format", "_max_detections", b"_max_detections", "_polygon_tolerance", b"_polygon_tolerance", "_top_k", b"_top_k", "confidence_threshold", b"confidence_threshold", "iou_threshold", b"iou_threshold", "mask_format", b"mask_format", "max_detections", b"max_detections", "polygon_tolerance", b"polygon_tolerance", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence_threshold", b"_confidence_threshold", "_iou_threshold", b"_iou_threshold", "_max_detections", b"_max_detections", "_top_k", b"_top_k", "confidence_threshold", b"confidence_threshold", "iou_threshold", b"iou_threshold", "max_detections", b"max_detections", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence_threshold", b"_confidence_threshold", "_iou_threshold", b"_iou_threshold", "_mask_format", b"_mask_format", "_max_detections", b"_max_detections", "_polygon_tolerance", b"_polygon_tolerance", "_top_k", b"_top_k", "confidence_threshold", b"confidence_threshold", "iou_threshold", b"iou_threshold", "mask_format", b"mask_format", "max_detections", b"max_detections", "polygon_tolerance", b"polygon_tolerance", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence_threshold: _TypeAlias = _typing.Literal["confidence_threshold"]  # noqa: Y015
     _WhichOneofArgType__confidence_threshold: _TypeAlias = _typing.Literal["_confidence_threshold", b"_confidence_threshold"]  # noqa: Y015
     _WhichOneofReturnType__iou_threshold: _TypeAlias = _typing.Literal["iou_threshold"]  # noqa: Y015
     _WhichOneofArgType__iou_threshold: _TypeAlias = _typing.Literal["_iou_threshold", b"_iou_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__mask_format: _TypeAlias = _typing.Literal["mask_format"]  # noqa: Y015
+    _WhichOneofArgType__mask_format: _TypeAlias = _typing.Literal["_mask_format", b"_mask_format"]  # noqa: Y015
     _WhichOneofReturnType__max_detections: _TypeAlias = _typing.Literal["max_detections"]  # noqa: Y015
     _WhichOneofArgType__max_detections: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections"]  # noqa: Y015
+    _WhichOneofReturnType__polygon_tolerance: _TypeAlias = _typing.Literal["polygon_tolerance"]  # noqa: Y015
+    _WhichOneofArgType__polygon_tolerance: _TypeAlias = _typing.Literal["_polygon_tolerance", b"_polygon_tolerance"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     @_typing.overload
@@ -155,11 +209,45 @@ class InferParameters(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__iou_threshold) -> _WhichOneofReturnType__iou_threshold | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_format) -> _WhichOneofReturnType__mask_format | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_detections) -> _WhichOneofReturnType__max_detections | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__polygon_tolerance) -> _WhichOneofReturnType__polygon_tolerance | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
 
 Global___InferParameters: _TypeAlias = InferParameters  # noqa: Y015
+
+@_typing.final
+class Client(_message.Message):
+    """The program that sends a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, such as `sightline` or `line-4-inspector`. At most 128 bytes."""
+    version: _builtins.str
+    """Its version. At most 128 bytes."""
+    platform: _builtins.str
+    """Its platform: operating system and processor, such as `linux-aarch64`. At most 128 bytes."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        platform: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "platform", b"platform", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Client: _TypeAlias = Client  # noqa: Y015
 
 @_typing.final
 class ClassScore(_message.Message):
@@ -241,7 +329,7 @@ class ImageResult(_message.Message):
     """Height of the upright image in pixels. 0: it could not be read."""
     @_builtins.property
     def detections(self) -> _containers.RepeatedCompositeFieldContainer[_prediction_pb2.Detection]:
-        """The detections, most confident first (task detect)."""
+        """The detections, most confident first (tasks detect, segment, pose and obb)."""
 
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassScore]:
@@ -378,6 +466,7 @@ class ModelInfo(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     DEFAULT_VERSION_FIELD_NUMBER: _builtins.int
     DEFAULT_MODEL_FIELD_NUMBER: _builtins.int
+    KEYPOINT_NAMES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     version: _builtins.str
@@ -398,6 +487,12 @@ class ModelInfo(_message.Message):
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its labels; the index is the class_id."""
 
+    @_builtins.property
+    def keypoint_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the keypoints in the order of Detection.keypoints (task pose). Empty: the task has no
+        keypoints, or the model does not name them.
+        """
+
     def __init__(
         self,
         *,
@@ -410,10 +505,11 @@ class ModelInfo(_message.Message):
         provider: _builtins.str = ...,
         default_version: _builtins.bool = ...,
         default_model: _builtins.bool = ...,
+        keypoint_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_model", b"default_model", "default_version", b"default_version", "input_height", b"input_height", "input_width", b"input_width", "labels", b"labels", "name", b"name", "provider", b"provider", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_model", b"default_model", "default_version", b"default_version", "input_height", b"input_height", "input_width", b"input_width", "keypoint_names", b"keypoint_names", "labels", b"labels", "name", b"name", "provider", b"provider", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,27 +25,31 @@ _sym_db = _symbol_database.Default()
 from sightline.inference.v1 import inference_pb2 as sightline_dot_inference_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.sightline/inference/v1/inference_service.proto\x12\x16sightline.inference.v1\x1a&sightline/inference/v1/inference.proto\"\xc7\x01\n\x0cInferRequest\x12\x35\n\x06images\x18\x01 \x03(\x0b\x32\x1d.sightline.inference.v1.ImageR\x06images\x12\x37\n\x05model\x18\x02 \x01(\x0b\x32!.sightline.inference.v1.ModelHintR\x05model\x12G\n\nparameters\x18\x03 \x01(\x0b\x32\'.sightline.inference.v1.InferParametersR\nparameters\"\xcf\x01\n\rInferResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32#.sightline.inference.v1.ImageResultR\x07results\x12\x1d\n\nmodel_name\x18\x02 \x01(\tR\tmodelName\x12#\n\rmodel_version\x18\x03 \x01(\tR\x0cmodelVersion\x12;\n\x06timing\x18\x04 \x01(\x0b\x32#.sightline.inference.v1.StageTimingR\x06timing\"t\n\x12UploadImageRequest\x12>\n\x06header\x18\x01 \x01(\x0b\x32$.sightline.inference.v1.UploadHeaderH\x00R\x06header\x12\x16\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00R\x05\x63hunkB\x06\n\x04part\"E\n\x0cUploadHeader\x12\x16\n\x06sha256\x18\x01 \x01(\x0cR\x06sha256\x12\x1d\n\nsize_bytes\x18\x02 \x01(\x03R\tsizeBytes\"S\n\x13UploadImageResponse\x12<\n\x05image\x18\x01 \x01(\x0b\x32&.sightline.inference.v1.ImageReferenceR\x05image\"\x13\n\x11ListModelsRequest\"O\n\x12ListModelsResponse\x12\x39\n\x06models\x18\x01 \x03(\x0b\x32!.sightline.inference.v1.ModelInfoR\x06models2\xb7\x02\n\x10InferenceService\x12T\n\x05Infer\x12$.sightline.inference.v1.InferRequest\x1a%.sightline.inference.v1.InferResponse\x12h\n\x0bUploadImage\x12*.sightline.inference.v1.UploadImageRequest\x1a+.sightline.inference.v1.UploadImageResponse(\x01\x12\x63\n\nListModels\x12).sightline.inference.v1.ListModelsRequest\x1a*.sightline.inference.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.sightline/inference/v1/inference_service.proto\x12\x16sightline.inference.v1\x1a&sightline/inference/v1/inference.proto\"\x88\x03\n\x0cInferRequest\x12\x35\n\x06images\x18\x01 \x03(\x0b\x32\x1d.sightline.inference.v1.ImageR\x06images\x12\x37\n\x05model\x18\x02 \x01(\x0b\x32!.sightline.inference.v1.ModelHintR\x05model\x12G\n\nparameters\x18\x03 \x01(\x0b\x32\'.sightline.inference.v1.InferParametersR\nparameters\x12K\n\x07\x63ontext\x18\x04 \x03(\x0b\x32\x31.sightline.inference.v1.InferRequest.ContextEntryR\x07\x63ontext\x12\x36\n\x06\x63lient\x18\x05 \x01(\x0b\x32\x1e.sightline.inference.v1.ClientR\x06\x63lient\x1a:\n\x0c\x43ontextEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xcf\x01\n\rInferResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32#.sightline.inference.v1.ImageResultR\x07results\x12\x1d\n\nmodel_name\x18\x02 \x01(\tR\tmodelName\x12#\n\rmodel_version\x18\x03 \x01(\tR\x0cmodelVersion\x12;\n\x06timing\x18\x04 \x01(\x0b\x32#.sightline.inference.v1.StageTimingR\x06timing\"t\n\x12UploadImageRequest\x12>\n\x06header\x18\x01 \x01(\x0b\x32$.sightline.inference.v1.UploadHeaderH\x00R\x06header\x12\x16\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00R\x05\x63hunkB\x06\n\x04part\"E\n\x0cUploadHeader\x12\x16\n\x06sha256\x18\x01 \x01(\x0cR\x06sha256\x12\x1d\n\nsize_bytes\x18\x02 \x01(\x03R\tsizeBytes\"S\n\x13UploadImageResponse\x12<\n\x05image\x18\x01 \x01(\x0b\x32&.sightline.inference.v1.ImageReferenceR\x05image\"\x13\n\x11ListModelsRequest\"O\n\x12ListModelsResponse\x12\x39\n\x06models\x18\x01 \x03(\x0b\x32!.sightline.inference.v1.ModelInfoR\x06models2\xb7\x02\n\x10InferenceService\x12T\n\x05Infer\x12$.sightline.inference.v1.InferRequest\x1a%.sightline.inference.v1.InferResponse\x12h\n\x0bUploadImage\x12*.sightline.inference.v1.UploadImageRequest\x1a+.sightline.inference.v1.UploadImageResponse(\x01\x12\x63\n\nListModels\x12).sightline.inference.v1.ListModelsRequest\x1a*.sightline.inference.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sightline.inference.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_INFERREQUEST_CONTEXTENTRY']._loaded_options = None
+  _globals['_INFERREQUEST_CONTEXTENTRY']._serialized_options = b'8\001'
   _globals['_INFERREQUEST']._serialized_start=115
-  _globals['_INFERREQUEST']._serialized_end=314
-  _globals['_INFERRESPONSE']._serialized_start=317
-  _globals['_INFERRESPONSE']._serialized_end=524
-  _globals['_UPLOADIMAGEREQUEST']._serialized_start=526
-  _globals['_UPLOADIMAGEREQUEST']._serialized_end=642
-  _globals['_UPLOADHEADER']._serialized_start=644
-  _globals['_UPLOADHEADER']._serialized_end=713
-  _globals['_UPLOADIMAGERESPONSE']._serialized_start=715
-  _globals['_UPLOADIMAGERESPONSE']._serialized_end=798
-  _globals['_LISTMODELSREQUEST']._serialized_start=800
-  _globals['_LISTMODELSREQUEST']._serialized_end=819
-  _globals['_LISTMODELSRESPONSE']._serialized_start=821
-  _globals['_LISTMODELSRESPONSE']._serialized_end=900
-  _globals['_INFERENCESERVICE']._serialized_start=903
-  _globals['_INFERENCESERVICE']._serialized_end=1214
+  _globals['_INFERREQUEST']._serialized_end=507
+  _globals['_INFERREQUEST_CONTEXTENTRY']._serialized_start=449
+  _globals['_INFERREQUEST_CONTEXTENTRY']._serialized_end=507
+  _globals['_INFERRESPONSE']._serialized_start=510
+  _globals['_INFERRESPONSE']._serialized_end=717
+  _globals['_UPLOADIMAGEREQUEST']._serialized_start=719
+  _globals['_UPLOADIMAGEREQUEST']._serialized_end=835
+  _globals['_UPLOADHEADER']._serialized_start=837
+  _globals['_UPLOADHEADER']._serialized_end=906
+  _globals['_UPLOADIMAGERESPONSE']._serialized_start=908
+  _globals['_UPLOADIMAGERESPONSE']._serialized_end=991
+  _globals['_LISTMODELSREQUEST']._serialized_start=993
+  _globals['_LISTMODELSREQUEST']._serialized_end=1012
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1014
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1093
+  _globals['_INFERENCESERVICE']._serialized_start=1096
+  _globals['_INFERENCESERVICE']._serialized_end=1407
 # @@protoc_insertion_point(module_scope)

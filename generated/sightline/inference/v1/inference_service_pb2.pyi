@@ -25,9 +25,31 @@ class InferRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     IMAGES_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Image]:
         """The images, 1 to 16 by default."""
@@ -40,16 +62,30 @@ class InferRequest(_message.Message):
     def parameters(self) -> _inference_pb2.InferParameters:
         """Parameters of the inference. Absent: the model's own settings."""
 
+    @_builtins.property
+    def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels by which the caller wants to find the request again (plant, line, part, ...). The server
+        writes them into its access log and traces. They do not affect the result, and a retry with the
+        same `idempotency-key` may change them. At most 16; keys 1 to 64 bytes, values at most 256
+        bytes.
+        """
+
+    @_builtins.property
+    def client(self) -> _inference_pb2.Client:
+        """The program that sends the request, for the access log and traces. Absent: not known."""
+
     def __init__(
         self,
         *,
         images: _abc.Iterable[_inference_pb2.Image] | None = ...,
         model: _inference_pb2.ModelHint | None = ...,
         parameters: _inference_pb2.InferParameters | None = ...,
+        context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        client: _inference_pb2.Client | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "model", b"model", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "model", b"model", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "context", b"context", "images", b"images", "model", b"model", "parameters", b"parameters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

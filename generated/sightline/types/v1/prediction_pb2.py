@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sightline/types/v1/prediction.proto\x12\x12sightline.types.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"a\n\x0b\x42oundingBox\x12\x13\n\x05x_min\x18\x01 \x01(\x02R\x04xMin\x12\x13\n\x05y_min\x18\x02 \x01(\x02R\x04yMin\x12\x13\n\x05x_max\x18\x03 \x01(\x02R\x04xMax\x12\x13\n\x05y_max\x18\x04 \x01(\x02R\x04yMax\"\xc5\x01\n\tDetection\x12\x19\n\x08\x63lass_id\x18\x01 \x01(\x05R\x07\x63lassId\x12\x1d\n\nclass_name\x18\x02 \x01(\tR\tclassName\x12\x1e\n\nconfidence\x18\x03 \x01(\x02R\nconfidence\x12\x31\n\x03\x62ox\x18\x04 \x01(\x0b\x32\x1f.sightline.types.v1.BoundingBoxR\x03\x62ox\x12\x1e\n\x08track_id\x18\x05 \x01(\x03H\x00R\x07trackId\x88\x01\x01\x42\x0b\n\t_track_id\"\xe7\x05\n\nPrediction\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12\x19\n\x08image_id\x18\x02 \x01(\tR\x07imageId\x12\x1f\n\x0bimage_width\x18\x03 \x01(\x05R\nimageWidth\x12!\n\x0cimage_height\x18\x04 \x01(\x05R\x0bimageHeight\x12\x1d\n\nmodel_name\x18\x05 \x01(\tR\tmodelName\x12#\n\rmodel_version\x18\x06 \x01(\tR\x0cmodelVersion\x12<\n\x06source\x18\x07 \x01(\x0e\x32$.sightline.types.v1.PredictionSourceR\x06source\x12\x42\n\x0c\x63loud_reason\x18\x08 \x01(\x0e\x32\x1f.sightline.types.v1.CloudReasonR\x0b\x63loudReason\x12;\n\x0b\x63\x61ptured_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncapturedAt\x12@\n\x0einference_time\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationR\rinferenceTime\x12=\n\ndetections\x18\x0b \x03(\x0b\x32\x1d.sightline.types.v1.DetectionR\ndetections\x12,\n\x0f\x64\x65\x66\x65\x63t_detected\x18\x0c \x01(\x08H\x00R\x0e\x64\x65\x66\x65\x63tDetected\x88\x01\x01\x12\x42\n\x06labels\x18\r \x03(\x0b\x32*.sightline.types.v1.Prediction.LabelsEntryR\x06labels\x12\x19\n\x08trace_id\x18\x0e \x01(\tR\x07traceId\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x12\n\x10_defect_detected*p\n\x10PredictionSource\x12!\n\x1dPREDICTION_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18PREDICTION_SOURCE_DEVICE\x10\x01\x12\x1b\n\x17PREDICTION_SOURCE_CLOUD\x10\x02*\xe8\x01\n\x0b\x43loudReason\x12\x1c\n\x18\x43LOUD_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43LOUD_REASON_REQUESTED\x10\x01\x12\x1e\n\x1a\x43LOUD_REASON_DEVICE_FAILED\x10\x02\x12\x1f\n\x1b\x43LOUD_REASON_DEVICE_TIMEOUT\x10\x03\x12\x1e\n\x1a\x43LOUD_REASON_DEVICE_UNSURE\x10\x04\x12\x1c\n\x18\x43LOUD_REASON_DEVICE_SLOW\x10\x05\x12 \n\x1c\x43LOUD_REASON_NO_DEVICE_MODEL\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sightline/types/v1/prediction.proto\x12\x12sightline.types.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"a\n\x0b\x42oundingBox\x12\x13\n\x05x_min\x18\x01 \x01(\x02R\x04xMin\x12\x13\n\x05y_min\x18\x02 \x01(\x02R\x04yMin\x12\x13\n\x05x_max\x18\x03 \x01(\x02R\x04xMax\x12\x13\n\x05y_max\x18\x04 \x01(\x02R\x04yMax\"\x86\x01\n\nRotatedBox\x12\x19\n\x08\x63\x65nter_x\x18\x01 \x01(\x02R\x07\x63\x65nterX\x12\x19\n\x08\x63\x65nter_y\x18\x02 \x01(\x02R\x07\x63\x65nterY\x12\x14\n\x05width\x18\x03 \x01(\x02R\x05width\x12\x16\n\x06height\x18\x04 \x01(\x02R\x06height\x12\x14\n\x05\x61ngle\x18\x05 \x01(\x02R\x05\x61ngle\"Z\n\x08Keypoint\x12\x0c\n\x01x\x18\x01 \x01(\x02R\x01x\x12\x0c\n\x01y\x18\x02 \x01(\x02R\x01y\x12#\n\nconfidence\x18\x03 \x01(\x02H\x00R\nconfidence\x88\x01\x01\x42\r\n\x0b_confidence\"!\n\x07Polygon\x12\x16\n\x06points\x18\x01 \x03(\x02R\x06points\"\x7f\n\x04Mask\x12\x14\n\x05width\x18\x01 \x01(\x05R\x05width\x12\x16\n\x06height\x18\x02 \x01(\x05R\x06height\x12\x10\n\x03rle\x18\x03 \x01(\tR\x03rle\x12\x37\n\x08polygons\x18\x04 \x03(\x0b\x32\x1b.sightline.types.v1.PolygonR\x08polygons\"\xf0\x02\n\tDetection\x12\x19\n\x08\x63lass_id\x18\x01 \x01(\x05R\x07\x63lassId\x12\x1d\n\nclass_name\x18\x02 \x01(\tR\tclassName\x12\x1e\n\nconfidence\x18\x03 \x01(\x02R\nconfidence\x12\x31\n\x03\x62ox\x18\x04 \x01(\x0b\x32\x1f.sightline.types.v1.BoundingBoxR\x03\x62ox\x12\x1e\n\x08track_id\x18\x05 \x01(\x03H\x00R\x07trackId\x88\x01\x01\x12?\n\x0brotated_box\x18\x06 \x01(\x0b\x32\x1e.sightline.types.v1.RotatedBoxR\nrotatedBox\x12:\n\tkeypoints\x18\x07 \x03(\x0b\x32\x1c.sightline.types.v1.KeypointR\tkeypoints\x12,\n\x04mask\x18\x08 \x01(\x0b\x32\x18.sightline.types.v1.MaskR\x04maskB\x0b\n\t_track_id\"\xe7\x05\n\nPrediction\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12\x19\n\x08image_id\x18\x02 \x01(\tR\x07imageId\x12\x1f\n\x0bimage_width\x18\x03 \x01(\x05R\nimageWidth\x12!\n\x0cimage_height\x18\x04 \x01(\x05R\x0bimageHeight\x12\x1d\n\nmodel_name\x18\x05 \x01(\tR\tmodelName\x12#\n\rmodel_version\x18\x06 \x01(\tR\x0cmodelVersion\x12<\n\x06source\x18\x07 \x01(\x0e\x32$.sightline.types.v1.PredictionSourceR\x06source\x12\x42\n\x0c\x63loud_reason\x18\x08 \x01(\x0e\x32\x1f.sightline.types.v1.CloudReasonR\x0b\x63loudReason\x12;\n\x0b\x63\x61ptured_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncapturedAt\x12@\n\x0einference_time\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationR\rinferenceTime\x12=\n\ndetections\x18\x0b \x03(\x0b\x32\x1d.sightline.types.v1.DetectionR\ndetections\x12,\n\x0f\x64\x65\x66\x65\x63t_detected\x18\x0c \x01(\x08H\x00R\x0e\x64\x65\x66\x65\x63tDetected\x88\x01\x01\x12\x42\n\x06labels\x18\r \x03(\x0b\x32*.sightline.types.v1.Prediction.LabelsEntryR\x06labels\x12\x19\n\x08trace_id\x18\x0e \x01(\tR\x07traceId\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x12\n\x10_defect_detected*p\n\x10PredictionSource\x12!\n\x1dPREDICTION_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18PREDICTION_SOURCE_DEVICE\x10\x01\x12\x1b\n\x17PREDICTION_SOURCE_CLOUD\x10\x02*\xe8\x01\n\x0b\x43loudReason\x12\x1c\n\x18\x43LOUD_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43LOUD_REASON_REQUESTED\x10\x01\x12\x1e\n\x1a\x43LOUD_REASON_DEVICE_FAILED\x10\x02\x12\x1f\n\x1b\x43LOUD_REASON_DEVICE_TIMEOUT\x10\x03\x12\x1e\n\x1a\x43LOUD_REASON_DEVICE_UNSURE\x10\x04\x12\x1c\n\x18\x43LOUD_REASON_DEVICE_SLOW\x10\x05\x12 \n\x1c\x43LOUD_REASON_NO_DEVICE_MODEL\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREDICTION_LABELSENTRY']._loaded_options = None
   _globals['_PREDICTION_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_PREDICTIONSOURCE']._serialized_start=1169
-  _globals['_PREDICTIONSOURCE']._serialized_end=1281
-  _globals['_CLOUDREASON']._serialized_start=1284
-  _globals['_CLOUDREASON']._serialized_end=1516
+  _globals['_PREDICTIONSOURCE']._serialized_start=1733
+  _globals['_PREDICTIONSOURCE']._serialized_end=1845
+  _globals['_CLOUDREASON']._serialized_start=1848
+  _globals['_CLOUDREASON']._serialized_end=2080
   _globals['_BOUNDINGBOX']._serialized_start=124
   _globals['_BOUNDINGBOX']._serialized_end=221
-  _globals['_DETECTION']._serialized_start=224
-  _globals['_DETECTION']._serialized_end=421
-  _globals['_PREDICTION']._serialized_start=424
-  _globals['_PREDICTION']._serialized_end=1167
-  _globals['_PREDICTION_LABELSENTRY']._serialized_start=1090
-  _globals['_PREDICTION_LABELSENTRY']._serialized_end=1147
+  _globals['_ROTATEDBOX']._serialized_start=224
+  _globals['_ROTATEDBOX']._serialized_end=358
+  _globals['_KEYPOINT']._serialized_start=360
+  _globals['_KEYPOINT']._serialized_end=450
+  _globals['_POLYGON']._serialized_start=452
+  _globals['_POLYGON']._serialized_end=485
+  _globals['_MASK']._serialized_start=487
+  _globals['_MASK']._serialized_end=614
+  _globals['_DETECTION']._serialized_start=617
+  _globals['_DETECTION']._serialized_end=985
+  _globals['_PREDICTION']._serialized_start=988
+  _globals['_PREDICTION']._serialized_end=1731
+  _globals['_PREDICTION_LABELSENTRY']._serialized_start=1654
+  _globals['_PREDICTION_LABELSENTRY']._serialized_end=1711
 # @@protoc_insertion_point(module_scope)

@@ -123,6 +123,150 @@ class BoundingBox(_message.Message):
 Global___BoundingBox: _TypeAlias = BoundingBox  # noqa: Y015
 
 @_typing.final
+class RotatedBox(_message.Message):
+    """A box with any orientation, in pixels of the upright original image (task obb).
+    Valid when all five are finite, the sides are not negative and the angle is in its range. Its
+    corners may lie outside of the image.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CENTER_X_FIELD_NUMBER: _builtins.int
+    CENTER_Y_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    ANGLE_FIELD_NUMBER: _builtins.int
+    center_x: _builtins.float
+    """Horizontal position of the centre in pixels."""
+    center_y: _builtins.float
+    """Vertical position of the centre in pixels."""
+    width: _builtins.float
+    """Length of the first pair of sides in pixels, >= 0."""
+    height: _builtins.float
+    """Length of the second pair of sides in pixels, >= 0."""
+    angle: _builtins.float
+    """Angle from the x axis to the first pair of sides in radians, clockwise as seen in the image,
+    from -pi/4 to 3*pi/4: the range of ultralytics' models. Ultralytics' results, and those of the
+    inference service, are in [0, pi/2).
+    """
+    def __init__(
+        self,
+        *,
+        center_x: _builtins.float = ...,
+        center_y: _builtins.float = ...,
+        width: _builtins.float = ...,
+        height: _builtins.float = ...,
+        angle: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["angle", b"angle", "center_x", b"center_x", "center_y", b"center_y", "height", b"height", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotatedBox: _TypeAlias = RotatedBox  # noqa: Y015
+
+@_typing.final
+class Keypoint(_message.Message):
+    """A named point of an object (task pose). The names and their order belong to the model:
+    `ModelInfo.keypoint_names`. Valid when the coordinates are finite.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    X_FIELD_NUMBER: _builtins.int
+    Y_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    x: _builtins.float
+    """Horizontal position in pixels of the upright original image. May lie outside of it."""
+    y: _builtins.float
+    """Vertical position in pixels. May lie outside of the image."""
+    confidence: _builtins.float
+    """The model's confidence that the point is visible, in [0, 1]. Absent: the model gives none."""
+    def __init__(
+        self,
+        *,
+        x: _builtins.float = ...,
+        y: _builtins.float = ...,
+        confidence: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence", "x", b"x", "y", b"y"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
+    _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence) -> _WhichOneofReturnType__confidence | None: ...
+
+Global___Keypoint: _TypeAlias = Keypoint  # noqa: Y015
+
+@_typing.final
+class Polygon(_message.Message):
+    """The outline of a part of an object."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def points(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """x and y of each point in turn, in pixels of the upright original image: x0, y0, x1, y1, ...
+        All finite; 3 to 8192 points. The last point is connected with the first.
+        """
+
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Polygon: _TypeAlias = Polygon  # noqa: Y015
+
+@_typing.final
+class Mask(_message.Message):
+    """The pixels of an object (task segment), as run lengths or as polygons: exactly one of the two."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    RLE_FIELD_NUMBER: _builtins.int
+    POLYGONS_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """Width of the mask in pixels, that of the upright original image, 1 to 65535. Only with rle."""
+    height: _builtins.int
+    """Height of the mask in pixels, that of the upright original image, 1 to 65535. Only with rle."""
+    rle: _builtins.str
+    """COCO's compressed run-length encoding of the pixels in column-major order, the text that
+    pycocotools calls `counts`. 1 to 65536 bytes. Empty: the mask has polygons.
+    """
+    @_builtins.property
+    def polygons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Polygon]:
+        """Outlines of the parts; a pixel inside of any of them belongs to the object. At most 100
+        polygons with 8192 points in all. Empty: the mask has run lengths.
+        """
+
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        rle: _builtins.str = ...,
+        polygons: _abc.Iterable[Global___Polygon] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "polygons", b"polygons", "rle", b"rle", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mask: _TypeAlias = Mask  # noqa: Y015
+
+@_typing.final
 class Detection(_message.Message):
     """One object found in an image."""
 
@@ -133,6 +277,9 @@ class Detection(_message.Message):
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
     TRACK_ID_FIELD_NUMBER: _builtins.int
+    ROTATED_BOX_FIELD_NUMBER: _builtins.int
+    KEYPOINTS_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
     class_id: _builtins.int
     """Index into the model's labels, >= 0."""
     class_name: _builtins.str
@@ -143,7 +290,25 @@ class Detection(_message.Message):
     """Identity of the object across frames, assigned by a tracker. Absent: not tracked."""
     @_builtins.property
     def box(self) -> Global___BoundingBox:
-        """The position of the object. Absent: the task has no boxes (a classification)."""
+        """The position of the object. Absent: the task has no boxes (a classification). Present also with
+        a rotated box, keypoints or a mask.
+        """
+
+    @_builtins.property
+    def rotated_box(self) -> Global___RotatedBox:
+        """The position and orientation of the object (task obb). Absent: the task has no orientation."""
+
+    @_builtins.property
+    def keypoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Keypoint]:
+        """The points of the object, in the order of the model's skeleton (task pose), at most 1000.
+        Empty: the task has no keypoints.
+        """
+
+    @_builtins.property
+    def mask(self) -> Global___Mask:
+        """The pixels of the object (task segment). Absent: the task has no masks, or they were turned
+        off.
+        """
 
     def __init__(
         self,
@@ -153,10 +318,13 @@ class Detection(_message.Message):
         confidence: _builtins.float = ...,
         box: Global___BoundingBox | None = ...,
         track_id: _builtins.int | None = ...,
+        rotated_box: Global___RotatedBox | None = ...,
+        keypoints: _abc.Iterable[Global___Keypoint] | None = ...,
+        mask: Global___Mask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_track_id", b"_track_id", "box", b"box", "track_id", b"track_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_track_id", b"_track_id", "box", b"box", "mask", b"mask", "rotated_box", b"rotated_box", "track_id", b"track_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_track_id", b"_track_id", "box", b"box", "class_id", b"class_id", "class_name", b"class_name", "confidence", b"confidence", "track_id", b"track_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_track_id", b"_track_id", "box", b"box", "class_id", b"class_id", "class_name", b"class_name", "confidence", b"confidence", "keypoints", b"keypoints", "mask", b"mask", "rotated_box", b"rotated_box", "track_id", b"track_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__track_id: _TypeAlias = _typing.Literal["track_id"]  # noqa: Y015
     _WhichOneofArgType__track_id: _TypeAlias = _typing.Literal["_track_id", b"_track_id"]  # noqa: Y015
