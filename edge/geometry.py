@@ -1,4 +1,4 @@
-"""What a detection has beside its box: a rotated box, keypoints, a mask."""
+"""Rotated boxes, keypoints and masks: the parts of a detection beside its axis-aligned box."""
 
 from array import array
 from collections.abc import Iterable, Sequence

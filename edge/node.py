@@ -3,11 +3,9 @@
 import asyncio
 import threading
 import time
-import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -15,7 +13,7 @@ from weakref import WeakSet
 
 from edge import assemble
 from edge.cloud.client import InferenceClient
-from edge.cloud.messages import trace_id_of
+from edge.cloud.messages import check_context
 from edge.cloud.types import InferParameters, ModelHint
 from edge.decide.answer import Answer
 from edge.decide.class_names import TAKE_OTHERS, unknown_classes
@@ -24,9 +22,9 @@ from edge.decide.labels import labels_of
 from edge.decide.policy import Mode, Policy
 from edge.detect.base import Detector, Image, close_detector
 from edge.device_model import load_detector
+from edge.entry import ImageEntry, image_entry
 from edge.errors import ClosedError, CoordinatorClosedError
 from edge.log.logger import PredictionLogger
-from edge.records import Prediction
 from edge.run import NodeRun, Outcome
 from edge.settings import EdgeSettings
 from edge.sources.counts import SourceCounts, SourceState
@@ -48,16 +46,6 @@ QUEUE_SIZE = 4
 """Default number of queued frames per source in `run`: enough for a short delay of the device."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """The attributes of a prediction that do not come from the answer."""
-
-    image_id: str
-    captured_at: float
-    labels: Mapping[str, str]
-    trace_id: str
-
-
 class EdgeNode:
     """A node that answers for images and logs the answers, for any number of threads and tasks.
 
@@ -72,8 +60,10 @@ class EdgeNode:
         parameters: thresholds and limits for the service; None: those of its model.
         defect_classes: names of the classes that are defects. `defect_detected` is logged as True
             for an image with such a detection, else as False; empty: it is not logged.
+        context: labels of every image, for the log and the service; see `process`. None: no labels.
 
     Raises:
+        SightlineError: INVALID_ARGUMENT: the context is malformed.
         ValueError: the mode needs a detector or a client, and there is none; or the detector's
             labels lack a class of `defect_classes` or `policy.cloud_label_map`, unless the policy
             takes other labels.
@@ -101,6 +91,7 @@ class EdgeNode:
         model: ModelHint | None = None,
         parameters: InferParameters | None = None,
         defect_classes: Collection[str] = (),
+        context: Mapping[str, str] | None = None,
     ) -> None:
         if detector is not None and policy.mode is not Mode.CLOUD and not policy.takes_other_labels:
             unknown = unknown_classes(labels_of(detector), defect_classes, policy.cloud_label_map)
@@ -113,6 +104,7 @@ class EdgeNode:
         self._client = client
         self._logger = logger
         self._defect_classes = frozenset(defect_classes)
+        self._context = check_context(context or {})
         self._tally = Tally()
         self._sources: dict[str, SourceCounts] = {}
         self._runs: WeakSet[NodeRun] = WeakSet()
@@ -152,6 +144,7 @@ class EdgeNode:
                 model=assemble.cloud_model(settings),
                 parameters=assemble.parameters(settings),
                 defect_classes=settings.defect_classes,
+                context=settings.context_labels,
             )
             undo.pop_all()
             undo.callback(node.close)
@@ -168,6 +161,7 @@ class EdgeNode:
         labels: Mapping[str, str] | None = None,
         *,
         traceparent: str = "",
+        context: Mapping[str, str] | None = None,
     ) -> Answer:
         """Return the answer for one image, and log it in the background.
 
@@ -178,17 +172,25 @@ class EdgeNode:
             captured_at: capture time in Unix seconds; None: now.
             labels: labels for the log; None: no labels.
             traceparent: W3C traceparent, passed on to the service and logged; empty: none.
+            context: labels by which the image can be found again, for the log, and for the access
+                log and the traces of the service: at most 16, with those of the node; keys 1 to 64
+                bytes, values at most 256 bytes. None: those of the node.
 
         Raises:
             edge.errors.EdgeError: neither device nor cloud answered; see
                 `edge.decide.coordinator.InferenceCoordinator.ask`. The failure is counted, and
                 nothing is logged.
-            SightlineError: INVALID_ARGUMENT: the traceparent is malformed.
+            SightlineError: INVALID_ARGUMENT: the traceparent or the context is malformed.
             ValueError: the name, the time or the labels cannot be logged.
         """
         with self._counting():
-            entry = _entry(image_id, captured_at, labels, traceparent)
-            answer = self._coordinator.ask(image, image_id=entry.image_id, traceparent=traceparent)
+            entry = self._entry(image_id, captured_at, labels, context, traceparent)
+            answer = self._coordinator.ask(
+                image,
+                image_id=entry.image_id,
+                traceparent=traceparent,
+                context=entry.context,
+            )
             self._log(entry, answer)
         return answer
 
@@ -200,12 +202,16 @@ class EdgeNode:
         labels: Mapping[str, str] | None = None,
         *,
         traceparent: str = "",
+        context: Mapping[str, str] | None = None,
     ) -> Answer:
         """Return the answer for one image, and log it in the background; see `process`."""
         with self._counting():
-            entry = _entry(image_id, captured_at, labels, traceparent)
+            entry = self._entry(image_id, captured_at, labels, context, traceparent)
             answer = await self._coordinator.aask(
-                image, image_id=entry.image_id, traceparent=traceparent
+                image,
+                image_id=entry.image_id,
+                traceparent=traceparent,
+                context=entry.context,
             )
             if self._logger.blocks:
                 await asyncio.to_thread(self._log, entry, answer)
@@ -379,7 +385,7 @@ class EdgeNode:
             raise ValueError(f"{rule}, got {names}")
         with self._runs_lock:
             counts = {source: self._sources.get(source.name) or SourceCounts() for source in opened}
-            answer = partial(self._process_frame, _entry("run", None, labels, "").labels)
+            answer = partial(self._process_frame, image_entry("run", labels=labels).labels)
             run = NodeRun(counts, answer, workers=workers, queue_size=queue_size)
             self._runs.add(run)
             self._sources.update({source.name: count for source, count in counts.items()})
@@ -392,24 +398,20 @@ class EdgeNode:
         labels = {**labels, "source": source}
         return self.process(frame.image, frame.image_id, frame.captured_at, labels)
 
-    def _log(self, entry: _Entry, answer: Answer) -> None:
-        prediction = Prediction(
-            entry.image_id,
-            answer.model_name,
-            model_version=answer.model_version,
-            image_width=answer.image_width,
-            image_height=answer.image_height,
-            source=answer.source,
-            cloud_reason=answer.cloud_reason,
-            captured_at=entry.captured_at,
-            inference_seconds=answer.attempt.seconds,
-            detections=answer.detections,
-            defect_detected=self._verdict(answer),
-            labels=entry.labels,
-            trace_id=entry.trace_id,
-        )
+    def _entry(
+        self,
+        image_id: str | None,
+        captured_at: float | None,
+        labels: Mapping[str, str] | None,
+        context: Mapping[str, str] | None,
+        traceparent: str,
+    ) -> ImageEntry:
+        whole = {**self._context, **(context or {})}
+        return image_entry(image_id, captured_at, labels, whole, traceparent)
+
+    def _log(self, entry: ImageEntry, answer: Answer) -> None:
         try:
-            self._logger.log(prediction)
+            self._logger.log(entry.prediction(answer, is_defect=self._verdict(answer)))
         except ClosedError as error:
             raise CoordinatorClosedError from error
         self._tally.answered(answer)
@@ -420,24 +422,6 @@ class EdgeNode:
         if not self._defect_classes:
             return None
         return any(detection.class_name in self._defect_classes for detection in answer.detections)
-
-
-def _entry(
-    image_id: str | None,
-    captured_at: float | None,
-    labels: Mapping[str, str] | None,
-    traceparent: str,
-) -> _Entry:
-    entry = _Entry(
-        image_id=image_id or str(uuid.uuid4()),
-        captured_at=time.time() if captured_at is None else captured_at,
-        labels=dict(labels or {}),
-        trace_id=trace_id_of(traceparent),
-    )
-    if image_id or labels or captured_at is not None:
-        # Reject what cannot be logged before the image is processed.
-        Prediction(entry.image_id, "model", captured_at=entry.captured_at, labels=entry.labels)
-    return entry
 
 
 def _closing(run: NodeRun) -> Iterator[Outcome]:

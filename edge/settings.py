@@ -255,6 +255,11 @@ class EdgeSettings(ClientTlsSettings):
         description="classes of the cloud to rename to classes of the device, as cloud=device,"
         " comma-separated; the device's model must have them, unless cloud_labels is any",
     )
+    context: Words = Field(
+        default=(),
+        description="labels of every image, for the log and for the service's access log and"
+        " traces, as key=value, comma-separated, such as plant=3,line=4",
+    )
     upload_above_bytes: int = Field(
         default=UPLOAD_ABOVE_BYTES,
         ge=0,
@@ -302,6 +307,20 @@ class EdgeSettings(ClientTlsSettings):
     def label_map(self) -> dict[str, str]:
         """The device's names for classes of the cloud, by the cloud's names."""
         return dict(word.split("=", 1) for word in self.cloud_label_map)
+
+    @property
+    def context_labels(self) -> dict[str, str]:
+        """The labels of `context` by key."""
+        return dict(word.split("=", 1) for word in self.context)
+
+    @model_validator(mode="after")
+    def _findable(self) -> Self:
+        for word in self.context:
+            if not word.partition("=")[0] or "=" not in word:
+                raise ValueError(f"context: must be words like plant=3 (got {word!r})")
+        if len(self.context_labels) < len(self.context):
+            raise ValueError("context: must have each key once")
+        return self
 
     @model_validator(mode="after")
     def _mappable(self) -> Self:

@@ -40,7 +40,7 @@ from inference_service.serving.loop_turns import LoopTurns
 from inference_service.serving.pixel_budget import PixelBudget
 from inference_service.serving.work import MemberResult, MemberWork
 from inference_service.serving.workers import Workers
-from inference_service.stage_report import note_key, note_model, note_stages
+from inference_service.stage_report import note_key, note_model, note_origin, note_stages
 from inference_service.telemetry import Telemetry
 from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
@@ -241,6 +241,7 @@ class InferencePipeline:
     ) -> CallResponse:
         await self.enter(call, len(request.images), request.model.name, request.model.version)
         checked_request = await self._validate(call, request)
+        note_origin(request)
         key = keys.read_key(call.keys, caller=call.caller, method="Infer")
         checked = self.clock()
 

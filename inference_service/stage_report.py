@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from sightline.inference.v1 import inference_service_pb2
+
 from inference_service.models.engine import Model
 from inference_service.serving.work import MemberResult
 from servicekit.errors import SightlineError
@@ -15,6 +17,20 @@ _Interval: TypeAlias = tuple[float, float]
 def note_model(model: Model) -> None:
     """Add the requested model to the call's log line."""
     call_notes.note(model=model.name, version=model.version)
+
+
+def note_origin(request: inference_service_pb2.InferRequest) -> None:
+    """Add the context and the client of a valid request to the call's log line and its span.
+
+    A label `plant` becomes the fact `context.plant`, so that no label replaces another fact.
+    """
+    facts: dict[str, call_notes.Fact] = {
+        f"context.{key}": value for key, value in request.context.items()
+    }
+    for name in ("name", "version", "platform"):
+        if value := getattr(request.client, name):
+            facts[f"client.{name}"] = value
+    call_notes.note(**facts)
 
 
 def note_key(key: str, *, replayed: bool) -> None:

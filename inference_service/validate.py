@@ -5,7 +5,7 @@ own. A request without a good image, or with a bad field outside its images, is 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -26,6 +26,10 @@ MAX_IMAGE_ID_BYTES = 512
 MAX_MODEL_NAME_BYTES = 256
 MAX_DETECTIONS = 10_000
 MAX_TOP_K = 1000
+MAX_CONTEXT = 16
+MAX_CONTEXT_KEY_BYTES = 64
+MAX_CONTEXT_VALUE_BYTES = 256
+MAX_CLIENT_BYTES = 128
 _SHA256_BYTES = 32
 
 Resolve = Callable[[str], ImageContent]
@@ -67,6 +71,9 @@ def check(
         raise invalid("images", f"must be 1 to {limits.max_images} images, got {count}")
     parameters = _parameters(request.parameters)
     _check_hint(request.model)
+    _check_context(request.context)
+    for name in ("name", "version", "platform"):
+        _check_length(f"client.{name}", getattr(request.client, name), MAX_CLIENT_BYTES)
     images = tuple(
         _check_entry(image, index, limits.image, resolve)
         for index, image in enumerate(request.images)
@@ -172,6 +179,17 @@ def _check_image(
 def _check_hint(hint: inference_pb2.ModelHint) -> None:
     _check_length("model.name", hint.name, MAX_MODEL_NAME_BYTES)
     _check_length("model.version", hint.version, MAX_MODEL_NAME_BYTES)
+
+
+def _check_context(context: Mapping[str, str]) -> None:
+    if len(context) > MAX_CONTEXT:
+        raise invalid("context", f"must have at most {MAX_CONTEXT} labels, got {len(context)}")
+    for key, value in context.items():
+        size = len(key.encode())
+        if not 1 <= size <= MAX_CONTEXT_KEY_BYTES:
+            rule = f"must have keys of 1 to {MAX_CONTEXT_KEY_BYTES} bytes"
+            raise invalid("context", f"{rule}, got one of {size} bytes")
+        _check_length(f"context[{key!r}]", value, MAX_CONTEXT_VALUE_BYTES)
 
 
 def _check_length(path: str, text: str, limit: int) -> None:

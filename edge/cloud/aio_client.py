@@ -5,7 +5,7 @@ also replace the status of an upload that the service ended early with INTERNAL 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
@@ -65,6 +65,7 @@ class AsyncInferenceClient:
         timeout: float | None = None,  # noqa: ASYNC109 - the server must know the deadline, too
         idempotency_key: str | None = None,
         traceparent: str = "",
+        context: Mapping[str, str] | None = None,
     ) -> InferAnswer:
         """Return the service's answer for one or more images; see `InferenceClient.infer`."""
         call = await asyncio.to_thread(  # files are read and pixels encoded here
@@ -75,6 +76,7 @@ class AsyncInferenceClient:
             parameters=parameters,
             idempotency_key=idempotency_key,
             traceparent=traceparent,
+            context=context,
         )
         loop = asyncio.get_running_loop()
         done = asyncio.Event()

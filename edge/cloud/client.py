@@ -4,7 +4,7 @@
 `edge.cloud.aio_client` has the client for asyncio.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Self
@@ -104,6 +104,7 @@ class InferenceClient:
         timeout: float | None = None,
         idempotency_key: str | None = None,
         traceparent: str = "",
+        context: Mapping[str, str] | None = None,
     ) -> InferAnswer:
         """Return the service's answer for one or more images.
 
@@ -117,6 +118,8 @@ class InferenceClient:
             idempotency_key: a UUIDv4 that identifies this request: the service answers a repeated
                 request with the stored answer. None: a new key.
             traceparent: W3C traceparent to pass on; empty: none.
+            context: labels by which the request can be found again in the service's access log and
+                traces: at most 16; keys 1 to 64 bytes, values at most 256 bytes. None: no labels.
 
         Raises:
             SightlineError: an argument is invalid (INVALID_ARGUMENT; nothing was sent), or the
@@ -129,6 +132,7 @@ class InferenceClient:
             parameters=parameters,
             idempotency_key=idempotency_key,
             traceparent=traceparent,
+            context=context,
         )
         pending = self.send(call, timeout=timeout)
         try:
@@ -145,6 +149,7 @@ class InferenceClient:
         parameters: InferParameters | None = None,
         idempotency_key: str | None = None,
         traceparent: str = "",
+        context: Mapping[str, str] | None = None,
     ) -> InferCall:
         """Return a checked request for `send`, which may be sent several times; see `infer`.
 
@@ -162,6 +167,7 @@ class InferenceClient:
             parameters=parameters,
             idempotency_key=idempotency_key,
             traceparent=traceparent,
+            context=context,
             array_format=self._array_format,
             input_size=size,
         )

@@ -4,9 +4,11 @@ Requests that the service would reject as malformed are rejected here, before an
 """
 
 import hashlib
+import platform
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +32,7 @@ from edge.cloud.types import (
 from edge.detect.base import Image
 from edge.detect.images import ArrayFormat, encoded
 from edge.records import Box, Detection
+from servicekit.distribution import version
 from servicekit.errors import SightlineError, from_status, invalid
 
 KEY = "idempotency-key"
@@ -38,6 +41,9 @@ TRACEPARENT = "traceparent"
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _MAX_TIMEOUT = 3600.0
+_MAX_CONTEXT = 16
+_MAX_CONTEXT_KEY_BYTES = 64
+_MAX_CONTEXT_VALUE_BYTES = 256
 _TASKS = {
     inference_pb2.MODEL_TASK_DETECT: ModelTask.DETECT,
     inference_pb2.MODEL_TASK_CLASSIFY: ModelTask.CLASSIFY,
@@ -52,6 +58,7 @@ def prepare(
     parameters: InferParameters | None = None,
     idempotency_key: str | None = None,
     traceparent: str = "",
+    context: Mapping[str, str] | None = None,
     array_format: ArrayFormat = "jpeg",
     input_size: tuple[int, int] | None = None,
 ) -> InferCall:
@@ -68,6 +75,8 @@ def prepare(
     request = inference_service_pb2.InferRequest(
         model=_model(model) if model else None,
         parameters=_parameters(parameters) if parameters else None,
+        context=check_context(context or {}),
+        client=_client(),
     )
     files: list[bytes] = []
     scales: dict[int, Scale] = {}
@@ -92,6 +101,27 @@ def check_timeout(timeout: float) -> float:
     if not 0 < timeout <= _MAX_TIMEOUT:
         raise invalid("timeout", f"must be above 0 and at most {_MAX_TIMEOUT:g} s, got {timeout:g}")
     return timeout
+
+
+def check_context(context: Mapping[str, str]) -> dict[str, str]:
+    """Return the context of a request: labels by which it can be found again.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT: more than 16 labels, a key that is not 1 to 64 bytes of
+            text, or a value that is not at most 256 bytes of text.
+    """
+    if len(context) > _MAX_CONTEXT:
+        raise invalid("context", f"must have at most {_MAX_CONTEXT} labels, got {len(context)}")
+    for key, value in context.items():
+        size = _bytes_of(key)
+        if not 1 <= size <= _MAX_CONTEXT_KEY_BYTES:
+            rule = f"must have keys of 1 to {_MAX_CONTEXT_KEY_BYTES} bytes of text"
+            raise invalid("context", f"{rule}, got {str(key)[:80]!r}")
+        size = _bytes_of(value)
+        if not 0 <= size <= _MAX_CONTEXT_VALUE_BYTES:
+            rule = f"must be text of at most {_MAX_CONTEXT_VALUE_BYTES} bytes"
+            raise invalid(f"context[{key!r}]", f"{rule}, got {str(value)[:80]!r}")
+    return dict(context)
 
 
 def trace_id_of(traceparent: str) -> str:
@@ -145,6 +175,22 @@ def parse_models(response: inference_service_pb2.ListModelsResponse) -> tuple[Mo
         )
         for model in response.models
     )
+
+
+def _bytes_of(text: object) -> int:
+    """Return the size of a text in UTF-8, bytes; -1: it is no text, or has no UTF-8."""
+    if not isinstance(text, str):
+        return -1
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return -1
+
+
+@cache
+def _client() -> inference_pb2.Client:
+    system = f"{platform.system()}-{platform.machine()}".lower()
+    return inference_pb2.Client(name="sightline-edge", version=version(), platform=system)
 
 
 def _check_images(images: Sequence[Image], image_ids: Sequence[str]) -> None:

@@ -86,6 +86,7 @@ class ActiveRequest:
         image: the image.
         image_id: name of the image for the service; empty: none.
         traceparent: W3C traceparent to pass on; empty: none.
+        context: labels of the request for the service.
         inbox: receives events from any thread, without blocking.
     """
 
@@ -94,6 +95,7 @@ class ActiveRequest:
     image: Image
     image_id: str
     traceparent: str
+    context: Mapping[str, str] | None
     inbox: Callable[[TimedEvent], None]
     _wake: float = 0.0
     _call: InferCall | None = None
@@ -192,6 +194,7 @@ class ActiveRequest:
                 model=self.backends.model,
                 parameters=self.backends.parameters,
                 traceparent=self.traceparent,
+                context=self.context,
             )
             self._send(self._call, ends)
         except SightlineError as error:

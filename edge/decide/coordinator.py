@@ -8,7 +8,7 @@ import asyncio
 import logging
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Self
@@ -94,13 +94,21 @@ class InferenceCoordinator:
         self._counters = Counters()
         self._closed = False
 
-    def ask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
+    def ask(
+        self,
+        image: Image,
+        *,
+        image_id: str = "",
+        traceparent: str = "",
+        context: Mapping[str, str] | None = None,
+    ) -> Answer:
         """Return the answer for one image, within the policy's timeout.
 
         Args:
             image: the image, in any form. An array is not copied: do not change it meanwhile.
             image_id: name of the image for the service; empty: none.
             traceparent: W3C traceparent to pass on; empty: none.
+            context: labels of the request for the service; see `InferenceClient.infer`.
 
         Raises:
             DeviceError: the model on the device raised an exception, was late or hangs, or the
@@ -110,13 +118,20 @@ class InferenceCoordinator:
             CoordinatorClosedError: the coordinator is closed.
         """
         inbox: queue.SimpleQueue[TimedEvent] = queue.SimpleQueue()
-        with self._request(image, image_id, traceparent, inbox.put) as request:
+        with self._request(image, image_id, traceparent, context, inbox.put) as request:
             actions = request.core.begin()
             while (end := request.perform(actions)) is None:
                 actions = request.observe(_next(inbox, request.wake_in()))
         return self._result(request, end)
 
-    async def aask(self, image: Image, *, image_id: str = "", traceparent: str = "") -> Answer:
+    async def aask(
+        self,
+        image: Image,
+        *,
+        image_id: str = "",
+        traceparent: str = "",
+        context: Mapping[str, str] | None = None,
+    ) -> Answer:
         """Return the answer for one image; see `ask`. Cancelling the task cancels the request."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[TimedEvent] = asyncio.Queue()
@@ -125,7 +140,7 @@ class InferenceCoordinator:
             with suppress(RuntimeError):  # the loop is closed, so no task waits any more
                 loop.call_soon_threadsafe(inbox.put_nowait, event)
 
-        with self._request(image, image_id, traceparent, report) as request:
+        with self._request(image, image_id, traceparent, context, report) as request:
             actions = request.core.begin()
             while (end := request.perform(actions)) is None:
                 actions = request.observe(await _anext(inbox, request.wake_in()))
@@ -165,6 +180,7 @@ class InferenceCoordinator:
         image: Image,
         image_id: str,
         traceparent: str,
+        context: Mapping[str, str] | None,
         inbox: Callable[[TimedEvent], None],
     ) -> Iterator[ActiveRequest]:
         if self._closed:
@@ -174,7 +190,7 @@ class InferenceCoordinator:
         if worker is not None and self._policy.mode is Mode.HEDGED:
             slow_after = worker.run_times.p95()
         core = Coordination(self._policy, worker is not None, time.monotonic(), slow_after)
-        request = ActiveRequest(core, self._backends, image, image_id, traceparent, inbox)
+        request = ActiveRequest(core, self._backends, image, image_id, traceparent, context, inbox)
         try:
             yield request
         finally:

@@ -50,10 +50,20 @@ ORDER: Mapping[str, tuple[str, ...]] = {
         *("terminal", "tls", "auth", "telemetry", "calls", "lifecycle", "__init__"),
     ),
     "edge": (
-        *("fields", "columns", "detections", "percentile", "backoff", "channel", "wire", "records"),
+        *(
+            "fields",
+            "columns",
+            "geometry",
+            "detections",
+            "percentile",
+            "backoff",
+            "channel",
+            "wire",
+        ),
+        "records",
         *("errors", "spool", "options", "ship", "detect", "sources", "cloud", "decide", "run"),
         *("settings", "endpoints", "device_model", "log", "assemble", "tally", "doctor"),
-        *("metrics", "node", "commands", "__init__", "__main__"),
+        *("metrics", "entry", "node", "commands", "__init__", "__main__"),
     ),
     "ingest_service": (
         *("settings", "metrics", "store", "store.duckdb", "read", "receive", "backup"),

@@ -15,7 +15,7 @@ import grpc
 import jwt
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sightline.inference.v1.inference_pb2 import ModelHint
+from sightline.inference.v1.inference_pb2 import Client, ModelHint
 from sightline.inference.v1.inference_service_pb2 import (
     InferResponse,
     UploadHeader,
@@ -149,6 +149,29 @@ def test_a_call_has_its_spans_and_its_line_in_the_callers_trace(watched: Scraped
     assert line["request_bytes"] > 2 * len(RED)
     assert line["response_bytes"] > 0
     assert {"queue_ms", "decode_ms", "post_ms", "peer"} <= line.keys()
+
+
+def test_context_and_client_are_in_the_line_and_the_span(watched: ScrapedService) -> None:
+    trace_id, metadata = new_trace()
+    context = {"plant": "3", "duration_ms": "no fact of ours"}
+    client = Client(name="inspector", version="1.4", platform="linux-aarch64")
+    watched.infer(RED, metadata=metadata, context=context, client=client)
+    expected = {
+        "context.plant": "3",
+        "context.duration_ms": "no fact of ours",
+        "client.name": "inspector",
+        "client.version": "1.4",
+        "client.platform": "linux-aarch64",
+    }
+    (line,) = watched.lines(trace_id)
+    assert expected.items() <= line.items()
+    assert line["duration_ms"] > 0
+    call = f"{SERVICE}/Infer"
+    watched.collector.wait_for(lambda _: call in watched.collector.of(trace_id))
+    attributes = watched.collector.of(trace_id)[call].attributes
+    assert {f"sightline.{name}": value for name, value in expected.items()}.items() <= (
+        attributes.items()
+    )
 
 
 def test_a_replay_says_so_and_runs_nothing(watched: ScrapedService) -> None:

@@ -104,6 +104,34 @@ def test_an_answer_of_the_device_is_logged_as_it_was_given(process: Any, tmp_pat
     assert not entry.HasField("defect_detected")
 
 
+def test_the_context_goes_to_the_service_and_into_the_log(process: Any, tmp_path: Path) -> None:
+    policy = Policy(mode=Mode.CLOUD, timeout=5.0)
+    with FakeIngest() as ingest, serving(Reply()) as inference:
+        logger = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path / "spool")
+        client = InferenceClient(inference.target)
+        constant = {"plant": "3", "line": "1"}
+        with EdgeNode(None, client, logger, policy, context=constant) as node:
+            process(node, b"a", labels={"lot": "7", "part": "own"}, context={"line": "4"})
+            process(node, b"b", labels={"plant": "x"})
+            with pytest.raises(SightlineError, match="context"):
+                process(node, b"c", context={"": "no key"})
+            first, second = logged(node, ingest)
+    assert [dict(seen.request.context) for seen in inference.seen] == [
+        {"plant": "3", "line": "4"},
+        {"plant": "3", "line": "1"},
+    ]
+    assert dict(first.labels) == {"plant": "3", "line": "4", "lot": "7", "part": "own"}
+    assert dict(second.labels) == {"plant": "x", "line": "1"}  # a label of the log is its own
+
+
+def test_a_context_in_the_settings(tmp_path: Path) -> None:
+    settings = EdgeSettings.model_validate({"context": "plant=3,part=a=b", "spool_dir": tmp_path})
+    assert settings.context_labels == {"plant": "3", "part": "a=b"}
+    for wrong in ("plant", "=3", "plant=3,plant=4"):
+        with pytest.raises(ValueError, match="context"):
+            EdgeSettings.model_validate({"context": wrong, "spool_dir": tmp_path})
+
+
 def test_an_answer_of_the_cloud_is_logged_with_its_reason(process: Any, tmp_path: Path) -> None:
     with running_node(tmp_path, detector=Device()) as (node, ingest):
         answer = process(node, b"bad", "frame-1")

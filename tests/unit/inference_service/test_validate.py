@@ -115,6 +115,32 @@ def test_length_of_a_model_hint(name: str) -> None:
     assert fields(error) == [f"model.{name}"]
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "field"),
+    [
+        ({str(n): "" for n in range(16)}, {str(n): "" for n in range(17)}, "context"),
+        ({"é" * 32: "x"}, {"é" * 32 + "k": "x"}, "context"),
+        ({"k": "x"}, {"": "x"}, "context"),
+        ({"plant": "é" * 128}, {"plant": "é" * 128 + "x"}, "context['plant']"),
+    ],
+)
+def test_bounds_of_the_context(good: dict[str, str], bad: dict[str, str], field: str) -> None:
+    assert check(ask(image(), context=good), LIMITS)
+    assert fields(refusal(ask(image(), context=bad))) == [field]
+
+
+@pytest.mark.parametrize("name", ["name", "version", "platform"])
+def test_length_of_the_client(name: str) -> None:
+    assert check(ask(image(), client=inference_pb2.Client(**{name: "é" * 64})), LIMITS)
+    error = refusal(ask(image(), client=inference_pb2.Client(**{name: "é" * 64 + "x"})))
+    assert fields(error) == [f"client.{name}"]
+
+
+def test_context_and_client_do_not_make_another_request() -> None:
+    labelled = ask(image(), context={"plant": "3"}, client=inference_pb2.Client(name="camera"))
+    assert fingerprint(check(labelled, LIMITS)) == fingerprint(check(ask(image()), LIMITS))
+
+
 def test_sha256_is_compared() -> None:
     assert check(ask(image(sha256=hashlib.sha256(RED).digest())), LIMITS)
     error = refusal(ask(image(sha256=hashlib.sha256(b"other").digest())))

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import platform
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from edge.cloud.messages import prepare
 from edge.cloud.pending import PendingAnswer
 from edge.cloud.types import ClassScore, InferAnswer, InferParameters, ModelHint, ModelTask
 from edge.records import Box, Detection
+from servicekit.distribution import version
 from servicekit.errors import Category, FieldViolation, SightlineError, invalid
 from tests.fakes.inference import Hang, Refuse, Reply, serving
 
@@ -90,6 +92,7 @@ def test_what_is_sent(client_class: Any) -> None:
             model=ModelHint("plates", "3"),
             parameters=InferParameters(confidence_threshold=0.5, max_detections=7),
             traceparent=TRACE,
+            context={"plant": "3"},
         )
     (seen,) = fake.seen
     (image,) = seen.request.images
@@ -100,6 +103,10 @@ def test_what_is_sent(client_class: Any) -> None:
     assert seen.request.parameters.max_detections == 7
     assert not seen.request.parameters.HasField("iou_threshold")
     assert not seen.request.parameters.HasField("top_k")
+    assert dict(seen.request.context) == {"plant": "3"}
+    assert seen.request.client.name == "sightline-edge"
+    assert seen.request.client.version == version()
+    assert seen.request.client.platform == f"{platform.system()}-{platform.machine()}".lower()
     assert seen.metadata["authorization"] == "Bearer s3cret"
     assert seen.metadata["traceparent"] == TRACE
     assert uuid.UUID(str(seen.metadata["idempotency-key"])).version == 4
@@ -223,6 +230,14 @@ def test_nobody_listening_is_unavailable(client_class: Any) -> None:
         ({"idempotency_key": "frame-1"}, "idempotency_key"),
         ({"idempotency_key": str(uuid.uuid1())}, "idempotency_key"),
         ({"traceparent": "00-xyz"}, "traceparent"),
+        ({"context": {str(n): "" for n in range(17)}}, "context"),
+        ({"context": {"k" * 65: "x"}}, "context"),
+        ({"context": {"": "x"}}, "context"),
+        ({"context": {3: "x"}}, "context"),
+        ({"context": {"\ud800": "x"}}, "context"),
+        ({"context": {"line": "v" * 257}}, "context['line']"),
+        ({"context": {"line": 4}}, "context['line']"),
+        ({"context": {"line": "\ud800"}}, "context['line']"),
     ],
 )
 def test_a_bad_request_is_refused_by_name_before_anything_is_sent(
