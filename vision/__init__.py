@@ -6,6 +6,7 @@ the `load` of a model reads a file.
 """
 
 from vision.classify import Classes, Scores, decode_classes, softmax, to_logits
+from vision.detections import Detections
 from vision.errors import ImageError, ModelError
 from vision.images import (
     DEFAULT_LIMITS,
@@ -17,24 +18,31 @@ from vision.images import (
     open_image,
     sha256,
 )
+from vision.keypoints import COCO_KEYPOINTS
+from vision.layouts import Layout, detect_layout
 from vision.letterbox import Letterbox, letterbox_image
+from vision.masks import (
+    MaskFormat,
+    PolygonMask,
+    RleMask,
+    check_mask_format,
+    decode_rle,
+    encode_rle,
+    trace_polygons,
+)
 from vision.metadata import ModelMetadata, parse_metadata
 from vision.network import OnnxNetwork
 from vision.onnx_classifier import OnnxClassifier
 from vision.onnx_session import OnnxSession, TensorInfo
-from vision.onnx_yolo import OnnxYolo
+from vision.onnx_yolo import YOLO_TASKS, OnnxYolo
 from vision.preprocess import Interpolation, Preprocess, preprocess_image
 from vision.session_options import SessionOptions
-from vision.yolo import (
-    Detections,
-    Layout,
-    decode_end_to_end,
-    decode_yolov8,
-    detect_layout,
-)
+from vision.yolo import YoloHead, decode_end_to_end, decode_output, decode_yolov8
 
 __all__ = [
+    "COCO_KEYPOINTS",
     "DEFAULT_LIMITS",
+    "YOLO_TASKS",
     "Classes",
     "Detections",
     "ImageError",
@@ -43,6 +51,7 @@ __all__ = [
     "Interpolation",
     "Layout",
     "Letterbox",
+    "MaskFormat",
     "ModelError",
     "ModelMetadata",
     "OnnxClassifier",
@@ -50,15 +59,22 @@ __all__ = [
     "OnnxSession",
     "OnnxYolo",
     "OpenedImage",
+    "PolygonMask",
     "Preprocess",
+    "RleMask",
     "Scores",
     "SessionOptions",
     "TensorInfo",
+    "YoloHead",
+    "check_mask_format",
     "decode_classes",
     "decode_end_to_end",
     "decode_image",
+    "decode_output",
+    "decode_rle",
     "decode_yolov8",
     "detect_layout",
+    "encode_rle",
     "inspect_image",
     "letterbox_image",
     "open_image",
@@ -67,4 +83,5 @@ __all__ = [
     "sha256",
     "softmax",
     "to_logits",
+    "trace_polygons",
 ]

@@ -49,19 +49,31 @@ class Letterbox:
         """Convert boxes ``[N, 4]`` from input pixels to image pixels, clipped to the image."""
         gain = np.array([self.scale_x, self.scale_y] * 2)
         pad = np.array([self.pad_x, self.pad_y] * 2)
+        return self.clip((xyxy - pad) / gain)
+
+    def scale_back(self, cxcywh: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Convert centres and sizes ``[N, 4]`` from input pixels to image pixels, not clipped."""
+        gain = np.array([self.scale_x, self.scale_y] * 2)
+        pad = np.array([self.pad_x, self.pad_y, 0, 0])
+        original: NDArray[np.float64] = (cxcywh - pad) / gain
+        return original.astype(np.float32)
+
+    def clip(self, xyxy: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return the parts of boxes ``[N, 4]`` in image pixels that lie inside the image."""
         bound = np.array([self.width, self.height] * 2)
-        original: NDArray[np.float64] = (xyxy - pad) / gain
-        return original.clip(0, bound).astype(np.float32)
+        clipped: NDArray[np.floating] = xyxy.clip(0, bound)
+        return clipped.astype(np.float32)
 
 
 def letterbox_image(
-    image: NDArray[np.uint8], size: tuple[int, int]
+    image: NDArray[np.uint8], size: tuple[int, int], *, stretch: bool = False
 ) -> tuple[NDArray[np.float32], Letterbox]:
     """Scale an image into a model's input.
 
     Args:
         image: RGB ``[H, W, 3]``, H and W at least 1.
         size: height and width of the model's input, in pixels.
+        stretch: True to fill the whole input, which distorts the image, as RT-DETR expects it.
 
     Returns:
         The input ``[1, 3, height, width]`` in 0..1, and the image's position in it.
@@ -71,7 +83,7 @@ def letterbox_image(
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-    box = _place(image.shape[1], image.shape[0], size)
+    box = _place(image.shape[1], image.shape[0], size, stretch)
     columns, rows = round(box.scale_x * box.width), round(box.scale_y * box.height)
     batch = np.empty((1, 3, *size), dtype=np.float32)
     down, across = slice(box.pad_y, box.pad_y + rows), slice(box.pad_x, box.pad_x + columns)
@@ -83,7 +95,9 @@ def letterbox_image(
     return batch, box
 
 
-def _place(width: int, height: int, size: tuple[int, int]) -> Letterbox:
+def _place(width: int, height: int, size: tuple[int, int], stretch: bool) -> Letterbox:
+    if stretch:
+        return Letterbox(size[1] / width, size[0] / height, 0, 0, width, height)
     scale = min(size[0] / height, size[1] / width)
     columns, rows = (max(round(side * scale), 1) for side in (width, height))
     # As in ultralytics, the extra pixel of an odd padding goes right and down.

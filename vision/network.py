@@ -1,7 +1,7 @@
 """Common base of the ONNX networks, detectors and classifiers, and checks of their metadata."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,58 +88,74 @@ def choose_names(names: Mapping[int, str] | None, metadata: ModelMetadata) -> Ma
         return check_names(names, "names")
     if metadata.names is None:
         raise ModelError(
-            "MODEL_METADATA_INVALID", "key 'names' is missing and no labels are configured"
+            "MODEL_METADATA_INVALID",
+            f"{metadata.missing('names')}, and no labels are configured: set `labels` in "
+            "model.yaml, or the argument names",
         )
     return metadata.names
 
 
-def check_task(metadata: ModelMetadata, task: str) -> None:
-    """Check that the metadata does not declare another task.
+def choose_task(task: str | None, metadata: ModelMetadata, allowed: Sequence[str]) -> str:
+    """Return the configured task, or else that of the metadata, or else the first one allowed.
 
     Raises:
-        ModelError: ``MODEL_UNSUPPORTED``.
+        ModelError: ``MODEL_UNSUPPORTED``: the metadata declares another task, or one that is not
+            allowed.
     """
-    if metadata.task not in (None, task):
-        raise ModelError("MODEL_UNSUPPORTED", f"key 'task' must be {task!r}, got {metadata.task!r}")
+    chosen = task or metadata.task or allowed[0]
+    if chosen not in allowed or metadata.task not in (None, chosen):
+        expected = repr(task) if task in allowed else " or ".join(map(repr, allowed))
+        raise ModelError(
+            "MODEL_UNSUPPORTED", f"key 'task' must be {expected}, got {metadata.task or task!r}"
+        )
+    return chosen
 
 
-def choose_size(session: OnnxSession, preferred: tuple[int, int] | None) -> tuple[int, int]:
-    """Return height and width of the input: those of a fixed shape, or else the preferred ones.
+def choose_size(
+    session: OnnxSession,
+    metadata: ModelMetadata,
+    configured: tuple[int, int] | None = None,
+    *,
+    setting: str = "`input`",
+) -> tuple[int, int]:
+    """Return height and width of the input: of a fixed shape, or configured, or of the metadata.
 
     Args:
         session: of the model.
-        preferred: height and width in pixels, for an input that accepts any size.
+        metadata: of the model.
+        configured: height and width in pixels, for an input that accepts any size.
+        setting: key of `model.yaml` that configures the size.
 
     Raises:
-        ModelError: ``MODEL_METADATA_INVALID``: the input accepts any size and none is preferred;
+        ModelError: ``MODEL_METADATA_INVALID``: the input accepts any size and none is given;
             ``MODEL_UNSUPPORTED``: the input is not an image.
     """
-    shape = session.inputs[0].shape
-    match shape:
-        case (_, 3 | None, int(height), int(width)):
-            return height, width
-        case (_, 3 | None, None, None) if preferred is not None:
-            return preferred
-        case (_, 3 | None, None, None):
+    preferred = configured or metadata.input_size
+    match session.inputs[0].shape:
+        case (_, 3 | None, height, width) if None in (height, width) and preferred is None:
             raise ModelError(
                 "MODEL_METADATA_INVALID",
-                "the input accepts any size: set key 'imgsz', or the crop of a classifier",
+                f"the input accepts any size and {metadata.missing('imgsz')}: set {setting} in "
+                "model.yaml to the size, or export the model with a fixed size",
             )
+        case (_, 3 | None, height, width):
+            return height or (preferred or (0, 0))[0], width or (preferred or (0, 0))[1]
     raise ModelError(
-        "MODEL_UNSUPPORTED", f"the input must be [batch, 3, height, width], got {list(shape)}"
+        "MODEL_UNSUPPORTED",
+        f"the input must be [batch, 3, height, width], got {list(session.inputs[0].shape)}",
     )
 
 
-def output_shape(session: OnnxSession, input_size: tuple[int, int]) -> list[int]:
-    """Return the shape of the first output, from a run of one row if the file does not declare it.
+def output_shapes(session: OnnxSession, input_size: tuple[int, int]) -> list[list[int]]:
+    """Return the shape of each output, from a run of one row if the file does not declare it.
 
     The first axis, the batch, has no meaning.
 
     Raises:
         ModelError: ``MODEL_RUN_FAILED``.
     """
-    known = [axis for axis in session.outputs[0].shape[1:] if axis is not None]
-    if session.outputs[0].shape and len(known) == len(session.outputs[0].shape) - 1:
-        return [1, *known]
-    (first, *_) = session.run(np.zeros((1, 3, *input_size), dtype=np.float32))
-    return list(first.shape)
+    declared = [output.shape for output in session.outputs]
+    if all(shape and None not in shape[1:] for shape in declared):
+        return [[1, *(axis or 0 for axis in shape[1:])] for shape in declared]
+    outputs = session.run(np.zeros((1, 3, *input_size), dtype=np.float32))
+    return [list(output.shape) for output in outputs]

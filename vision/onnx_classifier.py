@@ -12,10 +12,10 @@ from vision.errors import ModelError
 from vision.metadata import parse_metadata
 from vision.network import (
     OnnxNetwork,
-    check_task,
     choose_names,
     choose_size,
-    output_shape,
+    choose_task,
+    output_shapes,
 )
 from vision.onnx_session import OnnxSession
 from vision.preprocess import Preprocess, preprocess_bytes, preprocess_image
@@ -57,15 +57,15 @@ class OnnxClassifier(OnnxNetwork):
         """
         metadata = parse_metadata(session.metadata)
         chosen = choose_names(names, metadata)
-        check_task(metadata, "classify")
+        choose_task(None, metadata, ["classify"])
         crop = preprocess.crop if preprocess else None
-        size = choose_size(session, crop or metadata.input_size)
+        size = choose_size(session, metadata, crop, setting="`preprocess: {crop}`")
         super().__init__(session, chosen, size)
         ultralytics = metadata.task == "classify"
         self.preprocess = preprocess or (_ultralytics(size) if ultralytics else Preprocess())
         self.scores = scores or (Scores.PROBABILITIES if ultralytics else Scores.LOGITS)
         _check_crop(self.preprocess, size)
-        _check_output(output_shape(session, size), len(chosen))
+        _check_output(output_shapes(session, size)[0], len(chosen))
 
     @classmethod
     def load(

@@ -1,73 +1,111 @@
-"""Decoding of a YOLO model's output into boxes, for the two layouts that exporters write."""
+"""Decoding of a detector's output into objects, for each layout and each task."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.detections import Detections
 from vision.errors import ModelError
+from vision.layouts import ROUNDING, Layout
 from vision.letterbox import Letterbox
-from vision.metadata import ModelMetadata
+from vision.masks import MaskFormat, PolygonMask, RleMask, encode_rle, trace_polygons
+from vision.prototypes import crop_masks
+from vision.rotated import hull, regularize
+from vision.suppress import suppress_boxes, suppress_rotated
 
 _MAX_CANDIDATES = 30_000  # boxes that enter NMS, best first; ultralytics' max_nms
-_ROUNDING = 1.01  # a quantised sigmoid may slightly exceed 1; a logit exceeds it by far
-
-
-class Layout(StrEnum):
-    """The layout of a detector's output."""
-
-    YOLOV8 = "yolov8"
-    """``[batch, 4 + classes, anchors]``, boxes as centre and size: YOLOv8, 9, 11, 12; needs NMS."""
-    END_TO_END = "end_to_end"
-    """``[batch, detections, 6]``, rows x1, y1, x2, y2, confidence, class: YOLOv10, YOLO26, and
-    exports with NMS inside."""
 
 
 @dataclass(frozen=True, slots=True)
-class Detections:
-    """Objects detected in one image, most confident first.
+class YoloHead:
+    """The meaning of the columns of a detector's output.
 
     Attributes:
-        xyxy: float32 ``[N, 4]``, corners in pixels of the upright image; every box lies inside the
-            image and has a positive area.
-        confidence: float32 ``[N]``, above the threshold and at most 1.
-        class_id: int64 ``[N]``.
+        layout: of the output.
+        n_classes: number of classes.
+        task: ``detect``, ``segment``, ``pose`` or ``obb``.
+        extra: columns of the task: mask coefficients, keypoints or the angle.
+        keypoint_shape: keypoints of an object, and values of a keypoint, 2 or 3.
     """
 
-    xyxy: NDArray[np.float32]
+    layout: Layout
+    n_classes: int
+    task: str = "detect"
+    extra: int = 0
+    keypoint_shape: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Objects in pixels of the input, most confident first.
+
+    Attributes:
+        boxes: ``[N, 4]``, corners; centre and size if the boxes are rotated.
+        confidence: ``[N]``.
+        class_id: ``[N]``.
+        extra: ``[N, E]``, the columns of the task.
+    """
+
+    boxes: NDArray[np.float32]
     confidence: NDArray[np.float32]
     class_id: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.confidence)
+    extra: NDArray[np.float32]
 
 
-def detect_layout(
-    output_shape: Sequence[int], n_classes: int, metadata: ModelMetadata | None = None
-) -> Layout:
-    """Return the layout of an output of ``[batch, rows, columns]``.
+def decode_output(
+    head: YoloHead,
+    output: NDArray[np.float32],
+    box: Letterbox,
+    input_size: tuple[int, int],
+    *,
+    confidence: float = 0.25,
+    iou: float = 0.7,
+    max_detections: int = 300,
+    prototypes: NDArray[np.float32] | None = None,
+    masks: MaskFormat = MaskFormat.OFF,
+    tolerance: float = 1.0,
+) -> Detections:
+    """Decode one image's output in any layout, of any task.
 
-    Six columns mean end to end: no grid has so few anchors. Metadata can only refuse a model: one
-    that declares itself end to end and is not, and RT-DETR, whose six columns have another meaning.
+    Args:
+        head: the meaning of the output's columns.
+        output: in the shape of the layout, without the batch.
+        box: position of the image in the input.
+        input_size: height and width of the input, in pixels.
+        confidence: threshold in 0..1; detections must be above it.
+        iou: threshold in 0..1; a box that overlaps a more confident one of its class by more is
+            dropped. No effect on a layout without NMS.
+        max_detections: at least 1.
+        prototypes: of a segmentation model, ``[C, h, w]``; needed for masks.
+        masks: format of the masks; no effect on other tasks than ``segment``.
+        tolerance: of polygons, in pixels; see `trace_polygons`.
 
     Raises:
-        ModelError: ``MODEL_UNSUPPORTED``: the output is neither layout.
+        ModelError: ``MODEL_OUTPUT_INVALID``: NaN, infinity, a score above 1 or an unknown class in
+            a score or in a detection; ``MODEL_UNSUPPORTED``: polygons without OpenCV.
+        ValueError: a parameter out of its range, which it names.
     """
-    metadata = metadata or ModelMetadata()
-    if metadata.head == "RTDETRDecoder":
-        raise ModelError("MODEL_UNSUPPORTED", "key 'head': RT-DETR's output is not supported")
-    if len(output_shape) == 3 and output_shape[2] == 6:
-        return Layout.END_TO_END
-    if len(output_shape) == 3 and output_shape[1] == 4 + n_classes and not metadata.end_to_end:
-        return Layout.YOLOV8
-    declared = ", and its metadata declares end to end" if metadata.end_to_end else ""
-    raise ModelError(
-        "MODEL_UNSUPPORTED",
-        f"the output is {list(output_shape)}{declared}: neither [batch, {4 + n_classes}, anchors] "
-        f"(4 + {n_classes} classes) nor [batch, detections, 6]",
-    )
+    _check_parameters(confidence, iou, max_detections)
+    match head.layout:
+        case Layout.YOLOV8:
+            found = _find_yolov8(head, output, confidence, iou, max_detections)
+        case Layout.YOLOV5:
+            found = _find_yolov5(head, output, confidence, iou, max_detections)
+        case Layout.END_TO_END:
+            found = _find_ranked(head, output, confidence, max_detections)
+        case Layout.RTDETR:
+            found = _find_ranked(head, output, confidence, max_detections)
+            found = _from_shares(found, input_size)
+        case Layout.RTDETR_SCORES:
+            found = _from_shares(_find_scored(output, confidence, max_detections), input_size)
+    _check_finite(found.boxes, found.extra)
+    if head.task == "segment" and masks is not MaskFormat.OFF:
+        if prototypes is None:
+            raise ValueError("prototypes must be given for masks, got None")
+        _check_finite(prototypes)
+        return _with_masks(_in_image(head, found, box), prototypes, box, masks, tolerance)
+    return _in_image(head, found, box)[0]
 
 
 def decode_yolov8(
@@ -92,20 +130,19 @@ def decode_yolov8(
         max_detections: at least 1.
 
     Raises:
-        ModelError: ``MODEL_OUTPUT_INVALID``: NaN, infinity, or a score above 1.
+        ModelError: ``MODEL_OUTPUT_INVALID``: NaN, infinity, or a score above 1, in a score or in
+            the box of a detection.
         ValueError: a parameter out of its range, which it names.
     """
-    _check_parameters(confidence, iou, max_detections)
-    _check_finite(output)
-    best = output[4:].max(axis=0)
-    _check_scores(best)
-    candidates = np.flatnonzero(best > confidence)
-    order = np.argsort(-best[candidates], kind="stable")[:_MAX_CANDIDATES]
-    candidates = candidates[order]
-    class_id = output[4:, candidates].argmax(axis=0)
-    xyxy = _corners(output[:4, candidates].T)
-    kept = _suppress(_separate_classes(xyxy, class_id), iou, max_detections)
-    return _in_image(box, xyxy[kept], best[candidates][kept], class_id[kept])
+    return decode_output(
+        YoloHead(Layout.YOLOV8, len(output) - 4),
+        output,
+        box,
+        (0, 0),
+        confidence=confidence,
+        iou=iou,
+        max_detections=max_detections,
+    )
 
 
 def decode_end_to_end(
@@ -126,19 +163,159 @@ def decode_end_to_end(
         max_detections: at least 1.
 
     Raises:
-        ModelError: ``MODEL_OUTPUT_INVALID``: NaN, infinity, a score above 1, or a class that is not
-            a whole number in 0..n_classes - 1.
+        ModelError: ``MODEL_OUTPUT_INVALID``: NaN, infinity, or a score above 1, in a score or in a
+            detection, or a class that is not a whole number in 0..n_classes - 1.
         ValueError: a parameter out of its range, which it names.
     """
-    _check_parameters(confidence, 0, max_detections)
-    _check_finite(output)
-    _check_scores(output[:, 4])
-    rows = output[output[:, 4] > confidence]
-    rows = rows[np.argsort(-rows[:, 4], kind="stable")[:max_detections]]
+    return decode_output(
+        YoloHead(Layout.END_TO_END, n_classes),
+        output,
+        box,
+        (0, 0),
+        confidence=confidence,
+        max_detections=max_detections,
+    )
+
+
+def _find_yolov8(
+    head: YoloHead, output: NDArray[np.float32], confidence: float, iou: float, limit: int
+) -> _Found:
+    scores = output[4 : 4 + head.n_classes]
+    best = scores.max(axis=0)
+    candidates = _surest(best, confidence)
+    class_id = scores[:, candidates].argmax(axis=0)
+    boxes, extra = output[:4, candidates].T, output[4 + head.n_classes :, candidates].T
+    return _suppress(head, _Found(boxes, best[candidates], class_id, extra), iou, limit)
+
+
+def _find_yolov5(
+    head: YoloHead, output: NDArray[np.float32], confidence: float, iou: float, limit: int
+) -> _Found:
+    # A product of scores is below both of them; most anchors have no object.
+    with_object = _surest(output[:, 4], confidence / ROUNDING)
+    rows = output[with_object]
+    scores = rows[:, 5 : 5 + head.n_classes] * rows[:, 4:5]
+    best = scores.max(axis=1)
+    candidates = _surest(best, confidence)
+    class_id = scores[candidates].argmax(axis=1)
+    rows = rows[candidates]
+    found = _Found(rows[:, :4], best[candidates], class_id, rows[:, 5 + head.n_classes :])
+    return _suppress(head, found, iou, limit)
+
+
+def _find_ranked(
+    head: YoloHead, output: NDArray[np.float32], confidence: float, limit: int
+) -> _Found:
+    """Find objects in rows of a box, a confidence and a class."""
+    rows = output[_surest(output[:, 4], confidence)[:limit]]
+    _check_finite(rows)
     class_id = rows[:, 5].astype(np.int64)
-    if ((class_id != rows[:, 5]) | (class_id < 0) | (class_id >= n_classes)).any():
-        raise _invalid_output(f"has a class that is not a whole number in 0..{n_classes - 1}")
-    return _in_image(box, rows[:, :4], rows[:, 4], class_id)
+    if ((class_id != rows[:, 5]) | (class_id < 0) | (class_id >= head.n_classes)).any():
+        raise _invalid_output(f"has a class that is not a whole number in 0..{head.n_classes - 1}")
+    return _Found(rows[:, :4], rows[:, 4], class_id, rows[:, 6:])
+
+
+def _find_scored(output: NDArray[np.float32], confidence: float, limit: int) -> _Found:
+    """Find objects in rows of a box and a score for each class."""
+    best = output[:, 4:].max(axis=1)
+    rows = _surest(best, confidence)[:limit]
+    class_id = output[rows, 4:].argmax(axis=1)
+    return _Found(output[rows, :4], best[rows], class_id, output[rows, :0])
+
+
+def _surest(scores: NDArray[np.float32], confidence: float) -> NDArray[np.intp]:
+    """Return where scores are above a confidence, best first."""
+    # Of no score can be said whether it is above the threshold if it is not a number. Boxes that
+    # nobody asks for may be anything: half precision overflows in anchors without an object.
+    highest = scores.max(initial=0)
+    if not np.isfinite(highest):
+        raise _invalid_output("contains NaN or infinity in a score")
+    if highest > ROUNDING:
+        raise _invalid_output(f"has a score of {highest:g}, allowed are 0..1")
+    above = np.flatnonzero(scores > confidence)
+    order = np.argsort(-scores[above], kind="stable")[:_MAX_CANDIDATES]
+    return above[order]
+
+
+def _suppress(head: YoloHead, found: _Found, iou: float, limit: int) -> _Found:
+    """Return the objects that non-maximum suppression keeps; boxes are centres and sizes."""
+    _check_finite(found.boxes)
+    if head.task == "obb":
+        boxes = found.boxes
+        rotated = np.concatenate([boxes, found.extra], axis=1)
+        _check_finite(rotated)
+        kept = suppress_rotated(rotated, found.class_id, iou, limit)
+    else:
+        boxes = _corners(found.boxes)
+        kept = suppress_boxes(boxes, found.class_id, iou, limit)
+    return _Found(boxes[kept], found.confidence[kept], found.class_id[kept], found.extra[kept])
+
+
+def _corners(cxcywh: NDArray[np.float32]) -> NDArray[np.float32]:
+    centre, half = cxcywh[:, :2], cxcywh[:, 2:] / 2
+    return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def _from_shares(found: _Found, input_size: tuple[int, int]) -> _Found:
+    """Return objects whose boxes are centres and sizes as shares of the input."""
+    height, width = input_size
+    pixels = _corners(found.boxes) * np.array([width, height] * 2, dtype=np.float32)
+    return _Found(pixels, found.confidence, found.class_id, found.extra)
+
+
+def _in_image(
+    head: YoloHead, found: _Found, box: Letterbox
+) -> tuple[Detections, NDArray[np.float32]]:
+    """Return detections in pixels of the image, and their columns of the task.
+
+    Boxes in the padding and those with negative sides are left out.
+    """
+    rotated = None
+    if head.task == "obb":
+        rotated = regularize(np.concatenate([box.scale_back(found.boxes), found.extra], axis=1))
+        original = box.clip(hull(rotated))
+    else:
+        original = box.to_original(found.boxes)
+    valid = (original[:, 2:] > original[:, :2]).all(axis=1)
+    extra = found.extra[valid]
+    detections = Detections(
+        original[valid],
+        np.minimum(found.confidence[valid], np.float32(1)),
+        found.class_id[valid],
+        rotated=None if rotated is None else rotated[valid],
+        keypoints=_keypoints(head, extra, box) if head.task == "pose" else None,
+    )
+    return detections, extra
+
+
+def _keypoints(head: YoloHead, extra: NDArray[np.float32], box: Letterbox) -> NDArray[np.float32]:
+    points = extra.reshape(len(extra), *head.keypoint_shape)
+    xy = box.to_original(np.tile(points[..., :2].reshape(-1, 2), 2))[:, :2]
+    placed = xy.reshape(*points.shape[:2], 2)
+    if points.shape[2] == 2:
+        return placed
+    return np.concatenate([placed, points[..., 2:].clip(0, 1)], axis=2)
+
+
+def _with_masks(
+    found: tuple[Detections, NDArray[np.float32]],
+    prototypes: NDArray[np.float32],
+    box: Letterbox,
+    masks: MaskFormat,
+    tolerance: float,
+) -> Detections:
+    """Return detections with a mask each; a mask may be empty."""
+    detections, coefficients = found
+    rles: list[RleMask] = []
+    polygons: list[PolygonMask] = []
+    for crop in crop_masks(prototypes, coefficients, detections.xyxy, box):
+        at = {"left": crop.left, "top": crop.top}
+        if masks is MaskFormat.RLE:
+            rles.append(encode_rle(crop.pixels, **at, width=box.width, height=box.height))
+        else:
+            polygons.append(trace_polygons(crop.pixels, **at, tolerance=tolerance))
+    made = tuple(rles) if masks is MaskFormat.RLE else tuple(polygons)
+    return Detections(detections.xyxy, detections.confidence, detections.class_id, masks=made)
 
 
 def _check_parameters(confidence: float, iou: float, max_detections: int) -> None:
@@ -149,63 +326,10 @@ def _check_parameters(confidence: float, iou: float, max_detections: int) -> Non
         raise ValueError(f"max_detections must be at least 1, got {max_detections}")
 
 
-def _check_finite(output: NDArray[np.float32]) -> None:
-    if not np.isfinite(output).all():
-        raise _invalid_output("contains NaN or infinity")
-
-
-def _check_scores(scores: NDArray[np.float32]) -> None:
-    highest = scores.max(initial=0)
-    if highest > _ROUNDING:
-        raise _invalid_output(f"has a score of {highest:g}, allowed are 0..1")
+def _check_finite(*parts: NDArray[np.float32]) -> None:
+    if not all(np.isfinite(part).all() for part in parts):
+        raise _invalid_output("contains NaN or infinity in a detection")
 
 
 def _invalid_output(what: str) -> ModelError:
     return ModelError("MODEL_OUTPUT_INVALID", f"the model's output {what}")
-
-
-def _corners(cxcywh: NDArray[np.float32]) -> NDArray[np.float32]:
-    centre, half = cxcywh[:, :2], cxcywh[:, 2:] / 2
-    return np.concatenate([centre - half, centre + half], axis=1)
-
-
-def _separate_classes(
-    xyxy: NDArray[np.float32], class_id: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Shift the boxes of each class apart, so that one pass suppresses within classes only.
-
-    In double precision: with float32 the offset of 80 classes would cost a tenth of a pixel.
-    """
-    extent = float(np.ptp(xyxy)) + 1 if len(xyxy) else 0.0
-    moved: NDArray[np.float64] = xyxy + class_id[:, None] * extent
-    return moved
-
-
-def _suppress(boxes: NDArray[np.float64], iou: float, limit: int) -> list[int]:
-    """Return the rows that greedy non-maximum suppression keeps of ``[N, 4]``, best first."""
-    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
-    area = (x2 - x1) * (y2 - y1)
-    kept: list[int] = []
-    remaining = np.arange(len(boxes))
-    while remaining.size and len(kept) < limit:
-        best, remaining = remaining[0], remaining[1:]
-        kept.append(int(best))
-        across = np.minimum(x2[best], x2[remaining]) - np.maximum(x1[best], x1[remaining])
-        down = np.minimum(y2[best], y2[remaining]) - np.maximum(y1[best], y1[remaining])
-        shared = across.clip(0) * down.clip(0)
-        remaining = remaining[shared <= iou * (area[best] + area[remaining] - shared)]
-    return kept
-
-
-def _in_image(
-    box: Letterbox,
-    xyxy: NDArray[np.float32],
-    confidence: NDArray[np.float32],
-    class_id: NDArray[np.int64],
-) -> Detections:
-    """Return detections in image pixels, without boxes in the padding or with negative sides."""
-    original = box.to_original(xyxy)
-    valid = (original[:, 2:] > original[:, :2]).all(axis=1)
-    return Detections(
-        original[valid], np.minimum(confidence[valid], np.float32(1)), class_id[valid]
-    )

@@ -102,7 +102,8 @@ def _with_task(spec: ModelSpec, session: OnnxSession) -> ModelSpec:
 
 
 def _make_detector(session: OnnxSession, spec: ModelSpec) -> OnnxYolo:
-    return OnnxYolo(session, spec.labels)
+    size = (spec.input.height, spec.input.width) if spec.input else None
+    return OnnxYolo(session, spec.labels, task="detect", layout=spec.layout, input_size=size)
 
 
 def _make_classifier(session: OnnxSession, spec: ModelSpec) -> OnnxClassifier:

@@ -9,6 +9,8 @@
     batching: {max_size: 8, max_wait_ms: 2}  # default: the server's settings
 
     thresholds: {confidence: 0.25, iou: 0.7, max_detections: 300}  # detect only
+    layout: yolov8                # detect only: or end_to_end, yolov5, rtdetr, rtdetr_scores;
+                                  # default: from the metadata, or else from a run on noise
 
     preprocess:                   # classify only, as the three keys below
       resize: 256                 # the shorter side; or {width: 256, height: 256}: exactly
@@ -41,11 +43,11 @@ from pydantic import (
     ValidationError,
 )
 
-from vision import Interpolation, Preprocess, Scores
+from vision import Interpolation, Layout, Preprocess, Scores
 from vision.external_data import read_regular_file
 
 _OF_TASK = {
-    "detect": ("thresholds",),
+    "detect": ("thresholds", "layout"),
     "classify": ("preprocess", "output", "temperature", "top_k"),
 }
 _MAX_SIDE = 16_384  # pixels
@@ -145,6 +147,8 @@ class ModelSpec(_Part):
     """Size of the input; None: the model's."""
     thresholds: ModelThresholds = ModelThresholds()
     """Detect only."""
+    layout: Annotated[Layout | None, Field(strict=False)] = None
+    """Detect only: the layout of the output; None: of the metadata, or found by a run on noise."""
     preprocess: PreprocessSpec | None = None
     """Classify only; None: the exporter's."""
     output: Literal["logits", "probabilities"] | None = None

@@ -24,6 +24,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
     "vision": (
         *("errors", "guards", "letterbox", "onnx_names", "pinned_outputs", "preprocess"),
         *("session_options", "classify", "external_data", "images", "metadata", "onnx_session"),
+        *("masks", "detections", "prototypes", "rotated", "suppress", "keypoints", "layouts"),
         *("yolo", "network", "onnx_classifier", "onnx_yolo", "__init__"),
     ),
     "servicekit": (
