@@ -178,9 +178,8 @@ def _simplify(cv2: ModuleType, contour: NDArray[np.int32], tolerance: float) -> 
     for points in (cv2.approxPolyDP(contour, tolerance, closed=True), contour):
         if len(points) >= 3:
             return np.asarray(points.reshape(-1, 2), dtype=np.float32)
-    # One pixel, or a line of them: the rectangle through its ends, which has no area.
-    first, last = contour[0, 0], contour[-1, 0]
-    return np.array([first, (last[0], first[1]), last, (first[0], last[1])], dtype=np.float32)
+    # One pixel, or two that touch: a ring without an area.
+    return np.asarray(contour[[0, -1, -1], 0], dtype=np.float32)
 
 
 def _compress(counts: NDArray[np.int64]) -> str:
