@@ -8,13 +8,18 @@ folder is refused before any file is opened: the model's outputs could disclose 
 """
 
 import errno
+import hashlib
 import os
 import stat
 import unicodedata
+from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vision.errors import ModelError, unreadable
+from vision.file_kinds import HEAD_BYTES
+from vision.model_files import check_external, missing_external, read_onnx, refused_onnx
 from vision.onnx_names import find_names
 
 if TYPE_CHECKING:
@@ -42,15 +47,13 @@ def external_data_names(path: Path, content: bytes) -> list[str]:
     try:
         return [_checked(path, name) for name in find_names(content)]
     except ValueError as error:
-        raise _invalid(path, str(error)) from error
+        raise refused_onnx(path, content, error) from error
 
 
 def load_external_data(
     path: Path, content: bytes, options: "onnxruntime.SessionOptions"
-) -> list[bytes]:
+) -> dict[str, bytes]:
     """Load a model's external data and add it to the session options.
-
-    Missing files are skipped; ONNX Runtime reports them when the session is opened.
 
     Args:
         path: of the ONNX file.
@@ -58,66 +61,83 @@ def load_external_data(
         options: receives the loaded files.
 
     Returns:
-        The buffers, which must be kept until the session is open.
+        The files' contents by name, which must be kept until the session is open.
 
     Raises:
-        ModelError: ``MODEL_FILE_INVALID``: as `external_data_names`, or a file is a link or not a
-            regular file.
+        ModelError: ``MODEL_FILE_INVALID``: as `external_data_names` and `open_external_file`.
         OSError: a file cannot be read.
     """
     contents: dict[str, bytes] = {}
     for name in external_data_names(path, content):
-        content_of_file = read_external_file(path, name)
-        if content_of_file is not None:
-            contents[name] = content_of_file
-    buffers = list(contents.values())
-    if buffers:
+        with open_external_file(path, name) as file:
+            contents[name] = file.read()
+    if contents:
+        buffers = list(contents.values())
         options.add_external_initializers_from_files_in_memory(
             list(contents), buffers, [len(buffer) for buffer in buffers]
         )
-    return buffers
+    return contents
 
 
-def check_external_data(path: Path) -> None:
-    """Check a model's external data files without reading them, for a runtime that loads them.
+def sha256_of(network: bytes, external: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 of a whole model, in hex; serves as its version if none is configured.
+
+    Without external data it is that of the ONNX file. With external data it is that of the ONNX
+    file's digest followed by name and digest of each file: two trainings of one network often
+    differ in these files only.
+
+    Args:
+        network: the digest of the ONNX file, 32 bytes.
+        external: the digest of each file with external data, by its name.
+    """
+    if not external:
+        return network.hex()
+    whole = hashlib.sha256(network)
+    for name, digest in sorted(external.items()):
+        whole.update(name.encode() + b"\0" + digest)
+    return whole.hexdigest()
+
+
+def onnx_sha256(path: Path) -> str:
+    """Return the SHA-256 of a model, an ONNX file with its external data, without loading it.
+
+    The external data is read in pieces. For a runtime that opens the files itself, this also is
+    the check that they are where they may be.
 
     Raises:
-        ModelError: as `load_external_data`; ``MODEL_FILE_MISSING``: a file cannot be read.
+        ModelError: ``MODEL_FILE_MISSING``: a file cannot be read; ``MODEL_FILE_INVALID``: as
+            `load_external_data`.
     """
+    content = read_onnx(path)
+    external = {}
     try:
-        for name in external_data_names(path, read_regular_file(path)):
-            handle = _open(path, name)
-            if handle is not None:
-                os.close(handle)
+        for name in external_data_names(path, content):
+            with open_external_file(path, name) as file:
+                external[name] = hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise unreadable(path, error) from error
+    return sha256_of(hashlib.sha256(content).digest(), external)
 
 
-def read_external_file(path: Path, name: str) -> bytes | None:
-    """Return the content of one of `external_data_names`; None if the file does not exist.
+def open_external_file(path: Path, name: str) -> BufferedReader:
+    """Open one of `external_data_names`.
 
     Raises:
-        ModelError: ``MODEL_FILE_INVALID``: it is a link, or not a regular file.
+        ModelError: ``MODEL_FILE_INVALID``: it does not exist, is a link or not a regular file, or
+            is a placeholder such as a git-LFS pointer.
         OSError: it cannot be read.
     """
     handle = _open(path, name)
     if handle is None:
-        return None
-    with os.fdopen(handle, "rb") as file:
-        return file.read()
-
-
-def read_regular_file(path: Path) -> bytes:
-    """Return the content of a file that the operator has named; it may be a link.
-
-    Raises:
-        OSError: it cannot be read, or is a device, a pipe or a socket: reading might never end.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return file.read()
+        raise missing_external(path, name)
+    file = os.fdopen(handle, "rb")
+    try:
+        check_external(path, name, file.read(HEAD_BYTES), os.fstat(handle).st_size)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _open(path: Path, name: str) -> int | None:

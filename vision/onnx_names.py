@@ -29,7 +29,9 @@ _KEY, _VALUE = 1, 2  # fields of an entry
 _NODE, _OPERATOR = "NodeProto", 4
 _LOCATION, _CONTEXT = b"location", b"EPContext"
 _WINDOW = 1024 * 1024  # bytes; a search holds the interpreter lock
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _BYTES = 0, 2
+_FIXED = {1: 8, 5: 4}  # bytes by wire type
+_LONGEST_START = 20  # bytes of a tag and a length
 _TAG_MASK = 0xFFFF_FFFF  # protobuf ignores higher bits
 
 
@@ -54,6 +56,29 @@ def find_names(content: bytes) -> list[bytes]:
             if field in MESSAGES[kind]:
                 unparsed.append((MESSAGES[kind][field], value))
     return sorted(names)
+
+
+def outline(content: bytes) -> tuple[list[tuple[int, int, int]], int]:
+    """Return the fields at the top of a protobuf message, and the bytes that it lacks at its end.
+
+    Returns:
+        Number, wire type and length in bytes of each field (0 for numbers), the last of which may
+        extend beyond the end; and by how many bytes it does.
+
+    Raises:
+        ValueError: it is not a protobuf message.
+    """
+    message, at = memoryview(content), 0
+    found: list[tuple[int, int, int]] = []
+    while at < len(message):
+        try:
+            number, wire, length, at = _field(message, at)
+        except ValueError:
+            if found and len(message) - at < _LONGEST_START:
+                return found, 1  # cut off between the parts of a field's start
+            raise
+        found.append((number, wire, length))
+    return found, at - len(message)
 
 
 def _location(entry: memoryview) -> set[bytes]:
@@ -81,23 +106,26 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """
     at = 0
     while at < len(message):
-        tag, at = _varint(message, at)
-        field, wire = (tag & _TAG_MASK) >> 3, tag & 7
-        if wire == _VARINT:
-            _, at = _varint(message, at)
-        elif wire == _FIXED64:
-            at += 8
-        elif wire == _FIXED32:
-            at += 4
-        elif wire == _BYTES:
-            length, at = _varint(message, at)
-            at += length
-            if at <= len(message):
-                yield field, message[at - length : at]
-        else:
-            raise ValueError(f"it is not an ONNX file: found a field of wire type {wire}")
+        field, wire, length, at = _field(message, at)
+        if wire == _BYTES and at <= len(message):
+            yield field, message[at - length : at]
     if at > len(message):
         raise ValueError("it is not an ONNX file: a field extends beyond the end of its message")
+
+
+def _field(message: memoryview, at: int) -> tuple[int, int, int, int]:
+    """Return a field's number, wire type and length of its content, and the position after it."""
+    tag, at = _varint(message, at)
+    wire, length = tag & 7, 0
+    if wire == _VARINT:
+        _, at = _varint(message, at)
+    elif wire == _BYTES:
+        length, at = _varint(message, at)
+    elif wire in _FIXED:
+        length = _FIXED[wire]
+    else:
+        raise ValueError(f"it is not an ONNX file: found a field of wire type {wire}")
+    return (tag & _TAG_MASK) >> 3, wire, length, at + length
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

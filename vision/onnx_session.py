@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from servicekit.memory import is_to_blame
 from vision.errors import ModelError, unreadable
-from vision.external_data import load_external_data, read_regular_file
+from vision.external_data import load_external_data, sha256_of
+from vision.model_files import read_onnx, refused_onnx
 from vision.pinned_outputs import PinnedOutputs
 from vision.session_options import (
     CUDA,
     DEFAULT_OPTIONS,
     TENSORRT,
     SessionOptions,
+    make_engine_folder,
     provider_options,
     runtime_options,
 )
@@ -71,7 +73,7 @@ class OnnxSession:
     """A loaded model with one floating-point input. Thread-safe.
 
     Attributes:
-        sha256: of the model file, in hex.
+        sha256: of the model file and its external data, in hex; see `external_data.sha256_of`.
         providers: execution providers of the session, first choice first.
         metadata: the string map that the exporter wrote.
         inputs: exactly one.
@@ -84,7 +86,7 @@ class OnnxSession:
 
         Args:
             session: of a model with one input.
-            sha256: of the model file, in hex.
+            sha256: of the model file and its external data, in hex.
             device_id: number of the GPU, if it runs on one.
 
         Raises:
@@ -115,14 +117,15 @@ class OnnxSession:
             ModelError: ``MODEL_FILE_MISSING``, ``MODEL_FILE_INVALID``, ``MODEL_UNSUPPORTED`` or
                 ``MODEL_PROVIDER_UNAVAILABLE``.
         """
+        content = read_onnx(path)
+        chosen = runtime_options(options)
         try:
-            content = read_regular_file(path)
-            chosen = runtime_options(options)
             weights = load_external_data(path, content, chosen)
         except OSError as error:
             raise unreadable(path, error) from error
-        digest = hashlib.sha256(content).hexdigest()
-        session = _open(path, options, chosen)
+        digests = {name: hashlib.sha256(part).digest() for name, part in weights.items()}
+        digest = sha256_of(hashlib.sha256(content).digest(), digests)
+        session = _open(path, content, digest, options, chosen)
         del weights  # only now does ONNX Runtime have its own copy
         _check_providers(options.providers, session.get_providers())
         return cls(session, digest, options.device_id)
@@ -171,31 +174,50 @@ class OnnxSession:
             raise ValueError(f"batch must be [N, *{list(expected[1:])}], got {list(batch.shape)}")
 
 
-def _open(path: Path, options: SessionOptions, chosen: "RuntimeOptions") -> "InferenceSession":
+def _open(
+    path: Path, content: bytes, sha256: str, options: SessionOptions, chosen: "RuntimeOptions"
+) -> "InferenceSession":
     import onnxruntime  # late, so that this package can be imported without it
 
     _check_providers(options.providers, onnxruntime.get_available_providers())
     if _NVIDIA & set(options.providers):
         onnxruntime.preload_dlls()  # CUDA and cuDNN from their Python packages, if installed
+    _make_engine_folder(options, sha256)
     try:
-        # Without this flag, a failing provider is silently replaced by the CPU, now or in a run.
-        return onnxruntime.InferenceSession(
-            path,
+        # From the bytes that were hashed: the file may be replaced meanwhile. Without the flag, a
+        # failing provider is silently replaced by the CPU, now or in a run.
+        session = onnxruntime.InferenceSession(
+            content,
             chosen,
             providers=list(options.providers),
-            provider_options=provider_options(options),
+            provider_options=provider_options(options, sha256),
             enable_fallback=False,
         )
     except Exception as error:  # the only common base class of ONNX Runtime's errors
-        raise _cannot_load(path, options.providers, error) from error
+        raise _cannot_load(path, content, options.providers, error) from error
+    session._model_bytes = None  # noqa: SLF001 - else it keeps them; only a fallback needs them
+    return session
 
 
-def _cannot_load(path: Path, providers: Sequence[str], error: Exception) -> ModelError:
+def _make_engine_folder(options: SessionOptions, sha256: str) -> None:
+    try:
+        make_engine_folder(options, sha256)
+    except OSError as error:
+        raise ModelError(
+            "MODEL_PROVIDER_UNAVAILABLE",
+            f"engine_cache: {options.engine_cache} must be a folder that can be written to:"
+            f" {error.strerror}",
+        ) from error
+
+
+def _cannot_load(
+    path: Path, content: bytes, providers: Sequence[str], error: Exception
+) -> ModelError:
     # Provider failures raise built-in exceptions, file failures ONNX Runtime's own.
     if isinstance(error, RuntimeError | ValueError):
         text = f"providers {list(providers)} cannot run {path}: {error}"
         return ModelError("MODEL_PROVIDER_UNAVAILABLE", text)
-    return ModelError("MODEL_FILE_INVALID", f"{path} cannot be loaded as a model: {error}")
+    return refused_onnx(path, content, error)
 
 
 def _check_providers(requested: Sequence[str], available: Sequence[str]) -> None:

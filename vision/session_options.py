@@ -28,8 +28,8 @@ class SessionOptions:
             run uses the calling thread only, which is best for several runs in parallel.
         device_id: number of the GPU, from 0.
         gpu_memory_bytes: limit of CUDA's arena, at least 1; None for no limit.
-        engine_cache: folder where TensorRT stores its engines and timings between starts; None for
-            no cache, which costs minutes at each start.
+        engine_cache: folder where TensorRT stores its timings and, in a subfolder for each model,
+            its engines between starts; None for no cache, which costs minutes at each start.
         tensorrt_fp16: True if TensorRT may compute in half precision, which changes results.
 
     Raises:
@@ -76,15 +76,37 @@ def runtime_options(options: SessionOptions) -> "onnxruntime.SessionOptions":
     return runtime
 
 
-def provider_options(options: SessionOptions) -> list[dict[str, str]]:
-    """Return the options of each provider, in the order of the providers."""
-    return [_of_provider(name, options) for name in options.providers]
+def make_engine_folder(options: SessionOptions, sha256: str) -> None:
+    """Create the folder of a model's TensorRT engines, if the options ask for one.
+
+    ONNX Runtime names an engine by the names in the graph and not by the weights, which the engine
+    contains. In one folder, another training of the same network would run on the old weights.
+
+    Args:
+        options: of the session.
+        sha256: of the whole model, in hex: the folder's name.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    if TENSORRT in options.providers and options.engine_cache is not None:
+        (options.engine_cache / sha256).mkdir(parents=True, exist_ok=True)
 
 
-def _of_provider(name: str, options: SessionOptions) -> dict[str, str]:
+def provider_options(options: SessionOptions, sha256: str) -> list[dict[str, str]]:
+    """Return the options of each provider, in the order of the providers.
+
+    Args:
+        options: of the session.
+        sha256: of the whole model, in hex.
+    """
+    return [_of_provider(name, options, sha256) for name in options.providers]
+
+
+def _of_provider(name: str, options: SessionOptions, sha256: str) -> dict[str, str]:
     if name == CUDA:
         return _cuda(options)
-    return _tensorrt(options) if name == TENSORRT else {}
+    return _tensorrt(options, sha256) if name == TENSORRT else {}
 
 
 def _cuda(options: SessionOptions) -> dict[str, str]:
@@ -101,17 +123,16 @@ def _cuda(options: SessionOptions) -> dict[str, str]:
     return cuda
 
 
-def _tensorrt(options: SessionOptions) -> dict[str, str]:
+def _tensorrt(options: SessionOptions, sha256: str) -> dict[str, str]:
     tensorrt = {
         "device_id": str(options.device_id),
         "trt_fp16_enable": str(options.tensorrt_fp16),
     }
     if options.engine_cache is not None:
-        folder = str(options.engine_cache)
         tensorrt |= {
             "trt_engine_cache_enable": "True",
-            "trt_engine_cache_path": folder,
+            "trt_engine_cache_path": str(options.engine_cache / sha256),
             "trt_timing_cache_enable": "True",
-            "trt_timing_cache_path": folder,
+            "trt_timing_cache_path": str(options.engine_cache),
         }
     return tensorrt

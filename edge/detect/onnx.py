@@ -16,7 +16,8 @@ class OnnxDetector:
         path: the model file, with the metadata that ultralytics' exporter writes; its task is
             detect or classify.
         name: the model's name in logs; None: the file's name without its suffix.
-        version: the model's version in logs; None: the first 12 hex digits of the file's SHA-256.
+        version: the model's version in logs; None: the first 12 hex digits of the SHA-256 of the
+            file and its external data.
         thresholds: thresholds and limits of the results; None: the defaults.
         providers: ONNX Runtime's execution providers in order of preference.
         intra_op_threads: threads of one run; None: ONNX Runtime's default.

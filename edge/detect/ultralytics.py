@@ -1,6 +1,5 @@
 """The ultralytics detector (AGPL-3.0; extra `ultralytics`)."""
 
-import hashlib
 import logging
 import os
 import sys
@@ -18,7 +17,8 @@ from edge.detect.images import pixels
 from edge.detect.results import classes_of, detections_of
 from edge.records import Detection
 from vision import ModelError
-from vision.external_data import check_external_data
+from vision.model_files import check_format, damaged_onnx
+from vision.model_identity import model_sha256
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,7 @@ _TRACKED_ABOVE = 0.1
 
 
 class UltralyticsDetector:
-    """A model that ultralytics runs, such as a `.pt` or `.onnx` file.
+    """A model that ultralytics runs: a `.pt` or `.onnx` file, or the folder of an export.
 
     Its task is detect, segment or pose, of which the boxes are returned, or classify. Models with
     oriented boxes (obb) are rejected: `Box` has no angle.
@@ -43,9 +43,11 @@ class UltralyticsDetector:
     ultralytics does so by default.
 
     Args:
-        path: the model file.
+        path: the model file, or a folder such as `best_openvino_model`. Ultralytics chooses the
+            format by the name.
         name: the model's name in logs; None: the file's name without its suffix.
-        version: the model's version in logs; None: the first 12 hex digits of the file's SHA-256.
+        version: the model's version in logs; None: the first 12 hex digits of the SHA-256 of the
+            file with its external data, or of all files in the folder.
         thresholds: thresholds and limits of the results; None: the defaults.
         device: the device to run on, such as "cpu" or "cuda:0"; None: ultralytics' choice.
         tracker: the tracker that identifies objects across images, which must be the frames of one
@@ -53,8 +55,8 @@ class UltralyticsDetector:
 
     Raises:
         ModuleNotFoundError: ultralytics is not installed, or `lap`, which trackers need.
-        vision.ModelError: the file does not exist, the model has another task, or it has no boxes
-            to track.
+        vision.ModelError: the file does not exist, is no model or has another format than its name
+            says, the model has another task, or it has no boxes to track.
 
     Example:
         >>> from sightline import UltralyticsDetector
@@ -75,13 +77,14 @@ class UltralyticsDetector:
     ) -> None:
         path = Path(path)
         self.name = name or path.stem
-        self.version = version or _sha256(path)[:12]
+        check_format(path)
+        # Always: it also checks the external data, which ultralytics leaves to ONNX Runtime.
+        sha256 = model_sha256(path)
+        self.version = version or sha256[:12]
         self._thresholds = thresholds or Thresholds()
         self._options = _options(self._thresholds, device, tracker)
         self._tracks = tracker is not None
         self._lock = threading.Lock()  # a predictor stores its current image, so is not reentrant
-        if path.suffix == ".onnx":
-            check_external_data(path)  # ultralytics hands the file to ONNX Runtime as it is
         self._model = self._load(path)
 
     @property
@@ -121,6 +124,10 @@ class UltralyticsDetector:
                 return self._ready(path, YOLO(path, task="detect"))
             except _OtherTaskError as other:  # an export must be opened with its own task
                 return self._ready(path, YOLO(path, task=other.task))
+            except Exception as error:
+                if damaged := damaged_onnx(path, error):
+                    raise damaged from error
+                raise
 
     def _ready(self, path: Path, model: "YOLO") -> "YOLO":
         """Return the model loaded and run once, so that the first image is not slow."""
@@ -183,19 +190,6 @@ def _options(thresholds: Thresholds, device: str | None, tracker: str | None) ->
         options["conf"] = min(thresholds.confidence, _TRACKED_ABOVE)
         options["tracker"] = f"{tracker}.yaml"
     return options
-
-
-def _sha256(path: Path) -> str:
-    """Return the SHA-256 of the file in hex.
-
-    Raises:
-        vision.ModelError: the file cannot be read; ultralytics would try to download it.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError("MODEL_FILE_MISSING", f"{path} cannot be read: {error}") from error
 
 
 @contextmanager

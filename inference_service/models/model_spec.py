@@ -44,7 +44,7 @@ from pydantic import (
 )
 
 from vision import Interpolation, Layout, Preprocess, Scores
-from vision.external_data import read_regular_file
+from vision.model_files import read_regular_file
 
 _OF_TASK = {
     "detect": ("thresholds", "layout"),

@@ -22,8 +22,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 # stands before its own room, and what is in its room.
 ORDER: Mapping[str, tuple[str, ...]] = {
     "vision": (
-        *("errors", "guards", "letterbox", "onnx_names", "pinned_outputs", "preprocess"),
-        *("session_options", "classify", "external_data", "images", "metadata", "onnx_session"),
+        *("errors", "guards", "letterbox", "onnx_names", "pinned_outputs", "preprocess", "trial"),
+        *("file_kinds", "model_files", "session_options", "classify", "external_data"),
+        *("model_identity", "images", "metadata", "onnx_session"),
         *("masks", "detections", "prototypes", "rotated", "suppress", "keypoints", "layouts"),
         *("yolo", "network", "onnx_classifier", "onnx_yolo", "__init__"),
     ),
@@ -121,6 +122,7 @@ CORES = (
     "servicekit/calls/fair_share.py",
     "servicekit/pace.py",
     "servicekit/telemetry/repeats.py",
+    "vision/file_kinds.py",
     "vision/onnx_names.py",
 )
 ACTS = {"time", "socket", "sqlite3", "threading", "asyncio", "pathlib", "os", "subprocess"}

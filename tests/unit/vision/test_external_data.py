@@ -1,6 +1,7 @@
 """Weights beside the ONNX file: found by their names, and safe from who writes over them."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -305,7 +306,7 @@ def test_item_8_names_are_found_in_any_spelling(entry: bytes, names: list[bytes]
 @pytest.mark.parametrize("content", [b"location", b"\x0a\xfflocation", in_model(b"\x0blocation")])
 def test_bytes_that_are_no_model_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
-    assert "not an ONNX file" in refused(tmp_path / "model.onnx")
+    assert re.search("not an ONNX file|may be cut off", refused(tmp_path / "model.onnx"))
 
 
 @pytest.mark.parametrize("before", range(-12, 13))

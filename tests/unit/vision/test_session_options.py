@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vision import SessionOptions
+from vision import ModelError, OnnxSession, SessionOptions
+from vision.model_identity import model_sha256
 from vision.session_options import (
     CPU,
     CUDA,
@@ -16,6 +17,7 @@ from vision.session_options import (
 )
 
 ROOT = Path(__file__).parents[3]
+SHA = "ab" * 32
 PLATES = ROOT / "models" / "repository" / "plates" / "1" / "model.onnx"
 
 
@@ -34,7 +36,7 @@ def test_memory_is_planned_on_gpus_only(providers: tuple[str, ...], planned: boo
 
 
 def test_the_cpu_needs_no_options() -> None:
-    assert provider_options(SessionOptions()) == [{}]
+    assert provider_options(SessionOptions(), SHA) == [{}]
 
 
 def test_options_are_in_the_order_of_the_providers() -> None:
@@ -45,12 +47,12 @@ def test_options_are_in_the_order_of_the_providers() -> None:
         engine_cache=Path("cache"),
         tensorrt_fp16=True,
     )
-    assert provider_options(options) == [
+    assert provider_options(options, SHA) == [
         {
             "device_id": "2",
             "trt_fp16_enable": "True",
             "trt_engine_cache_enable": "True",
-            "trt_engine_cache_path": "cache",
+            "trt_engine_cache_path": f"cache/{SHA}",
             "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": "cache",
         },
@@ -65,7 +67,7 @@ def test_options_are_in_the_order_of_the_providers() -> None:
 
 
 def test_without_a_folder_tensorrt_caches_nothing_and_computes_in_single_precision() -> None:
-    (tensorrt,) = provider_options(SessionOptions((TENSORRT,)))
+    (tensorrt,) = provider_options(SessionOptions((TENSORRT,)), SHA)
     assert tensorrt == {"device_id": "0", "trt_fp16_enable": "False"}
 
 
@@ -89,3 +91,28 @@ print(5e-324 * float(len(sys.argv) - 1))
         [sys.executable, "-c", program, str(PLATES)], capture_output=True, text=True
     )
     assert done.stdout.strip() == "5e-324", done.stderr
+
+
+@pytest.mark.parametrize("start", ["", "deeper"])
+def test_each_model_has_a_folder_of_its_own_for_its_engines(tmp_path: Path, start: str) -> None:
+    """The session asks for it, whether or not there is a GPU that builds engines."""
+    options = SessionOptions((TENSORRT,), engine_cache=tmp_path / start)
+    try:
+        sha256 = OnnxSession.load(PLATES, options).sha256
+    except ModelError:  # no GPU
+        sha256 = model_sha256(PLATES)
+    assert (tmp_path / start / sha256).is_dir()
+    (tensorrt,) = provider_options(options, sha256)
+    assert tensorrt["trt_engine_cache_path"] == str(tmp_path / start / sha256)
+
+
+def test_a_folder_for_engines_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    options = SessionOptions((TENSORRT,), engine_cache=tmp_path / "file")
+    with pytest.raises(ModelError, match=r"engine_cache: .*file must be a folder that can be writ"):
+        OnnxSession.load(PLATES, options)
+
+
+def test_without_tensorrt_no_folder_is_made(tmp_path: Path) -> None:
+    OnnxSession.load(PLATES, SessionOptions((CPU,), engine_cache=tmp_path / "cache"))
+    assert list(tmp_path.iterdir()) == []
