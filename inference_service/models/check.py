@@ -6,16 +6,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inference_service.models.engine import Model
 from inference_service.models.loader import RepositoryError, Runtime, load_files
 from inference_service.models.model_spec import ModelSpecError
-from vision import ModelError, OnnxClassifier
+from vision import Letterbox, ModelError, OnnxClassifier, OnnxYolo
+from vision.trial import trial_images
 
-_RUNS = 5
+_CANDIDATES = 100  # boxes of an image that are looked at, best first
 _HINTS = {
     "MODEL_FILE_MISSING": "Give an .onnx file, or a folder with a model.onnx.",
-    "MODEL_FILE_INVALID": "Export it again, and keep its external data, if any, beside it.",
+    "MODEL_FILE_INVALID": "",  # the message says what the file is, and so what to do
     "MODEL_METADATA_INVALID": "Add it to model.yaml, such as `labels: [scratch, pit, stain]`.",
     "MODEL_UNSUPPORTED": "Is `task` in model.yaml right? Detectors are YOLO exports, classifiers"
     " output one score for each label.",
@@ -47,7 +49,7 @@ class ModelDescription:
     """Temperature of a classifier."""
     provider: str
     run_ms: float
-    """Duration of a run of one image, median of a few runs, ms."""
+    """Duration of a run of one image, median of those of the trial, ms."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the properties for JSON."""
@@ -81,14 +83,14 @@ def check_files(onnx: Path, yaml: Path, runtime: Runtime) -> ModelDescription:
         raise RepositoryError(str(error)) from error
     except ModelError as error:
         problem = error.message if str(onnx) in error.message else f"{onnx}: {error.message}"
-        raise RepositoryError(f"{problem.rstrip('.')}. {_HINTS[error.reason]}") from error
+        raise RepositoryError(f"{problem.rstrip('.')}. {_HINTS[error.reason]}".rstrip()) from error
 
 
 def describe(model: Model) -> ModelDescription:
-    """Run a loaded model on a grey image, and return its properties.
+    """Run a loaded model on the images of a trial, and return its properties.
 
     Raises:
-        ModelError: it fails, or its output is invalid.
+        ModelError: it fails, or its output is invalid for one of the images.
     """
     network, classifies = model.network, isinstance(model.network, OnnxClassifier)
     height, width = network.input_size
@@ -107,18 +109,64 @@ def describe(model: Model) -> ModelDescription:
 
 
 def _try_out(model: Model) -> float:
-    """Run a model several times, and return the median duration, s."""
-    network = model.network
-    height, width = network.input_size
-    grey = np.full((height, width, 3), 114, dtype=np.uint8)
-    if isinstance(network, OnnxClassifier):
-        network.classify(grey, temperature=model.spec.temperature, top_k=model.spec.top_k)
-    else:
-        network.detect(grey)
-    batch, _ = network.prepare(grey)
-    times = []
-    for _ in range(_RUNS):
+    """Run a model on every image of a trial, and return the median duration of a run, s.
+
+    Raises:
+        ModelError: a run fails, or an output is invalid.
+    """
+    network, times = model.network, []
+    boxes: list[NDArray[np.float32]] = []
+    for image in trial_images(*network.input_size):
+        batch, _ = network.prepare(image)
         started = time.perf_counter()
-        network.run(batch)
+        (output,) = network.run(batch)
         times.append(time.perf_counter() - started)
+        if isinstance(network, OnnxClassifier):
+            network.decode(output, temperature=model.spec.temperature, top_k=model.spec.top_k)
+        else:
+            boxes.append(_all_boxes(network, output))
+    if boxes and not isinstance(network, OnnxClassifier):
+        _check_boxes(np.concatenate(boxes), *network.input_size)
     return statistics.median(times)
+
+
+def _all_boxes(network: OnnxYolo, output: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the best boxes of an output in input pixels, however low their scores.
+
+    `decode` clips boxes to the image and leaves out those outside. It is given an image that
+    extends beyond the input by the input's size on each side.
+
+    Raises:
+        ModelError: ``MODEL_OUTPUT_INVALID``.
+    """
+    height, width = network.input_size
+    around = Letterbox(1.0, 1.0, -width, -height, 3 * width, 3 * height)
+    found = network.decode(output, around, confidence=0.0, iou=1.0, max_detections=_CANDIDATES)
+    return found.xyxy - np.array([width, height] * 2, dtype=np.float32)
+
+
+def _check_boxes(xyxy: NDArray[np.float32], height: int, width: int) -> None:
+    """Check that boxes ``[N, 4]`` in input pixels, if there are any, are not all nonsense.
+
+    Raises:
+        ModelError: ``MODEL_OUTPUT_INVALID``: every box lies outside the input, or is smaller than a
+            pixel.
+    """
+    if not len(xyxy):
+        return  # such as an export with NMS inside, which leaves out low scores
+    sides = xyxy[:, 2:] - xyxy[:, :2]
+    inside = ((xyxy[:, :2] < (width, height)) & (xyxy[:, 2:] > 0)).all(axis=1)
+    if not inside.any():
+        where = f"outside the input of {width} x {height} pixels, such as {_shown(xyxy[0])}"
+    elif sides.max() < 1:
+        where = f"smaller than a pixel, such as {_shown(xyxy[0])}: are they fractions of the input?"
+    else:
+        return
+    raise ModelError(
+        "MODEL_OUTPUT_INVALID",
+        f"the model's output has {len(xyxy)} boxes for images of noise, and all are {where}",
+    )
+
+
+def _shown(box: NDArray[np.float32]) -> list[float]:
+    return [round(float(side), 3) for side in box]
