@@ -112,6 +112,9 @@ def add(
         Path | None, typer.Option(help="Its model.yaml. Default: the one beside the file, if any.")
     ] = None,
     repository: Repository = _REPOSITORY,
+    again: Annotated[
+        bool, typer.Option("--again", help="Add it even if the repository already has it.")
+    ] = False,
     providers: Providers = _CPU,
     as_json: Json = False,
 ) -> None:
@@ -119,7 +122,8 @@ def add(
 
     Example: sightline models add best.onnx --name plates
 
-    A service that runs on the repository serves it within seconds, without a restart.
+    A service that runs on the repository serves it within seconds, without a restart. Nothing is
+    added if the model already has a version with the same content, model.yaml included.
     """
     if spec is not None and not spec.is_file():
         raise CommandError(f"--spec: there is no file {spec}")
@@ -130,9 +134,16 @@ def add(
 
         onnx, beside = files(file)
         key = ModelVersion(name, version)
-        folder, checked = install(onnx, spec or beside, repository, key, _runtime(providers))
-    added = {"name": name, "version": folder.name, "folder": str(folder)}
-    _print_fields({**added, **checked.as_dict()}, as_json=as_json)
+        done = install(onnx, spec or beside, repository, key, _runtime(providers), again=again)
+    place = {"name": name, "version": done.folder.name, "folder": str(done.folder)}
+    fields = {**place, **done.description.as_dict(), "added": done.added}
+    _print_fields(fields, as_json=as_json)
+    if not done.added:
+        typer.echo(
+            f"model {name} version {done.folder.name} already has this content: nothing was added"
+            " (--again adds it)",
+            err=True,
+        )
 
 
 @app.command("calibrate", cls=Command)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import external_data_helper
@@ -19,8 +20,7 @@ RUNTIME = Runtime()
 
 def put(file: Path, repository: Path, name: str = "a", version: str = "") -> Path:
     onnx_file, yaml = files(file)
-    folder, _ = install(onnx_file, yaml, repository, ModelVersion(name, version), RUNTIME)
-    return folder
+    return install(onnx_file, yaml, repository, ModelVersion(name, version), RUNTIME).folder
 
 
 def everything(folder: Path) -> list[str]:
@@ -54,7 +54,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"nowhere\.onnx.*Give an \.onnx file"):
         check_files(*files(tmp_path / "nowhere.onnx"), RUNTIME)
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(RepositoryError, match=r"text\.onnx cannot be loaded.*Export it again"):
+    with pytest.raises(RepositoryError, match=r"text\.onnx cannot be loaded.*text of 8 bytes"):
         check_files(*files(tmp_path / "text.onnx"), RUNTIME)
 
 
@@ -77,10 +77,9 @@ def test_a_model_whose_answers_are_nonsense_does_not_pass(tmp_path: Path) -> Non
 
 def test_versions_are_counted_on(tmp_path: Path) -> None:
     file, repository = colour_model(tmp_path / "best.onnx"), tmp_path / "models"
-    assert put(file, repository) == repository / "a" / "1"
-    assert put(file, repository) == repository / "a" / "2"
-    assert put(file, repository, version="9.3-rc") == repository / "a" / "9.3-rc"
-    assert put(file, repository) == repository / "a" / "10"
+    for version, folder in (("", "1"), ("", "2"), ("9.3-rc", "9.3-rc"), ("", "10")):
+        colour_model(file, names={0: folder, 1: "green", 2: "blue"})
+        assert put(file, repository, version=version) == repository / "a" / folder
     assert load_model(repository / "a" / "10", RUNTIME).version == "10"
 
 
@@ -120,18 +119,22 @@ def test_external_data_goes_along(tmp_path: Path) -> None:
     load_model(folder, RUNTIME)
 
 
-def test_external_data_that_is_not_found_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_external_data_in_a_folder_goes_along_and_is_named_if_it_is_missing(tmp_path: Path) -> None:
     (tmp_path / "deeper").mkdir()
     path = with_external_data(tmp_path / "best.onnx", "deeper/weights.bin")
-    with pytest.raises(RepositoryError, match="external data"):
-        put(path, tmp_path / "models")
-    assert everything(tmp_path / "models") == ["a"]
+    folder = put(path, tmp_path / "models")
+    (tmp_path / "deeper" / "weights.bin").unlink()
+    load_model(folder, RUNTIME)
+    with pytest.raises(RepositoryError, match=r"'deeper/weights\.bin' is missing\. Copy it"):
+        put(path, tmp_path / "others")
+    assert not (tmp_path / "others").exists()
 
 
 def test_what_is_there_is_never_written_over(tmp_path: Path) -> None:
     file, repository = colour_model(tmp_path / "best.onnx"), tmp_path / "models"
     put(file, repository, version="1")
     before = (repository / "a" / "1" / "model.onnx").stat()
+    colour_model(file, names={0: "other", 1: "green", 2: "blue"})
     with pytest.raises(RepositoryError, match="model a version 1 already exists"):
         put(file, repository, version="1")
     assert (repository / "a" / "1" / "model.onnx").stat() == before
@@ -156,6 +159,58 @@ def test_a_repository_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("no folder")
     with pytest.raises(RepositoryError, match=r"models.*: Not a directory"):
         put(file, tmp_path / "models")
+
+
+def trained(folder: Path, value: float) -> Path:
+    """Write a model whose ONNX file is always the same, and whose weights are all `value`."""
+    folder.mkdir(exist_ok=True)
+    path = with_external_data(folder / "best.onnx", "weights.bin")
+    weights = np.full((folder / "weights.bin").stat().st_size // 4, value, dtype=np.float32)
+    weights.tofile(folder / "weights.bin")
+    return path
+
+
+@pytest.mark.parametrize("version", ["", "1"])
+def test_the_same_content_is_added_once(tmp_path: Path, version: str) -> None:
+    path, repository, key = trained(tmp_path / "a", 1), tmp_path / "models", ModelVersion("a", "")
+    assert install(*files(path), repository, key, RUNTIME).added
+    (path.parent / "copy.onnx").write_bytes(path.read_bytes())
+    same = files(path.parent / "copy.onnx")
+    found = install(*same, repository, ModelVersion("a", version), RUNTIME)
+    assert (found.folder, found.added) == (repository / "a" / "1", False)
+    assert found.description.labels == ("red", "green", "blue")
+    assert everything(repository)[:2] == ["a", "a/1"]
+    assert len(everything(repository)) == 4
+    assert install(*same, repository, key, RUNTIME, again=True).folder.name == "2"
+    assert install(*same, repository, ModelVersion("a", "7"), RUNTIME).folder.name == "7"
+
+
+@pytest.mark.parametrize("what", ["weights", "yaml", "network"])
+def test_another_content_is_another_version(tmp_path: Path, what: str) -> None:
+    path, repository = trained(tmp_path / "a", 1), tmp_path / "models"
+    put(path, repository)
+    if what == "weights":
+        path = trained(tmp_path / "b", 2)
+        assert path.read_bytes() == (tmp_path / "a" / "best.onnx").read_bytes()
+    elif what == "yaml":
+        (tmp_path / "a" / "model.yaml").write_text("description: another")
+    else:
+        path = colour_model(tmp_path / "c" / "best.onnx", names={0: "b", 1: "g", 2: "rot"})
+    assert put(path, repository).name == "2"
+
+
+def test_a_broken_version_is_not_the_same(tmp_path: Path) -> None:
+    path, repository = trained(tmp_path / "a", 1), tmp_path / "models"
+    (put(path, repository) / "weights.bin").unlink()
+    assert put(path, repository).name == "2"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "./model.onnx"])
+def test_external_data_may_not_take_the_repository_s_own_names(tmp_path: Path, name: str) -> None:
+    path = with_external_data(tmp_path / "best.onnx", name)
+    with pytest.raises(RepositoryError, match=f"external data '{name}' has a name"):
+        put(path, tmp_path / "models")
+    assert everything(tmp_path / "models") == ["a"]
 
 
 @pytest.mark.parametrize("how", ["..", "absolute", "link"])

@@ -87,7 +87,7 @@ def test_check_says_what_a_model_is(repository: Path) -> None:
 def test_check_says_what_is_wrong_and_what_helps(repository: Path) -> None:
     sentence = said("check", repository / "colours" / "2" / "model.onnx")
     assert "cannot be loaded as a model" in sentence
-    assert sentence.endswith("keep its external data, if any, beside it.")
+    assert sentence.endswith("'no model', not an ONNX file. Download or copy it again.")
     (repository / "colours" / "1" / "model.yaml").write_text("thresholds: {iou: 2}")
     assert "thresholds.iou: must be" in said("check", repository / "colours" / "1")
     cuda = said("check", repository / "classes" / "1", "--providers", "NoSuchExecutionProvider")
@@ -102,9 +102,22 @@ def test_add_says_where_it_is(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("labels: [x, y, z]")
     flags = ["--name", "new", "--repository", repository, "--spec", tmp_path / "other.yaml"]
     assert read("add", file, *flags)["labels"] == ["x", "y", "z"]
-    assert "already exists" in said("add", file, *flags, "--version", "2")
+    assert "already exists" in said("add", file, *flags[:-2], "--version", "2")
     assert "--spec: " in said("add", file, *flags[:-1], tmp_path / "nowhere.yaml")
     assert "--name: must be" in said("add", file, "--name", "a b", "--repository", repository)
+
+
+def test_add_says_that_a_content_is_there_already(repository: Path) -> None:
+    file = repository / "colours" / "1" / "model.onnx"
+    flags = ["--name", "new", "--repository", repository]
+    assert read("add", file, *flags)["added"]
+    result = CliRunner().invoke(app, ["models", "add", str(file), *map(str, flags), "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert (found["added"], found["version"]) == (False, "1")
+    assert "model new version 1 already has this content" in result.stderr
+    assert [path.name for path in (repository / "new").iterdir()] == ["1"]
+    assert read("add", file, *flags, "--again")["version"] == "2"
 
 
 @pytest.fixture
