@@ -78,6 +78,8 @@ def infer(
             except SightlineError as error:
                 if error.category in _ENDS_RUN:
                     raise
+                if error.reason == "MODEL_NOT_FOUND" and Path(settings.cloud_model).is_file():
+                    raise CommandError(_is_a_file(settings.cloud_model)) from error
                 _show_error(path, error, as_json=as_json)
                 failed += 1
             except OSError as error:
@@ -117,6 +119,13 @@ def _copies(folder: Path, images: list[Path]) -> Copies:
         raise CommandError(f"--save needs {error.name}: {install_hint('onnx')}") from error
     except OSError as error:
         raise CommandError(f"--save: {folder} must be a folder: {error.strerror}") from error
+
+
+def _is_a_file(model: str) -> str:
+    return (
+        f"--model: must be the name of a model of the service, got the file {model}:"
+        " `sightline models add` gives it a name there, `sightline log --model` runs it here"
+    )
 
 
 def _show_error(path: Path, error: SightlineError, *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from inference_service.models.labelled import LabelledError, find, outputs, spli
 from inference_service.models.loader import Runtime, load_model
 from inference_service.models.model_spec import ModelSpecError, read, write_temperature
 from vision import ImageLimits, OnnxClassifier
+from vision.external_data import onnx_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,14 @@ class Calibration:
         """Write the temperature to the `model.yaml` in the model's folder.
 
         Raises:
-            ModelSpecError: the file cannot be written.
+            ModelSpecError: the file cannot be written, or the folder has another network than the
+                one that the temperature was fitted to.
+            ModelError: the network cannot be read.
         """
+        if onnx_sha256(folder / "model.onnx") != self.model.network.sha256:
+            raise ModelSpecError(
+                f"{folder / 'model.onnx'} changed while the temperature was fitted: calibrate again"
+            )
         path = folder / "model.yaml"
         if not path.exists():
             path.write_text("task: classify\n")

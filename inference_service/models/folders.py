@@ -7,7 +7,7 @@ copied or moved into place, and links that point elsewhere, change the state.
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,28 +89,45 @@ def empty_models(folder: Path) -> list[str]:
 
 
 def read_state(folder: Path) -> State | None:
-    """Return the state of a version's folder; None if it does not exist."""
+    """Return the state of a version's folder; None if it does not exist.
+
+    It covers the folders below, which may contain external data. Links to folders are not followed:
+    external data behind them is refused.
+    """
     try:
-        with os.scandir(folder) as entries:
-            states = [_file_state(entry) for entry in entries if not entry.name.startswith(".")]
+        states = list(_states(folder, ""))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         return (
             ("cannot be read", error.errno),
         )  # loading it will fail with this error, which is logged
-    return tuple(sorted(states, key=lambda state: str(state[0])))
+    return tuple(sorted(states, key=str))
 
 
-def _file_state(entry: os.DirEntry[str]) -> tuple[object, ...]:
+def _states(folder: Path, below: str) -> Iterator[tuple[object, ...]]:
+    """Yield the state of each file in a folder and below; `below` is the start of their names."""
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in visible:
+        name = below + entry.name
+        yield _file_state(entry, name)
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _states(folder / entry.name, f"{name}/")
+        except OSError as error:
+            yield name, "cannot be read", error.errno
+
+
+def _file_state(entry: os.DirEntry[str], name: str) -> tuple[object, ...]:
     try:
         status = entry.stat()
     except OSError as error:
-        return entry.name, error.errno
+        return name, error.errno
     if not stat.S_ISREG(status.st_mode):
-        return entry.name, status.st_mode
+        return name, status.st_mode
     # The change time of the inode detects copies by tools that preserve the modification time.
-    return entry.name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _readable_folders(folder: Path) -> list[str]:

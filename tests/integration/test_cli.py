@@ -141,6 +141,16 @@ def test_infer_goes_on_after_a_bad_picture(laptop: Laptop, pictures: Path, tmp_p
     assert "IMAGE_TYPE_UNSUPPORTED] Use a JPEG" in done.stderr
 
 
+def test_infer_says_that_a_file_is_no_name_of_a_model(
+    laptop: Laptop, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "best.pt").write_text("any file")
+    (picture, *_) = (str(path) for path in pictures.iterdir())
+    done = sightline("infer", picture, "--model", tmp_path / "best.pt", env=laptop.env)
+    assert done.returncode == 1
+    assert f"must be the name of a model of the service, got the file {tmp_path}" in done.stderr
+
+
 def test_infer_saves_copies_with_boxes(laptop: Laptop, pictures: Path, tmp_path: Path) -> None:
     original = pictures / "plate-0.jpg"
     before = original.read_bytes()
