@@ -172,6 +172,29 @@ def missing_external(path: Path, name: str) -> ModelError:
     return _cannot(path, f"{problem}. Copy it into the model's folder, with the same name.")
 
 
+def models_in(folder: Path) -> list[str]:
+    """Return up to three names of files in a folder that look like models, with their kinds.
+
+    For messages: a fourth element is "..." if there are more.
+    """
+    found = []
+    for path in _files_in(folder):
+        suffix = path.suffix.lower()
+        if suffix == ".onnx":
+            found.append(path.name)
+        if suffix not in MODEL_ENDINGS:
+            continue
+        try:
+            with open_regular_file(path) as file:
+                kind, _ = _examine(file)
+        except OSError:
+            continue
+        if kind is not None and kind.endings:
+            found.append(f"{path.name} ({kind.name})")
+    more = ["..."] if len(found) > _MAX_SHOWN else []
+    return [*found[:_MAX_SHOWN], *more]
+
+
 def _examine(file: BufferedReader) -> tuple[FileKind | None, int]:
     """Return the kind of an open file, None for one that may be an ONNX file, and its size."""
     head = file.read(HEAD_BYTES)
@@ -192,30 +215,10 @@ def _is_other(path: Path, kind: FileKind, wanted: str = "an ONNX file") -> Model
 def _missing(path: Path, error: OSError) -> ModelError:
     """Return the error for a file that does not exist, with the models in its folder."""
     problem = unreadable(path, error)
-    found = _models_in(path.parent)
+    found = models_in(path.parent)
     if not found:
         return problem
     return ModelError(problem.reason, f"{problem.message}; its folder has {', '.join(found)}")
-
-
-def _models_in(folder: Path) -> list[str]:
-    """Return the names of the files in a folder that look like models, with their kinds."""
-    found = []
-    for path in _files_in(folder):
-        suffix = path.suffix.lower()
-        if suffix == ".onnx":
-            found.append(path.name)
-        if suffix not in MODEL_ENDINGS:
-            continue
-        try:
-            with open_regular_file(path) as file:
-                kind, _ = _examine(file)
-        except OSError:
-            continue
-        if kind is not None and kind.endings:
-            found.append(f"{path.name} ({kind.name})")
-    more = ["..."] if len(found) > _MAX_SHOWN else []
-    return [*found[:_MAX_SHOWN], *more]
 
 
 def _folder_kind(folder: Path) -> str:
@@ -227,7 +230,7 @@ def _folder_kind(folder: Path) -> str:
 
 
 def _in_folder(folder: Path) -> str:
-    found = _models_in(folder)
+    found = models_in(folder)
     return f"{_GIVE_ONNX[:-1]}: the folder has {', '.join(found)}." if found else _GIVE_ONNX
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inference_service.models.loader import RepositoryError
+from vision.model_files import models_in
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
@@ -75,6 +76,7 @@ def scan(folder: Path, before: Mapping[ModelVersion, State]) -> dict[ModelVersio
     if not states:
         raise RepositoryError(
             f"model_repository: {folder} contains no model (expected <name>/<version>/model.onnx)"
+            f"{misplaced(folder, *(folder / name for name in names))}"
         )
     return states
 
@@ -86,6 +88,14 @@ def empty_models(folder: Path) -> list[str]:
         OSError: the repository cannot be read.
     """
     return [name for name in _folders(folder) if not _readable_folders(folder / name)]
+
+
+def misplaced(*folders: Path) -> str:
+    """Return the end of a message that names models in folders which should have none."""
+    found = [name for folder in folders for name in models_in(folder)]
+    if not found:
+        return ""
+    return f"; it has {', '.join(found)}: `sightline models add` puts a model into its place"
 
 
 def read_state(folder: Path) -> State | None:

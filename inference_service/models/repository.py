@@ -15,6 +15,7 @@ from inference_service.models.folders import (
     ModelVersion,
     State,
     empty_models,
+    misplaced,
     read_state,
     scan,
     version_key,
@@ -246,7 +247,9 @@ class Repository:
 
     def _log_empty_models(self) -> None:
         for name in empty_models(self._folder):
-            logger.error("not loaded: model %s: %s contains no version", name, self._folder / name)
+            folder = self._folder / name
+            there = misplaced(folder)
+            logger.error("not loaded: model %s: %s contains no version%s", name, folder, there)
 
 
 def changed(

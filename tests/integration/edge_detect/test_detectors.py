@@ -57,6 +57,9 @@ def ultralytics_process(path: Path, **options: Any) -> ProcessDetector:
     return ProcessDetector(partial(UltralyticsDetector, path, **options))
 
 
+KINDS = (OnnxDetector, UltralyticsDetector)
+
+
 @pytest.fixture(
     params=[OnnxDetector, UltralyticsDetector, onnx_process],
     ids=["onnx", "ultralytics", "onnx-process"],
@@ -129,8 +132,59 @@ def test_names_and_versions(kind: Any, model: Path) -> None:
     assert (result.model_name, result.model_version) == ("plates", "7")
 
 
-def test_both_give_one_file_one_version(model: Path) -> None:
+def beside(model: Path, folder: Path, change: float = 0.0) -> Path:
+    """Save the model with its weights beside it, one of which is changed; return its path."""
+    folder.mkdir()
+    onnx.save(
+        onnx.load(model),
+        folder / "model.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    weights = np.fromfile(folder / "weights.bin", dtype=np.float32)
+    weights[0] += change
+    weights.tofile(folder / "weights.bin")
+    return folder / "model.onnx"
+
+
+def test_both_give_one_file_one_version(model: Path, tmp_path: Path) -> None:
     assert OnnxDetector(model).version == UltralyticsDetector(model).version
+    first, second = beside(model, tmp_path / "1"), beside(model, tmp_path / "2", 1.0)
+    assert first.read_bytes() == second.read_bytes()
+    versions = [kind(path).version for kind in KINDS for path in (first, second)]
+    assert versions[:2] == versions[2:]
+    assert len(set(versions)) == 2
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (POINTER, "it is a git-LFS pointer to 7 bytes, not an ONNX file. Get the file itself"),
+        (b"PK\x05\x06" + bytes(18), "it is a zip archive, not an ONNX file"),
+        (None, "it is an ONNX file that is cut off: it has 200 of at least"),
+    ],
+    ids=["pointer", "zip", "cut off"],
+)
+def test_a_file_that_is_no_model_is_named(
+    kind: Any, model: Path, tmp_path: Path, content: bytes | None, says: str
+) -> None:
+    (tmp_path / "best.onnx").write_bytes(content or model.read_bytes()[:200])
+    with pytest.raises(ModelError) as caught:
+        kind(tmp_path / "best.onnx")
+    assert caught.value.reason == "MODEL_FILE_INVALID"
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["best.pt", "best.engine", "best.yaml"])
+def test_a_file_that_ultralytics_does_not_run_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(ModelError, match="git-LFS pointer to 7 bytes, not a model that ultralytic"):
+        UltralyticsDetector(tmp_path / name)
 
 
 def test_a_missing_model_is_refused_and_not_downloaded(kind: Any, tmp_path: Path) -> None:
@@ -289,20 +343,23 @@ def test_the_bus_is_a_bus(on_photos: Any, photo: Path) -> None:
 def test_item_8_weights_outside_of_the_model_s_folder_are_refused(
     kind: Any, model: Path, tmp_path: Path
 ) -> None:
-    network = onnx.load(model)
-    onnx.save(
-        network,
-        tmp_path / "model.onnx",
-        save_as_external_data=True,
-        location="weights.bin",
-        size_threshold=0,
-        convert_attribute=True,
-    )
-    kind(tmp_path / "model.onnx")
-    (tmp_path / "weights.bin").rename(tmp_path / "secret.bin")
-    (tmp_path / "weights.bin").symlink_to("secret.bin")
+    path = beside(model, tmp_path / "model")
+    kind(path)
+    path.with_name("weights.bin").rename(tmp_path / "secret.bin")
+    path.with_name("weights.bin").symlink_to(tmp_path / "secret.bin")
     with pytest.raises((ModelError, SightlineError), match="in the model's own folder"):
-        kind(tmp_path / "model.onnx")
+        kind(path)
+
+
+@pytest.mark.parametrize("name", ["model.ONNX", "model.onnx.old"])
+def test_ultralytics_gets_no_weights_outside_of_the_folder_by_another_name(
+    model: Path, tmp_path: Path, name: str
+) -> None:
+    path = beside(model, tmp_path / "model")
+    path.with_name("weights.bin").rename(tmp_path / "secret.bin")
+    path.with_name("weights.bin").symlink_to(tmp_path / "secret.bin")
+    with pytest.raises(ModelError, match="in the model's own folder"):
+        UltralyticsDetector(path.rename(path.with_name(name)))
 
 
 def test_item_23_a_detector_says_its_labels(kind: Any, model: Path) -> None:

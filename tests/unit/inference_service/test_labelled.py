@@ -125,6 +125,17 @@ def test_a_network_that_is_too_sure_is_told_so(tmp_path: Path, often_right: Path
     assert again.temperature == pytest.approx(result.temperature)
 
 
+def test_a_temperature_is_not_written_beside_another_network(
+    tmp_path: Path, often_right: Path
+) -> None:
+    folder = in_repository(tmp_path, "task: classify", scale=20.0)
+    result = calibrate(folder, often_right, 0.5, LIMITS, Runtime())
+    colour_classifier(folder / "model.onnx", scale=5.0)
+    with pytest.raises(ModelSpecError, match="changed while the temperature was fitted"):
+        result.write(folder)
+    assert (folder / "model.yaml").read_text() == "task: classify"
+
+
 def test_a_yaml_is_made_where_there_is_none(tmp_path: Path, often_right: Path) -> None:
     folder = in_repository(tmp_path, "", scale=20.0, task="classify", probabilities=True)
     result = calibrate(folder, often_right, 0.5, LIMITS, Runtime())

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import numpy as np
+import onnx
 import pytest
+from onnx import external_data_helper
 
 from inference_service.models.engine import Model
 from inference_service.models.folders import version_key
@@ -17,7 +20,7 @@ from inference_service.models.loader import RepositoryError, Runtime, load_model
 from inference_service.models.repository import Models, Repository
 from servicekit.errors import SightlineError
 from tests.unit.inference_service.tiny_onnx import colour_model
-from vision import SessionOptions
+from vision import OnnxYolo, SessionOptions
 
 
 def load(path: Path) -> Model:
@@ -269,6 +272,29 @@ def with_the_old_times_and_size(folder: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+@pytest.mark.parametrize("name", ["weights.bin", "deeper/still/weights.bin"])
+def test_new_weights_beside_the_network_are_taken_in(tmp_path: Path, name: str) -> None:
+    folder = repository(tmp_path, "a/1") / "a" / "1"
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    network = onnx.load(folder / "model.onnx")
+    (box,) = (tensor for tensor in network.graph.initializer if tensor.name == "box")
+    external_data_helper.set_external_data(box, location=name)
+    (folder / name).write_bytes(box.raw_data)
+    box.ClearField("raw_data")
+    (folder / "model.onnx").write_bytes(network.SerializeToString())
+    served = Followed(tmp_path)
+    old = served.models.find("", "").network
+    with (folder / name).open("r+b") as file:
+        file.write(np.array([16, 16], dtype=np.float32).tobytes())
+    served.poll(2)
+    new = served.models.find("", "").network
+    assert new.sha256 != old.sha256
+    red = np.zeros((64, 64, 3), dtype=np.uint8)
+    red[..., 0] = 255
+    assert isinstance(new, OnnxYolo)
+    assert new.detect(red).xyxy.tolist() == [[0, 8, 32, 24]]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -441,6 +467,42 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "1").mkdir(parents=True)
     with pytest.raises(RepositoryError, match=r"model a version 1: .*model\.onnx"):
         Followed(tmp_path)
+    colour_model(tmp_path / "a" / "1" / "best.onnx")
+    with pytest.raises(RepositoryError, match=r"model\.onnx.*; its folder has best\.onnx$"):
+        Followed(tmp_path)
+
+
+@pytest.mark.parametrize("where", [".", "a"])
+def test_a_model_in_the_wrong_folder_is_named(tmp_path: Path, where: str) -> None:
+    (tmp_path / "a").mkdir()
+    colour_model(tmp_path / where / "best.onnx")
+    with pytest.raises(RepositoryError, match=r"no model .*; it has best\.onnx: `sightline models"):
+        Followed(tmp_path)
+
+
+def test_a_model_beside_its_versions_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository(tmp_path, "a/1")
+    colour_model(tmp_path / "b" / "best.onnx")
+    Followed(tmp_path, default="a")
+    assert "b contains no version; it has best.onnx: `sightline models add`" in caplog.text
+
+
+def test_a_file_that_is_no_model_is_named_at_the_start_and_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a" / "1").mkdir(parents=True)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"
+    (tmp_path / "a" / "1" / "model.onnx").write_text(pointer)
+    with pytest.raises(RepositoryError, match=r"model a version 1: .*pointer to 7.*git lfs pull"):
+        Followed(tmp_path)
+    repository(tmp_path, "b/1")
+    served = Followed(tmp_path, default="b")
+    (tmp_path / "a" / "1" / "model.onnx").write_bytes(b"PK\x05\x06" + bytes(18))
+    served.poll(2)
+    assert "not loaded: model a version 1: " in caplog.text.splitlines()[-1]
+    assert "it is a zip archive, not an ONNX file." in caplog.text.splitlines()[-1]
 
 
 def yaml(folder: Path, text: str) -> Path:

@@ -10,6 +10,7 @@ from edge.doctor.finding import Finding, Level
 from edge.doctor.model import model
 from tests.unit.inference_service.failing_onnx import choosy_model
 from tests.unit.inference_service.tiny_onnx import colour_model
+from tests.unit.vision.models import YOLOV8, save_detector
 
 
 def found(path: Path | None, **more: Any) -> dict[str, Finding]:
@@ -53,6 +54,27 @@ def test_a_broken_file(tmp_path: Path, detector: str) -> None:
     assert finding.level is Level.FAILED
     assert str(path) in finding.action
     assert "\n" not in finding.message
+
+
+@pytest.mark.parametrize("detector", ["onnx", "ultralytics"])
+def test_a_file_of_another_kind_is_named(tmp_path: Path, detector: str) -> None:
+    path = tmp_path / "best.onnx"
+    path.write_text("<!doctype html><title>404</title>")
+    (finding,) = found(path, detector=detector).values()
+    assert "it is a web page with the title '404', not an ONNX file" in finding.message
+    whole = colour_model(path).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    (finding,) = found(path, detector=detector).values()
+    assert "it is an ONNX file that is cut off" in finding.message
+
+
+def test_a_model_that_talks_nonsense_when_it_sees_something(tmp_path: Path) -> None:
+    output = YOLOV8.copy()
+    output[4, 0] = 0.52  # with the mean of a grey image not above 1, with that of a white one
+    path = save_detector(tmp_path / "best.onnx", output=output)
+    finding = found(path)["model run"]
+    assert finding.level is Level.FAILED
+    assert "has a score of 1.3" in finding.message
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
