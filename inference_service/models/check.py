@@ -15,6 +15,9 @@ from vision import Letterbox, ModelError, OnnxClassifier, OnnxYolo
 from vision.trial import trial_images
 
 _CANDIDATES = 100  # boxes of an image that are looked at, best first
+# Ultralytics' threshold for validation. Below it, half precision may overflow in boxes of a good
+# model that nobody gets to see.
+_CONFIDENCE = 0.001
 _HINTS = {
     "MODEL_FILE_MISSING": "Give an .onnx file, or a folder with a model.onnx.",
     "MODEL_FILE_INVALID": "",  # the message says what the file is, and so what to do
@@ -131,7 +134,7 @@ def _try_out(model: Model) -> float:
 
 
 def _all_boxes(network: OnnxYolo, output: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the best boxes of an output in input pixels, however low their scores.
+    """Return the best boxes of an output in input pixels, also those with low scores.
 
     `decode` clips boxes to the image and leaves out those outside. It is given an image that
     extends beyond the input by the input's size on each side.
@@ -141,7 +144,9 @@ def _all_boxes(network: OnnxYolo, output: NDArray[np.float32]) -> NDArray[np.flo
     """
     height, width = network.input_size
     around = Letterbox(1.0, 1.0, -width, -height, 3 * width, 3 * height)
-    found = network.decode(output, around, confidence=0.0, iou=1.0, max_detections=_CANDIDATES)
+    found = network.decode(
+        output, around, confidence=_CONFIDENCE, iou=1.0, max_detections=_CANDIDATES
+    )
     return found.xyxy - np.array([width, height] * 2, dtype=np.float32)
 
 
