@@ -213,7 +213,8 @@ class EdgeSettings(ClientTlsSettings):
     device_model_version: str = Field(
         default="",
         max_length=256,
-        description="version of device_model in the log; empty: derived from its SHA-256",
+        description="version of device_model in the log; empty: derived from the SHA-256 of the"
+        " file and its external data",
     )
     detector: Literal["onnx", "ultralytics"] = Field(
         default="onnx", description="runtime of device_model", json_schema_extra=BASIC

@@ -85,7 +85,9 @@ class InferenceSettings(ServerSettings):
         description="limit on the GPU memory of each model, bytes; not given: no limit",
     )
     engine_cache: OptionalPath = Field(
-        None, description="folder where TensorRT stores the engines that it builds; empty: none"
+        None,
+        description="folder where TensorRT stores the engines that it builds, in a subfolder for"
+        " each model; empty: none",
     )
     tensorrt_fp16: bool = Field(
         False, description="allow TensorRT to compute in half precision, which changes results"

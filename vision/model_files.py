@@ -22,6 +22,7 @@ _MAX_ONNX = 2**31 - 1  # bytes of a protobuf message
 _MAX_LISTED = 1000  # files of a folder that are looked at
 _MAX_SHOWN = 3
 _EXPORT_AGAIN = "Export it again, and keep its external data, if any, beside it."
+_FOLDER = "a folder"
 _GIVE_ONNX = "Give an .onnx file."
 # What the folders of exports contain, by the ending of a file's name.
 _FOLDERS = {
@@ -214,19 +215,22 @@ def _is_other(path: Path, kind: FileKind, wanted: str = "an ONNX file") -> Model
 
 def _missing(path: Path, error: OSError) -> ModelError:
     """Return the error for a file that does not exist, with the models in its folder."""
-    problem = unreadable(path, error)
-    found = models_in(path.parent)
-    if not found:
+    problem, found = unreadable(path, error), models_in(path.parent)
+    if found:
+        there = f"; its folder has {', '.join(found)}"
+    elif (kind := _folder_kind(path.parent)) != _FOLDER:
+        there = f"; its folder is {kind}"
+    else:
         return problem
-    return ModelError(problem.reason, f"{problem.message}; its folder has {', '.join(found)}")
+    return ModelError(problem.reason, problem.message + there)
 
 
 def _folder_kind(folder: Path) -> str:
     for path in _files_in(folder):
         for ending, kind in _FOLDERS.items():
             if path.name.endswith(ending):
-                return f"a folder with {kind}"
-    return "a folder"
+                return f"{_FOLDER} with {kind}"
+    return _FOLDER
 
 
 def _in_folder(folder: Path) -> str:

@@ -242,6 +242,12 @@ def test_a_missing_file_s_folder_is_looked_at(path: Path) -> None:
     )
 
 
+def test_the_folder_of_another_export_is_named(path: Path) -> None:
+    (path.parent / "best.xml").write_text(OPENVINO)
+    with pytest.raises(ModelError, match=r"; its folder is a folder with an OpenVINO model$"):
+        OnnxSession.load(path)
+
+
 def test_a_file_too_large_for_onnx_is_refused_without_reading_it(path: Path) -> None:
     with path.open("wb") as file:
         file.write(b"\x08\x0a\x3a")
