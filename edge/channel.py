@@ -7,8 +7,9 @@ from pathlib import Path
 
 import grpc
 
-from servicekit.addresses import stays_here
+from servicekit.addresses import public_address, stays_here
 from servicekit.errors import SightlineError
+from servicekit.routes import channel_options
 
 # A silent network path is detected within 30 s; TCP alone would take a quarter of an hour. After an
 # outage the next attempt comes within 5 s; gRPC's default is two minutes.
@@ -52,7 +53,7 @@ class Endpoint:
         has_key = bool(self.api_key or self.api_key_file)
         if has_key and self.credentials is None and not stays_here(self.target):
             raise ValueError(
-                f"api_key must not be sent in plain text to {self.target}: "
+                f"api_key must not be sent in plain text to {public_address(self.target)}: "
                 "set TLS credentials (tls_ca_file), or use a loopback or unix: target"
             )
 
@@ -81,18 +82,23 @@ class Endpoint:
             return error
         explained = copy.copy(error)
         explained.message = (
-            f"{self.target} answers, but is not the {service} service, or one that is too old:"
-            f" set {setting} to the {service} service"
+            f"{public_address(self.target)} answers, but is not the {service} service, or one that"
+            f" is too old: set {setting} to the {service} service"
         )
         return explained
 
     def channel(self, options: Sequence[tuple[str, object]] = ()) -> grpc.Channel:
         """Return a new channel for use from threads, which connects on the first call.
 
+        A proxy of the environment (`grpc_proxy`, `https_proxy`, `http_proxy`) is not used for a
+        target on this machine, nor for a credential without TLS.
+
         Args:
             options: gRPC channel options that extend or override `OPTIONS`.
         """
-        merged = _merged(options)
+        has_key = bool(self.api_key or self.api_key_file)
+        route = channel_options(self.target, plain_secret=has_key and self.credentials is None)
+        merged = _merged((*route, *options))
         if self.credentials is None:
             return grpc.insecure_channel(self.target, merged)
         return grpc.secure_channel(self.target, self.credentials, merged)

@@ -1,5 +1,7 @@
 """Settings of every test, and the table of fault campaigns at the end of a run."""
 
+import os
+
 import pytest
 from hypothesis import settings
 from rich.console import Console
@@ -13,6 +15,10 @@ settings.register_profile("sightline", deadline=None)
 settings.load_profile("sightline")
 
 start_children_with_defaults()
+# Tests call services of this machine; a proxy of the environment is for pip and the like.
+os.environ["no_proxy"] = ",".join(
+    filter(None, (os.environ.get("no_proxy"), "127.0.0.1", "localhost", "::1"))
+)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

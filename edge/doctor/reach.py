@@ -1,12 +1,20 @@
-"""Causes of an unreachable service: names, ports, TLS. gRPC reports UNAVAILABLE for all of them."""
+"""Causes of an unreachable service: names, ports, TLS, proxies.
 
+gRPC reports UNAVAILABLE for all of them. A service is dialled the way that gRPC dials it: through
+the proxy of the environment, if there is one for it.
+"""
+
+import base64
 import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import HTTPConnection, HTTPException
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
+from servicekit.routes import Proxy, proxy_of
 from servicekit.settings import ClientTlsSettings
 
 _SOON_DAYS = 14
@@ -27,6 +35,8 @@ def unreachable(target: str, timeout: float) -> ConnectionFault | None:
         target: host:port or unix:path.
         timeout: seconds.
     """
+    if proxy := proxy_of(target):
+        return _unreachable_through(proxy, target, timeout)
     try:
         _connect(target, timeout).close()
     except socket.gaierror as error:
@@ -135,6 +145,18 @@ def _mistrusted(
     return ConnectionFault(f"the server's certificate is not trusted: {reason}", action)
 
 
+def _unreachable_through(proxy: Proxy, target: str, timeout: float) -> ConnectionFault | None:
+    try:
+        _connect(target, timeout).close()
+    except OSError as error:
+        return ConnectionFault(
+            f"{target} cannot be reached through the proxy {proxy.address}, which the variable"
+            f" {proxy.variable} names: {error.strerror or error}",
+            f"Correct {proxy.variable}, or add the host to no_grpc_proxy to dial it directly.",
+        )
+    return None
+
+
 def _connect(target: str, timeout: float) -> socket.socket:
     if target.startswith("unix:"):
         connection = socket.socket(socket.AF_UNIX)
@@ -145,7 +167,29 @@ def _connect(target: str, timeout: float) -> socket.socket:
             connection.close()
             raise
         return connection
+    if proxy := proxy_of(target):
+        return _tunnel(proxy, target, timeout)
     return socket.create_connection(_host_and_port(target), timeout)
+
+
+def _tunnel(proxy: Proxy, target: str, timeout: float) -> socket.socket:
+    """Return a connection that a proxy makes (RFC 9110, section 9.3.6)."""
+    headers = {}
+    if proxy.user_info:
+        credential = base64.b64encode(unquote_to_bytes(proxy.user_info)).decode()
+        headers["Proxy-Authorization"] = f"Basic {credential}"
+    connection = HTTPConnection(proxy.host, proxy.port, timeout=timeout)
+    host, _, port = target.rpartition(":")
+    connection.set_tunnel(host, int(port), headers)
+    try:
+        connection.connect()
+    except HTTPException as error:
+        connection.close()
+        raise ConnectionError("the proxy does not answer as HTTP") from error
+    made, connection.sock = connection.sock, None
+    if made is None:
+        raise ConnectionError("the proxy makes no connection")
+    return made
 
 
 def _host_and_port(target: str) -> tuple[str, int]:

@@ -21,6 +21,7 @@ from edge.endpoints import inference_endpoint, ingest_endpoint
 from edge.settings import EdgeSettings
 from servicekit.distribution import version
 from servicekit.errors import Category, SightlineError, from_rpc_error
+from servicekit.routes import Proxy, proxy_of
 
 _CLOCK_WARNING_SECONDS = 2.0
 _CLOCK_FAILED_SECONDS = 86_400.0  # an image from further ahead is rejected by the ingest service
@@ -69,6 +70,8 @@ def inference(
 def _service(
     service: CheckedService, may: Callable[[CheckedService], Iterator[Finding]]
 ) -> Iterator[Finding]:
+    if proxy := proxy_of(service.endpoint.target):
+        yield _route(service, proxy)
     if service.settings.tls_ca_file is not None:
         tls = _tls(service)
         yield tls
@@ -90,6 +93,15 @@ def _service(
     yield _version(service.name, report.version)
     if report.is_serving:
         yield from may(service)
+
+
+def _route(service: CheckedService, proxy: Proxy) -> Finding:
+    check = f"{service.name} route"
+    text = f"calls go through the proxy {proxy.address}, which the variable {proxy.variable} names"
+    if service.settings.tls_ca_file is not None:
+        return ok(check, text)
+    action = "Set tls_ca_file, or add the host to no_grpc_proxy to dial it directly."
+    return warning(check, f"{text}, and it can read them: they have no TLS", action)
 
 
 def _tls(service: CheckedService) -> Finding:

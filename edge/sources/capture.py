@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from servicekit.routes import spare_proxies
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -23,6 +25,8 @@ class Capture:
     def __init__(self, place: str | int, timeout: float | None = None) -> None:
         import cv2
 
+        if isinstance(place, str):
+            spare_proxies(place)
         options = []
         if timeout is not None:
             milliseconds = max(int(timeout * 1e3), 1)

@@ -5,13 +5,17 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
 
 import grpc
 import jwt
 
+from servicekit.addresses import public_address, without_secrets
 from servicekit.errors import SightlineError
+from servicekit.routes import fetch
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +93,7 @@ class JwksUrl:
     unknown key. There is one fetch at a time, which serves all waiting calls.
 
     Args:
-        url: http or https; redirects are not followed.
+        url: http or https; see `servicekit.routes.fetch`.
         cooldown: time between two fetches, s.
         clock: seconds.
     """
@@ -101,9 +105,9 @@ class JwksUrl:
         cooldown: float = COOLDOWN_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        # Caching is done here: PyJWKClient would block a thread per call while the URL is down.
-        client = jwt.PyJWKClient(url, cache_jwk_set=False, timeout=FETCH_TIMEOUT_SECONDS)
-        self._fetch_keys: Callable[[], jwt.PyJWKSet] = client.get_jwk_set
+        # Not by PyJWKClient: it would block a thread per call while the URL is down, and send
+        # requests to this machine through a proxy of the environment.
+        self._fetch_content = partial(fetch, url, FETCH_TIMEOUT_SECONDS)
         self._url = url
         self._cooldown = cooldown
         self._clock = clock
@@ -149,12 +153,13 @@ class JwksUrl:
 
     async def _fetch(self) -> None:
         try:
-            self._keys = await asyncio.to_thread(self._fetch_keys)
+            self._keys = _parse(await asyncio.to_thread(self._fetch_content))
             self._fetched = self._clock()
             self._failed = False
-        except (jwt.PyJWTError, OSError, *_NO_JWKS) as error:
+        except (OSError, HTTPException, ValueError) as error:
             self._failed = True
-            logger.warning("JWKS: %s: %s", self._url, error)
+            shown = public_address(self._url)  # its query may have a token
+            logger.warning("JWKS: %s: %s", shown, without_secrets(str(error), self._url))
         finally:
             self._fetching = None
 

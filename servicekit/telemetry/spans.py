@@ -4,10 +4,12 @@ It is imported only if an endpoint is configured. Spans go into a bounded queue,
 them in batches: a slow or unreachable collector loses spans, and never delays a call.
 """
 
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import grpc
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -33,6 +35,7 @@ from structlog.contextvars import bind_contextvars
 
 from servicekit.auth.caller import known_caller
 from servicekit.distribution import version
+from servicekit.routes import channel_options
 from servicekit.telemetry import call_notes
 from servicekit.telemetry.call_end import code_of, peer_of
 from servicekit.telemetry.call_notes import Fact
@@ -63,8 +66,14 @@ class Spans:
     """
 
     def __init__(self, endpoint: str, sample_ratio: float, service: str) -> None:
+        is_plain = not endpoint.startswith("https:")
         self._exporter = OTLPSpanExporter(
-            endpoint=endpoint, insecure=not endpoint.startswith("https:")
+            endpoint=endpoint,
+            insecure=is_plain,
+            # The headers may be a credential.
+            channel_options=channel_options(  # type: ignore[arg-type]  # it says text only
+                urlsplit(endpoint).netloc, plain_secret=is_plain and _has_headers()
+            ),
         )
         self._processor = BatchSpanProcessor(self._exporter)
         provider = TracerProvider(
@@ -139,6 +148,10 @@ class _CallSpan:
             start_time=int((since_epoch + begun) * 1e9),
         )
         child.end(int((since_epoch + ended) * 1e9))
+
+
+def _has_headers() -> bool:
+    return any(os.environ.get(f"OTEL_EXPORTER_OTLP_{name}HEADERS") for name in ("", "TRACES_"))
 
 
 def _remote(parent: Parent, context: _Context) -> OtelSpan:

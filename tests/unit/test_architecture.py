@@ -33,6 +33,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
             "distribution",
             "about",
             "addresses",
+            "routes",
             "durable",
             "errors",
             "free_memory",
