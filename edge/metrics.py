@@ -147,13 +147,19 @@ def _log(stats: NodeStats) -> Iterator[Metric]:
 def _sources(stats: NodeStats) -> Iterator[Metric]:
     frames = _counter("source_frames", "Frames of a source by outcome", "source", "to")
     waiting = _gauge("source_waiting", "Frames that are queued or being processed", "source")
+    damaged = _counter("source_damaged_frames", "Frames that cannot be decoded", "source")
+    missing = _counter(
+        "source_missing_frames", "Frames that a file lists and that cannot be found", "source"
+    )
     reconnects = _counter("source_reconnects", "Number of times a source was lost", "source")
     state = _gauge("source_state", "1 for the current state of a source", "source", "state")
     for name, source in stats.sources.items():
         for outcome in FrameOutcome:
             frames.add_metric((name, outcome), getattr(source, outcome))
         waiting.add_metric((name,), source.waiting)
+        damaged.add_metric((name,), source.damaged)
+        missing.add_metric((name,), source.missing)
         reconnects.add_metric((name,), source.reconnects)
         for source_state in SourceState:
             state.add_metric((name, source_state), float(source.state is source_state))
-    yield from (frames, waiting, reconnects, state)
+    yield from (frames, waiting, damaged, missing, reconnects, state)

@@ -37,7 +37,7 @@ class Glance:
     waiting: int
     """Predictions that are logged and not committed yet, those of earlier runs included."""
     done: int = 0
-    """Frames of all sources that need no more work: answered, failed, skipped or dropped."""
+    """Frames of all sources that need no more work: answered, failed, skipped, dropped, damaged."""
     length: int | None = None
     """Frames of all sources together; None: not known."""
     stopped: int = 0

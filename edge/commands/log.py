@@ -105,8 +105,8 @@ def log(
     with the same summary. Predictions that are not committed at the end stay in the spool, and the
     next run sends them.
 
-    Exit code 1: a source could not be read, or, unless Ctrl-C ended the run, an image got no answer
-    or the log is not committed.
+    Exit code 1: a source could not be read to its end, a frame of a file is damaged, or, unless
+    Ctrl-C ended the run, an image got no answer or the log is not committed.
     """
     _never_wait_for_readers()
     named = {
@@ -154,8 +154,15 @@ def log(
     )
     all_sources = [source for node in stats.values() for source in node.sources.values()]
     unread = any(source.state is SourceState.FAILED for source in all_sources)
+    files = {source.name for source in opened if not source.live}
+    damaged = any(
+        source.damaged
+        for node in stats.values()
+        for name, source in node.sources.items()
+        if name in files
+    )
     failed = any(node.pictures.failed for node in stats.values())
-    if unread or (not interrupted and (not committed or failed)):
+    if unread or damaged or (not interrupted and (not committed or failed)):
         raise typer.Exit(1)
 
 

@@ -49,7 +49,10 @@ def glance(stats: Sequence[NodeStats], sources: Sequence[FrameSource]) -> Glance
         unreachable=tuple(name for name, source in lost.items() if source.is_unreachable),
         committed=sum(node.logger.committed for node in stats),
         waiting=sum(_waiting(node.logger) for node in stats),
-        done=sum(source.read - source.waiting for source in of_sources.values()),
+        done=sum(
+            source.read - source.waiting + source.damaged + source.missing
+            for source in of_sources.values()
+        ),
         stopped=sum(source.stopped for source in of_sources.values()),
         length=sum(known) if len(known) == len(lengths) else None,
     )

@@ -1,6 +1,5 @@
 """Cameras, local or over the network, which are read through OpenCV and reconnected when lost."""
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -10,17 +9,18 @@ from edge.backoff import full_jitter
 from edge.sources.capture import Capture
 from edge.sources.frame import Frame, SourceMonitor
 from edge.sources.sampling import Sampler, Sampling
+from servicekit.addresses import public_address
 
-_SECRET = re.compile(r"(user|login|pass\w*?|pwd|token|key|auth)=[^_&/;?]*", re.IGNORECASE)
-_STREAM_KEYS = {"channel", "ch", "subtype", "camera", "stream", "id", "profile"}
-"""Keys of a URL's query that distinguish the streams of one recorder and hold no secret."""
+_TRIES = 100  # frames that fail in a row before the camera is connected anew
+_LOCAL_TIMEOUT = 10.0  # of drivers; OpenCV's default
 
 
 class Camera:
     """A camera that is read until it is no longer needed, and reconnected when it is lost.
 
-    Reconnections use exponential back-off with full jitter (`edge.backoff`) up to 30 s; a frame
-    resets it.
+    A damaged frame is counted and passed over. The camera is lost after a hundred in a row, or
+    `timeout` without a frame. Reconnections use exponential back-off with full jitter
+    (`edge.backoff`) up to 30 s; a frame resets it.
 
     Args:
         place: a URL (`rtsp://`, `http://` with MJPEG, ...), a device such as `/dev/video0`, or the
@@ -83,16 +83,32 @@ class Camera:
 
     def _read(self, capture: Capture, sampler: Sampler, monitor: SourceMonitor) -> Iterator[Frame]:
         connected = False
-        while not monitor.wait(0) and capture.grab():
-            now = time.time()
+        seen = time.monotonic()
+        patience = self._timeout or _LOCAL_TIMEOUT
+
+        def gives_up() -> bool:
+            return monitor.wait(0) or time.monotonic() - seen >= patience
+
+        while not monitor.wait(0):
+            damaged = capture.advance(_TRIES, gives_up)
+            if damaged is None:
+                return
+            if damaged:
+                monitor.damaged(damaged)
+            now, seen = time.time(), time.monotonic()
             if not connected:
                 connected = True
                 self._failures = 0
                 monitor.found()
-            if sampler.takes(time.monotonic()):
-                yield Frame(capture.pixels(), f"{self.name}@{_utc(now)}", now)
-            else:
+            if not sampler.takes(seen):
                 monitor.skipped()
+                continue
+            try:
+                pixels = capture.pixels()
+            except OSError:
+                monitor.damaged(1)
+            else:
+                yield Frame(pixels, f"{self.name}@{_utc(now)}", now)
 
 
 def _utc(seconds: float) -> str:
@@ -100,14 +116,5 @@ def _utc(seconds: float) -> str:
 
 
 def _public_name(place: str | int) -> str:
-    """Return the place without secrets that must not be logged: a user, a password, a token.
-
-    It does not parse the place as a URL: passwords of cameras hold characters that URLs forbid.
-    """
-    scheme, separator, rest = str(place).partition("://")
-    if not separator:
-        return f"camera-{place}" if str(place).isdigit() else str(place)
-    path, _, query = rest.rpartition("@")[2].partition("#")[0].partition("?")
-    kept = [item for item in query.split("&") if item.partition("=")[0].lower() in _STREAM_KEYS]
-    shown = _SECRET.sub(r"\1=***", path)
-    return f"{scheme}://{shown}" + ("?" + "&".join(kept) if kept else "")
+    """Return the place without a user, a password or a token."""
+    return f"camera-{place}" if str(place).isdigit() else public_address(str(place))

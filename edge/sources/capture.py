@@ -1,5 +1,6 @@
 """A wrapper of OpenCV's VideoCapture that raises errors and returns RGB."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from servicekit.routes import spare_proxies
@@ -38,9 +39,25 @@ class Capture:
         if not self._capture.isOpened():
             raise OSError("OpenCV cannot open it")
 
-    def grab(self) -> bool:
-        """Advance to the next frame; return False if there is none or it did not come in time."""
-        return bool(self._capture.grab())
+    def advance(self, tries: int, stops: Callable[[], bool] = lambda: False) -> int | None:
+        """Advance to the next frame that can be read.
+
+        OpenCV reports a damaged frame and the end of the stream by the same False, so the reading
+        goes on after it.
+
+        Args:
+            tries: number of failures in a row after which there is no frame any more, >= 1.
+            stops: called after each failure; True ends the tries.
+
+        Returns:
+            The number of damaged frames before that frame. None: there is no frame any more.
+        """
+        for damaged in range(tries):
+            if self._capture.grab():
+                return damaged
+            if stops():
+                break
+        return None
 
     @property
     def seconds(self) -> float:

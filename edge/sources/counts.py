@@ -57,9 +57,16 @@ class SourceStats:
     reconnects: int
     """Number of times the source was lost after it had been connected."""
     last_error: str
-    """The latest reason why it was lost or failed; empty: there was none."""
+    """The latest reason why it was lost, failed or is incomplete; empty: there was none."""
     stopped: int = 0
     """Those of `dropped` that were read and not answered when the reading was stopped."""
+    damaged: int = 0
+    """Frames that cannot be decoded; they are not in `read`."""
+    missing: int = 0
+    """Frames that a file lists, and that were neither read nor found damaged.
+
+    Some containers hide damaged frames in this way; others list frames that an editor has cut out,
+    or only an estimate of their number."""
 
     @property
     def is_unreachable(self) -> bool:
@@ -77,6 +84,8 @@ class SourceCounts:
         self._state = SourceState.STARTING
         self._reconnects = 0
         self._stopped = 0
+        self._damaged = 0
+        self._missing = 0
         self._last_error = ""
 
     def read(self) -> None:
@@ -95,6 +104,16 @@ class SourceCounts:
             self._outcomes[FrameOutcome.DROPPED] += 1
             self._stopped += 1
 
+    def damage(self, count: int) -> None:
+        """Count frames that cannot be decoded."""
+        with self._lock:
+            self._damaged += count
+
+    def miss(self, count: int) -> None:
+        """Count frames that a file lists and does not have."""
+        with self._lock:
+            self._missing += count
+
     def set_state(self, state: SourceState, error: str = "") -> None:
         """Set the source's state, and the error that led to it."""
         with self._lock:
@@ -111,7 +130,21 @@ class SourceCounts:
                 read=self._read,
                 waiting=self._read - sum(outcomes.values()),
                 reconnects=self._reconnects,
-                last_error=self._last_error,
+                last_error=self._last_error or self._incompleteness(),
                 stopped=self._stopped,
+                damaged=self._damaged,
+                missing=self._missing,
                 **outcomes,
             )
+
+    def _incompleteness(self) -> str:
+        parts = []
+        if self._damaged:
+            parts.append(f"{_frames(self._damaged)} cannot be decoded")
+        if self._missing:
+            parts.append(f"{_frames(self._missing)} that the file lists cannot be found")
+        return ", ".join(parts)
+
+
+def _frames(count: int) -> str:
+    return f"{count:,} frame{'' if count == 1 else 's'}"

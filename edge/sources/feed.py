@@ -156,6 +156,14 @@ class _FeedMonitor:
         self._counts.read()
         self._counts.count_outcome(FrameOutcome.SKIPPED)
 
+    def damaged(self, count: int) -> None:
+        if not self._counts.stats().damaged:  # not for every one of a damaged file
+            logger.warning("source %s has a damaged frame, reading on", self._name)
+        self._counts.damage(count)
+
+    def missing(self, count: int) -> None:
+        self._counts.miss(count)
+
     def lost(self, error: str) -> None:
         is_news = self._counts.stats().state is not SourceState.LOST
         self._counts.set_state(SourceState.LOST, error)

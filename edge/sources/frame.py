@@ -44,6 +44,12 @@ class SourceMonitor(Protocol):
     def skipped(self) -> None:
         """Count a frame that the sampling did not select."""
 
+    def damaged(self, count: int) -> None:
+        """Count frames that cannot be decoded, and after which the reading goes on."""
+
+    def missing(self, count: int) -> None:
+        """Report at the end how many frames a file lists and does not have, damaged ones aside."""
+
     def lost(self, error: str) -> None:
         """Report that the connection is lost and that the source reconnects."""
 

@@ -26,7 +26,7 @@ from tests.integration.cli.terminal import (
     read_until,
     sightline,
 )
-from tests.unit.edge.sources.monitors import save_pictures, save_video
+from tests.unit.edge.sources.monitors import save_noise, save_pictures, save_video
 
 MODEL = REPOSITORY / "plates/1/model.onnx"
 PARTS = ("skipped", "dropped", "by_device", "by_cloud", "failed", "waiting")
@@ -160,6 +160,32 @@ def test_a_video_that_cannot_be_read_fails_the_run_but_not_its_neighbour(
     assert "1 prediction logged, all committed" in done.stdout
     assert f"{tmp_path / 'clip.mp4'}: failed" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_damaged_video_is_read_on_and_fails_the_run(
+    ingest: FakeIngest, tmp_path: Path, as_json: bool
+) -> None:
+    video = save_noise(tmp_path / "clip.mp4", 20)
+    content = bytearray(video.read_bytes())
+    begin, end = len(content) * 4 // 10, len(content) * 6 // 10
+    content[begin:end] = bytes(end - begin)
+    video.write_bytes(content)
+    flags = ["--json"] if as_json else []
+    done = sightline("log", video, *flags, env=settings(ingest, tmp_path))
+    assert done.returncode == 1, done.stderr
+    damaged = 20 - len(ingest.images())
+    assert 1 <= damaged <= 6
+    assert "clip.mp4#000019" in ingest.images()
+    assert "has a damaged frame, reading on" in done.stderr
+    if as_json:
+        stats = json.loads(done.stdout)
+        assert adds_up(stats)
+        (source,) = stats["sources"].values()
+        assert (source["state"], source["read"]) == ("ended", 20 - damaged)
+        assert source["damaged"] == damaged
+    else:
+        assert f"{video}: ended: {damaged} frames cannot be decoded" in done.stdout
 
 
 @pytest.mark.parametrize(

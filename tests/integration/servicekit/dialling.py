@@ -76,7 +76,7 @@ def http(url: str) -> str:
 def camera(url: str) -> str:
     try:
         with closing(Capture(url, 5.0)) as capture:
-            return "OK" if capture.grab() else "no frame"
+            return "no frame" if capture.advance(1) is None else "OK"
     except OSError as error:
         return str(error)
 

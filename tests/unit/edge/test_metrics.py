@@ -58,6 +58,8 @@ def test_what_the_node_did_is_scraped(tmp_path: Path) -> None:
     assert metrics["cloud_bytes_total", labels()] == 0
     assert metrics["breaker_state", labels(state="closed")] == 1
     assert metrics["breaker_state", labels(state="open")] == 0
+    assert metrics["source_damaged_frames_total", labels(source=source)] == 0
+    assert metrics["source_missing_frames_total", labels(source=source)] == 0
     assert metrics["cloud_retries_total", labels()] == 0
     assert metrics["source_frames_total", labels(source=source, to="by_device")] == 2
     assert metrics["source_frames_total", labels(source=source, to="failed")] == 1

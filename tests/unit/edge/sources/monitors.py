@@ -8,6 +8,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+CODECS = {"mp4": "mp4v", "avi": "MJPG", "mkv": "mp4v", "mov": "mp4v"}
+"""Codec of a video with a suffix."""
+
 
 class RecordingMonitor:
     """A `SourceMonitor` that records events and stops the reading once `enough` returns True."""
@@ -26,6 +29,12 @@ class RecordingMonitor:
     def skipped(self) -> None:
         self.events.append("skipped")
 
+    def damaged(self, count: int) -> None:
+        self.events.append(f"damaged: {count}")
+
+    def missing(self, count: int) -> None:
+        self.events.append(f"missing: {count}")
+
     def lost(self, error: str) -> None:
         self.events.append(f"lost: {error}")
 
@@ -40,6 +49,18 @@ def save_video(path: Path, frames: int = 50, fps: float = 10.0) -> Path:
     for index in range(frames):
         blue = index * 255 // max(frames - 1, 1)
         writer.write(np.full((48, 64, 3), (blue, 0, 255 - blue), np.uint8))
+    writer.release()
+    return path
+
+
+def save_noise(path: Path, frames: int) -> Path:
+    """Save a video of noise, so that each frame takes about as many bytes."""
+    code: Any = cv2
+    pixels = np.random.default_rng(0)
+    codec = code.VideoWriter_fourcc(*CODECS[path.suffix[1:]])
+    writer = code.VideoWriter(str(path), codec, 25.0, (160, 120))
+    for _ in range(frames):
+        writer.write(pixels.integers(0, 256, (120, 160, 3), np.uint8))
     writer.release()
     return path
 
