@@ -28,7 +28,7 @@ from edge.log.logger import PredictionLogger
 from edge.run import NodeRun, Outcome
 from edge.settings import EdgeSettings
 from edge.sources.counts import SourceCounts, SourceState
-from edge.sources.frame import Frame, FrameSource
+from edge.sources.frame import Frame, FrameSource, public_name
 from edge.sources.opening import open_source
 from edge.sources.sampling import Sampling
 from edge.tally import NodeStats, Tally
@@ -379,16 +379,19 @@ class EdgeNode:
             open_source(source, sampling) if isinstance(source, str | Path) else source
             for source in sources
         ]
-        names = [source.name for source in opened]
+        names = [public_name(source) for source in opened]
         if not names or len(set(names)) < len(names):
             rule = "sources must be at least one, and have different names"
             raise ValueError(f"{rule}, got {names}")
         with self._runs_lock:
-            counts = {source: self._sources.get(source.name) or SourceCounts() for source in opened}
+            counts = {
+                source: self._sources.get(name) or SourceCounts()
+                for source, name in zip(opened, names, strict=True)
+            }
             answer = partial(self._process_frame, image_entry("run", labels=labels).labels)
             run = NodeRun(counts, answer, workers=workers, queue_size=queue_size)
             self._runs.add(run)
-            self._sources.update({source.name: count for source, count in counts.items()})
+            self._sources.update(zip(names, counts.values(), strict=True))
             ended = [n for n, c in self._sources.items() if c.stats().state is SourceState.ENDED]
             for name in ended[: max(len(self._sources) - _MAX_SOURCES, 0)]:
                 del self._sources[name]

@@ -10,7 +10,7 @@ from edge.decide.answer import Answer
 from edge.records import Source
 from edge.sources.counts import FrameOutcome, SourceCounts
 from edge.sources.feed import Feed
-from edge.sources.frame import Frame, FrameSource
+from edge.sources.frame import Frame, FrameSource, public_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +132,17 @@ class NodeRun(Iterator[Outcome]):
                 self._changed.notify_all()
 
     def _outcome(self, source: FrameSource, frame: Frame) -> Outcome:
-        counts = self._counts[source]
+        counts, name = self._counts[source], public_name(source)
         try:
-            answer = self._answer(source.name, frame)
+            answer = self._answer(name, frame)
         except BaseException as raised:  # noqa: BLE001 - the outcome carries every error
             counts.count_outcome(FrameOutcome.FAILED)
             error = raised if isinstance(raised, Exception) else RuntimeError(repr(raised))
-            return Outcome(source.name, frame, None, error)
+            return Outcome(name, frame, None, error)
         counts.count_outcome(
             FrameOutcome.BY_DEVICE if answer.source is Source.DEVICE else FrameOutcome.BY_CLOUD
         )
-        return Outcome(source.name, frame, answer, None)
+        return Outcome(name, frame, answer, None)
 
     def _put(self, outcome: Outcome) -> None:
         with self._changed:

@@ -20,8 +20,8 @@ _REWRITTEN = re.compile(
     r"(https?|ftp|mms\w?|rtmp\w{0,2}|rtp|rtsps?|srt|tcp|tls|udp)_(?:__|//)", re.IGNORECASE
 )
 """Start of a URL whose `:` and `/` ultralytics has replaced by `_`, or only the `:`."""
-_USER = re.compile(r"[^/?#\s]*:.*@")
-"""User and password before a host without a scheme."""
+_USER = re.compile(r"(?:\w+:/)?[^/\\?#\s]*:(?![/\\]).*@")
+"""User and password before a host without a scheme, or after one with a single slash."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HOSTS_FILE = Path("/etc/hosts")

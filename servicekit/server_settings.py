@@ -46,6 +46,8 @@ def _check_jwks(place: str) -> str:
     trusted = url.scheme == "https" or (url.scheme == "http" and stays_here(f"[{url.hostname}]:0"))
     if not trusted or not url.hostname:
         raise ValueError("must be a path, an https:// URL, or an http:// URL of this machine")
+    if "@" in url.netloc:
+        raise ValueError("must have no user and no password: the URL is fetched without them")
     return place
 
 

@@ -47,6 +47,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from servicekit.addresses import public_address
 from servicekit.distribution import version
 from servicekit.variables import names_of_kubernetes
 
@@ -102,11 +103,17 @@ def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
+def _path_or_none(value: object) -> object:
+    if isinstance(value, str) and "://" in value:
+        raise ValueError("must be the path of a file or folder: a URL is not fetched")
+    return _empty_is_none(value)
+
+
 Address = Annotated[str, AfterValidator(_check_address)]
 """host:port, [IPv6]:port or unix:path."""
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """Words; in flags, variables and secret files separated by commas, in TOML a list."""
-OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_path_or_none)]
 """A path; None or empty: not given."""
 OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_empty_is_none)]
 """A secret; None or empty: not given."""
@@ -258,7 +265,7 @@ def _parse(
 
 def _unknown_flag(word: str, parser: argparse.ArgumentParser) -> str:
     if not word.startswith("-"):
-        return f"unexpected argument {word!r}: settings are given as --name value"
+        return f"unexpected argument {public_address(word)!r}: settings are given as --name value"
     flag = word.partition("=")[0]
     known = [text for action in parser._actions for text in action.option_strings]  # noqa: SLF001
     return f"no such flag: {flag}{did_you_mean(flag, known)}"
@@ -404,8 +411,13 @@ def _sentence(cls: type[Settings], error: ErrorDetails, origins: Sequence[_Origi
     if error["type"] == "extra_forbidden":
         hint = did_you_mean(field, cls.model_fields)
         return f"{field}: is not a setting{hint} (from {place})"
-    got = "" if _is_secret(cls, field) else f"got {error['input']!r}; "
+    got = "" if _is_secret(cls, field) else f"got {_shown(error['input'])!r}; "
     return f"{'.'.join(map(str, error['loc']))}: {rule} ({got}from {place})"
+
+
+def _shown(value: object) -> object:
+    """Return a value that is refused, without the password of an address."""
+    return public_address(value) if isinstance(value, str) else value
 
 
 def _is_secret(cls: type[Settings], field: str) -> bool:

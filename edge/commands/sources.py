@@ -10,6 +10,7 @@ from edge.sources.frame import Frame, FrameSource, SourceMonitor
 from edge.sources.opening import open_source
 from edge.sources.pictures import SUFFIXES
 from edge.sources.sampling import Sampling
+from servicekit.addresses import public_address
 from servicekit.distribution import install_hint
 from servicekit.settings import did_you_mean
 from servicekit.terminal import CommandError
@@ -168,7 +169,7 @@ def _unique(name: str, numbered: str, taken: set[str]) -> str:
 
 def _check_exists(word: str) -> None:
     """Raise CommandError with what is missing, where a word can only mean files."""
-    path = Path(word)
+    path, shown = Path(word), public_address(word)
     if "://" in word or word.startswith("/dev/video") or (word.isdigit() and not path.exists()):
         return
     kinds = ", ".join(sorted(SUFFIXES))
@@ -182,7 +183,7 @@ def _check_exists(word: str) -> None:
         return
     elif glob.has_magic(word):
         if not any(Path(name).is_file() for name in glob.iglob(word, recursive=True)):  # noqa: PTH207
-            raise CommandError(f"No file matches {word}")
+            raise CommandError(f"No file matches {shown}")
     else:
         kind = "file" if path.suffix and not word.endswith("/") else "folder"
-        raise CommandError(f"There is no {kind} {word}")
+        raise CommandError(f"There is no {kind} {shown}")

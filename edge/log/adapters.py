@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from edge.detect.results import arrays_of, classes_of, detections_of
 from edge.records import Detection, DetectionArrays, Prediction
+from servicekit.addresses import url_scheme
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 _FINAL = "on_predict_batch_end"
 """Event after that of the trackers (`on_predict_postprocess_end`); times are known by then."""
 
-_URL = re.compile(r"([A-Za-z][\w+.-]*?)(?:___|://)")
-"""Start of a URL. ultralytics writes `_` for `:` and `/`, so its credentials cannot be cut out."""
 _UNNAMED = re.compile(r"image\d+\.jpg")
 """Path that ultralytics makes up for an array or a tensor."""
 
@@ -142,8 +141,10 @@ def _frame_name(predictor: "BasePredictor", path: str, frames: Counter[str]) -> 
 
 def _source_name(path: str) -> str:
     """Return the name of a file; of a URL only its scheme, because it may contain credentials."""
-    url = _URL.match(path)
-    return f"{url[1]} stream" if url else Path(path).name
+    scheme = url_scheme(
+        path
+    )  # ultralytics writes `_` for `:` and `/`: no credential can be cut out
+    return f"{scheme} stream" if scheme else Path(path).name
 
 
 def name_of(model: "Model") -> str:

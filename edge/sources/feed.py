@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edge.sources.counts import FrameOutcome, SourceCounts, SourceState
-from edge.sources.frame import Frame, FrameSource
+from edge.sources.frame import Frame, FrameSource, public_name
+from servicekit.addresses import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Feed:
             threading.Thread(
                 target=self._read,
                 args=(queue,),
-                name=f"sightline-{queue.source.name}",
+                name=f"sightline-{public_name(queue.source)}",
                 daemon=True,
             )
             for queue in self._queues
@@ -101,15 +102,16 @@ class Feed:
         """Read one source to its end; the body of its thread."""
         end, error = SourceState.ENDED, ""
         try:
-            monitor = _FeedMonitor(self, queue.counts, queue.source.name)
+            monitor = _FeedMonitor(self, queue.counts, queue.source)
             for frame in queue.source.frames(monitor):
                 queue.counts.read()
                 if not self._put(queue, frame):
                     break
         except BaseException as raised:  # noqa: BLE001 - a user's source may raise anything
             if not self._closed:
-                end, error = SourceState.FAILED, str(raised) or type(raised).__name__
-                logger.warning("source %s cannot be read: %s", queue.source.name, error)
+                error = without_secrets(str(raised), queue.source.name) or type(raised).__name__
+                end = SourceState.FAILED
+                logger.warning("source %s cannot be read: %s", public_name(queue.source), error)
         with self._changed:
             queue.counts.set_state(end, error)
             queue.ended = True
@@ -144,10 +146,11 @@ class Feed:
 class _FeedMonitor:
     """The `SourceMonitor` that a feed passes to one of its sources."""
 
-    def __init__(self, feed: Feed, counts: SourceCounts, name: str) -> None:
+    def __init__(self, feed: Feed, counts: SourceCounts, source: FrameSource) -> None:
         self._feed = feed
         self._counts = counts
-        self._name = name
+        self._source = source
+        self._name = public_name(source)
 
     def wait(self, seconds: float) -> bool:
         return self._feed.wait_closed(seconds)
@@ -165,6 +168,7 @@ class _FeedMonitor:
         self._counts.miss(count)
 
     def lost(self, error: str) -> None:
+        error = without_secrets(error, self._source.name)
         is_news = self._counts.stats().state is not SourceState.LOST
         self._counts.set_state(SourceState.LOST, error)
         if is_news:  # not for every try to reconnect

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge.detect.base import Image
+from servicekit.addresses import public_address, url_scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,11 @@ class SourceMonitor(Protocol):
 
     def found(self) -> None:
         """Report that the source delivers frames, for the first time or again."""
+
+
+def public_name(source: "FrameSource") -> str:
+    """Return a source's name; of a URL without user, password and token, should it have them."""
+    return public_address(source.name) if url_scheme(source.name) else source.name
 
 
 class FrameSource(Protocol):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edge.sources.frame import Frame, SourceMonitor
 from edge.sources.sampling import Sampler, Sampling
+from servicekit.addresses import public_address
 from servicekit.errors import invalid
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -73,7 +74,9 @@ def _paths(place: Path | str) -> list[Path]:
         names = glob.glob(str(place), recursive=True)  # noqa: PTH207 - Path.glob is relative only
         paths = [file for file in map(Path, names) if file.is_file()]
     if not paths:
-        raise invalid("source", f"must name at least one image (got {str(place)!r})")
+        raise invalid(
+            "source", f"must name at least one image (got {public_address(str(place))!r})"
+        )
     return sorted(paths)
 
 

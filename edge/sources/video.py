@@ -8,6 +8,7 @@ from edge.sources.capture import Capture
 from edge.sources.container import missing_bytes
 from edge.sources.frame import Frame, SourceMonitor
 from edge.sources.sampling import Sampler, Sampling
+from servicekit.addresses import public_address
 from servicekit.errors import invalid
 
 SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv"}
@@ -50,7 +51,7 @@ class VideoFile:
         import cv2  # noqa: F401 - a missing package must raise here, not in the reader's thread
 
         if not Path(path).is_file():
-            raise invalid("source", f"must be a video file (got {str(path)!r})")
+            raise invalid("source", f"must be a video file (got {public_address(str(path))!r})")
         self.name = str(path)
         self.length: int | None = None
         self._path = Path(path)

@@ -32,11 +32,27 @@ def picture() -> Any:
 
 
 @pytest.mark.parametrize(
-    "path", ["rtsp___user_secret_10.0.0.7_live", "rtsp://user:secret@10.0.0.7/live?token=secret"]
+    "url",
+    [
+        "rtsp://user:secret@10.0.0.7/live?token=secret",
+        "rtsp://user:sec/ret@10.0.0.7/live",
+        "http://secret@10.0.0.7/mjpg",
+        "https://10.0.0.7/mjpg?user=user&password=secret",
+        "tcp://10.0.0.7:5000/secret",
+    ],
 )
-def test_the_credentials_of_a_stream_stay_out_of_the_image_id(results: Any, path: str) -> None:
-    prediction = from_ultralytics(results(picture(), path, NAMES), model_name="yolov8n")
-    assert prediction.image_id == "rtsp stream"
+def test_the_credentials_of_a_stream_stay_out_of_the_image_id(results: Any, url: str) -> None:
+    cleaned = pytest.importorskip("ultralytics.utils.ops").clean_str(url)
+    for path in (url, cleaned, cleaned.replace("/", "_")):
+        prediction = from_ultralytics(results(picture(), path, NAMES), model_name="yolov8n")
+        assert prediction.image_id == f"{url.partition(':')[0]} stream"
+
+
+@pytest.mark.parametrize("name", ["weld___01.jpg", "a:__b.jpg", "rtsp.jpg", "icon@2x.png"])
+def test_a_file_whose_name_looks_like_a_stream_keeps_it(results: Any, name: str) -> None:
+    prediction = from_ultralytics(results(picture(), f"in/{name}", NAMES), model_name="yolov8n")
+    assert prediction.image_id == name
+    assert from_ultralytics(results(picture(), name, NAMES)).image_id == name
 
 
 def test_boxes(results: Any) -> None:

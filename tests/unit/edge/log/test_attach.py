@@ -19,6 +19,7 @@ from edge.log import adapters
 from edge.log.logger import PredictionLogger
 from edge.spool.export import Exporter
 from edge.spool.inspect import file_at
+from tests.fakes.cameras import RtspCamera, camera
 from tests.unit.edge.sources.monitors import save_video
 
 MODEL = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
@@ -120,6 +121,26 @@ def test_frames_of_a_stream_have_the_time_in_their_names(
     names = [item["image_id"] for item in logged()]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(rf"clip\.mp4@{TIME}", name) for name in names)
+
+
+def test_the_password_of_a_real_camera_is_in_no_row(
+    model: Any, log: PredictionLogger, logged: Any
+) -> None:
+    log.attach(model)
+    with camera(RtspCamera) as network:
+        url = network.url.replace("//", "//operator:hunter2@")
+        for result in model.predict(url, stream=True, imgsz=64, verbose=False):
+            log(result)
+            break
+        model.predictor.dataset.close()
+    predictions = logged()
+    assert len(predictions) == 2
+    assert "hunter2" not in str(predictions)
+    assert "operator" not in str(predictions)
+    assert {item["image_id"].partition("@")[0] for item in predictions} == {
+        "rtsp stream",
+        "rtsp stream 0",
+    }
 
 
 def test_arrays_have_the_time_in_their_names(
