@@ -29,6 +29,8 @@ RED = picture()
 @contextmanager
 def serving(module: str, folder: Path, *flags: str) -> Iterator[ServiceProcess]:
     """A service that is ready; its log is stderr.log, its metrics are on."""
+    # The default is a file in the current folder, which is the repository's.
+    assert module != "ingest_service" or "--database" in flags
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
     arguments = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", *flags]
     with (folder / "stderr.log").open("w") as log:

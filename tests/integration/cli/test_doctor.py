@@ -335,7 +335,7 @@ def test_a_server_that_wants_to_know_its_clients(tmp_path: Path) -> None:
 
 def test_services_on_unix_sockets(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with serving("ingest_service", tmp_path, "--listen", f"unix:{path}"):
+    with ingest(tmp_path, "--listen", f"unix:{path}"):
         done = doctor(
             ingest_target=f"unix:{path}", spool_dir=tmp_path / "spool", device_id="gate-1"
         )
