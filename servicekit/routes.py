@@ -70,6 +70,8 @@ def spare_proxies(url: str) -> None:
     Args:
         url: what FFmpeg opens; others than `http` and `https` never go through a proxy.
     """
+    if not os.environ.get("http_proxy"):  # FFmpeg reads no other, for https as well
+        return
     shown = public_address(url)
     scheme, _, rest = shown.partition("://")
     host = hosts_of(re.split("[/?]", rest, maxsplit=1)[0])[0]

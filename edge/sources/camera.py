@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 
 from edge.backoff import full_jitter
 from edge.sources.capture import Capture
@@ -83,13 +84,9 @@ class Camera:
 
     def _read(self, capture: Capture, sampler: Sampler, monitor: SourceMonitor) -> Iterator[Frame]:
         connected = False
-        seen = time.monotonic()
         patience = self._timeout or _LOCAL_TIMEOUT
-
-        def gives_up() -> bool:
-            return monitor.wait(0) or time.monotonic() - seen >= patience
-
         while not monitor.wait(0):
+            gives_up = partial(_gives_up, monitor, time.monotonic() + patience)
             damaged = capture.advance(_TRIES, gives_up)
             if damaged is None:
                 return
@@ -109,6 +106,10 @@ class Camera:
                 monitor.damaged(1)
             else:
                 yield Frame(pixels, f"{self.name}@{_utc(now)}", now)
+
+
+def _gives_up(monitor: SourceMonitor, deadline: float) -> bool:
+    return monitor.wait(0) or time.monotonic() >= deadline
 
 
 def _utc(seconds: float) -> str:

@@ -167,6 +167,7 @@ def test_the_doctor_names_the_proxy_without_its_password(
 def test_a_cameras_password_in_plain_text_spares_the_proxy(
     monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "other")
     spare_proxies(place)
     spare_proxies(place)
@@ -180,6 +181,7 @@ def test_a_cameras_password_in_plain_text_spares_the_proxy(
 def test_other_cameras_are_reached_as_the_environment_says(
     monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "other")
     spare_proxies(place)
     assert os.environ["no_proxy"] == "other"
