@@ -10,6 +10,7 @@ from typing import IO
 
 _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
+_SLOPPY_BYTES = 8  # writers of AVI count the head of the file, or forget to pad its end
 _ISO_STARTS = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"}
 
 
@@ -33,7 +34,8 @@ def missing_bytes(path: Path) -> int:
             ends = _ends_of_elements(file)
         else:
             return 0
-        return max(max(ends, default=size) - size, 0)
+        missing = max(ends, default=size) - size
+        return missing if missing > _SLOPPY_BYTES else 0
 
 
 def _ends_of_boxes(file: IO[bytes]) -> Iterator[int]:

@@ -147,6 +147,7 @@ def test_a_video_that_was_cut_off_is_no_video_that_ended(
         b"nonsense and more of it",
         b"RIFF",
         b"\0\0\0\x18ftypisom",
+        b"RIFF\x10\0\0\0AVI 1234",
         b"\x1a\x45\xdf\xa3\xff",
     ],
 )
