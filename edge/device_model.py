@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edge.detect.base import Detector, Thresholds, Tracker
 from edge.settings import EdgeSettings
+from servicekit.standard_streams import open_closed
 
 
 def load_detector(settings: EdgeSettings) -> Detector | None:
@@ -21,6 +22,7 @@ def load_detector(settings: EdgeSettings) -> Detector | None:
     """
     if settings.device_model is None or settings.mode == "cloud":
         return None
+    open_closed()
     make = _factory(settings, settings.device_model)
     if not settings.device_process:
         return make()

@@ -32,9 +32,9 @@ from servicekit.health import HealthService
 from servicekit.private_files import share
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
+from servicekit.standard_streams import Descriptor, OutputError, flushed
 from servicekit.telemetry import background_stderr
 from servicekit.telemetry.background_lines import Writable
-from servicekit.telemetry.background_stderr import Descriptor
 from servicekit.telemetry.loop_lag import loop_lag_measured
 from servicekit.telemetry.metrics_server import MetricsServer
 from servicekit.telemetry.tracing import join_trace
@@ -238,8 +238,12 @@ def run(main: Callable[[], Awaitable[None]], *, prog: str) -> int:
         await main()
 
     try:
-        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        with flushed(), asyncio.Runner(loop_factory=_new_event_loop) as runner:
             runner.run(coroutine())
+    except OutputError as error:  # of --help or --version
+        if error.sentence:
+            sys.stderr.write(f"{prog}: {error.sentence}\n")
+        return 1
     except (SettingsError, StartError) as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 2 if isinstance(error, SettingsError) else 1

@@ -6,8 +6,10 @@ from typing import NoReturn
 
 import grpc
 
+from servicekit import standard_streams
 from servicekit.errors import Category, SightlineError, from_rpc_error
 from servicekit.settings import SettingsError
+from servicekit.standard_streams import OutputError
 
 _HINTS = {
     Category.NETWORK: "Is the service running there? `sightline doctor` finds out.",
@@ -34,14 +36,17 @@ def run(command: Callable[[], object], *, prog: str) -> NoReturn:
     """Run a command line and end the process.
 
     The exit code is 2 for a bad flag or setting, 1 for any other error that a person can meet, and
-    the command's own otherwise.
+    the command's own otherwise. A stdout whose reader has gone ends the command without a message;
+    messages that stderr cannot take are lost.
 
     Args:
         command: the command line, such as a typer application.
         prog: name of the program, in front of every sentence.
     """
+    standard_streams.install()
     try:
-        command()
+        with standard_streams.flushed():
+            command()
     except SettingsError as error:
         _fail(prog, str(error), 2)
     except CommandError as error:
@@ -50,6 +55,8 @@ def run(command: Callable[[], object], *, prog: str) -> NoReturn:
         _fail(prog, sentence(error), 1)
     except grpc.RpcError as error:
         _fail(prog, sentence(from_rpc_error(error)), 1)
+    except OutputError as error:
+        _fail(prog, error.sentence, 1)
     except UnicodeEncodeError as error:
         _fail(prog, _not_utf8(error), 1)
     except OSError as error:
@@ -74,5 +81,6 @@ def _not_utf8(error: UnicodeEncodeError) -> str:
 
 
 def _fail(prog: str, sentence: str, code: int) -> NoReturn:
-    sys.stderr.write(f"{prog}: {sentence}\n")
+    if sentence:
+        sys.stderr.write(f"{prog}: {sentence}\n")
     sys.exit(code)

@@ -28,6 +28,7 @@ from edge.cloud.types import (
 from edge.detect.base import Image
 from edge.detect.images import ArrayFormat
 from servicekit.errors import SightlineError, from_rpc_error, invalid
+from servicekit.standard_streams import open_closed
 
 HARD_TIMEOUT = 8.0
 """Default timeout of a call, s."""
@@ -82,6 +83,7 @@ class InferenceClient:
         upload_above_bytes: int | None = UPLOAD_ABOVE_BYTES,
         downscale: bool = False,
     ) -> None:
+        open_closed()
         self._endpoint = Endpoint(endpoint) if isinstance(endpoint, str) else endpoint
         self._timeout = check_timeout(timeout)
         if upload_above_bytes is not None and upload_above_bytes < 0:

@@ -21,6 +21,7 @@ from edge.spool.identity import DamagedError
 from edge.spool.inspect import Details, SpoolCheck, SpoolSummary
 from edge.spool.recovery import repair as repairs
 from servicekit.help import Command, Group
+from servicekit.standard_streams import OutputError
 from servicekit.terminal import CommandError
 
 app = typer.Typer(
@@ -187,7 +188,7 @@ def _sentences() -> Iterator[None]:
         raise CommandError(
             f"the spool is damaged: {error}; `sightline spool verify` lists the damage"
         ) from error
-    except BrokenPipeError:
+    except OutputError:
         raise
     except (OSError, sqlite3.Error) as error:
         raise CommandError(f"the spool cannot be used: {error}") from error

@@ -28,6 +28,7 @@ from edge.detect.messages import (
     receive,
     send,
 )
+from servicekit import standard_streams
 from servicekit.errors import SightlineError
 
 _OWNER_CHECK_SECONDS = 0.5
@@ -37,6 +38,8 @@ _OOM_SCORE = "500"
 def main(arguments: list[str]) -> None:
     """Serve one owner until it closes the socket or ends."""
     wire, memory, owner = (int(argument) for argument in arguments)
+    # What a model's library prints must not fail where nobody reads it.
+    standard_streams.install(lossy_stdout=True)
     faulthandler.enable()
     _be_killed_first()
     threading.Thread(target=_end_with, args=(owner,), daemon=True).start()

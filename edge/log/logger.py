@@ -22,6 +22,7 @@ from edge.settings import EdgeSettings
 from edge.spool.directories import default_spool_dir
 from servicekit.errors import SightlineError
 from servicekit.settings import load
+from servicekit.standard_streams import open_closed
 
 if TYPE_CHECKING:
     from ultralytics.engine.model import Model
@@ -86,6 +87,7 @@ class PredictionLogger:
             raise ValueError(f"device_id must be 1 to 256 bytes (got {device_id!r})")
         if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be block, drop_oldest or drop_newest (got {on_full!r})")
+        open_closed()
         directory = Path(spool_dir) if spool_dir is not None else default_spool_dir(device_id)
         self._config = LoggerConfig(
             Endpoint(target, credentials, api_key, Path(api_key_file) if api_key_file else None),

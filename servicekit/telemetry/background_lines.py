@@ -46,6 +46,7 @@ class BackgroundLines:
         self._lines: deque[str] = deque()
         self._dropped = 0  # since the start; written by the callers of `write`
         self._reported = 0  # how many of them were reported in the log; written by the thread
+        self._unwritten = 0  # since the last write that succeeded; written by the thread
         self._some = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
@@ -84,10 +85,20 @@ class BackgroundLines:
         try:
             self._stream.write("".join(lines))
             self._stream.flush()
-        except (OSError, ValueError):  # it is closed, or has no reader: this cannot be reported
+        except ValueError:  # it is closed for good, which cannot be reported
             self._closing.set()
-        if dropped := self._dropped - self._reported:
-            self._reported += dropped
+        except OSError:  # it has no reader or no room, and may have both again
+            self._unwritten += len(lines)
+        else:
+            self._report()
+
+    def _report(self) -> None:
+        """Log how many lines are missing, now that the stream can be written."""
+        unwritten, self._unwritten = self._unwritten, 0
+        dropped, self._reported = self._dropped - self._reported, self._dropped
+        if unwritten:
+            logger.warning("lost %d lines of the log: they could not be written", unwritten)
+        if dropped:
             logger.warning(
                 "dropped %d lines of the log: they come faster than they are read", dropped
             )

@@ -8,16 +8,15 @@ to descriptor 2 itself: gRPC does so for each failed handshake, which anyone can
 import contextlib
 import io
 import os
-import select
-import stat
 import sys
 import threading
 from typing import TextIO, cast
 
+from servicekit import standard_streams
+from servicekit.standard_streams import Descriptor
 from servicekit.telemetry.background_lines import BackgroundLines
 
 _STDERR = 2
-_NEVER_BLOCKS = {stat.S_IFREG, stat.S_IFBLK}
 _PIPE_BYTES = 64 * 1024
 
 
@@ -69,42 +68,14 @@ class BackgroundStderr(io.TextIOBase):
         return _STDERR
 
 
-class Descriptor:
-    """A blocking writer of text to a descriptor, without a lock.
-
-    A thread that is still blocked when the process ends would keep the lock of a Python stream,
-    which is a fatal error for Python.
-    """
-
-    def __init__(self, number: int) -> None:
-        """Write to a descriptor, which is not closed here."""
-        self._number = number
-
-    def write(self, text: str) -> None:
-        """Write all of the text."""
-        data = text.encode("utf-8", "backslashreplace")
-        while data:
-            try:
-                data = data[os.write(self._number, data) :]
-            except BlockingIOError:  # the parent process has made it non-blocking
-                ready = select.poll()
-                ready.register(self._number, select.POLLOUT)
-                ready.poll()
-
-    def flush(self) -> None:
-        """Do nothing: there is no buffer."""
-
-
 def install() -> TextIO:
     """Replace stderr by one that never blocks, and return it. A second call changes nothing.
 
     From then on `sys.stderr` queues the text of Python code, and descriptor 2 does not block native
-    code: text for a full pipe is dropped. A file stays as it is. If stderr is closed, text is lost
+    code: text for a full pipe is dropped. A file stays a file. If stderr is closed, text is lost
     instead of being written into the next file that is opened.
     """
-    if sys.stderr is None:
-        _put_in_place(os.open(os.devnull, os.O_WRONLY))
-        sys.stderr = os.fdopen(_STDERR, "w", closefd=False)
+    standard_streams.install()
     stream = sys.stderr
     if isinstance(stream, BackgroundStderr) or not _may_block(stream):
         return stream
@@ -123,7 +94,7 @@ def _may_block(stream: TextIO | None) -> bool:
         return (
             stream is not None
             and stream.fileno() == _STDERR
-            and stat.S_IFMT(os.fstat(_STDERR).st_mode) not in _NEVER_BLOCKS
+            and not standard_streams.is_file(_STDERR)
         )
     except (OSError, ValueError):  # it is closed, or a stream in memory
         return False

@@ -10,7 +10,7 @@ import typer
 
 from edge.commands import infer, log, spool
 from edge.commands.doctor import doctor
-from servicekit import terminal
+from servicekit import standard_streams, terminal
 from servicekit.distribution import stranger
 from servicekit.help import Command, program
 from sightline.cli import backup, export, keys, models, read, readmit, serve
@@ -47,6 +47,7 @@ def main(prog: str = "sightline") -> None:
     Args:
         prog: the program's name in --help and errors.
     """
+    standard_streams.install()
     if message := stranger():
         typer.echo(f"warning: {message}", err=True)
     terminal.run(lambda: app(prog_name=prog), prog=prog)

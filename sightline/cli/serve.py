@@ -16,6 +16,7 @@ import typer
 from servicekit.about import PROGRAM_VARIABLE
 from servicekit.distribution import install_hint
 from servicekit.help import CONNECTION, OUTPUT, Command, Group
+from servicekit.standard_streams import OutputError
 from servicekit.telemetry import background_stderr
 from servicekit.terminal import CommandError
 from sightline.cli.processes import ServiceProcess, StartCancelledError, is_taken
@@ -105,12 +106,12 @@ def up(
                 services.enter_context(ServiceProcess(module, arguments, own_group=True, stop=stop))
             )
         if as_json or not sys.stdout.isatty():
-            for service in running:
-                typer.echo(json.dumps(service.ready))
+            with suppress(OutputError):  # nobody reads it, and the services run all the same
+                for service in running:
+                    typer.echo(json.dumps(service.ready))
         _print_ready([service.address for service in running], database, model_repository)
         _wait(running, stop)
-        with suppress(OSError):  # the terminal is closed
-            typer.echo("stopping both ...", err=True)
+        typer.echo("stopping both ...", err=True)
 
 
 def _stop_signals() -> list[signal.Signals]:

@@ -39,6 +39,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
             "free_memory",
             "memory",
             "pace",
+            "standard_streams",
         ),
         *(
             "help",

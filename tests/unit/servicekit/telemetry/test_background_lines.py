@@ -5,10 +5,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TextIO
+from pathlib import Path
 
 import pytest
 
+from servicekit.standard_streams import Descriptor
 from servicekit.telemetry.background_lines import BackgroundLines
 
 
@@ -81,27 +82,49 @@ def test_closing_does_not_wait_for_ever_for_a_reader_that_is_stuck() -> None:
     stream.go.set()
 
 
-def closed_stream() -> TextIO:
+def test_a_closed_stream_is_nobodys_fault() -> None:
     stream = io.StringIO()
     stream.close()
-    return stream
-
-
-def broken_pipe() -> TextIO:
-    reading, writing = os.pipe()
-    os.close(reading)
-    return os.fdopen(writing, "w", buffering=1)
-
-
-@pytest.mark.parametrize("make", [closed_stream, broken_pipe])
-def test_a_stream_that_is_gone_is_nobodys_fault(make: Callable[[], TextIO]) -> None:
-    lines = BackgroundLines(make(), max_waiting=10)
+    lines = BackgroundLines(stream, max_waiting=10)
     lines.put("unheard")
     until(lambda: not lines._thread.is_alive())
     for _ in range(100):
         lines.put("unheard")
     assert len(lines._lines) <= 10
     lines.close()
+
+
+def test_item_16_the_log_goes_on_when_the_pipe_has_a_reader_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    writing = os.open(tmp_path / "pipe", os.O_WRONLY)
+    lines = BackgroundLines(Descriptor(writing))
+    os.close(reading)
+    lines.put("unheard")
+    until(lambda: lines._unwritten == 1)
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    lines.put("heard")
+    until(lambda: "lost 1 lines of the log" in caplog.text)
+    lines.close()
+    assert os.read(reading, 100) == b"heard\n"
+    os.close(reading)
+    os.close(writing)
+
+
+def test_item_16_a_torn_line_stands_alone(tmp_path: Path) -> None:
+    """A process whose files may not grow writes a part of a line, and the next one later."""
+    program = (
+        "import os, resource as r; from servicekit.standard_streams import Descriptor\n"
+        "before = r.getrlimit(r.RLIMIT_FSIZE); r.setrlimit(r.RLIMIT_FSIZE, (2, before[1]))\n"
+        "out = Descriptor(1)\n"
+        "try: out.write('cut\\n')\n"
+        "except OSError: r.setrlimit(r.RLIMIT_FSIZE, before); out.write('next\\n')"
+    )
+    with (tmp_path / "out").open("wb") as file:
+        subprocess.run([sys.executable, "-c", program], stdout=file, timeout=30, check=True)
+    assert (tmp_path / "out").read_text() == "cu\nnext\n"
 
 
 def test_an_ordinary_end_of_the_process_loses_nothing() -> None:
