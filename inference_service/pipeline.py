@@ -8,7 +8,6 @@ Authentication and rate limits come before it, in `servicekit.calls.interceptors
 import asyncio
 import contextvars
 import functools
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,10 +43,11 @@ from inference_service.stage_report import note_key, note_model, note_origin, no
 from inference_service.telemetry import Telemetry
 from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
+from servicekit.resources import cpus
 
 T = TypeVar("T")
 _DEFAULT_PIXEL_BYTES = 1 << 29
-_CHECK_THREADS = (os.cpu_count() or 1) + 1  # one thread may wait for the disk
+_CHECK_THREADS = cpus() + 1  # one thread may wait for the disk
 _FEW_IMAGES = 4  # checking them takes half a millisecond of the event loop
 INLINE_BYTES = 1024 * 1024
 """Size above which requests are checked in a thread, since the loop serves other calls."""

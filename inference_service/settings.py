@@ -1,6 +1,5 @@
 """Settings of the inference service."""
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
@@ -8,16 +7,13 @@ from typing import Annotated, ClassVar, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from servicekit.auth.caller import is_name
+from servicekit.resources import cpus
 from servicekit.server_settings import ServerSettings, check_secret
 from servicekit.settings import BASIC, Address, OptionalPath, OptionalSecret, Words
 
 _WEIGHT = re.compile(r".+=\d{1,4}(\.\d{1,6})?", re.ASCII | re.DOTALL)
 _MAX_WEIGHT = 1000
 _MESSAGE_MARGIN = 64 * 1024  # what a message contains besides its image
-
-
-def _cpus() -> int:
-    return os.cpu_count() or 1
 
 
 class InferenceSettings(ServerSettings):
@@ -70,10 +66,11 @@ class InferenceSettings(ServerSettings):
         json_schema_extra=BASIC,
     )
     workers: int = Field(
-        default_factory=_cpus,
+        default_factory=cpus,
         ge=1,
         le=256,
-        description="number of images processed in parallel; not given: one per CPU",
+        description="number of images processed in parallel; not given: one per CPU that the"
+        " process may use",
         json_schema_extra=BASIC,
     )
     intra_op_threads: int = Field(1, ge=1, le=256, description="CPU threads of one run of a model")

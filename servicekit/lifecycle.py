@@ -21,6 +21,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from servicekit import resources
 from servicekit.auth.caller import Scope
 from servicekit.auth.guard import Access, report_open_access
 from servicekit.calls import budgets
@@ -65,6 +66,8 @@ _SERVER_OPTIONS: dict[str, int | str] = {
     "grpc.server.max_pending_requests": 16_384,
     "grpc.server.max_pending_requests_hard_limit": 20_480,
 }
+_OTHER_FILES = 256
+"""Files that a service has open besides its connections, at most."""
 _FLUSH_SECONDS = 2.0
 """Maximum time for the last spans to reach the collector, s."""
 _UNWIND_SECONDS = 5.0
@@ -188,6 +191,7 @@ async def serve(
             )
             address = _bind(server, settings)
             report_open_access(settings, address)
+            _allow_connections(settings.max_connections)
             with _metrics(settings, registry) as metrics_address:
                 await server.start()
                 try:
@@ -216,6 +220,18 @@ def _spans(settings: ServerSettings, name: str) -> "Spans | None":
     )
 
     return Spans(settings.otlp_endpoint, settings.otlp_sample_ratio, name)
+
+
+def _allow_connections(count: int) -> None:
+    """Raise the limit on open files for the connections; log a warning if it stays too low."""
+    limit = resources.allow_open_files(count + _OTHER_FILES)
+    if limit is not None and limit < count + _OTHER_FILES:
+        logger.warning(
+            "max_connections is %d, but this process may open only %d files: further connections"
+            " will fail; raise the limit (ulimit -n, LimitNOFILE) or lower max_connections",
+            count,
+            limit,
+        )
 
 
 def _lag_measured(

@@ -5,6 +5,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
+from servicekit import resources
 from servicekit.addresses import stays_here
 from servicekit.quotas import parse_method_limits
 from servicekit.settings import (
@@ -23,6 +24,7 @@ MIN_SECRET_BYTES = 32
 
 
 _CALLS_RECEIVED_AT_ONCE = 32
+_MEMORY_SHARE = 4  # requests in flight may take a quarter of the memory by default
 
 
 def _check_method_limits(words: tuple[str, ...]) -> tuple[str, ...]:
@@ -102,7 +104,8 @@ class ServerSettings(Settings):
         ge=1024,
         le=1 << 50,
         description="maximum size of the requests in flight together, at least max_message_bytes,"
-        " bytes; default: 32 times max_message_bytes",
+        " bytes; default: 32 times max_message_bytes, but at most a quarter of the memory that the"
+        " process may use",
     )
     receive_timeout_seconds: float = Field(
         default=10.0,
@@ -228,7 +231,11 @@ class ServerSettings(Settings):
     @property
     def bytes_in_flight(self) -> int:
         """`max_bytes_in_flight`, or its default."""
-        return self.max_bytes_in_flight or _CALLS_RECEIVED_AT_ONCE * self.max_message_bytes
+        if self.max_bytes_in_flight:
+            return self.max_bytes_in_flight
+        default = _CALLS_RECEIVED_AT_ONCE * self.max_message_bytes
+        available = resources.memory() or default * _MEMORY_SHARE
+        return max(min(default, available // _MEMORY_SHARE), self.max_message_bytes)
 
     @model_validator(mode="after")
     def _fits_one_message(self) -> Self:

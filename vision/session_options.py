@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from servicekit.resources import are_limited, cpus
+
 if TYPE_CHECKING:
     import onnxruntime
 
@@ -24,8 +26,9 @@ class SessionOptions:
         providers: ONNX Runtime's names, first choice first. Operators that a provider does not
             support run on the next one, in the end on the CPU. A provider that is not available is
             an error, never a silent fallback.
-        intra_op_threads: threads of one run on the CPU, at least 1; None for one per core. With 1 a
-            run uses the calling thread only, which is best for several runs in parallel.
+        intra_op_threads: threads of one run on the CPU, at least 1; None for one per core, or
+            one per CPU that the process may use if these are fewer than the machine's. With 1 a run
+            uses the calling thread only, which is best for several runs in parallel.
         device_id: number of the GPU, from 0.
         gpu_memory_bytes: limit of CUDA's arena, at least 1; None for no limit.
         engine_cache: folder where TensorRT stores its timings and, in a subfolder for each model,
@@ -71,6 +74,9 @@ def runtime_options(options: SessionOptions) -> "onnxruntime.SessionOptions":
     runtime.enable_mem_pattern = options.providers[:1] != (CPU,)
     if options.intra_op_threads is not None:
         runtime.intra_op_num_threads = options.intra_op_threads
+    elif are_limited():
+        # By default ONNX Runtime counts the machine's cores, whatever quota the process has.
+        runtime.intra_op_num_threads = cpus()
     # A spinning thread takes a core away from parallel runs.
     runtime.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return runtime

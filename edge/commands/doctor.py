@@ -25,6 +25,7 @@ from edge.commands.options import (
 from edge.decide.labels import labels_of
 from edge.doctor import disk, model, services
 from edge.doctor.finding import Finding, Level, failed, ok
+from edge.doctor.machine import machine
 from edge.doctor.names import check_names
 from edge.doctor.packages import packages
 from edge.settings import EdgeSettings
@@ -108,6 +109,7 @@ def findings(timeout: float, **options: str | Path | None) -> Iterator[Finding]:
     yield ok("settings", f"device {settings.device_id}, mode {settings.mode}")
     yield from check_names(os.environ)
     yield from packages()
+    yield machine()
     known: list[frozenset[str]] = []  # labels of the device's model, once it is loaded
     checks: list[Check] = [
         disk.spool,

@@ -20,7 +20,8 @@ class OnnxDetector:
             file and its external data.
         thresholds: thresholds and limits of the results; None: the defaults.
         providers: ONNX Runtime's execution providers in order of preference.
-        intra_op_threads: threads of one run; None: ONNX Runtime's default.
+        intra_op_threads: threads of one run; None: as many as the machine has cores, or
+            CPUs that the process may use.
 
     Raises:
         vision.ModelError: the file or the providers cannot be used.

@@ -9,7 +9,6 @@ delivered on the event loop's thread.
 
 import asyncio
 import functools
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from inference_service.fair_threads import FairThreads
 from inference_service.serving.admission import Admission, Dispatch, Share, Ticket, displaced
 from inference_service.serving.work import Listener, MemberResult, MemberWork, Outputs, Runner
 from servicekit.errors import Category, SightlineError, without_frames
+from servicekit.resources import cpus
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class Workers:
         self._batches: set[asyncio.Task[None]] = set()
         threads = 2 * admission.workers  # a short run may start beside each long one
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="model")
-        self._decoders = FairThreads(os.cpu_count() or 1, "decode")
+        self._decoders = FairThreads(cpus(), "decode")
 
     def check(self, count: int, runner: Runner, deadline: float, share: Share) -> None:
         """Refuse a request of `count` images early, if `run` would refuse it without decoding.

@@ -1,7 +1,6 @@
 """`sightline models`: lists, checks, adds and calibrates models of the inference service."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from edge.endpoints import inference_endpoint
 from servicekit.distribution import install_hint
 from servicekit.errors import from_rpc_error
 from servicekit.help import CONNECTION, Command, Group
+from servicekit.resources import cpus
 from servicekit.terminal import CommandError
 from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 
@@ -205,7 +205,7 @@ def _runtime(providers: str) -> "Runtime":
     from vision import SessionOptions
 
     names = tuple(name.strip() for name in providers.split(","))
-    return Runtime(SessionOptions(names, os.cpu_count() or 1))
+    return Runtime(SessionOptions(names, cpus()))
 
 
 def _versions(repository: Path) -> "Sequence[tuple[str, str]]":

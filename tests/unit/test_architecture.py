@@ -39,6 +39,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
             "free_memory",
             "memory",
             "pace",
+            "resources",
             "standard_streams",
         ),
         *(
@@ -222,10 +223,13 @@ def test_there_is_no_circle_between_modules() -> None:
         pytest.fail(f"modules import each other, if late: {error.args[1]}")
 
 
-def test_vision_takes_one_thing_from_servicekit() -> None:
+def test_vision_takes_two_things_from_servicekit() -> None:
     used = {name for path in files("vision") for name in imports(path)}
     ours = {name for name in used if name.split(".")[0] == "servicekit"}
-    assert {name.rpartition(".")[0] for name in ours} == {"servicekit.memory"}
+    assert {name.rpartition(".")[0] for name in ours} == {
+        "servicekit.memory",
+        "servicekit.resources",
+    }
 
 
 @pytest.mark.parametrize("library", ONLY_IN)

@@ -27,6 +27,7 @@ from ingest_service.store.duckdb.verdict import (
     log_mismatch,
     record_mismatch,
 )
+from servicekit import resources
 from servicekit.durable import sync_file
 
 logger = logging.getLogger(__name__)
@@ -173,9 +174,19 @@ def _set_tails_aside(path: Path, confirmed: int | None, trust: bool, *, verify: 
     return bool(set_tail_aside(beside, None, verify=verify, trust=trust) or aside)
 
 
+def _memory() -> dict[str, str]:
+    """Return DuckDB's memory limit, where a control group limits this process; else its default.
+
+    DuckDB's default is 80 % of the machine's memory or of the group's own limit, which leaves too
+    little for the messages in flight.
+    """
+    limit = resources.memory_limit()
+    return {} if limit is None else {"memory_limit": f"{limit // 2 // 1024}KiB"}
+
+
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:
     # DuckDB would keep the log beside a link whose target does not exist yet.
-    connection = duckdb.connect(str(path.resolve()), config=_CONFIG)
+    connection = duckdb.connect(str(path.resolve()), config={**_CONFIG, **_memory()})
     # A refused database must stay unchanged; the others are checkpointed by `DuckDBStore.close`.
     connection.execute("PRAGMA disable_checkpoint_on_shutdown")
     return connection

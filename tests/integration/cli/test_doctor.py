@@ -121,7 +121,16 @@ def test_all_is_well(plain: Services, tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert set(levels(done).values()) == {"ok"}
     assert set(levels(done)) == {
-        *("settings", "settings names", "spool", "spool folder", "disk", "model", "model run"),
+        *(
+            "settings",
+            "settings names",
+            "machine",
+            "spool",
+            "spool folder",
+            "disk",
+            "model",
+            "model run",
+        ),
         *("ingest", "ingest clock", "ingest version", "ingest credential"),
         *("inference", "inference clock", "inference version", "inference credential"),
         *("inference model", "inference labels"),

@@ -1,7 +1,6 @@
 """The worker threads, with a model that takes four rows at a time."""
 
 import asyncio
-import os
 import threading
 import time
 from typing import Any
@@ -12,6 +11,7 @@ from inference_service.serving.admission import Admission, Lane, Share
 from inference_service.serving.work import MemberResult
 from inference_service.serving.workers import Workers
 from servicekit.errors import SightlineError, invalid
+from servicekit.resources import cpus
 from tests.unit.inference_service.serving.doubler import (
     Doubler,
     Heard,
@@ -143,7 +143,7 @@ async def test_and_no_longer_than_it_is_told_to(workers: Workers) -> None:
 
 async def test_pictures_of_callers_are_prepared_in_turn(heard: Heard, model: Doubler) -> None:
     workers = Workers(Admission(workers=2, queue_size=64), heard)
-    threads = os.cpu_count() or 1
+    threads = cpus()
     go, order = threading.Semaphore(0), list[str]()
 
     def prepare(name: str) -> None:
