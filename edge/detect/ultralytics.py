@@ -1,8 +1,11 @@
 """The ultralytics detector (AGPL-3.0; extra `ultralytics`)."""
 
+import atexit
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -116,7 +119,8 @@ class UltralyticsDetector:
         # Ultralytics reads this when it is first imported. If only onnxruntime-gpu is installed,
         # some versions of ultralytics would install onnxruntime over it.
         os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-        with redirect_stdout(sys.stderr):  # its log handler keeps the stdout of the import
+        # Its log handler keeps the stdout of the import.
+        with _some_home(), redirect_stdout(sys.stderr):
             from ultralytics import YOLO
 
         with _quiet():
@@ -190,6 +194,28 @@ def _options(thresholds: Thresholds, device: str | None, tracker: str | None) ->
         options["conf"] = min(thresholds.confidence, _TRACKED_ABOVE)
         options["tracker"] = f"{tracker}.yaml"
     return options
+
+
+@contextmanager
+def _some_home() -> Iterator[None]:
+    """Give the import of ultralytics a home folder if this user has none.
+
+    It looks for one even if `YOLO_CONFIG_DIR` is set. The home is a new folder that is deleted when
+    the process ends; nothing else may take it for the user's, so HOME is set in the block only.
+    """
+    try:
+        Path.home()
+    except (RuntimeError, KeyError):  # as in a container whose user is only a number
+        folder = tempfile.mkdtemp(prefix="sightline-ultralytics-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ.setdefault("YOLO_CONFIG_DIR", folder)
+        os.environ["HOME"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["HOME"]
+    else:
+        yield
 
 
 @contextmanager

@@ -59,6 +59,7 @@ class PredictionLogger:
     Raises:
         SightlineError: another process uses `spool_dir` (`SPOOL_LOCKED`), or it belongs to another
             device (`SPOOL_OF_ANOTHER_DEVICE`) or a later version (`SPOOL_TOO_NEW`).
+        servicekit.settings.SettingsError: `spool_dir` is None, and this user has no home folder.
         OSError: `spool_dir` can never hold a spool, or this process may not write to it.
         ValueError: an argument is out of its range.
 

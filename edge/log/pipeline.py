@@ -112,7 +112,8 @@ class LogPipeline:
             if isinstance(error, OSError) and self._is_unusable(error):
                 raise OSError(
                     error.errno,
-                    f"the spool folder {self._directory} cannot be used: {error.strerror}",
+                    f"the spool folder {self._directory} cannot be used: {error.strerror}; set"
+                    " spool_dir to a folder that this user may write to",
                 ) from error
             logger.warning("spool: opening failed, trying again: %s", error)
         self._start_writer()

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from edge.spool import superblock as superblocks
+from servicekit.settings import SettingsError
 
 FILE_NAME = "spool.db"
 _FORKS = "forks"
@@ -42,7 +43,22 @@ def default_spool_dir(device_id: str) -> Path:
     """Return `sightline/<device_id>` in `$XDG_STATE_HOME`, by default `~/.local/state`.
 
     Characters that are unsafe in a file name are percent-encoded.
+
+    Raises:
+        servicekit.settings.SettingsError: this user has no home folder, as in a container whose
+            user is only a number.
     """
-    state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    state = os.environ.get("XDG_STATE_HOME") or _home() / ".local/state"
     name = quote(device_id, safe=" ")
     return Path(state) / "sightline" / (name if name.strip(".") else name.replace(".", "%2E"))
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except (RuntimeError, KeyError) as error:
+        raise SettingsError(
+            "spool_dir: must be given (--spool-dir or SIGHTLINE_EDGE_SPOOL_DIR), because its"
+            " default is in the home folder and this user has none: HOME is not set and the system"
+            " does not know the user"
+        ) from error
