@@ -13,6 +13,7 @@ from inference_service.settings import InferenceSettings
 from ingest_service.settings import IngestSettings
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from servicekit import resources
+from servicekit.settings import load
 
 V2 = {
     "proc/self/cgroup": "0::/kubepods.slice/pod1/app\n",
@@ -130,9 +131,12 @@ def test_item_17_defaults_fit_into_the_memory_of_a_control_group(
 ) -> None:
     limit = resources.memory_limit(laid_out(tmp_path, V2))
     monkeypatch.setattr(resources, "memory_limit", lambda root=None: limit)
-    assert InferenceSettings().bytes_in_flight == 128 << 20
-    assert IngestSettings(max_message_bytes=256 << 20).bytes_in_flight == 256 << 20
+    monkeypatch.chdir(tmp_path)
+    assert load(InferenceSettings, [], prog="test").bytes_in_flight == 128 << 20
+    large = load(IngestSettings, [f"--max-message-bytes={256 << 20}"], prog="test")
+    assert large.bytes_in_flight == 256 << 20
     with closing(DuckDBStore(tmp_path / "sightline.duckdb")) as store:
+        assert store._root is not None
         cursor = store._root.cursor().execute("SELECT current_setting('memory_limit')")
         assert cursor.fetchone() == ("256.0 MiB",)
 
