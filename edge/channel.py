@@ -14,6 +14,9 @@ from servicekit.routes import channel_options
 # A silent network path is detected within 30 s; TCP alone would take a quarter of an hour. After an
 # outage the next attempt comes within 5 s; gRPC's default is two minutes.
 OPTIONS: tuple[tuple[str, int], ...] = (
+    # With gRPC's default of 4 MiB, an answer with thousands of detections, or a list of models with
+    # thousands of labels, would fail here after the server has done the work.
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.keepalive_time_ms", 10_000),
     # A ping waits behind up to 64 KiB in flight: 20 s are enough at 4 kB/s.
     ("grpc.keepalive_timeout_ms", 20_000),

@@ -41,6 +41,9 @@ _ACCESS = {
     "ListPredictions": Scope.READ,
     "Backup": Scope.ADMIN,
 }
+MAX_PAGE_BYTES = 3_700_000
+"""Maximum size of a page, bytes. gRPC clients refuse messages above 4 MiB by default, whatever the
+server sends. The largest prediction that keeps the rules takes 3.3 MB, so that one always fits."""
 MAX_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 100
 
@@ -55,7 +58,8 @@ class IngestServer:
         queries: runs all other queries.
         backups: creates backups.
         now: the server's wall clock, UTC.
-        max_message_bytes: maximum size of a message of a stream, and about that of a page, bytes.
+        max_message_bytes: maximum size of a message of a stream, bytes; a page is smaller, unless
+            one prediction is larger.
     """
 
     def __init__(
@@ -74,11 +78,14 @@ class IngestServer:
         self._backups = backups
         self._now = now
         self._max_message_bytes = max_message_bytes
+        self._page_bytes = min(MAX_PAGE_BYTES, int(max_message_bytes * 0.9))
         self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def service(self) -> Service:
         """Return the service to register at a server."""
-        return Service(SERVICE_NAME, self._register, _ACCESS, large=("PredictionLog",))
+        return Service(
+            SERVICE_NAME, self._register, _ACCESS, ("PredictionLog",), ("PredictionLog",)
+        )
 
     def cut_streams(self) -> None:
         """End every open stream with UNAVAILABLE, once its messages are committed."""
@@ -139,7 +146,7 @@ class IngestServer:
         # One row more than requested shows if another page follows.
         rows = await self._queries.run(lambda reader: reader.page(wanted, size + 1, after))
         response = messages.ListPredictionsResponse()
-        count = _fill(response, rows[:size], self._max_message_bytes)
+        count = _fill(response, rows[:size], self._page_bytes)
         if count < len(rows):
             response.next_page_token = encode_token(rows[count - 1].position, wanted)
         return response
@@ -221,12 +228,12 @@ def _page_size(size: int) -> int:
 def _fill(
     response: messages.ListPredictionsResponse, rows: Sequence[StoredPrediction], limit: int
 ) -> int:
-    """Add predictions while the page stays well below the limit in bytes; return their number."""
+    """Add predictions while the page has room for them, at least one; return their number."""
     size = 0
     for count, stored in enumerate(rows):
         prediction = stored_to_proto(stored)
         size += prediction.ByteSize() + 8
-        if count and size > limit * 0.9:
+        if count and size > limit:
             return count
         response.predictions.append(prediction)
     return len(rows)

@@ -7,13 +7,11 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -33,9 +31,8 @@ from servicekit.health import HealthService
 from servicekit.private_files import share
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
-from servicekit.standard_streams import Descriptor, OutputError, flushed
+from servicekit.standard_streams import OutputError, flushed, print_in_background
 from servicekit.telemetry import background_stderr
-from servicekit.telemetry.background_lines import Writable
 from servicekit.telemetry.loop_lag import loop_lag_measured
 from servicekit.telemetry.metrics_server import MetricsServer
 from servicekit.telemetry.tracing import join_trace
@@ -66,8 +63,8 @@ _SERVER_OPTIONS: dict[str, int | str] = {
     "grpc.server.max_pending_requests": 16_384,
     "grpc.server.max_pending_requests_hard_limit": 20_480,
 }
-_OTHER_FILES = 256
-"""Files that a service has open besides its connections, at most."""
+_ALWAYS_SENT = 4 * 1024 * 1024
+"""Size up to which a response is always sent, bytes."""
 _FLUSH_SECONDS = 2.0
 """Maximum time for the last spans to reach the collector, s."""
 _UNWIND_SECONDS = 5.0
@@ -112,6 +109,8 @@ class Service:
     large: Collection[str] = ()
     """Methods whose requests may be as large as `max_message_bytes`. Requests of the others are
     small, and never wait behind large ones."""
+    unlimited: Collection[str] = ()
+    """Methods whose calls get no default deadline: streams that last while their messages come."""
 
 
 class Readiness:
@@ -191,7 +190,7 @@ async def serve(
             )
             address = _bind(server, settings)
             report_open_access(settings, address)
-            _allow_connections(settings.max_connections)
+            resources.allow_connections(settings.max_connections)
             with _metrics(settings, registry) as metrics_address:
                 await server.start()
                 try:
@@ -220,18 +219,6 @@ def _spans(settings: ServerSettings, name: str) -> "Spans | None":
     )
 
     return Spans(settings.otlp_endpoint, settings.otlp_sample_ratio, name)
-
-
-def _allow_connections(count: int) -> None:
-    """Raise the limit on open files for the connections; log a warning if it stays too low."""
-    limit = resources.allow_open_files(count + _OTHER_FILES)
-    if limit is not None and limit < count + _OTHER_FILES:
-        logger.warning(
-            "max_connections is %d, but this process may open only %d files: further connections"
-            " will fail; raise the limit (ulimit -n, LimitNOFILE) or lower max_connections",
-            count,
-            limit,
-        )
 
 
 def _lag_measured(
@@ -334,7 +321,8 @@ def _build(
     all_options = {
         **_SERVER_OPTIONS,
         **budgets.channel_options(bounds),
-        "grpc.max_send_message_length": settings.max_message_bytes,
+        # What every client takes by default is sent, even if the limit was larger when it came.
+        "grpc.max_send_message_length": max(settings.max_message_bytes, _ALWAYS_SENT),
         "grpc.max_concurrent_streams": settings.max_concurrent_streams,
         # Calls that were reset and have not ended here count against the connection. The limit is
         # as high again, because answered calls count until gRPC has released them, and must not
@@ -345,9 +333,10 @@ def _build(
         **dict(options),
     }
     large = {f"/{service.full_name}/{method}" for service in services for method in service.large}
+    unlimited = {f"/{service.full_name}/{m}" for service in services for m in service.unlimited}
     budget_for = budgets.MemoryBudgets(bounds, large).of
     interceptor = server_interceptor(
-        names, access, settings, gate, registry, budget_for, trace, tarpit
+        names, access, settings, gate, registry, budget_for, trace, tarpit, unlimited
     )
     server = grpc.aio.server(interceptors=[interceptor], options=list(all_options.items()))
     for service in services:
@@ -422,22 +411,7 @@ def _report_ready(name: str, address: str, metrics_address: str | None) -> None:
         "metrics_address": metrics_address,
         "pid": os.getpid(),
     }
-    # The parent process may read neither of the streams, which may be one pipe.
-    write = partial(_print, sys.stdout, json.dumps(line) + "\n")
-    threading.Thread(target=write, name="ready", daemon=True).start()
-
-
-def _print(stdout: TextIO | None, text: str) -> None:
-    """Write the text, to the descriptor if there is one; see `Descriptor`."""
-    if stdout is None:
-        return
-    with contextlib.suppress(OSError, ValueError):  # it has no reader
-        try:
-            out: Writable = Descriptor(stdout.fileno())
-        except (OSError, ValueError):  # a stream in memory
-            out = stdout
-        out.write(text)
-        out.flush()
+    print_in_background(json.dumps(line) + "\n")
 
 
 async def _drain(

@@ -5,6 +5,7 @@ those of the process's own control groups and of all groups above it, in version
 controller) and version 2 (one folder) of Linux's cgroups.
 """
 
+import logging
 import math
 import os
 import sys
@@ -12,7 +13,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 _ROOT = Path("/")
+_OTHER_FILES = 256
+"""Files that a service has open besides its connections, at most."""
 _UNLIMITED_BYTES = 1 << 60
 """Limits from here on are none: version 1 writes the largest number of pages."""
 
@@ -68,6 +73,19 @@ def allow_open_files(count: int) -> int | None:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def allow_connections(count: int) -> None:
+    """Raise the limit on open files for the connections; log a warning if it stays too low."""
+    wanted = count + _OTHER_FILES
+    limit = allow_open_files(wanted)
+    if limit is not None and limit < wanted:
+        logger.warning(
+            "max_connections is %d, but this process may open only %d files: further connections"
+            " will fail; raise the limit (ulimit -n, LimitNOFILE) or lower max_connections",
+            count,
+            limit,
+        )
 
 
 def _affinity() -> int:

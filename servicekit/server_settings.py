@@ -91,7 +91,10 @@ class ServerSettings(Settings):
         description="time for running calls to finish after SIGTERM, s",
     )
     default_deadline_seconds: float = Field(
-        default=30.0, gt=0, le=86_400, description="deadline of a call that has none, s"
+        default=30.0,
+        gt=0,
+        le=86_400,
+        description="deadline of a call that has none, s; a stream of PredictionLog gets none",
     )
     max_message_bytes: int = Field(
         default=4 * 1024 * 1024,

@@ -12,6 +12,7 @@ import os
 import select
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
@@ -162,6 +163,25 @@ def flushed() -> Iterator[None]:
         sys.stdout.flush()
         raise
     sys.stdout.flush()
+
+
+def print_in_background(text: str) -> None:
+    """Write text to stdout on a thread of its own, because its reader may never read it.
+
+    Text that cannot be written is lost.
+    """
+    threading.Thread(target=_print, args=(sys.stdout, text), name="stdout", daemon=True).start()
+
+
+def _print(stdout: TextIO, text: str) -> None:
+    """Write the text, to the descriptor if there is one; see `Descriptor`."""
+    with contextlib.suppress(OSError, ValueError):  # it has no reader
+        try:
+            out: Descriptor | TextIO = Descriptor(stdout.fileno())
+        except (OSError, ValueError):  # a stream in memory
+            out = stdout
+        out.write(text)
+        out.flush()
 
 
 def is_file(number: int) -> bool:

@@ -1,7 +1,8 @@
 """A deadline for every call, and how much of it is left."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -21,14 +22,24 @@ class DefaultDeadline:
     gRPC itself ends a call that has one, by cancelling the handler.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, unlimited: Collection[str] = ()) -> None:
+        """Create the guard.
+
+        Args:
+            seconds: the default deadline, s, > 0.
+            unlimited: full methods whose calls may last for as long as their messages come.
+        """
         self._seconds = seconds
+        self._unlimited = frozenset(unlimited)
 
     async def __call__(
-        self, _method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
+        self, method: str, context: _Context, proceed: Callable[[], Awaitable[T]]
     ) -> T:
         """Raise SightlineError DEADLINE_EXCEEDED when the default deadline is over."""
         if context.time_remaining() is not None:
+            return await proceed()
+        if method in self._unlimited:
+            _deadline.set(math.inf)
             return await proceed()
         _deadline.set(asyncio.get_running_loop().time() + self._seconds)
         limit = asyncio.timeout(self._seconds)
@@ -41,7 +52,8 @@ class DefaultDeadline:
             raise SightlineError(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 "DEADLINE_EXCEEDED",
-                f"the call has no deadline and took longer than the default of {self._seconds:g} s",
+                f"the call has no deadline and took longer than the default of {self._seconds:g} s:"
+                " set a deadline",
             ) from error
 
 

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -66,6 +66,7 @@ def server_interceptor(
     budgets: BudgetFor,
     trace: Guard = join_trace,
     tarpit: Tarpit | None = None,
+    unlimited: Collection[str] = (),
 ) -> "GuardInterceptor":
     """Return the interceptor with every guard that a Sightline server has, outermost first.
 
@@ -78,6 +79,7 @@ def server_interceptor(
         budgets: the memory budgets of methods.
         trace: guard that joins the caller's trace; `Spans` where spans are exported.
         tarpit: guard that delays the answers of useless calls; None: a new one.
+        unlimited: methods without a default deadline.
 
     Raises:
         SettingsError: a file of credentials cannot be used, or `rate_limits` names a method that
@@ -112,7 +114,7 @@ def server_interceptor(
         report_errors,
         tarpit,
         gate,
-        DefaultDeadline(settings.default_deadline_seconds),
+        DefaultDeadline(settings.default_deadline_seconds, unlimited),
         RequireCaller(Authenticator.from_settings(settings), access),
         *(() if limits.off else [charge_call]),
     ]

@@ -47,6 +47,20 @@ def wait_for_watermark(server: IngestProcess, of: SpoolKey, position: int) -> No
         time.sleep(0.01)
 
 
+def test_item_22_a_stream_without_a_deadline_lasts_while_messages_come(start: Start) -> None:
+    server = start("--default-deadline-seconds", "0.2")
+    began = time.monotonic()
+
+    def sent() -> Iterator[messages.PredictionLogRequest]:
+        yield request(prediction(1), head=header())
+        while time.monotonic() < began + 1:  # five times the default deadline
+            time.sleep(0.1)
+            yield request()
+        yield request(prediction(2))
+
+    assert server.stub.PredictionLog(sent()).committed_through == 2
+
+
 def test_a_stream_is_committed_and_counted(server: IngestProcess) -> None:
     answer = server.log_messages(
         request(*predictions(1, 3), head=header()),

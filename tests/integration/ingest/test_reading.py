@@ -9,6 +9,9 @@ from sightline.ingest.v1 import ingest_pb2
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 from sightline.types.v1.prediction_pb2 import BoundingBox, PredictionSource
 
+from ingest_service.server import MAX_PAGE_BYTES
+from ingest_service.store.protocol import Count, JudgedCount, Stats, StatsDetails
+from ingest_service.translate import stats_response
 from tests.integration.ingest.conftest import Start
 from tests.integration.ingest.process import PATIENCE, IngestProcess, refused
 from tests.unit.ingest_service.samples import (
@@ -29,6 +32,41 @@ def listed(server: IngestProcess, **ask: object) -> messages.ListPredictionsResp
         messages.ListPredictionsRequest(**ask),  # type: ignore[arg-type]
         timeout=PATIENCE,
     )
+
+
+def test_item_21_every_page_is_small_enough_for_any_client(start: Start) -> None:
+    server = start("--max-message-bytes", str(16 << 20))
+    labels = {f"{n:02}{'l' * 1022}": "v" * 1024 for n in range(64)}
+    wide = detection(class_name="c" * 256, class_id=2**31 - 1, track_id=2**63 - 1)
+    names = {"image_id": "i" * 512, "model_name": "m" * 256, "model_version": "v" * 256}
+    largest = [prediction(n, labels=labels, detections=[wide] * 10_000, **names) for n in (1, 2, 3)]
+    assert MAX_PAGE_BYTES * 0.8 < largest[0].ByteSize() < MAX_PAGE_BYTES
+    small = [prediction(n, labels=labels) for n in range(4, 60)]
+    assert server.log_messages(request(*largest, head=header()), request(*small)).accepted == 59
+    sequences, sizes, token = list[int](), list[int](), "first"
+    while token:
+        ask = {"page_size": 1000, "page_token": token if sequences else ""}
+        page = listed(server, **ask)  # of a client with gRPC's defaults
+        sequences += [row.prediction.sequence for row in page.predictions]
+        sizes.append(page.ByteSize())
+        token = page.next_page_token
+    assert sequences == list(range(59, 0, -1))
+    assert max(sizes) < 4 << 20
+    server.stop()
+    smaller = start("--max-message-bytes", "1024")  # a lower limit than when it was logged
+    assert len(listed(smaller, page_size=1, page_token="").predictions) == 1
+
+
+def test_item_21_the_largest_statistics_are_small_enough_for_any_client() -> None:
+    def counts(size: int) -> list[JudgedCount]:
+        return [JudgedCount("k" * size, 2**62, 2**62, 2**62) for _ in range(1000)]
+
+    by_name = [Count("k" * 256, 2**62, 2**62) for _ in range(1000)]
+    details = StatsDetails(2**62, {}, counts(256), counts(1024))
+    total = 2**62
+    named = (by_name, by_name, by_name, by_name)
+    stats = Stats(total, total, total, *named, None, None, None, 0, 0, details)
+    assert 2 << 20 < stats_response(stats).ByteSize() < 4 << 20
 
 
 def test_statistics_of_what_was_logged(server: IngestProcess) -> None:

@@ -66,6 +66,9 @@ class InferenceServiceServicer:
 
         If some of several images are invalid, their results have an error, and the others are
         answered. If all are invalid, the call fails with INVALID_ARGUMENT.
+
+        The response to several images with thousands of detections may be larger than the 4 MiB that
+        gRPC clients take by default: raise the client's limit, or ask for fewer detections.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,7 +83,8 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """List the loaded models.
+        """List the loaded models. The list of many models with thousands of labels may be larger than
+        the 4 MiB that gRPC clients take by default.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

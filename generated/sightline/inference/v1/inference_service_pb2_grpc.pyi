@@ -42,13 +42,18 @@ class InferenceServiceStub:
 
     If some of several images are invalid, their results have an error, and the others are
     answered. If all are invalid, the call fails with INVALID_ARGUMENT.
+
+    The response to several images with thousands of detections may be larger than the 4 MiB that
+    gRPC clients take by default: raise the client's limit, or ask for fewer detections.
     """
     UploadImage: _grpc.StreamUnaryMultiCallable[_inference_service_pb2.UploadImageRequest, _inference_service_pb2.UploadImageResponse]
     """Upload an image in chunks and return a reference to it, so that `Infer` can be retried without
     sending the image again. The first message has the header, the others have the bytes.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]
-    """List the loaded models."""
+    """List the loaded models. The list of many models with thousands of labels may be larger than
+    the 4 MiB that gRPC clients take by default.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -64,13 +69,18 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     If some of several images are invalid, their results have an error, and the others are
     answered. If all are invalid, the call fails with INVALID_ARGUMENT.
+
+    The response to several images with thousands of detections may be larger than the 4 MiB that
+    gRPC clients take by default: raise the client's limit, or ask for fewer detections.
     """
     UploadImage: _aio.StreamUnaryMultiCallable[_inference_service_pb2.UploadImageRequest, _inference_service_pb2.UploadImageResponse]  # type: ignore[assignment]
     """Upload an image in chunks and return a reference to it, so that `Infer` can be retried without
     sending the image again. The first message has the header, the others have the bytes.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """List the loaded models."""
+    """List the loaded models. The list of many models with thousands of labels may be larger than
+    the 4 MiB that gRPC clients take by default.
+    """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs models on images. A call without a deadline gets the server's default deadline. Errors have
@@ -89,6 +99,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         If some of several images are invalid, their results have an error, and the others are
         answered. If all are invalid, the call fails with INVALID_ARGUMENT.
+
+        The response to several images with thousands of detections may be larger than the 4 MiB that
+        gRPC clients take by default: raise the client's limit, or ask for fewer detections.
         """
 
     @_abc_1.abstractmethod
@@ -107,6 +120,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.ListModelsResponse, _abc.Awaitable[_inference_service_pb2.ListModelsResponse]]:
-        """List the loaded models."""
+        """List the loaded models. The list of many models with thousands of labels may be larger than
+        the 4 MiB that gRPC clients take by default.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -84,6 +84,11 @@ class IngestServiceServicer:
         committed. It is not retryable: another process has used this spool_id, and the predictions
         need a new one. The server detects it by the generation, and by the content of the first and
         the last committed prediction of a spool if they are sent again.
+
+        A stream may stay open for as long as messages come. The server gives it no deadline of its
+        own; a deadline of the caller counts. A stream whose next message does not come in time (10 s
+        by default) ends with RESOURCE_EXHAUSTED, reason `MESSAGE_STALLED` and `committed_through` in
+        the metadata. `GetWatermark` tells what is committed while the stream is open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +109,8 @@ class IngestServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPredictions(self, request, context):
-        """List stored predictions, newest commit first.
+        """List stored predictions, newest commit first. A page is smaller than 4 MiB, which every gRPC
+        client takes by default, and may therefore have fewer predictions than asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,7 +120,8 @@ class IngestServiceServicer:
         """Stream a copy of the database as of one moment, while devices keep logging. It requires the
         scope `admin` for every device. There is one backup at a time; another call fails with
         RESOURCE_EXHAUSTED, reason `BACKUP_RUNNING`. The copy is first written to the server's disk
-        beside the database.
+        beside the database. A call without a deadline gets the server's default deadline, 30 s, which
+        is too short for a large database.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

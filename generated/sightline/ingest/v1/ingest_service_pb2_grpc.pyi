@@ -51,18 +51,26 @@ class IngestServiceStub:
     committed. It is not retryable: another process has used this spool_id, and the predictions
     need a new one. The server detects it by the generation, and by the content of the first and
     the last committed prediction of a spool if they are sent again.
+
+    A stream may stay open for as long as messages come. The server gives it no deadline of its
+    own; a deadline of the caller counts. A stream whose next message does not come in time (10 s
+    by default) ends with RESOURCE_EXHAUSTED, reason `MESSAGE_STALLED` and `committed_through` in
+    the metadata. `GetWatermark` tells what is committed while the stream is open.
     """
     GetWatermark: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.GetWatermarkRequest, _ingest_service_pb2.GetWatermarkResponse]
     """Return the committed position of a device's spool, from which a reconnecting node resumes."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.GetStatsRequest, _ingest_service_pb2.GetStatsResponse]
     """Count stored predictions, exactly and as of one moment. Quantiles have an error of at most 1 %."""
     ListPredictions: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListPredictionsRequest, _ingest_service_pb2.ListPredictionsResponse]
-    """List stored predictions, newest commit first."""
+    """List stored predictions, newest commit first. A page is smaller than 4 MiB, which every gRPC
+    client takes by default, and may therefore have fewer predictions than asked for.
+    """
     Backup: _grpc.UnaryStreamMultiCallable[_ingest_service_pb2.BackupRequest, _ingest_service_pb2.BackupResponse]
     """Stream a copy of the database as of one moment, while devices keep logging. It requires the
     scope `admin` for every device. There is one backup at a time; another call fails with
     RESOURCE_EXHAUSTED, reason `BACKUP_RUNNING`. The copy is first written to the server's disk
-    beside the database.
+    beside the database. A call without a deadline gets the server's default deadline, 30 s, which
+    is too short for a large database.
     """
 
 @_typing.type_check_only
@@ -88,18 +96,26 @@ class IngestServiceAsyncStub(IngestServiceStub):
     committed. It is not retryable: another process has used this spool_id, and the predictions
     need a new one. The server detects it by the generation, and by the content of the first and
     the last committed prediction of a spool if they are sent again.
+
+    A stream may stay open for as long as messages come. The server gives it no deadline of its
+    own; a deadline of the caller counts. A stream whose next message does not come in time (10 s
+    by default) ends with RESOURCE_EXHAUSTED, reason `MESSAGE_STALLED` and `committed_through` in
+    the metadata. `GetWatermark` tells what is committed while the stream is open.
     """
     GetWatermark: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.GetWatermarkRequest, _ingest_service_pb2.GetWatermarkResponse]  # type: ignore[assignment]
     """Return the committed position of a device's spool, from which a reconnecting node resumes."""
     GetStats: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.GetStatsRequest, _ingest_service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Count stored predictions, exactly and as of one moment. Quantiles have an error of at most 1 %."""
     ListPredictions: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListPredictionsRequest, _ingest_service_pb2.ListPredictionsResponse]  # type: ignore[assignment]
-    """List stored predictions, newest commit first."""
+    """List stored predictions, newest commit first. A page is smaller than 4 MiB, which every gRPC
+    client takes by default, and may therefore have fewer predictions than asked for.
+    """
     Backup: _aio.UnaryStreamMultiCallable[_ingest_service_pb2.BackupRequest, _ingest_service_pb2.BackupResponse]  # type: ignore[assignment]
     """Stream a copy of the database as of one moment, while devices keep logging. It requires the
     scope `admin` for every device. There is one backup at a time; another call fails with
     RESOURCE_EXHAUSTED, reason `BACKUP_RUNNING`. The copy is first written to the server's disk
-    beside the database.
+    beside the database. A call without a deadline gets the server's default deadline, 30 s, which
+    is too short for a large database.
     """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -128,6 +144,11 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         committed. It is not retryable: another process has used this spool_id, and the predictions
         need a new one. The server detects it by the generation, and by the content of the first and
         the last committed prediction of a spool if they are sent again.
+
+        A stream may stay open for as long as messages come. The server gives it no deadline of its
+        own; a deadline of the caller counts. A stream whose next message does not come in time (10 s
+        by default) ends with RESOURCE_EXHAUSTED, reason `MESSAGE_STALLED` and `committed_through` in
+        the metadata. `GetWatermark` tells what is committed while the stream is open.
         """
 
     @_abc_1.abstractmethod
@@ -152,7 +173,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_service_pb2.ListPredictionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.ListPredictionsResponse, _abc.Awaitable[_ingest_service_pb2.ListPredictionsResponse]]:
-        """List stored predictions, newest commit first."""
+        """List stored predictions, newest commit first. A page is smaller than 4 MiB, which every gRPC
+        client takes by default, and may therefore have fewer predictions than asked for.
+        """
 
     @_abc_1.abstractmethod
     def Backup(
@@ -163,7 +186,8 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stream a copy of the database as of one moment, while devices keep logging. It requires the
         scope `admin` for every device. There is one backup at a time; another call fails with
         RESOURCE_EXHAUSTED, reason `BACKUP_RUNNING`. The copy is first written to the server's disk
-        beside the database.
+        beside the database. A call without a deadline gets the server's default deadline, 30 s, which
+        is too short for a large database.
         """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
