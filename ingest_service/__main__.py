@@ -115,6 +115,7 @@ async def _main(argv: Sequence[str]) -> None:
         on_committed=ahead.committed,
         on_conflict=conflict_counter(registry),
         decoder=ProtobufDecoder() if settings.decoder == "protobuf" else PtarsDecoder(),
+        date_undated=settings.undated == "server-time",
     )
     committer = GroupCommitter(
         writer.prepare,
@@ -162,6 +163,9 @@ async def _main(argv: Sequence[str]) -> None:
         stop=stop,
         registry=registry,
         bounds=_bounds(settings),
+        # Pages are bounded by themselves. A prediction that came when max_message_bytes was larger
+        # must be readable.
+        options=[("grpc.max_send_message_length", -1)],
     )
 
 

@@ -43,7 +43,8 @@ _ACCESS = {
 }
 MAX_PAGE_BYTES = 3_700_000
 """Maximum size of a page, bytes. gRPC clients refuse messages above 4 MiB by default, whatever the
-server sends. The largest prediction that keeps the rules takes 3.3 MB, so that one always fits."""
+server sends. A single prediction that is larger, as one with thousands of masks may be where
+max_message_bytes was raised, is alone in its page."""
 MAX_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 100
 
@@ -58,8 +59,8 @@ class IngestServer:
         queries: runs all other queries.
         backups: creates backups.
         now: the server's wall clock, UTC.
-        max_message_bytes: maximum size of a message of a stream, bytes; a page is smaller, unless
-            one prediction is larger.
+        max_message_bytes: maximum size of a message of a stream, bytes; a page of more than one
+            prediction is smaller.
     """
 
     def __init__(

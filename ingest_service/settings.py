@@ -60,6 +60,13 @@ class IngestSettings(ServerSettings):
         description="library that decodes logged messages: ptars is faster; protobuf is the"
         " reference implementation",
     )
+    undated: Literal["reject", "server-time"] = Field(
+        "reject",
+        description="what becomes of a prediction without captured_at, or with one before 2000 that"
+        " the device's clock does not explain: reject keeps it in rejected_predictions; server-time"
+        " stores it with the server's time, and the device's in the label"
+        " sightline.device_captured_at",
+    )
     query_threads: int = Field(4, ge=1, le=64, description="read queries that run at the same time")
     query_queue: int = Field(
         64,

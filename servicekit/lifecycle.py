@@ -63,8 +63,6 @@ _SERVER_OPTIONS: dict[str, int | str] = {
     "grpc.server.max_pending_requests": 16_384,
     "grpc.server.max_pending_requests_hard_limit": 20_480,
 }
-_ALWAYS_SENT = 4 * 1024 * 1024
-"""Size up to which a response is always sent, bytes."""
 _FLUSH_SECONDS = 2.0
 """Maximum time for the last spans to reach the collector, s."""
 _UNWIND_SECONDS = 5.0
@@ -321,8 +319,7 @@ def _build(
     all_options = {
         **_SERVER_OPTIONS,
         **budgets.channel_options(bounds),
-        # What every client takes by default is sent, even if the limit was larger when it came.
-        "grpc.max_send_message_length": max(settings.max_message_bytes, _ALWAYS_SENT),
+        "grpc.max_send_message_length": settings.max_message_bytes,
         "grpc.max_concurrent_streams": settings.max_concurrent_streams,
         # Calls that were reset and have not ended here count against the connection. The limit is
         # as high again, because answered calls count until gRPC has released them, and must not

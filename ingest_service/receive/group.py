@@ -16,6 +16,7 @@ from ingest_service.receive import capture_window, sequence
 from ingest_service.receive.checks import Violation, find_violations
 from ingest_service.receive.decode import Decoder
 from ingest_service.receive.sequence import Claims
+from ingest_service.receive.undated import labelled, redated, undated
 from ingest_service.store.protocol import SpoolKey, StreamOpening
 from servicekit.errors import SightlineError, invalid
 
@@ -75,7 +76,12 @@ class Prepared:
 
 
 def prepare(
-    messages: Sequence[Message], decoder: Decoder, now: datetime, steady: float | None = None
+    messages: Sequence[Message],
+    decoder: Decoder,
+    now: datetime,
+    steady: float | None = None,
+    *,
+    date_undated: bool = False,
 ) -> Prepared:
     """Decode and check the messages of a group.
 
@@ -84,6 +90,7 @@ def prepare(
         decoder: decodes their bytes.
         now: the server's wall clock, UTC.
         steady: the server's steady clock, s; None: not known.
+        date_undated: give predictions without a plausible capture time the time `now`.
     """
     decoded = decoder.decode([message.payload for message in messages])
     predictions = decoded.batch.column("predictions")
@@ -99,14 +106,12 @@ def prepare(
         key: capture_window.of_stream(opening, now, steady) for key, opening in openings.items()
     }
     window = capture_window.for_each([windows[id(m.opening)] for m in messages], claims.message)
-    return Prepared(
-        messages,
-        predictions.values,
-        gaps.values,
-        claims,
-        refused,
-        find_violations(predictions.values, window),
-    )
+    received = predictions.values
+    rows = undated(received, window) if date_undated else np.zeros(len(received), np.bool_)
+    dated = redated(received, rows, capture_window.to_us(now)) if rows.any() else received
+    violations = find_violations(dated, window)
+    stored = labelled(dated, rows, received) if rows.any() else received
+    return Prepared(messages, stored, gaps.values, claims, refused, violations)
 
 
 def _claims(predictions: pa.ListArray, gaps: pa.ListArray) -> Claims:

@@ -30,6 +30,7 @@ class GroupWriter:
         on_committed: called with the gaps and the outcomes of each committed group.
         on_conflict: called, on the committing thread, with the kind of each `SEQUENCE_CONFLICT`.
         decoder: decodes the messages. None: a `PtarsDecoder`.
+        date_undated: give predictions without a plausible capture time the server's time.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class GroupWriter:
         ),
         on_conflict: Callable[[str], object] = lambda _: None,
         decoder: Decoder | None = None,
+        date_undated: bool = False,
     ) -> None:
         self._store = store
         self._now = now
@@ -49,6 +51,7 @@ class GroupWriter:
         self._on_committed = on_committed
         self._on_conflict = on_conflict
         self._decoder = decoder or PtarsDecoder()
+        self._date_undated = date_undated
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
         """Decode and check the messages of a group.
@@ -56,7 +59,13 @@ class GroupWriter:
         Args:
             messages: the messages in the order of their arrival.
         """
-        return prepare(messages, self._decoder, self._now(), self._steady())
+        return prepare(
+            messages,
+            self._decoder,
+            self._now(),
+            self._steady(),
+            date_undated=self._date_undated,
+        )
 
     def commit(
         self,

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
@@ -22,13 +23,46 @@ from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 from sightline.types.v1.prediction_pb2 import Prediction
 
 from ingest_service.receive import capture_window, rows
+from ingest_service.receive.capture_window import CaptureWindow
 from ingest_service.receive.checks import find_violations
 from ingest_service.receive.decode import Decoder
+from ingest_service.receive.undated import implausible, labelled, redated, undated
 from ingest_service.store.duckdb.rejected import Rejected
 from ingest_service.store.retention_clock import to_time
 
 UNREADABLE = "ORIGINAL_UNREADABLE"
 """Reason of a row that stays rejected because its original cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A correction of capture times that are implausible; at most one of its fields is set."""
+
+    add_seconds: float = 0.0
+    """Seconds to add to a capture time outside of the plausible window; 0: none."""
+    server_time: bool = False
+    """Use the time of the rejection where the capture time is missing or too early."""
+
+    def apply(
+        self, predictions: pa.StructArray, window: CaptureWindow, received: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Return a mask of the predictions to correct, and the time of each, us since 1970.
+
+        Args:
+            predictions: the predictions from a decoder.
+            window: their plausible capture times.
+            received: their times of rejection, us since 1970.
+        """
+        if self.server_time:
+            return undated(predictions, window), received
+        captured = predictions.field("captured_at").view(pa.int64())
+        times: NDArray[np.int64] = pc.fill_null(captured, 0).to_numpy()
+        if not self.add_seconds:
+            return np.zeros(len(times), np.bool_), times
+        return implausible(predictions, window), times + round(self.add_seconds * 1e6)
+
+
+NO_CORRECTION = Correction()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +73,19 @@ class ReadmissionBatch:
     """Predictions that keep every rule now, as rows of `predictions` without `received_at`."""
     last: Rejected
     """The last prediction that was checked."""
+    lags: Mapping[str, tuple[float, float]]
+    """By device: smallest and largest time from capture to rejection by the two clocks, s; of the
+    predictions that have a capture time."""
     kept: Counter[str] = field(default_factory=Counter)
     """Number of predictions that stay rejected, by reason."""
 
 
-def recheck(rejected: Sequence[Rejected], decoder: Decoder, now: datetime) -> ReadmissionBatch:
+def recheck(
+    rejected: Sequence[Rejected],
+    decoder: Decoder,
+    now: datetime,
+    correction: Correction = NO_CORRECTION,
+) -> ReadmissionBatch:
     """Check rejected predictions against the rules again.
 
     Capture times are checked by the device's clock if its stream had sent that clock, else by the
@@ -53,6 +95,8 @@ def recheck(rejected: Sequence[Rejected], decoder: Decoder, now: datetime) -> Re
         rejected: at least one prediction.
         decoder: decodes the originals.
         now: the server's wall clock, UTC.
+        correction: of capture times, before the check. A corrected prediction has the device's
+            time in the label `undated.DEVICE_TIME_LABEL`.
     """
     payloads, places = _payloads(rejected)
     kept: Counter[str] = Counter()
@@ -69,7 +113,8 @@ def recheck(rejected: Sequence[Rejected], decoder: Decoder, now: datetime) -> Re
             chosen.append(number)
             index.append(at)
     taken = predictions.values.take(pa.array(index, pa.int64()))
-    return _checked([rejected[number] for number in chosen], taken, kept, now, rejected[-1])
+    found = [rejected[number] for number in chosen]
+    return _checked(found, taken, kept, now, rejected[-1], correction)
 
 
 def _checked(
@@ -78,17 +123,36 @@ def _checked(
     kept: Counter[str],
     now: datetime,
     last: Rejected,
+    correction: Correction,
 ) -> ReadmissionBatch:
     openings = [prediction.opening for prediction in rejected]
     windows = [_window(prediction, now) for prediction in rejected]
     owner = np.arange(len(rejected), dtype=np.int64)
     good = np.ones(len(rejected), dtype=np.bool_)
     window = capture_window.for_each(windows, owner)
-    for row, violation in find_violations(predictions, window).items():
+    received = np.array([prediction.received_us for prediction in rejected], np.int64)
+    wrong, times = correction.apply(predictions, window, received)
+    dated = redated(predictions, wrong, times)
+    for row, violation in find_violations(dated, window).items():
         good[row] = False
         kept[violation.reason] += 1
-    table = rows.prediction_table(predictions.filter(pa.array(good)), owner[good], openings)
-    return ReadmissionBatch(table, last, kept)
+    table = rows.prediction_table(
+        labelled(dated, wrong, predictions).filter(pa.array(good)), owner[good], openings
+    )
+    return ReadmissionBatch(table, last, _lags(rejected, predictions), kept)
+
+
+def _lags(
+    rejected: Sequence[Rejected], predictions: pa.StructArray
+) -> dict[str, tuple[float, float]]:
+    lags: dict[str, tuple[float, float]] = {}
+    captured = predictions.field("captured_at").view(pa.int64()).to_pylist()
+    for prediction, time in zip(rejected, captured, strict=True):
+        if time is not None:
+            lag = (prediction.received_us - time) / 1e6
+            low, high = lags.get(prediction.device_id, (lag, lag))
+            lags[prediction.device_id] = (min(low, lag), max(high, lag))
+    return lags
 
 
 def _window(rejected: Rejected, now: datetime) -> capture_window.CaptureWindow:

@@ -108,6 +108,7 @@ CORES = (
     "ingest_service/receive/decision.py",
     "ingest_service/receive/fair_waiting.py",
     "ingest_service/receive/sequence.py",
+    "ingest_service/receive/undated.py",
     "ingest_service/store/duckdb/file_format.py",
     "ingest_service/store/duckdb/verdict.py",
     "inference_service/idempotency/lease_watch.py",

@@ -110,7 +110,9 @@ class IngestServiceServicer:
 
     def ListPredictions(self, request, context):
         """List stored predictions, newest commit first. A page is smaller than 4 MiB, which every gRPC
-        client takes by default, and may therefore have fewer predictions than asked for.
+        client takes by default, and may therefore have fewer predictions than asked for. Only a single
+        prediction that is larger makes a larger page, alone; a server takes such predictions only if
+        its `max_message_bytes` is above 4 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

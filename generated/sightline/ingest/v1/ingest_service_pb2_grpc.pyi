@@ -63,7 +63,9 @@ class IngestServiceStub:
     """Count stored predictions, exactly and as of one moment. Quantiles have an error of at most 1 %."""
     ListPredictions: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.ListPredictionsRequest, _ingest_service_pb2.ListPredictionsResponse]
     """List stored predictions, newest commit first. A page is smaller than 4 MiB, which every gRPC
-    client takes by default, and may therefore have fewer predictions than asked for.
+    client takes by default, and may therefore have fewer predictions than asked for. Only a single
+    prediction that is larger makes a larger page, alone; a server takes such predictions only if
+    its `max_message_bytes` is above 4 MiB.
     """
     Backup: _grpc.UnaryStreamMultiCallable[_ingest_service_pb2.BackupRequest, _ingest_service_pb2.BackupResponse]
     """Stream a copy of the database as of one moment, while devices keep logging. It requires the
@@ -108,7 +110,9 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """Count stored predictions, exactly and as of one moment. Quantiles have an error of at most 1 %."""
     ListPredictions: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.ListPredictionsRequest, _ingest_service_pb2.ListPredictionsResponse]  # type: ignore[assignment]
     """List stored predictions, newest commit first. A page is smaller than 4 MiB, which every gRPC
-    client takes by default, and may therefore have fewer predictions than asked for.
+    client takes by default, and may therefore have fewer predictions than asked for. Only a single
+    prediction that is larger makes a larger page, alone; a server takes such predictions only if
+    its `max_message_bytes` is above 4 MiB.
     """
     Backup: _aio.UnaryStreamMultiCallable[_ingest_service_pb2.BackupRequest, _ingest_service_pb2.BackupResponse]  # type: ignore[assignment]
     """Stream a copy of the database as of one moment, while devices keep logging. It requires the
@@ -174,7 +178,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_service_pb2.ListPredictionsResponse, _abc.Awaitable[_ingest_service_pb2.ListPredictionsResponse]]:
         """List stored predictions, newest commit first. A page is smaller than 4 MiB, which every gRPC
-        client takes by default, and may therefore have fewer predictions than asked for.
+        client takes by default, and may therefore have fewer predictions than asked for. Only a single
+        prediction that is larger makes a larger page, alone; a server takes such predictions only if
+        its `max_message_bytes` is above 4 MiB.
         """
 
     @_abc_1.abstractmethod
