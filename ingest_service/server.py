@@ -84,9 +84,8 @@ class IngestServer:
 
     def service(self) -> Service:
         """Return the service to register at a server."""
-        return Service(
-            SERVICE_NAME, self._register, _ACCESS, ("PredictionLog",), ("PredictionLog",)
-        )
+        streams = ("PredictionLog",)
+        return Service(SERVICE_NAME, self._register, _ACCESS, large=streams, unlimited=streams)
 
     def cut_streams(self) -> None:
         """End every open stream with UNAVAILABLE, once its messages are committed."""
