@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from ingest_service.read.queries import Queries
 from ingest_service.read.visible import visible
 from ingest_service.receive.group_commit import GroupCommitter, LogStream, draining_error
 from ingest_service.receive.headers import parse_header, parse_spool
-from ingest_service.store.protocol import StoredPrediction
+from ingest_service.store.protocol import Filter, Position, Reader
 from ingest_service.translate import (
     backup_response,
     filter_from_proto,
@@ -45,6 +45,8 @@ MAX_PAGE_BYTES = 3_700_000
 """Maximum size of a page, bytes. gRPC clients refuse messages above 4 MiB by default, whatever the
 server sends. A single prediction that is larger, as one with thousands of masks may be where
 max_message_bytes was raised, is alone in its page."""
+_FRAME_BYTES = 8
+"""Size of a prediction's tag and length in a page, at most, bytes."""
 MAX_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 100
 
@@ -143,13 +145,12 @@ class IngestServer:
         wanted = visible(filter_from_proto(request.filter), current_caller())
         size = _page_size(request.page_size)
         after = decode_token(request.page_token, wanted) if request.page_token else None
-        # One row more than requested shows if another page follows.
-        rows = await self._queries.run(lambda reader: reader.page(wanted, size + 1, after))
-        response = messages.ListPredictionsResponse()
-        count = _fill(response, rows[:size], self._page_bytes)
-        if count < len(rows):
-            response.next_page_token = encode_token(rows[count - 1].position, wanted)
-        return response
+        page, last = await self._queries.run(
+            lambda reader: read_page(reader, wanted, size, after, self._page_bytes)
+        )
+        if last is not None:
+            page.next_page_token = encode_token(last, wanted)
+        return page
 
     async def backup(
         self, _request: messages.BackupRequest, _context: _Context
@@ -225,15 +226,35 @@ def _page_size(size: int) -> int:
     return size or DEFAULT_PAGE_SIZE
 
 
-def _fill(
-    response: messages.ListPredictionsResponse, rows: Sequence[StoredPrediction], limit: int
-) -> int:
-    """Add predictions while the page has room for them, at least one; return their number."""
-    size = 0
-    for count, stored in enumerate(rows):
-        prediction = stored_to_proto(stored)
-        size += prediction.ByteSize() + 8
-        if count and size > limit:
-            return count
-        response.predictions.append(prediction)
-    return len(rows)
+def read_page(
+    reader: Reader, filter_: Filter, size: int, after: Position | None, limit: int
+) -> tuple[messages.ListPredictionsResponse, Position | None]:
+    """Return a page, and the position of its last prediction if another page follows.
+
+    Rows are read in portions, so that many large ones are not in memory together. The size of the
+    second portion is estimated from the first.
+
+    Args:
+        reader: reads from one snapshot.
+        filter_: the predictions to list.
+        size: maximum number of predictions, >= 1.
+        after: position of the last prediction of the page before; None: the first page.
+        limit: maximum size of a page of more than one prediction, bytes.
+    """
+    page = messages.ListPredictionsResponse()
+    portion, used = DEFAULT_PAGE_SIZE, 0
+    while True:
+        count = min(size - len(page.predictions), portion)
+        rows = reader.page(filter_, count + 1, after)  # one more shows if another page follows
+        for row in rows[:count]:
+            prediction = stored_to_proto(row)
+            used += prediction.ByteSize() + _FRAME_BYTES
+            if page.predictions and used > limit:
+                return page, after
+            page.predictions.append(prediction)
+            after = row.position
+        if len(rows) <= count:
+            return page, None
+        if len(page.predictions) == size:
+            return page, after
+        portion = max((limit - used) * len(page.predictions) // used, 1)

@@ -1,6 +1,10 @@
 """GetStats and ListPredictions over real sockets."""
 
+from collections.abc import Sequence
+from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -9,8 +13,16 @@ from sightline.ingest.v1 import ingest_pb2
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 from sightline.types.v1.prediction_pb2 import BoundingBox, PredictionSource
 
-from ingest_service.server import MAX_PAGE_BYTES
-from ingest_service.store.protocol import Count, JudgedCount, Stats, StatsDetails
+from ingest_service.server import MAX_PAGE_BYTES, read_page
+from ingest_service.store.duckdb.file_store import DuckDBStore
+from ingest_service.store.protocol import (
+    Count,
+    Filter,
+    JudgedCount,
+    Stats,
+    StatsDetails,
+    StoredPrediction,
+)
 from ingest_service.translate import stats_response
 from tests.integration.ingest.conftest import Start
 from tests.integration.ingest.process import PATIENCE, IngestProcess, refused
@@ -19,12 +31,14 @@ from tests.unit.ingest_service.samples import (
     detection,
     gap,
     header,
+    message,
     prediction,
     predictions,
     request,
     spool,
     timestamp,
 )
+from tests.unit.ingest_service.store_conformance import commit
 
 
 def listed(server: IngestProcess, **ask: object) -> messages.ListPredictionsResponse:
@@ -55,6 +69,31 @@ def test_item_21_every_page_is_small_enough_for_any_client(start: Start) -> None
     server.stop()
     smaller = start("--max-message-bytes", "1024")  # a lower limit than when it was logged
     assert len(listed(smaller, page_size=1, page_token="").predictions) == 1
+
+
+def test_item_21_large_rows_are_read_in_portions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {f"{n:02}{'l' * 1022}": "v" * 1024 for n in range(64)}
+    large = [prediction(n, labels=labels) for n in range(1, 301)]  # 131 kB each
+    with closing(DuckDBStore(tmp_path / "test.duckdb")) as store:
+        commit(store, message(*large))
+        reader, read = store.reader(), list[int]()
+        whole = reader.page
+
+        def counted(*ask: Any) -> Sequence[StoredPrediction]:
+            rows = whole(*ask)
+            read.append(len(rows))
+            return rows
+
+        with closing(reader):
+            monkeypatch.setattr(reader, "page", counted)
+            page, last = read_page(reader, Filter(), 1000, None, MAX_PAGE_BYTES)
+            assert last is not None
+            assert (read, len(page.predictions), last.sequence) == ([101], 28, 273)
+            read.clear()
+            page, last = read_page(reader, Filter(), 1000, None, 100_000_000)
+            assert (read, len(page.predictions), last) == ([101, 200], 300, None)
 
 
 def test_item_21_the_largest_statistics_are_small_enough_for_any_client() -> None:
