@@ -133,7 +133,7 @@ def _by_noise(
     if len(seen) == 1:
         return seen[0]
     names = " or ".join(seen or possible)
-    run = "" if probe is None else f", and a run on noise fits {'both' if seen else 'neither'}"
+    run = "" if probe is None else f", and a run on noise fits {'several' if seen else 'none'}"
     raise _refused(
         f"the output {shape} of {n_classes} classes may be {names}, the metadata does not say "
         f"which{run}"

@@ -23,13 +23,9 @@ class Export:
 
 
 FAST = {
-    "v8-detect-half": Export("yolov8n", {"half": True}),
     "v8-segment": Export("yolov8n-seg"),
-    "v8-segment-nms-dynamic": Export("yolov8n-seg", {"nms": True, "dynamic": True}),
-    "v8-pose": Export("yolov8n-pose"),
     "v8-pose-nms": Export("yolov8n-pose", {"nms": True}),
     "v8-obb": Export("yolov8n-obb"),
-    "v8-obb-nms": Export("yolov8n-obb", {"nms": True}),
     "26-segment": Export("yolo26n-seg", {"nms": False}),
     "26-pose-xy": Export("yolo26n-pose", {"nms": False}, {"kpt_shape": [5, 2], "nc": 3}),
     "26-obb": Export("yolo26n-obb", {"nms": False}),
@@ -41,10 +37,14 @@ SLOW = {
     "v8-detect-nms-dynamic": Export("yolov8n", {"nms": True, "dynamic": True}),
     "v8-detect-one": Export("yolov8n", {}, {"nc": 1}),
     "v8-segment-half": Export("yolov8n-seg", {"half": True}),
+    "v8-detect-half": Export("yolov8n", {"half": True}),
+    "v8-segment-nms-dynamic": Export("yolov8n-seg", {"nms": True, "dynamic": True}),
     "v8-segment-dynamic": Export("yolov8n-seg", {"dynamic": True}),
     "v8-segment-nms": Export("yolov8n-seg", {"nms": True}),
+    "v8-pose": Export("yolov8n-pose"),
     "v8-pose-half": Export("yolov8n-pose", {"half": True}),
     "v8-pose-dynamic": Export("yolov8n-pose", {"dynamic": True}),
+    "v8-obb-nms": Export("yolov8n-obb", {"nms": True}),
     "v8-obb-half": Export("yolov8n-obb", {"half": True}),
     "v8-obb-dynamic": Export("yolov8n-obb", {"dynamic": True}),
     "v8-classify": Export("yolov8n-cls"),

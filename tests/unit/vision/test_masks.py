@@ -113,7 +113,8 @@ def filled(mask: PolygonMask, shape: tuple[int, int]) -> np.ndarray:
 def without_holes(mask: np.ndarray) -> np.ndarray:
     outside = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
     cv2.floodFill(outside, None, (0, 0), 2)
-    return outside[1:-1, 1:-1] != 2
+    inside: np.ndarray = outside[1:-1, 1:-1] != 2
+    return inside
 
 
 @given(crops())

@@ -19,7 +19,7 @@ from tests.unit.vision.models import (
     save_detector,
     save_failing,
 )
-from vision import Layout, ModelError, OnnxYolo, SessionOptions
+from vision import COCO_KEYPOINTS, Layout, ModelError, OnnxYolo, SessionOptions
 
 CUDA, TENSORRT, CPU = (f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "CPU"))
 
@@ -151,6 +151,115 @@ def test_a_model_that_cannot_be_used_is_refused(
     save_detector(path, shape=shape or (1, 3, 64, 96), metadata=metadata)
     error = refusal(path)
     assert (error.reason, named in error.message) == (reason, True), error.message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"names": "['plate', 'mould']"},
+        {"names": "broken"},
+        {"imgsz": "64"},
+        {"imgsz": "broken"},
+        {"stride": "broken"},
+        {"args": "broken"},
+        {"end2end": "broken"},
+        {"kpt_shape": "broken"},
+        {"kpt_names": "broken"},
+        {"batch": "broken", "channels": "broken", "date": "broken"},
+    ],
+)
+def test_metadata_that_is_not_needed_does_not_block(path: Path, change: dict[str, str]) -> None:
+    save_detector(path, metadata={**METADATA, **change})
+    detections = OnnxYolo.load(path, names=LABELS).detect(flat(204))
+    assert detections.confidence == pytest.approx([0.8, 0.5], abs=1e-4)
+
+
+@pytest.mark.parametrize("imgsz", ["broken", None])
+def test_an_input_size_that_is_needed_can_be_configured(path: Path, imgsz: str | None) -> None:
+    metadata = {key: text for key, text in METADATA.items() if key != "imgsz"}
+    metadata |= {} if imgsz is None else {"imgsz": imgsz}
+    save_detector(path, shape=("n", 3, "h", "w"), metadata=metadata)
+    error = refusal(path)
+    assert error.reason == "MODEL_METADATA_INVALID"
+    assert "key 'imgsz'" in error.message
+    assert "set `input` in model.yaml" in error.message
+    assert OnnxYolo.load(path, input_size=(64, 96)).input_size == (64, 96)
+    assert "multiples of the stride 32, got [64, 97]" in refusal(path, input_size=(64, 97)).message
+
+
+def test_a_fixed_side_outweighs_the_metadata_and_the_other_side_is_free(path: Path) -> None:
+    save_detector(path, shape=(1, 3, 64, "w"), metadata={**METADATA, "imgsz": "[640, 96]"})
+    assert OnnxYolo.load(path).input_size == (64, 96)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_half_precision_may_overflow_where_no_object_is(path: Path, value: float) -> None:
+    output = np.concatenate([YOLOV8, [[value], [0], [value], [4], [0], [0.1]]], axis=1)
+    detector = OnnxYolo.load(save_detector(path, output=output, dtype=np.float16))
+    assert detector.detect(flat(204)).confidence == pytest.approx([0.8, 0.5], abs=1e-3)
+    with pytest.raises(ModelError, match="NaN or infinity in a detection"):
+        detector.detect(flat(204), confidence=0.05)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "options", "named"),
+    [
+        ({}, {"keypoint_shape": (2, 4)}, "keypoint_shape must be (keypoints, 2 or 3), got [2, 4]"),
+        ({}, {}, "key 'kpt_shape' is missing: set keypoint_shape"),
+        ({"kpt_shape": "broken"}, {}, "key 'kpt_shape' must be [keypoints, 2 or 3], got 'broken'"),
+        ({"kpt_shape": "[3, 2]"}, {}, "4 + 2 classes + 6 of the task"),
+        ({"kpt_shape": "[1, 2]"}, {"keypoint_names": ["a", "b"]}, "must be 1 names, got 2"),
+    ],
+)
+def test_keypoints_are_not_guessed(
+    path: Path, metadata: dict[str, str], options: dict[str, object], named: str
+) -> None:
+    output = np.concatenate([YOLOV8, np.full((2, 2), 5, np.float32)])
+    save_detector(path, output=output, metadata={**METADATA, "task": "pose", **metadata})
+    assert named in refusal(path, **options).message
+
+
+@pytest.mark.parametrize(
+    ("metadata", "options", "names"),
+    [
+        ({"kpt_shape": "[1, 2]"}, {}, ("0",)),
+        ({}, {"keypoint_shape": (1, 2)}, ("0",)),
+        ({"kpt_shape": "[1, 2]", "kpt_names": "{0: ['tip'], 1: ['tip']}"}, {}, ("tip",)),
+        ({"kpt_shape": "[1, 2]", "kpt_names": "{0: ['tip', 'end']}"}, {}, ("0",)),
+        ({"kpt_shape": "[1, 2]", "kpt_names": "['tip']"}, {"keypoint_names": ["top"]}, ("top",)),
+    ],
+)
+def test_keypoints_are_in_the_pixels_of_the_picture(
+    path: Path, metadata: dict[str, str], options: dict[str, object], names: tuple[str, ...]
+) -> None:
+    output = np.concatenate([YOLOV8, np.array([[30, -7], [10, 99]], np.float32)])
+    save_detector(path, output=output, metadata={**METADATA, "task": "pose", **metadata})
+    detector = OnnxYolo.load(path, **options)  # type: ignore[arg-type]
+    assert (detector.task, detector.keypoint_names) == ("pose", names)
+    detections = detector.detect(flat(204, height=128, width=192))
+    assert detections.keypoints is not None
+    assert detections.keypoints.tolist() == [[[60, 20]], [[0, 128]]]  # clipped to the picture
+
+
+def test_seventeen_keypoints_of_a_person_have_coco_s_names(path: Path) -> None:
+    output = np.zeros((5 + 51, 2), np.float32)
+    metadata = {**METADATA, "task": "pose", "kpt_shape": "[17, 3]"}
+    for label, names in (("person", COCO_KEYPOINTS), ("deer", tuple(map(str, range(17))))):
+        save_detector(path, output=output, metadata={**metadata, "names": repr([label])})
+        assert OnnxYolo.load(path).keypoint_names == names
+
+
+def test_rotated_boxes_are_regular_and_their_hulls_inside_the_picture(path: Path) -> None:
+    output = np.concatenate([YOLOV8, np.array([[3 * np.pi / 4, 0]], np.float32)])
+    output[:2, 1] = [94, 40]
+    save_detector(path, output=output, metadata={**METADATA, "task": "obb"})
+    detections = OnnxYolo.load(path).detect(flat(204))
+    assert detections.rotated is not None
+    assert detections.rotated[0] == pytest.approx([20, 20, 16, 16, np.pi / 4], abs=1e-5)
+    assert detections.rotated[1].tolist() == [94, 40, 8, 8, 0]
+    half = 8 * np.sqrt(2)
+    assert detections.xyxy[0] == pytest.approx([20 - half, 20 - half, 20 + half, 20 + half])
+    assert detections.xyxy[1].tolist() == [90, 36, 96, 44]
 
 
 def test_an_input_of_another_type_is_refused(path: Path) -> None:
