@@ -17,7 +17,8 @@ from vision.metadata import ModelMetadata
 ROUNDING = 1.01
 """Highest score: a quantised sigmoid may slightly exceed 1; a logit exceeds it by far."""
 
-# Strides of the levels of YOLOv5 and YOLOv7, and of their models with more, fewer or finer levels.
+_ANCHORS = 3  # of each cell of YOLOv5 and YOLOv7
+# Strides of their levels, and of their models with more, fewer or finer levels.
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32))
 
 
@@ -152,7 +153,7 @@ def _explains(
         case Layout.YOLOV5:
             return _are_scores(output[:, 4 : 5 + n_classes]) and _are_on_grid(output, input_size)
         case Layout.RTDETR:
-            return _are_ranked(output, n_classes) and bool((np.abs(output[:, :4]) <= 2).all())
+            return _are_ranked(output, n_classes) and _are_shares(output)
         case Layout.RTDETR_SCORES:
             scores = output[:, 4:]
             return _are_scores(scores) and bool((scores != np.rint(scores)).any(axis=0).all())
@@ -176,35 +177,39 @@ def _are_corners(rows: NDArray[np.float32]) -> bool:
     return ordered and float(np.ptp(corners)) > 2
 
 
+def _are_shares(rows: NDArray[np.float32]) -> bool:
+    """Return True if all boxes are centres and sizes in 0..1, and the surest row is the first."""
+    inside = (rows[:, :4] > 0) & (rows[:, :4] <= 1)
+    return bool(inside.all()) and bool((np.diff(rows[:, 4]) <= 0).all())
+
+
 def _are_on_grid(rows: NDArray[np.float32], input_size: tuple[int, int]) -> bool:
     """Return True if the centre of each box is where YOLOv5 decodes it to, near its grid cell.
 
     A centre lies within 1.5 cells of its cell's first corner, since YOLOv5 and YOLOv7 compute
-    it as ``(2 sigmoid - 0.5 + cell) * stride``; older versions stay even closer.
+    it as ``(2 sigmoid - 0.5 + cell) * stride``; older versions stay even closer. YOLOX, whose
+    columns are the same, has one anchor for each cell and expects another preprocessing.
     """
     height, width = input_size
     for strides in _STRIDES:
         levels = [(height // stride, width // stride, stride) for stride in strides]
-        cells = sum(down * across for down, across, _ in levels)
-        if not cells or len(rows) % cells:
+        if len(rows) != _ANCHORS * sum(down * across for down, across, _ in levels):
             continue
-        anchors = len(rows) // cells
-        grids = [_cell_centres(*level, anchors) for level in levels]
-        centres, reach = (np.concatenate(part) for part in zip(*grids, strict=True))
+        centres = np.concatenate([_cell_centres(*level) for level in levels])
+        reach = np.repeat(
+            [1.1 * stride for stride in strides], [_ANCHORS * h * w for h, w, _ in levels]
+        )
         near = np.abs(rows[:, :2] - centres) <= reach[:, None]
         if near.all() and (rows[:, 2:4] >= 0).all():
             return True
     return False
 
 
-def _cell_centres(
-    down: int, across: int, stride: int, anchors: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return centres ``[anchors * down * across, 2]`` of a level's cells, and how far off."""
+def _cell_centres(down: int, across: int, stride: int) -> NDArray[np.float64]:
+    """Return the centres of a level's cells for each anchor, ``[anchors * down * across, 2]``."""
     y, x = np.meshgrid(np.arange(down), np.arange(across), indexing="ij")
     centres = (np.stack([x, y], axis=-1).reshape(-1, 2) + 0.5) * stride
-    repeated = np.tile(centres, (anchors, 1))
-    return repeated, np.full(len(repeated), stride * 1.1)
+    return np.tile(centres, (_ANCHORS, 1))
 
 
 def _said(metadata: ModelMetadata) -> str:

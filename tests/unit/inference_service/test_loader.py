@@ -1,13 +1,17 @@
-"""The lane of a model, from its file, its `model.yaml` and the server's settings."""
+"""The lane of a model, and what of its metadata its `model.yaml` replaces."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import pytest
 
-from inference_service.models.loader import Runtime, choose_lane
-from inference_service.models.model_spec import Batching, ModelSpec
-from vision import OnnxYolo
+from inference_service.models.engine import Model
+from inference_service.models.loader import Runtime, choose_lane, load_files
+from inference_service.models.model_spec import Batching, ModelSpec, ModelSpecError
+from tests.unit.vision.models import save_detector
+from vision import Layout, ModelError, OnnxYolo
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -54,3 +58,33 @@ def test_a_device_gets_one_run_and_the_next_while_processors_all_get_theirs() ->
     assert choose_lane(ModelSpec(), network, Runtime()).instances == 2
     network = cast("OnnxYolo", SimpleNamespace(batch_size=None, provider=CPU))
     assert choose_lane(ModelSpec(), network, Runtime()).instances is None
+
+
+def load(folder: Path, yaml: str) -> Model:
+    (folder / "model.yaml").write_text(yaml)
+    return load_files("m", "1", folder / "model.onnx", folder / "model.yaml", Runtime())
+
+
+@pytest.mark.parametrize("metadata", [{}, {"names": "broken", "imgsz": "broken", "args": "broken"}])
+def test_labels_and_size_in_model_yaml_are_enough(tmp_path: Path, metadata: dict[str, str]) -> None:
+    save_detector(tmp_path / "model.onnx", shape=(1, 3, "h", "w"), metadata=metadata)
+    with pytest.raises(ModelError, match=r"key 'names'.*set `labels` in model.yaml"):
+        load(tmp_path, "")
+    with pytest.raises(ModelError, match=r"key 'imgsz'.*set `input` in model.yaml"):
+        load(tmp_path, "labels: [plate, mould]")
+    model = load(tmp_path, "labels: [plate, mould]\ninput: {width: 96, height: 64}")
+    assert model.network.input_size == (64, 96)
+    assert dict(model.network.names) == {0: "plate", 1: "mould"}
+
+
+def test_a_layout_in_model_yaml_decides(tmp_path: Path) -> None:
+    rows = np.zeros((20, 6), dtype=np.float32)  # no object: nothing to tell layouts apart by
+    save_detector(tmp_path / "model.onnx", output=rows, moved=(0, 4), metadata={})
+    with pytest.raises(ModelError, match=r"end_to_end or yolov5 or rtdetr.*set the layout"):
+        load(tmp_path, "labels: [plate]")
+    for layout in (Layout.YOLOV5, Layout.END_TO_END):
+        network = load(tmp_path, f"labels: [plate]\nlayout: {layout}").network
+        assert isinstance(network, OnnxYolo)
+        assert network.layout is layout
+    with pytest.raises(ModelSpecError, match=r"layout: must be 'yolov8', .*got 'yolov4'"):
+        load(tmp_path, "labels: [plate]\nlayout: yolov4")

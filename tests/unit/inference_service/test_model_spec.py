@@ -16,7 +16,7 @@ from inference_service.models.model_spec import (
     read,
     write_temperature,
 )
-from vision import Interpolation, Preprocess, Scores
+from vision import Interpolation, Layout, Preprocess, Scores
 
 CLASSIFIER = """\
 # A classifier of ours.
@@ -54,10 +54,12 @@ license: Apache-2.0
 labels: [scratch, pit]
 input: {width: 320, height: 256}
 thresholds: {confidence: 0.4, iou: 0.5, max_detections: 50}
+layout: end_to_end
 defect_labels: [pit]
 batching: {max_size: 8, max_wait_ms: 2}
 """
     assert spec(tmp_path, text) == ModelSpec(
+        layout=Layout.END_TO_END,
         description="scratches on plates",
         license="Apache-2.0",
         labels={0: "scratch", 1: "pit"},

@@ -92,7 +92,6 @@ def test_a_declaration_decides_without_a_run(
     ("output", "classes", "layout"),
     [
         (yolov5_rows(1), 1, Layout.YOLOV5),
-        (yolov5_rows(1, anchors=1), 1, Layout.YOLOV5),
         (yolov5_rows(80), 80, Layout.YOLOV5),
         (end_to_end_rows(1), 1, Layout.END_TO_END),
         (end_to_end_rows(1, found=1), 1, Layout.END_TO_END),
@@ -117,7 +116,9 @@ def test_the_two_outputs_of_rtdetr_with_two_classes_are_told_apart() -> None:
     "output",
     [
         np.zeros((300, 6), dtype=np.float32),  # no object in noise: nothing to go by
+        np.tile(np.array([0, 0, 0, 0, 0.5, 0], dtype=np.float32), (300, 1)),  # boxes of size 0
         yolov5_rows(1) * 2,  # off the grid
+        yolov5_rows(1, anchors=1),  # YOLOX
         yolov5_rows(1)[:-1],  # a grid of another size
         np.full((252, 6), np.nan, dtype=np.float32),
     ],
