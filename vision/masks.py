@@ -97,10 +97,9 @@ def encode_rle(crop: NDArray[np.bool_], *, left: int, top: int, width: int, heig
             f"{rows} at ({left}, {top})"
         )
     # A column of background after each column: every run begins and ends within one column.
-    padded = np.zeros((columns, rows + 1), dtype=np.bool_)
-    padded[:, :rows] = crop.T
-    flat = padded.ravel()
-    changes = np.flatnonzero(np.diff(flat, prepend=False))
+    flat = np.zeros(1 + columns * (rows + 1), dtype=np.bool_)
+    flat[1:].reshape(columns, rows + 1)[:, :rows] = crop.T
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
     column, row = np.divmod(changes, rows + 1)
     edges = (left + column) * height + top + row
     # A run to the bottom of the image and one from the top of the next column are one run.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vision.letterbox import Letterbox
 
 _REDUCTION = 4  # input pixels per pixel of a prototype in ultralytics' models
-_BLOCK = 4_000_000  # pixels that are computed at a time, in single precision
+_BLOCK = 64  # columns of the image that are computed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +126,19 @@ def _enlarge(
     """Return where the enlarged logits are above 0, ``[columns, rows]``.
 
     Column by column, as run lengths need them; in blocks, and from the prototype's pixels under
-    each block only.
+    each block only, which are few.
     """
-    lines = logits.T @ down.T
+    near = _used(down)
+    lines = logits[near].T @ down[:, near].T
     pixels = np.empty((len(across), len(down)), dtype=np.bool_)
-    step = max(_BLOCK // max(len(down), 1), 1)
-    for at in range(0, len(across), step):
-        block = across[at : at + step]
-        used = np.flatnonzero(block.any(axis=0))
-        near = slice(used[0], used[-1] + 1)
-        np.greater(block[:, near] @ lines[near], 0, out=pixels[at : at + step])
+    for at in range(0, len(across), _BLOCK):
+        block = across[at : at + _BLOCK]
+        near = _used(block)
+        np.greater(block[:, near] @ lines[near], 0, out=pixels[at : at + _BLOCK])
     return pixels
+
+
+def _used(weights: NDArray[np.float32]) -> slice:
+    """Return the range of prototype pixels that have a weight in a range of the image's pixels."""
+    used = np.flatnonzero(weights.any(axis=0))
+    return slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)

@@ -44,7 +44,7 @@ def whole_logits(logits: np.ndarray, box: Letterbox, factor: int) -> np.ndarray:
         (64, 48, 1),
     ],
 )
-@pytest.mark.parametrize("block", [1, 4_000_000])
+@pytest.mark.parametrize("block", [1, 64])
 def test_masks_are_those_of_the_whole_image_within_the_boxes(
     width: int, height: int, factor: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,5 +87,4 @@ def test_large_masks_exist_one_at_a_time() -> None:
     finally:
         tracemalloc.stop()
     assert total == count * width * height
-    # One mask while the next is made, a block in single precision and its comparison.
-    assert peak < 2 * width * height + 6 * 4_000_000 + 20_000_000
+    assert peak < 4 * width * height  # one mask while the next is made, not all six
