@@ -76,8 +76,11 @@ class OnnxYolo(OnnxNetwork):
         _check_stride(size, session, metadata)
         super().__init__(session, chosen, size)
         shapes = output_shapes(session, size)
-        self._rows = _first_of_rank(shapes, 3) or 0
-        self._prototypes = _first_of_rank(shapes, 4) if self.task == "segment" else None
+        self._rows = 0
+        self._prototypes: int | None = None
+        if self.task == "segment":
+            self._rows = _first_of_rank(shapes, 3) or 0
+            self._prototypes = _first_of_rank(shapes, 4)
         points = (0, 0)
         self.keypoint_names: tuple[str, ...] = ()
         if self.task == "pose":

@@ -121,6 +121,19 @@ def test_odd_padding_goes_right_and_down() -> None:
     assert (tall.pad_x, tall.pad_y) == (16, 0)
 
 
+@given(sides, sides, grids, grids)
+def test_a_stretched_picture_fills_the_input(
+    width: int, height: int, rows: int, columns: int
+) -> None:
+    cv2 = pytest.importorskip("cv2")
+    image = noise(height, width)
+    batch, box = letterbox_image(image, (rows, columns), stretch=True)
+    scaled = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(batch[0], scaled.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
+    whole = box.to_original(np.array([[0, 0, columns, rows]], dtype=np.float32))
+    assert whole.tolist() == [[0, 0, width, height]]
+
+
 def test_boxes_are_clipped_to_the_picture() -> None:
     box = Letterbox(scale_x=0.5, scale_y=0.5, pad_x=10, pad_y=0, width=100, height=50)
     boxes = np.array([[0, -5, 500, 500], [10, 0, 60, 25]], dtype=np.float32)

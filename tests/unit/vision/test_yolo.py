@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from vision import (
     Layout,
     Letterbox,
+    MaskFormat,
     ModelError,
     YoloHead,
     decode_end_to_end,
@@ -151,6 +152,35 @@ def test_end_to_end_rows_are_taken_as_they_are() -> None:
     assert detections.confidence == pytest.approx([0.9, 0.5])
     assert detections.class_id.tolist() == [2, 2]
     assert len(decode_end_to_end(rows, box, n_classes=3, max_detections=1)) == 1
+
+
+@pytest.mark.parametrize("layout", [Layout.RTDETR, Layout.RTDETR_SCORES])
+def test_boxes_of_rtdetr_are_shares_of_the_whole_picture(layout: Layout) -> None:
+    box = Letterbox(scale_x=0.5, scale_y=1, pad_x=0, pad_y=0, width=1280, height=640)
+    rows = np.zeros((3, ROW[layout]), dtype=np.float32)
+    rows[:, :4] = [[0.5, 0.5, 0.25, 0.5], [0.1, 0.1, 0.1, 0.1], [0.9, 0.9, 0.4, 0.4]]
+    confidence = np.array([0.5, 0.2, 0.75], dtype=np.float32)
+    if layout is Layout.RTDETR:
+        rows[:, 4], rows[:, 5] = confidence, [2, 0, 1]
+    else:
+        rows[[0, 1, 2], [6, 4, 5]] = confidence
+    head = YoloHead(layout, 3)
+    detections = decode_output(head, rows, box, (640, 640), max_detections=2)
+    expected = [[896, 448, 1280, 640], [480, 160, 800, 480]]
+    assert detections.xyxy == pytest.approx(np.array(expected), abs=0.01)
+    assert detections.confidence.tolist() == [0.75, 0.5]
+    assert detections.class_id.tolist() == [1, 2]
+
+
+def test_masks_need_prototypes() -> None:
+    head = YoloHead(Layout.YOLOV8, 1, "segment", extra=4)
+    output = np.array([[50, 50, 20, 20, 0.9, 1, 0, 0, 0]], dtype=np.float32).T
+    assert decode_output(head, output, WHOLE, (640, 640)).masks is None
+    with pytest.raises(ValueError, match="prototypes must be given"):
+        decode_output(head, output, WHOLE, (640, 640), masks=MaskFormat.RLE)
+    prototypes = np.full((4, 160, 160), np.inf, dtype=np.float32)
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        decode_output(head, output, WHOLE, (640, 640), masks=MaskFormat.RLE, prototypes=prototypes)
 
 
 @pytest.mark.parametrize("number", [-1, 3, 1.5])
