@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vision.errors import ModelError
 from vision.letterbox import Letterbox
 
 _REDUCTION = 4  # input pixels per pixel of a prototype in ultralytics' models
@@ -48,6 +49,9 @@ def crop_masks(
         coefficients: ``[N, C]``.
         xyxy: ``[N, 4]``, boxes in pixels of the image and inside it.
         box: size of the image.
+
+    Raises:
+        ModelError: ``MODEL_OUTPUT_INVALID``: NaN or infinity within the box of an object.
     """
     _, rows, columns = prototypes.shape
     factor = _enlargement(rows, columns, box)
@@ -55,8 +59,15 @@ def crop_masks(
     across = _Axis(columns, rows, box.width, box.height, factor)
     for weights, corners in zip(coefficients, np.ceil(xyxy).astype(np.int64), strict=True):
         left, top, right, bottom = (int(side) for side in corners)
-        logits = np.tensordot(weights, prototypes, axes=1)
-        pixels = _enlarge(logits, down.taps(top, bottom), across.taps(left, right))
+        rows_taps, columns_taps = down.taps(top, bottom), across.taps(left, right)
+        near = _used(rows_taps), _used(columns_taps)
+        with np.errstate(invalid="ignore", over="ignore"):
+            logits = np.tensordot(weights, prototypes[:, near[0], near[1]], axes=1)
+        if not np.isfinite(logits).all():
+            raise ModelError(
+                "MODEL_OUTPUT_INVALID", "the model's output contains NaN or infinity in a mask"
+            )
+        pixels = _enlarge(logits, rows_taps[:, near[0]], columns_taps[:, near[1]])
         yield MaskCrop(pixels.T, left, top)
 
 
@@ -128,8 +139,7 @@ def _enlarge(
     Column by column, as run lengths need them; in blocks, and from the prototype's pixels under
     each block only, which are few.
     """
-    near = _used(down)
-    lines = logits[near].T @ down[:, near].T
+    lines = logits.T @ down.T
     pixels = np.empty((len(across), len(down)), dtype=np.bool_)
     for at in range(0, len(across), _BLOCK):
         block = across[at : at + _BLOCK]

@@ -103,7 +103,6 @@ def decode_output(
     if head.task == "segment" and masks is not MaskFormat.OFF:
         if prototypes is None:
             raise ValueError("prototypes must be given for masks, got None")
-        _check_finite(prototypes)
         return _with_masks(_in_image(head, found, box), prototypes, box, masks, tolerance)
     return _in_image(head, found, box)[0]
 

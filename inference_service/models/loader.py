@@ -19,6 +19,7 @@ from vision import (
     OnnxSession,
     OnnxYolo,
     SessionOptions,
+    parse_metadata,
 )
 from vision.session_options import CPU
 
@@ -96,7 +97,7 @@ def choose_lane(spec: ModelSpec, network: OnnxYolo | OnnxClassifier, runtime: Ru
 
 def _with_task(spec: ModelSpec, session: OnnxSession) -> ModelSpec:
     """Return the spec with the exporter's task, if `model.yaml` does not set one."""
-    if "task" in spec.model_fields_set or session.metadata.get("task") != "classify":
+    if "task" in spec.model_fields_set or parse_metadata(session.metadata).task != "classify":
         return spec
     return spec.model_copy(update={"task": "classify"})
 

@@ -63,6 +63,31 @@ def save_detector(
     return save(path, graph, METADATA if metadata is None else metadata)
 
 
+def save_segmenter(path: Path, rows: np.ndarray, prototypes: np.ndarray, *, first: str) -> Path:
+    """Save a segmentation model of constant outputs, `rows` or `prototypes` as the first one."""
+    outputs = {"rows": rows, "prototypes": prototypes}
+    order = sorted(outputs, key=lambda name: name != first)
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        *(helper.make_node("Add", [f"known_{name}", "nothing"], [name]) for name in order),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "segmenter",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 64, 96])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *outputs[name].shape])
+            for name in order
+        ],
+        [
+            numpy_helper.from_array(np.zeros(1, np.float32), "zero"),
+            *(numpy_helper.from_array(outputs[name][None], f"known_{name}") for name in order),
+        ],
+    )
+    return save(path, graph, {**METADATA, "task": "segment"})
+
+
 def save_failing(path: Path) -> Path:
     """Save a model that runs on a black picture and fails on a white one."""
     nodes = [

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnxruntime
 import pytest
@@ -18,8 +19,19 @@ from tests.unit.vision.models import (
     YOLOV8,
     save_detector,
     save_failing,
+    save_segmenter,
 )
-from vision import COCO_KEYPOINTS, Layout, ModelError, OnnxYolo, SessionOptions
+from vision import (
+    COCO_KEYPOINTS,
+    Layout,
+    MaskFormat,
+    ModelError,
+    OnnxYolo,
+    PolygonMask,
+    RleMask,
+    SessionOptions,
+    decode_rle,
+)
 
 CUDA, TENSORRT, CPU = (f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "CPU"))
 
@@ -247,6 +259,39 @@ def test_seventeen_keypoints_of_a_person_have_coco_s_names(path: Path) -> None:
     for label, names in (("person", COCO_KEYPOINTS), ("deer", tuple(map(str, range(17))))):
         save_detector(path, output=output, metadata={**metadata, "names": repr([label])})
         assert OnnxYolo.load(path).keypoint_names == names
+
+
+@pytest.mark.parametrize("first", ["rows", "prototypes"])
+@pytest.mark.parametrize("masks", MaskFormat)
+def test_masks_are_cut_to_boxes_in_the_picture(path: Path, first: str, masks: MaskFormat) -> None:
+    rows = np.array([[20, 20, 16, 16, 0.9, 0, 1, 0], [60, 40, 8, 8, 0, 0.5, 0, 1]], np.float32).T
+    prototypes = np.ones((2, 16, 24), np.float32)
+    prototypes[0, :, :5] = -1  # nothing of the first object left of input column 20
+    detector = OnnxYolo.load(save_segmenter(path, rows, prototypes, first=first))
+    assert (detector.task, detector.layout) == ("segment", Layout.YOLOV8)
+    image = flat(204, height=128, width=192)
+    detections = detector.detect(image, masks=masks)
+    assert detections.xyxy.tolist() == [[24, 24, 56, 56], [112, 72, 128, 88]]
+    if detections.masks is None:
+        assert masks is MaskFormat.OFF
+        return
+    areas = []
+    given: list[RleMask | PolygonMask] = list(detections.masks)
+    for mask, box in zip(given, detections.xyxy.astype(int), strict=True):
+        pixels = drawn(mask, image.shape[:2])
+        left, top, right, bottom = box
+        areas.append(pixels[top:bottom, left:right].sum() / pixels[top:bottom, left:right].size)
+        assert pixels.sum() == pixels[top:bottom, left:right].sum()
+    assert areas == [0.5, 1]
+
+
+def drawn(mask: RleMask | PolygonMask, shape: tuple[int, ...]) -> np.ndarray:
+    if isinstance(mask, RleMask):
+        return decode_rle(mask)
+    canvas = np.zeros(shape, dtype=np.uint8)
+    for ring in mask.rings:
+        cv2.fillPoly(canvas, [ring.astype(np.int32)], 1)
+    return canvas
 
 
 def test_rotated_boxes_are_regular_and_their_hulls_inside_the_picture(path: Path) -> None:

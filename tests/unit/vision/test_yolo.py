@@ -178,9 +178,26 @@ def test_masks_need_prototypes() -> None:
     assert decode_output(head, output, WHOLE, (640, 640)).masks is None
     with pytest.raises(ValueError, match="prototypes must be given"):
         decode_output(head, output, WHOLE, (640, 640), masks=MaskFormat.RLE)
-    prototypes = np.full((4, 160, 160), np.inf, dtype=np.float32)
-    with pytest.raises(ModelError, match="NaN or infinity"):
-        decode_output(head, output, WHOLE, (640, 640), masks=MaskFormat.RLE, prototypes=prototypes)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_prototypes_must_be_numbers_only_where_an_object_is(value: float) -> None:
+    head = YoloHead(Layout.YOLOV8, 1, "segment", extra=2)
+    output = np.array([[60, 60, 40, 40, 0.9, 1, 0]], dtype=np.float32).T
+    prototypes = np.ones((2, 160, 160), dtype=np.float32)
+
+    def masks() -> tuple[object, ...] | None:
+        return decode_output(
+            head, output, WHOLE, (640, 640), masks=MaskFormat.RLE, prototypes=prototypes
+        ).masks
+
+    full = masks()
+    prototypes[:, 100, 100] = value  # half precision overflows far from every object
+    assert masks() == full
+    prototypes[1, 15, 15] = value
+    with pytest.raises(ModelError, match="NaN or infinity in a mask") as caught:
+        masks()
+    assert caught.value.reason == "MODEL_OUTPUT_INVALID"
 
 
 @pytest.mark.parametrize("number", [-1, 3, 1.5])
