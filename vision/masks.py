@@ -199,7 +199,7 @@ def _compress(counts: NDArray[np.int64]) -> str:
 
 def _expand(text: str) -> NDArray[np.int64]:
     """Return the counts of a compressed text."""
-    digits = np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8).astype(np.int64)
+    digits = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
     digits -= _FIRST
     if not len(digits) or (digits < 0).any() or (digits > 63).any() or digits[-1] & 32:
         raise ValueError("counts must be COCO's compressed run lengths")

@@ -85,6 +85,7 @@ def parse_metadata(raw: Mapping[str, str]) -> ModelMetadata:
     arguments = read("args", _arguments) or {}
     head = raw.get("head")
     described = raw.get("description", "").lower()
+    architecture = described.partition(" model")[0]  # what follows may name the training data
     signed = "ultralytics" in f"{described} {raw.get('author', '').lower()}"
     return ModelMetadata(
         names=read("names", _names),
@@ -96,7 +97,7 @@ def parse_metadata(raw: Mapping[str, str]) -> ModelMetadata:
         keypoint_shape=read("kpt_shape", _keypoint_shape),
         keypoint_names=read("kpt_names", _keypoint_names),
         by_ultralytics=signed or not _ULTRALYTICS_KEYS.isdisjoint(raw),
-        is_rtdetr=head == _RTDETR_HEAD or (head is None and "rtdetr" in described),
+        is_rtdetr=head == _RTDETR_HEAD or (head is None and "rtdetr" in architecture),
         unreadable=unreadable,
     )
 

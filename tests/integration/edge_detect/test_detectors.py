@@ -34,6 +34,7 @@ from servicekit.errors import SightlineError
 from tests.unit.edge.overlap import overlap
 from tests.unit.inference_service.tiny_onnx import colour_model
 from tests.unit.vision.models import TWO_OBJECTS, save_detector
+from tests.unit.vision.yolov5_onnx import SIDE, make_levels, save_yolov5
 from vision import ModelError
 
 MODELS = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
@@ -366,3 +367,14 @@ def test_item_23_a_detector_says_its_labels(kind: Any, model: Path) -> None:
     detector = kind(model)
     assert detector.labels == ("plate", "mould")
     close_detector(detector)
+
+
+def test_a_file_of_yolov5_s_own_exporter_with_one_class(tmp_path: Path) -> None:
+    metadata = {"stride": "32", "names": "['plate']"}
+    detector = OnnxDetector(save_yolov5(tmp_path / "v5.onnx", make_levels(1), metadata))
+    noise = np.random.default_rng(2).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    detections = detector.detect(noise).detections
+    assert detector.labels == ("plate",)
+    assert len(detections) >= 10
+    assert {each.class_name for each in detections} == {"plate"}
+    assert all(0.25 < each.confidence <= 1 for each in detections)

@@ -64,6 +64,7 @@ def test_both_ways_to_say_end_to_end(raw: dict[str, str]) -> None:
         ("description", "Ultralytics YOLOv8n model", "by_ultralytics", True),
         ("author", "Ultralytics", "by_ultralytics", True),
         ("description", "Ultralytics rtdetr-l model", "is_rtdetr", True),
+        ("description", "Ultralytics YOLOv8n model trained on rtdetr.yaml", "is_rtdetr", False),
         ("head", "RTDETRDecoder", "is_rtdetr", True),
     ],
 )
