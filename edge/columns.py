@@ -46,17 +46,30 @@ def points(name: str, value: Array, count: int) -> tuple["array[float]", tuple[i
         value = _from_torch(value)
     shape = getattr(value, "shape", None)
     if shape is None:
-        rows = [[list(point) for point in row] for row in value]
-        sizes = {(len(row), len(point)) for row in rows for point in row}
-        if len(sizes) > 1:
-            raise ValueError(f"{name} must have as many points in each row, and numbers in each")
-        shape = (len(rows), *(sizes.pop() if sizes else (0, 2)))
-        value = list(chain.from_iterable(chain.from_iterable(rows)))
-    else:
-        value = value.reshape(-1)
+        value, shape = _nested_list(name, value)
+    elif tuple(shape) == (0,):
+        shape = (0, 0, 2)
     if len(shape) != 3 or shape[0] != count or shape[2] not in (2, 3):
         raise ValueError(f"{name} must have the shape [{count}, k, 2 or 3] (got {list(shape)})")
-    return floats(name, value, 1), (int(shape[1]), int(shape[2]))
+    flat = value if isinstance(value, list) else value.reshape(-1)
+    return floats(name, flat, 1), (int(shape[1]), int(shape[2]))
+
+
+def _nested_list(name: str, value: Array) -> tuple[list[Any], tuple[int, int, int]]:
+    """Return the numbers of nested sequences as one row, and their shape."""
+    try:
+        rows = [[list(point) for point in row] for row in value]
+    except TypeError as error:
+        raise ValueError(f"{name} must be an array ({error})") from error
+    widths = {len(point) for row in rows for point in row}
+    counts = set(map(len, rows))
+    if len(counts) > 1 or len(widths) > 1:
+        raise ValueError(
+            f"{name} must have as many points in each row and as many numbers in each point"
+            f" (got {sorted(counts)} points and {sorted(widths)} numbers)"
+        )
+    shape = (len(rows), max(counts, default=0), max(widths, default=2))
+    return list(chain.from_iterable(chain.from_iterable(rows))), shape
 
 
 def integers(name: str, value: Array, code: str) -> "array[int]":

@@ -9,6 +9,8 @@ from edge.columns import Array
 from edge.fields import INT32, INT64, integer, number, text, wrong
 from edge.geometry import Keypoint, Mask, RotatedBox, keypoints_of, masks_of
 
+_ROTATED_BOX_BYTES, _KEYPOINT_BYTES = 28, 17
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -228,3 +230,27 @@ class DetectionArrays(Sequence[Detection]):
 
     def __repr__(self) -> str:
         return f"<DetectionArrays of {len(self)}>"
+
+
+def geometry_size(detections: Sequence[Detection]) -> int:
+    """Return an upper bound for the bytes on the wire of all rotated boxes, keypoints and masks."""
+    if not isinstance(detections, DetectionArrays):
+        return sum(
+            _size_of(item)
+            for item in detections
+            if item.mask is not None or item.keypoints or item.rotated_box is not None
+        )
+    rotated = 0 if detections.rotated_boxes is None else len(detections)
+    points = len(detections) * detections.keypoint_shape[0]
+    masks = detections.masks or ()
+    return (
+        _ROTATED_BOX_BYTES * rotated
+        + _KEYPOINT_BYTES * points
+        + sum(mask.size for mask in masks if mask is not None)
+    )
+
+
+def _size_of(detection: Detection) -> int:
+    rotated = 0 if detection.rotated_box is None else _ROTATED_BOX_BYTES
+    mask = 0 if detection.mask is None else detection.mask.size
+    return rotated + _KEYPOINT_BYTES * len(detection.keypoints) + mask

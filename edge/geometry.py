@@ -97,25 +97,39 @@ class Mask:
         text("rle", self.rle)
         for name in ("width", "height"):
             object.__setattr__(self, name, integer(name, getattr(self, name), INT32))
-        polygons = tuple(
-            polygon if _is_stored(polygon) else columns.floats(f"polygons[{index}]", polygon, 2)
-            for index, polygon in enumerate(self.polygons)
-        )
-        object.__setattr__(self, "polygons", polygons)
-        if bool(polygons) == bool(self.rle):
+        object.__setattr__(self, "polygons", _polygons_of(self.polygons))
+        if bool(self.polygons) == bool(self.rle):
             raise ValueError("polygons or rle must be passed, and not both")
 
     @property
     def size(self) -> int:
         """An upper bound for its bytes on the wire."""
-        return 24 + len(self.rle) + sum(8 + 4 * len(polygon) for polygon in self.polygons)
+        rle = len(self.rle) if self.rle.isascii() else 4 * len(self.rle)
+        return 32 + rle + sum(10 + 4 * len(polygon) for polygon in self.polygons)
 
     def __hash__(self) -> int:
-        return hash((tuple(map(bytes, self.polygons)), self.rle, self.width, self.height))
+        # Not of their bytes: 0.0 and -0.0 are equal.
+        return hash((tuple(map(tuple, self.polygons)), self.rle, self.width, self.height))
 
 
-def _is_stored(polygon: Array) -> bool:
-    return isinstance(polygon, array) and polygon.typecode == "f" and len(polygon) % 2 == 0
+def _polygons_of(value: Iterable[Array]) -> "tuple[array[float], ...]":
+    """Return copies of outlines, which may be in the form in which a mask stores them.
+
+    Raises:
+        ValueError: an item is neither points nor such an array, or contains NaN.
+    """
+    try:
+        items = tuple(value)
+    except TypeError as error:
+        raise wrong("polygons", "a list of outlines", value) from error
+    polygons = []
+    for index, item in enumerate(items):
+        is_stored = isinstance(item, array) and item.typecode == columns.FLOAT32
+        name = f"polygons[{index}]"
+        if is_stored and len(item) % 2:
+            raise wrong(name, "x and y in turn", item)
+        polygons.append(columns.floats(name, item, 1 if is_stored else 2))
+    return tuple(polygons)
 
 
 def keypoints_of(value: Iterable[Keypoint]) -> tuple[Keypoint, ...]:
@@ -124,7 +138,10 @@ def keypoints_of(value: Iterable[Keypoint]) -> tuple[Keypoint, ...]:
     Raises:
         ValueError: an item is not a `Keypoint`.
     """
-    points = tuple(value)
+    try:
+        points = tuple(value)
+    except TypeError as error:
+        raise wrong("keypoints", "a list of Keypoints", value) from error
     for index, point in enumerate(points):
         if not isinstance(point, Keypoint):
             raise wrong(f"keypoints[{index}]", "a Keypoint", point)
@@ -137,7 +154,10 @@ def masks_of(value: Iterable[Mask | None]) -> tuple[Mask | None, ...]:
     Raises:
         ValueError: an item is neither a `Mask` nor None.
     """
-    masks = tuple(value)
+    try:
+        masks = tuple(value)
+    except TypeError as error:
+        raise wrong("masks", "a list of Masks", value) from error
     for index, mask in enumerate(masks):
         if mask is not None and not isinstance(mask, Mask):
             raise wrong(f"masks[{index}]", "a Mask or None", mask)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from edge.detections import Box, Detection, DetectionArrays
+from edge.detections import Box, Detection, DetectionArrays, geometry_size
 from edge.fields import INT32, choice, integer, number, text, wrong
 from edge.geometry import Keypoint, Mask, RotatedBox
 
@@ -120,8 +120,9 @@ class Prediction:
     trace_id: str = field(default="", kw_only=True)
     """W3C trace id, 32 lower-case hex digits. Empty: not traced."""
     size: int = field(init=False, repr=False, compare=False)
-    """An upper bound for its bytes on the wire: 256, plus 64 per detection, 16 per label and 4 per
-    character of text. At most `MAX_SIZE`."""
+    """An upper bound for its bytes on the wire: 256, plus 64 per detection, 28 per rotated box, 17
+    per keypoint, `Mask.size` per mask, 16 per label and 4 per character of text. At most
+    `MAX_SIZE`."""
 
     def __post_init__(self) -> None:
         # This is on the hot path of a detector's loop, so valid values are not set again.
@@ -170,9 +171,11 @@ class Prediction:
             text(f"labels[{key}]", value)
             texts += len(key) + len(value)
         texts += len(self.trace_id)
-        size = 256 + 64 * len(self.detections) + 16 * len(self.labels) + 4 * texts
+        shapes = geometry_size(self.detections)
+        size = 256 + 64 * len(self.detections) + shapes + 16 * len(self.labels) + 4 * texts
         if size > MAX_SIZE:
             parts = f"{size}: {len(self.detections)} detections and {texts} characters"
+            parts += f", {shapes} bytes of masks, keypoints and rotated boxes" if shapes else ""
             raise ValueError(f"prediction must have a size of at most {MAX_SIZE} (got {parts})")
         return size
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import repeat
 
+from edge.log.encode_geometry import geometry_fields, geometry_rows, has_geometry
 from edge.records import CloudReason, Detection, DetectionArrays, Prediction, Source
 from edge.wire import integer, nested, text, timestamp, varint
 
@@ -93,7 +94,12 @@ def _origin_fields(
 def _detection(detection: Detection) -> bytes:
     """Return an entry of `Prediction.detections` with its tag."""
     box = detection.box
-    if box is None:
+    if (
+        box is None
+        or detection.mask is not None
+        or detection.keypoints
+        or detection.rotated_box is not None
+    ):
         return _any_detection(detection)
     x_min, y_min, x_max, y_max = box.x_min, box.y_min, box.x_max, box.y_max
     track = b"" if detection.track_id is None else _track(detection.track_id)
@@ -121,6 +127,19 @@ def _rows(detections: DetectionArrays) -> list[bytes]:
         ),
         strict=False,  # `repeat` has no length
     )
+    if has_geometry(detections):
+        return [
+            nested(
+                b"\x5a",
+                _class_fields(class_id, name)
+                + _confidence_and_box(confidence, x_min, y_min, x_max, y_max)
+                + track
+                + geometry,
+            )
+            for (class_id, name, confidence, x_min, y_min, x_max, y_max, track), geometry in zip(
+                columns, geometry_rows(detections), strict=True
+            )
+        ]
     return [
         _start(class_id, name, len(track))
         + _confidence_and_box(confidence, x_min, y_min, x_max, y_max)
@@ -142,14 +161,17 @@ def _start(class_id: int, name: str, rest: int) -> bytes:
 @lru_cache(maxsize=1024)
 def _cached_start(class_id: int, name: str, rest: int) -> bytes:
     """Return a detection up to its confidence and box, after which `rest` bytes follow."""
-    fields = integer(b"\x08", class_id) + text(b"\x12", name)
+    fields = _class_fields(class_id, name)
     return b"\x5a" + varint(len(fields) + _CONFIDENCE_AND_BOX.size + rest) + fields
+
+
+def _class_fields(class_id: int, name: str) -> bytes:
+    return integer(b"\x08", class_id) + text(b"\x12", name)
 
 
 def _any_detection(detection: Detection) -> bytes:
     fields = [
-        integer(b"\x08", detection.class_id),
-        text(b"\x12", detection.class_name),
+        _class_fields(detection.class_id, detection.class_name),
         _CONFIDENCE.pack(0x1D, _as_float32(detection.confidence)),
     ]
     if detection.box is not None:
@@ -158,6 +180,7 @@ def _any_detection(detection: Detection) -> bytes:
         fields.append(whole[_CONFIDENCE.size :])
     if detection.track_id is not None:
         fields.append(_track(detection.track_id))
+    fields.append(geometry_fields(detection))
     return nested(b"\x5a", b"".join(fields))
 
 

@@ -2,6 +2,7 @@ import math
 import struct
 from typing import Any
 
+import numpy
 import pytest
 from google.protobuf.internal import encoder
 from hypothesis import given
@@ -11,15 +12,40 @@ from sightline.types.v1 import prediction_pb2
 
 from edge import wire
 from edge.log import encode
-from edge.records import Box, CloudReason, Detection, Prediction, Source
+from edge.records import (
+    Box,
+    CloudReason,
+    Detection,
+    DetectionArrays,
+    Keypoint,
+    Mask,
+    Prediction,
+    RotatedBox,
+    Source,
+)
 from edge.spool.entries import GapReason
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 FLOAT = st.floats(width=32)
 INT32 = st.integers(-(2**31), 2**31 - 1)
 BOXES = st.builds(Box, FLOAT, FLOAT, FLOAT, FLOAT)
+POINT = st.tuples(st.floats(width=32, allow_nan=False), st.floats(width=32, allow_nan=False))
+POLYGONS = st.lists(st.lists(POINT, max_size=6), min_size=1, max_size=3)
+MASKS = st.builds(Mask, POLYGONS, width=INT32, height=INT32) | st.builds(
+    Mask, rle=TEXT.filter(bool), width=INT32, height=INT32
+)
+ROTATED = st.builds(RotatedBox, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT)
+KEYPOINTS = st.lists(st.builds(Keypoint, FLOAT, FLOAT, st.none() | FLOAT), max_size=4)
 DETECTIONS = st.builds(
-    Detection, INT32, TEXT, FLOAT, st.none() | BOXES, st.none() | st.integers(-(2**63), 2**63 - 1)
+    Detection,
+    INT32,
+    TEXT,
+    FLOAT,
+    st.none() | BOXES,
+    st.none() | st.integers(-(2**63), 2**63 - 1),
+    rotated_box=st.none() | ROTATED,
+    keypoints=KEYPOINTS,
+    mask=st.none() | MASKS,
 )
 PREDICTIONS = st.builds(
     Prediction,
@@ -83,6 +109,22 @@ def _detection(detection: Detection) -> prediction_pb2.Detection:
                 x_min=box.x_min, y_min=box.y_min, x_max=box.x_max, y_max=box.y_max
             )
         )
+    if detection.rotated_box is not None:
+        for name in ("center_x", "center_y", "width", "height", "angle"):
+            setattr(message.rotated_box, name, getattr(detection.rotated_box, name))
+        message.rotated_box.SetInParent()
+    for point in detection.keypoints:
+        message.keypoints.add(x=point.x, y=point.y, confidence=point.confidence)
+    if detection.mask is not None:
+        mask = detection.mask
+        message.mask.CopyFrom(
+            prediction_pb2.Mask(
+                width=mask.width,
+                height=mask.height,
+                rle=mask.rle,
+                polygons=[prediction_pb2.Polygon(points=points) for points in mask.polygons],
+            )
+        )
     return message
 
 
@@ -99,6 +141,55 @@ def test_equals_protobufs_own(prediction: Prediction, now: float, sequence: int)
     assert len(written) <= prediction.size
 
 
+@given(st.data())
+def test_arrays_of_every_geometry_equal_protobufs_own(data: st.DataObject) -> None:
+    count, points = data.draw(st.integers(0, 4)), data.draw(st.integers(0, 4))
+    width = data.draw(st.sampled_from((2, 3)))
+
+    def numbers(*shape: int) -> list[list[float]]:
+        rows = st.lists(
+            st.floats(width=32, allow_nan=False), min_size=shape[-1], max_size=shape[-1]
+        )
+        return data.draw(st.lists(rows, min_size=shape[0], max_size=shape[0]))
+
+    keypoints = numpy.asarray(numbers(count, points * width), numpy.float32)
+    rotated = numbers(count, 5)
+    arrays = DetectionArrays(
+        numbers(count, 4),
+        [0.5] * count,
+        range(count),
+        class_name=data.draw(st.lists(TEXT, min_size=count, max_size=count)),
+        rotated_boxes=data.draw(st.sampled_from((None, rotated))),
+        keypoints=data.draw(st.sampled_from((None, keypoints.reshape(count, points, width)))),
+        masks=data.draw(st.none() | st.lists(st.none() | MASKS, min_size=count, max_size=count)),
+    )
+    prediction = Prediction("i", "m", detections=arrays)
+    written = encode.prediction_body(prediction, 1.0)
+    parsed = prediction_pb2.Prediction.FromString(written)
+    assert list(map(canonical, parsed.detections)) == [canonical(_detection(d)) for d in arrays]
+    assert len(written) <= prediction.size
+    assert prediction == Prediction("i", "m", detections=tuple(arrays))
+
+
+WIDEST = st.sampled_from(
+    [
+        Detection(
+            -1, "\U0001f600" * 200, 1.0, Box(1, 1, 1, 1), -1, rotated_box=RotatedBox(*[1] * 5)
+        ),
+        Detection(0, "", 0.0, keypoints=[Keypoint(0, 0, 0)] * 1000),
+        Detection(0, "", 0.0, mask=Mask([[]] * 50)),
+        Detection(0, "", 0.0, mask=Mask([[(1.0, 1.0)] * 40_000])),
+        Detection(0, "", 0.0, mask=Mask(rle="\U0001f600" * 9000, width=-1, height=-1)),
+    ]
+)
+
+
+@given(st.lists(WIDEST, max_size=8))
+def test_the_size_bounds_the_widest_detections(detections: list[Detection]) -> None:
+    prediction = Prediction("i", "m", detections=detections)
+    assert len(encode.prediction_body(prediction, 1.0)) <= prediction.size
+
+
 @pytest.mark.parametrize("reason", CloudReason)
 def test_every_cloud_reason_has_its_number(reason: CloudReason) -> None:
     body = encode.prediction_body(Prediction("i", "m", cloud_reason=reason), 0.0)
@@ -113,12 +204,22 @@ def test_every_gap_reason_has_its_number(reason: GapReason) -> None:
 
 @pytest.mark.parametrize("number", [1e39, -1e300, 3.4028235677973366e38])
 def test_what_no_32_bit_float_holds_becomes_infinite(number: float) -> None:
-    detection = Detection(1, "car", number, Box(number, 1.0, 2.0, number))
+    detection = Detection(
+        1,
+        "car",
+        number,
+        Box(number, 1.0, 2.0, number),
+        rotated_box=RotatedBox(number, 0, 0, 0, 0),
+        keypoints=[Keypoint(0, number)],
+        mask=Mask([[(number, 0)]]),
+    )
     body = encode.prediction_body(Prediction("i", "m", detections=(detection,)), 0.0)
     messages = prediction_pb2.Prediction.FromString(body).detections[0]
     infinite = math.copysign(math.inf, number)
     assert (messages.confidence, messages.box.x_min, messages.box.y_max) == (infinite,) * 3
     assert (messages.box.y_min, messages.box.x_max) == (1.0, 2.0)
+    assert messages.rotated_box.center_x == messages.keypoints[0].y == infinite
+    assert messages.mask.polygons[0].points == [infinite, 0.0]
 
 
 def test_the_largest_32_bit_float_stays() -> None:
