@@ -77,6 +77,8 @@ def _column(messages: Sequence[Message], field: FieldDescriptor) -> pa.Array:
     if field.has_presence:
         pairs = zip(messages, values, strict=True)
         values = [value if message.HasField(name) else None for message, value in pairs]
+    if field.message_type is None and field.is_repeated:
+        return _number_lists(values, _SCALARS[field.type])
     if field.message_type is None:
         return pa.array(values, _SCALARS[field.type])
     if field.is_repeated:
@@ -87,9 +89,21 @@ def _column(messages: Sequence[Message], field: FieldDescriptor) -> pa.Array:
     return _structs(values, field.message_type)
 
 
+def _number_lists(values: Sequence[Any], kind: pa.DataType) -> pa.ListArray:
+    """Return lists of scalars, one for each value."""
+    items = pa.array(list(chain.from_iterable(values)), kind)
+    return pa.ListArray.from_arrays(
+        _offsets(values), items, type=pa.list_(pa.field("item", kind, nullable=False))
+    )
+
+
+def _offsets(values: Sequence[Any]) -> pa.Array:
+    return pa.array([0, *accumulate(map(len, values))], pa.int32())
+
+
 def _lists(values: Sequence[Any], kind: Descriptor) -> pa.Array:
     """Return lists of messages, or maps of texts, one for each value."""
-    offsets = pa.array([0, *accumulate(map(len, values))], pa.int32())
+    offsets = _offsets(values)
     if kind.GetOptions().map_entry:
         keys = pa.array(chain.from_iterable(values), pa.string())
         items = pa.array(chain.from_iterable(value.values() for value in values), pa.string())

@@ -16,6 +16,7 @@ from tests.unit.ingest_service.samples import (
     header,
     prediction,
     request,
+    shapes,
     timestamp,
 )
 
@@ -30,7 +31,7 @@ def rich_message() -> bytes:
         source="PREDICTION_SOURCE_CLOUD",
         cloud_reason="CLOUD_REASON_DEVICE_SLOW",
         inference_time=Duration(nanos=12_000_000),
-        detections=[detection(track_id=-7), detection(box=None)],
+        detections=[detection(track_id=-7), detection(box=None), *shapes()],
         defect_detected=True,
         labels={"line": "3", "shift": "late"},
         trace_id="0123456789abcdef" * 2,

@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 from sightline.types.v1.prediction_pb2 import Detection
 
 Columns = dict[str, list[Any]]
-PTARS_READS = {"long tag", "long length", "another end", "deep group"}
+PTARS_READS = {"long tag", "long length", "another end", "deep group", "cut number"}
 """Kinds of bytes that ptars reads and protobuf refuses, as docs/reference/errors.md says."""
 PROTOBUF_READS = {"number 0"}
 """Kinds of bytes that protobuf reads and ptars refuses, as docs/reference/errors.md says."""
@@ -27,6 +28,8 @@ _PLAIN = (
     *("sequence", "image_id", "image_width", "image_height", "model_name", "model_version"),
     *("source", "cloud_reason", "trace_id"),
 )
+_POINT = ("x", "y", "confidence")
+_SIDES = ("center_x", "center_y", "width", "height", "angle")
 _EDGES = ("x_min", "y_min", "x_max", "y_max")
 
 
@@ -81,32 +84,73 @@ def _lists(offsets: pa.Array, values: list[Any]) -> Iterator[list[Any]]:
 
 
 def _detections(of: pa.StructArray) -> list[tuple[Any, ...]]:
-    boxes = of.field("box")
-    edges = zip(*(_bits(boxes.field(name)) for name in _EDGES), strict=True)
-    present = boxes.is_valid().to_pylist()
+    keypoints, masks = of.field("keypoints"), of.field("mask")
+    points = list(zip(*(_bits(keypoints.values.field(name)) for name in _POINT), strict=True))
     return list(
         zip(
             of.field("class_id").to_pylist(),
             of.field("class_name").to_pylist(),
             _bits(of.field("confidence")),
             of.field("track_id").to_pylist(),
-            (box if there else None for box, there in zip(edges, present, strict=True)),
+            _floats_or_none(of.field("box"), _EDGES),
+            _floats_or_none(of.field("rotated_box"), _SIDES),
+            _lists(keypoints.offsets, points),
+            _masks(masks),
             strict=True,
         )
     )
 
 
+def _floats_or_none(structs: pa.StructArray, names: Iterable[str]) -> Iterator[Any]:
+    values = zip(*(_bits(structs.field(name)) for name in names), strict=True)
+    present = structs.is_valid().to_pylist()
+    return (value if there else None for value, there in zip(values, present, strict=True))
+
+
+def _masks(masks: pa.StructArray) -> Iterator[Any]:
+    polygons = masks.field("polygons")
+    points = polygons.values.field("points")
+    outlines = list(_lists(points.offsets, _bits(points.values)))
+    columns = zip(
+        *(masks.field(name).to_pylist() for name in ("width", "height", "rle")),
+        _lists(polygons.offsets, outlines),
+        strict=True,
+    )
+    present = masks.is_valid().to_pylist()
+    return (mask if there else None for mask, there in zip(columns, present, strict=True))
+
+
 def _detection(item: Detection) -> tuple[Any, ...]:
-    box = tuple(_bit(getattr(item.box, name)) for name in _EDGES) if item.HasField("box") else None
+    box = _float_tuple(item.box, _EDGES) if item.HasField("box") else None
+    rotated = _float_tuple(item.rotated_box, _SIDES) if item.HasField("rotated_box") else None
+    points = [
+        (bit(p.x), bit(p.y), bit(p.confidence) if p.HasField("confidence") else None)
+        for p in item.keypoints
+    ]
+    mask = (
+        (
+            *(item.mask.width, item.mask.height, item.mask.rle),
+            [list(map(bit, polygon.points)) for polygon in item.mask.polygons],
+        )
+        if item.HasField("mask")
+        else None
+    )
     track = item.track_id if item.HasField("track_id") else None
-    return item.class_id, item.class_name, _bit(item.confidence), track, box
+    return (
+        *(item.class_id, item.class_name, bit(item.confidence), track, box),
+        *(rotated, points, mask),
+    )
+
+
+def _float_tuple(message: Message, names: Iterable[str]) -> tuple[Any, ...]:
+    return tuple(bit(getattr(message, name)) for name in names)
 
 
 def _bits(floats: pa.Array) -> list[Any]:
-    return [_bit(value) for value in floats.to_pylist()]
+    return [bit(value) for value in floats.to_pylist()]
 
 
-def _bit(value: float | None) -> float | str | None:
+def bit(value: float | None) -> float | str | None:
     """Return a value that is equal for not-a-numbers, and differs for zeros of different signs."""
     if value:
         return "nan" if math.isnan(value) else value

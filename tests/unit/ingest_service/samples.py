@@ -7,7 +7,15 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.ingest.v1.ingest_pb2 import Gap, GapReason, LogHeader
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
-from sightline.types.v1.prediction_pb2 import BoundingBox, Detection, Prediction
+from sightline.types.v1.prediction_pb2 import (
+    BoundingBox,
+    Detection,
+    Keypoint,
+    Mask,
+    Polygon,
+    Prediction,
+    RotatedBox,
+)
 
 from ingest_service.receive.decode import Decoder
 from ingest_service.receive.group import Message
@@ -39,6 +47,18 @@ def detection(**fields: Any) -> Detection:
         "box": BoundingBox(x_min=1, y_min=2, x_max=30.5, y_max=40),
     }
     return Detection(**{**base, **fields})
+
+
+def shapes() -> list[Detection]:
+    """Return a detection of each task that gives more than boxes."""
+    polygons = [Polygon(points=[1, 2, 30.5, 2, 30.5, 40]), Polygon(points=[5, 5, 6, 5, 6, 6, 5, 6])]
+    points = [Keypoint(x=5, y=-6.5, confidence=0.25), Keypoint(x=7, y=8)]
+    return [
+        detection(mask=Mask(polygons=polygons)),
+        detection(mask=Mask(width=4, height=3, rle="543")),
+        detection(keypoints=points),
+        detection(rotated_box=RotatedBox(center_x=15, center_y=20, width=9, height=4, angle=0.5)),
+    ]
 
 
 def prediction(sequence: int = 1, **fields: Any) -> Prediction:

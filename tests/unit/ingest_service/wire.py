@@ -158,7 +158,7 @@ def _look(
         seen.add(number)
         if of is not None and of.GetOptions().map_entry and (known is None or wire != LENGTH):
             odd.add("foreign field in a label")
-        at = _look_into(data, at, end, tag, nested, depth, odd)
+        at = _look_into(data, at, end, tag, known, depth, odd)
     return at
 
 
@@ -167,7 +167,7 @@ def _look_into(
     at: int,
     end: int,
     tag: int,
-    nested: Descriptor | None,
+    known: FieldDescriptor | None,
     depth: int,
     odd: set[str],
 ) -> int:
@@ -183,8 +183,10 @@ def _look_into(
             began, (size, at) = at, _number(data, at)
             if at - began > 5:
                 odd.add("long length")
-            if nested is not None:
-                _look(data, at, at + size, nested, depth + 1, odd)
+            if known is not None and known.message_type is not None:
+                _look(data, at, at + size, known.message_type, depth + 1, odd)
+            if known is not None and known.type == FieldDescriptor.TYPE_FLOAT and size % 4:
+                odd.add("cut number")
             return at + size
         case 3:
             if depth > 90:

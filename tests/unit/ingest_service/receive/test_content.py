@@ -6,7 +6,7 @@ import pytest
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 
 from ingest_service.receive.content import DIGEST_BYTES, digest, digest_in
-from tests.unit.ingest_service.samples import detection, gap, header, prediction, request
+from tests.unit.ingest_service.samples import detection, gap, header, prediction, request, shapes
 
 LABELS = {f"key {number}": "v" * number for number in range(40)}
 
@@ -27,6 +27,21 @@ def test_each_prediction_of_a_message_has_a_digest_of_its_own() -> None:
     assert len(set(digests)) == len(parts)
     assert {len(value) for value in digests if value is not None} == {DIGEST_BYTES}
     assert digest_in(payload, len(parts)) is None
+
+
+def test_every_part_of_a_shape_makes_a_difference() -> None:
+    changed = [prediction(detections=shapes())]
+    for edit in (
+        lambda mask, _run, _pose, _turned: mask.mask.polygons[1].points.__setitem__(7, 9),
+        lambda _mask, run, _pose, _turned: setattr(run.mask, "rle", "453"),
+        lambda _mask, _run, pose, _turned: pose.keypoints[1].ClearField("y"),
+        lambda _mask, _run, pose, _turned: pose.keypoints.reverse(),
+        lambda _mask, _run, _pose, turned: setattr(turned.rotated_box, "angle", 0.25),
+    ):
+        detections = shapes()
+        edit(*detections)
+        changed.append(prediction(detections=detections))
+    assert len({digest(part.SerializeToString()) for part in changed}) == len(changed)
 
 
 def test_the_order_of_fields_makes_no_difference() -> None:

@@ -4,7 +4,9 @@ The only exceptions are kinds of bytes that docs/reference/errors.md lists.
 """
 
 import random
+import struct
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
@@ -69,6 +71,42 @@ def test_bytes_that_are_damaged(chance: random.Random) -> None:
 @example(bytes.fromhex("53a4570800"))  # a group that ends under another number
 def test_arbitrary_bytes(payload: bytes) -> None:
     assert_agreement(payload)
+
+
+def polygon_points(*written: bytes) -> bytes:
+    """Return a message with a polygon whose points are written in this way."""
+    nested = b"".join(written)
+    for tag in (b"\x22", b"\x42", b"\x5a", b"\x12"):  # polygons, mask, detections, predictions
+        nested = tag + wire.varint(len(nested)) + nested
+    return nested
+
+
+ONE, TWO = struct.pack("<f", 1.0), struct.pack("<f", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("written", "points"),
+    [
+        ((b"\x0a\x08", ONE, TWO), [1.0, 2.0]),
+        ((b"\x0d", ONE, b"\x0d", TWO), [1.0, 2.0]),  # as libraries of proto2 write them
+        ((b"\x0a\x04", ONE, b"\x0d", TWO, b"\x0a\x04", ONE), [1.0, 2.0, 1.0]),
+        ((b"\x0a\x00",), []),
+        ((b"\x0a\x04", ONE[:3]), None),
+    ],
+)
+def test_points_are_read_in_every_form(
+    decoder: Decoder, written: tuple[bytes, ...], points: list[float] | None
+) -> None:
+    columns = decoded(decoder, polygon_points(*written))
+    read = None if columns is None else columns["detections"][0][0][-1][-1]
+    assert read == (None if points is None else [list(map(oracle.bit, points))])
+
+
+@pytest.mark.parametrize("cut", [b"\x0a\x05" + ONE + b"\x00", b"\x0a\x03\x00\x00\x00"])
+def test_a_number_that_is_cut_is_an_exception_that_is_listed(cut: bytes) -> None:
+    assert_agreement(polygon_points(cut))
+    assert decoded(PTARS, polygon_points(cut)) is not None
+    assert decoded(PROTOBUF, polygon_points(cut)) is None
 
 
 def test_the_schema_is_the_same() -> None:
