@@ -13,8 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ingest_service.receive import capture_window, sequence
-from ingest_service.receive.checks import Violation, find_violations
+from ingest_service.receive.checks import find_violations
 from ingest_service.receive.decode import Decoder
+from ingest_service.receive.rules import Violation
 from ingest_service.receive.sequence import Claims
 from ingest_service.receive.undated import labelled, redated, undated
 from ingest_service.store.protocol import SpoolKey, StreamOpening
