@@ -177,7 +177,7 @@ def _prediction(stored: StoredPrediction) -> prediction_pb2.Prediction:
         # The indices are the numbers of the contract, which the stubs type as enum values.
         source=SOURCES.index(stored.source),  # type: ignore[arg-type]
         cloud_reason=CLOUD_REASONS.index(stored.cloud_reason),  # type: ignore[arg-type]
-        detections=map(_detection, stored.detections),
+        detections=_detections(stored),
         defect_detected=stored.defect_detected,
         labels=stored.labels,
         trace_id=stored.trace_id,
@@ -188,6 +188,19 @@ def _prediction(stored: StoredPrediction) -> prediction_pb2.Prediction:
     return message
 
 
+def _detections(stored: StoredPrediction) -> list[prediction_pb2.Detection]:
+    messages = list(map(_detection, stored.detections))
+    for message, rotated in zip(messages, stored.rotated_boxes or (), strict=False):
+        if rotated is not None:
+            message.rotated_box.CopyFrom(prediction_pb2.RotatedBox(**rotated))
+    for message, points in zip(messages, stored.keypoints or (), strict=False):
+        message.keypoints.extend(prediction_pb2.Keypoint(**point) for point in points)
+    for message, mask in zip(messages, stored.masks or (), strict=False):
+        if mask is not None:
+            message.mask.CopyFrom(_mask(mask))
+    return messages
+
+
 def _detection(stored: Mapping[str, Any]) -> prediction_pb2.Detection:
     box = stored["box"]
     return prediction_pb2.Detection(
@@ -196,6 +209,15 @@ def _detection(stored: Mapping[str, Any]) -> prediction_pb2.Detection:
         confidence=stored["confidence"],
         box=None if box is None else prediction_pb2.BoundingBox(**box),
         track_id=stored["track_id"],
+    )
+
+
+def _mask(stored: Mapping[str, Any]) -> prediction_pb2.Mask:
+    return prediction_pb2.Mask(
+        width=stored["width"],
+        height=stored["height"],
+        rle=stored["rle"],
+        polygons=[prediction_pb2.Polygon(points=points) for points in stored["polygons"]],
     )
 
 

@@ -19,6 +19,7 @@ from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 from sightline.types.v1.prediction_pb2 import Prediction
 
 from ingest_service.receive.checks import CLOUD_REASONS, SOURCES
+from ingest_service.receive.detection_columns import detection_columns
 from ingest_service.store.protocol import (
     GAPS,
     REJECTED,
@@ -51,7 +52,6 @@ _UNCHANGED = (
     "model_name",
     "model_version",
     "captured_at",
-    "detections",
     "defect_detected",
     "labels",
     "trace_id",
@@ -85,6 +85,8 @@ def prediction_table(
 ) -> pa.Table:
     """Return the rows of the table `predictions`, without `received_at`.
 
+    Columns of rotated boxes, keypoints and masks are left out if no row has any.
+
     Args:
         predictions: the rows to store, from a decoder: times in us, durations in ns.
         opening: for each row, the index of its stream's opening.
@@ -101,6 +103,7 @@ def prediction_table(
         "cloud_reason": _named(predictions.field("cloud_reason"), CLOUD_REASONS),
         "inference_seconds": _seconds(predictions.field("inference_time")),
         **{name: predictions.field(name) for name in _UNCHANGED},
+        **detection_columns(predictions.field("detections")),
     }
     return pa.table(columns)
 

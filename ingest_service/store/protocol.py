@@ -98,8 +98,9 @@ class Watermark(NamedTuple):
 class Changes:
     """The changes of one group of messages, as Arrow tables.
 
-    `predictions` has the columns of the table `predictions` except `received_at`; the others have
-    the schemas of this module.
+    `predictions` has the columns of the table `predictions` except `received_at`, and those of
+    `rotated_boxes`, `keypoints` and `masks` only if a row has any; the others have the schemas of
+    this module.
     """
 
     predictions: pa.Table
@@ -211,6 +212,10 @@ class StoredPrediction:
     defect_detected: bool | None
     labels: Mapping[str, str]
     trace_id: str
+    rotated_boxes: Sequence[Mapping[str, float] | None] | None = None
+    """As `keypoints` and `masks`: one entry for each detection; None: no detection has any."""
+    keypoints: Sequence[Sequence[Mapping[str, Any]]] | None = None
+    masks: Sequence[Mapping[str, Any] | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ FORMAT = {"storage_compatibility_version": "v1.4.0"}
 """The first format in which a log names its database and checkpoint."""
 _BATCH = 122_880
 """Rows per transaction: one row group of DuckDB, which bypasses the write-ahead log."""
+_FETCHED_ROWS = 2048
+_STATEMENT_BYTES = 32 * 1024 * 1024
+"""Approximate bytes of Arrow columns per statement: rows with masks are large."""
 _CONFIG = {
     "threads": "1",
     "memory_limit": "192MiB",
@@ -170,12 +173,34 @@ def _fill(
     for table in tables(source):
         if table == _OWN_TABLE:
             continue
-        for batch in source.execute(f'SELECT * FROM "{table}"').to_arrow_reader(_BATCH):
-            target.register("incoming", pa.Table.from_batches([batch]))
+        reader = source.execute(f'SELECT * FROM "{table}"').to_arrow_reader(_FETCHED_ROWS)
+        target.execute("BEGIN")
+        copied = 0
+        for part in _parts(reader):
+            if copied + part.num_rows > _BATCH:
+                target.execute("COMMIT; BEGIN")
+                copied = 0
+            target.register("incoming", part)
             target.execute(f'INSERT INTO "{table}" BY NAME SELECT * FROM incoming')
             target.unregister("incoming")
-            done += batch.num_rows
+            copied += part.num_rows
+            done += part.num_rows
             progress(done, rows)
+        target.execute("COMMIT")
+
+
+def _parts(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """Yield the rows in parts for one statement each."""
+    batches: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in reader:
+        batches.append(batch)
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+        if rows + _FETCHED_ROWS > _BATCH or size >= _STATEMENT_BYTES:
+            yield pa.Table.from_batches(batches)
+            batches, rows, size = [], 0, 0
+    if batches:
+        yield pa.Table.from_batches(batches)
 
 
 def _number(connection: duckdb.DuckDBPyConnection, sql: str) -> int:

@@ -27,7 +27,7 @@ _PAGE = """
     SELECT epoch_us(received_at), device_id, spool_id, sequence,
         clock_offset_seconds, image_id, image_width, image_height, model_name, model_version,
         source, cloud_reason, epoch_us(captured_at), inference_seconds, detections,
-        defect_detected, labels, trace_id
+        defect_detected, labels, trace_id, rotated_boxes, keypoints, masks
     FROM predictions
     WHERE {where}
     ORDER BY received_at DESC, device_id DESC, spool_id DESC, sequence DESC

@@ -43,6 +43,7 @@ from tests.unit.ingest_service.samples import (
     message,
     prediction,
     predictions,
+    shapes,
     spool,
     timestamp,
 )
@@ -254,6 +255,7 @@ class PredictionStoreConformance:
             detections=[
                 detection(track_id=-(2**63), class_name=ODD_TEXT),
                 detection(box=None, confidence=1),
+                *shapes(),
             ],
             defect_detected=False,
             labels={ODD_TEXT: ODD_TEXT, "": ""},

@@ -31,6 +31,7 @@ from tests.unit.ingest_service.samples import (
     opening,
     prediction,
     request,
+    shapes,
     spool,
     timestamp,
 )
@@ -50,7 +51,7 @@ def full(sequence: int, **fields: Any) -> Any:
         sequence,
         captured_at=timestamp(NOW + timedelta(seconds=sequence)),
         inference_time=Duration(nanos=123_456_789),
-        detections=[detection(track_id=-(2**63), confidence=0.1), detection(box=None)],
+        detections=[detection(track_id=-(2**63), confidence=0.1), detection(box=None), *shapes()],
         labels={"línea": "\N{SNOWMAN}", "": ""},
         defect_detected=False,
         model_version="1.2",
