@@ -1,7 +1,10 @@
 """Tests that run the commands of the documentation as they are printed."""
 
+import json
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +48,7 @@ def test_every_grpcurl_command_works(
 def test_logging_twice_doubles_nothing(
     grpcurl: str, ingest: ServiceProcess, tmp_path: Path
 ) -> None:
-    (command,) = [command for command in commands("ingest") if "PredictionLog\n" in command]
+    command, _ = [command for command in commands("ingest") if "PredictionLog\n" in command]
     command = moved(command, ingest=ingest.address).replace("gate-1", "gate-twice")
     answers = [
         subprocess.run(
@@ -60,3 +63,29 @@ def test_logging_twice_doubles_nothing(
     ]
     assert '"accepted": "2"' in answers[0]
     assert '"duplicates": "2"' in answers[1]
+
+
+def test_shapes_are_logged_and_come_back(grpcurl: str, ingest: ServiceProcess) -> None:
+    _, log = [command for command in commands("ingest") if "PredictionLog\n" in command]
+    answer = typed(grpcurl, log.replace("gate-2", "gate-shapes"), ingest)
+    assert (answer["accepted"], answer.get("rejected")) == ("3", None)
+    listing = next(command for command in commands("ingest") if "ListPredictions\n" in command)
+    filter_ = re.sub(r"-d '.*?'", """-d '{"filter": {"deviceIds": ["gate-shapes"]}}'""", listing)
+    answer = typed(grpcurl, filter_, ingest)
+    sent = json.loads(re.findall(r'\{"predictions".*\}(?=\')', log, re.DOTALL)[0])["predictions"]
+    stored = [row["prediction"]["detections"] for row in reversed(answer["predictions"])]
+    assert stored == [row["detections"] for row in sent]
+
+
+def typed(grpcurl: str, command: str, service: ServiceProcess) -> dict[str, Any]:
+    """Run a command of the page; return its answer."""
+    done = subprocess.run(
+        ["bash", "-c", moved(command, ingest=service.address)],
+        env={"PATH": f"{Path(grpcurl).parent}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
