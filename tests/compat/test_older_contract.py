@@ -116,7 +116,7 @@ def test_an_old_client_reads_the_boxes_of_what_a_new_one_logs(
     detections = [Detection(1, "pit", 0.5, BOX, **SHAPES), Detection(2, "rod", 0.25, BOX)]
     with PredictionLogger(ingest.address, device_id="new-client", spool_dir=tmp_path / "s") as log:
         log(Prediction("image", "parts", detections=detections))
-        assert log.flush(30)
+        assert log.flush(30, until="committed")
     (stored,) = listed(channel, "new-client", old.message("ingest.v1.ListPredictionsResponse"))
     with_shapes, plain = stored.detections
     assert [(d.class_name, d.box.x_max) for d in stored.detections] == [("pit", 30), ("rod", 30)]
