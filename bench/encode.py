@@ -2,8 +2,9 @@
 
 Both encoders turn the same records into the same bytes, in alternating rounds of one run. For upb
 that means filling a message object and serialising it. The suffix of a figure is the number of
-detections per record; `arrays` are `DetectionArrays`. A ratio is the time of `edge.log.encode`
-divided by that of upb.
+detections per record; `arrays` are `DetectionArrays`, `segment` are arrays with a polygon of 40
+points for each detection, and `pose` arrays with 17 keypoints. A ratio is the time of
+`edge.log.encode` divided by that of upb.
 """
 
 import argparse
@@ -11,19 +12,23 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from google.protobuf.internal import api_implementation
 from sightline.types.v1 import prediction_pb2
 
+from bench import _shapes
 from edge.log.encode import prediction_body
-from sightline import Box, Detection, DetectionArrays, Prediction
+from sightline import Box, Detection, DetectionArrays, Mask, Prediction
 
 SECONDS, NANOS = 1_800_000_000, 250_000_000
 NAMES = ("person", "bus", "car", "bicycle", "truck")
 Encoder = Callable[[Prediction], bytes]
 
 
-def record(number: int, detections: int, *, arrays: bool = False) -> Prediction:
+def record(
+    number: int, detections: int, *, arrays: bool = False, task: _shapes.Task = "detect"
+) -> Prediction:
     """Return a record with its own name, boxes and confidences."""
     rows = [
         Detection(
@@ -40,17 +45,19 @@ def record(number: int, detections: int, *, arrays: bool = False) -> Prediction:
         image_width=1920,
         image_height=1080,
         captured_at=SECONDS + NANOS / 1e9,
-        detections=as_arrays(rows) if arrays else rows,
+        detections=as_arrays(rows, number, task) if arrays else rows,
     )
 
 
-def as_arrays(rows: Sequence[Detection]) -> DetectionArrays:
-    """Return detections as arrays."""
+def as_arrays(rows: Sequence[Detection], number: int, task: _shapes.Task) -> DetectionArrays:
+    """Return detections as arrays, with what the task gives beside boxes."""
     return DetectionArrays(
         [(row.box.x_min, row.box.y_min, row.box.x_max, row.box.y_max) for row in rows if row.box],
         [row.confidence for row in rows],
         [row.class_id for row in rows],
         class_name=[row.class_name for row in rows],
+        masks=[Mask([_shapes.polygon(number)]) for _ in rows] if task == "segment" else None,
+        keypoints=[_shapes.keypoints(number) for _ in rows] if task == "pose" else None,
     )
 
 
@@ -95,10 +102,10 @@ def add_objects(message: prediction_pb2.Prediction, rows: Sequence[Detection]) -
 def add_arrays(message: prediction_pb2.Prediction, arrays: DetectionArrays) -> None:
     """Add detections to a message without an object for each."""
     add, boxes = message.detections.add, iter(arrays.boxes)
+    masks, points = arrays.masks, arrays.keypoints
     labels = (arrays.class_ids, arrays.class_names, arrays.confidences)
-    for class_id, name, confidence, x_min, y_min, x_max, y_max in zip(
-        *labels, *[boxes] * 4, strict=True
-    ):
+    columns = zip(*labels, *[boxes] * 4, strict=True)
+    for row, (class_id, name, confidence, x_min, y_min, x_max, y_max) in enumerate(columns):
         detection = add()
         detection.class_id = class_id
         detection.class_name = name
@@ -108,6 +115,14 @@ def add_arrays(message: prediction_pb2.Prediction, arrays: DetectionArrays) -> N
         target.y_min = y_min
         target.x_max = x_max
         target.y_max = y_max
+        if masks is not None and (mask := masks[row]) is not None:
+            detection.mask.polygons.add().points.extend(mask.polygons[0])
+        if points is not None:
+            size = 3 * arrays.keypoint_shape[0]
+            numbers = iter(points[row * size : (row + 1) * size])
+            for x, y, visible in zip(numbers, numbers, numbers, strict=True):
+                point = detection.keypoints.add()
+                point.x, point.y, point.confidence = x, y, visible
 
 
 def cpu_us(encode: Encoder, records: Sequence[Prediction]) -> float:
@@ -130,6 +145,16 @@ def measure(records: Sequence[Prediction], rounds: int) -> tuple[float, float]:
     return statistics.median(samples[ours]), statistics.median(samples[upb])
 
 
+CASES: dict[str, Callable[[int], Prediction]] = {
+    "0": partial(record, detections=0),
+    "3": partial(record, detections=3),
+    "30": partial(record, detections=30),
+    "30_arrays": partial(record, detections=30, arrays=True),
+    "3_segment": partial(record, detections=3, arrays=True, task="segment"),
+    "3_pose": partial(record, detections=3, arrays=True, task="pose"),
+}
+
+
 def main() -> None:
     """Print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -137,10 +162,8 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=100)
     options = arguments.parse_args()
     line: dict[str, object] = {"bench": "encode", "runtime": api_implementation.Type()}
-    for detections, arrays in ((0, False), (3, False), (30, False), (30, True)):
-        records = [record(number, detections, arrays=arrays) for number in range(options.records)]
-        ours_us, upb_us = measure(records, options.rounds)
-        case = f"{detections}_arrays" if arrays else str(detections)
+    for case, make in CASES.items():
+        ours_us, upb_us = measure(list(map(make, range(options.records))), options.rounds)
         line[f"us_{case}"], line[f"upb_us_{case}"] = round(ours_us, 2), round(upb_us, 2)
         line[f"ratio_to_upb_{case}"] = round(ours_us / upb_us, 3)
     print(json.dumps(line))

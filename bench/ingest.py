@@ -4,7 +4,8 @@ Eight devices stream predictions with three detections each into an ingest servi
 its own; a prediction counts when its commit is acknowledged. The ceiling is the same Arrow
 table inserted into the same schema in this process, through the service's own store, in groups of
 4 MiB. The other baseline is the HTTP service of `bench.http_sqlite`, whose devices post the same
-batches. Rounds of the three alternate; the figures are medians.
+batches. Rounds of the three alternate; the figures are medians. `--task segment` adds a mask to
+each detection, and `--task pose` keypoints; the HTTP service stores boxes only, and is left out.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from sightline.types.v1 import prediction_pb2
 
 from bench import http_sqlite
+from bench._shapes import TASKS, Task, add_to
 from edge.options import LogOptions
 from ingest_service.receive.decision import decide
 from ingest_service.receive.group import Message, prepare
@@ -40,7 +42,7 @@ GROUP_BYTES = 4 * 1024 * 1024
 METHOD = "/sightline.ingest.v1.IngestService/PredictionLog"
 
 
-def predictions(first: int, count: int) -> list[prediction_pb2.Prediction]:
+def predictions(first: int, count: int, task: Task = "detect") -> list[prediction_pb2.Prediction]:
     """Return predictions with ascending sequences and three detections each."""
     results = []
     for sequence in range(first, first + count):
@@ -57,19 +59,20 @@ def predictions(first: int, count: int) -> list[prediction_pb2.Prediction]:
         prediction.captured_at.GetCurrentTime()
         prediction.inference_time.FromMilliseconds(12)
         for index, name in enumerate(("person", "bus", "car")):
-            prediction.detections.add(
+            detection = prediction.detections.add(
                 class_id=index,
                 class_name=name,
                 confidence=0.9 - index / 10,
                 box={"x_min": 10, "y_min": 20, "x_max": 300.5, "y_max": 400.25},
             )
+            add_to(detection, task, sequence)
         results.append(prediction)
     return results
 
 
-def payloads(first: int, count: int, batch: int) -> list[bytes]:
+def payloads(first: int, count: int, batch: int, task: Task = "detect") -> list[bytes]:
     """Return predictions as messages of `batch` each, without a header."""
-    every = predictions(first, count)
+    every = predictions(first, count, task)
     return [
         ingest_service_pb2.PredictionLogRequest(
             predictions=every[at : at + batch]
@@ -154,7 +157,9 @@ def rounds(count: int, *measures: Callable[[], float]) -> list[float]:
 
 def compare(folder: Path, batch: int, options: argparse.Namespace) -> dict[str, object]:
     """Return the medians for one batch size."""
-    streams = [payloads(1 + at * STREAM, STREAM, batch) for at in range(options.streams)]
+    streams = [
+        payloads(1 + at * STREAM, STREAM, batch, options.task) for at in range(options.streams)
+    ]
     every = [message for messages in streams for message in messages]
     changes = arrow_changes(every[: max(GROUP_BYTES // len(every[0]), 1)])
 
@@ -171,17 +176,21 @@ def compare(folder: Path, batch: int, options: argparse.Namespace) -> dict[str, 
         with http_sqlite.service(own) as address:
             return uvloop.run(http_sqlite.post(address, batch, options.seconds))
 
-    rate, limit, baseline = rounds(options.rounds, end_to_end, ceiling, http)
-    return {
+    baselines = (http,) if options.task == "detect" else ()
+    rate, limit, *others = rounds(options.rounds, end_to_end, ceiling, *baselines)
+    line: dict[str, object] = {
         "bench": "ingest",
+        "task": options.task,
         "devices": DEVICES,
         "batch_size": batch,
         "predictions_per_s": round(rate),
         "ceiling_per_s": round(limit),
         "ratio_to_ceiling": round(rate / limit, 3),
-        "http_sqlite_per_s": round(baseline),
-        "ratio_to_http_sqlite": round(rate / baseline, 1),
     }
+    for baseline in others:
+        line["http_sqlite_per_s"] = round(baseline)
+        line["ratio_to_http_sqlite"] = round(rate / baseline, 1)
+    return line
 
 
 def main() -> None:
@@ -189,6 +198,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--task", choices=TASKS, default="detect")
     arguments.add_argument("--streams", type=int, default=20, help="prepared per device")
     options = arguments.parse_args()
     for batch in (32, 256):

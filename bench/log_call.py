@@ -3,7 +3,8 @@
 Beside it, in the same run and on the same predictions, `on_emit` of OpenTelemetry's
 BatchLogRecordProcessor, whose exporter finds no collector either. The order alternates, because
 the second finds the CPU's caches warm. The cost of making a record is measured separately, as
-`record_us`, and `otel_record_us` likewise.
+`record_us`, and `otel_record_us` likewise. `--task segment` adds a mask to each detection, and
+`--task pose` keypoints.
 """
 
 import argparse
@@ -15,9 +16,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.sdk._logs import ReadableLogRecord, ReadWriteLogRecord
@@ -28,16 +30,23 @@ from opentelemetry.sdk._logs.export import (
 )
 from opentelemetry.sdk.resources import Resource
 
+from bench._shapes import TASKS, Task, fields
 from sightline import Box, Detection, Prediction, PredictionLogger
 
 NOBODY = ("127.0.0.1", 1)
 RESOURCE = Resource({"device_id": "bench"})
 
 
-def prediction(number: int, at: float = 0.0) -> Prediction:
+def prediction(number: int, at: float = 0.0, task: Task = "detect") -> Prediction:
     """Return a record with three detections, shifted by `at` pixels."""
     detections = tuple(
-        Detection(index, name, 0.9 - at / 1000, Box(at, 20 + at, 300 + at, 40.25 * at))
+        Detection(
+            index,
+            name,
+            0.9 - at / 1000,
+            Box(at, 20 + at, 300 + at, 40.25 * at),
+            **fields(task, number),
+        )
         for index, name in enumerate(("person", "bus", "car"))
     )
     return Prediction(
@@ -55,10 +64,18 @@ def log_record(prediction: Prediction) -> ReadWriteLogRecord:
             "model_name": prediction.model_name,
             "image_width": prediction.image_width,
             "image_height": prediction.image_height,
-            "detections": [asdict(detection) for detection in prediction.detections],
+            "detections": list(map(_plain, prediction.detections)),
         },
     )
     return ReadWriteLogRecord(log_record=record, resource=RESOURCE)
+
+
+def _plain(detection: Detection) -> dict[str, Any]:
+    """Return a detection in the types that attributes may have."""
+    plain = asdict(detection if detection.mask is None else replace(detection, mask=None))
+    if detection.mask is not None:
+        plain["mask"] = [list(points) for points in detection.mask.polygons]
+    return plain
 
 
 class NoCollector(LogRecordExporter):
@@ -98,14 +115,17 @@ def microseconds(work: Callable[[], object]) -> float:
 
 
 def measure(
-    calls: int, log: PredictionLogger, emit: Callable[[ReadWriteLogRecord], None]
+    calls: int,
+    log: PredictionLogger,
+    emit: Callable[[ReadWriteLogRecord], None],
+    task: Task = "detect",
 ) -> dict[str, list[float]]:
     """Return the durations of the calls in microseconds; one of each per millisecond."""
     taken: dict[str, list[float]] = {"": [], "otel_": [], "record": [], "otel_record": []}
     began = time.perf_counter()
     for number in range(calls):
         at = time.perf_counter_ns()
-        ours = prediction(number)
+        ours = prediction(number, task=task)
         between = time.perf_counter_ns()
         theirs = log_record(ours)
         taken["otel_record"].append((time.perf_counter_ns() - between) / 1000)
@@ -121,17 +141,19 @@ def main() -> None:
     """Print one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=float, default=20.0)
+    arguments.add_argument("--task", choices=TASKS, default="detect")
     options = arguments.parse_args()
     logging.getLogger("edge").setLevel(logging.ERROR)  # the server is down on purpose
     calls = int(options.seconds * 1000)
     with tempfile.TemporaryDirectory() as folder, otel() as emit:
         target = ":".join(map(str, NOBODY))
         log = PredictionLogger(target, device_id="bench", spool_dir=Path(folder) / "spool")
-        taken = measure(calls, log, emit)
+        taken = measure(calls, log, emit, options.task)
         log.flush(30)
         spooled = log.stats().spooled
         log.close(1)
-    line: dict[str, object] = {"bench": "log_call", "calls": calls, "spooled": spooled}
+    line: dict[str, object] = {"bench": "log_call", "task": options.task}
+    line |= {"calls": calls, "spooled": spooled}
     for name in ("", "otel_"):
         cuts = statistics.quantiles(taken[name], n=1000)
         for share, cut in (("p50", 499), ("p99", 989), ("p999", 998)):

@@ -28,9 +28,11 @@ def run(module: str, *flags: str) -> dict[str, Any]:
     return figures
 
 
-def test_log_call() -> None:
-    figures = run("log_call", "--seconds", "0.5")
-    assert figures.pop("spooled") == figures.pop("calls") == 500
+@pytest.mark.parametrize("task", ["detect", "segment", "pose"])
+def test_log_call(task: str) -> None:
+    figures = run("log_call", "--seconds", "0.3", "--task", task)
+    assert figures.pop("task") == task
+    assert figures.pop("spooled") == figures.pop("calls") == 300
     shares = [f"{who}{share}_us" for who in ("", "otel_") for share in ("p50", "p99", "p999")]
     assert set(figures) == {*shares, "ratio_to_otel_p50", "record_us", "otel_record_us"}
     assert all(value > 0 for value in figures.values())
@@ -40,7 +42,7 @@ def test_encode() -> None:
     figures = run("encode", "--records", "50", "--rounds", "2")
     assert figures.pop("runtime") == "upb"
     kinds = ("us", "upb_us", "ratio_to_upb")
-    cases = ("0", "3", "30", "30_arrays")
+    cases = ("0", "3", "30", "30_arrays", "3_segment", "3_pose")
     assert set(figures) == {f"{kind}_{case}" for kind in kinds for case in cases}
     assert all(value > 0 for value in figures.values())
 
