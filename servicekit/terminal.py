@@ -1,5 +1,6 @@
 """Errors for a person at a terminal: one sentence and a hint, no traceback."""
 
+import io
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -8,6 +9,7 @@ import grpc
 
 from servicekit import standard_streams
 from servicekit.errors import Category, SightlineError, from_rpc_error
+from servicekit.names import readable
 from servicekit.settings import SettingsError
 from servicekit.standard_streams import OutputError
 
@@ -23,9 +25,15 @@ _HINTS_BY_REASON = {
     "MODEL_VERSION_NOT_FOUND": "`sightline models ls --address HOST:PORT` lists its models.",
     "IMAGE_FILE_UNREADABLE": "Check the path and its permissions.",
     "IMAGE_TYPE_UNSUPPORTED": "Use a JPEG, PNG, WebP or BMP.",
+    "IMAGE_TOO_LARGE": "Shrink the image, or raise max_image_bytes where it was refused.",
+    "IMAGE_DIMENSIONS_TOO_LARGE": "Shrink the image (cloud_downscale does so for the cloud), or"
+    " raise max_image_pixels where it was refused.",
     "IMAGE_CORRUPT": "Use another copy of the image, or convert it.",
     "SPOOL_LOCKED": "Stop the other process, or set SIGHTLINE_EDGE_SPOOL_DIR to another folder.",
 }
+
+
+_BYTES_PASS = ("utf-8", "surrogateescape")
 
 
 class CommandError(Exception):
@@ -44,6 +52,11 @@ def run(command: Callable[[], object], *, prog: str) -> NoReturn:
         prog: name of the program, in front of every sentence.
     """
     standard_streams.install()
+    for stream in (sys.stdout, sys.stderr):
+        # The name of a file or a class must not end the command: in a locale without UTF-8, or with
+        # bytes that are none. `surrogateescape`, which some locales set, writes such bytes.
+        if isinstance(stream, io.TextIOWrapper) and (stream.encoding, stream.errors) != _BYTES_PASS:
+            stream.reconfigure(errors="backslashreplace")
     try:
         with standard_streams.flushed():
             command()
@@ -82,5 +95,5 @@ def _not_utf8(error: UnicodeEncodeError) -> str:
 
 def _fail(prog: str, sentence: str, code: int) -> NoReturn:
     if sentence:
-        sys.stderr.write(f"{prog}: {sentence}\n")
+        sys.stderr.write(readable(f"{prog}: {sentence}\n"))
     sys.exit(code)

@@ -14,6 +14,7 @@ from vision.images import (
     ImageLimits,
     OpenedImage,
     decode_image,
+    decode_opened,
     inspect_image,
     open_image,
     sha256,
@@ -35,13 +36,16 @@ from vision.network import OnnxNetwork
 from vision.onnx_classifier import OnnxClassifier
 from vision.onnx_session import OnnxSession, TensorInfo
 from vision.onnx_yolo import YOLO_TASKS, OnnxYolo
+from vision.openers import CONTRACT_FORMATS, OWN_FORMATS
 from vision.preprocess import Interpolation, Preprocess, preprocess_image
 from vision.session_options import SessionOptions
 from vision.yolo import YoloHead, decode_end_to_end, decode_output, decode_yolov8
 
 __all__ = [
     "COCO_KEYPOINTS",
+    "CONTRACT_FORMATS",
     "DEFAULT_LIMITS",
+    "OWN_FORMATS",
     "YOLO_TASKS",
     "Classes",
     "Detections",
@@ -70,6 +74,7 @@ __all__ = [
     "decode_classes",
     "decode_end_to_end",
     "decode_image",
+    "decode_opened",
     "decode_output",
     "decode_rle",
     "decode_yolov8",

@@ -1,5 +1,6 @@
 """Exceptions of this package: each has a reason, which callers translate into their own errors."""
 
+import os
 from pathlib import Path
 
 
@@ -45,3 +46,19 @@ def unreadable(path: Path, error: OSError) -> ModelError:
         "MODEL_FILE_MISSING",
         f"the model {path} cannot be read: {cause} (check the path and its permissions)",
     )
+
+
+def check_text(path: Path) -> None:
+    """Check that the path of a model is text, as ONNX Runtime and torch need it.
+
+    Raises:
+        ModelError: ``MODEL_FILE_INVALID``: it has bytes that are no UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise ModelError(
+            "MODEL_FILE_INVALID",
+            f"the path of a model must be UTF-8, got {shown}: rename it, or make a link to it",
+        ) from None

@@ -9,54 +9,32 @@ Pillow's process-wide limits are not used, since other libraries switch them off
 """
 
 import hashlib
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
+from servicekit.media_kinds import HEAD_BYTES, image_kind
 from servicekit.memory import is_to_blame
 from vision.errors import ImageError
-from vision.guards import CountedReader, TooManyReadsError, count_jpeg_scans
-
-logger = logging.getLogger(__name__)
-
-_OPENERS: dict[str, Callable[[CountedReader], ImageFile]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WEBP": WebPImageFile,
-    "BMP": BmpImageFile,
-}
-_MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "BMP": "image/bmp"}
+from vision.guards import CountedReader, TooManyReadsError, completed_jpegs, read_jpeg_scans
+from vision.openers import CONTRACT_FORMATS, MIME, OWN_FORMATS, check_first_page, opener
+from vision.rgb import WHOLE_PIXELS, upright_rgb
 
 _HEADER_READS = 2_000  # about 500 segments or chunks
 _BYTES_PER_CHUNK = 4_096  # PNG chunks usually hold at least 8 KiB; each takes three reads
 _FULL_SCANS = 20  # scans allowed at the largest permitted size; more for smaller images
 
-# EXIF orientation (TIFF 6.0, tag 274); 1 is upright.
-_ORIENTATION = 0x0112
-_SWAPPING = frozenset({5, 6, 7, 8})
-# Orientation -> view of the upright pixels with the rows and columns of the stored image.
-_STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
-    1: lambda upright: upright,
-    2: lambda upright: upright[:, ::-1],
-    3: lambda upright: upright[::-1, ::-1],
-    4: lambda upright: upright[::-1],
-    5: lambda upright: upright.transpose(1, 0, 2),
-    6: lambda upright: upright.transpose(1, 0, 2)[::-1],
-    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda upright: upright.transpose(1, 0, 2)[:, ::-1],
-}
 _PILLOW_BYTES, _RGB_BYTES = 4, 3  # per pixel
-_STRIP_PIXELS, _WHOLE_PIXELS = 2**18, 2**22
+# Codecs with planes of integers (libopenjp2: 4 bytes a sample) or several copies of the image;
+# libtiff decodes a whole strip of up to 8 bytes per pixel.
+_CODEC_BYTES = {"WEBP": 12, "TIFF": 8, "JPEG2000": 16, "AVIF": 16}
+_MAX_WEBP_CANVAS = 50_000_000  # pixels; for the memory that opening a WebP may have lacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +46,7 @@ class ImageLimits:
         max_pixels: width times height. Decoding takes at least 7 bytes per pixel: see
             `OpenedImage.memory`.
         max_side: width or height, in pixels.
-        formats: accepted types, a subset of JPEG, PNG, WEBP and BMP.
+        formats: accepted types: `CONTRACT_FORMATS`, or others of `OWN_FORMATS`.
 
     Raises:
         ValueError: a limit below 1, no format, or an unknown format.
@@ -77,17 +55,21 @@ class ImageLimits:
     max_bytes: int = 10 * 1024 * 1024
     max_pixels: int = 50_000_000
     max_side: int = 16_384
-    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP")
+    formats: tuple[str, ...] = CONTRACT_FORMATS
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "max_side"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.formats or not set(self.formats) <= _OPENERS.keys():
-            raise ValueError(f"formats must be some of {list(_OPENERS)}, got {list(self.formats)}")
+        if not self.formats or not set(self.formats) <= set(OWN_FORMATS):
+            raise ValueError(
+                f"formats must be some of {list(OWN_FORMATS)}, got {list(self.formats)}"
+            )
 
 
 DEFAULT_LIMITS = ImageLimits()
+"""Limits on an image of a stranger, as the inference service applies them by default."""
+_UNLIMITED = ImageLimits(max_bytes=2**63, max_pixels=2**63, max_side=2**31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +77,7 @@ class ImageInfo:
     """Type and dimensions of an image, from its header.
 
     Attributes:
-        format: ``JPEG``, ``PNG``, ``WEBP`` or ``BMP``.
+        format: one of `OWN_FORMATS`, such as ``JPEG``.
         mime: the media type, e.g. ``image/jpeg``.
         width: in pixels, as stored; EXIF orientation may swap width and height.
         height: in pixels, as stored.
@@ -121,14 +103,15 @@ class OpenedImage:
     Attributes:
         info: type and dimensions.
         effort: number of pixels that decoding processes; those of a progressive JPEG count once
-            for each scan.
+            for each scan, and those of a JPEG without its end marker twice.
     """
 
     def __init__(
-        self, kind: str, image: ImageFile, reader: CountedReader, size: int, scans: int = 1
+        self, kind: str, image: ImageFile, reader: CountedReader, size: int, work: "_Work"
     ) -> None:
-        self.info = ImageInfo(kind, _MIME[kind], image.width, image.height)
-        self.effort = image.width * image.height * max(scans, 1)
+        self.info = ImageInfo(kind, MIME[kind], image.width, image.height)
+        self.effort = image.width * image.height * work.passes
+        self._ended = work.ended
         self._image: ImageFile | None = image
         self._reader = reader
         self._size = size
@@ -150,10 +133,15 @@ class OpenedImage:
         image, self._image = self._image, None
         if image is None:
             raise RuntimeError("the image has already been decoded: open it again")
-        self._reader.reads_left = _HEADER_READS + 3 * (self._size // _BYTES_PER_CHUNK)
+        reads = _HEADER_READS + 3 * (self._size // _BYTES_PER_CHUNK)
+        if self.info.format not in CONTRACT_FORMATS:
+            reads += self._size  # a GIF has blocks of 255 bytes, and a TIFF may have a strip a row
+        self._reader.reads_left = reads
         with _as_image_error(self.info.format, self.memory):
-            image.load()
-            return _upright_rgb(image)
+            if self._ended:
+                return upright_rgb(image)
+            del image  # and its memory
+            return _decode_without_end(self._reader.getvalue(), reads)
 
 
 def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage:
@@ -163,13 +151,16 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage
         ImageError: it is empty, exceeds a limit, has an unsupported type or an unreadable header.
     """
     kind = _sniff(data, limits)
+    open_file = opener(kind)
     reader = CountedReader(data, _HEADER_READS)
     # libwebp allocates two canvases of 4 bytes per pixel; their size is not known beforehand.
-    with _as_image_error(kind, 8 * limits.max_pixels if kind == "WEBP" else len(data)):
-        image = _OPENERS[kind](reader)
+    canvas = min(limits.max_pixels, _MAX_WEBP_CANVAS)
+    with _as_image_error(kind, 8 * canvas if kind == "WEBP" else len(data)):
+        image = open_file(reader)
     _check_dimensions(image, limits)
-    scans = _check_work(kind, image, data, limits)
-    return OpenedImage(kind, image, reader, len(data), scans)
+    check_first_page(kind, image)
+    work = _check_work(kind, image, data, limits)
+    return OpenedImage(kind, image, reader, len(data), work)
 
 
 def inspect_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageInfo:
@@ -186,7 +177,8 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[n
 
     EXIF orientation is applied: rows and columns of the result are the coordinate system of every
     box. Grey, palette and CMYK become RGB, 16-bit samples keep their upper 8 bits, alpha is dropped
-    (as OpenCV does), and an animation is represented by its first frame.
+    (as OpenCV does), and an animation or a file of several pages is represented by its first one.
+    A JPEG may lack its end marker, but none of its coded data.
 
     Returns:
         RGB ``[H, W, 3]``, possibly read-only.
@@ -197,6 +189,46 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[n
     return open_image(data, limits).decode()
 
 
+def decode_opened(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels of an image that was opened with Pillow, as `decode_image` does.
+
+    Limits do not apply: the caller has opened it.
+
+    Returns:
+        RGB ``[H, W, 3]``, possibly read-only.
+
+    Raises:
+        ImageError: the data is truncated or corrupt, or the samples have no known range; see
+            `vision.rgb.upright_rgb`.
+        MemoryError: there is not enough memory to decode it.
+    """
+    with _as_image_error(image.format or f"image of mode {image.mode}", 0):
+        try:
+            return upright_rgb(image)
+        except OSError:
+            # Pillow has no other way to read a JPEG without its end marker.
+            file = getattr(image, "fp", None)
+            if not isinstance(image, JpegImageFile) or file is None or not file.seekable():
+                raise
+            file.seek(0)
+            return open_image(file.read(), _UNLIMITED).decode()
+
+
+def _decode_without_end(data: bytes, reads: int) -> NDArray[np.uint8]:
+    """Decode a JPEG without its end marker.
+
+    Raises:
+        ImageError: coded data are missing as well.
+    """
+    first, second = (JpegImageFile(CountedReader(one, reads)) for one in completed_jpegs(data))
+    digest = hashlib.sha256(upright_rgb(first).data).digest()  # without keeping the pixels
+    del first
+    pixels = upright_rgb(second)
+    if hashlib.sha256(pixels.data).digest() != digest:
+        raise ImageError("IMAGE_CORRUPT", "the JPEG is truncated: pixels at its end are missing")
+    return pixels
+
+
 def _sniff(data: bytes, limits: ImageLimits) -> str:
     if not data:
         raise ImageError("IMAGE_EMPTY", "the image is empty: 0 bytes")
@@ -205,23 +237,13 @@ def _sniff(data: bytes, limits: ImageLimits) -> str:
             "IMAGE_TOO_LARGE",
             f"the image has {len(data)} bytes, allowed are at most {limits.max_bytes}",
         )
-    kind = _kind_by_signature(data)
+    kind = image_kind(data[:HEAD_BYTES])
     if kind not in limits.formats:
         raise ImageError(
             "IMAGE_TYPE_UNSUPPORTED",
             f"the content is {kind or 'of no known type'}, allowed are {', '.join(limits.formats)}",
         )
     return kind
-
-
-def _kind_by_signature(data: bytes) -> str | None:
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    return "BMP" if data.startswith(b"BM") else None
 
 
 def _check_dimensions(image: Image.Image, limits: ImageLimits) -> None:
@@ -234,22 +256,32 @@ def _check_dimensions(image: Image.Image, limits: ImageLimits) -> None:
         )
 
 
-def _check_work(kind: str, image: ImageFile, data: bytes, limits: ImageLimits) -> int:
-    """Check the decoding work, and return the number of passes over the image."""
-    scans = 1
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The decoding work: passes over the image, and whether a JPEG has its end marker."""
+
+    passes: int = 1
+    ended: bool = True
+
+
+def _check_work(kind: str, image: ImageFile, data: bytes, limits: ImageLimits) -> _Work:
+    """Check the decoding work, and return it."""
     if kind == "JPEG":
         max_scans = _FULL_SCANS * limits.max_pixels // (image.width * image.height)
-        scans = count_jpeg_scans(data, max_scans)
-        if scans > max_scans:
+        scans = read_jpeg_scans(data, max_scans)
+        if scans.count > max_scans:
             raise ImageError(
                 "IMAGE_TOO_COMPLEX", f"the JPEG has more than the allowed {max_scans} scans"
             )
+        if not scans.ended and not scans.refined:
+            raise ImageError("IMAGE_CORRUPT", "the JPEG is truncated: its last scans are missing")
+        return _Work(max(scans.count, 1) * (1 if scans.ended else 2), scans.ended)
     # Pillow expands run-length coding in Python, pixel by pixel: seconds for a large image.
     if kind == "BMP" and any(tile.codec_name == "bmp_rle" for tile in image.tile):
         raise ImageError(
             "IMAGE_TYPE_UNSUPPORTED", "the BMP is run-length coded: save it uncompressed"
         )
-    return scans
+    return _Work()
 
 
 def _bytes_per_pixel(kind: str, image: ImageFile) -> int:
@@ -258,12 +290,10 @@ def _bytes_per_pixel(kind: str, image: ImageFile) -> int:
     libjpeg keeps all coefficients of a progressive image, 2 bytes each; libwebp keeps two frames of
     an animation, and Pillow's plugin a third one as bytes.
     """
-    codec = 0
+    codec = _CODEC_BYTES.get(kind, 0)
     if kind == "JPEG" and image.info.get("progressive"):
         codec = 2 * len(image.getbands())
-    elif kind == "WEBP":
-        codec = 12
-    if image.width * image.height <= _WHOLE_PIXELS:  # a second copy for the mode, and two results
+    if image.width * image.height <= WHOLE_PIXELS:  # a second copy for the mode, and two results
         return 2 * _PILLOW_BYTES + max(codec, 2 * _RGB_BYTES)
     return _PILLOW_BYTES + max(codec, _RGB_BYTES)
 
@@ -277,7 +307,7 @@ def _as_image_error(kind: str, size: int) -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError:
+    except (MemoryError, ImageError):
         raise
     except TooManyReadsError:
         raise ImageError(
@@ -289,38 +319,3 @@ def _as_image_error(kind: str, size: int) -> Iterator[None]:
         if is_to_blame(error, size):
             raise MemoryError(f"not enough memory to decode a {kind}") from error
         raise ImageError("IMAGE_CORRUPT", f"the {kind} is corrupt or truncated: {error}") from error
-
-
-def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the upright pixels; process large images in strips, which bounds the memory."""
-    orientation = _orientation(image)
-    width, height = image.size
-    if width * height <= _WHOLE_PIXELS and orientation == 1:
-        return np.asarray(_to_rgb(image))
-    swapped = orientation in _SWAPPING
-    pixels = np.empty((width, height, 3) if swapped else (height, width, 3), dtype=np.uint8)
-    stored = _STORED[orientation](pixels)
-    rows = max(_STRIP_PIXELS // width, 1)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        stored[top:bottom] = np.asarray(_to_rgb(image.crop((0, top, width, bottom))))
-    return pixels
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except MemoryError:
-        raise
-    except Exception:  # as above; a damaged tag does not make the image unusable
-        logger.debug("unreadable EXIF: the image is treated as upright", exc_info=True)
-        return 1
-    return orientation if orientation in _STORED else 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would clip these at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P":  # via RGBA, since Pillow warns about dropped transparency
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")

@@ -173,10 +173,10 @@ def calibrate(
         raise CommandError(f"--held-out: must be between 0 and 1 (got {held_out:g})")
     with _inference():
         from inference_service.models import calibrate as calibration
-        from vision import ImageLimits
+        from vision import OWN_FORMATS, ImageLimits
 
         folder = _find(model, repository)
-        limits = ImageLimits(max_bytes=2**31 - 1, max_pixels=_MAX_PIXELS)
+        limits = ImageLimits(2**31 - 1, _MAX_PIXELS, formats=OWN_FORMATS)
         result = calibration.calibrate(folder, images, held_out, limits, _runtime(providers))
         if write:
             result.write(folder)

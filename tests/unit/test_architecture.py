@@ -22,9 +22,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 # stands before its own room, and what is in its room.
 ORDER: Mapping[str, tuple[str, ...]] = {
     "vision": (
-        *("errors", "guards", "letterbox", "onnx_names", "pinned_outputs", "preprocess", "trial"),
-        *("file_kinds", "model_files", "session_options", "classify", "external_data"),
-        *("model_identity", "images", "metadata", "onnx_session"),
+        *("errors", "guards", "openers", "rgb", "letterbox", "onnx_names", "pinned_outputs"),
+        *("preprocess", "trial", "file_kinds", "model_files", "session_options", "classify"),
+        *("external_data", "model_identity", "images", "metadata", "onnx_session"),
         *("masks", "detections", "prototypes", "rotated", "suppress", "keypoints", "layouts"),
         *("yolo", "network", "onnx_classifier", "onnx_yolo", "__init__"),
     ),
@@ -34,6 +34,8 @@ ORDER: Mapping[str, tuple[str, ...]] = {
             "about",
             "addresses",
             "routes",
+            "media_kinds",
+            "names",
             "durable",
             "errors",
             "free_memory",
@@ -55,8 +57,8 @@ ORDER: Mapping[str, tuple[str, ...]] = {
         *("terminal", "tls", "auth", "telemetry", "calls", "lifecycle", "__init__"),
     ),
     "edge": (
-        *("fields", "columns", "geometry", "detections", "percentile", "backoff", "channel"),
-        *("wire", "records"),
+        *("fields", "names", "columns", "geometry", "detections", "percentile", "backoff"),
+        *("channel", "wire", "records"),
         *("errors", "spool", "options", "ship", "detect", "sources", "cloud", "decide", "run"),
         *("settings", "endpoints", "device_model", "log", "assemble", "tally", "doctor"),
         *("metrics", "entry", "node", "commands", "__init__", "__main__"),
@@ -215,10 +217,11 @@ def test_there_is_no_circle_between_modules() -> None:
         pytest.fail(f"modules import each other, if late: {error.args[1]}")
 
 
-def test_vision_takes_two_things_from_servicekit() -> None:
+def test_vision_takes_three_things_from_servicekit() -> None:
     used = {name for path in files("vision") for name in imports(path)}
     ours = {name for name in used if name.split(".")[0] == "servicekit"}
     assert {name.rpartition(".")[0] for name in ours} == {
+        "servicekit.media_kinds",
         "servicekit.memory",
         "servicekit.resources",
     }

@@ -132,9 +132,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     )
     (folder / "digits.yaml").write_text(YAML)
     for number in range(TRAINED, TRAINED + CALIBRATED):
-        path = folder / "calibration" / str(labels[number]) / f"{number}.png"
+        suffix = "tif" if number % 2 else "png"
+        path = folder / "calibration" / str(labels[number]) / f"{number}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_png(pixels[number]))
+        Image.fromarray(pixels[number]).save(path)
     held_out = [_png(each) for each in pixels[TRAINED + CALIBRATED :]]
     file, spec = str(folder / "digits.onnx"), str(folder / "digits.yaml")
     repository = folder / "models"
