@@ -21,6 +21,7 @@ def client(settings: EdgeSettings) -> InferenceClient | None:
         timeout=settings.timeout_seconds,
         upload_above_bytes=settings.upload_above_bytes,
         downscale=settings.cloud_downscale,
+        limits=settings.image_limits,
     )
 
 

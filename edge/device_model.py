@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from edge.detect.base import Detector, Thresholds, Tracker
+from edge.detect.limits import DeviceImageLimits
 from edge.settings import EdgeSettings
 from servicekit.standard_streams import open_closed
 
@@ -34,7 +35,7 @@ def load_detector(settings: EdgeSettings) -> Detector | None:
 def _factory(settings: EdgeSettings, path: Path) -> Callable[[], Detector]:
     """Return the factory of the detector, which can be pickled for another process."""
     name, version = settings.device_model_name or None, settings.device_model_version or None
-    common = (path.absolute(), name, version, _thresholds(settings))
+    common = (path.absolute(), name, version, _thresholds(settings), settings.image_limits)
     if settings.detector == "ultralytics":
         return partial(_ultralytics, *common, settings.device_tracker or None)
     return partial(_onnx, *common, settings.device_providers)
@@ -45,12 +46,18 @@ def _onnx(
     name: str | None,
     version: str | None,
     thresholds: Thresholds,
+    limits: DeviceImageLimits,
     providers: Sequence[str],
 ) -> Detector:
     from edge.detect.onnx import OnnxDetector
 
     return OnnxDetector(
-        path, name=name, version=version, thresholds=thresholds, providers=providers
+        path,
+        name=name,
+        version=version,
+        thresholds=thresholds,
+        limits=limits,
+        providers=providers,
     )
 
 
@@ -59,12 +66,18 @@ def _ultralytics(
     name: str | None,
     version: str | None,
     thresholds: Thresholds,
+    limits: DeviceImageLimits,
     tracker: Tracker | None,
 ) -> Detector:
     from edge.detect.ultralytics import UltralyticsDetector
 
     return UltralyticsDetector(
-        path, name=name, version=version, thresholds=thresholds, tracker=tracker
+        path,
+        name=name,
+        version=version,
+        thresholds=thresholds,
+        limits=limits,
+        tracker=tracker,
     )
 
 

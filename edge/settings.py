@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from edge.cloud.types import UPLOAD_ABOVE_BYTES
 from edge.decide.policy import Cascade, Policy
+from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
 from edge.options import (
     BatchBytes,
     BatchSize,
@@ -299,10 +300,30 @@ class EdgeSettings(ClientTlsSettings):
         json_schema_extra=BASIC,
     )
 
+    max_image_bytes: int = Field(
+        default=DEVICE_LIMITS.max_bytes,
+        ge=1,
+        le=(1 << 31) - 1,
+        description="maximum size of an encoded image that this device reads, bytes; the inference"
+        " service has a limit of its own",
+    )
+    max_image_pixels: int = Field(
+        default=DEVICE_LIMITS.max_pixels,
+        ge=1,
+        le=(1 << 32) - 1,
+        description="maximum number of pixels of an image that this device decodes; decoding takes"
+        " 7 to 24 bytes of memory per pixel; the inference service has a limit of its own",
+    )
+
     metrics_listen: OptionalTcpAddress = Field(
         default="",
         description="address of Prometheus metrics over HTTP, host:port; empty: off",
     )
+
+    @property
+    def image_limits(self) -> DeviceImageLimits:
+        """The limits on images that this device reads."""
+        return DeviceImageLimits(self.max_image_bytes, self.max_image_pixels)
 
     @property
     def label_map(self) -> dict[str, str]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edge.detect import (
         Detector,
         DetectorResult,
+        DeviceImageLimits,
         OnnxDetector,
         ProcessDetector,
         Thresholds,
@@ -79,6 +80,7 @@ __all__ = [
     "Detector",
     "DetectorResult",
     "DeviceError",
+    "DeviceImageLimits",
     "EdgeError",
     "EdgeNode",
     "EdgeSettings",
@@ -140,6 +142,7 @@ _MODULES = {
     "Attempt": "edge.errors",
     "Detector": "edge.detect",
     "DetectorResult": "edge.detect",
+    "DeviceImageLimits": "edge.detect",
     "EdgeNode": "edge.node",
     "EdgeSettings": "edge.settings",
     "ImageAnswer": "edge.cloud.types",

@@ -20,6 +20,7 @@ from edge.cloud.types import (
 )
 from edge.detect.base import Image
 from edge.detect.images import ArrayFormat
+from edge.detect.limits import DeviceImageLimits
 
 
 class AsyncInferenceClient:
@@ -46,6 +47,7 @@ class AsyncInferenceClient:
         array_format: ArrayFormat = "jpeg",
         upload_above_bytes: int | None = UPLOAD_ABOVE_BYTES,
         downscale: bool = False,
+        limits: DeviceImageLimits | None = None,
     ) -> None:
         self._client = InferenceClient(
             endpoint,
@@ -53,6 +55,7 @@ class AsyncInferenceClient:
             array_format=array_format,
             upload_above_bytes=upload_above_bytes,
             downscale=downscale,
+            limits=limits,
         )
 
     async def infer(

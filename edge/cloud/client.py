@@ -14,7 +14,7 @@ from sightline.inference.v1 import inference_service_pb2, inference_service_pb2_
 
 from edge.channel import Endpoint
 from edge.cloud.call import InferCall
-from edge.cloud.messages import check_timeout, parse_models, prepare
+from edge.cloud.messages import Fitting, check_timeout, parse_models, prepare
 from edge.cloud.pending import PendingAnswer
 from edge.cloud.sizes import ModelSizes
 from edge.cloud.transport import InferenceTransport, closed
@@ -27,6 +27,7 @@ from edge.cloud.types import (
 )
 from edge.detect.base import Image
 from edge.detect.images import ArrayFormat
+from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
 from servicekit.errors import SightlineError, from_rpc_error, invalid
 from servicekit.standard_streams import open_closed
 
@@ -56,8 +57,10 @@ class InferenceClient:
             so that a retry does not send them again; >= 0. None: no image is uploaded.
         downscale: shrink images that are larger than the input of the cloud's detector to that
             size (as JPEG of quality 95). Boxes are in pixels of the original image. The client
-            fetches the input sizes during its first request; until then images are sent in full
-            size.
+            fetches the input sizes during its first request; until then, and for classifiers,
+            images are sent in full size, but for those that the service refuses by default (10 MiB,
+            50 million pixels, 16 384 pixels a side), which are made to fit 4096 x 4096 pixels.
+        limits: limits on the images that the client reads; None: the defaults.
 
     Raises:
         SightlineError: INVALID_ARGUMENT: an argument is out of range.
@@ -82,6 +85,7 @@ class InferenceClient:
         array_format: ArrayFormat = "jpeg",
         upload_above_bytes: int | None = UPLOAD_ABOVE_BYTES,
         downscale: bool = False,
+        limits: DeviceImageLimits | None = None,
     ) -> None:
         open_closed()
         self._endpoint = Endpoint(endpoint) if isinstance(endpoint, str) else endpoint
@@ -91,6 +95,7 @@ class InferenceClient:
         if downscale:
             import_module("vision")  # a missing package must raise here, not at the first image
         self._array_format = array_format
+        self._limits = limits or DEVICE_LIMITS
         self._channel = self._endpoint.channel(_OPTIONS)
         self._stub = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
         self._transport = InferenceTransport(self._endpoint, self._stub, upload_above_bytes)
@@ -112,7 +117,8 @@ class InferenceClient:
 
         Args:
             images: a list of images, each RGB uint8 `[H, W, 3]`, encoded bytes, a path or a Pillow
-                image. Encoded images are sent unchanged; pixels are encoded first.
+                image. JPEG, PNG, WebP and BMP are sent unchanged. Pixels are encoded first, and so
+                are files of other formats that the client can decode, such as TIFF.
             image_ids: a name for each image, returned with its result; empty: no names.
             model: the model to use; None: the server's default.
             parameters: thresholds and limits; None: those of the model.
@@ -159,9 +165,9 @@ class InferenceClient:
             SightlineError: INVALID_ARGUMENT, naming the field and its bound.
         """
         # With a key of the caller's, every try must send the same bytes: never downscale then.
-        size = None
+        fitting = None
         if self._sizes is not None and idempotency_key is None:
-            size = self._sizes.of(model or ModelHint())
+            fitting = Fitting(self._sizes.of(model or ModelHint()))
         return prepare(
             images,
             image_ids=image_ids,
@@ -171,7 +177,8 @@ class InferenceClient:
             traceparent=traceparent,
             context=context,
             array_format=self._array_format,
-            input_size=size,
+            fitting=fitting,
+            limits=self._limits,
         )
 
     def send(self, call: InferCall, *, timeout: float | None = None) -> PendingAnswer:

@@ -6,11 +6,19 @@ from dataclasses import dataclass, replace
 
 from edge.cloud.types import ImageAnswer, ModelHint, ModelInfo, ModelTask
 from edge.detect.base import Image
-from edge.detect.images import pixels
+from edge.detect.images import pixels, size_of
+from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
 from edge.records import Box, Detection
+from servicekit.errors import SightlineError
 
 QUALITY = 95
 """JPEG quality of downscaled images."""
+LARGEST = (4096, 4096)
+"""Width and height that images fit which the service would refuse in full size, while the input
+size of its model is not known."""
+
+_SERVICE_BYTES, _SERVICE_PIXELS, _SERVICE_SIDE = 10 << 20, 50_000_000, 16_384
+"""Limits of the inference service by default (`sightline.inference.v1.Image.data`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,27 @@ class Scale:
         )
 
 
-def downscaled(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, Scale] | None:
+def is_too_large(image: Image, field: str, limits: DeviceImageLimits = DEVICE_LIMITS) -> bool:
+    """Return True if the inference service refuses an image in full size by default.
+
+    Args:
+        image: the image, in any form. One that this device cannot read is not too large: the
+            service says what is wrong with it.
+        field: name of the image in errors.
+        limits: limits of the device.
+    """
+    if isinstance(image, bytes) and len(image) > _SERVICE_BYTES:
+        return True
+    try:
+        width, height = size_of(image, field, limits)
+    except SightlineError:
+        return False
+    return max(width, height) > _SERVICE_SIDE or width * height > _SERVICE_PIXELS
+
+
+def downscaled(
+    image: Image, size: tuple[int, int], field: str, limits: DeviceImageLimits = DEVICE_LIMITS
+) -> tuple[bytes, Scale] | None:
     """Return an image as a JPEG that fits a model's input, and its scale.
 
     The pixels are those of the model's own letterbox (`vision.letterbox`): answers for the full
@@ -65,6 +93,7 @@ def downscaled(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, 
         image: the image, in any form.
         size: width and height of the model's input in pixels.
         field: name of the image in errors.
+        limits: limits of the device.
 
     Returns:
         The JPEG and its scale; None if the image already fits.
@@ -77,7 +106,7 @@ def downscaled(image: Image, size: tuple[int, int], field: str) -> tuple[bytes, 
 
     from vision import letterbox_image
 
-    array = pixels(image, field)
+    array = pixels(image, field, limits)
     height, width, _ = array.shape
     gain = min(size[0] / width, size[1] / height)
     columns, rows = (max(round(side * gain), 1) for side in (width, height))

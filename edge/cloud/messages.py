@@ -8,8 +8,8 @@ import platform
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import cast
 
 from google.protobuf.duration_pb2 import Duration
@@ -18,7 +18,7 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from sightline.types.v1 import prediction_pb2
 
 from edge.cloud.call import InferCall
-from edge.cloud.downscale import Scale, downscaled
+from edge.cloud.downscale import LARGEST, Scale, downscaled, is_too_large
 from edge.cloud.types import (
     ClassScore,
     ImageAnswer,
@@ -30,7 +30,8 @@ from edge.cloud.types import (
     StageSeconds,
 )
 from edge.detect.base import Image
-from edge.detect.images import ArrayFormat, encoded
+from edge.detect.images import ArrayFormat, encode, for_service, pixels
+from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
 from edge.records import Box, Detection
 from servicekit.distribution import version
 from servicekit.errors import SightlineError, from_status, invalid
@@ -50,6 +51,19 @@ _TASKS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """The downscaling of the images of a request.
+
+    Attributes:
+        size: width and height of the model's input in pixels, to which larger images are
+            downscaled; None: it is not known, or the model crops images itself, and only images
+            that the service refuses by default are downscaled.
+    """
+
+    size: tuple[int, int] | None
+
+
 def prepare(
     images: Sequence[Image],
     *,
@@ -60,12 +74,13 @@ def prepare(
     traceparent: str = "",
     context: Mapping[str, str] | None = None,
     array_format: ArrayFormat = "jpeg",
-    input_size: tuple[int, int] | None = None,
+    fitting: Fitting | None = None,
+    limits: DeviceImageLimits = DEVICE_LIMITS,
 ) -> InferCall:
     """Return a checked request; see `edge.cloud.client.InferenceClient.infer`.
 
-    `input_size` is the width and height of the model's input in pixels, to which larger images
-    are downscaled. None: images are sent in full size.
+    `fitting` says which images are downscaled. None: images are sent in full size. `limits` are
+    those of the device on the images that it reads.
 
     Raises:
         SightlineError: INVALID_ARGUMENT, naming the field and its bound.
@@ -83,7 +98,7 @@ def prepare(
     saved = 0
     names = image_ids or [""] * len(images)
     for index, (image, name) in enumerate(zip(images, names, strict=True)):
-        data, scale, less = _to_send(image, array_format, input_size, f"images[{index}]")
+        data, scale, less = _to_send(image, array_format, fitting, limits, f"images[{index}]")
         request.images.add(image_id=name, sha256=hashlib.sha256(data).digest())
         files.append(data)
         saved += less
@@ -201,27 +216,36 @@ def _check_images(images: Sequence[Image], image_ids: Sequence[str]) -> None:
     if image_ids and len(image_ids) != len(images):
         rule = f"must be empty or have one name per image ({len(images)}), got {len(image_ids)}"
         raise invalid("image_ids", rule)
+    for index, image_id in enumerate(image_ids):
+        if _bytes_of(image_id) < 0:
+            rule = f"must be text that UTF-8 can encode, got {image_id!r}"
+            raise invalid(f"image_ids[{index}]", rule)
 
 
 def _to_send(
-    image: Image, array_format: ArrayFormat, input_size: tuple[int, int] | None, field: str
+    image: Image,
+    array_format: ArrayFormat,
+    fitting: Fitting | None,
+    limits: DeviceImageLimits,
+    field: str,
 ) -> tuple[bytes, Scale | None, int]:
     """Return the bytes to send, their scale if the image was downscaled, and the bytes saved.
 
-    For images that are passed as pixels the bytes saved are 0: the full image is never encoded.
+    For pixels the bytes saved are 0: the full image is never encoded.
     """
-    if input_size is None:
-        return encoded(image, array_format=array_format, field=field), None, 0
-    if not isinstance(image, bytes | str | Path):
-        small = downscaled(image, input_size, field)
-        if small is None:
-            return encoded(image, array_format=array_format, field=field), None, 0
-        return *small, 0
-    full = encoded(image, field=field)
-    small = downscaled(full, input_size, field)
-    if small is None or len(small[0]) >= len(full):
+    full = for_service(image, field, limits)
+    too_large = fitting is not None and fitting.size is None and is_too_large(full, field, limits)
+    size = LARGEST if too_large else (fitting.size if fitting else None)
+    small: tuple[bytes, Scale | None] | None = None
+    if size is not None:
+        small = downscaled(full, size, field, limits)
+    if not isinstance(full, bytes):
+        return (*small, 0) if small else (encode(full, array_format), None, 0)
+    if too_large and small is None:  # many bytes for few pixels
+        small = encode(pixels(full, field, limits)), None
+    if small is None or (len(small[0]) >= len(full) and not too_large):
         return full, None, 0
-    return *small, len(full) - len(small[0])
+    return *small, max(len(full) - len(small[0]), 0)
 
 
 def _model(model: ModelHint) -> inference_pb2.ModelHint:

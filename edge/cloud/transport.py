@@ -12,6 +12,7 @@ from servicekit.errors import SightlineError
 
 _MAX_PAUSE_SECONDS = 600.0
 """Maximum time for which no upload is tried after the service has refused one."""
+_TOO_LARGE = "SERVER: Received message larger than max"
 _UPLOADS_REFUSED = {"UPLOAD_QUOTA_EXCEEDED", "UPLOAD_STORE_FULL", "UPLOAD_STORE_UNAVAILABLE"}
 
 
@@ -62,7 +63,15 @@ class InferenceTransport:
         return True
 
     def explain(self, error: SightlineError) -> SightlineError:
-        """Return the error of a request, in words that name a wrong address."""
+        """Return the error of a request, in words that name a wrong address or a limit."""
+        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in error.message:
+            # gRPC's own refusal. A retry would send the same bytes.
+            return SightlineError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "IMAGE_TOO_LARGE",
+                "the request is larger than the service takes in one message: upload the images"
+                f" (upload_above_bytes) or shrink them ({error.message})",
+            )
         return self._endpoint.explain(error, "inference", "inference_target")
 
     def upload(

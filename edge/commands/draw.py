@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edge.cloud.types import ImageAnswer
 from edge.detect.images import pixels
+from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -28,15 +29,22 @@ class Copies:
     Args:
         folder: created if it does not exist.
         originals: every image of the run.
+        limits: limits on the images that are read.
 
     Raises:
         OSError: the folder cannot be created.
     """
 
-    def __init__(self, folder: Path, originals: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        originals: Sequence[Path],
+        limits: DeviceImageLimits = DEVICE_LIMITS,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._originals = originals
+        self._limits = limits
         self._written: set[Path] = set()
 
     def save(self, original: Path, answer: ImageAnswer) -> Path:
@@ -48,7 +56,7 @@ class Copies:
         """
         import PIL.Image
 
-        image = PIL.Image.fromarray(pixels(original))
+        image = PIL.Image.fromarray(pixels(original, limits=self._limits))
         draw(image, answer)
         path = self._free_name(original)
         image.save(path, quality=95, subsampling=0)

@@ -14,11 +14,14 @@ from edge.cloud.client import InferenceClient
 from edge.cloud.types import ImageAnswer, InferAnswer, InferParameters, ModelHint
 from edge.commands.draw import Copies, label_of
 from edge.commands.options import InferenceTarget, notes, settings_with
+from edge.detect.limits import DeviceImageLimits
 from edge.endpoints import inference_endpoint
+from edge.names import image_id_of
 from edge.settings import EdgeSettings
 from servicekit.distribution import install_hint
 from servicekit.errors import Category, SightlineError
 from servicekit.help import CONNECTION, OUTPUT
+from servicekit.names import readable
 from servicekit.terminal import CommandError, sentence
 
 _ENDS_RUN = (Category.NETWORK, Category.AUTH)  # the next image would fail the same way
@@ -68,9 +71,12 @@ def infer(
         cloud_model_version=version,
         confidence_threshold=confidence,
     )
-    copies = _copies(save, images) if save is not None else None
+    limits = settings.image_limits
+    copies = _copies(save, images, limits) if save is not None else None
     failed = 0
-    with InferenceClient(inference_endpoint(settings), timeout=settings.timeout_seconds) as client:
+    with InferenceClient(
+        inference_endpoint(settings), timeout=settings.timeout_seconds, limits=limits
+    ) as client:
         for path in images:
             try:
                 answer = _ask(client, path, settings, top_k)
@@ -82,6 +88,8 @@ def infer(
                     raise CommandError(_is_a_file(settings.cloud_model)) from error
                 _show_error(path, error, as_json=as_json)
                 failed += 1
+            except MemoryError as error:
+                raise CommandError(f"{path}: there is not enough memory: {error}") from error
             except OSError as error:
                 raise CommandError(f"--save: {path} cannot be copied: {error}") from error
             else:
@@ -96,7 +104,7 @@ def _ask(
     """Return the answer for one image. Raises SightlineError: there is none."""
     answer = client.infer(
         [path],
-        image_ids=[path.name],
+        image_ids=[image_id_of(path.name)],
         model=ModelHint(settings.cloud_model, settings.cloud_model_version),
         parameters=InferParameters(
             confidence_threshold=settings.confidence_threshold,
@@ -110,11 +118,11 @@ def _ask(
     return answer
 
 
-def _copies(folder: Path, images: list[Path]) -> Copies:
+def _copies(folder: Path, images: list[Path], limits: DeviceImageLimits) -> Copies:
     try:
         import PIL.ImageDraw  # noqa: F401 - an error before the first request
 
-        return Copies(folder, images)
+        return Copies(folder, images, limits)
     except ImportError as error:
         raise CommandError(f"--save needs {error.name}: {install_hint('onnx')}") from error
     except OSError as error:
@@ -129,10 +137,12 @@ def _is_a_file(model: str) -> str:
 
 
 def _show_error(path: Path, error: SightlineError, *, as_json: bool) -> None:
-    notes().print(f"{path}: {sentence(error)}", markup=False, highlight=False, soft_wrap=True)
+    notes().print(
+        f"{readable(path)}: {sentence(error)}", markup=False, highlight=False, soft_wrap=True
+    )
     if as_json:
         plain = {"reason": error.reason, "category": error.category, "message": error.message}
-        typer.echo(json.dumps({"image_id": path.name, "error": plain}))
+        typer.echo(json.dumps({"image_id": image_id_of(path.name), "error": plain}))
 
 
 def _show(answer: InferAnswer, saved: Path | None, *, as_json: bool) -> None:
@@ -140,14 +150,14 @@ def _show(answer: InferAnswer, saved: Path | None, *, as_json: bool) -> None:
     (image,) = answer.results
     if as_json:
         model = {"model_name": answer.model_name, "model_version": answer.model_version}
-        copy = {"saved": str(saved)} if saved else {}
+        copy = {"saved": readable(saved)} if saved else {}
         typer.echo(json.dumps({**model, **_plain(image), **copy}))
         return
     title = f"{image.image_id}: {answer.model_name} {answer.model_version}"
     console = Console()
     console.print(_classes(image, title) if image.classes else _detections(image, title))
     if saved:
-        notes().print(f"saved {saved}", markup=False, highlight=False, soft_wrap=True)
+        notes().print(f"saved {readable(saved)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _detections(image: ImageAnswer, title: str) -> Table:

@@ -15,6 +15,7 @@ from edge.detect.base import (
     Tracker,
     close_detector,
 )
+from edge.detect.limits import DeviceImageLimits
 
 if TYPE_CHECKING:
     from edge.detect.onnx import OnnxDetector
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Detector",
     "DetectorResult",
+    "DeviceImageLimits",
     "Image",
     "OnnxDetector",
     "ProcessDetector",

@@ -12,7 +12,8 @@ if TYPE_CHECKING:  # the edge core runs without numpy and Pillow
     from numpy.typing import NDArray
 
 Image: TypeAlias = "NDArray[np.uint8] | bytes | str | Path | PIL.Image.Image"
-"""RGB uint8 `[H, W, 3]`, an encoded JPEG, PNG, WebP or BMP, its path, or a Pillow image."""
+"""RGB uint8 `[H, W, 3]`, an encoded image (JPEG, PNG, WebP, BMP, TIFF, GIF, JPEG 2000, AVIF or
+Netpbm), its path, or a Pillow image of any mode."""
 
 Tracker = Literal["bytetrack", "botsort"]
 """A tracker that identifies objects across frames (ByteTrack, BoT-SORT), by ultralytics' name."""

@@ -6,7 +6,9 @@ from pathlib import Path
 import vision
 from edge.detect.base import DetectorResult, Image, Thresholds
 from edge.detect.images import pixels
+from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
 from edge.records import Box, Detection
+from vision.errors import check_text
 
 
 class OnnxDetector:
@@ -22,6 +24,7 @@ class OnnxDetector:
         providers: ONNX Runtime's execution providers in order of preference.
         intra_op_threads: threads of one run; None: as many as the machine has cores, or
             CPUs that the process may use.
+        limits: limits on the images that are read; None: the defaults.
 
     Raises:
         vision.ModelError: the file or the providers cannot be used.
@@ -42,10 +45,12 @@ class OnnxDetector:
         thresholds: Thresholds | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
         intra_op_threads: int | None = None,
+        limits: DeviceImageLimits | None = None,
     ) -> None:
         options = vision.SessionOptions(tuple(providers), intra_op_threads)
         self._model = _network(Path(path), options)
         self._thresholds = thresholds or Thresholds()
+        self._limits = limits or DEVICE_LIMITS
         self.name = name or Path(path).stem
         self.version = version or self._model.sha256[:12]
         self._model.warm_up()
@@ -67,7 +72,7 @@ class OnnxDetector:
             SightlineError: the image is invalid.
             vision.ModelError: the run failed, or its output has an unknown layout.
         """
-        array = pixels(image)
+        array = pixels(image, limits=self._limits)
         if isinstance(self._model, vision.OnnxClassifier):
             classes = self._model.classify(array, top_k=self._thresholds.top_k)
             detections = _classes(classes, self._model.names)
@@ -84,6 +89,7 @@ class OnnxDetector:
 
 
 def _network(path: Path, options: vision.SessionOptions) -> vision.OnnxYolo | vision.OnnxClassifier:
+    check_text(path)
     session = vision.OnnxSession.load(path, options)
     match vision.parse_metadata(session.metadata).task:
         case "detect" | None:

@@ -17,9 +17,11 @@ import numpy as np
 
 from edge.detect.base import DetectorResult, Image, Thresholds, Tracker
 from edge.detect.images import pixels
+from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
 from edge.detect.results import classes_of, detections_of
 from edge.records import Detection
 from vision import ModelError
+from vision.errors import check_text
 from vision.model_files import check_format, damaged_onnx
 from vision.model_identity import model_sha256
 
@@ -55,6 +57,7 @@ class UltralyticsDetector:
         device: the device to run on, such as "cpu" or "cuda:0"; None: ultralytics' choice.
         tracker: the tracker that identifies objects across images, which must be the frames of one
             source in their order. It omits an object until it has confirmed it. None: no tracker.
+        limits: limits on the images that are read; None: the defaults.
 
     Raises:
         ModuleNotFoundError: ultralytics is not installed, or `lap`, which trackers need.
@@ -77,14 +80,17 @@ class UltralyticsDetector:
         thresholds: Thresholds | None = None,
         device: str | None = None,
         tracker: Tracker | None = None,
+        limits: DeviceImageLimits | None = None,
     ) -> None:
         path = Path(path)
+        check_text(path)
         self.name = name or path.stem
         check_format(path)
         # Always: it also checks the external data, which ultralytics leaves to ONNX Runtime.
         sha256 = model_sha256(path)
         self.version = version or sha256[:12]
         self._thresholds = thresholds or Thresholds()
+        self._limits = limits or DEVICE_LIMITS
         self._options = _options(self._thresholds, device, tracker)
         self._tracks = tracker is not None
         self._lock = threading.Lock()  # a predictor stores its current image, so is not reentrant
@@ -107,7 +113,7 @@ class UltralyticsDetector:
             SightlineError: the image is invalid.
             Exception: ultralytics raised it.
         """
-        array = pixels(image)
+        array = pixels(image, limits=self._limits)
         results = self._run(array)
         detections = classes_of(results, self._thresholds.top_k)
         if not detections:
