@@ -1,6 +1,7 @@
 """The edge node, which answers for images and logs every answer."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
@@ -25,17 +26,21 @@ from edge.device_model import load_detector
 from edge.entry import ImageEntry, image_entry
 from edge.errors import ClosedError, CoordinatorClosedError
 from edge.log.logger import PredictionLogger
+from edge.names import source_name_of
 from edge.run import NodeRun, Outcome
 from edge.settings import EdgeSettings
 from edge.sources.counts import SourceCounts, SourceState
 from edge.sources.frame import Frame, FrameSource, public_name
 from edge.sources.opening import open_source
+from edge.sources.pictures import PictureFiles, describe_left_out
 from edge.sources.sampling import Sampling
 from edge.tally import NodeStats, Tally
 from servicekit.settings import SettingsError, load
 
 if TYPE_CHECKING:
     from edge.metrics import NodeMetrics
+
+logger = logging.getLogger(__name__)
 
 WORKERS = 2
 """Default number of frames that `run` processes concurrently: one on the device, one elsewhere."""
@@ -376,7 +381,7 @@ class EdgeNode:
         if self._closed:
             raise CoordinatorClosedError
         opened = [
-            open_source(source, sampling) if isinstance(source, str | Path) else source
+            _opened(source, sampling) if isinstance(source, str | Path) else source
             for source in sources
         ]
         names = [public_name(source) for source in opened]
@@ -398,7 +403,7 @@ class EdgeNode:
         return run
 
     def _process_frame(self, labels: Mapping[str, str], source: str, frame: Frame) -> Answer:
-        labels = {**labels, "source": source}
+        labels = {**labels, "source": source_name_of(source)}
         return self.process(frame.image, frame.image_id, frame.captured_at, labels)
 
     def _entry(
@@ -425,6 +430,13 @@ class EdgeNode:
         if not self._defect_classes:
             return None
         return any(detection.class_name in self._defect_classes for detection in answer.detections)
+
+
+def _opened(place: Path | str, sampling: Sampling) -> FrameSource:
+    source = open_source(place, sampling)
+    if isinstance(source, PictureFiles) and source.left_out:
+        logger.warning("%s: skipped %s", source.name, describe_left_out(source.left_out))
+    return source
 
 
 def _closing(run: NodeRun) -> Iterator[Outcome]:

@@ -40,6 +40,7 @@ from edge.spool.directories import default_spool_dir
 from servicekit.distribution import install_hint
 from servicekit.errors import SightlineError
 from servicekit.help import OUTPUT, with_settings
+from servicekit.names import readable
 from servicekit.settings import warn_of_mistyped_variables
 from servicekit.telemetry import background_stderr
 from servicekit.telemetry.failures_once import FailuresOnce
@@ -291,7 +292,7 @@ def _report(outcome: Outcome, display: Display) -> None:
     """Print why an image has no answer."""
     if outcome.error is not None:
         image, error = outcome.frame.image, outcome.error
-        name = image if isinstance(image, Path) else outcome.frame.image_id
+        name = readable(image) if isinstance(image, Path) else outcome.frame.image_id
         # A hint about the service would mislead where the device's model is at fault.
         text = str(error)
         if isinstance(error, SightlineError) and not isinstance(error, DeviceError):

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from edge.sources.frame import Frame, FrameSource, SourceMonitor
 from edge.sources.opening import open_source
-from edge.sources.pictures import SUFFIXES
+from edge.sources.pictures import describe_left_out, suffixes_left_out
 from edge.sources.sampling import Sampling
+from edge.sources.suffixes import IMAGE_SUFFIXES
 from servicekit.addresses import public_address
 from servicekit.distribution import install_hint
+from servicekit.names import readable
 from servicekit.settings import did_you_mean
 from servicekit.terminal import CommandError
 
 PLACEHOLDER = "{source}"
 """Part of a device id that stands for the source's name."""
-
-_KINDS = 5  # suffixes that are named
 
 
 class NamedSource:
@@ -91,27 +91,13 @@ def skipped_of(words: Sequence[str]) -> list[str]:
             continue
         entries = list(Path(word).iterdir())
         folders = sum(entry.is_dir() for entry in entries)
-        others = [
-            entry
-            for entry in entries
-            if not entry.is_dir()
-            and entry.suffix.lower() not in SUFFIXES
-            and not entry.name.startswith(".")
-        ]
-        kinds = sorted({entry.suffix.lower() or "no suffix" for entry in others})
-        parts = []
-        if others:
-            shown = ", ".join(kinds[:_KINDS]) + (", ..." if len(kinds) > _KINDS else "")
-            parts.append(f"{_count(len(others), 'file')} that {_are(others)} no image ({shown})")
+        others = describe_left_out(suffixes_left_out(entries))
+        parts = [others] if others else []
         if folders:
             parts.append(f"{_count(folders, 'folder')} ('{Path(word)}/**/*.jpg' reads them too)")
         if parts:
-            sentences.append(f"{word}: skipped {' and '.join(parts)}")
+            sentences.append(f"{readable(word)}: skipped {' and '.join(parts)}")
     return sentences
-
-
-def _are(things: Sequence[object]) -> str:
-    return "is" if len(things) == 1 else "are"
 
 
 def _count(number: int, noun: str) -> str:
@@ -172,11 +158,13 @@ def _check_exists(word: str) -> None:
     path, shown = Path(word), public_address(word)
     if "://" in word or word.startswith("/dev/video") or (word.isdigit() and not path.exists()):
         return
-    kinds = ", ".join(sorted(SUFFIXES))
     if path.is_dir():
-        if not any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+        entries = list(path.iterdir())
+        if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in entries):
+            found = describe_left_out(suffixes_left_out(entries))
+            but = f", but {found}" if found else ""
             raise CommandError(
-                f"The folder {word} has no image in it ({kinds}). Folders in it are not read:"
+                f"The folder {word} has no image in it{but}. Folders in it are not read:"
                 f" '{path}/**/*.jpg' is a pattern that does"
             )
     elif path.exists():

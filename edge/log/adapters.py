@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from edge.detect.results import arrays_of, classes_of, detections_of
+from edge.names import image_id_of, model_name_of
 from edge.records import Detection, DetectionArrays, Prediction
 from servicekit.addresses import url_scheme
 
@@ -73,7 +74,7 @@ def from_ultralytics(
     height, width = results.orig_shape
     stage_ms = [part for part in (results.speed or {}).values() if part is not None]
     return Prediction(
-        image_id or _source_name(results.path),
+        image_id or image_id_of(_source_name(results.path)),
         model_name,
         model_version=model_version,
         image_width=width,
@@ -129,13 +130,13 @@ def _frame_name(predictor: "BasePredictor", path: str, frames: Counter[str]) -> 
     if mode == "video":
         number = frames[path]
         frames[path] += 1
-        return f"{Path(path).name}#{number:06d}"
+        return image_id_of(f"{Path(path).name}#{number:06d}")
     kind = predictor.source_type
     if mode == "stream" or ((kind.from_img or kind.tensor) and _UNNAMED.fullmatch(path)):
         name = _source_name(path)
         if mode == "stream" and name != Path(path).name:
             name += f" {predictor.dataset.sources.index(path)}"
-        return f"{name}@{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+        return image_id_of(f"{name}@{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}")
     return None
 
 
@@ -149,7 +150,7 @@ def _source_name(path: str) -> str:
 
 def name_of(model: "Model") -> str:
     """Return the name of an ultralytics model: the name of its file without the suffix."""
-    return Path(str(getattr(model, "model_name", None) or "ultralytics")).stem
+    return model_name_of(Path(str(getattr(model, "model_name", None) or "ultralytics")))
 
 
 def is_supervision(candidate: object) -> "TypeGuard[Detections]":

@@ -1,8 +1,12 @@
 """A wrapper of OpenCV's VideoCapture that raises errors and returns RGB."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from servicekit.names import readable
 from servicekit.routes import spare_proxies
 
 if TYPE_CHECKING:
@@ -35,7 +39,8 @@ class Capture:
             options += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
         self._cv2: Any = cv2
         backend = cv2.CAP_FFMPEG if options else cv2.CAP_ANY
-        self._capture = cv2.VideoCapture(place, backend, options)
+        with _with_text_path(place) as valid:
+            self._capture = cv2.VideoCapture(valid, backend, options)
         if not self._capture.isOpened():
             raise OSError("OpenCV cannot open it")
 
@@ -85,3 +90,15 @@ class Capture:
     def close(self) -> None:
         """Release the video or camera."""
         self._capture.release()
+
+
+@contextmanager
+def _with_text_path(place: str | int) -> Iterator[str | int]:
+    """Yield a place for OpenCV, which ends the process with SIGSEGV for a name that is no text."""
+    if isinstance(place, int) or readable(place) == place:
+        yield place
+        return
+    with TemporaryDirectory(prefix="sightline-") as folder:
+        link = Path(folder, "video" + readable(Path(place).suffix))
+        link.symlink_to(Path(place).absolute())
+        yield str(link)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge.detect.base import Image
+from edge.names import image_id_of
 from servicekit.addresses import public_address, url_scheme
 
 
@@ -14,7 +15,9 @@ class Frame:
 
     Attributes:
         image: the image; arrays are RGB.
-        image_id: the image's name in the log, unique within the source.
+        image_id: the image's name in the log, unique within the source. A name that is no valid
+            text, or is longer than 512 bytes, is replaced by one that is; see
+            `servicekit.names.readable`.
         captured_at: capture time in Unix seconds; None: not known.
 
     Example:
@@ -34,6 +37,9 @@ class Frame:
     image: Image
     image_id: str
     captured_at: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_id", image_id_of(self.image_id))
 
 
 class SourceMonitor(Protocol):

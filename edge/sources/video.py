@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from edge.names import source_name_of
 from edge.sources.capture import Capture
 from edge.sources.container import missing_bytes
 from edge.sources.frame import Frame, SourceMonitor
 from edge.sources.sampling import Sampler, Sampling
 from servicekit.addresses import public_address
 from servicekit.errors import invalid
-
-SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv"}
+from servicekit.names import readable
 
 _MIN_TRIES, _MAX_TRIES = 250, 10_000  # a failure costs up to 40 us, also at the end of the file
 _INEXACT = 0.01  # share of the frames by which an intact file's list may be wrong
@@ -51,8 +51,9 @@ class VideoFile:
         import cv2  # noqa: F401 - a missing package must raise here, not in the reader's thread
 
         if not Path(path).is_file():
-            raise invalid("source", f"must be a video file (got {public_address(str(path))!r})")
-        self.name = str(path)
+            shown = readable(public_address(str(path)))
+            raise invalid("source", f"must be a video file (got {shown!r})")
+        self.name = source_name_of(path)
         self.length: int | None = None
         self._path = Path(path)
         self._sampling = sampling or Sampling()

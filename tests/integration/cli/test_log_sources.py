@@ -435,11 +435,11 @@ def test_a_picture_without_an_answer_fails_the_run_and_is_named(
 ) -> None:
     folder = save_pictures(tmp_path / "pictures", "a.jpg")
     (folder / "b.jpg").write_bytes(b"no picture")
-    (folder / "c.tif").write_bytes(b"no picture")
+    (folder / "c.heic").write_bytes(b"no picture")
     done = sightline("log", folder, "--json", env=settings(ingest, tmp_path))
     assert done.returncode == 1
     assert f"{folder / 'b.jpg'}: image is refused: the " in done.stderr
-    assert f"{folder}: skipped 1 file that is no image (.tif)" in done.stderr
+    assert f"{folder}: skipped 1 file without the suffix of an image (.heic)" in done.stderr
     stats = json.loads(done.stdout)
     assert adds_up(stats)
     assert (stats["pictures"]["by_device"], stats["sources"][str(folder)]["failed"]) == (1, 1)

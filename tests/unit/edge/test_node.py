@@ -25,6 +25,7 @@ from edge.log.logger import PredictionLogger
 from edge.node import EdgeNode
 from edge.records import Box, CloudReason, Detection, Prediction, Source
 from edge.settings import EdgeSettings
+from edge.sources import Frame, SourceMonitor
 from servicekit.errors import SightlineError
 from servicekit.settings import SettingsError
 from tests.fakes.inference import Refuse, Reply, Step, serving
@@ -218,6 +219,42 @@ def test_a_failure_is_raised_and_counted_and_not_logged(process: Any, tmp_path: 
         pictures = node.stats().pictures
     assert pictures.failed == {"NOT_YOURS": 1, "INVALID_FIELD": 1}
     assert pictures.by_device == 1
+
+
+def test_a_run_names_its_images_and_sources_in_text_and_says_what_it_skips(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "shift-\udcff"
+    folder.mkdir()
+    for name in ("a-\udcfe.jpg", "b.heic"):
+        (folder / name).write_bytes(b"good")
+    with running_node(tmp_path, detector=Device()) as (node, ingest):
+        (outcome,) = node.run(folder)
+        assert outcome.error is None
+        (entry,) = logged(node, ingest)
+    assert entry.image_id == "a-\\xfe.jpg"
+    assert entry.labels["source"] == f"{tmp_path}/shift-\\xff"
+    assert f"{tmp_path}/shift-\\xff: skipped 1 file without the suffix of an image (.heic)" in (
+        caplog.messages
+    )
+
+
+class OddlyNamed:
+    """A source of a user's own, whose names the log would not take."""
+
+    name, live = "belt-\udcff" + "x" * 1100, False
+
+    def frames(self, monitor: SourceMonitor) -> Iterator[Frame]:
+        monitor.found()
+        yield Frame(b"good", "part-\udcfe" + "x" * 600)
+
+
+def test_names_of_any_source_are_made_to_fit_the_log(tmp_path: Path) -> None:
+    with running_node(tmp_path, detector=Device()) as (node, ingest):
+        assert [outcome.error for outcome in node.run(OddlyNamed())] == [None]
+        (entry,) = logged(node, ingest)
+    assert len(entry.image_id) == 512
+    assert len(entry.labels["source"]) == 1024
 
 
 def test_a_failing_device_alone_is_counted_by_its_error(tmp_path: Path) -> None:

@@ -55,13 +55,13 @@ def test_what_a_folder_has_and_is_not_read_is_named_once(tmp_path: Path) -> None
     words = [str(folder), str(folder), "rtsp://127.0.0.1:1/live", str(folder / "a.jpg")]
     assert skipped_of(words) == []
     (folder / ".hidden").touch()
-    (folder / "b.tif").touch()
-    assert skipped_of(words) == [f"{folder}: skipped 1 file that is no image (.tif)"]
+    (folder / "b.heic").touch()
+    assert skipped_of(words) == [f"{folder}: skipped 1 file without the suffix of an image (.heic)"]
     (folder / "notes").touch()
     (folder / "more").mkdir()
     (sentence,) = skipped_of(words)
     assert sentence == (
-        f"{folder}: skipped 2 files that are no image (.tif, no suffix) and 1 folder"
+        f"{folder}: skipped 2 files without the suffix of an image (.heic, no suffix) and 1 folder"
         f" ('{folder}/**/*.jpg' reads them too)"
     )
 
@@ -91,7 +91,10 @@ def test_the_length_is_known_of_images_and_videos_and_not_of_cameras(tmp_path: P
         ("{folder}/nothing.jpg", "There is no file {folder}/nothing.jpg"),
         ("{folder}/nothing.mp4", "There is no file {folder}/nothing.mp4"),
         ("{folder}/*.png", "No file matches {folder}/*.png"),
-        ("{folder}", "The folder {folder} has no image in it (.bmp, .jpeg, .jpg, .png, .webp)."),
+        (
+            "{folder}",
+            "The folder {folder} has no image in it, but 1 file without the suffix of an image",
+        ),
     ],
 )
 def test_what_is_missing_is_said_in_plain_words(word: str, sentence: str, tmp_path: Path) -> None:

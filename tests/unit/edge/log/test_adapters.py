@@ -55,6 +55,11 @@ def test_a_file_whose_name_looks_like_a_stream_keeps_it(results: Any, name: str)
     assert from_ultralytics(results(picture(), name, NAMES)).image_id == name
 
 
+def test_a_name_that_is_no_text_becomes_one(results: Any) -> None:
+    prediction = from_ultralytics(results(picture(), "shift/a-\udcff.jpg", NAMES))
+    assert prediction.image_id == "a-\\xff.jpg"
+
+
 def test_boxes(results: Any) -> None:
     rows = torch.tensor([[1.0, 2, 3, 4, 0.5, 1], [5.0, 6, 7, 8, 0.75, 0]])
     speed = {"preprocess": 1.0, "inference": 10.0, "postprocess": 0.5}
