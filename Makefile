@@ -17,6 +17,15 @@ NODE_CAMERA := examples/node/gen/.built
 PROTO := $(shell find proto -name '*.proto')
 CONSTRAINTS := constraints.txt
 TEST_EXTRAS := ingest,inference,ultralytics,video,metrics
+# Neighbouring tests share a process, and a process without tests takes half of another's rest.
+# `--dist loadfile` waits for ever after a process has crashed (pytest-xdist 3.8).
+PARALLEL := --dist worksteal -n
+# Longer than the longest `timeout` mark outside of soak: what hangs in C code, which pytest-timeout
+# cannot interrupt, ends its process with a traceback and is reported as a crash.
+STUCK := -o faulthandler_timeout=960 -o faulthandler_exit_on_timeout=true
+# The last resort, for each of the two runs of `make test`: Ctrl-C, and a minute later SIGKILL.
+TEST_LIMIT ?= 60m
+LIMIT := $(if $(shell command -v timeout),timeout --foreground --kill-after=60 --signal=INT $(TEST_LIMIT))
 PACKAGES := edge ingest_service inference_service servicekit vision sightline
 SOURCES := $(PACKAGES) models examples bench tests proto docs
 
@@ -108,7 +117,7 @@ check: $(VENV)/.test ## What one runs while thinking: style, types and unit test
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
 	@$(BIN)/mypy $(SOURCES) & types=$$!; \
-	$(BIN)/python -m pytest tests/unit -q -n 4 --dist loadfile -m "not soak and not slow" $(PYTEST_ARGS); tests=$$?; \
+	$(BIN)/python -m pytest tests/unit -q $(PARALLEL) 4 $(STUCK) -m "not soak and not slow" $(PYTEST_ARGS); tests=$$?; \
 	wait $$types && exit $$tests
 
 .PHONY: test
@@ -116,15 +125,15 @@ check: $(VENV)/.test ## What one runs while thinking: style, types and unit test
 # one by one. With PYTEST_ARGS everything runs in one process, in order.
 test: $(VENV)/.test compat ## Every test; PYTEST_ARGS="-k name" picks
 ifeq ($(PYTEST_ARGS),)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not soak and not alone"
-	$(BIN)/python -m pytest -m "alone and not soak"
+	$(LIMIT) $(BIN)/python -m pytest $(PARALLEL) 2 $(STUCK) -m "not soak and not alone"
+	$(LIMIT) $(BIN)/python -m pytest $(STUCK) -m "alone and not soak"
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
 
 .PHONY: coverage
 coverage: $(VENV)/.test ## Lines that the unit tests run, in percent of each package
-	$(BIN)/python -m pytest tests/unit -q -n 2 --dist loadfile -m "not soak and not slow" $(addprefix --cov=,$(PACKAGES)) --cov-report=term:skip-covered
+	$(BIN)/python -m pytest tests/unit -q $(PARALLEL) 2 $(STUCK) -m "not soak and not slow" $(addprefix --cov=,$(PACKAGES)) --cov-report=term:skip-covered
 
 .PHONY: next
 next: $(VENV)/.test ## The store's tests on the newest DuckDB, beyond the bound in pyproject.toml

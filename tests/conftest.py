@@ -1,4 +1,4 @@
-"""Settings of every test, and the table of fault campaigns at the end of a run."""
+"""Settings of every test, failures as they happen, and the table of fault campaigns at the end."""
 
 import os
 
@@ -19,6 +19,35 @@ start_children_with_defaults()
 os.environ["no_proxy"] = ",".join(
     filter(None, (os.environ.get("no_proxy"), "127.0.0.1", "localhost", "::1"))
 )
+
+
+class FailureText:
+    """Prints the text of each failure when it happens, so that a run that is cut off has told it.
+
+    pytest prints it at the end only. This runs in the process that reports, not in xdist's workers.
+    """
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if not report.failed:
+            return
+        self._terminal.write_line("")  # the line of dots has no end yet
+        self._terminal.write_sep("_", report.nodeid, red=True)
+        self._terminal.write_line(report.longreprtext)
+        for title, text in report.sections:
+            self._terminal.write_sep("-", title)
+            self._terminal.write_line(text.rstrip())
+        self._terminal.flush()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Print failures at once; in `pytest_configure` there is no `terminalreporter` yet."""
+    terminal = session.config.pluginmanager.getplugin("terminalreporter")
+    if terminal is not None:
+        session.config.pluginmanager.register(FailureText(terminal), "failure-text")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
