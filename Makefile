@@ -20,9 +20,13 @@ TEST_EXTRAS := ingest,inference,ultralytics,video,metrics
 # Neighbouring tests share a process, and a process without tests takes half of another's rest.
 # `--dist loadfile` waits for ever after a process has crashed (pytest-xdist 3.8).
 PARALLEL := --dist worksteal -n
+# What `make test` runs at once: a test takes one core, or waits.
+TEST_PROCESSES ?= 2
 # Longer than the longest `timeout` mark outside of soak: what hangs in C code, which pytest-timeout
 # cannot interrupt, ends its process with a traceback and is reported as a crash.
 STUCK := -o faulthandler_timeout=960 -o faulthandler_exit_on_timeout=true
+# Where tests marked `alone` are: to import all others takes longer than some of these run.
+ALONE = $(shell grep -rl --include='test_*.py' 'pytest\.mark\.alone' tests)
 # The last resort, for each of the two runs of `make test`: Ctrl-C, and a minute later SIGKILL.
 TEST_LIMIT ?= 60m
 LIMIT := $(if $(shell command -v timeout),timeout --foreground --kill-after=60 --signal=INT $(TEST_LIMIT))
@@ -36,6 +40,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # ultralytics asks its makers' hosts for updates unless told not to.
 export YOLO_OFFLINE := true
 export YOLO_AUTOINSTALL := false
+# Some container images set it; then each process that a test starts compiles what it imports of
+# ours, and each of pytest's compiles all tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 
@@ -121,12 +128,12 @@ check: $(VENV)/.test ## What one runs while thinking: style, types and unit test
 	wait $$types && exit $$tests
 
 .PHONY: test
-# Two processes run the tests, except for those that measure time or memory: these run afterwards,
+# TEST_PROCESSES run the tests, except for those that measure time or memory: these run afterwards,
 # one by one. With PYTEST_ARGS everything runs in one process, in order.
 test: $(VENV)/.test compat ## Every test; PYTEST_ARGS="-k name" picks
 ifeq ($(PYTEST_ARGS),)
-	$(LIMIT) $(BIN)/python -m pytest $(PARALLEL) 2 $(STUCK) -m "not soak and not alone"
-	$(LIMIT) $(BIN)/python -m pytest $(STUCK) -m "alone and not soak"
+	$(LIMIT) $(BIN)/python -m pytest $(PARALLEL) $(TEST_PROCESSES) $(STUCK) -m "not soak and not alone"
+	$(LIMIT) $(BIN)/python -m pytest $(STUCK) -m "alone and not soak" $(ALONE)
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif

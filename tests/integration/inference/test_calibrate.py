@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from sightline.inference.v1 import inference_pb2
-from sklearn.datasets import load_digits
 
 from inference_service.models.calibration import ece
 from tests.integration.inference.process import InferenceStub, client, started
@@ -115,6 +114,8 @@ def sightline(*words: str) -> Any:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    from sklearn.datasets import load_digits  # takes a second, of each process that collects tests
+
     folder = tmp_path_factory.mktemp("digits")
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
