@@ -39,8 +39,6 @@ from tests.integration.inference.process import started
 from tests.integration.ingest.process import IngestProcess
 from tests.unit.inference_service.tiny_onnx import colour_model
 
-pytestmark = pytest.mark.alone
-
 FRAMES = 2_000
 FRAMES_PER_SECOND = 30.0
 BUDGET = 1.5
