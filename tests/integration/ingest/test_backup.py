@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,25 +151,38 @@ def test_10_an_empty_database_that_meets_nodes_says_so_loudly(server: IngestProc
     assert "put the right one back" in summary[0].replace("the\n", "the ")
 
 
+@pytest.fixture(scope="module")
+def backed_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a service that has ended, and of its backup."""
+    server = IngestProcess(tmp_path_factory.mktemp("backed-up"))
+    server.start()
+    try:
+        server.log_messages(request(*predictions(1, 10), head=header()))
+        back_up(server, server.folder / "backup.duckdb")
+        server.stop()
+    finally:
+        server.kill()
+    return server.folder
+
+
 @pytest.fixture
-def stopped(server: IngestProcess, tmp_path: Path) -> IngestProcess:
-    server.log_messages(request(*predictions(1, 10), head=header()))
-    back_up(server, tmp_path / "backup.duckdb")
-    server.stop()
-    return server
+def stopped(backed_up: Path, tmp_path: Path) -> Path:
+    """Return a copy of that folder's database; the backup is beside it."""
+    shutil.copytree(backed_up, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "test.duckdb"
 
 
-def restore_fails(server: IngestProcess, backup: Path, why: str) -> None:
-    done = sightline("restore", str(backup), "--to", str(server.database))
+def restore_fails(database: Path, backup: Path, why: str) -> None:
+    done = sightline("restore", str(backup), "--to", str(database))
     assert done.returncode == 1
     assert why in done.stderr.replace("\n", " ")
     assert not done.stdout
 
 
-def test_10_restore_overwrites_nothing(stopped: IngestProcess, tmp_path: Path) -> None:
-    before = stopped.database.read_bytes()
+def test_10_restore_overwrites_nothing(stopped: Path, tmp_path: Path) -> None:
+    before = stopped.read_bytes()
     restore_fails(stopped, tmp_path / "backup.duckdb", "is never overwritten")
-    assert stopped.database.read_bytes() == before
+    assert stopped.read_bytes() == before
 
 
 def test_10_restore_is_refused_while_a_service_runs(server: IngestProcess, tmp_path: Path) -> None:
@@ -176,15 +190,15 @@ def test_10_restore_is_refused_while_a_service_runs(server: IngestProcess, tmp_p
     server.log_messages(request(*predictions(1, 10), head=header()))
     back_up(server, tmp_path / "backup.duckdb")
     server.database.unlink()
-    restore_fails(server, tmp_path / "backup.duckdb", "a service still runs on")
+    restore_fails(server.database, tmp_path / "backup.duckdb", "a service still runs on")
     assert not server.database.exists()
     server.kill()
 
 
 @pytest.mark.parametrize("harm", ["flipped", "short", "text", "missing", "with a log"])
-def test_10_restore_verifies_the_backup(stopped: IngestProcess, tmp_path: Path, harm: str) -> None:
+def test_10_restore_verifies_the_backup(stopped: Path, tmp_path: Path, harm: str) -> None:
     backup, whole = tmp_path / "backup.duckdb", (tmp_path / "backup.duckdb").read_bytes()
-    stopped.database.unlink()
+    stopped.unlink()
     if harm == "flipped":
         at = whole.index(b"image-")
         backup.write_bytes(whole[:at] + b"X" + whole[at + 1 :])
@@ -197,8 +211,8 @@ def test_10_restore_verifies_the_backup(stopped: IngestProcess, tmp_path: Path, 
     else:
         backup.with_name("backup.duckdb.wal").write_bytes(b"the rest of it")
     restore_fails(stopped, backup, str(backup))
-    assert not stopped.database.exists()
-    assert not stopped.database.with_name("test.duckdb.restored").exists()
+    assert not stopped.exists()
+    assert not stopped.with_name("test.duckdb.restored").exists()
 
 
 def test_10_backup_overwrites_nothing(server: IngestProcess, tmp_path: Path) -> None:
