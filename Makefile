@@ -20,8 +20,8 @@ TEST_EXTRAS := ingest,inference,ultralytics,video,metrics
 # Neighbouring tests share a process, and a process without tests takes half of another's rest.
 # `--dist loadfile` waits for ever after a process has crashed (pytest-xdist 3.8).
 PARALLEL := --dist worksteal -n
-# What `make test` runs at once: a test takes one core, or waits.
-TEST_PROCESSES ?= 2
+# More than the two cores that we count on, since many tests of processes wait rather than compute.
+TEST_PROCESSES ?= 3
 # Longer than the longest `timeout` mark outside of soak: what hangs in C code, which pytest-timeout
 # cannot interrupt, ends its process with a traceback and is reported as a crash.
 STUCK := -o faulthandler_timeout=960 -o faulthandler_exit_on_timeout=true
@@ -140,7 +140,7 @@ endif
 
 .PHONY: coverage
 coverage: $(VENV)/.test ## Lines that the unit tests run, in percent of each package
-	$(BIN)/python -m pytest tests/unit -q $(PARALLEL) 2 $(STUCK) -m "not soak and not slow" $(addprefix --cov=,$(PACKAGES)) --cov-report=term:skip-covered
+	$(BIN)/python -m pytest tests/unit -q $(PARALLEL) 4 $(STUCK) -m "not soak and not slow" $(addprefix --cov=,$(PACKAGES)) --cov-report=term:skip-covered
 
 .PHONY: next
 next: $(VENV)/.test ## The store's tests on the newest DuckDB, beyond the bound in pyproject.toml
