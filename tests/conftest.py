@@ -21,14 +21,16 @@ os.environ["no_proxy"] = ",".join(
 )
 
 
-class FailureText:
+class FailureReporter:
     """Prints the text of each failure when it happens, so that a run that is cut off has told it.
 
-    pytest prints it at the end only. This runs in the process that reports, not in xdist's workers.
+    pytest prints it at the end only. A worker that crashes while it runs no test fails the run as
+    well, which xdist takes for good. This is used in the process that reports, not in the workers.
     """
 
     def __init__(self, terminal: pytest.TerminalReporter) -> None:
         self._terminal = terminal
+        self._crashed = False
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -42,12 +44,20 @@ class FailureText:
             self._terminal.write_line(text.rstrip())
         self._terminal.flush()
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object, error: object | None) -> None:
+        self._crashed |= error is not None
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._crashed and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Print failures at once; in `pytest_configure` there is no `terminalreporter` yet."""
     terminal = session.config.pluginmanager.getplugin("terminalreporter")
     if terminal is not None:
-        session.config.pluginmanager.register(FailureText(terminal), "failure-text")
+        session.config.pluginmanager.register(FailureReporter(terminal), "failures")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
