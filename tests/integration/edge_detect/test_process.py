@@ -238,18 +238,20 @@ def test_an_error_while_loading_is_the_detectors_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "why", "said"),
+    ("how", "seconds", "why", "said"),
     [
-        ("segfault", "DEVICE_CRASHED", "was ended by SIGSEGV"),
-        ("exit", "DEVICE_CRASHED", "ended with exit code 4"),
-        ("hang", "DEVICE_HUNG", "no answer within 5 s"),
-        ("luck", "DEVICE_FAILED", "ValueError: bad luck"),
+        ("segfault", 60, "DEVICE_CRASHED", "was ended by SIGSEGV"),
+        ("exit", 60, "DEVICE_CRASHED", "ended with exit code 4"),
+        ("hang", 1, "DEVICE_HUNG", "no answer within 1 s"),
+        ("luck", 60, "DEVICE_FAILED", "ValueError: bad luck"),
     ],
 )
-def test_no_detector_comes_of_a_load_that_fails(how: str, why: str, said: str) -> None:
+def test_no_detector_comes_of_a_load_that_fails(
+    how: str, seconds: float, why: str, said: str
+) -> None:
     before = set(psutil.Process().children())
     with pytest.raises(SightlineError, match=said) as caught:
-        ProcessDetector(partial(Stillborn, how), load_seconds=5)
+        ProcessDetector(partial(Stillborn, how), load_seconds=seconds)
     assert caught.value.reason == why
     assert set(psutil.Process().children()) == before
 
