@@ -11,7 +11,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from sightline.ingest.v1 import ingest_pb2
 from sightline.ingest.v1 import ingest_service_pb2 as messages
-from sightline.types.v1.prediction_pb2 import BoundingBox, PredictionSource
+from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
+from sightline.types.v1.prediction_pb2 import BoundingBox, Keypoint, PredictionSource
 
 from ingest_service.server import MAX_PAGE_BYTES, read_page
 from ingest_service.store.duckdb.file_store import DuckDBStore
@@ -66,9 +67,27 @@ def test_item_21_every_page_is_small_enough_for_any_client(start: Start) -> None
         token = page.next_page_token
     assert sequences == list(range(59, 0, -1))
     assert max(sizes) < 4 << 20
+
+
+def test_item_21_a_larger_prediction_is_alone_in_its_page(start: Start) -> None:
+    points = [Keypoint(x=1.5, y=2.5, confidence=0.5)] * 1000
+    posed = [detection(keypoints=points)] * 300
+    server = start("--max-message-bytes", str(16 << 20))
+    parts = [prediction(1), prediction(2, detections=posed), prediction(3)]
+    assert server.log_messages(request(*parts, head=header())).accepted == 3
     server.stop()
-    smaller = start("--max-message-bytes", "1024")  # a lower limit than when it was logged
-    assert len(listed(smaller, page_size=1, page_token="").predictions) == 1
+    server = start("--max-message-bytes", "1024")  # a lower limit than when it was logged
+    large = [("grpc.max_receive_message_length", 16 << 20)]
+    pages, token = list[messages.ListPredictionsResponse](), ""
+    with grpc.insecure_channel(server.address, large) as channel:
+        stub = IngestServiceStub(channel)
+        while token or not pages:
+            ask = messages.ListPredictionsRequest(page_token=token)
+            pages.append(stub.ListPredictions(ask, timeout=PATIENCE))
+            token = pages[-1].next_page_token
+    sequences = [[row.prediction.sequence for row in page.predictions] for page in pages]
+    assert sequences == [[3], [2], [1]]
+    assert pages[1].ByteSize() > 4 << 20
 
 
 def test_item_21_large_rows_are_read_in_portions(
