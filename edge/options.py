@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args, get_type_hints
 
 from pydantic import Field
 
+from edge.geometry import MASK_TOLERANCE, MaskForm
 from edge.records import MAX_SIZE
 from edge.spool.caps import SpoolLimits
 from edge.wire import MAX_MESSAGE
@@ -22,6 +23,7 @@ BatchSize = Annotated[int, Field(ge=1, le=10_000)]
 BatchBytes = Annotated[int, Field(ge=1 << 10, le=MAX_MESSAGE)]
 BatchTimeoutSeconds = Annotated[float, Field(ge=0, le=60)]
 StreamSize = Annotated[int, Field(ge=1, le=1_000_000)]
+MaskTolerance = Annotated[float, Field(ge=0, le=100)]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class LogOptions:
     """Predictions in one stream, which is answered once they are committed, >= 1."""
     compression: Compression = "none"
     """Compression of messages: `gzip` uses less of the network and more of the device's CPU."""
+    masks: MaskForm = "polygon"
+    """Form of the masks of logged `Results` (task segment): `polygon`, `rle` (COCO's run lengths,
+    which are exact and keep holes) or `off`, which logs boxes only."""
+    mask_tolerance: MaskTolerance = MASK_TOLERANCE
+    """Largest distance between a polygon and the outline of its mask in pixels, 0 to 100."""
 
     def __post_init__(self) -> None:
         for name, minimum, maximum in _bounds():
@@ -69,6 +76,8 @@ class LogOptions:
                 raise ValueError(f"{name} must be {minimum} to {maximum} (got {value!r})")
         if self.compression not in get_args(Compression):
             raise ValueError(f"compression must be none or gzip (got {self.compression!r})")
+        if self.masks not in get_args(MaskForm):
+            raise ValueError(f"masks must be polygon, rle or off (got {self.masks!r})")
 
     @property
     def limits(self) -> SpoolLimits:

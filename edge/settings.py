@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, model_validator
 from edge.cloud.types import UPLOAD_ABOVE_BYTES
 from edge.decide.policy import Cascade, Policy
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
+from edge.geometry import MaskForm
 from edge.options import (
     BatchBytes,
     BatchSize,
@@ -16,6 +17,7 @@ from edge.options import (
     Compression,
     DiskReserveBytes,
     LogOptions,
+    MaskTolerance,
     MemoryBytes,
     MemoryPredictions,
     OnFull,
@@ -122,6 +124,15 @@ class EdgeSettings(ClientTlsSettings):
         LogOptions.compression,
         description="compression of messages to the ingest service: none, or gzip, which saves"
         " bandwidth and costs CPU time on the device",
+    )
+    masks: MaskForm = Field(
+        LogOptions.masks,
+        description="form of the masks of models that segment: polygon, rle (COCO's run lengths,"
+        " which keep holes) or off",
+    )
+    mask_tolerance: MaskTolerance = Field(
+        LogOptions.mask_tolerance,
+        description="largest distance between a polygon and the outline of its mask, pixels",
     )
 
     def log_options(self) -> LogOptions:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
+from edge.geometry import MASK_TOLERANCE, MaskForm
 from edge.records import Detection
 
 if TYPE_CHECKING:  # the edge core runs without numpy and Pillow
@@ -21,13 +22,17 @@ Tracker = Literal["bytetrack", "botsort"]
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Thresholds and limits of a detector's result. The defaults are ultralytics'.
+    """Thresholds, limits and forms of a detector's result. Those of boxes are ultralytics'.
 
     Attributes:
         confidence: exclusive minimum confidence of a detection, in [0, 1].
         iou: overlap (IoU) above which the weaker of two boxes of one class is dropped, in [0, 1].
         max_detections: maximum number of detections per image, 1 to 10 000.
         top_k: number of classes that a classifier returns, whatever their confidence, 1 to 1000.
+        masks: form of the masks of a model that segments: `polygon`, `rle` (COCO's run lengths,
+            which are exact and keep holes) or `off`.
+        mask_tolerance: largest distance between a polygon and the outline of its mask in pixels,
+            0 to 100.
 
     Raises:
         ValueError: an attribute is out of range; the message names it.
@@ -43,6 +48,8 @@ class Thresholds:
     iou: float = 0.7
     max_detections: int = 300
     top_k: int = 5
+    masks: MaskForm = "polygon"
+    mask_tolerance: float = MASK_TOLERANCE
 
     def __post_init__(self) -> None:
         for name, value in (("confidence", self.confidence), ("iou", self.iou)):
@@ -52,6 +59,10 @@ class Thresholds:
             raise ValueError(f"max_detections must be 1 to 10000, got {self.max_detections}")
         if not 1 <= self.top_k <= 1000:
             raise ValueError(f"top_k must be 1 to 1000, got {self.top_k}")
+        if self.masks not in get_args(MaskForm):
+            raise ValueError(f"masks must be polygon, rle or off, got {self.masks!r}")
+        if not 0 <= self.mask_tolerance <= 100:
+            raise ValueError(f"mask_tolerance must be 0 to 100, got {self.mask_tolerance}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +70,9 @@ class DetectorResult:
     """The result of one model for one image.
 
     Attributes:
-        detections: the detections, most confident first; boxes in pixels of the upright image.
-            The detections of a classifier have no box.
+        detections: the detections, most confident first, in pixels of the upright image. Those of
+            a classifier have no box; those of the tasks obb, pose and segment have a box and a
+            rotated box, keypoints or a mask beside it.
         image_width: width of the upright image in pixels, >= 1; 0: not known.
         image_height: height of the upright image in pixels, >= 1; 0: not known.
         model_name: name of the model, not empty.

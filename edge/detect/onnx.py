@@ -1,5 +1,6 @@
 """The ONNX Runtime detector. It runs the same code as the inference service, without torch."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,27 +8,32 @@ import vision
 from edge.detect.base import DetectorResult, Image, Thresholds
 from edge.detect.images import pixels
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
-from edge.records import Box, Detection
+from edge.detect.masks import record_of
+from edge.detect.result_columns import ModelNames, ResultColumns
+from edge.left_out import LeftOut
+from edge.records import Detection
 from vision.errors import check_text
 
 
 class OnnxDetector:
-    """A YOLO model (YOLOv8 layout or end to end) or classifier in an ONNX file. Thread-safe.
+    """A YOLO model or classifier in an ONNX file. Thread-safe.
 
     Args:
         path: the model file, with the metadata that ultralytics' exporter writes; its task is
-            detect or classify.
+            detect, segment (boxes with masks), pose (with keypoints), obb (with rotated boxes) or
+            classify.
         name: the model's name in logs; None: the file's name without its suffix.
         version: the model's version in logs; None: the first 12 hex digits of the SHA-256 of the
             file and its external data.
-        thresholds: thresholds and limits of the results; None: the defaults.
+        thresholds: thresholds and limits of the results, and the form of masks; None: the defaults.
         providers: ONNX Runtime's execution providers in order of preference.
         intra_op_threads: threads of one run; None: as many as the machine has cores, or
             CPUs that the process may use.
         limits: limits on the images that are read; None: the defaults.
 
     Raises:
-        vision.ModelError: the file or the providers cannot be used.
+        vision.ModelError: the file or the providers cannot be used, or masks are to be polygons and
+            OpenCV is not installed.
 
     Example:
         >>> from sightline import OnnxDetector, Thresholds
@@ -51,7 +57,11 @@ class OnnxDetector:
         self._model = _network(Path(path), options)
         self._thresholds = thresholds or Thresholds()
         self._limits = limits or DEVICE_LIMITS
+        self._masks = vision.MaskFormat(self._thresholds.masks)
+        if getattr(self._model, "task", None) == "segment":
+            vision.check_mask_format(self._masks)
         self.name = name or Path(path).stem
+        self._left_out = LeftOut(self.name)
         self.version = version or self._model.sha256[:12]
         self._model.warm_up()
 
@@ -82,32 +92,47 @@ class OnnxDetector:
                 confidence=self._thresholds.confidence,
                 iou=self._thresholds.iou,
                 max_detections=self._thresholds.max_detections,
+                masks=self._masks,
+                tolerance=self._thresholds.mask_tolerance,
             )
-            detections = _boxes(boxes, self._model.names)
+            detections = self._objects(boxes)
         height, width, _ = array.shape
         return DetectorResult(detections, width, height, self.name, self.version)
+
+    def _objects(self, found: vision.Detections) -> tuple[Detection, ...]:
+        left_out: Counter[str] = Counter()
+        masks, tolerance = found.masks, self._thresholds.mask_tolerance
+        columns = ResultColumns(
+            boxes=found.xyxy,
+            confidence=found.confidence,
+            class_id=found.class_id,
+            names=ModelNames(self._model.names),
+            rotated=found.rotated,
+            keypoints=found.keypoints,
+            masks=None
+            if masks is None
+            else lambda: [record_of(mask, tolerance, left_out) for mask in masks],
+        )
+        detections = tuple(columns.arrays())
+        self._left_out.add(left_out)
+        return detections
 
 
 def _network(path: Path, options: vision.SessionOptions) -> vision.OnnxYolo | vision.OnnxClassifier:
     check_text(path)
     session = vision.OnnxSession.load(path, options)
     match vision.parse_metadata(session.metadata).task:
-        case "detect" | None:
+        case None:
+            return vision.OnnxYolo(session)
+        case task if task in vision.YOLO_TASKS:
             return vision.OnnxYolo(session)
         case "classify":
             return vision.OnnxClassifier(session)
         case task:
+            allowed = ", ".join(vision.YOLO_TASKS)
             raise vision.ModelError(
-                "MODEL_UNSUPPORTED", f"{path}: task must be detect or classify, got {task}"
+                "MODEL_UNSUPPORTED", f"{path}: task must be {allowed} or classify, got {task}"
             )
-
-
-def _boxes(boxes: vision.Detections, names: Mapping[int, str]) -> tuple[Detection, ...]:
-    rows = zip(boxes.class_id.tolist(), boxes.confidence.tolist(), boxes.xyxy.tolist(), strict=True)
-    return tuple(
-        Detection(class_id, names[class_id], confidence, Box(*xyxy))
-        for class_id, confidence, xyxy in rows
-    )
 
 
 def _classes(classes: vision.Classes, names: Mapping[int, str]) -> tuple[Detection, ...]:

@@ -1,31 +1,16 @@
 """Conversion of ultralytics results to records. It does not import ultralytics."""
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
-from edge.records import Box, Detection, DetectionArrays
+from edge.detect.masks import masks_of_results
+from edge.detect.result_columns import ModelNames, ResultColumns
+from edge.geometry import MaskForm
+from edge.records import Detection
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from ultralytics.engine.results import Results
-
-
-def detections_of(results: "Results") -> tuple[Detection, ...]:
-    """Return the boxes of ultralytics' `Results` as detections, most confident first.
-
-    Args:
-        results: the results of one image; boxes are in pixels of the model's input image.
-    """
-    boxes = results.boxes
-    if boxes is None:
-        return ()
-    tracks = boxes.id.int().tolist() if boxes.id is not None else [None] * len(boxes)
-    rows = zip(
-        boxes.cls.int().tolist(), boxes.conf.tolist(), boxes.xyxy.tolist(), tracks, strict=True
-    )
-    detections = (
-        Detection(class_id, results.names[class_id], confidence, Box(*xyxy), track)
-        for class_id, confidence, xyxy, track in rows
-    )
-    return tuple(sorted(detections, key=lambda detection: -detection.confidence))
 
 
 def classes_of(results: "Results", top_k: int = 5) -> tuple[Detection, ...]:
@@ -39,26 +24,68 @@ def classes_of(results: "Results", top_k: int = 5) -> tuple[Detection, ...]:
         return ()
     shares = results.probs.data.tolist()
     best = sorted(range(len(shares)), key=shares.__getitem__, reverse=True)[:top_k]
-    return tuple(Detection(index, results.names[index], shares[index]) for index in best)
+    names = ModelNames(results.names)
+    return tuple(Detection(index, names[index], shares[index]) for index in best)
 
 
-def arrays_of(results: "Results") -> DetectionArrays | None:
-    """Return the boxes as arrays, without an object per box; None if the results have no boxes.
+def columns_of(
+    results: "Results", masks: MaskForm, mask_tolerance: float, left_out: Counter[str]
+) -> ResultColumns | None:
+    """Return the objects of ultralytics' `Results`; None if the results have no boxes.
 
-    Raises:
-        ValueError: a number is NaN.
+    They have the keypoints of the task pose and the masks of the task segment. For the task obb
+    they have rotated boxes with angles in [0, pi/2), and the boxes around them. Boxes are clipped
+    to the image, since those of a tracker may exceed it.
+
+    Args:
+        results: the results of one image.
+        masks: form of the masks.
+        mask_tolerance: largest distance between a polygon and its mask's outline in pixels.
+        left_out: the counter of what does not fit into a record.
     """
-    boxes = results.boxes
-    if boxes is None:
+    obb = getattr(results, "obb", None)
+    found = results.boxes if obb is None else obb
+    if found is None:
         return None
-    rows = boxes.data.cpu().numpy() if hasattr(boxes.data, "cpu") else boxes.data
+    rows, order = _host(found.data), None
     scores = rows[:, -2].tolist()
     if scores != sorted(scores, reverse=True):  # trackers change the order
-        rows = rows[(-rows[:, -2]).argsort(kind="stable")]
-    return DetectionArrays(
-        rows[:, :4],
-        rows[:, -2],
-        rows[:, -1],
-        track_id=rows[:, -3] if boxes.is_track else None,
-        names=results.names,
+        order = (-rows[:, -2]).argsort(kind="stable")
+        rows = rows[order]
+    boxes, rotated = rows[:, :4], None
+    if obb is not None:
+        from vision.rotated import hull, regularize
+
+        rotated = regularize(rows[:, :5].astype("f4"))  # ultralytics' results are not
+        boxes = hull(rotated)
+    if rotated is not None or found.is_track:
+        height, width = results.orig_shape
+        boxes = boxes.clip(0, (width, height, width, height))
+    outlines = getattr(results, "masks", None)
+    points = getattr(results, "keypoints", None)
+    return ResultColumns(
+        boxes=boxes,
+        confidence=rows[:, -2],
+        class_id=rows[:, -1],
+        names=ModelNames(results.names),
+        track_id=rows[:, -3] if found.is_track else None,
+        rotated=rotated,
+        keypoints=None if points is None or not len(rows) else _ordered(points.data, order),
+        masks=None
+        if outlines is None or masks == "off"
+        else lambda: masks_of_results(
+            _ordered(outlines.data, order), results.orig_shape, masks, mask_tolerance, left_out
+        ),
     )
+
+
+def _ordered(data: Any, order: "NDArray[Any] | None") -> Any:  # noqa: ANN401 - see `_host`
+    return _host(data) if order is None else _host(data)[order]
+
+
+def _host(data: Any) -> Any:  # noqa: ANN401 - a tensor of torch or an array of numpy
+    """Return a tensor as an array of numpy, which lacks torch's bfloat16."""
+    if not hasattr(data, "cpu"):
+        return data
+    tensor = data.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

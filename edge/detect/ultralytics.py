@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
@@ -18,7 +19,8 @@ import numpy as np
 from edge.detect.base import DetectorResult, Image, Thresholds, Tracker
 from edge.detect.images import pixels
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
-from edge.detect.results import classes_of, detections_of
+from edge.detect.results import classes_of, columns_of
+from edge.left_out import LeftOut
 from edge.records import Detection
 from vision import ModelError
 from vision.errors import check_text
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from ultralytics.engine.results import Results
 
 
-_BOXES = ("detect", "segment", "pose")
+_BOXES = ("detect", "segment", "pose", "obb")
 _TASKS = (*_BOXES, "classify")
 # Ultralytics' default: a tracker follows an object through frames with a low confidence.
 _TRACKED_ABOVE = 0.1
@@ -41,8 +43,8 @@ _TRACKED_ABOVE = 0.1
 class UltralyticsDetector:
     """A model that ultralytics runs: a `.pt` or `.onnx` file, or the folder of an export.
 
-    Its task is detect, segment or pose, of which the boxes are returned, or classify. Models with
-    oriented boxes (obb) are rejected: `Box` has no angle.
+    Its task is detect, segment (boxes with masks), pose (with keypoints), obb (with rotated boxes)
+    or classify.
 
     The detector writes nothing to stdout, downloads no weights and installs no packages, although
     ultralytics does so by default.
@@ -53,7 +55,7 @@ class UltralyticsDetector:
         name: the model's name in logs; None: the file's name without its suffix.
         version: the model's version in logs; None: the first 12 hex digits of the SHA-256 of the
             file with its external data, or of all files in the folder.
-        thresholds: thresholds and limits of the results; None: the defaults.
+        thresholds: thresholds and limits of the results, and the form of masks; None: the defaults.
         device: the device to run on, such as "cpu" or "cuda:0"; None: ultralytics' choice.
         tracker: the tracker that identifies objects across images, which must be the frames of one
             source in their order. It omits an object until it has confirmed it. None: no tracker.
@@ -93,6 +95,7 @@ class UltralyticsDetector:
         self._limits = limits or DEVICE_LIMITS
         self._options = _options(self._thresholds, device, tracker)
         self._tracks = tracker is not None
+        self._left_out = LeftOut(self.name)
         self._lock = threading.Lock()  # a predictor stores its current image, so is not reentrant
         self._model = self._load(path)
 
@@ -117,9 +120,18 @@ class UltralyticsDetector:
         results = self._run(array)
         detections = classes_of(results, self._thresholds.top_k)
         if not detections:
-            detections = self._confident(detections_of(results))
+            detections = self._confident(self._objects(results))
         height, width, _ = array.shape
         return DetectorResult(detections, width, height, self.name, self.version)
+
+    def _objects(self, results: "Results") -> tuple[Detection, ...]:
+        left_out: Counter[str] = Counter()
+        columns = columns_of(
+            results, self._thresholds.masks, self._thresholds.mask_tolerance, left_out
+        )
+        detections = () if columns is None else tuple(columns.arrays())
+        self._left_out.add(left_out)
+        return detections
 
     def _load(self, path: Path) -> "YOLO":
         # Ultralytics reads this when it is first imported. If only onnxruntime-gpu is installed,

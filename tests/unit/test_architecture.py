@@ -58,7 +58,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
     ),
     "edge": (
         *("fields", "names", "columns", "geometry", "detections", "percentile", "backoff"),
-        *("channel", "wire", "records"),
+        *("channel", "wire", "records", "left_out"),
         *("errors", "spool", "options", "ship", "detect", "sources", "cloud", "decide", "run"),
         *("settings", "endpoints", "device_model", "log", "assemble", "tally", "doctor"),
         *("metrics", "entry", "node", "commands", "__init__", "__main__"),
@@ -80,7 +80,7 @@ ONLY_IN = {
     "onnxruntime": ("vision/", "inference_service/device.py"),
     "ultralytics": ("edge/detect/", "edge/log/"),
     "torch": (),
-    "cv2": ("edge/sources/", "vision/"),
+    "cv2": ("edge/sources/", "edge/detect/masks.py", "vision/"),
     "ptars": ("ingest_service/receive/ptars_decoder.py",),
 }
 CORES = (
