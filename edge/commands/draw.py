@@ -1,6 +1,7 @@
-"""Boxes and labels of an answer, drawn on copies of the images. Imports Pillow when it draws."""
+"""Results of an answer, drawn on copies of the images. Imports Pillow when it draws."""
 
 import colorsys
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 from edge.cloud.types import ImageAnswer
 from edge.detect.images import pixels
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
+from edge.records import Detection, Mask, RotatedBox
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -18,10 +20,12 @@ Colour = tuple[int, int, int]
 _GOLDEN_RATIO = 0.618033988749895
 _WRITABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _MARGIN = 2  # pixels around a label's text
+_OPACITY = 100  # of a mask, 0 to 255
+_VISIBLE = 0.25  # least confidence of a keypoint that is drawn, as in ultralytics
 
 
 class Copies:
-    """A folder of images with boxes and labels on them.
+    """A folder of images with boxes, rotated boxes, masks, keypoints and labels on them.
 
     A copy has the name of its original. It gets a number where an original or another copy of this
     run has that name. Originals are never written to.
@@ -85,18 +89,22 @@ def colour_of(class_id: int) -> Colour:
 
 
 def draw(image: "PIL.Image.Image", answer: ImageAnswer) -> None:
-    """Draw the boxes of a detection, or the classes of a classification, onto an image."""
+    """Draw the objects of a detection, or the classes of a classification, onto an image.
+
+    A rotated box takes the place of its box. A mask is a transparent area, and a keypoint a dot
+    unless the model takes it for hidden.
+    """
     from PIL import ImageDraw, ImageFont
 
+    for detection in reversed(answer.detections):
+        if detection.mask is not None:
+            _fill(image, detection.mask, colour_of(detection.class_id))
     canvas = ImageDraw.Draw(image)
     shorter = min(image.size)
     font = ImageFont.load_default(max(10, shorter // 40))
     width = max(2, shorter // 250)
     for detection in reversed(answer.detections):  # the most confident on top
-        if detection.box is not None:
-            box = detection.box
-            corners = (box.x_min, box.y_min, box.x_max, box.y_max)
-            canvas.rectangle(corners, outline=colour_of(detection.class_id), width=width)
+        _outline(canvas, detection, width)
     for detection in reversed(answer.detections):
         if detection.box is not None:
             text = (
@@ -110,6 +118,47 @@ def draw(image: "PIL.Image.Image", answer: ImageAnswer) -> None:
         top = _write(
             canvas, (0, top), text, colour_of(score.class_id), font, image.size, above=False
         )
+
+
+def _outline(canvas: "ImageDraw", detection: Detection, width: int) -> None:
+    """Draw the box of an object, rotated if it is, and its keypoints."""
+    colour, box, rotated = colour_of(detection.class_id), detection.box, detection.rotated_box
+    if rotated is not None:
+        corners = _corners(rotated)
+        canvas.line([*corners, *corners[:2]], fill=colour, width=width, joint="curve")
+    elif box is not None:
+        canvas.rectangle((box.x_min, box.y_min, box.x_max, box.y_max), outline=colour, width=width)
+    for point in detection.keypoints:
+        if point.confidence is None or point.confidence >= _VISIBLE:
+            canvas.circle((point.x, point.y), 1.5 * width, fill=colour, outline=(255, 255, 255))
+
+
+def _corners(box: RotatedBox) -> list[tuple[float, float]]:
+    cos, sin = math.cos(box.angle), math.sin(box.angle)
+    return [
+        (
+            box.center_x + (across * box.width * cos - down * box.height * sin) / 2,
+            box.center_y + (across * box.width * sin + down * box.height * cos) / 2,
+        )
+        for across, down in ((-1, -1), (1, -1), (1, 1), (-1, 1))
+    ]
+
+
+def _fill(image: "PIL.Image.Image", mask: Mask, colour: Colour) -> None:
+    """Draw the pixels of an object in its colour, transparent."""
+    import PIL.Image
+    from PIL import ImageDraw
+
+    area = PIL.Image.new("L", image.size)
+    if mask.rle:
+        from vision import RleMask, decode_rle
+
+        pixels = decode_rle(RleMask(mask.height, mask.width, mask.rle))
+        area.paste(PIL.Image.fromarray(pixels.astype("u1") * _OPACITY))
+    canvas = ImageDraw.Draw(area)
+    for polygon in mask.polygons:
+        canvas.polygon(list(polygon), fill=_OPACITY)
+    image.paste(colour, mask=area)
 
 
 def label_of(class_id: int, class_name: str) -> str:

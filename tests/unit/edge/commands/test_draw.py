@@ -1,6 +1,7 @@
 """Copies with boxes on them: upright, in the class's colour, and never the original."""
 
 import itertools
+import math
 import os
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from PIL import Image
 
 from edge.cloud.types import ClassScore, ImageAnswer
 from edge.commands.draw import Copies, colour_of
-from edge.records import Box, Detection
+from edge.records import Box, Detection, Keypoint, Mask, RotatedBox
+from vision import encode_rle
 
 GREY = (90, 90, 90)
 ORIENTATION = 0x0112
@@ -115,3 +117,60 @@ def test_a_format_that_pillow_should_not_write_becomes_a_png(tmp_path: Path) -> 
     path = photograph(tmp_path / "part.png").rename(tmp_path / "part.upload")
     saved = Copies(tmp_path / "out", [path]).save(path, answer())
     assert saved.name == "part.png"
+
+
+def at(path: Path, x: int, y: int, class_id: int) -> str:
+    """Return line, shade or image: what the pixel belongs to."""
+    colour = np.asarray(Image.open(path).convert("RGB")).astype(int)[y, x]
+    if np.abs(colour - colour_of(class_id)).max() < 25:
+        return "line"
+    return "image" if np.abs(colour - GREY).max() < 5 else "shade"
+
+
+def test_a_rotated_box_takes_the_place_of_its_hull(tmp_path: Path) -> None:
+    path = photograph(tmp_path / "part.png")
+    turned = RotatedBox(200, 150, 120, 60, angle=math.pi / 6)
+    found = Detection(0, "part", 0.5, Box(133, 94, 267, 206), rotated_box=turned)
+    saved = Copies(tmp_path / "out", [path]).save(path, answer(found))
+    middle_of_side = 200 - 30 * math.sin(math.pi / 6), 150 + 30 * math.cos(math.pi / 6)
+    x, y = map(round, middle_of_side)
+    assert at(saved, x, y, 0) == "line"
+    assert at(saved, 133, 200, 0) == "image"  # a corner of the hull
+    assert at(saved, 200, 150, 0) == "image"
+
+
+@pytest.mark.parametrize("form", ["polygon", "rle"])
+def test_a_mask_is_a_shade(tmp_path: Path, form: str) -> None:
+    path = photograph(tmp_path / "part.png")
+    bitmap = np.zeros((300, 400), bool)
+    bitmap[100:201, 50:151] = True
+    encoded = encode_rle(bitmap, left=0, top=0, width=400, height=300)
+    mask = {
+        "polygon": Mask(polygons=[[(50, 100), (150, 100), (150, 200), (50, 200)]]),
+        "rle": Mask(rle=encoded.counts, width=400, height=300),
+    }[form]
+    saved = Copies(tmp_path / "out", [path]).save(
+        path, answer(Detection(0, "part", 0.5, Box(40, 90, 160, 210), mask=mask))
+    )
+    for x, y in ((50, 100), (100, 150), (150, 200)):
+        assert at(saved, x, y, 0) == "shade"
+    for x, y in ((48, 150), (152, 150), (100, 202), (300, 50)):
+        assert at(saved, x, y, 0) == "image"
+    assert at(saved, 40, 150, 0) == "line"
+
+
+def test_visible_keypoints_are_dots(tmp_path: Path) -> None:
+    path = photograph(tmp_path / "part.png")
+    points = (Keypoint(100, 100, 0.9), Keypoint(200, 100, 0.1), Keypoint(300, 100), Keypoint(-9, 0))
+    found = Detection(0, "part", 0.5, Box(10, 30, 390, 290), keypoints=points)
+    saved = Copies(tmp_path / "out", [path]).save(path, answer(found))
+    assert [at(saved, x, 100, 0) for x in (100, 200, 300)] == ["line", "image", "line"]
+
+
+def test_a_mask_of_another_size_does_not_end_the_run(tmp_path: Path) -> None:
+    path = photograph(tmp_path / "part.png")
+    encoded = encode_rle(np.ones((9, 900), bool), left=0, top=0, width=900, height=9)
+    mask = Mask(rle=encoded.counts, width=900, height=9)
+    found = Detection(0, "part", 0.5, Box(10, 30, 390, 290), mask=mask)
+    saved = Copies(tmp_path / "out", [path]).save(path, answer(found))
+    assert at(saved, 399, 5, 0) == "shade"
