@@ -135,6 +135,10 @@ def _log(stats: NodeStats) -> Iterator[Metric]:
     for reason, count in log.dropped.items():
         dropped.add_metric((reason,), count)
     yield dropped
+    left_out = _counter("log_left_out", "Parts of results that could not be logged", "part")
+    for part, count in log.left_out.items():
+        left_out.add_metric((part,), count)
+    yield left_out
     for name, value, help_ in (
         ("backlog", log.backlog, "Sequences in the spool that are not committed yet"),
         ("in_memory", log.in_memory, "Predictions in memory that are not spooled yet"),

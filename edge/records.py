@@ -119,6 +119,11 @@ class Prediction:
     """Free labels (line, shift, lot, ...): at most 64, keys and values at most 1024 bytes each."""
     trace_id: str = field(default="", kw_only=True)
     """W3C trace id, 32 lower-case hex digits. Empty: not traced."""
+    left_out: Mapping[str, int] | None = field(
+        default=None, kw_only=True, repr=False, compare=False
+    )
+    """Number of parts of the model's result that this record could not hold, by kind; see
+    `LoggerStats.left_out`. It is not stored. None: nothing was left out."""
     size: int = field(init=False, repr=False, compare=False)
     """An upper bound for its bytes on the wire: 256, plus 64 per detection, 28 per rotated box, 17
     per keypoint, `Mask.size` per mask, 16 per label and 4 per character of text. At most

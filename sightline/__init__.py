@@ -44,9 +44,14 @@ if TYPE_CHECKING:
         EdgeError,
     )
     from edge.geometry import Keypoint, Mask, RotatedBox
-    from edge.log.adapters import from_supervision, from_ultralytics, to_supervision
+    from edge.log.adapters import from_ultralytics
     from edge.log.logger import PredictionLogger
     from edge.log.stats import LoggerStats
+    from edge.log.supervision_adapters import (
+        from_supervision,
+        to_supervision,
+        to_supervision_keypoints,
+    )
     from edge.node import EdgeNode
     from edge.options import LogOptions
     from edge.records import Box, CloudReason, Detection, Prediction, Source
@@ -116,6 +121,7 @@ __all__ = [
     "from_supervision",
     "from_ultralytics",
     "to_supervision",
+    "to_supervision_keypoints",
 ]
 
 _MODULES = {
@@ -133,9 +139,10 @@ _MODULES = {
     "PredictionLogger": "edge.log.logger",
     "RotatedBox": "edge.records",
     "Source": "edge.records",
-    "from_supervision": "edge.log.adapters",
+    "from_supervision": "edge.log.supervision_adapters",
     "from_ultralytics": "edge.log.adapters",
-    "to_supervision": "edge.log.adapters",
+    "to_supervision": "edge.log.supervision_adapters",
+    "to_supervision_keypoints": "edge.log.supervision_adapters",
     # Answering
     "Answer": "edge.decide.answer",
     "AsyncInferenceClient": "edge.cloud.aio_client",

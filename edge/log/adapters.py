@@ -1,37 +1,36 @@
-"""Conversion between other libraries' results and records, without importing them early."""
+"""Conversion of ultralytics' results to records, without importing it early."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
-from edge.detect.results import arrays_of, classes_of, detections_of
-from edge.names import image_id_of, model_name_of
-from edge.records import Detection, DetectionArrays, Prediction
-from servicekit.addresses import url_scheme
+from edge.detect.results import classes_of, columns_of
+from edge.fields import as_text
+from edge.geometry import MASK_TOLERANCE, MaskForm
+from edge.log.fitting import detections_of, fitting
+from edge.log.image_names import (
+    MAX_BYTES,
+    UNNAMED,
+    bounded,
+    name_of_image,
+    source_name,
+    with_time,
+)
+from edge.records import Detection, Prediction
 
 if TYPE_CHECKING:
-    from supervision import Detections
     from ultralytics.engine.model import Model
     from ultralytics.engine.predictor import BasePredictor
     from ultralytics.engine.results import Results
 
 _FINAL = "on_predict_batch_end"
 """Event after that of the trackers (`on_predict_postprocess_end`); times are known by then."""
-
-_UNNAMED = re.compile(r"image\d+\.jpg")
-"""Path that ultralytics makes up for an array or a tensor."""
-
-
-class HasDetections(Protocol):
-    """An object with a `detections` attribute."""
-
-    @property
-    def detections(self) -> Sequence[Detection]:
-        """The detections in one image."""
+_YEAR = 31_557_600.0  # in seconds
+_KNOWN = {"boxes", "obb", "probs", "masks", "keypoints"}
+"""Parts of `Results` that a record holds. Others are those of a whole image, such as `depth`."""
+UNKNOWN_MODEL = "ultralytics"
+"""Name of a model that nobody names: `Results` do not."""
 
 
 def is_ultralytics(candidate: object) -> "TypeGuard[Results]":
@@ -43,21 +42,37 @@ def from_ultralytics(
     results: "Results",
     *,
     image_id: str | None = None,
-    model_name: str = "ultralytics",
+    model_name: str = UNKNOWN_MODEL,
     model_version: str = "",
     labels: Mapping[str, str] | None = None,
+    masks: MaskForm = "polygon",
+    mask_tolerance: float = MASK_TOLERANCE,
 ) -> Prediction:
     """Return a prediction made from ultralytics' `Results` of one image.
 
+    The tasks detect, segment, pose and obb give a box for each object, and a mask, keypoints or a
+    rotated box beside it. The five best classes of a classifier become detections without a box.
+
+    A result that is not as it should be does not end the program. A class without a name gets an
+    empty one. What no record can hold is left out and counted in `Prediction.left_out`, and by the
+    logger in `LoggerStats.left_out`. A result with NaN or a negative size is kept as it is; the
+    server stores it as rejected.
+
     Args:
-        results: the results of one image. The five best classes of a classifier become detections
-            without a box. Masks, keypoints and rotated boxes are ignored.
-        image_id: name of the image. None: the name of its file. All frames of a video have the
-            video's name then, so name them, as in `f"clip.mp4#{number:06d}"`, or use
-            `PredictionLogger.attach`, which does.
+        results: the results of one image.
+        image_id: name of the image. None: the name of its file, or, where many images have the same
+            path, that name and the time: a frame of a video is
+            `clip.mp4@2026-01-31T12:00:00.000000Z` and an array `image0.jpg@...`.
+            `PredictionLogger.attach` numbers the frames of a video.
         model_name: name of the model, which the results do not contain.
         model_version: version of the model. Empty: not known.
         labels: see `Prediction.labels`.
+        masks: form of the masks: `polygon`, `rle` (COCO's run lengths, which are exact and keep
+            holes) or `off`.
+        mask_tolerance: largest distance between a polygon and the outline of its mask in pixels.
+
+    Raises:
+        ValueError: an argument other than the results is wrong; see `Prediction`.
 
     Example:
         >>> import numpy as np
@@ -72,21 +87,52 @@ def from_ultralytics(
         ('photo.jpg', 'part')
     """
     height, width = results.orig_shape
-    stage_ms = [part for part in (results.speed or {}).values() if part is not None]
-    return Prediction(
-        image_id or image_id_of(_source_name(results.path)),
-        model_name,
-        model_version=model_version,
-        image_width=width,
-        image_height=height,
-        inference_seconds=sum(stage_ms) / 1000 if stage_ms else None,
-        detections=classes_of(results) or _boxes_of(results),
-        labels=labels or {},
+    left_out: Counter[str] = Counter(
+        name
+        for name in getattr(results, "_keys", ())
+        if name not in _KNOWN and getattr(results, name) is not None
     )
+
+    def record(detections: Sequence[Detection]) -> Prediction:
+        return Prediction(
+            image_id or name_of_image(results.path),
+            model_name,
+            model_version=model_version,
+            image_width=width,
+            image_height=height,
+            inference_seconds=_seconds(results),
+            detections=detections,
+            labels=labels or {},
+            left_out=left_out or None,
+        )
+
+    detections: Sequence[Detection] = classes_of(results)
+    if not detections:
+        columns = columns_of(results, masks, mask_tolerance, left_out)
+        if columns is None:
+            left_out.update(_without_boxes(results))
+        else:
+            detections = detections_of(columns, left_out)
+    return fitting(record, detections, left_out)
+
+
+def _without_boxes(results: "Results") -> Counter[str]:
+    """Return the number of masks and keypoints in results without boxes, by kind."""
+    parts = {"mask": results.masks, "keypoints": results.keypoints}
+    return Counter({kind: len(part) for kind, part in parts.items() if part is not None})
+
+
+def _seconds(results: "Results") -> float | None:
+    """Return the time of all stages, or None if it is not known or not a duration."""
+    stage_ms = [part for part in (results.speed or {}).values() if part is not None]
+    seconds = sum(stage_ms) / 1000
+    return seconds if stage_ms and 0 <= seconds < _YEAR else None
 
 
 def attach(
-    model: "Model", callback: "Callable[[Results, str | None], object]"
+    model: "Model",
+    callback: "Callable[[Results, str | None], object]",
+    failed: Callable[[Exception], object],
 ) -> Callable[[], None]:
     """Call a function with the `Results` of each image that a model predicts or tracks.
 
@@ -98,7 +144,9 @@ def attach(
         callback: the function. It also gets a name for the image where `Results.path` is the same
             for every image, and otherwise None: `clip.mp4#000013` for a frame of a video, counted
             from 0 among the frames that the model gets in this run; the source and the time for a
-            camera, a screen, an array or a tensor. An exception that it raises ends the prediction.
+            camera, a screen, an array or a tensor.
+        failed: called with an exception that the function raises, because one that reached the
+            model would end its prediction.
 
     Returns:
         A function that detaches the callback; it may be called repeatedly.
@@ -115,7 +163,10 @@ def attach(
         if predictor.seen <= len(predictor.results):  # the first batch of a run
             frames.clear()
         for results in predictor.results:
-            callback(results, _frame_name(predictor, results.path, frames))
+            try:
+                callback(results, _frame_name(predictor, results.path, frames))
+            except Exception as error:  # noqa: BLE001 - see `failed`
+                failed(error)
 
     def detach() -> None:
         if on_batch_end in listeners[_FINAL]:
@@ -130,145 +181,17 @@ def _frame_name(predictor: "BasePredictor", path: str, frames: Counter[str]) -> 
     if mode == "video":
         number = frames[path]
         frames[path] += 1
-        return image_id_of(f"{Path(path).name}#{number:06d}")
+        suffix = f"#{number:06d}"
+        return bounded(source_name(as_text(path)), MAX_BYTES - len(suffix)) + suffix
     kind = predictor.source_type
-    if mode == "stream" or ((kind.from_img or kind.tensor) and _UNNAMED.fullmatch(path)):
-        name = _source_name(path)
+    if mode == "stream" or ((kind.from_img or kind.tensor) and UNNAMED.fullmatch(path)):
+        name = source_name(path)
         if mode == "stream" and name != Path(path).name:
             name += f" {predictor.dataset.sources.index(path)}"
-        return image_id_of(f"{name}@{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}")
+        return with_time(as_text(name))
     return None
-
-
-def _source_name(path: str) -> str:
-    """Return the name of a file; of a URL only its scheme, because it may contain credentials."""
-    scheme = url_scheme(
-        path
-    )  # ultralytics writes `_` for `:` and `/`: no credential can be cut out
-    return f"{scheme} stream" if scheme else Path(path).name
 
 
 def name_of(model: "Model") -> str:
     """Return the name of an ultralytics model: the name of its file without the suffix."""
-    return model_name_of(Path(str(getattr(model, "model_name", None) or "ultralytics")))
-
-
-def is_supervision(candidate: object) -> "TypeGuard[Detections]":
-    """Return True if an object looks like supervision's `Detections`."""
-    return all(hasattr(candidate, name) for name in ("xyxy", "class_id", "tracker_id", "data"))
-
-
-def from_supervision(
-    detections: "Detections",
-    image_id: str,
-    model_name: str,
-    *,
-    model_version: str = "",
-    image_width: int = 0,
-    image_height: int = 0,
-    names: Mapping[int, str] | Sequence[str] | None = None,
-) -> Prediction:
-    """Return a prediction made from supervision's `Detections`, which do not name their image.
-
-    Args:
-        detections: detections with `confidence` and `class_id`. Masks are ignored. A `tracker_id`
-            of -1 means that the object is not tracked.
-        image_id: name of the image.
-        model_name: name of the model.
-        model_version: version of the model. Empty: not known.
-        image_width: width in pixels. 0: not known.
-        image_height: height in pixels. 0: not known.
-        names: the model's labels by class_id. None: those in `data["class_name"]`, if present.
-
-    Raises:
-        ValueError: `confidence` or `class_id` is missing, or an array is invalid; see
-            `DetectionArrays`.
-
-    Example:
-        >>> import numpy as np
-        >>> from sightline import from_supervision
-        >>> from supervision import Detections
-        >>> detections = Detections(
-        ...     xyxy=np.array([[10.0, 20.0, 110.0, 220.0]]),
-        ...     confidence=np.array([0.9]),
-        ...     class_id=np.array([0]),
-        ... )
-        >>> prediction = from_supervision(detections, "photo.jpg", "parts", names=["part"])
-        >>> prediction.detections[0].class_name
-        'part'
-    """
-    for name in ("confidence", "class_id"):
-        if getattr(detections, name) is None:
-            raise ValueError(f"detections.{name} must be an array (got None)")
-    tracks = detections.tracker_id
-    untracked = [] if tracks is None else [track < 0 for track in tracks]
-    rows: DetectionArrays | tuple[Detection, ...] = DetectionArrays(
-        detections.xyxy,
-        detections.confidence,
-        detections.class_id,
-        track_id=None if all(untracked) else tracks,
-        names=names,
-        class_name=detections.data.get("class_name") if names is None else None,
-    )
-    if any(untracked) and not all(untracked):  # arrays are tracked as a whole or not
-        rows = tuple(
-            replace(row, track_id=None) if is_untracked else row
-            for row, is_untracked in zip(rows, untracked, strict=True)
-        )
-    return Prediction(
-        image_id,
-        model_name,
-        model_version=model_version,
-        image_width=image_width,
-        image_height=image_height,
-        detections=rows,
-    )
-
-
-def to_supervision(detections: "Sequence[Detection] | HasDetections") -> "Detections":
-    """Return detections as supervision's `Detections`, in their order.
-
-    Args:
-        detections: detections with boxes, or an object that has them: an `Answer`, a
-            `DetectorResult`, an `InferAnswer` or a `Prediction`.
-
-    Returns:
-        Detections with `confidence`, `class_id` and `data["class_name"]`. If at least one is
-        tracked, also with `tracker_id`, which is -1 for the others.
-
-    Raises:
-        ModuleNotFoundError: supervision is not installed.
-        ValueError: a detection has no box, such as that of a classifier.
-
-    Example:
-        >>> from sightline import Box, Detection, Prediction, to_supervision
-        >>> scratch = Detection(3, "scratch", 0.875, Box(10, 20, 110, 220))
-        >>> detections = to_supervision(Prediction("photo.jpg", "parts", detections=[scratch]))
-        >>> detections.xyxy.tolist(), detections.confidence.tolist()
-        ([[10.0, 20.0, 110.0, 220.0]], [0.875])
-    """
-    import numpy as np
-    from supervision import Detections
-
-    rows = list(detections if isinstance(detections, Sequence) else detections.detections)
-    tracks = [-1 if row.track_id is None else row.track_id for row in rows]
-    return Detections(
-        xyxy=np.array([_corners(row) for row in rows], np.float32).reshape(-1, 4),
-        confidence=np.array([row.confidence for row in rows], np.float32),
-        class_id=np.array([row.class_id for row in rows], int),
-        tracker_id=np.array(tracks, int) if any(row.track_id is not None for row in rows) else None,
-        data={"class_name": np.array([row.class_name for row in rows], str)},
-    )
-
-
-def _corners(row: Detection) -> tuple[float, float, float, float]:
-    if row.box is None:
-        raise ValueError("box must not be None: supervision's Detections consist of boxes")
-    return row.box.x_min, row.box.y_min, row.box.x_max, row.box.y_max
-
-
-def _boxes_of(results: "Results") -> DetectionArrays | tuple[Detection, ...]:
-    try:
-        return arrays_of(results) or ()
-    except ValueError:  # NaN: log it all the same; the server keeps it as rejected
-        return detections_of(results)
+    return Path(as_text(getattr(model, "model_name", None) or UNKNOWN_MODEL)).stem

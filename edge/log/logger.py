@@ -1,19 +1,21 @@
 """`PredictionLogger`, which stores each logged prediction exactly once on the server."""
 
 import asyncio
+import logging
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self, TypedDict, get_args
 
 import grpc
 
 from edge.channel import Endpoint
 from edge.endpoints import ingest_endpoint
-from edge.log import adapters, orphans
+from edge.geometry import MaskForm
+from edge.log import adapters, orphans, supervision_adapters
 from edge.log.pipeline import LoggerConfig, LogPipeline
 from edge.log.stats import LoggerStats
 from edge.options import LogOptions, OnFull
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
 
 Milestone = Literal["spooled", "committed"]
 _AT_EXIT_SECONDS = 2.0
+logger = logging.getLogger(__name__)
+
+
+class _MaskOptions(TypedDict):
+    masks: MaskForm
+    mask_tolerance: float
 
 
 class PredictionLogger:
@@ -54,7 +62,10 @@ class PredictionLogger:
         api_key_file: file with the API key or JWT, read for every call. None: use `api_key`.
         on_full: what `log` does when memory is full. `block` waits for the disk. `drop_oldest` and
             `drop_newest` drop a prediction, count it and declare it to the server as a gap.
-        options: limits and sizes.
+        options: limits and sizes, and the form of masks.
+        model_name: name of the model in logged `Results`, which do not contain it. None:
+            `ultralytics`, with a warning at the first one.
+        model_version: version of the model in logged `Results`. Empty: not known.
 
     Raises:
         SightlineError: another process uses `spool_dir` (`SPOOL_LOCKED`), or it belongs to another
@@ -83,6 +94,8 @@ class PredictionLogger:
         api_key_file: Path | str | None = None,
         on_full: OnFull = "drop_oldest",
         options: LogOptions | None = None,
+        model_name: str | None = None,
+        model_version: str = "",
     ) -> None:
         if not 1 <= len(device_id.encode()) <= 256:
             raise ValueError(f"device_id must be 1 to 256 bytes (got {device_id!r})")
@@ -97,6 +110,9 @@ class PredictionLogger:
             on_full,
             options or LogOptions(),
         )
+        Prediction("-", model_name or "-", model_version=model_version)  # validates the arguments
+        self._model_name = model_name
+        self._model_version = model_version
         self.blocks = on_full == "block"
         """True if `log` may wait for the disk."""
         self._begin(self._config.directory)
@@ -109,13 +125,14 @@ class PredictionLogger:
 
         Args:
             settings: the settings. None: load them from `SIGHTLINE_EDGE_*`, the TOML file and the
-                defaults.
+                defaults. The name of logged `Results` is `device_model_name`, or else that of the
+                file `device_model`.
 
         Raises:
             servicekit.settings.SettingsError: a setting cannot be used.
         """
         settings = settings or load(EdgeSettings, None, prog="edge")
-        endpoint = ingest_endpoint(settings)
+        endpoint, model = ingest_endpoint(settings), settings.device_model
         return cls(
             endpoint.target,
             device_id=settings.device_id,
@@ -125,22 +142,29 @@ class PredictionLogger:
             api_key_file=endpoint.api_key_file,
             on_full=settings.on_full,
             options=settings.log_options(),
+            model_name=settings.device_model_name or (model.stem if model else None),
+            model_version=settings.device_model_version,
         )
 
     def log(
         self,
-        prediction: "Prediction | Results",
+        prediction: "Prediction | Results | Sequence[Prediction | Results]",
         *,
         wait: Milestone | None = None,
         timeout: float | None = None,
     ) -> None:
         """Log a prediction; return within microseconds, whatever disk and network do.
 
+        The contents of a prediction raise nothing, because a detector's loop must not end with its
+        log: what the server does not accept, it stores as rejected, and what no record can hold is
+        counted (`LoggerStats.left_out`). An exception says that the call is wrong or in vain.
+
         Args:
-            prediction: a record, whose detections may be `DetectionArrays`, or ultralytics'
-                `Results` of one image, which name neither the model nor the frame of a video: see
-                `attach`, or `sightline.from_ultralytics`. Convert supervision's `Detections` with
-                `sightline.from_supervision`.
+            prediction: a record, whose detections may be `DetectionArrays`; or ultralytics'
+                `Results` of one image, or the list of them that a model returns. They name neither
+                the model nor the frame of a video: pass `model_name` to the logger, see `attach`,
+                or `sightline.from_ultralytics`. The masks of `Results` take about a millisecond per
+                object. Convert supervision's `Detections` with `sightline.from_supervision`.
             wait: return only when the prediction is on the disk (`spooled`) or in the server's
                 store (`committed`). None: return at once. In an asyncio loop, use `aflush` instead.
             timeout: seconds to wait at most, both for `wait` and, with policy `block`, for space in
@@ -150,13 +174,17 @@ class PredictionLogger:
             TimeoutError: the outcome of the prediction was not known in time, although it is
                 logged; or, with `block`, memory had no space in time, and it is not logged. The
                 message says which.
-            SightlineError: with `wait`, the prediction was dropped (`PREDICTION_DROPPED`).
-            TypeError: the object is neither a `Prediction` nor `Results`.
+            SightlineError: with `wait`, the prediction was dropped, or `Results` could not be read
+                (`PREDICTION_DROPPED`).
+            TypeError: the object is neither a `Prediction` nor `Results` nor a list of them.
             ClosedError: the logger is closed; or, with `wait`, it was closed before the prediction
                 was committed, which then stays in the spool.
         """
         if not isinstance(prediction, Prediction):
-            prediction = _adapted(prediction)
+            self._log_others(prediction, wait, timeout)
+            return
+        if prediction.left_out is not None:
+            self._pipeline.left_out.add(prediction.left_out)
         if wait is None:
             self._put(prediction, timeout)
         else:
@@ -180,7 +208,9 @@ class PredictionLogger:
         No other line of the program needs to change. An image is logged when its result is
         complete, just before the program receives it; this includes streams. Its name is that of
         its file. A frame of a video is `clip.mp4#000013`, counted from 0 in each run. An image of
-        a camera, or one passed as an array, has the UTC time in its name.
+        a camera, or one passed as an array, has the UTC time in its name. Whatever happens in the
+        log, such as a closed logger, the model goes on, and the result is counted
+        (`LoggerStats.left_out`).
 
         Args:
             model: an ultralytics model, such as `YOLO("yolov8n.pt")`.
@@ -206,10 +236,11 @@ class PredictionLogger:
                     model_name=name,
                     model_version=model_version,
                     labels=labels,
+                    **self._mask_options(),
                 )
             )
 
-        return adapters.attach(model, log_results)
+        return adapters.attach(model, log_results, self._failed)
 
     def flush(self, timeout: float | None = None, until: Milestone = "spooled") -> bool:
         """Wait until everything logged before the call is spooled, or committed.
@@ -278,6 +309,45 @@ class PredictionLogger:
     ) -> None:
         await self.aclose()
 
+    def _log_others(self, candidate: object, wait: Milestone | None, timeout: float | None) -> None:
+        """Log `Results`, or each of a list."""
+        if isinstance(candidate, list | tuple):
+            for one in candidate:
+                self.log(one, wait=wait, timeout=timeout)
+            return
+        if not adapters.is_ultralytics(candidate):
+            raise _not_loggable(candidate)
+        if self._model_name is None:
+            self._warn_of_unknown_model()
+        try:
+            prediction = adapters.from_ultralytics(
+                candidate,
+                model_name=self._model_name or adapters.UNKNOWN_MODEL,
+                model_version=self._model_version,
+                **self._mask_options(),
+            )
+        except Exception as error:
+            self._failed(error)
+            if wait is not None:
+                raise _dropped(f"the results cannot be read: {error}", "") from error
+        else:
+            self.log(prediction, wait=wait, timeout=timeout)
+
+    def _failed(self, error: Exception) -> None:
+        self._pipeline.left_out.add({"result": 1}, error)
+
+    def _mask_options(self) -> _MaskOptions:
+        options = self._config.options
+        return {"masks": options.masks, "mask_tolerance": options.mask_tolerance}
+
+    def _warn_of_unknown_model(self) -> None:
+        self._model_name = adapters.UNKNOWN_MODEL
+        logger.warning(
+            "log: results do not name their model, which is stored as %s: pass model_name to "
+            "PredictionLogger, or use its attach",
+            self._model_name,
+        )
+
     def _begin(self, directory: Path) -> None:
         self._pipeline = LogPipeline(self._config, directory)
         self._put = self._pipeline.buffer.put
@@ -287,12 +357,7 @@ class PredictionLogger:
     def _wait(self, ordinal: int, wait: Milestone, timeout: float | None) -> None:
         reason = self._pipeline.wait_for_outcome(ordinal, timeout, committed=wait == "committed")
         if reason is not None:
-            raise SightlineError(
-                grpc.StatusCode.DATA_LOSS,
-                "PREDICTION_DROPPED",
-                f"the prediction was dropped: {reason.name}",
-                metadata={"gap_reason": reason.name},
-            )
+            raise _dropped(f"the prediction was dropped: {reason.name}", reason.name)
 
     def _after_fork(self) -> None:
         _inherited.append(self._pipeline)
@@ -300,17 +365,25 @@ class PredictionLogger:
         self._begin(orphans.new_fork_directory(self._config.directory))
 
 
-def _adapted(candidate: object) -> Prediction:
-    if adapters.is_ultralytics(candidate):
-        return adapters.from_ultralytics(candidate)
-    if adapters.is_supervision(candidate):
-        raise TypeError(
-            "prediction must name its image, which supervision's Detections do not: convert them "
+def _not_loggable(candidate: object) -> TypeError:
+    if supervision_adapters.is_supervision(candidate):
+        name = type(candidate).__name__
+        return TypeError(
+            f"prediction must name its image, which supervision's {name} do not: convert them "
             "with sightline.from_supervision"
         )
-    raise TypeError(
-        "prediction must be a sightline.Prediction or the ultralytics Results of one image "
-        f"(got {type(candidate).__name__})"
+    return TypeError(
+        "prediction must be a sightline.Prediction, the ultralytics Results of one image or a list "
+        f"of them (got {type(candidate).__name__})"
+    )
+
+
+def _dropped(message: str, gap_reason: str) -> SightlineError:
+    return SightlineError(
+        grpc.StatusCode.DATA_LOSS,
+        "PREDICTION_DROPPED",
+        message,
+        metadata={"gap_reason": gap_reason} if gap_reason else {},
     )
 
 

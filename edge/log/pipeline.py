@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edge.channel import Endpoint
 from edge.errors import ClosedError
+from edge.left_out import LeftOut
 from edge.log.orphans import OrphanShipper, fork_directories
 from edge.log.record_buffer import RecordBuffer
 from edge.log.stats import LoggerStats
@@ -70,6 +71,7 @@ class LogPipeline:
     Attributes:
         buffer: the buffer that accepts predictions.
         progress: the counters of all threads.
+        left_out: the counts of what could not be logged.
     """
 
     def __init__(self, config: LoggerConfig, directory: Path) -> None:
@@ -86,6 +88,7 @@ class LogPipeline:
         # Last ordinal whose loss a flush has reported, by whether it waited for `committed`.
         self._reported = {False: 0.0, True: -math.inf}
         self.progress = Progress()
+        self.left_out = LeftOut("log")
         self.buffer = RecordBuffer(
             config.on_full,
             config.options.memory_predictions,
@@ -247,6 +250,7 @@ class LogPipeline:
                 damaged_spools=spool.damaged if spool else 0,
                 spool_id=spool.identity.spool_id if spool else "",
                 last_error=progress.spool_error or progress.ship_error,
+                left_out=self.left_out.counts(),
             )
 
     def _is_unusable(self, error: OSError) -> bool:

@@ -1,7 +1,7 @@
 """The counters of a logger."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +43,8 @@ class LoggerStats:
     """The UUID of the spool. Empty: no spool is open yet."""
     last_error: str | None
     """Error of the last attempt to spool or to ship. None: it succeeded."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Parts of results that could not be logged, by kind: `detection`, `track_id`, `keypoints`,
+    `mask`, `mask_detail` (a mask that was simplified because it was too large), another part of
+    ultralytics' `Results` by its name, such as `depth`, or `result` for a whole one. The first of
+    each kind is reported as a warning."""

@@ -14,10 +14,11 @@ from vision import RleMask, decode_rle
 Bits = NDArray[np.bool_]
 
 
-def masks_of(results: Any) -> NDArray[np.bool_]:
+def masks_of(results: Any) -> Bits:
     """Return the masks of results in the size of the image."""
     scaled = ops.scale_masks(results.masks.data[None].float(), results.orig_shape)
-    return scaled[0].numpy() > 0.5
+    masks: Bits = scaled[0].numpy() > 0.5
+    return masks
 
 
 def drawn(mask: Mask, size: tuple[int, int]) -> Bits:

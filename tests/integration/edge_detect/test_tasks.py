@@ -214,12 +214,12 @@ def test_every_door_gives_the_answer_of_ultralytics(
     theirs = answer(checkpoint, image)
     whole = {"retina_masks": True} if task == "seg" else {}
     exported = answer(export, image, **whole)
-    detectors = {
+    detectors: dict[str, Detector] = {
         "UltralyticsDetector": UltralyticsDetector(checkpoint, thresholds=MANY, device="cpu"),
         "OnnxDetector": OnnxDetector(export, thresholds=MANY),
         "ProcessDetector": made(ProcessDetector(partial(OnnxDetector, export, thresholds=MANY))),
     }
-    found = {
+    found: dict[str, Any] = {
         "result": from_ultralytics(theirs).detections,
         "array": arrays(theirs),
         "supervision": by_supervision(theirs),

@@ -4,16 +4,13 @@ from typing import Any
 
 import pytest
 
-from edge.detect.base import DetectorResult
-from edge.detect.results import classes_of, detections_of
+from edge.detect.results import classes_of
 from edge.log.adapters import (
-    from_supervision,
     from_ultralytics,
     is_ultralytics,
-    to_supervision,
 )
 from edge.log.logger import PredictionLogger
-from edge.records import Box, Detection, DetectionArrays, Prediction
+from edge.records import Box, Detection, DetectionArrays
 
 torch = pytest.importorskip("torch")
 numpy = pytest.importorskip("numpy")
@@ -71,7 +68,6 @@ def test_boxes(results: Any) -> None:
     assert (prediction.image_width, prediction.image_height) == (640, 480)
     assert prediction.inference_seconds == pytest.approx(0.0115)
     assert isinstance(prediction.detections, DetectionArrays)
-    assert prediction.detections == detections_of(result)
     assert prediction.detections == (
         Detection(0, "cat", 0.75, Box(5.0, 6.0, 7.0, 8.0)),
         Detection(1, "dog", 0.5, Box(1.0, 2.0, 3.0, 4.0)),
@@ -147,107 +143,3 @@ def test_results_can_be_logged_as_they_are(results: Any, tmp_path: Path) -> None
     with PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path) as log:
         log(result, wait="spooled", timeout=20)
         assert log.stats().spooled == 1
-
-
-supervision = pytest.importorskip("supervision")
-
-
-def test_supervision(results: Any) -> None:
-    rows = torch.tensor([[1.0, 2, 3, 4, 17, 0.5, 1], [5.0, 6, 7, 8, 5, 0.25, 0]])
-    theirs = supervision.Detections.from_ultralytics(results(picture(), "v.mp4", NAMES, boxes=rows))
-    prediction = from_supervision(
-        theirs, "v.mp4#9", "yolov8n", model_version="8.4", image_width=640, image_height=480
-    )
-    assert (prediction.image_id, prediction.model_name) == ("v.mp4#9", "yolov8n")
-    assert (prediction.model_version, prediction.image_width) == ("8.4", 640)
-    assert isinstance(prediction.detections, DetectionArrays)
-    assert prediction.detections == (
-        Detection(1, "dog", 0.5, Box(1.0, 2.0, 3.0, 4.0), 17),
-        Detection(0, "cat", 0.25, Box(5.0, 6.0, 7.0, 8.0), 5),
-    )
-
-
-def test_supervision_without_labels_or_tracks() -> None:
-    theirs = supervision.Detections(
-        xyxy=numpy.array([[1.0, 2, 3, 4]]),
-        confidence=numpy.array([0.5]),
-        class_id=numpy.array([1]),
-    )
-    box = Box(1.0, 2.0, 3.0, 4.0)
-    assert from_supervision(theirs, "i", "m").detections == (Detection(1, "", 0.5, box),)
-    named = from_supervision(theirs, "i", "m", names=NAMES)
-    assert named.detections == (Detection(1, "dog", 0.5, box),)
-
-
-def test_supervision_found_nothing() -> None:
-    assert from_supervision(supervision.Detections.empty(), "i", "m").detections == ()
-
-
-@pytest.mark.parametrize("missing", ["confidence", "class_id"])
-def test_supervision_without_what_a_detection_needs(missing: str) -> None:
-    parts = {"confidence": numpy.array([0.5]), "class_id": numpy.array([1])}
-    del parts[missing]
-    theirs = supervision.Detections(xyxy=numpy.array([[1.0, 2, 3, 4]]), **parts)
-    with pytest.raises(ValueError, match=f"detections.{missing} must be an array"):
-        from_supervision(theirs, "i", "m")
-
-
-def test_supervision_alone_does_not_name_its_picture(tmp_path: Path) -> None:
-    with (
-        PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path) as log,
-        pytest.raises(TypeError, match=r"convert them with sightline\.from_supervision"),
-    ):
-        log(supervision.Detections.empty())
-
-
-TWO = (
-    Detection(1, "dog", 0.5, Box(1.0, 2.0, 3.0, 4.0), 17),
-    Detection(0, "cat", 0.25, Box(5.0, 6.0, 7.0, 8.0), 5),
-)
-
-
-@pytest.mark.parametrize(
-    "result",
-    [
-        TWO,
-        list(TWO),
-        Prediction("i", "m", detections=TWO),
-        DetectorResult(TWO, 640, 480, "m"),
-        DetectionArrays(
-            [[1, 2, 3, 4], [5, 6, 7, 8]], [0.5, 0.25], [1, 0], track_id=[17, 5], names=NAMES
-        ),
-    ],
-    ids=["tuple", "list", "prediction", "result", "arrays"],
-)
-def test_to_supervision_and_back(result: Any) -> None:
-    theirs = to_supervision(result)
-    assert isinstance(theirs, supervision.Detections)
-    assert theirs.xyxy.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
-    assert theirs.confidence.tolist() == [0.5, 0.25]
-    assert theirs.class_id.tolist() == [1, 0]
-    assert theirs.tracker_id.tolist() == [17, 5]
-    assert theirs.data["class_name"].tolist() == ["dog", "cat"]
-    assert from_supervision(theirs, "i", "m").detections == TWO
-    assert theirs[theirs.confidence > 0.3].data["class_name"].tolist() == ["dog"]
-
-
-def test_to_supervision_without_tracks_or_with_some() -> None:
-    plain = Detection(1, "dog", 0.5, Box(1.0, 2.0, 3.0, 4.0))
-    assert to_supervision([plain]).tracker_id is None
-    some = to_supervision([TWO[0], plain])
-    assert some.tracker_id.tolist() == [17, -1]
-    assert from_supervision(some, "i", "m").detections == (TWO[0], plain)
-    some.tracker_id[:] = -1
-    assert [row.track_id for row in from_supervision(some, "i", "m").detections] == [None, None]
-
-
-def test_to_supervision_of_nothing() -> None:
-    theirs = to_supervision(())
-    assert len(theirs) == 0
-    assert theirs.xyxy.shape == (0, 4)
-    assert from_supervision(theirs, "i", "m").detections == ()
-
-
-def test_to_supervision_of_a_classification_is_refused() -> None:
-    with pytest.raises(ValueError, match="box must not be None"):
-        to_supervision([Detection(1, "dog", 0.5)])

@@ -1,0 +1,57 @@
+"""Results of any library, fitted into a record."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from edge.detect.result_columns import ResultColumns
+from edge.records import Detection, Prediction
+
+MAX_DETECTIONS = 10_000
+"""Detections that the server takes of one image."""
+
+
+def detections_of(columns: ResultColumns, left_out: Counter[str]) -> Sequence[Detection]:
+    """Return the detections that a record can hold, and count the other parts by kind."""
+    before = left_out.copy()
+    try:
+        return columns.arrays() if len(columns.boxes) else ()
+    except Exception:  # noqa: BLE001 - such as NaN: log what can be logged
+        left_out.clear()
+        left_out.update(before)
+        return columns.rows(left_out)
+
+
+def fitting(
+    record: Callable[[Sequence[Detection]], Prediction],
+    detections: Sequence[Detection],
+    left_out: Counter[str],
+) -> Prediction:
+    """Return a record with as many of the detections as it can hold, most confident first.
+
+    A record that is too large loses its masks first, since the boxes say more.
+
+    Args:
+        record: makes the record with some detections.
+        detections: all detections.
+        left_out: the counter of what the record does not hold.
+
+    Raises:
+        ValueError: the record cannot be made without detections either.
+    """
+    if len(detections) > MAX_DETECTIONS:
+        left_out["detection"] += len(detections) - MAX_DETECTIONS
+        detections = detections[:MAX_DETECTIONS]
+    try:
+        return record(detections)
+    except ValueError:
+        if not detections:
+            raise
+        record(())  # raises if the detections are not the cause
+    masked = sum(detection.mask is not None for detection in detections)
+    if masked:
+        left_out["mask"] += masked
+        return fitting(record, [replace(one, mask=None) for one in detections], left_out)
+    kept = len(detections) * 7 // 8
+    left_out["detection"] += len(detections) - kept
+    return fitting(record, detections[:kept], left_out)
