@@ -2,7 +2,8 @@
 
 The edge node and the ingest service run in separate processes. CPU is the node's alone, by
 `getrusage`, while it logs bursts of a hundred predictions with three detections each, a hundred
-times a second, without the making of the records. With gzip the same is measured again. The bytes
+times a second, without the making of the records. With gzip the same is measured again, and for
+`segment` (a mask of one polygon with 40 points per detection) and `pose` (17 keypoints). The bytes
 on the wire are counted by a relay. Memory is the node's resident set while a backlog builds up with
 the service down, and while it then drains.
 """
@@ -22,6 +23,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +31,7 @@ import psutil
 
 from bench.log_call import prediction
 from edge.options import Compression
-from sightline import LogOptions, Prediction, PredictionLogger
+from sightline import Detection, Keypoint, LogOptions, Mask, Prediction, PredictionLogger
 from sightline.cli.processes import ServiceProcess
 
 BURST, PAUSE_SECONDS = 100, 0.01
@@ -43,15 +45,32 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def varied_records() -> list[Prediction]:
+def varied_records(task: str = "detect") -> list[Prediction]:
     """Return records that differ as a camera's do, so that gzip does not compress them too well."""
     chance = random.Random(1)
-    return [prediction(number, chance.uniform(0, 900)) for number in range(1000)]
+    records = [prediction(number, chance.uniform(0, 900)) for number in range(1000)]
+    if task == "detect":
+        return records
+    return [
+        replace(record, detections=[_shaped(task, one, chance) for one in record.detections])
+        for record in records
+    ]
 
 
-def node_cpu(target: str, folder: str, count: int, compression: Compression) -> dict[str, float]:
+def _shaped(task: str, detection: Detection, chance: random.Random) -> Detection:
+    """Return a detection with a mask or keypoints."""
+    if task == "segment":
+        outline = [(chance.uniform(0, 900), chance.uniform(0, 900)) for _ in range(40)]
+        return replace(detection, mask=Mask(polygons=[outline]))
+    points = [Keypoint(chance.uniform(0, 900), chance.uniform(0, 900), 0.5) for _ in range(17)]
+    return replace(detection, keypoints=points)
+
+
+def node_cpu(
+    target: str, folder: str, count: int, compression: Compression, task: str
+) -> dict[str, float]:
     """Log at a steady rate and return the CPU microseconds and wall seconds used."""
-    records = varied_records()
+    records = varied_records(task)
     options = LogOptions(compression=compression)
     with PredictionLogger(target, device_id="bench", spool_dir=folder, options=options) as log:
         log.log(records[0], wait="committed", timeout=60)  # connected, everything imported
@@ -149,23 +168,27 @@ class CountingRelay:
         writer.close()
 
 
-def cpu_us(folder: Path, count: int, compression: Compression) -> tuple[float, float]:
+def cpu_us(
+    folder: Path, count: int, compression: Compression, task: str = "detect"
+) -> tuple[float, float]:
     """Return CPU microseconds and wall seconds per prediction."""
     with (
         service(folder) as running,
-        node(["cpu", running.address, folder / str(uuid.uuid4()), count, compression]) as process,
+        node(
+            ["cpu", running.address, folder / str(uuid.uuid4()), count, compression, task]
+        ) as process,
     ):
         figures = json.loads(line_of(process))
     return figures["cpu_us"] / count, figures["seconds"] / count
 
 
-def wire_bytes(folder: Path, count: int, compression: Compression) -> float:
+def wire_bytes(folder: Path, count: int, compression: Compression, task: str = "detect") -> float:
     """Return the bytes per prediction on the wire."""
     with service(folder) as running:
         relay = CountingRelay(running.address)
         with (
             relay.running() as address,
-            node(["cpu", address, folder / str(uuid.uuid4()), count, compression]) as process,
+            node(["cpu", address, folder / str(uuid.uuid4()), count, compression, task]) as process,
         ):
             line_of(process)
     return relay.sent / count
@@ -219,6 +242,12 @@ def measure(folder: Path, predictions: int, rounds: int, waiting: int) -> dict[s
     columns = zip(*taken, strict=True)
     plain, zipped = (statistics.median(cpu for cpu, _ in column) for column in columns)
     plain_bytes, zipped_bytes = (wire_bytes(folder, predictions // 5, kind) for kind in kinds)
+    shaped: dict[str, float] = {}
+    for task in ("segment", "pose"):
+        rows = [cpu_us(folder, predictions // 5, "none", task)[0] for _ in range(rounds)]
+        shaped[f"{task}_cpu_us_per_prediction"] = round(statistics.median(rows), 1)
+        size = wire_bytes(folder, predictions // 5, "none", task)
+        shaped[f"{task}_wire_bytes_per_prediction"] = round(size, 1)
     return {
         "bench": "edge_cost",
         "predictions": predictions,
@@ -229,6 +258,7 @@ def measure(folder: Path, predictions: int, rounds: int, waiting: int) -> dict[s
         "gzip_cpu_us_per_prediction": round(zipped, 1),
         "wire_bytes_per_prediction": round(plain_bytes, 1),
         "gzip_bytes_ratio": round(zipped_bytes / plain_bytes, 3),
+        **shaped,
         "backlog": waiting,
         **backlog(folder, waiting),
     }
@@ -245,8 +275,8 @@ def main() -> None:
     arguments.add_argument("--node", nargs="+", help=argparse.SUPPRESS)
     options = arguments.parse_args()
     match options.node:
-        case ["cpu", target, folder, count, compression]:
-            print(json.dumps(node_cpu(target, folder, int(count), compression)), flush=True)
+        case ["cpu", target, folder, count, compression, task]:
+            print(json.dumps(node_cpu(target, folder, int(count), compression, task)), flush=True)
         case ["backlog", target, folder, count]:
             node_backlog(target, folder, int(count))
         case _:

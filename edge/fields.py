@@ -58,7 +58,9 @@ def text(name: str, value: object) -> None:
 
 def as_text(value: object) -> str:
     r"""Return text that UTF-8 can encode: a byte of a file name that it cannot becomes `\xff`."""
-    text = str(value)
+    text = value if isinstance(value, str) else str(value)
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:

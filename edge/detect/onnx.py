@@ -111,9 +111,9 @@ class OnnxDetector:
             keypoints=found.keypoints,
             masks=None
             if masks is None
-            else lambda: [record_of(mask, tolerance, left_out) for mask in masks],
+            else lambda left_out: [record_of(mask, tolerance, left_out) for mask in masks],
         )
-        detections = tuple(columns.arrays())
+        detections = tuple(columns.arrays(left_out))
         self._left_out.add(left_out)
         return detections
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ class ModelNames(Mapping[int, str]):
         return len(self._names)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, which would double the cost of making one
 class ResultColumns:
     """The objects in one image, as arrays of numpy in host memory, most confident first."""
 
@@ -50,11 +51,11 @@ class ResultColumns:
     """`[n, 5]`: center x and y, width, height, angle. None: no orientation."""
     keypoints: Array = None
     """`[n, k, 2 or 3]`. None: no keypoints."""
-    masks: Callable[[], Sequence[Mask | None] | None] | None = None
-    """Makes a mask for each object. None: no masks."""
+    masks: Callable[[Counter[str]], Sequence[Mask | None]] | None = None
+    """Makes a mask for each object, and counts what does not fit into a record. None: no masks."""
 
-    def arrays(self) -> DetectionArrays:
-        """Return the detections as arrays.
+    def arrays(self, left_out: Counter[str]) -> DetectionArrays:
+        """Return the detections as arrays, and count what of their masks does not fit by kind.
 
         Raises:
             ValueError: a number is NaN, a class or a track is not a whole number of its size, or
@@ -70,7 +71,7 @@ class ResultColumns:
             class_name=None if names is None else [as_text(name) for name in names],
             rotated_boxes=self.rotated,
             keypoints=self.keypoints,
-            masks=None if self.masks is None else self.masks(),
+            masks=None if self.masks is None else self.masks(left_out),
         )
 
     def rows(self, left_out: Counter[str]) -> tuple[Detection, ...]:
@@ -129,11 +130,10 @@ class ResultColumns:
         if self.masks is None:
             return None
         count = len(self.boxes)
-        try:
-            masks = self.masks()
-        except Exception:  # noqa: BLE001 - boxes without masks say more than nothing
-            masks = ()
-        if masks is not None and len(masks) != count:
+        masks: Sequence[Mask | None] = ()
+        with suppress(Exception):  # boxes without masks say more than nothing
+            masks = self.masks(left_out)
+        if len(masks) != count:
             left_out["mask"] += max(count, 1)
             return None
         return masks

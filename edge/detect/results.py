@@ -1,6 +1,5 @@
 """Conversion of ultralytics results to records. It does not import ultralytics."""
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from edge.detect.masks import masks_of_results
@@ -28,9 +27,7 @@ def classes_of(results: "Results", top_k: int = 5) -> tuple[Detection, ...]:
     return tuple(Detection(index, names[index], shares[index]) for index in best)
 
 
-def columns_of(
-    results: "Results", masks: MaskForm, mask_tolerance: float, left_out: Counter[str]
-) -> ResultColumns | None:
+def columns_of(results: "Results", masks: MaskForm, mask_tolerance: float) -> ResultColumns | None:
     """Return the objects of ultralytics' `Results`; None if the results have no boxes.
 
     They have the keypoints of the task pose and the masks of the task segment. For the task obb
@@ -41,7 +38,6 @@ def columns_of(
         results: the results of one image.
         masks: form of the masks.
         mask_tolerance: largest distance between a polygon and its mask's outline in pixels.
-        left_out: the counter of what does not fit into a record.
     """
     obb = getattr(results, "obb", None)
     found = results.boxes if obb is None else obb
@@ -73,7 +69,7 @@ def columns_of(
         keypoints=None if points is None or not len(rows) else _ordered(points.data, order),
         masks=None
         if outlines is None or masks == "off"
-        else lambda: masks_of_results(
+        else lambda left_out: masks_of_results(
             _ordered(outlines.data, order), results.orig_shape, masks, mask_tolerance, left_out
         ),
     )
@@ -84,8 +80,10 @@ def _ordered(data: Any, order: "NDArray[Any] | None") -> Any:  # noqa: ANN401 - 
 
 
 def _host(data: Any) -> Any:  # noqa: ANN401 - a tensor of torch or an array of numpy
-    """Return a tensor as an array of numpy, which lacks torch's bfloat16."""
+    """Return a tensor as an array of numpy."""
     if not hasattr(data, "cpu"):
         return data
-    tensor = data.detach().cpu()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    try:
+        return data.cpu().numpy()
+    except (TypeError, RuntimeError):  # bfloat16, which numpy lacks, or a gradient
+        return data.detach().cpu().float().numpy()

@@ -126,10 +126,8 @@ class UltralyticsDetector:
 
     def _objects(self, results: "Results") -> tuple[Detection, ...]:
         left_out: Counter[str] = Counter()
-        columns = columns_of(
-            results, self._thresholds.masks, self._thresholds.mask_tolerance, left_out
-        )
-        detections = () if columns is None else tuple(columns.arrays())
+        columns = columns_of(results, self._thresholds.masks, self._thresholds.mask_tolerance)
+        detections = () if columns is None else tuple(columns.arrays(left_out))
         self._left_out.add(left_out)
         return detections
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -87,11 +88,10 @@ def from_ultralytics(
         ('photo.jpg', 'part')
     """
     height, width = results.orig_shape
-    left_out: Counter[str] = Counter(
-        name
-        for name in getattr(results, "_keys", ())
-        if name not in _KNOWN and getattr(results, name) is not None
-    )
+    left_out: Counter[str] = Counter()
+    for name in _others(getattr(results, "_keys", ())):
+        if getattr(results, name) is not None:
+            left_out[name] += 1
 
     def record(detections: Sequence[Detection]) -> Prediction:
         return Prediction(
@@ -108,12 +108,18 @@ def from_ultralytics(
 
     detections: Sequence[Detection] = classes_of(results)
     if not detections:
-        columns = columns_of(results, masks, mask_tolerance, left_out)
+        columns = columns_of(results, masks, mask_tolerance)
         if columns is None:
             left_out.update(_without_boxes(results))
         else:
             detections = detections_of(columns, left_out)
     return fitting(record, detections, left_out)
+
+
+@cache
+def _others(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of those parts of `Results` that a record cannot hold."""
+    return tuple(name for name in parts if name not in _KNOWN)
 
 
 def _without_boxes(results: "Results") -> Counter[str]:

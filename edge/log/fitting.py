@@ -13,13 +13,15 @@ MAX_DETECTIONS = 10_000
 
 def detections_of(columns: ResultColumns, left_out: Counter[str]) -> Sequence[Detection]:
     """Return the detections that a record can hold, and count the other parts by kind."""
-    before = left_out.copy()
+    if not len(columns.boxes):
+        return ()
+    of_masks: Counter[str] = Counter()
     try:
-        return columns.arrays() if len(columns.boxes) else ()
+        arrays = columns.arrays(of_masks)
     except Exception:  # noqa: BLE001 - such as NaN: log what can be logged
-        left_out.clear()
-        left_out.update(before)
         return columns.rows(left_out)
+    left_out.update(of_masks)
+    return arrays
 
 
 def fitting(

@@ -100,7 +100,7 @@ def from_supervision(
         columns = _of_keypoints(detections, labels)
     else:
         size = image_width or math.inf, image_height or math.inf
-        columns = _of_detections(detections, size, labels, masks, mask_tolerance, left_out)
+        columns = _of_detections(detections, size, labels, masks, mask_tolerance)
 
     def record(rows: Sequence[Detection]) -> Prediction:
         return Prediction(
@@ -129,7 +129,6 @@ def _of_detections(
     labels: Mapping[str, Any],
     masks: MaskForm,
     mask_tolerance: float,
-    left_out: Counter[str],
 ) -> ResultColumns:
     confidence, class_id = _required(detections, "confidence", "class_id")
     tracks: Sequence[Any] | None = detections.tracker_id
@@ -146,7 +145,7 @@ def _of_detections(
         rotated=None if corners is None else boxes_with(corners),
         masks=None
         if bitmaps is None
-        else lambda: [
+        else lambda left_out: [
             mask_of(_cut(bitmaps, row), bitmaps.shape[1:], masks, mask_tolerance, left_out)
             for row in range(len(bitmaps))
         ],

@@ -53,6 +53,9 @@ def test_edge_cost() -> None:
     assert 0 < figures["cpu_us_per_prediction"] < 1000
     assert 0 < figures["gzip_cpu_us_per_prediction"] < 1000
     assert 100 < figures["wire_bytes_per_prediction"] < 500
+    for task in ("segment", "pose"):
+        assert figures[f"{task}_cpu_us_per_prediction"] > 0
+        assert figures[f"{task}_wire_bytes_per_prediction"] > 100
     assert figures["gzip_bytes_ratio"] < 0.6  # or nothing was compressed
     assert figures["rss_growth_mib"] >= 0
     assert figures["rss_build_peak_mib"] >= figures["rss_before_drain_mib"] - 1 > 0
@@ -81,3 +84,13 @@ def test_coordinator() -> None:
     assert 0 < figures["cascade_bytes_ratio"] < 1
     assert 0 <= figures["device_agreement"] <= 1
     assert figures["device_agreement"] <= figures["cascade_agreement"] <= 1
+
+
+def test_log_results() -> None:
+    pytest.importorskip("ultralytics")
+    figures = run("log_results", "--rounds", "2")
+    tasks = ("detect", "segment", "segment_rle", "pose", "obb")
+    for task in tasks:
+        assert figures[f"{task}_p50_us"] > 0
+        assert figures[f"{task}_bytes"] > 0
+    assert figures["objects"] == 10
