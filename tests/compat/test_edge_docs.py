@@ -108,7 +108,7 @@ def test_every_command_of_the_pages_is_tested() -> None:
     assert starts == {"up", "log", "stats", "spool", "doctor"}
     assert len(blocks(CAMERA_PAGE)) == 7
     assert blocks("how-to/troubleshoot.md") == [command("sightline doctor", as_printed=True)]
-    assert len(PROGRAMS) == 8
+    assert len(PROGRAMS) == 9
     # The loop stands on the tutorial's page as well.
     assert blocks(CAMERA_PAGE, "python") == PROGRAMS[:1]
 
@@ -169,7 +169,7 @@ def printed(desk: Desk, program: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize(("number", "answers"), [(4, 1), (5, 2)])
+@pytest.mark.parametrize(("number", "answers"), [(5, 1), (6, 2)])
 def test_the_node_programs_run(desk: Desk, number: int, answers: int) -> None:
     lines = printed(desk, PROGRAMS[number])
     assert len(lines) == answers
@@ -189,7 +189,7 @@ def test_the_program_of_the_readme_runs(desk: Desk) -> None:
 
 def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
     targets = [desk.env[f"SIGHTLINE_EDGE_{name}_TARGET"] for name in ("INGEST", "INFERENCE")]
-    program = moved(PROGRAMS[7], ingest=targets[0], inference=targets[1])
+    program = moved(PROGRAMS[8], ingest=targets[0], inference=targets[1])
     device = 'device_id="gate-1"'
     assert device in program
     program = program.replace(device, f'device_id="own", spool_dir="{desk.folder / "own"}"')
@@ -197,7 +197,7 @@ def test_a_detector_and_a_source_of_ones_own_run(desk: Desk) -> None:
 
 
 def test_an_error_tells_its_reason_and_its_tries(desk: Desk) -> None:
-    output, attempt = printed(desk, PROGRAMS[6])
+    output, attempt = printed(desk, PROGRAMS[7])
     assert output == "IMAGE_FILE_UNREADABLE validation False"
     assert attempt.startswith("device at 0.0")
     assert "IMAGE_FILE_UNREADABLE after" in attempt
@@ -244,7 +244,7 @@ def run_loop(desk: Desk, program: str, device: str, names: Mapping[str, str]) ->
 
 
 @pytest.mark.parametrize(
-    ("number", "images"), [(2, ["part-0000", "part-0001", "part-0002"]), (3, ["part-0004"])]
+    ("number", "images"), [(3, ["part-0000", "part-0001", "part-0002"]), (4, ["part-0004"])]
 )
 def test_other_results_are_logged(desk: Desk, number: int, images: list[str]) -> None:
     device = f"other-{number}"
@@ -253,12 +253,21 @@ def test_other_results_are_logged(desk: Desk, number: int, images: list[str]) ->
 
 
 @pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS has no yolov8n_int8.onnx")
-@pytest.mark.parametrize(("number", "model"), [(0, "yolov8n_int8"), (1, "yolov8n")])
+@pytest.mark.parametrize(("number", "model"), [(0, "yolov8n_int8"), (2, "yolov8n")])
 def test_the_loops_name_every_frame_and_the_model(desk: Desk, number: int, model: str) -> None:
     device = f"loop-{number}"
     names = {"yolov8n.pt": str(YOLO)} | ({} if number else {CAMERA: "clip.mp4"})
     run_loop(desk, PROGRAMS[number], device, names)
     assert logged(desk, device, 30) == [(f"clip.mp4#{frame:06d}", model) for frame in range(30)]
+
+
+@pytest.mark.skipif(not YOLO.is_file(), reason="SIGHTLINE_TEST_MODELS has no yolov8n_int8.onnx")
+def test_the_loop_that_chooses_gives_each_frame_a_name(desk: Desk) -> None:
+    run_loop(desk, PROGRAMS[1], "loop-1", {"yolov8n.pt": str(YOLO)})
+    rows = logged(desk, "loop-1", 3)
+    assert [model for _, model in rows] == ["yolov8n"] * 3
+    assert len({image for image, _ in rows}) == 3
+    assert all(re.fullmatch(r"clip\.mp4@[\d:.TZ-]+", image) for image, _ in rows)
 
 
 def test_the_codes_of_each_category_are_in_the_table() -> None:
