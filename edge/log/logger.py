@@ -14,6 +14,7 @@ import grpc
 
 from edge.channel import Endpoint
 from edge.endpoints import ingest_endpoint
+from edge.fields import as_text
 from edge.geometry import MaskForm
 from edge.log import adapters, orphans, supervision_adapters
 from edge.log.pipeline import LoggerConfig, LogPipeline
@@ -111,7 +112,7 @@ class PredictionLogger:
             options or LogOptions(),
         )
         Prediction("-", model_name or "-", model_version=model_version)  # validates the arguments
-        self._model_name = model_name
+        self._model_name = model_name or None
         self._model_version = model_version
         self.blocks = on_full == "block"
         """True if `log` may wait for the disk."""
@@ -142,7 +143,7 @@ class PredictionLogger:
             api_key_file=endpoint.api_key_file,
             on_full=settings.on_full,
             options=settings.log_options(),
-            model_name=settings.device_model_name or (model.stem if model else None),
+            model_name=settings.device_model_name or (as_text(model.stem) if model else None),
             model_version=settings.device_model_version,
         )
 

@@ -291,6 +291,15 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return list(Exporter(file_at(folder), 0, print).lines())
 
 
+@pytest.mark.parametrize("name", ["m/p\udcff.onnx", f"m/{'x' * 200}.onnx"])
+def test_the_file_of_any_model_gives_a_name(tmp_path: Path, name: str) -> None:
+    options: dict[str, Any] = {"device_model": name, "spool_dir": tmp_path}
+    with PredictionLogger.from_settings(EdgeSettings(**options)) as log:
+        log(results(GOOD), wait="spooled", timeout=20)
+    (line,) = lines(tmp_path)
+    assert line["model_name"] in (r"p\xff", 200 * "x")
+
+
 def test_a_model_name_that_cannot_be_logged_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="model_name must be text"):
         PredictionLogger(device_id="g", spool_dir=tmp_path, model_name=3)  # type: ignore[arg-type]
