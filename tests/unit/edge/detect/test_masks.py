@@ -78,6 +78,13 @@ def test_masks_at_the_edges_and_of_one_pixel(form: Any) -> None:
     assert masks[3] is None
 
 
+def test_a_mask_of_the_whole_input_is_one_of_the_whole_image() -> None:
+    bitmap = np.zeros((32, 32), bool)
+    bitmap[7:25] = True  # the rest is padding
+    (mask,) = masks_of_results(bitmap[None], (90, 160), "rle", 1.0, Counter())
+    assert drawn(mask, (90, 160)).all()
+
+
 @pytest.mark.parametrize("kind", [bool, "uint8", "float32"])
 def test_pixels_of_any_type(kind: Any) -> None:
     bitmap = blobs(1, (64, 64))

@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from edge.errors import ClosedError
+from edge.log import image_names
 from edge.log.adapters import from_ultralytics
 from edge.log.fitting import fitting
 from edge.log.logger import PredictionLogger
@@ -55,15 +57,16 @@ def results(*rows: list[float], path: Any = "/in/a.jpg", names: Any = NAMES, **p
     return ultralytics_results.Results(picture, path, names, **parts)
 
 
-def freed() -> Any:
+def freed(name: str = "boxes") -> Any:
     """Return results whose memory on a GPU is gone, so that each access to it fails."""
 
     class Freed:
         def __getattr__(self, name: str) -> Any:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    made = results(GOOD)
-    made.boxes.data = Freed()
+    made = results(GOOD, masks=torch.ones((1, 48, 64)))
+    part = getattr(made, name)
+    part.data = Freed()
     return made
 
 
@@ -91,6 +94,7 @@ CASES: dict[str, tuple[Callable[[], Any], int | None, dict[str, int]]] = {
     "a path that is not UTF-8": (lambda: results(GOOD, path="/in/\udcff.jpg"), 1, {}),
     "a long path": (lambda: results(GOOD, path="/in/" + 700 * "é" + ".jpg"), 1, {}),
     "a time that is NaN": (lambda: results(GOOD, speed={"inference": math.nan}), 1, {}),
+    "masks without memory": (lambda: freed("masks"), 1, {"mask": 1}),
     "masks of other objects": (lambda: masked(2), 2, {"mask": 2}),
     "masks without boxes": (lambda: results(masks=torch.ones((3, 48, 64))), 0, {"mask": 3}),
     "points of other objects": (
@@ -258,6 +262,14 @@ def test_each_image_has_a_name_of_its_own(
     names = [line["image_id"] for line in logged()]
     assert all(re.fullmatch(expected, name) for name in names)
     assert len(set(names)) == (3 if "@" in names[0] else 1)
+
+
+def test_names_of_one_microsecond_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime.now(UTC)
+    monkeypatch.setattr(image_names, "datetime", SimpleNamespace(now=lambda _: now))
+    names = [image_names.with_time("a") for _ in range(3)]
+    assert len(set(names)) == 3
+    assert names == sorted(names)
 
 
 def test_long_names_stay_apart() -> None:
