@@ -56,22 +56,6 @@ def text(name: str, value: object) -> None:
             raise wrong(name, "text without lone surrogates", value) from error
 
 
-def as_text(value: object) -> str:
-    r"""Return text that UTF-8 can encode: a byte of a file name that it cannot becomes `\xff`."""
-    text = value if isinstance(value, str) else str(value)
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        try:
-            data = text.encode(errors="surrogateescape")
-        except UnicodeEncodeError:  # a surrogate that stands for no byte
-            data = text.encode(errors="surrogatepass")
-        return data.decode(errors="backslashreplace")
-    return text
-
-
 def choice(choices: type[_E], name: str, value: str) -> _E:
     """Return the member of an enum with a value.
 

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.columns import Array
-from edge.fields import as_text
 from edge.geometry import Keypoint, Mask, RotatedBox
 from edge.records import Box, Detection, DetectionArrays
+from servicekit.names import readable
+
+
+def _text(name: object) -> str:
+    """Return a name as text that can be encoded."""
+    return name if isinstance(name, str) and name.isascii() else readable(str(name))
 
 
 class ModelNames(Mapping[int, str]):
@@ -20,7 +25,7 @@ class ModelNames(Mapping[int, str]):
 
     def __getitem__(self, class_id: int) -> str:
         try:
-            return as_text(self._names[class_id]) if class_id >= 0 else ""
+            return _text(self._names[class_id]) if class_id >= 0 else ""
         except LookupError:
             return ""
 
@@ -68,7 +73,7 @@ class ResultColumns:
             self.class_id,
             track_id=self.track_id,
             names=self.names,
-            class_name=None if names is None else [as_text(name) for name in names],
+            class_name=None if names is None else [_text(name) for name in names],
             rotated_boxes=self.rotated,
             keypoints=self.keypoints,
             masks=None if self.masks is None else self.masks(left_out),
@@ -110,7 +115,7 @@ class ResultColumns:
 
     def _name(self, row: int, class_id: int) -> str:
         if self.class_name is not None:
-            return as_text(self.class_name[row])
+            return _text(self.class_name[row])
         return "" if self.names is None else self.names[class_id]
 
     def _track(self, row: int, left_out: Counter[str]) -> int | None:

@@ -7,17 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from edge.detect.results import classes_of, columns_of
-from edge.fields import as_text
 from edge.geometry import MASK_TOLERANCE, MaskForm
 from edge.log.fitting import detections_of, fitting
-from edge.log.image_names import (
-    MAX_BYTES,
-    UNNAMED,
-    bounded,
-    name_of_image,
-    source_name,
-    with_time,
-)
+from edge.log.image_names import UNNAMED, name_of_image, source_name, with_time
+from edge.names import image_id_of, model_name_of
 from edge.records import Detection, Prediction
 
 if TYPE_CHECKING:
@@ -187,17 +180,16 @@ def _frame_name(predictor: "BasePredictor", path: str, frames: Counter[str]) -> 
     if mode == "video":
         number = frames[path]
         frames[path] += 1
-        suffix = f"#{number:06d}"
-        return bounded(source_name(as_text(path)), MAX_BYTES - len(suffix)) + suffix
+        return image_id_of(f"{Path(path).name}#{number:06d}")
     kind = predictor.source_type
     if mode == "stream" or ((kind.from_img or kind.tensor) and UNNAMED.fullmatch(path)):
         name = source_name(path)
         if mode == "stream" and name != Path(path).name:
             name += f" {predictor.dataset.sources.index(path)}"
-        return with_time(as_text(name))
+        return with_time(name)
     return None
 
 
 def name_of(model: "Model") -> str:
     """Return the name of an ultralytics model: the name of its file without the suffix."""
-    return Path(as_text(getattr(model, "model_name", None) or UNKNOWN_MODEL)).stem
+    return model_name_of(Path(str(getattr(model, "model_name", None) or UNKNOWN_MODEL)))

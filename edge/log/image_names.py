@@ -1,18 +1,14 @@
 """Names of images that ultralytics' results come from: each identifies one image."""
 
-import hashlib
 import os
 import re
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from edge.fields import as_text
+from edge.names import image_id_of
+from servicekit.addresses import url_scheme
 
-MAX_BYTES = 512
-"""Bytes of an image id at most; the server rejects a longer one."""
-_URL = re.compile(r"([A-Za-z][\w+.-]*?)(?:___|://)")
-"""Start of a URL. ultralytics writes `_` for `:` and `/`, so its credentials cannot be cut out."""
 UNNAMED = re.compile(r"image\d+\.jpg")
 """Path that ultralytics makes up for an array or a tensor. Those of files are absolute."""
 _SEVERAL = re.compile(
@@ -29,36 +25,24 @@ def name_of_image(path: object) -> str:
     The name of a file stands for one image. A path that several images have in common, or none,
     is followed by the time: `clip.mp4@2026-01-31T12:00:00.000000Z`.
     """
-    text = as_text(path or "")
+    text = str(path or "")
     if text.startswith("/") and text.endswith(_PICTURES):  # most; the rest costs microseconds
-        return bounded(text.rpartition("/")[2])
+        return image_id_of(text.rpartition("/")[2])
     name = source_name(text)
-    if not name or _SEVERAL.fullmatch(text) or _URL.match(text):
+    if not name or _SEVERAL.fullmatch(text) or url_scheme(text):
         return with_time(name)
-    return bounded(name)
+    return image_id_of(name)
 
 
 def source_name(path: str) -> str:
     """Return the name of a file; of a URL only its scheme, because it may contain credentials."""
-    url = _URL.match(path)
-    return f"{url[1]} stream" if url else Path(path).name
+    scheme = url_scheme(path)  # ultralytics writes `_` for `:` and `/`: no secret can be cut out
+    return f"{scheme} stream" if scheme else Path(path).name
 
 
 def with_time(name: str) -> str:
     """Return a name followed by the UTC time, which is later in each call of this process."""
-    time = f"@{_clock.next():%Y-%m-%dT%H:%M:%S.%fZ}"
-    return bounded(name or "image", MAX_BYTES - len(time)) + time
-
-
-def bounded(name: str, size: int = MAX_BYTES) -> str:
-    """Return a name of at most `size` bytes: a longer one keeps its end, after a hash of it all."""
-    if 4 * len(name) <= size:
-        return name
-    data = name.encode()
-    if len(data) <= size:
-        return name
-    digest = hashlib.sha256(data).hexdigest()[:16]
-    return f"{digest}~{data[17 - size :].decode(errors='ignore')}"
+    return image_id_of(f"{name or 'image'}@{_clock.next():%Y-%m-%dT%H:%M:%S.%fZ}")
 
 
 class _ImageClock:

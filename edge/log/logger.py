@@ -14,11 +14,11 @@ import grpc
 
 from edge.channel import Endpoint
 from edge.endpoints import ingest_endpoint
-from edge.fields import as_text
 from edge.geometry import MaskForm
 from edge.log import adapters, orphans, supervision_adapters
 from edge.log.pipeline import LoggerConfig, LogPipeline
 from edge.log.stats import LoggerStats
+from edge.names import model_name_of
 from edge.options import LogOptions, OnFull
 from edge.records import Prediction
 from edge.settings import EdgeSettings
@@ -143,7 +143,7 @@ class PredictionLogger:
             api_key_file=endpoint.api_key_file,
             on_full=settings.on_full,
             options=settings.log_options(),
-            model_name=settings.device_model_name or (as_text(model.stem) if model else None),
+            model_name=settings.device_model_name or (model_name_of(model) if model else None),
             model_version=settings.device_model_version,
         )
 
