@@ -1,7 +1,7 @@
 """Checks of the rules for rotated boxes, keypoints and masks, over columns.
 
 Pure. The rules and their bounds are those of `proto/sightline/types/v1/prediction.proto`. Columns
-without values cost nothing.
+without values are skipped.
 """
 
 import math
