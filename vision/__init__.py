@@ -22,6 +22,7 @@ from vision.images import (
 from vision.keypoints import COCO_KEYPOINTS
 from vision.layouts import Layout, detect_layout
 from vision.letterbox import Letterbox, letterbox_image
+from vision.mask_limits import fit_mask
 from vision.masks import (
     MaskFormat,
     PolygonMask,
@@ -80,6 +81,7 @@ __all__ = [
     "decode_yolov8",
     "detect_layout",
     "encode_rle",
+    "fit_mask",
     "inspect_image",
     "letterbox_image",
     "open_image",

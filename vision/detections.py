@@ -33,7 +33,7 @@ class Detections:
     class_id: NDArray[np.int64]
     rotated: NDArray[np.float32] | None = None
     keypoints: NDArray[np.float32] | None = None
-    masks: tuple[RleMask, ...] | tuple[PolygonMask, ...] | None = None
+    masks: tuple[RleMask | PolygonMask, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.confidence)

@@ -5,6 +5,7 @@ Therefore a mask exists within the box of its object only, and becomes run lengt
 once.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -58,6 +59,15 @@ class PolygonMask:
     """
 
     rings: tuple[NDArray[np.float32], ...]
+
+
+OnMask = Callable[[RleMask | PolygonMask], RleMask | PolygonMask]
+"""Function that is called with each mask when it is made, and returns the one to keep."""
+
+
+def keep_mask(mask: RleMask | PolygonMask) -> RleMask | PolygonMask:
+    """Return the mask: the default `OnMask`."""
+    return mask
 
 
 def check_mask_format(masks: MaskFormat) -> None:
@@ -157,6 +167,23 @@ def trace_polygons(
     largest_first = sorted(contours, key=cv2.contourArea, reverse=True)
     offset = np.array([left, top], dtype=np.float32)
     return PolygonMask(tuple(_simplify(cv2, each, tolerance) + offset for each in largest_first))
+
+
+def simplify_rings(
+    rings: Sequence[NDArray[np.float32]], tolerance: float
+) -> list[NDArray[np.float32]]:
+    """Return rings with fewer points, without those that are left with fewer than three.
+
+    Args:
+        rings: each ``[P, 2]``; see `PolygonMask`.
+        tolerance: greatest distance in pixels between a ring and the returned one.
+
+    Raises:
+        ModelError: ``MODEL_UNSUPPORTED``: OpenCV is not installed.
+    """
+    cv2 = _opencv()
+    simpler = (cv2.approxPolyDP(ring, tolerance, closed=True)[:, 0] for ring in rings)
+    return [ring for ring in simpler if len(ring) >= 3]
 
 
 @cache

@@ -12,7 +12,7 @@ from vision.errors import ModelError
 from vision.keypoints import choose_keypoint_names, choose_keypoint_shape
 from vision.layouts import Layout, detect_layout
 from vision.letterbox import Letterbox, letterbox_image
-from vision.masks import MaskFormat
+from vision.masks import MaskFormat, OnMask, keep_mask
 from vision.metadata import ModelMetadata, parse_metadata
 from vision.network import (
     OnnxNetwork,
@@ -29,6 +29,7 @@ YOLO_TASKS = ("detect", "segment", "pose", "obb")
 """Tasks of `OnnxYolo`."""
 
 _INPUT_BYTES = 3 * 4 + 2 * 3  # per pixel: input, scaled image, colour planes
+_MASK_BYTES = 4  # per pixel: the mask, and copies for run lengths or outlines
 _NOISE = 0  # seed of the picture that tells layouts apart
 
 
@@ -176,6 +177,7 @@ class OnnxYolo(OnnxNetwork):
         max_detections: int = 300,
         masks: MaskFormat = MaskFormat.OFF,
         tolerance: float = 1.0,
+        on_mask: OnMask = keep_mask,
     ) -> Detections:
         """Decode all outputs of one image, each without its batch axis, in the session's order.
 
@@ -194,7 +196,19 @@ class OnnxYolo(OnnxNetwork):
             prototypes=np.asarray(prototypes, dtype=np.float32) if wanted else None,
             masks=masks,
             tolerance=tolerance,
+            on_mask=on_mask,
         )
+
+    def masks_bytes(self, width: int, height: int) -> int:
+        """Return the bytes that `decode_outputs` allocates, at most, to make an image's masks.
+
+        They are made one after the other, each within the box of its object.
+
+        Args:
+            width: of the upright image in pixels.
+            height: of the upright image in pixels.
+        """
+        return 0 if self._prototypes is None else _MASK_BYTES * width * height
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Run a batch ``[N, 3, h, w]``, N >= 1, and return the output with the boxes ``[N, ...]``.

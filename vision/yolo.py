@@ -1,6 +1,6 @@
 """Decoding of a detector's output into objects, for each layout and each task."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,15 @@ from vision.detections import Detections
 from vision.errors import ModelError
 from vision.layouts import ROUNDING, Layout
 from vision.letterbox import Letterbox
-from vision.masks import MaskFormat, PolygonMask, RleMask, encode_rle, trace_polygons
+from vision.masks import (
+    MaskFormat,
+    OnMask,
+    PolygonMask,
+    RleMask,
+    encode_rle,
+    keep_mask,
+    trace_polygons,
+)
 from vision.prototypes import crop_masks
 from vision.rotated import hull, regularize
 from vision.suppress import suppress_boxes, suppress_rotated
@@ -65,6 +73,7 @@ def decode_output(
     prototypes: NDArray[np.float32] | None = None,
     masks: MaskFormat = MaskFormat.OFF,
     tolerance: float = 1.0,
+    on_mask: OnMask = keep_mask,
 ) -> Detections:
     """Decode one image's output in any layout, of any task.
 
@@ -80,6 +89,8 @@ def decode_output(
         prototypes: of a segmentation model, ``[C, h, w]``; needed for masks.
         masks: format of the masks; no effect on other tasks than ``segment``.
         tolerance: of polygons, in pixels; see `trace_polygons`.
+        on_mask: is called with each mask as soon as it is made, and returns the one to keep. What
+            it raises ends the decoding: thousands of masks of a large image take minutes.
 
     Raises:
         ModelError: ``MODEL_OUTPUT_INVALID``: NaN, infinity, a score above 1 or an unknown class in
@@ -103,7 +114,7 @@ def decode_output(
     if head.task == "segment" and masks is not MaskFormat.OFF:
         if prototypes is None:
             raise ValueError("prototypes must be given for masks, got None")
-        return _with_masks(_in_image(head, found, box), prototypes, box, masks, tolerance)
+        return _with_masks(_in_image(head, found, box), prototypes, box, masks, tolerance, on_mask)
     return _in_image(head, found, box)[0]
 
 
@@ -302,19 +313,20 @@ def _with_masks(
     box: Letterbox,
     masks: MaskFormat,
     tolerance: float,
+    on_mask: OnMask,
 ) -> Detections:
     """Return detections with a mask each; a mask may be empty."""
     detections, coefficients = found
-    rles: list[RleMask] = []
-    polygons: list[PolygonMask] = []
+    made: list[RleMask | PolygonMask] = []
     for crop in crop_masks(prototypes, coefficients, detections.xyxy, box):
         at = {"left": crop.left, "top": crop.top}
+        mask: RleMask | PolygonMask
         if masks is MaskFormat.RLE:
-            rles.append(encode_rle(crop.pixels, **at, width=box.width, height=box.height))
+            mask = encode_rle(crop.pixels, **at, width=box.width, height=box.height)
         else:
-            polygons.append(trace_polygons(crop.pixels, **at, tolerance=tolerance))
-    made = tuple(rles) if masks is MaskFormat.RLE else tuple(polygons)
-    return Detections(detections.xyxy, detections.confidence, detections.class_id, masks=made)
+            mask = trace_polygons(crop.pixels, **at, tolerance=tolerance)
+        made.append(on_mask(mask))
+    return replace(detections, masks=tuple(made))
 
 
 def _check_parameters(confidence: float, iou: float, max_detections: int) -> None:

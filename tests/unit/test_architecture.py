@@ -26,7 +26,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
         *("preprocess", "trial", "file_kinds", "model_files", "session_options", "classify"),
         *("external_data", "model_identity", "images", "metadata", "onnx_session"),
         *("masks", "detections", "prototypes", "rotated", "suppress", "keypoints", "layouts"),
-        *("yolo", "network", "onnx_classifier", "onnx_yolo", "__init__"),
+        *("mask_limits", "yolo", "network", "onnx_classifier", "onnx_yolo", "__init__"),
     ),
     "servicekit": (
         *(
