@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from servicekit.errors import SightlineError
-from vision import Classes, Detections, OpenedImage
+from vision import Classes, Detections, MaskFormat, OpenedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,10 @@ class Parameters:
     """Maximum number of detections per image, 1 to 10 000."""
     top_k: int | None = None
     """Maximum number of classes per image, 1 to 1000; no effect on detectors."""
+    mask_format: MaskFormat | None = None
+    """Form of the masks of a model that segments."""
+    polygon_tolerance: float | None = None
+    """Largest distance between a polygon and its mask's outline in pixels, 0 to 100."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from inference_service.domain import (
     CheckedImage,
     CheckedRequest,
     ImageContent,
-    ImagePrediction,
     RefusedImage,
     Timing,
 )
@@ -38,7 +37,7 @@ from inference_service.serving.admission import Share
 from inference_service.serving.loop_turns import LoopTurns
 from inference_service.serving.pixel_budget import PixelBudget
 from inference_service.serving.work import MemberResult, MemberWork
-from inference_service.serving.workers import Workers
+from inference_service.serving.workers import Workers, late
 from inference_service.stage_report import note_key, note_model, note_origin, note_stages
 from inference_service.telemetry import Telemetry
 from inference_service.validate import RequestLimits
@@ -49,6 +48,7 @@ T = TypeVar("T")
 _DEFAULT_PIXEL_BYTES = 1 << 29
 _CHECK_THREADS = cpus() + 1  # one thread may wait for the disk
 _FEW_IMAGES = 4  # checking them takes half a millisecond of the event loop
+_MARGIN = 1024  # bytes of a response beside its results, and of the error of an image
 INLINE_BYTES = 1024 * 1024
 """Size above which requests are checked in a thread, since the loop serves other calls."""
 
@@ -275,16 +275,34 @@ class InferencePipeline:
     ) -> tuple[list[inference_pb2.ImageResult], Timing]:
         """Run the model on the good images, and return the results of all images."""
         reserve = self.pixels.for_call(call.share.flow)
+
+        def require_time() -> None:
+            if self.clock() >= call.deadline:
+                raise late()
+
         work = [
-            ImageWork(model, image, checked_request.parameters, reserve)
+            answers.ResultWork(
+                ImageWork(
+                    model,
+                    image,
+                    checked_request.parameters,
+                    reserve,
+                    require_time,
+                    self.limits.max_response_bytes,
+                )
+            )
             for image in checked_request.images
             if isinstance(image, CheckedImage)
         ]
         ran = await self.run(call, model, work) if work else []
-        return _merge(checked_request, model, ran), self._timing(ran, call, checked)
+        results = _merge(checked_request, ran, self.limits.max_response_bytes)
+        return results, self._timing(ran, call, checked)
 
     def _timing(
-        self, ran: Sequence[MemberResult[ImagePrediction]], call: CallMetadata, checked: float
+        self,
+        ran: Sequence[MemberResult[inference_pb2.ImageResult]],
+        call: CallMetadata,
+        checked: float,
     ) -> Timing:
         return Timing(
             validate=checked - call.arrived,
@@ -312,19 +330,30 @@ def _may_change(checked_request: CheckedRequest) -> bool:
 
 
 def _merge(
-    checked_request: CheckedRequest, model: Model, ran: Sequence[MemberResult[ImagePrediction]]
+    checked_request: CheckedRequest,
+    ran: Sequence[MemberResult[inference_pb2.ImageResult]],
+    limit: int,
 ) -> list[inference_pb2.ImageResult]:
-    """Return one result per image of the request, in its order."""
+    """Return one result per image of the request, in its order.
+
+    Results that do not fit into a response of `limit` bytes become errors.
+    """
+    left = limit - _MARGIN * (1 + len(checked_request.images))
     outcomes = iter(ran)
     errors: list[SightlineError | None] = []
     results = []
     for image in checked_request.images:
         outcome = image.error if isinstance(image, RefusedImage) else next(outcomes).result
+        if not isinstance(outcome, SightlineError):
+            left -= (size := outcome.ByteSize())
+            if left < 0:
+                left += size
+                outcome = validate.result_too_large(image.index, limit)
         if isinstance(outcome, SightlineError):
             errors.append(outcome)
             results.append(answers.image_error(image.image_id, outcome))
         else:
             errors.append(None)
-            results.append(answers.image_result(image.image_id, outcome, model.network.names))
+            results.append(outcome)
     validate.refuse_if_all_bad(errors)
     return results

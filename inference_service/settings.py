@@ -123,6 +123,12 @@ class InferenceSettings(ServerSettings):
     max_image_pixels: int = Field(
         50_000_000, ge=1, le=2**31 - 1, description="largest image, width times height, pixels"
     )
+    max_response_bytes: int = Field(
+        4 * 1024 * 1024,
+        ge=1024 * 1024,
+        le=64 * 1024 * 1024,
+        description="largest response to one request, bytes; gRPC clients accept 4 MiB by default",
+    )
     idempotency_database: str = Field(
         "",
         description="SQLite file that stores responses for retries; empty: a temporary file that is"

@@ -20,17 +20,26 @@ from inference_service.domain import (
 )
 from inference_service.uploads.errors import ReferenceLostError, reference_unknown
 from servicekit.errors import Category, FieldViolation, SightlineError, invalid
-from vision import ImageError, ImageLimits, OpenedImage, open_image
+from vision import ImageError, ImageLimits, MaskFormat, OpenedImage, open_image
 
 MAX_IMAGE_ID_BYTES = 512
 MAX_MODEL_NAME_BYTES = 256
 MAX_DETECTIONS = 10_000
 MAX_TOP_K = 1000
+MAX_POLYGON_TOLERANCE = 100
+MAX_RESPONSE_BYTES = 4 * 1024 * 1024
+"""Default limit on a response: the largest message that a gRPC client accepts by default."""
 MAX_CONTEXT = 16
 MAX_CONTEXT_KEY_BYTES = 64
 MAX_CONTEXT_VALUE_BYTES = 256
 MAX_CLIENT_BYTES = 128
 _SHA256_BYTES = 32
+_MASK_FORMATS = {
+    inference_pb2.MASK_FORMAT_UNSPECIFIED: None,
+    inference_pb2.MASK_FORMAT_OFF: MaskFormat.OFF,
+    inference_pb2.MASK_FORMAT_POLYGON: MaskFormat.POLYGON,
+    inference_pb2.MASK_FORMAT_RLE: MaskFormat.RLE,
+}
 
 Resolve = Callable[[str], ImageContent]
 """Function that returns the image of a reference. It raises SightlineError: with category
@@ -42,6 +51,7 @@ class RequestLimits:
     """Limits on one request."""
 
     max_images: int = 16
+    max_response_bytes: int = MAX_RESPONSE_BYTES
     image: ImageLimits = field(default_factory=ImageLimits)
 
 
@@ -115,6 +125,22 @@ def bad_image(index: int, error: ImageError, field: str = "data") -> SightlineEr
         field: field that it came from, `data` or `reference`.
     """
     return invalid(f"images[{index}].{field}", f"is refused: {error.message}", reason=error.reason)
+
+
+def result_too_large(index: int, limit: int) -> SightlineError:
+    """Return the error for an image whose result does not fit into the response.
+
+    Args:
+        index: position in the request, from 0.
+        limit: on the response, bytes.
+    """
+    return invalid(
+        f"images[{index}]",
+        f"has a result that does not fit into a response of {limit} bytes: ask for fewer"
+        " detections, a larger polygon_tolerance, polygons instead of run lengths, or with fewer"
+        " images",
+        reason="RESULT_TOO_LARGE",
+    )
 
 
 def _check_entry(
@@ -204,7 +230,25 @@ def _parameters(message: inference_pb2.InferParameters) -> Parameters:
         iou=_optional_share(message, "iou_threshold"),
         max_detections=_optional_count(message, "max_detections", MAX_DETECTIONS),
         top_k=_optional_count(message, "top_k", MAX_TOP_K),
+        mask_format=_mask_format(message),
+        polygon_tolerance=_polygon_tolerance(message),
     )
+
+
+def _mask_format(message: inference_pb2.InferParameters) -> MaskFormat | None:
+    if message.mask_format not in _MASK_FORMATS:
+        allowed = "MASK_FORMAT_OFF, MASK_FORMAT_POLYGON or MASK_FORMAT_RLE"
+        raise invalid("parameters.mask_format", f"must be {allowed}, got {message.mask_format}")
+    return _MASK_FORMATS[message.mask_format]
+
+
+def _polygon_tolerance(message: inference_pb2.InferParameters) -> float | None:
+    name = "polygon_tolerance"
+    value = message.polygon_tolerance if name in _present(message) else None
+    if value is not None and not 0 <= value <= MAX_POLYGON_TOLERANCE:  # NaN is refused, too
+        rule = f"must be 0 to {MAX_POLYGON_TOLERANCE} pixels"
+        raise invalid(f"parameters.{name}", f"{rule}, got {value:g}")
+    return value
 
 
 def _optional_share(message: inference_pb2.InferParameters, name: str) -> float | None:

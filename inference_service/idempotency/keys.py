@@ -46,13 +46,18 @@ def fingerprint(request: CheckedRequest) -> bytes:
     """Return the fingerprint of a request: SHA-256 of model, version, parameters and images.
 
     Model and version are those of the request, so that a retry of a request for the default model
-    has the same fingerprint when the default changes.
+    has the same fingerprint when the default changes. Parameters that were added later count only
+    if they are set: the fingerprints of claims that an older version stored must stay valid.
     """
     parameters = request.parameters
+    masks = [parameters.mask_format, parameters.polygon_tolerance]
     return _hash(
         request.model_name,
         request.model_version,
-        [parameters.confidence, parameters.iou, parameters.max_detections, parameters.top_k],
+        [
+            *(parameters.confidence, parameters.iou, parameters.max_detections, parameters.top_k),
+            *(masks if masks != [None, None] else ()),
+        ],
         [[image.image_id, image.sha256.hex()] for image in request.images],
     )
 

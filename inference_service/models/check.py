@@ -2,8 +2,10 @@
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +13,11 @@ from numpy.typing import NDArray
 from inference_service.models.engine import Model
 from inference_service.models.loader import RepositoryError, Runtime, load_files
 from inference_service.models.model_spec import ModelSpecError
-from vision import Letterbox, ModelError, OnnxClassifier, OnnxYolo
+from vision import Letterbox, MaskFormat, ModelError, OnnxClassifier, OnnxYolo
 from vision.trial import trial_images
 
 _CANDIDATES = 100  # boxes of an image that are looked at, best first
+_MASKS = 10
 # Ultralytics' threshold for validation. Below it, half precision may overflow in boxes of a good
 # model that nobody gets to see.
 _CONFIDENCE = 0.001
@@ -37,7 +40,7 @@ class ModelDescription:
     """The properties of a model, found by loading and running it."""
 
     task: str
-    """`detect` or `classify`."""
+    """`detect`, `segment`, `pose`, `obb` or `classify`."""
     labels: tuple[str, ...]
     """Labels by class id."""
     input_width: int
@@ -51,6 +54,8 @@ class ModelDescription:
     temperature: float | None
     """Temperature of a classifier."""
     provider: str
+    keypoint_names: tuple[str, ...] | None
+    """Names of a pose model's keypoints in their order."""
     run_ms: float
     """Duration of a run of one image, median of those of the trial, ms."""
 
@@ -107,6 +112,7 @@ def describe(model: Model) -> ModelDescription:
         output=(network.scores if isinstance(network, OnnxClassifier) else network.layout).value,
         temperature=model.spec.temperature if classifies else None,
         provider=network.provider,
+        keypoint_names=getattr(network, "keypoint_names", ()) or None,
         run_ms=round(seconds * 1000, 3),
     )
 
@@ -122,18 +128,19 @@ def _try_out(model: Model) -> float:
     for image in trial_images(*network.input_size):
         batch, _ = network.prepare(image)
         started = time.perf_counter()
-        (output,) = network.run(batch)
+        outputs = [output[0] for output in network.session.run(batch)]
         times.append(time.perf_counter() - started)
         if isinstance(network, OnnxClassifier):
-            network.decode(output, temperature=model.spec.temperature, top_k=model.spec.top_k)
+            network.decode(outputs[0], temperature=model.spec.temperature, top_k=model.spec.top_k)
         else:
-            boxes.append(_all_boxes(network, output))
+            boxes.append(_all_boxes(network, outputs))
+            _make_masks(model, network, outputs)
     if boxes and not isinstance(network, OnnxClassifier):
         _check_boxes(np.concatenate(boxes), *network.input_size)
     return statistics.median(times)
 
 
-def _all_boxes(network: OnnxYolo, output: NDArray[np.float32]) -> NDArray[np.float32]:
+def _all_boxes(network: OnnxYolo, outputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     """Return the best boxes of an output in input pixels, also those with low scores.
 
     `decode` clips boxes to the image and leaves out those outside. It is given an image that
@@ -144,10 +151,26 @@ def _all_boxes(network: OnnxYolo, output: NDArray[np.float32]) -> NDArray[np.flo
     """
     height, width = network.input_size
     around = Letterbox(1.0, 1.0, -width, -height, 3 * width, 3 * height)
-    found = network.decode(
-        output, around, confidence=_CONFIDENCE, iou=1.0, max_detections=_CANDIDATES
+    found = network.decode_outputs(
+        outputs, around, confidence=_CONFIDENCE, iou=1.0, max_detections=_CANDIDATES
     )
     return found.xyxy - np.array([width, height] * 2, dtype=np.float32)
+
+
+def _make_masks(model: Model, network: OnnxYolo, outputs: Sequence[NDArray[Any]]) -> None:
+    """Make some masks of an output, if the model has masks.
+
+    Raises:
+        ModelError: ``MODEL_OUTPUT_INVALID``.
+    """
+    height, width = network.input_size
+    network.decode_outputs(
+        outputs,
+        Letterbox(1.0, 1.0, 0, 0, width, height),
+        confidence=_CONFIDENCE,
+        max_detections=_MASKS,
+        masks=MaskFormat(model.spec.thresholds.mask_format),
+    )
 
 
 def _check_boxes(xyxy: NDArray[np.float32], height: int, width: int) -> None:

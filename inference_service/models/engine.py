@@ -1,6 +1,8 @@
 """A loaded model, and the processing of one image with it: decode, run, decode the output."""
 
 import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,17 +15,21 @@ from inference_service.models.model_spec import ModelSpec
 from inference_service.serving.admission import Lane
 from inference_service.serving.pixel_budget import Reserve, reserve_none
 from inference_service.serving.work import Outputs
-from inference_service.validate import bad_image
+from inference_service.validate import MAX_RESPONSE_BYTES, bad_image, result_too_large
 from servicekit.errors import SightlineError, out_of_memory
 from vision import (
     Classes,
     Detections,
     ImageError,
     Letterbox,
+    MaskFormat,
     ModelError,
     OnnxClassifier,
     OnnxYolo,
     OpenedImage,
+    PolygonMask,
+    RleMask,
+    fit_mask,
 )
 
 logger = logging.getLogger(__name__)
@@ -99,9 +105,14 @@ class ImageWork:
     parameters: Parameters
     """Parameters of the request, which override the model's settings."""
     reserve: Reserve = reserve_none
+    require_time: Callable[[], None] = lambda: None
+    """Function that raises an error if no time is left. It is called after each mask."""
+    max_bytes: int = MAX_RESPONSE_BYTES
+    """Maximum size of all masks of the image."""
     rows: int = 1
     _size: tuple[int, int] = (0, 0)
     _box: Letterbox | None = None
+    _mask_bytes: int = 0
 
     @property
     def effort(self) -> int:
@@ -126,28 +137,57 @@ class ImageWork:
         """Decode the network's outputs for the image, each `[1, ...]`.
 
         Raises:
-            SightlineError: INTERNAL, `MODEL_OUTPUT_INVALID`: the output is invalid.
+            SightlineError: INTERNAL, `MODEL_OUTPUT_INVALID`: the output is invalid;
+                INVALID_ARGUMENT, `RESULT_TOO_LARGE`: its masks take too many bytes;
+                RESOURCE_EXHAUSTED, `TOO_MUCH_IN_FLIGHT`: no memory to make the masks; else see
+                `require_time`.
         """
         try:
-            return ImagePrediction(*self._size, self._decode(outputs[0][0]))
+            return ImagePrediction(*self._size, self._decode([output[0] for output in outputs]))
         except ModelError as error:
             raise self.model.failed(error) from error
 
-    def _decode(self, output: NDArray[Any]) -> Detections | Classes:
+    def _decode(self, outputs: Sequence[NDArray[Any]]) -> Detections | Classes:
         network, spec, parameters = self.model.network, self.model.spec, self.parameters
         if isinstance(network, OnnxClassifier):
             return network.decode(
-                output, temperature=spec.temperature, top_k=parameters.top_k or spec.top_k
+                outputs[0], temperature=spec.temperature, top_k=parameters.top_k or spec.top_k
             )
         if self._box is None:
             raise RuntimeError("finish was called before prepare")
         thresholds = spec.thresholds
-        return network.decode(
-            output,
-            self._box,
-            confidence=thresholds.confidence
-            if parameters.confidence is None
-            else parameters.confidence,
-            iou=thresholds.iou if parameters.iou is None else parameters.iou,
-            max_detections=parameters.max_detections or thresholds.max_detections,
-        )
+        masks = parameters.mask_format or MaskFormat(thresholds.mask_format)
+        pixels = 0 if masks is MaskFormat.OFF else network.masks_bytes(*self._size)
+        with self.reserve(pixels) if pixels else nullcontext():
+            return network.decode_outputs(
+                outputs,
+                self._box,
+                confidence=_chosen(parameters.confidence, thresholds.confidence),
+                iou=_chosen(parameters.iou, thresholds.iou),
+                max_detections=parameters.max_detections or thresholds.max_detections,
+                masks=masks,
+                tolerance=self._tolerance,
+                on_mask=self._keep,
+            )
+
+    @property
+    def _tolerance(self) -> float:
+        own = self.model.spec.thresholds.polygon_tolerance
+        return _chosen(self.parameters.polygon_tolerance, own)
+
+    def _keep(self, mask: RleMask | PolygonMask) -> RleMask | PolygonMask:
+        """Return a mask within the contract's limits, if all masks so far are within ours."""
+        self.require_time()
+        mask = fit_mask(mask, self._tolerance)
+        if isinstance(mask, RleMask):
+            self._mask_bytes += len(mask.counts)
+        else:
+            self._mask_bytes += sum(ring.nbytes for ring in mask.rings)
+        if self._mask_bytes > self.max_bytes:
+            raise result_too_large(self.image.index, self.max_bytes)
+        return mask
+
+
+def _chosen(value: float | None, own: float) -> float:
+    """Return a parameter of the request, or else the model's own setting."""
+    return own if value is None else value

@@ -14,11 +14,14 @@ from inference_service.models.model_spec import (
 )
 from inference_service.serving.admission import Lane
 from vision import (
+    YOLO_TASKS,
+    MaskFormat,
     ModelError,
     OnnxClassifier,
     OnnxSession,
     OnnxYolo,
     SessionOptions,
+    check_mask_format,
     parse_metadata,
 )
 from vision.session_options import CPU
@@ -97,14 +100,26 @@ def choose_lane(spec: ModelSpec, network: OnnxYolo | OnnxClassifier, runtime: Ru
 
 def _with_task(spec: ModelSpec, session: OnnxSession) -> ModelSpec:
     """Return the spec with the exporter's task, if `model.yaml` does not set one."""
-    if "task" in spec.model_fields_set or parse_metadata(session.metadata).task != "classify":
+    task = parse_metadata(session.metadata).task
+    if "task" in spec.model_fields_set or task not in _NETWORKS:
         return spec
-    return spec.model_copy(update={"task": "classify"})
+    return spec.model_copy(update={"task": task})
 
 
 def _make_detector(session: OnnxSession, spec: ModelSpec) -> OnnxYolo:
     size = (spec.input.height, spec.input.width) if spec.input else None
-    return OnnxYolo(session, spec.labels, task="detect", layout=spec.layout, input_size=size)
+    network = OnnxYolo(
+        session,
+        spec.labels,
+        task=spec.task,
+        layout=spec.layout,
+        input_size=size,
+        keypoint_shape=spec.keypoint_shape,
+        keypoint_names=spec.keypoint_names,
+    )
+    if spec.task == "segment":
+        check_mask_format(MaskFormat(spec.thresholds.mask_format))
+    return network
 
 
 def _make_classifier(session: OnnxSession, spec: ModelSpec) -> OnnxClassifier:
@@ -113,7 +128,7 @@ def _make_classifier(session: OnnxSession, spec: ModelSpec) -> OnnxClassifier:
 
 
 _NETWORKS: dict[str, Callable[[OnnxSession, ModelSpec], OnnxYolo | OnnxClassifier]] = {
-    "detect": _make_detector,
+    **dict.fromkeys(YOLO_TASKS, _make_detector),
     "classify": _make_classifier,
 }
 

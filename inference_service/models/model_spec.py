@@ -1,6 +1,6 @@
 """`model.yaml`: the owner's description of a model. The ONNX metadata supplies missing keys.
 
-    task: detect                  # or classify
+    task: detect                  # or segment, pose, obb, classify; default: the metadata's
     description: scratches, pits and stains on metal plates
     license: Apache-2.0
     labels: [scratch, pit, stain] # or a map of class id to label; default: the metadata's
@@ -8,9 +8,16 @@
     defect_labels: [scratch, pit, stain]  # labels that mark a part as defective
     batching: {max_size: 8, max_wait_ms: 2}  # default: the server's settings
 
-    thresholds: {confidence: 0.25, iou: 0.7, max_detections: 300}  # detect only
-    layout: yolov8                # detect only: or end_to_end, yolov5, rtdetr, rtdetr_scores;
+    thresholds:                   # not for classify; defaults for requests
+      confidence: 0.25
+      iou: 0.7
+      max_detections: 300
+      mask_format: polygon        # or rle (run lengths), off; segment only
+      polygon_tolerance: 1        # pixels; segment only
+    layout: yolov8                # not for classify: or end_to_end, yolov5, rtdetr, rtdetr_scores;
                                   # default: from the metadata, or else from a run on noise
+    keypoint_shape: [17, 3]       # pose only: number of keypoints, and 2 or 3 values of each
+    keypoint_names: [nose, ...]   # pose only; default: the metadata's, or else their numbers
 
     preprocess:                   # classify only, as the three keys below
       resize: 256                 # the shorter side; or {width: 256, height: 256}: exactly
@@ -28,7 +35,7 @@ Every key is optional, and so is the file.
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,9 +53,10 @@ from pydantic import (
 from vision import Interpolation, Layout, Preprocess, Scores
 from vision.model_files import read_regular_file
 
-_OF_TASK = {
-    "detect": ("thresholds", "layout"),
-    "classify": ("preprocess", "output", "temperature", "top_k"),
+_OF_TASKS = {
+    ("detect", "segment", "pose", "obb"): ("thresholds", "layout"),
+    ("pose",): ("keypoint_shape", "keypoint_names"),
+    ("classify",): ("preprocess", "output", "temperature", "top_k"),
 }
 _MAX_SIDE = 16_384  # pixels
 
@@ -87,6 +95,10 @@ class ModelThresholds(_Part):
     """Overlap above which boxes of one class are merged. No effect on end-to-end models."""
     max_detections: int = Field(default=300, ge=1, le=10_000)
     """Maximum number per image."""
+    mask_format: Literal["polygon", "rle", "off"] = "polygon"
+    """Form of the masks: polygons, COCO's run lengths, or none. Task segment only."""
+    polygon_tolerance: float = Field(default=1.0, ge=0, le=100)
+    """Largest distance between a polygon and its mask's outline, pixels. Task segment only."""
 
 
 _TAGS = ("<side>", "<size>")  # of the union's members, in pydantic's errors only
@@ -134,10 +146,13 @@ class Batching(_Part):
     """Maximum wait of the first row of a batch, ms; None: the server's setting."""
 
 
+ModelTaskName = Literal["detect", "segment", "pose", "obb", "classify"]
+
+
 class ModelSpec(_Part):
     """A `model.yaml`."""
 
-    task: Literal["detect", "classify"] = "detect"
+    task: ModelTaskName = "detect"
     description: str = ""
     license: str = ""
     """SPDX identifier; empty: not declared."""
@@ -146,9 +161,16 @@ class ModelSpec(_Part):
     input: InputSize | None = None
     """Size of the input; None: the model's."""
     thresholds: ModelThresholds = ModelThresholds()
-    """Detect only."""
+    """Not for classify."""
     layout: Annotated[Layout | None, Field(strict=False)] = None
-    """Detect only: the layout of the output; None: of the metadata, or found by a run on noise."""
+    """Not for classify: the layout of the output; None: of the metadata, or found by a run on
+    noise."""
+    keypoint_shape: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1000)], Literal[2, 3]] | None, Field(strict=False)
+    ] = None
+    """Pose only: number of keypoints, and values of each; None: those of the metadata."""
+    keypoint_names: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
+    """Pose only: a name for each keypoint; None: see `vision.keypoints`."""
     preprocess: PreprocessSpec | None = None
     """Classify only; None: the exporter's."""
     output: Literal["logits", "probabilities"] | None = None
@@ -200,7 +222,7 @@ def write_temperature(path: Path, value: float) -> None:
         text = content.decode()
         root = yaml.compose(text)
         if before.task != "classify" or not isinstance(root, yaml.MappingNode):
-            raise ModelSpecError(_misplaced(path, "temperature", "classify", before))
+            raise ModelSpecError(_misplaced(path, "temperature", ("classify",), before))
         changed = _with_temperature(text, root, _decimal(value)).encode()
         after = _parse(path, changed)
         if after != before.model_copy(update={"temperature": after.temperature}):
@@ -244,14 +266,15 @@ def _parse(path: Path, content: bytes) -> ModelSpec:
 
 
 def _check_task(path: Path, spec: ModelSpec) -> None:
-    for task, keys in _OF_TASK.items():
+    for tasks, keys in _OF_TASKS.items():
         misplaced = sorted(spec.model_fields_set.intersection(keys))
-        if misplaced and task != spec.task:
-            raise ModelSpecError(_misplaced(path, misplaced[0], task, spec))
+        if misplaced and spec.task not in tasks:
+            raise ModelSpecError(_misplaced(path, misplaced[0], tasks, spec))
 
 
-def _misplaced(path: Path, key: str, task: str, spec: ModelSpec) -> str:
-    return f"{path}: {key}: is allowed for task {task} only (the task is {spec.task})"
+def _misplaced(path: Path, key: str, tasks: Sequence[str], spec: ModelSpec) -> str:
+    allowed = f"task {tasks[0]}" if len(tasks) == 1 else f"tasks {', '.join(tasks)}"
+    return f"{path}: {key}: is allowed for {allowed} only (the task is {spec.task})"
 
 
 def _decimal(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Memory budget of decoded images, which bounds the memory that small files can use.
+"""Memory budget of decoded images and masks, which bounds the memory that small files can use.
 
 A file of 140 kB may contain 50 million pixels. An image is therefore decoded when its turn comes;
 its pixels count together with the requests in flight while they exist, and an image that does not
@@ -127,8 +127,8 @@ class PixelBudget:
         return SightlineError(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "TOO_MUCH_IN_FLIGHT",
-            f"the server has no memory for the {size // _MIB} MiB that decoding an image takes: the"
-            f" limit is {bound}",
+            f"the server has no memory for the {size // _MIB} MiB that the pixels of an image take:"
+            f" the limit is {bound}",
             quotas=[QuotaViolation("server", bound)],
             retry_after=_RETRY_SECONDS,
         )

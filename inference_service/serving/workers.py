@@ -361,7 +361,7 @@ class Workers:
             self._listener.expired(member.place)
             now = self._clock()
             over = member.started or now >= member.ticket.deadline
-            _fail(member, _late() if over else displaced(retry_after))
+            _fail(member, late() if over else displaced(retry_after))
 
     def _expire_all(self, dispatch: Dispatch) -> None:
         for ticket in dispatch.late:
@@ -408,7 +408,8 @@ def _fail(member: _Member, error: BaseException) -> None:
             other.cancel()
 
 
-def _late() -> SightlineError:
+def late() -> SightlineError:
+    """Return the error for a call whose deadline passes before its answer is ready."""
     return SightlineError(
         grpc.StatusCode.DEADLINE_EXCEEDED,
         "DEADLINE_EXCEEDED",

@@ -261,6 +261,7 @@ def _served(address: str, timeout: float) -> list[dict[str, Any]]:
             "provider": model.provider,
             "default_version": model.default_version,
             "default_model": model.default_model,
+            "keypoint_names": list(model.keypoint_names),
         }
         for model in answer.models
     ]

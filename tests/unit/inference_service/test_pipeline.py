@@ -16,19 +16,21 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
 from inference_service import validate
 from inference_service.device import DeviceCheck
+from inference_service.domain import CheckedImage, CheckedRequest, Parameters
 from inference_service.idempotency.single_flight import SingleFlight
 from inference_service.idempotency.sqlite_store import SqliteStore
 from inference_service.models.engine import Model
 from inference_service.models.loader import Runtime, load_model
 from inference_service.models.repository import Models
-from inference_service.pipeline import INLINE_BYTES, CallMetadata, InferencePipeline
+from inference_service.pipeline import INLINE_BYTES, CallMetadata, InferencePipeline, _merge
 from inference_service.serving.admission import Admission, Lane, Share
+from inference_service.serving.work import MemberResult
 from inference_service.serving.workers import Workers
 from inference_service.telemetry import Telemetry
 from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
-from vision import ModelError, OnnxSession
+from vision import ModelError, OnnxSession, open_image
 
 RED = picture()
 
@@ -279,3 +281,27 @@ async def test_a_model_that_is_not_loaded_yet_does_not_use_up_the_key(
     assert (await refusal(pipeline, RED, key=key)).reason == "MODEL_NOT_FOUND"
     pipeline.models = loaded
     assert (await ask(pipeline, RED, key=key)).results[0].detections
+
+
+def result_of(size: int) -> MemberResult[inference_pb2.ImageResult]:
+    return MemberResult(inference_pb2.ImageResult(image_id="x" * size), 0.0)
+
+
+def test_results_beyond_the_response_become_errors_and_the_others_stay() -> None:
+    images = tuple(CheckedImage(at, f"i{at}", open_image(RED), b"") for at in range(3))
+    request = CheckedRequest("", "", Parameters(), images)
+    ran = [result_of(6000), result_of(6000), result_of(1000)]
+    first, second, third = _merge(request, ran, 12_000)
+    assert (len(first.image_id), len(third.image_id)) == (6000, 1000)
+    assert (second.image_id, second.error.code) == ("i1", 3)
+    assert second.error.reason == "RESULT_TOO_LARGE"
+    assert not _merge(request, ran, 20_000)[1].HasField("error")
+    with pytest.raises(SightlineError) as caught:
+        _merge(request, [result_of(9000)] * 3, 12_000)
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.reason == "RESULT_TOO_LARGE"
+    assert [violation.field for violation in caught.value.violations] == [
+        "images[0]",
+        "images[1]",
+        "images[2]",
+    ]

@@ -23,7 +23,7 @@ from inference_service.uploads.errors import reference_gone, store_down
 from inference_service.validate import RequestLimits, check, refuse_if_all_bad, resolve_none
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.tiny_onnx import bomb, picture
-from vision import ImageLimits, open_image
+from vision import ImageLimits, MaskFormat, open_image
 
 RED = picture()
 LIMITS = RequestLimits()
@@ -82,6 +82,7 @@ PARAMETERS: list[tuple[str, list[float], list[float]]] = [
     ("iou_threshold", [0.0, 0.5, 1.0], [-0.01, 1.01, math.nan, math.inf, -math.inf]),
     ("max_detections", [1, 10_000], [0, -1, 10_001]),
     ("top_k", [1, 1000], [0, -1, 1001]),
+    ("polygon_tolerance", [0.0, 0.5, 100.0], [-0.01, 100.01, math.nan, math.inf, -math.inf]),
 ]
 
 
@@ -90,9 +91,32 @@ def test_parameters_within_their_bounds(name: str, value: float) -> None:
     parameters_message = inference_pb2.InferParameters(**{name: value})  # type: ignore[arg-type]
     parameters = check(ask(image(), parameters=parameters_message), LIMITS).parameters
     values = [parameters.confidence, parameters.iou, parameters.max_detections, parameters.top_k]
+    values.append(parameters.polygon_tolerance)
     at = [row[0] for row in PARAMETERS].index(name)
     assert values[at] == value
-    assert values[:at] + values[at + 1 :] == [None] * 3
+    assert values[:at] + values[at + 1 :] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, None),
+        (1, MaskFormat.OFF),
+        (2, MaskFormat.POLYGON),
+        (3, MaskFormat.RLE),
+    ],
+)
+def test_formats_of_masks(value: int, expected: MaskFormat | None) -> None:
+    message = inference_pb2.InferParameters(mask_format=value)  # type: ignore[arg-type]
+    assert check(ask(image(), parameters=message), LIMITS).parameters.mask_format == expected
+
+
+@pytest.mark.parametrize("value", [4, -1, 2**31 - 1])
+def test_a_format_of_masks_that_does_not_exist_is_named(value: int) -> None:
+    message = inference_pb2.InferParameters(mask_format=value)  # type: ignore[arg-type]
+    error = refusal(ask(image(), parameters=message))
+    assert fields(error) == ["parameters.mask_format"]
+    assert f"MASK_FORMAT_RLE, got {value}" in error.message
 
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n, _, bad in PARAMETERS for v in bad])

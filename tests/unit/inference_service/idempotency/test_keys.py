@@ -10,7 +10,7 @@ from inference_service.domain import CheckedImage, CheckedRequest, Parameters, R
 from inference_service.idempotency.keys import fingerprint, read_key
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.tiny_onnx import picture
-from vision import open_image
+from vision import MaskFormat, open_image
 
 KEY = "123e4567-e89b-42d3-a456-426614174000"
 OPENED = open_image(picture())
@@ -83,6 +83,8 @@ def test_one_key_only() -> None:
         replace(QUESTION, parameters=Parameters(iou=0.5)),
         replace(QUESTION, parameters=Parameters(max_detections=5)),
         replace(QUESTION, parameters=Parameters(top_k=5)),
+        replace(QUESTION, parameters=Parameters(mask_format=MaskFormat.POLYGON)),
+        replace(QUESTION, parameters=Parameters(polygon_tolerance=0.0)),
         replace(QUESTION, images=(A,)),
         replace(QUESTION, images=(B, A)),
         replace(QUESTION, images=(A, replace(B, sha256=b"\x03" * 32))),
@@ -91,6 +93,30 @@ def test_one_key_only() -> None:
 )
 def test_every_part_of_a_request_is_in_its_fingerprint(other: CheckedRequest) -> None:
     assert fingerprint(other) != fingerprint(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "stored"),
+    [
+        (Parameters(), "46911835b00be7e8277aa9a613bb2cb476f882cbfdb634090ba9fd2a9eafecbd"),
+        (
+            Parameters(0.25, 0.5, 10, 3),
+            "0d777c3e5a824fdb19c75c40e75db29e9e75e9619fa4be29b13a787617b37b66",
+        ),
+    ],
+)
+def test_claims_of_a_version_without_masks_stay_valid(parameters: Parameters, stored: str) -> None:
+    assert fingerprint(replace(QUESTION, parameters=parameters)).hex() == stored
+
+
+def test_parameters_of_masks_do_not_run_into_each_other() -> None:
+    masks = [
+        Parameters(mask_format=MaskFormat.RLE),
+        Parameters(mask_format=MaskFormat.RLE, polygon_tolerance=1.0),
+        Parameters(mask_format=MaskFormat.OFF, polygon_tolerance=1.0),
+        Parameters(polygon_tolerance=1.0),
+    ]
+    assert len({fingerprint(replace(QUESTION, parameters=each)) for each in masks}) == 4
 
 
 def test_the_same_request_has_the_same_fingerprint() -> None:
