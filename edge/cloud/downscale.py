@@ -4,13 +4,15 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from edge.cloud.scaled_masks import enlarged_mask
 from edge.cloud.types import ImageAnswer, ModelHint, ModelInfo, ModelTask
 from edge.detect.base import Image
 from edge.detect.images import pixels, size_of
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
-from edge.records import Box, Detection
+from edge.records import Box, Detection, RotatedBox
 from servicekit.errors import SightlineError
 
+_FITTED = (ModelTask.DETECT, ModelTask.SEGMENT, ModelTask.POSE, ModelTask.OBB)
 QUALITY = 95
 """JPEG quality of downscaled images."""
 LARGEST = (4096, 4096)
@@ -38,7 +40,11 @@ class Scale:
     down: float
 
     def restored(self, answer: ImageAnswer) -> ImageAnswer:
-        """Return the answer with its boxes and sizes in pixels of the original."""
+        """Return the answer with all its positions and sizes in pixels of the original.
+
+        Raises:
+            ValueError: the run lengths of a mask are invalid.
+        """
         if answer.error is not None:
             return answer
         return replace(
@@ -49,17 +55,38 @@ class Scale:
         )
 
     def _restored(self, detection: Detection) -> Detection:
-        if detection.box is None:
-            return detection
-        box = detection.box
+        box, rotated, mask = detection.box, detection.rotated_box, detection.mask
+        size, gain = (self.width, self.height), (self.across, self.down)
         return replace(
             detection,
-            box=Box(
-                min(box.x_min * self.across, float(self.width)),
-                min(box.y_min * self.down, float(self.height)),
-                min(box.x_max * self.across, float(self.width)),
-                min(box.y_max * self.down, float(self.height)),
+            box=None if box is None else self._box(box),
+            rotated_box=None if rotated is None else self._rotated_box(rotated),
+            keypoints=tuple(
+                replace(point, x=point.x * self.across, y=point.y * self.down)
+                for point in detection.keypoints
             ),
+            mask=None if mask is None else enlarged_mask(mask, size, gain),
+        )
+
+    def _box(self, box: Box) -> Box:
+        return Box(
+            min(box.x_min * self.across, float(self.width)),
+            min(box.y_min * self.down, float(self.height)),
+            min(box.x_max * self.across, float(self.width)),
+            min(box.y_max * self.down, float(self.height)),
+        )
+
+    def _rotated_box(self, box: RotatedBox) -> RotatedBox:
+        """Return the box with its angle, as the service does for an image of the full size.
+
+        `across` and `down` differ by rounding only.
+        """
+        return replace(
+            box,
+            center_x=box.center_x * self.across,
+            center_y=box.center_y * self.down,
+            width=box.width * self.across,
+            height=box.height * self.down,
         )
 
 
@@ -141,7 +168,7 @@ def model_inputs(models: tuple[ModelInfo, ...]) -> Mapping[ModelHint, ModelInput
     for model in models:
         exact = ModelHint(model.name, model.version)
         size = (model.input_width, model.input_height)
-        fits = model.task is ModelTask.DETECT and all(size)
+        fits = model.task in _FITTED and all(size)
         inputs[exact] = ModelInput(exact, size if fits else None)
         if model.default_version:
             inputs[ModelHint(model.name, "")] = inputs[exact]

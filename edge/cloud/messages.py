@@ -7,11 +7,13 @@ import hashlib
 import platform
 import re
 import uuid
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
 
+import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
@@ -32,7 +34,7 @@ from edge.cloud.types import (
 from edge.detect.base import Image
 from edge.detect.images import ArrayFormat, encode, for_service, pixels
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
-from edge.records import Box, Detection
+from edge.records import Box, Detection, Keypoint, Mask, RotatedBox
 from servicekit.distribution import version
 from servicekit.errors import SightlineError, from_status, invalid
 
@@ -48,6 +50,15 @@ _MAX_CONTEXT_VALUE_BYTES = 256
 _TASKS = {
     inference_pb2.MODEL_TASK_DETECT: ModelTask.DETECT,
     inference_pb2.MODEL_TASK_CLASSIFY: ModelTask.CLASSIFY,
+    inference_pb2.MODEL_TASK_SEGMENT: ModelTask.SEGMENT,
+    inference_pb2.MODEL_TASK_POSE: ModelTask.POSE,
+    inference_pb2.MODEL_TASK_OBB: ModelTask.OBB,
+}
+_MASK_FORMATS: Mapping[str | None, "inference_pb2.MaskFormat.ValueType | None"] = {
+    None: None,
+    "off": inference_pb2.MASK_FORMAT_OFF,
+    "polygon": inference_pb2.MASK_FORMAT_POLYGON,
+    "rle": inference_pb2.MASK_FORMAT_RLE,
 }
 
 
@@ -104,6 +115,9 @@ def prepare(
         saved += less
         if scale is not None:
             scales[index] = scale
+    if scales and request.parameters.HasField("polygon_tolerance"):  # in pixels of the originals
+        largest = max(max(scale.across, scale.down) for scale in scales.values())
+        request.parameters.polygon_tolerance /= largest
     return InferCall(request, tuple(files), metadata, scales, saved)
 
 
@@ -158,13 +172,22 @@ def parse_answer(
     trailing: Iterable[tuple[str, str | bytes]],
     call: InferCall,
 ) -> InferAnswer:
-    """Return the service's answer to a call, with boxes in pixels of the original images."""
-    results = tuple(_image_answer(result) for result in response.results)
+    """Return the service's answer to a call, in pixels of the original images.
+
+    Raises:
+        SightlineError: DATA_LOSS, `ANSWER_INVALID`: a result breaks a rule of the contract.
+    """
+    results = []
+    for index, result in enumerate(response.results):
+        try:
+            image = _image_answer(result)
+            if index in call.scales:
+                image = call.scales[index].restored(image)
+            results.append(image)
+        except ValueError as error:
+            raise _invalid_answer(index, error) from error
     return InferAnswer(
-        results=tuple(
-            call.scales[index].restored(result) if index in call.scales else result
-            for index, result in enumerate(results)
-        ),
+        results=tuple(results),
         model_name=response.model_name,
         model_version=response.model_version,
         timing=_timing(response.timing),
@@ -187,6 +210,7 @@ def parse_models(response: inference_service_pb2.ListModelsResponse) -> tuple[Mo
             provider=model.provider,
             default_version=model.default_version,
             default_model=model.default_model,
+            keypoint_names=tuple(model.keypoint_names),
         )
         for model in response.models
     )
@@ -257,11 +281,17 @@ def _parameters(parameters: InferParameters) -> inference_pb2.InferParameters:
     _check("iou_threshold", parameters.iou_threshold, 0, 1)
     _check("max_detections", parameters.max_detections, 1, 10_000)
     _check("top_k", parameters.top_k, 1, 1000)
+    _check("polygon_tolerance", parameters.polygon_tolerance, 0, 100)
+    if parameters.mask_format not in _MASK_FORMATS:
+        allowed = "polygon, rle, off or None"
+        raise invalid("parameters.mask_format", f"must be {allowed}, got {parameters.mask_format}")
     return inference_pb2.InferParameters(
         confidence_threshold=parameters.confidence_threshold,
         iou_threshold=parameters.iou_threshold,
         max_detections=parameters.max_detections,
         top_k=parameters.top_k,
+        mask_format=_MASK_FORMATS[parameters.mask_format],
+        polygon_tolerance=parameters.polygon_tolerance,
     )
 
 
@@ -308,6 +338,29 @@ def _detection(message: prediction_pb2.Detection) -> Detection:
         confidence=message.confidence,
         box=Box(box.x_min, box.y_min, box.x_max, box.y_max) if message.HasField("box") else None,
         track_id=message.track_id if message.HasField("track_id") else None,
+        rotated_box=_rotated_box(message.rotated_box) if message.HasField("rotated_box") else None,
+        keypoints=tuple(
+            Keypoint(p.x, p.y, p.confidence if p.HasField("confidence") else None)
+            for p in message.keypoints
+        ),
+        mask=_mask(message.mask) if message.HasField("mask") else None,
+    )
+
+
+def _rotated_box(box: prediction_pb2.RotatedBox) -> RotatedBox:
+    return RotatedBox(box.center_x, box.center_y, box.width, box.height, box.angle)
+
+
+def _mask(mask: prediction_pb2.Mask) -> Mask:
+    polygons = [array("f", polygon.points) for polygon in mask.polygons]
+    return Mask(polygons, mask.rle, mask.width, mask.height)
+
+
+def _invalid_answer(index: int, error: ValueError) -> SightlineError:
+    return SightlineError(
+        grpc.StatusCode.DATA_LOSS,
+        "ANSWER_INVALID",
+        f"the service's result for images[{index}] breaks a rule: {error}",
     )
 
 

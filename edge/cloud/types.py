@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from edge.records import Detection
 from servicekit.errors import SightlineError
@@ -53,6 +54,11 @@ class InferParameters:
     """Maximum number of detections per image, 1 to 10 000."""
     top_k: int | None = None
     """Maximum number of classes per image (classification), 1 to 1000."""
+    mask_format: Literal["polygon", "rle", "off"] | None = None
+    """Form of the masks (task segment): polygons, COCO's run lengths, or no masks."""
+    polygon_tolerance: float | None = None
+    """Largest distance between a polygon and the outline of its mask in pixels, 0 to 100. None:
+    the model's own, in pixels of the image that is sent, which may be downscaled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ class ImageAnswer:
     image_height: int
     """Height of the upright image in pixels. 0: the image could not be decoded."""
     detections: tuple[Detection, ...] = ()
-    """Most confident first (task detect)."""
+    """Most confident first (tasks detect, segment, pose and obb)."""
     classes: tuple[ClassScore, ...] = ()
     """Most probable first (task classify)."""
     error: SightlineError | None = None
@@ -149,6 +155,9 @@ class ModelTask(StrEnum):
     UNSPECIFIED = "unspecified"
     DETECT = "detect"
     CLASSIFY = "classify"
+    SEGMENT = "segment"
+    POSE = "pose"
+    OBB = "obb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +179,5 @@ class ModelInfo:
     """True if requests that name no version use this version."""
     default_model: bool
     """True if requests that name no model use this model."""
+    keypoint_names: tuple[str, ...] = ()
+    """Names of the keypoints in their order (task pose). Empty: none, or not named."""

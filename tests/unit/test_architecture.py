@@ -85,6 +85,7 @@ ONLY_IN = {
 }
 CORES = (
     "edge/cloud/downscale.py",
+    "edge/cloud/scaled_masks.py",
     "edge/decide/core.py",
     "edge/decide/events.py",
     "edge/decide/labels.py",

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from sightline.inference.v1 import inference_pb2
+from sightline.types.v1 import prediction_pb2
 
 from edge.channel import Endpoint
 from edge.cloud.aio_client import AsyncInferenceClient
@@ -22,7 +23,7 @@ from edge.cloud.client import InferenceClient
 from edge.cloud.messages import prepare
 from edge.cloud.pending import PendingAnswer
 from edge.cloud.types import ClassScore, InferAnswer, InferParameters, ModelHint, ModelTask
-from edge.records import Box, Detection
+from edge.records import Box, Detection, Keypoint, Mask, RotatedBox
 from servicekit.distribution import version
 from servicekit.errors import Category, FieldViolation, SightlineError, invalid
 from tests.fakes.inference import Hang, Refuse, Reply, serving
@@ -224,6 +225,18 @@ def test_nobody_listening_is_unavailable(client_class: Any) -> None:
         ({"parameters": InferParameters(max_detections=0)}, "parameters.max_detections"),
         ({"parameters": InferParameters(max_detections=10_001)}, "parameters.max_detections"),
         ({"parameters": InferParameters(top_k=1001)}, "parameters.top_k"),
+        (
+            {"parameters": InferParameters(polygon_tolerance=100.1)},
+            "parameters.polygon_tolerance",
+        ),
+        (
+            {"parameters": InferParameters(polygon_tolerance=float("nan"))},
+            "parameters.polygon_tolerance",
+        ),
+        (
+            {"parameters": InferParameters(mask_format="bitmap")},  # type: ignore[arg-type]
+            "parameters.mask_format",
+        ),
         ({"timeout": 0.0}, "timeout"),
         ({"timeout": float("nan")}, "timeout"),
         ({"timeout": 3601.0}, "timeout"),
@@ -254,11 +267,84 @@ def test_a_bad_request_is_refused_by_name_before_anything_is_sent(
 def test_bounds_themselves_are_allowed() -> None:
     with serving(Reply()) as fake, InferenceClient(fake.target) as client:
         for parameters in (
-            InferParameters(0.0, 0.0, 1, 1),
-            InferParameters(1.0, 1.0, 10_000, 1000),
+            InferParameters(0.0, 0.0, 1, 1, "off", 0.0),
+            InferParameters(1.0, 1.0, 10_000, 1000, "rle", 100.0),
         ):
             client.infer([b"picture"], parameters=parameters)
-    assert len(fake.seen) == 2
+    first, second = (seen.request.parameters for seen in fake.seen)
+    assert (first.mask_format, second.mask_format) == (1, 3)
+    assert (first.polygon_tolerance, second.polygon_tolerance) == (0.0, 100.0)
+    assert first.HasField("polygon_tolerance")
+
+
+def answered(*detections: prediction_pb2.Detection) -> Reply:
+    return Reply(
+        [inference_pb2.ImageResult(image_width=64, image_height=48, detections=detections)]
+    )
+
+
+def test_every_part_of_a_detection_is_read(client_class: Any) -> None:
+    rle = prediction_pb2.Mask(width=4, height=2, rle="2113")
+    outlines = prediction_pb2.Mask(polygons=[prediction_pb2.Polygon(points=[1, 2, 3, 2, 3, 4.5])])
+    points = [
+        prediction_pb2.Keypoint(x=-1, y=2, confidence=0),
+        prediction_pb2.Keypoint(x=3, y=4.5),
+    ]
+    turned = prediction_pb2.RotatedBox(center_x=1, center_y=2, width=3, height=4, angle=0.5)
+    reply = answered(
+        prediction_pb2.Detection(confidence=0.5, mask=rle, keypoints=points),
+        prediction_pb2.Detection(confidence=0.25, mask=outlines, rotated_box=turned),
+    )
+    with serving(reply) as fake:
+        (result,) = client_class(fake.target).infer([b"picture"]).results
+    assert result.detections == (
+        Detection(
+            0,
+            "",
+            0.5,
+            mask=Mask(rle="2113", width=4, height=2),
+            keypoints=(Keypoint(-1, 2, 0.0), Keypoint(3, 4.5)),
+        ),
+        Detection(
+            0,
+            "",
+            0.25,
+            mask=Mask(polygons=[[(1, 2), (3, 2), (3, 4.5)]]),
+            rotated_box=RotatedBox(1, 2, 3, 4, 0.5),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        prediction_pb2.Mask(),
+        prediction_pb2.Mask(rle="11", polygons=[prediction_pb2.Polygon(points=[1, 2] * 3)]),
+        prediction_pb2.Mask(polygons=[prediction_pb2.Polygon(points=[1, 2, 3])]),
+        prediction_pb2.Mask(polygons=[prediction_pb2.Polygon(points=[1, float("nan")] * 3)]),
+    ],
+)
+def test_an_answer_that_breaks_a_rule_is_an_error_of_the_service(
+    client_class: Any, mask: prediction_pb2.Mask
+) -> None:
+    reply = answered(prediction_pb2.Detection(confidence=0.5, mask=mask))
+    with serving(reply) as fake, pytest.raises(SightlineError) as caught:
+        client_class(fake.target).infer([b"picture"])
+    assert caught.value.code is grpc.StatusCode.DATA_LOSS
+    assert caught.value.reason == "ANSWER_INVALID"
+    assert "images[0]" in caught.value.message
+
+
+def test_models_have_their_task_and_their_keypoints(client_class: Any) -> None:
+    listed = [
+        inference_pb2.ModelInfo(name=name, task=task, keypoint_names=["tip"] * (name == "pose"))  # type: ignore[arg-type]
+        for name, task in [("segment", 3), ("pose", 4), ("obb", 5), ("later", 99)]
+    ]
+    with serving(Reply()) as fake:
+        fake.models = listed
+        models = client_class(fake.target).list_models()
+    assert [model.task for model in models] == ["segment", "pose", "obb", "unspecified"]
+    assert [model.keypoint_names for model in models] == [(), ("tip",), (), ()]
 
 
 def test_after_an_outage_the_next_connection_is_tried_inside_a_budget(

@@ -102,6 +102,10 @@ def test_inputs_are_known_by_every_hint_that_means_the_model() -> None:
             model(version="2", size=(640, 640), default_version=False),
             model("other", "1", size=(512, 512), default_model=False),
             model("classes", "1", ModelTask.CLASSIFY, default_model=False),
+            *(
+                model(task.value, "1", task, default_version=False, default_model=False)
+                for task in (ModelTask.SEGMENT, ModelTask.POSE, ModelTask.OBB)
+            ),
             model("free", "1", size=(0, 0), default_model=False),
         )
     )
@@ -114,6 +118,9 @@ def test_inputs_are_known_by_every_hint_that_means_the_model() -> None:
         ModelHint("other", ""): (512, 512),
         ModelHint("classes", "1"): None,
         ModelHint("classes", ""): None,
+        ModelHint("segment", "1"): (320, 256),
+        ModelHint("pose", "1"): (320, 256),
+        ModelHint("obb", "1"): (320, 256),
         ModelHint("free", "1"): None,
         ModelHint("free", ""): None,
     }
