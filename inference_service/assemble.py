@@ -155,7 +155,7 @@ def _limits(settings: InferenceSettings) -> RequestLimits:
             settings.max_image_pixels,
         )
     image = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=pixels)
-    return RequestLimits(settings.max_images, settings.max_response_bytes, image)
+    return RequestLimits(settings.max_images, image, settings.max_response_bytes)
 
 
 def _repository(

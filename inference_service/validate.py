@@ -51,8 +51,8 @@ class RequestLimits:
     """Limits on one request."""
 
     max_images: int = 16
-    max_response_bytes: int = MAX_RESPONSE_BYTES
     image: ImageLimits = field(default_factory=ImageLimits)
+    max_response_bytes: int = MAX_RESPONSE_BYTES
 
 
 def resolve_none(_reference: str) -> ImageContent:
