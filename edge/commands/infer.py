@@ -1,6 +1,8 @@
 """The command `infer`: sends images to the inference service and prints the answers."""
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +19,7 @@ from edge.commands.options import InferenceTarget, notes, settings_with
 from edge.detect.limits import DeviceImageLimits
 from edge.endpoints import inference_endpoint
 from edge.names import image_id_of
+from edge.records import Detection
 from edge.settings import EdgeSettings
 from servicekit.distribution import install_hint
 from servicekit.errors import Category, SightlineError
@@ -151,7 +154,7 @@ def _show(answer: InferAnswer, saved: Path | None, *, as_json: bool) -> None:
     if as_json:
         model = {"model_name": answer.model_name, "model_version": answer.model_version}
         copy = {"saved": readable(saved)} if saved else {}
-        typer.echo(json.dumps({**model, **_plain(image), **copy}))
+        typer.echo(json.dumps({**model, **_plain(image), **copy}, default=list))
         return
     title = f"{image.image_id}: {answer.model_name} {answer.model_version}"
     console = Console()
@@ -161,15 +164,47 @@ def _show(answer: InferAnswer, saved: Path | None, *, as_json: bool) -> None:
 
 
 def _detections(image: ImageAnswer, title: str) -> Table:
+    shown = {name: form for name, form in _MORE.items() if any(map(form, image.detections))}
     table = Table("class", "confidence", "x_min", "y_min", "x_max", "y_max", title=escape(title))
+    for name in shown:
+        table.add_column(name)
     for detection in image.detections:
-        corners = astuple(detection.box) if detection.box else ()
+        corners = astuple(detection.box) if detection.box else ("",) * 4
         table.add_row(
             escape(label_of(detection.class_id, detection.class_name)),
             f"{detection.confidence:.3f}",
-            *(f"{edge:.1f}" for edge in corners),
+            *(edge if isinstance(edge, str) else f"{edge:.1f}" for edge in corners),
+            *(form(detection) for form in shown.values()),
         )
     return table
+
+
+def _rotated_box(detection: Detection) -> str:
+    box = detection.rotated_box
+    if box is None:
+        return ""
+    centre = f"{box.center_x:.1f}, {box.center_y:.1f}"
+    return f"{centre}: {box.width:.1f} x {box.height:.1f}, {math.degrees(box.angle):.1f}°"
+
+
+def _keypoints(detection: Detection) -> str:
+    return str(len(detection.keypoints)) if detection.keypoints else ""
+
+
+def _mask(detection: Detection) -> str:
+    mask = detection.mask
+    if mask is None:
+        return ""
+    points = sum(len(polygon) // 2 for polygon in mask.polygons)
+    return "run lengths" if mask.rle else f"{len(mask.polygons)} polygons, {points} points"
+
+
+_MORE: dict[str, Callable[[Detection], str]] = {
+    "rotated box": _rotated_box,
+    "keypoints": _keypoints,
+    "mask": _mask,
+}
+"""Columns that the table of detections has only if the model's task has them."""
 
 
 def _classes(image: ImageAnswer, title: str) -> Table:
