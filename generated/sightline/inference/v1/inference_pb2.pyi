@@ -173,10 +173,13 @@ class InferParameters(_message.Message):
     top_k: _builtins.int
     """Maximum number of classes per image (classification), 1 to 1000."""
     mask_format: Global___MaskFormat.ValueType
-    """Form of the masks (task segment). Absent or MASK_FORMAT_UNSPECIFIED: polygons."""
+    """Form of the masks (task segment). Absent or MASK_FORMAT_UNSPECIFIED: the model's own setting,
+    polygons by default. A mask of more than 65 536 bytes of run lengths has polygons all the same.
+    """
     polygon_tolerance: _builtins.float
     """Largest distance in pixels between a polygon and the outline of the mask, 0 to 100. Only with
-    polygons.
+    polygons. A mask of more than 100 polygons loses the smallest ones, one of more than 8192
+    points has a larger tolerance.
     """
     def __init__(
         self,

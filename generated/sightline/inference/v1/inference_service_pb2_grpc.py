@@ -67,8 +67,9 @@ class InferenceServiceServicer:
         If some of several images are invalid, their results have an error, and the others are
         answered. If all are invalid, the call fails with INVALID_ARGUMENT.
 
-        The response to several images with thousands of detections may be larger than the 4 MiB that
-        gRPC clients take by default: raise the client's limit, or ask for fewer detections.
+        A response has at most 4 MiB, which gRPC clients take by default, unless the service is set
+        otherwise. A result that does not fit is an error of its image, `RESULT_TOO_LARGE`: ask for
+        fewer detections, a larger tolerance, or polygons instead of run lengths.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,8 +43,9 @@ class InferenceServiceStub:
     If some of several images are invalid, their results have an error, and the others are
     answered. If all are invalid, the call fails with INVALID_ARGUMENT.
 
-    The response to several images with thousands of detections may be larger than the 4 MiB that
-    gRPC clients take by default: raise the client's limit, or ask for fewer detections.
+    A response has at most 4 MiB, which gRPC clients take by default, unless the service is set
+    otherwise. A result that does not fit is an error of its image, `RESULT_TOO_LARGE`: ask for
+    fewer detections, a larger tolerance, or polygons instead of run lengths.
     """
     UploadImage: _grpc.StreamUnaryMultiCallable[_inference_service_pb2.UploadImageRequest, _inference_service_pb2.UploadImageResponse]
     """Upload an image in chunks and return a reference to it, so that `Infer` can be retried without
@@ -70,8 +71,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     If some of several images are invalid, their results have an error, and the others are
     answered. If all are invalid, the call fails with INVALID_ARGUMENT.
 
-    The response to several images with thousands of detections may be larger than the 4 MiB that
-    gRPC clients take by default: raise the client's limit, or ask for fewer detections.
+    A response has at most 4 MiB, which gRPC clients take by default, unless the service is set
+    otherwise. A result that does not fit is an error of its image, `RESULT_TOO_LARGE`: ask for
+    fewer detections, a larger tolerance, or polygons instead of run lengths.
     """
     UploadImage: _aio.StreamUnaryMultiCallable[_inference_service_pb2.UploadImageRequest, _inference_service_pb2.UploadImageResponse]  # type: ignore[assignment]
     """Upload an image in chunks and return a reference to it, so that `Infer` can be retried without
@@ -100,8 +102,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         If some of several images are invalid, their results have an error, and the others are
         answered. If all are invalid, the call fails with INVALID_ARGUMENT.
 
-        The response to several images with thousands of detections may be larger than the 4 MiB that
-        gRPC clients take by default: raise the client's limit, or ask for fewer detections.
+        A response has at most 4 MiB, which gRPC clients take by default, unless the service is set
+        otherwise. A result that does not fit is an error of its image, `RESULT_TOO_LARGE`: ask for
+        fewer detections, a larger tolerance, or polygons instead of run lengths.
         """
 
     @_abc_1.abstractmethod

@@ -1,17 +1,22 @@
-"""Answers for downscaled images of each task, compared with those for the full image."""
+"""Answers of each task: for downscaled images as for the full one, and on the command line."""
 
 import io
+import json
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
 import PIL.Image
 import pytest
+from typer.testing import CliRunner
 
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import ImageAnswer, InferParameters, ModelHint
 from edge.records import Mask
+from sightline.cli.app import app
 from tests.integration.inference.process import InferenceProcess, started
 from tests.unit.vision.models import METADATA, save_detector, save_segmenter
 from vision import RleMask, decode_rle
@@ -126,3 +131,41 @@ def test_rotated_boxes(service: InferenceProcess, image: bytes) -> None:
         assert ours.angle == theirs.angle
         for name in ("center_x", "center_y", "width", "height"):
             assert getattr(ours, name) == pytest.approx(getattr(theirs, name), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "shown"),
+    [
+        ("segment", "mask", r"1 polygons?, \d+ points"),
+        ("pose", "keypoints", "2"),
+        ("obb", "rotated box", r"\d+\.\d, \d+\.\d: \d+\.\d x \d+\.\d, 22\.9°"),
+    ],
+)
+def test_the_command_shows_what_the_task_has(
+    service: InferenceProcess,
+    image: bytes,
+    task: str,
+    column: str,
+    shown: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "part.png").write_bytes(image)
+    words = ["infer", str(tmp_path / "part.png"), "--target", service.address, "--model", task]
+    table = CliRunner().invoke(app, words, prog_name="sightline")
+    assert table.exit_code == 0, table.output
+    assert column in table.output
+    assert re.search(shown, table.output)
+    others = {"mask", "keypoints", "rotated box"} - {column}
+    assert not any(other in table.output for other in others)
+    line = CliRunner().invoke(app, [*words, "--json"], prog_name="sightline")
+    first = json.loads(line.output)["detections"][0]
+    if task == "segment":
+        (polygon,) = first["mask"]["polygons"]
+        assert len(polygon) >= 6
+        assert (first["mask"]["rle"], first["rotated_box"], first["keypoints"]) == ("", None, [])
+    if task == "pose":
+        assert first["keypoints"][0].keys() == {"x", "y", "confidence"}
+    if task == "obb":
+        assert first["rotated_box"]["angle"] == pytest.approx(0.4)
