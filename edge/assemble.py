@@ -54,9 +54,11 @@ def cloud_model(settings: EdgeSettings) -> ModelHint | None:
 
 
 def parameters(settings: EdgeSettings) -> InferParameters:
-    """Return the thresholds and limits for the service's answers."""
+    """Return thresholds and limits for the service's answers, and the form of masks."""
     return InferParameters(
         confidence_threshold=settings.confidence_threshold,
         iou_threshold=settings.iou_threshold,
         max_detections=settings.max_detections,
+        mask_format=settings.masks,
+        polygon_tolerance=settings.mask_tolerance,
     )

@@ -2,9 +2,11 @@
 
 import math
 from array import array
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from edge.records import Mask
+from edge.detect.masks import record_of
+from edge.geometry import MASK_TOLERANCE, Mask
 
 if TYPE_CHECKING:  # the edge core runs without numpy
     from numpy.typing import NDArray
@@ -41,7 +43,7 @@ def _enlarged_run_lengths(
     import numpy as np
     import PIL.Image
 
-    from vision import ModelError, RleMask, decode_rle, encode_rle, fit_mask
+    from vision import ModelError, RleMask, decode_rle, encode_rle
 
     expected = round(size[0] / gain[0]), round(size[1] / gain[1])
     if (mask.width, mask.height) != expected:
@@ -66,12 +68,9 @@ def _enlarged_run_lengths(
         crop = np.asarray(levels) > 127
     whole = encode_rle(crop, left=left, top=top, width=size[0], height=size[1])
     try:
-        fitted = fit_mask(whole)
+        return record_of(whole, MASK_TOLERANCE, Counter())
     except ModelError:
         return None
-    if isinstance(fitted, RleMask):
-        return Mask(rle=fitted.counts, width=fitted.width, height=fitted.height)
-    return Mask(polygons=fitted.rings) if fitted.rings else None
 
 
 def _range(used: "NDArray[Any]", side: int, gain: float) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
+from edge.geometry import MaskForm
 from edge.records import Detection
 from servicekit.errors import SightlineError
 
@@ -54,7 +54,7 @@ class InferParameters:
     """Maximum number of detections per image, 1 to 10 000."""
     top_k: int | None = None
     """Maximum number of classes per image (classification), 1 to 1000."""
-    mask_format: Literal["polygon", "rle", "off"] | None = None
+    mask_format: MaskForm | None = None
     """Form of the masks (task segment): polygons, COCO's run lengths, or no masks."""
     polygon_tolerance: float | None = None
     """Largest distance between a polygon and the outline of its mask in pixels, 0 to 100. None:

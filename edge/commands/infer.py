@@ -18,6 +18,7 @@ from edge.commands.draw import Copies, label_of
 from edge.commands.options import InferenceTarget, notes, settings_with
 from edge.detect.limits import DeviceImageLimits
 from edge.endpoints import inference_endpoint
+from edge.geometry import MaskForm
 from edge.names import image_id_of
 from edge.records import Detection
 from edge.settings import EdgeSettings
@@ -44,6 +45,14 @@ def infer(
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(help="Most classes per image, 1 to 1000 (classification).")
+    ] = None,
+    masks: Annotated[
+        MaskForm | None,
+        typer.Option(help="Form of the masks, if the model has masks. Not given: the setting."),
+    ] = None,
+    mask_tolerance: Annotated[
+        float | None,
+        typer.Option(help="Most pixels between a polygon and the outline of a mask, 0 to 100."),
     ] = None,
     save: Annotated[
         Path | None,
@@ -73,6 +82,8 @@ def infer(
         cloud_model=model,
         cloud_model_version=version,
         confidence_threshold=confidence,
+        masks=masks,
+        mask_tolerance=mask_tolerance,
     )
     limits = settings.image_limits
     copies = _copies(save, images, limits) if save is not None else None
@@ -114,6 +125,8 @@ def _ask(
             iou_threshold=settings.iou_threshold,
             max_detections=settings.max_detections,
             top_k=top_k,
+            mask_format=settings.masks,
+            polygon_tolerance=settings.mask_tolerance,
         ),
     )
     if answer.results[0].error is not None:

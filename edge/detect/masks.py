@@ -6,7 +6,6 @@ objects in an image of 50 megapixels would be 15 GB.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge.geometry import Mask, MaskForm
@@ -16,10 +15,6 @@ if TYPE_CHECKING:  # the edge core runs without numpy
 
     from vision.masks import PolygonMask, RleMask
 
-MAX_POLYGONS = 100
-MAX_POINTS = 8192
-MAX_RLE = 65_536
-"""Limits of one mask in the contract."""
 Rectangle = tuple["NDArray[Any]", int, int]
 """The pixels `[h, w]` of a mask around an object, and the column and the row where they begin."""
 
@@ -76,45 +71,14 @@ def record_of(
     A mask beyond the limits of the contract is simplified, which counts as `mask_detail`: run
     lengths become polygons, and polygons lose points and their smallest parts.
     """
-    from vision.masks import PolygonMask, decode_rle, trace_polygons
+    from vision import RleMask, fit_mask
 
-    if not isinstance(mask, PolygonMask):
-        if len(mask.counts) <= MAX_RLE:
-            return Mask(rle=mask.counts, width=mask.width, height=mask.height)
+    fitted = fit_mask(mask, tolerance)
+    if fitted is not mask:
         left_out["mask_detail"] += 1
-        mask = trace_polygons(decode_rle(mask), left=0, top=0, tolerance=tolerance)
-        return _polygons(mask.rings, tolerance, Counter())
-    return _polygons(mask.rings, tolerance, left_out)
-
-
-def _polygons(
-    rings: Sequence["NDArray[Any]"], tolerance: float, left_out: Counter[str]
-) -> Mask | None:
-    if not rings:
-        return None
-    if len(rings) > MAX_POLYGONS or sum(map(len, rings)) > MAX_POINTS:
-        left_out["mask_detail"] += 1
-        rings = _simplified(rings[:MAX_POLYGONS], tolerance)
-    return Mask(polygons=rings)
-
-
-def _simplified(rings: Sequence["NDArray[Any]"], tolerance: float) -> list["NDArray[Any]"]:
-    import cv2
-
-    kept = list(rings)
-    while sum(map(len, kept)) > MAX_POINTS:
-        tolerance = max(2 * tolerance, 1.0)
-        simpler = (cv2.approxPolyDP(ring, tolerance, closed=True)[:, 0] for ring in rings)
-        kept = [ring for ring in simpler if len(ring) >= 3] or [_corners(rings[0])]
-    return kept
-
-
-def _corners(ring: "NDArray[Any]") -> "NDArray[Any]":
-    """Return the rectangle around a ring."""
-    (left, top), (right, bottom) = ring.min(axis=0), ring.max(axis=0)
-    corners: NDArray[Any] = ring[:4].copy()
-    corners[:] = [(left, top), (right, top), (right, bottom), (left, bottom)]
-    return corners
+    if isinstance(fitted, RleMask):
+        return Mask(rle=fitted.counts, width=fitted.width, height=fitted.height)
+    return Mask(polygons=fitted.rings) if fitted.rings else None
 
 
 def around(bitmap: "NDArray[Any]") -> Rectangle | None:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from edge.detect.masks import MAX_POINTS, MAX_POLYGONS, MAX_RLE, masks_of_results, record_of
+from edge.detect.masks import masks_of_results, record_of
 from edge.records import Mask
 from vision import PolygonMask, RleMask, decode_rle, encode_rle
+from vision.mask_limits import MAX_POINTS, MAX_POLYGONS, MAX_RLE_BYTES
 
 np = pytest.importorskip("numpy")
 cv2 = pytest.importorskip("cv2")
@@ -111,7 +112,7 @@ def test_many_parts_and_points_are_simplified_and_counted() -> None:
         (mask,) = masks_of_results(noise[None], (700, 700), form, 0.0, left_out)
         assert mask is not None
         assert len(mask.polygons) <= MAX_POLYGONS
-        assert len(mask.rle) <= MAX_RLE
+        assert len(mask.rle) <= MAX_RLE_BYTES
         assert left_out == {"mask_detail": 1}
 
 
