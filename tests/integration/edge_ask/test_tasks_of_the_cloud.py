@@ -17,39 +17,18 @@ from edge.cloud.client import InferenceClient
 from edge.cloud.types import ImageAnswer, InferParameters, ModelHint
 from edge.records import Mask
 from sightline.cli.app import app
+from tests.integration.edge_ask.task_models import save_models
 from tests.integration.inference.process import InferenceProcess, started
-from tests.unit.vision.models import METADATA, save_detector, save_segmenter
 from vision import RleMask, decode_rle
 
 SIZE = (1000, 640)  # width and height: scaled to 96 x 61 pixels for an input of 96 x 64
-ROWS = np.array([[20, 40], [20, 35], [22, 40], [30, 24], [0.9, 0], [0, 0.5]], np.float32)
-"""Output `[6, 2]`: two objects of two classes."""
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceProcess]:
     """Serve models whose answers do not depend on the image, only on its place in the input."""
     models = tmp_path_factory.mktemp("models")
-    for name in ("segment", "pose", "obb"):
-        (models / name / "1").mkdir(parents=True)
-    y, x = np.mgrid[:16, :24]
-    near = [30 - (x - 5) ** 2 - (y - 5) ** 2, 40 - (x - 11) ** 2 - 2 * (y - 9) ** 2]
-    rows = np.concatenate([ROWS, np.eye(2, dtype=np.float32)])
-    path = models / "segment" / "1" / "model.onnx"
-    save_segmenter(path, rows, np.array(near, np.float32), first="rows")
-    points = np.array([[30, 7], [10, 40], [0.5, 1], [12, 50], [5, 44], [0.25, 0]], np.float32)
-    save_detector(
-        models / "pose" / "1" / "model.onnx",
-        output=np.concatenate([ROWS, points]),
-        moved=(5, 0),
-        metadata={**METADATA, "task": "pose", "kpt_shape": "[2, 3]"},
-    )
-    save_detector(
-        models / "obb" / "1" / "model.onnx",
-        output=np.concatenate([ROWS, np.array([[0.4, 1.2]], np.float32)]),
-        moved=(5, 0),
-        metadata={**METADATA, "task": "obb"},
-    )
+    save_models(models)
     folder = tmp_path_factory.mktemp("service")
     flags = ("--model-repository", str(models), "--default-model", "segment")
     with started(folder, *flags) as process:
