@@ -69,6 +69,10 @@ def _numbered(labels: object) -> object:
     return dict(enumerate(labels)) if isinstance(labels, list) else labels
 
 
+def _off(value: object) -> object:
+    return "off" if value is False else value  # YAML reads `off` as false
+
+
 def _square(side: object) -> object:
     return {"width": side, "height": side} if type(side) is int else side
 
@@ -95,7 +99,7 @@ class ModelThresholds(_Part):
     """Overlap above which boxes of one class are merged. No effect on end-to-end models."""
     max_detections: int = Field(default=300, ge=1, le=10_000)
     """Maximum number per image."""
-    mask_format: Literal["polygon", "rle", "off"] = "polygon"
+    mask_format: Annotated[Literal["polygon", "rle", "off"], BeforeValidator(_off)] = "polygon"
     """Form of the masks: polygons, COCO's run lengths, or none. Task segment only."""
     polygon_tolerance: float = Field(default=1.0, ge=0, le=100)
     """Largest distance between a polygon and its mask's outline, pixels. Task segment only."""

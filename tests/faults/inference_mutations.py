@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 from google.protobuf.message import DecodeError
 from sightline.inference.v1 import inference_service_pb2
-from sightline.inference.v1.inference_pb2 import Image, InferParameters, ModelHint
+from sightline.inference.v1.inference_pb2 import Image, InferParameters, MaskFormat, ModelHint
 from sightline.openinference.v2 import open_inference_pb2 as oip
 
 from inference_service.domain import CheckedImage
@@ -141,7 +141,14 @@ def _whole_requests(originals: Sequence[bytes]) -> list[_Whole]:
     rich.images.add(reference="0123456789abcdef")
     rich.model.CopyFrom(ModelHint(name="two", version="1"))
     rich.parameters.CopyFrom(
-        InferParameters(confidence_threshold=0.5, iou_threshold=0.5, max_detections=9, top_k=2)
+        InferParameters(
+            confidence_threshold=0.5,
+            iou_threshold=0.5,
+            max_detections=9,
+            top_k=2,
+            mask_format=MaskFormat.MASK_FORMAT_RLE,
+            polygon_tolerance=2,
+        )
     )
     raw = oip.ModelInferRequest(model_name="two", model_version="1", id="7")
     raw.parameters["timeout"].int64_param = 30_000_000

@@ -3,8 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from sightline.openinference.v2 import open_inference_pb2 as oip
+from sightline.openinference.v2 import open_inference_pb2_grpc
 
 from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferAnswer, InferParameters, ModelHint, ModelTask
@@ -164,6 +167,28 @@ def test_masks_come_in_the_form_that_is_asked_for(
         if detection.mask is not None:
             found = [np.reshape(ring, (-1, 2)).tolist() for ring in detection.mask.polygons]
             assert found == [ring.tolist() for ring in mask.rings]
+
+
+def test_the_open_inference_protocol_has_all_outputs_of_a_model(
+    fast_service: InferenceProcess, shared: Path, picture: Path
+) -> None:
+    path, _ = exports.answers(shared, picture, "v8-segment")
+    model = OnnxYolo.load(path)
+    batch, _ = model.prepare(decode_image(picture.read_bytes()))
+    expected = model.session.run(batch)
+    request = oip.ModelInferRequest(model_name="v8-segment")
+    tensor = request.inputs.add(name="images", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(picture.read_bytes())
+    with grpc.insecure_channel(fast_service.address) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        listed = stub.ModelMetadata(oip.ModelMetadataRequest(name="v8-segment"), timeout=30)
+        answer = stub.ModelInfer(request, timeout=30)
+    assert [output.name for output in listed.outputs] == ["output0", "output1"]
+    assert [list(output.shape) for output in answer.outputs] == [
+        list(output.shape) for output in expected
+    ]
+    for content, output in zip(answer.raw_output_contents, expected, strict=True):
+        assert np.frombuffer(content, np.float32) == pytest.approx(output.ravel(), abs=1e-4)
 
 
 def test_masks_can_be_turned_off_and_are_polygons_by_default(

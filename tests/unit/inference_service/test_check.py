@@ -12,7 +12,14 @@ from inference_service.models.check import check_files, files
 from inference_service.models.folders import ModelVersion
 from inference_service.models.install import install
 from inference_service.models.loader import RepositoryError, Runtime, load_model
-from tests.unit.vision.models import END_TO_END, METADATA, YOLOV8, save, save_detector
+from tests.unit.vision.models import (
+    END_TO_END,
+    METADATA,
+    YOLOV8,
+    save,
+    save_detector,
+    save_segmenter,
+)
 from vision import OnnxYolo
 from vision.trial import TRIALS, trial_images
 
@@ -129,3 +136,38 @@ def test_a_trial_decodes_candidates_of_a_real_network() -> None:
     assert isinstance(network, OnnxYolo)
     images = trial_images(*network.input_size)
     assert sum(len(network.detect(image, confidence=0.001)) for image in images) > TRIALS
+
+
+def segmenter(path: Path, prototype: float) -> Path:
+    rows = np.array([[48, 32, 32, 24, 0.9, 0, 1]], np.float32).T
+    prototypes = np.full((1, 16, 24), prototype, np.float32)
+    return save_segmenter(path, rows, prototypes, first="rows")
+
+
+def test_the_task_and_the_keypoints_are_described(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    found = check_files(*files(segmenter(tmp_path / "s" / "model.onnx", 1.0)), RUNTIME)
+    assert (found.task, found.output, found.keypoint_names) == ("segment", "yolov8", None)
+    output = np.concatenate([YOLOV8, np.ones((4, 2), np.float32)])
+    metadata = {**METADATA, "task": "pose", "kpt_shape": "[2, 2]"}
+    save_detector(tmp_path / "model.onnx", output=output, metadata=metadata)
+    (tmp_path / "model.yaml").write_text("task: pose\nkeypoint_names: [tip, end]\n")
+    found = check_files(*files(tmp_path), RUNTIME)
+    assert (found.task, found.keypoint_names) == ("pose", ("tip", "end"))
+
+
+def test_keypoints_that_the_metadata_lacks_are_those_of_model_yaml(tmp_path: Path) -> None:
+    output = np.concatenate([YOLOV8, np.ones((4, 2), np.float32)])
+    save_detector(tmp_path / "model.onnx", output=output, metadata={**METADATA, "task": "pose"})
+    with pytest.raises(RepositoryError, match="keypoint_shape"):
+        check_files(*files(tmp_path), RUNTIME)
+    (tmp_path / "model.yaml").write_text("task: pose\nkeypoint_shape: [2, 2]\n")
+    assert check_files(*files(tmp_path), RUNTIME).keypoint_names == ("0", "1")
+
+
+def test_a_mask_of_nan_is_found(tmp_path: Path) -> None:
+    path = segmenter(tmp_path / "model.onnx", np.nan)
+    with pytest.raises(RepositoryError, match="NaN or infinity in a mask"):
+        check_files(*files(path), RUNTIME)
+    (tmp_path / "model.yaml").write_text("thresholds: {mask_format: off}\n")
+    assert check_files(*files(path), RUNTIME).task == "segment"

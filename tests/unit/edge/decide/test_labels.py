@@ -15,11 +15,19 @@ from edge.cloud.types import ModelHint, ModelInfo, ModelTask
 from edge.commands.options import settings_with
 from edge.decide.cloud_labels import CloudLabels
 from edge.decide.coordinator import InferenceCoordinator
-from edge.decide.labels import LabelRule
+from edge.decide.labels import LabelRule, rename
 from edge.decide.policy import Mode, Policy
 from edge.detect.base import DetectorResult, Image
 from edge.errors import CloudError
-from edge.records import Box, CloudReason, Detection, Source
+from edge.records import (
+    Box,
+    CloudReason,
+    Detection,
+    Keypoint,
+    Mask,
+    RotatedBox,
+    Source,
+)
 from servicekit.errors import SightlineError
 from servicekit.settings import SettingsError
 from tests.fakes.inference import FakeInference, Refuse, Reply, scratch, serving
@@ -173,6 +181,17 @@ def test_item_23_the_cloud_s_answer_is_taken_where_labels_fit_or_are_mapped_or_a
         answer = coordinator.ask(b"picture")
         assert (answer.source, answer.cloud_error) == (Source.CLOUD, "")
         assert [detection.class_name for detection in answer.detections] == [name]
+
+
+def test_a_renamed_class_keeps_everything_else() -> None:
+    parts: dict[str, Any] = {
+        "rotated_box": RotatedBox(1, 2, 3, 4, 0.5),
+        "keypoints": (Keypoint(1, 2, 0.5),),
+        "mask": Mask([[(1, 2), (3, 4), (5, 6)]]),
+    }
+    found = Detection(3, "scratch", 0.5, Box(1, 2, 3, 4), 7, **parts)
+    result = rename(DetectorResult((found,), 64, 48, "plates", "3"), {"scratch": "flaw"})
+    assert result.detections == (Detection(3, "flaw", 0.5, Box(1, 2, 3, 4), 7, **parts),)
 
 
 def test_item_23_a_model_that_becomes_the_default_meanwhile_is_noticed() -> None:
