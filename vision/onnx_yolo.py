@@ -29,7 +29,7 @@ YOLO_TASKS = ("detect", "segment", "pose", "obb")
 """Tasks of `OnnxYolo`."""
 
 _INPUT_BYTES = 3 * 4 + 2 * 3  # per pixel: input, scaled image, colour planes
-_MASK_BYTES = 4  # per pixel: the mask, and copies for run lengths or outlines
+_MASK_BYTES = 6  # per pixel: the mask, and copies for run lengths or outlines
 _NOISE = 0  # seed of the picture that tells layouts apart
 
 

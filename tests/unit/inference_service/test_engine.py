@@ -204,7 +204,7 @@ def test_memory_for_masks_is_reserved_while_they_are_made(segmenter: Model, mode
     outputs = segmenter.run(work.prepare())
     held.clear()
     work.finish(outputs)
-    assert held == [4 * 192 * 128, -4 * 192 * 128]
+    assert held == [6 * 192 * 128, -6 * 192 * 128]
     work = work_on(model, reserve=reserve)
     outputs = model.run(work.prepare())
     held.clear()
