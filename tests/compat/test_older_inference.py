@@ -39,7 +39,7 @@ def inference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProce
 
 def called(old: OldContract, target: str, method: str, request: Any) -> Any:
     """Call a method with messages of the older contract."""
-    metadata = [("idempotency-key", str(uuid.uuid4()))]
+    metadata = (("idempotency-key", str(uuid.uuid4())),)
     with grpc.insecure_channel(target) as channel:
         call = channel.unary_unary(
             f"/{SERVICE}/{method}",
