@@ -33,7 +33,7 @@ class _MaskFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskFormat
     MASK_FORMAT_OFF: _MaskFormat.ValueType  # 1
     """No masks: boxes only."""
     MASK_FORMAT_POLYGON: _MaskFormat.ValueType  # 2
-    """Polygons, which is usually the smallest form."""
+    """Polygons, which drawing libraries take as they are. Holes of an object are filled."""
     MASK_FORMAT_RLE: _MaskFormat.ValueType  # 3
     """COCO's compressed run-length encoding, which is exact."""
 
@@ -45,7 +45,7 @@ MASK_FORMAT_UNSPECIFIED: MaskFormat.ValueType  # 0
 MASK_FORMAT_OFF: MaskFormat.ValueType  # 1
 """No masks: boxes only."""
 MASK_FORMAT_POLYGON: MaskFormat.ValueType  # 2
-"""Polygons, which is usually the smallest form."""
+"""Polygons, which drawing libraries take as they are. Holes of an object are filled."""
 MASK_FORMAT_RLE: MaskFormat.ValueType  # 3
 """COCO's compressed run-length encoding, which is exact."""
 Global___MaskFormat: _TypeAlias = MaskFormat  # noqa: Y015
