@@ -51,7 +51,10 @@ def service(
         path, _ = exports.answers(shared, picture, name)
         (models / name / "1").mkdir(parents=True)
         (models / name / "1" / "model.onnx").symlink_to(path)
-    flags = ("--model-repository", str(models), "--default-model", names[0])
+    flags = [
+        *("--model-repository", str(models), "--default-model", names[0]),
+        *("--max-batch-size", "4", "--batch-wait-seconds", "0.05"),
+    ]
     with started(folder, *flags) as process:
         yield process
 
@@ -133,6 +136,27 @@ def test_the_cloud_answers_as_ultralytics_for_every_family(
     slow_service: InferenceProcess, shared: Path, picture: Path, name: str
 ) -> None:
     check(slow_service, shared, picture, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v8-segment-dynamic", "v8-pose-dynamic", "v8-obb-dynamic"])
+def test_images_of_one_run_get_their_own_answers(
+    slow_service: InferenceProcess, picture: Path, name: str
+) -> None:
+    pixels = decode_image(picture.read_bytes())
+    images = [pixels, np.ascontiguousarray(pixels[::-1]), pixels // 2, pixels[:100]]
+    parameters = InferParameters(CONFIDENCE, mask_format="rle")
+    with InferenceClient(slow_service.address, timeout=60.0, array_format="png") as client:
+        together = client.infer(images, model=ModelHint(name), parameters=parameters)
+        single = [
+            client.infer([image], model=ModelHint(name), parameters=parameters).results[0]
+            for image in images
+        ]
+    assert len({result.detections for result in together.results}) == len(images)
+    for one, other in zip(together.results, single, strict=True):
+        assert len(one.detections) == len(other.detections)
+        ours, theirs = arrays(one.detections), arrays(other.detections)
+        assert np.abs(ours.xyxy - theirs.xyxy).max(initial=0) <= 0.1
 
 
 def test_models_are_listed_with_their_tasks_and_keypoints(fast_service: InferenceProcess) -> None:
