@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sightline.inference.v1 import inference_pb2, inference_service_pb2
 
-from inference_service import validate
+from inference_service import answers, validate
 from inference_service.device import DeviceCheck
 from inference_service.domain import CheckedImage, CheckedRequest, Parameters
 from inference_service.idempotency.single_flight import SingleFlight
@@ -30,7 +30,8 @@ from inference_service.telemetry import Telemetry
 from inference_service.validate import RequestLimits
 from servicekit.errors import SightlineError
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
-from vision import ModelError, OnnxSession, open_image
+from vision import ModelError, OnnxSession, OnnxYolo, RleMask, open_image
+from vision.masks import OnMask
 
 RED = picture()
 
@@ -305,3 +306,41 @@ def test_results_beyond_the_response_become_errors_and_the_others_stay() -> None
         "images[1]",
         "images[2]",
     ]
+
+
+async def test_the_masks_of_a_call_end_with_its_deadline(
+    pipeline: InferencePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[float] = []
+    threads: list[threading.Thread] = []
+
+    def decode(*_: Any, on_mask: OnMask, **_options: Any) -> Any:
+        """Make masks without end, each in a second of the pipeline's clock."""
+        threads.append(threading.current_thread())
+        while True:
+            made.append(1.0)
+            on_mask(RleMask(2, 4, "2113"))
+
+    monkeypatch.setattr(OnnxYolo, "decode_outputs", decode)
+    pipeline.clock = lambda: time.monotonic() + sum(made)
+    with pytest.raises(SightlineError) as caught:
+        await ask(pipeline, RED)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert len(made) <= 31
+    assert threads[0] is not threading.main_thread()
+
+
+async def test_messages_are_made_in_a_worker(
+    pipeline: InferencePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def noting(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return image_result(*arguments)
+
+    image_result = answers.image_result
+    monkeypatch.setattr(answers, "image_result", noting)
+    (result,) = (await ask(pipeline, RED)).results
+    assert result.detections
+    assert [thread is threading.main_thread() for thread in threads] == [False]
