@@ -21,7 +21,7 @@ class RotatedBox:
     """A box with any orientation, in pixels of the upright original image (task obb).
 
     Valid when all five are finite, the sides are >= 0 and the angle is in [-pi/4, 3*pi/4], the
-    range of ultralytics' models; ultralytics' results are in [0, pi/2). Stored as 32-bit floats.
+    range of ultralytics' models; the detectors here return [0, pi/2). Stored as 32-bit floats.
     Its corners may lie outside of the image.
 
     Example:

@@ -29,7 +29,7 @@ class _MaskFormat:
 class _MaskFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskFormat.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MASK_FORMAT_UNSPECIFIED: _MaskFormat.ValueType  # 0
-    """Unspecified: polygons."""
+    """Unspecified: the model's own setting."""
     MASK_FORMAT_OFF: _MaskFormat.ValueType  # 1
     """No masks: boxes only."""
     MASK_FORMAT_POLYGON: _MaskFormat.ValueType  # 2
@@ -41,7 +41,7 @@ class MaskFormat(_MaskFormat, metaclass=_MaskFormatEnumTypeWrapper):
     """The form of a mask in a result."""
 
 MASK_FORMAT_UNSPECIFIED: MaskFormat.ValueType  # 0
-"""Unspecified: polygons."""
+"""Unspecified: the model's own setting."""
 MASK_FORMAT_OFF: MaskFormat.ValueType  # 1
 """No masks: boxes only."""
 MASK_FORMAT_POLYGON: MaskFormat.ValueType  # 2

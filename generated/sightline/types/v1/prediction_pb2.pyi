@@ -146,8 +146,8 @@ class RotatedBox(_message.Message):
     """Length of the second pair of sides in pixels, >= 0."""
     angle: _builtins.float
     """Angle from the x axis to the first pair of sides in radians, clockwise as seen in the image,
-    from -pi/4 to 3*pi/4: the range of ultralytics' models. Ultralytics' results, and those of the
-    inference service, are in [0, pi/2).
+    from -pi/4 to 3*pi/4: the range of ultralytics' models. Sightline's own nodes and services write
+    angles in [0, pi/2).
     """
     def __init__(
         self,
