@@ -16,7 +16,7 @@ from servicekit.standard_streams import OutputError
 _HINTS = {
     Category.NETWORK: "Is the service running there? `sightline doctor` finds out.",
     Category.AUTH: "Check the API key or token (SIGHTLINE_EDGE_API_KEY, ..._FILE) and TLS files.",
-    Category.TIMEOUT: "Raise --timeout, or check the load of the service.",
+    Category.TIMEOUT: "Raise {timeout}, or check the load of the service.",
     Category.SERVER: "See the log of the service.",
     Category.VALIDATION: "",
 }
@@ -40,6 +40,10 @@ class CommandError(Exception):
     """A command cannot go on. The message is one sentence for people."""
 
 
+class UsageError(CommandError):
+    """A flag has a value that the command refuses. The message names the flag."""
+
+
 def run(command: Callable[[], object], *, prog: str) -> NoReturn:
     """Run a command line and end the process.
 
@@ -60,7 +64,7 @@ def run(command: Callable[[], object], *, prog: str) -> NoReturn:
     try:
         with standard_streams.flushed():
             command()
-    except SettingsError as error:
+    except (SettingsError, UsageError) as error:
         _fail(prog, str(error), 2)
     except CommandError as error:
         _fail(prog, str(error), 1)
@@ -77,10 +81,15 @@ def run(command: Callable[[], object], *, prog: str) -> NoReturn:
     sys.exit(0)
 
 
-def sentence(error: SightlineError) -> str:
-    """Return the message of an error for a person, with a hint if there is one."""
+def sentence(error: SightlineError, *, timeout: str = "--timeout") -> str:
+    """Return the message of an error for a person, with a hint if there is one.
+
+    Args:
+        error: says what failed.
+        timeout: the flag that gives the command more time.
+    """
     hint = _HINTS_BY_REASON.get(error.reason, _HINTS[error.category])
-    return f"{error} {hint}".rstrip()
+    return f"{error} {hint.replace('{timeout}', timeout)}".rstrip()
 
 
 def _of_the_system(error: OSError) -> str:

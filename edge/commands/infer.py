@@ -44,7 +44,7 @@ def infer(
         float | None, typer.Option(help="Leave out detections below this confidence, 0 to 1.")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Most classes per image, 1 to 1000 (classification).")
+        int | None, typer.Option(help="Most classes per image (classification).", min=1, max=1000)
     ] = None,
     masks: Annotated[
         MaskForm | None,

@@ -44,7 +44,7 @@ from servicekit.names import readable
 from servicekit.settings import warn_of_mistyped_variables
 from servicekit.telemetry import background_stderr
 from servicekit.telemetry.failures_once import FailuresOnce
-from servicekit.terminal import CommandError, sentence
+from servicekit.terminal import CommandError, UsageError, sentence
 
 _LABELS = 63  # a prediction may have 64, and one is `source`
 _LABEL_BYTES = 1024
@@ -187,17 +187,17 @@ def _labels(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, separator, value = word.partition("=")
         if not name or not separator:
-            raise CommandError(f"--label: must be NAME=VALUE, such as line=4 (got {word!r})")
+            raise UsageError(f"--label: must be NAME=VALUE, such as line=4 (got {word!r})")
         if name == "source":
-            raise CommandError("--label: source is the name of each image's source already")
+            raise UsageError("--label: source is the name of each image's source already")
         if not all(_fits_label(text) for text in (name, value)):
-            raise CommandError(
+            raise UsageError(
                 f"--label: name and value must be UTF-8 text of at most {_LABEL_BYTES} bytes each"
                 f" (got {word!r})"
             )
         labels[name] = value
     if len(labels) > _LABELS:
-        raise CommandError(f"--label: at most {_LABELS} may be given (got {len(labels)})")
+        raise UsageError(f"--label: at most {_LABELS} may be given (got {len(labels)})")
     return labels
 
 
@@ -223,7 +223,7 @@ def _devices(
         yield settings, sources, options
         return
     if settings.metrics_listen and not settings.metrics_listen.endswith(":0"):
-        raise CommandError(
+        raise UsageError(
             f"metrics_listen: must be empty or have port 0 where each source is a device"
             f" (got {settings.metrics_listen})"
         )
@@ -296,7 +296,7 @@ def _report(outcome: Outcome, display: Display) -> None:
         # A hint about the service would mislead where the device's model is at fault.
         text = str(error)
         if isinstance(error, SightlineError) and not isinstance(error, DeviceError):
-            text = sentence(error)
+            text = sentence(error, timeout="--timeout-seconds")
         display.say(f"{name}: {text or type(error).__name__}")
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from edge.sources.frame import Frame, FrameSource, SourceMonitor
 from edge.sources.opening import open_source
-from edge.sources.pictures import describe_left_out, suffixes_left_out
+from edge.sources.pictures import describe_left_out, images_among, suffixes_left_out
 from edge.sources.sampling import Sampling
-from edge.sources.suffixes import IMAGE_SUFFIXES
+from edge.sources.suffixes import VIDEO_SUFFIXES
 from servicekit.addresses import public_address
 from servicekit.distribution import install_hint
 from servicekit.names import readable
 from servicekit.settings import did_you_mean
-from servicekit.terminal import CommandError
+from servicekit.terminal import CommandError, UsageError
 
 PLACEHOLDER = "{source}"
 """Part of a device id that stands for the source's name."""
@@ -92,12 +92,20 @@ def skipped_of(words: Sequence[str]) -> list[str]:
         entries = list(Path(word).iterdir())
         folders = sum(entry.is_dir() for entry in entries)
         others = describe_left_out(suffixes_left_out(entries))
-        parts = [others] if others else []
+        parts = [f"{others}{_naming_videos(word, entries)}"] if others else []
         if folders:
             parts.append(f"{_count(folders, 'folder')} ('{Path(word)}/**/*.jpg' reads them too)")
         if parts:
             sentences.append(f"{readable(word)}: skipped {' and '.join(parts)}")
     return sentences
+
+
+def _naming_videos(folder: str, entries: Sequence[Path]) -> str:
+    """Return how to name the videos of a folder as sources; empty: it has none."""
+    suffixes = [entry.suffix for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
+    if not suffixes:
+        return ""
+    return f" (name videos themselves: {readable(folder).rstrip('/')}/*{min(suffixes)})"
 
 
 def _count(number: int, noun: str) -> str:
@@ -111,13 +119,13 @@ def length_of(source: FrameSource) -> int | None:
 
 
 def check_placeholders(device_id: str) -> None:
-    """Raise CommandError if a device id has braces that are not those of `{source}`."""
+    """Raise UsageError if a device id has braces that are not those of `{source}`."""
     rest = device_id.replace(PLACEHOLDER, "")
     if "{" in rest or "}" in rest:
         found = re.search(r"\{[^{}]*\}?|[^{}]*\}", rest)
         wrong = found[0] if found else rest
         hint = did_you_mean(wrong, [PLACEHOLDER]) or f": {PLACEHOLDER} is the only one"
-        raise CommandError(f"device_id: {wrong} is no placeholder{hint} (got {device_id!r})")
+        raise UsageError(f"device_id: {wrong} is no placeholder{hint} (got {device_id!r})")
 
 
 def device_ids(template: str, sources: Sequence[FrameSource]) -> list[str]:
@@ -160,9 +168,9 @@ def _check_exists(word: str) -> None:
         return
     if path.is_dir():
         entries = list(path.iterdir())
-        if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in entries):
+        if not images_among(entries):
             found = describe_left_out(suffixes_left_out(entries))
-            but = f", but {found}" if found else ""
+            but = f", but {found}{_naming_videos(word, entries)}" if found else ""
             raise CommandError(
                 f"The folder {word} has no image in it{but}. Folders in it are not read:"
                 f" '{path}/**/*.jpg' is a pattern that does"
@@ -172,6 +180,11 @@ def _check_exists(word: str) -> None:
     elif glob.has_magic(word):
         if not any(Path(name).is_file() for name in glob.iglob(word, recursive=True)):  # noqa: PTH207
             raise CommandError(f"No file matches {shown}")
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            raise CommandError(
+                f"A pattern stands for images, not for videos (got {shown}). Leave out its quotes,"
+                " so that the shell names each video"
+            )
     else:
         kind = "file" if path.suffix and not word.endswith("/") else "folder"
         raise CommandError(f"There is no {kind} {shown}")

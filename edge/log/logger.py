@@ -5,7 +5,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypedDict, get_args
@@ -373,9 +373,12 @@ def _not_loggable(candidate: object) -> TypeError:
             f"prediction must name its image, which supervision's {name} do not: convert them "
             "with sightline.from_supervision"
         )
+    found = f"got {type(candidate).__name__}"
+    if isinstance(candidate, Iterator):  # such as that of `predict(stream=True)`
+        found += ": log each of its results in a loop"
     return TypeError(
         "prediction must be a sightline.Prediction, the ultralytics Results of one image or a list "
-        f"of them (got {type(candidate).__name__})"
+        f"of them ({found})"
     )
 
 

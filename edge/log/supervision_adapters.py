@@ -14,9 +14,10 @@ from edge.records import Detection, Prediction
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from supervision import Detections, KeyPoints
+    from supervision import Classifications, Detections, KeyPoints
 
 _CORNERS = "xyxyxyxy"  # supervision's ORIENTED_BOX_COORDINATES
+_TOP_K = 5  # classes, as of ultralytics' results
 
 
 class HasDetections(Protocol):
@@ -27,11 +28,17 @@ class HasDetections(Protocol):
         """The detections in one image."""
 
 
-def is_supervision(candidate: object) -> "TypeGuard[Detections | KeyPoints]":
-    """Return True if an object looks like supervision's `Detections` or `KeyPoints`."""
-    return _is_keypoints(candidate) or all(
-        hasattr(candidate, name) for name in ("xyxy", "class_id", "tracker_id", "data")
+def is_supervision(candidate: object) -> "TypeGuard[Detections | KeyPoints | Classifications]":
+    """Return True if an object looks like one of supervision's results."""
+    return (
+        _is_keypoints(candidate)
+        or _is_classes(candidate)
+        or all(hasattr(candidate, name) for name in ("xyxy", "class_id", "tracker_id", "data"))
     )
+
+
+def _is_classes(candidate: object) -> "TypeGuard[Classifications]":
+    return all(hasattr(candidate, name) for name in ("class_id", "confidence", "get_top_k"))
 
 
 def _is_keypoints(candidate: object) -> "TypeGuard[KeyPoints]":
@@ -39,7 +46,7 @@ def _is_keypoints(candidate: object) -> "TypeGuard[KeyPoints]":
 
 
 def from_supervision(
-    detections: "Detections | KeyPoints",
+    detections: "Detections | KeyPoints | Classifications",
     image_id: str,
     model_name: str,
     *,
@@ -59,7 +66,8 @@ def from_supervision(
             oriented boxes in `data["xyxyxyxy"]`, if present. A `tracker_id` of -1 means that the
             object is not tracked. Or `KeyPoints` with `class_id`. An object's confidence is then
             `detection_confidence`, or else the mean of `keypoint_confidence`, and its box is that
-            around those points that are visible and not at (0, 0).
+            around those points that are visible and not at (0, 0). Or `Classifications`, whose
+            five best classes become detections without a box.
         image_id: name of the image.
         model_name: name of the model.
         model_version: version of the model. Empty: not known.
@@ -88,6 +96,17 @@ def from_supervision(
         'part'
     """
     left_out: Counter[str] = Counter()
+    if _is_classes(detections):
+        rows = _of_classes(detections, names, left_out)
+        return Prediction(
+            image_id,
+            model_name,
+            model_version=model_version,
+            image_width=image_width,
+            image_height=image_height,
+            detections=rows,
+            left_out=left_out or None,
+        )
     bitmaps = getattr(detections, "mask", None)
     if bitmaps is not None:
         image_height = image_height or int(bitmaps.shape[1])
@@ -116,7 +135,25 @@ def from_supervision(
     return fitting(record, detections_of(columns, left_out), left_out)
 
 
-def _required(detections: "Detections | KeyPoints", *names: str) -> "list[NDArray[Any]]":
+def _of_classes(
+    classes: "Classifications",
+    names: Mapping[int, str] | Sequence[str] | None,
+    left_out: Counter[str],
+) -> list[Detection]:
+    """Return the best classes, most probable first, and count those that no record can hold."""
+    class_id, confidence = (part.tolist() for part in _required(classes, "class_id", "confidence"))
+    best = sorted(range(len(class_id)), key=confidence.__getitem__, reverse=True)[:_TOP_K]
+    labels = ModelNames(names or {})
+    found = []
+    for row in best:
+        try:
+            found.append(Detection(class_id[row], labels[class_id[row]], confidence[row]))
+        except ValueError:  # a class beyond 32 bits
+            left_out["detection"] += 1
+    return found
+
+
+def _required(detections: object, *names: str) -> "list[NDArray[Any]]":
     for name in names:
         if getattr(detections, name) is None:
             raise ValueError(f"detections.{name} must be an array (got None)")

@@ -75,6 +75,22 @@ class PictureFiles:
                 monitor.skipped()
 
 
+def images_among(entries: Iterable[Path]) -> list[Path]:
+    """Return a folder's files with the suffix of an image.
+
+    Folders, pipes and devices are none: to open a pipe waits for its writer. A broken link is one,
+    whose frame fails.
+
+    Args:
+        entries: of the folder.
+    """
+    return [
+        entry
+        for entry in entries
+        if entry.suffix.lower() in IMAGE_SUFFIXES and (entry.is_file() or not entry.exists())
+    ]
+
+
 def suffixes_left_out(entries: Iterable[Path]) -> Mapping[str, int]:
     """Return the number of a folder's files that are not read, by suffix in lower case.
 
@@ -113,7 +129,7 @@ def _paths(place: Path | str) -> tuple[list[Path], Mapping[str, int]]:
     path = Path(place)
     if path.is_dir():
         entries = list(path.iterdir())
-        paths = [file for file in entries if file.suffix.lower() in IMAGE_SUFFIXES]
+        paths = images_among(entries)
         left_out = suffixes_left_out(entries)
     elif path.is_file():
         paths = [path]

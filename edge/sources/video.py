@@ -1,5 +1,6 @@
 """Video files as a source, read through OpenCV."""
 
+import glob
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -52,7 +53,10 @@ class VideoFile:
 
         if not Path(path).is_file():
             shown = readable(public_address(str(path)))
-            raise invalid("source", f"must be a video file (got {shown!r})")
+            rule = "must be a video file"
+            if glob.has_magic(str(path)):
+                rule += ": a pattern stands for images, so name each video"
+            raise invalid("source", f"{rule} (got {shown!r})")
         self.name = source_name_of(path)
         self.length: int | None = None
         self._path = Path(path)
@@ -111,6 +115,8 @@ class VideoFile:
             monitor.missing(missing)
 
     def _check_whole(self) -> None:
-        """Raise OSError if the file is cut off."""
+        """Raise OSError if the file is empty or cut off."""
+        if not self._path.stat().st_size:
+            raise OSError("the file is empty")
         if missing := missing_bytes(self._path):
             raise OSError(f"the file is cut off: its last {missing:,} bytes are missing")

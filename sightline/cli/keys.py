@@ -16,7 +16,7 @@ from servicekit.auth.api_keys import ApiKey
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile, KeyFileError
 from servicekit.help import Command, Group
-from servicekit.terminal import CommandError
+from servicekit.terminal import CommandError, UsageError
 
 app = typer.Typer(
     cls=Group,
@@ -141,12 +141,12 @@ def _end(period: str, option: str = ...) -> datetime: ...
 @overload
 def _end(period: None, option: str = ...) -> None: ...
 def _end(period: str | None, option: str = "--expires") -> datetime | None:
-    """Return the end of a key that is created now. Raises CommandError: it is not a period."""
+    """Return the end of a key that is created now. Raises UsageError: it is not a period."""
     if period is None:
         return None
     parts = re.fullmatch(r"([1-9]\d{0,5})([mhd])", period)
     if parts is None:
-        raise CommandError(f"{option}: must be like 30m, 12h or 90d (got {period!r})")
+        raise UsageError(f"{option}: must be like 30m, 12h or 90d (got {period!r})")
     return datetime.now(UTC) + timedelta(**{_UNITS[parts[2]]: int(parts[1])})
 
 

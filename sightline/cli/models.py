@@ -17,7 +17,7 @@ from servicekit.distribution import install_hint
 from servicekit.errors import from_rpc_error
 from servicekit.help import CONNECTION, Command, Group
 from servicekit.resources import cpus
-from servicekit.terminal import CommandError
+from servicekit.terminal import CommandError, UsageError
 from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def calibrate(
     Example: sightline models calibrate parts --images labelled --write
     """
     if not 0 < held_out < 1:
-        raise CommandError(f"--held-out: must be between 0 and 1 (got {held_out:g})")
+        raise UsageError(f"--held-out: must be between 0 and 1 (got {held_out:g})")
     with _inference():
         from inference_service.models import calibrate as calibration
         from vision import OWN_FORMATS, ImageLimits

@@ -11,7 +11,7 @@ import typer
 
 from servicekit.distribution import install_hint
 from servicekit.errors import SightlineError
-from servicekit.terminal import CommandError
+from servicekit.terminal import CommandError, UsageError
 
 if TYPE_CHECKING:
     from ingest_service.receive.readmission import Correction
@@ -73,7 +73,7 @@ def readmit(
     if not database.is_file():
         raise CommandError(f"--database: there is no file {database}")
     if server_time and add_seconds:
-        raise CommandError("--add-seconds: must not be given with --server-time")
+        raise UsageError("--add-seconds: must not be given with --server-time")
     correction = Correction(add_seconds, server_time)
     if server_time and reason is None:
         reason = [*REASONS, "CAPTURED_AT_REQUIRED"]

@@ -302,7 +302,7 @@ def test_labels_that_cannot_be_logged(
 ) -> None:
     folder = save_pictures(tmp_path / "pictures", "a.jpg")
     done = sightline("log", folder, "--label", label, env=settings(ingest, tmp_path))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert ingest.images() == []

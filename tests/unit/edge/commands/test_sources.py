@@ -66,6 +66,20 @@ def test_what_a_folder_has_and_is_not_read_is_named_once(tmp_path: Path) -> None
     )
 
 
+def test_videos_of_a_folder_are_to_be_named(tmp_path: Path) -> None:
+    for name in ("a.MP4", "b.mp4"):
+        (tmp_path / name).touch()
+    said = f"(.mp4) (name videos themselves: {tmp_path}/*.MP4)"
+    with pytest.raises(CommandError) as raised:
+        open_sources([str(tmp_path)], 1, None)
+    assert said in str(raised.value)
+    save_pictures(tmp_path, "c.jpg")
+    (sentence,) = skipped_of([str(tmp_path)])
+    assert sentence.endswith(said)
+    with pytest.raises(CommandError, match="Leave out its quotes, so that the shell names each"):
+        open_sources([f"{tmp_path}/*.mp4"], 1, None)
+
+
 def test_cameras_that_differ_in_their_secrets_only_are_two() -> None:
     urls = [f"rtsp://127.0.0.1:1/live?token={number}" for number in range(2)]
     assert [one.name for one in open_sources(urls, 1, None)] == [

@@ -240,6 +240,26 @@ def test_keypoints_of_supervision_and_back() -> None:
     assert to_supervision_keypoints(plain).keypoint_confidence is None
 
 
+def test_the_best_classes_of_a_classifier() -> None:
+    theirs = supervision.Classifications(
+        class_id=numpy.array([0, 1, 2, 3, 4, 1 << 40, 9]),
+        confidence=numpy.array([0.05, 0.4, 0.01, 0.1, 0.11, 0.2, 0.15]),
+    )
+    prediction = from_supervision(theirs, "i", "m", names=NAMES, image_width=64)
+    assert [(one.class_id, one.class_name) for one in prediction.detections] == [
+        (1, "dog"),
+        (9, ""),
+        (4, ""),
+        (3, ""),
+    ]
+    assert all(one.box is None for one in prediction.detections)
+    assert prediction.left_out == {"detection": 1}
+    assert prediction.image_width == 64
+    unsure = supervision.Classifications(class_id=numpy.array([0]))
+    with pytest.raises(ValueError, match=r"detections\.confidence must be an array"):
+        from_supervision(unsure, "i", "m")
+
+
 def test_keypoints_that_supervision_cannot_hold() -> None:
     one, two = Keypoint(1, 2), Keypoint(3, 4)
     rows = [Detection(0, "", 0.5, keypoints=points) for points in ((one,), (one, two))]

@@ -124,6 +124,13 @@ def test_nothing_is_said_of_a_whole_video(
     assert missing_bytes(video) == 0
 
 
+def test_an_empty_video_is_named_as_one(tmp_path: Path) -> None:
+    video = tmp_path / "line.mp4"
+    video.touch()
+    ids, _, error = read(video)
+    assert (ids, error) == ([], "the file is empty")
+
+
 @pytest.mark.parametrize("suffix", CODECS)
 def test_a_video_that_was_cut_off_is_no_video_that_ended(
     tmp_path: Path, whole: Callable[[str], bytes], suffix: str

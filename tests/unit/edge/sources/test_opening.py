@@ -100,10 +100,12 @@ def test_a_folder_gives_every_image_and_counts_the_others(tmp_path: Path) -> Non
         (tmp_path / f"a{suffix}").write_bytes(encode(pattern(), kind))
     for name in ("b.heic", "c.HEIC", "notes.txt", "README", ".hidden"):
         (tmp_path / name).touch()
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")  # whoever opens it waits for a writer
+    (tmp_path / "lost.jpg").symlink_to("nowhere.jpg")
     source = PictureFiles(tmp_path)
     names = [frame.image_id for frame in source.frames(RecordingMonitor())]
-    assert names == sorted(f"a{suffix}" for suffix in kinds)
+    assert names == sorted([*(f"a{suffix}" for suffix in kinds), "lost.jpg"])
     assert source.left_out == {".heic": 2, ".txt": 1, "": 1}
 
 
@@ -112,6 +114,11 @@ def test_a_folder_without_images_says_what_it_has(tmp_path: Path) -> None:
     with pytest.raises(SightlineError) as caught:
         open_source(tmp_path)
     assert "which has 1 file without the suffix of an image (.heic)" in caught.value.message
+
+
+def test_a_pattern_is_of_images(tmp_path: Path) -> None:
+    with pytest.raises(SightlineError, match="a pattern stands for images, so name each video"):
+        open_source(tmp_path / "*.mp4")
 
 
 def bad(name: bytes) -> str:
