@@ -8,6 +8,7 @@ from typing import NoReturn
 import grpc
 
 from servicekit import standard_streams
+from servicekit.abandoned_threads import end_process
 from servicekit.errors import Category, SightlineError, from_rpc_error
 from servicekit.names import readable
 from servicekit.settings import SettingsError
@@ -62,6 +63,15 @@ def run(command: Callable[[], object], *, prog: str) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper) and (stream.encoding, stream.errors) != _BYTES_PASS:
             stream.reconfigure(errors="backslashreplace")
     try:
+        _run(command, prog)
+    except SystemExit as error:
+        end_process(error.code)
+    end_process(0)
+
+
+def _run(command: Callable[[], object], prog: str) -> None:
+    """Run a command line. Raises SystemExit: its exit code, after an error's message."""
+    try:
         with standard_streams.flushed():
             command()
     except (SettingsError, UsageError) as error:
@@ -78,7 +88,6 @@ def run(command: Callable[[], object], *, prog: str) -> NoReturn:
         _fail(prog, _not_utf8(error), 1)
     except OSError as error:
         _fail(prog, _of_the_system(error), 1)
-    sys.exit(0)
 
 
 def sentence(error: SightlineError, *, timeout: str = "--timeout") -> str:

@@ -11,6 +11,7 @@ import grpc
 from edge.decide.run_times import RunTimes
 from edge.detect.base import Detector, DetectorResult, Image
 from edge.errors import CoordinatorClosedError
+from servicekit.abandoned_threads import abandon
 from servicekit.errors import SightlineError
 
 
@@ -86,6 +87,8 @@ class DeviceWorker:
             self._closed = True
             self._jobs.put(None)
         self._thread.join(timeout)
+        if self._thread.is_alive():
+            abandon(self._thread)
 
     def _busy_seconds(self) -> float:
         since = self._running_since

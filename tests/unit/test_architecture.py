@@ -43,6 +43,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
             "pace",
             "resources",
             "standard_streams",
+            "abandoned_threads",
         ),
         *(
             "help",
