@@ -192,7 +192,7 @@ def test_what_is_no_result_is_an_error_of_the_program(log: PredictionLogger, wro
 
 def test_a_stream_of_results_is_to_be_logged_in_a_loop(log: PredictionLogger) -> None:
     with pytest.raises(TypeError, match=r"got generator: log each of its results in a loop"):
-        log(one for one in [results(GOOD)])  # type: ignore[arg-type]
+        log(one for one in [results(GOOD)])
 
 
 def test_a_closed_logger_is_an_error_of_the_program(log: PredictionLogger) -> None:
