@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,7 +10,13 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry, Gauge
 
 from ingest_service.backup import Backups
-from ingest_service.metrics import conflict_counter
+from ingest_service.metrics import (
+    CommitMetrics,
+    DeviceTimes,
+    UpkeepMetrics,
+    conflict_counter,
+    register_sizes,
+)
 from ingest_service.read.queries import Queries
 from ingest_service.receive.group_commit import MESSAGE_COST, GroupCommitter
 from ingest_service.receive.group_writer import GroupWriter
@@ -80,6 +87,14 @@ def _clock_gauges(
     ).set_function(lambda: store.seconds_ahead(_now()))
 
 
+def _device_times(
+    settings: IngestSettings, store: DuckDBStore, registry: CollectorRegistry
+) -> DeviceTimes:
+    limit = settings.metrics_devices
+    known = store.latest_devices(limit) if limit else []
+    return DeviceTimes(registry, limit, known, time.time)
+
+
 def _bounds(settings: IngestSettings) -> BudgetBounds:
     """Return the bounds of the messages in memory, from their arrival to their commit."""
     # Read a message that is too large, to answer with a better error than gRPC's own.
@@ -114,6 +129,7 @@ async def _main(argv: Sequence[str]) -> None:
         _now,
         on_committed=ahead.committed,
         on_conflict=conflict_counter(registry),
+        observer=CommitMetrics(registry, _device_times(settings, opened, registry)),
         decoder=ProtobufDecoder() if settings.decoder == "protobuf" else PtarsDecoder(),
         date_undated=settings.undated == "server-time",
     )
@@ -123,7 +139,8 @@ async def _main(argv: Sequence[str]) -> None:
         group_bytes=settings.group_bytes,
         group_wait=settings.group_wait_ms / 1000,
     )
-    housekeeping = Housekeeping(store, _duties(settings), _now)
+    register_sizes(registry, opened.sizes)
+    housekeeping = Housekeeping(store, _duties(settings), _now, UpkeepMetrics(registry))
     _clock_gauges(registry, opened, housekeeping)
     backups = Backups(opened.backup, settings.database)
     server = IngestServer(

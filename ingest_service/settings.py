@@ -75,6 +75,15 @@ class IngestSettings(ServerSettings):
         description="read queries that may wait for a thread; further ones are refused",
     )
 
+    metrics_devices: int = Field(
+        1000,
+        ge=0,
+        le=100_000,
+        description="maximum number of devices with a series of their own in the metrics, which"
+        " says when each was last received; 0: none. A device that was silent for a week gives its"
+        " series up",
+    )
+
     retain_days: int = Field(
         0,
         ge=0,

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from ingest_service.store.protocol import PredictionStore
+from ingest_service.store.protocol import LedgerCheck, PredictionStore
 from ingest_service.store.retention_clock import ClockReading, judge, read_uptime, to_time, to_us
 from servicekit.errors import SightlineError
 
@@ -17,6 +18,9 @@ logger = logging.getLogger(__name__)
 ROLLUP_SECONDS = 0.15
 """Time between two updates of the rollups, s. Queries read newer predictions row by row."""
 EXPIRE_SECONDS = 600.0
+LEDGER_SECONDS = 60.0
+"""Time between two checks of the ledger, s."""
+TASKS = ("update_rollups", "export", "expire", "check_ledger")
 REMINDER_SECONDS = 86_400.0
 """Time between two log lines that retention waits for an operator, s."""
 
@@ -33,6 +37,30 @@ class Duties:
     """An operator has confirmed the wall clock up to this time, UTC."""
 
 
+class StepReport(NamedTuple):
+    """The report of one run of a task."""
+
+    task: str
+    """One of `TASKS`."""
+    seconds: float
+    """Its duration."""
+    ended_at: float
+    """The server's wall clock at its end, s since 1970."""
+    failed: bool
+
+
+class Observer(Protocol):
+    """An observer of the thread, called on it."""
+
+    def step(self, report: StepReport) -> object:
+        """Observe a run of a task. One that `close` interrupted is not reported."""
+        ...
+
+    def ledger(self, check: LedgerCheck) -> object:
+        """Observe the result of a check of the ledger."""
+        ...
+
+
 class Housekeeping:
     """A thread that maintains a store, from construction until `close`.
 
@@ -40,16 +68,25 @@ class Housekeeping:
         store: the store to maintain.
         duties: the tasks besides updating rollups.
         now: the server's wall clock, UTC.
+        observer: observes the runs of the tasks; None: nobody does, and the ledger is not checked.
 
     Attributes:
         held_seconds: how far the wall clock is ahead of the time that retention uses, s; 0: it is
             trusted.
     """
 
-    def __init__(self, store: PredictionStore, duties: Duties, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        store: PredictionStore,
+        duties: Duties,
+        now: Callable[[], datetime],
+        observer: Observer | None = None,
+    ) -> None:
         self._maintenance = store.maintenance()
         self._duties = duties
         self._now = now
+        self._observer = observer
+        self._is_unbalanced = False
         self.held_seconds = 0.0
         self._reminded = -REMINDER_SECONDS
         self._closing = threading.Event()
@@ -67,9 +104,10 @@ class Housekeeping:
 
     def _run(self) -> None:
         steps = [
-            _Step(self._update_rollups, ROLLUP_SECONDS),
-            _Step(self._export, self._duties.export_seconds),
-            _Step(self._expire, EXPIRE_SECONDS),
+            _Step(self._update_rollups, ROLLUP_SECONDS, self._report),
+            _Step(self._export, self._duties.export_seconds, self._report),
+            _Step(self._expire, EXPIRE_SECONDS, self._report),
+            _Step(self._check_ledger, LEDGER_SECONDS, self._report),
         ]
         while not self._closing.is_set():
             for step in steps:
@@ -78,6 +116,23 @@ class Housekeeping:
 
     def _update_rollups(self) -> None:
         self._maintenance.update_rollups(self._now())
+
+    def _check_ledger(self) -> None:
+        if self._observer is None:
+            return
+        check = self._maintenance.check_ledger()
+        self._observer.ledger(check)
+        if check.unbalanced_devices and not self._is_unbalanced:
+            logger.error(
+                "the books of %d devices do not balance: %d sequences are not what was committed."
+                " `SELECT * FROM ledger WHERE NOT balanced` on a backup names the spools",
+                *check,
+            )
+        self._is_unbalanced = check.unbalanced_devices > 0
+
+    def _report(self, task: str, seconds: float, failed: bool) -> None:
+        if self._observer is not None:
+            self._observer.step(StepReport(task, seconds, self._now().timestamp(), failed))
 
     def _export(self) -> None:
         folder = self._duties.export_dir
@@ -141,8 +196,14 @@ class Housekeeping:
 class _Step:
     """A periodic task and the time when it is due next."""
 
-    def __init__(self, work: Callable[[], object], every: float) -> None:
+    def __init__(
+        self,
+        work: Callable[[], object],
+        every: float,
+        report: Callable[[str, float, bool], object] = lambda _task, _seconds, _failed: None,
+    ) -> None:
         self._work = work
+        self._report = report
         self._name = work.__name__.strip("_")
         self._every = every
         self._due = 0.0
@@ -151,12 +212,19 @@ class _Step:
         """Do the work if it is due. After a failure, retry when it is due next."""
         if time.monotonic() < self._due:
             return
+        began = time.monotonic()
+        failed: bool | None = True  # None: it was interrupted
         try:
             self._work()
+            failed = False
         except (SightlineError, OSError) as error:
-            if getattr(error, "reason", "") != "CANCELLED":
+            if getattr(error, "reason", "") == "CANCELLED":
+                failed = None
+            else:
                 logger.warning("%s failed: %s", self._name, error)
         except Exception:  # a bug in one task must not stop the others, which share the thread
             logger.exception("%s failed", self._name)
+        if failed is not None:
+            self._report(self._name, time.monotonic() - began, failed)
         # Set after the work: a task that takes longer than its interval must not starve the others.
         self._due = time.monotonic() + self._every

@@ -64,6 +64,15 @@ WATERMARKS = pa.schema(
 )
 
 
+class LedgerCheck(NamedTuple):
+    """The result of a check of the ledger by device."""
+
+    unbalanced_devices: int
+    """Devices of which more or less is stored than was committed."""
+    difference: int
+    """Sequences by which they differ, without sign, all devices together."""
+
+
 class SpoolKey(NamedTuple):
     """The key of a spool. Sequences are unique within a spool."""
 
@@ -341,6 +350,13 @@ class Maintenance(Protocol):
 
     def read_clock(self, judge: Callable[[ClockRecord | None], ClockReading]) -> ClockReading:
         """Pass the clock's record to `judge`, store the new record, and return the result."""
+        ...
+
+    def check_ledger(self) -> LedgerCheck:
+        """Compare what is stored of each device with its committed sequences, by the sums.
+
+        It reads the rows of predictions that have no sums yet, and no older ones.
+        """
         ...
 
     def export(self, folder: Path, now: datetime) -> int:

@@ -65,7 +65,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
         *("metrics", "entry", "node", "commands", "__init__", "__main__"),
     ),
     "ingest_service": (
-        *("settings", "metrics", "store", "store.duckdb", "read", "receive", "backup"),
+        *("settings", "store", "store.duckdb", "read", "receive", "metrics", "backup"),
         *("translate", "server", "__init__", "__main__"),
     ),
     "inference_service": (

@@ -15,6 +15,7 @@ import duckdb
 import grpc
 
 from ingest_service.store.duckdb.commit_clock import CommitClock
+from ingest_service.store.duckdb.commit_record import log_path
 from ingest_service.store.duckdb.database_copy import Contents, CopyError, Progress, copy_database
 from ingest_service.store.duckdb.files import FilesMovedError, LogMovedError
 from ingest_service.store.duckdb.maintenance import DuckDBMaintenance
@@ -41,6 +42,10 @@ _LAST_COMMIT = """
         UNION ALL SELECT max(through) FROM blocks
         UNION ALL SELECT max(through) FROM exports
     )
+"""
+_LATEST_DEVICES = """
+    SELECT device_id, epoch_us(max(updated_at)) FROM watermarks
+    GROUP BY device_id ORDER BY 2 DESC LIMIT ?
 """
 _PROBE_BYTES = 1 << 20
 _REMEMBERED = 100_000
@@ -147,6 +152,17 @@ class DuckDBStore:
     def seconds_ahead(self, now: datetime) -> float:
         """Return how far the last commit's time is ahead of the wall clock, s; 0 if it is not."""
         return self._clock.seconds_ahead(now)
+
+    def latest_devices(self, limit: int) -> list[tuple[str, float]]:
+        """Return the devices with the latest commits and their times, s since 1970."""
+        with self._translated(), contextlib.closing(self._cursor()) as cursor:
+            devices = cursor.execute(_LATEST_DEVICES, [limit]).fetchall()
+        return [(device, at / 1e6) for device, at in devices]
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of the `database` and of its write-ahead `log`; 0: there is no file."""
+        paths = {"database": self._path, "log": log_path(self._path)}
+        return {file: _size(path) for file, path in paths.items()}
 
     def probe(self) -> None:
         """Commit a megabyte and undo it, to check that the store can be written.
@@ -276,6 +292,13 @@ def _last_commit(root: duckdb.DuckDBPyConnection, path: Path) -> int | None:
             root.close()
         raise StoreOpenError(f"database: {path} cannot be used: {error}") from error
     return None if last is None else int(last)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _checkpoint(root: duckdb.DuckDBPyConnection, path: Path) -> None:

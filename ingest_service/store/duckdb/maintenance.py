@@ -10,7 +10,8 @@ from pathlib import Path
 
 import duckdb
 
-from ingest_service.store.duckdb import parquet_export, retention, rollups, totals
+from ingest_service.store.duckdb import ledger, parquet_export, retention, rollups, totals
+from ingest_service.store.protocol import LedgerCheck
 from ingest_service.store.retention_clock import ClockReading, ClockRecord
 
 _STEPS = (retention.expire_rejected, retention.expire_streams)
@@ -74,6 +75,11 @@ class DuckDBMaintenance:
             reading = judge(retention.read_clock_record(cursor))
             retention.write_clock_record(cursor, reading.record)
             return reading
+
+    def check_ledger(self) -> LedgerCheck:
+        """Compare what is stored of each device with its committed sequences, by the sums."""
+        with self._transaction() as cursor:
+            return ledger.check(cursor)
 
     def export(self, folder: Path, now: datetime) -> int:
         """Write every closed block that is not exported yet; return the number of files."""
