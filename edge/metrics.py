@@ -18,6 +18,9 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 class NodeMetrics(Collector):
     """A server of a node's metrics at `http://<listen>/metrics`, until it is closed.
 
+    Beside them, `/healthz` answers while the process works, and `/readyz` while the spool can be
+    written: a node without a network is ready.
+
     Args:
         listen: host:port or [IPv6]:port; port 0 selects a free port, see `address`.
         stats: returns the node's current statistics.
@@ -40,7 +43,7 @@ class NodeMetrics(Collector):
             seconds.of(part) for part in ("device", "cloud", "total")
         )
         registry.register(self)
-        self._server = MetricsServer(listen, registry)
+        self._server = MetricsServer(listen, registry, self._not_ready)
 
     @property
     def address(self) -> str:
@@ -58,6 +61,9 @@ class NodeMetrics(Collector):
     def close(self) -> None:
         """Stop the server and free its port."""
         self._server.close()
+
+    async def _not_ready(self) -> list[str]:
+        return ["spool (it cannot be written)"] if self._stats().logger.spool_error else []
 
     def describe(self) -> Iterator[Metric]:
         """Yield nothing: the registry is private, so it need not check for duplicate names."""
@@ -142,6 +148,8 @@ def _log(stats: NodeStats) -> Iterator[Metric]:
     for name, value, help_ in (
         ("backlog", log.backlog, "Sequences in the spool that are not committed yet"),
         ("in_memory", log.in_memory, "Predictions in memory that are not spooled yet"),
+        ("spool_bytes", log.spool_bytes, "Size of the spool's content, bytes"),
+        ("spool_limit_bytes", log.spool_limit_bytes, "Size at which the spool gives up the oldest"),
     ):
         gauge = _gauge(f"log_{name}", help_)
         gauge.add_metric((), value)

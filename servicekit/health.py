@@ -6,7 +6,7 @@ by the whole grace period. The messages and the generated base class are that pa
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 import grpc
@@ -45,6 +45,22 @@ class HealthService(health_pb2_grpc.HealthServicer):
         """Report whether the services can do their work now."""
         self._ready = ready
         self._wake()
+
+    def not_ready(self) -> list[str]:
+        """Return the names of the services that are NOT_SERVING, sorted."""
+        return sorted(name for name in self._names if self._status(name) != _Status.SERVING)
+
+    def probe(self) -> Callable[[], Awaitable[list[str]]]:
+        """Return a function for another event loop that asks this one what is NOT_SERVING.
+
+        While this event loop is stuck, no answer comes, as from gRPC's own checks.
+        """
+        loop = asyncio.get_running_loop()
+
+        async def not_ready() -> list[str]:
+            return self.not_ready()
+
+        return lambda: asyncio.wrap_future(asyncio.run_coroutine_threadsafe(not_ready(), loop))
 
     def close(self) -> None:
         """Report NOT_SERVING from now on, and end the calls of all watchers."""

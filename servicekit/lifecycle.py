@@ -189,7 +189,7 @@ async def serve(
             address = _bind(server, settings)
             report_open_access(settings, address)
             resources.allow_connections(settings.max_connections)
-            with _metrics(settings, registry) as metrics_address:
+            with _metrics(settings, registry, health) as metrics_address:
                 await server.start()
                 try:
                     if await _warm_up(start, Readiness(health), signalled):
@@ -360,17 +360,18 @@ def _bind(server: grpc.aio.Server, settings: ServerSettings) -> str:
 
 
 @contextlib.contextmanager
-def _metrics(settings: ServerSettings, registry: CollectorRegistry) -> Iterator[str | None]:
-    """Serve metrics over HTTP; yield the bound address, None if they are off."""
-    if not settings.metrics_listen:
+def _metrics(
+    settings: ServerSettings, registry: CollectorRegistry, health: HealthService
+) -> Iterator[str | None]:
+    """Serve metrics and probes over HTTP; yield the bound address, None if they are off."""
+    listen = settings.metrics_listen
+    if not listen:
         yield None
         return
     try:
-        server = MetricsServer(settings.metrics_listen, registry)
+        server = MetricsServer(listen, registry, health.probe())
     except OSError as error:
-        raise StartError(
-            f"cannot listen on {settings.metrics_listen} for metrics: {error.strerror}"
-        ) from error
+        raise StartError(f"cannot listen on {listen} for metrics: {error.strerror}") from error
     try:
         yield server.address
     finally:

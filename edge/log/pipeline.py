@@ -250,6 +250,9 @@ class LogPipeline:
                 damaged_spools=spool.damaged if spool else 0,
                 spool_id=spool.identity.spool_id if spool else "",
                 last_error=progress.spool_error or progress.ship_error,
+                spool_error=progress.spool_error,
+                spool_bytes=spool.bytes_in_use if spool else 0,
+                spool_limit_bytes=spool.byte_limit if spool else 0,
                 left_out=self.left_out.counts(),
             )
 

@@ -43,6 +43,13 @@ class LoggerStats:
     """The UUID of the spool. Empty: no spool is open yet."""
     last_error: str | None
     """Error of the last attempt to spool or to ship. None: it succeeded."""
+    spool_error: str | None = None
+    """Error of the last attempt to spool. None: it succeeded."""
+    spool_bytes: int = 0
+    """Size of the spool's content, bytes."""
+    spool_limit_bytes: int = 0
+    """Size at which the spool gives up its oldest predictions, bytes: its setting, or less near the
+    reserve of the disk. 0: no spool is open yet."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Parts of results that could not be logged, by kind: `detection`, `track_id`, `keypoints`,
     `mask`, `mask_detail` (a mask that was simplified because it was too large), another part of

@@ -58,6 +58,9 @@ class Spool:
         sent_through: every sequence up to and including this one may have been sent to a server,
             and no later one.
         damaged: number of files that were found damaged.
+        bytes_in_use: size of the content after the last change, bytes.
+        byte_limit: maximum of `bytes_in_use` at the last change: `limits.max_bytes`, or less near
+            the reserve of the disk.
 
     Raises:
         SightlineError: another process holds the folder (`SPOOL_LOCKED`), the spool belongs to
@@ -78,6 +81,7 @@ class Spool:
     ) -> None:
         self.spooled = 0
         self.damaged = 0
+        self.bytes_in_use, self.byte_limit = 0, limits.max_bytes
         self._directory = directory
         self._limits = limits
         self._on_lost = on_lost
@@ -179,7 +183,9 @@ class Spool:
         def change(file: SpoolFile) -> int:
             # A power failure may undo this; the server then reports its watermark again.
             with file.transaction(durable=False):
-                return file.acknowledge(through)
+                deleted = file.acknowledge(through)
+            self.bytes_in_use, _ = file.pages()
+            return deleted
 
         with self._lock:
             return self._change(change, spool_id)
@@ -298,6 +304,7 @@ class Spool:
     def _begin(self, opened: Opened) -> None:
         """Adopt a newly opened file and report its losses."""
         self._location = superblocks.location_of(self._opener.path)
+        self.bytes_in_use, _ = opened.file.pages()
         self._write_superblock(sync=True)
         if opened.damage:
             self.damaged += 1
@@ -317,7 +324,9 @@ class Spool:
         )
         with file.transaction():
             file.append(entries, self._clock.now(), self._wall())
-            return spool_caps.evict_bytes(file, cap, reason, self._wall())
+            lost = spool_caps.evict_bytes(file, cap, reason, self._wall())
+        self.bytes_in_use, self.byte_limit = file.pages()[0], cap
+        return lost
 
     def _give_up(self, spool_id: str, runs: Sequence[tuple[int, int]], reason: GapReason) -> None:
         def change(file: SpoolFile) -> list[Lost]:

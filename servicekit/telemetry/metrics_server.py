@@ -1,4 +1,4 @@
-"""A server of Prometheus metrics over HTTP/1.1 with a single thread.
+"""A server of Prometheus metrics and of probes over HTTP/1.1 with a single thread.
 
 prometheus_client's server gives each connection a thread without a time limit. Here a connection is
 closed after one answer or a timeout, the size of a request is limited, and if there are too many
@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -35,28 +35,45 @@ _BACKLOG = 1024
 """Connections that wait to be accepted; further clients retry after a second."""
 _PER_SECOND, _BURST, _LONGEST_SECONDS = 10.0, 20, 5.0
 """Rate limit of pages for one address: each page costs some milliseconds of the interpreter."""
+PROBE_SECONDS = 2.0
+"""Maximum time for the process to say what is not ready, s."""
+_LIVE, _READY = "/healthz", "/readyz"
 _END = b"\r\n\r\n"
+
+Probe = Callable[[], Awaitable[Sequence[str]]]
+"""Coroutine function that returns what is not ready, for people; empty: everything is."""
+
+
+async def _everything_ready() -> Sequence[str]:
+    return ()
 
 
 class MetricsServer:
-    """Prometheus metrics over HTTP, until closed.
+    """Prometheus metrics at `/metrics` and probes at `/healthz` and `/readyz`, until closed.
+
+    `/healthz` answers 200 while the process works, `/readyz` while everything is ready; else 503
+    with a body that names what is not.
 
     Args:
         listen: host:port or [IPv6]:port; port 0: any free one, see `address`.
         registry: the metrics.
+        probe: awaited, on the server's own event loop, for each request of a probe. If it takes
+            longer than `PROBE_SECONDS`, the process does not work.
 
     Raises:
         OSError: the address cannot be bound.
         OverflowError: there is no such port.
     """
 
-    def __init__(self, listen: str, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, listen: str, registry: CollectorRegistry, probe: Probe = _everything_ready
+    ) -> None:
         host, _, port = listen.rpartition(":")
         listening = _bind(host.strip("[]"), int(port))
         self.address = f"{host}:{listening.getsockname()[1]}"
         self._loop = asyncio.new_event_loop()
         self._end = asyncio.Event()
-        serving = _Connections(make_wsgi_app(registry)).serve(listening, self._end)
+        serving = _Connections(make_wsgi_app(registry), probe).serve(listening, self._end)
         self._thread = threading.Thread(
             target=self._run, args=[serving], daemon=True, name="metrics"
         )
@@ -78,8 +95,9 @@ class MetricsServer:
 class _Connections:
     """The open connections, of one event loop."""
 
-    def __init__(self, app: Callable[..., Any]) -> None:
+    def __init__(self, app: Callable[..., Any], probe: Probe) -> None:
         self._app = app
+        self._probe = probe
         self._pace = Pace(_PER_SECOND, _BURST, _LONGEST_SECONDS)
         self._open: dict[asyncio.Task[None], str] = {}
         """The address of each, the oldest first."""
@@ -138,7 +156,11 @@ class _Connections:
                 request = b""
         self._requested.add(task)
         await asyncio.sleep(self._pace.delay(self._open[task], time.monotonic()))
-        writer.write(response(self._app, request))
+        path = (parse(request) or {}).get("PATH_INFO")
+        if path in (_LIVE, _READY):
+            writer.write(await probed(self._probe, path))
+        else:
+            writer.write(response(self._app, request))
         async with asyncio.timeout(ANSWER_SECONDS):
             await writer.drain()
             writer.close()
@@ -179,6 +201,32 @@ def response(app: Callable[..., Any], request: bytes) -> bytes:
         error = http.HTTPStatus.INTERNAL_SERVER_ERROR
         return _encoded(f"{error.value} {error.phrase}", [], b"see the log\n")
     return _encoded(*begun[0], body)
+
+
+async def probed(probe: Probe, path: str) -> bytes:
+    """Return the complete answer to the request of a probe.
+
+    Args:
+        probe: see `MetricsServer`.
+        path: `/healthz` or `/readyz`.
+    """
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            waiting = await probe()
+    except TimeoutError:
+        return _plain(503, f"the process did not answer within {PROBE_SECONDS:g} s")
+    except Exception:
+        logger.exception("the probe failed")
+        return _plain(503, "the probe failed: see the log")
+    if path == _READY and waiting:
+        return _plain(503, f"not ready: {', '.join(waiting)}")
+    return _plain(200, "ready" if path == _READY else "live")
+
+
+def _plain(code: int, text: str) -> bytes:
+    status = http.HTTPStatus(code)
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")]
+    return _encoded(f"{status.value} {status.phrase}", headers, f"{text}\n".encode())
 
 
 def parse(request: bytes) -> dict[str, str] | None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.unit.servicekit.test_tls import issue
 SCRIPT = Path(__file__).with_name("echo_service.py")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+UNREADY = 503, f"not ready: {ECHO}\n"
 EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 
 
@@ -112,6 +114,21 @@ async def test_a_ready_server_is_live_ready_reflected_and_measured() -> None:
     assert (code, out) == (0, ["stopped"])
     # That nobody needs a credential, the call, that it drains, that it has drained.
     assert [json.loads(line)["service"] for line in err.splitlines()] == ["echo"] * 4
+
+
+def probed(ready: dict[str, Any], path: str) -> tuple[int, str]:
+    """Return the status and the body of a probe."""
+    try:
+        with urllib.request.urlopen(f"http://{ready['metrics_address']}{path}", timeout=10) as page:
+            return page.status, page.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+async def until_probed(ready: dict[str, Any], path: str, expected: tuple[int, str]) -> None:
+    async with asyncio.timeout(10):
+        while await asyncio.to_thread(probed, ready, path) != expected:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)  # fewer than the server's pace allows
 
 
 async def services(channel: grpc.aio.Channel) -> set[str]:
@@ -233,14 +250,30 @@ async def test_a_failed_stop_is_not_success() -> None:
 
 
 async def test_a_service_can_turn_itself_unready_from_a_thread() -> None:
-    async with started() as process:
+    async with started("--metrics-listen", "127.0.0.1:0") as process:
         ready = await process.ready()
         async with grpc.aio.insecure_channel(ready["address"]) as channel:
+            assert await asyncio.to_thread(probed, ready, "/readyz") == (200, "ready\n")
             await call(channel, "UnaryUnary", (b"unready",))
             await until_status(channel, ECHO, NOT_SERVING)
             assert await check(channel, "") == SERVING
+            assert await asyncio.to_thread(probed, ready, "/readyz") == UNREADY
+            assert await asyncio.to_thread(probed, ready, "/healthz") == (200, "live\n")
             await call(channel, "UnaryUnary", (b"ready",))
             await until_status(channel, ECHO, SERVING)
+            assert await asyncio.to_thread(probed, ready, "/readyz") == (200, "ready\n")
+
+
+async def test_a_draining_server_is_live_and_not_ready() -> None:
+    async with started("--metrics-listen", "127.0.0.1:0", "--grace-seconds", "60") as process:
+        ready = await process.ready()
+        async with grpc.aio.insecure_channel(ready["address"]) as channel:
+            running = asyncio.ensure_future(call(channel, "UnaryUnary", (b"sleep 1",)))
+            await until_running(ready["address"])
+            process.signal()
+            await until_probed(ready, "/readyz", UNREADY)
+            assert await asyncio.to_thread(probed, ready, "/healthz") == (200, "live\n")
+            assert await running
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--metrics-listen"])

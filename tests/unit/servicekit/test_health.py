@@ -1,13 +1,19 @@
 import asyncio
 import contextlib
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from servicekit.health import HealthService
+from servicekit.telemetry import metrics_server
+from servicekit.telemetry.metrics_server import MetricsServer
 
 EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 NAME = "test.v1.Echo"
@@ -107,3 +113,27 @@ async def test_watchers_of_a_service_do_not_wait_for_each_other() -> None:
         assert (await watch.read()).status == SERVING
         stuck.cancel()
         health.close()
+
+
+async def test_a_probe_of_a_stuck_event_loop_says_that_it_is_not_live(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    health = HealthService([NAME])
+    health.open()
+    server = MetricsServer("127.0.0.1:0", CollectorRegistry(), health.probe())
+    answers = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(f"http://{server.address}/healthz", timeout=10) as page:
+                answers.append(page.status)
+        except urllib.error.HTTPError as error:
+            answers.append(error.code)
+
+    await asyncio.to_thread(ask)
+    monkeypatch.setattr(metrics_server, "PROBE_SECONDS", 0.05)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asking.join()  # this event loop does nothing until the answer is there
+    server.close()
+    assert answers == [200, 503]

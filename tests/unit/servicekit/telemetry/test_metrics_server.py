@@ -1,7 +1,8 @@
 """The answers of the metrics server. Its sockets are an integration test."""
 
+import asyncio
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, make_wsgi_app
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from servicekit.telemetry.metrics_server import parse, response, to_close
+from servicekit.telemetry import metrics_server
+from servicekit.telemetry.metrics_server import parse, probed, response, to_close
 
 
 def app() -> Any:
@@ -78,3 +80,35 @@ def test_the_busiest_address_loses_its_oldest_that_has_not_asked() -> None:
     assert to_close(connections, asked) == "c"  # type: ignore[comparison-overlap]
     everybody: Any = set(connections)
     assert to_close(connections, everybody) == "b"  # type: ignore[comparison-overlap]
+
+
+@pytest.mark.parametrize(
+    ("path", "waiting", "status", "body"),
+    [
+        ("/healthz", ["a", "b"], "200 OK", b"live\n"),
+        ("/readyz", [], "200 OK", b"ready\n"),
+        ("/readyz", ["a", "b"], "503 Service Unavailable", b"not ready: a, b\n"),
+        ("/healthz", None, "503 Service Unavailable", b"the probe failed: see the log\n"),
+    ],
+)
+async def test_a_probe_names_what_is_not_ready(
+    path: str, waiting: Sequence[str] | None, status: str, body: bytes
+) -> None:
+    async def probe() -> Sequence[str]:
+        if waiting is None:
+            raise RuntimeError("no")
+        return waiting
+
+    answer = await probed(probe, path)
+    assert answer.startswith(f"HTTP/1.1 {status}\r\nContent-Type: text/plain".encode())
+    assert answer.endswith(b"\r\n\r\n" + body)
+
+
+async def test_a_probe_that_does_not_come_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server, "PROBE_SECONDS", 0.01)
+
+    async def probe() -> Sequence[str]:
+        await asyncio.Event().wait()
+        return ()
+
+    assert b"503 " in await probed(probe, "/healthz")
