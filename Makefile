@@ -9,6 +9,8 @@ GRPCURL := $(TOOLS)/bin/grpcurl
 # npm writes this file last, so it stands for a whole install.
 NODE_MODULES := tests/compat/node/node_modules/.package-lock.json
 TRITONCLIENT := $(TOOLS)/tritonclient
+# Touched last, so it stands for a whole download.
+PROMETHEUS := $(TOOLS)/prometheus/.installed
 GO_CAMERA := examples/go/bin/camera
 # Other DuckDBs than ours, which read and write the same files; each in a folder of its own.
 OTHER_DUCKDBS := build/duckdb/1.4.4/.installed build/duckdb/2.0.1/.installed
@@ -97,6 +99,15 @@ $(TRITONCLIENT)/.installed: tests/compat/triton/constraints.txt
 	  || echo "perf_analyzer: there is no build for this system"
 	@touch $@
 
+# Debian's package, unpacked and not installed, so that it needs neither root nor a system that has
+# ever run `apt-get update`. `go install` refuses promtool: its module has exclude directives.
+$(PROMETHEUS): APT = apt-get -qq -o Dir::State::lists=$(CURDIR)/$(@D)/lists -o Dir::Cache=$(CURDIR)/$(@D)/cache
+$(PROMETHEUS):
+	@rm -rf $(@D) && mkdir -p $(@D)/lists/partial $(@D)/cache/archives/partial
+	@cd $(@D) && { apt-get -qq download prometheus 2>/dev/null || { $(APT) update && $(APT) download prometheus; }; }
+	@cd $(@D) && dpkg-deb --extract prometheus_*.deb . && rm -rf prometheus_*.deb lists cache
+	@touch $@
+
 build/duckdb/%/.installed: export PIP_CONSTRAINT :=
 build/duckdb/%/.installed: | $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --upgrade --target build/duckdb/$* duckdb==$*
@@ -117,6 +128,7 @@ compat:
 	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE_MODULES) $(NODE_CAMERA); fi
 	-@$(MAKE) --no-print-directory $(TRITONCLIENT)/.installed
 	-@$(MAKE) --no-print-directory $(OTHER_DUCKDBS)
+	-@if command -v dpkg-deb >/dev/null; then $(MAKE) --no-print-directory $(PROMETHEUS); fi
 
 .PHONY: check
 # Four processes, since unit tests wait more than they compute.

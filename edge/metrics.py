@@ -8,10 +8,12 @@ from prometheus_client.registry import Collector
 
 from edge.decide.answer import Answer
 from edge.sources.counts import FrameOutcome, SourceState
+from edge.spool.entries import GapReason
 from edge.tally import NodeStats
 from servicekit.telemetry.histograms import Histograms
 from servicekit.telemetry.metrics_server import MetricsServer
 
+_NOTHING_DROPPED = {reason.name.lower(): 0 for reason in GapReason}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -138,8 +140,9 @@ def _log(stats: NodeStats) -> Iterator[Metric]:
         family.add_metric((), count)
         yield family
     dropped = _counter("log_dropped", "Predictions that will never be sent", "reason")
-    for reason, count in log.dropped.items():
-        dropped.add_metric((reason,), count)
+    # Every reason from the start: an alert cannot see the increase of a series that is new.
+    for name, count in {**_NOTHING_DROPPED, **log.dropped}.items():
+        dropped.add_metric((name,), count)
     yield dropped
     left_out = _counter("log_left_out", "Parts of results that could not be logged", "part")
     for part, count in log.left_out.items():

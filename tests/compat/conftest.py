@@ -46,6 +46,23 @@ def tritonclient() -> str:
     return require(program if installed else "tritonclient", "`make compat` installs it")
 
 
+def _of_prometheus(program: str) -> str:
+    # Touched last, so it stands for a whole download.
+    installed = (ROOT / ".tools/prometheus/.installed").is_file()
+    path = ROOT / ".tools/prometheus/usr/bin" / program
+    return require(path if installed else program, "`make compat` downloads it on Debian")
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    return _of_prometheus("promtool")
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> str:
+    return _of_prometheus("prometheus")
+
+
 @pytest.fixture(scope="session")
 def perf_analyzer() -> str:
     path = shutil.which(ROOT / ".tools/tritonclient/bin/perf_analyzer")
