@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.compat.conftest import ROOT
+from tests.pages import text
 
 DEPLOY = ROOT / "deploy/prometheus"
 RULES = DEPLOY / "sightline.rules.yml"
@@ -174,8 +175,10 @@ def run_promtool(promtool: str, folder: Path, tests: list[dict[str, Any]]) -> st
     return done.stderr
 
 
-def test_every_alert_has_a_case() -> None:
+def test_every_alert_has_a_case_and_is_on_the_page() -> None:
     assert {f"Sightline{name}" for name in CASES} == ALERTS.keys()
+    on_page = re.findall(r"^\| `(Sightline\w+)` \|", text("how-to/monitor.md"), re.MULTILINE)
+    assert sorted(on_page) == sorted(ALERTS)
 
 
 def test_the_files_are_those_of_prometheus(promtool: str) -> None:
