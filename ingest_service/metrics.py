@@ -21,6 +21,7 @@ from servicekit.telemetry.histograms import Histograms
 
 FORGET_SECONDS = 7 * 86_400.0
 """Time without a commit after which a device loses its series, s."""
+_LOOK_SECONDS = 60.0
 _CONFLICT_KINDS = ("content", "generation")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _PREDICTIONS = (1, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000)
@@ -161,6 +162,7 @@ class DeviceTimes(Collector):
         self._now = now
         self._lock = threading.Lock()
         self._times = dict(list(known)[:limit])
+        self._looked = 0.0
         self._refused = Counter(
             "sightline_ingest_device_series_refused_total",
             "Commits of devices without a series, as there are --metrics-devices of them",
@@ -197,7 +199,10 @@ class DeviceTimes(Collector):
         return len(self._times) < self._limit
 
     def _forget(self, now: float) -> None:
-        """Remove the devices that were not received for long."""
+        """Remove the devices that were not received for long; look for them once a minute."""
+        if abs(now - self._looked) < _LOOK_SECONDS:
+            return
+        self._looked = now
         if any(at < now - FORGET_SECONDS for at in self._times.values()):
             self._times = {d: at for d, at in self._times.items() if at >= now - FORGET_SECONDS}
 

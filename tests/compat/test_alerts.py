@@ -182,8 +182,8 @@ def test_every_alert_has_a_case_and_is_on_the_page() -> None:
 
 
 def test_the_files_are_those_of_prometheus(promtool: str) -> None:
-    for command in (["check", "rules", RULES], ["check", "config", DEPLOY / "prometheus.yml"]):
-        done = subprocess.run([promtool, *command], capture_output=True, text=True)
+    for kind, path in (("rules", RULES), ("config", DEPLOY / "prometheus.yml")):
+        done = subprocess.run([promtool, "check", kind, path], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 

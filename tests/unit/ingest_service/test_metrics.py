@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -32,7 +33,7 @@ from tests.unit.ingest_service.samples import (
     predictions,
     spool,
 )
-from tests.unit.ingest_service.store_conformance import BeforeCommit, commit
+from tests.unit.ingest_service.store_conformance import BeforeCommit, MovableClock, commit
 
 START = NOW.timestamp()
 
@@ -119,6 +120,23 @@ def test_devices_beyond_the_bound_are_counted_and_hide_none(registry: CollectorR
     assert [value(registry, seen, device=name) for name in "abcd"] == [None] * 4
 
 
+def test_devices_beyond_the_bound_cost_no_search_each(registry: CollectorRegistry) -> None:
+    searches = 0
+
+    class Times(dict[str, float]):
+        def values(self) -> Any:
+            nonlocal searches
+            searches += 1
+            return super().values()
+
+    devices = DeviceTimes(registry, 1, [("a", START)], lambda: START)
+    devices._times = Times(devices._times)
+    for number in range(100):
+        devices.received([f"invented-{number}"], START + number / 10)
+    assert searches == 1
+    assert value(registry, "device_series_refused_total") == 100
+
+
 def test_without_a_place_for_devices_nothing_is_counted(registry: CollectorRegistry) -> None:
     DeviceTimes(registry, 0, [("a", START)], lambda: START).received(["a", "b"], START)
     assert value(registry, "device_last_received_timestamp_seconds", device="a") is None
@@ -127,8 +145,9 @@ def test_without_a_place_for_devices_nothing_is_counted(registry: CollectorRegis
 
 def test_devices_are_known_after_a_restart(store: DuckDBStore) -> None:
     for number in (1, 2, 3):
-        moment = NOW + timedelta(seconds=number)
-        commit(store, message(*predictions(1, 2), of=spool(number)), now=lambda at=moment: at)
+        clock = MovableClock()
+        clock.time = NOW + timedelta(seconds=number)
+        commit(store, message(*predictions(1, 2), of=spool(number)), now=clock)
     assert store.latest_devices(2) == [
         (spool(number).device_id, START + number) for number in (3, 2)
     ]
