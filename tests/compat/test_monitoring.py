@@ -9,6 +9,7 @@ import re
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
@@ -113,6 +114,14 @@ def listening(process: subprocess.Popen[bytes], log: Path) -> str:
     raise AssertionError(log.read_text())
 
 
+def is_ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=10) as page:
+            return bool(page.status == 200)
+    except urllib.error.HTTPError:
+        return False
+
+
 def start_prometheus(
     program: str, folder: Path, addresses: dict[str, str], stack: ExitStack
 ) -> str:
@@ -132,7 +141,9 @@ def start_prometheus(
         )
     stack.callback(process.wait)
     stack.callback(process.terminate)
-    return listening(process, log)
+    address = listening(process, log)
+    assert eventually(lambda: is_ready(address)), log.read_text()  # it listens before it answers
+    return address
 
 
 @pytest.fixture(scope="module")
