@@ -10,6 +10,7 @@ from edge.geometry import MASK_TOLERANCE, MaskForm
 from edge.records import MAX_SIZE
 from edge.spool.caps import SpoolLimits
 from edge.wire import MAX_MESSAGE
+from servicekit.contract_bounds import MAX_POLYGON_TOLERANCE
 
 Compression = Literal["none", "gzip"]
 OnFull = Literal["block", "drop_oldest", "drop_newest"]
@@ -23,7 +24,7 @@ BatchSize = Annotated[int, Field(ge=1, le=10_000)]
 BatchBytes = Annotated[int, Field(ge=1 << 10, le=MAX_MESSAGE)]
 BatchTimeoutSeconds = Annotated[float, Field(ge=0, le=60)]
 StreamSize = Annotated[int, Field(ge=1, le=1_000_000)]
-MaskTolerance = Annotated[float, Field(ge=0, le=100)]
+MaskTolerance = Annotated[float, Field(ge=0, le=MAX_POLYGON_TOLERANCE)]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ from edge.options import (
     SpoolBytes,
     StreamSize,
 )
+from servicekit.contract_bounds import (
+    MAX_DETECTIONS,
+    MAX_DEVICE_ID_BYTES,
+    MAX_MODEL_NAME_BYTES,
+)
 from servicekit.settings import (
     BASIC,
     Address,
@@ -64,7 +69,7 @@ class EdgeSettings(ClientTlsSettings):
     device_id: str = Field(
         default_factory=socket.gethostname,
         min_length=1,
-        max_length=256,
+        max_length=MAX_DEVICE_ID_BYTES,
         description="name of this device, unique in the fleet; default: the host's name",
         json_schema_extra=BASIC,
     )
@@ -219,12 +224,12 @@ class EdgeSettings(ClientTlsSettings):
     )
     device_model_name: str = Field(
         default="",
-        max_length=256,
+        max_length=MAX_MODEL_NAME_BYTES,
         description="name of device_model in the log; empty: the name of its file",
     )
     device_model_version: str = Field(
         default="",
-        max_length=256,
+        max_length=MAX_MODEL_NAME_BYTES,
         description="version of device_model in the log; empty: derived from the SHA-256 of the"
         " file and its external data",
     )
@@ -301,7 +306,7 @@ class EdgeSettings(ClientTlsSettings):
     max_detections: int | None = Field(
         default=None,
         ge=1,
-        le=10_000,
+        le=MAX_DETECTIONS,
         description="maximum number of detections per image; default: that of each model",
     )
     defect_classes: Words = Field(

@@ -4,6 +4,12 @@
 must be converted before the cloud can decode them.
 """
 
+CONTRACT_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""Types that the contract names. The inference service decodes no others, since every decoder is
+code that a stranger's bytes can reach."""
+OWN_FORMATS = (*CONTRACT_FORMATS, "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+"""Types of files that a device or an operator reads for itself. PPM stands for all of Netpbm."""
+
 HEAD_BYTES = 4096
 """Number of first bytes that `image_kind` and `is_video` need at most."""
 

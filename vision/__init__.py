@@ -5,6 +5,7 @@ returns, after its EXIF orientation has been applied. Nothing here reads a clock
 the `load` of a model reads a file.
 """
 
+from servicekit.media_kinds import CONTRACT_FORMATS, OWN_FORMATS
 from vision.classify import Classes, Scores, decode_classes, softmax, to_logits
 from vision.detections import Detections
 from vision.errors import ImageError, ModelError
@@ -37,7 +38,6 @@ from vision.network import OnnxNetwork
 from vision.onnx_classifier import OnnxClassifier
 from vision.onnx_session import OnnxSession, TensorInfo
 from vision.onnx_yolo import YOLO_TASKS, OnnxYolo
-from vision.openers import CONTRACT_FORMATS, OWN_FORMATS
 from vision.preprocess import Interpolation, Preprocess, preprocess_image
 from vision.session_options import SessionOptions
 from vision.yolo import YoloHead, decode_end_to_end, decode_output, decode_yolov8

@@ -19,11 +19,11 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from servicekit.media_kinds import HEAD_BYTES, image_kind
+from servicekit.media_kinds import CONTRACT_FORMATS, HEAD_BYTES, OWN_FORMATS, image_kind
 from servicekit.memory import is_to_blame
 from vision.errors import ImageError
 from vision.guards import CountedReader, TooManyReadsError, completed_jpegs, read_jpeg_scans
-from vision.openers import CONTRACT_FORMATS, MIME, OWN_FORMATS, check_first_page, opener
+from vision.openers import MIME, check_first_page, opener
 from vision.rgb import WHOLE_PIXELS, upright_rgb
 
 _HEADER_READS = 2_000  # about 500 segments or chunks

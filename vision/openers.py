@@ -14,12 +14,6 @@ from PIL.WebPImagePlugin import WebPImageFile
 from vision.errors import ImageError
 from vision.guards import CountedReader
 
-CONTRACT_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-"""Types that the contract names. The inference service decodes no others, since every decoder is
-code that a stranger's bytes can reach."""
-OWN_FORMATS = (*CONTRACT_FORMATS, "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
-"""Types of files that a device or an operator reads for itself. PPM stands for all of Netpbm."""
-
 MIME = {
     "JPEG": "image/jpeg",
     "PNG": "image/png",

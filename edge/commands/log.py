@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ from edge.settings import EdgeSettings
 from edge.sources.counts import SourceState
 from edge.sources.frame import FrameSource
 from edge.spool.directories import default_spool_dir
+from edge.tally import NodeStats
+from servicekit.contract_bounds import MAX_LABEL_BYTES, MAX_LABELS
 from servicekit.distribution import install_hint
 from servicekit.errors import SightlineError
 from servicekit.help import OUTPUT, with_settings
@@ -46,8 +48,7 @@ from servicekit.telemetry import background_stderr
 from servicekit.telemetry.failures_once import FailuresOnce
 from servicekit.terminal import CommandError, UsageError, sentence
 
-_LABELS = 63  # a prediction may have 64, and one is `source`
-_LABEL_BYTES = 1024
+_MAX_OWN_LABELS = MAX_LABELS - 1  # one is `source`
 
 
 @with_settings(EdgeSettings, without=("detector", "mode", "device_id"))
@@ -153,17 +154,8 @@ def log(
         per_source=PLACEHOLDER in settings.device_id,
         interrupted=interrupted,
     )
-    all_sources = [source for node in stats.values() for source in node.sources.values()]
-    unread = any(source.state is SourceState.FAILED for source in all_sources)
-    files = {source.name for source in opened if not source.live}
-    damaged = any(
-        source.damaged
-        for node in stats.values()
-        for name, source in node.sources.items()
-        if name in files
-    )
-    failed = any(node.pictures.failed for node in stats.values())
-    if unread or damaged or (not interrupted and (not committed or failed)):
+    unanswered = any(node.pictures.failed for node in stats.values())
+    if _has_unread(stats.values(), opened) or (not interrupted and (not committed or unanswered)):
         raise typer.Exit(1)
 
 
@@ -192,19 +184,19 @@ def _labels(words: Sequence[str]) -> dict[str, str]:
             raise UsageError("--label: source is the name of each image's source already")
         if not all(_fits_label(text) for text in (name, value)):
             raise UsageError(
-                f"--label: name and value must be UTF-8 text of at most {_LABEL_BYTES} bytes each"
-                f" (got {word!r})"
+                "--label: name and value must be UTF-8 text of at most"
+                f" {MAX_LABEL_BYTES} bytes each (got {word!r})"
             )
         labels[name] = value
-    if len(labels) > _LABELS:
-        raise UsageError(f"--label: at most {_LABELS} may be given (got {len(labels)})")
+    if len(labels) > _MAX_OWN_LABELS:
+        raise UsageError(f"--label: at most {_MAX_OWN_LABELS} may be given (got {len(labels)})")
     return labels
 
 
 def _fits_label(text: str) -> bool:
     """Return True if the ingest service takes this text as the name or the value of a label."""
     try:
-        return len(text.encode()) <= _LABEL_BYTES
+        return len(text.encode()) <= MAX_LABEL_BYTES
     except UnicodeEncodeError:  # bytes of an argument that are not UTF-8
         return False
 
@@ -286,6 +278,16 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _has_unread(nodes: Iterable[NodeStats], sources: Sequence[FrameSource]) -> bool:
+    """Return True if a source was not read to its end, or a file has a damaged frame."""
+    files = {source.name for source in sources if not source.live}
+    return any(
+        counts.state is SourceState.FAILED or (counts.damaged and name in files)
+        for node in nodes
+        for name, counts in node.sources.items()
+    )
 
 
 def _report(outcome: Outcome, display: Display) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
 from edge.geometry import MASK_TOLERANCE, MaskForm
 from edge.records import Detection
+from servicekit.contract_bounds import MAX_DETECTIONS, MAX_POLYGON_TOLERANCE
 
 if TYPE_CHECKING:  # the edge core runs without numpy and Pillow
     import numpy as np
@@ -55,14 +56,16 @@ class Thresholds:
         for name, value in (("confidence", self.confidence), ("iou", self.iou)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
-        if not 1 <= self.max_detections <= 10_000:
-            raise ValueError(f"max_detections must be 1 to 10000, got {self.max_detections}")
+        if not 1 <= self.max_detections <= MAX_DETECTIONS:
+            rule = f"max_detections must be 1 to {MAX_DETECTIONS}"
+            raise ValueError(f"{rule}, got {self.max_detections}")
         if not 1 <= self.top_k <= 1000:
             raise ValueError(f"top_k must be 1 to 1000, got {self.top_k}")
         if self.masks not in get_args(MaskForm):
             raise ValueError(f"masks must be polygon, rle or off, got {self.masks!r}")
-        if not 0 <= self.mask_tolerance <= 100:
-            raise ValueError(f"mask_tolerance must be 0 to 100, got {self.mask_tolerance}")
+        if not 0 <= self.mask_tolerance <= MAX_POLYGON_TOLERANCE:
+            rule = f"mask_tolerance must be 0 to {MAX_POLYGON_TOLERANCE}"
+            raise ValueError(f"{rule}, got {self.mask_tolerance}")
 
 
 @dataclass(frozen=True, slots=True)

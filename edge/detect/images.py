@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edge.detect.base import Image
-from edge.detect.limits import DEVICE_LIMITS, MAX_SIDE, DeviceImageLimits
+from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
+from servicekit.contract_bounds import MAX_IMAGE_SIDE
 from servicekit.errors import invalid
-from servicekit.media_kinds import HEAD_BYTES, image_kind
+from servicekit.media_kinds import CONTRACT_FORMATS, HEAD_BYTES, image_kind
 from servicekit.names import readable
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 ArrayFormat = Literal["jpeg", "png"]
 """Encoding of pixels for the wire: JPEG of quality 95, or PNG (lossless, several times larger)."""
-
-_CONTRACT = frozenset({"JPEG", "PNG", "WEBP", "BMP"})
-"""Types that the inference service decodes; `vision.CONTRACT_FORMATS`, without importing it."""
 
 
 def pixels(
@@ -102,7 +100,7 @@ def for_service(
     if not data:
         raise invalid(field, "must not be empty", reason="IMAGE_EMPTY")
     kind = image_kind(data[:HEAD_BYTES])
-    if kind is None or kind in _CONTRACT or not _can_decode(kind):
+    if kind is None or kind in CONTRACT_FORMATS or not _can_decode(kind):
         return data
     return pixels(data, field, limits)
 
@@ -127,7 +125,7 @@ def _opened(data: bytes, limits: DeviceImageLimits) -> "OpenedImage":
     from servicekit.memory import require
     from vision import OWN_FORMATS, ImageLimits, open_image
 
-    allowed = ImageLimits(limits.max_bytes, limits.max_pixels, MAX_SIDE, OWN_FORMATS)
+    allowed = ImageLimits(limits.max_bytes, limits.max_pixels, MAX_IMAGE_SIDE, OWN_FORMATS)
     opened = open_image(data, allowed)
     require(opened.memory)
     return opened

@@ -33,7 +33,5 @@ class DeviceImageLimits:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-MAX_SIDE = 65_535
-"""Maximum width and height in pixels: that of `Prediction.image_width` and `image_height`."""
 DEVICE_LIMITS = DeviceImageLimits()
 """The default limits."""

@@ -6,9 +6,7 @@ from dataclasses import replace
 
 from edge.detect.result_columns import ResultColumns
 from edge.records import Detection, Prediction
-
-MAX_DETECTIONS = 10_000
-"""Detections that the server takes of one image."""
+from servicekit.contract_bounds import MAX_DETECTIONS
 
 
 def detections_of(columns: ResultColumns, left_out: Counter[str]) -> Sequence[Detection]:

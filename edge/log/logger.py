@@ -23,6 +23,7 @@ from edge.options import LogOptions, OnFull
 from edge.records import Prediction
 from edge.settings import EdgeSettings
 from edge.spool.directories import default_spool_dir
+from servicekit.contract_bounds import MAX_DEVICE_ID_BYTES
 from servicekit.errors import SightlineError
 from servicekit.settings import load
 from servicekit.standard_streams import open_closed
@@ -98,8 +99,9 @@ class PredictionLogger:
         model_name: str | None = None,
         model_version: str = "",
     ) -> None:
-        if not 1 <= len(device_id.encode()) <= 256:
-            raise ValueError(f"device_id must be 1 to 256 bytes (got {device_id!r})")
+        if not 1 <= len(device_id.encode()) <= MAX_DEVICE_ID_BYTES:
+            rule = f"device_id must be 1 to {MAX_DEVICE_ID_BYTES} bytes"
+            raise ValueError(f"{rule} (got {device_id!r})")
         if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be block, drop_oldest or drop_newest (got {on_full!r})")
         open_closed()

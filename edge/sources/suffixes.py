@@ -7,7 +7,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".pnm", ".ppm", ".pgm", ".pbm", ".pfm"),
     )
 )
-"""Images: every type in `vision.OWN_FORMATS`."""
+"""Images: every type in `servicekit.media_kinds.OWN_FORMATS`."""
 
 VIDEO_SUFFIXES = frozenset(
     (

@@ -23,13 +23,15 @@ from ingest_service.receive.rules import (
     outside,
     sizes,
 )
-
-MAX_IMAGE_ID_BYTES = 512
-MAX_NAME_BYTES = 256
-MAX_IMAGE_SIDE = 65_535
-MAX_DETECTIONS = 10_000
-MAX_LABELS = 64
-MAX_LABEL_BYTES = 1024
+from servicekit.contract_bounds import (
+    MAX_CLASS_NAME_BYTES,
+    MAX_DETECTIONS,
+    MAX_IMAGE_ID_BYTES,
+    MAX_IMAGE_SIDE,
+    MAX_LABEL_BYTES,
+    MAX_LABELS,
+    MAX_MODEL_NAME_BYTES,
+)
 
 SOURCES = (None, "device", "cloud")
 """Names of PredictionSource by number; None: unspecified."""
@@ -89,8 +91,8 @@ def _row_rules(rows: pa.StructArray, window: CaptureWindow) -> Iterator[Broken]:
 def _text_rules(rows: pa.StructArray) -> Iterator[Broken]:
     for name, limit in (
         ("image_id", MAX_IMAGE_ID_BYTES),
-        ("model_name", MAX_NAME_BYTES),
-        ("model_version", MAX_NAME_BYTES),
+        ("model_name", MAX_MODEL_NAME_BYTES),
+        ("model_version", MAX_MODEL_NAME_BYTES),
     ):
         size = sizes(rows.field(name))
         if name != "model_version":
@@ -118,7 +120,7 @@ def _time_rules(rows: pa.StructArray, window: CaptureWindow) -> Iterator[Broken]
 def _detection_rules(detections: pa.StructArray) -> Iterator[Broken]:
     yield Broken("class_id", "CLASS_ID_NEGATIVE", numbers(detections, "class_id") < 0)
     size = sizes(detections.field("class_name"))
-    yield Broken("class_name", "CLASS_NAME_TOO_LONG", size > MAX_NAME_BYTES)
+    yield Broken("class_name", "CLASS_NAME_TOO_LONG", size > MAX_CLASS_NAME_BYTES)
     confidence = numbers(detections, "confidence")
     # Not written as "< 0 or > 1": NaN must not pass.
     ok = (confidence >= 0) & (confidence <= 1)

@@ -20,14 +20,15 @@ from ingest_service.receive.rules import (
     sizes,
 )
 from ingest_service.receive.run_lengths import find_broken_runs
+from servicekit.contract_bounds import (
+    MAX_IMAGE_SIDE,
+    MAX_KEYPOINTS,
+    MAX_MASK_POINTS,
+    MAX_POLYGONS,
+    MAX_RLE_BYTES,
+    MIN_POLYGON_POINTS,
+)
 
-MAX_KEYPOINTS = 1000
-MAX_MASK_SIDE = 65_535
-MAX_RLE_BYTES = 65_536
-MAX_POLYGONS = 100
-MIN_POLYGON_POINTS = 3
-MAX_MASK_POINTS = 8192
-"""Maximum number of points of all polygons of a mask."""
 ANGLE_TOLERANCE = 1e-6
 """Distance from the range of angles that is accepted: a few steps of a 32-bit float, radians."""
 _MIN_ANGLE, _MAX_ANGLE = -math.pi / 4 - ANGLE_TOLERANCE, 3 * math.pi / 4 + ANGLE_TOLERANCE
@@ -87,7 +88,7 @@ def _mask_rules(masks: pa.StructArray) -> Iterator[Broken]:
     yield Broken("mask.rle", "MASK_RLE_TOO_LONG", rle_bytes > MAX_RLE_BYTES)
     for name in ("width", "height"):
         side = numbers(masks, name)
-        wrong = np.where(has_rle, (side < 1) | (side > MAX_MASK_SIDE), side != 0)
+        wrong = np.where(has_rle, (side < 1) | (side > MAX_IMAGE_SIDE), side != 0)
         yield Broken(f"mask.{name}", f"MASK_{name.upper()}_OUT_OF_RANGE", present & wrong)
     yield Broken("mask.polygons", "TOO_MANY_POLYGONS", polygons > MAX_POLYGONS)
 
@@ -124,4 +125,4 @@ def _counts(lists: pa.ListArray) -> NumberArray:
 
 
 def _is_side(values: NumberArray) -> BoolArray:
-    return (values >= 1) & (values <= MAX_MASK_SIDE)
+    return (values >= 1) & (values <= MAX_IMAGE_SIDE)

@@ -33,6 +33,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
             "distribution",
             "about",
             "addresses",
+            "contract_bounds",
             "routes",
             "media_kinds",
             "names",
