@@ -135,7 +135,7 @@ print(json.dumps(rows, default=str))
 """
 
 
-def test_item_19_every_query_of_the_pages_runs_in_python_as_the_extra_installs_it(
+def test_every_query_of_the_pages_runs_in_python_as_the_extra_installs_it(
     desk: Desk,
 ) -> None:
     database = str(desk.database())

@@ -1,4 +1,4 @@
-"""Item 18: a user that is only a number, without HOME, as `docker run -u 54321` makes it."""
+"""A user that is only a number, without HOME, as `docker run -u 54321` makes it."""
 
 import os
 import subprocess
@@ -56,14 +56,14 @@ def place() -> Iterator[Path]:
     ],
     ids=lambda words: words[0] + words[1],
 )
-def test_item_18_a_command_names_the_setting(place: Path, words: tuple[str, ...]) -> None:
+def test_a_command_names_the_setting(place: Path, words: tuple[str, ...]) -> None:
     done = as_stranger(place, *SIGHTLINE, *words)
     (said,) = done.stderr.splitlines()
     assert said.startswith(f"sightline: {SENTENCE}")
     assert done.returncode == 2
 
 
-def test_item_18_doctor_reports_it_and_checks_the_rest(place: Path) -> None:
+def test_doctor_reports_it_and_checks_the_rest(place: Path) -> None:
     done = as_stranger(place, *SIGHTLINE, "doctor", "--model", "colours.onnx")
     assert SENTENCE in done.stdout
     assert "ok      model" in done.stdout
@@ -77,7 +77,7 @@ def test_item_18_doctor_reports_it_and_checks_the_rest(place: Path) -> None:
         ("/", "PermissionError: [Errno 13] the spool folder /.local/state/sightline/g cannot be"),
     ],
 )
-def test_item_18_the_logger_says_what_to_set(place: Path, home: str | None, said: str) -> None:
+def test_the_logger_says_what_to_set(place: Path, home: str | None, said: str) -> None:
     done = as_stranger(place, *LOGGER, **({} if home is None else {"HOME": home}))
     last = done.stderr.splitlines()[-1]
     assert last.startswith(said)
@@ -85,7 +85,7 @@ def test_item_18_the_logger_says_what_to_set(place: Path, home: str | None, said
 
 
 @pytest.mark.parametrize("detector", ["onnx", pytest.param("ultralytics", marks=pytest.mark.slow)])
-def test_item_18_a_node_logs_to_the_folder_that_is_given(place: Path, detector: str) -> None:
+def test_a_node_logs_to_the_folder_that_is_given(place: Path, detector: str) -> None:
     own = place / detector
     own.mkdir()
     own.chmod(0o777)

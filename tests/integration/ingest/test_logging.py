@@ -48,7 +48,7 @@ def wait_for_watermark(server: IngestProcess, of: SpoolKey, position: int) -> No
 
 
 @pytest.mark.parametrize(("undated", "accepted"), [("server-time", 1), ("reject", 0)])
-def test_item_22_a_setting_decides_on_predictions_without_a_time(
+def test_a_setting_decides_on_predictions_without_a_time(
     start: Start, undated: str, accepted: int
 ) -> None:
     server = start("--undated", undated)
@@ -57,7 +57,7 @@ def test_item_22_a_setting_decides_on_predictions_without_a_time(
     assert (answer.accepted, answer.rejected) == (accepted, 1 - accepted)
 
 
-def test_item_22_a_stream_without_a_deadline_lasts_while_messages_come(start: Start) -> None:
+def test_a_stream_without_a_deadline_lasts_while_messages_come(start: Start) -> None:
     server = start("--default-deadline-seconds", "0.2")
     began = time.monotonic()
 

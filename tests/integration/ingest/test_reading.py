@@ -49,7 +49,7 @@ def listed(server: IngestProcess, **ask: object) -> messages.ListPredictionsResp
     )
 
 
-def test_item_21_every_page_is_small_enough_for_any_client(start: Start) -> None:
+def test_every_page_is_small_enough_for_any_client(start: Start) -> None:
     server = start("--max-message-bytes", str(16 << 20))
     labels = {f"{n:02}{'l' * 1022}": "v" * 1024 for n in range(64)}
     wide = detection(class_name="c" * 256, class_id=2**31 - 1, track_id=2**63 - 1)
@@ -69,7 +69,7 @@ def test_item_21_every_page_is_small_enough_for_any_client(start: Start) -> None
     assert max(sizes) < 4 << 20
 
 
-def test_item_21_a_larger_prediction_is_alone_in_its_page(start: Start) -> None:
+def test_a_larger_prediction_is_alone_in_its_page(start: Start) -> None:
     points = [Keypoint(x=1.5, y=2.5, confidence=0.5)] * 1000
     posed = [detection(keypoints=points)] * 300
     server = start("--max-message-bytes", str(16 << 20))
@@ -90,9 +90,7 @@ def test_item_21_a_larger_prediction_is_alone_in_its_page(start: Start) -> None:
     assert pages[1].ByteSize() > 4 << 20
 
 
-def test_item_21_large_rows_are_read_in_portions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_rows_are_read_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = {f"{n:02}{'l' * 1022}": "v" * 1024 for n in range(64)}
     large = [prediction(n, labels=labels) for n in range(1, 301)]  # 131 kB each
     with closing(DuckDBStore(tmp_path / "test.duckdb")) as store:
@@ -115,7 +113,7 @@ def test_item_21_large_rows_are_read_in_portions(
             assert (read, len(page.predictions), last) == ([101, 200], 300, None)
 
 
-def test_item_21_the_largest_statistics_are_small_enough_for_any_client() -> None:
+def test_the_largest_statistics_are_small_enough_for_any_client() -> None:
     def counts(size: int) -> list[JudgedCount]:
         return [JudgedCount("k" * size, 2**62, 2**62, 2**62) for _ in range(1000)]
 

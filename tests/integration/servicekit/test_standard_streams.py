@@ -1,4 +1,4 @@
-"""Item 16: standard streams that are closed, full, or have no reader end nothing."""
+"""Standard streams that are closed, full, or have no reader end nothing."""
 
 import json
 import os
@@ -63,14 +63,14 @@ def service(module: str, folder: Path, redirection: str, *flags: str) -> Iterato
 
 
 @pytest.mark.parametrize("redirection", [CLOSED, GONE, FULL])
-def test_item_16_ingest_serves_and_ends_with_0(tmp_path: Path, redirection: str) -> None:
+def test_ingest_serves_and_ends_with_0(tmp_path: Path, redirection: str) -> None:
     flags = ["--database", str(tmp_path / "sightline.duckdb")]
     with service("ingest_service", tmp_path, redirection, *flags) as address:
         assert log(address, 1, 3).committed_through == 3
 
 
 @pytest.mark.parametrize("redirection", [CLOSED])
-def test_item_16_inference_serves_and_ends_with_0(tmp_path: Path, redirection: str) -> None:
+def test_inference_serves_and_ends_with_0(tmp_path: Path, redirection: str) -> None:
     colour_model(tmp_path / "models" / "colours" / "1" / "model.onnx")
     flags = ["--model-repository", str(tmp_path / "models"), "--log-level", "debug"]
     with service("inference_service", tmp_path, redirection, *flags) as address:
@@ -82,7 +82,7 @@ def test_item_16_inference_serves_and_ends_with_0(tmp_path: Path, redirection: s
 
 
 @pytest.mark.parametrize("redirection", [GONE])
-def test_item_16_up_keeps_both_services(tmp_path: Path, redirection: str) -> None:
+def test_up_keeps_both_services(tmp_path: Path, redirection: str) -> None:
     colour_model(tmp_path / "models" / "colours" / "1" / "model.onnx")
     addresses = [f"unix:{tmp_path}/{name}" for name in ("ingest", "inference")]
     words = ["up", "--model-repository", "models", "--data", "data"]
@@ -100,7 +100,7 @@ def test_item_16_up_keeps_both_services(tmp_path: Path, redirection: str) -> Non
         process.wait(PATIENCE)
 
 
-def test_item_16_the_log_goes_on_after_a_full_disk(tmp_path: Path) -> None:
+def test_the_log_goes_on_after_a_full_disk(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     said = disk / "log"
@@ -122,7 +122,7 @@ def test_item_16_the_log_goes_on_after_a_full_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("redirection", [CLOSED, GONE])
-def test_item_16_a_camera_run_ends_as_it_would(tmp_path: Path, redirection: str) -> None:
+def test_a_camera_run_ends_as_it_would(tmp_path: Path, redirection: str) -> None:
     save_pictures(tmp_path / "pictures", *(f"{n}.jpg" for n in range(3)))
     (tmp_path / "pictures/bad.jpg").write_bytes(b"no picture")
     colour_model(tmp_path / "colours.onnx")
@@ -157,9 +157,7 @@ def spooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("words", CLI, ids=lambda words: words[0] + words[-1])
-def test_item_16_a_command_ends_quietly_without_a_reader(
-    spooled: Path, words: tuple[str, ...]
-) -> None:
+def test_a_command_ends_quietly_without_a_reader(spooled: Path, words: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -176,7 +174,7 @@ def test_item_16_a_command_ends_quietly_without_a_reader(
 
 
 @pytest.mark.parametrize("words", CLI, ids=lambda words: words[0] + words[-1])
-def test_item_16_a_command_says_that_its_output_is_incomplete(
+def test_a_command_says_that_its_output_is_incomplete(
     spooled: Path, words: tuple[str, ...]
 ) -> None:
     process = started(">/dev/full 2>said", *SIGHTLINE, *words, cwd=spooled)
@@ -185,5 +183,5 @@ def test_item_16_a_command_says_that_its_output_is_incomplete(
     assert "stdout cannot be written: No space left on device" in said
 
 
-def test_item_16_a_command_with_closed_streams_does_its_work(spooled: Path) -> None:
+def test_a_command_with_closed_streams_does_its_work(spooled: Path) -> None:
     assert started(CLOSED, *SIGHTLINE, "spool", "export", "spool", cwd=spooled).wait(PATIENCE) == 0

@@ -1,4 +1,4 @@
-"""Item 17: the CPUs, memory and files of the process, not those of the machine."""
+"""The CPUs, memory and files of the process, not those of the machine."""
 
 import os
 import subprocess
@@ -68,14 +68,14 @@ ALL = len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize("files", [V2, OWN_NAMESPACE, V1, DOCKER_V1])
-def test_item_17_limits_of_control_groups(tmp_path: Path, files: Mapping[str, str]) -> None:
+def test_limits_of_control_groups(tmp_path: Path, files: Mapping[str, str]) -> None:
     root = laid_out(tmp_path, files)
     assert resources.cpus(root) == 1
     assert resources.memory_limit(root) == resources.memory(root) == 512 << 20
 
 
 @pytest.mark.parametrize("files", [{}, UNLIMITED_V1, ODD])
-def test_item_17_no_limit(tmp_path: Path, files: Mapping[str, str]) -> None:
+def test_no_limit(tmp_path: Path, files: Mapping[str, str]) -> None:
     root = laid_out(tmp_path, files)
     assert resources.cpus(root) == ALL
     assert resources.memory_limit(root) is None
@@ -84,7 +84,7 @@ def test_item_17_no_limit(tmp_path: Path, files: Mapping[str, str]) -> None:
 
 @pytest.mark.skipif(ALL < 2, reason="needs two CPUs")
 @pytest.mark.parametrize(("quota", "count"), [("100001", 2), ("900000", ALL), ("0", 1)])
-def test_item_17_a_quota_is_rounded_up(tmp_path: Path, quota: str, count: int) -> None:
+def test_a_quota_is_rounded_up(tmp_path: Path, quota: str, count: int) -> None:
     files = {**OWN_NAMESPACE, "sys/fs/cgroup/cpu.max": f"{quota} 100000"}
     assert resources.cpus(laid_out(tmp_path, files)) == count
 
@@ -101,7 +101,7 @@ def test_item_17_a_quota_is_rounded_up(tmp_path: Path, quota: str, count: int) -
         "from edge.doctor.machine import machine; print(machine().message.split()[4])",
     ],
 )
-def test_item_17_a_process_with_one_cpu(tmp_path: Path, program: str) -> None:
+def test_a_process_with_one_cpu(tmp_path: Path, program: str) -> None:
     one = str(min(os.sched_getaffinity(0)))
     done = subprocess.run(
         ["taskset", "-c", one, sys.executable, "-c", program],
@@ -114,7 +114,7 @@ def test_item_17_a_process_with_one_cpu(tmp_path: Path, program: str) -> None:
     assert done.stdout == "1\n"
 
 
-def test_item_17_the_limit_on_open_files_is_raised_as_far_as_it_may() -> None:
+def test_the_limit_on_open_files_is_raised_as_far_as_it_may() -> None:
     program = (
         "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, 256))\n"
         "from servicekit.resources import allow_open_files as allow\n"
@@ -126,7 +126,7 @@ def test_item_17_the_limit_on_open_files_is_raised_as_far_as_it_may() -> None:
     assert done.stdout == "64 100 256 (256, 256)\n"
 
 
-def test_item_17_defaults_fit_into_the_memory_of_a_control_group(
+def test_defaults_fit_into_the_memory_of_a_control_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = resources.memory_limit(laid_out(tmp_path, V2))

@@ -1,4 +1,4 @@
-"""Item 22: predictions of a device that had lost the time, with the server's time instead."""
+"""Predictions of a device that had lost the time, with the server's time instead."""
 
 import contextlib
 import json
@@ -54,7 +54,7 @@ def stored(store: DuckDBStore) -> dict[int, Prediction]:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_item_22_the_server_dates_what_has_no_time(store: DuckDBStore, decoder: str) -> None:
+def test_the_server_dates_what_has_no_time(store: DuckDBStore, decoder: str) -> None:
     missing = prediction(3)
     missing.ClearField("captured_at")
     taken = {DEVICE_TIME_LABEL: "tomorrow", "line": "4"}
@@ -85,20 +85,20 @@ def test_item_22_the_server_dates_what_has_no_time(store: DuckDBStore, decoder: 
         assert rows[sequence].detections == sent[sequence - 1].detections
 
 
-def test_item_22_without_the_setting_it_is_rejected_with_its_original(store: DuckDBStore) -> None:
+def test_without_the_setting_it_is_rejected_with_its_original(store: DuckDBStore) -> None:
     outcome = commit(store, message(lost(1)), date_undated=False)
     assert [one.reason for one in outcome.rejections] == ["CAPTURED_AT_TOO_EARLY"]
     assert stored(store) == {}
 
 
-def test_item_22_what_is_sent_again_is_a_duplicate(store: DuckDBStore) -> None:
+def test_what_is_sent_again_is_a_duplicate(store: DuckDBStore) -> None:
     sent = message(lost(1), lost(2))
     assert commit(store, sent).accepted == 2
     again = commit(store, sent)
     assert (again.accepted, again.duplicates, again.error) == (0, 2, None)
 
 
-def test_item_22_a_device_that_sends_its_lost_clock_keeps_its_times(store: DuckDBStore) -> None:
+def test_a_device_that_sends_its_lost_clock_keeps_its_times(store: DuckDBStore) -> None:
     """The offset in the store corrects them."""
     sent = lost(1)
     of_its_clock = message(sent)._replace(opening=opening(device_time=LOST))
@@ -115,7 +115,7 @@ def test_item_22_a_device_that_sends_its_lost_clock_keeps_its_times(store: DuckD
         ([], None),
     ],
 )
-def test_item_22_readmission_corrects_the_time(
+def test_readmission_corrects_the_time(
     tmp_path: Path, flag: list[str], captured: datetime | None
 ) -> None:
     path = tmp_path / "test.duckdb"

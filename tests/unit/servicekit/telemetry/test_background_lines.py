@@ -94,7 +94,7 @@ def test_a_closed_stream_is_nobodys_fault() -> None:
     lines.close()
 
 
-def test_item_16_the_log_goes_on_when_the_pipe_has_a_reader_again(
+def test_the_log_goes_on_when_the_pipe_has_a_reader_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -113,7 +113,7 @@ def test_item_16_the_log_goes_on_when_the_pipe_has_a_reader_again(
     os.close(writing)
 
 
-def test_item_16_a_torn_line_stands_alone(tmp_path: Path) -> None:
+def test_a_torn_line_stands_alone(tmp_path: Path) -> None:
     """A process whose files may not grow writes a part of a line, and the next one later."""
     program = (
         "import os, resource as r; from servicekit.standard_streams import Descriptor\n"
