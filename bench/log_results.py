@@ -80,7 +80,7 @@ def measure(rounds: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as name:
         make = partial(PredictionLogger, NOBODY, device_id="bench", model_name="bench")
         plain = make(spool_dir=Path(name) / "polygon")
-        exact = make(spool_dir=Path(name) / "rle", options=LogOptions(masks="rle"))
+        exact = make(spool_dir=Path(name) / "rle", options=LogOptions(mask_format="rle"))
         calls: dict[str, Callable[[], None]] = {
             **{task: partial(plain.log, result) for task, result in results.items()},
             "segment_rle": partial(exact.log, results["segment"]),
@@ -97,7 +97,7 @@ def measure(rounds: int) -> dict[str, object]:
         line[f"{task}_p50_us"] = round(statistics.median(times), 1)
         record = from_ultralytics(
             results[task.removesuffix("_rle")],
-            masks="rle" if task == "segment_rle" else "polygon",
+            mask_format="rle" if task == "segment_rle" else "polygon",
         )
         line[f"{task}_bytes"] = record.size
     return line

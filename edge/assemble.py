@@ -54,11 +54,11 @@ def cloud_model(settings: EdgeSettings) -> ModelHint | None:
 
 
 def parameters(settings: EdgeSettings) -> InferParameters:
-    """Return thresholds and limits for the service's answers, and the form of masks."""
+    """Return thresholds and limits for the service's answers, and the format of masks."""
     return InferParameters(
         confidence_threshold=settings.confidence_threshold,
         iou_threshold=settings.iou_threshold,
         max_detections=settings.max_detections,
-        mask_format=settings.masks,
-        polygon_tolerance=settings.mask_tolerance,
+        mask_format=settings.mask_format,
+        polygon_tolerance=settings.polygon_tolerance,
     )

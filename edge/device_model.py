@@ -92,6 +92,6 @@ def _thresholds(settings: EdgeSettings) -> Thresholds:
         default.confidence if confidence is None else confidence,
         default.iou if iou is None else iou,
         default.max_detections if max_detections is None else max_detections,
-        masks=settings.masks,
-        mask_tolerance=settings.mask_tolerance,
+        mask_format=settings.mask_format,
+        polygon_tolerance=settings.polygon_tolerance,
     )

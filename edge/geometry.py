@@ -3,17 +3,10 @@
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from edge import columns
 from edge.columns import Array
 from edge.fields import INT32, integer, number, text, wrong
-
-MaskForm = Literal["polygon", "rle", "off"]
-"""The form of masks in records: polygons, COCO's run lengths, or no masks."""
-MASK_TOLERANCE = 1.0
-"""Default tolerance of polygons in pixels: below the error of a model's mask, whose pixels are
-four or more of the image."""
 
 
 @dataclass(frozen=True, slots=True)

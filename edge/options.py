@@ -6,11 +6,11 @@ from typing import Annotated, Literal, get_args, get_type_hints
 
 from pydantic import Field
 
-from edge.geometry import MASK_TOLERANCE, MaskForm
 from edge.records import MAX_SIZE
 from edge.spool.caps import SpoolLimits
 from edge.wire import MAX_MESSAGE
 from servicekit.contract_bounds import MAX_POLYGON_TOLERANCE
+from servicekit.mask_formats import POLYGON_TOLERANCE, MaskFormat
 
 Compression = Literal["none", "gzip"]
 OnFull = Literal["block", "drop_oldest", "drop_newest"]
@@ -24,7 +24,7 @@ BatchSize = Annotated[int, Field(ge=1, le=10_000)]
 BatchBytes = Annotated[int, Field(ge=1 << 10, le=MAX_MESSAGE)]
 BatchTimeoutSeconds = Annotated[float, Field(ge=0, le=60)]
 StreamSize = Annotated[int, Field(ge=1, le=1_000_000)]
-MaskTolerance = Annotated[float, Field(ge=0, le=MAX_POLYGON_TOLERANCE)]
+PolygonTolerance = Annotated[float, Field(ge=0, le=MAX_POLYGON_TOLERANCE)]
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class LogOptions:
     """Predictions in one stream, which is answered once they are committed, >= 1."""
     compression: Compression = "none"
     """Compression of messages: `gzip` uses less of the network and more of the device's CPU."""
-    masks: MaskForm = "polygon"
-    """Form of the masks of logged `Results` (task segment): `polygon`, `rle` (COCO's run lengths,
+    mask_format: MaskFormat = "polygon"
+    """Format of the masks of logged `Results` (task segment): `polygon`, `rle` (COCO's run lengths,
     which are exact and keep holes) or `off`, which logs boxes only."""
-    mask_tolerance: MaskTolerance = MASK_TOLERANCE
+    polygon_tolerance: PolygonTolerance = POLYGON_TOLERANCE
     """Largest distance between a polygon and the outline of its mask in pixels, 0 to 100."""
 
     def __post_init__(self) -> None:
@@ -77,8 +77,8 @@ class LogOptions:
                 raise ValueError(f"{name} must be {minimum} to {maximum} (got {value!r})")
         if self.compression not in get_args(Compression):
             raise ValueError(f"compression must be none or gzip (got {self.compression!r})")
-        if self.masks not in get_args(MaskForm):
-            raise ValueError(f"masks must be polygon, rle or off (got {self.masks!r})")
+        if self.mask_format not in get_args(MaskFormat):
+            raise ValueError(f"mask_format must be polygon, rle or off (got {self.mask_format!r})")
 
     @property
     def limits(self) -> SpoolLimits:

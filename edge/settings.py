@@ -9,7 +9,6 @@ from pydantic import Field, SecretStr, model_validator
 from edge.cloud.types import UPLOAD_ABOVE_BYTES
 from edge.decide.policy import Cascade, Policy
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
-from edge.geometry import MaskForm
 from edge.options import (
     BatchBytes,
     BatchSize,
@@ -17,10 +16,10 @@ from edge.options import (
     Compression,
     DiskReserveBytes,
     LogOptions,
-    MaskTolerance,
     MemoryBytes,
     MemoryPredictions,
     OnFull,
+    PolygonTolerance,
     SpoolAgeSeconds,
     SpoolBytes,
     StreamSize,
@@ -30,6 +29,7 @@ from servicekit.contract_bounds import (
     MAX_DEVICE_ID_BYTES,
     MAX_MODEL_NAME_BYTES,
 )
+from servicekit.mask_formats import MaskFormat
 from servicekit.settings import (
     BASIC,
     Address,
@@ -130,13 +130,13 @@ class EdgeSettings(ClientTlsSettings):
         description="compression of messages to the ingest service: none, or gzip, which saves"
         " bandwidth and costs CPU time on the device",
     )
-    masks: MaskForm = Field(
-        LogOptions.masks,
-        description="form of the masks of models that segment: polygon, rle (COCO's run lengths,"
+    mask_format: MaskFormat = Field(
+        LogOptions.mask_format,
+        description="format of the masks of models that segment: polygon, rle (COCO's run lengths,"
         " which keep holes) or off",
     )
-    mask_tolerance: MaskTolerance = Field(
-        LogOptions.mask_tolerance,
+    polygon_tolerance: PolygonTolerance = Field(
+        LogOptions.polygon_tolerance,
         description="largest distance between a polygon and the outline of its mask, pixels",
     )
 

@@ -19,7 +19,7 @@ class Parameters:
     top_k: int | None = None
     """Maximum number of classes per image, 1 to 1000; no effect on detectors."""
     mask_format: MaskFormat | None = None
-    """Form of the masks of a model that segments."""
+    """Format of the masks of a model that segments."""
     polygon_tolerance: float | None = None
     """Largest distance between a polygon and its mask's outline in pixels, 0 to 100."""
 

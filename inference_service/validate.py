@@ -19,26 +19,28 @@ from inference_service.domain import (
     RefusedImage,
 )
 from inference_service.uploads.errors import ReferenceLostError, reference_unknown
+from servicekit.contract_bounds import (
+    MAX_CONTEXT,
+    MAX_CONTEXT_KEY_BYTES,
+    MAX_CONTEXT_VALUE_BYTES,
+    MAX_DETECTIONS,
+    MAX_IMAGE_ID_BYTES,
+    MAX_MODEL_NAME_BYTES,
+    MAX_POLYGON_TOLERANCE,
+)
 from servicekit.errors import Category, FieldViolation, SightlineError, invalid
 from vision import ImageError, ImageLimits, MaskFormat, OpenedImage, open_image
 
-MAX_IMAGE_ID_BYTES = 512
-MAX_MODEL_NAME_BYTES = 256
-MAX_DETECTIONS = 10_000
 MAX_TOP_K = 1000
-MAX_POLYGON_TOLERANCE = 100
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024
 """Default limit on a response: the largest message that a gRPC client accepts by default."""
-MAX_CONTEXT = 16
-MAX_CONTEXT_KEY_BYTES = 64
-MAX_CONTEXT_VALUE_BYTES = 256
 MAX_CLIENT_BYTES = 128
 _SHA256_BYTES = 32
-_MASK_FORMATS = {
+_MASK_FORMATS: Mapping[int, MaskFormat | None] = {
     inference_pb2.MASK_FORMAT_UNSPECIFIED: None,
-    inference_pb2.MASK_FORMAT_OFF: MaskFormat.OFF,
-    inference_pb2.MASK_FORMAT_POLYGON: MaskFormat.POLYGON,
-    inference_pb2.MASK_FORMAT_RLE: MaskFormat.RLE,
+    inference_pb2.MASK_FORMAT_OFF: "off",
+    inference_pb2.MASK_FORMAT_POLYGON: "polygon",
+    inference_pb2.MASK_FORMAT_RLE: "rle",
 }
 
 Resolve = Callable[[str], ImageContent]

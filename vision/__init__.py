@@ -5,6 +5,7 @@ returns, after its EXIF orientation has been applied. Nothing here reads a clock
 the `load` of a model reads a file.
 """
 
+from servicekit.mask_formats import MaskFormat
 from servicekit.media_kinds import CONTRACT_FORMATS, OWN_FORMATS
 from vision.classify import Classes, Scores, decode_classes, softmax, to_logits
 from vision.detections import Detections
@@ -25,7 +26,6 @@ from vision.layouts import Layout, detect_layout
 from vision.letterbox import Letterbox, letterbox_image
 from vision.mask_limits import fit_mask
 from vision.masks import (
-    MaskFormat,
     PolygonMask,
     RleMask,
     check_mask_format,

@@ -5,14 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from servicekit.contract_bounds import MAX_MASK_POINTS, MAX_POLYGONS, MAX_RLE_BYTES
 from vision.masks import PolygonMask, RleMask, decode_rle, simplify_rings, trace_polygons
 
-MAX_POLYGONS = 100
-"""Maximum number of polygons of a mask."""
-MAX_POINTS = 8192
-"""Maximum number of points of all polygons of a mask."""
-MAX_RLE_BYTES = 65_536
-"""Maximum size of a mask's run lengths."""
 _Rings = Sequence[NDArray[np.float32]]
 
 
@@ -39,10 +34,10 @@ def fit_mask(mask: RleMask | PolygonMask, tolerance: float = 1.0) -> RleMask | P
             return mask
         mask = trace_polygons(decode_rle(mask), left=0, top=0, tolerance=tolerance)
     rings: _Rings = mask.rings
-    if len(rings) <= MAX_POLYGONS and _points(rings) <= MAX_POINTS:
+    if len(rings) <= MAX_POLYGONS and _points(rings) <= MAX_MASK_POINTS:
         return mask
     kept = rings = rings[:MAX_POLYGONS]  # the largest ones, as they are sorted
-    while _points(kept) > MAX_POINTS:
+    while _points(kept) > MAX_MASK_POINTS:
         tolerance = max(2 * tolerance, 1.0)
         kept = simplify_rings(rings, tolerance) or [_corners(rings[0])]
     return PolygonMask(tuple(kept))

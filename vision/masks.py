@@ -7,28 +7,17 @@ once.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from servicekit.mask_formats import MaskFormat
 from vision.errors import ModelError
 
 _DIGITS = 7  # characters of 5 bits each; 35 bits hold any run length of an image
 _FIRST = 48  # the character of the digit 0
-
-
-class MaskFormat(StrEnum):
-    """The format in which masks are returned."""
-
-    OFF = "off"
-    """No masks."""
-    POLYGON = "polygon"
-    """Outlines; holes are filled. Needs OpenCV."""
-    RLE = "rle"
-    """COCO's compressed run lengths, exact to the pixel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +65,7 @@ def check_mask_format(masks: MaskFormat) -> None:
     Raises:
         ModelError: ``MODEL_UNSUPPORTED``: polygons need OpenCV, which is not installed.
     """
-    if masks is MaskFormat.POLYGON:
+    if masks == "polygon":
         _opencv()
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from servicekit.mask_formats import MaskFormat
 from vision.detections import Detections
 from vision.errors import ModelError
 from vision.keypoints import choose_keypoint_names, choose_keypoint_shape
 from vision.layouts import Layout, detect_layout
 from vision.letterbox import Letterbox, letterbox_image
-from vision.masks import MaskFormat, OnMask, keep_mask
+from vision.masks import OnMask, keep_mask
 from vision.metadata import ModelMetadata, parse_metadata
 from vision.network import (
     OnnxNetwork,
@@ -175,7 +176,7 @@ class OnnxYolo(OnnxNetwork):
         confidence: float = 0.25,
         iou: float = 0.7,
         max_detections: int = 300,
-        masks: MaskFormat = MaskFormat.OFF,
+        masks: MaskFormat = "off",
         tolerance: float = 1.0,
         on_mask: OnMask = keep_mask,
     ) -> Detections:
@@ -184,7 +185,7 @@ class OnnxYolo(OnnxNetwork):
         For the parameters and errors see `decode_output`.
         """
         prototypes = None if self._prototypes is None else outputs[self._prototypes]
-        wanted = prototypes is not None and masks is not MaskFormat.OFF
+        wanted = prototypes is not None and masks != "off"
         return decode_output(
             self._head,
             np.asarray(outputs[self._rows], dtype=np.float32),
@@ -226,7 +227,7 @@ class OnnxYolo(OnnxNetwork):
         confidence: float = 0.25,
         iou: float = 0.7,
         max_detections: int = 300,
-        masks: MaskFormat = MaskFormat.OFF,
+        masks: MaskFormat = "off",
         tolerance: float = 1.0,
     ) -> Detections:
         """Detect objects in one RGB image ``[H, W, 3]``: `prepare`, run and `decode_outputs`."""

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from servicekit.mask_formats import MaskFormat
 from vision.detections import Detections
 from vision.errors import ModelError
 from vision.layouts import ROUNDING, Layout
 from vision.letterbox import Letterbox
 from vision.masks import (
-    MaskFormat,
     OnMask,
     PolygonMask,
     RleMask,
@@ -71,7 +71,7 @@ def decode_output(
     iou: float = 0.7,
     max_detections: int = 300,
     prototypes: NDArray[np.float32] | None = None,
-    masks: MaskFormat = MaskFormat.OFF,
+    masks: MaskFormat = "off",
     tolerance: float = 1.0,
     on_mask: OnMask = keep_mask,
 ) -> Detections:
@@ -111,7 +111,7 @@ def decode_output(
         case Layout.RTDETR_SCORES:
             found = _from_shares(_find_scored(output, confidence, max_detections), input_size)
     _check_finite(found.boxes, found.extra)
-    if head.task == "segment" and masks is not MaskFormat.OFF:
+    if head.task == "segment" and masks != "off":
         if prototypes is None:
             raise ValueError("prototypes must be given for masks, got None")
         return _with_masks(_in_image(head, found, box), prototypes, box, masks, tolerance, on_mask)
@@ -321,7 +321,7 @@ def _with_masks(
     for crop in crop_masks(prototypes, coefficients, detections.xyxy, box):
         at = {"left": crop.left, "top": crop.top}
         mask: RleMask | PolygonMask
-        if masks is MaskFormat.RLE:
+        if masks == "rle":
             mask = encode_rle(crop.pixels, **at, width=box.width, height=box.height)
         else:
             mask = trace_polygons(crop.pixels, **at, tolerance=tolerance)

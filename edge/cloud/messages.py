@@ -35,6 +35,13 @@ from edge.detect.base import Image
 from edge.detect.images import ArrayFormat, encode, for_service, pixels
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
 from edge.records import Box, Detection, Keypoint, Mask, RotatedBox
+from servicekit.contract_bounds import (
+    MAX_CONTEXT,
+    MAX_CONTEXT_KEY_BYTES,
+    MAX_CONTEXT_VALUE_BYTES,
+    MAX_DETECTIONS,
+    MAX_POLYGON_TOLERANCE,
+)
 from servicekit.distribution import version
 from servicekit.errors import SightlineError, from_status, invalid
 
@@ -44,9 +51,6 @@ TRACEPARENT = "traceparent"
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _MAX_TIMEOUT = 3600.0
-_MAX_CONTEXT = 16
-_MAX_CONTEXT_KEY_BYTES = 64
-_MAX_CONTEXT_VALUE_BYTES = 256
 _TASKS = {
     inference_pb2.MODEL_TASK_DETECT: ModelTask.DETECT,
     inference_pb2.MODEL_TASK_CLASSIFY: ModelTask.CLASSIFY,
@@ -139,16 +143,16 @@ def check_context(context: Mapping[str, str]) -> dict[str, str]:
         SightlineError: INVALID_ARGUMENT: more than 16 labels, a key that is not 1 to 64 bytes of
             text, or a value that is not at most 256 bytes of text.
     """
-    if len(context) > _MAX_CONTEXT:
-        raise invalid("context", f"must have at most {_MAX_CONTEXT} labels, got {len(context)}")
+    if len(context) > MAX_CONTEXT:
+        raise invalid("context", f"must have at most {MAX_CONTEXT} labels, got {len(context)}")
     for key, value in context.items():
         size = _bytes_of(key)
-        if not 1 <= size <= _MAX_CONTEXT_KEY_BYTES:
-            rule = f"must have keys of 1 to {_MAX_CONTEXT_KEY_BYTES} bytes of text"
+        if not 1 <= size <= MAX_CONTEXT_KEY_BYTES:
+            rule = f"must have keys of 1 to {MAX_CONTEXT_KEY_BYTES} bytes of text"
             raise invalid("context", f"{rule}, got {str(key)[:80]!r}")
         size = _bytes_of(value)
-        if not 0 <= size <= _MAX_CONTEXT_VALUE_BYTES:
-            rule = f"must be text of at most {_MAX_CONTEXT_VALUE_BYTES} bytes"
+        if not 0 <= size <= MAX_CONTEXT_VALUE_BYTES:
+            rule = f"must be text of at most {MAX_CONTEXT_VALUE_BYTES} bytes"
             raise invalid(f"context[{key!r}]", f"{rule}, got {str(value)[:80]!r}")
     return dict(context)
 
@@ -279,9 +283,9 @@ def _model(model: ModelHint) -> inference_pb2.ModelHint:
 def _parameters(parameters: InferParameters) -> inference_pb2.InferParameters:
     _check("confidence_threshold", parameters.confidence_threshold, 0, 1)
     _check("iou_threshold", parameters.iou_threshold, 0, 1)
-    _check("max_detections", parameters.max_detections, 1, 10_000)
+    _check("max_detections", parameters.max_detections, 1, MAX_DETECTIONS)
     _check("top_k", parameters.top_k, 1, 1000)
-    _check("polygon_tolerance", parameters.polygon_tolerance, 0, 100)
+    _check("polygon_tolerance", parameters.polygon_tolerance, 0, MAX_POLYGON_TOLERANCE)
     if parameters.mask_format not in _MASK_FORMATS:
         allowed = "polygon, rle, off or None"
         raise invalid("parameters.mask_format", f"must be {allowed}, got {parameters.mask_format}")

@@ -6,7 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from edge.detect.masks import record_of
-from edge.geometry import MASK_TOLERANCE, Mask
+from edge.geometry import Mask
+from servicekit.mask_formats import POLYGON_TOLERANCE
 
 if TYPE_CHECKING:  # the edge core runs without numpy
     from numpy.typing import NDArray
@@ -68,7 +69,7 @@ def _enlarged_run_lengths(
         crop = np.asarray(levels) > 127
     whole = encode_rle(crop, left=left, top=top, width=size[0], height=size[1])
     try:
-        return record_of(whole, MASK_TOLERANCE, Counter())
+        return record_of(whole, POLYGON_TOLERANCE, Counter())
     except ModelError:
         return None
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from edge.geometry import MaskForm
 from edge.records import Detection
 from servicekit.errors import SightlineError
+from servicekit.mask_formats import MaskFormat
 
 UPLOAD_ABOVE_BYTES = 1 << 20
 """Default size in bytes above which an encoded image is uploaded before the request."""
@@ -54,8 +54,8 @@ class InferParameters:
     """Maximum number of detections per image, 1 to 10 000."""
     top_k: int | None = None
     """Maximum number of classes per image (classification), 1 to 1000."""
-    mask_format: MaskForm | None = None
-    """Form of the masks (task segment): polygons, COCO's run lengths, or no masks."""
+    mask_format: MaskFormat | None = None
+    """Format of the masks (task segment): polygons, COCO's run lengths, or no masks."""
     polygon_tolerance: float | None = None
     """Largest distance between a polygon and the outline of its mask in pixels, 0 to 100. None:
     the model's own, in pixels of the image that is sent, which may be downscaled."""

@@ -18,13 +18,13 @@ from edge.commands.draw import Copies, label_of
 from edge.commands.options import InferenceTarget, notes, settings_with
 from edge.detect.limits import DeviceImageLimits
 from edge.endpoints import inference_endpoint
-from edge.geometry import MaskForm
 from edge.names import image_id_of
 from edge.records import Detection
 from edge.settings import EdgeSettings
 from servicekit.distribution import install_hint
 from servicekit.errors import Category, SightlineError
 from servicekit.help import CONNECTION, OUTPUT
+from servicekit.mask_formats import MaskFormat
 from servicekit.names import readable
 from servicekit.terminal import CommandError, sentence
 
@@ -46,11 +46,11 @@ def infer(
     top_k: Annotated[
         int | None, typer.Option(help="Most classes per image (classification).", min=1, max=1000)
     ] = None,
-    masks: Annotated[
-        MaskForm | None,
-        typer.Option(help="Form of the masks, if the model has masks. Not given: the setting."),
+    mask_format: Annotated[
+        MaskFormat | None,
+        typer.Option(help="Format of the masks, if the model has masks. Not given: the setting."),
     ] = None,
-    mask_tolerance: Annotated[
+    polygon_tolerance: Annotated[
         float | None,
         typer.Option(help="Most pixels between a polygon and the outline of a mask, 0 to 100."),
     ] = None,
@@ -82,8 +82,8 @@ def infer(
         cloud_model=model,
         cloud_model_version=version,
         confidence_threshold=confidence,
-        masks=masks,
-        mask_tolerance=mask_tolerance,
+        mask_format=mask_format,
+        polygon_tolerance=polygon_tolerance,
     )
     limits = settings.image_limits
     copies = _copies(save, images, limits) if save is not None else None
@@ -125,8 +125,8 @@ def _ask(
             iou_threshold=settings.iou_threshold,
             max_detections=settings.max_detections,
             top_k=top_k,
-            mask_format=settings.masks,
-            polygon_tolerance=settings.mask_tolerance,
+            mask_format=settings.mask_format,
+            polygon_tolerance=settings.polygon_tolerance,
         ),
     )
     if answer.results[0].error is not None:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
-from edge.geometry import MASK_TOLERANCE, MaskForm
 from edge.records import Detection
 from servicekit.contract_bounds import MAX_DETECTIONS, MAX_POLYGON_TOLERANCE
+from servicekit.mask_formats import POLYGON_TOLERANCE, MaskFormat
 
 if TYPE_CHECKING:  # the edge core runs without numpy and Pillow
     import numpy as np
@@ -30,9 +30,9 @@ class Thresholds:
         iou: overlap (IoU) above which the weaker of two boxes of one class is dropped, in [0, 1].
         max_detections: maximum number of detections per image, 1 to 10 000.
         top_k: number of classes that a classifier returns, whatever their confidence, 1 to 1000.
-        masks: form of the masks of a model that segments: `polygon`, `rle` (COCO's run lengths,
-            which are exact and keep holes) or `off`.
-        mask_tolerance: largest distance between a polygon and the outline of its mask in pixels,
+        mask_format: format of the masks of a model that segments: `polygon`, `rle` (COCO's run
+            lengths, which are exact and keep holes) or `off`.
+        polygon_tolerance: largest distance between a polygon and the outline of its mask in pixels,
             0 to 100.
 
     Raises:
@@ -49,8 +49,8 @@ class Thresholds:
     iou: float = 0.7
     max_detections: int = 300
     top_k: int = 5
-    masks: MaskForm = "polygon"
-    mask_tolerance: float = MASK_TOLERANCE
+    mask_format: MaskFormat = "polygon"
+    polygon_tolerance: float = POLYGON_TOLERANCE
 
     def __post_init__(self) -> None:
         for name, value in (("confidence", self.confidence), ("iou", self.iou)):
@@ -61,11 +61,11 @@ class Thresholds:
             raise ValueError(f"{rule}, got {self.max_detections}")
         if not 1 <= self.top_k <= 1000:
             raise ValueError(f"top_k must be 1 to 1000, got {self.top_k}")
-        if self.masks not in get_args(MaskForm):
-            raise ValueError(f"masks must be polygon, rle or off, got {self.masks!r}")
-        if not 0 <= self.mask_tolerance <= MAX_POLYGON_TOLERANCE:
-            rule = f"mask_tolerance must be 0 to {MAX_POLYGON_TOLERANCE}"
-            raise ValueError(f"{rule}, got {self.mask_tolerance}")
+        if self.mask_format not in get_args(MaskFormat):
+            raise ValueError(f"mask_format must be polygon, rle or off, got {self.mask_format!r}")
+        if not 0 <= self.polygon_tolerance <= MAX_POLYGON_TOLERANCE:
+            rule = f"polygon_tolerance must be 0 to {MAX_POLYGON_TOLERANCE}"
+            raise ValueError(f"{rule}, got {self.polygon_tolerance}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from edge.geometry import Mask, MaskForm
+from edge.geometry import Mask
+from servicekit.mask_formats import MaskFormat
 
 if TYPE_CHECKING:  # the edge core runs without numpy
     from numpy.typing import NDArray
@@ -22,7 +23,7 @@ Rectangle = tuple["NDArray[Any]", int, int]
 def masks_of_results(
     bitmaps: "NDArray[Any]",
     size: tuple[int, int],
-    form: MaskForm,
+    mask_format: MaskFormat,
     tolerance: float,
     left_out: Counter[str],
 ) -> list[Mask | None]:
@@ -32,19 +33,19 @@ def masks_of_results(
         bitmaps: `[n, h, w]`, not 0 where the object is, in the size of the image or in that of the
             model's input, where the image is centred.
         size: height and width of the image in pixels.
-        form: polygon or rle.
+        mask_format: polygon or rle.
         tolerance: largest distance between a polygon and its mask's outline in pixels.
         left_out: the counter of what does not fit into a record.
     """
     whole = bitmaps.shape[1:] == tuple(size)
     cut = (around(bitmap) if whole else _enlarged(bitmap, size) for bitmap in bitmaps)
-    return [mask_of(rectangle, size, form, tolerance, left_out) for rectangle in cut]
+    return [mask_of(rectangle, size, mask_format, tolerance, left_out) for rectangle in cut]
 
 
 def mask_of(
     rectangle: Rectangle | None,
     size: tuple[int, int],
-    form: MaskForm,
+    mask_format: MaskFormat,
     tolerance: float,
     left_out: Counter[str],
 ) -> Mask | None:
@@ -54,7 +55,7 @@ def mask_of(
     if rectangle is None:
         return None
     pixels, left, top = rectangle
-    if form == "rle":
+    if mask_format == "rle":
         height, width = size
         encoded = encode_rle(pixels, left=left, top=top, width=width, height=height)
         return record_of(encoded, tolerance, left_out)

@@ -25,7 +25,8 @@ class OnnxDetector:
         name: the model's name in logs; None: the file's name without its suffix.
         version: the model's version in logs; None: the first 12 hex digits of the SHA-256 of the
             file and its external data.
-        thresholds: thresholds and limits of the results, and the form of masks; None: the defaults.
+        thresholds: thresholds and limits of the results, and the format of masks; None: the
+            defaults.
         providers: ONNX Runtime's execution providers in order of preference.
         intra_op_threads: threads of one run; None: as many as the machine has cores, or
             CPUs that the process may use.
@@ -57,9 +58,9 @@ class OnnxDetector:
         self._model = _network(Path(path), options)
         self._thresholds = thresholds or Thresholds()
         self._limits = limits or DEVICE_LIMITS
-        self._masks = vision.MaskFormat(self._thresholds.masks)
+        self._mask_format = self._thresholds.mask_format
         if getattr(self._model, "task", None) == "segment":
-            vision.check_mask_format(self._masks)
+            vision.check_mask_format(self._mask_format)
         self.name = name or Path(path).stem
         self._left_out = LeftOut(self.name)
         self.version = version or self._model.sha256[:12]
@@ -92,8 +93,8 @@ class OnnxDetector:
                 confidence=self._thresholds.confidence,
                 iou=self._thresholds.iou,
                 max_detections=self._thresholds.max_detections,
-                masks=self._masks,
-                tolerance=self._thresholds.mask_tolerance,
+                masks=self._mask_format,
+                tolerance=self._thresholds.polygon_tolerance,
             )
             detections = self._objects(boxes)
         height, width, _ = array.shape
@@ -101,7 +102,7 @@ class OnnxDetector:
 
     def _objects(self, found: vision.Detections) -> tuple[Detection, ...]:
         left_out: Counter[str] = Counter()
-        masks, tolerance = found.masks, self._thresholds.mask_tolerance
+        masks, tolerance = found.masks, self._thresholds.polygon_tolerance
         columns = ResultColumns(
             boxes=found.xyxy,
             confidence=found.confidence,

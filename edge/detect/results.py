@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from edge.detect.masks import masks_of_results
 from edge.detect.result_columns import ModelNames, ResultColumns
-from edge.geometry import MaskForm
 from edge.records import Detection
+from servicekit.mask_formats import MaskFormat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +27,9 @@ def classes_of(results: "Results", top_k: int = 5) -> tuple[Detection, ...]:
     return tuple(Detection(index, names[index], shares[index]) for index in best)
 
 
-def columns_of(results: "Results", masks: MaskForm, mask_tolerance: float) -> ResultColumns | None:
+def columns_of(
+    results: "Results", mask_format: MaskFormat, polygon_tolerance: float
+) -> ResultColumns | None:
     """Return the objects of ultralytics' `Results`; None if the results have no boxes.
 
     They have the keypoints of the task pose and the masks of the task segment. For the task obb
@@ -36,8 +38,8 @@ def columns_of(results: "Results", masks: MaskForm, mask_tolerance: float) -> Re
 
     Args:
         results: the results of one image.
-        masks: form of the masks.
-        mask_tolerance: largest distance between a polygon and its mask's outline in pixels.
+        mask_format: format of the masks.
+        polygon_tolerance: largest distance between a polygon and its mask's outline in pixels.
     """
     obb = getattr(results, "obb", None)
     found = results.boxes if obb is None else obb
@@ -68,9 +70,13 @@ def columns_of(results: "Results", masks: MaskForm, mask_tolerance: float) -> Re
         rotated=rotated,
         keypoints=None if points is None or not len(rows) else _ordered(points.data, order),
         masks=None
-        if outlines is None or masks == "off"
+        if outlines is None or mask_format == "off"
         else lambda left_out: masks_of_results(
-            _ordered(outlines.data, order), results.orig_shape, masks, mask_tolerance, left_out
+            _ordered(outlines.data, order),
+            results.orig_shape,
+            mask_format,
+            polygon_tolerance,
+            left_out,
         ),
     )
 

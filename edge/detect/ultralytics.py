@@ -55,7 +55,8 @@ class UltralyticsDetector:
         name: the model's name in logs; None: the file's name without its suffix.
         version: the model's version in logs; None: the first 12 hex digits of the SHA-256 of the
             file with its external data, or of all files in the folder.
-        thresholds: thresholds and limits of the results, and the form of masks; None: the defaults.
+        thresholds: thresholds and limits of the results, and the format of masks; None: the
+            defaults.
         device: the device to run on, such as "cpu" or "cuda:0"; None: ultralytics' choice.
         tracker: the tracker that identifies objects across images, which must be the frames of one
             source in their order. It omits an object until it has confirmed it. None: no tracker.
@@ -126,7 +127,9 @@ class UltralyticsDetector:
 
     def _objects(self, results: "Results") -> tuple[Detection, ...]:
         left_out: Counter[str] = Counter()
-        columns = columns_of(results, self._thresholds.masks, self._thresholds.mask_tolerance)
+        columns = columns_of(
+            results, self._thresholds.mask_format, self._thresholds.polygon_tolerance
+        )
         detections = () if columns is None else tuple(columns.arrays(left_out))
         self._left_out.add(left_out)
         return detections

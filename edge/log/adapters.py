@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from edge.detect.results import classes_of, columns_of
-from edge.geometry import MASK_TOLERANCE, MaskForm
 from edge.log.fitting import detections_of, fitting
 from edge.log.image_names import UNNAMED, name_of_image, source_name, with_time
 from edge.names import image_id_of, model_name_of
 from edge.records import Detection, Prediction
+from servicekit.mask_formats import POLYGON_TOLERANCE, MaskFormat
 
 if TYPE_CHECKING:
     from ultralytics.engine.model import Model
@@ -39,8 +39,8 @@ def from_ultralytics(
     model_name: str = UNKNOWN_MODEL,
     model_version: str = "",
     labels: Mapping[str, str] | None = None,
-    masks: MaskForm = "polygon",
-    mask_tolerance: float = MASK_TOLERANCE,
+    mask_format: MaskFormat = "polygon",
+    polygon_tolerance: float = POLYGON_TOLERANCE,
 ) -> Prediction:
     """Return a prediction made from ultralytics' `Results` of one image.
 
@@ -61,9 +61,9 @@ def from_ultralytics(
         model_name: name of the model, which the results do not contain.
         model_version: version of the model. Empty: not known.
         labels: see `Prediction.labels`.
-        masks: form of the masks: `polygon`, `rle` (COCO's run lengths, which are exact and keep
-            holes) or `off`.
-        mask_tolerance: largest distance between a polygon and the outline of its mask in pixels.
+        mask_format: format of the masks: `polygon`, `rle` (COCO's run lengths, which are exact and
+            keep holes) or `off`.
+        polygon_tolerance: largest distance between a polygon and the outline of its mask in pixels.
 
     Raises:
         ValueError: an argument other than the results is wrong; see `Prediction`.
@@ -101,7 +101,7 @@ def from_ultralytics(
 
     detections: Sequence[Detection] = classes_of(results)
     if not detections:
-        columns = columns_of(results, masks, mask_tolerance)
+        columns = columns_of(results, mask_format, polygon_tolerance)
         if columns is None:
             left_out.update(_without_boxes(results))
         else:

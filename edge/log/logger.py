@@ -14,7 +14,6 @@ import grpc
 
 from edge.channel import Endpoint
 from edge.endpoints import ingest_endpoint
-from edge.geometry import MaskForm
 from edge.log import adapters, orphans, supervision_adapters
 from edge.log.pipeline import LoggerConfig, LogPipeline
 from edge.log.stats import LoggerStats
@@ -25,6 +24,7 @@ from edge.settings import EdgeSettings
 from edge.spool.directories import default_spool_dir
 from servicekit.contract_bounds import MAX_DEVICE_ID_BYTES
 from servicekit.errors import SightlineError
+from servicekit.mask_formats import MaskFormat
 from servicekit.settings import load
 from servicekit.standard_streams import open_closed
 
@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 
 
 class _MaskOptions(TypedDict):
-    masks: MaskForm
-    mask_tolerance: float
+    mask_format: MaskFormat
+    polygon_tolerance: float
 
 
 class PredictionLogger:
@@ -64,7 +64,7 @@ class PredictionLogger:
         api_key_file: file with the API key or JWT, read for every call. None: use `api_key`.
         on_full: what `log` does when memory is full. `block` waits for the disk. `drop_oldest` and
             `drop_newest` drop a prediction, count it and declare it to the server as a gap.
-        options: limits and sizes, and the form of masks.
+        options: limits and sizes, and the format of masks.
         model_name: name of the model in logged `Results`, which do not contain it. None:
             `ultralytics`, with a warning at the first one.
         model_version: version of the model in logged `Results`. Empty: not known.
@@ -341,7 +341,7 @@ class PredictionLogger:
 
     def _mask_options(self) -> _MaskOptions:
         options = self._config.options
-        return {"masks": options.masks, "mask_tolerance": options.mask_tolerance}
+        return {"mask_format": options.mask_format, "polygon_tolerance": options.polygon_tolerance}
 
     def _warn_of_unknown_model(self) -> None:
         self._model_name = adapters.UNKNOWN_MODEL

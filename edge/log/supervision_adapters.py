@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 from edge.detect.masks import around, mask_of
 from edge.detect.result_columns import ModelNames, ResultColumns
 from edge.detect.rotated_boxes import boxes_with, corners_of
-from edge.geometry import MASK_TOLERANCE, Mask, MaskForm
+from edge.geometry import Mask
 from edge.log.fitting import detections_of, fitting
 from edge.records import Detection, Prediction
+from servicekit.mask_formats import POLYGON_TOLERANCE, MaskFormat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,8 +55,8 @@ def from_supervision(
     image_width: int = 0,
     image_height: int = 0,
     names: Mapping[int, str] | Sequence[str] | None = None,
-    masks: MaskForm = "polygon",
-    mask_tolerance: float = MASK_TOLERANCE,
+    mask_format: MaskFormat = "polygon",
+    polygon_tolerance: float = POLYGON_TOLERANCE,
 ) -> Prediction:
     """Return a prediction made from supervision's `Detections`, which do not name their image.
 
@@ -74,9 +75,9 @@ def from_supervision(
         image_width: width in pixels. 0: that of the masks, or not known.
         image_height: height in pixels. 0: that of the masks, or not known.
         names: the model's labels by class_id. None: those in `data["class_name"]`, if present.
-        masks: form of the masks: `polygon`, `rle` (COCO's run lengths, which are exact and keep
-            holes) or `off`.
-        mask_tolerance: largest distance between a polygon and the outline of its mask in pixels.
+        mask_format: format of the masks: `polygon`, `rle` (COCO's run lengths, which are exact and
+            keep holes) or `off`.
+        polygon_tolerance: largest distance between a polygon and the outline of its mask in pixels.
 
     Raises:
         ValueError: the confidence or `class_id` is missing, or another argument is wrong; see
@@ -119,7 +120,7 @@ def from_supervision(
         columns = _of_keypoints(detections, labels)
     else:
         size = image_width or math.inf, image_height or math.inf
-        columns = _of_detections(detections, size, labels, masks, mask_tolerance)
+        columns = _of_detections(detections, size, labels, mask_format, polygon_tolerance)
 
     def record(rows: Sequence[Detection]) -> Prediction:
         return Prediction(
@@ -164,8 +165,8 @@ def _of_detections(
     detections: "Detections",
     size: tuple[float, float],
     labels: Mapping[str, Any],
-    masks: MaskForm,
-    mask_tolerance: float,
+    mask_format: MaskFormat,
+    polygon_tolerance: float,
 ) -> ResultColumns:
     confidence, class_id = _required(detections, "confidence", "class_id")
     tracks: Sequence[Any] | None = detections.tracker_id
@@ -173,7 +174,7 @@ def _of_detections(
         tracks = [None if track < 0 else track for track in tracks]
         tracks = None if all(track is None for track in tracks) else tracks
     corners = detections.data.get(_CORNERS)
-    bitmaps = None if masks == "off" else detections.mask
+    bitmaps = None if mask_format == "off" else detections.mask
     return ResultColumns(
         boxes=detections.xyxy.clip(0, (*size, *size)),  # trackers' boxes exceed the image
         confidence=confidence,
@@ -183,7 +184,7 @@ def _of_detections(
         masks=None
         if bitmaps is None
         else lambda left_out: [
-            mask_of(_cut(bitmaps, row), bitmaps.shape[1:], masks, mask_tolerance, left_out)
+            mask_of(_cut(bitmaps, row), bitmaps.shape[1:], mask_format, polygon_tolerance, left_out)
             for row in range(len(bitmaps))
         ],
         **labels,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from inference_service.models.engine import Model
 from inference_service.models.loader import RepositoryError, Runtime, load_files
 from inference_service.models.model_spec import ModelSpecError
-from vision import Letterbox, MaskFormat, ModelError, OnnxClassifier, OnnxYolo
+from vision import Letterbox, ModelError, OnnxClassifier, OnnxYolo
 from vision.trial import trial_images
 
 _CANDIDATES = 100  # boxes of an image that are looked at, best first
@@ -169,7 +169,7 @@ def _make_masks(model: Model, network: OnnxYolo, outputs: Sequence[NDArray[Any]]
         Letterbox(1.0, 1.0, 0, 0, width, height),
         confidence=_CONFIDENCE,
         max_detections=_MASKS,
-        masks=MaskFormat(model.spec.thresholds.mask_format),
+        masks=model.spec.thresholds.mask_format,
     )
 
 

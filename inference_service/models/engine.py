@@ -22,7 +22,6 @@ from vision import (
     Detections,
     ImageError,
     Letterbox,
-    MaskFormat,
     ModelError,
     OnnxClassifier,
     OnnxYolo,
@@ -156,8 +155,8 @@ class ImageWork:
         if self._box is None:
             raise RuntimeError("finish was called before prepare")
         thresholds = spec.thresholds
-        masks = parameters.mask_format or MaskFormat(thresholds.mask_format)
-        pixels = 0 if masks is MaskFormat.OFF else network.masks_bytes(*self._size)
+        masks = parameters.mask_format or thresholds.mask_format
+        pixels = 0 if masks == "off" else network.masks_bytes(*self._size)
         with self.reserve(pixels) if pixels else nullcontext():
             return network.decode_outputs(
                 outputs,

@@ -15,7 +15,6 @@ from inference_service.models.model_spec import (
 from inference_service.serving.admission import Lane
 from vision import (
     YOLO_TASKS,
-    MaskFormat,
     ModelError,
     OnnxClassifier,
     OnnxSession,
@@ -118,7 +117,7 @@ def _make_detector(session: OnnxSession, spec: ModelSpec) -> OnnxYolo:
         keypoint_names=spec.keypoint_names,
     )
     if spec.task == "segment":
-        check_mask_format(MaskFormat(spec.thresholds.mask_format))
+        check_mask_format(spec.thresholds.mask_format)
     return network
 
 

@@ -50,6 +50,8 @@ from pydantic import (
     ValidationError,
 )
 
+from servicekit.contract_bounds import MAX_DETECTIONS, MAX_POLYGON_TOLERANCE
+from servicekit.mask_formats import POLYGON_TOLERANCE, MaskFormat
 from vision import Interpolation, Layout, Preprocess, Scores
 from vision.model_files import read_regular_file
 
@@ -97,11 +99,11 @@ class ModelThresholds(_Part):
     """Detections must be above it."""
     iou: float = Field(default=0.7, ge=0, le=1)
     """Overlap above which boxes of one class are merged. No effect on end-to-end models."""
-    max_detections: int = Field(default=300, ge=1, le=10_000)
+    max_detections: int = Field(default=300, ge=1, le=MAX_DETECTIONS)
     """Maximum number per image."""
-    mask_format: Annotated[Literal["polygon", "rle", "off"], BeforeValidator(_off)] = "polygon"
-    """Form of the masks: polygons, COCO's run lengths, or none. Task segment only."""
-    polygon_tolerance: float = Field(default=1.0, ge=0, le=100)
+    mask_format: Annotated[MaskFormat, BeforeValidator(_off)] = "polygon"
+    """Format of the masks: polygons, COCO's run lengths, or none. Task segment only."""
+    polygon_tolerance: float = Field(default=POLYGON_TOLERANCE, ge=0, le=MAX_POLYGON_TOLERANCE)
     """Largest distance between a polygon and its mask's outline, pixels. Task segment only."""
 
 

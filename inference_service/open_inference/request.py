@@ -22,7 +22,8 @@ from inference_service.open_inference.tensors import (
     pack_fp32,
     split_bytes,
 )
-from inference_service.validate import MAX_MODEL_NAME_BYTES, RequestLimits
+from inference_service.validate import RequestLimits
+from servicekit.contract_bounds import MAX_MODEL_NAME_BYTES
 from servicekit.errors import SightlineError, invalid
 from vision import ImageError, ImageLimits, OpenedImage, open_image
 

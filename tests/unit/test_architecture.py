@@ -34,6 +34,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
             "about",
             "addresses",
             "contract_bounds",
+            "mask_formats",
             "routes",
             "media_kinds",
             "names",

@@ -43,8 +43,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDB
                         "spool_dir": folder / "spool" / f"{source}-{task}-{masks}",
                         "device_model": model,
                         "cloud_model": task,
-                        "masks": masks,
-                        "mask_tolerance": 3.0,
+                        "mask_format": masks,
+                        "polygon_tolerance": 3.0,
                         "timeout_seconds": 60,
                     }
                 )

@@ -139,7 +139,7 @@ def test_the_onnx_detector_says_what_masks_need(
     try:
         with pytest.raises(ModelError, match=r"opencv-python-headless, or .* rle"):
             OnnxDetector(models / "seg.onnx")
-        OnnxDetector(models / "seg.onnx", thresholds=Thresholds(masks="rle"))
+        OnnxDetector(models / "seg.onnx", thresholds=Thresholds(mask_format="rle"))
     finally:
         _opencv.cache_clear()
 
@@ -153,7 +153,7 @@ def test_what_has_no_boxes_cannot_be_tracked(models: Path, name: str) -> None:
 
 SIX = {"det": "detect", "seg": "segment", "pose": "pose", "obb": "obb", "cls": "classify"}
 DOORS = ("result", "array", "supervision", "UltralyticsDetector", "OnnxDetector", "ProcessDetector")
-MANY = Thresholds(confidence=0.05, max_detections=20, masks="rle")
+MANY = Thresholds(confidence=0.05, max_detections=20, mask_format="rle")
 CLOSE = {"box px": 0.5, "score": 0.01, "points px": 0.5, "visible": 0.01, "sides px": 0.5}
 """Largest differences from ultralytics' answer; a mask has a least IoU."""
 
@@ -199,7 +199,7 @@ def by_supervision(results: Any) -> list[Any]:
         theirs.mask = masks_of(results)  # supervision enlarges them with stairs
     height, width = results.orig_shape
     size = {"image_width": width, "image_height": height}
-    found = from_supervision(theirs, "i", "m", masks="rle", **size).detections
+    found = from_supervision(theirs, "i", "m", mask_format="rle", **size).detections
     if results.keypoints is None:
         return list(found)
     points = from_supervision(supervision.KeyPoints.from_ultralytics(results), "i", "m").detections
@@ -264,7 +264,7 @@ def test_objects_of_every_task_are_tracked(models: Path, task: str) -> None:
 
 
 def test_masks_can_be_off(models: Path) -> None:
-    off = Thresholds(confidence=0.05, max_detections=20, masks="off")
+    off = Thresholds(confidence=0.05, max_detections=20, mask_format="off")
     for detector in (
         UltralyticsDetector(models / "seg.pt", thresholds=off, device="cpu"),
         OnnxDetector(models / "seg.onnx", thresholds=off),

@@ -17,7 +17,6 @@ from tests.integration.vision import test_ultralytics_tasks as exports
 from tests.integration.vision.export_list import CONFIDENCE, EXPORTS, FAST, SLOW
 from vision import (
     Detections,
-    MaskFormat,
     OnnxYolo,
     PolygonMask,
     RleMask,
@@ -179,7 +178,7 @@ def test_masks_come_in_the_form_that_is_asked_for(
     exact = OnnxYolo.load(path).detect(
         decode_image(picture.read_bytes()),
         confidence=CONFIDENCE,
-        masks=MaskFormat.POLYGON,
+        masks="polygon",
         tolerance=tolerance,
     )
     parameters = InferParameters(CONFIDENCE, mask_format="polygon", polygon_tolerance=tolerance)

@@ -15,7 +15,6 @@ from tests.integration.vision.export_list import CONFIDENCE, EXPORTS, FAST, SLOW
 from vision import (
     Detections,
     Layout,
-    MaskFormat,
     OnnxClassifier,
     OnnxYolo,
     PolygonMask,
@@ -94,7 +93,7 @@ def test_the_same_objects_as_ultralytics(shared: Path, picture: Path, name: str)
     model = OnnxYolo.load(path)
     assert model.task == next((task for task in TASKS if task in name), "detect")
     assert model.layout is expected_layout(name)
-    ours = model.detect(image, confidence=CONFIDENCE, masks=MaskFormat.RLE)
+    ours = model.detect(image, confidence=CONFIDENCE, masks="rle")
     compare(ours, theirs)
 
 
@@ -194,7 +193,7 @@ def test_polygons_and_run_lengths_are_of_the_same_masks(shared: Path, picture: P
     model, image = OnnxYolo.load(path), decode_image(picture.read_bytes())
     exact, outlines = (
         model.detect(image, confidence=CONFIDENCE, masks=masks, tolerance=0)
-        for masks in (MaskFormat.RLE, MaskFormat.POLYGON)
+        for masks in ("rle", "polygon")
     )
     plain = model.detect(image, confidence=CONFIDENCE)
     assert plain.masks is None

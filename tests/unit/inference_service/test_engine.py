@@ -20,7 +20,6 @@ from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, pictur
 from tests.unit.vision.models import save_segmenter
 from vision import (
     Detections,
-    MaskFormat,
     ModelError,
     OnnxYolo,
     PolygonMask,
@@ -82,13 +81,13 @@ def test_every_parameter_reaches_the_decoder(model: Model, monkeypatch: pytest.M
     )
     own = replace(model, spec=ModelSpec(thresholds=thresholds))
     see(own, picture())
-    see(own, picture(), Parameters(0.4, 0.5, 6, None, MaskFormat.POLYGON, 2.0))
-    see(own, picture(), Parameters(0.0, 0.0, 1, None, MaskFormat.OFF, 0.0))
+    see(own, picture(), Parameters(0.4, 0.5, 6, None, "polygon", 2.0))
+    see(own, picture(), Parameters(0.0, 0.0, 1, None, "off", 0.0))
     names = ("confidence", "iou", "max_detections", "masks", "tolerance")
     assert [tuple(call[name] for name in names) for call in calls] == [
-        (0.1, 0.2, 3, MaskFormat.RLE, 4.0),
-        (0.4, 0.5, 6, MaskFormat.POLYGON, 2.0),
-        (0.0, 0.0, 1, MaskFormat.OFF, 0.0),
+        (0.1, 0.2, 3, "rle", 4.0),
+        (0.4, 0.5, 6, "polygon", 2.0),
+        (0.0, 0.0, 1, "off", 0.0),
     ]
 
 
@@ -155,18 +154,18 @@ def test_masks_come_in_the_form_of_the_request_or_of_the_model(segmenter: Model)
     masks = found(segmenter, shown).masks
     assert masks is not None
     assert [type(mask) for mask in masks] == [PolygonMask] * 2
-    rle = found(segmenter, shown, Parameters(mask_format=MaskFormat.RLE)).masks
+    rle = found(segmenter, shown, Parameters(mask_format="rle")).masks
     assert rle is not None
     assert all(isinstance(mask, RleMask) and decode_rle(mask).sum() > 100 for mask in rle)
     thresholds = ModelThresholds(mask_format="off")
     off = replace(segmenter, spec=ModelSpec(task="segment", thresholds=thresholds))
     assert found(off, shown).masks is None
-    assert found(off, shown, Parameters(mask_format=MaskFormat.POLYGON)).masks is not None
+    assert found(off, shown, Parameters(mask_format="polygon")).masks is not None
 
 
 def work_on(model: Model, **options: Any) -> ImageWork:
     shown = CheckedImage(2, "a", open_image(picture(size=(192, 128))), b"")
-    return ImageWork(model, shown, Parameters(mask_format=MaskFormat.RLE), **options)
+    return ImageWork(model, shown, Parameters(mask_format="rle"), **options)
 
 
 def test_masks_beyond_the_response_are_the_caller_s_error(segmenter: Model) -> None:

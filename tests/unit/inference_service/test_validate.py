@@ -101,9 +101,9 @@ def test_parameters_within_their_bounds(name: str, value: float) -> None:
     ("value", "expected"),
     [
         (0, None),
-        (1, MaskFormat.OFF),
-        (2, MaskFormat.POLYGON),
-        (3, MaskFormat.RLE),
+        (1, "off"),
+        (2, "polygon"),
+        (3, "rle"),
     ],
 )
 def test_formats_of_masks(value: int, expected: MaskFormat | None) -> None:

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+from servicekit.contract_bounds import MAX_MASK_POINTS, MAX_POLYGONS, MAX_RLE_BYTES
 from vision import PolygonMask, RleMask, decode_rle, encode_rle, fit_mask
-from vision.mask_limits import MAX_POINTS, MAX_POLYGONS, MAX_RLE_BYTES
 
 
 def ring(points: int, radius: float = 1000.0, noise: float = 0.0) -> np.ndarray:
@@ -20,7 +20,7 @@ def ring(points: int, radius: float = 1000.0, noise: float = 0.0) -> np.ndarray:
     [
         RleMask(2, 4, "2113"),
         PolygonMask(()),
-        PolygonMask((ring(MAX_POINTS),)),
+        PolygonMask((ring(MAX_MASK_POINTS),)),
         PolygonMask((ring(3),) * MAX_POLYGONS),
     ],
 )
@@ -38,10 +38,10 @@ def test_the_smallest_parts_go_first() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 20.0])
 def test_too_many_points_become_fewer_of_the_same_shape(noise: float) -> None:
-    exact = ring(2 * MAX_POINTS, noise=noise)
+    exact = ring(2 * MAX_MASK_POINTS, noise=noise)
     fitted = fit_mask(PolygonMask((exact,)), 0.0)
     assert isinstance(fitted, PolygonMask)
-    assert 3 <= sum(map(len, fitted.rings)) <= MAX_POINTS
+    assert 3 <= sum(map(len, fitted.rings)) <= MAX_MASK_POINTS
     areas = [abs(cv2.contourArea(each)) for each in (exact, *fitted.rings)]
     assert areas[1] == pytest.approx(areas[0], rel=0.05)
 
@@ -54,5 +54,5 @@ def test_run_lengths_that_are_too_long_become_polygons() -> None:
     assert len(mask.counts) > MAX_RLE_BYTES
     fitted = fit_mask(mask)
     assert isinstance(fitted, PolygonMask)
-    assert 3 <= sum(map(len, fitted.rings)) <= MAX_POINTS
+    assert 3 <= sum(map(len, fitted.rings)) <= MAX_MASK_POINTS
     assert not decode_rle(mask)[:, 0].any()

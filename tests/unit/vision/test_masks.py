@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vision import (
-    MaskFormat,
     ModelError,
     PolygonMask,
     RleMask,
@@ -152,10 +151,10 @@ def test_a_tolerance_out_of_range_is_refused(tolerance: float) -> None:
 
 
 def test_polygons_without_opencv_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_mask_format(MaskFormat.POLYGON)
+    check_mask_format("polygon")
     monkeypatch.setitem(sys.modules, "cv2", None)  # what an import finds where it is missing
     _opencv.cache_clear()
-    check_mask_format(MaskFormat.RLE)
+    check_mask_format("rle")
     with pytest.raises(ModelError, match="install opencv-python-headless, or choose") as caught:
-        check_mask_format(MaskFormat.POLYGON)
+        check_mask_format("polygon")
     assert caught.value.reason == "MODEL_UNSUPPORTED"

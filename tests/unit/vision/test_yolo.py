@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from vision import (
     Layout,
     Letterbox,
-    MaskFormat,
     ModelError,
     YoloHead,
     decode_end_to_end,
@@ -177,7 +176,7 @@ def test_masks_need_prototypes() -> None:
     output = np.array([[50, 50, 20, 20, 0.9, 1, 0, 0, 0]], dtype=np.float32).T
     assert decode_output(head, output, WHOLE, (640, 640)).masks is None
     with pytest.raises(ValueError, match="prototypes must be given"):
-        decode_output(head, output, WHOLE, (640, 640), masks=MaskFormat.RLE)
+        decode_output(head, output, WHOLE, (640, 640), masks="rle")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -188,7 +187,7 @@ def test_prototypes_must_be_numbers_only_where_an_object_is(value: float) -> Non
 
     def masks() -> tuple[object, ...] | None:
         return decode_output(
-            head, output, WHOLE, (640, 640), masks=MaskFormat.RLE, prototypes=prototypes
+            head, output, WHOLE, (640, 640), masks="rle", prototypes=prototypes
         ).masks
 
     full = masks()

@@ -7,8 +7,8 @@ import pytest
 
 from edge.detect.masks import masks_of_results, record_of
 from edge.records import Mask
+from servicekit.contract_bounds import MAX_MASK_POINTS, MAX_POLYGONS, MAX_RLE_BYTES
 from vision import PolygonMask, RleMask, decode_rle, encode_rle
-from vision.mask_limits import MAX_POINTS, MAX_POLYGONS, MAX_RLE_BYTES
 
 np = pytest.importorskip("numpy")
 cv2 = pytest.importorskip("cv2")
@@ -123,7 +123,7 @@ def test_a_long_outline_is_simplified_until_it_fits() -> None:
     left_out: Counter[str] = Counter()
     mask = record_of(PolygonMask((ring.astype(np.float32),)), 0.0, left_out)
     assert mask is not None
-    assert 100 < sum(len(polygon) // 2 for polygon in mask.polygons) <= MAX_POINTS
+    assert 100 < sum(len(polygon) // 2 for polygon in mask.polygons) <= MAX_MASK_POINTS
     assert left_out == {"mask_detail": 1}
 
 

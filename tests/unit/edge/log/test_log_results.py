@@ -334,7 +334,7 @@ def put_into(log: PredictionLogger, monkeypatch: pytest.MonkeyPatch) -> list[Pre
 def test_the_form_of_masks_is_an_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any, door: str
 ) -> None:
-    options = LogOptions(masks=form, mask_tolerance=2)
+    options = LogOptions(mask_format=form, polygon_tolerance=2)
     mask = torch.zeros((1, 48, 64))
     mask[:, 10:20, 5:30] = 1
     found = results(GOOD, masks=mask)

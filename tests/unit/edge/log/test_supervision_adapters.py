@@ -161,13 +161,13 @@ def test_masks_of_supervision_and_back(compact: bool, form: Any, least: float) -
     if compact:
         compacted = supervision.detection.compact_mask.CompactMask
         theirs.mask = compacted.from_dense(masks, boxes, image_shape=(150, 200))
-    ours = from_supervision(theirs, "i", "m", masks=form)
+    ours = from_supervision(theirs, "i", "m", mask_format=form)
     assert (ours.image_width, ours.image_height) == (200, 150)
     back = to_supervision(ours).mask
     assert back.shape == masks.shape
     assert back.dtype == bool
     assert min(map(overlap, back, numpy.asarray(theirs.mask))) >= least
-    off = from_supervision(theirs, "i", "m", masks="off")
+    off = from_supervision(theirs, "i", "m", mask_format="off")
     assert [row.mask for row in off.detections] == [None, None]
     assert off.left_out is None
 
@@ -179,7 +179,7 @@ def test_a_mask_without_a_pixel_is_no_mask() -> None:
         confidence=numpy.array([0.9, 0.8]),
         class_id=numpy.array([0, 1]),
     )
-    ours = from_supervision(theirs, "i", "m", masks="rle")
+    ours = from_supervision(theirs, "i", "m", mask_format="rle")
     assert ours.detections[0].mask is None
     assert to_supervision(ours).mask.sum(axis=(1, 2)).tolist() == [0, 8]
 

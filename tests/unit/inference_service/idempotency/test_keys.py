@@ -10,7 +10,7 @@ from inference_service.domain import CheckedImage, CheckedRequest, Parameters, R
 from inference_service.idempotency.keys import fingerprint, read_key
 from servicekit.errors import SightlineError, invalid
 from tests.unit.inference_service.tiny_onnx import picture
-from vision import MaskFormat, open_image
+from vision import open_image
 
 KEY = "123e4567-e89b-42d3-a456-426614174000"
 OPENED = open_image(picture())
@@ -83,7 +83,7 @@ def test_one_key_only() -> None:
         replace(QUESTION, parameters=Parameters(iou=0.5)),
         replace(QUESTION, parameters=Parameters(max_detections=5)),
         replace(QUESTION, parameters=Parameters(top_k=5)),
-        replace(QUESTION, parameters=Parameters(mask_format=MaskFormat.POLYGON)),
+        replace(QUESTION, parameters=Parameters(mask_format="polygon")),
         replace(QUESTION, parameters=Parameters(polygon_tolerance=0.0)),
         replace(QUESTION, images=(A,)),
         replace(QUESTION, images=(B, A)),
@@ -111,9 +111,9 @@ def test_claims_of_a_version_without_masks_stay_valid(parameters: Parameters, st
 
 def test_parameters_of_masks_do_not_run_into_each_other() -> None:
     masks = [
-        Parameters(mask_format=MaskFormat.RLE),
-        Parameters(mask_format=MaskFormat.RLE, polygon_tolerance=1.0),
-        Parameters(mask_format=MaskFormat.OFF, polygon_tolerance=1.0),
+        Parameters(mask_format="rle"),
+        Parameters(mask_format="rle", polygon_tolerance=1.0),
+        Parameters(mask_format="off", polygon_tolerance=1.0),
         Parameters(polygon_tolerance=1.0),
     ]
     assert len({fingerprint(replace(QUESTION, parameters=each)) for each in masks}) == 4
