@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from servicekit.auth.caller import is_name
+from servicekit.media_kinds import MAX_SERVICE_BYTES, MAX_SERVICE_PIXELS
 from servicekit.resources import cpus
 from servicekit.server_settings import ServerSettings, check_secret
 from servicekit.settings import BASIC, Address, OptionalPath, OptionalSecret, Words
@@ -118,10 +119,13 @@ class InferenceSettings(ServerSettings):
         16, ge=1, le=1024, description="largest number of images in one request"
     )
     max_image_bytes: int = Field(
-        10 * 1024 * 1024, ge=1, le=2**31 - 1, description="largest encoded image, bytes"
+        MAX_SERVICE_BYTES, ge=1, le=2**31 - 1, description="largest encoded image, bytes"
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=1, le=2**31 - 1, description="largest image, width times height, pixels"
+        MAX_SERVICE_PIXELS,
+        ge=1,
+        le=2**31 - 1,
+        description="largest image, width times height, pixels",
     )
     max_response_bytes: int = Field(
         4 * 1024 * 1024,

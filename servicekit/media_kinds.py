@@ -10,6 +10,12 @@ code that a stranger's bytes can reach."""
 OWN_FORMATS = (*CONTRACT_FORMATS, "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 """Types of files that a device or an operator reads for itself. PPM stands for all of Netpbm."""
 
+MAX_SERVICE_BYTES = 10 * 1024 * 1024
+MAX_SERVICE_PIXELS = 50_000_000
+MAX_SERVICE_SIDE = 16_384
+"""Default limits of the inference service on an image: its bytes, its width times its height, and
+its width or height in pixels."""
+
 HEAD_BYTES = 4096
 """Number of first bytes that `image_kind` and `is_video` need at most."""
 
@@ -48,7 +54,8 @@ _VIDEOS = (
     b"\0\0\0\x01",  # H.264 and H.265 byte streams
 )
 _TS_PACKETS = ((0, 188), (4, 192), (0, 204))  # offset and size; M2TS has a time in front of each
-_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp")
+ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp")
+"""Types of the boxes with which ISO base media files, such as MP4, begin."""
 
 
 def image_kind(head: bytes) -> str | None:
@@ -84,7 +91,7 @@ def is_video(head: bytes) -> bool:
         return False
     return (
         head.startswith(_VIDEOS)
-        or head[4:8] in _BOXES
+        or head[4:8] in ISO_BOXES
         or (head.startswith(b"RIFF") and head[8:12] == b"AVI ")
         or any(_has_packets(head, begin, size) for begin, size in _TS_PACKETS)
     )

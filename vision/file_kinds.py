@@ -9,6 +9,7 @@ first line; a TensorRT plan's ``ftrt``, which ultralytics puts behind a JSON hea
 import re
 from dataclasses import dataclass
 
+from servicekit.media_kinds import image_kind
 from vision.onnx_names import outline
 
 HEAD_BYTES = 64 * 1024
@@ -81,8 +82,6 @@ _AT_START = (
     (b"\x28\xb5\x2f\xfd", FileKind("a zstd archive", _UNPACK)),
     (b"7z\xbc\xaf\x27\x1c", FileKind("a 7z archive", _UNPACK)),
     (b"Rar!\x1a\x07", FileKind("a RAR archive", _UNPACK)),
-    (b"\xff\xd8\xff", FileKind("a JPEG image", "give a model, not an image")),
-    (b"\x89PNG\r\n\x1a\n", FileKind("a PNG image", "give a model, not an image")),
     (b"%PDF-", FileKind("a PDF document", "give a model, not a document")),
     (b"\x7fELF", FileKind("a program or library", "give a model, not a program")),
 )
@@ -114,6 +113,16 @@ def kind_of(head: bytes, tail: bytes, size: int) -> FileKind | None:
     if not head.strip(b"\0"):
         advice = f"its content was lost, for instance on a full disk: {_AGAIN}"
         return FileKind(f"a file of zeros in its first {len(head)} bytes", advice)
+    if signed := _by_signature(head):
+        return signed
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _in_zip(head, tail, size)
+    if head[_TAR_AT:].startswith(b"ustar"):
+        return FileKind("a tar archive", _UNPACK)
+    return _pickle(head) or _with_json(head, size) or _text(head, size)
+
+
+def _by_signature(head: bytes) -> FileKind | None:
     for signature, kind in _AT_START:
         if head.startswith(signature):
             return kind
@@ -121,11 +130,10 @@ def kind_of(head: bytes, tail: bytes, size: int) -> FileKind | None:
         for signature, kind in _AT_FOUR:
             if head[4:].startswith(signature):
                 return kind
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _in_zip(head, tail, size)
-    if head[_TAR_AT:].startswith(b"ustar"):
-        return FileKind("a tar archive", _UNPACK)
-    return _pickle(head) or _with_json(head, size) or _text(head, size)
+    if image := image_kind(head):
+        article = "an" if image == "AVIF" else "a"
+        return FileKind(f"{article} {image} image", "give a model, not an image")
+    return None
 
 
 def kind_of_protobuf(content: bytes) -> FileKind | None:

@@ -19,7 +19,15 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from servicekit.media_kinds import CONTRACT_FORMATS, HEAD_BYTES, OWN_FORMATS, image_kind
+from servicekit.media_kinds import (
+    CONTRACT_FORMATS,
+    HEAD_BYTES,
+    MAX_SERVICE_BYTES,
+    MAX_SERVICE_PIXELS,
+    MAX_SERVICE_SIDE,
+    OWN_FORMATS,
+    image_kind,
+)
 from servicekit.memory import is_to_blame
 from vision.errors import ImageError
 from vision.guards import CountedReader, TooManyReadsError, completed_jpegs, read_jpeg_scans
@@ -52,9 +60,9 @@ class ImageLimits:
         ValueError: a limit below 1, no format, or an unknown format.
     """
 
-    max_bytes: int = 10 * 1024 * 1024
-    max_pixels: int = 50_000_000
-    max_side: int = 16_384
+    max_bytes: int = MAX_SERVICE_BYTES
+    max_pixels: int = MAX_SERVICE_PIXELS
+    max_side: int = MAX_SERVICE_SIDE
     formats: tuple[str, ...] = CONTRACT_FORMATS
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from edge.detect.images import pixels, size_of
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
 from edge.records import Box, Detection, RotatedBox
 from servicekit.errors import SightlineError
+from servicekit.media_kinds import MAX_SERVICE_BYTES, MAX_SERVICE_PIXELS, MAX_SERVICE_SIDE
 
 _FITTED = (ModelTask.DETECT, ModelTask.SEGMENT, ModelTask.POSE, ModelTask.OBB)
 QUALITY = 95
@@ -18,9 +19,6 @@ QUALITY = 95
 LARGEST = (4096, 4096)
 """Width and height that images fit which the service would refuse in full size, while the input
 size of its model is not known."""
-
-_SERVICE_BYTES, _SERVICE_PIXELS, _SERVICE_SIDE = 10 << 20, 50_000_000, 16_384
-"""Limits of the inference service by default (`sightline.inference.v1.Image.data`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +97,13 @@ def is_too_large(image: Image, field: str, limits: DeviceImageLimits = DEVICE_LI
         field: name of the image in errors.
         limits: limits of the device.
     """
-    if isinstance(image, bytes) and len(image) > _SERVICE_BYTES:
+    if isinstance(image, bytes) and len(image) > MAX_SERVICE_BYTES:
         return True
     try:
         width, height = size_of(image, field, limits)
     except SightlineError:
         return False
-    return max(width, height) > _SERVICE_SIDE or width * height > _SERVICE_PIXELS
+    return max(width, height) > MAX_SERVICE_SIDE or width * height > MAX_SERVICE_PIXELS
 
 
 def downscaled(

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from servicekit.media_kinds import ISO_BOXES
+
 _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
 _SLOPPY_BYTES = 8  # writers of AVI count the head of the file, or forget to pad its end
-_ISO_STARTS = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"}
 
 
 def missing_bytes(path: Path) -> int:
@@ -26,7 +27,7 @@ def missing_bytes(path: Path) -> int:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(12)
-        if head[4:8] in _ISO_STARTS:
+        if head[4:8] in ISO_BOXES:
             ends = _ends_of_boxes(file)
         elif head[:4] == b"RIFF":
             ends = _ends_of_chunks(file)

@@ -123,6 +123,8 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "xz": (lambda: lzma.compress(b"content"), "an xz archive"),
     "jpeg": (lambda: photograph("JPEG"), "a JPEG image"),
     "png": (lambda: photograph("PNG"), "a PNG image"),
+    "webp": (lambda: photograph("WEBP"), "a WEBP image"),
+    "tiff": (lambda: photograph("TIFF"), "a TIFF image"),
     "lfs": (LFS.encode, "a git-LFS pointer to 12345678 bytes"),
     "page": (PAGE.encode, "a web page with the title 'Sign in &amp; continue'"),
     "page without title": (lambda: b"\xef\xbb\xbf<html lang=en>", "a web page"),
