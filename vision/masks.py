@@ -59,13 +59,13 @@ def keep_mask(mask: RleMask | PolygonMask) -> RleMask | PolygonMask:
     return mask
 
 
-def check_mask_format(masks: MaskFormat) -> None:
+def check_mask_format(mask_format: MaskFormat) -> None:
     """Check that this installation can return masks in a format.
 
     Raises:
         ModelError: ``MODEL_UNSUPPORTED``: polygons need OpenCV, which is not installed.
     """
-    if masks == "polygon":
+    if mask_format == "polygon":
         _opencv()
 
 

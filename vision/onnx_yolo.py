@@ -176,7 +176,7 @@ class OnnxYolo(OnnxNetwork):
         confidence: float = 0.25,
         iou: float = 0.7,
         max_detections: int = 300,
-        masks: MaskFormat = "off",
+        mask_format: MaskFormat = "off",
         tolerance: float = 1.0,
         on_mask: OnMask = keep_mask,
     ) -> Detections:
@@ -185,7 +185,7 @@ class OnnxYolo(OnnxNetwork):
         For the parameters and errors see `decode_output`.
         """
         prototypes = None if self._prototypes is None else outputs[self._prototypes]
-        wanted = prototypes is not None and masks != "off"
+        wanted = prototypes is not None and mask_format != "off"
         return decode_output(
             self._head,
             np.asarray(outputs[self._rows], dtype=np.float32),
@@ -195,7 +195,7 @@ class OnnxYolo(OnnxNetwork):
             iou=iou,
             max_detections=max_detections,
             prototypes=np.asarray(prototypes, dtype=np.float32) if wanted else None,
-            masks=masks,
+            mask_format=mask_format,
             tolerance=tolerance,
             on_mask=on_mask,
         )
@@ -227,7 +227,7 @@ class OnnxYolo(OnnxNetwork):
         confidence: float = 0.25,
         iou: float = 0.7,
         max_detections: int = 300,
-        masks: MaskFormat = "off",
+        mask_format: MaskFormat = "off",
         tolerance: float = 1.0,
     ) -> Detections:
         """Detect objects in one RGB image ``[H, W, 3]``: `prepare`, run and `decode_outputs`."""
@@ -238,7 +238,7 @@ class OnnxYolo(OnnxNetwork):
             confidence=confidence,
             iou=iou,
             max_detections=max_detections,
-            masks=masks,
+            mask_format=mask_format,
             tolerance=tolerance,
         )
 

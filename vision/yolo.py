@@ -71,7 +71,7 @@ def decode_output(
     iou: float = 0.7,
     max_detections: int = 300,
     prototypes: NDArray[np.float32] | None = None,
-    masks: MaskFormat = "off",
+    mask_format: MaskFormat = "off",
     tolerance: float = 1.0,
     on_mask: OnMask = keep_mask,
 ) -> Detections:
@@ -87,7 +87,7 @@ def decode_output(
             dropped. No effect on a layout without NMS.
         max_detections: at least 1.
         prototypes: of a segmentation model, ``[C, h, w]``; needed for masks.
-        masks: format of the masks; no effect on other tasks than ``segment``.
+        mask_format: format of the masks; no effect on other tasks than ``segment``.
         tolerance: of polygons, in pixels; see `trace_polygons`.
         on_mask: is called with each mask as soon as it is made, and returns the one to keep. What
             it raises ends the decoding: thousands of masks of a large image take minutes.
@@ -111,10 +111,12 @@ def decode_output(
         case Layout.RTDETR_SCORES:
             found = _from_shares(_find_scored(output, confidence, max_detections), input_size)
     _check_finite(found.boxes, found.extra)
-    if head.task == "segment" and masks != "off":
+    if head.task == "segment" and mask_format != "off":
         if prototypes is None:
             raise ValueError("prototypes must be given for masks, got None")
-        return _with_masks(_in_image(head, found, box), prototypes, box, masks, tolerance, on_mask)
+        return _with_masks(
+            _in_image(head, found, box), prototypes, box, mask_format, tolerance, on_mask
+        )
     return _in_image(head, found, box)[0]
 
 
@@ -311,7 +313,7 @@ def _with_masks(
     found: tuple[Detections, NDArray[np.float32]],
     prototypes: NDArray[np.float32],
     box: Letterbox,
-    masks: MaskFormat,
+    mask_format: MaskFormat,
     tolerance: float,
     on_mask: OnMask,
 ) -> Detections:
@@ -321,7 +323,7 @@ def _with_masks(
     for crop in crop_masks(prototypes, coefficients, detections.xyxy, box):
         at = {"left": crop.left, "top": crop.top}
         mask: RleMask | PolygonMask
-        if masks == "rle":
+        if mask_format == "rle":
             mask = encode_rle(crop.pixels, **at, width=box.width, height=box.height)
         else:
             mask = trace_polygons(crop.pixels, **at, tolerance=tolerance)

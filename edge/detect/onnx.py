@@ -93,7 +93,7 @@ class OnnxDetector:
                 confidence=self._thresholds.confidence,
                 iou=self._thresholds.iou,
                 max_detections=self._thresholds.max_detections,
-                masks=self._mask_format,
+                mask_format=self._mask_format,
                 tolerance=self._thresholds.polygon_tolerance,
             )
             detections = self._objects(boxes)

@@ -169,7 +169,7 @@ def _make_masks(model: Model, network: OnnxYolo, outputs: Sequence[NDArray[Any]]
         Letterbox(1.0, 1.0, 0, 0, width, height),
         confidence=_CONFIDENCE,
         max_detections=_MASKS,
-        masks=model.spec.thresholds.mask_format,
+        mask_format=model.spec.thresholds.mask_format,
     )
 
 

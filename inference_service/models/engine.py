@@ -155,8 +155,8 @@ class ImageWork:
         if self._box is None:
             raise RuntimeError("finish was called before prepare")
         thresholds = spec.thresholds
-        masks = parameters.mask_format or thresholds.mask_format
-        pixels = 0 if masks == "off" else network.masks_bytes(*self._size)
+        mask_format = parameters.mask_format or thresholds.mask_format
+        pixels = 0 if mask_format == "off" else network.masks_bytes(*self._size)
         with self.reserve(pixels) if pixels else nullcontext():
             return network.decode_outputs(
                 outputs,
@@ -164,7 +164,7 @@ class ImageWork:
                 confidence=_chosen(parameters.confidence, thresholds.confidence),
                 iou=_chosen(parameters.iou, thresholds.iou),
                 max_detections=parameters.max_detections or thresholds.max_detections,
-                masks=masks,
+                mask_format=mask_format,
                 tolerance=self._tolerance,
                 on_mask=self._keep,
             )

@@ -178,7 +178,7 @@ def test_masks_come_in_the_form_that_is_asked_for(
     exact = OnnxYolo.load(path).detect(
         decode_image(picture.read_bytes()),
         confidence=CONFIDENCE,
-        masks="polygon",
+        mask_format="polygon",
         tolerance=tolerance,
     )
     parameters = InferParameters(CONFIDENCE, mask_format="polygon", polygon_tolerance=tolerance)

@@ -83,7 +83,7 @@ def test_every_parameter_reaches_the_decoder(model: Model, monkeypatch: pytest.M
     see(own, picture())
     see(own, picture(), Parameters(0.4, 0.5, 6, None, "polygon", 2.0))
     see(own, picture(), Parameters(0.0, 0.0, 1, None, "off", 0.0))
-    names = ("confidence", "iou", "max_detections", "masks", "tolerance")
+    names = ("confidence", "iou", "max_detections", "mask_format", "tolerance")
     assert [tuple(call[name] for name in names) for call in calls] == [
         (0.1, 0.2, 3, "rle", 4.0),
         (0.4, 0.5, 6, "polygon", 2.0),

@@ -271,7 +271,7 @@ def test_masks_are_cut_to_boxes_in_the_picture(path: Path, first: str, masks: Ma
     detector = OnnxYolo.load(save_segmenter(path, rows, prototypes, first=first))
     assert (detector.task, detector.layout) == ("segment", Layout.YOLOV8)
     image = flat(204, height=128, width=192)
-    detections = detector.detect(image, masks=masks)
+    detections = detector.detect(image, mask_format=masks)
     assert detections.xyxy.tolist() == [[24, 24, 56, 56], [112, 72, 128, 88]]
     if detections.masks is None:
         assert masks == "off"

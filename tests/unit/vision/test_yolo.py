@@ -176,7 +176,7 @@ def test_masks_need_prototypes() -> None:
     output = np.array([[50, 50, 20, 20, 0.9, 1, 0, 0, 0]], dtype=np.float32).T
     assert decode_output(head, output, WHOLE, (640, 640)).masks is None
     with pytest.raises(ValueError, match="prototypes must be given"):
-        decode_output(head, output, WHOLE, (640, 640), masks="rle")
+        decode_output(head, output, WHOLE, (640, 640), mask_format="rle")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -187,7 +187,7 @@ def test_prototypes_must_be_numbers_only_where_an_object_is(value: float) -> Non
 
     def masks() -> tuple[object, ...] | None:
         return decode_output(
-            head, output, WHOLE, (640, 640), masks="rle", prototypes=prototypes
+            head, output, WHOLE, (640, 640), mask_format="rle", prototypes=prototypes
         ).masks
 
     full = masks()
