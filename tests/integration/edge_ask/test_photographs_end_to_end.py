@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import duckdb
@@ -11,6 +10,7 @@ import pytest
 from edge.records import Box
 from sightline import EdgeNode, EdgeSettings
 from sightline.cli.processes import ServiceProcess
+from tests.photographs import photograph
 from tests.unit.edge.overlap import overlap
 
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
@@ -55,12 +55,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDB
 
 
 def _log_photographs(settings: EdgeSettings) -> None:
-    spec = find_spec("ultralytics")
-    assert spec is not None
-    assert spec.origin is not None
     with EdgeNode.from_settings(settings) as node:
         for photo in PHOTOS:
-            node.process(Path(spec.origin).parent / "assets" / photo, image_id=photo)
+            node.process(photograph(photo), image_id=photo)
         assert node.logger.flush(30, until="committed")
 
 

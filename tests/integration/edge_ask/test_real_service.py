@@ -5,7 +5,6 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import grpc
@@ -23,6 +22,7 @@ from edge.detect import Detector, DetectorResult, Image, OnnxDetector, Ultralyti
 from edge.records import CloudReason, Detection, Source
 from servicekit.errors import SightlineError
 from tests.integration.inference.process import InferenceProcess, started
+from tests.photographs import photograph
 from tests.unit.edge.overlap import overlap
 from tests.unit.inference_service.tiny_onnx import colour_model
 
@@ -156,10 +156,7 @@ def on_device(request: pytest.FixtureRequest) -> Detector:
 def test_device_and_cloud_see_the_same_objects_in_a_photograph(
     service: InferenceProcess, on_device: Detector, photo: str, form: str
 ) -> None:
-    spec = find_spec("ultralytics")
-    assert spec is not None
-    assert spec.origin is not None
-    path = Path(spec.origin).parent / "assets" / photo
+    path = photograph(photo)
     image = _as(form, path)
     with InferenceClient(service.address, array_format="png") as client:
         device = InferenceCoordinator(on_device, None, policy(Mode.DEVICE))

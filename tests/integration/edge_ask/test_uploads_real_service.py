@@ -6,7 +6,6 @@ import signal
 import time
 import uuid
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import grpc
@@ -20,6 +19,7 @@ from edge.cloud.client import InferenceClient
 from edge.cloud.types import InferAnswer, ModelHint
 from servicekit.errors import SightlineError
 from tests.integration.inference.process import InferenceProcess, started
+from tests.photographs import photograph
 from tests.unit.edge.overlap import overlap
 from tests.unit.inference_service.tiny_onnx import colour_model
 
@@ -207,11 +207,8 @@ def test_shrinking_saves_bytes_and_changes_no_answer(service: InferenceProcess, 
 
 def twice_as_large(name: str) -> tuple[bytes, tuple[int, int]]:
     """One of ultralytics' photographs as a camera of today takes it, and its width and height."""
-    found = find_spec("ultralytics")
-    if found is None or found.origin is None:
-        pytest.skip("ultralytics, which brings the photographs, is not installed")
     out = io.BytesIO()
-    with PIL.Image.open(Path(found.origin).parent / "assets" / name) as photograph:
-        width, height = (2 * side for side in photograph.size)
-        photograph.resize((width, height)).save(out, "JPEG", quality=95)
+    with PIL.Image.open(photograph(name)) as opened:
+        width, height = (2 * side for side in opened.size)
+        opened.resize((width, height)).save(out, "JPEG", quality=95)
     return out.getvalue(), (width, height)

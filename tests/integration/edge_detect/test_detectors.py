@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from functools import cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from edge.detect import (
 from edge.detect.base import close_detector
 from edge.records import Box, Detection
 from servicekit.errors import SightlineError
+from tests.photographs import photograph
 from tests.unit.edge.overlap import overlap
 from tests.unit.inference_service.tiny_onnx import colour_model
 from tests.unit.vision.models import TWO_OBJECTS, save_detector
@@ -299,10 +299,7 @@ def on_photos(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module", params=PHOTOS)
 def photo(request: pytest.FixtureRequest) -> Path:
-    spec = find_spec("ultralytics")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "assets" / str(request.param)
+    return photograph(str(request.param))
 
 
 @real

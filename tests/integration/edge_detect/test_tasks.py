@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from edge.log.adapters import from_ultralytics
 from edge.log.supervision_adapters import from_supervision
 from edge.records import DetectionArrays, Mask
 from tests.integration.edge_detect.answers import differences, masks_of
+from tests.photographs import photograph
 from vision import ModelError, encode_rle
 from vision.masks import _opencv
 
@@ -36,18 +36,11 @@ PROGRAM = Path(__file__).with_name("make_models.py")
 PHOTOS = ("bus.jpg", "zidane.jpg")
 
 
-def photo(name: str) -> Path:
-    spec = find_spec("ultralytics")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "assets" / name
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     subprocess.run(
-        [sys.executable, PROGRAM, folder, *map(photo, PHOTOS)],
+        [sys.executable, PROGRAM, folder, *map(photograph, PHOTOS)],
         cwd=folder,
         check=True,
         timeout=110,
@@ -83,14 +76,14 @@ def test_all_detectors_name_the_same_five_classes(
         made(ProcessDetector(partial(ultralytics, models / "cls.pt"))),
     ]
     for name in PHOTOS:
-        expected = plain.detect(photo(name))
+        expected = plain.detect(photograph(name))
         shares = [one.confidence for one in expected.detections]
         assert len(shares) == 5
         assert shares == sorted(shares, reverse=True)
         assert shares[0] > 2 * shares[4]  # else their order says little
         assert {one.box for one in expected.detections} == {None}
         for other in others:
-            found = other.detect(photo(name))
+            found = other.detect(photograph(name))
             assert (found.image_width, found.image_height) == (
                 expected.image_width,
                 expected.image_height,
@@ -99,7 +92,10 @@ def test_all_detectors_name_the_same_five_classes(
             theirs = {(one.class_id, one.class_name): one.confidence for one in found.detections}
             ours = {(one.class_id, one.class_name): one.confidence for one in expected.detections}
             assert {one: theirs[one] for one in ours} == pytest.approx(ours, rel=0.05)
-    assert plain.detect(photo(PHOTOS[0])).detections != plain.detect(photo(PHOTOS[1])).detections
+    assert (
+        plain.detect(photograph(PHOTOS[0])).detections
+        != plain.detect(photograph(PHOTOS[1])).detections
+    )
 
 
 @pytest.mark.parametrize("kind", [OnnxDetector, UltralyticsDetector])
@@ -108,7 +104,7 @@ def test_as_many_classes_come_as_are_asked_for_whatever_their_confidence(
 ) -> None:
     def count(**options: Any) -> int:
         detector = kind(models / "cls.onnx", thresholds=Thresholds(**options))
-        return len(detector.detect(photo("bus.jpg")).detections)
+        return len(detector.detect(photograph("bus.jpg")).detections)
 
     assert count(top_k=1, confidence=0.99) == 1
     assert count(top_k=1000) == 1000
@@ -118,8 +114,8 @@ def test_a_logged_result_has_the_detectors_classes(models: Path) -> None:
     from ultralytics import YOLO
 
     model = YOLO(models / "cls.pt")
-    (results,) = model.predict(photo("bus.jpg"), verbose=False, device="cpu")
-    ours = UltralyticsDetector(models / "cls.pt", device="cpu").detect(photo("bus.jpg"))
+    (results,) = model.predict(photograph("bus.jpg"), verbose=False, device="cpu")
+    ours = UltralyticsDetector(models / "cls.pt", device="cpu").detect(photograph("bus.jpg"))
     logged = from_ultralytics(results).detections
     assert [one.class_id for one in logged] == [one.class_id for one in ours.detections]
 
@@ -128,7 +124,7 @@ def test_a_logged_result_has_the_detectors_classes(models: Path) -> None:
 def test_a_checkpoint_and_its_export_find_the_same(models: Path, name: str) -> None:
     """The export is opened with its own task, which ultralytics does not know beforehand."""
     detector = UltralyticsDetector(models / name, device="cpu")
-    assert detector.detect(photo("bus.jpg")).model_name == "seg"
+    assert detector.detect(photograph("bus.jpg")).model_name == "seg"
 
 
 def test_the_onnx_detector_says_what_masks_need(
@@ -210,7 +206,8 @@ def by_supervision(results: Any) -> list[Any]:
 def test_every_door_gives_the_answer_of_ultralytics(
     models: Path, made: Callable[[Detector], Detector], task: str
 ) -> None:
-    checkpoint, export, image = models / f"{task}.pt", models / f"{task}.onnx", photo("bus.jpg")
+    checkpoint, export = models / f"{task}.pt", models / f"{task}.onnx"
+    image = photograph("bus.jpg")
     theirs = answer(checkpoint, image)
     whole = {"retina_masks": True} if task == "seg" else {}
     exported = answer(export, image, **whole)
@@ -249,7 +246,7 @@ def test_objects_of_every_task_are_tracked(models: Path, task: str) -> None:
     detector = UltralyticsDetector(
         models / f"{task}.pt", tracker="bytetrack", thresholds=lenient, device="cpu"
     )
-    first, second = (detector.detect(photo("bus.jpg")).detections for _ in range(2))
+    first, second = (detector.detect(photograph("bus.jpg")).detections for _ in range(2))
     assert first
     assert {one.track_id for one in first} & {one.track_id for one in second}
     height, width = 1080, 810
@@ -269,6 +266,6 @@ def test_masks_can_be_off(models: Path) -> None:
         UltralyticsDetector(models / "seg.pt", thresholds=off, device="cpu"),
         OnnxDetector(models / "seg.onnx", thresholds=off),
     ):
-        found = detector.detect(photo("bus.jpg")).detections
+        found = detector.detect(photograph("bus.jpg")).detections
         assert found
         assert {one.mask for one in found} == {None}

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from edge.detect import Detector, ProcessDetector, Thresholds, Tracker, Ultralyt
 from edge.device_model import load_detector
 from edge.records import Detection
 from edge.settings import EdgeSettings
+from tests.photographs import photograph
 from tests.unit.edge.overlap import overlap
 
 MODEL = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
@@ -29,10 +29,7 @@ STEPS = range(0, 24, 6)  # pixels that the camera turns
 
 @pytest.fixture(scope="module")
 def street() -> NDArray[np.uint8]:
-    spec = find_spec("ultralytics")
-    assert spec is not None
-    assert spec.origin is not None
-    with PIL.Image.open(Path(spec.origin).parent / "assets" / "bus.jpg") as opened:
+    with PIL.Image.open(photograph("bus.jpg")) as opened:
         return np.asarray(opened.convert("RGB"))
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from onnxruntime.quantization import (
 )
 
 from models.plates import camera
+from tests.photographs import photograph
 from vision import (
     Detections,
     Interpolation,
@@ -48,16 +48,9 @@ pytestmark = pytest.mark.timeout(300)  # the first test waits for the exports
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def asset(name: str) -> Path:
-    spec = find_spec("ultralytics")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "assets" / name
-
-
 @pytest.fixture(scope="session")
 def pictures() -> dict[str, np.ndarray]:
-    return {name: decode_image(asset(name).read_bytes()) for name in PICTURES}
+    return {name: decode_image(photograph(name).read_bytes()) for name in PICTURES}
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +64,7 @@ def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     home = tmp_path_factory.mktemp("makers")
     offline = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": str(home)}
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder), *(str(asset(name)) for name in PICTURES)],
+        [sys.executable, str(PROGRAM), str(folder), *(str(photograph(name)) for name in PICTURES)],
         env={**os.environ, **offline, "PYTHONPATH": str(ROOT)},
         cwd=home,
         capture_output=True,

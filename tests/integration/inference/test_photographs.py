@@ -3,12 +3,12 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.integration.inference.process import InferenceStub, client, names, started
+from tests.photographs import photograph
 from vision import OnnxYolo, SessionOptions, decode_image
 
 
@@ -34,11 +34,7 @@ def served(yolo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inf
 
 @pytest.fixture(scope="module")
 def photographs() -> dict[str, bytes]:
-    spec = find_spec("ultralytics")
-    if spec is None or spec.origin is None:
-        pytest.skip("the photographs come with ultralytics, which is not installed")
-    assets = Path(spec.origin).parent / "assets"
-    return {name: (assets / f"{name}.jpg").read_bytes() for name in ("bus", "zidane")}
+    return {name: photograph(f"{name}.jpg").read_bytes() for name in ("bus", "zidane")}
 
 
 def test_what_is_in_the_photographs(served: InferenceStub, photographs: dict[str, bytes]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.photographs import photograph
 from vision import Layout, OnnxYolo, decode_image
 
 MODEL = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
@@ -34,13 +35,6 @@ pytestmark = [
 ]
 
 
-def assets() -> Path:
-    spec = find_spec("ultralytics")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "assets"
-
-
 @pytest.fixture(scope="module")
 def detector() -> OnnxYolo:
     return OnnxYolo.load(MODEL)
@@ -50,7 +44,7 @@ def detector() -> OnnxYolo:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarray]]:
     home = tmp_path_factory.mktemp("ultralytics")
     offline = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": str(home)}
-    paths = [str(assets() / name) for name in PICTURES]
+    paths = [str(photograph(name)) for name in PICTURES]
     done = subprocess.run(
         [sys.executable, "-c", REFERENCE, str(MODEL), *paths],
         env={**os.environ, **offline},
@@ -86,7 +80,7 @@ def test_the_same_objects_as_ultralytics(
     detector: OnnxYolo, reference: dict[str, list[np.ndarray]], picture: str
 ) -> None:
     boxes, confidence, classes = reference[picture]
-    detections = detector.detect(decode_image((assets() / picture).read_bytes()))
+    detections = detector.detect(decode_image(photograph(picture).read_bytes()))
     assert len(classes) >= 3
     assert detections.class_id.tolist() == classes.tolist()
     assert overlap(detections.xyxy, boxes).min() >= 0.99

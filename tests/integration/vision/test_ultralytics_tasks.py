@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from tests.integration.vision.export_list import CONFIDENCE, EXPORTS, FAST, SLOW
+from tests.photographs import photograph
 from vision import (
     Detections,
     Layout,
@@ -36,10 +37,7 @@ pytestmark = [
 
 @pytest.fixture(scope="session")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = find_spec("ultralytics")
-    assert spec is not None
-    assert spec.origin is not None
-    photo = cv2.imread(str(Path(spec.origin).parent / "assets" / "bus.jpg"))
+    photo = cv2.imread(str(photograph("bus.jpg")))
     path = tmp_path_factory.mktemp("picture") / "bus.png"
     cv2.imwrite(str(path), cv2.resize(photo, PICTURE, interpolation=cv2.INTER_AREA))
     return path
@@ -93,7 +91,7 @@ def test_the_same_objects_as_ultralytics(shared: Path, picture: Path, name: str)
     model = OnnxYolo.load(path)
     assert model.task == next((task for task in TASKS if task in name), "detect")
     assert model.layout is expected_layout(name)
-    ours = model.detect(image, confidence=CONFIDENCE, masks="rle")
+    ours = model.detect(image, confidence=CONFIDENCE, mask_format="rle")
     compare(ours, theirs)
 
 
@@ -192,7 +190,7 @@ def test_polygons_and_run_lengths_are_of_the_same_masks(shared: Path, picture: P
     path, _ = answers(shared, picture, "v8-segment")
     model, image = OnnxYolo.load(path), decode_image(picture.read_bytes())
     exact, outlines = (
-        model.detect(image, confidence=CONFIDENCE, masks=masks, tolerance=0)
+        model.detect(image, confidence=CONFIDENCE, mask_format=masks, tolerance=0)
         for masks in ("rle", "polygon")
     )
     plain = model.detect(image, confidence=CONFIDENCE)

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from edge.log.logger import PredictionLogger
 from edge.spool.export import Exporter
 from edge.spool.inspect import file_at
 from tests.fakes.cameras import RtspCamera, camera
+from tests.photographs import photograph
 from tests.unit.edge.sources.monitors import save_video
 
 MODEL = Path(os.environ.get("SIGHTLINE_TEST_MODELS", "")) / "yolov8n_int8.onnx"
@@ -54,12 +54,9 @@ def logged(log: PredictionLogger, tmp_path: Path) -> Callable[[], Logged]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = find_spec("ultralytics")
-    assert spec is not None
-    assert spec.origin is not None
     folder = tmp_path_factory.mktemp("photos")
     for name in ("bus.jpg", "zidane.jpg"):
-        (folder / name).symlink_to(Path(spec.origin).parent / "assets" / name)
+        (folder / name).symlink_to(photograph(name))
     return folder
 
 
