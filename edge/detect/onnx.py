@@ -86,7 +86,7 @@ class OnnxDetector:
         array = pixels(image, limits=self._limits)
         if isinstance(self._model, vision.OnnxClassifier):
             classes = self._model.classify(array, top_k=self._thresholds.top_k)
-            detections = _classes(classes, self._model.names)
+            detections = _classes(classes, ModelNames(self._model.names))
         else:
             boxes = self._model.detect(
                 array,

@@ -9,25 +9,40 @@ from typing import Any
 from edge.columns import Array
 from edge.geometry import Keypoint, Mask, RotatedBox
 from edge.records import Box, Detection, DetectionArrays
+from servicekit.contract_bounds import MAX_CLASS_NAME_BYTES
 from servicekit.names import readable
 
 
 def _text(name: object) -> str:
-    """Return a name as text that can be encoded."""
-    return name if isinstance(name, str) and name.isascii() else readable(str(name))
+    """Return a name as text that can be encoded, in the size that the server takes.
+
+    The labels of an open vocabulary are sentences. The server would reject the whole prediction
+    for one that is too long.
+    """
+    if isinstance(name, str) and name.isascii() and len(name) <= MAX_CLASS_NAME_BYTES:
+        return name
+    return readable(str(name), MAX_CLASS_NAME_BYTES)
 
 
 class ModelNames(Mapping[int, str]):
-    """A model's labels; empty for a class without one, because a class says more than nothing."""
+    """A model's labels; empty for a class without one, because a class says more than nothing.
 
-    def __init__(self, names: Mapping[int, object] | Sequence[object]) -> None:
-        self._names = names
+    Args:
+        names: labels by number. Labels from a JSON file have texts as keys: `{"0": "part"}`. None:
+            the model has none.
+    """
+
+    def __init__(self, names: "Mapping[Any, object] | Sequence[object] | None") -> None:
+        self._names = () if names is None else names
 
     def __getitem__(self, class_id: int) -> str:
-        try:
-            return _text(self._names[class_id]) if class_id >= 0 else ""
-        except LookupError:
+        if class_id < 0:
             return ""
+        names = self._names
+        try:
+            return _text(names[class_id])
+        except LookupError:
+            return _text(names.get(str(class_id), "")) if isinstance(names, Mapping) else ""
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._names if isinstance(self._names, Mapping) else range(len(self._names)))

@@ -1,5 +1,6 @@
 """Conversion of ultralytics results to records. It does not import ultralytics."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from edge.detect.masks import masks_of_results
@@ -21,10 +22,19 @@ def classes_of(results: "Results", top_k: int = 5) -> tuple[Detection, ...]:
     """
     if results.probs is None:
         return ()
-    shares = results.probs.data.tolist()
+    shares = _host(results.probs.data).reshape(-1).tolist()
     best = sorted(range(len(shares)), key=shares.__getitem__, reverse=True)[:top_k]
     names = ModelNames(results.names)
     return tuple(Detection(index, names[index], shares[index]) for index in best)
+
+
+def size_of(results: "Results") -> tuple[int, int]:
+    """Return the height and width of the image of `Results` in pixels; zeros: not known."""
+    try:
+        height, width = results.orig_shape[:2]
+        return int(height), int(width)
+    except (TypeError, ValueError, OverflowError):
+        return 0, 0
 
 
 def columns_of(
@@ -56,9 +66,10 @@ def columns_of(
 
         rotated = regularize(rows[:, :5].astype("f4"))  # ultralytics' results are not
         boxes = hull(rotated)
+    height, width = size = size_of(results)
     if rotated is not None or found.is_track:
-        height, width = results.orig_shape
-        boxes = boxes.clip(0, (width, height, width, height))
+        right, bottom = width or math.inf, height or math.inf
+        boxes = boxes.clip(0, (right, bottom, right, bottom))
     outlines = getattr(results, "masks", None)
     points = getattr(results, "keypoints", None)
     return ResultColumns(
@@ -73,7 +84,7 @@ def columns_of(
         if outlines is None or mask_format == "off"
         else lambda left_out: masks_of_results(
             _ordered(outlines.data, order),
-            results.orig_shape,
+            size,
             mask_format,
             polygon_tolerance,
             left_out,

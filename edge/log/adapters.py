@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from edge.detect.results import classes_of, columns_of
+from edge.detect.results import classes_of, columns_of, size_of
 from edge.log.fitting import detections_of, fitting
 from edge.log.image_names import UNNAMED, name_of_image, source_name, with_time
 from edge.names import image_id_of, model_name_of
@@ -80,7 +80,7 @@ def from_ultralytics(
         >>> prediction.image_id, prediction.detections[0].class_name
         ('photo.jpg', 'part')
     """
-    height, width = results.orig_shape
+    height, width = size_of(results)
     left_out: Counter[str] = Counter()
     for name in _others(getattr(results, "_keys", ())):
         if getattr(results, name) is not None:
@@ -123,8 +123,11 @@ def _without_boxes(results: "Results") -> Counter[str]:
 
 def _seconds(results: "Results") -> float | None:
     """Return the time of all stages, or None if it is not known or not a duration."""
-    stage_ms = [part for part in (results.speed or {}).values() if part is not None]
-    seconds = sum(stage_ms) / 1000
+    try:
+        stage_ms = [part for part in (results.speed or {}).values() if part is not None]
+        seconds = sum(stage_ms) / 1000
+    except (AttributeError, TypeError):  # a program has put something else there
+        return None
     return seconds if stage_ms and 0 <= seconds < _YEAR else None
 
 

@@ -80,8 +80,8 @@ def from_supervision(
         polygon_tolerance: largest distance between a polygon and the outline of its mask in pixels.
 
     Raises:
-        ValueError: the confidence or `class_id` is missing, or another argument is wrong; see
-            `Prediction`.
+        ValueError: the confidence or `class_id` of at least one detection is missing, or another
+            argument is wrong; see `Prediction`.
 
     Example:
         >>> import numpy as np
@@ -116,7 +116,10 @@ def from_supervision(
         "names": None if names is None else ModelNames(names),
         "class_name": detections.data.get("class_name") if names is None else None,
     }
-    if _is_keypoints(detections):
+    columns = None
+    if not len(detections):  # supervision's own empty ones have neither class nor confidence
+        pass
+    elif _is_keypoints(detections):
         columns = _of_keypoints(detections, labels)
     else:
         size = image_width or math.inf, image_height or math.inf
@@ -133,7 +136,8 @@ def from_supervision(
             left_out=left_out or None,
         )
 
-    return fitting(record, detections_of(columns, left_out), left_out)
+    rows = () if columns is None else detections_of(columns, left_out)
+    return fitting(record, rows, left_out)
 
 
 def _of_classes(
@@ -170,8 +174,8 @@ def _of_detections(
 ) -> ResultColumns:
     confidence, class_id = _required(detections, "confidence", "class_id")
     tracks: Sequence[Any] | None = detections.tracker_id
-    if tracks is not None and any(track < 0 for track in tracks):
-        tracks = [None if track < 0 else track for track in tracks]
+    if tracks is not None and any(track is None or track < 0 for track in tracks):
+        tracks = [None if track is None or track < 0 else track for track in tracks]
         tracks = None if all(track is None for track in tracks) else tracks
     corners = detections.data.get(_CORNERS)
     bitmaps = None if mask_format == "off" else detections.mask

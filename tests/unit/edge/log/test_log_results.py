@@ -22,6 +22,7 @@ from edge.records import Detection, Keypoint, Mask, Prediction
 from edge.settings import EdgeSettings
 from edge.spool.export import Exporter
 from edge.spool.inspect import file_at
+from ingest_service.receive.checks import MAX_NAME_BYTES
 from servicekit.errors import SightlineError
 
 torch = pytest.importorskip("torch")
@@ -70,6 +71,13 @@ def freed(name: str = "boxes") -> Any:
     return made
 
 
+def changed(name: str, value: object, **parts: Any) -> Any:
+    """Return results in which a program has replaced an attribute."""
+    made = results([1.0, 2, 3, 4, 7, 0.5, 1], **parts)  # tracked, so that the box is clipped
+    setattr(made, name, value)
+    return made
+
+
 def masked(count: int) -> Any:
     return results(*[GOOD] * count, masks=torch.ones((1, 48, 64)))
 
@@ -108,6 +116,15 @@ CASES: dict[str, tuple[Callable[[], Any], int | None, dict[str, int]]] = {
         {"semantic_mask": 1},
     ),
     "a map of depths": (lambda: results(GOOD, depth=torch.ones((48, 64))), 1, {"depth": 1}),
+    "no size": (lambda: changed("orig_shape", None), 1, {}),
+    "no size, and masks": (
+        lambda: changed("orig_shape", None, masks=torch.ones((1, 48, 64))),
+        1,
+        {"mask": 1},
+    ),
+    "a size with channels": (lambda: changed("orig_shape", (48.0, 64.0, 3)), 1, {}),
+    "a time that is text": (lambda: changed("speed", {"inference": "3 ms"}), 1, {}),
+    "a batch of one classification": (lambda: results(probs=torch.tensor([[0.75, 0.25]])), 2, {}),
     "results without memory": (freed, None, {"result": 1}),
     "an object like results": (
         lambda: SimpleNamespace(boxes=1, names=2, orig_shape=3, speed=4),
@@ -166,6 +183,28 @@ def test_a_class_without_a_name_keeps_its_number(log: PredictionLogger, logged: 
     (line,) = logged()
     found = [(item["class_id"], item.get("class_name", "")) for item in line["detections"]]
     assert found == [(7, ""), (1, r"d\xffg")]
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [
+        (None, ""),
+        ({"0": "cat", "1": "dog"}, "dog"),  # from a JSON file
+        ({numpy.int64(1): numpy.str_("dog")}, "dog"),
+        ({1: "a dog " * 100}, "~710177ca22e50899~" + ("a dog " * 100)[-238:]),  # a prompt
+        ({1: "é" * 128}, "é" * 128),
+    ],
+    ids=["none", "text keys", "numpy", "long", "as long as it may be"],
+)
+@pytest.mark.parametrize("part", ["boxes", "probs"])
+def test_names_of_any_kind_are_logged_in_a_size_that_the_server_takes(
+    log: PredictionLogger, logged: Logged, names: Any, name: str, part: str
+) -> None:
+    parts = {"probs": torch.tensor([0.25, 0.75])} if part == "probs" else {}
+    log(results(*[GOOD] * (part == "boxes"), names=names, **parts))
+    (line,) = logged()
+    assert line["detections"][0].get("class_name", "") == name
+    assert len(name.encode()) <= MAX_NAME_BYTES
 
 
 def test_a_caller_that_waits_is_told(log: PredictionLogger) -> None:

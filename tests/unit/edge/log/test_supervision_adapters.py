@@ -61,8 +61,17 @@ def test_supervision_without_labels_or_tracks() -> None:
     assert named.detections == (Detection(1, "dog", 0.5, box),)
 
 
-def test_supervision_found_nothing() -> None:
-    assert from_supervision(supervision.Detections.empty(), "i", "m").detections == ()
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        supervision.Detections.empty(),
+        supervision.Detections(xyxy=numpy.empty((0, 4))),
+        supervision.KeyPoints.empty(),
+    ],
+    ids=["detections", "without classes", "keypoints"],
+)
+def test_supervision_found_nothing(theirs: Any) -> None:
+    assert from_supervision(theirs, "i", "m").detections == ()
 
 
 @pytest.mark.parametrize("missing", ["confidence", "class_id"])
@@ -283,3 +292,6 @@ def test_values_that_should_not_be_do_not_end_a_loop() -> None:
     assert (one.class_name, one.track_id) == ("cat", 1)
     assert (other.class_name, other.track_id, other.box) == ("", None, Box(0.0, 2.0, 3.0, 4.0))
     assert prediction.left_out == {"detection": 1}
+    theirs.tracker_id = numpy.array([None, 5, 6], object)
+    tracks = [found.track_id for found in from_supervision(theirs, "i", "m").detections]
+    assert tracks == [None, 5]
