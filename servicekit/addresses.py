@@ -13,7 +13,9 @@ from urllib.parse import unquote
 _STREAM_KEYS = {"channel", "ch", "subtype", "camera", "stream", "id", "profile"}
 """Keys of a URL's query that distinguish the streams of one recorder and hold no secret."""
 _SECRET = re.compile(
-    r"(user\w*|login|pass\w*?|pwd|token|key|auth|secret|sig\w*)=[^_&/;?]*", re.IGNORECASE
+    r"(user\w*|usr|login\w*|pass\w*?|pwd?|psw|token|key|auth|credentials?|secret|sig\w*)"
+    r"=[^_&/;?]*",
+    re.IGNORECASE,
 )
 """Secret in a path, as cameras have it: `/user=admin_password=x_channel=1.sdp`."""
 _REWRITTEN = re.compile(
@@ -93,9 +95,9 @@ def public_address(address: str) -> str:
             return f"{rewritten[1]} stream"
         return _USER.sub("", address, count=1)
     path, _, query = rest.rpartition("@")[2].partition("#")[0].partition("?")
-    kept = [item for item in query.split("&") if item.partition("=")[0].lower() in _STREAM_KEYS]
-    shown = _SECRET.sub(r"\1=***", path)
-    return f"{scheme}://{shown}" + ("?" + "&".join(kept) if kept else "")
+    items = re.split("[&;?]", query)  # cameras separate them by any of these
+    kept = [item for item in items if item.partition("=")[0].lower() in _STREAM_KEYS]
+    return f"{scheme}://" + _SECRET.sub(r"\1=***", path + ("?" + "&".join(kept) if kept else ""))
 
 
 def url_scheme(path: str) -> str:

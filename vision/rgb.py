@@ -47,8 +47,8 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
         RGB ``[H, W, 3]``, possibly read-only.
 
     Raises:
-        ImageError: ``IMAGE_TYPE_UNSUPPORTED``: samples of mode `I` are not 0 to 65535, or those of
-            mode `F` not 0 to 255.
+        ImageError: ``IMAGE_TYPE_UNSUPPORTED``: samples of mode `I` are not 0 to 65535, those of
+            mode `F` not 0 to 255, or none of the latter is above 1.
         Exception: Pillow raised it for damaged data.
     """
     image.load()  # some readers turn the image upright now, and say so in its EXIF
@@ -87,6 +87,7 @@ def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
         case "I":
             return lambda part: _grey(_checked(part, 65_535) >> 8)
         case "F":
+            _check_scale(image)
             return lambda part: _grey(_checked(part, 255))
         # Pillow has no direct conversion from La; that from RGBa would keep the product with alpha.
         case "La":
@@ -102,6 +103,17 @@ def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 
 def _grey(levels: NDArray[np.generic]) -> Image.Image:
     return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+
+
+def _check_scale(image: Image.Image) -> None:
+    """Raise ImageError for floats of 0 to 1, as OpenCV and PFM have them: they would be black."""
+    darkest, brightest = image.getextrema()
+    if isinstance(brightest, float) and 0 < brightest <= 1:
+        raise ImageError(
+            "IMAGE_TYPE_UNSUPPORTED",
+            f"samples of a Pillow image of mode F must be 0 to 255, got {darkest:g} to"
+            f" {brightest:g}: multiply them by 255, or convert it to 8 bits",
+        )
 
 
 def _checked(part: Image.Image, maximum: int) -> NDArray[Any]:

@@ -41,6 +41,9 @@ URLS = [
     "http://127.0.0.1:1/mjpg?user=operator&password=hunter2",
     "http://127.0.0.1:1/mjpg#t0ken",
     "rtsp://127.0.0.1:1/user=operator_password=hunter2_channel=1.sdp",
+    "rtsp://127.0.0.1:1/usr=operator&psw=hunter2&channel=1",
+    "http://127.0.0.1:1/snap?id=5;password=hunter2?pwd=hunter2",
+    "rtsp://127.0.0.1:1/live?stream=a_pw=hunter2",
 ]
 TYPING_MISTAKES = [
     "operator:hunter2@127.0.0.1:1/live",

@@ -150,6 +150,7 @@ def test_orientation_is_one(kind: str, orientation: int) -> None:
         (np.full((2, 2), -1, np.int32), "I"),
         (np.full((2, 2), 256.0, np.float32), "F"),
         (np.full((2, 2), np.nan, np.float32), "F"),
+        (np.array([[0, 0.5], [0.75, 1]], np.float32), "F"),  # as of OpenCV: it would be black
     ],
 )
 def test_samples_without_a_known_white_are_refused_by_both_doors(
