@@ -68,8 +68,8 @@ class OnnxDetector:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The model's labels by class_id."""
-        return tuple(self._model.names.values())
+        """The model's labels by class_id, as its detections have them."""
+        return tuple(ModelNames(self._model.names).values())
 
     @property
     def provider(self) -> str:

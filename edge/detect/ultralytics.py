@@ -19,6 +19,7 @@ import numpy as np
 from edge.detect.base import DetectorResult, Image, Thresholds, Tracker
 from edge.detect.images import pixels
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
+from edge.detect.result_columns import ModelNames
 from edge.detect.results import classes_of, columns_of
 from edge.left_out import LeftOut
 from edge.records import Detection
@@ -102,8 +103,8 @@ class UltralyticsDetector:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The model's labels by class_id."""
-        return tuple(str(label) for label in self._model.names.values())
+        """The model's labels by class_id, as its detections have them."""
+        return tuple(ModelNames(self._model.names).values())
 
     @property
     def provider(self) -> str:

@@ -366,12 +366,14 @@ def test_item_23_a_detector_says_its_labels(kind: Any, model: Path) -> None:
     close_detector(detector)
 
 
-def test_a_file_of_yolov5_s_own_exporter_with_one_class(tmp_path: Path) -> None:
-    metadata = {"stride": "32", "names": "['plate']"}
+@pytest.mark.parametrize("label", ["plate", "a plate of any metal " * 20])  # a prompt is long
+def test_a_file_of_yolov5_s_own_exporter_with_one_class(tmp_path: Path, label: str) -> None:
+    metadata = {"stride": "32", "names": str([label])}
     detector = OnnxDetector(save_yolov5(tmp_path / "v5.onnx", make_levels(1), metadata))
     noise = np.random.default_rng(2).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     detections = detector.detect(noise).detections
-    assert detector.labels == ("plate",)
+    (known,) = detector.labels
+    assert known == label or (label.endswith(known[-200:]) and len(known) == 256)
     assert len(detections) >= 10
-    assert {each.class_name for each in detections} == {"plate"}
+    assert {each.class_name for each in detections} == {known}
     assert all(0.25 < each.confidence <= 1 for each in detections)
