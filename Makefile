@@ -144,11 +144,17 @@ check: $(VENV)/.test ## What one runs while thinking: style, types and unit test
 # one by one. With PYTEST_ARGS everything runs in one process, in order.
 test: $(VENV)/.test compat ## Every test; PYTEST_ARGS="-k name" picks
 ifeq ($(PYTEST_ARGS),)
-	$(LIMIT) $(BIN)/python -m pytest $(PARALLEL) $(TEST_PROCESSES) $(STUCK) -m "not soak and not alone"
+	$(LIMIT) $(BIN)/python -m pytest $(PARALLEL) $(TEST_PROCESSES) $(STUCK) -m "not soak and not alone and not containers"
 	$(LIMIT) $(BIN)/python -m pytest $(STUCK) -m "alone and not soak" $(ALONE)
 else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
+
+.PHONY: containers
+# Outside of `make test`: it needs root and Debian's podman, buildah, runc and debootstrap, and
+# skips with a sentence without them.
+containers: $(VENV)/.test compat ## Build the container images and use them as strangers do
+	$(BIN)/python -m pytest tests/containers -m containers $(PYTEST_ARGS)
 
 .PHONY: coverage
 coverage: $(VENV)/.test ## Lines that the unit tests run, in percent of each package

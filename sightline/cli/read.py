@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated
 
 import grpc
@@ -36,6 +37,13 @@ _TABLES = (
     ("by_source_label", "source (label)", "predictions"),
     ("by_class", "class", "detections"),
 )
+
+
+class ServiceName(StrEnum):
+    """A service that `sightline health` can ask."""
+
+    INGEST = "ingest"
+    INFERENCE = "inference"
 
 
 def stats(
@@ -95,21 +103,31 @@ def _get_stats(
 
 
 def health(
+    service: Annotated[
+        ServiceName | None, typer.Option(help="Ask only this service; not given: both.")
+    ] = None,
     ingest: IngestTarget = None,
     inference: InferenceTarget = None,
     as_json: Json = False,
     timeout: Timeout = 5.0,
 ) -> None:
-    """Ask both services whether they are ready.
+    """Ask both services, or one, whether they are ready.
 
     Example: sightline health --json
 
-    Exit code 0: both are ready; 1: one is not, and `sightline doctor` finds out why.
+    Example: sightline health --service ingest
+
+    Exit code 0: those asked are ready; 1: one is not, and `sightline doctor` finds out why.
     """
     settings = settings_with(ingest_target=ingest, inference_target=inference)
+    endpoints = {
+        ServiceName.INGEST: (ingest_endpoint(settings), INGEST),
+        ServiceName.INFERENCE: (inference_endpoint(settings), INFERENCE),
+    }
     answers = {
-        "ingest": _status(ingest_endpoint(settings), INGEST, timeout),
-        "inference": _status(inference_endpoint(settings), INFERENCE, timeout),
+        name.value: _status(endpoint, full_name, timeout)
+        for name, (endpoint, full_name) in endpoints.items()
+        if service in (None, name)
     }
     if as_json:
         typer.echo(json.dumps(answers))

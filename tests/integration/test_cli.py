@@ -99,6 +99,18 @@ def test_health_says_serving_for_both(laptop: Laptop) -> None:
     assert statuses == {"ingest": "SERVING", "inference": "SERVING"}
 
 
+@pytest.mark.parametrize("service", ["ingest", "inference"])
+def test_health_of_one_service_asks_no_other(laptop: Laptop, service: str) -> None:
+    """A container of one service has no other beside it."""
+    other = {"ingest": "inference", "inference": "ingest"}[service]
+    env = {**laptop.env, f"SIGHTLINE_EDGE_{other.upper()}_TARGET": "127.0.0.1:1"}
+    done = sightline("health", "--service", service, "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    assert {name: one["status"] for name, one in json.loads(done.stdout).items()} == {
+        service: "SERVING"
+    }
+
+
 def test_health_of_nobody_exits_1() -> None:
     env = environment(ingest_target="127.0.0.1:1", inference_target="127.0.0.1:1")
     done = sightline("health", env=env)
