@@ -26,6 +26,7 @@ TESTED = {
     "how-to/call-inference.md": "tests/compat/test_docs.py",
     "how-to/call-ingest.md": "tests/compat/test_docs.py",
     "how-to/clocks.md": "tests/compat/test_operator_docs.py",
+    "how-to/deploy.md": "tests/unit/deploy/test_page.py",
     "how-to/export.md": "tests/compat/test_operator_docs.py",
     "how-to/models.md": "tests/compat/test_operator_docs.py",
     "how-to/monitor.md": "tests/compat/test_operator_docs.py",
