@@ -21,7 +21,7 @@ from tests.compat.conftest import ROOT, require
 from tests.containers.podman import Container, Image, refusal, running
 from tests.integration.inference.process import ask
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400)]
 SERVER = {
     "ingest": "sightline.ingest.v1.IngestService",
     "inference": "sightline.inference.v1.InferenceService",
