@@ -98,14 +98,13 @@ def from_supervision(
     """
     left_out: Counter[str] = Counter()
     if _is_classes(detections):
-        rows = _of_classes(detections, names, left_out)
         return Prediction(
             image_id,
             model_name,
             model_version=model_version,
             image_width=image_width,
             image_height=image_height,
-            detections=rows,
+            detections=_of_classes(detections, names, left_out),
             left_out=left_out or None,
         )
     bitmaps = getattr(detections, "mask", None)

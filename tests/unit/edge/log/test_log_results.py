@@ -22,7 +22,7 @@ from edge.records import Detection, Keypoint, Mask, Prediction
 from edge.settings import EdgeSettings
 from edge.spool.export import Exporter
 from edge.spool.inspect import file_at
-from ingest_service.receive.checks import MAX_NAME_BYTES
+from servicekit.contract_bounds import MAX_CLASS_NAME_BYTES
 from servicekit.errors import SightlineError
 
 torch = pytest.importorskip("torch")
@@ -204,7 +204,7 @@ def test_names_of_any_kind_are_logged_in_a_size_that_the_server_takes(
     log(results(*[GOOD] * (part == "boxes"), names=names, **parts))
     (line,) = logged()
     assert line["detections"][0].get("class_name", "") == name
-    assert len(name.encode()) <= MAX_NAME_BYTES
+    assert len(name.encode()) <= MAX_CLASS_NAME_BYTES
 
 
 def test_a_caller_that_waits_is_told(log: PredictionLogger) -> None:
