@@ -96,20 +96,6 @@ def test_a_silent_stream_ends_and_says_what_is_committed(
     assert server.log_messages(request(*predictions(6, 9), head=header())).committed_through == 9
 
 
-def test_a_stream_without_a_deadline_gets_the_default_one(start: Start) -> None:
-    server = start("--default-deadline-seconds", "1")
-
-    def slow() -> Iterator[messages.PredictionLogRequest]:
-        yield request(*predictions(1, 5), head=header())
-        committed(server, 5)
-        for first in range(6, 1_000_000):
-            yield request(*predictions(first, first))
-
-    with refused() as errors:
-        server.stub.PredictionLog(slow())
-    assert errors[0].code.name == "DEADLINE_EXCEEDED"
-
-
 def test_the_page_calls_no_error_harmless_that_is_not_retryable(server: IngestProcess) -> None:
     table = section(PAGE, "Which codes are final")
     rows = re.findall(r"^\| (.*?) \| (.*?) \|", table, re.MULTILINE)
