@@ -59,7 +59,7 @@ PANELS = [
 
 
 class Scraped(NamedTuple):
-    """What is running."""
+    """The running services."""
 
     addresses: dict[str, str]
     """Address of the metrics of each job of Prometheus."""

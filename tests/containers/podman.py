@@ -33,7 +33,7 @@ STRICT = (
     *("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"),
 )
 WHEELS_OF = ("cyclonedx-bom==7.5.0", "hatchling")
-"""What the container files install beside the project's own requirements."""
+"""Packages that the container files install beside the project's own requirements."""
 
 
 class PodmanError(Exception):
@@ -164,7 +164,7 @@ class Container:
 
     @property
     def stdout(self) -> str:
-        """What the container has printed on stdout."""
+        """Text that the container has printed on stdout."""
         return podman("logs", self.name)
 
     def ready(self) -> dict[str, Any]:

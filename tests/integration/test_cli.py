@@ -35,7 +35,7 @@ class Laptop:
     env: dict[str, str]
     ready: list[Any]
     notes: Path
-    """What it says to people."""
+    """Messages for people."""
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MODULE = "tests.integration.inference.waiting_service"
-"""What starts it, after `python -m`."""
+"""Module that starts it, after `python -m`."""
 WAIT_SECONDS = "test_wait_seconds"
 """Key in a model's metadata."""
 HOLD = ".hold"

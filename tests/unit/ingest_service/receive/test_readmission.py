@@ -38,7 +38,7 @@ from tests.unit.ingest_service.samples import (
 from tests.unit.ingest_service.store_conformance import commit, everything, stats, update_rollups
 
 BEHIND = NOW - timedelta(days=5)
-"""What the server's clock showed."""
+"""Time that the server's clock showed."""
 
 
 @pytest.fixture
