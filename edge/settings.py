@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from edge.cloud.messages import check_context
 from edge.cloud.types import UPLOAD_ABOVE_BYTES
 from edge.decide.policy import Cascade, Policy
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
@@ -29,6 +30,7 @@ from servicekit.contract_bounds import (
     MAX_DEVICE_ID_BYTES,
     MAX_MODEL_NAME_BYTES,
 )
+from servicekit.errors import SightlineError
 from servicekit.mask_formats import MaskFormat
 from servicekit.settings import (
     BASIC,
@@ -358,6 +360,11 @@ class EdgeSettings(ClientTlsSettings):
                 raise ValueError(f"context: must be words like plant=3 (got {word!r})")
         if len(self.context_labels) < len(self.context):
             raise ValueError("context: must have each key once")
+        try:
+            check_context(self.context_labels)
+        except SightlineError as error:
+            (violation,) = error.violations
+            raise ValueError(f"{violation.field}: {violation.description}") from error
         return self
 
     @model_validator(mode="after")

@@ -128,7 +128,9 @@ def test_the_context_goes_to_the_service_and_into_the_log(process: Any, tmp_path
 def test_a_context_in_the_settings(tmp_path: Path) -> None:
     settings = EdgeSettings.model_validate({"context": "plant=3,part=a=b", "spool_dir": tmp_path})
     assert settings.context_labels == {"plant": "3", "part": "a=b"}
-    for wrong in ("plant", "=3", "plant=3,plant=4"):
+    too_many = ",".join(f"k{number}=x" for number in range(17))
+    too_long = f"plant={'x' * 257}"
+    for wrong in ("plant", "=3", "plant=3,plant=4", too_many, too_long, f"{'k' * 65}=x"):
         with pytest.raises(ValueError, match="context"):
             EdgeSettings.model_validate({"context": wrong, "spool_dir": tmp_path})
 
