@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from servicekit.contract_bounds import MAX_CLASS_NAME_BYTES
+from servicekit.names import readable
 from vision.errors import ModelError
 from vision.letterbox import Letterbox
 from vision.metadata import ModelMetadata, check_names
@@ -80,19 +83,28 @@ class OnnxNetwork(ABC):
 def choose_names(names: Mapping[int, str] | None, metadata: ModelMetadata) -> Mapping[int, str]:
     """Return the configured labels, or else those of the metadata.
 
+    Labels of more than 256 bytes, as prompts of an open vocabulary are, are shortened: the log and
+    the contract take no longer ones. It is done here, so that device and cloud have the same.
+
     Raises:
         ModelError: ``MODEL_METADATA_INVALID``: there are none, or they are not a map of the ids
             0 to N - 1.
     """
     if names is not None:
-        return check_names(names, "names")
+        return _shortened(check_names(names, "names"))
     if metadata.names is None:
         raise ModelError(
             "MODEL_METADATA_INVALID",
             f"{metadata.missing('names')}, and no labels are configured: set `labels` in "
             "model.yaml, or the argument names",
         )
-    return metadata.names
+    return _shortened(metadata.names)
+
+
+def _shortened(names: Mapping[int, str]) -> Mapping[int, str]:
+    return MappingProxyType(
+        {class_id: readable(label, MAX_CLASS_NAME_BYTES) for class_id, label in names.items()}
+    )
 
 
 def choose_task(task: str | None, metadata: ModelMetadata, allowed: Sequence[str]) -> str:

@@ -36,6 +36,7 @@ from edge.detect.images import ArrayFormat, encode, for_service, pixels
 from edge.detect.limits import DEVICE_LIMITS, DeviceImageLimits
 from edge.records import Box, Detection, Keypoint, Mask, RotatedBox
 from servicekit.contract_bounds import (
+    MAX_CLASS_NAME_BYTES,
     MAX_CONTEXT,
     MAX_CONTEXT_KEY_BYTES,
     MAX_CONTEXT_VALUE_BYTES,
@@ -44,6 +45,7 @@ from servicekit.contract_bounds import (
 )
 from servicekit.distribution import version
 from servicekit.errors import SightlineError, from_status, invalid
+from servicekit.names import readable
 
 KEY = "idempotency-key"
 REPLAYED = "idempotent-replayed"
@@ -208,7 +210,7 @@ def parse_models(response: inference_service_pb2.ListModelsResponse) -> tuple[Mo
             name=model.name,
             version=model.version,
             task=_TASKS.get(model.task, ModelTask.UNSPECIFIED),
-            labels=tuple(model.labels),
+            labels=tuple(map(_label, model.labels)),
             input_width=model.input_width,
             input_height=model.input_height,
             provider=model.provider,
@@ -327,18 +329,23 @@ def _image_answer(result: inference_pb2.ImageResult) -> ImageAnswer:
         image_height=result.image_height,
         detections=tuple(_detection(detection) for detection in result.detections),
         classes=tuple(
-            ClassScore(score.class_id, score.class_name, score.probability)
+            ClassScore(score.class_id, _label(score.class_name), score.probability)
             for score in result.classes
         ),
         error=_image_error(result.error) if result.HasField("error") else None,
     )
 
 
+def _label(name: str) -> str:
+    """Return a label in the size that the log takes; an older service may send a longer one."""
+    return readable(name, MAX_CLASS_NAME_BYTES)
+
+
 def _detection(message: prediction_pb2.Detection) -> Detection:
     box = message.box
     return Detection(
         class_id=message.class_id,
-        class_name=message.class_name,
+        class_name=_label(message.class_name),
         confidence=message.confidence,
         box=Box(box.x_min, box.y_min, box.x_max, box.y_max) if message.HasField("box") else None,
         track_id=message.track_id if message.HasField("track_id") else None,

@@ -129,6 +129,18 @@ def test_a_fixed_shape_outweighs_the_metadata(path: Path) -> None:
     assert OnnxYolo.load(path).input_size == (64, 96)
 
 
+@pytest.mark.parametrize("place", ["metadata", "argument"])
+def test_labels_that_the_contract_does_not_take_are_shortened(path: Path, place: str) -> None:
+    prompt = "a plate of metal, " * 20
+    names = {0: prompt, 1: prompt + "bent"}
+    metadata = {"names": repr(names)} if place == "metadata" else None
+    save_detector(path, metadata=metadata)
+    model = OnnxYolo.load(path, names=names if place == "argument" else None)
+    assert all(len(label.encode()) <= 256 for label in model.names.values())
+    assert model.names[0] != model.names[1]
+    assert model.names[1].endswith("bent")
+
+
 def test_given_names_outweigh_the_metadata(path: Path) -> None:
     save_detector(path, metadata={})
     detector = OnnxYolo.load(path, names={0: "x", 1: "y"})

@@ -161,6 +161,19 @@ def test_classes_and_errors_of_single_images(client_class: Any) -> None:
     )
 
 
+def test_labels_that_the_log_does_not_take_are_shortened(client_class: Any) -> None:
+    prompt = "a plate of metal, " * 20
+    result = inference_pb2.ImageResult(
+        detections=[prediction_pb2.Detection(class_name=prompt, confidence=0.5)],
+        classes=[inference_pb2.ClassScore(class_name=prompt, probability=0.5)],
+    )
+    with serving(Reply([result])) as fake:
+        (image,) = client_class(fake.target).infer([b"picture"]).results
+    for found in (image.detections[0], image.classes[0]):
+        assert len(found.class_name.encode()) <= 256
+        assert found.class_name.endswith("metal, ")
+
+
 def test_an_error_comes_with_its_details(client_class: Any) -> None:
     refused = invalid("images[0].data", "must be a picture", reason="IMAGE_CORRUPT")
     with serving(Refuse(refused)) as fake, pytest.raises(SightlineError) as caught:
