@@ -18,7 +18,7 @@ OTHER_DUCKDBS := build/duckdb/1.4.4/.installed build/duckdb/2.0.1/.installed
 NODE_CAMERA := examples/node/gen/.built
 PROTO := $(shell find proto -name '*.proto')
 CONSTRAINTS := constraints.txt
-TEST_EXTRAS := ingest,inference,ultralytics,video,metrics
+TEST_EXTRAS := ingest,inference,console,ultralytics,video,metrics
 # Neighbouring tests share a process, and a process without tests takes half of another's rest.
 # `--dist loadfile` waits for ever after a process has crashed (pytest-xdist 3.8).
 PARALLEL := --dist worksteal -n

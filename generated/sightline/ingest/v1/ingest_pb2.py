@@ -27,29 +27,33 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sightline.types.v1 import prediction_pb2 as sightline_dot_types_dot_v1_dot_prediction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sightline/ingest/v1/ingest.proto\x12\x13sightline.ingest.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#sightline/types/v1/prediction.proto\"\xfe\x01\n\tLogHeader\x12\x1b\n\tdevice_id\x18\x01 \x01(\tR\x08\x64\x65viceId\x12\x19\n\x08spool_id\x18\x02 \x01(\tR\x07spoolId\x12;\n\x0b\x64\x65vice_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ndeviceTime\x12\x44\n\x10\x64\x65vice_monotonic\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0f\x64\x65viceMonotonic\x12\x16\n\x06\x63lient\x18\x05 \x01(\tR\x06\x63lient\x12\x1e\n\ngeneration\x18\x06 \x01(\tR\ngeneration\"C\n\nGeneration\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12%\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03R\rafterSequence\"\xc6\x01\n\x03Gap\x12%\n\x0e\x66irst_sequence\x18\x01 \x01(\x03R\rfirstSequence\x12#\n\rlast_sequence\x18\x02 \x01(\x03R\x0clastSequence\x12\x36\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.sightline.ingest.v1.GapReasonR\x06reason\x12;\n\x0b\x64\x65\x63lared_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ndeclaredAt\"U\n\tRejection\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12\x14\n\x05\x66ield\x18\x02 \x01(\tR\x05\x66ield\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\"\xa4\x03\n\x10PredictionFilter\x12\x1d\n\ndevice_ids\x18\x01 \x03(\tR\tdeviceIds\x12\x1f\n\x0bmodel_names\x18\x02 \x03(\tR\nmodelNames\x12\x1f\n\x0b\x63lass_names\x18\x03 \x03(\tR\nclassNames\x12,\n\x0f\x64\x65\x66\x65\x63t_detected\x18\x04 \x01(\x08H\x00R\x0e\x64\x65\x66\x65\x63tDetected\x88\x01\x01\x12<\n\x06source\x18\x05 \x01(\x0e\x32$.sightline.types.v1.PredictionSourceR\x06source\x12*\n\x0emin_confidence\x18\x06 \x01(\x02H\x01R\rminConfidence\x88\x01\x01\x12\x39\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTimeB\x12\n\x10_defect_detectedB\x11\n\x0f_min_confidence\"\x85\x02\n\x10StoredPrediction\x12\x1b\n\tdevice_id\x18\x01 \x01(\tR\x08\x64\x65viceId\x12\x19\n\x08spool_id\x18\x02 \x01(\tR\x07spoolId\x12>\n\nprediction\x18\x03 \x01(\x0b\x32\x1e.sightline.types.v1.PredictionR\nprediction\x12;\n\x0breceived_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nreceivedAt\x12<\n\x0c\x63lock_offset\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0b\x63lockOffset\"\x87\x01\n\nCountByKey\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05\x63ount\x18\x02 \x01(\x03R\x05\x63ount\x12\x18\n\x07\x64\x65\x66\x65\x63ts\x18\x03 \x01(\x03R\x07\x64\x65\x66\x65\x63ts\x12&\n\x0cwith_verdict\x18\x04 \x01(\x03H\x00R\x0bwithVerdict\x88\x01\x01\x42\x0f\n\r_with_verdict\"\x99\x01\n\x10LatencyQuantiles\x12+\n\x03p50\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03p50\x12+\n\x03p95\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03p95\x12+\n\x03p99\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03p99*\xad\x02\n\tGapReason\x12\x1a\n\x16GAP_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19GAP_REASON_DROPPED_OLDEST\x10\x01\x12\x1d\n\x19GAP_REASON_DROPPED_NEWEST\x10\x02\x12\x1a\n\x16GAP_REASON_SPOOL_BYTES\x10\x03\x12\x18\n\x14GAP_REASON_SPOOL_AGE\x10\x04\x12\x1b\n\x17GAP_REASON_DISK_RESERVE\x10\x05\x12\x1c\n\x18GAP_REASON_SPOOL_DAMAGED\x10\x06\x12\x19\n\x15GAP_REASON_UNREADABLE\x10\x07\x12\x17\n\x13GAP_REASON_RELEASED\x10\x08\x12!\n\x1dGAP_REASON_SPOOL_WRITE_FAILED\x10\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sightline/ingest/v1/ingest.proto\x12\x13sightline.ingest.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#sightline/types/v1/prediction.proto\"\xba\x02\n\tLogHeader\x12\x1b\n\tdevice_id\x18\x01 \x01(\tR\x08\x64\x65viceId\x12\x19\n\x08spool_id\x18\x02 \x01(\tR\x07spoolId\x12;\n\x0b\x64\x65vice_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ndeviceTime\x12\x44\n\x10\x64\x65vice_monotonic\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0f\x64\x65viceMonotonic\x12\x16\n\x06\x63lient\x18\x05 \x01(\tR\x06\x63lient\x12\x1e\n\ngeneration\x18\x06 \x01(\tR\ngeneration\x12:\n\x07\x61\x63\x63ount\x18\x07 \x01(\x0b\x32 .sightline.ingest.v1.NodeAccountR\x07\x61\x63\x63ount\"\xa9\x02\n\x0bNodeAccount\x12/\n\x13waiting_predictions\x18\x01 \x01(\x03R\x12waitingPredictions\x12\x1f\n\x0bspool_bytes\x18\x02 \x01(\x03R\nspoolBytes\x12@\n\x0eoldest_waiting\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\roldestWaiting\x12;\n\x07\x64ropped\x18\x04 \x03(\x0b\x32!.sightline.ingest.v1.DroppedCountR\x07\x64ropped\x12\x16\n\x06logged\x18\x05 \x01(\x03R\x06logged\x12\x31\n\x06uptime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06uptime\"\\\n\x0c\x44roppedCount\x12\x36\n\x06reason\x18\x01 \x01(\x0e\x32\x1e.sightline.ingest.v1.GapReasonR\x06reason\x12\x14\n\x05\x63ount\x18\x02 \x01(\x03R\x05\x63ount\"C\n\nGeneration\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12%\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03R\rafterSequence\"\xc6\x01\n\x03Gap\x12%\n\x0e\x66irst_sequence\x18\x01 \x01(\x03R\rfirstSequence\x12#\n\rlast_sequence\x18\x02 \x01(\x03R\x0clastSequence\x12\x36\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.sightline.ingest.v1.GapReasonR\x06reason\x12;\n\x0b\x64\x65\x63lared_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ndeclaredAt\"U\n\tRejection\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12\x14\n\x05\x66ield\x18\x02 \x01(\tR\x05\x66ield\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\"\xa4\x03\n\x10PredictionFilter\x12\x1d\n\ndevice_ids\x18\x01 \x03(\tR\tdeviceIds\x12\x1f\n\x0bmodel_names\x18\x02 \x03(\tR\nmodelNames\x12\x1f\n\x0b\x63lass_names\x18\x03 \x03(\tR\nclassNames\x12,\n\x0f\x64\x65\x66\x65\x63t_detected\x18\x04 \x01(\x08H\x00R\x0e\x64\x65\x66\x65\x63tDetected\x88\x01\x01\x12<\n\x06source\x18\x05 \x01(\x0e\x32$.sightline.types.v1.PredictionSourceR\x06source\x12*\n\x0emin_confidence\x18\x06 \x01(\x02H\x01R\rminConfidence\x88\x01\x01\x12\x39\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTimeB\x12\n\x10_defect_detectedB\x11\n\x0f_min_confidence\"\x85\x02\n\x10StoredPrediction\x12\x1b\n\tdevice_id\x18\x01 \x01(\tR\x08\x64\x65viceId\x12\x19\n\x08spool_id\x18\x02 \x01(\tR\x07spoolId\x12>\n\nprediction\x18\x03 \x01(\x0b\x32\x1e.sightline.types.v1.PredictionR\nprediction\x12;\n\x0breceived_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nreceivedAt\x12<\n\x0c\x63lock_offset\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0b\x63lockOffset\"\x87\x01\n\nCountByKey\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05\x63ount\x18\x02 \x01(\x03R\x05\x63ount\x12\x18\n\x07\x64\x65\x66\x65\x63ts\x18\x03 \x01(\x03R\x07\x64\x65\x66\x65\x63ts\x12&\n\x0cwith_verdict\x18\x04 \x01(\x03H\x00R\x0bwithVerdict\x88\x01\x01\x42\x0f\n\r_with_verdict\"\x99\x01\n\x10LatencyQuantiles\x12+\n\x03p50\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03p50\x12+\n\x03p95\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03p95\x12+\n\x03p99\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03p99*\xad\x02\n\tGapReason\x12\x1a\n\x16GAP_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19GAP_REASON_DROPPED_OLDEST\x10\x01\x12\x1d\n\x19GAP_REASON_DROPPED_NEWEST\x10\x02\x12\x1a\n\x16GAP_REASON_SPOOL_BYTES\x10\x03\x12\x18\n\x14GAP_REASON_SPOOL_AGE\x10\x04\x12\x1b\n\x17GAP_REASON_DISK_RESERVE\x10\x05\x12\x1c\n\x18GAP_REASON_SPOOL_DAMAGED\x10\x06\x12\x19\n\x15GAP_REASON_UNREADABLE\x10\x07\x12\x17\n\x13GAP_REASON_RELEASED\x10\x08\x12!\n\x1dGAP_REASON_SPOOL_WRITE_FAILED\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sightline.ingest.v1.ingest_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GAPREASON']._serialized_start=1755
-  _globals['_GAPREASON']._serialized_end=2056
+  _globals['_GAPREASON']._serialized_start=2209
+  _globals['_GAPREASON']._serialized_end=2510
   _globals['_LOGHEADER']._serialized_start=160
-  _globals['_LOGHEADER']._serialized_end=414
-  _globals['_GENERATION']._serialized_start=416
-  _globals['_GENERATION']._serialized_end=483
-  _globals['_GAP']._serialized_start=486
-  _globals['_GAP']._serialized_end=684
-  _globals['_REJECTION']._serialized_start=686
-  _globals['_REJECTION']._serialized_end=771
-  _globals['_PREDICTIONFILTER']._serialized_start=774
-  _globals['_PREDICTIONFILTER']._serialized_end=1194
-  _globals['_STOREDPREDICTION']._serialized_start=1197
-  _globals['_STOREDPREDICTION']._serialized_end=1458
-  _globals['_COUNTBYKEY']._serialized_start=1461
-  _globals['_COUNTBYKEY']._serialized_end=1596
-  _globals['_LATENCYQUANTILES']._serialized_start=1599
-  _globals['_LATENCYQUANTILES']._serialized_end=1752
+  _globals['_LOGHEADER']._serialized_end=474
+  _globals['_NODEACCOUNT']._serialized_start=477
+  _globals['_NODEACCOUNT']._serialized_end=774
+  _globals['_DROPPEDCOUNT']._serialized_start=776
+  _globals['_DROPPEDCOUNT']._serialized_end=868
+  _globals['_GENERATION']._serialized_start=870
+  _globals['_GENERATION']._serialized_end=937
+  _globals['_GAP']._serialized_start=940
+  _globals['_GAP']._serialized_end=1138
+  _globals['_REJECTION']._serialized_start=1140
+  _globals['_REJECTION']._serialized_end=1225
+  _globals['_PREDICTIONFILTER']._serialized_start=1228
+  _globals['_PREDICTIONFILTER']._serialized_end=1648
+  _globals['_STOREDPREDICTION']._serialized_start=1651
+  _globals['_STOREDPREDICTION']._serialized_end=1912
+  _globals['_COUNTBYKEY']._serialized_start=1915
+  _globals['_COUNTBYKEY']._serialized_end=2050
+  _globals['_LATENCYQUANTILES']._serialized_start=2053
+  _globals['_LATENCYQUANTILES']._serialized_end=2206
 # @@protoc_insertion_point(module_scope)

@@ -90,6 +90,7 @@ class LogHeader(_message.Message):
     DEVICE_MONOTONIC_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Name of the device, unique in the fleet. Required, 1 to 256 bytes."""
     spool_id: _builtins.str
@@ -120,6 +121,12 @@ class LogHeader(_message.Message):
         It distinguishes a stepped wall clock from a slow network. Absent: not known.
         """
 
+    @_builtins.property
+    def account(self) -> Global___NodeAccount:
+        """The device's own account of its log at this moment, so that a device which sends and yet falls
+        behind is visible. Absent: not sent.
+        """
+
     def __init__(
         self,
         *,
@@ -129,14 +136,91 @@ class LogHeader(_message.Message):
         device_monotonic: _duration_pb2.Duration | None = ...,
         client: _builtins.str = ...,
         generation: _builtins.str = ...,
+        account: Global___NodeAccount | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["device_monotonic", b"device_monotonic", "device_time", b"device_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "device_monotonic", b"device_monotonic", "device_time", b"device_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "device_id", b"device_id", "device_monotonic", b"device_monotonic", "device_time", b"device_time", "generation", b"generation", "spool_id", b"spool_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "client", b"client", "device_id", b"device_id", "device_monotonic", b"device_monotonic", "device_time", b"device_time", "generation", b"generation", "spool_id", b"spool_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogHeader: _TypeAlias = LogHeader  # noqa: Y015
+
+@_typing.final
+class NodeAccount(_message.Message):
+    """A device's own account of its log. Counts that a server cannot know: what is not here yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITING_PREDICTIONS_FIELD_NUMBER: _builtins.int
+    SPOOL_BYTES_FIELD_NUMBER: _builtins.int
+    OLDEST_WAITING_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    LOGGED_FIELD_NUMBER: _builtins.int
+    UPTIME_FIELD_NUMBER: _builtins.int
+    waiting_predictions: _builtins.int
+    """Predictions that are kept on the device, in memory or on disk, and not acknowledged."""
+    spool_bytes: _builtins.int
+    """Bytes of the spools on its disk."""
+    logged: _builtins.int
+    """Predictions that were logged since the process began."""
+    @_builtins.property
+    def oldest_waiting(self) -> _duration_pb2.Duration:
+        """Age of the oldest prediction that waits, by the device's clock. Absent: none waits, or not
+        known.
+        """
+
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedCompositeFieldContainer[Global___DroppedCount]:
+        """Predictions that were dropped since the process began, by reason. At most 20."""
+
+    @_builtins.property
+    def uptime(self) -> _duration_pb2.Duration:
+        """Time since the process began to log. Absent: not known."""
+
+    def __init__(
+        self,
+        *,
+        waiting_predictions: _builtins.int = ...,
+        spool_bytes: _builtins.int = ...,
+        oldest_waiting: _duration_pb2.Duration | None = ...,
+        dropped: _abc.Iterable[Global___DroppedCount] | None = ...,
+        logged: _builtins.int = ...,
+        uptime: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_waiting", b"oldest_waiting", "uptime", b"uptime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "logged", b"logged", "oldest_waiting", b"oldest_waiting", "spool_bytes", b"spool_bytes", "uptime", b"uptime", "waiting_predictions", b"waiting_predictions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeAccount: _TypeAlias = NodeAccount  # noqa: Y015
+
+@_typing.final
+class DroppedCount(_message.Message):
+    """Number of predictions that a device dropped for one reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    reason: Global___GapReason.ValueType
+    """The reason."""
+    count: _builtins.int
+    """Number of predictions."""
+    def __init__(
+        self,
+        *,
+        reason: Global___GapReason.ValueType = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DroppedCount: _TypeAlias = DroppedCount  # noqa: Y015
 
 @_typing.final
 class Generation(_message.Message):

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from sightline.ingest.v1 import ingest_service_pb2 as sightline_dot_ingest_dot_v1_dot_ingest__service__pb2
+from sightline.ingest.v1 import reads_pb2 as sightline_dot_ingest_dot_v1_dot_reads__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -60,6 +61,61 @@ class IngestServiceStub:
                 '/sightline.ingest.v1.IngestService/Backup',
                 request_serializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupRequest.SerializeToString,
                 response_deserializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupResponse.FromString,
+                _registered_method=True)
+        self.GetSeries = channel.unary_unary(
+                '/sightline.ingest.v1.IngestService/GetSeries',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetSeriesRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetSeriesResponse.FromString,
+                _registered_method=True)
+        self.ListDevices = channel.unary_unary(
+                '/sightline.ingest.v1.IngestService/ListDevices',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListDevicesRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListDevicesResponse.FromString,
+                _registered_method=True)
+        self.GetFrame = channel.unary_unary(
+                '/sightline.ingest.v1.IngestService/GetFrame',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetFrameRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetFrameResponse.FromString,
+                _registered_method=True)
+        self.GetConfidence = channel.unary_unary(
+                '/sightline.ingest.v1.IngestService/GetConfidence',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetConfidenceRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetConfidenceResponse.FromString,
+                _registered_method=True)
+        self.ListModelVersions = channel.unary_unary(
+                '/sightline.ingest.v1.IngestService/ListModelVersions',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListModelVersionsRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListModelVersionsResponse.FromString,
+                _registered_method=True)
+        self.GetLedger = channel.unary_unary(
+                '/sightline.ingest.v1.IngestService/GetLedger',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetLedgerRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetLedgerResponse.FromString,
+                _registered_method=True)
+        self.ListGaps = channel.unary_unary(
+                '/sightline.ingest.v1.IngestService/ListGaps',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListGapsRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListGapsResponse.FromString,
+                _registered_method=True)
+        self.ListRejections = channel.unary_unary(
+                '/sightline.ingest.v1.IngestService/ListRejections',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListRejectionsRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListRejectionsResponse.FromString,
+                _registered_method=True)
+        self.GetPrediction = channel.unary_unary(
+                '/sightline.ingest.v1.IngestService/GetPrediction',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetPredictionRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetPredictionResponse.FromString,
+                _registered_method=True)
+        self.WatchPredictions = channel.unary_stream(
+                '/sightline.ingest.v1.IngestService/WatchPredictions',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.WatchPredictionsRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.WatchPredictionsResponse.FromString,
+                _registered_method=True)
+        self.Query = channel.unary_stream(
+                '/sightline.ingest.v1.IngestService/Query',
+                request_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.QueryRequest.SerializeToString,
+                response_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.QueryResponse.FromString,
                 _registered_method=True)
 
 
@@ -129,6 +185,88 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSeries(self, request, context):
+        """Count predictions over time. Mostly from sums that the server keeps.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDevices(self, request, context):
+        """List the devices of the fleet: when each was last received, its rate, clock and backlog.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFrame(self, request, context):
+        """Count detections by where they lie on the frame.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetConfidence(self, request, context):
+        """Compare the confidences of detections with those of an earlier time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModelVersions(self, request, context):
+        """List the versions of models in the log, with what each has answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLedger(self, request, context):
+        """Return the account of each spool, as of one moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGaps(self, request, context):
+        """List the gaps that devices declared, newest commit first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRejections(self, request, context):
+        """List rejected predictions with their originals, newest commit first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPrediction(self, request, context):
+        """Return what became of one sequence: a prediction, a rejection or a gap.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchPredictions(self, request, context):
+        """Follow the log: a stream of what is committed, in the order of commits, without a hole and
+        without a double. It ends only with the call, or with UNAVAILABLE when the server stops. A
+        message comes at least every 10 s, be it empty. Predictions that exceed max_per_second are
+        counted and left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Query(self, request, context):
+        """Run one read-only SELECT over the log, as of one moment. It requires the scope `read` for every
+        device. The query has the rest of the call's deadline, and a limit of memory. It cannot reach
+        files, extensions, settings or the network.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IngestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -156,6 +294,61 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.Backup,
                     request_deserializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupRequest.FromString,
                     response_serializer=sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupResponse.SerializeToString,
+            ),
+            'GetSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSeries,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetSeriesRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetSeriesResponse.SerializeToString,
+            ),
+            'ListDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDevices,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListDevicesRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListDevicesResponse.SerializeToString,
+            ),
+            'GetFrame': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFrame,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetFrameRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetFrameResponse.SerializeToString,
+            ),
+            'GetConfidence': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConfidence,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetConfidenceRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetConfidenceResponse.SerializeToString,
+            ),
+            'ListModelVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModelVersions,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListModelVersionsRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListModelVersionsResponse.SerializeToString,
+            ),
+            'GetLedger': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLedger,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetLedgerRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetLedgerResponse.SerializeToString,
+            ),
+            'ListGaps': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGaps,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListGapsRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListGapsResponse.SerializeToString,
+            ),
+            'ListRejections': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRejections,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListRejectionsRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.ListRejectionsResponse.SerializeToString,
+            ),
+            'GetPrediction': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPrediction,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetPredictionRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.GetPredictionResponse.SerializeToString,
+            ),
+            'WatchPredictions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPredictions,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.WatchPredictionsRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.WatchPredictionsResponse.SerializeToString,
+            ),
+            'Query': grpc.unary_stream_rpc_method_handler(
+                    servicer.Query,
+                    request_deserializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.QueryRequest.FromString,
+                    response_serializer=sightline_dot_ingest_dot_v1_dot_reads__pb2.QueryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -295,6 +488,303 @@ class IngestService:
             '/sightline.ingest.v1.IngestService/Backup',
             sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupRequest.SerializeToString,
             sightline_dot_ingest_dot_v1_dot_ingest__service__pb2.BackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/GetSeries',
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.GetSeriesRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.GetSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/ListDevices',
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.ListDevicesRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.ListDevicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFrame(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/GetFrame',
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.GetFrameRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.GetFrameResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConfidence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/GetConfidence',
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.GetConfidenceRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.GetConfidenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModelVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/ListModelVersions',
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.ListModelVersionsRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.ListModelVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/GetLedger',
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.GetLedgerRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.GetLedgerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGaps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/ListGaps',
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.ListGapsRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.ListGapsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRejections(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/ListRejections',
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.ListRejectionsRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.ListRejectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPrediction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/GetPrediction',
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.GetPredictionRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.GetPredictionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPredictions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/WatchPredictions',
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.WatchPredictionsRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.WatchPredictionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Query(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sightline.ingest.v1.IngestService/Query',
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.QueryRequest.SerializeToString,
+            sightline_dot_ingest_dot_v1_dot_reads__pb2.QueryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ Logging predictions, exactly once, and reading them back."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from sightline.ingest.v1 import ingest_service_pb2 as _ingest_service_pb2
+from sightline.ingest.v1 import reads_pb2 as _reads_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -74,6 +75,35 @@ class IngestServiceStub:
     beside the database. A call without a deadline gets the server's default deadline, 30 s, which
     is too short for a large database.
     """
+    GetSeries: _grpc.UnaryUnaryMultiCallable[_reads_pb2.GetSeriesRequest, _reads_pb2.GetSeriesResponse]
+    """Count predictions over time. Mostly from sums that the server keeps."""
+    ListDevices: _grpc.UnaryUnaryMultiCallable[_reads_pb2.ListDevicesRequest, _reads_pb2.ListDevicesResponse]
+    """List the devices of the fleet: when each was last received, its rate, clock and backlog."""
+    GetFrame: _grpc.UnaryUnaryMultiCallable[_reads_pb2.GetFrameRequest, _reads_pb2.GetFrameResponse]
+    """Count detections by where they lie on the frame."""
+    GetConfidence: _grpc.UnaryUnaryMultiCallable[_reads_pb2.GetConfidenceRequest, _reads_pb2.GetConfidenceResponse]
+    """Compare the confidences of detections with those of an earlier time."""
+    ListModelVersions: _grpc.UnaryUnaryMultiCallable[_reads_pb2.ListModelVersionsRequest, _reads_pb2.ListModelVersionsResponse]
+    """List the versions of models in the log, with what each has answered."""
+    GetLedger: _grpc.UnaryUnaryMultiCallable[_reads_pb2.GetLedgerRequest, _reads_pb2.GetLedgerResponse]
+    """Return the account of each spool, as of one moment."""
+    ListGaps: _grpc.UnaryUnaryMultiCallable[_reads_pb2.ListGapsRequest, _reads_pb2.ListGapsResponse]
+    """List the gaps that devices declared, newest commit first."""
+    ListRejections: _grpc.UnaryUnaryMultiCallable[_reads_pb2.ListRejectionsRequest, _reads_pb2.ListRejectionsResponse]
+    """List rejected predictions with their originals, newest commit first."""
+    GetPrediction: _grpc.UnaryUnaryMultiCallable[_reads_pb2.GetPredictionRequest, _reads_pb2.GetPredictionResponse]
+    """Return what became of one sequence: a prediction, a rejection or a gap."""
+    WatchPredictions: _grpc.UnaryStreamMultiCallable[_reads_pb2.WatchPredictionsRequest, _reads_pb2.WatchPredictionsResponse]
+    """Follow the log: a stream of what is committed, in the order of commits, without a hole and
+    without a double. It ends only with the call, or with UNAVAILABLE when the server stops. A
+    message comes at least every 10 s, be it empty. Predictions that exceed max_per_second are
+    counted and left out.
+    """
+    Query: _grpc.UnaryStreamMultiCallable[_reads_pb2.QueryRequest, _reads_pb2.QueryResponse]
+    """Run one read-only SELECT over the log, as of one moment. It requires the scope `read` for every
+    device. The query has the rest of the call's deadline, and a limit of memory. It cannot reach
+    files, extensions, settings or the network.
+    """
 
 @_typing.type_check_only
 class IngestServiceAsyncStub(IngestServiceStub):
@@ -120,6 +150,35 @@ class IngestServiceAsyncStub(IngestServiceStub):
     RESOURCE_EXHAUSTED, reason `BACKUP_RUNNING`. The copy is first written to the server's disk
     beside the database. A call without a deadline gets the server's default deadline, 30 s, which
     is too short for a large database.
+    """
+    GetSeries: _aio.UnaryUnaryMultiCallable[_reads_pb2.GetSeriesRequest, _reads_pb2.GetSeriesResponse]  # type: ignore[assignment]
+    """Count predictions over time. Mostly from sums that the server keeps."""
+    ListDevices: _aio.UnaryUnaryMultiCallable[_reads_pb2.ListDevicesRequest, _reads_pb2.ListDevicesResponse]  # type: ignore[assignment]
+    """List the devices of the fleet: when each was last received, its rate, clock and backlog."""
+    GetFrame: _aio.UnaryUnaryMultiCallable[_reads_pb2.GetFrameRequest, _reads_pb2.GetFrameResponse]  # type: ignore[assignment]
+    """Count detections by where they lie on the frame."""
+    GetConfidence: _aio.UnaryUnaryMultiCallable[_reads_pb2.GetConfidenceRequest, _reads_pb2.GetConfidenceResponse]  # type: ignore[assignment]
+    """Compare the confidences of detections with those of an earlier time."""
+    ListModelVersions: _aio.UnaryUnaryMultiCallable[_reads_pb2.ListModelVersionsRequest, _reads_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
+    """List the versions of models in the log, with what each has answered."""
+    GetLedger: _aio.UnaryUnaryMultiCallable[_reads_pb2.GetLedgerRequest, _reads_pb2.GetLedgerResponse]  # type: ignore[assignment]
+    """Return the account of each spool, as of one moment."""
+    ListGaps: _aio.UnaryUnaryMultiCallable[_reads_pb2.ListGapsRequest, _reads_pb2.ListGapsResponse]  # type: ignore[assignment]
+    """List the gaps that devices declared, newest commit first."""
+    ListRejections: _aio.UnaryUnaryMultiCallable[_reads_pb2.ListRejectionsRequest, _reads_pb2.ListRejectionsResponse]  # type: ignore[assignment]
+    """List rejected predictions with their originals, newest commit first."""
+    GetPrediction: _aio.UnaryUnaryMultiCallable[_reads_pb2.GetPredictionRequest, _reads_pb2.GetPredictionResponse]  # type: ignore[assignment]
+    """Return what became of one sequence: a prediction, a rejection or a gap."""
+    WatchPredictions: _aio.UnaryStreamMultiCallable[_reads_pb2.WatchPredictionsRequest, _reads_pb2.WatchPredictionsResponse]  # type: ignore[assignment]
+    """Follow the log: a stream of what is committed, in the order of commits, without a hole and
+    without a double. It ends only with the call, or with UNAVAILABLE when the server stops. A
+    message comes at least every 10 s, be it empty. Predictions that exceed max_per_second are
+    counted and left out.
+    """
+    Query: _aio.UnaryStreamMultiCallable[_reads_pb2.QueryRequest, _reads_pb2.QueryResponse]  # type: ignore[assignment]
+    """Run one read-only SELECT over the log, as of one moment. It requires the scope `read` for every
+    device. The query has the rest of the call's deadline, and a limit of memory. It cannot reach
+    files, extensions, settings or the network.
     """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -194,6 +253,101 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         RESOURCE_EXHAUSTED, reason `BACKUP_RUNNING`. The copy is first written to the server's disk
         beside the database. A call without a deadline gets the server's default deadline, 30 s, which
         is too short for a large database.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSeries(
+        self,
+        request: _reads_pb2.GetSeriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reads_pb2.GetSeriesResponse, _abc.Awaitable[_reads_pb2.GetSeriesResponse]]:
+        """Count predictions over time. Mostly from sums that the server keeps."""
+
+    @_abc_1.abstractmethod
+    def ListDevices(
+        self,
+        request: _reads_pb2.ListDevicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reads_pb2.ListDevicesResponse, _abc.Awaitable[_reads_pb2.ListDevicesResponse]]:
+        """List the devices of the fleet: when each was last received, its rate, clock and backlog."""
+
+    @_abc_1.abstractmethod
+    def GetFrame(
+        self,
+        request: _reads_pb2.GetFrameRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reads_pb2.GetFrameResponse, _abc.Awaitable[_reads_pb2.GetFrameResponse]]:
+        """Count detections by where they lie on the frame."""
+
+    @_abc_1.abstractmethod
+    def GetConfidence(
+        self,
+        request: _reads_pb2.GetConfidenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reads_pb2.GetConfidenceResponse, _abc.Awaitable[_reads_pb2.GetConfidenceResponse]]:
+        """Compare the confidences of detections with those of an earlier time."""
+
+    @_abc_1.abstractmethod
+    def ListModelVersions(
+        self,
+        request: _reads_pb2.ListModelVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reads_pb2.ListModelVersionsResponse, _abc.Awaitable[_reads_pb2.ListModelVersionsResponse]]:
+        """List the versions of models in the log, with what each has answered."""
+
+    @_abc_1.abstractmethod
+    def GetLedger(
+        self,
+        request: _reads_pb2.GetLedgerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reads_pb2.GetLedgerResponse, _abc.Awaitable[_reads_pb2.GetLedgerResponse]]:
+        """Return the account of each spool, as of one moment."""
+
+    @_abc_1.abstractmethod
+    def ListGaps(
+        self,
+        request: _reads_pb2.ListGapsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reads_pb2.ListGapsResponse, _abc.Awaitable[_reads_pb2.ListGapsResponse]]:
+        """List the gaps that devices declared, newest commit first."""
+
+    @_abc_1.abstractmethod
+    def ListRejections(
+        self,
+        request: _reads_pb2.ListRejectionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reads_pb2.ListRejectionsResponse, _abc.Awaitable[_reads_pb2.ListRejectionsResponse]]:
+        """List rejected predictions with their originals, newest commit first."""
+
+    @_abc_1.abstractmethod
+    def GetPrediction(
+        self,
+        request: _reads_pb2.GetPredictionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reads_pb2.GetPredictionResponse, _abc.Awaitable[_reads_pb2.GetPredictionResponse]]:
+        """Return what became of one sequence: a prediction, a rejection or a gap."""
+
+    @_abc_1.abstractmethod
+    def WatchPredictions(
+        self,
+        request: _reads_pb2.WatchPredictionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_reads_pb2.WatchPredictionsResponse], _abc.AsyncIterator[_reads_pb2.WatchPredictionsResponse]]:
+        """Follow the log: a stream of what is committed, in the order of commits, without a hole and
+        without a double. It ends only with the call, or with UNAVAILABLE when the server stops. A
+        message comes at least every 10 s, be it empty. Predictions that exceed max_per_second are
+        counted and left out.
+        """
+
+    @_abc_1.abstractmethod
+    def Query(
+        self,
+        request: _reads_pb2.QueryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_reads_pb2.QueryResponse], _abc.AsyncIterator[_reads_pb2.QueryResponse]]:
+        """Run one read-only SELECT over the log, as of one moment. It requires the scope `read` for every
+        device. The query has the rest of the call's deadline, and a limit of memory. It cannot reach
+        files, extensions, settings or the network.
         """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
