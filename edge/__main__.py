@@ -1,17 +1,19 @@
 """The command line of the edge part: `python -m edge --help`."""
 
-from edge.commands import infer, log, spool
-from edge.commands.doctor import doctor
 from servicekit import terminal
-from servicekit.help import Command, program
+from servicekit.help import program
 
 _PROG = "python -m edge"
 
-app = program("Detect objects in images and log them, or ask the inference service about images.")
-app.command("log", cls=Command)(log.log)
-app.command("infer", cls=Command)(infer.infer)
-app.command("doctor", cls=Command)(doctor)
-app.add_typer(spool.app, name="spool")
+app = program(
+    "Detect objects in images and log them, or ask the inference service about images.",
+    {
+        "log": ("edge.commands.log:log", None),
+        "infer": ("edge.commands.infer:infer", None),
+        "doctor": ("edge.commands.doctor:doctor", None),
+        "spool": ("edge.commands.spool:app", None),
+    },
+)
 
 
 def main() -> None:

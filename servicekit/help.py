@@ -5,22 +5,23 @@ A command's docstring is its help: one line that says what it does, an example, 
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import UserDict
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import typer
 import typer.main
-from pydantic import SecretStr
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings
-from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from servicekit.distribution import version
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+    from pydantic_settings import BaseSettings
+    from typer._click.core import Command as AnyCommand
     from typer._click.core import Context  # what Typer's own classes declare
 
 ADVANCED = "Advanced"
@@ -36,7 +37,6 @@ _TYPES: dict[object, str] = {
     float: "<float>",
     str: "<str>",
     Path: "<path>",
-    SecretStr: "<secret>",
 }
 
 
@@ -86,13 +86,47 @@ Version = Annotated[
 """Annotation of the option `--version`."""
 
 
-def program(text: str) -> typer.Typer:
+class _Imported(UserDict[str, "tuple[str, str | None] | AnyCommand"]):
+    """Commands and groups by name, each imported when it is looked at."""
+
+    def __getitem__(self, name: str) -> "AnyCommand":
+        found = self.data[name]
+        if isinstance(found, tuple):
+            found = self.data[name] = _imported(name, *found)
+        return found
+
+
+def _imported(name: str, place: str, panel: str | None) -> "AnyCommand":
+    module, _, attribute = place.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), attribute)
+    parent = typer.Typer()
+    if isinstance(found, typer.Typer):
+        parent.add_typer(found, name=name, rich_help_panel=panel)
+    else:
+        parent.command(name, cls=Command, rich_help_panel=panel)(found)
+    return typer.main.get_group(parent).commands[name]
+
+
+def program(text: str, commands: Mapping[str, tuple[str, str | None]]) -> typer.Typer:
     """Return the application of a program: groups and commands in one style, with `--version`.
+
+    A command is imported when it is run, so that it waits for no packages of the others; all are
+    when the program's own help is printed.
 
     Args:
         text: what the program is, in one line.
+        commands: by name, the function or `typer.Typer` as `module:attribute`, and the title of its
+            group in the help; None: the program has no such groups.
     """
-    app = typer.Typer(cls=Group, help=text, no_args_is_help=True, pretty_exceptions_enable=False)
+
+    class Program(Group):
+        """The program's commands, in place of those that Typer has collected: none."""
+
+        def __init__(self, **arguments: object) -> None:
+            super().__init__(**arguments)  # type: ignore[arg-type] # as Typer calls its own class
+            self.commands = cast("MutableMapping[str, AnyCommand]", _Imported(commands))
+
+    app = typer.Typer(cls=Program, help=text, no_args_is_help=True, pretty_exceptions_enable=False)
 
     @app.callback(help=text)
     def root(version: Version = False) -> None:
@@ -102,7 +136,7 @@ def program(text: str) -> typer.Typer:
 
 
 def with_settings(
-    cls: type[BaseSettings], without: Collection[str]
+    cls: "type[BaseSettings]", without: Collection[str]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command each setting as an option of the group "Advanced".
 
@@ -136,7 +170,7 @@ def with_settings(
     return decorate
 
 
-def print_help(cls: type[BaseSettings], part: str, basic: Collection[str], prog: str) -> None:
+def print_help(cls: "type[BaseSettings]", part: str, basic: Collection[str], prog: str) -> None:
     """Print the help of a service: its settings, the basic ones first.
 
     Args:
@@ -145,6 +179,8 @@ def print_help(cls: type[BaseSettings], part: str, basic: Collection[str], prog:
         basic: settings of the first group; all others are in the group "Advanced".
         prog: the program's name, such as `sightline serve ingest`.
     """
+    from rich.markup import escape
+
     config = Annotated[
         Path | None,
         typer.Option(
@@ -183,9 +219,11 @@ def _parameter(name: str, annotation: object, default: object) -> inspect.Parame
 
 
 def _parameters(
-    cls: type[BaseSettings], name: str, panel: str | None
+    cls: "type[BaseSettings]", name: str, panel: str | None
 ) -> Iterator[inspect.Parameter]:
     """Yield the parameter of a setting; of a switch a second one, hidden, that turns it off."""
+    from rich.markup import escape
+
     field = cls.model_fields[name]
     flag = "--" + name.replace("_", "-")
     text = escape(_capital(field.description or ""))
@@ -210,10 +248,12 @@ def _capital(text: str) -> str:
 
 
 def _note(name: str, value: str) -> str:
+    from rich.markup import escape
+
     return escape(f"({name}: {value})")
 
 
-def _default(field: FieldInfo) -> str:
+def _default(field: "FieldInfo") -> str:
     value = field.default
     if field.default_factory is not None or field.is_required() or value is None:
         return ""
@@ -229,6 +269,8 @@ def _type_name(annotation: object) -> str:
         return "<choice>"
     if get_origin(annotation) is tuple:
         return "<list>"
+    if getattr(annotation, "__name__", "") == "SecretStr":
+        return "<secret>"
     return _TYPES.get(annotation, "<text>")
 
 

@@ -3,23 +3,22 @@
 import io
 import sys
 from collections.abc import Callable
-from typing import NoReturn
-
-import grpc
+from typing import TYPE_CHECKING, NoReturn
 
 from servicekit import standard_streams
 from servicekit.abandoned_threads import end_process
-from servicekit.errors import Category, SightlineError, from_rpc_error
 from servicekit.names import readable
-from servicekit.settings import SettingsError
 from servicekit.standard_streams import OutputError
 
+if TYPE_CHECKING:
+    from servicekit.errors import SightlineError
+
 _HINTS = {
-    Category.NETWORK: "Is the service running there? `sightline doctor` finds out.",
-    Category.AUTH: "Check the API key or token (SIGHTLINE_EDGE_API_KEY, ..._FILE) and TLS files.",
-    Category.TIMEOUT: "Raise {timeout}, or check the load of the service.",
-    Category.SERVER: "See the log of the service.",
-    Category.VALIDATION: "",
+    "network": "Is the service running there? `sightline doctor` finds out.",
+    "auth": "Check the API key or token (SIGHTLINE_EDGE_API_KEY, ..._FILE) and TLS files.",
+    "timeout": "Raise {timeout}, or check the load of the service.",
+    "server": "See the log of the service.",
+    "validation": "",
 }
 _HINTS_BY_REASON = {
     "MODEL_NOT_FOUND": "`sightline models ls --address HOST:PORT` lists its models.",
@@ -74,23 +73,37 @@ def _run(command: Callable[[], object], prog: str) -> None:
     try:
         with standard_streams.flushed():
             command()
-    except (SettingsError, UsageError) as error:
+    except UsageError as error:
         _fail(prog, str(error), 2)
     except CommandError as error:
         _fail(prog, str(error), 1)
-    except SightlineError as error:
-        _fail(prog, sentence(error), 1)
-    except grpc.RpcError as error:
-        _fail(prog, sentence(from_rpc_error(error)), 1)
     except OutputError as error:
         _fail(prog, error.sentence, 1)
     except UnicodeEncodeError as error:
         _fail(prog, _not_utf8(error), 1)
     except OSError as error:
         _fail(prog, _of_the_system(error), 1)
+    except Exception as error:
+        _fail_with(prog, error)
+        raise
 
 
-def sentence(error: SightlineError, *, timeout: str = "--timeout") -> str:
+def _fail_with(prog: str, error: Exception) -> None:
+    """End the process with the message of a setting's or a call's error; return for any other."""
+    import grpc  # with the settings' packages, most of the time that a command takes to start
+
+    from servicekit.errors import SightlineError, from_rpc_error
+    from servicekit.settings import SettingsError
+
+    if isinstance(error, SettingsError):
+        _fail(prog, str(error), 2)
+    if isinstance(error, grpc.RpcError):
+        error = from_rpc_error(error)
+    if isinstance(error, SightlineError):
+        _fail(prog, sentence(error), 1)
+
+
+def sentence(error: "SightlineError", *, timeout: str = "--timeout") -> str:
     """Return the message of an error for a person, with a hint if there is one.
 
     Args:

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from edge.settings import EdgeSettings
 from servicekit.help import CONNECTION, OUTPUT
-from servicekit.settings import load
+
+if TYPE_CHECKING:
+    from edge.settings import EdgeSettings
 
 _SHORT_FLAGS = {
     "device_model": "model",
@@ -50,14 +51,14 @@ def flags_of(options: Mapping[str, str | Path]) -> list[str]:
     words = []
     for name, value in options.items():
         flag = _SHORT_FLAGS.get(name, name.replace("_", "-"))
-        if EdgeSettings.model_fields[name].annotation is bool:
+        if _is_switch(name):
             words.append(f"--{flag}" if value == "true" else f"--no-{flag}")
         elif name != "api_key":
             words += [f"--{flag}", str(value)]
     return words
 
 
-def settings_with(**options: str | float | Path | None) -> EdgeSettings:
+def settings_with(**options: str | float | Path | None) -> "EdgeSettings":
     """Return the edge settings, with the options of a command over everything else.
 
     Args:
@@ -66,12 +67,22 @@ def settings_with(**options: str | float | Path | None) -> EdgeSettings:
     Raises:
         SettingsError: a value cannot be used.
     """
+    # Most of what a command takes to start, and some commands have no settings.
+    from edge.settings import EdgeSettings
+    from servicekit.settings import load
+
     values = {name: value for name, value in options.items() if value is not None}
     return load(EdgeSettings, [_flag(*item) for item in values.items()], prog="sightline")
 
 
 def _flag(name: str, value: str | float | Path) -> str:
     flag = name.replace("_", "-")
-    if EdgeSettings.model_fields[name].annotation is bool:
+    if _is_switch(name):
         return f"--{flag}" if value == "true" else f"--no-{flag}"
     return f"--{flag}={value}"
+
+
+def _is_switch(name: str) -> bool:
+    from edge.settings import EdgeSettings
+
+    return EdgeSettings.model_fields[name].annotation is bool

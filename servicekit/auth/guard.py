@@ -4,21 +4,23 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
 from servicekit.addresses import stays_here
 from servicekit.auth import api_keys
 from servicekit.auth.caller import Caller, Proof, Scope, anonymous, set_caller, unauthenticated
-from servicekit.auth.certificates import certified
-from servicekit.auth.jwks import JwksFile, JwksUrl, KeySource
 from servicekit.auth.key_file import KeyFileError, KeyReader
 from servicekit.auth.recheck import rechecked
-from servicekit.auth.tokens import TokenVerifier
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
+
+if TYPE_CHECKING:
+    from servicekit.auth.jwks import KeySource
+    from servicekit.auth.tokens import TokenVerifier
 
 T = TypeVar("T")
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,7 +46,7 @@ class Authenticator:
     """
 
     keys: KeyReader | None = None
-    tokens: TokenVerifier | None = None
+    tokens: "TokenVerifier | None" = None
     certificates: bool = False
     certificate_is_device: bool = True
 
@@ -58,7 +60,7 @@ class Authenticator:
         return cls(
             _key_reader(settings.api_keys_file),
             _token_verifier(settings),
-            settings.tls_client_ca_file is not None,
+            _takes_certificates(settings),
             settings.tls_client_is_device,
         )
 
@@ -72,6 +74,8 @@ class Authenticator:
         if takes_bearer and (credential := _bearer(context.invocation_metadata() or ())):
             return await self._by_bearer(credential)
         if self.certificates:
+            from servicekit.auth.certificates import certified
+
             return certified(context.auth_context(), is_device=self.certificate_is_device)
         if takes_bearer:
             raise unauthenticated(
@@ -172,10 +176,21 @@ def _key_reader(path: Path | None) -> KeyReader | None:
         raise SettingsError(f"api_keys_file: {error}") from error
 
 
-def _token_verifier(settings: ServerSettings) -> TokenVerifier | None:
-    secret, keys = settings.jwt_secret, _key_source(settings.jwt_jwks)
-    if secret is None and keys is None:
+# What reads certificates and tokens, and the cryptography below it, takes longer to import than all
+# of this package: a server without them starts without it, one with them has it before it listens.
+def _takes_certificates(settings: ServerSettings) -> bool:
+    if settings.tls_client_ca_file is None:
+        return False
+    import_module("servicekit.auth.certificates")
+    return True
+
+
+def _token_verifier(settings: ServerSettings) -> "TokenVerifier | None":
+    if settings.jwt_secret is None and not settings.jwt_jwks:
         return None
+    from servicekit.auth.tokens import TokenVerifier
+
+    secret, keys = settings.jwt_secret, _key_source(settings.jwt_jwks)
     return TokenVerifier(
         secret.get_secret_value().encode() if secret else None,
         keys,
@@ -186,9 +201,11 @@ def _token_verifier(settings: ServerSettings) -> TokenVerifier | None:
     )
 
 
-def _key_source(place: str) -> KeySource | None:
+def _key_source(place: str) -> "KeySource | None":
     if not place:
         return None
+    from servicekit.auth.jwks import JwksFile, JwksUrl
+
     if "://" in place:
         return JwksUrl(place)
     try:

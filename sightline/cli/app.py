@@ -4,41 +4,36 @@ Data goes to stdout, everything else to stderr; `--json` is for programs. An err
 meet is one sentence and a hint on stderr, with exit code 1 (2 for a bad flag or setting).
 """
 
-from collections.abc import Callable
-
 import typer
 
-from edge.commands import infer, log, spool
-from edge.commands.doctor import doctor
 from servicekit import standard_streams, terminal
 from servicekit.distribution import stranger
-from servicekit.help import Command, program
-from sightline.cli import backup, export, keys, models, read, readmit, serve
+from servicekit.help import program
 
 _SERVICES = "Services"
 _DEVICE = "On the device"
 _DATA = "What is logged"
 _KEYS = "Models and keys"
 
-app = program("The wire between edge cameras and the cloud: log predictions, ask for them.")
-app.add_typer(serve.app, name="serve", rich_help_panel=_SERVICES)
-_COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
-    ("up", serve.up, _SERVICES),
-    ("health", read.health, _SERVICES),
-    ("doctor", doctor, _SERVICES),
-    ("log", log.log, _DEVICE),
-    ("infer", infer.infer, _DEVICE),
-    ("stats", read.stats, _DATA),
-    ("export", export.export, _DATA),
-    ("readmit", readmit.readmit, _DATA),
-    ("backup", backup.backup, _DATA),
-    ("restore", backup.restore, _DATA),
+app = program(
+    "The wire between edge cameras and the cloud: log predictions, ask for them.",
+    {
+        "up": ("sightline.cli.serve:up", _SERVICES),
+        "health": ("sightline.cli.read:health", _SERVICES),
+        "doctor": ("edge.commands.doctor:doctor", _SERVICES),
+        "log": ("edge.commands.log:log", _DEVICE),
+        "infer": ("edge.commands.infer:infer", _DEVICE),
+        "stats": ("sightline.cli.read:stats", _DATA),
+        "export": ("sightline.cli.export:export", _DATA),
+        "readmit": ("sightline.cli.readmit:readmit", _DATA),
+        "backup": ("sightline.cli.backup:backup", _DATA),
+        "restore": ("sightline.cli.backup:restore", _DATA),
+        "serve": ("sightline.cli.serve:app", _SERVICES),
+        "spool": ("edge.commands.spool:app", _DEVICE),
+        "models": ("sightline.cli.models:app", _KEYS),
+        "keys": ("sightline.cli.keys:app", _KEYS),
+    },
 )
-for _name, _function, _panel in _COMMANDS:
-    app.command(_name, cls=Command, rich_help_panel=_panel)(_function)
-app.add_typer(spool.app, name="spool", rich_help_panel=_DEVICE)
-app.add_typer(models.app, name="models", rich_help_panel=_KEYS)
-app.add_typer(keys.app, name="keys", rich_help_panel=_KEYS)
 
 
 def main(prog: str = "sightline") -> None:

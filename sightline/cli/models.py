@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from edge.commands.options import Json, settings_with
-from edge.endpoints import inference_endpoint
 from servicekit.distribution import install_hint
 from servicekit.errors import from_rpc_error
 from servicekit.help import CONNECTION, Command, Group
@@ -242,6 +241,8 @@ def _try_out(key: tuple[str, str], repository: Path, providers: str) -> dict[str
 
 
 def _served(address: str, timeout: float) -> list[dict[str, Any]]:
+    from edge.endpoints import inference_endpoint
+
     service = inference_endpoint(settings_with(inference_target=address))
     with service.channel() as channel:
         stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
