@@ -169,28 +169,22 @@ class CountingRelay:
 
 
 def cpu_us(
-    folder: Path, count: int, compression: Compression, task: str = "detect"
+    target: str, folder: Path, count: int, compression: Compression, task: str = "detect"
 ) -> tuple[float, float]:
     """Return CPU microseconds and wall seconds per prediction."""
-    with (
-        service(folder) as running,
-        node(
-            ["cpu", running.address, folder / str(uuid.uuid4()), count, compression, task]
-        ) as process,
-    ):
+    arguments = ["cpu", target, folder / str(uuid.uuid4()), count, compression, task]
+    with node(arguments) as process:
         figures = json.loads(line_of(process))
     return figures["cpu_us"] / count, figures["seconds"] / count
 
 
-def wire_bytes(folder: Path, count: int, compression: Compression, task: str = "detect") -> float:
+def wire_bytes(
+    target: str, folder: Path, count: int, compression: Compression, task: str = "detect"
+) -> float:
     """Return the bytes per prediction on the wire."""
-    with service(folder) as running:
-        relay = CountingRelay(running.address)
-        with (
-            relay.running() as address,
-            node(["cpu", address, folder / str(uuid.uuid4()), count, compression, task]) as process,
-        ):
-            line_of(process)
+    relay = CountingRelay(target)
+    with relay.running() as address:
+        cpu_us(address, folder, count, compression, task)
     return relay.sent / count
 
 
@@ -238,16 +232,22 @@ def backlog(folder: Path, count: int) -> dict[str, float]:
 def measure(folder: Path, predictions: int, rounds: int, waiting: int) -> dict[str, object]:
     """Return the line of figures."""
     kinds: tuple[Compression, ...] = ("none", "gzip")
-    taken = [[cpu_us(folder, predictions, kind) for kind in kinds] for _ in range(rounds)]
+    shaped: dict[str, float] = {}
+    # One service for all: a node's CPU time and bytes are its own.
+    with service(folder) as running:
+        target = running.address
+        taken = [
+            [cpu_us(target, folder, predictions, kind) for kind in kinds] for _ in range(rounds)
+        ]
+        sizes = [wire_bytes(target, folder, predictions // 5, kind) for kind in kinds]
+        for task in ("segment", "pose"):
+            count = predictions // 5
+            rows = [cpu_us(target, folder, count, "none", task)[0] for _ in range(rounds)]
+            shaped[f"{task}_cpu_us_per_prediction"] = round(statistics.median(rows), 1)
+            size = wire_bytes(target, folder, count, "none", task)
+            shaped[f"{task}_wire_bytes_per_prediction"] = round(size, 1)
     columns = zip(*taken, strict=True)
     plain, zipped = (statistics.median(cpu for cpu, _ in column) for column in columns)
-    plain_bytes, zipped_bytes = (wire_bytes(folder, predictions // 5, kind) for kind in kinds)
-    shaped: dict[str, float] = {}
-    for task in ("segment", "pose"):
-        rows = [cpu_us(folder, predictions // 5, "none", task)[0] for _ in range(rounds)]
-        shaped[f"{task}_cpu_us_per_prediction"] = round(statistics.median(rows), 1)
-        size = wire_bytes(folder, predictions // 5, "none", task)
-        shaped[f"{task}_wire_bytes_per_prediction"] = round(size, 1)
     return {
         "bench": "edge_cost",
         "predictions": predictions,
@@ -256,8 +256,8 @@ def measure(folder: Path, predictions: int, rounds: int, waiting: int) -> dict[s
         ),
         "cpu_us_per_prediction": round(plain, 1),
         "gzip_cpu_us_per_prediction": round(zipped, 1),
-        "wire_bytes_per_prediction": round(plain_bytes, 1),
-        "gzip_bytes_ratio": round(zipped_bytes / plain_bytes, 3),
+        "wire_bytes_per_prediction": round(sizes[0], 1),
+        "gzip_bytes_ratio": round(sizes[1] / sizes[0], 3),
         **shaped,
         "backlog": waiting,
         **backlog(folder, waiting),

@@ -65,8 +65,8 @@ QUICK = Options(
     calls=3,
     replays=5,
     rounds=1,
-    seconds=0.3,
-    overload_seconds=1.2,
+    seconds=0.2,
+    overload_seconds=0.5,
     deadline=1.0,
     recovery_seconds=10.0,
 )

@@ -48,8 +48,8 @@ def test_encode() -> None:
 
 
 def test_edge_cost() -> None:
-    figures = run("edge_cost", "--predictions", "2000", "--rounds", "1", "--backlog", "3000")
-    assert (figures["predictions"], figures["backlog"]) == (2000, 3000)
+    figures = run("edge_cost", "--predictions", "1000", "--rounds", "1", "--backlog", "1000")
+    assert (figures["predictions"], figures["backlog"]) == (1000, 1000)
     assert 0 < figures["cpu_us_per_prediction"] < 1000
     assert 0 < figures["gzip_cpu_us_per_prediction"] < 1000
     assert 100 < figures["wire_bytes_per_prediction"] < 500
@@ -78,8 +78,8 @@ def test_detector_loop() -> None:
 
 
 def test_coordinator() -> None:
-    figures = run("coordinator", "--pictures", "60")
-    assert figures["pictures"] == 60
+    figures = run("coordinator", "--pictures", "30")
+    assert figures["pictures"] == 30
     assert {"added_p50_ms", "added_p99_ms", "hedged_p99_ms", "auto_p99_ms"} < set(figures)
     assert 0 < figures["cascade_bytes_ratio"] < 1
     assert 0 <= figures["device_agreement"] <= 1

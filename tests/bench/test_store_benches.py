@@ -8,18 +8,18 @@ import uvloop
 from bench.ingest import DEVICES, payloads, send, service
 from tests.bench.test_edge_benches import run
 
-SMALL = ("--seconds", "1", "--streams", "6")
+SMALL = ("--seconds", "0.5", "--streams", "3")
 
 
 def test_growth() -> None:
-    rows = ("--rows", "100000", "--small-rows", "50000", "--rounds", "1")
+    rows = ("--rows", "20000", "--small-rows", "10000", "--rounds", "1")
     line = run("growth", *rows, *SMALL)
-    assert {"rate_0.05m_per_s", "rate_0.1m_per_s", "ratio_0.1m_to_0.05m"} < set(line)
+    assert {"rate_0.01m_per_s", "rate_0.02m_per_s", "ratio_0.02m_to_0.01m"} < set(line)
     assert all(value > 0 for value in line.values())
 
 
 def test_reads() -> None:
-    line = run("reads", "--rows", "100000", *SMALL)
+    line = run("reads", "--rows", "20000", *SMALL)
     assert {"stats_p95_ms", "list_p95_ms", "predictions_per_s"} < set(line)
     assert all(value > 0 for value in line.values())
 
