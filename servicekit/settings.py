@@ -334,7 +334,7 @@ def _ambient(cls: type[Settings], config: Path | None) -> list[_Origin]:
     """Return the sources that need no flags, strongest first."""
     prefix = f"SIGHTLINE_{cls.part.upper()}_"
     _refuse_unknown_variables(cls, prefix)
-    path = config or _default_config()
+    path = config or default_config()
     table = _table(path, cls.part) if path else {}
     secrets = _secrets_dir()
     return [
@@ -362,8 +362,13 @@ def _refuse_unknown_variables(cls: type[Settings], prefix: str) -> None:
         )
 
 
-def _default_config() -> Path | None:
-    if named := os.environ.get("SIGHTLINE_CONFIG"):
+def default_config(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the TOML file that is read without `--config`; None: there is none.
+
+    Args:
+        environment: variables by name.
+    """
+    if named := environment.get("SIGHTLINE_CONFIG"):
         return Path(named)
     usual = Path("sightline.toml")
     return usual if usual.is_file() else None

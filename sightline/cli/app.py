@@ -20,7 +20,7 @@ app = program(
     {
         "up": ("sightline.cli.serve:up", _SERVICES),
         "health": ("sightline.cli.read:health", _SERVICES),
-        "doctor": ("edge.commands.doctor:doctor", _SERVICES),
+        "doctor": ("sightline.cli.doctor:doctor", _SERVICES),
         "log": ("edge.commands.log:log", _DEVICE),
         "infer": ("edge.commands.infer:infer", _DEVICE),
         "stats": ("sightline.cli.read:stats", _DATA),

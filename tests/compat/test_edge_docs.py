@@ -107,7 +107,9 @@ def test_every_command_of_the_pages_is_tested() -> None:
     starts = {block.split()[1] for block in blocks(CAMERA_PAGE)}
     assert starts == {"up", "log", "stats", "spool", "doctor"}
     assert len(blocks(CAMERA_PAGE)) == 7
-    assert blocks("how-to/troubleshoot.md") == [command("sightline doctor", as_printed=True)]
+    doctor, bundle = blocks("how-to/troubleshoot.md")
+    assert doctor == command("sightline doctor", as_printed=True)
+    assert bundle.startswith("sightline doctor --bundle ")
     assert len(PROGRAMS) == 9
     # The loop stands on the tutorial's page as well.
     assert blocks(CAMERA_PAGE, "python") == PROGRAMS[:1]
@@ -157,6 +159,12 @@ def test_what_was_logged_is_seen_and_nothing_is_wrong(desk: Desk) -> None:
     assert (spool["device_id"], spool["pending"]) == ("gate-1", 0)
     doctor = desk.run(command("sightline doctor"))
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+    (desk.folder / "node.log").write_text("the node is ready\n")
+    bundle = blocks("how-to/troubleshoot.md")[1]
+    done = desk.run(bundle.replace("sightline", SIGHTLINE, 1))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "logs/1-node.log" in done.stdout
+    assert (desk.folder / "bundle.tar.gz").is_file()
 
 
 def printed(desk: Desk, program: str) -> list[str]:

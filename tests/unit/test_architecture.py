@@ -54,6 +54,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
             "quotas",
             "settings",
             "parsing",
+            "redaction",
             "health",
             "server_settings",
         ),
