@@ -29,6 +29,7 @@ from servicekit.calls.interceptors import Guard, server_interceptor
 from servicekit.calls.tarpit import Tarpit
 from servicekit.health import HealthService
 from servicekit.private_files import share
+from servicekit.server_options import server_options
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import SettingsError
 from servicekit.standard_streams import OutputError, flushed, print_in_background
@@ -44,25 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SERVER_OPTIONS: dict[str, int | str] = {
-    # Two servers on one port would share its calls: the second must fail to bind.
-    "grpc.so_reuseport": 0,
-    # Devices behind a NAT ping to keep an idle connection; gRPC's default of one ping in five
-    # minutes would end theirs with "too many pings".
-    "grpc.http2.min_ping_interval_without_data_ms": 10_000,
-    "grpc.keepalive_permit_without_calls": 1,
-    # A device that lost power closes no socket: detect it in minutes instead of gRPC's two hours.
-    "grpc.keepalive_time_ms": 60_000,
-    "grpc.keepalive_timeout_ms": 20_000,
-    # Close connections that send nothing, or that stop in the middle of TLS; gRPC waits for two
-    # minutes.
-    "grpc.server_handshake_timeout_ms": 10_000,
-    # Calls of one method that wait to be handed over. By default gRPC cancels random ones from 1000
-    # on, which a flood of a few connections or a fleet that reconnects reaches. Above the first
-    # number it does so rarely, above the second always.
-    "grpc.server.max_pending_requests": 16_384,
-    "grpc.server.max_pending_requests_hard_limit": 20_480,
-}
 _FLUSH_SECONDS = 2.0
 """Maximum time for the last spans to reach the collector, s."""
 _UNWIND_SECONDS = 5.0
@@ -317,16 +299,8 @@ def _build(
 ) -> grpc.aio.Server:
     names = [service.full_name for service in services]
     all_options = {
-        **_SERVER_OPTIONS,
+        **server_options(settings),
         **budgets.channel_options(bounds),
-        "grpc.max_send_message_length": settings.max_message_bytes,
-        "grpc.max_concurrent_streams": settings.max_concurrent_streams,
-        # Calls that were reset and have not ended here count against the connection. The limit is
-        # as high again, because answered calls count until gRPC has released them, and must not
-        # make it refuse the next calls of a busy client.
-        "grpc.http.overload_protection": 1,
-        "grpc.http2.max_deallocating_streams": settings.max_concurrent_streams,
-        "grpc.max_allowed_incoming_connections": settings.max_connections,
         **dict(options),
     }
     large = {f"/{service.full_name}/{method}" for service in services for method in service.large}

@@ -24,6 +24,7 @@ MIN_SECRET_BYTES = 32
 
 
 _CALLS_RECEIVED_AT_ONCE = 32
+_MIN_AGE_SECONDS = 0.1
 _MEMORY_SHARE = 4  # requests in flight may take a quarter of the memory by default
 
 
@@ -31,6 +32,13 @@ def _check_method_limits(words: tuple[str, ...]) -> tuple[str, ...]:
     """Return the words if each is a method limit; the server checks the methods' names."""
     parse_method_limits(words)
     return words
+
+
+def _check_age(seconds: float) -> float:
+    """Return the age if clients do more between two connections than to connect."""
+    if 0 < seconds < _MIN_AGE_SECONDS:
+        raise ValueError(f"must be 0 or at least {_MIN_AGE_SECONDS:g}")
+    return seconds
 
 
 def check_secret(secret: SecretStr | None) -> SecretStr | None:
@@ -136,6 +144,21 @@ class ServerSettings(Settings):
         ge=1,
         le=2**31 - 1,
         description="maximum number of connections of all callers; further ones are closed",
+    )
+    max_connection_age_seconds: Annotated[float, AfterValidator(_check_age)] = Field(
+        default=0.0,
+        ge=0,
+        le=1_000_000,
+        description="age at which a connection is ended, at least 0.1 s, varied by up to 10 %, so"
+        " that clients connect anew and a new replica gets its share of them; no call fails by it;"
+        " 0: never",
+    )
+    max_connection_age_grace_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="time for the calls of a connection that has reached its age to end, s; those"
+        " that run longer fail as UNAVAILABLE; default: as long as they need",
     )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],

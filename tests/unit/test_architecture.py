@@ -57,6 +57,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
             "redaction",
             "health",
             "server_settings",
+            "server_options",
         ),
         *("terminal", "tls", "auth", "telemetry", "calls", "lifecycle", "__init__"),
     ),
