@@ -27,6 +27,14 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # Despite its name, the timeout of one attempt to connect.
     ("grpc.min_reconnect_backoff_ms", 10_000),
 )
+# gRPC takes the first address of a name that it can reach. Names of several replicas are answered
+# by some DNS servers in the same order for all devices, which would all be at one replica.
+_SHUFFLED = (
+    "grpc.service_config",
+    '{"loadBalancingConfig": [{"pick_first": {"shuffleAddressList": true}}]}',
+)
+_LISTS = ("ipv4:", "ipv6:", "vsock:")
+"""Targets that are addresses in the order in which somebody wants them tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +101,9 @@ class Endpoint:
     def channel(self, options: Sequence[tuple[str, object]] = ()) -> grpc.Channel:
         """Return a new channel for use from threads, which connects on the first call.
 
+        Of the addresses that a name has, a random one is taken; those of a target that lists them
+        (`ipv4:a:1,b:1`) are tried in their order.
+
         A proxy of the environment (`grpc_proxy`, `https_proxy`, `http_proxy`) is not used for a
         target on this machine, nor for a credential without TLS.
 
@@ -101,7 +112,8 @@ class Endpoint:
         """
         has_key = bool(self.api_key or self.api_key_file)
         route = channel_options(self.target, plain_secret=has_key and self.credentials is None)
-        merged = _merged((*route, *options))
+        order = () if self.target.startswith(_LISTS) else (_SHUFFLED,)
+        merged = _merged((*route, *order, *options))
         if self.credentials is None:
             return grpc.insecure_channel(self.target, merged)
         return grpc.secure_channel(self.target, self.credentials, merged)

@@ -2,8 +2,12 @@ import itertools
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,6 +19,7 @@ from edge.settings import EdgeSettings
 from servicekit.errors import SightlineError
 from servicekit.settings import SettingsError
 from tests.fakes.ingest import FakeIngest
+from tests.fakes.names import NameServer
 
 
 def test_an_api_key_may_stay_on_this_machine() -> None:
@@ -82,6 +87,46 @@ def test_a_channel_survives_an_outage() -> None:
             call(b"", timeout=5)
         with ingest:
             assert call(b"", timeout=20, wait_for_ready=True) == b""
+
+
+def _named(host: str) -> "grpc.GenericRpcHandler[Any, Any]":
+    """Return a service that answers with the address at which it was reached."""
+    handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: host.encode())
+    return grpc.method_handlers_generic_handler("s", {"M": handler})
+
+
+@pytest.fixture
+def hosts() -> Iterator[int]:
+    """Serve at two addresses; yield the port of both."""
+    port = 0
+    with ThreadPoolExecutor() as pool, ExitStack() as stack:
+        for host in ("127.0.0.1", "127.0.0.2"):
+            server = grpc.server(pool, handlers=[_named(host)])
+            port = server.add_insecure_port(f"{host}:{port}")
+            server.start()
+            stack.callback(server.stop, None)
+        yield port
+
+
+def _reached(target: str) -> bytes:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with Endpoint(target).channel(options) as channel:
+        answer: bytes = channel.unary_unary("/s/M", None, None)(b"", timeout=20)
+        return answer
+
+
+def test_devices_spread_over_the_addresses_of_a_name(hosts: int) -> None:
+    with NameServer() as names:
+        names.addresses = ("127.0.0.1", "127.0.0.2")
+        reached = Counter(_reached(names.target(hosts)) for _ in range(40))
+    assert min(reached[b"127.0.0.1"], reached[b"127.0.0.2"]) >= 5, reached
+
+
+def test_addresses_in_a_target_are_tried_in_their_order(hosts: int) -> None:
+    target = f"ipv4:127.0.0.2:{hosts},127.0.0.1:{hosts}"
+    reached = Counter(_reached(target) for _ in range(40))
+    # gRPC tries the next one after 250 ms, so a machine that stalls makes some exceptions.
+    assert reached[b"127.0.0.2"] >= 35, reached
 
 
 @pytest.mark.slow
