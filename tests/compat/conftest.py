@@ -64,6 +64,14 @@ def prometheus() -> str:
 
 
 @pytest.fixture(scope="session")
+def envoy_program() -> str:
+    # Touched last, so it stands for a whole install.
+    installed = (ROOT / ".tools/envoy/.installed").is_file()
+    path = ROOT / ".tools/envoy/envoy/_bin/envoy"
+    return require(path if installed else "envoy", "`make compat` installs it")
+
+
+@pytest.fixture(scope="session")
 def perf_analyzer() -> str:
     path = shutil.which(ROOT / ".tools/tritonclient/bin/perf_analyzer")
     if path is None:
