@@ -37,7 +37,8 @@ _PER_SECOND, _BURST, _LONGEST_SECONDS = 10.0, 20, 5.0
 """Rate limit of pages for one address: each page costs some milliseconds of the interpreter."""
 PROBE_SECONDS = 2.0
 """Maximum time for the process to say what is not ready, s."""
-_LIVE, _READY = "/healthz", "/readyz"
+LIVE, READY = "/healthz", "/readyz"
+"""Paths of the probes."""
 _END = b"\r\n\r\n"
 
 Probe = Callable[[], Awaitable[Sequence[str]]]
@@ -157,7 +158,7 @@ class _Connections:
         self._requested.add(task)
         await asyncio.sleep(self._pace.delay(self._open[task], time.monotonic()))
         path = (parse(request) or {}).get("PATH_INFO")
-        if path in (_LIVE, _READY):
+        if path in (LIVE, READY):
             writer.write(await probed(self._probe, path))
         else:
             writer.write(response(self._app, request))
@@ -218,9 +219,9 @@ async def probed(probe: Probe, path: str) -> bytes:
     except Exception:
         logger.exception("the probe failed")
         return _plain(503, "the probe failed: see the log")
-    if path == _READY and waiting:
+    if path == READY and waiting:
         return _plain(503, f"not ready: {', '.join(waiting)}")
-    return _plain(200, "ready" if path == _READY else "live")
+    return _plain(200, "ready" if path == READY else "live")
 
 
 def _plain(code: int, text: str) -> bytes:

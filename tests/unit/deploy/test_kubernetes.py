@@ -14,12 +14,13 @@ from prometheus_client import CollectorRegistry
 
 from edge.doctor.health import INFERENCE, INGEST
 from inference_service.telemetry import Telemetry
-from sightline.cli.read import ServiceName
+from servicekit.telemetry.metrics_server import LIVE, READY
 from tests.unit.deploy.test_containerfiles import environment
 from tests.unit.deploy.variables import loaded, unknown
 
 ROOT = Path(__file__).parents[3]
 OVERLAYS = ("base", "tls")
+PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 SERVICES = {"ingest": INGEST, "inference": INFERENCE}
 OLDEST = "1.30"
 """The first version that has the sleep of preStop without a feature gate of its own."""
@@ -122,16 +123,43 @@ def test_the_probes_ask_for_what_the_service_answers(
 ) -> None:
     name = workload["metadata"]["name"]
     container = _container(workload)
-    if "SIGHTLINE_EDGE_TLS_CA_FILE" in _variables(workload, objects):
-        command = container["readinessProbe"]["exec"]["command"]
-        assert command[:4] == ["sightline", "health", "--service", ServiceName(name)]
-        assert float(command[5]) < container["readinessProbe"]["timeoutSeconds"]
-        assert loaded(_variables(workload, objects), "edge")
+    if f"SIGHTLINE_{name.upper()}_TLS_CERT_FILE" in _variables(workload, objects):
+        for probe in PROBES:  # the kubelet's gRPC probes speak no TLS
+            path = READY if probe == "readinessProbe" else LIVE
+            assert container[probe]["httpGet"] == {"path": path, "port": "metrics"}
+            assert "grpc" not in container[probe]
         return
     port = container["ports"][0]["containerPort"]
     assert container["readinessProbe"]["grpc"] == {"port": port, "service": SERVICES[name]}
-    for probe in ("startupProbe", "livenessProbe"):
+    for probe in PROBES[:2]:
         assert container[probe]["grpc"] == {"port": port, "service": ""}
+
+
+def test_every_port_that_is_named_is_one_of_the_pods(objects: list[dict[str, Any]]) -> None:
+    """The API server does not look whether a name of a port exists."""
+    ports = {
+        one["metadata"]["name"]: {port["name"] for port in _container(one)["ports"]}
+        for one in objects
+        if one["kind"] in {"Deployment", "StatefulSet"}
+    }
+    named: list[tuple[str, Any]] = []
+    for one in objects:
+        name = one["metadata"]["name"]
+        match one["kind"]:
+            case "Service":
+                named += [(name, port["targetPort"]) for port in one["spec"]["ports"]]
+            case "Deployment" | "StatefulSet":
+                named += [
+                    (name, probe["httpGet"]["port"])
+                    for kind in PROBES
+                    if "httpGet" in (probe := _container(one)[kind])
+                ]
+            case "NetworkPolicy":
+                rules = one["spec"].get("ingress", ())
+                found = [port["port"] for rule in rules for port in rule["ports"]]
+                named += [(service, port) for service in SERVICES for port in found]
+    assert len(named) >= 4
+    assert [(name, port) for name, port in named if port not in ports[name]] == []
 
 
 def test_a_pod_has_the_time_to_drain(
