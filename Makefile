@@ -34,7 +34,7 @@ ALONE = $(shell grep -rl --include='test_*.py' 'pytest\.mark\.alone' tests)
 # The last resort, for each of the two runs of `make test`: Ctrl-C, and a minute later SIGKILL.
 TEST_LIMIT ?= 60m
 LIMIT := $(if $(shell command -v timeout),timeout --foreground --kill-after=60 --signal=INT $(TEST_LIMIT))
-PACKAGES := edge ingest_service inference_service servicekit vision sightline
+PACKAGES := console_service edge ingest_service inference_service servicekit vision sightline
 SOURCES := $(PACKAGES) models examples bench tests proto docs
 
 # Generators and tools come from the virtual environment, so that buf finds its plugins.

@@ -153,7 +153,7 @@ async def serve(
     open_to_all = [method for method, scope in access.items() if scope is None]
     gate = Gate(health, open_to_all)
     tarpit = Tarpit(time.monotonic, open_to_all)
-    with _signals() as signalled:
+    with stop_signals() as signalled:
         try:
             spans = _spans(settings, name)
             server = _build(
@@ -176,7 +176,7 @@ async def serve(
                 try:
                     if await _warm_up(start, Readiness(health), signalled):
                         health.open()
-                        _report_ready(name, address, metrics_address)
+                        report_ready(name, address, metrics_address)
                         async with _lag_measured(metrics_address, registry):
                             await signalled.wait()
                 finally:
@@ -260,7 +260,7 @@ def ends_with_terminal() -> bool:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Event]:
+def stop_signals() -> Iterator[asyncio.Event]:
     """Set the event at the first SIGTERM, SIGINT or, from a terminal, SIGHUP.
 
     The second SIGTERM or SIGINT ends the process at once.
@@ -375,7 +375,14 @@ async def _warm_up(
     return True
 
 
-def _report_ready(name: str, address: str, metrics_address: str | None) -> None:
+def report_ready(name: str, address: str, metrics_address: str | None) -> None:
+    """Print the JSON line on stdout that says that a server is ready, and where.
+
+    Args:
+        name: name of the service, such as `ingest`.
+        address: the bound address, with its real port.
+        metrics_address: the bound address of metrics; None: they are off.
+    """
     line = {
         "event": "ready",
         "service": name,

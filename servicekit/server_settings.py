@@ -79,14 +79,10 @@ def _check_otlp(endpoint: str) -> str:
     return endpoint
 
 
-class ServerSettings(Settings):
-    """The settings of every gRPC server of Sightline."""
+class ProcessSettings(Settings):
+    """The settings of every process that serves: its address, metrics, draining and logs."""
 
-    listen: Address = Field(
-        default="127.0.0.1:0",
-        description="address to serve gRPC on: host:port, [IPv6]:port or unix:path; port 0: any",
-        json_schema_extra=BASIC,
-    )
+    listen: Address = Field(default="127.0.0.1:0", description="address to serve on; port 0: any")
     metrics_listen: OptionalTcpAddress = Field(
         default="",
         description="address of Prometheus metrics over HTTP, host:port; empty: off",
@@ -97,6 +93,26 @@ class ServerSettings(Settings):
         ge=0,
         le=600,
         description="time for running calls to finish after SIGTERM, s",
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+    ] = Field(default="info", description="minimum level that is logged", json_schema_extra=BASIC)
+    log_format: Literal["console", "json"] | None = Field(
+        default=None, description="format of log lines; default: console on a terminal, else json"
+    )
+    access_log: bool = Field(
+        default=True, description="log a line for each call when it ends, at level info"
+    )
+
+
+class ServerSettings(ProcessSettings):
+    """The settings of every gRPC server of Sightline."""
+
+    listen: Address = Field(
+        default="127.0.0.1:0",
+        description="address to serve gRPC on: host:port, [IPv6]:port or unix:path; port 0: any",
+        json_schema_extra=BASIC,
     )
     default_deadline_seconds: float = Field(
         default=30.0,
@@ -159,16 +175,6 @@ class ServerSettings(Settings):
         le=1_000_000,
         description="time for the calls of a connection that has reached its age to end, s; those"
         " that run longer fail as UNAVAILABLE; default: as long as they need",
-    )
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"],
-        BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
-    ] = Field(default="info", description="minimum level that is logged", json_schema_extra=BASIC)
-    log_format: Literal["console", "json"] | None = Field(
-        default=None, description="format of log lines; default: console on a terminal, else json"
-    )
-    access_log: bool = Field(
-        default=True, description="log a line for each call when it ends, at level info"
     )
     otlp_endpoint: Annotated[str, AfterValidator(_check_otlp)] = Field(
         default="",

@@ -53,7 +53,7 @@ from servicekit.variables import names_of_kubernetes
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("edge", "inference", "ingest")
+PARTS = ("console", "edge", "inference", "ingest")
 """Tables of a `sightline.toml`: one file can configure every part."""
 
 SHARED = {"SIGHTLINE_CONFIG", "SIGHTLINE_SECRETS_DIR", "SIGHTLINE_API_KEYS_FILE"}
@@ -87,10 +87,14 @@ def _check_address(address: str) -> str:
     return address
 
 
-def _check_optional_tcp_address(address: str) -> str:
+def _check_tcp_address(address: str) -> str:
     if address.startswith("unix:"):
         raise ValueError("must be host:port: HTTP is not served on unix sockets")
-    return _check_address(address) if address else address
+    return _check_address(address)
+
+
+def _check_optional_tcp_address(address: str) -> str:
+    return _check_tcp_address(address) if address else address
 
 
 def _split(value: object) -> object:
@@ -117,6 +121,8 @@ OptionalPath = Annotated[Path | None, BeforeValidator(_path_or_none)]
 """A path; None or empty: not given."""
 OptionalSecret = Annotated[SecretStr | None, BeforeValidator(_empty_is_none)]
 """A secret; None or empty: not given."""
+TcpAddress = Annotated[str, AfterValidator(_check_tcp_address)]
+"""host:port or [IPv6]:port."""
 OptionalTcpAddress = Annotated[str, AfterValidator(_check_optional_tcp_address)]
 """host:port or [IPv6]:port; empty: not given."""
 

@@ -37,29 +37,51 @@ def channel_credentials(settings: ClientTlsSettings) -> grpc.ChannelCredentials 
     Raises:
         SettingsError: a file cannot be read or used; the message names the setting.
     """
-    if settings.tls_ca_file is None:
+    return client_credentials(settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file)
+
+
+def client_credentials(
+    ca_file: Path | None, cert_file: Path | None, key_file: Path | None, *, prefix: str = ""
+) -> grpc.ChannelCredentials | None:
+    """Return the credentials of a client; None: it connects without TLS.
+
+    Args:
+        ca_file: certificates that sign the server's; None: no TLS.
+        cert_file: certificate chain of this client; with `key_file`: mutual TLS.
+        key_file: private key of `cert_file`.
+        prefix: what the settings' names have before `tls_ca_file`, such as `backend_`.
+
+    Raises:
+        SettingsError: a file cannot be read or used; the message names the setting.
+    """
+    if ca_file is None:
         return None
     key, chain = None, None
-    if settings.tls_key_file and settings.tls_cert_file:
-        key, chain = _key_and_chain(settings.tls_key_file, settings.tls_cert_file)
+    if key_file and cert_file:
+        key, chain = _key_and_chain(key_file, cert_file, prefix)
     return grpc.ssl_channel_credentials(
-        root_certificates=_authorities("tls_ca_file", settings.tls_ca_file),
+        root_certificates=_authorities(f"{prefix}tls_ca_file", ca_file),
         private_key=key,
         certificate_chain=chain,
     )
 
 
-def _key_and_chain(key_file: Path, cert_file: Path) -> tuple[bytes, bytes]:
-    key = _read("tls_key_file", key_file, "PRIVATE KEY")
-    chain = _read("tls_cert_file", cert_file, "CERTIFICATE")
+def check_key_and_chain(key_file: Path, cert_file: Path) -> None:
+    """Raise SettingsError if tls_key_file and tls_cert_file cannot serve TLS."""
+    _key_and_chain(key_file, cert_file)
+
+
+def _key_and_chain(key_file: Path, cert_file: Path, prefix: str = "") -> tuple[bytes, bytes]:
+    key = _read(f"{prefix}tls_key_file", key_file, "PRIVATE KEY")
+    chain = _read(f"{prefix}tls_cert_file", cert_file, "CERTIFICATE")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # Without a password, OpenSSL would prompt for that of an encrypted key on the terminal.
         context.load_cert_chain(cert_file, key_file, password="")
     except ssl.SSLError as error:
         raise SettingsError(
-            f"tls_cert_file, tls_key_file: {cert_file} must be a certificate, with {key_file} its"
-            f" unencrypted key ({error.reason or error})"
+            f"{prefix}tls_cert_file, {prefix}tls_key_file: {cert_file} must be a certificate, with"
+            f" {key_file} its unencrypted key ({error.reason or error})"
         ) from error
     return key, chain
 

@@ -30,7 +30,7 @@ class ServiceProcess:
     its `address` (host:port). Use it as a context manager, or call `stop`.
 
     Args:
-        module: `ingest_service` or `inference_service`.
+        module: `ingest_service`, `inference_service` or `console_service`.
         arguments: flags, as a person would type them.
         env: the whole environment of the process. None: that of this one.
         stderr: the file its log goes to. None: this process's stderr.

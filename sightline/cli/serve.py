@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,10 @@ app = typer.Typer(cls=Group, help="Run one service in the foreground.", no_args_
 _NEEDS = {
     "ingest_service": ("ingest", ("duckdb", "ptars", "pyarrow", "structlog")),
     "inference_service": ("inference", ("numpy", "onnxruntime", "PIL", "yaml", "structlog")),
+    "console_service": ("console", ("fastapi", "uvicorn", "orjson", "python_multipart")),
 }
+_CONSOLE = "127.0.0.1:8080"
+"""Address of the console unless one is given."""
 # Every flag goes to the service, --help and --version too: its settings are documented once.
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -48,6 +51,15 @@ def inference(context: typer.Context) -> None:
     Example: sightline serve inference --model-repository models/repository
     """
     _become("inference_service", context)
+
+
+@app.command("console", cls=Command, context_settings=_PASS_ON, add_help_option=False)
+def console(context: typer.Context) -> None:
+    """Show what the services know over HTTP; `sightline serve console --help` lists the settings.
+
+    Example: sightline serve console --ingest-target 127.0.0.1:50051
+    """
+    _become("console_service", context)
 
 
 def up(
@@ -71,22 +83,39 @@ def up(
             rich_help_panel=CONNECTION,
         ),
     ] = "127.0.0.1:50052",
+    console_listen: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the console, host:port; port 0: any; empty: no console. Not given: "
+            f"{_CONSOLE}, or any free port if that is taken.",
+            rich_help_panel=CONNECTION,
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="JSON lines even on a terminal.", rich_help_panel=OUTPUT),
     ] = False,
 ) -> None:
-    """Run both services, for a laptop, until Ctrl-C.
+    """Run both services and the console, for a laptop, until Ctrl-C.
 
     Example: sightline up --model-repository models/repository
 
     The addresses and the next commands are printed on stderr. On stdout, unless it is a terminal,
-    each service is one JSON line when it is ready. If one service ends, the other is stopped.
+    each of them is one JSON line when it is ready. If one ends, the others are stopped.
     """
     background_stderr.install()
-    for module in _NEEDS:
+    for module in ("ingest_service", "inference_service"):
         _check_installed(module)
-    _check_up(model_repository, data, [ingest_listen, inference_listen])
+    _check_up(
+        model_repository,
+        data,
+        {
+            "--ingest-listen": ingest_listen,
+            "--inference-listen": inference_listen,
+            "--console-listen": console_listen or "",
+        },
+    )
+    console_address = _console_address(console_listen)
     stop = threading.Event()
     for number in _stop_signals():
         signal.signal(number, lambda *_: stop.set())
@@ -99,9 +128,15 @@ def up(
         ],
     }
     with suppress(StartCancelledError), ExitStack() as services:
-        running = []
+        running: list[ServiceProcess] = []
+        if console_address:
+            flags["console_service"] = ["--listen", console_address]
         for module, arguments in flags.items():
             typer.echo(f"starting {module} ...", err=True)
+            if module == "console_service":
+                names = ("--ingest-target", "--inference-target")
+                for name, service in zip(names, running, strict=True):
+                    arguments += [name, service.address]
             running.append(
                 services.enter_context(ServiceProcess(module, arguments, own_group=True, stop=stop))
             )
@@ -111,18 +146,32 @@ def up(
                     typer.echo(json.dumps(service.ready))
         _print_ready([service.address for service in running], database, model_repository)
         _wait(running, stop)
-        typer.echo("stopping both ...", err=True)
+        typer.echo("stopping all ...", err=True)
 
 
 def _stop_signals() -> list[signal.Signals]:
-    """Return the signals that end both services: the terminal's hang-up too, but for `nohup`."""
+    """Return the signals that end the services: the terminal's hang-up too, but for `nohup`."""
     signals = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signals.append(signal.SIGHUP)
     return signals
 
 
-def _check_up(model_repository: Path, data: Path, listen: Sequence[str]) -> None:
+def _console_address(listen: str | None) -> str:
+    """Return the address that the console is to listen on; empty: it is not started."""
+    if listen is None:
+        try:
+            _check_installed("console_service")
+        except CommandError as error:
+            typer.echo(f"no console: {error}", err=True)
+            return ""
+        return "127.0.0.1:0" if is_taken(_CONSOLE) else _CONSOLE
+    if listen:
+        _check_installed("console_service")
+    return listen
+
+
+def _check_up(model_repository: Path, data: Path, listen: Mapping[str, str]) -> None:
     """Raise CommandError before anything starts, for what would keep it from starting."""
     if not model_repository.is_dir():
         raise CommandError(
@@ -135,7 +184,7 @@ def _check_up(model_repository: Path, data: Path, listen: Sequence[str]) -> None
         raise CommandError(
             f"--data: {data} cannot be created ({error.strerror}): choose another folder"
         ) from error
-    for flag, address in zip(("--ingest-listen", "--inference-listen"), listen, strict=True):
+    for flag, address in listen.items():
         if is_taken(address):
             raise CommandError(
                 f"{flag}: something listens at {address} already: stop it, or choose another port "
@@ -144,15 +193,16 @@ def _check_up(model_repository: Path, data: Path, listen: Sequence[str]) -> None
 
 
 def _print_ready(addresses: Sequence[str], database: Path, repository: Path) -> None:
-    ingest_address, inference_address = addresses
+    ingest_address, inference_address, *console_addresses = addresses
     lines = [
         f"ingest     ready at {ingest_address}, database {database}",
         f"inference  ready at {inference_address}, models of {repository}",
+        *(f"console    ready at http://{address}" for address in console_addresses),
         "Next, in another terminal:",
         f"  sightline infer IMAGE.jpg --target {inference_address}",
         f"  sightline log IMAGES/ --ingest {ingest_address} --inference {inference_address}",
         f"  sightline stats --target {ingest_address}",
-        "Ctrl-C ends both.",
+        "Ctrl-C ends all of them.",
     ]
     typer.echo("\n".join(lines), err=True)
 

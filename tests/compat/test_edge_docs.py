@@ -72,7 +72,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     save_pictures(folder / "pictures", "part-0001.jpg", "part-0002.jpg", "part-0003.jpg")
     save_video(folder / "clip.mp4", frames=30, fps=10)
     # As on the page, except for the ports, which may be taken.
-    ports = " --ingest-listen 127.0.0.1:0 --inference-listen 127.0.0.1:0"
+    ports = " --ingest-listen 127.0.0.1:0 --inference-listen 127.0.0.1:0 --console-listen ''"
     with subprocess.Popen(
         ["bash", "-c", f"exec {command('sightline up')}{ports}"],
         cwd=folder,

@@ -80,7 +80,8 @@ class Reader:
 
     def start(self, block: str) -> None:
         """Run `sightline up` on free ports."""
-        listen = "--ingest-listen 127.0.0.1:0 --inference-listen 127.0.0.1:0"
+        ports = "--ingest-listen 127.0.0.1:0 --inference-listen 127.0.0.1:0"
+        listen = f"{ports} --console-listen ''"
         self._up = subprocess.Popen(
             ["bash", "-c", f"exec {block.strip()} {listen}"],
             cwd=self.folder,

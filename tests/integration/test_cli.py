@@ -42,7 +42,8 @@ class Laptop:
 def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
     folder = tmp_path_factory.mktemp("laptop")
     flags = ["--data", str(folder / "data"), "--model-repository", str(REPOSITORY)]
-    listen = ["--ingest-listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0"]
+    services = ("ingest", "inference", "console")
+    listen = [word for name in services for word in (f"--{name}-listen", "127.0.0.1:0")]
     notes = folder / "stderr"
     with (
         notes.open("w") as stderr,
@@ -55,7 +56,7 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
         ) as process,
     ):
         assert process.stdout
-        ready = [json.loads(process.stdout.readline()) for _ in range(2)]
+        ready = [json.loads(process.stdout.readline()) for _ in range(3)]
         addresses = {one["service"]: one["address"] for one in ready}
         env = environment(
             ingest_target=addresses["ingest"],
@@ -133,7 +134,8 @@ def test_infer_prints_one_json_line_per_picture(laptop: Laptop, pictures: Path) 
 def test_up_says_where_it_is_and_what_to_do_next(laptop: Laptop) -> None:
     text = laptop.notes.read_text()
     for one in laptop.ready:
-        assert f"{one['service']:10} ready at {one['address']}" in text
+        scheme = "http://" if one["service"] == "console" else ""
+        assert f"{one['service']:10} ready at {scheme}{one['address']}" in text
     address = laptop.ready[1]["address"]
     assert f"sightline infer IMAGE.jpg --target {address}" in text
 

@@ -70,7 +70,7 @@ def test_children_of_tests_ignore_no_signal_and_block_none() -> None:
     assert masks["SigIgn"] & changeable == masks["SigBlk"] & changeable == 0
 
 
-@pytest.mark.parametrize("module", ["ingest_service", "inference_service"])
+@pytest.mark.parametrize("module", ["ingest_service", "inference_service", "console_service"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_service_that_was_started_with_signals_ignored_drains(
     module: str, number: signal.Signals, tmp_path: Path
@@ -78,6 +78,7 @@ def test_a_service_that_was_started_with_signals_ignored_drains(
     flags = {
         "ingest_service": ["--database", str(tmp_path / "sightline.duckdb")],
         "inference_service": ["--model-repository", str(ROOT / "models/repository")],
+        "console_service": [],
     }[module]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SIGHTLINE_")}
     with ignoring(*IGNORED):

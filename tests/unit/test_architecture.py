@@ -16,7 +16,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "edge": ("servicekit", "vision"),
     "ingest_service": ("servicekit",),
     "inference_service": ("servicekit", "vision"),
-    "sightline": ("edge", "ingest_service", "inference_service", "servicekit", "vision"),
+    "console_service": ("servicekit",),
+    "sightline": (
+        *("console_service", "edge", "ingest_service", "inference_service"),
+        *("servicekit", "vision"),
+    ),
 }
 # The rooms (folders) and single modules of each part, from the ground up. A module may import what
 # stands before its own room, and what is in its room.
@@ -77,6 +81,11 @@ ORDER: Mapping[str, tuple[str, ...]] = {
         *("uploads", "validate", "models", "answers", "device", "stage_report", "pipeline"),
         *("server", "open_inference", "assemble", "__init__", "__main__"),
     ),
+    "console_service": (
+        *("settings", "errors", "hosts", "places", "plain", "session", "mistakes", "query"),
+        *("metrics", "backend", "front", "context", "answers", "schemas", "routes"),
+        *("app", "server", "__init__", "__main__"),
+    ),
     "sightline": ("cli", "__init__", "__main__"),
 }
 # Who may import a library that is large, or that another could take the place of.
@@ -86,9 +95,17 @@ ONLY_IN = {
     "ultralytics": ("edge/detect/", "edge/log/"),
     "torch": (),
     "cv2": ("edge/sources/", "edge/detect/masks.py", "vision/"),
+    "fastapi": ("console_service/",),
+    "uvicorn": ("console_service/server.py",),
     "ptars": ("ingest_service/receive/ptars_decoder.py",),
 }
 CORES = (
+    "console_service/errors.py",
+    "console_service/hosts.py",
+    "console_service/mistakes.py",
+    "console_service/plain.py",
+    "console_service/query.py",
+    "console_service/session.py",
     "edge/cloud/downscale.py",
     "edge/cloud/scaled_masks.py",
     "edge/decide/core.py",

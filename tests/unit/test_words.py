@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
-    *("edge", "ingest_service", "inference_service", "servicekit", "vision", "sightline"),
+    *("console_service", "edge", "ingest_service", "inference_service"),
+    *("servicekit", "vision", "sightline"),
     *("bench", "examples", "models"),
 )
 OPENINGS = frozenset(

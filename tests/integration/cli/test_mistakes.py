@@ -107,6 +107,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         ("up --ingest-listen {taken}", 1, "choose another port"),
         ("up --inference-listen {taken} --ingest-listen 127.0.0.1:0", 1, "choose another port"),
         ("up --data {folder}/broken.onnx/data", 1, "choose another folder"),
+        ("up --console-listen {taken}", 1, "choose another port"),
         ("up --ingest-listen nonsense --inference-listen 127.0.0.1:0", 1, "its log says why"),
     ],
 )

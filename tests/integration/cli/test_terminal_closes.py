@@ -16,35 +16,38 @@ from tests.integration.cli.terminal import (
     read_until,
 )
 
+ANY_PORT = [
+    word
+    for name in ("ingest", "inference", "console")
+    for word in (f"--{name}-listen", "127.0.0.1:0")
+]
 
-def test_closing_the_terminal_of_up_ends_both_services(tmp_path: Path) -> None:
+
+def test_closing_the_terminal_of_up_ends_the_services(tmp_path: Path) -> None:
     up = [*SIGHTLINE, "up", "--data", tmp_path / "data", "--model-repository", REPOSITORY]
-    listen = ["--ingest-listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0"]
-    with in_terminal(*up, *listen) as (process, terminal):
-        read_until(terminal, "Ctrl-C ends both")
+    with in_terminal(*up, *ANY_PORT) as (process, terminal):
+        read_until(terminal, "Ctrl-C ends all")
         services = children(process.pid)
-        assert len(services) == 2
+        assert len(services) == 3
         os.close(terminal)
         assert process.wait(30) == 0
         _, alive = psutil.wait_procs(services, timeout=1)
         assert alive == []
 
 
-def test_ctrl_c_lets_both_services_drain(tmp_path: Path) -> None:
+def test_ctrl_c_lets_the_services_drain(tmp_path: Path) -> None:
     up = [*SIGHTLINE, "up", "--data", tmp_path / "data", "--model-repository", REPOSITORY]
-    listen = ["--ingest-listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0"]
-    with in_terminal(*up, *listen) as (process, terminal):
-        read_until(terminal, "Ctrl-C ends both")
+    with in_terminal(*up, *ANY_PORT) as (process, terminal):
+        read_until(terminal, "Ctrl-C ends all")
         os.write(terminal, b"\x03")
-        text = read_until(terminal, "stopping both") + _rest(terminal)
+        text = read_until(terminal, "stopping all") + _rest(terminal)
         assert process.wait(30) == 0
-    assert text.count("drained") == 2
+    assert text.count("drained") == 3
 
 
 def test_ctrl_c_while_up_starts_ends_it_at_once(tmp_path: Path) -> None:
     up = [*SIGHTLINE, "up", "--data", tmp_path / "data", "--model-repository", REPOSITORY]
-    listen = ["--ingest-listen", "127.0.0.1:0", "--inference-listen", "127.0.0.1:0"]
-    with in_terminal(*up, *listen) as (process, terminal):
+    with in_terminal(*up, *ANY_PORT) as (process, terminal):
         read_until(terminal, "starting ingest_service")
         services = children(process.pid)
         os.write(terminal, b"\x03")

@@ -18,7 +18,10 @@ import pytest
 ROOT = Path(__file__).parents[3]
 CLIENT = Path(__file__).with_name("typed_client.py")
 PLATES = ROOT / "models/repository/plates/1/model.onnx"
-TOP_LEVEL = {"sightline", "edge", "ingest_service", "inference_service", "servicekit", "vision"}
+TOP_LEVEL = {
+    *("console_service", "edge", "inference_service", "ingest_service"),
+    *("servicekit", "sightline", "vision"),
+}
 HEAVY = ("numpy", "pillow", "duckdb", "pyarrow", "onnxruntime", "torch", "ultralytics", "structlog")
 pytestmark = pytest.mark.timeout(400)
 

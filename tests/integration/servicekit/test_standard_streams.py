@@ -87,6 +87,7 @@ def test_up_keeps_both_services(tmp_path: Path, redirection: str) -> None:
     addresses = [f"unix:{tmp_path}/{name}" for name in ("ingest", "inference")]
     words = ["up", "--model-repository", "models", "--data", "data"]
     words += ["--ingest-listen", addresses[0], "--inference-listen", addresses[1]]
+    words += ["--console-listen", ""]
     process = started(redirection, *SIGHTLINE, *words, cwd=tmp_path)
     try:
         for address in addresses:

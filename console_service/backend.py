@@ -1,0 +1,172 @@
+"""The two services behind the console, called with the credential of each caller."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sightline.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
+
+from console_service.settings import ConsoleSettings
+from servicekit.addresses import public_address
+from servicekit.errors import SightlineError, from_rpc_error
+from servicekit.routes import channel_options
+from servicekit.tls import client_credentials
+
+if TYPE_CHECKING:  # types of the stubs, which do not exist at run time
+    from sightline.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
+    from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceAsyncStub
+
+INGEST, INFERENCE = "ingest", "inference"
+FULL_NAMES = {
+    INGEST: "sightline.ingest.v1.IngestService",
+    INFERENCE: "sightline.inference.v1.InferenceService",
+}
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    # A prediction that is larger than gRPC's default of 4 MiB makes a page of its own.
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+@dataclass(slots=True)
+class HttpCall:
+    """One HTTP request, as its calls of the services see it.
+
+    Attributes:
+        authorization: value of the metadata `authorization`; None: the caller showed no credential.
+        traceparent: the caller's W3C trace context; None: it sent none.
+        ends_at: deadline on `time.monotonic`, s.
+        timings: time that was spent, by name, s; it becomes the header `Server-Timing`.
+    """
+
+    authorization: str | None
+    traceparent: str | None
+    ends_at: float
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """Metadata that each call of a service carries."""
+        pairs = (("authorization", self.authorization), ("traceparent", self.traceparent))
+        return [(key, value) for key, value in pairs if value]
+
+    @property
+    def remaining(self) -> float:
+        """Time left until the deadline, s, >= 0."""
+        return max(self.ends_at - time.monotonic(), 0.0)
+
+    def spent(self, name: str, begun: float) -> None:
+        """Add the time since `begun`, on `time.monotonic`."""
+        self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - begun
+
+
+class Backend:
+    """Channels to both services.
+
+    Create it in the event loop's thread; a cancelled caller cancels its gRPC call.
+
+    Raises:
+        SettingsError: a TLS file cannot be used.
+    """
+
+    def __init__(self, settings: ConsoleSettings) -> None:
+        credentials = client_credentials(
+            settings.backend_tls_ca_file,
+            settings.backend_tls_cert_file,
+            settings.backend_tls_key_file,
+            prefix="backend_",
+        )
+        self.targets = {INGEST: settings.ingest_target, INFERENCE: settings.inference_target}
+        self._channels = {
+            name: _channel(target, credentials) for name, target in self.targets.items()
+        }
+        self.ingest: IngestServiceAsyncStub = IngestServiceStub(self._channels[INGEST])
+        self.inference: InferenceServiceAsyncStub = InferenceServiceStub(self._channels[INFERENCE])
+
+    async def close(self) -> None:
+        """Close the channels; calls that run end with CANCELLED."""
+        await asyncio.gather(*(channel.close(None) for channel in self._channels.values()))
+
+    async def ask(
+        self,
+        service: str,
+        method: Callable[..., Any],
+        request: object,
+        call: HttpCall,
+        metadata: Iterable[tuple[str, str]] = (),
+    ) -> tuple[Any, Mapping[str, str]]:
+        """Return the response of a unary method, and its trailing metadata.
+
+        Args:
+            service: `ingest` or `inference`.
+            method: a method of that service's stub.
+            request: its request.
+            call: the HTTP request that it belongs to.
+            metadata: further metadata.
+
+        Raises:
+            SightlineError: the call failed.
+        """
+        begun = time.monotonic()
+        running = method(request, timeout=call.remaining, metadata=[*call.metadata, *metadata])
+        try:
+            response = await running
+            trailing = await running.trailing_metadata()
+        except grpc.aio.AioRpcError as error:
+            raise self.explained(service, error) from None
+        finally:
+            call.spent(service, begun)
+        return response, {str(key): str(value) for key, value in trailing or ()}
+
+    def explained(self, service: str, error: grpc.aio.AioRpcError) -> SightlineError:
+        """Return the error of a failed call, with the service's address where it was not reached.
+
+        Args:
+            service: `ingest` or `inference`.
+            error: what the call raised.
+        """
+        found = from_rpc_error(error)
+        if found.reason != found.code.name:  # the service itself says why
+            return found
+        where = f"the {service} service at {public_address(self.targets[service])}"
+        if found.code is grpc.StatusCode.UNAVAILABLE:
+            found.message = f"{where} cannot be reached: {found.message}"
+            found.reason = "SERVICE_UNREACHABLE"
+        elif found.code is grpc.StatusCode.UNIMPLEMENTED:
+            found.message = f"{where} does not have this method: it is older than the console"
+            found.reason = "SERVICE_TOO_OLD"
+        elif found.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            found.message = f"{where} did not answer in time: set the header Sightline-Timeout"
+            found.reason = "DEADLINE_EXCEEDED"
+        return found
+
+    async def health(self, service: str, seconds: float) -> str:
+        """Return the health of a service: `SERVING`, `NOT_SERVING`, or the code of the failure.
+
+        Args:
+            service: `ingest` or `inference`.
+            seconds: time to wait, s.
+        """
+        stub: Any = health_pb2_grpc.HealthStub(self._channels[service])
+        request = health_pb2.HealthCheckRequest(service=FULL_NAMES[service])
+        try:
+            answer = await stub.Check(request, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    # Callers' credentials pass through: without TLS no proxy may see them.
+    options = [*channel_options(target, plain_secret=credentials is None), *_OPTIONS]
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, credentials, options)

@@ -1,0 +1,114 @@
+"""The parts of the console that routes share, and how they read one request."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from console_service.backend import Backend, HttpCall
+from console_service.errors import FACTS
+from console_service.front import TIMINGS
+from console_service.metrics import ConsoleMetrics
+from console_service.places import RequestPlaces
+from console_service.session import authorization_of
+from console_service.settings import ConsoleSettings
+from servicekit.errors import invalid
+from servicekit.telemetry.tracing import trace_id
+
+TIMEOUT_HEADER = "sightline-timeout"
+MAX_TIMEOUT_SECONDS = 3600.0
+_QUEUE = 4
+"""Requests that may wait for each place."""
+
+
+@dataclass(slots=True)
+class Console:
+    """The parts of a running console."""
+
+    settings: ConsoleSettings
+    backend: Backend
+    metrics: ConsoleMetrics
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the process has to end: event streams end then."""
+    reads: RequestPlaces = field(init=False)
+    uploads: RequestPlaces = field(init=False)
+    live: RequestPlaces = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = self.settings.max_requests
+        what = "requests at the same time (setting max_requests): try again"
+        self.reads = RequestPlaces(count, _QUEUE * count, "CONSOLE_BUSY", what)
+        self.uploads = RequestPlaces(count, _QUEUE * count, "CONSOLE_BUSY", what)
+        self.live = RequestPlaces(
+            self.settings.max_live, 0, "TOO_MANY_LIVE", "event streams (setting max_live)"
+        )
+
+
+def console_of(request: Request) -> Console:
+    """Return the console that answers a request."""
+    return cast("Console", request.app.state.console)
+
+
+def call_of(request: Request) -> HttpCall:
+    """Return what calls of the services take over from a request.
+
+    Raises:
+        SightlineError: UNAUTHENTICATED: a malformed credential; INVALID_ARGUMENT: the header
+            Sightline-Timeout is no number of seconds.
+    """
+    headers = request.headers
+    traceparent = headers.get("traceparent", "")
+    trace = trace_id(traceparent)
+    if trace:
+        request.scope[FACTS]["trace_id"] = trace
+    call = HttpCall(
+        authorization_of(headers.get("authorization"), headers.get("cookie")),
+        traceparent if trace else None,
+        time.monotonic() + _timeout(request),
+    )
+    call.timings = request.scope[TIMINGS]
+    return call
+
+
+def _timeout(request: Request) -> float:
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return console_of(request).settings.deadline_seconds
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        raise invalid(
+            "Sightline-Timeout",
+            f"must be a number of seconds above 0 and up to {MAX_TIMEOUT_SECONDS:g}, got {text!r}",
+        )
+    return seconds
+
+
+async def _read_place(
+    console: Annotated[Console, Depends(console_of)], call: Annotated[HttpCall, Depends(call_of)]
+) -> AsyncIterator[None]:
+    begun = time.monotonic()
+    async with console.reads.place(call.remaining):
+        call.spent("wait", begun)
+        yield
+
+
+async def _upload_place(
+    console: Annotated[Console, Depends(console_of)], call: Annotated[HttpCall, Depends(call_of)]
+) -> AsyncIterator[None]:
+    begun = time.monotonic()
+    async with console.uploads.place(call.remaining):
+        call.spent("wait", begun)
+        yield
+
+
+Here = Annotated[Console, Depends(console_of)]
+Calling = Annotated[HttpCall, Depends(call_of)]
+READ = Depends(_read_place)
+UPLOAD = Depends(_upload_place)

@@ -1,0 +1,156 @@
+"""The HTTP server of the console: bind, serve, and drain on a signal."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
+
+from console_service.settings import ConsoleSettings
+from servicekit.addresses import stays_here
+from servicekit.lifecycle import StartError, report_ready, stop_signals
+from servicekit.telemetry.metrics_server import MetricsServer
+from servicekit.tls import check_key_and_chain
+
+logger = logging.getLogger(__name__)
+_BACKLOG = 1024
+_KEEP_ALIVE_SECONDS = 30
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without signal handlers of its own; `ready` is set when it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `servicekit.lifecycle.stop_signals`."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections."""
+        await super().startup(sockets)
+        self.ready.set()
+
+
+def bind(address: str) -> socket.socket:
+    """Return a socket that is bound to host:port; port 0: any free one.
+
+    Raises:
+        StartError: the address cannot be bound.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, _, _, _, place = found[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(place)
+        except BaseException:
+            bound.close()
+            raise
+    except OSError as error:
+        raise StartError(f"cannot listen on {address}: {error.strerror or error}") from error
+    return bound
+
+
+async def serve(
+    settings: ConsoleSettings,
+    app: ASGIApp,
+    registry: CollectorRegistry,
+    draining: asyncio.Event,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return. A second signal ends the process.
+
+    Args:
+        settings: addresses, TLS and limits.
+        app: the application.
+        registry: the metrics.
+        draining: set when draining begins, so that event streams end.
+
+    Raises:
+        StartError: an address cannot be bound.
+        SettingsError: a TLS file cannot be used.
+    """
+    if settings.tls_key_file and settings.tls_cert_file:
+        check_key_and_chain(settings.tls_key_file, settings.tls_cert_file)
+    with stop_signals() as signalled:
+        bound = bind(settings.listen)
+        address = f"{settings.listen.rpartition(':')[0]}:{bound.getsockname()[1]}"
+        server = HttpServer(_config(settings, app))
+        with _metrics(settings, registry) as metrics_address:
+            serving = asyncio.ensure_future(server.serve([bound]))
+            ready = asyncio.ensure_future(server.ready.wait())
+            await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                _warn_of_plain_text(settings, address)
+                report_ready("console", address, metrics_address)
+                await signalled.wait()
+                logger.info("draining for at most %g s", settings.grace_seconds)
+                draining.set()
+                server.should_exit = True
+            ready.cancel()
+            await serving
+            logger.info("drained")
+
+
+def _config(settings: ConsoleSettings, app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
+        **_tls(settings),
+    )
+
+
+def _tls(settings: ConsoleSettings) -> dict[str, Any]:
+    if not settings.tls_cert_file:
+        return {}
+    return {"ssl_certfile": settings.tls_cert_file, "ssl_keyfile": settings.tls_key_file}
+
+
+@contextlib.contextmanager
+def _metrics(settings: ConsoleSettings, registry: CollectorRegistry) -> Iterator[str | None]:
+    """Serve metrics and probes over HTTP; yield the bound address, None if they are off."""
+    if not settings.metrics_listen:
+        yield None
+        return
+    try:
+        server = MetricsServer(settings.metrics_listen, registry)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {settings.metrics_listen} for metrics: {error.strerror}"
+        ) from error
+    try:
+        yield server.address
+    finally:
+        server.close()
+
+
+def _warn_of_plain_text(settings: ConsoleSettings, address: str) -> None:
+    if settings.tls_cert_file or settings.secure_cookies or stays_here(settings.listen):
+        return
+    logger.warning(
+        "credentials reach %s in plain text: set tls_cert_file, or secure_cookies if HTTPS ends at"
+        " a proxy before the console",
+        address,
+    )
