@@ -124,7 +124,8 @@ class LogHeader(_message.Message):
     @_builtins.property
     def account(self) -> Global___NodeAccount:
         """The device's own account of its log at this moment, so that a device which sends and yet falls
-        behind is visible. Absent: not sent.
+        behind is visible. One that breaks a rule of NodeAccount is ignored and the stream goes on.
+        Absent: not sent.
         """
 
     def __init__(
@@ -148,7 +149,9 @@ Global___LogHeader: _TypeAlias = LogHeader  # noqa: Y015
 
 @_typing.final
 class NodeAccount(_message.Message):
-    """A device's own account of its log. Counts that a server cannot know: what is not here yet."""
+    """A device's own account of its log: what the server cannot know, because it is not there yet. It is
+    that of the process which opened the stream.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -159,15 +162,17 @@ class NodeAccount(_message.Message):
     LOGGED_FIELD_NUMBER: _builtins.int
     UPTIME_FIELD_NUMBER: _builtins.int
     waiting_predictions: _builtins.int
-    """Predictions that are kept on the device, in memory or on disk, and not acknowledged."""
+    """Predictions that are kept on the device, in memory or on disk, and not acknowledged; sequences
+    that wait as gaps included. >= 0.
+    """
     spool_bytes: _builtins.int
-    """Bytes of the spools on its disk."""
+    """Bytes of the spools on its disk. >= 0."""
     logged: _builtins.int
-    """Predictions that were logged since the process began."""
+    """Predictions that were logged since the process began. >= 0."""
     @_builtins.property
     def oldest_waiting(self) -> _duration_pb2.Duration:
-        """Age of the oldest prediction that waits, by the device's clock. Absent: none waits, or not
-        known.
+        """Age of the oldest prediction that waits in a spool, without the time that the device was off,
+        >= 0. Absent: none waits, or not known.
         """
 
     @_builtins.property
@@ -176,7 +181,7 @@ class NodeAccount(_message.Message):
 
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration:
-        """Time since the process began to log. Absent: not known."""
+        """Time since the process began to log, >= 0. Absent: not known."""
 
     def __init__(
         self,
@@ -205,9 +210,9 @@ class DroppedCount(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     reason: Global___GapReason.ValueType
-    """The reason."""
+    """The reason. GAP_REASON_UNSPECIFIED is not allowed."""
     count: _builtins.int
-    """Number of predictions."""
+    """Number of predictions, >= 0."""
     def __init__(
         self,
         *,

@@ -238,11 +238,13 @@ class Device(_message.Message):
 
     @_builtins.property
     def clock_offset(self) -> _duration_pb2.Duration:
-        """Server clock minus device clock of its last stream. Absent: the device did not send its clock."""
+        """Server clock minus device clock of its last stream. Absent: the device did not send its clock,
+        or the stream is not known.
+        """
 
     @_builtins.property
     def account(self) -> _ingest_pb2.NodeAccount:
-        """The device's own account of its log, of its last stream. Absent: not sent."""
+        """The device's own account of its log, of its last stream. Absent: not sent, or it broke a rule."""
 
     @_builtins.property
     def stream_opened_at(self) -> _timestamp_pb2.Timestamp:
@@ -781,11 +783,13 @@ class LedgerEntry(_message.Message):
 
     @_builtins.property
     def gaps_by_reason(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.CountByKey]:
-        """Sequences of the gaps by reason, most first."""
+        """Sequences of the gaps by reason, most first, at most 50."""
 
     @_builtins.property
     def rejected_by_reason(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.CountByKey]:
-        """Rejected predictions by reason, most first."""
+        """Rejected predictions by reason, most first, at most 50, without those that retention has
+        deleted.
+        """
 
     def __init__(
         self,
@@ -824,7 +828,9 @@ class GetLedgerResponse(_message.Message):
     """Token of the next page. Empty: this is the last page."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerEntry]:
-        """The spools, last commit first."""
+        """The spools, last commit first. One that is committed to after the first page moves to the front
+        and is not on a later page.
+        """
 
     @_builtins.property
     def total(self) -> Global___LedgerEntry:
@@ -999,8 +1005,9 @@ class StoredRejection(_message.Message):
     spool_id: _builtins.str
     """The spool of its sequence."""
     original: _builtins.str
-    """The prediction as protobuf's JSON; if that cannot represent it, a JSON string of its received
-    bytes in base64.
+    """JSON: the prediction as protobuf's JSON; if that cannot represent it, an object with its received
+    bytes in `wire_base64`, or with those of its message in `message_base64` and its index in it in
+    `prediction`.
     """
     @_builtins.property
     def rejection(self) -> _ingest_pb2.Rejection:
@@ -1039,7 +1046,9 @@ class ListRejectionsResponse(_message.Message):
     """Token of the next page. Empty: this is the last page."""
     @_builtins.property
     def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredRejection]:
-        """The rejections, newest commit first. A page is smaller than 4 MiB."""
+        """The rejections, newest commit first. A page is smaller than 4 MiB; a single larger one is alone
+        in its page.
+        """
 
     def __init__(
         self,
@@ -1088,7 +1097,8 @@ Global___GetPredictionRequest: _TypeAlias = GetPredictionRequest  # noqa: Y015
 @_typing.final
 class GetPredictionResponse(_message.Message):
     """What became of one sequence. One that is not committed, or was deleted by retention, is NOT_FOUND
-    with the reason `NOT_COMMITTED` or `EXPIRED`.
+    with the reason `NOT_COMMITTED` or `EXPIRED`. One that was committed and is nowhere is DATA_LOSS
+    with the reason `SEQUENCE_LOST`: the ledger of its spool does not balance.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
