@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sightline.ingest.v1 import ingest_pb2
+
 from edge.channel import Endpoint
 from edge.errors import ClosedError
 from edge.left_out import LeftOut
@@ -20,6 +22,7 @@ from edge.log.record_buffer import RecordBuffer
 from edge.log.stats import LoggerStats
 from edge.log.writer import Writer
 from edge.options import LogOptions, OnFull
+from edge.ship.account import LogCounts, node_account
 from edge.ship.progress import Progress
 from edge.ship.shipper import Shipper
 from edge.spool.directories import holds_spool
@@ -45,8 +48,13 @@ class LoggerConfig:
     on_full: OnFull
     options: LogOptions
 
-    def shipper(self, spool: Spool, progress: Progress) -> Shipper:
-        """Return a shipper that sends a spool to the endpoint."""
+    def shipper(
+        self,
+        spool: Spool,
+        progress: Progress,
+        account: Callable[[], ingest_pb2.NodeAccount] | None = None,
+    ) -> Shipper:
+        """Return a shipper that sends a spool to the endpoint; see `Shipper` for the account."""
         return Shipper(
             spool,
             self.endpoint,
@@ -56,6 +64,7 @@ class LoggerConfig:
             compression=self.options.compression,
             batch_timeout_seconds=self.options.batch_timeout_seconds,
             stream_size=self.options.stream_size,
+            account=account,
         )
 
 
@@ -89,6 +98,7 @@ class LogPipeline:
         self._reported = {False: 0.0, True: -math.inf}
         self.progress = Progress()
         self.left_out = LeftOut("log")
+        self._began = time.monotonic()
         self.buffer = RecordBuffer(
             config.on_full,
             config.options.memory_predictions,
@@ -221,9 +231,7 @@ class LogPipeline:
         with self._lock:
             if self._orphan_shipper is not None or self._is_closed:
                 return
-            self._orphan_shipper = OrphanShipper(
-                self._directory, self._spool_in, self._config.shipper
-            )
+            self._orphan_shipper = OrphanShipper(self._directory, self._spool_in, self._shipper_of)
             self._start(self._orphan_shipper.run, "orphans")
 
     def release_in_child(self) -> None:
@@ -291,12 +299,29 @@ class LogPipeline:
         with self.progress.update():
             self.progress.committed = spool.committed
         self._spool = spool
-        self._shipper = self._config.shipper(spool, self.progress)
+        self._shipper = self._shipper_of(spool, self.progress)
         with self._lock:
             self._start(self._shipper.run, "shipper")
         if fork_directories(self._directory):
             self.ship_orphans()
         return spool
+
+    def _shipper_of(self, spool: Spool, progress: Progress) -> Shipper:
+        return self._config.shipper(spool, progress, lambda: self._account(spool))
+
+    def _account(self, shipped: Spool) -> ingest_pb2.NodeAccount:
+        """Return the account of this process, whose own spool or an orphaned one is shipped."""
+        with self.progress.changed:
+            dropped = dict(self.progress.dropped)
+        counts = LogCounts(
+            in_memory=len(self.buffer),
+            logged=self.buffer.logged,
+            dropped=dropped,
+            uptime_seconds=time.monotonic() - self._began,
+        )
+        own = self._spool
+        spools = [shipped] if own is None or own is shipped else [own, shipped]
+        return node_account(spools, counts)
 
     def _ship_the_rest(self, deadline: float) -> None:
         """Wait until everything is committed or the server fails to answer."""

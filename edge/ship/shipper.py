@@ -5,7 +5,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 import tenacity
@@ -14,6 +14,7 @@ from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from edge import wire
 from edge.channel import Endpoint
 from edge.options import Compression
+from edge.ship.account import LogCounts, node_account
 from edge.ship.call_gate import CallGate
 from edge.ship.core import (
     Acknowledge,
@@ -68,6 +69,8 @@ class Shipper:
         compression: compression of messages on the wire, `none` or `gzip`.
         batch_timeout_seconds: how long a prediction waits for a full batch at most.
         stream_size: limit for the predictions in one stream.
+        account: returns the node's account of its log for the header of a stream. None: only the
+            spool is counted.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Shipper:
         compression: Compression = "none",
         batch_timeout_seconds: float,
         stream_size: int,
+        account: Callable[[], ingest_pb2.NodeAccount] | None = None,
     ) -> None:
         self._spool = spool
         self._endpoint = endpoint
@@ -89,6 +93,7 @@ class Shipper:
         self._batch_bytes = batch_bytes
         self._batch_timeout_seconds = batch_timeout_seconds
         self._stream_size = stream_size
+        self._account = account or (lambda: node_account([spool], LogCounts()))
         self._until_empty = False
         self._stopping = threading.Event()
         self._gate = CallGate()
@@ -336,6 +341,7 @@ class Shipper:
             spool_id=self._spool_id,
             client=_CLIENT,
             generation=generation,
+            account=self._account(),
         )
         header.device_time.FromNanoseconds(time.time_ns())
         header.device_monotonic.FromNanoseconds(time.monotonic_ns())

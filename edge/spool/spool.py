@@ -170,6 +170,19 @@ class Spool:
                 entries, _ = self._change(find, spool_id)
         return entries
 
+    def oldest_age(self) -> float | None:
+        """Return the age of the oldest waiting prediction, s, without time the machine was off.
+
+        Returns:
+            None: no prediction waits, or its age is not known.
+
+        Raises:
+            OSError, sqlite3.Error: the spool cannot be read.
+        """
+        with self._lock:
+            spooled_at = self._change(lambda file: file.spooled_at(last=False))
+            return None if spooled_at is None else max(0.0, self._clock.now() - spooled_at)
+
     def acknowledge(self, spool_id: str, through: int) -> int:
         """Delete what the server has committed.
 

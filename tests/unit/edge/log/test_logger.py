@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import pytest
 from pydantic import SecretStr
+from sightline.ingest.v1 import ingest_pb2
 
 from edge.errors import ClosedError
 from edge.log import orphans
@@ -266,6 +267,9 @@ def test_what_forked_processes_left_is_shipped_by_the_next_process(
         assert eventually(lambda: not left.exists())
         assert alive.exists()
     assert len(ingest.spools) == 2
+    for header in ingest.headers:  # of the logger's process: its own spool and the orphan's
+        assert header.account.waiting_predictions in (1, 2)
+        assert header.account.HasField("uptime")
 
 
 def test_asyncio(tmp_path: Path, ingest: FakeIngest) -> None:
@@ -505,6 +509,11 @@ def test_drops_are_counted_and_declared(
     ingest.only().check()
     assert ingest.images() == [str(number) for number in (0, *range(21, 31))]
     assert ingest.only().gaps == [(2, 21, 1)]
+    account = ingest.headers[-1].account  # also of a stream before the second flush
+    assert (account.logged, account.uptime.ToNanoseconds() > 0) == (31, True)
+    assert [(entry.reason, entry.count) for entry in account.dropped] == [
+        (ingest_pb2.GAP_REASON_DROPPED_OLDEST, 20)
+    ]
 
 
 @pytest.mark.slow

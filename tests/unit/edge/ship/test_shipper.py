@@ -123,6 +123,35 @@ def test_the_header_says_who_and_when(node: Node, ingest: FakeIngest) -> None:
     assert header.client.startswith("sightline-edge")
 
 
+def test_the_header_says_what_waits(node: Node, ingest: FakeIngest) -> None:
+    before = time.monotonic()
+    node.log(20, Dropped(3, GapReason.DROPPED_NEWEST))
+    with node.shipping():
+        assert node.is_empty()
+    first, second = (header.account for header in ingest.headers)
+    assert first.waiting_predictions == 23  # streams of 16
+    assert second.waiting_predictions == 7
+    assert first.spool_bytes >= second.spool_bytes > 0
+    age = first.oldest_waiting.ToTimedelta().total_seconds()
+    assert 0 <= age <= time.monotonic() - before
+    assert not first.HasField("uptime")  # this shipper has no logger
+
+
+def test_an_account_that_cannot_be_made_whole_stops_nothing(
+    node: Node, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> float:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(node.spool, "oldest_age", fail)
+    node.log(3)
+    with node.shipping():
+        assert node.is_empty()
+    (header,) = ingest.headers
+    assert header.account.waiting_predictions == 3
+    assert not header.account.HasField("oldest_waiting")
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_stream_that_ends_early(node: Node, ingest: FakeIngest, when: str) -> None:
     """Before the commit nothing may be missing, after it (the answer is lost) nothing be twice."""
