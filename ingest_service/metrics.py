@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ingest_service.receive.rows import GAP_REASONS
 from ingest_service.receive.rules import REASONS
+from ingest_service.store.gap_reasons import GAP_REASONS
 from ingest_service.store.housekeeping import TASKS, StepReport
 from ingest_service.store.protocol import Changes, LedgerCheck
 from servicekit.telemetry.histograms import Histograms

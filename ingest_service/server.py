@@ -8,12 +8,13 @@ from datetime import datetime
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
 from sightline.ingest.v1 import ingest_service_pb2 as messages
 
 from ingest_service.backup import Backups
-from ingest_service.read.paging import decode_token, encode_token
+from ingest_service.read.handlers import unary
+from ingest_service.read.paging import decode_token, encode_token, fill_page, page_size
 from ingest_service.read.queries import Queries
+from ingest_service.read.records import RecordReads
 from ingest_service.read.visible import visible
 from ingest_service.receive.group_commit import GroupCommitter, LogStream, draining_error
 from ingest_service.receive.headers import parse_header, parse_spool
@@ -40,15 +41,12 @@ _ACCESS = {
     "GetStats": Scope.READ,
     "ListPredictions": Scope.READ,
     "Backup": Scope.ADMIN,
+    **RecordReads.ACCESS,
 }
 MAX_PAGE_BYTES = 3_700_000
 """Maximum size of a page, bytes. gRPC clients refuse messages above 4 MiB by default, whatever the
 server sends. A single prediction that is larger, as one with thousands of masks may be where
 max_message_bytes was raised, is alone in its page."""
-_FRAME_BYTES = 8
-"""Size of a prediction's tag and length in a page, at most, bytes."""
-MAX_PAGE_SIZE = 1000
-DEFAULT_PAGE_SIZE = 100
 
 
 class IngestServer:
@@ -82,6 +80,7 @@ class IngestServer:
         self._now = now
         self._max_message_bytes = max_message_bytes
         self._page_bytes = min(MAX_PAGE_BYTES, int(max_message_bytes * 0.9))
+        self._records = RecordReads(queries, now=now, page_bytes=self._page_bytes)
         self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def service(self) -> Service:
@@ -143,7 +142,7 @@ class IngestServer:
     ) -> messages.ListPredictionsResponse:
         """Return a page of stored predictions, newest commit first."""
         wanted = visible(filter_from_proto(request.filter), current_caller())
-        size = _page_size(request.page_size)
+        size = page_size(request.page_size)
         after = decode_token(request.page_token, wanted) if request.page_token else None
         page, last = await self._queries.run(
             lambda reader: read_page(reader, wanted, size, after, self._page_bytes)
@@ -169,14 +168,15 @@ class IngestServer:
                 request_deserializer=None,
                 response_serializer=messages.PredictionLogResponse.SerializeToString,
             ),
-            "GetWatermark": _unary(self.get_watermark, messages.GetWatermarkRequest),
-            "GetStats": _unary(self.get_stats, messages.GetStatsRequest),
-            "ListPredictions": _unary(self.list_predictions, messages.ListPredictionsRequest),
+            "GetWatermark": unary(self.get_watermark, messages.GetWatermarkRequest),
+            "GetStats": unary(self.get_stats, messages.GetStatsRequest),
+            "ListPredictions": unary(self.list_predictions, messages.ListPredictionsRequest),
             "Backup": grpc.unary_stream_rpc_method_handler(
                 self.backup,
                 request_deserializer=messages.BackupRequest.FromString,
                 response_serializer=messages.BackupResponse.SerializeToString,
             ),
+            **self._records.handlers(),
         }
         add_methods(server, SERVICE_NAME, handlers)
 
@@ -209,30 +209,10 @@ class IngestServer:
             )
 
 
-def _unary(
-    handler: Callable[..., Any], request: type[Message]
-) -> "grpc.RpcMethodHandler[Any, Any]":
-    return grpc.unary_unary_rpc_method_handler(
-        handler,
-        request_deserializer=request.FromString,
-        response_serializer=lambda response: response.SerializeToString(),
-    )
-
-
-def _page_size(size: int) -> int:
-    if not 0 <= size <= MAX_PAGE_SIZE:
-        rule = f"must be 0 (for {DEFAULT_PAGE_SIZE}) to {MAX_PAGE_SIZE}, got {size}"
-        raise invalid("page_size", rule)
-    return size or DEFAULT_PAGE_SIZE
-
-
 def read_page(
     reader: Reader, filter_: Filter, size: int, after: Position | None, limit: int
 ) -> tuple[messages.ListPredictionsResponse, Position | None]:
     """Return a page, and the position of its last prediction if another page follows.
-
-    Rows are read in portions, so that many large ones are not in memory together. The size of the
-    second portion is estimated from the first.
 
     Args:
         reader: reads from one snapshot.
@@ -242,19 +222,12 @@ def read_page(
         limit: maximum size of a page of more than one prediction, bytes.
     """
     page = messages.ListPredictionsResponse()
-    portion, used = DEFAULT_PAGE_SIZE, 0
-    while True:
-        count = min(size - len(page.predictions), portion)
-        rows = reader.page(filter_, count + 1, after)  # one more shows if another page follows
-        for row in rows[:count]:
-            prediction = stored_to_proto(row)
-            used += prediction.ByteSize() + _FRAME_BYTES
-            if page.predictions and used > limit:
-                return page, after
-            page.predictions.append(prediction)
-            after = row.position
-        if len(rows) <= count:
-            return page, None
-        if len(page.predictions) == size:
-            return page, after
-        portion = max((limit - used) * len(page.predictions) // used, 1)
+    last = fill_page(
+        page.predictions,
+        lambda count, start: reader.page(filter_, count, start),
+        lambda row: (stored_to_proto(row), row.position),
+        size,
+        after,
+        limit,
+    )
+    return page, last

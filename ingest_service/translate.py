@@ -37,9 +37,9 @@ def filter_from_proto(message: ingest_pb2.PredictionFilter) -> Filter:
     if start and end and end < start:
         raise invalid("filter.end_time", "must not be before start_time")
     return Filter(
-        _values(message.device_ids, "device_ids"),
-        _values(message.model_names, "model_names"),
-        _values(message.class_names, "class_names"),
+        values_of(message.device_ids, "filter.device_ids"),
+        values_of(message.model_names, "filter.model_names"),
+        values_of(message.class_names, "filter.class_names"),
         message.defect_detected if message.HasField("defect_detected") else None,
         _source(message.source),
         _confidence(message),
@@ -48,11 +48,14 @@ def filter_from_proto(message: ingest_pb2.PredictionFilter) -> Filter:
     )
 
 
-def _values(values: Sequence[str], field: str) -> tuple[str, ...]:
+def values_of(values: Sequence[str], field: str) -> tuple[str, ...]:
+    """Return the values of a field of a request.
+
+    Raises:
+        SightlineError: INVALID_ARGUMENT; there are too many.
+    """
     if len(values) > MAX_FILTER_VALUES:
-        raise invalid(
-            f"filter.{field}", f"must have at most {MAX_FILTER_VALUES} values, got {len(values)}"
-        )
+        raise invalid(field, f"must have at most {MAX_FILTER_VALUES} values, got {len(values)}")
     return tuple(values)
 
 

@@ -1,4 +1,4 @@
-"""Restriction of filters to the devices that a caller may read. Pure."""
+"""Restriction of requests to the devices that a caller may read. Pure."""
 
 from dataclasses import replace
 
@@ -19,13 +19,28 @@ def visible(filter_: Filter, caller: Caller) -> Filter:
         SightlineError: PERMISSION_DENIED, `DEVICE_NOT_ALLOWED`, the caller may not read a device or
             has no device; INVALID_ARGUMENT, `DEVICE_FILTER_REQUIRED`, the filter names no device.
     """
-    for device_id in filter_.device_ids:
+    devices = visible_devices(filter_.device_ids, caller, "filter.device_ids")
+    return filter_ if devices == filter_.device_ids else replace(filter_, device_ids=devices)
+
+
+def visible_devices(device_ids: tuple[str, ...], caller: Caller, field: str) -> tuple[str, ...]:
+    """Return the devices of a request, restricted to the caller's; empty: every device.
+
+    Args:
+        device_ids: the devices that the request names; empty: all.
+        caller: who asks.
+        field: the name of the field with the devices.
+
+    Raises:
+        SightlineError: see `visible`; DEVICE_FILTER_REQUIRED names the field.
+    """
+    for device_id in device_ids:
         caller.require_device(device_id)
-    if filter_.device_ids or caller.devices.everything:
-        return filter_
+    if device_ids or caller.devices.everything:
+        return device_ids
     if caller.devices.prefixes:
         raise invalid(
-            "filter.device_ids",
+            field,
             f"must name devices, because caller {caller.name} may read only some",
             reason="DEVICE_FILTER_REQUIRED",
         )
@@ -35,4 +50,4 @@ def visible(filter_: Filter, caller: Caller) -> Filter:
             "DEVICE_NOT_ALLOWED",
             f"caller {caller.name} may not read any device",
         )
-    return replace(filter_, device_ids=tuple(sorted(caller.devices.names)))
+    return tuple(sorted(caller.devices.names))

@@ -1,22 +1,30 @@
 """Parsing and validation of stream headers, and of spool keys and times in other requests."""
 
+import logging
 import re
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
-from sightline.ingest.v1.ingest_pb2 import LogHeader
+from sightline.ingest.v1.ingest_pb2 import LogHeader, NodeAccount
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 
 from ingest_service.receive.decode import malformed_error
+from ingest_service.store.gap_reasons import gap_reason_name
 from ingest_service.store.protocol import SpoolKey, StreamOpening
+from ingest_service.store.record_types import StreamAccount
 from servicekit.errors import invalid
 from servicekit.parsing import parse
+
+logger = logging.getLogger(__name__)
 
 MAX_DEVICE_ID_BYTES = 256
 MAX_CLIENT_BYTES = 256
 MAX_DURATION_SECONDS = 315_576_000_000
 """About 10 000 years: the limit of a `google.protobuf.Duration`."""
+MAX_DROPPED = 20
+"""Maximum number of reasons in an account."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -56,6 +64,7 @@ def parse_header(
         header.client,
         opened_steady,
         header.generation,
+        parse_account(header.account) if header.HasField("account") else None,
     )
 
 
@@ -86,6 +95,38 @@ def parse_time(time: Timestamp, field: str) -> datetime:
         raise invalid(
             field, "must be from 0001-01-01 to 9999-12-31, with nanos of 0 to 999999999"
         ) from error
+
+
+def parse_account(account: NodeAccount) -> StreamAccount | None:
+    """Return a device's account of its log; None: it breaks a rule.
+
+    An account is beside the log: a device that counts wrongly must not stop logging.
+    """
+    counts = (account.waiting_predictions, account.spool_bytes, account.logged)
+    times = (account.oldest_waiting, account.uptime)
+    dropped: Counter[str] = Counter()
+    for item in account.dropped:
+        dropped[gap_reason_name(item.reason) or ""] += item.count
+    is_valid = (
+        min(counts) >= 0
+        and all(0 <= time.seconds <= MAX_DURATION_SECONDS for time in times)
+        and all(0 <= time.nanos < 10**9 for time in times)
+        and len(account.dropped) <= MAX_DROPPED
+        and all(item.reason > 0 and item.count >= 0 for item in account.dropped)
+        and max(dropped.values(), default=0) < 2**63
+    )
+    if not is_valid:
+        logger.debug("an account of a device breaks a rule and is ignored: %s", account)
+        return None
+    oldest, uptime = (time.seconds + time.nanos / 1e9 for time in times)
+    return StreamAccount(
+        account.waiting_predictions,
+        account.spool_bytes,
+        oldest if account.HasField("oldest_waiting") else None,
+        dict(dropped),
+        account.logged,
+        uptime if account.HasField("uptime") else None,
+    )
 
 
 def _device_time(header: LogHeader) -> datetime | None:

@@ -20,6 +20,7 @@ from sightline.types.v1.prediction_pb2 import Prediction
 
 from ingest_service.receive.checks import CLOUD_REASONS, SOURCES
 from ingest_service.receive.detection_columns import detection_columns
+from ingest_service.store.gap_reasons import gap_reason_name
 from ingest_service.store.protocol import (
     GAPS,
     REJECTED,
@@ -30,20 +31,6 @@ from ingest_service.store.protocol import (
     Watermark,
 )
 from servicekit.parsing import parse
-
-GAP_REASONS = (
-    None,
-    "dropped_oldest",
-    "dropped_newest",
-    "spool_bytes",
-    "spool_age",
-    "disk_reserve",
-    "spool_damaged",
-    "unreadable",
-    "released",
-    "spool_write_failed",
-)
-"""Names of GapReason by number; None: unspecified, which is refused."""
 
 _UNCHANGED = (
     "image_id",
@@ -133,7 +120,7 @@ def gap_table(gaps: Iterable[GapRow]) -> pa.Table:
                 **gap.spool._asdict(),
                 "first_sequence": gap.first_sequence,
                 "last_sequence": gap.last_sequence,
-                "reason": _gap_reason(gap.reason),
+                "reason": gap_reason_name(gap.reason),
                 "declared_at": gap.declared_us,
             }
             for gap in gaps
@@ -143,7 +130,7 @@ def gap_table(gaps: Iterable[GapRow]) -> pa.Table:
 
 
 def stream_table(openings: Iterable[StreamOpening]) -> pa.Table:
-    """Return the rows of the table `streams`."""
+    """Return the rows of the table `streams`, with the account of each."""
     return pa.Table.from_pylist(
         [
             {
@@ -155,6 +142,7 @@ def stream_table(openings: Iterable[StreamOpening]) -> pa.Table:
                 else opening.device_monotonic.total_seconds(),
                 "clock_offset_seconds": opening.clock_offset_seconds,
                 "client": opening.client,
+                "account": None if opening.account is None else opening.account.as_json(),
             }
             for opening in openings
         ],
@@ -217,11 +205,6 @@ def _named(numbers: pa.Array, names: Sequence[str | None]) -> pa.DictionaryArray
 
 def _seconds(nanoseconds: pa.Array) -> pa.Array:
     return pc.divide(pc.cast(nanoseconds.view(pa.int64()), pa.float64(), safe=False), 1e9)
-
-
-def _gap_reason(number: int) -> str | None:
-    # A device with a newer contract must not be refused because of an unknown reason.
-    return GAP_REASONS[number] if 0 <= number < len(GAP_REASONS) else f"reason_{number}"
 
 
 def _to_json(prediction: Prediction) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
+from ingest_service.store.record_types import RecordReader, StreamAccount
 from ingest_service.store.retention_clock import ClockReading, ClockRecord
 
 STORE_MOVED = "STORE_MOVED"
@@ -49,8 +50,10 @@ STREAMS = pa.schema(
         ("device_monotonic_seconds", pa.float64()),
         ("clock_offset_seconds", pa.float64()),
         ("client", pa.string()),
+        ("account", pa.string()),
     ]
 )
+"""`account` is a `StreamAccount` as JSON; null: not sent. Only the last one of a device is kept."""
 WATERMARKS = pa.schema(
     [
         ("device_id", pa.string()),
@@ -242,6 +245,8 @@ class StreamOpening:
     """`opened_at` by the server's steady clock, s; None: not known."""
     generation: str = ""
     """Id of the opening of the spool in which the predictions were spooled; empty: not sent."""
+    account: StreamAccount | None = None
+    """None: not sent, or it breaks a rule."""
 
     @property
     def clock_offset_seconds(self) -> float | None:
@@ -278,7 +283,7 @@ class Transaction(Protocol):
         ...
 
 
-class Reader(Protocol):
+class Reader(RecordReader, Protocol):
     """A reader of the snapshot of its first query. Not thread-safe, except for `interrupt`."""
 
     def watermark(self, spool: SpoolKey) -> Watermark:

@@ -18,6 +18,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from sightline.ingest.v1 import ingest_service_pb2 as new
 from sightline.ingest.v1.ingest_pb2 import PredictionFilter
 from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
+from sightline.ingest.v1.reads_pb2 import ListDevicesRequest
 
 from edge.log.encode import prediction_body
 from edge.wire import messages, prediction_entry, sequence_field
@@ -108,6 +109,31 @@ def test_an_old_client_s_predictions_are_stored_and_read_by_a_new_one(
     assert stored.SerializeToString(deterministic=True) == sent.SerializeToString(
         deterministic=True
     )
+
+
+def test_the_account_of_a_node_passes_between_the_contracts(
+    old: OldContract, ingest: ServiceProcess, channel: grpc.Channel, tmp_path: Path
+) -> None:
+    """An old client sends none, and an old server reads all else of a header that has one."""
+    header = {"device_id": "a-old", "spool_id": str(uuid.uuid4())}
+    request = old.message("ingest.v1.PredictionLogRequest")(header=header)
+    call = channel.stream_unary(
+        f"{SERVICE}/PredictionLog",
+        request_serializer=type(request).SerializeToString,
+        response_deserializer=new.PredictionLogResponse.FromString,
+    )
+    call(iter([request]), timeout=30)
+    with PredictionLogger(ingest.address, device_id="a-new", spool_dir=tmp_path / "s") as log:
+        log(Prediction("image", "parts"))
+        assert log.flush(30, until="committed")
+    names = ListDevicesRequest(device_ids=["a-old", "a-new"])
+    newer, older = IngestServiceStub(channel).ListDevices(names, timeout=30).devices
+    assert not older.HasField("account")
+    assert older.HasField("stream_opened_at")
+    assert (newer.account.logged, newer.account.waiting_predictions) == (1, 1)
+    sent = samples.header(client="camera", account=newer.account)
+    read = old.message("ingest.v1.LogHeader").FromString(sent.SerializeToString())
+    assert (read.device_id, read.client, unknown(read)) == ("gate-1", "camera", [7])
 
 
 def test_an_old_client_reads_the_boxes_of_what_a_new_one_logs(

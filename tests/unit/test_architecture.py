@@ -73,8 +73,8 @@ ORDER: Mapping[str, tuple[str, ...]] = {
         *("metrics", "entry", "node", "commands", "__init__", "__main__"),
     ),
     "ingest_service": (
-        *("settings", "store", "store.duckdb", "read", "receive", "metrics", "backup"),
-        *("translate", "server", "__init__", "__main__"),
+        *("settings", "store", "store.duckdb", "receive", "metrics", "backup"),
+        *("translate", "read", "server", "__init__", "__main__"),
     ),
     "inference_service": (
         *("domain", "settings", "fair_threads", "serving", "telemetry", "idempotency"),

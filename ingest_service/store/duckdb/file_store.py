@@ -18,6 +18,7 @@ from ingest_service.store.duckdb.commit_clock import CommitClock
 from ingest_service.store.duckdb.commit_record import log_path
 from ingest_service.store.duckdb.database_copy import Contents, CopyError, Progress, copy_database
 from ingest_service.store.duckdb.files import FilesMovedError, LogMovedError
+from ingest_service.store.duckdb.last_streams import LastStreams, write_streams
 from ingest_service.store.duckdb.maintenance import DuckDBMaintenance
 from ingest_service.store.duckdb.opening import StoreOpenError, open_database, reopen_database
 from ingest_service.store.duckdb.reader import DuckDBReader
@@ -86,6 +87,7 @@ class DuckDBStore:
         self._positions: dict[SpoolKey, Watermark] = {}
         self._openings = 0  # in `_positions`
         self._spools = SpoolRows()
+        self._streams = LastStreams()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[DuckDBTransaction]:
@@ -112,11 +114,11 @@ class DuckDBStore:
         with self._translated():
             # A watermark from a deleted file would let a node delete its only copy.
             self._files.check()
-            return DuckDBReader(self._cursor(), self._translated)
+            return DuckDBReader(self._cursor(), self._translated, self._streams)
 
     def maintenance(self) -> DuckDBMaintenance:
         """Return the maintenance of the store; only one may be in use at a time."""
-        return DuckDBMaintenance(self._cursor, self._translated, self._committing)
+        return DuckDBMaintenance(self._cursor, self._translated, self._committing, self._streams)
 
     def check(self) -> None:
         """Raise SightlineError if the path does not lead to the file that is open."""
@@ -190,12 +192,21 @@ class DuckDBStore:
         try:
             with self._translated():
                 self._files.check()  # a foreign file at the path must not be changed
+                self._write_streams(root)
                 _checkpoint(root, self._path)
                 root.close()
                 self._files.reopened()
         finally:
             root.close()
             self._files.close()
+
+    def _write_streams(self, root: duckdb.DuckDBPyConnection) -> None:
+        """Write the last streams that the maintenance has not written."""
+        try:
+            if rows := self._streams.waiting():
+                write_streams(root, rows)
+        except duckdb.Error as error:  # nothing of the log is lost
+            logger.warning("the last streams of %d devices were not written: %s", len(rows), error)
 
     def _remember(self, transaction: DuckDBTransaction) -> None:
         """Cache the watermarks that a transaction has committed."""
@@ -206,6 +217,7 @@ class DuckDBStore:
             self._positions, self._openings = {}, 0
             self._spools.forget_rows()
         self._spools.added(transaction.added, transaction.first_added)
+        self._streams.committed(transaction.streams)
 
     def _forget_spools(self) -> None:
         self._positions, self._openings, self._spools = {}, 0, SpoolRows()

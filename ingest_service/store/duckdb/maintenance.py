@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 
 from ingest_service.store.duckdb import ledger, parquet_export, retention, rollups, totals
+from ingest_service.store.duckdb.last_streams import WRITE_SECONDS, LastStreams, write_streams
 from ingest_service.store.protocol import LedgerCheck
 from ingest_service.store.retention_clock import ClockReading, ClockRecord
 
@@ -24,6 +25,7 @@ class DuckDBMaintenance:
         cursor: opens a connection.
         translated: context manager that turns DuckDB's errors into SightlineErrors.
         committing: held during each COMMIT.
+        streams: the last streams to write.
     """
 
     def __init__(
@@ -31,8 +33,11 @@ class DuckDBMaintenance:
         cursor: Callable[[], duckdb.DuckDBPyConnection],
         translated: Callable[[], AbstractContextManager[None]],
         committing: threading.Lock,
+        streams: LastStreams,
     ) -> None:
         self._cursor = cursor
+        self._streams = streams
+        self._wrote_streams = -WRITE_SECONDS
         self._translated = translated
         self._committing = committing
         self._running: duckdb.DuckDBPyConnection | None = None
@@ -40,7 +45,7 @@ class DuckDBMaintenance:
         self._open = _OpenBlock()
 
     def update_rollups(self, now: datetime, *, everything: bool = False) -> None:
-        """Close the blocks that are full or old enough, and merge small blocks."""
+        """Close the blocks that are full or old enough, merge small ones, write last streams."""
         with self._transaction() as cursor:
             blocks = rollups.open_blocks(
                 cursor, lambda first: self._open.age(first, _us(now)), everything=everything
@@ -51,6 +56,7 @@ class DuckDBMaintenance:
             self._merge()
         if blocks:
             self._add_up_totals()
+        self._write_streams(everything)
 
     def expire(self, before: datetime, *, exported_only: bool) -> int:
         """Delete what was committed before a time; return the number of predictions."""
@@ -106,6 +112,16 @@ class DuckDBMaintenance:
         with self._transaction() as cursor:
             if blocks := rollups.mergeable(rollups.all_blocks(cursor)):
                 rollups.merge_blocks(cursor, blocks)
+
+    def _write_streams(self, everything: bool) -> None:
+        """Write the last streams of the devices, unless that was done a moment ago."""
+        rows = self._streams.waiting()
+        if not rows or (time.monotonic() - self._wrote_streams < WRITE_SECONDS and not everything):
+            return
+        with self._transaction() as cursor:
+            write_streams(cursor, rows)
+        self._streams.written(rows)
+        self._wrote_streams = time.monotonic()
 
     def _add_up_totals(self) -> None:
         with self._transaction() as cursor:

@@ -6,7 +6,13 @@ from importlib import resources
 
 import duckdb
 
-VERSIONS: Sequence[str] = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
+VERSIONS: Sequence[str] = (
+    "schema.sql",
+    "schema_2.sql",
+    "schema_3.sql",
+    "schema_4.sql",
+    "schema_records.sql",
+)
 """SQL files of this package; the nth migrates from version n - 1 to n. Version 0 is empty."""
 
 

@@ -11,8 +11,13 @@ from typing import Any
 import duckdb
 
 from ingest_service.store.duckdb.filters import where, where_sums
+from ingest_service.store.duckdb.fleet import read_devices
+from ingest_service.store.duckdb.last_streams import LastStreams
+from ingest_service.store.duckdb.ledger_read import read_ledger
+from ingest_service.store.duckdb.losses import find_sequence, read_gaps, read_rejections
 from ingest_service.store.duckdb.stats import read_stats, within
 from ingest_service.store.duckdb.stats_details import read_details
+from ingest_service.store.duckdb.unfiltered_stats import RunQuery
 from ingest_service.store.protocol import (
     Filter,
     Generation,
@@ -21,6 +26,17 @@ from ingest_service.store.protocol import (
     Stats,
     StoredPrediction,
     Watermark,
+)
+from ingest_service.store.record_types import (
+    Absence,
+    DeviceRecord,
+    FleetQuery,
+    GapRecord,
+    LedgerRecord,
+    LossFilter,
+    Place,
+    RejectedRecord,
+    StoredAt,
 )
 
 _PAGE = """
@@ -74,14 +90,17 @@ class DuckDBReader:
     Args:
         cursor: its connection; closed with the reader.
         translated: context manager that turns DuckDB's errors into SightlineErrors.
+        streams: the last streams that are not in the table `devices` yet.
     """
 
     def __init__(
         self,
         cursor: duckdb.DuckDBPyConnection,
         translated: Callable[[], AbstractContextManager[None]],
+        streams: LastStreams,
     ) -> None:
         self._cursor = cursor
+        self._streams = streams
         self._translated = translated
         self._interrupted = threading.Event()
         self._begun = False
@@ -155,6 +174,39 @@ class DuckDBReader:
             yield within("received_at", (chosen[-1][0], chosen[0][1]))
             at, count = at + count, count * 4
 
+    def devices(self, query: FleetQuery, size: int, after: Place | None) -> list[DeviceRecord]:
+        """Return at most `size` devices in the order of their ids."""
+        # Before the snapshot: what is written to the table meanwhile must not be missed.
+        waiting = self._streams.waiting()
+        with self._snapshot() as run:
+            return read_devices(run, query, size, after, waiting)
+
+    def ledger(
+        self, device_ids: Sequence[str], size: int, after: Place | None
+    ) -> tuple[Sequence[LedgerRecord], LedgerRecord]:
+        """Return the accounts of at most `size` spools, last commit first, and that of all."""
+        with self._snapshot() as run:
+            return read_ledger(run, device_ids, size, after)
+
+    def gaps(self, filter_: LossFilter, size: int, after: Place | None) -> list[GapRecord]:
+        """Return at most `size` gaps, newest commit first."""
+        with self._snapshot() as run:
+            return read_gaps(run, filter_, size, after)
+
+    def rejections(
+        self, filter_: LossFilter, size: int, after: Place | None
+    ) -> list[RejectedRecord]:
+        """Return at most `size` rejected predictions, newest commit first."""
+        with self._snapshot() as run:
+            return read_rejections(run, filter_, size, after)
+
+    def find(
+        self, spool: tuple[str, str], sequence: int
+    ) -> StoredAt | RejectedRecord | GapRecord | Absence:
+        """Return what became of one sequence."""
+        with self._snapshot() as run:
+            return find_sequence(run, *spool, sequence)
+
     def interrupt(self) -> None:
         """Make the current query and each later one fail soon. Safe from any thread."""
         self._interrupted.set()
@@ -164,6 +216,13 @@ class DuckDBReader:
     def close(self) -> None:
         """Close the cursor and its transaction."""
         self._cursor.close()
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[RunQuery]:
+        """Yield what runs queries on the reader's snapshot; its errors become SightlineErrors."""
+        with self._translated():
+            self._begin()
+            yield self._rows
 
     def _begin(self) -> None:
         """Begin a transaction, so that all later queries see one snapshot."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import duckdb
 
-from ingest_service.store.duckdb import totals
+from ingest_service.store.duckdb import spool_sums, totals
 from ingest_service.store.duckdb.rollup_sql import MERGED, SUMMARY
 
 BLOCK = 25_000
@@ -94,6 +94,7 @@ def close_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
     cursor.execute(_ADD_ROLLUPS, span)
     _add_block(cursor, block)
     totals.add_blocks(cursor, block.after, block.through)
+    spool_sums.add_block(cursor, block.after, block.through)
 
 
 def merge_blocks(cursor: duckdb.DuckDBPyConnection, blocks: Sequence[Block]) -> None:

@@ -17,7 +17,7 @@ from ingest_service.store.duckdb.rejected import (
     find_rejected,
 )
 from ingest_service.store.duckdb.spool_rows import Range, SpoolRows, count_rows
-from ingest_service.store.protocol import Changes, SpoolKey, Watermark
+from ingest_service.store.protocol import STREAMS, Changes, SpoolKey, Watermark
 from servicekit.errors import SightlineError
 
 _APPENDED = {
@@ -72,6 +72,7 @@ class DuckDBTransaction:
         moved: the watermarks that become valid with COMMIT.
         added: the spools that get a row with COMMIT, in the order of their rows.
         first_added: number of the first such row.
+        streams: the streams that are opened with COMMIT.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class DuckDBTransaction:
         self.moved: dict[SpoolKey, Watermark] = {}
         self.added: list[SpoolKey] = []
         self.first_added = 0
+        self.streams = STREAMS.empty_table()
 
     def watermarks(self, spools: Collection[SpoolKey]) -> dict[SpoolKey, Watermark]:
         """Return the watermark of each spool."""
@@ -122,8 +124,11 @@ class DuckDBTransaction:
                 self._name_incoming(rows)
                 self._cursor.execute(statement, [received_at])
         if changes.streams.num_rows:
+            self.streams = changes.streams
             self._name_incoming(changes.streams)
-            self._cursor.execute("INSERT INTO streams BY NAME SELECT * FROM incoming")
+            self._cursor.execute(
+                "INSERT INTO streams BY NAME SELECT * EXCLUDE (account) FROM incoming"
+            )
         self._move(changes.watermarks, {"now": received_at})
 
     def write_predictions(self, predictions: pa.Table, received_at: datetime) -> None:

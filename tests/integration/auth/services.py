@@ -14,7 +14,12 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sightline.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
-from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_pb2_grpc
+from sightline.ingest.v1 import (
+    ingest_pb2,
+    ingest_service_pb2,
+    ingest_service_pb2_grpc,
+    reads_pb2,
+)
 from sightline.types.v1 import prediction_pb2
 
 from servicekit.errors import SightlineError, from_rpc_error
@@ -117,6 +122,17 @@ class Client:
             self._ingest.ListPredictions, request
         )
         return answer
+
+    def records(self, method: str, *devices: str, **fields: Any) -> Any:
+        """Calls a method of `IngestService` that takes `device_ids`."""
+        request = getattr(reads_pb2, f"{method}Request")(device_ids=devices, **fields)
+        return self._use(getattr(self._ingest, method), request)
+
+    def found(self, device: str, spool: str, sequence: int = 1) -> Any:
+        request = reads_pb2.GetPredictionRequest(
+            device_id=device, spool_id=spool, sequence=sequence
+        )
+        return self._use(self._ingest.GetPrediction, request)
 
     def infer(self, key: str | None = None) -> bool:
         """Asks for a picture; returns whether the answer was a replay."""

@@ -18,6 +18,7 @@ from sightline.openinference.v2 import open_inference_pb2, open_inference_pb2_gr
 
 from servicekit.auth.key_file import KeyFile
 from servicekit.errors import SightlineError
+from sightline.cli.processes import ServiceProcess
 from tests.integration.auth.conftest import MakeKey
 from tests.integration.auth.services import (
     PATIENCE,
@@ -72,6 +73,34 @@ def test_who_may_log_as_which_device(tmp_path: Path, key: MakeKey) -> None:
     assert set(stored(tmp_path)) == {"gate-1", "line-1", "spare"}
 
 
+def check_records(service: ServiceProcess, own: str, line: str) -> None:
+    """Check who may read which devices, spools, gaps, rejections and sequences."""
+    methods = {
+        "ListDevices": "devices",
+        "GetLedger": "entries",
+        "ListGaps": "gaps",
+        "ListRejections": "rejections",
+    }
+    client = Client(service, own)
+    for method, field in methods.items():
+        mine = {entry.device_id for entry in getattr(client.records(method), field)}
+        assert mine <= {"a", "b"}
+        assert mine or method in ("ListGaps", "ListRejections")
+        assert refusal(client.records, method, "a", "c").reason == "DEVICE_NOT_ALLOWED"
+        unnamed = refusal(Client(service, line).records, method)
+        assert unnamed.reason == "DEVICE_FILTER_REQUIRED"
+        assert [violation.field for violation in unnamed.violations] == ["device_ids"]
+    assert client.records("GetLedger").total.accepted == 2
+    entries = client.records("GetLedger").entries
+    for entry in entries:
+        assert client.found(entry.device_id, entry.spool_id).HasField("prediction")
+    error = refusal(client.found, "c", entries[0].spool_id)
+    assert (error.code, error.reason) == (DENIED, "DEVICE_NOT_ALLOWED")
+    token = client.records("ListDevices", page_size=1).next_page_token
+    with pytest.raises(SightlineError, match="page_token must be used"):
+        Client(service, line).records("ListDevices", "line-1", page_token=token)
+
+
 def test_who_may_read_what(tmp_path: Path, key: MakeKey) -> None:
     writer = key("writer", "log", "*")
     own, line = key("own", "read", "a b"), key("line", "read", "line-*")
@@ -89,6 +118,7 @@ def test_who_may_read_what(tmp_path: Path, key: MakeKey) -> None:
         assert {p.device_id for p in (*page.predictions, *rest.predictions)} == {"a", "b"}
         assert rest.next_page_token == ""
 
+        check_records(service, own, line)
         client = Client(service, line)
         assert client.stats("line-1") == {"line-1": 1}
         assert refusal(client.stats).reason == "DEVICE_FILTER_REQUIRED"

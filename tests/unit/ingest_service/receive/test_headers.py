@@ -4,11 +4,22 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from sightline.ingest.v1.ingest_pb2 import DroppedCount, NodeAccount
 
+from ingest_service.receive.decode import Decoder
+from ingest_service.receive.group import Message, prepare
 from ingest_service.receive.headers import parse_header, parse_spool, parse_time
 from servicekit.errors import SightlineError
 from tests.unit.ingest_service.mutate import mutated
-from tests.unit.ingest_service.samples import NOW, SPOOL, header, prediction, request, timestamp
+from tests.unit.ingest_service.samples import (
+    DECODERS,
+    NOW,
+    SPOOL,
+    header,
+    prediction,
+    request,
+    timestamp,
+)
 
 HEADER_RULES: list[tuple[dict[str, Any], str]] = [
     ({"device_id": ""}, "header.device_id"),
@@ -37,6 +48,55 @@ def test_a_header_that_breaks_a_rule_is_refused_by_field(fields: dict[str, Any],
         parse_header(request(head=broken).SerializeToString(), NOW)
     assert caught.value.code.name == "INVALID_ARGUMENT"
     assert [violation.field for violation in caught.value.violations] == [path]
+
+
+ACCOUNT: dict[str, Any] = {
+    "waiting_predictions": 2**63 - 1,
+    "spool_bytes": 5,
+    "oldest_waiting": Duration(seconds=90, nanos=500_000_000),
+    "dropped": [DroppedCount(reason=4, count=2), DroppedCount(reason=77, count=1)],  # type: ignore[arg-type]
+    "logged": 7,
+    "uptime": Duration(),
+}
+BAD_ACCOUNTS: list[dict[str, Any]] = [
+    {"waiting_predictions": -1},
+    {"spool_bytes": -(2**63)},
+    {"logged": -1},
+    {"oldest_waiting": Duration(seconds=-1)},
+    {"oldest_waiting": Duration(seconds=2**62)},
+    {"uptime": Duration(nanos=10**9)},
+    {"uptime": Duration(nanos=-1)},
+    {"dropped": [DroppedCount(reason=1, count=-1)]},  # type: ignore[arg-type]
+    {"dropped": [DroppedCount(count=1)]},
+    {"dropped": [DroppedCount(reason=-4, count=1)]},  # type: ignore[arg-type]
+    {"dropped": [DroppedCount(reason=1, count=2**63 - 1)] * 2},  # type: ignore[arg-type]
+    {"dropped": [DroppedCount(reason=n, count=1) for n in range(1, 22)]},  # type: ignore[arg-type]
+]
+
+
+def test_an_account_is_read() -> None:
+    opened = parse_header(
+        request(head=header(account=NodeAccount(**ACCOUNT))).SerializeToString(), NOW
+    )
+    dropped = {"spool_age": 2, "reason_77": 1}
+    assert opened.account == (2**63 - 1, 5, 90.5, dropped, 7, 0.0)
+    assert parse_header(request(head=header()).SerializeToString(), NOW).account is None
+    empty = parse_header(request(head=header(account=NodeAccount())).SerializeToString(), NOW)
+    assert empty.account == (0, 0, None, {}, 0, None)
+
+
+@pytest.mark.parametrize("decoder", DECODERS.values(), ids=list(DECODERS))
+@pytest.mark.parametrize("fields", BAD_ACCOUNTS)
+def test_an_absurd_account_is_ignored_and_never_stops_the_log(
+    fields: dict[str, Any], decoder: Decoder
+) -> None:
+    head = header(account=NodeAccount(**ACCOUNT | fields))
+    payload = request(prediction(1), head=head).SerializeToString()
+    opened = parse_header(payload, NOW)
+    assert opened.account is None
+    group = prepare([Message(0, opened, payload, True)], decoder, NOW)
+    assert group.refused == {}
+    assert len(group.predictions) == 1
 
 
 @pytest.mark.parametrize("size", [1, 256])

@@ -6,7 +6,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sightline.ingest.v1.ingest_pb2 import GapReason
 from sightline.types.v1.prediction_pb2 import Prediction
 
-from ingest_service.receive.rows import GAP_REASONS, originals
+from ingest_service.receive.rows import originals
+from ingest_service.store.gap_reasons import GAP_REASONS, gap_reason_name, gap_reason_number
 from tests.unit.ingest_service.samples import prediction, request
 
 
@@ -14,6 +15,11 @@ def test_every_gap_reason_of_the_contract_has_its_name() -> None:
     names = [name.removeprefix("GAP_REASON_").lower() for name in GapReason.keys()]  # noqa: SIM118
     assert GapReason.values() == list(range(len(GAP_REASONS)))
     assert list(GAP_REASONS) == [None, *names[1:]]
+
+
+@pytest.mark.parametrize("number", [1, 9, 10, 2**31 - 1])
+def test_a_gap_reason_of_a_newer_contract_keeps_its_number(number: int) -> None:
+    assert gap_reason_number(gap_reason_name(number) or "") == number
 
 
 def test_an_original_is_the_prediction_in_protobufs_json() -> None:
