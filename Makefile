@@ -17,6 +17,7 @@ GO_CAMERA := examples/go/bin/camera
 # Other DuckDBs than ours, which read and write the same files; each in a folder of its own.
 OTHER_DUCKDBS := build/duckdb/1.4.4/.installed build/duckdb/2.0.1/.installed
 # Touched last, so it stands for a whole build.
+BROWSER_MODULES := tests/browser/node_modules/.package-lock.json
 NODE_CAMERA := examples/node/gen/.built
 PROTO := $(shell find proto -name '*.proto')
 CONSTRAINTS := constraints.txt
@@ -91,6 +92,10 @@ $(NODE_CAMERA): $(PROTO) examples/node/package-lock.json examples/node/buf.gen.y
 	cd examples/node && buf generate
 	@touch $@
 
+$(BROWSER_MODULES): tests/browser/package-lock.json
+	npm ci --prefix tests/browser --no-audit --no-fund
+	@touch $@
+
 # An environment of its own: tritonclient needs an older protobuf. perf_analyzer has builds for some
 # systems only; its test skips elsewhere.
 $(TRITONCLIENT)/.installed: export PIP_CONSTRAINT := $(CURDIR)/tests/compat/triton/constraints.txt
@@ -132,11 +137,15 @@ setup: $(VENV)/.test ## The virtual environment with everything in it
 # the others either: the tests then skip and say so, unless SIGHTLINE_REQUIRE_COMPAT is set.
 compat:
 	-@if command -v go >/dev/null; then $(MAKE) --no-print-directory $(GRPCURL) $(GO_CAMERA); fi
-	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE_MODULES) $(NODE_CAMERA); fi
+	-@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE_MODULES) $(NODE_CAMERA) $(BROWSER_MODULES); fi
 	-@$(MAKE) --no-print-directory $(TRITONCLIENT)/.installed
 	-@$(MAKE) --no-print-directory $(OTHER_DUCKDBS)
 	-@$(MAKE) --no-print-directory $(ENVOY)
 	-@if command -v dpkg-deb >/dev/null; then $(MAKE) --no-print-directory $(PROMETHEUS); fi
+
+.PHONY: browser
+browser: ## Debian's Chromium, in which the console is tested; needs root
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 
 .PHONY: check
 # Four processes, since unit tests wait more than they compute.
