@@ -1,0 +1,125 @@
+"""Real services, a real log, and Debian's Chromium."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request
+
+from tests.browser.console import ConsoleProcess
+from tests.browser.fleet import send
+from tests.integration.ingest.process import IngestProcess
+
+CHROMIUM = shutil.which("chromium")
+MODULES = Path(__file__).parent / "node_modules"
+SIZE = (1500, 1100)
+PATIENCE_MS = 30_000
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args() -> dict[str, object]:
+    """Return how to start the browser; its sandbox does not run as root."""
+    if CHROMIUM is None:
+        sentence = "there is no Chromium here: `make browser` installs Debian's, as root"
+        if os.environ.get("SIGHTLINE_REQUIRE_COMPAT"):
+            pytest.fail(sentence)
+        pytest.skip(sentence)
+    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+    return {"executable_path": CHROMIUM, "args": flags}
+
+
+@dataclass
+class Fleet:
+    """Services with a log.
+
+    Attributes:
+        server: the ingest service.
+        console: the console.
+        spools: the spool of each device.
+    """
+
+    server: IngestProcess
+    console: ConsoleProcess
+    spools: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A fleet that tests only read."""
+    folder = tmp_path_factory.mktemp("fleet")
+    server = IngestProcess(folder)
+    server.start()
+    console = ConsoleProcess(folder, server.address)
+    try:
+        yield Fleet(server, console, send(server))
+        assert console.stop() == 0
+        assert "Traceback" not in console.log.read_text()
+    finally:
+        console.process.kill()
+        server.kill()
+
+
+@dataclass
+class Visit:
+    """A page, with what it has said and fetched."""
+
+    page: Page
+    url: str
+    said: list[str] = field(default_factory=list)
+    """Messages of the browser's console, and errors that no code caught."""
+    foreign: list[str] = field(default_factory=list)
+    """Requests that left the host."""
+
+    def open(self, path: str = "/") -> Page:
+        """Open a path of the console and wait until no panel loads."""
+        self.page.goto(self.url + path)
+        self.settle()
+        return self.page
+
+    def settle(self) -> None:
+        """Wait until no panel loads."""
+        self.page.wait_for_selector("main [data-panel], main form")
+        self.page.wait_for_function("!document.querySelector('[aria-busy=\"true\"]')")
+
+
+Open = Callable[..., Visit]
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Open]:
+    """Return a function that prepares a page on a console.
+
+    The test fails if the page writes to the browser's console or fetches from another host.
+    """
+    visits: list[Visit] = []
+
+    def prepare(console: ConsoleProcess, **options: object) -> Visit:
+        settings: dict[str, object] = {"viewport": {"width": SIZE[0], "height": SIZE[1]}, **options}
+        page = browser.new_context(**settings).new_page()  # type: ignore[arg-type]
+        page.set_default_timeout(PATIENCE_MS)
+        made = Visit(page, console.url)
+        host = urlsplit(console.url).netloc
+
+        def look(request: Request) -> None:
+            parts = urlsplit(request.url)
+            if parts.scheme not in ("data", "blob") and parts.netloc != host:
+                made.foreign.append(request.url)
+
+        def hear(message: ConsoleMessage) -> None:
+            made.said.append(f"{message.type}: {message.text}")
+
+        page.on("request", look)
+        page.on("console", hear)
+        page.on("pageerror", lambda error: made.said.append(str(error)))
+        visits.append(made)
+        return made
+
+    yield prepare
+    for made in visits:
+        made.page.context.close()
+        assert not made.foreign
+        assert not made.said

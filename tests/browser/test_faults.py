@@ -1,0 +1,111 @@
+"""What the page shows when a service is away, asks for a key, or commits while it is open."""
+
+import itertools
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
+
+from tests.browser.conftest import Open
+from tests.browser.console import ConsoleProcess
+from tests.browser.fleet import prediction
+from tests.integration.ingest.process import IngestProcess
+
+NOON = 1_790_000_000.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[IngestProcess]:
+    server = IngestProcess(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def console(tmp_path: Path, server: IngestProcess) -> Iterator[ConsoleProcess]:
+    console = ConsoleProcess(tmp_path, server.address)
+    yield console
+    console.process.kill()
+    console.process.wait()
+
+
+class Logger:
+    """Logs predictions of one device, one stream each."""
+
+    def __init__(self, server: IngestProcess) -> None:
+        self._server = server
+        self._header = ingest_pb2.LogHeader(device_id="gate-1", spool_id=str(uuid.uuid4()))
+        self._sequences = itertools.count(1)
+
+    def log(self, count: int) -> int:
+        """Log so many predictions.
+
+        Returns:
+            The last sequence.
+        """
+        made = [prediction(next(self._sequences), NOON) for _ in range(count)]
+        request = ingest_service_pb2.PredictionLogRequest(header=self._header, predictions=made)
+        return self._server.log_messages(request).committed_through
+
+
+def test_an_empty_log(console: ConsoleProcess, visit: Open) -> None:
+    visited = visit(console)
+    page = visited.open()
+    expect(page.locator('[data-panel="devices"]')).to_contain_text("No device has logged yet")
+    expect(page.locator(".failure")).to_have_count(0)
+    for view in ("ledger", "models"):
+        visited.open(f"/?view={view}")
+        expect(page.locator(".failure")).to_have_count(0)
+
+
+def test_what_is_committed_appears(
+    console: ConsoleProcess, server: IngestProcess, visit: Open
+) -> None:
+    visited = visit(console)
+    page = visited.open()
+    expect(page.locator('[data-panel="live"] .note')).to_have_text("")  # it is connected
+    logger = Logger(server)
+    logger.log(3)
+    lines = page.locator('[data-panel="live"] .lines li')
+    expect(lines).to_have_count(3)
+    logger.log(500)
+    expect(page.locator('[data-panel="live"]')).to_contain_text("more than 50 a second")
+    assert lines.count() <= 60
+    page.locator('[data-panel="live"] .lines a').first.click()
+    visited.settle()
+    expect(page.locator('[data-panel="prediction"]')).to_contain_text("frame-503.jpg")
+
+
+def test_a_service_that_is_away_and_comes_back(
+    tmp_path: Path, server: IngestProcess, visit: Open
+) -> None:
+    Logger(server).log(10)
+    address = server.address
+    server.stop()
+    console = ConsoleProcess(tmp_path, address)
+    visited = visit(console)
+    page = visited.open()
+    expect(page.locator('[data-panel="ledger"] .failure')).to_contain_text("UNAVAILABLE")
+    assert page.locator('[data-panel="devices"] .failure').count() == 1
+    visited.said.clear()  # the browser itself writes a line for each failed request
+    again = IngestProcess(tmp_path, "--listen", address)
+    again.start()
+    try:
+        page.locator('[data-panel="ledger"] .failure button').click()
+        expect(page.locator('[data-panel="ledger"] tbody')).to_contain_text("gate-1")
+    finally:
+        again.kill()
+        console.process.kill()
+        console.process.wait()
+    page.context.close()
+    visited.said.clear()
+
+
+def test_a_key_is_asked_for(tmp_path: Path, visit: Open) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text("")
+    pytest.skip("written when the shape of the key file is known")
