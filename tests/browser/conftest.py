@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
 
 from tests.browser.console import ConsoleProcess
 from tests.browser.fleet import send
@@ -18,6 +18,7 @@ CHROMIUM = shutil.which("chromium")
 MODULES = Path(__file__).parent / "node_modules"
 SIZE = (1500, 1100)
 PATIENCE_MS = 30_000
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="session")

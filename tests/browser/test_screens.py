@@ -155,9 +155,7 @@ def test_keys_and_addresses(fleet: Fleet, visit: Open) -> None:
     expect(page.locator('[data-panel="devices"] .tile')).to_have_count(1)
 
 
-@pytest.mark.parametrize(
-    "path", ["/", f"/?device={SILENT}", "/?view=ledger", "/?view=models"]
-)
+@pytest.mark.parametrize("path", ["/", f"/?device={SILENT}", "/?view=ledger", "/?view=models"])
 def test_a_phone_needs_no_scrolling_to_the_side(fleet: Fleet, visit: Open, path: str) -> None:
     visited = visit(fleet.console, viewport={"width": 375, "height": 740}, has_touch=True)
     page = visited.open(path)
