@@ -79,7 +79,7 @@ def test_the_node(tmp_path: Path, report: Report, runs: int) -> None:
     report(campaign("SIGKILL of the node", runs, audits))
 
 
-@pytest.mark.parametrize("runs", [20, pytest.param(500, marks=SOAK)])
+@pytest.mark.parametrize("runs", [12, pytest.param(500, marks=SOAK)])
 def test_the_server(tmp_path: Path, report: Report, runs: int) -> None:
     at_work: list[World] = []
     audits = several(lambda world, n: kill_servers(world, n, at_work), tmp_path, runs)

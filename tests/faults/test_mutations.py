@@ -24,7 +24,7 @@ NEED_MANY = {"TOO_MANY_DETECTIONS", "TOO_MANY_LABELS"}
 @pytest.mark.parametrize(
     ("decoder", "count"),
     [
-        pytest.param("ptars", 20_000, marks=PATIENT),
+        pytest.param("ptars", 10_000, marks=PATIENT),
         pytest.param("protobuf", 5_000, marks=PATIENT),
         pytest.param("ptars", 1_000_000, marks=SOAK),
         pytest.param("protobuf", 1_000_000, marks=SOAK),

@@ -34,7 +34,7 @@ def cut_power(world: World, runs: int, unconfirmed: list[int], aside: list[Path]
     return audit
 
 
-@pytest.mark.parametrize("runs", [4 * WORLDS, pytest.param(240, marks=SOAK)])
+@pytest.mark.parametrize("runs", [2 * WORLDS, pytest.param(240, marks=SOAK)])
 def test_14_power_failures_of_the_server(tmp_path: Path, report: Report, runs: int) -> None:
     unconfirmed: list[int] = []
     aside: list[Path] = []

@@ -72,7 +72,7 @@ def mix(world: World, store: Path, moments: Path) -> None:
             shutil.copy(moment / name, store)
 
 
-@pytest.mark.parametrize("runs", [4 * WORLDS, pytest.param(240, marks=SOAK)])
+@pytest.mark.parametrize("runs", [3 * WORLDS, pytest.param(240, marks=SOAK)])
 def test_09_files_of_the_store_that_are_put_back(tmp_path: Path, report: Report, runs: int) -> None:
     """Check that the server refuses the files, or that the nodes declare what is missing."""
     outcomes: list[str] = []

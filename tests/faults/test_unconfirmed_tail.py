@@ -12,6 +12,9 @@ from ingest_service.store.duckdb.opening import StoreOpenError
 from tests.faults.power import PAGE, lose_pages
 from tests.unit.ingest_service.stores import checkpoint, leave, log, opened, sequences
 
+ROUNDS = 12
+"""Number of different losses or damages that a test tries."""
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -41,7 +44,7 @@ def test_14_a_hole_in_the_unconfirmed_tail_is_set_aside(
     database, whole = left.read_bytes(), log_path(left).read_bytes()
     record_path = commit_record_path(left)
     record, chance = record_path.read_bytes(), random.Random(rows)
-    for _ in range(30):
+    for _ in range(ROUNDS):
         for file in left.parent.iterdir():
             file.unlink()
         left.write_bytes(database)
@@ -79,7 +82,7 @@ def test_14_damage_of_what_was_confirmed_is_refused(
     whole, chance = log_path(left).read_bytes(), random.Random(14)
     if not has_record:
         commit_record_path(left).unlink()
-    for _ in range(30):
+    for _ in range(ROUNDS):
         at = chance.randrange(100, confirmed)
         damaged = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
         log_path(left).write_bytes(damaged)

@@ -28,6 +28,7 @@ from edge.log.adapters import from_ultralytics
 from edge.log.supervision_adapters import from_supervision
 from edge.records import DetectionArrays, Mask
 from tests.integration.edge_detect.answers import differences, masks_of
+from tests.once import made_once
 from tests.photographs import photograph
 from vision import ModelError, encode_rle
 from vision.masks import _opencv
@@ -38,15 +39,16 @@ PHOTOS = ("bus.jpg", "zidane.jpg")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    subprocess.run(
-        [sys.executable, PROGRAM, folder, *map(photograph, PHOTOS)],
-        cwd=folder,
-        check=True,
-        timeout=110,
-        capture_output=True,
-    )
-    return folder
+    def make(folder: Path) -> None:
+        subprocess.run(
+            [sys.executable, PROGRAM, folder, *map(photograph, PHOTOS)],
+            cwd=folder,
+            check=True,
+            timeout=110,
+            capture_output=True,
+        )
+
+    return made_once(tmp_path_factory, "models of every task", make)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from onnxruntime.quantization import (
 )
 
 from models.plates import camera
+from tests.once import made_once
 from tests.photographs import photograph
 from vision import (
     Detections,
@@ -55,13 +56,21 @@ def pictures() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("exports")
+    """Return the folder of the makers' models."""
+    return made_once(tmp_path_factory, "exports", export)
 
 
 @pytest.fixture(scope="session")
-def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the detections of the makers' code; the models are in the folder after this."""
-    home = tmp_path_factory.mktemp("makers")
+def reference(folder: Path) -> dict[str, Any]:
+    """Return the detections of the makers' code."""
+    detections: dict[str, Any] = json.loads((folder / "reference.json").read_text())
+    return detections
+
+
+def export(folder: Path) -> None:
+    """Write the makers' models, and the detections of their code as `reference.json`."""
+    home = folder / "home"
+    home.mkdir()
     offline = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": str(home)}
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(folder), *(str(photograph(name)) for name in PICTURES)],
@@ -72,8 +81,7 @@ def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
-    detections: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return detections
+    (folder / "reference.json").write_text(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("picture", PICTURES)
@@ -186,10 +194,10 @@ def plates() -> list[np.ndarray]:
     return [plate.image for plate in shown[:12]]
 
 
-def test_half_precision(folder: Path, reference: dict[str, Any], plates: list[np.ndarray]) -> None:
+def test_half_precision(tmp_path: Path, plates: list[np.ndarray]) -> None:
     half = convert_float_to_float16(onnx.load(PLATES))
-    onnx.save(half, folder / "plates_fp16.onnx")
-    detector = OnnxYolo.load(folder / "plates_fp16.onnx")
+    onnx.save(half, tmp_path / "plates_fp16.onnx")
+    detector = OnnxYolo.load(tmp_path / "plates_fp16.onnx")
     assert {info.dtype for info in (*detector.session.inputs, *detector.session.outputs)} == {
         np.dtype(np.float16)
     }
@@ -197,11 +205,11 @@ def test_half_precision(folder: Path, reference: dict[str, Any], plates: list[np
 
 
 def test_half_precision_of_an_export(
-    folder: Path, reference: dict[str, Any], pictures: dict[str, np.ndarray]
+    folder: Path, tmp_path: Path, pictures: dict[str, np.ndarray]
 ) -> None:
-    half = convert_float_to_float16(onnx.load(folder / "yolo11n.onnx"))
-    onnx.save(half, folder / "yolo11n_fp16.onnx")
-    single, half = (OnnxYolo.load(folder / f"yolo11n{end}.onnx") for end in ("", "_fp16"))
+    files = folder / "yolo11n.onnx", tmp_path / "yolo11n_fp16.onnx"
+    onnx.save(convert_float_to_float16(onnx.load(files[0])), files[1])
+    single, half = map(OnnxYolo.load, files)
     for picture in pictures.values():
         batch, _ = single.prepare(picture)
         expected, detections = single.run(batch), half.run(batch)
@@ -214,8 +222,8 @@ def test_half_precision_of_an_export(
 
 
 @pytest.mark.parametrize("way", ["static", "dynamic"])
-def test_quantised_models(folder: Path, plates: list[np.ndarray], way: str) -> None:
-    path = folder / f"plates_{way}.onnx"
+def test_quantised_models(tmp_path: Path, plates: list[np.ndarray], way: str) -> None:
+    path = tmp_path / f"plates_{way}.onnx"
     if way == "static":
         rows = Rows([OnnxYolo.load(PLATES).prepare(picture)[0] for picture in plates])
         # Convolutions only: boxes and scores, which end in one tensor, cannot share a scale.

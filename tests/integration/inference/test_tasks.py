@@ -14,7 +14,7 @@ from edge.cloud.types import InferAnswer, InferParameters, ModelHint, ModelTask
 from edge.records import Detection, Mask
 from tests.integration.inference.process import InferenceProcess, started
 from tests.integration.vision import test_ultralytics_tasks as exports
-from tests.integration.vision.export_list import CONFIDENCE, EXPORTS, FAST, SLOW
+from tests.integration.vision.export_list import CONFIDENCE, EXPORTS, FAST, MORE, SLOW
 from vision import (
     Detections,
     OnnxYolo,
@@ -39,6 +39,13 @@ def slow_service(
     shared: Path, picture: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[InferenceProcess]:
     yield from service(tmp_path_factory.mktemp("slow"), shared, picture, list(SLOW))
+
+
+@pytest.fixture(scope="module")
+def more_service(
+    shared: Path, picture: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[InferenceProcess]:
+    yield from service(tmp_path_factory.mktemp("more"), shared, picture, list(MORE))
 
 
 def service(
@@ -135,6 +142,14 @@ def test_the_cloud_answers_as_ultralytics_for_every_family(
     slow_service: InferenceProcess, shared: Path, picture: Path, name: str
 ) -> None:
     check(slow_service, shared, picture, name)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", MORE)
+def test_the_cloud_answers_as_ultralytics_for_more_exports(
+    more_service: InferenceProcess, shared: Path, picture: Path, name: str
+) -> None:
+    check(more_service, shared, picture, name)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ The programs run in an empty folder, so that they see the installed package and 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.once import made_once
 
 ROOT = Path(__file__).parents[3]
 CLIENT = Path(__file__).with_name("typed_client.py")
@@ -57,32 +60,41 @@ PROMISES = {
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout, as `make wheel` builds it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder)]
-    subprocess.run([*build, str(ROOT)], check=True, timeout=300)
-    (path,) = folder.glob("*.whl")
+
+    def make(folder: Path) -> None:
+        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder)]
+        subprocess.run([*build, str(ROOT)], check=True, timeout=300)
+
+    (path,) = made_once(tmp_path_factory, "wheel", make).glob("*.whl")
     return path
 
 
 @pytest.fixture(scope="session")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return the interpreter of a new environment with the wheel and one extra in it."""
-    made: dict[str, Path] = {}
+    """Return the interpreter of an environment with the wheel and one extra in it.
 
-    def make(extra: str) -> Path:
-        if extra not in made:
-            folder = tmp_path_factory.mktemp(f"with-{extra or 'nothing'}")
-            venv = [sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")]
+    One with an extra begins as a copy of the plain one, whose packages pip would only unpack again.
+    """
+
+    def make(folder: Path, extra: str) -> None:
+        if extra:
+            plain = python_with("").parents[1]
+            shutil.copytree(plain, folder, True, copy_function=os.link, dirs_exist_ok=True)
+        else:
+            venv = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
             subprocess.run(venv, check=True, timeout=100)
-            python = folder / "venv/bin/python"
-            pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-            wanted = f"{wheel}[{extra}]" if extra else str(wheel)
-            env = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
-            subprocess.run([*pip, "--no-compile", wanted], env=env, check=True, timeout=300)
-            made[extra] = python
-        return made[extra]
+        python = folder / "bin/python"
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+        wanted = f"{wheel}[{extra}]" if extra else str(wheel)
+        env = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+        subprocess.run([*pip, "--no-compile", wanted], env=env, check=True, timeout=300)
 
-    return make
+    def python_with(extra: str) -> Path:
+        name = f"with {extra or 'nothing'}"
+        folder = made_once(tmp_path_factory, name, lambda folder: make(folder, extra))
+        return folder / "bin/python"
+
+    return python_with
 
 
 def alone() -> dict[str, str]:
@@ -102,7 +114,7 @@ def run(folder: Path, *command: str | Path) -> str:
 def serving(folder: Path, python: Path, flags: Sequence[str]) -> Iterator[str]:
     """Run `sightline serve`, and yield the service's address."""
     with subprocess.Popen(
-        [python.with_name("sightline"), "serve", *flags, "--listen", "127.0.0.1:0"],
+        [python, "-m", "sightline", "serve", *flags, "--listen", "127.0.0.1:0"],
         cwd=folder,
         env=alone(),
         stdout=subprocess.PIPE,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from tests.integration.vision.export_list import CONFIDENCE, EXPORTS, FAST, SLOW
+from tests.integration.vision.export_list import CONFIDENCE, EXPORTS, FAST, MORE, SLOW
 from tests.photographs import photograph
 from vision import (
     Detections,
@@ -54,7 +54,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 def answers(shared: Path, picture: Path, name: str) -> tuple[Path, dict[str, np.ndarray]]:
     """Return the file of an export and ultralytics' answer; make its whole group if needed."""
-    group = FAST if name in FAST else SLOW
+    group = next(group for group in (FAST, SLOW, MORE) if name in group)
     with FileLock(shared / f"{next(iter(group))}.lock"):
         if not (shared / f"{name}.npz").is_file():
             export(shared, picture, list(group))
@@ -78,7 +78,12 @@ def export(folder: Path, picture: Path, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+    "name",
+    [
+        *FAST,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+        *(pytest.param(name, marks=pytest.mark.soak) for name in MORE),
+    ],
 )
 def test_the_same_objects_as_ultralytics(shared: Path, picture: Path, name: str) -> None:
     path, theirs = answers(shared, picture, name)
