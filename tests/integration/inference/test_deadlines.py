@@ -8,7 +8,15 @@ import grpc
 import pytest
 
 from tests.integration.inference.conftest import SLOW_SECONDS
-from tests.integration.inference.process import InferenceStub, ask, client, failures, names, started
+from tests.integration.inference.process import (
+    InferenceProcess,
+    InferenceStub,
+    ask,
+    client,
+    failures,
+    names,
+    started,
+)
 from tests.unit.inference_service.tiny_onnx import picture
 
 pytestmark = pytest.mark.alone
@@ -17,14 +25,20 @@ RED = picture()
 SLACK = 0.25  # what a busy machine may add to a deadline of the client's own
 
 
-@pytest.fixture
-def caller(tmp_path: Path, slow: Path) -> Iterator[InferenceStub]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, slow: Path) -> Iterator[InferenceProcess]:
     flags = [
         *("--model-repository", str(slow), "--workers", "1"),
         *("--queue-size", "4", "--max-images", "4"),
     ]
-    with started(tmp_path, *flags) as server, client(server) as connected:
-        grpc.channel_ready_future(connected.channel).result(10)
+    with started(tmp_path_factory.mktemp("deadlines"), *flags) as running:
+        yield running
+
+
+@pytest.fixture
+def caller(server: InferenceProcess) -> Iterator[InferenceStub]:
+    with client(server) as connected:
+        connected.infer(RED, timeout=60)  # what another test has left has been done
         yield connected
 
 

@@ -5,7 +5,6 @@ How much the well-behaved caller asks for goes by how long the model takes on th
 
 import asyncio
 import io
-import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
-import psutil
 import pytest
 from PIL import Image
 
@@ -34,9 +32,8 @@ from tests.unit.inference_service.tiny_onnx import colour_model, picture
 
 pytestmark = pytest.mark.alone
 
-MIB = 1024 * 1024
 RUN_MATMULS = 6  # some 20 to 60 ms a picture
-CALLS = 40
+CALLS = 20
 DEADLINE_SECONDS = 2.0
 SHARE = 0.95
 RED = ask(picture()).SerializeToString()
@@ -150,7 +147,7 @@ async def test_a_caller_below_its_share_is_in_time_beside_a_flood(
 
 @pytest.mark.parametrize(
     "calls",
-    [CALLS // 2, pytest.param(10 * CALLS, marks=[pytest.mark.soak, pytest.mark.timeout(900)])],
+    [CALLS, pytest.param(20 * CALLS, marks=[pytest.mark.soak, pytest.mark.timeout(900)])],
 )
 async def test_runs_that_outlast_a_deadline_make_no_short_run_late(
     fleet: DeviceFleet, calls: int
@@ -216,56 +213,3 @@ def _outcome(made: InferenceStub, timeout: float) -> str:
     except grpc.RpcError as error:
         return from_rpc_error(error).code.name
     return "OK"
-
-
-def flat_png(width: int, height: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), (200, 10, 10)).save(buffer, "PNG", compress_level=9)
-    return buffer.getvalue()
-
-
-def test_the_pixels_of_a_request_are_not_held_together(tmp_path: Path, quick_model: Path) -> None:
-    """Item 3: 16 pictures of 20 million pixels, each 140 MB while it is decoded."""
-    data = flat_png(5_000, 4_000)
-    bound = 150 * MIB
-    flags = [
-        *("--model-repository", str(quick_model), "--workers", "2"),
-        *("--max-bytes-in-flight", str(bound)),
-    ]
-    with started(tmp_path, *flags) as server, client(server) as first:
-        first.infer(picture())
-        before = _memory(server)
-        peak = _most_memory(server, first, [data] * 16)
-    assert peak - before < 2 * bound
-
-
-def _most_memory(server: InferenceProcess, first: InferenceStub, pictures: list[bytes]) -> int:
-    call = first.stub.Infer.future(ask(*pictures), timeout=300)
-    peak = 0
-    while not call.done():
-        peak = max(peak, _memory(server))
-        time.sleep(0.005)
-    assert len(call.result().results) == len(pictures)
-    return peak
-
-
-def _memory(server: InferenceProcess) -> int:
-    return int(psutil.Process(server.process.pid).memory_info().rss)
-
-
-def test_a_picture_that_never_has_room_is_refused_for_its_size(
-    tmp_path: Path, quick_model: Path
-) -> None:
-    flags = [
-        *("--model-repository", str(quick_model), "--workers", "1"),
-        *("--max-message-bytes", str(2 * MIB), "--max-image-bytes", str(MIB)),
-        *("--max-bytes-in-flight", str(2 * MIB)),
-    ]
-    with started(tmp_path, *flags) as server, client(server) as first:
-        error = first.refusal(flat_png(1000, 1000))
-        assert error.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert error.reason == "IMAGE_DIMENSIONS_TOO_LARGE"
-        assert f"{2 * MIB // 3} in total" in error.message
-        assert "max_bytes_in_flight" in server.log.read_text()
-        for size in itertools.repeat((700, 700), 3):
-            assert first.infer(flat_png(*size)).results

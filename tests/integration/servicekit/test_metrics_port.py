@@ -13,14 +13,19 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from servicekit.telemetry import metrics_server
-from servicekit.telemetry.metrics_server import MAX_CONNECTIONS, MAX_REQUEST_BYTES, MetricsServer
+from servicekit.telemetry.metrics_server import (
+    MAX_CONNECTIONS,
+    MAX_REQUEST_BYTES,
+    REQUEST_SECONDS,
+    MetricsServer,
+)
 from tests.integration.servicekit.test_lifecycle import started
-
-pytestmark = pytest.mark.alone
 
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 LORIS = 500
 FLOOD_ADDRESS = "127.0.0.2"
+PROMPT_SECONDS = REQUEST_SECONDS - 1
+"""Maximum duration of what waits for no slow connection, s: one that does is closed later."""
 
 
 def scraped(address: str) -> str:
@@ -88,7 +93,7 @@ async def test_others_are_answered_beside_slow_connections(
         began = time.monotonic()
         page = await asyncio.to_thread(scraped, served.address)
         assert "things_total 3.0" in page
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < PROMPT_SECONDS
         assert threading.active_count() <= threads + 1  # that of `to_thread`
 
 
@@ -96,7 +101,7 @@ async def test_a_request_that_does_not_come_is_given_up(
     served: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_server, "REQUEST_SECONDS", 0.2)
-    async with slow(served.address, 3, REQUEST[:10]) as readers, asyncio.timeout(5):
+    async with slow(served.address, 3, REQUEST[:10]) as readers, asyncio.timeout(30):
         await until_closed(readers)
 
 
@@ -125,7 +130,7 @@ async def test_an_answer_that_is_not_read_is_given_up(monkeypatch: pytest.Monkey
 async def test_a_request_without_end_is_refused(served: MetricsServer) -> None:
     sent = REQUEST[:-2] + b"X: " + b"x" * 2 * MAX_REQUEST_BYTES
     async with slow(served.address, 1, sent) as (reader,):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
 
 
@@ -133,10 +138,12 @@ async def test_pages_without_end_are_paced_by_address(served: MetricsServer) -> 
     async with slow(served.address, MAX_CONNECTIONS - 4, REQUEST) as readers:
         began = time.monotonic()
         await asyncio.to_thread(scraped, served.address)
-        assert time.monotonic() - began < 1
-        async with asyncio.timeout(20):
+        took = time.monotonic() - began
+        async with asyncio.timeout(60):
             await until_closed(readers)
-        assert time.monotonic() - began > 2
+        pages = time.monotonic() - began
+        assert pages > 2
+        assert took < pages / 2, "another address waited for the pages of this one"
 
 
 def test_closing_does_not_wait_for_slow_connections() -> None:
@@ -148,4 +155,4 @@ def test_closing_does_not_wait_for_slow_connections() -> None:
         began = time.monotonic()
         server.close()
         server.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < PROMPT_SECONDS
