@@ -206,9 +206,13 @@ def _absent(absence: Absence, sequence: int) -> SightlineError:
             f"sequence {sequence} was committed, and is neither stored nor deleted by retention:"
             " the ledger of its spool does not balance",
         )
-    rule = "has been deleted by retention" if absence is Absence.EXPIRED else "is not committed"
+    reason, rule = (
+        ("EXPIRED", "has been deleted by retention")
+        if absence is Absence.EXPIRED
+        else ("NOT_COMMITTED", "is not committed")
+    )
     return SightlineError(
-        grpc.StatusCode.NOT_FOUND, absence.name, f"sequence {sequence} of this spool {rule}"
+        grpc.StatusCode.NOT_FOUND, reason, f"sequence {sequence} of this spool {rule}"
     )
 
 
