@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pyarrow as pa
 from prometheus_client import CollectorRegistry, Gauge
 
 from ingest_service.backup import Backups
@@ -18,12 +19,16 @@ from ingest_service.metrics import (
     register_sizes,
 )
 from ingest_service.read.queries import Queries
+from ingest_service.read.records import RecordReads
+from ingest_service.read.sql import SqlQueries
+from ingest_service.read.watching import Watches
+from ingest_service.receive.group import MessageOutcome
 from ingest_service.receive.group_commit import MESSAGE_COST, GroupCommitter
 from ingest_service.receive.group_writer import GroupWriter
 from ingest_service.receive.nodes_ahead import NodesAhead
 from ingest_service.receive.protobuf_decoder import ProtobufDecoder
 from ingest_service.receive.ptars_decoder import PtarsDecoder
-from ingest_service.server import IngestServer
+from ingest_service.server import IngestServer, page_bytes
 from ingest_service.settings import IngestSettings
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.duckdb.opening import StoreOpenError
@@ -123,11 +128,25 @@ async def _main(argv: Sequence[str]) -> None:
     store = WatchedStore(opened)
     positions = Queries(store, threads=1, queue=POSITION_QUEUE)
     queries = Queries(store, threads=settings.query_threads, queue=settings.query_queue)
+    largest_page = page_bytes(settings.max_message_bytes)
+    records = RecordReads(queries, now=_now, page_bytes=largest_page)
+    watches = Watches(store, at_once=settings.max_watches, message_bytes=largest_page)
+    sql = SqlQueries(
+        store,
+        at_once=settings.sql_queries,
+        memory_bytes=settings.sql_memory_bytes,
+        seconds=settings.sql_seconds,
+    )
     ahead = NodesAhead(registry, was_empty=opened.was_empty)
+
+    def on_committed(gaps: pa.Table, outcomes: Sequence[MessageOutcome]) -> None:
+        ahead.committed(gaps, outcomes)
+        watches.committed()
+
     writer = GroupWriter(
         store,
         _now,
-        on_committed=ahead.committed,
+        on_committed=on_committed,
         on_conflict=conflict_counter(registry),
         observer=CommitMetrics(registry, _device_times(settings, opened, registry)),
         decoder=ProtobufDecoder() if settings.decoder == "protobuf" else PtarsDecoder(),
@@ -148,6 +167,7 @@ async def _main(argv: Sequence[str]) -> None:
         positions,
         queries,
         backups,
+        [records, watches, sql],
         now=_now,
         max_message_bytes=settings.max_message_bytes,
     )
@@ -158,12 +178,15 @@ async def _main(argv: Sequence[str]) -> None:
 
     async def drain() -> None:
         backups.cancel()  # it would outlast the grace period
+        watches.drain()
         asyncio.get_running_loop().call_later(STREAM_GRACE_SECONDS, server.cut_streams)
 
     async def stop() -> None:
         await committer.close()
         await asyncio.to_thread(positions.close)
         await asyncio.to_thread(queries.close)
+        await asyncio.to_thread(watches.close)
+        await asyncio.to_thread(sql.close)
         await asyncio.to_thread(housekeeping.close)
         await backups.close()
         try:

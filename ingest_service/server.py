@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from sightline.ingest.v1 import ingest_service_pb2 as messages
@@ -14,7 +14,6 @@ from ingest_service.backup import Backups
 from ingest_service.read.handlers import unary
 from ingest_service.read.paging import decode_token, encode_token, fill_page, page_size
 from ingest_service.read.queries import Queries
-from ingest_service.read.records import RecordReads
 from ingest_service.read.visible import visible
 from ingest_service.receive.group_commit import GroupCommitter, LogStream, draining_error
 from ingest_service.receive.headers import parse_header, parse_spool
@@ -41,12 +40,24 @@ _ACCESS = {
     "GetStats": Scope.READ,
     "ListPredictions": Scope.READ,
     "Backup": Scope.ADMIN,
-    **RecordReads.ACCESS,
 }
 MAX_PAGE_BYTES = 3_700_000
 """Maximum size of a page, bytes. gRPC clients refuse messages above 4 MiB by default, whatever the
 server sends. A single prediction that is larger, as one with thousands of masks may be where
 max_message_bytes was raised, is alone in its page."""
+
+
+class ReadHandlers(Protocol):
+    """Handlers of methods that read."""
+
+    ACCESS: Mapping[str, Scope]
+    """Required scopes by method."""
+    UNLIMITED: Sequence[str]
+    """Methods whose calls get no default deadline."""
+
+    def handlers(self) -> "Mapping[str, grpc.RpcMethodHandler[Any, Any]]":
+        """Return the gRPC handlers by the method's short name."""
+        ...
 
 
 class IngestServer:
@@ -58,6 +69,7 @@ class IngestServer:
             statistics.
         queries: runs all other queries.
         backups: creates backups.
+        reads: handlers of further methods.
         now: the server's wall clock, UTC.
         max_message_bytes: maximum size of a message of a stream, bytes; a page of more than one
             prediction is smaller.
@@ -69,6 +81,7 @@ class IngestServer:
         positions: Queries,
         queries: Queries,
         backups: Backups,
+        reads: Sequence[ReadHandlers] = (),
         *,
         now: Callable[[], datetime],
         max_message_bytes: int,
@@ -77,16 +90,21 @@ class IngestServer:
         self._positions = positions
         self._queries = queries
         self._backups = backups
+        self._reads = reads
         self._now = now
         self._max_message_bytes = max_message_bytes
-        self._page_bytes = min(MAX_PAGE_BYTES, int(max_message_bytes * 0.9))
-        self._records = RecordReads(queries, now=now, page_bytes=self._page_bytes)
+        self._page_bytes = page_bytes(max_message_bytes)
         self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def service(self) -> Service:
         """Return the service to register at a server."""
         streams = ("PredictionLog",)
-        return Service(SERVICE_NAME, self._register, _ACCESS, large=streams, unlimited=streams)
+        access = {
+            **_ACCESS,
+            **{m: scope for reads in self._reads for m, scope in reads.ACCESS.items()},
+        }
+        unlimited = (*streams, *(m for reads in self._reads for m in reads.UNLIMITED))
+        return Service(SERVICE_NAME, self._register, access, large=streams, unlimited=unlimited)
 
     def cut_streams(self) -> None:
         """End every open stream with UNAVAILABLE, once its messages are committed."""
@@ -176,8 +194,9 @@ class IngestServer:
                 request_deserializer=messages.BackupRequest.FromString,
                 response_serializer=messages.BackupResponse.SerializeToString,
             ),
-            **self._records.handlers(),
         }
+        for reads in self._reads:
+            handlers |= reads.handlers()
         add_methods(server, SERVICE_NAME, handlers)
 
     async def _receive(self, stream: LogStream, requests: AsyncIterator[bytes]) -> None:
@@ -207,6 +226,11 @@ class IngestServer:
                 "MESSAGE_TOO_LARGE",
                 f"the message must be at most {self._max_message_bytes} bytes, got {len(payload)}",
             )
+
+
+def page_bytes(max_message_bytes: int) -> int:
+    """Return the maximum size of a page of more than one prediction, bytes."""
+    return min(MAX_PAGE_BYTES, int(max_message_bytes * 0.9))
 
 
 def read_page(

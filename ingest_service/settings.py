@@ -75,6 +75,34 @@ class IngestSettings(ServerSettings):
         description="read queries that may wait for a thread; further ones are refused",
     )
 
+    max_watches: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="callers that may follow the log at the same time (WatchPredictions); further"
+        " ones are refused",
+    )
+    sql_queries: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="SQL queries of callers (Query) that run at the same time, each in a process of"
+        " its own; further ones are refused",
+    )
+    sql_memory_bytes: int = Field(
+        512 * 1024 * 1024,
+        ge=64 * 1024 * 1024,
+        le=1 << 40,
+        description="memory of the process of an SQL query, beyond some 100 MB for its libraries,"
+        " bytes; a query that needs more is ended",
+    )
+    sql_seconds: float = Field(
+        300.0,
+        gt=0,
+        le=86_400,
+        description="maximum duration of an SQL query, s; an earlier deadline of its call counts",
+    )
+
     metrics_devices: int = Field(
         1000,
         ge=0,

@@ -118,7 +118,8 @@ class ServerSettings(ProcessSettings):
         default=30.0,
         gt=0,
         le=86_400,
-        description="deadline of a call that has none, s; a stream of PredictionLog gets none",
+        description="deadline of a call that has none, s; streams of PredictionLog and"
+        " WatchPredictions get none",
     )
     max_message_bytes: int = Field(
         default=4 * 1024 * 1024,

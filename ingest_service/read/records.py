@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -49,13 +49,15 @@ class RecordReads:
         page_bytes: maximum size of a page of more than one entry, bytes.
     """
 
-    ACCESS: ClassVar[Mapping[str, Scope]] = {
+    ACCESS: Mapping[str, Scope] = {
         "ListDevices": Scope.READ,
         "GetLedger": Scope.READ,
         "ListGaps": Scope.READ,
         "ListRejections": Scope.READ,
         "GetPrediction": Scope.READ,
     }
+
+    UNLIMITED: Sequence[str] = ()
 
     def __init__(self, queries: Queries, *, now: Callable[[], datetime], page_bytes: int) -> None:
         self._queries = queries

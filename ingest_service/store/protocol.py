@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
+from ingest_service.store.queried import LogTables
 from ingest_service.store.record_types import RecordReader, StreamAccount
 from ingest_service.store.retention_clock import ClockReading, ClockRecord
 
@@ -205,6 +206,19 @@ class Position(NamedTuple):
     sequence: int
 
 
+class News(NamedTuple):
+    """The predictions after a position that match a filter, up to another position."""
+
+    upto: Position
+    """Everything up to it is counted. It is the end of a commit."""
+    matching: int
+    """Number of predictions that match."""
+    newest: Sequence[Position]
+    """Positions of the newest of them, oldest first."""
+    more: bool
+    """True if there are commits after `upto` already."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredPrediction:
     """A stored prediction; units and empty values are those of `prediction.proto`."""
@@ -307,6 +321,31 @@ class Reader(RecordReader, Protocol):
             size: >= 1.
             after: last position of the page before; None: return the first page.
         """
+        ...
+
+    def head(self) -> Position:
+        """Return the position of the end of the last commit."""
+        ...
+
+    def is_deleted_after(self, position: Position) -> bool:
+        """Return True if retention may have deleted predictions after a position."""
+        ...
+
+    def news(self, filter_: Filter, after: Position, keep: int) -> News:
+        """Return what was committed after a position.
+
+        The answer covers whole commits. If there are many more than 250 000 predictions, it covers
+        the oldest of them.
+
+        Args:
+            filter_: conditions of the predictions.
+            after: a position, of a prediction or of the end of a commit.
+            keep: maximum number of positions in the result, >= 0.
+        """
+        ...
+
+    def log_tables(self) -> LogTables:
+        """Return the tables of the snapshot, for SQL queries of callers."""
         ...
 
     def interrupt(self) -> None:

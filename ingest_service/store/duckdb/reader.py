@@ -14,13 +14,16 @@ from ingest_service.store.duckdb.filters import where, where_sums
 from ingest_service.store.duckdb.fleet import read_devices
 from ingest_service.store.duckdb.last_streams import LastStreams
 from ingest_service.store.duckdb.ledger_read import read_ledger
+from ingest_service.store.duckdb.log_tables import DuckDBLogTables
 from ingest_service.store.duckdb.losses import find_sequence, read_gaps, read_rejections
+from ingest_service.store.duckdb.news import head, is_deleted_after, read_news
 from ingest_service.store.duckdb.stats import read_stats, within
 from ingest_service.store.duckdb.stats_details import read_details
 from ingest_service.store.duckdb.unfiltered_stats import RunQuery
 from ingest_service.store.protocol import (
     Filter,
     Generation,
+    News,
     Position,
     SpoolKey,
     Stats,
@@ -207,6 +210,30 @@ class DuckDBReader:
         with self._snapshot() as run:
             return find_sequence(run, *spool, sequence)
 
+    def head(self) -> Position:
+        """Return the position of the end of the last commit."""
+        with self._translated():
+            self._begin()
+            return head(self._rows)
+
+    def is_deleted_after(self, position: Position) -> bool:
+        """Return True if retention may have deleted predictions after a position."""
+        with self._translated():
+            self._begin()
+            return is_deleted_after(self._rows, position)
+
+    def news(self, filter_: Filter, after: Position, keep: int) -> News:
+        """Return what was committed after a position."""
+        with self._translated():
+            self._begin()
+            return read_news(self._rows, filter_, after, keep)
+
+    def log_tables(self) -> DuckDBLogTables:
+        """Return the tables of the snapshot, for SQL queries of callers."""
+        with self._translated():
+            self._begin()
+        return DuckDBLogTables(self._execute, self._translated)
+
     def interrupt(self) -> None:
         """Make the current query and each later one fail soon. Safe from any thread."""
         self._interrupted.set()
@@ -231,7 +258,12 @@ class DuckDBReader:
             self._begun = True
 
     def _rows(self, query: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = self._execute(query, values).fetchall()
+        return rows
+
+    def _execute(
+        self, query: str, values: Mapping[str, Any] | None = None
+    ) -> duckdb.DuckDBPyConnection:
         if self._interrupted.is_set():
             raise duckdb.InterruptException("interrupted before it began")
-        rows: list[tuple[Any, ...]] = self._cursor.execute(query, values).fetchall()
-        return rows
+        return self._cursor.execute(query, values)
