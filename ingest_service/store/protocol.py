@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
+from ingest_service.store.figures import Confidences, Frame, Hours, Series, Versions
 from ingest_service.store.queried import LogTables
 from ingest_service.store.record_types import RecordReader, StreamAccount
 from ingest_service.store.retention_clock import ClockReading, ClockRecord
@@ -346,6 +347,47 @@ class Reader(RecordReader, Protocol):
 
     def log_tables(self) -> LogTables:
         """Return the tables of the snapshot, for SQL queries of callers."""
+        ...
+
+    def series(self, filter_: Filter, bucket_us: int) -> Series:
+        """Return counts by buckets of time, all of one snapshot.
+
+        Args:
+            filter_: the predictions to count.
+            bucket_us: length of a bucket, us; buckets begin at its multiples since 1970. Buckets of
+                whole hours are counted from sums, unless the filter has classes or a confidence.
+        """
+        ...
+
+    def frame(self, filter_: Filter, columns: int, rows: int, *, at_most: int = ...) -> Frame:
+        """Return detections by the cell of a grid that the centre of their box is in.
+
+        A centre outside of the image counts in the nearest cell.
+
+        Args:
+            filter_: the predictions to read, row by row.
+            columns: number of columns of the grid, >= 1.
+            rows: number of rows of the grid, >= 1.
+            at_most: approximate number of predictions above which a sample is read, which is the
+                same for the same rows.
+        """
+        ...
+
+    def confidences(self, filter_: Filter, reference: Hours) -> Confidences:
+        """Return detections by confidence, now and in a reference, from sums.
+
+        Args:
+            filter_: the predictions of now; its times are whole hours, its classes choose those of
+                the result and no predictions, and it has no confidence.
+            reference: the hours to compare with.
+        """
+        ...
+
+    def model_versions(self, filter_: Filter) -> Versions:
+        """Return what each version of a model has answered, newest capture first.
+
+        It comes from sums, unless the filter has classes or a confidence.
+        """
         ...
 
     def interrupt(self) -> None:

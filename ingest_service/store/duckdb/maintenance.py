@@ -43,9 +43,13 @@ class DuckDBMaintenance:
         self._running: duckdb.DuckDBPyConnection | None = None
         self._interrupted = threading.Event()
         self._open = _OpenBlock()
+        self._all_have_confidences = False
 
     def update_rollups(self, now: datetime, *, everything: bool = False) -> None:
-        """Close the blocks that are full or old enough, merge small ones, write last streams."""
+        """Close the blocks that are full or old enough, merge small ones, write last streams.
+
+        After an upgrade each call also sums up one block again, if its rollups lack columns.
+        """
         with self._transaction() as cursor:
             blocks = rollups.open_blocks(
                 cursor, lambda first: self._open.age(first, _us(now)), everything=everything
@@ -56,6 +60,9 @@ class DuckDBMaintenance:
             self._merge()
         if blocks:
             self._add_up_totals()
+        if not self._all_have_confidences:
+            with self._transaction() as cursor:
+                self._all_have_confidences = not rollups.sum_up_again(cursor)
         self._write_streams(everything)
 
     def expire(self, before: datetime, *, exported_only: bool) -> int:

@@ -12,6 +12,7 @@ VERSIONS: Sequence[str] = (
     "schema_3.sql",
     "schema_4.sql",
     "schema_records.sql",
+    "schema_figures.sql",
 )
 """SQL files of this package; the nth migrates from version n - 1 to n. Version 0 is empty."""
 

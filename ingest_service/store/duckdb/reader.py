@@ -10,16 +10,22 @@ from typing import Any
 
 import duckdb
 
+from ingest_service.store.duckdb.confidence import read_confidences
 from ingest_service.store.duckdb.filters import where, where_sums
 from ingest_service.store.duckdb.fleet import read_devices
+from ingest_service.store.duckdb.frame import read_frame
 from ingest_service.store.duckdb.last_streams import LastStreams
 from ingest_service.store.duckdb.ledger_read import read_ledger
 from ingest_service.store.duckdb.log_tables import DuckDBLogTables
 from ingest_service.store.duckdb.losses import find_sequence, read_gaps, read_rejections
+from ingest_service.store.duckdb.model_versions import read_model_versions
 from ingest_service.store.duckdb.news import head, is_deleted_after, read_news
-from ingest_service.store.duckdb.stats import read_stats, within
+from ingest_service.store.duckdb.read_plan import within
+from ingest_service.store.duckdb.series import read_series
+from ingest_service.store.duckdb.stats import read_stats
 from ingest_service.store.duckdb.stats_details import read_details
 from ingest_service.store.duckdb.unfiltered_stats import RunQuery
+from ingest_service.store.figures import Confidences, Frame, Hours, Series, Versions
 from ingest_service.store.protocol import (
     Filter,
     Generation,
@@ -124,6 +130,30 @@ class DuckDBReader:
             self._begin()
             stats = read_stats(self._rows, filter_)
             return replace(stats, details=read_details(self._rows, filter_)) if details else stats
+
+    def series(self, filter_: Filter, bucket_us: int) -> Series:
+        """Return counts by buckets of time."""
+        with self._translated():
+            self._begin()
+            return read_series(self._rows, filter_, bucket_us)
+
+    def frame(self, filter_: Filter, columns: int, rows: int, *, at_most: int = 10**6) -> Frame:
+        """Return detections by cell of a grid over the frame."""
+        with self._translated():
+            self._begin()
+            return read_frame(self._rows, filter_, columns, rows, at_most)
+
+    def confidences(self, filter_: Filter, reference: Hours) -> Confidences:
+        """Return detections by confidence, now and in a reference."""
+        with self._translated():
+            self._begin()
+            return read_confidences(self._rows, filter_, reference)
+
+    def model_versions(self, filter_: Filter) -> Versions:
+        """Return what each version of a model has answered."""
+        with self._translated():
+            self._begin()
+            return read_model_versions(self._rows, filter_)
 
     def page(self, filter_: Filter, size: int, after: Position | None) -> list[StoredPrediction]:
         """Return at most `size` predictions, newest commit first."""

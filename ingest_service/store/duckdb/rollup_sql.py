@@ -1,10 +1,14 @@
-"""SQL for rollups: sums over predictions, and the merging of rollups."""
+"""SQL for sums over rows of predictions, with the columns of rollups."""
+
+from ingest_service.store.figures import CONFIDENCE_BINS
 
 BUCKET_RATIO = 1.02
 """Ratio of the two limits of a time bucket: its middle is within 1 % of every time in it."""
 ZERO_BUCKET = -32768
 """The bucket of times that are 0."""
 
+BIN = f"least(floor(d.confidence * {CONFIDENCE_BINS}), {CONFIDENCE_BINS - 1})::UTINYINT"
+"""The bin of the confidence of a detection `d`."""
 BUCKET = f"""
     CASE WHEN inference_seconds > 0 THEN floor(ln(inference_seconds) / ln({BUCKET_RATIO}))
         ELSE inference_seconds + ({ZERO_BUCKET}) END::SMALLINT
@@ -47,28 +51,3 @@ SUMMARY = f"""
     FROM parts GROUP BY {_KEYS}
 """
 """Sums over the rows of `predictions` that match {where}, with the columns of `rollups`."""
-
-MERGED = f"""
-    WITH old AS (
-        SELECT * FROM rollups
-        WHERE through > make_timestamptz($after) AND through <= make_timestamptz($through)
-    ), parts AS (
-        SELECT {_KEYS}, predictions, detections, first_captured_at, last_captured_at,
-            NULL AS class, NULL AS time
-        FROM old
-        UNION ALL
-        SELECT {_KEYS}, 0, 0, NULL, NULL,
-            {{'class_name': class.class_name, 'detections': sum(class.detections)::BIGINT}}, NULL
-        FROM (SELECT {_KEYS}, unnest(classes) AS class FROM old) GROUP BY {_KEYS}, class.class_name
-        UNION ALL
-        SELECT {_KEYS}, 0, 0, NULL, NULL,
-            NULL, {{'bucket': time.bucket, 'predictions': sum(time.predictions)::BIGINT}}
-        FROM (SELECT {_KEYS}, unnest(times) AS time FROM old) GROUP BY {_KEYS}, time.bucket
-    )
-    SELECT make_timestamptz($through), {_KEYS}, sum(predictions), sum(detections),
-        min(first_captured_at), max(last_captured_at),
-        coalesce(list(class) FILTER (class.class_name IS NOT NULL), []),
-        coalesce(list(time) FILTER (time.bucket IS NOT NULL), [])
-    FROM parts GROUP BY {_KEYS}
-"""
-"""The rollups with $after < through <= $through (us), merged into those of one block."""

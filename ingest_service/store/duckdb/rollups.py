@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ingest_service.store.duckdb import spool_sums, totals
-from ingest_service.store.duckdb.rollup_sql import MERGED, SUMMARY
+from ingest_service.store.duckdb.rollup_sums import ROWS, merge, sum_up
 
 BLOCK = 25_000
 """Approximate number of predictions in a new block."""
@@ -20,6 +22,9 @@ MERGED_BLOCK = 1_000_000
 """Maximum number of predictions in a merged block."""
 MERGED_AT_ONCE = 8
 """Minimum number of the newest blocks that are merged into one."""
+
+_PORTION = 50_000
+"""Maximum number of rows that are summed up at once: a block may have a million."""
 
 _ENDS = f"""
     SELECT epoch_us(min(received_at)), epoch_us(max(received_at)), sum(predictions)::BIGINT
@@ -33,22 +38,30 @@ _ENDS = f"""
     GROUP BY (upto - 1) // {BLOCK}, epoch_us(received_at) // {BLOCK_US} ORDER BY 1
 """
 _LAST = "SELECT epoch_us(max(through)) FROM blocks"
-_ADD_ROLLUPS = """
-    INSERT INTO rollups SELECT make_timestamptz($through), * FROM ({summary})
-""".format(
-    summary=SUMMARY.format(
-        where="received_at > make_timestamptz($after) AND received_at <= make_timestamptz($through)"
-    )
+# Literals and not parameters: with parameters, DuckDB would read `received_at` of every row.
+_ROWS = ROWS.format(
+    where="received_at > make_timestamptz({after}) AND received_at <= make_timestamptz({through})"
 )
+_ROLLUPS = """
+    SELECT * FROM rollups
+    WHERE through > make_timestamptz($after) AND through <= make_timestamptz($through)
+"""
+_ADD_ROLLUPS = """
+    INSERT INTO rollups BY NAME SELECT make_timestamptz($through) AS through, * FROM sums
+"""
 _ADD_BLOCK = """
-    INSERT INTO blocks VALUES (make_timestamptz($after), make_timestamptz($through), $predictions)
+    INSERT INTO blocks
+    VALUES (make_timestamptz($after), make_timestamptz($through), $predictions, $has_confidences)
 """
-_ADD_TIMES = """
-    INSERT INTO block_times
-    SELECT through, min(first_captured_at), max(last_captured_at)
-    FROM rollups WHERE through = make_timestamptz($through) GROUP BY through
+_ADD_TIMES = "INSERT INTO block_times VALUES (make_timestamptz($through), $first, $last)"
+_BLOCKS = """
+    SELECT epoch_us(after), epoch_us(through), predictions, has_confidences IS TRUE
+    FROM blocks ORDER BY through
 """
-_BLOCKS = "SELECT epoch_us(after), epoch_us(through), predictions FROM blocks ORDER BY through"
+_WITHOUT_CONFIDENCES = """
+    SELECT epoch_us(after), epoch_us(through), predictions, false
+    FROM blocks WHERE has_confidences IS NOT TRUE ORDER BY through DESC LIMIT 1
+"""
 _DELETE = """
     DELETE FROM {table}
     WHERE through > make_timestamptz($after) AND through <= make_timestamptz($through)
@@ -61,6 +74,8 @@ class Block(NamedTuple):
     after: int
     through: int
     predictions: int
+    has_confidences: bool = True
+    """False: an older version made the rollups; see `sum_up_again`."""
 
 
 def open_blocks(
@@ -90,22 +105,59 @@ def open_blocks(
 
 def close_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
     """Add a block and its rollups, in the open transaction."""
-    span = {"after": block.after, "through": block.through}
-    cursor.execute(_ADD_ROLLUPS, span)
-    _add_block(cursor, block)
-    totals.add_blocks(cursor, block.after, block.through)
+    sums = _sum_up_rows(cursor, block)
+    _add_rollups(cursor, block, sums)
+    totals.add_block(cursor, sums)
     spool_sums.add_block(cursor, block.after, block.through)
 
 
 def merge_blocks(cursor: duckdb.DuckDBPyConnection, blocks: Sequence[Block]) -> None:
     """Merge neighbouring blocks into one, in the open transaction."""
-    span = {"after": blocks[0].after, "through": blocks[-1].through}
-    merged = cursor.execute(MERGED, span).to_arrow_table()
-    delete_sums(cursor, span["after"], span["through"])
-    cursor.register("merged", merged)
-    cursor.execute("INSERT INTO rollups SELECT * FROM merged")
-    cursor.unregister("merged")
-    _add_block(cursor, Block(**span, predictions=sum(b.predictions for b in blocks)))
+    block = Block(
+        blocks[0].after,
+        blocks[-1].through,
+        sum(block.predictions for block in blocks),
+        all(block.has_confidences for block in blocks),
+    )
+    merged = merge(cursor.execute(_ROLLUPS, _span(block)).to_arrow_table())
+    delete_sums(cursor, block.after, block.through)
+    _add_rollups(cursor, block, merged)
+
+
+def sum_up_again(cursor: duckdb.DuckDBPyConnection) -> bool:
+    """Make the rollups of the newest block without confidences again, in the open transaction.
+
+    Returns:
+        False: every block has confidences, and nothing was done.
+    """
+    blocks = cursor.execute(_WITHOUT_CONFIDENCES).fetchall()
+    if not blocks:
+        return False
+    block = Block(*blocks[0])._replace(has_confidences=True)
+    sums = _sum_up_rows(cursor, block)
+    delete_sums(cursor, block.after, block.through)
+    _add_rollups(cursor, block, sums)
+    return True
+
+
+def _sum_up_rows(cursor: duckdb.DuckDBPyConnection, block: Block) -> pa.Table:
+    """Return the rollups of a block, from its rows, which are read in portions."""
+    reader = cursor.execute(_ROWS.format(**_span(block))).to_arrow_reader(_PORTION)
+    sums = [sum_up(pa.Table.from_batches([rows])) for rows in reader]
+    sums = sums or [sum_up(reader.schema.empty_table())]
+    return sums[0] if len(sums) == 1 else merge(pa.concat_tables(sums))
+
+
+def _add_rollups(cursor: duckdb.DuckDBPyConnection, block: Block, sums: pa.Table) -> None:
+    """Add a block with its rollups."""
+    cursor.register("sums", sums)
+    cursor.execute(_ADD_ROLLUPS, {"through": block.through})
+    cursor.unregister("sums")
+    cursor.execute(_ADD_BLOCK, block._asdict())
+    if sums.num_rows:
+        first, last = pc.min(sums["first_captured_at"]), pc.max(sums["last_captured_at"])
+        times = {"first": first.as_py(), "last": last.as_py()}
+        cursor.execute(_ADD_TIMES, {"through": block.through, **times})
 
 
 def delete_sums(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
@@ -120,10 +172,8 @@ def expire_sums(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> 
     delete_sums(cursor, after, through)
 
 
-def _add_block(cursor: duckdb.DuckDBPyConnection, block: Block) -> None:
-    """Add a block whose rollups have been added."""
-    cursor.execute(_ADD_BLOCK, block._asdict())
-    cursor.execute(_ADD_TIMES, {"through": block.through})
+def _span(block: Block) -> dict[str, int]:
+    return {"after": block.after, "through": block.through}
 
 
 def all_blocks(cursor: duckdb.DuckDBPyConnection) -> list[Block]:

@@ -38,15 +38,9 @@ _ADD_UP = """
 """
 
 
-def add_blocks(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
-    """Add the rollups of blocks to the totals, in the open transaction.
-
-    Args:
-        cursor: the connection.
-        after: the blocks begin after this time, us since 1970.
-        through: the end of the last block, us since 1970.
-    """
-    _append(cursor, 1, after, through)
+def add_block(cursor: duckdb.DuckDBPyConnection, rollups: pa.Table) -> None:
+    """Add the rollups of a block to the totals, in the open transaction."""
+    _append(cursor, 1, rollups)
 
 
 def subtract_blocks(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> None:
@@ -57,7 +51,8 @@ def subtract_blocks(cursor: duckdb.DuckDBPyConnection, after: int, through: int)
         after: the blocks begin after this time, us since 1970.
         through: the end of the last block, us since 1970.
     """
-    _append(cursor, -1, after, through)
+    rows = cursor.execute(_BLOCKS, {"after": after, "through": through}).to_arrow_table()
+    _append(cursor, -1, rows)
 
 
 def add_up(cursor: duckdb.DuckDBPyConnection) -> bool:
@@ -74,12 +69,11 @@ def add_up(cursor: duckdb.DuckDBPyConnection) -> bool:
     return True
 
 
-def _append(cursor: duckdb.DuckDBPyConnection, sign: int, after: int, through: int) -> None:
-    """Append the sums of blocks for each kind of key, multiplied by `sign`.
+def _append(cursor: duckdb.DuckDBPyConnection, sign: int, rows: pa.Table) -> None:
+    """Append the sums of rollups for each kind of key, multiplied by `sign`.
 
     They are computed here and not by SQL: a statement for each kind takes twice as long.
     """
-    rows = cursor.execute(_BLOCKS, {"after": after, "through": through}).to_arrow_table()
     sums = pa.concat_tables(_sums(rows, sign))
     if not sums.num_rows:
         return

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest_service.store.duckdb.quantiles import quantile
+from ingest_service.store.duckdb.read_plan import join_ranges
 from ingest_service.store.duckdb.rollup_sql import BUCKET_RATIO, ZERO_BUCKET
 from ingest_service.store.duckdb.rollups import (
     BLOCK_US,
@@ -15,7 +17,6 @@ from ingest_service.store.duckdb.rollups import (
     Block,
     mergeable,
 )
-from ingest_service.store.duckdb.stats import join_ranges, quantile
 
 SPANS = st.lists(st.tuples(st.integers(1, BLOCK_US), st.integers(1, MERGED_BLOCK)), max_size=60)
 

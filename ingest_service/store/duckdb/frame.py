@@ -1,0 +1,92 @@
+"""Detections by where they lie on the frame, from the rows of DuckDB."""
+
+from dataclasses import replace
+
+from ingest_service.store.duckdb.filters import where, where_sums
+from ingest_service.store.duckdb.unfiltered_stats import RunQuery
+from ingest_service.store.figures import MAX_FRAME_CLASSES, Frame
+from ingest_service.store.protocol import Filter
+
+VECTOR = 2048
+"""Rows that are sampled together, as by `TABLESAMPLE SYSTEM`, which reads the whole table and not
+only the rows of a time."""
+_PARTS = 1 << 20
+
+_ABOUT = """
+    SELECT (SELECT coalesce(sum(predictions), 0) FROM rollups WHERE {sums})::BIGINT + (
+        SELECT count(*) FROM predictions WHERE {rows}
+        AND received_at > (SELECT coalesce(max(through), '-infinity') FROM blocks)
+    )
+"""
+_SIZES = """
+    SELECT image_width, image_height, count(*) FROM predictions WHERE {rows} GROUP BY ALL
+    ORDER BY 3 DESC, 1 DESC, 2 DESC
+"""
+_CELL = """
+    least(greatest(floor(
+        (d.box.{axis}_min::DOUBLE + d.box.{axis}_max) / 2 * {count} / nullif({size}, 0)
+    ), 0), {count} - 1)::INTEGER
+"""
+_CELLS = f"""
+    WITH placed AS (
+        SELECT d.class_name AS class_name, {{row}} * {{columns}} + {{column}} AS cell
+        FROM (
+            SELECT image_width, image_height, unnest(detections) AS d
+            FROM predictions WHERE {{rows}}
+        )
+    ), counted AS MATERIALIZED (
+        SELECT class_name, cell, count(*) AS n FROM placed GROUP BY ALL
+    ), largest AS (
+        SELECT class_name, row_number() OVER (ORDER BY sum(n) DESC, class_name) AS place
+        FROM counted WHERE cell IS NOT NULL GROUP BY class_name
+    )
+    SELECT class_name, cell, n, place FROM counted JOIN largest USING (class_name)
+    WHERE cell IS NOT NULL AND place <= {MAX_FRAME_CLASSES}
+    UNION ALL SELECT NULL, NULL, coalesce(sum(n), 0)::BIGINT, 0 FROM counted WHERE cell IS NULL
+    ORDER BY place
+"""
+
+
+def read_frame(run: RunQuery, filter_: Filter, columns: int, rows: int, at_most: int) -> Frame:
+    """Return the detections by cell of a grid; all queries must see one snapshot.
+
+    Args:
+        run: runs the queries.
+        filter_: the predictions to read.
+        columns: number of columns of the grid.
+        rows: number of rows of the grid.
+        at_most: approximate number of predictions above which a sample is read.
+    """
+    condition, values = where(filter_)
+    sums, _ = where_sums(filter_)
+    ((about,),) = run(_ABOUT.format(sums=sums, rows=condition), values)
+    share = 1.0
+    if about > at_most:
+        share = at_most / about
+        # The same rows in both queries, and again when the frame is asked for again.
+        chosen = f"hash(rowid // {VECTOR}) % {_PARTS} < {round(share * _PARTS)}"
+        # The sample first: the detections of other rows are not read.
+        of_keys, _ = where(replace(filter_, class_names=(), min_confidence=None))
+        condition = f"{of_keys} AND CASE WHEN {chosen} THEN {condition} ELSE false END"
+    sizes = run(_SIZES.format(rows=condition), values)
+    known = [(width, height) for width, height, _ in sizes if width and height]
+    cells = _CELLS.format(
+        rows=condition,
+        columns=columns,
+        row=_CELL.format(axis="y", count=rows, size="image_height"),
+        column=_CELL.format(axis="x", count=columns, size="image_width"),
+    )
+    grids: dict[str, list[int]] = {}
+    without = 0
+    for name, cell, count, place in run(cells, values):
+        if not place:
+            without = count
+        else:
+            grids.setdefault(name, [0] * (columns * rows))[cell] = count
+    return Frame(
+        {name: tuple(grid) for name, grid in grids.items()},
+        sum(count for _, _, count in sizes),
+        without,
+        share,
+        known[0] if known else (0, 0),
+    )
