@@ -15,12 +15,14 @@ from console_service.context import Console
 from console_service.errors import response_of, unforeseen
 from console_service.front import Front
 from console_service.mistakes import refused
-from console_service.routes import infer, log, page, probes, sessions
+from console_service.routes import figures, infer, live, log, page, probes, records, sessions
 from console_service.schemas import components
 from servicekit.distribution import version
 from servicekit.errors import SightlineError
 
-_ROUTERS = (probes.router, log.router, infer.router, sessions.router, page.router)
+_ROUTERS = tuple(
+    part.router for part in (probes, log, figures, records, live, infer, sessions, page)
+)
 _CODES = {
     404: grpc.StatusCode.NOT_FOUND,
     405: grpc.StatusCode.UNIMPLEMENTED,

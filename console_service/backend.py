@@ -1,6 +1,7 @@
 """The two services behind the console, called with the credential of each caller."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sightline.inference.v1.inference_service_pb2 import ListModelsRequest
 from sightline.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from sightline.ingest.v1.ingest_service_pb2 import GetWatermarkRequest
 from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 
 from console_service.settings import ConsoleSettings
@@ -26,6 +29,14 @@ FULL_NAMES = {
     INGEST: "sightline.ingest.v1.IngestService",
     INFERENCE: "sightline.inference.v1.InferenceService",
 }
+_PROOF_SECONDS = 30.0
+_NOBODY = (("authorization", "Bearer nobody"),)
+"""A credential that every service refuses that takes credentials at all."""
+_NOT_JUDGED = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # A prediction that is larger than gRPC's default of 4 MiB makes a page of its own.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
@@ -88,6 +99,9 @@ class Backend:
         self._channels = {
             name: _channel(target, credentials) for name, target in self.targets.items()
         }
+        self._has_certificate = settings.backend_tls_cert_file is not None
+        self._proven: dict[str, float] = {}
+        """Time of the last proof that a service takes bearer credentials, on `time.monotonic`."""
         self.ingest: IngestServiceAsyncStub = IngestServiceStub(self._channels[INGEST])
         self.inference: InferenceServiceAsyncStub = InferenceServiceStub(self._channels[INFERENCE])
 
@@ -115,6 +129,7 @@ class Backend:
         Raises:
             SightlineError: the call failed.
         """
+        await self.prove(service, call)
         begun = time.monotonic()
         running = method(request, timeout=call.remaining, metadata=[*call.metadata, *metadata])
         try:
@@ -125,6 +140,55 @@ class Backend:
         finally:
             call.spent(service, begun)
         return response, {str(key): str(value) for key, value in trailing or ()}
+
+    async def prove(self, service: str, call: HttpCall) -> None:
+        """Refuse a call that the service would take for the console's own.
+
+        With mutual TLS, a service that sees no bearer credential, or takes none, authenticates the
+        console's certificate. Whoever reaches the console would then have the console's rights.
+
+        Args:
+            service: `ingest` or `inference`.
+            call: the request.
+
+        Raises:
+            SightlineError: UNAUTHENTICATED: the caller shows no credential; FAILED_PRECONDITION:
+                the service takes certificates only.
+        """
+        if not self._has_certificate:
+            return
+        if call.authorization is None:
+            raise SightlineError(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "CREDENTIAL_MISSING",
+                "the request has no credential: send an API key or a JWT in the header"
+                " `Authorization: Bearer ...`, or begin a session",
+            )
+        if time.monotonic() - self._proven.get(service, -math.inf) < _PROOF_SECONDS:
+            return
+        method: Any
+        method, request = {
+            INGEST: (self.ingest.GetWatermark, GetWatermarkRequest()),
+            INFERENCE: (self.inference.ListModels, ListModelsRequest()),
+        }[service]
+        try:
+            await method(request, timeout=call.remaining, metadata=_NOBODY)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                self._proven[service] = time.monotonic()
+                return
+            if error.code() not in _NOT_JUDGED:
+                raise self._trusts_certificates(service) from None
+            raise self.explained(service, error) from None
+        raise self._trusts_certificates(service)
+
+    def _trusts_certificates(self, service: str) -> SightlineError:
+        return SightlineError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "SERVICE_TAKES_CERTIFICATES_ONLY",
+            f"the {service} service takes no API keys and no JWTs, so that it would take every"
+            " caller for the console: set api_keys_file, jwt_secret or jwt_jwks there",
+        )
 
     def explained(self, service: str, error: grpc.aio.AioRpcError) -> SightlineError:
         """Return the error of a failed call, with the service's address where it was not reached.

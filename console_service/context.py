@@ -96,7 +96,8 @@ async def _read_place(
     begun = time.monotonic()
     async with console.reads.place(call.remaining):
         call.spent("wait", begun)
-        yield
+        with console.metrics.in_flight.labels("reads").track_inprogress():
+            yield
 
 
 async def _upload_place(
@@ -105,7 +106,8 @@ async def _upload_place(
     begun = time.monotonic()
     async with console.uploads.place(call.remaining):
         call.spent("wait", begun)
-        yield
+        with console.metrics.in_flight.labels("uploads").track_inprogress():
+            yield
 
 
 Here = Annotated[Console, Depends(console_of)]

@@ -26,6 +26,12 @@ class ConsoleMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.in_flight = Gauge(
+            "sightline_console_requests_in_flight",
+            "Requests that are answered now: reads and uploads",
+            ["kind"],
+            registry=registry,
+        )
         self.live = Gauge(
             "sightline_console_live_streams", "Open event streams of /live", registry=registry
         )

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, cast
 
+import orjson
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 TIME, SPAN = Timestamp.DESCRIPTOR.full_name, Duration.DESCRIPTOR.full_name
+_JSON_TEXTS = ("sightline.ingest.v1.StoredRejection.original",)
+"""Fields of type string whose text is JSON already; it is not quoted a second time."""
 _FLOAT = struct.Struct("<f")
 _Convert = Callable[[Any], object]
 
@@ -53,6 +56,11 @@ def is_map(field: FieldDescriptor) -> bool:
     return kind is not None and kind.GetOptions().map_entry
 
 
+def is_json_text(field: FieldDescriptor) -> bool:
+    """Return True if the text of a field is JSON, which becomes a value of its own."""
+    return field.full_name in _JSON_TEXTS
+
+
 def value_of(field: FieldDescriptor) -> FieldDescriptor:
     """Return the field that holds the values of a map."""
     return cast("Descriptor", field.message_type).fields_by_name["value"]
@@ -82,6 +90,8 @@ def _single(field: FieldDescriptor) -> _Convert:
     if field.enum_type is not None:
         words = words_of(field.enum_type)
         return lambda number: words.get(number, str(number))
+    if is_json_text(field):
+        return _parsed
     if field.type == FieldDescriptor.TYPE_FLOAT:
         return _shortest
     if field.type == FieldDescriptor.TYPE_BYTES:
@@ -91,6 +101,13 @@ def _single(field: FieldDescriptor) -> _Convert:
 
 def _same(value: object) -> object:
     return value
+
+
+def _parsed(text: str) -> object:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
 
 
 def _seconds(duration: Duration) -> float:

@@ -5,7 +5,7 @@ from typing import Any, cast
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from console_service.plain import SPAN, TIME, is_map, value_of, words_of
+from console_service.plain import SPAN, TIME, is_json_text, is_map, value_of, words_of
 
 ERROR = "Error"
 _REFERENCE = "#/components/schemas/"
@@ -73,6 +73,8 @@ def _field(field: FieldDescriptor) -> dict[str, Any]:
 
 def _single(field: FieldDescriptor) -> dict[str, Any]:
     kind = field.message_type
+    if is_json_text(field):
+        return {"description": "A JSON value"}
     if kind is not None:
         if kind.full_name == TIME:
             return {"type": "string", "format": "date-time"}

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import grpc
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, ValidationError
 from sightline.inference.v1.inference_pb2 import Image, InferParameters, MaskFormat, ModelHint
@@ -18,7 +17,7 @@ from console_service.context import UPLOAD, Calling, Here
 from console_service.mistakes import refused
 from console_service.query import QueryParameters
 from console_service.schemas import answers
-from servicekit.errors import SightlineError, invalid
+from servicekit.errors import invalid
 
 router = APIRouter(tags=["inference"], dependencies=[UPLOAD])
 MAX_IMAGES = 64
@@ -129,7 +128,5 @@ def _fields(pairs: Sequence[tuple[str, Any]], place: str) -> InferFields:
 
 def _not_empty(data: bytes) -> bytes:
     if not data:
-        raise SightlineError(
-            grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_EMPTY", "the image must not be empty"
-        )
+        raise invalid("image", "must not be empty", reason="IMAGE_EMPTY")
     return data

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-from functools import cache
 from pathlib import Path
 
 import grpc
@@ -21,6 +20,23 @@ _FRESH = {"Cache-Control": "no-cache"}
 _DOCS_CSP = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 
 
+_INLINE_SCRIPT = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
+
+
+def page_policy(html: str) -> str:
+    """Return the content security policy of the page.
+
+    Scripts inside of the page are allowed by their hashes: browsers take an import map from
+    nowhere else.
+    """
+    hashes = [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        for script in _INLINE_SCRIPT.findall(html)
+    ]
+    sources = " ".join(["'self'", *(f"'sha256-{one}'" for one in hashes)])
+    return f"{CSP}; script-src {sources}"
+
+
 @router.get("/")
 async def index() -> Response:
     """Return the page."""
@@ -31,19 +47,8 @@ async def index() -> Response:
             "PAGE_MISSING",
             "this installation has no page; /docs lists the routes",
         )
-    return FileResponse(path, headers={**_FRESH, "Content-Security-Policy": _page_csp(path)})
-
-
-@cache
-def _page_csp(path: Path) -> str:
-    """Return the page's policy, which permits its import map: no file can hold one, only the page.
-
-    Source: CSP level 3, section 8.3, hash sources.
-    """
-    inline = re.findall(r'<script type="importmap">(.*?)</script>', path.read_text(), re.DOTALL)
-    hashes = (hashlib.sha256(text.encode()).digest() for text in inline)
-    sources = " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in hashes)
-    return f"{CSP}; script-src 'self' {sources}"
+    policy = page_policy(path.read_text(encoding="utf-8"))
+    return FileResponse(path, headers={**_FRESH, "Content-Security-Policy": policy})
 
 
 @router.get("/docs")

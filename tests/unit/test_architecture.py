@@ -83,7 +83,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
     ),
     "console_service": (
         *("settings", "errors", "hosts", "places", "plain", "session", "mistakes", "query"),
-        *("metrics", "backend", "front", "context", "answers", "schemas", "routes"),
+        *("metrics", "backend", "front", "context", "answers", "schemas", "live", "routes"),
         *("app", "server", "__init__", "__main__"),
     ),
     "sightline": ("cli", "__init__", "__main__"),

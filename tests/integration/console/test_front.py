@@ -1,0 +1,166 @@
+"""Before and after each route: hosts, sizes, headers, limits, drains."""
+
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from sightline.cli.processes import ServiceProcess
+from tests.integration.console.conftest import World, targets
+from tests.integration.console.http import Browser
+from tests.unit.inference_service.tiny_onnx import picture
+
+MakeConsole = Callable[..., ServiceProcess]
+
+
+def test_every_answer_has_the_headers_of_a_careful_server(world: World) -> None:
+    for path in ("/stats", "/nothing", "/health", "/docs", "/static/none.js"):
+        headers = world.browser(None).get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'self'")
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "server" not in headers
+        assert "access-control-allow-origin" not in headers
+        assert headers["server-timing"].rpartition("total;dur=")[2]
+
+
+def test_the_timing_says_where_the_time_went(world: World) -> None:
+    timing = world.browser().get("/stats").headers["server-timing"]
+    names = [part.partition(";")[0] for part in timing.split(", ")]
+    assert names == ["wait", "ingest", "json", "total"]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example"])
+def test_a_foreign_name_of_the_console_is_refused(world: World, host: str) -> None:
+    answer = world.browser().get("/stats", host=host)
+    assert (answer.status, answer.reason) == (403, "HOST_NOT_ALLOWED")
+    assert world.browser().get("/stats", host="localhost:1").status == 200
+
+
+def test_origins_that_are_allowed_read_answers_and_no_others(make_console: MakeConsole) -> None:
+    flags = ["--cors-origins", "https://wall.example", "--allowed-hosts", "console.example"]
+    browser = Browser(make_console(*targets("127.0.0.1:1"), *flags).address, {})
+    allowed = browser.get("/health", origin="https://wall.example", host="console.example")
+    assert allowed.headers["access-control-allow-origin"] == "https://wall.example"
+    assert "access-control-allow-credentials" not in allowed.headers
+    other = browser.get("/health", origin="https://evil.example")
+    assert "access-control-allow-origin" not in other.headers
+    preflight = browser.send(
+        "OPTIONS",
+        "/infer",
+        None,
+        origin="https://wall.example",
+        access_control_request_method="POST",
+        access_control_request_headers="authorization",
+    )
+    assert preflight.status == 200
+
+
+def test_a_request_that_is_too_large_is_refused(make_console: MakeConsole) -> None:
+    made = make_console(*targets("127.0.0.1:1"), "--max-request-bytes", "2000")
+    browser = Browser(made.address, {})
+    answer = browser.post("/infer", b"x" * 2001, content_type="image/png")
+    assert (answer.status, answer.reason) == (413, "REQUEST_TOO_LARGE")
+    # Without a length, as `curl -T -` sends.
+    with connected(made.address) as sent:
+        sent.sendall(
+            b"POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n" + b"3e8\r\n" + b"x" * 1000 + b"\r\n"
+        )
+        sent.sendall(b"3e9\r\n" + b"x" * 1001 + b"\r\n")
+        assert sent.recv(4096).startswith(b"HTTP/1.1 413 ")
+    assert browser.get("/healthz").status == 200
+
+
+def test_a_request_that_stalls_is_ended(make_console: MakeConsole) -> None:
+    made = make_console(*targets("127.0.0.1:1"), "--receive-timeout-seconds", "1")
+    with connected(made.address) as sent:
+        head = b"POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+        sent.sendall(head + b"Content-Length: 9\r\n\r\nx")
+        answer = sent.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b"REQUEST_STALLED" in answer
+
+
+def test_one_request_too_many_is_refused(world: World, make_console: MakeConsole) -> None:
+    made = make_console(
+        *targets(world.ingest.address, world.inference.address), "--max-requests", "1"
+    )
+    browser = Browser(made.address, {"Authorization": f"Bearer {world.keys['asker']}"})
+    statuses: list[int] = []
+
+    def ask() -> None:
+        with suppress(ConnectionError, http.client.HTTPException):  # of a console that has ended
+            answer = browser.post("/infer?model=slow", picture(), content_type="image/png")
+            statuses.append(answer.status)
+
+    threads = [threading.Thread(target=ask) for _ in range(7)]  # one, four that wait, two more
+    for thread in threads:
+        thread.start()
+    ends_at = time.monotonic() + 30
+    while len(statuses) < 2:
+        assert time.monotonic() < ends_at
+        time.sleep(0.02)
+    assert statuses[:2] == [429, 429]
+    assert browser.get("/healthz").status == 200
+    made.kill()
+    for thread in threads:
+        thread.join()
+
+
+def test_sigterm_lets_a_request_end(world: World, make_console: MakeConsole) -> None:
+    made = make_console(*targets(world.ingest.address, world.inference.address))
+    browser = Browser(made.address, {"Authorization": f"Bearer {world.keys['asker']}"})
+    answers = []
+    asking = threading.Thread(
+        target=lambda: answers.append(
+            browser.post("/infer?model=slow", picture(), content_type="image/png")
+        )
+    )
+    asking.start()
+    metrics = f"http://{made.ready['metrics_address']}/metrics"
+    ends_at = time.monotonic() + 30
+    while 'in_flight{kind="uploads"} 1.0' not in _text(metrics):
+        assert time.monotonic() < ends_at
+        time.sleep(0.02)
+    made.process.send_signal(signal.SIGTERM)
+    asking.join()
+    assert answers[0].status == 200
+    assert made.process.wait(30) == 0
+
+
+def test_metrics_and_the_log_know_each_request(make_console: MakeConsole, tmp_path: Path) -> None:
+    made = make_console(*targets("127.0.0.1:1"))
+    browser = Browser(made.address, {})
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    browser.get(
+        "/stats?device_id=secret-gate",
+        traceparent=f"00-{trace}-00f067aa0ba902b7-01",
+        sightline_timeout="2",
+    )
+    metrics = _text(f"http://{made.ready['metrics_address']}/metrics")
+    assert 'sightline_console_requests_total{route="/stats",status="503"} 1.0' in metrics
+    made.stop()
+    log = (tmp_path / "console" / "stderr.log").read_text()
+    lines = [json.loads(line) for line in log.splitlines()]
+    (line,) = [line for line in lines if line["event"] == "request"]
+    assert (line["path"], line["status"], line["trace_id"]) == ("/stats", 503, trace)
+    assert "secret-gate" not in log
+
+
+def connected(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def _text(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return str(response.read().decode())

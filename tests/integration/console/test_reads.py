@@ -1,0 +1,147 @@
+"""Reading the log over HTTP, from real services."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sightline.cli.processes import ServiceProcess
+from tests.integration.auth.services import Client, ingest
+from tests.integration.console.conftest import World, console, targets
+from tests.integration.console.http import Browser
+
+ROOT = Path(__file__).parents[3]
+LIST = "curl -s 'http://localhost:8001/predictions"
+JQ = shutil.which("jq") or str(ROOT / ".tools/jq/bin/jq")
+
+
+def test_stats_are_those_of_the_service(world: World) -> None:
+    answer = world.browser().get("/stats")
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    found = answer.json
+    assert (found["total_predictions"], found["defects_detected"]) == (4, 0)
+    assert [(one["key"], one["count"]) for one in found["by_device"]] == [
+        ("gate-1", 3),
+        ("gate-2", 1),
+    ]
+    assert found["by_edge_device"] == {"gate-1": 3, "gate-2": 1}
+    assert found["by_source"][0]["key"] == "device"
+    assert found["inference_time"] is None
+
+
+def test_details_are_counted_on_request(world: World) -> None:
+    assert world.browser().get("/stats").json["with_verdict"] is None
+    assert world.browser().get("/stats?details=true").json["with_verdict"] == 0
+
+
+@pytest.mark.parametrize("name", ["device_id", "edge_device_id"])
+def test_a_filter_picks_devices(world: World, name: str) -> None:
+    found = world.browser().get(f"/predictions?{name}=gate-2").json["predictions"]
+    assert [one["device_id"] for one in found] == ["gate-2"]
+    assert found[0]["prediction"]["source"] == "device"
+    assert found[0]["prediction"]["captured_at"].endswith("Z")
+    both = world.browser().get(f"/stats?{name}=gate-2&{name}=gate-1").json
+    assert both["total_predictions"] == 4
+
+
+def test_pages_follow_each_other(world: World) -> None:
+    seen, token = [], ""
+    while True:
+        page = world.browser().get(f"/predictions?limit=3&page_token={token}").json
+        seen += [(one["device_id"], one["prediction"]["sequence"]) for one in page["predictions"]]
+        token = page["next_page_token"]
+        if not token:
+            break
+    assert sorted(seen) == [("gate-1", 1), ("gate-1", 2), ("gate-1", 3), ("gate-2", 1)]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "reason"),
+    [
+        ("/predictions?limit=1001", "limit", "INVALID_FIELD"),
+        ("/predictions?limt=1", "limt", "UNKNOWN_PARAMETER"),
+        ("/predictions?page_token=nonsense", "page_token", "INVALID_PAGE_TOKEN"),
+        ("/stats?source=edge", "source", "INVALID_FIELD"),
+        ("/stats?start_time=2026-01-01", "start_time", "INVALID_FIELD"),
+        ("/predictions/gate-1/spool/none", "sequence", "INVALID_FIELD"),
+    ],
+)
+def test_a_mistake_names_its_field(world: World, path: str, field: str, reason: str) -> None:
+    answer = world.browser().get(path)
+    assert (answer.status, answer.json["code"]) == (400, "INVALID_ARGUMENT")
+    assert answer.json["field"] == field
+    assert answer.json["reason"] == reason, answer.json
+    assert answer.json["retryable"] is False
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("GET", "/nothing", 404, "NO_SUCH_ROUTE"),
+        ("POST", "/stats", 405, "METHOD_NOT_ALLOWED"),
+        ("GET", "/pictures/00ff", 404, "PICTURES_NOT_KEPT"),
+        ("GET", "/static/../settings.py", 404, "NO_SUCH_ROUTE"),
+        ("GET", "/static/%2e%2e/settings.py", 404, "NO_SUCH_ROUTE"),
+    ],
+)
+def test_what_is_not_there_says_so(
+    world: World, method: str, path: str, status: int, reason: str
+) -> None:
+    answer = world.browser().send(method, path, None)
+    assert (answer.status, answer.reason) == (status, reason)
+
+
+def test_a_service_that_is_away_is_named_and_the_console_stays_ready(tmp_path: Path) -> None:
+    with console(tmp_path, *targets("127.0.0.1:1")) as made:
+        browser = Browser(made.address, {})
+        answer = browser.get("/stats", sightline_timeout="2")
+        assert (answer.status, answer.reason) == (503, "SERVICE_UNREACHABLE")
+        assert "the ingest service at 127.0.0.1:1 cannot be reached" in answer.json["message"]
+        assert answer.json["retryable"] is True
+        health = browser.get("/health")
+        assert (health.status, health.json["ingest"]) == (503, "unavailable")
+        assert [browser.get(path).status for path in ("/healthz", "/readyz")] == [200, 200]
+
+
+@pytest.fixture(scope="module")
+def open_console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A console before an ingest service that asks nobody for a credential, as on a laptop."""
+    folder = tmp_path_factory.mktemp("open")
+    with (
+        ingest(folder) as log,
+        console(folder / "console", *targets(log.address)) as made,
+    ):
+        Client(log).log("factory-camera-01", messages=2)
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("curl -s http://localhost:8001/stats | jq '.defects_detected / .total_predictions'", 0),
+        (
+            "curl -s http://localhost:8001/stats | jq '.by_edge_device'",
+            {"factory-camera-01": 2},
+        ),
+        (f"{LIST}?edge_device_id=factory-camera-01' | jq '.predictions | length'", 2),
+        (f"{LIST}?limit=1' | jq '[.predictions[].device_id]'", ["factory-camera-01"]),
+        ("curl -s http://localhost:8001/health | jq '.ingest'", "serving"),
+        ("curl -s http://localhost:8001/stats | jq '.total_predictions > 5000000000'", False),
+    ],
+)
+def test_commands_of_older_services_work(
+    open_console: ServiceProcess, command: str, expected: object
+) -> None:
+    if not shutil.which("curl") or not Path(JQ).exists():
+        pytest.skip("curl or jq is missing: `make compat` brings jq")
+    words = command.replace("localhost:8001", open_console.address).replace("jq", JQ, 1)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", words], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected
