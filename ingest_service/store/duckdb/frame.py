@@ -22,10 +22,11 @@ _SIZES = """
     SELECT image_width, image_height, count(*) FROM predictions WHERE {rows} GROUP BY ALL
     ORDER BY 3 DESC, 1 DESC, 2 DESC
 """
+# Not by NULL: `greatest` and `least` ignore it.
 _CELL = """
-    least(greatest(floor(
-        (d.box.{axis}_min::DOUBLE + d.box.{axis}_max) / 2 * {count} / nullif({size}, 0)
-    ), 0), {count} - 1)::INTEGER
+    CASE WHEN {size} > 0 AND d.box.{axis}_min IS NOT NULL THEN least(greatest(floor(
+        (d.box.{axis}_min::DOUBLE + d.box.{axis}_max) / 2 * {count} / {size}
+    ), 0), {count} - 1)::INTEGER END
 """
 _CELLS = f"""
     WITH placed AS (

@@ -7,7 +7,12 @@ BUCKET_RATIO = 1.02
 ZERO_BUCKET = -32768
 """The bucket of times that are 0."""
 
-BIN = f"least(floor(d.confidence * {CONFIDENCE_BINS}), {CONFIDENCE_BINS - 1})::UTINYINT"
+BINS_PER_UNIT = 20.0000008
+"""Factor from a confidence to its bin. It exceeds 20 by less than a step of a 32-bit number: such a
+number for 0.35 is a little less than 0.35, and belongs in the bin that begins there."""
+BIN = f"""
+    least(floor(d.confidence::DOUBLE * {BINS_PER_UNIT}::DOUBLE), {CONFIDENCE_BINS - 1})::UTINYINT
+"""
 """The bin of the confidence of a detection `d`."""
 BUCKET = f"""
     CASE WHEN inference_seconds > 0 THEN floor(ln(inference_seconds) / ln({BUCKET_RATIO}))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ingest_service.store.duckdb.rollup_sql import BUCKET
+from ingest_service.store.duckdb.rollup_sql import BINS_PER_UNIT, BUCKET
 from ingest_service.store.figures import CONFIDENCE_BINS
 
 KEYS = ("captured_hour", "device_id", "model_name", "model_version", "source", "defect_detected")
@@ -110,7 +110,7 @@ def merge(rollups: pa.Table) -> pa.Table:
 
 def bins_of(confidences: "NDArray[np.float32]") -> "NDArray[np.uint8]":
     """Return the bin of each confidence in [0, 1], as the SQL `BIN` does."""
-    scaled: NDArray[np.float32] = confidences * np.float32(CONFIDENCE_BINS)
+    scaled: NDArray[np.float64] = confidences.astype(np.float64) * BINS_PER_UNIT
     return np.minimum(scaled, CONFIDENCE_BINS - 1).astype(np.uint8)
 
 

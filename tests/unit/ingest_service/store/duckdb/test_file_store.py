@@ -17,6 +17,7 @@ from ingest_service.store.duckdb.migrations import VERSIONS
 from ingest_service.store.duckdb.opening import StoreOpenError
 from ingest_service.store.protocol import PredictionStore
 from servicekit.errors import SightlineError
+from tests.unit.ingest_service.figures_conformance import FiguresConformance
 from tests.unit.ingest_service.follow_conformance import FollowConformance
 from tests.unit.ingest_service.record_conformance import RecordConformance
 from tests.unit.ingest_service.samples import message, predictions, spool
@@ -28,7 +29,9 @@ from tests.unit.ingest_service.store_conformance import (
 )
 
 
-class TestDuckDBStore(FollowConformance, RecordConformance, PredictionStoreConformance):
+class TestDuckDBStore(
+    RecordConformance, FollowConformance, FiguresConformance, PredictionStoreConformance
+):
     @pytest.fixture
     def open_store(self, tmp_path: Path) -> Callable[[], PredictionStore]:
         return lambda: DuckDBStore(tmp_path / "test.duckdb")

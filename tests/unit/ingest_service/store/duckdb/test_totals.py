@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from datetime import timedelta
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tests.unit.ingest_service.store_conformance import (
     update_rollups,
     varied,
 )
+from tests.unit.ingest_service.stores import make_of_schema
 
 _HOSTILE = """
 import contextlib, json, sys, time
@@ -198,30 +198,7 @@ def test_a_file_of_version_2_gets_its_totals(path: Path) -> None:
                 update_rollups(store)
         before = stats(store)
     old = path.with_name("old.duckdb")
-    with duckdb.connect(old) as connection:
-        for script in ("schema.sql", "schema_2.sql"):
-            text = (
-                resources.files("ingest_service.store.duckdb")
-                .joinpath(script)
-                .read_text(encoding="utf-8")
-            )
-            connection.execute(text)
-        connection.execute("CREATE TABLE schema_version (version INTEGER, applied_at TIMESTAMPTZ)")
-        connection.execute("INSERT INTO schema_version VALUES (1, now()), (2, now())")
-        connection.execute(f"ATTACH '{path}' AS new")
-        connection.execute(
-            "INSERT INTO predictions"
-            " SELECT * EXCLUDE (rotated_boxes, keypoints, masks) FROM new.predictions"
-        )
-        for table in ("blocks", "rollups", "streams"):
-            columns = ", ".join(
-                name for name, *_ in connection.execute(f"DESCRIBE {table}").fetchall()
-            )
-            connection.execute(f"INSERT INTO {table} SELECT {columns} FROM new.{table}")
-        connection.execute(
-            "INSERT INTO watermarks SELECT device_id, spool_id, committed_through, duplicates,"
-            " updated_at FROM new.watermarks"
-        )
+    make_of_schema(old, path, 2)
     with contextlib.closing(DuckDBStore(old)) as store:
         assert stats(store) == before
         assert_as_the_rows_say(store)
