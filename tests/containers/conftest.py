@@ -11,7 +11,7 @@ from tests.containers import podman
 from tests.containers.podman import Image, PodmanError
 from tests.unit.inference_service.tiny_onnx import colour_model
 
-SERVICES = ("ingest", "inference", "edge")
+SERVICES = ("ingest", "inference", "console", "edge")
 _COLUMNS = ("size", "build", "ready in", "drain in", "user", "capabilities", "read-only root")
 _BUILT: list[Image] = []
 

@@ -112,8 +112,8 @@ print(json.dumps({
     found = json.loads(image.python(program))
     assert (found["pip"], found["files"]) == (False, [])
     assert found["format"] == "CycloneDX"
-    needs = {"ingest": "duckdb", "inference": "onnxruntime", "edge": "onnxruntime"}
-    assert {"grpcio", "sightline-vision", needs[image.service]} <= set(found["names"])
+    need = {"ingest": "duckdb", "console": "fastapi"}.get(image.service, "onnxruntime")
+    assert {"grpcio", "sightline-vision", need} <= set(found["names"])
     assert "pip" not in found["names"]
     assert "onnxruntime-gpu" not in found["names"]
 
@@ -148,6 +148,30 @@ def test_a_service_serves_strangers(
         CALLS[service](address)
         with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=20) as page:
             assert "sightline_grpc_requests_total" in page.read().decode()
+
+
+def test_the_console_shows_what_is_logged(images: dict[str, Image], repository: Path) -> None:
+    with serving(images["ingest"], repository) as (_, target, _):
+        _log_and_count(target)
+        image, address = images["console"], f"127.0.0.1:{free_port()}"
+        env = {
+            "SIGHTLINE_CONSOLE_LISTEN": address,
+            "SIGHTLINE_CONSOLE_METRICS_LISTEN": "127.0.0.1:0",
+            "SIGHTLINE_CONSOLE_INGEST_TARGET": target,
+        }
+        begun = time.monotonic()
+        with running(image, env=env) as container:
+            ready = container.ready()
+            image.facts["ready in"] = f"{time.monotonic() - begun:.2f} s"
+            check = image.config["Healthcheck"]["Test"][1:]
+            port = ready["metrics_address"].rpartition(":")[2]
+            container.exec(*(word.replace(":9464/", f":{port}/") for word in check))
+            for path, found in (("stats", b'"by_edge_device":{"gate-1":1}'), ("", b"<title>")):
+                with urllib.request.urlopen(f"http://{address}/{path}", timeout=20) as page:
+                    assert found in page.read()
+            code, seconds = container.terminate()
+        assert code == 0
+        image.facts["drain in"] = f"{seconds:.2f} s"
 
 
 def _log_and_count(address: str) -> None:

@@ -65,7 +65,7 @@ def test_an_image_is_built_from_its_file_and_hardened(part: str) -> None:
 
 def test_every_port_is_on_the_loopback_address() -> None:
     ports = [port for one in SERVICES.values() for port in one.get("ports", [])]
-    assert len(ports) == 4
+    assert len(ports) == 5
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 

@@ -14,9 +14,12 @@ from tests.unit.deploy.variables import loaded, unknown
 ROOT = Path(__file__).parents[3]
 FILES = {
     part: ROOT / f"deploy/containers/Containerfile.{part}"
-    for part in ("ingest", "inference", "edge")
+    for part in ("ingest", "inference", "console", "edge")
 }
-PACKAGES = ("edge", "ingest_service", "inference_service", "servicekit", "vision", "sightline")
+PACKAGES = (
+    *("console_service", "edge", "ingest_service", "inference_service"),
+    *("servicekit", "vision", "sightline"),
+)
 
 
 def final_stage(part: str) -> str:
@@ -63,6 +66,13 @@ def test_no_image_runs_as_root_and_each_is_of_this_version(part: str) -> None:
 def test_a_service_is_asked_for_its_health(part: ServiceName) -> None:
     (command,) = re.findall(r"^HEALTHCHECK .*CMD (\[.+\])$", final_stage(part), re.MULTILINE)
     assert f'"health", "--service", "{part}"' in command
+
+
+def test_the_console_is_asked_for_its_readiness_where_there_is_no_tls() -> None:
+    stage = final_stage("console")
+    (command,) = re.findall(r"^HEALTHCHECK .*CMD \[(.+)\]$", stage, re.MULTILINE)
+    port = environment("console")["SIGHTLINE_CONSOLE_METRICS_LISTEN"].rpartition(":")[2]
+    assert f"http://127.0.0.1:{port}/readyz" in command
 
 
 def test_the_build_sees_each_package_and_no_file_of_a_machine() -> None:

@@ -47,7 +47,7 @@ def rendered(folder: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(done.stdout))
 
 
-@pytest.fixture(params=SERVICES)
+@pytest.fixture(params=[*SERVICES, "console"])
 def workload(objects: list[dict[str, Any]], request: pytest.FixtureRequest) -> dict[str, Any]:
     """The StatefulSet or Deployment of each service."""
     return _workload(objects, request.param)
@@ -112,7 +112,7 @@ def test_the_ports_are_those_that_the_service_listens_on(
     name = workload["metadata"]["name"]
     settings: Any = loaded(_variables(workload, objects), name)
     listens = {
-        "grpc": int(settings.listen.rpartition(":")[2]),
+        "http" if name == "console" else "grpc": int(settings.listen.rpartition(":")[2]),
         "metrics": int(settings.metrics_listen.rpartition(":")[2]),
     }
     ports = {port["name"]: port["containerPort"] for port in _container(workload)["ports"]}
@@ -120,7 +120,7 @@ def test_the_ports_are_those_that_the_service_listens_on(
     (service,) = [
         one for one in objects if one["kind"] == "Service" and one["metadata"]["name"] == name
     ]
-    assert [port["port"] for port in service["spec"]["ports"]] == [listens["grpc"]]
+    assert [port["port"] for port in service["spec"]["ports"]] == [next(iter(listens.values()))]
     annotations = workload["spec"]["template"]["metadata"]["annotations"]
     assert annotations["prometheus.io/port"] == str(listens["metrics"])
 
@@ -130,7 +130,8 @@ def test_the_probes_ask_for_what_the_service_answers(
 ) -> None:
     name = workload["metadata"]["name"]
     container = _container(workload)
-    if f"SIGHTLINE_{name.upper()}_TLS_CERT_FILE" in _variables(workload, objects):
+    has_tls = f"SIGHTLINE_{name.upper()}_TLS_CERT_FILE" in _variables(workload, objects)
+    if has_tls or name == "console":
         for probe in PROBES:  # the kubelet's gRPC probes speak no TLS
             path = READY if probe == "readinessProbe" else LIVE
             assert container[probe]["httpGet"] == {"path": path, "port": "metrics"}
@@ -164,7 +165,8 @@ def test_every_port_that_is_named_is_one_of_the_pods(objects: list[dict[str, Any
             case "NetworkPolicy":
                 rules = one["spec"].get("ingress", ())
                 found = [port["port"] for rule in rules for port in rule["ports"]]
-                named += [(service, port) for service in SERVICES for port in found]
+                pods = ["console"] if name == "console" else SERVICES
+                named += [(pod, port) for pod in pods for port in found]
     assert len(named) >= 4
     assert [(name, port) for name, port in named if port not in ports[name]] == []
 

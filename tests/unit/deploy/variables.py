@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 
+from console_service.settings import ConsoleSettings
 from edge.settings import EdgeSettings
 from inference_service.settings import InferenceSettings
 from ingest_service.settings import IngestSettings
 from servicekit.settings import SHARED, Settings
 
-CLASSES: tuple[type[Settings], ...] = (IngestSettings, InferenceSettings, EdgeSettings)
+CLASSES: tuple[type[Settings], ...] = (
+    *(ConsoleSettings, EdgeSettings),
+    *(InferenceSettings, IngestSettings),
+)
 
 
 def unknown(names: Iterable[str]) -> list[str]:
