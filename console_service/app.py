@@ -95,6 +95,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """Return the description of the routes, with the schemas of the contract's messages."""
     if app.openapi_schema is None:
         schema = FastAPI.openapi(app)
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(components())
+        parts = schema.setdefault("components", {})
+        parts.setdefault("schemas", {}).update(components())
+        parts["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"bearer": []}]
+        for operation in (one for path in schema["paths"].values() for one in path.values()):
+            operation["summary"] = operation["description"].partition(".\n")[0].rstrip(".")
         app.openapi_schema = schema
     return app.openapi_schema

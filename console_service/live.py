@@ -1,4 +1,4 @@
-"""What is committed, as server-sent events: one stream of the ingest service for each page.
+"""Live events: what is committed, one stream of the ingest service for each page.
 
 The id of an event is the resume token of the log. A browser sends the last one that it saw as
 `Last-Event-ID` when it connects again, to this console or to another. While the ingest service is

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from console_service.settings import ConsoleSettings
 from servicekit.addresses import stays_here
 from servicekit.lifecycle import StartError, report_ready, stop_signals
-from servicekit.telemetry.metrics_server import MetricsServer
+from servicekit.telemetry.metrics_server import MetricsServer, Probe
 from servicekit.tls import check_key_and_chain
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ async def serve(
         bound = bind(settings.listen)
         address = f"{settings.listen.rpartition(':')[0]}:{bound.getsockname()[1]}"
         server = HttpServer(_config(settings, app))
-        with _metrics(settings, registry) as metrics_address:
+        with _metrics(settings, registry, draining) as metrics_address:
             serving = asyncio.ensure_future(server.serve([bound]))
             ready = asyncio.ensure_future(server.ready.wait())
             await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -129,13 +129,15 @@ def _tls(settings: ConsoleSettings) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _metrics(settings: ConsoleSettings, registry: CollectorRegistry) -> Iterator[str | None]:
+def _metrics(
+    settings: ConsoleSettings, registry: CollectorRegistry, draining: asyncio.Event
+) -> Iterator[str | None]:
     """Serve metrics and probes over HTTP; yield the bound address, None if they are off."""
     if not settings.metrics_listen:
         yield None
         return
     try:
-        server = MetricsServer(settings.metrics_listen, registry)
+        server = MetricsServer(settings.metrics_listen, registry, _probe(draining))
     except OSError as error:
         raise StartError(
             f"cannot listen on {settings.metrics_listen} for metrics: {error.strerror}"
@@ -144,6 +146,19 @@ def _metrics(settings: ConsoleSettings, registry: CollectorRegistry) -> Iterator
         yield server.address
     finally:
         server.close()
+
+
+def _probe(draining: asyncio.Event) -> Probe:
+    """Return a function for another event loop that asks this one what is not ready.
+
+    While this event loop is stuck, no answer comes.
+    """
+    loop = asyncio.get_running_loop()
+
+    async def not_ready() -> list[str]:
+        return ["draining"] if draining.is_set() else []
+
+    return lambda: asyncio.wrap_future(asyncio.run_coroutine_threadsafe(not_ready(), loop))
 
 
 def _warn_of_plain_text(settings: ConsoleSettings, address: str) -> None:

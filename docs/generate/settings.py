@@ -6,6 +6,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from console_service.settings import ConsoleSettings
 from docs.generate.markdown import code, table
 from edge.settings import EdgeSettings
 from inference_service.settings import InferenceSettings
@@ -15,11 +16,11 @@ from servicekit.settings import Settings
 
 INTRO = """# Settings
 
-This page lists every setting of the edge node and of both services, with its default and its
-bounds. It is made from the code.
+This page lists every setting of the edge node, of both services and of the console, with its
+default and its bounds. It is made from the code.
 
-A setting `name` of a part (`edge`, `ingest` or `inference`) can be given in four ways. The first
-of them that is there counts:
+A setting `name` of a part (`edge`, `ingest`, `inference` or `console`) can be given in four ways.
+The first of them that is there counts:
 
 1. a flag, `--name value`, with `-` for `_`; a flag that is on or off is `--name` or `--no-name`
 2. the environment variable `SIGHTLINE_<PART>_<NAME>`
@@ -53,6 +54,7 @@ def page() -> str:
     for title, cls in (("Ingest service", own[0]), ("Inference service", own[1])):
         names = [name for name in cls.model_fields if name not in shared]
         parts += section(title, cls.part, "", cls, names)
+    parts += section("Console", "console", "", ConsoleSettings, list(ConsoleSettings.model_fields))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -9,6 +9,7 @@ import typer.main
 from pydantic import Field
 
 import sightline
+from console_service.settings import ConsoleSettings
 from docs.generate import pages, settings
 from edge.settings import EdgeSettings
 from inference_service.settings import InferenceSettings
@@ -26,6 +27,7 @@ TESTED = {
     "how-to/call-inference.md": "tests/compat/test_docs.py",
     "how-to/call-ingest.md": "tests/compat/test_docs.py",
     "how-to/clocks.md": "tests/compat/test_operator_docs.py",
+    "how-to/console.md": "tests/integration/console/test_page.py",
     "how-to/deploy.md": "tests/unit/deploy/test_page.py",
     "how-to/export.md": "tests/compat/test_operator_docs.py",
     "how-to/models.md": "tests/compat/test_operator_docs.py",
@@ -97,7 +99,7 @@ def test_every_page_with_commands_has_a_test_that_runs_them() -> None:
         assert page in (ROOT / test).read_text(), f"{test} does not name {page}"
 
 
-@pytest.mark.parametrize("part", [EdgeSettings, IngestSettings, InferenceSettings])
+@pytest.mark.parametrize("part", [ConsoleSettings, EdgeSettings, IngestSettings, InferenceSettings])
 def test_the_reference_has_every_setting(part: type) -> None:
     page = GENERATED["reference/settings.md"]
     fields = part.model_fields  # type: ignore[attr-defined]

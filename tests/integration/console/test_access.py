@@ -9,7 +9,7 @@ from tests.integration.console.http import form
 from tests.unit.inference_service.tiny_onnx import picture
 
 SPOOL = str(uuid.uuid4())
-LOG = ("/stats", "/predictions")
+LOG = ("/stats", "/predictions", "/devices", "/ledger", "/gaps", "/rejections")
 """Routes that read the log."""
 
 
@@ -56,6 +56,16 @@ def test_a_device_of_another_is_refused(world: World, path: str) -> None:
     for name in ("device_id", "edge_device_id"):
         assert asked(world, "guard", f"{path}?{name}=gate-2") == (403, "DEVICE_NOT_ALLOWED")
         assert asked(world, "guard", f"{path}?{name}=gate-1") == (200, "")
+
+
+def test_a_single_sequence_of_another_is_refused(world: World) -> None:
+    for who, device, expected in (
+        ("guard", "gate-2", (403, "DEVICE_NOT_ALLOWED")),
+        ("guard", "gate-1", (404, "NOT_COMMITTED")),
+        ("logger", "gate-1", (403, "SCOPE_MISSING")),
+        (None, "gate-1", (401, "CREDENTIAL_MISSING")),
+    ):
+        assert asked(world, who, f"/predictions/{device}/{SPOOL}/1") == expected
 
 
 def test_without_a_filter_a_caller_sees_its_own_devices_only(world: World) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from sightline.cli.processes import ServiceProcess
+from tests.compat.conftest import require
 from tests.integration.auth.services import Client, ingest
 from tests.integration.console.conftest import World, console, targets
 from tests.integration.console.http import Browser
 
 ROOT = Path(__file__).parents[3]
 LIST = "curl -s 'http://localhost:8001/predictions"
-JQ = shutil.which("jq") or str(ROOT / ".tools/jq/bin/jq")
+JQ = Path(shutil.which("jq") or ROOT / ".tools/jq/bin/jq")
 
 
 def test_stats_are_those_of_the_service(world: World) -> None:
@@ -137,9 +138,8 @@ def open_console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServicePr
 def test_commands_of_older_services_work(
     open_console: ServiceProcess, command: str, expected: object
 ) -> None:
-    if not shutil.which("curl") or not Path(JQ).exists():
-        pytest.skip("curl or jq is missing: `make compat` brings jq")
-    words = command.replace("localhost:8001", open_console.address).replace("jq", JQ, 1)
+    require(JQ, "`make compat` brings Debian's jq")
+    words = command.replace("localhost:8001", open_console.address).replace("jq", str(JQ), 1)
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", words], capture_output=True, text=True, timeout=30
     )
