@@ -41,6 +41,22 @@ def readable(name: str | Path, max_bytes: int | None = None) -> str:
     return f"~{digest}~{tail.decode(errors='ignore')}"
 
 
+def printable(text: str) -> str:
+    r"""Return text without characters that control a terminal or a line, which become escapes.
+
+    Example:
+        >>> printable("pit\x1b[2J\n")
+        'pit\\x1b[2J\\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _as_escape(c) for c in text)
+
+
+def _as_escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
 def _escaped(text: str) -> str:
     try:
         return os.fsencode(text).decode(errors="backslashreplace")

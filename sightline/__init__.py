@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from edge.sources import Camera, Frame, FrameSource, PictureFiles, Sampling, VideoFile
     from edge.tally import NodeStats
     from servicekit.errors import SightlineError
+    from sightline.log_client import LogClient, QueryResult, connect
 
     __version__: str
 
@@ -97,6 +98,7 @@ __all__ = [
     "InferenceClient",
     "InferenceCoordinator",
     "Keypoint",
+    "LogClient",
     "LogOptions",
     "LoggerStats",
     "Mask",
@@ -110,6 +112,7 @@ __all__ = [
     "Prediction",
     "PredictionLogger",
     "ProcessDetector",
+    "QueryResult",
     "RotatedBox",
     "Sampling",
     "SightlineError",
@@ -118,6 +121,7 @@ __all__ = [
     "Thresholds",
     "UltralyticsDetector",
     "VideoFile",
+    "connect",
     "from_supervision",
     "from_ultralytics",
     "to_supervision",
@@ -176,6 +180,10 @@ _MODULES = {
     "ProcessDetector": "edge.detect",
     "Thresholds": "edge.detect",
     "UltralyticsDetector": "edge.detect",
+    # SQL over the log
+    "LogClient": "sightline.log_client",
+    "QueryResult": "sightline.log_client",
+    "connect": "sightline.log_client",
     # Sources of pictures
     "Camera": "edge.sources",
     "Frame": "edge.sources",

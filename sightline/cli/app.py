@@ -29,6 +29,8 @@ app = program(
         "gaps": ("sightline.cli.records:gaps", _DATA),
         "rejections": ("sightline.cli.records:rejections", _DATA),
         "show": ("sightline.cli.records:show", _DATA),
+        "tail": ("sightline.cli.tail:tail", _DATA),
+        "sql": ("sightline.cli.sql:sql", _DATA),
         "export": ("sightline.cli.export:export", _DATA),
         "readmit": ("sightline.cli.readmit:readmit", _DATA),
         "backup": ("sightline.cli.backup:backup", _DATA),

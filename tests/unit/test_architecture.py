@@ -86,11 +86,11 @@ ORDER: Mapping[str, tuple[str, ...]] = {
         *("metrics", "backend", "front", "context", "answers", "schemas", "live", "routes"),
         *("app", "server", "__init__", "__main__"),
     ),
-    "sightline": ("cli", "__init__", "__main__"),
+    "sightline": ("log_client", "cli", "__init__", "__main__"),
 }
 # Who may import a library that is large, or that another could take the place of.
 ONLY_IN = {
-    "duckdb": ("ingest_service/store/duckdb/",),
+    "duckdb": ("ingest_service/store/duckdb/", "sightline/log_client.py"),
     "onnxruntime": ("vision/", "inference_service/device.py"),
     "ultralytics": ("edge/detect/", "edge/log/"),
     "torch": (),

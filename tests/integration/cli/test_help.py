@@ -34,7 +34,7 @@ def test_every_command_is_there() -> None:
     assert {name[0] for name in SIGHTLINE} == {
         *("serve", "up", "keys", "models", "log", "infer", "doctor", "spool", "stats"),
         *("export", "readmit", "backup", "restore", "health"),
-        *("devices", "ledger", "gaps", "rejections", "show"),
+        *("devices", "ledger", "gaps", "rejections", "show", "tail", "sql"),
     }
     assert {name[0] for name in EDGE} == {"log", "infer", "doctor", "spool"}
 
