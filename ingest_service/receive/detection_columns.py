@@ -1,4 +1,4 @@
-"""The columns of detections in the table `predictions`, from the lists of a decoder.
+"""The columns of detections that a store writes, from the lists of a decoder.
 
 Pure. No value is copied: the columns share the memory of the lists.
 """

@@ -70,7 +70,7 @@ class RejectedRow(NamedTuple):
 def prediction_table(
     predictions: pa.StructArray, opening: NDArray[np.int64], openings: Sequence[StreamOpening]
 ) -> pa.Table:
-    """Return the rows of the table `predictions`, without `received_at`.
+    """Return the rows of the tables `predictions` and `prediction_shapes`, without `received_at`.
 
     Columns of rotated boxes, keypoints and masks are left out if no row has any.
 

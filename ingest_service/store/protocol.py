@@ -23,6 +23,8 @@ STORE_MOVED = "STORE_MOVED"
 
 _TIME = pa.timestamp("us", "UTC")
 
+SHAPES = ("rotated_boxes", "keypoints", "masks")
+"""Columns of the table `prediction_shapes`, null in predictions without any."""
 GAPS = pa.schema(
     [
         ("device_id", pa.string()),
@@ -112,9 +114,8 @@ class Watermark(NamedTuple):
 class Changes:
     """The changes of one group of messages, as Arrow tables.
 
-    `predictions` has the columns of the table `predictions` except `received_at`, and those of
-    `rotated_boxes`, `keypoints` and `masks` only if a row has any; the others have the schemas of
-    this module.
+    `predictions` has the columns of the table `predictions` except `received_at`, and of those in
+    `SHAPES` the ones that a row has; the others have the schemas of this module.
     """
 
     predictions: pa.Table

@@ -39,6 +39,19 @@ FROM (
     FROM watermarks
 )
 """
+# Those with an object of the class `posed` have one row of keypoints, which has their sequence of
+# the ledger as its x; all others have none.
+_MISSHAPEN = """
+SELECT count(*) FROM (
+    SELECT device_id, spool_id, sequence, received_at,
+        split_part(image_id, '/', 2)::FLOAT AS number
+    FROM predictions WHERE detections[1].class_name = 'posed'
+) AS p FULL JOIN (
+    SELECT device_id, spool_id, sequence, received_at, keypoints[1][1].x AS number, count(*) AS rows
+    FROM prediction_shapes GROUP BY ALL
+) AS s USING (device_id, spool_id, sequence, received_at, number)
+WHERE p.device_id IS NULL OR coalesce(rows, 0) <> 1
+"""
 _UNDECLARED = "SELECT coalesce(sum(greatest(first - coalesce(reached, 0) - 1, 0)), 0) FROM claims"
 _CLAIMED_TWICE = (
     "SELECT coalesce(sum(least(reached, last) - first + 1), 0) FROM claims WHERE first <= reached"
@@ -65,6 +78,8 @@ class Audit:
     """Sequences up to the watermark that belong to no row, rejection or gap."""
     strange: int
     """Predictions in the store that no node logged."""
+    misshapen: int
+    """Predictions with keypoints lost, doubled or of another, and keypoints of no prediction."""
     balanced: bool
     """True if the store's own ledger balances."""
     spools: int
@@ -80,6 +95,7 @@ class Audit:
         assert self.balanced, self
         assert not self.claimed_twice, self
         assert not self.strange, self
+        assert not self.misshapen, self
 
 
 def audit(database: Path, lives: Iterable[Life]) -> Audit:
@@ -116,6 +132,7 @@ def audit(database: Path, lives: Iterable[Life]) -> Audit:
             claimed_twice=number(_CLAIMED_TWICE),
             undeclared=number(_UNDECLARED),
             strange=number(_STRANGE),
+            misshapen=number(_MISSHAPEN),
             balanced=bool(number("SELECT coalesce(bool_and(balanced), true)::INT FROM ledger")),
             spools=number("SELECT count(*) FROM watermarks"),
         )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge.log.logger import Milestone
-from sightline import Box, Detection, LogOptions, Prediction, PredictionLogger
+from sightline import Box, Detection, Keypoint, LogOptions, Prediction, PredictionLogger
 from tests.faults.ledger import Ledger
 from tests.unit.edge.samples import eventually
 
@@ -148,8 +148,10 @@ def close(log: PredictionLogger) -> None:
 
 
 def sample(image_id: str) -> Prediction:
-    """Return a prediction with a detection in it."""
-    detection = Detection(len(image_id), "thing", 0.5, Box(0.0, 1.0, 2.0, 3.0))
+    """Return a prediction with a detection in it; of each second image, it has a keypoint."""
+    number = int(image_id.rpartition("/")[2])
+    name, points = ("posed", (Keypoint(number, 0.0),)) if number % 2 else ("thing", ())
+    detection = Detection(len(image_id), name, 0.5, Box(0.0, 1.0, 2.0, 3.0), keypoints=points)
     return Prediction(image_id, "m", detections=(detection,))
 
 

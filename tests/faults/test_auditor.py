@@ -18,7 +18,13 @@ ROW = """
 INSERT INTO predictions BY NAME SELECT 'gate-1' AS device_id, 's' AS spool_id, ? AS sequence,
     ? AS image_id, now() AS received_at, now() AS captured_at, 0 AS image_width,
     0 AS image_height, 'm' AS model_name, '' AS model_version, 'device' AS source,
-    [] AS detections, MAP {} AS labels, '' AS trace_id
+    [{class_id: 1, class_name: if(sequence = 2, 'posed', 'thing'), confidence: 0.5, box: NULL,
+        track_id: NULL}] AS detections, MAP {} AS labels, '' AS trace_id
+"""
+SHAPES = """
+INSERT INTO prediction_shapes SELECT device_id, spool_id, sequence, received_at, NULL,
+    [[{x: split_part(image_id, '/', 2)::FLOAT, y: 0, confidence: NULL}]], NULL
+FROM predictions WHERE sequence = 2
 """
 REJECTED = """
 INSERT INTO rejected_predictions VALUES
@@ -39,7 +45,7 @@ def database(tmp_path: Path) -> Path:
     with duckdb.connect(str(path)) as connection:
         for _, sequence, image_id in SOUND:
             connection.execute(ROW, [sequence, image_id])
-        for statement in (REJECTED, GAP, WATERMARK):
+        for statement in (SHAPES, REJECTED, GAP, WATERMARK):
             connection.execute(statement)
     return path
 
@@ -63,6 +69,7 @@ def test_a_sound_store(database: Path) -> None:
         claimed_twice=0,
         undeclared=0,
         strange=0,
+        misshapen=0,
         balanced=True,
         spools=1,
     )
@@ -107,6 +114,26 @@ def test_a_gap_over_what_is_stored(database: Path) -> None:
 def test_what_nobody_logged_is_strange(database: Path) -> None:
     counts = spoiled(database, "UPDATE predictions SET image_id = 'a/4' WHERE image_id = 'b/0'")
     assert (counts.strange, counts.missing) == (1, 1)
+    with pytest.raises(AssertionError):
+        counts.check()
+
+
+@pytest.mark.parametrize(
+    ("statement", "count"),
+    [
+        ("DELETE FROM prediction_shapes", 1),
+        ("DELETE FROM predictions WHERE sequence = 2", 1),
+        ("INSERT INTO prediction_shapes SELECT * FROM prediction_shapes", 1),
+        # The prediction has lost its own, and another has some.
+        ("UPDATE prediction_shapes SET sequence = 3", 2),
+        ("UPDATE prediction_shapes SET keypoints = [[{x: 7, y: 0, confidence: NULL}]]", 2),
+    ],
+)
+def test_shapes_that_are_lost_or_doubled_or_of_another(
+    database: Path, statement: str, count: int
+) -> None:
+    counts = spoiled(database, statement)
+    assert counts.misshapen == count
     with pytest.raises(AssertionError):
         counts.check()
 

@@ -49,7 +49,7 @@ _ROWS = "received_at > make_timestamptz({after}) AND received_at <= make_timesta
 _COPY = f"""
     COPY (
         SELECT p.*, make_timestamp(epoch_us(captured_at))::DATE AS day, number
-        FROM predictions AS p JOIN devices USING (device_id) WHERE {_ROWS}
+        FROM predictions_with_shapes AS p JOIN devices USING (device_id) WHERE {_ROWS}
     )
     TO '{{folder}}' (
         FORMAT parquet, COMPRESSION zstd, PARTITION_BY (day, number), FILE_EXTENSION 'tmp'

@@ -48,15 +48,28 @@ from ingest_service.store.record_types import (
     StoredAt,
 )
 
-_PAGE = """
-    SELECT epoch_us(received_at), device_id, spool_id, sequence,
-        clock_offset_seconds, image_id, image_width, image_height, model_name, model_version,
-        source, cloud_reason, epoch_us(captured_at), inference_seconds, detections,
-        defect_detected, labels, trace_id, rotated_boxes, keypoints, masks
-    FROM predictions
-    WHERE {where}
-    ORDER BY received_at DESC, device_id DESC, spool_id DESC, sequence DESC
-    LIMIT $size
+_COLUMNS = """
+    epoch_us(received_at), device_id, spool_id, sequence,
+    clock_offset_seconds, image_id, image_width, image_height, model_name, model_version,
+    source, cloud_reason, epoch_us(captured_at), inference_seconds, detections,
+    defect_detected, labels, trace_id
+"""
+_NEWEST_FIRST = "received_at DESC, device_id DESC, spool_id DESC, sequence DESC"
+_SHAPES = "FROM prediction_shapes WHERE received_at >= make_timestamptz({oldest})"
+_HAS_SHAPES = f"SELECT 1 {_SHAPES} LIMIT 1"
+_PAGE = f"""
+    SELECT {_COLUMNS} FROM predictions WHERE {{where}} ORDER BY {_NEWEST_FIRST} LIMIT $size
+"""
+# The rows of the page come first, so that shapes are searched for them only.
+_PAGE_WITH_SHAPES = f"""
+    WITH page AS MATERIALIZED (
+        SELECT * FROM predictions WHERE {{where}} ORDER BY {_NEWEST_FIRST} LIMIT $size
+    ), shapes AS (
+        SELECT * {_SHAPES}
+    )
+    SELECT {_COLUMNS}, rotated_boxes, keypoints, masks
+    FROM page LEFT JOIN shapes USING (received_at, device_id, spool_id, sequence)
+    ORDER BY {_NEWEST_FIRST}
 """
 _AFTER = """
     received_at <= make_timestamptz($received_us)
@@ -174,7 +187,10 @@ class DuckDBReader:
             if oldest is None:
                 return []
             condition = f"{condition} AND received_at >= make_timestamptz({oldest})"
-            rows = self._rows(_PAGE.format(where=condition), values)
+            # Many stores have no shapes, and planning the join takes a good part of a page.
+            has_shapes = self._rows(_HAS_SHAPES.format(oldest=oldest), {})
+            page = _PAGE_WITH_SHAPES if has_shapes else _PAGE
+            rows = self._rows(page.format(where=condition, oldest=oldest), values)
         return [StoredPrediction(Position(*row[:4]), *row[4:]) for row in rows]
 
     def _oldest_of_page(

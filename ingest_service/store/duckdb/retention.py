@@ -66,7 +66,8 @@ def expire_block(cursor: duckdb.DuckDBPyConnection, before_us: int, exported_onl
     block = Block(*blocks[0])
     span = {"after": block.after, "through": block.through}
     _count(cursor, "predictions", "predictions", _BLOCK, span)
-    cursor.execute(f"DELETE FROM predictions WHERE {_BLOCK}", span)
+    for table in ("predictions", "prediction_shapes"):
+        cursor.execute(f"DELETE FROM {table} WHERE {_BLOCK}", span)
     expire_sums(cursor, block.after, block.through)
     return block.predictions
 

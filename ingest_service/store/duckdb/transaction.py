@@ -17,7 +17,7 @@ from ingest_service.store.duckdb.rejected import (
     find_rejected,
 )
 from ingest_service.store.duckdb.spool_rows import Range, SpoolRows, count_rows
-from ingest_service.store.protocol import STREAMS, Changes, SpoolKey, Watermark
+from ingest_service.store.protocol import SHAPES, STREAMS, Changes, SpoolKey, Watermark
 from servicekit.errors import SightlineError
 
 _APPENDED = {
@@ -134,10 +134,20 @@ class DuckDBTransaction:
     def write_predictions(self, predictions: pa.Table, received_at: datetime) -> None:
         """Write the predictions of a group."""
         received_at = self._stamp(received_at)
-        if predictions.num_rows:
-            self._name_incoming(predictions)
+        if not predictions.num_rows:
+            return
+        self._name_incoming(predictions)
+        shapes = [name for name in SHAPES if name in predictions.column_names]
+        left_out = f" EXCLUDE ({', '.join(shapes)})" if shapes else ""
+        self._cursor.execute(
+            f"INSERT INTO predictions BY NAME SELECT *{left_out}, ? AS received_at FROM incoming",
+            [received_at],
+        )
+        if shapes:
             self._cursor.execute(
-                "INSERT INTO predictions BY NAME SELECT *, ? AS received_at FROM incoming",
+                "INSERT INTO prediction_shapes BY NAME"
+                f" SELECT device_id, spool_id, sequence, ? AS received_at, {', '.join(shapes)}"
+                f" FROM incoming WHERE {' OR '.join(f'{name} IS NOT NULL' for name in shapes)}",
                 [received_at],
             )
 

@@ -58,7 +58,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDB
 def row(database: duckdb.DuckDBPyConnection, source: str, task: str, masks: str) -> dict[str, Any]:
     found = database.execute(
         "SELECT source, cloud_reason, image_width, image_height, detections, rotated_boxes,"
-        " keypoints, masks FROM predictions WHERE device_id = ?",
+        " keypoints, masks FROM predictions_with_shapes WHERE device_id = ?",
         [f"{source}-{task}-{masks}"],
     )
     names = [column[0] for column in found.description]

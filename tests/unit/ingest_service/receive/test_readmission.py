@@ -136,6 +136,8 @@ def test_a_transaction_that_fails_moves_nothing(
         with pytest.raises(RuntimeError, match="power"), store.transaction() as transaction:
             transaction.readmit(batch.predictions, NOW)
         assert (stats(store).rejected, stats(store).total_predictions) == (6, 0)
+        with contextlib.closing(store._cursor()) as cursor:
+            assert cursor.execute("SELECT count(*) FROM prediction_shapes").fetchall() == [(0,)]
 
 
 def test_batches_go_on_where_the_last_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ ROWS = '''
     SELECT {device}, '', i, to_timestamp(1.79e9 + i // 20000), to_timestamp(1.7e9 + {hours} * 3600),
         NULL, '', 0, 0, 'm' || {model}, '', 'device', NULL, 0.001 * (1 + i % 9000),
         [{{'class_id': 1, 'class_name': 'c' || {cls}, 'confidence': 0.5, 'box': NULL,
-           'track_id': NULL}}], i % 2 = 0, MAP {{}}, '', NULL, NULL, NULL
+           'track_id': NULL}}], i % 2 = 0, MAP {{}}, ''
     FROM range(300_000) AS t(i)
 '''
 FRIENDLY = {"device": "'d' || i % 8", "hours": 0, "model": "i % 3", "cls": "i % 80"}

@@ -1,4 +1,4 @@
-"""Rotated boxes, keypoints and masks as columns, and files from before they were columns."""
+"""Rotated boxes, keypoints and masks in their table, and files from before there was one."""
 
 import contextlib
 import random
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ingest_service.store.duckdb import database_copy, migrations
 from ingest_service.store.duckdb.database_copy import copy_database
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.duckdb.restore import restore
+from ingest_service.store.protocol import Filter, SpoolKey
 from ingest_service.translate import stored_to_proto
 from tests.unit.ingest_service.receive.conftest import decoder as decoder
 from tests.unit.ingest_service.samples import (
@@ -30,17 +32,21 @@ from tests.unit.ingest_service.samples import (
     shapes,
 )
 from tests.unit.ingest_service.store_conformance import (
+    BeforeCommit,
+    MovableClock,
     commit,
     everything,
     exported,
     outcomes_of,
+    page,
     update_rollups,
 )
 from tests.unit.ingest_service.stores import ask, checkpoint, leave, opened, sequences
 
 OLD = (1, 2, 3)
-"""Versions of the schema that have no columns of shapes."""
+"""Versions of the schema that have no table of shapes."""
 NEW_COLUMNS = ("rotated_boxes", "keypoints", "masks")
+NEW_TABLES = {"prediction_shapes", "predictions_with_shapes"}
 
 
 @pytest.fixture
@@ -54,9 +60,9 @@ def sent_back(store: DuckDBStore) -> list[Prediction]:
     return sorted(stored, key=lambda row: row.sequence)
 
 
-def mixed(count: int) -> list[list[Detection]]:
+def mixed(count: int, chance: random.Random | None = None) -> list[list[Detection]]:
     """Return detections of all kinds, in every order and number, and predictions without any."""
-    chance = random.Random(count)
+    chance = chance or random.Random(count)
     kinds = [detection(), detection(box=None), *shapes()]
     return [[chance.choice(kinds) for _ in range(chance.randrange(5))] for _ in range(count)]
 
@@ -95,7 +101,10 @@ def test_a_prediction_without_shapes_has_null_in_their_columns(path: Path) -> No
     pose, turned = shapes()[2:]
     with opened(path) as store:
         commit(store, message(*numbered([[detection()], [detection(), pose], [turned, pose], []])))
-    rows = ask(path, "SELECT rotated_boxes, keypoints, masks FROM predictions ORDER BY sequence")
+    rows = ask(
+        path,
+        "SELECT rotated_boxes, keypoints, masks FROM predictions_with_shapes ORDER BY sequence",
+    )
     points = [
         {"x": 5.0, "y": -6.5, "confidence": 0.25},
         {"x": 7.0, "y": 8.0, "confidence": None},
@@ -107,6 +116,79 @@ def test_a_prediction_without_shapes_has_null_in_their_columns(path: Path) -> No
         ([box, None], [[], points], None),
         (None, None, None),
     ]
+
+
+_KEYS = "SELECT device_id, spool_id, sequence, received_at::VARCHAR"
+
+
+def shaped(path: Path) -> list[int]:
+    """Return the sequences in the table of shapes, each of which has its prediction."""
+    ((alone,),) = ask(
+        path,
+        f"SELECT count(*) FROM ({_KEYS} FROM prediction_shapes EXCEPT {_KEYS} FROM predictions)",
+    )
+    assert alone == 0
+    rows = ask(path, "SELECT sequence FROM prediction_shapes ORDER BY ALL")
+    return [sequence for (sequence,) in rows]
+
+
+def test_shapes_are_stored_once_and_with_their_prediction(path: Path) -> None:
+    sent = numbered([shapes(), [detection()], shapes()[:1], [], shapes()[3:], shapes()])
+
+    def fail() -> None:
+        raise RuntimeError("power")
+
+    with opened(path) as store:
+        commit(store, message(*sent[:2]))
+        with pytest.raises(RuntimeError, match="power"):
+            outcomes_of(GroupWriter(BeforeCommit(store, fail), lambda: NOW), [message(*sent)])
+        assert sent_back(store) == sent[:2]
+        commit(store, message(*sent[:4]))
+        commit(store, message(*sent), message(*sent, stream=1))
+        assert sent_back(store) == sent
+    assert shaped(path) == [1, 3, 5, 6]
+
+
+def test_shapes_are_deleted_with_their_prediction(path: Path) -> None:
+    clock = MovableClock()
+    with opened(path) as store:
+        for number in (1, 2, 3):
+            commit(store, message(prediction(number, detections=shapes())), now=clock)
+            update_rollups(store)
+            clock.time += timedelta(days=1)
+        before = NOW + timedelta(hours=36)
+        assert store.maintenance().expire(before, exported_only=False) == 2
+        assert sent_back(store) == [prediction(3, detections=shapes())]
+    assert shaped(path) == [3]
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_pages_have_the_shapes_of_their_own_rows(path: Path, size: int) -> None:
+    """The same sequences of several devices and spools, in one commit and in several."""
+    spools = [SpoolKey(device, name) for device in ("gate-1", "gate-2") for name in ("a", "b")]
+    chance, clock = random.Random(size), MovableClock()
+    sent: dict[tuple[object, ...], Prediction] = {}
+    with opened(path) as store:
+        for start in (1, 4):
+            parts = {of: numbered(mixed(6, chance))[start - 1 : start + 2] for of in spools}
+            sent |= {(*of, part.sequence): part for of, rows in parts.items() for part in rows}
+            messages = [
+                message(*rows, of=of, stream=at) for at, (of, rows) in enumerate(parts.items())
+            ]
+            commit(store, *messages, now=clock)
+            clock.tick()
+        for filter_ in (Filter(), Filter(device_ids=("gate-2",)), Filter(min_confidence=0.5)):
+            seen: dict[tuple[object, ...], Prediction] = {}
+            after = None
+            while rows := page(store, size, after, filter_):
+                after = rows[-1].position
+                seen |= {row.position[1:]: stored_to_proto(row).prediction for row in rows}
+            assert seen == {
+                key: part
+                for key, part in sent.items()
+                if key[0] in (filter_.device_ids or key)
+                and (part.detections or filter_.min_confidence is None)
+            }
 
 
 def test_shapes_are_exported_and_copied(path: Path, tmp_path: Path) -> None:
@@ -136,7 +218,7 @@ def test_a_copy_takes_large_rows_in_small_parts(
     assert calls[:3] == [2048, 4096, 5000]
 
 
-_SHAPES = f"SELECT {', '.join(NEW_COLUMNS)} FROM predictions ORDER BY sequence"
+_SHAPES = f"SELECT {', '.join(NEW_COLUMNS)} FROM predictions_with_shapes ORDER BY sequence"
 
 
 @pytest.fixture(params=OLD)
@@ -161,7 +243,7 @@ def old(request: pytest.FixtureRequest, path: Path, monkeypatch: pytest.MonkeyPa
     return path
 
 
-def test_an_old_file_gets_the_columns_and_keeps_its_rows(old: Path) -> None:
+def test_an_old_file_gets_the_table_and_keeps_its_rows(old: Path) -> None:
     before = predictions(1, 3)
     with opened(old) as store:
         assert sent_back(store) == before
@@ -208,10 +290,10 @@ def test_a_migration_that_is_killed_anywhere_is_begun_again(old: Path, tmp_path:
     for calls, copy in copies.items():
         with duckdb.connect(leave(copy, tmp_path / f"seen-{calls}")) as connection:
             rows = connection.execute("SELECT max(version) FROM schema_version").fetchall()
-            columns = set(connection.table("predictions").columns)
+            names = {name for (name,) in connection.execute("SHOW TABLES").fetchall()}
         committed = calls == 6
         assert rows == [(4 if committed else 3,)]
-        assert set(NEW_COLUMNS) & columns == (set(NEW_COLUMNS) if committed else set())
+        assert names & NEW_TABLES == (NEW_TABLES if committed else set())
         with opened(copy) as store:
             commit(store, message(prediction(4, detections=shapes())))
             assert sequences(store) == [1, 2, 3, 4]
