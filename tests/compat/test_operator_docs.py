@@ -13,11 +13,13 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import onnx
+import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -107,12 +109,12 @@ def desk(tmp_path: Path) -> Desk:
 
 def test_every_page_with_commands_is_tested_here() -> None:
     counts = {page: len(blocks(f"how-to/{page}.md")) for page in PAGES}
-    assert counts == dict(zip(PAGES, (2, 1, 1, 1, 1, 3, 2), strict=True))
+    assert counts == dict(zip(PAGES, (2, 3, 1, 1, 1, 3, 2), strict=True))
 
 
 def test_a_backup_is_taken_queried_and_put_back(desk: Desk) -> None:
     backup, restore = blocks("how-to/backup.md")
-    (query,) = blocks("how-to/query.md")
+    *_, query = blocks("how-to/query.md")
     database = desk.database()
     assert query.startswith(backup.strip())
     with desk.serving(f"sightline serve ingest --database {database}"):
@@ -122,6 +124,24 @@ def test_a_backup_is_taken_queried_and_put_back(desk: Desk) -> None:
     assert json.loads(desk.type(restore))["predictions"] == 9
     with duckdb.connect(str(database), read_only=True) as connection:
         assert connection.sql("SELECT count(*) FROM predictions").fetchone() == (9,)
+
+
+def test_a_running_service_is_asked_with_sql_and_from_python(desk: Desk) -> None:
+    table, parquet, _ = blocks("how-to/query.md")
+    programs = blocks("how-to/query.md", "python")
+    database = desk.database()
+    with desk.serving(f"sightline serve ingest --database {database}"):
+        assert re.search(r"gate-1\W+9\b", desk.type(table))
+        desk.type(parquet)
+        assert pq.read_table(desk.folder / "images.parquet").num_rows == 9
+        counts = []
+        for program in programs:
+            if "to_pandas" in program and find_spec("pandas") is None:
+                continue  # no extra installs it
+            (desk.folder / "program.py").write_text(program)
+            counts.append(desk.type("python program.py"))
+        assert "('gate-1', 9)" in counts[0]
+        assert all(re.search(r"gate-1\W+9\b", text) for text in counts)
 
 
 FETCH = """
