@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -51,7 +52,7 @@ def _template(device: str, sent: Sequence[bytes]) -> Changes:
 
 
 def _varied(template: Changes, chance: np.random.Generator) -> Changes:
-    """Return the group as of now, with inference times around 12 ms."""
+    """Return the group as of now, of a new spool, with inference times around 12 ms."""
     now = int(time.time() * 1_000_000)
     columns = {
         "captured_at": pa.array(now + np.arange(GROUP)).cast(pa.timestamp("us", "UTC")),
@@ -60,4 +61,15 @@ def _varied(template: Changes, chance: np.random.Generator) -> Changes:
     predictions = template.predictions
     for name, values in columns.items():
         predictions = predictions.set_column(predictions.schema.get_field_index(name), name, values)
-    return replace(template, predictions=predictions)
+    spool = str(uuid.uuid4())  # else the books would not balance, and no service would start
+    return replace(
+        template,
+        predictions=_of_spool(predictions, spool),
+        streams=_of_spool(template.streams, spool),
+        watermarks=_of_spool(template.watermarks, spool),
+    )
+
+
+def _of_spool(rows: pa.Table, spool: str) -> pa.Table:
+    column = rows.schema.get_field_index("spool_id")
+    return rows.set_column(column, "spool_id", pa.array([spool] * rows.num_rows, pa.string()))

@@ -24,6 +24,13 @@ def test_reads() -> None:
     assert all(value > 0 for value in line.values())
 
 
+def test_console() -> None:
+    line = run("console", "--rows", "200000", "--rounds", "1", *SMALL)
+    assert {"ingest_rate_ratio_with_three_tabs", "sql_commit_rate_ratio"} < set(line)
+    assert (line["live_holes"], line["live_doubles"]) == (0, 0)
+    assert line["sql_queries"] > 0
+
+
 def test_a_machine_that_is_too_fast_for_what_was_prepared_goes_on(tmp_path: Path) -> None:
     """Prepare eight predictions per device, which every machine sends in less than a second."""
     with service(tmp_path) as running:
