@@ -139,8 +139,8 @@ build/duckdb/%/.installed: | $(VENV)/.test
 	@touch $@
 
 .PHONY: demo
-demo: $(VENV)/.demo ## Both services, one edge node, an outage, and an audit of the result
-	@$(BIN)/python -m examples.demo
+demo: $(VENV)/.demo ## Both services, one edge node, an outage, and an audit; STAY=1 keeps running, with the console
+	@$(BIN)/python -m examples.demo $(if $(STAY),--stay)
 
 .PHONY: setup
 setup: $(VENV)/.test ## The virtual environment with everything in it

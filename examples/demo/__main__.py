@@ -2,13 +2,16 @@
 
 Two service processes, an edge node with a seeded camera, a network that goes down and comes
 back, a model that fails now and then. At the end SQL on the database says what became of every
-prediction. Progress goes to stderr; stdout gets a table and then one JSON object.
+prediction. Progress goes to stderr; stdout gets a table and then one JSON object. With `--stay` the
+camera goes on afterwards, and the console shows it, until Ctrl-C.
 """
 
 import argparse
 import json
 import shutil
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +24,7 @@ from edge.tally import NodeStats
 from examples.demo.audit import Audit, audit
 from examples.demo.node import FailingDetector, make_detector, make_node
 from examples.demo.script import Script
-from examples.demo.world import World
+from examples.demo.world import CONSOLE, World
 from models.plates import camera, to_jpeg
 from sightline import EdgeNode, Source
 
@@ -54,6 +57,9 @@ def main() -> None:
     parser.add_argument(
         "--kill-ingest", action="store_true", help="kill the ingest service and restart it"
     )
+    parser.add_argument(
+        "--stay", action="store_true", help="keep running afterwards, with the console, to look at"
+    )
     options = parser.parse_args()
     if options.frames < 12 or options.fps <= 0:
         parser.error(
@@ -73,7 +79,15 @@ def main() -> None:
     counts = audit(world.database, run.logged)
     _report(script, run, counts, world.database)
     exact = counts.committed == len(run.logged) and not counts.lost and not counts.duplicates
-    sys.exit(0 if exact and counts.balanced else 1)
+    if not exact or not counts.balanced:
+        sys.exit(1)
+    if options.stay:
+        _stay(script, options.folder, fps=options.fps, seed=options.seed + 1)
+    else:
+        _NOTES.print(
+            f"to look at it: sightline up --data {options.folder}, then http://{CONSOLE}"
+            " (make demo STAY=1 does both, with the camera running)"
+        )
 
 
 def _play(
@@ -101,6 +115,23 @@ def _play(
             run.by_source[answer.source] += 1
             _show(progress, task, node)
             time.sleep(max(0.0, began + (frame + 1) / fps - time.monotonic()))
+
+
+def _stay(script: Script, folder: Path, *, fps: float, seed: int) -> None:
+    """Let the camera run on the same database, with the console, until Ctrl-C or SIGTERM."""
+    stop = threading.Event()
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wanted, lambda *_: stop.set())
+    with World(folder, console=True) as world:
+        detector = make_detector()
+        with make_node(world, detector, folder) as node:
+            print(json.dumps({"console": f"http://{world.console}"}), flush=True)
+            _NOTES.print(f"the console is at http://{world.console}; Ctrl-C ends everything")
+            for number, plate in enumerate(camera(seed)):
+                detector.fails = script.device_fails(number % script.frames)
+                node.process(to_jpeg(plate.image), f"plate-{number:05d}")
+                if stop.wait(1 / fps):
+                    return
 
 
 def _show(progress: Progress, task: TaskID, node: EdgeNode) -> None:

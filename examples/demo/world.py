@@ -7,8 +7,10 @@ from typing import Self
 
 from examples.demo.relay import CUT, SOUND, Relay
 from examples.demo.script import Event
-from sightline.cli.processes import ServiceProcess
+from sightline.cli.processes import ServiceProcess, is_taken
 
+CONSOLE = "127.0.0.1:8080"
+"""Address of the console; if something listens there, any free port."""
 MODELS = Path(__file__).parents[2] / "models" / "repository"
 
 
@@ -17,10 +19,13 @@ class World:
 
     Args:
         folder: folder of the database and the services' logs.
+        console: also start the console; its address is then `console`, host:port.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, console: bool = False) -> None:
         self.database = folder / "sightline.duckdb"
+        self.console = ""
+        self._has_console = console
         self._folder = folder
         self._stack = ExitStack()
 
@@ -31,6 +36,8 @@ class World:
             flags = ["--listen", "127.0.0.1:0", "--model-repository", str(MODELS)]
             self._inference = self._start("inference_service", flags)
             stack.callback(self._inference.stop)
+            if self._has_console:
+                self.console = stack.enter_context(self._start_console()).address
             self.ingest_relay = stack.enter_context(Relay(self._ingest.address))
             self.inference_relay = stack.enter_context(Relay(self._inference.address))
             self._stack = stack.pop_all()
@@ -62,6 +69,12 @@ class World:
     def _start_ingest(self) -> ServiceProcess:
         flags = ["--listen", "127.0.0.1:0", "--database", str(self.database)]
         return self._start("ingest_service", flags)
+
+    def _start_console(self) -> ServiceProcess:
+        listen = CONSOLE if not is_taken(CONSOLE) else "127.0.0.1:0"
+        targets = ["--ingest-target", self._ingest.address]
+        targets += ["--inference-target", self._inference.address]
+        return self._start("console_service", ["--listen", listen, *targets])
 
     def _start(self, module: str, flags: list[str]) -> ServiceProcess:
         with (self._folder / f"{module}.log").open("a") as log:

@@ -92,8 +92,8 @@ def make_base(folder: Path) -> None:
 
 
 def download_wheels(folder: Path) -> Path:
-    """Return a folder with every wheel that the three images install."""
-    extras = f"{ROOT}[ingest,inference-cpu,onnx,video,metrics]"
+    """Return a folder with every wheel that the images install."""
+    extras = f"{ROOT}[ingest,inference-cpu,console,onnx,video,metrics]"
     pinned = (ROOT / "constraints.txt").read_text()
     constraints = folder / "constraints.txt"
     constraints.write_text(pinned + _pin_of_the_cpu_build(pinned))

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import duckdb
@@ -39,3 +41,26 @@ def test_sigkill_of_the_ingest_service_loses_nothing_and_doubles_nothing(tmp_pat
         ).fetchall()
     assert rows == [(sequence,) for sequence in range(1, FRAMES + 1)]
     assert reasons == [("cloud", "device_failed"), ("device", None)]
+
+
+def test_a_demo_that_stays_shows_itself_in_the_console(tmp_path: Path) -> None:
+    words = ["--frames", "12", "--fps", "50", "--folder", str(tmp_path), "--stay"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "examples.demo", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as demo:
+        try:
+            assert demo.stdout is not None
+            address = next(
+                json.loads(line)["console"] for line in demo.stdout if line.startswith('{"console"')
+            )
+            with urllib.request.urlopen(f"{address}/stats", timeout=20) as answer:
+                assert json.load(answer)["total_predictions"] >= 12
+            demo.send_signal(signal.SIGINT)
+            _, said = demo.communicate(timeout=60)
+        finally:
+            demo.kill()
+        assert demo.returncode == 0, said
