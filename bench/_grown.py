@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,7 +33,8 @@ def grow(path: Path, rows: int) -> None:
             there = reader.stats(Filter()).total_predictions
         maintenance, due = store.maintenance(), 0.0
         for start in range(there, rows, GROUP):
-            changes = _varied(templates[start // GROUP % DEVICES], chance)
+            turn, number = divmod(start // GROUP, DEVICES)
+            changes = _varied(templates[number], chance, turn * GROUP)
             with store.transaction() as transaction:
                 transaction.write_bookkeeping(changes, datetime.now(UTC))
                 transaction.write_predictions(changes.predictions, datetime.now(UTC))
@@ -51,25 +51,18 @@ def _template(device: str, sent: Sequence[bytes]) -> Changes:
     return decide(prepare(messages, PtarsDecoder(), datetime.now(UTC)), {spool: Watermark()})[0]
 
 
-def _varied(template: Changes, chance: np.random.Generator) -> Changes:
-    """Return the group as of now, of a new spool, with inference times around 12 ms."""
+def _varied(template: Changes, chance: np.random.Generator, after: int) -> Changes:
+    """Return the group as of now, after a sequence, with inference times around 12 ms."""
     now = int(time.time() * 1_000_000)
     columns = {
+        "sequence": pa.array(after + 1 + np.arange(GROUP)),
         "captured_at": pa.array(now + np.arange(GROUP)).cast(pa.timestamp("us", "UTC")),
         "inference_seconds": pa.array(chance.lognormal(np.log(0.012), 0.3, GROUP)),
     }
     predictions = template.predictions
     for name, values in columns.items():
         predictions = predictions.set_column(predictions.schema.get_field_index(name), name, values)
-    spool = str(uuid.uuid4())  # else the books would not balance, and no service would start
-    return replace(
-        template,
-        predictions=_of_spool(predictions, spool),
-        streams=_of_spool(template.streams, spool),
-        watermarks=_of_spool(template.watermarks, spool),
-    )
-
-
-def _of_spool(rows: pa.Table, spool: str) -> pa.Table:
-    column = rows.schema.get_field_index("spool_id")
-    return rows.set_column(column, "spool_id", pa.array([spool] * rows.num_rows, pa.string()))
+    at = template.watermarks.schema.get_field_index("committed_through")
+    through = pa.array([after + GROUP], pa.int64())
+    watermarks = template.watermarks.set_column(at, "committed_through", through)
+    return replace(template, predictions=predictions, watermarks=watermarks)

@@ -1,7 +1,7 @@
 """Latency of statistics and pages while predictions stream in: `python -m bench.reads`.
 
 A database grows to ten million rows; then eight devices send as fast as the service accepts, and
-one client requests statistics and pages in turn.
+one client requests statistics, pages, devices and the ledger in turn.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import uvloop
 from google.protobuf.message import Message
-from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
+from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, reads_pb2
 from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 
 from bench._grown import grow
@@ -54,6 +54,8 @@ def read_calls(stub: IngestServiceStub) -> dict[str, Callable[[], Message]]:
         "stats_device": ask_stats(stub, Filter(device_ids=["bench-3"])),
         **{f"list_{name}": ask_page(stub, selection) for name, selection in PAGES.items()},
         "list_later": ask_page(stub, Filter(), later),
+        "records_devices": lambda: stub.ListDevices(reads_pb2.ListDevicesRequest()),
+        "records_ledger": lambda: stub.GetLedger(reads_pb2.GetLedgerRequest()),
     }
 
 
@@ -103,7 +105,7 @@ def main() -> None:
             rate, taken = measure(service.address, streams, options.seconds)
     line = {"bench": "reads", "devices": DEVICES, "rows": options.rows, "batch_size": BATCH}
     line["predictions_per_s"] = round(rate)
-    for kind in ("stats", "list"):
+    for kind in ("stats", "list", "records"):
         every = [t for n, times in taken.items() if n.startswith(kind) for t in times]
         line[f"{kind}_p95_ms"] = p95_ms(every)
         line[f"{kind}_max_ms"] = round(1000 * max(every))
