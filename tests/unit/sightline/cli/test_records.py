@@ -3,10 +3,13 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import grpc
 import pytest
+from sightline.ingest.v1 import ingest_service_pb2_grpc, reads_pb2
 from sightline.types.v1.prediction_pb2 import Detection, Prediction, PredictionSource
 from typer.testing import CliRunner, Result
 
@@ -94,6 +97,33 @@ def test_the_ledger_has_every_spool_and_their_total(target: str) -> None:
     )
 
 
+class Unbalanced(ingest_service_pb2_grpc.IngestServiceServicer):
+    """A server whose second page of the ledger has a spool that does not balance."""
+
+    def GetLedger(  # noqa: N802 - the contract's name
+        self, request: reads_pb2.GetLedgerRequest, _context: grpc.ServicerContext
+    ) -> reads_pb2.GetLedgerResponse:
+        entry = reads_pb2.LedgerEntry(device_id="a", balanced=not request.page_token)
+        token = "" if request.page_token else "more"
+        return reads_pb2.GetLedgerResponse(
+            entries=[entry], next_page_token=token, total=reads_pb2.LedgerEntry(balanced=False)
+        )
+
+
+@pytest.mark.parametrize("json_", [[], ["--json"]])
+def test_books_that_do_not_balance_are_an_exit_code(json_: list[str]) -> None:
+    server = grpc.server(ThreadPoolExecutor(2))
+    ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(Unbalanced(), server)  # type: ignore[abstract] # one method is called
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        done = run(f"127.0.0.1:{port}", "ledger", *json_)
+    finally:
+        server.stop(None)
+    assert done.exit_code == 1
+    assert "NO" in done.stdout or not json.loads(done.stdout)["total"]["balanced"]
+
+
 def test_gaps_and_rejections_are_listed(target: str) -> None:
     found = lines(target, "gaps")
     assert [(g["gap"]["first_sequence"], g["gap"]["reason"]) for g in found] == [
@@ -147,5 +177,5 @@ def test_plain_values_are_those_that_programs_expect() -> None:
         None,
         None,
     )
-    (detection,) = found["detections"]  # type: ignore[misc]
-    assert detection["confidence"] == 0.9
+    detections: Any = found["detections"]
+    assert [one["confidence"] for one in detections] == [0.9]

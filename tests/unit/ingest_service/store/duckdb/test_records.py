@@ -7,12 +7,14 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from ingest_service.read.records import find
 from ingest_service.receive.ptars_decoder import PtarsDecoder
 from ingest_service.receive.readmission import Correction, recheck
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.duckdb.fleet import split
 from ingest_service.store.duckdb.migrations import VERSIONS
 from ingest_service.store.duckdb.rejected import RejectedFilter
+from servicekit.errors import SightlineError
 from tests.unit.ingest_service.record_conformance import (
     ACCOUNT,
     HOUR,
@@ -121,6 +123,20 @@ def test_a_crash_loses_nothing_but_the_last_streams(tmp_path: Path) -> None:
         assert second.stream is None
         assert second.last_received_us is not None
         check(store)
+
+
+def test_a_row_that_vanished_is_lost_and_not_expired(tmp_path: Path) -> None:
+    with contextlib.closing(DuckDBStore(tmp_path / "a.duckdb")) as store:
+        commit(store, message(*predictions(1, 3), of=spool(1)))
+        with contextlib.closing(store._cursor()) as cursor:
+            cursor.execute("DELETE FROM predictions WHERE sequence = 2")
+        with contextlib.closing(store.reader()) as reader:
+            with pytest.raises(SightlineError) as caught:
+                find(reader, spool(1), 2)
+            assert find(reader, spool(1), 3).HasField("prediction")
+        assert (caught.value.code.name, caught.value.reason) == ("DATA_LOSS", "SEQUENCE_LOST")
+        ((record,), total) = ledger(store)
+        assert (record.accepted, record.balanced, total.balanced) == (2, False, False)
 
 
 def test_the_table_has_a_row_for_each_device_however_many_streams(tmp_path: Path) -> None:
