@@ -2,7 +2,8 @@
 
 import duckdb
 
-_BLOCK = "received_at > make_timestamptz($after) AND received_at <= make_timestamptz($through)"
+# Literals and not parameters: with parameters, DuckDB would read `received_at` of every row.
+_BLOCK = "received_at > make_timestamptz({after}) AND received_at <= make_timestamptz({through})"
 _ADD_SPOOLS = f"""
     INSERT INTO spool_sums
     SELECT DISTINCT device_id, spool_id, 0 FROM predictions ANTI JOIN spool_sums
@@ -27,4 +28,4 @@ def add_block(cursor: duckdb.DuckDBPyConnection, after: int, through: int) -> No
         through: its end, us since 1970.
     """
     for statement in (_ADD_SPOOLS, _ADD):
-        cursor.execute(statement, {"after": after, "through": through})
+        cursor.execute(statement.format(after=after, through=through))
