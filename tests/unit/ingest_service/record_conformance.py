@@ -36,7 +36,12 @@ from tests.unit.ingest_service.samples import (
     spool,
     timestamp,
 )
-from tests.unit.ingest_service.store_conformance import MovableClock, commit, update_rollups
+from tests.unit.ingest_service.store_conformance import (
+    ODD_TEXT,
+    MovableClock,
+    commit,
+    update_rollups,
+)
 
 T = TypeVar("T")
 HOUR = timedelta(hours=1)
@@ -195,6 +200,18 @@ class RecordConformance:
         records, total = ledger(store, "gate-3", "gate-1", "no such")
         assert sorted((r.device_id, r.accepted) for r in records) == [("gate-1", 1), ("gate-3", 3)]
         assert total.accepted == 4
+
+    def test_any_text_names_a_device(self, store: PredictionStore) -> None:
+        odd = SpoolKey(ODD_TEXT + "\N{GRINNING FACE}\x1f\ufffe", spool(1).spool_id)
+        commit(store, message(prediction(1), gap(2, 2), bad(3), of=odd))
+        ((record,), total) = ledger(store, odd.device_id)
+        assert record.device_id == odd.device_id
+        assert (total.accepted, list(record.gaps_by_reason)) == (1, [("dropped_oldest", 1)])
+        (device,) = devices(store, odd.device_id)
+        assert (device.device_id, device.predictions, device.rejected) == (odd.device_id, 1, 1)
+        wanted = LossFilter((odd.device_id, "x"))
+        assert len(gaps(store, wanted)) == len(rejections(store, wanted)) == 1
+        assert ledger(store, ODD_TEXT)[0] == []
 
     def test_the_ledger_counts_reasons_largest_first(self, store: PredictionStore) -> None:
         commit(
