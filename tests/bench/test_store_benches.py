@@ -31,6 +31,15 @@ def test_console() -> None:
     assert line["sql_queries"] > 0
 
 
+def test_sizing() -> None:
+    line = run("sizing", "--devices", "2", "--rates", "3", "--seconds", "0.5")
+    (cell,) = line.pop("cells")
+    assert (cell["devices"], cell["rate"]) == (2, 3)
+    assert {"predictions_per_s", "commits_per_s", "cpu_s_per_million", "rss_mib"} < set(cell)
+    assert all(value > 0 for value in {**cell, **line.pop("full_rate")}.values())
+    assert line == {}
+
+
 def test_a_machine_that_is_too_fast_for_what_was_prepared_goes_on(tmp_path: Path) -> None:
     """Prepare eight predictions per device, which every machine sends in less than a second."""
     with service(tmp_path) as running:
