@@ -22,9 +22,10 @@ def _name(*common_names: str) -> x509.Name:
 class Authority:
     """Signs certificates for one test."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "ca") -> None:
+        self._own_name = name
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self.pem = self._sign(["ca"], self._key.public_key(), authority=True)
+        self.pem = self._sign([name], self._key.public_key(), authority=True)
 
     def issue(
         self,
@@ -65,7 +66,7 @@ class Authority:
         builder = (
             x509.CertificateBuilder()
             .subject_name(_name(*common_names))
-            .issuer_name(_name("ca"))
+            .issuer_name(_name(self._own_name))
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(days=3))

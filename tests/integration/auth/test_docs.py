@@ -104,14 +104,17 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 def test_every_command_works(shell: Shell) -> None:
     assert shutil.which("openssl"), "the commands need openssl"
     said = [shell.run(block) for block in BLOCKS]
-    assert sum("sightline serve" in block for block in BLOCKS) == 3
+    assert sum("sightline serve" in block for block in BLOCKS) == 4
     assert any("dock-1" in one and "line-4-*" in one for one in said)  # keys list
     keys = json.loads(shell.run("sightline keys list --json"))
     status = {key["name"]: key["status"] for key in keys}
     assert status == {"dock-1": "active", "line-4": "active", "dashboard": "revoked"}
     shell.stop()
-    # A picture by key, one by token, one by certificate.
-    assert stored(shell.folder, "sightline.duckdb") == {"dock-1": (3, 3)}
+    (key,) = json.loads((shell.folder / "jwks.json").read_text())["keys"]
+    assert key["kid"] == "december"
+    assert any("notAfter=" in one for one in said)
+    # A picture by key, one by token, one by certificate, and one by a key that was replaced.
+    assert stored(shell.folder, "sightline.duckdb") == {"dock-1": (4, 4)}
 
 
 def test_every_reason_is_on_the_page() -> None:

@@ -15,6 +15,7 @@ from sightline.inference.v1 import inference_pb2, inference_service_pb2
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
 from servicekit.errors import from_rpc_error
+from tests.faults.disks import filled, limited, small_disk
 from tests.integration.inference.process import (
     InferenceProcess,
     InferenceStub,
@@ -286,6 +287,35 @@ def test_a_database_that_breaks_costs_calls_with_a_key_only_and_may_be_put_right
         first, replayed = send(created, ask(RED), metadata)
         assert not replayed
         assert send(created, ask(RED), metadata) == (first, True)
+
+
+def test_a_full_disk_costs_calls_with_a_key_only_and_is_over_when_there_is_room(
+    tmp_path: Path, colours: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    flags = ["--model-repository", str(colours), "--default-model", "colours"]
+    flags += ["--idempotency-database", str(disk / "claims.sqlite")]
+    with (
+        small_disk(disk, 8) as is_mounted,
+        started(tmp_path, *flags) as server,
+        client(server) as created,
+    ):
+        send(created, ask(RED), key())
+        with filled(disk, 0) if is_mounted else limited(server.process.pid, disk, 0):
+            reasons = set()
+
+            def is_refused() -> bool:
+                try:
+                    send(created, ask(RED), key())
+                except grpc.RpcError as error:
+                    reasons.add(from_rpc_error(error).reason)
+                return bool(reasons)
+
+            _until(is_refused, "the first fit into what the log has taken of the disk")
+            assert reasons == {"IDEMPOTENCY_STORE_UNAVAILABLE"}
+            assert send(created, ask(RED), ())[0]
+        assert send(created, ask(RED), key())[1] is False
 
 
 def _until(condition: Callable[[], bool], otherwise: str) -> None:
