@@ -95,8 +95,9 @@ def disks(parts: Iterable[Settings]) -> JsonValue:
     places: dict[str, Path] = {"temporary files": Path(os.environ.get("TMPDIR") or "/tmp")}  # noqa: S108
     for settings in parts:
         for name, value in settings:
-            if isinstance(value, Path) and not is_key_file(name):
-                places[f"{settings.part}.{name}"] = value
+            is_place = isinstance(value, Path) or name.endswith(("_dir", "_database"))
+            if is_place and value and not is_key_file(name):
+                places[f"{settings.part}.{name}"] = Path(value)
         if isinstance(settings, EdgeSettings):
             places["edge.spool_dir"] = spool_folder(settings)
     return {name: _place(path) for name, path in places.items()}

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 import duckdb
 import numpy as np
@@ -66,13 +67,14 @@ class Desk:
         return done.stdout
 
     @contextmanager
-    def serving(self, block: str) -> Iterator[dict[str, str]]:
-        """Run a block that serves, and yield its line about readiness."""
+    def serving(self, block: str, log: IO[str] | None = None) -> Iterator[dict[str, str]]:
+        """Run a block that serves, with its log in a file, and yield its line about readiness."""
         with subprocess.Popen(
             ["bash", "-euc", f"exec {block.strip()}"],
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
         ) as service:
             assert service.stdout
@@ -109,7 +111,7 @@ def desk(tmp_path: Path) -> Desk:
 
 def test_every_page_with_commands_is_tested_here() -> None:
     counts = {page: len(blocks(f"how-to/{page}.md")) for page in PAGES}
-    assert counts == dict(zip(PAGES, (2, 3, 1, 1, 1, 3, 2), strict=True))
+    assert counts == dict(zip(PAGES, (2, 3, 1, 1, 1, 4, 2), strict=True))
 
 
 def test_a_backup_is_taken_queried_and_put_back(desk: Desk) -> None:
@@ -270,7 +272,7 @@ def _labelled(folder: Path) -> None:
 
 
 def test_the_metrics_and_the_probe_of_the_page_are_served(desk: Desk) -> None:
-    fleet, serve, probe = blocks("how-to/monitor.md")
+    fleet, serve, probe, _ = blocks("how-to/monitor.md")
     assert ":9464" in serve
     with desk.serving(serve.replace(":9464", ":0")) as ready:
         address = ready["metrics_address"]
@@ -280,3 +282,16 @@ def test_the_metrics_and_the_probe_of_the_page_are_served(desk: Desk) -> None:
         assert desk.type(probe.replace("127.0.0.1:9464", address)) == "ready\n"
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
             assert b"sightline_ingest_predictions_total 0.0" in page.read()
+
+
+@pytest.mark.parametrize("level", ["info", "warning"])
+def test_a_level_decides_what_is_logged(desk: Desk, level: str) -> None:
+    *_, serve = blocks("how-to/monitor.md")
+    with (desk.folder / "service.log").open("w") as log:
+        block = serve.replace("warning", level)
+        with desk.serving(block, log) as ready, desk.logger(ready["address"]) as node:
+            node(Prediction("part", "plates"), wait="committed", timeout=60)
+    lines = [json.loads(line) for line in (desk.folder / "service.log").read_text().splitlines()]
+    shown = {"info"} if level == "info" else set()
+    assert {line["level"] for line in lines} == shown
+    assert any(line["logger"] == "access" for line in lines) == (level == "info")
