@@ -1,10 +1,11 @@
 """Devices of one inference replica when a second one joins it, by name and behind a real Envoy."""
 
+import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from sightline.inference.v1.inference_service_pb2_grpc import InferenceServiceSt
 
 from edge.channel import Endpoint
 from servicekit.server_settings import ServerSettings
+from servicekit.terminal import CommandError
 from sightline.cli.processes import ServiceProcess
 from tests.compat import envoy
 from tests.fakes.names import NameServer
 from tests.unit.inference_service.tiny_onnx import colour_model
 
 DEVICES = 200
+HOSTS = ("127.0.0.1", "127.0.0.2")
 AGE_SECONDS = "1"
 PATIENCE = 60.0
 Join = Callable[[list[str]], None]
@@ -50,7 +53,7 @@ class Replica:
 class Fleet:
     """Devices with a connection each, of which every one makes a call at the same time."""
 
-    def __init__(self, target: str, stack: ExitStack) -> None:
+    def __init__(self, target: str, replicas: tuple[Replica, Replica], stack: ExitStack) -> None:
         options = [
             # Channels of one process would share a connection to the same address.
             ("grpc.use_local_subchannel_pool", 1),
@@ -61,19 +64,26 @@ class Fleet:
         for channel in channels:
             stack.callback(channel.close)
         self._stubs = [InferenceServiceStub(channel) for channel in channels]
+        self._replicas = replicas
 
-    def share(self, replica: Replica) -> float:
-        """Return the share of one call of each device that a replica answers.
+    def share_of_second(self) -> float:
+        """Return the share of one call of each device that the second replica answers.
 
         Raises:
             grpc.RpcError: a call failed.
         """
-        before = replica.answered()
+        before = self._answered()
         request = ListModelsRequest()
         calls = [stub.ListModels.future(request, timeout=PATIENCE) for stub in self._stubs]
         for call in calls:
             call.result()
-        return (replica.answered() - before) / DEVICES
+        deadline = time.monotonic() + PATIENCE
+        while sum(after := self._answered()) < sum(before) + DEVICES:  # counted after the answer
+            assert time.monotonic() < deadline, (before, after)
+        return (after[1] - before[1]) / DEVICES
+
+    def _answered(self) -> list[int]:
+        return [replica.answered() for replica in self._replicas]
 
 
 @contextmanager
@@ -101,12 +111,34 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Replica
     colour_model(folder / "models/colours/1/model.onnx")
     flags = ["--model-repository", str(folder / "models"), "--metrics-listen", "127.0.0.1:0"]
     flags += ["--max-connection-age-seconds", AGE_SECONDS, "--log-level", "warning"]
-    with ServiceProcess("inference_service", [*flags, "--listen", "127.0.0.1:0"]) as first:
-        port = first.address.rpartition(":")[2]
-        with ServiceProcess(
-            "inference_service", [*flags, "--listen", f"127.0.0.2:{port}"]
-        ) as other:
-            yield Replica(first), Replica(other)
+    with ExitStack() as stack:
+        yield start(flags, stack)
+
+
+def start(flags: list[str], stack: ExitStack) -> tuple[Replica, Replica]:
+    """Start both replicas, again if another process has taken the port of one of them."""
+    for _ in range(10):
+        port = free_port()
+        with ExitStack() as attempt, suppress(CommandError):
+            services = [
+                attempt.enter_context(
+                    ServiceProcess("inference_service", [*flags, "--listen", f"{host}:{port}"])
+                )
+                for host in HOSTS
+            ]
+            stack.enter_context(attempt.pop_all())
+            return Replica(services[0]), Replica(services[1])
+    raise AssertionError("no port was free at both addresses")
+
+
+def free_port() -> int:
+    """Return a port that was free at both addresses a moment ago."""
+    while True:
+        with ExitStack() as stack, suppress(OSError):
+            first = stack.enter_context(socket.create_server((HOSTS[0], 0)))
+            port: int = first.getsockname()[1]
+            stack.enter_context(socket.create_server((HOSTS[1], port)))
+            return port
 
 
 @pytest.mark.slow
@@ -122,14 +154,14 @@ def test_a_new_replica_gets_its_share_of_the_devices_and_no_call_fails(
     with ExitStack() as stack:
         target, join = stack.enter_context(way(envoy_program, tmp_path, port))
         join([first.address])
-        fleet = Fleet(target, stack)
-        assert fleet.share(first) == 1.0
+        fleet = Fleet(target, replicas, stack)
+        assert fleet.share_of_second() == 0.0
         join([first.address, second.address])
-        shares = [fleet.share(second)]
+        shares = [fleet.share_of_second()]
         deadline = time.monotonic() + PATIENCE
         while not 0.4 <= shares[-1] <= 0.6:
             assert time.monotonic() < deadline, shares
-            shares.append(fleet.share(second))
+            shares.append(fleet.share_of_second())
 
 
 @pytest.mark.slow
@@ -139,14 +171,14 @@ def test_calls_through_envoy_are_shared_and_outlive_its_connections(
     first, second = replicas
     with envoy.running(envoy_program, "http", tmp_path) as proxy, ExitStack() as stack:
         proxy.lead_to([first.address])
-        fleet = Fleet(proxy.address, stack)
-        assert fleet.share(first) == 1.0
+        fleet = Fleet(proxy.address, replicas, stack)
+        assert fleet.share_of_second() == 0.0
         proxy.lead_to([first.address, second.address])
-        shares = [fleet.share(second)]
+        shares = [fleet.share_of_second()]
         deadline = time.monotonic() + PATIENCE
         while proxy.counter("upstream_cx_close_notify") < 4:  # each replica twice
             assert time.monotonic() < deadline, shares
-            shares.append(fleet.share(second))
+            shares.append(fleet.share_of_second())
         assert 0.4 <= shares[-1] <= 0.6, shares
 
 
