@@ -86,6 +86,12 @@ def answers(futures: Sequence[InferFuture]) -> list[Sequence[str]]:
     return [names(call.result().results[0]) for call in futures]
 
 
+def counted(server: InferenceProcess, before: Figures, rows: int) -> tuple[float, float]:
+    """Return the runs and their pictures since `before`, once so many pictures are counted."""
+    after = until(server, lambda now: grown(before, now, ROWS) >= rows)
+    return grown(before, after, RUNS), grown(before, after, ROWS)
+
+
 def test_calls_share_runs_and_each_gets_its_own_answer(
     server: InferenceProcess, caller: InferenceStub
 ) -> None:
@@ -94,8 +100,7 @@ def test_calls_share_runs_and_each_gets_its_own_answer(
         futures = calls(caller, [PICTURES[name] for name in wanted])
         waiting(server, len(wanted))
     assert answers(futures) == [[name] for name in wanted]
-    after = figures(server)
-    assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (2, 2 * MOST)
+    assert counted(server, before, 2 * MOST) == (2, 2 * MOST)
 
 
 def test_pictures_of_one_call_share_a_run_with_those_of_others(
@@ -107,8 +112,7 @@ def test_pictures_of_one_call_share_a_run_with_those_of_others(
         waiting(server, 4)
     assert [names(result) for result in several.result().results] == [[name] for name in PICTURES]
     assert answers(single) == [["blue"]]
-    after = figures(server)
-    assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (1, 4)
+    assert counted(server, before, 4) == (1, 4)
 
 
 def test_a_corrupt_picture_fails_alone(server: InferenceProcess, caller: InferenceStub) -> None:
@@ -119,8 +123,7 @@ def test_a_corrupt_picture_fails_alone(server: InferenceProcess, caller: Inferen
         waiting(server, 4)
     assert [error.reason for error in failures(bad)] == ["IMAGE_CORRUPT"]
     assert answers([*good, *more]) == [["red"], ["green"], ["blue"]]
-    after = figures(server)
-    assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (1, 3)
+    assert counted(server, before, 3) == (1, 3)
 
 
 def test_a_cancelled_call_leaves_before_it_costs_anything(
@@ -132,9 +135,8 @@ def test_a_cancelled_call_leaves_before_it_costs_anything(
         gone.cancel()  # type: ignore[no-untyped-call]
         waiting(server, 2)
     assert answers([first, last]) == [["red"], ["blue"]]
-    after = figures(server)
-    assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (1, 2)
-    assert grown(before, after, CANCELLED) == 1
+    assert counted(server, before, 2) == (1, 2)
+    assert grown(before, figures(server), CANCELLED) == 1
 
 
 def test_an_expired_call_leaves_before_it_costs_anything(
@@ -149,9 +151,8 @@ def test_an_expired_call_leaves_before_it_costs_anything(
         )
         waiting(server, 1)
     assert answers(good) == [["red"]]
-    after = figures(server)
-    assert (grown(before, after, RUNS), grown(before, after, ROWS)) == (1, 1)
-    assert grown(before, after, FRESH_RUNS) == 0
+    assert counted(server, before, 1) == (1, 1)
+    assert grown(before, figures(server), FRESH_RUNS) == 0
 
 
 def noting(order: list[str], name: str) -> Callable[[object], None]:

@@ -232,12 +232,21 @@ def test_the_figures_are_exact(watched: ScrapedService) -> None:
     header = UploadHeader(sha256=hashlib.sha256(RED).digest(), size_bytes=len(RED))
     parts = [UploadImageRequest(header=header), UploadImageRequest(chunk=RED)]
     watched.client.stub.UploadImage(iter(parts), timeout=30, metadata=bearer("gate-1"))
-    after = watched.scrape()
     service, model = {"service": SERVICE, "method": "Infer"}, {"model": "colours"}
+    after = watched.scrape()
 
     def more(name: str, **labels: str) -> float:
         at = (f"sightline_{name}", frozenset(labels.items()))
         return after.get(at, 0.0) - before.get(at, 0.0)
+
+    end = time.monotonic() + 30
+    while (
+        more("grpc_request_seconds_count", **service) < 7
+        or more("inference_stage_seconds_count", model="", stage="upload") < 1
+        or after["sightline_inference_running", frozenset()]
+    ):  # a call may be counted after its answer was sent
+        assert time.monotonic() < end, after
+        after = watched.scrape()
 
     def calls(code: str, caller: str) -> float:
         return more("grpc_requests_total", **service, code=code, caller=caller)

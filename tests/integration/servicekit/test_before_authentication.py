@@ -18,8 +18,9 @@ from bench.isolation import frames, raw
 from bench.isolation.raw import Connection, Stream
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
-from servicekit.calls.tarpit import BURST, PER_SECOND
+from servicekit.calls.tarpit import BURST, LONGEST_SECONDS, PER_SECOND
 from tests.integration.servicekit.test_lifecycle import Process, check, started
+from tests.unit.edge.samples import eventually
 from tests.unit.servicekit.echo import ECHO, call
 from tests.unit.servicekit.test_tls import issue
 
@@ -30,6 +31,8 @@ HEALTH = frames.block("/grpc.health.v1.Health/Check")
 REFUSED_STREAM = 7
 EMPTY = frames.message_head(0)
 PLACES = 64
+PROMPT_SECONDS = LONGEST_SECONDS / 2
+"""Maximum duration of a call whose answer is not delayed, on a busy machine, s."""
 
 
 @contextlib.asynccontextmanager
@@ -70,10 +73,11 @@ async def is_full(connection: Connection) -> bool:
     await asyncio.sleep(0.2)  # what is not answered late has ended
     # As many again may be on their way out.
     probes = [connection.open(STREAMING) for _ in range(2 * PLACES)]
-    waiting = asyncio.gather(*(probe.wait() for probe in probes))
-    await asyncio.wait({waiting}, timeout=0.3)
-    waiting.cancel()
-    return sum(probe.reset_code == REFUSED_STREAM for probe in probes) > PLACES
+
+    def most_are_refused() -> bool:
+        return sum(probe.reset_code == REFUSED_STREAM for probe in probes) > PLACES
+
+    return await asyncio.to_thread(eventually, most_are_refused, PROMPT_SECONDS)
 
 
 async def test_unknown_methods_fill_their_own_connection_only() -> None:
@@ -86,7 +90,7 @@ async def test_unknown_methods_fill_their_own_connection_only() -> None:
             await asyncio.sleep(0.001)
         found = Counter((s.status or s.reset_code) for s in streams if s.ended)
         assert await is_full(connection)
-        assert await answered(address) < 0.5
+        assert await answered(address) < PROMPT_SECONDS
         most = BURST + PER_SECOND * (time.monotonic() - began) + 1
     assert BURST <= found["12"] <= most, found
     assert found[REFUSED_STREAM] > PLACES, found
@@ -103,7 +107,7 @@ async def test_rapid_resets_fill_their_own_connection_only(block: bytes) -> None
             await connection.drain()
             await asyncio.sleep(0.05)
         assert await is_full(connection)
-        assert await answered(address) < 0.5
+        assert await answered(address) < PROMPT_SECONDS
 
 
 async def test_calls_whose_deadline_is_over_at_once_are_as_resets() -> None:
@@ -115,7 +119,7 @@ async def test_calls_whose_deadline_is_over_at_once_are_as_resets() -> None:
             await connection.drain()
             await asyncio.sleep(0.05)
         assert await is_full(connection)
-        assert await answered(address) < 0.5
+        assert await answered(address) < PROMPT_SECONDS
 
 
 async def test_bad_credentials_are_answered_late(tmp_path: Path) -> None:
@@ -137,7 +141,7 @@ async def test_bad_credentials_are_answered_late(tmp_path: Path) -> None:
             refused += sum(stream.status == "16" for stream in streams)
         most = BURST + PER_SECOND * (time.monotonic() - began) + 1
         for stream in flood(well_behaved, good, PLACES):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(PROMPT_SECONDS):
                 await stream.wait()
             assert stream.status == "0"
     assert 0 < refused <= most
@@ -153,7 +157,7 @@ async def test_health_checks_without_end_are_answered_late() -> None:
             served_checks += sum(stream.status == "0" for stream in streams)
         most = BURST + PER_SECOND * (time.monotonic() - began) + 1
         async with grpc.aio.insecure_channel(address) as channel:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(PROMPT_SECONDS):
                 await check(channel, "")
     assert 0 < served_checks <= most
 

@@ -33,6 +33,8 @@ from tests.fakes.ingest import FakeIngest
 from tests.unit.edge.samples import eventually, prediction
 
 NOWHERE = "127.0.0.1:1"
+UNHURRIED = 8.0
+"""Maximum duration of what a deadline below a second ends, on a machine that is busy, s."""
 QUICK = LogOptions(batch_timeout_seconds=0.05)
 
 
@@ -118,7 +120,7 @@ def test_deadlines_are_kept_while_the_server_is_away(tmp_path: Path, method: str
         assert log.flush(0.3, until="committed") is False
     else:
         assert log.close(0.3) is True
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < UNHURRIED
     log.close()
 
 
@@ -138,7 +140,7 @@ def test_deadlines_are_kept_while_the_server_hangs(tmp_path: Path, ingest: FakeI
     log.log(prediction())
     begun = time.monotonic()
     assert log.close(0.5) is True
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < UNHURRIED
     end.set()
 
 
@@ -161,7 +163,7 @@ def test_deadlines_are_kept_while_the_disk_fails(
         begun = time.monotonic()
         assert log.flush(0.3) is False
         assert log.close(0.3) is False
-        assert time.monotonic() - begun < 1.5
+        assert time.monotonic() - begun < UNHURRIED
     assert eventually(lambda: log.stats().spooled == 1)
 
 
@@ -184,7 +186,7 @@ def test_deadlines_are_kept_while_the_disk_hangs(tmp_path: Path, ingest: FakeIng
         with pytest.raises(TimeoutError):
             log.log(prediction("i100"), wait="spooled", timeout=0.3)
         assert log.close(0.3) is False
-        assert time.monotonic() - begun < 2.5
+        assert time.monotonic() - begun < UNHURRIED
     assert eventually(lambda: log.stats().spooled == 101)
 
 
@@ -195,7 +197,7 @@ def test_deadlines_are_kept_while_the_writer_is_busy(tmp_path: Path) -> None:
             log(Prediction(f"i{number}", "m", detections=detections))
         begun = time.monotonic()
         spooled = log.flush(0.0)
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < 2
         assert not spooled or log.stats().spooled == 200
         assert log.flush(60)
         assert log.stats().spooled == 200

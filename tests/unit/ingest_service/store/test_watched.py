@@ -111,4 +111,7 @@ def test_a_store_that_is_closed_is_not_probed(watched: Watched, tmp_path: Path) 
     with full_disk(tmp_path):
         fail(store, 1)
     store.close()
-    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):  # cancelled: it ends at once, or else in an hour
+            thread.join(PATIENCE)
+            assert not thread.is_alive()

@@ -63,7 +63,7 @@ def test_nobody_waits_for_a_reader_that_is_stuck(caplog: pytest.LogCaptureFixtur
     begun = time.monotonic()
     for i in range(1000):
         lines.put(f"line {i}")
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     stream.go.set()
     until(lambda: "dropped 990 lines" in caplog.text)
     lines.close()
