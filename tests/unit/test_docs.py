@@ -51,10 +51,10 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", _prose(page.read_text()))
-    local = [(page.parent / link).resolve() for link in links if "://" not in link]
+@pytest.mark.parametrize("document", PAGES, ids=name)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", _prose(document.read_text()))
+    local = [(document.parent / link).resolve() for link in links if "://" not in link]
     assert [path for path in local if not path.exists()] == []
 
 
@@ -66,28 +66,28 @@ def test_the_checkout_says_where_a_generated_page_is(path: str) -> None:
     assert len(note.splitlines()) < 12, "the page itself is not for the repository"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_lines_are_short_where_no_table_or_link_prevents_it(page: Path) -> None:
+@pytest.mark.parametrize("document", PAGES, ids=name)
+def test_lines_are_short_where_no_table_or_link_prevents_it(document: Path) -> None:
     long = [
         line
-        for line in page.read_text().splitlines()
+        for line in document.read_text().splitlines()
         if len(line) > WIDTH and not line.startswith("|") and "](" not in line
     ]
     assert long == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_figures_are_in_tables(page: Path) -> None:
-    paragraphs = _prose(page.read_text()).split("\n\n")
+@pytest.mark.parametrize("document", PAGES, ids=name)
+def test_figures_are_in_tables(document: Path) -> None:
+    paragraphs = _prose(document.read_text()).split("\n\n")
     figures = {part: re.findall(r"(?<![\w-])\d[\d.,]*", part) for part in paragraphs}
     full = [part for part, found in figures.items() if len(found) >= 20 and part[0] != "|"]
     assert full == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_nothing_installs_the_package_of_somebody_else(page: Path) -> None:
+@pytest.mark.parametrize("document", PAGES, ids=name)
+def test_nothing_installs_the_package_of_somebody_else(document: Path) -> None:
     """On the public index `sightline` is another project's."""
-    assert not re.search(r"pip install .*\bsightline(?!-vision)\b", page.read_text())
+    assert not re.search(r"pip install .*\bsightline(?!-vision)\b", document.read_text())
 
 
 def test_every_page_with_commands_has_a_test_that_runs_them() -> None:
