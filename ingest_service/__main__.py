@@ -18,6 +18,7 @@ from ingest_service.metrics import (
     conflict_counter,
     register_sizes,
 )
+from ingest_service.read.figures import FigureReads
 from ingest_service.read.queries import Queries
 from ingest_service.read.records import RecordReads
 from ingest_service.read.sql import SqlQueries
@@ -130,6 +131,7 @@ async def _main(argv: Sequence[str]) -> None:
     queries = Queries(store, threads=settings.query_threads, queue=settings.query_queue)
     largest_page = page_bytes(settings.max_message_bytes)
     records = RecordReads(queries, now=_now, page_bytes=largest_page)
+    figures = FigureReads(queries, now=_now, page_bytes=largest_page)
     watches = Watches(store, at_once=settings.max_watches, message_bytes=largest_page)
     sql = SqlQueries(
         store,
@@ -167,7 +169,7 @@ async def _main(argv: Sequence[str]) -> None:
         positions,
         queries,
         backups,
-        [records, watches, sql],
+        [records, figures, watches, sql],
         now=_now,
         max_message_bytes=settings.max_message_bytes,
     )

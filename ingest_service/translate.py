@@ -122,8 +122,7 @@ def stats_response(stats: Stats) -> ingest_service_pb2.GetStatsResponse:
         by_source_label=_judged(details.by_source_label) if details else (),
     )
     if stats.inference_seconds is not None:
-        p50, p95, p99 = map(_duration, stats.inference_seconds)
-        response.inference_time.CopyFrom(ingest_pb2.LatencyQuantiles(p50=p50, p95=p95, p99=p99))
+        response.inference_time.CopyFrom(latency_quantiles(stats.inference_seconds))
     if stats.first_captured_us is not None and stats.last_captured_us is not None:
         response.first_captured_at.FromMicroseconds(stats.first_captured_us)
         response.last_captured_at.FromMicroseconds(stats.last_captured_us)
@@ -154,6 +153,12 @@ def _judged(counts: Iterable[JudgedCount]) -> list[ingest_pb2.CountByKey]:
         )
         for count in counts
     ]
+
+
+def latency_quantiles(seconds: tuple[float, float, float]) -> ingest_pb2.LatencyQuantiles:
+    """Return p50, p95 and p99, s, as a message."""
+    p50, p95, p99 = map(_duration, seconds)
+    return ingest_pb2.LatencyQuantiles(p50=p50, p95=p95, p99=p99)
 
 
 def stored_to_proto(stored: StoredPrediction) -> ingest_pb2.StoredPrediction:

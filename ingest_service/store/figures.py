@@ -21,7 +21,7 @@ Bins = tuple[int, ...]
 
 
 @dataclass(slots=True)
-class Tally:
+class PredictionTally:
     """Counts of predictions."""
 
     predictions: int = 0
@@ -38,8 +38,9 @@ class Tally:
 class SeriesPart:
     """The predictions of one bucket of time."""
 
-    tally: Tally = field(default_factory=Tally)
-    by_cloud_reason: dict[str, int] = field(default_factory=dict)
+    tally: PredictionTally = field(default_factory=PredictionTally)
+    by_cloud_reason: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Predictions of the cloud by reason, most first: all, with a defect, with a verdict."""
     by_class: dict[str, int] = field(default_factory=dict)
     """Detections of the largest classes of the whole series, `MAX_SERIES_CLASSES` at most."""
     inference_seconds: Quantiles | None = None
@@ -57,7 +58,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class FrameCounts:
     """Detections by the cell of a grid over the image that the centre of their box is in."""
 
     by_class: Mapping[str, tuple[int, ...]]
@@ -100,12 +101,12 @@ class Hours:
 
 @dataclass(frozen=True, slots=True)
 class VersionFigures:
-    """What one version of a model has answered."""
+    """Counts of the predictions of one version of a model."""
 
     model_name: str
     model_version: str
     """Empty: not known."""
-    tally: Tally
+    tally: PredictionTally
     devices: int
     inference_seconds: Quantiles | None
     confidences: Bins

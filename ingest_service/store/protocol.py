@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from ingest_service.store.figures import Confidences, Frame, Hours, Series, Versions
+from ingest_service.store.figures import Confidences, FrameCounts, Hours, Series, Versions
 from ingest_service.store.queried import LogTables
 from ingest_service.store.record_types import RecordReader, StreamAccount
 from ingest_service.store.retention_clock import ClockReading, ClockRecord
@@ -360,7 +360,7 @@ class Reader(RecordReader, Protocol):
         """
         ...
 
-    def frame(self, filter_: Filter, columns: int, rows: int, *, at_most: int = ...) -> Frame:
+    def frame(self, filter_: Filter, columns: int, rows: int, *, at_most: int = ...) -> FrameCounts:
         """Return detections by the cell of a grid that the centre of their box is in.
 
         A centre outside of the image counts in the nearest cell.

@@ -54,7 +54,7 @@ _QUANTILES = f"""
 """
 
 
-class Source(NamedTuple):
+class CountedSource(NamedTuple):
     """The rollups and the rows that count the predictions of a filter."""
 
     sums: str
@@ -76,34 +76,36 @@ class Keys(NamedTuple):
     """Their values in a row of `predictions`, under these names."""
 
 
-def source_of(filter_: Filter, plan: Plan = BY_ROWS) -> Source:
+def source_of(filter_: Filter, plan: Plan = BY_ROWS) -> CountedSource:
     """Return what to read for the predictions of a filter."""
     rows, values = where(filter_)
-    return Source(in_sums(filter_, plan), f"{rows} AND {in_rows(plan)}", values)
+    return CountedSource(in_sums(filter_, plan), f"{rows} AND {in_rows(plan)}", values)
 
 
-def counted(source: Source, keys: Keys) -> str:
+def counted(source: CountedSource, keys: Keys) -> str:
     """Return the query for counts by keys; there may be two rows for the same keys."""
     return _COUNTED.format(**source._asdict(), **keys._asdict())
 
 
-def classes(source: Source, keys: Keys) -> str:
+def classes(source: CountedSource, keys: Keys) -> str:
     """Return the query for detections by keys and `class_name`, with `n`."""
     return _detections(source, keys, "classes", "{}.class_name AS class_name", "{}.class_name")
 
 
-def confidences(source: Source, keys: Keys, *, by_class: bool) -> str:
+def confidences(source: CountedSource, keys: Keys, *, by_class: bool) -> str:
     """Return the query for detections by keys, `class_name` (if `by_class`) and `bin`, with `n`."""
     name = "{}.class_name AS class_name, " if by_class else ""
     return _detections(source, keys, "confidences", name + "{}.bin AS bin", name + BIN)
 
 
-def reasons(source: Source, keys: Keys) -> str:
+def reasons(source: CountedSource, keys: Keys) -> str:
     """Return the query for predictions of the cloud by keys and `cloud_reason`, with `n`."""
     return _predictions(source, keys, "cloud_reasons", "cloud_reason", "cloud_reason")
 
 
-def read_quantiles(run: RunQuery, source: Source, keys: Keys) -> dict[tuple[Any, ...], Quantiles]:
+def read_quantiles(
+    run: RunQuery, source: CountedSource, keys: Keys
+) -> dict[tuple[Any, ...], Quantiles]:
     """Return the quantiles of the inference times by keys; keys without a time are left out."""
     times = _predictions(source, keys, "times", "bucket", f"{BUCKET} AS bucket")
     found: dict[tuple[Any, ...], Quantiles] = {}
@@ -121,7 +123,9 @@ def _quantiles(total: int, buckets: Sequence[int]) -> Quantiles:
     return p50, p95, p99
 
 
-def _detections(source: Source, keys: Keys, column: str, of_item: str, of_detection: str) -> str:
+def _detections(
+    source: CountedSource, keys: Keys, column: str, of_item: str, of_detection: str
+) -> str:
     sums = _OF_SUMS.format(
         **source._asdict(),
         **keys._asdict(),
@@ -135,7 +139,9 @@ def _detections(source: Source, keys: Keys, column: str, of_item: str, of_detect
     return f"{sums} UNION ALL {rows}"
 
 
-def _predictions(source: Source, keys: Keys, column: str, name: str, of_prediction: str) -> str:
+def _predictions(
+    source: CountedSource, keys: Keys, column: str, name: str, of_prediction: str
+) -> str:
     sums = _OF_SUMS.format(
         **source._asdict(),
         **keys._asdict(),

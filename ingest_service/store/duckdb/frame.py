@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ingest_service.store.duckdb.filters import where, where_sums
 from ingest_service.store.duckdb.unfiltered_stats import RunQuery
-from ingest_service.store.figures import MAX_FRAME_CLASSES, Frame
+from ingest_service.store.figures import MAX_FRAME_CLASSES, FrameCounts
 from ingest_service.store.protocol import Filter
 
 VECTOR = 2048
@@ -48,7 +48,9 @@ _CELLS = f"""
 """
 
 
-def read_frame(run: RunQuery, filter_: Filter, columns: int, rows: int, at_most: int) -> Frame:
+def read_frame(
+    run: RunQuery, filter_: Filter, columns: int, rows: int, at_most: int
+) -> FrameCounts:
     """Return the detections by cell of a grid; all queries must see one snapshot.
 
     Args:
@@ -84,7 +86,7 @@ def read_frame(run: RunQuery, filter_: Filter, columns: int, rows: int, at_most:
             without = count
         else:
             grids.setdefault(name, [0] * (columns * rows))[cell] = count
-    return Frame(
+    return FrameCounts(
         {name: tuple(grid) for name, grid in grids.items()},
         sum(count for _, _, count in sizes),
         without,

@@ -1,4 +1,4 @@
-"""What each version of a model has answered, from DuckDB."""
+"""Counts of predictions by version of the model, from DuckDB."""
 
 from ingest_service.store.duckdb.figures_sql import (
     Keys,
@@ -12,7 +12,7 @@ from ingest_service.store.duckdb.unfiltered_stats import RunQuery
 from ingest_service.store.figures import (
     CONFIDENCE_BINS,
     MAX_VERSIONS,
-    Tally,
+    PredictionTally,
     VersionFigures,
     Versions,
 )
@@ -44,7 +44,7 @@ def read_model_versions(run: RunQuery, filter_: Filter) -> Versions:
         VersionFigures(
             name,
             version,
-            Tally(*counts),
+            PredictionTally(*counts),
             devices,
             quantiles.get((name, version)),
             tuple(bins[name, version]),

@@ -25,7 +25,7 @@ from ingest_service.store.duckdb.series import read_series
 from ingest_service.store.duckdb.stats import read_stats
 from ingest_service.store.duckdb.stats_details import read_details
 from ingest_service.store.duckdb.unfiltered_stats import RunQuery
-from ingest_service.store.figures import Confidences, Frame, Hours, Series, Versions
+from ingest_service.store.figures import Confidences, FrameCounts, Hours, Series, Versions
 from ingest_service.store.protocol import (
     Filter,
     Generation,
@@ -150,7 +150,9 @@ class DuckDBReader:
             self._begin()
             return read_series(self._rows, filter_, bucket_us)
 
-    def frame(self, filter_: Filter, columns: int, rows: int, *, at_most: int = 10**6) -> Frame:
+    def frame(
+        self, filter_: Filter, columns: int, rows: int, *, at_most: int = 10**6
+    ) -> FrameCounts:
         """Return detections by cell of a grid over the frame."""
         with self._translated():
             self._begin()

@@ -12,7 +12,7 @@ from ingest_service.store.duckdb.filters import where
 from ingest_service.store.duckdb.read_plan import BY_ROWS, make_plan
 from ingest_service.store.duckdb.rollup_sums import HOUR_US
 from ingest_service.store.duckdb.unfiltered_stats import RunQuery
-from ingest_service.store.figures import MAX_SERIES_CLASSES, Series, SeriesPart, Tally
+from ingest_service.store.figures import MAX_SERIES_CLASSES, PredictionTally, Series, SeriesPart
 from ingest_service.store.protocol import Filter
 
 _SUMMED = """
@@ -21,7 +21,10 @@ _SUMMED = """
     FROM ({counted}) GROUP BY slot
 """
 _REASONS = """
-    SELECT slot, cloud_reason, sum(n)::BIGINT FROM ({reasons}) GROUP BY ALL ORDER BY 3 DESC, 2
+    SELECT slot, cloud_reason, sum(n)::BIGINT,
+        coalesce(sum(n) FILTER (WHERE defect_detected), 0)::BIGINT,
+        coalesce(sum(n) FILTER (WHERE defect_detected IS NOT NULL), 0)::BIGINT
+    FROM ({reasons}) GROUP BY ALL ORDER BY 3 DESC, 2
 """
 _CLASSES = f"""
     WITH counted AS MATERIALIZED (
@@ -52,9 +55,11 @@ def read_series(run: RunQuery, filter_: Filter, bucket_us: int) -> Series:
         f"epoch_us(captured_at) // {bucket_us} AS slot",
     )
     rows = run(_SUMMED.format(counted=counted(source, slots)), source.values)
-    parts = {slot: SeriesPart(Tally(*counts)) for slot, *counts in rows}
-    for slot, reason, count in run(_REASONS.format(reasons=reasons(source, slots)), source.values):
-        parts[slot].by_cloud_reason[reason] = count
+    parts = {slot: SeriesPart(PredictionTally(*counts)) for slot, *counts in rows}
+    judged = Keys(*(f"{key}, defect_detected" for key in slots))
+    query = _REASONS.format(reasons=reasons(source, judged))
+    for slot, reason, *counts in run(query, source.values):
+        parts[slot].by_cloud_reason[reason] = tuple(counts)
     for slot, name, count in run(_CLASSES.format(classes=classes(source, slots)), source.values):
         parts[slot].by_class[name] = count
     for (slot,), quantiles in read_quantiles(run, source, slots).items():

@@ -11,7 +11,12 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from sightline.types.v1.prediction_pb2 import BoundingBox, Detection, Prediction
 
-from ingest_service.store.figures import ConfidenceCounts, Frame, Tally, VersionFigures
+from ingest_service.store.figures import (
+    ConfidenceCounts,
+    FrameCounts,
+    PredictionTally,
+    VersionFigures,
+)
 from tests.unit.ingest_service.samples import NOW, detection, prediction, timestamp
 
 Logged = Sequence[tuple[str, Prediction]]
@@ -63,9 +68,9 @@ def captured_us(p: Prediction) -> int:
     return int(p.captured_at.ToMicroseconds())
 
 
-def tally_of(chosen: Iterable[Prediction]) -> Tally:
+def tally_of(chosen: Iterable[Prediction]) -> PredictionTally:
     alone = list(chosen)
-    return Tally(
+    return PredictionTally(
         len(alone),
         sum(p.defect_detected for p in alone),
         sum(p.HasField("defect_detected") for p in alone),
@@ -96,15 +101,21 @@ def series_of(chosen: Iterable[Prediction], bucket_us: int) -> dict[int, list[Pr
     return dict(slots)
 
 
-def reasons_of(chosen: Iterable[Prediction]) -> Counter[str]:
-    return Counter(reason for p in chosen if (reason := REASONS[p.cloud_reason]))
+def reasons_of(chosen: Iterable[Prediction]) -> dict[str, tuple[int, int, int]]:
+    """Return the predictions by reason for the cloud: all, with a defect, with a verdict."""
+    of: defaultdict[str, list[Prediction]] = defaultdict(list)
+    for p in chosen:
+        if reason := REASONS[p.cloud_reason]:
+            of[reason].append(p)
+    tallies = {reason: tally_of(alone) for reason, alone in of.items()}
+    return {r: (t.predictions, t.defects, t.with_verdict) for r, t in tallies.items()}
 
 
 def classes_of(chosen: Iterable[Prediction]) -> Counter[str]:
     return Counter(d.class_name for p in chosen for d in p.detections)
 
 
-def frame_of(chosen: Iterable[Prediction], columns: int, rows: int) -> Frame:
+def frame_of(chosen: Iterable[Prediction], columns: int, rows: int) -> FrameCounts:
     alone, without = list(chosen), 0
     grids: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (columns * rows))
     for p in alone:
@@ -118,7 +129,7 @@ def frame_of(chosen: Iterable[Prediction], columns: int, rows: int) -> Frame:
             ] += 1
     sizes = Counter((p.image_width, p.image_height) for p in alone if p.image_width)
     largest = sorted(grids.items(), key=lambda grid: (-sum(grid[1]), grid[0]))
-    return Frame(
+    return FrameCounts(
         {name: tuple(grid) for name, grid in largest},
         len(alone),
         without,

@@ -39,8 +39,8 @@ class GetSeriesRequest(_message.Message):
     def bucket(self) -> _duration_pb2.Duration:
         """Length of a bucket of time: 1 min to 31 days, and at most 1500 buckets in the range. Buckets
         begin at whole multiples of it since 1970 (UTC). From one hour on, only whole hours: those are
-        answered from sums. Shorter ones are answered from rows, for a range of at most 25 hours.
-        Absent: one hour.
+        answered from sums. Shorter ones are answered from rows, for a range of at most 25 hours, and so
+        is a filter with class_names or min_confidence. Absent: one hour.
         """
 
     def __init__(
@@ -92,7 +92,9 @@ class SeriesBucket(_message.Message):
 
     @_builtins.property
     def by_class(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.CountByKey]:
-        """Detections by class name, most first: the 20 largest classes of the whole series."""
+        """Detections by class name, most first: the 20 largest classes of the whole series, or fewer where
+        the response would be larger than 4 MiB.
+        """
 
     @_builtins.property
     def inference_time(self) -> _ingest_pb2.LatencyQuantiles:
@@ -134,11 +136,15 @@ class GetSeriesResponse(_message.Message):
 
     @_builtins.property
     def buckets(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesBucket]:
-        """Every bucket of the range, those without predictions too, oldest first."""
+        """Every bucket of the range, those without predictions too, oldest first. The first and the last
+        count only predictions of the range, which need not have whole buckets.
+        """
 
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp:
-        """Time of the newest commit that is counted. Absent: there is none."""
+        """Time of the newest commit of the filter's devices: the counts are as of this commit. Absent: there
+        is none.
+        """
 
     def __init__(
         self,
@@ -365,7 +371,7 @@ class FrameGrid(_message.Message):
     @_builtins.property
     def cells(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Number of detections whose box has its centre in each cell, row by row from the top left:
-        columns x rows numbers.
+        columns x rows numbers. A centre outside of the image counts in the nearest cell.
         """
 
     def __init__(
@@ -385,8 +391,9 @@ Global___FrameGrid: _TypeAlias = FrameGrid  # noqa: Y015
 
 @_typing.final
 class GetFrameResponse(_message.Message):
-    """The positions of detections on the frame. Where the range has more than a million predictions,
-    they are of a sample, and every count is that of the sample.
+    """The positions of detections on the frame. Where the range has more than about a million
+    predictions, they are of a sample, and every count is that of the sample. The same request reads
+    the same sample of the same predictions.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -408,9 +415,9 @@ class GetFrameResponse(_message.Message):
     without_position: _builtins.int
     """Detections of them that have no position: no box, or an image of unknown size."""
     sampled: _builtins.float
-    """Share of the predictions that was read, in (0, 1]. 1: all."""
+    """Share of the predictions that was read, in (0, 1]: the probability of each. 1: all."""
     image_width: _builtins.int
-    """Width and height in pixels of the most frequent size of image. 0: not known."""
+    """Width and height in pixels of the most frequent known size of image. 0: no size is known."""
     image_height: _builtins.int
     """See image_width."""
     @_builtins.property
@@ -449,8 +456,8 @@ class GetConfidenceRequest(_message.Message):
     @_builtins.property
     def filter(self) -> _ingest_pb2.PredictionFilter:
         """The predictions of now. Its times are whole hours. Absent end_time: the end of the present
-        hour. Absent start_time: 24 hours before the end. class_names picks the classes of the answer;
-        min_confidence must be absent.
+        hour. Absent start_time: 24 hours before the end. class_names picks the detections that are
+        counted, not the predictions; min_confidence must be absent.
         """
 
     @_builtins.property
@@ -545,7 +552,7 @@ class GetConfidenceResponse(_message.Message):
     REFERENCE_END_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def all(self) -> Global___ConfidenceComparison:
-        """All classes together; class_name is empty."""
+        """All classes together, or those of the request; class_name is empty."""
 
     @_builtins.property
     def by_class(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfidenceComparison]:
@@ -594,7 +601,10 @@ class ListModelVersionsRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def filter(self) -> _ingest_pb2.PredictionFilter:
-        """The predictions to count."""
+        """The predictions to count. With class_names or min_confidence they are read row by row: then
+        start_time must be given, and at most 25 hours before the end. Absent end_time: the server's
+        time with these two, else no bound.
+        """
 
     def __init__(
         self,
