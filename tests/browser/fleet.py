@@ -12,6 +12,9 @@ from sightline.types.v1 import prediction_pb2
 
 from tests.integration.ingest.process import IngestProcess
 
+DEVICE = prediction_pb2.PREDICTION_SOURCE_DEVICE
+CLOUD = prediction_pb2.PREDICTION_SOURCE_CLOUD
+UNSURE = prediction_pb2.CLOUD_REASON_DEVICE_UNSURE
 HOURS = 30
 """Length of the log, h: more than the day that most panels show."""
 PER_HOUR = 20
@@ -55,8 +58,8 @@ def prediction(sequence: int, captured_at: float) -> prediction_pb2.Prediction:
         image_height=720,
         model_name="plates",
         model_version="2" if cloud else "1",
-        source=2 if cloud else 1,
-        cloud_reason=4 if cloud else 0,
+        source=CLOUD if cloud else DEVICE,
+        cloud_reason=UNSURE if cloud else prediction_pb2.CLOUD_REASON_UNSPECIFIED,
         captured_at=_time(captured_at),
         inference_time=Duration(nanos=int(1e6 * (10 + 8 * math.sin(sequence) ** 2))),
         defect_detected=sequence % 10 == 0,
@@ -88,7 +91,13 @@ def _stream(device: str, spool: str) -> Iterator[ingest_service_pb2.PredictionLo
     if device == SILENT:
         for one in made[:REJECTED]:
             one.model_name = ""  # breaks a rule
-        gaps = [ingest_pb2.Gap(first_sequence=count + 1, last_sequence=count + GAP, reason=3)]
+        gaps = [
+            ingest_pb2.Gap(
+                first_sequence=count + 1,
+                last_sequence=count + GAP,
+                reason=ingest_pb2.GAP_REASON_SPOOL_BYTES,
+            )
+        ]
     for start in range(0, count, 500):
         part = made[start : start + 500]
         yield ingest_service_pb2.PredictionLogRequest(header=header, predictions=part)

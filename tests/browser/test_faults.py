@@ -9,6 +9,8 @@ import pytest
 from playwright.sync_api import expect
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 
+from servicekit.auth.caller import Scope
+from servicekit.auth.key_file import KeyFile
 from tests.browser.conftest import Open
 from tests.browser.console import ConsoleProcess
 from tests.browser.fleet import prediction
@@ -106,6 +108,30 @@ def test_a_service_that_is_away_and_comes_back(
 
 
 def test_a_key_is_asked_for(tmp_path: Path, visit: Open) -> None:
-    keys = tmp_path / "keys.toml"
-    keys.write_text("")
-    pytest.skip("written when the shape of the key file is known")
+    key, _ = KeyFile(tmp_path / "keys.db").create("reader", devices=["gate-1"], scopes=[Scope.READ])
+    server = IngestProcess(tmp_path, "--api-keys-file", str(tmp_path / "keys.db"))
+    server.start()
+    console = ConsoleProcess(tmp_path, server.address)
+    try:
+        visited = visit(console)
+        page = visited.open("/?device=gate-1")
+        field = page.get_by_label("API key or token")
+        expect(field).to_be_visible()
+        field.fill("sl_wrong")
+        page.get_by_role("button", name="sign in").click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        field.fill(key)
+        page.get_by_role("button", name="sign in").click()
+        expect(page.locator('[data-panel="ledger"]')).to_contain_text("Nothing is committed yet")
+        (cookie,) = page.context.cookies()
+        assert cookie["httpOnly"]
+        assert cookie["sameSite"] == "Strict"
+        assert page.evaluate("document.cookie") == ""
+        page.get_by_role("button", name="sign out").click()
+        expect(field).to_be_visible()
+        assert not page.context.cookies()
+        visited.said.clear()  # the browser writes a line for each answer 401
+    finally:
+        console.process.kill()
+        console.process.wait()
+        server.kill()

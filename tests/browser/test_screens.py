@@ -115,7 +115,7 @@ def test_ledger(fleet: Fleet, visit: Open) -> None:
     visited = visit(fleet.console)
     page = visited.open("/?view=ledger")
     expect(page.locator('[data-panel="spools"] tbody tr')).to_have_count(4)
-    expect(page.locator('[data-panel="gaps"] tbody')).to_contain_text("dropped newest")
+    expect(page.locator('[data-panel="gaps"] tbody')).to_contain_text("spool bytes")
     expect(page.locator('[data-panel="rejections"] li')).to_have_count(REJECTED)
     page.locator('[data-panel="rejections"] summary').first.click()
     expect(page.locator('[data-panel="rejections"] pre').first).to_contain_text("imageId")

@@ -16,9 +16,8 @@ SOURCES = [
 
 
 def test_vendored_files_are_unchanged() -> None:
-    expected = dict(
-        reversed(line.split("  ")) for line in (VENDOR / "SHA256SUMS").read_text().splitlines()
-    )
+    lines = (line.split("  ") for line in (VENDOR / "SHA256SUMS").read_text().splitlines())
+    expected = {name: digest for digest, name in lines}
     files = {p.name: p for p in VENDOR.iterdir() if p.suffix in (".mjs", ".js", ".css")}
     assert {
         name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
