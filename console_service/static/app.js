@@ -55,7 +55,7 @@ function Header() {
       <nav class="ranges" aria-label="Range of time">
         ${Object.keys(RANGES).map((name) => html`
           <${Link} class="chip" to=${href({ range: name })} current=${range.value === name}
-            label=${RANGES[/** @type {keyof typeof RANGES} */ (name)].label}>${name}<//>
+            title=${RANGES[/** @type {keyof typeof RANGES} */ (name)].label}>${name}<//>
         `)}
       </nav>
       <button class="chip" onClick=${switchTheme} title="dark or light (t)" aria-label="dark or light">◐</button>

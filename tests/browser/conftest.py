@@ -84,7 +84,7 @@ class Visit:
     def settle(self) -> None:
         """Wait until no panel loads."""
         self.page.wait_for_selector("main [data-panel], main form")
-        self.page.wait_for_function("!document.querySelector('[aria-busy=\"true\"]')")
+        expect(self.page.locator('[aria-busy="true"]')).to_have_count(0)
 
 
 Open = Callable[..., Visit]

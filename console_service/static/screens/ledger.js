@@ -67,7 +67,7 @@ function Pages({ first, path, list, show }) {
 function Gaps(rows) {
   if (!rows.length) return html`<p class="empty">No device has declared a loss.</p>`;
   return html`
-    <div class="scroll" tabindex="0" role="region" aria-label="Gaps">
+    <div class="scroll" tabindex="0" role="region" aria-label="Table of gaps">
       <table>
         <thead>
           <tr>

@@ -104,15 +104,19 @@ const edges = (box) =>
 /** @param {{path: string}} props */
 function Same({ path }) {
   const { device, spool, sequence } = prediction.value;
+  const sql = (/** @type {string} */ text) => `'${text.replaceAll("'", "''")}'`;
+  const where = `device_id = ${sql(device)} AND spool_id = ${sql(spool)} AND sequence = ${Number(sequence) || 0}`;
   const python = [
-    "from sightline import connect",
+    "import sightline",
     "",
-    `with connect("localhost:50051") as log:`,
-    `    print(log.prediction(${[device, spool].map((text) => JSON.stringify(text)).join(", ")}, ${Number(sequence) || 0}))`,
+    'with sightline.connect("127.0.0.1:50051") as log:',
+    `    print(log.sql(${JSON.stringify(`SELECT * FROM predictions WHERE ${where}`)}).to_pylist())`,
   ].join("\n");
   return html`
     <h3>curl</h3>
     <pre tabindex="0">curl ${quoted(location.origin + path)}</pre>
+    <h3>Terminal</h3>
+    <pre tabindex="0">sightline show ${[device, spool, sequence].map(quoted).join(" ")}</pre>
     <h3>Python</h3>
     <pre tabindex="0">${python}</pre>
   `;
