@@ -74,6 +74,8 @@ class Visit:
     """Messages of the browser's console, and errors that no code caught."""
     foreign: list[str] = field(default_factory=list)
     """Requests that left the host."""
+    refusals: bool = False
+    """True: requests fail in this test, for each of which the browser itself writes a line."""
 
     def open(self, path: str = "/") -> Page:
         """Open a path of the console and wait until no panel loads."""
@@ -111,7 +113,9 @@ def visit(browser: Browser) -> Iterator[Open]:
                 made.foreign.append(request.url)
 
         def hear(message: ConsoleMessage) -> None:
-            made.said.append(f"{message.type}: {message.text}")
+            refused = made.refusals and message.text.startswith("Failed to load resource")
+            if message.type in ("error", "warning") and not refused:
+                made.said.append(message.text)
 
         page.on("request", look)
         page.on("console", hear)

@@ -118,7 +118,7 @@ def test_ledger(fleet: Fleet, visit: Open) -> None:
     expect(page.locator('[data-panel="gaps"] tbody')).to_contain_text("spool bytes")
     expect(page.locator('[data-panel="rejections"] li')).to_have_count(REJECTED)
     page.locator('[data-panel="rejections"] summary').first.click()
-    expect(page.locator('[data-panel="rejections"] pre').first).to_contain_text("imageId")
+    expect(page.locator('[data-panel="rejections"] pre').first).to_contain_text("image_id")
     check_accessibility(page)
     shot(page, "console-ledger")
 
