@@ -111,7 +111,7 @@ function options(width, lines, format, sync) {
         stroke: colour(line.colour),
         fill: line.fill ? `${colour(line.colour)}26` : undefined,
         width: 1.6,
-        points: { show: false },
+        points: { show: line.values.filter((value) => value !== null).length < 3 },
         spanGaps: false,
         value: (/** @type {any} */ _, /** @type {number | null} */ value) =>
           value === null || value === undefined ? "–" : format(value),

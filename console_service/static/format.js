@@ -25,6 +25,7 @@ export function percent(part, all) {
 /** @param {number | null | undefined} perSecond */
 export function rate(perSecond) {
   if (!perSecond) return "0/s";
+  if (perSecond < 0.002) return `${(perSecond * 3600).toFixed(1)}/h`;
   if (perSecond < 0.1) return `${(perSecond * 60).toFixed(1)}/min`;
   return `${perSecond < 10 ? perSecond.toFixed(1) : count(perSecond)}/s`;
 }

@@ -4,12 +4,13 @@
 import { computed, signal } from "@preact/signals";
 
 /** @typedef {"overview" | "prediction" | "ledger" | "models"} View */
-/** @typedef {"24h" | "7d" | "14d"} Range */
+/** @typedef {"1h" | "24h" | "7d" | "14d"} Range */
 /** @typedef {{hours: number, bucket: number, label: string}} RangeShape */
 
 /** Ranges of time, with the length of a bucket in seconds.
  * @type {Record<Range, RangeShape>} */
 export const RANGES = {
+  "1h": { hours: 1, bucket: 60, label: "1 hour" },
   "24h": { hours: 24, bucket: 3600, label: "24 hours" },
   "7d": { hours: 168, bucket: 3600, label: "7 days" },
   "14d": { hours: 336, bucket: 3600, label: "14 days" },

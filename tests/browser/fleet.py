@@ -1,6 +1,7 @@
 """A small fleet's log, sent to a real ingest service: what the console's tests look at."""
 
 import math
+import random
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,11 +20,10 @@ HOURS = 30
 """Length of the log, h: more than the day that most panels show."""
 PER_HOUR = 20
 """Predictions of a device in an hour."""
-DEVICES = ("line-1-cam-1", "line-1-cam-2", "line-2-cam-1")
-HOSTILE_DEVICE = '<b id="hacked">gate</b>'
-HOSTILE_CLASS = "<img src=x onerror=\"document.title='hacked'\">"
-SILENT = "line-2-cam-1"
+DEVICES = tuple(f"line-{line}-cam-{camera}" for line in (1, 2) for camera in (1, 2, 3, 4))
+BEHIND = "line-2-cam-1"
 """A device whose stream says that it is far behind, and which has declared a gap."""
+CLASSES = ("scratch", "pit", "stain")
 REJECTED = 4
 """Predictions that break a rule, in all."""
 GAP = 25
@@ -36,7 +36,7 @@ def send(server: IngestProcess) -> dict[str, str]:
     Returns:
         The spool of each device.
     """
-    spools = {device: str(uuid.uuid4()) for device in (*DEVICES, HOSTILE_DEVICE)}
+    spools = {device: str(uuid.uuid4()) for device in DEVICES}
     for device, spool in spools.items():
         for request in _stream(device, spool):
             server.log_messages(request)
@@ -44,7 +44,7 @@ def send(server: IngestProcess) -> dict[str, str]:
 
 
 def prediction(sequence: int, captured_at: float) -> prediction_pb2.Prediction:
-    """Return a prediction: every third from the cloud, every tenth a defect.
+    """Return a prediction: every third from the cloud, every tenth a defect, 0 to 2 detections.
 
     Args:
         sequence: its sequence.
@@ -63,16 +63,18 @@ def prediction(sequence: int, captured_at: float) -> prediction_pb2.Prediction:
         captured_at=_time(captured_at),
         inference_time=Duration(nanos=int(1e6 * (10 + 8 * math.sin(sequence) ** 2))),
         defect_detected=sequence % 10 == 0,
-        labels={"line": "4", "<i>label</i>": "<script>document.title='hacked'</script>"},
+        labels={"line": "4"},
     )
+    chance = random.Random(sequence)
     for index in range(sequence % 3):
         found = made.detections.add(
             class_id=index,
-            class_name=HOSTILE_CLASS if index else "scratch",
+            class_name=CLASSES[(sequence + index) % len(CLASSES)],
             confidence=0.5 + 0.49 * math.sin(sequence) ** 2,
         )
-        found.box.x_min, found.box.y_min = 900 + 20 * index, 500
-        found.box.x_max, found.box.y_max = 1000 + 20 * index, 600
+        x = min(max(chance.gauss(900, 120), 0), 1180)
+        y = min(max(chance.gauss(480, 90), 0), 620)
+        found.box.x_min, found.box.y_min, found.box.x_max, found.box.y_max = x, y, x + 100, y + 100
     return made
 
 
@@ -81,14 +83,14 @@ def _stream(device: str, spool: str) -> Iterator[ingest_service_pb2.PredictionLo
     header = ingest_pb2.LogHeader(
         device_id=device, spool_id=spool, device_time=_time(now), client="sightline-edge/9.9"
     )
-    if device == SILENT:
+    if device == BEHIND:
         header.account.waiting_predictions = 4000
         header.account.oldest_waiting.FromSeconds(1800)
     count = HOURS * PER_HOUR
     first = now - HOURS * 3600
     made = [prediction(n, first + n * 3600 / PER_HOUR) for n in range(1, count + 1)]
     gaps = []
-    if device == SILENT:
+    if device == BEHIND:
         for one in made[:REJECTED]:
             one.model_name = ""  # breaks a rule
         gaps = [

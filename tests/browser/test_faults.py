@@ -1,13 +1,15 @@
 """What the page shows when a service is away, asks for a key, or commits while it is open."""
 
 import itertools
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
+from sightline.types.v1 import prediction_pb2
 
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
@@ -17,6 +19,8 @@ from tests.browser.fleet import prediction
 from tests.integration.ingest.process import IngestProcess
 
 NOON = 1_790_000_000.0
+HOSTILE_DEVICE = '<b id="hacked">gate</b>'
+HOSTILE = "<img src=x onerror=\"document.title='hacked'\">"
 
 
 @pytest.fixture
@@ -38,9 +42,9 @@ def console(tmp_path: Path, server: IngestProcess) -> Iterator[ConsoleProcess]:
 class Logger:
     """Logs predictions of one device, one stream each."""
 
-    def __init__(self, server: IngestProcess) -> None:
+    def __init__(self, server: IngestProcess, device: str = "gate-1") -> None:
         self._server = server
-        self._header = ingest_pb2.LogHeader(device_id="gate-1", spool_id=str(uuid.uuid4()))
+        self._header = ingest_pb2.LogHeader(device_id=device, spool_id=str(uuid.uuid4()))
         self._sequences = itertools.count(1)
 
     def log(self, count: int) -> int:
@@ -49,7 +53,14 @@ class Logger:
         Returns:
             The last sequence.
         """
-        made = [prediction(next(self._sequences), NOON) for _ in range(count)]
+        return self.send([prediction(next(self._sequences), NOON) for _ in range(count)])
+
+    def send(self, made: Sequence[prediction_pb2.Prediction]) -> int:
+        """Log these predictions.
+
+        Returns:
+            The last sequence.
+        """
         request = ingest_service_pb2.PredictionLogRequest(header=self._header, predictions=made)
         return self._server.log_messages(request).committed_through
 
@@ -80,6 +91,31 @@ def test_what_is_committed_appears(
     page.locator('[data-panel="live"] .lines a').first.click()
     visited.settle()
     expect(page.locator('[data-panel="prediction"]')).to_contain_text("frame-503.jpg")
+
+
+def test_hostile_names_stay_text(
+    console: ConsoleProcess, server: IngestProcess, visit: Open
+) -> None:
+    hostile = prediction(5, time.time() - 60)
+    hostile.sequence = 1
+    hostile.image_id = hostile.model_name = hostile.model_version = HOSTILE
+    hostile.labels[HOSTILE] = HOSTILE
+    for found in hostile.detections:
+        found.class_name = HOSTILE
+    Logger(server, HOSTILE_DEVICE).send([hostile])
+    visited = visit(console)
+    page = visited.open()
+    expect(page.locator('[data-panel="devices"]')).to_contain_text(HOSTILE_DEVICE)
+    page.get_by_role("link", name=HOSTILE).click()  # the class, on the map of the frame
+    visited.settle()
+    page.locator('[data-panel="devices"] .tile').click()
+    visited.settle()
+    page.keyboard.press("m")
+    expect(page.locator('[data-panel="models"]')).to_contain_text(HOSTILE)
+    page.keyboard.press("l")
+    expect(page.locator('[data-panel="spools"]')).to_contain_text(HOSTILE_DEVICE)
+    assert page.locator("#hacked, main img, main script").count() == 0
+    assert "hacked" not in page.title().replace(HOSTILE_DEVICE, "")
 
 
 def test_a_service_that_is_away_and_comes_back(

@@ -14,7 +14,9 @@ import { device, href } from "../state.js";
 const LINES = 60;
 const PER_SECOND = 50;
 
-/** @typedef {{lines: any[], leftOut: number, state: "connecting" | "open" | "broken"}} Feed */
+/** @typedef {{lines: any[], leftOut: number, state: string}} Feed
+ *   `state` is empty while events come.
+ */
 
 export function Live() {
   const [paused, setPaused] = useState(false);
@@ -26,12 +28,19 @@ export function Live() {
   useEffect(() => {
     if (paused) return undefined;
     const source = new EventSource(address);
-    source.onopen = () => setFeed((old) => ({ ...old, state: "open" }));
-    source.onerror = () => setFeed((old) => ({ ...old, state: "broken" }));
+    source.onopen = () => setFeed((old) => ({ ...old, state: "" }));
+    source.onerror = () => setFeed((old) => ({ ...old, state: "connecting again" }));
+    source.addEventListener("waiting", () => {
+      setFeed((old) => ({ ...old, state: "the log is away" }));
+    });
+    source.addEventListener("failed", (event) => {
+      source.close(); // or the browser would ask for the same again and again
+      setFeed((old) => ({ ...old, state: problem(event.data) }));
+    });
     source.addEventListener("predictions", (event) => {
       const { predictions, left_out: leftOut } = JSON.parse(event.data);
       setFeed((old) => ({
-        state: "open",
+        state: "",
         lines: [...predictions.map(flat).reverse(), ...old.lines].slice(0, LINES),
         leftOut: old.leftOut + (leftOut ?? 0),
       }));
@@ -43,9 +52,8 @@ export function Live() {
       ${paused ? "go on" : "pause"}
     </button>
   `;
-  const states = { connecting: "connecting", open: "", broken: "connecting again" };
   return html`
-    <${Panel} name="live" title="Live" note=${paused ? "paused" : states[feed.state]} actions=${pause}>
+    <${Panel} name="live" title="Live" note=${paused ? "paused" : feed.state} actions=${pause}>
       ${feed.leftOut > 0 && html`<p class="note">+${count(feed.leftOut)} more than ${PER_SECOND} a second</p>`}
       ${feed.lines.length
         ? html`<ol class="lines" tabindex="0" aria-label="Latest predictions">
@@ -54,6 +62,15 @@ export function Live() {
         : html`<p class="empty">Nothing was committed since this page was opened.</p>`}
     <//>
   `;
+}
+
+/** Return an error as words.
+ * @param {string} text JSON.
+ */
+function problem(text) {
+  const body = JSON.parse(text);
+  const { reason, message } = body.error ?? body;
+  return `${reason}: ${message}`;
 }
 
 /** @param {{one: any}} props */

@@ -2,7 +2,7 @@
 /** Charts over time, all from one request. */
 
 import { Chart } from "../chart.js";
-import { compact, percent } from "../format.js";
+import { percent, rate } from "../format.js";
 import { html } from "../html.js";
 import { Panel } from "../panel.js";
 
@@ -15,7 +15,13 @@ const times = (data) => data.buckets.map((/** @type {any} */ one) => Date.parse(
 const each = (data, value) => data.buckets.map(value);
 
 /** @param {any} data */
-const step = (data) => (data.bucket === 3600 ? "per hour" : `per ${data.bucket} s`);
+const step = (data) => (data.bucket === 3600 ? "each hour" : "each minute");
+
+/** Return how much of a bucket has passed, s.
+ * @param {any} data @param {any} bucket
+ */
+const passed = (data, bucket) =>
+  Math.min(data.bucket, Math.max(1, (Date.now() - Date.parse(bucket.start_time)) / 1000));
 
 /** @param {number} value */
 const share = (value) => percent(value, 1);
@@ -53,10 +59,10 @@ export function DefectRate({ reading }) {
 /** @param {Props} props */
 export function Rate({ reading }) {
   return html`
-    <${Series} name="rate" title="Predictions and defects" reading=${reading} format=${compact}
+    <${Series} name="rate" title="Predictions and defects" reading=${reading} format=${rate}
       lines=${(/** @type {any} */ data) => [
-        { label: "predictions", colour: "main", fill: true, values: each(data, (one) => one.predictions) },
-        { label: "defects", colour: "bad", values: each(data, (one) => one.defects) },
+        { label: "predictions", colour: "main", fill: true, values: each(data, (one) => one.predictions / passed(data, one)) },
+        { label: "defects", colour: "bad", values: each(data, (one) => one.defects / passed(data, one)) },
       ]} />
   `;
 }

@@ -22,7 +22,7 @@ export function Summary({ series, devices, ledger }) {
       <${Card} name="predictions" label=${`predictions, ${of}`} reading=${series} figures=${predictions} />
       <${Card} name="defects" label=${`defects, ${of}`} reading=${series} figures=${defects} />
       <${Card} name="cloud" label=${`answered by the cloud, ${of}`} reading=${series} figures=${cloud} />
-      <${Card} name="p95" label="p95 of the model, last hour" reading=${series} figures=${speed} />
+      <${Card} name="p95" label=${range.value === "1h" ? "p95 of the model, last minute" : "p95 of the model, last hour"} reading=${series} figures=${speed} />
       <${Card} name="books" label="the books" reading=${ledger} figures=${books} />
     </section>
   `;

@@ -13,21 +13,20 @@ import { Live } from "../panels/live.js";
 import { CloudShare, DefectRate, Rate, Speed } from "../panels/series.js";
 import { Summary } from "../panels/summary.js";
 
-const HOUR = 3600;
-
-/** Return the whole hours of a range up to now, as RFC 3339.
+/** Return the begin of a range of whole buckets up to now, as RFC 3339.
  * @param {number} hours
+ * @param {number} bucket Length of a bucket, s.
  */
-function since(hours) {
-  const end = Math.ceil(Date.now() / 1000 / HOUR) * HOUR;
-  return new Date((end - hours * HOUR) * 1000).toISOString();
+function since(hours, bucket) {
+  const end = Math.ceil(Date.now() / 1000 / bucket) * bucket;
+  return new Date((end - hours * 3600) * 1000).toISOString();
 }
 
 export function Overview() {
   const { hours, bucket } = RANGES[range.value];
   const one = device.value;
   const series = useReading(
-    () => withQuery("/series", { device_id: one, start_time: since(hours), bucket }),
+    () => withQuery("/series", { device_id: one, start_time: since(hours, bucket), bucket }),
     30,
     [one, hours],
   );
