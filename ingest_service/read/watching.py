@@ -6,6 +6,7 @@ newest of it. Commits wake the streams; nothing is polled but for a heartbeat.
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ MAX_PER_SECOND = 1000
 DEFAULT_PER_SECOND = 50
 HEARTBEAT_SECONDS = 5.0
 """Time after which a message is sent in any case, s; the contract promises 10 s."""
-PAUSE_SECONDS = 0.25
+PAUSE_SECONDS = 0.5
 """Minimum time between two steps of a stream, s: a step costs the same for one commit and many."""
 CHECK_SECONDS = 60.0
 """Time between two steps after which retention may have come between them, s."""
@@ -164,8 +165,7 @@ class Watches:
         while at < len(news.newest):
             expected = news.newest[at : at + _PORTION]
             if at:
-                portion = _WatchPortion(wanted, news, at)
-                rows = await self._queries.run(portion)
+                rows = await self._queries.run(functools.partial(_rows_at, positions=expected))
             message.left_out += len(expected) - len(rows)  # deleted meanwhile
             for position, row in rows:
                 size = row.ByteSize() + _FRAME_BYTES
@@ -223,24 +223,13 @@ class _WatchStep:
                 " ListPredictions",
             )
         news = reader.news(self.wanted, self.after, self.keep)
-        return news, _WatchPortion(self.wanted, news, 0)(reader) if news.newest else ()
+        return news, _rows_at(reader, news.newest)
 
 
-@dataclass(frozen=True, slots=True)
-class _WatchPortion:
-    """Reads rows of a step, oldest first, from the row with index `at` on."""
-
-    wanted: Filter
-    news: News
-    at: int
-
-    def __call__(self, reader: Reader) -> Sequence[_Row]:
-        expected = self.news.newest[self.at : self.at + _PORTION]
-        following = self.news.newest[self.at + _PORTION : self.at + _PORTION + 1]
-        newer = following[0] if following else self.news.upto
-        page = reader.page(self.wanted, len(expected), newer)
-        known = frozenset(expected)
-        return [(r.position, stored_to_proto(r)) for r in reversed(page) if r.position in known]
+def _rows_at(reader: Reader, positions: Sequence[Position]) -> Sequence[_Row]:
+    """Return the first rows of those at these positions."""
+    rows = reader.at(positions[:_PORTION]) if positions else ()
+    return [(row.position, stored_to_proto(row)) for row in rows]
 
 
 async def _first(event: asyncio.Event, until: float) -> None:

@@ -346,6 +346,14 @@ class Reader(RecordReader, Protocol):
         """
         ...
 
+    def at(self, positions: Sequence[Position]) -> list[StoredPrediction]:
+        """Return the predictions at these positions, oldest first, without those that are deleted.
+
+        Args:
+            positions: at least one, oldest first.
+        """
+        ...
+
     def log_tables(self) -> LogTables:
         """Return the tables of the snapshot, for SQL queries of callers."""
         ...

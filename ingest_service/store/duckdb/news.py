@@ -1,6 +1,6 @@
 """Reading of what was committed after a position, for those who follow the log."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ingest_service.store.duckdb.filters import where
@@ -38,6 +38,13 @@ _COUNT = "SELECT count(*) FROM predictions WHERE {where}"
 _NEWEST = """
     SELECT epoch_us(received_at), device_id, spool_id, sequence FROM predictions WHERE {where}
     ORDER BY received_at DESC, device_id DESC, spool_id DESC, sequence DESC LIMIT $keep
+"""
+
+# The sequences leave out most rows before their other columns are read.
+_AT = """
+    received_at <= make_timestamptz($newest_us) AND sequence IN ({sequences})
+    AND list_contains($keys, epoch_us(received_at) || '/' || device_id || '/' || spool_id || '/'
+        || sequence)
 """
 
 RunRows = Callable[[str, Mapping[str, Any]], list[tuple[Any, ...]]]
@@ -82,6 +89,19 @@ def read_news(rows: RunRows, filter_: Filter, after: Position, keep: int) -> New
     if matching and keep:
         newest = rows(_NEWEST.format(where=condition), {**values, "keep": keep})
     return News(upto, matching, [Position(*row) for row in reversed(newest)], more)
+
+
+def at_positions(positions: Sequence[Position]) -> tuple[str, dict[str, Any]]:
+    """Return the condition for the rows at these positions, and its parameters.
+
+    Args:
+        positions: at least one, oldest first.
+    """
+    sequences = ", ".join({str(int(position.sequence)) for position in positions})
+    # Neither the time, nor a spool's id, nor a sequence has a slash.
+    keys = ["/".join(map(str, position)) for position in positions]
+    values = {"newest_us": positions[-1].received_us, "keys": keys, "size": len(positions)}
+    return _AT.format(sequences=sequences), values
 
 
 def is_deleted_after(rows: RunRows, after: Position) -> bool:

@@ -19,7 +19,7 @@ from ingest_service.store.duckdb.ledger_read import read_ledger
 from ingest_service.store.duckdb.log_tables import DuckDBLogTables
 from ingest_service.store.duckdb.losses import find_sequence, read_gaps, read_rejections
 from ingest_service.store.duckdb.model_versions import read_model_versions
-from ingest_service.store.duckdb.news import head, is_deleted_after, read_news
+from ingest_service.store.duckdb.news import at_positions, head, is_deleted_after, read_news
 from ingest_service.store.duckdb.read_plan import within
 from ingest_service.store.duckdb.series import read_series
 from ingest_service.store.duckdb.stats import read_stats
@@ -188,11 +188,25 @@ class DuckDBReader:
             oldest = self._oldest_of_page(filter_, condition, values)
             if oldest is None:
                 return []
-            condition = f"{condition} AND received_at >= make_timestamptz({oldest})"
-            # Many stores have no shapes, and planning the join takes a good part of a page.
-            has_shapes = self._rows(_HAS_SHAPES.format(oldest=oldest), {})
-            page = _PAGE_WITH_SHAPES if has_shapes else _PAGE
-            rows = self._rows(page.format(where=condition, oldest=oldest), values)
+            return self._whole_rows(condition, values, oldest)
+
+    def at(self, positions: Sequence[Position]) -> list[StoredPrediction]:
+        """Return the predictions at these positions, oldest first, without deleted ones."""
+        condition, values = at_positions(positions)
+        with self._translated():
+            self._begin()
+            rows = self._whole_rows(condition, values, positions[0].received_us)
+        return rows[::-1]
+
+    def _whole_rows(
+        self, condition: str, values: dict[str, Any], oldest: int
+    ) -> list[StoredPrediction]:
+        """Return whole rows of commits from a time on, us, newest first."""
+        condition = f"{condition} AND received_at >= make_timestamptz({oldest})"
+        # Many stores have no shapes, and planning the join takes a good part of a page.
+        has_shapes = self._rows(_HAS_SHAPES.format(oldest=oldest), {})
+        page = _PAGE_WITH_SHAPES if has_shapes else _PAGE
+        rows = self._rows(page.format(where=condition, oldest=oldest), values)
         return [StoredPrediction(Position(*row[:4]), *row[4:]) for row in rows]
 
     def _oldest_of_page(

@@ -15,7 +15,14 @@ import pytest
 from ingest_service.store.protocol import Filter, News, Position, PredictionStore
 from ingest_service.store.queried import LogTables
 from servicekit.errors import SightlineError
-from tests.unit.ingest_service.samples import NOW, message, predictions, spool
+from tests.unit.ingest_service.samples import (
+    NOW,
+    message,
+    prediction,
+    predictions,
+    shapes,
+    spool,
+)
 from tests.unit.ingest_service.store_conformance import (
     FILTERS,
     MovableClock,
@@ -125,6 +132,18 @@ class FollowConformance:
         found = news(store, start, filter_=filter_)
         assert found.newest == oldest_first(store, filter_)
         assert found.matching == len(found.newest)
+
+    def test_predictions_are_found_at_their_positions(self, store: PredictionStore) -> None:
+        for number in range(1, 4):
+            rows = [prediction(n, detections=shapes()) for n in range(1, 6)]
+            commit(store, message(*rows, of=spool(number), stream=number))
+        whole = everything(store)[::-1]
+        chosen = [whole[n] for n in (0, 4, 7, 8, 13)]
+        gone = whole[-1].position._replace(sequence=99)
+        with contextlib.closing(store.reader()) as reader:
+            assert reader.at([row.position for row in chosen]) == chosen
+            assert reader.at([whole[2].position, gone]) == [whole[2]]
+            assert reader.at([gone]) == []
 
     def test_what_retention_deleted_after_a_position_is_noticed(
         self, store: PredictionStore
