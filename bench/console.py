@@ -44,7 +44,8 @@ class Follower:
         self._before = self._stored()
         request = reads_pb2.WatchPredictionsRequest(filter=filter_)
         self._call = stub.WatchPredictions(request)
-        next(self._call)  # from here on
+        self._answers = iter(self._call)
+        next(self._answers)  # from here on
         self.rows: list[tuple[str, str, int]] = []
         self.left_out = 0
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -56,14 +57,14 @@ class Follower:
         deadline = time.monotonic() + 30
         while len(self.rows) + self.left_out < expected and time.monotonic() < deadline:
             time.sleep(0.05)
-        self._call.cancel()
+        self._call.cancel()  # type: ignore[no-untyped-call]
         self._thread.join()
         doubles = len(self.rows) - len(set(self.rows))
         return max(expected - len(self.rows) - self.left_out, 0), doubles
 
     def _follow(self) -> None:
         try:
-            for answer in self._call:
+            for answer in self._answers:
                 self.left_out += answer.left_out
                 self.rows += [
                     (row.device_id, row.spool_id, row.prediction.sequence)

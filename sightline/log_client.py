@@ -1,6 +1,6 @@
 """SQL over the log from Python: `sightline.connect(...).sql("SELECT ...")`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import grpc
@@ -164,8 +164,8 @@ class _Received:
 
     closed = False
 
-    def __init__(self, answers: Iterator[reads_pb2.QueryResponse]) -> None:
-        self._answers = answers
+    def __init__(self, answers: Iterable[reads_pb2.QueryResponse]) -> None:
+        self._answers = iter(answers)
         self._held = b""
         self._summary: reads_pb2.QuerySummary | None = None
 

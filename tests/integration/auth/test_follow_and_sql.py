@@ -46,13 +46,13 @@ def watch(client: Client, *devices: str) -> Iterator[reads_pb2.WatchPredictionsR
         filter=ingest_pb2.PredictionFilter(device_ids=devices), max_per_second=1000
     )
     stub = IngestServiceStub(client.channel)
-    call = stub.WatchPredictions(ask, timeout=PATIENCE, metadata=client.metadata)
+    call = stub.WatchPredictions(ask, timeout=PATIENCE, metadata=tuple(client.metadata))
     try:
         yield from call
     except grpc.RpcError as error:
         raise from_rpc_error(error) from error
     finally:
-        call.cancel()
+        call.cancel()  # type: ignore[no-untyped-call]
 
 
 def query(client: Client) -> int:
@@ -60,7 +60,7 @@ def query(client: Client) -> int:
     stub = IngestServiceStub(client.channel)
     ask = reads_pb2.QueryRequest(sql="SELECT count(*) FROM predictions")
     try:
-        return len(list(stub.Query(ask, timeout=PATIENCE, metadata=client.metadata)))
+        return len(list(stub.Query(ask, timeout=PATIENCE, metadata=tuple(client.metadata))))
     except grpc.RpcError as error:
         raise from_rpc_error(error) from error
 
@@ -90,7 +90,7 @@ def test_the_token_of_another_caller_shows_no_more(
     ask = reads_pb2.WatchPredictionsRequest(resume_token=token)
     stub = IngestServiceStub(own.channel)
     with pytest.raises(grpc.RpcError) as caught:
-        next(stub.WatchPredictions(ask, timeout=PATIENCE, metadata=own.metadata))
+        next(iter(stub.WatchPredictions(ask, timeout=PATIENCE, metadata=tuple(own.metadata))))
     assert from_rpc_error(caught.value).reason == "INVALID_RESUME_TOKEN"
 
 

@@ -219,7 +219,7 @@ def test_few_queries_run_at_a_time_and_a_caller_that_goes_frees_its_place(start:
     assert eventually(lambda: len(children(server.pid)) == 1)
     error = refusal(server, "SELECT 1")
     assert (error.reason, error.retryable) == ("TOO_MANY_QUERIES", True)
-    endless.cancel()
+    endless.cancel()  # type: ignore[no-untyped-call]
 
     def answered() -> bool:
         try:
@@ -250,7 +250,7 @@ def test_the_process_of_a_query_can_open_nothing_and_runs_last(full_server: Inge
         environment = Path(f"/proc/{pid}/environ").read_bytes()
         assert environment.strip(b"\0").split(b"\0") == [b"ARROW_DEFAULT_MEMORY_POOL=system"]
     finally:
-        call.cancel()
+        call.cancel()  # type: ignore[no-untyped-call]
     assert eventually(lambda: children(full_server.pid) == [])
 
 
@@ -260,7 +260,7 @@ def test_a_killed_service_leaves_no_process(start: Start) -> None:
         reads_pb2.QueryRequest(sql="SELECT * FROM range(1000000000)", max_rows=1_000_000),
         timeout=PATIENCE,
     )
-    assert next(call).data  # the rest waits for the caller
+    assert next(iter(call)).data  # the rest waits for the caller
     (pid,) = children(server.pid)
     server.kill()
     assert eventually(lambda: not Path(f"/proc/{pid}").exists())
@@ -272,7 +272,7 @@ def test_drain_ends_a_query(start: Start) -> None:
     assert eventually(lambda: len(children(server.pid)) == 1)
     server.stop()
     with refused():
-        next(call)
+        next(iter(call))
 
 
 def test_a_query_is_of_one_moment(server: IngestProcess) -> None:
@@ -311,7 +311,7 @@ def test_a_wrong_request_names_its_field(
     full_server: IngestProcess, ask: dict[str, Any], field: str
 ) -> None:
     with refused() as errors:
-        next(full_server.stub.Query(reads_pb2.QueryRequest(**ask), timeout=PATIENCE))
+        next(iter(full_server.stub.Query(reads_pb2.QueryRequest(**ask), timeout=PATIENCE)))
     assert errors[0].code is grpc.StatusCode.INVALID_ARGUMENT
     assert errors[0].violations[0].field == field
 

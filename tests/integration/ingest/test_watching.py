@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import grpc
@@ -53,7 +54,7 @@ class Watcher:
         with grpc.insecure_channel(self.server.address) as channel:
             call = IngestServiceStub(channel).WatchPredictions(self.request(), timeout=PATIENCE)
             yield map(self._keep, call)
-            call.cancel()
+            call.cancel()  # type: ignore[no-untyped-call]
 
     def until(self, counted: int) -> None:
         """Follow until this number of predictions is accounted for."""
@@ -195,6 +196,10 @@ def follow_with_cuts(watcher: Watcher, expected: int, seed: int, stop: threading
                     break
 
 
+def passed(watcher: Watcher, number: int) -> bool:
+    return watcher.counted > number
+
+
 @pytest.mark.parametrize("seed", [15])
 def test_cut_connections_and_killed_servers_make_no_hole_and_no_double(
     server: IngestProcess, seed: int
@@ -218,8 +223,8 @@ def test_cut_connections_and_killed_servers_make_no_hole_and_no_double(
         ]
         try:
             for number, end in enumerate((server.kill, server.stop, server.kill)):
-                part = sum(counts) * number // 4
-                assert eventually(lambda part=part: watchers[0].counted > part)
+                reached = sum(counts) * number // 4
+                assert eventually(partial(passed, watchers[0], reached))
                 end()
                 server.start()
             for task in tasks:
@@ -294,7 +299,7 @@ def test_a_wrong_request_is_refused(
 ) -> None:
     ask = reads_pb2.WatchPredictionsRequest(**fields)
     with refused() as errors:
-        next(shared_server.stub.WatchPredictions(ask, timeout=PATIENCE))
+        next(iter(shared_server.stub.WatchPredictions(ask, timeout=PATIENCE)))
     assert errors[0].code is grpc.StatusCode.INVALID_ARGUMENT
     assert (errors[0].reason, errors[0].violations[0].field) == (reason, field)
 
