@@ -13,8 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
+import psutil
 import uvloop
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, reads_pb2
 from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
@@ -102,13 +104,33 @@ class Asker:
             self.seconds.append(time.perf_counter() - began)
 
 
+class Load(NamedTuple):
+    """A measurement of full ingest."""
+
+    rate: float
+    """Committed predictions per second."""
+    cost: float
+    """CPU time of the service per prediction, us; that of the processes of queries is not in it."""
+
+
+def loaded(service: ServiceProcess, streams: Sequence[Sequence[bytes]], seconds: float) -> Load:
+    """Send for some seconds, and return what it came to."""
+    process = psutil.Process(service.pid)
+    before = process.cpu_times()
+    began = time.perf_counter()
+    rate = uvloop.run(send(service.address, streams, seconds))
+    taken, after = time.perf_counter() - began, process.cpu_times()
+    used = after.user + after.system - before.user - before.system
+    return Load(rate, 1e6 * used / (rate * taken))
+
+
 def measure(
-    stub: IngestServiceStub, load: Callable[[], float], rounds: int
-) -> dict[str, float | int | None]:
+    stub: IngestServiceStub, load: Callable[[], Load], rounds: int
+) -> dict[str, float | int]:
     """Return the figures of some rounds."""
-    alone: list[float] = []
-    live: list[float] = []
-    asked: list[float] = []
+    alone: list[Load] = []
+    live: list[Load] = []
+    asked: list[Load] = []
     holes = doubles = 0
     queries: list[float] = []
     for _ in range(rounds):
@@ -122,19 +144,27 @@ def measure(
         asker.end()
         queries += asker.seconds
     return {
-        "predictions_per_s": round(statistics.median(alone)),
+        "predictions_per_s": round(statistics.median(load.rate for load in alone)),
         "ingest_rate_ratio_with_three_tabs": _ratio(live, alone),
         "live_holes": holes,
         "live_doubles": doubles,
         "sql_commit_rate_ratio": _ratio(asked, alone),
+        "cpu_us_per_prediction": _cost(alone),
+        "cpu_us_per_prediction_with_three_tabs": _cost(live),
+        "cpu_us_per_prediction_with_sql": _cost(asked),
         "sql_queries": len(queries),
         "sql_p50_s": round(statistics.median(queries), 2),
     }
 
 
-def _ratio(rates: Sequence[float], alone: Sequence[float]) -> float:
+def _ratio(loads: Sequence[Load], alone: Sequence[Load]) -> float:
     """Return the median of the ratios of one round each, which drift of the machine hurts least."""
-    return round(statistics.median(a / b for a, b in zip(rates, alone, strict=True)), 3)
+    pairs = zip(loads, alone, strict=True)
+    return round(statistics.median(a.rate / b.rate for a, b in pairs), 3)
+
+
+def _cost(loads: Sequence[Load]) -> float:
+    return round(statistics.median(load.cost for load in loads), 2)
 
 
 def main() -> None:
@@ -156,7 +186,7 @@ def main() -> None:
         ):
             figures = measure(
                 IngestServiceStub(channel),
-                lambda: uvloop.run(send(service.address, streams, options.seconds)),
+                lambda: loaded(service, streams, options.seconds),
                 options.rounds,
             )
     line = {"bench": "console", "devices": DEVICES, "rows": options.rows, "batch_size": BATCH}

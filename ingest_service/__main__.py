@@ -136,7 +136,7 @@ async def _main(argv: Sequence[str]) -> None:
     sql = SqlQueries(
         store,
         at_once=settings.sql_queries,
-        memory_bytes=settings.sql_memory_bytes,
+        memory_bytes=settings.sql_memory,
         seconds=settings.sql_seconds,
     )
     ahead = NodesAhead(registry, was_empty=opened.was_empty)

@@ -6,8 +6,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from servicekit import resources
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import BASIC, Address
+
+
+_LEAST_SQL_MEMORY = 64 * 1024 * 1024
+_SQL_MEMORY = 512 * 1024 * 1024
+_SQL_SHARE = 8
 
 
 class IngestSettings(ServerSettings):
@@ -89,12 +95,13 @@ class IngestSettings(ServerSettings):
         description="SQL queries of callers (Query) that run at the same time, each in a process of"
         " its own; further ones are refused",
     )
-    sql_memory_bytes: int = Field(
-        512 * 1024 * 1024,
-        ge=64 * 1024 * 1024,
+    sql_memory_bytes: int | None = Field(
+        None,
+        ge=_LEAST_SQL_MEMORY,
         le=1 << 40,
         description="memory of the process of an SQL query, beyond some 100 MB for its libraries,"
-        " bytes; a query that needs more is ended",
+        " bytes; a query that needs more is ended; default: 512 MiB, but at most an eighth of the"
+        " memory that the service may use",
     )
     sql_seconds: float = Field(
         300.0,
@@ -135,6 +142,14 @@ class IngestSettings(ServerSettings):
     export_every_minutes: float = Field(
         60.0, ge=0.01, le=1440, description="time between two exports, minutes"
     )
+
+    @property
+    def sql_memory(self) -> int:
+        """`sql_memory_bytes`, or its default."""
+        if self.sql_memory_bytes:
+            return self.sql_memory_bytes
+        available = resources.memory() or _SQL_MEMORY * _SQL_SHARE
+        return max(min(_SQL_MEMORY, available // _SQL_SHARE), _LEAST_SQL_MEMORY)
 
     @field_validator("retain_confirm_until")
     @classmethod

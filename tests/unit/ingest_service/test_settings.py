@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from ingest_service.settings import IngestSettings
+from servicekit import resources
 from servicekit.settings import SettingsError, load
 
 
@@ -43,3 +44,15 @@ def test_a_value_beyond_its_bound_is_refused_by_name(flag: str, good: str, bad: 
 def test_the_environment_names_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGHTLINE_INGEST_DATABASE", "elsewhere.duckdb")
     assert settings().database == Path("elsewhere.duckdb")
+
+
+@pytest.mark.parametrize(
+    ("available", "expected"),
+    [(None, 512 << 20), (64 << 30, 512 << 20), (2 << 30, 256 << 20), (1 << 20, 64 << 20)],
+)
+def test_the_memory_of_a_query_follows_that_of_the_service(
+    available: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "memory", lambda: available)
+    assert IngestSettings().sql_memory == expected
+    assert IngestSettings(sql_memory_bytes=100 << 20).sql_memory == 100 << 20
