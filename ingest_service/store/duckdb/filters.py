@@ -1,5 +1,6 @@
 """SQL conditions for filters. Values are always passed as parameters."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -64,11 +65,28 @@ def where_cut(filter_: Filter) -> str:
 def _of_keys(filter_: Filter) -> Sequence[_Condition]:
     """Return the conditions on columns that `predictions` and `rollups` both have."""
     return (
-        ("list_contains($device_ids, device_id)", "device_ids", list(filter_.device_ids)),
-        ("list_contains($model_names, model_name)", "model_names", list(filter_.model_names)),
+        _one_of("device_id", "device_ids", filter_.device_ids),
+        _one_of("model_name", "model_names", filter_.model_names),
         ("defect_detected = $defect_detected", "defect_detected", filter_.defect_detected),
         ("source = $source", "source", filter_.source),
     )
+
+
+def _one_of(column: str, parameter: str, names: Sequence[str]) -> _Condition:
+    return f"{column} IN {names_in(parameter)}", parameter, as_names(names) if names else None
+
+
+def names_in(parameter: str) -> str:
+    """Return the subquery for the names in a parameter, whose value is made by `as_names`.
+
+    It is JSON: to bind a list of a thousand names takes 70 ms of CPU, in each query.
+    """
+    return f"(SELECT unnest(${parameter}::JSON::VARCHAR[]))"
+
+
+def as_names(names: Iterable[str]) -> str:
+    """Return the value of a parameter of `names_in`."""
+    return json.dumps(list(names))
 
 
 def _all_of(clauses: Iterable[str]) -> str:

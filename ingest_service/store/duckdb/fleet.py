@@ -7,8 +7,9 @@ the blocks that its ends cut: at most an hour each.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ingest_service.store.duckdb.filters import as_names, names_in
 from ingest_service.store.duckdb.last_streams import as_stream
-from ingest_service.store.duckdb.losses import NAMED, as_list, of_devices
+from ingest_service.store.duckdb.losses import of_devices
 from ingest_service.store.duckdb.unfiltered_stats import RunQuery
 from ingest_service.store.record_types import DeviceRecord, FleetQuery, Place
 from ingest_service.store.retention_clock import to_us
@@ -20,12 +21,12 @@ _PAGE = """
     FROM watermarks WHERE {where} GROUP BY device_id ORDER BY device_id LIMIT $size
 """
 _SEALED = "SELECT epoch_us(max(through)) FROM blocks"
-_NAMED = f"device_id IN {NAMED.format('device_ids')}"
+_NAMED = f"device_id IN {names_in('device_ids')}"
 _STORED = f"""
     SELECT device_id, sum(predictions)::BIGINT, sum(defects)::BIGINT
     FROM (
         SELECT name AS device_id, total AS predictions, defects FROM totals
-        WHERE kind = 'device_id' AND name IN {NAMED.format("device_ids")}
+        WHERE kind = 'device_id' AND name IN {names_in("device_ids")}
         UNION ALL
         SELECT device_id, count(*), count(*) FILTER (WHERE defect_detected)
         FROM predictions WHERE {{newer}} AND {_NAMED} GROUP BY device_id
@@ -101,7 +102,7 @@ def read_devices(
     last: dict[str, int | None] = dict(run(_PAGE.format(where=where), {**values, "size": size}))
     if not last:
         return []
-    names = {"device_ids": as_list(last)}
+    names = {"device_ids": as_names(last)}
     ((sealed,),) = run(_SEALED, {})
     newer = "true" if sealed is None else f"received_at > make_timestamptz({sealed})"
     now, window = to_us(query.now), round(query.window.total_seconds() * 1e6)

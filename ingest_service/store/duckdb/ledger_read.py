@@ -7,7 +7,8 @@ The view stays the audit: it counts every row. Here the predictions of a spool c
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ingest_service.store.duckdb.losses import as_list, of_devices
+from ingest_service.store.duckdb.filters import as_names
+from ingest_service.store.duckdb.losses import of_devices
 from ingest_service.store.duckdb.unfiltered_stats import RunQuery
 from ingest_service.store.record_types import LedgerRecord, Place, ReasonCount
 
@@ -97,7 +98,7 @@ def read_ledger(
     if after is not None:
         place = dict(zip(("after_us", "after_device", "after_spool"), after, strict=False))
     *rows, total = run(query, {**values, **place, "size": size})
-    keys = {"devices": as_list(row[0] for row in rows), "spools": as_list(row[1] for row in rows)}
+    keys = {"devices": as_names(row[0] for row in rows), "spools": as_names(row[1] for row in rows)}
     of_spools = [_by_spool(run(_COUNTED.format(**kind), keys)) for kind in _REASONS]
     of_all = [
         _by_spool(run(_ALL_COUNTED.format(**kind, devices=devices), values)) for kind in _REASONS
