@@ -1,7 +1,7 @@
 """The last stream of each device: in memory until the maintenance writes it.
 
 A device opens a stream with every message it sends. To update its row in each commit would cost
-several milliseconds of CPU, so the rows of all devices are updated together, about once a second. A
+several milliseconds of CPU, so the rows of all devices are updated together, every few seconds. A
 crash loses at most what was not written yet; the next stream of a device brings it again.
 """
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ingest_service.store.record_types import LastStream, StreamAccount
 
-WRITE_SECONDS = 1.0
+WRITE_SECONDS = 5.0
 """Minimum time between two updates of the table, s."""
 _MOST = 100_000
 """Maximum number of devices in memory; the oldest is discarded. About 1 KB each."""

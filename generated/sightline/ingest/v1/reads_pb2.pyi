@@ -223,9 +223,9 @@ class Device(_message.Message):
     device_id: _builtins.str
     """The device."""
     predictions_per_second: _builtins.float
-    """Predictions that were committed in the window, per second."""
+    """Stored predictions that were committed in the window, per second."""
     predictions_per_second_before: _builtins.float
-    """Predictions that were committed in the window before it, per second."""
+    """The same in the window before it."""
     client: _builtins.str
     """Name and version of the client of its last stream. Empty: not sent."""
     predictions: _builtins.int
