@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from starlette.responses import Response
 
 from console_service.backend import HttpCall
-from console_service.plain import plain
+from servicekit.plain import plain
 
 
 def answer(

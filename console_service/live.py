@@ -19,8 +19,8 @@ from sightline.ingest.v1.reads_pb2 import WatchPredictionsRequest, WatchPredicti
 from console_service.backend import INGEST, HttpCall
 from console_service.context import Console
 from console_service.errors import body_of
-from console_service.plain import plain
 from servicekit.errors import SightlineError
+from servicekit.plain import plain
 
 logger = logging.getLogger(__name__)
 RETRY_MILLISECONDS = 1000

@@ -5,7 +5,7 @@ from typing import Any, cast
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from console_service.plain import SPAN, TIME, is_json_text, is_map, value_of, words_of
+from servicekit.plain import SPAN, TIME, is_json_text, is_map, value_of, words_of
 
 ERROR = "Error"
 _REFERENCE = "#/components/schemas/"

@@ -22,10 +22,10 @@ from starlette.responses import Response
 from console_service.answers import answer
 from console_service.backend import INGEST
 from console_service.context import READ, Calling, Here
-from console_service.plain import words_of
 from console_service.query import DeviceParameters, PageParameters, set_seconds
 from console_service.schemas import answers
 from servicekit.errors import invalid
+from servicekit.plain import words_of
 
 router = APIRouter(tags=["records"], dependencies=[READ])
 _GAP_REASONS = {

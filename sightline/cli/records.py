@@ -15,8 +15,8 @@ from edge.channel import Endpoint
 from edge.commands.options import IngestTarget, Json, settings_with
 from edge.endpoints import ingest_endpoint
 from servicekit.errors import from_rpc_error
+from servicekit.plain import plain, words_of
 from servicekit.terminal import UsageError
-from sightline.cli.plain import plain, word_of
 from sightline.cli.read import Timeout
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2_grpc, reads_pb2
 
@@ -27,10 +27,11 @@ _PAGE = 1000
 _LARGE = [("grpc.max_receive_message_length", -1)]
 """A single rejection may be larger than what gRPC accepts by default."""
 _SECONDS_OF = {"d": 86_400, "h": 3600, "min": 60, "s": 1}
+_REASON_WORDS = words_of(ingest_pb2.GapReason.DESCRIPTOR)
 _REASONS = {
-    word_of(ingest_pb2.GapReason.DESCRIPTOR, number): number
+    word: number
     for number in ingest_pb2.GapReason.values()
-    if number
+    if (word := _REASON_WORDS[number]) is not None
 }
 Device = Annotated[
     list[str] | None,
@@ -126,7 +127,7 @@ def ledger(
 def gaps(
     device: Device = None,
     reason: Annotated[
-        str | None, typer.Option(help=f"Only this reason: {', '.join(map(str, _REASONS))}.")
+        str | None, typer.Option(help=f"Only this reason: {', '.join(_REASONS)}.")
     ] = None,
     limit: Limit = 100,
     target: IngestTarget = None,
@@ -138,7 +139,7 @@ def gaps(
     Example: sightline gaps --reason spool_bytes
     """
     if reason is not None and reason not in _REASONS:
-        raise UsageError(f"--reason: must be one of {', '.join(map(str, _REASONS))}")
+        raise UsageError(f"--reason: must be one of {', '.join(_REASONS)}")
     request = reads_pb2.ListGapsRequest(device_ids=device or (), page_size=min(limit, _PAGE))
     request.reason = _REASONS[reason] if reason else ingest_pb2.GAP_REASON_UNSPECIFIED
     table = _table("received (UTC)", "device", "spool", "sequences", "reason")
@@ -153,7 +154,7 @@ def gaps(
                 escape(entry.device_id),
                 entry.spool_id,
                 f"{gap.first_sequence}-{gap.last_sequence}",
-                word_of(ingest_pb2.GapReason.DESCRIPTOR, gap.reason),
+                _REASON_WORDS.get(gap.reason, str(gap.reason)),
             )
     if not as_json:
         Console().print(table)

@@ -16,8 +16,8 @@ from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, reads_pb2
 from sightline.types.v1 import prediction_pb2
 
 import console_service.app
-from console_service.plain import SPAN, TIME, is_map, plain, value_of, words_of
 from console_service.schemas import components, schema_of
+from servicekit.plain import SPAN, TIME, is_map, plain, value_of, words_of
 
 ANSWERS = [name for name in components() if name != "Error"]
 MODULES = (ingest_pb2, ingest_service_pb2, reads_pb2, prediction_pb2)

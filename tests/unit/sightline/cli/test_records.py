@@ -10,13 +10,11 @@ from typing import Any
 import grpc
 import pytest
 from sightline.ingest.v1 import ingest_service_pb2_grpc, reads_pb2
-from sightline.types.v1.prediction_pb2 import Detection, Prediction, PredictionSource
 from typer.testing import CliRunner, Result
 
 from ingest_service.store.duckdb.file_store import DuckDBStore
 from ingest_service.store.record_types import StreamAccount
 from sightline.cli.app import app
-from sightline.cli.plain import plain
 from sightline.cli.processes import ServiceProcess
 from tests.unit.ingest_service.record_conformance import bad, opened
 from tests.unit.ingest_service.samples import SPOOL, gap, prediction, predictions, spool, timestamp
@@ -157,25 +155,3 @@ def test_a_sequence_that_is_not_there_is_an_error(target: str) -> None:
     done = run(target, "show", *SPOOL, "7")
     assert done.exit_code != 0
     assert "NOT_COMMITTED" in str(done.exception)
-
-
-def test_plain_values_are_those_that_programs_expect() -> None:
-    message = Prediction(
-        sequence=2**63 - 1,
-        source=PredictionSource.PREDICTION_SOURCE_DEVICE,
-        detections=[Detection(class_name="pit", confidence=0.9)],
-        labels={"line": "4"},
-    )
-    message.captured_at.FromJsonString("2026-11-22T12:00:00.5Z")
-    message.inference_time.FromMilliseconds(1500)
-    found = plain(message)
-    assert json.loads(json.dumps(found)) == found
-    assert (found["sequence"], found["source"]) == (2**63 - 1, "device")
-    assert (found["captured_at"], found["inference_time"]) == ("2026-11-22T12:00:00.500Z", 1.5)
-    assert (found["labels"], found["defect_detected"], found["cloud_reason"]) == (
-        {"line": "4"},
-        None,
-        None,
-    )
-    detections: Any = found["detections"]
-    assert [one["confidence"] for one in detections] == [0.9]

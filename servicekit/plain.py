@@ -7,12 +7,12 @@ without its prefix. Absent is null, and so is the unspecified value of an enum.
 """
 
 import base64
+import json
 import struct
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, cast
 
-import orjson
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -105,9 +105,10 @@ def _same(value: object) -> object:
 
 def _parsed(text: str) -> object:
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
+        loaded: object = json.loads(text)
+    except ValueError:
         return text
+    return loaded
 
 
 def _seconds(duration: Duration) -> float:
