@@ -156,6 +156,7 @@ def scraped(prometheus: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         )
         repository = ["--model-repository", str(ROOT / "models/repository")]
         inference = stack.enter_context(ServiceProcess("inference_service", [*flags, *repository]))
+        console = stack.enter_context(ServiceProcess("console_service", flags))
         logger = PredictionLogger(ingest.address, device_id="gate-1", spool_dir=folder / "spool")
         client = InferenceClient(inference.address)
         policy = Policy(takes_other_labels=True)
@@ -163,6 +164,7 @@ def scraped(prometheus: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         addresses = {
             "sightline-ingest": str(ingest.ready["metrics_address"]),
             "sightline-inference": str(inference.ready["metrics_address"]),
+            "sightline-console": str(console.ready["metrics_address"]),
             "sightline-edge": node.serve_metrics("127.0.0.1:0"),
         }
         end = threading.Event()
