@@ -14,6 +14,7 @@ from sightline.inference.v1.inference_service_pb2_grpc import InferenceServiceSt
 from sightline.ingest.v1.ingest_service_pb2 import GetWatermarkRequest
 from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 
+from console_service.known import KnownCredentials
 from console_service.settings import ConsoleSettings
 from servicekit.addresses import public_address
 from servicekit.errors import SightlineError, from_rpc_error
@@ -29,6 +30,8 @@ FULL_NAMES = {
     INGEST: "sightline.ingest.v1.IngestService",
     INFERENCE: "sightline.inference.v1.InferenceService",
 }
+_HEALTH_SECONDS, _HEALTH_HOLDS_SECONDS = 2.0, 1.0
+"""Time for a service to say how it is, and for which its answer holds, s."""
 _PROOF_SECONDS = 30.0
 _NOBODY = (("authorization", "Bearer nobody"),)
 """A credential that every service refuses that takes credentials at all."""
@@ -37,6 +40,8 @@ _NOT_JUDGED = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 )
+_ACCEPTED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT)
+"""Codes of failed calls whose credential was accepted."""
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # A prediction that is larger than gRPC's default of 4 MiB makes a page of its own.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
@@ -95,11 +100,14 @@ class Backend:
             settings.backend_tls_key_file,
             prefix="backend_",
         )
+        self.known = KnownCredentials(time.monotonic)
         self.targets = {INGEST: settings.ingest_target, INFERENCE: settings.inference_target}
         self._channels = {
             name: _channel(target, credentials) for name, target in self.targets.items()
         }
         self._has_certificate = settings.backend_tls_cert_file is not None
+        self._health: asyncio.Future[list[str]] | None = None
+        self._health_ends_at = 0.0
         self._proven: dict[str, float] = {}
         """Time of the last proof that a service takes bearer credentials, on `time.monotonic`."""
         self.ingest: IngestServiceAsyncStub = IngestServiceStub(self._channels[INGEST])
@@ -136,9 +144,10 @@ class Backend:
             response = await running
             trailing = await running.trailing_metadata()
         except grpc.aio.AioRpcError as error:
-            raise self.explained(service, error) from None
+            raise self.explained(service, error, call) from None
         finally:
             call.spent(service, begun)
+        self.known.accept(service, call.authorization)
         return response, {str(key): str(value) for key, value in trailing or ()}
 
     async def prove(self, service: str, call: HttpCall) -> None:
@@ -179,7 +188,7 @@ class Backend:
                 return
             if error.code() not in _NOT_JUDGED:
                 raise self._trusts_certificates(service) from None
-            raise self.explained(service, error) from None
+            raise self.explained(service, error, call) from None
         raise self._trusts_certificates(service)
 
     def _trusts_certificates(self, service: str) -> SightlineError:
@@ -190,14 +199,21 @@ class Backend:
             " caller for the console: set api_keys_file, jwt_secret or jwt_jwks there",
         )
 
-    def explained(self, service: str, error: grpc.aio.AioRpcError) -> SightlineError:
+    def explained(
+        self, service: str, error: grpc.aio.AioRpcError, call: HttpCall
+    ) -> SightlineError:
         """Return the error of a failed call, with the service's address where it was not reached.
 
         Args:
             service: `ingest` or `inference`.
             error: what the call raised.
+            call: the request that it belongs to.
         """
         found = from_rpc_error(error)
+        if found.code is grpc.StatusCode.UNAUTHENTICATED:
+            self.known.refuse(service, call.authorization)
+        elif found.code in _ACCEPTED:
+            self.known.accept(service, call.authorization)
         if found.reason != found.code.name:  # the service itself says why
             return found
         where = f"the {service} service at {public_address(self.targets[service])}"
@@ -212,17 +228,23 @@ class Backend:
             found.reason = "DEADLINE_EXCEEDED"
         return found
 
-    async def health(self, service: str, seconds: float) -> str:
-        """Return the health of a service: `SERVING`, `NOT_SERVING`, or the code of the failure.
+    async def health(self) -> dict[str, str]:
+        """Return the health of each service: `SERVING`, `NOT_SERVING`, or the code of the failure.
 
-        Args:
-            service: `ingest` or `inference`.
-            seconds: time to wait, s.
+        An answer holds for a second, and requests of that time share it: a service delays checks
+        that come too often.
         """
+        if self._health is None or time.monotonic() >= self._health_ends_at:
+            self._health = asyncio.gather(*map(self._health_of, FULL_NAMES))
+            self._health_ends_at = time.monotonic() + _HEALTH_HOLDS_SECONDS
+        states = await asyncio.shield(self._health)
+        return dict(zip(FULL_NAMES, states, strict=True))
+
+    async def _health_of(self, service: str) -> str:
         stub: Any = health_pb2_grpc.HealthStub(self._channels[service])
         request = health_pb2.HealthCheckRequest(service=FULL_NAMES[service])
         try:
-            answer = await stub.Check(request, timeout=seconds)
+            answer = await stub.Check(request, timeout=_HEALTH_SECONDS)
         except grpc.aio.AioRpcError as error:
             return error.code().name
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

@@ -4,12 +4,13 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from console_service.backend import Backend, HttpCall
+from console_service.backend import INFERENCE, INGEST, Backend, HttpCall
 from console_service.errors import FACTS
 from console_service.front import TIMINGS
 from console_service.metrics import ConsoleMetrics
@@ -36,16 +37,35 @@ class Console:
     """Set when the process has to end: event streams end then."""
     reads: RequestPlaces = field(init=False)
     uploads: RequestPlaces = field(init=False)
+    strangers: RequestPlaces = field(init=False)
     live: RequestPlaces = field(init=False)
 
     def __post_init__(self) -> None:
         count = self.settings.max_requests
+        fewer = max(1, count // 4)
         what = "requests at the same time (setting max_requests): try again"
         self.reads = RequestPlaces(count, _QUEUE * count, "CONSOLE_BUSY", what)
-        self.uploads = RequestPlaces(count, _QUEUE * count, "CONSOLE_BUSY", what)
+        # Each holds its images in memory.
+        images = "requests with images at the same time, a quarter of max_requests: try again"
+        self.uploads = RequestPlaces(fewer, _QUEUE * fewer, "CONSOLE_BUSY", images)
+        strangers = "requests at the same time whose credential is not known yet: try again"
+        self.strangers = RequestPlaces(fewer, _QUEUE * fewer, "CONSOLE_BUSY", strangers)
         self.live = RequestPlaces(
             self.settings.max_live, 0, "TOO_MANY_LIVE", "event streams (setting max_live)"
         )
+
+    @asynccontextmanager
+    async def entry(self, service: str, call: HttpCall) -> AsyncIterator[None]:
+        """Hold one of the few places of strangers, if the credential is not known to a service.
+
+        Raises:
+            SightlineError: RESOURCE_EXHAUSTED; no place was free in time.
+        """
+        if self.backend.known.has(service, call.authorization):
+            yield
+            return
+        async with self.strangers.place(call.remaining):
+            yield
 
 
 def console_of(request: Request) -> Console:
@@ -90,11 +110,20 @@ def _timeout(request: Request) -> float:
     return seconds
 
 
+def _service_of(request: Request) -> str:
+    return INFERENCE if request.url.path == "/models/loaded" else INGEST
+
+
 async def _read_place(
-    console: Annotated[Console, Depends(console_of)], call: Annotated[HttpCall, Depends(call_of)]
+    request: Request,
+    console: Annotated[Console, Depends(console_of)],
+    call: Annotated[HttpCall, Depends(call_of)],
 ) -> AsyncIterator[None]:
     begun = time.monotonic()
-    async with console.reads.place(call.remaining):
+    async with (
+        console.entry(_service_of(request), call),
+        console.reads.place(call.remaining),
+    ):
         call.spent("wait", begun)
         with console.metrics.in_flight.labels("reads").track_inprogress():
             yield
@@ -104,7 +133,7 @@ async def _upload_place(
     console: Annotated[Console, Depends(console_of)], call: Annotated[HttpCall, Depends(call_of)]
 ) -> AsyncIterator[None]:
     begun = time.monotonic()
-    async with console.uploads.place(call.remaining):
+    async with console.entry(INFERENCE, call), console.uploads.place(call.remaining):
         call.spent("wait", begun)
         with console.metrics.in_flight.labels("uploads").track_inprogress():
             yield

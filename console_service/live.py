@@ -63,9 +63,11 @@ class LiveStream:
         reading = self._follow()
         await asyncio.wait({reading}, timeout=FIRST_SECONDS)
         if reading.done() and isinstance(refusal := reading.exception(), grpc.aio.AioRpcError):
-            error = self._console.backend.explained(INGEST, refusal)
+            error = self._console.backend.explained(INGEST, refusal, self._call)
             if not _may_pass(error):
                 raise error
+        elif reading.done():
+            self._console.backend.known.accept(INGEST, self._call.authorization)
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the events until the page goes, the console drains or the service refuses."""
@@ -81,7 +83,7 @@ class LiveStream:
                 try:
                     message = reading.result()
                 except grpc.aio.AioRpcError as refusal:
-                    error = self._console.backend.explained(INGEST, refusal)
+                    error = self._console.backend.explained(INGEST, refusal, self._call)
                     if not _may_pass(error):
                         yield _event("failed", body_of(error))
                         return

@@ -89,7 +89,8 @@ class ConsoleSettings(ProcessSettings):
         32,
         ge=1,
         le=10_000,
-        description="requests that are answered at the same time; four times as many may wait",
+        description="requests that are answered at the same time; a quarter as many with images,"
+        " and with credentials that are not known yet. Four times as many may wait",
     )
     max_live: int = Field(
         100, ge=0, le=10_000, description="open event streams of /live; further ones are refused"

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
+from console_service.backend import INGEST
 from console_service.context import Calling, Here
 from console_service.live import LiveStream
 from console_service.query import FilterParameters
@@ -15,13 +16,7 @@ from servicekit.errors import invalid
 MAX_TOKEN_BYTES = 4096
 
 
-async def _live_place(here: Here) -> AsyncIterator[None]:
-    async with here.live.place(0.0):
-        with here.metrics.live.track_inprogress():
-            yield
-
-
-router = APIRouter(tags=["log"], dependencies=[Depends(_live_place)])
+router = APIRouter(tags=["log"])
 
 
 class LiveParameters(FilterParameters):
@@ -36,29 +31,36 @@ class LiveParameters(FilterParameters):
     )
 
 
+async def _opened(
+    request: Request, here: Here, call: Calling, query: Annotated[LiveParameters, Query()]
+) -> AsyncIterator[LiveStream]:
+    """Yield a stream that the service has accepted, and hold a place for it."""
+    token = request.headers.get("last-event-id") or query.resume_token
+    if len(token) > MAX_TOKEN_BYTES or not token.isascii():
+        raise invalid("Last-Event-ID", f"must be an id of an event, got {len(token)} characters")
+    stream = LiveStream(here, call, query.filter(), token, query.max_per_second)
+    try:
+        async with here.entry(INGEST, call):
+            await stream.open()
+        async with here.live.place(0.0):
+            with here.metrics.live.track_inprogress():
+                yield stream
+    finally:
+        stream.close()
+
+
 @router.get(
     "/live",
     response_class=StreamingResponse,
     responses={200: {"content": {"text/event-stream": {}}}},
 )
-async def live(
-    request: Request, here: Here, call: Calling, query: Annotated[LiveParameters, Query()]
-) -> Response:
+async def live(stream: Annotated[LiveStream, Depends(_opened)]) -> Response:
     """Follow the log by server-sent events, without a hole and without a double.
 
     Events: `predictions` with what was committed and `left_out`, the number of predictions beyond
     `max_per_second`; `waiting` with an error while the ingest service is away; `failed` with the
     error that ends the stream.
     """
-    token = request.headers.get("last-event-id") or query.resume_token
-    if len(token) > MAX_TOKEN_BYTES or not token.isascii():
-        raise invalid("Last-Event-ID", f"must be an id of an event, got {len(token)} characters")
-    stream = LiveStream(here, call, query.filter(), token, query.max_per_second)
-    try:
-        await stream.open()
-    except BaseException:
-        stream.close()
-        raise
     return StreamingResponse(
         stream.events(),
         media_type="text/event-stream",

@@ -83,7 +83,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
         *("server", "open_inference", "assemble", "__init__", "__main__"),
     ),
     "console_service": (
-        *("settings", "errors", "hosts", "places", "session", "mistakes", "query"),
+        *("settings", "errors", "hosts", "known", "places", "session", "mistakes", "query"),
         *("metrics", "backend", "front", "context", "answers", "schemas", "live", "routes"),
         *("app", "server", "__init__", "__main__"),
     ),
@@ -103,6 +103,7 @@ ONLY_IN = {
 CORES = (
     "console_service/errors.py",
     "console_service/hosts.py",
+    "console_service/known.py",
     "console_service/mistakes.py",
     "console_service/query.py",
     "console_service/session.py",

@@ -116,6 +116,31 @@ def test_one_request_too_many_is_refused(world: World, make_console: MakeConsole
         thread.join()
 
 
+def test_a_flood_of_bad_credentials_takes_no_place_of_those_who_are_known(world: World) -> None:
+    """The service delays its answers to the console's one connection."""
+    reader = world.browser("reader")
+    assert reader.get("/stats").status == 200
+    refused: list[str] = []
+
+    def flood(number: int) -> None:
+        for attempt in range(40):
+            wrong = {"Authorization": f"Bearer {number}.{attempt}"}
+            refused.append(Browser(world.console.address, wrong).get("/stats").reason)
+            if "CONSOLE_BUSY" in refused:
+                return
+
+    threads = [threading.Thread(target=flood, args=[number]) for number in range(60)]
+    for thread in threads:
+        thread.start()
+    ends_at = time.monotonic() + 60
+    while "CONSOLE_BUSY" not in refused:
+        assert time.monotonic() < ends_at
+        assert reader.get("/stats").status == 200
+    for thread in threads:
+        thread.join()
+    assert reader.get("/stats").status == 200
+
+
 def test_sigterm_lets_a_request_end(world: World, make_console: MakeConsole) -> None:
     made = make_console(*targets(world.ingest.address, world.inference.address))
     browser = Browser(made.address, {"Authorization": f"Bearer {world.keys['asker']}"})
