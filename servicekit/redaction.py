@@ -58,7 +58,8 @@ _PATTERNS: Final = tuple(
         (r"(://)[^/\s:@'\"]+:(?!\d+[\s/,])[^/\n'\"<>@]*@", r"\1"),
         (r"\b[\w.+%-]+:[^\s/@:'\"]+@(?=[\w\[])", ""),
         (r"\b((?:https?|ftp|rtmp\w{0,2}|rtp|rtsps?|srt|tcp|tls|udp))_(?:__|//)\S+", r"\1 stream"),
-        # Options and values that are named like a secret.
+        # Options and values that are named like a secret, and those of curl.
+        (r"((?<!\S)(?:-u|--user)[\s=]+)\S+:\S+", rf"\1{MASK}"),
         (rf"(--[\w-]*{_NAME}[\w-]*\s+){_VALUE}", rf"\1{MASK}"),
         (rf"({_NAME}\w*\\*[\"']?\s*[=:]\s*){_VALUE}", rf"\1{MASK}"),
     )

@@ -6,10 +6,11 @@ from servicekit.settings import Settings
 
 def _services() -> tuple[type[Settings], ...]:
     """Return the settings classes of the services, which only a support bundle needs."""
+    from console_service.settings import ConsoleSettings
     from inference_service.settings import InferenceSettings
     from ingest_service.settings import IngestSettings
 
-    return (IngestSettings, InferenceSettings)
+    return (IngestSettings, InferenceSettings, ConsoleSettings)
 
 
 doctor = doctor_with(_services)

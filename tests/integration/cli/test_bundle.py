@@ -20,6 +20,7 @@ from edge.doctor import bundle
 from edge.doctor.log_tail import LogFileError, tail
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
+from servicekit.settings import PARTS
 from sightline import Prediction, PredictionLogger
 from sightline.cli.app import app
 from tests.default_ports import NOBODY
@@ -184,6 +185,7 @@ def test_the_bundle_says_what_is_in_it(site: dict[str, Made]) -> None:
 def test_the_bundle_has_what_helps(site: dict[str, Made]) -> None:
     made = site["right"]
     settings = json.loads(made.text("settings.json"))
+    assert set(settings) == {*PARTS, "variables"}
     assert settings["edge"]["given"]["api_key"] == "***"
     assert settings["edge"]["given"]["context"] == ["plant=***"]
     assert settings["ingest"]["given"]["jwt_secret"] == "***"

@@ -38,6 +38,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJodW50ZXIyIn0.hunter2-_x"
         '{"password": "hunter2 \\" hunter2", "user": "a"}',
         r'{"event": "{\"api_key\": \"hunter2 x\"}"}',
         "settings(jwt_secret='hunter2 x', level='info')",
+        "curl -u operator:hunter2 http://127.0.0.1:1/",
         "--jwt-secret hunter2 --listen 127.0.0.1:1",
         "MY_DB_PASSWORD=hunter2",
         "api-key = hunter2",
