@@ -191,7 +191,8 @@ class ServerSettings(ProcessSettings):
     )
     tls_cert_file: OptionalPath = Field(
         default=None,
-        description="PEM certificate chain of this server; with tls_key_file: serve TLS",
+        description="PEM certificate chain of this server; with tls_key_file: serve TLS. New"
+        " connections get the one that is in the file then",
         json_schema_extra=BASIC,
     )
     tls_key_file: OptionalPath = Field(

@@ -4,6 +4,7 @@ gRPC reports an unusable file only as a port that cannot be bound, so each file 
 `ssl` first.
 """
 
+import logging
 import ssl
 from pathlib import Path
 
@@ -12,23 +13,69 @@ import grpc
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import ClientTlsSettings, SettingsError
 
+logger = logging.getLogger(__name__)
+
 
 def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
     """Return the credentials of a server; None: it serves without TLS.
 
-    With `tls_client_ca_file` every client must show a certificate that one of those signed.
+    With `tls_client_ca_file` every client must show a certificate that one of those signed. Files
+    that have changed are read again for new connections.
 
     Raises:
         SettingsError: a file cannot be read or used; the message names the setting.
     """
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
-    client_ca = settings.tls_client_ca_file
-    return grpc.ssl_server_credentials(
-        [_key_and_chain(settings.tls_key_file, settings.tls_cert_file)],
-        root_certificates=_authorities("tls_client_ca_file", client_ca) if client_ca else None,
-        require_client_auth=client_ca is not None,
+    files = _ServerFiles(settings.tls_key_file, settings.tls_cert_file, settings.tls_client_ca_file)
+    return grpc.dynamic_ssl_server_credentials(
+        files.read(),
+        files.renewed,  # type: ignore[arg-type] # None means no change; its types leave it out
+        require_client_authentication=settings.tls_client_ca_file is not None,
     )
+
+
+class _ServerFiles:
+    """The files of a server's certificate, which are read again when one of them has changed.
+
+    gRPC asks at each handshake, in a thread of its own. Files that cannot be used, such as a new
+    certificate whose key is not there yet, change nothing: the last ones stay in use.
+    """
+
+    def __init__(self, key_file: Path, cert_file: Path, client_ca_file: Path | None) -> None:
+        self._key_file = key_file
+        self._cert_file = cert_file
+        self._client_ca_file = client_ca_file
+        self._seen: tuple[object, ...] = ()
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """Return what the files hold.
+
+        Raises:
+            SettingsError: a file cannot be read or used; the message names the setting.
+        """
+        self._seen = self._states()  # before the files: what changes meanwhile is read again
+        client_ca = self._client_ca_file
+        return grpc.ssl_server_certificate_configuration(
+            [_key_and_chain(self._key_file, self._cert_file)],
+            root_certificates=_authorities("tls_client_ca_file", client_ca) if client_ca else None,
+        )
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return what the files hold if it has changed since they were read; None: it has not."""
+        if self._states() == self._seen:
+            return None
+        try:
+            configuration = self.read()
+        except (SettingsError, OSError) as error:
+            logger.error("%s; the last certificate stays in use", error)  # noqa: TRY400
+            return None
+        logger.info("new connections get the certificate that is now in %s", self._cert_file)
+        return configuration
+
+    def _states(self) -> tuple[object, ...]:
+        files = (self._key_file, self._cert_file, self._client_ca_file)
+        return tuple(_state(file) for file in files if file)
 
 
 def channel_credentials(settings: ClientTlsSettings) -> grpc.ChannelCredentials | None:
@@ -64,6 +111,15 @@ def client_credentials(
         private_key=key,
         certificate_chain=chain,
     )
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is replaced or written; None: it cannot be looked at."""
+    try:
+        state = file.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def check_key_and_chain(key_file: Path, cert_file: Path) -> None:

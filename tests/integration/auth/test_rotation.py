@@ -52,6 +52,13 @@ def der(pem: bytes) -> bytes:
     return ssl.PEM_cert_to_DER_cert(pem.decode())
 
 
+def node_of(folder: Path, service: ServiceProcess, device: str = "gate-1") -> EdgeSettings:
+    """Return the settings of a node of a service."""
+    flags = ["--ingest-target", service.address, "--device-id", device]
+    flags += ["--spool-dir", f"{folder}/{device}", "--tls-ca-file", f"{folder}/ca.pem"]
+    return load(EdgeSettings, flags, prog="node")
+
+
 def logger(settings: EdgeSettings) -> PredictionLogger:
     """Return the logger of a node that starts with these settings."""
     endpoint = ingest_endpoint(settings)
@@ -64,23 +71,37 @@ def logger(settings: EdgeSettings) -> PredictionLogger:
     )
 
 
-def test_certificates_take_effect_with_a_restart_and_lose_nothing(tmp_path: Path) -> None:
+def test_a_service_takes_a_new_certificate_without_a_restart_and_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    authority = Authority()
+    first = issue(tmp_path, authority)
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    with ingest(tmp_path, *tls(tmp_path)) as service, logger(node_of(tmp_path, service)) as node:
+        node(prediction("before"), wait="committed", timeout=PATIENCE)
+        assert shown(service) == der(first)
+        second = issue(tmp_path, authority)
+        assert shown(service) == der(second)
+        node(prediction("on the open connection"), wait="committed", timeout=PATIENCE)
+        with logger(node_of(tmp_path, service, "gate-2")) as another:
+            another(prediction(), wait="committed", timeout=PATIENCE)
+    assert "new connections get the certificate" in (tmp_path / "stderr.log").read_text()
+    assert stored(tmp_path) == {"gate-1": (2, 2), "gate-2": (1, 1)}
+
+
+def test_a_node_takes_new_authorities_with_a_restart_and_loses_nothing(tmp_path: Path) -> None:
     old, new = Authority("first"), Authority("second")
-    first = issue(tmp_path, old)
+    issue(tmp_path, old)
     (tmp_path / "ca.pem").write_bytes(old.pem)
     with ingest(tmp_path, *tls(tmp_path)) as service:
-        flags = ["--ingest-target", service.address, "--device-id", "gate-1"]
-        flags += ["--spool-dir", f"{tmp_path}/spool", "--tls-ca-file", f"{tmp_path}/ca.pem"]
-        settings = load(EdgeSettings, flags, prog="node")
+        settings = node_of(tmp_path, service)
         node = logger(settings)
         node(prediction(), wait="committed", timeout=PATIENCE)
-        second = issue(tmp_path, new)
-        assert shown(service) == der(first), "a running service would have read the new files"
+    issue(tmp_path, new)
+    (tmp_path / "ca.pem").write_bytes(old.pem + new.pem)
     again = ["--listen", service.address]
-    with ingest(tmp_path, *tls(tmp_path), *again) as service:
-        assert shown(service) == der(second)
+    with ingest(tmp_path, *tls(tmp_path), *again):
         # The node trusts what it has read at its start.
-        (tmp_path / "ca.pem").write_bytes(old.pem + new.pem)
         for number in range(COUNT):
             node(prediction(f"i{number}"))
         assert node.flush(PATIENCE, until="spooled")
@@ -89,10 +110,10 @@ def test_certificates_take_effect_with_a_restart_and_lose_nothing(tmp_path: Path
         assert node.stats().backlog == COUNT
         with logger(settings) as restarted:
             assert restarted.flush(PATIENCE, until="committed")
-    # A file with both authorities is good for a service with a certificate of either.
-    issue(tmp_path, old)
-    with ingest(tmp_path, *tls(tmp_path), *again), logger(settings) as node:
-        node(prediction("last"), wait="committed", timeout=PATIENCE)
+        # A file with both authorities is good for a service with a certificate of either.
+        issue(tmp_path, old)
+        with logger(settings) as restarted:
+            restarted(prediction("last"), wait="committed", timeout=PATIENCE)
     assert stored(tmp_path) == {"gate-1": (COUNT + 2, COUNT + 2)}
 
 

@@ -144,6 +144,62 @@ async def test_mutual_tls_refuses_clients_without_the_right_certificate(
         assert await refused(address, unknown) is grpc.StatusCode.UNAVAILABLE
 
 
+def take_place(new: Issued, old: Issued, *, key: bool = True, cert: bool = True) -> None:
+    """Replace the files of a certificate by those of another, each in one step."""
+    if cert:
+        new.cert_file.replace(old.cert_file)
+    if key:
+        new.key_file.replace(old.key_file)
+
+
+async def test_a_new_certificate_is_used_for_new_connections(
+    tmp_path: Path, authority: Issued, server: Issued, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = issue(tmp_path, "other-authority")
+    by_old, by_new = Client(tls_ca_file=authority.cert_file), Client(tls_ca_file=other.cert_file)
+    settings = Server(tls_cert_file=server.cert_file, tls_key_file=server.key_file)
+    async with secure(settings) as address:
+        credentials = channel_credentials(by_old)
+        assert credentials is not None
+        async with grpc.aio.secure_channel(address, credentials) as open_channel:
+            assert await call(open_channel, "UnaryUnary", timeout=5) == [b"a"]
+            renewed = issue(tmp_path, "renewed", other)
+            take_place(renewed, server, key=False)  # half of it
+            for _ in range(2):
+                assert await echoed(address, by_old) == [b"a"]
+            assert caplog.text.count("the last certificate stays in use") == 1
+            take_place(renewed, server, cert=False)
+            assert await echoed(address, by_new) == [b"a"]
+            assert await refused(address, by_old) is grpc.StatusCode.UNAVAILABLE
+            assert await call(open_channel, "UnaryUnary", timeout=5) == [b"a"]
+        server.cert_file.unlink()
+        assert await echoed(address, by_new) == [b"a"]
+    assert caplog.text.count("the last certificate stays in use") == 2
+
+
+async def test_new_authorities_of_clients_are_used_for_new_connections(
+    tmp_path: Path, authority: Issued, server: Issued
+) -> None:
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(authority.cert_file.read_bytes())
+    settings = Server(
+        tls_cert_file=server.cert_file, tls_key_file=server.key_file, tls_client_ca_file=trusted
+    )
+    other = issue(tmp_path, "other-authority")
+    camera = issue(tmp_path, "camera", other)
+    client = Client(
+        tls_ca_file=authority.cert_file,
+        tls_cert_file=camera.cert_file,
+        tls_key_file=camera.key_file,
+    )
+    async with secure(settings) as address:
+        assert await refused(address, client) is grpc.StatusCode.UNAVAILABLE
+        trusted.write_bytes(authority.cert_file.read_bytes() + other.cert_file.read_bytes())
+        assert await echoed(address, client) == [b"a"]
+        trusted.write_bytes(authority.cert_file.read_bytes())
+        assert await refused(address, client) is grpc.StatusCode.UNAVAILABLE
+
+
 def test_no_files_mean_no_tls() -> None:
     assert server_credentials(Server()) is None
     assert channel_credentials(Client()) is None
