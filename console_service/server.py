@@ -5,7 +5,6 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -15,7 +14,7 @@ from console_service.settings import ConsoleSettings
 from servicekit.addresses import stays_here
 from servicekit.lifecycle import StartError, report_ready, stop_signals
 from servicekit.telemetry.metrics_server import MetricsServer, Probe
-from servicekit.tls import check_key_and_chain
+from servicekit.tls import https_context
 
 logger = logging.getLogger(__name__)
 _BACKLOG = 1024
@@ -82,12 +81,11 @@ async def serve(
         StartError: an address cannot be bound.
         SettingsError: a TLS file cannot be used.
     """
-    if settings.tls_key_file and settings.tls_cert_file:
-        check_key_and_chain(settings.tls_key_file, settings.tls_cert_file)
+    config = _config(settings, app)
     with stop_signals() as signalled:
         bound = bind(settings.listen)
         address = f"{settings.listen.rpartition(':')[0]}:{bound.getsockname()[1]}"
-        server = HttpServer(_config(settings, app))
+        server = HttpServer(config)
         with _metrics(settings, registry, draining) as metrics_address:
             serving = asyncio.ensure_future(server.serve([bound]))
             ready = asyncio.ensure_future(server.ready.wait())
@@ -105,7 +103,7 @@ async def serve(
 
 
 def _config(settings: ConsoleSettings, app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         http="h11",
         ws="none",
@@ -118,14 +116,12 @@ def _config(settings: ConsoleSettings, app: ASGIApp) -> uvicorn.Config:
         limit_concurrency=settings.max_connections,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
-        **_tls(settings),
     )
-
-
-def _tls(settings: ConsoleSettings) -> dict[str, Any]:
-    if not settings.tls_cert_file:
-        return {}
-    return {"ssl_certfile": settings.tls_cert_file, "ssl_keyfile": settings.tls_key_file}
+    config.load()
+    if settings.tls_key_file and settings.tls_cert_file:
+        # uvicorn's own context would keep the certificate that it was made with.
+        config.ssl = https_context(settings.tls_key_file, settings.tls_cert_file)
+    return config
 
 
 @contextlib.contextmanager

@@ -47,7 +47,8 @@ class ConsoleSettings(ProcessSettings):
     )
     tls_cert_file: OptionalPath = Field(
         None,
-        description="PEM certificate chain of this server; with tls_key_file: serve HTTPS",
+        description="PEM certificate chain of this server; with tls_key_file: serve HTTPS. New"
+        " connections get the one that is in the file then",
         json_schema_extra=BASIC,
     )
     tls_key_file: OptionalPath = Field(

@@ -6,7 +6,9 @@ gRPC reports an unusable file only as a port that cannot be bound, so each file 
 
 import logging
 import ssl
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 
@@ -14,6 +16,7 @@ from servicekit.server_settings import ServerSettings
 from servicekit.settings import ClientTlsSettings, SettingsError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
@@ -27,55 +30,69 @@ def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | Non
     """
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
-    files = _ServerFiles(settings.tls_key_file, settings.tls_cert_file, settings.tls_client_ca_file)
-    return grpc.dynamic_ssl_server_credentials(
-        files.read(),
-        files.renewed,  # type: ignore[arg-type] # None means no change; its types leave it out
-        require_client_authentication=settings.tls_client_ca_file is not None,
-    )
+    key_file, cert_file = settings.tls_key_file, settings.tls_cert_file
+    client_ca = settings.tls_client_ca_file
 
-
-class _ServerFiles:
-    """The files of a server's certificate, which are read again when one of them has changed.
-
-    gRPC asks at each handshake, in a thread of its own. Files that cannot be used, such as a new
-    certificate whose key is not there yet, change nothing: the last ones stay in use.
-    """
-
-    def __init__(self, key_file: Path, cert_file: Path, client_ca_file: Path | None) -> None:
-        self._key_file = key_file
-        self._cert_file = cert_file
-        self._client_ca_file = client_ca_file
-        self._seen: tuple[object, ...] = ()
-
-    def read(self) -> grpc.ServerCertificateConfiguration:
-        """Return what the files hold.
-
-        Raises:
-            SettingsError: a file cannot be read or used; the message names the setting.
-        """
-        self._seen = self._states()  # before the files: what changes meanwhile is read again
-        client_ca = self._client_ca_file
+    def read() -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration(
-            [_key_and_chain(self._key_file, self._cert_file)],
+            [_key_and_chain(key_file, cert_file)],
             root_certificates=_authorities("tls_client_ca_file", client_ca) if client_ca else None,
         )
 
-    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return what the files hold if it has changed since they were read; None: it has not."""
-        if self._states() == self._seen:
+    files = _WatchedFiles(key_file, cert_file, client_ca)
+    return grpc.dynamic_ssl_server_credentials(
+        read(),
+        lambda: files.renewed(read),  # type: ignore[arg-type, return-value] # None: no change
+        require_client_authentication=client_ca is not None,
+    )
+
+
+def https_context(key_file: Path, cert_file: Path) -> ssl.SSLContext:
+    """Return the context of an HTTPS server. Files that have changed are read again, as above.
+
+    Raises:
+        SettingsError: a file cannot be read or used; the message names the setting.
+    """
+    files = _WatchedFiles(key_file, cert_file)
+    first = newest = _server_context(key_file, cert_file)
+
+    def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        nonlocal newest
+        if renewed := files.renewed(lambda: _server_context(key_file, cert_file)):
+            newest = renewed
+        connection.context = newest
+
+    first.sni_callback = renew  # called at each handshake, whether it names a host or not
+    return first
+
+
+class _WatchedFiles:
+    """Files that are looked at for each handshake, and read again when one of them has changed.
+
+    Files that cannot be used, such as a new certificate whose key is not there yet, change nothing:
+    the last ones stay in use.
+    """
+
+    def __init__(self, *files: Path | None) -> None:
+        self._files = [file for file in files if file]
+        self._seen = self._states()  # before they are read: what changes meanwhile is read again
+
+    def renewed(self, read: Callable[[], T]) -> T | None:
+        """Return what `read` returns if a file has changed since the last time; None: none has."""
+        states = self._states()
+        if states == self._seen:
             return None
+        self._seen = states
         try:
-            configuration = self.read()
+            made = read()
         except (SettingsError, OSError) as error:
             logger.error("%s; the last certificate stays in use", error)  # noqa: TRY400
             return None
-        logger.info("new connections get the certificate that is now in %s", self._cert_file)
-        return configuration
+        logger.info("new connections get the certificate that is now in %s", self._files[1])
+        return made
 
-    def _states(self) -> tuple[object, ...]:
-        files = (self._key_file, self._cert_file, self._client_ca_file)
-        return tuple(_state(file) for file in files if file)
+    def _states(self) -> list[tuple[int, int, int] | None]:
+        return [_state(file) for file in self._files]
 
 
 def channel_credentials(settings: ClientTlsSettings) -> grpc.ChannelCredentials | None:
@@ -122,14 +139,14 @@ def _state(file: Path) -> tuple[int, int, int] | None:
     return state.st_ino, state.st_size, state.st_mtime_ns
 
 
-def check_key_and_chain(key_file: Path, cert_file: Path) -> None:
-    """Raise SettingsError if tls_key_file and tls_cert_file cannot serve TLS."""
-    _key_and_chain(key_file, cert_file)
-
-
 def _key_and_chain(key_file: Path, cert_file: Path, prefix: str = "") -> tuple[bytes, bytes]:
     key = _read(f"{prefix}tls_key_file", key_file, "PRIVATE KEY")
     chain = _read(f"{prefix}tls_cert_file", cert_file, "CERTIFICATE")
+    _server_context(key_file, cert_file, prefix)
+    return key, chain
+
+
+def _server_context(key_file: Path, cert_file: Path, prefix: str = "") -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # Without a password, OpenSSL would prompt for that of an encrypted key on the terminal.
@@ -139,7 +156,7 @@ def _key_and_chain(key_file: Path, cert_file: Path, prefix: str = "") -> tuple[b
             f"{prefix}tls_cert_file, {prefix}tls_key_file: {cert_file} must be a certificate, with"
             f" {key_file} its unencrypted key ({error.reason or error})"
         ) from error
-    return key, chain
+    return context
 
 
 def _authorities(setting: str, path: Path) -> bytes:

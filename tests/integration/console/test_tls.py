@@ -128,3 +128,51 @@ def test_a_file_that_is_no_certificate_is_named(tmp_path: Path, files: dict[str,
     assert done.returncode == 2
     assert "tls_cert_file: " in done.stderr
     assert "must be a PEM file with a CERTIFICATE" in done.stderr
+
+
+SERVE = """
+import asyncio, sys
+from prometheus_client import CollectorRegistry
+from console_service.server import serve
+from console_service.settings import ConsoleSettings
+from servicekit.settings import load
+from servicekit.telemetry import logs
+
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"1"})
+
+logs.configure(service="console")
+settings = load(ConsoleSettings, sys.argv[1:], prog="console")
+asyncio.run(serve(settings, app, CollectorRegistry(), asyncio.Event()))
+"""
+
+
+def test_a_new_certificate_is_used_for_new_connections(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    other = Authority("other")
+    (tmp_path / "other.pem").write_bytes(other.pem)
+    command = [sys.executable, "-c", SERVE, "--listen", "127.0.0.1:0", *flags(files, **SERVER)]
+    with (
+        (tmp_path / "console.log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        assert process.stdout is not None
+        address = json.loads(process.stdout.readline())["address"]
+        old = SecureBrowser(address, files["ca"])
+        new = SecureBrowser(address, str(tmp_path / "other.pem"))
+        assert old.send("GET", "/")[2] == 1
+        cert, key = other.issue("server")
+        Path(files["cert"]).write_bytes(cert)  # and not its key yet
+        for _ in range(2):
+            assert old.send("GET", "/")[2] == 1
+        Path(files["key"]).write_bytes(key)
+        assert new.send("GET", "/")[2] == 1
+        with pytest.raises(ssl.SSLCertVerificationError):
+            old.send("GET", "/")
+        process.terminate()
+        assert process.wait(30) == 0
+    said = (tmp_path / "console.log").read_text()
+    assert said.count("the last certificate stays in use") == 1
+    assert said.count("new connections get the certificate") == 1
