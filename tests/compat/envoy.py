@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from edge.doctor.health import INFERENCE
 from tests.compat.conftest import ROOT
 
 FILE = ROOT / "deploy/envoy/inference.yaml"
@@ -67,12 +68,12 @@ class Envoy:
 
 
 @contextmanager
-def running(program: str, mode: Mode, folder: Path) -> Iterator[Envoy]:
-    """Start Envoy without replicas, and end it."""
+def running(program: str, mode: Mode, folder: Path, service: str = INFERENCE) -> Iterator[Envoy]:
+    """Start Envoy without replicas of a service, and end it."""
     endpoints, admin = folder / "endpoints.json", folder / "admin"
     _write_endpoints(endpoints, [])
     config = folder / "envoy.json"
-    config.write_text(json.dumps(_config(mode, endpoints)))
+    config.write_text(json.dumps(_config(mode, endpoints, service)))
     log = folder / "envoy.log"
     flags = ["--config-path", str(config), "--admin-address-path", str(admin)]
     flags += ["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"]
@@ -116,7 +117,7 @@ def _write_endpoints(path: Path, replicas: Sequence[str]) -> None:
     new.rename(path)
 
 
-def _config(mode: Mode, endpoints: Path) -> dict[str, Any]:
+def _config(mode: Mode, endpoints: Path, service: str) -> dict[str, Any]:
     """Return the file of deploy/envoy with replicas from a file, and on ports of this machine."""
     config: dict[str, Any] = yaml.safe_load(FILE.read_text())
     any_port = {"socket_address": {"address": "127.0.0.1", "port_value": 0}}
@@ -125,6 +126,8 @@ def _config(mode: Mode, endpoints: Path) -> dict[str, Any]:
     (listener,) = config["static_resources"]["listeners"]
     listener["address"] = any_port
     (cluster,) = config["static_resources"]["clusters"]
+    (check,) = cluster["health_checks"]
+    check["grpc_health_check"]["service_name"] = service
     del cluster["load_assignment"], cluster["dns_refresh_rate"]
     watched = {"path": str(endpoints), "watched_directory": {"path": str(endpoints.parent)}}
     cluster["type"] = "EDS"

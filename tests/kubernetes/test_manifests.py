@@ -175,3 +175,12 @@ def pod(found: Objects, workload: str) -> dict[str, Any]:
         "metadata": {**template["metadata"], **place},
         "spec": template["spec"],
     }
+
+
+def test_a_deployment_whose_pods_would_be_refused_is_warned_of(
+    cluster: Cluster, base: Objects
+) -> None:
+    bad = deepcopy(base["Deployment", "inference"])
+    put(bad, f"{_POD}.hostNetwork", True)
+    done = cluster.apply([bad], dry_run=True)
+    assert 'would violate PodSecurity "restricted:latest"' in done.stderr

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import grpc
 import psutil
-import pytest
 from sightline.ingest.v1.ingest_service_pb2 import GetWatermarkRequest, PredictionLogRequest
 from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 
 from edge.log.logger import PredictionLogger
+from edge.log.stats import LoggerStats
 from edge.options import LogOptions
 from ingest_service.store.protocol import SpoolKey
 from tests.integration.ingest.conftest import Start
@@ -60,7 +60,32 @@ def wait_for(server: IngestProcess, committed: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_stream_outlives_its_connections_age(start: Start) -> None:
+def log_over(server: IngestProcess, count: int, folder: Path) -> LoggerStats:
+    """Let a node log until it has used a number of connections; return its counts."""
+    seen: set[int] = set()
+    with PredictionLogger(
+        server.address,
+        device_id="gate-2",
+        spool_dir=folder,
+        options=LogOptions(batch_timeout_seconds=0.002),
+    ) as log:
+        deadline = time.monotonic() + PATIENCE
+        while len(seen) < count:
+            log.log(detected())
+            seen |= connections(server)
+            assert time.monotonic() < deadline, seen
+        assert log.flush(PATIENCE, until="committed")
+        return log.stats()
+
+
+def assert_stored(server: IngestProcess, of_stream: int, of_node: LoggerStats) -> None:
+    assert (of_node.dropped, of_node.rejected, of_node.backlog) == ({}, 0, 0)
+    server.stop()
+    node = SpoolKey("gate-2", of_node.spool_id)
+    server.assert_exactly_once({SPOOL: of_stream, node: of_node.logged})
+
+
+def test_streams_outlive_their_connections_age(start: Start, tmp_path: Path) -> None:
     server = start(*AGE)
     stream = Stream(server)
     stream.send(1, 10)
@@ -75,12 +100,13 @@ def test_a_stream_outlives_its_connections_age(start: Start) -> None:
     answer = stream.call.result()
     assert (answer.committed_through, answer.accepted, answer.duplicates) == (20, 20, 0)
     stream.channel.close()
-    server.stop()
-    server.assert_exactly_once({SPOOL: 20})
+    stats = log_over(server, 4, tmp_path / "spool")
+    assert (stats.failed, stats.retried) == (0, 0)
+    assert_stored(server, 20, stats)
 
 
-def test_a_stream_that_outlives_the_grace_is_sent_again(start: Start) -> None:
-    server = start(*AGE, "--max-connection-age-grace-seconds", "0.1")
+def test_streams_that_outlive_the_grace_are_sent_again(start: Start, tmp_path: Path) -> None:
+    server = start(*AGE, "--max-connection-age-grace-seconds", "0")
     stream = Stream(server)
     stream.send(1, 10)
     with refused() as errors:
@@ -92,31 +118,4 @@ def test_a_stream_that_outlives_the_grace_is_sent_again(start: Start) -> None:
     assert committed in (0, 10)
     answer = server.log_messages(request(*predictions(1, 20), head=header()))
     assert (answer.committed_through, answer.duplicates) == (20, committed)
-    server.stop()
-    server.assert_exactly_once({SPOOL: 20})
-
-
-@pytest.mark.parametrize("grace", [(), ("--max-connection-age-grace-seconds", "0")])
-def test_nodes_log_across_many_connections(
-    start: Start, tmp_path: Path, grace: tuple[str, ...]
-) -> None:
-    server = start(*AGE, *grace)
-    seen: set[int] = set()
-    with PredictionLogger(
-        server.address,
-        device_id="gate-1",
-        spool_dir=tmp_path / "spool",
-        options=LogOptions(batch_timeout_seconds=0.002),
-    ) as log:
-        deadline = time.monotonic() + PATIENCE
-        while len(seen) < 4:
-            log.log(detected())
-            seen |= connections(server)
-            assert time.monotonic() < deadline, seen
-        assert log.flush(PATIENCE, until="committed")
-        stats = log.stats()
-    assert (stats.dropped, stats.rejected, stats.backlog) == ({}, 0, 0)
-    if not grace:  # nothing had to be sent again, and nobody was told of a failure
-        assert (stats.failed, stats.retried) == (0, 0)
-    server.stop()
-    server.assert_exactly_once({SpoolKey("gate-1", stats.spool_id): stats.logged})
+    assert_stored(server, 20, log_over(server, 4, tmp_path / "spool"))
