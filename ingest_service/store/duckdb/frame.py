@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ingest_service.store.duckdb.filters import where, where_sums
+from ingest_service.store.duckdb.read_plan import within
 from ingest_service.store.duckdb.unfiltered_stats import RunQuery
 from ingest_service.store.figures import MAX_FRAME_CLASSES, FrameCounts
 from ingest_service.store.protocol import Filter
@@ -19,22 +20,40 @@ _ABOUT = """
     )
 """
 _SIZES = """
-    SELECT image_width, image_height, count(*) FROM predictions WHERE {rows} GROUP BY ALL
-    ORDER BY 3 DESC, 1 DESC, 2 DESC
+    SELECT image_width, image_height, count(*), epoch_us(min(received_at)),
+        epoch_us(max(received_at))
+    FROM predictions WHERE {rows} GROUP BY image_width, image_height ORDER BY 3 DESC, 1 DESC, 2 DESC
 """
-# Not by NULL: `greatest` and `least` ignore it.
+_HAS_ROTATED = """
+    SELECT count(*) FROM (
+        SELECT 1 FROM prediction_shapes WHERE rotated_boxes IS NOT NULL AND {span} LIMIT 1
+    )
+"""
+_BOXES = """
+    SELECT image_width, image_height, unnest(detections) AS d FROM predictions WHERE {rows}
+"""
+_ROTATED_BOXES = """
+    SELECT image_width, image_height, unnest(detections) AS d, unnest(rotated_boxes) AS r
+    FROM (
+        SELECT image_width, image_height, detections, received_at, device_id, spool_id, sequence
+        FROM predictions WHERE {rows}
+    ) LEFT JOIN (
+        SELECT received_at, device_id, spool_id, sequence, rotated_boxes FROM prediction_shapes
+        WHERE rotated_boxes IS NOT NULL AND {span}
+    ) USING (received_at, device_id, spool_id, sequence)
+"""
+_CENTRE = "(d.box.{axis}_min::DOUBLE + d.box.{axis}_max) / 2"
+_ROTATED_CENTRE = f"coalesce(r.center_{{axis}}::DOUBLE, {_CENTRE})"
+# NULL explicitly: `greatest` and `least` ignore it.
 _CELL = """
-    CASE WHEN {size} > 0 AND d.box.{axis}_min IS NOT NULL THEN least(greatest(floor(
-        (d.box.{axis}_min::DOUBLE + d.box.{axis}_max) / 2 * {count} / {size}
-    ), 0), {count} - 1)::INTEGER END
+    CASE WHEN {size} > 0 AND {centre} IS NOT NULL THEN
+        least(greatest(floor({centre} * {count} / {size}), 0), {count} - 1)::INTEGER
+    END
 """
 _CELLS = f"""
     WITH placed AS (
         SELECT d.class_name AS class_name, {{row}} * {{columns}} + {{column}} AS cell
-        FROM (
-            SELECT image_width, image_height, unnest(detections) AS d
-            FROM predictions WHERE {{rows}}
-        )
+        FROM ({{boxes}})
     ), counted AS MATERIALIZED (
         SELECT class_name, cell, count(*) AS n FROM placed GROUP BY ALL
     ), largest AS (
@@ -72,12 +91,20 @@ def read_frame(
         of_keys, _ = where(replace(filter_, class_names=(), min_confidence=None))
         condition = f"{of_keys} AND CASE WHEN {chosen} THEN {condition} ELSE false END"
     sizes = run(_SIZES.format(rows=condition), values)
-    known = [(width, height) for width, height, _ in sizes if width and height]
+    known = [(width, height) for width, height, *_ in sizes if width and height]
+    boxes, centre = _BOXES, _CENTRE
+    span = "false"
+    if sizes:
+        oldest, newest = min(row[3] for row in sizes), max(row[4] for row in sizes)
+        span = within("received_at", (oldest - 1, newest))
+    ((rotated,),) = run(_HAS_ROTATED.format(span=span), {})
+    if rotated:
+        boxes, centre = _ROTATED_BOXES, _ROTATED_CENTRE
     cells = _CELLS.format(
-        rows=condition,
+        boxes=boxes.format(rows=condition, span=span),
         columns=columns,
-        row=_CELL.format(axis="y", count=rows, size="image_height"),
-        column=_CELL.format(axis="x", count=columns, size="image_width"),
+        row=_CELL.format(centre=centre.format(axis="y"), count=rows, size="image_height"),
+        column=_CELL.format(centre=centre.format(axis="x"), count=columns, size="image_width"),
     )
     grids: dict[str, list[int]] = {}
     without = 0
@@ -88,7 +115,7 @@ def read_frame(
             grids.setdefault(name, [0] * (columns * rows))[cell] = count
     return FrameCounts(
         {name: tuple(grid) for name, grid in grids.items()},
-        sum(count for _, _, count in sizes),
+        sum(row[2] for row in sizes),
         without,
         share,
         known[0] if known else (0, 0),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
-from sightline.types.v1.prediction_pb2 import BoundingBox, Detection, Prediction
+from sightline.types.v1.prediction_pb2 import BoundingBox, Detection, Prediction, RotatedBox
 
 from ingest_service.store.figures import (
     ConfidenceCounts,
@@ -57,10 +57,12 @@ def _detection(chance: random.Random) -> Detection:
     confidence = chance.choice((chance.random(), chance.randrange(21) / 20))
     x, y = chance.uniform(-20, 700), chance.uniform(-20, 500)
     box = BoundingBox(x_min=max(x, 0), y_min=max(y, 0), x_max=x + 90, y_max=y + 60)
+    rotated = RotatedBox(center_x=x / 2, center_y=y / 2, width=9, height=9, angle=0.5)
     return detection(
         class_name=chance.choice(("pit", "scratch", "")),
         confidence=confidence,
         box=chance.choice((box, box, box, None)),
+        rotated_box=chance.choice((None, None, rotated)),
     )
 
 
@@ -120,13 +122,15 @@ def frame_of(chosen: Iterable[Prediction], columns: int, rows: int) -> FrameCoun
     grids: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (columns * rows))
     for p in alone:
         for d in p.detections:
-            if not d.HasField("box") or not p.image_width or not p.image_height:
+            x, y = (d.box.x_min + d.box.x_max) / 2, (d.box.y_min + d.box.y_max) / 2
+            if d.HasField("rotated_box"):
+                x, y = d.rotated_box.center_x, d.rotated_box.center_y
+            placed = d.HasField("rotated_box") or d.HasField("box")
+            if not placed or not p.image_width or not p.image_height:
                 without += 1
                 continue
-            column = _place(d.box.x_min, d.box.x_max, columns, p.image_width)
-            grids[d.class_name][
-                _place(d.box.y_min, d.box.y_max, rows, p.image_height) * columns + column
-            ] += 1
+            column, row = _cell(x, columns, p.image_width), _cell(y, rows, p.image_height)
+            grids[d.class_name][row * columns + column] += 1
     sizes = Counter((p.image_width, p.image_height) for p in alone if p.image_width)
     largest = sorted(grids.items(), key=lambda grid: (-sum(grid[1]), grid[0]))
     return FrameCounts(
@@ -138,8 +142,8 @@ def frame_of(chosen: Iterable[Prediction], columns: int, rows: int) -> FrameCoun
     )
 
 
-def _place(low: float, high: float, count: int, size: int) -> int:
-    return min(max(math.floor((low + high) / 2 * count / size), 0), count - 1)
+def _cell(centre: float, count: int, size: int) -> int:
+    return min(max(math.floor(centre * count / size), 0), count - 1)
 
 
 def confidences_of(

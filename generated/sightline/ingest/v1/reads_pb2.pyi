@@ -370,8 +370,9 @@ class FrameGrid(_message.Message):
     """Number of its detections with a position."""
     @_builtins.property
     def cells(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Number of detections whose box has its centre in each cell, row by row from the top left:
-        columns x rows numbers. A centre outside of the image counts in the nearest cell.
+        """Number of detections whose rotated box, or else box, has its centre in each cell, row by row
+        from the top left: columns x rows numbers. A centre outside of the image counts in the nearest
+        cell.
         """
 
     def __init__(
