@@ -111,7 +111,7 @@ def desk(tmp_path: Path) -> Desk:
 
 def test_every_page_with_commands_is_tested_here() -> None:
     counts = {page: len(blocks(f"how-to/{page}.md")) for page in PAGES}
-    assert counts == dict(zip(PAGES, (2, 3, 1, 1, 1, 4, 2), strict=True))
+    assert counts == dict(zip(PAGES, (2, 3, 1, 1, 1, 5, 2), strict=True))
 
 
 def test_a_backup_is_taken_queried_and_put_back(desk: Desk) -> None:
@@ -272,13 +272,14 @@ def _labelled(folder: Path) -> None:
 
 
 def test_the_metrics_and_the_probe_of_the_page_are_served(desk: Desk) -> None:
-    fleet, serve, probe, _ = blocks("how-to/monitor.md")
+    fleet, figures, serve, probe, _ = blocks("how-to/monitor.md")
     assert ":9464" in serve
     with desk.serving(serve.replace(":9464", ":0")) as ready:
         address = ready["metrics_address"]
         shown = desk.type(fleet)
         assert "0 devices, 0 of them silent for over 1 min" in shown
         assert "0 spools" in shown
+        assert "0 detections in 0 predictions" in desk.type(figures)
         assert desk.type(probe.replace("127.0.0.1:9464", address)) == "ready\n"
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
             assert b"sightline_ingest_predictions_total 0.0" in page.read()

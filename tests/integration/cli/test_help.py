@@ -35,6 +35,7 @@ def test_every_command_is_there() -> None:
         *("serve", "up", "keys", "models", "log", "infer", "doctor", "spool", "stats"),
         *("export", "readmit", "backup", "restore", "health"),
         *("devices", "ledger", "gaps", "rejections", "show", "tail", "sql"),
+        *("series", "confidence", "versions", "frame"),
     }
     assert {name[0] for name in EDGE} == {"log", "infer", "doctor", "spool"}
 
