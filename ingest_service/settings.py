@@ -10,7 +10,6 @@ from servicekit import resources
 from servicekit.server_settings import ServerSettings
 from servicekit.settings import BASIC, Address
 
-
 _LEAST_SQL_MEMORY = 64 * 1024 * 1024
 _SQL_MEMORY = 512 * 1024 * 1024
 _SQL_SHARE = 8

@@ -16,7 +16,7 @@ from rich.table import Table
 from edge.commands.options import IngestTarget, Json, settings_with
 from edge.endpoints import ingest_endpoint
 from servicekit.errors import from_rpc_error
-from sightline.cli.plain import plain
+from servicekit.plain import plain
 from sightline.cli.read import Timeout
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2_grpc, reads_pb2
 

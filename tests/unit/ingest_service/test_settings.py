@@ -54,5 +54,5 @@ def test_the_memory_of_a_query_follows_that_of_the_service(
     available: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resources, "memory", lambda: available)
-    assert IngestSettings().sql_memory == expected
-    assert IngestSettings(sql_memory_bytes=100 << 20).sql_memory == 100 << 20
+    assert settings().sql_memory == expected
+    assert settings("--sql-memory-bytes", str(100 << 20)).sql_memory == 100 << 20
