@@ -23,8 +23,14 @@ _BATCH = 256
 _SUM_UP_SECONDS = 0.25
 
 
-def grow(path: Path, rows: int) -> None:
-    """Add predictions with three detections each, rollups included, until there are this many."""
+def grow(path: Path, rows: int, *, days: float = 0.0) -> None:
+    """Add predictions with three detections each, rollups included, until there are this many.
+
+    Args:
+        path: the database.
+        rows: number of predictions.
+        days: length of the time in which they were captured, up to now, d.
+    """
     chance = np.random.default_rng(1)
     sent = payloads(1, GROUP, _BATCH)
     templates = [_template(f"bench-{number}", sent) for number in range(DEVICES)]
@@ -34,7 +40,8 @@ def grow(path: Path, rows: int) -> None:
         maintenance, due = store.maintenance(), 0.0
         for start in range(there, rows, GROUP):
             turn, number = divmod(start // GROUP, DEVICES)
-            changes = _varied(templates[number], chance, turn * GROUP)
+            earlier = days * (1 - (start + GROUP) / max(rows, start + GROUP))
+            changes = _varied(templates[number], chance, turn * GROUP, earlier)
             with store.transaction() as transaction:
                 transaction.write_bookkeeping(changes, datetime.now(UTC))
                 transaction.write_predictions(changes.predictions, datetime.now(UTC))
@@ -51,9 +58,9 @@ def _template(device: str, sent: Sequence[bytes]) -> Changes:
     return decide(prepare(messages, PtarsDecoder(), datetime.now(UTC)), {spool: Watermark()})[0]
 
 
-def _varied(template: Changes, chance: np.random.Generator, after: int) -> Changes:
-    """Return the group as of now, after a sequence, with inference times around 12 ms."""
-    now = int(time.time() * 1_000_000)
+def _varied(template: Changes, chance: np.random.Generator, after: int, days: float) -> Changes:
+    """Return the group as captured days ago, after a sequence, with times around 12 ms."""
+    now = int((time.time() - days * 86_400) * 1_000_000)
     columns = {
         "sequence": pa.array(after + 1 + np.arange(GROUP)),
         "captured_at": pa.array(now + np.arange(GROUP)).cast(pa.timestamp("us", "UTC")),

@@ -1,8 +1,10 @@
 """Cost of those who watch: `python -m bench.console`.
 
-Eight devices send as fast as the service accepts, into a database that has grown before. Rounds of
-three alternate: nobody watches; three callers follow the log; one caller runs SQL that reads the
-whole log, one query after another. The ratios are medians over the rounds.
+First each panel of the console is read a few times, from a database of 14 days that nobody writes:
+CPU time of the ingest service and the console together, and the time to the answer. Then eight
+devices send as fast as the service accepts. Rounds of three alternate: nobody watches; three tabs
+of the console are open, one of them on one device; one caller runs SQL that reads the whole log,
+one query after another. The ratios are medians over the rounds.
 """
 
 import argparse
@@ -16,69 +18,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
+import numpy as np
 import psutil
 import uvloop
-from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, reads_pb2
+from sightline.ingest.v1 import reads_pb2
 from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 
 from bench._grown import grow
+from bench._tabs import Tab, other_panels, panels, read
 from bench.ingest import DEVICES, STREAM, payloads, send
 from sightline.cli.processes import ServiceProcess
 
 BATCH = 256
-WATCHES = (
-    ingest_pb2.PredictionFilter(),
-    ingest_pb2.PredictionFilter(device_ids=["bench-3"]),
-    ingest_pb2.PredictionFilter(defect_detected=True),
-)
+DAYS = 14.0
+"""Length of the log before the first round, d."""
+TABS = ("", "", "bench-3")
+"""Device of each open tab; empty: the whole fleet."""
 SQL = """
     SELECT found.class_name, count(*) AS detections, avg(found.confidence) AS confidence
     FROM (SELECT unnest(detections) AS found FROM predictions) GROUP BY ALL
 """
-
-
-class Follower:
-    """A caller that follows the log on a thread, and accounts for what it is told."""
-
-    def __init__(self, stub: IngestServiceStub, filter_: ingest_pb2.PredictionFilter) -> None:
-        self._stub = stub
-        self._filter = filter_
-        self._before = self._stored()
-        request = reads_pb2.WatchPredictionsRequest(filter=filter_)
-        self._call = stub.WatchPredictions(request)
-        self._answers = iter(self._call)
-        next(self._answers)  # from here on
-        self.rows: list[tuple[str, str, int]] = []
-        self.left_out = 0
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
-
-    def end(self) -> tuple[int, int]:
-        """Return the predictions that were not accounted for, and those that came twice."""
-        expected = self._stored() - self._before
-        deadline = time.monotonic() + 30
-        while len(self.rows) + self.left_out < expected and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self._call.cancel()  # type: ignore[no-untyped-call]
-        self._thread.join()
-        doubles = len(self.rows) - len(set(self.rows))
-        return max(expected - len(self.rows) - self.left_out, 0), doubles
-
-    def _follow(self) -> None:
-        try:
-            for answer in self._answers:
-                self.left_out += answer.left_out
-                self.rows += [
-                    (row.device_id, row.spool_id, row.prediction.sequence)
-                    for row in answer.predictions
-                ]
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.CANCELLED:
-                raise
-
-    def _stored(self) -> int:
-        request = ingest_service_pb2.GetStatsRequest(filter=self._filter)
-        return int(self._stub.GetStats(request).total_predictions)
 
 
 class Asker:
@@ -124,8 +83,29 @@ def loaded(service: ServiceProcess, streams: Sequence[Sequence[bytes]], seconds:
     return Load(rate, 1e6 * used / (rate * taken))
 
 
+def measure_panel(
+    processes: Sequence[psutil.Process], console: str, path: str, calls: int
+) -> dict[str, float]:
+    """Return what reading a panel takes: CPU time of these processes, and the time to the answer."""
+    read(console, path)  # what only the first call after a start does is not the panel's
+    before = [process.cpu_times() for process in processes]
+    seconds = []
+    for _ in range(calls):
+        began = time.perf_counter()
+        read(console, path)
+        seconds.append(time.perf_counter() - began)
+    used = 0.0
+    for process, old in zip(processes, before, strict=True):
+        new = process.cpu_times()
+        used += new.user + new.system - old.user - old.system
+    return {
+        "cpu_ms": round(1e3 * used / calls, 1),
+        "p95_ms": round(1e3 * float(np.quantile(seconds, 0.95)), 1),
+    }
+
+
 def measure(
-    stub: IngestServiceStub, load: Callable[[], Load], rounds: int
+    stub: IngestServiceStub, console: str, load: Callable[[], Load], rounds: int
 ) -> dict[str, float | int]:
     """Return the figures of some rounds."""
     alone: list[Load] = []
@@ -135,9 +115,9 @@ def measure(
     queries: list[float] = []
     for _ in range(rounds):
         alone.append(load())
-        followers = [Follower(stub, filter_) for filter_ in WATCHES]
+        tabs = [Tab(console, device) for device in TABS]
         live.append(load())
-        for missed, twice in (follower.end() for follower in followers):
+        for missed, twice in (tab.end() for tab in tabs):
             holes, doubles = holes + missed, doubles + twice
         asker = Asker(stub)
         asked.append(load())
@@ -168,29 +148,37 @@ def _cost(loads: Sequence[Load]) -> float:
 
 
 def main() -> None:
-    """Print one JSON line."""
+    """Print a JSON line for each panel, and one for those who watch."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--rows", type=int, default=1_000_000, help="before the first round")
+    arguments.add_argument("--rows", type=int, default=10_000_000, help="before the first round")
     arguments.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--streams", type=int, default=20, help="prepared per device")
+    arguments.add_argument("--calls", type=int, default=20, help="of each panel")
     options = arguments.parse_args()
     streams = [payloads(1 + at * STREAM, STREAM, BATCH) for at in range(options.streams)]
     with tempfile.TemporaryDirectory() as name:
         database = Path(name) / "bench.duckdb"
-        grow(database, options.rows)
-        flags = ["--listen", "127.0.0.1:0", "--database", str(database), "--log-level", "warning"]
+        grow(database, options.rows, days=DAYS)
+        flags = ["--listen", "127.0.0.1:0", "--log-level", "warning"]
         with (
-            ServiceProcess("ingest_service", flags) as service,
+            ServiceProcess("ingest_service", [*flags, "--database", str(database)]) as service,
+            ServiceProcess("console_service", [*flags, "--ingest-target", service.address]) as page,
             grpc.insecure_channel(service.address) as channel,
         ):
-            figures = measure(
+            about = {"bench": "console", "devices": DEVICES, "rows": options.rows}
+            processes = [psutil.Process(service.pid), psutil.Process(page.pid)]
+            paths = {name: path for name, (path, _) in panels().items()} | other_panels()
+            for panel, path in paths.items():
+                figures = measure_panel(processes, page.address, path, options.calls)
+                print(json.dumps({**about, "panel": panel, **figures}), flush=True)
+            line = measure(
                 IngestServiceStub(channel),
+                page.address,
                 lambda: loaded(service, streams, options.seconds),
                 options.rounds,
             )
-    line = {"bench": "console", "devices": DEVICES, "rows": options.rows, "batch_size": BATCH}
-    print(json.dumps(line | figures))
+    print(json.dumps({**about, "batch_size": BATCH, **line}))
 
 
 if __name__ == "__main__":

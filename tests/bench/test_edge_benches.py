@@ -13,6 +13,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(module: str, *flags: str) -> dict[str, Any]:
+    """Return the one line that a program prints."""
+    (line,) = run_lines(module, *flags)
+    return line
+
+
+def run_lines(module: str, *flags: str) -> list[dict[str, Any]]:
+    """Return the lines that a program prints."""
     result = subprocess.run(
         [sys.executable, "-m", f"bench.{module}", *flags],
         capture_output=True,
@@ -22,10 +29,9 @@ def run(module: str, *flags: str) -> dict[str, Any]:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    (line,) = result.stdout.splitlines()
-    figures: dict[str, Any] = json.loads(line)
-    assert figures.pop("bench") == module
-    return figures
+    lines: list[dict[str, Any]] = [json.loads(line) for line in result.stdout.splitlines()]
+    assert all(line.pop("bench") == module for line in lines)
+    return lines
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "pose"])

@@ -6,7 +6,7 @@ import duckdb
 import uvloop
 
 from bench.ingest import DEVICES, payloads, send, service
-from tests.bench.test_edge_benches import run
+from tests.bench.test_edge_benches import run, run_lines
 
 SMALL = ("--seconds", "0.5", "--streams", "3")
 
@@ -25,7 +25,11 @@ def test_reads() -> None:
 
 
 def test_console() -> None:
-    line = run("console", "--rows", "200000", "--rounds", "1", *SMALL)
+    *panels, line = run_lines(
+        "console", "--rows", "200000", "--rounds", "1", "--calls", "2", *SMALL
+    )
+    assert {"devices", "series", "frame", "confidence", "ledger"} < {p["panel"] for p in panels}
+    assert all(panel["p95_ms"] > 0 for panel in panels)
     assert {"ingest_rate_ratio_with_three_tabs", "sql_commit_rate_ratio"} < set(line)
     assert (line["live_holes"], line["live_doubles"]) == (0, 0)
     assert line["sql_queries"] > 0
