@@ -86,7 +86,7 @@ def loaded(service: ServiceProcess, streams: Sequence[Sequence[bytes]], seconds:
 def measure_panel(
     processes: Sequence[psutil.Process], console: str, path: str, calls: int
 ) -> dict[str, float]:
-    """Return what reading a panel takes: CPU time of these processes, and the time to the answer."""
+    """Return the CPU time of these processes for reading a panel, and the time to its answer."""
     read(console, path)  # what only the first call after a start does is not the panel's
     before = [process.cpu_times() for process in processes]
     seconds = []
