@@ -46,7 +46,9 @@ def _command(command: TyperCommand, path: str) -> Iterator[str]:
     yield f"```text\n{' '.join(usage)}\n```"
     if path.startswith("sightline serve "):
         part = path.rpartition(" ")[2]
-        yield f"Its options are the [settings of the {part} service](settings.md#{part}-service)."
+        title = part if part == "console" else f"{part} service"
+        anchor = title.replace(" ", "-")
+        yield f"Its options are the [settings of the {title}](settings.md#{anchor})."
     rows = [(code(_argument(one)), "", _escaped(one.help or "")) for one in arguments]
     rows += [_option(one) for one in options]
     if rows:

@@ -172,6 +172,14 @@ def test_links_within_a_generated_page_lead_to_its_headings() -> None:
     assert set(re.findall(r"\]\(#([\w.]+)\)", page)) <= anchors
 
 
+def test_links_of_the_commands_lead_to_headings_of_the_settings() -> None:
+    headings = re.findall(r"^#+ (.+)$", GENERATED["reference/settings.md"], re.MULTILINE)
+    anchors = {heading.lower().replace(" ", "-") for heading in headings}
+    linked = set(re.findall(r"\]\(settings\.md#([\w-]+)\)", GENERATED["reference/commands.md"]))
+    assert len(linked) == 3
+    assert linked <= anchors
+
+
 def test_the_sample_pictures_are_those_that_we_draw() -> None:
     np = pytest.importorskip("numpy")
     image = pytest.importorskip("PIL.Image")
