@@ -41,7 +41,7 @@ def server_options(settings: ServerSettings) -> dict[str, int | str]:
 
 def _age_options(settings: ServerSettings) -> dict[str, int]:
     """Return the options that end connections at their age; empty: they are never ended."""
-    age, grace = settings.max_connection_age_seconds, settings.max_connection_age_grace_seconds
+    age, grace = settings.max_connection_age_seconds, settings.connection_grace_seconds
     if not age:
         return {}
     options = {"grpc.max_connection_age_ms": round(age * 1000)}

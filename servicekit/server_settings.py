@@ -170,7 +170,7 @@ class ServerSettings(ProcessSettings):
         " that clients connect anew and a new replica gets its share of them; no call fails by it;"
         " 0: never",
     )
-    max_connection_age_grace_seconds: float | None = Field(
+    connection_grace_seconds: float | None = Field(
         default=None,
         ge=0,
         le=1_000_000,

@@ -123,7 +123,7 @@ def test_streams_outlive_their_connections_age(start: Start, tmp_path: Path) -> 
 
 
 def test_streams_that_outlive_the_grace_are_sent_again(start: Start, tmp_path: Path) -> None:
-    server = start(*AGE, "--max-connection-age-grace-seconds", "0")
+    server = start(*AGE, "--connection-grace-seconds", "0")
     stream = Stream(server)
     stream.send(1, 10)
     with refused() as errors:

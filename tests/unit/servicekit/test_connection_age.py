@@ -22,7 +22,7 @@ async def test_calls_outlive_the_age_of_their_connection(
     capsys: pytest.CaptureFixture[str], grace: float | None
 ) -> None:
     settings = Settings(
-        max_connection_age_seconds=AGE, max_connection_age_grace_seconds=grace, access_log=False
+        max_connection_age_seconds=AGE, connection_grace_seconds=grace, access_log=False
     )
     async with served(capsys, settings) as (channel, _):
         states: list[grpc.ChannelConnectivity] = []
@@ -53,7 +53,7 @@ async def watch(channel: grpc.aio.Channel, states: list[grpc.ChannelConnectivity
 async def test_a_call_that_outlives_the_grace_ends_as_unavailable(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = Settings(max_connection_age_seconds=AGE, max_connection_age_grace_seconds=0.1)
+    settings = Settings(max_connection_age_seconds=AGE, connection_grace_seconds=0.1)
     async with served(capsys, settings) as (channel, _):
 
         async def messages() -> AsyncIterator[bytes]:

@@ -97,7 +97,7 @@ def test_credentials_are_not_taken_in_plain_text_from_elsewhere(flags: list[str]
         (["--max-streams-per-caller", "0"], "max_streams_per_caller"),
         (["--max-connection-age-seconds", "0.05"], "max_connection_age_seconds"),
         (["--max-connection-age-seconds", "-1"], "max_connection_age_seconds"),
-        (["--max-connection-age-grace-seconds", "-1"], "max_connection_age_grace_seconds"),
+        (["--connection-grace-seconds", "-1"], "connection_grace_seconds"),
         (["--jwt-leeway-seconds", "601"], "jwt_leeway_seconds"),
         (["--jwt-devices-claim", ""], "jwt_devices_claim"),
     ],

@@ -108,8 +108,14 @@ def test_one_file_may_hold_the_tables_of_other_parts(clean: Path) -> None:
             "[ingest]\ngrace_seconds = 601",
             "must be less than or equal to 600 (got 601; from grace_seconds of [ingest] in c.toml)",
         ),
-        ("[ingets]", "c.toml must hold only the tables edge, inference, ingest (got 'ingets')"),
-        ("ingest = 3", "c.toml must hold only the tables edge, inference, ingest (got 'ingest')"),
+        (
+            "[ingets]",
+            "c.toml must hold only the tables console, edge, inference, ingest (got 'ingets')",
+        ),
+        (
+            "ingest = 3",
+            "c.toml must hold only the tables console, edge, inference, ingest (got 'ingest')",
+        ),
         ("[ingest", "c.toml is not TOML: "),
         ("\xff", "c.toml is not TOML: "),
     ],
