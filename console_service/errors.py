@@ -36,6 +36,23 @@ STATUS: Mapping[grpc.StatusCode, int] = {
 """HTTP status by gRPC status, as Google's API design guide has them."""
 
 
+_PARTS = ("filter.", "parameters.")
+_PLURALS = {"device_ids": "device_id", "model_names": "model_name", "class_names": "class_name"}
+
+
+def parameter_of(field: str) -> str:
+    """Return the parameter of a route for a field of the contract.
+
+    Example:
+        >>> parameter_of("filter.device_ids[3]")
+        'device_id'
+    """
+    for part in _PARTS:
+        field = field.removeprefix(part)
+    name = field.partition("[")[0]
+    return _PLURALS.get(name, field)
+
+
 def body_of(error: SightlineError) -> dict[str, object]:
     """Return an error as JSON holds it.
 
@@ -45,7 +62,7 @@ def body_of(error: SightlineError) -> dict[str, object]:
     return {
         "code": error.code.name,
         "reason": error.reason,
-        "field": error.violations[0].field if error.violations else None,
+        "field": parameter_of(error.violations[0].field) if error.violations else None,
         "message": error.message,
         "retryable": error.retryable and not error.do_not_retry,
         "retry_after": error.retry_after,

@@ -9,7 +9,10 @@ from tests.integration.console.http import form
 from tests.unit.inference_service.tiny_onnx import picture
 
 SPOOL = str(uuid.uuid4())
-LOG = ("/stats", "/predictions", "/devices", "/ledger", "/gaps", "/rejections")
+LOG = (
+    *("/stats", "/predictions", "/devices", "/ledger", "/gaps", "/rejections"),
+    *("/series", "/frame", "/confidence", "/models"),
+)
 """Routes that read the log."""
 
 

@@ -59,7 +59,7 @@ def test_fields_are_parameters(world: World) -> None:
     answer = ask(world, ("image", "a.png", RED), confidence_threshold="1", max_detections="1")
     assert answer.status == 200
     too_few = ask(world, ("image", "a.png", RED), max_detections="0")
-    assert (too_few.status, too_few.json["field"]) == (400, "parameters.max_detections")
+    assert (too_few.status, too_few.json["field"]) == (400, "max_detections")
     unknown = ask(world, ("image", "a.png", RED), model="none")
     assert (unknown.status, unknown.json["code"]) == (404, "NOT_FOUND")
 

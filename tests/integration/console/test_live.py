@@ -75,8 +75,15 @@ def key(keys: KeyFile) -> str:
 
 
 @pytest.fixture(scope="module")
+def guard(keys: KeyFile) -> tuple[str, str]:
+    """A key, and its id, of a caller who may read one device."""
+    key, made = keys.create("guard", devices=["gate-1"], scopes=[Scope.READ])
+    return key, made.id
+
+
+@pytest.fixture(scope="module")
 def server(
-    tmp_path_factory: pytest.TempPathFactory, keys: KeyFile, key: str
+    tmp_path_factory: pytest.TempPathFactory, keys: KeyFile, key: str, guard: tuple[str, str]
 ) -> Iterator[IngestProcess]:
     asks = ("--api-keys-file", str(keys._path))
     made = IngestProcess(tmp_path_factory.mktemp("log"), *asks)
@@ -256,19 +263,20 @@ def test_who_may_not_follow_is_refused_before_the_stream_begins(
 
 
 def test_a_caller_follows_its_own_devices_until_its_key_is_revoked(
-    server: IngestProcess, key: str, keys: KeyFile, reader: Browser
+    server: IngestProcess, key: str, keys: KeyFile, guard: tuple[str, str], reader: Browser
 ) -> None:
-    own, made = keys.create("guard", devices=["gate-1"], scopes=[Scope.READ])
+    own, key_id = guard
     until_free(reader)
-    guard = Browser(reader.address, {"Authorization": f"Bearer {own}"})
-    with guard.following("/live") as events:
+    browser = Browser(reader.address, {"Authorization": f"Bearer {own}"})
+    with browser.following("/live") as events:
+        assert events.status == 200, events.response.read()
         seen = Seen()
         seen.until(events, 0)
         Log(server, key, "gate-2").commit(3)
         Log(server, key, "gate-1").commit(1)
         seen.until(events, 1)
         assert (seen.sequences, seen.left_out) == ([1], 0)
-        keys.revoke(made.id)
+        keys.revoke(key_id)
         last = list(events)[-1]
         assert (last.kind, last.data["reason"]) == ("failed", "API_KEY_REVOKED")
 

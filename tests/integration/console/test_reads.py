@@ -40,6 +40,42 @@ def test_details_are_counted_on_request(world: World) -> None:
     assert world.browser().get("/stats?details=true").json["with_verdict"] == 0
 
 
+def test_figures_count_over_time_frame_confidence_and_versions(world: World) -> None:
+    browser = world.browser()
+    series = browser.get("/series?bucket=3600").json
+    assert series["bucket"] == 3600
+    assert sum(bucket["predictions"] for bucket in series["buckets"]) == 4
+    assert series["as_of"].endswith("Z")
+    fine = browser.get("/series?bucket=300&device_id=gate-2").json
+    assert sum(bucket["predictions"] for bucket in fine["buckets"]) == 1
+    frame = browser.get("/frame?columns=8&rows=4").json
+    assert (frame["columns"], frame["rows"], frame["predictions"]) == (8, 4, 4)
+    confidence = browser.get("/confidence").json
+    assert confidence["all"]["current"] == [0] * 20
+    assert confidence["all"]["stability_index"] is None
+    (version,) = browser.get("/models").json["versions"]
+    assert (version["model_name"], version["predictions"], version["devices"]) == ("m", 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/series?bucket=59", "bucket"),
+        ("/series?bucket=0", "bucket"),
+        ("/series?bucket=soon", "bucket"),
+        ("/frame?columns=65", "columns"),
+        ("/confidence?min_confidence=0.5", "min_confidence"),
+        ("/devices?window=1", "window"),
+        ("/gaps?reason=bored", "reason"),
+        ("/models/loaded?limit=1", "limit"),
+        ("/live?max_per_second=0", "max_per_second"),
+    ],
+)
+def test_a_parameter_out_of_its_range_is_named(world: World, path: str, field: str) -> None:
+    answer = world.browser().get(path)
+    assert (answer.status, answer.json["field"]) == (400, field), answer.json
+
+
 @pytest.mark.parametrize("name", ["device_id", "edge_device_id"])
 def test_a_filter_picks_devices(world: World, name: str) -> None:
     found = world.browser().get(f"/predictions?{name}=gate-2").json["predictions"]

@@ -2,6 +2,7 @@
 
 import grpc
 import orjson
+import pytest
 
 from console_service.errors import STATUS, response_of
 from servicekit.errors import SightlineError, invalid
@@ -31,6 +32,21 @@ def test_an_error_says_when_to_try_again_and_how_to_sign_in() -> None:
     assert orjson.loads(response_of(full).body)["retry_after"] == 1.2
     nobody = SightlineError(grpc.StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING", "m")
     assert response_of(nobody).headers["www-authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize(
+    ("field", "parameter"),
+    [
+        ("filter.device_ids", "device_id"),
+        ("filter.class_names[3]", "class_name"),
+        ("filter.start_time", "start_time"),
+        ("device_ids", "device_id"),
+        ("parameters.top_k", "top_k"),
+        ("images[2].sha256", "images[2].sha256"),
+    ],
+)
+def test_a_field_of_the_contract_has_the_name_of_its_parameter(field: str, parameter: str) -> None:
+    assert orjson.loads(response_of(invalid(field, "must be ...")).body)["field"] == parameter
 
 
 def test_a_push_back_is_not_retryable() -> None:
