@@ -36,6 +36,8 @@ STATUS: Mapping[grpc.StatusCode, int] = {
 """HTTP status by gRPC status, as Google's API design guide has them."""
 
 
+_INCOMPLETE = ("REQUEST_TOO_LARGE", "REQUEST_STALLED")
+"""Reasons for which the rest of a request is not read, so that the connection has no next one."""
 _PARTS = ("filter.", "parameters.")
 _PLURALS = {"device_ids": "device_id", "model_names": "model_name", "class_names": "class_name"}
 
@@ -79,6 +81,8 @@ def response_of(error: SightlineError, status: int | None = None) -> Response:
     headers = {"Cache-Control": "no-store"}
     if error.code is grpc.StatusCode.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = 'Bearer realm="sightline"'
+    if error.reason in _INCOMPLETE:
+        headers["Connection"] = "close"
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     return Response(

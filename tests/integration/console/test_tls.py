@@ -126,8 +126,8 @@ def test_a_file_that_is_no_certificate_is_named(tmp_path: Path, files: dict[str,
         timeout=60,
     )
     assert done.returncode == 2
-    assert "tls_cert_file: " in done.stderr
-    assert "must be a PEM file with a CERTIFICATE" in done.stderr
+    assert "tls_cert_file" in done.stderr
+    assert "must be a certificate" in done.stderr
 
 
 SERVE = """
