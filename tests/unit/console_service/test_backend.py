@@ -6,12 +6,13 @@ from grpc.aio import AioRpcError, Metadata
 
 from console_service.backend import INGEST, Backend, HttpCall
 from console_service.settings import ConsoleSettings
+from servicekit.settings import load
 
 CALL = HttpCall("Bearer a", None, 0.0)
 
 
 def failed(code: grpc.StatusCode, details: str = "no") -> AioRpcError:
-    return AioRpcError(code, Metadata(), Metadata(), details)
+    return AioRpcError(code, Metadata(), Metadata(), details, None)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ def failed(code: grpc.StatusCode, details: str = "no") -> AioRpcError:
 async def test_a_failure_says_whether_the_credential_was_accepted(
     code: grpc.StatusCode, is_known: bool
 ) -> None:
-    backend = Backend(ConsoleSettings())
+    backend = Backend(load(ConsoleSettings, [], prog="console"))
     if not is_known:
         backend.known.accept(INGEST, CALL.authorization)
     backend.explained(INGEST, failed(code), CALL)
@@ -44,7 +45,7 @@ async def test_a_failure_says_whether_the_credential_was_accepted(
 async def test_a_failure_without_details_names_the_service(
     code: grpc.StatusCode, reason: str, sentence: str
 ) -> None:
-    backend = Backend(ConsoleSettings())
+    backend = Backend(load(ConsoleSettings, [], prog="console"))
     error = backend.explained(INGEST, failed(code), CALL)
     assert error.reason == reason
     assert "the ingest service at 127.0.0.1:50051" in error.message
