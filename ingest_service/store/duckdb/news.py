@@ -34,15 +34,33 @@ _AHEAD = """
     AND (received_at, device_id, spool_id, sequence)
         > (make_timestamptz($after_us), $after_device, $after_spool, $after_sequence)
 """
-_COUNT = "SELECT count(*) FROM predictions WHERE {where}"
+# Sorting rows costs most: so only those of the last commits and devices are sorted.
+_COUNT = """
+    WITH counts AS MATERIALIZED (
+        SELECT received_at, device_id, count(*) AS rows FROM predictions WHERE {where} GROUP BY ALL
+    ), upto AS (
+        SELECT received_at, device_id,
+            sum(rows) OVER (ORDER BY received_at DESC, device_id DESC) AS rows
+        FROM counts
+    ), cut AS (
+        SELECT received_at, device_id FROM upto WHERE rows >= $keep
+        ORDER BY received_at DESC, device_id DESC LIMIT 1
+    )
+    SELECT (SELECT sum(rows)::BIGINT FROM counts), epoch_us((SELECT received_at FROM cut)),
+        (SELECT device_id FROM cut)
+"""
 _NEWEST = """
-    SELECT epoch_us(received_at), device_id, spool_id, sequence FROM predictions WHERE {where}
+    SELECT epoch_us(received_at), device_id, spool_id, sequence FROM predictions
+    WHERE {where} AND received_at >= make_timestamptz($cut_us)
+        AND (received_at > make_timestamptz($cut_us) OR device_id >= $cut_device)
     ORDER BY received_at DESC, device_id DESC, spool_id DESC, sequence DESC LIMIT $keep
 """
 
-# The sequences leave out most rows before their other columns are read.
+# The ranges leave out most rows, before the keys of the others are built and compared.
 _AT = """
-    received_at <= make_timestamptz($newest_us) AND sequence IN ({sequences})
+    received_at <= make_timestamptz($newest_us)
+    AND sequence BETWEEN $first_sequence AND $last_sequence
+    AND device_id BETWEEN $first_device AND $last_device
     AND list_contains($keys, epoch_us(received_at) || '/' || device_id || '/' || spool_id || '/'
         || sequence)
 """
@@ -84,11 +102,14 @@ def read_news(rows: RunRows, filter_: Filter, after: Position, keep: int) -> New
         "after_sequence": after.sequence,
         "upto_us": upto.received_us,
     }
-    ((matching,),) = rows(_COUNT.format(where=condition), values)
+    values["keep"] = keep
+    ((matching, cut_us, cut_device),) = rows(_COUNT.format(where=condition), values)
     newest: list[tuple[Any, ...]] = []
     if matching and keep:
-        newest = rows(_NEWEST.format(where=condition), {**values, "keep": keep})
-    return News(upto, matching, [Position(*row) for row in reversed(newest)], more)
+        # Without a cut there are fewer than `keep`.
+        values |= {"cut_us": cut_us or after.received_us, "cut_device": cut_device or ""}
+        newest = rows(_NEWEST.format(where=condition), values)
+    return News(upto, matching or 0, [Position(*row) for row in reversed(newest)], more)
 
 
 def at_positions(positions: Sequence[Position]) -> tuple[str, dict[str, Any]]:
@@ -97,11 +118,19 @@ def at_positions(positions: Sequence[Position]) -> tuple[str, dict[str, Any]]:
     Args:
         positions: at least one, oldest first.
     """
-    sequences = ", ".join({str(int(position.sequence)) for position in positions})
+    sequences = [position.sequence for position in positions]
+    devices = [position.device_id for position in positions]
     # Neither the time, nor a spool's id, nor a sequence has a slash.
     keys = ["/".join(map(str, position)) for position in positions]
-    values = {"newest_us": positions[-1].received_us, "keys": keys, "size": len(positions)}
-    return _AT.format(sequences=sequences), values
+    return _AT, {
+        "newest_us": positions[-1].received_us,
+        "first_sequence": min(sequences),
+        "last_sequence": max(sequences),
+        "first_device": min(devices),
+        "last_device": max(devices),
+        "keys": keys,
+        "size": len(positions),
+    }
 
 
 def is_deleted_after(rows: RunRows, after: Position) -> bool:
