@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ingest_service.store.duckdb.filters import where, where_sums
-from ingest_service.store.duckdb.read_plan import within
+from ingest_service.store.duckdb.read_plan import Plan, in_rows, last_block, needs_rows, within
 from ingest_service.store.duckdb.unfiltered_stats import RunQuery
 from ingest_service.store.figures import MAX_FRAME_CLASSES, FrameCounts
 from ingest_service.store.protocol import Filter
@@ -15,8 +15,7 @@ _PARTS = 1 << 20
 
 _ABOUT = """
     SELECT (SELECT coalesce(sum(predictions), 0) FROM rollups WHERE {sums})::BIGINT + (
-        SELECT count(*) FROM predictions WHERE {rows}
-        AND received_at > (SELECT coalesce(max(through), '-infinity') FROM blocks)
+        SELECT count(*) FROM predictions WHERE {rows} AND {newer}
     )
 """
 _SIZES = """
@@ -51,19 +50,18 @@ _CELL = """
     END
 """
 _CELLS = f"""
-    WITH placed AS (
-        SELECT d.class_name AS class_name, {{row}} * {{columns}} + {{column}} AS cell
-        FROM ({{boxes}})
-    ), counted AS MATERIALIZED (
-        SELECT class_name, cell, count(*) AS n FROM placed GROUP BY ALL
-    ), largest AS (
-        SELECT class_name, row_number() OVER (ORDER BY sum(n) DESC, class_name) AS place
-        FROM counted WHERE cell IS NOT NULL GROUP BY class_name
+    SELECT class_name, cell, n, dense_rank() OVER (ORDER BY total DESC, class_name) AS place
+    FROM (
+        SELECT class_name, cell, n,
+            coalesce(sum(n) FILTER (WHERE cell IS NOT NULL) OVER (PARTITION BY class_name), 0)
+                AS total
+        FROM (
+            SELECT d.class_name AS class_name, {{row}} * {{columns}} + {{column}} AS cell,
+                count(*) AS n
+            FROM ({{boxes}}) GROUP BY ALL
+        )
     )
-    SELECT class_name, cell, n, place FROM counted JOIN largest USING (class_name)
-    WHERE cell IS NOT NULL AND place <= {MAX_FRAME_CLASSES}
-    UNION ALL SELECT NULL, NULL, coalesce(sum(n), 0)::BIGINT, 0 FROM counted WHERE cell IS NULL
-    ORDER BY place
+    QUALIFY place <= {MAX_FRAME_CLASSES} OR cell IS NULL ORDER BY place
 """
 
 
@@ -81,15 +79,18 @@ def read_frame(
     """
     condition, values = where(filter_)
     sums, _ = where_sums(filter_)
-    ((about,),) = run(_ABOUT.format(sums=sums, rows=condition), values)
+    newer = in_rows(Plan((), last_block(run), sums=True))
+    ((about,),) = run(_ABOUT.format(sums=sums, rows=condition, newer=newer), values)
     share = 1.0
     if about > at_most:
         share = at_most / about
         # The same rows in both queries, and again when the frame is asked for again.
         chosen = f"hash(rowid // {VECTOR}) % {_PARTS} < {round(share * _PARTS)}"
-        # The sample first: the detections of other rows are not read.
-        of_keys, _ = where(replace(filter_, class_names=(), min_confidence=None))
-        condition = f"{of_keys} AND CASE WHEN {chosen} THEN {condition} ELSE false END"
+        if needs_rows(filter_):  # the sample first: the detections of other rows are not read
+            of_keys, _ = where(replace(filter_, class_names=(), min_confidence=None))
+            condition = f"{of_keys} AND CASE WHEN {chosen} THEN {condition} ELSE false END"
+        else:
+            condition = f"{condition} AND {chosen}"
     sizes = run(_SIZES.format(rows=condition), values)
     known = [(width, height) for width, height, *_ in sizes if width and height]
     boxes, centre = _BOXES, _CENTRE
@@ -108,9 +109,9 @@ def read_frame(
     )
     grids: dict[str, list[int]] = {}
     without = 0
-    for name, cell, count, place in run(cells, values):
-        if not place:
-            without = count
+    for name, cell, count, _ in run(cells, values):
+        if cell is None:
+            without += count
         else:
             grids.setdefault(name, [0] * (columns * rows))[cell] = count
     return FrameCounts(

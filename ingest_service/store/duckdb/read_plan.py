@@ -49,7 +49,7 @@ def make_plan(run: RunQuery, filter_: Filter, *, confidences: bool = False) -> P
         filter_: the predictions to count.
         confidences: True: rollups without confidences cannot answer the query.
     """
-    ((sealed,),) = run(_SEALED, {})
+    sealed = last_block(run)
     if sealed is None:
         return BY_ROWS
     may, values = where_sums(filter_)
@@ -60,6 +60,12 @@ def make_plan(run: RunQuery, filter_: Filter, *, confidences: bool = False) -> P
         return Plan((), sealed, True)
     condition = f"{may} AND ({' OR '.join(reasons)})"
     return Plan(join_ranges(run(_BY_ROWS.format(where=condition), values)), sealed, True)
+
+
+def last_block(run: RunQuery) -> int | None:
+    """Return the end of the last block, us since 1970; None: there is no block."""
+    ((sealed,),) = run(_SEALED, {})
+    return None if sealed is None else int(sealed)
 
 
 def needs_rows(filter_: Filter) -> bool:
