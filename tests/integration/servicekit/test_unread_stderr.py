@@ -23,6 +23,7 @@ from tests.faults.disks import filled, limited, small_disk
 from tests.integration.auth.authority import Authority
 from tests.integration.cli.terminal import SIGHTLINE, environment
 from tests.integration.inference.process import InferenceStub, names
+from tests.unit.edge.samples import eventually
 from tests.unit.edge.sources.monitors import save_pictures
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
 from tests.unit.ingest_service.samples import header, predictions, request
@@ -194,6 +195,8 @@ def test_item_20_inference_starts_serves_and_ends(tmp_path: Path, both: bool) ->
         client = InferenceStub(service.address)
         with client.channel:
             grpc.channel_ready_future(client.channel).result(PATIENCE)
+            # It listens before it has loaded its models.
+            assert eventually(lambda: client.health() == "SERVING", PATIENCE)
             for _ in range(50):
                 assert client.refusal(corrupt()).reason == "IMAGE_CORRUPT"
             assert names(client.infer(picture()).results[0]) == ["red"]
