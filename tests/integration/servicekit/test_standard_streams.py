@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.faults.disks import filled, limited, small_disk
 from tests.integration.cli.terminal import SIGHTLINE, environment, lines
@@ -24,6 +25,10 @@ PATIENCE = 30.0
 CLOSED = ">&- 2>&- <&-"
 GONE = "> >(exec true) 2>&1"  # a pipe, whose reader ends at once
 FULL = ">/dev/full 2>&1"
+NAMES = {
+    "ingest_service": "sightline.ingest.v1.IngestService",
+    "inference_service": "sightline.inference.v1.InferenceService",
+}
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -43,6 +48,19 @@ def stream_of(process: "subprocess.Popen[bytes]", number: int) -> str:
     return str(Path(f"/proc/{process.pid}/fd/{number}").readlink())
 
 
+def wait_until_serving(address: str, service: str) -> None:
+    """Wait until a service serves: it listens before, and its ready line cannot be read here."""
+    request = health_pb2.HealthCheckRequest(service=service)
+    with grpc.insecure_channel(address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
+
+        def serves() -> bool:
+            answer = check(request, timeout=PATIENCE, wait_for_ready=True)
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        until(serves)
+
+
 @contextmanager
 def service(module: str, folder: Path, redirection: str, *flags: str) -> Iterator[str]:
     """Run a service; yield its address; check that SIGTERM ends it with exit code 0."""
@@ -50,8 +68,7 @@ def service(module: str, folder: Path, redirection: str, *flags: str) -> Iterato
     words = [sys.executable, "-m", module, "--listen", address, *flags]
     process = started(redirection, *words, cwd=folder)
     try:
-        with grpc.insecure_channel(address) as channel:
-            grpc.channel_ready_future(channel).result(PATIENCE)
+        wait_until_serving(address, NAMES[module])
         if redirection == CLOSED:
             assert {stream_of(process, number) for number in range(3)} == {"/dev/null"}
         yield address
@@ -76,7 +93,6 @@ def test_inference_serves_and_ends_with_0(tmp_path: Path, redirection: str) -> N
     with service("inference_service", tmp_path, redirection, *flags) as address:
         client = InferenceStub(address)
         with client.channel:
-            grpc.channel_ready_future(client.channel).result(PATIENCE)
             assert client.refusal(corrupt()).reason == "IMAGE_CORRUPT"
             assert names(client.infer(picture()).results[0]) == ["red"]
 
@@ -90,9 +106,8 @@ def test_up_keeps_both_services(tmp_path: Path, redirection: str) -> None:
     words += ["--console-listen", ""]
     process = started(redirection, *SIGHTLINE, *words, cwd=tmp_path)
     try:
-        for address in addresses:
-            with grpc.insecure_channel(address) as channel:
-                grpc.channel_ready_future(channel).result(PATIENCE)
+        for address, name in zip(addresses, NAMES.values(), strict=True):
+            wait_until_serving(address, name)
         assert log(addresses[0], 1, 3).committed_through == 3
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
