@@ -21,7 +21,7 @@ from tests.integration.servicekit.test_unread_stderr import log
 from tests.unit.edge.sources.monitors import save_pictures
 from tests.unit.inference_service.tiny_onnx import colour_model, corrupt, picture
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 CLOSED = ">&- 2>&- <&-"
 GONE = "> >(exec true) 2>&1"  # a pipe, whose reader ends at once
 FULL = ">/dev/full 2>&1"
