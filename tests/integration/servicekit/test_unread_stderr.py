@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from sightline.ingest.v1 import ingest_service_pb2_grpc
-from sightline.ingest.v1.ingest_service_pb2 import PredictionLogResponse
+from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest, PredictionLogResponse
 
 from ingest_service.store.protocol import SpoolKey
 from tests.fakes.ingest import FakeIngest
@@ -111,12 +112,18 @@ def unread(
         os.close(reading)
 
 
+@cache
+def message(first: int, last: int) -> PredictionLogRequest:
+    """Return a message of predictions: to make thousands takes longer than to send them."""
+    return request(*predictions(first, last), head=header(SPOOL))
+
+
 def log(address: str, first: int, last: int) -> PredictionLogResponse:
     """Log predictions, on a connection of its own."""
     with grpc.insecure_channel(address) as channel:
         stub = ingest_service_pb2_grpc.IngestServiceStub(channel)
-        sent = request(*predictions(first, last), head=header(SPOOL))
-        return stub.PredictionLog(iter([sent]), timeout=PATIENCE, wait_for_ready=True)
+        sent = iter([message(first, last)])
+        return stub.PredictionLog(sent, timeout=PATIENCE, wait_for_ready=True)
 
 
 def until_committed(address: str, first: int, last: int) -> PredictionLogResponse:
