@@ -70,9 +70,7 @@ def read(database: Path, version: str) -> str:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEXT])
-def test_item_24_other_duckdbs_read_what_a_stopped_service_has_stored(
-    tmp_path: Path, version: str
-) -> None:
+def test_other_duckdbs_read_what_a_stopped_service_has_stored(tmp_path: Path, version: str) -> None:
     server = IngestProcess(tmp_path)
     with running(server):
         log(server, 1, 3)
@@ -80,7 +78,7 @@ def test_item_24_other_duckdbs_read_what_a_stopped_service_has_stored(
     assert read(server.database, version) == "3 3 True"
 
 
-def test_item_24_the_next_duckdb_takes_a_file_up_and_ours_takes_it_back(tmp_path: Path) -> None:
+def test_the_next_duckdb_takes_a_file_up_and_ours_takes_it_back(tmp_path: Path) -> None:
     server = IngestProcess(tmp_path)
     with running(server):
         log(server, 1, 3)  # killed: its log is left for the next
@@ -93,7 +91,7 @@ def test_item_24_the_next_duckdb_takes_a_file_up_and_ours_takes_it_back(tmp_path
     assert read(server.database, NEXT) == "9 9 True"
 
 
-def test_item_24_a_file_that_the_next_duckdb_has_made_is_refused_in_a_sentence(
+def test_a_file_that_the_next_duckdb_has_made_is_refused_in_a_sentence(
     tmp_path: Path,
 ) -> None:
     server = IngestProcess(tmp_path)
@@ -115,14 +113,14 @@ def test_item_24_a_file_that_the_next_duckdb_has_made_is_refused_in_a_sentence(
     assert server.database.read_bytes() == before
 
 
-def test_item_24_duckdb_has_an_upper_bound_that_ours_is_within() -> None:
+def test_duckdb_has_an_upper_bound_that_ours_is_within() -> None:
     bound = next_duckdb.bound()
     assert bound.specifier.contains(metadata.version("duckdb"))
     assert not bound.specifier.contains(NEXT)
     assert not bound.specifier.contains("1.6.0")
 
 
-def test_item_24_the_docs_name_the_bound_and_what_was_tried() -> None:
+def test_the_docs_name_the_bound_and_what_was_tried() -> None:
     page = text("how-to/upgrade.md")
     (low, high) = sorted(specifier.version for specifier in next_duckdb.bound().specifier)
     for version in (f"{low} or newer, below {high}", OLDEST, NEXT):

@@ -119,7 +119,7 @@ def test_every_command_of_the_pages_is_tested() -> None:
 
 
 @pytest.mark.parametrize(("source", "pictures"), [("pictures/", 3), ("clip.mp4", 6)])
-def test_pictures_and_videos_are_logged(desk: Desk, source: str, pictures: int) -> None:
+def test_images_and_videos_are_logged(desk: Desk, source: str, pictures: int) -> None:
     done = desk.run(command(f"sightline log {source}") + " --json")
     assert done.returncode == 0, done.stderr
     stats = json.loads(done.stdout)

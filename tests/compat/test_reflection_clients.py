@@ -82,7 +82,7 @@ class TestEveryClient:
         body = {"filter": {"deviceIds": ["nobody"]}}
         assert self.ask(call, ingest, "sightline.ingest.v1.IngestService/GetStats", body) == {}
 
-    def test_infer_on_a_base64_picture(self, call: Call, inference: ServiceProcess) -> None:
+    def test_infer_on_a_base64_image(self, call: Call, inference: ServiceProcess) -> None:
         plate = next(p for p in map(make_plate, range(100)) if len(p.boxes) == 1)
         body = {"images": [{"data": base64.b64encode(to_jpeg(plate.image)).decode()}]}
         answer = self.ask(call, inference, "sightline.inference.v1.InferenceService/Infer", body)

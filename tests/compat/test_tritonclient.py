@@ -114,7 +114,7 @@ def test_a_tensor_in_and_out_to_the_bit(report: Any, folder: Path) -> None:
     assert report["loop"]["counted"] >= 8
 
 
-def test_pictures_in(report: Any, folder: Path) -> None:
+def test_images_in(report: Any, folder: Path) -> None:
     detector = OnnxYolo.load(PLATES / "1/model.onnx")
     prepared, _ = detector.prepare(decode_image((folder / "part.jpg").read_bytes()))
     expected = np.concatenate([runtimes_own(prepared)] * 2)

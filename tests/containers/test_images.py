@@ -263,7 +263,7 @@ def test_inference_drains_under_load(images: dict[str, Image], repository: Path)
         image.facts["drain in"] = f"{seconds:.2f} s"
 
 
-def test_a_node_logs_pictures_of_a_folder(
+def test_a_node_logs_images_of_a_folder(
     images: dict[str, Image], repository: Path, tmp_path: Path
 ) -> None:
     pictures = tmp_path / "pictures"

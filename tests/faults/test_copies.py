@@ -135,9 +135,7 @@ class Copies(RuleBasedStateMachine):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("runs", "steps"), [(150, 25), pytest.param(3000, 60, marks=SOAK)])
-def test_item_12_copies_of_spools(
-    report: Callable[[Campaign], None], runs: int, steps: int
-) -> None:
+def test_copies_of_spools(report: Callable[[Campaign], None], runs: int, steps: int) -> None:
     Copies.seen.clear()
     run_state_machine_as_test(
         Copies,

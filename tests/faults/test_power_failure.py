@@ -35,7 +35,7 @@ def cut_power(world: World, runs: int, unconfirmed: list[int], aside: list[Path]
 
 
 @pytest.mark.parametrize("runs", [2 * WORLDS, pytest.param(240, marks=SOAK)])
-def test_14_power_failures_of_the_server(tmp_path: Path, report: Report, runs: int) -> None:
+def test_power_failures_of_the_server(tmp_path: Path, report: Report, runs: int) -> None:
     unconfirmed: list[int] = []
     aside: list[Path] = []
     audits = several(lambda world, n: cut_power(world, n, unconfirmed, aside), tmp_path, runs)

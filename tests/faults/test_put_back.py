@@ -73,7 +73,7 @@ def mix(world: World, store: Path, moments: Path) -> None:
 
 
 @pytest.mark.parametrize("runs", [3 * WORLDS, pytest.param(240, marks=SOAK)])
-def test_09_files_of_the_store_that_are_put_back(tmp_path: Path, report: Report, runs: int) -> None:
+def test_files_of_the_store_that_are_put_back(tmp_path: Path, report: Report, runs: int) -> None:
     """Check that the server refuses the files, or that the nodes declare what is missing."""
     outcomes: list[str] = []
     audits = several(lambda world, n: put_back(world, n, outcomes), tmp_path, runs)

@@ -125,7 +125,7 @@ def go_on_twice(world: World, spool: str) -> list[str]:
 
 
 @pytest.mark.parametrize("runs", [8, pytest.param(200, marks=SOAK)])
-def test_item_12_spools_that_are_put_back(tmp_path: Path, report: Report, runs: int) -> None:
+def test_spools_that_are_put_back(tmp_path: Path, report: Report, runs: int) -> None:
     """Check that no spooled prediction is lost or stored twice, whatever is restored."""
 
     def fault(world: World, count: int) -> object:

@@ -87,7 +87,7 @@ def beside(pid: int, turn: Callable[[], None], trouble: Callable[[], None]) -> B
 
 
 @pytest.mark.parametrize("runs", RUNS)
-def test_2_streams_stalls_halves_and_resets_beside_a_device(
+def test_stalls_halves_and_resets_beside_a_device(
     tmp_path: Path, report: Callable[[Campaign], None], runs: int
 ) -> None:
     server = IngestProcess(tmp_path, "--receive-timeout-seconds", "2", "--log-level", "warning")
@@ -122,7 +122,7 @@ def test_2_streams_stalls_halves_and_resets_beside_a_device(
 
 
 @pytest.mark.parametrize("runs", RUNS)
-def test_2_streams_stalls_halves_and_resets_beside_a_caller(
+def test_stalls_halves_and_resets_beside_a_caller(
     tmp_path: Path, report: Callable[[Campaign], None], runs: int
 ) -> None:
     repository, red = tmp_path / "models", picture()

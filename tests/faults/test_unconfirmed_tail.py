@@ -37,7 +37,7 @@ def interrupted(path: Path, folder: Path, rows: int) -> tuple[Path, int]:
 
 @pytest.mark.parametrize("has_record", [True, False])
 @pytest.mark.parametrize("rows", [1, 40, 2000])
-def test_14_a_hole_in_the_unconfirmed_tail_is_set_aside(
+def test_a_hole_in_the_unconfirmed_tail_is_set_aside(
     path: Path, tmp_path: Path, rows: int, has_record: bool
 ) -> None:
     left, confirmed = interrupted(path, tmp_path / "left", rows)
@@ -63,7 +63,7 @@ def test_14_a_hole_in_the_unconfirmed_tail_is_set_aside(
             log(store, stored[-1] + 1, stored[-1] + 5)
 
 
-def test_14_duckdb_alone_does_not_start_with_a_hole(path: Path, tmp_path: Path) -> None:
+def test_duckdb_alone_does_not_start_with_a_hole(path: Path, tmp_path: Path) -> None:
     """Check the premise: if DuckDB started by itself, cutting its log would be wrong."""
     left, confirmed = interrupted(path, tmp_path / "left", 2000)
     whole = bytearray(log_path(left).read_bytes())
@@ -75,7 +75,7 @@ def test_14_duckdb_alone_does_not_start_with_a_hole(path: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("has_record", [True, False])
-def test_14_damage_of_what_was_confirmed_is_refused(
+def test_damage_of_what_was_confirmed_is_refused(
     path: Path, tmp_path: Path, has_record: bool
 ) -> None:
     left, confirmed = interrupted(path, tmp_path / "left", 500)
@@ -93,7 +93,7 @@ def test_14_damage_of_what_was_confirmed_is_refused(
             commit_record_path(left).unlink()
 
 
-def test_14_the_last_commit_that_was_noted_is_never_set_aside(path: Path, tmp_path: Path) -> None:
+def test_the_last_commit_that_was_noted_is_never_set_aside(path: Path, tmp_path: Path) -> None:
     """Check that the commit record protects the last confirmed transaction of the log."""
     with opened(path) as store:
         log(store, 1, 300)
@@ -111,7 +111,7 @@ def test_14_the_last_commit_that_was_noted_is_never_set_aside(path: Path, tmp_pa
     assert list(left.parent.glob("*.wal.tail-*"))
 
 
-def test_14_wrong_bytes_are_no_missing_ones(path: Path, tmp_path: Path) -> None:
+def test_wrong_bytes_are_no_missing_ones(path: Path, tmp_path: Path) -> None:
     """Check that, without a commit record, wrong bytes are treated as damage of a commit."""
     left, confirmed = interrupted(path, tmp_path / "left", 500)
     commit_record_path(left).unlink()
@@ -122,7 +122,7 @@ def test_14_wrong_bytes_are_no_missing_ones(path: Path, tmp_path: Path) -> None:
         DuckDBStore(left)
 
 
-def test_14_a_log_that_never_came_to_the_disk(path: Path, tmp_path: Path) -> None:
+def test_a_log_that_never_came_to_the_disk(path: Path, tmp_path: Path) -> None:
     with opened(path) as store:
         log(store, 1, 10)
         checkpoint(store)

@@ -119,7 +119,7 @@ def test_health_of_nobody_exits_1() -> None:
     assert done.stdout.count("UNAVAILABLE") == 2
 
 
-def test_infer_prints_one_json_line_per_picture(laptop: Laptop, pictures: Path) -> None:
+def test_infer_prints_one_json_line_per_image(laptop: Laptop, pictures: Path) -> None:
     names = sorted(str(path) for path in pictures.iterdir())
     done = sightline("infer", *names, "--json", env=laptop.env)
     assert done.returncode == 0, done.stderr
@@ -140,7 +140,7 @@ def test_up_says_where_it_is_and_what_to_do_next(laptop: Laptop) -> None:
     assert f"sightline infer IMAGE.jpg --target {address}" in text
 
 
-def test_infer_goes_on_after_a_bad_picture(laptop: Laptop, pictures: Path, tmp_path: Path) -> None:
+def test_infer_goes_on_after_a_bad_image(laptop: Laptop, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("no picture")
     names = [tmp_path / "a.jpg", tmp_path / "none.jpg", pictures / "plate-0.jpg"]
     done = sightline("infer", *names, "--json", env=laptop.env)

@@ -180,7 +180,7 @@ def test_links_of_the_commands_lead_to_headings_of_the_settings() -> None:
     assert linked <= anchors
 
 
-def test_the_sample_pictures_are_those_that_we_draw() -> None:
+def test_the_sample_images_are_those_that_we_draw() -> None:
     np = pytest.importorskip("numpy")
     image = pytest.importorskip("PIL.Image")
     found = sorted((ROOT / "examples/pictures").iterdir())

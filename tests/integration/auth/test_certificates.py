@@ -85,7 +85,7 @@ def test_without_a_certificate_nobody_gets_in(
         assert refusal(client.log, "gate-1").code is grpc.StatusCode.UNAVAILABLE
 
 
-def test_item_7_a_spiffe_uri_is_the_device_of_its_name(
+def test_a_spiffe_uri_is_the_device_of_its_name(
     tmp_path: Path, authority: Authority, flags: list[str]
 ) -> None:
     with ingest(tmp_path, *flags) as service:
@@ -97,7 +97,7 @@ def test_item_7_a_spiffe_uri_is_the_device_of_its_name(
         assert refusal(one.log, "gate-1").reason == "DEVICE_NOT_ALLOWED"
 
 
-def test_item_7_spiffe_callers_share_no_answers(
+def test_spiffe_callers_share_no_answers(
     tmp_path: Path, authority: Authority, flags: list[str], colours: Path
 ) -> None:
     models = ["--model-repository", str(colours)]
@@ -107,7 +107,7 @@ def test_item_7_spiffe_callers_share_no_answers(
         assert [one.infer(key), one.infer(key), other.infer(key)] == [False, True, False]
 
 
-def test_item_7_a_certificate_without_a_good_name_gets_nothing(
+def test_a_certificate_without_a_good_name_gets_nothing(
     tmp_path: Path, authority: Authority, flags: list[str]
 ) -> None:
     with ingest(tmp_path, *flags) as service:

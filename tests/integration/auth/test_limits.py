@@ -79,7 +79,7 @@ def test_the_refusal_says_which_quota_and_how_long_and_what_is_committed(
     assert stored(tmp_path) == {"gate-1": (2, 2), "gate-2": (2, 2)}
 
 
-def test_a_question_over_the_limit_is_asked_again_when_the_service_says(
+def test_a_request_over_the_limit_is_asked_again_when_the_service_says(
     tmp_path: Path, colours: Path
 ) -> None:
     flags = ["--rate-limit-per-second", "1", "--rate-limit-burst", "1"]

@@ -183,7 +183,7 @@ def test_a_node_that_never_asks_the_cloud_needs_none(plain: Services, tmp_path: 
     assert "not used" in finding(done, "inference")["message"]
 
 
-def test_item_23_labels_that_differ(plain: Services, tmp_path: Path) -> None:
+def test_labels_that_differ(plain: Services, tmp_path: Path) -> None:
     model = colour_model(tmp_path / "m.onnx", names={0: "person", 1: "car", 2: "dog"})
     given = plain.settings(device_model=model, mode="cascade")
     found = finding(doctor(**given), "inference labels")

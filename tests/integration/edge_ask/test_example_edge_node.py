@@ -16,7 +16,7 @@ from tests.unit.vision.models import save_failing
 EXAMPLE = Path(__file__).parents[3] / "examples" / "edge_node.py"
 
 
-def test_pictures_of_a_folder_are_answered_by_device_or_cloud_and_logged(tmp_path: Path) -> None:
+def test_images_of_a_folder_are_answered_by_device_or_cloud_and_logged(tmp_path: Path) -> None:
     colour_model(tmp_path / "models" / "colours" / "1" / "model.onnx")
     save_failing(tmp_path / "plates.onnx")  # fails on white
     pictures = tmp_path / "pictures"

@@ -87,7 +87,7 @@ async def test_both_clients_get_the_same_answer(service: InferenceProcess) -> No
     assert one.timing.total >= one.timing.infer > 0
 
 
-def test_the_same_question_is_answered_once_and_replayed(service: InferenceProcess) -> None:
+def test_the_same_request_is_answered_once_and_replayed(service: InferenceProcess) -> None:
     key = str(uuid.uuid4())
     with InferenceClient(service.address) as client:
         first = client.infer([RED], idempotency_key=key)
@@ -99,7 +99,7 @@ def test_the_same_question_is_answered_once_and_replayed(service: InferenceProce
     assert caught.value.reason == "IDEMPOTENCY_KEY_REUSED"
 
 
-def test_what_is_no_picture_is_refused_with_its_field(service: InferenceProcess) -> None:
+def test_what_is_no_image_is_refused_with_its_field(service: InferenceProcess) -> None:
     with InferenceClient(service.address) as client, pytest.raises(SightlineError) as caught:
         client.infer([b"no picture"])
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT

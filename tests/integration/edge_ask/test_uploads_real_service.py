@@ -69,7 +69,7 @@ def names(answer: InferAnswer) -> list[list[str]]:
     return [[found.class_name for found in result.detections] for result in answer.results]
 
 
-def test_uploaded_or_inline_it_is_the_same_question(service: InferenceProcess) -> None:
+def test_uploaded_or_inline_it_is_the_same_request(service: InferenceProcess) -> None:
     key = str(uuid.uuid4())
     with uploading(service) as client, InferenceClient(service.address) as inline:
         first = client.infer([RED, SMALL], image_ids=["a", "b"], idempotency_key=key)
@@ -87,7 +87,7 @@ async def test_asyncio_uploads_as_threads_do(service: InferenceProcess) -> None:
     assert answer.bytes_sent == len(GREEN)
 
 
-def test_one_question_sent_twice_at_once_is_answered_once(service: InferenceProcess) -> None:
+def test_one_request_sent_twice_at_once_is_answered_once(service: InferenceProcess) -> None:
     with uploading(service) as client:
         call = client.prepare([BLUE])
         first, second = (pending.result() for pending in [client.send(call), client.send(call)])
@@ -96,7 +96,7 @@ def test_one_question_sent_twice_at_once_is_answered_once(service: InferenceProc
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["answers are gone", "answers are kept"])
-def test_a_service_that_was_replaced_gets_the_picture_again(
+def test_a_service_that_was_replaced_gets_the_image_again(
     repository: Path, tmp_path: Path, kept: bool
 ) -> None:
     # The new one does not know the reference. If it knows the answer, it takes the question with
@@ -114,7 +114,7 @@ def test_a_service_that_was_replaced_gets_the_picture_again(
     assert second.idempotent_replayed == kept
 
 
-def test_one_picture_that_the_service_has_lost_is_uploaded_again(
+def test_one_image_that_the_service_has_lost_is_uploaded_again(
     repository: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "uploads"
@@ -145,7 +145,7 @@ def _sent_when_it_is_back(client: InferenceClient, call: InferCall) -> InferAnsw
             time.sleep(0.05)
 
 
-def test_where_the_quota_is_used_up_pictures_go_with_their_questions(
+def test_where_the_quota_is_used_up_images_go_with_their_requests(
     repository: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "uploads"
@@ -160,7 +160,7 @@ def test_where_the_quota_is_used_up_pictures_go_with_their_questions(
     assert answers[2].bytes_sent == len(BLUE)  # it is not tried again
 
 
-def test_an_upload_that_is_refused_names_the_picture(repository: Path, tmp_path: Path) -> None:
+def test_an_upload_that_is_refused_names_the_image(repository: Path, tmp_path: Path) -> None:
     more = ["--max-image-bytes", "700000"]
     with (
         started(tmp_path, *flags(repository), *more) as server,

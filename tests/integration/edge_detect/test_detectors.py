@@ -340,7 +340,7 @@ def test_the_bus_is_a_bus(on_photos: Any, photo: Path) -> None:
     assert names == ({"person", "bus"} if photo.name == "bus.jpg" else {"person", "tie"})
 
 
-def test_item_8_weights_outside_of_the_model_s_folder_are_refused(
+def test_weights_outside_of_the_model_s_folder_are_refused(
     kind: Any, model: Path, tmp_path: Path
 ) -> None:
     path = beside(model, tmp_path / "model")
@@ -362,7 +362,7 @@ def test_ultralytics_gets_no_weights_outside_of_the_folder_by_another_name(
         UltralyticsDetector(path.rename(path.with_name(name)))
 
 
-def test_item_23_a_detector_says_its_labels(kind: Any, model: Path) -> None:
+def test_a_detector_says_its_labels(kind: Any, model: Path) -> None:
     detector = kind(model)
     assert detector.labels == ("plate", "mould")
     close_detector(detector)

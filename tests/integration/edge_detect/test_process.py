@@ -122,7 +122,7 @@ def test_a_process_that_dies_while_it_waits_is_replaced_unasked(make: Make) -> N
     assert works(detector)
 
 
-def test_a_stopped_process_is_a_hang_even_for_a_picture_larger_than_the_socket(make: Make) -> None:
+def test_a_stopped_process_is_a_hang_even_for_a_image_larger_than_the_socket(make: Make) -> None:
     detector = make(hang_seconds=0.3, shared_memory=False)
     pid = detector.pid
     assert pid is not None
@@ -150,7 +150,7 @@ def test_what_the_detector_raises_is_said_and_costs_no_process(
     assert detector.pid == before
 
 
-def test_a_picture_at_fault_is_told_as_without_a_process(make: Make) -> None:
+def test_a_image_at_fault_is_told_as_without_a_process(make: Make) -> None:
     for detector in (make(), Unruly()):
         with pytest.raises(SightlineError) as caught:
             detector.detect(b"refuse")
@@ -158,12 +158,12 @@ def test_a_picture_at_fault_is_told_as_without_a_process(make: Make) -> None:
         assert [one.field for one in caught.value.violations] == ["image"]
 
 
-def test_an_array_that_is_no_picture_does_not_reach_the_process(make: Make) -> None:
+def test_an_array_that_is_no_image_does_not_reach_the_process(make: Make) -> None:
     assert reason(make(), np.zeros((4, 4), np.uint8))[0] == "INVALID_FIELD"
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])
-def test_pictures_of_all_sizes_arrive_whole(make: Make, shared_memory: bool) -> None:
+def test_images_of_all_sizes_arrive_whole(make: Make, shared_memory: bool) -> None:
     detector = make(summing, shared_memory=shared_memory)
     expected = Summing()
     random = np.random.default_rng(1)
@@ -176,7 +176,7 @@ def test_pictures_of_all_sizes_arrive_whole(make: Make, shared_memory: bool) -> 
     )
 
 
-def test_pictures_arrive_whole_after_a_restart(make: Make) -> None:
+def test_images_arrive_whole_after_a_restart(make: Make) -> None:
     detector = make(summing)
     picture = np.full((900, 900, 3), 7, np.uint8)
     assert detector.detect(picture) == Summing().detect(picture)
@@ -195,7 +195,7 @@ def noise(seed: int) -> NDArray[np.uint8]:
     return random.integers(0, 256, (*size, 3), np.uint8)
 
 
-def test_two_hundred_pictures_are_answered_as_without_a_process(make: Make, tmp_path: Path) -> None:
+def test_two_hundred_images_are_answered_as_without_a_process(make: Make, tmp_path: Path) -> None:
     path = save_detector(tmp_path / "tiny.onnx")
     ours, plain = make(partial(OnnxDetector, path)), OnnxDetector(path)
     pictures = [noise(seed) for seed in range(200)]

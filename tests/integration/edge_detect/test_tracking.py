@@ -51,7 +51,7 @@ def test_objects_keep_their_identity(tracker: Tracker, street: NDArray[np.uint8]
         )
 
 
-def test_the_first_picture_is_the_trackers_first(street: NDArray[np.uint8]) -> None:
+def test_the_first_image_is_the_trackers_first(street: NDArray[np.uint8]) -> None:
     """Loading runs the model, too: a tracker that has seen that hides what is new to it."""
     tracked = UltralyticsDetector(MODEL, tracker="bytetrack").detect(street).detections
     plain = UltralyticsDetector(MODEL).detect(street).detections

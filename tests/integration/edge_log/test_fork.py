@@ -37,7 +37,7 @@ def run(ingest: FakeIngest, folder: Path, case: str, children: int, predictions:
     return logged
 
 
-def test_item_21_flush_waits_for_the_spools_of_ended_children(tmp_path: Path) -> None:
+def test_flush_waits_for_the_spools_of_ended_children(tmp_path: Path) -> None:
     with FakeIngest() as ingest:
         logged = run(ingest, tmp_path, "flush", children=20, predictions=5)
         assert Counter(ingest.images()) == Counter(logged)

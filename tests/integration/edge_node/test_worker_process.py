@@ -74,7 +74,7 @@ def test_a_hang_that_outlasts_the_devices_share_leaves_the_cloud_its_reserve(
 @pytest.mark.parametrize(
     ("trouble", "reason"), [(b"segfault", "DEVICE_CRASHED"), (b"hang", "DEVICE_HUNG")]
 )
-def test_alone_it_fails_with_the_reason_and_the_next_pictures_at_once(
+def test_alone_it_fails_with_the_reason_and_the_next_images_at_once(
     tmp_path: Path, trouble: bytes, reason: str
 ) -> None:
     with node(tmp_path, Mode.DEVICE, hang_seconds=0.5) as made:

@@ -103,7 +103,7 @@ def test_calls_share_runs_and_each_gets_its_own_answer(
     assert counted(server, before, 2 * MOST) == (2, 2 * MOST)
 
 
-def test_pictures_of_one_call_share_a_run_with_those_of_others(
+def test_images_of_one_call_share_a_run_with_those_of_others(
     server: InferenceProcess, caller: InferenceStub
 ) -> None:
     with busy(server, caller) as before:
@@ -115,7 +115,7 @@ def test_pictures_of_one_call_share_a_run_with_those_of_others(
     assert counted(server, before, 4) == (1, 4)
 
 
-def test_a_corrupt_picture_fails_alone(server: InferenceProcess, caller: InferenceStub) -> None:
+def test_a_corrupt_image_fails_alone(server: InferenceProcess, caller: InferenceStub) -> None:
     with busy(server, caller) as before:
         good = calls(caller, [PICTURES["red"], PICTURES["green"]])
         bad = calls(caller, [corrupt()])

@@ -142,7 +142,7 @@ def test_rows_of_a_batch_are_as_if_alone(
 
 
 @pytest.mark.parametrize("picture", PICTURES)
-def test_an_ultralytics_classifier_needs_no_word_on_its_pictures(
+def test_an_ultralytics_classifier_needs_no_word_on_its_images(
     folder: Path, reference: dict[str, Any], pictures: dict[str, np.ndarray], picture: str
 ) -> None:
     classifier = OnnxClassifier.load(folder / "yolov8n-cls.onnx")

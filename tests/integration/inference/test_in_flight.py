@@ -82,7 +82,7 @@ def test_without_the_bound_the_flood_is_held(tmp_path: Path, flags: list[str]) -
     assert grown > CALLS * len(LARGE)
 
 
-def test_pictures_by_reference_count_as_well(tmp_path: Path, flags: list[str]) -> None:
+def test_images_by_reference_count_as_well(tmp_path: Path, flags: list[str]) -> None:
     room = ["--max-bytes-in-flight", str(8 * MIB)]
     with started(tmp_path, *flags, *room) as server, client(server) as caller:
         digest = hashlib.sha256(LARGE).digest()

@@ -14,7 +14,7 @@ from tests.unit.inference_service.tiny_onnx import bomb, corrupt, picture
 RED, BLUE = picture((255, 0, 0)), picture((0, 0, 255), size=(256, 128), kind="JPEG")
 
 
-def test_one_picture(quick: InferenceStub) -> None:
+def test_one_image(quick: InferenceStub) -> None:
     digest = hashlib.sha256(BLUE).digest()
     answer = quick.infer(inference_pb2.Image(image_id="b", data=BLUE, sha256=digest))
     (result,) = answer.results
@@ -33,7 +33,7 @@ def test_every_stage_is_timed(quick: InferenceStub) -> None:
     assert timing.total.ToNanoseconds() > longest / 2  # two pictures side by side
 
 
-def test_answers_come_in_the_order_of_the_pictures(quick: InferenceStub) -> None:
+def test_answers_come_in_the_order_of_the_images(quick: InferenceStub) -> None:
     answer = quick.infer(BLUE, RED, BLUE)
     assert [names(result) for result in answer.results] == [["blue"], ["red"], ["blue"]]
 
@@ -48,7 +48,7 @@ def test_a_caller_may_choose_model_version_and_thresholds(quick: InferenceStub) 
         assert names(quick.infer(half, parameters=message).results[0]) == expected
 
 
-def test_one_bad_picture_of_several_fails_alone(quick: InferenceStub) -> None:
+def test_one_bad_image_of_several_fails_alone(quick: InferenceStub) -> None:
     torn = inference_pb2.Image(data=corrupt(), image_id="torn")
     first, second, third, fourth = quick.infer(RED, b"no picture", torn, BLUE).results
     assert (names(first), names(fourth)) == (["red"], ["blue"])
@@ -78,7 +78,7 @@ def test_one_bad_picture_of_several_fails_alone(quick: InferenceStub) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_picture_that_is_refused(
+def test_a_image_that_is_refused(
     quick: InferenceStub, image: bytes | inference_pb2.Image, reason: str, field: str
 ) -> None:
     error = quick.refusal(image)
@@ -88,7 +88,7 @@ def test_a_picture_that_is_refused(
     assert not error.retryable
 
 
-def test_all_pictures_corrupt_is_a_failed_call(quick: InferenceStub) -> None:
+def test_all_images_corrupt_is_a_failed_call(quick: InferenceStub) -> None:
     error = quick.refusal(corrupt(), corrupt())
     assert error.reason == "IMAGE_CORRUPT"
     assert [v.field for v in error.violations] == ["images[0].data", "images[1].data"]
@@ -135,7 +135,7 @@ def test_list_models(quick: InferenceStub) -> None:
         assert model.provider == "CPUExecutionProvider"
 
 
-def test_a_picture_is_looked_at_upright(quick: InferenceStub) -> None:
+def test_a_image_is_looked_at_upright(quick: InferenceStub) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side
     buffer = io.BytesIO()

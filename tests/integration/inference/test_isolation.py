@@ -195,7 +195,7 @@ def quick_model(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def test_small_pictures_are_answered_after_large_ones(tmp_path: Path, quick_model: Path) -> None:
+def test_small_images_are_answered_after_large_ones(tmp_path: Path, quick_model: Path) -> None:
     """Item 5: on an idle server, with 0.3 s, after 20 large pictures of another caller."""
     large = picture(size=(5000, 4000))
     flags = ["--model-repository", str(quick_model), "--workers", "1"]

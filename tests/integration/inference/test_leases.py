@@ -53,7 +53,7 @@ def told(call: "grpc.CallFuture[Any]") -> bytes | str:
 
 
 @pytest.mark.parametrize("when", ["after", "during"])
-def test_item_17_a_stopped_server_gives_its_callers_the_answer_of_the_other(
+def test_a_stopped_server_gives_its_callers_the_answer_of_the_other(
     tmp_path: Path, slow: Path, when: str
 ) -> None:
     flags = shared(tmp_path, slow)
@@ -80,7 +80,7 @@ def test_item_17_a_stopped_server_gives_its_callers_the_answer_of_the_other(
 
 
 @pytest.mark.parametrize("ahead", [2 * HOURS, -2 * HOURS])
-def test_item_18_a_lease_of_a_wrong_clock_ends_like_any_other(
+def test_a_lease_of_a_wrong_clock_ends_like_any_other(
     tmp_path: Path, slow: Path, ahead: int
 ) -> None:
     flags = shared(tmp_path, slow)
@@ -103,7 +103,7 @@ def test_item_18_a_lease_of_a_wrong_clock_ends_like_any_other(
         assert retry.result()
 
 
-def test_item_18_kept_answers_outlive_a_start_with_the_clock_days_ahead(
+def test_kept_answers_outlive_a_start_with_the_clock_days_ahead(
     tmp_path: Path, colours: Path
 ) -> None:
     flags = shared(tmp_path, colours, "--default-model", "colours")

@@ -20,7 +20,7 @@ def assert_passes(error: SightlineError) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_item_19_a_picture_without_memory_is_not_kept_as_corrupt(
+def test_a_image_without_memory_is_not_kept_as_corrupt(
     tmp_path: Path, colours: Path, kind: str
 ) -> None:
     large = picture((0, 0, 255), size=(6000, 6000), kind=kind)
@@ -40,9 +40,7 @@ def test_item_19_a_picture_without_memory_is_not_kept_as_corrupt(
         assert caller.health() == "SERVING"
 
 
-def test_item_19_a_request_that_cannot_be_parsed_for_want_of_memory(
-    tmp_path: Path, colours: Path
-) -> None:
+def test_a_request_that_cannot_be_parsed_for_want_of_memory(tmp_path: Path, colours: Path) -> None:
     flags = ("--model-repository", str(colours), "--default-model", "colours")
     with started(tmp_path, *flags) as server, client(server) as caller:
         assert names(caller.infer(picture()).results[0]) == ["red"]

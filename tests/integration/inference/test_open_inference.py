@@ -157,7 +157,7 @@ def test_a_tensor_in_and_out_to_the_bit(protocol: Protocol, repository: Path) ->
         assert np.array_equal(first_output(answer), expected)
 
 
-def test_pictures_are_letterboxed_as_those_of_infer(protocol: Protocol, repository: Path) -> None:
+def test_images_are_letterboxed_as_those_of_infer(protocol: Protocol, repository: Path) -> None:
     detector = OnnxYolo.load(repository / "colours/1/model.onnx")
     prepared = [detector.prepare(decode_image(data))[0] for data in (RED, BLUE)]
     expected = [runtimes_own(repository / "colours/1/model.onnx", each) for each in prepared]

@@ -165,7 +165,7 @@ def large(kind: str, megabytes: float, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-async def test_large_pictures_do_not_hold_up_the_event_loop(roomy: InferenceProcess) -> None:
+async def test_large_images_do_not_hold_up_the_event_loop(roomy: InferenceProcess) -> None:
     png, jpeg = large("PNG", 9, compress_level=0), large("JPEG", 12, quality=95)
     sixteen = [large("PNG", 0.95, compress_level=0)] * 16
     torn, text = jpeg[: len(jpeg) // 2], b"\xff\xd8\xff" + bytes(5 * 2**20)

@@ -41,7 +41,7 @@ def flags(colours: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("connections", [1, 4])
-def test_1_rooms_calls_without_a_message_shut_nobody_out(
+def test_calls_without_a_message_shut_nobody_out(
     tmp_path: Path, flags: list[str], connections: int
 ) -> None:
     methods = (INFER, UPLOAD, MODELS, OPEN + "ModelInfer", OPEN + "ServerReady")
@@ -62,7 +62,7 @@ def test_1_rooms_calls_without_a_message_shut_nobody_out(
         assert answered > 3
 
 
-def test_1_rooms_a_call_counts_for_its_caller_s_limit_when_it_begins(
+def test_a_call_counts_for_its_caller_s_limit_when_it_begins(
     tmp_path: Path, flags: list[str]
 ) -> None:
     keys = tmp_path / "keys"
@@ -79,9 +79,7 @@ def test_1_rooms_a_call_counts_for_its_caller_s_limit_when_it_begins(
         assert not first[0].ended
 
 
-def test_2_streams_most_of_large_messages_stay_within_the_bound(
-    tmp_path: Path, flags: list[str]
-) -> None:
+def test_most_of_large_messages_stay_within_the_bound(tmp_path: Path, flags: list[str]) -> None:
     timeout = ["--receive-timeout-seconds", "3"]
     with (
         started(tmp_path, *flags, *timeout) as server,
@@ -107,7 +105,7 @@ def test_2_streams_most_of_large_messages_stay_within_the_bound(
             time.sleep(0.05)
 
 
-def test_2_streams_an_upload_that_stalls_is_ended_and_can_be_tried_again(
+def test_an_upload_that_stalls_is_ended_and_can_be_tried_again(
     tmp_path: Path, flags: list[str]
 ) -> None:
     ended = threading.Event()
@@ -133,7 +131,7 @@ def test_2_streams_an_upload_that_stalls_is_ended_and_can_be_tried_again(
         assert caller.stub.UploadImage(iter(parts), timeout=30).image.reference
 
 
-def test_2_streams_of_one_connection_are_capped(tmp_path: Path, flags: list[str]) -> None:
+def test_streams_of_one_connection_are_capped(tmp_path: Path, flags: list[str]) -> None:
     with (
         started(tmp_path, *flags, "--max-concurrent-streams", "9") as server,
         hostile(server.address) as flood,

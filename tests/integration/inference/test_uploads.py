@@ -154,7 +154,7 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
-def test_an_uploaded_picture_is_answered_as_if_it_were_sent(
+def test_an_uploaded_image_is_answered_as_if_it_were_sent(
     owner: UploadCaller, folder: Path
 ) -> None:
     begun = time.time()
@@ -350,7 +350,7 @@ def test_references_and_files_expire(
         until(lambda: not files(folder))  # the server does this by itself
 
 
-def test_an_answer_that_is_kept_outlives_its_picture(owner: UploadCaller, folder: Path) -> None:
+def test_an_answer_that_is_kept_outlives_its_image(owner: UploadCaller, folder: Path) -> None:
     data = picture((9, 255, 77))
     stored = owner.upload(data)
     key = str(uuid.uuid4())
@@ -363,7 +363,7 @@ def test_an_answer_that_is_kept_outlives_its_picture(owner: UploadCaller, folder
     assert [violation.field for violation in error.violations] == ["images[0].reference"]
 
 
-def test_a_picture_that_is_gone_or_damaged(owner: UploadCaller, folder: Path) -> None:
+def test_a_image_that_is_gone_or_damaged(owner: UploadCaller, folder: Path) -> None:
     data = picture((9, 9, 255))
     path = folder / hashlib.sha256(data).hexdigest()
     stored = owner.upload(data)

@@ -72,7 +72,7 @@ class Streaming:
         return self.committed
 
 
-def test_10_a_backup_is_whole_and_of_one_moment_while_devices_log(
+def test_a_backup_is_whole_and_of_one_moment_while_devices_log(
     server: IngestProcess, tmp_path: Path
 ) -> None:
     server.log_messages(request(*predictions(1, 200), gap(201, 210), head=header()))
@@ -103,7 +103,7 @@ def test_10_a_backup_is_whole_and_of_one_moment_while_devices_log(
     }
 
 
-def test_10_a_copy_of_a_running_database_is_empty(server: IngestProcess, tmp_path: Path) -> None:
+def test_a_copy_of_a_running_database_is_empty(server: IngestProcess, tmp_path: Path) -> None:
     """A backup is most needed then."""
     server.log_messages(request(*predictions(1, 200), head=header()))
     (tmp_path / "copy.duckdb").write_bytes(server.database.read_bytes())
@@ -111,7 +111,7 @@ def test_10_a_copy_of_a_running_database_is_empty(server: IngestProcess, tmp_pat
     assert ask(tmp_path / "copy.duckdb", tables) == [(0,)]
 
 
-def test_10_a_backup_is_restored_and_nodes_that_are_ahead_are_noticed(
+def test_a_backup_is_restored_and_nodes_that_are_ahead_are_noticed(
     server: IngestProcess, start: Start, tmp_path: Path
 ) -> None:
     server.log_messages(request(*predictions(1, 100), head=header()))
@@ -138,7 +138,7 @@ def test_10_a_backup_is_restored_and_nodes_that_are_ahead_are_noticed(
     assert again.query("SELECT accepted, gap_sequences, balanced FROM ledger") == [(110, 50, True)]
 
 
-def test_10_an_empty_database_that_meets_nodes_says_so_loudly(server: IngestProcess) -> None:
+def test_an_empty_database_that_meets_nodes_says_so_loudly(server: IngestProcess) -> None:
     for number in range(1, 6):
         of = spool(number)
         assert server.watermark(of) == 0
@@ -179,13 +179,13 @@ def restore_fails(database: Path, backup: Path, why: str) -> None:
     assert not done.stdout
 
 
-def test_10_restore_overwrites_nothing(stopped: Path, tmp_path: Path) -> None:
+def test_restore_overwrites_nothing(stopped: Path, tmp_path: Path) -> None:
     before = stopped.read_bytes()
     restore_fails(stopped, tmp_path / "backup.duckdb", "is never overwritten")
     assert stopped.read_bytes() == before
 
 
-def test_10_restore_is_refused_while_a_service_runs(server: IngestProcess, tmp_path: Path) -> None:
+def test_restore_is_refused_while_a_service_runs(server: IngestProcess, tmp_path: Path) -> None:
     """This includes a service whose file was deleted."""
     server.log_messages(request(*predictions(1, 10), head=header()))
     back_up(server, tmp_path / "backup.duckdb")
@@ -196,7 +196,7 @@ def test_10_restore_is_refused_while_a_service_runs(server: IngestProcess, tmp_p
 
 
 @pytest.mark.parametrize("harm", ["flipped", "short", "text", "missing", "with a log"])
-def test_10_restore_verifies_the_backup(stopped: Path, tmp_path: Path, harm: str) -> None:
+def test_restore_verifies_the_backup(stopped: Path, tmp_path: Path, harm: str) -> None:
     backup, whole = tmp_path / "backup.duckdb", (tmp_path / "backup.duckdb").read_bytes()
     stopped.unlink()
     if harm == "flipped":
@@ -215,7 +215,7 @@ def test_10_restore_verifies_the_backup(stopped: Path, tmp_path: Path, harm: str
     assert not stopped.with_name("test.duckdb.restored").exists()
 
 
-def test_10_backup_overwrites_nothing(server: IngestProcess, tmp_path: Path) -> None:
+def test_backup_overwrites_nothing(server: IngestProcess, tmp_path: Path) -> None:
     (tmp_path / "backup.duckdb").write_text("precious")
     to = str(tmp_path / "backup.duckdb")
     done = sightline("backup", "--to", to, "--target", server.address)
@@ -224,7 +224,7 @@ def test_10_backup_overwrites_nothing(server: IngestProcess, tmp_path: Path) -> 
     assert (tmp_path / "backup.duckdb").read_text() == "precious"
 
 
-def test_10_a_backup_that_nobody_waits_for_leaves_nothing(server: IngestProcess) -> None:
+def test_a_backup_that_nobody_waits_for_leaves_nothing(server: IngestProcess) -> None:
     server.log_messages(request(*predictions(1, 5000), head=header()))
     reasons: set[str] = set()
     for _ in range(3):
@@ -245,7 +245,7 @@ def test_10_a_backup_that_nobody_waits_for_leaves_nothing(server: IngestProcess)
     assert eventually(lambda: not list(server.folder.glob(".*")))
 
 
-def test_10_what_a_killed_service_left_is_deleted_and_no_backup_of_somebody(
+def test_what_a_killed_service_left_is_deleted_and_no_backup_of_somebody(
     server: IngestProcess, start: Start, tmp_path: Path
 ) -> None:
     server.log_messages(request(*predictions(1, 10), head=header()))
@@ -257,7 +257,7 @@ def test_10_what_a_killed_service_left_is_deleted_and_no_backup_of_somebody(
     assert (tmp_path / "test.duckdb.backup-1").exists()
 
 
-def test_10_only_administrators_may_take_a_backup(start: Start, tmp_path: Path) -> None:
+def test_only_administrators_may_take_a_backup(start: Start, tmp_path: Path) -> None:
     key_file = str(tmp_path / "keys.db")
     keys = {}
     for name, words in {
@@ -278,7 +278,7 @@ def test_10_only_administrators_may_take_a_backup(start: Start, tmp_path: Path) 
         assert Path(to).exists() == (expected == 0)
 
 
-def test_10_a_folder_that_was_moved_away_can_still_be_saved(start: Start, tmp_path: Path) -> None:
+def test_a_folder_that_was_moved_away_can_still_be_saved(start: Start, tmp_path: Path) -> None:
     """The service's log recommends this."""
     server = start()
     server.log_messages(request(*predictions(1, 10), head=header()))
@@ -297,7 +297,7 @@ def test_10_a_folder_that_was_moved_away_can_still_be_saved(start: Start, tmp_pa
         folder.with_name("moved").rename(folder)
 
 
-def test_10_a_backup_does_not_hold_up_the_end_of_the_service(server: IngestProcess) -> None:
+def test_a_backup_does_not_hold_up_the_end_of_the_service(server: IngestProcess) -> None:
     """It is cancelled at once with an error, because it would outlast the grace period."""
     for first in range(1, 20_000, 5000):
         server.log_messages(request(*predictions(first, first + 4999), head=header()))
@@ -311,7 +311,7 @@ def test_10_a_backup_does_not_hold_up_the_end_of_the_service(server: IngestProce
     assert not list(server.folder.glob(".*"))
 
 
-def test_10_a_partial_file_that_was_left_is_in_nobody_s_way(
+def test_a_partial_file_that_was_left_is_in_nobody_s_way(
     server: IngestProcess, tmp_path: Path
 ) -> None:
     """In a container each command has the same PID."""
@@ -331,7 +331,7 @@ def test_10_a_partial_file_that_was_left_is_in_nobody_s_way(
     assert done.returncode == 0, done.stderr
 
 
-def test_10_a_backup_into_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_backup_into_a_folder_that_is_not_there(tmp_path: Path) -> None:
     done = sightline("backup", "--to", str(tmp_path / "none" / "backup.duckdb"))
     assert done.returncode == 1
     assert "create it first" in done.stderr.replace("\n", " ")

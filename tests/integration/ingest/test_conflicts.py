@@ -19,7 +19,7 @@ def refused(server: IngestProcess, *parts: object, generation: str = "") -> Sigh
     return from_rpc_error(caught.value)
 
 
-def test_item_13_a_reused_sequence_is_refused_and_counted(start: Start) -> None:
+def test_a_reused_sequence_is_refused_and_counted(start: Start) -> None:
     server = start("--metrics-listen", "127.0.0.1:0")
     server.log_messages(request(*predictions(1, 5), head=header(generation=ONE)))
     other = prediction(5, image_id="other")
@@ -35,7 +35,7 @@ def test_item_13_a_reused_sequence_is_refused_and_counted(start: Start) -> None:
         assert f'sightline_ingest_sequence_conflicts_total{{kind="{kind}"}} 1.0' in text
 
 
-def test_item_13_a_logger_that_restarts_at_1_is_refused_after_a_restart_too(
+def test_a_logger_that_restarts_at_1_is_refused_after_a_restart_too(
     server: IngestProcess,
 ) -> None:
     server.log_messages(request(*predictions(1, 9), head=header()))
@@ -48,7 +48,7 @@ def test_item_13_a_logger_that_restarts_at_1_is_refused_after_a_restart_too(
     assert rows == [(9, 9)]
 
 
-def test_item_13_nor_is_one_whose_first_stream_was_a_header_alone(server: IngestProcess) -> None:
+def test_nor_is_one_whose_first_stream_was_a_header_alone(server: IngestProcess) -> None:
     """The header creates the row of the spool before the first prediction."""
     server.log_messages(request(head=header()))
     server.log_messages(request(*predictions(1, 9), head=header()))
@@ -58,7 +58,7 @@ def test_item_13_nor_is_one_whose_first_stream_was_a_header_alone(server: Ingest
     assert (error.reason, error.metadata["sequence"]) == ("SEQUENCE_CONFLICT", "1")
 
 
-def test_item_12_the_watermark_tells_the_generations(server: IngestProcess) -> None:
+def test_the_watermark_tells_the_generations(server: IngestProcess) -> None:
     server.log_messages(request(*predictions(1, 2), head=header()))
     server.log_messages(request(*predictions(3, 5), head=header(generation=ONE)))
     server.log_messages(request(*predictions(6, 6), head=header(generation=TWO)))
@@ -70,6 +70,6 @@ def test_item_12_the_watermark_tells_the_generations(server: IngestProcess) -> N
     ]
 
 
-def test_item_12_a_generation_is_a_uuid(shared_server: IngestProcess) -> None:
+def test_a_generation_is_a_uuid(shared_server: IngestProcess) -> None:
     error = refused(shared_server, prediction(1), generation="first")
     assert [violation.field for violation in error.violations] == ["header.generation"]

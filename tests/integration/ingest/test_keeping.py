@@ -74,7 +74,7 @@ def test_old_predictions_are_deleted_and_positions_are_not(start: Start, tmp_pat
     ]
 
 
-def test_item_15_a_service_whose_clock_is_60_days_ahead_deletes_nothing(
+def test_a_service_whose_clock_is_60_days_ahead_deletes_nothing(
     start: Start, tmp_path: Path
 ) -> None:
     server = start("--retain-days", "30")
@@ -97,7 +97,7 @@ def test_item_15_a_service_whose_clock_is_60_days_ahead_deletes_nothing(
     assert server.query("SELECT accepted, expired, balanced FROM ledger") == [(10, 0, True)]
 
 
-def test_item_16_a_service_whose_clock_is_behind_rejects_nothing_that_is_good(
+def test_a_service_whose_clock_is_behind_rejects_nothing_that_is_good(
     start: Start,
 ) -> None:
     server = start()

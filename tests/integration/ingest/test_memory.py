@@ -11,7 +11,7 @@ TINY = b"\x12\x00" * 1_500_000
 """As many empty predictions: each takes a hundred times as much in memory as on the wire."""
 
 
-def test_item_19_a_header_that_cannot_be_parsed_for_want_of_memory_is_to_be_sent_again(
+def test_a_header_that_cannot_be_parsed_for_want_of_memory_is_to_be_sent_again(
     server: IngestProcess,
 ) -> None:
     good = request(*predictions(1, 3), head=header())

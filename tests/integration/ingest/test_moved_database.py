@@ -38,7 +38,7 @@ def rename(database: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [delete, replace, rename])
-def test_11_a_service_that_has_lost_its_database_acknowledges_nothing(
+def test_a_service_that_has_lost_its_database_acknowledges_nothing(
     server: IngestProcess, tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     server.log_messages(request(*predictions(1, 100), head=header()))
@@ -60,7 +60,7 @@ def test_11_a_service_that_has_lost_its_database_acknowledges_nothing(
     assert server.wait() == 1, "a service that has lost its file must not say that all is well"
 
 
-def test_11_it_shows_though_nobody_writes(server: IngestProcess) -> None:
+def test_it_shows_though_nobody_writes(server: IngestProcess) -> None:
     assert is_serving(server)
     server.database.rename(server.database.with_name("elsewhere"))
     assert eventually(lambda: not is_serving(server))

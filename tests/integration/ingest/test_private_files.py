@@ -35,7 +35,7 @@ def modes(folder: Path) -> dict[str, str]:
     }
 
 
-def test_item_8_the_database_of_ingest_and_its_log_are_private(tmp_path: Path) -> None:
+def test_the_database_of_ingest_and_its_log_are_private(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     database = ["--database", str(tmp_path / "data" / "log.duckdb")]
     with serving("ingest_service", tmp_path, *database) as service:
@@ -53,7 +53,7 @@ def test_item_8_the_database_of_ingest_and_its_log_are_private(tmp_path: Path) -
         }
 
 
-def test_item_8_what_is_for_others_stays_for_others(tmp_path: Path) -> None:
+def test_what_is_for_others_stays_for_others(tmp_path: Path) -> None:
     out, socket = tmp_path / "out" / "deeper", tmp_path / "ingest.sock"
     flags = ["--database", str(tmp_path / "log.duckdb"), "--listen", f"unix:{socket}"]
     with serving("ingest_service", tmp_path, *flags) as service:
@@ -76,7 +76,7 @@ def _export(database: Path, to: Path) -> int:
     return int(json.loads(done.stdout)["files"])
 
 
-def test_item_8_sqlite_databases_and_their_logs_are_private(tmp_path: Path) -> None:
+def test_sqlite_databases_and_their_logs_are_private(tmp_path: Path) -> None:
     for name in ("claims", "uploads", "keys", "spool"):
         (tmp_path / name).mkdir()
     KeyFile(tmp_path / "keys" / "k.db").create("a", devices=["*"], scopes=[Scope.LOG])

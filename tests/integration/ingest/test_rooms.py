@@ -69,9 +69,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None
 
 
 @pytest.mark.parametrize("connections", [1, 4])
-def test_1_rooms_calls_without_a_message_shut_nobody_out(
-    server: IngestProcess, connections: int
-) -> None:
+def test_calls_without_a_message_shut_nobody_out(server: IngestProcess, connections: int) -> None:
     device = SteadyDevice(server, 1)
     with hostile(server.address) as attack:
         for method in (LOG, WATERMARK, STATS, "/grpc.health.v1.Health/Check"):
@@ -81,9 +79,7 @@ def test_1_rooms_calls_without_a_message_shut_nobody_out(
     server.assert_exactly_once({device.spool: device.logged})
 
 
-def test_1_rooms_a_call_counts_for_its_caller_s_limit_when_it_begins(
-    start: Start, tmp_path: Path
-) -> None:
+def test_a_call_counts_for_its_caller_s_limit_when_it_begins(start: Start, tmp_path: Path) -> None:
     key, _ = KeyFile(tmp_path / "keys").create("gate-1", devices=["*"], scopes=[Scope.LOG])
     server = start(
         *("--api-keys-file", str(tmp_path / "keys")),
@@ -102,7 +98,7 @@ def resource_exhausted() -> int:
     return code
 
 
-def test_2_streams_most_of_large_messages_stay_within_the_bound(start: Start) -> None:
+def test_most_of_large_messages_stay_within_the_bound(start: Start) -> None:
     server = start("--receive-timeout-seconds", "3")
     device = SteadyDevice(server, 1)
     turns(device, 1)  # what the first commits take for good is no flood's
@@ -121,7 +117,7 @@ def test_2_streams_most_of_large_messages_stay_within_the_bound(start: Start) ->
     server.assert_exactly_once({device.spool: device.logged})
 
 
-def test_2_streams_an_idle_stream_ends_and_says_what_is_committed(start: Start) -> None:
+def test_an_idle_stream_ends_and_says_what_is_committed(start: Start) -> None:
     server = start("--receive-timeout-seconds", "1")
     ended = threading.Event()
 
@@ -140,7 +136,7 @@ def test_2_streams_an_idle_stream_ends_and_says_what_is_committed(start: Start) 
     assert server.log_messages(request(*predictions(4, 5), head=header())).committed_through == 5
 
 
-def test_2_streams_that_idle_make_room_for_those_that_do_not(start: Start) -> None:
+def test_streams_that_idle_make_room_for_those_that_do_not(start: Start) -> None:
     """One device's connection has more open streams than the reserved memory allows messages."""
     server = start()
     with hostile(server.address) as attack:
@@ -149,14 +145,14 @@ def test_2_streams_that_idle_make_room_for_those_that_do_not(start: Start) -> No
         assert turns(device, 3) > 3
 
 
-def test_2_streams_of_one_connection_are_capped(start: Start) -> None:
+def test_streams_of_one_connection_are_capped(start: Start) -> None:
     server = start("--max-concurrent-streams", "7")
     with hostile(server.address) as attack:
         attack.begin(WATERMARK, 1)
         assert attack.settings()[Setting.MAX_CONCURRENT_STREAMS] == 7
 
 
-def test_2_streams_of_one_caller_are_capped(start: Start, tmp_path: Path) -> None:
+def test_streams_of_one_caller_are_capped(start: Start, tmp_path: Path) -> None:
     keys = KeyFile(tmp_path / "keys")
     first, second = (keys.create(n, devices=["*"], scopes=[Scope.LOG])[0] for n in ("a", "b"))
     server = start(

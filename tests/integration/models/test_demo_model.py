@@ -133,9 +133,7 @@ def test_black_white_and_noise_are_survived(detector: OnnxYolo) -> None:
         assert np.isfinite(detector.run(batch)).all()
 
 
-def test_a_batch_gives_what_its_pictures_give_alone(
-    detector: OnnxYolo, plates: list[Plate]
-) -> None:
+def test_a_batch_gives_what_its_images_give_alone(detector: OnnxYolo, plates: list[Plate]) -> None:
     inputs = [detector.prepare(plate.image)[0] for plate in plates[:3]]
     together = detector.run(np.concatenate(inputs))
     alone = np.concatenate([detector.run(single) for single in inputs])

@@ -85,7 +85,7 @@ def test_a_batch_of_clean_plates_has_a_loss() -> None:
     assert loss > 0
 
 
-def test_mirroring_turns_boxes_with_the_picture() -> None:
+def test_mirroring_turns_boxes_with_the_image() -> None:
     truth = torch.tensor([[[1.0, 10, 20, 50, 90]]])
     picture = torch.zeros(1, 1, INPUT_HEIGHT, INPUT_WIDTH)
     picture[0, 0, 20:90, 10:50] = 1

@@ -145,7 +145,7 @@ def failures(address: str, count: int, last: int) -> None:
 
 
 @pytest.mark.parametrize("stuck", [full_pipe, full_socket])
-def test_item_20_the_writer_commits_again_when_there_is_room(
+def test_the_writer_commits_again_when_there_is_room(
     tmp_path: Path, stuck: Callable[[], tuple[int, int]]
 ) -> None:
     disk = tmp_path / "disk"
@@ -166,7 +166,7 @@ def test_item_20_the_writer_commits_again_when_there_is_room(
         assert time.monotonic() - began < 10
 
 
-def test_item_20_a_failure_that_repeats_is_told_once_with_a_count(tmp_path: Path) -> None:
+def test_a_failure_that_repeats_is_told_once_with_a_count(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     database = disk / "sightline.duckdb"
@@ -187,7 +187,7 @@ def test_item_20_a_failure_that_repeats_is_told_once_with_a_count(tmp_path: Path
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_item_20_ingest_starts_serves_and_ends(tmp_path: Path, both: bool) -> None:
+def test_ingest_starts_serves_and_ends(tmp_path: Path, both: bool) -> None:
     flags = ["--database", str(tmp_path / "sightline.duckdb")]
     with unread("ingest_service", tmp_path, *flags, both=both) as service:
         assert until_committed(service.address, 1, 3).committed_through == 3
@@ -195,7 +195,7 @@ def test_item_20_ingest_starts_serves_and_ends(tmp_path: Path, both: bool) -> No
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_item_20_inference_starts_serves_and_ends(tmp_path: Path, both: bool) -> None:
+def test_inference_starts_serves_and_ends(tmp_path: Path, both: bool) -> None:
     colour_model(tmp_path / "models" / "colours" / "1" / "model.onnx")
     flags = ["--model-repository", str(tmp_path / "models"), "--log-level", "debug"]
     with unread("inference_service", tmp_path, *flags, both=both) as service:
@@ -211,7 +211,7 @@ def test_item_20_inference_starts_serves_and_ends(tmp_path: Path, both: bool) ->
 
 
 @pytest.mark.parametrize("stuck", [full_pipe, full_socket])
-def test_item_20_native_lines_do_not_stop_the_service(
+def test_native_lines_do_not_stop_the_service(
     tmp_path: Path, stuck: Callable[[], tuple[int, int]]
 ) -> None:
     """gRPC writes a line of its own for each handshake that fails."""
@@ -244,7 +244,7 @@ def test_item_20_native_lines_do_not_stop_the_service(
         assert service.stop() == 0
 
 
-def test_item_20_a_node_logs_on_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
+def test_a_node_logs_on_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
     folder = save_pictures(tmp_path / "pictures", *(f"{n}.jpg" for n in range(30)))
     (folder / "bad.jpg").write_bytes(b"no picture")
     model = colour_model(tmp_path / "colours.onnx")

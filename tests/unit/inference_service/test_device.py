@@ -114,7 +114,7 @@ async def test_many_failures_are_one_check(healthy: Model) -> None:
     assert check.alive
 
 
-async def test_item_19_a_device_without_memory_for_now_is_not_dead(
+async def test_a_device_without_memory_for_now_is_not_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lack(_: object) -> None:
@@ -127,7 +127,7 @@ async def test_item_19_a_device_without_memory_for_now_is_not_dead(
     assert check.alive
 
 
-def test_item_19_a_run_without_memory_may_be_tried_again(
+def test_a_run_without_memory_may_be_tried_again(
     healthy: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lack(_: object, __: object) -> None:

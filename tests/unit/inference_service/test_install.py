@@ -214,7 +214,7 @@ def test_external_data_may_not_take_the_repository_s_own_names(tmp_path: Path, n
 
 
 @pytest.mark.parametrize("how", ["..", "absolute", "link"])
-def test_item_8_weights_outside_of_the_model_s_folder_are_neither_read_nor_copied(
+def test_weights_outside_of_the_model_s_folder_are_neither_read_nor_copied(
     tmp_path: Path, how: str
 ) -> None:
     folder = tmp_path / "from"
@@ -250,7 +250,7 @@ def test_item_8_weights_outside_of_the_model_s_folder_are_neither_read_nor_copie
         load_model(served.parent, RUNTIME)
 
 
-def test_item_8_a_yaml_that_never_ends_is_refused(tmp_path: Path) -> None:
+def test_a_yaml_that_never_ends_is_refused(tmp_path: Path) -> None:
     path = colour_model(tmp_path / "model.onnx")
     (tmp_path / "model.yaml").symlink_to("/dev/zero")
     with pytest.raises(RepositoryError, match="not a regular file"):

@@ -99,7 +99,7 @@ def test_the_logits_of_a_set(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, [[0, 0, 7], [7, 0, 0]], atol=1e-5)
 
 
-def test_pictures_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+def test_images_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     network = load_model(in_repository(tmp_path), Runtime()).network
     assert isinstance(network, OnnxClassifier)
     (tmp_path / "bad.png").write_text("no picture")

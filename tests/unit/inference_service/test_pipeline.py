@@ -182,7 +182,7 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_large_picture_is_checked_beside_the_loop(pipeline: InferencePipeline) -> None:
+async def test_a_large_image_is_checked_beside_the_loop(pipeline: InferencePipeline) -> None:
     large = picture((0, 255, 0), size=(1000, 1000), kind="BMP")
     answer = await ask(pipeline, large)
     assert answer.results[0].detections[0].class_name == "green"

@@ -49,7 +49,7 @@ def fields(error: SightlineError) -> list[str]:
     return [violation.field for violation in error.violations]
 
 
-def test_a_good_request_becomes_a_question() -> None:
+def test_a_good_request_is_taken_as_it_is() -> None:
     hint = inference_pb2.ModelHint(name="plates", version="2")
     question = check(ask(image(image_id="a"), image(), model=hint), LIMITS)
     digest = hashlib.sha256(RED).digest()
@@ -69,7 +69,7 @@ def test_the_four_types_are_known_by_content(kind: str) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_number_of_pictures(count: int) -> None:
+def test_number_of_images(count: int) -> None:
     error = refusal(ask(*[image()] * count), RequestLimits(max_images=2))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert fields(error) == ["images"]
@@ -190,21 +190,19 @@ def test_sha256_has_32_bytes(size: int) -> None:
         (RED[:30], ImageLimits(), "IMAGE_CORRUPT"),
     ],
 )
-def test_pictures_are_refused_by_their_content(
-    data: bytes, limits: ImageLimits, reason: str
-) -> None:
+def test_images_are_refused_by_their_content(data: bytes, limits: ImageLimits, reason: str) -> None:
     error = refusal(ask(image(data)), RequestLimits(image=limits))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert error.reason == reason
     assert fields(error) == ["images[0].data"]
 
 
-def test_pictures_at_their_bounds_pass() -> None:
+def test_images_at_their_bounds_pass() -> None:
     limits = ImageLimits(max_bytes=len(RED), max_pixels=128 * 128)
     assert check(ask(image()), RequestLimits(image=limits))
 
 
-def test_a_picture_without_a_source_is_empty() -> None:
+def test_a_image_without_a_source_is_empty() -> None:
     assert refusal(ask(inference_pb2.Image(image_id="x"))).reason == "IMAGE_EMPTY"
 
 
@@ -218,7 +216,7 @@ def stored(reference: str) -> ImageContent:
     return ImageContent(data, hashlib.sha256(data).digest())
 
 
-def test_a_reference_is_the_picture_that_it_stands_for() -> None:
+def test_a_reference_is_the_image_that_it_stands_for() -> None:
     there = inference_pb2.Image(reference="red", image_id="a")
     by_reference = check(ask(there), LIMITS, stored)
     by_value = check(ask(image(image_id="a")), LIMITS, stored)
@@ -262,7 +260,7 @@ def test_what_is_lost_alone_is_left_to_the_answer_that_may_be_kept() -> None:
     assert fingerprint(question) == fingerprint(check(ask(image()), LIMITS))
 
 
-def test_a_reference_of_nobody_s_is_another_request_than_any_picture() -> None:
+def test_a_reference_of_nobody_s_is_another_request_than_any_image() -> None:
     forged = inference_pb2.Image(reference="forged", image_id="g")
     question = check(ask(image(), forged), LIMITS, resolve_none)
     again = check(ask(image(), image(image_id="g")), LIMITS)
@@ -277,13 +275,13 @@ def test_only_references_to_nothing_keep_their_code() -> None:
     assert fields(caught.value) == ["images[0].reference", "images[1].reference"]
 
 
-def test_a_store_that_is_down_is_no_picture_s_fault() -> None:
+def test_a_store_that_is_down_is_no_image_s_fault() -> None:
     with pytest.raises(SightlineError) as caught:
         check(ask(image(), inference_pb2.Image(reference="down")), LIMITS, stored)
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
 
 
-def test_one_bad_picture_is_refused_alone() -> None:
+def test_one_bad_image_is_refused_alone() -> None:
     question = check(ask(image(), image(b"no picture", image_id="bad"), image()), LIMITS)
     assert [type(each) for each in question.images] == [CheckedImage, RefusedImage, CheckedImage]
     refused = question.images[1]
@@ -293,13 +291,13 @@ def test_one_bad_picture_is_refused_alone() -> None:
     assert fields(refused.error) == ["images[1].data"]
 
 
-def test_all_pictures_bad_names_every_field() -> None:
+def test_all_images_bad_names_every_field() -> None:
     error = refusal(ask(image(b""), image(sha256=b"x")))
     assert error.reason == "IMAGES_INVALID"
     assert fields(error) == ["images[0].data", "images[1].sha256"]
 
 
-def test_all_pictures_bad_for_one_reason_keeps_it() -> None:
+def test_all_images_bad_for_one_reason_keeps_it() -> None:
     assert refusal(ask(image(b""), image(b""))).reason == "IMAGE_EMPTY"
 
 

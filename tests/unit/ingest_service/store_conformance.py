@@ -369,7 +369,7 @@ class PredictionStoreConformance:
             }
             assert transaction.watermarks([]) == {}
 
-    def test_item_13_what_resends_are_compared_with_is_kept(
+    def test_what_resends_are_compared_with_is_kept(
         self, open_store: Callable[[], PredictionStore]
     ) -> None:
         store = open_store()

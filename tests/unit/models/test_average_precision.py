@@ -49,11 +49,11 @@ def scene(
         pytest.param(scene([A], [(B, 0.9)]), 0.0, id="found elsewhere"),
     ],
 )
-def test_one_picture(case: Scene, expected: float) -> None:
+def test_one_image(case: Scene, expected: float) -> None:
     assert average_precision([case], 0) == pytest.approx(expected)
 
 
-def test_confidence_ranks_across_pictures() -> None:
+def test_confidence_ranks_across_images() -> None:
     """The surest find is wrong: precision at the hits is 1/2 and 2/3, made monotonic 2/3 twice."""
     scenes = [scene([A, B], [(A, 0.8), (B, 0.7)]), scene([], [(A, 0.9)])]
     assert average_precision(scenes, 0) == pytest.approx(2 / 3)
@@ -77,7 +77,7 @@ def test_classes_do_not_mix() -> None:
     assert average_precision([mixed], 1) == 0.0
 
 
-def test_a_class_that_no_picture_holds_has_no_precision() -> None:
+def test_a_class_that_no_image_holds_has_no_precision() -> None:
     assert math.isnan(average_precision([scene([], [(A, 0.9)])], 0))
 
 

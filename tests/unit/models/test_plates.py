@@ -66,7 +66,7 @@ def test_every_class_is_common(plates: list[Plate]) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(320, 240), (640, 480), (200, 300), (120, 120)])
-def test_boxes_lie_inside_the_picture_and_have_an_area(width: int, height: int) -> None:
+def test_boxes_lie_inside_the_image_and_have_an_area(width: int, height: int) -> None:
     for seed in range(60):
         plate = make_plate(seed, width=width, height=height)
         assert plate.image.shape == (height, width, 3)

@@ -150,7 +150,7 @@ def secret(tmp_path: Path) -> Path:
         "n" * 1025,
     ],
 )
-def test_item_8_a_name_that_leaves_the_folder_is_refused(secret: Path, name: str) -> None:
+def test_a_name_that_leaves_the_folder_is_refused(secret: Path, name: str) -> None:
     path = secret.parent / "model" / "model.onnx"
     (path.parent / "below").mkdir()
     created = initializers(str(secret) if name == "ABSOLUTE" else name)
@@ -159,7 +159,7 @@ def test_item_8_a_name_that_leaves_the_folder_is_refused(secret: Path, name: str
 
 
 @pytest.mark.parametrize("where", ["file", "folder", "dangling"])
-def test_item_8_a_link_is_refused(secret: Path, where: str) -> None:
+def test_a_link_is_refused(secret: Path, where: str) -> None:
     folder = secret.parent / "model"
     name = "weights.bin" if where != "folder" else "below/secret.bin"
     if where == "folder":
@@ -172,7 +172,7 @@ def test_item_8_a_link_is_refused(secret: Path, where: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
-def test_item_8_what_is_no_plain_file_is_refused(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_plain_file_is_refused(tmp_path: Path, kind: str) -> None:
     weights = tmp_path / "weights.bin"
     with socket.socket(socket.AF_UNIX) as created:
         if kind == "pipe":
@@ -233,7 +233,7 @@ NESTED |= within_models(OUTSIDE)
 
 
 @pytest.mark.parametrize("how", NESTED)
-def test_item_8_names_are_found_wherever_a_tensor_can_be(tmp_path: Path, how: str) -> None:
+def test_names_are_found_wherever_a_tensor_can_be(tmp_path: Path, how: str) -> None:
     content = NESTED[how].SerializeToString()
     assert find_names(content) == [b"../secret.bin"]
     (tmp_path / "model.onnx").write_bytes(content)
@@ -297,7 +297,7 @@ LOCATION, NAME = field(1, b"location"), field(2, b"../x")
         (field(1, b"offset") + field(2, b"location"), []),
     ],
 )
-def test_item_8_names_are_found_in_any_spelling(entry: bytes, names: list[bytes]) -> None:
+def test_names_are_found_in_any_spelling(entry: bytes, names: list[bytes]) -> None:
     assert find_names(in_model(entry)) == names
     split = field(7, field(1, field(5, field(5, field(13, entry)) + field(5, b"\x70\x01"))))
     assert find_names(split) == names  # protobuf merges the two halves of such a tensor
@@ -315,7 +315,7 @@ def test_names_across_the_windows_of_the_search(before: int) -> None:
     assert find_names(fill + in_model(LOCATION + NAME)) == [b"../x"]
 
 
-def test_item_8_compiled_code_of_a_provider_is_refused(tmp_path: Path) -> None:
+def test_compiled_code_of_a_provider_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("EPContext", [], [], domain="com.microsoft", ep_cache_context="../x")
     (tmp_path / "model.onnx").write_bytes(adds(plain_weights(), node).SerializeToString())
     assert "EPContext" in refused(tmp_path / "model.onnx")
@@ -330,7 +330,7 @@ def test_names_in_the_folder_and_below_are_fine(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
-def test_item_8_a_model_that_is_no_plain_file_is_refused(tmp_path: Path, target: str) -> None:
+def test_a_model_that_is_no_plain_file_is_refused(tmp_path: Path, target: str) -> None:
     if target == "pipe":
         os.mkfifo(tmp_path / "model.onnx")
     else:

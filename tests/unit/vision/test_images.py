@@ -65,7 +65,7 @@ def test_type_and_dimensions_come_from_the_content(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "options"), LOSSLESS.items())
-def test_lossless_pictures_decode_to_the_same_pixels(kind: str, options: dict[str, object]) -> None:
+def test_lossless_images_decode_to_the_same_pixels(kind: str, options: dict[str, object]) -> None:
     decoded = decode_image(encode(pattern(), kind, **options))
     assert decoded.dtype == np.uint8
     assert np.array_equal(decoded, pixels(pattern()))
@@ -115,7 +115,7 @@ def test_cmyk_and_grey_jpegs_become_rgb() -> None:
     assert np.ptp(grey, axis=2).max() == 0
 
 
-def test_the_first_picture_of_an_animation_counts() -> None:
+def test_the_first_image_of_an_animation_counts() -> None:
     second = Image.new("RGB", (48, 32))
     animation = encode(pattern(), "WEBP", lossless=True, save_all=True, append_images=[second])
     assert np.array_equal(decode_image(animation), pixels(pattern()))
@@ -149,7 +149,7 @@ def test_exif_orientation_is_honoured_beyond_jpeg(kind: str) -> None:
     "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"]
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_damaged_exif_does_not_cost_the_picture(kind: str, exif: bytes) -> None:
+def test_damaged_exif_does_not_cost_the_image(kind: str, exif: bytes) -> None:
     data = encode(pattern(), kind, exif=exif)
     assert np.array_equal(decode_image(data), decode_image(encode(pattern(), kind)))
 
@@ -186,7 +186,7 @@ def test_too_many_bytes_are_refused_whatever_they_are() -> None:
         encode(pattern(), "TIFF"),
     ],
 )
-def test_other_content_is_no_picture(data: bytes) -> None:
+def test_other_content_is_no_image(data: bytes) -> None:
     error = refusal(data)
     assert error.reason == "IMAGE_TYPE_UNSUPPORTED"
     assert "JPEG, PNG, WEBP, BMP" in error.message
@@ -223,7 +223,7 @@ def test_a_webp_canvas_beyond_pillows_own_limit_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP"])
-def test_pictures_without_pixels_are_corrupt(kind: str) -> None:
+def test_images_without_pixels_are_corrupt(kind: str) -> None:
     with pytest.raises(ImageError) as caught:
         inspect_image(CLAIMING[kind](0, 5))
     assert caught.value.reason == "IMAGE_CORRUPT"
@@ -231,7 +231,7 @@ def test_pictures_without_pixels_are_corrupt(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
-def test_truncated_pictures_are_corrupt(kind: str, share: float) -> None:
+def test_truncated_images_are_corrupt(kind: str, share: float) -> None:
     data = encode(pattern(200, 150), kind)
     error = refusal(data[: max(int(len(data) * share), 16)])
     assert error.reason == "IMAGE_CORRUPT"
@@ -311,7 +311,7 @@ def test_run_length_coded_bmps_are_refused(compression: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mutated_pictures_decode_or_are_refused_for_a_reason(kind: str) -> None:
+def test_mutated_images_decode_or_are_refused_for_a_reason(kind: str) -> None:
     source, rng = encode(pattern(40, 24), kind), random.Random(7)
     limits, reasons = ImageLimits(max_pixels=100_000), set()
     for _ in range(400):
@@ -346,7 +346,7 @@ def test_limits_that_make_no_sense_are_refused(field: str, value: object) -> Non
         ImageLimits(**{field: value})  # type: ignore[arg-type]
 
 
-def test_memory_that_runs_out_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*_: object) -> None:
         raise MemoryError
 
@@ -360,7 +360,7 @@ def test_sha256_is_the_digest_of_the_bytes() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_large_pictures_are_turned_strip_by_strip(
+def test_large_images_are_turned_strip_by_strip(
     monkeypatch: pytest.MonkeyPatch, orientation: int
 ) -> None:
     """Item 3: with the same pixels as at once."""
@@ -373,7 +373,7 @@ def test_large_pictures_are_turned_strip_by_strip(
     assert np.array_equal(decode_image(data), wanted)
 
 
-def test_what_pillow_holds_is_let_go_once_a_picture_is_decoded() -> None:
+def test_what_pillow_holds_is_let_go_once_a_image_is_decoded() -> None:
     """Item 3: a request keeps its opened pictures until it ends."""
     opened = open_image(encode(pattern(48, 32), "PNG"))
     assert opened.memory >= 3 * 48 * 32

@@ -63,7 +63,7 @@ def test_pixels_of_camera_sizes_are_opencvs(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("view", [np.s_[:, ::-1], np.s_[::-1], np.s_[::2, 3:40], np.s_[..., ::-1]])
-def test_views_are_pictures_too(view: tuple[slice, ...]) -> None:
+def test_views_are_images_too(view: tuple[slice, ...]) -> None:
     image = noise(90, 70)
     image.flags.writeable = False
     ours, _ = letterbox_image(image[view], (64, 64))
@@ -82,7 +82,7 @@ print(letterbox_image(np.full((9, 7, 3), 255, np.uint8), (32, 32))[0].max())
     assert (done.returncode, done.stdout.strip()) == (0, "1.0"), done.stderr
 
 
-def test_opencv_is_imported_with_the_first_picture_only() -> None:
+def test_opencv_is_imported_with_the_first_image_only() -> None:
     check = "import sys, vision; sys.exit('cv2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
@@ -103,7 +103,7 @@ def test_boxes_come_back(
 
 
 @given(sides, sides, grids, grids)
-def test_the_picture_fills_one_side_and_grey_the_rest(
+def test_the_image_fills_one_side_and_grey_the_rest(
     width: int, height: int, rows: int, columns: int
 ) -> None:
     white = np.full((height, width, 3), 255, dtype=np.uint8)
@@ -122,7 +122,7 @@ def test_odd_padding_goes_right_and_down() -> None:
 
 
 @given(sides, sides, grids, grids)
-def test_a_stretched_picture_fills_the_input(
+def test_a_stretched_image_fills_the_input(
     width: int, height: int, rows: int, columns: int
 ) -> None:
     cv2 = pytest.importorskip("cv2")
@@ -134,7 +134,7 @@ def test_a_stretched_picture_fills_the_input(
     assert whole.tolist() == [[0, 0, width, height]]
 
 
-def test_boxes_are_clipped_to_the_picture() -> None:
+def test_boxes_are_clipped_to_the_image() -> None:
     box = Letterbox(scale_x=0.5, scale_y=0.5, pad_x=10, pad_y=0, width=100, height=50)
     boxes = np.array([[0, -5, 500, 500], [10, 0, 60, 25]], dtype=np.float32)
     restored = box.to_original(boxes)
@@ -152,6 +152,6 @@ def test_boxes_are_clipped_to_the_picture() -> None:
         np.zeros((4, 4, 3), np.float32),
     ],
 )
-def test_what_is_no_rgb_picture_is_refused(image: np.ndarray) -> None:
+def test_what_is_no_rgb_image_is_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\]"):
         letterbox_image(image, (64, 64))

@@ -89,7 +89,7 @@ def test_half_precision_models(path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [("n", 3, 32, 48), ("n", 3, "h", "w")])
-def test_any_number_of_pictures_runs(path: Path, shape: tuple[int | str, ...]) -> None:
+def test_any_number_of_images_runs(path: Path, shape: tuple[int | str, ...]) -> None:
     classifier = OnnxClassifier.load(save_classifier(path, shape=shape, declare=False))
     assert (classifier.batch_size, classifier.input_size) == (None, (32, 48))
     pictures = [colour(255, 0, 0), colour(0, 255, 0), colour(0, 0, 255)]

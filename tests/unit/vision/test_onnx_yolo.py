@@ -62,7 +62,7 @@ def test_a_model_says_what_it_is(path: Path) -> None:
     assert detector.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_objects_are_found_in_the_pixels_of_the_picture(path: Path) -> None:
+def test_objects_are_found_in_the_pixels_of_the_image(path: Path) -> None:
     detector = OnnxYolo.load(save_detector(path))
     detector.warm_up()
     detections = detector.detect(flat(204, height=128, width=192))  # twice the size of the input
@@ -105,7 +105,7 @@ def test_half_precision_models_take_and_give_single(path: Path) -> None:
     ("shape", "size"),
     [((1, 3, 64, 96), 1), ((4, 3, 64, 96), 4), (("n", 3, 64, 96), None), ((2, 3, "h", "w"), 2)],
 )
-def test_any_number_of_pictures_runs(
+def test_any_number_of_images_runs(
     path: Path, shape: tuple[int | str, ...], size: int | None
 ) -> None:
     detector = OnnxYolo.load(save_detector(path, shape=shape))
@@ -254,7 +254,7 @@ def test_keypoints_are_not_guessed(
         ({"kpt_shape": "[1, 2]", "kpt_names": "['tip']"}, {"keypoint_names": ["top"]}, ("top",)),
     ],
 )
-def test_keypoints_are_in_the_pixels_of_the_picture(
+def test_keypoints_are_in_the_pixels_of_the_image(
     path: Path, metadata: dict[str, str], options: dict[str, object], names: tuple[str, ...]
 ) -> None:
     output = np.concatenate([YOLOV8, np.array([[30, -7], [10, 99]], np.float32)])
@@ -276,7 +276,7 @@ def test_seventeen_keypoints_of_a_person_have_coco_s_names(path: Path) -> None:
 
 @pytest.mark.parametrize("first", ["rows", "prototypes"])
 @pytest.mark.parametrize("masks", get_args(MaskFormat))
-def test_masks_are_cut_to_boxes_in_the_picture(path: Path, first: str, masks: MaskFormat) -> None:
+def test_masks_are_cut_to_boxes_in_the_image(path: Path, first: str, masks: MaskFormat) -> None:
     rows = np.array([[20, 20, 16, 16, 0.9, 0, 1, 0], [60, 40, 8, 8, 0, 0.5, 0, 1]], np.float32).T
     prototypes = np.ones((2, 16, 24), np.float32)
     prototypes[0, :, :5] = -1  # nothing of the first object left of input column 20
@@ -307,7 +307,7 @@ def drawn(mask: RleMask | PolygonMask, shape: tuple[int, ...]) -> np.ndarray:
     return canvas
 
 
-def test_rotated_boxes_are_regular_and_their_hulls_inside_the_picture(path: Path) -> None:
+def test_rotated_boxes_are_regular_and_their_hulls_inside_the_image(path: Path) -> None:
     output = np.concatenate([YOLOV8, np.array([[3 * np.pi / 4, 0]], np.float32)])
     output[:2, 1] = [94, 40]
     save_detector(path, output=output, metadata={**METADATA, "task": "obb"})

@@ -110,7 +110,7 @@ def test_by_default_levels_lie_in_0_to_1() -> None:
         np.zeros((4, 4, 3), np.float32),
     ],
 )
-def test_what_is_no_rgb_picture_is_refused(image: np.ndarray) -> None:
+def test_what_is_no_rgb_image_is_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\]"):
         preprocess_image(image, Preprocess(), (64, 64))
 

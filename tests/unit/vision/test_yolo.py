@@ -58,7 +58,7 @@ def suppressed(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: 
     return set(kept)
 
 
-def test_boxes_are_mapped_to_the_picture() -> None:
+def test_boxes_are_mapped_to_the_image() -> None:
     box = Letterbox(scale_x=0.5, scale_y=0.5, pad_x=0, pad_y=140, width=1280, height=720)
     output = yolov8([[100, 240, 200, 290]], [[0.1, 0.9, 0.3]])
     detections = decode_yolov8(output, box)
@@ -154,7 +154,7 @@ def test_end_to_end_rows_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("layout", [Layout.RTDETR, Layout.RTDETR_SCORES])
-def test_boxes_of_rtdetr_are_shares_of_the_whole_picture(layout: Layout) -> None:
+def test_boxes_of_rtdetr_are_shares_of_the_whole_image(layout: Layout) -> None:
     box = Letterbox(scale_x=0.5, scale_y=1, pad_x=0, pad_y=0, width=1280, height=640)
     rows = np.zeros((3, ROW[layout]), dtype=np.float32)
     rows[:, :4] = [[0.5, 0.5, 0.25, 0.5], [0.1, 0.1, 0.1, 0.1], [0.9, 0.9, 0.4, 0.4]]

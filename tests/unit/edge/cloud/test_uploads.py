@@ -286,7 +286,7 @@ def test_uploads_are_tried_again_after_a_while(error: SightlineError, seconds: f
 
 
 @pytest.mark.parametrize("code", ["UNAUTHENTICATED", "INVALID_ARGUMENT", "UNAVAILABLE"])
-def test_other_errors_of_an_upload_are_the_questions(code: str) -> None:
+def test_other_errors_of_an_upload_are_those_of_the_request(code: str) -> None:
     refused = Refuse(SightlineError(grpc.StatusCode[code], "NO", "no"))
     with (
         serving(Reply(), uploads=[refused]) as fake,

@@ -66,7 +66,7 @@ def test_the_original_stays_as_it_is_wherever_copies_go(tmp_path: Path) -> None:
     assert saved.read_bytes() != before
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+def test_images_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     paths = [photograph(tmp_path / folder / "part.png") for folder in ("a", "b")]
     copies = Copies(tmp_path / "out", paths)
     saved = [copies.save(path, answer()) for path in paths]
@@ -106,7 +106,7 @@ def test_classes_stand_one_below_the_other(tmp_path: Path) -> None:
     assert second[1] >= first[3]
 
 
-def test_a_label_stays_inside_the_picture(tmp_path: Path) -> None:
+def test_a_label_stays_inside_the_image(tmp_path: Path) -> None:
     path = photograph(tmp_path / "part.png", size=(60, 40))
     found = Detection(3, "a long name of a class", 0.5, Box(50, 0, 60, 10))
     saved = Copies(tmp_path / "out", [path]).save(path, answer(found, size=(60, 40)))

@@ -22,7 +22,7 @@ class Broken:
         raise RuntimeError("the model [at layer 3] ran out of memory")
 
 
-def test_whatever_the_model_raises_is_this_pictures_failure(tmp_path: Path) -> None:
+def test_whatever_the_model_raises_is_this_images_failure(tmp_path: Path) -> None:
     folder = save_pictures(tmp_path / "pictures", "part-1.jpg")
     logger = PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path / "spool")
     policy = Policy(mode=Mode.DEVICE, backoff=lambda _: 0.0)

@@ -85,7 +85,7 @@ def infers(service: FakeInference) -> int:
 
 
 @pytest.mark.parametrize("reply", [Reply(), NOTHING], ids=["scratch", "nothing"])
-def test_item_23_cascade_keeps_the_device_s_answer_and_does_not_ask(
+def test_cascade_keeps_the_device_s_answer_and_does_not_ask(
     reply: Reply, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(reply, models=[listed("scratch", "pit")]) as service:
@@ -100,7 +100,7 @@ def test_item_23_cascade_keeps_the_device_s_answer_and_does_not_ask(
     assert "'car', 'person'" in caplog.text
 
 
-def test_item_23_an_old_server_s_classes_are_held_against_the_device_s_labels() -> None:
+def test_an_old_server_s_classes_are_held_against_the_device_s_labels() -> None:
     old = listed()  # without labels
     with serving(Reply(), models=[old]) as service:
         with new_coordinator(service, Mode.CASCADE) as coordinator:
@@ -111,7 +111,7 @@ def test_item_23_an_old_server_s_classes_are_held_against_the_device_s_labels() 
         assert infers(service) == 1  # then it is known
 
 
-def test_item_23_hedged_waits_for_the_device() -> None:
+def test_hedged_waits_for_the_device() -> None:
     slow = threading.Event()
     detector = Coco()
     with (
@@ -132,7 +132,7 @@ def test_item_23_hedged_waits_for_the_device() -> None:
 
 
 @pytest.mark.parametrize("mode", [Mode.CASCADE, Mode.HEDGED])
-def test_item_23_a_device_that_fails_is_not_replaced_by_another_model(mode: Mode) -> None:
+def test_a_device_that_fails_is_not_replaced_by_another_model(mode: Mode) -> None:
     def fail() -> DetectorResult:
         raise ZeroDivisionError
 
@@ -145,7 +145,7 @@ def test_item_23_a_device_that_fails_is_not_replaced_by_another_model(mode: Mode
     assert caught.value.reason == DIFFER
 
 
-def test_item_23_auto_takes_the_cloud_s_answer_under_its_own_name(
+def test_auto_takes_the_cloud_s_answer_under_its_own_name(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail() -> DetectorResult:
@@ -171,7 +171,7 @@ def test_item_23_auto_takes_the_cloud_s_answer_under_its_own_name(
         (("flaw", "pit", "hole"), {"label_map": {"scratch": "flaw"}}, "flaw"),
     ],
 )
-def test_item_23_the_cloud_s_answer_is_taken_where_labels_fit_or_are_mapped_or_allowed(
+def test_the_cloud_s_answer_is_taken_where_labels_fit_or_are_mapped_or_allowed(
     labels: tuple[str, ...], options: dict[str, Any], name: str
 ) -> None:
     with (
@@ -194,7 +194,7 @@ def test_a_renamed_class_keeps_everything_else() -> None:
     assert result.detections == (Detection(3, "flaw", 0.5, Box(1, 2, 3, 4), 7, **parts),)
 
 
-def test_item_23_a_model_that_becomes_the_default_meanwhile_is_noticed() -> None:
+def test_a_model_that_becomes_the_default_meanwhile_is_noticed() -> None:
     dog = scratch()
     dog.detections[0].class_name = "dog"
     with (
@@ -208,7 +208,7 @@ def test_item_23_a_model_that_becomes_the_default_meanwhile_is_noticed() -> None
         assert coordinator.breaker.value == "closed"
 
 
-def test_item_23_labels_that_are_put_right_are_noticed_after_a_while() -> None:
+def test_labels_that_are_put_right_are_noticed_after_a_while() -> None:
     clock = [0.0]
     models = [[_info("scratch")], [_info("person", "car")]]
     rule = LabelRule(lambda: frozenset(COCO), {})

@@ -438,7 +438,7 @@ def test_a_disk_that_fails_at_the_start_does_not_keep_the_node_from_starting(
         assert log.stats().spooled == 1
 
 
-def test_item_21_flush_says_false_for_what_the_disk_did_not_take(
+def test_flush_says_false_for_what_the_disk_did_not_take(
     tmp_path: Path, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -462,7 +462,7 @@ def test_item_21_flush_says_false_for_what_the_disk_did_not_take(
     assert ingest.images() == ["0", "2"]
 
 
-def test_item_21_close_says_false_for_what_was_dropped(
+def test_close_says_false_for_what_was_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

@@ -83,7 +83,7 @@ def test_supervision_without_what_a_detection_needs(missing: str) -> None:
         from_supervision(theirs, "i", "m")
 
 
-def test_supervision_alone_does_not_name_its_picture(tmp_path: Path) -> None:
+def test_supervision_alone_does_not_name_its_image(tmp_path: Path) -> None:
     with (
         PredictionLogger("127.0.0.1:1", device_id="gate-1", spool_dir=tmp_path) as log,
         pytest.raises(TypeError, match=r"convert them with sightline\.from_supervision"),

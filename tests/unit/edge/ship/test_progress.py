@@ -64,7 +64,7 @@ def test_the_lost_are_counted_by_reason() -> None:
     assert progress.dropped == {"spool_age": 4, "unreadable": 1}
 
 
-def test_item_21_what_is_lost_is_known_by_its_ordinal() -> None:
+def test_what_is_lost_is_known_by_its_ordinal() -> None:
     progress = Progress()
     assert not progress.has_lost(0, 100)
     progress.lost(lost(5, 7))
@@ -74,7 +74,7 @@ def test_item_21_what_is_lost_is_known_by_its_ordinal() -> None:
     assert [progress.has_lost(0, through) for through in (4, 5, 7)] == [False, True, True]
 
 
-def test_item_21_so_is_what_was_lost_long_ago() -> None:
+def test_so_is_what_was_lost_long_ago() -> None:
     progress = Progress()
     for number in range(1000):
         progress.lost(lost(3 * number + 1, 3 * number + 1))

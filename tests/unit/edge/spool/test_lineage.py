@@ -266,7 +266,7 @@ MOVES = tuple(f"{kind}{side}" for kind in ("log", "step", "open", "save", "put")
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_item_12_every_short_history_of_two_copies(prefix: str) -> None:
+def test_every_short_history_of_two_copies(prefix: str) -> None:
     for moves in itertools.product(MOVES, repeat=4):
         model = Model()
         for what in (*prefix.split(), *moves):
@@ -277,7 +277,7 @@ def test_item_12_every_short_history_of_two_copies(prefix: str) -> None:
             raise AssertionError(f"{prefix} {' '.join(moves)}: {error}") from error
 
 
-def test_item_12_long_histories_of_two_copies() -> None:
+def test_long_histories_of_two_copies() -> None:
     for seed in range(3000):
         chance, model = random.Random(seed), Model()
         moves = [chance.choice(MOVES) for _ in range(chance.randint(5, 60))]

@@ -122,7 +122,7 @@ def older_database(path: Path, *untils: float) -> None:
 
 
 @pytest.mark.parametrize("ahead", [-1e6, 0.0, 86_400.0 * 60])
-def test_item_18_outcomes_of_an_older_database_outlive_a_start_with_a_wrong_clock(
+def test_outcomes_of_an_older_database_outlive_a_start_with_a_wrong_clock(
     path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
     now = time.time()
@@ -134,7 +134,7 @@ def test_item_18_outcomes_of_an_older_database_outlive_a_start_with_a_wrong_cloc
         assert claim(store, b"b", key=numbered(1), now=begun) is not None
 
 
-def test_item_18_a_clock_that_is_set_moves_the_store_s_clock_by_nothing(
+def test_a_clock_that_is_set_moves_the_store_s_clock_by_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(SqliteStore(str(path))) as store:

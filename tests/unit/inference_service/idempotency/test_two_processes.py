@@ -202,7 +202,7 @@ class LostClaim:
         self.work.go.set()
 
 
-async def test_item_17_a_lost_lease_gives_all_its_callers_the_other_s_answer(
+async def test_a_lost_lease_gives_all_its_callers_the_other_s_answer(
     first_process: ClaimProcess, second_process: ClaimProcess
 ) -> None:
     lost = LostClaim(first_process, second_process, b"one")
@@ -224,7 +224,7 @@ async def test_item_17_a_lost_lease_gives_all_its_callers_the_other_s_answer(
     ],
 )
 @pytest.mark.parametrize("keep", [True, False])
-async def test_item_17_whatever_a_lost_lease_ends_with_is_no_answer(
+async def test_whatever_a_lost_lease_ends_with_is_no_answer(
     first_process: ClaimProcess,
     second_process: ClaimProcess,
     end: bytes | BaseException,
@@ -237,7 +237,7 @@ async def test_item_17_whatever_a_lost_lease_ends_with_is_no_answer(
     assert await lost.successor == CallResponse(b"two", replayed=False)
 
 
-async def test_item_17_a_failure_that_may_pass_stays_a_failure(
+async def test_a_failure_that_may_pass_stays_a_failure(
     first_process: ClaimProcess, second_process: ClaimProcess
 ) -> None:
     failure = SightlineError(grpc.StatusCode.UNAVAILABLE, "X", "x")
@@ -249,7 +249,7 @@ async def test_item_17_a_failure_that_may_pass_stays_a_failure(
 
 
 @pytest.mark.parametrize("heir_keeps", [True, False])
-async def test_item_17_a_lost_lease_without_an_heir_s_answer_is_aborted(
+async def test_a_lost_lease_without_an_heir_s_answer_is_aborted(
     first_process: ClaimProcess, second_process: ClaimProcess, heir_keeps: bool
 ) -> None:
     lost = LostClaim(first_process, second_process, b"one")
@@ -265,7 +265,7 @@ async def test_item_17_a_lost_lease_without_an_heir_s_answer_is_aborted(
     )
 
 
-async def test_item_17_without_the_store_a_lost_lease_is_no_answer(
+async def test_without_the_store_a_lost_lease_is_no_answer(
     first_process: ClaimProcess, third: SqliteStore
 ) -> None:
     work = CountedWork(b"one", go=False)
@@ -278,7 +278,7 @@ async def test_item_17_without_the_store_a_lost_lease_is_no_answer(
         assert (await refusal(zombie)).reason == "IDEMPOTENCY_STORE_UNAVAILABLE"
 
 
-async def test_item_17_an_answer_within_its_lease_needs_no_record(
+async def test_an_answer_within_its_lease_needs_no_record(
     first_process: ClaimProcess, third: SqliteStore
 ) -> None:
     work = CountedWork(b"one", go=False)
@@ -291,7 +291,7 @@ async def test_item_17_an_answer_within_its_lease_needs_no_record(
 
 
 @pytest.mark.parametrize("owner_s", [-7200.0, 7200.0, 1e9])
-async def test_item_18_a_lease_lasts_as_long_whatever_the_owner_s_clock_says(
+async def test_a_lease_lasts_as_long_whatever_the_owner_s_clock_says(
     first_process: ClaimProcess, third: SqliteStore, owner_s: float
 ) -> None:
     now = time.time() + owner_s
@@ -302,7 +302,7 @@ async def test_item_18_a_lease_lasts_as_long_whatever_the_owner_s_clock_says(
     assert 0.9 * LEASE < asyncio.get_running_loop().time() - before < LEASE + 1.0
 
 
-async def test_item_18_a_lease_is_watched_before_anybody_wants_its_key(
+async def test_a_lease_is_watched_before_anybody_wants_its_key(
     first_process: ClaimProcess, third: SqliteStore
 ) -> None:
     third.claim(KEY, fingerprint=PRINT, owner=b"dead", now=0, until=9e9)

@@ -172,7 +172,7 @@ async def test_rows_that_fit_into_one_run_are_run_together(
         assert np.array_equal(actual, expected)
 
 
-async def test_pictures_are_prepared_by_the_models_own_rules(
+async def test_images_are_prepared_by_the_models_own_rules(
     inference: Inference, single: Model, path: Path
 ) -> None:
     request = encoded(RED, BLUE)
@@ -186,7 +186,7 @@ async def test_pictures_are_prepared_by_the_models_own_rules(
     assert np.array_equal(actual, np.concatenate(expected))
 
 
-async def test_one_picture_that_cannot_be_decoded_fails_the_request(inference: Inference) -> None:
+async def test_one_image_that_cannot_be_decoded_fails_the_request(inference: Inference) -> None:
     error = await refusal(inference, encoded(RED, corrupt()))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_CORRUPT")
     fields = [violation.field for violation in error.violations]
@@ -200,7 +200,7 @@ async def test_a_large_request_is_read_beside_the_loop(inference: Inference) -> 
     assert (await refusal(inference, encoded(large + bytes(10**7)))).reason == "IMAGE_TOO_LARGE"
 
 
-async def test_the_limits_of_pictures_are_the_servers_own(
+async def test_the_limits_of_images_are_the_servers_own(
     inference: Inference, pipeline: InferencePipeline
 ) -> None:
     pipeline.limits = RequestLimits(image=ImageLimits(max_bytes=20 * 2**20))

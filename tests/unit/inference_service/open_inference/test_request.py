@@ -109,7 +109,7 @@ def test_numbers_that_are_none_are_the_callers_business(model: Model) -> None:
 
 @pytest.mark.parametrize("name", ["image", "images"])
 @pytest.mark.parametrize("shape", [[2], [2, 1]])
-def test_pictures(model: Model, name: str, shape: list[int]) -> None:
+def test_images(model: Model, name: str, shape: list[int]) -> None:
     for make, field in (
         (encoded, "inputs[0].contents.bytes_contents"),
         (raw_encoded, "raw_input_contents[0]"),
@@ -293,7 +293,7 @@ def test_there_are_no_typed_numbers_of_half_precision(half: Model) -> None:
         ),
     ],
 )
-def test_pictures_that_are_refused(model: Model, change: Change, field: str, rule: str) -> None:
+def test_images_that_are_refused(model: Model, change: Change, field: str, rule: str) -> None:
     request = encoded(RED, BLUE)
     change(request)
     refusal(request, model, field, rule)
@@ -309,7 +309,7 @@ def test_pictures_that_are_refused(model: Model, change: Change, field: str, rul
     ],
     ids=["empty", "type", "bytes", "bomb"],
 )
-def test_a_picture_that_is_refused_undecoded(model: Model, data: bytes, reason: str) -> None:
+def test_a_image_that_is_refused_undecoded(model: Model, data: bytes, reason: str) -> None:
     for make, field in (
         (encoded, "inputs[0].contents.bytes_contents[1]"),
         (raw_encoded, "raw_input_contents[0][1]"),

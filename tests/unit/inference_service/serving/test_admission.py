@@ -291,7 +291,7 @@ def test_a_busy_worker_means_the_rest_of_its_run() -> None:
     assert offer(admission, deadline=4.1, on=lane(2.0), now=0.5)
 
 
-def test_a_request_of_many_pictures_needs_more_time() -> None:
+def test_a_request_of_many_images_needs_more_time() -> None:
     on = lane(1.0)
     admission = busy_with(on)
     # Two rounds before the last pictures, which may take long.

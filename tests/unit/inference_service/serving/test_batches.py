@@ -111,9 +111,7 @@ async def test_what_fails_a_batch_fails_alone(workers: Workers, model: Doubler) 
     await first
 
 
-async def test_item_19_a_batch_without_memory_is_run_one_by_one(
-    workers: Workers, model: Doubler
-) -> None:
+async def test_a_batch_without_memory_is_run_one_by_one(workers: Workers, model: Doubler) -> None:
     model.lacks_memory_on = 2.0
     first = await busy(workers, model)
     calls = [asyncio.create_task(workers.run([Number(n)], model, soon())) for n in (1, 2, 3)]
@@ -141,7 +139,7 @@ async def test_and_no_longer_than_it_is_told_to(workers: Workers) -> None:
     assert 0.02 <= ran.waited < 5
 
 
-async def test_pictures_of_callers_are_prepared_in_turn(heard: Heard, model: Doubler) -> None:
+async def test_images_of_callers_are_prepared_in_turn(heard: Heard, model: Doubler) -> None:
     workers = Workers(Admission(workers=2, queue_size=64), heard)
     threads = cpus()
     go, order = threading.Semaphore(0), list[str]()

@@ -118,7 +118,7 @@ def test_a_caller_with_a_new_identity_for_each_call_shuts_nobody_out() -> None:
     assert world.outcomes["good"].ratio >= 0.9  # its first call is one of a stranger, too
 
 
-def test_large_pictures_of_one_caller_do_not_make_another_one_s_late() -> None:
+def test_large_images_of_one_caller_do_not_make_another_one_s_late() -> None:
     """Item 5, under load: what a picture costs is known by its size."""
     world = FloodWorld({"model": 0.025})
     world.warm_up()

@@ -44,7 +44,7 @@ def test_pixels_are_held_within_the_block_only() -> None:
     assert budget.reserved == 0
 
 
-def test_a_picture_waits_for_the_one_before_it() -> None:
+def test_a_image_waits_for_the_one_before_it() -> None:
     budget = PixelBudget(LIMIT)
     with budget.for_call()(1000):
         waiting = reserving(budget, 1000)
@@ -55,13 +55,13 @@ def test_a_picture_waits_for_the_one_before_it() -> None:
     assert budget.reserved == 0
 
 
-def test_one_picture_is_decoded_however_large_it_is() -> None:
+def test_one_image_is_decoded_however_large_it_is() -> None:
     budget = PixelBudget(LIMIT)
     with budget.for_call()(10 * LIMIT):
         assert budget.reserved == 10 * LIMIT
 
 
-def test_a_small_picture_does_not_wait_for_a_large_one() -> None:
+def test_a_small_image_does_not_wait_for_a_large_one() -> None:
     budget = PixelBudget(LIMIT)
     with budget.for_call()(10 * LIMIT), budget.for_call()(SMALL):
         assert budget.reserved == 10 * LIMIT + SMALL
@@ -89,7 +89,7 @@ def test_requests_in_flight_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
         assert second.wait(10)
 
 
-def test_large_pictures_are_not_passed_for_ever() -> None:
+def test_large_images_are_not_passed_for_ever() -> None:
     budget = PixelBudget(LIMIT)
     order: list[int] = []
 

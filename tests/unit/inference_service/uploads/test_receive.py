@@ -118,7 +118,7 @@ async def test_what_was_received_can_be_fetched(uploads: Uploads, clock: UploadC
         uploads.fetch(OWNER, uploaded.reference)
 
 
-async def test_a_fetched_picture_needs_room(uploads: Uploads) -> None:
+async def test_a_fetched_image_needs_room(uploads: Uploads) -> None:
     uploaded = await uploads.receive(ANONYMOUS, messages(WHOLE))
     async with MemoryBudget(BudgetBounds(len(RED) + 10, 10)).reservation("flow"):
         uploads.fetch(OWNER, uploaded.reference)

@@ -115,7 +115,7 @@ def test_a_quota_of_bytes(store: UploadStore) -> None:
     put(store, content(500), "b", now=HOUR)
 
 
-def test_a_quota_of_pictures(store: UploadStore) -> None:
+def test_a_quota_of_images(store: UploadStore) -> None:
     for number in range(3):
         put(store, content(1, str(number)), now=float(number))
     error = refused(store, content(1), now=10.0)
@@ -387,7 +387,7 @@ def test_the_folder_is_for_the_process_s_owner_only(store: UploadStore, folder: 
     assert (folder / claim.sha256.hex()).stat().st_mode & 0o777 == 0o600
 
 
-def test_item_18_an_upload_from_a_clock_that_was_ahead_takes_no_quota_until_then(
+def test_an_upload_from_a_clock_that_was_ahead_takes_no_quota_until_then(
     store: UploadStore,
 ) -> None:
     for number in range(3):

@@ -37,7 +37,7 @@ def reasons(
 
 
 @pytest.mark.parametrize("behind", [timedelta(days=2), timedelta(days=20_000)])
-def test_item_16_a_server_whose_clock_is_behind_takes_what_the_device_s_bears_out(
+def test_a_server_whose_clock_is_behind_takes_what_the_device_s_bears_out(
     behind: timedelta,
 ) -> None:
     assert reasons(NOW, now=NOW - behind, device_time=NOW + SECOND) == [None]

@@ -66,7 +66,7 @@ def others(first: int, last: int) -> Parts:
     return [prediction(n, image_id=f"other-{n}") for n in range(first, last + 1)]
 
 
-def test_item_13_a_resend_that_passes_the_watermark_with_other_bytes_is_refused() -> None:
+def test_a_resend_that_passes_the_watermark_with_other_bytes_is_refused() -> None:
     model = SpoolModel()
     assert model.result(*predictions(1, 5)) == 0
     assert model.result(*predictions(3, 5)) == 3, "the same is a duplicate"
@@ -75,21 +75,21 @@ def test_item_13_a_resend_that_passes_the_watermark_with_other_bytes_is_refused(
     assert model.images == [f"image-{n}" for n in range(1, 7)]
 
 
-def test_item_13_a_logger_that_restarts_at_1_is_refused_at_once() -> None:
+def test_a_logger_that_restarts_at_1_is_refused_at_once() -> None:
     model = SpoolModel()
     model.result(*predictions(1, 500))
     assert model.result(*others(1, 20)) == "content 1"
     assert model.result(*predictions(1, 20)) == 20
 
 
-def test_item_13_what_lies_between_the_first_and_the_last_cannot_be_compared() -> None:
+def test_what_lies_between_the_first_and_the_last_cannot_be_compared() -> None:
     """This limit is documented."""
     model = SpoolModel()
     model.result(*predictions(1, 50))
     assert model.result(*others(10, 20)) == 11
 
 
-def test_item_13_what_a_gap_covers_has_no_content() -> None:
+def test_what_a_gap_covers_has_no_content() -> None:
     model = SpoolModel()
     model.result(gap(1, 3), *predictions(4, 5), gap(6, 9))
     assert model.watermark.first_digest is None
@@ -97,7 +97,7 @@ def test_item_13_what_a_gap_covers_has_no_content() -> None:
     assert model.result(*others(1, 9)) == 9
 
 
-def test_item_13_the_content_is_compared_within_a_group_too() -> None:
+def test_the_content_is_compared_within_a_group_too() -> None:
     model = SpoolModel()
     first, second, third = model.take(
         message(*predictions(1, 4)),
@@ -110,7 +110,7 @@ def test_item_13_the_content_is_compared_within_a_group_too() -> None:
     assert (third.accepted, third.duplicates) == (1, 1)
 
 
-def test_item_13_nothing_of_the_stream_is_stored_after_a_conflict() -> None:
+def test_nothing_of_the_stream_is_stored_after_a_conflict() -> None:
     model = SpoolModel()
     model.result(*predictions(1, 4))
     refused, after = model.take(message(*others(4, 6)), message(*predictions(5, 6), first=False))
@@ -121,7 +121,7 @@ def test_item_13_nothing_of_the_stream_is_stored_after_a_conflict() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
-def test_item_13_resends_in_other_batches_are_the_same(size: int) -> None:
+def test_resends_in_other_batches_are_the_same(size: int) -> None:
     chance, model, every = random.Random(size), SpoolModel(), predictions(1, 100)
     while model.watermark.through < 100:
         start = chance.randint(max(0, model.watermark.through - 10), model.watermark.through)
@@ -129,7 +129,7 @@ def test_item_13_resends_in_other_batches_are_the_same(size: int) -> None:
     assert model.images == [f"image-{n}" for n in range(1, 101)]
 
 
-def test_item_12_one_opening_after_the_other_is_no_conflict() -> None:
+def test_one_opening_after_the_other_is_no_conflict() -> None:
     model = SpoolModel()
     assert model.result(*predictions(1, 3), generation=ONE) == 0
     assert model.result(*predictions(2, 5), generation=ONE) == 2
@@ -165,7 +165,7 @@ def two_openings(model: SpoolModel) -> None:
         case("and below", two_openings, others(4, 9), TWO, 4),
     ],
 )
-def test_item_12_what_another_opening_has_used_is_refused(
+def test_what_another_opening_has_used_is_refused(
     before: Callable[[SpoolModel], Any], parts: Parts, generation: str, at: int
 ) -> None:
     model = SpoolModel()
@@ -175,7 +175,7 @@ def test_item_12_what_another_opening_has_used_is_refused(
     assert model.images == stored
 
 
-def test_item_12_what_named_no_generation_belongs_to_nobody() -> None:
+def test_what_named_no_generation_belongs_to_nobody() -> None:
     """For example from an older node, or committed before the server kept generations."""
     model = SpoolModel()
     model.result(*predictions(1, 5))
@@ -188,7 +188,7 @@ def test_item_12_what_named_no_generation_belongs_to_nobody() -> None:
     )
 
 
-def test_item_12_a_bounded_number_of_generations_is_kept() -> None:
+def test_a_bounded_number_of_generations_is_kept() -> None:
     model = SpoolModel()
     names = [str(uuid.UUID(int=number + 1)) for number in range(MAX_GENERATIONS + 5)]
     for number, name in enumerate(names, 1):

@@ -78,7 +78,7 @@ def run(*flags: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_item_16_readmit_puts_each_back_once_and_whole(rejected: Path, tmp_path: Path) -> None:
+def test_readmit_puts_each_back_once_and_whole(rejected: Path, tmp_path: Path) -> None:
     flags = ("--database", str(rejected))
     counted = run(*flags, "--dry-run")
     lags = {"gate-1": [-432_006.0, -432_001.0]}  # received five days before they were captured

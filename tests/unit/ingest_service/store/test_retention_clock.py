@@ -164,7 +164,7 @@ def restarted(path: Path, received: datetime) -> DuckDBStore:
     return DuckDBStore(path)
 
 
-def test_item_15_one_start_with_the_clock_60_days_ahead_deletes_nothing(
+def test_one_start_with_the_clock_60_days_ahead_deletes_nothing(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = datetime.now(UTC)
@@ -187,7 +187,7 @@ def test_item_15_one_start_with_the_clock_60_days_ahead_deletes_nothing(
     store.close()
 
 
-def test_item_15_a_jump_while_the_service_runs_deletes_nothing(path: Path) -> None:
+def test_a_jump_while_the_service_runs_deletes_nothing(path: Path) -> None:
     real, ahead = datetime.now(UTC), [timedelta()]
     store = DuckDBStore(path)
     fill(store, real)
@@ -198,7 +198,7 @@ def test_item_15_a_jump_while_the_service_runs_deletes_nothing(path: Path) -> No
     store.close()
 
 
-def test_item_15_a_store_that_was_off_for_60_days_waits_for_an_operator(
+def test_a_store_that_was_off_for_60_days_waits_for_an_operator(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = datetime.now(UTC)
@@ -214,7 +214,7 @@ def test_item_15_a_store_that_was_off_for_60_days_waits_for_an_operator(
     store.close()
 
 
-def test_item_15_a_file_that_was_never_kept_goes_by_its_last_commit(path: Path) -> None:
+def test_a_file_that_was_never_kept_goes_by_its_last_commit(path: Path) -> None:
     real = datetime.now(UTC)
     with contextlib.closing(DuckDBStore(path)) as store:
         fill(store, real)

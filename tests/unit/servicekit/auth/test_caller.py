@@ -80,7 +80,7 @@ def test_fair_sharing_tells_callers_without_a_credential_apart_by_connection() -
     assert known.flow == known.identity
 
 
-def test_10_administrators_are_named_or_on_this_machine_where_nobody_needs_a_credential() -> None:
+def test_administrators_are_named_or_on_this_machine_where_nobody_needs_a_credential() -> None:
     assert Scope.ADMIN not in ALL_SCOPES, "or every certificate would have it"
     assert Scope.ADMIN in anonymous("ipv4:127.0.0.1:1").scopes
     assert Scope.ADMIN not in anonymous("ipv4:10.0.0.7:1").scopes

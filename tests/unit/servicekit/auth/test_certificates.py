@@ -40,13 +40,13 @@ def test_the_common_name_comes_before_a_uri_as_it_always_did() -> None:
 
 
 @pytest.mark.parametrize("uri", [SPIFFE, "urn:uuid:123e4567-e89b-42d3-a456-426614174000"])
-def test_item_7_a_uri_names_a_certificate_without_dns_name_and_common_name(uri: str) -> None:
+def test_a_uri_names_a_certificate_without_dns_name_and_common_name(uri: str) -> None:
     found = caller(names=[URI(uri), EMAIL("a@b.example")])
     assert found.name == uri
     assert found.devices == Devices.only(uri)
 
 
-def test_item_7_certificates_with_different_uris_are_different_callers() -> None:
+def test_certificates_with_different_uris_are_different_callers() -> None:
     first, second = (caller(names=[URI(f"spiffe://fleet/{name}")]) for name in ("a", "b"))
     assert first.identity != second.identity
 
@@ -64,7 +64,7 @@ def test_a_wildcard_certificate_is_no_pattern() -> None:
     assert not found.devices.everything
 
 
-def test_item_7_a_certificate_without_a_name_is_nobody() -> None:
+def test_a_certificate_without_a_name_is_nobody() -> None:
     assert "it has none" in refused(names=[EMAIL("a@b.example")])
     assert "it has none" in refused()
     with pytest.raises(SightlineError, match="cannot be read"):
@@ -89,13 +89,13 @@ def test_item_7_a_certificate_without_a_name_is_nobody() -> None:
         "ü" * 129,
     ],
 )
-def test_item_7_a_malformed_common_name_is_nobody(name: str) -> None:
+def test_a_malformed_common_name_is_nobody(name: str) -> None:
     assert "common name must be 1 to 256 bytes" in refused(name)
     assert "common name" in refused(name, names=[URI(SPIFFE)])  # which is not passed over
 
 
 @pytest.mark.parametrize("name", ["", "gate-1\0.evil", "gate-1 ", "g" * 257])
-def test_item_7_a_malformed_dns_name_is_nobody(name: str) -> None:
+def test_a_malformed_dns_name_is_nobody(name: str) -> None:
     assert "DNS name" in refused("gate-1", names=[DNS(name)])
 
 
@@ -103,11 +103,11 @@ def test_item_7_a_malformed_dns_name_is_nobody(name: str) -> None:
     "uri",
     ["", "gate-1", "spiffe:", "spiffe://", "spiffe:///gate-1", f"{SPIFFE}\0x", f"{SPIFFE} x"],
 )
-def test_item_7_a_malformed_uri_is_nobody(uri: str) -> None:
+def test_a_malformed_uri_is_nobody(uri: str) -> None:
     assert "URI" in refused(names=[URI(uri)])
 
 
-def test_item_7_of_several_uris_none_counts() -> None:
+def test_of_several_uris_none_counts() -> None:
     assert "it has 2 URIs" in refused(names=[URI(SPIFFE), URI("spiffe://fleet.example/gate-2")])
 
 
@@ -116,7 +116,7 @@ def test_names_of_other_alphabets_are_names() -> None:
         assert caller(name).name == name
 
 
-def test_item_7_bytes_that_are_no_text_are_nobody() -> None:
+def test_bytes_that_are_no_text_are_nobody() -> None:
     pem, _ = AUTHORITY.issue("gate-1")
     der = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
     assert der.count(b"gate-1") == 1

@@ -131,7 +131,7 @@ def passed(limits: CallerLimits, size: int, now: float) -> float:
     return now
 
 
-def test_1_rooms_a_call_counts_when_it_begins() -> None:
+def test_a_call_counts_when_it_begins() -> None:
     limits = CallerLimits(1, 1, 0, of_methods((INFER, 0.5, 1)))
     limits.charge_call(A, 0.0, INFER)  # and no message of it ever comes
     with pytest.raises(SightlineError) as caught:

@@ -214,7 +214,7 @@ async def test_nobody_waits_for_ever() -> None:
     assert pool.held == 0
 
 
-async def test_1_rooms_a_sender_that_stalls_makes_room_while_others_wait() -> None:
+async def test_a_sender_that_stalls_makes_room_while_others_wait() -> None:
     pool = pool_of(100, 100, 5)
     slow = asyncio.create_task(stall(pool))
     await until(lambda: pool.held == 100)
@@ -226,7 +226,7 @@ async def test_1_rooms_a_sender_that_stalls_makes_room_while_others_wait() -> No
     await until(lambda: pool.held == 0)
 
 
-async def test_1_rooms_a_sender_that_stalls_is_ended_also_if_nobody_waits() -> None:
+async def test_a_sender_that_stalls_is_ended_also_if_nobody_waits() -> None:
     pool = pool_of(100, 50, receive_seconds=0.05)
     with pytest.raises(SightlineError) as caught:
         await stall(pool)
@@ -253,7 +253,7 @@ async def test_a_pause_of_this_process_is_no_fault_of_the_sender_s() -> None:
         assert await reading == b"x"
 
 
-async def test_1_rooms_a_newcomer_finds_room_beside_a_flow_that_stalls_as_often_as_it_can() -> None:
+async def test_a_newcomer_finds_room_beside_a_flow_that_stalls_as_often_as_it_can() -> None:
     pool = pool_of(100, 10, 5)
     flood = [asyncio.create_task(stall(pool, "flood")) for _ in range(50)]
     await until(lambda: pool.waiting > 0)
@@ -342,7 +342,7 @@ async def test_a_call_that_is_cancelled_while_it_is_given_up_stays_cancelled() -
     await until(lambda: pool.held == 0)
 
 
-async def test_2_streams_are_capped_by_flow() -> None:
+async def test_streams_are_capped_by_flow() -> None:
     pool = pool_of(100, 10, streams=2)
     async with pool.reservation("a"), pool.reservation("a"), pool.reservation("b"):
         with pytest.raises(SightlineError) as caught:
@@ -438,7 +438,7 @@ async def test_requests_of_every_kind_reach_their_handlers(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_1_rooms_a_request_that_never_comes_is_ended(kind: str) -> None:
+async def test_a_request_that_never_comes_is_ended(kind: str) -> None:
     pool = pool_of(100, 100, receive_seconds=0.05)
     async with (
         serving(nothing, [guarded(pool)]) as address,
@@ -485,7 +485,7 @@ class Sender:
         return grpc.aio.EOF if self.left < 0 else Tracked(b"message")  # type: ignore[attr-defined]
 
 
-async def test_2_streams_nothing_keeps_a_message_while_the_next_is_waited_for() -> None:
+async def test_nothing_keeps_a_message_while_the_next_is_waited_for() -> None:
     async def handle(requests: AsyncIterator[bytes], _context: Context) -> bytes:
         async for request in requests:
             assert Tracked.alive == 1
@@ -510,7 +510,7 @@ def two_pools() -> MemoryBudgets:
     )
 
 
-async def test_1_rooms_what_only_asks_never_waits_behind_uploads() -> None:
+async def test_what_only_asks_never_waits_behind_uploads() -> None:
     budgets = two_pools()
     budget_for: BudgetFor = budgets.of
     interceptor = GuardInterceptor([ECHO], [report_errors], None, budget_for)
@@ -533,7 +533,7 @@ async def test_1_rooms_what_only_asks_never_waits_behind_uploads() -> None:
     assert f"must be at most {SMALL_BYTES} bytes (got {SMALL_BYTES + 1})" in error.message
 
 
-async def test_1_rooms_health_and_reflection_are_bounded_as_well() -> None:
+async def test_health_and_reflection_are_bounded_as_well() -> None:
     budgets = MemoryBudgets(BudgetBounds(1000, 100, receive_seconds=0.05), ())
     interceptor = GuardInterceptor(["another.Service"], [], None, budgets.of)
     async with (

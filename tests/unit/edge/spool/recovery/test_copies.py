@@ -146,7 +146,7 @@ def test_a_copy_that_cannot_be_parted_yet_does_not_go_on_as_it_is(copy: Path) ->
 
 
 @pytest.mark.parametrize("change", [{"machine": "another"}, {"device": 99}])
-def test_item_12_the_same_inode_elsewhere_is_a_copy(
+def test_the_same_inode_elsewhere_is_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(superblocks, "location_of", lambda _: FileLocation(7, 7, "machine"))
@@ -165,7 +165,7 @@ def test_item_12_the_same_inode_elsewhere_is_a_copy(
     assert len(fork_directories(original)) == 1
 
 
-def test_item_12_a_note_of_an_earlier_version_says_no_more_than_the_inode(original: Path) -> None:
+def test_a_note_of_an_earlier_version_says_no_more_than_the_inode(original: Path) -> None:
     superblock = SuperblockFile(original).read()
     assert superblock is not None
     assert superblocks.location_of(original / "spool.db") == superblock.location
@@ -174,7 +174,7 @@ def test_item_12_a_note_of_an_earlier_version_says_no_more_than_the_inode(origin
     )
 
 
-def test_item_12_openings_beyond_what_a_lineage_names_are_parted(tmp_path: Path) -> None:
+def test_openings_beyond_what_a_lineage_names_are_parted(tmp_path: Path) -> None:
     names = set()
     for number in range(2 * MAX_OPENINGS):
         with opened(tmp_path / "spool") as spool:

@@ -69,7 +69,7 @@ def refused(work: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("harm", [delete, rename, rename_folder, replace, overwrite, empty])
-def test_11_nothing_is_committed_or_read_once_the_database_is_not_there(
+def test_nothing_is_committed_or_read_once_the_database_is_not_there(
     store: DuckDBStore, path: Path, harm: Callable[[Path], None]
 ) -> None:
     harm(path)
@@ -81,7 +81,7 @@ def test_11_nothing_is_committed_or_read_once_the_database_is_not_there(
 
 
 @pytest.mark.parametrize("harm", [delete, rename_folder, replace, overwrite])
-def test_11_a_commit_during_which_the_database_goes_is_not_confirmed(
+def test_a_commit_during_which_the_database_goes_is_not_confirmed(
     store: DuckDBStore, path: Path, harm: Callable[[Path], None]
 ) -> None:
     def commit_and_lose() -> None:
@@ -92,7 +92,7 @@ def test_11_a_commit_during_which_the_database_goes_is_not_confirmed(
     refused(store.close)
 
 
-def test_11_a_database_that_is_moved_back_is_written_again(store: DuckDBStore, path: Path) -> None:
+def test_a_database_that_is_moved_back_is_written_again(store: DuckDBStore, path: Path) -> None:
     rename_folder(path)
     refused(lambda: log(store, 11, 15))
     path.parent.with_name("elsewhere").rename(path.parent)
@@ -102,7 +102,7 @@ def test_11_a_database_that_is_moved_back_is_written_again(store: DuckDBStore, p
         assert sequences(again) == list(range(1, 16))
 
 
-def test_11_a_store_that_must_open_the_file_anew_makes_no_empty_one(
+def test_a_store_that_must_open_the_file_anew_makes_no_empty_one(
     store: DuckDBStore, path: Path
 ) -> None:
     store._forget()
@@ -122,7 +122,7 @@ def put_an_old_one(log_file: Path) -> None:
 
 @pytest.mark.parametrize("harm", [delete, rename, cut_short, put_an_old_one])
 @pytest.mark.parametrize("is_new", [True, False])
-def test_11_what_a_log_held_that_is_gone_is_kept(
+def test_what_a_log_held_that_is_gone_is_kept(
     store: DuckDBStore, path: Path, tmp_path: Path, harm: Callable[[Path], None], is_new: bool
 ) -> None:
     """A checkpoint writes its content, which is still in memory, before a commit is acknowledged.
@@ -141,7 +141,7 @@ def test_11_what_a_log_held_that_is_gone_is_kept(
         assert sequences(again) == list(range(1, 21))
 
 
-def test_11_a_log_behind_a_link_that_is_gone_is_noticed(path: Path, tmp_path: Path) -> None:
+def test_a_log_behind_a_link_that_is_gone_is_noticed(path: Path, tmp_path: Path) -> None:
     path.parent.mkdir()
     link = tmp_path / "sightline.duckdb"
     link.symlink_to(path)
@@ -158,7 +158,7 @@ def test_11_a_log_behind_a_link_that_is_gone_is_noticed(path: Path, tmp_path: Pa
     store.close()
 
 
-def test_11_readiness_follows_within_a_second_though_nobody_writes(
+def test_readiness_follows_within_a_second_though_nobody_writes(
     store: DuckDBStore, path: Path
 ) -> None:
     watched = WatchedStore(store, probe_seconds=0.05)
@@ -171,7 +171,7 @@ def test_11_readiness_follows_within_a_second_though_nobody_writes(
     watched.close()
 
 
-def test_11_one_failed_commit_is_enough(store: DuckDBStore, path: Path) -> None:
+def test_one_failed_commit_is_enough(store: DuckDBStore, path: Path) -> None:
     watched = WatchedStore(store, probe_seconds=3600)
     changes: list[bool] = []
     watched.on_change = changes.append
@@ -181,7 +181,7 @@ def test_11_one_failed_commit_is_enough(store: DuckDBStore, path: Path) -> None:
     refused(watched.close)
 
 
-def test_11_what_is_open_can_still_be_saved(store: DuckDBStore, path: Path, tmp_path: Path) -> None:
+def test_what_is_open_can_still_be_saved(store: DuckDBStore, path: Path, tmp_path: Path) -> None:
     path.unlink()
     refused(lambda: log(store, 11, 15))
     store.backup(tmp_path / "saved.duckdb", lambda _done, _of: None)
@@ -192,7 +192,7 @@ def test_11_what_is_open_can_still_be_saved(store: DuckDBStore, path: Path, tmp_
 @pytest.mark.parametrize(
     "error", [duckdb.FatalException, duckdb.IOException, duckdb.OutOfMemoryException]
 )
-def test_10_a_backup_that_fails_is_no_failure_of_the_store(
+def test_a_backup_that_fails_is_no_failure_of_the_store(
     store: DuckDBStore, tmp_path: Path, error: type[duckdb.Error]
 ) -> None:
     """A full disk for the copy is no failure of the database."""

@@ -63,7 +63,7 @@ def two_moments(path: Path) -> tuple[Path, Path]:
     return early, late
 
 
-def test_09_an_older_database_beside_a_newer_log_is_refused(path: Path) -> None:
+def test_an_older_database_beside_a_newer_log_is_refused(path: Path) -> None:
     early, late = two_moments(path)
     shutil.copy(early, late)
     refused(late, r"older than its log .*put back the database and its log")
@@ -71,7 +71,7 @@ def test_09_an_older_database_beside_a_newer_log_is_refused(path: Path) -> None:
     refused(late, "older than its log")
 
 
-def test_09_duckdb_itself_refuses_a_log_of_another_checkpoint(path: Path) -> None:
+def test_duckdb_itself_refuses_a_log_of_another_checkpoint(path: Path) -> None:
     """DuckDB's own check, without ours, which comes first because its message says what to do."""
     early, late = two_moments(path)
     shutil.copy(early, late)
@@ -79,13 +79,13 @@ def test_09_duckdb_itself_refuses_a_log_of_another_checkpoint(path: Path) -> Non
         duckdb.connect(str(late))
 
 
-def test_09_an_older_log_beside_a_newer_database_is_refused(path: Path) -> None:
+def test_an_older_log_beside_a_newer_database_is_refused(path: Path) -> None:
     early, late = two_moments(path)
     shutil.copy(log_path(early), log_path(late))
     refused(late, "its log is (older than the database|missing, older or cut off)")
 
 
-def test_09_a_log_of_another_database_is_refused(path: Path, tmp_path: Path) -> None:
+def test_a_log_of_another_database_is_refused(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.duckdb"
     with opened(other) as store:
         log(store, 1, 5)
@@ -95,20 +95,20 @@ def test_09_a_log_of_another_database_is_refused(path: Path, tmp_path: Path) -> 
     refused(late, "its log belongs to another database")
 
 
-def test_09_a_missing_log_is_refused(path: Path) -> None:
+def test_a_missing_log_is_refused(path: Path) -> None:
     _, late = two_moments(path)
     log_path(late).unlink()
     refused(late, r"log is missing, older or cut off \(0 bytes of at least \d+ that were committed")
 
 
-def test_09_a_log_that_was_cut_off_is_refused(path: Path) -> None:
+def test_a_log_that_was_cut_off_is_refused(path: Path) -> None:
     _, late = two_moments(path)
     whole = log_path(late).read_bytes()
     log_path(late).write_bytes(whole[: len(whole) // 2])
     refused(late, "log is missing, older or cut off")
 
 
-def test_09_an_older_database_with_its_own_log_is_refused(path: Path) -> None:
+def test_an_older_database_with_its_own_log_is_refused(path: Path) -> None:
     early, late = two_moments(path)
     shutil.copy(early, late)
     shutil.copy(log_path(early), log_path(late))
@@ -119,7 +119,7 @@ def test_09_an_older_database_with_its_own_log_is_refused(path: Path) -> None:
         log(store, 21, 22)
 
 
-def test_09_another_database_is_refused(path: Path, tmp_path: Path) -> None:
+def test_another_database_is_refused(path: Path, tmp_path: Path) -> None:
     with opened(path) as store:
         log(store, 1, 5)
     other = tmp_path / "other.duckdb"
@@ -129,7 +129,7 @@ def test_09_another_database_is_refused(path: Path, tmp_path: Path) -> None:
     refused(path, "another database than the one that the service wrote")
 
 
-def test_09_a_database_that_is_gone_is_refused(path: Path) -> None:
+def test_a_database_that_is_gone_is_refused(path: Path) -> None:
     with opened(path) as store:
         log(store, 1, 5)
     path.unlink()
@@ -139,13 +139,13 @@ def test_09_a_database_that_is_gone_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["early", "late"])
-def test_09_what_was_left_in_one_piece_is_taken(path: Path, moment: str) -> None:
+def test_what_was_left_in_one_piece_is_taken(path: Path, moment: str) -> None:
     left = dict(zip(("early", "late"), two_moments(path), strict=True))[moment]
     with opened(left) as store:
         assert sequences(store) == list(range(1, 21 if moment == "early" else 41))
 
 
-def test_09_a_database_that_duckdb_has_written_to_meanwhile_is_taken(path: Path) -> None:
+def test_a_database_that_duckdb_has_written_to_meanwhile_is_taken(path: Path) -> None:
     with opened(path) as store:
         log(store, 1, 5)
     with duckdb.connect(str(path)) as somebody:
@@ -167,7 +167,7 @@ def double(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 @pytest.mark.parametrize("change", [lose_rows, jump, double])
-def test_09_books_that_do_not_balance_are_refused(
+def test_books_that_do_not_balance_are_refused(
     path: Path, change: Callable[[duckdb.DuckDBPyConnection], None]
 ) -> None:
     with opened(path) as store:
@@ -183,7 +183,7 @@ def test_09_books_that_do_not_balance_are_refused(
         store.check()
 
 
-def test_09_a_file_of_the_old_format_is_brought_to_the_new_one_once(path: Path) -> None:
+def test_a_file_of_the_old_format_is_brought_to_the_new_one_once(path: Path) -> None:
     make_of_old_format(path, 1000)
     assert version(path) == 64
     before = ask(path, "SELECT * FROM ledger")
@@ -200,7 +200,7 @@ def test_09_a_file_of_the_old_format_is_brought_to_the_new_one_once(path: Path) 
 
 
 @pytest.mark.parametrize("step", ["copy_database", "sync_file"])
-def test_09_a_migration_that_is_cut_short_is_begun_again(
+def test_a_migration_that_is_cut_short_is_begun_again(
     path: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_of_old_format(path, 50)
@@ -218,7 +218,7 @@ def test_09_a_migration_that_is_cut_short_is_begun_again(
     assert version(path) >= 67
 
 
-def test_09_a_log_from_before_the_new_format_is_refused(path: Path, tmp_path: Path) -> None:
+def test_a_log_from_before_the_new_format_is_refused(path: Path, tmp_path: Path) -> None:
     make_of_old_format(path, 50)
     with duckdb.connect(str(path)) as old:
         old.execute("DELETE FROM streams")
@@ -228,7 +228,7 @@ def test_09_a_log_from_before_the_new_format_is_refused(path: Path, tmp_path: Pa
     refused(path, "written before the database was brought to a newer format")
 
 
-def test_09_every_refusal_is_one_sentence_that_says_what_to_do(path: Path) -> None:
+def test_every_refusal_is_one_sentence_that_says_what_to_do(path: Path) -> None:
     early, late = two_moments(path)
     shutil.copy(early, late)
     with pytest.raises(StoreOpenError) as caught:
@@ -246,7 +246,7 @@ def link(path: Path, tmp_path: Path) -> Path:
     return link
 
 
-def test_09_a_database_behind_a_link_is_held_against_its_log(path: Path, link: Path) -> None:
+def test_a_database_behind_a_link_is_held_against_its_log(path: Path, link: Path) -> None:
     """DuckDB keeps the log beside the file itself, not beside the link."""
     early, late = two_moments(path)
     shutil.copy(early, path)
@@ -261,7 +261,7 @@ def test_09_a_database_behind_a_link_is_held_against_its_log(path: Path, link: P
     assert [file.name for file in link.parent.iterdir()] == [link.name]
 
 
-def test_09_a_migration_leaves_a_link_a_link(path: Path, link: Path) -> None:
+def test_a_migration_leaves_a_link_a_link(path: Path, link: Path) -> None:
     """The database stays on the disk to which the link leads."""
     make_of_old_format(path, 50)
     with opened(link) as store:
@@ -271,7 +271,7 @@ def test_09_a_migration_leaves_a_link_a_link(path: Path, link: Path) -> None:
     assert sorted(file.name for file in link.parent.iterdir()) == [link.name]
 
 
-def test_09_a_database_has_one_mark_by_whatever_name_it_is_opened(path: Path, link: Path) -> None:
+def test_a_database_has_one_mark_by_whatever_name_it_is_opened(path: Path, link: Path) -> None:
     with opened(link) as store:
         log(store, 1, 5)
         with pytest.raises(StoreOpenError, match="another process has it open"):

@@ -56,7 +56,7 @@ def commit_seconds(store: DuckDBStore, of: SpoolKey, sequence: int) -> float:
 
 
 @pytest.mark.slow
-def test_item_22_a_commit_does_not_grow_with_the_number_of_spools(tmp_path: Path) -> None:
+def test_a_commit_does_not_grow_with_the_number_of_spools(tmp_path: Path) -> None:
     few, many = tmp_path / "few.duckdb", tmp_path / "many.duckdb"
     fill(few, 10)
     fill(many, MANY)

@@ -102,7 +102,7 @@ def assert_as_the_rows_say(store: DuckDBStore) -> None:
 
 
 @pytest.mark.slow
-def test_item_22_one_device_with_many_keys_slows_no_statistics_down(tmp_path: Path) -> None:
+def test_one_device_with_many_keys_slows_no_statistics_down(tmp_path: Path) -> None:
     # CPU seconds. In a process of its own: DuckDB could wait for ever, and no interrupt ended it.
     done = subprocess.run(
         [sys.executable, "-c", _HOSTILE, str(tmp_path)],
