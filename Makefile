@@ -65,13 +65,17 @@ $(BIN)/python:
 # Dependency groups need pip 25.1; Python 3.11 brings an older one.
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# Two sets in one environment: the demo stays small (no torch), the tests have everything.
+# Two sets in one environment: the demo stays small (no torch, ONNX Runtime for CPUs), the tests have
+# everything. The two builds of ONNX Runtime install over each other, so there is only ever one.
 $(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@$(BIN)/python -m pip uninstall --quiet --yes onnxruntime-gpu 2>/dev/null # of an earlier demo
+	@sed 's/^onnxruntime-gpu==/onnxruntime==/' $(CONSTRAINTS) > $(VENV)/demo-constraints.txt
 	@echo "Setting up $(VENV) for the demo: a few minutes, this once"
-	$(BIN)/python -m pip install --editable '.[ingest,inference,console]'
+	PIP_CONSTRAINT=$(VENV)/demo-constraints.txt $(BIN)/python -m pip install --editable '.[ingest,inference-cpu,console]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@$(BIN)/python -m pip uninstall --quiet --yes onnxruntime 2>/dev/null # of the demo
 	@echo "Setting up $(VENV) with everything, torch included: several minutes, this once"
 	$(BIN)/python -m pip install --editable '.[$(TEST_EXTRAS)]' --group test --group docs
 # ultralytics asks for opencv-python, which wants X and OpenGL libraries that a bare machine lacks.
@@ -154,7 +158,7 @@ build/duckdb/%/.installed: | $(VENV)/.test
 	@touch $@
 
 .PHONY: demo
-demo: $(VENV)/.demo ## Both services, one edge node, an outage, and an audit; STAY=1 keeps running, with the console
+demo: $(if $(wildcard $(VENV)/.test),$(VENV)/.test,$(VENV)/.demo) ## Both services, one edge node, an outage, and an audit; STAY=1 keeps running, with the console
 	@$(BIN)/python -m examples.demo $(if $(STAY),--stay)
 
 .PHONY: setup
