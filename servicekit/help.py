@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args
 
 import typer
 import typer.main
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from servicekit.distribution import version
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
     from typer._click.core import Command as AnyCommand
     from typer._click.core import Context  # what Typer's own classes declare
+    from typer._click.parser import _OptionParser
 
 ADVANCED = "Advanced"
 """Title of the second group of options."""
@@ -30,6 +31,13 @@ CONNECTION = "Connection"
 """Title of the group of options that say which service is asked, and how long."""
 OUTPUT = "Output"
 """Title of the group of options that say what is printed."""
+
+HELP_FLAGS = {"help_option_names": ["--help", "-h"]}
+"""Settings of a program's context, which all its commands inherit."""
+_OTHER_FLAGS = {"--ingest": "--ingest-target", "--inference": "--inference-target"}
+"""Flags of one address, each with a flag that settings and earlier versions have for it."""
+_ONLY_FLAGS = ("--target", "--address")
+"""Flags that earlier versions have where a command asks only one of the services."""
 
 _NO = "no_"  # begins the name of the parameter that turns a switch off
 _TYPES: dict[object, str] = {
@@ -47,6 +55,18 @@ class Command(TyperCommand):
         """Print the help of the command, and return its plain text."""
         self.help = with_program(self.help or "", ctx)
         return super().get_help(ctx)
+
+    def make_parser(self, ctx: "Context") -> "_OptionParser":
+        """Return the parser, which also takes flags that the help does not show."""
+        parser = super().make_parser(ctx)
+        options = {flag: option for option in self.get_params(ctx) for flag in option.opts}
+        asked = [flag for flag in _OTHER_FLAGS if flag in options]
+        for flag in asked:
+            others = [_OTHER_FLAGS[flag], *(_ONLY_FLAGS if len(asked) == 1 else ())]
+            unknown = [other for other in others if other not in options]
+            option = options[flag]
+            parser.add_option(cast("TyperOption", option), unknown, option.name)
+        return parser
 
 
 class Group(TyperGroup):
@@ -126,7 +146,13 @@ def program(text: str, commands: Mapping[str, tuple[str, str | None]]) -> typer.
             super().__init__(**arguments)  # type: ignore[arg-type] # as Typer calls its own class
             self.commands = cast("MutableMapping[str, AnyCommand]", _Imported(commands))
 
-    app = typer.Typer(cls=Program, help=text, no_args_is_help=True, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        cls=Program,
+        help=text,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings=HELP_FLAGS,
+    )
 
     @app.callback(help=text)
     def root(version: Version = False) -> None:
@@ -136,7 +162,7 @@ def program(text: str, commands: Mapping[str, tuple[str, str | None]]) -> typer.
 
 
 def with_settings(
-    cls: "type[BaseSettings]", without: Collection[str]
+    cls: "type[BaseSettings]", without: Collection[str], hidden: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command each setting as an option of the group "Advanced".
 
@@ -144,14 +170,17 @@ def with_settings(
 
     Args:
         cls: the settings class.
-        without: settings that the command has options for.
+        without: settings that the command has options of the same name for.
+        hidden: settings that it has options of another name for: the help does not show their own.
     """
     names = [name for name in cls.model_fields if name not in without]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(function, eval_str=True)
         parameters = [p for p in own.parameters.values() if p.name != "advanced"]
-        parameters += [p for name in names for p in _parameters(cls, name, ADVANCED)]
+        parameters += [
+            p for name in names for p in _parameters(cls, name, ADVANCED, hidden=name in hidden)
+        ]
 
         def command(**options: object) -> None:
             advanced = {}
@@ -202,7 +231,7 @@ def print_help(cls: "type[BaseSettings]", part: str, basic: Collection[str], pro
     text = inspect.cleandoc(cls.__doc__ or "").replace(f"sightline serve {part}", prog)
     prefix = cls.model_config.get("env_prefix", "")
     text += f"\n\nEach flag is also a variable: {prefix}LISTEN=127.0.0.1:0 is --listen 127.0.0.1:0."
-    app = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False, context_settings=HELP_FLAGS)
     app.command(cls=Command, help=text)(command)
     typer.main.get_command(app).main(["--help"], prog_name=prog, standalone_mode=False)
 
@@ -219,7 +248,7 @@ def _parameter(name: str, annotation: object, default: object) -> inspect.Parame
 
 
 def _parameters(
-    cls: "type[BaseSettings]", name: str, panel: str | None
+    cls: "type[BaseSettings]", name: str, panel: str | None, *, hidden: bool = False
 ) -> Iterator[inspect.Parameter]:
     """Yield the parameter of a setting; of a switch a second one, hidden, that turns it off."""
     from rich.markup import escape
@@ -233,6 +262,7 @@ def _parameters(
             metavar=_type_name(field.annotation),
             help=f"{text}.{_choices(field.annotation)}{_default(field)}",
             rich_help_panel=panel,
+            hidden=hidden,
         )
         yield _parameter(name, Annotated[str | None, option], None)
         return

@@ -21,8 +21,8 @@ _HINTS = {
     "validation": "",
 }
 _HINTS_BY_REASON = {
-    "MODEL_NOT_FOUND": "`sightline models ls --address HOST:PORT` lists its models.",
-    "MODEL_VERSION_NOT_FOUND": "`sightline models ls --address HOST:PORT` lists its models.",
+    "MODEL_NOT_FOUND": "`sightline models ls --inference HOST:PORT` lists its models.",
+    "MODEL_VERSION_NOT_FOUND": "`sightline models ls --inference HOST:PORT` lists its models.",
     "IMAGE_FILE_UNREADABLE": "Check the path and its permissions.",
     "IMAGE_TYPE_UNSUPPORTED": "Use a JPEG, PNG, WebP or BMP.",
     "IMAGE_TOO_LARGE": "Shrink the image, or raise max_image_bytes where it was refused.",

@@ -131,7 +131,7 @@ class LogClient:
                 table = stream.read_all()
             return QueryResult(table, received.summary().truncated)
         except grpc.RpcError as error:
-            raise self._endpoint.explain(from_rpc_error(error), "ingest", "--target") from error
+            raise self._endpoint.explain(from_rpc_error(error), "ingest", "--ingest") from error
 
     def close(self) -> None:
         """Close the connection."""

@@ -11,10 +11,15 @@ from sightline.cli.app import app
 INTRO = """# Command line
 
 This page lists every command of `sightline` with its arguments and options. It is made from the
-code; `sightline COMMAND --help` prints the same.
+code; `sightline COMMAND --help`, or `-h`, prints the same.
 
 Data goes to stdout and everything else to stderr. `--json` prints JSON for programs. The exit code
 is 0 for success, 1 for an error and 2 for a wrong flag or setting.
+
+Commands that ask a service take its address as `--ingest` or `--inference`; not given, it is that
+of the settings `ingest_target` and `inference_target`. `--ingest-target` and `--inference-target`,
+the flags of the settings, do the same. Where a command asks one service only, so do the `--target`
+and `--address` of earlier versions.
 """
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from edge.commands.options import (
+    SHORT_FLAGS,
     DetectorName,
     DeviceModel,
     InferenceTarget,
@@ -82,7 +83,7 @@ def doctor_with(services: Callable[[], Sequence[type[Settings]]]) -> Callable[..
         services: returns the settings classes of the services, for a bundle; called only for one.
     """
 
-    @with_settings(EdgeSettings, without=("detector", "mode", "device_id"))
+    @with_settings(EdgeSettings, without=("detector", "mode", "device_id"), hidden=SHORT_FLAGS)
     def doctor(
         *,
         advanced: Mapping[str, str],

@@ -14,6 +14,7 @@ import typer
 
 from edge.commands.live import Display
 from edge.commands.options import (
+    SHORT_FLAGS,
     DetectorName,
     DeviceModel,
     InferenceTarget,
@@ -51,7 +52,7 @@ from servicekit.terminal import CommandError, UsageError, sentence
 _MAX_OWN_LABELS = MAX_LABELS - 1  # one is `source`
 
 
-@with_settings(EdgeSettings, without=("detector", "mode", "device_id"))
+@with_settings(EdgeSettings, without=("detector", "mode", "device_id"), hidden=SHORT_FLAGS)
 def log(
     sources: Annotated[
         list[str],

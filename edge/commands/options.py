@@ -12,16 +12,19 @@ from servicekit.help import CONNECTION, OUTPUT
 if TYPE_CHECKING:
     from edge.settings import EdgeSettings
 
-_SHORT_FLAGS = {
+SHORT_FLAGS = {
     "device_model": "model",
     "ingest_target": "ingest",
     "inference_target": "inference",
 }
+"""Flags of commands that are shorter than the names of their settings."""
 IngestTarget = Annotated[
-    str | None, typer.Option(help="Ingest service, host:port.", rich_help_panel=CONNECTION)
+    str | None,
+    typer.Option("--ingest", help="Ingest service, host:port.", rich_help_panel=CONNECTION),
 ]
 InferenceTarget = Annotated[
-    str | None, typer.Option(help="Inference service, host:port.", rich_help_panel=CONNECTION)
+    str | None,
+    typer.Option("--inference", help="Inference service, host:port.", rich_help_panel=CONNECTION),
 ]
 DeviceModel = Annotated[
     Path | None, typer.Option(help="Model file on this device. Not given: the cloud answers.")
@@ -50,7 +53,7 @@ def flags_of(options: Mapping[str, str | Path]) -> list[str]:
     """
     words = []
     for name, value in options.items():
-        flag = _SHORT_FLAGS.get(name, name.replace("_", "-"))
+        flag = SHORT_FLAGS.get(name, name.replace("_", "-"))
         if _is_switch(name):
             words.append(f"--{flag}" if value == "true" else f"--no-{flag}")
         elif name != "api_key":

@@ -213,7 +213,7 @@ def _columns(summary: SpoolSummary) -> list[str]:
         summary.device_id
         if summary.problem is None
         else f"{summary.device_id} ({summary.problem})",
-        f"{summary.pending:,}",
+        f"{summary.pending:,}" if summary.pending or summary.problem else "empty",
         "" if summary.oldest_age_seconds is None else f"{summary.oldest_age_seconds:,.0f} s",
         f"{summary.bytes:,}",
         summary.in_use_by or "",

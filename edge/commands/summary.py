@@ -155,7 +155,7 @@ def _next(stats: Mapping[str, NodeStats], options: Mapping[str, Mapping[str, str
             return shlex.join(["sightline", "doctor", *flags_of(options[device])])
     words = ["sightline", "stats", *(word for device in stats for word in ("--device", device))]
     target = next(iter(options.values())).get("ingest_target")
-    return shlex.join([*words, *(["--target", str(target)] if target else [])])
+    return shlex.join([*words, *(["--ingest", str(target)] if target else [])])
 
 
 def _is_at_fault(node: NodeStats) -> bool:

@@ -59,7 +59,7 @@ def backup(
     except OSError as error:
         raise CommandError(f"--to: {to} cannot be written: {error}") from error
     except grpc.RpcError as error:
-        raise service.explain(from_rpc_error(error), "ingest", "--target") from error
+        raise service.explain(from_rpc_error(error), "ingest", "--ingest") from error
     finally:
         with suppress(OSError):
             partial.unlink()

@@ -54,7 +54,9 @@ def ls(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ask this inference service, host:port, instead.", rich_help_panel=CONNECTION
+            "--inference",
+            help="Ask this inference service, host:port, instead.",
+            rich_help_panel=CONNECTION,
         ),
     ] = None,
     providers: Providers = _CPU,
@@ -66,7 +68,7 @@ def ls(
 ) -> None:
     """List the models of a repository or a service.
 
-    Example: sightline models ls --address localhost:50052
+    Example: sightline models ls --inference localhost:50052
 
     Models of a repository are loaded one by one, to find out which ones a service could serve.
     """
@@ -250,7 +252,7 @@ def _served(address: str, timeout: float) -> list[dict[str, Any]]:
         try:
             answer = stub.ListModels(request, timeout=timeout, metadata=service.metadata)
         except grpc.RpcError as error:
-            raise service.explain(from_rpc_error(error), "inference", "--address") from error
+            raise service.explain(from_rpc_error(error), "inference", "--inference") from error
     return [
         {
             "name": model.name,

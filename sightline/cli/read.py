@@ -21,6 +21,7 @@ from edge.endpoints import inference_endpoint, ingest_endpoint
 from servicekit.errors import SightlineError, from_rpc_error
 from servicekit.help import CONNECTION
 from servicekit.terminal import sentence
+from sightline.cli.unknown import note_unknown
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2, ingest_service_pb2_grpc
 
 Timeout = Annotated[
@@ -70,6 +71,7 @@ def stats(
         typer.echo(json.dumps(_as_dict(answer)))
     else:
         _print_stats(answer)
+    note_unknown(service, device, (count.key for count in answer.by_device), timeout)
 
 
 def _get_stats(
@@ -85,7 +87,7 @@ def _get_stats(
         try:
             answer = stub.GetStats(request, timeout=timeout, metadata=service.metadata)
         except grpc.RpcError as error:
-            raise service.explain(from_rpc_error(error), "ingest", "--target") from error
+            raise service.explain(from_rpc_error(error), "ingest", "--ingest") from error
         request.details = True
         try:
             return stub.GetStats(request, timeout=timeout, metadata=service.metadata)

@@ -18,6 +18,7 @@ from servicekit.errors import from_rpc_error
 from servicekit.plain import plain, words_of
 from servicekit.terminal import UsageError
 from sightline.cli.read import Timeout
+from sightline.cli.unknown import note_unknown
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2_grpc, reads_pb2
 
 if TYPE_CHECKING:
@@ -84,19 +85,23 @@ def devices(
     table.add_column("device", overflow="fold")
     for title in ("last commit", "per s", "before", "waiting", "stored", "lost"):
         table.add_column(title, justify="right")
-    silent = total = 0
+    silent, found = 0, []
     for page in _pages(target, timeout, lambda stub: stub.ListDevices, request):
         for entry in page.devices:
             age = _age(page.server_time, entry)
             is_silent = age is None or age > silent_after
-            silent, total = silent + is_silent, total + 1
+            silent += is_silent
+            found.append(entry.device_id)
             if as_json:
                 _print_json(plain(entry) | {"age_seconds": age, "silent": is_silent})
             else:
                 table.add_row(*_device_cells(entry, age), style="red" if is_silent else None)
     if not as_json:
         Console().print(table)
-        typer.echo(f"{total:,} devices, {silent:,} of them silent for over {_length(silent_after)}")
+        typer.echo(
+            f"{len(found):,} devices, {silent:,} of them silent for over {_length(silent_after)}"
+        )
+    note_unknown(_service(target), device, found, timeout)
 
 
 def ledger(
@@ -120,6 +125,8 @@ def ledger(
         _print_json({"entries": [plain(entry) for entry in entries], "total": plain(total)})
     else:
         _print_ledger(entries, total)
+    found = [entry.device_id for entry in entries]
+    note_unknown(_service(target), device, found, timeout)
     if not total.balanced:
         raise typer.Exit(1)
 
@@ -144,7 +151,9 @@ def gaps(
     request.reason = _REASONS[reason] if reason else ingest_pb2.GAP_REASON_UNSPECIFIED
     table = _table("received (UTC)", "device", "spool", "sequences", "reason")
     pages = _pages(target, timeout, lambda stub: stub.ListGaps, request)
+    found = set()
     for entry in _entries(pages, lambda page: page.gaps, limit):
+        found.add(entry.device_id)
         if as_json:
             _print_json(plain(entry))
         else:
@@ -158,6 +167,7 @@ def gaps(
             )
     if not as_json:
         Console().print(table)
+    note_unknown(_service(target), device, found, timeout)
 
 
 def rejections(
@@ -179,7 +189,9 @@ def rejections(
     )
     table = _table("received (UTC)", "device", "spool", "sequence", "field and rule")
     pages = _pages(target, timeout, lambda stub: stub.ListRejections, request)
+    found = set()
     for entry in _entries(pages, lambda page: page.rejections, limit):
+        found.add(entry.device_id)
         if as_json:
             _print_json(plain(entry))
         else:
@@ -193,6 +205,7 @@ def rejections(
             )
     if not as_json:
         Console().print(table)
+    note_unknown(_service(target), device, found, timeout)
 
 
 def show(
@@ -230,7 +243,7 @@ def _ask(service: Endpoint, method: "_Method[_A, _B]", request: _A, timeout: flo
         try:
             return method(stub)(request, timeout=timeout, metadata=service.metadata)
         except grpc.RpcError as error:
-            raise service.explain(from_rpc_error(error), "ingest", "--target") from error
+            raise service.explain(from_rpc_error(error), "ingest", "--ingest") from error
 
 
 def _pages(

@@ -199,9 +199,9 @@ def _print_ready(addresses: Sequence[str], database: Path, repository: Path) -> 
         f"inference  ready at {inference_address}, models of {repository}",
         *(f"console    ready at http://{address}" for address in console_addresses),
         "Next, in another terminal:",
-        f"  sightline infer IMAGE.jpg --target {inference_address}",
+        f"  sightline infer IMAGE.jpg --inference {inference_address}",
         f"  sightline log IMAGES/ --ingest {ingest_address} --inference {inference_address}",
-        f"  sightline stats --target {ingest_address}",
+        f"  sightline stats --ingest {ingest_address}",
         "Ctrl-C ends all of them.",
     ]
     typer.echo("\n".join(lines), err=True)

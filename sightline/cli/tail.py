@@ -14,9 +14,12 @@ from edge.commands.options import IngestTarget, Json, settings_with
 from edge.endpoints import ingest_endpoint
 from servicekit.errors import SightlineError, from_rpc_error
 from servicekit.names import printable
+from sightline.cli.unknown import note_unknown
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2_grpc, reads_pb2
 from sightline.types.v1 import prediction_pb2
 
+_PATIENCE = 5.0
+"""Seconds to wait for what is asked before the log is followed."""
 _RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Times between two attempts to resume, the last one for all others, s."""
 _MOST_DETECTIONS = 3
@@ -50,6 +53,7 @@ def tail(
         filter_.defect_detected = True
     request = reads_pb2.WatchPredictionsRequest(filter=filter_, max_per_second=max_per_second)
     try:
+        note_unknown(service, device, (), _PATIENCE)
         for answer in _answers(service, request):
             if answer.left_out:
                 typer.echo(_left_out(answer.left_out, as_json))
@@ -79,7 +83,7 @@ def _answers(
                     yield answer
                 error = SightlineError(grpc.StatusCode.UNAVAILABLE, "ENDED", "the stream ended")
             except grpc.RpcError as caught:
-                error = service.explain(from_rpc_error(caught), "ingest", "--target")
+                error = service.explain(from_rpc_error(caught), "ingest", "--ingest")
             _judge(error, request)
             if not failures:
                 typer.echo(f"{error}; trying again until Ctrl-C", err=True)

@@ -137,7 +137,7 @@ def test_up_says_where_it_is_and_what_to_do_next(laptop: Laptop) -> None:
         scheme = "http://" if one["service"] == "console" else ""
         assert f"{one['service']:10} ready at {scheme}{one['address']}" in text
     address = laptop.ready[1]["address"]
-    assert f"sightline infer IMAGE.jpg --target {address}" in text
+    assert f"sightline infer IMAGE.jpg --inference {address}" in text
 
 
 def test_infer_goes_on_after_a_bad_image(laptop: Laptop, pictures: Path, tmp_path: Path) -> None:

@@ -361,9 +361,9 @@ def test_a_name_that_is_no_setting_is_not_also_called_known() -> None:
 @pytest.mark.parametrize(
     ("words", "wrong", "right"),
     [
-        (["stats", "--target", "{inference}"], "ingest", "--target"),
-        (["backup", "--to", "{folder}/b.db", "--target", "{inference}"], "ingest", "--target"),
-        (["models", "ls", "--address", "{ingest}"], "inference", "--address"),
+        (["stats", "--ingest", "{inference}"], "ingest", "--ingest"),
+        (["backup", "--to", "{folder}/b.db", "--target", "{inference}"], "ingest", "--ingest"),
+        (["models", "ls", "--address", "{ingest}"], "inference", "--inference"),
         (["infer", "{image}", "--target", "{ingest}"], "inference", "inference_target"),
     ],
 )

@@ -1,15 +1,15 @@
 """The help of every command, and the completion of a shell."""
 
 import inspect
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from edge.__main__ import app as edge_app
 from edge.settings import EdgeSettings
@@ -27,6 +27,8 @@ def commands(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 SIGHTLINE = dict(commands(typer.main.get_command(app)))
+SHOWN = [name for name in SIGHTLINE if name[0] != "serve"]
+"""Commands whose help this process can print: those of `serve` become the service."""
 EDGE = dict(commands(typer.main.get_command(edge_app)))
 
 
@@ -104,13 +106,39 @@ def test_a_service_shows_a_short_first_group_and_an_advanced_one(service: str) -
 
 def test_every_setting_of_a_node_is_a_flag_of_log() -> None:
     done = sightline("log", "--help", env={**environment(), "COLUMNS": "200"})
-    flags = set(re.findall(r"--[a-z-]+", done.stdout))
+    flags = {flag for option in SIGHTLINE["log",].params for flag in option.opts}
     settings = {f"--{name.replace('_', '-')}" for name in EdgeSettings.model_fields}
     assert settings <= flags
     basic, advanced = done.stdout.split("Advanced")
     assert "--label" in basic
     assert "--breaker-seconds" in advanced
     assert "--breaker-seconds" not in basic
+
+
+@pytest.mark.parametrize("words", [[], ["spool"], *SHOWN], ids=" ".join)
+def test_h_is_help(words: Sequence[str]) -> None:
+    short, long = (CliRunner().invoke(app, [*words, flag]) for flag in ("-h", "--help"))
+    assert (short.exit_code, short.output) == (0, long.output)
+    assert "Usage: " in short.output
+
+
+@pytest.mark.parametrize("service", ["ingest", "inference"])
+@pytest.mark.parametrize("name", SHOWN, ids=" ".join)
+def test_an_address_has_one_flag_in_the_help_and_others_work(
+    name: tuple[str, ...], service: str
+) -> None:
+    command = SIGHTLINE[name]
+    shown = {flag for one in command.params if not one.hidden for flag in one.opts}
+    assert not shown & {"--target", "--address", f"--{service}-target"}
+    if f"--{service}" not in shown:
+        return
+    others = [f"--{service}-target"]
+    if not {"--ingest", "--inference"} <= shown:
+        others += ["--target", "--address"]
+    context = command.make_context(name[-1], [], resilient_parsing=True)
+    for flag in (f"--{service}", *others):
+        options, _, _ = command.make_parser(context).parse_args([flag, "host:1"])
+        assert [value for value in options.values() if value] == ["host:1"]
 
 
 @pytest.mark.parametrize("name", SIGHTLINE, ids=" ".join)

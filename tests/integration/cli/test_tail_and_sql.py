@@ -126,6 +126,13 @@ def test_tail_shows_a_line_for_each_and_counts_the_rest(server: IngestProcess) -
     assert tail.process.wait(PATIENCE) == 0
 
 
+def test_tail_names_a_device_that_the_server_does_not_know(server: IngestProcess) -> None:
+    tail = Tail(server, "--device", "gate-l")
+    assert "the server knows no device 'gate-l'" in tail.notes.get(timeout=PATIENCE)
+    tail.process.send_signal(signal.SIGINT)
+    assert tail.process.wait(PATIENCE) == 0
+
+
 def test_tail_ends_when_its_reader_goes(server: IngestProcess) -> None:
     process = subprocess.Popen(
         [*SIGHTLINE, "tail", "--target", server.address],

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from edge.log.logger import PredictionLogger
 from edge.options import LogOptions
+from edge.records import Prediction
 from edge.spool.directories import fork_directories
 from sightline.cli.app import app
 from tests.integration.edge_log.ingest import serving
@@ -110,6 +111,17 @@ def wipe_schema(folder: Path) -> None:
         path = folder / name
         data = path.read_bytes() if path.exists() else b""
         path.write_bytes(data.replace(b"CREATE TABLE predictions", b"CREATE TABLE predicti*ns"))
+
+
+def test_ls_says_which_spools_are_empty(tmp_path: Path) -> None:
+    for name, count in (("new", 0), ("waiting", 2)):
+        with PredictionLogger("127.0.0.1:1", device_id=name, spool_dir=tmp_path / name) as log:
+            for number in range(count):
+                log(Prediction(f"part-{number}", "m"))
+            assert log.flush(60)
+    done = CliRunner().invoke(app, ["spool", "ls", str(tmp_path)], env={"COLUMNS": "200"})
+    rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in done.stdout.splitlines()]
+    assert [row for row in rows if row] == [["new", "empty"], ["waiting", "2"]]
 
 
 def test_ls_and_show_beside_a_node(node: Node) -> None:

@@ -59,6 +59,16 @@ def rows(target: str, *words: str) -> list[str]:
     return [" ".join(line.replace("│", " ").split()) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.parametrize("words", ["stats", "devices", "ledger", "gaps", "rejections"])
+def test_a_device_that_the_server_does_not_know_is_named(target: str, words: str) -> None:
+    done = run(target, words, *("--device", "gate-1", "--device", "gate-l", "--device", "gate-2"))
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines() == [
+        "the server knows no device 'gate-l': `sightline devices` lists those that it knows"
+    ]
+    assert run(target, words, "--device", "gate-2").stderr == ""
+
+
 def test_devices_show_who_is_silent_and_what_waits(target: str) -> None:
     _, silent, sending = lines(target, "devices")
     assert (silent["device_id"], silent["silent"], silent["account"]) == ("gate-1", True, None)
