@@ -18,6 +18,7 @@ from edge.endpoints import ingest_endpoint
 from servicekit.errors import from_rpc_error
 from servicekit.plain import plain
 from sightline.cli.read import Timeout
+from sightline.cli.unknown import note_unknown
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2_grpc, reads_pb2
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def series(
     )
     request = reads_pb2.GetSeriesRequest(filter=selected)
     request.bucket.FromSeconds(round(bucket * 60))
-    answer = _ask(target, timeout, lambda stub: stub.GetSeries, request)
+    answer = _ask(target, timeout, lambda stub: stub.GetSeries, request, device)
     if as_json:
         _print_json(answer)
         return
@@ -108,7 +109,7 @@ def confidence(
     selected = _selected(device, model)
     selected.class_names.extend(class_name or ())
     request = reads_pb2.GetConfidenceRequest(filter=selected)
-    answer = _ask(target, timeout, lambda stub: stub.GetConfidence, request)
+    answer = _ask(target, timeout, lambda stub: stub.GetConfidence, request, device)
     if as_json:
         _print_json(answer)
         return
@@ -132,7 +133,7 @@ def versions(
     Example: sightline versions --model yolov8n
     """
     request = reads_pb2.ListModelVersionsRequest(filter=_selected(device, model))
-    answer = _ask(target, timeout, lambda stub: stub.ListModelVersions, request)
+    answer = _ask(target, timeout, lambda stub: stub.ListModelVersions, request, device)
     if as_json:
         _print_json(answer)
         return
@@ -168,7 +169,7 @@ def frame(
     Example: sightline frame --device gate-1 --class scratch
     """
     request = reads_pb2.GetFrameRequest(filter=_selected(device, model), columns=64)
-    answer = _ask(target, timeout, lambda stub: stub.GetFrame, request)
+    answer = _ask(target, timeout, lambda stub: stub.GetFrame, request, device)
     if as_json:
         _print_json(answer)
         return
@@ -193,14 +194,23 @@ def _selected(
     return ingest_pb2.PredictionFilter(device_ids=devices or (), model_names=models or ())
 
 
-def _ask(target: str | None, timeout: float, method: "_Method[_A, _B]", request: _A) -> _B:
+def _ask(
+    target: str | None,
+    timeout: float,
+    method: "_Method[_A, _B]",
+    request: _A,
+    devices: Sequence[str] | None,
+) -> _B:
+    """Return the answer; of the devices that the request names, note those that are unknown."""
     service = ingest_endpoint(settings_with(ingest_target=target))
     with service.channel() as channel:
         stub = ingest_service_pb2_grpc.IngestServiceStub(channel)
         try:
-            return method(stub)(request, timeout=timeout, metadata=service.metadata)
+            answer = method(stub)(request, timeout=timeout, metadata=service.metadata)
         except grpc.RpcError as error:
-            raise service.explain(from_rpc_error(error), "ingest", "--target") from error
+            raise service.explain(from_rpc_error(error), "ingest", "--ingest") from error
+    note_unknown(service, devices, (), timeout)
+    return answer
 
 
 def _print_json(answer: Message) -> None:

@@ -20,6 +20,7 @@ from tests.unit.ingest_service.record_conformance import bad, opened
 from tests.unit.ingest_service.samples import SPOOL, gap, prediction, predictions, spool, timestamp
 from tests.unit.ingest_service.store_conformance import commit
 
+FIGURES = ("series", "confidence", "versions", "frame")
 ACCOUNT = StreamAccount(12_345, 4096, 90.5, {"spool_age": 2}, 9, 5.0)
 LONG = spool(3)._replace(device_id="a-device-with-a-very-long-name-" + "x" * 60)
 
@@ -59,7 +60,7 @@ def rows(target: str, *words: str) -> list[str]:
     return [" ".join(line.replace("│", " ").split()) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("words", ["stats", "devices", "ledger", "gaps", "rejections"])
+@pytest.mark.parametrize("words", ["stats", "devices", "ledger", "gaps", "rejections", *FIGURES])
 def test_a_device_that_the_server_does_not_know_is_named(target: str, words: str) -> None:
     done = run(target, words, *("--device", "gate-1", "--device", "gate-l", "--device", "gate-2"))
     assert done.exit_code == 0, done.output
