@@ -122,7 +122,7 @@ def test_a_process_that_dies_while_it_waits_is_replaced_unasked(make: Make) -> N
     assert works(detector)
 
 
-def test_a_stopped_process_is_a_hang_even_for_a_image_larger_than_the_socket(make: Make) -> None:
+def test_a_stopped_process_is_a_hang_even_for_an_image_larger_than_the_socket(make: Make) -> None:
     detector = make(hang_seconds=0.3, shared_memory=False)
     pid = detector.pid
     assert pid is not None
@@ -150,7 +150,7 @@ def test_what_the_detector_raises_is_said_and_costs_no_process(
     assert detector.pid == before
 
 
-def test_a_image_at_fault_is_told_as_without_a_process(make: Make) -> None:
+def test_an_image_at_fault_is_told_as_without_a_process(make: Make) -> None:
     for detector in (make(), Unruly()):
         with pytest.raises(SightlineError) as caught:
             detector.detect(b"refuse")

@@ -86,7 +86,7 @@ def test_a_refused_request_does_not_use_up_its_key(quick: InferenceStub) -> None
     assert send(quick, ask(RED), metadata)[1] is False
 
 
-def test_a_image_that_cannot_be_decoded_fails_the_same_way_again(quick: InferenceStub) -> None:
+def test_an_image_that_cannot_be_decoded_fails_the_same_way_again(quick: InferenceStub) -> None:
     metadata, request = key(), ask(corrupt())
     first = failure(lambda: send(quick, request, metadata))
     again = failure(lambda: send(quick, request, metadata))
@@ -94,7 +94,7 @@ def test_a_image_that_cannot_be_decoded_fails_the_same_way_again(quick: Inferenc
     assert again.reason == "IMAGE_CORRUPT"
 
 
-def test_an_answer_without_a_image_that_may_come_yet_is_not_kept(quick: InferenceStub) -> None:
+def test_an_answer_without_an_image_that_may_come_yet_is_not_kept(quick: InferenceStub) -> None:
     metadata, gone = key(), inference_pb2.Image(reference="of an upload that is not there")
     request = ask(RED, gone)
     first, replayed = send(quick, request, metadata)

@@ -373,7 +373,7 @@ def test_large_images_are_turned_strip_by_strip(
     assert np.array_equal(decode_image(data), wanted)
 
 
-def test_what_pillow_holds_is_let_go_once_a_image_is_decoded() -> None:
+def test_what_pillow_holds_is_let_go_once_an_image_is_decoded() -> None:
     """Item 3: a request keeps its opened pictures until it ends."""
     opened = open_image(encode(pattern(48, 32), "PNG"))
     assert opened.memory >= 3 * 48 * 32

@@ -145,7 +145,7 @@ def test_a_reference_that_is_lost_among_good_images_is_uploaded_once_more() -> N
     assert answer.bytes_sent == 2 * 5 + 3 * len(LARGE)
 
 
-def test_an_error_of_a_image_that_was_not_referred_to_is_its_answer() -> None:
+def test_an_error_of_an_image_that_was_not_referred_to_is_its_answer() -> None:
     with serving(Reply([GONE, scratch()]), uploads=[Reply()]) as fake, new_client(fake) as client:
         answer = client.infer([b"small", LARGE])
     first, second = answer.results

@@ -32,7 +32,7 @@ def test_a_path_does_not_depend_on_the_folder_one_is_in(writer: FrameWriter) -> 
     assert reader.get(writer.put(Path("/b.jpg"))) == "/b.jpg"
 
 
-def test_a_reader_that_keeps_a_image_does_not_stop_the_memory_from_growing() -> None:
+def test_a_reader_that_keeps_an_image_does_not_stop_the_memory_from_growing() -> None:
     writer = FrameWriter()
     reader = FrameReader(writer.fd)
     kept = reader.get(writer.put(np.full((2, 2, 3), 7, np.uint8)))
@@ -42,7 +42,7 @@ def test_a_reader_that_keeps_a_image_does_not_stop_the_memory_from_growing() -> 
     writer.close()
 
 
-def test_without_memory_a_image_must_be_in_the_message() -> None:
+def test_without_memory_an_image_must_be_in_the_message() -> None:
     writer = FrameWriter()
     request = writer.put(b"picture")
     with pytest.raises(ValueError, match="there is no shared memory"):
